@@ -1,0 +1,1 @@
+"""Flow matching: every stage of the pipeline, as functions and as commands, without Prefect."""

@@ -1,0 +1,1 @@
+"""Sources, shards with a manifest, an exact global order, batches."""

@@ -1,0 +1,1 @@
+"""Feature extractors, Fréchet distance, bits/dim over a data set."""

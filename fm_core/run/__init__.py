@@ -1,0 +1,1 @@
+"""The run directory: status, lock, completion, launching."""
