@@ -1,1 +1,46 @@
 """One typed, closed configuration tree."""
+
+from fm_core.config.data import DataSection, SourceSection
+from fm_core.config.section import Section
+from fm_core.config.sections import (
+    EvaluateSection,
+    LaunchSection,
+    LikelihoodSection,
+    MethodSection,
+    ModelSection,
+    ReportSection,
+    RunSection,
+    SampleSection,
+    TrainSection,
+)
+from fm_core.config.tree import (
+    RunConfig,
+    config_class,
+    dump_yaml,
+    load_config,
+    merge,
+    parse_config,
+    read_yaml,
+)
+
+__all__ = [
+    "DataSection",
+    "EvaluateSection",
+    "LaunchSection",
+    "LikelihoodSection",
+    "MethodSection",
+    "ModelSection",
+    "ReportSection",
+    "RunConfig",
+    "RunSection",
+    "SampleSection",
+    "Section",
+    "SourceSection",
+    "TrainSection",
+    "config_class",
+    "dump_yaml",
+    "load_config",
+    "merge",
+    "parse_config",
+    "read_yaml",
+]

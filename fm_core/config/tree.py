@@ -1,0 +1,132 @@
+"""The configuration of one run: one tree, read from YAML and overridden key by key."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self, cast
+
+import yaml
+from pydantic import BaseModel, ValidationError, create_model, model_validator
+from pydantic.fields import FieldInfo
+
+from fm_core.config.data import DataSection
+from fm_core.config.section import Section
+from fm_core.config.sections import (
+    EvaluateSection,
+    LaunchSection,
+    MethodSection,
+    ModelSection,
+    ReportSection,
+    RunSection,
+    SampleSection,
+    TrainSection,
+)
+from fm_core.errors import UserError
+
+
+class RunConfig(Section):
+    """Everything that is asked of a run."""
+
+    run: RunSection = RunSection()
+    data: DataSection = DataSection()
+    model: ModelSection = ModelSection()
+    method: MethodSection = MethodSection()
+    train: TrainSection = TrainSection()
+    launch: LaunchSection = LaunchSection()
+    sample: SampleSection = SampleSection()
+    evaluate: EvaluateSection = EvaluateSection()
+    report: ReportSection = ReportSection()
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        source = self.data.source
+        if source.format != "digits" and not (source.url and source.image_size):
+            raise ValueError(
+                f"data.source.format {source.format} needs data.source.url and data.source.image_size"
+            )
+        if self.train.warmup_images > self.train.images:
+            raise ValueError("train.warmup_images is more than train.images")
+        return self
+
+
+def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
+    """Read a YAML file and lay nested overrides over it.
+
+    Raises UserError, in one line, for a missing file, unknown keys and wrong values.
+    """
+    return parse_config(merge(read_yaml(path), overrides or {}), where=str(path))
+
+
+def parse_config(tree: Mapping[str, Any], where: str) -> RunConfig:
+    """Validate a nested mapping; `where` is named in the error."""
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"{where}: {one_line(error)}") from None
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a mapping from a YAML file; UserError if it is missing or is none."""
+    try:
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); --config wants a YAML file") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: holds a {type(tree).__name__}; a mapping of sections was expected")
+    return cast(dict[str, Any], tree)
+
+
+def dump_yaml(config: RunConfig) -> str:
+    """The whole tree as YAML, in the order of the sections."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay one nested mapping over another, key by key."""
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = (
+            merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+        )
+    return merged
+
+
+def one_line(error: ValidationError) -> str:
+    """What is wrong with which key, in one line."""
+    parts: list[str] = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"] if part != "literal['latest']") or "configuration"
+        if item["type"] == "extra_forbidden":
+            parts.append(f"{key}: unknown key")
+        elif item["type"] == "value_error":
+            parts.append(str(item["ctx"]["error"]) if "ctx" in item else item["msg"])
+        else:
+            parts.append(f"{key}: {item['msg'][0].lower()}{item['msg'][1:]}, not {item['input']!r}")
+    return "; ".join(parts)
+
+
+def config_class(preset: RunConfig) -> type[RunConfig]:
+    """A RunConfig whose defaults, at every depth, are those of a preset.
+
+    A flow that takes one shows the preset's values in its form, and a caller who names one key
+    keeps the preset's other keys.
+    """
+    return cast(type[RunConfig], _with_defaults(RunConfig, preset))
+
+
+def _with_defaults(section: type[BaseModel], preset: BaseModel) -> type[BaseModel]:
+    fields: dict[str, Any] = {}
+    for name, field in section.model_fields.items():
+        value = getattr(preset, name)
+        annotation: Any = field.annotation
+        if isinstance(value, Section):
+            annotation = _with_defaults(type(value), value)
+            value = annotation.model_validate(value.model_dump())
+        fields[name] = (annotation, FieldInfo.merge_field_infos(field, default=value, annotation=annotation))
+    return create_model(
+        section.__name__, __base__=section, __doc__=section.__doc__, __module__=__name__, **fields
+    )
