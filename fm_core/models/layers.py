@@ -1,0 +1,122 @@
+"""What networks are made of: channels-last convolution, float32 normalisation, time and label embedding.
+
+Images are [N, C, H, W] in shape and channels-last in memory. Weights of convolutions are kept as
+[out, height, width, in] so that ordinary contiguous storage *is* the channels-last layout: an optimizer that
+flattens and repartitions parameters (ZeRO) then cannot lose it.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Convolution(nn.Module):
+    """Square convolution with "same" padding: [N, inputs, H, W] -> [N, outputs, H', W'].
+
+    H' = ceil(H / stride). The weight has shape [outputs, kernel, kernel, inputs]; ``zero`` makes the layer
+    start at zero.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1, zero: bool = False
+    ) -> None:
+        super().__init__()
+        self.stride = stride
+        self.padding = kernel // 2
+        self.weight = nn.Parameter(torch.empty(outputs, kernel, kernel, inputs))
+        self.bias = nn.Parameter(torch.empty(outputs))
+        bound = 0.0 if zero else 1.0 / math.sqrt(inputs * kernel * kernel)
+        nn.init.uniform_(self.weight, -bound, bound)
+        nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve x [N, inputs, H, W]."""
+        weight = self.weight.permute(0, 3, 1, 2)
+        return F.conv2d(x, weight, self.bias, stride=self.stride, padding=self.padding)
+
+
+class Dense(nn.Linear):
+    """A linear layer that can start at zero."""
+
+    def __init__(self, inputs: int, outputs: int, zero: bool = False) -> None:
+        super().__init__(inputs, outputs)
+        if zero:
+            nn.init.zeros_(self.weight)
+            nn.init.zeros_(self.bias)
+
+
+def group_count(channels: int) -> int:
+    """The number of normalisation groups for ``channels``.
+
+    It is the largest divisor of ``channels`` that is at most 32 and leaves four channels or more in each
+    group (one group where that cannot be).
+    """
+    most = max(1, min(32, channels // 4))
+    return next(groups for groups in range(most, 0, -1) if channels % groups == 0)
+
+
+class Normalisation(nn.Module):
+    """Group normalisation with optional scale, shift and SiLU, all in float32, returned in the dtype of x.
+
+    Statistics over a bfloat16 activation, and an affine step rounded between operations, cost accuracy; one
+    float32 stretch does not, and a compiler makes a single kernel of it.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.groups = group_count(channels)
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(
+        self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, activate: bool = False
+    ) -> Tensor:
+        """Normalise x [N, C, H, W]; then y (1 + scale) + shift, both [N, C], where given; then SiLU."""
+        y = F.group_norm(x.float(), self.groups, self.weight.float(), self.bias.float(), eps=1e-5)
+        if scale is not None and shift is not None:
+            y = torch.addcmul(shift.float()[:, :, None, None], y, 1 + scale.float()[:, :, None, None])
+        if activate:
+            y = F.silu(y)
+        return y.to(x.dtype)
+
+
+def time_features(t: Tensor, width: int) -> Tensor:
+    """Cosines and sines of 1000 t: [N] in [0, 1] -> float32 [N, width], frequencies from 1 down to 1e-4.
+
+    Without the factor 1000 the features of times in [0, 1] are nearly constant.
+    """
+    half = width // 2
+    exponents = torch.arange(half, dtype=torch.float32, device=t.device) / half
+    angles = 1000 * t.float()[:, None] * torch.exp(-math.log(10_000) * exponents)[None, :]
+    features = torch.cat([torch.cos(angles), torch.sin(angles)], dim=1)
+    return F.pad(features, (0, width - 2 * half))
+
+
+class Conditioning(nn.Module):
+    """Time and label as one vector: (t [N] in [0, 1], label int64 [N] or None) -> [N, outputs].
+
+    With ``classes`` > 0 labels run from 0 to ``classes``; the last one is the null label of classifier-free
+    guidance, and None stands for it.
+    """
+
+    def __init__(self, features: int, outputs: int, classes: int = 0) -> None:
+        super().__init__()
+        self.features = features
+        self.classes = classes
+        self.inner = Dense(features, outputs)
+        self.outer = Dense(outputs, outputs)
+        self.label = nn.Embedding(classes + 1, outputs) if classes > 0 else None
+
+    def forward(self, t: Tensor, label: Tensor | None) -> Tensor:
+        """Embed; raises ValueError where labels are given to a network without classes."""
+        features = time_features(t, self.features).to(self.inner.weight.dtype)
+        vector: Tensor = self.outer(F.silu(self.inner(features)))
+        if self.label is None:
+            if label is not None:
+                raise ValueError("labels were given to a network without classes: pass label=None")
+            return vector
+        if label is None:
+            label = torch.full(t.shape, self.classes, dtype=torch.int64, device=t.device)
+        return vector + self.label(label)

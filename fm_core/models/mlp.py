@@ -1,0 +1,47 @@
+"""The multilayer perceptron of the paper's experiments in the plane."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class MLP(nn.Module):
+    """A velocity network for points: (t [N], x [N, ...] of ``dimensions`` numbers each, label) -> like x.
+
+    Time enters as one more coordinate, as 2t - 1. ``layers`` hidden layers of ``width`` neurons (SiLU), then
+    a linear layer that starts at zero. With ``classes`` > 0 the label enters as a vector added to the first
+    hidden layer; label ``classes``, and None, is the null label.
+
+    Raises ValueError for fewer than one layer, for points of another dimension, and for labels given to a
+    network without classes.
+    """
+
+    def __init__(self, dimensions: int = 2, width: int = 512, layers: int = 5, classes: int = 0) -> None:
+        super().__init__()
+        if layers < 1:
+            raise ValueError(f"an MLP has at least one hidden layer, not {layers}")
+        self.dimensions = dimensions
+        self.classes = classes
+        self.first = nn.Linear(dimensions + 1, width)
+        self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(layers - 1))
+        self.last = nn.Linear(width, dimensions)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+        self.label = nn.Embedding(classes + 1, width) if classes > 0 else None
+
+    def forward(self, t: Tensor, x: Tensor, label: Tensor | None = None) -> Tensor:
+        """Evaluate the network at times t [N] in [0, 1] and points x [N, ...]."""
+        points = x.flatten(1).float()
+        if points.shape[1] != self.dimensions:
+            raise ValueError(f"the network is for {self.dimensions} dimensions, these are {points.shape[1]}")
+        time = 2 * t.float()[:, None] - 1
+        h = self.first(torch.cat([points, time], dim=1).to(self.first.weight.dtype))
+        if self.label is not None:
+            if label is None:
+                label = torch.full(t.shape, self.classes, dtype=torch.int64, device=t.device)
+            h = h + self.label(label)
+        elif label is not None:
+            raise ValueError("labels were given to a network without classes: pass label=None")
+        for layer in self.hidden:
+            h = layer(F.silu(h))
+        return self.last(F.silu(h)).to(x.dtype).view_as(x)
