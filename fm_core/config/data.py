@@ -27,13 +27,13 @@ class DataSection(Section):
     """Name of the sharded data set."""
     source: SourceSection = SourceSection()
     """Where the images come from."""
-    validation_images: int = Field(500, ge=1)
+    validation_images: int = Field(default=500, ge=1)
     """Images held out by a seeded permutation, for sources without a split of their own."""
-    split_seed: int = Field(0, ge=0, lt=2**31)
+    split_seed: int = Field(default=0, ge=0, lt=2**31)
     """Seed of that permutation; it is part of the data set, not of the run."""
-    block_bytes: int = Field(12 * 2**20, ge=1024)
+    block_bytes: int = Field(default=12 * 2**20, ge=1024)
     """Bytes of pixels in one member pair of a shard."""
-    shard_blocks: int = Field(8, ge=1)
+    shard_blocks: int = Field(default=8, ge=1)
     """Member pairs in one shard."""
     horizontal_flip: bool = False
     """Flip images left to right with probability 1/2, keyed by the stream position."""

@@ -18,7 +18,7 @@ class RunSection(Section):
     """Name of the run; its directory is <run.root>/<run.name>."""
     root: str = "runs"
     """Directory that holds the run directories; a path of the submitting host."""
-    seed: int = Field(0, ge=0, lt=2**31)
+    seed: int = Field(default=0, ge=0, lt=2**31)
     """Seed of data order, noise, times, dequantisation, initial weights and samples."""
 
 
@@ -27,17 +27,17 @@ class ModelSection(Section):
 
     kind: Literal["unet"] = "unet"
     """unet: the U-Net of Dhariwal and Nichol (2021)."""
-    channels: int = Field(32, ge=8)
+    channels: int = Field(default=32, ge=8)
     """Channels at full resolution."""
     channel_multipliers: tuple[int, ...] = (1, 2)
     """Channels at each resolution, in multiples of model.channels."""
-    residual_blocks: int = Field(1, ge=1)
+    residual_blocks: int = Field(default=1, ge=1)
     """Residual blocks at each resolution."""
     attention_resolutions: tuple[int, ...] = (4,)
     """Image sides, in pixels, at which attention follows each residual block."""
-    head_channels: int = Field(32, ge=4)
+    head_channels: int = Field(default=32, ge=4)
     """Channels of one attention head."""
-    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Probability of dropping an activation inside a residual block."""
     scale_shift: bool = True
     """Time and class modulate the normalised activations by scale and shift, not by addition."""
@@ -71,25 +71,25 @@ class MethodSection(Section):
 class TrainSection(Section):
     """Optimisation, checkpoints and what is logged."""
 
-    images: int = Field(128_000, ge=1)
+    images: int = Field(default=128_000, ge=1)
     """Train until this many images were seen."""
-    global_batch: int = Field(128, ge=1)
+    global_batch: int = Field(default=128, ge=1)
     """Images in one optimizer step, over all processes; independent of the hardware."""
-    micro_batch: int | None = Field(None, ge=1)
+    micro_batch: int | None = Field(default=None, ge=1)
     """Images in one forward pass of one process; by default the global batch over the processes."""
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(default=1e-3, gt=0)
     """Peak learning rate of AdamW."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Course of the learning rate after warm-up, down to zero at train.images."""
-    warmup_images: int = Field(0, ge=0)
+    warmup_images: int = Field(default=0, ge=0)
     """The learning rate rises linearly from zero over this many images."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's decay rates."""
-    epsilon: float = Field(1e-8, gt=0)
+    epsilon: float = Field(default=1e-8, gt=0)
     """AdamW's epsilon."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
     """AdamW's decoupled weight decay."""
-    gradient_clip: float = Field(1.0, ge=0)
+    gradient_clip: float = Field(default=1.0, ge=0)
     """Largest norm of the gradient; 0 leaves it alone."""
     ema_decays: tuple[float, ...] = (0.999,)
     """Decay per optimizer step of each exponential moving average of the weights."""
@@ -103,13 +103,13 @@ class TrainSection(Section):
     """Recompute activations in the backward pass: less memory, more time."""
     compile: bool = False
     """Compile the network with torch.compile."""
-    log_images: int = Field(12_800, ge=1)
+    log_images: int = Field(default=12_800, ge=1)
     """Log after every so many images."""
-    checkpoint_images: int = Field(64_000, ge=1)
+    checkpoint_images: int = Field(default=64_000, ge=1)
     """Save a checkpoint after every so many images."""
     checkpoint_root: str | None = None
     """fsspec URL for checkpoints; by default train/checkpoints in the run directory."""
-    keep_checkpoints: int = Field(3, ge=1)
+    keep_checkpoints: int = Field(default=3, ge=1)
     """How many of the newest complete checkpoints stay."""
     init_from: str | None = None
     """Run directory or ema-*.safetensors file whose weights to start from."""
@@ -126,20 +126,20 @@ class LaunchSection(Section):
 
     kind: Literal["local"] = "local"
     """local: torchrun on this machine."""
-    processes: int | None = Field(None, ge=1)
+    processes: int | None = Field(default=None, ge=1)
     """Processes; by default one per GPU, or two where there is none."""
-    threads: int | None = Field(None, ge=1)
+    threads: int | None = Field(default=None, ge=1)
     """CPU threads of each process; by default the cores over the processes."""
 
 
 class SampleSection(Section):
     """Images from a trained model."""
 
-    images: int = Field(1_000, ge=1)
+    images: int = Field(default=1_000, ge=1)
     """How many images; image number i depends on (seed, i) alone."""
-    batch: int = Field(250, ge=1)
+    batch: int = Field(default=250, ge=1)
     """Images solved together; adaptive step sizes depend on it, so it is part of the protocol."""
-    seed: int = Field(0, ge=0, lt=2**31)
+    seed: int = Field(default=0, ge=0, lt=2**31)
     """Seed of the noise of the samples."""
     weights: str = "ema"
     """ema (the first of train.ema_decays), ema-<decay>, or raw."""
@@ -147,11 +147,11 @@ class SampleSection(Section):
     """Optimizer step of the checkpoint to sample from."""
     solver: str = "dopri5"
     """dopri5, euler, midpoint, heun2, rk4 or another of torchdiffeq's methods."""
-    rtol: float | None = Field(None, gt=0)
+    rtol: float | None = Field(default=None, gt=0)
     """Relative tolerance of an adaptive solver; by default 1e-5."""
-    atol: float | None = Field(None, gt=0)
+    atol: float | None = Field(default=None, gt=0)
     """Absolute tolerance of an adaptive solver; by default 1e-5."""
-    steps: int | None = Field(None, ge=1)
+    steps: int | None = Field(default=None, ge=1)
     """Steps of a fixed-step solver."""
     root: str | None = None
     """fsspec URL for samples; by default samples in the run directory."""
@@ -160,15 +160,15 @@ class SampleSection(Section):
 class LikelihoodSection(Section):
     """Bits per dimension of held-out images."""
 
-    images: int = Field(0, ge=0)
+    images: int = Field(default=0, ge=0)
     """Held-out images to score, from the first on; 0 leaves the likelihood out."""
-    batch: int = Field(64, ge=1)
+    batch: int = Field(default=64, ge=1)
     """Images solved together."""
-    draws: int = Field(1, ge=1)
+    draws: int = Field(default=1, ge=1)
     """K, the uniform dequantisation draws of each image; the headline is K = 1."""
-    rtol: float = Field(1e-5, gt=0)
+    rtol: float = Field(default=1e-5, gt=0)
     """Relative tolerance of dopri5."""
-    atol: float = Field(1e-5, gt=0)
+    atol: float = Field(default=1e-5, gt=0)
     """Absolute tolerance of dopri5."""
 
 
@@ -184,5 +184,5 @@ class EvaluateSection(Section):
 class ReportSection(Section):
     """The page that shows a run."""
 
-    neighbours: int = Field(16, ge=0)
+    neighbours: int = Field(default=16, ge=0)
     """Samples shown beside their nearest training images."""

@@ -1,12 +1,12 @@
 """The configuration of one run: one tree, read from YAML and overridden key by key."""
 
 from collections.abc import Mapping
+from copy import copy
 from pathlib import Path
 from typing import Any, Self, cast
 
 import yaml
 from pydantic import BaseModel, ValidationError, create_model, model_validator
-from pydantic.fields import FieldInfo
 
 from fm_core.config.data import DataSection
 from fm_core.config.section import Section
@@ -126,7 +126,10 @@ def _with_defaults(section: type[BaseModel], preset: BaseModel) -> type[BaseMode
         if isinstance(value, Section):
             annotation = _with_defaults(type(value), value)
             value = annotation.model_validate(value.model_dump())
-        fields[name] = (annotation, FieldInfo.merge_field_infos(field, default=value, annotation=annotation))
+        kept = copy(field)
+        kept.default = value
+        kept.annotation = annotation
+        fields[name] = (annotation, kept)
     return create_model(
         section.__name__, __base__=section, __doc__=section.__doc__, __module__=__name__, **fields
     )

@@ -1,0 +1,174 @@
+"""Where everything of a run lies (DESIGN: the run directory is the truth)."""
+
+import hashlib
+import json
+import platform
+import shutil
+import socket
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from fm_core.config import RunConfig, dump_yaml, merge, read_yaml
+from fm_core.errors import UserError
+from fm_core.run.files import write_json, write_text
+
+FREE_BYTES = 256 * 2**20
+"""A stage refuses to start with less free disk than this."""
+
+IDENTITY = ("data", "model", "method")
+"""Sections that make a run what it is: they cannot change between two starts."""
+
+_ELASTIC_TRAIN_KEYS = {
+    "images",
+    "micro_batch",
+    "gradient_checkpointing",
+    "compile",
+    "log_images",
+    "checkpoint_images",
+    "checkpoint_root",
+    "keep_checkpoints",
+    "init_from",
+}
+_ELASTIC_DATA_KEYS = {"root"}
+
+
+class RunDirectory:
+    """The paths of one run."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.path = Path(config.run.root) / config.run.name
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line for each logging interval."""
+        return self.path / "train" / "metrics.jsonl"
+
+    @property
+    def train_done(self) -> Path:
+        """Written when the last step was trained and its checkpoint verified."""
+        return self.path / "train" / "DONE.json"
+
+    @property
+    def checkpoints(self) -> str:
+        """URL of the checkpoints."""
+        return self.config.train.checkpoint_root or str(self.path / "train" / "checkpoints")
+
+    @property
+    def samples(self) -> str:
+        """URL of the samples of all steps."""
+        return self.config.sample.root or str(self.path / "samples")
+
+    @property
+    def report(self) -> Path:
+        """The self-contained page."""
+        return self.path / "report.html"
+
+    @property
+    def history(self) -> Path:
+        """One JSON line for each call of a stage."""
+        return self.path / "logs" / "stages.jsonl"
+
+    def evaluation(self, step: int, key: str) -> Path:
+        """Scores of one set of samples."""
+        return self.path / "evaluation" / step_name(step) / f"{key}.json"
+
+    def log(self, stage: str, rank: int | str) -> Path:
+        """Everything one process of a stage printed."""
+        return self.path / "logs" / f"{stage}-{rank}.log"
+
+    def open(self) -> None:
+        """Make the directory, or check that what is there is the same run.
+
+        Raises UserError for a directory that cannot be written, a full disk, or a run whose
+        data, network, method, seed or optimisation differ from what is asked now.
+        """
+        try:
+            (self.path / "logs").mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(self.path).free
+        except OSError as error:
+            raise UserError(
+                f"run.root: {self.path} cannot be made ({error.strerror}); name a writable directory"
+            ) from None
+        if free < FREE_BYTES:
+            raise UserError(
+                f"run.root: {free >> 20} MiB free under {self.path}; at least {FREE_BYTES >> 20} are needed"
+            )
+        recorded = self.path / "config.yaml"
+        if recorded.exists():
+            differences = _differences(identity(_recorded(recorded)), identity(self.config))
+            if differences:
+                raise UserError(
+                    f"{self.path} is another run: {'; '.join(differences)}; choose another run.name"
+                )
+        write_text(recorded, dump_yaml(self.config))
+        if not (self.path / "environment.json").exists():
+            write_json(self.path / "environment.json", environment())
+
+
+def step_name(step: int) -> str:
+    """Directory name of an optimizer step."""
+    return f"step-{step:08d}"
+
+
+def identity(config: RunConfig) -> dict[str, Any]:
+    """What two starts of one run must have in common, as plain values."""
+    tree = config.model_dump(mode="json")
+    train = {key: value for key, value in tree["train"].items() if key not in _ELASTIC_TRAIN_KEYS}
+    data = {key: value for key, value in tree["data"].items() if key not in _ELASTIC_DATA_KEYS}
+    data["source"] = {key: value for key, value in data["source"].items() if key != "url"}
+    kept = {name: tree[name] for name in IDENTITY}
+    return {"run": {"seed": config.run.seed}, **kept, "data": data, "train": train}
+
+
+def fingerprint(value: Any) -> str:
+    """SHA-256 of a plain value, as hex."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def environment() -> dict[str, Any]:
+    """Versions, host and code of this moment."""
+    names = ("torch", "deepspeed", "torchdiffeq", "webdataset", "fsspec", "numpy", "prefect", "pydantic")
+    return {
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {name: version for name in names if (version := _version(name))},
+        "git_commit": _git_commit(),
+    }
+
+
+def _recorded(path: Path) -> RunConfig:
+    # A recorded file names every key; one written before a key existed gets that key's default.
+    try:
+        return RunConfig.model_validate(merge(RunConfig().model_dump(mode="json"), read_yaml(path)))
+    except ValueError as error:
+        raise UserError(f"{path}: not the configuration of a run this version can read ({error})") from None
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+    found: list[str] = []
+    for key in sorted(before.keys() | now.keys()):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += _differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found.append(f"{prefix}{key} was {old!r} and is now {new!r}")
+    return found
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
