@@ -1,0 +1,89 @@
+"""Paths, objectives, couplings and time distributions by the names that configuration files use.
+
+A name is a built-in one, such as "optimal-transport", or the import path "package.module:Class" of a class from
+outside. A class joins by subclassing `Path`, `Objective`, `Coupling` or `Times`; a built-in one by its `name`.
+"""
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import TypeVar
+
+from fm_core.errors import UserError
+from fm_core.method import couplings, objectives, paths, times
+
+T = TypeVar("T")
+Option = float | int | str | bool
+
+
+def path_named(name: str, options: Mapping[str, Option] | None = None) -> paths.Path:
+    """The path of that name.
+
+    Raises:
+        UserError: an unknown name or option, or an option's value that the class refuses.
+    """
+    return _build(paths.Path, "path", name, (), options)
+
+
+def objective_named(
+    name: str, path: paths.Path, options: Mapping[str, Option] | None = None
+) -> objectives.Objective:
+    """The objective of that name on a path; raises UserError as `path_named`, and for an unsupported pair."""
+    return _build(objectives.Objective, "objective", name, (path,), options)
+
+
+def coupling_named(name: str, options: Mapping[str, Option] | None = None) -> couplings.Coupling:
+    """The coupling of that name; raises UserError as `path_named`."""
+    return _build(couplings.Coupling, "coupling", name, (), options)
+
+
+def times_named(
+    name: str, interval: paths.Interval, options: Mapping[str, Option] | None = None
+) -> times.Times:
+    """The time distribution of that name on an interval; raises UserError as `path_named`."""
+    return _build(times.Times, "time distribution", name, (interval,), options)
+
+
+def built_in(kind: type[T]) -> dict[str, type[T]]:
+    """The classes of this package that have a name, by it."""
+    found: dict[str, type[T]] = {}
+    waiting = kind.__subclasses__()
+    while waiting:
+        cls = waiting.pop()
+        waiting.extend(cls.__subclasses__())
+        name = cls.__dict__.get("name")
+        if isinstance(name, str) and cls.__module__.startswith("fm_core.method."):
+            found[name] = cls
+    return dict(sorted(found.items()))
+
+
+def _build(
+    kind: type[T], what: str, name: str, given: tuple[object, ...], options: Mapping[str, Option] | None
+) -> T:
+    cls = _find(kind, what, name)
+    options = dict(options or {})
+    allowed = list(inspect.signature(cls).parameters)[len(given) :]
+    for option in options:
+        if option not in allowed:
+            listed = ", ".join(allowed) or "none"
+            raise UserError(f"unknown option {option!r} of the {what} {name}; allowed: {listed}")
+    try:
+        return cls(*given, **options)
+    except TypeError as error:
+        raise UserError(f"the {what} {name} cannot be made with {options}: {error}") from error
+
+
+def _find(kind: type[T], what: str, name: str) -> type[T]:
+    known = built_in(kind)
+    if name in known:
+        return known[name]
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise UserError(f"unknown {what} {name!r}; allowed: {', '.join(known)}, or package.module:Class")
+    try:
+        cls = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"cannot import the {what} {name}: {error}") from error
+    if not (isinstance(cls, type) and issubclass(cls, kind)):
+        raise UserError(f"the {what} {name} is not a subclass of {kind.__module__}.{kind.__name__}")
+    return cls

@@ -1,0 +1,318 @@
+"""Probability paths: how noise becomes data.
+
+Time runs from t = 0 (noise, x0) to t = 1 (data, x1), and a path is the pair (alpha_t, sigma_t) in
+
+    x_t = alpha_t x1 + sigma_t x0,   x0 ~ N(0, I),   u_t(x_t | x1) = alpha'_t x1 + sigma'_t x0.
+
+Equation numbers are those of Lipman et al., "Flow Matching for Generative Modeling" (arXiv 2210.02747).
+The paper writes mu_t(x1) = alpha_t x1 (its eq. 10) and Theorem 3 (eq. 15) for the velocity; on the path, where
+x0 = (x - mu_t) / sigma_t, that is the form above, which needs no division.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fm_core.errors import UserError
+
+Interval = tuple[float, float]
+
+
+def like(t: Tensor, x: Tensor) -> Tensor:
+    """Shape t, [N] or [], so that it multiplies x, [N, ...].
+
+    Raises:
+        TypeError: t is coarser than float32: a bfloat16 time has steps of about 1e-2 near t = 1.
+    """
+    if not t.is_floating_point() or torch.finfo(t.dtype).bits < 32:
+        raise TypeError(f"time must be float32 or float64, not {t.dtype}")
+    return t.reshape(t.shape + (1,) * (x.ndim - t.ndim))
+
+
+@dataclass(frozen=True)
+class PathSample:
+    """What one training example needs to know of its path."""
+
+    x_t: Tensor  # [N, ...], float32 or better: alpha_t x1 + sigma_t x0
+    velocity: Tensor  # [N, ...]: the conditional velocity u_t(x_t | x1), the target of eq. 14
+    x0: Tensor  # [N, ...]: standard normal noise
+    x1: Tensor  # [N, ...]: data
+    t: Tensor  # [N]
+
+
+class Path(ABC):
+    """alpha_t, sigma_t and their derivatives; everything else follows.
+
+    A new path is a subclass with these four methods; `name` is what configuration files call it.
+    """
+
+    name: ClassVar[str]
+
+    @property
+    def interval(self) -> Interval:
+        """The range of t over which the path is trained, sampled and integrated."""
+        return (0.0, 1.0)
+
+    @property
+    def source_std(self) -> float:
+        """s, where the ODE starts from N(0, s^2 I). (The x0 inside x_t is standard normal on every path.)"""
+        return 1.0
+
+    @abstractmethod
+    def alpha(self, t: Tensor) -> Tensor:
+        """alpha_t, in the shape and type of t; increases with t."""
+
+    @abstractmethod
+    def sigma(self, t: Tensor) -> Tensor:
+        """sigma_t, in the shape and type of t; decreases with t."""
+
+    @abstractmethod
+    def d_alpha(self, t: Tensor) -> Tensor:
+        """d alpha_t / dt, in the shape and type of t."""
+
+    @abstractmethod
+    def d_sigma(self, t: Tensor) -> Tensor:
+        """d sigma_t / dt, in the shape and type of t."""
+
+    def diffusion(self, t: Tensor) -> Tensor:
+        """g_t^2 of the diffusion with these marginals, 2 (sigma_t^2 alpha'_t / alpha_t - sigma_t sigma'_t).
+
+        VP: beta(1 - t). VE: -d sigma_t^2 / dt. Infinite where alpha_t = 0.
+        """
+        sigma = self.sigma(t)
+        return 2 * (sigma**2 * self.d_alpha(t) / self.alpha(t) - sigma * self.d_sigma(t))
+
+    def sample(self, x0: Tensor, x1: Tensor, t: Tensor) -> PathSample:
+        """The point x_t and its conditional velocity (eq. 11 and, for OT, eqs. 22 and 23).
+
+        Args:
+            x0: standard normal noise [N, ...].
+            x1: data [N, ...], the shape of x0.
+            t: times [N], float32 or float64; the arithmetic is done in this type at least.
+
+        Raises:
+            TypeError: t is coarser than float32.
+            ValueError: the shapes do not fit.
+        """
+        if x0.shape != x1.shape or t.shape != x1.shape[:1]:
+            raise ValueError(f"need x0 and x1 [N, ...] and t [N], not {x0.shape}, {x1.shape} and {t.shape}")
+        dtype = torch.promote_types(t.dtype, x1.dtype)
+        x0, x1 = x0.to(dtype), x1.to(dtype)
+        alpha, sigma = like(self.alpha(t), x1), like(self.sigma(t), x1)
+        d_alpha, d_sigma = like(self.d_alpha(t), x1), like(self.d_sigma(t), x1)
+        return PathSample(
+            x_t=alpha * x1 + sigma * x0, velocity=d_alpha * x1 + d_sigma * x0, x0=x0, x1=x1, t=t
+        )
+
+
+@dataclass(frozen=True)
+class OptimalTransport(Path):
+    """Optimal-transport path, eq. 20: alpha_t = t, sigma_t = 1 - (1 - sigma_min) t.
+
+    The paper gives no number for sigma_min; 1e-5 is this project's choice, far below a grey level (8e-3).
+    Its velocity is eq. 23, x1 - (1 - sigma_min) x0; eq. 21 divides by sigma_t and loses float32 near t = 1.
+    """
+
+    name: ClassVar[str] = "optimal-transport"
+    sigma_min: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sigma_min < 1:
+            raise UserError(f"optimal-transport: sigma_min must lie in [0, 1), not {self.sigma_min}")
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """T."""
+        return t
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """1 - (1 - sigma_min) t, summed so that t = 1 gives sigma_min exactly."""
+        return (1 - t) + self.sigma_min * t
+
+    def d_alpha(self, t: Tensor) -> Tensor:
+        """1."""
+        return torch.ones_like(t)
+
+    def d_sigma(self, t: Tensor) -> Tensor:
+        """-(1 - sigma_min)."""
+        return torch.full_like(t, self.sigma_min - 1)
+
+
+@dataclass(frozen=True)
+class VariancePreserving(Path):
+    """Variance-preserving diffusion path, eq. 18: alpha_t = exp(-T(s) / 2), sigma_t^2 = 1 - alpha_t^2, s = 1 - t.
+
+    T(s) = s beta_min + s^2 (beta_max - beta_min) / 2 and beta(s) = T'(s) (the paper's App. E.1). sigma'_t is
+    infinite at t = 1, so the interval ends at 1 - epsilon, for training, sampling and likelihood alike.
+    The ODE starts from N(0, I), though alpha_0 = 0.0066: a mismatch of about 1e-2 nats a dimension.
+    """
+
+    name: ClassVar[str] = "variance-preserving"
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    epsilon: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.beta_min <= self.beta_max:
+            raise UserError(
+                f"variance-preserving: need 0 < beta_min <= beta_max, not {self.beta_min}, {self.beta_max}"
+            )
+        if not 0 < self.epsilon < 1:
+            raise UserError(f"variance-preserving: epsilon must lie in (0, 1), not {self.epsilon}")
+
+    @property
+    def interval(self) -> Interval:
+        """From 0 to 1 - epsilon."""
+        return (0.0, 1.0 - self.epsilon)
+
+    def beta(self, t: Tensor) -> Tensor:
+        """beta(1 - t) = T'(1 - t)."""
+        return self.beta_min + (1 - t) * (self.beta_max - self.beta_min)
+
+    def integrated_beta(self, t: Tensor) -> Tensor:
+        """T(1 - t)."""
+        s = 1 - t
+        return s * self.beta_min + 0.5 * s**2 * (self.beta_max - self.beta_min)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """exp(-T / 2)."""
+        return torch.exp(-0.5 * self.integrated_beta(t))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """sqrt(1 - exp(-T)), by expm1: 1 - exp(-1e-6) keeps no correct digit but one in float32."""
+        return torch.sqrt(-torch.expm1(-self.integrated_beta(t)))
+
+    def d_alpha(self, t: Tensor) -> Tensor:
+        """beta alpha / 2."""
+        return 0.5 * self.beta(t) * self.alpha(t)
+
+    def d_sigma(self, t: Tensor) -> Tensor:
+        """-beta alpha^2 / (2 sigma), as sigma^2 + alpha^2 = 1."""
+        return -0.5 * self.beta(t) * self.alpha(t) ** 2 / self.sigma(t)
+
+
+@dataclass(frozen=True)
+class VarianceExploding(Path):
+    """Variance-exploding diffusion path, eq. 16: alpha_t = 1, sigma_t = sigma_min (sigma_max / sigma_min)^(1 - t).
+
+    The geometric schedule and its two numbers are those of Song et al. 2021; the paper trains no VE path.
+    The ODE starts from N(0, sigma_max^2 I), in place of the data blurred by that much.
+    """
+
+    name: ClassVar[str] = "variance-exploding"
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_min < self.sigma_max:
+            raise UserError(
+                f"variance-exploding: need 0 < sigma_min < sigma_max, not {self.sigma_min}, {self.sigma_max}"
+            )
+
+    @property
+    def source_std(self) -> float:
+        """sigma_max."""
+        return self.sigma_max
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """1."""
+        return torch.ones_like(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """sigma_min (sigma_max / sigma_min)^(1 - t)."""
+        return self.sigma_min * torch.exp((1 - t) * math.log(self.sigma_max / self.sigma_min))
+
+    def d_alpha(self, t: Tensor) -> Tensor:
+        """0."""
+        return torch.zeros_like(t)
+
+    def d_sigma(self, t: Tensor) -> Tensor:
+        """-sigma_t log(sigma_max / sigma_min)."""
+        return -math.log(self.sigma_max / self.sigma_min) * self.sigma(t)
+
+
+@dataclass(frozen=True)
+class Cosine(Path):
+    """Cosine path ("GVP"): alpha_t = sin(pi t / 2), sigma_t = cos(pi t / 2), variance preserving to both ends."""
+
+    name: ClassVar[str] = "cosine"
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """sin(pi t / 2)."""
+        return torch.sin(0.5 * math.pi * t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """cos(pi t / 2), as sin(pi (1 - t) / 2): 1 - t is exact near t = 1, so sigma keeps its digits."""
+        return torch.sin(0.5 * math.pi * (1 - t))
+
+    def d_alpha(self, t: Tensor) -> Tensor:
+        """pi sigma / 2."""
+        return 0.5 * math.pi * self.sigma(t)
+
+    def d_sigma(self, t: Tensor) -> Tensor:
+        """-pi alpha / 2."""
+        return -0.5 * math.pi * self.alpha(t)
+
+
+class Affine(Path):
+    """Any path x_t = alpha(t) x1 + sigma(t) x0 given as two elementwise functions; autograd differentiates them.
+
+    Args:
+        alpha: function of t, [N] -> [N], made of torch operations.
+        sigma: the same.
+        interval: where both functions and their derivatives are finite.
+        source_std: standard deviation of the ODE's source; sigma at the interval's start unless given.
+    """
+
+    def __init__(
+        self,
+        alpha: Callable[[Tensor], Tensor],
+        sigma: Callable[[Tensor], Tensor],
+        interval: Interval = (0.0, 1.0),
+        source_std: float | None = None,
+    ) -> None:
+        if not 0 <= interval[0] < interval[1] <= 1:
+            raise UserError(f"affine: the interval must lie in [0, 1] and increase, not {interval}")
+        self._alpha, self._sigma, self._interval = alpha, sigma, interval
+        start = torch.tensor(interval[0], dtype=torch.float64)
+        self._source_std = float(sigma(start)) if source_std is None else source_std
+
+    @property
+    def interval(self) -> Interval:
+        """As given."""
+        return self._interval
+
+    @property
+    def source_std(self) -> float:
+        """As given, or sigma at the start."""
+        return self._source_std
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """As given."""
+        return self._alpha(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """As given."""
+        return self._sigma(t)
+
+    def d_alpha(self, t: Tensor) -> Tensor:
+        """By autograd."""
+        return derivative(self._alpha, t)
+
+    def d_sigma(self, t: Tensor) -> Tensor:
+        """By autograd."""
+        return derivative(self._sigma, t)
+
+
+def derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+    """df/dt of an elementwise function at each t, detached; zero where the function is constant."""
+    with torch.inference_mode(False), torch.enable_grad():
+        t = t.detach().clone().requires_grad_()
+        value = function(t)
+        if not value.requires_grad:
+            return torch.zeros_like(t)
+        return torch.autograd.grad(value.sum(), t)[0]

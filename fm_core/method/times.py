@@ -1,0 +1,83 @@
+"""How often each time t is trained at.
+
+A time distribution is a function of a uniform number, its inverse distribution function, so that the number can be
+keyed elsewhere by stream position: `times(u)` with u [N] in [0, 1) gives t [N] in the interval, in u's type.
+Anything but `Uniform` reweights the loss over t, deliberately and without correction.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fm_core.errors import UserError
+from fm_core.method.paths import Interval
+
+
+class Times(ABC):
+    """A distribution of t on an interval, in the form of its quantile function."""
+
+    name: ClassVar[str]
+    interval: Interval
+
+    @abstractmethod
+    def times(self, u: Tensor) -> Tensor:
+        """T, [N], at the quantiles u, [N] in [0, 1)."""
+
+
+@dataclass(frozen=True)
+class Uniform(Times):
+    """t ~ U[interval], the paper's choice (eq. 14)."""
+
+    name: ClassVar[str] = "uniform"
+    interval: Interval = (0.0, 1.0)
+
+    def times(self, u: Tensor) -> Tensor:
+        """start + (end - start) u."""
+        start, end = self.interval
+        return (start + (end - start) * u).clamp(max=end)
+
+
+@dataclass(frozen=True)
+class LogitNormal(Times):
+    """logit(t) ~ N(mean, std^2), stretched to the interval (Esser et al. 2024)."""
+
+    name: ClassVar[str] = "logit-normal"
+    interval: Interval = (0.0, 1.0)
+    mean: float = 0.0
+    std: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.std <= 0:
+            raise UserError(f"{self.name}: std must be positive, not {self.std}")
+
+    def times(self, u: Tensor) -> Tensor:
+        """start + (end - start) sigmoid(mean + std Phi^-1(u)); u = 0 gives the start."""
+        start, end = self.interval
+        t = torch.sigmoid(self.mean + self.std * torch.special.ndtri(u))
+        return (start + (end - start) * t).clamp(max=end)
+
+
+@dataclass(frozen=True)
+class EDMSkewed(Times):
+    """t = 1 / (1 + sigma) with log sigma ~ N(log_mean, log_std^2), the noise levels EDM trains at.
+
+    As sigma / 1 is the ratio sigma_t / alpha_t of the optimal-transport path, this is logit-normal in t with
+    mean -log_mean: skewed towards the data. The numbers are those of Karras et al. 2022.
+    """
+
+    name: ClassVar[str] = "edm"
+    interval: Interval = (0.0, 1.0)
+    log_mean: float = -1.2
+    log_std: float = 1.2
+
+    def __post_init__(self) -> None:
+        if self.log_std <= 0:
+            raise UserError(f"{self.name}: log_std must be positive, not {self.log_std}")
+
+    def times(self, u: Tensor) -> Tensor:
+        """The quantile function of 1 / (1 + sigma), clamped to the interval."""
+        t = torch.sigmoid(-self.log_mean + self.log_std * torch.special.ndtri(u))
+        return t.clamp(*self.interval)
