@@ -1,7 +1,7 @@
 """Which noise goes with which data.
 
-A coupling pairs x0 with x1, both [N, ...]: it may reorder x0, and leaves x1, its label and its place in the stream
-where they are.
+A coupling pairs x0 with x1, both [N, ...]: it may reorder x0, and leaves x1, its label and its place in the
+stream where they are.
 """
 
 from abc import ABC, abstractmethod
@@ -21,8 +21,9 @@ Paired = tuple[Tensor, Tensor, Tensor | None]
 class Coupling(ABC):
     """A rule of pairing.
 
-    `block` is the number of consecutive stream positions that are paired among themselves; a micro-batch must
-    begin at a multiple of it and hold whole blocks, which makes the pairing independent of the number of processes.
+    `block` is the number of consecutive stream positions that are paired among themselves. A micro-batch must
+    begin at a multiple of it and hold whole blocks: the pairing then does not depend on the number of
+    processes.
     """
 
     name: ClassVar[str]
@@ -40,8 +41,8 @@ class Coupling(ABC):
         """
         if micro_batch % self.block or first_position % self.block:
             raise UserError(
-                f"{self.name} pairs blocks of {self.block} consecutive examples, so a micro-batch must hold whole "
-                f"blocks; one of {micro_batch} beginning at position {first_position} does not"
+                f"{self.name} pairs blocks of {self.block} consecutive examples, so a micro-batch must hold "
+                f"whole blocks; one of {micro_batch} beginning at position {first_position} does not"
             )
 
 
@@ -58,7 +59,7 @@ class Independent(Coupling):
 
 @dataclass(frozen=True)
 class MinibatchOptimalTransport(Coupling):
-    """Exact optimal transport inside each block, without replacement (Pooladian et al. 2023, Tong et al. 2024).
+    """Exact optimal transport inside each block, without replacement (Pooladian et al. 2023).
 
     Label-blind: with class-conditional data it biases the noise a class sees (torchcfm issue 117).
 
@@ -89,7 +90,8 @@ class MinibatchOptimalTransport(Coupling):
 
 def _assignment(x0: Tensor, x1: Tensor) -> np.ndarray:
     """For each x1 of a block [B, ...] the index of its x0."""
-    # |x1 - x0|^2 summed over a permutation differs from -2 x1.x0 by a constant. Between uniform measures of equal
-    # size the optimal plan is a permutation, so scipy's exact assignment, already a dependency, serves as POT would.
+    # Summed over a permutation, |x1 - x0|^2 is -2 x1.x0 and a constant. Between uniform measures of equal
+    # size the optimal plan is a permutation, so scipy's exact assignment, already a dependency, serves as POT
+    # would.
     products = x1.flatten(1).double().cpu() @ x0.flatten(1).double().cpu().T
     return linear_sum_assignment(products.numpy(), maximize=True)[1]

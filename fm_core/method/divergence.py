@@ -1,6 +1,6 @@
 """The divergence div u = sum_i du_i / dx_i of a velocity, exactly or by Hutchinson's estimator.
 
-Both give one column a probe, [N, P], so that the scatter over probes can be reported; the exact one has P = 1.
+Both give one column a probe, [N, P], so that the scatter over probes can be reported; exactly, P = 1.
 """
 
 from abc import ABC, abstractmethod
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fm_core.method.objectives import Velocity
+from fm_core.method.signatures import Velocity
 
 
 class Divergence(ABC):
@@ -64,7 +64,7 @@ class Exact(Divergence):
 
 @dataclass(frozen=True)
 class Hutchinson(Divergence):
-    """E_z[z . (du/dx) z], eq. 33, with probes that are drawn once and kept for the whole solve.
+    """E_z[z . (du/dx) z], eq. 34, with probes that are drawn once and kept for the whole solve.
 
     A probe redrawn at each call makes the field noisy, and an adaptive solver then crawls.
 
@@ -80,7 +80,7 @@ class Hutchinson(Divergence):
         return self.probes.shape[0]
 
     def of(self, u: Tensor, x: Tensor, create_graph: bool) -> Tensor:
-        """z . (du/dx) z for each probe, by one backward pass each.
+        """The product z . (du/dx) z for each probe, by one backward pass each.
 
         Raises:
             ValueError: the probes do not have the shape [P, *x.shape].

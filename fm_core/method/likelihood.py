@@ -1,4 +1,4 @@
-"""Log-densities by the instantaneous change of variables (eqs. 27 to 33).
+"""Log-densities by the instantaneous change of variables (eqs. 27 to 34).
 
 Time runs from t = 0 (noise) to t = 1 (data). From x1 at the interval's end the ODE is run back to its start,
 
@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from fm_core.method.divergence import Divergence
-from fm_core.method.objectives import Velocity
-from fm_core.method.paths import Interval
+from fm_core.method.signatures import Interval, Velocity
 from fm_core.method.solve import Solver, State, forwards_per_call, integrate
 
 
@@ -39,7 +38,7 @@ def log_density(
     divergence: Divergence,
     source_std: float = 1.0,
 ) -> LogDensity:
-    """log p(x1) of the model that carries N(0, source_std^2 I) along the velocity over the interval.
+    """Log-density at x1 of the model that carries N(0, source_std^2 I) along the velocity over the interval.
 
     Args:
         velocity: u(t, x), t scalar, x [N, ...]; must be differentiable in x.
@@ -73,12 +72,12 @@ def log_density(
 
 
 def normal_log_density(x: Tensor, std: float) -> Tensor:
-    """log N(x; 0, std^2 I) of x [N, ...] in nats, [N] float64: thousands of terms are summed."""
+    """The log-density of N(0, std^2 I) at x [N, ...] in nats, [N] float64: thousands of terms are summed."""
     flat = x.flatten(1).double()
     constant = flat.shape[1] * (math.log(std) + 0.5 * math.log(2 * math.pi))
     return -0.5 * (flat / std).square().sum(1) - constant
 
 
 def log_mean_exp(log_densities: Tensor) -> Tensor:
-    """log (1/K) sum_k exp(l_k) over the first dimension of [K, ...]."""
+    """The value log (1/K) sum_k exp(l_k) over the first dimension of [K, ...]."""
     return torch.logsumexp(log_densities, dim=0) - math.log(log_densities.shape[0])

@@ -1,16 +1,19 @@
 """Paths, objectives, couplings and time distributions by the names that configuration files use.
 
-A name is a built-in one, such as "optimal-transport", or the import path "package.module:Class" of a class from
-outside. A class joins by subclassing `Path`, `Objective`, `Coupling` or `Times`; a built-in one by its `name`.
+A name is a built-in one, such as "optimal-transport", or the import path "package.module:Class" of a class
+from outside. A class joins by subclassing `Path`, `Objective`, `Coupling` or `Times` and giving a `name`.
 """
 
 import importlib
 import inspect
+import pkgutil
 from collections.abc import Mapping
 from typing import TypeVar
 
+import fm_core.method
 from fm_core.errors import UserError
 from fm_core.method import couplings, objectives, paths, times
+from fm_core.method.signatures import Interval
 
 T = TypeVar("T")
 Option = float | int | str | bool
@@ -37,22 +40,34 @@ def coupling_named(name: str, options: Mapping[str, Option] | None = None) -> co
     return _build(couplings.Coupling, "coupling", name, (), options)
 
 
-def times_named(
-    name: str, interval: paths.Interval, options: Mapping[str, Option] | None = None
-) -> times.Times:
+def times_named(name: str, interval: Interval, options: Mapping[str, Option] | None = None) -> times.Times:
     """The time distribution of that name on an interval; raises UserError as `path_named`."""
     return _build(times.Times, "time distribution", name, (interval,), options)
 
 
+def supported_pairs() -> dict[tuple[str, str], Interval | str]:
+    """For each (objective, path) of this package, at defaults, the interval of t or the reason of refusal."""
+    pairs: dict[tuple[str, str], Interval | str] = {}
+    for objective, cls in built_in(objectives.Objective).items():
+        for path in built_in(paths.Path):
+            try:
+                pairs[objective, path] = cls.interval_on(path_named(path))
+            except UserError as error:
+                pairs[objective, path] = str(error)
+    return pairs
+
+
 def built_in(kind: type[T]) -> dict[str, type[T]]:
-    """The classes of this package that have a name, by it."""
+    """The classes of this package that have a name, by it: a new module here needs no entry anywhere."""
+    for module in pkgutil.iter_modules(fm_core.method.__path__):
+        importlib.import_module(f"fm_core.method.{module.name}")
     found: dict[str, type[T]] = {}
     waiting = kind.__subclasses__()
     while waiting:
         cls = waiting.pop()
         waiting.extend(cls.__subclasses__())
         name = cls.__dict__.get("name")
-        if isinstance(name, str) and cls.__module__.startswith("fm_core.method."):
+        if isinstance(name, str) and name and cls.__module__.startswith("fm_core.method."):
             found[name] = cls
     return dict(sorted(found.items()))
 

@@ -1,31 +1,28 @@
 """What the network predicts, how it is trained to, and the velocity that follows from its prediction.
 
-Every objective gives the same two things: `loss(network, sample)` and `velocity(network)`. The second is the only
-thing the sampler and the likelihood ever see. Time runs from t = 0 (noise) to t = 1 (data); a network is any
-callable `network(t, x, label)` with t [N], x [N, ...], label int64 [N] or None, returning a tensor like x.
-Equation numbers are those of Lipman et al. (arXiv 2210.02747). There, eqs. 43 and 46 regress *minus* the score;
-here s always means +grad log p_t(x).
+Every objective gives the same two things: `loss(network, sample)` and `velocity(network)`. The second is the
+only thing the sampler and the likelihood ever see. Time runs from t = 0 (noise) to t = 1 (data); a network is
+any callable `network(t, x, label)` with t [N], x [N, ...], label int64 [N] or None, returning a tensor like
+x. Equation numbers are those of Lipman et al. (arXiv 2210.02747). There, eqs. 43 and 46 regress *minus* the
+score; here s always means +grad log p_t(x).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from fm_core.method.pairs import cut_where_sigma_vanishes, require_positive_alpha
-from fm_core.method.paths import Interval, Path, PathSample, like
-
-Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-Velocity = Callable[[Tensor, Tensor], Tensor]
+from fm_core.method.paths import Path, PathSample, like
+from fm_core.method.signatures import Interval, Network, Velocity
 
 
 class Objective(ABC):
-    """A prediction, its regression loss and its velocity on a given path.
+    """A prediction, its loss and its velocity on a given path.
 
-    A new objective is a subclass with `residual` and `velocity_from` (or its own `loss`), and `interval_on` where
-    it is not regular on every path. `name` is what configuration files call it.
+    A new objective is a subclass with `residual` and `velocity_from` (or its own `loss`), and `interval_on`
+    if it is not regular on every path. `name` is what configuration files call it.
 
     Args:
         path: the probability path.
@@ -34,7 +31,7 @@ class Objective(ABC):
         UserError: this objective cannot be used on this path; the message says why.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[str] = ""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -50,20 +47,12 @@ class Objective(ABC):
         return path.interval
 
     @abstractmethod
-    def residual(self, prediction: Tensor, sample: PathSample) -> Tensor:
-        """Weighted difference, [N, ...], whose mean square is the loss."""
+    def loss(self, network: Network, sample: PathSample, label: Tensor | None = None) -> Tensor:
+        """Loss of each example, [N], per dimension: what training brings down."""
 
     @abstractmethod
     def velocity_from(self, prediction: Tensor, t: Tensor, x: Tensor) -> Tensor:
-        """The marginal velocity u_t(x), [N, ...], that a prediction [N, ...] at t [N] and x [N, ...] stands for."""
-
-    def loss(self, network: Network, sample: PathSample, label: Tensor | None = None) -> Tensor:
-        """Loss of each example, [N]: the mean over its dimensions of the squared residual.
-
-        Only the network may run in 16 bits (autocast); its output is taken back to the type of x_t.
-        """
-        prediction = network(sample.t, sample.x_t, label).to(sample.x_t.dtype)
-        return self.residual(prediction, sample).square().flatten(1).mean(1)
+        """The marginal velocity u_t(x) that a prediction at t [N] and x stands for; all [N, ...]."""
 
     def velocity(self, network: Network, label: Tensor | None = None) -> Velocity:
         """u(t, x) of the trained network: t scalar or [N], x [N, ...] -> [N, ...], in the type of x."""
@@ -75,13 +64,29 @@ class Objective(ABC):
         return field
 
 
-class FlowMatching(Objective):
+class Regression(Objective):
+    """An objective whose loss is a mean square: a subclass says of what."""
+
+    @abstractmethod
+    def residual(self, prediction: Tensor, sample: PathSample) -> Tensor:
+        """Weighted difference, [N, ...], whose mean square is the loss."""
+
+    def loss(self, network: Network, sample: PathSample, label: Tensor | None = None) -> Tensor:
+        """Loss of each example, [N]: the mean over its dimensions of the squared residual.
+
+        Only the network may run in 16 bits (autocast); its output is taken back to the type of x_t.
+        """
+        prediction = network(sample.t, sample.x_t, label).to(sample.x_t.dtype)
+        return self.residual(prediction, sample).square().flatten(1).mean(1)
+
+
+class FlowMatching(Regression):
     """Conditional flow matching, eq. 14: the network is the velocity. Regular on every path."""
 
     name: ClassVar[str] = "flow-matching"
 
     def residual(self, prediction: Tensor, sample: PathSample) -> Tensor:
-        """v - u_t(x_t | x1)."""
+        """The difference v - u_t(x_t | x1)."""
         return prediction - sample.velocity
 
     def velocity_from(self, prediction: Tensor, t: Tensor, x: Tensor) -> Tensor:
@@ -89,10 +94,11 @@ class FlowMatching(Objective):
         return prediction
 
 
-class ScoreMatching(Objective):
+class ScoreMatching(Regression):
     """Denoising score matching, eq. 42 with lambda = sigma_t^2: the network is the score s = grad log p_t(x).
 
-    The conditional score is -x0 / sigma_t, so sigma_t^2 |s + x0 / sigma_t|^2 = |sigma_t s + x0|^2: no division.
+    The conditional score is -x0 / sigma_t and sigma_t^2 |s + x0 / sigma_t|^2 = |sigma_t s + x0|^2: no
+    division.
     """
 
     name: ClassVar[str] = "score-matching"
@@ -103,11 +109,11 @@ class ScoreMatching(Objective):
         return require_positive_alpha(cls.name, path)
 
     def residual(self, prediction: Tensor, sample: PathSample) -> Tensor:
-        """sigma_t s + x0."""
+        """The sum sigma_t s + x0."""
         return like(self.path.sigma(sample.t), sample.x_t) * prediction + sample.x0
 
     def velocity_from(self, prediction: Tensor, t: Tensor, x: Tensor) -> Tensor:
-        """u = (alpha'/alpha) x + (g^2 / 2) s; for VP eq. 46 with the sign of s put right."""
+        """Velocity (alpha'/alpha) x + (g^2 / 2) s; for VP eq. 46 with the sign of s put right."""
         drift = like(self.path.d_alpha(t) / self.path.alpha(t), x)
         return drift * x + like(self.path.diffusion(t) / 2, x) * prediction
 
@@ -121,13 +127,13 @@ class ScoreFlow(ScoreMatching):
     name: ClassVar[str] = "scoreflow"
 
     def residual(self, prediction: Tensor, sample: PathSample) -> Tensor:
-        """g_t (s + x0 / sigma_t)."""
+        """The weighted sum g_t (s + x0 / sigma_t)."""
         weight = torch.sqrt(self.path.diffusion(sample.t)) / self.path.sigma(sample.t)
         return like(weight, sample.x_t) * super().residual(prediction, sample)
 
 
-class NoisePrediction(Objective):
-    """DDPM's simple loss, eq. 44: the network is the noise, E[x0 | x_t]."""
+class NoisePrediction(Regression):
+    """DDPM's simple loss (App. E.1): the network is the noise, E[x0 | x_t]."""
 
     name: ClassVar[str] = "noise-prediction"
 
@@ -137,16 +143,16 @@ class NoisePrediction(Objective):
         return require_positive_alpha(cls.name, path)
 
     def residual(self, prediction: Tensor, sample: PathSample) -> Tensor:
-        """eps - x0."""
+        """The difference eps - x0."""
         return prediction - sample.x0
 
     def velocity_from(self, prediction: Tensor, t: Tensor, x: Tensor) -> Tensor:
-        """u = (alpha'/alpha) x + (sigma' - sigma alpha'/alpha) eps."""
+        """Velocity (alpha'/alpha) x + (sigma' - sigma alpha'/alpha) eps."""
         ratio = self.path.d_alpha(t) / self.path.alpha(t)
         return like(ratio, x) * x + like(self.path.d_sigma(t) - self.path.sigma(t) * ratio, x) * prediction
 
 
-class DataPrediction(Objective):
+class DataPrediction(Regression):
     """The network is the data, E[x1 | x_t]."""
 
     name: ClassVar[str] = "data-prediction"
@@ -157,10 +163,10 @@ class DataPrediction(Objective):
         return cut_where_sigma_vanishes(cls.name, path)
 
     def residual(self, prediction: Tensor, sample: PathSample) -> Tensor:
-        """x1_hat - x1."""
+        """The difference x1_hat - x1."""
         return prediction - sample.x1
 
     def velocity_from(self, prediction: Tensor, t: Tensor, x: Tensor) -> Tensor:
-        """u = (sigma'/sigma) x + (alpha' - alpha sigma'/sigma) x1_hat."""
+        """Velocity (sigma'/sigma) x + (alpha' - alpha sigma'/sigma) x1_hat."""
         ratio = self.path.d_sigma(t) / self.path.sigma(t)
         return like(ratio, x) * x + like(self.path.d_alpha(t) - self.path.alpha(t) * ratio, x) * prediction

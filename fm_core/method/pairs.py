@@ -11,18 +11,21 @@
 The rules behind the table, which also judge paths and objectives from outside (`supported_pairs` in named.py
 computes it, and a test holds it to the text above):
 
-* The score and the noise give a velocity by division by alpha_t. Where alpha_t = 0 the noise end of the ODE is
-  lost, and starting a little later would start from the wrong law with an error of the network blown up by
-  1 / alpha_t: refused. ScoreFlow's weight, g_t^2, is infinite there too.
+* The score and the noise give a velocity by division by alpha_t. Where alpha_t = 0 the noise end of the ODE
+is
+  lost; a start a little later would be from the wrong law, with the network's error blown up by 1 / alpha_t:
+  refused. ScoreFlow's weight, g_t^2, is infinite there too.
 * The data give a velocity by division by sigma_t. Stopping early only leaves noise of standard deviation
-  sigma_t on the sample, so the interval is cut where sigma_t falls below 1e-3, about an eighth of a grey level
-  and where the paper's epsilon cuts the VP path.
+  sigma_t on the sample, so the interval is cut where sigma_t falls below 1e-3: an eighth of a grey level, and
+  where the paper's epsilon cuts the VP path.
+* Maximum likelihood ignores alpha_t and sigma_t and takes the path's interval and source only.
 """
 
 import torch
 
 from fm_core.errors import UserError
-from fm_core.method.paths import Interval, Path
+from fm_core.method.paths import Path
+from fm_core.method.signatures import Interval
 
 ALPHA_FLOOR = 1e-3
 SIGMA_FLOOR = 1e-3
@@ -35,14 +38,15 @@ def require_positive_alpha(objective: str, path: Path) -> Interval:
         UserError: it does not.
     """
     start, end = path.interval
+    pair = f"{objective} cannot be used on the path {path.name or type(path).__name__}"
     t = torch.linspace(start, end, 1001, dtype=torch.float64)
     alpha = path.alpha(t)
     smallest = int(alpha.argmin())
     if alpha[smallest] < ALPHA_FLOOR:
         raise UserError(
-            f"{objective} cannot be used on the path {type(path).__name__}: its velocity divides by alpha_t, which "
-            f"is {float(alpha[smallest]):.2g} at t = {float(t[smallest]):.3g}; use flow-matching or data-prediction, "
-            "or a diffusion path (variance-preserving, variance-exploding)"
+            f"{pair}: its velocity divides by alpha_t, which is {float(alpha[smallest]):.2g} at "
+            f"t = {float(t[smallest]):.3g}; use flow-matching or data-prediction, or a diffusion path "
+            "(variance-preserving, variance-exploding)"
         )
     return path.interval
 
@@ -60,8 +64,8 @@ def cut_where_sigma_vanishes(objective: str, path: Path) -> Interval:
 
     if not noisy(start):
         raise UserError(
-            f"{objective} cannot be used on the path {type(path).__name__}: its velocity divides by sigma_t, which "
-            f"is below {SIGMA_FLOOR} from t = {start} on; use flow-matching"
+            f"{objective} cannot be used on the path {path.name or type(path).__name__}: its velocity "
+            f"divides by sigma_t, which is below {SIGMA_FLOOR} from t = {start} on; use flow-matching"
         )
     if noisy(end):
         return path.interval

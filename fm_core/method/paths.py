@@ -4,14 +4,13 @@ Time runs from t = 0 (noise, x0) to t = 1 (data, x1), and a path is the pair (al
 
     x_t = alpha_t x1 + sigma_t x0,   x0 ~ N(0, I),   u_t(x_t | x1) = alpha'_t x1 + sigma'_t x0.
 
-Equation numbers are those of Lipman et al., "Flow Matching for Generative Modeling" (arXiv 2210.02747).
-The paper writes mu_t(x1) = alpha_t x1 (its eq. 10) and Theorem 3 (eq. 15) for the velocity; on the path, where
-x0 = (x - mu_t) / sigma_t, that is the form above, which needs no division.
+Equation numbers are those of Lipman et al., "Flow Matching for Generative Modeling" (arXiv 2210.02747). The
+paper writes mu_t(x1) = alpha_t x1 (its eq. 10) and Theorem 3 (eq. 15) for the velocity; on the path, where x0
+= (x - mu_t) / sigma_t, that is the form above, which needs no division.
 """
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,8 +18,7 @@ import torch
 from torch import Tensor
 
 from fm_core.errors import UserError
-
-Interval = tuple[float, float]
+from fm_core.method.signatures import Interval
 
 
 def like(t: Tensor, x: Tensor) -> Tensor:
@@ -51,7 +49,7 @@ class Path(ABC):
     A new path is a subclass with these four methods; `name` is what configuration files call it.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[str] = ""
 
     @property
     def interval(self) -> Interval:
@@ -60,7 +58,7 @@ class Path(ABC):
 
     @property
     def source_std(self) -> float:
-        """s, where the ODE starts from N(0, s^2 I). (The x0 inside x_t is standard normal on every path.)"""
+        """The ODE starts from N(0, source_std^2 I). The x0 inside x_t is standard normal on every path."""
         return 1.0
 
     @abstractmethod
@@ -73,11 +71,11 @@ class Path(ABC):
 
     @abstractmethod
     def d_alpha(self, t: Tensor) -> Tensor:
-        """d alpha_t / dt, in the shape and type of t."""
+        """Derivative of alpha_t, in the shape and type of t."""
 
     @abstractmethod
     def d_sigma(self, t: Tensor) -> Tensor:
-        """d sigma_t / dt, in the shape and type of t."""
+        """Derivative of sigma_t, in the shape and type of t."""
 
     def diffusion(self, t: Tensor) -> Tensor:
         """g_t^2 of the diffusion with these marginals, 2 (sigma_t^2 alpha'_t / alpha_t - sigma_t sigma'_t).
@@ -126,7 +124,7 @@ class OptimalTransport(Path):
             raise UserError(f"optimal-transport: sigma_min must lie in [0, 1), not {self.sigma_min}")
 
     def alpha(self, t: Tensor) -> Tensor:
-        """T."""
+        """Just t."""
         return t
 
     def sigma(self, t: Tensor) -> Tensor:
@@ -144,7 +142,7 @@ class OptimalTransport(Path):
 
 @dataclass(frozen=True)
 class VariancePreserving(Path):
-    """Variance-preserving diffusion path, eq. 18: alpha_t = exp(-T(s) / 2), sigma_t^2 = 1 - alpha_t^2, s = 1 - t.
+    """Variance-preserving diffusion path, eq. 18: alpha_t = exp(-T(1 - t) / 2), sigma_t^2 = 1 - alpha_t^2.
 
     T(s) = s beta_min + s^2 (beta_max - beta_min) / 2 and beta(s) = T'(s) (the paper's App. E.1). sigma'_t is
     infinite at t = 1, so the interval ends at 1 - epsilon, for training, sampling and likelihood alike.
@@ -170,7 +168,7 @@ class VariancePreserving(Path):
         return (0.0, 1.0 - self.epsilon)
 
     def beta(self, t: Tensor) -> Tensor:
-        """beta(1 - t) = T'(1 - t)."""
+        """The noise rate T' at s = 1 - t."""
         return self.beta_min + (1 - t) * (self.beta_max - self.beta_min)
 
     def integrated_beta(self, t: Tensor) -> Tensor:
@@ -187,7 +185,7 @@ class VariancePreserving(Path):
         return torch.sqrt(-torch.expm1(-self.integrated_beta(t)))
 
     def d_alpha(self, t: Tensor) -> Tensor:
-        """beta alpha / 2."""
+        """Half of beta alpha."""
         return 0.5 * self.beta(t) * self.alpha(t)
 
     def d_sigma(self, t: Tensor) -> Tensor:
@@ -197,7 +195,7 @@ class VariancePreserving(Path):
 
 @dataclass(frozen=True)
 class VarianceExploding(Path):
-    """Variance-exploding diffusion path, eq. 16: alpha_t = 1, sigma_t = sigma_min (sigma_max / sigma_min)^(1 - t).
+    """Variance-exploding diffusion path, eq. 16: alpha_t = 1, sigma_t = sigma_min^t sigma_max^(1 - t).
 
     The geometric schedule and its two numbers are those of Song et al. 2021; the paper trains no VE path.
     The ODE starts from N(0, sigma_max^2 I), in place of the data blurred by that much.
@@ -237,7 +235,7 @@ class VarianceExploding(Path):
 
 @dataclass(frozen=True)
 class Cosine(Path):
-    """Cosine path ("GVP"): alpha_t = sin(pi t / 2), sigma_t = cos(pi t / 2), variance preserving to both ends."""
+    """Cosine path ("GVP"): alpha_t = sin(pi t / 2), sigma_t = cos(pi t / 2)."""
 
     name: ClassVar[str] = "cosine"
 
@@ -250,69 +248,9 @@ class Cosine(Path):
         return torch.sin(0.5 * math.pi * (1 - t))
 
     def d_alpha(self, t: Tensor) -> Tensor:
-        """pi sigma / 2."""
+        """(pi / 2) sigma."""
         return 0.5 * math.pi * self.sigma(t)
 
     def d_sigma(self, t: Tensor) -> Tensor:
-        """-pi alpha / 2."""
+        """-(pi / 2) alpha."""
         return -0.5 * math.pi * self.alpha(t)
-
-
-class Affine(Path):
-    """Any path x_t = alpha(t) x1 + sigma(t) x0 given as two elementwise functions; autograd differentiates them.
-
-    Args:
-        alpha: function of t, [N] -> [N], made of torch operations.
-        sigma: the same.
-        interval: where both functions and their derivatives are finite.
-        source_std: standard deviation of the ODE's source; sigma at the interval's start unless given.
-    """
-
-    def __init__(
-        self,
-        alpha: Callable[[Tensor], Tensor],
-        sigma: Callable[[Tensor], Tensor],
-        interval: Interval = (0.0, 1.0),
-        source_std: float | None = None,
-    ) -> None:
-        if not 0 <= interval[0] < interval[1] <= 1:
-            raise UserError(f"affine: the interval must lie in [0, 1] and increase, not {interval}")
-        self._alpha, self._sigma, self._interval = alpha, sigma, interval
-        start = torch.tensor(interval[0], dtype=torch.float64)
-        self._source_std = float(sigma(start)) if source_std is None else source_std
-
-    @property
-    def interval(self) -> Interval:
-        """As given."""
-        return self._interval
-
-    @property
-    def source_std(self) -> float:
-        """As given, or sigma at the start."""
-        return self._source_std
-
-    def alpha(self, t: Tensor) -> Tensor:
-        """As given."""
-        return self._alpha(t)
-
-    def sigma(self, t: Tensor) -> Tensor:
-        """As given."""
-        return self._sigma(t)
-
-    def d_alpha(self, t: Tensor) -> Tensor:
-        """By autograd."""
-        return derivative(self._alpha, t)
-
-    def d_sigma(self, t: Tensor) -> Tensor:
-        """By autograd."""
-        return derivative(self._sigma, t)
-
-
-def derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
-    """df/dt of an elementwise function at each t, detached; zero where the function is constant."""
-    with torch.inference_mode(False), torch.enable_grad():
-        t = t.detach().clone().requires_grad_()
-        value = function(t)
-        if not value.requires_grad:
-            return torch.zeros_like(t)
-        return torch.autograd.grad(value.sum(), t)[0]

@@ -1,8 +1,8 @@
 """Pixels to numbers and back: scaling, dequantising, quantising and the bits/dim offset, which must agree.
 
-A pixel k in 0 .. levels-1 owns the bin [2 k / levels - 1, 2 (k + 1) / levels - 1) of [-1, 1). For 256 levels this is
-the paper's map x = 2^-7 (k + u) - 1 and its offset of 7 bits (eqs. 36 and 37). (Training on k / 127.5 - 1 and scoring
-on this map would shift the data by up to half a bin.)
+A pixel k in 0 .. levels-1 owns the bin [2 k / levels - 1, 2 (k + 1) / levels - 1) of [-1, 1). For 256 levels
+this is the paper's map x = 2^-7 (k + u) - 1 and its offset of 7 bits (eqs. 36 and 37). (Training on k / 127.5
+- 1 and scoring on this map would shift the data by up to half a bin.)
 """
 
 import math
@@ -44,8 +44,8 @@ class Quantiser:
             pixels: uint8, any shape.
             u: uniform in [0, 1), the same shape.
         """
-        # u is rounded to the middle of one of 2^15 cells: then k + u is exact in float32 (255.99999 is not) and
-        # quantise() always gives the pixel back.
+        # u is rounded to the middle of one of 2^15 cells: then k + u is exact in float32 (255.99999999 is
+        # not) and quantise() always gives the pixel back.
         u = (torch.floor(u.to(torch.float32) * 2**15) + 0.5) / 2**15
         return 2 * (self._checked(pixels) + u) / self.levels - 1
 

@@ -1,12 +1,13 @@
 """Solving dx/dt = u(t, x), with torchdiffeq, and counting what it costs.
 
-Time runs from t = 0 (noise) to t = 1 (data); an interval (start, end) with start > end runs backwards, from data to
-noise. The field is never evaluated outside the interval. The state is float32 or better.
+Time runs from t = 0 (noise) to t = 1 (data); an interval (start, end) with start > end runs backwards, from
+data to noise. The field is never evaluated outside the interval. The state is float32 or better.
 """
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal, cast
 
 import torch
@@ -14,8 +15,7 @@ from torch import Tensor
 from torchdiffeq import odeint
 
 from fm_core.errors import UserError
-from fm_core.method.objectives import Velocity
-from fm_core.method.paths import Interval
+from fm_core.method.signatures import Interval, Velocity
 
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun", "scipy_solver")
 FIXED = ("euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams", "implicit_adams")
@@ -30,13 +30,13 @@ class Solver:
     """A method of torchdiffeq with all that moves its result, and nothing that it would ignore.
 
     Args:
-        method: an adaptive method (dopri5, dopri8, bosh3, fehlberg2, adaptive_heun, scipy_solver) or a fixed one
-            (euler, midpoint, heun or heun2, heun3, rk4, explicit_adams, implicit_adams).
+        method: an adaptive method (dopri5, dopri8, bosh3, fehlberg2, adaptive_heun, scipy_solver), or one of
+            fixed steps (euler, midpoint, heun or heun2, heun3, rk4, explicit_adams, implicit_adams).
         rtol: relative tolerance, adaptive methods and implicit_adams only; 1e-5, the paper's, unless given.
         atol: absolute tolerance, as rtol.
         steps: number of equal steps, required by fixed methods, refused by adaptive ones.
-        error_norm: what an adaptive step must keep below 1: "batch", the RMS over the whole batch (the steps, and
-            by about 1e-5 the result, then depend on the batch), or "worst", the largest RMS of an example.
+        error_norm: what an adaptive step must keep below 1. "batch": the RMS over the whole batch; the steps
+            then depend on the batch, and the result by about 1e-5. "worst": the largest RMS of an example.
 
     Raises:
         UserError: an unknown method, a missing setting, or one the method would ignore.
@@ -103,9 +103,9 @@ def solve(
     """Carry x0 from the start of the interval to its end, without gradients.
 
     Args:
-        velocity: u(t, x), t scalar, x [N, ...] -> [N, ...]. If it has an attribute `forwards`, that many forwards
-            of the network are counted a call.
-        x0: [N, ...], the state at interval[0]. For sampling this is path.source_std times standard normal noise.
+        velocity: u(t, x), t scalar, x [N, ...] -> [N, ...]. If it has an attribute `forwards`, that many
+            forwards of the network are counted a call.
+        x0: [N, ...], the state at interval[0]. To sample, path.source_std times standard normal noise.
         interval: (start, end); start > end runs backwards.
         solver: the method.
         at: times of the trajectory, inside the interval and in its direction. Fixed methods interpolate
@@ -190,7 +190,7 @@ def _times(interval: Interval, at: Sequence[float] | None) -> tuple[list[float],
     inner = list(at)
     direction = 1 if end > start else -1
     ordered = [start, *inner, end]
-    increasing = all(direction * (b - a) > 0 for a, b in zip(inner, inner[1:], strict=False))
+    increasing = all(direction * (b - a) > 0 for a, b in pairwise(inner))
     if not inner or not increasing or not all(min(interval) <= t <= max(interval) for t in inner):
         raise ValueError(
             f"trajectory times must run from {start} towards {end} without repetition, not {inner}"
@@ -213,9 +213,12 @@ def _arguments(solver: Solver, t: Tensor) -> dict[str, Any]:
             options["norm"] = _worst
         return arguments | {"options": options}
     steps = cast(int, solver.steps)
+
     # A grid rather than step_size: a size that rounds badly makes torchdiffeq take one step more.
-    grid = torch.linspace(float(t[0]), float(t[-1]), steps + 1, dtype=t.dtype, device=t.device)
-    return arguments | {"options": {"grid_constructor": lambda func, y0, times: grid}}
+    def grid(_func: object, _y0: object, t: Tensor) -> Tensor:
+        return torch.linspace(float(t[0]), float(t[-1]), steps + 1, dtype=t.dtype, device=t.device)
+
+    return arguments | {"options": {"grid_constructor": grid}}
 
 
 def _worst(parts: State) -> Tensor:

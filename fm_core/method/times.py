@@ -1,8 +1,8 @@
 """How often each time t is trained at.
 
-A time distribution is a function of a uniform number, its inverse distribution function, so that the number can be
-keyed elsewhere by stream position: `times(u)` with u [N] in [0, 1) gives t [N] in the interval, in u's type.
-Anything but `Uniform` reweights the loss over t, deliberately and without correction.
+A time distribution is a function of a uniform number, its inverse distribution function, so that the number
+can be keyed elsewhere by stream position: `times(u)` with u [N] in [0, 1) gives t [N] in the interval, in u's
+type. Anything but `Uniform` reweights the loss over t, deliberately and without correction.
 """
 
 from abc import ABC, abstractmethod
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fm_core.errors import UserError
-from fm_core.method.paths import Interval
+from fm_core.method.signatures import Interval
 
 
 class Times(ABC):
@@ -35,7 +35,7 @@ class Uniform(Times):
     interval: Interval = (0.0, 1.0)
 
     def times(self, u: Tensor) -> Tensor:
-        """start + (end - start) u."""
+        """Linear: start + (end - start) u."""
         start, end = self.interval
         return (start + (end - start) * u).clamp(max=end)
 
@@ -54,7 +54,7 @@ class LogitNormal(Times):
             raise UserError(f"{self.name}: std must be positive, not {self.std}")
 
     def times(self, u: Tensor) -> Tensor:
-        """start + (end - start) sigmoid(mean + std Phi^-1(u)); u = 0 gives the start."""
+        """Stretched sigmoid(mean + std Phi^-1(u)); u = 0 gives the start."""
         start, end = self.interval
         t = torch.sigmoid(self.mean + self.std * torch.special.ndtri(u))
         return (start + (end - start) * t).clamp(max=end)
