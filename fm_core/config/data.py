@@ -16,6 +16,8 @@ class SourceSection(Section):
     """Folder or fsspec URL that holds the archives; not needed for digits."""
     image_size: Literal[8, 16, 32, 64] | None = None
     """imagenet-npz: which of the four published sizes, in pixels."""
+    allow_partial: bool = False
+    """Take a source that holds fewer images than the published set; its recipe then says so."""
 
 
 class DataSection(Section):
@@ -35,5 +37,7 @@ class DataSection(Section):
     """Bytes of pixels in one member pair of a shard."""
     shard_blocks: int = Field(default=8, ge=1)
     """Member pairs in one shard."""
+    cache: str | None = None
+    """Local folder for copies of remote shards, shared by the processes of a node; by default in TMPDIR."""
     horizontal_flip: bool = False
     """Flip images left to right with probability 1/2, keyed by the stream position."""

@@ -1,0 +1,124 @@
+"""Which images of a source go into which shard, decided before anything is written."""
+
+import json
+from dataclasses import dataclass
+from math import ceil, prod
+
+from fm_core.config.data import DataSection
+from fm_core.data.manifest import Input, Packing, Recipe, read_record
+from fm_core.data.sources import open_source
+from fm_core.data.sources.base import Part, Source, SourceFacts
+from fm_core.data.store import Store
+from fm_core.errors import UserError
+
+PLAN_NAME = "plan.json"
+PLAN_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """One shard to write: rows [start, start + rows) of a part. Shards never straddle parts."""
+
+    name: str
+    """File name, e.g. train-000012.tar."""
+    split: str
+    """train or val."""
+    number: int
+    """Its number in the split."""
+    part: Part
+    """Where its images come from."""
+    start: int
+    """First row in the part."""
+    rows: int
+    """Rows, the unreadable ones included."""
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """All shards of a data set."""
+
+    source: Source
+    """Opened lazily; cheap to send to another process."""
+    packing: Packing
+    """How images are laid into shards."""
+    inputs: tuple[Input, ...]
+    """The source's files."""
+    tasks: tuple[ShardTask, ...]
+    """The shards, train first, parts in their order."""
+
+    @property
+    def images(self) -> int:
+        """Rows of the source, over all splits."""
+        return sum(task.rows for task in self.tasks)
+
+    @property
+    def bytes(self) -> int:
+        """About how much space the shards take; PNGs take less."""
+        return self.images * (prod(self.source.facts.image_shape) + 12) + len(self.tasks) * 20_480
+
+
+def make_plan(config: DataSection) -> ShardPlan:
+    """List the source and lay out the shards; UserError if files are missing or not what they should be."""
+    source = open_source(config)
+    packing = packing_of(config, source.facts)
+    tasks: list[ShardTask] = []
+    numbers: dict[str, int] = {}
+    for part in source.parts():
+        for index in range(ceil(part.rows / packing.shard_images)):
+            number = numbers.get(part.split, 0)
+            numbers[part.split] = number + 1
+            start = index * packing.shard_images
+            rows = min(packing.shard_images, part.rows - start)
+            name = f"{part.split}-{number:06d}.tar"
+            tasks.append(ShardTask(name, part.split, number, part, start, rows))
+    return ShardPlan(source, packing, tuple(source.inputs()), tuple(tasks))
+
+
+def packing_of(config: DataSection, facts: SourceFacts) -> Packing:
+    """The packing that the configuration asks for."""
+    block_images = max(1, config.block_bytes // prod(facts.image_shape))
+    return Packing(block_images=block_images, shard_blocks=config.shard_blocks)
+
+
+def record_plan(store: Store, plan: ShardPlan) -> None:
+    """Write down what is being made, or compare with what an earlier call wrote; UserError if it differs."""
+    try:
+        text = store.read_bytes(PLAN_NAME)
+    except FileNotFoundError:
+        record = {
+            "schema_version": PLAN_SCHEMA,
+            "recipe": plan.source.facts.recipe,
+            "packing": plan.packing.model_dump(mode="json"),
+            "inputs": [item.model_dump(mode="json") for item in plan.inputs],
+        }
+        store.write_bytes(PLAN_NAME, (json.dumps(record, indent=1) + "\n").encode())
+        return
+    before = read_record(text, f"{store.url}/{PLAN_NAME}", PLAN_SCHEMA)
+    refuse_other_recipe(store, before["recipe"], Packing.model_validate(before["packing"]), plan)
+    if before["inputs"] != [item.model_dump(mode="json") for item in plan.inputs]:
+        raise UserError(
+            f"{store.url}: begun with other source files than those of now; "
+            "give the old ones back, or choose another data.name, or remove the folder"
+        )
+
+
+def refuse_other_recipe(store: Store, recipe: Recipe, packing: Packing, wanted: ShardPlan) -> None:
+    """UserError with the differences if what is at this name was made otherwise than is wanted now."""
+    compare_recipes(store, recipe, packing, wanted.source.facts.recipe, wanted.packing)
+
+
+def compare_recipes(
+    store: Store, recipe: Recipe, packing: Packing, asked: Recipe, asked_packing: Packing
+) -> None:
+    """UserError with the differences between what is there and what is asked for."""
+    there = {**recipe, **packing.model_dump()}
+    here = {**asked, **asked_packing.model_dump()}
+    differences = [
+        f"{key} is {there.get(key)!r} there, {here.get(key)!r} here"
+        for key in dict.fromkeys((*there, *here))
+        if there.get(key) != here.get(key)
+    ]
+    if differences:
+        raise UserError(
+            f"{store.url}: holds another data set ({'; '.join(differences)}); choose another data.name"
+        )

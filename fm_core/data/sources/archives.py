@@ -1,0 +1,195 @@
+"""Files in folders and in zips, found by name and opened for seeking without unpacking everything."""
+
+import io
+import shutil
+import struct
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import IO, cast
+
+import numpy as np
+from numpy.lib import format as npy
+
+from fm_core.data.manifest import Input
+from fm_core.data.store import Store
+from fm_core.errors import UserError
+
+LOCAL_HEADER = struct.Struct("<4sHHHHHLLLHH")
+
+
+@dataclass(frozen=True)
+class Location:
+    """A file below the source's URL, or a member of a zip there."""
+
+    path: str
+    """Path below the URL."""
+    member: str | None = None
+    """Name in the zip; None for the file itself."""
+    bytes: int = 0
+    """Size."""
+    digest: str = ""
+    """What identifies the content."""
+
+    @property
+    def name(self) -> str:
+        """Last part of the name."""
+        return PurePosixPath(self.member or self.path).name
+
+    @property
+    def text(self) -> str:
+        """How the user is told."""
+        return f"{self.path}[{self.member}]" if self.member else self.path
+
+
+def list_files(store: Store, depth: int) -> dict[str, int]:
+    """Sizes of the files at most `depth` folders down, by path below the store; empty without a folder."""
+    found = cast(dict[str, dict[str, object]], store.filesystem.find(store.path, maxdepth=depth, detail=True))
+    prefix = store.path.rstrip("/") + "/"
+    return {
+        path[len(prefix) :]: int(str(info["size"]))
+        for path, info in sorted(found.items())
+        if path.startswith(prefix)
+    }
+
+
+def zip_members(store: Store, path: str) -> list[Location]:
+    """The files in a zip, with the CRC-32 that its directory holds; UserError if it is no zip."""
+    try:
+        with store.open(path) as file, zipfile.ZipFile(file) as archive:
+            return [
+                Location(path, info.filename, info.file_size, f"crc32:{info.CRC:08x}")
+                for info in archive.infolist()
+                if not info.is_dir()
+            ]
+    except zipfile.BadZipFile as error:
+        raise UserError(damaged(store, path, error)) from None
+
+
+def damaged(store: Store, path: str, error: Exception) -> str:
+    """One line about a file that does not hold what it should."""
+    return f"{store.url}/{path}: damaged or incomplete ({error}); download it again"
+
+
+def open_location(store: Store, location: Location) -> IO[bytes]:
+    """Open for reading and seeking. A compressed member of a zip is first inflated to a nameless file."""
+    if location.member is None:
+        return store.open(location.path)
+    file = store.open(location.path)
+    archive = zipfile.ZipFile(file)
+    info = archive.getinfo(location.member)
+    if info.compress_type == zipfile.ZIP_STORED:
+        return cast(IO[bytes], io.BufferedReader(_Window(file, _content_offset(file, info), info.file_size)))
+    spool = cast(IO[bytes], tempfile.TemporaryFile())  # noqa: SIM115 - the caller closes it
+    with file, archive, archive.open(info) as member:
+        shutil.copyfileobj(member, spool, 2**22)
+    spool.seek(0)
+    return spool
+
+
+def peek_shape(store: Store, location: Location, array: str) -> tuple[int, ...] | None:
+    """Shape of `array`.npy in an .npz, read from its beginning only; None if that does not tell."""
+    if location.member is None:
+        with store.open(location.path) as file:
+            return _walk_to_shape(file, f"{array}.npy")
+    with (
+        store.open(location.path) as file,
+        zipfile.ZipFile(file) as archive,
+        archive.open(location.member) as member,
+    ):
+        return _walk_to_shape(member, f"{array}.npy")
+
+
+def read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
+    """Shape, whether in Fortran order, and type; leaves the file at the first element. ValueError."""
+    version = npy.read_magic(file)
+    if version == (1, 0):
+        return npy.read_array_header_1_0(file)
+    if version == (2, 0):
+        return npy.read_array_header_2_0(file)
+    raise ValueError(f"npy version {version}")
+
+
+def as_inputs(locations: Iterable[Location]) -> tuple[Input, ...]:
+    """The locations as the manifest records them."""
+    return tuple(Input(name=item.text, bytes=item.bytes, digest=item.digest) for item in locations)
+
+
+def _walk_to_shape(file: IO[bytes], wanted: str) -> tuple[int, ...] | None:
+    """Follow a zip's local headers from the beginning, as a stream that cannot seek must be read."""
+    while len(head := file.read(LOCAL_HEADER.size)) == LOCAL_HEADER.size:
+        magic, _, flags, method, _, _, _, stored, size, name_bytes, extra_bytes = LOCAL_HEADER.unpack(head)
+        if magic != b"PK\x03\x04":
+            return None
+        name = file.read(name_bytes).decode(errors="replace")
+        stored = _stored_bytes(stored, size, file.read(extra_bytes))
+        if name == wanted:
+            start = file.read(4096)
+            text = (
+                zlib.decompressobj(-15).decompress(start, 1024) if method == zipfile.ZIP_DEFLATED else start
+            )
+            return read_npy_header(io.BytesIO(text))[0]
+        if flags & 8 or stored is None:
+            return None  # the size follows the content
+        while stored:
+            chunk = file.read(min(stored, 2**20))
+            if not chunk:
+                return None
+            stored -= len(chunk)
+    return None
+
+
+def _stored_bytes(stored: int, size: int, extra: bytes) -> int | None:
+    """Compressed size of a member, which a zip64 field may hold."""
+    if stored != 0xFFFFFFFF:
+        return stored
+    while len(extra) >= 4:
+        kind, length = struct.unpack("<HH", extra[:4])
+        if kind == 1:
+            values = struct.unpack(f"<{length // 8}Q", extra[4 : 4 + length // 8 * 8])
+            index = 1 if size == 0xFFFFFFFF else 0
+            return int(values[index]) if len(values) > index else None
+        extra = extra[4 + length :]
+    return None
+
+
+def _content_offset(file: IO[bytes], info: zipfile.ZipInfo) -> int:
+    file.seek(info.header_offset)
+    fields = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
+    return info.header_offset + LOCAL_HEADER.size + fields[9] + fields[10]
+
+
+class _Window(io.RawIOBase):
+    """Bytes [start, start + size) of a file that it owns."""
+
+    def __init__(self, file: IO[bytes], start: int, size: int) -> None:
+        self._file, self._start, self._size, self._at = file, start, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        self._at = max(0, base + offset)
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: memoryview) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
+        self._file.seek(self._start + self._at)
+        content = self._file.read(max(0, min(len(buffer), self._size - self._at)))
+        buffer[: len(content)] = content
+        self._at += len(content)
+        return len(content)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()

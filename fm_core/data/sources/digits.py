@@ -1,0 +1,72 @@
+"""Scikit-learn's handwritten digits: 1,797 real images of 8 x 8 pixels in 17 grey levels."""
+
+import hashlib
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fm_core.config.data import DataSection
+from fm_core.data.manifest import Input
+from fm_core.data.sources.arrays import ArrayStream
+from fm_core.data.sources.base import Part, SourceFacts
+from fm_core.errors import UserError
+
+DIGITS_IMAGES = 1797
+
+
+class DigitsSource:
+    """The digits, split by a seeded permutation into train and val."""
+
+    def __init__(self, config: DataSection) -> None:
+        if config.validation_images >= DIGITS_IMAGES:
+            raise UserError(
+                f"data.validation_images: {config.validation_images} leaves nothing to train on; "
+                f"there are {DIGITS_IMAGES} digits"
+            )
+        self._held_out = config.validation_images
+        self._seed = config.split_seed
+        self.facts = SourceFacts(
+            levels=17,
+            image_shape=(1, 8, 8),
+            class_count=10,
+            label_order="digits",
+            recipe={
+                "source": "scikit-learn digits",
+                "validation_images": config.validation_images,
+                "split_seed": config.split_seed,
+            },
+        )
+
+    def parts(self) -> tuple[Part, ...]:
+        """One part for each split."""
+        return (
+            Part("digits-train", "train", DIGITS_IMAGES - self._held_out),
+            Part("digits-val", "val", self._held_out),
+        )
+
+    def inputs(self) -> tuple[Input, ...]:
+        """The arrays that scikit-learn carries."""
+        images, labels = _load()
+        digest = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
+        return (Input(name="sklearn.datasets.load_digits", bytes=images.nbytes, digest=f"sha256:{digest}"),)
+
+    def open(self, part: Part) -> ArrayStream:
+        """The images of one split, in scikit-learn's order."""
+        images, labels = _load()
+        # Raw bits of the generator, as its permutation method may change between numpy versions.
+        keys = np.random.Philox(key=self._seed).random_raw(DIGITS_IMAGES)
+        shuffled = np.argsort(keys, kind="stable")
+        chosen = shuffled[: self._held_out] if part.split == "val" else shuffled[self._held_out :]
+        chosen = np.sort(chosen)
+        return ArrayStream(images[chosen], labels[chosen])
+
+
+def _load() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    from sklearn.datasets import load_digits  # a second to import, needed by this source alone
+
+    bunch = cast(Any, load_digits())
+    images = np.asarray(bunch.images, np.float64)
+    if images.shape != (DIGITS_IMAGES, 8, 8) or images.min() < 0 or images.max() > 16:
+        raise UserError(f"scikit-learn's digits have the shape {images.shape}, not ({DIGITS_IMAGES}, 8, 8)")
+    return images.astype(np.uint8)[:, None], np.asarray(bunch.target, np.int64)

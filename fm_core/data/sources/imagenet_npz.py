@@ -1,0 +1,209 @@
+"""Downsampled ImageNet of Chrabaszcz et al. (2017) as image-net.org serves it: .npz batches.
+
+Imagenet<S>_train_npz.zip (for 64 two parts) holds train_data_batch_1.npz .. _10.npz, and
+Imagenet<S>_val_npz.zip holds val_data.npz. In each, `data` is uint8 [n, 3 * S * S], a row being the
+red, the green and the blue plane, and `labels` [n] are 1 .. 1000 in the order of map_clsloc.txt
+(kit fox = 1), not that of sorted WordNet ids. The images were resized whole, by a box filter, to a
+square: the aspect ratio is not kept. The batches are shuffled.
+"""
+
+import re
+import zipfile
+import zlib
+from collections.abc import Sequence
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fm_core.config.data import SourceSection
+from fm_core.data.manifest import Input
+from fm_core.data.sources.archives import (
+    Location,
+    as_inputs,
+    damaged,
+    list_files,
+    open_location,
+    peek_shape,
+    read_npy_header,
+    zip_members,
+)
+from fm_core.data.sources.base import Part, Rows, SourceFacts
+from fm_core.data.store import Store
+from fm_core.errors import UserError
+
+CLASSES = 1000
+BATCHES = tuple(f"train_data_batch_{number}" for number in range(1, 11))
+PUBLISHED = {"train": 1_281_167, "val": 50_000}
+BATCH_NAME = re.compile(r"(train_data_batch_\d+|val_data)\.npz", re.ASCII)
+
+
+class ImagenetNpzSource:
+    """The batches under a URL, in zips or unpacked, at most two folders down."""
+
+    def __init__(self, source: SourceSection) -> None:
+        if not (source.url and source.image_size):
+            raise UserError(
+                "data.source.format imagenet-npz needs data.source.url and data.source.image_size"
+            )
+        self._store = Store.at(source.url)
+        self._size = source.image_size
+        self._partial = source.allow_partial
+        self._found: dict[str, Location] | None = None
+        self.facts = SourceFacts(
+            levels=256,
+            image_shape=(3, self._size, self._size),
+            class_count=CLASSES,
+            label_order="imagenet-clsloc",
+            recipe={
+                "source": "imagenet-npz",
+                "image_size": self._size,
+                "resize": "box filter, whole image squashed to a square, by the publishers",
+                "allow_partial": self._partial,
+            },
+        )
+
+    def parts(self) -> Sequence[Part]:
+        """One part for each batch. Names, shapes and counts are checked against what was published."""
+        parts = [
+            Part(name, "val" if name == "val_data" else "train", self._rows(location), seekable=False)
+            for name, location in self._locations().items()
+        ]
+        for split, published in PUBLISHED.items():
+            count = sum(part.rows for part in parts if part.split == split)
+            if count != published and not self._partial:
+                raise UserError(
+                    f"data.source.url: {self._store.url} holds {count:,} {split} images of {self._size} "
+                    f"pixels, the published set {published:,}; data.source.allow_partial accepts it"
+                )
+        return parts
+
+    def inputs(self) -> Sequence[Input]:
+        """The batches."""
+        return as_inputs(self._locations().values())
+
+    def open(self, part: Part) -> "NpzStream":
+        """Start to read a batch; its labels are read and checked at once."""
+        location = self._locations()[part.name]
+        try:
+            return NpzStream(self._store, location, part.rows, self._size)
+        except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError) as error:
+            raise UserError(damaged(self._store, location.text, error)) from None
+
+    def _locations(self) -> dict[str, Location]:
+        if self._found is None:
+            found = self._search()
+            missing = [name for name in (*BATCHES, "val_data") if name not in found]
+            if missing if not self._partial else not found:
+                raise UserError(self._absent(missing))
+            order = [name for name in (*BATCHES, "val_data") if name in found]
+            self._found = {name: found[name] for name in order}
+        return self._found
+
+    def _search(self) -> dict[str, Location]:
+        """Batches by name; unpacked ones go before those in zips."""
+        found: dict[str, Location] = {}
+        files = list_files(self._store, depth=3)
+        for path, size in files.items():
+            if path.endswith(".zip") and re.search(rf"imagenet{self._size}_", path, re.IGNORECASE):
+                for member in zip_members(self._store, path):
+                    if match := BATCH_NAME.fullmatch(member.name):
+                        found.setdefault(match[1], member)
+            elif (match := BATCH_NAME.fullmatch(path.rsplit("/", 1)[-1])) and not self._of_another_size(path):
+                digest = ",".join(item.digest for item in zip_members(self._store, path))
+                found[match[1]] = Location(path, None, size, digest)
+        return found
+
+    def _of_another_size(self, path: str) -> bool:
+        sizes = re.findall(r"imagenet(\d+)", path, re.IGNORECASE)
+        return bool(sizes) and str(self._size) not in sizes
+
+    def _absent(self, missing: list[str]) -> str:
+        first, size = missing[0], self._size
+        part = ("part1_" if first in BATCHES[:5] else "part2_") if size == 64 else ""
+        kind = "val_" if first == "val_data" else f"train_{part}"
+        return (
+            f"data.source.url: no Imagenet{size}_{kind}npz.zip (or {first}.npz) under {self._store.url}; "
+            f"download Imagenet{size}_train_{'part1_npz.zip, ..._part2_' if size == 64 else ''}npz.zip and "
+            f"Imagenet{size}_val_npz.zip from https://image-net.org/download-images (login needed) "
+            "and put them there"
+        )
+
+    def _rows(self, location: Location) -> int:
+        where = f"{self._store.url}/{location.text}"
+        width = 3 * self._size**2
+        try:
+            shape = peek_shape(self._store, location, "data")
+            if shape is None:
+                with (
+                    open_location(self._store, location) as file,
+                    zipfile.ZipFile(file) as npz,
+                    npz.open("data.npy") as data,
+                ):
+                    shape = read_npy_header(data)[0]
+        except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError) as error:
+            raise UserError(damaged(self._store, location.text, error)) from None
+        if len(shape) != 2 or shape[1] != width or shape[0] < 1:
+            raise UserError(
+                f"{where}: data has the shape {list(shape)}; [n, {width}] was expected for "
+                f"data.source.image_size {self._size}"
+            )
+        return shape[0]
+
+
+class NpzStream:
+    """An open batch, inflated a few images at a time."""
+
+    def __init__(self, store: Store, location: Location, rows: int, size: int) -> None:
+        self._store = store
+        self._location = location
+        self._shape = (3, size, size)
+        self._row_bytes = 3 * size**2
+        self._file = open_location(store, location)
+        self._npz = zipfile.ZipFile(self._file)
+        self._labels = _read_labels(self._npz, rows)
+        self._data: IO[bytes] = self._npz.open("data.npy")
+        shape, fortran, dtype = read_npy_header(self._data)
+        if dtype != np.uint8 or fortran or shape != (rows, self._row_bytes):
+            raise ValueError(f"data is {dtype} {list(shape)}, not uint8 [{rows}, {self._row_bytes}]")
+        self._row = 0
+
+    def skip(self, rows: int) -> None:
+        """Inflate and drop the next rows."""
+        while rows:
+            step = min(rows, 1024)
+            self._take(step)
+            rows -= step
+
+    def read(self, rows: int) -> Rows:
+        """The next rows."""
+        labels = self._labels[self._row : self._row + rows]
+        images = np.frombuffer(self._take(rows), np.uint8).reshape(rows, *self._shape)
+        return Rows(images, labels)
+
+    def close(self) -> None:
+        """Close the archive."""
+        self._data.close()
+        self._npz.close()
+        self._file.close()
+
+    def _take(self, rows: int) -> bytes:
+        try:
+            content = self._data.read(rows * self._row_bytes)
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise UserError(damaged(self._store, self._location.text, error)) from None
+        if len(content) != rows * self._row_bytes:
+            raise UserError(damaged(self._store, self._location.text, EOFError("data ends early")))
+        self._row += rows
+        return content
+
+
+def _read_labels(npz: zipfile.ZipFile, rows: int) -> NDArray[np.int64]:
+    """Labels 0 .. 999, int64 [rows]; ValueError if they are not what was published."""
+    with npz.open("labels.npy") as file:
+        labels = np.lib.format.read_array(file, allow_pickle=False)
+    if labels.shape != (rows,) or labels.dtype.kind not in "iu":
+        raise ValueError(f"labels are {labels.dtype} {list(labels.shape)}, not integers [{rows}]")
+    if labels.min() < 1 or labels.max() > CLASSES:
+        raise ValueError(f"labels are {labels.min()} .. {labels.max()}, not 1 .. {CLASSES}")
+    return labels.astype(np.int64) - 1

@@ -1,0 +1,216 @@
+"""A folder at an fsspec URL, written so that nothing half-written is ever seen under its own name."""
+
+import hashlib
+import os
+import re
+import shutil
+import socket
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any, TypeVar, cast
+
+import fsspec  # pyright: ignore[reportMissingTypeStubs]
+
+from fm_core.errors import UserError
+
+T = TypeVar("T")
+
+CHUNK = 8 * 2**20
+ATTEMPTS = 5
+FIRST_DELAY_S = 0.2
+# What an object store raises for an object that is not there or a request that is wrong: never retried.
+FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+
+
+class Store:
+    """Files of one folder; names are paths below it.
+
+    Local folders are written by rename. On object stores an upload becomes visible when it is
+    complete; as an interrupted client may still publish a truncated object, sizes are compared
+    after each upload, and readers trust only files whose hash a later-written record holds.
+    """
+
+    def __init__(self, filesystem: Any, path: str, url: str, local: Path | None) -> None:
+        self.filesystem = filesystem
+        self.path = path
+        self.url = url
+        """How the folder is named to the user."""
+        self.local = local
+        """The folder, where it is on this machine."""
+
+    @classmethod
+    def at(cls, url: str, *below: str) -> "Store":
+        """The folder `url`/`below`...; UserError for an unknown or unavailable protocol."""
+        whole = "/".join((url.rstrip("/") or "/", *below))
+        try:
+            filesystem, path = cast(tuple[Any, str], fsspec.core.url_to_fs(whole))
+        except (ValueError, ImportError) as error:
+            raise UserError(f"{whole}: {error}") from None
+        local = Path(path) if "file" in _protocols(filesystem) else None
+        return cls(filesystem, path.rstrip("/"), whole, local)
+
+    def full(self, name: str) -> str:
+        """Path of a file in the file system's own terms."""
+        return f"{self.path}/{name}"
+
+    def read_bytes(self, name: str) -> bytes:
+        """The whole file; FileNotFoundError."""
+        return cast(bytes, with_retries(lambda: self.filesystem.cat_file(self.full(name))))
+
+    def read_range(self, name: str, start: int, stop: int) -> bytes:
+        """Bytes [start, stop) of the file; fewer if it is shorter."""
+        return cast(
+            bytes, with_retries(lambda: self.filesystem.cat_file(self.full(name), start=start, end=stop))
+        )
+
+    def size(self, name: str) -> int | None:
+        """Bytes of the file; None if it is not there."""
+        try:
+            return int(with_retries(lambda: self._fresh().info(self.full(name)))["size"])
+        except FileNotFoundError:
+            return None
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file directly in the folder, by name; empty if there is no folder."""
+        try:
+            rows = with_retries(lambda: self._fresh().ls(self.path, detail=True))
+        except FileNotFoundError:
+            return {}
+        return {row["name"].rsplit("/", 1)[-1]: int(row["size"]) for row in rows if row["type"] == "file"}
+
+    def open(self, name: str) -> IO[bytes]:
+        """Open a file for reading and seeking."""
+        if self.local:
+            return (self.local / name).open("rb")
+        return cast(IO[bytes], self.filesystem.open(self.full(name), "rb"))
+
+    def sha256(self, name: str) -> str:
+        """SHA-256 of a file's content, in hexadecimal; FileNotFoundError."""
+        return with_retries(lambda: self._sha256(name))
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Write a file whole or not at all."""
+        with self.staged(name) as (_, file):
+            file.write(content)
+
+    @contextmanager
+    def staged(self, name: str) -> Generator[tuple[Path, IO[bytes]]]:
+        """A local file to write; published under `name` if the block ends without an exception."""
+        folder = self.local or _scratch()
+        stage = (folder / name).parent / f".{Path(name).name}.{_owner()}.partial"
+        stage.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with stage.open("w+b") as file:
+                yield stage, file
+                file.flush()
+                os.fsync(file.fileno())
+            self._publish(stage, name)
+        finally:
+            stage.unlink(missing_ok=True)
+
+    def remove(self, name: str) -> None:
+        """Remove a file; nothing happens if it is not there."""
+        with suppress(FileNotFoundError):
+            with_retries(lambda: self.filesystem.rm_file(self.full(name)))
+
+    def fetch(self, name: str, target: Path) -> None:
+        """Copy a file to a local path; FileNotFoundError. The caller gives a temporary path."""
+        with_retries(lambda: self.filesystem.get_file(self.full(name), str(target)))
+
+    def free_bytes(self) -> int | None:
+        """Free space where the folder is, in bytes; None for an object store."""
+        if not self.local:
+            return None
+        above = next(path for path in (self.local, *self.local.parents) if path.exists())
+        return shutil.disk_usage(above).free
+
+    def remove_stale_stages(self) -> None:
+        """Delete what dead processes of this host left half-written."""
+        folder = self.local or _scratch()
+        for stage in [*folder.glob(".*.partial"), *folder.glob("*/.*.partial")]:
+            match = re.search(r"\.([^.]+)\.(\d+)\.[0-9a-f]{8}\.partial$", stage.name)
+            if match and match[1] == _host() and not _alive(int(match[2])):
+                stage.unlink(missing_ok=True)
+
+    def _publish(self, stage: Path, name: str) -> None:
+        if self.local:
+            target = self.local / name
+            stage.replace(target)
+            _sync_folder(target.parent)
+            return
+        size = stage.stat().st_size
+
+        def upload() -> None:
+            self.filesystem.put_file(str(stage), self.full(name))
+            found = int(self._fresh().info(self.full(name))["size"])
+            if found != size:
+                raise OSError(f"{self.url}/{name} holds {found} bytes after an upload of {size}")
+
+        with_retries(upload)
+
+    def _fresh(self) -> Any:
+        self.filesystem.invalidate_cache()
+        return self.filesystem
+
+    def _sha256(self, name: str) -> str:
+        digest = hashlib.sha256()
+        with self.open(name) as file:
+            while chunk := file.read(CHUNK):
+                digest.update(chunk)
+        return digest.hexdigest()
+
+
+def with_retries(action: Callable[[], T]) -> T:
+    """Do it; after an OSError other than those of FINAL again, with growing, jittered pauses."""
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return action()
+        except FINAL:
+            raise
+        except OSError:
+            if attempt == ATTEMPTS:
+                raise
+            time.sleep(FIRST_DELAY_S * 2 ** (attempt - 1) * (0.5 + os.urandom(1)[0] / 255))
+    raise AssertionError("unreachable")
+
+
+def _protocols(filesystem: Any) -> tuple[str, ...]:
+    protocol = filesystem.protocol
+    return (protocol,) if isinstance(protocol, str) else tuple(protocol)
+
+
+def _scratch() -> Path:
+    folder = Path(tempfile.gettempdir()) / f"flow-matching-{os.getuid()}"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def _host() -> str:
+    return socket.gethostname().split(".")[0]
+
+
+def _owner() -> str:
+    return f"{_host()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _sync_folder(folder: Path) -> None:
+    # The rename itself is durable only once the folder is written out.
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

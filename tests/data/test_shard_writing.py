@@ -1,0 +1,258 @@
+import hashlib
+import io
+import json
+import signal
+import subprocess
+import sys
+import tarfile
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+from photographs import NpzFiles
+
+from fm_core.config.data import DataSection, SourceSection
+from fm_core.data.manifest import load_manifest
+from fm_core.data.plan import make_plan
+from fm_core.data.reader import ImageReader
+from fm_core.data.shards import check_source, write_dataset
+from fm_core.data.store import Store
+from fm_core.data.verify import verify_dataset
+from fm_core.errors import UserError
+
+
+@pytest.fixture
+def digits(tmp_path):
+    return DataSection(root=str(tmp_path), block_bytes=6400, shard_blocks=3)
+
+
+def contents(folder):
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(Path(folder).rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_the_same_input_gives_the_same_bytes(digits, tmp_path):
+    write_dataset(digits)
+    write_dataset(digits.model_copy(update={"root": str(tmp_path / "again")}))
+    assert contents(tmp_path / "digits") == contents(tmp_path / "again" / "digits")
+
+
+def test_the_bytes_do_not_change_between_versions(digits):
+    assert write_dataset(digits).shards[0].sha256 == (
+        "001498e2853beb88e5672490d213bc8e82543f178beb6be8dfd0ce48eafa686e"
+    )
+
+
+def test_members_are_plain_ustar_without_times_or_owners(digits, tmp_path):
+    write_dataset(digits)
+    raw = (tmp_path / "digits/train-000000.tar").read_bytes()
+    assert raw[257:263] == b"ustar\0"
+    with tarfile.open(tmp_path / "digits/train-000000.tar") as archive:
+        members = archive.getmembers()
+        assert {(m.mtime, m.uid, m.gid, m.type, tuple(m.pax_headers)) for m in members} == {
+            (0, 0, 0, tarfile.REGTYPE, ())
+        }
+        assert [m.name for m in members[:3]] == [
+            "000000-0000.x.npy",
+            "000000-0000.y.npy",
+            "000000-0000.crc.npy",
+        ]
+        array = np.load(io.BytesIO(archive.extractfile("000000-0001.x.npy").read()), allow_pickle=False)
+    assert array.shape == (100, 1, 8, 8)
+
+
+def test_plain_webdataset_reads_the_shards(digits, tmp_path):
+    manifest = write_dataset(digits)
+    script = """
+        import json, sys
+        import webdataset as wds
+        urls = sys.argv[1]
+        samples = wds.WebDataset(urls, shardshuffle=False).decode().to_tuple("x.npy", "y.npy").unbatched()
+        rows = [(x.tolist(), int(y)) for x, y in samples]
+        assert not any(name.startswith("fm_core") for name in sys.modules)
+        print(json.dumps(rows))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), f"{tmp_path}/digits/train-{{000000..000004}}.tar"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    )
+    rows = json.loads(done.stdout.splitlines()[-1])
+    with ImageReader(str(tmp_path), manifest, "train") as reader:
+        images, labels = reader.read(np.arange(len(reader)))
+    assert [row[0] for row in rows] == images.tolist()
+    assert [row[1] for row in rows] == labels.tolist()
+
+
+def test_progress_counts_images_up_to_the_plans_total(digits):
+    seen = []
+    write_dataset(digits, seen.append)
+    assert seen == sorted(seen)
+    assert seen[-1] == make_plan(digits).images == 1797
+
+
+def test_a_complete_data_set_is_verified_and_returned(digits, tmp_path):
+    first = write_dataset(digits)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "digits").iterdir()}
+    checked = []
+    assert write_dataset(digits, checked.append) == first
+    assert checked[-1] == 1797
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "digits").iterdir()} == before
+
+
+def test_a_complete_data_set_needs_its_source_no_more(tmp_path):
+    folder = NpzFiles().write_folder(tmp_path / "source")
+    config = DataSection(
+        root=str(tmp_path),
+        name="tiny",
+        source=SourceSection(format="imagenet-npz", url=str(folder), image_size=8, allow_partial=True),
+    )
+    first = write_dataset(config)
+    for path in folder.iterdir():
+        path.unlink()
+    check_source(config)
+    assert write_dataset(config) == first
+    (tmp_path / "tiny/train-000000.tar").unlink()
+    with pytest.raises(
+        UserError, match=r"train-000000\.tar damaged, and not to be made again: data\.source\.url"
+    ):
+        write_dataset(config)
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+def test_a_damaged_shard_is_found_and_written_again(digits, tmp_path, damage):
+    first = write_dataset(digits)
+    path = tmp_path / "digits/train-000002.tar"
+    whole = path.read_bytes()
+    if damage == "flip":
+        path.write_bytes(whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:])
+    elif damage == "cut":
+        path.write_bytes(whole[:-512])
+    else:
+        path.unlink()
+    problems = verify_dataset(str(tmp_path), "digits")
+    assert len(problems) == 1
+    assert "train-000002.tar" in problems[0]
+    assert write_dataset(digits) == first
+    assert path.read_bytes() == whole
+    assert verify_dataset(str(tmp_path), "digits") == []
+
+
+def test_another_recipe_at_the_same_name_is_refused_with_the_difference(digits):
+    write_dataset(digits)
+    with pytest.raises(UserError, match="split_seed is 0 there, 1 here"):
+        write_dataset(digits.model_copy(update={"split_seed": 1}))
+    with pytest.raises(UserError, match="block_images is 100 there, 50 here"):
+        check_source(digits.model_copy(update={"block_bytes": 3200}))
+
+
+def test_another_recipe_is_refused_before_the_first_is_complete(digits, tmp_path):
+    write_dataset(digits)
+    (tmp_path / "digits/manifest.json").unlink()
+    with pytest.raises(UserError, match="split_seed is 0 there, 1 here"):
+        write_dataset(digits.model_copy(update={"split_seed": 1}))
+
+
+def test_a_source_that_changed_half_way_is_refused(tmp_path):
+    files = NpzFiles()
+    folder = files.write_folder(tmp_path / "source")
+    source = SourceSection(format="imagenet-npz", url=str(folder), image_size=8, allow_partial=True)
+    config = DataSection(root=str(tmp_path), name="tiny", source=source)
+    write_dataset(config)
+    (tmp_path / "tiny/manifest.json").unlink()
+    files.images["val_data"][0] ^= 1
+    files.write_folder(folder)
+    with pytest.raises(UserError, match="other source files"):
+        write_dataset(config)
+
+
+def test_an_exception_while_writing_publishes_nothing(digits, tmp_path):
+    def stop(done):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_dataset(digits, lambda done: stop(done) if done >= 600 else None)
+    with pytest.raises(UserError, match=r"manifest\.json is missing.*fm shard"):
+        load_manifest(str(tmp_path), "digits")
+    assert not list((tmp_path / "digits").glob(".*"))
+    assert write_dataset(digits).splits["train"].images == 1297
+
+
+def test_staged_files_appear_whole_or_not_at_all(tmp_path):
+    for url in (str(tmp_path / "x"), "memory://staged-test"):
+        store = Store.at(url)
+        with pytest.raises(ZeroDivisionError), store.staged("a") as (_, file):
+            file.write(bytes(1000 // (file.write(b"half") - 4)))
+        assert store.sizes() == {}
+        store.write_bytes("a", b"whole")
+        assert store.read_bytes("a") == b"whole"
+
+
+KILLED = """
+import sys, time
+from fm_core.config.data import DataSection
+from fm_core.data.shards import write_dataset
+def slowly(done):
+    print(done, flush=True)
+    time.sleep(0.05)
+write_dataset(DataSection.model_validate_json(sys.argv[1]), slowly)
+"""
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_kill_in_the_middle_loses_at_most_the_shard_in_hand(digits, tmp_path, shards):
+    command = [sys.executable, "-c", KILLED, digits.model_dump_json()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if int(line) >= shards * 300:
+                process.send_signal(signal.SIGKILL)
+                break
+        process.wait()
+    folder = tmp_path / "digits"
+    assert not (folder / "manifest.json").exists()
+    kept = {path: path.stat().st_mtime_ns for path in folder.glob("train-*.tar")}
+    assert len(kept) >= shards
+    (folder / f".train-000004.tar.nohost.{process.pid}.0badcafe.partial").write_bytes(b"of another host")
+    manifest = write_dataset(digits)
+    assert all(path.stat().st_mtime_ns == time for path, time in list(kept.items())[:shards])
+    assert (
+        manifest.version == write_dataset(digits.model_copy(update={"root": str(tmp_path / "fresh")})).version
+    )
+    assert verify_dataset(str(tmp_path), "digits") == []
+
+
+def test_no_room_is_said_before_anything_is_written(digits, monkeypatch):
+    monkeypatch.setattr(Store, "free_bytes", lambda self: 1000)
+    with pytest.raises(UserError, match=r"data\.root: .* GB free"):
+        write_dataset(digits)
+
+
+def test_a_manifest_of_a_newer_schema_is_refused(digits, tmp_path):
+    write_dataset(digits)
+    path = tmp_path / "digits/manifest.json"
+    tree = json.loads(path.read_text())
+    path.write_text(json.dumps(tree | {"schema_version": 2}))
+    with pytest.raises(UserError, match="schema version 2; this program reads version 1"):
+        load_manifest(str(tmp_path), "digits")
+
+
+def test_an_altered_manifest_is_refused(digits, tmp_path):
+    write_dataset(digits)
+    path = tmp_path / "digits/manifest.json"
+    tree = json.loads(path.read_text())
+    path.write_text(json.dumps(tree | {"levels": 256}))
+    with pytest.raises(UserError, match="altered"):
+        load_manifest(str(tmp_path), "digits")
+
+
+def test_the_version_is_of_the_content_alone(digits, tmp_path):
+    manifest = write_dataset(digits)
+    other = manifest.model_copy(update={"name": "other", "inputs": ()})
+    assert other.version == manifest.version
+    assert manifest.model_copy(update={"label_order": "other"}).version != manifest.version
