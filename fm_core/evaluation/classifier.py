@@ -1,0 +1,173 @@
+"""A classifier trained on a data set's own labels: the extractor where Inception weights are absent.
+
+Its features are those of one data set and one training: a Fréchet distance on them is never called FID. The
+share of samples that it reads with confidence says whether they look like members of a class at all; a plain
+classifier is confident about nine in ten images of pure noise, so this one also learns what is not a member
+(`impostors`).
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fm_core.method.quantiser import Quantiser
+
+OnProgress = Callable[[int, int, float], None]
+
+
+class Classifier(nn.Module):
+    """A small network: images float32 [N, C, H, W] in [-1, 1] -> (features [N, D], logits [N, classes]).
+
+    Each stage is two convolutions of twice the width of the stage before, then a halving, until sides are
+    about four pixels: one halving for 8 x 8 digits, four for 64 x 64 photographs. Features are non-negative
+    (after a ReLU), D = ``features``.
+    """
+
+    def __init__(
+        self, image_channels: int, image_size: int, classes: int, width: int = 32, features: int = 128
+    ) -> None:
+        super().__init__()
+        self.classes = classes
+        halvings = max(1, round(math.log2(image_size / 4)))
+        stages: list[nn.Module] = []
+        inputs = image_channels
+        for level in range(halvings + 1):
+            outputs = width * min(2**level, 8)
+            stages += [_convolution(inputs, outputs), _convolution(outputs, outputs)]
+            stages.append(nn.MaxPool2d(2, ceil_mode=True) if level < halvings else nn.AdaptiveAvgPool2d(2))
+            inputs = outputs
+        self.stages = nn.Sequential(*stages)
+        self.embed = nn.Linear(4 * inputs, features)
+        self.read = nn.Linear(features, classes)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and logits of a batch of images."""
+        features = F.relu(self.embed(self.stages(images).flatten(1)))
+        return features, self.read(features)
+
+
+def _convolution(inputs: int, outputs: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
+    )
+
+
+def train_classifier(
+    images: Tensor,
+    labels: Tensor,
+    levels: int,
+    classes: int,
+    seed: int,
+    steps: int = 500,
+    batch_size: int = 64,
+    learning_rate: float = 3e-3,
+    device: torch.device | str = "cpu",
+    on_progress: OnProgress | None = None,
+) -> Classifier:
+    """Train on images uint8 [N, C, S, S] in 0 .. levels - 1 with labels int64 [N] in 0 .. classes - 1.
+
+    AdamW with one learning-rate cycle over ``steps`` batches; every image is shifted by up to an eighth of
+    its side, and half as many impostors join each batch. All randomness comes from ``seed``, the caller's
+    generators are left alone: on one kind of machine with one number of threads the result is the same bit
+    for bit.
+    ``on_progress(step, steps, loss)`` is called about fifty times. The classifier comes back in eval mode, on
+    ``device``.
+
+    Raises ValueError where images and labels do not fit each other or the stated number of classes.
+    """
+    _check(images, labels, classes)
+    quantiser = Quantiser(levels)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        classifier = Classifier(images.shape[1], images.shape[2], classes)
+    classifier = classifier.to(device).train()
+    optimizer = torch.optim.AdamW(classifier.parameters(), lr=learning_rate, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
+    order = torch.empty(0, dtype=torch.int64)
+    for step in range(1, steps + 1):
+        while len(order) < batch_size:
+            order = torch.cat([order, torch.randperm(len(images), generator=generator)])
+        chosen, order = order[:batch_size], order[batch_size:]
+        batch = shifted(images[chosen], images.shape[2] // 8, generator)
+        x, targets = quantiser.scale(batch), F.one_hot(labels[chosen], classes).float()
+        others, softened = impostors(x, targets, generator)
+        x, targets = torch.cat([x, others]).to(device), torch.cat([targets, softened]).to(device)
+        loss = F.cross_entropy(classifier(x)[1], targets)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if on_progress is not None and (step % max(1, steps // 50) == 0 or step == steps):
+            on_progress(step, steps, loss.item())
+    return classifier.eval()
+
+
+def _check(images: Tensor, labels: Tensor, classes: int) -> None:
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[2] != images.shape[3]:
+        raise ValueError(f"images are uint8 [N, C, S, S], not {images.dtype} {tuple(images.shape)}")
+    if len(images) == 0 or labels.shape != images.shape[:1]:
+        raise ValueError(
+            f"{len(images)} images need as many labels (at least one), not {tuple(labels.shape)}"
+        )
+    if int(labels.min()) < 0 or int(labels.max()) >= classes:
+        raise ValueError(
+            f"labels run from {int(labels.min())} to {int(labels.max())}: with {classes} classes they "
+            f"must lie in 0 .. {classes - 1}"
+        )
+
+
+def impostors(x: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Images that are no members, and what to say of them: ([N // 2, C, H, W], [N // 2, classes]).
+
+    The first half of the batch x [N, C, H, W] with class probabilities ``targets`` [N, classes] is blended:
+    each image with the second half's image at its place, or with that image's pixels in random order, of
+    which nothing can be said (all classes equal). At most three quarters of a blend are its first image.
+    """
+    n = len(x) // 2
+    other, say = x[n : 2 * n], targets[n : 2 * n]
+    order = torch.rand(n, 1, x[0, 0].numel(), generator=generator).argsort(dim=2).expand(-1, x.shape[1], -1)
+    scramble = torch.rand(n, generator=generator) < 0.5
+    other = torch.where(
+        scramble[:, None, None, None], other.flatten(2).gather(2, order).view_as(other), other
+    )
+    say = torch.where(scramble[:, None], torch.full_like(say, 1 / say.shape[1]), say)
+    share = 0.75 * torch.rand(n, generator=generator)
+    blend = share[:, None, None, None] * x[:n] + (1 - share)[:, None, None, None] * other
+    return blend, share[:, None] * targets[:n] + (1 - share)[:, None] * say
+
+
+def shifted(images: Tensor, most: int, generator: torch.Generator) -> Tensor:
+    """Images [N, C, H, W], each moved by its own -most .. most pixels both ways; edge pixels repeat."""
+    n, _, height, width = images.shape
+    moves = torch.randint(-most, most + 1, (2, n, 1), generator=generator).to(images.device)
+    rows = (torch.arange(height, device=images.device) + moves[0]).clamp(0, height - 1)
+    columns = (torch.arange(width, device=images.device) + moves[1]).clamp(0, width - 1)
+    index = torch.arange(n, device=images.device)[:, None, None]
+    return images.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+@torch.no_grad()
+def read(classifier: Classifier, images: Tensor, levels: int, batch_size: int = 500) -> tuple[Tensor, Tensor]:
+    """Features [N, D] and class probabilities [N, classes], float32 on the CPU, of uint8 images [N, C, S, S].
+
+    The classifier should be in eval mode, as ``train_classifier`` returns it.
+    """
+    device = next(classifier.parameters()).device
+    quantiser = Quantiser(levels)
+    features: list[Tensor] = []
+    probabilities: list[Tensor] = []
+    for batch in images.split(batch_size):
+        feature, logits = classifier(quantiser.scale(batch.to(device)))
+        features.append(feature.float().cpu())
+        probabilities.append(logits.float().softmax(dim=1).cpu())
+    return torch.cat(features), torch.cat(probabilities)
+
+
+def accuracy(classifier: Classifier, images: Tensor, labels: Tensor, levels: int) -> float:
+    """The share in [0, 1] of uint8 images [N, C, S, S] whose most probable class is their label int64 [N]."""
+    _, probabilities = read(classifier, images, levels)
+    return (probabilities.argmax(dim=1) == labels.cpu()).double().mean().item()

@@ -1,0 +1,66 @@
+"""From the configuration to the network and the parts of the method."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from fm_core.config import MethodSection, ModelSection
+from fm_core.errors import UserError
+from fm_core.method.couplings import Coupling
+from fm_core.method.named import coupling_named, objective_named, path_named, times_named
+from fm_core.method.objectives import Objective
+from fm_core.method.times import Times
+from fm_core.models.unet import UNet
+
+
+@dataclass(frozen=True)
+class Method:
+    """The parts that a training step composes."""
+
+    objective: Objective
+    coupling: Coupling
+    times: Times
+
+
+def build_method(method: MethodSection) -> Method:
+    """The objective on its path, the coupling and the times.
+
+    Raises UserError for unknown names and for pairs that do not go together.
+    """
+    path = path_named(method.path, method.path_options)
+    objective = objective_named(method.objective, path, method.objective_options)
+    return Method(
+        objective=objective,
+        coupling=coupling_named(method.coupling, method.coupling_options),
+        times=times_named(method.times, objective.interval, method.times_options),
+    )
+
+
+def build_network(
+    model: ModelSection, image_shape: tuple[int, int, int], classes: int, gradient_checkpointing: bool = False
+) -> nn.Module:
+    """The network for images of `image_shape` = (channels, height, width), float32, freshly initialised.
+
+    `classes` is the data set's number of classes; it matters when model.class_conditional is true.
+    Raises UserError for a shape or sizes that the network cannot take.
+    """
+    channels, height, width = image_shape
+    if height != width:
+        raise UserError(f"model.kind {model.kind} wants square images; the data set's are {height} x {width}")
+    try:
+        return UNet(
+            image_size=height,
+            image_channels=channels,
+            channels=model.channels,
+            channel_multipliers=model.channel_multipliers,
+            residual_blocks=model.residual_blocks,
+            attention_resolutions=model.attention_resolutions,
+            head_channels=model.head_channels,
+            dropout=model.dropout,
+            scale_shift=model.scale_shift,
+            resample_with_residual_blocks=model.resample_with_residual_blocks,
+            classes=classes if model.class_conditional else 0,
+            gradient_checkpointing=gradient_checkpointing,
+        )
+    except ValueError as error:
+        raise UserError(f"model: {error}") from None
