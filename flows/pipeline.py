@@ -1,0 +1,62 @@
+"""What every flow of this project does: refuse early, run its stages, say what came out."""
+
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+from prefect import get_client
+from prefect.client.schemas.objects import State
+from prefect.logging import get_logger
+from prefect.runtime import flow_run
+from prefect.states import Completed
+
+from flows.bars import Ended, run_stage
+from fm_core.config import RunConfig
+from fm_core.errors import Stopped, UserError
+from fm_core.stages.result import StageResult
+
+ALL_STAGES = ("shard", "train", "sample", "evaluate", "report")
+
+
+def pipeline(config: RunConfig, stages: Sequence[str]) -> State[Any]:
+    """Run stages one after another; the state that is returned carries the result in its message."""
+    from fm_core.stages.preflight import preflight
+
+    _tag(config)
+    try:
+        preflight(config)
+        results = [run_stage(stage, config) for stage in stages]
+    except (UserError, Stopped) as error:
+        return Ended.because_of(error).state
+    except Ended as end:
+        return end.state
+    return Completed(message=headline(results))
+
+
+def headline(results: Sequence[StageResult]) -> str:
+    """The result of a run in one line."""
+    by_stage = {result.stage: result for result in results}
+    last = results[-1]
+    told = by_stage.get("evaluate", last)
+    line = told.summary
+    if all(result.state == "verified" for result in results):
+        line += "; nothing to do, everything was complete"
+    report = last.paths.get("report")
+    return f"{line}; report: {report}" if report else line
+
+
+def run_name() -> str:
+    """Name of a flow run that can be read alone: data set, run and seed."""
+    config: RunConfig = flow_run.get_parameters()["config"]
+    name, data = config.run.name, config.data.name
+    return f"{name if name.startswith(data) else f'{data}-{name}'}-s{config.run.seed}"
+
+
+def _tag(config: RunConfig) -> None:
+    """Tag the flow run with its run directory's name; tags are a comfort and may fail."""
+    try:
+        with get_client(sync_client=True) as client:
+            tags = {*flow_run.get_tags(), f"run:{config.run.name}", f"data:{config.data.name}"}
+            client.update_flow_run(UUID(flow_run.get_id()), tags=sorted(tags))
+    except Exception as error:
+        get_logger(__name__).debug("the run was not tagged: %s", error)

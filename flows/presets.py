@@ -1,0 +1,28 @@
+"""The configurations that come with the project, as types for flow parameters.
+
+A flow that takes one shows the values of infra/configs/<name>.yaml in its form, refuses unknown
+keys and wrong types when a run is created, and keeps the file's values for keys nobody named.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fm_core.config import RunConfig, config_class, load_config
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+def preset(name: str) -> type[RunConfig]:
+    """RunConfig with the defaults of infra/configs/<name>.yaml."""
+    return config_class(load_config(PROJECT / "infra" / "configs" / f"{name}.yaml"))
+
+
+if TYPE_CHECKING:
+    Digits = RunConfig
+    ImageNet64 = RunConfig
+else:
+    Digits = preset("digits")
+    ImageNet64 = preset("imagenet64")
+
+DIGITS = Digits()
+IMAGENET64 = ImageNet64()

@@ -1,0 +1,41 @@
+"""From images to scores: one flow for each data set."""
+
+from typing import Any
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+
+from flows.pipeline import ALL_STAGES, pipeline, run_name
+from flows.presets import DIGITS, IMAGENET64, Digits, ImageNet64
+
+
+@flow(name="train-digits", flow_run_name=run_name)
+def train_digits(config: Digits = DIGITS) -> State[Any]:
+    """Shard, train, sample, score and report scikit-learn's handwritten digits.
+
+    1,797 images of 8 x 8 pixels that come with scikit-learn. Needs two CPU cores, about six minutes
+    and less than 1 GB of disk.
+
+    * **in**: nothing; `config` has runnable defaults
+    * **out**: the run directory `<run.root>/<run.name>` with shards, checkpoints, samples, scores
+      and `report.html`
+    * **again**: a run of the same `run.name` continues where the last one ended, and verifies what is
+      complete
+    """
+    return pipeline(config, ALL_STAGES)
+
+
+@flow(name="train-imagenet64", flow_run_name=run_name)
+def train_imagenet64(config: ImageNet64 = IMAGENET64) -> State[Any]:
+    """Shard, train, sample, score and report ImageNet at 64 x 64 pixels.
+
+    The network and the hyper-parameters of Lipman et al. (ICLR 2023).
+
+    * **in**: `config.data.source.url`, the folder that holds the archives of downsampled ImageNet
+      (Chrabaszcz et al.) in their npz form; a run without them is refused in its first seconds
+    * **out**: the run directory `<run.root>/<run.name>` with shards, checkpoints, samples, scores
+      and `report.html`
+    * **again**: a run of the same `run.name` continues where the last one ended, and verifies what is
+      complete
+    """
+    return pipeline(config, ALL_STAGES)
