@@ -1,46 +1,114 @@
-"""Copies of remote shards on this node, named by their hash."""
+"""Copies of remote shards on this node, named by their hash and shared by all its processes."""
 
+import fcntl
 import hashlib
 import os
 import tempfile
+from collections.abc import Generator, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fm_core.data.manifest import Shard
 from fm_core.data.store import CHUNK, Store
 from fm_core.errors import UserError
 
+DOWNLOADS = 8
+
 
 class NodeCache:
-    """A local folder of shards that the processes of a node share."""
+    """A local folder of shards.
 
-    def __init__(self, folder: str | None = None) -> None:
+    Processes that want the same shard wait for the one that downloads it. With a limit, the shards
+    that were longest unused make room; a process that has one open reads on from its handle.
+    """
+
+    def __init__(self, folder: str | None = None, limit_bytes: int | None = None) -> None:
         default = Path(tempfile.gettempdir()) / f"flow-matching-shards-{os.getuid()}"
         self.folder = Path(folder) if folder else default
+        self.limit_bytes = limit_bytes
+        self._pool: ThreadPoolExecutor | None = None
 
     def local_path(self, store: Store, shard: Shard) -> Path:
         """Path of a whole copy of the shard; the shard itself where the store is on this machine.
 
-        Raises UserError if what the store holds does not have the manifest's hash.
+        Raises UserError if the store does not hold what the manifest says, after a second download.
         """
         if store.local:
             return store.local / shard.name
-        path = self.folder / f"{shard.sha256}.tar"
-        if not path.exists():
-            self._download(store, shard, path)
+        path = self._path(shard)
+        with self._locked(path):
+            if path.exists():
+                os.utime(path)
+            else:
+                self._download(store, shard, path)
         return path
 
-    def _download(self, store: Store, shard: Shard, path: Path) -> None:
+    def discard(self, store: Store, shard: Shard) -> None:
+        """Forget the copy of a shard; nothing happens where the store is on this machine."""
+        if not store.local:
+            path = self._path(shard)
+            with self._locked(path):
+                path.unlink(missing_ok=True)
+
+    def prefetch(self, store: Store, shards: Iterable[Shard]) -> None:
+        """Begin to copy shards in the background; what fails here fails again, aloud, in local_path."""
+        if store.local:
+            return
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(DOWNLOADS, thread_name_prefix="shards")
+        for shard in shards:
+            self._pool.submit(self.local_path, store, shard)
+
+    def close(self) -> None:
+        """Drop what prefetch has not begun."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
+
+    def _path(self, shard: Shard) -> Path:
+        return self.folder / f"{shard.sha256}.tar"
+
+    @contextmanager
+    def _locked(self, path: Path) -> Generator[None]:
         self.folder.mkdir(parents=True, exist_ok=True)
-        stage = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        # One lock file a shard, never removed: removing it would let two processes hold "the" lock.
+        with path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _download(self, store: Store, shard: Shard, path: Path) -> None:
+        stage = path.with_suffix(".partial")
+        self._make_room(shard.bytes)
         try:
-            store.fetch(shard.name, stage)
-            if _sha256(stage) != shard.sha256:
-                raise UserError(
-                    f"{store.url}/{shard.name}: its SHA-256 is not the manifest's; run fm validate"
-                )
-            stage.replace(path)
+            for _ in range(2):
+                store.fetch(shard.name, stage)
+                if _sha256(stage) == shard.sha256:
+                    stage.replace(path)
+                    return
+        except FileNotFoundError:
+            raise UserError(f"{store.url}/{shard.name}: missing; run fm validate --repair") from None
         finally:
             stage.unlink(missing_ok=True)
+        raise UserError(
+            f"{store.url}/{shard.name}: its SHA-256 is not the manifest's; run fm validate --repair"
+        )
+
+    def _make_room(self, wanted: int) -> None:
+        """Remove the shards longest unused until `wanted` bytes fit under the limit."""
+        if self.limit_bytes is None:
+            return
+        copies: list[tuple[float, int, Path]] = []
+        for path in self.folder.glob("*.tar"):
+            with suppress(FileNotFoundError):  # another process makes room as well
+                facts = path.stat()
+                copies.append((facts.st_mtime, facts.st_size, path))
+        room = self.limit_bytes - sum(size for _, size, _ in copies)
+        for _, size, path in sorted(copies):
+            if room >= wanted:
+                return
+            path.unlink(missing_ok=True)
+            room += size
 
 
 def _sha256(path: Path) -> str:

@@ -7,12 +7,12 @@ absent without labels; .crc.npy, uint32 [n], the CRC-32 of each image's pixels.
 
 import hashlib
 import tarfile
-import zlib
 from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fm_core.data.crc import crc32
 from fm_core.data.manifest import Block
 from fm_core.data.sources.base import Rows
 
@@ -80,7 +80,7 @@ class ShardFile:
 
 def image_crcs(images: NDArray[np.uint8]) -> NDArray[np.uint32]:
     """CRC-32 of each image's pixels; images uint8 [n, ...], C-contiguous; result uint32 [n]."""
-    return np.array([zlib.crc32(image.data) for image in images], np.dtype("<u4"))
+    return np.array([crc32(image.data) for image in images], np.dtype("<u4"))
 
 
 def npy_header(array: NDArray[np.generic]) -> bytes:

@@ -93,5 +93,10 @@ def _assignment(x0: Tensor, x1: Tensor) -> np.ndarray:
     # Summed over a permutation, |x1 - x0|^2 is -2 x1.x0 and a constant. Between uniform measures of equal
     # size the optimal plan is a permutation, so scipy's exact assignment, already a dependency, serves as POT
     # would.
-    products = x1.flatten(1).double().cpu() @ x0.flatten(1).double().cpu().T
+    products = _rows(x1) @ _rows(x0).T
     return linear_sum_assignment(products.numpy(), maximize=True)[1]
+
+
+def _rows(x: Tensor) -> Tensor:
+    """Examples as rows, [B, D] float64 on the CPU."""
+    return x.detach().reshape(x.shape[0], -1).double().cpu()

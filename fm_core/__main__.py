@@ -1,0 +1,7 @@
+"""`python -m fm_core` is `fm`."""
+
+import sys
+
+from fm_core.cli import main
+
+sys.exit(main())

@@ -1,0 +1,101 @@
+"""A stream for data larger than a node's disk: blocks shuffled, images shuffled in a bounded window.
+
+Positions are dealt to V virtual ranks, `run` consecutive ones at a time. In each epoch the blocks are
+permuted and joined, the sequence is cut into V segments, and each virtual rank goes through its
+segment window by window, in random order inside a window. So a virtual rank needs the blocks of one
+window at a time, and every epoch still holds each image exactly once. With a global batch of V * run
+images and W processes, W a divisor of V, each process reads its own V / W virtual ranks only.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fm_core.errors import UserError
+
+Int64s = NDArray[np.int64]
+_BLOCKS, _WINDOW = 1, 2
+
+
+class BlockOrder:
+    """Ids 0 .. images - 1, every one once in each epoch, keyed by (seed, epoch)."""
+
+    def __init__(
+        self, seed: int, block_images: Sequence[int], virtual_ranks: int, run: int, window: int
+    ) -> None:
+        """block_images: images of each block, in order of ids; run and window in images."""
+        self._seed = seed
+        self._sizes = np.array(block_images, np.int64)
+        self.images = int(self._sizes.sum())
+        if self.images < 1 or min(virtual_ranks, run, window) < 1:
+            raise ValueError("images, virtual_ranks, run and window must be at least 1")
+        self._first = np.cumsum(self._sizes) - self._sizes
+        self._ranks, self._run, self._window = virtual_ranks, run, window
+        self._epoch = lru_cache(maxsize=2)(self._make_epoch)
+        # Each virtual rank is in one window, and in two where a batch straddles windows.
+        self._in_window = lru_cache(maxsize=2 * virtual_ranks)(self._permute_window)
+
+    def check_world(self, ranks: int, global_batch: int) -> None:
+        """UserError unless `ranks` processes can each read their own blocks."""
+        if self._ranks % ranks or global_batch != self._ranks * self._run:
+            raise UserError(
+                f"data.virtual_ranks: {self._ranks} virtual ranks of {self._run} images make batches of "
+                f"{self._ranks * self._run} for a number of processes that divides {self._ranks}, "
+                f"not batches of {global_batch} for {ranks}"
+            )
+
+    def ids(self, position: int, count: int) -> Int64s:
+        """The ids at stream positions position .. position + count - 1; int64 [count]."""
+        if position < 0 or count < 0:
+            raise ValueError(f"position {position} and count {count} must not be negative")
+        positions = np.arange(position, position + count, dtype=np.int64)
+        out = np.empty(count, np.int64)
+        epochs = positions // self.images
+        ranks = positions // self._run % self._ranks
+        for epoch in np.unique(epochs).tolist():
+            in_epoch = epochs == epoch
+            for rank in np.unique(ranks[in_epoch]).tolist():
+                chosen = in_epoch & (ranks == rank)
+                out[chosen] = self._ids_of(epoch, rank, positions[chosen])
+        return out
+
+    def _ids_of(self, epoch: int, rank: int, positions: Int64s) -> Int64s:
+        """Ids at positions of one virtual rank in one epoch."""
+        starts, order, ends = self._epoch(epoch)
+        begin, length = int(starts[rank]), int(starts[rank + 1] - starts[rank])
+        index = self._dealt(positions, rank) - self._dealt(np.array(epoch * self.images), rank)
+        windows = index // self._window
+        places = np.empty_like(index)
+        for window in np.unique(windows).tolist():
+            chosen = windows == window
+            first = window * self._window
+            shuffled = self._in_window(epoch, rank, window, min(self._window, length - first))
+            places[chosen] = begin + first + shuffled[index[chosen] - first]
+        slot = np.searchsorted(ends, places, "right")
+        block = order[slot]
+        return self._first[block] + places - (ends[slot] - self._sizes[block])
+
+    def _dealt(self, position: Int64s, rank: int) -> Int64s:
+        """How many positions below `position` were dealt to a virtual rank."""
+        rounds, rest = np.divmod(position, self._run * self._ranks)
+        return rounds * self._run + np.clip(rest - rank * self._run, 0, self._run)
+
+    def _make_epoch(self, epoch: int) -> tuple[Int64s, Int64s, Int64s]:
+        """Where segments begin, int64 [V + 1]; the blocks' order; where each ends in the sequence."""
+        begin, end = np.array(epoch * self.images), np.array((epoch + 1) * self.images)
+        lengths = [int(self._dealt(end, rank) - self._dealt(begin, rank)) for rank in range(self._ranks)]
+        order = self._permutation(len(self._sizes), epoch, _BLOCKS, 0, 0)
+        return np.cumsum([0, *lengths]), order, np.cumsum(self._sizes[order])
+
+    def _permute_window(self, epoch: int, rank: int, window: int, length: int) -> Int64s:
+        return self._permutation(length, epoch, _WINDOW, rank, window)
+
+    def _permutation(self, length: int, epoch: int, kind: int, rank: int, window: int) -> Int64s:
+        # The counter's lowest word counts up to the length; the others tell windows apart.
+        bits = np.random.Philox(
+            key=np.array([self._seed, epoch], np.uint64),
+            counter=np.array([0, window, rank, kind], np.uint64),
+        )
+        return np.argsort(bits.random_raw(length), kind="stable").astype(np.int64, copy=False)

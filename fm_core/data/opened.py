@@ -1,0 +1,111 @@
+"""Open shards of a split: file handles, and where each image, label and CRC is."""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fm_core.data.cache import NodeCache
+from fm_core.data.manifest import Shard
+from fm_core.data.store import Store
+from fm_core.errors import UserError
+
+# Below the usual limit of 1,024 files a process, and at least as many as one piece of a batch needs.
+OPEN_SHARDS = 512
+
+
+class ShardTable:
+    """Where each image of a split is. Twelve bytes an image: 15 MB for ImageNet."""
+
+    def __init__(self, shards: Sequence[Shard], image_bytes: int) -> None:
+        blocks = [(number, block) for number, shard in enumerate(shards) for block in shard.blocks]
+        counts = np.array([block.images for _, block in blocks], np.int64)
+        self._image_bytes = image_bytes
+        self._first = np.cumsum(counts) - counts
+        self._shard = np.array([number for number, _ in blocks], np.int64)
+        self._offset = np.array([block.x_offset for _, block in blocks], np.int64)
+        total = sum(shard.images for shard in shards)
+        self.labels = np.full(total, -1, np.int64)
+        """Label of each image of the shards that were opened; int64 [images]."""
+        self.crcs = np.zeros(total, np.uint32)
+        """CRC-32 of each image of the shards that were opened; uint32 [images]."""
+
+    def locate(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Shard number and byte offset of each id; int64 [n] each."""
+        block = np.searchsorted(self._first, ids, "right") - 1
+        offsets = self._offset[block] + (ids - self._first[block]) * self._image_bytes
+        return self._shard[block], offsets
+
+
+class OpenShards:
+    """File handles of shards, the least recently opened closed first."""
+
+    def __init__(self, store: Store, shards: Sequence[Shard], cache: NodeCache, table: ShardTable) -> None:
+        self._store, self._shards, self._cache, self._table = store, shards, cache, table
+        self._files: dict[int, int] = {}
+        self._loaded: set[int] = set()
+
+    def files(self, shards: NDArray[np.int64]) -> list[int]:
+        """A handle for each of the shard numbers; UserError if a shard cannot be had."""
+        needed = np.unique(shards).tolist()
+        for number in needed:
+            if number not in self._files:
+                self._make_room(set(needed))
+                self._files[number] = self._open(number)
+        files = self._files
+        return [files[number] for number in shards.tolist()]
+
+    def renew(self, numbers: Sequence[int]) -> None:
+        """Close shards and have them fetched once more."""
+        for number in numbers:
+            os.close(self._files.pop(number))
+            self._loaded.discard(number)
+            self._cache.discard(self._store, self._shards[number])
+
+    def where(self, number: int) -> str:
+        """How a shard is named to the user."""
+        return f"{self._store.url}/{self._shards[number].name}"
+
+    def close(self) -> None:
+        """Close all handles."""
+        while self._files:
+            os.close(self._files.popitem()[1])
+
+    def _make_room(self, needed: set[int]) -> None:
+        if len(self._files) >= OPEN_SHARDS:
+            oldest = next(number for number in self._files if number not in needed)
+            os.close(self._files.pop(oldest))
+
+    def _open(self, number: int) -> int:
+        path = self._cache.local_path(self._store, self._shards[number])
+        try:
+            file = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise UserError(
+                f"{self.where(number)}: {error.strerror}; run fm validate --repair to write it again"
+            ) from None
+        if number not in self._loaded:
+            try:
+                self._load(number, file)
+            except BaseException:
+                os.close(file)
+                raise
+        return file
+
+    def _load(self, number: int, file: int) -> None:
+        """Read the labels and the CRCs of a shard."""
+        shard = self._shards[number]
+        row = shard.first_id
+        for block in shard.blocks:
+            rows = slice(row, row + block.images)
+            if block.y_offset is not None:
+                self._fill(number, file, self._table.labels[rows], block.y_offset)
+            self._fill(number, file, self._table.crcs[rows], block.crc_offset)
+            row += block.images
+        self._loaded.add(number)
+
+    def _fill(self, number: int, file: int, array: NDArray[np.generic], offset: int) -> None:
+        target = array.data.cast("B")
+        if os.preadv(file, [target], offset) != len(target):
+            raise UserError(f"{self.where(number)}: shorter than the manifest says; run fm validate --repair")

@@ -1,0 +1,99 @@
+"""The classifier of a data set, trained once and kept beside it."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from safetensors.torch import load, save
+from torch import Tensor
+
+from fm_core.data.manifest import Manifest
+from fm_core.data.reader import ImageReader
+from fm_core.data.store import Store
+from fm_core.errors import UserError
+from fm_core.evaluation.classifier import Classifier, accuracy, read, train_classifier
+from fm_core.run.directory import fingerprint
+
+RECIPE = {"classifier": 1, "seed": 0}
+"""Changes whenever the same data would give another classifier."""
+
+MOST_IMAGES = 200_000
+"""Training images and held-out images that are held in memory, at most."""
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A classifier trained on a data set's own labels, as a source of features."""
+
+    classifier: Classifier
+    levels: int
+    sha256: str
+    """SHA-256 of the file of its weights."""
+    held_out_accuracy: float
+    """Share of the held-out images that it labels rightly, 0 to 1."""
+
+    @property
+    def name(self) -> str:
+        """What the features are called wherever a number made of them is shown."""
+        return "classifier"
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features [N, D] and class probabilities [N, classes], float32, of uint8 images [N, C, S, S]."""
+        return read(self.classifier, images, self.levels)
+
+
+def data_set_extractor(
+    root: str, manifest: Manifest, on_step: Callable[[int, int, float], None]
+) -> Extractor:
+    """Load the classifier kept beside a data set, or train it on the training images and keep it.
+
+    `on_step` hears (step, steps, loss) while it trains. UserError for a data set without labels.
+    """
+    if not manifest.class_count:
+        raise UserError(
+            f"evaluate.features classifier: the data set {manifest.name} has no labels to train it on"
+        )
+    store = Store.at(root, manifest.name, "evaluation")
+    name = f"classifier-{fingerprint([RECIPE, manifest.version])[:12]}"
+    try:
+        weights, record = (
+            store.read_bytes(f"{name}.safetensors"),
+            json.loads(store.read_bytes(f"{name}.json")),
+        )
+    except FileNotFoundError:
+        weights, record = _train(root, manifest, on_step)
+        store.write_bytes(f"{name}.safetensors", weights)
+        store.write_bytes(f"{name}.json", json.dumps(record, indent=1).encode())
+    if hashlib.sha256(weights).hexdigest() != record["sha256"]:
+        raise UserError(
+            f"{store.url}/{name}.safetensors differs from its record; remove both files to train it again"
+        )
+    classifier = _classifier(manifest)
+    classifier.load_state_dict(load(weights))
+    return Extractor(classifier.eval(), manifest.levels, record["sha256"], record["held_out_accuracy"])
+
+
+def first_images(root: str, manifest: Manifest, split: str, count: int) -> tuple[Tensor, Tensor]:
+    """The first images of a split and their labels: uint8 [n, C, S, S], int64 [n] (-1 without labels)."""
+    reader = ImageReader(root, manifest, split)
+    return reader.read(np.arange(min(count, len(reader)), dtype=np.int64))
+
+
+def _train(
+    root: str, manifest: Manifest, on_step: Callable[[int, int, float], None]
+) -> tuple[bytes, dict[str, Any]]:
+    images, labels = first_images(root, manifest, "train", MOST_IMAGES)
+    classes, seed = manifest.class_count or 0, RECIPE["seed"]
+    classifier = train_classifier(images, labels, manifest.levels, classes, seed, on_progress=on_step)
+    held_out = accuracy(classifier, *first_images(root, manifest, "val", MOST_IMAGES), manifest.levels)
+    weights = save({name: tensor.contiguous() for name, tensor in classifier.state_dict().items()})
+    facts = {"sha256": hashlib.sha256(weights).hexdigest(), "held_out_accuracy": held_out, "recipe": RECIPE}
+    return weights, {"schema": 1, **facts}
+
+
+def _classifier(manifest: Manifest) -> Classifier:
+    channels, side, _ = manifest.image_shape
+    return Classifier(channels, side, manifest.class_count or 0)

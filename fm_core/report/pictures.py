@@ -1,0 +1,73 @@
+"""Pictures: grids of images, the loss curve."""
+
+import base64
+import io
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+def grid(images: Tensor, levels: int, columns: int, scale: int = 4) -> Image.Image:
+    """A picture of images uint8 [n, C, H, W] of `levels` grey levels, row by row, `scale` pixels for one."""
+    count, channels, height, width = images.shape
+    rows = -(-count // columns)
+    sheet = torch.zeros(rows * columns, channels, height, width, dtype=torch.uint8)
+    sheet[:count] = (images.float() * (255 / (levels - 1))).round().to(torch.uint8)
+    array = (
+        sheet.view(rows, columns, channels, height, width)
+        .permute(0, 3, 1, 4, 2)
+        .reshape(rows * height, columns * width, channels)
+        .numpy()
+    )
+    picture = Image.fromarray(array[..., 0] if channels == 1 else array)
+    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+
+
+def png(picture: Image.Image) -> bytes:
+    """The picture as a PNG file."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def data_uri(content: bytes, kind: str = "image/png") -> str:
+    """Bytes as a URI that a page can hold."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def loss_curve(metrics: list[dict[str, Any]]) -> bytes:
+    """PNG of the training loss, whole and by quarter of t, against images seen.
+
+    `metrics` are the lines of train/metrics.jsonl; at least one.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 3.2), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    seen = [line["images_seen"] for line in metrics]
+    for quarter in range(4):
+        values = [line["loss_by_quarter_of_t"][quarter] for line in metrics]
+        axes.plot(seen, values, linewidth=0.9, alpha=0.6, label=f"t in quarter {quarter + 1}")
+    axes.plot(seen, [line["loss"] for line in metrics], color="black", linewidth=1.6, label="all t")
+    axes.set_xlabel("images seen")
+    axes.set_ylabel("loss per dimension")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7, ncols=5, loc="upper right")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def nearest(samples: Tensor, training: Tensor) -> tuple[Tensor, Tensor]:
+    """For each sample uint8 [n, C, H, W] the id of the nearest training image and the distance to it.
+
+    Distances are root mean squares over pixels, in grey levels; results int64 [n], float64 [n].
+    """
+    a, b = samples.flatten(1).double(), training.flatten(1).double()
+    squares = a.square().sum(1, keepdim=True) + b.square().sum(1) - 2 * a @ b.T
+    best = squares.clamp_min(0).min(1)
+    return best.indices, (best.values / a.shape[1]).sqrt()

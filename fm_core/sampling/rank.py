@@ -1,0 +1,50 @@
+"""One rank of sampling: `python -m fm_core.sampling.rank CONFIG` under torchrun.
+
+Ranks share nothing: rank r makes batches r, r + ranks, ... and leaves what is there alone.
+"""
+
+import os
+
+import torch
+
+from fm_core.config import RunConfig
+from fm_core.errors import Stopped
+from fm_core.run.progress import Pace, Progress
+from fm_core.run.rank import Rank, run_rank
+from fm_core.run.status import write_status
+from fm_core.sampling.generate import generate
+from fm_core.sampling.model import checkpoint_step, load_model, weights_file
+from fm_core.sampling.store import SampleSet, protocol_of, solver_of
+
+
+def sample(config: RunConfig, rank: Rank) -> None:
+    """Make this rank's share of the batches that are missing."""
+    device = torch.device("cuda", rank.local) if torch.cuda.is_available() else torch.device("cpu")
+    step = checkpoint_step(config)
+    model = load_model(weights_file(config, step), device)
+    samples = SampleSet(config, step, protocol_of(config, model.weights_sha256))
+    solver = solver_of(config)
+    pace = Pace()
+    for number in range(rank.number, samples.batches, rank.count):
+        if rank.first:
+            _report(samples, rank, pace)
+        if rank.stop_requested():
+            raise Stopped(f"stopped after {sum(shard.images for shard in samples.finished()):,} images")
+        if samples.shard(number):
+            continue
+        first, count = samples.extent(number)
+        samples.write(number, generate(model, solver, config.sample.seed, first, count, device))
+    if rank.first:
+        _report(samples, rank, pace)
+
+
+def _report(samples: SampleSet, rank: Rank, pace: Pace) -> None:
+    finished = samples.finished()
+    done = sum(shard.images for shard in finished)
+    nfe = f"NFE {sum(shard.nfe * shard.images for shard in finished) / done:.0f}" if done else ""
+    progress = Progress("sample", done, samples.images, "images", nfe, pace.rate(done))
+    write_status(samples.control, progress, job=rank.job, process=os.getpid())
+
+
+if __name__ == "__main__":
+    run_rank("sample", sample)

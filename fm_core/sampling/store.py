@@ -1,0 +1,174 @@
+"""A set of samples on disk: one WebDataset tar for each solved batch, DONE.json last."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fm_core.config import RunConfig, Section
+from fm_core.data.manifest import Block
+from fm_core.data.sources.base import Rows
+from fm_core.data.store import Store
+from fm_core.data.tarfiles import ShardFile
+from fm_core.errors import UserError
+from fm_core.method.solve import Solver
+from fm_core.run.directory import RunDirectory, fingerprint, step_name
+from fm_core.sampling.generate import Batch
+
+SCHEMA = 1
+
+
+class SampleShard(Section):
+    """Sidecar of a tar: the mark that it is whole."""
+
+    schema_version: int = SCHEMA
+    name: str
+    bytes: int
+    sha256: str
+    first: int
+    """Number of the first image."""
+    images: int
+    block: Block
+    nfe: int
+    """Forwards of the network for each image of this batch."""
+    accepted: int | None
+    rejected: int | None
+
+
+def solver_of(config: RunConfig) -> Solver:
+    """The solver that the sample section asks for. UserError for settings it would ignore."""
+    sample = config.sample
+    return Solver(method=sample.solver, rtol=sample.rtol, atol=sample.atol, steps=sample.steps)
+
+
+def protocol_of(config: RunConfig, weights_sha256: str) -> dict[str, Any]:
+    """All that moves the pixels of a set of samples, save the float arithmetic of the machine."""
+    solver = solver_of(config)
+    return {
+        "weights": config.sample.weights,
+        "weights_sha256": weights_sha256,
+        "images": config.sample.images,
+        "batch_size": config.sample.batch,
+        "seed": config.sample.seed,
+        "solver": solver.method,
+        "rtol": solver.rtol,
+        "atol": solver.atol,
+        "steps": solver.steps,
+        "dtype": "float32",
+    }
+
+
+def sample_key(config: RunConfig, protocol: dict[str, Any]) -> str:
+    """Directory name of a set of samples: what a person would ask, and a hash of the rest."""
+    solver = solver_of(config)
+    accuracy = f"{solver.steps}" if solver.steps else f"{solver.rtol:.0e}"
+    return f"{config.sample.weights}-{solver.method}-{accuracy}-{fingerprint(protocol)[:6]}"
+
+
+class SampleSet:
+    """The samples of one checkpoint under one protocol."""
+
+    def __init__(self, config: RunConfig, step: int, protocol: dict[str, Any]) -> None:
+        self.protocol = protocol
+        self.key = sample_key(config, protocol)
+        self.images, self.batch = config.sample.images, config.sample.batch
+        directory = RunDirectory(config)
+        self.store = Store.at(directory.samples, step_name(step), self.key)
+        self.control = directory.path / "samples" / step_name(step) / self.key
+        """Where lock, job and status of the sampling job are; always on the submitting host."""
+
+    @property
+    def batches(self) -> int:
+        """Number of tars."""
+        return -(-self.images // self.batch)
+
+    def extent(self, number: int) -> tuple[int, int]:
+        """First image and number of images of a batch."""
+        first = number * self.batch
+        return first, min(self.batch, self.images - first)
+
+    def write(self, number: int, batch: Batch) -> None:
+        """Write a batch: the tar, then its sidecar."""
+        name = _tar(number)
+        labels = None if batch.labels is None else batch.labels.numpy()
+        with self.store.staged(name) as (_, file):
+            shard = ShardFile(file, number)
+            shard.add(0, Rows(batch.images.numpy(), labels))
+            digest = shard.finish()
+        record = SampleShard(
+            name=name,
+            bytes=shard.bytes,
+            sha256=digest,
+            first=batch.first,
+            images=len(batch.images),
+            block=shard.blocks[0],
+            nfe=batch.nfe,
+            accepted=batch.accepted,
+            rejected=batch.rejected,
+        )
+        self.store.write_bytes(_sidecar(number), record.model_dump_json(indent=1).encode())
+
+    def shard(self, number: int) -> SampleShard | None:
+        """The record of a batch, or None if it is not there whole."""
+        try:
+            record = SampleShard.model_validate_json(self.store.read_bytes(_sidecar(number)))
+        except (FileNotFoundError, ValueError):
+            return None
+        return record if self.store.size(record.name) == record.bytes else None
+
+    def finished(self) -> list[SampleShard]:
+        """Records of the batches that are there."""
+        records = (self.shard(number) for number in range(self.batches))
+        return [record for record in records if record]
+
+    def problems(self) -> list[int]:
+        """Numbers of batches that are missing or differ from their hash."""
+        bad: list[int] = []
+        for number in range(self.batches):
+            record = self.shard(number)
+            if record is None or self.store.sha256(record.name) != record.sha256:
+                bad.append(number)
+        return bad
+
+    def remove(self, number: int) -> None:
+        """Forget a batch, so that it is made again."""
+        self.store.remove(_sidecar(number))
+        self.store.remove(_tar(number))
+
+    def read(self, shape: tuple[int, int, int]) -> Iterator[Tensor]:
+        """Pixels of each batch in order, uint8 [n, *shape].
+
+        Raises UserError for a tar that is missing or differs from its record.
+        """
+        for number in range(self.batches):
+            record = self.shard(number)
+            if record is None or self.store.sha256(record.name) != record.sha256:
+                raise UserError(
+                    f"{self.store.url}/{_tar(number)} is missing or damaged; run fm sample to make it again"
+                )
+            start = record.block.x_offset
+            pixels = self.store.read_range(record.name, start, start + record.block.x_bytes)
+            yield torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(record.images, *shape)
+
+    def done(self) -> dict[str, Any] | None:
+        """DONE.json, or None."""
+        try:
+            return json.loads(self.store.read_bytes("DONE.json"))
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def finish(self, facts: dict[str, Any]) -> None:
+        """Write DONE.json: exactly the images asked for are there."""
+        shards = [record.model_dump(mode="json") for record in self.finished()]
+        record = {"schema": SCHEMA, "protocol": self.protocol, **facts, "shards": shards}
+        self.store.write_bytes("DONE.json", json.dumps(record, indent=1).encode())
+
+
+def _tar(number: int) -> str:
+    return f"samples-{number:06d}.tar"
+
+
+def _sidecar(number: int) -> str:
+    return f"samples-{number:06d}.json"

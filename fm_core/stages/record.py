@@ -1,0 +1,52 @@
+"""What every stage does around its work: open the run, keep time, write history."""
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from fm_core.config import RunConfig
+from fm_core.run.directory import RunDirectory
+from fm_core.run.files import append_line
+from fm_core.run.lease import Lease
+from fm_core.run.progress import Observer, Progress
+from fm_core.run.status import write_status
+from fm_core.stages.result import StageResult
+
+STATUS_SECONDS = 1.0
+
+Work = Callable[[RunDirectory, Observer], StageResult]
+
+
+def recorded(stage: str, config: RunConfig, observe: Observer, work: Work) -> StageResult:
+    """Open the run directory, do the work, and append a line to logs/stages.jsonl whatever happens."""
+    run = RunDirectory(config)
+    run.open()
+    began, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
+    outcome = {"state": "failed", "summary": ""}
+    try:
+        result = work(run, _shown(run, observe))
+        result = result.model_copy(update={"seconds": round(time.monotonic() - clock, 3)})
+        outcome = {"state": result.state, "summary": result.summary}
+        return result
+    except BaseException as error:
+        outcome["summary"] = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise
+    finally:
+        seconds = round(time.monotonic() - clock, 3)
+        append_line(run.history, {"stage": stage, "began": began, "seconds": seconds, **outcome})
+
+
+def _shown(run: RunDirectory, observe: Observer) -> Observer:
+    """The observer, and status.json beside it, unless a trainer is at work and writes that itself."""
+    last = 0.0
+
+    def show(progress: Progress) -> None:
+        nonlocal last
+        now = time.monotonic()
+        finished = progress.done >= progress.total
+        if (now - last > STATUS_SECONDS or finished) and Lease(run.path / "lock").holder() is None:
+            last = now
+            write_status(run.path, progress, phase="done" if finished else "running")
+        observe(progress)
+
+    return show

@@ -1,0 +1,165 @@
+"""Everything a run made, on one page."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fm_core.config import RunConfig, dump_yaml
+from fm_core.data.manifest import Manifest, load_manifest
+from fm_core.errors import UserError
+from fm_core.evaluation.extractor import MOST_IMAGES, first_images
+from fm_core.report.page import Figure, Section, Table, page
+from fm_core.report.pictures import data_uri, grid, loss_curve, nearest, png
+from fm_core.run.directory import RunDirectory, fingerprint, step_name
+from fm_core.run.files import read_json, read_lines, write_text
+from fm_core.run.progress import Observer, Progress, unobserved
+from fm_core.sampling.model import checkpoint_step, load_model, weights_file
+from fm_core.sampling.store import SampleSet, protocol_of
+from fm_core.stages.record import recorded
+from fm_core.stages.result import StageResult
+
+FINGERPRINT_MARK = "<!-- made from "
+
+
+def report(config: RunConfig, observe: Observer = unobserved) -> StageResult:
+    """Write report.html, or leave it when nothing it shows has changed.
+
+    Raises UserError if the run has no complete samples.
+    """
+    return recorded("report", config, observe, lambda run, show: _report(config, run, show))
+
+
+def _report(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResult:
+    manifest = load_manifest(config.data.root, config.data.name)
+    metrics = read_lines(run.metrics)
+    step = checkpoint_step(config)
+    model = load_model(weights_file(config, step), torch.device("cpu"))
+    samples = SampleSet(config, step, protocol_of(config, model.weights_sha256))
+    done = samples.done()
+    if done is None or not metrics:
+        raise UserError(f"{samples.store.url} is not complete; run fm sample first")
+    scores = [record for path in _score_files(run, step, samples.key) if (record := read_json(path))]
+    mark = f"{FINGERPRINT_MARK}{fingerprint([metrics[-1], done, scores, manifest.version])} -->\n"
+    state = "verified" if run.report.exists() and run.report.read_text().endswith(mark) else "done"
+    if state == "done":
+        observe(Progress("report", 0, 1, "page", "drawing"))
+        sections = [
+            *(_scores_section(record) for record in scores),
+            _samples_section(config, manifest, samples),
+            Section(
+                "Loss",
+                [Figure(data_uri(loss_curve(metrics)), "training loss against images seen", plot=True)],
+            ),
+            _history_section(run),
+            _data_section(manifest),
+            Section("Environment", [_environment_table(run)]),
+            Section("Configuration", [], text=dump_yaml(config)),
+        ]
+        trained = f"{model.images_seen:,} images seen in {step:,} steps"
+        lead = f"{trained}; {done['images']:,} samples. Directory: {run.path}"
+        write_text(run.report, page(f"Flow matching: {config.run.name}", lead, sections) + mark)
+    observe(Progress("report", 1, 1, "page", str(run.report)))
+    return StageResult(
+        stage="report", state=state, seconds=0.0, summary=str(run.report), paths={"report": str(run.report)}
+    )
+
+
+def _score_files(run: RunDirectory, step: int, sample_key: str) -> list[Path]:
+    return sorted((run.path / "evaluation" / step_name(step)).glob(f"{sample_key}-*.json"))
+
+
+def _scores_section(scores: dict[str, Any]) -> Section:
+    frechet, held_out = scores["frechet_distance"], scores["frechet_distance_of_held_out"]
+    known, nfe, judge = scores["recognised"], scores["nfe"], scores["classifier"]
+    rows = [
+        _frechet_row(frechet, "samples"),
+        _frechet_row(held_out, "real held-out images"),
+        ["recognised with confidence above 0.9", f"{known['value']:.1%}", f"{known['images']:,} samples"],
+        ["", f"{known['held_out']:.1%}", f"{known['held_out_images']:,} real held-out images"],
+        [
+            "smallest and largest class share",
+            _range(known["class_shares"]),
+            "of the samples, as the classifier reads them",
+        ],
+        [
+            "held-out accuracy of the classifier",
+            f"{judge['held_out_accuracy']:.2%}",
+            f"{judge['held_out_images']:,} images",
+        ],
+        ["NFE", f"{nfe['mean']:.0f}", f"{nfe['solver']}, batches of {nfe['batch_size']}"],
+    ]
+    if bits := scores.get("bits_per_dim"):
+        detail = f"{bits['images']} held-out images, K = {bits['k']}, probe deviation {bits['probe_std']:.3f}"
+        rows.append(["bits/dim", f"{bits['value']:.3f} ± {bits['stderr']:.3f}", detail])
+    note = (
+        f"Distances use the features of a classifier trained on the data set's own labels; they are not FID. "
+        f"Reference: {frechet['reference']}."
+    )
+    return Section(
+        "Scores", [Table(["", "value", "of"], rows)], note, text=json.dumps(scores["protocol"], indent=1)
+    )
+
+
+def _frechet_row(record: dict[str, Any], what: str) -> list[str]:
+    value = f"{record['value']:.3f} ± {record['stderr']:.3f}"
+    return [f"Fréchet distance ({record['features']} features)", value, f"{record['images']:,} {what}"]
+
+
+def _range(shares: list[float]) -> str:
+    return f"{min(shares):.1%} to {max(shares):.1%}"
+
+
+def _samples_section(config: RunConfig, manifest: Manifest, samples: SampleSet) -> Section:
+    shape, levels = manifest.image_shape, manifest.levels
+    scale = max(1, 32 // shape[1])
+    shown = next(samples.read(shape))
+    pictures = [
+        Figure(
+            data_uri(png(grid(shown[:64], levels, 8, scale))),
+            "the first samples, in the order of their numbers",
+        )
+    ]
+    count = min(config.report.neighbours, len(shown))
+    note = ""
+    if count:
+        training, _ = first_images(config.data.root, manifest, "train", MOST_IMAGES)
+        ids, distances = nearest(shown[:count], training)
+        pairs = torch.stack([shown[:count], training[ids]], dim=1).flatten(0, 1)
+        caption = "sample (left) and nearest training image (right), pair by pair"
+        pictures.append(Figure(data_uri(png(grid(pairs, levels, 8, scale))), caption))
+        note = (
+            f"Nearest of {len(training):,} training images, by root mean square difference: {distances.min():.2f} "
+            f"to {distances.max():.2f} of {levels - 1} grey levels. A distance near 0 is a copy."
+        )
+    return Section("Samples", pictures, note)
+
+
+def _history_section(run: RunDirectory) -> Section:
+    rows = [
+        [line["began"], line["stage"], line["state"], f"{line['seconds']:.1f} s", line["summary"]]
+        for line in read_lines(run.history)
+    ]
+    note = "Every call of a stage, from logs/stages.jsonl; verified means that all was there and whole."
+    return Section("What was run", [Table(["began (UTC)", "stage", "outcome", "time", "result"], rows)], note)
+
+
+def _data_section(manifest: Manifest) -> Section:
+    rows = [
+        [split, f"{facts.images:,}", f"{facts.channel_mean[0]:.2f} ± {facts.channel_std[0]:.2f}"]
+        for split, facts in manifest.splits.items()
+    ]
+    channels, height, width = manifest.image_shape
+    note = (
+        f"{manifest.name}: {height} × {width} pixels, {channels} channels, {manifest.levels} grey levels, "
+        f"{manifest.class_count or 'no'} classes; version {manifest.version[:16]}."
+    )
+    return Section("Data", [Table(["split", "images", "first channel, mean ± deviation"], rows)], note)
+
+
+def _environment_table(run: RunDirectory) -> Table:
+    facts = read_json(run.path / "environment.json") or {}
+    flat = {**facts, **facts.get("versions", {})}
+    rows = [[key, str(value)] for key, value in flat.items() if key not in ("schema", "versions") and value]
+    return Table(["", ""], rows)

@@ -1,0 +1,75 @@
+"""Shards to checkpoints: a DeepSpeed job, watched to its end."""
+
+from pathlib import Path
+
+from fm_core.config import RunConfig
+from fm_core.data.manifest import load_manifest
+from fm_core.errors import UserError
+from fm_core.models.build import build_method
+from fm_core.run.directory import RunDirectory
+from fm_core.run.files import read_json, read_lines
+from fm_core.run.launch import world
+from fm_core.run.progress import Observer, Progress, unobserved
+from fm_core.run.supervise import supervise
+from fm_core.stages.record import recorded
+from fm_core.stages.result import StageResult
+from fm_core.training.checkpoint import verify
+from fm_core.training.engine import micro_batch_of
+
+
+def train(config: RunConfig, observe: Observer = unobserved) -> StageResult:
+    """Train to train.images, from the newest complete checkpoint on; attach if a job does so already.
+
+    Raises UserError for a missing data set or sizes that do not divide, Stopped when the job was
+    asked to stop, RuntimeError when it failed.
+    """
+    return recorded("train", config, observe, lambda run, show: _train(config, run, show))
+
+
+def check(config: RunConfig) -> None:
+    """Refuse what can be refused before a process starts. Raises UserError."""
+    if "://" in RunDirectory(config).checkpoints.removeprefix("file://"):
+        raise UserError("train.checkpoint_root: object stores are not supported yet; name a directory")
+    build_method(config.method).coupling.check(micro_batch_of(config.train, world(config.launch)[0]))
+
+
+def _train(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResult:
+    check(config)
+    load_manifest(config.data.root, config.data.name)
+    state = "verified"
+    if not complete(config):
+        state = "done"
+        total = config.train.images
+        observe(Progress("train", 0, total, "images", "starting the processes"))
+        logs = run.path / "logs"
+        supervise(run.path, logs, "train", "fm_core.training.rank", config, lambda: complete(config), observe)
+    done = read_json(run.train_done) or {}
+    lines = read_lines(run.metrics)
+    loss = lines[-1]["loss"] if lines else None
+    return StageResult(
+        stage="train",
+        state=state,
+        seconds=0.0,
+        summary=f"{done['images_seen']:,} images in {done['step']:,} steps"
+        + (f", loss {loss:.4f}" if loss else ""),
+        paths={
+            "run": str(run.path),
+            "checkpoint": str(Path(run.checkpoints) / done["checkpoint"]),
+            "metrics": str(run.metrics),
+            "log": str(run.log("train", 0)),
+        },
+        counts={
+            "images_seen": done["images_seen"],
+            "steps": done["step"],
+            **({"loss": loss} if loss else {}),
+        },
+    )
+
+
+def complete(config: RunConfig) -> bool:
+    """Whether DONE.json says that enough images were seen and its checkpoint is whole."""
+    run = RunDirectory(config)
+    done = read_json(run.train_done)
+    if done is None or done["images_seen"] < config.train.images:
+        return False
+    return verify(Path(run.checkpoints) / done["checkpoint"]) is None

@@ -1,0 +1,84 @@
+"""Progress on a terminal, or as plain lines where there is none."""
+
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, TaskID, TextColumn
+from rich.progress import Progress as RichProgress
+
+from fm_core.config import RunConfig
+from fm_core.run.directory import RunDirectory
+from fm_core.run.progress import Progress
+from fm_core.run.status import progress_of, read_status
+
+LINE_SECONDS = 10.0
+FOLLOW_SECONDS = 3.0
+
+
+class Bar:
+    """Shows a stage's progress: a bar with rate and ETA on a terminal, else a line every ten seconds."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True)
+        self._bar: RichProgress | None = None
+        self._task: TaskID | None = None
+        self._line_at = 0.0
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            columns = (TextColumn("{task.fields[stage]}"), BarColumn(), TextColumn("{task.description}"))
+            self._bar = RichProgress(*columns, console=self.console)
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def observe(self, progress: Progress) -> None:
+        """Show the present state."""
+        if self._bar:
+            if self._task is None:
+                self._task = self._bar.add_task("", total=1.0, stage=progress.stage)
+            self._bar.update(self._task, completed=progress.fraction, description=describe(progress))
+        elif time.monotonic() - self._line_at > LINE_SECONDS or progress.fraction == 1.0:
+            self._line_at = time.monotonic()
+            print(f"{progress.stage}: {describe(progress)}", file=sys.stderr, flush=True)
+
+
+def describe(progress: Progress) -> str:
+    """Counts, rate, time left and the stage's own words, in one line."""
+    parts = [f"{progress.done:,}/{progress.total:,} {progress.unit}"]
+    if progress.rate:
+        parts.append(f"{progress.rate:,.0f} {progress.unit}/s")
+    if progress.eta and progress.fraction < 1:
+        parts.append(f"{timedelta(seconds=round(progress.eta))} left")
+    return ", ".join([*parts, progress.message] if progress.message else parts)
+
+
+def show_status(config: RunConfig, follow: bool) -> int:
+    """Print what a run is doing; with `follow`, whenever it changes, until interrupted."""
+    directory = RunDirectory(config).path
+    shown = ""
+    while True:
+        line = _status_line(directory)
+        if line != shown:
+            print(line, flush=True)
+            shown = line
+        if not follow:
+            return 0
+        time.sleep(FOLLOW_SECONDS)
+
+
+def _status_line(directory: Path) -> str:
+    status = read_status(directory)
+    if status is None:
+        return f"{directory}: nothing was run yet"
+    return f"{status['stage']} {status['phase']}: {describe(progress_of(status))}"

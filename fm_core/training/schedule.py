@@ -1,0 +1,25 @@
+"""The learning rate and the EMA decay as functions of progress."""
+
+import math
+
+from fm_core.config import TrainSection
+
+
+def learning_rate(train: TrainSection, images_seen: int) -> float:
+    """Learning rate of the step that starts at `images_seen`.
+
+    Linear warm-up from zero over train.warmup_images, then constant, or linear or half-cosine decay
+    to zero at train.images.
+    """
+    if images_seen < train.warmup_images:
+        return train.learning_rate * images_seen / train.warmup_images
+    if train.schedule == "constant":
+        return train.learning_rate
+    span = max(1, train.images - train.warmup_images)
+    left = max(0.0, 1.0 - (images_seen - train.warmup_images) / span)
+    return train.learning_rate * (left if train.schedule == "linear" else (1 - math.cos(math.pi * left)) / 2)
+
+
+def ema_decay(decay: float, applied_steps: int, warmup: bool) -> float:
+    """Decay used after `applied_steps` optimizer steps; warm-up keeps the initial weights out."""
+    return min(decay, (1 + applied_steps) / (10 + applied_steps)) if warmup else decay
