@@ -60,6 +60,7 @@ class Batches:
         micro_batch: int | None = None,
         flip_seed: int | None = None,
         ahead: int = 4,
+        look: int = 64,
     ) -> None:
         """Start to read at stream position `position`.
 
@@ -73,6 +74,7 @@ class Batches:
             micro_batch: images yielded at a time, a divisor of the rank's share; by default the share.
             flip_seed: seed of the horizontal flips; None leaves images as they are.
             ahead: batches read in advance.
+            look: global batches in advance whose remote shards begin to be copied to this node.
 
         Raises:
             UserError: sizes that do not divide.
@@ -86,7 +88,7 @@ class Batches:
             )
         self._reader, self._order, self._flip_seed = reader, order, flip_seed
         self._position, self._step = position + rank * share, global_batch
-        self._share = share
+        self._share, self._look = share, look
         self._queue: queue.Queue[Batch | BaseException] = queue.Queue(ahead)
         self._closed = threading.Event()
         self._failed: BaseException | None = None
@@ -121,7 +123,10 @@ class Batches:
 
     def _fill(self) -> None:
         try:
+            for step in range(self._look):
+                self._prefetch(self._position + step * self._step, self._share)
             for first in self._firsts():
+                self._prefetch(first + self._look * self._step, self._micro)
                 if not self._put(self._batch(first)):
                     return
         except BaseException as error:
@@ -132,6 +137,10 @@ class Batches:
         while True:
             yield from range(start, start + self._share, self._micro)
             start += self._step
+
+    def _prefetch(self, first: int, count: int) -> None:
+        if self._reader.remote:
+            self._reader.prefetch(self._order.ids(first, count))
 
     def _batch(self, first: int) -> Batch:
         ids = self._order.ids(first, self._micro)

@@ -29,20 +29,19 @@ class NodeCache:
         self.limit_bytes = limit_bytes
         self._pool: ThreadPoolExecutor | None = None
 
-    def local_path(self, store: Store, shard: Shard) -> Path:
-        """Path of a whole copy of the shard; the shard itself where the store is on this machine.
+    def open(self, store: Store, shard: Shard) -> int:
+        """A file handle of a whole copy of the shard; of the shard itself where the store is local.
 
-        Raises UserError if the store does not hold what the manifest says, after a second download.
+        Raises UserError if it is missing or, after a second download, not what the manifest says.
         """
-        if store.local:
-            return store.local / shard.name
-        path = self._path(shard)
-        with self._locked(path):
-            if path.exists():
-                os.utime(path)
-            else:
-                self._download(store, shard, path)
-        return path
+        if not store.local:
+            return self._open_copy(store, shard)
+        try:
+            return os.open(store.local / shard.name, os.O_RDONLY)
+        except OSError as error:
+            raise UserError(
+                f"{store.url}/{shard.name}: {error.strerror}; run fm validate --repair to write it again"
+            ) from None
 
     def discard(self, store: Store, shard: Shard) -> None:
         """Forget the copy of a shard; nothing happens where the store is on this machine."""
@@ -52,19 +51,34 @@ class NodeCache:
                 path.unlink(missing_ok=True)
 
     def prefetch(self, store: Store, shards: Iterable[Shard]) -> None:
-        """Begin to copy shards in the background; what fails here fails again, aloud, in local_path."""
+        """Begin to copy shards in the background; what fails here fails again, aloud, in open."""
         if store.local:
             return
         if self._pool is None:
             self._pool = ThreadPoolExecutor(DOWNLOADS, thread_name_prefix="shards")
         for shard in shards:
-            self._pool.submit(self.local_path, store, shard)
+            self._pool.submit(self._prefetch, store, shard)
 
     def close(self) -> None:
         """Drop what prefetch has not begun."""
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
+
+    def _open_copy(self, store: Store, shard: Shard) -> int:
+        path = self._path(shard)
+        with self._locked(path):
+            while True:
+                try:
+                    file = os.open(path, os.O_RDONLY)
+                except FileNotFoundError:
+                    self._download(store, shard, path)  # another process may evict it at once
+                else:
+                    os.utime(file)
+                    return file
+
+    def _prefetch(self, store: Store, shard: Shard) -> None:
+        os.close(self._open_copy(store, shard))
 
     def _path(self, shard: Shard) -> Path:
         return self.folder / f"{shard.sha256}.tar"

@@ -1,4 +1,4 @@
-"""CRC-32 of zlib, PNG and zip. Intel's library computes the same number ten times as fast, where it is there."""
+"""CRC-32 as zlib has it; Intel's library computes the same number ten times as fast, where it is there."""
 
 try:
     from isal.isal_zlib import crc32

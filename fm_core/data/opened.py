@@ -45,6 +45,7 @@ class OpenShards:
         self._store, self._shards, self._cache, self._table = store, shards, cache, table
         self._files: dict[int, int] = {}
         self._loaded: set[int] = set()
+        self._asked: set[int] = set()
 
     def files(self, shards: NDArray[np.int64]) -> list[int]:
         """A handle for each of the shard numbers; UserError if a shard cannot be had."""
@@ -53,6 +54,7 @@ class OpenShards:
             if number not in self._files:
                 self._make_room(set(needed))
                 self._files[number] = self._open(number)
+                self._asked.discard(number)
         files = self._files
         return [files[number] for number in shards.tolist()]
 
@@ -62,6 +64,17 @@ class OpenShards:
             os.close(self._files.pop(number))
             self._loaded.discard(number)
             self._cache.discard(self._store, self._shards[number])
+
+    @property
+    def remote(self) -> bool:
+        """Whether shards are copied to this node."""
+        return self._store.local is None
+
+    def prefetch(self, numbers: Sequence[int]) -> None:
+        """Begin to copy shards that are neither open nor asked for already."""
+        wanted = [number for number in numbers if number not in self._files and number not in self._asked]
+        self._asked.update(wanted)
+        self._cache.prefetch(self._store, [self._shards[number] for number in wanted])
 
     def where(self, number: int) -> str:
         """How a shard is named to the user."""
@@ -73,18 +86,17 @@ class OpenShards:
             os.close(self._files.popitem()[1])
 
     def _make_room(self, needed: set[int]) -> None:
+        """Close one handle if there are many, and those whose copy was evicted: they hold its space."""
+        if self.remote:
+            for number in [n for n, file in self._files.items() if n not in needed]:
+                if os.fstat(self._files[number]).st_nlink == 0:
+                    os.close(self._files.pop(number))
         if len(self._files) >= OPEN_SHARDS:
             oldest = next(number for number in self._files if number not in needed)
             os.close(self._files.pop(oldest))
 
     def _open(self, number: int) -> int:
-        path = self._cache.local_path(self._store, self._shards[number])
-        try:
-            file = os.open(path, os.O_RDONLY)
-        except OSError as error:
-            raise UserError(
-                f"{self.where(number)}: {error.strerror}; run fm validate --repair to write it again"
-            ) from None
+        file = self._cache.open(self._store, self._shards[number])
         if number not in self._loaded:
             try:
                 self._load(number, file)

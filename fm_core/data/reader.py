@@ -61,6 +61,15 @@ class ImageReader:
             self._read_piece(piece, target[first * size : (first + len(piece)) * size])
         return torch.from_numpy(self._table.labels[ids])
 
+    @property
+    def remote(self) -> bool:
+        """Whether shards are copied to this node."""
+        return self._shards.remote
+
+    def prefetch(self, ids: Ids) -> None:
+        """Begin to copy the shards of ids that will be read soon to this node."""
+        self._shards.prefetch(np.unique(self._table.locate(ids)[0]).tolist())
+
     def close(self) -> None:
         """Close all shards."""
         self._shards.close()
@@ -84,8 +93,8 @@ class ImageReader:
         if damaged:
             row = damaged[0]
             raise UserError(
-                f"{self._shards.where(int(shards[row]))}: image {int(ids[row])} of {self.split} is damaged or "
-                "missing; run fm validate --repair"
+                f"{self._shards.where(int(shards[row]))}: image {int(ids[row])} of {self.split} is damaged "
+                "or missing; run fm validate --repair"
             )
 
     def _damaged(self, ids: Ids, files: Sequence[int], offsets: Ids, target: memoryview) -> list[int]:

@@ -1,0 +1,108 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fm_core.config.data import DataSection
+from fm_core.data.batches import Batches, flip
+from fm_core.data.order import StreamOrder
+from fm_core.data.reader import ImageReader
+from fm_core.data.shards import write_dataset
+from fm_core.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("batches")
+    write_dataset(DataSection(root=str(folder), block_bytes=6400, shard_blocks=3))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def manifest(root):
+    from fm_core.data.manifest import load_manifest
+
+    return load_manifest(root, "digits")
+
+
+def take(root, manifest, count, **options):
+    with (
+        ImageReader(root, manifest, "train") as reader,
+        Batches(reader, StreamOrder(5, len(reader)), **options) as batches,
+    ):
+        return [next(batches) for _ in range(count)]
+
+
+def stream(root, manifest, position, count):
+    with ImageReader(root, manifest, "train") as reader:
+        return reader.read(StreamOrder(5, len(reader)).ids(position, count))
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    position=st.integers(0, 5000),
+    ranks=st.sampled_from([1, 2, 3, 4]),
+    micro=st.sampled_from([1, 4]),
+    micros=st.integers(1, 3),
+)
+def test_the_ranks_slices_joined_are_the_stream(root, manifest, position, ranks, micro, micros):
+    """Equally many batches on every rank, no image left out, whatever the world and micro-batch."""
+    share, steps = micro * micros, 3
+    got = {}
+    for rank in range(ranks):
+        options = {"global_batch": share * ranks, "rank": rank, "ranks": ranks, "micro_batch": micro}
+        for batch in take(root, manifest, steps * micros, position=position, **options):
+            got |= dict(zip(batch.positions, zip(batch.images, batch.labels, strict=True), strict=True))
+    images, labels = stream(root, manifest, position, share * ranks * steps)
+    assert sorted(got) == list(range(position, position + len(images)))
+    assert torch.equal(torch.stack([got[p][0] for p in sorted(got)]), images)
+    assert torch.equal(torch.stack([got[p][1] for p in sorted(got)]), labels)
+
+
+def test_flips_depend_on_the_position_alone(root, manifest):
+    whole = take(root, manifest, 1, position=64, global_batch=64, flip_seed=9)[0]
+    halves = [
+        take(root, manifest, 1, position=64, global_batch=64, flip_seed=9, rank=rank, ranks=2)[0]
+        for rank in (0, 1)
+    ]
+    plain = stream(root, manifest, 64, 64)[0]
+    assert torch.equal(torch.cat([half.images for half in halves]), whole.images)
+    flipped = (whole.images == plain.flip(-1)).flatten(1).all(1)
+    kept = (whole.images == plain).flatten(1).all(1)
+    assert (flipped | kept).all()
+    assert 16 < int((flipped & ~kept).sum()) < 48
+
+
+def test_about_half_of_the_images_are_flipped():
+    images = torch.arange(2, dtype=torch.uint8).expand(4000, 1, 1, 2).contiguous()
+    flip(images, seed=1, first=0)
+    assert 1850 < int((images[:, 0, 0, 0] == 1).sum()) < 2150
+
+
+def test_sizes_that_do_not_divide_are_refused(root, manifest):
+    for sizes in ({"global_batch": 10, "ranks": 3}, {"global_batch": 12, "ranks": 3, "micro_batch": 3}):
+        with pytest.raises(UserError, match=r"train\.global_batch"):
+            take(root, manifest, 1, position=0, **sizes)
+
+
+def test_what_goes_wrong_while_reading_ahead_is_raised_here(root, manifest):
+    class Broken:
+        def ids(self, position, count):
+            return np.arange(count) if position < 20 else np.array([10**6])
+
+    with ImageReader(root, manifest, "train") as reader:
+        batches = Batches(reader, Broken(), position=0, global_batch=10, ahead=2)
+        assert [next(batches).first for _ in range(2)] == [0, 10]
+        for _ in range(2):  # and again: a consumer that swallows it does not hang
+            with pytest.raises(IndexError):
+                next(batches)
+        batches.close()
+
+
+def test_closing_ends_the_thread_while_it_waits(root, manifest):
+    with ImageReader(root, manifest, "train") as reader:
+        batches = Batches(reader, StreamOrder(0, len(reader)), position=0, global_batch=8, ahead=1)
+        next(batches)
+        batches.close()
+        assert not batches._thread.is_alive()

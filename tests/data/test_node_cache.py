@@ -1,0 +1,134 @@
+import os
+import subprocess
+import sys
+import threading
+
+import fsspec
+import numpy as np
+import pytest
+
+from fm_core.config.data import DataSection
+from fm_core.data.batches import Batches
+from fm_core.data.cache import NodeCache
+from fm_core.data.order import StreamOrder
+from fm_core.data.reader import ImageReader
+from fm_core.data.shards import write_dataset
+from fm_core.data.store import Store
+from fm_core.errors import UserError
+
+
+@pytest.fixture
+def remote(request):
+    root = f"memory://{request.node.name}"
+    manifest = write_dataset(DataSection(root=root, block_bytes=6400, shard_blocks=2))
+    yield root, manifest
+    fsspec.filesystem("memory").rm(f"/{request.node.name}", recursive=True)
+
+
+def copies(folder):
+    return {path.stem for path in folder.glob("*.tar")}
+
+
+def test_the_cache_stays_under_its_limit_and_drops_what_was_longest_unused(tmp_path, remote):
+    root, manifest = remote
+    shards = manifest.split_shards("train")
+    cache = NodeCache(str(tmp_path), limit_bytes=2 * shards[0].bytes)
+    store = Store.at(root, "digits")
+    for number, (shard, time) in enumerate(((0, 100), (1, 200), (0, 300), (2, 400))):
+        file = cache.open(store, shards[shard])
+        os.utime(file, (time + number, time + number))
+        os.close(file)
+    assert copies(tmp_path) == {shards[0].sha256, shards[2].sha256}
+
+
+def test_reading_through_a_cache_smaller_than_the_data_is_right(tmp_path, remote):
+    root, manifest = remote
+    limit = manifest.shards[0].bytes
+    with (
+        ImageReader(root, manifest, "train", NodeCache(str(tmp_path / "a"), limit)) as small,
+        ImageReader(root, manifest, "train", NodeCache(str(tmp_path / "b"))) as whole,
+    ):
+        ids = StreamOrder(0, len(whole)).ids(0, 400)
+        assert np.array_equal(small.read(ids)[0], whole.read(ids)[0])
+    assert len(copies(tmp_path / "a")) == 1
+
+
+def test_a_copy_that_rots_is_fetched_again(tmp_path, remote):
+    root, manifest = remote
+    with ImageReader(root, manifest, "train", NodeCache(str(tmp_path))) as reader:
+        before = reader.read(np.arange(50))[0]
+        path = tmp_path / f"{manifest.shards[0].sha256}.tar"
+        whole = path.read_bytes()
+        offset = manifest.shards[0].blocks[0].x_offset
+        with path.open("r+b") as file:
+            file.seek(offset)
+            file.write(bytes([whole[offset] ^ 1]))
+        assert np.array_equal(reader.read(np.arange(50))[0], before)
+    assert path.read_bytes() == whole
+
+
+def test_prefetch_copies_shards_ahead_of_the_order(tmp_path, remote):
+    root, manifest = remote
+    cache = NodeCache(str(tmp_path))
+    with ImageReader(root, manifest, "train", cache) as reader:
+        with Batches(reader, StreamOrder(0, len(reader)), position=0, global_batch=1, ahead=1, look=60) as it:
+            next(it)
+        cache.close()
+    assert len(copies(tmp_path)) == len(manifest.split_shards("train"))
+
+
+def test_a_store_that_loses_a_shard_is_named(tmp_path, remote):
+    root, manifest = remote
+    Store.at(root, "digits").remove("train-000001.tar")
+    with (
+        ImageReader(root, manifest, "train", NodeCache(str(tmp_path))) as reader,
+        pytest.raises(UserError, match=r"train-000001\.tar: missing; run fm validate --repair"),
+    ):
+        reader.read(np.array([200]))
+
+
+def test_threads_share_one_download(tmp_path, remote, monkeypatch):
+    root, manifest = remote
+    store = Store.at(root, "digits")
+    fetched = []
+    monkeypatch.setattr(
+        Store,
+        "fetch",
+        lambda self, name, target: (fetched.append(name), target.write_bytes(self.read_bytes(name))),
+    )
+    threads = [
+        threading.Thread(target=lambda: os.close(NodeCache(str(tmp_path)).open(store, manifest.shards[0])))
+        for _ in range(6)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert fetched == ["train-000000.tar"]
+
+
+READ = """
+import sys, numpy as np, fsspec
+from fm_core.data.cache import NodeCache
+from fm_core.data.manifest import load_manifest
+from fm_core.data.reader import ImageReader
+root, folder = sys.argv[1:]
+class Slow(type(fsspec.filesystem("file"))):
+    protocol = "slow"
+fsspec.register_implementation("slow", Slow)
+manifest = load_manifest(root, "digits")
+limit = 2 * manifest.shards[0].bytes
+with ImageReader(root, manifest, "train", NodeCache(folder, limit)) as reader:
+    for _ in range(2):
+        images, labels = reader.read(np.random.default_rng().permutation(len(reader)))
+        assert int(labels.sum()) == sum(c * n for c, n in enumerate(manifest.splits["train"].class_histogram))
+"""
+
+
+def test_processes_share_and_evict_without_hurting_one_another(tmp_path):
+    write_dataset(DataSection(root=str(tmp_path / "data"), block_bytes=6400, shard_blocks=2))
+    command = [sys.executable, "-c", READ, f"slow://{tmp_path}/data", str(tmp_path / "cache")]
+    running = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    for process in running:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
