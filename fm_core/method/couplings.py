@@ -90,9 +90,8 @@ class MinibatchOptimalTransport(Coupling):
 
 def _assignment(x0: Tensor, x1: Tensor) -> np.ndarray:
     """For each x1 of a block [B, ...] the index of its x0."""
-    # Summed over a permutation, |x1 - x0|^2 is -2 x1.x0 and a constant. Between uniform measures of equal
-    # size the optimal plan is a permutation, so scipy's exact assignment, already a dependency, serves as POT
-    # would.
+    # Summed over a permutation, |x1 - x0|^2 is -2 x1.x0 and a constant. Between uniform measures of one size
+    # the optimal plan is a permutation: scipy, a dependency already, finds it exactly, as POT would.
     products = _rows(x1) @ _rows(x0).T
     return linear_sum_assignment(products.numpy(), maximize=True)[1]
 

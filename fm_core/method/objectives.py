@@ -2,9 +2,10 @@
 
 Every objective gives the same two things: `loss(network, sample)` and `velocity(network)`. The second is the
 only thing the sampler and the likelihood ever see. Time runs from t = 0 (noise) to t = 1 (data); a network is
-any callable `network(t, x, label)` with t [N], x [N, ...], label int64 [N] or None, returning a tensor like
-x. Equation numbers are those of Lipman et al. (arXiv 2210.02747). There, eqs. 43 and 46 regress *minus* the
-score; here s always means +grad log p_t(x).
+any callable `network(t, x, label)`: t [N], x [N, ...], label int64 [N] or None, the result shaped like x.
+
+Equation numbers are those of Lipman et al. (arXiv 2210.02747). Its eqs. 43 and 46 regress *minus* the score;
+here s always means +grad log p_t(x).
 """
 
 from abc import ABC, abstractmethod
@@ -13,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fm_core.method.pairs import cut_where_sigma_vanishes, require_positive_alpha
+from fm_core.method.pairs import cut_where_sigma_vanishes, require_diffusion, require_positive_alpha
 from fm_core.method.paths import Path, PathSample, like
 from fm_core.method.signatures import Interval, Network, Velocity
 
@@ -21,7 +22,7 @@ from fm_core.method.signatures import Interval, Network, Velocity
 class Objective(ABC):
     """A prediction, its loss and its velocity on a given path.
 
-    A new objective is a subclass with `residual` and `velocity_from` (or its own `loss`), and `interval_on`
+    A new objective is a subclass of this or, with less to write, of `Regression`, with its own `interval_on`
     if it is not regular on every path. `name` is what configuration files call it.
 
     Args:
@@ -97,8 +98,8 @@ class FlowMatching(Regression):
 class ScoreMatching(Regression):
     """Denoising score matching, eq. 42 with lambda = sigma_t^2: the network is the score s = grad log p_t(x).
 
-    The conditional score is -x0 / sigma_t and sigma_t^2 |s + x0 / sigma_t|^2 = |sigma_t s + x0|^2: no
-    division.
+    The conditional score is -x0 / sigma_t, and sigma_t^2 |s + x0 / sigma_t|^2 = |sigma_t s + x0|^2 divides
+    by nothing.
     """
 
     name: ClassVar[str] = "score-matching"
@@ -125,6 +126,11 @@ class ScoreFlow(ScoreMatching):
     """
 
     name: ClassVar[str] = "scoreflow"
+
+    @classmethod
+    def interval_on(cls, path: Path) -> Interval:
+        """The path's, where it is that of a diffusion."""
+        return require_diffusion(cls.name, path)
 
     def residual(self, prediction: Tensor, sample: PathSample) -> Tensor:
         """The weighted sum g_t (s + x0 / sigma_t)."""

@@ -11,10 +11,10 @@
 The rules behind the table, which also judge paths and objectives from outside (`supported_pairs` in named.py
 computes it, and a test holds it to the text above):
 
-* The score and the noise give a velocity by division by alpha_t. Where alpha_t = 0 the noise end of the ODE
-is
+* The score and the noise give a velocity by division by alpha_t. Where alpha_t = 0 the ODE's noise end is
   lost; a start a little later would be from the wrong law, with the network's error blown up by 1 / alpha_t:
-  refused. ScoreFlow's weight, g_t^2, is infinite there too.
+  refused. ScoreFlow's weight, g_t^2, is infinite there too, and it must not be negative: noise must only grow
+  towards t = 0, as in a diffusion.
 * The data give a velocity by division by sigma_t. Stopping early only leaves noise of standard deviation
   sigma_t on the sample, so the interval is cut where sigma_t falls below 1e-3: an eighth of a grey level, and
   where the paper's epsilon cuts the VP path.
@@ -49,6 +49,22 @@ def require_positive_alpha(objective: str, path: Path) -> Interval:
             "(variance-preserving, variance-exploding)"
         )
     return path.interval
+
+
+def require_diffusion(objective: str, path: Path) -> Interval:
+    """The path's interval, if alpha_t is positive and g_t^2 not negative on it.
+
+    Raises:
+        UserError: it is not.
+    """
+    interval = require_positive_alpha(objective, path)
+    t = torch.linspace(*interval, 1001, dtype=torch.float64)
+    if (path.diffusion(t) < 0).any():
+        raise UserError(
+            f"{objective} cannot be used on the path {path.name or type(path).__name__}: its weight g_t^2 is "
+            "negative where sigma_t / alpha_t grows; use score-matching, or a diffusion path"
+        )
+    return interval
 
 
 def cut_where_sigma_vanishes(objective: str, path: Path) -> Interval:

@@ -5,8 +5,8 @@ Time runs from t = 0 (noise, x0) to t = 1 (data, x1), and a path is the pair (al
     x_t = alpha_t x1 + sigma_t x0,   x0 ~ N(0, I),   u_t(x_t | x1) = alpha'_t x1 + sigma'_t x0.
 
 Equation numbers are those of Lipman et al., "Flow Matching for Generative Modeling" (arXiv 2210.02747). The
-paper writes mu_t(x1) = alpha_t x1 (its eq. 10) and Theorem 3 (eq. 15) for the velocity; on the path, where x0
-= (x - mu_t) / sigma_t, that is the form above, which needs no division.
+paper writes mu_t(x1) = alpha_t x1 (its eq. 10) and Theorem 3 (eq. 15) for the velocity; on the path,
+where x0 = (x - mu_t) / sigma_t, that is the form above, which needs no division.
 """
 
 import math

@@ -237,9 +237,8 @@ class _Counted:
         self.rejected: int | None = 0
         if solver.method == "scipy_solver":
             self.accepted = self.rejected = None
-        elif (
-            solver.adaptive
-        ):  # torchdiffeq looks these names up, and warns where a method has no use for them
+        elif solver.adaptive:
+            # torchdiffeq looks these names up, and warns where a method has no use for them.
             self.callback_accept_step = self._accept
             self.callback_reject_step = self._reject
 

@@ -16,7 +16,7 @@ from fm_core.method.named import (
     supported_pairs,
     times_named,
 )
-from fm_core.method.objectives import DataPrediction, NoisePrediction
+from fm_core.method.objectives import DataPrediction, NoisePrediction, ScoreFlow, ScoreMatching
 from fm_core.method.paths import OptimalTransport
 from fm_core.method.solve import Solver
 
@@ -69,6 +69,12 @@ def test_paths_from_functions_are_judged_by_the_same_rules():
         NoisePrediction(dips)
     with pytest.raises(UserError, match="sigma_t"):
         DataPrediction(Affine(lambda t: t, lambda t: 1e-4 * (1 - t)))
+
+    # sigma / alpha grows up to t = 1/3: no diffusion has such marginals.
+    growing = Affine(lambda t: 0.5 + 0 * t, lambda t: 0.1 + 6 * t * (1 - t) ** 2)
+    ScoreMatching(growing)
+    with pytest.raises(UserError, match="negative"):
+        ScoreFlow(growing)
 
 
 @pytest.mark.parametrize(
