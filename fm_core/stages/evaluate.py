@@ -13,8 +13,10 @@ from fm_core.evaluation.extractor import Extractor, data_set_extractor, first_im
 from fm_core.evaluation.likelihood import bits_per_dim
 from fm_core.evaluation.reference import reference_moments
 from fm_core.evaluation.scores import frechet_record, likelihood_record, recognition_record
+from fm_core.evaluation.threads import cpu_threads
 from fm_core.run.directory import RunDirectory, environment, fingerprint
 from fm_core.run.files import read_json, write_json
+from fm_core.run.launch import world
 from fm_core.run.progress import Observer, Progress, unobserved
 from fm_core.sampling.model import Model, checkpoint_step, load_model, weights_file
 from fm_core.sampling.store import SampleSet, protocol_of
@@ -30,7 +32,8 @@ def evaluate(config: RunConfig, observe: Observer = unobserved) -> StageResult:
     Raises UserError if the samples are not complete, are of another data set, or the data set has
     no labels to train the classifier on.
     """
-    return recorded("evaluate", config, observe, lambda run, show: _evaluate(config, run, show))
+    with cpu_threads(world(config.launch)[1]):
+        return recorded("evaluate", config, observe, lambda run, show: _evaluate(config, run, show))
 
 
 def _evaluate(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResult:
