@@ -1,0 +1,217 @@
+#!/usr/bin/env bash
+# From nothing to scores: environment, Prefect server and worker, deployments, and the flow
+# train-digits on scikit-learn's handwritten digits. Run again, it continues, or verifies what is whole.
+usage() {
+    cat <<'TEXT'
+usage: bash infra/demo.sh [--keep] [--stop] [--name NAME] [-- JSON]
+
+  --keep        leave the Prefect server and worker running afterwards
+  --stop        stop those that an earlier --keep left, and end
+  --name NAME   a new run: its directory is runs/NAME (default: digits)
+  -- JSON       other configuration, e.g. -- '{"train": {"images": 20000}}'
+
+Needs Python >= 3.11. Everything it makes lies in .venv, runs and datasets.
+Exit status: 0 done, 2 something for you to mend, 3 stopped and resumable, 1 anything else.
+TEXT
+}
+
+set -euo pipefail
+keep=false stop=false name="" overrides="{}"
+while [ $# -gt 0 ]; do
+    case "$1" in
+        --keep) keep=true ;;
+        --stop) stop=true ;;
+        --name) name="${2-}"; shift ;;
+        --help | -h) usage; exit 0 ;;
+        --) overrides="${2-}"; shift $(($# - 1)) ;;
+        *) printf 'demo.sh: %s is not an option; see --help\n' "$1" >&2; exit 2 ;;
+    esac
+    shift
+done
+
+# shellcheck source-path=SCRIPTDIR source=environment.sh
+. "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+STATE="$ROOT/runs/.prefect"
+CONFIG="$STATE/demo.yaml"
+mkdir -p "$STATE" || refuse "$STATE cannot be made; the demo writes below $ROOT"
+exec 9>"$STATE/lock"
+flock --nonblock 9 || refuse "another demo is at work in $ROOT; wait for it or stop it"
+export PREFECT_HOME="$STATE" PREFECT_WORKER_QUERY_SECONDS=2 PYTHONUNBUFFERED=1 COLUMNS=200
+began=$SECONDS flow_run="" final=false watcher="" follower="" started=()
+
+is_kept() { # SERVICE: whether an earlier call left it running
+    local pid
+    pid="$(cat "$STATE/$1.pid" 2>/dev/null)" || return 1
+    tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline" | grep -q "prefect $1 start"
+}
+
+start() { # SERVICE COMMAND...: in a session of its own, which is ended as a whole
+    local service="$1"
+    shift
+    # bash starts background processes deaf to SIGINT, and Prefect's worker ends itself with one.
+    setsid env --default-signal=INT,QUIT "$@" >"$STATE/$service.log" 2>&1 </dev/null 9>&- &
+    printf '%s' "$!" >"$STATE/$service.pid"
+    started+=("$service")
+}
+
+end() { # SERVICE: SIGTERM to its session, SIGKILL after 20 s
+    local pid
+    pid="$(cat "$STATE/$1.pid")"
+    rm -f "$STATE/$1.pid"
+    kill -TERM -- "-$pid" 2>/dev/null || return 0
+    for _ in $(seq 100); do
+        kill -0 -- "-$pid" 2>/dev/null || return 0
+        sleep 0.2
+    done
+    kill -KILL -- "-$pid" 2>/dev/null || true
+}
+
+free_port() { # 4200 or, where somebody has it, one that nobody has
+    python - <<'PYTHON'
+import socket
+for port in (4200, 0):
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        print(probe.getsockname()[1])
+        break
+PYTHON
+}
+
+api() { # METHOD PATH [JSON]: ask our server
+    python - "$PREFECT_API_URL" "$@" <<'PYTHON'
+import sys, urllib.request
+base, method, path, *body = sys.argv[1:]
+data = body[0].encode() if body else None
+request = urllib.request.Request(base + path, data, {"content-type": "application/json"}, method=method)
+print(urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=20).read().decode())
+PYTHON
+}
+
+state_of_run() { # type, then message
+    api GET "/flow_runs/$flow_run" | python -c 'import json, sys
+state = json.load(sys.stdin)["state"]
+print(state["type"], state["message"] or "", sep="\n")'
+}
+
+cancel_run() { # the trainer saves and ends within Prefect's 30 s
+    say "stopping the run; what is complete is kept"
+    api POST "/flow_runs/$flow_run/set_state" '{"state": {"type": "CANCELLING"}}' >/dev/null
+    for _ in $(seq 60); do
+        case "$(state_of_run | head -n 1)" in CANCELLED | COMPLETED | FAILED | CRASHED) return ;; esac
+        sleep 1
+    done
+}
+
+clean_up() {
+    local status=$? service
+    trap - EXIT INT TERM
+    [ -z "$follower" ] || kill "$follower" 2>/dev/null || true
+    [ -z "$watcher" ] || kill "$watcher" 2>/dev/null || true
+    [ -n "$flow_run" ] || flow_run="$(created_run)"
+    [ -z "$flow_run" ] || $final || cancel_run || true
+    if ! $keep || [ $status -ne 0 ]; then
+        for service in worker server; do
+            case " ${started[*]-} " in *" $service "*) end "$service" ;; esac
+        done
+    fi
+    exit "$status"
+}
+
+created_run() { sed -n 's/.*UUID: \([0-9a-f-]*\).*/\1/p' "$STATE/run.log" 2>/dev/null | head -n 1; }
+
+wait_for_server() {
+    for _ in $(seq 600); do
+        api GET /health >/dev/null 2>&1 && return
+        is_kept server || break
+        sleep 0.2
+    done
+    tail -n 20 "$STATE/server.log" >&2
+    say "demo.sh: the Prefect server did not start; all it said: $STATE/server.log" >&2
+    exit 1
+}
+
+write_config() { # the preset with --name and the JSON over it; the parameter for Prefect on stdout
+    python - "$CONFIG" "$name" "$overrides" <<'PYTHON'
+import json, sys
+from pathlib import Path
+from fm_core.config import dump_yaml, load_config, merge
+from fm_core.errors import UserError
+target, name, overrides = sys.argv[1:]
+try:
+    tree = json.loads(overrides)
+    if not isinstance(tree, dict):
+        raise UserError(f"after -- a JSON object of sections is expected, not {overrides}")
+    tree = merge(tree, {"run": {"name": name}} if name else {})
+    Path(target).write_text(dump_yaml(load_config("infra/configs/digits.yaml", tree)))
+except json.JSONDecodeError as error:
+    sys.exit(f"demo.sh: after -- JSON is expected, not {overrides} ({error})")
+except UserError as error:
+    sys.exit(f"demo.sh: {error}")
+print(json.dumps(tree))
+PYTHON
+}
+
+if $stop; then
+    for service in worker server; do
+        if is_kept "$service"; then end "$service" && say "stopped the Prefect $service"; fi
+    done
+    exit 0
+fi
+
+require_space 1024 "the demo"
+parameter="$(write_config)" || exit 2
+rm -f "$STATE/run.log"
+trap clean_up EXIT
+trap 'exit 3' INT TERM
+
+if is_kept server; then
+    port="$(cat "$STATE/port")"
+    say "using the Prefect server that runs here already"
+else
+    port="$(free_port)"
+    [ "$port" = 4200 ] || say "port 4200 is in use; the Prefect server takes $port"
+    printf '%s' "$port" >"$STATE/port"
+    PREFECT_API_URL="http://127.0.0.1:$port/api" start server prefect server start --host 127.0.0.1 --port "$port"
+fi
+export PREFECT_API_URL="http://127.0.0.1:$port/api"
+say "Prefect UI: http://127.0.0.1:$port"
+wait_for_server
+
+prefect work-pool create local --type process --overwrite >"$STATE/deploy.log" 2>&1
+is_kept worker || start worker prefect worker start --pool local --type process --limit 1
+prefect --no-prompt deploy --all --prefect-file infra/prefect.yaml >>"$STATE/deploy.log" 2>&1 ||
+    { tail -n 30 "$STATE/deploy.log" >&2; exit 1; }
+say "deployed: $(grep -oE "'[a-z0-9-]+/default'" "$STATE/deploy.log" | sort -u | tr -d "'" | paste -sd ' ')"
+
+say "prefect deployment run train-digits --watch"
+prefect deployment run train-digits --watch --param "config=$parameter" 9>&- > >(tee "$STATE/run.log" |
+    grep --line-buffered -vE 'prefect\.artifact|heartbeat|pull-step|submitted-flow-run|-run\.(Pending|Submitting)' |
+    sed -u -E 's/^● *[0-9:.]+ [0-9a-f]+ prefect\./  /') 2>&1 &
+watcher=$!
+fm status --config "$CONFIG" --follow 9>&- &
+follower=$!
+wait "$watcher" || true
+watcher=""
+flow_run="$(created_run)"
+[ -n "$flow_run" ] || exit 1
+outcome="$(state_of_run)"
+state="$(head -n 1 <<<"$outcome")" message="$(tail -n +2 <<<"$outcome")"
+case "$state" in
+    COMPLETED) final=true status=0 ;;
+    CANCELLED) final=true status=3 ;;
+    FAILED) final=true; case "$message" in "Flow run encountered"*) status=1 ;; *) status=2 ;; esac ;;
+    CRASHED) final=true status=1 ;;
+    *) status=1 ;;
+esac
+
+say "" "$state after $(((SECONDS - began) / 60)) min $(((SECONDS - began) % 60)) s: $message"
+if [ $status -eq 0 ]; then
+    say "report: $(realpath "$(sed -n 's/.*report: //p' <<<"$message")")"
+    ! $keep || say "Prefect UI: http://127.0.0.1:$port/runs/flow-run/$flow_run (stop it with: bash infra/demo.sh --stop)"
+fi
+exit "$status"

@@ -1,0 +1,89 @@
+#!/usr/bin/env bash
+# The Python environment of this project: found, made or completed.
+#
+# Sourced by demo.sh and test.sh, which set EXTRAS ("" or "[test]"); run alone, it makes .venv.
+# Sets ROOT, changes into it, and puts the environment's commands first on PATH.
+#
+#   PYTHON           the Python >= 3.11 to make .venv with; by default the first on PATH
+#   FM_ENVIRONMENT   an environment that exists already, to be used as it is instead of .venv
+#
+# pip is plain pip and obeys its own configuration (PIP_INDEX_URL, PIP_FIND_LINKS, pip.conf, ...).
+
+set -euo pipefail
+
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+cd "$ROOT"
+EXTRAS="${EXTRAS-}"
+
+say() { printf '%s\n' "$@"; }
+refuse() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; exit 2; }
+
+# Nothing is told to anybody, and no setting of the user's own Prefect is used or changed.
+unset_prefect() { local name; for name in $(compgen -e PREFECT_ || true); do unset "$name"; done; }
+unset_prefect
+export DO_NOT_TRACK=1 \
+    PREFECT_SERVER_ANALYTICS_ENABLED=false \
+    PREFECT_TELEMETRY_ENABLE_RESOURCE_METRICS=false \
+    PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT=false \
+    SE_AVOID_STATS=true
+
+require_space() { # MiB, what for
+    local free
+    free=$(($(df -Pk . | awk 'NR == 2 {print $4}') / 1024))
+    [ "$free" -ge "$1" ] || refuse "$free MiB free under $ROOT; $2 needs $1 MiB"
+}
+
+is_recent() { "$1" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+
+find_python() {
+    local name
+    for name in ${PYTHON:-python3.11 python3.12 python3.13 python3.14 python3 python}; do
+        if is_recent "$name"; then command -v "$name"; return; fi
+    done
+    refuse "no Python >= 3.11 with its venv module found${PYTHON:+ at $PYTHON}; install one, or name one: PYTHON=/path/to/python3.11"
+}
+
+has_gpu() { [ -e /dev/nvidiactl ] || [ -e /dev/kfd ]; }
+
+say_which_torch() {
+    has_gpu && return
+    cat <<'TEXT'
+No GPU found. The default torch build from PyPI is a CUDA one: a download of about 3 GB, 8 GB on disk.
+A CPU build (0.2 GB) serves here; if pip's configuration does not point at one yet, stop now and run
+    PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu bash infra/demo.sh      (or infra/test.sh)
+TEXT
+}
+
+fingerprint() { cat infra/constraints.txt pyproject.toml <(printf '%s' "$ROOT") | sha256sum | cut -d' ' -f1; }
+
+is_complete() {
+    local stamp
+    for stamp in ".venv/complete$EXTRAS" ".venv/complete[test]"; do
+        [ "$(cat "$stamp" 2>/dev/null)" = "$(fingerprint)" ] && return
+    done
+    return 1
+}
+
+highlights() { grep --line-buffered -oE '^ *Downloading .* MB\)|^Installing collected packages|^ERROR.*' | sed -u 's/^ */  /'; }
+
+install() {
+    local python log=.venv/install.log
+    python="$(find_python)"
+    require_space 3072 "the environment, with a CPU build of torch,"
+    say_which_torch
+    say "Installing into $ROOT/.venv with $("$python" --version), once; everything pip says: $log"
+    is_recent .venv/bin/python || "$python" -m venv --clear .venv
+    .venv/bin/python -m pip install --disable-pip-version-check --progress-bar off \
+        --constraint infra/constraints.txt --editable ".$EXTRAS" > >(tee "$log" | highlights) 2>&1 ||
+        { say "pip could not install the environment; see $log" >&2; exit 1; }
+    fingerprint >".venv/complete$EXTRAS"
+}
+
+if [ -n "${FM_ENVIRONMENT-}" ]; then
+    [ -x "$FM_ENVIRONMENT/bin/prefect" ] || refuse "FM_ENVIRONMENT=$FM_ENVIRONMENT has no bin/prefect"
+    # It was installed for another checkout: let this one's modules come first.
+    export PATH="$FM_ENVIRONMENT/bin:$PATH" PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
+else
+    is_complete || install
+    export PATH="$ROOT/.venv/bin:$PATH"
+fi
