@@ -11,4 +11,4 @@ Options = dict[str, float]
 class Section(BaseModel):
     """A closed group of keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)

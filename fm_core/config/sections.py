@@ -171,6 +171,12 @@ class LikelihoodSection(Section):
     atol: float = Field(default=1e-5, gt=0)
     """Absolute tolerance of dopri5."""
 
+    @model_validator(mode="after")
+    def _error_can_be_told(self) -> "LikelihoodSection":
+        if self.images == 1:
+            raise ValueError("evaluate.likelihood.images is 1; a standard error needs at least 2")
+        return self
+
 
 class EvaluateSection(Section):
     """Scores of samples and of the model."""

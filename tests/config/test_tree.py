@@ -1,0 +1,216 @@
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from fm_core.config import RunConfig, config_class, dump_yaml, load_config, parse_config
+from fm_core.config.section import Section
+from fm_core.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+def refused(tree) -> str:
+    with pytest.raises(UserError) as caught:
+        parse_config(tree, where="run.yaml")
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith("run.yaml: ")
+    return message
+
+
+def leaves(section: type[BaseModel], prefix: str = ""):
+    """(dotted name, field) of every key at every depth."""
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from leaves(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field
+
+
+def sections(section: type[BaseModel]):
+    yield section
+    for field in section.model_fields.values():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from sections(field.annotation)
+
+
+@pytest.mark.parametrize(
+    ("tree", "words"),
+    [
+        ({"trian": {}}, ["trian", "unknown key"]),
+        ({"train": {"imags": 5}}, ["train.imags", "unknown key"]),
+        ({"evaluate": {"likelihood": {"image": 5}}}, ["evaluate.likelihood.image", "unknown key"]),
+        ({"train": {"images": "many"}}, ["train.images", "integer", "'many'"]),
+        ({"train": {"images": 0}}, ["train.images", "greater than or equal to 1", "0"]),
+        ({"train": {"images": None}}, ["train.images", "None"]),
+        ({"train": 3}, ["train", "3"]),
+        ({"train": {"schedule": "cosin"}}, ["train.schedule", "cosine", "'cosin'"]),
+        ({"run": {"name": "../elsewhere"}}, ["run.name", "'../elsewhere'"]),
+        ({"sample": {"step": "last"}}, ["sample.step", "latest", "'last'"]),
+        ({"train": {"ema_decays": []}}, ["train.ema_decays"]),
+        ({"train": {"ema_decays": [1.0]}}, ["train.ema_decays"]),
+        ({"method": {"path_options": {"sigma_min": "tiny"}}}, ["method.path_options.sigma_min", "'tiny'"]),
+    ],
+)
+def test_a_wrong_key_is_refused_in_one_line_that_names_it(tree, words):
+    message = refused(tree)
+    for word in words:
+        assert word in message, message
+
+
+def test_several_mistakes_are_told_together():
+    message = refused({"train": {"imags": 5, "global_batch": 0}})
+    assert "train.imags" in message
+    assert "train.global_batch" in message
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {"data": {"source": {"format": "imagenet-npz"}}},
+        {"data": {"source": {"format": "imagenet-npz", "url": "/archives"}}},
+        {"train": {"images": 10, "warmup_images": 11}},
+    ],
+)
+def test_sections_that_do_not_agree_are_refused_in_one_line(tree):
+    assert "Value error" not in refused(tree)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+@pytest.mark.parametrize("key", ["learning_rate", "weight_decay", "gradient_clip", "epsilon"])
+def test_numbers_are_finite(key, value):
+    assert f"train.{key}" in refused({"train": {key: value}})
+
+
+def test_options_of_the_method_are_finite():
+    assert "sigma_min" in refused({"method": {"path_options": {"sigma_min": float("inf")}}})
+
+
+def test_a_standard_error_needs_two_images_to_score():
+    assert "likelihood" in refused({"evaluate": {"likelihood": {"images": 1}}})
+
+
+@pytest.mark.parametrize("section", set(sections(RunConfig)), ids=lambda section: section.__name__)
+def test_every_section_says_what_it_is(section):
+    assert section.__doc__
+
+
+def test_every_key_says_what_it_means():
+    keys = dict(leaves(RunConfig))
+    assert len(keys) > 60
+    assert [name for name, field in keys.items() if not field.description] == []
+
+
+def test_every_key_has_a_default_that_is_accepted():
+    tree = RunConfig().model_dump()
+    assert parse_config(tree, where="defaults") == RunConfig()
+
+
+def test_a_tree_survives_yaml(tmp_path):
+    config = RunConfig.model_validate(
+        {
+            "run": {"name": "a.b-c_1", "seed": 7},
+            "train": {"ema_decays": [0.9, 0.99], "learning_rate": 1e-4, "init_from": "yes"},
+            "method": {"path_options": {"sigma_min": 1e-5}},
+            "sample": {"step": 30, "rtol": 1e-7},
+            "data": {"name": "1e3"},
+        }
+    )
+    file = tmp_path / "run.yaml"
+    file.write_text(dump_yaml(config))
+    assert load_config(file) == config
+    assert load_config(file).data.name == "1e3"
+
+
+def test_overrides_change_one_key_and_keep_its_neighbours(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("train: {images: 640, global_batch: 64}\nevaluate: {likelihood: {images: 8, batch: 4}}\n")
+    config = load_config(file, {"evaluate": {"likelihood": {"images": 2}}})
+    assert config.train.images == 640
+    assert (config.evaluate.likelihood.images, config.evaluate.likelihood.batch) == (2, 4)
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "just words", "a: [", "a: 1\n\ta: 2\n", "\x00"])
+def test_a_file_that_is_no_mapping_is_refused_in_one_line(tmp_path, text):
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_config(file)
+    assert "\n" not in str(caught.value)
+    assert str(file) in str(caught.value)
+
+
+def test_a_file_that_is_not_text_is_refused_in_one_line(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_bytes(b"\xff\xfe\x00run: \x80")
+    with pytest.raises(UserError) as caught:
+        load_config(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_empty_file_is_the_defaults(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("# nothing\n")
+    assert load_config(file) == RunConfig()
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "infra" / "configs").glob("*.yaml")), ids=lambda f: f.stem)
+def test_every_configuration_we_ship_loads_and_means_something(file):
+    config = load_config(file)
+    assert config.run.name == file.stem
+    assert yaml.safe_load(file.read_text())["data"]["name"] == config.data.name
+
+
+class TestPreset:
+    """A class made of a preset stands for it wherever its defaults are asked for."""
+
+    preset = RunConfig.model_validate(
+        {
+            "run": {"name": "preset", "seed": 3},
+            "data": {"source": {"format": "imagenet-npz", "url": "/archives", "image_size": 64}},
+            "train": {"images": 1234, "learning_rate": 5e-4},
+            "evaluate": {"likelihood": {"images": 77, "rtol": 1e-3}},
+        }
+    )
+    made = config_class(preset)
+
+    def test_its_defaults_are_the_presets_at_every_depth(self):
+        assert self.made().model_dump() == self.preset.model_dump()
+        assert issubclass(self.made, RunConfig)
+
+    def test_naming_one_key_keeps_its_neighbours(self):
+        config = self.made.model_validate(
+            {"evaluate": {"likelihood": {"rtol": 1e-4}}, "data": {"source": {"image_size": 32}}}
+        )
+        assert config.evaluate.likelihood.images == 77
+        assert config.evaluate.likelihood.rtol == 1e-4
+        assert (config.data.source.url, config.data.source.image_size) == ("/archives", 32)
+        assert config.train == self.made().train
+
+    def test_its_schema_shows_them(self):
+        schema = self.made.model_json_schema()
+
+        def section(name, inside=schema):
+            reference = inside["properties"][name]
+            reference = reference.get("$ref") or reference["allOf"][0]["$ref"]
+            return schema["$defs"][reference.removeprefix("#/$defs/")]
+
+        assert section("train")["properties"]["images"]["default"] == 1234
+        likelihood = section("likelihood", section("evaluate"))
+        assert likelihood["properties"]["images"]["default"] == 77
+        assert section("source", section("data"))["properties"]["url"]["default"] == "/archives"
+
+    def test_its_schema_keeps_the_descriptions(self):
+        for definition in self.made.model_json_schema()["$defs"].values():
+            for name, key in definition["properties"].items():
+                assert key.get("description") or "$ref" in str(key), name
+
+    def test_it_is_as_closed_as_the_tree(self):
+        with pytest.raises(ValueError, match="imags"):
+            self.made.model_validate({"train": {"imags": 1}})
+
+    def test_the_tree_itself_keeps_its_defaults(self):
+        assert RunConfig().train.images != 1234
+        assert RunConfig().evaluate.likelihood.images != 77

@@ -1,0 +1,158 @@
+"""The arrows between the rooms of the house, read from the imports."""
+
+import ast
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CORE = ROOT / "fm_core"
+# A room may import from rooms of a later row; `data` and `run` ignore each other, so do the four above them
+# unless PEERS says otherwise.
+ROWS = [
+    {"cli"},
+    {"terminal"},
+    {"stages"},
+    {"training", "sampling", "evaluation", "report"},
+    {"data", "run"},
+    {"models", "method"},
+    {"config"},
+    {"errors"},
+]
+PEERS = {("evaluation", "sampling"), ("models", "method")}
+"""Of one row, yet allowed: scores are made of samples and models; networks are built for a method."""
+
+
+def modules(*folders: Path):
+    return sorted(path for folder in folders for path in folder.rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    parts = list(path.relative_to(ROOT).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_of(path: Path) -> set[str]:
+    """Full names of all that a module imports, wherever in the file."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def room_of(module: str) -> str | None:
+    parts = module.split(".")
+    return parts[1] if parts[0] == "fm_core" and len(parts) > 1 else None
+
+
+def row_of(room: str) -> int:
+    return next(number for number, row in enumerate(ROWS) if room in row)
+
+
+@pytest.mark.parametrize("path", modules(CORE), ids=name_of)
+def test_arrows_point_down(path):
+    here = room_of(name_of(path))
+    if here in (None, "__main__"):
+        return
+    for imported in imports_of(path):
+        there = room_of(imported)
+        if there is None or there == here:
+            continue
+        allowed = row_of(there) > row_of(here) or (here, there) in PEERS
+        assert allowed, f"{name_of(path)} imports {imported}"
+
+
+def test_data_and_run_ignore_each_other():
+    assert {"data", "run"} in ROWS
+    assert not {("data", "run"), ("run", "data")} & PEERS
+
+
+def test_the_method_imports_nothing_of_ours_but_errors():
+    for path in modules(CORE / "method"):
+        rooms = {room_of(imported) for imported in imports_of(path)} - {None, "method"}
+        assert rooms <= {"errors"}, f"{name_of(path)}: {rooms}"
+
+
+def test_the_configuration_knows_no_heavy_library():
+    for path in modules(CORE / "config"):
+        assert not {name.split(".")[0] for name in imports_of(path)} & {"torch", "numpy", "deepspeed"}
+
+
+def test_no_stage_imports_another():
+    made_of_stages = {"preflight", "reproduce"}
+    shared = {"record", "result"}
+    for path in modules(CORE / "stages"):
+        if path.stem in made_of_stages:
+            continue
+        for imported in imports_of(path):
+            parts = imported.split(".")
+            if parts[:2] == ["fm_core", "stages"]:
+                assert parts[2] in shared, f"{name_of(path)} imports {imported}"
+
+
+def test_the_core_knows_nothing_of_prefect_or_the_flows():
+    for path in modules(CORE):
+        roots = {imported.split(".")[0] for imported in imports_of(path)}
+        assert not roots & {"prefect", "flows"}, name_of(path)
+
+
+def test_flows_import_no_heavy_library():
+    for path in modules(ROOT / "flows"):
+        roots = {imported.split(".")[0] for imported in imports_of(path)}
+        assert not roots & {"torch", "deepspeed", "torchdiffeq", "webdataset", "tests", "infra"}, name_of(
+            path
+        )
+
+
+def test_modules_are_short_and_named_for_what_they_hold():
+    for path in modules(CORE, ROOT / "flows"):
+        assert len(path.read_text().splitlines()) <= 300, name_of(path)
+        parts = set(name_of(path).lower().replace("_", ".").split("."))
+        assert not parts & {"util", "utils", "helper", "helpers", "misc", "manager", "common"}, name_of(path)
+
+
+def test_the_walls_are_where_the_test_looks_for_them():
+    rooms = {room_of(name_of(path)) for path in modules(CORE)} - {None, "__main__"}
+    assert rooms <= set().union(*ROWS), "a new room needs a place in ROWS"
+
+
+@pytest.mark.slow
+def test_every_module_imports_where_prefect_is_not_installed():
+    script = """
+        import importlib, sys
+
+        class NotInstalled:
+            def find_spec(self, name, path=None, target=None):
+                if name.split(".")[0] == "prefect":
+                    raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+        sys.meta_path.insert(0, NotInstalled())
+        try:
+            import prefect
+            raise SystemExit("prefect was found")
+        except ModuleNotFoundError:
+            pass
+        for name in sys.argv[1:]:
+            importlib.import_module(name)
+        print(len(sys.argv) - 1, "imported")
+    """
+    names = [name_of(path) for path in modules(CORE) if path.stem != "__main__"]
+    assert len(names) > 50
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), *names],
+        cwd=ROOT,
+        env={**os.environ, "DS_ACCELERATOR": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"{len(names)} imported"
