@@ -1,23 +1,54 @@
 """The data section of the configuration tree."""
 
-from typing import Literal
+from typing import Any, Literal, cast
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fm_core.config.section import Name, Section
+
+
+SourceFormat = Literal[
+    "auto",
+    "digits",
+    "imagenet-npz",
+    "imagenet-png",
+    "imagenet-folder",
+    "imagenet-tar",
+    "folder",
+    "parquet",
+    "cifar10",
+]
 
 
 class SourceSection(Section):
     """Where the images come from."""
 
-    format: Literal["digits", "imagenet-npz"] = "digits"
-    """digits: scikit-learn's handwritten digits; imagenet-npz: downsampled ImageNet (Chrabaszcz et al.)."""
+    format: SourceFormat = "digits"
+    """digits: scikit-learn's handwritten digits; imagenet-npz: downsampled ImageNet (Chrabaszcz et al.);
+    imagenet-png: the older one (van den Oord et al.); imagenet-folder, imagenet-tar: the originals of
+    ILSVRC2012; folder: images, class by subfolder; parquet: columns of images and labels; cifar10: the
+    python archive; auto: by what is at the URL."""
     url: str | None = None
     """Folder or fsspec URL that holds the archives; not needed for digits."""
-    image_size: Literal[8, 16, 32, 64] | None = None
-    """imagenet-npz: which of the four published sizes, in pixels."""
+    image_size: int | None = Field(default=None, ge=4, le=1024)
+    """Height and width in pixels: which published size, or what to resize originals to."""
+    resize: Literal["squash-box", "crop-adm", "exact"] = "squash-box"
+    """Of originals. squash-box: the whole image to a square by the box filter (as Chrabaszcz et al.);
+    crop-adm: halve by the box filter, bicubic to the size, centre crop (as ADM, EDM2); exact: images must
+    have the size already."""
+    image_column: str = "image"
+    """parquet: column of encoded images or of uint8 arrays."""
+    label_column: str | None = "label"
+    """parquet: column of 0-based classes; null for none."""
     allow_partial: bool = False
     """Take a source that holds fewer images than the published set; its recipe then says so."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _detect_what_is_not_named(cls, keys: Any) -> Any:
+        if isinstance(keys, dict) and "url" in keys and keys["url"] and "format" not in keys:
+            return {**cast(dict[str, Any], keys), "format": "auto"}
+        return keys
 
 
 class DataSection(Section):
@@ -37,7 +68,23 @@ class DataSection(Section):
     """Bytes of pixels in one member pair of a shard."""
     shard_blocks: int = Field(default=8, ge=1)
     """Member pairs in one shard."""
+    layout: Literal["block", "image"] = "block"
+    """block: arrays of many images a member, quick to read; image: a PNG a member, for other tools."""
+    label_map: str | None = None
+    """File that renumbers classes: map_clsloc.txt (to the order of sorted WordNet ids) or lines "old new"."""
+    max_quarantined: float | None = Field(default=None, ge=0, le=1)
+    """Largest share of images that may be left out as unreadable; by default 0 for arrays, 1e-4 for files."""
+    workers: int | None = Field(default=None, ge=1)
+    """Processes that write shards; by default one per core. The bytes do not depend on it."""
     cache: str | None = None
     """Local folder for copies of remote shards, shared by the processes of a node; by default in TMPDIR."""
+    cache_bytes: int | None = Field(default=None, ge=2**20)
+    """Largest size of that folder in bytes; by default the whole data set."""
+    order: Literal["full", "blocks"] = "full"
+    """full: a permutation of all images each epoch; blocks: blocks and windows shuffled, for a small disk."""
+    virtual_ranks: int = Field(default=64, ge=1)
+    """order blocks: streams that processes share out; the number of processes must divide it."""
+    window_blocks: int = Field(default=8, ge=1)
+    """order blocks: blocks among which a virtual rank shuffles."""
     horizontal_flip: bool = False
     """Flip images left to right with probability 1/2, keyed by the stream position."""

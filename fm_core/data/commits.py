@@ -77,7 +77,9 @@ class Commit(Record):
     images: int
     """Images in it."""
     blocks: tuple[Block, ...]
-    """Its blocks."""
+    """Its blocks; none in layout image."""
+    index_offset: int | None = None
+    """Layout image: where the index is."""
     class_histogram: tuple[int, ...] | None
     """Images of each class; None without labels."""
     moments: Moments

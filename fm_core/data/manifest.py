@@ -33,9 +33,9 @@ class Block(Record):
     x_offset: int
     """Where the first pixel is in the shard, in bytes: past the tar and .npy headers."""
     x_bytes: int
-    """Bytes of pixels, uint8 [images, channels, height, width]; of the PNG file in layout image."""
+    """Bytes of pixels, uint8 [images, channels, height, width]."""
     y_offset: int | None = None
-    """Where the labels are, int64 [images] (one int64 in layout image's .cls); None without labels."""
+    """Where the labels are, int64 [images]; None without labels."""
     y_bytes: int | None = None
     """Bytes of labels; None without labels."""
     crc_offset: int
@@ -58,7 +58,9 @@ class Shard(Record):
     first_id: int = Field(ge=0)
     """Id of its first image in the split."""
     blocks: tuple[Block, ...]
-    """Its blocks, in order."""
+    """Its blocks, in order; none in layout image."""
+    index_offset: int | None = None
+    """Layout image: where int64 [images, 4] is: offset and bytes of the PNG, label or -1, CRC-32."""
 
 
 class Split(Record):
@@ -125,6 +127,8 @@ class Manifest(Record):
     """Number of classes; labels are 0 .. class_count - 1. None without labels."""
     label_order: str
     """Name of the order of the classes; "none" without labels."""
+    class_names: tuple[str, ...] | None = None
+    """Name of each class, where the source tells."""
     packing: Packing
     """How images are laid into shards."""
     recipe: Recipe

@@ -88,7 +88,7 @@ class OpenShards:
     def _make_room(self, needed: set[int]) -> None:
         """Close one handle if there are many, and those whose copy was evicted: they hold its space."""
         if self.remote:
-            for number in [n for n, file in self._files.items() if n not in needed]:
+            for number in [n for n in self._files if n not in needed]:
                 if os.fstat(self._files[number]).st_nlink == 0:
                     os.close(self._files.pop(number))
         if len(self._files) >= OPEN_SHARDS:

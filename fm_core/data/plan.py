@@ -7,7 +7,7 @@ from math import ceil, prod
 from fm_core.config.data import DataSection
 from fm_core.data.manifest import Input, Packing, Recipe, read_record
 from fm_core.data.sources import open_source
-from fm_core.data.sources.base import Part, Source, SourceFacts
+from fm_core.data.sources.base import Classes, Part, Source, SourceFacts
 from fm_core.data.store import Store
 from fm_core.errors import UserError
 
@@ -39,6 +39,8 @@ class ShardPlan:
 
     source: Source
     """Opened lazily; cheap to send to another process."""
+    classes: Classes
+    """What the labels mean."""
     packing: Packing
     """How images are laid into shards."""
     inputs: tuple[Input, ...]
@@ -71,13 +73,13 @@ def make_plan(config: DataSection) -> ShardPlan:
             rows = min(packing.shard_images, part.rows - start)
             name = f"{part.split}-{number:06d}.tar"
             tasks.append(ShardTask(name, part.split, number, part, start, rows))
-    return ShardPlan(source, packing, tuple(source.inputs()), tuple(tasks))
+    return ShardPlan(source, source.classes(), packing, tuple(source.inputs()), tuple(tasks))
 
 
 def packing_of(config: DataSection, facts: SourceFacts) -> Packing:
     """The packing that the configuration asks for."""
     block_images = max(1, config.block_bytes // prod(facts.image_shape))
-    return Packing(block_images=block_images, shard_blocks=config.shard_blocks)
+    return Packing(layout=config.layout, block_images=block_images, shard_blocks=config.shard_blocks)
 
 
 def record_plan(store: Store, plan: ShardPlan) -> None:

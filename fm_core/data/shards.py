@@ -1,40 +1,21 @@
-"""Writing a data set: shards one by one, each with its commit mark, the manifest last.
-
-At any moment the folder holds whole, committed shards and perhaps unfinished ones that no record
-names. Running the same call again continues; on a complete data set it checks every hash.
-"""
+"""Making a data set complete: what is missing is written, the manifest last; what is there is checked."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
-from itertools import groupby
-
-import numpy as np
+import os
+from collections.abc import Callable, Sequence
 
 from fm_core.config.data import DataSection
-from fm_core.data.commits import (
-    Commit,
-    Moments,
-    RejectedImage,
-    commit_path,
-    moments_of,
-    read_commits,
-)
-from fm_core.data.manifest import (
-    MANIFEST_NAME,
-    Manifest,
-    Quarantine,
-    Shard,
-    Split,
-    parse_manifest,
-)
+from fm_core.data.commits import Commit, Moments, read_commits
+from fm_core.data.interchange import write_indexes
+from fm_core.data.manifest import MANIFEST_NAME, Manifest, Quarantine, Shard, Split, parse_manifest
 from fm_core.data.plan import ShardPlan, ShardTask, compare_recipes, make_plan, packing_of, record_plan
 from fm_core.data.sources import open_source
-from fm_core.data.sources.base import Rows, SourceFacts
 from fm_core.data.store import Store
-from fm_core.data.tarfiles import ShardFile
 from fm_core.data.verify import damaged_shards
+from fm_core.data.writing import missing_tasks, uncommit, write_tasks
 from fm_core.errors import UserError
 
+QUARANTINE_NAME = "quarantine.jsonl"
 OnImages = Callable[[int], None]
 
 
@@ -49,8 +30,8 @@ def write_dataset(config: DataSection, on_images: OnImages = lambda done: None) 
 
     on_images is called with the number of images (source rows) in committed or checked shards so
     far; make_plan(config).images is their total. A shard whose hash is wrong is written again.
-    Raises UserError if the source is missing or wrong, if another recipe is at this name, or if the
-    disk has no room.
+    Raises UserError if the source is missing or wrong, if another recipe is at this name, if too many
+    images are unreadable, or if the disk has no room.
     """
     store = Store.at(config.root, config.name)
     complete = read_complete(config)
@@ -59,18 +40,17 @@ def write_dataset(config: DataSection, on_images: OnImages = lambda done: None) 
         damaged = damaged_shards(store, complete, on_images)
         if not damaged:
             return complete
-        _forget(store, damaged)
+        uncommit(store, damaged)
     try:
         plan = make_plan(config)
     except UserError as error:
         if complete is None:
             raise
-        raise UserError(
-            f"{store.url}: {', '.join(damaged)} damaged, and not to be made again: {error}"
-        ) from None
+        names = ", ".join(damaged)
+        raise UserError(f"{store.url}: {names} damaged, and not to be made again: {error}") from None
     record_plan(store, plan)
-    write_missing(store, plan, on_images)
-    return finish(store, config.name, plan, complete)
+    write_missing(store, plan, config, on_images)
+    return finish(store, plan, config, complete)
 
 
 def read_complete(config: DataSection) -> Manifest | None:
@@ -81,81 +61,36 @@ def read_complete(config: DataSection) -> Manifest | None:
     except FileNotFoundError:
         return None
     manifest = parse_manifest(text, f"{store.url}/{MANIFEST_NAME}")
-    facts = open_source(config).facts
+    facts = open_source(config, found=str(manifest.recipe.get("source"))).facts
     compare_recipes(store, manifest.recipe, manifest.packing, facts.recipe, packing_of(config, facts))
     return manifest
 
 
-def write_missing(store: Store, plan: ShardPlan, on_images: OnImages) -> None:
-    """Write the shards that have no commit mark."""
+def write_missing(store: Store, plan: ShardPlan, config: DataSection, on_images: OnImages) -> None:
+    """Write the shards that have no commit mark; UserError if too many images are rejected."""
     store.remove_stale_stages()
-    commits = read_commits(store, [task.name for task in plan.tasks])
-    missing = [task for task in plan.tasks if task.name not in commits]
+    missing, rejected = missing_tasks(store, plan)
     _require_space(store, plan, missing)
     done = plan.images - sum(task.rows for task in missing)
     on_images(done)
-    for _, group in groupby(missing, key=lambda task: task.part):
-        for rows in write_part(store, plan, list(group)):
-            done += rows
-            on_images(done)
+
+    def told(rows: int, left_out: int) -> None:
+        nonlocal done, rejected
+        done, rejected = done + rows, rejected + left_out
+        if rejected > allowed_rejections(plan, config):
+            _refuse_quarantined(store, plan, config)
+        on_images(done)
+
+    write_tasks(store, plan, missing, config.workers or os.cpu_count() or 1, told)
 
 
-def write_part(store: Store, plan: ShardPlan, tasks: Sequence[ShardTask]) -> Iterable[int]:
-    """Write shards of one part, in order; yields the rows of each when it is committed.
-
-    If the part proves damaged, its shards of this call are uncommitted: an archive's CRC comes last.
-    """
-    stream = plan.source.open(tasks[0].part)
-    row = 0
-    written: list[str] = []
-    try:
-        for task in tasks:
-            stream.skip(task.start - row)
-            blocks = (
-                stream.read(min(plan.packing.block_images, task.rows - first))
-                for first in range(0, task.rows, plan.packing.block_images)
-            )
-            write_shard(store, plan.source.facts, task, blocks)
-            written.append(task.name)
-            row = task.start + task.rows
-            yield task.rows
-    except UserError:
-        _forget(store, written)
-        raise
-    finally:
-        stream.close()
+def allowed_rejections(plan: ShardPlan, config: DataSection) -> int:
+    """How many images may be left out."""
+    share = config.max_quarantined
+    return int(plan.images * (plan.source.facts.max_quarantined if share is None else share))
 
 
-def write_shard(store: Store, facts: SourceFacts, task: ShardTask, blocks: Iterable[Rows]) -> Commit:
-    """Write one shard and its commit mark."""
-    moments = Moments()
-    histogram = np.zeros(facts.class_count or 0, np.int64)
-    rejected: list[RejectedImage] = []
-    with store.staged(task.name) as (_, file):
-        shard = ShardFile(file, task.number)
-        for number, rows in enumerate(blocks):
-            shard.add(number, rows)
-            moments = moments.plus(moments_of(rows.images, facts.levels))
-            if rows.labels is not None:
-                histogram += np.bincount(rows.labels, minlength=len(histogram))
-            rejected += [RejectedImage(**vars(item)) for item in rows.rejected]
-        sha256 = shard.finish()
-    commit = Commit(
-        name=task.name,
-        split=task.split,
-        bytes=shard.bytes,
-        sha256=sha256,
-        images=sum(block.images for block in shard.blocks),
-        blocks=tuple(shard.blocks),
-        class_histogram=tuple(histogram.tolist()) if facts.class_count else None,
-        moments=moments,
-        rejected=tuple(rejected),
-    )
-    store.write_bytes(commit_path(task.name), (commit.model_dump_json() + "\n").encode())
-    return commit
-
-
-def finish(store: Store, name: str, plan: ShardPlan, before: Manifest | None = None) -> Manifest:
+def finish(store: Store, plan: ShardPlan, config: DataSection, before: Manifest | None = None) -> Manifest:
     """Gather the commit marks and write the manifest.
 
     `before` is the manifest of shards that were written again: the new ones must equal the old.
@@ -166,43 +101,40 @@ def finish(store: Store, name: str, plan: ShardPlan, before: Manifest | None = N
         raise UserError(
             f"{store.url}: {len(absent)} shards are not written, {absent[0]} first; run fm shard again"
         )
-    manifest = gather(name, plan, [commits[task.name] for task in plan.tasks])
+    ordered = [commits[task.name] for task in plan.tasks]
+    if sum(len(commit.rejected) for commit in ordered) > allowed_rejections(plan, config):
+        _refuse_quarantined(store, plan, config)
+    manifest = gather(config.name, plan, ordered)
     if before is not None and manifest.version != before.version:
         raise UserError(
             f"{store.url}: the source has changed: shards written again differ from the manifest's; "
             "choose another data.name, or remove the folder"
         )
-    rejected = [item.model_dump() for commit in commits.values() for item in commit.rejected]
-    if rejected:
-        lines = "".join(json.dumps(item) + "\n" for item in rejected)
-        store.write_bytes("quarantine.jsonl", lines.encode())
+    _write_quarantine(store, ordered)
+    write_indexes(store, manifest)
     store.write_bytes(MANIFEST_NAME, manifest.to_json().encode())
     return manifest
 
 
 def gather(name: str, plan: ShardPlan, commits: Sequence[Commit]) -> Manifest:
     """The manifest of committed shards, in the plan's order."""
-    facts = plan.source.facts
     shards: list[Shard] = []
     first: dict[str, int] = {}
+    copied = {"name", "split", "bytes", "sha256", "images", "blocks", "index_offset"}
     for commit in commits:
         if commit.images:
-            shards.append(
-                Shard(
-                    first_id=first.get(commit.split, 0),
-                    **commit.model_dump(include={"name", "split", "bytes", "sha256", "images", "blocks"}),
-                )
-            )
+            shards.append(Shard(first_id=first.get(commit.split, 0), **commit.model_dump(include=copied)))
         first[commit.split] = first.get(commit.split, 0) + commit.images
     reasons = [item.reason for commit in commits for item in commit.rejected]
     return Manifest(
         name=name,
-        levels=facts.levels,
-        image_shape=facts.image_shape,
-        class_count=facts.class_count,
-        label_order=facts.label_order,
+        levels=plan.source.facts.levels,
+        image_shape=plan.source.facts.image_shape,
+        class_count=plan.classes.count,
+        label_order=plan.classes.order,
+        class_names=plan.classes.names,
         packing=plan.packing,
-        recipe=facts.recipe,
+        recipe=plan.source.facts.recipe,
         inputs=plan.inputs,
         splits={
             split: _summary([commit for commit in commits if commit.split == split])
@@ -210,7 +142,7 @@ def gather(name: str, plan: ShardPlan, commits: Sequence[Commit]) -> Manifest:
         },
         shards=tuple(shards),
         quarantine=Quarantine(
-            images=len(reasons), reasons={r: reasons.count(r) for r in sorted(set(reasons))}
+            images=len(reasons), reasons={reason: reasons.count(reason) for reason in sorted(set(reasons))}
         ),
     )
 
@@ -228,9 +160,23 @@ def _summary(commits: Sequence[Commit]) -> Split:
     )
 
 
-def _forget(store: Store, names: Iterable[str]) -> None:
-    for name in names:
-        store.remove(commit_path(name))
+def _write_quarantine(store: Store, commits: Sequence[Commit]) -> list[str]:
+    """One line for each rejected image, in the order of the source."""
+    rejected = [item for commit in commits for item in commit.rejected]
+    lines = [json.dumps(item.model_dump()) for item in rejected]
+    if lines:
+        store.write_bytes(QUARANTINE_NAME, "".join(f"{line}\n" for line in lines).encode())
+    return [f"{item.key}: {item.reason}" for item in rejected]
+
+
+def _refuse_quarantined(store: Store, plan: ShardPlan, config: DataSection) -> None:
+    commits = read_commits(store, [task.name for task in plan.tasks])
+    lines = _write_quarantine(store, [commits[task.name] for task in plan.tasks if task.name in commits])
+    raise UserError(
+        f"data.max_quarantined: {len(lines)} of {plan.images} images cannot be used, "
+        f"{allowed_rejections(plan, config)} may be left out; first {lines[0]}; "
+        f"all are in {store.url}/{QUARANTINE_NAME}"
+    )
 
 
 def _require_space(store: Store, plan: ShardPlan, missing: Sequence[ShardTask]) -> None:

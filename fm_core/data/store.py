@@ -53,6 +53,11 @@ class Store:
         local = Path(path) if "file" in _protocols(filesystem) else None
         return cls(filesystem, path.rstrip("/"), whole, local)
 
+    @property
+    def shared(self) -> bool:
+        """Whether other processes see the same folder."""
+        return "memory" not in _protocols(self.filesystem)
+
     def full(self, name: str) -> str:
         """Path of a file in the file system's own terms."""
         return f"{self.path}/{name}"

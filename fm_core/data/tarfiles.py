@@ -1,19 +1,24 @@
 """Writing one shard: a USTAR archive whose bytes depend on nothing but its content.
 
-A block is three members with one key: NNNNNN-BBBB.x.npy, uint8 [n, C, H, W]; .y.npy, int64 [n],
-absent without labels; .crc.npy, uint32 [n], the CRC-32 of each image's pixels.
+Layout block: a block is up to three members with one key, NNNNNN-BBBB.x.npy, uint8 [n, C, H, W]; .y.npy,
+int64 [n], absent without labels; .crc.npy, uint32 [n], the CRC-32 of each image's pixels.
+Layout image: an image is NNNNNN-IIIIII.png, .cls (absent without labels) and .json; at the end
+__index__.npy (a name that webdataset skips) says where each is.
 (webdataset's own writer puts a PAX header with the time before each member.)
 """
 
 import hashlib
+import io
+import json
 import tarfile
 from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from fm_core.data.crc import crc32
-from fm_core.data.manifest import Block
+from fm_core.data.manifest import Block, Layout
 from fm_core.data.sources.base import Rows
 
 NPY_HEADER_BYTES = 128
@@ -23,43 +28,70 @@ TAR_RECORD_BYTES = 10_240
 class ShardFile:
     """A shard that is being written."""
 
-    def __init__(self, file: IO[bytes], number: int) -> None:
+    def __init__(self, file: IO[bytes], number: int, layout: Layout = "block") -> None:
         self._file = file
         self._number = number
+        self._layout = layout
         self._digest = hashlib.sha256()
+        self._index: list[tuple[int, int, int, int]] = []
         self.bytes = 0
+        self.images = 0
         self.blocks: list[Block] = []
+        self.index_offset: int | None = None
 
     def add(self, block_number: int, rows: Rows) -> None:
         """Append a block; one without images leaves no trace."""
-        count = len(rows.images)
-        if not count:
+        if not len(rows.images):
             return
         images = np.ascontiguousarray(rows.images)
-        key = f"{self._number:06d}-{block_number:04d}"
-        x_offset = self._add_array(f"{key}.x.npy", images)
-        y_offset = None if rows.labels is None else self._add_array(f"{key}.y.npy", rows.labels)
-        crc_offset = self._add_array(f"{key}.crc.npy", image_crcs(images))
-        self.blocks.append(
-            Block(
-                images=count,
-                x_offset=x_offset,
-                x_bytes=images.nbytes,
-                y_offset=y_offset,
-                y_bytes=None if rows.labels is None else rows.labels.nbytes,
-                crc_offset=crc_offset,
-            )
-        )
+        crcs = image_crcs(images)
+        if self._layout == "block":
+            self._add_block(f"{self._number:06d}-{block_number:04d}", images, rows.labels, crcs)
+        else:
+            for row, image in enumerate(images):
+                label = None if rows.labels is None else int(rows.labels[row])
+                self._add_picture(f"{self._number:06d}-{self.images + row:06d}", image, label, int(crcs[row]))
+        self.images += len(images)
 
     def finish(self) -> str:
         """Write the archive's end; the SHA-256 of the file, in hexadecimal."""
+        if self._layout == "image":
+            index = np.array(self._index, np.int64).reshape(-1, 4)
+            self.index_offset = self._add_array("__index__.npy", index)
         end = 2 * tarfile.BLOCKSIZE
         self._write(bytes(end + -(self.bytes + end) % TAR_RECORD_BYTES))
         return self._digest.hexdigest()
 
+    def _add_block(
+        self, key: str, images: NDArray[np.uint8], labels: NDArray[np.int64] | None, crcs: NDArray[np.uint32]
+    ) -> None:
+        x_offset = self._add_array(f"{key}.x.npy", images)
+        y_offset = None if labels is None else self._add_array(f"{key}.y.npy", labels)
+        self.blocks.append(
+            Block(
+                images=len(images),
+                x_offset=x_offset,
+                x_bytes=images.nbytes,
+                y_offset=y_offset,
+                y_bytes=None if labels is None else labels.nbytes,
+                crc_offset=self._add_array(f"{key}.crc.npy", crcs),
+            )
+        )
+
+    def _add_picture(self, key: str, image: NDArray[np.uint8], label: int | None, crc: int) -> None:
+        content = encode_png(image)
+        offset = self._add(f"{key}.png", content)
+        facts: dict[str, int | str] = {"crc32": crc}
+        if label is not None:
+            self._add(f"{key}.cls", str(label).encode())
+            facts["label"] = label
+        self._add(f"{key}.json", json.dumps(facts).encode())
+        self._index.append((offset, len(content), -1 if label is None else label, crc))
+
     def _add_array(self, name: str, array: NDArray[np.generic]) -> int:
         """Append a member; where its first element is."""
-        return self._add(name, npy_header(array), array.data.cast("B")) + NPY_HEADER_BYTES
+        array = np.ascontiguousarray(array)
+        return self._add(name, npy_header(array), array.reshape(-1).view(np.uint8).data) + NPY_HEADER_BYTES
 
     def _add(self, name: str, *pieces: bytes | memoryview) -> int:
         """Append a member; where its content begins."""
@@ -76,6 +108,20 @@ class ShardFile:
         self._file.write(piece)
         self._digest.update(piece)
         self.bytes += len(piece)
+
+
+def encode_png(image: NDArray[np.uint8]) -> bytes:
+    """A PNG of uint8 [1 or 3, H, W], grey values as they are."""
+    content = io.BytesIO()
+    pixels = image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))
+    Image.fromarray(pixels).save(content, "png")
+    return content.getvalue()
+
+
+def decode_png(content: bytes | memoryview) -> NDArray[np.uint8]:
+    """The inverse of encode_png: uint8 [1 or 3, H, W]."""
+    pixels = np.asarray(Image.open(io.BytesIO(content)), np.uint8)
+    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 def image_crcs(images: NDArray[np.uint8]) -> NDArray[np.uint32]:

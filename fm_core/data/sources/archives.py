@@ -82,7 +82,7 @@ def open_location(store: Store, location: Location) -> IO[bytes]:
     archive = zipfile.ZipFile(file)
     info = archive.getinfo(location.member)
     if info.compress_type == zipfile.ZIP_STORED:
-        return cast(IO[bytes], io.BufferedReader(_Window(file, _content_offset(file, info), info.file_size)))
+        return cast(IO[bytes], io.BufferedReader(Window(file, _content_offset(file, info), info.file_size)))
     spool = cast(IO[bytes], tempfile.TemporaryFile())  # noqa: SIM115 - the caller closes it
     with file, archive, archive.open(info) as member:
         shutil.copyfileobj(member, spool, 2**22)
@@ -162,27 +162,32 @@ def _content_offset(file: IO[bytes], info: zipfile.ZipInfo) -> int:
     return info.header_offset + LOCAL_HEADER.size + fields[9] + fields[10]
 
 
-class _Window(io.RawIOBase):
-    """Bytes [start, start + size) of a file that it owns."""
+class Window(io.RawIOBase):
+    """Bytes [start, start + size) of a file, which it closes if it owns it."""
 
-    def __init__(self, file: IO[bytes], start: int, size: int) -> None:
-        self._file, self._start, self._size, self._at = file, start, size, 0
+    def __init__(self, file: IO[bytes], start: int, size: int, owns: bool = True) -> None:
+        self._file, self._start, self._size, self._at, self._owns = file, start, size, 0, owns
 
     def readable(self) -> bool:
+        """Yes."""
         return True
 
     def seekable(self) -> bool:
+        """Yes."""
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a byte of the window."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
         self._at = max(0, base + offset)
         return self._at
 
     def tell(self) -> int:
+        """The byte it is at."""
         return self._at
 
     def readinto(self, buffer: memoryview) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Fill the buffer as far as the window goes."""
         self._file.seek(self._start + self._at)
         content = self._file.read(max(0, min(len(buffer), self._size - self._at)))
         buffer[: len(content)] = content
@@ -190,6 +195,7 @@ class _Window(io.RawIOBase):
         return len(content)
 
     def close(self) -> None:
-        if not self.closed:
+        """Close the file too, if it owns it."""
+        if self._owns and not self.closed:
             self._file.close()
         super().close()

@@ -49,17 +49,28 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Classes:
+    """What the labels mean."""
+
+    count: int | None
+    """Number of classes; None without labels."""
+    order: str
+    """Name of the order of the classes; "none" without labels."""
+    names: tuple[str, ...] | None = None
+    """Name of each class, where the source tells."""
+
+
+UNLABELLED = Classes(None, "none")
+
+
+@dataclass(frozen=True)
 class SourceFacts:
-    """What is true of all images of a source."""
+    """What is true of all images of a source, by the configuration alone."""
 
     levels: int
     """Number of grey levels."""
     image_shape: tuple[int, int, int]
     """Channels, height, width."""
-    class_count: int | None
-    """Number of classes; None without labels."""
-    label_order: str
-    """Name of the order of the classes; "none" without labels."""
     recipe: Recipe = field(default_factory=dict)
     """How the pixels come about, from the configuration alone."""
     max_quarantined: float = 0.0
@@ -88,6 +99,10 @@ class Source(Protocol):
     @property
     def facts(self) -> SourceFacts:
         """What is true of all images; known without looking at the files."""
+        ...
+
+    def classes(self) -> Classes:
+        """What the labels mean; may look at the files."""
         ...
 
     def parts(self) -> Sequence[Part]:

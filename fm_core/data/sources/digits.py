@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from fm_core.config.data import DataSection
 from fm_core.data.manifest import Input
 from fm_core.data.sources.arrays import ArrayStream
-from fm_core.data.sources.base import Part, SourceFacts
+from fm_core.data.sources.base import Classes, Part, SourceFacts
+from fm_core.data.sources.splits import hold_out
 from fm_core.errors import UserError
 
 DIGITS_IMAGES = 1797
@@ -29,14 +30,16 @@ class DigitsSource:
         self.facts = SourceFacts(
             levels=17,
             image_shape=(1, 8, 8),
-            class_count=10,
-            label_order="digits",
             recipe={
-                "source": "scikit-learn digits",
+                "source": "digits",
                 "validation_images": config.validation_images,
                 "split_seed": config.split_seed,
             },
         )
+
+    def classes(self) -> Classes:
+        """The ten digits."""
+        return Classes(10, "digits", tuple("0123456789"))
 
     def parts(self) -> tuple[Part, ...]:
         """One part for each split."""
@@ -54,11 +57,8 @@ class DigitsSource:
     def open(self, part: Part) -> ArrayStream:
         """The images of one split, in scikit-learn's order."""
         images, labels = _load()
-        # Raw bits of the generator, as its permutation method may change between numpy versions.
-        keys = np.random.Philox(key=self._seed).random_raw(DIGITS_IMAGES)
-        shuffled = np.argsort(keys, kind="stable")
-        chosen = shuffled[: self._held_out] if part.split == "val" else shuffled[self._held_out :]
-        chosen = np.sort(chosen)
+        train, held_out = hold_out(DIGITS_IMAGES, self._held_out, self._seed)
+        chosen = held_out if part.split == "val" else train
         return ArrayStream(images[chosen], labels[chosen])
 
 

@@ -28,7 +28,7 @@ from fm_core.data.sources.archives import (
     read_npy_header,
     zip_members,
 )
-from fm_core.data.sources.base import Part, Rows, SourceFacts
+from fm_core.data.sources.base import Classes, Part, Rows, SourceFacts
 from fm_core.data.store import Store
 from fm_core.errors import UserError
 
@@ -53,8 +53,6 @@ class ImagenetNpzSource:
         self.facts = SourceFacts(
             levels=256,
             image_shape=(3, self._size, self._size),
-            class_count=CLASSES,
-            label_order="imagenet-clsloc",
             recipe={
                 "source": "imagenet-npz",
                 "image_size": self._size,
@@ -62,6 +60,10 @@ class ImagenetNpzSource:
                 "allow_partial": self._partial,
             },
         )
+
+    def classes(self) -> Classes:
+        """The classes in the publishers' order."""
+        return Classes(CLASSES, "imagenet-clsloc")
 
     def parts(self) -> Sequence[Part]:
         """One part for each batch. Names, shapes and counts are checked against what was published."""

@@ -1,0 +1,32 @@
+"""Indexes that other WebDataset tools look for. A sample is what they count: one key of a tar.
+
+<split>.wids.json is the shard index of wids; sizes.json is open_clip's. In layout block a sample is a
+block, so both count blocks there.
+"""
+
+import json
+
+from fm_core.data.manifest import Manifest, Shard
+from fm_core.data.store import Store
+
+
+def write_indexes(store: Store, manifest: Manifest) -> None:
+    """Write both next to the shards."""
+    sizes = {shard.name: samples_of(shard) for shard in manifest.shards}
+    store.write_bytes("sizes.json", (json.dumps(sizes, indent=1) + "\n").encode())
+    for split in manifest.splits:
+        index = {
+            "__kind__": "wids-shard-index-v1",
+            "wids_version": 1,
+            "name": f"{manifest.name}-{split}",
+            "shardlist": [
+                {"url": shard.name, "nsamples": samples_of(shard), "filesize": shard.bytes}
+                for shard in manifest.split_shards(split)
+            ],
+        }
+        store.write_bytes(f"{split}.wids.json", (json.dumps(index, indent=1) + "\n").encode())
+
+
+def samples_of(shard: Shard) -> int:
+    """Samples of a shard, as WebDataset groups members."""
+    return len(shard.blocks) or shard.images

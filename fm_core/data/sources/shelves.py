@@ -1,0 +1,175 @@
+"""Many small files: in folders, in a zip, in a tar, in a tar of tars. Each is read by number."""
+
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterable
+from pathlib import PurePosixPath
+from typing import IO, Any, Protocol, cast
+
+import numpy as np
+
+from fm_core.data.manifest import Input
+from fm_core.data.sources.archives import Window, damaged, list_files
+from fm_core.data.store import Store
+from fm_core.errors import UserError
+
+PICTURES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")
+
+
+class Shelf(Protocol):
+    """Files by number, in the order of their keys."""
+
+    keys: list[str]
+    """What each file is called."""
+
+    def read(self, number: int) -> bytes:
+        """Content of a file."""
+        ...
+
+    def close(self) -> None:
+        """Give back open archives."""
+        ...
+
+    def inputs(self) -> tuple[Input, ...]:
+        """What identifies the content."""
+        ...
+
+
+class FolderShelf:
+    """Files below a folder."""
+
+    def __init__(self, store: Store, sizes: dict[str, int]) -> None:
+        """sizes: bytes of the files by path below the store."""
+        self._store = store
+        self.keys = sorted(sizes)
+        self._bytes = sum(sizes.values())
+
+    @classmethod
+    def pictures(cls, store: Store, depth: int) -> "FolderShelf":
+        """The image files at most `depth` folders down."""
+        files = list_files(store, depth)
+        return cls(store, {path: size for path, size in files.items() if is_picture(path)})
+
+    def read(self, number: int) -> bytes:
+        """Content of a file."""
+        key = self.keys[number]
+        return (self._store.local / key).read_bytes() if self._store.local else self._store.read_bytes(key)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def inputs(self) -> tuple[Input, ...]:
+        """One for the folder."""
+        return (Input(name=".", bytes=self._bytes, digest=f"files:{len(self.keys)}"),)
+
+
+class TarShelf:
+    """Files in a tar, or in the tars that a tar holds."""
+
+    def __init__(self, store: Store, path: str, nested: bool = False) -> None:
+        """Read all headers; UserError if it is no uncompressed tar."""
+        self._store, self._path = store, path
+        self._file: IO[bytes] | None = None
+        self._size = store.size(path) or 0
+        try:
+            with store.open(path) as file:
+                rows = sorted(_nested_members(file) if nested else _members(file, 0))
+        except tarfile.TarError as error:
+            raise UserError(damaged(store, path, error)) from None
+        self.keys = [key for key, _, _ in rows]
+        self._offsets = np.array([offset for _, offset, _ in rows], np.int64)
+        self._sizes = np.array([size for _, _, size in rows], np.int64)
+        if len(rows) and int((self._offsets + self._sizes).max()) > self._size:
+            raise UserError(damaged(store, path, EOFError("its last file is cut")))
+
+    def read(self, number: int) -> bytes:
+        """Content of a file."""
+        if self._file is None:
+            self._file = self._store.open(self._path)
+        self._file.seek(int(self._offsets[number]))
+        return self._file.read(int(self._sizes[number]))
+
+    def close(self) -> None:
+        """Close the tar."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def inputs(self) -> tuple[Input, ...]:
+        """The tar."""
+        return (Input(name=self._path, bytes=self._size, digest=f"files:{len(self.keys)}"),)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_file": None}
+
+
+class ZipShelf:
+    """Files in a zip."""
+
+    def __init__(self, store: Store, path: str) -> None:
+        """Read the directory; UserError if it is no zip."""
+        self._store, self._path = store, path
+        self._zip: zipfile.ZipFile | None = None
+        self._size = store.size(path) or 0
+        try:
+            with store.open(path) as file, zipfile.ZipFile(file) as archive:
+                self.keys = sorted(info.filename for info in archive.infolist() if is_picture(info.filename))
+        except zipfile.BadZipFile as error:
+            raise UserError(damaged(store, path, error)) from None
+
+    def read(self, number: int) -> bytes:
+        """Content of a file; b"" if its CRC differs, which no decoder takes for an image."""
+        if self._zip is None:
+            self._zip = zipfile.ZipFile(self._store.open(self._path))
+        try:
+            return self._zip.read(self.keys[number])
+        except zipfile.BadZipFile:
+            return b""
+
+    def close(self) -> None:
+        """Close the zip."""
+        if self._zip is not None:
+            self._zip.close()
+            self._zip = None
+
+    def inputs(self) -> tuple[Input, ...]:
+        """The zip."""
+        return (Input(name=self._path, bytes=self._size, digest=f"files:{len(self.keys)}"),)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_zip": None}
+
+
+def open_shelf(store: Store, path: str) -> Shelf:
+    """The shelf that a .tar or .zip is."""
+    return ZipShelf(store, path) if path.endswith(".zip") else TarShelf(store, path)
+
+
+def is_picture(path: str) -> bool:
+    """Whether a name ends as those of image files; hidden files do not count."""
+    name = PurePosixPath(path).name.lower()
+    return name.endswith(PICTURES) and not name.startswith(".")
+
+
+def _members(
+    file: IO[bytes], base: int, wanted: Callable[[str], bool] = is_picture, prefix: str = ""
+) -> Iterable[tuple[str, int, int]]:
+    """Name, offset and size of the files of a tar that begins at `base`."""
+    with tarfile.open(fileobj=file, mode="r:") as archive:
+        for member in archive:
+            if member.isfile() and wanted(member.name):
+                yield prefix + member.name, base + member.offset_data, member.size
+            # tarfile would keep a kilobyte for each of a million members.
+            cast(Any, archive).members = []
+        # It also takes a damaged header for the end, and says nothing.
+        file.seek(cast(Any, archive).offset)
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError(f"no end mark at byte {base + cast(Any, archive).offset:,}")
+
+
+def _nested_members(file: IO[bytes]) -> Iterable[tuple[str, int, int]]:
+    """The same for the tars in a tar; names begin with that of their tar, without .tar."""
+    inner = list(_members(file, 0, lambda name: name.endswith(".tar")))
+    for name, offset, size in inner:
+        window = cast(IO[bytes], Window(file, offset, size, owns=False))
+        yield from _members(window, offset, is_picture, PurePosixPath(name).stem + "/")

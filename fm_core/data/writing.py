@@ -1,0 +1,183 @@
+"""Writing shards: each is staged, hashed, put in its place, and then marked as committed.
+
+At any moment the folder holds whole, committed shards and perhaps others that no record names. The
+shards of one part are written in order by one process; parts, and shards of parts that can be read
+from any row, are shared out over processes. The bytes do not depend on who writes.
+"""
+
+import ctypes
+import multiprocessing
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from fm_core.data.commits import Commit, Moments, RejectedImage, commit_path, moments_of, read_commits
+from fm_core.data.plan import ShardPlan, ShardTask
+from fm_core.data.sources.base import Rows
+from fm_core.data.store import Store
+from fm_core.data.tarfiles import ShardFile
+from fm_core.errors import UserError
+
+OnCommit = Callable[[int, int], None]
+"""Called with the rows and the rejected images of each shard that is committed."""
+Job = tuple[ShardTask, ...]
+
+# Below this much data, starting processes takes longer than writing.
+WORTH_A_POOL_BYTES = 200e6
+
+
+def write_tasks(
+    store: Store, plan: ShardPlan, tasks: Sequence[ShardTask], workers: int, told: OnCommit
+) -> None:
+    """Write shards, in this process or in several; what `told` raises ends it all."""
+    jobs = jobs_of(tasks)
+    workers = min(workers, len(jobs))
+    size = plan.bytes * sum(task.rows for task in tasks) / max(1, plan.images)
+    if workers > 1 and size > WORTH_A_POOL_BYTES and store.shared:
+        _write_in_pool(store, plan, jobs, workers, told)
+        return
+    for job in jobs:
+        for commit in write_part(store, plan, job):
+            told(*_counts(commit))
+
+
+def jobs_of(tasks: Sequence[ShardTask]) -> list[Job]:
+    """What one process does in one go: a shard, or all shards of a part that cannot be entered anywhere."""
+    jobs: list[Job] = []
+    for part, group in groupby(tasks, key=lambda task: task.part):
+        if part.seekable:
+            jobs += [(task,) for task in group]
+        else:
+            jobs.append(tuple(group))
+    return jobs
+
+
+def write_part(store: Store, plan: ShardPlan, tasks: Sequence[ShardTask]) -> Iterator[Commit]:
+    """Write shards of one part, in order; yields each when it is committed.
+
+    If the part proves damaged, its shards of this call are uncommitted: an archive's CRC comes last.
+    """
+    stream = plan.source.open(tasks[0].part)
+    row = 0
+    written: list[str] = []
+    try:
+        for task in tasks:
+            stream.skip(task.start - row)
+            blocks = (
+                stream.read(min(plan.packing.block_images, task.rows - first))
+                for first in range(0, task.rows, plan.packing.block_images)
+            )
+            commit = write_shard(store, plan, task, blocks)
+            written.append(task.name)
+            row = task.start + task.rows
+            yield commit
+    except UserError:
+        uncommit(store, written)
+        raise
+    finally:
+        stream.close()
+
+
+def write_shard(store: Store, plan: ShardPlan, task: ShardTask, blocks: Iterable[Rows]) -> Commit:
+    """Write one shard and its commit mark."""
+    moments = Moments()
+    histogram = np.zeros(plan.classes.count or 0, np.int64)
+    rejected: list[RejectedImage] = []
+    with store.staged(task.name) as (_, file):
+        shard = ShardFile(file, task.number, plan.packing.layout)
+        for number, rows in enumerate(blocks):
+            shard.add(number, rows)
+            moments = moments.plus(moments_of(rows.images, plan.source.facts.levels))
+            histogram += _histogram(task, rows, len(histogram))
+            rejected += [RejectedImage(**vars(item)) for item in rows.rejected]
+        sha256 = shard.finish()
+    commit = Commit(
+        name=task.name,
+        split=task.split,
+        bytes=shard.bytes,
+        sha256=sha256,
+        images=shard.images,
+        blocks=tuple(shard.blocks),
+        index_offset=shard.index_offset,
+        class_histogram=tuple(histogram.tolist()) if plan.classes.count else None,
+        moments=moments,
+        rejected=tuple(rejected),
+    )
+    store.write_bytes(commit_path(task.name), (commit.model_dump_json() + "\n").encode())
+    return commit
+
+
+def uncommit(store: Store, names: Iterable[str]) -> None:
+    """Remove commit marks."""
+    for name in names:
+        store.remove(commit_path(name))
+
+
+def missing_tasks(store: Store, plan: ShardPlan) -> tuple[list[ShardTask], int]:
+    """Tasks without commit mark, and the images rejected in the others."""
+    commits = read_commits(store, [task.name for task in plan.tasks])
+    missing = [task for task in plan.tasks if task.name not in commits]
+    return missing, sum(len(commit.rejected) for commit in commits.values())
+
+
+def _counts(commit: Commit) -> tuple[int, int]:
+    return commit.images + len(commit.rejected), len(commit.rejected)
+
+
+def _histogram(task: ShardTask, rows: Rows, classes: int) -> Any:
+    if rows.labels is None or not len(rows.labels):
+        return 0
+    if rows.labels.min() < 0 or rows.labels.max() >= classes:
+        raise UserError(
+            f"{task.part.name}: labels {rows.labels.min()} .. {rows.labels.max()} are not all in "
+            f"0 .. {classes - 1}"
+        )
+    return np.bincount(rows.labels, minlength=classes)
+
+
+def _write_in_pool(store: Store, plan: ShardPlan, jobs: Sequence[Job], workers: int, told: OnCommit) -> None:
+    # Not forked: the caller may have threads, of torch or of Prefect.
+    context = multiprocessing.get_context("spawn")
+    reports: Any = context.SimpleQueue()
+    stop = context.Event()
+    with ProcessPoolExecutor(workers, context, _begin_worker, (store.url, plan, reports, stop)) as pool:
+        waiting: set[Future[None]] = {pool.submit(_work, job) for job in jobs}
+        try:
+            while waiting:
+                done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+                while not reports.empty():
+                    told(*reports.get())
+                for future in done:
+                    future.result()
+        except BaseException:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+        while not reports.empty():
+            told(*reports.get())
+
+
+_worker: tuple[Store, ShardPlan, Any, Any] | None = None
+
+
+def _begin_worker(url: str, plan: ShardPlan, reports: Any, stop: Any) -> None:
+    global _worker
+    if sys.platform == "linux":
+        # kill -9 of the parent must not leave writers behind; 1 is PR_SET_PDEATHSIG.
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _worker = Store.at(url), plan, reports, stop
+
+
+def _work(job: Job) -> None:
+    assert _worker is not None
+    store, plan, reports, stop = _worker
+    for commit in write_part(store, plan, job):
+        reports.put(_counts(commit))
+        if stop.is_set():
+            return
