@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from fm_core.config import RunConfig, dump_yaml, merge, read_yaml
+from fm_core.config import RunConfig, dump_yaml, merge, parse_config, read_yaml
 from fm_core.errors import UserError
 from fm_core.run.files import write_json, write_text
 
@@ -31,7 +31,7 @@ _ELASTIC_TRAIN_KEYS = {
     "keep_checkpoints",
     "init_from",
 }
-_ELASTIC_DATA_KEYS = {"root"}
+_ELASTIC_DATA_KEYS = {"root", "cache"}
 
 
 class RunDirectory:
@@ -86,12 +86,15 @@ class RunDirectory:
         data, network, method, seed or optimisation differ from what is asked now.
         """
         try:
-            (self.path / "logs").mkdir(parents=True, exist_ok=True)
-            free = shutil.disk_usage(self.path).free
+            self._open()
         except OSError as error:
             raise UserError(
-                f"run.root: {self.path} cannot be made ({error.strerror}); name a writable directory"
+                f"run.root: {self.path} cannot be written ({error.strerror}); name a writable directory"
             ) from None
+
+    def _open(self) -> None:
+        (self.path / "logs").mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.path).free
         if free < FREE_BYTES:
             raise UserError(
                 f"run.root: {free >> 20} MiB free under {self.path}; at least {FREE_BYTES >> 20} are needed"
@@ -142,10 +145,8 @@ def environment() -> dict[str, Any]:
 
 def _recorded(path: Path) -> RunConfig:
     # A recorded file names every key; one written before a key existed gets that key's default.
-    try:
-        return RunConfig.model_validate(merge(RunConfig().model_dump(mode="json"), read_yaml(path)))
-    except ValueError as error:
-        raise UserError(f"{path}: not the configuration of a run this version can read ({error})") from None
+    tree = merge(RunConfig().model_dump(mode="json"), read_yaml(path))
+    return parse_config(tree, where=f"{path} is not of a run that this version can read")
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:

@@ -1,5 +1,6 @@
 """What training says of itself: one metrics line for each interval, and the present status."""
 
+import json
 import math
 import time
 from pathlib import Path
@@ -57,14 +58,10 @@ class TrainLog:
 
     def forget_after(self, step: int) -> None:
         """Drop the lines of steps that a resumed run will train again."""
-        lines = self.metrics.read_text().splitlines() if self.metrics.exists() else []
-        kept = [
-            line
-            for line, record in zip(lines, read_lines(self.metrics), strict=False)
-            if record["step"] <= step
-        ]
-        if len(kept) != len(lines):
-            write_text(self.metrics, "".join(f"{line}\n" for line in kept))
+        if not self.metrics.exists():
+            return
+        kept = [record for record in read_lines(self.metrics) if record["step"] <= step]
+        write_text(self.metrics, "".join(f"{json.dumps(record)}\n" for record in kept))
 
     def line(self, record: dict[str, Any]) -> None:
         """Append one metrics line."""

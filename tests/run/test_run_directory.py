@@ -1,0 +1,168 @@
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fm_core.config import RunConfig, load_config
+from fm_core.errors import UserError
+from fm_core.run.directory import RunDirectory, fingerprint, identity
+from fm_core.run.files import read_json
+
+
+def config_at(root, **sections):
+    sections["run"] = {"root": str(root), "name": "tiny", **sections.get("run", {})}
+    return RunConfig.model_validate(sections)
+
+
+def refused(config) -> str:
+    with pytest.raises(UserError) as caught:
+        RunDirectory(config).open()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_what_was_asked_and_where_is_written_down(tmp_path):
+    config = config_at(tmp_path, train={"learning_rate": 3e-4})
+    run = RunDirectory(config)
+    run.open()
+    assert load_config(run.path / "config.yaml") == config
+    environment = read_json(run.path / "environment.json")
+    assert environment["versions"]["torch"]
+    assert {"host", "python", "platform", "git_commit"} <= environment.keys()
+
+
+def test_opening_again_is_no_change(tmp_path):
+    run = RunDirectory(config_at(tmp_path))
+    run.open()
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    run.open()
+    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "named"),
+    [
+        ("run", {"seed": 1}, "run.seed was 0 and is now 1"),
+        ("data", {"name": "other"}, "data.name"),
+        ("data", {"validation_images": 499}, "data.validation_images was 500 and is now 499"),
+        ("data", {"horizontal_flip": True}, "data.horizontal_flip"),
+        ("model", {"channels": 64}, "model.channels was 32 and is now 64"),
+        ("method", {"path_options": {"sigma_min": 0.5}}, "method.path_options.sigma_min"),
+        ("method", {"coupling": "minibatch-optimal-transport"}, "method.coupling"),
+        ("train", {"global_batch": 64}, "train.global_batch was 128 and is now 64"),
+        ("train", {"learning_rate": 0.5}, "train.learning_rate"),
+        ("train", {"ema_decays": [0.5]}, "train.ema_decays"),
+        ("train", {"zero_stage": 2}, "train.zero_stage"),
+    ],
+)
+def test_another_run_in_the_same_place_is_refused_by_key(tmp_path, section, change, named):
+    run = RunDirectory(config_at(tmp_path))
+    run.open()
+    recorded = (run.path / "config.yaml").read_bytes()
+    assert named in refused(config_at(tmp_path, **{section: change}))
+    assert (run.path / "config.yaml").read_bytes() == recorded
+
+
+@pytest.mark.parametrize(
+    ("section", "change"),
+    [
+        ("train", {"images": 256_000}),
+        ("train", {"micro_batch": 16}),
+        ("train", {"log_images": 128}),
+        ("train", {"checkpoint_images": 128}),
+        ("train", {"keep_checkpoints": 1}),
+        ("train", {"gradient_checkpointing": True}),
+        ("launch", {"processes": 4, "threads": 2}),
+        ("sample", {"images": 5, "solver": "euler", "steps": 3}),
+        ("evaluate", {"likelihood": {"images": 4}}),
+        ("report", {"neighbours": 2}),
+        ("data", {"root": "/moved"}),
+        ("data", {"cache": "/scratch"}),
+    ],
+)
+def test_what_leaves_the_run_itself_alone_may_change(tmp_path, section, change):
+    RunDirectory(config_at(tmp_path)).open()
+    changed = config_at(tmp_path, **{section: change})
+    RunDirectory(changed).open()
+    assert load_config(RunDirectory(changed).path / "config.yaml") == changed
+
+
+def test_a_run_may_be_moved(tmp_path):
+    run = RunDirectory(config_at(tmp_path / "a"))
+    run.open()
+    shutil.move(tmp_path / "a", tmp_path / "b")
+    RunDirectory(config_at(tmp_path / "b")).open()
+
+
+def test_the_archives_may_be_moved(tmp_path):
+    source = {"format": "imagenet-npz", "image_size": 64}
+    RunDirectory(config_at(tmp_path, data={"source": {**source, "url": "/here"}})).open()
+    RunDirectory(config_at(tmp_path, data={"source": {**source, "url": "/there"}})).open()
+
+
+def test_a_key_that_an_older_version_did_not_know_has_its_default(tmp_path):
+    run = RunDirectory(config_at(tmp_path))
+    run.open()
+    recorded = run.path / "config.yaml"
+    tree = yaml.safe_load(recorded.read_text())
+    del tree["train"]["epsilon"], tree["report"]
+    recorded.write_text(yaml.safe_dump(tree))
+    run.open()
+    assert "train.epsilon" in refused(config_at(tmp_path, train={"epsilon": 0.5}))
+
+
+def test_a_configuration_of_a_newer_version_is_refused(tmp_path):
+    run = RunDirectory(config_at(tmp_path))
+    run.open()
+    recorded = run.path / "config.yaml"
+    recorded.write_text(recorded.read_text() + "distillation: {teacher: x}\n")
+    message = refused(config_at(tmp_path))
+    assert str(recorded) in message
+    assert "distillation" in message
+
+
+@pytest.mark.parametrize("place", ["a-file", "a-file/below", "/proc/runs", "/dev/null/runs"])
+def test_a_place_that_cannot_be_written_is_refused(tmp_path, place):
+    (tmp_path / "a-file").write_text("in the way")
+    message = refused(config_at(tmp_path / place))
+    assert message.startswith("run.root")
+
+
+def test_a_directory_that_takes_no_new_files_is_refused(tmp_path, monkeypatch):
+    RunDirectory(config_at(tmp_path)).open()
+
+    def read_only(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.mkstemp", read_only)
+    message = refused(config_at(tmp_path))
+    assert message.startswith("run.root")
+    assert "Permission denied" in message
+
+
+def test_a_full_disk_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(2**40, 2**40, 2**20))
+    config = config_at(tmp_path)
+    message = refused(config)
+    assert "1 MiB free" in message
+    assert not (RunDirectory(config).path / "config.yaml").exists()
+
+
+def test_the_identity_is_plain_and_complete():
+    tree = identity(RunConfig())
+    assert set(tree) == {"run", "data", "model", "method", "train"}
+    assert fingerprint(tree) == fingerprint(identity(RunConfig()))
+
+
+def test_where_things_lie_follows_the_configuration(tmp_path):
+    run = RunDirectory(config_at(tmp_path))
+    assert run.checkpoints == str(tmp_path / "tiny" / "train" / "checkpoints")
+    assert run.samples == str(tmp_path / "tiny" / "samples")
+    elsewhere = RunDirectory(
+        config_at(tmp_path, train={"checkpoint_root": "/c"}, sample={"root": "s3://bucket/s"})
+    )
+    assert (elsewhere.checkpoints, elsewhere.samples) == ("/c", "s3://bucket/s")
+    assert elsewhere.path == Path(tmp_path, "tiny")
