@@ -114,7 +114,7 @@ clean_up() {
     [ -z "$watcher" ] || kill "$watcher" 2>/dev/null || true
     [ -n "$flow_run" ] || flow_run="$(created_run)"
     [ -z "$flow_run" ] || $final || cancel_run || true
-    if ! $keep || [ $status -ne 0 ]; then
+    if ! $keep || [ "$status" -eq 3 ]; then
         for service in worker server; do
             case " ${started[*]-} " in *" $service "*) end "$service" ;; esac
         done
@@ -210,8 +210,6 @@ case "$state" in
 esac
 
 say "" "$state after $(((SECONDS - began) / 60)) min $(((SECONDS - began) % 60)) s: $message"
-if [ $status -eq 0 ]; then
-    say "report: $(realpath "$(sed -n 's/.*report: //p' <<<"$message")")"
-    ! $keep || say "Prefect UI: http://127.0.0.1:$port/runs/flow-run/$flow_run (stop it with: bash infra/demo.sh --stop)"
-fi
+[ $status -ne 0 ] || say "report: $(realpath "$(sed -n 's/.*report: //p' <<<"$message")")"
+! $keep || say "Prefect UI: http://127.0.0.1:$port/runs/flow-run/$flow_run (stop it with: bash infra/demo.sh --stop)"
 exit "$status"

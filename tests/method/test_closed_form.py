@@ -8,13 +8,18 @@ import torch
 from closed_forms import PAIRS, PATHS, REGRESSIONS, gaussian, line, plane
 
 from fm_core.method.divergence import Exact, Hutchinson
-from fm_core.method.likelihood import log_density, normal_log_density
+from fm_core.method.likelihood import log_density
 from fm_core.method.paths import PathSample
 from fm_core.method.solve import Solver, solve
 
 TIGHT = Solver("dopri8", rtol=1e-8, atol=1e-8)
 pairs = pytest.mark.parametrize(("objective", "path"), PAIRS, ids=lambda name: name)
 paths = pytest.mark.parametrize("path", PATHS)
+
+
+def source_log_density(x, std):
+    """log N(x; 0, std^2 I), [N]."""
+    return torch.distributions.Normal(0.0, std).log_prob(x).sum(1)
 
 
 def inside(interval, count=7):
@@ -113,7 +118,7 @@ def test_log_density_of_a_gaussian_is_exact(objective, path):
     )
     x0 = (x1 - mean) / ratio
     torch.testing.assert_close(found.source, x0, rtol=1e-5, atol=1e-6)
-    expected = normal_log_density(x0, source_std) - ratio.log().sum()
+    expected = source_log_density(x0, source_std) - ratio.log().sum()
     torch.testing.assert_close(found.log_density, expected, rtol=0, atol=1e-5)
 
 
@@ -130,7 +135,7 @@ def test_log_density_of_a_mixture_on_the_line_is_exact(objective, path):
     x0 = quantile(mixture, start, mixture.distribution(end, x1))
     torch.testing.assert_close(found.source, x0, rtol=1e-5, atol=1e-5)
     change = mixture.log_density(end, x1) - mixture.log_density(start, x0)
-    expected = normal_log_density(x0, source_std) + change
+    expected = source_log_density(x0, source_std) + change
     torch.testing.assert_close(found.log_density, expected, rtol=0, atol=1e-5)
 
 
@@ -156,7 +161,7 @@ def test_log_density_of_a_mixture_in_the_plane_is_exact(objective, path):
     # The exact flow carries p_start to p_end, so its Jacobian is their ratio at corresponding points.
     start, end = (torch.full((6,), t, dtype=torch.float64) for t in pair.interval)
     change = mixture.log_density(end, x1) - mixture.log_density(start, found.source)
-    expected = normal_log_density(found.source, source_std) + change
+    expected = source_log_density(found.source, source_std) + change
     torch.testing.assert_close(found.log_density, expected, rtol=0, atol=1e-5)
     again = solve(velocity, found.source, pair.interval, TIGHT).x
     torch.testing.assert_close(again, x1, rtol=0, atol=1e-6)
@@ -248,3 +253,23 @@ def test_loss_is_per_example_and_per_dimension():
     sample = PathSample(x_t=x1, velocity=velocity, x0=x1, x1=x1, t=torch.tensor([0.1, 0.2]))
     loss = pair.loss(lambda t, x, label: torch.ones_like(x), sample)
     torch.testing.assert_close(loss, torch.ones(2))
+
+
+def test_losses_have_the_weights_of_the_paper():
+    path = PATHS["variance-preserving"]
+    x0, x1, s = torch.randn(3, 20, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
+    t = torch.linspace(*path.interval, 20, dtype=torch.float64)
+    sample, sigma, beta = path.sample(x0, x1, t), path.sigma(t), 0.1 + 19.9 * (1 - t)
+
+    def loss(objective, prediction):
+        return REGRESSIONS[objective](path).loss(lambda t, x, label: prediction, sample)
+
+    score_error = (s + x0 / sigma[:, None]).square().mean(1)  # the conditional score is -x0 / sigma
+    torch.testing.assert_close(loss("score-matching", s), sigma**2 * score_error)
+    torch.testing.assert_close(loss("scoreflow", s), beta * score_error)
+    noise_error = (s - x0).square().mean(1)
+    torch.testing.assert_close(loss("noise-prediction", s), noise_error)
+    torch.testing.assert_close(loss("data-prediction", s), (s - x1).square().mean(1))
+    # Flow matching on the velocity of a noise prediction: weight (beta / 2 sigma)^2, 50^2 at the end.
+    velocity = REGRESSIONS["noise-prediction"](path).velocity_from(s, t, sample.x_t)
+    torch.testing.assert_close(loss("flow-matching", velocity), (beta / (2 * sigma)) ** 2 * noise_error)

@@ -33,9 +33,16 @@ def test_seeds_purposes_and_indices_all_matter(kind):
 
 def test_kinds_of_number_do_not_share_bits():
     u, z = uniform(1, "x", range(4000), ()), normal(1, "x", range(4000), ())
-    s = rademacher(1, "x", range(4000), ())
-    for a, b in ((u, z), (u, s), (z, s)):
-        assert abs(float(torch.corrcoef(torch.stack([a, b]))[0, 1])) < 4 / 4000**0.5
+    signs = rademacher(1, "x", range(4000), (32,))  # all the bits that the first number could be made of
+    table = torch.corrcoef(torch.cat([torch.stack([u, z, z.abs()]), signs.T]))
+    table[1, 2] = table[2, 1] = 0
+    assert (table - torch.eye(35)).abs().max() < 5 / 4000**0.5
+
+
+def test_neighbours_share_no_stretch_of_the_stream():
+    rows = uniform(1, "x", range(20), (300,))
+    for low, high in zip(rows, rows[1:], strict=False):
+        assert torch.isin(high, low).sum() < 5  # by chance: 300 * 300 / 2^24
 
 
 @kinds
