@@ -112,19 +112,16 @@ def test_impostors_are_blends_with_other_images_or_with_their_scrambled_pixels()
     assert torch.allclose(say[scrambled, 1], rest[scrambled] / 5, atol=1e-5)
 
 
-def test_progress_is_reported_up_to_the_last_step(digits):
+def test_progress_is_reported_about_fifty_times_and_at_the_last_step(digits):
     images, labels, _, _ = digits
     seen = []
-    train_classifier(
-        images,
-        labels,
-        17,
-        10,
-        seed=0,
-        steps=7,
-        on_progress=lambda step, steps, loss: seen.append((step, steps)),
-    )
-    assert seen == [(step, 7) for step in range(1, 8)]
+
+    def note(step, steps, loss):
+        assert loss > 0
+        seen.append((step, steps))
+
+    train_classifier(images, labels, 17, 10, seed=0, steps=103, batch_size=2, on_progress=note)
+    assert seen == [(step, 103) for step in range(2, 103, 2)] + [(103, 103)]
 
 
 @pytest.mark.parametrize(
