@@ -28,7 +28,7 @@ class Small(nn.Module):
         return self.layers(torch.cat([x, t[:, None]], dim=1))
 
 
-def sample(path, count=6):
+def sample(path, count=16):
     generator = torch.Generator().manual_seed(1)
     x0, x1 = torch.randn(2, count, 2, dtype=torch.float64, generator=generator)
     return path.sample(x0, x1, torch.rand(count, dtype=torch.float64, generator=generator) * 0.99)
@@ -70,6 +70,14 @@ def test_the_adjoint_gives_the_gradient(settings, divergence):
     assert high <= 1
 
 
+def test_forward_and_adjoint_stop_exactly_at_their_ends():
+    network, path = Small(), OptimalTransport()
+    MaximumLikelihood(path, **TIGHT).loss(network, sample(path)).mean().backward()
+    times = [low for low, _ in network.seen]
+    # Each solve starts at one end and stops a hair before the other; a step beyond would be clamped to it.
+    assert (times.count(0.0), times.count(1.0)) == (1, 1)
+
+
 def test_training_raises_the_likelihood():
     path, network = OptimalTransport(), Small()
     objective = MaximumLikelihood(path, method="rk4", steps=6, divergence="exact")
@@ -81,7 +89,7 @@ def test_training_raises_the_likelihood():
         loss = objective.loss(network, batch).mean()
         loss.backward()
         optimiser.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[-1] < losses[0] - 0.5
 
 

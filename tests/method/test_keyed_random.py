@@ -1,5 +1,7 @@
 """Randomness as a function of (seed, purpose, index)."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -41,7 +43,7 @@ def test_kinds_of_number_do_not_share_bits():
 
 def test_neighbours_share_no_stretch_of_the_stream():
     rows = uniform(1, "x", range(20), (300,))
-    for low, high in zip(rows, rows[1:], strict=False):
+    for low, high in pairwise(rows):
         assert torch.isin(high, low).sum() < 5  # by chance: 300 * 300 / 2^24
 
 
