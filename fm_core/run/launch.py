@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -64,7 +65,7 @@ def submit(
     processes, threads = world(launch)
     identifier = uuid.uuid4().hex
     log = logs / f"{stage}.log"
-    for stale in ("STOP", *(path.name for path in control.glob(f"{stage}-*.error.json"))):
+    for stale in ("STOP", *(path.name for path in control.glob(f"{stage}-*.end.json"))):
         control.joinpath(stale).unlink(missing_ok=True)
     agent = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
     command = [*agent, f"--nproc-per-node={processes}", "-m", module, str(config_file)]
@@ -122,7 +123,8 @@ def cancel(job: Job, control: Path, grace: float = GRACE_SECONDS) -> None:
     """Ask the ranks to save and end, wait until no process of the job is left, kill what stays."""
     control.joinpath("STOP").touch()
     if alive(job):
-        os.kill(job.pid, signal.SIGTERM)
+        with suppress(ProcessLookupError):
+            os.kill(job.pid, signal.SIGTERM)
     deadline = time.monotonic() + grace
     while (left := processes_of(job)) and time.monotonic() < deadline:
         _reap(job.pid)

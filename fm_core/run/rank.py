@@ -5,8 +5,11 @@ import faulthandler
 import os
 import signal
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -14,12 +17,17 @@ from types import FrameType
 from fm_core.config import RunConfig, load_config
 from fm_core.errors import Stopped, UserError
 from fm_core.run.files import write_json
-from fm_core.run.launch import CONTROL_VARIABLE, JOB_VARIABLE, LOGS_VARIABLE
+from fm_core.run.launch import CONTROL_VARIABLE, JOB_VARIABLE, LOGS_VARIABLE, submitted
+from fm_core.run.lease import Lease
 
 PR_SET_PDEATHSIG = 1
 
 EXIT_STOPPED = 3
 EXIT_USER = 2
+
+BEAT_SECONDS = 10.0
+ADOPTION_SECONDS = 30.0
+"""A supervisor writes job.json some milliseconds after it started the agent."""
 
 
 @dataclass
@@ -50,7 +58,8 @@ class Rank:
 def run_rank(stage: str, work: Callable[[RunConfig, Rank], None]) -> None:
     """Run the work of one rank: argv is the configuration file, the rest comes from torchrun's environment.
 
-    A failure is written to <stage>-<rank>.error.json in the control directory, for the supervisor.
+    How it ended is written to <stage>-<rank>.end.json in the control directory, for the supervisor: a
+    rank that left no such file was killed.
     """
     environment = os.environ
     control = Path(environment[CONTROL_VARIABLE])
@@ -63,37 +72,63 @@ def run_rank(stage: str, work: Callable[[RunConfig, Rank], None]) -> None:
     )
     signal.signal(signal.SIGTERM, rank.ask)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _die_with_parent()
+    # A rank whose agent was killed gets SIGTERM from the kernel: it saves and ends, no orphan stays.
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     _log_to(Path(environment[LOGS_VARIABLE]), stage, rank.number)
+    if not _adopted(rank):
+        print(
+            f"{control} knows nothing of this job, or its agent is dead; rank {rank.number} ends", flush=True
+        )
+        os._exit(1)
+    if rank.first:
+        threading.Thread(target=_beat, args=(Lease(control / "lock"),), daemon=True).start()
+    code = 1
+    try:
+        code = _work(stage, rank, work)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        # Threads and process groups of a failed rank may never end by themselves.
+        os._exit(code)
+
+
+def _work(stage: str, rank: Rank, work: Callable[[RunConfig, Rank], None]) -> int:
     try:
         work(load_config(sys.argv[1]), rank)
-        code = 0
+        kind, message, code = "done", "", 0
     except Stopped as stop:
-        code = _failed(stage, rank, "stopped", str(stop), EXIT_STOPPED)
+        kind, message, code = "stopped", str(stop), EXIT_STOPPED
     except UserError as error:
-        code = _failed(stage, rank, "user", str(error), EXIT_USER)
+        kind, message, code = "user", str(error), EXIT_USER
     except BaseException as error:
         traceback.print_exc()
-        line = f"{type(error).__name__}: {error}".splitlines()[0]
-        code = _failed(stage, rank, "error", line, 1)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # Threads and process groups of a failed rank may never end by themselves.
-    os._exit(code)
-
-
-def _failed(stage: str, rank: Rank, kind: str, message: str, code: int) -> int:
+        kind, message, code = "error", f"{type(error).__name__}: {error}".splitlines()[0], 1
     record = {"job": rank.job, "rank": rank.number, "kind": kind, "message": message}
-    write_json(rank.control / f"{stage}-{rank.number}.error.json", record)
+    write_json(rank.control / f"{stage}-{rank.number}.end.json", record)
     return code
 
 
-def _die_with_parent() -> None:
-    # A rank whose agent was killed gets SIGTERM from the kernel: it saves and ends, no orphan stays.
-    parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGTERM)
+def _adopted(rank: Rank) -> bool:
+    """Whether job.json names this job and its agent lives.
+
+    Where a supervisor was killed before it could write job.json, the next start knows nothing of this
+    job; and an agent may have died before this rank asked the kernel to be told.
+    """
+    deadline = time.monotonic() + ADOPTION_SECONDS
+    while True:
+        job = submitted(rank.control)
+        if job and job.id == rank.job:
+            return os.getppid() == job.pid
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+
+
+def _beat(lease: Lease) -> None:
+    while True:
+        with suppress(OSError, UserError):
+            lease.beat()
+        time.sleep(BEAT_SECONDS)
 
 
 def _log_to(directory: Path, stage: str, number: int) -> None:

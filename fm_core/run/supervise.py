@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from fm_core.config import RunConfig, dump_yaml
 from fm_core.errors import Stopped, UserError
@@ -75,23 +76,34 @@ def _wait_for_orphans(job: Job) -> None:
 
 
 def _verdict(job: Job, control: Path) -> Exception:
-    errors = [read_json(path) for path in sorted(control.glob(f"{job.stage}-*.error.json"))]
-    ours = [error for error in errors if error and error["job"] == job.id]
-    for error in ours:
-        if error["kind"] == "user":
-            return UserError(error["message"])
-    for error in ours:
-        if error["kind"] == "error":
-            where = f"rank {error['rank']} on {job.host}"
-            return RuntimeError(f"{job.stage} failed: {where}: {error['message']} (log: {job.log})")
-    for error in ours:
-        if error["kind"] == "stopped":
-            return Stopped(error["message"])
-    tail = Path(job.log).read_text(errors="replace").splitlines()[-TAIL_LINES:]
-    lines = "\n".join(tail)
-    return RuntimeError(
-        f"{job.stage} ended without finishing and without a word from its ranks; end of {job.log}:\n{lines}"
-    )
+    ends = _ends(job, control)
+    for end in ends.values():
+        if end["kind"] == "user":
+            return UserError(end["message"])
+    if not ends:
+        lines = "\n".join(Path(job.log).read_text(errors="replace").splitlines()[-TAIL_LINES:])
+        return RuntimeError(
+            f"{job.stage} ended without a word from its processes; end of {job.log}:\n{lines}"
+        )
+    # A rank that is killed leaves no word; the others then fail, or are stopped, because of it.
+    told = [f"rank {rank} was killed" for rank in range(job.processes) if rank not in ends]
+    failed = [f"rank {rank}: {end['message']}" for rank, end in ends.items() if end["kind"] == "error"]
+    for end in ends.values():
+        if end["kind"] == "stopped" and not failed and (not told or control.joinpath("STOP").exists()):
+            return Stopped(end["message"])
+    told += failed[:1]
+    if not told:
+        return RuntimeError(
+            f"{job.stage}: every process ended well and yet it is not complete (log: {job.log})"
+        )
+    return RuntimeError(f"{job.stage} failed on {job.host}: {'; '.join(told)} (log: {job.log})")
+
+
+def _ends(job: Job, control: Path) -> dict[int, dict[str, Any]]:
+    """How each rank ended, by number; a rank that was killed is absent."""
+    records = [read_json(path) for path in control.glob(f"{job.stage}-*.end.json")]
+    ours = [record for record in records if record and record["job"] == job.id]
+    return {record["rank"]: record for record in sorted(ours, key=lambda record: record["rank"])}
 
 
 def _describe(lease: Lease) -> str:

@@ -11,14 +11,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fm_core.run.files import append_line, read_lines, write_text
-from fm_core.run.lease import Lease
 from fm_core.run.progress import Progress
 from fm_core.run.status import write_status
 from fm_core.training.checkpoint import TrainState
 
 QUARTERS = 4
 STATUS_SECONDS = 1.0
-BEAT_SECONDS = 10.0
 
 
 class Interval:
@@ -52,9 +50,8 @@ class TrainLog:
 
     def __init__(self, directory: Path, metrics: Path, job: str, images: int) -> None:
         self.directory, self.metrics, self.job, self.images = directory, metrics, job, images
-        self.lease = Lease(directory / "lock")
         self.facts: dict[str, Any] = {"job": job}
-        self._status_at = self._beat_at = 0.0
+        self._status_at = 0.0
 
     def forget_after(self, step: int) -> None:
         """Drop the lines of steps that a resumed run will train again."""
@@ -71,9 +68,6 @@ class TrainLog:
     def status(self, state: TrainState, phase: str = "running", now: bool = False) -> None:
         """Rewrite status.json, at most once a second unless told to now."""
         moment = time.monotonic()
-        if moment - self._beat_at > BEAT_SECONDS:
-            self.lease.beat()
-            self._beat_at = moment
         if not now and moment - self._status_at < STATUS_SECONDS:
             return
         self._status_at = moment

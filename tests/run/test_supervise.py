@@ -1,0 +1,279 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fm_core.config import RunConfig
+from fm_core.errors import Stopped, UserError
+from fm_core.run.files import read_json, write_json
+from fm_core.run.launch import JOB_VARIABLE, Job, alive, cancel, processes_of, submitted
+from fm_core.run.lease import Lease
+from fm_core.run.supervise import _verdict, supervise
+
+HERE = Path(__file__).parent
+
+
+class Job2:
+    """A directory in which two ranks pretend to work."""
+
+    def __init__(self, path: Path, monkeypatch) -> None:
+        self.control, self.logs, self.seen = path, path / "logs", []
+        self.logs.mkdir()
+        self.config = RunConfig.model_validate({"run": {"root": str(path)}, "launch": {"processes": 2}})
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), str(HERE.parents[1])]))
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        self.does = lambda text: monkeypatch.setenv("PRETEND", text)
+
+    def run(self, complete=lambda: False, observe=None):
+        observe = observe or self.seen.append
+        return supervise(self.control, self.logs, "pretend", "pretend_rank", self.config, complete, observe)
+
+    def in_thread(self, **arguments):
+        outcome = []
+
+        def body():
+            try:
+                outcome.append(self.run(**arguments))
+            except BaseException as error:
+                outcome.append(error)
+
+        thread = threading.Thread(target=body)
+        thread.start()
+        return thread, outcome
+
+    def wait_ready(self, *ranks):
+        deadline = time.monotonic() + 90
+        while not all(self.control.joinpath(f"ready-{rank}").exists() for rank in ranks):
+            assert time.monotonic() < deadline, "the ranks did not start"
+            time.sleep(0.05)
+
+    def processes(self):
+        """Every live process with this job's id in its environment, asked of /proc itself."""
+        mark = f"{JOB_VARIABLE}={submitted(self.control).id}".encode()
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if mark in Path(f"/proc/{process.pid}/environ").read_bytes():
+                    found.append(process)
+            except OSError:
+                continue
+        return found
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch):
+    job = Job2(tmp_path, monkeypatch)
+    yield job
+    if submitted(job.control):
+        for process in job.processes():
+            process.kill()
+
+
+@pytest.mark.slow
+def test_ranks_that_end_well_without_finishing_are_a_failure(job):
+    job.does("write;nothing")
+    with pytest.raises(RuntimeError, match="not complete"):
+        job.run(complete=lambda: (job.control / "made-1.json").exists())
+
+
+@pytest.mark.slow
+def test_what_ended_each_rank_reaches_the_caller(job):
+    job.config = job.config.model_copy(
+        update={"launch": job.config.launch.model_copy(update={"processes": 3})}
+    )
+    job.does("refuse;raise;killed")
+    with pytest.raises(UserError, match=r"^sample.steps: this cannot be$"):
+        job.run()
+    handle = submitted(job.control)
+    assert job.processes() == []
+    # Without the refusal it would have been a failure, told in one line.
+    job.control.joinpath("pretend-0.end.json").unlink()
+    verdict = str(_verdict(handle, job.control))
+    assert "rank 2 was killed" in verdict
+    assert "rank 1: ZeroDivisionError: a number" in verdict
+    assert "\n" not in verdict
+    assert handle.log in verdict
+    log = (job.logs / "pretend-1.log").read_text()
+    assert "rank 1 does raise" in log
+    assert "Traceback" in log
+
+
+@pytest.mark.slow
+def test_a_second_supervisor_attaches_and_the_stop_file_ends_both(job):
+    job.does("wait;wait")
+    first, first_outcome = job.in_thread()
+    job.wait_ready(0, 1)
+    handle = submitted(job.control)
+    seen = []
+    second, second_outcome = job.in_thread(observe=seen.append)
+    deadline = time.monotonic() + 30
+    while not (seen and job.seen):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert submitted(job.control) == handle
+    assert len(job.processes()) == 3  # the agent and two ranks
+    assert (seen[0].done, seen[0].total, seen[0].message) == (3, 7, "waiting")
+    assert Lease(job.control / "lock").holder()["job"] == handle.id
+    (job.control / "STOP").touch()
+    for thread, outcome in ((first, first_outcome), (second, second_outcome)):
+        thread.join(60)
+        assert isinstance(outcome[0], Stopped), outcome
+        assert str(outcome[0]) == "stopped at thing 3"
+    assert job.processes() == []
+
+
+@pytest.mark.slow
+def test_an_interrupted_supervisor_leaves_no_process_not_even_a_deaf_one(job, monkeypatch):
+    monkeypatch.setattr("fm_core.run.supervise.cancel", partial(cancel, grace=2.0))
+    job.does("wait;deaf")
+    alive_before = []
+
+    def interrupt(progress):
+        if all(job.control.joinpath(f"ready-{rank}").exists() for rank in (0, 1)):
+            alive_before.extend(job.processes())
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        job.run(observe=interrupt)
+    assert len(alive_before) == 4  # the agent, two ranks, a child of the deaf one
+    assert job.processes() == []
+    assert read_json(job.control / "pretend-0.end.json")["kind"] == "stopped"
+    assert not (job.control / "pretend-1.end.json").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_supervisor_leaves_the_job_and_the_next_one_attaches(job):
+    job.does("wait;wait")
+    script = (
+        "import sys; from pathlib import Path; from fm_core.config import RunConfig;"
+        "from fm_core.run.supervise import supervise; p = Path(sys.argv[1]);"
+        "supervise(p, p / 'logs', 'pretend', 'pretend_rank', RunConfig.model_validate("
+        "{'launch': {'processes': 2}}), lambda: False, print)"
+    )
+    supervisor = subprocess.Popen([sys.executable, "-c", script, str(job.control)])
+    job.wait_ready(0, 1)
+    supervisor.kill()
+    supervisor.wait()
+    handle = submitted(job.control)
+    assert alive(handle)
+    thread, outcome = job.in_thread()
+    while not job.seen:
+        time.sleep(0.05)
+        assert thread.is_alive(), outcome
+    assert submitted(job.control).id == handle.id
+    # And kill -9 of the agent: the ranks hear of it, save and end; nothing stays.
+    os.kill(handle.pid, signal.SIGKILL)
+    thread.join(60)
+    assert isinstance(outcome[0], Stopped)
+    assert job.processes() == []
+    # The next start works, in the same place.
+    job.does("write;write")
+    made = [job.control / f"made-{rank}.json" for rank in (0, 1)]
+    job.run(complete=lambda: all(path.exists() for path in made))
+    again = submitted(job.control)
+    assert again.id != handle.id
+    assert {read_json(path)["job"] for path in made} == {again.id}
+    assert not alive(again)
+    assert Lease(job.control / "lock").holder() is None
+    assert job.processes() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("record", ["absent", "of another job", "of another agent"])
+def test_a_rank_that_nobody_knows_of_does_not_work(tmp_path, monkeypatch, record):
+    """Its supervisor was killed before job.json was written: a second start would double it."""
+    facts = {"id": "a1", "stage": "pretend", "host": "h", "pid": os.getpid(), "created": 0.0}
+    facts |= {"processes": 1, "threads": 1, "log": "x"}
+    if record == "of another job":
+        write_json(tmp_path / "job.json", {**facts, "id": "b2"})
+    if record == "of another agent":
+        write_json(tmp_path / "job.json", {**facts, "pid": os.getpid() + 1})
+    script = (
+        "import fm_core.run.rank as r, sys; r.ADOPTION_SECONDS = 0.5; sys.argv = ['x', 'none.yaml'];"
+        "r.run_rank('pretend', lambda config, rank: open('worked', 'w'))"
+    )
+    variables = {"FM_CONTROL": str(tmp_path), "FM_LOGS": str(tmp_path), "FM_JOB": "a1"}
+    variables |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, **variables, "PYTHONPATH": str(HERE.parents[1])},
+        cwd=tmp_path,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert not (tmp_path / "worked").exists()
+    assert list(tmp_path.glob("*.end.json")) == []
+    assert "rank 0 ends" in (tmp_path / "pretend-0.log").read_text()
+
+
+def test_a_directory_held_by_another_host_is_refused_in_one_line(tmp_path):
+    lease = Lease(tmp_path / "lock")
+    lease.take(os.getpid(), stage="train")
+    record = read_json(lease.path)
+    record.pop("schema")
+    write_json(lease.path, {**record, "host": "elsewhere"})
+    with pytest.raises(UserError) as caught:
+        supervise(tmp_path, tmp_path, "pretend", "none", RunConfig(), lambda: True, print)
+    assert "elsewhere" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+class TestVerdict:
+    """Who is to blame, from the words that the ranks left."""
+
+    def job(self, path, *kinds):
+        log = path / "pretend.log"
+        log.write_text("one\ntwo\n")
+        facts = {"id": "a1", "stage": "pretend", "host": "h", "pid": 1, "created": 0.0, "threads": 1}
+        for rank, kind in enumerate(kinds):
+            if kind:
+                record = {"job": "a1", "rank": rank, "kind": kind, "message": f"word {rank}"}
+                write_json(path / f"pretend-{rank}.end.json", record)
+        return Job.model_validate({**facts, "processes": len(kinds), "log": str(log)})
+
+    @pytest.mark.parametrize(
+        ("kinds", "stop", "error", "words"),
+        [
+            (("stopped", "stopped"), False, Stopped, "word 0"),
+            (("done", "stopped"), False, Stopped, "word 1"),
+            (("stopped", None), False, RuntimeError, "rank 1 was killed"),
+            (("stopped", None), True, Stopped, "word 0"),
+            (("error", None), False, RuntimeError, "rank 1 was killed; rank 0: word 0"),
+            (("stopped", "error"), True, RuntimeError, "rank 1: word 1"),
+            (("error", "user"), False, UserError, "word 1"),
+            ((None, None), False, RuntimeError, "one\ntwo"),
+            (("done", "done"), False, RuntimeError, "not complete"),
+        ],
+    )
+    def test_verdict(self, tmp_path, kinds, stop, error, words):
+        job = self.job(tmp_path, *kinds)
+        if stop:
+            (tmp_path / "STOP").touch()
+        verdict = _verdict(job, tmp_path)
+        assert type(verdict) is error
+        assert words in str(verdict)
+
+    def test_words_of_an_earlier_job_do_not_count(self, tmp_path):
+        job = self.job(tmp_path, "user", "user").model_copy(update={"id": "b2"})
+        assert "without a word" in str(_verdict(job, tmp_path))
+
+
+def test_processes_of_a_job_are_found_by_its_mark(tmp_path):
+    facts = {"id": "a-mark-of-this-test", "stage": "s", "host": "h", "pid": 1, "created": 0.0}
+    job = Job.model_validate({**facts, "processes": 1, "threads": 1, "log": "x"})
+    assert processes_of(job) == []
+    child = subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(60)"], env={**os.environ, JOB_VARIABLE: job.id}
+    )
+    time.sleep(0.3)
+    assert [process.pid for process in processes_of(job)] == [child.pid]
+    child.kill()
+    assert processes_of(job) == []
+    child.wait()
