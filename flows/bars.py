@@ -10,6 +10,7 @@ from typing import Any, cast
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, StateType
+from prefect.exceptions import Abort
 
 from flows.exhibits import exhibit
 from flows.progress import ProgressReport, duration
@@ -29,10 +30,17 @@ class Ended(Exception):
         self.type = type
         self.message = message
 
-    @property
     def state(self) -> State[Any]:
-        """The final state of the task or flow it ends."""
+        """The final state of the stage's task."""
         return State(type=self.type, message=self.message)
+
+    def last_state(self) -> State[Any]:
+        """The final state of the flow.
+
+        Prefect's engine raises what a state that is not Completed holds, with a traceback in the
+        run's log, unless it is the signal to end quietly.
+        """
+        return State(type=self.type, message=self.message, data=Abort(self.message))
 
     @classmethod
     def because_of(cls, error: UserError | Stopped) -> "Ended":
@@ -58,7 +66,7 @@ def _stage(name: str, config: RunConfig) -> StageResult | State[Any]:
             result = stage_called(name)(config, progress)
     except (UserError, Stopped) as error:
         # As a state and not as an exception: the line is for the user, a traceback would bury it.
-        return Ended.because_of(error).state
+        return Ended.because_of(error).state()
     logger.info("%s in %s: %s", result.state, duration(result.seconds), result.summary)
     exhibit(config, result)
     return result

@@ -27,9 +27,9 @@ def pipeline(config: RunConfig, stages: Sequence[str]) -> State[Any]:
         preflight(config)
         results = [run_stage(stage, config) for stage in stages]
     except (UserError, Stopped) as error:
-        return Ended.because_of(error).state
+        return Ended.because_of(error).last_state()
     except Ended as end:
-        return end.state
+        return end.last_state()
     return Completed(message=headline(results))
 
 

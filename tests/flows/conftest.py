@@ -1,0 +1,24 @@
+"""One demo for all tests of the flows: a real Prefect server and worker, nothing mocked."""
+
+import json
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+from house import SHRUNKEN, Demo, copy_of_the_tree, demo_command
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    """`infra/demo.sh --keep` on a shrunken configuration, on a machine whose port 4200 is taken."""
+    root = copy_of_the_tree(tmp_path_factory.mktemp("house"))
+    with socket.socket() as squatter:
+        with suppress(OSError):  # then somebody else sits there, which is as good
+            squatter.bind(("127.0.0.1", 4200))
+            squatter.listen()
+        result = demo_command(root, "--keep", "--", json.dumps(SHRUNKEN))
+    port = root / "runs" / ".prefect" / "port"
+    assert port.exists(), result.stdout + result.stderr
+    yield Demo(root, result, int(port.read_text()))
+    demo_command(root, "--stop")

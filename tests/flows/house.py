@@ -1,0 +1,100 @@
+"""A copy of the working tree in which infra/demo.sh was run, with its Prefect server and worker."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).resolve().parents[2]
+SHRUNKEN = {
+    "train": {"images": 5120, "log_images": 640, "checkpoint_images": 2560},
+    "sample": {"images": 200, "solver": "euler", "steps": 10},
+}
+
+
+def copy_of_the_tree(target: Path) -> Path:
+    """What a fresh clone with the present changes would hold."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=PROJECT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    for name in filter(None, listed.stdout.split("\0")):
+        if (PROJECT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(PROJECT / name, target / name)
+    return target
+
+
+def clean_environment() -> dict[str, str]:
+    """The caller's environment without Prefect settings, and the tests' environment instead of a new one."""
+    ours = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "FM_"))}
+    return ours | {"FM_ENVIRONMENT": sys.prefix}
+
+
+def demo_command(root: Path, *options: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", "infra/demo.sh", *options],
+        cwd=root,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+@dataclass
+class Demo:
+    """A demo that has ended, and the server and worker it left running."""
+
+    root: Path
+    result: subprocess.CompletedProcess[str]
+    port: int
+
+    @property
+    def run_id(self) -> str:
+        """The flow run that the demo watched."""
+        return self.result.stdout.split("UUID: ")[1].split()[0]
+
+    def prefect(self, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        """Run Prefect's own command in the project's root."""
+        environment = clean_environment() | {
+            "PREFECT_HOME": str(self.root / "runs" / ".prefect"),
+            "PREFECT_API_URL": f"http://127.0.0.1:{self.port}/api",
+            "PYTHONPATH": str(self.root),
+            "COLUMNS": "300",
+        }
+        return subprocess.run(
+            [str(Path(sys.prefix) / "bin" / "prefect"), *arguments],
+            cwd=self.root,
+            env=environment | settings,
+            capture_output=True,
+            text=True,
+            timeout=180,
+        )
+
+    def api(self, path: str, query: dict[str, Any] | None = None) -> Any:
+        """GET, or POST a query."""
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}/api{path}",
+            None if query is None else json.dumps(query).encode(),
+            {"content-type": "application/json"},
+        )
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        return json.load(opener.open(request, timeout=20))
+
+    def run(self, run_id: str | None = None) -> dict[str, Any]:
+        return self.api(f"/flow_runs/{run_id or self.run_id}")
+
+    def watched(self, deployment: str, *options: str) -> dict[str, Any]:
+        """Run a deployment to its end; the flow run as the server knows it."""
+        result = self.prefect("deployment", "run", deployment, "--watch", *options)
+        assert "UUID: " in result.stdout, result.stdout + result.stderr
+        return self.run(result.stdout.split("UUID: ")[1].split()[0])

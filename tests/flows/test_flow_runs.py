@@ -1,0 +1,117 @@
+"""What a flow run tells Prefect: name, bars, artifacts, final message; and what it refuses."""
+
+import json
+import re
+
+import pytest
+from house import SHRUNKEN, Demo
+
+pytestmark = pytest.mark.slow
+
+
+def test_the_final_message_carries_the_result(demo: Demo):
+    state = demo.run()["state"]
+    assert state["type"] == "COMPLETED"
+    assert re.search(
+        r"Fréchet distance \(.* features, 200 images\) [\d.]+ ± [\d.]+, real held-out images [\d.]+; "
+        r".*recognised.*; report: runs/digits/report\.html$",
+        state["message"],
+    )
+
+
+def test_a_run_can_be_recognised_by_its_name_and_tags(demo: Demo):
+    run = demo.run()
+    assert run["name"] == "digits-s0"
+    assert {"pipeline", "digits", "run:digits", "data:digits"} <= set(run["tags"])
+
+
+def test_there_is_one_bar_for_each_stage(demo: Demo):
+    query = {"flow_runs": {"id": {"any_": [demo.run_id]}}, "sort": "EXPECTED_START_TIME_ASC"}
+    bars = [task["name"] for task in demo.api("/task_runs/filter", query)]
+    assert bars == ["shard", "train[2]", "sample[2]", "evaluate", "report"]
+
+
+def artifacts(demo: Demo) -> dict[str, dict]:
+    found = demo.api("/artifacts/filter", {"flow_runs": {"id": {"any_": [demo.run_id]}}})
+    return {artifact["key"]: artifact for artifact in found}
+
+
+def test_every_stage_shows_its_progress(demo: Demo):
+    shown = artifacts(demo)
+    for stage in ("shard", "train", "sample", "evaluate", "report"):
+        bar = shown[f"{stage}-progress"]
+        assert (bar["type"], bar["data"]) == ("progress", 100.0)
+    told = shown["train-progress"]["description"]
+    assert re.search(r"step \d+, loss [\d.]+, 5,120 of 5,120 images, [\d.,]+ images/s", told)
+
+
+def test_results_are_pictures_and_tables(demo: Demo):
+    shown = artifacts(demo)
+    for key in ("sample-grid", "loss-curve"):
+        assert shown[key]["type"] == "image"
+        assert shown[key]["data"].startswith("data:image/")
+        assert len(shown[key]["data"]) < 200_000
+    scores = {row["score"]: row["value"] for row in json.loads(shown["scores"]["data"])}
+    assert {"frechet_distance", "frechet_distance_of_held_out", "recognised", "protocol.data"} <= set(scores)
+    card = {row["fact"]: row["value"] for row in json.loads(shown["dataset-card"]["data"])}
+    assert (card["splits.train.images"], card["levels"]) == (1297, 17)
+    assert json.loads(shown["train-metrics"]["data"])[0]["images_seen"] == 5120
+    assert f"{demo.root}/runs/digits/report.html" in shown["run-directory"]["data"]
+
+
+def test_the_database_holds_a_line_in_half_a_minute_and_not_more(demo: Demo):
+    query = {"logs": {"flow_run_id": {"any_": [demo.run_id]}}}
+    messages = [line["message"] for line in demo.api("/logs/filter", query)]
+    run = demo.run()
+    # twelve lines of Prefect's about starting, two at the end of each stage, one each half minute
+    assert len(messages) < 12 + 2 * 5 + run["total_run_time"] / 30 + 3
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        (
+            {"trian": {}},
+            "'config'. Failure reason: Additional properties are not allowed ('trian' was unexpected)",
+        ),
+        ({"train": {"imagess": 3}}, "'config.train'. Failure reason: Additional properties are not allowed"),
+        (
+            {"train": {"images": "many"}},
+            "'config.train.images'. Failure reason: 'many' is not of type 'integer'",
+        ),
+        ({"train": {"images": 0}}, "'config.train.images'. Failure reason: 0 is less than the minimum of 1"),
+        ({"model": {"kind": "cnn"}}, "'config.model.kind'. Failure reason: "),
+    ],
+)
+def test_wrong_parameters_are_refused_when_a_run_is_created(demo: Demo, config: dict, told: str):
+    result = demo.prefect("deployment", "run", "train-digits", "--param", f"config={json.dumps(config)}")
+    assert result.returncode == 1
+    assert "UUID" not in result.stdout
+    assert told in " ".join((result.stdout + result.stderr).split())
+
+
+def test_imagenet_without_its_archives_is_refused_in_seconds_and_one_line(demo: Demo):
+    run = demo.watched("train-imagenet64")
+    assert run["state"]["type"] == "FAILED"
+    assert run["total_run_time"] < 30
+    told = run["state"]["message"]
+    assert "\n" not in told
+    assert "datasets/downloads/imagenet64" in told
+    logs = demo.api("/logs/filter", {"logs": {"flow_run_id": {"any_": [run["id"]]}}})
+    assert not any("Traceback" in line["message"] for line in logs)
+    assert not (demo.root / "datasets" / "imagenet64").exists()
+
+
+def test_a_stage_runs_alone(demo: Demo):
+    config = {**SHRUNKEN, "sample": {"images": 24, "batch": 24, "solver": "euler", "steps": 4}}
+    run = demo.watched("sample-images", "--param", f"config={json.dumps(config)}")
+    assert run["state"]["type"] == "COMPLETED"
+    assert run["state"]["message"] == "24 images of step 40 with euler, NFE 4"
+
+
+def test_rules_across_keys_are_checked_in_the_first_seconds(demo: Demo):
+    config = {"train": {"images": 100, "warmup_images": 200}}
+    run = demo.watched("train-digits", "--param", f"config={json.dumps(config)}")
+    assert run["state"]["type"] == "FAILED"
+    assert "train.warmup_images is more than train.images" in run["state"]["message"]
+    assert run["total_run_time"] < 30

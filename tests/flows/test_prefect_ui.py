@@ -1,0 +1,122 @@
+"""The flow-run page in a real browser, in both of Prefect's user interfaces."""
+
+import io
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from house import PROJECT, Demo
+from PIL import Image
+from selenium import webdriver
+from selenium.webdriver.chrome.options import Options
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webdriver import WebDriver
+from selenium.webdriver.support.ui import WebDriverWait
+
+BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+SCREENSHOTS = PROJECT / "build" / "screenshots"
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-proxy-server",
+    "--window-size=1400,1500",
+]
+STAGES = ["shard", "train[2]", "sample[2]", "evaluate", "report"]
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (BROWSER and DRIVER), reason="no chromium with chromedriver on this machine"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebDriver]:
+    options = Options()
+    options.binary_location = BROWSER or ""
+    for flag in [*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"]:
+        options.add_argument(flag)
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    yield driver
+    driver.quit()
+
+
+def text_of(browser: WebDriver) -> str:
+    return browser.find_element(By.TAG_NAME, "body").text
+
+
+def wait(browser: WebDriver, until: Callable[[], object], seconds: float = 40) -> None:
+    ignored = Exception  # elements come and go while a page is drawn
+    WebDriverWait(browser, seconds, ignored_exceptions=[ignored]).until(lambda _: until())
+
+
+def open_tab(browser: WebDriver, name: str) -> None:
+    browser.find_elements(By.XPATH, f"//*[normalize-space()='{name}']")[-1].click()
+
+
+def green_pixels(browser: WebDriver) -> int:
+    """Of the graph's canvas, which holds a green bar for each stage that is complete."""
+    picture = Image.open(io.BytesIO(browser.find_element(By.TAG_NAME, "canvas").screenshot_as_png))
+    return sum(
+        count
+        for count, (red, green, blue) in picture.convert("RGB").getcolors(maxcolors=2**24) or []
+        if green > 120 and green > 1.5 * red and green > 1.5 * blue
+    )
+
+
+@pytest.fixture(scope="module", params=["", "/v2"], ids=["first UI", "second UI"])
+def site(request: pytest.FixtureRequest, demo: Demo) -> str:
+    return f"http://127.0.0.1:{demo.port}{request.param}"
+
+
+def keep(browser: WebDriver, site: str, name: str) -> Path:
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    path = SCREENSHOTS / f"{name}{'-v2' if site.endswith('v2') else ''}.png"
+    browser.save_screenshot(str(path))
+    return path
+
+
+def test_the_flow_run_page_shows_name_bars_artifacts_and_result(demo: Demo, browser: WebDriver, site: str):
+    message = demo.run()["state"]["message"]
+    browser.get(f"{site}/runs/flow-run/{demo.run_id}")
+    wait(browser, lambda: "digits-s0" in text_of(browser) and "5 Task runs" in text_of(browser))
+    wait(browser, lambda: green_pixels(browser) > 500)
+    wait(browser, lambda: message in text_of(browser))  # the log's last line
+    assert "Completed" in text_of(browser)
+    keep(browser, site, "flow-run")
+
+    open_tab(browser, "Task Runs")
+    wait(browser, lambda: all(stage in text_of(browser) for stage in STAGES))
+    open_tab(browser, "Artifacts")
+    shown = ["sample-grid", "loss-curve", "scores", "dataset-card", "run-directory", "train-progress"]
+    wait(browser, lambda: all(key in text_of(browser) for key in shown))
+    assert "5,120 of 5,120 images" in text_of(browser)
+    keep(browser, site, "flow-run-artifacts")
+
+
+@pytest.mark.parametrize("key", ["sample-grid", "loss-curve"])
+def test_pictures_are_drawn(demo: Demo, browser: WebDriver, site: str, key: str):
+    query = {"flow_runs": {"id": {"any_": [demo.run_id]}}, "artifacts": {"key": {"any_": [key]}}}
+    (artifact,) = demo.api("/artifacts/filter", query)
+    browser.get(f"{site}/artifacts/artifact/{artifact['id']}")
+    widths = (
+        "return [...document.images].filter(i => i.src.startsWith('data:image/')).map(i => i.naturalWidth)"
+    )
+    wait(browser, lambda: max(browser.execute_script(widths), default=0) > 200)
+    keep(browser, site, key)
+
+
+def test_the_form_shows_the_presets_values_with_their_meaning(demo: Demo, browser: WebDriver, site: str):
+    (deployment,) = demo.api("/deployments/filter", {"flows": {"name": {"any_": ["train-imagenet64"]}}})
+    browser.get(f"{site}/deployments/deployment/{deployment['id']}/run")
+    wait(browser, lambda: "Images in one optimizer step" in text_of(browser))
+    keep(browser, site, "form")
+    values = "return [...document.querySelectorAll('input, textarea')].map(i => i.value)"
+    assert "321536000" in [value.replace(",", "") for value in browser.execute_script(values)]

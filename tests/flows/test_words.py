@@ -1,0 +1,64 @@
+"""What the flows tell a reader: progress in a line, facts in a table, a result in a headline."""
+
+import io
+
+import pytest
+from PIL import Image
+
+from flows.exhibits import PICTURE_BYTES, facts, picture
+from flows.pipeline import headline
+from flows.progress import describe, duration, percentage
+from fm_core.run.progress import Progress
+from fm_core.stages.result import StageResult
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [(0.4, "0 s"), (79, "1 min 19 s"), (15_000, "4 h 10 min"), (260_000, "3 d 0 h")],
+)
+def test_a_duration_has_two_units_at_most(seconds: float, told: str):
+    assert duration(seconds) == told
+
+
+def test_progress_is_told_with_step_loss_rate_and_time_left():
+    progress = Progress("train", 64_000, 128_000, "images", "step 500, loss 0.31", 812.0)
+    assert describe(progress) == (
+        "step 500, loss 0.31, 64,000 of 128,000 images, 812 images/s, ETA 1 min 19 s"
+    )
+    assert percentage(progress) == 50
+
+
+def test_a_stage_that_has_not_begun_is_at_zero():
+    assert percentage(Progress("train", 0, 0, "", "starting")) == 0
+    assert describe(Progress("train", 0, 0, "", "starting")) == "starting"
+
+
+def test_facts_have_dotted_names_and_long_lists_are_counted():
+    record = {"a": {"b": 1.23456789, "c": [1, 8, 8]}, "d": list(range(9)), "e": None}
+    assert dict(facts(record)) == {"a.b": "1.23457", "a.c": "1, 8, 8", "d": "9 entries", "e": None}
+
+
+def test_a_large_picture_is_made_small_enough_to_travel():
+    noise = Image.effect_noise((1200, 1200), 90)
+    encoded = io.BytesIO()
+    noise.save(encoded, "PNG")
+    assert len(encoded.getvalue()) > PICTURE_BYTES
+    address = picture(encoded.getvalue())
+    assert address.startswith("data:image/jpeg;base64,")
+    assert len(address) < 200_000
+
+
+def result(stage: str, state: str = "done", summary: str = "", **paths: str) -> StageResult:
+    return StageResult.model_validate(
+        {"stage": stage, "state": state, "seconds": 1.0, "summary": summary or stage, "paths": paths}
+    )
+
+
+def test_the_headline_is_the_score_and_the_report():
+    results = [result("train"), result("evaluate", summary="distance 3.1"), result("report", report="r.html")]
+    assert headline(results) == "distance 3.1; report: r.html"
+
+
+def test_the_headline_says_when_everything_was_there():
+    results = [result("train", "verified"), result("report", "verified", report="r.html")]
+    assert headline(results) == "report; nothing to do, everything was complete; report: r.html"
