@@ -1,7 +1,6 @@
 """Bits per dimension of images of a data set."""
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,35 +8,29 @@ from torch import Tensor
 
 from fm_core.config import LikelihoodSection
 from fm_core.method import keyed_random
+from fm_core.method.bits import BitsSummary, ImageBits, bits_per_dim, summarise
 from fm_core.method.divergence import Hutchinson
-from fm_core.method.likelihood import log_density, log_mean_exp
 from fm_core.method.solve import Solver
 from fm_core.sampling.model import Model
 
 PROBES = 2
-"""Two independent Rademacher probes an image: their difference measures what the estimate owes to them."""
+"""Independent Rademacher probes of an image: their difference measures what the estimate owes to them."""
 
 
 @dataclass(frozen=True)
-class BitsPerDim:
+class Likelihood:
     """Bits/dim over a set of images."""
 
-    value: float
-    """Mean over images with one dequantisation draw: an upper bound in expectation."""
-    stderr: float
-    """Standard error of that mean over images."""
-    images: int
-    draws: int
-    """K of `importance_weighted`."""
-    importance_weighted: float | None
-    """Mean with K draws that share the probes; None for K = 1."""
-    probe_std: float
-    """Standard deviation, in bits/dim, that the probes give one image's estimate."""
+    headline: BitsSummary
+    """With one dequantisation draw: an upper bound on the true value, in expectation."""
+    k_sample: BitsSummary | None
+    """With all K draws, which share the probes; None for K = 1."""
+    k: int
     nfe: float
     """Forwards of the network for each image and draw."""
 
 
-def bits_per_dim(
+def data_set_bits(
     model: Model,
     pixels: Tensor,
     labels: Tensor,
@@ -45,32 +38,25 @@ def bits_per_dim(
     seed: int,
     device: torch.device,
     on_images: Callable[[int], None],
-) -> BitsPerDim:
+) -> Likelihood:
     """Score images uint8 [N, C, S, S], image i with draws and probes of (seed, i).
 
     A conditional model is given the labels int64 [N]. `on_images` hears how many are finished.
     """
-    bits: list[Tensor] = []  # [n, K, probes] for each batch
+    batches: list[ImageBits] = []
     forwards = 0
     for first in range(0, len(pixels), settings.batch):
-        part = slice(first, min(first + settings.batch, len(pixels)))
-        batch = [
-            _batch(model, pixels[part], labels[part], first, draw, settings, seed, device)
-            for draw in range(settings.draws)
-        ]
-        bits.append(torch.stack([one for one, _ in batch], dim=1))
-        forwards += sum(nfe for _, nfe in batch) * (part.stop - part.start)
-        on_images(part.stop)
-    all_bits = torch.cat(bits)
-    single = all_bits[:, 0].mean(-1)
-    probe_variance = all_bits[:, 0].var(-1, unbiased=True).mean() / PROBES
-    return BitsPerDim(
-        value=single.mean().item(),
-        stderr=(single.std(unbiased=True) / math.sqrt(len(single))).item(),
-        images=len(single),
-        draws=settings.draws,
-        importance_weighted=_importance_weighted(model, all_bits) if settings.draws > 1 else None,
-        probe_std=probe_variance.sqrt().item(),
+        numbers = range(first, min(first + settings.batch, len(pixels)))
+        part = slice(numbers.start, numbers.stop)
+        batches.append(_batch(model, pixels[part], labels[part], numbers, settings, seed, device))
+        forwards += batches[-1].nfe * len(numbers)
+        on_images(numbers.stop)
+    single = torch.cat([batch.first for batch in batches])
+    k_sample = torch.cat([batch.k_sample for batch in batches])
+    return Likelihood(
+        headline=summarise(single, torch.cat([batch.per_probe for batch in batches])),
+        k_sample=summarise(k_sample) if settings.draws > 1 else None,
+        k=settings.draws,
         nfe=forwards / (len(pixels) * settings.draws),
     )
 
@@ -79,36 +65,28 @@ def _batch(
     model: Model,
     pixels: Tensor,
     labels: Tensor,
-    first: int,
-    draw: int,
+    numbers: Sequence[int],
     settings: LikelihoodSection,
     seed: int,
     device: torch.device,
-) -> tuple[Tensor, int]:
-    """Bits/dim [n, probes] of images first, first + 1, ... with one dequantisation draw; and the NFE."""
-    numbers, shape = range(first, first + len(pixels)), model.image_shape
-    dither = keyed_random.uniform(seed, f"likelihood-dequantise-{draw}", numbers, shape)
-    # The probes are keyed by the image alone: fresh ones for each draw would make K draws look better.
-    probes = torch.stack(
-        [keyed_random.rademacher(seed, f"probe-{number}", numbers, shape) for number in range(PROBES)]
-    )
-    x1 = model.quantiser.dequantise(pixels, dither).to(device)
+) -> ImageBits:
+    shape = model.image_shape
+    draws = [
+        keyed_random.uniform(seed, f"likelihood-draw-{draw}", numbers, shape)
+        for draw in range(settings.draws)
+    ]
+    probes = [
+        keyed_random.rademacher(seed, f"likelihood-probe-{probe}", numbers, shape) for probe in range(PROBES)
+    ]
     velocity = model.objective.velocity(model.network, labels.to(device) if model.conditional else None)
-    result = log_density(
+    bits = bits_per_dim(
         velocity,
-        x1,
+        pixels.to(device),
+        model.quantiser,
+        torch.stack(draws).to(device),
         model.objective.interval,
         Solver("dopri5", rtol=settings.rtol, atol=settings.atol),
-        Hutchinson(probes.to(device)),
+        Hutchinson(torch.stack(probes).to(device)),
         model.objective.path.source_std,
     )
-    dimension = math.prod(shape)
-    bits = -result.per_probe.cpu() / (dimension * math.log(2)) + model.quantiser.bits_offset
-    return bits, result.nfe
-
-
-def _importance_weighted(model: Model, bits: Tensor) -> float:
-    """Bits/dim of log (1/K) sum_k p(x + u_k), from bits [N, K, probes]."""
-    dimension, offset = math.prod(model.image_shape), model.quantiser.bits_offset
-    log_p = -(bits.mean(-1) - offset) * dimension * math.log(2)
-    return (-log_mean_exp(log_p.T) / (dimension * math.log(2)) + offset).mean().item()
+    return ImageBits(bits.first.cpu(), bits.k_sample.cpu(), bits.per_probe.cpu(), bits.k, bits.nfe)

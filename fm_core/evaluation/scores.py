@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fm_core.evaluation.extractor import Extractor
 from fm_core.evaluation.frechet import Moments, frechet_distance, jackknife_error
-from fm_core.evaluation.likelihood import BitsPerDim
+from fm_core.evaluation.likelihood import Likelihood
 
 CONFIDENCE = 0.9
 """An image counts as recognised when the classifier gives one class more than this."""
@@ -41,22 +41,19 @@ def recognition_record(samples: Tensor, held_out: Tensor) -> dict[str, Any]:
     }
 
 
-def likelihood_record(result: BitsPerDim) -> dict[str, Any]:
+def likelihood_record(result: Likelihood) -> dict[str, Any]:
     """Bits/dim as the scores file has them."""
     record: dict[str, Any] = {
-        "value": result.value,
-        "stderr": result.stderr,
-        "images": result.images,
+        "value": result.headline.value,
+        "stderr": result.headline.stderr,
+        "images": result.headline.images,
         "k": 1,
-        "probe_std": result.probe_std,
+        "probe_std": result.headline.probe_std,
         "nfe": result.nfe,
     }
-    if result.importance_weighted is not None:
-        record["importance_weighted"] = {
-            "value": result.importance_weighted,
-            "k": result.draws,
-            "probes": "shared",
-        }
+    if result.k_sample is not None:
+        k_sample = {"value": result.k_sample.value, "stderr": result.k_sample.stderr, "k": result.k}
+        record["k_sample"] = {**k_sample, "probes": "shared"}
     return record
 
 

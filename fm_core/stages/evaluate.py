@@ -10,7 +10,7 @@ from fm_core.config import RunConfig
 from fm_core.data.manifest import Manifest, load_manifest
 from fm_core.errors import UserError
 from fm_core.evaluation.extractor import Extractor, data_set_extractor, first_images
-from fm_core.evaluation.likelihood import bits_per_dim
+from fm_core.evaluation.likelihood import data_set_bits
 from fm_core.evaluation.reference import reference_moments
 from fm_core.evaluation.scores import frechet_record, likelihood_record, recognition_record
 from fm_core.evaluation.threads import cpu_threads
@@ -126,7 +126,9 @@ def _scores(
 
         on_images(0)
         pixels, settings = real[:wanted], config.evaluate.likelihood
-        result = bits_per_dim(model, pixels, labels[:wanted], settings, config.sample.seed, device, on_images)
+        result = data_set_bits(
+            model, pixels, labels[:wanted], settings, config.sample.seed, device, on_images
+        )
         scores["bits_per_dim"] = likelihood_record(result)
     return scores
 

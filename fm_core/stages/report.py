@@ -130,8 +130,8 @@ def _samples_section(config: RunConfig, manifest: Manifest, samples: SampleSet) 
         caption = "sample (left) and nearest training image (right), pair by pair"
         pictures.append(Figure(data_uri(png(grid(pairs, levels, 8, scale))), caption))
         note = (
-            f"Nearest of {len(training):,} training images, by root mean square difference: {distances.min():.2f} "
-            f"to {distances.max():.2f} of {levels - 1} grey levels. A distance near 0 is a copy."
+            f"Nearest of {len(training):,} training images, by root mean square difference: "
+            f"{distances.min():.2f} to {distances.max():.2f} of {levels - 1} grey levels; near 0 is a copy."
         )
     return Section("Samples", pictures, note)
 
