@@ -82,7 +82,7 @@ class Input(Record):
     name: str
     """Path below data.source.url; for a folder of images the folder itself."""
     bytes: int
-    """Size."""
+    """Size; 0 for a folder."""
     digest: str
     """What identifies its content, e.g. "sha256:..." or "crc32:..." (from a zip's directory)."""
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from math import ceil, prod
 
 from fm_core.config.data import DataSection
+from fm_core.data.labels import RelabelledSource, read_label_map
 from fm_core.data.manifest import Input, Packing, Recipe, read_record
 from fm_core.data.sources import open_source
 from fm_core.data.sources.base import Classes, Part, Source, SourceFacts
@@ -61,7 +62,7 @@ class ShardPlan:
 
 def make_plan(config: DataSection) -> ShardPlan:
     """List the source and lay out the shards; UserError if files are missing or not what they should be."""
-    source = open_source(config)
+    source = labelled_source(config)
     packing = packing_of(config, source.facts)
     tasks: list[ShardTask] = []
     numbers: dict[str, int] = {}
@@ -74,6 +75,12 @@ def make_plan(config: DataSection) -> ShardPlan:
             name = f"{part.split}-{number:06d}.tar"
             tasks.append(ShardTask(name, part.split, number, part, start, rows))
     return ShardPlan(source, source.classes(), packing, tuple(source.inputs()), tuple(tasks))
+
+
+def labelled_source(config: DataSection, found: str | None = None) -> Source:
+    """The source, its classes renumbered if data.label_map says so; `found` is for format auto."""
+    source = open_source(config, found)
+    return RelabelledSource(source, read_label_map(config.label_map)) if config.label_map else source
 
 
 def packing_of(config: DataSection, facts: SourceFacts) -> Packing:

@@ -8,8 +8,15 @@ from fm_core.config.data import DataSection
 from fm_core.data.commits import Commit, Moments, read_commits
 from fm_core.data.interchange import write_indexes
 from fm_core.data.manifest import MANIFEST_NAME, Manifest, Quarantine, Shard, Split, parse_manifest
-from fm_core.data.plan import ShardPlan, ShardTask, compare_recipes, make_plan, packing_of, record_plan
-from fm_core.data.sources import open_source
+from fm_core.data.plan import (
+    ShardPlan,
+    ShardTask,
+    compare_recipes,
+    labelled_source,
+    make_plan,
+    packing_of,
+    record_plan,
+)
 from fm_core.data.store import Store
 from fm_core.data.verify import damaged_shards
 from fm_core.data.writing import missing_tasks, uncommit, write_tasks
@@ -61,7 +68,7 @@ def read_complete(config: DataSection) -> Manifest | None:
     except FileNotFoundError:
         return None
     manifest = parse_manifest(text, f"{store.url}/{MANIFEST_NAME}")
-    facts = open_source(config, found=str(manifest.recipe.get("source"))).facts
+    facts = labelled_source(config, found=str(manifest.recipe.get("source"))).facts
     compare_recipes(store, manifest.recipe, manifest.packing, facts.recipe, packing_of(config, facts))
     return manifest
 

@@ -1,10 +1,12 @@
 """Crops of real photographs, and files in the official formats made from them."""
 
 import io
+import tarfile
 import zipfile
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from sklearn.datasets import load_sample_images
 
 
@@ -80,3 +82,28 @@ class NpzFiles:
                 for name in members:
                     archive.writestr(f"{stem}/{name}.npz", self.npz(name, **options))
         return folder
+
+
+def encoded(image: np.ndarray, kind: str = "png", **options) -> bytes:
+    """An image file of uint8 [3, H, W]; kind is Pillow's name of the format."""
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(file, kind, **options)
+    return file.getvalue()
+
+
+def tar_of(files: dict[str, bytes], mode: str = "w") -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode=mode) as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return file.getvalue()
+
+
+def write_tree(folder: Path, files: dict[str, bytes]) -> Path:
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return folder

@@ -1,6 +1,7 @@
 """Files in folders and in zips, found by name and opened for seeking without unpacking everything."""
 
 import io
+import os
 import shutil
 import struct
 import tempfile
@@ -8,7 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
 import numpy as np
@@ -45,8 +46,13 @@ class Location:
         return f"{self.path}[{self.member}]" if self.member else self.path
 
 
-def list_files(store: Store, depth: int) -> dict[str, int]:
-    """Sizes of the files at most `depth` folders down, by path below the store; empty without a folder."""
+def list_files(store: Store, depth: int, but_pictures: bool = False) -> dict[str, int]:
+    """Sizes of the files at most `depth` folders down, by path below the store; empty without a folder.
+
+    With but_pictures, folders of many images are not looked into.
+    """
+    if store.local and but_pictures:
+        return {path: (store.local / path).stat().st_size for path in list_names(store, depth, "", 2000)}
     found = cast(dict[str, dict[str, object]], store.filesystem.find(store.path, maxdepth=depth, detail=True))
     prefix = store.path.rstrip("/") + "/"
     return {
@@ -54,6 +60,33 @@ def list_files(store: Store, depth: int) -> dict[str, int]:
         for path, info in sorted(found.items())
         if path.startswith(prefix)
     }
+
+
+def list_names(store: Store, depth: int, below: str = "", most: int | None = None) -> list[str]:
+    """Paths, below the store, of the files under `below`, at most `depth` folders down.
+
+    Local folders are listed without asking for sizes, which takes a minute for a million files. Of a
+    folder with more than `most` files nothing is listed.
+    """
+    if store.local is None:
+        found = store.filesystem.find(f"{store.path}/{below}".rstrip("/"), maxdepth=depth)
+        return sorted(path[len(store.path) + 1 :] for path in cast(list[str], found))
+    names: list[str] = []
+    top = store.local / below
+    for folder, folders, files in os.walk(top):
+        if len(Path(folder).relative_to(top).parts) + 1 >= depth:
+            folders.clear()
+        if most is None or len(files) <= most:
+            names += [os.path.relpath(os.path.join(folder, name), store.local) for name in files]  # noqa: PTH118
+    return sorted(names)
+
+
+def open_stream(store: Store, location: Location) -> IO[bytes]:
+    """Open for reading from the beginning."""
+    if location.member is None:
+        return store.open(location.path)
+    archive = zipfile.ZipFile(store.open(location.path))
+    return archive.open(location.member)
 
 
 def zip_members(store: Store, path: str) -> list[Location]:

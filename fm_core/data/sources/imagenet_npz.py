@@ -1,4 +1,4 @@
-"""Downsampled ImageNet of Chrabaszcz et al. (2017) as image-net.org serves it: .npz batches.
+"""Downsampled ImageNet of Chrabaszcz et al. (2017) as image-net.org serves it: .npz or pickled batches.
 
 Imagenet<S>_train_npz.zip (for 64 two parts) holds train_data_batch_1.npz .. _10.npz, and
 Imagenet<S>_val_npz.zip holds val_data.npz. In each, `data` is uint8 [n, 3 * S * S], a row being the
@@ -28,14 +28,15 @@ from fm_core.data.sources.archives import (
     read_npy_header,
     zip_members,
 )
-from fm_core.data.sources.base import Classes, Part, Rows, SourceFacts
+from fm_core.data.sources.base import Classes, Part, PartStream, Rows, SourceFacts
+from fm_core.data.sources.imagenet_pickled import open_pickled, pickled_shape, zero_based
 from fm_core.data.store import Store
 from fm_core.errors import UserError
 
 CLASSES = 1000
 BATCHES = tuple(f"train_data_batch_{number}" for number in range(1, 11))
 PUBLISHED = {"train": 1_281_167, "val": 50_000}
-BATCH_NAME = re.compile(r"(train_data_batch_\d+|val_data)\.npz", re.ASCII)
+BATCH_NAME = re.compile(r"(train_data_batch_\d+|val_data)(\.npz)?", re.ASCII)
 
 
 class ImagenetNpzSource:
@@ -84,10 +85,12 @@ class ImagenetNpzSource:
         """The batches."""
         return as_inputs(self._locations().values())
 
-    def open(self, part: Part) -> "NpzStream":
+    def open(self, part: Part) -> PartStream:
         """Start to read a batch; its labels are read and checked at once."""
         location = self._locations()[part.name]
         try:
+            if not location.name.endswith(".npz"):
+                return open_pickled(self._store, location, part.rows, self._size, CLASSES)
             return NpzStream(self._store, location, part.rows, self._size)
         except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError) as error:
             raise UserError(damaged(self._store, location.text, error)) from None
@@ -110,10 +113,11 @@ class ImagenetNpzSource:
             if path.endswith(".zip") and re.search(rf"imagenet{self._size}_", path, re.IGNORECASE):
                 for member in zip_members(self._store, path):
                     if match := BATCH_NAME.fullmatch(member.name):
-                        found.setdefault(match[1], member)
+                        _keep_better(found, match[1], member)
             elif (match := BATCH_NAME.fullmatch(path.rsplit("/", 1)[-1])) and not self._of_another_size(path):
-                digest = ",".join(item.digest for item in zip_members(self._store, path))
-                found[match[1]] = Location(path, None, size, digest)
+                packed = zip_members(self._store, path) if match[2] else ()
+                digest = ",".join(item.digest for item in packed) or f"{size} bytes"
+                _keep_better(found, match[1], Location(path, None, size, digest))
         return found
 
     def _of_another_size(self, path: str) -> bool:
@@ -135,14 +139,10 @@ class ImagenetNpzSource:
         where = f"{self._store.url}/{location.text}"
         width = 3 * self._size**2
         try:
-            shape = peek_shape(self._store, location, "data")
-            if shape is None:
-                with (
-                    open_location(self._store, location) as file,
-                    zipfile.ZipFile(file) as npz,
-                    npz.open("data.npy") as data,
-                ):
-                    shape = read_npy_header(data)[0]
+            if location.name.endswith(".npz"):
+                shape = _npz_shape(self._store, location)
+            else:
+                shape = pickled_shape(self._store, location, width)
         except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError) as error:
             raise UserError(damaged(self._store, location.text, error)) from None
         if len(shape) != 2 or shape[1] != width or shape[0] < 1:
@@ -151,6 +151,28 @@ class ImagenetNpzSource:
                 f"data.source.image_size {self._size}"
             )
         return shape[0]
+
+
+def _keep_better(found: dict[str, Location], name: str, location: Location) -> None:
+    """Keep arrays before pickles, and of the same kind unpacked files before members of zips."""
+
+    def rank(item: Location) -> tuple[bool, bool]:
+        return item.name.endswith(".npz"), item.member is None
+
+    if name not in found or rank(location) > rank(found[name]):
+        found[name] = location
+
+
+def _npz_shape(store: Store, location: Location) -> tuple[int, ...]:
+    shape = peek_shape(store, location, "data")
+    if shape is not None:
+        return shape
+    with (
+        open_location(store, location) as file,
+        zipfile.ZipFile(file) as npz,
+        npz.open("data.npy") as data,
+    ):
+        return read_npy_header(data)[0]
 
 
 class NpzStream:
@@ -204,8 +226,4 @@ def _read_labels(npz: zipfile.ZipFile, rows: int) -> NDArray[np.int64]:
     """Labels 0 .. 999, int64 [rows]; ValueError if they are not what was published."""
     with npz.open("labels.npy") as file:
         labels = np.lib.format.read_array(file, allow_pickle=False)
-    if labels.shape != (rows,) or labels.dtype.kind not in "iu":
-        raise ValueError(f"labels are {labels.dtype} {list(labels.shape)}, not integers [{rows}]")
-    if labels.min() < 1 or labels.max() > CLASSES:
-        raise ValueError(f"labels are {labels.min()} .. {labels.max()}, not 1 .. {CLASSES}")
-    return labels.astype(np.int64) - 1
+    return zero_based(labels, rows, CLASSES)

@@ -1,5 +1,6 @@
 """Many small files: in folders, in a zip, in a tar, in a tar of tars. Each is read by number."""
 
+import hashlib
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterable
@@ -9,7 +10,7 @@ from typing import IO, Any, Protocol, cast
 import numpy as np
 
 from fm_core.data.manifest import Input
-from fm_core.data.sources.archives import Window, damaged, list_files
+from fm_core.data.sources.archives import Window, damaged, list_names
 from fm_core.data.store import Store
 from fm_core.errors import UserError
 
@@ -38,17 +39,15 @@ class Shelf(Protocol):
 class FolderShelf:
     """Files below a folder."""
 
-    def __init__(self, store: Store, sizes: dict[str, int]) -> None:
-        """sizes: bytes of the files by path below the store."""
+    def __init__(self, store: Store, keys: Iterable[str]) -> None:
+        """keys: paths of the files below the store."""
         self._store = store
-        self.keys = sorted(sizes)
-        self._bytes = sum(sizes.values())
+        self.keys = sorted(keys)
 
     @classmethod
-    def pictures(cls, store: Store, depth: int) -> "FolderShelf":
-        """The image files at most `depth` folders down."""
-        files = list_files(store, depth)
-        return cls(store, {path: size for path, size in files.items() if is_picture(path)})
+    def pictures(cls, store: Store, depth: int, below: str = "") -> "FolderShelf":
+        """The image files under the folder `below`, at most `depth` folders down."""
+        return cls(store, filter(is_picture, list_names(store, depth, below)))
 
     def read(self, number: int) -> bytes:
         """Content of a file."""
@@ -59,8 +58,9 @@ class FolderShelf:
         """Nothing is open."""
 
     def inputs(self) -> tuple[Input, ...]:
-        """One for the folder."""
-        return (Input(name=".", bytes=self._bytes, digest=f"files:{len(self.keys)}"),)
+        """One for the folder, named by what it holds."""
+        digest = hashlib.sha256("\n".join(self.keys).encode()).hexdigest()
+        return (Input(name=".", bytes=0, digest=f"{len(self.keys)} names sha256:{digest}"),)
 
 
 class TarShelf:

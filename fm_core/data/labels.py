@@ -1,0 +1,109 @@
+"""Renumbering classes: from the order of the source to another, by a file.
+
+The file is the devkit's map_clsloc.txt (lines "n02119789 1 kit_fox": WordNet id, class from 1), which
+leads to the order of sorted WordNet ids, or has lines "old new", both from 0.
+"""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fm_core.data.manifest import Input
+from fm_core.data.sources.base import Classes, Part, PartStream, Rows, Source
+from fm_core.data.store import Store
+from fm_core.errors import UserError
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """A renumbering."""
+
+    table: NDArray[np.int64]
+    """New class of each old one, int64 [old classes]."""
+    order: str
+    """Name of the new order."""
+    sha256: str
+    """Of the file."""
+    names: tuple[str, ...] | None = None
+    """Names of the new classes, where the file tells."""
+
+
+def read_label_map(url: str) -> LabelMap:
+    """Read a label map; UserError if it is missing, or no line says what becomes of a class."""
+    folder, _, name = url.rpartition("/")
+    try:
+        content = Store.at(folder or ".").read_bytes(name)
+    except FileNotFoundError:
+        raise UserError(f"data.label_map: {url} is missing; it is a file such as map_clsloc.txt") from None
+    rows = [line.split() for line in content.decode(errors="replace").splitlines() if line.strip()]
+    digest = hashlib.sha256(content).hexdigest()
+    if rows and all(len(row) >= 2 and re.fullmatch(r"n\d{8}", row[0]) and row[1].isdigit() for row in rows):
+        names = tuple(sorted(row[0] for row in rows))
+        pairs = {int(row[1]) - 1: names.index(row[0]) for row in rows}
+        order = "sorted-wnid" if len(names) == 1000 else f"sorted-wnid-of-{len(names)}"
+        return LabelMap(_table(pairs, url), order, digest, names)
+    if not rows or any(len(row) != 2 or not (row[0].isdigit() and row[1].isdigit()) for row in rows):
+        raise UserError(f'data.label_map: {url}: lines must be "n02119789 1 kit_fox" or "old new"')
+    pairs = {int(old): int(new) for old, new in rows}
+    return LabelMap(_table(pairs, url), f"label-map-{digest[:8]}", digest)
+
+
+def _table(pairs: dict[int, int], url: str) -> NDArray[np.int64]:
+    if sorted(pairs) != list(range(len(pairs))):
+        raise UserError(f"data.label_map: {url}: the old classes are not 0 .. {len(pairs) - 1}, each once")
+    return np.array([pairs[old] for old in range(len(pairs))], np.int64)
+
+
+class RelabelledSource:
+    """A source with its classes renumbered."""
+
+    def __init__(self, source: Source, label_map: LabelMap) -> None:
+        self._source, self._map = source, label_map
+        recipe = {**source.facts.recipe, "label_map": label_map.sha256}
+        self.facts = replace(source.facts, recipe=recipe)
+
+    def classes(self) -> Classes:
+        """The new classes; UserError if the map is not of the source's classes."""
+        old = self._source.classes()
+        if old.count != len(self._map.table):
+            raise UserError(
+                f"data.label_map: maps {len(self._map.table)} classes, the source has {old.count or 'none'}"
+            )
+        return Classes(int(self._map.table.max()) + 1, self._map.order, self._map.names)
+
+    def parts(self) -> Sequence[Part]:
+        """Those of the source."""
+        return self._source.parts()
+
+    def inputs(self) -> Sequence[Input]:
+        """Those of the source."""
+        return self._source.inputs()
+
+    def open(self, part: Part) -> "RelabelledStream":
+        """Start to read a part."""
+        return RelabelledStream(self._source.open(part), self._map.table)
+
+
+class RelabelledStream:
+    """An open part with its classes renumbered."""
+
+    def __init__(self, stream: PartStream, table: NDArray[np.int64]) -> None:
+        self._stream, self._table = stream, table
+
+    def skip(self, rows: int) -> None:
+        """Leave out the next rows."""
+        self._stream.skip(rows)
+
+    def read(self, rows: int) -> Rows:
+        """The next rows."""
+        read = self._stream.read(rows)
+        labels = None if read.labels is None else self._table[read.labels]
+        return Rows(read.images, labels, read.rejected)
+
+    def close(self) -> None:
+        """Close the part."""
+        self._stream.close()

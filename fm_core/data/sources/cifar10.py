@@ -1,0 +1,140 @@
+"""CIFAR-10, the python archive: cifar-10-python.tar.gz or the folder cifar-10-batches-py."""
+
+import io
+import tarfile
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fm_core.config.data import DataSection
+from fm_core.data.manifest import Input
+from fm_core.data.sources.archives import damaged, list_files
+from fm_core.data.sources.arrays import ArrayStream
+from fm_core.data.sources.base import Classes, Part, SourceFacts
+from fm_core.data.sources.pickles import load_arrays
+from fm_core.data.store import Store
+from fm_core.errors import UserError
+
+ARCHIVE = "cifar-10-python.tar.gz"
+FOLDER = "cifar-10-batches-py"
+BATCHES = {"train": tuple(f"data_batch_{number}" for number in range(1, 6)), "val": ("test_batch",)}
+PUBLISHED = {"train": 50_000, "val": 10_000}
+NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+SHAPE = (3, 32, 32)
+
+
+class Cifar10Source:
+    """All of CIFAR-10, in memory (185 MB)."""
+
+    def __init__(self, config: DataSection) -> None:
+        if not config.source.url:
+            raise UserError("data.source.format cifar10 needs data.source.url")
+        if config.source.image_size not in (None, 32):
+            raise UserError(f"data.source.image_size: {config.source.image_size}; CIFAR-10 has 32 pixels")
+        self._store = Store.at(config.source.url)
+        self._partial = config.source.allow_partial
+        self._loaded: dict[str, tuple[NDArray[np.uint8], NDArray[np.int64]]] | None = None
+        self._inputs: tuple[Input, ...] = ()
+        self.facts = SourceFacts(
+            levels=256, image_shape=SHAPE, recipe={"source": "cifar10", "allow_partial": self._partial}
+        )
+
+    def classes(self) -> Classes:
+        """The ten classes, in the order of batches.meta."""
+        return Classes(10, "cifar10", NAMES)
+
+    def parts(self) -> tuple[Part, ...]:
+        """One part for each split, counted."""
+        parts = tuple(Part(split, split, len(arrays[1])) for split, arrays in self._load().items())
+        for part in parts:
+            if part.rows != PUBLISHED[part.split] and not self._partial:
+                raise UserError(
+                    f"data.source.url: {self._store.url} holds {part.rows:,} {part.split} images, CIFAR-10 "
+                    f"{PUBLISHED[part.split]:,}; data.source.allow_partial accepts it"
+                )
+        return parts
+
+    def inputs(self) -> tuple[Input, ...]:
+        """The archive or the batches."""
+        self._load()
+        return self._inputs
+
+    def open(self, part: Part) -> ArrayStream:
+        """The images of a split."""
+        return ArrayStream(*self._load()[part.split])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_loaded": None}
+
+    def _load(self) -> dict[str, tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+        if self._loaded is None:
+            files = self._files()
+            self._loaded = {
+                split: _join([_arrays(files[name], f"{self._store.url}/{name}") for name in names])
+                for split, names in BATCHES.items()
+            }
+        return self._loaded
+
+    def _files(self) -> dict[str, bytes]:
+        """Content of the batches by name."""
+        found = list_files(self._store, depth=2)
+        wanted = [name for names in BATCHES.values() for name in names]
+        for prefix in ("", f"{FOLDER}/"):
+            if all(prefix + name in found for name in wanted):
+                self._inputs = tuple(
+                    Input(
+                        name=prefix + name,
+                        bytes=found[prefix + name],
+                        digest=f"sha256:{self._store.sha256(prefix + name)}",
+                    )
+                    for name in wanted
+                )
+                return {name: self._store.read_bytes(prefix + name) for name in wanted}
+        if ARCHIVE not in found:
+            raise UserError(
+                f"data.source.url: no {ARCHIVE} (or {FOLDER}/data_batch_1) under {self._store.url}; download "
+                "it from https://www.cs.toronto.edu/~kriz/cifar.html and put it there"
+            )
+        digest = f"sha256:{self._store.sha256(ARCHIVE)}"
+        self._inputs = (Input(name=ARCHIVE, bytes=found[ARCHIVE], digest=digest),)
+        return self._unpacked(wanted)
+
+    def _unpacked(self, wanted: list[str]) -> dict[str, bytes]:
+        content: dict[str, bytes] = {}
+        try:
+            with self._store.open(ARCHIVE) as file, tarfile.open(fileobj=file, mode="r:gz") as archive:
+                for member in archive:
+                    name = member.name.rsplit("/", 1)[-1]
+                    stream = archive.extractfile(member) if name in wanted else None
+                    if stream is not None:
+                        content[name] = stream.read()
+        except (tarfile.TarError, OSError, EOFError) as error:
+            raise UserError(damaged(self._store, ARCHIVE, error)) from None
+        missing = [name for name in wanted if name not in content]
+        if missing:
+            raise UserError(damaged(self._store, ARCHIVE, KeyError(missing[0])))
+        return content
+
+
+def _arrays(content: bytes, where: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Images uint8 [n, 3, 32, 32] and labels int64 [n] of a batch."""
+    table = load_arrays(io.BytesIO(content), where)
+    try:
+        data = np.asarray(table["data"])
+        labels = np.asarray(table["labels"], np.int64)
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{where}: holds no data and labels ({error}); download it again") from None
+    if data.dtype != np.uint8 or data.shape != (len(labels), 3072) or not len(labels):
+        raise UserError(f"{where}: data is {data.dtype} {list(data.shape)}, not uint8 [n, 3072]")
+    if labels.min() < 0 or labels.max() > 9:
+        raise UserError(f"{where}: labels are {labels.min()} .. {labels.max()}, not 0 .. 9")
+    return data.reshape(-1, *SHAPE), labels
+
+
+def _join(
+    batches: list[tuple[NDArray[np.uint8], NDArray[np.int64]]],
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    return np.concatenate([images for images, _ in batches]), np.concatenate(
+        [labels for _, labels in batches]
+    )

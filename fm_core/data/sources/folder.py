@@ -1,0 +1,94 @@
+"""Any images, class by subfolder: <url>/<class>/<image>, or <url>/{train,val}/<class>/<image>."""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fm_core.config.data import DataSection
+from fm_core.data.sources.archives import list_names
+from fm_core.data.sources.base import UNLABELLED, Classes
+from fm_core.data.sources.picture_source import (
+    PictureSource,
+    Pile,
+    facts_of_pictures,
+    in_order,
+    labels_of_folders,
+    shuffled,
+)
+from fm_core.data.sources.shelves import FolderShelf, is_picture
+from fm_core.data.sources.splits import hold_out, permutation
+from fm_core.data.store import Store
+from fm_core.errors import UserError
+
+DEPTH = 4
+SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation", "test")}
+
+
+class FolderSource(PictureSource):
+    """Images in folders. Without folders train and val, some are held out."""
+
+    def __init__(self, config: DataSection) -> None:
+        self._held_out, self._seed = config.validation_images, config.split_seed
+        extra = {"validation_images": config.validation_images}
+        super().__init__(facts_of_pictures(config, "folder", extra), config.source.resize)
+        assert config.source.url
+        self._store = Store.at(config.source.url)
+
+    def find(self) -> tuple[dict[str, Pile], Classes]:
+        """The splits. Classes are the sorted names of the folders that hold images."""
+        keys = [key for key in list_names(self._store, DEPTH) if is_picture(key)]
+        if not keys:
+            raise UserError(
+                f"data.source.url: no images under {self._store.url}; put them there as <class>/<name>.png "
+                "(or .jpg, ...), or as train/<class>/... and val/<class>/..."
+            )
+        tops = {key.split("/")[0] for key in keys}
+        train, val = (
+            next((name for name in names if name in tops), None) for names in SPLIT_FOLDERS.values()
+        )
+        if train and val:
+            shelves = [
+                FolderShelf(self._store, [key for key in keys if key.startswith(top + "/")])
+                for top in (train, val)
+            ]
+            classes = classes_of([key for shelf in shelves for key in shelf.keys], depth=2)
+            labels = [self._labels(shelf, classes) for shelf in shelves]
+            return {
+                "train": shuffled(shelves[0], labels[0], self._seed),
+                "val": in_order(shelves[1], labels[1]),
+            }, classes
+        return self._hold_out(FolderShelf(self._store, keys))
+
+    def _hold_out(self, shelf: FolderShelf) -> tuple[dict[str, Pile], Classes]:
+        count = len(shelf.keys)
+        if self._held_out >= count:
+            raise UserError(
+                f"data.validation_images: {self._held_out} leaves nothing to train on of {count} images"
+            )
+        classes = classes_of(shelf.keys, depth=1)
+        labels = self._labels(shelf, classes)
+        train, val = hold_out(count, self._held_out, self._seed)
+        order = train[permutation(len(train), self._seed)]
+        return {"train": Pile(shelf, labels, order), "val": Pile(shelf, labels, val)}, classes
+
+    def _labels(self, shelf: FolderShelf, classes: Classes) -> NDArray[np.int64] | None:
+        return None if classes.names is None else labels_of_folders(shelf.keys, classes.names)
+
+
+def classes_of(keys: Sequence[str], depth: int) -> Classes:
+    """The sorted names of the folders that images lie in, no labels if they lie at the top.
+
+    UserError if some lie in folders and some do not.
+    """
+    names = tuple(sorted({key.split("/")[-2] for key in keys if key.count("/") >= depth}))
+    loose = sum(key.count("/") < depth for key in keys)
+    if not names:
+        return UNLABELLED
+    if loose:
+        raise UserError(
+            f"data.source.url: {loose} of {len(keys)} images lie in no class folder; put all or none there"
+        )
+    digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
+    return Classes(len(names), f"sorted-folder-names-{digest}", names)

@@ -1,0 +1,94 @@
+"""The originals of ILSVRC2012, in class folders or in the tars of image-net.org.
+
+Labels are positions in the sorted WordNet ids (tench = 0). The validation images lie flat, unless they
+were sorted into class folders; then a file beside them tells their classes.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fm_core.config.data import DataSection
+from fm_core.data.sources.base import Classes
+from fm_core.data.sources.imagenet_truth import NO_TRUTH, validation_classes
+from fm_core.data.sources.picture_source import (
+    PictureSource,
+    Pile,
+    facts_of_pictures,
+    in_order,
+    labels_of_folders,
+    require_counts,
+    shuffled,
+)
+from fm_core.data.sources.shelves import FolderShelf, Shelf, TarShelf
+from fm_core.data.store import Store
+from fm_core.errors import UserError
+
+PUBLISHED = {"train": 1_281_167, "val": 50_000}
+CLASSES = 1000
+TARS = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
+FOLDERS = ("{split}", "ILSVRC/Data/CLS-LOC/{split}", "ILSVRC2012_img_{split}", "{split}_blurred")
+
+
+class ImagenetOriginalSource(PictureSource):
+    """imagenet-folder and imagenet-tar."""
+
+    def __init__(self, config: DataSection, kind: str) -> None:
+        partial = config.source.allow_partial
+        super().__init__(facts_of_pictures(config, kind, {"allow_partial": partial}), config.source.resize)
+        assert config.source.url
+        self._store = Store.at(config.source.url)
+        self._kind, self._partial, self._seed = kind, partial, config.split_seed
+
+    def find(self) -> tuple[dict[str, Pile], Classes]:
+        """Both splits, counted, with their classes."""
+        train, val = self._shelf("train"), self._shelf("val")
+        names = tuple(sorted({key.split("/")[-2] for key in train.keys if "/" in key}))
+        if len(names) != CLASSES and not self._partial:
+            raise UserError(
+                f"data.source.url: {self._store.url} holds {len(names)} training classes, "
+                f"ILSVRC2012 {CLASSES}; data.source.allow_partial accepts it"
+            )
+        labels = labels_of_folders(train.keys, names)
+        if labels.size and labels.min() < 0:
+            stray = train.keys[int(labels.argmin())]
+            raise UserError(f"data.source.url: {stray} lies in no class folder under {self._store.url}")
+        piles = {
+            "train": shuffled(train, labels, self._seed),
+            "val": in_order(val, self._validation_labels(val, names)),
+        }
+        require_counts(self._store.url, piles, PUBLISHED, self._partial)
+        order = "sorted-wnid" if len(names) == CLASSES else f"sorted-wnid-of-{len(names)}"
+        return piles, Classes(len(names), order, names)
+
+    def _shelf(self, split: str) -> Shelf:
+        if self._kind == "imagenet-tar":
+            if self._store.size(TARS[split]) is None:
+                raise UserError(
+                    f"data.source.url: no {TARS[split]} under {self._store.url}; download both tars and "
+                    "ILSVRC2012_devkit_t12.tar.gz from image-net.org (login needed) and put them there"
+                )
+            return TarShelf(self._store, TARS[split], nested=split == "train")
+        for template in FOLDERS:
+            folder = template.format(split=split)
+            shelf = FolderShelf.pictures(self._store, depth=2, below=folder)
+            if shelf.keys:
+                return shelf
+        raise UserError(
+            f"data.source.url: no images under {self._store.url}/{split}; put the training images there as "
+            "train/<wnid>/*.JPEG, the validation images as val/<wnid>/*.JPEG, or as val/*.JPEG and "
+            f"{NO_TRUTH}"
+        )
+
+    def _validation_labels(self, val: Shelf, names: tuple[str, ...]) -> NDArray[np.int64]:
+        labels = labels_of_folders(val.keys, names)
+        if labels.min() < 0:
+            labels = self._told_labels(val, names)
+        if labels.min() < 0:
+            raise UserError(f"data.source.url: {val.keys[int(labels.argmin())]} is of no training class")
+        return labels
+
+    def _told_labels(self, val: Shelf, names: tuple[str, ...]) -> NDArray[np.int64]:
+        stems = [key.split("/")[-1].rsplit(".", 1)[0] for key in val.keys]
+        truth = validation_classes(self._store, stems)
+        numbers = {name: number for number, name in enumerate(names)}
+        return np.array([numbers.get(truth.get(stem, ""), -1) for stem in stems], np.int64)

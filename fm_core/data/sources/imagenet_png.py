@@ -1,0 +1,73 @@
+"""The older downsampled ImageNet of van den Oord et al. (2016): PNGs without labels.
+
+train_64x64 and valid_64x64 (or 32x32) as .tar, .zip or folder. Its resizing differs from that of the
+.npz set, and with it likelihoods do: numbers on the two are not comparable.
+"""
+
+from fm_core.config.data import DataSection
+from fm_core.data.sources.archives import list_files
+from fm_core.data.sources.base import UNLABELLED, Classes, SourceFacts
+from fm_core.data.sources.picture_source import (
+    FILES_MAX_QUARANTINED,
+    PictureSource,
+    Pile,
+    in_order,
+    require_counts,
+    shuffled,
+)
+from fm_core.data.sources.shelves import FolderShelf, Shelf, open_shelf
+from fm_core.data.store import Store
+from fm_core.errors import UserError
+
+PUBLISHED = {"train": 1_281_149, "val": 49_999}
+STEMS = {"train": "train", "val": "valid"}
+
+
+class ImagenetPngSource(PictureSource):
+    """The PNGs, as they are."""
+
+    def __init__(self, config: DataSection) -> None:
+        source = config.source
+        if not source.url or source.image_size not in (32, 64):
+            raise UserError(
+                "data.source.format imagenet-png needs data.source.url and data.source.image_size 32 or 64"
+            )
+        self._store = Store.at(source.url)
+        self._size, self._partial, self._seed = source.image_size, source.allow_partial, config.split_seed
+        super().__init__(
+            SourceFacts(
+                levels=256,
+                image_shape=(3, self._size, self._size),
+                recipe={
+                    "source": "imagenet-png",
+                    "image_size": self._size,
+                    "resize": "by the publishers (van den Oord et al.); not the box filter of imagenet-npz",
+                    "order_seed": config.split_seed,
+                    "allow_partial": self._partial,
+                },
+                max_quarantined=FILES_MAX_QUARANTINED,
+            ),
+            resize="exact",
+        )
+
+    def find(self) -> tuple[dict[str, Pile], Classes]:
+        """Both splits, counted."""
+        train, val = self._shelf("train"), self._shelf("val")
+        piles = {"train": shuffled(train, None, self._seed), "val": in_order(val, None)}
+        require_counts(self._store.url, piles, PUBLISHED, self._partial)
+        return piles, UNLABELLED
+
+    def _shelf(self, split: str) -> Shelf:
+        stem = f"{STEMS[split]}_{self._size}x{self._size}"
+        files = list_files(self._store, depth=1)
+        for suffix in (".tar", ".zip"):
+            if stem + suffix in files:
+                return open_shelf(self._store, stem + suffix)
+        folder = Store.at(self._store.url, stem)
+        shelf = FolderShelf.pictures(folder, depth=2)
+        if not shelf.keys:
+            raise UserError(
+                f"data.source.url: no {stem}.tar (or .zip, or folder {stem}) under {self._store.url}; "
+                "the set is no longer on image-net.org, academictorrents.com has it: put both tars there"
+            )
+        return shelf

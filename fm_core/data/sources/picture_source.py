@@ -1,0 +1,143 @@
+"""Sources that are piles of encoded image files."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fm_core.config.data import DataSection
+from fm_core.data.manifest import Input, Recipe
+from fm_core.data.sources.base import Classes, Part, Rejected, Rows, SourceFacts
+from fm_core.data.sources.pictures import RESIZE_TEXTS, Unusable, decode
+from fm_core.data.sources.shelves import Shelf
+from fm_core.data.sources.splits import permutation
+from fm_core.errors import UserError
+
+FILES_MAX_QUARANTINED = 1e-4
+
+
+@dataclass(frozen=True)
+class Pile:
+    """The image files of one split."""
+
+    shelf: Shelf
+    """The files."""
+    labels: NDArray[np.int64] | None
+    """Class of each file of the shelf, int64; None without labels."""
+    rows: NDArray[np.int64]
+    """Which files of the shelf, and in which order."""
+
+
+def shuffled(shelf: Shelf, labels: NDArray[np.int64] | None, seed: int) -> Pile:
+    """All files in a seeded order: they lie sorted by class, which a shard should not."""
+    return Pile(shelf, labels, permutation(len(shelf.keys), seed))
+
+
+def in_order(shelf: Shelf, labels: NDArray[np.int64] | None) -> Pile:
+    """All files in the order of their keys."""
+    return Pile(shelf, labels, np.arange(len(shelf.keys), dtype=np.int64))
+
+
+def facts_of_pictures(
+    config: DataSection, kind: str, extra: Mapping[str, str | int | bool | None] | None = None
+) -> SourceFacts:
+    """Facts of a source whose files are decoded and resized here; UserError without an image size."""
+    size = config.source.image_size
+    if not (config.source.url and size):
+        raise UserError(f"data.source.format {kind} needs data.source.url and data.source.image_size")
+    recipe: Recipe = {
+        "source": kind,
+        "image_size": size,
+        "resize": RESIZE_TEXTS[config.source.resize],
+        "order_seed": config.split_seed,
+        **(extra or {}),
+    }
+    return SourceFacts(256, (3, size, size), recipe, FILES_MAX_QUARANTINED)
+
+
+class PictureSource:
+    """A source over piles; what differs between formats is how the piles are found."""
+
+    def __init__(self, facts: SourceFacts, resize: str) -> None:
+        self.facts = facts
+        self._resize = resize
+        self._found: tuple[dict[str, Pile], Classes] | None = None
+
+    def find(self) -> tuple[dict[str, Pile], Classes]:
+        """The piles by split, train first, and what their labels mean; UserError if files are missing."""
+        raise NotImplementedError
+
+    def classes(self) -> Classes:
+        """What the labels mean."""
+        return self._search()[1]
+
+    def parts(self) -> Sequence[Part]:
+        """One part for each split; any row can be read first."""
+        return [Part(split, split, len(pile.rows)) for split, pile in self._search()[0].items()]
+
+    def inputs(self) -> Sequence[Input]:
+        """The archives and folders."""
+        found = [item for pile in self._search()[0].values() for item in pile.shelf.inputs()]
+        return list(dict.fromkeys(found))
+
+    def open(self, part: Part) -> "PictureStream":
+        """Start to read a split."""
+        return PictureStream(self._search()[0][part.name], self.facts.image_shape[-1], self._resize)
+
+    def _search(self) -> tuple[dict[str, Pile], Classes]:
+        if self._found is None:
+            self._found = self.find()
+        return self._found
+
+
+class PictureStream:
+    """An open pile."""
+
+    def __init__(self, pile: Pile, size: int, resize: str) -> None:
+        self._pile, self._size, self._resize = pile, size, resize
+        self._row = 0
+
+    def skip(self, rows: int) -> None:
+        """Leave out the next rows."""
+        self._row += rows
+
+    def read(self, rows: int) -> Rows:
+        """Decode the next rows."""
+        images = np.empty((rows, 3, self._size, self._size), np.uint8)
+        kept: list[int] = []
+        rejected: list[Rejected] = []
+        for number in self._pile.rows[self._row : self._row + rows].tolist():
+            content = self._pile.shelf.read(number)
+            try:
+                images[len(kept)] = decode(content, self._size, self._resize)
+            except Unusable as error:
+                key = self._pile.shelf.keys[number]
+                rejected.append(Rejected(key, str(error), hashlib.sha256(content).hexdigest()))
+            else:
+                kept.append(number)
+        self._row += rows
+        labels = None if self._pile.labels is None else self._pile.labels[kept]
+        return Rows(images[: len(kept)], labels, tuple(rejected))
+
+    def close(self) -> None:
+        """Close the archive."""
+        self._pile.shelf.close()
+
+
+def require_counts(url: str, piles: Mapping[str, Pile], published: Mapping[str, int], partial: bool) -> None:
+    """UserError if there are more or fewer images than were published."""
+    for split, count in published.items():
+        found = len(piles[split].rows) if split in piles else 0
+        if found != count and not partial:
+            raise UserError(
+                f"data.source.url: {url} holds {found:,} {split} images, the published set {count:,}; "
+                "data.source.allow_partial accepts it"
+            )
+
+
+def labels_of_folders(keys: Sequence[str], names: Sequence[str]) -> NDArray[np.int64]:
+    """The class of each key by its folder, int64; keys whose folder is none of `names` get -1."""
+    numbers = {name: number for number, name in enumerate(names)}
+    return np.array([numbers.get(key.split("/")[-2] if "/" in key else "", -1) for key in keys], np.int64)
