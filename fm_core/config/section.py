@@ -2,10 +2,11 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
-Options = dict[str, float]
+Number = Annotated[float, AfterValidator(lambda number: int(number) if number.is_integer() else number)]
+Options = dict[str, Number]
 
 
 class Section(BaseModel):

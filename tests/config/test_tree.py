@@ -88,6 +88,15 @@ def test_options_of_the_method_are_finite():
     assert "sigma_min" in refused({"method": {"path_options": {"sigma_min": float("inf")}}})
 
 
+def test_options_of_the_method_keep_whole_numbers_whole():
+    config = parse_config(
+        {"method": {"coupling_options": {"block": 64}, "path_options": {"a": "1e-5"}}}, where="x"
+    )
+    assert type(config.method.coupling_options["block"]) is int
+    assert config.method.path_options == {"a": 1e-5}
+    assert parse_config(config.model_dump(mode="json"), where="x") == config
+
+
 def test_a_standard_error_needs_two_images_to_score():
     assert "likelihood" in refused({"evaluate": {"likelihood": {"images": 1}}})
 

@@ -1,0 +1,171 @@
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from fm_core.config import MethodSection, TrainSection
+from fm_core.data.order import StreamOrder
+from fm_core.errors import UserError
+from fm_core.method.quantiser import Quantiser
+from fm_core.models.build import build_method
+from fm_core.training.batch import BatchSource, Slice, ambient_seed, slices
+from fm_core.training.engine import micro_batch_of
+from fm_core.training.loop import crossed
+
+CPU = torch.device("cpu")
+
+
+class Memory:
+    """Images that carry their id in their pixels, and as their label."""
+
+    def __init__(self, count: int) -> None:
+        values = torch.arange(count)
+        pixels = torch.stack([values % 16, values // 16 % 16, values // 256, torch.zeros_like(values)], 1)
+        self.pixels, self.labels = pixels.to(torch.uint8).view(-1, 1, 2, 2), values
+
+    def __len__(self):
+        return len(self.labels)
+
+    def read(self, ids):
+        index = torch.from_numpy(ids)
+        return self.pixels[index], self.labels[index]
+
+
+def source(coupling="independent", seed=3, flip=True, images=300):
+    method = build_method(
+        MethodSection.model_validate(
+            {"coupling": coupling, "coupling_options": {"block": 4} if coupling != "independent" else {}}
+        )
+    )
+    reader = Memory(images)
+    return BatchSource(
+        reader=reader,
+        order=StreamOrder(seed, len(reader)),
+        quantiser=Quantiser(17),
+        path=method.objective.path,
+        coupling=method.coupling,
+        times=method.times,
+        seed=seed,
+        flip=flip,
+    )
+
+
+def parts(drawn):
+    sample, labels = drawn
+    return [sample.x0, sample.x1, sample.x_t, sample.velocity, sample.t, labels]
+
+
+def joined(draws):
+    return [torch.cat(column) for column in zip(*(parts(draw) for draw in draws), strict=True)]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 6, 12])
+@pytest.mark.parametrize("micro", [1, 2, None])
+def test_the_slices_of_all_ranks_are_the_global_batch_in_order(ranks, micro):
+    share = 24 // ranks
+    micro = micro if micro and share % micro == 0 else share
+    covered = []
+    for rank in range(ranks):
+        mine = slices(1000, 24, rank, ranks, micro)
+        assert {piece.count for piece in mine} == {micro}
+        assert len(mine) == share // micro
+        covered += [position for piece in mine for position in range(piece.first, piece.first + piece.count)]
+    assert covered == list(range(1000, 1024))
+
+
+@pytest.mark.parametrize("coupling", ["independent", "minibatch-optimal-transport"])
+@pytest.mark.parametrize("cuts", [[4] * 6, [8, 4, 12], [12, 12]])
+def test_draws_are_the_same_to_the_bit_however_the_batch_is_cut(coupling, cuts):
+    whole = parts(source(coupling).draw(Slice(280, 24), CPU))  # across an epoch's end, at 300
+    pieces, first = [], 280
+    for count in cuts:
+        pieces.append(source(coupling).draw(Slice(first, count), CPU))
+        first += count
+    for a, b in zip(whole, joined(pieces), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_every_epoch_draws_afresh_and_shows_every_image_once():
+    one, two = (joined([source(flip=False).draw(Slice(first, 300), CPU)]) for first in (0, 300))
+    for epoch in (one, two):
+        assert sorted(epoch[5].tolist()) == list(range(300))
+    assert not torch.equal(one[5], two[5])
+    order = [torch.argsort(epoch[5]) for epoch in (one, two)]
+    for column in (0, 1, 4):  # the same image has other noise, other dequantisation, another time
+        assert not torch.equal(one[column][order[0]], two[column][order[1]])
+    # In the same bin, though.
+    assert torch.equal(Quantiser(17).quantise(one[1][order[0]]), Quantiser(17).quantise(two[1][order[1]]))
+
+
+def test_the_seed_moves_everything():
+    one, two = (parts(source(seed=seed).draw(Slice(0, 64), CPU)) for seed in (1, 2))
+    for a, b in zip(one, two, strict=True):
+        assert not torch.equal(a, b)
+
+
+def test_purposes_do_not_share_their_randomness():
+    sample, _ = source(flip=False).draw(Slice(0, 4096), CPU)
+    noise = sample.x0.flatten(1)[:, 0]
+    dither = (sample.x1.flatten(1)[:, 3] + 1) * 8.5
+    for a, b in ((noise, sample.t), (noise, dither), (dither, sample.t)):
+        assert abs(np.corrcoef(a, b)[0, 1]) < 4 / 64
+
+
+def test_half_of_the_images_are_flipped_and_only_when_asked():
+    ids = source().order.ids(0, 300)
+    plain = Memory(300).read(ids)[0]
+    quantised = Quantiser(17).quantise(source(flip=True).draw(Slice(0, 300), CPU)[0].x1)
+    asymmetric = (plain != plain.flip(-1)).flatten(1).any(1)
+    flipped = (quantised == plain.flip(-1)).flatten(1).all(1)[asymmetric]
+    assert ((quantised == plain).flatten(1).all(1)[asymmetric] | flipped).all()
+    assert 0.35 < flipped.double().mean() < 0.65
+    unflipped = Quantiser(17).quantise(source(flip=False).draw(Slice(0, 300), CPU)[0].x1)
+    assert torch.equal(unflipped, plain)
+
+
+def test_the_ambient_seed_is_a_function_of_seed_and_position():
+    seeds = {ambient_seed(seed, position) for seed in range(4) for position in range(0, 4096, 128)}
+    assert len(seeds) == 4 * 32
+    assert all(0 <= value < 2**63 for value in seeds)
+    assert ambient_seed(1, 128) == ambient_seed(1, 128)
+
+
+@pytest.mark.parametrize(
+    ("keys", "ranks", "micro"),
+    [
+        ({"global_batch": 128}, 2, 64),
+        ({"global_batch": 128, "micro_batch": 16}, 4, 16),
+        ({"global_batch": 6}, 6, 1),
+    ],
+)
+def test_the_micro_batch_is_the_share_unless_it_is_named(keys, ranks, micro):
+    assert micro_batch_of(TrainSection.model_validate(keys), ranks) == micro
+
+
+@pytest.mark.parametrize(
+    ("keys", "ranks", "named"),
+    [
+        ({"global_batch": 128}, 3, ["train.global_batch 128", "3 processes"]),
+        ({"global_batch": 2}, 4, ["train.global_batch 2", "4 processes"]),
+        ({"global_batch": 128, "micro_batch": 48}, 2, ["train.micro_batch 48", "64 images"]),
+        ({"global_batch": 128, "micro_batch": 128}, 2, ["train.micro_batch 128", "64 images"]),
+    ],
+)
+def test_sizes_that_do_not_divide_are_refused_in_one_line(keys, ranks, named):
+    with pytest.raises(UserError) as caught:
+        micro_batch_of(TrainSection.model_validate(keys), ranks)
+    assert "\n" not in str(caught.value)
+    for words in named:
+        assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("batch", [16, 24, 100])
+@pytest.mark.parametrize("every", [1, 16, 50, 64, 1000])
+def test_an_interval_is_crossed_once_for_every_multiple_that_a_step_can_see(batch, every):
+    crossings = [seen for seen in range(batch, 3000, batch) if crossed(every, seen, batch)]
+    steps_between = {(b - a) // batch for a, b in pairwise(crossings)}
+    assert steps_between <= {max(1, every // batch), -(-every // batch)}
+    assert all(
+        any(multiple % every == 0 for multiple in range(seen - batch + 1, seen + 1)) for seen in crossings
+    )

@@ -1,0 +1,157 @@
+"""Which checkpoint counts, from the files alone; tests/stages has the real ones."""
+
+import json
+import shutil
+
+import pytest
+
+from fm_core.errors import UserError
+from fm_core.run.files import write_json
+from fm_core.training import checkpoint
+from fm_core.training.checkpoint import COMPLETE, TrainState, complete_steps, retain, verify
+from fm_core.training.log import TrainLog
+
+
+def make(root, step, complete=True):
+    directory = root / f"step-{step:08d}"
+    (directory / "shards").mkdir(parents=True)
+    (directory / "raw.safetensors").write_bytes(b"weights of step %d" % step * 100)
+    (directory / "shards" / "rank-1.pt").write_bytes(bytes(range(256)))
+    write_json(directory / "state.json", TrainState(step=step).model_dump())
+    if complete:
+        write_json(directory / COMPLETE, {"files": checkpoint._written_out(directory)})
+    return directory
+
+
+def names(root):
+    return sorted(path.name for path in root.iterdir())
+
+
+def test_a_checkpoint_counts_when_complete_is_there(tmp_path):
+    make(tmp_path, 10)
+    directory = make(tmp_path, 20, complete=False)
+    assert complete_steps(tmp_path) == [10]
+    assert verify(tmp_path / "step-00000010") is None
+    assert "not complete" in verify(directory)
+    assert checkpoint._newest_whole(tmp_path) == "step-00000010"
+
+
+def test_complete_names_every_file_in_every_folder(tmp_path):
+    directory = make(tmp_path, 10)
+    files = json.loads((directory / COMPLETE).read_text())["files"]
+    assert sorted(files) == ["raw.safetensors", "shards/rank-1.pt", "state.json"]
+
+
+def damage(path, how):
+    content = bytearray(path.read_bytes())
+    if how == "removed":
+        path.unlink()
+        return
+    if how == "truncated":
+        del content[-1]
+    elif how == "lengthened":
+        content.append(0)
+    else:
+        content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", ["removed", "truncated", "lengthened", "flipped"])
+@pytest.mark.parametrize("file", ["raw.safetensors", "shards/rank-1.pt", "state.json"])
+def test_one_damaged_file_and_the_previous_checkpoint_is_taken_loudly(tmp_path, capsys, how, file):
+    make(tmp_path, 10)
+    make(tmp_path, 9)
+    damage(make(tmp_path, 20) / file, how)
+    assert checkpoint._newest_whole(tmp_path) == "step-00000010"
+    told = capsys.readouterr().out
+    assert told.startswith("warning")
+    assert f"step-00000020/{file}" in told
+
+
+def test_where_none_is_whole_it_is_an_error_and_no_start_from_scratch(tmp_path):
+    for step in (10, 20):
+        damage(make(tmp_path, step) / "raw.safetensors", "flipped")
+    problem = checkpoint._newest_whole(tmp_path)
+    assert isinstance(problem, UserError)
+    assert "\n" not in str(problem)
+    assert str(tmp_path) in str(problem)
+
+
+def test_a_complete_of_another_version_stops_everything(tmp_path):
+    make(tmp_path, 10)
+    directory = make(tmp_path, 20)
+    (directory / COMPLETE).write_text('{"schema": 99, "files": {}}')
+    with pytest.raises(UserError, match="schema"):
+        checkpoint._newest_whole(tmp_path)
+
+
+def test_no_checkpoint_at_all_is_a_start_from_scratch(tmp_path):
+    assert checkpoint._newest_whole(tmp_path) is None
+    assert checkpoint._newest_whole(tmp_path / "not-made-yet") is None
+
+
+def test_retention_keeps_the_newest_and_removes_incomplete_ones(tmp_path):
+    for step in (10, 20, 30):
+        make(tmp_path, step)
+    make(tmp_path, 25, complete=False)
+    make(tmp_path, 40, complete=False)
+    (tmp_path / "notes.txt").write_text("not ours")
+    retain(tmp_path, keep=2, newest=30)
+    assert names(tmp_path) == ["notes.txt", "step-00000020", "step-00000030"]
+
+
+def test_incomplete_ones_do_not_count_towards_what_is_kept(tmp_path):
+    make(tmp_path, 10)
+    make(tmp_path, 20, complete=False)
+    retain(tmp_path, keep=1, newest=10)
+    assert names(tmp_path) == ["step-00000010"]
+
+
+def test_retention_never_removes_the_only_good_one_for_later_damaged_ones(tmp_path):
+    """Steps 20 and 30 were found damaged; the run went back to 10 and has just saved 15."""
+    make(tmp_path, 10)
+    make(tmp_path, 15)
+    for step in (20, 30):
+        damage(make(tmp_path, step) / "raw.safetensors", "flipped")
+    retain(tmp_path, keep=1, newest=15)
+    assert names(tmp_path) == ["step-00000015"]
+    assert checkpoint._newest_whole(tmp_path) == "step-00000015"
+
+
+def test_a_removal_that_is_cut_short_leaves_nothing_that_counts(tmp_path, monkeypatch):
+    for step in (10, 20):
+        make(tmp_path, step)
+
+    def cut(path):
+        (path / "raw.safetensors").unlink()
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(shutil, "rmtree", cut)
+    with pytest.raises(OSError, match="Input/output"):
+        retain(tmp_path, keep=1, newest=20)
+    assert complete_steps(tmp_path) == [20]
+
+
+def test_a_state_with_unknown_keys_is_refused(tmp_path):
+    directory = make(tmp_path, 10)
+    write_json(directory / "state.json", {**TrainState().model_dump(), "tokens": 3})
+    with pytest.raises(UserError, match="another version"):
+        checkpoint.read_state(directory)
+
+
+def test_a_state_survives_its_file(tmp_path):
+    state = TrainState(step=3, seconds=1.25, interval_sums=("00ff", "ff00"))
+    write_json(tmp_path / "state.json", state.model_dump())
+    assert checkpoint.read_state(tmp_path) == state
+
+
+def test_lines_of_steps_that_will_be_trained_again_are_dropped(tmp_path):
+    metrics = tmp_path / "metrics.jsonl"
+    log = TrainLog(tmp_path, metrics, "a1", 100)
+    log.forget_after(0)  # no file yet
+    for step in (1, 2, 3, 4):
+        log.line({"step": step, "loss": 0.1 * step, "lr": 1e-3, "images_per_s": 5.0})
+    before = metrics.read_text().splitlines()
+    metrics.write_text("\n".join([*before[:2], '{"step": 2, "lo', *before[2:]]) + '\n{"step": 5')
+    log.forget_after(3)
+    assert metrics.read_text().splitlines() == before[:3]
