@@ -12,8 +12,9 @@ from typing import Any
 
 PROJECT = Path(__file__).resolve().parents[2]
 SHRUNKEN = {
-    "train": {"images": 5120, "log_images": 640, "checkpoint_images": 2560},
+    "train": {"images": 5120, "log_images": 640, "checkpoint_images": 2560, "warmup_images": 0},
     "sample": {"images": 200, "solver": "euler", "steps": 10},
+    "evaluate": {"likelihood": {"images": 0}},
 }
 
 
