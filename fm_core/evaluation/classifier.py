@@ -123,21 +123,17 @@ def _check(images: Tensor, labels: Tensor, classes: int) -> None:
 def impostors(x: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Images that are no members, and what to say of them: ([N // 2, C, H, W], [N // 2, classes]).
 
-    The first half of the batch x [N, C, H, W] with class probabilities ``targets`` [N, classes] is blended:
-    each image with the second half's image at its place, or with that image's pixels in random order, of
-    which nothing can be said (all classes equal). At most three quarters of a blend are its first image.
+    The first half of the batch x [N, C, H, W] with class probabilities ``targets`` [N, classes] is blended
+    with the second half's images, their pixels in random order, of which nothing can be said (all classes
+    equal). At most three quarters of a blend are its first image.
     """
     n = len(x) // 2
-    other, say = x[n : 2 * n], targets[n : 2 * n]
     order = torch.rand(n, 1, x[0, 0].numel(), generator=generator).argsort(dim=2).expand(-1, x.shape[1], -1)
-    scramble = torch.rand(n, generator=generator) < 0.5
-    other = torch.where(
-        scramble[:, None, None, None], other.flatten(2).gather(2, order).view_as(other), other
-    )
-    say = torch.where(scramble[:, None], torch.full_like(say, 1 / say.shape[1]), say)
+    scrambled = x[n : 2 * n].flatten(2).gather(2, order).view_as(x[:n])
+    nothing = torch.full_like(targets[:n], 1 / targets.shape[1])
     share = 0.75 * torch.rand(n, generator=generator)
-    blend = share[:, None, None, None] * x[:n] + (1 - share)[:, None, None, None] * other
-    return blend, share[:, None] * targets[:n] + (1 - share)[:, None] * say
+    blend = share[:, None, None, None] * x[:n] + (1 - share)[:, None, None, None] * scrambled
+    return blend, share[:, None] * targets[:n] + (1 - share)[:, None] * nothing
 
 
 def shifted(images: Tensor, most: int, generator: torch.Generator) -> Tensor:
