@@ -101,11 +101,9 @@ class RunDirectory:
             )
         recorded = self.path / "config.yaml"
         if recorded.exists():
-            differences = _differences(identity(_recorded(recorded)), identity(self.config))
-            if differences:
-                raise UserError(
-                    f"{self.path} is another run: {'; '.join(differences)}; choose another run.name"
-                )
+            found = differences(identity(_recorded(recorded)), identity(self.config))
+            if found:
+                raise UserError(f"{self.path} is another run: {'; '.join(found)}; choose another run.name")
         write_text(recorded, dump_yaml(self.config))
         if not (self.path / "environment.json").exists():
             write_json(self.path / "environment.json", environment())
@@ -131,6 +129,18 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
+def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+    """What differs between two nested plain values, key by key, for a person."""
+    found: list[str] = []
+    for key in sorted(before.keys() | now.keys()):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found.append(f"{prefix}{key} was {old!r} and is now {new!r}")
+    return found
+
+
 def environment() -> dict[str, Any]:
     """Versions, host and code of this moment."""
     names = ("torch", "deepspeed", "torchdiffeq", "webdataset", "fsspec", "numpy", "prefect", "pydantic")
@@ -147,17 +157,6 @@ def _recorded(path: Path) -> RunConfig:
     # A recorded file names every key; one written before a key existed gets that key's default.
     tree = merge(RunConfig().model_dump(mode="json"), read_yaml(path))
     return parse_config(tree, where=f"{path} is not of a run that this version can read")
-
-
-def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
-    found: list[str] = []
-    for key in sorted(before.keys() | now.keys()):
-        old, new = before.get(key), now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += _differences(old, new, f"{prefix}{key}.")
-        elif old != new:
-            found.append(f"{prefix}{key} was {old!r} and is now {new!r}")
-    return found
 
 
 def _version(name: str) -> str | None:

@@ -1,5 +1,6 @@
 """What one optimizer step trains on: a function of (seed, stream position) alone."""
 
+import hashlib
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +28,12 @@ def slices(position: int, global_batch: int, rank: int, ranks: int, micro_batch:
     share = global_batch // ranks
     start = position + rank * share
     return [Slice(first, micro_batch) for first in range(start, start + share, micro_batch)]
+
+
+def ambient_seed(seed: int, position: int) -> int:
+    """Seed of torch's own generator for the micro-batch that begins at a stream position."""
+    digest = hashlib.blake2b(f"{seed}\0ambient\0{position}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
 
 
 class BatchSource:

@@ -7,17 +7,19 @@ directory without COMPLETE, or whose files do not match it, is never loaded.
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from pydantic import ValidationError
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from fm_core.config import Section
 from fm_core.errors import UserError
-from fm_core.run.directory import step_name
+from fm_core.run.directory import differences, step_name
 from fm_core.run.files import read_json, write_json
 from fm_core.training.ema import Averages, whole_weights
 
@@ -40,6 +42,8 @@ class TrainState(Section):
     """Wall time spent in training, over all sessions."""
     processes: int = 1
     """Processes that wrote the checkpoint."""
+    interval_sums: tuple[str, ...] = ()
+    """Sums for the metrics line in progress, rank by rank: float32 in hex, as a NaN is no JSON."""
 
 
 def ema_file(decay: float) -> str:
@@ -66,20 +70,24 @@ def save(engine: Any, averages: Averages, state: TrainState, root: Path, recipe:
     dist.barrier()
     if first:
         write_json(directory / "state.json", state.model_dump())
-        write_json(directory / COMPLETE, {"files": _hashes(directory)})
+        write_json(directory / COMPLETE, {"files": _written_out(directory)})
     dist.barrier()
     return directory
 
 
-def load(engine: Any, averages: Averages, root: Path) -> TrainState | None:
+def load(engine: Any, averages: Averages, root: Path, recipe: dict[str, Any]) -> TrainState | None:
     """Continue from the newest checkpoint that is complete and matches its hashes.
 
     Rank 0 chooses, all ranks load the same. None if there is no checkpoint at all; UserError if
-    there are some and none is whole, or if another number of processes wrote it.
+    there are some and none is whole, if it is of another recipe, or if another number of processes
+    wrote it.
     """
     choice: list[Any] = [None]
     if dist.get_rank() == 0:
         choice = [_newest_whole(root)]
+        if isinstance(choice[0], str):
+            problem = _stranger(root / choice[0], recipe, [*averages.shards])
+            choice = [UserError(problem)] if problem else choice
     dist.broadcast_object_list(choice, src=0)
     name = choice[0]
     if isinstance(name, UserError):
@@ -134,9 +142,13 @@ def read_state(directory: Path) -> TrainState:
         raise UserError(f"{directory / 'state.json'} was written by another version: {error}") from None
 
 
-def retain(root: Path, keep: int) -> None:
-    """Remove incomplete checkpoints and all but the newest `keep` complete ones."""
-    kept = {step_name(step) for step in complete_steps(root)[-keep:]}
+def retain(root: Path, keep: int, newest: int) -> None:
+    """Remove incomplete checkpoints and all but the last `keep` complete ones up to step `newest`.
+
+    Later ones are those that were found damaged when this session went back behind them; were they
+    counted, they would push out the good ones.
+    """
+    kept = {step_name(step) for step in [step for step in complete_steps(root) if step <= newest][-keep:]}
     for directory in root.glob("step-*"):
         if directory.name not in kept:
             # COMPLETE goes first: a removal that is cut short leaves nothing that counts.
@@ -155,8 +167,27 @@ def _newest_whole(root: Path) -> str | UserError | None:
     return UserError(f"no checkpoint under {root} is whole: {problem}") if steps else None
 
 
-def _hashes(directory: Path) -> dict[str, dict[str, Any]]:
+def _stranger(directory: Path, recipe: dict[str, Any], decays: list[float]) -> str | None:
+    """Why a whole checkpoint is not of this run, or None."""
+    with safe_open(directory / RAW, framework="pt") as file:
+        theirs = json.loads(file.metadata()["recipe"])
+    ours = json.loads(json.dumps(recipe))
+    found = differences({key: theirs.get(key) for key in ours}, ours)
+    found += [f"no {ema_file(decay)}" for decay in decays if not (directory / ema_file(decay)).exists()]
+    if not found:
+        return None
+    return f"{directory} is of another model: {'; '.join(found)}; choose another train.checkpoint_root"
+
+
+def _written_out(directory: Path) -> dict[str, dict[str, Any]]:
+    """Size and hash of every file, once all are on the disk and not only in its cache."""
     files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != COMPLETE)
+    for path in (*files, directory):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
     return {
         str(path.relative_to(directory)): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
         for path in files

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from fm_core.training.schedule import ema_decay
@@ -55,11 +56,9 @@ class Averages:
 
     def load(self, decay: float, weights: Mapping[str, Tensor]) -> None:
         """Take this rank's part of a whole average; any number of ranks may have written it."""
-        from deepspeed.utils import safe_set_full_fp32_param
-
         kept = [part.clone() for part in float32_partitions(self.engine)]
         for name, parameter in self.engine.module.named_parameters():
-            safe_set_full_fp32_param(parameter, weights[name])
+            _set_weight(parameter, weights[name])
         for shard, weight, own in zip(self.shards[decay], float32_partitions(self.engine), kept, strict=True):
             shard.copy_(weight)
             weight.copy_(own)
@@ -75,6 +74,20 @@ class Averages:
         finally:
             for part, own in zip(partitions, kept, strict=True):
                 part.copy_(own)
+
+
+def _set_weight(parameter: Any, value: Tensor) -> None:
+    """Set this rank's part of the float32 weight of a parameter."""
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
+
+    if not hasattr(parameter, "ds_id"):
+        safe_set_full_fp32_param(parameter, value)
+        return
+    # ZeRO 3 pads each parameter to equal parts, and DeepSpeed 0.19 forgets that when it cuts a whole value.
+    size = parameter.ds_tensor.ds_numel
+    padded = value.new_zeros(size * dist.get_world_size())
+    padded[: value.numel()] = value.flatten()
+    safe_set_local_fp32_param(parameter, padded[size * dist.get_rank() :][:size])
 
 
 def whole_weights(engine: Any) -> dict[str, Tensor]:

@@ -37,6 +37,20 @@ class Interval:
         self.sums[0].index_add_(0, quarter, losses.detach().float())
         self.sums[1].index_add_(0, quarter, torch.ones_like(losses, dtype=torch.float32))
 
+    def gathered(self, group: Any) -> tuple[str, ...]:
+        """The sums of every rank, for a checkpoint inside the interval; all ranks must call it."""
+        sums = [""] * dist.get_world_size(group)
+        dist.all_gather_object(sums, self.sums.cpu().numpy().tobytes().hex(), group=group)
+        return tuple(sums)
+
+    def restore(self, gathered: tuple[str, ...], rank: int) -> None:
+        """Go on from gathered sums; where the number of ranks has changed only their total is kept."""
+        parts = [torch.frombuffer(bytearray.fromhex(part), dtype=torch.float32) for part in gathered]
+        if len(parts) == dist.get_world_size():
+            self.sums.copy_(parts[rank].view_as(self.sums))
+        elif parts and rank == 0:
+            self.sums.copy_(torch.stack(parts).sum(0).view_as(self.sums))
+
     def summary(self) -> tuple[float, list[float | None]]:
         """Mean loss and mean loss by quarter of t over all ranks; all ranks must call it."""
         dist.all_reduce(self.sums)

@@ -13,7 +13,7 @@ from fm_core.errors import Stopped
 from fm_core.method.objectives import Objective
 from fm_core.run.rank import Rank
 from fm_core.training import checkpoint
-from fm_core.training.batch import BatchSource, slices
+from fm_core.training.batch import BatchSource, Slice, ambient_seed, slices
 from fm_core.training.checkpoint import TrainState
 from fm_core.training.ema import Averages
 from fm_core.training.engine import micro_batch_of, set_learning_rate
@@ -48,6 +48,7 @@ def run(trainer: Trainer, state: TrainState) -> TrainState:
     train, micro = trainer.train, micro_batch_of(trainer.train, trainer.rank.count)
     control = dist.new_group(backend="gloo")
     interval = Interval(trainer.device, trainer.objective.interval)
+    interval.restore(state.interval_sums, trainer.rank.number)
     while state.images_seen < train.images:
         rate = learning_rate(train, state.images_seen)
         set_learning_rate(trainer.engine, rate)
@@ -65,7 +66,7 @@ def run(trainer: Trainer, state: TrainState) -> TrainState:
         stop = _agree_to_stop(trainer.rank, control)
         ended = state.images_seen >= train.images
         if stop or ended or crossed(train.checkpoint_images, state.images_seen, train.global_batch):
-            _save(trainer, state)
+            _save(trainer, state.model_copy(update={"interval_sums": interval.gathered(control)}))
         if trainer.log:
             trainer.log.status(state)
         if stop and not ended:
@@ -80,10 +81,12 @@ def crossed(every: int, images_seen: int, global_batch: int) -> bool:
     return images_seen // every > (images_seen - global_batch) // every
 
 
-def _micro_step(trainer: Trainer, piece: Any, interval: Interval) -> None:
+def _micro_step(trainer: Trainer, piece: Slice, interval: Interval) -> None:
     waiting = time.monotonic()
     sample, label = trainer.source.draw(piece, trainer.device)
     interval.waited += time.monotonic() - waiting
+    # Dropout, too, is a function of the position, or a resumed run would differ.
+    torch.manual_seed(ambient_seed(trainer.source.seed, piece.first))
     losses = trainer.objective.loss(trainer.engine, sample, label if trainer.conditional else None)
     trainer.engine.backward(losses.mean())
     trainer.engine.step()
@@ -139,6 +142,6 @@ def _agree_to_stop(rank: Rank, control: Any) -> bool:
 def _save(trainer: Trainer, state: TrainState) -> None:
     directory = checkpoint.save(trainer.engine, trainer.averages, state, trainer.root, trainer.recipe)
     if trainer.log:
-        checkpoint.retain(trainer.root, trainer.train.keep_checkpoints)
+        checkpoint.retain(trainer.root, trainer.train.keep_checkpoints, newest=state.step)
         trainer.log.facts["last_checkpoint"] = directory.name
         trainer.log.status(state, now=True)

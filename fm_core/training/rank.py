@@ -29,9 +29,8 @@ def train(config: RunConfig, rank: Rank) -> None:
     """Train to the end of train.images, from the newest checkpoint if there is one."""
     device = initialize_process_group()
     trainer = _trainer(config, rank, device)
-    state = checkpoint.load(trainer.engine, trainer.averages, trainer.root) or TrainState(
-        processes=rank.count
-    )
+    found = checkpoint.load(trainer.engine, trainer.averages, trainer.root, trainer.recipe)
+    state = found or TrainState(processes=rank.count)
     directory = RunDirectory(config)
     if trainer.log:
         trainer.log.forget_after(state.step)
