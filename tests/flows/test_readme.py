@@ -1,0 +1,110 @@
+"""Every command of the README on a machine that ran the demo, shrunken where it takes long."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from house import PROJECT, SHRUNKEN, Demo, clean_environment
+
+pytestmark = pytest.mark.slow
+
+README = (PROJECT / "README.md").read_text()
+COMMANDS = [
+    line
+    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+    if line.strip()
+]
+SMALLER = {**SHRUNKEN, "train": {**SHRUNKEN["train"], "images": 1280, "log_images": 640}}
+
+
+def flags(tree: dict[str, Any], prefix: str = "--") -> list[str]:
+    """A nested mapping as command-line options."""
+    found: list[str] = []
+    for key, value in tree.items():
+        found += (
+            flags(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}", str(value)]
+        )
+    return found
+
+
+def commands(beginning: str) -> list[str]:
+    found = [command for command in COMMANDS if command.startswith(beginning)]
+    assert found, f"the README no longer shows {beginning}"
+    return found
+
+
+def test_every_command_is_of_a_kind_that_is_tested_here():
+    kinds = ("bash infra/demo.sh", "bash infra/test.sh", "fm ", "prefect ")
+    assert COMMANDS
+    assert [command for command in COMMANDS if not command.startswith(kinds)] == []
+
+
+def test_the_demo_command_is_the_one_that_was_run(demo: Demo):
+    assert commands("bash infra/demo.sh") == ["bash infra/demo.sh"]
+    assert demo.result.returncode == 0
+
+
+def test_the_test_command_finds_the_tests(demo: Demo):
+    (command,) = commands("bash infra/test.sh")
+    result = shell(demo.root, [*shlex.split(command), "--collect-only", "-q"])
+    assert "test_the_test_command_finds_the_tests" in result.stdout, result.stdout + result.stderr
+
+
+def test_the_stages_by_hand(demo: Demo):
+    for command in commands("fm "):
+        words = shlex.split(command)
+        words[0] = str(Path(sys.prefix) / "bin" / "fm")
+        overrides = dict(SHRUNKEN) if "--run.name" not in words else dict(SMALLER)
+        if "--sample.solver" in words:
+            overrides.pop("sample")
+            words += ["--sample.images", "16", "--sample.batch", "16"]
+        if words[1] == "reproduce":
+            continue  # its own tests run it
+        result = shell(demo.root, [*words, *flags(overrides)])
+        assert result.returncode == 0, f"{command}\n{result.stdout}{result.stderr}"
+        if "--run.name" not in words and words[1] != "status":
+            assert f"{words[1]} verified" in result.stdout, command
+
+
+def test_the_server_and_worker_commands_are_those_of_the_demo(demo: Demo):
+    for service in ("server", "worker"):
+        (command,) = commands(f"prefect {service} start")
+        pid = (demo.root / "runs" / ".prefect" / f"{service}.pid").read_text()
+        running = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+        assert set(shlex.split(command)[1:]) <= set(running)
+
+
+def test_the_deployments_and_their_runs(demo: Demo):
+    (deploy,) = commands("prefect --no-prompt deploy")
+    result = demo.prefect(*shlex.split(deploy)[1:])
+    assert result.returncode == 0, result.stdout + result.stderr
+    for command in commands("prefect deployment run"):
+        deployment, config = deployment_run(command)
+        state = demo.watched(deployment, "--param", f"config={json.dumps(config)}")["state"]
+        if deployment == "train-imagenet64":
+            assert state["type"] == "FAILED"
+            for archive in re.findall(r"`(Imagenet64_\w+\.zip)`", README):
+                assert archive.split("_part")[0] in state["message"]
+        else:
+            assert state["type"] == "COMPLETED", state
+
+
+def deployment_run(command: str) -> tuple[str, dict[str, Any]]:
+    """The deployment a command names and its configuration, shrunken."""
+    words = shlex.split(command)
+    given = next((word.removeprefix("config=") for word in words if word.startswith("config=")), "{}")
+    config: dict[str, Any] = json.loads(given)
+    if words[3] == "train-imagenet64":
+        return words[3], config
+    return words[3], {**(SMALLER if config else SHRUNKEN), **config}
+
+
+def shell(root: Path, words: list[str]) -> subprocess.CompletedProcess[str]:
+    environment = clean_environment() | {"PYTHONPATH": str(root)}
+    return subprocess.run(words, cwd=root, env=environment, capture_output=True, text=True, timeout=400)
