@@ -14,6 +14,7 @@ from fm_core.data.crc import crc32
 from fm_core.data.manifest import Manifest
 from fm_core.data.opened import OpenShards, ShardTable
 from fm_core.data.store import Store
+from fm_core.data.tarfiles import decode_png
 from fm_core.errors import UserError
 
 Ids = NDArray[np.int64]
@@ -68,7 +69,7 @@ class ImageReader:
 
     def prefetch(self, ids: Ids) -> None:
         """Begin to copy the shards of ids that will be read soon to this node."""
-        self._shards.prefetch(np.unique(self._table.locate(ids)[0]).tolist())
+        self._shards.prefetch(np.unique(self._table.shards_of(ids)).tolist())
 
     def close(self) -> None:
         """Close all shards."""
@@ -82,14 +83,13 @@ class ImageReader:
 
     def _read_piece(self, ids: Ids, target: memoryview) -> None:
         """Read so few images that the shards they need can be open together."""
-        shards, offsets = self._table.locate(ids)
-        files = self._shards.files(shards)
-        damaged = self._damaged(ids, files, offsets, target)
+        shards = self._table.shards_of(ids)
+        damaged = self._damaged(ids, self._shards.files(shards), target)
         if not damaged:
             return
         # A second look, at a fresh copy where there is one to be had.
         self._shards.renew(sorted({int(shards[row]) for row in damaged}))
-        damaged = self._damaged(ids, self._shards.files(shards), offsets, target)
+        damaged = self._damaged(ids, self._shards.files(shards), target)
         if damaged:
             row = damaged[0]
             raise UserError(
@@ -97,8 +97,11 @@ class ImageReader:
                 "or missing; run fm validate --repair"
             )
 
-    def _damaged(self, ids: Ids, files: Sequence[int], offsets: Ids, target: memoryview) -> list[int]:
+    def _damaged(self, ids: Ids, files: Sequence[int], target: memoryview) -> list[int]:
         """Read each image; the rows that are short or whose CRC differs."""
+        if self._table.pictures is not None:
+            return self._damaged_pictures(ids, files, self._table.pictures[ids], target)
+        offsets = self._table.offsets_of(ids)
         size, preadv, short = self._image_bytes, os.preadv, list[int]()
         crcs = list[int]()
         start = 0
@@ -110,3 +113,19 @@ class ImageReader:
             crcs.append(crc32(view))
         differ = np.flatnonzero(np.array(crcs, np.uint32) != self._table.crcs[ids])
         return sorted({*short, *differ.tolist()})
+
+    def _damaged_pictures(self, ids: Ids, files: Sequence[int], places: Ids, target: memoryview) -> list[int]:
+        """The same for layout image, where each image is a PNG at places[n] = offset, bytes."""
+        damaged: list[int] = []
+        size = self._image_bytes
+        for row, (file, (offset, length)) in enumerate(zip(files, places.tolist(), strict=True)):
+            try:
+                pixels = decode_png(os.pread(file, length, offset))
+            except Exception:  # Pillow raises a dozen kinds for damaged files
+                damaged.append(row)
+                continue
+            if pixels.nbytes != size or crc32(pixels.data) != self._table.crcs[ids[row]]:
+                damaged.append(row)
+                continue
+            target[row * size : (row + 1) * size] = pixels.data.cast("B")
+        return damaged

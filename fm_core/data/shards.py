@@ -194,3 +194,22 @@ def _require_space(store: Store, plan: ShardPlan, missing: Sequence[ShardTask]) 
             f"data.root: {store.url} has {free / 1e9:.1f} GB free, the shards need {needed / 1e9:.1f} GB; "
             "free some space or choose another data.root"
         )
+
+
+def repair_dataset(config: DataSection, on_images: OnImages = lambda done: None) -> Manifest:
+    """Write damaged or missing shards again, and the manifest if that is damaged; the manifest.
+
+    Shards are checked by their commit marks' hashes where there is no manifest to go by. Raises
+    UserError if the source is needed and not to be had, or would give other bytes.
+    """
+    store = Store.at(config.root, config.name)
+    try:
+        parse_manifest(store.read_bytes(MANIFEST_NAME), MANIFEST_NAME)
+    except FileNotFoundError:
+        pass
+    except UserError:
+        store.remove(MANIFEST_NAME)
+    plan_names = [name for name in store.sizes() if name.endswith(".tar")]
+    marks = read_commits(store, plan_names)
+    uncommit(store, [name for name, mark in marks.items() if store.sha256(name) != mark.sha256])
+    return write_dataset(config, on_images)

@@ -3,7 +3,7 @@
 Layout block: a block is up to three members with one key, NNNNNN-BBBB.x.npy, uint8 [n, C, H, W]; .y.npy,
 int64 [n], absent without labels; .crc.npy, uint32 [n], the CRC-32 of each image's pixels.
 Layout image: an image is NNNNNN-IIIIII.png, .cls (absent without labels) and .json; at the end
-__index__.npy (a name that webdataset skips) says where each is.
+__index__ (a name that webdataset skips), a .npy, says where each is.
 (webdataset's own writer puts a PAX header with the time before each member.)
 """
 
@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 import tarfile
-from typing import IO
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,10 +25,18 @@ NPY_HEADER_BYTES = 128
 TAR_RECORD_BYTES = 10_240
 
 
+class Writable(Protocol):
+    """What takes bytes, such as a file."""
+
+    def write(self, content: bytes | memoryview, /) -> int:
+        """Take them all."""
+        ...
+
+
 class ShardFile:
     """A shard that is being written."""
 
-    def __init__(self, file: IO[bytes], number: int, layout: Layout = "block") -> None:
+    def __init__(self, file: Writable, number: int, layout: Layout = "block") -> None:
         self._file = file
         self._number = number
         self._layout = layout
@@ -57,7 +65,7 @@ class ShardFile:
         """Write the archive's end; the SHA-256 of the file, in hexadecimal."""
         if self._layout == "image":
             index = np.array(self._index, np.int64).reshape(-1, 4)
-            self.index_offset = self._add_array("__index__.npy", index)
+            self.index_offset = self._add_array("__index__", index)
         end = 2 * tarfile.BLOCKSIZE
         self._write(bytes(end + -(self.bytes + end) % TAR_RECORD_BYTES))
         return self._digest.hexdigest()

@@ -7,6 +7,7 @@ from any row, are shared out over processes. The bytes do not depend on who writ
 
 import ctypes
 import multiprocessing
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -145,7 +146,9 @@ def _write_in_pool(store: Store, plan: ShardPlan, jobs: Sequence[Job], workers: 
     context = multiprocessing.get_context("spawn")
     reports: Any = context.SimpleQueue()
     stop = context.Event()
-    with ProcessPoolExecutor(workers, context, _begin_worker, (store.url, plan, reports, stop)) as pool:
+    with ProcessPoolExecutor(
+        workers, context, _begin_worker, (os.getpid(), store.url, plan, reports, stop)
+    ) as pool:
         waiting: set[Future[None]] = {pool.submit(_work, job) for job in jobs}
         try:
             while waiting:
@@ -165,11 +168,13 @@ def _write_in_pool(store: Store, plan: ShardPlan, jobs: Sequence[Job], workers: 
 _worker: tuple[Store, ShardPlan, Any, Any] | None = None
 
 
-def _begin_worker(url: str, plan: ShardPlan, reports: Any, stop: Any) -> None:
+def _begin_worker(parent: int, url: str, plan: ShardPlan, reports: Any, stop: Any) -> None:
     global _worker
     if sys.platform == "linux":
         # kill -9 of the parent must not leave writers behind; 1 is PR_SET_PDEATHSIG.
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before
+            os._exit(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _worker = Store.at(url), plan, reports, stop
 

@@ -1,0 +1,157 @@
+import json
+import tarfile
+
+import numpy as np
+import pytest
+from photographs import NpzFiles
+
+from fm_core.config.data import DataSection, SourceSection
+from fm_core.data.commits import commit_path
+from fm_core.data.manifest import load_manifest
+from fm_core.data.shards import repair_dataset, write_dataset
+from fm_core.data.store import Store
+from fm_core.data.verify import validate_dataset, validate_manifest, verify_dataset
+from fm_core.errors import UserError
+
+
+@pytest.fixture(params=["block", "image"])
+def config(request, tmp_path):
+    config = DataSection(root=str(tmp_path), block_bytes=6400, shard_blocks=3, layout=request.param)
+    write_dataset(config)
+    return config
+
+
+def damage(path, how):
+    whole = bytearray(path.read_bytes())
+    if how == "flip":
+        whole[len(whole) // 2] ^= 1
+    elif how == "cut":
+        whole = whole[:-512]
+    path.write_bytes(whole)
+    if how == "remove":
+        path.unlink()
+
+
+@pytest.mark.parametrize("depth", ["quick", "default", "deep"])
+def test_a_whole_data_set_has_no_problems(config, depth):
+    found = validate_dataset(config, depth)
+    assert found.problems == {}
+    assert found.images == 1797
+    assert json.loads(found.to_json())["depth"] == depth
+
+
+@pytest.mark.parametrize("how", ["flip", "cut", "remove"])
+def test_damage_is_named_and_repaired(config, tmp_path, how):
+    before = load_manifest(config.root, config.name)
+    path = tmp_path / "digits/train-000001.tar"
+    whole = path.read_bytes()
+    damage(path, how)
+    assert list(validate_dataset(config, "default").problems) == ["train-000001.tar"]
+    assert bool(validate_dataset(config, "quick").problems) == (how != "flip")
+    others = {p: p.stat().st_mtime_ns for p in path.parent.glob("*.tar") if p != path}
+    assert repair_dataset(config) == before
+    assert path.read_bytes() == whole
+    assert {p: p.stat().st_mtime_ns for p in others} == others
+
+
+def test_a_damaged_manifest_is_made_again_from_the_commit_marks(config, tmp_path):
+    path = tmp_path / "digits/manifest.json"
+    whole = path.read_text()
+    path.write_text(whole.replace('"levels": 17', '"levels": 16'))
+    with pytest.raises(UserError, match="altered"):
+        validate_dataset(config)
+    damage(tmp_path / "digits/val-000000.tar", "flip")
+    repair_dataset(config)
+    assert path.read_text() == whole
+    assert verify_dataset(config.root, config.name) == []
+
+
+def test_a_lost_commit_mark_is_found_quickly(config):
+    Store.at(config.root, config.name).remove(commit_path("train-000000.tar"))
+    assert validate_dataset(config, "quick").problems == {"train-000000.tar": "its commit mark is missing"}
+
+
+def rewritten(config, change):
+    """The manifest after `change` of its first shard's bytes, with a hash that fits the change."""
+    import hashlib
+
+    store = Store.at(config.root, config.name)
+    manifest = load_manifest(config.root, config.name)
+    shard = manifest.shards[0]
+    content = bytearray(store.read_bytes(shard.name))
+    change(content, shard)
+    store.write_bytes(shard.name, bytes(content))
+    shard = shard.model_copy(update={"sha256": hashlib.sha256(content).hexdigest()})
+    return store, manifest.model_copy(update={"shards": (shard, *manifest.shards[1:])})
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "depth", "said"),
+    [("x", 3, "deep", "does not have its CRC"), ("y", 9, "default", "do not have its histogram")],
+)
+def test_errors_that_hashes_do_not_show(tmp_path, part, value, depth, said):
+    """As if the writer itself had been wrong."""
+    config = DataSection(root=str(tmp_path), block_bytes=6400, shard_blocks=3)
+    write_dataset(config)
+
+    def change(content, shard):
+        offset = shard.blocks[0].x_offset + 70 if part == "x" else shard.blocks[0].y_offset
+        content[offset] = value
+
+    store, manifest = rewritten(config, change)
+    problems = validate_manifest(store, manifest, depth).problems
+    assert len(problems) == 1
+    assert said in next(iter(problems.values()))
+
+
+def test_a_header_that_rots_is_no_end_of_the_archive(config):
+    store, manifest = rewritten(
+        config, lambda content, shard: content.__setitem__(_second_header(content), 1)
+    )
+    assert "header at byte" in validate_manifest(store, manifest, "default").problems["train-000000.tar"]
+
+
+def _second_header(content):
+    import io
+
+    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+        return archive.getmembers()[1].offset + 150
+
+
+def test_deep_compares_with_the_source_and_counts_equal_images(tmp_path):
+    files = NpzFiles(rows=40)
+    files.images["train_data_batch_1"][7] = files.images["train_data_batch_1"][3]
+    folder = files.write_folder(tmp_path / "source")
+    source = SourceSection(format="imagenet-npz", url=str(folder), image_size=8, allow_partial=True)
+    config = DataSection(root=str(tmp_path), name="tiny", source=source, block_bytes=4096, shard_blocks=1)
+    write_dataset(config)
+    found = validate_dataset(config, "deep")
+    assert found.problems == {}
+    assert found.notes == ["1 images are equal to another one, to the pixel"]
+    files.images["val_data"][0] ^= 1
+    files.write_folder(folder)
+    assert validate_dataset(config, "deep").problems == {
+        "val-000000.tar": "the source gives other bytes today"
+    }
+    assert validate_dataset(config, "default").problems == {}
+    for path in folder.iterdir():
+        path.unlink()
+    assert "not compared with the source" in validate_dataset(config, "deep").notes[-1]
+
+
+def test_the_stage_names_what_is_wrong_and_mends_it(tmp_path):
+    from fm_core.config import RunConfig
+    from fm_core.stages.validate import validate
+
+    data = DataSection(root=str(tmp_path / "data"), block_bytes=6400, shard_blocks=3)
+    config = RunConfig.model_validate({"run": {"root": str(tmp_path / "runs")}, "data": data.model_dump()})
+    write_dataset(data)
+    damage(tmp_path / "data/digits/val-000000.tar", "flip")
+    with pytest.raises(UserError, match=r"val-000000\.tar: its SHA-256 .*fm validate --repair"):
+        validate(config)
+    seen = []
+    result = validate(config, seen.append, depth="deep", repair=True)
+    assert result.state == "verified"
+    assert "1,797 images" in result.summary
+    assert seen[-1].done == seen[-1].total == 1797
+    assert np.all(np.diff([progress.done for progress in seen]) >= 0)
