@@ -98,11 +98,13 @@ state = json.load(sys.stdin)["state"]
 print(state["type"], state["message"] or "", sep="\n")'
 }
 
+is_final() { case "$1" in COMPLETED | CANCELLED | FAILED | CRASHED) ;; *) return 1 ;; esac; }
+
 cancel_run() { # the trainer saves and ends within Prefect's 30 s
     say "stopping the run; what is complete is kept"
     api POST "/flow_runs/$flow_run/set_state" '{"state": {"type": "CANCELLING"}}' >/dev/null
     for _ in $(seq 60); do
-        case "$(state_of_run | head -n 1)" in CANCELLED | COMPLETED | FAILED | CRASHED) return ;; esac
+        ! is_final "$(state_of_run | head -n 1)" || return 0
         sleep 1
     done
 }
@@ -200,13 +202,17 @@ watcher=""
 flow_run="$(created_run)"
 [ -n "$flow_run" ] || exit 1
 outcome="$(state_of_run)"
+until is_final "$(head -n 1 <<<"$outcome")"; do # the watching command may end early, the run does not
+    sleep 2
+    outcome="$(state_of_run)"
+done
+final=true
 state="$(head -n 1 <<<"$outcome")" message="$(tail -n +2 <<<"$outcome")"
-case "$state" in
-    COMPLETED) final=true status=0 ;;
-    CANCELLED) final=true status=3 ;;
-    FAILED) final=true; case "$message" in "Flow run encountered"*) status=1 ;; *) status=2 ;; esac ;;
-    CRASHED) final=true status=1 ;;
-    *) status=1 ;;
+case "$state: $message" in
+    COMPLETED:*) status=0 ;;
+    CANCELLED:*) status=3 ;;
+    "FAILED: Flow run encountered"* | CRASHED:*) status=1 ;;
+    *) status=2 ;;
 esac
 
 say "" "$state after $(((SECONDS - began) / 60)) min $(((SECONDS - began) % 60)) s: $message"

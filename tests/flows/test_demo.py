@@ -1,9 +1,9 @@
 """`infra/demo.sh`: from a clean tree to a report, again, in a wrong place, and interrupted."""
 
 import json
+import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,6 +90,17 @@ def test_a_wrong_word_is_refused_in_one_line(tmp_path: Path, options: list[str],
     assert refused.stderr.count("\n") == 1
 
 
+def test_a_machine_without_a_recent_python_is_refused_in_one_line(tmp_path: Path):
+    old = {**clean_environment(), "PYTHON": "/usr/bin/false"}
+    del old["FM_ENVIRONMENT"]
+    command = ["bash", "infra/demo.sh"]
+    refused = subprocess.run(command, cwd=copy_of_the_tree(tmp_path), env=old, capture_output=True, text=True)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.startswith(
+        "demo.sh: no Python >= 3.11 with its venv module found at /usr/bin/false;"
+    )
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     mounted = ["mount", "-t", "tmpfs", "-o", "size=64m", "none", str(tmp_path)]
@@ -134,11 +145,10 @@ def test_an_interrupted_demo_leaves_checkpoints_and_no_process(tmp_path: Path):
     deadline = time.monotonic() + 180
     while not metrics.exists() and demo.poll() is None and time.monotonic() < deadline:
         time.sleep(0.2)
-    demo.send_signal(signal.SIGTERM)
+    os.killpg(demo.pid, signal.SIGINT)  # what Ctrl-C does
     status = demo.wait(timeout=120)
     told = (tmp_path / "output.txt").read_text()
     assert metrics.exists(), told
     assert status == 3, told
     assert list((root / "runs" / "digits" / "train" / "checkpoints").glob("step-*/COMPLETE")), told
     assert processes_below(root) == []
-    assert sys.prefix  # the environment that was lent to the demo is untouched
