@@ -1,5 +1,6 @@
 """A folder at an fsspec URL, written so that nothing half-written is ever seen under its own name."""
 
+import errno
 import hashlib
 import os
 import re
@@ -22,8 +23,10 @@ T = TypeVar("T")
 CHUNK = 8 * 2**20
 ATTEMPTS = 5
 FIRST_DELAY_S = 0.2
-# What an object store raises for an object that is not there or a request that is wrong: never retried.
+# An object that is not there or a request that is wrong: never retried.
 FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+# Their errors for a broken connection or a busy server are not all OSErrors.
+REMOTE_LIBRARIES = {"aiobotocore", "aiohttp", "azure", "botocore", "gcsfs", "google", "requests", "urllib3"}
 
 
 class Store:
@@ -64,25 +67,28 @@ class Store:
 
     def read_bytes(self, name: str) -> bytes:
         """The whole file; FileNotFoundError."""
-        return cast(bytes, with_retries(lambda: self.filesystem.cat_file(self.full(name))))
+        return cast(bytes, with_retries(lambda: self.filesystem.cat_file(self.full(name)), self._where(name)))
 
     def read_range(self, name: str, start: int, stop: int) -> bytes:
         """Bytes [start, stop) of the file; fewer if it is shorter."""
         return cast(
-            bytes, with_retries(lambda: self.filesystem.cat_file(self.full(name), start=start, end=stop))
+            bytes,
+            with_retries(
+                lambda: self.filesystem.cat_file(self.full(name), start=start, end=stop), self._where(name)
+            ),
         )
 
     def size(self, name: str) -> int | None:
         """Bytes of the file; None if it is not there."""
         try:
-            return int(with_retries(lambda: self._fresh().info(self.full(name)))["size"])
+            return int(with_retries(lambda: self._fresh().info(self.full(name)), self._where(name))["size"])
         except FileNotFoundError:
             return None
 
     def sizes(self) -> dict[str, int]:
         """Bytes of each file directly in the folder, by name; empty if there is no folder."""
         try:
-            rows = with_retries(lambda: self._fresh().ls(self.path, detail=True))
+            rows = with_retries(lambda: self._fresh().ls(self.path, detail=True), self.url)
         except FileNotFoundError:
             return {}
         return {row["name"].rsplit("/", 1)[-1]: int(row["size"]) for row in rows if row["type"] == "file"}
@@ -95,7 +101,7 @@ class Store:
 
     def sha256(self, name: str) -> str:
         """SHA-256 of a file's content, in hexadecimal; FileNotFoundError."""
-        return with_retries(lambda: self._sha256(name))
+        return with_retries(lambda: self._sha256(name), self._where(name))
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write a file whole or not at all."""
@@ -114,17 +120,21 @@ class Store:
                 file.flush()
                 os.fsync(file.fileno())
             self._publish(stage, name)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise UserError(f"{folder}: {error.strerror}; free some space and run it again") from None
+            raise
         finally:
             stage.unlink(missing_ok=True)
 
     def remove(self, name: str) -> None:
         """Remove a file; nothing happens if it is not there."""
         with suppress(FileNotFoundError):
-            with_retries(lambda: self.filesystem.rm_file(self.full(name)))
+            with_retries(lambda: self.filesystem.rm_file(self.full(name)), self._where(name))
 
     def fetch(self, name: str, target: Path) -> None:
         """Copy a file to a local path; FileNotFoundError. The caller gives a temporary path."""
-        with_retries(lambda: self.filesystem.get_file(self.full(name), str(target)))
+        with_retries(lambda: self.filesystem.get_file(self.full(name), str(target)), self._where(name))
 
     def free_bytes(self) -> int | None:
         """Free space where the folder is, in bytes; None for an object store."""
@@ -155,7 +165,10 @@ class Store:
             if found != size:
                 raise OSError(f"{self.url}/{name} holds {found} bytes after an upload of {size}")
 
-        with_retries(upload)
+        with_retries(upload, self._where(name))
+
+    def _where(self, name: str) -> str:
+        return f"{self.url}/{name}"
 
     def _fresh(self) -> Any:
         self.filesystem.invalidate_cache()
@@ -169,18 +182,37 @@ class Store:
         return digest.hexdigest()
 
 
-def with_retries(action: Callable[[], T]) -> T:
-    """Do it; after an OSError other than those of FINAL again, with growing, jittered pauses."""
+def with_retries(action: Callable[[], T], where: str) -> T:
+    """Do it; after a passing trouble of the store again, with growing, jittered pauses.
+
+    Raises UserError, which names `where`, if it does not pass or the store refuses; FileNotFoundError.
+    """
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return action()
-        except FINAL:
-            raise
-        except OSError:
-            if attempt == ATTEMPTS:
+        except FINAL as error:
+            if isinstance(error, FileNotFoundError):
                 raise
-            time.sleep(FIRST_DELAY_S * 2 ** (attempt - 1) * (0.5 + os.urandom(1)[0] / 255))
+            raise UserError(f"{where}: {_told(error)}; check the permissions or credentials") from None
+        except Exception as error:
+            if not _passing(error) or "Credentials" in type(error).__name__:
+                if type(error).__module__.split(".")[0] in REMOTE_LIBRARIES:
+                    raise UserError(f"{where}: {_told(error)}; the environment must hold them") from None
+                raise
+            if attempt == ATTEMPTS:
+                raise UserError(f"{where}: tried {ATTEMPTS} times: {_told(error)}") from error
+        time.sleep(FIRST_DELAY_S * 2 ** (attempt - 1) * (0.5 + os.urandom(1)[0] / 255))
     raise AssertionError("unreachable")
+
+
+def _passing(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+    return type(error).__module__.split(".")[0] in REMOTE_LIBRARIES
+
+
+def _told(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _protocols(filesystem: Any) -> tuple[str, ...]:

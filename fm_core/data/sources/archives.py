@@ -16,7 +16,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from fm_core.data.manifest import Input
-from fm_core.data.store import Store
+from fm_core.data.store import Store, with_retries
 from fm_core.errors import UserError
 
 LOCAL_HEADER = struct.Struct("<4sHHHHHLLLHH")
@@ -53,7 +53,10 @@ def list_files(store: Store, depth: int, but_pictures: bool = False) -> dict[str
     """
     if store.local and but_pictures:
         return {path: (store.local / path).stat().st_size for path in list_names(store, depth, "", 2000)}
-    found = cast(dict[str, dict[str, object]], store.filesystem.find(store.path, maxdepth=depth, detail=True))
+    found = cast(
+        dict[str, dict[str, object]],
+        with_retries(lambda: store.filesystem.find(store.path, maxdepth=depth, detail=True), store.url),
+    )
     prefix = store.path.rstrip("/") + "/"
     return {
         path[len(prefix) :]: int(str(info["size"]))
@@ -69,7 +72,8 @@ def list_names(store: Store, depth: int, below: str = "", most: int | None = Non
     folder with more than `most` files nothing is listed.
     """
     if store.local is None:
-        found = store.filesystem.find(f"{store.path}/{below}".rstrip("/"), maxdepth=depth)
+        where = f"{store.path}/{below}".rstrip("/")
+        found = with_retries(lambda: store.filesystem.find(where, maxdepth=depth), store.url)
         return sorted(path[len(store.path) + 1 :] for path in cast(list[str], found))
     names: list[str] = []
     top = store.local / below

@@ -1,0 +1,159 @@
+"""Real S3 protocol on loopback, with and without faults on the way."""
+
+import itertools
+import os
+
+import fsspec
+import numpy as np
+import pytest
+from faulty_proxy import FaultyProxy
+from photographs import NpzFiles
+
+from fm_core.config.data import DataSection, SourceSection
+from fm_core.data import store as store_module
+from fm_core.data.cache import NodeCache
+from fm_core.data.manifest import load_manifest
+from fm_core.data.reader import ImageReader
+from fm_core.data.shards import check_source, write_dataset
+from fm_core.data.store import Store
+from fm_core.data.verify import validate_dataset
+from fm_core.errors import UserError
+
+moto_server = pytest.importorskip("moto.server")
+s3fs = pytest.importorskip("s3fs")
+
+
+@pytest.fixture(scope="module")
+def server():
+    server = moto_server.ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    yield server.get_host_and_port()
+    server.stop()
+
+
+BUCKETS = itertools.count()
+
+
+@pytest.fixture
+def s3(server, monkeypatch):
+    """URL of an empty bucket; the credentials come from the environment, as everywhere."""
+    yield from bucket_at(server, server[1], monkeypatch)
+
+
+def bucket_at(server, port, monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server[1]}")
+    fsspec.filesystem("s3").clear_instance_cache()
+    bucket = f"bucket-{next(BUCKETS)}"
+    fsspec.filesystem("s3").mkdir(bucket)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    fsspec.filesystem("s3").clear_instance_cache()
+    yield f"s3://{bucket}/data"
+    fsspec.filesystem("s3").clear_instance_cache()
+
+
+def npz(tmp_path, root, **files):
+    folder = NpzFiles(size=16, rows=40, **files).write_zips(tmp_path / "source")
+    source = SourceSection(format="imagenet-npz", url=str(folder), image_size=16, allow_partial=True)
+    return DataSection(root=root, name="tiny", source=source, block_bytes=8000, shard_blocks=2)
+
+
+def whole(config, tmp_path):
+    """Check every image against a data set on the local disk."""
+    local = config.model_copy(update={"root": str(tmp_path / "local")})
+    expected = write_dataset(local)
+    manifest = load_manifest(config.root, config.name)
+    assert manifest.version == expected.version
+    for split in ("train", "val"):
+        cache = NodeCache(str(tmp_path / "cache"))
+        with (
+            ImageReader(config.root, manifest, split, cache) as remote,
+            ImageReader(local.root, expected, split) as there,
+        ):
+            ids = np.random.default_rng(0).permutation(len(remote))
+            for one, other in zip(remote.read(ids), there.read(ids), strict=True):
+                assert np.array_equal(one, other)
+    return True
+
+
+def test_shards_go_to_s3_and_come_back(tmp_path, s3):
+    config = npz(tmp_path, s3)
+    manifest = write_dataset(config)
+    assert whole(config, tmp_path)
+    assert write_dataset(config) == manifest
+    assert validate_dataset(config, "deep").problems == {}
+
+
+def test_a_source_on_s3_is_read_without_unpacking(tmp_path, s3):
+    config = npz(tmp_path, str(tmp_path / "out"))
+    fsspec.filesystem("s3").put(config.source.url, s3 + "/source", recursive=True)
+    remote = config.model_copy(
+        update={"name": "b", "source": config.source.model_copy(update={"url": s3 + "/source"})}
+    )
+    assert write_dataset(remote).version == write_dataset(config).version
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["drop", "truncate", "delay", "503"])
+def test_faults_on_the_way_are_ridden_out(tmp_path, server, monkeypatch, fault):
+    monkeypatch.setattr(store_module, "FIRST_DELAY_S", 0.01)
+    proxy = FaultyProxy(server, fault, every=5)
+    for url in bucket_at(server, proxy.port, monkeypatch):
+        config = npz(tmp_path, url)
+        write_dataset(config)
+        assert whole(config, tmp_path)
+        assert proxy.faults > 3
+    proxy.close()
+
+
+def test_a_truncated_object_without_commit_mark_is_written_again(tmp_path, s3):
+    """What kill -9 or a failing client leaves: an object under the shard's name that is not whole."""
+    config = npz(tmp_path, s3)
+    fsspec.filesystem("s3").pipe_file(f"{s3}/tiny/train-000000.tar", b"x" * 700)
+    write_dataset(config)
+    assert whole(config, tmp_path)
+
+
+def test_an_upload_that_arrives_short_is_made_again(tmp_path, monkeypatch):
+    store = Store.at("memory://short-upload")
+    monkeypatch.setattr(store_module, "FIRST_DELAY_S", 0.001)
+    put, calls = store.filesystem.put_file, []
+
+    def short(source, target, **options):
+        calls.append(target)
+        put(source, target, **options)
+        if len(calls) < 3:
+            store.filesystem.pipe_file(target, b"half")
+
+    monkeypatch.setattr(store.filesystem, "put_file", short)
+    store.write_bytes("a", b"whole content")
+    assert len(calls) == 3
+    assert store.read_bytes("a") == b"whole content"
+
+
+def test_a_store_out_of_reach_is_one_line(tmp_path, server, monkeypatch):
+    monkeypatch.setattr(store_module, "FIRST_DELAY_S", 0.001)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    for url in bucket_at(server, 9, monkeypatch):  # nothing listens there
+        with pytest.raises(UserError) as caught:
+            check_source(DataSection(root=url))
+    assert "\n" not in str(caught.value)
+    assert "tried 5 times" in str(caught.value)
+
+
+def test_missing_credentials_are_one_line(tmp_path, s3, monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    fsspec.filesystem("s3").clear_instance_cache()
+    with pytest.raises(UserError, match=r"(?i)credentials"):
+        check_source(DataSection(root=s3))
+    assert "AWS_ACCESS_KEY_ID" not in os.environ
+
+
+def test_an_unknown_protocol_is_one_line():
+    with pytest.raises(UserError, match="nosuch"):
+        check_source(DataSection(root="nosuch://bucket"))
