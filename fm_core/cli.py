@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, NoReturn, cast
 
-from pydantic_settings import BaseSettings, CliSettingsSource
+from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
 
 from fm_core.config import RunConfig, load_config
 from fm_core.errors import Stopped, UserError
@@ -21,6 +21,7 @@ STAGES = {
     "sample": "make images from a checkpoint",
     "evaluate": "score samples and model",
     "report": "write report.html",
+    "reproduce": "compare objectives as the paper does, with its figures",
 }
 
 EXIT_USER, EXIT_STOPPED = 2, 3
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"fm: {error}", file=sys.stderr)
         return EXIT_USER
     except (Stopped, KeyboardInterrupt) as error:
-        print(f"fm: {error or 'stopped; run it again to continue'}", file=sys.stderr)
+        print(f"fm: {str(error) or 'stopped; run it again to continue'}", file=sys.stderr)
         return EXIT_STOPPED
     except Exception as error:
         logging.getLogger("fm_core").debug("failed", exc_info=True)
@@ -104,7 +105,10 @@ def _parse(words: list[str]) -> tuple[str, RunConfig, set[str]]:
     namespace = sub.parse_args(words[1:])
     follow = {"follow"} if getattr(namespace, "follow", False) else set[str]()
     given = {key: value for key, value in vars(namespace).items() if key not in ("config", "follow")}
-    overrides = source(parsed_args=argparse.Namespace(**given))()
+    try:
+        overrides = source(parsed_args=argparse.Namespace(**given))()
+    except SettingsError as error:
+        raise UserError(" ".join(str(error).split())) from None
     return head.command, load_config(namespace.config, overrides), follow
 
 

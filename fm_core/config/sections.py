@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from fm_core.config.section import Name, Options, Section
+from fm_core.config.section import Name, Options, Section, Stage
 
 
 class RunSection(Section):
@@ -97,7 +97,7 @@ class TrainSection(Section):
     """Use min(decay, (1 + steps) / (10 + steps)) so that early averages forget the initial weights."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 with fp32 master weights on a GPU, fp32 on a CPU."""
-    zero_stage: Literal[1, 2, 3] = 1
+    zero_stage: Stage = 1
     """DeepSpeed's ZeRO stage."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""

@@ -78,5 +78,5 @@ def page(title: str, lead: str, sections: Sequence[Section]) -> str:
 
 
 def _cell(text: str) -> str:
-    number = text[:1].isdigit() or text[:1] in "-±"
+    number = text[:1].isdigit() or text[:1] in ("-", "±")
     return f"<td{' class=number' if number else ''}>{escape(text)}</td>"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
@@ -25,6 +26,8 @@ class Model:
 
     network: nn.Module
     """In evaluation mode, float32, without gradients for its weights."""
+    section: ModelSection
+    """What the network was built from."""
     objective: Objective
     quantiser: Quantiser
     image_shape: tuple[int, int, int]
@@ -79,12 +82,17 @@ def load_model(path: Path, device: torch.device) -> Model:
     if "recipe" not in metadata:
         raise UserError(f"{path} does not say what network it belongs to; it was not written by fm train")
     recipe = cast(dict[str, Any], json.loads(metadata["recipe"]))
-    model = ModelSection.model_validate(recipe["model"])
     shape = cast(tuple[int, int, int], tuple(recipe["image_shape"]))
-    network = build_network(model, shape, recipe["classes"])
-    network.load_state_dict(weights)
+    try:
+        model = ModelSection.model_validate(recipe["model"])
+        network = build_network(model, shape, recipe["classes"])
+        network.load_state_dict(weights)
+    except (ValidationError, RuntimeError) as error:
+        first = " ".join(str(error).split())[:300]
+        raise UserError(f"{path} does not hold the network that it says it holds: {first}") from None
     return Model(
         network=network.to(device).eval().requires_grad_(False),
+        section=model,
         objective=build_method(MethodSection.model_validate(recipe["method"])).objective,
         quantiser=Quantiser(recipe["levels"]),
         image_shape=shape,

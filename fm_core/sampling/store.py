@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from fm_core.config import RunConfig, Section
@@ -46,6 +47,7 @@ def solver_of(config: RunConfig) -> Solver:
 def protocol_of(config: RunConfig, weights_sha256: str) -> dict[str, Any]:
     """All that moves the pixels of a set of samples, save the float arithmetic of the machine."""
     solver = solver_of(config)
+    accuracy = {"rtol": solver.rtol, "atol": solver.atol, "steps": solver.steps}
     return {
         "weights": config.sample.weights,
         "weights_sha256": weights_sha256,
@@ -53,9 +55,7 @@ def protocol_of(config: RunConfig, weights_sha256: str) -> dict[str, Any]:
         "batch_size": config.sample.batch,
         "seed": config.sample.seed,
         "solver": solver.method,
-        "rtol": solver.rtol,
-        "atol": solver.atol,
-        "steps": solver.steps,
+        **{name: value for name, value in accuracy.items() if value is not None},
         "dtype": "float32",
     }
 
@@ -112,9 +112,12 @@ class SampleSet:
 
     def shard(self, number: int) -> SampleShard | None:
         """The record of a batch, or None if it is not there whole."""
+        content = self._record(_sidecar(number), "schema_version")
+        if content is None:
+            return None
         try:
-            record = SampleShard.model_validate_json(self.store.read_bytes(_sidecar(number)))
-        except (FileNotFoundError, ValueError):
+            record = SampleShard.model_validate(content)
+        except ValidationError:
             return None
         return record if self.store.size(record.name) == record.bytes else None
 
@@ -154,10 +157,18 @@ class SampleSet:
 
     def done(self) -> dict[str, Any] | None:
         """DONE.json, or None."""
+        return self._record("DONE.json", "schema")
+
+    def _record(self, name: str, version: str) -> dict[str, Any] | None:
+        """A JSON file of ours; None if it is missing or no JSON. UserError if another version wrote it."""
         try:
-            return json.loads(self.store.read_bytes("DONE.json"))
+            record = json.loads(self.store.read_bytes(name))
         except (FileNotFoundError, ValueError):
             return None
+        if record.get(version) != SCHEMA:
+            found = f"{self.store.url}/{name}: schema {record.get(version)!r}"
+            raise UserError(f"{found}; this version of the program reads {SCHEMA}")
+        return record
 
     def finish(self, facts: dict[str, Any]) -> None:
         """Write DONE.json: exactly the images asked for are there."""

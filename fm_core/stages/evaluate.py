@@ -24,6 +24,7 @@ from fm_core.stages.record import recorded
 from fm_core.stages.result import StageResult
 
 HELD_OUT_IMAGES = 50_000
+LEAST_IMAGES = 4
 
 
 def evaluate(config: RunConfig, observe: Observer = unobserved) -> StageResult:
@@ -44,6 +45,11 @@ def _evaluate(config: RunConfig, run: RunDirectory, observe: Observer) -> StageR
     model = load_model(weights_file(config, step), device)
     samples = SampleSet(config, step, protocol_of(config, model.weights_sha256))
     done = samples.done()
+    if min(samples.images, manifest.splits["val"].images) < LEAST_IMAGES:
+        raise UserError(
+            f"a Fréchet distance and its error need at least {LEAST_IMAGES} samples and held-out images; "
+            "see sample.images and data.validation_images"
+        )
     if done is None:
         raise UserError(f"{samples.store.url} is not complete; run fm sample first")
     if model.data_version != manifest.version:
@@ -115,7 +121,9 @@ def _scores(
         "recognised": recognition_record(probabilities, real_probabilities),
         "classifier": {"held_out_accuracy": extractor.held_out_accuracy, "held_out_images": len(real)},
         "nfe": {
-            key: samples.protocol[key] for key in ("solver", "rtol", "atol", "steps") if samples.protocol[key]
+            key: samples.protocol[key]
+            for key in ("solver", "rtol", "atol", "steps")
+            if key in samples.protocol
         },
     }
     wanted = min(config.evaluate.likelihood.images, len(real))
@@ -151,6 +159,7 @@ def _protocol(
     config: RunConfig, manifest: Manifest, samples: SampleSet, extractor: Extractor
 ) -> dict[str, Any]:
     versions = environment()["versions"]
+    likelihood = config.evaluate.likelihood
     return {
         **samples.protocol,
         "data": manifest.name,
@@ -161,7 +170,7 @@ def _protocol(
         "levels": manifest.levels,
         "features": extractor.name,
         "features_sha256": extractor.sha256,
-        "likelihood": config.evaluate.likelihood.model_dump(mode="json"),
+        **({"likelihood": likelihood.model_dump(mode="json")} if likelihood.images else {}),
         "versions": {name: versions[name] for name in ("torch", "torchdiffeq", "numpy") if name in versions},
     }
 

@@ -1,15 +1,17 @@
 """What every stage does around its work: open the run, keep time, write history."""
 
 import time
+import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
 
 from fm_core.config import RunConfig
+from fm_core.errors import Stopped, UserError
 from fm_core.run.directory import RunDirectory
-from fm_core.run.files import append_line
+from fm_core.run.files import append_line, write_json
 from fm_core.run.lease import Lease
 from fm_core.run.progress import Observer, Progress
-from fm_core.run.status import write_status
+from fm_core.run.status import read_status, write_status
 from fm_core.stages.result import StageResult
 
 STATUS_SECONDS = 1.0
@@ -30,10 +32,24 @@ def recorded(stage: str, config: RunConfig, observe: Observer, work: Work) -> St
         return result
     except BaseException as error:
         outcome["summary"] = f"{type(error).__name__}: {error}".splitlines()[0]
+        asked = isinstance(error, Stopped | KeyboardInterrupt)
+        outcome["state"] = "stopped" if asked else "failed"
+        if isinstance(error, Exception) and not isinstance(error, Stopped | UserError):
+            with run.log(stage, "error").open("a") as log:
+                traceback.print_exc(file=log)
+        _end_status(run, stage, outcome["state"])
         raise
     finally:
         seconds = round(time.monotonic() - clock, 3)
         append_line(run.history, {"stage": stage, "began": began, "seconds": seconds, **outcome})
+
+
+def _end_status(run: RunDirectory, stage: str, phase: str) -> None:
+    """What status.json said last is no longer going on, unless a job is still at it."""
+    status = read_status(run.path)
+    if status and status["stage"] == stage and Lease(run.path / "lock").holder() is None:
+        status.pop("schema")
+        write_json(run.path / "status.json", {**status, "phase": phase})
 
 
 def _shown(run: RunDirectory, observe: Observer) -> Observer:

@@ -41,7 +41,8 @@ def _report(config: RunConfig, run: RunDirectory, observe: Observer) -> StageRes
     if done is None or not metrics:
         raise UserError(f"{samples.store.url} is not complete; run fm sample first")
     scores = [record for path in _score_files(run, step, samples.key) if (record := read_json(path))]
-    mark = f"{FINGERPRINT_MARK}{fingerprint([metrics[-1], done, scores, manifest.version])} -->\n"
+    shown = [metrics[-1], done, scores, manifest.version, config.model_dump(mode="json")]
+    mark = f"{FINGERPRINT_MARK}{fingerprint(shown)} -->\n"
     state = "verified" if run.report.exists() and run.report.read_text().endswith(mark) else "done"
     if state == "done":
         observe(Progress("report", 0, 1, "page", "drawing"))

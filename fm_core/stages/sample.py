@@ -6,8 +6,9 @@ from typing import Any
 import torch
 
 from fm_core.config import RunConfig
+from fm_core.errors import UserError
 from fm_core.report.pictures import grid
-from fm_core.run.directory import RunDirectory
+from fm_core.run.directory import RunDirectory, differences
 from fm_core.run.progress import Observer, Progress, unobserved
 from fm_core.run.supervise import supervise
 from fm_core.sampling.model import Model, checkpoint_step, load_model, weights_file
@@ -34,11 +35,17 @@ def _sample(config: RunConfig, run: RunDirectory, observe: Observer) -> StageRes
     # The ranks must all mean the same checkpoint, even if training adds one meanwhile.
     config = config.model_copy(update={"sample": config.sample.model_copy(update={"step": step})})
     model = load_model(weights_file(config, step), torch.device("cpu"))
+    found = differences(model.section.model_dump(mode="json"), config.model.model_dump(mode="json"), "model.")
+    if found:
+        raise UserError(f"{run.checkpoints} holds another network: {'; '.join(found)}")
     samples = SampleSet(config, step, protocol_of(config, model.weights_sha256))
     missing = samples.problems()
-    state = "verified" if not missing and samples.done() else "done"
+    whole = not missing and samples.done() and samples.store.size("grid.png")
+    state = "verified" if whole else "done"
     for number in missing:
-        samples.remove(number)
+        # What is merely missing may be what a job is writing at this moment.
+        if samples.shard(number):
+            samples.remove(number)
     if missing:
         observe(Progress("sample", 0, samples.images, "images", "starting the processes"))
         control, logs = samples.control, run.path / "logs"

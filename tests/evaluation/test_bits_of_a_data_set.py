@@ -1,0 +1,140 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from fm_core.config import LikelihoodSection, MethodSection, ModelSection
+from fm_core.evaluation.likelihood import data_set_bits
+from fm_core.evaluation.scores import likelihood_record, recognition_record
+from fm_core.method import keyed_random
+from fm_core.method.quantiser import Quantiser
+from fm_core.models.build import build_method
+from fm_core.sampling.model import Model
+
+CPU = torch.device("cpu")
+SHAPE = (1, 4, 4)
+
+
+class Linear(nn.Module):
+    """u(t, x) = rate x: the model is N(0, exp(2 rate))."""
+
+    def __init__(self, rate):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, t, x, label=None):
+        if label is not None:
+            return (self.rate + label.view(-1, 1, 1, 1)) * x
+        return self.rate * x
+
+
+def model(rate=0.0, levels=17, conditional=False):
+    return Model(
+        network=Linear(rate),
+        section=ModelSection(),
+        objective=build_method(MethodSection()).objective,
+        quantiser=Quantiser(levels),
+        image_shape=SHAPE,
+        classes=2 if conditional else 0,
+        conditional=conditional,
+        step=1,
+        images_seen=1,
+        data_version="v",
+        weights_sha256="w",
+    )
+
+
+def score(network, pixels, labels=None, seen=lambda n: None, **settings):
+    settings = LikelihoodSection.model_validate(
+        {"images": len(pixels), "rtol": 1e-6, "atol": 1e-6, **settings}
+    )
+    labels = torch.zeros(len(pixels), dtype=torch.int64) if labels is None else labels
+    return data_set_bits(network, pixels, labels, settings, 3, CPU, seen)
+
+
+def images(count, levels=17, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, levels, (count, *SHAPE), dtype=torch.uint8, generator=generator)
+
+
+def gaussian_bits(pixels, levels, std, draw=0):
+    """Bits/dim [N] of N(0, std^2) at the very points that are scored, in double."""
+    dither = keyed_random.uniform(3, f"likelihood-draw-{draw}", range(len(pixels)), SHAPE)
+    x = Quantiser(levels).dequantise(pixels, dither).double().flatten(1)
+    nats = 0.5 * (x / std).square().mean(1) + math.log(std) + 0.5 * math.log(2 * math.pi)
+    return nats / math.log(2) + math.log2(levels / 2)
+
+
+@pytest.mark.parametrize("levels", [2, 17, 256])
+def test_a_network_of_zeros_is_the_source_itself(levels):
+    pixels = images(12, levels)
+    result = score(model(levels=levels), pixels)
+    assert result.headline.value == pytest.approx(gaussian_bits(pixels, levels, 1.0).mean().item(), abs=1e-5)
+    assert (result.headline.images, result.k, result.k_sample) == (12, 1, None)
+    assert result.headline.probe_std == pytest.approx(0, abs=1e-6)
+
+
+def test_the_offset_is_that_of_the_bins():
+    """The mean over uniform pixels of -log2 N(x; 0, 1) + log2(levels / 2), for uniform x in [-1, 1)."""
+    expected = (0.5 / 3 + 0.5 * math.log(2 * math.pi)) / math.log(2) + math.log2(17 / 2)
+    result = score(model(), images(400))
+    assert result.headline.value == pytest.approx(expected, abs=4 * result.headline.stderr)
+    # A uniform density on [-1, 1) costs log2(levels) exactly, and no model of uniform pixels costs less.
+    assert result.headline.value > math.log2(17)
+
+
+@pytest.mark.parametrize("rate", [-0.5, 0.7])
+def test_a_linear_field_is_a_wider_or_narrower_gaussian(rate):
+    pixels = images(6)
+    result = score(model(rate), pixels)
+    exact = gaussian_bits(pixels, 17, math.exp(rate))
+    assert result.headline.value == pytest.approx(exact.mean().item(), abs=1e-4)
+    assert result.headline.stderr == pytest.approx((exact.std() / math.sqrt(6)).item(), rel=1e-3)
+
+
+def test_labels_reach_a_conditional_network_and_no_other():
+    pixels, labels = images(4), torch.tensor([0, 1, 0, 1])
+    result = score(model(0.0, conditional=True), pixels, labels)
+    exact = torch.where(labels.bool(), gaussian_bits(pixels, 17, math.e), gaussian_bits(pixels, 17, 1.0))
+    assert result.headline.value == pytest.approx(exact.mean().item(), abs=1e-4)
+    assert score(model(0.0), pixels, labels).headline.value == pytest.approx(
+        gaussian_bits(pixels, 17, 1.0).mean().item(), abs=1e-5
+    )
+
+
+def test_images_are_scored_alike_in_any_batch():
+    pixels = images(10)
+    whole = score(model(0.3), pixels, batch=10)
+    seen = []
+    parts = score(model(0.3), pixels, batch=4, seen=seen.append)
+    assert seen == [4, 8, 10]
+    assert parts.headline.value == pytest.approx(whole.headline.value, abs=1e-5)
+    assert parts.nfe == pytest.approx(whole.nfe, rel=0.3)
+
+
+def test_more_draws_tighten_the_bound_and_leave_the_headline():
+    pixels = images(10)
+    one, many = score(model(-0.7), pixels), score(model(-0.7), pixels, draws=8)
+    assert many.headline == one.headline
+    exact = torch.stack([gaussian_bits(pixels, 17, math.exp(-0.7), draw) for draw in range(8)])
+    nats = -exact * 16 * math.log(2)
+    expected = -(torch.logsumexp(nats, 0) - math.log(8)) / (16 * math.log(2))
+    assert many.k_sample.value == pytest.approx(expected.mean().item(), abs=1e-4)
+    assert many.k_sample.value < exact.mean() - 1e-4
+
+
+def test_a_record_holds_what_was_asked_and_nothing_else():
+    plain = likelihood_record(score(model(), images(2)))
+    assert set(plain) == {"value", "stderr", "images", "k", "probe_std", "nfe"}
+    assert plain["k"] == 1
+    tighter = likelihood_record(score(model(), images(2), draws=2))
+    assert tighter["k_sample"]["k"] == 2
+
+
+def test_recognition_counts_confident_images_and_classes():
+    probabilities = torch.tensor([[0.95, 0.05], [0.85, 0.15], [0.05, 0.95], [0.9, 0.1]])
+    record = recognition_record(probabilities, probabilities[:1])
+    assert (record["value"], record["images"]) == (0.5, 4)
+    assert (record["held_out"], record["held_out_images"]) == (1.0, 1)
+    assert record["class_shares"] == [0.75, 0.25]

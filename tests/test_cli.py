@@ -1,0 +1,232 @@
+"""The front door: exit codes and the one line that says what is wrong."""
+
+import json
+import signal
+
+import pytest
+
+from fm_core import cli
+from fm_core.errors import Stopped, UserError
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text("run: {name: r}\ntrain: {images: 640, global_batch: 64}\n")
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def _keep_signal():
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def fm(capsys, *words):
+    try:
+        code = cli.main(words)
+    except SystemExit as end:
+        code = end.code
+    out = capsys.readouterr()
+    return code, out.out, out.err
+
+
+def refused(capsys, *words) -> str:
+    code, out, err = fm(capsys, *words)
+    assert code == 2, err
+    assert out == ""
+    assert len(err.splitlines()) == 1, err
+    assert err.startswith("fm")
+    assert "Traceback" not in err
+    return err
+
+
+def stage_that(monkeypatch, result):
+    """Replace the report stage; it hears the configuration."""
+    import fm_core.stages.report as module
+
+    heard = []
+
+    def stage(config, observe):
+        heard.append(config)
+        return result() if callable(result) else result
+
+    monkeypatch.setattr(module, "report", stage)
+    return heard
+
+
+def raise_(error):
+    raise error
+
+
+class Result:
+    state, seconds, summary, paths = "done", 1.0, "a page", {"report": "x.html"}
+
+
+def test_done_is_0_and_says_what_was_made(place, capsys, monkeypatch):
+    stage_that(monkeypatch, Result)
+    code, out, err = fm(capsys, "report", "--config", "run.yaml")
+    assert (code, err) == (0, "")
+    assert out.splitlines() == ["report done in 1.0 s: a page", "  report: x.html"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (UserError("data.root: nothing there"), 2, "fm: data.root: nothing there"),
+        (Stopped("stopped at step 3"), 3, "fm: stopped at step 3"),
+        (KeyboardInterrupt(), 3, "fm: stopped; run it again to continue"),
+        (RuntimeError("rank 1 was killed"), 1, "fm: RuntimeError: rank 1 was killed"),
+    ],
+)
+def test_what_a_stage_raises_becomes_a_code_and_a_line(place, capsys, monkeypatch, error, code, line):
+    stage_that(monkeypatch, lambda: raise_(error))
+    assert fm(capsys, "report", "--config", "run.yaml") == (code, "", line + "\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ((), "STAGE"),
+        (("trian",), "trian"),
+        (("train",), "--config"),
+        (("train", "--config", "run.yaml", "--train.imags", "5"), "--train.imags"),
+        (("train", "--config", "run.yaml", "--train.images", "many"), "train.images"),
+        (("train", "--config", "run.yaml", "--train.images", "0"), "train.images"),
+        (("train", "--config", "run.yaml", "--train.images"), "train.images"),
+        (("train", "--config", "run.yaml", "--train.images", "1.5"), "train.images"),
+        (("train", "--config", "run.yaml", "--train.learning_rate", "inf"), "train.learning_rate"),
+        (
+            ("train", "--config", "run.yaml", "--model.class_conditional", "perhaps"),
+            "model.class_conditional",
+        ),
+        (("train", "--config", "run.yaml", "--train.schedule", "cosin"), "cosine"),
+        (("train", "--config", "run.yaml", "--method.path_options", "{"), "path_options"),
+        (("train", "--config", "run.yaml", "extra"), "extra"),
+        (("train", "--config", "missing.yaml"), "missing.yaml"),
+        (("train", "--config", "."), "."),
+        (("status", "--config", "missing.yaml"), "missing.yaml"),
+    ],
+    ids=" ".join,
+)
+def test_wrong_words_are_2_and_one_line_that_names_them(place, capsys, words, named):
+    assert named in refused(capsys, *words)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("train: {imags: 5}", "run.yaml: train.imags: unknown key"),
+        ("train: {images: many}", "run.yaml: train.images"),
+        ("train: [1", "run.yaml: not YAML"),
+        ("train: {images: 64, warmup_images: 65}", "train.warmup_images"),
+    ],
+)
+def test_a_wrong_file_is_2_and_one_line(place, capsys, text, named):
+    (place / "run.yaml").write_text(text)
+    assert named in refused(capsys, "train", "--config", "run.yaml")
+
+
+@pytest.mark.parametrize("stage", ["train", "evaluate", "report", "sample"])
+def test_a_stage_without_what_it_works_on_is_2_and_says_what_to_do(place, capsys, stage):
+    error = refused(capsys, stage, "--config", "run.yaml")
+    assert "fm " in error.removeprefix("fm: ")
+    assert not (place / "runs" / "r" / "job.json").exists()
+
+
+@pytest.mark.parametrize("command", ["shard", "train", "sample"])
+def test_a_place_that_cannot_be_written_is_2(place, capsys, command):
+    (place / "in-the-way").write_text("")
+    error = refused(capsys, command, "--config", "run.yaml", "--run.root", str(place / "in-the-way"))
+    assert "run.root" in error
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("--sample.solver", "euler"), "steps"),
+        (("--sample.steps", "5"), "steps"),
+        (("--sample.solver", "dopri55"), "dopri5"),
+        (("--sample.solver", "euler", "--sample.steps", "2", "--sample.rtol", "0.1"), "rtol"),
+    ],
+)
+def test_settings_that_a_solver_would_ignore_are_2_before_anything_else(place, capsys, words, named):
+    assert named in refused(capsys, "sample", "--config", "run.yaml", *words)
+
+
+def test_sizes_that_do_not_divide_are_2_before_a_process_starts(place, capsys):
+    error = refused(capsys, "train", "--config", "run.yaml", "--launch.processes", "3")
+    assert "global_batch 64" in error
+    assert not (place / "runs" / "r" / "job.json").exists()
+
+
+def test_another_run_in_the_same_place_is_2_and_names_the_key(place, capsys):
+    refused(capsys, "train", "--config", "run.yaml")  # no data set yet; the run is written down
+    error = refused(capsys, "train", "--config", "run.yaml", "--model.channels", "64")
+    assert "model.channels was 32 and is now 64" in error
+
+
+class TestOverrides:
+    def config(self, capsys, monkeypatch, *words):
+        heard = stage_that(monkeypatch, Result)
+        code, _, err = fm(capsys, "report", "--config", "run.yaml", *words)
+        assert code == 0, err
+        return heard[0]
+
+    def test_every_kind_of_value(self, place, capsys, monkeypatch):
+        config = self.config(
+            capsys,
+            monkeypatch,
+            *("--train.images", "6400", "--train.learning_rate", "1e-4"),
+            *("--model.class_conditional", "true", "--train.schedule", "cosine"),
+            *("--train.ema_decays", "[0.9,0.99]", "--model.channel_multipliers", "1,2,4"),
+            *("--method.path_options", '{"sigma_min": 1e-5}', "--sample.step", "30"),
+            *("--train.zero_stage", "2", "--evaluate.likelihood.images", "8", "--run.name", "other"),
+        )
+        assert (config.train.images, config.train.learning_rate) == (6400, 1e-4)
+        assert (config.model.class_conditional, config.train.schedule) == (True, "cosine")
+        assert config.train.ema_decays == (0.9, 0.99)
+        assert config.model.channel_multipliers == (1, 2, 4)
+        assert config.method.path_options == {"sigma_min": 1e-5}
+        assert (config.sample.step, config.train.zero_stage) == (30, 2)
+        assert (config.evaluate.likelihood.images, config.run.name) == (8, "other")
+
+    def test_the_files_other_keys_stay(self, place, capsys, monkeypatch):
+        config = self.config(capsys, monkeypatch, "--train.images=6400")
+        assert (config.train.images, config.train.global_batch, config.run.name) == (6400, 64, "r")
+
+    def test_the_environment_is_no_configuration(self, place, capsys, monkeypatch):
+        for name in ("RUN", "TRAIN", "run__name", "TRAIN__IMAGES"):
+            monkeypatch.setenv(name, json.dumps({"images": 3, "name": "evil"}))
+        config = self.config(capsys, monkeypatch)
+        assert (config.train.images, config.run.name) == (640, "r")
+
+
+@pytest.mark.parametrize("command", [*cli.STAGES, "status"])
+def test_help_says_what_every_key_means_with_its_default(capsys, command):
+    code, out, _ = fm(capsys, command, "--help")
+    assert code == 0
+    assert "--config" in out
+    text = " ".join(out.split())
+    for key, meaning, default in (
+        ("--train.images", "Train until this many images were seen", "128000"),
+        ("--evaluate.likelihood.rtol", "Relative tolerance of dopri5", "1e-05"),
+        ("--sample.step", "Optimizer step of the checkpoint", "latest"),
+    ):
+        assert key in text
+        assert meaning in text
+        assert default in text
+
+
+def test_help_lists_the_commands(capsys):
+    code, out, _ = fm(capsys, "--help")
+    assert code == 0
+    assert all(stage in out for stage in cli.STAGES)
+
+
+def test_status_of_a_run_that_never_was(place, capsys):
+    code, out, err = fm(capsys, "status", "--config", "run.yaml")
+    assert (code, err) == (0, "")
+    assert "nothing was run yet" in out
+    assert not (place / "runs").exists()
