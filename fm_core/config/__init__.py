@@ -1,6 +1,7 @@
 """One typed, closed configuration tree."""
 
 from fm_core.config.data import DataSection, SourceSection
+from fm_core.config.reproduce import CellSection, PlaneSection, ReproduceSection
 from fm_core.config.section import Section
 from fm_core.config.sections import (
     EvaluateSection,
@@ -24,13 +25,16 @@ from fm_core.config.tree import (
 )
 
 __all__ = [
+    "CellSection",
     "DataSection",
     "EvaluateSection",
     "LaunchSection",
     "LikelihoodSection",
     "MethodSection",
     "ModelSection",
+    "PlaneSection",
     "ReportSection",
+    "ReproduceSection",
     "RunConfig",
     "RunSection",
     "SampleSection",

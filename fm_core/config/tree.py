@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ValidationError, create_model, model_validator
 
 from fm_core.config.data import DataSection
+from fm_core.config.reproduce import ReproduceSection
 from fm_core.config.section import Section
 from fm_core.config.sections import (
     EvaluateSection,
@@ -35,6 +36,7 @@ class RunConfig(Section):
     sample: SampleSection = SampleSection()
     evaluate: EvaluateSection = EvaluateSection()
     report: ReportSection = ReportSection()
+    reproduce: ReproduceSection = ReproduceSection()
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:

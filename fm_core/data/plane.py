@@ -61,7 +61,7 @@ def by_position(
 
 
 def grid_centres(side: int) -> tuple[Tensor, Tensor]:
-    """x and y at the centres of a picture of side times side cells, each [side, side], rows by y."""
+    """The x and y of the centres of side times side cells of a picture, each [side, side], rows by y."""
     axis = (torch.arange(side) + 0.5) * (2 * WINDOW / side) - WINDOW
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     return x, y

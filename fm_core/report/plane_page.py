@@ -1,0 +1,118 @@
+"""The page of the comparison in the plane: tables of numbers and the figures."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fm_core.method.paths import Path
+from fm_core.report.page import Figure, Section, Table, page
+from fm_core.report.pictures import data_uri
+from fm_core.report.plane import (
+    Shown,
+    conditional_fields,
+    conditional_trajectories,
+    lines_and_densities,
+    samples_over_time_and_budget,
+)
+
+NOTE_ON_SCORES = (
+    "NLL: exact trace, dopri5, on held-out points; the standard error is that of the mean over points. The "
+    "data's own entropy is a bound that no model can beat. NFE: evaluations of the network to draw a sample "
+    "with dopri5. Every objective had the same data, noise and times by stream position, the same initial "
+    "weights, and the same optimizer; nothing was tuned for one of them."
+)
+NOTE_ON_SHARES = (
+    "Share of samples that lie on one of the data's squares, by number of evaluations of the network "
+    "(midpoint rule) and, last, with dopri5. The data have 100 %; a uniform distribution on the whole board "
+    "would have 50 %."
+)
+
+
+def plane_page(results: Mapping[str, Any], cells: Sequence[Shown], paths: Mapping[str, Path]) -> str:
+    """The whole page.
+
+    Args:
+        results: the content of results.json.
+        cells: what the finished cells drew; may be empty.
+        paths: the distinct paths of the cells by name, in their order.
+    """
+    protocol = results["protocol"]
+    sections = [_scores(results), _shares(results)]
+    if results["failed"]:
+        rows = [[label, error] for label, error in results["failed"].items()]
+        sections.insert(0, Section("Failed", [Table(["objective", "error"], rows)]))
+    sections += [*_model_figures(cells, protocol["nfe"]), *_path_figures(paths, results["diffusion_paths"])]
+    sections.append(Section("Protocol", [], text=json.dumps(protocol, indent=1)))
+    lead = (
+        f"{protocol['data']}; a multilayer perceptron of {protocol['layers']} layers of {protocol['width']} "
+        f"neurons; {protocol['steps']:,} steps of {protocol['batch']} points for each objective unless the "
+        f"table says otherwise."
+    )
+    return page("Flow matching in the plane", lead, sections)
+
+
+def _scores(results: Mapping[str, Any]) -> Section:
+    head = [
+        "objective", "steps", "NLL, nats", "NLL, bits", "above entropy", "NFE", "training", "scoring",
+    ]  # fmt: skip
+    entropy = results["entropy"]
+    rows = [["the data's entropy", "", f"{entropy['nats']:.3f}", f"{entropy['bits']:.3f}", "0", "", "", ""]]
+    for cell in results["cells"].values():
+        nll = cell["nll"]
+        rows.append(
+            [
+                cell["label"],
+                f"{cell['steps']:,}",
+                f"{nll['nats']:.3f} ± {nll['stderr_nats']:.3f}",
+                f"{nll['bits']:.3f}",
+                f"{nll['excess_over_entropy_nats']:.3f}",
+                f"{cell['nfe']['dopri5']}",
+                f"{cell['training_seconds']:.0f} s",
+                f"{cell['scoring_seconds']:.0f} s",
+            ]
+        )
+    return Section("Scores", [Table(head, rows)], NOTE_ON_SCORES)
+
+
+def _shares(results: Mapping[str, Any]) -> Section:
+    budgets = [str(nfe) for nfe in results["protocol"]["nfe"]]
+    rows = [
+        [cell["label"], *(f"{cell['on_squares'][key]:.1%}" for key in [*budgets, "dopri5"])]
+        for cell in results["cells"].values()
+    ]
+    head = ["objective", *(f"NFE {budget}" for budget in budgets), "dopri5"]
+    return Section("Samples on the squares", [Table(head, rows)], NOTE_ON_SHARES)
+
+
+def _model_figures(cells: Sequence[Shown], budgets: Sequence[int]) -> list[Section]:
+    if not cells:
+        return []
+    evolution = (
+        "Left: where the same noise is at five times on its way (dopri5). Right: where it ends after few "
+        "evaluations of the network (midpoint rule). One colour scale for all. The paper's figures 4 and 9."
+    )
+    lines = (
+        "Above: trajectories from the same noise, blue at its start and red at its end. Below: the density "
+        "of the model, by the instantaneous change of variables with the exact trace, on one colour scale."
+    )
+    drawn = samples_over_time_and_budget(cells, budgets)
+    return [
+        Section("Trajectories and samples", [_plot(drawn, evolution)]),
+        Section("Trajectories and densities", [_plot(lines_and_densities(cells), lines)]),
+    ]
+
+
+def _path_figures(paths: Mapping[str, Path], diffusions: Sequence[str]) -> list[Section]:
+    fields = (
+        "The star is the data point x1. Arrows show directions, colours lengths (blue long, red short; one "
+        "scale a row). The paper's figures 2 (first and last row) and 8."
+    )
+    lines = "From the same noise to one data point, the star. The paper's figure 3."
+    return [
+        Section("Conditional fields", [_plot(conditional_fields(paths, diffusions), fields)]),
+        Section("Conditional trajectories", [_plot(conditional_trajectories(paths), lines)]),
+    ]
+
+
+def _plot(content: bytes, caption: str) -> Figure:
+    return Figure(data_uri(content), caption, plot=True)

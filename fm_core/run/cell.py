@@ -1,0 +1,131 @@
+"""One cell of a comparison: a directory of parts that are whole or do not count.
+
+A part is <tensors>.safetensors and <part>.json, written last, which names the tensors' SHA-256 and the recipe
+they were made by. Whatever is cut short leaves no record and is made again.
+"""
+
+import hashlib
+import os
+import tempfile
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from fm_core.errors import UserError
+from fm_core.run.directory import differences
+from fm_core.run.files import read_json, write_json
+from fm_core.run.lease import Lease
+
+BEAT_SECONDS = 15.0
+"""A process that works in a directory says so this often, for readers on other hosts."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A finished part."""
+
+    record: dict[str, Any]
+    tensors_sha256: str
+
+
+class Cell:
+    """The directory of a cell."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def read(self, part: str, tensors: str) -> Part | None:
+        """A part, if it is there and its tensors are those that were written."""
+        record = read_json(self.directory / f"{part}.json")
+        if record is None:
+            return None
+        try:
+            content = self._tensors(tensors).read_bytes()
+        except FileNotFoundError:
+            return None
+        digest = hashlib.sha256(content).hexdigest()
+        return Part(record, digest) if digest == record.get("tensors_sha256") else None
+
+    def write(
+        self, part: str, tensors: str, record: Mapping[str, Any], content: Mapping[str, Tensor]
+    ) -> Part:
+        """Write a part: its tensors, then its record."""
+        data = save({name: value.detach().contiguous() for name, value in content.items()})
+        digest = hashlib.sha256(data).hexdigest()
+        _write_bytes(self._tensors(tensors), data)
+        write_json(self.directory / f"{part}.json", {**record, "tensors_sha256": digest})
+        return Part({**record, "tensors_sha256": digest}, digest)
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The tensors of a part that `read` or `write` has returned."""
+        return load_file(self._tensors(name))
+
+    def refuse_another(self, part: str, recipe: Mapping[str, Any]) -> None:
+        """Refuse a cell whose part was made by another recipe.
+
+        Raises:
+            UserError: naming each difference.
+        """
+        record = read_json(self.directory / f"{part}.json")
+        found = differences(record["recipe"], dict(recipe)) if record else []
+        if found:
+            raise UserError(
+                f"{self.directory} is another cell: {'; '.join(found)}; choose another run.name or cell name"
+            )
+
+    @property
+    def failure(self) -> Path:
+        """Why the last attempt failed; there only if it did."""
+        return self.directory / "failure.json"
+
+    def _tensors(self, name: str) -> Path:
+        return self.directory / f"{name}.safetensors"
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    """Replace a file atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def alone(directory: Path) -> Generator[Callable[[], None]]:
+    """Be the only process that works in a directory of cells; yields what to call now and then to say so.
+
+    Raises:
+        UserError: another process works there.
+    """
+    lease, last = Lease(directory / "lock"), time.monotonic()
+
+    def beat() -> None:
+        nonlocal last
+        if time.monotonic() - last > BEAT_SECONDS:
+            last = time.monotonic()
+            lease.beat()
+
+    with lease.guard():
+        if holder := lease.holder():
+            raise UserError(
+                f"{directory}: process {holder['pid']} on {holder['host']} works here; wait for it or stop it"
+            )
+        lease.take(os.getpid())
+    try:
+        yield beat
+    finally:
+        lease.path.unlink(missing_ok=True)

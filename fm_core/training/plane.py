@@ -1,0 +1,82 @@
+"""Training in the plane: one small network, one process, no engine."""
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from fm_core.config import PlaneSection
+from fm_core.data.plane import by_position, points
+from fm_core.method import keyed_random
+from fm_core.method.objectives import Objective
+from fm_core.method.paths import PathSample
+from fm_core.method.times import Uniform
+from fm_core.models.mlp import MLP
+
+MARKS = 100
+"""Points of the loss curve that is kept."""
+
+
+def initial_network(plane: PlaneSection, seed: int) -> MLP:
+    """The network with its initial weights, a function of the seed alone: every objective starts here."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return MLP(dimensions=2, width=plane.width, layers=plane.layers)
+
+
+def draw(objective: Objective, seed: int, first: int, count: int) -> PathSample:
+    """The training examples of the stream positions first, first + 1, ...
+
+    Data x1, noise x0 and the quantile of t are functions of (seed, position): the same for every objective.
+    Times are uniform on the objective's interval and the coupling is independent, as in eq. 14.
+    """
+    x1 = points(seed, "plane-data", first, count)
+    x0 = by_position(keyed_random.normal, seed, "plane-noise", first, count, (2,))
+    u = by_position(keyed_random.uniform, seed, "plane-time", first, count)
+    return objective.path.sample(x0, x1, Uniform(objective.interval).times(u))
+
+
+def fit(
+    network: nn.Module,
+    objective: Objective,
+    plane: PlaneSection,
+    steps: int,
+    seed: int,
+    on_step: Callable[[int, float], None],
+) -> list[float]:
+    """Train the network in place for `steps` steps; the loss by hundredths of the training.
+
+    `on_step` hears how many steps are finished, and the loss of the last one.
+
+    Raises:
+        ArithmeticError: the loss is not finite.
+    """
+    optimizer = torch.optim.AdamW(network.parameters(), plane.learning_rate, weight_decay=0.0, fused=True)
+    losses: list[float] = []
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = plane.learning_rate * (1 + math.cos(math.pi * step / steps)) / 2
+        loss = objective.loss(network, draw(objective, seed, step * plane.batch, plane.batch)).mean()
+        losses.append(_finite(loss, step))
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), plane.gradient_clip, error_if_nonfinite=True)
+        optimizer.step()
+        on_step(step + 1, losses[-1])
+    return _thinned(losses)
+
+
+def _finite(loss: Tensor, step: int) -> float:
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise ArithmeticError(f"the loss of step {step + 1} is {value}")
+    return value
+
+
+def _thinned(losses: list[float]) -> list[float]:
+    """Means over at most MARKS stretches of nearly equal length."""
+    edges = [round(mark * len(losses) / MARKS) for mark in range(MARKS + 1)]
+    stretches = [losses[a:b] for a, b in pairwise(edges) if b > a]
+    return [sum(stretch) / len(stretch) for stretch in stretches]
