@@ -23,6 +23,8 @@ T = TypeVar("T")
 CHUNK = 8 * 2**20
 ATTEMPTS = 5
 FIRST_DELAY_S = 0.2
+# What is the user's to mend where files are written.
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
 # An object that is not there or a request that is wrong: never retried.
 FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 # Their errors for a broken connection or a busy server are not all OSErrors.
@@ -113,19 +115,22 @@ class Store:
         """A local file to write; published under `name` if the block ends without an exception."""
         folder = self.local or _scratch()
         stage = (folder / name).parent / f".{Path(name).name}.{_owner()}.partial"
-        stage.parent.mkdir(parents=True, exist_ok=True)
         try:
+            stage.parent.mkdir(parents=True, exist_ok=True)
             with stage.open("w+b") as file:
                 yield stage, file
                 file.flush()
                 os.fsync(file.fileno())
             self._publish(stage, name)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise UserError(f"{folder}: {error.strerror}; free some space and run it again") from None
+            if error.errno in UNWRITABLE:
+                raise UserError(
+                    f"{error.filename or folder}: {error.strerror}; mend that and run it again"
+                ) from None
             raise
         finally:
-            stage.unlink(missing_ok=True)
+            with suppress(OSError):
+                stage.unlink(missing_ok=True)
 
     def remove(self, name: str) -> None:
         """Remove a file; nothing happens if it is not there."""
@@ -165,7 +170,12 @@ class Store:
             if found != size:
                 raise OSError(f"{self.url}/{name} holds {found} bytes after an upload of {size}")
 
-        with_retries(upload, self._where(name))
+        try:
+            with_retries(upload, self._where(name))
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{self.url}: cannot be written to ({_told(error)}); is there such a bucket?"
+            ) from None
 
     def _where(self, name: str) -> str:
         return f"{self.url}/{name}"

@@ -154,6 +154,11 @@ def test_missing_credentials_are_one_line(tmp_path, s3, monkeypatch):
     assert "AWS_ACCESS_KEY_ID" not in os.environ
 
 
+def test_a_bucket_that_is_not_there_is_one_line(s3):
+    with pytest.raises(UserError, match="is there such a bucket"):
+        write_dataset(DataSection(root="s3://no-such-bucket/data"))
+
+
 def test_an_unknown_protocol_is_one_line():
     with pytest.raises(UserError, match="nosuch"):
         check_source(DataSection(root="nosuch://bucket"))

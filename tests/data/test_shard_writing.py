@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import io
 import json
@@ -231,6 +232,22 @@ def test_no_room_is_said_before_anything_is_written(digits, monkeypatch):
     monkeypatch.setattr(Store, "free_bytes", lambda self: 1000)
     with pytest.raises(UserError, match=r"data\.root: .* GB free"):
         write_dataset(digits)
+
+
+def test_a_root_that_is_a_file_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="Not a directory"):
+        write_dataset(DataSection(root=str(tmp_path / "file")))
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(digits, tmp_path, monkeypatch):
+    def full(file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("fm_core.data.store.os.fsync", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        write_dataset(digits)
+    assert not [path for path in (tmp_path / "digits").rglob("*") if path.is_file()]
 
 
 def test_a_manifest_of_a_newer_schema_is_refused(digits, tmp_path):
