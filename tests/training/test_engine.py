@@ -104,6 +104,12 @@ def test_a_checkpoint_of_another_network_is_refused_in_one_line(two):
     assert "\n" not in message
 
 
+def test_where_every_checkpoint_is_damaged_it_is_an_error_and_no_fresh_start(one):
+    assert "no checkpoint under" in one["damaged"]
+    assert "raw.safetensors has" in one["damaged"]
+    assert "\n" not in one["damaged"]
+
+
 def test_a_checkpoint_of_another_number_of_processes_is_refused_in_one_line(one):
     assert "2 processes" in one["processes"]
     assert "launch.processes to 2" in one["processes"]

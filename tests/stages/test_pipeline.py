@@ -1,0 +1,282 @@
+"""From images to a report by the command line, once; then everything that must hold of what it left."""
+
+import base64
+import json
+import re
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny_run import STAGES, is_progress
+
+from fm_core import cli
+from fm_core.config import load_config, merge, read_yaml
+from fm_core.errors import UserError
+from fm_core.run.files import read_json, read_lines
+from fm_core.sampling.model import checkpoint_step, load_model, weights_file
+from fm_core.sampling.store import SampleSet, protocol_of
+from fm_core.stages import evaluate, report, sample, shard, train
+from fm_core.training.checkpoint import verify
+
+pytestmark = pytest.mark.slow
+MODULES = {"shard": shard, "train": train, "sample": sample, "evaluate": evaluate, "report": report}
+
+
+def files_of(tiny):
+    """Everything but the record that a stage was called."""
+    told = {"stages.jsonl", "status.json", ".lock.guard"}
+    return {
+        path: (path.read_bytes(), path.stat().st_mtime_ns)
+        for place in ("runs/tiny", "data")
+        for path in (tiny.root / place).rglob("*")
+        if path.is_file() and path.name not in told | {"config.yaml"}
+    }
+
+
+def samples_of(config):
+    model = load_model(weights_file(config, checkpoint_step(config)), torch.device("cpu"))
+    return SampleSet(config, checkpoint_step(config), protocol_of(config, model.weights_sha256)), model
+
+
+@pytest.fixture
+def scores(tiny):
+    (file,) = (tiny.path / "evaluation" / "step-00000020").glob("*.json")
+    return read_json(file)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_says_done_what_and_where(tiny, stage):
+    called = tiny.first[stage]
+    head, *paths = called.out.splitlines()
+    assert re.match(rf"{stage} done in [\d.]+ s: \S", head)
+    for line in paths:
+        _, _, path = line.strip().partition(": ")
+        assert (tiny.root / path).exists(), line
+    assert [line for line in called.err.splitlines() if not is_progress(line)] == []
+    assert is_progress(called.err.splitlines()[-1])
+
+
+def test_every_stage_called_again_verifies_and_changes_nothing(tiny, capsys, monkeypatch):
+    monkeypatch.chdir(tiny.root)
+    before = files_of(tiny)
+    for stage in STAGES:
+        assert cli.main([stage, "--config", str(tiny.file)]) == 0
+        out = capsys.readouterr().out
+        assert out.startswith(f"{stage} verified in "), out
+        assert out.splitlines()[1:] == tiny.first[stage].out.splitlines()[1:]
+    assert files_of(tiny) == before
+
+
+def test_the_history_has_every_call(tiny):
+    lines = read_lines(tiny.path / "logs" / "stages.jsonl")
+    assert [line["stage"] for line in lines[:5]] == list(STAGES)
+    for line in lines[:5]:
+        assert (line["state"], line["seconds"] > 0) == ("done", True)
+        assert line["summary"]
+
+
+def test_metrics_hold_one_line_for_each_interval(tiny):
+    lines = read_lines(tiny.path / "train" / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [3, 6, 9, 12, 15, 18, 20]
+    asked = {"step", "images_seen", "loss", "lr", "grad_norm", "images_per_s", "seconds"}
+    for line in lines:
+        assert asked <= line.keys()
+        assert line["images_seen"] == 16 * line["step"]
+        assert None not in line.values()
+        assert line["images_per_s"] > 0
+        assert line["skipped_steps"] == 0
+    seconds = [line["seconds"] for line in lines]
+    assert seconds == sorted(seconds)
+    assert lines[0]["loss"] > lines[-1]["loss"] > 0
+
+
+def test_the_status_tells_the_stage_and_its_end(tiny):
+    status = read_json(tiny.path / "status.json")
+    assert (status["phase"], status["stage"] in STAGES) == ("done", True)
+    assert {"done", "total", "unit", "updated", "message"} <= status.keys()
+    assert None not in status.values()
+
+
+def test_done_says_where_training_ended(tiny):
+    done = read_json(tiny.path / "train" / "DONE.json")
+    assert (done["step"], done["images_seen"], done["processes"]) == (20, 320, 2)
+    assert verify(tiny.path / "train" / "checkpoints" / done["checkpoint"]) is None
+
+
+def no_empty(value, where=""):
+    if isinstance(value, dict):
+        for key, below in value.items():
+            no_empty(below, f"{where}.{key}")
+    elif isinstance(value, list):
+        for below in value:
+            no_empty(below, where)
+    else:
+        assert value is not None, where
+
+
+def test_scores_hold_what_the_house_promises(scores):
+    frechet = scores["frechet_distance"]
+    assert {"value", "stderr", "features", "images", "reference"} <= frechet.keys()
+    assert (frechet["features"], frechet["images"]) == ("classifier", 20)
+    assert scores["frechet_distance_of_held_out"]["images"] == frechet["images"]
+    assert frechet["value"] > scores["frechet_distance_of_held_out"]["value"]
+    assert {"mean", "batch_size", "solver", "steps"} <= scores["nfe"].keys()
+    assert (scores["nfe"]["mean"], scores["nfe"]["batch_size"]) == (4, 8)
+    assert {"value", "stderr", "images", "k", "probe_std"} <= scores["bits_per_dim"].keys()
+    assert scores["bits_per_dim"]["images"] == 2
+    assert 2 < scores["bits_per_dim"]["value"] < 8
+    assert scores["classifier"]["held_out_accuracy"] > 0.9
+    assert sum(scores["recognised"]["class_shares"]) == pytest.approx(1)
+    assert not re.search(r"\bfid\b", json.dumps(scores), re.IGNORECASE)
+    no_empty(scores)
+
+
+def test_the_protocol_holds_all_that_moves_the_numbers(scores, tiny):
+    protocol = scores["protocol"]
+    manifest = read_json_of_data(tiny)
+    expected = {
+        "images": 20,
+        "batch_size": 8,
+        "seed": 0,
+        "solver": "euler",
+        "steps": 4,
+        "weights": "ema",
+        "dtype": "float32",
+        "levels": 17,
+        "features": "classifier",
+    }
+    assert expected.items() <= protocol.items()
+    assert manifest["version"] == protocol["data_version"]
+    for key in ("weights_sha256", "features_sha256"):
+        assert re.fullmatch("[0-9a-f]{64}", protocol[key])
+    assert {"torch", "torchdiffeq"} <= protocol["versions"].keys()
+    assert not {"rtol", "atol"} & protocol.keys()
+
+
+def read_json_of_data(tiny):
+    return json.loads((tiny.root / "data" / "digits" / "manifest.json").read_text())
+
+
+class TestReport:
+    @pytest.fixture
+    def text(self, tiny):
+        return (tiny.path / "report.html").read_text()
+
+    def test_it_needs_no_other_file(self, text):
+        sources = re.findall(r"""(?:src|href|srcset|data)\s*=\s*["']?([^"'\s>]+)""", text)
+        assert len(sources) >= 3
+        assert all(source.startswith("data:image/png;base64,") for source in sources)
+        assert not re.search(r"<(script|link|iframe|object)|@import|url\(", text)
+
+    def test_its_pictures_are_pictures(self, text):
+        bodies = re.findall(r"data:image/png;base64,([A-Za-z0-9+/=]+)", text)
+        assert all(base64.b64decode(body).startswith(b"\x89PNG") for body in bodies)
+
+    def test_it_shows_loss_samples_neighbours_scores_and_times(self, text, scores, tiny):
+        for words in ("training loss against images seen", "the first samples", "nearest training image"):
+            assert f'alt="{words}' in text or words in text
+        assert f"{scores['frechet_distance']['value']:.3f}" in text
+        assert f"{scores['bits_per_dim']['value']:.3f}" in text
+        assert "classifier features" in text
+        for line in read_lines(tiny.path / "logs" / "stages.jsonl")[:4]:
+            assert f"{line['seconds']:.1f} s" in text
+        assert "320 images seen in 20 steps" in text
+        assert "17 grey levels" in text
+
+    def test_it_is_drawn_again_when_what_it_shows_changes(self, tiny):
+        other = tiny.config.model_copy(
+            update={"report": tiny.config.report.model_copy(update={"neighbours": 0})}
+        )
+        kept = (tiny.path / "report.html").read_bytes()
+        try:
+            assert report.report(other).state == "done"
+            assert b"nearest training image" not in (tiny.path / "report.html").read_bytes()
+        finally:
+            assert report.report(tiny.config).state == "done"
+        assert len((tiny.path / "report.html").read_bytes()) >= len(kept) - 500
+
+
+def test_a_lost_picture_is_drawn_again_without_new_samples(tiny):
+    samples, _ = samples_of(tiny.config)
+    picture = samples.store.local / "grid.png"
+    kept = picture.read_bytes()
+    tar = (samples.store.local / "samples-000000.tar").stat().st_mtime_ns
+    picture.unlink()
+    assert sample.sample(tiny.config).state == "done"
+    assert picture.read_bytes() == kept
+    assert (samples.store.local / "samples-000000.tar").stat().st_mtime_ns == tar
+
+
+def test_what_was_not_asked_for_is_absent(tiny):
+    likelihood = tiny.config.evaluate.likelihood.model_copy(update={"images": 0})
+    other = tiny.config.model_copy(
+        update={"evaluate": tiny.config.evaluate.model_copy(update={"likelihood": likelihood})}
+    )
+    made = evaluate.evaluate(other)
+    path = tiny.root / made.paths["scores"]
+    scores = read_json(path)
+    path.unlink()
+    assert made.state == "done"
+    assert not {"bits_per_dim", "kernel_distance", "inception_score", "precision"} & scores.keys()
+    assert "likelihood" not in scores["protocol"]
+    assert "bits_per_dim" not in made.counts
+    no_empty(scores)
+
+
+def test_samples_of_another_network_are_refused_in_one_line(tiny, tmp_path):
+    """train.checkpoint_root names the checkpoints of a run with another network."""
+    tree = merge(read_yaml(tiny.file), {"run": {"name": "other"}, "model": {"dropout": 0.5}})
+    tree["train"]["checkpoint_root"] = str(tiny.path / "train" / "checkpoints")
+    file = tmp_path / "other.yaml"
+    file.write_text(json.dumps(tree))
+    with pytest.raises(UserError) as caught:
+        sample.sample(load_config(file))
+    assert "model.dropout was 0.1 and is now 0.5" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_too_few_samples_to_score_are_refused_in_one_line(tiny, capsys):
+    assert cli.main(["evaluate", "--config", str(tiny.file), "--sample.images", "3"]) == 2
+    error = [line for line in capsys.readouterr().err.splitlines() if not is_progress(line)]
+    assert len(error) == 1
+    assert "at least 4" in error[0]
+
+
+def test_scoring_samples_that_are_not_there_says_what_to_run(tiny, capsys):
+    assert cli.main(["evaluate", "--config", str(tiny.file), "--sample.seed", "9"]) == 2
+    assert "run fm sample first" in capsys.readouterr().err
+
+
+def test_what_goes_wrong_inside_leaves_its_traceback_and_its_last_line(tiny, capsys, monkeypatch):
+    def broken(*_):
+        raise ArithmeticError("dopri5 cannot go on")
+
+    monkeypatch.setattr(report, "loss_curve", broken)
+    (tiny.path / "report.html").unlink()
+    assert cli.main(["report", "--config", str(tiny.file)]) == 1
+    error = [line for line in capsys.readouterr().err.splitlines() if not is_progress(line)]
+    assert error == ["fm: ArithmeticError: dopri5 cannot go on"]
+    assert "in broken" in (tiny.path / "logs" / "report-error.log").read_text()
+    assert read_json(tiny.path / "status.json")["phase"] == "failed"
+    monkeypatch.undo()
+    assert cli.main(["report", "--config", str(tiny.file)]) == 0
+    assert read_json(tiny.path / "status.json")["phase"] == "done"
+
+
+def test_training_starts_from_anothers_weights_only_where_they_fit(tiny, tmp_path):
+    from fm_core.models.build import build_network
+    from fm_core.training.initial import initial_weights
+
+    network = build_network(tiny.config.model, (1, 8, 8), 10)
+    weights = initial_weights(str(tiny.path), network)
+    assert weights.keys() == network.state_dict().keys()
+    with pytest.raises(UserError, match=r"has no complete checkpoint"):
+        initial_weights(str(tmp_path), network)
+    wider = build_network(tiny.config.model.model_copy(update={"channels": 16}), (1, 8, 8), 10)
+    with pytest.raises(UserError, match=r"is of another network"):
+        initial_weights(str(tiny.path), wider)
+    save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match=r"missing from|only in"):
+        initial_weights(str(tmp_path / "a.safetensors"), network)
+    with pytest.raises(UserError, match=r"cannot be read"):
+        initial_weights(str(tmp_path / "none.safetensors"), network)
