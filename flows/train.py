@@ -13,7 +13,7 @@ from flows.presets import DIGITS, IMAGENET64, Digits, ImageNet64
 def train_digits(config: Digits = DIGITS) -> State[Any]:
     """Shard, train, sample, score and report scikit-learn's handwritten digits.
 
-    1,797 images of 8 x 8 pixels that come with scikit-learn. Needs two CPU cores, about six minutes
+    1,797 images of 8 x 8 pixels that come with scikit-learn. Needs two CPU cores, minutes of them,
     and less than 1 GB of disk.
 
     * **in**: nothing; `config` has runnable defaults

@@ -142,7 +142,7 @@ def test_an_interrupted_demo_leaves_checkpoints_and_no_process(tmp_path: Path):
             start_new_session=True,
         )
     metrics = root / "runs" / "digits" / "train" / "metrics.jsonl"
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 300
     while not metrics.exists() and demo.poll() is None and time.monotonic() < deadline:
         time.sleep(0.2)
     os.killpg(demo.pid, signal.SIGINT)  # what Ctrl-C does
