@@ -125,13 +125,13 @@ def impostors(x: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[T
 
     The first half of the batch x [N, C, H, W] with class probabilities ``targets`` [N, classes] is blended
     with the second half's images, their pixels in random order, of which nothing can be said (all classes
-    equal). At most three quarters of a blend are its first image.
+    equal). At most half of a blend is its first image: more than that is still a member.
     """
     n = len(x) // 2
     order = torch.rand(n, 1, x[0, 0].numel(), generator=generator).argsort(dim=2).expand(-1, x.shape[1], -1)
     scrambled = x[n : 2 * n].flatten(2).gather(2, order).view_as(x[:n])
     nothing = torch.full_like(targets[:n], 1 / targets.shape[1])
-    share = 0.75 * torch.rand(n, generator=generator)
+    share = 0.5 * torch.rand(n, generator=generator)
     blend = share[:, None, None, None] * x[:n] + (1 - share)[:, None, None, None] * scrambled
     return blend, share[:, None] * targets[:n] + (1 - share)[:, None] * nothing
 

@@ -101,7 +101,7 @@ def test_impostors_are_blends_with_the_scrambled_pixels_of_other_images():
     assert torch.allclose(say.sum(dim=1), torch.ones(400), atol=1e-6)
     share = 1 - blend.flatten(1).mean(dim=1) / 8.5
     assert share.min() >= -1e-6
-    assert 0.7 < share.max() <= 0.75
+    assert 0.45 < share.max() <= 0.5
     pixels = blend / (1 - share)[:, None, None, None]
     assert torch.allclose(pixels[:, 0], pixels[:, 1])
     assert torch.allclose(pixels[:, 0].flatten(1).sort(dim=1).values, torch.arange(1.0, 17), atol=1e-3)
