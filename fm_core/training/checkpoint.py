@@ -25,6 +25,8 @@ from fm_core.training.ema import Averages, whole_weights
 
 COMPLETE = "COMPLETE"
 RAW = "raw.safetensors"
+_SCRIPTS = ("zero_to_fp32.py", "zero_to_torch.py")
+"""DeepSpeed leaves its conversion scripts beside its checkpoints; raw.safetensors is the conversion."""
 
 
 class TrainState(Section):
@@ -62,6 +64,8 @@ def save(engine: Any, averages: Averages, state: TrainState, root: Path, recipe:
     metadata = {"recipe": json.dumps({**recipe, "step": state.step, "images_seen": state.images_seen})}
     raw = whole_weights(engine)
     if first:
+        for script in _SCRIPTS:
+            (root / script).unlink(missing_ok=True)
         save_file(raw, directory / RAW, metadata)
     for decay in averages.shards:
         weights = averages.weights(decay)
