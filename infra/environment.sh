@@ -48,9 +48,10 @@ has_gpu() { [ -e /dev/nvidiactl ] || [ -e /dev/kfd ]; }
 say_which_torch() {
     has_gpu && return
     cat <<'TEXT'
-No GPU found. The default torch build from PyPI is a CUDA one: with its libraries a download of several GB.
-A CPU build (0.2 GB) serves here; if pip's configuration does not point at one yet, stop now and run
-    PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu bash infra/demo.sh      (or infra/test.sh)
+No GPU found. The default torch build is a CUDA one: with its libraries several GB to download and to keep.
+A CPU build (0.2 GB) serves here. If pip's configuration does not point at one yet, stop now, look up PyTorch's
+index of CPU builds (pytorch.org, "Get started", CPU), and run
+    PIP_EXTRA_INDEX_URL=<that index> bash infra/demo.sh      (or infra/test.sh)
 TEXT
 }
 
