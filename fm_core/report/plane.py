@@ -18,8 +18,8 @@ from torch import Tensor
 from fm_core.data.plane import ENTROPY, WINDOW, grid_centres, on_squares
 from fm_core.method.paths import Path
 
-BINS = 50
-"""Bins of a histogram along each axis: ten to a square of the board."""
+BINS = 40
+"""Bins of a histogram along each axis: eight to a square of the board."""
 PEAK = 2.0
 """Brightest value of all densities and histograms, in multiples of the data's density on its squares."""
 DENSITY = math.exp(-ENTROPY)
@@ -55,17 +55,15 @@ def conditional_fields(paths: Mapping[str, Path], scored: Sequence[str]) -> byte
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     points, x1 = torch.stack([x, y], dim=-1).reshape(-1, 2), torch.tensor([0.8, 0.8])
     for row, (name, kind) in enumerate(rows):
-        fields = [_conditional(paths[name], kind, points, x1, t) for t in instants]
+        fields = [conditional_field(paths[name], kind, points, x1, t) for t in instants]
         lengths = torch.stack(fields).norm(dim=-1).clamp_min(1e-3)
         norm = LogNorm(float(lengths.min()), float(lengths.max()))
         for column, (t, field) in enumerate(zip(instants, fields, strict=True)):
             panel = axes[row][column]
             arrows = field / field.norm(dim=-1, keepdim=True).clamp_min(1e-6)
-            panel.quiver(
-                x, y, arrows[:, 0], arrows[:, 1], lengths[column], norm=norm, cmap="turbo_r",
-                pivot="mid", scale=15, width=0.012,
-            )  # fmt: skip
-            panel.plot(*x1, "k*", markersize=7)
+            values = [v.numpy() for v in (x, y, arrows[:, 0], arrows[:, 1], lengths[column])]
+            panel.quiver(*values, norm=norm, cmap="turbo_r", pivot="mid", scale=15, width=0.012)
+            panel.plot(*x1.tolist(), "k*", markersize=7)
             _frame(panel, 2.0)
             if row == 0:
                 panel.set_title(f"t = {t:.2f}", fontsize=10)
@@ -86,8 +84,8 @@ def conditional_trajectories(paths: Mapping[str, Path]) -> bytes:
         t = torch.linspace(start, end, 101)
         lines = path.alpha(t)[:, None, None] * x1 + path.sigma(t)[:, None, None] * x0
         _coloured_lines(panel, lines, linewidth=1.3)
-        panel.plot(*lines[0].T, ".", color="#444444", markersize=4)
-        panel.plot(*x1, "k*", markersize=10, zorder=5)
+        panel.plot(*lines[0].T.numpy(), ".", color="#444444", markersize=4)
+        panel.plot(*x1.tolist(), "k*", markersize=10, zorder=5)
         panel.set_title(name, fontsize=10)
         _frame(panel, float(lines.abs().max()) * 1.05)
     _time_bar(figure, list(axes[0]))
@@ -121,7 +119,7 @@ def lines_and_densities(cells: Sequence[Shown]) -> bytes:
     for column, cell in enumerate(cells):
         lines = cell.pictures["trajectory"][:, :LINES]
         _coloured_lines(axes[0][column], lines, linewidth=0.6)
-        axes[0][column].plot(*lines[-1].T, ".", color="black", markersize=1.6)
+        axes[0][column].plot(*lines[-1].T.numpy(), ".", color="black", markersize=1.6)
         _frame(axes[0][column], 3.2)
         axes[0][column].set_title(_broken(cell.label), fontsize=9)
         _density_image(axes[1][column], cell.pictures["density"])
@@ -143,7 +141,7 @@ def histogram(points: Tensor) -> Tensor:
     return torch.from_numpy(counts / (len(points) * (2 * WINDOW / BINS) ** 2))
 
 
-def _conditional(path: Path, kind: str, x: Tensor, x1: Tensor, t: float) -> Tensor:
+def conditional_field(path: Path, kind: str, x: Tensor, x1: Tensor, t: float) -> Tensor:
     """The score grad log p_t(x | x1) or u_t(x | x1) at x [N, 2], where x = alpha_t x1 + sigma_t x0."""
     time = torch.full((len(x),), t, dtype=torch.float64)
     alpha, sigma = path.alpha(time)[:, None], path.sigma(time)[:, None]
@@ -181,9 +179,7 @@ def _coloured_lines(panel: Axes, lines: Tensor, linewidth: float) -> None:
 def _density_image(panel: Axes, density: Tensor) -> None:
     extent = (-WINDOW, WINDOW, -WINDOW, WINDOW)
     _frame(panel, WINDOW)
-    panel.imshow(
-        density, origin="lower", extent=extent, vmin=0, vmax=PEAK * DENSITY, cmap="viridis", rasterized=True
-    )
+    panel.imshow(density.numpy(), origin="lower", extent=extent, vmin=0, vmax=PEAK * DENSITY, cmap="viridis")
 
 
 def _density_bar(figure: Figure, panels: list[Axes]) -> None:

@@ -1,0 +1,55 @@
+from pathlib import Path
+
+import pytest
+
+from fm_core.config import dump_yaml, load_config, parse_config
+from fm_core.errors import UserError
+
+SHIPPED = Path(__file__).parents[2] / "infra" / "configs" / "checkerboard.yaml"
+CELL = {"name": "a", "objective": "flow-matching", "path": "cosine"}
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ({"cells": [CELL, CELL]}, ["two cells have one name"]),
+        ({"cells": [{**CELL, "steps": 11}], "plane": {"steps": 10}}, ["a asks for 11 steps", "10"]),
+        ({"cells": [{**CELL, "name": "../a"}]}, ["reproduce.cells.0.name"]),
+        ({"cells": [{"name": "a", "path": "cosine"}]}, ["reproduce.cells.0.objective"]),
+        ({"plane": {"nfe": [4, 5]}}, ["reproduce.plane.nfe.1", "multiple of 2"]),
+        ({"plane": {"held_out": 1}}, ["reproduce.plane.held_out"]),
+        ({"kind": "images"}, ["reproduce.kind", "plane"]),
+        ({"plane": {"step": 3}}, ["reproduce.plane.step", "unknown key"]),
+    ],
+)
+def test_wrong_settings_are_refused_in_one_line(section, words):
+    with pytest.raises(UserError) as caught:
+        parse_config({"reproduce": section}, where="x")
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_options_keep_their_kinds(tmp_path):
+    options = {"sigma_min": 0.1, "steps": 3, "method": "rk4", "flag": True}
+    config = parse_config({"reproduce": {"cells": [{**CELL, "path_options": options}]}}, where="x")
+    kept = config.reproduce.cells[0].path_options
+    assert kept == options
+    assert [type(value) for value in kept.values()] == [float, int, str, bool]
+    (tmp_path / "c.yaml").write_text(dump_yaml(config))
+    assert load_config(tmp_path / "c.yaml") == config
+
+
+def test_the_shipped_comparison_is_the_papers():
+    section = load_config(SHIPPED).reproduce
+    vp, ot = "variance-preserving", "optimal-transport"
+    assert [(cell.objective, cell.path, bool(cell.steps)) for cell in section.cells] == [
+        ("noise-prediction", vp, False),
+        ("score-matching", vp, False),
+        ("scoreflow", vp, False),
+        ("flow-matching", vp, False),
+        ("flow-matching", ot, False),
+        ("maximum-likelihood", ot, True),
+    ]
+    assert not any(cell.path_options or cell.objective_options for cell in section.cells)
+    assert (section.plane.layers, section.plane.width, section.plane.nfe) == (5, 512, (4, 8, 10, 20))

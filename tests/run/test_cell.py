@@ -1,0 +1,80 @@
+import os
+
+import pytest
+import torch
+
+from fm_core.errors import UserError
+from fm_core.run.cell import Cell, alone
+from fm_core.run.files import write_json
+
+CONTENT = {"a": torch.arange(6.0).view(2, 3).T, "b": torch.tensor([1])}
+
+
+@pytest.fixture
+def cell(tmp_path):
+    return Cell(tmp_path / "reproduce" / "fm-ot")
+
+
+def test_a_part_is_read_as_it_was_written(cell):
+    assert cell.read("training", "weights") is None
+    written = cell.write("training", "weights", {"recipe": {"steps": 3}}, CONTENT)
+    part = cell.read("training", "weights")
+    assert part.tensors_sha256 == written.tensors_sha256
+    assert part.record["recipe"] == {"steps": 3}
+    assert torch.equal(cell.tensors("weights")["a"], CONTENT["a"])
+    assert {path.name for path in cell.directory.iterdir()} == {"weights.safetensors", "training.json"}
+
+
+def test_a_part_without_record_or_with_other_tensors_does_not_count(cell):
+    cell.write("training", "weights", {"recipe": {}}, CONTENT)
+    file = cell.directory / "weights.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert cell.read("training", "weights") is None
+    file.unlink()
+    assert cell.read("training", "weights") is None
+    file.write_bytes(whole)
+    assert cell.read("training", "weights") is not None
+    (cell.directory / "training.json").unlink()
+    assert cell.read("training", "weights") is None
+
+
+def test_tensors_are_on_the_disk_before_the_record_that_names_them(cell, monkeypatch):
+    order = []
+    replace = os.replace
+    monkeypatch.setattr(
+        "pathlib.Path.replace", lambda self, target: (order.append(target.name), replace(self, target))[1]
+    )
+    cell.write("training", "weights", {}, CONTENT)
+    assert order == ["weights.safetensors", "training.json"]
+
+
+def test_another_recipe_is_refused_by_its_differences(cell):
+    cell.refuse_another("training", {"steps": 3})
+    cell.write("training", "weights", {"recipe": {"steps": 3, "seed": 0}}, CONTENT)
+    cell.refuse_another("training", {"steps": 3, "seed": 0})
+    with pytest.raises(UserError, match=r"steps was 3 and is now 4; choose another run\.name") as caught:
+        cell.refuse_another("training", {"steps": 4, "seed": 0})
+    assert "seed" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_only_one_process_works_in_a_directory(tmp_path):
+    with alone(tmp_path) as beat:
+        beat()
+        with pytest.raises(UserError, match=f"process {os.getpid()} on"), alone(tmp_path):
+            pass
+    with alone(tmp_path):
+        pass
+
+
+def test_the_directory_is_free_again_after_a_failure_and_after_a_kill(tmp_path):
+    with pytest.raises(ArithmeticError), alone(tmp_path):
+        raise ArithmeticError
+    with alone(tmp_path):
+        record = (tmp_path / "lock").read_text()
+    assert record
+    gone = {"host": os.uname().nodename, "pid": 2**22 + 1, "created": 1.0, "heartbeat": 1.0}
+    write_json(tmp_path / "lock", gone)
+    with alone(tmp_path):
+        pass
