@@ -31,7 +31,7 @@ _ELASTIC_TRAIN_KEYS = {
     "keep_checkpoints",
     "init_from",
 }
-_ELASTIC_DATA_KEYS = {"root", "cache"}
+_ELASTIC_DATA_KEYS = {"root", "cache", "cache_bytes", "workers", "max_quarantined"}
 
 
 class RunDirectory:
@@ -117,7 +117,11 @@ def step_name(step: int) -> str:
 def identity(config: RunConfig) -> dict[str, Any]:
     """What two starts of one run must have in common, as plain values."""
     tree = config.model_dump(mode="json")
-    train = {key: value for key, value in tree["train"].items() if key not in _ELASTIC_TRAIN_KEYS}
+    elastic = set(_ELASTIC_TRAIN_KEYS)
+    if config.train.schedule != "constant":
+        # The learning rate falls towards train.images: another end is another course.
+        elastic.remove("images")
+    train = {key: value for key, value in tree["train"].items() if key not in elastic}
     data = {key: value for key, value in tree["data"].items() if key not in _ELASTIC_DATA_KEYS}
     data["source"] = {key: value for key, value in data["source"].items() if key != "url"}
     kept = {name: tree[name] for name in IDENTITY}

@@ -9,11 +9,12 @@ import torch
 import torch.distributed as dist
 
 from fm_core.config import TrainSection
+from fm_core.data.batches import Batches
 from fm_core.errors import Stopped
 from fm_core.method.objectives import Objective
 from fm_core.run.rank import Rank
 from fm_core.training import checkpoint
-from fm_core.training.batch import BatchSource, Slice, ambient_seed, slices
+from fm_core.training.batch import BatchSource, ambient_seed
 from fm_core.training.checkpoint import TrainState
 from fm_core.training.ema import Averages
 from fm_core.training.engine import micro_batch_of, set_learning_rate
@@ -45,17 +46,24 @@ class Trainer:
 
 def run(trainer: Trainer, state: TrainState) -> TrainState:
     """Train from `state` until train.images were seen; a stop request saves and raises Stopped."""
-    train, micro = trainer.train, micro_batch_of(trainer.train, trainer.rank.count)
+    train, rank = trainer.train, trainer.rank
+    micro = micro_batch_of(train, rank.count)
+    with trainer.source.batches(
+        state.position, train.global_batch, rank.number, rank.count, micro
+    ) as batches:
+        return _steps(trainer, state, batches, accumulated=train.global_batch // rank.count // micro)
+
+
+def _steps(trainer: Trainer, state: TrainState, batches: Batches, accumulated: int) -> TrainState:
+    train = trainer.train
     control = dist.new_group(backend="gloo")
     interval = Interval(trainer.device, trainer.objective.interval)
     interval.restore(state.interval_sums, trainer.rank.number)
     while state.images_seen < train.images:
         rate = learning_rate(train, state.images_seen)
         set_learning_rate(trainer.engine, rate)
-        for piece in slices(
-            state.position, train.global_batch, trainer.rank.number, trainer.rank.count, micro
-        ):
-            _micro_step(trainer, piece, interval)
+        for _ in range(accumulated):
+            _micro_step(trainer, batches, interval)
         state = _after_step(trainer, state, interval)
         if (
             crossed(train.log_images, state.images_seen, train.global_batch)
@@ -81,12 +89,13 @@ def crossed(every: int, images_seen: int, global_batch: int) -> bool:
     return images_seen // every > (images_seen - global_batch) // every
 
 
-def _micro_step(trainer: Trainer, piece: Slice, interval: Interval) -> None:
+def _micro_step(trainer: Trainer, batches: Batches, interval: Interval) -> None:
     waiting = time.monotonic()
-    sample, label = trainer.source.draw(piece, trainer.device)
+    batch = next(batches)
+    sample, label = trainer.source.draw(batch, trainer.device)
     interval.waited += time.monotonic() - waiting
     # Dropout, too, is a function of the position, or a resumed run would differ.
-    torch.manual_seed(ambient_seed(trainer.source.seed, piece.first))
+    torch.manual_seed(ambient_seed(trainer.source.seed, batch.first))
     losses = trainer.objective.loss(trainer.engine, sample, label if trainer.conditional else None)
     trainer.engine.backward(losses.mean())
     trainer.engine.step()

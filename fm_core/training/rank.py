@@ -8,8 +8,8 @@ import torch.distributed as dist
 
 from fm_core.config import RunConfig
 from fm_core.data.manifest import Manifest, load_manifest
-from fm_core.data.order import StreamOrder
 from fm_core.data.reader import ImageReader
+from fm_core.data.streams import make_cache, make_order
 from fm_core.method.quantiser import Quantiser
 from fm_core.models.build import Method, build_method, build_network
 from fm_core.run.directory import RunDirectory
@@ -62,7 +62,7 @@ def _trainer(config: RunConfig, rank: Rank, device: torch.device) -> Trainer:
         engine=engine,
         objective=method.objective,
         averages=Averages(engine, config.train.ema_decays, config.train.ema_warmup),
-        source=_source(config, manifest, method),
+        source=_source(config, manifest, method, rank.count),
         rank=rank,
         device=device,
         root=Path(directory.checkpoints),
@@ -84,17 +84,17 @@ def recipe(config: RunConfig, manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _source(config: RunConfig, manifest: Manifest, method: Method) -> BatchSource:
-    reader = ImageReader(config.data.root, manifest, "train")
+def _source(config: RunConfig, manifest: Manifest, method: Method, ranks: int) -> BatchSource:
+    data, seed = config.data, config.run.seed
     return BatchSource(
-        reader=reader,
-        order=StreamOrder(config.run.seed, len(reader)),
+        reader=ImageReader(data.root, manifest, "train", make_cache(data, manifest)),
+        order=make_order(data, manifest, "train", seed, config.train.global_batch, ranks),
         quantiser=Quantiser(manifest.levels),
         path=method.objective.path,
         coupling=method.coupling,
         times=method.times,
-        seed=config.run.seed,
-        flip=config.data.horizontal_flip,
+        seed=seed,
+        flip=data.horizontal_flip,
     )
 
 

@@ -80,6 +80,7 @@ def test_another_run_in_the_same_place_is_refused_by_key(tmp_path, section, chan
         ("report", {"neighbours": 2}),
         ("data", {"root": "/moved"}),
         ("data", {"cache": "/scratch"}),
+        ("data", {"workers": 3}),
     ],
 )
 def test_what_leaves_the_run_itself_alone_may_change(tmp_path, section, change):
@@ -87,6 +88,13 @@ def test_what_leaves_the_run_itself_alone_may_change(tmp_path, section, change):
     changed = config_at(tmp_path, **{section: change})
     RunDirectory(changed).open()
     assert load_config(RunDirectory(changed).path / "config.yaml") == changed
+
+
+def test_the_end_of_a_falling_learning_rate_is_part_of_the_run(tmp_path):
+    falling = {"schedule": "cosine", "images": 128_000}
+    RunDirectory(config_at(tmp_path, train=falling)).open()
+    longer = config_at(tmp_path, train={**falling, "images": 256_000})
+    assert "train.images was 128000 and is now 256000" in refused(longer)
 
 
 def test_a_run_may_be_moved(tmp_path):

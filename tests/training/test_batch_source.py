@@ -9,7 +9,7 @@ from fm_core.data.order import StreamOrder
 from fm_core.errors import UserError
 from fm_core.method.quantiser import Quantiser
 from fm_core.models.build import build_method
-from fm_core.training.batch import BatchSource, Slice, ambient_seed, slices
+from fm_core.training.batch import BatchSource, ambient_seed
 from fm_core.training.engine import micro_batch_of
 from fm_core.training.loop import crossed
 
@@ -27,9 +27,22 @@ class Memory:
     def __len__(self):
         return len(self.labels)
 
+    image_shape = (1, 2, 2)
+    remote = False
+
     def read(self, ids):
         index = torch.from_numpy(ids)
         return self.pixels[index], self.labels[index]
+
+    def read_into(self, ids, images):
+        images.copy_(self.read(ids)[0])
+        return self.read(ids)[1]
+
+
+def draw(source, first, count):
+    """Points of stream positions first, first + 1, ..."""
+    with source.batches(first, count, 0, 1, count) as batches:
+        return source.draw(next(batches), CPU)
 
 
 def source(coupling="independent", seed=3, flip=True, images=300):
@@ -62,32 +75,32 @@ def joined(draws):
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 6, 12])
 @pytest.mark.parametrize("micro", [1, 2, None])
-def test_the_slices_of_all_ranks_are_the_global_batch_in_order(ranks, micro):
+def test_the_batches_of_all_ranks_are_the_global_batch_in_order(ranks, micro):
     share = 24 // ranks
     micro = micro if micro and share % micro == 0 else share
     covered = []
     for rank in range(ranks):
-        mine = slices(1000, 24, rank, ranks, micro)
-        assert {piece.count for piece in mine} == {micro}
-        assert len(mine) == share // micro
-        covered += [position for piece in mine for position in range(piece.first, piece.first + piece.count)]
+        with source().batches(1000, 24, rank, ranks, micro) as batches:
+            mine = [next(batches).positions for _ in range(share // micro)]
+        assert {len(positions) for positions in mine} == {micro}
+        covered += [position for positions in mine for position in positions]
     assert covered == list(range(1000, 1024))
 
 
 @pytest.mark.parametrize("coupling", ["independent", "minibatch-optimal-transport"])
 @pytest.mark.parametrize("cuts", [[4] * 6, [8, 4, 12], [12, 12]])
 def test_draws_are_the_same_to_the_bit_however_the_batch_is_cut(coupling, cuts):
-    whole = parts(source(coupling).draw(Slice(280, 24), CPU))  # across an epoch's end, at 300
+    whole = parts(draw(source(coupling), 280, 24))  # across an epoch's end, at 300
     pieces, first = [], 280
     for count in cuts:
-        pieces.append(source(coupling).draw(Slice(first, count), CPU))
+        pieces.append(draw(source(coupling), first, count))
         first += count
     for a, b in zip(whole, joined(pieces), strict=True):
         assert torch.equal(a, b)
 
 
 def test_every_epoch_draws_afresh_and_shows_every_image_once():
-    one, two = (joined([source(flip=False).draw(Slice(first, 300), CPU)]) for first in (0, 300))
+    one, two = (joined([draw(source(flip=False), first, 300)]) for first in (0, 300))
     for epoch in (one, two):
         assert sorted(epoch[5].tolist()) == list(range(300))
     assert not torch.equal(one[5], two[5])
@@ -99,13 +112,13 @@ def test_every_epoch_draws_afresh_and_shows_every_image_once():
 
 
 def test_the_seed_moves_everything():
-    one, two = (parts(source(seed=seed).draw(Slice(0, 64), CPU)) for seed in (1, 2))
+    one, two = (parts(draw(source(seed=seed), 0, 64)) for seed in (1, 2))
     for a, b in zip(one, two, strict=True):
         assert not torch.equal(a, b)
 
 
 def test_purposes_do_not_share_their_randomness():
-    sample, _ = source(flip=False).draw(Slice(0, 4096), CPU)
+    sample, _ = draw(source(flip=False), 0, 4096)
     noise = sample.x0.flatten(1)[:, 0]
     dither = (sample.x1.flatten(1)[:, 3] + 1) * 8.5
     for a, b in ((noise, sample.t), (noise, dither), (dither, sample.t)):
@@ -115,12 +128,12 @@ def test_purposes_do_not_share_their_randomness():
 def test_half_of_the_images_are_flipped_and_only_when_asked():
     ids = source().order.ids(0, 300)
     plain = Memory(300).read(ids)[0]
-    quantised = Quantiser(17).quantise(source(flip=True).draw(Slice(0, 300), CPU)[0].x1)
+    quantised = Quantiser(17).quantise(draw(source(flip=True), 0, 300)[0].x1)
     asymmetric = (plain != plain.flip(-1)).flatten(1).any(1)
     flipped = (quantised == plain.flip(-1)).flatten(1).all(1)[asymmetric]
     assert ((quantised == plain).flatten(1).all(1)[asymmetric] | flipped).all()
     assert 0.35 < flipped.double().mean() < 0.65
-    unflipped = Quantiser(17).quantise(source(flip=False).draw(Slice(0, 300), CPU)[0].x1)
+    unflipped = Quantiser(17).quantise(draw(source(flip=False), 0, 300)[0].x1)
     assert torch.equal(unflipped, plain)
 
 
