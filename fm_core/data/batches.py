@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fm_core.data.buffers import BatchBuffers
 from fm_core.data.reader import ImageReader
 from fm_core.errors import UserError
 from fm_core.method import keyed_random
@@ -90,6 +91,7 @@ class Batches:
         self._position, self._step = position + rank * share, global_batch
         self._share, self._look = share, look
         self._queue: queue.Queue[Batch | BaseException] = queue.Queue(ahead)
+        self._buffers = BatchBuffers()
         self._closed = threading.Event()
         self._failed: BaseException | None = None
         self._thread = threading.Thread(target=self._fill, name="batches", daemon=True)
@@ -144,10 +146,7 @@ class Batches:
 
     def _batch(self, first: int) -> Batch:
         ids = self._order.ids(first, self._micro)
-        # torch keeps pinned blocks for reuse, and not before copies out of them have ended.
-        images = torch.empty(
-            (len(ids), *self._reader.image_shape), dtype=torch.uint8, pin_memory=torch.cuda.is_available()
-        )
+        images = self._buffers.take((len(ids), *self._reader.image_shape))
         labels = self._reader.read_into(ids, images)
         if self._flip_seed is not None:
             flip(images, self._flip_seed, first)

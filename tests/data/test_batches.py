@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from fm_core.config.data import DataSection
 from fm_core.data.batches import Batches, flip
+from fm_core.data.buffers import BatchBuffers
 from fm_core.data.order import StreamOrder
 from fm_core.data.reader import ImageReader
 from fm_core.data.shards import write_dataset
@@ -98,6 +99,26 @@ def test_what_goes_wrong_while_reading_ahead_is_raised_here(root, manifest):
             with pytest.raises(IndexError):
                 next(batches)
         batches.close()
+
+
+def test_memory_is_used_again_only_when_nobody_holds_the_batch():
+    buffers = BatchBuffers()
+    first = buffers.take((4, 3))
+    second = buffers.take((4, 3))
+    assert first.data_ptr() != second.data_ptr()
+    view, place = first[1:], first.data_ptr()
+    del first
+    third = buffers.take((2, 6))
+    assert third.data_ptr() not in (place, second.data_ptr())
+    assert view.numpy() is not None
+    del view
+    assert buffers.take((4, 3)).data_ptr() == place
+
+
+def test_batches_that_are_kept_keep_their_images(root, manifest):
+    batches = take(root, manifest, 60, position=0, global_batch=16)
+    images, _ = stream(root, manifest, 0, 960)
+    assert torch.equal(torch.cat([batch.images for batch in batches]), images)
 
 
 def test_closing_ends_the_thread_while_it_waits(root, manifest):
