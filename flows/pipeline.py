@@ -24,7 +24,7 @@ def pipeline(config: RunConfig, stages: Sequence[str]) -> State[Any]:
 
     _tag(config)
     try:
-        preflight(config)
+        preflight(config, stages)
         results = [run_stage(stage, config) for stage in stages]
     except (UserError, Stopped) as error:
         return Ended.because_of(error).last_state()

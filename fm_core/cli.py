@@ -21,7 +21,18 @@ STAGES = {
     "sample": "make images from a checkpoint",
     "evaluate": "score samples and model",
     "report": "write report.html",
+    "validate": "check a data set's shards, and mend them if asked",
     "reproduce": "compare objectives as the paper does, with its figures",
+}
+
+COMMANDS = {**STAGES, "status": "what a run is doing now"}
+FLAGS = {
+    "status": {"follow": "print a line every few seconds until interrupted"},
+    "validate": {
+        "quick": "sizes and commit marks alone",
+        "deep": "every image's CRC, duplicates, and the source as well",
+        "repair": "write damaged shards again first",
+    },
 }
 
 EXIT_USER, EXIT_STOPPED = 2, 3
@@ -48,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from fm_core.terminal import show_status
 
             return show_status(config, follow="follow" in flags)
-        _run_stage(command, config)
+        _run_stage(command, config, flags)
     except UserError as error:
         print(f"fm: {error}", file=sys.stderr)
         return EXIT_USER
@@ -62,13 +73,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run_stage(command: str, config: RunConfig) -> None:
+def _run_stage(command: str, config: RunConfig, flags: set[str]) -> None:
     from fm_core.terminal import Bar
 
     signal.signal(signal.SIGTERM, _interrupt)
     stage = cast(Callable[..., Any], getattr(importlib.import_module(f"fm_core.stages.{command}"), command))
+    options: dict[str, Any] = {}
+    if command == "validate":
+        depth = "deep" if "deep" in flags else "quick" if "quick" in flags else "default"
+        options = {"depth": depth, "repair": "repair" in flags}
     with Bar() as bar:
-        result = stage(config, bar.observe)
+        result = stage(config, bar.observe, **options)
     print(f"{command} {result.state} in {result.seconds:.1f} s: {result.summary}")
     for name, path in result.paths.items():
         print(f"  {name}: {path}")
@@ -83,18 +98,15 @@ def _parse(words: list[str]) -> tuple[str, RunConfig, set[str]]:
         prog="fm", description="Flow matching, stage by stage.", epilog="fm STAGE --help lists every key."
     )
     commands = parser.add_subparsers(dest="command", metavar="STAGE", required=True, parser_class=_Parser)
-    for name, what in {**STAGES, "status": "what a run is doing now"}.items():
+    for name, what in COMMANDS.items():
         sub = commands.add_parser(name, help=what, description=what, add_help=False)
         sub.add_argument("rest", nargs=argparse.REMAINDER)
     head = parser.parse_args(words[:1])
-    sub = _Parser(
-        prog=f"fm {head.command}", description={**STAGES, "status": "what a run is doing now"}[head.command]
-    )
+    sub = _Parser(prog=f"fm {head.command}", description=COMMANDS[head.command])
     sub.add_argument("--config", metavar="FILE", required=True, help="YAML file with the configuration")
-    if head.command == "status":
-        sub.add_argument(
-            "--follow", action="store_true", help="print a line every few seconds until interrupted"
-        )
+    known = FLAGS.get(head.command, {})
+    for flag, what in known.items():
+        sub.add_argument(f"--{flag}", action="store_true", help=what)
     source = CliSettingsSource[Any](
         _Overrides,
         cli_prog_name=f"fm {head.command}",
@@ -103,13 +115,13 @@ def _parse(words: list[str]) -> tuple[str, RunConfig, set[str]]:
         cli_exit_on_error=True,
     )
     namespace = sub.parse_args(words[1:])
-    follow = {"follow"} if getattr(namespace, "follow", False) else set[str]()
-    given = {key: value for key, value in vars(namespace).items() if key not in ("config", "follow")}
+    flags = {flag for flag in known if getattr(namespace, flag)}
+    given = {key: value for key, value in vars(namespace).items() if key not in ("config", *known)}
     try:
         overrides = source(parsed_args=argparse.Namespace(**given))()
     except SettingsError as error:
         raise UserError(" ".join(str(error).split())) from None
-    return head.command, load_config(namespace.config, overrides), follow
+    return head.command, load_config(namespace.config, overrides), flags
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -46,7 +47,7 @@ class Extractor:
 
 
 def data_set_extractor(
-    root: str, manifest: Manifest, on_step: Callable[[int, int, float], None]
+    root: str, manifest: Manifest, device: torch.device, on_step: Callable[[int, int, float], None]
 ) -> Extractor:
     """Load the classifier kept beside a data set, or train it on the training images and keep it.
 
@@ -64,7 +65,7 @@ def data_set_extractor(
             json.loads(store.read_bytes(f"{name}.json")),
         )
     except FileNotFoundError:
-        weights, record = _train(root, manifest, on_step)
+        weights, record = _train(root, manifest, device, on_step)
         store.write_bytes(f"{name}.safetensors", weights)
         store.write_bytes(f"{name}.json", json.dumps(record, indent=1).encode())
     if hashlib.sha256(weights).hexdigest() != record["sha256"]:
@@ -73,7 +74,9 @@ def data_set_extractor(
         )
     classifier = _classifier(manifest)
     classifier.load_state_dict(load(weights))
-    return Extractor(classifier.eval(), manifest.levels, record["sha256"], record["held_out_accuracy"])
+    return Extractor(
+        classifier.to(device).eval(), manifest.levels, record["sha256"], record["held_out_accuracy"]
+    )
 
 
 def first_images(root: str, manifest: Manifest, split: str, count: int) -> tuple[Tensor, Tensor]:
@@ -83,13 +86,15 @@ def first_images(root: str, manifest: Manifest, split: str, count: int) -> tuple
 
 
 def _train(
-    root: str, manifest: Manifest, on_step: Callable[[int, int, float], None]
+    root: str, manifest: Manifest, device: torch.device, on_step: Callable[[int, int, float], None]
 ) -> tuple[bytes, dict[str, Any]]:
     images, labels = first_images(root, manifest, "train", MOST_IMAGES)
     classes, seed = manifest.class_count or 0, RECIPE["seed"]
-    classifier = train_classifier(images, labels, manifest.levels, classes, seed, on_progress=on_step)
+    classifier = train_classifier(
+        images, labels, manifest.levels, classes, seed, device=device, on_progress=on_step
+    )
     held_out = accuracy(classifier, *first_images(root, manifest, "val", MOST_IMAGES), manifest.levels)
-    weights = save({name: tensor.contiguous() for name, tensor in classifier.state_dict().items()})
+    weights = save({name: tensor.cpu().contiguous() for name, tensor in classifier.state_dict().items()})
     facts = {"sha256": hashlib.sha256(weights).hexdigest(), "held_out_accuracy": held_out, "recipe": RECIPE}
     return weights, {"schema": 1, **facts}
 

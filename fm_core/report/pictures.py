@@ -8,6 +8,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+NEAREST_BLOCK = 4096
+"""Training images that are compared at a time."""
+
 
 def grid(images: Tensor, levels: int, columns: int, scale: int = 4) -> Image.Image:
     """A picture of images uint8 [n, C, H, W] of `levels` grey levels, row by row, `scale` pixels for one."""
@@ -67,7 +70,14 @@ def nearest(samples: Tensor, training: Tensor) -> tuple[Tensor, Tensor]:
 
     Distances are root mean squares over pixels, in grey levels; results int64 [n], float64 [n].
     """
-    a, b = samples.flatten(1).double(), training.flatten(1).double()
-    squares = a.square().sum(1, keepdim=True) + b.square().sum(1) - 2 * a @ b.T
-    best = squares.clamp_min(0).min(1)
-    return best.indices, (best.values / a.shape[1]).sqrt()
+    a = samples.flatten(1).double()
+    least = torch.full((len(a),), torch.inf, dtype=torch.float64)
+    ids = torch.zeros(len(a), dtype=torch.int64)
+    for number, block in enumerate(training.split(NEAREST_BLOCK)):
+        b = block.flatten(1).double()
+        squares = a.square().sum(1, keepdim=True) + b.square().sum(1) - 2 * a @ b.T
+        best = squares.clamp_min(0).min(1)
+        nearer = best.values < least
+        ids = torch.where(nearer, best.indices + number * NEAREST_BLOCK, ids)
+        least = torch.where(nearer, best.values, least)
+    return ids, (least / a.shape[1]).sqrt()

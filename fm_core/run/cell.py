@@ -117,7 +117,7 @@ def alone(directory: Path) -> Generator[Callable[[], None]]:
         nonlocal last
         if time.monotonic() - last > BEAT_SECONDS:
             last = time.monotonic()
-            lease.beat()
+            lease.beat(pid=os.getpid())
 
     with lease.guard():
         if holder := lease.holder():

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import platform
 import shutil
 import socket
@@ -150,6 +151,7 @@ def environment() -> dict[str, Any]:
     names = ("torch", "deepspeed", "torchdiffeq", "webdataset", "fsspec", "numpy", "prefect", "pydantic")
     return {
         "host": socket.gethostname(),
+        "devices": _devices(),
         "platform": platform.platform(),
         "python": platform.python_version(),
         "versions": {name: version for name in names if (version := _version(name))},
@@ -161,6 +163,13 @@ def _recorded(path: Path) -> RunConfig:
     # A recorded file names every key; one written before a key existed gets that key's default.
     tree = merge(RunConfig().model_dump(mode="json"), read_yaml(path))
     return parse_config(tree, where=f"{path} is not of a run that this version can read")
+
+
+def _devices() -> list[str]:
+    import torch
+
+    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    return gpus or [f"{os.cpu_count()} CPU cores"]
 
 
 def _version(name: str) -> str | None:

@@ -65,6 +65,7 @@ def submit(
     processes, threads = world(launch)
     identifier = uuid.uuid4().hex
     log = logs / f"{stage}.log"
+    logs.parent.joinpath("STOP").unlink(missing_ok=True)
     for stale in ("STOP", *(path.name for path in control.glob(f"{stage}-*.end.json"))):
         control.joinpath(stale).unlink(missing_ok=True)
     agent = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]

@@ -33,12 +33,13 @@ class Lease:
         record = {"host": socket.gethostname(), "pid": pid, "created": psutil.Process(pid).create_time()}
         write_json(self.path, {**record, **facts, "heartbeat": time.time()})
 
-    def beat(self) -> None:
-        """Say that the holder lives; for readers on other hosts."""
-        record = read_json(self.path)
-        if record:
-            record.pop("schema")
-            write_json(self.path, {**record, "heartbeat": time.time()})
+    def beat(self, **facts: Any) -> None:
+        """Say that the holder lives, if the record says these facts of it; for readers on other hosts."""
+        with self.guard():
+            record = read_json(self.path)
+            if record and facts.items() <= record.items():
+                record.pop("schema")
+                write_json(self.path, {**record, "heartbeat": time.time()})
 
     @contextmanager
     def guard(self) -> Generator[None]:

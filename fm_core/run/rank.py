@@ -38,7 +38,10 @@ class Rank:
     count: int
     local: int
     control: Path
+    """Directory of the job: its handle, lock, status and STOP file."""
     job: str
+    run: Path | None = None
+    """The run directory, where a STOP file is obeyed as well."""
     _asked: bool = field(default=False)
 
     @property
@@ -48,7 +51,8 @@ class Rank:
 
     def stop_requested(self) -> bool:
         """Whether this process got SIGTERM or, on rank 0, the STOP file is there."""
-        return self._asked or (self.first and self.control.joinpath("STOP").exists())
+        places = (self.control, self.run or self.control)
+        return self._asked or (self.first and any(place.joinpath("STOP").exists() for place in places))
 
     def ask(self, number: int, frame: FrameType | None) -> None:
         """Signal handler: only a flag, since launchers send the signal more than once."""
@@ -69,6 +73,7 @@ def run_rank(stage: str, work: Callable[[RunConfig, Rank], None]) -> None:
         local=int(environment["LOCAL_RANK"]),
         control=control,
         job=environment[JOB_VARIABLE],
+        run=Path(environment[LOGS_VARIABLE]).parent,
     )
     signal.signal(signal.SIGTERM, rank.ask)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -81,7 +86,7 @@ def run_rank(stage: str, work: Callable[[RunConfig, Rank], None]) -> None:
         )
         os._exit(1)
     if rank.first:
-        threading.Thread(target=_beat, args=(Lease(control / "lock"),), daemon=True).start()
+        threading.Thread(target=_beat, args=(Lease(control / "lock"), rank.job), daemon=True).start()
     code = 1
     try:
         code = _work(stage, rank, work)
@@ -124,10 +129,10 @@ def _adopted(rank: Rank) -> bool:
         time.sleep(0.1)
 
 
-def _beat(lease: Lease) -> None:
+def _beat(lease: Lease, job: str) -> None:
     while True:
         with suppress(OSError, UserError):
-            lease.beat()
+            lease.beat(job=job)
         time.sleep(BEAT_SECONDS)
 
 

@@ -5,8 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fm_core.config import RunConfig, dump_yaml
+from fm_core.config import RunConfig, dump_yaml, load_config
 from fm_core.errors import Stopped, UserError
+from fm_core.run.directory import differences
 from fm_core.run.files import read_json, write_text
 from fm_core.run.launch import Job, alive, cancel, processes_of, submit, submitted
 from fm_core.run.lease import Lease
@@ -53,7 +54,10 @@ def _attach_or_submit(control: Path, logs: Path, stage: str, module: str, config
     lease = Lease(control / "lock")
     with lease.guard():
         previous = submitted(control)
-        if lease.holder() and previous and alive(previous):
+        if previous and alive(previous):
+            _same_work(previous, logs, config)
+            # Whoever submitted it may have been killed before it took the lease.
+            lease.take(previous.pid, job=previous.id, stage=stage)
             return previous
         if lease.holder():
             raise UserError(f"{control} is in use by {_describe(lease)}; wait for it or stop it there")
@@ -65,6 +69,17 @@ def _attach_or_submit(control: Path, logs: Path, stage: str, module: str, config
         job = submit(control, logs, stage, module, config_file, config.launch)
         lease.take(job.pid, job=job.id, stage=stage)
         return job
+
+
+def _same_work(job: Job, logs: Path, config: RunConfig) -> None:
+    running = load_config(logs / f"{job.stage}.yaml")
+    section = "train" if job.stage == "train" else "sample"
+    found = differences(getattr(running, section).model_dump(), getattr(config, section).model_dump())
+    if found:
+        raise UserError(
+            f"a {job.stage} job runs in {logs.parent} with another configuration: {section}.{found[0]}; "
+            "wait for it or stop it"
+        )
 
 
 def _wait_for_orphans(job: Job) -> None:

@@ -1,6 +1,8 @@
 """Samples and a model to scores."""
 
 import time
+from collections.abc import Callable
+from os import cpu_count
 from typing import Any
 
 import torch
@@ -9,21 +11,26 @@ from torch import Tensor
 from fm_core.config import RunConfig
 from fm_core.data.manifest import Manifest, load_manifest
 from fm_core.errors import UserError
-from fm_core.evaluation.extractor import Extractor, data_set_extractor, first_images
+from fm_core.evaluation.extractor import RECIPE, Extractor, data_set_extractor, first_images
 from fm_core.evaluation.likelihood import data_set_bits
 from fm_core.evaluation.reference import reference_moments
 from fm_core.evaluation.scores import frechet_record, likelihood_record, recognition_record
 from fm_core.evaluation.threads import cpu_threads
 from fm_core.run.directory import RunDirectory, environment, fingerprint
 from fm_core.run.files import read_json, write_json
-from fm_core.run.launch import world
+from fm_core.run.launch import device_count, world
 from fm_core.run.progress import Observer, Progress, unobserved
 from fm_core.sampling.model import Model, checkpoint_step, load_model, weights_file
 from fm_core.sampling.store import SampleSet, protocol_of
+from fm_core.stages.phases import Phases
 from fm_core.stages.record import recorded
 from fm_core.stages.result import StageResult
 
 HELD_OUT_IMAGES = 50_000
+CLASSIFIER = "training the classifier"
+REFERENCE = "features of the training images"
+SAMPLES = "features of the samples"
+LIKELIHOOD = "bits per dimension of held-out images"
 LEAST_IMAGES = 4
 
 
@@ -33,7 +40,7 @@ def evaluate(config: RunConfig, observe: Observer = unobserved) -> StageResult:
     Raises UserError if the samples are not complete, are of another data set, or the data set has
     no labels to train the classifier on.
     """
-    with cpu_threads(world(config.launch)[1]):
+    with cpu_threads(world(config.launch)[1] if device_count() == 0 else cpu_count() or 1):
         return recorded("evaluate", config, observe, lambda run, show: _evaluate(config, run, show))
 
 
@@ -57,16 +64,18 @@ def _evaluate(config: RunConfig, run: RunDirectory, observe: Observer) -> StageR
             f"{run.checkpoints} was trained on version {model.data_version[:12]} of the data; "
             f"{config.data.name} is now {manifest.version[:12]}"
         )
-    key = f"{samples.key}-{fingerprint([config.evaluate.model_dump(mode='json'), manifest.version])[:6]}"
+    judged_by = [config.evaluate.model_dump(mode="json"), manifest.version, RECIPE]
+    key = f"{samples.key}-{fingerprint(judged_by)[:6]}"
     path = run.evaluation(step, key)
     scores = read_json(path)
     state = "verified" if scores else "done"
     if scores is None:
-        extractor = data_set_extractor(config.data.root, manifest, _classifier_progress(observe))
-        scores = _scores(config, manifest, model, samples, extractor, device, observe)
+        phases = Phases("evaluate", observe, _weights(config, manifest))
+        extractor = data_set_extractor(config.data.root, manifest, device, _classifier_progress(phases))
+        scores = _scores(config, manifest, model, samples, extractor, device, phases)
         scores["nfe"] |= {"mean": done["nfe"]["mean"], "batch_size": done["nfe"]["batch_size"]}
         write_json(path, {**scores, "seconds": round(time.monotonic() - began, 3)})
-    observe(Progress("evaluate", 1, 1, "scores", summary(scores)))
+    observe(Progress("evaluate", 100, 100, "%", summary(scores)))
     return StageResult(
         stage="evaluate",
         state=state,
@@ -98,16 +107,16 @@ def _scores(
     samples: SampleSet,
     extractor: Extractor,
     device: torch.device,
-    observe: Observer,
+    phases: Phases,
 ) -> dict[str, Any]:
     total = manifest.splits["train"].images
     reference = reference_moments(
         config.data.root,
         manifest,
         extractor,
-        lambda n: observe(Progress("evaluate", n, total, "images", "features of the training images")),
+        lambda n: phases.at(REFERENCE, n, total, "images"),
     )
-    features, probabilities = _read_samples(samples, model, extractor, observe)
+    features, probabilities = _read_samples(samples, model, extractor, phases)
     real, labels = first_images(config.data.root, manifest, "val", HELD_OUT_IMAGES)
     real_features, real_probabilities = extractor(real)
     # The distance falls with the number of images: only equal numbers compare.
@@ -130,19 +139,17 @@ def _scores(
     if wanted:
 
         def on_images(done: int) -> None:
-            observe(Progress("evaluate", done, wanted, "images", "bits per dimension of held-out images"))
+            phases.at(LIKELIHOOD, done, wanted, "images")
 
         on_images(0)
-        pixels, settings = real[:wanted], config.evaluate.likelihood
-        result = data_set_bits(
-            model, pixels, labels[:wanted], settings, config.sample.seed, device, on_images
-        )
+        pixels, settings, seed = real[:wanted], config.evaluate.likelihood, config.sample.seed
+        result = data_set_bits(model, pixels, labels[:wanted], settings, seed, device, on_images)
         scores["bits_per_dim"] = likelihood_record(result)
     return scores
 
 
 def _read_samples(
-    samples: SampleSet, model: Model, extractor: Extractor, observe: Observer
+    samples: SampleSet, model: Model, extractor: Extractor, phases: Phases
 ) -> tuple[Tensor, Tensor]:
     features: list[Tensor] = []
     probabilities: list[Tensor] = []
@@ -150,8 +157,7 @@ def _read_samples(
         one, other = extractor(batch)
         features.append(one)
         probabilities.append(other)
-        done = sum(map(len, features))
-        observe(Progress("evaluate", done, samples.images, "images", "features of the samples"))
+        phases.at(SAMPLES, sum(map(len, features)), samples.images, "images")
     return torch.cat(features), torch.cat(probabilities)
 
 
@@ -187,8 +193,16 @@ def _counts(scores: dict[str, Any]) -> dict[str, float]:
     return counts | ({"bits_per_dim": scores["bits_per_dim"]["value"]} if "bits_per_dim" in scores else {})
 
 
-def _classifier_progress(observe: Observer) -> Any:
-    def on_step(step: int, steps: int, loss: float) -> None:
-        observe(Progress("evaluate", step, steps, "steps", f"training the classifier, loss {loss:.3f}"))
+def _weights(config: RunConfig, manifest: Manifest) -> dict[str, float]:
+    """About how long each part takes, in steps of the classifier."""
+    likelihood = config.evaluate.likelihood
+    return {
+        CLASSIFIER: 500,
+        REFERENCE: manifest.splits["train"].images / 50,
+        SAMPLES: config.sample.images / 50,
+        LIKELIHOOD: 10 * likelihood.images * likelihood.draws,
+    }
 
-    return on_step
+
+def _classifier_progress(phases: Phases) -> Callable[[int, int, float], None]:
+    return lambda step, steps, loss: phases.at(CLASSIFIER, step, steps, f"steps, loss {loss:.3f}")

@@ -1,18 +1,64 @@
 """What can be refused before anything is spent."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
 from fm_core.config import RunConfig
 from fm_core.data.shards import check_source
+from fm_core.data.sources import open_source
+from fm_core.errors import UserError
+from fm_core.models.build import build_network
 from fm_core.run.directory import RunDirectory
 from fm_core.sampling.store import solver_of
 from fm_core.stages import train
+from fm_core.stages.evaluate import LEAST_IMAGES
+
+STAGES = ("shard", "train", "sample", "evaluate", "report")
 
 
-def preflight(config: RunConfig) -> None:
-    """Check sources, directories, sizes that must divide, and settings that must agree.
+def preflight(config: RunConfig, stages: Sequence[str] = STAGES) -> None:
+    """Check sources, directories, sizes that must divide, and settings that must agree, for these stages.
 
     Raises UserError in one line for the first thing that is wrong.
     """
-    check_source(config.data)
+    if "shard" in stages:
+        check_source(config.data)
     RunDirectory(config).open()
-    train.check(config)
+    if "train" in stages:
+        train.check(config)
+        _check_network(config)
+        _check_initial_weights(config)
+    if "sample" in stages:
+        _check_samples(config, trained_here="train" in stages, scored="evaluate" in stages)
+
+
+def _check_network(config: RunConfig) -> None:
+    facts = open_source(config.data).facts
+    with torch.device("meta"):
+        build_network(config.model, facts.image_shape, classes=1)
+
+
+def _check_initial_weights(config: RunConfig) -> None:
+    wanted = config.train.init_from
+    if wanted and not Path(wanted).exists():
+        raise UserError(
+            f"train.init_from: {wanted} does not exist; name a run directory or a .safetensors file"
+        )
+
+
+def _check_samples(config: RunConfig, trained_here: bool, scored: bool) -> None:
     solver_of(config)
+    averages = [f"ema-{decay:g}" for decay in config.train.ema_decays]
+    if config.sample.weights not in ("ema", "raw", *averages):
+        raise UserError(
+            f"sample.weights {config.sample.weights}: there will be ema, raw, {', '.join(averages)}"
+        )
+    steps = -(-config.train.images // config.train.global_batch)
+    if trained_here and config.sample.step not in ("latest", steps):
+        raise UserError(
+            f"sample.step {config.sample.step}: this run ends at step {steps}; sample another alone"
+        )
+    if scored and config.sample.images < LEAST_IMAGES:
+        raise UserError(f"sample.images {config.sample.images}: scores need at least {LEAST_IMAGES}")

@@ -29,6 +29,7 @@ def recorded(stage: str, config: RunConfig, observe: Observer, work: Work) -> St
         result = work(run, _shown(run, observe))
         result = result.model_copy(update={"seconds": round(time.monotonic() - clock, 3)})
         outcome = {"state": result.state, "summary": result.summary}
+        _end_status(run, stage, "done")
         return result
     except BaseException as error:
         outcome["summary"] = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -62,7 +63,7 @@ def _shown(run: RunDirectory, observe: Observer) -> Observer:
         finished = progress.done >= progress.total
         if (now - last > STATUS_SECONDS or finished) and Lease(run.path / "lock").holder() is None:
             last = now
-            write_status(run.path, progress, phase="done" if finished else "running")
+            write_status(run.path, progress)
         observe(progress)
 
     return show

@@ -8,7 +8,7 @@ from fm_core.errors import UserError
 from fm_core.models.build import build_method
 from fm_core.run.directory import RunDirectory
 from fm_core.run.files import read_json, read_lines
-from fm_core.run.launch import world
+from fm_core.run.launch import device_count, world
 from fm_core.run.progress import Observer, Progress, unobserved
 from fm_core.run.supervise import supervise
 from fm_core.stages.record import recorded
@@ -30,7 +30,10 @@ def check(config: RunConfig) -> None:
     """Refuse what can be refused before a process starts. Raises UserError."""
     if "://" in RunDirectory(config).checkpoints.removeprefix("file://"):
         raise UserError("train.checkpoint_root: object stores are not supported yet; name a directory")
-    build_method(config.method).coupling.check(micro_batch_of(config.train, world(config.launch)[0]))
+    processes, gpus = world(config.launch)[0], device_count()
+    if gpus and processes > gpus:
+        raise UserError(f"launch.processes: {processes} processes want a GPU each and this host has {gpus}")
+    build_method(config.method).coupling.check(micro_batch_of(config.train, processes))
 
 
 def _train(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResult:

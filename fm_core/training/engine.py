@@ -67,12 +67,13 @@ def make_engine(network: torch.nn.Module, train: TrainSection, device: torch.dev
         weight_decay=train.weight_decay,
         fused=device.type == "cuda",
     )
-    settings = {
+    bf16 = use_bf16(train, device)
+    settings: dict[str, Any] = {
         "train_batch_size": train.global_batch,
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": train.global_batch // ranks // micro,
         "gradient_clipping": train.gradient_clip,
-        "bf16": {"enabled": use_bf16(train, device)},
+        "bf16": {"enabled": bf16},
         "zero_optimization": {
             "stage": train.zero_stage,
             "reduce_bucket_size": BUCKET_ELEMENTS,
@@ -87,6 +88,9 @@ def make_engine(network: torch.nn.Module, train: TrainSection, device: torch.dev
         "wall_clock_breakdown": False,
         "steps_per_print": 2**31,
     }
+    if bf16:
+        # DeepSpeed would add up the gradients of micro-batches in bfloat16.
+        settings["data_types"] = {"grad_accum_dtype": "fp32"}
     engine, *_ = deepspeed.initialize(model=network, optimizer=optimizer, config=settings)
     if train.compile:
         engine.compile()

@@ -75,6 +75,7 @@ def _trainer(config: RunConfig, rank: Rank, device: torch.device) -> Trainer:
 def recipe(config: RunConfig, manifest: Manifest) -> dict[str, Any]:
     """What a file of weights must say of itself to be of use alone."""
     return {
+        "seed": config.run.seed,
         "model": config.model.model_dump(mode="json"),
         "method": config.method.model_dump(mode="json"),
         "levels": manifest.levels,

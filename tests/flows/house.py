@@ -37,7 +37,8 @@ def copy_of_the_tree(target: Path) -> Path:
 def clean_environment() -> dict[str, str]:
     """The caller's environment without Prefect settings, and the tests' environment instead of a new one."""
     ours = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "FM_"))}
-    return ours | {"FM_ENVIRONMENT": sys.prefix}
+    # The tests' figures (two processes, their sizes) are those of a machine without a GPU.
+    return ours | {"FM_ENVIRONMENT": sys.prefix, "CUDA_VISIBLE_DEVICES": ""}
 
 
 def demo_command(root: Path, *options: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
