@@ -8,7 +8,7 @@ usage: bash infra/demo.sh [--keep] [--stop] [--name NAME] [-- JSON]
   --keep        leave the Prefect server and worker running afterwards
   --stop        stop those that an earlier --keep left, and end
   --name NAME   a new run: its directory is runs/NAME (default: digits)
-  -- JSON       other configuration, e.g. -- '{"train": {"images": 20000}}'
+  -- JSON       other configuration, e.g. --name short -- '{"train": {"images": 20000}}'
 
 Needs Python >= 3.11. Everything it makes lies in .venv, runs and datasets.
 Exit status: 0 done, 2 something for you to mend, 3 stopped and resumable, 1 anything else.

@@ -70,14 +70,19 @@ highlights() { grep --line-buffered -oE '^ *Downloading .* MB\)|^Installing coll
 install() {
     local python log=.venv/install.log
     python="$(find_python)"
-    require_space 3072 "the environment, with a CPU build of torch,"
+    mkdir -p .venv && exec 8>.venv/lock
+    flock 8  # demo.sh and test.sh may be started together
+    if is_complete; then exec 8>&-; return; fi
+    if has_gpu; then require_space 12288 "the environment, with a CUDA build of torch,"
+    else require_space 3072 "the environment, with a CPU build of torch,"; fi
     say_which_torch
     say "Installing into $ROOT/.venv with $("$python" --version), once; everything pip says: $log"
-    is_recent .venv/bin/python || "$python" -m venv --clear .venv
+    is_recent .venv/bin/python || "$python" -m venv .venv
     .venv/bin/python -m pip install --disable-pip-version-check --progress-bar off \
         --constraint infra/constraints.txt --editable ".$EXTRAS" > >(tee "$log" | highlights) 2>&1 ||
         { say "pip could not install the environment; see $log" >&2; exit 1; }
     fingerprint >".venv/complete$EXTRAS"
+    exec 8>&-
 }
 
 if [ -n "${FM_ENVIRONMENT-}" ]; then
