@@ -140,13 +140,20 @@ def test_an_interrupted_demo_leaves_checkpoints_and_no_process(tmp_path: Path):
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            # Whoever started the tests in the background had them ignore Ctrl-C.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
     metrics = root / "runs" / "digits" / "train" / "metrics.jsonl"
     deadline = time.monotonic() + 300
     while not metrics.exists() and demo.poll() is None and time.monotonic() < deadline:
         time.sleep(0.2)
     os.killpg(demo.pid, signal.SIGINT)  # what Ctrl-C does
-    status = demo.wait(timeout=120)
+    try:
+        status = demo.wait(timeout=120)
+    except subprocess.TimeoutExpired:
+        for process in processes_below(root):
+            process.kill()
+        raise
     told = (tmp_path / "output.txt").read_text()
     assert metrics.exists(), told
     assert status == 3, told
