@@ -46,7 +46,7 @@ class PlaneSection(Section):
     """Hidden layers of the network."""
     held_out: int = Field(default=2_048, ge=2)
     """Held-out points whose log-density is computed."""
-    samples: int = Field(default=6_000, ge=1)
+    samples: int = Field(default=5_000, ge=1)
     """Points that are drawn from each model, solved together."""
     nfe: tuple[Budget, ...] = (4, 8, 10, 20)
     """Evaluations of the network a sample, for each picture made with the midpoint rule (2 a step)."""
@@ -54,7 +54,7 @@ class PlaneSection(Section):
     """Relative tolerance of dopri5, for trajectories and for the log-density of held-out points."""
     atol: float = Field(default=1e-5, gt=0)
     """Absolute tolerance of dopri5, likewise."""
-    grid: int = Field(default=50, ge=2)
+    grid: int = Field(default=40, ge=2)
     """Points along each side of the picture of the density, solved at a tolerance of 1e-3."""
 
 

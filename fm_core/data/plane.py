@@ -1,9 +1,8 @@
 """The checkerboard of the paper's experiments in the plane.
 
-The board is [-2, 2)^2, four by four unit squares, of which the eight with an even sum of column and row
-carry the uniform distribution: density 1/8, entropy log 8 nats = 3 bits, which bounds every model's negative
-log-likelihood from below. (With a deviation of 1.15 a coordinate, the noise that a variance-preserving path
-starts from nearly has the data's scale.)
+The board is [-4, 4)^2, as is usual, four by four squares of side 2, of which the eight with an even sum of
+column and row carry the uniform distribution: density 1/32, entropy log 32 nats = 5 bits, which bounds every
+model's negative log-likelihood from below.
 """
 
 import math
@@ -14,12 +13,13 @@ from torch import Tensor
 
 from fm_core.method import keyed_random
 
-HALF_SIDE = 2.0
-ENTROPY = math.log(8)
+HALF_SIDE = 4.0
+SQUARE = 2.0
+ENTROPY = math.log(32)
 """Of the distribution, in nats."""
-WINDOW = 2.5
+WINDOW = 5.0
 """Pictures show [-WINDOW, WINDOW]^2."""
-NAME = "checkerboard, 4 x 4 unit squares on [-2, 2)^2"
+NAME = "checkerboard, 4 x 4 squares on [-4, 4)^2, density 1/32 on eight of them"
 
 BLOCK = 64
 """Consecutive positions that are drawn together: drawing each alone would cost more than the network."""
@@ -30,16 +30,16 @@ Draw = Callable[[int, str, Sequence[int], Sequence[int]], Tensor]
 def checkerboard(u: Tensor) -> Tensor:
     """Points of the board, [N, 2], from uniform numbers in [0, 1), [N, 2]."""
     column, pair = (4 * u[:, 0]).floor(), (2 * u[:, 1]).floor()
-    x = 4 * u[:, 0] - HALF_SIDE
+    x = SQUARE * (4 * u[:, 0] - 2)
     # In this order every sum is exact in float32; in another, a point could round to the edge it is below.
-    y = (2 * u[:, 1] - pair) + (2 * pair + column % 2 - HALF_SIDE)
+    y = SQUARE * ((2 * u[:, 1] - pair) + (2 * pair + column % 2 - 2))
     return torch.stack([x, y], dim=1)
 
 
 def on_squares(x: Tensor) -> Tensor:
     """Whether each of the points [N, 2] lies where the density is not zero, bool [N]."""
     inside = ((x >= -HALF_SIDE) & (x < HALF_SIDE)).all(1)
-    return inside & (x.floor().sum(1) % 2 == 0)
+    return inside & ((x / SQUARE).floor().sum(1) % 2 == 0)
 
 
 def points(seed: int, purpose: str, first: int, count: int) -> Tensor:

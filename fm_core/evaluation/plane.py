@@ -80,10 +80,12 @@ def _few_evaluations(
     velocity: Velocity, noise: Tensor, objective: Objective, plane: PlaneSection
 ) -> dict[str, Tensor]:
     """Samples by the midpoint rule at each budget of evaluations."""
-    return {
-        f"samples-{nfe}": solve(velocity, noise, objective.interval, Solver("midpoint", steps=nfe // 2)).x
-        for nfe in plane.nfe
-    }
+    drawn: dict[str, Tensor] = {}
+    for nfe in plane.nfe:
+        run = solve(velocity, noise, objective.interval, Solver("midpoint", steps=nfe // 2))
+        assert run.nfe == nfe, f"a budget of {nfe} evaluations cost {run.nfe}"
+        drawn[f"samples-{nfe}"] = run.x
+    return drawn
 
 
 def _log_density(velocity: Velocity, x1: Tensor, objective: Objective, solver: Solver) -> list[LogDensity]:

@@ -120,7 +120,7 @@ def lines_and_densities(cells: Sequence[Shown]) -> bytes:
         lines = cell.pictures["trajectory"][:, :LINES]
         _coloured_lines(axes[0][column], lines, linewidth=0.6)
         axes[0][column].plot(*lines[-1].T.numpy(), ".", color="black", markersize=1.6)
-        _frame(axes[0][column], 3.2)
+        _frame(axes[0][column], 1.2 * WINDOW)
         axes[0][column].set_title(_broken(cell.label), fontsize=9)
         _density_image(axes[1][column], cell.pictures["density"])
     axes[0][-1].axis("off")
@@ -179,13 +179,13 @@ def _coloured_lines(panel: Axes, lines: Tensor, linewidth: float) -> None:
 def _density_image(panel: Axes, density: Tensor) -> None:
     extent = (-WINDOW, WINDOW, -WINDOW, WINDOW)
     _frame(panel, WINDOW)
-    panel.imshow(density.numpy(), origin="lower", extent=extent, vmin=0, vmax=PEAK * DENSITY, cmap="viridis")
+    panel.imshow(density.numpy() / DENSITY, origin="lower", extent=extent, vmin=0, vmax=PEAK, cmap="viridis")
 
 
 def _density_bar(figure: Figure, panels: list[Axes]) -> None:
-    image = ScalarMappable(Normalize(0, PEAK * DENSITY), "viridis")
+    image = ScalarMappable(Normalize(0, PEAK), "viridis")
     bar = figure.colorbar(image, ax=panels, shrink=0.6, pad=0.01, extend="max")
-    bar.set_label("density (the data's: 0.125)", fontsize=8)
+    bar.set_label("density / the data's on its squares", fontsize=8)
     bar.ax.tick_params(labelsize=7)
 
 

@@ -10,11 +10,11 @@ from fm_core.method import keyed_random
 def test_points_fill_eight_squares_evenly_and_nothing_else():
     x = points(0, "any", 0, 16_000)
     assert on_squares(x).all()
-    squares, counts = (x + 2).floor().unique(dim=0, return_counts=True)
+    squares, counts = (x / 2).floor().unique(dim=0, return_counts=True)
     assert len(squares) == 8
     assert (squares.sum(1) % 2 == 0).all()
     assert (counts - 2000).abs().max() < 5 * math.sqrt(2000)
-    inside = (x + 2) % 1
+    inside = (x / 2) % 1
     assert torch.allclose(inside.mean(0), torch.full((2,), 0.5), atol=0.01)
     assert torch.allclose(inside.var(0), torch.full((2,), 1 / 12), atol=0.003)
 
@@ -26,13 +26,13 @@ def test_corners_of_the_unit_square_stay_on_the_board():
 
 
 def test_off_the_squares_and_off_the_board_are_told():
-    x = torch.tensor([[-1.5, -1.5], [-0.5, -1.5], [2.5, 2.5], [-2.5, 0.5], [1.5, 1.5]])
+    x = torch.tensor([[-3.0, -3.0], [-1.0, -3.0], [5.0, 5.0], [-5.0, 1.0], [3.0, 3.0]])
     assert on_squares(x).tolist() == [True, False, False, False, True]
 
 
 def test_the_entropy_is_the_logarithm_of_the_area():
     x, y = grid_centres(400)
-    area = on_squares(torch.stack([x, y], dim=-1).view(-1, 2)).float().mean() * 25
+    area = on_squares(torch.stack([x, y], dim=-1).view(-1, 2)).float().mean() * 100
     assert area.log() == pytest.approx(ENTROPY, abs=1e-3)
 
 
@@ -40,7 +40,7 @@ def test_grid_rows_go_by_y():
     x, y = grid_centres(4)
     assert torch.equal(x[0], x[1])
     assert torch.equal(y[:, 0], x[0])
-    assert x[0].tolist() == [-1.875, -0.625, 0.625, 1.875]
+    assert x[0].tolist() == [-3.75, -1.25, 1.25, 3.75]
 
 
 @pytest.mark.parametrize("shape", [(), (2,)])

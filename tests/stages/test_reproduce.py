@@ -116,7 +116,7 @@ def test_every_cell_leaves_weights_and_scores(whole):
 def test_results_hold_protocol_bound_and_every_number(whole):
     results = read_json(place(whole[0], "results.json"))
     assert results["kind"] == "plane"
-    assert results["entropy"] == {"nats": pytest.approx(2.0794415), "bits": pytest.approx(3)}
+    assert results["entropy"] == {"nats": pytest.approx(3.4657359), "bits": pytest.approx(5)}
     protocol = results["protocol"]
     assert {key: protocol[key] for key in PLANE} == PLANE
     assert protocol["seed"] == 0
