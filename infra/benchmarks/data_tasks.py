@@ -236,20 +236,21 @@ class Synthetic:
         return self._noise[(np.arange(start, stop) * 31) % len(self._noise)]
 
 
-READ_ALL = f"""
-import resource, sys, time
+READ_ALL = rf"""
+import re, sys, time
 sys.path[:0] = sys.argv[1:3]
 import data_tasks
 import fm_core.data.batches
 from pathlib import Path
-base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def resident_peak():  # getrusage would count the parent before exec
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+base = resident_peak()
 seen, began = 0, time.perf_counter()
 for images, labels in data_tasks.ours(Path(sys.argv[3])):
     seen += len(images)
     if seen >= {IMAGENET}:
         break
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(seen, base * 1024, peak * 1024, time.perf_counter() - began)
+print(seen, base, resident_peak(), time.perf_counter() - began)
 """
 
 

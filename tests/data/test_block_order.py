@@ -16,14 +16,14 @@ orders = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(order=orders, epoch=st.integers(0, 4))
 def test_each_epoch_holds_every_image_once(order, epoch):
     ids = order.ids(epoch * order.images, order.images)
     assert np.array_equal(np.sort(ids), np.arange(order.images))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(order=orders, start=st.integers(0, 300), counts=st.lists(st.integers(1, 30), max_size=8))
 def test_the_stream_does_not_depend_on_how_it_is_read(order, start, counts):
     whole = order.ids(start, sum(counts))
