@@ -6,7 +6,6 @@ from pydantic import Field, model_validator
 
 from fm_core.config.section import Name, Section
 
-
 SourceFormat = Literal[
     "auto",
     "digits",
