@@ -41,10 +41,10 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
         source = self.data.source
-        if source.format != "digits" and not (source.url and source.image_size):
-            raise ValueError(
-                f"data.source.format {source.format} needs data.source.url and data.source.image_size"
-            )
+        if source.format != "digits" and not source.url:
+            raise ValueError(f"data.source.format {source.format} needs data.source.url")
+        if source.format == "imagenet-npz" and not source.image_size:
+            raise ValueError("data.source.format imagenet-npz needs data.source.image_size")
         if self.train.warmup_images > self.train.images:
             raise ValueError("train.warmup_images is more than train.images")
         return self

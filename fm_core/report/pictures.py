@@ -13,7 +13,11 @@ NEAREST_BLOCK = 4096
 
 
 def grid(images: Tensor, levels: int, columns: int, scale: int = 4) -> Image.Image:
-    """A picture of images uint8 [n, C, H, W] of `levels` grey levels, row by row, `scale` pixels for one."""
+    """A picture of images uint8 [n, C, H, W] of `levels` grey levels, row by row, `scale` pixels for one.
+
+    A black line of one image pixel stands right of and below each image.
+    """
+    images = torch.nn.functional.pad(images, (0, 1, 0, 1))
     count, channels, height, width = images.shape
     rows = -(-count // columns)
     sheet = torch.zeros(rows * columns, channels, height, width, dtype=torch.uint8)

@@ -45,6 +45,13 @@ def test_every_command_is_of_a_kind_that_is_tested_here():
     assert [command for command in COMMANDS if not command.startswith(kinds)] == []
 
 
+def test_its_pictures_and_files_exist_and_nothing_is_left_to_fill_in():
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
+    assert links
+    assert [link for link in links if not (PROJECT / link).exists()] == []
+    assert re.findall(r"^[A-Z]+_[A-Z_]+$", README, re.MULTILINE) == []
+
+
 def test_the_demo_command_is_the_one_that_was_run(demo: Demo):
     assert commands("bash infra/demo.sh") == ["bash infra/demo.sh"]
     assert demo.result.returncode == 0
@@ -64,8 +71,6 @@ def test_the_stages_by_hand(demo: Demo):
         if "--sample.solver" in words:
             overrides.pop("sample")
             words += ["--sample.images", "16", "--sample.batch", "16"]
-        if words[1] == "reproduce":
-            continue  # its own tests run it
         result = shell(demo.root, [*words, *flags(overrides)])
         assert result.returncode == 0, f"{command}\n{result.stdout}{result.stderr}"
         if "--run.name" not in words and words[1] != "status":
