@@ -155,6 +155,8 @@ def _cell(task: Task, config: RunConfig, bar: "_Parts") -> tuple[dict[str, Any],
     plane, seed = config.reproduce.plane, config.run.seed
     network = initial_network(plane, seed)
     trained = task.cell.read("training", "weights")
+    if trained:
+        bar.found()
     training = trained or _train(task, network, config, bar)
     recipe = _scoring_recipe(plane, training)
     finished = task.cell.read("result", "pictures")
@@ -266,6 +268,10 @@ class _Parts:
         """A cell begins."""
         self._cell += 1
         self._say(0, label)
+
+    def found(self) -> None:
+        """What is reported next took no time: the rate is that of what comes after."""
+        self._pace = Pace()
 
     def trained(self, label: str, steps: int, step: int, loss: float) -> None:
         """A step was taken."""

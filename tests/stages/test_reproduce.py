@@ -174,6 +174,15 @@ def test_a_cell_does_not_depend_on_the_cells_beside_it(whole, tmp_path):
     assert stamps(tmp_path)[kept] == before[kept]
 
 
+def test_cells_that_were_there_do_not_count_into_the_rate(whole, tmp_path):
+    reproduce(configured(tmp_path, CELLS[:1]))
+    seen = []
+    reproduce(configured(tmp_path, CELLS[:2]), seen.append)
+    begun = next(p for p in seen if p.message == "FM-OT")
+    assert begun.rate is None
+    assert any(p.rate for p in seen if p.done > begun.done)
+
+
 def test_another_seed_gives_other_weights(whole, tmp_path):
     config = configured(tmp_path, CELLS[1:2])
     config = config.model_copy(update={"run": config.run.model_copy(update={"seed": 1})})
