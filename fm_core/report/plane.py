@@ -98,7 +98,9 @@ def samples_over_time_and_budget(cells: Sequence[Shown], budgets: Sequence[int])
     chosen = [round(i * (len(times) - 1) / (SNAPSHOTS - 1)) for i in range(SNAPSHOTS)]
     instants = times[chosen]
     count = len(instants) + len(budgets)
-    figure, axes = _sheet(len(cells), count, 1.28, extra_width=1.9, gap_after=len(instants))
+    figure, axes = _sheet(
+        len(cells), count, 1.28, extra_width=2.4, extra_height=-0.1, gap_after=len(instants)
+    )
     for row, cell in enumerate(cells):
         snapshots = [cell.pictures["trajectory"][i] for i in chosen]
         few = [cell.pictures[f"samples-{nfe}"] for nfe in budgets]
@@ -115,12 +117,12 @@ def samples_over_time_and_budget(cells: Sequence[Shown], budgets: Sequence[int])
 
 def lines_and_densities(cells: Sequence[Shown]) -> bytes:
     """Trajectories from the same noise for every cell, and under them the densities that they end in."""
-    figure, axes = _sheet(2, len(cells) + 1, 1.75, extra_width=0.8)
+    figure, axes = _sheet(2, len(cells) + 1, 1.75, extra_width=0.8, extra_height=0.75)
     for column, cell in enumerate(cells):
         lines = cell.pictures["trajectory"][:, :LINES]
         _coloured_lines(axes[0][column], lines, linewidth=0.6)
         axes[0][column].plot(*lines[-1].T.numpy(), ".", color="black", markersize=1.6)
-        _frame(axes[0][column], 1.2 * WINDOW)
+        _frame(axes[0][column], WINDOW)
         axes[0][column].set_title(_broken(cell.label), fontsize=9)
         _density_image(axes[1][column], cell.pictures["density"])
     axes[0][-1].axis("off")
@@ -152,10 +154,17 @@ def conditional_field(path: Path, kind: str, x: Tensor, x1: Tensor, t: float) ->
 
 
 def _sheet(
-    rows: int, columns: int, size: float, extra_width: float = 0.6, gap_after: int | None = None
+    rows: int,
+    columns: int,
+    size: float,
+    extra_width: float = 0.6,
+    extra_height: float = 0.45,
+    gap_after: int | None = None,
 ) -> tuple[Figure, list[list[Axes]]]:
     """Rows by columns of square panels; a blank strip follows column number `gap_after`."""
-    figure = Figure(figsize=(columns * size + extra_width, rows * size + 0.45), dpi=110, layout="constrained")
+    figure = Figure(
+        figsize=(columns * size + extra_width, rows * size + extra_height), dpi=110, layout="constrained"
+    )
     FigureCanvasAgg(figure)
     widths = [1.0] * columns
     if gap_after is not None:
@@ -185,7 +194,7 @@ def _density_image(panel: Axes, density: Tensor) -> None:
 def _density_bar(figure: Figure, panels: list[Axes]) -> None:
     image = ScalarMappable(Normalize(0, PEAK), "viridis")
     bar = figure.colorbar(image, ax=panels, shrink=0.6, pad=0.01, extend="max")
-    bar.set_label("density / the data's on its squares", fontsize=8)
+    bar.set_label("density / data's density", fontsize=8)
     bar.ax.tick_params(labelsize=7)
 
 
