@@ -1,19 +1,16 @@
 """One typed, closed configuration tree."""
 
 from fm_core.config.data import DataSection, SourceSection
+from fm_core.config.evaluate import EvaluateSection, LikelihoodSection
+from fm_core.config.launch import LaunchSection
+from fm_core.config.method import MethodSection
+from fm_core.config.model import ModelSection
+from fm_core.config.report import ReportSection
 from fm_core.config.reproduce import CellSection, PlaneSection, ReproduceSection
+from fm_core.config.run import RunSection
+from fm_core.config.sample import SampleSection
 from fm_core.config.section import Section
-from fm_core.config.sections import (
-    EvaluateSection,
-    LaunchSection,
-    LikelihoodSection,
-    MethodSection,
-    ModelSection,
-    ReportSection,
-    RunSection,
-    SampleSection,
-    TrainSection,
-)
+from fm_core.config.train import TrainSection
 from fm_core.config.tree import (
     RunConfig,
     config_class,

@@ -9,18 +9,16 @@ import yaml
 from pydantic import BaseModel, ValidationError, create_model, model_validator
 
 from fm_core.config.data import DataSection
+from fm_core.config.evaluate import EvaluateSection
+from fm_core.config.launch import LaunchSection
+from fm_core.config.method import MethodSection
+from fm_core.config.model import ModelSection
+from fm_core.config.report import ReportSection
 from fm_core.config.reproduce import ReproduceSection
+from fm_core.config.run import RunSection
+from fm_core.config.sample import SampleSection
 from fm_core.config.section import Section
-from fm_core.config.sections import (
-    EvaluateSection,
-    LaunchSection,
-    MethodSection,
-    ModelSection,
-    ReportSection,
-    RunSection,
-    SampleSection,
-    TrainSection,
-)
+from fm_core.config.train import TrainSection
 from fm_core.errors import UserError
 
 

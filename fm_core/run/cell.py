@@ -6,7 +6,6 @@ they were made by. Whatever is cut short leaves no record and is made again.
 
 import hashlib
 import os
-import tempfile
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from fm_core.errors import UserError
 from fm_core.run.directory import differences
-from fm_core.run.files import read_json, write_json
+from fm_core.run.files import read_json, write_bytes, write_json
 from fm_core.run.lease import Lease
 
 BEAT_SECONDS = 15.0
@@ -58,7 +57,7 @@ class Cell:
         """Write a part: its tensors, then its record."""
         data = save({name: value.detach().contiguous() for name, value in content.items()})
         digest = hashlib.sha256(data).hexdigest()
-        _write_bytes(self._tensors(tensors), data)
+        write_bytes(self._tensors(tensors), data)
         write_json(self.directory / f"{part}.json", {**record, "tensors_sha256": digest})
         return Part({**record, "tensors_sha256": digest}, digest)
 
@@ -86,22 +85,6 @@ class Cell:
 
     def _tensors(self, name: str) -> Path:
         return self.directory / f"{name}.safetensors"
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    """Replace a file atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 @contextmanager

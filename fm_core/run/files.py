@@ -15,12 +15,17 @@ SCHEMA = 1
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file atomically: a reader sees the old text or the new, even after a power loss."""
+    """Replace a file atomically, in UTF-8; see `write_bytes`."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace a file atomically: a reader sees the old content or the new, even after a power loss."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         Path(name).chmod(0o644)

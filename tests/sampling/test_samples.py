@@ -8,89 +8,15 @@ import numpy as np
 import pytest
 import torch
 import webdataset
-from safetensors.torch import save_file
+from checkpoints import CPU, SHAPE, checkpoint, config_at, make, pixels, samples_of
 
-from fm_core.config import RunConfig
 from fm_core.errors import Stopped, UserError
 from fm_core.method.solve import Solver
-from fm_core.models.build import build_network
-from fm_core.run.files import write_json
 from fm_core.run.rank import Rank
 from fm_core.sampling.generate import generate
-from fm_core.sampling.model import checkpoint_step, load_model, weights_file
+from fm_core.sampling.model import load_model
 from fm_core.sampling.rank import sample
-from fm_core.sampling.store import SampleSet, protocol_of, sample_key
-from fm_core.training.checkpoint import _written_out
-
-SHAPE = (1, 8, 8)
-MODEL = {"channels": 8, "channel_multipliers": [1], "attention_resolutions": [], "head_channels": 8}
-CPU = torch.device("cpu")
-
-
-def config_at(root, **sample_keys):
-    keys = {"images": 11, "batch": 4, "solver": "euler", "steps": 3} | sample_keys
-    return RunConfig.model_validate(
-        {
-            "run": {"root": str(root), "name": "r"},
-            "model": {**MODEL, "class_conditional": True},
-            "sample": {key: value for key, value in keys.items() if value is not None},
-        }
-    )
-
-
-def checkpoint(config, step=7, seed=0, **recipe):
-    """A complete checkpoint of random weights."""
-    torch.manual_seed(seed)
-    network = build_network(config.model, SHAPE, 10)
-    weights = {name: torch.randn_like(weight) * 0.2 for name, weight in network.state_dict().items()}
-    recipe = {
-        "model": config.model.model_dump(mode="json"),
-        "method": config.method.model_dump(mode="json"),
-        "levels": 17,
-        "image_shape": list(SHAPE),
-        "classes": 10,
-        "data": {"name": "digits", "version": "v"},
-        "step": step,
-        "images_seen": 5,
-        **recipe,
-    }
-    folder = config_path(config) / "train" / "checkpoints" / f"step-{step:08d}"
-    folder.mkdir(parents=True)
-    for name in ("raw", "ema-0.999"):
-        save_file(weights, folder / f"{name}.safetensors", {"recipe": json.dumps(recipe)})
-    write_json(folder / "COMPLETE", {"files": _written_out(folder)})
-    return folder
-
-
-def config_path(config):
-    from fm_core.run.directory import RunDirectory
-
-    return RunDirectory(config).path
-
-
-def samples_of(config):
-    step = checkpoint_step(config)
-    model = load_model(weights_file(config, step), CPU)
-    return SampleSet(config, step, protocol_of(config, model.weights_sha256))
-
-
-def make(config, ranks=1):
-    samples = samples_of(config)
-    samples.control.mkdir(parents=True, exist_ok=True)
-    for number in range(ranks):
-        sample(config, Rank(number, ranks, number, samples.control, "job"))
-    return samples
-
-
-def pixels(samples):
-    return torch.cat(list(samples.read(SHAPE)))
-
-
-@pytest.fixture
-def config(tmp_path):
-    config = config_at(tmp_path)
-    checkpoint(config)
-    return config
+from fm_core.sampling.store import protocol_of, sample_key
 
 
 @pytest.fixture(scope="module")
@@ -283,64 +209,3 @@ class TestTars:
         with pytest.raises(Stopped):
             sample(config, Rank(0, 1, 0, samples.control, "job"))
         assert samples.finished() == []
-
-
-class TestWeights:
-    def refused(self, path) -> str:
-        with pytest.raises(UserError) as caught:
-            load_model(path, CPU)
-        assert "\n" not in str(caught.value)
-        assert str(path) in str(caught.value)
-        return str(caught.value)
-
-    def test_weights_of_another_network_are_refused(self, tmp_path):
-        config = config_at(tmp_path)
-        wider = {**MODEL, "channels": 16, "class_conditional": True}
-        folder = checkpoint(config, model=config.model.model_validate(wider).model_dump(mode="json"))
-        assert "does not hold the network" in self.refused(folder / "raw.safetensors")
-
-    def test_an_unknown_network_is_refused(self, tmp_path):
-        config = config_at(tmp_path)
-        folder = checkpoint(config, model={"kind": "hyper-net"})
-        assert "does not hold the network" in self.refused(folder / "raw.safetensors")
-
-    def test_a_file_without_a_recipe_is_refused(self, tmp_path):
-        save_file({"a": torch.zeros(2)}, tmp_path / "a.safetensors")
-        assert "not written by fm train" in self.refused(tmp_path / "a.safetensors")
-
-    def test_a_file_that_is_none_is_refused(self, tmp_path):
-        (tmp_path / "a.safetensors").write_bytes(b"not weights at all")
-        self.refused(tmp_path / "a.safetensors")
-        self.refused(tmp_path / "missing.safetensors")
-
-    def test_weights_that_differ_from_the_hash_of_their_checkpoint_are_refused(self, config):
-        path = weights_file(config, 7)
-        content = bytearray(path.read_bytes())
-        content[-1] ^= 1
-        path.write_bytes(content)
-        assert "differs from the hash" in self.refused(path)
-
-    def test_weights_that_a_checkpoint_does_not_have_are_refused_with_those_it_has(self, config):
-        other = config.model_copy(update={"sample": config.sample.model_copy(update={"weights": "ema-0.5"})})
-        with pytest.raises(UserError, match=r"sample.weights ema-0.5.*ema-0.999, raw"):
-            weights_file(other, 7)
-
-    def test_a_step_that_is_not_there_is_refused_with_those_that_are(self, config):
-        assert checkpoint_step(config) == 7
-        checkpoint(config, step=9)
-        assert checkpoint_step(config) == 9
-        (config_path(config) / "train" / "checkpoints" / "step-00000009" / "COMPLETE").unlink()
-        assert checkpoint_step(config) == 7
-        other = config.model_copy(update={"sample": config.sample.model_copy(update={"step": 8})})
-        with pytest.raises(UserError, match=r"sample.step 8: .* has 7"):
-            checkpoint_step(other)
-
-    def test_no_checkpoint_is_refused_with_what_to_do(self, tmp_path):
-        with pytest.raises(UserError, match="run fm train first"):
-            checkpoint_step(config_at(tmp_path))
-
-    def test_the_network_is_ready_to_use(self, config):
-        model = load_model(weights_file(config, 7), CPU)
-        assert not model.network.training
-        assert not any(weight.requires_grad for weight in model.network.parameters())
-        assert (model.step, model.classes, model.conditional, model.quantiser.levels) == (7, 10, True, 17)

@@ -1,50 +1,19 @@
 """`fm reproduce` on tiny networks: whole, again, interrupted, damaged, wrong, and with parts from outside."""
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import pytest
-import yaml
+from tiny_comparison import CELLS, PLANE, configured, place
 
 import fm_core.stages.reproduce as module
-from fm_core.config import RunConfig, merge, parse_config
 from fm_core.errors import UserError
 from fm_core.method.objectives import FlowMatching
 from fm_core.method.paths import OptimalTransport
 from fm_core.run.files import read_json
 from fm_core.stages.reproduce import reproduce
-
-CELLS = [
-    {"name": "ddpm", "title": "DDPM", "objective": "noise-prediction", "path": "variance-preserving"},
-    {"name": "fm-ot", "title": "FM-OT", "objective": "flow-matching", "path": "optimal-transport"},
-    {
-        "name": "cnf",
-        "title": "CNF",
-        "objective": "maximum-likelihood",
-        "path": "optimal-transport",
-        "steps": 2,
-    },
-]
-PLANE = {
-    "steps": 12,
-    "batch": 16,
-    "width": 8,
-    "layers": 1,
-    "held_out": 8,
-    "samples": 40,
-    "grid": 4,
-    "nfe": [2, 4],
-    "rtol": 1e-2,
-    "atol": 1e-2,
-}
 
 
 @dataclass(frozen=True)
@@ -67,19 +36,6 @@ class Sabotaged(FlowMatching):
 
 
 OUTSIDE = {"name": "outside", "objective": "test_reproduce:Sabotaged", "path": "test_reproduce:Slower"}
-
-
-def configured(root, cells=CELLS, **plane) -> RunConfig:
-    tree = {
-        "run": {"name": "tiny", "root": str(root)},
-        "launch": {"threads": 1},
-        "reproduce": {"cells": cells, "plane": {**PLANE, **plane}},
-    }
-    return parse_config(tree, where="tiny.yaml")
-
-
-def place(root, *parts) -> Path:
-    return Path(root, "tiny", "reproduce", *parts)
 
 
 def stamps(root):
@@ -284,61 +240,3 @@ def test_what_cannot_be_is_refused_before_anything_is_spent(tmp_path, monkeypatc
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
     assert stamps(tmp_path) == before
-
-
-class TestCommand:
-    """The command itself, killed, stopped, and given nonsense."""
-
-    pytestmark = pytest.mark.slow
-
-    def start(self, root, **plane):
-        tree = merge(configured(root, CELLS[:2]).model_dump(mode="json"), {"reproduce": {"plane": plane}})
-        file = root / "tiny.yaml"
-        file.write_text(
-            yaml.safe_dump({"run": tree["run"], "launch": {"threads": 1}, "reproduce": tree["reproduce"]})
-        )
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "fm_core", "reproduce", "--config", str(file)]
-        return subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-        )
-
-    def wait_until(self, ready, process):
-        for _ in range(1200):
-            if ready():
-                return
-            assert process.poll() is None, process.communicate()[1]
-            time.sleep(0.05)
-        raise AssertionError("waited for a minute")
-
-    def test_a_kill_costs_the_cell_in_hand_and_a_stop_says_so(self, tmp_path):
-        # The second cell lasts for seconds: the signals come while it is trained.
-        long = {"steps": 300, "batch": 64}
-        first = place(tmp_path, "ddpm", "result.json")
-        process = self.start(tmp_path, **long)
-        self.wait_until(first.exists, process)
-        process.kill()
-        process.communicate()
-        kept = first.stat().st_mtime_ns
-        assert not place(tmp_path, "fm-ot", "result.json").exists()
-
-        process = self.start(tmp_path, **long)
-        # The killed process has left its lock behind: wait for that of the new one.
-        self.wait_until(lambda: read_json(place(tmp_path, "lock"))["pid"] == process.pid, process)
-        process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=60)
-        assert (process.returncode, said.splitlines()[-1]) == (3, "fm: stopped; run it again to continue")
-
-        process = self.start(tmp_path, **long)
-        out, said = process.communicate(timeout=300)
-        assert process.returncode == 0, said
-        assert out.startswith("reproduce done")
-        assert first.stat().st_mtime_ns == kept
-        assert json.loads(place(tmp_path, "results.json").read_text())["failed"] == {}
-
-    def test_nonsense_is_one_line_and_status_two(self, tmp_path):
-        process = self.start(tmp_path, nfe=[3])
-        _, said = process.communicate(timeout=60)
-        assert process.returncode == 2
-        assert len(said.splitlines()) == 1
-        assert "reproduce.plane.nfe" in said

@@ -1,6 +1,7 @@
 """Sources that are piles of encoded image files."""
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -57,7 +58,7 @@ def facts_of_pictures(
     return SourceFacts(256, (3, size, size), recipe, FILES_MAX_QUARANTINED)
 
 
-class PictureSource:
+class PictureSource(ABC):
     """A source over piles; what differs between formats is how the piles are found."""
 
     def __init__(self, facts: SourceFacts, resize: str) -> None:
@@ -65,9 +66,9 @@ class PictureSource:
         self._resize = resize
         self._found: tuple[dict[str, Pile], Classes] | None = None
 
+    @abstractmethod
     def find(self) -> tuple[dict[str, Pile], Classes]:
         """The piles by split, train first, and what their labels mean; UserError if files are missing."""
-        raise NotImplementedError
 
     def classes(self) -> Classes:
         """What the labels mean."""

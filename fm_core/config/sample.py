@@ -1,0 +1,32 @@
+"""The sample section: images from a trained model."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from fm_core.config.section import Section
+
+
+class SampleSection(Section):
+    """Images from a trained model."""
+
+    images: int = Field(default=1_000, ge=1)
+    """How many images; image number i depends on (seed, i) alone."""
+    batch: int = Field(default=250, ge=1)
+    """Images solved together; adaptive step sizes depend on it, so it is part of the protocol."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Seed of the noise of the samples."""
+    weights: str = "ema"
+    """ema (the first of train.ema_decays), ema-<decay>, or raw."""
+    step: int | Literal["latest"] = "latest"
+    """Optimizer step of the checkpoint to sample from."""
+    solver: str = "dopri5"
+    """dopri5, euler, midpoint, heun2, rk4 or another of torchdiffeq's methods."""
+    rtol: float | None = Field(default=None, gt=0)
+    """Relative tolerance of an adaptive solver; by default 1e-5."""
+    atol: float | None = Field(default=None, gt=0)
+    """Absolute tolerance of an adaptive solver; by default 1e-5."""
+    steps: int | None = Field(default=None, ge=1)
+    """Steps of a fixed-step solver."""
+    root: str | None = None
+    """fsspec URL for samples; by default samples in the run directory."""

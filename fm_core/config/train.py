@@ -1,0 +1,60 @@
+"""The train section: optimisation, checkpoints, log."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from fm_core.config.section import Section, Stage
+
+
+class TrainSection(Section):
+    """Optimisation, checkpoints and what is logged."""
+
+    images: int = Field(default=128_000, ge=1)
+    """Train until this many images were seen."""
+    global_batch: int = Field(default=128, ge=1)
+    """Images in one optimizer step, over all processes; independent of the hardware."""
+    micro_batch: int | None = Field(default=None, ge=1)
+    """Images in one forward pass of one process; by default the global batch over the processes."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Peak learning rate of AdamW."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Course of the learning rate after warm-up, down to zero at train.images."""
+    warmup_images: int = Field(default=0, ge=0)
+    """The learning rate rises linearly from zero over this many images."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decay rates."""
+    epsilon: float = Field(default=1e-8, gt=0)
+    """AdamW's epsilon."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's decoupled weight decay."""
+    gradient_clip: float = Field(default=1.0, ge=0)
+    """Largest norm of the gradient; 0 leaves it alone."""
+    ema_decays: tuple[float, ...] = (0.999,)
+    """Decay per optimizer step of each exponential moving average of the weights."""
+    ema_warmup: bool = True
+    """Use min(decay, (1 + steps) / (10 + steps)) so that early averages forget the initial weights."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 with fp32 master weights on a GPU, fp32 on a CPU."""
+    zero_stage: Stage = 1
+    """DeepSpeed's ZeRO stage."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+    compile: bool = False
+    """Compile the network with torch.compile."""
+    log_images: int = Field(default=12_800, ge=1)
+    """Log after every so many images."""
+    checkpoint_images: int = Field(default=64_000, ge=1)
+    """Save a checkpoint after every so many images."""
+    checkpoint_root: str | None = None
+    """fsspec URL for checkpoints; by default train/checkpoints in the run directory."""
+    keep_checkpoints: int = Field(default=3, ge=1)
+    """How many of the newest complete checkpoints stay."""
+    init_from: str | None = None
+    """Run directory or ema-*.safetensors file whose weights to start from."""
+
+    @model_validator(mode="after")
+    def _decays_are_rates(self) -> "TrainSection":
+        if not self.ema_decays or any(not 0 < decay < 1 for decay in self.ema_decays):
+            raise ValueError("train.ema_decays must hold at least one number between 0 and 1")
+        return self

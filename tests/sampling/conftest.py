@@ -1,0 +1,11 @@
+"""A run with one checkpoint."""
+
+import pytest
+from checkpoints import checkpoint, config_at
+
+
+@pytest.fixture
+def config(tmp_path):
+    config = config_at(tmp_path)
+    checkpoint(config)
+    return config
