@@ -14,11 +14,14 @@ check() { # NAME COMMAND...
     if "$@"; then say "$name: passed"; else failed+=("$name"); say "$name: FAILED"; fi
 }
 
+mkdir -p build
+pyright_pid=""
 check "format" ruff format --check .
 check "lint" ruff check .
 # pyright is a Node program that its Python package fetches when it is not there yet.
 if pyright --version >/dev/null 2>&1; then
-    check "types" pyright
+    pyright >build/pyright.log 2>&1 &  # beside the tests, which leave some of a core
+    pyright_pid=$!
 else
     skipped+=("types: pyright cannot fetch Node here")
 fi
@@ -27,7 +30,13 @@ command -v chromium >/dev/null && command -v chromedriver >/dev/null ||
 [ ${#skipped[@]} -eq 0 ] || printf 'skipped: %s\n' "${skipped[@]}"
 [ ${#failed[@]} -eq 0 ] || say "failed before the tests: ${failed[*]}"
 
+# Tests that share a server or a run stay together in one process (tests/conftest.py).
+workers=$(($(nproc) < 4 ? $(nproc) : 4))
 status=0
-python -m pytest "$@" || status=$?
+python -m pytest --numprocesses "$workers" --dist loadgroup --no-loadscope-reorder "$@" || status=$?
+if [ -n "$pyright_pid" ]; then
+    check "types" wait "$pyright_pid"
+    tail -n 20 build/pyright.log
+fi
 [ ${#failed[@]} -eq 0 ] || exit 1
 exit "$status"

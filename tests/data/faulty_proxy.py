@@ -42,6 +42,8 @@ class FaultyProxy:
                 return
             threading.Thread(target=self._pump, args=(client, server, None), daemon=True).start()
             self._pump(server, client, 700 if spoiled and self.fault == "truncate" else None)
+            for side in (client, server):  # a close alone waits for the other thread's recv
+                side.shutdown(socket.SHUT_RDWR)
 
     def _pump(self, source: socket.socket, target: socket.socket, most: int | None) -> None:
         sent = 0
