@@ -101,7 +101,9 @@ def test_a_standard_error_needs_two_images_to_score():
     assert "likelihood" in refused({"evaluate": {"likelihood": {"images": 1}}})
 
 
-@pytest.mark.parametrize("section", set(sections(RunConfig)), ids=lambda section: section.__name__)
+@pytest.mark.parametrize(
+    "section", sorted(set(sections(RunConfig)), key=str), ids=lambda section: section.__name__
+)
 def test_every_section_says_what_it_is(section):
     assert section.__doc__
 
