@@ -9,6 +9,7 @@ TOGETHER = ("flows", "stages", "cluster")
 """Folders whose tests share a server, a run or a network; elsewhere those of one file stay together."""
 
 
+@pytest.hookimpl(tryfirst=True)  # the plugin reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Name the group of each test, and begin with the longest groups."""
 
