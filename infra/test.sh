@@ -33,7 +33,7 @@ command -v chromium >/dev/null && command -v chromedriver >/dev/null ||
 # Tests that share a server or a run stay together in one process (tests/conftest.py).
 workers=$(($(nproc) < 4 ? $(nproc) : 4))
 status=0
-python -m pytest --numprocesses "$workers" --dist loadgroup --no-loadscope-reorder "$@" || status=$?
+python -m pytest --numprocesses "$workers" --no-loadscope-reorder "$@" || status=$?
 if [ -n "$pyright_pid" ]; then
     check "types" wait "$pyright_pid"
     tail -n 20 build/pyright.log
