@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend, and the request to stop."""
+"""Errors that are the user's to mend, failures that a new start would repeat, and the request to stop."""
 
 
 class UserError(Exception):
@@ -10,3 +10,7 @@ class UserError(Exception):
 
 class Stopped(Exception):
     """The stage ended early because it was asked to; running it again continues (exit status 3)."""
+
+
+class GaveUp(Exception):
+    """The stage cannot go on, and starting it again as it is would end the same way (exit status 1)."""

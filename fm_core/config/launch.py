@@ -16,3 +16,7 @@ class LaunchSection(Section):
     """Processes; by default one per GPU, or two where there is none."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of each process; by default the cores over the processes."""
+    restarts: int = Field(default=3, ge=0)
+    """How often a job that fails (a killed process, a lost host) is started again by itself."""
+    restart_seconds: float = Field(default=5.0, ge=0)
+    """Pause before the first restart, in seconds; it doubles from one to the next, up to five minutes."""

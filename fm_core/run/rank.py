@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from fm_core.config import RunConfig, load_config
-from fm_core.errors import Stopped, UserError
+from fm_core.errors import GaveUp, Stopped, UserError
 from fm_core.run.files import write_json
 from fm_core.run.launch import CONTROL_VARIABLE, JOB_VARIABLE, LOGS_VARIABLE, submitted
 from fm_core.run.lease import Lease
@@ -105,12 +105,19 @@ def _work(stage: str, rank: Rank, work: Callable[[RunConfig, Rank], None]) -> in
         kind, message, code = "stopped", str(stop), EXIT_STOPPED
     except UserError as error:
         kind, message, code = "user", str(error), EXIT_USER
+    except GaveUp as error:
+        kind, message, code = "gave up", str(error), 1
     except BaseException as error:
         traceback.print_exc()
         kind, message, code = "error", f"{type(error).__name__}: {error}".splitlines()[0], 1
+    leave_word(stage, rank, kind, message)
+    return code
+
+
+def leave_word(stage: str, rank: Rank, kind: str, message: str) -> None:
+    """Write down how a rank ended (done, stopped, user, gave up or error), for the supervisor."""
     record = {"job": rank.job, "rank": rank.number, "kind": kind, "message": message}
     write_json(rank.control / f"{stage}-{rank.number}.end.json", record)
-    return code
 
 
 def _adopted(rank: Rank) -> bool:

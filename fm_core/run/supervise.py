@@ -1,21 +1,31 @@
-"""Watching a job to its end: attach or submit, report, cancel, judge."""
+"""Watching a job to its end: attach or submit, report, restart, cancel, judge.
+
+A job that fails is started again, a limited number of times and after growing pauses; each restart is a
+line of restarts.jsonl. A job that the user must mend, that was asked to stop or that gave up is not.
+"""
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fm_core.config import RunConfig, dump_yaml, load_config
-from fm_core.errors import Stopped, UserError
+from fm_core.errors import GaveUp, Stopped, UserError
 from fm_core.run.directory import differences
-from fm_core.run.files import read_json, write_text
+from fm_core.run.files import append_line, read_json, write_text
 from fm_core.run.launch import Job, alive, cancel, processes_of, submit, submitted
 from fm_core.run.lease import Lease
-from fm_core.run.progress import Observer
+from fm_core.run.progress import Observer, Progress
 from fm_core.run.status import progress_of, read_status
 
 POLL_SECONDS = 0.5
 TAIL_LINES = 30
+LONGEST_PAUSE_SECONDS = 300.0
+
+
+class JobFailed(RuntimeError):
+    """A job ended before it was complete, and nobody asked it to."""
 
 
 def supervise(
@@ -30,10 +40,39 @@ def supervise(
     """Run `python -m module` as a job in a control directory until it is complete.
 
     A job that runs there already is attached to, never doubled. Success is what `complete` says
-    after the last process ended; exit codes are not believed. Raises Stopped when the ranks ended on
-    request, UserError when they refused, RuntimeError with the end of the log otherwise. Any
+    after the last process ended; exit codes are not believed. A job that failed is started again
+    launch.restarts times. Raises Stopped when the ranks ended on request, UserError when they refused,
+    GaveUp when they said that a new start would not help, JobFailed with what is known otherwise. Any
     exception in here, a signal's included, cancels the job first.
     """
+    launch = config.launch
+    for restart in range(launch.restarts + 1):
+        try:
+            return _watch(control, logs, stage, module, config, complete, observe)
+        except JobFailed as failure:
+            if restart == launch.restarts:
+                raise
+            pause = min(launch.restart_seconds * 2**restart, LONGEST_PAUSE_SECONDS)
+            facts = {"stage": stage, "restart": restart + 1, "of": launch.restarts, "pause_seconds": pause}
+            append_line(logs / "restarts.jsonl", {**facts, "failed": time.time(), "because": str(failure)})
+            why = str(failure).splitlines()[0]
+            observe(
+                _standing(control, stage, f"restart {restart + 1} of {launch.restarts} in {pause:g} s: {why}")
+            )
+            _pause(pause, control)
+    raise AssertionError("unreachable")
+
+
+def _watch(
+    control: Path,
+    logs: Path,
+    stage: str,
+    module: str,
+    config: RunConfig,
+    complete: Callable[[], bool],
+    observe: Observer,
+) -> None:
+    """One job, from its submission, or from where it is, to its end."""
     job = _attach_or_submit(control, logs, stage, module, config)
     try:
         while alive(job):
@@ -71,6 +110,21 @@ def _attach_or_submit(control: Path, logs: Path, stage: str, module: str, config
         return job
 
 
+def _standing(control: Path, stage: str, message: str) -> Progress:
+    status = read_status(control)
+    last = progress_of(status) if status and status["stage"] == stage else Progress(stage, 0, 1, "jobs")
+    return replace(last, message=message, rate=None)
+
+
+def _pause(seconds: float, control: Path) -> None:
+    """Wait; a STOP file ends the waiting."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if control.joinpath("STOP").exists():
+            raise Stopped("stopped before a restart; run it again to continue")
+        time.sleep(min(POLL_SECONDS, seconds))
+
+
 def _same_work(job: Job, logs: Path, config: RunConfig) -> None:
     running = load_config(logs / f"{job.stage}.yaml")
     section = "train" if job.stage == "train" else "sample"
@@ -95,23 +149,21 @@ def _verdict(job: Job, control: Path) -> Exception:
     for end in ends.values():
         if end["kind"] == "user":
             return UserError(end["message"])
+        if end["kind"] == "gave up":
+            return GaveUp(end["message"])
     if not ends:
         lines = "\n".join(Path(job.log).read_text(errors="replace").splitlines()[-TAIL_LINES:])
-        return RuntimeError(
-            f"{job.stage} ended without a word from its processes; end of {job.log}:\n{lines}"
-        )
+        return JobFailed(f"{job.stage} ended without a word from its processes; end of {job.log}:\n{lines}")
     # A rank that is killed leaves no word; the others then fail, or are stopped, because of it.
-    told = [f"rank {rank} was killed" for rank in range(job.processes) if rank not in ends]
+    told = [f"rank {rank} on {job.host} was killed" for rank in range(job.processes) if rank not in ends]
     failed = [f"rank {rank}: {end['message']}" for rank, end in ends.items() if end["kind"] == "error"]
     for end in ends.values():
         if end["kind"] == "stopped" and not failed and (not told or control.joinpath("STOP").exists()):
             return Stopped(end["message"])
     told += failed[:1]
     if not told:
-        return RuntimeError(
-            f"{job.stage}: every process ended well and yet it is not complete (log: {job.log})"
-        )
-    return RuntimeError(f"{job.stage} failed on {job.host}: {'; '.join(told)} (log: {job.log})")
+        return JobFailed(f"{job.stage}: every process ended well and yet it is not complete (log: {job.log})")
+    return JobFailed(f"{job.stage} failed on {job.host}: {'; '.join(told)} (log: {job.log})")
 
 
 def _ends(job: Job, control: Path) -> dict[int, dict[str, Any]]:

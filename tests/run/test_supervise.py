@@ -1,5 +1,6 @@
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -11,13 +12,14 @@ import psutil
 import pytest
 
 from fm_core.config import RunConfig
-from fm_core.errors import Stopped, UserError
-from fm_core.run.files import read_json, write_json
+from fm_core.errors import GaveUp, Stopped, UserError
+from fm_core.run.files import read_json, read_lines, write_json
 from fm_core.run.launch import JOB_VARIABLE, Job, alive, cancel, processes_of, submitted
 from fm_core.run.lease import Lease
-from fm_core.run.supervise import _verdict, supervise
+from fm_core.run.supervise import JobFailed, _pause, _verdict, supervise
 
 HERE = Path(__file__).parent
+LAUNCH = {"processes": 2, "restarts": 0, "restart_seconds": 0.2}
 
 
 class Job2:
@@ -26,10 +28,14 @@ class Job2:
     def __init__(self, path: Path, monkeypatch) -> None:
         self.control, self.logs, self.seen = path, path / "logs", []
         self.logs.mkdir()
-        self.config = RunConfig.model_validate({"run": {"root": str(path)}, "launch": {"processes": 2}})
+        self.config = RunConfig.model_validate({"run": {"root": str(path)}, "launch": LAUNCH})
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), str(HERE.parents[1])]))
         monkeypatch.setenv("OMP_NUM_THREADS", "1")
         self.does = lambda text: monkeypatch.setenv("PRETEND", text)
+
+    def launch(self, **keys):
+        launch = self.config.launch.model_copy(update=keys)
+        self.config = self.config.model_copy(update={"launch": launch})
 
     def run(self, complete=lambda: False, observe=None):
         observe = observe or self.seen.append
@@ -84,10 +90,45 @@ def test_ranks_that_end_well_without_finishing_are_a_failure(job):
 
 
 @pytest.mark.slow
+def test_a_job_whose_rank_is_killed_starts_again_and_each_restart_is_told(job):
+    job.launch(restarts=3)
+    job.does("killed-2;write")
+    job.run(complete=lambda: (job.control / "made-0.json").exists())
+    records = read_lines(job.logs / "restarts.jsonl")
+    assert [(record["restart"], record["of"], record["pause_seconds"]) for record in records] == [
+        (1, 3, 0.2),
+        (2, 3, 0.4),
+    ]
+    host = socket.gethostname()
+    assert all(f"rank 0 on {host} was killed" in record["because"] for record in records)
+    told = [progress.message for progress in job.seen]
+    assert any(message.startswith("restart 2 of 3 in 0.4 s: pretend failed") for message in told)
+    assert len(list(job.control.glob("here-0-*"))) == 3
+
+
+@pytest.mark.slow
+def test_restarts_come_to_an_end_and_one_that_gave_up_has_none(job):
+    job.launch(restarts=1)
+    job.does("killed-9;write")
+    with pytest.raises(JobFailed, match="rank 0 on"):
+        job.run()
+    assert len(list(job.control.glob("here-0-*"))) == 2
+    job.does("give up;wait")
+    with pytest.raises(GaveUp, match=r"^nothing helps$"):
+        job.run()
+    assert len(list(job.control.glob("here-0-*"))) == 3
+    assert job.processes() == []
+
+
+def test_a_stop_file_ends_the_pause_before_a_restart(tmp_path):
+    (tmp_path / "STOP").touch()
+    with pytest.raises(Stopped):
+        _pause(100, tmp_path)
+
+
+@pytest.mark.slow
 def test_what_ended_each_rank_reaches_the_caller(job):
-    job.config = job.config.model_copy(
-        update={"launch": job.config.launch.model_copy(update={"processes": 3})}
-    )
+    job.launch(processes=3)
     job.does("refuse;raise;killed")
     with pytest.raises(UserError, match=r"^sample.steps: this cannot be$"):
         job.run()
@@ -96,7 +137,7 @@ def test_what_ended_each_rank_reaches_the_caller(job):
     # Without the refusal it would have been a failure, told in one line.
     job.control.joinpath("pretend-0.end.json").unlink()
     verdict = str(_verdict(handle, job.control))
-    assert "rank 2 was killed" in verdict
+    assert f"rank 2 on {socket.gethostname()} was killed" in verdict
     assert "rank 1: ZeroDivisionError: a number" in verdict
     assert "\n" not in verdict
     assert handle.log in verdict
@@ -223,46 +264,6 @@ def test_a_directory_held_by_another_host_is_refused_in_one_line(tmp_path):
         supervise(tmp_path, tmp_path, "pretend", "none", RunConfig(), lambda: True, print)
     assert "elsewhere" in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-class TestVerdict:
-    """Who is to blame, from the words that the ranks left."""
-
-    def job(self, path, *kinds):
-        log = path / "pretend.log"
-        log.write_text("one\ntwo\n")
-        facts = {"id": "a1", "stage": "pretend", "host": "h", "pid": 1, "created": 0.0, "threads": 1}
-        for rank, kind in enumerate(kinds):
-            if kind:
-                record = {"job": "a1", "rank": rank, "kind": kind, "message": f"word {rank}"}
-                write_json(path / f"pretend-{rank}.end.json", record)
-        return Job.model_validate({**facts, "processes": len(kinds), "log": str(log)})
-
-    @pytest.mark.parametrize(
-        ("kinds", "stop", "error", "words"),
-        [
-            (("stopped", "stopped"), False, Stopped, "word 0"),
-            (("done", "stopped"), False, Stopped, "word 1"),
-            (("stopped", None), False, RuntimeError, "rank 1 was killed"),
-            (("stopped", None), True, Stopped, "word 0"),
-            (("error", None), False, RuntimeError, "rank 1 was killed; rank 0: word 0"),
-            (("stopped", "error"), True, RuntimeError, "rank 1: word 1"),
-            (("error", "user"), False, UserError, "word 1"),
-            ((None, None), False, RuntimeError, "one\ntwo"),
-            (("done", "done"), False, RuntimeError, "not complete"),
-        ],
-    )
-    def test_verdict(self, tmp_path, kinds, stop, error, words):
-        job = self.job(tmp_path, *kinds)
-        if stop:
-            (tmp_path / "STOP").touch()
-        verdict = _verdict(job, tmp_path)
-        assert type(verdict) is error
-        assert words in str(verdict)
-
-    def test_words_of_an_earlier_job_do_not_count(self, tmp_path):
-        job = self.job(tmp_path, "user", "user").model_copy(update={"id": "b2"})
-        assert "without a word" in str(_verdict(job, tmp_path))
 
 
 def test_processes_of_a_job_are_found_by_its_mark(tmp_path):

@@ -39,7 +39,7 @@ def troubled(tiny):
     # Each start counts its own micro-batches: one for each step and rank.
     start("stop", SABOTAGE="0:stop:5")
     start("term", SABOTAGE="1:SIGTERM:5")
-    start("kill", SABOTAGE="1:SIGKILL:6")
+    start("kill", "--launch.restarts", "0", SABOTAGE="1:SIGKILL:6")
     damaged = checkpoints / "step-00000012" / "raw.safetensors"
     content = bytearray(damaged.read_bytes())
     content[-1] ^= 1

@@ -1,0 +1,48 @@
+"""Who is to blame when a job has ended."""
+
+import pytest
+
+from fm_core.errors import Stopped, UserError
+from fm_core.run.files import write_json
+from fm_core.run.launch import Job
+from fm_core.run.supervise import JobFailed, _verdict
+
+
+class TestVerdict:
+    """Who is to blame, from the words that the ranks left."""
+
+    def job(self, path, *kinds):
+        log = path / "pretend.log"
+        log.write_text("one\ntwo\n")
+        facts = {"id": "a1", "stage": "pretend", "host": "h", "pid": 1, "created": 0.0, "threads": 1}
+        for rank, kind in enumerate(kinds):
+            if kind:
+                record = {"job": "a1", "rank": rank, "kind": kind, "message": f"word {rank}"}
+                write_json(path / f"pretend-{rank}.end.json", record)
+        return Job.model_validate({**facts, "processes": len(kinds), "log": str(log)})
+
+    @pytest.mark.parametrize(
+        ("kinds", "stop", "error", "words"),
+        [
+            (("stopped", "stopped"), False, Stopped, "word 0"),
+            (("done", "stopped"), False, Stopped, "word 1"),
+            (("stopped", None), False, JobFailed, "rank 1 on h was killed"),
+            (("stopped", None), True, Stopped, "word 0"),
+            (("error", None), False, JobFailed, "rank 1 on h was killed; rank 0: word 0"),
+            (("stopped", "error"), True, JobFailed, "rank 1: word 1"),
+            (("error", "user"), False, UserError, "word 1"),
+            ((None, None), False, JobFailed, "one\ntwo"),
+            (("done", "done"), False, JobFailed, "not complete"),
+        ],
+    )
+    def test_verdict(self, tmp_path, kinds, stop, error, words):
+        job = self.job(tmp_path, *kinds)
+        if stop:
+            (tmp_path / "STOP").touch()
+        verdict = _verdict(job, tmp_path)
+        assert type(verdict) is error
+        assert words in str(verdict)
+
+    def test_words_of_an_earlier_job_do_not_count(self, tmp_path):
+        job = self.job(tmp_path, "user", "user").model_copy(update={"id": "b2"})
+        assert "without a word" in str(_verdict(job, tmp_path))
