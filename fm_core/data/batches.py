@@ -90,7 +90,10 @@ class Batches:
         self._reader, self._order, self._flip_seed = reader, order, flip_seed
         self._position, self._step = position + rank * share, global_batch
         self._share, self._look = share, look
-        self._queue: queue.Queue[Batch | BaseException] = queue.Queue(ahead)
+        # Handed over several at a time: waking the other thread costs as much as reading forty images.
+        self._together = max(1, ahead // 2)
+        self._queue: queue.Queue[list[Batch] | BaseException] = queue.Queue(max(1, ahead // self._together))
+        self._at_hand: list[Batch] = []
         self._buffers = BatchBuffers()
         self._closed = threading.Event()
         self._failed: BaseException | None = None
@@ -102,12 +105,16 @@ class Batches:
 
     def __next__(self) -> Batch:
         """The next micro-batch; raises what reading it raised."""
-        if self._failed is None:
-            item = self._queue.get()
-            if isinstance(item, Batch):
-                return item
-            self._failed = item
-        raise self._failed
+        if not self._at_hand:
+            if self._failed is None:
+                item = self._queue.get()
+                if isinstance(item, BaseException):
+                    self._failed = item
+                else:
+                    self._at_hand = item[::-1]
+            if self._failed is not None:
+                raise self._failed
+        return self._at_hand.pop()
 
     def close(self) -> None:
         """Stop reading; the reader is free again."""
@@ -127,10 +134,14 @@ class Batches:
         try:
             for step in range(self._look):
                 self._prefetch(self._position + step * self._step, self._share)
+            together, group = 1, list[Batch]()  # the first one is waited for
             for first in self._firsts():
                 self._prefetch(first + self._look * self._step, self._micro)
-                if not self._put(self._batch(first)):
-                    return
+                group.append(self._batch(first))
+                if len(group) == together:
+                    if not self._put(group):
+                        return
+                    together, group = self._together, []
         except BaseException as error:
             self._put(error)
 
@@ -152,7 +163,7 @@ class Batches:
             flip(images, self._flip_seed, first)
         return Batch(first, images, labels)
 
-    def _put(self, item: Batch | BaseException) -> bool:
+    def _put(self, item: list[Batch] | BaseException) -> bool:
         """Hand over unless closed."""
         while not self._closed.is_set():
             with suppress(queue.Full):

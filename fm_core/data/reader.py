@@ -101,18 +101,14 @@ class ImageReader:
         """Read each image; the rows that are short or whose CRC differs."""
         if self._table.pictures is not None:
             return self._damaged_pictures(ids, files, self._table.pictures[ids], target)
-        offsets = self._table.offsets_of(ids)
-        size, preadv, short = self._image_bytes, os.preadv, list[int]()
-        crcs = list[int]()
-        start = 0
-        for file, offset in zip(files, offsets.tolist(), strict=True):
-            view = target[start : start + size]
-            start += size
-            if preadv(file, (view,), offset) != size:
-                short.append(len(crcs))
-            crcs.append(crc32(view))
-        differ = np.flatnonzero(np.array(crcs, np.uint32) != self._table.crcs[ids])
-        return sorted({*short, *differ.tolist()})
+        size, preadv = self._image_bytes, os.preadv
+        views = [target[start : start + size] for start in range(0, len(ids) * size, size)]
+        # A short read has a CRC that no image has.
+        crcs = [
+            crc32(view) if preadv(file, (view,), offset) == size else -1
+            for file, offset, view in zip(files, self._table.offsets_of(ids).tolist(), views, strict=True)
+        ]
+        return np.flatnonzero(np.array(crcs, np.int64) != self._table.crcs[ids]).tolist()
 
     def _damaged_pictures(self, ids: Ids, files: Sequence[int], places: Ids, target: memoryview) -> list[int]:
         """The same for layout image, where each image is a PNG at places[n] = offset, bytes."""
