@@ -51,7 +51,10 @@ class TrainSection(Section):
     keep_checkpoints: int = Field(default=3, ge=1)
     """How many of the newest complete checkpoints stay."""
     init_from: str | None = None
-    """Run directory or ema-*.safetensors file whose weights to start from."""
+    """Run directory or .safetensors file whose weights to start from; a file may also hold the weights of a
+    public UNet under guided-diffusion's names, as torchcfm keeps them."""
+    init_attention_order: Literal["legacy", "new"] = "legacy"
+    """Of such a public file: new where its use_new_attention_order was set."""
 
     @model_validator(mode="after")
     def _decays_are_rates(self) -> "TrainSection":

@@ -1,16 +1,22 @@
 """From the configuration to the network and the parts of the method."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import nn
 
 from fm_core.config import MethodSection, ModelSection
+from fm_core.config.model import OF_KIND
 from fm_core.errors import UserError
 from fm_core.method.couplings import Coupling
 from fm_core.method.named import coupling_named, objective_named, path_named, times_named
 from fm_core.method.objectives import Objective
 from fm_core.method.times import Times
+from fm_core.models.transformer import Transformer
 from fm_core.models.unet import UNet
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {"unet": UNet, "transformer": Transformer}
+"""A network takes the keys of its kind by name, and what build_network adds to them."""
 
 
 @dataclass(frozen=True)
@@ -47,20 +53,15 @@ def build_network(
     channels, height, width = image_shape
     if height != width:
         raise UserError(f"model.kind {model.kind} wants square images; the data set's are {height} x {width}")
+    sizes = {
+        "image_size": height,
+        "image_channels": channels,
+        "classes": classes if model.class_conditional else 0,
+        "time_scale": model.time_scale,
+        "gradient_checkpointing": gradient_checkpointing,
+        **model.model_dump(include=set(OF_KIND[model.kind])),
+    }
     try:
-        return UNet(
-            image_size=height,
-            image_channels=channels,
-            channels=model.channels,
-            channel_multipliers=model.channel_multipliers,
-            residual_blocks=model.residual_blocks,
-            attention_resolutions=model.attention_resolutions,
-            head_channels=model.head_channels,
-            dropout=model.dropout,
-            scale_shift=model.scale_shift,
-            resample_with_residual_blocks=model.resample_with_residual_blocks,
-            classes=classes if model.class_conditional else 0,
-            gradient_checkpointing=gradient_checkpointing,
-        )
+        return NETWORKS[model.kind](**sizes)
     except ValueError as error:
         raise UserError(f"model: {error}") from None

@@ -82,14 +82,20 @@ class Normalisation(nn.Module):
         return y.to(x.dtype)
 
 
-def time_features(t: Tensor, width: int) -> Tensor:
-    """Cosines and sines of 1000 t: [N] in [0, 1] -> float32 [N, width], frequencies from 1 down to 1e-4.
+def require_shape(x: Tensor, image_shape: tuple[int, int, int]) -> None:
+    """Raise ValueError unless x is [N, *image_shape]."""
+    if tuple(x.shape[1:]) != image_shape:
+        raise ValueError(f"the network is for images {image_shape}, these are {tuple(x.shape[1:])}")
 
-    Without the factor 1000 the features of times in [0, 1] are nearly constant.
+
+def time_features(t: Tensor, width: int, scale: float = 1000.0) -> Tensor:
+    """Cosines and sines of scale * t: [N] in [0, 1] -> float32 [N, width], frequencies from 1 down to 1e-4.
+
+    With a scale of 1 the features of times in [0, 1] are nearly constant.
     """
     half = width // 2
     exponents = torch.arange(half, dtype=torch.float32, device=t.device) / half
-    angles = 1000 * t.float()[:, None] * torch.exp(-math.log(10_000) * exponents)[None, :]
+    angles = scale * t.float()[:, None] * torch.exp(-math.log(10_000) * exponents)[None, :]
     features = torch.cat([torch.cos(angles), torch.sin(angles)], dim=1)
     return F.pad(features, (0, width - 2 * half))
 
@@ -101,9 +107,10 @@ class Conditioning(nn.Module):
     guidance, and None stands for it.
     """
 
-    def __init__(self, features: int, outputs: int, classes: int = 0) -> None:
+    def __init__(self, features: int, outputs: int, classes: int = 0, time_scale: float = 1000.0) -> None:
         super().__init__()
         self.features = features
+        self.time_scale = time_scale
         self.classes = classes
         self.inner = Dense(features, outputs)
         self.outer = Dense(outputs, outputs)
@@ -111,7 +118,7 @@ class Conditioning(nn.Module):
 
     def forward(self, t: Tensor, label: Tensor | None) -> Tensor:
         """Embed; raises ValueError where labels are given to a network without classes."""
-        features = time_features(t, self.features).to(self.inner.weight.dtype)
+        features = time_features(t, self.features, self.time_scale).to(self.inner.weight.dtype)
         vector: Tensor = self.outer(F.silu(self.inner(features)))
         if self.label is None:
             if label is not None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fm_core.models.blocks import Attention, Downsample, ResidualBlock, Upsample
-from fm_core.models.layers import Conditioning, Convolution, Normalisation
+from fm_core.models.layers import Conditioning, Convolution, Normalisation, require_shape
 
 
 class Stage(nn.Module):
@@ -39,6 +39,7 @@ class UNet(nn.Module):
     ``scale_shift``: the conditioning scales and shifts the normalised activation instead of being added.
     ``resample_with_residual_blocks``: resample inside residual blocks instead of with plain convolutions.
     ``classes``: number of classes, 0 for none; label ``classes`` (and None) is the null label.
+    ``time_scale``: factor of t before its sines and cosines.
     ``gradient_checkpointing``: recompute activations stage by stage in the backward pass of training.
 
     Raises ValueError (in the constructor) for sizes that cannot be built, and (in ``forward``) for images of
@@ -58,6 +59,7 @@ class UNet(nn.Module):
         scale_shift: bool,
         resample_with_residual_blocks: bool,
         classes: int = 0,
+        time_scale: float = 1000.0,
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
@@ -67,7 +69,7 @@ class UNet(nn.Module):
         self.classes = classes
         self.gradient_checkpointing = gradient_checkpointing
         vector = 4 * channels
-        self.conditioning = Conditioning(channels, vector, classes)
+        self.conditioning = Conditioning(channels, vector, classes, time_scale)
 
         def residual(inputs: int, outputs: int) -> ResidualBlock:
             return ResidualBlock(inputs, outputs, vector, dropout, scale_shift)
@@ -114,8 +116,7 @@ class UNet(nn.Module):
 
     def forward(self, t: Tensor, x: Tensor, label: Tensor | None = None) -> Tensor:
         """Evaluate the network at times t [N] and images x [N, C, S, S]."""
-        if tuple(x.shape[1:]) != self.image_shape:
-            raise ValueError(f"the network is for images {self.image_shape}, these are {tuple(x.shape[1:])}")
+        require_shape(x, self.image_shape)
         conditioning = self.conditioning(t, label)
         h = x.to(dtype=self.first.weight.dtype, memory_format=torch.channels_last)
         h = self.first(h)

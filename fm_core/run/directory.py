@@ -31,6 +31,7 @@ _ELASTIC_TRAIN_KEYS = {
     "checkpoint_root",
     "keep_checkpoints",
     "init_from",
+    "init_attention_order",
 }
 _ELASTIC_DATA_KEYS = {"root", "cache", "cache_bytes", "workers", "max_quarantined"}
 

@@ -7,12 +7,17 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fm_core.errors import UserError
+from fm_core.models.adm_weights import AttentionOrder, from_adm, is_adm
+from fm_core.models.unet import UNet
 from fm_core.training.checkpoint import COMPLETE
 
 
-def initial_weights(where: str, network: nn.Module) -> dict[str, Tensor]:
+def initial_weights(
+    where: str, network: nn.Module, attention: AttentionOrder = "legacy"
+) -> dict[str, Tensor]:
     """Weights from an ema-*.safetensors file, or the first average of a run's newest checkpoint.
 
+    A file with the names of guided-diffusion's UNet is converted; `attention` is its order of heads.
     Raises UserError, naming the first tensor that does not fit, or what is missing.
     """
     path = Path(where)
@@ -21,6 +26,11 @@ def initial_weights(where: str, network: nn.Module) -> dict[str, Tensor]:
         weights = load_file(file)
     except (OSError, SafetensorError) as error:
         raise UserError(f"train.init_from: {file} cannot be read: {error}") from None
+    if isinstance(network, UNet) and is_adm(weights):
+        try:
+            return from_adm(weights, network, attention)
+        except ValueError as error:
+            raise UserError(f"train.init_from: {file}: {error}") from None
     wanted = network.state_dict()
     for name in sorted(wanted.keys() | weights.keys()):
         if name not in weights or name not in wanted:

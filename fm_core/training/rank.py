@@ -54,7 +54,8 @@ def _trainer(config: RunConfig, rank: Rank, device: torch.device) -> Trainer:
     classes = manifest.class_count or 0
     network = build_network(config.model, manifest.image_shape, classes, config.train.gradient_checkpointing)
     if config.train.init_from:
-        network.load_state_dict(initial_weights(config.train.init_from, network))
+        order = config.train.init_attention_order
+        network.load_state_dict(initial_weights(config.train.init_from, network, order))
     engine = make_engine(network, config.train, device)
     directory = RunDirectory(config)
     return Trainer(

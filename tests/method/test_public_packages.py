@@ -1,14 +1,6 @@
-"""The same formulas as the public packages torchcfm, flow-matching and POT.
-
-They are test-only, so they live in an environment of their own that this test makes: a virtual environment
-that sees the running interpreter's packages (torch above all) and into which the three are installed without
-dependencies.
-"""
+"""The same formulas as the public packages torchcfm, flow-matching and POT."""
 
 import subprocess
-import sys
-import sysconfig
-import venv
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +16,6 @@ from fm_core.method.solve import Solver
 
 pytestmark = pytest.mark.slow
 
-PACKAGES = ["torchcfm==1.0.7", "flow-matching==1.0.10", "pot==0.9.7.post1"]
-
 
 def make_inputs():
     generator = torch.Generator().manual_seed(0)
@@ -39,20 +29,13 @@ INPUTS = make_inputs()
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("public-packages")
-    venv.create(folder / "env", symlinks=True)
-    python = folder / "env" / "bin" / "python"
-    variables = {"base": str(folder / "env"), "platbase": str(folder / "env")}
-    inner = Path(sysconfig.get_path("purelib", "venv", variables))
-    (inner / "outer.pth").write_text(
-        "\n".join({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
-    )
-    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps"]
-    subprocess.run([*pip, *PACKAGES], check=True, timeout=300)
+def answers(tmp_path_factory, public_python):
+    folder = tmp_path_factory.mktemp("answers")
     np.savez(folder / "inputs.npz", **{name: value.numpy() for name, value in INPUTS.items()})
     script = Path(__file__).with_name("reference_answers.py")
-    subprocess.run([python, script, folder / "inputs.npz", folder / "answers.npz"], check=True, timeout=300)
+    subprocess.run(
+        [public_python, script, folder / "inputs.npz", folder / "answers.npz"], check=True, timeout=300
+    )
     return {name: torch.from_numpy(value) for name, value in np.load(folder / "answers.npz").items()}
 
 

@@ -1,0 +1,168 @@
+"""The diffusion transformer of Peebles & Xie ("DiT", the network of SiT too), on pixels."""
+
+import math
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from fm_core.models.layers import Conditioning, Dense, require_shape
+
+TIME_FEATURES = 256
+"""Sines and cosines of the time, whatever the width."""
+
+
+class Modulation(nn.Module):
+    """`count` vectors from the conditioning, zero at the start: [N, width] -> `count` of [N, 1, width]."""
+
+    def __init__(self, width: int, count: int) -> None:
+        super().__init__()
+        self.count = count
+        self.dense = Dense(width, count * width, zero=True)
+
+    def forward(self, conditioning: Tensor) -> tuple[Tensor, ...]:
+        """Compute the vectors."""
+        vector: Tensor = self.dense(F.silu(conditioning))
+        return vector[:, None, :].chunk(self.count, dim=2)
+
+
+def normalise(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Tokens x [N, T, width] normalised, times 1 + scale, plus shift; in float32, returned in x's dtype."""
+    y = F.layer_norm(x.float(), x.shape[-1:], eps=1e-6)
+    return torch.addcmul(shift.float(), y, 1 + scale.float()).to(x.dtype)
+
+
+class Block(nn.Module):
+    """Attention and perceptron, each modulated and gated by the conditioning (adaLN-zero).
+
+    (x [N, T, width], conditioning [N, width]) -> [N, T, width]. It starts as the identity.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.modulation = Modulation(width, 6)
+        self.queries_keys_values = Dense(width, 3 * width)
+        self.projection = Dense(width, width)
+        self.inner = Dense(width, 4 * width)
+        self.outer = Dense(4 * width, width)
+
+    def forward(self, x: Tensor, conditioning: Tensor) -> Tensor:
+        """Apply the block."""
+        shift, scale, gate, inner_shift, inner_scale, inner_gate = self.modulation(conditioning)
+        x = x + gate * self._attend(normalise(x, shift, scale))
+        hidden: Tensor = self.inner(normalise(x, inner_shift, inner_scale))
+        return x + inner_gate * self.outer(F.gelu(hidden, approximate="tanh"))
+
+    def _attend(self, x: Tensor) -> Tensor:
+        n, tokens, width = x.shape
+        parts = self.queries_keys_values(x).view(n, tokens, 3, self.heads, width // self.heads)
+        query, key, value = parts.permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        return self.projection(mixed.transpose(1, 2).reshape(n, tokens, width))
+
+
+class Transformer(nn.Module):
+    """A velocity (or score, or noise) network for square images, with the interface of the UNet.
+
+    ``network(t [N] float32 in [0, 1], x [N, image_channels, S, S], label int64 [N] or None)`` -> a tensor of
+    the shape and dtype of x. A fresh network returns zeros. Weights may be bfloat16 with t and x float32.
+
+    ``patch``: side of a patch in pixels; the image becomes (S / patch)^2 tokens of ``width`` numbers.
+    ``depth``: blocks. ``heads``: attention heads of each. ``classes``: 0 for none; label ``classes`` (and
+    None) is the null label. ``time_scale``: factor of t before its sines.
+    ``gradient_checkpointing``: recompute activations block by block in the backward pass of training.
+
+    Raises ValueError (in the constructor) for sizes that cannot be built, and (in ``forward``) for images of
+    another shape and for labels given to a network without classes.
+    """
+
+    positions: Tensor
+
+    def __init__(
+        self,
+        image_size: int,
+        image_channels: int,
+        patch: int,
+        width: int,
+        depth: int,
+        heads: int,
+        classes: int = 0,
+        time_scale: float = 1000.0,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        if image_size % patch:
+            raise ValueError(f"patch {patch} does not divide images of {image_size} pixels")
+        if width % 4 or width % heads:
+            raise ValueError(f"width {width} must be a multiple of 4 and of heads {heads}")
+        self.image_shape = (image_channels, image_size, image_size)
+        self.classes = classes
+        self.patch = patch
+        self.gradient_checkpointing = gradient_checkpointing
+        self.first = Dense(patch * patch * image_channels, width)
+        self.conditioning = Conditioning(TIME_FEATURES, width, classes, time_scale)
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.last_modulation = Modulation(width, 2)
+        self.last = Dense(width, patch * patch * image_channels, zero=True)
+        # Not among the weights: it is a function of the sizes.
+        self.register_buffer("positions", position_features(image_size // patch, width), persistent=False)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Xavier's weights and no biases, except where a layer starts at zero."""
+        for block in self.blocks:
+            for layer in block.children():
+                if isinstance(layer, Dense):
+                    nn.init.xavier_uniform_(layer.weight)
+                    nn.init.zeros_(layer.bias)
+        nn.init.xavier_uniform_(self.first.weight)
+        nn.init.zeros_(self.first.bias)
+        for layer in (self.conditioning.inner, self.conditioning.outer, self.conditioning.label):
+            if layer is not None:
+                nn.init.normal_(layer.weight, std=0.02)
+
+    def forward(self, t: Tensor, x: Tensor, label: Tensor | None = None) -> Tensor:
+        """Evaluate the network at times t [N] and images x [N, C, S, S]."""
+        require_shape(x, self.image_shape)
+        conditioning = self.conditioning(t, label)
+        tokens: Tensor = self.first(to_patches(x, self.patch).to(self.first.weight.dtype))
+        tokens = tokens + self.positions.to(tokens.dtype)
+        for block in self.blocks:
+            tokens = self._run(block, tokens, conditioning)
+        shift, scale = self.last_modulation(conditioning)
+        patches: Tensor = self.last(normalise(tokens, shift, scale))
+        return from_patches(patches, self.patch, self.image_shape).to(x.dtype)
+
+    def _run(self, block: nn.Module, x: Tensor, conditioning: Tensor) -> Tensor:
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            return cast(Tensor, checkpoint(block, x, conditioning, use_reentrant=False))
+        return block(x, conditioning)
+
+
+def to_patches(x: Tensor, patch: int) -> Tensor:
+    """Images [N, C, S, S] -> tokens [N, (S / patch)^2, patch * patch * C], row by row."""
+    n, channels, size, _ = x.shape
+    side = size // patch
+    cut = x.reshape(n, channels, side, patch, side, patch)
+    return cut.permute(0, 2, 4, 3, 5, 1).reshape(n, side * side, patch * patch * channels)
+
+
+def from_patches(tokens: Tensor, patch: int, image_shape: tuple[int, int, int]) -> Tensor:
+    """The inverse of to_patches."""
+    channels, size, _ = image_shape
+    side = size // patch
+    cut = tokens.reshape(len(tokens), side, side, patch, patch, channels)
+    return cut.permute(0, 5, 1, 3, 2, 4).reshape(len(tokens), channels, size, size)
+
+
+def position_features(side: int, width: int) -> Tensor:
+    """Sines and cosines of row and column: float32 [side^2, width], a quarter of the width for each."""
+    frequencies = torch.exp(-math.log(10_000) * torch.arange(width // 4) / (width // 4))
+    angles = torch.arange(side)[:, None] * frequencies[None, :]
+    features = torch.cat([torch.sin(angles), torch.cos(angles)], dim=1)
+    rows = features[:, None, :].expand(side, side, width // 2)
+    columns = features[None, :, :].expand(side, side, width // 2)
+    return torch.cat([rows, columns], dim=2).reshape(side * side, width)

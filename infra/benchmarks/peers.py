@@ -1,0 +1,46 @@
+"""The environment of the public packages that speed and answers are held against."""
+
+import fcntl
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+CONSTRAINTS = Path(__file__).resolve().parents[1] / "constraints.txt"
+PACKAGES = ("torchcfm==1.0.7", "flow-matching==1.0.10", "pot==0.9.7.post1")
+
+
+def peers_python(folder: Path) -> Path:
+    """The Python of a virtual environment in `folder`, made if it is not there.
+
+    It sees the running interpreter's packages, torch above all, and holds the public ones without their
+    dependencies: everybody computes with the same torch.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # several processes may ask at once
+        if not (folder / "complete").exists():
+            _make(folder)
+    return folder / "bin" / "python"
+
+
+def _make(folder: Path) -> None:
+    venv.create(folder, symlinks=True, clear=True)
+    variables = {"base": str(folder), "platbase": str(folder)}
+    inner = Path(sysconfig.get_path("purelib", "venv", variables))
+    (inner / "outer.pth").write_text(
+        "\n".join({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
+    )
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        str(folder / "bin" / "python"),
+        "install",
+        "--quiet",
+        "--no-deps",
+    ]
+    subprocess.run([*pip, "--constraint", str(CONSTRAINTS), *PACKAGES], check=True, timeout=300)
+    (folder / "complete").write_text("\n".join(PACKAGES))
