@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from fm_core.config.section import Section, Stage
+from fm_core.config.speed import SpeedSection
 
 
 class TrainSection(Section):
@@ -15,7 +16,7 @@ class TrainSection(Section):
     global_batch: int = Field(default=128, ge=1)
     """Images in one optimizer step, over all processes; independent of the hardware."""
     micro_batch: int | None = Field(default=None, ge=1)
-    """Images in one forward pass of one process; by default the global batch over the processes."""
+    """Most images in one forward pass of one process; by default the global batch over the processes."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """Peak learning rate of AdamW."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -40,8 +41,8 @@ class TrainSection(Section):
     """DeepSpeed's ZeRO stage."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
-    compile: bool = False
-    """Compile the network with torch.compile."""
+    speed: SpeedSection = SpeedSection()
+    """Ways to the same losses in less time."""
     log_images: int = Field(default=12_800, ge=1)
     """Log after every so many images."""
     checkpoint_images: int = Field(default=64_000, ge=1)

@@ -6,9 +6,9 @@ r-th of W equal slices. All ranks always have the same number of batches, and th
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
 import numpy as np
@@ -39,11 +39,16 @@ class Batch:
     """Grey values, uint8 [n, C, H, W], on the CPU; pinned where there is a GPU."""
     labels: torch.Tensor
     """Classes, int64 [n]; -1 without labels."""
+    prepared: tuple[torch.Tensor, ...] = ()
+    """What `prepare` made of it ahead of time; pinned where there is a GPU."""
 
     @property
     def positions(self) -> range:
         """Stream position of each image."""
         return range(self.first, self.first + len(self.labels))
+
+
+Prepare = Callable[[Batch], tuple[torch.Tensor, ...]]
 
 
 class Batches:
@@ -60,6 +65,7 @@ class Batches:
         ranks: int = 1,
         micro_batch: int | None = None,
         flip_seed: int | None = None,
+        prepare: Prepare | None = None,
         ahead: int = 4,
         look: int = 64,
     ) -> None:
@@ -74,6 +80,7 @@ class Batches:
             ranks: data-parallel world size.
             micro_batch: images yielded at a time, a divisor of the rank's share; by default the share.
             flip_seed: seed of the horizontal flips; None leaves images as they are.
+            prepare: what the background thread makes of each batch as well.
             ahead: batches read in advance.
             look: global batches in advance whose remote shards begin to be copied to this node.
 
@@ -87,7 +94,8 @@ class Batches:
                 f"train.global_batch: {global_batch} images do not divide into {ranks} processes "
                 f"with micro-batches of {self._micro}"
             )
-        self._reader, self._order, self._flip_seed = reader, order, flip_seed
+        self._reader, self._order = reader, order
+        self._flip_seed, self._prepare = flip_seed, prepare
         self._position, self._step = position + rank * share, global_batch
         self._share, self._look = share, look
         # Handed over several at a time: waking the other thread costs as much as reading forty images.
@@ -161,7 +169,13 @@ class Batches:
         labels = self._reader.read_into(ids, images)
         if self._flip_seed is not None:
             flip(images, self._flip_seed, first)
-        return Batch(first, images, labels)
+        batch = Batch(first, images, labels)
+        if self._prepare is None:
+            return batch
+        prepared = self._prepare(batch)
+        if torch.cuda.is_available():
+            prepared = tuple(part.pin_memory() for part in prepared)
+        return replace(batch, prepared=prepared)
 
     def _put(self, item: list[Batch] | BaseException) -> bool:
         """Hand over unless closed."""

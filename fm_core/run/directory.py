@@ -25,7 +25,7 @@ _ELASTIC_TRAIN_KEYS = {
     "images",
     "micro_batch",
     "gradient_checkpointing",
-    "compile",
+    "speed",
     "log_images",
     "checkpoint_images",
     "checkpoint_root",

@@ -49,10 +49,16 @@ class BatchSource:
             ranks=ranks,
             micro_batch=micro_batch,
             flip_seed=self.seed if self.flip else None,
+            prepare=self._ends,
         )
 
     def draw(self, batch: Batch, device: torch.device) -> tuple[PathSample, Tensor]:
         """Points on the path for one micro-batch and their labels, on the device."""
+        x0, x1, t = (part.to(device, non_blocking=True) for part in batch.prepared)
+        return self.path.sample(x0, x1, t), batch.labels.to(device, non_blocking=True)
+
+    def _ends(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Noise, dequantised images and times, on the CPU: made ahead, or a GPU would wait for them."""
         shape = tuple(batch.images.shape[1:])
         dither = keyed_random.uniform(self.seed, "dequantise", batch.positions, shape)
         x1 = self.quantiser.dequantise(batch.images, dither)
@@ -60,5 +66,4 @@ class BatchSource:
         t = self.times.times(keyed_random.uniform(self.seed, "time", batch.positions, ()))
         # A coupling leaves x1 where it is in the stream, and with it its label.
         x0, x1, _ = self.coupling.pair(x0, x1, batch.labels)
-        x0, x1, t = (part.to(device, non_blocking=True) for part in (x0, x1, t))
-        return self.path.sample(x0, x1, t), batch.labels.to(device, non_blocking=True)
+        return x0, x1, t

@@ -7,10 +7,11 @@ import torch
 import torch.distributed as dist
 
 from fm_core.config import TrainSection
+from fm_core.config.speed import SpeedSection
 from fm_core.errors import UserError
 
-BUCKET_ELEMENTS = 25_000_000
-"""DeepSpeed's default bucket, 5e8 elements, is more than a whole network of this kind holds."""
+SMALLEST_BUCKET, LARGEST_BUCKET = 2**20, 25_000_000
+"""Gradient elements. DeepSpeed's default of 5e8 is more than a whole network of this kind holds."""
 
 
 def initialize_process_group() -> torch.device:
@@ -39,7 +40,7 @@ def micro_batch_of(train: TrainSection, ranks: int) -> int:
             "change it or launch.processes"
         )
     share = train.global_batch // ranks
-    micro = train.micro_batch or share
+    micro = min(train.micro_batch or share, share)
     if share % micro:
         raise UserError(
             f"train.micro_batch {micro} does not divide the {share} images of one process "
@@ -57,6 +58,9 @@ def make_engine(network: torch.nn.Module, train: TrainSection, device: torch.dev
     """Wrap a network and torch.optim.AdamW in a DeepSpeed engine."""
     import deepspeed
 
+    torch.backends.cudnn.benchmark = train.speed.cudnn_benchmark
+    torch.set_float32_matmul_precision("high" if train.speed.tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = train.speed.tf32
     ranks = dist.get_world_size()
     micro = micro_batch_of(train, ranks)
     optimizer = torch.optim.AdamW(
@@ -65,9 +69,10 @@ def make_engine(network: torch.nn.Module, train: TrainSection, device: torch.dev
         betas=train.betas,
         eps=train.epsilon,
         weight_decay=train.weight_decay,
-        fused=device.type == "cuda",
+        fused=train.speed.fused_optimizer,
     )
     bf16 = use_bf16(train, device)
+    bucket = bucket_elements(network, train)
     settings: dict[str, Any] = {
         "train_batch_size": train.global_batch,
         "train_micro_batch_size_per_gpu": micro,
@@ -76,10 +81,9 @@ def make_engine(network: torch.nn.Module, train: TrainSection, device: torch.dev
         "bf16": {"enabled": bf16},
         "zero_optimization": {
             "stage": train.zero_stage,
-            "reduce_bucket_size": BUCKET_ELEMENTS,
-            "allgather_bucket_size": BUCKET_ELEMENTS,
-            # Off until an equality test shows that it leaves the losses alone.
-            "overlap_comm": False,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
+            "overlap_comm": train.speed.overlap,
         },
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -92,9 +96,27 @@ def make_engine(network: torch.nn.Module, train: TrainSection, device: torch.dev
         # DeepSpeed would add up the gradients of micro-batches in bfloat16.
         settings["data_types"] = {"grad_accum_dtype": "fp32"}
     engine, *_ = deepspeed.initialize(model=network, optimizer=optimizer, config=settings)
-    if train.compile:
-        engine.compile()
+    if train.speed.compile:
+        engine.compile(compile_kwargs=compile_options(train.speed))
     return engine
+
+
+def bucket_elements(network: torch.nn.Module, train: TrainSection) -> int:
+    """Gradient elements of one message: the network in about eight, so that the first leave early."""
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    sized = min(max(parameters // 8, SMALLEST_BUCKET), LARGEST_BUCKET)
+    return train.speed.bucket_elements or sized
+
+
+def compile_options(speed: SpeedSection) -> dict[str, Any]:
+    """Arguments of torch.compile for the network; the shapes of training never change."""
+    from torch._inductor import list_mode_options
+
+    options = {**list_mode_options(speed.compile_mode)}
+    if speed.compile_channels_last:
+        # Inductor of torch 2.13 looks for forward convolutions alone and leaves the backward graph as it is.
+        options["force_layout_optimization"] = True
+    return {"dynamic": False, "options": options}
 
 
 def set_learning_rate(engine: Any, rate: float) -> None:

@@ -149,6 +149,7 @@ def test_the_ambient_seed_is_a_function_of_seed_and_position():
     [
         ({"global_batch": 128}, 2, 64),
         ({"global_batch": 128, "micro_batch": 16}, 4, 16),
+        ({"global_batch": 128, "micro_batch": 128}, 2, 64),
         ({"global_batch": 6}, 6, 1),
     ],
 )
@@ -162,7 +163,6 @@ def test_the_micro_batch_is_the_share_unless_it_is_named(keys, ranks, micro):
         ({"global_batch": 128}, 3, ["train.global_batch 128", "3 processes"]),
         ({"global_batch": 2}, 4, ["train.global_batch 2", "4 processes"]),
         ({"global_batch": 128, "micro_batch": 48}, 2, ["train.micro_batch 48", "64 images"]),
-        ({"global_batch": 128, "micro_batch": 128}, 2, ["train.micro_batch 128", "64 images"]),
     ],
 )
 def test_sizes_that_do_not_divide_are_refused_in_one_line(keys, ranks, named):
