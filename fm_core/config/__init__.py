@@ -1,5 +1,6 @@
 """One typed, closed configuration tree."""
 
+from fm_core.config.beside import BesideSection
 from fm_core.config.data import DataSection, SourceSection
 from fm_core.config.evaluate import EvaluateSection, LikelihoodSection
 from fm_core.config.launch import LaunchSection
@@ -22,6 +23,7 @@ from fm_core.config.tree import (
 )
 
 __all__ = [
+    "BesideSection",
     "CellSection",
     "DataSection",
     "EvaluateSection",

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from fm_core.config.beside import BesideSection
 from fm_core.config.section import Section
 
 
@@ -35,3 +36,5 @@ class EvaluateSection(Section):
     """classifier: a network trained on the data set's own labels; never called FID."""
     likelihood: LikelihoodSection = LikelihoodSection()
     """Bits per dimension."""
+    beside: BesideSection = BesideSection()
+    """Scores of each checkpoint while training goes on."""

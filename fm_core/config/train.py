@@ -56,6 +56,12 @@ class TrainSection(Section):
     public UNet under guided-diffusion's names, as torchcfm keeps them."""
     init_attention_order: Literal["legacy", "new"] = "legacy"
     """Of such a public file: new where its use_new_attention_order was set."""
+    prometheus: str | None = None
+    """Directory of node_exporter's textfile collector, for the newest metrics of the run."""
+    tensorboard: bool = False
+    """Write TensorBoard's event files into train/tensorboard in the run directory; needs tensorboardX."""
+    wandb: str | None = None
+    """Project at Weights & Biases to copy the metrics to; needs wandb and its WANDB_API_KEY."""
 
     @model_validator(mode="after")
     def _decays_are_rates(self) -> "TrainSection":

@@ -112,15 +112,15 @@ def one_line(error: ValidationError) -> str:
 def config_class(preset: RunConfig) -> type[RunConfig]:
     """A RunConfig whose defaults, at every depth, are those of a preset.
 
-    A flow that takes one shows the preset's values in its form, and a caller who names one key
-    keeps the preset's other keys.
+    A flow that takes one shows the preset's values in its form, in the order of the sections, and a
+    caller who names one key keeps the preset's other keys.
     """
     return cast(type[RunConfig], _with_defaults(RunConfig, preset))
 
 
 def _with_defaults(section: type[BaseModel], preset: BaseModel) -> type[BaseModel]:
     fields: dict[str, Any] = {}
-    for name, field in section.model_fields.items():
+    for position, (name, field) in enumerate(section.model_fields.items()):
         value = getattr(preset, name)
         annotation: Any = field.annotation
         if isinstance(value, Section):
@@ -129,6 +129,8 @@ def _with_defaults(section: type[BaseModel], preset: BaseModel) -> type[BaseMode
         kept = copy(field)
         kept.default = value
         kept.annotation = annotation
+        # Prefect's forms sort by it; without it, by the alphabet.
+        kept.json_schema_extra = {"position": position}
         fields[name] = (annotation, kept)
     return create_model(
         section.__name__, __base__=section, __doc__=section.__doc__, __module__=__name__, **fields

@@ -1,4 +1,4 @@
-"""Pictures: grids of images, the loss curve."""
+"""Pictures: grids of images, curves of loss and distance."""
 
 import base64
 import io
@@ -64,6 +64,28 @@ def loss_curve(metrics: list[dict[str, Any]]) -> bytes:
     axes.set_ylabel("loss per dimension")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7, ncols=5, loc="upper right")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def distance_curve(scores: list[dict[str, Any]]) -> bytes:
+    """PNG of the distance with its standard error against images seen.
+
+    `scores` are the lines of evaluation/beside.jsonl; at least one.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 3.2), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    seen = [line["images_seen"] for line in scores]
+    distances = [line["frechet_distance"] for line in scores]
+    axes.errorbar(seen, distances, [line["stderr"] for line in scores], color="black", marker="o", capsize=3)
+    axes.set_xlabel("images seen")
+    axes.set_ylabel(f"Fréchet distance ({scores[-1]['features']} features)")
+    axes.grid(alpha=0.3)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()

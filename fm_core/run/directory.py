@@ -32,6 +32,9 @@ _ELASTIC_TRAIN_KEYS = {
     "keep_checkpoints",
     "init_from",
     "init_attention_order",
+    "prometheus",
+    "tensorboard",
+    "wandb",
 }
 _ELASTIC_DATA_KEYS = {"root", "cache", "cache_bytes", "workers", "max_quarantined"}
 

@@ -9,6 +9,7 @@ from fm_core.config import RunConfig
 from fm_core.data.shards import check_source
 from fm_core.data.sources import open_source
 from fm_core.errors import UserError
+from fm_core.method.solve import Solver
 from fm_core.models.build import build_network
 from fm_core.run.directory import RunDirectory
 from fm_core.sampling.store import solver_of
@@ -30,6 +31,7 @@ def preflight(config: RunConfig, stages: Sequence[str] = STAGES) -> None:
         train.check(config)
         _check_network(config)
         _check_initial_weights(config)
+        _check_beside(config)
     if "sample" in stages:
         _check_samples(config, trained_here="train" in stages, scored="evaluate" in stages)
 
@@ -46,6 +48,17 @@ def _check_initial_weights(config: RunConfig) -> None:
         raise UserError(
             f"train.init_from: {wanted} does not exist; name a run directory or a .safetensors file"
         )
+
+
+def _check_beside(config: RunConfig) -> None:
+    beside = config.evaluate.beside
+    if not beside.images:
+        return
+    if beside.images < LEAST_IMAGES:
+        raise UserError(f"evaluate.beside.images {beside.images}: a distance needs at least {LEAST_IMAGES}")
+    Solver(method=beside.solver, steps=beside.steps)
+    if "://" in RunDirectory(config).checkpoints.removeprefix("file://"):
+        raise UserError("evaluate.beside: train.checkpoint_root must be a directory, to link weights from")
 
 
 def _check_samples(config: RunConfig, trained_here: bool, scored: bool) -> None:

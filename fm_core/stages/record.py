@@ -33,7 +33,8 @@ def recorded(stage: str, config: RunConfig, observe: Observer, work: Work) -> St
         return result
     except BaseException as error:
         outcome["summary"] = f"{type(error).__name__}: {error}".splitlines()[0]
-        asked = isinstance(error, Stopped | KeyboardInterrupt)
+        # What is no Exception is a signal of whoever runs this: Ctrl-C, a cancelled flow run.
+        asked = isinstance(error, Stopped) or not isinstance(error, Exception)
         outcome["state"] = "stopped" if asked else "failed"
         if isinstance(error, Exception) and not isinstance(error, Stopped | UserError):
             with run.log(stage, "error").open("a") as log:

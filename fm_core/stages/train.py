@@ -6,6 +6,7 @@ from fm_core.config import RunConfig
 from fm_core.data.manifest import load_manifest
 from fm_core.errors import UserError
 from fm_core.models.build import build_method
+from fm_core.run.beside import scored_beside
 from fm_core.run.directory import RunDirectory
 from fm_core.run.files import read_json, read_lines
 from fm_core.run.launch import device_count, world
@@ -15,6 +16,7 @@ from fm_core.stages.record import recorded
 from fm_core.stages.result import StageResult
 from fm_core.training.checkpoint import verify
 from fm_core.training.engine import micro_batch_of
+from fm_core.training.exports import check_exports
 
 
 def train(config: RunConfig, observe: Observer = unobserved) -> StageResult:
@@ -34,6 +36,7 @@ def check(config: RunConfig) -> None:
     if gpus and processes > gpus:
         raise UserError(f"launch.processes: {processes} processes want a GPU each and this host has {gpus}")
     build_method(config.method).coupling.check(micro_batch_of(config.train, processes))
+    check_exports(config.train)
 
 
 def _train(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResult:
@@ -45,7 +48,10 @@ def _train(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResu
         total = config.train.images
         observe(Progress("train", 0, total, "images", "starting the processes"))
         logs = run.path / "logs"
-        supervise(run.path, logs, "train", "fm_core.training.rank", config, lambda: complete(config), observe)
+        with scored_beside(config):
+            supervise(
+                run.path, logs, "train", "fm_core.training.rank", config, lambda: complete(config), observe
+            )
     done = read_json(run.train_done) or {}
     lines = read_lines(run.metrics)
     loss = lines[-1]["loss"] if lines else None

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +61,18 @@ class Interval:
 
 
 class TrainLog:
-    """Writes metrics.jsonl and status.json; made on rank 0 alone."""
+    """Writes metrics.jsonl and status.json; made on rank 0 alone. `export` gets a copy of each line."""
 
-    def __init__(self, directory: Path, metrics: Path, job: str, images: int) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        metrics: Path,
+        job: str,
+        images: int,
+        export: Callable[[Mapping[str, Any]], None] = lambda record: None,
+    ) -> None:
         self.directory, self.metrics, self.job, self.images = directory, metrics, job, images
+        self.export = export
         self.facts: dict[str, Any] = {"job": job}
         self._status_at = 0.0
 
@@ -76,7 +85,9 @@ class TrainLog:
 
     def line(self, record: dict[str, Any]) -> None:
         """Append one metrics line."""
-        append_line(self.metrics, {key: finite(value) for key, value in record.items()})
+        line = {key: finite(value) for key, value in record.items()}
+        append_line(self.metrics, line)
+        self.export(line)
         self.facts |= {key: finite(record[key]) for key in ("loss", "lr", "images_per_s")}
 
     def status(self, state: TrainState, phase: str = "running", now: bool = False) -> None:

@@ -20,6 +20,7 @@ from fm_core.training.batch import BatchSource
 from fm_core.training.checkpoint import TrainState
 from fm_core.training.ema import Averages
 from fm_core.training.engine import initialize_process_group, make_engine, micro_batch_of
+from fm_core.training.exports import Exports
 from fm_core.training.initial import initial_weights
 from fm_core.training.log import TrainLog
 from fm_core.training.loop import Trainer, run
@@ -69,8 +70,13 @@ def _trainer(config: RunConfig, rank: Rank, device: torch.device) -> Trainer:
         root=Path(directory.checkpoints),
         recipe=recipe(config, manifest),
         conditional=config.model.class_conditional,
-        log=TrainLog(rank.control, directory.metrics, rank.job, config.train.images) if rank.first else None,
+        log=_log(config, rank) if rank.first else None,
     )
+
+
+def _log(config: RunConfig, rank: Rank) -> TrainLog:
+    metrics = RunDirectory(config).metrics
+    return TrainLog(rank.control, metrics, rank.job, config.train.images, Exports(config))
 
 
 def recipe(config: RunConfig, manifest: Manifest) -> dict[str, Any]:

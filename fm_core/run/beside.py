@@ -1,0 +1,79 @@
+"""The process that scores checkpoints while training goes on, seen from the training's side."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from fm_core.config import RunConfig, dump_yaml
+from fm_core.run.directory import RunDirectory
+from fm_core.run.files import read_lines, write_text
+from fm_core.run.lease import Lease
+
+MODULE = "fm_core.stages.beside"
+END_SECONDS = 40.0
+"""How long the process may take to end its own jobs when it is stopped."""
+
+
+def scores_beside(run: Path) -> list[dict[str, Any]]:
+    """The scores so far, in the order they were made: step, images_seen, frechet_distance, stderr, ..."""
+    return read_lines(run / "evaluation" / "beside.jsonl")
+
+
+def workplace(run: Path) -> Path:
+    """The directory of which the process holds the lease."""
+    return run / "beside" / "scoring"
+
+
+@contextmanager
+def scored_beside(config: RunConfig) -> Generator[None]:
+    """While it is open a process scores the checkpoints; when all went well it finishes the last one first.
+
+    What goes wrong over there stays over there, in logs/train-beside.log.
+    """
+    if not config.evaluate.beside.images:
+        yield
+        return
+    run = RunDirectory(config).path
+    end_scoring(run)  # that of a supervisor that was killed
+    process = _start(config, run)
+    try:
+        yield
+        process.communicate()  # its standard input ends: so has training
+    finally:
+        process.terminate()
+        end_scoring(run)
+        process.wait()
+
+
+def end_scoring(run: Path) -> None:
+    """End the process that scores a run's checkpoints, if there is one on this host."""
+    holder = Lease(workplace(run) / "lock").holder()
+    if holder is None:
+        return
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(holder["pid"])
+        process.terminate()
+        _, left = psutil.wait_procs([process], END_SECONDS)
+        for survivor in left:
+            survivor.kill()
+
+
+def _start(config: RunConfig, run: Path) -> subprocess.Popen[bytes]:
+    config_file = run / "logs" / "beside.yaml"
+    write_text(config_file, dump_yaml(config))
+    devices = config.evaluate.beside.devices
+    with (run / "logs" / "train-beside.log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", MODULE, str(config_file)],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, **({"CUDA_VISIBLE_DEVICES": devices} if devices is not None else {})},
+        )

@@ -1,0 +1,138 @@
+"""Training's numbers for other people's instruments: Prometheus, TensorBoard, Weights & Biases.
+
+metrics.jsonl is the record; these are copies of its lines. One that cannot be written (a full disk, a service
+that is away) never stops training: it says so once in the log.
+"""
+
+import importlib
+import importlib.util
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fm_core.config import RunConfig, TrainSection
+from fm_core.errors import UserError
+from fm_core.run.directory import RunDirectory
+
+Export = Callable[[Mapping[str, Any]], None]
+
+GAUGES = {
+    "step": "Optimizer steps.",
+    "images_seen": "Images seen.",
+    "loss": "Mean training loss of the last interval.",
+    "lr": "Learning rate.",
+    "grad_norm": "Norm of the gradient of the last step, before clipping.",
+    "images_per_s": "Images per second over the last interval.",
+    "seconds": "Seconds spent in training, over all sessions.",
+    "data_seconds": "Seconds of the last interval spent waiting for data.",
+    "skipped_steps": "Optimizer steps that were skipped.",
+}
+"""Keys of metrics.jsonl that are exported, with what Prometheus says of them."""
+
+
+def check_exports(train: TrainSection) -> None:
+    """Refuse what is asked for and cannot be: a package that is not installed, a directory that is not there.
+
+    Raises UserError.
+    """
+    for key, package, wanted in (
+        ("tensorboard", "tensorboardX", train.tensorboard),
+        ("wandb", "wandb", train.wandb),
+    ):
+        if wanted and importlib.util.find_spec(package) is None:
+            raise UserError(f"train.{key}: the package {package} is not installed; pip install {package}")
+    if train.prometheus and not Path(train.prometheus).is_dir():
+        raise UserError(
+            f"train.prometheus: {train.prometheus} is no directory; name the one that node_exporter's "
+            "--collector.textfile.directory names"
+        )
+
+
+class Exports:
+    """What each metrics line is copied to; made on rank 0 alone."""
+
+    def __init__(self, config: RunConfig) -> None:
+        train = config.train
+        self._exports: list[Export] = []
+        if train.prometheus:
+            path = Path(train.prometheus) / f"flow-matching-{config.run.name}.prom"
+            self._exports.append(prometheus(path, config.run.name, train.images))
+        if train.tensorboard:
+            self._exports.append(tensorboard(RunDirectory(config).path / "train" / "tensorboard"))
+        if train.wandb:
+            self._exports.append(wandb(config))
+
+    def __call__(self, record: Mapping[str, Any]) -> None:
+        """Copy one line of metrics.jsonl."""
+        values = {key: record[key] for key in GAUGES if record.get(key) is not None}
+        for export in list(self._exports):
+            try:
+                export(values)
+            except Exception as error:
+                print(f"WARNING: no more {export.__qualname__.split('.')[0]} export: {error}", flush=True)
+                self._exports.remove(export)
+
+
+def prometheus(path: Path, run: str, images: int) -> Export:
+    """The newest values, in a file for node_exporter's textfile collector; replaced atomically."""
+    from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
+
+    registry = CollectorRegistry()
+    gauges = {
+        key: Gauge(f"flow_matching_{key}", meaning, ["run"], registry=registry).labels(run)
+        for key, meaning in GAUGES.items()
+    }
+    goal = Gauge("flow_matching_images_goal", "Images to see (train.images).", ["run"], registry=registry)
+    written = Gauge("flow_matching_written", "When this was written, Unix time.", ["run"], registry=registry)
+    goal.labels(run).set(images)
+
+    def export(values: Mapping[str, Any]) -> None:
+        for key, value in values.items():
+            gauges[key].set(value)
+        written.labels(run).set_to_current_time()
+        write_to_textfile(str(path), registry)
+
+    return export
+
+
+def tensorboard(directory: Path) -> Export:
+    """Every value against images seen, in TensorBoard's event files."""
+    library: Any = importlib.import_module("tensorboardX")
+    writer: Any = None
+
+    def export(values: Mapping[str, Any]) -> None:
+        nonlocal writer
+        if writer is None:
+            # A session that continues hides what an earlier one wrote of the same images. Its file's name has
+            # seconds alone; its thread writes at once, as ranks do not wait for threads when they end.
+            suffix = f".{time.time_ns()}"
+            purge = values["images_seen"]
+            writer = library.SummaryWriter(
+                str(directory), purge_step=purge, flush_secs=0, filename_suffix=suffix
+            )
+        for key, value in values.items():
+            writer.add_scalar(f"train/{key}", value, values["images_seen"])
+
+    return export
+
+
+def wandb(config: RunConfig) -> Export:
+    """Every value against images seen, at Weights & Biases; credentials come from the environment.
+
+    A run that continues goes on in the same curve: its id is the run's name.
+    """
+    service: Any = importlib.import_module("wandb")
+    run = service.init(
+        project=config.train.wandb,
+        id=config.run.name,
+        resume="allow",
+        dir=str(RunDirectory(config).path / "train"),
+        config=config.model_dump(mode="json"),
+    )
+    run.define_metric("*", step_metric="images_seen")
+
+    def export(values: Mapping[str, Any]) -> None:
+        run.log(dict(values))
+
+    return export

@@ -1,0 +1,119 @@
+"""Copies of the metrics for Prometheus, TensorBoard and Weights & Biases."""
+
+import json
+import struct
+import time
+from pathlib import Path
+
+import pytest
+
+from fm_core.config import RunConfig
+from fm_core.errors import UserError
+from fm_core.training.exports import GAUGES, Exports, check_exports
+from fm_core.training.log import TrainLog
+
+LINE = {
+    "step": 20,
+    "images_seen": 2560,
+    "loss": 0.25,
+    "loss_by_quarter_of_t": [0.1, 0.2, 0.3, 0.4],
+    "lr": 1e-3,
+    "grad_norm": float("nan"),
+    "images_per_s": 812.5,
+    "seconds": 3.0,
+    "data_seconds": 0.5,
+    "skipped_steps": 0,
+}
+
+
+def config(tmp_path: Path, **train) -> RunConfig:
+    tree = {"run": {"root": str(tmp_path), "name": "a-run"}, "train": {"images": 128_000, **train}}
+    return RunConfig.model_validate(tree)
+
+
+def log(config: RunConfig, tmp_path: Path) -> TrainLog:
+    return TrainLog(tmp_path, tmp_path / "metrics.jsonl", "a-job", config.train.images, Exports(config))
+
+
+def test_prometheus_reads_the_newest_values(tmp_path: Path):
+    from prometheus_client.parser import text_string_to_metric_families
+
+    writer = log(config(tmp_path, prometheus=str(tmp_path)), tmp_path)
+    writer.line(LINE)
+    writer.line({**LINE, "step": 40, "images_seen": 5120, "loss": 0.125})
+    text = (tmp_path / "flow-matching-a-run.prom").read_text()
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    values = {name: family.samples[0].value for name, family in families.items()}
+    assert values["flow_matching_step"] == 40
+    assert values["flow_matching_images_seen"] == 5120
+    assert values["flow_matching_images_goal"] == 128_000
+    assert values["flow_matching_loss"] == 0.125
+    assert values["flow_matching_images_per_s"] == 812.5
+    assert set(values) == {f"flow_matching_{key}" for key in (*GAUGES, "images_goal", "written")}
+    assert all(sample.labels == {"run": "a-run"} for family in families.values() for sample in family.samples)
+    assert all(family.documentation for family in families.values())
+    assert [path.name for path in tmp_path.glob("*.prom*")] == ["flow-matching-a-run.prom"]
+
+
+def events(folder: Path) -> list:
+    """The records of the event files: length, its checksum, the event, its checksum."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = []
+    for path in sorted(folder.glob("events.*")):
+        content = path.read_bytes()
+        while content:
+            (length,) = struct.unpack("<Q", content[:8])
+            event = Event()
+            event.ParseFromString(content[12 : 12 + length])
+            found.append(event)
+            content = content[16 + length :]
+    return found
+
+
+def test_tensorboard_reads_every_value_against_images_seen(tmp_path: Path):
+    pytest.importorskip("tensorboardX", reason="the test extra brings it")
+    settings = config(tmp_path, tensorboard=True)
+    log(settings, tmp_path).line(LINE)
+    log(settings, tmp_path).line({**LINE, "loss": 0.5})  # a session that goes on from before that line
+    folder = tmp_path / "a-run" / "train" / "tensorboard"
+    deadline = time.monotonic() + 10
+    while sum(len(event.summary.value) for event in events(folder)) < 16 and time.monotonic() < deadline:
+        time.sleep(0.05)  # a thread writes
+    told = events(folder)
+    values = [(value.tag, event.step, value.simple_value) for event in told for value in event.summary.value]
+    assert ("train/loss", 2560, 0.25) in values
+    assert ("train/loss", 2560, 0.5) in values
+    assert {tag for tag, _, _ in values} == {f"train/{key}" for key in GAUGES if key != "grad_norm"}
+    assert any(event.session_log.status == event.session_log.START and event.step == 2560 for event in told)
+
+
+def test_nothing_is_written_unless_it_is_asked_for(tmp_path: Path):
+    log(config(tmp_path), tmp_path).line(LINE)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl"]
+
+
+def test_an_export_that_fails_costs_no_training(tmp_path: Path, capsys: pytest.CaptureFixture):
+    folder = tmp_path / "collector"
+    folder.mkdir()
+    writer = log(config(tmp_path, prometheus=str(folder)), tmp_path)
+    folder.rmdir()
+    writer.line(LINE)
+    writer.line(LINE)
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])["grad_norm"] is None
+    assert capsys.readouterr().out.count("WARNING: no more prometheus export") == 1
+
+
+@pytest.mark.parametrize(
+    ("train", "told"),
+    [
+        ({"prometheus": "/nowhere"}, "train.prometheus: /nowhere is no directory"),
+        ({"wandb": "a-project"}, "train.wandb: the package wandb is not installed; pip install wandb"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_training(tmp_path: Path, train: dict, told: str, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError) as caught:
+        check_exports(config(tmp_path, **train).train)
+    assert str(caught.value).startswith(told)
