@@ -28,5 +28,11 @@ class SampleSection(Section):
     """Absolute tolerance of an adaptive solver; by default 1e-5."""
     steps: int | None = Field(default=None, ge=1)
     """Steps of a fixed-step solver."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the network's weights; the state of the solver is float32 with either."""
+    compile: bool = False
+    """Compile the network with torch.compile for batches of sample.batch; the first one takes minutes."""
+    cuda_graphs: bool = False
+    """With sample.compile: replay the network as one CUDA graph."""
     root: str | None = None
     """fsspec URL for samples; by default samples in the run directory."""

@@ -4,6 +4,7 @@ Ranks share nothing: rank r makes batches r, r + ranks, ... and leaves what is t
 """
 
 import os
+from dataclasses import replace
 
 import torch
 
@@ -14,6 +15,7 @@ from fm_core.run.rank import Rank, run_rank
 from fm_core.run.status import write_status
 from fm_core.sampling.generate import generate
 from fm_core.sampling.model import checkpoint_step, load_model, weights_file
+from fm_core.sampling.speed import accelerated
 from fm_core.sampling.store import SampleSet, protocol_of, solver_of
 
 
@@ -22,6 +24,7 @@ def sample(config: RunConfig, rank: Rank) -> None:
     device = torch.device("cuda", rank.local) if torch.cuda.is_available() else torch.device("cpu")
     step = checkpoint_step(config)
     model = load_model(weights_file(config, step), device)
+    model = replace(model, network=accelerated(model.network, config.sample))
     samples = SampleSet(config, step, protocol_of(config, model.weights_sha256))
     solver = solver_of(config)
     pace = Pace()

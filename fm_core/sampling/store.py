@@ -56,7 +56,7 @@ def protocol_of(config: RunConfig, weights_sha256: str) -> dict[str, Any]:
         "seed": config.sample.seed,
         "solver": solver.method,
         **{name: value for name, value in accuracy.items() if value is not None},
-        "dtype": "float32",
+        "dtype": {"fp32": "float32", "bf16": "bfloat16"}[config.sample.precision],
     }
 
 

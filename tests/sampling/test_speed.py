@@ -1,0 +1,46 @@
+"""The faster field is the same field."""
+
+import pytest
+import torch
+
+from fm_core.config import SampleSection
+from fm_core.method.solve import Solver, solve
+from fm_core.models.mlp import MLP
+from fm_core.sampling.speed import Compiled, accelerated
+
+
+def awake():
+    torch.manual_seed(0)
+    network = MLP(width=32)
+    torch.nn.init.normal_(network.last.weight, std=0.3)
+    return network.eval().requires_grad_(False)
+
+
+def solved(network, n):
+    x = torch.randn(n, 2, generator=torch.Generator().manual_seed(1))
+    return solve(lambda t, x: network(t.expand(len(x)), x), x, (0.0, 1.0), Solver("midpoint", steps=8)).x
+
+
+def test_nothing_is_done_unless_it_is_asked_for():
+    network = awake()
+    assert accelerated(network, SampleSection()) is network
+    assert network.first.weight.dtype == torch.float32
+
+
+def test_bfloat16_weights_leave_the_state_float32_and_the_way_close():
+    plain = solved(awake(), 16)
+    fast = solved(accelerated(awake(), SampleSection(precision="bf16")), 16)
+    assert fast.dtype == torch.float32
+    assert not torch.equal(fast, plain)
+    torch.testing.assert_close(fast, plain, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.slow
+def test_a_compiled_network_goes_the_same_way_and_compiles_one_shape():
+    network = accelerated(awake(), SampleSection(compile=True, batch=16))
+    assert isinstance(network, Compiled)
+    torch._dynamo.utils.counters.clear()
+    torch.testing.assert_close(solved(network, 16), solved(awake(), 16), rtol=1e-5, atol=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    torch.testing.assert_close(solved(network, 5), solved(awake(), 5), rtol=1e-5, atol=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
