@@ -8,6 +8,10 @@ class UserError(Exception):
     """
 
 
+class Unreachable(UserError):
+    """A host does not answer: at a first start the user's to mend, at a restart something that may pass."""
+
+
 class Stopped(Exception):
     """The stage ended early because it was asked to; running it again continues (exit status 3)."""
 

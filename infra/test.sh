@@ -27,6 +27,8 @@ else
 fi
 command -v chromium >/dev/null && command -v chromedriver >/dev/null ||
     skipped+=("the browser tests: no chromium with chromedriver (apt-get install chromium chromium-driver)")
+PATH="$PATH:/usr/sbin" command -v sshd pdsh ip slurmctld munged >/dev/null && [ "$(id -u)" -eq 0 ] ||
+    skipped+=("the clusters, or one of them: they want root, and openssh-server, pdsh, iproute2, slurm-wlm, munge")
 [ ${#skipped[@]} -eq 0 ] || printf 'skipped: %s\n' "${skipped[@]}"
 [ ${#failed[@]} -eq 0 ] || say "failed before the tests: ${failed[*]}"
 

@@ -21,7 +21,7 @@ ROWS = [
     {"data", "run"},
     {"models", "method"},
     {"config"},
-    {"errors"},
+    {"check", "errors"},
 ]
 PEERS = {("evaluation", "sampling"), ("models", "method")}
 """Of one row, yet allowed: scores are made of samples and models; networks are built for a method."""

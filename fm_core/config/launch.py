@@ -1,22 +1,64 @@
-"""The launch section: the processes."""
+"""The launch section: the processes, and the hosts they run on."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fm_core.config.section import Section
 
+_OURS = {
+    *("nodes", "ntasks", "ntasks-per-node", "array", "job-name", "output", "error", "open-mode", "input"),
+    *("requeue", "no-requeue", "signal", "export", "export-file", "chdir", "wrap", "parsable", "wait"),
+}
+
+
+class SlurmSection(Section):
+    """What is asked of Slurm."""
+
+    nodes: int = Field(default=1, ge=1)
+    """Nodes of a job; launch.processes run on each."""
+    options: dict[str, str | int] = {}
+    """Further options of sbatch by their long names, e.g. {partition: gpu, gpus-per-node: 8}."""
+    notice_seconds: int = Field(default=120, ge=1)
+    """So many seconds before the time limit the run saves, ends and is queued again."""
+
+    @model_validator(mode="after")
+    def _options_are_free(self) -> Self:
+        for name in self.options:
+            if name in _OURS or name.startswith("-"):
+                raise ValueError(
+                    f"launch.slurm.options.{name} is set by this program or no long option of sbatch"
+                )
+        if isinstance(self.options.get("time"), int):
+            # YAML reads 24:00:00 as a number of base 60.
+            raise ValueError('launch.slurm.options.time: write it in quotes, e.g. "24:00:00"')
+        return self
+
 
 class LaunchSection(Section):
-    """The processes that train and sample."""
+    """The processes that train and sample, and the hosts they run on."""
 
-    kind: Literal["local"] = "local"
-    """local: torchrun on this machine."""
+    kind: Literal["local", "ssh", "slurm"] = "local"
+    """local: torchrun on this machine; ssh: on the hosts of launch.hostfile; slurm: on nodes of Slurm."""
     processes: int | None = Field(default=None, ge=1)
-    """Processes; by default one per GPU, or two where there is none."""
+    """Processes on each host; by default one per GPU, or two where there is none. Slurm wants a number."""
     threads: int | None = Field(default=None, ge=1)
-    """CPU threads of each process; by default the cores over the processes."""
+    """CPU threads of each process; by default the cores over the processes of a host."""
     restarts: int = Field(default=3, ge=0)
     """How often a job that fails (a killed process, a lost host) is started again by itself."""
     restart_seconds: float = Field(default=5.0, ge=0)
     """Pause before the first restart, in seconds; it doubles from one to the next, up to five minutes."""
+    hostfile: str | None = None
+    """For ssh: file with a line `HOST slots=PROCESSES` for each host; the first must see run.root."""
+    port: int | None = Field(default=None, ge=1024, lt=65536)
+    """TCP port of the first host where all hosts meet; by default another from 20000 on for each job."""
+    slurm: SlurmSection = SlurmSection()
+    """For Slurm: nodes and options."""
+
+    @model_validator(mode="after")
+    def _kind_has_its_keys(self) -> Self:
+        if self.kind == "ssh" and not self.hostfile:
+            raise ValueError("launch.kind ssh needs launch.hostfile")
+        if self.kind == "slurm" and not self.processes:
+            raise ValueError("launch.kind slurm needs launch.processes, the processes on each node")
+        return self

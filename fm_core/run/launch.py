@@ -1,47 +1,41 @@
-"""Jobs of several processes: submit, poll, cancel.
+"""Jobs of several processes: submit, poll, cancel, on this machine, over ssh or through Slurm.
 
-A job is a torchrun agent in a session of its own and its ranks. It does not depend on whoever
-submitted it: a supervisor that dies leaves it running, and the next one attaches. Every process of
-a job carries its id in the environment, so that none is lost sight of.
+A job does not depend on whoever submitted it: a supervisor that dies leaves it running, and the next
+one attaches.
 """
 
 import os
-import signal
 import socket
-import subprocess
-import sys
-import time
 import uuid
-from contextlib import suppress
 from pathlib import Path
-from typing import Literal
 
-import psutil
+from fm_core.config import LaunchSection, load_config
+from fm_core.run import local, slurm, ssh
+from fm_core.run.files import write_json
+from fm_core.run.hostfile import read_hostfile
+from fm_core.run.job import GRACE_SECONDS, JOB_VARIABLE, Job, processes_of, submitted
+from fm_core.run.task import Launcher, Poll, Task
 
-from fm_core.config import LaunchSection, Section
-from fm_core.run.files import read_json, write_json
-from fm_core.run.lease import process_is
+__all__ = [
+    "GRACE_SECONDS",
+    "JOB_VARIABLE",
+    "Job",
+    "alive",
+    "cancel",
+    "clear",
+    "device_count",
+    "hosts_of",
+    "poll",
+    "processes_of",
+    "settle",
+    "submit",
+    "submitted",
+    "world",
+]
 
-JOB_VARIABLE = "FM_JOB"
-CONTROL_VARIABLE = "FM_CONTROL"
-LOGS_VARIABLE = "FM_LOGS"
-GRACE_SECONDS = 25.0
-"""How long ranks may take to save and end after they were asked to stop; Prefect gives 30."""
-
-
-class Job(Section):
-    """The handle of a submitted job, kept in job.json."""
-
-    id: str
-    stage: str
-    kind: Literal["local"] = "local"
-    host: str
-    pid: int
-    created: float
-    """Start of the agent, in seconds since 1970: pid and start together name one process."""
-    processes: int
-    threads: int
-    log: str
+LAUNCHERS: dict[str, Launcher] = {"local": local, "ssh": ssh, "slurm": slurm}
+POLL_SECONDS = {"local": 0.5, "ssh": 0.5, "slurm": 3.0}
+"""How often a supervisor asks; Slurm's controller serves a whole cluster."""
 
 
 def device_count() -> int:
@@ -51,113 +45,78 @@ def device_count() -> int:
     return torch.cuda.device_count()
 
 
+def hosts_of(launch: LaunchSection) -> dict[str, int]:
+    """Processes on each host that is known before the start: those of the hostfile, or this one.
+
+    Raises UserError for a hostfile that is none.
+    """
+    if launch.kind == "ssh":
+        return read_hostfile(launch.hostfile or "", launch.processes)
+    return {} if launch.kind == "slurm" else {socket.gethostname(): launch.processes or device_count() or 2}
+
+
 def world(launch: LaunchSection) -> tuple[int, int]:
-    """Processes and threads of each, from the configuration and this machine."""
-    gpus = device_count()
-    processes = launch.processes or gpus or 2
-    return processes, launch.threads or max(1, (os.cpu_count() or 1) // processes)
+    """Processes on all hosts and threads of each, from the configuration and this machine."""
+    if launch.kind == "slurm":
+        here = launch.processes or 1
+        processes = here * launch.slurm.nodes
+    else:
+        hosts = hosts_of(launch)
+        here, processes = max(hosts.values()), sum(hosts.values())
+    return processes, launch.threads or max(1, (os.cpu_count() or 1) // here)
 
 
 def submit(
     control: Path, logs: Path, stage: str, module: str, config_file: Path, launch: LaunchSection
 ) -> Job:
-    """Start the ranks `python -m module config_file` and write the handle to control/job.json."""
+    """Start the ranks `python -m module config_file` and write the handle to control/job.json.
+
+    Raises UserError for what can be refused before: a host that cannot be reached, an option that
+    sbatch does not know.
+    """
     processes, threads = world(launch)
-    identifier = uuid.uuid4().hex
-    log = logs / f"{stage}.log"
-    logs.parent.joinpath("STOP").unlink(missing_ok=True)
-    for stale in ("STOP", *(path.name for path in control.glob(f"{stage}-*.end.json"))):
-        control.joinpath(stale).unlink(missing_ok=True)
-    agent = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
-    command = [*agent, f"--nproc-per-node={processes}", "-m", module, str(config_file)]
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env=_environment(identifier, control, logs, threads),
-        )
-    job = Job(
-        id=identifier,
+    draft = Job(
+        id=uuid.uuid4().hex,
         stage=stage,
+        kind=launch.kind,
         host=socket.gethostname(),
-        pid=process.pid,
-        created=psutil.Process(process.pid).create_time(),
         processes=processes,
         threads=threads,
-        log=str(log),
+        log=str(logs.resolve() / f"{stage}.log"),
+        hosts=hosts_of(launch),
     )
+    logs.parent.joinpath("STOP").unlink(missing_ok=True)
+    for pattern in ("STOP", f"{stage}-*.end.json", "*.lost", "*.ssh"):
+        for stale in control.glob(pattern):
+            stale.unlink(missing_ok=True)
+    task = Task(
+        draft, control.resolve(), logs.resolve(), module, config_file.resolve(), load_config(config_file)
+    )
+    job = LAUNCHERS[launch.kind].submit(task)
     write_json(control / "job.json", job.model_dump())
     return job
 
 
-def submitted(control: Path) -> Job | None:
-    """The job last submitted in a control directory, dead or alive."""
-    record = read_json(control / "job.json")
-    if record is None:
-        return None
-    record.pop("schema")
-    return Job.model_validate(record)
+def poll(job: Job) -> Poll:
+    """Whether a job runs or waits to run."""
+    return LAUNCHERS[job.kind].poll(job)
 
 
 def alive(job: Job) -> bool:
-    """Whether the agent of a job runs."""
-    _reap(job.pid)
-    return process_is(job.pid, job.created)
-
-
-def processes_of(job: Job) -> list[psutil.Process]:
-    """Every live process of a job on this host, agent and orphans included."""
-    found: list[psutil.Process] = []
-    for process in psutil.process_iter():
-        try:
-            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(JOB_VARIABLE) == job.id:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
+    """Whether a job runs or waits to run."""
+    return poll(job).alive
 
 
 def cancel(job: Job, control: Path, grace: float = GRACE_SECONDS) -> None:
     """Ask the ranks to save and end, wait until no process of the job is left, kill what stays."""
-    control.joinpath("STOP").touch()
-    if alive(job):
-        with suppress(ProcessLookupError):
-            os.kill(job.pid, signal.SIGTERM)
-    deadline = time.monotonic() + grace
-    while (left := processes_of(job)) and time.monotonic() < deadline:
-        _reap(job.pid)
-        time.sleep(0.1)
-    for process in left:
-        try:
-            process.kill()
-        except psutil.NoSuchProcess:
-            continue
-    psutil.wait_procs(left, timeout=5)
+    LAUNCHERS[job.kind].cancel(job, control, grace)
 
 
-def _environment(identifier: str, control: Path, logs: Path, threads: int) -> dict[str, str]:
-    environment = {
-        **os.environ,
-        JOB_VARIABLE: identifier,
-        CONTROL_VARIABLE: str(control.resolve()),
-        LOGS_VARIABLE: str(logs.resolve()),
-        "OMP_NUM_THREADS": str(threads),
-        "PYTHONUNBUFFERED": "1",
-        "DO_NOT_TRACK": "1",
-        # One host: the loopback interface serves, and nothing listens to the outside.
-        "GLOO_SOCKET_IFNAME": "lo",
-    }
-    if device_count() == 0:
-        environment["DS_ACCELERATOR"] = "cpu"
-    return environment
+def settle(job: Job, control: Path) -> list[str]:
+    """After a job has ended: gather what its hosts left; what befell hosts, in words."""
+    return LAUNCHERS[job.kind].settle(job, control)
 
 
-def _reap(pid: int) -> None:
-    # An agent that is our own child stays a zombie until it is waited for.
-    try:
-        os.waitpid(pid, os.WNOHANG)
-    except (ChildProcessError, OSError):
-        return
+def clear(job: Job) -> None:
+    """Before a directory is used again: see to it that no process of a dead job is left anywhere."""
+    LAUNCHERS[job.kind].clear(job)

@@ -33,6 +33,17 @@ class Lease:
         record = {"host": socket.gethostname(), "pid": pid, "created": psutil.Process(pid).create_time()}
         write_json(self.path, {**record, **facts, "heartbeat": time.time()})
 
+    def take_for(self, host: str, **facts: Any) -> None:
+        """Write down a holder that is no process of this host; it lives while it beats."""
+        write_json(self.path, {"host": host, **facts, "heartbeat": time.time()})
+
+    def release(self, **facts: Any) -> None:
+        """Give the directory free, if the record says these facts of its holder."""
+        with self.guard():
+            record = read_json(self.path)
+            if record and facts.items() <= record.items():
+                self.path.unlink()
+
     def beat(self, **facts: Any) -> None:
         """Say that the holder lives, if the record says these facts of it; for readers on other hosts."""
         with self.guard():

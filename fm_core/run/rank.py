@@ -14,10 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+import psutil
+
 from fm_core.config import RunConfig, load_config
 from fm_core.errors import GaveUp, Stopped, UserError
 from fm_core.run.files import write_json
-from fm_core.run.launch import CONTROL_VARIABLE, JOB_VARIABLE, LOGS_VARIABLE, submitted
+from fm_core.run.job import CONTROL_VARIABLE, JOB_VARIABLE, LOGS_VARIABLE, is_marked, submitted
 from fm_core.run.lease import Lease
 
 PR_SET_PDEATHSIG = 1
@@ -66,20 +68,22 @@ def run_rank(stage: str, work: Callable[[RunConfig, Rank], None]) -> None:
     rank that left no such file was killed.
     """
     environment = os.environ
-    control = Path(environment[CONTROL_VARIABLE])
+    control, logs = Path(environment[CONTROL_VARIABLE]), environment[LOGS_VARIABLE]
     rank = Rank(
         number=int(environment["RANK"]),
         count=int(environment["WORLD_SIZE"]),
         local=int(environment["LOCAL_RANK"]),
         control=control,
         job=environment[JOB_VARIABLE],
-        run=Path(environment[LOGS_VARIABLE]).parent,
+        run=Path(logs).parent if logs else None,
     )
     signal.signal(signal.SIGTERM, rank.ask)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A rank whose agent was killed gets SIGTERM from the kernel: it saves and ends, no orphan stays.
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    _log_to(Path(environment[LOGS_VARIABLE]), stage, rank.number)
+    if logs:
+        _log_to(Path(logs), stage, rank.number)
+    faulthandler.enable()
     if not _adopted(rank):
         print(
             f"{control} knows nothing of this job, or its agent is dead; rank {rank.number} ends", flush=True
@@ -130,7 +134,7 @@ def _adopted(rank: Rank) -> bool:
     while True:
         job = submitted(rank.control)
         if job and job.id == rank.job:
-            return os.getppid() == job.pid
+            return is_marked(psutil.Process(os.getppid()), rank.job)
         if time.monotonic() > deadline:
             return False
         time.sleep(0.1)
@@ -148,4 +152,3 @@ def _log_to(directory: Path, stage: str, number: int) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
-    faulthandler.enable()

@@ -5,22 +5,22 @@ line of restarts.jsonl. A job that the user must mend, that was asked to stop or
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fm_core.config import RunConfig, dump_yaml, load_config
-from fm_core.errors import GaveUp, Stopped, UserError
+from fm_core.errors import GaveUp, Stopped, Unreachable, UserError
 from fm_core.run.directory import differences
 from fm_core.run.files import append_line, read_json, write_text
-from fm_core.run.launch import Job, alive, cancel, processes_of, submit, submitted
+from fm_core.run.launch import POLL_SECONDS, Job, alive, cancel, clear, poll, settle, submit, submitted
 from fm_core.run.lease import Lease
 from fm_core.run.progress import Observer, Progress
 from fm_core.run.status import progress_of, read_status
 
-POLL_SECONDS = 0.5
 TAIL_LINES = 30
+PAUSE_STEP_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 300.0
 
 
@@ -49,8 +49,8 @@ def supervise(
     for restart in range(launch.restarts + 1):
         try:
             return _watch(control, logs, stage, module, config, complete, observe)
-        except JobFailed as failure:
-            if restart == launch.restarts:
+        except (JobFailed, Unreachable) as failure:
+            if restart == launch.restarts or (restart == 0 and isinstance(failure, Unreachable)):
                 raise
             pause = min(launch.restart_seconds * 2**restart, LONGEST_PAUSE_SECONDS)
             facts = {"stage": stage, "restart": restart + 1, "of": launch.restarts, "pause_seconds": pause}
@@ -74,18 +74,24 @@ def _watch(
 ) -> None:
     """One job, from its submission, or from where it is, to its end."""
     job = _attach_or_submit(control, logs, stage, module, config)
+    lost: list[str] = []
     try:
-        while alive(job):
+        while (state := poll(job)).alive:
             status = read_status(control)
-            if status and status.get("job") == job.id:
+            if state.word:
+                observe(Progress(stage, 0, 1, "jobs", state.word))
+            elif status and status.get("job") == job.id:
                 observe(progress_of(status))
-            time.sleep(POLL_SECONDS)
-        _wait_for_orphans(job)
+            time.sleep(POLL_SECONDS[job.kind])
     except BaseException:
         cancel(job, control)
         raise
+    finally:
+        lost += settle(job, control)
+        Lease(control / "lock").release(job=job.id)
     if not complete():
-        raise _verdict(job, control)
+        # Slurm's choice of hosts was written down after the job had begun.
+        raise _verdict(submitted(control) or job, control, lost)
 
 
 def _attach_or_submit(control: Path, logs: Path, stage: str, module: str, config: RunConfig) -> Job:
@@ -96,17 +102,20 @@ def _attach_or_submit(control: Path, logs: Path, stage: str, module: str, config
         if previous and alive(previous):
             _same_work(previous, logs, config)
             # Whoever submitted it may have been killed before it took the lease.
-            lease.take(previous.pid, job=previous.id, stage=stage)
+            _take(lease, previous)
             return previous
-        if lease.holder():
-            raise UserError(f"{control} is in use by {_describe(lease)}; wait for it or stop it there")
+        # What Slurm says of its job is final; a lease of another kind may be of a host that is out of sight.
+        over = [previous.id] if previous and previous.kind == "slurm" else []
+        holder = lease.holder()
+        if holder and holder.get("job") not in over:
+            raise UserError(f"{control} is in use by {_described(holder)}; wait for it or stop it there")
         if previous:
             # The agent is dead; ranks it left behind must be gone before new ones start.
-            cancel(previous, control)
+            clear(previous)
         config_file = logs / f"{stage}.yaml"
         write_text(config_file, dump_yaml(config))
         job = submit(control, logs, stage, module, config_file, config.launch)
-        lease.take(job.pid, job=job.id, stage=stage)
+        _take(lease, job)
         return job
 
 
@@ -122,7 +131,14 @@ def _pause(seconds: float, control: Path) -> None:
     while time.monotonic() < deadline:
         if control.joinpath("STOP").exists():
             raise Stopped("stopped before a restart; run it again to continue")
-        time.sleep(min(POLL_SECONDS, seconds))
+        time.sleep(min(PAUSE_STEP_SECONDS, seconds))
+
+
+def _take(lease: Lease, job: Job) -> None:
+    if job.pid is None:
+        lease.take_for(f"Slurm job {job.slurm}", job=job.id, stage=job.stage)
+    else:
+        lease.take(job.pid, job=job.id, stage=job.stage)
 
 
 def _same_work(job: Job, logs: Path, config: RunConfig) -> None:
@@ -136,34 +152,40 @@ def _same_work(job: Job, logs: Path, config: RunConfig) -> None:
         )
 
 
-def _wait_for_orphans(job: Job) -> None:
-    deadline = time.monotonic() + 30
-    while processes_of(job) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    for process in processes_of(job):
-        process.kill()
-
-
-def _verdict(job: Job, control: Path) -> Exception:
+def _verdict(job: Job, control: Path, lost: Sequence[str] = ()) -> Exception:
     ends = _ends(job, control)
     for end in ends.values():
         if end["kind"] == "user":
             return UserError(end["message"])
         if end["kind"] == "gave up":
             return GaveUp(end["message"])
+    if not ends and lost:
+        stopped = control.joinpath("STOP").exists()
+        return Stopped(lost[0]) if stopped else JobFailed(f"{job.stage} failed: {'; '.join(lost)}")
     if not ends:
         lines = "\n".join(Path(job.log).read_text(errors="replace").splitlines()[-TAIL_LINES:])
         return JobFailed(f"{job.stage} ended without a word from its processes; end of {job.log}:\n{lines}")
     # A rank that is killed leaves no word; the others then fail, or are stopped, because of it.
-    told = [f"rank {rank} on {job.host} was killed" for rank in range(job.processes) if rank not in ends]
-    failed = [f"rank {rank}: {end['message']}" for rank, end in ends.items() if end["kind"] == "error"]
+    told = [
+        f"rank {rank} on {job.host_of(rank)} was killed" for rank in range(job.processes) if rank not in ends
+    ]
+    failed = [
+        f"{_named(job, rank)}: {end['message']}" for rank, end in ends.items() if end["kind"] == "error"
+    ]
+    # Where a host was lost, its ranks were killed and the others could not go on.
+    told = list(lost) or told
     for end in ends.values():
         if end["kind"] == "stopped" and not failed and (not told or control.joinpath("STOP").exists()):
             return Stopped(end["message"])
-    told += failed[:1]
+    told += [] if lost else failed[:1]
     if not told:
         return JobFailed(f"{job.stage}: every process ended well and yet it is not complete (log: {job.log})")
-    return JobFailed(f"{job.stage} failed on {job.host}: {'; '.join(told)} (log: {job.log})")
+    where = "" if len(job.hosts) > 1 else f" on {job.host}"
+    return JobFailed(f"{job.stage} failed{where}: {'; '.join(told)} (log: {job.log})")
+
+
+def _named(job: Job, rank: int) -> str:
+    return f"rank {rank} on {job.host_of(rank)}" if len(job.hosts) > 1 else f"rank {rank}"
 
 
 def _ends(job: Job, control: Path) -> dict[int, dict[str, Any]]:
@@ -173,6 +195,6 @@ def _ends(job: Job, control: Path) -> dict[int, dict[str, Any]]:
     return {record["rank"]: record for record in sorted(ours, key=lambda record: record["rank"])}
 
 
-def _describe(lease: Lease) -> str:
-    holder = lease.holder() or {}
-    return f"process {holder.get('pid')} on {holder.get('host')} ({holder.get('stage', 'unknown stage')})"
+def _described(holder: dict[str, Any]) -> str:
+    who = f"process {holder['pid']} on {holder['host']}" if "pid" in holder else holder["host"]
+    return f"{who} ({holder.get('stage', 'unknown stage')})"

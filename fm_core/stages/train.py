@@ -33,7 +33,7 @@ def check(config: RunConfig) -> None:
     if "://" in RunDirectory(config).checkpoints.removeprefix("file://"):
         raise UserError("train.checkpoint_root: object stores are not supported yet; name a directory")
     processes, gpus = world(config.launch)[0], device_count()
-    if gpus and processes > gpus:
+    if config.launch.kind == "local" and gpus and processes > gpus:
         raise UserError(f"launch.processes: {processes} processes want a GPU each and this host has {gpus}")
     build_method(config.method).coupling.check(micro_batch_of(config.train, processes))
     check_exports(config.train)

@@ -16,6 +16,9 @@ SMALLEST_BUCKET, LARGEST_BUCKET = 2**20, 25_000_000
 
 def initialize_process_group() -> torch.device:
     """Join the ranks of this job (torchrun's environment): NCCL with GPUs, gloo without."""
+    if not torch.cuda.is_available():
+        # Said here and not by whoever launches: that may be a host of another kind.
+        os.environ["DS_ACCELERATOR"] = "cpu"
     # The shared-memory reduction of DeepSpeed's CPU accelerator compiles C++ for minutes; gloo is enough.
     import deepspeed.ops
 

@@ -1,0 +1,130 @@
+"""The handle of a job, and its processes on this host.
+
+Every process of a job carries its id in the environment, so that none is lost sight of.
+"""
+
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+from fm_core.config import Section
+from fm_core.run.files import read_json
+from fm_core.run.lease import process_is
+
+JOB_VARIABLE = "FM_JOB"
+CONTROL_VARIABLE = "FM_CONTROL"
+LOGS_VARIABLE = "FM_LOGS"
+GRACE_SECONDS = 25.0
+"""How long ranks may take to save and end after they were asked to stop; Prefect gives 30."""
+
+
+class Job(Section):
+    """The handle of a submitted job, kept in job.json."""
+
+    id: str
+    stage: str
+    kind: Literal["local", "ssh", "slurm"] = "local"
+    host: str
+    """Where it was submitted."""
+    pid: int | None = None
+    """The agent on that host; none for Slurm, which is asked by its own number."""
+    created: float | None = None
+    """Start of the agent, in seconds since 1970: pid and start together name one process."""
+    slurm: int | None = None
+    """Slurm's number of the job."""
+    processes: int
+    """On all hosts together."""
+    threads: int
+    log: str
+    hosts: dict[str, int] = {}
+    """Processes on each host, in the order of their ranks; empty where Slurm has not chosen yet."""
+    marks: dict[str, str] = {}
+    """Files that every host must see, by the key of the configuration that places them."""
+
+    def host_of(self, rank: int) -> str:
+        """Name of the host of a rank; that of the job where it is not known."""
+        for host, processes in self.hosts.items():
+            if rank < processes:
+                return host
+            rank -= processes
+        return self.host
+
+
+def submitted(control: Path) -> Job | None:
+    """The job last submitted in a control directory, dead or alive."""
+    record = read_json(control / "job.json")
+    if record is None:
+        return None
+    record.pop("schema")
+    return Job.model_validate(record)
+
+
+def agent_lives(job: Job) -> bool:
+    """Whether the process that was started for a job runs on this host."""
+    if job.pid is None or job.created is None:
+        return False
+    _reap(job.pid)
+    return process_is(job.pid, job.created)
+
+
+def processes_of(job: Job) -> list[psutil.Process]:
+    """Every live process of a job on this host, agent and orphans included."""
+    return processes_marked(job.id, line_mark(job.id))
+
+
+def line_mark(identifier: str) -> str:
+    """What the lines to a job's hosts carry instead: the host that holds them may be one of its hosts."""
+    return f"{identifier}.line"
+
+
+def processes_marked(*marks: str) -> list[psutil.Process]:
+    """Every live process on this host that carries a mark: a job's id or that of its lines."""
+    return [process for process in psutil.process_iter() if is_marked(process, *marks)]
+
+
+def is_marked(process: psutil.Process, *marks: str) -> bool:
+    """Whether a process is alive and carries one of the marks."""
+    try:
+        alive = process.status() != psutil.STATUS_ZOMBIE
+        return alive and process.environ().get(JOB_VARIABLE) in marks
+    except psutil.Error:
+        return False
+
+
+def end_processes(mark: str, grace: float, spare: frozenset[int] = frozenset()) -> None:
+    """Ask the marked processes on this host to save and end; kill what is left after `grace` seconds.
+
+    Only those that no other of them started are asked: each of them hands the request down.
+    """
+
+    def left() -> list[psutil.Process]:
+        return [process for process in processes_marked(mark) if process.pid not in spare]
+
+    mine = left()
+    numbers = {process.pid for process in mine}
+    for process in mine:
+        with suppress(psutil.NoSuchProcess):
+            if process.ppid() not in numbers:
+                process.terminate()
+    deadline = time.monotonic() + grace
+    while (mine := left()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    kill(mine)
+
+
+def kill(processes: list[psutil.Process]) -> None:
+    """Kill processes and wait until they are gone."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=5)
+
+
+def _reap(pid: int) -> None:
+    # An agent that is our own child stays a zombie until it is waited for.
+    with suppress(OSError):
+        os.waitpid(pid, os.WNOHANG)

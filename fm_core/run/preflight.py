@@ -1,0 +1,141 @@
+"""Whether the hosts of a run can work together: asked of all of them, through the launcher itself."""
+
+import shutil
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from fm_core.check import Check
+from fm_core.config import RunConfig
+from fm_core.errors import Stopped, UserError
+from fm_core.run.files import read_json
+from fm_core.run.launch import hosts_of
+from fm_core.run.probe import FACTS
+from fm_core.run.progress import unobserved
+from fm_core.run.ssh import unreached
+from fm_core.run.supervise import supervise
+
+CLOCK_SECONDS = 2.0
+"""Clocks that differ by more make leases and time stamps of hosts incomparable."""
+SCRATCH_BYTES = 2 * 2**30
+
+Ranks = list[dict[str, Any]]
+
+
+def preflight(config: RunConfig) -> list[Check]:
+    """Reachability, then versions, devices, data, space, clocks and all-reduce bandwidth of all hosts.
+
+    Starts one job of the size that training would have, under run.root, and leaves nothing behind.
+    """
+    checks = _reached(config) if config.launch.kind == "ssh" else []
+    if not all(check.ok for check in checks):
+        return checks
+    control = Path(config.run.root).resolve() / f".preflight-{uuid.uuid4().hex[:8]}"
+    try:
+        (control / "logs").mkdir(parents=True)
+        facts = control / FACTS
+        supervise(
+            control, control / "logs", "preflight", "fm_core.run.probe", config, facts.exists, unobserved
+        )
+        record = read_json(facts) or {}
+    except (OSError, RuntimeError, Stopped, UserError) as error:
+        return [*checks, Check("launch", False, str(error).splitlines()[-1])]
+    finally:
+        shutil.rmtree(control, ignore_errors=True)
+    return [*checks, *judged(config, record["ranks"], record["all_reduce"])]
+
+
+def judged(config: RunConfig, ranks: Ranks, speed: dict[str, float]) -> list[Check]:
+    """What the facts of all ranks mean."""
+    size, milliseconds = int(speed["bytes"]) >> 20, speed["seconds"] * 1e3
+    hosts = {rank["host"] for rank in ranks}
+    return [
+        Check("launch", True, f"{len(ranks)} processes met on {', '.join(sorted(hosts))}"),
+        _versions(ranks),
+        _devices(ranks),
+        _run_directory(config, ranks),
+        _data(config, ranks),
+        _space(ranks),
+        _clocks(ranks),
+        Check(
+            "all-reduce",
+            True,
+            f"{size} MiB over {len(ranks)} processes in {milliseconds:.1f} ms, "
+            f"{speed['bytes_per_s'] / 1e9:.2f} GB/s through each",
+        ),
+    ]
+
+
+def _reached(config: RunConfig) -> list[Check]:
+    try:
+        hosts = hosts_of(config.launch)
+    except UserError as error:
+        return [Check("hostfile", False, str(error))]
+    if not shutil.which("pdsh"):
+        return [Check("pdsh", False, "there is no pdsh on this host; install it")]
+    silent = unreached(hosts)
+    return [Check(f"ssh to {host}", host not in silent, silent.get(host) or "answers") for host in hosts]
+
+
+def _versions(ranks: Ranks) -> Check:
+    known = ranks[0]["versions"]
+    first = ranks[0]["host"]
+    other = [
+        f"{name} is {known.get(name)} on {first} and {rank['versions'].get(name)} on {rank['host']}"
+        for rank in _one_per_host(ranks)
+        for name in sorted({*known, *rank["versions"]})
+        if rank["versions"].get(name) != known.get(name)
+    ]
+    if other:
+        return Check("versions", False, "; ".join(other))
+    return Check("versions", True, ", ".join(f"{name} {version}" for name, version in known.items()))
+
+
+def _devices(ranks: Ranks) -> Check:
+    hosts = _one_per_host(ranks)
+    wanted = {host["host"]: sum(rank["host"] == host["host"] for rank in ranks) for host in hosts}
+    found = ", ".join(f"{host['host']}: {host['devices']} x {host['device']}" for host in hosts)
+    short = [host["host"] for host in hosts if wanted[host["host"]] > host["devices"]]
+    if short:
+        return Check("devices", False, f"{found}; fewer than processes on {', '.join(short)}")
+    if len({host["device"] for host in hosts}) > 1:
+        return Check("devices", False, f"{found}; all hosts should have the same")
+    return Check("devices", True, found)
+
+
+def _run_directory(config: RunConfig, ranks: Ranks) -> Check:
+    blind = ", ".join(host["host"] for host in _one_per_host(ranks) if not host["run_directory"])
+    if blind and not config.train.checkpoint_root:
+        told = f"out of sight of {blind}; give train.checkpoint_root a URL or a path that all hosts share"
+        return Check("run directory", False, told)
+    return Check("run directory", True, f"out of sight of {blind}" if blind else "all hosts see it")
+
+
+def _data(config: RunConfig, ranks: Ranks) -> Check:
+    blind = [host["host"] for host in _one_per_host(ranks) if not host["data"]]
+    where = f"{config.data.root}/{config.data.name}"
+    if blind:
+        return Check(
+            "data", False, f"no manifest of {where} on {', '.join(blind)}; fm shard, or another data.root"
+        )
+    return Check("data", True, f"all hosts see {where}")
+
+
+def _space(ranks: Ranks) -> Check:
+    free = {host["host"]: host["scratch_bytes"] for host in _one_per_host(ranks)}
+    told = ", ".join(f"{host}: {size / 2**30:.0f} GiB" for host, size in free.items())
+    ok = min(free.values()) >= SCRATCH_BYTES
+    return Check("free scratch space", ok, told if ok else f"{told}; {SCRATCH_BYTES >> 30} GiB are needed")
+
+
+def _clocks(ranks: Ranks) -> Check:
+    # Read after a barrier: what differs is the clocks and the milliseconds in which ranks leave it.
+    moments = [rank["clock"] for rank in ranks]
+    apart = max(moments) - min(moments)
+    ok = apart < CLOCK_SECONDS
+    return Check("clocks", ok, f"{apart:.3f} s apart" + ("" if ok else "; let NTP set them"))
+
+
+def _one_per_host(ranks: Iterable[dict[str, Any]]) -> Ranks:
+    return list({rank["host"]: rank for rank in ranks}.values())

@@ -1,0 +1,94 @@
+"""One rank of the preflight: `python -m fm_core.run.probe CONFIG` under torchrun.
+
+Leaves facts.json in the control directory: what each rank sees of its host, and how fast all ranks together
+add up a tensor.
+"""
+
+import hashlib
+import os
+import shutil
+import socket
+import tempfile
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, cast
+
+import fsspec  # pyright: ignore[reportMissingTypeStubs]
+import torch
+import torch.distributed as dist
+
+import fm_core
+from fm_core.config import RunConfig
+from fm_core.run.directory import environment
+from fm_core.run.files import write_json
+from fm_core.run.job import LOGS_VARIABLE
+from fm_core.run.rank import Rank, run_rank
+
+FACTS = "facts.json"
+TIMEOUT = timedelta(minutes=2)
+GPU_BYTES, CPU_BYTES = 256 * 2**20, 16 * 2**20
+ROUNDS = 5
+
+
+def probe(config: RunConfig, rank: Rank) -> None:
+    """Gather the facts of all ranks; rank 0 writes them."""
+    gpu = torch.cuda.is_available()
+    device = torch.device("cuda", rank.local) if gpu else torch.device("cpu")
+    if gpu:
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if gpu else "gloo", timeout=TIMEOUT)
+    facts = _facts(config, device)
+    dist.barrier()
+    facts["clock"] = time.time()
+    gathered: list[dict[str, Any]] = [{}] * rank.count
+    dist.all_gather_object(gathered, facts)
+    speed = _all_reduce_speed(device, GPU_BYTES if gpu else CPU_BYTES, rank.count)
+    if rank.first:
+        write_json(rank.control / FACTS, {"ranks": gathered, "all_reduce": speed})
+    dist.barrier()
+
+
+def _facts(config: RunConfig, device: torch.device) -> dict[str, Any]:
+    known = environment()
+    return {
+        "host": socket.gethostname(),
+        "versions": {**known["versions"], "python": known["python"], "fm_core": _code_hash()},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+        "devices": torch.cuda.device_count() or os.cpu_count() or 1,
+        "scratch_bytes": shutil.disk_usage(tempfile.gettempdir()).free,
+        "data": _sees_data(config),
+        "run_directory": os.environ[LOGS_VARIABLE] != "",
+    }
+
+
+def _all_reduce_speed(device: torch.device, size: int, ranks: int) -> dict[str, float]:
+    """Best time of several all-reduces, and the bytes per second of each rank's link in a ring."""
+    tensor = torch.ones(size // 4, device=device)
+    seconds: list[float] = []
+    for _ in range(ROUNDS):
+        dist.barrier()
+        began = time.perf_counter()
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - began)
+    best = min(seconds[1:])
+    return {"bytes": size, "seconds": best, "bytes_per_s": 2 * (ranks - 1) / ranks * size / best}
+
+
+def _sees_data(config: RunConfig) -> bool:
+    url = f"{config.data.root.rstrip('/')}/{config.data.name}/manifest.json"
+    filesystem, path = cast(tuple[Any, str], fsspec.core.url_to_fs(url))
+    return bool(filesystem.exists(path))
+
+
+def _code_hash() -> str:
+    root, digest = Path(fm_core.__file__).parent, hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+if __name__ == "__main__":
+    run_rank("preflight", probe)

@@ -1,0 +1,115 @@
+"""A small run on two hosts: its configuration, and its commands in a process of the first host."""
+
+import json
+import select
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import yaml
+from hosts import ROOT, Host, environment
+
+from fm_core.config import RunConfig, load_config, merge
+from fm_core.run.files import read_lines
+
+SECRET = "a-key-of-an-object-store"
+STEPS = 240
+BATCH = 16
+SMALL = {
+    "run": {"name": "small", "seed": 5},
+    "data": {"name": "digits", "validation_images": 60},
+    "model": {"channels": 8, "channel_multipliers": [1], "attention_resolutions": [], "head_channels": 8},
+    "train": {
+        "images": STEPS * BATCH,
+        "global_batch": BATCH,
+        "learning_rate": 0.01,
+        "log_images": 4 * BATCH,
+        "checkpoint_images": 16 * BATCH,
+        "keep_checkpoints": 2,
+    },
+    "launch": {"processes": 1, "threads": 1},
+    "sample": {"images": 12, "batch": 4, "solver": "euler", "steps": 4},
+}
+
+
+@dataclass
+class Ended:
+    """How a command ended."""
+
+    code: int
+    said: list[str]
+    """The last words, without progress."""
+    seconds: float
+
+
+class SmallRun:
+    """A configuration file and a process on a host that runs its commands."""
+
+    def __init__(self, folder: Path, host: Host, launch: dict) -> None:
+        self.folder, self.path = folder, folder / "runs" / "small"
+        self.checkpoints = folder / "shared" / "checkpoints"
+        places = {
+            "run": {"root": str(folder / "runs")},
+            "data": {"root": str(folder / "shared" / "data")},
+            "train": {"checkpoint_root": str(self.checkpoints)},
+            "sample": {"root": str(folder / "shared" / "samples")},
+            "launch": launch,
+        }
+        self.file = folder / "small.yaml"
+        self.file.write_text(yaml.safe_dump(merge(SMALL, places)))
+        self.process = subprocess.Popen(
+            host.inside(sys.executable, str(Path(__file__).with_name("commands.py"))),
+            cwd=ROOT,
+            env=environment(OBJECT_STORE_KEY=SECRET),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._began = 0.0
+
+    @property
+    def config(self) -> RunConfig:
+        return load_config(self.file)
+
+    def terminate(self) -> None:
+        """SIGTERM to the command."""
+        psutil.Process(self.process.pid).children()[0].terminate()
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.stdin.close()
+        self.process.wait()
+
+    def start(self, command: str, *words: str) -> None:
+        """Begin a command."""
+        self._began = time.monotonic()
+        self.process.stdin.write(json.dumps([command, "--config", str(self.file), *words]) + "\n")
+        self.process.stdin.flush()
+
+    def end(self, seconds: float = 120.0) -> Ended:
+        """Wait for it."""
+        ready, _, _ = select.select([self.process.stdout], [], [], seconds)
+        assert ready, f"still running after {seconds} s:\n{self.log()}"
+        told = json.loads(self.process.stdout.readline())
+        said = [line for line in told["said"] if line.startswith("fm:") or " in " in line]
+        return Ended(told["code"], said, time.monotonic() - self._began)
+
+    def steps(self) -> list[int]:
+        """Steps of the metrics lines."""
+        return [line["step"] for line in read_lines(self.path / "train" / "metrics.jsonl")]
+
+    def wait_beyond(self, step: int, seconds: float = 90.0) -> int:
+        """Wait until a later step is in the metrics; that step."""
+        deadline = time.monotonic() + seconds
+        while not (beyond := [at for at in self.steps() if at > step]):
+            assert time.monotonic() < deadline, self.log()
+            time.sleep(0.05)
+        return beyond[-1]
+
+    def log(self) -> str:
+        """What the hosts said."""
+        path = self.path / "logs" / "train.log"
+        return path.read_text() if path.exists() else "no log"

@@ -1,0 +1,117 @@
+"""Training through a real Slurm of two nodes: preempted, warned of its time limit, cancelled, finished."""
+
+import time
+
+import hosts
+import pytest
+import slurm_pair
+from slurm_pair import SlurmPair
+from small_run import BATCH, STEPS, SmallRun
+
+from fm_core.run.files import read_json
+from fm_core.run.job import JOB_VARIABLE, submitted
+from fm_core.stages.shard import shard
+from fm_core.training.checkpoint import complete_steps
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory):
+    """One run through all that can happen to it."""
+    hosts.require(hosts.PROGRAMS | slurm_pair.PROGRAMS)
+    folder = tmp_path_factory.mktemp("slurm")
+    pair = hosts.make_pair(folder)
+    try:
+        yield _told(pair, SlurmPair(pair, folder), folder)
+    finally:
+        pair.close()
+
+
+def _told(pair, slurm, folder):
+    launch = {"kind": "slurm", "slurm": {"nodes": 2, "options": {"partition": "low"}, "notice_seconds": 60}}
+    run = SmallRun(folder, pair.first, launch)
+    shard(run.config)
+    told = {"run": run}
+
+    def wait_for(number, wanted, seconds=60):
+        deadline = time.monotonic() + seconds
+        while not wanted(job := slurm.job(number)):
+            assert time.monotonic() < deadline, (job, run.log())
+            time.sleep(0.2)
+        return job
+
+    # It is refused first, for an option that sbatch does not know.
+    run.start("train", "--launch.slurm.options", '{"partition": "none"}')
+    told["refused"] = run.end()
+
+    # A job of higher priority takes both nodes for a moment.
+    run.start("train")
+    told["preempted at"] = run.wait_beyond(8)
+    job = submitted(run.path)
+    told["working"] = [len(host.processes(f"{JOB_VARIABLE}={job.id}")) for host in (pair.first, pair.second)]
+    slurm.command("sbatch", "--partition=high", "--nodes=2", "--output=/dev/null", "--wrap=sleep 1")
+    wait_for(job.slurm, lambda job: (job["Restarts"], job["JobState"]) == ("1", "PENDING"))
+    told["after preemption"] = complete_steps(run.checkpoints)
+
+    # Slurm's warning before the time limit, as it would send it.
+    told["warned at"] = run.wait_beyond(run.steps()[-1] + 8)
+    slurm.command("scancel", "--batch", "--signal=USR1", str(job.slurm))
+    wait_for(job.slurm, lambda job: (job["Restarts"], job["JobState"]) == ("2", "PENDING"))
+    told["after warning"] = complete_steps(run.checkpoints)
+
+    # Somebody cancels it.
+    told["cancelled at"] = run.wait_beyond(run.steps()[-1] + 8)
+    slurm.command("scancel", str(job.slurm))
+    told["cancel"] = run.end()
+    told["state"] = slurm.job(job.slurm)["JobState"]
+    told["left"] = [host.processes(f"{JOB_VARIABLE}={job.id}") for host in (pair.first, pair.second)]
+    told["after cancel"] = complete_steps(run.checkpoints)
+    told["first job"] = job
+
+    run.start("train")
+    told["end"] = run.end()
+    told["last job"] = submitted(run.path)
+    run.close()
+    return told
+
+
+def test_what_sbatch_refuses_is_one_line(story):
+    refused = story["refused"]
+    assert refused.code == 2
+    assert len(refused.said) == 1
+    assert "partition" in refused.said[0]
+
+
+def test_it_runs_on_both_nodes_as_a_job_of_slurm(story):
+    assert story["first job"].kind == "slurm"
+    # The node, its agent and its rank.
+    assert story["working"] == [3, 3]
+
+
+def test_a_preempted_job_saves_waits_and_goes_on(story):
+    assert story["after preemption"][-1] >= story["preempted at"]
+    assert story["warned at"] > story["after preemption"][-1]
+
+
+def test_before_its_time_limit_it_saves_and_is_queued_again(story):
+    assert story["after warning"][-1] >= story["warned at"]
+    assert story["cancelled at"] > story["after warning"][-1]
+
+
+def test_a_cancelled_job_saves_and_leaves_nothing(story):
+    assert story["cancel"].code == 3
+    assert len(story["cancel"].said) == 1
+    assert story["state"] == "CANCELLED"
+    assert story["after cancel"][-1] >= story["cancelled at"]
+    assert story["left"] == [[], []]
+
+
+def test_the_run_goes_on_in_another_job_to_its_end(story):
+    run = story["run"]
+    assert story["end"].code == 0
+    assert story["last job"].slurm > story["first job"].slurm
+    done = read_json(run.path / "train" / "DONE.json")
+    assert (done["step"], done["images_seen"]) == (STEPS, STEPS * BATCH)
+    assert run.steps() == list(range(4, STEPS + 1, 4))
+    assert not (run.path / "lock").exists()

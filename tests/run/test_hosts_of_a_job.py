@@ -1,0 +1,213 @@
+"""Hostfiles, what goes to the hosts of a job, and what they say of its end."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from fm_core.config import RunConfig, dump_yaml
+from fm_core.errors import Stopped, UserError
+from fm_core.run.files import read_json, write_json
+from fm_core.run.hostfile import read_hostfile
+from fm_core.run.job import JOB_VARIABLE, Job, end_processes, processes_marked
+from fm_core.run.launch import submit, world
+from fm_core.run.order import forget_marks, interface_towards, order_of, portable_environment
+from fm_core.run.supervise import JobFailed, _verdict
+from fm_core.run.task import Task
+from fm_core.run.words import END_WORD, gather_ends, open_log
+
+FACTS = {"id": "00a1", "stage": "train", "host": "h1", "processes": 3, "threads": 1, "log": "x"}
+
+
+def test_a_hostfile_gives_the_processes_of_each_host_in_its_order(tmp_path):
+    file = tmp_path / "hosts"
+    file.write_text("# two racks\nnode-b slots=4\n\n10.0.0.7   # as many as asked for\nnode-a slots=1\n")
+    assert list(read_hostfile(str(file), 8).items()) == [("node-b", 4), ("10.0.0.7", 8), ("node-a", 1)]
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("", "names no host"),
+        ("# nothing\n", "names no host"),
+        ("a slots=2\na slots=2", "line 2 of .*a is there twice"),
+        ("a slots=two", "line 1 of .*'a slots=two'"),
+        ("root@a slots=2", "line 1 of .*'root@a slots=2'"),
+        ("node[1-4] slots=2", "line 1"),
+        ("a slots=0", "line 1 of .*a has no slots"),
+        ("a", "a has no slots=NUMBER; add it or set launch.processes"),
+    ],
+)
+def test_a_wrong_hostfile_is_refused_by_its_line(tmp_path, text, named):
+    file = tmp_path / "hosts"
+    file.write_text(text)
+    with pytest.raises(UserError, match=named) as caught:
+        read_hostfile(str(file), None)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_hostfile_that_is_not_there_is_refused_by_name(tmp_path):
+    with pytest.raises(UserError, match=r"launch.hostfile: .*none cannot be read"):
+        read_hostfile(str(tmp_path / "none"), None)
+
+
+def test_the_world_counts_all_hosts(tmp_path):
+    file = tmp_path / "hosts"
+    file.write_text("a slots=3\nb slots=1\n")
+    launch = {"kind": "ssh", "hostfile": str(file), "threads": 5}
+    assert world(RunConfig.model_validate({"launch": launch}).launch) == (4, 5)
+    launch = {"kind": "slurm", "processes": 8, "threads": 2, "slurm": {"nodes": 3}}
+    assert world(RunConfig.model_validate({"launch": launch}).launch) == (24, 2)
+
+
+def test_ranks_are_counted_through_the_hosts():
+    job = Job.model_validate({**FACTS, "hosts": {"b": 2, "a": 1}})
+    assert [job.host_of(rank) for rank in range(3)] == ["b", "b", "a"]
+
+
+def task_at(path, **sections) -> Task:
+    config = RunConfig.model_validate({"run": {"root": str(path), "name": "r"}, **sections})
+    job = Job.model_validate({**FACTS, "hosts": {"a": 2, "b": 1}})
+    return Task(job, path / "r", path / "r" / "logs", "module", path / "x.yaml", config)
+
+
+def test_a_place_for_checkpoints_is_marked_for_all_hosts_to_see(tmp_path):
+    order = order_of(task_at(tmp_path, train={"checkpoint_root": str(tmp_path / "shared")}), {})
+    mark = tmp_path / "shared" / ".00a1.seen"
+    assert order.job.marks == {"train.checkpoint_root": str(mark)}
+    assert mark.exists()
+    forget_marks(order.job)
+    assert list((tmp_path / "shared").iterdir()) == []
+    assert order_of(task_at(tmp_path, train={"checkpoint_root": "s3://bucket/x"}), {}).job.marks == {}
+
+
+def test_hosts_meet_at_the_port_that_is_asked_for_or_at_one_of_the_job(tmp_path):
+    assert order_of(task_at(tmp_path), {}).port == 20_000 + 0xA1
+    assert order_of(task_at(tmp_path, launch={"port": 4321}), {}).port == 4321
+
+
+def test_the_environment_goes_along_without_what_means_this_host(monkeypatch):
+    monkeypatch.setenv("AWS_PROFILE", "ours")
+    monkeypatch.setenv("SSH_AUTH_SOCK", "/tmp/here")
+    environment = portable_environment()
+    assert environment["AWS_PROFILE"] == "ours"
+    assert not {"HOME", "SSH_AUTH_SOCK", "PWD", "PYTHONPATH"} & environment.keys()
+
+
+@pytest.mark.parametrize(
+    ("launch", "named"),
+    [({"kind": "ssh", "hostfile": "hosts"}, "pdsh"), ({"kind": "slurm", "processes": 1}, "sbatch")],
+)
+def test_a_program_that_is_not_installed_is_named(tmp_path, monkeypatch, launch, named):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "hosts").write_text("a slots=1\n")
+    config = RunConfig.model_validate({"launch": launch})
+    (tmp_path / "train.yaml").write_text(dump_yaml(config))
+    with pytest.raises(UserError, match=f"there is no {named} on this host"):
+        submit(tmp_path, tmp_path, "train", "module", tmp_path / "train.yaml", config.launch)
+    assert not (tmp_path / "job.json").exists()
+
+
+def test_the_interface_of_an_address_is_found():
+    assert interface_towards("127.0.0.1") == "lo"
+    assert interface_towards("no-such-host.invalid") is None
+
+
+def test_words_of_hosts_out_of_sight_are_gathered_from_the_log(tmp_path):
+    log = tmp_path / "train.log"
+    job = Job.model_validate({**FACTS, "log": str(log), "hosts": {"h1": 1, "h2": 1, "h3": 1}})
+
+    def end(host, rank, of):
+        record = {"schema": 1, "job": of, "rank": rank, "kind": "error", "message": f"of {of}"}
+        return f"{host}: {END_WORD}{json.dumps(record)}\n"
+
+    log.write_text(end("h2", 1, "00a1"))  # before the job began: not its own
+    open_log(job)
+    with log.open("a") as file:
+        file.write("h2: step 3\n" + end("h2", 1, "00a1") + end("h3", 2, "b2") + f"h3: {END_WORD}{{cut")
+    write_json(tmp_path / "train-0.end.json", {"job": "00a1", "rank": 0, "kind": "done", "message": ""})
+    gather_ends(job, tmp_path)
+    assert read_json(tmp_path / "train-1.end.json")["message"] == "of 00a1"
+    assert sorted(path.name for path in tmp_path.glob("*.end.json")) == [
+        "train-0.end.json",
+        "train-1.end.json",
+    ]
+
+
+def test_processes_are_asked_from_the_top_and_killed_if_they_do_not_hear():
+    ignore = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+    deaf = f"{ignore}; print('up', flush=True); time.sleep(60)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {deaf!r}])"
+    marked = {**os.environ, JOB_VARIABLE: "a-mark-of-this-test"}
+    process = subprocess.Popen([sys.executable, "-c", parent], env=marked, stdout=subprocess.PIPE)
+    process.stdout.readline()
+    assert len(processes_marked("a-mark-of-this-test")) == 2
+    began = time.monotonic()
+    end_processes("a-mark-of-this-test", grace=0.5)
+    assert processes_marked("a-mark-of-this-test") == []
+    assert 0.4 < time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize(
+    ("launch", "named"),
+    [
+        ({"kind": "ssh"}, "launch.hostfile"),
+        ({"kind": "slurm"}, "launch.processes"),
+        ({"kind": "mpi"}, "launch.kind"),
+        ({"port": 80}, "launch.port"),
+        (
+            {"kind": "slurm", "processes": 1, "slurm": {"options": {"requeue": ""}}},
+            "launch.slurm.options.requeue",
+        ),
+        ({"kind": "slurm", "processes": 1, "slurm": {"options": {"-p": "x"}}}, "launch.slurm.options.-p"),
+        ({"kind": "slurm", "processes": 1, "slurm": {"options": {"time": 86400}}}, "in quotes"),
+    ],
+)
+def test_a_launch_section_that_cannot_be_is_refused_by_key(tmp_path, launch, named):
+    from fm_core.config import parse_config
+
+    with pytest.raises(UserError) as caught:
+        parse_config({"launch": launch}, where="x.yaml")
+    assert named in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+class TestVerdict:
+    """What is told of a job on several hosts."""
+
+    def verdict(self, path, kinds, lost):
+        job = Job.model_validate({**FACTS, "log": str(path / "x"), "hosts": {"h1": 2, "h2": 1}})
+        job_log = path / "x"
+        job_log.write_text("last words\n")
+        for rank, kind in kinds.items():
+            record = {"job": job.id, "rank": rank, "kind": kind, "message": f"word {rank}"}
+            write_json(path / f"train-{rank}.end.json", record)
+        return _verdict(job, path, lost)
+
+    @pytest.mark.parametrize(
+        ("kinds", "words"),
+        [
+            ({0: "stopped", 1: "stopped"}, "train failed: host h2 was lost (why)"),
+            ({0: "error", 1: "stopped", 2: "stopped"}, "train failed: host h2 was lost (why)"),
+            ({}, "train failed: host h2 was lost (why)"),
+        ],
+    )
+    def test_a_lost_host_is_the_cause(self, tmp_path, kinds, words):
+        verdict = self.verdict(tmp_path, kinds, ["host h2 was lost (why)"])
+        assert isinstance(verdict, JobFailed)
+        assert str(verdict).startswith(words)
+        assert "rank" not in str(verdict)
+
+    def test_ranks_are_named_with_their_hosts(self, tmp_path):
+        told = str(self.verdict(tmp_path, {0: "error", 1: "stopped"}, []))
+        assert told.startswith("train failed: rank 2 on h2 was killed; rank 0 on h1: word 0")
+
+    def test_what_was_cancelled_before_it_began_was_stopped(self, tmp_path):
+        (tmp_path / "STOP").touch()
+        verdict = self.verdict(tmp_path, {}, ["Slurm job 3: cancelled (None)"])
+        assert isinstance(verdict, Stopped)
+        assert str(verdict) == "Slurm job 3: cancelled (None)"

@@ -1,0 +1,70 @@
+"""What the preflight makes of the facts of all hosts; on two real hosts it is tested in tests/cluster."""
+
+import pytest
+
+from fm_core.config import RunConfig
+from fm_core.run.preflight import judged, preflight
+
+SPEED = {"bytes": 2**24, "seconds": 0.02, "bytes_per_s": 8e8}
+
+
+def rank(host, **other):
+    facts = {"host": host, "versions": {"torch": "2.13.0", "fm_core": "abc"}, "device": "CPU", "devices": 2}
+    facts |= {"scratch_bytes": 2**40, "data": True, "run_directory": True, "clock": 1000.0}
+    return {**facts, **other}
+
+
+def found(*ranks, **sections):
+    checks = judged(RunConfig.model_validate(sections), list(ranks), SPEED)
+    assert all("\n" not in check.detail for check in checks)
+    return {check.name: check for check in checks}
+
+
+def test_equal_hosts_pass():
+    checks = found(rank("a"), rank("a"), rank("b"), rank("b"))
+    assert all(check.ok for check in checks.values())
+    assert checks["launch"].detail == "4 processes met on a, b"
+    assert checks["all-reduce"].detail == "16 MiB over 4 processes in 20.0 ms, 0.80 GB/s through each"
+
+
+@pytest.mark.parametrize(
+    ("other", "name", "words"),
+    [
+        (
+            {"versions": {"torch": "2.9.0", "fm_core": "abc"}},
+            "versions",
+            "torch is 2.13.0 on a and 2.9.0 on b",
+        ),
+        ({"versions": {"torch": "2.13.0"}}, "versions", "fm_core is abc on a and None on b"),
+        ({"device": "A100"}, "devices", "a: 2 x CPU, b: 2 x A100; all hosts should have the same"),
+        ({"devices": 0}, "devices", "fewer than processes on b"),
+        ({"run_directory": False}, "run directory", "out of sight of b; give train.checkpoint_root"),
+        ({"data": False}, "data", "on b; fm shard"),
+        ({"scratch_bytes": 2**30}, "free scratch space", "b: 1 GiB; 2 GiB are needed"),
+        ({"clock": 1060.5}, "clocks", "60.500 s apart; let NTP set them"),
+    ],
+)
+def test_a_host_that_differs_fails_by_name(other, name, words):
+    checks = found(rank("a"), rank("b", **other))
+    assert words in checks[name].detail
+    assert [check.name for check in checks.values() if not check.ok] == [name]
+
+
+def test_a_host_without_the_run_directory_is_well_where_checkpoints_go_elsewhere():
+    checks = found(rank("a"), rank("b", run_directory=False), train={"checkpoint_root": "s3://bucket/run"})
+    assert checks["run directory"].ok
+
+
+@pytest.mark.slow
+def test_this_machine_passes_save_for_data_that_are_not_there(tmp_path):
+    sections = {"run": {"root": str(tmp_path / "runs")}, "data": {"root": str(tmp_path / "data")}}
+    checks = preflight(RunConfig.model_validate({**sections, "launch": {"processes": 2, "threads": 1}}))
+    assert [check.name for check in checks if not check.ok] == ["data"]
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_hostfile_that_is_none_is_a_line_and_no_exception(tmp_path):
+    launch = {"kind": "ssh", "hostfile": str(tmp_path / "none")}
+    checks = preflight(RunConfig.model_validate({"launch": launch}))
+    assert [(check.name, check.ok) for check in checks] == [("hostfile", False)]
