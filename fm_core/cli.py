@@ -12,7 +12,7 @@ from typing import Any, NoReturn, cast
 
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
 
-from fm_core.config import RunConfig, load_config
+from fm_core.config import RunConfig, load_config, parse_config
 from fm_core.errors import Stopped, UserError
 
 STAGES = {
@@ -25,7 +25,11 @@ STAGES = {
     "reproduce": "compare objectives as the paper does, with its figures",
 }
 
-COMMANDS = {**STAGES, "status": "what a run is doing now"}
+COMMANDS = {
+    **STAGES,
+    "status": "what a run is doing now",
+    "doctor": "what works here, what is wrong with a configuration, what it will cost",
+}
 FLAGS = {
     "status": {"follow": "print a line every few seconds until interrupted"},
     "validate": {
@@ -33,6 +37,18 @@ FLAGS = {
         "deep": "every image's CRC, duplicates, and the source as well",
         "repair": "write damaged shards again first",
     },
+}
+DOCTOR_FLAGS = {
+    "--model": "parameters and operations of the network",
+    "--launch": "whether the hosts of the configuration can be reached and agree",
+    "--cost": "time, storage and traffic of training on --hosts times --devices devices",
+}
+DOCTOR_NUMBERS: dict[str, tuple[type, float, str]] = {
+    "hosts": (int, 1, "for --cost: number of hosts"),
+    "devices": (int, 1, "for --cost: devices of each host"),
+    "peak": (float, 989e12, "for --cost: FLOP/s of a device; the default is bf16 on an H100 or H200"),
+    "mfu": (float, 0.3, "for --cost: share of the peak that goes into the network's operations"),
+    "store-rate": (float, 1e9, "for --cost: bytes per second to the store of checkpoints"),
 }
 
 EXIT_USER, EXIT_STOPPED = 2, 3
@@ -54,6 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("DO_NOT_TRACK", "1")
     try:
+        if words[:1] == ["doctor"]:
+            return _doctor(words[1:])
         command, config, flags = _parse(words)
         if command == "status":
             from fm_core.terminal import show_status
@@ -107,21 +125,59 @@ def _parse(words: list[str]) -> tuple[str, RunConfig, set[str]]:
     known = FLAGS.get(head.command, {})
     for flag, what in known.items():
         sub.add_argument(f"--{flag}", action="store_true", help=what)
+    namespace, overrides = _read(sub, words[1:], ("config", *known))
+    flags = {flag for flag in known if getattr(namespace, flag)}
+    return head.command, load_config(namespace.config, overrides), flags
+
+
+def _doctor(words: list[str]) -> int:
+    """Print a line for each check; 2 where something is for the user to mend."""
+    # Taken out here: to the parser --model and --launch are whole sections, as JSON.
+    flags = {flag for flag in DOCTOR_FLAGS if flag in words}
+    asked_for = "; ".join(f"{flag}: {what}" for flag, what in DOCTOR_FLAGS.items())
+    sub = _Parser(prog="fm doctor", description=f"{COMMANDS['doctor']}. {asked_for}.")
+    sub.add_argument("--config", metavar="FILE", help="YAML file with the configuration to look at")
+    for name, (kind, default, what) in DOCTOR_NUMBERS.items():
+        sub.add_argument(f"--{name}", type=kind, default=default, help=f"{what} (default: {default:g})")
+    numbers = [name.replace("-", "_") for name in DOCTOR_NUMBERS]
+    rest = [word for word in words if word not in flags]
+    namespace, overrides = _read(sub, rest, ("config", *numbers))
+    config = None
+    if namespace.config:
+        config = load_config(namespace.config, overrides)
+    elif overrides:
+        config = parse_config(overrides, "fm doctor")
+
+    from fm_core.stages.doctor import Asked, doctor
+    from fm_core.terminal import show_checks
+    from fm_core.training.cost import Cluster
+
+    cluster = Cluster(**{name: getattr(namespace, name) for name in numbers})
+    asked = Asked(
+        model="--model" in flags,
+        cost=cluster if "--cost" in flags else None,
+        launch="--launch" in flags,
+    )
+    return 0 if show_checks(doctor(config, asked)) else EXIT_USER
+
+
+def _read(
+    sub: argparse.ArgumentParser, words: list[str], own: Sequence[str]
+) -> tuple[argparse.Namespace, dict[str, Any]]:
+    """The words' own options of a command, and what they override in the configuration tree."""
     source = CliSettingsSource[Any](
         _Overrides,
-        cli_prog_name=f"fm {head.command}",
+        cli_prog_name=sub.prog,
         cli_hide_none_type=True,
         root_parser=sub,
         cli_exit_on_error=True,
     )
-    namespace = sub.parse_args(words[1:])
-    flags = {flag for flag in known if getattr(namespace, flag)}
-    given = {key: value for key, value in vars(namespace).items() if key not in ("config", *known)}
+    namespace = sub.parse_args(words)
+    given = {key: value for key, value in vars(namespace).items() if key not in own}
     try:
-        overrides = source(parsed_args=argparse.Namespace(**given))()
+        return namespace, source(parsed_args=argparse.Namespace(**given))()
     except SettingsError as error:
         raise UserError(" ".join(str(error).split())) from None
-    return head.command, load_config(namespace.config, overrides), flags
 
 
 if __name__ == "__main__":

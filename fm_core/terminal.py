@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 
+from fm_core.check import Check
 from fm_core.config import RunConfig
 from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Progress
@@ -61,6 +63,15 @@ def describe(progress: Progress) -> str:
     if progress.eta and progress.fraction < 1:
         parts.append(f"{timedelta(seconds=round(progress.eta))} left")
     return ", ".join([*parts, progress.message] if progress.message else parts)
+
+
+def show_checks(checks: Iterable[Check]) -> bool:
+    """Print a line for each check as it is made; whether all are ok."""
+    well = True
+    for check in checks:
+        print(f"{'ok' if check.ok else 'NO':2}  {check.name:18} {check.detail}", flush=True)
+        well &= check.ok
+    return well
 
 
 def show_status(config: RunConfig, follow: bool) -> int:

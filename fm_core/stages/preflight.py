@@ -1,6 +1,7 @@
 """What can be refused before anything is spent."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,6 +19,9 @@ from fm_core.stages.evaluate import LEAST_IMAGES
 
 STAGES = ("shard", "train", "sample", "evaluate", "report")
 
+Rule = Callable[[], None]
+"""Raises UserError in one line for what is wrong."""
+
 
 def preflight(config: RunConfig, stages: Sequence[str] = STAGES) -> None:
     """Check sources, directories, sizes that must divide, and settings that must agree, for these stages.
@@ -27,13 +31,19 @@ def preflight(config: RunConfig, stages: Sequence[str] = STAGES) -> None:
     if "shard" in stages:
         check_source(config.data)
     RunDirectory(config).open()
+    for _, rule in rules(config, stages):
+        rule()
+
+
+def rules(config: RunConfig, stages: Sequence[str] = STAGES) -> Iterator[tuple[str, Rule]]:
+    """What the configuration alone must satisfy for these stages, by name; nothing is written."""
     if "train" in stages:
-        train.check(config)
-        _check_network(config)
-        _check_initial_weights(config)
-        _check_beside(config)
+        yield "training", partial(train.check, config)
+        yield "network", partial(_check_network, config)
+        yield "initial weights", partial(_check_initial_weights, config)
+        yield "scores beside", partial(_check_beside, config)
     if "sample" in stages:
-        _check_samples(config, trained_here="train" in stages, scored="evaluate" in stages)
+        yield "samples", partial(_check_samples, config, "train" in stages, "evaluate" in stages)
 
 
 def _check_network(config: RunConfig) -> None:

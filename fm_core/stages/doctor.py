@@ -1,0 +1,99 @@
+"""What works here, what a configuration asks for, and what it will cost."""
+
+from dataclasses import dataclass
+
+import torch
+
+from fm_core.check import Check
+from fm_core.config import RunConfig
+from fm_core.data.manifest import load_manifest
+from fm_core.data.shards import check_source, read_complete
+from fm_core.data.sources import open_source
+from fm_core.errors import UserError
+from fm_core.models.build import build_network
+from fm_core.models.flops import TRAINING_PASSES, flops_per_image, parameter_count
+from fm_core.run.preflight import preflight as launch_checks
+from fm_core.stages.machine import machine_checks
+from fm_core.stages.preflight import rules
+from fm_core.training.cost import Cluster, cost_checks, training_cost
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What of the doctor."""
+
+    model: bool = False
+    """Parameters and operations of the network."""
+    cost: Cluster | None = None
+    """What training takes on these machines."""
+    launch: bool = False
+    """Whether the hosts of the configuration can be reached and agree."""
+
+
+def doctor(config: RunConfig | None, asked: Asked) -> list[Check]:
+    """Without a configuration: self-tests. With one: its rules and data, or what was asked of it.
+
+    Raises UserError where that cannot be looked at.
+    """
+    if config is None:
+        if asked != Asked():
+            raise UserError("this wants --config FILE")
+        return machine_checks()
+    checks: list[Check] = []
+    if asked.model:
+        checks += _model(config)
+    if asked.cost:
+        shape, classes = _images(config)
+        checks += cost_checks(config, training_cost(config, shape, classes, asked.cost), asked.cost)
+    if asked.launch:
+        checks += launch_checks(config)
+    return checks if asked != Asked() else [_data(config), *_rules(config)]
+
+
+def _model(config: RunConfig) -> list[Check]:
+    shape, classes = _images(config)
+    with torch.device("meta"):
+        network = build_network(config.model, shape, classes)
+    forward = flops_per_image(network, shape)
+    kind = config.model.size or config.model.kind
+    training = TRAINING_PASSES * forward / 1e9
+    labels = f" of {classes:,} classes" if config.model.class_conditional else ""
+    return [
+        Check("network", True, f"{kind} for images of {' x '.join(map(str, shape))}{labels}"),
+        Check("parameters", True, f"{parameter_count(network):,}"),
+        Check("FLOPs per image", True, f"{forward / 1e9:,.2f} G forward, {training:,.2f} G to train on it"),
+    ]
+
+
+def _images(config: RunConfig) -> tuple[tuple[int, int, int], int]:
+    """Shape and classes of the images: from the shards; before there are any, the source's and 1,000."""
+    try:
+        manifest = load_manifest(config.data.root, config.data.name)
+    except UserError:
+        return open_source(config.data).facts.image_shape, 1000
+    return manifest.image_shape, manifest.class_count or 0
+
+
+def _data(config: RunConfig) -> Check:
+    """Whether the shards are there or can be made."""
+    try:
+        check_source(config.data)
+        manifest = read_complete(config.data)
+    except UserError as error:
+        return Check("data", False, str(error))
+    if manifest is None:
+        return Check("data", True, "the source is there; fm shard makes the shards of it")
+    counts = ", ".join(f"{split.images:,} in {name}" for name, split in manifest.splits.items())
+    return Check("data", True, f"{len(manifest.shards)} shards: {counts}")
+
+
+def _rules(config: RunConfig) -> list[Check]:
+    checks: list[Check] = []
+    for name, rule in rules(config):
+        try:
+            rule()
+        except UserError as error:
+            checks.append(Check(name, False, str(error)))
+        else:
+            checks.append(Check(name, True, "nothing against it"))
+    return checks

@@ -1,0 +1,138 @@
+"""Self-tests of this machine and its installation: versions, devices, networks, solvers, processes."""
+
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from packaging.requirements import Requirement
+
+from fm_core.check import Check
+from fm_core.config import ModelSection
+from fm_core.method.solve import Solver, solve
+from fm_core.models.build import build_network
+
+DISTRIBUTION = "flow-matching-pipeline"
+SOLVERS = (
+    Solver("dopri5"),
+    Solver("euler", steps=1000),
+    Solver("midpoint", steps=50),
+    Solver("heun2", steps=50),
+    Solver("rk4", steps=10),
+)
+MEETING_SECONDS = 45
+
+_MEETING = """
+import torch, torch.distributed as dist
+dist.init_process_group("gloo")
+ranks = torch.tensor([dist.get_rank() + 1])
+dist.all_reduce(ranks)
+assert ranks.item() == 3, ranks
+"""
+
+
+def machine_checks() -> list[Check]:
+    """Everything of this module; seconds, no network beyond the loopback interface, no files kept."""
+    return [versions(), *devices(), *solvers(), processes(), launchers()]
+
+
+def versions() -> Check:
+    """Whether what is installed is what pyproject.toml asks for."""
+    wrong: list[str] = []
+    for line in metadata.requires(DISTRIBUTION) or []:
+        wanted = Requirement(line)
+        if wanted.marker and not wanted.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            found = metadata.version(wanted.name)
+        except metadata.PackageNotFoundError:
+            wrong.append(f"{wanted.name} is missing")
+            continue
+        if not wanted.specifier.contains(found, prereleases=True):
+            wrong.append(f"{wanted.name} {found} is not {wanted.specifier}")
+    if wrong:
+        return Check("versions", False, f"{'; '.join(wrong)}: install with infra/constraints.txt")
+    shown = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "deepspeed", "prefect"))
+    return Check("versions", True, f"Python {sys.version.split()[0]}, {shown}; all as pyproject.toml asks")
+
+
+def devices() -> list[Check]:
+    """Whether each device gives a small network the gradients that the CPU gives it in float32."""
+    names = [f"cuda:{number}" for number in range(torch.cuda.device_count())] or ["cpu"]
+    return [_device(torch.device(name)) for name in names]
+
+
+def _device(device: torch.device) -> Check:
+    what = f"{torch.get_num_threads()} threads"
+    if device.type == "cuda":
+        facts = torch.cuda.get_device_properties(device)
+        what = f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB"
+    try:
+        exact = _gradient(torch.device("cpu"), torch.float32)
+        errors = {
+            name: ((_gradient(device, dtype) - exact).norm() / exact.norm()).item()
+            for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))
+        }
+    except RuntimeError as error:
+        return Check(f"device {device}", False, f"{what}: {error}".splitlines()[0])
+    told = ", ".join(f"{name} gradients within {error:.0e}" for name, error in errors.items())
+    return Check(f"device {device}", errors["float32"] < 1e-3 and errors["bfloat16"] < 0.1, f"{what}: {told}")
+
+
+def _gradient(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """The gradient of a small U-Net's loss, flat, float32, on the CPU."""
+    generator = torch.Generator().manual_seed(0)
+    section = ModelSection(channels=32, head_channels=32)
+    network = build_network(section, (3, 8, 8), 0).to(device, dtype)
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.copy_(0.05 * torch.randn(weight.shape, generator=generator))
+    t = torch.rand(4, generator=generator).to(device)
+    x = torch.randn(4, 3, 8, 8, generator=generator).to(device)
+    network(t, x).square().mean().backward()
+    gradients = [weight.grad for weight in network.parameters() if weight.grad is not None]
+    return torch.cat([gradient.float().flatten().cpu() for gradient in gradients])
+
+
+def solvers() -> list[Check]:
+    """Whether each solver carries x along dx/dt = -x to x / e."""
+    x = torch.linspace(1, 2, 5)[:, None]
+    checks: list[Check] = []
+    for solver in SOLVERS:
+        solution = solve(lambda t, x: -x, x, (0.0, 1.0), solver)
+        error = (solution.x / x * math.e - 1).abs().max().item()
+        detail = f"relative error {error:.0e} in {solution.nfe} evaluations"
+        checks.append(Check(f"solver {solver.method}", error < 1e-3, detail))
+    return checks
+
+
+def processes() -> Check:
+    """Whether two processes of this host meet and add up a number."""
+    agent = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder) / "meeting.py"
+        script.write_text(_MEETING)
+        try:
+            done = subprocess.run(
+                [*agent, "--nproc-per-node=2", str(script)],
+                env={**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
+                capture_output=True,
+                text=True,
+                timeout=MEETING_SECONDS,
+            )
+        except subprocess.TimeoutExpired:
+            return Check("processes", False, f"two did not meet over the loopback in {MEETING_SECONDS} s")
+    if done.returncode:
+        return Check("processes", False, f"two cannot meet: {done.stderr.strip().splitlines()[-1]}")
+    return Check("processes", True, "two met through torchrun and added up a number")
+
+
+def launchers() -> Check:
+    """Which ways to other hosts there are; none is needed on one."""
+    found = [name for name in ("ssh", "sbatch", "srun") if shutil.which(name)]
+    return Check("launchers", True, f"local; for other hosts here: {', '.join(found) or 'none'}")

@@ -1,0 +1,184 @@
+"""What a training run will take, before anything is spent."""
+
+from dataclasses import dataclass
+
+import torch
+
+from fm_core.check import Check
+from fm_core.config import RunConfig
+from fm_core.errors import UserError
+from fm_core.models.build import build_network
+from fm_core.models.flops import TRAINING_PASSES, flops_per_image, parameter_count
+
+FLOAT32, BFLOAT16 = 4, 2
+"""Bytes of a number."""
+MOMENTS = 2
+"""AdamW keeps two float32 numbers for each weight, beside the weight itself."""
+STAGES = (1, 2, 3)
+DAY = 86_400
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What a run is given."""
+
+    hosts: int
+    devices: int
+    """Devices of each host, one process for each."""
+    peak: float
+    """Operations per second of one device in the precision of the network, as its maker states them."""
+    mfu: float
+    """Share of the peak that goes into the network's own operations; measured on a like machine, or hoped."""
+    store_rate: float
+    """Bytes per second from one host to where the checkpoints go."""
+
+    def __post_init__(self) -> None:
+        for name in ("hosts", "devices", "peak", "mfu", "store_rate"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name):g}: it must be more than 0")
+        if self.mfu > 1:
+            raise UserError(f"--mfu {self.mfu:g}: it is a share of the peak, at most 1")
+
+    @property
+    def processes(self) -> int:
+        """Processes of the run."""
+        return self.hosts * self.devices
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run takes. Bytes and seconds; operations as in fm_core/models/flops.py."""
+
+    parameters: int
+    forward_flops: float
+    """For one image."""
+    training_flops: float
+    """For one image: forward and backward pass, with what gradient checkpointing computes again."""
+    total_flops: float
+    images_per_s: float
+    """Of the whole run."""
+    seconds: float
+    step_seconds: float
+    steps: int
+    image_bytes: int
+    loader_bytes_per_s: float
+    """Bytes of pixels per second and host."""
+    checkpoint_bytes: int
+    checkpoint_seconds: float
+    checkpoints: int
+    """How many are written."""
+    storage_bytes: int
+    """Checkpoints that stay, and the samples of one evaluation."""
+    network_bytes: dict[int, float]
+    """By ZeRO stage: bytes that one device sends in one step."""
+    memory_bytes: dict[int, float]
+    """By ZeRO stage: weights, gradients, optimizer and averages on one device, activations left out."""
+
+
+def training_cost(config: RunConfig, image_shape: tuple[int, int, int], classes: int, to: Cluster) -> Cost:
+    """The cost of training `config` on images of `image_shape` = (channels, height, width).
+
+    Raises UserError for a network that cannot be built for such images.
+    """
+    train = config.train
+    with torch.device("meta"):
+        network = build_network(config.model, image_shape, classes)
+    parameters = parameter_count(network)
+    forward = flops_per_image(network, image_shape)
+    passes = TRAINING_PASSES + train.gradient_checkpointing
+    rate = to.processes * to.peak * to.mfu / (forward * TRAINING_PASSES)
+    if train.gradient_checkpointing:
+        # The forward pass that is made again is work, but no part of what MFU counts.
+        rate *= TRAINING_PASSES / passes
+    image_bytes = image_shape[0] * image_shape[1] * image_shape[2]
+    checkpoint = checkpoint_bytes(parameters, len(train.ema_decays))
+    share = max(1, train.global_batch // to.processes)
+    micro_batches = max(1, share // min(train.micro_batch or share, share))
+    return Cost(
+        parameters=parameters,
+        forward_flops=forward,
+        training_flops=forward * passes,
+        total_flops=forward * passes * train.images,
+        images_per_s=rate,
+        seconds=train.images / rate,
+        step_seconds=train.global_batch / rate,
+        steps=-(-train.images // train.global_batch),
+        image_bytes=image_bytes,
+        loader_bytes_per_s=rate * image_bytes / to.hosts,
+        checkpoint_bytes=checkpoint,
+        checkpoint_seconds=checkpoint / to.store_rate,
+        checkpoints=-(-train.images // train.checkpoint_images),
+        storage_bytes=checkpoint * train.keep_checkpoints + config.sample.images * image_bytes,
+        network_bytes={
+            stage: network_bytes(parameters, stage, to.processes, micro_batches) for stage in STAGES
+        },
+        memory_bytes={
+            stage: memory_bytes(parameters, len(train.ema_decays), stage, to.processes) for stage in STAGES
+        },
+    )
+
+
+def checkpoint_bytes(parameters: int, averages: int) -> int:
+    """Bytes of one checkpoint: weights, AdamW's moments and the averages, all whole and in float32."""
+    return FLOAT32 * parameters * (1 + MOMENTS + averages)
+
+
+def network_bytes(
+    parameters: int, stage: int, processes: int, micro_batches: int, number: int = BFLOAT16
+) -> float:
+    """Bytes that one device sends in one step, by rings, with numbers of so many bytes.
+
+    As DeepSpeed 0.19 does it, which was counted: ZeRO 1 adds up the gradients on all devices once a step (two
+    passes of a ring) and gathers the weights (one pass); ZeRO 2 adds them up for each micro-batch; ZeRO 3
+    scatters their sums and gathers the weights, a pass each, for each micro-batch.
+    """
+    passes = {1: 2 + 1, 2: 2 * micro_batches + 1, 3: micro_batches * (1 + 1)}[stage]
+    return number * parameters * passes * (processes - 1) / processes
+
+
+def memory_bytes(parameters: int, averages: int, stage: int, processes: int) -> float:
+    """Bytes on one device of weights (bfloat16), gradients, optimizer and averages (float32).
+
+    ZeRO 1 cuts the optimizer among the processes, ZeRO 2 the gradients as well, ZeRO 3 the weights too; the
+    averages are cut like the optimizer's weights.
+    """
+    optimizer = FLOAT32 * (1 + MOMENTS + averages) / processes
+    gradients = FLOAT32 / (processes if stage >= 2 else 1)
+    weights = BFLOAT16 / (processes if stage >= 3 else 1)
+    return parameters * (optimizer + gradients + weights)
+
+
+def cost_checks(config: RunConfig, cost: Cost, to: Cluster) -> list[Check]:
+    """The cost in lines."""
+    train = config.train
+    full = cost.images_per_s / to.mfu / to.processes
+    lines = {
+        "parameters": f"{cost.parameters:,}",
+        "FLOPs": f"{cost.forward_flops / 1e9:,.1f} G forward and {cost.training_flops / 1e9:,.1f} G in "
+        f"training for an image; {cost.total_flops:.3g} for {train.images:,} images",
+        "images/s": f"{cost.images_per_s:,.0f}, {cost.images_per_s / to.processes:,.1f} a device, at an MFU "
+        f"of {to.mfu:.0%} (100%: {full:,.0f} a device at {to.peak / 1e12:,.0f} TFLOP/s)",
+        "time": f"{cost.seconds / DAY:,.2f} days for {cost.steps:,} steps of {train.global_batch:,} images, "
+        f"{cost.step_seconds:.3f} s each; saving and evaluation not counted",
+        "loader": f"{cost.images_per_s / to.hosts:,.0f} images/s, {_bytes(cost.loader_bytes_per_s)}/s, on "
+        "each host",
+        "checkpoint": f"{_bytes(cost.checkpoint_bytes)}, {cost.checkpoint_seconds:,.1f} s at "
+        f"{_bytes(to.store_rate)}/s, {cost.checkpoints:,} times; training goes on while it is copied",
+        "storage": f"{_bytes(cost.storage_bytes)}: {train.keep_checkpoints} checkpoints, "
+        f"{config.sample.images:,} samples, beside the data set's {cost.image_bytes:,} bytes an image",
+    }
+    for stage, sent in cost.network_bytes.items():
+        lines[f"network, ZeRO {stage}"] = (
+            f"{_bytes(sent)} sent by each device in a step, {_bytes(sent / cost.step_seconds)}/s"
+        )
+    for stage, held in cost.memory_bytes.items():
+        lines[f"memory, ZeRO {stage}"] = f"{_bytes(held)} on each device, and the activations"
+    return [Check(name, True, detail) for name, detail in lines.items()]
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} TB"

@@ -1,0 +1,177 @@
+"""fm doctor: self-tests, rules, sizes and cost; what it predicts against what was measured."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from fm_core import cli
+from fm_core.check import Check
+from fm_core.config import load_config
+from fm_core.errors import UserError
+from fm_core.stages import machine
+from fm_core.training.cost import Cluster, checkpoint_bytes, network_bytes, training_cost
+
+ROOT = Path(__file__).parents[2]
+IMAGENET64 = str(ROOT / "infra" / "configs" / "imagenet64.yaml")
+HOPPERS = Cluster(hosts=8, devices=8, peak=989e12, mfu=0.4, store_rate=2e9)
+
+
+def doctor(capsys, *words):
+    """Exit status and lines: {name: (mark, detail)}."""
+    code = cli.main(("doctor", *words))
+    out, err = capsys.readouterr()
+    assert err == "" or code == 2
+    found = [re.match(r"(ok|NO)  (.{18}) (.*)", line) for line in out.splitlines()]
+    return code, {match[2].strip(): (match[1], match[3]) for match in found}, err
+
+
+@pytest.mark.slow
+def test_alone_it_tests_this_machine_in_less_than_a_minute(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "fm_core", "doctor"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("versions", "device", "solver dopri5", "solver euler", "processes", "launchers"):
+        assert f"\nok  {name}" in f"\n{done.stdout}"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_package_and_a_wrong_version_are_named(monkeypatch):
+    wanted = ["no-such-package>=1", "torch<1", "never; python_version < '3'", 'extra-one; extra == "test"']
+    monkeypatch.setattr(machine.metadata, "requires", lambda name: wanted)
+    found = machine.versions()
+    assert not found.ok
+    assert "no-such-package is missing" in found.detail
+    assert re.search(r"torch 2\.\S+ is not <1", found.detail)
+    assert "never" not in found.detail
+    assert "extra-one" not in found.detail
+
+
+def test_a_solver_that_is_wrong_is_found(monkeypatch):
+    monkeypatch.setattr(machine, "SOLVERS", (machine.Solver("euler", steps=3),))
+    assert [check.ok for check in machine.solvers()] == [False]
+
+
+def test_rules_and_data_of_a_configuration(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text("train: {images: 640, global_batch: 64}\nlaunch: {processes: 2}\n")
+    code, lines, _ = doctor(capsys, "--config", "run.yaml")
+    assert code == 0
+    assert {name: mark for name, (mark, _) in lines.items()} == dict.fromkeys(
+        ("data", "training", "network", "initial weights", "scores beside", "samples"), "ok"
+    )
+    code, lines, _ = doctor(
+        capsys,
+        *("--config", "run.yaml", "--launch.processes", "3", "--sample.weights", "ema-0.5"),
+        *("--model.attention_resolutions", "3"),
+    )
+    assert code == 2
+    assert [name for name, (mark, _) in lines.items() if mark == "NO"] == ["training", "network", "samples"]
+    assert "global_batch 64" in lines["training"][1]
+    assert "[3]" in lines["network"][1]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_missing_data_is_2_and_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    code, lines, _ = doctor(capsys, "--config", IMAGENET64)
+    assert code == 2
+    assert lines["data"][0] == "NO"
+    assert "Imagenet64_train_part1_npz.zip" in lines["data"][1]
+
+
+def test_the_network_is_described(capsys):
+    code, lines, _ = doctor(capsys, "--config", IMAGENET64, "--model")
+    assert code == 0
+    assert lines["parameters"][1] == "295,131,267"
+    assert lines["FLOPs per image"][1].startswith("219.31 G forward")
+    code, lines, _ = doctor(capsys, "--config", IMAGENET64, "--model", "--model.size", "DiT-B/4")
+    assert lines["network"][1] == "DiT-B/4 for images of 3 x 64 x 64"
+
+
+def test_a_cost_page_follows_from_the_numbers_given(capsys):
+    words = ("--hosts", "8", "--devices", "8", "--peak", "989e12", "--mfu", "0.4", "--store-rate", "2e9")
+    code, lines, _ = doctor(capsys, "--cost", "--config", IMAGENET64, *words)
+    assert code == 0
+    cost = training_cost(load_config(IMAGENET64), (3, 64, 64), 0, HOPPERS)
+    assert cost.images_per_s == pytest.approx(64 * 989e12 * 0.4 / (3 * cost.forward_flops))
+    assert cost.seconds == pytest.approx(321_536_000 / cost.images_per_s)
+    assert cost.steps == 157_000
+    assert cost.step_seconds * cost.steps == pytest.approx(cost.seconds)
+    assert cost.loader_bytes_per_s == pytest.approx(cost.images_per_s * 12_288 / 8)
+    assert cost.checkpoint_bytes == 4 * 4 * 295_131_267
+    assert lines["images/s"][1].startswith(f"{cost.images_per_s:,.0f}, ")
+    assert lines["time"][1].startswith(f"{cost.seconds / 86_400:,.2f} days")
+    assert {f"network, ZeRO {stage}" for stage in (1, 2, 3)} <= lines.keys()
+
+
+def test_checkpointing_costs_a_forward_pass_and_no_mfu():
+    config = load_config(IMAGENET64)
+    again = load_config(IMAGENET64, {"train": {"gradient_checkpointing": True}})
+    plain, other = (training_cost(each, (3, 64, 64), 0, HOPPERS) for each in (config, again))
+    assert other.total_flops == pytest.approx(plain.total_flops * 4 / 3)
+    assert other.seconds == pytest.approx(plain.seconds * 4 / 3)
+
+
+def test_one_process_sends_nothing():
+    assert [network_bytes(1000, stage, 1, 1) for stage in (1, 2, 3)] == [0, 0, 0]
+
+
+@pytest.mark.slow
+def test_predicted_bytes_are_those_of_a_checkpoint(tiny):
+    cost = training_cost(tiny.config, (1, 8, 8), 10, HOPPERS)
+    directory = tiny.path / "train" / "checkpoints" / "step-00000020"
+    with safe_open(directory / "raw.safetensors", framework="pt") as file:
+        weights = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118
+    assert cost.parameters == weights
+    # Weights and averages; names and shapes weigh something in a network as small as this.
+    files = [*directory.glob("*.safetensors")]
+    share = checkpoint_bytes(weights, len(tiny.config.train.ema_decays)) - 4 * 2 * weights
+    assert len(files) == 1 + len(tiny.config.train.ema_decays)
+    assert share < sum(file.stat().st_size for file in files) < 1.2 * share
+
+
+@pytest.mark.slow
+def test_the_hosts_of_a_configuration_meet(tiny):
+    called = tiny.fm("doctor", "--launch")
+    assert called.code == 0, called.out + called.err
+    assert "\nok  launch" in f"\n{called.out}"
+    assert "2 processes met" in called.out
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("--cost",), "--config"),
+        (("--model",), "--config"),
+        (("--config", IMAGENET64, "--cost", "--mfu", "1.5"), "--mfu"),
+        (("--config", IMAGENET64, "--cost", "--hosts", "0"), "--hosts"),
+        (("--config", "missing.yaml"), "missing.yaml"),
+    ],
+    ids=" ".join,
+)
+def test_what_cannot_be_looked_at_is_2_and_one_line(capsys, words, named):
+    code, lines, err = doctor(capsys, *words)
+    assert (code, lines) == (2, {})
+    assert named in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_failed_check_is_2(monkeypatch, capsys):
+    import fm_core.stages.doctor as module
+
+    monkeypatch.setattr(module, "machine_checks", lambda: [Check("x", True, "fine"), Check("y", False, "no")])
+    code, lines, _ = doctor(capsys)
+    assert (code, lines) == (2, {"x": ("ok", "fine"), "y": ("NO", "no")})
+    with pytest.raises(UserError, match="--config"):
+        module.doctor(None, module.Asked(model=True))
