@@ -139,7 +139,8 @@ def write_blocks(root: Path, name: str, array: np.ndarray, labels: np.ndarray) -
     from fm_core.data.store import Store
 
     class ArraySource:
-        facts = SourceFacts(256, (3, SIZE, SIZE), {"source": "benchmark"})
+        shape = getattr(array, "shape", (0, 3, SIZE, SIZE))[1:]
+        facts = SourceFacts(256, shape, {"source": "benchmark"})
 
         def open(self, part):
             return ArrayStream(array, labels)

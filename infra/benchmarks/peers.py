@@ -32,15 +32,7 @@ def _make(folder: Path) -> None:
     (inner / "outer.pth").write_text(
         "\n".join({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
     )
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "--python",
-        str(folder / "bin" / "python"),
-        "install",
-        "--quiet",
-        "--no-deps",
-    ]
-    subprocess.run([*pip, "--constraint", str(CONSTRAINTS), *PACKAGES], check=True, timeout=300)
+    pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python"), "install"]
+    options = ["--quiet", "--no-deps", "--constraint", str(CONSTRAINTS)]
+    subprocess.run([*pip, *options, *PACKAGES], check=True, timeout=300)
     (folder / "complete").write_text("\n".join(PACKAGES))

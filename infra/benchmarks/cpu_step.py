@@ -1,0 +1,48 @@
+"""A training step of a small UNet on a CPU, against the published image examples doing the same work.
+
+python infra/benchmarks/cpu_step.py
+python infra/benchmarks/cpu_step.py --size small --batch 32
+"""
+
+import json
+import sys
+
+import torch
+from interleaved import WORK, Contender, answer, arguments, measure, report
+from peers import peers_python
+
+CONTENDERS = (
+    Contender("ours", "fm train's loop, DeepSpeed ZeRO-1, one process"),
+    Contender("torchcfm", "as its CIFAR-10 example"),
+    Contender("flow-matching", "as its image example, DDP of one"),
+)
+GOALS = {"torchcfm": "at most 1.0", "flow-matching": "at most 1.0"}
+
+
+def main() -> None:
+    parser = arguments(__doc__, rounds=5)
+    parser.add_argument("--size", default="digits", choices=("digits", "small"))
+    parser.add_argument("--batch", type=int, default=64, help="images in a step")
+    parser.add_argument("--warmup", type=int, default=5, help="steps before the first block")
+    parser.add_argument("--steps", type=int, default=5, help="steps in a block")
+    parser.add_argument("--blocks", type=int, default=5, help="blocks in a process")
+    options = parser.parse_args()
+    task = {key: getattr(options, key) for key in ("size", "batch", "warmup", "steps", "blocks")}
+    found = measure("cpu_step.py", CONTENDERS, options, task, peers_python(WORK / "peers"))
+    report(CONTENDERS, found, "ours", "seconds a step", options, GOALS)
+
+
+def child(task: dict) -> None:
+    import program
+    import same_work
+
+    if task["contender"] == "ours":
+        blocks = program.loop(task)
+    else:
+        trainer = {"torchcfm": same_work.torchcfm, "flow-matching": same_work.flow_matching}
+        blocks = trainer[task["contender"]](task, torch.device("cpu"))
+    answer(blocks, peak_bytes=same_work.peak_bytes(torch.device("cpu")))
+
+
+if __name__ == "__main__":
+    child(json.loads(sys.argv[1])) if sys.argv[1:2] and sys.argv[1].startswith("{") else main()

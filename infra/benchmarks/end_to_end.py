@@ -1,0 +1,74 @@
+"""From tar files to optimizer steps: how long a step waits for its data.
+
+    python infra/benchmarks/end_to_end.py                         # ImageNet-64 UNet on a GPU
+    python infra/benchmarks/end_to_end.py --device cpu --size small --batch 16
+
+Crops of photographs are written as shards by the program's writer and read by its reader, in the order of
+training, with CRCs; noise, times and dequantisation are drawn as in training. The loop says itself how long
+it waited for the next batch and laid it on the path.
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from interleaved import Contender, answer, arguments, measure, report
+
+CONTENDERS = (
+    Contender("tars", "images from shards"),
+    Contender("memory", "images from memory"),
+)
+
+
+def main() -> None:
+    parser = arguments(__doc__, rounds=3)
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--size", default="imagenet64", choices=("imagenet64", "small"))
+    parser.add_argument("--batch", type=int, default=64, help="images in a step")
+    parser.add_argument("--images", type=int, default=20_000, help="images in the shards")
+    parser.add_argument("--warmup", type=int, default=5, help="steps before the first block")
+    parser.add_argument("--steps", type=int, default=10, help="steps in a block")
+    parser.add_argument("--blocks", type=int, default=5, help="blocks in a process")
+    options = parser.parse_args()
+    keys = ("device", "size", "batch", "images", "warmup", "steps", "blocks")
+    found = measure("end_to_end.py", CONTENDERS, options, {key: getattr(options, key) for key in keys})
+    report(CONTENDERS, found, "tars", "seconds a step", options, {"memory": "at most 1.01"})
+    for name, rows in found.items():
+        shares = ", ".join(f"{float(str(row['waited'])):.2%}" for row in rows)
+        print(f"{name}: waited for data {shares} of the time (goal: below 1%)")
+
+
+def child(task: dict) -> None:
+    import program
+
+    with tempfile.TemporaryDirectory() as folder:
+        reader = None
+        if task["contender"] == "tars":
+            reader = shards(Path(folder), task)
+        run = program.loop_lines(task, {"compile": task["device"] == "cuda"}, reader)
+        seconds = sum(after["seconds"] - before["seconds"] for before, after in run)
+        waited = sum(after["data_seconds"] for _, after in run)
+        blocks = [(after["seconds"] - before["seconds"]) / task["steps"] for before, after in run]
+        answer(blocks, waited=waited / seconds)
+
+
+def shards(folder: Path, task: dict):
+    """A reader of shards that hold photographs at the size of the network's images."""
+    import numpy as np
+    from data_tasks import SIZE, crops, write_blocks
+    from same_work import SIZES
+
+    from fm_core.data.manifest import load_manifest
+    from fm_core.data.reader import ImageReader
+
+    side = SIZES[task["size"]]["shape"][1]
+    images = np.ascontiguousarray(crops(task["images"])[:, :, : min(side, SIZE), : min(side, SIZE)])
+    write_blocks(folder, "crops", images, np.arange(len(images)) % 1000)
+    return ImageReader(str(folder), load_manifest(str(folder), "crops"), "train")
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    child(json.loads(sys.argv[1])) if sys.argv[1:2] and sys.argv[1].startswith("{") else main()

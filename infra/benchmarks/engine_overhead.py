@@ -1,0 +1,47 @@
+"""The engine against plain DDP on one machine: 1 and 2 processes on the CPU, gloo.
+
+    python infra/benchmarks/engine_overhead.py
+
+The same UNet, batches, AdamW, clipping and average of the weights; one side is the program's loop with
+DeepSpeed ZeRO-1, the other the plain loop around torch's DistributedDataParallel.
+"""
+
+import json
+import sys
+
+from interleaved import Contender, answer, arguments, measure, report
+
+CONTENDERS = (
+    Contender("zero-1", "the program's loop, DeepSpeed ZeRO-1, 1 process"),
+    Contender("ddp", "DistributedDataParallel, 1 process"),
+    Contender("zero-1-of-2", "the program's loop, DeepSpeed ZeRO-1, 2 processes", processes=2),
+    Contender("ddp-of-2", "DistributedDataParallel, 2 processes", processes=2),
+)
+
+
+def main() -> None:
+    parser = arguments(__doc__, rounds=5)
+    parser.add_argument("--size", default="digits", choices=("digits", "small"))
+    parser.add_argument("--batch", type=int, default=64, help="images in a step of one process")
+    parser.add_argument("--warmup", type=int, default=5, help="steps before the first block")
+    parser.add_argument("--steps", type=int, default=5, help="steps in a block")
+    parser.add_argument("--blocks", type=int, default=5, help="blocks in a process")
+    options = parser.parse_args()
+    task = {key: getattr(options, key) for key in ("size", "batch", "warmup", "steps", "blocks")}
+    found = measure("engine_overhead.py", CONTENDERS, options, task)
+    for processes in (1, 2):
+        pair = [item for item in CONTENDERS if item.processes == processes and item.name in found]
+        if len(pair) == 2:
+            goals = {pair[1].name: "at most 1.10"}
+            report(pair, found, pair[0].name, "seconds a step", options, goals, suffix=f"-{processes}")
+
+
+def child(task: dict) -> None:
+    import program
+
+    blocks = program.loop(task) if task["contender"].startswith("zero") else program.plain_ddp(task)
+    answer(blocks)
+
+
+if __name__ == "__main__":
+    child(json.loads(sys.argv[1])) if sys.argv[1:2] and sys.argv[1].startswith("{") else main()

@@ -1,0 +1,148 @@
+"""Contenders in processes of their own, round after round, and the ratios of their times.
+
+Whatever else the machine does falls on all contenders of a round alike, so that ratios within a round hold
+where times do not. The table shows the median of the rounds' ratios, with the lowest and the highest.
+"""
+
+import argparse
+import json
+import os
+import platform
+import socket
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+WORK = ROOT / "build" / "benchmarks"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One line of the table."""
+
+    name: str
+    what: str
+    processes: int = 1
+
+
+def arguments(description: str | None, rounds: int) -> argparse.ArgumentParser:
+    """What every benchmark understands."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=rounds, help="rounds of all contenders")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each process")
+    parser.add_argument("--only", nargs="+", help="names of the contenders to measure")
+    parser.add_argument("--json", type=Path, help="where the measurements go, beside the table")
+    return parser
+
+
+def measure(
+    script: str,
+    contenders: Sequence[Contender],
+    options: argparse.Namespace,
+    task: dict[str, object],
+    python: Path | str = sys.executable,
+) -> dict[str, list[dict[str, object]]]:
+    """Run `script` of this folder for each contender in each round; what each printed last, by name."""
+    chosen = [item for item in contenders if not options.only or item.name in options.only]
+    found: dict[str, list[dict[str, object]]] = {item.name: [] for item in chosen}
+    for number in range(options.rounds):
+        # Turned from round to round, so that none always follows the same one.
+        turn = number % len(chosen)
+        for item in chosen[turn:] + chosen[:turn]:
+            found[item.name].append(child(script, item, options.threads, task, python))
+            said = {key: value for key, value in found[item.name][-1].items() if key != "blocks"}
+            print(f"round {number + 1} {item.name}: {said}", file=sys.stderr, flush=True)
+    return found
+
+
+def child(
+    script: str, contender: Contender, threads: int, task: dict[str, object], python: Path | str
+) -> dict[str, object]:
+    """One process, or one for each rank, of a contender."""
+    command = [str(python)]
+    if contender.processes > 1:
+        command += ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
+        command += [f"--nproc-per-node={contender.processes}"]
+    command += [str(HERE / script), json.dumps({**task, "contender": contender.name})]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(HERE), str(ROOT)]),
+        "PYTHONWARNINGS": "ignore",
+        "OMP_NUM_THREADS": str(threads),
+        "GLOO_SOCKET_IFNAME": "lo",
+        **({} if contender.processes > 1 else alone()),
+    }
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment, cwd=ROOT)
+    lines = [line for line in done.stdout.splitlines() if line.startswith('{"seconds"')]
+    return json.loads(lines[-1])
+
+
+def alone() -> dict[str, str]:
+    """What torchrun tells a single process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    world = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    return {**world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+
+def answer(blocks: Sequence[float], **facts: object) -> None:
+    """What a child says at its end: the median of its blocks' seconds, and what else there is."""
+    if blocks:  # none on ranks after the first
+        print(json.dumps({"seconds": statistics.median(blocks), **facts, "blocks": [*blocks]}), flush=True)
+
+
+def report(
+    contenders: Sequence[Contender],
+    found: dict[str, list[dict[str, object]]],
+    base: str,
+    unit: str,
+    options: argparse.Namespace,
+    goals: dict[str, str] | None = None,
+    suffix: str = "",
+) -> None:
+    """Print the table, ratios first, and write the JSON."""
+    lines = [f"| {base}, time against | ratio | lowest, highest | goal | {unit} |", "|---|---|---|---|---|"]
+    for item in contenders:
+        if item.name not in found:
+            continue
+        seconds = statistics.median(float(str(row["seconds"])) for row in found[item.name])
+        ratios = [
+            float(str(ours["seconds"])) / float(str(theirs["seconds"]))
+            for ours, theirs in zip(found.get(base, []), found[item.name], strict=False)
+        ]
+        ratio = f"{statistics.median(ratios):.2f} | {min(ratios):.2f}, {max(ratios):.2f}" if ratios else " | "
+        if item.name == base:
+            ratio = "1 | "
+        goal = (goals or {}).get(item.name, "")
+        lines.append(f"| {item.name}: {item.what} | {ratio} | {goal} | {seconds:.4g} |")
+    print("\n".join(lines))
+    where = options.json or WORK / f"{Path(sys.argv[0]).stem}.json"
+    where = where.with_stem(where.stem + suffix)
+    where.parent.mkdir(parents=True, exist_ok=True)
+    facts = {"contenders": [asdict(item) for item in contenders], "machine": machine(), "found": found}
+    where.write_text(json.dumps({"command": sys.argv, **facts}, indent=1))
+    print(f"\n{where}")
+
+
+def machine() -> dict[str, object]:
+    """Where this was measured, and with what."""
+    import torch
+
+    names = ("torch", "deepspeed", "torchdiffeq", "numpy")
+    devices = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    return {
+        "versions": {name: metadata.version(name) for name in names},
+        "python": platform.python_version(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "devices": devices,
+    }

@@ -1,0 +1,151 @@
+"""The program's own training loop on images in memory, as a contender; and the plain loop around DDP."""
+
+import tempfile
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from same_work import CLIP, DECAY, RATE, SIZES, model_section, timed
+
+from fm_core.config import MethodSection, TrainSection
+from fm_core.data.order import StreamOrder
+from fm_core.method.quantiser import Quantiser
+from fm_core.models.build import build_method, build_network
+from fm_core.models.flops import flops_per_image
+from fm_core.run.files import read_lines
+from fm_core.run.rank import Rank
+from fm_core.training.batch import BatchSource
+from fm_core.training.checkpoint import TrainState
+from fm_core.training.ema import Averages
+from fm_core.training.engine import initialize_process_group, make_engine
+from fm_core.training.log import TrainLog
+from fm_core.training.loop import Trainer, run
+
+
+class Memory:
+    """A reader whose images are in memory."""
+
+    remote = False
+
+    def __init__(self, image_shape: tuple[int, int, int], images: int = 512) -> None:
+        self.image_shape = image_shape
+        self.pixels = torch.randint(0, 256, (images, *image_shape), dtype=torch.uint8)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def read_into(self, ids: np.ndarray, images: torch.Tensor) -> torch.Tensor:
+        images.copy_(self.pixels[torch.from_numpy(ids)])
+        return torch.zeros(len(ids), dtype=torch.int64)
+
+
+Line = dict[str, Any]
+"""One of metrics.jsonl."""
+
+
+def loop(task: dict[str, Any], speed: dict[str, Any] | None = None) -> list[float]:
+    """Seconds of a step, by blocks of steps, in the program's own loop and by its own log."""
+    lines = loop_lines(task, speed or {})
+    return [(after["seconds"] - before["seconds"]) / task["steps"] for before, after in lines]
+
+
+def loop_lines(task: dict[str, Any], speed: dict[str, Any], reader: Any = None) -> list[tuple[Line, Line]]:
+    """The log's lines before and after each block of steps, on rank 0; images from memory by default."""
+    device = initialize_process_group()
+    train = _train_section(task, speed)
+    torch.manual_seed(0)
+    engine = make_engine(_network(task), train, device)
+    number, count = dist.get_rank(), dist.get_world_size()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        metrics = folder / "metrics.jsonl"
+        source = _source(task, reader)
+        trainer = Trainer(
+            train=train,
+            engine=engine,
+            objective=build_method(MethodSection()).objective,
+            averages=Averages(engine, train.ema_decays, train.ema_warmup),
+            source=source,
+            rank=Rank(number, count, number, folder, "benchmark"),
+            device=device,
+            root=folder / "checkpoints",
+            recipe={},
+            conditional=False,
+            log=TrainLog(folder, metrics, "benchmark", train.images) if number == 0 else None,
+        )
+        run(trainer, TrainState(processes=count))
+        lines = read_lines(metrics) if number == 0 else []
+        dist.barrier()
+    return [*pairwise(lines)][_warm_blocks(task) - 1 :]
+
+
+def plain_ddp(task: dict[str, Any]) -> list[float]:
+    """The same work in a plain loop: DistributedDataParallel, fused AdamW, clipping, a moving average."""
+    device = initialize_process_group()
+    train = _train_section(task, {})
+    torch.manual_seed(0)
+    network = torch.nn.parallel.DistributedDataParallel(_network(task))
+    weights = [*network.parameters()]
+    average = [weight.detach().clone() for weight in weights]
+    optimizer = torch.optim.AdamW(weights, lr=train.learning_rate, weight_decay=0.0, fused=True)
+    objective, source = build_method(MethodSection()).objective, _source(task)
+    ranks = dist.get_world_size()
+    with source.batches(0, train.global_batch, dist.get_rank(), ranks, task["batch"]) as batches:
+
+        def step(number: int) -> None:
+            sample, _ = source.draw(next(batches), device)
+            objective.loss(network, sample, None).mean().backward()
+            torch.nn.utils.clip_grad_norm_(weights, CLIP, foreach=True)
+            optimizer.step()
+            optimizer.zero_grad()
+            torch._foreach_lerp_(average, [weight.detach() for weight in weights], 1 - DECAY)
+
+        return timed(step, task, device)
+
+
+def forward_flops(size: str) -> float:
+    """Operations of a forward pass for one image."""
+    with torch.device("meta"):
+        return flops_per_image(_network({"size": size}), SIZES[size]["shape"])
+
+
+def _network(task: dict[str, Any]) -> torch.nn.Module:
+    return build_network(model_section(task["size"]), SIZES[task["size"]]["shape"], 0)
+
+
+def _source(task: dict[str, Any], reader: Any = None) -> BatchSource:
+    method = build_method(MethodSection())
+    reader = reader or Memory(SIZES[task["size"]]["shape"])
+    return BatchSource(
+        reader,
+        StreamOrder(0, len(reader)),
+        Quantiser(256),
+        method.objective.path,
+        method.coupling,
+        method.times,
+        seed=0,
+        flip=False,
+    )
+
+
+def _warm_blocks(task: dict[str, Any]) -> int:
+    return max(1, -(-task["warmup"] // task["steps"]))
+
+
+def _train_section(task: dict[str, Any], speed: dict[str, Any]) -> TrainSection:
+    batch = task["batch"] * dist.get_world_size()
+    block = batch * task["steps"]
+    keys = {
+        "images": block * (_warm_blocks(task) + task["blocks"]),
+        "global_batch": batch,
+        "learning_rate": RATE,
+        "gradient_clip": CLIP,
+        "ema_decays": (DECAY,),
+        "log_images": block,
+        "checkpoint_images": 10**12,
+        "speed": speed,
+    }
+    return TrainSection.model_validate(keys)

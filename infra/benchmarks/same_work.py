@@ -1,0 +1,165 @@
+"""The same training step as several trainers do it.
+
+Every contender trains a UNet of the same blocks and widths on batches of the same shape, with Adam or AdamW,
+the norm of the gradient, and an average of the weights. Ours (program.py) goes through the program's own
+loop, with its data, noise, log and agreement of the ranks; the others get batches that wait in memory, which
+is less work.
+
+torchcfm and flow-matching follow the published image examples of their repositories: the order of the steps
+and the calls, on the UNet that torchcfm's wheel brings (the ADM UNet, which both examples use).
+"""
+
+import copy
+import math
+import resource
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+SIZES = {
+    "digits": {
+        "shape": (1, 8, 8),
+        "model": {
+            "channels": 32,
+            "channel_multipliers": (1, 2),
+            "residual_blocks": 1,
+            "attention_resolutions": (),
+            "head_channels": 64,
+            "resample_with_residual_blocks": False,
+        },
+    },
+    "small": {
+        "shape": (3, 8, 8),
+        "model": {
+            "channels": 128,
+            "channel_multipliers": (1, 1),
+            "residual_blocks": 1,
+            "attention_resolutions": (4,),
+            "head_channels": 64,
+        },
+    },
+    "imagenet64": {"shape": (3, 64, 64), "model": {"size": "imagenet64"}},
+}
+RATE, CLIP, DECAY = 1e-4, 1.0, 0.9999
+
+
+def model_section(size: str) -> Any:
+    """The section of the configuration for a size."""
+    from fm_core.config import ModelSection
+
+    return ModelSection.model_validate(SIZES[size]["model"])
+
+
+def public_unet(size: str) -> torch.nn.Module:
+    """torchcfm's UNet with the blocks and widths of ours."""
+    from torchcfm.models.unet.unet import UNetModel
+
+    section, shape = model_section(size), SIZES[size]["shape"]
+    return UNetModel(
+        image_size=shape[1],
+        in_channels=shape[0],
+        model_channels=section.channels,
+        out_channels=shape[0],
+        num_res_blocks=section.residual_blocks,
+        attention_resolutions=tuple(shape[1] // side for side in section.attention_resolutions),
+        channel_mult=section.channel_multipliers,
+        num_head_channels=section.head_channels,
+        use_scale_shift_norm=section.scale_shift,
+        resblock_updown=section.resample_with_residual_blocks,
+    )
+
+
+def ready_batches(task: dict[str, Any], device: torch.device) -> list[torch.Tensor]:
+    """Batches in [0, 1] that wait on the device."""
+    shape = (task["batch"], *SIZES[task["size"]]["shape"])
+    return [torch.rand(shape, device=device) for _ in range(8)]
+
+
+def timed(step: Callable[[int], None], task: dict[str, Any], device: torch.device) -> list[float]:
+    """Seconds of a step in each block of steps, after the warm-up."""
+    for number in range(task["warmup"]):
+        step(number)
+    seconds = []
+    for _ in range(task["blocks"]):
+        _finish(device)
+        began = time.perf_counter()
+        for number in range(task["steps"]):
+            step(number)
+        _finish(device)
+        seconds.append((time.perf_counter() - began) / task["steps"])
+    return seconds
+
+
+def torchcfm(task: dict[str, Any], device: torch.device) -> list[float]:
+    """As torchcfm's CIFAR-10 example trains: Adam, a warm-up, clipping, an average over the state dict."""
+    from torchcfm.conditional_flow_matching import ConditionalFlowMatcher
+
+    network = public_unet(task["size"]).to(device)
+    average = copy.deepcopy(network)
+    optimizer = torch.optim.Adam(network.parameters(), lr=RATE)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(step, 5000) / 5000)
+    matcher = ConditionalFlowMatcher(sigma=0.0)
+    batches = ready_batches(task, device)
+
+    def step(number: int) -> None:
+        optimizer.zero_grad()
+        x1 = batches[number % len(batches)] * 2 - 1
+        t, x_t, target = matcher.sample_location_and_conditional_flow(torch.randn_like(x1), x1)
+        loss = torch.mean((network(t, x_t) - target) ** 2)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), CLIP)
+        optimizer.step()
+        schedule.step()
+        weights, averages = network.state_dict(), average.state_dict()
+        for name in weights:
+            averages[name].data.copy_(averages[name].data * DECAY + weights[name].data * (1 - DECAY))
+
+    return timed(step, task, device)
+
+
+def flow_matching(task: dict[str, Any], device: torch.device) -> list[float]:
+    """As flow_matching's image example trains: DDP, fp16 autocast and GradScaler on a GPU, .item() a step."""
+    from flow_matching.path import CondOTProbPath
+    from torch.nn.parallel import DistributedDataParallel
+
+    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    network = public_unet(task["size"]).to(device)
+    ids = [device.index] if device.type == "cuda" else None
+    wrapped = DistributedDataParallel(network, device_ids=ids, find_unused_parameters=True)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, betas=(0.9, 0.95))
+    scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
+    average = [weight.detach().clone() for weight in network.parameters()]
+    path, batches = CondOTProbPath(), ready_batches(task, device)
+
+    def step(number: int) -> None:
+        optimizer.zero_grad()
+        samples = batches[number % len(batches)] * 2 - 1
+        t = torch.rand(len(samples), device=device)
+        point = path.sample(t=t, x_0=torch.randn_like(samples), x_1=samples)
+        with torch.autocast(device.type, torch.float16, enabled=device.type == "cuda"):
+            loss = torch.pow(wrapped(point.t, point.x_t) - point.dx_t, 2).mean()
+        if not math.isfinite(loss.item()):
+            raise ArithmeticError("the loss is not finite")
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        torch.norm(torch.stack([torch.norm(weight.grad) for weight in network.parameters()]))
+        scaler.step(optimizer)
+        scaler.update()
+        for kept, weight in zip(average, network.parameters(), strict=True):
+            kept.sub_((1 - DECAY) * (kept - weight.detach()))
+
+    return timed(step, task, device)
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory held: on the GPU, or by the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

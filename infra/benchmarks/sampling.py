@@ -1,0 +1,140 @@
+"""Images per second from one network: ours against flow-matching's ODESolver on an eager fp16 network.
+
+    python infra/benchmarks/sampling.py                              # on a GPU
+    python infra/benchmarks/sampling.py --device cpu --size small --batch 4 --blocks 1
+
+Both have the same random weights (ours through the converter), so that an adaptive solver has the same way to
+go. On a CPU both are float32 and eager, ours compiled with --compile. `--batch 0` takes the largest power of
+two for which the GPU's memory suffices.
+"""
+
+import json
+import sys
+import time
+
+import torch
+from interleaved import WORK, Contender, answer, arguments, measure, report
+from peers import peers_python
+
+SOLVERS = {"midpoint-20": {"method": "midpoint", "steps": 20}, "dopri5": {"method": "dopri5"}}
+CONTENDERS = tuple(
+    Contender(f"{side}-{solver}", f"{what}, {solver}")
+    for solver in SOLVERS
+    for side, what in (
+        ("ours", "bf16 network compiled with CUDA graphs, float32 state"),
+        ("odesolver", "flow-matching's ODESolver, eager fp16"),
+    )
+)
+
+
+def main() -> None:
+    parser = arguments(__doc__, rounds=3)
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--size", default="imagenet64", choices=("imagenet64", "small"))
+    parser.add_argument("--batch", type=int, default=0, help="images solved together; 0: by memory")
+    parser.add_argument("--blocks", type=int, default=3, help="batches that are timed in a process")
+    parser.add_argument("--compile", action="store_true", help="compile ours on a CPU as well")
+    options = parser.parse_args()
+    task = {key: getattr(options, key) for key in ("device", "size", "batch", "blocks", "compile")}
+    found = measure("sampling.py", CONTENDERS, options, task, peers_python(WORK / "peers"))
+    for solver in SOLVERS:
+        pair = [item for item in CONTENDERS if item.name.endswith(solver) and item.name in found]
+        if pair:
+            goals = {f"odesolver-{solver}": "at most 0.50 on an H200"}
+            report(pair, found, f"ours-{solver}", "seconds an image", options, goals, suffix=f"-{solver}")
+
+
+def child(task: dict) -> None:
+    side, _, solver = task["contender"].partition("-")
+    device = torch.device(task["device"])
+    batch = task["batch"] or largest_batch(task, side, device)
+    sample = sampler(task, side, solver, device, batch)
+    sample()
+    seconds, evaluations = [], 0
+    for _ in range(task["blocks"]):
+        began = time.perf_counter()
+        evaluations = sample()
+        seconds.append((time.perf_counter() - began) / batch)
+    answer(seconds, images_per_s=1 / sorted(seconds)[len(seconds) // 2], batch=batch, nfe=evaluations)
+
+
+def sampler(task: dict, side: str, solver: str, device: torch.device, batch: int):
+    """A function that makes one batch of images and returns its number of evaluations."""
+    import same_work
+
+    torch.manual_seed(0)
+    public = same_work.public_unet(task["size"])
+    with torch.no_grad():
+        for weight in public.parameters():  # many start at zero
+            weight.add_(0.02 * torch.randn_like(weight))
+    x = torch.randn(batch, *same_work.SIZES[task["size"]]["shape"]).to(device)
+    make = ours if side == "ours" else odesolver
+    return make(task, public, x, SOLVERS[solver])
+
+
+def ours(task: dict, public: torch.nn.Module, x: torch.Tensor, solver: dict):
+    from same_work import SIZES, model_section
+
+    from fm_core.config import MethodSection, SampleSection
+    from fm_core.method.solve import Solver, solve
+    from fm_core.models.adm_weights import from_adm
+    from fm_core.models.build import build_method, build_network
+    from fm_core.sampling.speed import accelerated
+
+    section = model_section(task["size"]).model_copy(update={"time_scale": 1.0})
+    network = build_network(section, SIZES[task["size"]]["shape"], 0)
+    network.load_state_dict(from_adm(public.state_dict(), network))
+    gpu = x.device.type == "cuda"
+    wanted = {"batch": len(x), "compile": gpu or task["compile"], "cuda_graphs": gpu}
+    wanted["precision"] = "bf16" if gpu else "fp32"
+    network = accelerated(network.to(x.device).eval(), SampleSection.model_validate(wanted))
+    objective = build_method(MethodSection()).objective
+    velocity = objective.velocity(network, None)
+
+    def sample() -> int:
+        solution = solve(velocity, x, (0.0, 1.0), Solver(**solver))
+        solution.x.cpu()
+        return solution.nfe
+
+    return sample
+
+
+def odesolver(task: dict, public: torch.nn.Module, x: torch.Tensor, solver: dict):
+    from flow_matching.solver import ODESolver
+    from flow_matching.utils import ModelWrapper
+
+    class Counted(ModelWrapper):
+        calls = 0
+
+        def forward(self, x, t, **extras):
+            self.calls += 1
+            with torch.autocast(x.device.type, torch.float16, enabled=x.device.type == "cuda"):
+                return self.model(t.expand(len(x)), x).float()
+
+    wrapped = Counted(public.to(x.device).eval())
+    own = ODESolver(velocity_model=wrapped)
+    step = {"step_size": 1 / solver["steps"]} if "steps" in solver else {"step_size": None}
+    grid = torch.tensor([0.0, 1.0], device=x.device)
+
+    def sample() -> int:
+        wrapped.calls = 0
+        method = solver["method"]
+        own.sample(x_init=x, method=method, time_grid=grid, atol=1e-5, rtol=1e-5, **step).cpu()
+        return wrapped.calls
+
+    return sample
+
+
+def largest_batch(task: dict, side: str, device: torch.device) -> int:
+    """The largest power of two for which a step of the solver fits."""
+    batch = 32
+    while True:
+        try:
+            sampler(task, side, "midpoint-20", device, 2 * batch)()
+        except torch.OutOfMemoryError:
+            return batch
+        batch *= 2
+
+
+if __name__ == "__main__":
+    child(json.loads(sys.argv[1])) if sys.argv[1:2] and sys.argv[1].startswith("{") else main()
