@@ -10,12 +10,18 @@ from typing import Any, cast
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, StateType
-from prefect.exceptions import Abort
+from prefect.exceptions import Abort, TerminationSignal
+from prefect.runtime import flow_run
+from prefect.states import Completed
 
 from flows.exhibits import exhibit
+from flows.farewell import how_to_go_on
 from flows.progress import ProgressReport, duration
+from flows.watch import Watch
 from fm_core.config import RunConfig
-from fm_core.errors import Stopped, UserError
+from fm_core.errors import GaveUp, Stopped, UserError
+from fm_core.run.directory import RunDirectory
+from fm_core.run.jobs import stop_requested
 from fm_core.run.progress import Observer
 from fm_core.stages.result import StageResult
 
@@ -43,33 +49,48 @@ class Ended(Exception):
         return State(type=self.type, message=self.message, data=Abort(self.message))
 
     @classmethod
-    def because_of(cls, error: UserError | Stopped) -> "Ended":
-        """Failed for what the user must mend, Cancelled for what was stopped on request."""
-        return cls(StateType.FAILED if isinstance(error, UserError) else StateType.CANCELLED, str(error))
+    def because_of(cls, error: BaseException, config: RunConfig) -> "Ended":
+        """What a run's end means: its user's mistake, a request to stop, or an accident.
+
+        Crashed is what starts a run again (infra/automations.yaml), so it is for accidents alone: a job
+        that stopped although nobody asked for it, as when its launcher is killed.
+        """
+        if isinstance(error, UserError | GaveUp):
+            return cls(StateType.FAILED, str(error))
+        told = how_to_go_on(config, flow_run.get_id() or "")
+        if isinstance(error, Stopped) and not stop_requested(RunDirectory(config).path):
+            return cls(StateType.CRASHED, f"its processes were ended by nobody's request: {told}")
+        return cls(StateType.CANCELLED, told)
 
 
-def run_stage(name: str, config: RunConfig) -> StageResult:
+def run_stage(name: str, config: RunConfig, watch: Watch) -> StageResult:
     """Run one stage under its bar; raises Ended when it refused or was stopped."""
     bar = _stage.with_options(name=name, task_run_name=bar_name(name, config))
-    outcome = bar(name, config)
-    if isinstance(outcome, State):
-        raise Ended(outcome.type, outcome.message or name)
-    return outcome
+    last = bar(name, config, watch)
+    if last.is_completed():
+        return cast(StageResult, cast(Any, last.data).result)
+    raise Ended(last.type, last.message or name)
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
-def _stage(name: str, config: RunConfig) -> StageResult | State[Any]:
+def _stage(name: str, config: RunConfig, watch: Watch) -> State[Any]:
     """One stage of the pipeline."""
     logger = get_run_logger()
     try:
-        with ProgressReport(name) as progress:
+        with ProgressReport(name, config) as progress:
             result = stage_called(name)(config, progress)
-    except (UserError, Stopped) as error:
+    except (UserError, GaveUp, Stopped) as error:
         # As a state and not as an exception: the line is for the user, a traceback would bury it.
-        return Ended.because_of(error).state()
+        return Ended.because_of(error, config).state()
+    except TerminationSignal as signal:
+        if watch.cancelled():
+            return Ended.because_of(signal, config).state()
+        raise
     logger.info("%s in %s: %s", result.state, duration(result.seconds), result.summary)
     exhibit(config, result)
-    return result
+    # The stage has compared hashes and manifests; Prefect's own cache would not know what is on the disk.
+    kept = "Cached" if result.state == "verified" else None
+    return Completed(name=kept, message=result.summary, data=result)
 
 
 def bar_name(name: str, config: RunConfig) -> str:

@@ -105,12 +105,19 @@ fm train --config {path}/config.yaml
     )
 
 
+def comparison(config: RunConfig, result: StageResult) -> None:
+    """The numbers of the paper's comparison, and where its figures are."""
+    rows = [{"number": name, "value": f"{value:.4g}"} for name, value in result.counts.items()]
+    create_table_artifact(rows, key="comparison", description=result.summary)
+
+
 EXHIBITS: Mapping[str, tuple[Callable[[RunConfig, StageResult], None], ...]] = {
     "shard": (dataset_card,),
     "train": (loss_curve, train_metrics),
     "sample": (sample_grid,),
     "evaluate": (scores,),
     "report": (run_directory,),
+    "reproduce": (comparison,),
 }
 
 

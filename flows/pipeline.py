@@ -1,16 +1,19 @@
 """What every flow of this project does: refuse early, run its stages, say what came out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 from uuid import UUID
 
 from prefect import get_client
 from prefect.client.schemas.objects import State
+from prefect.exceptions import TerminationSignal
 from prefect.logging import get_logger
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
+from flows.apart import NOTHING_TO_DO, run_apart
 from flows.bars import Ended, run_stage
+from flows.watch import Watch
 from fm_core.config import RunConfig
 from fm_core.errors import Stopped, UserError
 from fm_core.stages.result import StageResult
@@ -18,18 +21,37 @@ from fm_core.stages.result import StageResult
 ALL_STAGES = ("shard", "train", "sample", "evaluate", "report")
 
 
-def pipeline(config: RunConfig, stages: Sequence[str]) -> State[Any]:
-    """Run stages one after another; the state that is returned carries the result in its message."""
+def pipeline(
+    config: RunConfig,
+    stages: Sequence[str],
+    apart: Collection[str] = (),
+    before: Callable[[RunConfig], None] | None = None,
+) -> State[Any]:
+    """Run stages one after another; the state that is returned carries the result in its message.
+
+    Stages named in `apart` are flow runs of their own deployments. `before` is called when it is known
+    that the stages can run.
+    """
     from fm_core.stages.preflight import preflight
 
     _tag(config)
-    try:
-        preflight(config, stages)
-        results = [run_stage(stage, config) for stage in stages]
-    except (UserError, Stopped) as error:
-        return Ended.because_of(error).last_state()
-    except Ended as end:
-        return end.last_state()
+    with Watch() as watch:
+        try:
+            preflight(config, [stage for stage in stages if stage not in apart])
+            if before:
+                before(config)
+            results = [
+                run_apart(stage, config) if stage in apart else run_stage(stage, config, watch)
+                for stage in stages
+            ]
+        except Ended as end:
+            return end.last_state()
+        except (UserError, Stopped) as error:
+            return Ended.because_of(error, config).last_state()
+        except TerminationSignal as signal:
+            if not watch.cancelled():
+                raise
+            return Ended.because_of(signal, config).last_state()
     return Completed(message=headline(results))
 
 
@@ -40,7 +62,7 @@ def headline(results: Sequence[StageResult]) -> str:
     told = by_stage.get("evaluate", last)
     line = told.summary
     if all(result.state == "verified" for result in results):
-        line += "; nothing to do, everything was complete"
+        line += f"; {NOTHING_TO_DO}"
     report = last.paths.get("report")
     return f"{line}; report: {report}" if report else line
 

@@ -18,11 +18,14 @@ def preset(name: str) -> type[RunConfig]:
 
 
 if TYPE_CHECKING:
-    Digits = RunConfig
-    ImageNet64 = RunConfig
+    Checkerboard = Digits = ImageNet32 = ImageNet64 = RunConfig
 else:
+    Checkerboard = preset("checkerboard")
     Digits = preset("digits")
+    ImageNet32 = preset("imagenet32")
     ImageNet64 = preset("imagenet64")
 
+CHECKERBOARD = Checkerboard()
 DIGITS = Digits()
+IMAGENET32 = ImageNet32()
 IMAGENET64 = ImageNet64()

@@ -10,25 +10,33 @@ from uuid import UUID
 from prefect import get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
+from flows.bulletin import Bulletin
+from flows.milestones import Milestones
+from fm_core.config import RunConfig
+from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Progress
 
 PUBLISH_SECONDS = 4.0
 """The artifact is brought up to date this often."""
 LOG_SECONDS = 30.0
 """A log line is written this often; everything else is in the run directory's logs."""
+STAGES_WITH_PROCESSES = ("train", "sample")
 FAREWELL_SECONDS = 10.0
 """How long the end of a stage waits for its last update to reach the server."""
 
 
 class ProgressReport:
-    """An observer that shows the bar `<stage>-progress`.
+    """An observer that shows the bar `<stage>-progress` and the warnings of the stage's processes.
 
     One daemon thread talks to the server. The stage's own thread never waits for it, and a server
     that is away costs nothing but updates.
     """
 
-    def __init__(self, stage: str) -> None:
+    def __init__(self, stage: str, config: RunConfig) -> None:
         self._stage = stage
+        self._logs = RunDirectory(config).path / "logs"
+        self._bulletin = Bulletin(self._logs, stage)
+        self._milestones = Milestones(config) if stage == "train" else None
         self._logger = get_run_logger()
         self._latest = Progress(stage, 0, 0, "", "starting")
         self._ended = threading.Event()
@@ -44,6 +52,8 @@ class ProgressReport:
             self._logger.info("%3.0f%%  %s", 100 * progress.fraction, describe(progress))
 
     def __enter__(self) -> Self:
+        if self._stage in STAGES_WITH_PROCESSES:
+            self._logger.info("all that its processes say: %s/%s-*.log", self._logs, self._stage)
         self._thread.start()
         return self
 
@@ -75,7 +85,22 @@ class ProgressReport:
                     shown = latest
                 except Exception as error:
                     self._logger.debug("%s-progress was not updated: %s", self._stage, error)
+            self._warn(last_round)
+            self._show_milestones()
             self._ended.wait(PUBLISH_SECONDS)
+
+    def _show_milestones(self) -> None:
+        try:
+            if self._milestones:
+                self._milestones.show()
+        except Exception as error:
+            self._logger.debug("the milestones are not shown: %s", error)
+
+    def _warn(self, last_round: bool) -> None:
+        for level, text in self._bulletin.news():
+            self._logger.log(level, "%s", text)
+        if last_round and self._bulletin.left_out:
+            self._logger.warning("%d more warnings are in the logs alone", self._bulletin.left_out)
 
 
 def percentage(progress: Progress) -> float:

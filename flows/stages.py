@@ -1,33 +1,46 @@
 """Each stage as a flow of its own, for one step of a run or a machine of its own."""
 
-from typing import Any
+from typing import Any, cast
 
 from prefect import flow
 from prefect.client.schemas.objects import State
+from prefect.task_runners import ProcessPoolTaskRunner
 
+from flows.fan_out import write_parts
+from flows.farewell import end_what_is_left
 from flows.pipeline import pipeline, run_name
 from flows.presets import DIGITS, Digits
 
 
-@flow(name="shard-dataset", flow_run_name=run_name)
+@flow(
+    name="shard-dataset",
+    flow_run_name=run_name,
+    on_cancellation=[end_what_is_left],
+    task_runner=cast(Any, ProcessPoolTaskRunner()),
+)
 def shard_dataset(config: Digits = DIGITS) -> State[Any]:
-    """Write a data set as checksummed shards with a manifest, under `<data.root>/<data.name>`."""
-    return pipeline(config, ["shard"])
+    """Write a data set as checksummed shards with a manifest, under `<data.root>/<data.name>`.
+
+    A task for each part of the source, as many at a time as there are cores
+    (`PREFECT_TASKS_RUNNER_PROCESS_POOL_MAX_WORKERS`). Runs of several workers on one data set help each
+    other: parts that are whole are left alone, and a part written twice has the same bytes.
+    """
+    return pipeline(config, ["shard"], before=write_parts)
 
 
-@flow(name="train-model", flow_run_name=run_name)
+@flow(name="train-model", flow_run_name=run_name, on_cancellation=[end_what_is_left])
 def train_model(config: Digits = DIGITS) -> State[Any]:
     """Train on the shards, from the newest complete checkpoint of `<run.root>/<run.name>` on."""
     return pipeline(config, ["train"])
 
 
-@flow(name="sample-images", flow_run_name=run_name)
+@flow(name="sample-images", flow_run_name=run_name, on_cancellation=[end_what_is_left])
 def sample_images(config: Digits = DIGITS) -> State[Any]:
     """Draw images from a checkpoint of `<run.root>/<run.name>`."""
     return pipeline(config, ["sample"])
 
 
-@flow(name="evaluate-model", flow_run_name=run_name)
+@flow(name="evaluate-model", flow_run_name=run_name, on_cancellation=[end_what_is_left])
 def evaluate_model(config: Digits = DIGITS) -> State[Any]:
     """Score the samples of `<run.root>/<run.name>` and renew its report."""
     return pipeline(config, ["evaluate", "report"])

@@ -5,12 +5,14 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 
+from flows.apart import Apart
+from flows.farewell import end_what_is_left
 from flows.pipeline import ALL_STAGES, pipeline, run_name
-from flows.presets import DIGITS, IMAGENET64, Digits, ImageNet64
+from flows.presets import DIGITS, IMAGENET32, IMAGENET64, Digits, ImageNet32, ImageNet64
 
 
-@flow(name="train-digits", flow_run_name=run_name)
-def train_digits(config: Digits = DIGITS) -> State[Any]:
+@flow(name="train-digits", flow_run_name=run_name, on_cancellation=[end_what_is_left])
+def train_digits(config: Digits = DIGITS, apart: tuple[Apart, ...] = ()) -> State[Any]:
     """Shard, train, sample, score and report scikit-learn's handwritten digits.
 
     1,797 images of 8 x 8 pixels that come with scikit-learn. Needs two CPU cores, minutes of them,
@@ -21,12 +23,30 @@ def train_digits(config: Digits = DIGITS) -> State[Any]:
       and `report.html`
     * **again**: a run of the same `run.name` continues where the last one ended, and verifies what is
       complete
+    * **apart**: stages that run as flow runs of their own deployments, in those work pools
     """
-    return pipeline(config, ALL_STAGES)
+    return pipeline(config, ALL_STAGES, apart)
 
 
-@flow(name="train-imagenet64", flow_run_name=run_name)
-def train_imagenet64(config: ImageNet64 = IMAGENET64) -> State[Any]:
+@flow(name="train-imagenet32", flow_run_name=run_name, on_cancellation=[end_what_is_left])
+def train_imagenet32(config: ImageNet32 = IMAGENET32, apart: tuple[Apart, ...] = ()) -> State[Any]:
+    """Shard, train, sample, score and report ImageNet at 32 x 32 pixels.
+
+    The network and the hyper-parameters of Lipman et al. (ICLR 2023).
+
+    * **in**: `config.data.source.url`, the folder that holds the archives of downsampled ImageNet
+      (Chrabaszcz et al.) in their npz form; a run without them is refused in its first seconds
+    * **out**: the run directory `<run.root>/<run.name>` with shards, checkpoints, samples, scores
+      and `report.html`
+    * **again**: a run of the same `run.name` continues where the last one ended, and verifies what is
+      complete
+    * **apart**: stages that run as flow runs of their own deployments, in those work pools
+    """
+    return pipeline(config, ALL_STAGES, apart)
+
+
+@flow(name="train-imagenet64", flow_run_name=run_name, on_cancellation=[end_what_is_left])
+def train_imagenet64(config: ImageNet64 = IMAGENET64, apart: tuple[Apart, ...] = ()) -> State[Any]:
     """Shard, train, sample, score and report ImageNet at 64 x 64 pixels.
 
     The network and the hyper-parameters of Lipman et al. (ICLR 2023).
@@ -37,5 +57,6 @@ def train_imagenet64(config: ImageNet64 = IMAGENET64) -> State[Any]:
       and `report.html`
     * **again**: a run of the same `run.name` continues where the last one ended, and verifies what is
       complete
+    * **apart**: stages that run as flow runs of their own deployments, in those work pools
     """
-    return pipeline(config, ALL_STAGES)
+    return pipeline(config, ALL_STAGES, apart)

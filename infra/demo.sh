@@ -103,10 +103,16 @@ is_final() { case "$1" in COMPLETED | CANCELLED | FAILED | CRASHED) ;; *) return
 cancel_run() { # the trainer saves and ends within Prefect's 30 s
     say "stopping the run; what is complete is kept"
     api POST "/flow_runs/$flow_run/set_state" '{"state": {"type": "CANCELLING"}}' >/dev/null
-    for _ in $(seq 60); do
-        ! is_final "$(state_of_run | head -n 1)" || return 0
+    local outcome="" patience=60
+    while [ $patience -gt 0 ]; do
+        outcome="$(state_of_run)"
+        case "$outcome" in *"to go on: "*) break ;; esac
+        # The words follow the state.
+        if is_final "$(head -n 1 <<<"$outcome")" && [ $patience -gt 12 ]; then patience=12; fi
+        patience=$((patience - 1))
         sleep 1
     done
+    say "$(tail -n +2 <<<"$outcome")"
 }
 
 clean_up() {
@@ -193,7 +199,7 @@ say "deployed: $(grep -oE "'[a-z0-9-]+/default'" "$STATE/deploy.log" | sort -u |
 say "prefect deployment run train-digits --watch"
 prefect deployment run train-digits --watch --param "config=$parameter" 9>&- > >(tee "$STATE/run.log" |
     grep --line-buffered -vE 'prefect\.artifact|heartbeat|pull-step|submitted-flow-run|-run\.(Pending|Submitting)' |
-    sed -u -E 's/^● *[0-9:.]+ [0-9a-f]+ prefect\./  /') 2>&1 &
+    sed -u -E 's/^● *[0-9:.]+ [0-9a-f]+ (prefect|flow-matching)\./  /') 2>&1 &
 watcher=$!
 fm status --config "$CONFIG" --follow 9>&- &
 follower=$!

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
+from browsing import BROWSER, DRIVER, started
 from house import SHRUNKEN, Demo, copy_of_the_tree, demo_command
+from selenium.webdriver.remote.webdriver import WebDriver
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +24,11 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     assert port.exists(), result.stdout + result.stderr
     yield Demo(root, result, int(port.read_text()))
     demo_command(root, "--stop")
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebDriver]:
+    if not (BROWSER and DRIVER):
+        pytest.skip("no chromium with chromedriver on this machine")
+    with started(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver

@@ -65,22 +65,29 @@ class Demo:
         """The flow run that the demo watched."""
         return self.result.stdout.split("UUID: ")[1].split()[0]
 
-    def prefect(self, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-        """Run Prefect's own command in the project's root."""
-        environment = clean_environment() | {
+    def environment(self) -> dict[str, str]:
+        """That of a terminal of this machine's operator."""
+        return clean_environment() | {
             "PREFECT_HOME": str(self.root / "runs" / ".prefect"),
             "PREFECT_API_URL": f"http://127.0.0.1:{self.port}/api",
             "PYTHONPATH": str(self.root),
             "COLUMNS": "300",
         }
+
+    def command(self, *words: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        """Run a command of the environment in the project's root."""
         return subprocess.run(
-            [str(Path(sys.prefix) / "bin" / "prefect"), *arguments],
+            [str(Path(sys.prefix) / "bin" / words[0]), *words[1:]],
             cwd=self.root,
-            env=environment | settings,
+            env=self.environment() | settings,
             capture_output=True,
             text=True,
             timeout=180,
         )
+
+    def prefect(self, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        """Run Prefect's own command in the project's root."""
+        return self.command("prefect", *arguments, **settings)
 
     def api(self, path: str, query: dict[str, Any] | None = None) -> Any:
         """GET, or POST a query."""

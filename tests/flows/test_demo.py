@@ -46,14 +46,19 @@ def test_everything_is_deployed(demo: Demo):
     }
     assert set(deployed) == {
         "train-digits/default",
+        "train-imagenet32/default",
         "train-imagenet64/default",
+        "reproduce-paper/default",
         "shard-dataset/default",
         "train-model/default",
         "sample-images/default",
         "evaluate-model/default",
     }
     for deployment in deployed.values():
-        assert deployment["job_variables"] == {"stream_output": False}
+        assert deployment["job_variables"] == {
+            "stream_output": False,
+            "env": {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "60"},
+        }
         assert deployment["enforce_parameter_schema"]
         assert deployment["description"]
         assert deployment["tags"]
@@ -71,6 +76,11 @@ def test_the_second_demo_verifies_and_says_so(demo: Demo):
     assert "nothing to do, everything was complete" in again.stdout
     assert "using the Prefect server that runs here already" in again.stdout
     assert time.monotonic() - began < 120
+    # The graph says so too: hashes were compared, nothing was made.
+    second = again.stdout.split("UUID: ")[1].split()[0]
+    bars = demo.api("/task_runs/filter", {"flow_runs": {"id": {"any_": [second]}}})
+    assert {bar["state"]["name"] for bar in bars} == {"Cached"}
+    assert len(bars) == len(STAGES)
 
 
 @pytest.mark.parametrize(

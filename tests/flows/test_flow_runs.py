@@ -63,8 +63,11 @@ def test_the_database_holds_a_line_in_half_a_minute_and_not_more(demo: Demo):
     query = {"logs": {"flow_run_id": {"any_": [demo.run_id]}}}
     messages = [line["message"] for line in demo.api("/logs/filter", query)]
     run = demo.run()
-    # twelve lines of Prefect's about starting, two at the end of each stage, one each half minute
-    assert len(messages) < 12 + 2 * 5 + run["total_run_time"] / 30 + 3
+    # twelve lines of Prefect's about starting, two at the end of each stage, one each half minute; where the
+    # processes of two stages log, and what they warn of
+    warnings = [message for message in messages if re.match(r"(train|sample)-\d\.log: ", message)]
+    assert len(messages) - len(warnings) < 12 + 2 * 5 + 2 + run["total_run_time"] / 30 + 3
+    assert len(warnings) < 20
 
 
 @pytest.mark.parametrize(
@@ -115,3 +118,25 @@ def test_rules_across_keys_are_checked_in_the_first_seconds(demo: Demo):
     assert run["state"]["type"] == "FAILED"
     assert "train.warmup_images is more than train.images" in run["state"]["message"]
     assert run["total_run_time"] < 30
+
+
+def test_the_form_is_grouped_ordered_and_describes_every_key(demo: Demo):
+    (deployment,) = demo.api("/deployments/filter", {"flows": {"name": {"any_": ["train-imagenet64"]}}})
+    schema = deployment["parameter_openapi_schema"]
+    kinds = schema["definitions"]
+    (name,) = re.findall(r'"#/definitions/(\w+)"', json.dumps(schema["properties"]["config"]))
+    config = kinds[name]
+    groups = sorted(config["properties"], key=lambda name: config["properties"][name]["position"])
+    assert groups[:5] == ["run", "data", "model", "method", "train"]
+    undescribed = [
+        f"{kind}.{key}"
+        for kind, section in kinds.items()
+        for key, field in section.get("properties", {}).items()
+        if not (field.get("description") or "allOf" in field or "$ref" in field)
+    ]
+    assert undescribed == []
+    for kind in kinds.values():
+        positions = [
+            field["position"] for field in kind.get("properties", {}).values() if "position" in field
+        ]
+        assert positions == sorted(positions)

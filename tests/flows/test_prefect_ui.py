@@ -1,64 +1,22 @@
 """The flow-run page in a real browser, in both of Prefect's user interfaces."""
 
 import io
-import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from browsing import BROWSER, DRIVER, press, text_of, wait
 from house import PROJECT, Demo
 from PIL import Image
-from selenium import webdriver
-from selenium.webdriver.chrome.options import Options
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webdriver import WebDriver
-from selenium.webdriver.support.ui import WebDriverWait
 
-BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 SCREENSHOTS = PROJECT / "build" / "screenshots"
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-proxy-server",
-    "--window-size=1400,1500",
-]
 STAGES = ["shard", "train[2]", "sample[2]", "evaluate", "report"]
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not (BROWSER and DRIVER), reason="no chromium with chromedriver on this machine"),
 ]
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebDriver]:
-    options = Options()
-    options.binary_location = BROWSER or ""
-    for flag in [*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"]:
-        options.add_argument(flag)
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    yield driver
-    driver.quit()
-
-
-def text_of(browser: WebDriver) -> str:
-    return browser.find_element(By.TAG_NAME, "body").text
-
-
-def wait(browser: WebDriver, until: Callable[[], object], seconds: float = 40) -> None:
-    ignored = Exception  # elements come and go while a page is drawn
-    WebDriverWait(browser, seconds, ignored_exceptions=[ignored]).until(lambda _: until())
-
-
-def open_tab(browser: WebDriver, name: str) -> None:
-    browser.find_elements(By.XPATH, f"//*[normalize-space()='{name}']")[-1].click()
 
 
 def green_pixels(browser: WebDriver) -> int:
@@ -92,9 +50,9 @@ def test_the_flow_run_page_shows_name_bars_artifacts_and_result(demo: Demo, brow
     assert "Completed" in text_of(browser)
     keep(browser, site, "flow-run")
 
-    open_tab(browser, "Task Runs")
+    press(browser, "Task Runs")
     wait(browser, lambda: all(stage in text_of(browser) for stage in STAGES))
-    open_tab(browser, "Artifacts")
+    press(browser, "Artifacts")
     shown = ["sample-grid", "loss-curve", "scores", "dataset-card", "run-directory", "train-progress"]
     wait(browser, lambda: all(key in text_of(browser) for key in shown))
     assert "5,120 of 5,120 images" in text_of(browser)

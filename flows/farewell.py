@@ -1,0 +1,68 @@
+"""What a cancelled run leaves behind: no process, and a state that tells how to go on."""
+
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from prefect import Flow
+from prefect.client.schemas.objects import FlowRun, State
+
+from fm_core.config import RunConfig
+from fm_core.run.directory import RunDirectory
+from fm_core.run.status import read_status
+
+
+def end_what_is_left(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Hook for on_cancellation: a worker calls it in a new process when it has ended the run's own.
+
+    Jobs that the run's process had no time to end are ended now. The worker's last state carries a
+    message of its own; another process replaces it by one that tells how to go on.
+    """
+    from fm_core.run.jobs import end_jobs
+
+    config = configuration(flow, flow_run.parameters or {})
+    end_jobs(RunDirectory(config).path)
+    say_last(flow_run.id, how_to_go_on(config, flow_run.id))
+
+
+def configuration(flow: Flow[..., Any], parameters: dict[str, Any]) -> RunConfig:
+    """What a flow run was asked for, the flow's own defaults included."""
+    given = flow.validate_parameters(parameters)
+    return given.get("config") or inspect.signature(flow.fn).parameters["config"].default
+
+
+def how_to_go_on(config: RunConfig, run_id: UUID | str) -> str:
+    """Where the run stopped and the commands that continue it, in one line."""
+    directory = RunDirectory(config)
+    status = read_status(directory.path)
+    again = f"to go on: prefect flow-run retry {run_id}"
+    if status is None:
+        return f"stopped before the first stage; {again}"
+    where = f"stopped in stage {status['stage']}"
+    if "step" in status:
+        where = f"stopped at step {status['step']:,} ({status['images_seen']:,} images seen)"
+        if last := newest_checkpoint(directory) or status.get("last_checkpoint"):
+            where += f", checkpoint {last}"
+    return f"{where}; {again}, or fm {status['stage']} --config {directory.path}/config.yaml"
+
+
+def newest_checkpoint(directory: RunDirectory) -> str | None:
+    """Name of the newest complete checkpoint, where checkpoints lie on this file system."""
+    marks = Path(directory.checkpoints.removeprefix("file://")).glob("step-*/COMPLETE")
+    return max((mark.parent.name for mark in marks), default=None)
+
+
+def say_last(run_id: UUID, message: str) -> None:
+    """Have a process of its own wait for the run's last state and put the message into it."""
+    subprocess.Popen(
+        [sys.executable, "-m", "flows.last_word", str(run_id), message],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        env={**os.environ, "PREFECT_CLIENT_MAX_RETRIES": "1"},  # it must not outlive its server for long
+    )

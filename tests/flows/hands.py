@@ -1,0 +1,150 @@
+"""What an operator, or an accident, does to a demo's processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+from house import Demo
+
+from fm_core.run.files import read_json, read_lines
+from fm_core.run.job import JOB_VARIABLE
+
+
+def until(happened: Callable[[], Any], seconds: float, what: str) -> Any:
+    """Wait for something and return what it is; errors on the way do not count."""
+    deadline = time.monotonic() + seconds
+    error: Exception | None = None
+    while time.monotonic() < deadline:
+        try:
+            if found := happened():
+                return found
+        except Exception as caught:
+            error = caught
+        time.sleep(0.25)
+    raise AssertionError(f"not within {seconds:.0f} s: {what} ({error!r})")
+
+
+def with_variable(name: str, value: str) -> list[psutil.Process]:
+    """Every live process that has it in its environment."""
+    found: list[psutil.Process] = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(name) == value and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+@dataclass
+class Hands:
+    """A demo, one run of it, and the workers started here."""
+
+    demo: Demo
+    run: str
+    workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def path(self) -> Path:
+        """The run directory."""
+        return self.demo.root / "runs" / self.run
+
+    def worker(self, pool: str, **settings: str) -> subprocess.Popen[bytes]:
+        """A worker in a session of its own, as systemd would start it."""
+        words = ("worker", "start", "--pool", pool, "--type", "process")
+        with (self.demo.root / f"worker-{len(self.workers)}.log").open("wb") as log:
+            worker = subprocess.Popen(
+                [str(Path(sys.prefix) / "bin" / "prefect"), *words],
+                cwd=self.demo.root,
+                env=self.demo.environment() | {"PREFECT_WORKER_QUERY_SECONDS": "2"} | settings,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.workers.append(worker)
+        return worker
+
+    def start(self, deployment: str, config: str) -> str:
+        """Create a flow run; its id."""
+        result = self.demo.prefect("deployment", "run", deployment, "--param", f"config={config}")
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout.split("UUID: ")[1].split()[0]
+
+    def state(self, run_id: str) -> dict[str, Any]:
+        return self.demo.run(run_id)["state"]
+
+    def supervisor(self, run_id: str) -> psutil.Process:
+        """The process of a flow run; of two attempts the older one ends when it sees the other."""
+
+        def alone() -> psutil.Process | None:
+            found = [
+                process
+                for process in with_variable("PREFECT__FLOW_RUN_ID", run_id)
+                if JOB_VARIABLE not in process.environ() and "flows.last_word" not in process.cmdline()
+            ]
+            return found[0] if len(found) == 1 else None
+
+        return until(alone, 30, "the run has one process")
+
+    def job(self) -> dict[str, Any]:
+        record = read_json(self.path / "job.json")
+        assert record, f"nothing was ever submitted in {self.path}"
+        return record
+
+    def ranks(self) -> list[psutil.Process]:
+        """The processes of the job, its launcher left out."""
+        job = self.job()
+        return [process for process in with_variable(JOB_VARIABLE, job["id"]) if process.pid != job["pid"]]
+
+    def steps(self) -> list[int]:
+        return [line["step"] for line in read_lines(self.path / "train" / "metrics.jsonl")]
+
+    def goes_on(self, seconds: float = 90, lines: int = 2) -> None:
+        """Wait for new lines in the metrics."""
+        before = len(self.steps())
+        until(lambda: len(self.steps()) >= before + lines, seconds, "training goes on")
+
+    def messages(self, run_id: str) -> list[str]:
+        """The log of a flow run, as its server has it."""
+        query = {"logs": {"flow_run_id": {"any_": [run_id]}}, "limit": 200, "sort": "TIMESTAMP_ASC"}
+        return [line["message"] for line in self.demo.api("/logs/filter", query)]
+
+
+@dataclass
+class Server:
+    """The demo's Prefect server as a process that can be killed and started again."""
+
+    demo: Demo
+
+    @property
+    def record(self) -> Path:
+        return self.demo.root / "runs" / ".prefect" / "server.pid"
+
+    def kill(self) -> tuple[list[str], dict[str, str]]:
+        """kill -9; what to start again."""
+        process = psutil.Process(int(self.record.read_text()))
+        command, environment = process.cmdline(), process.environ()
+        os.killpg(process.pid, signal.SIGKILL)
+        return command, environment
+
+    def start(self, command: list[str], environment: dict[str, str]) -> None:
+        with (self.record.parent / "server.log").open("ab") as log:
+            process = subprocess.Popen(
+                command,
+                cwd=self.demo.root,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.record.write_text(str(process.pid))
+        until(lambda: self.demo.api("/health"), 120, "the server is there again")

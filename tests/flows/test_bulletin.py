@@ -1,0 +1,61 @@
+"""What of the log files reaches the UI: each warning once, and the traceback of a failure."""
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from flows.bulletin import MOST_ENTRIES, TRACEBACK, Bulletin
+
+FAILURE = f"""{TRACEBACK}
+  File "loop.py", line 3, in run
+    step()
+FloatingPointError: the loss is not a number
+"""
+
+
+@pytest.fixture
+def logs(tmp_path: Path) -> Path:
+    (tmp_path / "train-0.log").write_text("WARNING: of an earlier session\n" + FAILURE)
+    return tmp_path
+
+
+def append(path: Path, text: str) -> None:
+    with path.open("a") as file:
+        file.write(text)
+
+
+def texts(bulletin: Bulletin, level: int = logging.WARNING) -> list[str]:
+    news = list(bulletin.news())
+    assert {entry[0] for entry in news} <= {level}
+    return [text for _, text in news]
+
+
+def test_only_what_is_new_and_warns_is_shown_and_once(logs: Path):
+    bulletin = Bulletin(logs, "train")
+    append(logs / "train-0.log", "step 1\n[2026-11-22 21:00:00,123] [WARNING] [a.py:5] slow\na.py:3: UserWa")
+    append(logs / "train-1.log", "[rank1]: [2026-11-22 21:00:07,001] [WARNING] [a.py:5] slow\n")
+    append(logs / "sample-0.log", "WARNING: another stage\n")
+    assert texts(bulletin) == ["train-0.log: [WARNING] [a.py:5] slow"]
+    append(logs / "train-0.log", "rning: the rest of the line\nstep 2\n")
+    assert texts(bulletin) == ["train-0.log: a.py:3: UserWarning: the rest of the line"]
+    assert texts(bulletin) == []
+
+
+def test_a_flood_of_warnings_is_counted(logs: Path):
+    bulletin = Bulletin(logs, "train")
+    append(
+        logs / "train-0.log", "".join(f"WARNING: number {number}\n" for number in range(MOST_ENTRIES + 50))
+    )
+    assert len(texts(bulletin)) == MOST_ENTRIES
+    assert bulletin.left_out == 50
+
+
+def test_a_traceback_is_shown_whole_when_it_is_complete(logs: Path):
+    bulletin = Bulletin(logs, "train")
+    lines = FAILURE.splitlines(keepends=True)
+    append(logs / "train-1.log", "step 9\n" + "".join(lines[:3]))
+    assert texts(bulletin) == []
+    append(logs / "train-1.log", lines[3] + "more lines\n")
+    append(logs / "train-2.log", "".join(f"[rank2]: {line}" for line in lines))  # the same of another rank
+    assert texts(bulletin, logging.ERROR) == [f"train-1.log: {FAILURE.rstrip()}"]

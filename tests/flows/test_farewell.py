@@ -1,0 +1,70 @@
+"""How a run ends, in words and as a state: mended by its user, stopped on request, or by an accident."""
+
+from pathlib import Path
+
+import pytest
+from prefect.client.schemas.objects import StateType
+from prefect.exceptions import TerminationSignal
+
+from flows.bars import Ended
+from flows.farewell import configuration, how_to_go_on
+from flows.train import train_digits
+from fm_core.config import RunConfig
+from fm_core.errors import GaveUp, Stopped, UserError
+from fm_core.run.directory import RunDirectory
+from fm_core.run.files import write_json
+from fm_core.run.progress import Progress
+from fm_core.run.status import write_status
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    """A run that stopped at step 1,234, before its next checkpoint was whole."""
+    config = RunConfig.model_validate({"run": {"root": str(tmp_path), "name": "a-run"}})
+    directory = RunDirectory(config)
+    progress = Progress("train", 157_952, 179_200, "images")
+    write_status(directory.path, progress, "stopped", step=1234, images_seen=157_952)
+    for step in (1000, 1200):
+        write_json(directory.path / "train" / "checkpoints" / f"step-{step:08d}" / "COMPLETE", {"files": {}})
+    (directory.path / "train" / "checkpoints" / "step-00001234").mkdir()
+    return config
+
+
+def test_the_last_words_name_step_checkpoint_and_commands(config: RunConfig):
+    path = RunDirectory(config).path
+    assert how_to_go_on(config, "an-id") == (
+        "stopped at step 1,234 (157,952 images seen), checkpoint step-00001200; to go on: "
+        f"prefect flow-run retry an-id, or fm train --config {path}/config.yaml"
+    )
+
+
+def test_a_run_that_had_not_begun_is_told_as_well(tmp_path: Path):
+    config = RunConfig.model_validate({"run": {"root": str(tmp_path), "name": "new"}})
+    assert how_to_go_on(config, "an-id").startswith(
+        "stopped before the first stage; to go on: prefect flow-run retry"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "stop", "kind"),
+    [
+        (UserError("train.images: is wrong"), False, StateType.FAILED),
+        (GaveUp("no step could be applied"), False, StateType.FAILED),
+        (Stopped("at step 1234"), True, StateType.CANCELLED),
+        (TerminationSignal(15), False, StateType.CANCELLED),
+        (Stopped("its launcher was killed"), False, StateType.CRASHED),
+    ],
+)
+def test_only_accidents_start_a_run_again(config: RunConfig, error, stop: bool, kind: StateType):
+    if stop:
+        (RunDirectory(config).path / "STOP").touch()
+    end = Ended.because_of(error, config)
+    assert end.type == kind
+    assert "\n" not in end.message
+    assert ("to go on: " in end.message) == (kind != StateType.FAILED)
+
+
+def test_a_flow_run_s_configuration_is_its_parameters_over_the_preset():
+    assert configuration(train_digits, {}).run.name == "digits"
+    given = configuration(train_digits, {"config": {"run": {"name": "another"}}})
+    assert (given.run.name, given.train.images) == ("another", 179_200)
