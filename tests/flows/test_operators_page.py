@@ -1,0 +1,99 @@
+"""Every command of the operator's page (infra/README.md) on a machine that ran the demo."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+from house import PROJECT, Demo, clean_environment
+
+pytestmark = pytest.mark.slow
+
+PAGE = (PROJECT / "infra" / "README.md").read_text()
+COMMANDS = [
+    line
+    for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
+    for line in block.splitlines()
+    if line.strip()
+]
+ELSEWHERE = {
+    "bash infra/serve.sh": "test_team_server.py",
+    "prefect worker start --pool local --type process": "test_team_server.py",
+}
+"""Commands that do not end by themselves, and where they run."""
+ON_A_RUN = ("prefect flow-run cancel RUN_ID", "prefect flow-run retry RUN_ID")
+
+
+def run(demo: Demo, command: str) -> str:
+    words = shlex.split(command)
+    if words[0] in ("prefect", "python"):
+        done = demo.command(*words)
+    else:
+        environment = clean_environment()
+        done = subprocess.run(
+            words, cwd=demo.root, env=environment, capture_output=True, text=True, timeout=180
+        )
+    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def later(demo: Demo, command: str) -> str:
+    """Create the run of a command, for another time; its id."""
+    return run(demo, f"{command} --start-in '2 hours'").split("UUID: ")[1].split()[0]
+
+
+def test_commands_that_do_not_end_run_in_another_test(demo: Demo):
+    for command, where in ELSEWHERE.items():
+        assert command in COMMANDS
+        words = shlex.split(command)
+        text = (PROJECT / "tests" / "flows" / where).read_text()
+        assert words[1] in text
+    pid = (demo.root / "runs" / ".prefect" / "worker.pid").read_text()
+    running = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+    (worker,) = [command for command in ELSEWHERE if command.startswith("prefect worker")]
+    assert set(shlex.split(worker)[1:]) <= set(running)
+
+
+def test_every_other_command_succeeds(demo: Demo):
+    others = [command for command in COMMANDS if command not in (*ELSEWHERE, *ON_A_RUN)]
+    for command in others:
+        if command.startswith("prefect deployment run"):
+            run(demo, f"prefect flow-run delete {later(demo, command)}")
+        elif command != "git pull":
+            run(demo, command)
+    (demo.root / "runs" / "digits" / "STOP").unlink()
+    rules = run(demo, "python -m flows.automations").splitlines()
+    assert len(rules) == 3
+    assert all(line.endswith(": brought up to date") for line in rules)
+
+
+def test_pulling_is_all_that_a_clone_needs(tmp_path: Path):
+    assert "git pull" in COMMANDS
+    script = """
+        set -e; git init -q -b main here; cd here; git config user.email a@b; git config user.name a
+        git commit -q --allow-empty -m one; cd ..; git clone -q here clone
+        cd here; git commit -q --allow-empty -m two; cd ../clone; git pull; git log --format=%s | head -n 1
+    """
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "two", done.stderr
+
+
+def test_cancelling_and_retrying(demo: Demo):
+    assert set(ON_A_RUN) <= set(COMMANDS)
+    run_id = later(demo, "prefect deployment run train-digits")
+    cancel, retry = (command.replace("RUN_ID", run_id) for command in ON_A_RUN)
+    run(demo, cancel)
+    assert demo.run(run_id)["state"]["type"] == "CANCELLED"  # nothing was running yet
+    run(demo, f"prefect flow-run delete {run_id}")
+    # A run that was cancelled while it trained is retried in test_long_run.py, by the words of its message.
+    assert "to go on: prefect flow-run retry" in (PROJECT / "flows" / "farewell.py").read_text()
+    assert retry == f"prefect flow-run retry {run_id}"
+
+
+def test_files_that_it_names_exist():
+    named = set(re.findall(r"`((?:infra|tests)/[\w./-]+?)/?`", PAGE))
+    assert named
+    missing = [name for name in named if not (PROJECT / name).exists()]
+    assert [name for name in missing if name != "infra/.env"] == []
+    assert re.findall(r"\b[A-Z]+_[A-Z]+$|TIME_\w+|TODO", PAGE) == []
