@@ -20,7 +20,10 @@ def write_parts(config: RunConfig) -> None:
     from fm_core.data.fan_out import begin_dataset
 
     data = DataSection.model_validate(config.data.model_dump())  # the flow's own class cannot travel
-    futures = [_write_part.with_options(name=part).submit(data, part) for part in begin_dataset(data)]
+    futures = [
+        _write_part.with_options(name=part, task_run_name=part).submit(data, part)
+        for part in begin_dataset(data)
+    ]
     states = [future.wait() or future.state for future in futures]
     for state in states:
         if not state.is_completed():
