@@ -95,6 +95,15 @@ class Store:
             return {}
         return {row["name"].rsplit("/", 1)[-1]: int(row["size"]) for row in rows if row["type"] == "file"}
 
+    def folders(self) -> list[str]:
+        """Names of the folders directly in the folder; empty if there is no folder."""
+        try:
+            rows = with_retries(lambda: self._fresh().ls(self.path, detail=True), self.url)
+        except FileNotFoundError:
+            return []
+        found = (row["name"].rstrip("/").rsplit("/", 1)[-1] for row in rows if row["type"] == "directory")
+        return sorted(found)
+
     def open(self, name: str) -> IO[bytes]:
         """Open a file for reading and seeking."""
         if self.local:
@@ -132,6 +141,16 @@ class Store:
             with suppress(OSError):
                 stage.unlink(missing_ok=True)
 
+    def send(self, source: Path, name: str) -> None:
+        """Copy a local file to an object store, where it replaces one of that name when it is whole."""
+        assert not self.local, "a local folder is written by `staged`"
+        self._upload(source, name)
+
+    def remove_folder(self, name: str) -> None:
+        """Remove a folder and all below it; nothing happens if it is not there."""
+        with suppress(FileNotFoundError):
+            with_retries(lambda: self._fresh().rm(self.full(name), recursive=True), self._where(name))
+
     def remove(self, name: str) -> None:
         """Remove a file; nothing happens if it is not there."""
         with suppress(FileNotFoundError):
@@ -162,10 +181,13 @@ class Store:
             stage.replace(target)
             _sync_folder(target.parent)
             return
-        size = stage.stat().st_size
+        self._upload(stage, name)
+
+    def _upload(self, source: Path, name: str) -> None:
+        size = source.stat().st_size
 
         def upload() -> None:
-            self.filesystem.put_file(str(stage), self.full(name))
+            self.filesystem.put_file(str(source), self.full(name))
             found = int(self._fresh().info(self.full(name))["size"])
             if found != size:
                 raise OSError(f"{self.url}/{name} holds {found} bytes after an upload of {size}")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -12,12 +13,16 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from fm_core.config import MethodSection, ModelSection, RunConfig
+from fm_core.data.store import Store
 from fm_core.errors import UserError
 from fm_core.method.objectives import Objective
 from fm_core.method.quantiser import Quantiser
 from fm_core.models.build import build_method, build_network
 from fm_core.run.directory import RunDirectory, step_name
 from fm_core.run.files import read_json
+
+COMPLETE = "COMPLETE"
+"""What a checkpoint carries that counts: its files' sizes and hashes."""
 
 
 @dataclass(frozen=True)
@@ -44,27 +49,50 @@ class Model:
 
 def checkpoint_step(config: RunConfig) -> int:
     """The optimizer step that sample.step means. UserError if there is no complete checkpoint of it."""
-    root = Path(RunDirectory(config).checkpoints)
-    steps = sorted(int(mark.parent.name.removeprefix("step-")) for mark in root.glob("step-*/COMPLETE"))
+    root = Store.at(RunDirectory(config).checkpoints)
+    names = [name for name in root.folders() if name.startswith("step-")]
+    whole = [name for name in names if root.size(f"{name}/{COMPLETE}") is not None]
+    steps = sorted(int(name.removeprefix("step-")) for name in whole)
     if not steps:
-        raise UserError(f"{root} holds no complete checkpoint; run fm train first")
+        raise UserError(f"{root.url} holds no complete checkpoint; run fm train first")
     if config.sample.step == "latest":
         return steps[-1]
     if config.sample.step not in steps:
-        raise UserError(f"sample.step {config.sample.step}: {root} has {', '.join(map(str, steps))}")
+        raise UserError(f"sample.step {config.sample.step}: {root.url} has {', '.join(map(str, steps))}")
     return config.sample.step
 
 
 def weights_file(config: RunConfig, step: int) -> Path:
-    """The file of weights that sample.weights means. UserError if the checkpoint has no such weights."""
-    directory = Path(RunDirectory(config).checkpoints) / step_name(step)
-    weights = config.sample.weights
+    """The file of weights that sample.weights means, fetched if its checkpoint is in an object store.
+
+    UserError if the checkpoint has no such weights, and none were made of its run's snapshots.
+    """
+    run, weights = RunDirectory(config), config.sample.weights
     name = f"ema-{config.train.ema_decays[0]:g}" if weights == "ema" else weights
-    path = directory / f"{name}.safetensors"
-    if not path.exists():
-        there = ", ".join(sorted(file.stem for file in directory.glob("*.safetensors")))
-        raise UserError(f"sample.weights {weights}: {directory} has {there or 'no weights'}")
-    return path
+    file = f"{name}.safetensors"
+    made = run.path / "train" / "averages" / step_name(step) / file
+    if made.exists():
+        return made
+    checkpoint = Store.at(run.checkpoints, step_name(step))
+    if checkpoint.size(file) is None:
+        there = ", ".join(
+            sorted(one.removesuffix(".safetensors") for one in checkpoint.sizes() if "saf" in one)
+        )
+        raise UserError(f"sample.weights {weights}: {checkpoint.url} has {there or 'no weights'}")
+    if checkpoint.local:
+        return checkpoint.local / file
+    return _fetched(checkpoint, file, run.path / "train" / "fetched" / step_name(step))
+
+
+def _fetched(checkpoint: Store, file: str, folder: Path) -> Path:
+    """A local copy of a file of a checkpoint, with the COMPLETE that holds its hash beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (COMPLETE, file):
+        if not (folder / name).exists():
+            partial = folder / f".{name}.{os.getpid()}.partial"
+            checkpoint.fetch(name, partial)
+            partial.replace(folder / name)
+    return folder / file
 
 
 def load_model(path: Path, device: torch.device) -> Model:
@@ -111,7 +139,7 @@ def _verified_hash(path: Path) -> str:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); name a file of weights") from None
-    complete = read_json(path.parent / "COMPLETE")
+    complete = read_json(path.parent / COMPLETE)
     if complete and complete["files"].get(path.name, {}).get("sha256") != digest:
         raise UserError(
             f"{path} differs from the hash in its checkpoint's COMPLETE; sample from another step"

@@ -16,6 +16,7 @@ from fm_core.run.directory import RunDirectory
 from fm_core.sampling.store import solver_of
 from fm_core.stages import train
 from fm_core.stages.evaluate import LEAST_IMAGES
+from fm_core.training.schedule import POWER, ema_decays
 
 STAGES = ("shard", "train", "sample", "evaluate", "report")
 
@@ -54,7 +55,7 @@ def _check_network(config: RunConfig) -> None:
 
 def _check_initial_weights(config: RunConfig) -> None:
     wanted = config.train.init_from
-    if wanted and not Path(wanted).exists():
+    if wanted and "://" not in wanted and not Path(wanted).exists():
         raise UserError(
             f"train.init_from: {wanted} does not exist; name a run directory or a .safetensors file"
         )
@@ -73,8 +74,9 @@ def _check_beside(config: RunConfig) -> None:
 
 def _check_samples(config: RunConfig, trained_here: bool, scored: bool) -> None:
     solver_of(config)
-    averages = [f"ema-{decay:g}" for decay in config.train.ema_decays]
-    if config.sample.weights not in ("ema", "raw", *averages):
+    averages = [*ema_decays(config.train)]
+    made_later = config.train.snapshot_images and config.sample.weights.startswith(POWER)
+    if config.sample.weights not in ("ema", "raw", *averages) and not made_later:
         raise UserError(
             f"sample.weights {config.sample.weights}: there will be ema, raw, {', '.join(averages)}"
         )

@@ -15,6 +15,7 @@ from fm_core.sampling.model import Model, checkpoint_step, load_model, weights_f
 from fm_core.sampling.store import SampleSet, protocol_of, solver_of
 from fm_core.stages.record import recorded
 from fm_core.stages.result import StageResult
+from fm_core.training.snapshots import make_average
 
 GRID_IMAGES = 64
 GRID_COLUMNS = 8
@@ -32,6 +33,7 @@ def sample(config: RunConfig, observe: Observer = unobserved) -> StageResult:
 def _sample(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResult:
     solver_of(config)
     step = checkpoint_step(config)
+    make_average(config, step)
     # The ranks must all mean the same checkpoint, even if training adds one meanwhile.
     config = config.model_copy(update={"sample": config.sample.model_copy(update={"step": step})})
     model = load_model(weights_file(config, step), torch.device("cpu"))

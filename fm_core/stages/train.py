@@ -1,7 +1,5 @@
 """Shards to checkpoints: a DeepSpeed job, watched to its end."""
 
-from pathlib import Path
-
 from fm_core.config import RunConfig
 from fm_core.data.manifest import load_manifest
 from fm_core.errors import UserError
@@ -14,7 +12,7 @@ from fm_core.run.progress import Observer, Progress, unobserved
 from fm_core.run.supervise import supervise
 from fm_core.stages.record import recorded
 from fm_core.stages.result import StageResult
-from fm_core.training.checkpoint import verify
+from fm_core.training.checkpoints import Checkpoints
 from fm_core.training.engine import micro_batch_of
 from fm_core.training.exports import check_exports
 
@@ -30,8 +28,7 @@ def train(config: RunConfig, observe: Observer = unobserved) -> StageResult:
 
 def check(config: RunConfig) -> None:
     """Refuse what can be refused before a process starts. Raises UserError."""
-    if "://" in RunDirectory(config).checkpoints.removeprefix("file://"):
-        raise UserError("train.checkpoint_root: object stores are not supported yet; name a directory")
+    Checkpoints.of(config)
     processes, gpus = world(config.launch)[0], device_count()
     if config.launch.kind == "local" and gpus and processes > gpus:
         raise UserError(f"launch.processes: {processes} processes want a GPU each and this host has {gpus}")
@@ -63,7 +60,7 @@ def _train(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResu
         + (f", loss {loss:.4f}" if loss else ""),
         paths={
             "run": str(run.path),
-            "checkpoint": str(Path(run.checkpoints) / done["checkpoint"]),
+            "checkpoint": f"{run.checkpoints.rstrip('/')}/{done['checkpoint']}",
             "metrics": str(run.metrics),
             "log": str(run.log("train", 0)),
         },
@@ -81,4 +78,4 @@ def complete(config: RunConfig) -> bool:
     done = read_json(run.train_done)
     if done is None or done["images_seen"] < config.train.images:
         return False
-    return verify(Path(run.checkpoints) / done["checkpoint"]) is None
+    return Checkpoints.of(config).problem_of(done["checkpoint"]) is None

@@ -33,10 +33,14 @@ class BatchSource:
         times: Times,
         seed: int,
         flip: bool,
+        label_dropout: float = 0.0,
+        null_label: int = 0,
     ) -> None:
+        """Of all labels a share `label_dropout` becomes the null label, which one by stream position."""
         self.reader, self.order, self.quantiser = reader, order, quantiser
         self.path, self.coupling, self.times = path, coupling, times
         self.seed, self.flip = seed, flip
+        self.label_dropout, self.null_label = label_dropout, null_label
 
     def batches(self, position: int, global_batch: int, rank: int, ranks: int, micro_batch: int) -> Batches:
         """The micro-batches of a rank from a stream position on; while they are open the reader is theirs."""
@@ -55,7 +59,7 @@ class BatchSource:
     def draw(self, batch: Batch, device: torch.device) -> tuple[PathSample, Tensor]:
         """Points on the path for one micro-batch and their labels, on the device."""
         x0, x1, t = (part.to(device, non_blocking=True) for part in batch.prepared)
-        return self.path.sample(x0, x1, t), batch.labels.to(device, non_blocking=True)
+        return self.path.sample(x0, x1, t), self._labels(batch).to(device, non_blocking=True)
 
     def _ends(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Noise, dequantised images and times, on the CPU: made ahead, or a GPU would wait for them."""
@@ -67,3 +71,9 @@ class BatchSource:
         # A coupling leaves x1 where it is in the stream, and with it its label.
         x0, x1, _ = self.coupling.pair(x0, x1, batch.labels)
         return x0, x1, t
+
+    def _labels(self, batch: Batch) -> Tensor:
+        if not self.label_dropout:
+            return batch.labels
+        dropped = keyed_random.uniform(self.seed, "label", batch.positions, ()) < self.label_dropout
+        return batch.labels.masked_fill(dropped, self.null_label)

@@ -3,27 +3,29 @@
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 from torch import Tensor, nn
 
+from fm_core.data.store import Store
 from fm_core.errors import UserError
 from fm_core.models.adm_weights import AttentionOrder, from_adm, is_adm
 from fm_core.models.unet import UNet
-from fm_core.training.checkpoint import COMPLETE
+from fm_core.training.committed import COMPLETE
 
 
 def initial_weights(
     where: str, network: nn.Module, attention: AttentionOrder = "legacy"
 ) -> dict[str, Tensor]:
-    """Weights from an ema-*.safetensors file, or the first average of a run's newest checkpoint.
+    """Weights from a .safetensors file (a path or URL), or the first average of a run's newest checkpoint.
 
     A file with the names of guided-diffusion's UNet is converted; `attention` is its order of heads.
     Raises UserError, naming the first tensor that does not fit, or what is missing.
     """
     path = Path(where)
-    file = _newest_average(path) if path.is_dir() else path
+    file = _newest_average(path) if path.is_dir() else where
     try:
-        weights = load_file(file)
+        folder, _, name = str(file).rpartition("/")
+        weights = load(Store.at(folder).read_bytes(name)) if "://" in where else load_file(file)
     except (OSError, SafetensorError) as error:
         raise UserError(f"train.init_from: {file} cannot be read: {error}") from None
     if isinstance(network, UNet) and is_adm(weights):

@@ -14,7 +14,8 @@ from torch import Tensor
 from fm_core.run.files import append_line, read_lines, write_text
 from fm_core.run.progress import Progress
 from fm_core.run.status import write_status
-from fm_core.training.checkpoint import TrainState
+from fm_core.training.speed import memory_bytes
+from fm_core.training.state import TrainState
 
 QUARTERS = 4
 STATUS_SECONDS = 1.0
@@ -32,11 +33,12 @@ class Interval:
 
     @torch.no_grad()
     def add(self, losses: Tensor, t: Tensor) -> None:
-        """Count the losses [N] of one micro-batch at times t [N]."""
+        """Count the losses [N] of one micro-batch at times t [N]; those of skipped steps where finite."""
         share = (t - self.start) / (self.end - self.start)
         quarter = (share * QUARTERS).long().clamp(0, QUARTERS - 1)
-        self.sums[0].index_add_(0, quarter, losses.detach().float())
-        self.sums[1].index_add_(0, quarter, torch.ones_like(losses, dtype=torch.float32))
+        counted = losses.detach().isfinite()
+        self.sums[0].index_add_(0, quarter, losses.detach().float().where(counted, 0.0))
+        self.sums[1].index_add_(0, quarter, counted.float())
 
     def gathered(self, group: Any) -> tuple[str, ...]:
         """The sums of every rank, for a checkpoint inside the interval; all ranks must call it."""
@@ -52,12 +54,24 @@ class Interval:
         elif parts and rank == 0:
             self.sums.copy_(torch.stack(parts).sum(0).view_as(self.sums))
 
-    def summary(self) -> tuple[float, list[float | None]]:
-        """Mean loss and mean loss by quarter of t over all ranks; all ranks must call it."""
+    def summary(self, group: Any) -> dict[str, Any]:
+        """The interval's part of a metrics line, over all ranks; all ranks must call it.
+
+        `group` is one of gloo. Losses are means; data_seconds and memory_bytes those of the rank with the
+        most.
+        """
         dist.all_reduce(self.sums)
         losses, counts = self.sums.double().cpu()
+        most = torch.tensor([self.waited, memory_bytes(self.sums.device)], dtype=torch.float64)
+        dist.all_reduce(most, op=dist.ReduceOp.MAX, group=group)
         quarters = [finite((a / b).item()) if b else None for a, b in zip(losses, counts, strict=True)]
-        return (losses.sum() / counts.sum()).item(), quarters
+        return {
+            "loss": (losses.sum() / counts.sum()).item(),
+            "loss_by_quarter_of_t": quarters,
+            "images_per_s": self.images / (time.monotonic() - self.began),
+            "data_seconds": most[0].item(),
+            "memory_bytes": int(most[1].item()),
+        }
 
 
 class TrainLog:
@@ -73,15 +87,16 @@ class TrainLog:
     ) -> None:
         self.directory, self.metrics, self.job, self.images = directory, metrics, job, images
         self.export = export
+        self.held_out = metrics.with_name("held_out.jsonl")
         self.facts: dict[str, Any] = {"job": job}
         self._status_at = 0.0
 
     def forget_after(self, step: int) -> None:
         """Drop the lines of steps that a resumed run will train again."""
-        if not self.metrics.exists():
-            return
-        kept = [record for record in read_lines(self.metrics) if record["step"] <= step]
-        write_text(self.metrics, "".join(f"{json.dumps(record)}\n" for record in kept))
+        for path in (self.metrics, self.held_out):
+            if path.exists():
+                kept = [record for record in read_lines(path) if record["step"] <= step]
+                write_text(path, "".join(f"{json.dumps(record)}\n" for record in kept))
 
     def line(self, record: dict[str, Any]) -> None:
         """Append one metrics line."""
@@ -89,6 +104,12 @@ class TrainLog:
         append_line(self.metrics, line)
         self.export(line)
         self.facts |= {key: finite(record[key]) for key in ("loss", "lr", "images_per_s")}
+
+    def held_out_line(self, record: dict[str, Any]) -> None:
+        """Append one line of the held-out loss."""
+        append_line(self.held_out, record)
+        if record["loss"] is not None:
+            self.facts["held_out_loss"] = record["loss"]
 
     def status(self, state: TrainState, phase: str = "running", now: bool = False) -> None:
         """Rewrite status.json, at most once a second unless told to now."""

@@ -13,13 +13,17 @@ from fm_core.data.batches import Batches
 from fm_core.errors import Stopped
 from fm_core.method.objectives import Objective
 from fm_core.run.rank import Rank
-from fm_core.training import checkpoint
+from fm_core.training import checkpoint, setback
 from fm_core.training.batch import BatchSource, ambient_seed
-from fm_core.training.checkpoint import TrainState
+from fm_core.training.checkpoints import Checkpoints
 from fm_core.training.ema import Averages
-from fm_core.training.engine import micro_batch_of, set_learning_rate
-from fm_core.training.log import Interval, TrainLog, finite
-from fm_core.training.schedule import learning_rate
+from fm_core.training.engine import micro_batch_of, set_learning_rate, use_bf16
+from fm_core.training.held_out import HeldOut
+from fm_core.training.log import Interval, TrainLog
+from fm_core.training.schedule import learning_rate, power_name
+from fm_core.training.speed import utilisation
+from fm_core.training.state import TrainState
+from fm_core.training.watch import Watch
 
 
 @dataclass
@@ -33,48 +37,72 @@ class Trainer:
     source: BatchSource
     rank: Rank
     device: torch.device
-    root: Path
     recipe: dict[str, Any]
     """What the weights belong to; goes into every file of weights."""
     conditional: bool
     """Whether the network sees the labels."""
+    flops: float
+    """Operations of one forward pass for one image."""
+    checkpoints: Checkpoints | None
+    """On rank 0 alone."""
     log: TrainLog | None
     """On rank 0 alone."""
+    snapshots: Checkpoints | None = None
+    """On rank 0: of the power-function averages, kept for good."""
+    setback: Path | None = None
+    """On rank 0: where it is written down that training went back."""
+    held_out: HeldOut | None = None
+    """None where there are no held-out images."""
+    watch: Watch | None = None
+    """None where nobody looks after ranks that hang."""
     clock: float = field(default_factory=time.monotonic)
     """When the present step began."""
+    control: Any = field(default_factory=lambda: dist.new_group(backend="gloo"))
+    """Where the ranks agree on what is no tensor of the device."""
 
 
 def run(trainer: Trainer, state: TrainState) -> TrainState:
-    """Train from `state` until train.images were seen; a stop request saves and raises Stopped."""
+    """Train from `state` until train.images were seen; a stop request saves and raises Stopped.
+
+    Raises GaveUp where steps cannot be applied and going back to a checkpoint has not helped.
+    """
     train, rank = trainer.train, trainer.rank
     micro = micro_batch_of(train, rank.count)
-    with trainer.source.batches(
-        state.position, train.global_batch, rank.number, rank.count, micro
-    ) as batches:
-        return _steps(trainer, state, batches, accumulated=train.global_batch // rank.count // micro)
+    accumulated = train.global_batch // rank.count // micro
+    while True:
+        position = state.position
+        try:
+            with trainer.source.batches(
+                position, train.global_batch, rank.number, rank.count, micro
+            ) as batches:
+                return _steps(trainer, state, batches, accumulated)
+        except setback.NothingApplied as trouble:
+            state = _go_back(trainer, trouble.state)
 
 
 def _steps(trainer: Trainer, state: TrainState, batches: Batches, accumulated: int) -> TrainState:
     train = trainer.train
-    control = dist.new_group(backend="gloo")
     interval = Interval(trainer.device, trainer.objective.interval)
     interval.restore(state.interval_sums, trainer.rank.number)
     while state.images_seen < train.images:
         rate = learning_rate(train, state.images_seen)
         set_learning_rate(trainer.engine, rate)
         for _ in range(accumulated):
-            _micro_step(trainer, batches, interval)
+            _micro_step(trainer, batches, interval, state.step + 1)
         state = _after_step(trainer, state, interval)
-        if (
-            crossed(train.log_images, state.images_seen, train.global_batch)
-            or state.images_seen >= train.images
-        ):
+        ended = state.images_seen >= train.images
+        logged = ended or crossed(train.log_images, state.images_seen, train.global_batch)
+        setback.check(train, state, logged)
+        if logged:
             _write_line(trainer, state, interval, rate)
             interval = Interval(trainer.device, trainer.objective.interval)
-        stop = _agree_to_stop(trainer.rank, control)
-        ended = state.images_seen >= train.images
+        stop = _agree_to_stop(trainer.rank, trainer.control)
         if stop or ended or crossed(train.checkpoint_images, state.images_seen, train.global_batch):
-            _save(trainer, state.model_copy(update={"interval_sums": interval.gathered(control)}))
+            sums = interval.gathered(trainer.control)
+            _save(trainer, state.model_copy(update={"interval_sums": sums}), hurried=stop)
+        every = train.snapshot_images
+        if every and (ended or crossed(every, state.images_seen, train.global_batch)):
+            _save_snapshot(trainer, state)
         if trainer.log:
             trainer.log.status(state)
         if stop and not ended:
@@ -89,14 +117,17 @@ def crossed(every: int, images_seen: int, global_batch: int) -> bool:
     return images_seen // every > (images_seen - global_batch) // every
 
 
-def _micro_step(trainer: Trainer, batches: Batches, interval: Interval) -> None:
+def _micro_step(trainer: Trainer, batches: Batches, interval: Interval, step: int) -> None:
+    _beat(trainer, f"the data of step {step}")
     waiting = time.monotonic()
     batch = next(batches)
     sample, label = trainer.source.draw(batch, trainer.device)
     interval.waited += time.monotonic() - waiting
+    _beat(trainer, f"the forward pass of step {step}")
     # Dropout, too, is a function of the position, or a resumed run would differ.
     torch.manual_seed(ambient_seed(trainer.source.seed, batch.first))
     losses = trainer.objective.loss(trainer.engine, sample, label if trainer.conditional else None)
+    _beat(trainer, f"the backward pass and the update of step {step}")
     trainer.engine.backward(losses.mean())
     trainer.engine.step()
     interval.add(losses, sample.t)
@@ -113,6 +144,7 @@ def _after_step(trainer: Trainer, state: TrainState, interval: Interval) -> Trai
         update={
             "step": state.step + 1,
             "applied_steps": state.applied_steps + applied,
+            "skipped_in_a_row": 0 if applied else state.skipped_in_a_row + 1,
             "images_seen": state.images_seen + trainer.train.global_batch,
             "position": state.position + trainer.train.global_batch,
             "seconds": state.seconds + seconds,
@@ -121,7 +153,7 @@ def _after_step(trainer: Trainer, state: TrainState, interval: Interval) -> Trai
 
 
 def _write_line(trainer: Trainer, state: TrainState, interval: Interval, rate: float) -> None:
-    loss, quarters = interval.summary()
+    measured = interval.summary(trainer.control)
     norm = trainer.engine.get_global_grad_norm()
     if trainer.log is None:
         return
@@ -129,16 +161,23 @@ def _write_line(trainer: Trainer, state: TrainState, interval: Interval, rate: f
         {
             "step": state.step,
             "images_seen": state.images_seen,
-            "loss": loss,
-            "loss_by_quarter_of_t": quarters,
+            "position": state.position,
             "lr": rate,
-            "grad_norm": None if norm is None else finite(float(norm)),
-            "images_per_s": interval.images / (time.monotonic() - interval.began),
+            # Before clipping; infinite, so absent, if the last step was skipped.
+            "grad_norm": None if norm is None else float(norm),
             "seconds": state.seconds,
-            "data_seconds": interval.waited,
             "skipped_steps": state.step - state.applied_steps,
+            "rollbacks": state.rollbacks,
+            **measured,
+            **_speed(trainer, measured["images_per_s"]),
         }
     )
+
+
+def _speed(trainer: Trainer, images_per_s: float) -> dict[str, float]:
+    name = torch.cuda.get_device_name(trainer.device) if trainer.device.type == "cuda" else None
+    bf16 = use_bf16(trainer.train, trainer.device)
+    return utilisation(images_per_s, trainer.flops, trainer.rank.count, name, bf16)
 
 
 def _agree_to_stop(rank: Rank, control: Any) -> bool:
@@ -148,9 +187,38 @@ def _agree_to_stop(rank: Rank, control: Any) -> bool:
     return bool(asked.item())
 
 
-def _save(trainer: Trainer, state: TrainState) -> None:
-    directory = checkpoint.save(trainer.engine, trainer.averages, state, trainer.root, trainer.recipe)
+def _go_back(trainer: Trainer, trouble: TrainState) -> TrainState:
+    found = None
+    if not trouble.rollbacks:
+        found = checkpoint.load(trainer.engine, trainer.averages, trainer.checkpoints, trainer.recipe)
+    state = setback.continued(trouble, found, trainer.setback)
     if trainer.log:
-        checkpoint.retain(trainer.root, trainer.train.keep_checkpoints, newest=state.step)
-        trainer.log.facts["last_checkpoint"] = directory.name
+        trainer.log.forget_after(state.step)
+        trainer.log.status(state, now=True)
+    return state
+
+
+def _beat(trainer: Trainer, at: str) -> None:
+    if trainer.watch:
+        trainer.watch.beat(at)
+
+
+def _save_snapshot(trainer: Trainer, state: TrainState) -> None:
+    names = [power_name(width) for width in trainer.train.ema_power_widths]
+    parts = {name: trainer.averages.shards[name] for name in names}
+    checkpoint.save_parts(trainer.engine, parts, state, trainer.snapshots, trainer.recipe)
+
+
+def _save(trainer: Trainer, state: TrainState, hurried: bool) -> None:
+    """Save a checkpoint; with the held-out loss unless somebody waits for the end."""
+    if trainer.held_out and not hurried:
+        _beat(trainer, f"the held-out loss of step {state.step}")
+        loss = trainer.held_out.loss(trainer.engine, trainer.objective, trainer.conditional, trainer.device)
+        state = state.model_copy(update={"held_out_loss": loss})
+        if trainer.log:
+            trainer.log.held_out_line({"step": state.step, "images_seen": state.images_seen, "loss": loss})
+    _beat(trainer, f"saving step {state.step}")
+    checkpoint.save(trainer.engine, trainer.averages, state, trainer.checkpoints, trainer.recipe)
+    if trainer.log:
+        trainer.log.facts["last_checkpoint"] = checkpoint.directory_name(state)
         trainer.log.status(state, now=True)

@@ -1,50 +1,83 @@
 """One rank of training: `python -m fm_core.training.rank CONFIG` under torchrun."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from fm_core.config import RunConfig
 from fm_core.data.manifest import Manifest, load_manifest
 from fm_core.data.reader import ImageReader
 from fm_core.data.streams import make_cache, make_order
+from fm_core.errors import Stopped, UserError
 from fm_core.method.quantiser import Quantiser
 from fm_core.models.build import Method, build_method, build_network
+from fm_core.models.flops import flops_per_image
 from fm_core.run.directory import RunDirectory
 from fm_core.run.files import write_json
 from fm_core.run.rank import Rank, run_rank
-from fm_core.training import checkpoint
+from fm_core.training import checkpoint, setback
 from fm_core.training.batch import BatchSource
-from fm_core.training.checkpoint import TrainState
+from fm_core.training.checkpoints import Checkpoints
 from fm_core.training.ema import Averages
 from fm_core.training.engine import initialize_process_group, make_engine, micro_batch_of
 from fm_core.training.exports import Exports
+from fm_core.training.held_out import SEED, HeldOut, InOrder
 from fm_core.training.initial import initial_weights
 from fm_core.training.log import TrainLog
 from fm_core.training.loop import Trainer, run
+from fm_core.training.schedule import ema_decays
+from fm_core.training.state import TrainState
+from fm_core.training.watch import Watch
+
+PATIENCE_SECONDS = 600.0
+"""How long the end of training waits for a store that fails."""
+STOPPED_PATIENCE_SECONDS = 4.0
+"""How long a run that was asked to stop waits for its last upload; the rest is done by the next start."""
 
 
 def train(config: RunConfig, rank: Rank) -> None:
     """Train to the end of train.images, from the newest checkpoint if there is one."""
     device = initialize_process_group()
     trainer = _trainer(config, rank, device)
-    found = checkpoint.load(trainer.engine, trainer.averages, trainer.root, trainer.recipe)
-    state = found or TrainState(processes=rank.count)
-    directory = RunDirectory(config)
+    if trainer.snapshots:
+        trainer.snapshots.catch_up()
+    found = checkpoint.load(trainer.engine, trainer.averages, trainer.checkpoints, trainer.recipe)
+    state = setback.recalled(found or TrainState(), trainer.setback)
+    state = state.model_copy(update={"processes": rank.count})
     if trainer.log:
         trainer.log.forget_after(state.step)
         trainer.log.status(state, now=True)
-    state = run(trainer, state)
-    if trainer.log:
-        last = trainer.root / checkpoint.step_name(state.step)
-        problem = checkpoint.verify(last)
-        if problem:
-            raise RuntimeError(f"the last checkpoint is not whole: {problem}")
-        write_json(directory.train_done, {**state.model_dump(), "checkpoint": last.name})
-        trainer.log.status(state, phase="done", now=True)
-    dist.barrier()
+    trainer.watch = Watch("train", rank, config.train.hang_seconds)
+    try:
+        state = run(trainer, state)
+    except Stopped:
+        trainer.watch.rest()
+        for kept in (trainer.checkpoints, trainer.snapshots):
+            if kept and (waits := kept.settle(STOPPED_PATIENCE_SECONDS)):
+                print(f"warning: the next start copies what waits in {kept.folder}: {waits}", flush=True)
+        raise
+    # The other ranks are done, and wait for rank 0 without a clock of the process group running out.
+    trainer.watch.rest()
+    if trainer.checkpoints and trainer.log:
+        _finish(config, trainer, trainer.checkpoints, trainer.log, state)
+
+
+def _finish(
+    config: RunConfig, trainer: Trainer, checkpoints: Checkpoints, log: TrainLog, state: TrainState
+) -> None:
+    """Write DONE.json once everything is where it is to stay."""
+    for kept in (checkpoints, trainer.snapshots):
+        if kept and (waits := kept.settle(PATIENCE_SECONDS)):
+            raise UserError(
+                f"the last checkpoint could not be copied to {kept.store.url} ({waits}); it waits in "
+                f"{kept.folder}: run it again when the store is back"
+            )
+    last = checkpoint.directory_name(state)
+    problem = checkpoints.problem_of(last)
+    if problem:
+        raise RuntimeError(f"the last checkpoint is not whole: {problem}")
+    write_json(RunDirectory(config).train_done, {**state.model_dump(), "checkpoint": last})
+    log.status(state, phase="done", now=True)
 
 
 def _trainer(config: RunConfig, rank: Rank, device: torch.device) -> Trainer:
@@ -57,21 +90,45 @@ def _trainer(config: RunConfig, rank: Rank, device: torch.device) -> Trainer:
     if config.train.init_from:
         order = config.train.init_attention_order
         network.load_state_dict(initial_weights(config.train.init_from, network, order))
+    flops = flops_per_image(network, manifest.image_shape)
     engine = make_engine(network, config.train, device)
     directory = RunDirectory(config)
     return Trainer(
         train=config.train,
         engine=engine,
         objective=method.objective,
-        averages=Averages(engine, config.train.ema_decays, config.train.ema_warmup),
+        averages=Averages(engine, ema_decays(config.train)),
         source=_source(config, manifest, method, rank.count),
         rank=rank,
         device=device,
-        root=Path(directory.checkpoints),
         recipe=recipe(config, manifest),
         conditional=config.model.class_conditional,
+        flops=flops,
+        checkpoints=Checkpoints.of(config) if rank.first else None,
+        snapshots=Checkpoints.snapshots_of(config) if rank.first and config.train.snapshot_images else None,
+        held_out=_held_out(config, manifest, method, rank.count),
         log=_log(config, rank) if rank.first else None,
+        setback=directory.path / "train" / "setback.json" if rank.first else None,
     )
+
+
+def _held_out(config: RunConfig, manifest: Manifest, method: Method, ranks: int) -> HeldOut | None:
+    there = manifest.splits["val"].images if "val" in manifest.splits else 0
+    images = min(config.train.held_out_images, there)
+    if not images:
+        return None
+    reader = ImageReader(config.data.root, manifest, "val", make_cache(config.data, manifest))
+    source = BatchSource(
+        reader=reader,
+        order=InOrder(there),
+        quantiser=Quantiser(manifest.levels),
+        path=method.objective.path,
+        coupling=method.coupling,
+        times=method.times,
+        seed=SEED,
+        flip=False,
+    )
+    return HeldOut(source, images, micro_batch_of(config.train, ranks))
 
 
 def _log(config: RunConfig, rank: Rank) -> TrainLog:
@@ -103,6 +160,8 @@ def _source(config: RunConfig, manifest: Manifest, method: Method, ranks: int) -
         times=method.times,
         seed=seed,
         flip=data.horizontal_flip,
+        label_dropout=config.train.label_dropout,
+        null_label=manifest.class_count or 0,
     )
 
 

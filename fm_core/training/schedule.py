@@ -1,8 +1,15 @@
-"""The learning rate and the EMA decay as functions of progress."""
+"""The learning rate and the averages' decays as functions of progress."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 from fm_core.config import TrainSection
+from fm_core.training.power import power_decay, power_exponent
+
+POWER = "ema-power-"
+Decay = Callable[[int], float]
+"""Decay of the update that follows so many applied steps."""
 
 
 def learning_rate(train: TrainSection, images_seen: int) -> float:
@@ -23,3 +30,18 @@ def learning_rate(train: TrainSection, images_seen: int) -> float:
 def ema_decay(decay: float, applied_steps: int, warmup: bool) -> float:
     """Decay used after `applied_steps` optimizer steps; warm-up keeps the initial weights out."""
     return min(decay, (1 + applied_steps) / (10 + applied_steps)) if warmup else decay
+
+
+def ema_decays(train: TrainSection) -> dict[str, Decay]:
+    """Every average of a run: ema-<decay>, and ema-power-<width> for power-function averages."""
+    decays: dict[str, Decay] = {
+        f"ema-{decay:g}": partial(ema_decay, decay, warmup=train.ema_warmup) for decay in train.ema_decays
+    }
+    for width in train.ema_power_widths:
+        decays[power_name(width)] = partial(power_decay, power_exponent(width))
+    return decays
+
+
+def power_name(width: float) -> str:
+    """Name of a power-function average, and of its file."""
+    return f"{POWER}{width:g}"

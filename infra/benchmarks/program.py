@@ -18,11 +18,12 @@ from fm_core.models.flops import flops_per_image
 from fm_core.run.files import read_lines
 from fm_core.run.rank import Rank
 from fm_core.training.batch import BatchSource
-from fm_core.training.checkpoint import TrainState
 from fm_core.training.ema import Averages
 from fm_core.training.engine import initialize_process_group, make_engine
 from fm_core.training.log import TrainLog
 from fm_core.training.loop import Trainer, run
+from fm_core.training.schedule import ema_decays
+from fm_core.training.state import TrainState
 
 
 class Memory:
@@ -67,13 +68,14 @@ def loop_lines(task: dict[str, Any], speed: dict[str, Any], reader: Any = None) 
             train=train,
             engine=engine,
             objective=build_method(MethodSection()).objective,
-            averages=Averages(engine, train.ema_decays, train.ema_warmup),
+            averages=Averages(engine, ema_decays(train)),
             source=source,
             rank=Rank(number, count, number, folder, "benchmark"),
             device=device,
-            root=folder / "checkpoints",
             recipe={},
             conditional=False,
+            flops=forward_flops(task["size"]),
+            checkpoints=None,
             log=TrainLog(folder, metrics, "benchmark", train.images) if number == 0 else None,
         )
         run(trainer, TrainState(processes=count))

@@ -11,7 +11,7 @@ from small_run import BATCH, STEPS, SmallRun
 from fm_core.run.files import read_json
 from fm_core.run.job import JOB_VARIABLE, submitted
 from fm_core.stages.shard import shard
-from fm_core.training.checkpoint import complete_steps
+from fm_core.training.committed import complete_steps
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ from fm_core.run.rank import Rank
 from fm_core.sampling.model import checkpoint_step, load_model, weights_file
 from fm_core.sampling.rank import sample
 from fm_core.sampling.store import SampleSet, protocol_of
-from fm_core.training.checkpoint import _written_out
+from fm_core.training.committed import files_of
 
 SHAPE = (1, 8, 8)
 MODEL = {"channels": 8, "channel_multipliers": [1], "attention_resolutions": [], "head_channels": 8}
@@ -51,7 +51,7 @@ def checkpoint(config, step=7, seed=0, **recipe):
     folder.mkdir(parents=True)
     for name in ("raw", "ema-0.999"):
         save_file(weights, folder / f"{name}.safetensors", {"recipe": json.dumps(recipe)})
-    write_json(folder / "COMPLETE", {"files": _written_out(folder)})
+    write_json(folder / "COMPLETE", {"files": files_of(folder)})
     return folder
 
 

@@ -16,7 +16,7 @@ from fm_core.run.files import read_json, read_lines
 from fm_core.sampling.model import checkpoint_step, load_model, weights_file
 from fm_core.sampling.store import SampleSet, protocol_of
 from fm_core.stages import evaluate, report, sample, shard, train
-from fm_core.training.checkpoint import verify
+from fm_core.training.committed import verify
 
 pytestmark = pytest.mark.slow
 MODULES = {"shard": shard, "train": train, "sample": sample, "evaluate": evaluate, "report": report}

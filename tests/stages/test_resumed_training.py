@@ -1,6 +1,7 @@
 """A run that was stopped, signalled, killed and damaged ends as one that was left alone."""
 
 import json
+import socket
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from tiny_run import Tiny, is_progress
 
 from fm_core.run.files import read_json, read_lines
 from fm_core.run.launch import processes_of, submitted
-from fm_core.training.checkpoint import complete_steps, verify
+from fm_core.training.committed import complete_steps, verify
 
 pytestmark = pytest.mark.slow
 
@@ -18,7 +19,9 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def troubled(tiny):
     """What happened, start by start, to a run with the data and the seed of the tiny one."""
-    run = Tiny(tiny.root, "troubled", {"method": {"path": "sabotaged:Sabotaged"}})
+    # Unlike the tiny run it measures no held-out loss: that must not move training.
+    over = {"method": {"path": "sabotaged:Sabotaged"}, "train": {"held_out_images": 0}}
+    run = Tiny(tiny.root, "troubled", over)
     checkpoints = run.path / "train" / "checkpoints"
     story = {"run": run, "checkpoints": checkpoints}
 
@@ -44,7 +47,9 @@ def troubled(tiny):
     content = bytearray(damaged.read_bytes())
     content[-1] ^= 1
     damaged.write_bytes(content)
-    start("end")
+    # From step 10 to a kill in step 16, from step 12 to a kill in step 18, from step 16 to the end.
+    start("end", "--launch.restart_seconds", "0.1", SABOTAGE="1:SIGKILL:6")
+    story["restarts"] = read_lines(run.path / "logs" / "restarts.jsonl")
     return story
 
 
@@ -68,7 +73,7 @@ def test_kill_of_a_rank_loses_nothing_complete(troubled):
     kill = troubled["kill"]
     assert kill["code"] == 1
     assert len(kill["said"]) == 1
-    assert "rank 1 was killed" in kill["said"][0]
+    assert f"rank 1 on {socket.gethostname()} was killed" in kill["said"][0]
     assert kill["steps"] == [10, 12]
     assert kill["lines"] == [3, 6, 9, 12, 15]
     assert kill["left"] == []
@@ -79,6 +84,13 @@ def test_a_damaged_checkpoint_is_found_and_the_one_before_is_taken(troubled):
     assert end["code"] == 0
     assert "step-00000012/raw.safetensors differs from its SHA-256; trying an older" in end["log"]
     assert end["left"] == []
+
+
+def test_a_killed_rank_is_named_and_the_job_starts_again_by_itself(troubled):
+    records = troubled["restarts"]
+    assert [(record["restart"], record["of"]) for record in records] == [(1, 3), (2, 3)]
+    for record in records:
+        assert f"rank 1 on {socket.gethostname()} was killed" in record["because"]
 
 
 def test_only_the_newest_checkpoints_stay_and_they_are_whole(troubled):
@@ -92,7 +104,7 @@ def test_only_the_newest_checkpoints_stay_and_they_are_whole(troubled):
 def test_its_losses_are_those_of_the_run_left_alone_to_the_bit(tiny, troubled):
     ours, theirs = (read_lines(run.path / "train" / "metrics.jsonl") for run in (troubled["run"], tiny))
     assert [line["step"] for line in ours] == [3, 6, 9, 12, 15, 18, 20]
-    measured = {"images_per_s", "seconds", "data_seconds"}
+    measured = {"images_per_s", "seconds", "data_seconds", "memory_bytes", "tflops_per_device"}
     for one, other in zip(ours, theirs, strict=True):
         assert {key: one[key] for key in one.keys() - measured} == {
             key: other[key] for key in other.keys() - measured

@@ -4,197 +4,274 @@ Each writes what it found; test_engine.py reads it.
 """
 
 import os
+import resource
+import shutil
 import sys
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
+from lab import (
+    RECIPE,
+    batch_ids,
+    equal,
+    furthest,
+    longer,
+    losses,
+    make_trainer,
+)
 from safetensors.torch import save_file
-from torch import nn
 
-from fm_core.config import MethodSection, TrainSection
-from fm_core.data.order import StreamOrder
-from fm_core.errors import UserError
-from fm_core.method.quantiser import Quantiser
-from fm_core.models.build import build_method
-from fm_core.run.files import read_lines, write_json
-from fm_core.run.rank import Rank
+from fm_core.errors import GaveUp, UserError
+from fm_core.run.files import read_json, read_lines, write_json
 from fm_core.training import checkpoint
-from fm_core.training.batch import BatchSource
-from fm_core.training.checkpoint import TrainState
-from fm_core.training.ema import Averages, whole_weights
-from fm_core.training.engine import initialize_process_group, make_engine
-from fm_core.training.log import TrainLog
-from fm_core.training.loop import Trainer, run
-from fm_core.training.schedule import ema_decay
+from fm_core.training.committed import complete_steps, read_state
+from fm_core.training.engine import initialize_process_group
+from fm_core.training.loop import run
+from fm_core.training.sharded import moments, whole, whole_weights
+from fm_core.training.state import TrainState
 
-DECAYS = (0.9, 0.5)
-RECIPE = {"model": {"channels": 8}, "data": {"version": "a1"}}
-
-
-class Network(nn.Module):
-    """Odd sizes, so that partitions are padded and cut through parameters."""
-
-    def __init__(self):
-        super().__init__()
-        self.a = nn.Linear(5, 7)
-        self.dropout = nn.Dropout(0.2)
-        self.b = nn.Linear(7, 4)
-
-    def forward(self, t, x, label=None):
-        flat = x.flatten(1)
-        hidden = self.a(torch.cat([flat, t[:, None].to(flat.dtype)], 1).to(self.a.weight.dtype))
-        return self.b(self.dropout(torch.tanh(hidden))).view_as(x)
+KINDS = {
+    "zero-1": {"zero_stage": 1},
+    "zero-2": {"zero_stage": 2},
+    "zero-3": {"zero_stage": 3},
+    "bf16": {"precision": "bf16"},
+    "bf16-zero-3": {"precision": "bf16", "zero_stage": 3},
+}
+STATE = ("step", "applied_steps", "images_seen", "position", "seconds")
 
 
-class Memory:
-    def __init__(self):
-        self.pixels = torch.arange(97 * 4).remainder(17).to(torch.uint8).view(97, 1, 2, 2)
-
-    def __len__(self):
-        return len(self.pixels)
-
-    image_shape = (1, 2, 2)
-    remote = False
-
-    def read_into(self, ids, images):
-        images.copy_(self.pixels[torch.from_numpy(ids)])
-        return torch.zeros(len(ids), dtype=torch.int64)
+def averages_of(trainer):
+    return {name: whole(trainer.engine, shards) for name, shards in trainer.averages.shards.items()}
 
 
-def make_trainer(folder, device, dropout=True, **keys):
-    rank, count = dist.get_rank(), dist.get_world_size()
-    keys = {"global_batch": 12, "images": 12 * 6, "learning_rate": 0.05, "log_images": 24} | keys
-    train = TrainSection.model_validate(
-        {"checkpoint_images": 10**9, "ema_decays": DECAYS, "ema_warmup": False, **keys}
-    )
-    torch.manual_seed(0)
-    network = Network()
-    if not dropout:
-        network.dropout.p = 0.0
-    engine = make_engine(network, train, device)
-    method = build_method(MethodSection())
-    reader = Memory()
-    folder.mkdir(parents=True, exist_ok=True)
-    return Trainer(
-        train=train,
-        engine=engine,
-        objective=method.objective,
-        averages=Averages(engine, train.ema_decays, train.ema_warmup),
-        source=BatchSource(
-            reader,
-            StreamOrder(3, len(reader)),
-            Quantiser(17),
-            method.objective.path,
-            method.coupling,
-            method.times,
-            3,
-            False,
-        ),
-        rank=Rank(rank, count, rank, folder, "lab"),
-        device=device,
-        root=folder / "checkpoints",
-        recipe=RECIPE,
-        conditional=False,
-        log=None if rank else TrainLog(folder, folder / "metrics.jsonl", "lab", train.images),
-    )
+def moments_of(trainer):
+    parts = {name: whole(trainer.engine, shards) for name, shards in moments(trainer.engine).items()}
+    return {f"{part} {name}": tensor for part in parts for name, tensor in parts[part].items()}
 
 
-def equal(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def furthest(a, b):
-    return max((a[name] - b[name]).abs().max().item() for name in a)
+def resume(trainer):
+    return checkpoint.load(trainer.engine, trainer.averages, trainer.checkpoints, trainer.recipe)
 
 
 def averages_and_checkpoints(folder, device, **keys):
     """A naive average of the whole weights beside ours; then save, load elsewhere, go on in both."""
     trainer = make_trainer(folder, device, **keys)
-    naive = {decay: whole_weights(trainer.engine) for decay in DECAYS}
+    naive = {name: whole_weights(trainer.engine) for name in trainer.averages.decays}
     update, steps = trainer.averages.update, []
 
     def both(applied):
         update(applied)
         steps.append(applied)
         now = whole_weights(trainer.engine)
-        for decay, average in naive.items():
+        for kind, average in naive.items():
             for name, weight in now.items():
-                average[name] += (1 - ema_decay(decay, applied, False)) * (weight - average[name])
+                average[name] += (1 - trainer.averages.decays[kind](applied)) * (weight - average[name])
 
     trainer.averages.update = both
     before = whole_weights(trainer.engine)
-    state = run(trainer, TrainState(processes=dist.get_world_size()))
-    raw = whole_weights(trainer.engine)
-    ours = {decay: trainer.averages.weights(decay) for decay in DECAYS}
+    state = run(trainer, TrainState())
+    raw, ours, adam = whole_weights(trainer.engine), averages_of(trainer), moments_of(trainer)
     found = {
         "steps": steps[:],
         "moved": furthest(before, raw),
-        "apart": furthest(raw, ours[0.9]),
-        "naive": max(furthest(naive[decay], ours[decay]) for decay in DECAYS),
+        "apart": furthest(raw, ours["ema-0.9"]),
+        "naive": max(furthest(naive[name], ours[name]) for name in naive),
         "looking_changes_nothing": equal(raw, whole_weights(trainer.engine)),
     }
     # Loading an average leaves the weights alone; all is exact.
     other = make_trainer(folder, device, **keys)
     other.log = trainer.log
-    state_there = checkpoint.load(other.engine, other.averages, other.root, RECIPE)
+    state_there = resume(other)
     found |= {
-        "state": state_there == checkpoint.read_state(other.root / checkpoint.step_name(state.step)),
+        "state": all(getattr(state_there, key) == getattr(state, key) for key in STATE),
         "loaded_raw": equal(raw, whole_weights(other.engine)),
-        "loaded_averages": all(equal(ours[d], other.averages.weights(d)) for d in DECAYS),
+        "loaded_averages": all(equal(ours[name], average) for name, average in averages_of(other).items()),
+        "loaded_moments": equal(adam, moments_of(other)),
     }
-    longer = trainer.train.model_copy(update={"images": trainer.train.images + 24})
-    trainer.train = other.train = longer
+    longer(trainer, 2)
+    longer(other, 2)
     run(trainer, state)
     run(other, state_there)
     found |= {
         "went_on_raw": equal(whole_weights(trainer.engine), whole_weights(other.engine)),
         "went_on_averages": all(
-            equal(trainer.averages.weights(d), other.averages.weights(d)) for d in DECAYS
+            equal(average, averages_of(other)[name]) for name, average in averages_of(trainer).items()
         ),
         "went_on": furthest(raw, whole_weights(other.engine)),
     }
     return found
 
 
-def losses(folder, device, **keys):
+def first_half(folder, device, **keys):
+    """Six steps and a checkpoint, kept for other numbers of processes; then two more."""
     trainer = make_trainer(folder, device, dropout=False, log_images=12, **keys)
-    run(trainer, TrainState(processes=dist.get_world_size()))
-    weights = trainer.averages.weights(0.9)
+    state = run(trainer, TrainState())
+    if trainer.log:
+        shutil.copytree(folder / "checkpoints", folder / "kept")
+    dist.barrier()
+    return _second_half(trainer, state, folder)
+
+
+def second_half(source, folder, device, **keys):
+    """Continue from the kept checkpoint with the processes, and the ZeRO stage, of this launch."""
+    if dist.get_rank() == 0:
+        shutil.copytree(source / "kept", folder / "checkpoints")
+    dist.barrier()
+    trainer = make_trainer(folder, device, dropout=False, log_images=12, **keys)
+    return _second_half(trainer, resume(trainer), folder)
+
+
+def _second_half(trainer, state, folder):
+    trainer.source.drawn = 0
+    trainer.source.reader.read.clear()
+    longer(trainer, 2)
+    state = run(trainer, state)
+    if trainer.log:
+        weights = {"raw": whole_weights(trainer.engine), **averages_of(trainer)}
+        save_file({f"{a} {b}": t for a in weights for b, t in weights[a].items()}, folder / "end.safetensors")
+    else:
+        whole_weights(trainer.engine)
+        averages_of(trainer)
+    return {"ids": batch_ids(trainer), "losses": losses(folder)[-2:], "images_seen": state.images_seen}
+
+
+def train_through(folder, device, **keys):
+    trainer = make_trainer(folder, device, dropout=False, log_images=12, **keys)
+    run(trainer, TrainState())
+    weights = averages_of(trainer)["ema-0.9"]
     if trainer.log:
         save_file(weights, folder / "average.safetensors")
-    return {"losses": [line["loss"] for line in read_lines(folder / "metrics.jsonl")]}
+    return {"losses": losses(folder)}
 
 
-def refusal(folder, device, recipe):
-    trainer = make_trainer(folder, device)
+def one_bad_batch(folder, device, **keys):
+    """A NaN on the last rank alone, in step 3 of 6."""
+    trainer = make_trainer(folder, device, bad=[3], **keys)
+    seen = [whole_weights(trainer.engine)]
+    update = trainer.averages.update
+    trainer.averages.update = lambda applied: (update(applied), seen.append(whole_weights(trainer.engine)))
+    state = run(trainer, TrainState())
+    finite = all(t.isfinite().all().item() for part in averages_of(trainer).values() for t in part.values())
+    return {
+        "applied": len(seen) - 1,
+        "state": [state.step, state.applied_steps, state.images_seen, state.position],
+        "finite": finite and all(t.isfinite().all().item() for t in seen[-1].values()),
+        "lines": read_lines(folder / "metrics.jsonl"),
+    }
+
+
+def going_back(folder, device):
+    """Steps 5, 6, 7 are bad and three in a row are too many; checkpoints after steps 2, 4, 6, 8."""
+    keys = {"skipped_limit": 3, "checkpoint_images": 24, "images": 96, "log_images": 12}
+    trainer = make_trainer(folder, device, bad=[5, 6, 7], **keys)
+    state = run(trainer, TrainState())
+    # The same by hand: the checkpoint of step 6 (5 applied, one skipped), then the data from step 8 on.
+    by_hand = make_trainer(folder / "by-hand", device, **keys)
+    first = make_trainer(folder / "first", device, bad=[5], **{**keys, "images": 72})
+    run(first, TrainState())
+    if first.log:
+        shutil.copytree(folder / "first" / "checkpoints", folder / "by-hand" / "checkpoints")
+    dist.barrier()
+    there = run(by_hand, resume(by_hand).model_copy(update={"position": 96}))
+    return {
+        "state": state.model_dump(),
+        "by_hand": [there.images_seen, there.position],
+        "equal": equal(whole_weights(trainer.engine), whole_weights(by_hand.engine)),
+        "record": read_json(folder / "setback.json"),
+        "steps": [line["step"] for line in read_lines(folder / "metrics.jsonl")],
+    }
+
+
+def refused(action):
+    """What an experiment ends with, as the other ranks see it as well."""
     try:
-        checkpoint.load(trainer.engine, trainer.averages, folder / "checkpoints", recipe)
-    except UserError as error:
-        return str(error)
-    return ""
+        action()
+    except (UserError, GaveUp) as error:
+        words = [None] * dist.get_world_size()
+        dist.all_gather_object(words, f"{type(error).__name__}: {error}")
+        return words
+    return []
+
+
+def no_way_on(folder, device):
+    """All data is bad from step 3 on; the logging interval is two steps and the limit is far."""
+    keys = {"skipped_limit": 100, "checkpoint_images": 24, "images": 120}
+    trainer = make_trainer(folder / "always", device, bad=range(3, 30), **keys)
+    fresh = make_trainer(folder / "fresh", device, bad=range(30), skipped_limit=2)
+    return {
+        "again": refused(lambda: run(trainer, TrainState())),
+        "steps": complete_steps(folder / "always" / "checkpoints"),
+        "nothing_to_go_back_to": refused(lambda: run(fresh, TrainState())),
+    }
+
+
+def full_disk(folder, device):
+    """The kernel refuses to let rank 0's files grow, in the second checkpoint."""
+    trainer = make_trainer(folder, device)
+    state = run(trainer, TrainState())
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if trainer.log:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300, before[1]))
+    later = state.model_copy(update={"step": 9})
+    save = checkpoint.save
+    words = refused(
+        lambda: save(trainer.engine, trainer.averages, later, trainer.checkpoints, trainer.recipe)
+    )
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    names = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    again = resume(make_trainer(folder, device))
+    return {"words": words, "names": names, "step": again.step}
+
+
+def strangers(folder, device):
+    trainer = make_trainer(folder, device)
+    trainer.recipe = {**RECIPE, "model": {"channels": 16}, "image_shape": [3, 64, 64]}
+    return refused(lambda: resume(trainer))
+
+
+def damaged(folder, device):
+    """Rank 0 finds a flipped bit, all take the checkpoint before; then none is whole."""
+    steps = complete_steps(folder / "checkpoints")
+    flip(folder / "checkpoints" / f"step-{steps[-1]:08d}" / "optimizer" / "exp_avg.safetensors")
+    trainer = make_trainer(folder, device)
+    taken = [None] * dist.get_world_size()
+    dist.all_gather_object(taken, resume(trainer).step)
+    for step in steps[:-1]:
+        flip(folder / "checkpoints" / f"step-{step:08d}" / "state.json")
+    return {"steps": steps, "taken": taken, "none": refused(lambda: resume(trainer))}
+
+
+def flip(path):
+    if dist.get_rank() == 0:
+        content = bytearray(path.read_bytes())
+        content[-3] ^= 1
+        path.write_bytes(content)
+    dist.barrier()
 
 
 def main():
     folder = Path(sys.argv[1])
     device = initialize_process_group()
     ranks = dist.get_world_size()
-    found = {}
+    found = {"whole": train_through(folder / f"whole-{ranks}", device)}
     if ranks == 2:
-        for stage in (1, 2, 3):
-            found[f"zero-{stage}"] = averages_and_checkpoints(
-                folder / f"zero-{stage}", device, zero_stage=stage
-            )
-        found["bf16"] = averages_and_checkpoints(folder / "bf16", device, precision="bf16")
-        found["stranger"] = refusal(folder / "zero-1", device, {**RECIPE, "model": {"channels": 16}})
-        found["accumulated"] = losses(folder / "accumulated", device, micro_batch=2)
+        for kind, keys in KINDS.items():
+            found[kind] = averages_and_checkpoints(folder / kind, device, **keys)
+            found[f"skip {kind}"] = one_bad_batch(folder / f"skip-{kind}", device, **keys)
+            found[f"half {kind}"] = first_half(folder / f"half-{kind}", device, **keys)
+        found["accumulated"] = train_through(folder / "accumulated", device, micro_batch=2)
+        found["stranger"] = strangers(folder / "zero-1", device)
+        found["going_back"] = going_back(folder / "back", device)
+        found["no_way_on"] = no_way_on(folder / "no-way-on", device)
+        found["full_disk"] = full_disk(folder / "full", device)
+        found["damaged"] = damaged(folder / "back", device)
     else:
-        # Written by two processes, in the launch before this one.
-        found["processes"] = refusal(folder / "zero-1", device, RECIPE)
-        for file in folder.glob("zero-2/checkpoints/*/raw.safetensors"):
-            file.write_bytes(file.read_bytes()[:-1])
-        found["damaged"] = refusal(folder / "zero-2", device, RECIPE)
-    found["whole"] = losses(folder / f"whole-{ranks}", device)
+        for kind, keys in KINDS.items():
+            place = folder / f"half-{kind}-{ranks}"
+            found[f"half {kind}"] = second_half(folder / f"half-{kind}", place, device, **keys)
+        stage = {"zero_stage": 1}
+        found["stage"] = second_half(folder / "half-zero-3", folder / f"stage-{ranks}", device, **stage)
+        found["written_by"] = read_state(folder / "half-zero-1" / "kept" / "step-00000006").processes
     if dist.get_rank() == 0:
         write_json(folder / f"found-{ranks}.json", found)
     dist.barrier()

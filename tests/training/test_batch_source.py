@@ -45,7 +45,7 @@ def draw(source, first, count):
         return source.draw(next(batches), CPU)
 
 
-def source(coupling="independent", seed=3, flip=True, images=300):
+def source(coupling="independent", seed=3, flip=True, images=300, label_dropout=0.0):
     method = build_method(
         MethodSection.model_validate(
             {"coupling": coupling, "coupling_options": {"block": 4} if coupling != "independent" else {}}
@@ -61,6 +61,8 @@ def source(coupling="independent", seed=3, flip=True, images=300):
         times=method.times,
         seed=seed,
         flip=flip,
+        label_dropout=label_dropout,
+        null_label=-7,
     )
 
 
@@ -123,6 +125,16 @@ def test_purposes_do_not_share_their_randomness():
     dither = (sample.x1.flatten(1)[:, 3] + 1) * 8.5
     for a, b in ((noise, sample.t), (noise, dither), (dither, sample.t)):
         assert abs(np.corrcoef(a, b)[0, 1]) < 4 / 64
+
+
+def test_labels_are_hidden_by_stream_position_and_nothing_else_moves():
+    shown, hidden = (draw(source(label_dropout=share), 100, 2000) for share in (0.0, 0.2))
+    for a, b in zip(parts(shown)[:-1], parts(hidden)[:-1], strict=True):
+        assert torch.equal(a, b)
+    dropped = hidden[1] == -7
+    assert 0.17 < dropped.double().mean() < 0.23
+    assert torch.equal(hidden[1][~dropped], shown[1][~dropped])
+    assert torch.equal(draw(source(label_dropout=0.2), 700, 500)[1], hidden[1][600:1100])
 
 
 def test_half_of_the_images_are_flipped_and_only_when_asked():

@@ -7,9 +7,18 @@ import pytest
 
 from fm_core.errors import UserError
 from fm_core.run.files import write_json
-from fm_core.training import checkpoint
-from fm_core.training.checkpoint import COMPLETE, TrainState, complete_steps, retain, verify
+from fm_core.training.checkpoints import Checkpoints
+from fm_core.training.committed import (
+    COMPLETE,
+    Retention,
+    commit,
+    complete_steps,
+    read_state,
+    retain,
+    verify,
+)
 from fm_core.training.log import TrainLog
+from fm_core.training.state import TrainState
 
 
 def make(root, step, complete=True):
@@ -17,10 +26,16 @@ def make(root, step, complete=True):
     (directory / "shards").mkdir(parents=True)
     (directory / "raw.safetensors").write_bytes(b"weights of step %d" % step * 100)
     (directory / "shards" / "rank-1.pt").write_bytes(bytes(range(256)))
-    write_json(directory / "state.json", TrainState(step=step).model_dump())
-    if complete:
-        write_json(directory / COMPLETE, {"files": checkpoint._written_out(directory)})
+    commit(directory, TrainState(step=step, images_seen=step * 10))
+    if not complete:
+        (directory / COMPLETE).unlink()
     return directory
+
+
+def newest(root):
+    """Name of the newest whole checkpoint."""
+    found = Checkpoints(str(root), root / "nowhere", Retention(3)).newest()
+    return found and found.name
 
 
 def names(root):
@@ -33,7 +48,7 @@ def test_a_checkpoint_counts_when_complete_is_there(tmp_path):
     assert complete_steps(tmp_path) == [10]
     assert verify(tmp_path / "step-00000010") is None
     assert "not complete" in verify(directory)
-    assert checkpoint._newest_whole(tmp_path) == "step-00000010"
+    assert newest(tmp_path) == "step-00000010"
 
 
 def test_complete_names_every_file_in_every_folder(tmp_path):
@@ -62,7 +77,7 @@ def test_one_damaged_file_and_the_previous_checkpoint_is_taken_loudly(tmp_path, 
     make(tmp_path, 10)
     make(tmp_path, 9)
     damage(make(tmp_path, 20) / file, how)
-    assert checkpoint._newest_whole(tmp_path) == "step-00000010"
+    assert newest(tmp_path) == "step-00000010"
     told = capsys.readouterr().out
     assert told.startswith("warning")
     assert f"step-00000020/{file}" in told
@@ -71,10 +86,10 @@ def test_one_damaged_file_and_the_previous_checkpoint_is_taken_loudly(tmp_path, 
 def test_where_none_is_whole_it_is_an_error_and_no_start_from_scratch(tmp_path):
     for step in (10, 20):
         damage(make(tmp_path, step) / "raw.safetensors", "flipped")
-    problem = checkpoint._newest_whole(tmp_path)
-    assert isinstance(problem, UserError)
-    assert "\n" not in str(problem)
-    assert str(tmp_path) in str(problem)
+    with pytest.raises(UserError) as caught:
+        newest(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
 
 
 def test_a_complete_of_another_version_stops_everything(tmp_path):
@@ -82,12 +97,12 @@ def test_a_complete_of_another_version_stops_everything(tmp_path):
     directory = make(tmp_path, 20)
     (directory / COMPLETE).write_text('{"schema": 99, "files": {}}')
     with pytest.raises(UserError, match="schema"):
-        checkpoint._newest_whole(tmp_path)
+        newest(tmp_path)
 
 
 def test_no_checkpoint_at_all_is_a_start_from_scratch(tmp_path):
-    assert checkpoint._newest_whole(tmp_path) is None
-    assert checkpoint._newest_whole(tmp_path / "not-made-yet") is None
+    assert newest(tmp_path) is None
+    assert newest(tmp_path / "not-made-yet") is None
 
 
 def test_retention_keeps_the_newest_and_removes_incomplete_ones(tmp_path):
@@ -96,14 +111,39 @@ def test_retention_keeps_the_newest_and_removes_incomplete_ones(tmp_path):
     make(tmp_path, 25, complete=False)
     make(tmp_path, 40, complete=False)
     (tmp_path / "notes.txt").write_text("not ours")
-    retain(tmp_path, keep=2, newest=30)
+    retain(tmp_path, Retention(2), newest=30)
     assert names(tmp_path) == ["notes.txt", "step-00000020", "step-00000030"]
+
+
+def kept(retention, *facts):
+    """Steps that stay of checkpoints with (images seen, held-out loss), numbered from 1."""
+    states = [
+        TrainState(step=step, images_seen=images, held_out_loss=loss)
+        for step, (images, loss) in enumerate(facts, 1)
+    ]
+    return retention.kept(states)
+
+
+def test_the_last_every_mth_and_the_best_stay():
+    facts = [(10, 0.9), (20, 0.2), (30, 0.5), (45, 0.6), (50, 0.4), (60, 0.3), (70, None), (80, 0.5)]
+    assert kept(Retention(2, best=False), *facts) == {7, 8}
+    assert kept(Retention(2), *facts) == {2, 7, 8}
+    # The first at or after 40 is the one of 45 images, and stays when those before it are gone.
+    assert kept(Retention(1, every_images=40, best=False), *facts) == {4, 8}
+    assert kept(Retention(1, every_images=20, best=False), *facts) == {2, 4, 6, 8}
+    assert kept(Retention(None), *facts) == set(range(1, 9))
+    assert kept(Retention(1, every_images=1000), (10, None)) == {1}
+    assert kept(Retention(1)) == set()
+
+
+def test_of_two_equally_good_ones_the_later_stays():
+    assert kept(Retention(1), (10, 0.2), (20, 0.2), (30, 0.9)) == {2, 3}
 
 
 def test_incomplete_ones_do_not_count_towards_what_is_kept(tmp_path):
     make(tmp_path, 10)
     make(tmp_path, 20, complete=False)
-    retain(tmp_path, keep=1, newest=10)
+    retain(tmp_path, Retention(1), newest=10)
     assert names(tmp_path) == ["step-00000010"]
 
 
@@ -113,22 +153,22 @@ def test_retention_never_removes_the_only_good_one_for_later_damaged_ones(tmp_pa
     make(tmp_path, 15)
     for step in (20, 30):
         damage(make(tmp_path, step) / "raw.safetensors", "flipped")
-    retain(tmp_path, keep=1, newest=15)
+    retain(tmp_path, Retention(1), newest=15)
     assert names(tmp_path) == ["step-00000015"]
-    assert checkpoint._newest_whole(tmp_path) == "step-00000015"
+    assert newest(tmp_path) == "step-00000015"
 
 
 def test_a_removal_that_is_cut_short_leaves_nothing_that_counts(tmp_path, monkeypatch):
     for step in (10, 20):
         make(tmp_path, step)
 
-    def cut(path):
+    def cut(path, **options):
         (path / "raw.safetensors").unlink()
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(shutil, "rmtree", cut)
     with pytest.raises(OSError, match="Input/output"):
-        retain(tmp_path, keep=1, newest=20)
+        retain(tmp_path, Retention(1), newest=20)
     assert complete_steps(tmp_path) == [20]
 
 
@@ -136,13 +176,13 @@ def test_a_state_with_unknown_keys_is_refused(tmp_path):
     directory = make(tmp_path, 10)
     write_json(directory / "state.json", {**TrainState().model_dump(), "tokens": 3})
     with pytest.raises(UserError, match="another version"):
-        checkpoint.read_state(directory)
+        read_state(directory)
 
 
 def test_a_state_survives_its_file(tmp_path):
     state = TrainState(step=3, seconds=1.25, interval_sums=("00ff", "ff00"))
     write_json(tmp_path / "state.json", state.model_dump())
-    assert checkpoint.read_state(tmp_path) == state
+    assert read_state(tmp_path) == state
 
 
 def test_lines_of_steps_that_will_be_trained_again_are_dropped(tmp_path):

@@ -1,56 +1,14 @@
-"""The DeepSpeed engine, the averages and the loop in real processes (lab_rank.py)."""
-
-import os
-import subprocess
-import sys
-from pathlib import Path
+"""The DeepSpeed engine, averages, checkpoints and skipped steps in real processes (lab_rank.py)."""
 
 import pytest
+from lab import losses
 from safetensors.torch import load_file
 
-from fm_core.run.files import read_json, read_lines
-
-HERE = Path(__file__).parent
 pytestmark = pytest.mark.slow
+KINDS = ["zero-1", "zero-2", "zero-3", "bf16", "bf16-zero-3"]
 
 
-def launch(folder, ranks):
-    variables = {
-        "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1])]),
-        "OMP_NUM_THREADS": "1",
-        "DS_ACCELERATOR": "cpu",
-        "CUDA_VISIBLE_DEVICES": "",
-        "GLOO_SOCKET_IFNAME": "lo",
-    }
-    agent = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
-    done = subprocess.run(
-        [*agent, f"--nproc-per-node={ranks}", "-m", "lab_rank", str(folder)],
-        env={**os.environ, **variables},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    found = read_json(folder / f"found-{ranks}.json")
-    assert found, done.stdout[-3000:] + done.stderr[-5000:]
-    return found
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("lab")
-
-
-@pytest.fixture(scope="module")
-def two(folder):
-    return launch(folder, 2)
-
-
-@pytest.fixture(scope="module")
-def one(folder, two):
-    return launch(folder, 1)
-
-
-@pytest.mark.parametrize("kind", ["zero-1", "zero-2", "zero-3", "bf16"])
+@pytest.mark.parametrize("kind", KINDS)
 class TestAverages:
     def test_equal_a_naive_average_of_the_whole_weights(self, two, kind):
         found = two[kind]
@@ -62,9 +20,10 @@ class TestAverages:
     def test_asking_for_them_leaves_the_weights_alone(self, two, kind):
         assert two[kind]["looking_changes_nothing"]
 
-    def test_a_checkpoint_restores_weights_and_averages_exactly(self, two, kind):
+    def test_a_checkpoint_restores_weights_moments_and_averages_exactly(self, two, kind):
         assert two[kind]["state"]
         assert two[kind]["loaded_raw"]
+        assert two[kind]["loaded_moments"]
         assert two[kind]["loaded_averages"]
 
     def test_training_goes_on_from_it_to_the_bit(self, two, kind):
@@ -75,10 +34,9 @@ class TestAverages:
 
 @pytest.mark.parametrize("stage", [2, 3])
 def test_zero_stages_have_the_same_losses(folder, two, stage):
-    ours = [line["loss"] for line in read_lines(folder / f"zero-{stage}" / "metrics.jsonl")]
-    first = [line["loss"] for line in read_lines(folder / "zero-1" / "metrics.jsonl")]
+    first = losses(folder / "zero-1")
     assert len(first) == 5  # of 8 steps: at 2, 4, 6 by one trainer, at 8 by two
-    assert ours == pytest.approx(first, rel=1e-5)
+    assert losses(folder / f"zero-{stage}") == pytest.approx(first, rel=1e-5)
 
 
 def assert_close(folder, one, other):
@@ -93,24 +51,102 @@ def test_accumulation_changes_nothing_but_rounding(folder, two):
     assert_close(folder, "accumulated", "whole-2")
 
 
-def test_one_process_trains_as_two_but_for_rounding(folder, one, two):
-    assert one["whole"]["losses"] == pytest.approx(two["whole"]["losses"], rel=1e-5)
-    assert_close(folder, "whole-1", "whole-2")
+@pytest.mark.parametrize("ranks", [1, 3, 4])
+class TestOtherNumbersOfProcesses:
+    def test_train_from_the_start_as_two_do_but_for_rounding(self, folder, two, others, ranks):
+        assert others[ranks]["whole"]["losses"] == pytest.approx(two["whole"]["losses"], rel=1e-5)
+        assert_close(folder, f"whole-{ranks}", "whole-2")
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_continue_what_two_began_with_the_same_batches(self, folder, two, others, ranks, kind):
+        assert others[ranks]["written_by"] == 2
+        ours, theirs = others[ranks][f"half {kind}"], two[f"half {kind}"]
+        assert ours["ids"] == theirs["ids"]
+        assert [len(ids) for ids in ours["ids"]] == [12, 12]
+        tolerance = 1e-5 if kind.startswith("zero") else 2e-2
+        assert ours["losses"] == pytest.approx(theirs["losses"], rel=tolerance)
+        self.assert_same_end(folder, f"half-{kind}-{ranks}", f"half-{kind}", kind)
+
+    def test_continue_it_with_another_zero_stage(self, folder, two, others, ranks):
+        ours, theirs = others[ranks]["stage"], two["half zero-3"]
+        assert ours["ids"] == theirs["ids"]
+        assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-5)
+        self.assert_same_end(folder, f"stage-{ranks}", "half-zero-3", "zero-3")
+
+    def assert_same_end(self, folder, one, other, kind):
+        a, b = (load_file(folder / name / "end.safetensors") for name in (one, other))
+        assert a.keys() == b.keys()
+        for name in a:
+            assert (a[name] - b[name]).abs().max() < (5e-5 if kind.startswith("zero") else 2e-2), name
 
 
-def test_a_checkpoint_of_another_network_is_refused_in_one_line(two):
-    message = two["stranger"]
-    assert "model.channels was 8 and is now 16" in message
-    assert "\n" not in message
+def test_a_checkpoint_of_another_network_is_refused_by_all_in_one_line(two):
+    for message in two["stranger"]:
+        assert "model.channels was 8 and is now 16" in message
+        assert "image_shape was None and is now [3, 64, 64]" in message
+        assert "\n" not in message
+    assert len(two["stranger"]) == 2
 
 
-def test_where_every_checkpoint_is_damaged_it_is_an_error_and_no_fresh_start(one):
-    assert "no checkpoint under" in one["damaged"]
-    assert "raw.safetensors has" in one["damaged"]
-    assert "\n" not in one["damaged"]
+def test_all_ranks_take_the_checkpoint_before_a_damaged_one(two):
+    assert two["damaged"]["steps"] == [4, 6, 8]
+    assert two["damaged"]["taken"] == [6, 6]
 
 
-def test_a_checkpoint_of_another_number_of_processes_is_refused_in_one_line(one):
-    assert "2 processes" in one["processes"]
-    assert "launch.processes to 2" in one["processes"]
-    assert "\n" not in one["processes"]
+def test_where_every_checkpoint_is_damaged_it_is_an_error_and_no_fresh_start(two):
+    assert len(two["damaged"]["none"]) == 2
+    for message in two["damaged"]["none"]:
+        assert message.startswith("UserError: no checkpoint under")
+        assert "state.json differs from its SHA-256" in message
+        assert "\n" not in message
+
+
+def test_a_full_disk_ends_all_ranks_in_one_line_and_loses_nothing(two):
+    found = two["full_disk"]
+    assert len(found["words"]) == 2
+    for message in found["words"]:
+        assert message.startswith("UserError: ")
+        assert "step-00000009 could not be written (" in message
+        assert "File too large" in message
+        assert "\n" not in message
+    assert found["names"] == ["step-00000006"]
+    assert found["step"] == 6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_bad_batch_of_one_rank_reaches_neither_weights_nor_averages(two, kind):
+    found = two[f"skip {kind}"]
+    assert found["applied"] == 5
+    assert found["finite"]
+    assert found["state"] == [6, 5, 72, 72]
+    assert [line["skipped_steps"] for line in found["lines"]] == [0, 1, 1]
+    # The loss of the good rank still counts.
+    assert all(line["loss"] is not None and line["loss"] > 0 for line in found["lines"])
+
+
+def test_after_three_in_a_row_training_goes_back_once_past_the_data(two):
+    found = two["going_back"]
+    state = found["state"]
+    assert (state["step"], state["applied_steps"], state["skipped_in_a_row"]) == (8, 7, 0)
+    assert (state["images_seen"], state["position"], state["rollbacks"]) == (96, 120, 1)
+    assert found["by_hand"] == [96, 120]
+    assert found["equal"]
+    assert (found["record"]["step"], found["record"]["position"]) == (6, 96)
+    assert "3 steps in a row" in found["record"]["because"]
+    assert found["steps"] == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_the_second_time_it_gives_up_with_the_facts_instead_of_going_on_to_the_end(two):
+    found = two["no_way_on"]
+    assert len(found["again"]) == 2
+    for message in found["again"]:
+        assert message.startswith("GaveUp: the gradient was not finite in 2 steps in a row")
+        assert "step 6 (stream position 96" in message
+        assert "once already" in message
+    assert found["steps"] == [2, 4]
+
+
+def test_without_a_checkpoint_it_gives_up_at_once(two):
+    for message in two["no_way_on"]["nothing_to_go_back_to"]:
+        assert "not finite in 2 steps in a row" in message
+        assert "no checkpoint" in message

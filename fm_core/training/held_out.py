@@ -1,0 +1,63 @@
+"""The loss on the same held-out images, times and noise, whatever the run and however many processes."""
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from fm_core.method.objectives import Objective
+from fm_core.training.batch import BatchSource
+
+SEED = 0
+"""Of times and noise: the same for all runs, so that they compare."""
+
+
+class InOrder:
+    """The ids 0, 1, 2, ..., over and over."""
+
+    def __init__(self, images: int) -> None:
+        self.images = images
+
+    def ids(self, position: int, count: int) -> NDArray[np.int64]:
+        """The ids at stream positions position .. position + count - 1; int64 [count]."""
+        return np.arange(position, position + count, dtype=np.int64) % self.images
+
+
+class HeldOut:
+    """The first images of the held-out split."""
+
+    def __init__(self, source: BatchSource, images: int, micro_batch: int) -> None:
+        """`source` reads them in order; `micro_batch` images go through the network of a rank at a time."""
+        self.source, self.images, self.micro_batch = source, images, micro_batch
+
+    @torch.no_grad()
+    def loss(
+        self, engine: Any, objective: Objective, conditional: bool, device: torch.device
+    ) -> float | None:
+        """Mean loss without dropout, None if it is not finite; all ranks must call it.
+
+        Training does not notice: nothing is drawn from a generator that it uses.
+        """
+        rank, ranks = dist.get_rank(), dist.get_world_size()
+        # Under ZeRO 3 all ranks make the same number of forward passes; what is over counts nothing.
+        rounds = -(-self.images // (ranks * self.micro_batch))
+        sums = torch.zeros(2, dtype=torch.float64, device=device)
+        engine.eval()
+        try:
+            with self.source.batches(
+                0, rounds * ranks * self.micro_batch, rank, ranks, self.micro_batch
+            ) as batches:
+                for _ in range(rounds):
+                    batch = next(batches)
+                    sample, label = self.source.draw(batch, device)
+                    losses = objective.loss(engine, sample, label if conditional else None)
+                    counted = torch.tensor([position < self.images for position in batch.positions])
+                    counted = counted.to(device, torch.float64)
+                    sums += torch.stack([(losses.double() * counted).sum(), counted.sum()])
+        finally:
+            engine.train()
+        dist.all_reduce(sums)
+        mean = (sums[0] / sums[1]).item()
+        return mean if np.isfinite(mean) else None

@@ -1,0 +1,85 @@
+"""When no step can be applied: back to the last checkpoint once, past the data that did it; then stop.
+
+DeepSpeed skips a step whose gradient is not finite on any rank: neither weights nor averages see it. That
+is counted. After train.skipped_limit such steps in a row, or a logging interval of nothing else, training
+goes back to the last checkpoint and continues with the stream position where it is now: images seen and
+position part. A second time it gives up, with the facts.
+"""
+
+from pathlib import Path
+
+import torch.distributed as dist
+
+from fm_core.config import TrainSection
+from fm_core.errors import GaveUp
+from fm_core.run.files import read_json, write_json
+from fm_core.training.state import TrainState
+
+
+class NothingApplied(Exception):
+    """So many steps were skipped in a row that going on is pointless; all ranks raise it at the same step."""
+
+    def __init__(self, state: TrainState) -> None:
+        super().__init__(facts(state))
+        self.state = state
+
+
+def check(train: TrainSection, state: TrainState, logged: bool) -> None:
+    """Raise NothingApplied if it is time; `logged` says that a logging interval ends here."""
+    whole_interval = logged and 1 < interval_steps(train, state.images_seen) <= state.skipped_in_a_row
+    if whole_interval or state.skipped_in_a_row >= train.skipped_limit:
+        raise NothingApplied(state)
+
+
+def interval_steps(train: TrainSection, images_seen: int) -> int:
+    """Steps of the logging interval that ends at `images_seen`, sessions before this one included."""
+    batch = train.global_batch
+    multiple = (images_seen - batch) // train.log_images * train.log_images
+    began = -(-multiple // batch) * batch
+    return (images_seen - began) // batch
+
+
+def facts(state: TrainState) -> str:
+    """What happened, for a person."""
+    return (
+        f"the gradient was not finite in {state.skipped_in_a_row} steps in a row, the last of them step "
+        f"{state.step} (stream position {state.position:,}; {state.step - state.applied_steps} skipped)"
+    )
+
+
+def continued(trouble: TrainState, found: TrainState | None, record: Path | None) -> TrainState:
+    """The state to go on with: the last checkpoint's, at the troubled state's stream position.
+
+    `record` is written on rank 0, so that a run that is killed before its next checkpoint goes on in the
+    same way.
+
+    Raises:
+        GaveUp: training went back before, or there is no checkpoint.
+    """
+    if trouble.rollbacks:
+        raise GaveUp(
+            f"{facts(trouble)}, after going back to a checkpoint once already; lower train.learning_rate or "
+            "look at the data there"
+        )
+    if found is None:
+        raise GaveUp(f"{facts(trouble)}, and there is no checkpoint to go back to; look at data and model")
+    state = found.model_copy(update={"position": trouble.position, "rollbacks": 1, "skipped_in_a_row": 0})
+    if record:
+        print(f"warning: {facts(trouble)}; back to step {state.step}, past that data", flush=True)
+        write_json(record, {"step": state.step, "position": state.position, "because": facts(trouble)})
+    return state
+
+
+def recalled(state: TrainState, record: Path | None) -> TrainState:
+    """A checkpoint's state, moved past bad data if training had gone back to it before it was killed.
+
+    All ranks must call it; rank 0 has the record.
+    """
+    told = [read_json(record) if record else None]
+    dist.broadcast_object_list(told, src=0)
+    before = told[0]
+    if before is None or before["step"] != state.step or state.rollbacks:
+        return state
+    return state.model_copy(
+        update={"position": before["position"], "rollbacks": 1, "skipped_in_a_row": 0},
+    )

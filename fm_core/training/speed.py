@@ -1,0 +1,50 @@
+"""What a step costs: operations, the share of the device's peak, memory."""
+
+import psutil
+import torch
+
+from fm_core.models.flops import TRAINING_PASSES
+
+PEAK_TFLOPS = {
+    "B200": 2250.0,
+    "H200": 989.4,
+    "H100 PCIe": 756.0,
+    "H100 NVL": 835.5,
+    "H100": 989.4,
+    "A100": 312.0,
+    "L40S": 362.05,
+    "L4": 121.0,
+}
+"""Dense bfloat16 matrix products with float32 sums, TFLOP/s, from the maker's data sheets.
+
+The first name that is part of the device's counts.
+"""
+
+
+def peak_tflops(device_name: str) -> float | None:
+    """The device's bfloat16 peak in TFLOP/s, where it is known."""
+    return next((peak for name, peak in PEAK_TFLOPS.items() if name in device_name), None)
+
+
+def utilisation(
+    images_per_s: float, flops: float, devices: int, device_name: str | None, bf16: bool
+) -> dict[str, float]:
+    """The speed part of a metrics line: TFLOP/s of one device and, where its peak is known, the share of it.
+
+    Args:
+        images_per_s: over all devices.
+        flops: of one forward pass for one image; what gradient checkpointing repeats is not counted.
+        devices: processes that train.
+        device_name: the GPU's name; None on a CPU.
+        bf16: whether the network computes in bfloat16; the peak of float32 is not tabled.
+    """
+    tflops = images_per_s * flops * TRAINING_PASSES / devices / 1e12
+    peak = peak_tflops(device_name) if device_name and bf16 else None
+    return {"tflops_per_device": tflops} | ({"mfu": tflops / peak} if peak else {})
+
+
+def memory_bytes(device: torch.device) -> int:
+    """The most memory this process has held on its GPU; where there is none, what it holds now in all."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return psutil.Process().memory_info().rss

@@ -1,0 +1,119 @@
+"""A run whose checkpoints are on a real S3 server: a rank hangs, the host is lost, one process goes on."""
+
+import shutil
+import socket
+
+import fsspec
+import pytest
+from tiny_run import Tiny, is_progress
+
+from fm_core.run.files import read_json, read_lines
+from fm_core.run.launch import processes_of, submitted
+from fm_core.training.checkpoints import Checkpoints
+
+pytestmark = pytest.mark.slow
+moto_server = pytest.importorskip("moto.server")
+pytest.importorskip("s3fs")
+
+
+@pytest.fixture(scope="module")
+def s3():
+    """Variables of a server and its bucket."""
+    server = moto_server.ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    variables = {
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.get_host_and_port()[1]}",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        fsspec.filesystem("s3").clear_instance_cache()
+        fsspec.filesystem("s3").mkdir("bucket")
+        yield
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def story(tiny, s3):
+    keys = {
+        "checkpoint_root": "s3://bucket/run",
+        "ema_power_widths": [0.05, 0.1],
+        "snapshot_images": 64,
+        "hang_seconds": 3.0,
+        "keep_checkpoints": 1,
+        "keep_every_images": 128,
+    }
+    run = Tiny(tiny.root, "stored", {"method": {"path": "sabotaged:Sabotaged"}, "train": keys})
+    story = {"run": run}
+
+    def call(name, command, *words, **variables):
+        called = run.fm(command, *words, **variables)
+        lines = [line for line in called.err.splitlines() if not is_progress(line)]
+        story[name] = {"code": called.code, "said": lines, "steps": Checkpoints.of(run.config).steps()}
+
+    call("three", "train", "--launch.processes", "3")
+    # Rank 1 draws four batches, four of held-out images at the checkpoint of step 4, then stops dead.
+    call("hang", "train", "--launch.restarts", "0", SABOTAGE="1:SIGSTOP:10")
+    story["left"] = processes_of(submitted(run.path))
+    shutil.rmtree(run.path / "train" / "staging")
+    call("end", "train", "--launch.processes", "1")
+    call("again", "train")
+    call("sample", "sample", "--sample.weights", "ema-power-0.07")
+    call("none", "sample", "--sample.weights", "ema-power-0.5")
+    return story
+
+
+def test_a_world_that_does_not_divide_the_batch_is_one_line(story):
+    assert story["three"]["code"] == 2
+    assert story["three"]["said"] == [
+        "fm: train.global_batch 16 does not divide over 3 processes; change it or launch.processes"
+    ]
+
+
+def test_a_rank_that_hangs_is_named_with_its_host_and_nothing_is_left(story):
+    hang = story["hang"]
+    assert hang["code"] == 1
+    assert len(hang["said"]) == 1
+    assert f"rank 1 on {socket.gethostname()} gives no sign of life" in hang["said"][0]
+    assert "nothing moved for 3 s" in hang["said"][0]
+    assert hang["steps"] == [4]
+    assert story["left"] == []
+    # Every rank that could said where it was.
+    log = (story["run"].path / "logs" / "train-0.log").read_text()
+    assert "most recent call first" in log
+
+
+def test_one_process_on_a_bare_host_ends_what_two_began(story):
+    assert story["end"]["code"] == 0, story["end"]["said"]
+    run = story["run"]
+    log = (run.path / "logs" / "train-0.log").read_text()
+    assert "written by 2 processes, cut again for 1" in log
+    done = read_json(run.path / "train" / "DONE.json")
+    assert (done["checkpoint"], done["images_seen"], done["position"]) == ("step-00000020", 320, 320)
+    assert [line["step"] for line in read_lines(run.path / "train" / "metrics.jsonl")][-1] == 20
+
+
+def test_the_store_holds_the_last_every_mth_and_the_best_and_here_only_the_last(story):
+    run = story["run"]
+    held_out = read_lines(run.path / "train" / "held_out.jsonl")
+    assert [line["step"] for line in held_out] == [4, 8, 12, 16, 20]
+    best = min(held_out, key=lambda line: line["loss"])["step"]
+    assert story["end"]["steps"] == sorted({8, 16, 20, best})
+    assert [path.name for path in (run.path / "train" / "staging").glob("step-*")] == ["step-00000020"]
+    assert Checkpoints.snapshots_of(run.config).steps() == [4, 8, 12, 16, 20]
+
+
+def test_called_again_it_asks_the_store_and_is_done(story):
+    assert story["again"]["code"] == 0
+
+
+def test_samples_are_made_of_an_average_that_training_did_not_keep(story):
+    assert story["sample"]["code"] == 0, story["sample"]["said"]
+    run = story["run"]
+    assert (run.path / "train" / "averages" / "step-00000020" / "ema-power-0.07.safetensors").exists()
+    assert [path.name for path in (run.path / "samples" / "step-00000020").glob("ema-power-0.07-*")]
+    assert story["none"]["code"] == 2
+    assert "ema-power-0.5: a relative width lies between 0 and 0.28" in story["none"]["said"][0]

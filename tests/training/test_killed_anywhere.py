@@ -1,0 +1,173 @@
+"""kill -9 before every single change of the file system while checkpoints are written, copied and retired.
+
+A forked child does the real thing with an audit hook, which Python calls before it opens, makes, renames or
+removes anything, and which kills the child at the n-th of these calls; n goes up until the child survives.
+"""
+
+import os
+import signal
+import sys
+import time
+
+import pytest
+import torch
+from fsspec.implementations.dirfs import DirFileSystem
+from fsspec.implementations.local import LocalFileSystem
+
+from fm_core.data.store import Store
+from fm_core.training.checkpoints import Checkpoints
+from fm_core.training.committed import Retention, complete_steps, verify
+from fm_core.training.state import TrainState
+from fm_core.training.uploads import copy, retain_remote
+
+CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "shutil.rmtree"}
+NAMES = ("raw", "optimizer/exp_avg", "ema-0.9")
+
+
+def die_at(count, below):
+    """From here on, be killed before the count-th change of a file below a folder."""
+    passed = 0
+
+    def hook(event, arguments):
+        nonlocal passed
+        changes = event in CHANGES or (event == "open" and str(arguments[1])[:1] in "wax+")
+        if changes and str(arguments[0]).startswith(str(below)):
+            passed += 1
+            if passed == count:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
+def survives(action, count, below):
+    """Whether a forked child comes through an action; else it was killed on the way."""
+    child = os.fork()
+    if child == 0:
+        try:
+            die_at(count, below)
+            action()
+        except BaseException:
+            os._exit(9)
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    assert not os.WIFEXITED(status) or os.WEXITSTATUS(status) == 0, "the child failed by itself"
+    return os.WIFEXITED(status)
+
+
+def write(checkpoints, step):
+    tensors = {"a": torch.full((3,), float(step))}
+    problem = checkpoints.begin(step)
+    for name in NAMES:
+        problem = problem or checkpoints.write(step, name, tensors, {"recipe": "{}"})
+    problem = problem or checkpoints.finish(TrainState(step=step, images_seen=step * 10))
+    assert problem is None
+
+
+def local(root):
+    return Checkpoints(str(root / "checkpoints"), root / "staging", Retention(2))
+
+
+def remote(root):
+    """A store that is worse than an object store: one sees its files while they are copied."""
+    (root / "bucket").mkdir(exist_ok=True)
+    filesystem = DirFileSystem(path=str(root / "bucket"), fs=LocalFileSystem(auto_mkdir=True))
+    return Store(filesystem, "checkpoints", "dir://bucket/checkpoints", None)
+
+
+class Waiting:
+    """Uploads that are never begun."""
+
+    def add(self, step):
+        pass
+
+
+def elsewhere(root, folder="elsewhere"):
+    """The checkpoints as another host sees them, where nothing is staged."""
+    checkpoints = Checkpoints(str(root / "unused"), root / "none", Retention(2))
+    checkpoints.store, checkpoints.folder, checkpoints.uploads = remote(root), root / folder, Waiting()
+    return checkpoints
+
+
+def test_a_local_save_with_retention_leaves_the_old_or_the_new_newest(tmp_path):
+    kills = 0
+    while True:
+        root = tmp_path / str(kills)
+        for step in (10, 20):
+            write(local(root), step)
+        whole = survives(lambda root=root: write(local(root), 30), kills + 1, root)
+        found = local(root).newest()
+        assert found.name in ("step-00000020", "step-00000030")
+        assert verify(found) is None
+        assert not whole or complete_steps(root / "checkpoints") == [20, 30]
+        # The next session goes on, whatever lies about.
+        write(local(root), 30)
+        write(local(root), 40)
+        assert complete_steps(root / "checkpoints") == [30, 40]
+        assert sorted(path.name for path in (root / "checkpoints").glob("step-*")) == [
+            "step-00000030",
+            "step-00000040",
+        ]
+        if whole:
+            break
+        kills += 1
+    assert kills > 12
+
+
+def copied(root, step):
+    copy(remote(root), root / "staging", step)
+    retain_remote(remote(root), Retention(2), step)
+
+
+def stage(root, step):
+    folder = Checkpoints(str(root / "staging"), root / "none", Retention(None))
+    write(folder, step)
+
+
+def test_an_upload_with_retention_leaves_the_old_or_the_new_newest(tmp_path):
+    kills = 0
+    while True:
+        root = tmp_path / str(kills)
+        for step in (10, 20, 30):
+            stage(root, step)
+            if step < 30:
+                copied(root, step)
+        whole = survives(lambda root=root: copied(root, 30), kills + 1, root / "bucket")
+        found = elsewhere(root).newest()
+        assert found.name in ("step-00000020", "step-00000030")
+        assert not whole or found.name == "step-00000030"
+        assert verify(found) is None
+        copied(root, 30)
+        assert sorted(path.name for path in (root / "bucket" / "checkpoints").iterdir()) == [
+            "step-00000020",
+            "step-00000030",
+        ]
+        if whole:
+            break
+        kills += 1
+    assert kills > 8
+
+
+def test_a_fetch_that_is_killed_leaves_nothing_that_counts(tmp_path):
+    root = tmp_path
+    stage(root, 10)
+    copied(root, 10)
+    kills = 0
+    while True:
+        fresh = elsewhere(root, f"fetched-{kills}")
+        whole = survives(fresh.newest, kills + 1, fresh.folder)
+        assert complete_steps(fresh.folder) in ([], [10])
+        assert verify(fresh.newest()) is None
+        if whole:
+            break
+        kills += 1
+    assert kills > 4
+
+
+def test_the_hook_kills(tmp_path):
+    assert not survives(lambda: (tmp_path / "a").write_text("x"), 1, tmp_path)
+    assert not (tmp_path / "a").exists()
+    assert survives(lambda: (tmp_path / "a").write_text("x"), 2, tmp_path)
+    began = time.monotonic()
+    with pytest.raises(AssertionError, match="failed by itself"):
+        survives(lambda: 1 / 0, 1, tmp_path)
+    assert time.monotonic() - began < 10

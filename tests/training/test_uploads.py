@@ -1,0 +1,164 @@
+"""Checkpoints on a real S3 server on loopback, which comes and goes."""
+
+import itertools
+import time
+
+import fsspec
+import pytest
+import torch
+
+from fm_core.data import store as store_module
+from fm_core.data.store import Store
+from fm_core.errors import UserError
+from fm_core.training import uploads
+from fm_core.training.checkpoints import Checkpoints
+from fm_core.training.committed import Retention, complete_steps, verify
+from fm_core.training.state import TrainState
+from fm_core.training.uploads import copy, remote_steps
+
+moto_server = pytest.importorskip("moto.server")
+pytest.importorskip("s3fs")
+BUCKETS = itertools.count()
+
+
+class Server:
+    """An S3 server that can be stopped and started again; its buckets outlive it."""
+
+    def __init__(self):
+        self.port = 0
+        self.start()
+
+    def start(self):
+        self.server = moto_server.ThreadedMotoServer(port=self.port, verbose=False)
+        self.server.start()
+        self.port = self.server.get_host_and_port()[1]
+
+    def stop(self):
+        self.server.stop()
+
+
+@pytest.fixture(scope="module")
+def server():
+    server = Server()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def url(server, monkeypatch):
+    """An empty place on the server; the credentials come from the environment, as everywhere."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.port}")
+    monkeypatch.setattr(store_module, "FIRST_DELAY_S", 0.01)
+    monkeypatch.setattr(uploads, "FIRST_PAUSE_SECONDS", 0.1)
+    fsspec.filesystem("s3").clear_instance_cache()
+    bucket = f"checkpoints-{next(BUCKETS)}"
+    fsspec.filesystem("s3").mkdir(bucket)
+    yield f"s3://{bucket}/run"
+    fsspec.filesystem("s3").clear_instance_cache()
+
+
+def write(checkpoints, step, loss=None):
+    problem = checkpoints.begin(step)
+    for name in ("raw", "optimizer/exp_avg"):
+        problem = problem or checkpoints.write(step, name, {"a": torch.full((9,), float(step))}, {})
+    state = TrainState(step=step, images_seen=step * 10, held_out_loss=loss)
+    assert (problem or checkpoints.finish(state)) is None
+
+
+def at(url, folder, **keys):
+    return Checkpoints(url, folder, Retention(2, **keys))
+
+
+def test_checkpoints_go_to_the_store_and_come_back_on_another_host(tmp_path, url):
+    here = at(url, tmp_path / "here")
+    for step, loss in ((10, 0.9), (20, 0.1), (30, 0.5), (40, 0.4)):
+        write(here, step, loss)
+        assert here.settle(60) is None
+    assert remote_steps(here.store) == [20, 30, 40]  # the best and the last two
+    assert here.store.folders() == ["step-00000020", "step-00000030", "step-00000040"]
+    assert complete_steps(tmp_path / "here") == [40]
+    assert here.problem_of("step-00000040") is None
+    assert "is not complete" in here.problem_of("step-00000010")
+    found = at(url, tmp_path / "there").newest()
+    assert found == tmp_path / "there" / "step-00000040"
+    assert verify(found) is None
+    assert (found / "optimizer" / "exp_avg.safetensors").exists()
+
+
+def test_a_store_that_is_away_stops_nothing_and_gets_the_newest_when_it_is_back(tmp_path, url, server):
+    here = at(url, tmp_path / "here")
+    write(here, 10)
+    assert here.settle(60) is None
+    server.stop()
+    began = time.monotonic()
+    for step in (20, 30, 40, 50):
+        write(here, step)
+    assert time.monotonic() - began < 5  # nobody waits for the store
+    assert here.settle(1.0) is not None
+    # Meanwhile the local ones count, as far as they are needed.
+    assert complete_steps(tmp_path / "here")[-2:] == [40, 50]
+    server.start()
+    assert here.settle(60) is None
+    assert remote_steps(here.store)[-1] == 50
+    assert at(url, tmp_path / "there").newest().name == "step-00000050"
+
+
+def test_what_waited_when_the_run_ended_is_uploaded_by_the_next(tmp_path, url, server):
+    here = at(url, tmp_path / "here")
+    server.stop()
+    write(here, 10)
+    with pytest.raises(UserError, match="tried 5 times"):
+        at(url, tmp_path / "here").newest()  # not silently from what lies here: there may be a newer one
+    server.start()
+    again = at(url, tmp_path / "here")
+    assert again.newest().name == "step-00000010"
+    assert again.settle(60) is None
+    assert remote_steps(again.store) == [10]
+
+
+def test_a_damaged_object_is_found_and_the_checkpoint_before_is_fetched(tmp_path, url, capsys):
+    here = at(url, tmp_path / "here")
+    for step in (10, 20):
+        write(here, step)
+        assert here.settle(60) is None
+    name = "step-00000020/raw.safetensors"
+    content = bytearray(here.store.read_bytes(name))
+    content[-1] ^= 1
+    here.store.write_bytes(name, bytes(content))
+    there = at(url, tmp_path / "there")
+    assert there.newest().name == "step-00000010"
+    told = capsys.readouterr().out
+    assert "step-00000020" in told
+    assert "differs from its SHA-256; trying an older" in told
+    here.store.remove("step-00000010/state.json")
+    with pytest.raises(UserError, match=r"no checkpoint under s3://.* is whole") as caught:
+        at(url, tmp_path / "third").newest()
+    assert "\n" not in str(caught.value)
+    # The next checkpoint that counts retires the damaged ones behind which training went back.
+    write(there, 15)
+    assert there.settle(60) is None
+    assert there.store.folders() == ["step-00000010", "step-00000015"]
+
+
+def test_an_upload_that_arrives_spoilt_does_not_count(tmp_path, monkeypatch):
+    store = Store.at("memory://spoilt")
+    put = store.filesystem.put_file
+
+    def spoil(source, target, **options):
+        put(source, target, **options)
+        if target.endswith("raw.safetensors"):
+            size = store.filesystem.info(target)["size"]
+            store.filesystem.pipe_file(target, b"x" * size)
+
+    monkeypatch.setattr(store.filesystem, "put_file", spoil)
+    write(Checkpoints(str(tmp_path), tmp_path / "none", Retention(2)), 10)
+    with pytest.raises(OSError, match=r"raw.safetensors is not what was sent"):
+        copy(store, tmp_path, 10)
+    assert remote_steps(store) == []
+    monkeypatch.undo()
+    copy(store, tmp_path, 10)
+    assert remote_steps(store) == [10]
