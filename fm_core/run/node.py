@@ -186,9 +186,13 @@ def _run(order: Order, host: str, place: Place, stream: TextIO | None) -> int:
     while agent.poll() is None and line.grace() is None:
         time.sleep(0.1)
     if agent.poll() is None:
-        for rank in psutil.Process(agent.pid).children():
+        started = psutil.Process(agent.pid).children()
+        for rank in started:
             with suppress(psutil.NoSuchProcess):
                 rank.terminate()
+        if not started:
+            # It still waits for the other hosts: there is nothing to save.
+            agent.kill()
     end_processes(order.job.id, line.grace() or GRACE_SECONDS, spare=_lineage())
     agent.wait()
     ends = _ends(order.job, place)

@@ -86,10 +86,14 @@ class Host:
 
     def processes(self, word: str) -> list[psutil.Process]:
         """Live processes of this host with a word in their environment."""
+        here = Path(f"/proc/{self.init}/ns/pid").readlink()
         found: list[psutil.Process] = []
-        for process in psutil.Process(self.init).children(recursive=True):
+        for process in psutil.process_iter():
+            place = Path(f"/proc/{process.pid}")
             try:
-                if word.encode() in Path(f"/proc/{process.pid}/environ").read_bytes():
+                if (place / "ns" / "pid").readlink() == here and word.encode() in (
+                    place / "environ"
+                ).read_bytes():
                     found.append(process)
             except OSError:
                 continue

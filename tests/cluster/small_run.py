@@ -41,7 +41,7 @@ class Ended:
 
     code: int
     said: list[str]
-    """The last words, without progress."""
+    """What was wrong, without progress."""
     seconds: float
 
 
@@ -94,7 +94,7 @@ class SmallRun:
         ready, _, _ = select.select([self.process.stdout], [], [], seconds)
         assert ready, f"still running after {seconds} s:\n{self.log()}"
         told = json.loads(self.process.stdout.readline())
-        said = [line for line in told["said"] if line.startswith("fm:") or " in " in line]
+        said = [line for line in told["said"] if line.startswith("fm:")]
         return Ended(told["code"], said, time.monotonic() - self._began)
 
     def steps(self) -> list[int]:

@@ -1,0 +1,293 @@
+"""Training over ssh on two hosts: a host that dies, a cable that is cut, a run directory out of sight."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from hosts import PROGRAMS, ROOT, environment, make_pair, require
+from small_run import BATCH, SECRET, STEPS, SmallRun
+
+from fm_core.run.files import read_json, read_lines
+from fm_core.run.job import JOB_VARIABLE, submitted
+from fm_core.stages.shard import shard
+from fm_core.training.checkpoint import complete_steps
+
+pytestmark = pytest.mark.slow
+
+PORT = 31_123
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    require(PROGRAMS)
+    pair = make_pair(tmp_path_factory.mktemp("pair"))
+    yield pair
+    pair.close()
+
+
+@pytest.fixture(scope="module")
+def hostfile(tmp_path_factory):
+    file = tmp_path_factory.mktemp("hostfile") / "hosts"
+    file.write_text("10.99.0.1 slots=1\nh2 slots=1\n")
+    return file
+
+
+@pytest.fixture(scope="module")
+def attempts(pair, hostfile, tmp_path_factory):
+    """Jobs that are refused or fail, one after another in one process of h1."""
+    folder = tmp_path_factory.mktemp("attempts")
+    for name in ("runs", "own"):
+        (folder / name).mkdir()
+    pair.second.hide(folder / "own")
+    far = folder / "far"
+    far.write_text("10.99.0.1 slots=1\n10.99.0.9 slots=1\n")
+    launch = {"kind": "ssh", "hostfile": str(hostfile), "threads": 1, "restarts": 0}
+    asked = [
+        {"name": "far", "does": "write;write", "launch": {**launch, "hostfile": str(far)}},
+        {"name": "port", "does": "write;write", "launch": {**launch, "port": PORT}},
+        {
+            "name": "own",
+            "does": "write;write",
+            "stage": "train",
+            "train": {"checkpoint_root": str(folder / "own")},
+            "launch": launch,
+        },
+        {"name": "raises", "does": "wait;raise", "launch": launch},
+        {"name": "killed", "does": "wait;wait", "kill": True, "launch": launch},
+        {"name": "writes", "does": "write;write", "launch": launch},
+        {"name": "preflight", "launch": launch},
+        {"name": "far-preflight", "launch": {**launch, "hostfile": str(far)}},
+    ]
+    listen = f"import socket, time; s = socket.create_server(('', {PORT})); time.sleep(600)"
+    busy = subprocess.Popen(pair.first.inside(sys.executable, "-c", listen))
+    done = subprocess.run(
+        pair.first.inside(sys.executable, str(Path(__file__).with_name("attempts.py")), str(folder)),
+        env=environment(PYTHONPATH=f"{ROOT}:{ROOT / 'tests' / 'run'}"),
+        input=json.dumps(asked),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    busy.kill()
+    busy.wait()
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder, json.loads(done.stdout)
+
+
+def test_a_host_that_cannot_be_reached_is_named_before_anything_starts(attempts):
+    folder, told = attempts
+    assert told["far"]["kind"] == "Unreachable"
+    assert told["far"]["message"].startswith("launch.hostfile: 10.99.0.9 cannot be reached by ssh")
+    assert "\n" not in told["far"]["message"]
+    assert not (folder / "runs" / "far" / "job.json").exists()
+
+
+def test_a_port_in_use_is_named(attempts):
+    _, told = attempts
+    assert told["port"]["kind"] == "UserError"
+    assert told["port"]["message"].startswith(f"launch.port: {PORT} of 10.99.0.1 cannot be used")
+
+
+def test_a_place_for_checkpoints_that_a_host_does_not_see_is_named(attempts):
+    folder, told = attempts
+    assert told["own"]["kind"] == "UserError"
+    assert told["own"]["message"].startswith(f"train.checkpoint_root: h2 does not see {folder / 'own'}")
+    assert list((folder / "own").iterdir()) == []
+
+
+def test_a_rank_that_fails_ends_the_job_and_is_named_with_its_host(attempts):
+    folder, told = attempts
+    assert told["raises"]["kind"] == "JobFailed"
+    assert "rank 1 on h2: ZeroDivisionError: a number" in told["raises"]["message"]
+    assert read_json(folder / "runs" / "raises" / "pretend-0.end.json")["kind"] == "stopped"
+
+
+def test_kill_9_of_the_agent_ends_the_ranks_of_all_hosts(pair, attempts):
+    folder, told = attempts
+    assert told["killed"]["kind"] == "Stopped"
+    control = folder / "runs" / "killed"
+    assert [read_json(control / f"pretend-{rank}.end.json")["kind"] for rank in (0, 1)] == ["stopped"] * 2
+    word = f"{JOB_VARIABLE}={submitted(control).id}"
+    assert [host.processes(word) for host in (pair.first, pair.second)] == [[], []]
+
+
+def test_environment_and_configuration_reach_every_host(attempts):
+    folder, told = attempts
+    assert told["writes"]["kind"] == "done"
+    for rank in (0, 1):
+        # What each rank did was said in the environment of the submitting process alone.
+        assert read_json(folder / "runs" / "writes" / f"made-{rank}.json")["run"] == "writes"
+
+
+def test_the_preflight_asks_all_hosts(attempts):
+    folder, told = attempts
+    checks = {check["name"]: check for check in told["preflight"]["checks"]}
+    assert checks["ssh to h2"]["ok"]
+    assert "2 processes met on h1, h2" in checks["launch"]["detail"]
+    assert "torch 2." in checks["versions"]["detail"]
+    assert "h2: " in checks["devices"]["detail"]
+    assert checks["clocks"]["ok"]
+    assert "GB/s" in checks["all-reduce"]["detail"]
+    assert not checks["data"]["ok"]
+    assert "on h1, h2" in checks["data"]["detail"]
+    assert {name for name, check in checks.items() if not check["ok"]} == {"data"}
+    assert list((folder / "runs").glob(".preflight-*")) == []
+
+
+def test_the_preflight_names_a_host_that_does_not_answer(attempts):
+    _, told = attempts
+    checks = {check["name"]: check for check in told["far-preflight"]["checks"]}
+    assert checks["ssh to 10.99.0.1"]["ok"]
+    assert not checks["ssh to 10.99.0.9"]["ok"]
+    assert "No route to host" in checks["ssh to 10.99.0.9"]["detail"]
+
+
+def _holds(path: Path, word: str) -> bool:
+    try:
+        return word.encode() in path.read_bytes()
+    except OSError:  # a folder, or gone in the meantime
+        return False
+
+
+@pytest.fixture(scope="module")
+def story(pair, hostfile, tmp_path_factory):
+    """One run through all that can happen to it."""
+    folder = tmp_path_factory.mktemp("run")
+    run = SmallRun(folder, pair.first, {"kind": "ssh", "hostfile": str(hostfile)})
+    shard(run.config)
+    told = {"run": run}
+
+    def left() -> dict[str, list[psutil.Process]]:
+        word = f"{JOB_VARIABLE}={submitted(run.path).id}"
+        return {host.name: host.processes(word) for host in (pair.first, pair.second)}
+
+    def ended(name: str) -> None:
+        told[name] = run.end()
+        told[f"{name} left"] = left()
+        told[f"{name} steps"] = complete_steps(run.checkpoints)
+
+    # The second host does not see the run directory; then all that runs there is killed.
+    pair.second.hide(folder / "runs")
+    run.start("train", "--launch.restarts", "0")
+    told["killed at"] = run.wait_beyond(24)
+    word = f"{JOB_VARIABLE}={submitted(run.path).id}"
+    told["working"] = {host.name: len(host.processes(word)) for host in (pair.first, pair.second)}
+    told["with the key"] = len(pair.second.processes(SECRET))
+    everything = [process for host in (pair.first, pair.second) for process in host.processes(word)]
+    places = [Path(f"/proc/{process.pid}/cmdline") for process in everything]
+    told["telling the key"] = [path for path in (*places, *folder.rglob("*")) if _holds(path, SECRET)]
+    told["killed"] = pair.second.kill(word)
+    ended("kill")
+    told["rank 1 log"] = (run.path / "logs" / "train-1.log").exists()
+
+    # Still out of sight: the cable is cut, and mended when the command has noticed.
+    run.start("train", "--launch.restarts", "1", "--launch.restart_seconds", "0.5")
+    told["cut at"] = run.wait_beyond(told["killed at"] + 8)
+    told["cut job"] = submitted(run.path)
+    pair.cut()
+    cut = time.monotonic()
+    cut_off = f"{JOB_VARIABLE}={told['cut job'].id}"
+    told["working when cut off"] = len(pair.second.processes(cut_off))
+    while not (restarts := read_lines(run.path / "logs" / "restarts.jsonl")):
+        assert time.monotonic() < cut + 60, run.log()
+        time.sleep(0.1)
+    told["noticed after"], told["restarts"] = time.monotonic() - cut, restarts
+    told["cut steps"] = complete_steps(run.checkpoints)
+    while pair.second.processes(cut_off) and time.monotonic() < cut + 60:
+        time.sleep(0.1)
+    told["ended after"] = time.monotonic() - cut
+    pair.mend()
+
+    # It goes on by itself, and is stopped by a signal to the command.
+    told["stopped after"] = run.wait_beyond(run.steps()[-1] + 4)
+    told["left of the cut"] = pair.second.processes(cut_off)
+    run.terminate()
+    ended("stop")
+    pair.second.show(folder / "runs")
+
+    run.start("train")
+    ended("end")
+    run.start("sample")
+    told["sample"] = run.end()
+    run.close()
+    return told
+
+
+def test_both_hosts_work_at_one_run(story):
+    # pdsh, two lines of a shell, a beating half and an ssh each, and the node, agent and rank of the host.
+    assert story["working"]["h2"] == 3
+    assert story["working"]["h1"] > 3
+    job = submitted(story["run"].path)
+    assert (job.kind, job.host, job.hosts) == ("ssh", "h1", {"10.99.0.1": 1, "h2": 1})
+
+
+def test_the_environment_reaches_the_other_host_and_nobody_else(story):
+    assert story["with the key"] == 2  # the agent and the rank
+    assert story["telling the key"] == []
+
+
+def test_kill_9_of_all_on_one_host_ends_the_job_and_names_the_host(story):
+    kill = story["kill"]
+    assert story["killed"] == 3
+    assert kill.code == 1
+    assert len(kill.said) == 1
+    assert "host h2 was lost" in kill.said[0]
+    assert story["kill left"] == {"h1": [], "h2": []}
+    assert story["kill steps"][-1] >= 16
+
+
+def test_a_host_that_does_not_see_the_run_directory_works_all_the_same(story):
+    run = story["run"]
+    assert not story["rank 1 log"]
+    assert (run.path / "logs" / "train-0.log").exists()
+    # How its rank ended after the stop came over the line.
+    assert "h2: fm-end {" in run.log()
+
+
+def test_a_signal_saves_on_all_hosts_and_leaves_nothing(story):
+    stop = story["stop"]
+    assert stop.code == 3
+    step = story["stop steps"][-1]
+    assert step >= story["stopped after"]
+    assert stop.said == ["fm: stopped; run it again to continue"]
+    assert story["stop left"] == {"h1": [], "h2": []}
+
+
+def test_a_cut_cable_is_a_clear_failure_and_the_run_goes_on_when_it_is_mended(story):
+    assert len(story["restarts"]) == 1
+    because = story["restarts"][0]["because"]
+    assert "host h2 was lost" in because
+    assert "not responding" in because
+    assert "\n" not in because
+    assert story["noticed after"] < 35
+    assert story["cut steps"][-1] >= story["kill steps"][-1]
+    assert story["stopped after"] > story["cut at"]
+    # The host that was cut off ends its ranks without being told.
+    assert story["working when cut off"] == 3
+    assert story["ended after"] < 45
+    # Of what was cut off nothing was left when the next job began.
+    assert story["left of the cut"] == []
+
+
+def test_the_run_goes_on_from_its_checkpoint_to_its_end(story):
+    run = story["run"]
+    assert story["end"].code == 0
+    assert story["end left"] == {"h1": [], "h2": []}
+    done = read_json(run.path / "train" / "DONE.json")
+    assert (done["step"], done["images_seen"]) == (STEPS, STEPS * BATCH)
+    # No step is missing or there twice, whatever happened in between.
+    assert run.steps() == list(range(4, STEPS + 1, 4))
+    assert list(run.checkpoints.glob(".*.seen")) == []
+
+
+def test_samples_are_made_by_the_same_launcher(story):
+    run = story["run"]
+    assert story["sample"].code == 0
+    places = list(run.path.glob("samples/*/*/job.json"))
+    assert len(places) == 1
+    assert submitted(places[0].parent).hosts == {"10.99.0.1": 1, "h2": 1}
+    assert len(list((run.folder / "shared" / "samples").glob("*/*/samples-*.tar"))) == 3
