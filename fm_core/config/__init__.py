@@ -2,7 +2,8 @@
 
 from fm_core.config.beside import BesideSection
 from fm_core.config.data import DataSection, SourceSection
-from fm_core.config.evaluate import EvaluateSection, LikelihoodSection
+from fm_core.config.evaluate import EvaluateSection, LikelihoodSection, NfeCurveSection
+from fm_core.config.export import ExportSection
 from fm_core.config.launch import LaunchSection
 from fm_core.config.method import MethodSection
 from fm_core.config.model import ModelSection
@@ -27,10 +28,12 @@ __all__ = [
     "CellSection",
     "DataSection",
     "EvaluateSection",
+    "ExportSection",
     "LaunchSection",
     "LikelihoodSection",
     "MethodSection",
     "ModelSection",
+    "NfeCurveSection",
     "PlaneSection",
     "ReportSection",
     "ReproduceSection",

@@ -17,9 +17,9 @@ class SampleSection(Section):
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Seed of the noise of the samples."""
     weights: str = "ema"
-    """ema (the first of train.ema_decays), ema-<decay>, or raw."""
-    step: int | Literal["latest"] = "latest"
-    """Optimizer step of the checkpoint to sample from."""
+    """ema (the first of train.ema_decays), ema-<decay>, raw, or a .safetensors file of weights."""
+    step: int | Literal["latest", "best"] = "latest"
+    """Optimizer step of the checkpoint to sample from; best: of the lowest held-out loss."""
     solver: str = "dopri5"
     """dopri5, euler, midpoint, heun2, rk4 or another of torchdiffeq's methods."""
     rtol: float | None = Field(default=None, gt=0)
@@ -28,6 +28,12 @@ class SampleSection(Section):
     """Absolute tolerance of an adaptive solver; by default 1e-5."""
     steps: int | None = Field(default=None, ge=1)
     """Steps of a fixed-step solver."""
+    guidance: float = Field(default=1.0, ge=0)
+    """Scale of classifier-free guidance; 1 is none. Others run the network twice a step."""
+    classes: tuple[int, ...] = ()
+    """Classes to draw, in turn by image number; by default drawn from all by (seed, number)."""
+    trajectories: int = Field(default=8, ge=0, le=64)
+    """Images whose way from noise is shown, from number 0 on; costs no evaluations."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the network's weights; the state of the solver is float32 with either."""
     compile: bool = False

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError, create_model, model_validator
 
 from fm_core.config.data import DataSection
 from fm_core.config.evaluate import EvaluateSection
+from fm_core.config.export import ExportSection
 from fm_core.config.launch import LaunchSection
 from fm_core.config.method import MethodSection
 from fm_core.config.model import ModelSection
@@ -34,6 +35,7 @@ class RunConfig(Section):
     sample: SampleSection = SampleSection()
     evaluate: EvaluateSection = EvaluateSection()
     report: ReportSection = ReportSection()
+    export: ExportSection = ExportSection()
     reproduce: ReproduceSection = ReproduceSection()
 
     @model_validator(mode="after")
@@ -99,7 +101,10 @@ def one_line(error: ValidationError) -> str:
     """What is wrong with which key, in one line."""
     parts: list[str] = []
     for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"] if part != "literal['latest']") or "configuration"
+        key = (
+            ".".join(str(part) for part in item["loc"] if not str(part).startswith("literal["))
+            or "configuration"
+        )
         if item["type"] == "extra_forbidden":
             parts.append(f"{key}: unknown key")
         elif item["type"] == "value_error":

@@ -10,6 +10,7 @@ from torch import Tensor
 
 NEAREST_BLOCK = 4096
 """Training images that are compared at a time."""
+FRAME_MILLISECONDS, LAST_FRAME_MILLISECONDS = 120, 1_500
 
 
 def grid(images: Tensor, levels: int, columns: int, scale: int = 4) -> Image.Image:
@@ -30,6 +31,24 @@ def grid(images: Tensor, levels: int, columns: int, scale: int = 4) -> Image.Ima
     )
     picture = Image.fromarray(array[..., 0] if channels == 1 else array)
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+
+
+def strip(trajectory: Tensor, levels: int, columns: int, scale: int = 4) -> Image.Image:
+    """A picture of the way of each image from noise (left) to data (right), a row each.
+
+    `trajectory` is uint8 [T, n, C, H, W]; `columns` of its T times are shown, the first and last among them.
+    """
+    times = torch.linspace(0, len(trajectory) - 1, columns).round().long()
+    return grid(trajectory[times].transpose(0, 1).flatten(0, 1), levels, columns, scale)
+
+
+def animation(trajectory: Tensor, levels: int, columns: int, scale: int = 4) -> bytes:
+    """An animated PNG of images on their way from noise, uint8 [T, n, C, H, W]; it ends on the last."""
+    first, *frames = [grid(images, levels, columns, scale) for images in trajectory]
+    buffer = io.BytesIO()
+    pause = [FRAME_MILLISECONDS] * len(frames) + [LAST_FRAME_MILLISECONDS]
+    first.save(buffer, format="PNG", save_all=True, append_images=frames, duration=pause, loop=0)
+    return buffer.getvalue()
 
 
 def png(picture: Image.Image) -> bytes:

@@ -1,13 +1,57 @@
 """Images by number: image i is a function of (seed, i), whoever makes it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from fm_core.errors import UserError
 from fm_core.method import keyed_random
-from fm_core.method.solve import Solver, solve
+from fm_core.method.guidance import guided_velocity
+from fm_core.method.signatures import Velocity
+from fm_core.method.solve import Solver, forwards_per_call, solve
 from fm_core.sampling.model import Model
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What is asked of a model, save the numbers of the images."""
+
+    solver: Solver
+    seed: int
+    guidance: float = 1.0
+    """Scale of classifier-free guidance; 1 is none."""
+    classes: Sequence[int] = ()
+    """Classes in turn by image number; empty for random ones."""
+
+    def check(self, model: Model) -> None:
+        """Refuse what the model cannot do. Raises UserError."""
+        if not model.conditional and (self.guidance != 1 or self.classes):
+            asked = "sample.guidance" if self.guidance != 1 else "sample.classes"
+            raise UserError(f"{asked}: the model was trained without classes (model.class_conditional)")
+        strangers = [number for number in self.classes if not 0 <= number < model.classes]
+        if strangers:
+            raise UserError(f"sample.classes: {strangers[0]} is not in 0 .. {model.classes - 1}")
+
+    def noise(self, model: Model, numbers: Sequence[int]) -> Tensor:
+        """Where images start: float32 [n, *shape] on the CPU."""
+        normal = keyed_random.normal(self.seed, "sample-noise", numbers, model.image_shape)
+        return normal * model.objective.path.source_std
+
+    def labels(self, model: Model, numbers: Sequence[int]) -> Tensor | None:
+        """The class of each image, int64 [n]; None from an unconditional model."""
+        if not model.conditional:
+            return None
+        if self.classes:
+            return torch.tensor([self.classes[number % len(self.classes)] for number in numbers])
+        return (keyed_random.uniform(self.seed, "sample-label", numbers, ()) * model.classes).long()
+
+    def velocity(self, model: Model, labels: Tensor | None) -> Velocity:
+        """The field that carries noise to images of these classes."""
+        if labels is None or self.guidance == 1:
+            return model.objective.velocity(model.network, labels)
+        return guided_velocity(model.objective, model.network, labels, self.guidance)
 
 
 @dataclass(frozen=True)
@@ -23,21 +67,45 @@ class Batch:
     """Forwards of the network for each image."""
     accepted: int | None
     rejected: int | None
+    forwards: int
+    """Forwards of the network in one evaluation of the field: two under guidance."""
+    trajectory: Tensor | None = None
+    """uint8 [T, n, channels, height, width], at the times asked for."""
 
 
-def generate(model: Model, solver: Solver, seed: int, first: int, count: int, device: torch.device) -> Batch:
-    """Solve the ODE for images first .. first + count - 1, as one batch.
+def generate(
+    model: Model,
+    draw: Draw,
+    first: int,
+    count: int,
+    device: torch.device,
+    at: Sequence[float] | None = None,
+) -> Batch:
+    """Solve the ODE for images first .. first + count - 1, as one batch; `at` are times of the trajectory.
 
     An adaptive solver chooses one step size for the whole batch, so callers cut batches at fixed
     numbers.
     """
     numbers = range(first, first + count)
-    noise = keyed_random.normal(seed, "sample-noise", numbers, model.image_shape)
-    labels = None
-    if model.conditional:
-        labels = (keyed_random.uniform(seed, "sample-label", numbers, ()) * model.classes).long()
-    path, objective = model.objective.path, model.objective
-    velocity = objective.velocity(model.network, None if labels is None else labels.to(device))
-    solution = solve(velocity, noise.to(device) * path.source_std, objective.interval, solver)
+    labels = draw.labels(model, numbers)
+    velocity = draw.velocity(model, None if labels is None else labels.to(device))
+    noise = draw.noise(model, numbers).to(device)
+    solution = solve(velocity, noise, model.objective.interval, draw.solver, at)
     images = model.quantiser.quantise(solution.x).cpu()
-    return Batch(first, images, labels, solution.nfe, solution.accepted, solution.rejected)
+    way = None if solution.trajectory is None else model.quantiser.quantise(solution.trajectory).cpu()
+    return Batch(
+        first=first,
+        images=images,
+        labels=labels,
+        nfe=solution.nfe,
+        accepted=solution.accepted,
+        rejected=solution.rejected,
+        forwards=forwards_per_call(velocity),
+        trajectory=way,
+    )
+
+
+def instants(interval: tuple[float, float], count: int) -> list[float]:
+    """Equally spaced times from the interval's start to its end."""
+    start, end = interval
+    return [start + (end - start) * i / (count - 1) for i in range(count - 1)] + [end]

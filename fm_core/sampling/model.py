@@ -3,13 +3,15 @@
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import nn
 
 from fm_core.config import MethodSection, ModelSection, RunConfig
@@ -45,10 +47,17 @@ class Model:
     images_seen: int
     data_version: str
     weights_sha256: str
+    recipe: dict[str, Any] = field(default_factory=dict[str, Any])
+    """All that the file says of itself."""
 
 
 def checkpoint_step(config: RunConfig) -> int:
-    """The optimizer step that sample.step means. UserError if there is no complete checkpoint of it."""
+    """The optimizer step that sample.step means, or that of the file that sample.weights names.
+
+    UserError if there is no complete checkpoint of it.
+    """
+    if config.sample.weights.endswith(".safetensors"):
+        return int(_recipe(Path(config.sample.weights))["step"])
     root = Store.at(RunDirectory(config).checkpoints)
     names = [name for name in root.folders() if name.startswith("step-")]
     whole = [name for name in names if root.size(f"{name}/{COMPLETE}") is not None]
@@ -57,6 +66,8 @@ def checkpoint_step(config: RunConfig) -> int:
         raise UserError(f"{root.url} holds no complete checkpoint; run fm train first")
     if config.sample.step == "latest":
         return steps[-1]
+    if config.sample.step == "best":
+        return _best(root, steps)
     if config.sample.step not in steps:
         raise UserError(f"sample.step {config.sample.step}: {root.url} has {', '.join(map(str, steps))}")
     return config.sample.step
@@ -68,6 +79,8 @@ def weights_file(config: RunConfig, step: int) -> Path:
     UserError if the checkpoint has no such weights, and none were made of its run's snapshots.
     """
     run, weights = RunDirectory(config), config.sample.weights
+    if weights.endswith(".safetensors"):
+        return Path(weights)
     name = f"ema-{config.train.ema_decays[0]:g}" if weights == "ema" else weights
     file = f"{name}.safetensors"
     made = run.path / "train" / "averages" / step_name(step) / file
@@ -95,21 +108,28 @@ def _fetched(checkpoint: Store, file: str, folder: Path) -> Path:
     return folder / file
 
 
+def _best(root: Store, steps: Sequence[int]) -> int:
+    """The step of the lowest held-out loss that a checkpoint's state.json tells; the later of two equal."""
+    losses = {step: loss for step in steps if (loss := _held_out_loss(root, step)) is not None}
+    if not losses:
+        raise UserError(f"sample.step best: no checkpoint in {root.url} tells a held-out loss; name a step")
+    return min(losses, key=lambda step: (losses[step], -step))
+
+
+def _held_out_loss(root: Store, step: int) -> float | None:
+    try:
+        return json.loads(root.read_bytes(f"{step_name(step)}/state.json")).get("held_out_loss")
+    except (FileNotFoundError, ValueError):
+        return None
+
+
 def load_model(path: Path, device: torch.device) -> Model:
     """Build the network a file of weights describes and fill it.
 
     Raises UserError if the file is not one of ours or differs from the hash in its checkpoint.
     """
     digest = _verified_hash(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-    if "recipe" not in metadata:
-        raise UserError(f"{path} does not say what network it belongs to; it was not written by fm train")
-    recipe = cast(dict[str, Any], json.loads(metadata["recipe"]))
+    recipe, weights = _recipe(path), load_file(path)
     shape = cast(tuple[int, int, int], tuple(recipe["image_shape"]))
     try:
         model = ModelSection.model_validate(recipe["model"])
@@ -130,7 +150,20 @@ def load_model(path: Path, device: torch.device) -> Model:
         images_seen=recipe["images_seen"],
         data_version=recipe["data"]["version"],
         weights_sha256=digest,
+        recipe=recipe,
     )
+
+
+def _recipe(path: Path) -> dict[str, Any]:
+    """What a file of weights says of itself. UserError if it cannot be read or says nothing."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    if "recipe" not in metadata:
+        raise UserError(f"{path} does not say what network it belongs to; it was not written by fm train")
+    return cast(dict[str, Any], json.loads(metadata["recipe"]))
 
 
 def _verified_hash(path: Path) -> str:

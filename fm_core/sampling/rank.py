@@ -13,10 +13,13 @@ from fm_core.errors import Stopped
 from fm_core.run.progress import Pace, Progress
 from fm_core.run.rank import Rank, run_rank
 from fm_core.run.status import write_status
-from fm_core.sampling.generate import generate
+from fm_core.sampling.generate import generate, instants
 from fm_core.sampling.model import checkpoint_step, load_model, weights_file
 from fm_core.sampling.speed import accelerated
-from fm_core.sampling.store import SampleSet, protocol_of, solver_of
+from fm_core.sampling.store import SampleSet, draw_of, protocol_of
+
+TRAJECTORY_FRAMES = 17
+"""Times at which a trajectory is kept."""
 
 
 def sample(config: RunConfig, rank: Rank) -> None:
@@ -26,17 +29,19 @@ def sample(config: RunConfig, rank: Rank) -> None:
     model = load_model(weights_file(config, step), device)
     model = replace(model, network=accelerated(model.network, config.sample))
     samples = SampleSet(config, step, protocol_of(config, model.weights_sha256))
-    solver = solver_of(config)
+    draw = draw_of(config)
     pace = Pace()
     for number in range(rank.number, samples.batches, rank.count):
         if rank.first:
             _report(samples, rank, pace)
         if rank.stop_requested():
             raise Stopped(f"stopped after {sum(shard.images for shard in samples.finished()):,} images")
-        if samples.shard(number):
+        if samples.complete(number):
             continue
         first, count = samples.extent(number)
-        samples.write(number, generate(model, solver, config.sample.seed, first, count, device))
+        shown = number == 0 and samples.trajectories
+        times = instants(model.objective.interval, TRAJECTORY_FRAMES) if shown else None
+        samples.write(number, generate(model, draw, first, count, device, times))
     if rank.first:
         _report(samples, rank, pace)
 

@@ -1,9 +1,12 @@
 """A set of samples on disk: one WebDataset tar for each solved batch, DONE.json last."""
 
+import io
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import ValidationError
 from torch import Tensor
@@ -16,7 +19,7 @@ from fm_core.data.tarfiles import ShardFile
 from fm_core.errors import UserError
 from fm_core.method.solve import Solver
 from fm_core.run.directory import RunDirectory, fingerprint, step_name
-from fm_core.sampling.generate import Batch
+from fm_core.sampling.generate import Batch, Draw
 
 SCHEMA = 1
 
@@ -36,6 +39,14 @@ class SampleShard(Section):
     """Forwards of the network for each image of this batch."""
     accepted: int | None
     rejected: int | None
+    forwards: int = 1
+    """Forwards of the network in one evaluation of the field: two under guidance."""
+
+
+def draw_of(config: RunConfig) -> Draw:
+    """What the sample section asks of a model. UserError as `solver_of`."""
+    sample = config.sample
+    return Draw(solver_of(config), sample.seed, sample.guidance, sample.classes)
 
 
 def solver_of(config: RunConfig) -> Solver:
@@ -48,23 +59,33 @@ def protocol_of(config: RunConfig, weights_sha256: str) -> dict[str, Any]:
     """All that moves the pixels of a set of samples, save the float arithmetic of the machine."""
     solver = solver_of(config)
     accuracy = {"rtol": solver.rtol, "atol": solver.atol, "steps": solver.steps}
+    guidance, classes = config.sample.guidance, list(config.sample.classes)
     return {
-        "weights": config.sample.weights,
+        "weights": weights_name(config),
         "weights_sha256": weights_sha256,
         "images": config.sample.images,
         "batch_size": config.sample.batch,
         "seed": config.sample.seed,
         "solver": solver.method,
         **{name: value for name, value in accuracy.items() if value is not None},
+        **({"guidance": guidance} if guidance != 1 else {}),
+        **({"classes": classes} if classes else {}),
         "dtype": {"fp32": "float32", "bf16": "bfloat16"}[config.sample.precision],
     }
+
+
+def weights_name(config: RunConfig) -> str:
+    """What a person would call the weights: a file goes by its name alone, wherever it lies."""
+    weights = config.sample.weights
+    return Path(weights).stem if weights.endswith(".safetensors") else weights
 
 
 def sample_key(config: RunConfig, protocol: dict[str, Any]) -> str:
     """Directory name of a set of samples: what a person would ask, and a hash of the rest."""
     solver = solver_of(config)
     accuracy = f"{solver.steps}" if solver.steps else f"{solver.rtol:.0e}"
-    return f"{config.sample.weights}-{solver.method}-{accuracy}-{fingerprint(protocol)[:6]}"
+    guided = f"-guided-{config.sample.guidance:g}" if config.sample.guidance != 1 else ""
+    return f"{weights_name(config)}-{solver.method}-{accuracy}{guided}-{fingerprint(protocol)[:6]}"
 
 
 class SampleSet:
@@ -74,6 +95,8 @@ class SampleSet:
         self.protocol = protocol
         self.key = sample_key(config, protocol)
         self.images, self.batch = config.sample.images, config.sample.batch
+        self.trajectories = min(config.sample.trajectories, self.images, self.batch)
+        """Images of batch 0 whose way from noise is kept."""
         directory = RunDirectory(config)
         self.store = Store.at(directory.samples, step_name(step), self.key)
         self.control = directory.path / "samples" / step_name(step) / self.key
@@ -90,8 +113,12 @@ class SampleSet:
         return first, min(self.batch, self.images - first)
 
     def write(self, number: int, batch: Batch) -> None:
-        """Write a batch: the tar, then its sidecar."""
+        """Write a batch: the trajectory where there is one, the tar, then its sidecar."""
         name = _tar(number)
+        if batch.trajectory is not None and self.trajectories:
+            buffer = io.BytesIO()
+            np.save(buffer, batch.trajectory[:, : self.trajectories].numpy())
+            self.store.write_bytes(self._trajectory, buffer.getvalue())
         labels = None if batch.labels is None else batch.labels.numpy()
         with self.store.staged(name) as (_, file):
             shard = ShardFile(file, number)
@@ -107,6 +134,7 @@ class SampleSet:
             nfe=batch.nfe,
             accepted=batch.accepted,
             rejected=batch.rejected,
+            forwards=batch.forwards,
         )
         self.store.write_bytes(_sidecar(number), record.model_dump_json(indent=1).encode())
 
@@ -121,6 +149,12 @@ class SampleSet:
             return None
         return record if self.store.size(record.name) == record.bytes else None
 
+    def complete(self, number: int) -> bool:
+        """Whether a batch is there, by its size, and what is kept beside it."""
+        if number == 0 and self.trajectories and self.store.size(self._trajectory) is None:
+            return False
+        return self.shard(number) is not None
+
     def finished(self) -> list[SampleShard]:
         """Records of the batches that are there."""
         records = (self.shard(number) for number in range(self.batches))
@@ -130,8 +164,7 @@ class SampleSet:
         """Numbers of batches that are missing or differ from their hash."""
         bad: list[int] = []
         for number in range(self.batches):
-            record = self.shard(number)
-            if record is None or self.store.sha256(record.name) != record.sha256:
+            if not self.complete(number) or not self._intact(self.shard(number)):
                 bad.append(number)
         return bad
 
@@ -141,23 +174,52 @@ class SampleSet:
         self.store.remove(_tar(number))
 
     def read(self, shape: tuple[int, int, int]) -> Iterator[Tensor]:
-        """Pixels of each batch in order, uint8 [n, *shape].
+        """Pixels of each batch in order, uint8 [n, *shape]; raises UserError as `read_batch`."""
+        return (self.read_batch(number, shape) for number in range(self.batches))
+
+    def read_batch(self, number: int, shape: tuple[int, int, int]) -> Tensor:
+        """Pixels of one batch, uint8 [n, *shape].
 
         Raises UserError for a tar that is missing or differs from its record.
         """
-        for number in range(self.batches):
-            record = self.shard(number)
-            if record is None or self.store.sha256(record.name) != record.sha256:
-                raise UserError(
-                    f"{self.store.url}/{_tar(number)} is missing or damaged; run fm sample to make it again"
-                )
-            start = record.block.x_offset
-            pixels = self.store.read_range(record.name, start, start + record.block.x_bytes)
-            yield torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(record.images, *shape)
+        record = self._whole(number)
+        start = record.block.x_offset
+        pixels = self.store.read_range(record.name, start, start + record.block.x_bytes)
+        return torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(record.images, *shape)
+
+    def read_labels(self, number: int) -> Tensor | None:
+        """The classes asked for in one batch, int64 [n], or None; raises UserError as `read_batch`."""
+        record = self._whole(number)
+        start, size = record.block.y_offset, record.block.y_bytes
+        if start is None or size is None:
+            return None
+        content = self.store.read_range(record.name, start, start + size)
+        return torch.frombuffer(bytearray(content), dtype=torch.int64)
+
+    def trajectory(self) -> Tensor | None:
+        """The way of the first images from noise, uint8 [T, n, C, H, W], or None."""
+        if not self.trajectories or self.store.size(self._trajectory) is None:
+            return None
+        return torch.from_numpy(np.load(io.BytesIO(self.store.read_bytes(self._trajectory))))
 
     def done(self) -> dict[str, Any] | None:
         """DONE.json, or None."""
         return self._record("DONE.json", "schema")
+
+    @property
+    def _trajectory(self) -> str:
+        return f"trajectory-{self.trajectories}.npy"
+
+    def _whole(self, number: int) -> SampleShard:
+        record = self.shard(number)
+        if record is None or not self._intact(record):
+            raise UserError(
+                f"{self.store.url}/{_tar(number)} is missing or damaged; run fm sample to make it again"
+            )
+        return record
+
+    def _intact(self, record: SampleShard | None) -> bool:
+        return record is not None and self.store.sha256(record.name) == record.sha256
 
     def _record(self, name: str, version: str) -> dict[str, Any] | None:
         """A JSON file of ours; None if it is missing or no JSON. UserError if another version wrote it."""

@@ -1,24 +1,26 @@
 """A checkpoint to images."""
 
-from io import BytesIO
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fm_core.config import RunConfig
 from fm_core.errors import UserError
-from fm_core.report.pictures import grid
+from fm_core.report.pictures import animation, grid, png, strip
 from fm_core.run.directory import RunDirectory, differences
 from fm_core.run.progress import Observer, Progress, unobserved
 from fm_core.run.supervise import supervise
 from fm_core.sampling.model import Model, checkpoint_step, load_model, weights_file
-from fm_core.sampling.store import SampleSet, protocol_of, solver_of
+from fm_core.sampling.store import SampleSet, draw_of, protocol_of, solver_of
 from fm_core.stages.record import recorded
 from fm_core.stages.result import StageResult
 from fm_core.training.snapshots import make_average
 
 GRID_IMAGES = 64
 GRID_COLUMNS = 8
+CLASS_ROWS = 10
+STRIP_COLUMNS = 9
 
 
 def sample(config: RunConfig, observe: Observer = unobserved) -> StageResult:
@@ -31,18 +33,20 @@ def sample(config: RunConfig, observe: Observer = unobserved) -> StageResult:
 
 
 def _sample(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResult:
-    solver_of(config)
+    draw = draw_of(config)
     step = checkpoint_step(config)
     make_average(config, step)
     # The ranks must all mean the same checkpoint, even if training adds one meanwhile.
     config = config.model_copy(update={"sample": config.sample.model_copy(update={"step": step})})
     model = load_model(weights_file(config, step), torch.device("cpu"))
-    found = differences(model.section.model_dump(mode="json"), config.model.model_dump(mode="json"), "model.")
-    if found:
-        raise UserError(f"{run.checkpoints} holds another network: {'; '.join(found)}")
+    if not config.sample.weights.endswith(".safetensors"):
+        theirs, ours = model.section.model_dump(mode="json"), config.model.model_dump(mode="json")
+        if found := differences(theirs, ours, "model."):
+            raise UserError(f"{run.checkpoints} holds another network: {'; '.join(found)}")
+    draw.check(model)
     samples = SampleSet(config, step, protocol_of(config, model.weights_sha256))
     missing = samples.problems()
-    whole = not missing and samples.done() and samples.store.size("grid.png")
+    whole = not missing and samples.done() and all(samples.store.size(name) for name in _pictures(samples))
     state = "verified" if whole else "done"
     for number in missing:
         # What is merely missing may be what a job is writing at this moment.
@@ -63,28 +67,57 @@ def _sample(config: RunConfig, run: RunDirectory, observe: Observer) -> StageRes
         state=state,
         seconds=0.0,
         summary=f"{samples.images:,} images of step {step:,} with {solver_of(config).method}, NFE {nfe:.0f}",
-        paths={"samples": samples.store.url, "grid": f"{samples.store.url}/grid.png"},
+        paths={"samples": samples.store.url, "grid": f"{samples.store.url}/grid.png", **_ways(samples)},
         counts={"images": samples.images, "nfe": nfe},
         hashes={"weights": model.weights_sha256},
     )
 
 
+def _pictures(samples: SampleSet) -> list[str]:
+    return ["grid.png", *(["trajectory.png", "trajectory-animated.png"] if samples.trajectories else [])]
+
+
+def _ways(samples: SampleSet) -> dict[str, str]:
+    return {"trajectory": f"{samples.store.url}/trajectory.png"} if samples.trajectories else {}
+
+
 def _finish(samples: SampleSet, model: Model, step: int) -> None:
-    first: list[torch.Tensor] = []
-    for batch in samples.read(model.image_shape):
-        first.append(batch)
-        if sum(map(len, first)) >= GRID_IMAGES:
-            break
-    images = torch.cat(first)[:GRID_IMAGES]
-    buffer = BytesIO()
     scale = max(1, 32 // model.image_shape[1])
-    grid(images, model.quantiser.levels, GRID_COLUMNS, scale).save(buffer, format="PNG")
-    samples.store.write_bytes("grid.png", buffer.getvalue())
+    levels = model.quantiser.levels
+    images, columns = _shown(samples, model)
+    samples.store.write_bytes("grid.png", png(grid(images, levels, columns, scale)))
+    way = samples.trajectory()
+    if way is not None:
+        samples.store.write_bytes("trajectory.png", png(strip(way, levels, STRIP_COLUMNS, scale)))
+        samples.store.write_bytes("trajectory-animated.png", animation(way, levels, GRID_COLUMNS, scale))
     shards = samples.finished()
     nfe: dict[str, Any] = {
         "mean": sum(shard.nfe * shard.images for shard in shards) / samples.images,
         "batch_size": samples.batch,
+        "forwards_per_evaluation": shards[0].forwards,
         "accepted": [shard.accepted for shard in shards],
         "rejected": [shard.rejected for shard in shards],
     }
     samples.finish({"step": step, "images": samples.images, "nfe": nfe, "data_version": model.data_version})
+
+
+def _shown(samples: SampleSet, model: Model) -> tuple[Tensor, int]:
+    """The first images and how many go in a row; with classes, a row for each of the first ten classes."""
+    rows: dict[int, list[Tensor]] = {}
+    first: list[Tensor] = []
+    for number in range(samples.batches):
+        images, labels = samples.read_batch(number, model.image_shape), samples.read_labels(number)
+        if labels is None:
+            first += images[: GRID_IMAGES - len(first)]
+            if len(first) == min(GRID_IMAGES, samples.images):
+                break
+            continue
+        for image, label in zip(images, labels.tolist(), strict=True):
+            row = rows.setdefault(label, []) if label in rows or len(rows) < CLASS_ROWS else []
+            row += [image] if len(row) < GRID_COLUMNS else []
+        if len(rows) == CLASS_ROWS and all(len(row) == GRID_COLUMNS for row in rows.values()):
+            break
+    blank = torch.zeros(model.image_shape, dtype=torch.uint8)
+    for _, row in sorted(rows.items()):
+        first += row + [blank] * (GRID_COLUMNS - len(row))
+    return torch.stack(first), GRID_COLUMNS

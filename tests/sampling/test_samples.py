@@ -13,7 +13,7 @@ from checkpoints import CPU, SHAPE, checkpoint, config_at, make, pixels, samples
 from fm_core.errors import Stopped, UserError
 from fm_core.method.solve import Solver
 from fm_core.run.rank import Rank
-from fm_core.sampling.generate import generate
+from fm_core.sampling.generate import Draw, generate
 from fm_core.sampling.model import load_model
 from fm_core.sampling.rank import sample
 from fm_core.sampling.store import protocol_of, sample_key
@@ -29,9 +29,9 @@ class TestImages:
     def test_image_number_i_is_the_same_wherever_it_is_made(self, model):
         """To the bit but for the rounding of sums that depend on the batch's size: one grey level, rarely."""
         solver = Solver("euler", steps=3)
-        whole = generate(model, solver, 1, 0, 24, CPU)
+        whole = generate(model, Draw(solver, 1), 0, 24, CPU)
         for size in (1, 3, 8):
-            batches = [generate(model, solver, 1, first, size, CPU) for first in range(0, 24, size)]
+            batches = [generate(model, Draw(solver, 1), first, size, CPU) for first in range(0, 24, size)]
             parts = torch.cat([batch.images for batch in batches])
             apart = (parts.int() - whole.images.int()).abs()
             assert apart.max() <= 1
@@ -40,31 +40,32 @@ class TestImages:
 
     def test_the_same_batch_is_the_same_to_the_bit(self, model):
         solver = Solver("midpoint", steps=2)
-        one, two = (generate(model, solver, 1, 8, 4, CPU) for _ in range(2))
+        one, two = (generate(model, Draw(solver, 1), 8, 4, CPU) for _ in range(2))
         assert torch.equal(one.images, two.images)
         assert (one.first, one.nfe) == (8, 4)
 
     def test_the_seed_and_the_number_move_the_image(self, model):
         solver = Solver("euler", steps=2)
         images = [
-            generate(model, solver, seed, first, 1, CPU).images for seed, first in ((1, 0), (1, 1), (2, 0))
+            generate(model, Draw(solver, seed), first, 1, CPU).images
+            for seed, first in ((1, 0), (1, 1), (2, 0))
         ]
         assert not any(torch.equal(images[a], images[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
 
     def test_images_are_grey_levels_of_the_data(self, model):
-        batch = generate(model, Solver("euler", steps=2), 1, 0, 16, CPU)
+        batch = generate(model, Draw(Solver("euler", steps=2), 1), 0, 16, CPU)
         assert batch.images.dtype == torch.uint8
         assert batch.images.shape == (16, *SHAPE)
         assert batch.images.max() <= 16
 
     def test_classes_are_drawn_evenly(self, model):
-        labels = generate(model, Solver("euler", steps=1), 1, 0, 1000, CPU).labels
+        labels = generate(model, Draw(Solver("euler", steps=1), 1), 0, 1000, CPU).labels
         counts = torch.bincount(labels, minlength=10)
         assert len(counts) == 10
         assert counts.min() > 60
 
     def test_an_adaptive_solver_says_what_it_cost(self, model):
-        batch = generate(model, Solver("dopri5", rtol=0.1, atol=0.1), 1, 0, 4, CPU)
+        batch = generate(model, Draw(Solver("dopri5", rtol=0.1, atol=0.1), 1), 0, 4, CPU)
         assert batch.nfe >= 6 * batch.accepted
         assert batch.rejected is not None
 

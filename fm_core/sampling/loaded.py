@@ -1,0 +1,95 @@
+"""A trained model in Python, from wherever it lies, in one line."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from fm_core.config import RunConfig, merge, parse_config, read_yaml
+from fm_core.errors import UserError
+from fm_core.method.objectives import Objective
+from fm_core.method.solve import Solver
+from fm_core.sampling.generate import Draw, generate
+from fm_core.sampling.model import Model, checkpoint_step, load_model, weights_file
+
+EXPORTED = "model.safetensors"
+"""Name of the weights in an exported folder."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A network, its objective and a sampler."""
+
+    model: Model
+    device: torch.device
+
+    @property
+    def network(self) -> nn.Module:
+        """A call (t [N], x [N, C, S, S], label int64 [N] or None) gives a tensor like x; no gradients."""
+        return self.model.network
+
+    @property
+    def objective(self) -> Objective:
+        """What the network was trained for; `objective.velocity(network)` is the field to solve."""
+        return self.model.objective
+
+    def sample(
+        self,
+        images: int,
+        *,
+        seed: int = 0,
+        first: int = 0,
+        classes: Sequence[int] = (),
+        guidance: float = 1.0,
+        solver: str = "dopri5",
+        rtol: float | None = None,
+        atol: float | None = None,
+        steps: int | None = None,
+    ) -> Tensor:
+        """Images number first .. first + images - 1 of a seed, uint8 [images, C, S, S], solved together.
+
+        They are those of `fm sample` with the same keys. Raises UserError for what model or solver cannot do.
+        """
+        draw = Draw(Solver(solver, rtol, atol, steps), seed, guidance, classes)
+        draw.check(self.model)
+        return generate(self.model, draw, first, images, self.device).images
+
+
+def load(
+    where: str | Path,
+    weights: str = "ema",
+    step: int | Literal["latest", "best"] = "latest",
+    device: torch.device | str | None = None,
+) -> Loaded:
+    """A model from a run directory, an exported folder, or a .safetensors file of weights.
+
+    Args:
+        where: the directory or file.
+        weights: of a run: ema, ema-<decay> or raw.
+        step: of a run: optimizer step of the checkpoint, latest, or best (lowest held-out loss).
+        device: by default the first GPU, or the CPU.
+
+    Raises:
+        UserError: nothing there that could be loaded, or its hash differs.
+    """
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    path = Path(where)
+    if path.is_dir() and (path / EXPORTED).exists():
+        path = path / EXPORTED
+    elif path.is_dir():
+        config = _config_of(path, weights, step)
+        path = weights_file(config, checkpoint_step(config))
+    return Loaded(load_model(path, chosen), chosen)
+
+
+def _config_of(run: Path, weights: str, step: int | str) -> RunConfig:
+    recorded = run / "config.yaml"
+    if not recorded.exists():
+        raise UserError(f"{run} is no run directory (config.yaml) and no exported folder ({EXPORTED})")
+    # The run may have been moved since it was written.
+    place = {"root": str(run.resolve().parent), "name": run.resolve().name}
+    over = {"run": place, "sample": {"weights": weights, "step": step}}
+    return parse_config(merge(read_yaml(recorded), over), where=str(recorded))

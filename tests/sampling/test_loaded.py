@@ -1,0 +1,79 @@
+"""`fm_core.load`: a model in one line, from wherever it lies."""
+
+import shutil
+
+import pytest
+import torch
+from checkpoints import CPU, SHAPE, checkpoint, config_path, make, pixels
+
+import fm_core
+from fm_core.config import dump_yaml
+from fm_core.errors import UserError
+from fm_core.run.files import read_json, write_json
+from fm_core.sampling.model import checkpoint_step, weights_file
+
+
+@pytest.fixture
+def run(config):
+    (config_path(config) / "config.yaml").write_text(dump_yaml(config))
+    return config_path(config)
+
+
+def test_a_run_gives_network_objective_and_sampler(config, run):
+    loaded = fm_core.load(run, device="cpu")
+    assert (loaded.device, loaded.objective.name, loaded.model.step) == (CPU, "flow-matching", 7)
+    x = torch.randn(2, *SHAPE)
+    label = torch.tensor([1, 2])
+    assert loaded.network(torch.rand(2), x, label).shape == x.shape
+    # The images of a batch are those that fm sample writes for it.
+    found = loaded.sample(4, first=4, solver="euler", steps=3)
+    assert torch.equal(found, pixels(make(config))[4:8])
+
+
+def test_a_file_alone_and_a_run_that_was_moved_are_enough(run, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    alone = shutil.copy(weights_of(run), tmp_path / "elsewhere" / "ema-0.999.safetensors")
+    one = fm_core.load(alone, device="cpu").sample(2, solver="euler", steps=2)
+    moved = shutil.move(run, tmp_path / "moved")
+    other = fm_core.load(moved, weights="raw", device="cpu").sample(2, solver="euler", steps=2)
+    assert torch.equal(one, other)  # raw and averaged weights are the same in this checkpoint
+
+
+def weights_of(run):
+    return run / "train" / "checkpoints" / "step-00000007" / "ema-0.999.safetensors"
+
+
+def test_what_is_no_model_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no run directory"):
+        fm_core.load(tmp_path)
+    with pytest.raises(UserError, match=r"nothing\.safetensors cannot be read"):
+        fm_core.load(tmp_path / "nothing.safetensors")
+
+
+class TestWhichCheckpoint:
+    def of(self, config, **sample):
+        return config.model_copy(update={"sample": config.sample.model_copy(update=sample)})
+
+    def test_a_bare_file_names_its_own_step(self, config, tmp_path):
+        file = shutil.copy(weights_file(config, 7), tmp_path / "shared.safetensors")
+        other = self.of(config, weights=str(file))
+        assert checkpoint_step(other) == 7
+        assert str(weights_file(other, 7)) == str(file)
+
+    def test_samples_of_a_bare_file_are_named_after_it_wherever_it_lies(self, config, tmp_path):
+        keys = set()
+        for folder in ("a", "b"):
+            (tmp_path / folder).mkdir()
+            file = shutil.copy(weights_file(config, 7), tmp_path / folder / "shared.safetensors")
+            keys.add(make(self.of(config, weights=str(file), root=str(tmp_path / "samples"))).key)
+        (key,) = keys
+        assert key.startswith("shared-euler-3-")
+
+    def test_best_is_the_lowest_held_out_loss(self, config):
+        with pytest.raises(UserError, match=r"no checkpoint in .* tells a held-out loss"):
+            checkpoint_step(self.of(config, step="best"))
+        for step, loss in ((9, 0.5), (11, 0.2), (13, 0.3)):
+            write_json(checkpoint(config, step=step) / "state.json", {"held_out_loss": loss})
+        assert read_json(config_path(config) / "train/checkpoints/step-00000011/state.json")
+        assert checkpoint_step(self.of(config, step="best")) == 11
+        assert checkpoint_step(config) == 13
