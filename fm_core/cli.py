@@ -23,11 +23,13 @@ STAGES = {
     "report": "write report.html",
     "validate": "check a data set's shards, and mend them if asked",
     "reproduce": "compare objectives as the paper does, with its figures",
+    "export": "write a folder with weights, configuration and model card that loads anywhere",
 }
 
 COMMANDS = {
     **STAGES,
     "status": "what a run is doing now",
+    "compare": "scores of several runs in one table",
     "doctor": "what works here, what is wrong with a configuration, what it will cost",
 }
 FLAGS = {
@@ -72,6 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if words[:1] == ["doctor"]:
             return _doctor(words[1:])
+        if words[:1] == ["compare"]:
+            return _compare(words[1:])
         command, config, flags = _parse(words)
         if command == "status":
             from fm_core.terminal import show_status
@@ -105,6 +109,18 @@ def _run_stage(command: str, config: RunConfig, flags: set[str]) -> None:
     print(f"{command} {result.state} in {result.seconds:.1f} s: {result.summary}")
     for name, path in result.paths.items():
         print(f"  {name}: {path}")
+
+
+def _compare(words: list[str]) -> int:
+    parser = _Parser(prog="fm compare", description=COMMANDS["compare"])
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="run directory (its newest scores) or a file of scores"
+    )
+    runs = cast(list[str], parser.parse_args(words).runs)
+    from fm_core.stages.compare import compare
+
+    print(compare(runs).text())
+    return 0
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:

@@ -1,104 +1,87 @@
-"""The classifier of a data set, trained once and kept beside it."""
+"""Where features come from: a name, a hash, and a function from pixels to features."""
 
-import hashlib
-import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors.torch import load, save
 from torch import Tensor
 
+from fm_core.config import EvaluateSection
 from fm_core.data.manifest import Manifest
-from fm_core.data.reader import ImageReader
-from fm_core.data.store import Store
-from fm_core.errors import UserError
-from fm_core.evaluation.classifier import Classifier, accuracy, read, train_classifier
-from fm_core.run.directory import fingerprint
 
-RECIPE = {"classifier": 3, "seed": 0}
-"""Changes whenever the same data would give another classifier."""
+Read = Callable[[Tensor], tuple[Tensor, Tensor | None]]
+OnStep = Callable[[int, int, float], None]
 
-MOST_IMAGES = 200_000
-"""Training images and held-out images that are held in memory, at most."""
+INCEPTION = "inception-v3-2015-12-05"
+"""What the features of that file of weights are called; a Fréchet distance on them is FID."""
+CLASSIFIER = "classifier"
+"""What those of a classifier of the data set's own labels are called."""
 
 
 @dataclass(frozen=True)
 class Extractor:
-    """A classifier trained on a data set's own labels, as a source of features."""
+    """A source of features."""
 
-    classifier: Classifier
-    levels: int
+    name: str
+    """What the features are called wherever a number made of them is shown."""
     sha256: str
-    """SHA-256 of the file of its weights."""
-    held_out_accuracy: float
-    """Share of the held-out images that it labels rightly, 0 to 1."""
+    """SHA-256 of its weights."""
+    read: Read
+    """uint8 [N, C, S, S] on any device -> float32 features [N, D] and class probabilities [N, classes]
+    (None where it gives none), on the CPU; each image for itself."""
+    protocol: dict[str, Any] = field(default_factory=dict[str, Any])
+    """What else moves the features, and is known of it."""
+    held_out_accuracy: float | None = None
+    """Of a classifier of the data set: share of the held-out images that it labels rightly, 0 to 1."""
 
-    @property
-    def name(self) -> str:
-        """What the features are called wherever a number made of them is shown."""
-        return "classifier"
-
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features [N, D] and class probabilities [N, classes], float32, of uint8 images [N, C, S, S]."""
-        return read(self.classifier, images, self.levels)
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Features and probabilities of images uint8 [N, C, S, S]."""
+        return self.read(images)
 
 
-def data_set_extractor(
-    root: str, manifest: Manifest, device: torch.device, on_step: Callable[[int, int, float], None]
+def open_extractor(
+    settings: EvaluateSection, root: str, manifest: Manifest, device: torch.device, on_step: OnStep
 ) -> Extractor:
-    """Load the classifier kept beside a data set, or train it on the training images and keep it.
+    """The extractor that evaluate.features names; a classifier is trained here if there is none yet.
 
-    `on_step` hears (step, steps, loss) while it trains. UserError for a data set without labels.
+    Raises UserError for weights that are missing, differ from their hash or do not fit, and for packages
+    that are not installed.
     """
-    if not manifest.class_count:
-        raise UserError(
-            f"evaluate.features classifier: the data set {manifest.name} has no labels to train it on"
-        )
-    store = Store.at(root, manifest.name, "evaluation")
-    name = f"classifier-{fingerprint([RECIPE, manifest.version])[:12]}"
-    try:
-        weights, record = (
-            store.read_bytes(f"{name}.safetensors"),
-            json.loads(store.read_bytes(f"{name}.json")),
-        )
-    except FileNotFoundError:
-        weights, record = _train(root, manifest, device, on_step)
-        store.write_bytes(f"{name}.safetensors", weights)
-        store.write_bytes(f"{name}.json", json.dumps(record, indent=1).encode())
-    if hashlib.sha256(weights).hexdigest() != record["sha256"]:
-        raise UserError(
-            f"{store.url}/{name}.safetensors differs from its record; remove both files to train it again"
-        )
-    classifier = _classifier(manifest)
-    classifier.load_state_dict(load(weights))
-    return Extractor(
-        classifier.to(device).eval(), manifest.levels, record["sha256"], record["held_out_accuracy"]
-    )
+    if settings.features == "classifier":
+        from fm_core.evaluation.own_labels import data_set_extractor
+
+        return data_set_extractor(root, manifest, device, on_step)
+    if settings.features == "inception":
+        from fm_core.evaluation.inception import inception_extractor
+
+        return inception_extractor(settings, root, manifest, device)
+    from fm_core.evaluation.imported import imported_extractor
+
+    return imported_extractor(settings, root, manifest, device)
 
 
-def first_images(root: str, manifest: Manifest, split: str, count: int) -> tuple[Tensor, Tensor]:
-    """The first images of a split and their labels: uint8 [n, C, S, S], int64 [n] (-1 without labels)."""
-    reader = ImageReader(root, manifest, split)
-    return reader.read(np.arange(min(count, len(reader)), dtype=np.int64))
+def as_rgb(images: Tensor, levels: int) -> Tensor:
+    """Images uint8 [N, 1 or 3, S, S] of `levels` grey levels as uint8 [N, 3, S, S] of 256."""
+    if levels != 256:
+        images = (images.float() * (255 / (levels - 1))).round().to(torch.uint8)
+    return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
 
 
-def _train(
-    root: str, manifest: Manifest, device: torch.device, on_step: Callable[[int, int, float], None]
-) -> tuple[bytes, dict[str, Any]]:
-    images, labels = first_images(root, manifest, "train", MOST_IMAGES)
-    classes, seed = manifest.class_count or 0, RECIPE["seed"]
-    classifier = train_classifier(
-        images, labels, manifest.levels, classes, seed, device=device, on_progress=on_step
-    )
-    held_out = accuracy(classifier, *first_images(root, manifest, "val", MOST_IMAGES), manifest.levels)
-    weights = save({name: tensor.cpu().contiguous() for name, tensor in classifier.state_dict().items()})
-    facts = {"sha256": hashlib.sha256(weights).hexdigest(), "held_out_accuracy": held_out, "recipe": RECIPE}
-    return weights, {"schema": 1, **facts}
+def read_in_batches(module: Callable[[Tensor], Any], levels: int, device: torch.device, batch: int) -> Read:
+    """A network for uint8 [N, 3, S, S] of 256 grey levels as a source of features.
 
+    It may give features alone, or features and logits.
+    """
 
-def _classifier(manifest: Manifest) -> Classifier:
-    channels, side, _ = manifest.image_shape
-    return Classifier(channels, side, manifest.class_count or 0)
+    @torch.no_grad()
+    def read(images: Tensor) -> tuple[Tensor, Tensor | None]:
+        features, probabilities = list[Tensor](), list[Tensor]()
+        for part in images.split(batch):
+            given = module(as_rgb(part.to(device), levels))
+            first, *rest = given if isinstance(given, tuple | list) else (given,)
+            features.append(first.float().flatten(1).cpu())
+            probabilities += [rest[0].float().softmax(1).cpu()] if rest else []
+        return torch.cat(features), torch.cat(probabilities) if probabilities else None
+
+    return read

@@ -1,6 +1,7 @@
-"""Bits per dimension of images of a data set."""
+"""Bits per dimension of images of a data set, in batches that depend on the numbers of their images alone."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -8,13 +9,26 @@ from torch import Tensor
 
 from fm_core.config import LikelihoodSection
 from fm_core.method import keyed_random
-from fm_core.method.bits import BitsSummary, ImageBits, bits_per_dim, summarise
+from fm_core.method.bits import BitsSummary, bits_per_dim, summarise
 from fm_core.method.divergence import Hutchinson
 from fm_core.method.solve import Solver
 from fm_core.sampling.model import Model
 
 PROBES = 2
 """Independent Rademacher probes of an image: their difference measures what the estimate owes to them."""
+TIGHTER = 0.1
+"""Tolerances of the check, as a share of those that are checked."""
+
+
+@dataclass(frozen=True)
+class SolverCheck:
+    """What tighter tolerances change of the first images, in bits/dim."""
+
+    images: int
+    mean: float
+    """Mean of tight - usual."""
+    largest: float
+    """Largest |tight - usual| of an image."""
 
 
 @dataclass(frozen=True)
@@ -28,40 +42,11 @@ class Likelihood:
     k: int
     nfe: float
     """Forwards of the network for each image and draw."""
+    check: SolverCheck | None
+    """None where no image was solved again."""
 
 
-def data_set_bits(
-    model: Model,
-    pixels: Tensor,
-    labels: Tensor,
-    settings: LikelihoodSection,
-    seed: int,
-    device: torch.device,
-    on_images: Callable[[int], None],
-) -> Likelihood:
-    """Score images uint8 [N, C, S, S], image i with draws and probes of (seed, i).
-
-    A conditional model is given the labels int64 [N]. `on_images` hears how many are finished.
-    """
-    batches: list[ImageBits] = []
-    forwards = 0
-    for first in range(0, len(pixels), settings.batch):
-        numbers = range(first, min(first + settings.batch, len(pixels)))
-        part = slice(numbers.start, numbers.stop)
-        batches.append(_batch(model, pixels[part], labels[part], numbers, settings, seed, device))
-        forwards += batches[-1].nfe * len(numbers)
-        on_images(numbers.stop)
-    single = torch.cat([batch.first for batch in batches])
-    k_sample = torch.cat([batch.k_sample for batch in batches])
-    return Likelihood(
-        headline=summarise(single, torch.cat([batch.per_probe for batch in batches])),
-        k_sample=summarise(k_sample) if settings.draws > 1 else None,
-        k=settings.draws,
-        nfe=forwards / (len(pixels) * settings.draws),
-    )
-
-
-def _batch(
+def batch_bits(
     model: Model,
     pixels: Tensor,
     labels: Tensor,
@@ -69,7 +54,12 @@ def _batch(
     settings: LikelihoodSection,
     seed: int,
     device: torch.device,
-) -> ImageBits:
+) -> dict[str, Tensor]:
+    """Score images uint8 [N, C, H, W], image i with draws and probes of (seed, i), in float32.
+
+    A conditional model is given the labels int64 [N]. The result, image by image: `image` int64 [N], `bits`
+    and `k_sample` float64 [N], `per_probe` float64 [N, P], `nfe` int64 [N], over all draws.
+    """
     shape = model.image_shape
     draws = [
         keyed_random.uniform(seed, f"likelihood-draw-{draw}", numbers, shape)
@@ -79,14 +69,65 @@ def _batch(
         keyed_random.rademacher(seed, f"likelihood-probe-{probe}", numbers, shape) for probe in range(PROBES)
     ]
     velocity = model.objective.velocity(model.network, labels.to(device) if model.conditional else None)
-    bits = bits_per_dim(
-        velocity,
-        pixels.to(device),
-        model.quantiser,
-        torch.stack(draws).to(device),
-        model.objective.interval,
-        Solver("dopri5", rtol=settings.rtol, atol=settings.atol),
-        Hutchinson(torch.stack(probes).to(device)),
-        model.objective.path.source_std,
+    with _whole_float32():
+        bits = bits_per_dim(
+            velocity,
+            pixels.to(device),
+            model.quantiser,
+            torch.stack(draws).to(device),
+            model.objective.interval,
+            Solver("dopri5", rtol=settings.rtol, atol=settings.atol),
+            Hutchinson(torch.stack(probes).to(device)),
+            model.objective.path.source_std,
+        )
+    return {
+        "image": torch.tensor(list(numbers)),
+        "bits": bits.first.cpu(),
+        "k_sample": bits.k_sample.cpu(),
+        "per_probe": bits.per_probe.cpu(),
+        "nfe": torch.full((len(numbers),), bits.nfe),
+    }
+
+
+@contextmanager
+def _whole_float32() -> Generator[None]:
+    """Keep cuDNN from convolving with 10 bits of mantissa (TF32), as it does by default."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+def tightened(settings: LikelihoodSection) -> LikelihoodSection:
+    """The settings that the solver is checked by: one draw, a tenth of the tolerances."""
+    tight = {"rtol": settings.rtol * TIGHTER, "atol": settings.atol * TIGHTER}
+    return settings.model_copy(update={**tight, "draws": 1})
+
+
+def gathered(
+    parts: Iterable[Mapping[str, Tensor]], checks: Iterable[Mapping[str, Tensor]], draws: int
+) -> Likelihood:
+    """Put batches together, in the order of their images; `checks` are those of tighter tolerances."""
+    whole = _joined(parts)
+    single, k_sample = whole["bits"], whole["k_sample"]
+    return Likelihood(
+        headline=summarise(single, whole["per_probe"]),
+        k_sample=summarise(k_sample) if draws > 1 else None,
+        k=draws,
+        nfe=whole["nfe"].double().mean().item() / draws,
+        check=_check(single, _joined(checks)),
     )
-    return ImageBits(bits.first.cpu(), bits.k_sample.cpu(), bits.per_probe.cpu(), bits.k, bits.nfe)
+
+
+def _joined(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    listed = list(parts)
+    return {name: torch.cat([part[name] for part in listed]) for name in listed[0]} if listed else {}
+
+
+def _check(usual: Tensor, tight: Mapping[str, Tensor]) -> SolverCheck | None:
+    if not tight:
+        return None
+    change = tight["bits"] - usual[tight["image"]]
+    return SolverCheck(len(change), change.mean().item(), change.abs().amax().item())

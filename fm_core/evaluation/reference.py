@@ -1,45 +1,158 @@
-"""Moments of the training images, computed once from the shards and kept beside the data set."""
+"""What samples are compared with: a split of the data set, read once and kept beside it, or an .npz."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load, save
+from torch import Tensor
 
+from fm_core.config import EvaluateSection
 from fm_core.data.manifest import Manifest
 from fm_core.data.reader import ImageReader
 from fm_core.data.store import Store
+from fm_core.errors import UserError
 from fm_core.evaluation.extractor import Extractor
-from fm_core.evaluation.frechet import Moments
+from fm_core.evaluation.moments import Gaussian, Moments
+from fm_core.evaluation.statistics import read_statistics
+from fm_core.evaluation.work import Work, cut
 from fm_core.run.directory import fingerprint
 
-BLOCK_IMAGES = 4096
+VERSION = 2
+"""Changes whenever the same images would give other statistics."""
+PART_IMAGES = 65_536
+READ_IMAGES = 4_096
+GUARD_TOLERANCE = 0.02
+"""Relative change of the distance of real images that arithmetic on another device may explain."""
 
 
-def reference_moments(
-    root: str, manifest: Manifest, extractor: Extractor, on_images: Callable[[int], None]
-) -> Moments:
-    """Moments of the features of all training images; `on_images` hears how many are finished."""
+@dataclass(frozen=True)
+class Reference:
+    """A mean and covariance, and single images for what compares pair by pair."""
+
+    gaussian: Gaussian
+    rows: Tensor | None
+    """Features float32 [M, D] of evenly spaced images; None where imported statistics hold no images."""
+    name: str
+    """What it is called wherever a number made with it is shown."""
+
+
+class Split:
+    """A split of the data set as a reference."""
+
+    def __init__(
+        self, root: str, manifest: Manifest, settings: EvaluateSection, extractor: Extractor
+    ) -> None:
+        self.root, self.manifest, self.extractor = root, manifest, extractor
+        self.split = settings.reference
+        self.count = manifest.splits[self.split].images
+        self.kept = evenly_spaced(self.count, settings.pair_images)
+        of = [VERSION, manifest.version, extractor.sha256, extractor.protocol, self.split, len(self.kept)]
+        self.store = Store.at(root, manifest.name, "evaluation")
+        self.file = f"{self.split}-{fingerprint(of)[:12]}.safetensors"
+
+    def work(self, phase: str) -> Work | None:
+        """What has to be read; None where all is there."""
+        if self.store.size(self.file) is not None:
+            return None
+        store = Store.at(self.store.url, self.file.removesuffix(".safetensors"))
+        return Work(phase, store, "moments", cut(self.count, PART_IMAGES), self._part)
+
+    def read(self, work: Work | None) -> Reference:
+        """The reference; what was read for it is put together and kept."""
+        if work is not None:
+            self._merge(work)
+        kept = load(self.store.read_bytes(self.file))
+        gaussian = Gaussian(kept["mean"], kept["covariance"], self.count)
+        # The root is what takes the time: it is kept too.
+        gaussian.__dict__["root"] = kept["root"]
+        return Reference(gaussian, kept["rows"], f"{self.split}, {self.count} images")
+
+    def _part(self, number: int) -> Mapping[str, Tensor]:
+        images = cut(self.count, PART_IMAGES)[number]
+        moments: Moments | None = None
+        rows = list[Tensor]()
+        with ImageReader(self.root, self.manifest, self.split) as reader:
+            for first in range(images.start, images.stop, READ_IMAGES):
+                last = min(first + READ_IMAGES, images.stop)
+                pixels, _ = reader.read(np.arange(first, last, dtype=np.int64))
+                features = self.extractor(pixels)[0]
+                part = Moments.of(features)
+                moments = part if moments is None else moments + part
+                rows.append(features[self.kept[(self.kept >= first) & (self.kept < last)] - first])
+        assert moments is not None, "a split has at least one image"
+        return {"total": moments.total, "products": moments.products, "rows": torch.cat(rows)}
+
+    def _merge(self, work: Work) -> None:
+        parts = work.read_all()
+        moments = Moments(
+            self.count,
+            torch.stack([part["total"] for part in parts]).sum(0),
+            torch.stack([part["products"] for part in parts]).sum(0),
+        )
+        gaussian = Gaussian.of(moments)
+        content = {"mean": gaussian.mean, "covariance": gaussian.covariance, "root": gaussian.root}
+        rows = torch.cat([part["rows"] for part in parts])
+        self.store.write_bytes(self.file, save({**content, "rows": rows}))
+        work.remove()
+
+
+def imported(
+    settings: EvaluateSection, extractor: Extractor, manifest: Manifest, needs_rows: bool
+) -> Reference:
+    """The reference of an .npz file.
+
+    Raises UserError as `read_statistics`, and where images are needed and it holds none of the right size.
+    """
+    path = Path(settings.reference)
+    gaussian, images = read_statistics(path, extractor, manifest)
+    if images is None and needs_rows:
+        raise UserError(
+            f"evaluate.reference {path} holds no images (arr_0): leave kernel_distance and precision_recall "
+            "out of evaluate.metrics"
+        )
+    rows = None
+    if images is not None and needs_rows:
+        chosen = images[evenly_spaced(len(images), settings.pair_images)]
+        rows = torch.cat([extractor(part)[0] for part in chosen.split(READ_IMAGES)])
+    told = f"{gaussian.count} images" if gaussian.count else "number of images not told"
+    return Reference(gaussian, rows, f"{path.name}, {told}")
+
+
+def evenly_spaced(count: int, wanted: int) -> Tensor:
+    """At most `wanted` of the numbers 0 .. count - 1, as far apart as they can be, int64 and increasing."""
+    wanted = min(count, wanted)
+    return torch.arange(wanted) * count // wanted
+
+
+def guard(
+    root: str, manifest: Manifest, extractor: Extractor, reference: str, distance: float, images: int
+) -> None:
+    """Refuse a reference whose distance to real held-out images is not what it was.
+
+    The first distance is written down beside the data set. A later one that differs means that resizing, the
+    range of pixels, the extractor or the statistics changed.
+
+    Raises:
+        UserError: it differs by more than 2%.
+    """
     store = Store.at(root, manifest.name, "evaluation")
-    name = f"train-{fingerprint([manifest.version, extractor.sha256])[:12]}.safetensors"
+    of = [manifest.version, extractor.name, extractor.protocol.get("classifier_recipe"), reference, images]
+    name = f"guard-{fingerprint(of)[:12]}.json"
     try:
-        kept = load(store.read_bytes(name))
-        return Moments(int(kept["count"]), kept["total"], kept["products"])
+        before: dict[str, Any] = json.loads(store.read_bytes(name))
     except FileNotFoundError:
-        moments = _compute(ImageReader(root, manifest, "train"), extractor, on_images)
-    parts = {"count": torch.tensor(moments.count), "total": moments.total, "products": moments.products}
-    store.write_bytes(name, save(parts))
-    return moments
-
-
-def _compute(reader: ImageReader, extractor: Extractor, on_images: Callable[[int], None]) -> Moments:
-    whole: Moments | None = None
-    for first in range(0, len(reader), BLOCK_IMAGES):
-        last = min(first + BLOCK_IMAGES, len(reader))
-        images, _ = reader.read(np.arange(first, last, dtype=np.int64))
-        part = Moments.of(extractor(images)[0])
-        whole = part if whole is None else whole + part
-        on_images(last)
-    if whole is None:
-        raise ValueError("the training split is empty")
-    return whole
+        facts = {"features": extractor.name, "features_sha256": extractor.sha256, "reference": reference}
+        record = {"schema": 1, "distance": distance, "images": images, **facts}
+        store.write_bytes(name, json.dumps(record, indent=1).encode())
+        return
+    if abs(distance - before["distance"]) > GUARD_TOLERANCE * abs(before["distance"]) + 1e-9:
+        raise UserError(
+            f"{images:,} real held-out images are at {distance:.4g} from the reference {reference}, and were "
+            f"at {before['distance']:.4g} when it was first used: pixels, resizing, extractor or statistics "
+            f"changed; if that is meant, remove {store.url}/{name}"
+        )

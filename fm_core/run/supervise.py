@@ -143,7 +143,7 @@ def _take(lease: Lease, job: Job) -> None:
 
 def _same_work(job: Job, logs: Path, config: RunConfig) -> None:
     running = load_config(logs / f"{job.stage}.yaml")
-    section = "train" if job.stage == "train" else "sample"
+    section = job.stage if job.stage in ("train", "evaluate") else "sample"
     found = differences(getattr(running, section).model_dump(), getattr(config, section).model_dump())
     if found:
         raise UserError(

@@ -10,6 +10,7 @@ from fm_core.data.manifest import load_manifest
 from fm_core.data.shards import check_source, read_complete
 from fm_core.data.sources import open_source
 from fm_core.errors import UserError
+from fm_core.evaluation.self_tests import self_tests
 from fm_core.models.build import build_network
 from fm_core.models.flops import TRAINING_PASSES, flops_per_image, parameter_count
 from fm_core.run.preflight import preflight as launch_checks
@@ -38,7 +39,7 @@ def doctor(config: RunConfig | None, asked: Asked) -> list[Check]:
     if config is None:
         if asked != Asked():
             raise UserError("this wants --config FILE")
-        return machine_checks()
+        return [*machine_checks(), *self_tests()]
     checks: list[Check] = []
     if asked.model:
         checks += _model(config)

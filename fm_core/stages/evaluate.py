@@ -1,44 +1,48 @@
 """Samples and a model to scores."""
 
+import hashlib
+import json
 import time
 from collections.abc import Callable
 from os import cpu_count
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fm_core.config import RunConfig
-from fm_core.data.manifest import Manifest, load_manifest
 from fm_core.errors import UserError
-from fm_core.evaluation.extractor import RECIPE, Extractor, data_set_extractor, first_images
-from fm_core.evaluation.likelihood import data_set_bits
-from fm_core.evaluation.reference import reference_moments
-from fm_core.evaluation.scores import frechet_record, likelihood_record, recognition_record
+from fm_core.evaluation.frechet import distance_alone
+from fm_core.evaluation.likelihood import gathered
+from fm_core.evaluation.nfe_curve import curve_record
+from fm_core.evaluation.plan import CHECK, CURVE, HELD_OUT, LIKELIHOOD, SAMPLES, Evaluation
+from fm_core.evaluation.reference import guard
+from fm_core.evaluation.scores import Parts, cost_record, image_scores, joined, likelihood_record
+from fm_core.evaluation.statistics import write_statistics
 from fm_core.evaluation.threads import cpu_threads
-from fm_core.run.directory import RunDirectory, environment, fingerprint
-from fm_core.run.files import read_json, write_json
+from fm_core.run.directory import RunDirectory, environment
+from fm_core.run.files import read_json, write_json, write_text
 from fm_core.run.launch import device_count, world
 from fm_core.run.progress import Observer, Progress, unobserved
-from fm_core.sampling.model import Model, checkpoint_step, load_model, weights_file
-from fm_core.sampling.store import SampleSet, protocol_of
+from fm_core.run.supervise import supervise
 from fm_core.stages.phases import Phases
 from fm_core.stages.record import recorded
 from fm_core.stages.result import StageResult
 
-HELD_OUT_IMAGES = 50_000
 CLASSIFIER = "training the classifier"
-REFERENCE = "features of the training images"
-SAMPLES = "features of the samples"
-LIKELIHOOD = "bits per dimension of held-out images"
+CLASSIFIER_WEIGHT = 25_000.0
+"""About how long it takes, in images whose features are read."""
 LEAST_IMAGES = 4
+HERE = frozenset({"local"})
+"""Kinds of launching whose processes are on this host; elsewhere the work is done where training is."""
 
 
 def evaluate(config: RunConfig, observe: Observer = unobserved) -> StageResult:
     """Score the samples of the configuration; scores that are there for the same protocol are kept.
 
-    Raises UserError if the samples are not complete, are of another data set, or the data set has
-    no labels to train the classifier on.
+    Raises UserError if the samples are not complete, are of another data set, or what should judge them
+    is missing or others than it was; Stopped when asked to stop, RuntimeError when the job failed.
     """
     with cpu_threads(world(config.launch)[1] if device_count() == 0 else cpu_count() or 1):
         return recorded("evaluate", config, observe, lambda run, show: _evaluate(config, run, show))
@@ -46,35 +50,26 @@ def evaluate(config: RunConfig, observe: Observer = unobserved) -> StageResult:
 
 def _evaluate(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResult:
     began = time.monotonic()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    manifest = load_manifest(config.data.root, config.data.name)
-    step = checkpoint_step(config)
-    model = load_model(weights_file(config, step), device)
-    samples = SampleSet(config, step, protocol_of(config, model.weights_sha256))
-    done = samples.done()
-    if min(samples.images, manifest.splits["val"].images) < LEAST_IMAGES:
-        raise UserError(
-            f"a Fréchet distance and its error need at least {LEAST_IMAGES} samples and held-out images; "
-            "see sample.images and data.validation_images"
-        )
-    if done is None:
-        raise UserError(f"{samples.store.url} is not complete; run fm sample first")
-    if model.data_version != manifest.version:
-        raise UserError(
-            f"{run.checkpoints} was trained on version {model.data_version[:12]} of the data; "
-            f"{config.data.name} is now {manifest.version[:12]}"
-        )
-    judged_by = [config.evaluate.model_dump(mode="json"), manifest.version, RECIPE]
-    key = f"{samples.key}-{fingerprint(judged_by)[:6]}"
-    path = run.evaluation(step, key)
+    if config.evaluate.samples in (None, "sampler"):
+        _enough(config.sample.images)
+    # The ranks must all mean the same checkpoint, even if training adds one meanwhile.
+    evaluation = Evaluation(config, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    config = _pinned(config, evaluation)
+    _enough(evaluation.held_out)
+    path = run.path / "evaluation" / evaluation.folder / f"{evaluation.key}.json"
     scores = read_json(path)
     state = "verified" if scores else "done"
     if scores is None:
-        phases = Phases("evaluate", observe, _weights(config, manifest))
-        extractor = data_set_extractor(config.data.root, manifest, device, _classifier_progress(phases))
-        scores = _scores(config, manifest, model, samples, extractor, device, phases)
-        scores["nfe"] |= {"mean": done["nfe"]["mean"], "batch_size": done["nfe"]["batch_size"]}
+        weights = {CLASSIFIER: CLASSIFIER_WEIGHT, **evaluation.expected()}
+        phases = Phases("evaluate", observe, weights)
+        evaluation.open(_classifier_progress(phases))
+        _work(config, run, evaluation, phases, observe)
+        scores = _scores(evaluation)
+        _write_bits(evaluation, path.with_suffix(".bits.jsonl"))
         write_json(path, {**scores, "seconds": round(time.monotonic() - began, 3)})
+        evaluation.finish()
+    if wanted := config.evaluate.reference_out:
+        _export(evaluation, wanted)
     observe(Progress("evaluate", 100, 100, "%", summary(scores)))
     return StageResult(
         stage="evaluate",
@@ -87,121 +82,166 @@ def _evaluate(config: RunConfig, run: RunDirectory, observe: Observer) -> StageR
     )
 
 
+def _enough(images: int) -> None:
+    if images < LEAST_IMAGES:
+        raise UserError(
+            f"a Fréchet distance and its error need at least {LEAST_IMAGES} samples and held-out images; "
+            "see sample.images and data.validation_images"
+        )
+
+
+def _pinned(config: RunConfig, evaluation: Evaluation) -> RunConfig:
+    if config.sample.step not in ("latest", "best") or not evaluation.of_model:
+        return config
+    return config.model_copy(update={"sample": config.sample.model_copy(update={"step": evaluation.step})})
+
+
+def _work(
+    config: RunConfig, run: RunDirectory, evaluation: Evaluation, phases: Phases, observe: Observer
+) -> None:
+    """Make all parts: in this process, or in several that share them."""
+    works = evaluation.works.values()
+    here = config.launch.kind in HERE
+    processes = config.evaluate.processes or (max(1, device_count()) if here else None)
+    if processes != 1 and any(work.missing() for work in works):
+        launch = config.launch.model_copy(update={"processes": processes} if processes else {})
+        control = run.path / "evaluation" / evaluation.folder / evaluation.key
+        supervise(
+            control,
+            run.path / "logs",
+            "evaluate",
+            "fm_core.evaluation.rank",
+            config.model_copy(update={"launch": launch}),
+            lambda: not any(work.missing() for work in works),
+            observe,
+        )
+        return
+    for work in works:
+        missing = set(work.missing())
+        for number, images in enumerate(work.ranges):
+            phases.at(work.phase, images.start, work.images, "images")
+            if number in missing:
+                work.run(number)
+
+
+def _scores(evaluation: Evaluation) -> dict[str, Any]:
+    works, settings, reference = evaluation.works, evaluation.settings, evaluation.reference
+    samples, held_out = works[SAMPLES].read_all(), works[HELD_OUT].read_all()
+    _guard(evaluation, held_out)
+    scores = image_scores(samples, held_out, reference, evaluation.extractor, settings, evaluation.device)
+    head: dict[str, Any] = {"protocol": _protocol(evaluation, samples)}
+    if evaluation.model:
+        head |= {"step": evaluation.model.step, "images_seen": evaluation.model.images_seen}
+        scores["nfe"] = cost_record(samples, evaluation.source.protocol)
+    if LIKELIHOOD in works:
+        checks = works[CHECK].read_all() if CHECK in works else []
+        likelihood = settings.likelihood
+        result = gathered(works[LIKELIHOOD].read_all(), checks, likelihood.draws)
+        tolerances = {"rtol": likelihood.rtol, "atol": likelihood.atol}
+        scores["bits_per_dim"] = likelihood_record(result, tolerances)
+    if CURVE in works:
+        gaussian = reference.gaussian.to(evaluation.device)
+        parts = works[CURVE].read_all()
+        scores["nfe_curve"] = curve_record(parts, settings.nfe_curve, gaussian, evaluation.extractor.name)
+    return {**head, **scores}
+
+
+def _guard(evaluation: Evaluation, held_out: Parts) -> None:
+    """Refuse to score anything where real images are scored otherwise than they were."""
+    device, reference = evaluation.device, evaluation.reference.gaussian
+    real = torch.cat([part["features"] for part in held_out]).to(device)
+    apart = distance_alone(real, reference.to(device))
+    root, name = evaluation.config.data.root, evaluation.settings.reference
+    guard(root, evaluation.manifest, evaluation.extractor, name, apart, len(real))
+
+
+def _write_bits(evaluation: Evaluation, path: Path) -> None:
+    """Bits/dim image by image, a line each, for whoever wants to look closer."""
+    if LIKELIHOOD not in evaluation.works:
+        return
+    lines = list[str]()
+    for part in evaluation.works[LIKELIHOOD].read_all():
+        rows = zip(*(part[name].tolist() for name in ("image", "bits", "k_sample", "per_probe")), strict=True)
+        for image, bits, k_sample, per_probe in rows:
+            lines.append(
+                json.dumps({"image": image, "bits": bits, "k_sample": k_sample, "per_probe": per_probe})
+            )
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def _export(evaluation: Evaluation, where: str) -> None:
+    if not where.endswith(".npz"):
+        raise UserError(f"evaluate.reference_out {where}: the name of an .npz file is expected")
+    if not hasattr(evaluation, "extractor"):
+        evaluation.open(lambda step, steps, loss: None)
+    gaussian = evaluation.reference.gaussian
+    write_statistics(Path(where), gaussian, evaluation.extractor, evaluation.manifest)
+
+
 def summary(scores: dict[str, Any]) -> str:
     """The scores in one line."""
-    frechet, held_out = scores["frechet_distance"], scores["frechet_distance_of_held_out"]
-    known = scores["recognised"]
-    line = (
-        f"Fréchet distance ({frechet['features']} features, {frechet['images']} images) "
-        f"{frechet['value']:.2f} ± {frechet['stderr']:.2f}, real held-out images {held_out['value']:.2f}; "
-        f"{known['value']:.1%} recognised (real: {known['held_out']:.1%}); NFE {scores['nfe']['mean']:.0f}"
-    )
-    bits = scores.get("bits_per_dim")
-    return line + (f"; {bits['value']:.3f} ± {bits['stderr']:.3f} bits/dim" if bits else "")
+    parts = list[str]()
+    if frechet := scores.get("frechet_distance"):
+        held_out = scores["frechet_distance_of_held_out"]
+        parts.append(
+            f"Fréchet distance ({frechet['features']} features, {frechet['images']} images) "
+            f"{frechet['value']:.2f} ± {frechet['stderr']:.2f}, "
+            f"{held_out['images']} real held-out images {held_out['value']:.2f}"
+        )
+    for key, name in (("kernel_distance", "kernel distance"), ("inception_score", "Inception Score")):
+        if key in scores and not parts:
+            parts.append(f"{name} {scores[key]['value']:.4g} ± {scores[key]['stderr']:.2g}")
+    if known := scores.get("recognised"):
+        parts.append(f"{known['value']:.1%} recognised (real: {known['held_out']:.1%})")
+    if copies := scores.get("duplicates"):
+        parts.append(f"{copies['images']} of {copies['of']} images are copies of others")
+    if nfe := scores.get("nfe"):
+        parts.append(f"NFE {nfe['mean']:.0f}")
+    if bits := scores.get("bits_per_dim"):
+        parts.append(f"{bits['value']:.3f} ± {bits['stderr']:.3f} bits/dim")
+    return "; ".join(parts)
 
 
-def _scores(
-    config: RunConfig,
-    manifest: Manifest,
-    model: Model,
-    samples: SampleSet,
-    extractor: Extractor,
-    device: torch.device,
-    phases: Phases,
-) -> dict[str, Any]:
-    total = manifest.splits["train"].images
-    reference = reference_moments(
-        config.data.root,
-        manifest,
-        extractor,
-        lambda n: phases.at(REFERENCE, n, total, "images"),
-    )
-    features, probabilities = _read_samples(samples, model, extractor, phases)
-    real, labels = first_images(config.data.root, manifest, "val", HELD_OUT_IMAGES)
-    real_features, real_probabilities = extractor(real)
-    # The distance falls with the number of images: only equal numbers compare.
-    equal = min(len(features), len(real_features))
-    scores: dict[str, Any] = {
-        "protocol": _protocol(config, manifest, samples, extractor),
-        "step": model.step,
-        "images_seen": model.images_seen,
-        "frechet_distance": frechet_record(features[:equal], reference, extractor),
-        "frechet_distance_of_held_out": frechet_record(real_features[:equal], reference, extractor),
-        "recognised": recognition_record(probabilities, real_probabilities),
-        "classifier": {"held_out_accuracy": extractor.held_out_accuracy, "held_out_images": len(real)},
-        "nfe": {
-            key: samples.protocol[key]
-            for key in ("solver", "rtol", "atol", "steps")
-            if key in samples.protocol
-        },
-    }
-    wanted = min(config.evaluate.likelihood.images, len(real))
-    if wanted:
-
-        def on_images(done: int) -> None:
-            phases.at(LIKELIHOOD, done, wanted, "images")
-
-        on_images(0)
-        pixels, settings, seed = real[:wanted], config.evaluate.likelihood, config.sample.seed
-        result = data_set_bits(model, pixels, labels[:wanted], settings, seed, device, on_images)
-        scores["bits_per_dim"] = likelihood_record(result)
-    return scores
-
-
-def _read_samples(
-    samples: SampleSet, model: Model, extractor: Extractor, phases: Phases
-) -> tuple[Tensor, Tensor]:
-    features: list[Tensor] = []
-    probabilities: list[Tensor] = []
-    for batch in samples.read(model.image_shape):
-        one, other = extractor(batch)
-        features.append(one)
-        probabilities.append(other)
-        phases.at(SAMPLES, sum(map(len, features)), samples.images, "images")
-    return torch.cat(features), torch.cat(probabilities)
-
-
-def _protocol(
-    config: RunConfig, manifest: Manifest, samples: SampleSet, extractor: Extractor
-) -> dict[str, Any]:
-    versions = environment()["versions"]
-    likelihood = config.evaluate.likelihood
+def _protocol(evaluation: Evaluation, samples: Parts) -> dict[str, Any]:
+    versions, settings = environment()["versions"], evaluation.settings
+    manifest, extractor, likelihood = evaluation.manifest, evaluation.extractor, settings.likelihood
+    pixels = joined(samples, "digests")
+    assert isinstance(pixels, Tensor), "every part has digests"
     return {
-        **samples.protocol,
+        **evaluation.source.protocol,
+        "samples_digest": hashlib.sha256(pixels.sort().values.numpy().tobytes()).hexdigest()[:16],
         "data": manifest.name,
         "data_version": manifest.version,
         "preprocessing": manifest.recipe,
-        "reference_split": "train",
+        "reference": evaluation.reference.name,
         "held_out_split": "val",
         "levels": manifest.levels,
         "features": extractor.name,
         "features_sha256": extractor.sha256,
-        **({"likelihood": likelihood.model_dump(mode="json")} if likelihood.images else {}),
+        **extractor.protocol,
+        "pair_images": settings.pair_images,
+        **({"likelihood": likelihood.model_dump(mode="json")} if LIKELIHOOD in evaluation.works else {}),
         "versions": {name: versions[name] for name in ("torch", "torchdiffeq", "numpy") if name in versions},
     }
 
 
 def _counts(scores: dict[str, Any]) -> dict[str, float]:
-    counts = {
-        "frechet_distance": scores["frechet_distance"]["value"],
-        "frechet_distance_of_held_out": scores["frechet_distance_of_held_out"]["value"],
-        "recognised": scores["recognised"]["value"],
-        "recognised_of_held_out": scores["recognised"]["held_out"],
-        "classifier_accuracy": scores["classifier"]["held_out_accuracy"],
-        "nfe": scores["nfe"]["mean"],
-    }
-    return counts | ({"bits_per_dim": scores["bits_per_dim"]["value"]} if "bits_per_dim" in scores else {})
-
-
-def _weights(config: RunConfig, manifest: Manifest) -> dict[str, float]:
-    """About how long each part takes, in steps of the classifier."""
-    likelihood = config.evaluate.likelihood
-    return {
-        CLASSIFIER: 500,
-        REFERENCE: manifest.splits["train"].images / 50,
-        SAMPLES: config.sample.images / 50,
-        LIKELIHOOD: 10 * likelihood.images * likelihood.draws,
-    }
+    valued = (
+        "frechet_distance",
+        "frechet_distance_of_held_out",
+        "kernel_distance",
+        "inception_score",
+        "precision",
+        "recall",
+        "recognised",
+        "bits_per_dim",
+    )
+    counts = {key: scores[key]["value"] for key in valued if key in scores}
+    if known := scores.get("recognised"):
+        counts["recognised_of_held_out"] = known["held_out"]
+    if judge := scores.get("classifier"):
+        counts["classifier_accuracy"] = judge["held_out_accuracy"]
+    return counts | ({"nfe": scores["nfe"]["mean"]} if "nfe" in scores else {})
 
 
 def _classifier_progress(phases: Phases) -> Callable[[int, int, float], None]:

@@ -10,6 +10,7 @@ from fm_core.config import RunConfig
 from fm_core.data.shards import check_source
 from fm_core.data.sources import open_source
 from fm_core.errors import UserError
+from fm_core.evaluation.plan import check_judges
 from fm_core.method.solve import Solver
 from fm_core.models.build import build_network
 from fm_core.run.directory import RunDirectory
@@ -43,6 +44,8 @@ def rules(config: RunConfig, stages: Sequence[str] = STAGES) -> Iterator[tuple[s
         yield "network", partial(_check_network, config)
         yield "initial weights", partial(_check_initial_weights, config)
         yield "scores beside", partial(_check_beside, config)
+    if "evaluate" in stages:
+        yield "judges", partial(check_judges, config.evaluate)
     if "sample" in stages:
         yield "samples", partial(_check_samples, config, "train" in stages, "evaluate" in stages)
 
@@ -74,14 +77,17 @@ def _check_beside(config: RunConfig) -> None:
 
 def _check_samples(config: RunConfig, trained_here: bool, scored: bool) -> None:
     solver_of(config)
-    averages = [*ema_decays(config.train)]
-    made_later = config.train.snapshot_images and config.sample.weights.startswith(POWER)
-    if config.sample.weights not in ("ema", "raw", *averages) and not made_later:
+    weights, averages = config.sample.weights, [*ema_decays(config.train)]
+    made_later = config.train.snapshot_images and weights.startswith(POWER)
+    if weights.endswith(".safetensors"):
+        if not Path(weights).exists():
+            raise UserError(f"sample.weights: {weights} does not exist")
+    elif weights not in ("ema", "raw", *averages) and not made_later:
         raise UserError(
             f"sample.weights {config.sample.weights}: there will be ema, raw, {', '.join(averages)}"
         )
     steps = -(-config.train.images // config.train.global_batch)
-    if trained_here and config.sample.step not in ("latest", steps):
+    if trained_here and config.sample.step not in ("latest", "best", steps):
         raise UserError(
             f"sample.step {config.sample.step}: this run ends at step {steps}; sample another alone"
         )

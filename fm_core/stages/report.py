@@ -1,17 +1,16 @@
 """Everything a run made, on one page."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from fm_core.config import RunConfig, dump_yaml
 from fm_core.data.manifest import Manifest, load_manifest
 from fm_core.errors import UserError
-from fm_core.evaluation.extractor import MOST_IMAGES, first_images
+from fm_core.evaluation.own_labels import MOST_IMAGES, first_images
 from fm_core.report.page import Figure, Section, Table, page
-from fm_core.report.pictures import data_uri, grid, loss_curve, nearest, png
+from fm_core.report.pictures import animation, data_uri, grid, loss_curve, nearest, png, strip
+from fm_core.report.scores import WARNING, Entry, compared, scores_section
 from fm_core.run.directory import RunDirectory, fingerprint, step_name
 from fm_core.run.files import read_json, read_lines, write_text
 from fm_core.run.progress import Observer, Progress, unobserved
@@ -41,13 +40,15 @@ def _report(config: RunConfig, run: RunDirectory, observe: Observer) -> StageRes
     if done is None or not metrics:
         raise UserError(f"{samples.store.url} is not complete; run fm sample first")
     scores = [record for path in _score_files(run, step, samples.key) if (record := read_json(path))]
-    shown = [metrics[-1], done, scores, manifest.version, config.model_dump(mode="json")]
+    others = sorted(str(path.relative_to(run.path)) for path in run.path.glob("evaluation/*/*.json"))
+    shown = [metrics[-1], done, scores, others, manifest.version, config.model_dump(mode="json")]
     mark = f"{FINGERPRINT_MARK}{fingerprint(shown)} -->\n"
     state = "verified" if run.report.exists() and run.report.read_text().endswith(mark) else "done"
     if state == "done":
         observe(Progress("report", 0, 1, "page", "drawing"))
         sections = [
-            *(_scores_section(record) for record in scores),
+            *(scores_section(record) for record in scores),
+            *_beside(run),
             _samples_section(config, manifest, samples),
             Section(
                 "Loss",
@@ -67,49 +68,22 @@ def _report(config: RunConfig, run: RunDirectory, observe: Observer) -> StageRes
     )
 
 
+def _beside(run: RunDirectory) -> list[Section]:
+    """All scores of the run in one table, where there are several."""
+    entries = [
+        Entry(f"{path.parent.name}/{path.stem}", record)
+        for path in sorted(run.path.glob("evaluation/*/*.json"))
+        if (record := read_json(path))
+    ]
+    if len(entries) < 2:
+        return []
+    comparison = compared(entries)
+    note = " ".join([WARNING, *comparison.differences]) if comparison.differences else ""
+    return [Section("All scores of this run", [comparison.table], note)]
+
+
 def _score_files(run: RunDirectory, step: int, sample_key: str) -> list[Path]:
     return sorted((run.path / "evaluation" / step_name(step)).glob(f"{sample_key}-*.json"))
-
-
-def _scores_section(scores: dict[str, Any]) -> Section:
-    frechet, held_out = scores["frechet_distance"], scores["frechet_distance_of_held_out"]
-    known, nfe, judge = scores["recognised"], scores["nfe"], scores["classifier"]
-    rows = [
-        _frechet_row(frechet, "samples"),
-        _frechet_row(held_out, "real held-out images"),
-        ["recognised with confidence above 0.9", f"{known['value']:.1%}", f"{known['images']:,} samples"],
-        ["", f"{known['held_out']:.1%}", f"{known['held_out_images']:,} real held-out images"],
-        [
-            "smallest and largest class share",
-            _range(known["class_shares"]),
-            "of the samples, as the classifier reads them",
-        ],
-        [
-            "held-out accuracy of the classifier",
-            f"{judge['held_out_accuracy']:.2%}",
-            f"{judge['held_out_images']:,} images",
-        ],
-        ["NFE", f"{nfe['mean']:.0f}", f"{nfe['solver']}, batches of {nfe['batch_size']}"],
-    ]
-    if bits := scores.get("bits_per_dim"):
-        detail = f"{bits['images']} held-out images, K = {bits['k']}, probe deviation {bits['probe_std']:.3f}"
-        rows.append(["bits/dim", f"{bits['value']:.3f} ± {bits['stderr']:.3f}", detail])
-    note = (
-        f"Distances use the features of a classifier trained on the data set's own labels; they are not FID. "
-        f"Reference: {frechet['reference']}."
-    )
-    return Section(
-        "Scores", [Table(["", "value", "of"], rows)], note, text=json.dumps(scores["protocol"], indent=1)
-    )
-
-
-def _frechet_row(record: dict[str, Any], what: str) -> list[str]:
-    value = f"{record['value']:.3f} ± {record['stderr']:.3f}"
-    return [f"Fréchet distance ({record['features']} features)", value, f"{record['images']:,} {what}"]
-
-
-def _range(shares: list[float]) -> str:
-    return f"{min(shares):.1%} to {max(shares):.1%}"
 
 
 def _samples_section(config: RunConfig, manifest: Manifest, samples: SampleSet) -> Section:
@@ -122,6 +96,11 @@ def _samples_section(config: RunConfig, manifest: Manifest, samples: SampleSet) 
             "the first samples, in the order of their numbers",
         )
     ]
+    way = samples.trajectory()
+    if way is not None:
+        caption = "from noise to image: the way of the first samples"
+        pictures.append(Figure(data_uri(animation(way, levels, 8, scale)), caption))
+        pictures.append(Figure(data_uri(png(strip(way, levels, 9, scale))), f"{caption}, at nine times"))
     count = min(config.report.neighbours, len(shown))
     note = ""
     if count:

@@ -16,11 +16,14 @@ import torch
 SIZE, BATCH = 64, 128
 
 
-class _Absent(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Stands in for transformers and torchvision, which the peers import and do not use here."""
+class Absent(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Stands in for packages that peers import and do not use here."""
+
+    def __init__(self, packages: tuple[str, ...]) -> None:
+        self.packages = packages
 
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("transformers", "torchvision"):
+        if name.split(".")[0] in self.packages:
             return importlib.machinery.ModuleSpec(name, self, is_package=True)
         return None
 
@@ -41,7 +44,7 @@ class _Stub(types.ModuleType):
 
 
 def use_peers(work: Path) -> None:
-    sys.meta_path.insert(0, _Absent())
+    sys.meta_path.insert(0, Absent(("transformers", "torchvision")))
     sys.path.append(str(work / "peers"))
     os.environ["DATA_OPTIMIZER_CACHE_FOLDER"] = str(work / "litdata-cache")
     os.environ["DATA_OPTIMIZER_DATA_CACHE_FOLDER"] = str(work / "litdata-cache")

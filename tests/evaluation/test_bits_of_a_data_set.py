@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from fm_core.config import LikelihoodSection, MethodSection, ModelSection
-from fm_core.evaluation.likelihood import data_set_bits
+from fm_core.evaluation.likelihood import batch_bits, gathered, tightened
 from fm_core.evaluation.scores import likelihood_record, recognition_record
+from fm_core.evaluation.work import cut
 from fm_core.method import keyed_random
 from fm_core.method.quantiser import Quantiser
 from fm_core.models.build import build_method
@@ -45,12 +46,21 @@ def model(rate=0.0, levels=17, conditional=False):
     )
 
 
-def score(network, pixels, labels=None, seen=lambda n: None, **settings):
+def score(network, pixels, labels=None, **settings):
+    """Batches as an evaluation makes them, and the check of its solver, put together."""
     settings = LikelihoodSection.model_validate(
         {"images": len(pixels), "rtol": 1e-6, "atol": 1e-6, **settings}
     )
     labels = torch.zeros(len(pixels), dtype=torch.int64) if labels is None else labels
-    return data_set_bits(network, pixels, labels, settings, 3, CPU, seen)
+
+    def parts(count, how):
+        return [
+            batch_bits(network, pixels[r.start : r.stop], labels[r.start : r.stop], r, how, 3, CPU)
+            for r in cut(count, how.batch)
+        ]
+
+    checks = parts(settings.check_images, tightened(settings))
+    return gathered(parts(len(pixels), settings), checks, settings.draws)
 
 
 def images(count, levels=17, seed=0):
@@ -105,12 +115,21 @@ def test_labels_reach_a_conditional_network_and_no_other():
 
 def test_images_are_scored_alike_in_any_batch():
     pixels = images(10)
-    whole = score(model(0.3), pixels, batch=10)
-    seen = []
-    parts = score(model(0.3), pixels, batch=4, seen=seen.append)
-    assert seen == [4, 8, 10]
+    whole, parts = (score(model(0.3), pixels, batch=batch, check_images=0) for batch in (10, 4))
     assert parts.headline.value == pytest.approx(whole.headline.value, abs=1e-5)
     assert parts.nfe == pytest.approx(whole.nfe, rel=0.3)
+    assert (whole.check, parts.headline.images) == (None, 10)
+
+
+def test_the_solver_is_checked_at_tighter_tolerances():
+    pixels = images(10)
+    loose = score(model(3.0), pixels, rtol=1.0, atol=1.0, check_images=6)
+    exact = gaussian_bits(pixels, 17, math.exp(3.0))
+    assert loose.check.images == 6
+    assert loose.check.largest >= abs(loose.check.mean)
+    tight = score(model(3.0), pixels, rtol=1e-6, atol=1e-6, check_images=6)
+    assert tight.check.largest < loose.check.largest / 10
+    assert tight.headline.value == pytest.approx(exact.mean().item(), abs=1e-4)
 
 
 def test_more_draws_tighten_the_bound_and_leave_the_headline():
@@ -125,10 +144,12 @@ def test_more_draws_tighten_the_bound_and_leave_the_headline():
 
 
 def test_a_record_holds_what_was_asked_and_nothing_else():
-    plain = likelihood_record(score(model(), images(2)))
-    assert set(plain) == {"value", "stderr", "images", "k", "probe_std", "nfe"}
+    tolerances = {"rtol": 1e-6, "atol": 1e-6}
+    plain = likelihood_record(score(model(), images(2), check_images=0), tolerances)
+    assert set(plain) == {"value", "stderr", "images", "k", "probe_std", "nfe", "rtol", "atol"}
     assert plain["k"] == 1
-    tighter = likelihood_record(score(model(), images(2), draws=2))
+    tighter = likelihood_record(score(model(), images(2), draws=2, check_images=1), tolerances)
+    assert tighter["solver_check"]["images"] == 1
     assert tighter["k_sample"]["k"] == 2
 
 

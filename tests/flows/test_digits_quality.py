@@ -43,7 +43,7 @@ def test_every_class_is_there(scores: dict):
 
 
 def test_distances_of_samples_and_of_real_digits_are_of_equally_many_images(scores: dict):
-    samples, held_out = scores["frechet_distance"], scores["frechet_distance_of_held_out"]
+    samples, held_out = scores["frechet_distance_of_as_many"], scores["frechet_distance_of_held_out"]
     assert samples["images"] == held_out["images"] == 500
     assert samples["features"] == held_out["features"] == "classifier"
     assert samples["value"] < 3 * held_out["value"]

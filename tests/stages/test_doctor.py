@@ -68,7 +68,7 @@ def test_rules_and_data_of_a_configuration(tmp_path, monkeypatch, capsys):
     code, lines, _ = doctor(capsys, "--config", "run.yaml")
     assert code == 0
     assert {name: mark for name, (mark, _) in lines.items()} == dict.fromkeys(
-        ("data", "training", "network", "initial weights", "scores beside", "samples"), "ok"
+        ("data", "training", "network", "initial weights", "scores beside", "judges", "samples"), "ok"
     )
     code, lines, _ = doctor(
         capsys,
@@ -170,7 +170,8 @@ def test_what_cannot_be_looked_at_is_2_and_one_line(capsys, words, named):
 def test_a_failed_check_is_2(monkeypatch, capsys):
     import fm_core.stages.doctor as module
 
-    monkeypatch.setattr(module, "machine_checks", lambda: [Check("x", True, "fine"), Check("y", False, "no")])
+    monkeypatch.setattr(module, "machine_checks", lambda: [Check("x", True, "fine")])
+    monkeypatch.setattr(module, "self_tests", lambda: [Check("y", False, "no")])
     code, lines, _ = doctor(capsys)
     assert (code, lines) == (2, {"x": ("ok", "fine"), "y": ("NO", "no")})
     with pytest.raises(UserError, match="--config"):

@@ -120,8 +120,13 @@ def test_scores_hold_what_the_house_promises(scores):
     assert (frechet["features"], frechet["images"]) == ("classifier", 20)
     assert scores["frechet_distance_of_held_out"]["images"] == frechet["images"]
     assert frechet["value"] > scores["frechet_distance_of_held_out"]["value"]
-    assert {"mean", "batch_size", "solver", "steps"} <= scores["nfe"].keys()
-    assert (scores["nfe"]["mean"], scores["nfe"]["batch_size"]) == (4, 8)
+    assert frechet["fewer_images_than_features"]
+    for key in ("kernel_distance", "inception_score", "precision", "recall"):
+        assert {"value", "stderr", "features", "images"} <= scores[key].keys()
+        assert scores[key]["features"] == "classifier"
+    assert (scores["precision"]["images"], scores["precision"]["reference_images"]) == (20, 1737)
+    ledger = {"solver": "euler", "steps": 4, "mean": 4, "batch_size": 8, "forwards_per_evaluation": 1}
+    assert ledger | {"accepted": 4, "rejected": 0} == scores["nfe"]
     assert {"value", "stderr", "images", "k", "probe_std"} <= scores["bits_per_dim"].keys()
     assert scores["bits_per_dim"]["images"] == 2
     assert 2 < scores["bits_per_dim"]["value"] < 8
@@ -210,14 +215,20 @@ def test_a_lost_picture_is_drawn_again_without_new_samples(tiny):
 def test_what_was_not_asked_for_is_absent(tiny):
     likelihood = tiny.config.evaluate.likelihood.model_copy(update={"images": 0})
     other = tiny.config.model_copy(
-        update={"evaluate": tiny.config.evaluate.model_copy(update={"likelihood": likelihood})}
+        update={
+            "evaluate": tiny.config.evaluate.model_copy(
+                update={"likelihood": likelihood, "metrics": ("frechet_distance",)}
+            )
+        }
     )
     made = evaluate.evaluate(other)
     path = tiny.root / made.paths["scores"]
     scores = read_json(path)
     path.unlink()
     assert made.state == "done"
-    assert not {"bits_per_dim", "kernel_distance", "inception_score", "precision"} & scores.keys()
+    asked = {"protocol", "step", "images_seen", "seconds", "schema", "nfe", "classifier", "recognised"}
+    distances = {"frechet_distance", "frechet_distance_of_held_out"}
+    assert scores.keys() - asked == distances
     assert "likelihood" not in scores["protocol"]
     assert "bits_per_dim" not in made.counts
     no_empty(scores)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -73,6 +74,12 @@ class Tiny:
     @property
     def config(self) -> RunConfig:
         return load_config(self.file)
+
+    def copy(self, name: str) -> "Tiny":
+        """The same run under another name, for tests that add to it; the data set is shared."""
+        other = Tiny(self.root, name)
+        shutil.copytree(self.path, other.path, ignore=shutil.ignore_patterns("lock", "job.json"))
+        return other
 
     def fm(self, command: str, *words: str, **variables: str) -> Called:
         """The command in a process of its own."""

@@ -1,0 +1,40 @@
+"""One rank of an evaluation: `python -m fm_core.evaluation.rank CONFIG` under torchrun.
+
+Ranks share nothing: of each piece of work rank r makes the parts r, r + ranks, ... that are missing.
+"""
+
+import os
+
+import torch
+
+from fm_core.config import RunConfig
+from fm_core.errors import Stopped
+from fm_core.evaluation.plan import Evaluation
+from fm_core.run.progress import Pace, Progress
+from fm_core.run.rank import Rank, run_rank
+from fm_core.run.status import write_status
+
+
+def evaluate(config: RunConfig, rank: Rank) -> None:
+    """Make this rank's share of the parts that are missing."""
+    device = torch.device("cuda", rank.local) if torch.cuda.is_available() else torch.device("cpu")
+    evaluation = Evaluation(config, device)
+    # The classifier was trained by whoever submitted this job.
+    evaluation.open(lambda step, steps, loss: None)
+    pace = Pace()
+    total = sum(len(work.ranges) for work in evaluation.works.values())
+    for work in evaluation.works.values():
+        for number in work.missing():
+            if number % rank.count != rank.number:
+                continue
+            if rank.stop_requested():
+                raise Stopped(f"stopped during {work.phase}; what is finished stays")
+            if rank.first:
+                done = total - sum(len(other.missing()) for other in evaluation.works.values())
+                progress = Progress("evaluate", done, total, "parts", work.phase, pace.rate(done))
+                write_status(rank.control, progress, job=rank.job, process=os.getpid())
+            work.run(number)
+
+
+if __name__ == "__main__":
+    run_rank("evaluate", evaluate)

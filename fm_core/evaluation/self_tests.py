@@ -1,0 +1,216 @@
+"""Sampling and scoring against closed forms, on this machine: no weights, no network, under a minute."""
+
+import math
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from fm_core.check import Check
+from fm_core.errors import UserError
+from fm_core.evaluation.frechet import distance, distance_alone, frechet_distance, frechet_distance_of_few
+from fm_core.evaluation.inception import torch_fidelity_module
+from fm_core.evaluation.inception_score import inception_score
+from fm_core.evaluation.kernel import kernel_distance
+from fm_core.evaluation.moments import Gaussian, Moments
+from fm_core.evaluation.neighbours import precision_and_recall
+from fm_core.method.bits import bits_per_dim
+from fm_core.method.divergence import Exact, Hutchinson
+from fm_core.method.quantiser import Quantiser
+from fm_core.method.solve import ADAPTIVE, FIXED, Solver, solve
+
+PIXELS = 4
+"""Of the images of the likelihood's tests: the divergence is exact, one backward pass a pixel."""
+ROUGH = ("explicit_adams",)
+"""Methods of torchdiffeq 0.2.5 that are far off whatever the machine."""
+
+
+def self_tests() -> list[Check]:
+    """Every check of sampling and evaluation, in a fixed order."""
+    return [
+        _checked("bits/dim of a uniform model", _uniform_model),
+        _checked("bits/dim of a Gaussian model", _gaussian_model),
+        _checked("probes of the divergence", _probes),
+        _checked("quantiser", _quantiser),
+        _checked("Fréchet distance", _frechet),
+        _checked("Fréchet distance of few images", _few_images),
+        _checked("real digits against themselves", _digits),
+        _checked("order of the images", _order),
+        *(_solver(method) for method in (*ADAPTIVE, *FIXED)),
+        _checked("extractor classifier", _classifier),
+        _inception(),
+    ]
+
+
+def _checked(name: str, test: Callable[[], str]) -> Check:
+    try:
+        return Check(name, True, test())
+    except AssertionError as error:
+        return Check(name, False, str(error))
+    except Exception as error:  # whatever is wrong with this machine is a finding
+        return Check(name, False, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+
+
+def _near(found: float, expected: float, within: float, what: str) -> str:
+    assert abs(found - expected) <= within, f"{what}: {found:.8g}, and {expected:.8g} would be right"
+    return f"{what}: {found:.6g}, as it must be"
+
+
+def _uniform_model() -> str:
+    """Noise z goes straight to 2 Phi(z) - 1, which is uniform on [-1, 1): 8 bits for 256 levels."""
+
+    def velocity(t: Tensor, x: Tensor) -> Tensor:
+        # Where the path through x began, by bisection; one step of Newton's makes it differentiable in x.
+        low, high = torch.full_like(x, -9.0), torch.full_like(x, 9.0)
+        for _ in range(60):
+            middle = (low + high) / 2
+            below = (1 - t) * middle + t * torch.special.ndtr(middle) * 2 - t < x
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        z = ((low + high) / 2).detach()
+        slope = (1 - t) + t * 2 * torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
+        z = z - ((1 - t) * z + t * (torch.special.ndtr(z) * 2 - 1) - x) / slope
+        return torch.special.ndtr(z) * 2 - 1 - z
+
+    pixels = torch.arange(0, 256, 17, dtype=torch.uint8).view(-1, PIXELS)
+    bits = bits_per_dim(
+        velocity,
+        pixels,
+        Quantiser(256),
+        torch.full((1, *pixels.shape), 0.5),
+        (0.0, 1.0),
+        Solver("rk4", steps=200),
+        Exact(),
+    )
+    worst = (bits.first - 8).abs().amax().item()
+    return _near(8 + worst, 8, 1e-3, "bits/dim of the image that is furthest off")
+
+
+def _gaussian_model() -> str:
+    """The linear field a x carries N(0, 1) to N(0, exp(2 a))."""
+    rate, quantiser = -0.7, Quantiser(256)
+    pixels = torch.arange(0, 256, 8, dtype=torch.uint8).view(-1, PIXELS)
+    draws = torch.full((1, *pixels.shape), 0.25)
+    solver = Solver("dopri5", rtol=1e-6, atol=1e-6)
+    bits = bits_per_dim(lambda t, x: rate * x, pixels, quantiser, draws, (0.0, 1.0), solver, Exact())
+    x = quantiser.dequantise(pixels, draws[0]).double() / math.exp(rate)
+    nats = 0.5 * x.square().mean(1) + rate + 0.5 * math.log(2 * math.pi)
+    expected = (nats / math.log(2) + quantiser.bits_offset).mean().item()
+    return _near(bits.first.mean().item(), expected, 1e-4, "bits/dim")
+
+
+def _probes() -> str:
+    """Rademacher probes are exact where the Jacobian is diagonal."""
+    x, generator = torch.linspace(-1, 1, 8).view(2, 4), torch.Generator().manual_seed(0)
+    signs = torch.randint(0, 2, (3, 2, 4), generator=generator) * 2.0 - 1
+    _, found = Hutchinson(signs).with_velocity(lambda t, x: torch.sin(x), torch.tensor(0.5), x)
+    expected = torch.cos(x).sum(1, keepdim=True).expand(-1, 3)
+    return _near((found - expected).abs().amax().item(), 0, 1e-5, "difference from the exact divergence")
+
+
+def _quantiser() -> str:
+    for levels in (2, 17, 256):
+        pixels, quantiser = torch.arange(levels, dtype=torch.uint8), Quantiser(levels)
+        for u in (0.0, 0.5, 1 - 2**-24):
+            back = quantiser.quantise(quantiser.dequantise(pixels, torch.full((levels,), u)))
+            assert torch.equal(back, pixels), f"{levels} levels do not come back at u = {u}"
+    return "2, 17 and 256 levels come back from anywhere in their bins"
+
+
+def _rows(count: int, dimension: int, seed: int, scale: float = 1.0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, dimension, generator=generator) * scale
+
+
+def _frechet() -> str:
+    """Covariances that commute: |m1 - m2|^2 + sum (s1 - s2)^2."""
+    count = 10**6
+    mean, variances = torch.tensor([1.0, 2.0, 3.0]).double(), torch.tensor([1.0, 4.0, 9.0]).double()
+    products = (count - 1) * torch.diag(variances) + count * torch.outer(mean, mean)
+    other = Gaussian(
+        torch.tensor([1.0, 0.0, 3.5]).double(), torch.diag(torch.tensor([4.0, 4, 1]).double()), None
+    )
+    found = frechet_distance(Moments(count, count * mean, products), other)
+    return _near(found, 4 + 0.25 + 1 + 0 + 4, 1e-8, "distance of two known Gaussians")
+
+
+def _few_images() -> str:
+    few, many = _rows(20, 64, 0), Gaussian.of(Moments.of(_rows(400, 64, 1)))
+    exact = frechet_distance_of_few(few, many)
+    return _near(frechet_distance(Moments.of(few), many), exact, 1e-6 * exact, "20 images of 64 features")
+
+
+def _digits() -> str:
+    pixels = _digits_and_labels()[0].flatten(1).float()
+    found = distance_alone(pixels, Gaussian.of(Moments.of(pixels)))
+    near = precision_and_recall(pixels[:500], pixels[:500])
+    assert near.precision == near.recall == 1, f"precision {near.precision} and recall {near.recall}, not 1"
+    trace = Moments.of(pixels).covariance.trace().item()
+    return _near(found / trace, 0, 1e-9, f"{len(pixels):,} digits, distance in units of their variance")
+
+
+def _digits_and_labels() -> tuple[Tensor, Tensor]:
+    """Scikit-learn's 1,797 digits, uint8 [N, 1, 8, 8], and their classes int64 [N]."""
+    from sklearn.datasets import load_digits
+
+    bunch = cast(Any, load_digits())
+    pixels = torch.from_numpy(bunch.images).to(torch.uint8)
+    return pixels[:, None], torch.from_numpy(bunch.target).to(torch.int64)
+
+
+def _order() -> str:
+    rows, real = _rows(400, 8, 2), _rows(300, 8, 3, 1.2)
+    rows[:200] += 2
+    shuffled = rows[torch.randperm(400, generator=torch.Generator().manual_seed(0))]
+    reference = Gaussian.of(Moments.of(real))
+    pairs = {
+        "Fréchet distance": [distance(part, reference).value for part in (rows, shuffled)],
+        "kernel distance": [kernel_distance(part, real).value for part in (rows, shuffled)],
+        "Inception Score": [inception_score(part.softmax(1)).value for part in (rows, shuffled)],
+        "precision": [precision_and_recall(part, real).precision for part in (rows, shuffled)],
+    }
+    for name, (one, other) in pairs.items():
+        _near(one, other, 1e-8, name)
+    return f"{', '.join(pairs)} do not depend on it"
+
+
+def _solver(method: str) -> Check:
+    """Du/dt = -x from 1 ends at exp(-1)."""
+
+    def test() -> str:
+        adaptive = method in ADAPTIVE
+        solver = Solver(method, 1e-6, 1e-6) if adaptive else _fixed(method)
+        run = solve(lambda t, x: -x, torch.ones(3, 2, dtype=torch.float64), (0.0, 1.0), solver)
+        within = 1e-4 if adaptive else 0.02
+        if method in ROUGH:
+            return f"runs, but ends at {run.x.mean():.3f} where {math.exp(-1):.3f} is right, here as anywhere"
+        told = _near(run.x.mean().item(), math.exp(-1), within, "exp(-1)")
+        return f"{told}, in {run.nfe} evaluations"
+
+    return _checked(f"solver {method}", test)
+
+
+def _fixed(method: str) -> Solver:
+    tolerances = (1e-6, 1e-6) if method == "implicit_adams" else (None, None)
+    return Solver(method, *tolerances, steps=40)
+
+
+def _classifier() -> str:
+    from fm_core.evaluation.classifier import read, train_classifier
+
+    pixels, labels = _digits_and_labels()
+    classifier = train_classifier(pixels[:64], labels[:64], 17, 10, seed=0, steps=2, batch_size=16)
+    features, _ = read(classifier, pixels[:8], 17)
+    assert torch.isfinite(features).all(), "its features are not finite"
+    return f"trains and gives {features.shape[1]} features (evaluate.features classifier)"
+
+
+def _inception() -> Check:
+    """Not having it is no fault of the machine: it is an extra."""
+    name = "extractor inception"
+    try:
+        torch_fidelity_module("feature_extractor_inceptionv3")
+    except UserError as error:
+        missing = "No module named" in str(error)
+        return Check(name, missing, f"not there ({error})" if missing else str(error))
+    return Check(name, True, "torch-fidelity's module imports; FID needs evaluate.weights besides")

@@ -1,0 +1,186 @@
+"""Where the images that are scored come from: tars of a run, the sampler itself, a folder, an .npz."""
+
+import hashlib
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from fm_core.config import RunConfig
+from fm_core.data.manifest import Manifest
+from fm_core.errors import UserError
+from fm_core.evaluation.work import cut
+from fm_core.sampling.generate import Batch, generate
+from fm_core.sampling.model import Model
+from fm_core.sampling.store import SampleSet, draw_of
+
+PART_IMAGES = 1_024
+"""Images of a folder or an .npz that are read together."""
+PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a batch of images cost."""
+
+    nfe: int
+    accepted: int | None
+    rejected: int | None
+    forwards: int
+
+    def tensor(self) -> Tensor:
+        """int64 [4]; -1 where a solver does not tell."""
+        told = (self.nfe, self.accepted, self.rejected, self.forwards)
+        return torch.tensor([-1 if number is None else number for number in told])
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images uint8 in numbered parts."""
+
+    name: str
+    ranges: Sequence[range]
+    read: Callable[[int], tuple[Tensor, Cost | None]]
+    """Pixels uint8 [n, C, S, S] of a part and, of samples, what they cost. Raises UserError."""
+    identity: Any
+    """A plain value that differs when other images are meant."""
+    protocol: dict[str, Any]
+
+
+def samples_of_a_run(samples: SampleSet, shape: tuple[int, int, int]) -> Source:
+    """The tars of a run. UserError if they are not complete."""
+    if samples.done() is None:
+        raise UserError(f"{samples.store.url} is not complete; run fm sample first")
+
+    def read(number: int) -> tuple[Tensor, Cost | None]:
+        record = samples.shard(number)
+        cost = record and Cost(record.nfe, record.accepted, record.rejected, record.forwards)
+        return samples.read_batch(number, shape), cost
+
+    ranges = cut(samples.images, samples.batch)
+    return Source("samples", ranges, read, samples.protocol, samples.protocol)
+
+
+def sampler(config: RunConfig, samples: SampleSet, model: Model, device: torch.device) -> Source:
+    """The same images, made when they are read, and written nowhere."""
+    draw = draw_of(config)
+    draw.check(model)
+
+    def read(number: int) -> tuple[Tensor, Cost | None]:
+        first, count = samples.extent(number)
+        batch: Batch = generate(model, draw, first, count, device)
+        return batch.images, Cost(batch.nfe, batch.accepted, batch.rejected, batch.forwards)
+
+    ranges = cut(samples.images, samples.batch)
+    return Source("sampler", ranges, read, samples.protocol, samples.protocol)
+
+
+def outside(where: str, manifest: Manifest) -> Source:
+    """A folder of pictures or an .npz. UserError for what is neither or does not fit the data set."""
+    path = Path(where)
+    if path.is_dir():
+        return _folder(path, manifest)
+    if path.suffix == ".npz" and path.exists():
+        return _npz(path, manifest)
+    raise UserError(f"evaluate.samples {where}: neither a folder of images nor an .npz file; or say sampler")
+
+
+def _folder(folder: Path, manifest: Manifest) -> Source:
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
+    _enough(len(files), str(folder))
+    names = [(str(path.relative_to(folder)), *_stat(path)) for path in files]
+    ranges = cut(len(files), PART_IMAGES)
+
+    def read(number: int) -> tuple[Tensor, Cost | None]:
+        images = ranges[number]
+        return torch.stack([_picture(path, manifest) for path in files[images.start : images.stop]]), None
+
+    identity = hashlib.sha256(repr(names).encode()).hexdigest()
+    return Source(folder.name, ranges, read, identity, {"images": len(files), "samples": "folder"})
+
+
+def _picture(path: Path, manifest: Manifest) -> Tensor:
+    channels, height, width = manifest.image_shape
+    modes = {1: ("L", "P", "1"), 3: ("RGB", "L", "P")}[channels]
+    try:
+        with Image.open(path) as picture:
+            if picture.mode not in modes:
+                raise UserError(f"{path}: mode {picture.mode}; {channels} channels of 8 bits are expected")
+            array = np.asarray(picture.convert("L" if channels == 1 else "RGB"), dtype=np.uint8)
+    except (OSError, UnidentifiedImageError, SyntaxError) as error:
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+    if array.shape[:2] != (height, width):
+        raise UserError(f"{path}: {array.shape[0]} x {array.shape[1]} pixels, not {height} x {width}")
+    pixels = torch.from_numpy(array.copy()).view(height, width, channels).permute(2, 0, 1)
+    return _in_levels(pixels, manifest, str(path))
+
+
+def _npz(path: Path, manifest: Manifest) -> Source:
+    shape, start = _header(path, manifest)
+    ranges = cut(shape[0], PART_IMAGES)
+    size = int(np.prod(shape[1:]))
+
+    def read(number: int) -> tuple[Tensor, Cost | None]:
+        images = ranges[number]
+        with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
+            file.seek(start + images.start * size)
+            try:
+                content = file.read(len(images) * size)
+            except zipfile.BadZipFile as error:
+                raise UserError(f"{path} is damaged: {error}") from None
+        if len(content) != len(images) * size:
+            raise UserError(f"{path} is damaged: arr_0 ends before image {images.stop}")
+        pixels = torch.frombuffer(bytearray(content), dtype=torch.uint8).view(len(images), *shape[1:])
+        return _in_levels(pixels.permute(0, 3, 1, 2).contiguous(), manifest, str(path)), None
+
+    return Source(path.stem, ranges, read, [path.name, *_stat(path)], {"images": shape[0], "samples": "npz"})
+
+
+def _header(path: Path, manifest: Manifest) -> tuple[tuple[int, ...], int]:
+    """Shape of arr_0 and where its first pixel is."""
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
+            shape, fortran, dtype = _npy_header(file)
+            start = file.tell()
+    except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
+        raise UserError(f"{path} holds no array arr_0: {' '.join(str(error).split())}") from None
+    channels, height, width = manifest.image_shape
+    if dtype != np.uint8:
+        raise UserError(f"{path}: arr_0 is {dtype}; images are uint8 [N, height, width, channels]")
+    if fortran or shape[1:] != (height, width, channels):
+        raise UserError(
+            f"{path}: arr_0 is {list(shape)}; the data set's are [N, {height}, {width}, {channels}]"
+        )
+    _enough(shape[0], str(path))
+    return shape, start
+
+
+def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    version = np.lib.format.read_magic(file)
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    return read[version](file)
+
+
+def _in_levels(pixels: Tensor, manifest: Manifest, where: str) -> Tensor:
+    if int(pixels.max()) >= manifest.levels:
+        raise UserError(
+            f"{where}: grey values up to {int(pixels.max())}; those of {manifest.name} are 0 .. "
+            f"{manifest.levels - 1}"
+        )
+    return pixels
+
+
+def _enough(count: int, where: str) -> None:
+    if count < 4:
+        raise UserError(f"{where} holds {count} images; scores and their errors need at least 4")
+
+
+def _stat(path: Path) -> tuple[int, int]:
+    facts = path.stat()
+    return facts.st_size, facts.st_mtime_ns

@@ -1,0 +1,88 @@
+"""Statistics of a reference as .npz files: mu [D] and sigma [D, D], as ADM, EDM and pytorch-fid have them.
+
+Ours also say what they are of; those of others do not, and are taken at their user's word.
+"""
+
+import io
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fm_core.data.manifest import Manifest
+from fm_core.errors import UserError
+from fm_core.evaluation.extractor import Extractor
+from fm_core.evaluation.moments import Gaussian
+from fm_core.run.files import write_bytes
+
+
+def read_statistics(path: Path, extractor: Extractor, manifest: Manifest) -> tuple[Gaussian, Tensor | None]:
+    """Mean and covariance from a file, and the images uint8 [N, C, S, S] in it (arr_0), if there are any.
+
+    Raises UserError for a file without statistics, and for those of another extractor or data set.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            content: dict[str, Any] = {name: file[name] for name in file.files if name != "mu_s"}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"evaluate.reference {path} cannot be read: {' '.join(str(error).split())}; name train, val or "
+            "an .npz with mu and sigma"
+        ) from None
+    if not {"mu", "sigma"} <= content.keys():
+        raise UserError(f"evaluate.reference {path} holds {', '.join(content) or 'nothing'}, no mu and sigma")
+    mu, sigma = (torch.from_numpy(np.asarray(content[name], dtype=np.float64)) for name in ("mu", "sigma"))
+    if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)) or not torch.isfinite(sigma).all():
+        raise UserError(
+            f"evaluate.reference {path}: mu {list(mu.shape)} and sigma {list(sigma.shape)} are no mean and "
+            "covariance"
+        )
+    _refuse_strangers(path, content, extractor, manifest)
+    dimension = _dimension(extractor, manifest)
+    if len(mu) != dimension:
+        raise UserError(
+            f"evaluate.reference {path} is of {len(mu)} features; {extractor.name} has {dimension}"
+        )
+    count = int(content["images"]) if "images" in content else None
+    return Gaussian(mu, sigma, count), _images(content.get("arr_0"), manifest)
+
+
+def write_statistics(path: Path, reference: Gaussian, extractor: Extractor, manifest: Manifest) -> None:
+    """Write mu, sigma and what they are of; the suffix is .npz."""
+    buffer = io.BytesIO()
+    facts: dict[str, Any] = {
+        "features": extractor.name,
+        "features_sha256": extractor.sha256,
+        "data": manifest.name,
+        "data_version": manifest.version,
+        **({"images": reference.count} if reference.count else {}),
+    }
+    np.savez(buffer, mu=reference.mean.cpu().numpy(), sigma=reference.covariance.cpu().numpy(), **facts)
+    write_bytes(path, buffer.getvalue())
+
+
+def _refuse_strangers(path: Path, content: dict[str, Any], extractor: Extractor, manifest: Manifest) -> None:
+    ours = {
+        "features": extractor.name,
+        "features_sha256": extractor.sha256,
+        "data_version": manifest.version,
+    }
+    for key, value in ours.items():
+        if key in content and str(content[key]) != value:
+            raise UserError(
+                f"evaluate.reference {path} has {key} {str(content[key])[:40]}; this is {value[:40]}"
+            )
+
+
+def _dimension(extractor: Extractor, manifest: Manifest) -> int:
+    return extractor(torch.zeros(1, *manifest.image_shape, dtype=torch.uint8))[0].shape[1]
+
+
+def _images(array: Any, manifest: Manifest) -> Tensor | None:
+    channels, height, width = manifest.image_shape
+    if array is None or array.dtype != np.uint8 or array.shape[1:] != (height, width, channels):
+        return None
+    return torch.from_numpy(array).permute(0, 3, 1, 2).contiguous()

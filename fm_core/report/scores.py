@@ -1,0 +1,235 @@
+"""Scores as rows of tables; numbers of unequal protocol never stand in one table without a word."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fm_core.report.page import Figure, Section, Table
+from fm_core.report.pictures import data_uri
+from fm_core.report.plots import curves
+
+INCEPTION = "inception-v3-2015-12-05"
+"""Features on which a Fréchet distance is FID, as evaluation names them."""
+ITSELF = ("weights_sha256", "samples_digest")
+"""What differs between two models that are compared, and is no difference of protocol."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Scores of one set of samples."""
+
+    name: str
+    scores: Mapping[str, Any]
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """All that moves the numbers, under dotted names, save what is being compared."""
+        return {key: value for key, value in _flat(self.scores["protocol"]).items() if key not in ITSELF}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several sets of scores in one table, and how their protocols differ."""
+
+    table: Table
+    differences: Sequence[str]
+    """A line for each key of the protocol in which they differ; empty where the numbers compare."""
+
+    def text(self) -> str:
+        """The table as Markdown, differences below it."""
+        rows = [self.table.head, ["---"] * len(self.table.head), *self.table.rows]
+        lines = ["| " + " | ".join(row) + " |" for row in rows]
+        if self.differences:
+            lines += ["", WARNING, *(f"- {line}" for line in self.differences)]
+        return "\n".join(lines)
+
+
+WARNING = "These numbers were not made by one protocol, and compare only as far as these differences allow:"
+
+
+def compared(entries: Sequence[Entry]) -> Comparison:
+    """One row for each set of scores, a letter for each protocol, and the differences.
+
+    The letter stands in the first column where there is more than one protocol.
+    """
+    protocols = list[dict[str, Any]]()
+    for entry in entries:
+        protocols += [entry.protocol] if entry.protocol not in protocols else []
+    letters = [chr(ord("A") + number % 26) for number in range(len(protocols))]
+    several = len(protocols) > 1
+    columns = [column for column in COLUMNS if any(column.key in entry.scores for entry in entries)]
+    head = ["", *(["protocol"] if several else []), *(column.head(entries) for column in columns)]
+    rows = [
+        [
+            entry.name,
+            *([letters[protocols.index(entry.protocol)]] if several else []),
+            *(column.cell(entry.scores) for column in columns),
+        ]
+        for entry in entries
+    ]
+    return Comparison(Table(head, rows), _differences(protocols, letters))
+
+
+def _differences(protocols: Sequence[Mapping[str, Any]], letters: Sequence[str]) -> list[str]:
+    keys = sorted(set().union(*(protocol.keys() for protocol in protocols)))
+    lines = list[str]()
+    for key in keys:
+        values = [protocol.get(key, "not told") for protocol in protocols]
+        if any(value != values[0] for value in values):
+            told = "; ".join(f"{letter}: {value}" for letter, value in zip(letters, values, strict=True))
+            lines.append(f"{key}: {told}")
+    return lines
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    found = dict[str, Any]()
+    for key, below in value.items():
+        found |= _flat(below, f"{prefix}.{key}" if prefix else str(key))
+    return found
+
+
+@dataclass(frozen=True)
+class Column:
+    """A score of the comparison."""
+
+    key: str
+    title: str
+    digits: int
+
+    def head(self, entries: Sequence[Entry]) -> str:
+        """Its title; a Fréchet distance is FID where all of it is on Inception's features."""
+        kinds = {entry.scores[self.key].get("features") for entry in entries if self.key in entry.scores}
+        if self.key == "frechet_distance":
+            return title_of_distance(kinds.pop()) if len(kinds) == 1 else self.title
+        return self.title
+
+    def cell(self, scores: Mapping[str, Any]) -> str:
+        """Value and standard error, or nothing."""
+        if self.key not in scores:
+            return ""
+        record = scores[self.key]
+        value = record.get("value", record.get("mean"))
+        error = f" ± {record['stderr']:.{self.digits}f}" if "stderr" in record else ""
+        images = f" ({record['images']:,})" if "images" in record else ""
+        return f"{value:.{self.digits}f}{error}{images}"
+
+
+COLUMNS = (
+    Column("frechet_distance", "Fréchet distance", 3),
+    Column("kernel_distance", "kernel distance", 5),
+    Column("inception_score", "Inception Score", 2),
+    Column("precision", "precision", 3),
+    Column("recall", "recall", 3),
+    Column("bits_per_dim", "bits/dim", 3),
+    Column("nfe", "NFE", 0),
+)
+
+
+def title_of_distance(features: str) -> str:
+    """FID for the features that FID is defined by, and no other."""
+    return "FID" if features == INCEPTION else f"Fréchet distance ({features} features)"
+
+
+def scores_section(scores: Mapping[str, Any]) -> Section:
+    """One set of scores, each with its error and what it is of; the protocol below."""
+    rows = list[list[str]]()
+    for key, what in (
+        ("frechet_distance", "samples"),
+        ("frechet_distance_of_as_many", "samples"),
+        ("frechet_distance_of_held_out", "real held-out images"),
+    ):
+        if key in scores:
+            rows += _distance_rows(scores[key], what)
+    for column in COLUMNS[1:5]:
+        if column.key in scores:
+            record = scores[column.key]
+            against = f" against {record['reference_images']:,}" if "reference_images" in record else ""
+            value = f"{record['value']:.{column.digits}f} ± {record['stderr']:.{column.digits}f}"
+            of = f"{record['images']:,} samples{against}, {record['features']} features"
+            rows.append([column.title, value, of])
+    rows += _recognition_rows(scores)
+    if copies := scores.get("duplicates"):
+        rows.append(["copies of other samples", f"{copies['images']:,}", f"of {copies['of']:,} samples"])
+    if nfe := scores.get("nfe"):
+        steps = ", ".join(f"{nfe[key]:.1f} steps {key}" for key in ("accepted", "rejected") if key in nfe)
+        told = [f"{nfe['solver']}, batches of {nfe['batch_size']}", steps] if steps else [nfe["solver"]]
+        rows.append(["NFE", f"{nfe['mean']:.0f}", ", ".join(told)])
+    rows += _likelihood_rows(scores)
+    note = ""
+    if distance := scores.get("frechet_distance"):
+        note = f"Reference: {distance['reference']}."
+        if distance["features"] != INCEPTION:
+            note = f"Distances on {distance['features']} features are not FID. {note}"
+    figures = [_curve_figure(scores["nfe_curve"])] if "nfe_curve" in scores else []
+    protocol = json.dumps(scores["protocol"], indent=1)
+    return Section("Scores", [Table(["", "value", "of"], rows), *figures], note, text=protocol)
+
+
+def _distance_rows(record: Mapping[str, Any], what: str) -> list[list[str]]:
+    value = f"{record['value']:.3f} ± {record['stderr']:.3f}"
+    few = ", fewer than features" if record.get("fewer_images_than_features") else ""
+    rows = [[title_of_distance(record["features"]), value, f"{record['images']:,} {what}{few}"]]
+    if limit := record.get("infinity"):
+        value = f"{limit['value']:.3f} ± {limit['stderr']:.3f}"
+        rows.append(["", value, f"extrapolated to infinitely many {what}"])
+    return rows
+
+
+def _recognition_rows(scores: Mapping[str, Any]) -> list[list[str]]:
+    if "recognised" not in scores:
+        return []
+    known, judge = scores["recognised"], scores["classifier"]
+    shares = known["class_shares"]
+    return [
+        ["recognised with confidence above 0.9", f"{known['value']:.1%}", f"{known['images']:,} samples"],
+        ["", f"{known['held_out']:.1%}", f"{known['held_out_images']:,} real held-out images"],
+        [
+            "smallest and largest class share",
+            f"{min(shares):.1%} to {max(shares):.1%}",
+            "of the samples, as the classifier reads them",
+        ],
+        [
+            "held-out accuracy of the classifier",
+            f"{judge['held_out_accuracy']:.2%}",
+            f"{judge['held_out_images']:,} images",
+        ],
+    ]
+
+
+def _likelihood_rows(scores: Mapping[str, Any]) -> list[list[str]]:
+    if "bits_per_dim" not in scores:
+        return []
+    bits = scores["bits_per_dim"]
+    detail = f"{bits['images']:,} held-out images, K = {bits['k']}, probe deviation {bits['probe_std']:.3f}"
+    rows = [["bits/dim", f"{bits['value']:.3f} ± {bits['stderr']:.3f}", detail]]
+    if several := bits.get("k_sample"):
+        value = f"{several['value']:.3f} ± {several['stderr']:.3f}"
+        rows.append(["", value, f"K = {several['k']}, probes shared by the draws"])
+    if check := bits.get("solver_check"):
+        told = (
+            f"change at a tenth of the tolerances; {check['largest']:.1e} at most of {check['images']} images"
+        )
+        rows.append(["", f"{check['mean']:+.1e}", told])
+    return rows
+
+
+def _curve_figure(curve: Mapping[str, Any]) -> Figure:
+    by_solver = dict[str, list[Mapping[str, Any]]]()
+    for point in curve["points"]:
+        by_solver.setdefault(point["solver"], []).append(point)
+    lines = {
+        solver: {
+            "nfe": [point["nfe"] for point in points],
+            "error": [point["error"] for point in points],
+            "distance": [point["frechet_distance"] for point in points],
+        }
+        for solver, points in by_solver.items()
+    }
+    caption = (
+        f"{curve['images']:,} images: difference from a solution in {curve['exact']['evaluations']:,} "
+        f"evaluations, and {title_of_distance(curve['features'])}, against evaluations of the network"
+    )
+    return Figure(data_uri(curves(lines, title_of_distance(curve["features"]))), caption, plot=True)

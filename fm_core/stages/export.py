@@ -1,0 +1,95 @@
+"""A model to a folder that loads anywhere."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fm_core.config import RunConfig, dump_yaml
+from fm_core.data.manifest import load_manifest
+from fm_core.errors import UserError
+from fm_core.report.card import model_card
+from fm_core.report.scores import Entry
+from fm_core.run.directory import RunDirectory, step_name
+from fm_core.run.files import read_json, write_json, write_text
+from fm_core.run.progress import Observer, Progress, unobserved
+from fm_core.sampling.loaded import EXPORTED
+from fm_core.sampling.model import Model, checkpoint_step, load_model, weights_file
+from fm_core.sampling.store import weights_name
+from fm_core.stages.record import recorded
+from fm_core.stages.result import StageResult
+
+
+def export(config: RunConfig, observe: Observer = unobserved) -> StageResult:
+    """Write weights, configuration, scores and model card, or verify that they are there.
+
+    Raises UserError for weights that are missing or damaged, and for a folder that holds another model.
+    """
+    return recorded("export", config, observe, lambda run, show: _export(config, run, show))
+
+
+def _export(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResult:
+    step = checkpoint_step(config)
+    file = weights_file(config, step)
+    model = load_model(file, torch.device("cpu"))
+    folder = Path(config.export.folder or run.path / "export" / f"{step_name(step)}-{weights_name(config)}")
+    target, scores = folder / EXPORTED, _scores(run, model)
+    state = "verified"
+    if not target.exists():
+        state = "done"
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / f".{EXPORTED}.partial"
+        shutil.copyfile(file, partial)
+        partial.replace(target)
+    if _sha256(target) != model.weights_sha256:
+        raise UserError(f"export.folder: {target} holds another model; name another folder")
+    card = model_card(config.run.name, model.recipe, _train(config), _data_recipe(config, model), scores)
+    written = {"README.md": card, "config.yaml": dump_yaml(config)}
+    for name, text in written.items():
+        if not (folder / name).exists() or (folder / name).read_text() != text:
+            state = "done"
+            write_text(folder / name, text)
+    record = {"scores": [{"name": entry.name, **entry.scores} for entry in scores]}
+    if (read_json(folder / "scores.json") or {}).get("scores") != json.loads(json.dumps(record["scores"])):
+        state = "done"
+        write_json(folder / "scores.json", record)
+    observe(Progress("export", 1, 1, "folder", str(folder)))
+    return StageResult(
+        stage="export",
+        state=state,
+        seconds=0.0,
+        summary=f"step {step:,} with {len(scores)} sets of scores",
+        paths={"folder": str(folder)},
+        hashes={"weights": model.weights_sha256},
+    )
+
+
+def _scores(run: RunDirectory, model: Model) -> list[Entry]:
+    """Every evaluation of exactly these weights."""
+    found = [(path, read_json(path)) for path in sorted(run.path.glob("evaluation/*/*.json"))]
+    return [
+        Entry(path.stem, record)
+        for path, record in found
+        if record and record["protocol"].get("weights_sha256") == model.weights_sha256
+    ]
+
+
+def _train(config: RunConfig) -> dict[str, Any]:
+    return config.train.model_dump(mode="json")
+
+
+def _data_recipe(config: RunConfig, model: Model) -> dict[str, Any] | None:
+    """How the pixels came about, if the data set is at hand and is the one the model was trained on."""
+    try:
+        manifest = load_manifest(config.data.root, config.data.name)
+    except UserError:
+        return None
+    return dict(manifest.recipe) if manifest.version == model.data_version else None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,94 @@
+"""What our Inception extractor does where torch-fidelity is installed; runs in an environment of its own."""
+
+import hashlib
+import importlib
+import pickle
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+root, name, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+sys.path[:0] = [str(Path(__file__).parents[2]), str(folder)]  # folder holds the mismatched torchvision
+
+from fm_core.config import EvaluateSection  # noqa: E402
+from fm_core.data.manifest import load_manifest  # noqa: E402
+from fm_core.errors import UserError  # noqa: E402
+from fm_core.evaluation.extractor import as_rgb, open_extractor  # noqa: E402
+from fm_core.evaluation.inception import inception_network, torch_fidelity_module  # noqa: E402
+
+manifest = load_manifest(root, name)
+
+
+def tell(what, value):
+    print(what, value, sep="\t", flush=True)
+
+
+def opened(**keys):
+    settings = EvaluateSection.model_validate({"features": "inception", **keys})
+    return open_extractor(settings, root, manifest, torch.device("cpu"), lambda step, steps, loss: None)
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def refusal(**keys):
+    try:
+        opened(**keys)
+    except UserError as error:
+        return " ".join(str(error).splitlines())
+    return "accepted"
+
+
+try:
+    import torch_fidelity  # noqa: F401
+except Exception as error:
+    tell("whole package", f"{type(error).__name__}: {error}")
+for module in [module for module in sys.modules if module.split(".")[0] == "torch_fidelity"]:
+    del sys.modules[module]
+
+module = torch_fidelity_module("feature_extractor_inceptionv3")
+
+
+class Fresh(module.FeatureExtractorInceptionV3):
+    """The class with its random initial values: a state dict of the published file's format."""
+
+    def load_state_dict(self, state):
+        pass
+
+
+torch.manual_seed(0)
+weights = folder / "weights.pth"
+torch.save({}, weights)
+torch.save(Fresh("x", ["2048"], feature_extractor_weights_path=str(weights)).state_dict(), weights)
+
+given = {"weights": str(weights), "weights_sha256": sha256(weights)}
+extractor = opened(**given)
+images = torch.randint(0, 17, (3, *manifest.image_shape), dtype=torch.uint8)
+features, probabilities = extractor(images)
+tell("features", f"{tuple(features.shape)} {tuple(probabilities.shape)}")
+tell("name", extractor.name)
+tell("sha256", extractor.sha256)
+tell("sha256 of the file", sha256(weights))
+alone = inception_network(weights)(as_rgb(images, 17))
+tell("largest difference from the module alone", (features - alone[0]).abs().amax().item())
+tell("published hash", refusal(weights=str(weights)))
+
+other = folder / "other.pth"
+torch.save(nn.Linear(2, 2).state_dict(), other)
+tell("other network", refusal(weights=str(other), weights_sha256=sha256(other)))
+evil = folder / "evil.pth"
+evil.write_bytes(pickle.dumps(print))
+tell("code in a pickle", refusal(weights=str(evil), weights_sha256=sha256(evil)))
+
+# Where torch-fidelity's module itself imported torchvision, its RuntimeError would be one line.
+broken = folder / "torch_fidelity"
+broken.mkdir()
+(broken / "__init__.py").write_text("")
+(broken / "feature_extractor_inceptionv3.py").write_text("import torchvision\n")
+for module in [module for module in sys.modules if module.split(".")[0] in ("torch_fidelity", "torchvision")]:
+    del sys.modules[module]
+importlib.invalidate_caches()
+tell("broken module", refusal(**given))

@@ -1,0 +1,196 @@
+"""Extractors from outside: InceptionV3 through torch-fidelity, TorchScript, modules by import path."""
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from environments import environment_with
+from torch import nn
+
+from fm_core.config import EvaluateSection
+from fm_core.errors import UserError
+from fm_core.evaluation.extractor import as_rgb, open_extractor
+from fm_core.evaluation.weights import verified_weights
+
+CPU = torch.device("cpu")
+HERE = Path(__file__).parent
+
+
+class Brightness(nn.Module):
+    """Means over channels as features, and three logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read = nn.Linear(3, 3)
+
+    def forward(self, images):
+        features = images.float().mean((2, 3))
+        return features, self.read(features)
+
+
+class Broken(nn.Module):
+    def forward(self, images):
+        return images.float()
+
+
+def seeded():
+    torch.manual_seed(0)
+    return Brightness()
+
+
+def opened(manifest, root, **keys):
+    settings = EvaluateSection.model_validate(keys)
+    return open_extractor(settings, root, manifest, CPU, lambda step, steps, loss: None)
+
+
+@pytest.fixture
+def root(digits):
+    return digits.data.root
+
+
+def refused(told, *arguments, **keys):
+    with pytest.raises(UserError, match=told) as caught:
+        opened(*arguments, **keys)
+    assert "\n" not in str(caught.value)
+
+
+def test_grey_images_become_colour_of_256_levels():
+    images = torch.tensor([[[[0, 8, 16]]]], dtype=torch.uint8)
+    found = as_rgb(images, 17)
+    assert found.shape == (1, 3, 1, 3)
+    assert found[0, 2, 0].tolist() == [0, 128, 255]
+    colour = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
+    assert torch.equal(as_rgb(colour, 256), colour)
+
+
+class TestImported:
+    def test_a_module_by_its_import_path(self, manifest, root):
+        found = opened(manifest, root, features="test_extractors:seeded")
+        images = torch.randint(0, 17, (5, 1, 8, 8), dtype=torch.uint8)
+        features, probabilities = found(images)
+        expected = as_rgb(images, 17).float().mean((2, 3))
+        torch.testing.assert_close(features, expected)
+        assert torch.allclose(probabilities.sum(1), torch.ones(5))
+        assert found.name == "test_extractors:seeded"
+        assert found.sha256 == opened(manifest, root, features="test_extractors:seeded").sha256
+
+    def test_its_weights_may_be_named_and_are_checked(self, manifest, root, tmp_path):
+        torch.manual_seed(1)
+        torch.save(Brightness().state_dict(), tmp_path / "a.pt")
+        digest = hashlib.sha256((tmp_path / "a.pt").read_bytes()).hexdigest()
+        keys = {"features": "test_extractors:seeded", "weights": str(tmp_path / "a.pt")}
+        found = opened(manifest, root, **keys, weights_sha256=digest)
+        assert found.sha256 != opened(manifest, root, features="test_extractors:seeded").sha256
+        refused("was not loaded", manifest, root, **keys, weights_sha256="0" * 64)
+        (tmp_path / "a.pt").write_bytes(b"nothing")
+        refused("does not fit the extractor", manifest, root, **keys)
+
+    def test_a_torchscript_file(self, manifest, root, tmp_path):
+        file = tmp_path / "brightness.pt"
+        torch.jit.script(seeded()).save(file)
+        found = opened(manifest, root, features=str(file))
+        assert found.name == "torchscript-brightness"
+        assert found.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+        assert found(torch.zeros(2, 1, 8, 8, dtype=torch.uint8))[0].shape == (2, 3)
+        file.write_bytes(b"no script")
+        refused("is no TorchScript file", manifest, root, features=str(file))
+
+    @pytest.mark.parametrize(
+        ("features", "told"),
+        [
+            ("clip", "allowed are classifier, inception, a TorchScript file"),
+            ("no_such_module:Name", "No module named"),
+            ("test_extractors:Nothing", "has no attribute"),
+            ("builtins:dict", "makes a dict, not a torch.nn.Module"),
+            ("torch.nn:Identity", r"gives \[2, 192\]|cannot read"),
+        ],
+    )
+    def test_what_is_none_is_refused(self, features, told, manifest, root):
+        if features == "torch.nn:Identity":  # features of uint8 pixels: strange, but features
+            assert opened(manifest, root, features=features)(torch.zeros(2, 1, 8, 8).byte())[0].shape == (
+                2,
+                192,
+            )
+            return
+        refused(told, manifest, root, features=features)
+
+
+class TestWeights:
+    def test_a_url_is_fetched_once_and_checked_each_time(self, manifest, root, tmp_path):
+        (tmp_path / "w.pth").write_bytes(b"weights")
+        digest = hashlib.sha256(b"weights").hexdigest()
+        url = (tmp_path / "w.pth").as_uri()
+        kept, found = verified_weights(url, digest, root, "digits")
+        assert found == digest
+        (tmp_path / "w.pth").unlink()
+        assert verified_weights(url, digest.upper(), root, "digits")[0] == kept
+        kept.write_bytes(b"tampered with")
+        with pytest.raises(UserError, match="it is not the file that was meant"):
+            verified_weights(url, digest, root, "digits")
+        assert not kept.exists()
+
+    def test_a_url_that_leads_nowhere_is_one_line(self, root, tmp_path):
+        with pytest.raises(UserError, match="cannot be fetched") as caught:
+            verified_weights((tmp_path / "none.pth").as_uri(), None, root, "digits")
+        assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def said(digits, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inception")
+    # A torchvision of another build of torch raises RuntimeError when it is imported.
+    (folder / "torchvision").mkdir()
+    (folder / "torchvision" / "__init__.py").write_text(
+        "raise RuntimeError('operator torchvision::nms does not exist')\n"
+    )
+    python = environment_with(folder, "torch-fidelity==0.4.0")
+    script = HERE / "inception_answers.py"
+    arguments = [python, script, digits.data.root, digits.data.name, folder]
+    done = subprocess.run(
+        arguments, check=False, capture_output=True, text=True, timeout=400, cwd=HERE.parents[1]
+    )
+    assert done.returncode == 0, done.stderr
+    return dict(line.split("\t", 1) for line in done.stdout.splitlines())
+
+
+@pytest.mark.slow
+class TestInception:
+    """In an environment of its own, with weights of the exact format and random values."""
+
+    def test_its_features_are_those_of_torch_fidelity(self, said):
+        assert said["features"] == "(3, 2048) (3, 1008)"
+        assert said["name"].startswith("inception-v3-")
+        assert float(said["largest difference from the module alone"]) == 0
+        assert said["sha256"] == said["sha256 of the file"]
+
+    def test_a_mismatched_torchvision_is_no_obstacle_and_one_line_where_it_is(self, said):
+        assert said["whole package"].startswith("RuntimeError")
+        assert said["broken module"].startswith(
+            "evaluate.features inception: torch-fidelity does not import with torch"
+        )
+        assert "install the torchvision made for this torch" in said["broken module"]
+
+    def test_other_weights_are_not_loaded(self, said):
+        assert "not the file that was meant" in said["published hash"].replace("it is ", "")
+        assert "holds no InceptionV3" in said["other network"]
+        assert "holds no InceptionV3" in said["code in a pickle"]
+
+    def test_weights_that_nobody_named_are_asked_for(self, manifest, root):
+        refused("needs evaluate.weights: path or URL", manifest, root, features="inception")
+
+    def test_without_the_extra_it_says_what_to_install(self, manifest, root, tmp_path):
+        if "torch_fidelity" in sys.modules:
+            pytest.fail("torch-fidelity is not to be imported by the tests' own process")
+        (tmp_path / "w.pth").write_bytes(b"x")
+        digest = hashlib.sha256(b"x").hexdigest()
+        refused(
+            r"No module named 'torch_fidelity'; pip install 'flow-matching-pipeline\[inception\]'",
+            manifest,
+            root,
+            features="inception",
+            weights=str(tmp_path / "w.pth"),
+            weights_sha256=digest,
+        )

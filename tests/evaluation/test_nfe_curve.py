@@ -1,0 +1,110 @@
+"""Error and distance against evaluations of the network, on a field whose solution is known."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from fm_core.config import MethodSection, ModelSection, NfeCurveSection
+from fm_core.errors import UserError
+from fm_core.evaluation.extractor import Extractor
+from fm_core.evaluation.moments import Gaussian, Moments
+from fm_core.evaluation.nfe_curve import curve_part, curve_record, points
+from fm_core.method.quantiser import Quantiser
+from fm_core.method.solve import Solver
+from fm_core.models.build import build_method
+from fm_core.sampling.generate import Draw
+from fm_core.sampling.model import Model
+
+CPU = torch.device("cpu")
+EXTRACTOR = Extractor("pixels", "0" * 64, lambda images: (images.flatten(1).float(), None))
+
+
+class Decay(nn.Module):
+    """u(t, x) = -2 x: images are noise times exp(-2)."""
+
+    def forward(self, t, x, label=None):
+        return -2 * x
+
+
+MODEL = Model(
+    network=Decay(),
+    section=ModelSection(),
+    objective=build_method(MethodSection()).objective,
+    quantiser=Quantiser(256),
+    image_shape=(1, 2, 2),
+    classes=0,
+    conditional=False,
+    step=1,
+    images_seen=1,
+    data_version="v",
+    weights_sha256="w",
+)
+
+
+@pytest.fixture(scope="module")
+def record():
+    settings = NfeCurveSection(images=60, nfe=(4, 8, 16), tolerances=(1e-2, 1e-5))
+    draw = Draw(Solver("dopri5"), 1)
+    parts = [
+        curve_part(MODEL, draw, settings, EXTRACTOR, numbers, CPU)
+        for numbers in (range(0, 40), range(40, 60))
+    ]
+    noise = torch.randn(500, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    real = EXTRACTOR(MODEL.quantiser.quantise(noise * math.exp(-2)))[0]
+    return curve_record(parts, settings, Gaussian.of(Moments.of(real)), EXTRACTOR.name)
+
+
+def errors(record, solver):
+    return {round(point["nfe"]): point["error"] for point in record["points"] if point["solver"] == solver}
+
+
+def test_every_solver_is_there_at_every_budget(record):
+    found = [(point["solver"], point.get("steps"), point.get("rtol")) for point in record["points"]]
+    assert found == [
+        *(("euler", steps, None) for steps in (4, 8, 16)),
+        *(("midpoint", steps, None) for steps in (2, 4, 8)),
+        *(("heun2", steps, None) for steps in (2, 4, 8)),
+        *(("rk4", steps, None) for steps in (1, 2, 4)),
+        ("dopri5", None, 1e-2),
+        ("dopri5", None, 1e-5),
+    ]
+    assert record["exact"] == {"solver": "rk4", "evaluations": 1000}
+    assert (record["images"], record["features"]) == (60, "pixels")
+
+
+@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("midpoint", 2), ("heun2", 2), ("rk4", 4)])
+def test_errors_fall_by_the_order_of_the_method(record, solver, order):
+    found = errors(record, solver)
+    assert list(found) == [4, 8, 16]
+    assert math.log2(found[8] / found[16]) == pytest.approx(order, abs=0.7)
+
+
+def test_errors_are_root_mean_squares_in_the_units_of_the_model(record):
+    draw = Draw(Solver("dopri5"), 1)
+    noise = draw.noise(MODEL, range(60)).double().flatten(1)
+    by_hand = noise.square().mean(1).sqrt().mean() * abs((1 - 2 / 4) ** 4 - math.exp(-2))
+    assert errors(record, "euler")[4] == pytest.approx(by_hand.item(), rel=1e-4)
+
+
+def test_tighter_tolerances_cost_more_and_err_less(record):
+    loose, tight = (point for point in record["points"] if point["solver"] == "dopri5")
+    assert tight["nfe"] > loose["nfe"]
+    assert tight["error"] < loose["error"] / 10
+    assert tight["error"] < 1e-4
+
+
+def test_images_that_are_nearly_exact_are_nearer_to_the_data(record):
+    euler = [point["frechet_distance"] for point in record["points"] if point["solver"] == "euler"]
+    best = record["points"][-1]["frechet_distance"]
+    assert euler[0] > 3 * best
+    assert all(point["frechet_distance_stderr"] > 0 for point in record["points"])
+
+
+def test_methods_without_a_cost_a_step_are_refused():
+    with pytest.raises(UserError, match=r"dopri8 takes no fixed steps of one cost; dopri5 is always there"):
+        points(NfeCurveSection(images=4, solvers=("dopri8",)))
+    with pytest.raises(UserError, match="allowed: euler, midpoint"):
+        points(NfeCurveSection(images=4, solvers=("explicit_adams",)))
+    assert points(NfeCurveSection(solvers=("heun",), nfe=(8,)))[0].asked == {"solver": "heun2", "steps": 4}

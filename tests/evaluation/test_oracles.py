@@ -1,0 +1,74 @@
+"""Our arithmetic against torch-fidelity, torchmetrics and scipy on identical features.
+
+Both packages are test-only, so they live in an environment of their own that this test makes.
+"""
+
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from environments import environment_with
+
+from fm_core.evaluation.frechet import frechet_distance, frechet_distance_of_few
+from fm_core.evaluation.inception_score import inception_score
+from fm_core.evaluation.kernel import kernel_distance
+from fm_core.evaluation.moments import Gaussian, Moments
+from fm_core.evaluation.neighbours import precision_and_recall
+
+pytestmark = pytest.mark.slow
+
+
+def make_inputs():
+    generator = torch.Generator().manual_seed(0)
+    spectrum = torch.linspace(0, -3, 96).exp()
+    x = (torch.randn(700, 96, generator=generator) * spectrum + 0.2).relu()
+    y = (torch.randn(900, 96, generator=generator) * spectrum * 1.2 + 0.1).relu()
+    return {"x": x, "y": y, "logits": torch.randn(700, 50, generator=generator) * 2}
+
+
+INPUTS = make_inputs()
+X, Y = INPUTS["x"], INPUTS["y"]
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("oracles")
+    python = environment_with(
+        folder, "torch-fidelity==0.4.0", "torchmetrics==1.9.0", "lightning-utilities==0.15.3"
+    )
+    np.savez(folder / "inputs.npz", **{name: value.numpy() for name, value in INPUTS.items()})
+    script = Path(__file__).with_name("oracles.py")
+    done = subprocess.run(
+        [python, script, folder / "inputs.npz", folder / "answers.npz"],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return {name: float(value) for name, value in np.load(folder / "answers.npz").items()}
+
+
+@pytest.mark.parametrize("package", ["scipy", "torch_fidelity", "torchmetrics"])
+def test_frechet_distance(answers, package):
+    reference = Gaussian.of(Moments.of(Y))
+    assert frechet_distance(Moments.of(X), reference) == pytest.approx(answers[f"{package}.fid"], rel=1e-6)
+    assert frechet_distance_of_few(X, reference) == pytest.approx(answers[f"{package}.fid"], rel=1e-6)
+
+
+def test_inception_score(answers):
+    score = inception_score(INPUTS["logits"].double().softmax(1))
+    assert score.value == pytest.approx(answers["torch_fidelity.isc"], rel=1e-6)
+
+
+@pytest.mark.parametrize("package", ["torch_fidelity", "torchmetrics"])
+def test_kernel_distance(answers, package):
+    assert kernel_distance(X, Y[: len(X)]).value == pytest.approx(answers[f"{package}.kid"], rel=1e-6)
+
+
+def test_precision_and_recall(answers):
+    found = precision_and_recall(X, Y)
+    assert found.precision == pytest.approx(answers["torch_fidelity.precision"], rel=1e-6)
+    assert found.recall == pytest.approx(answers["torch_fidelity.recall"], rel=1e-6)

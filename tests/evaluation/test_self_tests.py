@@ -1,0 +1,58 @@
+"""The checks of `fm doctor`: they pass here, in time, and can fail."""
+
+import time
+
+import pytest
+import torch
+
+from fm_core.evaluation import self_tests as module
+from fm_core.evaluation.self_tests import self_tests
+from fm_core.method.solve import ADAPTIVE, FIXED
+
+
+@pytest.fixture(scope="module")
+def timed():
+    began = time.monotonic()
+    return self_tests(), time.monotonic() - began
+
+
+def test_every_check_passes_here_within_a_minute(timed):
+    checks, seconds = timed
+    assert [f"{check.name}: {check.detail}" for check in checks if not check.ok] == []
+    assert seconds < 60
+
+
+def test_every_solver_and_extractor_is_told(timed):
+    names = {check.name for check in timed[0]}
+    assert {f"solver {method}" for method in (*ADAPTIVE, *FIXED)} <= names
+    assert {"extractor classifier", "extractor inception", "bits/dim of a uniform model"} <= names
+    assert all(check.detail and "\n" not in check.detail for check in timed[0])
+
+
+@pytest.mark.parametrize("name", ["_gaussian_model", "_uniform_model", "_few_images", "_order"])
+def test_they_fail_where_arithmetic_is_wrong(monkeypatch, name):
+    wrong = {
+        "_gaussian_model": ("bits_per_dim", lambda right: lambda *a, **k: _shifted(right(*a, **k))),
+        "_uniform_model": ("bits_per_dim", lambda right: lambda *a, **k: _shifted(right(*a, **k))),
+        "_few_images": ("frechet_distance", lambda right: lambda *a: right(*a) * 1.01),
+        "_order": (
+            "inception_score",
+            lambda right: lambda p: right(p * torch.linspace(0.5, 1, len(p))[:, None]),
+        ),
+    }[name]
+    monkeypatch.setattr(module, wrong[0], wrong[1](getattr(module, wrong[0])))
+    found = module._checked(name, getattr(module, name))
+    assert not found.ok
+    assert "would be right" in found.detail
+
+
+def _shifted(bits):
+    return type(bits)(bits.first + 0.01, bits.k_sample, bits.per_probe, bits.k, bits.nfe)
+
+
+def test_a_check_that_breaks_is_a_finding_and_no_crash():
+    def broken():
+        raise OSError("no such library")
+
+    found = module._checked("x", broken)
+    assert (found.ok, found.detail) == (False, "OSError: no such library")

@@ -1,0 +1,118 @@
+"""Scores in tables: numbers of unequal protocol never without a word."""
+
+import pytest
+
+from fm_core.report.scores import WARNING, Entry, compared, scores_section
+
+PROTOCOL = {
+    "solver": "dopri5",
+    "rtol": 1e-5,
+    "images": 50_000,
+    "weights_sha256": "a" * 64,
+    "versions": {"torch": "2.9"},
+}
+DISTANCE = {"value": 3.25, "stderr": 0.02, "features": "classifier", "images": 50_000, "reference": "train"}
+
+
+def scores(protocol=None, **over):
+    return {
+        "protocol": {**PROTOCOL, **(protocol or {})},
+        "frechet_distance": DISTANCE,
+        "nfe": {"solver": "dopri5", "mean": 138.0, "batch_size": 250},
+        **over,
+    }
+
+
+def test_equal_protocols_stand_in_one_table_without_a_word():
+    both = [Entry("one", scores()), Entry("two", scores({"weights_sha256": "b" * 64}))]
+    found = compared(both)
+    assert found.differences == []
+    assert found.table.rows[0] == ["one", "3.250 ± 0.020 (50,000)", "138"]
+    assert WARNING not in found.text()
+
+
+def test_differences_of_protocol_are_told_beside_the_numbers():
+    found = compared(
+        [
+            Entry("one", scores()),
+            Entry("two", scores({"solver": "euler", "rtol": 1e-3})),
+            Entry("three", scores({"versions": {"torch": "2.10"}})),
+            Entry("four", scores()),
+        ]
+    )
+    assert [row[1] for row in found.table.rows] == ["A", "B", "C", "A"]
+    assert "solver: A: dopri5; B: euler; C: dopri5" in found.differences
+    assert "versions.torch: A: 2.9; B: 2.9; C: 2.10" in found.differences
+    text = found.text()
+    assert text.index(WARNING) > text.index("| one |")
+    assert "- rtol: A: 1e-05; B: 0.001; C: 1e-05" in text
+
+
+def test_a_key_that_one_protocol_lacks_is_a_difference():
+    found = compared([Entry("one", scores()), Entry("two", scores({"guidance": 2.0}))])
+    assert found.differences == ["guidance: A: not told; B: 2.0"]
+
+
+def test_scores_that_one_run_lacks_stay_empty():
+    bits = {"value": 3.5, "stderr": 0.01, "images": 1000}
+    found = compared([Entry("one", scores(bits_per_dim=bits)), Entry("two", scores())])
+    assert found.table.head[-2:] == ["bits/dim", "NFE"]
+    assert [row[2] for row in found.table.rows] == ["3.500 ± 0.010 (1,000)", ""]
+
+
+@pytest.mark.parametrize(
+    ("features", "title"),
+    [
+        ("classifier", "Fréchet distance (classifier features)"),
+        ("inception-v3-2015-12-05", "FID"),
+        ("inception-v3-0123abcd", "Fréchet distance (inception-v3-0123abcd features)"),
+    ],
+)
+def test_only_inception_of_2015_is_called_fid(features, title):
+    one = Entry("one", scores(frechet_distance={**DISTANCE, "features": features}))
+    assert compared([one]).table.head[1] == title
+    html = scores_section(one.scores).html()
+    assert title in html
+    assert ("are not FID" in html) == (title != "FID")
+
+
+def test_the_section_tells_what_must_be_known_of_a_number():
+    record = scores(
+        frechet_distance={
+            **DISTANCE,
+            "fewer_images_than_features": True,
+            "infinity": {"value": 2.5, "stderr": 0.4},
+        },
+        duplicates={"images": 7, "of": 50_000},
+        nfe={"solver": "dopri5", "mean": 138.0, "batch_size": 250, "accepted": 22.5, "rejected": 0.5},
+        bits_per_dim={
+            "value": 3.5,
+            "stderr": 0.01,
+            "images": 1000,
+            "k": 1,
+            "probe_std": 0.02,
+            "k_sample": {"value": 3.4, "stderr": 0.01, "k": 15},
+            "solver_check": {"images": 4, "mean": 1e-5, "largest": 3e-5, "tolerances": "a tenth"},
+        },
+    )
+    html = scores_section(record).html()
+    for words in (
+        "fewer than features",
+        "extrapolated to infinitely many",
+        "copies of other samples",
+        "22.5 steps accepted, 0.5 steps rejected",
+        "K = 15, probes shared",
+        "3.0e-05 at most of 4 images",
+        "probe deviation 0.020",
+    ):
+        assert words in html
+
+
+def test_the_curve_is_a_picture():
+    points = [
+        {"solver": "euler", "nfe": nfe, "error": 1 / nfe, "frechet_distance": 10 / nfe} for nfe in (4, 8)
+    ]
+    curve = {"images": 100, "features": "classifier", "exact": {"evaluations": 1000}, "points": points}
+    html = scores_section(scores(nfe_curve=curve)).html()
+    assert 'src="data:image/png;base64,' in html
+    assert "difference from a solution in 1,000 evaluations" in html

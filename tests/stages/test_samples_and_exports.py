@@ -1,0 +1,143 @@
+"""Samples by any number of processes, their pictures, and models that are given away."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+from tiny_run import is_progress
+
+from fm_core import cli
+from fm_core.sampling.rank import TRAJECTORY_FRAMES
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def run(tiny):
+    return tiny.copy("shared")
+
+
+@pytest.fixture
+def fm(run, capsys, monkeypatch):
+    monkeypatch.chdir(run.root)
+
+    def call(*words, code=0):
+        assert cli.main(list(words)) == code
+        out = capsys.readouterr()
+        return out.out if code == 0 else [line for line in out.err.splitlines() if not is_progress(line)]
+
+    return call
+
+
+def tars_of(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.rglob("samples-*.tar"))}
+
+
+DOPRI5 = (
+    "--sample.solver",
+    "dopri5",
+    "--sample.steps",
+    "null",
+    "--sample.rtol",
+    "0.1",
+    "--sample.atol",
+    "0.1",
+)
+
+
+@pytest.mark.parametrize(
+    ("processes", "solver"), [((1, 2, 3), DOPRI5), ((3,), ())], ids=["adaptive", "fixed"]
+)
+def test_one_two_and_three_processes_make_the_same_images(run, processes, solver):
+    """On one kind of machine, with the same threads a process, to the last bit."""
+    made = [] if solver else [tars_of(run.path)]  # by two processes, with euler
+    for count in processes:
+        root = run.root / f"samples-{len(solver)}-{count}"
+        words = ("--launch.processes", str(count), "--sample.root", str(root), *solver)
+        called = run.fm("sample", *words)
+        assert called.code == 0, called.err
+        made.append(tars_of(root))
+    assert len(made[0]) == 3
+    assert all(tars == made[0] for tars in made)
+
+
+def test_a_grid_has_a_row_for_each_class(run):
+    (folder,) = (run.path / "samples" / "step-00000020").glob("ema-euler-4-*")
+    with Image.open(folder / "grid.png") as grid:
+        rows = grid.height // (9 * 4)
+        assert grid.width == 8 * 9 * 4
+    assert 1 < rows <= 10
+
+
+def test_trajectories_are_a_strip_and_an_animated_picture(run):
+    (folder,) = (run.path / "samples" / "step-00000020").glob("ema-euler-4-*")
+    with Image.open(folder / "trajectory-animated.png") as moving:
+        assert (moving.is_animated, moving.n_frames) == (True, TRAJECTORY_FRAMES)
+    with Image.open(folder / "trajectory.png") as strip:
+        assert (strip.width, strip.height) == (9 * 9 * 4, 8 * 9 * 4)
+    assert "from noise to image" in (run.path / "report.html").read_text()
+
+
+def test_an_exported_folder_loads_anywhere_without_the_run(run, fm, tmp_path):
+    folder = tmp_path / "given-away"
+    out = fm("export", "--config", str(run.file), "--export.folder", str(folder))
+    assert out.startswith("export done")
+    assert {path.name for path in folder.iterdir()} == {
+        "model.safetensors",
+        "config.yaml",
+        "README.md",
+        "scores.json",
+    }
+    card = (folder / "README.md").read_text()
+    version = json.loads((run.root / "data" / "digits" / "manifest.json").read_text())["version"]
+    for words in (
+        version,
+        "flow-matching on the path optimal-transport",
+        "320 images in 20 steps",
+        "Fréchet",
+    ):
+        assert words in card
+    assert "Protocol of" in card
+    assert "FID" not in card
+    script = (
+        "import fm_core, torch; model = fm_core.load('given-away', device='cpu'); "
+        "images = model.sample(8, solver='euler', steps=4); torch.save(images, 'images.pt')"
+    )
+    environment = {"PYTHONPATH": str(run.root.__class__(cli.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True, timeout=120)
+    from fm_core import load
+
+    expected = load(run.path, device="cpu").sample(8, solver="euler", steps=4)
+    assert torch.equal(torch.load(tmp_path / "images.pt"), expected)
+    assert fm("export", "--config", str(run.file), "--export.folder", str(folder)).startswith(
+        "export verified"
+    )
+    words = ("export", "--config", str(run.file), "--export.folder", str(folder), "--sample.weights", "raw")
+    (error,) = fm(*words, code=2)
+    assert "holds another model" in error
+
+
+class TestCompare:
+    def test_runs_stand_in_one_table_and_their_differences_beside_them(self, run, fm):
+        out = fm("evaluate", "--config", str(run.file))
+        file = run.root / out.split("  scores: ")[1].strip()
+        other = run.root / "other" / "evaluation" / "step-00000040" / file.name
+        other.parent.mkdir(parents=True)
+        scores = json.loads(file.read_text())
+        scores["protocol"] |= {"solver": "midpoint", "weights_sha256": "0" * 64}
+        other.write_text(json.dumps(scores))
+        alone = fm("compare", str(file), str(file))
+        assert "not made by one protocol" not in alone
+        both = fm("compare", str(file), str(run.root / "other"))
+        assert "| other step-00000040 | B |" in both
+        assert "- solver: A: euler; B: midpoint" in both
+        assert "weights_sha256" not in both
+
+    def test_what_has_no_scores_is_refused_in_one_line(self, run, fm, tmp_path):
+        (error,) = fm("compare", str(tmp_path), code=2)
+        assert "holds no scores" in error
+        (error,) = fm("compare", str(run.path / "train" / "DONE.json"), code=2)
+        assert "holds no scores" in error

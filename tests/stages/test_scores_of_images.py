@@ -1,0 +1,228 @@
+"""One set of images scored by every way there is: the same numbers, whoever reads them."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from tiny_run import is_progress
+
+from fm_core import cli
+from fm_core.config import load_config
+from fm_core.run.files import read_json
+from fm_core.sampling.model import checkpoint_step, load_model, weights_file
+from fm_core.sampling.store import SampleSet, protocol_of
+
+pytestmark = pytest.mark.slow
+
+IMAGE_SCORES = (
+    "frechet_distance",
+    "frechet_distance_of_held_out",
+    "kernel_distance",
+    "inception_score",
+    "precision",
+    "recall",
+    "recognised",
+)
+
+
+def flat(value, prefix=""):
+    if isinstance(value, dict):
+        return {k: v for key, below in value.items() for k, v in flat(below, f"{prefix}.{key}").items()}
+    if isinstance(value, list):
+        return {k: v for i, below in enumerate(value) for k, v in flat(below, f"{prefix}.{i}").items()}
+    return {prefix: value}
+
+
+def scores_at(tiny, out):
+    (line,) = [line for line in out.splitlines() if line.startswith("  scores: ")]
+    return read_json(tiny.root / line.removeprefix("  scores: "))
+
+
+@pytest.fixture(scope="module")
+def run(tiny):
+    return tiny.copy("scored")
+
+
+@pytest.fixture(scope="module")
+def here(tiny):
+    """The scores that one process made, in the calling process."""
+    return scores_at(tiny, tiny.first["evaluate"].out)
+
+
+@pytest.fixture
+def fm(run, capsys, monkeypatch):
+    monkeypatch.chdir(run.root)
+
+    def call(*words, code=0):
+        found = cli.main([words[0], "--config", str(run.file), *words[1:]])
+        out = capsys.readouterr()
+        assert found == code, out.err
+        return out.out if code == 0 else [line for line in out.err.splitlines() if not is_progress(line)]
+
+    return call
+
+
+def samples_of(run):
+    config = load_config(run.file)
+    step = checkpoint_step(config)
+    model = load_model(weights_file(config, step), torch.device("cpu"))
+    return SampleSet(config, step, protocol_of(config, model.weights_sha256)), model
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_any_number_of_processes_gives_the_numbers_of_one(run, here, processes):
+    """To the last bit: parts are cut by the numbers of the images and put together in their order."""
+    moved = run.path.with_name(f"by-{processes}")
+    shutil.copytree(
+        run.path, moved, ignore=shutil.ignore_patterns("evaluation", "scores-*", "lock", "job.json")
+    )
+    data = run.root / f"data-{processes}"
+    shutil.copytree(run.root / "data", data, ignore=shutil.ignore_patterns("train-*.safetensors", "guard-*"))
+    words = ("--run.name", moved.name, "--data.root", str(data), "--evaluate.processes", str(processes))
+    called = run.fm("evaluate", *words, "--evaluate.likelihood.batch", "1")
+    assert called.code == 0, called.err
+    assert {path.name for path in (moved / "logs").glob("evaluate-?.log")} == {
+        f"evaluate-{rank}.log" for rank in range(processes)
+    }
+    theirs = scores_at(run, called.out)
+    for name in IMAGE_SCORES:
+        one, other = flat(here[name]), flat(theirs[name])
+        assert one.keys() == other.keys()
+        for key, value in one.items():
+            assert other[key] == (pytest.approx(value, rel=1e-10) if isinstance(value, float) else value), key
+    assert theirs["protocol"]["samples_digest"] == here["protocol"]["samples_digest"]
+
+
+def test_the_sampler_itself_is_scored_like_its_tars_and_writes_none(run, here, fm):
+    before = set(run.path.rglob("*.tar"))
+    theirs = scores_at(run, fm("evaluate", "--evaluate.samples", "sampler"))
+    assert {name: theirs[name] for name in IMAGE_SCORES} == {name: here[name] for name in IMAGE_SCORES}
+    assert theirs["nfe"] == here["nfe"]
+    assert set(run.path.rglob("*.tar")) == before
+    assert not list(run.path.glob("samples/*/scores-*/samples-*"))  # nor stay the features
+
+
+def test_the_same_pixels_in_an_npz_score_the_same_and_have_no_cost(run, here, fm):
+    samples, model = samples_of(run)
+    pixels = torch.cat(list(samples.read(model.image_shape)))
+    np.savez(run.root / "images.npz", pixels.permute(0, 2, 3, 1).numpy())
+    theirs = scores_at(run, fm("evaluate", "--evaluate.samples", "images.npz"))
+    for name in IMAGE_SCORES:
+        assert flat(theirs[name]) == {
+            key: pytest.approx(value, rel=1e-6) if isinstance(value, float) else value
+            for key, value in flat(here[name]).items()
+        }
+    assert not {"nfe", "bits_per_dim", "step"} & theirs.keys()
+    assert theirs["protocol"]["samples_digest"] == here["protocol"]["samples_digest"]
+
+
+def test_copies_among_the_samples_are_told(run, fm):
+    samples, model = samples_of(run)
+    pixels = torch.cat(list(samples.read(model.image_shape))).permute(0, 2, 3, 1).numpy()
+    np.savez(run.root / "copies.npz", np.concatenate([pixels, pixels[:6]]))
+    out = fm("evaluate", "--evaluate.samples", "copies.npz")
+    assert scores_at(run, out)["duplicates"] == {"images": 6, "of": 26}
+    assert "6 of 26 images are copies of others" in out
+
+
+def test_a_corrupted_tar_is_named_and_what_was_finished_stays(run, fm):
+    samples, _ = samples_of(run)
+    tar = samples.store.local / "samples-000001.tar"
+    whole = tar.read_bytes()
+    words = ("evaluate", "--evaluate.pair_images", "19")
+    try:
+        tar.write_bytes(whole[:-700] + b"\1" + whole[-699:])
+        (error,) = fm(*words, code=2)
+        assert "samples-000001.tar is missing or damaged; run fm sample" in error
+        kept = list(run.path.glob("samples/*/scores-*/samples-00000000-*"))
+        assert len(kept) == 1
+        before = kept[0].stat().st_mtime_ns
+        fm("sample")
+        assert tar.read_bytes() == whole
+        parts = run.path.glob("samples/*/scores-*/samples-*")
+        assert [part.stat().st_mtime_ns for part in parts] == [before]
+        assert "evaluate done" in fm(*words)
+        assert not kept[0].exists()
+    finally:
+        tar.write_bytes(whole)
+
+
+def test_more_images_go_on_with_the_bits_that_are_there(run, fm):
+    likelihood = ("--evaluate.likelihood.batch", "2", "--evaluate.likelihood.check_images", "1")
+    few = scores_at(run, fm("evaluate", "--evaluate.likelihood.images", "4", *likelihood))
+    parts = {
+        path: path.stat().st_mtime_ns
+        for path in run.path.glob("samples/*/scores-bits-*/bits-*")
+        if not path.name.endswith("00000001.safetensors")
+    }
+    out = fm("evaluate", "--evaluate.likelihood.images", "6", *likelihood)
+    many = scores_at(run, out)
+    assert all(path.stat().st_mtime_ns == before for path, before in parts.items())
+    assert (few["bits_per_dim"]["images"], many["bits_per_dim"]["images"]) == (4, 6)
+    assert many["bits_per_dim"]["solver_check"]["images"] == 1
+    file = out.split("  scores: ")[1].strip().replace(".json", ".bits.jsonl")
+    lines = [json.loads(line) for line in (run.root / file).read_text().splitlines()]
+    assert [line["image"] for line in lines] == list(range(6))
+    assert np.mean([line["bits"] for line in lines]) == pytest.approx(many["bits_per_dim"]["value"])
+    assert all(len(line["per_probe"]) == 2 for line in lines)
+
+
+def test_the_curve_of_evaluations_is_in_scores_and_report(run, fm):
+    curve = (
+        *("--evaluate.nfe_curve.images", "8", "--evaluate.nfe_curve.exact_nfe", "40"),
+        *("--evaluate.nfe_curve.nfe", "[4, 8]", "--evaluate.nfe_curve.tolerances", "[0.1]"),
+    )
+    found = scores_at(run, fm("evaluate", *curve))["nfe_curve"]
+    assert found["images"] == 8
+    assert [point["solver"] for point in found["points"]] == [
+        *("euler", "euler", "midpoint", "midpoint", "heun2", "heun2", "rk4", "rk4", "dopri5")
+    ]
+    assert [point["nfe"] for point in found["points"][:8]] == [4, 8] * 4
+    assert all(point["error"] > 0 and point["frechet_distance"] > 0 for point in found["points"])
+    fm("report")
+    page = (run.path / "report.html").read_text()
+    assert "difference from a solution in 40 evaluations" in page
+    assert "All scores of this run" in page
+
+
+def test_a_reference_is_written_out_and_read_back(run, here, fm):
+    fm("evaluate", "--evaluate.reference_out", "ours.npz")
+    only = ("--evaluate.metrics", '["frechet_distance"]')
+    theirs = scores_at(run, fm("evaluate", "--evaluate.reference", "ours.npz", *only))
+    value = here["frechet_distance"]["value"]
+    assert theirs["frechet_distance"]["value"] == pytest.approx(value, rel=1e-9)
+    assert theirs["frechet_distance"]["reference"] == "ours.npz, 1737 images"
+
+
+def test_a_changed_reference_is_refused_by_the_guard(run, fm):
+    with np.load(run.root / "ours.npz") as file:
+        content = dict(file)
+    content["mu"] = content["mu"] + 0.3
+    np.savez(run.root / "ours.npz", **content)
+    only = ("--evaluate.metrics", '["frechet_distance"]', "--evaluate.held_out_images", "60")
+    words = ("evaluate", "--evaluate.reference", "ours.npz", *only, "--evaluate.pair_images", "18")
+    (error,) = fm(*words, code=2)
+    assert "real held-out images are at" in error
+    assert "if that is meant, remove" in error
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--evaluate.features", "inception"), "needs evaluate.weights"),
+        (("--evaluate.features", "inceptoin"), "allowed are classifier, inception"),
+        (("--evaluate.weights", "x.pth"), "the classifier is trained here"),
+        (("--evaluate.samples", "nowhere"), "neither a folder of images nor an .npz"),
+        (("--evaluate.reference", "nowhere.npz"), "nowhere.npz does not exist"),
+        (("--evaluate.nfe_curve.images", "9", "--evaluate.nfe_curve.solvers", '["x"]'), "allowed: euler"),
+        (("--evaluate.nfe_curve.images", "2"), "a distance needs at least 4"),
+        (("--evaluate.metrics", '["fid"]'), "evaluate.metrics"),
+        (("--sample.guidance", "-1"), "sample.guidance"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, tuple) else "",
+)
+def test_what_cannot_be_scored_is_one_line(fm, words, told):
+    (error,) = fm("evaluate", *words, code=2)
+    assert told in error
