@@ -8,7 +8,7 @@ from fm_core.config.launch import LaunchSection
 from fm_core.config.method import MethodSection
 from fm_core.config.model import ModelSection
 from fm_core.config.report import ReportSection
-from fm_core.config.reproduce import CellSection, PlaneSection, ReproduceSection
+from fm_core.config.reproduce import CellSection, ImagesSection, PlaneSection, ReproduceSection
 from fm_core.config.run import RunSection
 from fm_core.config.sample import SampleSection
 from fm_core.config.section import Section
@@ -29,6 +29,7 @@ __all__ = [
     "DataSection",
     "EvaluateSection",
     "ExportSection",
+    "ImagesSection",
     "LaunchSection",
     "LikelihoodSection",
     "MethodSection",

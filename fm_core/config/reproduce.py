@@ -58,15 +58,31 @@ class PlaneSection(Section):
     """Points along each side of the picture of the density, solved at a tolerance of 1e-3."""
 
 
+class ImagesSection(Section):
+    """A comparison on images: each cell is a plain run with the settings of the other sections."""
+
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    """Seeds of the runs; every cell is trained once with each."""
+    curve_images: int = Field(default=500, ge=0)
+    """Images sampled at every checkpoint, for distance and NFE against images seen; 0 leaves that out."""
+    shown_nfe: tuple[Budget, ...] = (10, 20, 40, 60, 100)
+    """Evaluations of the network for each picture of samples, by the midpoint rule (2 a step)."""
+    shown_images: int = Field(default=16, ge=1)
+    """Images in each of those pictures, from number 0 on."""
+
+
 class ReproduceSection(Section):
     """The comparison of the paper."""
 
-    kind: Literal["plane"] = "plane"
-    """plane: the two-dimensional checkerboard, with the multilayer perceptron of the paper."""
+    kind: Literal["plane", "images"] = "plane"
+    """plane: the two-dimensional checkerboard, with the multilayer perceptron of the paper; images: the data
+    set, network and budget of the other sections."""
     cells: tuple[CellSection, ...] = ()
     """What is compared, in the order of tables and figures."""
     plane: PlaneSection = PlaneSection()
     """Settings of the plane."""
+    images: ImagesSection = ImagesSection()
+    """Settings of a comparison on images."""
 
     @model_validator(mode="after")
     def _cells_are_told_apart(self) -> Self:
@@ -74,7 +90,7 @@ class ReproduceSection(Section):
         if len(set(names)) < len(names):
             raise ValueError(f"reproduce.cells: two cells have one name among {', '.join(names)}")
         for cell in self.cells:
-            if cell.steps is not None and cell.steps > self.plane.steps:
+            if self.kind == "plane" and cell.steps is not None and cell.steps > self.plane.steps:
                 raise ValueError(
                     f"reproduce.cells: {cell.name} asks for {cell.steps} steps, more than the others' "
                     f"reproduce.plane.steps = {self.plane.steps}"

@@ -58,12 +58,7 @@ def checkpoint_step(config: RunConfig) -> int:
     """
     if config.sample.weights.endswith(".safetensors"):
         return int(_recipe(Path(config.sample.weights))["step"])
-    root = Store.at(RunDirectory(config).checkpoints)
-    names = [name for name in root.folders() if name.startswith("step-")]
-    whole = [name for name in names if root.size(f"{name}/{COMPLETE}") is not None]
-    steps = sorted(int(name.removeprefix("step-")) for name in whole)
-    if not steps:
-        raise UserError(f"{root.url} holds no complete checkpoint; run fm train first")
+    root, steps = Store.at(RunDirectory(config).checkpoints), checkpoint_steps(config)
     if config.sample.step == "latest":
         return steps[-1]
     if config.sample.step == "best":
@@ -71,6 +66,18 @@ def checkpoint_step(config: RunConfig) -> int:
     if config.sample.step not in steps:
         raise UserError(f"sample.step {config.sample.step}: {root.url} has {', '.join(map(str, steps))}")
     return config.sample.step
+
+
+def checkpoint_steps(config: RunConfig) -> list[int]:
+    """The optimizer steps that have a complete checkpoint, ascending; UserError if there is none."""
+    root = Store.at(RunDirectory(config).checkpoints)
+    names = [name for name in root.folders() if name.startswith("step-")]
+    steps = sorted(
+        int(name.removeprefix("step-")) for name in names if root.size(f"{name}/{COMPLETE}") is not None
+    )
+    if not steps:
+        raise UserError(f"{root.url} holds no complete checkpoint; run fm train first")
+    return steps
 
 
 def weights_file(config: RunConfig, step: int) -> Path:

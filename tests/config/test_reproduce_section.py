@@ -18,7 +18,7 @@ CELL = {"name": "a", "objective": "flow-matching", "path": "cosine"}
         ({"cells": [{"name": "a", "path": "cosine"}]}, ["reproduce.cells.0.objective"]),
         ({"plane": {"nfe": [4, 5]}}, ["reproduce.plane.nfe.1", "multiple of 2"]),
         ({"plane": {"held_out": 1}}, ["reproduce.plane.held_out"]),
-        ({"kind": "images"}, ["reproduce.kind", "plane"]),
+        ({"kind": "volumes"}, ["reproduce.kind", "plane"]),
         ({"plane": {"step": 3}}, ["reproduce.plane.step", "unknown key"]),
     ],
 )

@@ -54,7 +54,6 @@ def test_opening_again_is_no_change(tmp_path):
         ("train", {"global_batch": 64}, "train.global_batch was 128 and is now 64"),
         ("train", {"learning_rate": 0.5}, "train.learning_rate"),
         ("train", {"ema_decays": [0.5]}, "train.ema_decays"),
-        ("train", {"zero_stage": 2}, "train.zero_stage"),
     ],
 )
 def test_another_run_in_the_same_place_is_refused_by_key(tmp_path, section, change, named):

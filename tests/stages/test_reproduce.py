@@ -8,7 +8,7 @@ from typing import ClassVar
 import pytest
 from tiny_comparison import CELLS, PLANE, configured, place
 
-import fm_core.stages.reproduce as module
+import fm_core.stages.reproduce_plane as module
 from fm_core.errors import UserError
 from fm_core.method.objectives import FlowMatching
 from fm_core.method.paths import OptimalTransport

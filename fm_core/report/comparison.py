@@ -1,0 +1,77 @@
+"""The figures of a comparison on images, each a PNG."""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+SOLVERS = ("euler", "midpoint", "heun2", "rk4", "dopri5")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve: numbers with their standard errors, against a cost."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    stderr: Sequence[float] | None = None
+
+
+def against_images(distances: Sequence[Line], evaluations: Sequence[Line]) -> bytes:
+    """The paper's figures 5 and 10: distance, and NFE of dopri5, against images seen."""
+    figure, (left, right) = _sheet(2)
+    _draw(left, distances, "images seen", "Fréchet distance", log=True)
+    _draw(right, evaluations, "images seen", "NFE of dopri5")
+    return _png(figure)
+
+
+def against_evaluations(
+    errors: Mapping[str, Sequence[Line]], distances: Mapping[str, Sequence[Line]]
+) -> bytes:
+    """The paper's figure 7: error against the exact solution, and distance, by solver and objective."""
+    solvers = [solver for solver in SOLVERS if distances.get(solver)]
+    figure = Figure(figsize=(3.1 * len(solvers), 5.6), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    for column, solver in enumerate(solvers):
+        for row, (lines, name) in enumerate(((errors, "RMS error"), (distances, "Fréchet distance"))):
+            axes = figure.add_subplot(2, len(solvers), row * len(solvers) + column + 1)
+            _draw(
+                axes, lines[solver], "NFE", name if column == 0 else "", log=True, legend=column == 0 == row
+            )
+            axes.set_xscale("log")
+            axes.set_title(solver if row == 0 else "", fontsize=10)
+    return _png(figure)
+
+
+def _draw(
+    axes: Axes, lines: Sequence[Line], x: str, y: str, *, log: bool = False, legend: bool = True
+) -> None:
+    for line in lines:
+        (drawn,) = axes.plot(line.x, line.y, marker=".", linewidth=1.3, label=line.label)
+        if line.stderr:
+            low = [max(value - error, 1e-12) for value, error in zip(line.y, line.stderr, strict=True)]
+            high = [value + error for value, error in zip(line.y, line.stderr, strict=True)]
+            axes.fill_between(line.x, low, high, color=drawn.get_color(), alpha=0.15, linewidth=0)
+    if log:
+        axes.set_yscale("log")
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(alpha=0.3, which="both")
+    if legend:
+        axes.legend(fontsize=7)
+
+
+def _sheet(columns: int) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(4.6 * columns, 3.4), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, [figure.add_subplot(1, columns, number + 1) for number in range(columns)]
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()

@@ -1,0 +1,193 @@
+"""The page of a comparison on images: the paper's table and figures, and what they say of its claims."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from fm_core.report.comparison import Line, against_evaluations, against_images
+from fm_core.report.page import Figure, Section, Table, page
+from fm_core.report.pictures import data_uri, grid, png
+from fm_core.report.published import DRAWS, published
+
+CLAIMS = {
+    "evaluations": "Reaches the other's quality with fewer evaluations of the network",
+    "training": "Distance falls faster while training",
+    "samples": "Samples are better",
+}
+NOTE_ON_TABLE = (
+    "Every objective has the same data in the same order, the same noise by stream position, the same "
+    "initial weights, network, optimizer and budget; nothing was tuned for one of them. NFE: evaluations of "
+    "the network a sample."
+)
+Results = Mapping[str, Any]
+
+
+def comparison_page(results: Results, pictures: Mapping[str, Mapping[str, Tensor]]) -> str:
+    """The whole page.
+
+    Args:
+        results: the content of results.json.
+        pictures: by run, `images` uint8 [budgets, n, C, H, W] and `levels`.
+    """
+    config = results["config"]
+    seeds = config["reproduce"]["images"]["seeds"]
+    sections = [_table(results), *_published(results), _verdicts(results)]
+    if results["failed"]:
+        rows = [[run, error] for run, error in results["failed"].items()]
+        sections.insert(0, Section("Failed", [Table(["run", "error"], rows)]))
+    sections += [*_curves(results), *_samples(results, pictures)]
+    sections.append(
+        Section("What differs from the paper", [Table(["", "here", "in the paper"], _differences(results))])
+    )
+    sections.append(Section("Configuration", [], text=json.dumps(config, indent=1)))
+    lead = (
+        f"{results['data']}: {len(results['summary'])} objectives, {config['train']['images']:,} images seen "
+        f"by each unless the table says otherwise, seeds {', '.join(map(str, seeds))}."
+    )
+    return page("Flow matching and what it was compared with", lead, sections)
+
+
+def _table(results: Results) -> Section:
+    head = ["objective", "bits/dim", "Fréchet distance", "NFE", "images seen"]
+    rows = [
+        [
+            cell["title"],
+            _with_error(cell.get("bits_per_dim"), 3),
+            _with_error(cell["frechet_distance"], 2),
+            f"{cell['nfe']:.0f}",
+            f"{cell['images_seen']:,}",
+        ]
+        for cell in results["summary"].values()
+    ]
+    errors = sorted({cell["error_is"] for cell in results["summary"].values()})
+    features = sorted({record["scores"]["frechet_distance"]["features"] for record in results["cells"]})
+    note = f"{NOTE_ON_TABLE} ±: {', '.join(errors)}. Features: {', '.join(features)}"
+    return Section("Table 1", [Table(head, rows)], note + _held_out(results))
+
+
+def _held_out(results: Results) -> str:
+    real = [record["scores"].get("frechet_distance_of_held_out") for record in results["cells"]]
+    if not real or not real[0]:
+        return "."
+    return f"; real held-out images are at {real[0]['value']:.2f} from the same reference."
+
+
+def _published(results: Results) -> list[Section]:
+    rows = published(results["data"])
+    if rows is None:
+        return []
+    body = [[title, f"{bits:.2f}", f"{fid:.2f}", str(nfe)] for title, (bits, fid, nfe) in rows.items()]
+    draws = DRAWS[results["data"].lower().replace("-", "").replace("_", "")]
+    note = (
+        "Lipman et al. (2023), table 1. Not to be mixed with the numbers above: FID there by the "
+        f"TensorFlow-GAN library, bits/dim with K = {draws} dequantisation draws; moving averages and the "
+        "number of images behind FID are not stated."
+    )
+    return [Section("The paper's own", [Table(["objective", "bits/dim", "FID", "NFE"], body)], note)]
+
+
+def _verdicts(results: Results) -> Section:
+    titles = {name: cell["title"] for name, cell in results["summary"].items()}
+    rows = [
+        [CLAIMS[claim], titles[cell], verdict["words"]]
+        for claim in CLAIMS
+        for cell, verdict in results["claims"].get(claim, {}).items()
+    ]
+    note = (
+        "The paper claims three things of flow matching on the optimal-transport path. Costs are those that "
+        "were measured, not interpolated; one standard error of the other's best distance is granted to both."
+    )
+    if not rows:
+        note += " It is not among the cells, or alone."
+    return Section(
+        "The paper's claims", [Table(["claim", "against", "measured"], rows)] if rows else [], note
+    )
+
+
+def _curves(results: Results) -> list[Section]:
+    titles = {name: cell["title"] for name, cell in results["summary"].items()}
+    sections: list[Section] = []
+    training = results["curves"]["while_training"]
+    if any(training.values()):
+        distances = [
+            _line(titles[n], [(p["images_seen"], p["value"], p["stderr"]) for p in c])
+            for n, c in training.items()
+        ]
+        nfe = [
+            Line(titles[n], [p["images_seen"] for p in c], [p["nfe"] for p in c]) for n, c in training.items()
+        ]
+        caption = "Left: distance of samples at each checkpoint (figure 5). Right: NFE of dopri5 (figure 10)."
+        sections.append(Section("While training", [_plot(against_images(distances, nfe), caption)]))
+    solvers = results["curves"]["solvers"]
+    if any(solvers.values()):
+        errors = {
+            s: [Line(titles[n], [p["nfe"] for p in c], [p["error"] for p in c]) for n, c in cells.items()]
+            for s, cells in solvers.items()
+        }
+        distances_by = {
+            s: [_line(titles[n], [(p["nfe"], p["value"], p["stderr"]) for p in c]) for n, c in cells.items()]
+            for s, cells in solvers.items()
+        }
+        caption = (
+            "Above: root mean square difference from the solution with very many evaluations, from the same "
+            "noise. Below: Fréchet distance (figure 7)."
+        )
+        sections.append(
+            Section("Fewer evaluations", [_plot(against_evaluations(errors, distances_by), caption)])
+        )
+    return sections
+
+
+def _samples(results: Results, pictures: Mapping[str, Mapping[str, Tensor]]) -> list[Section]:
+    budgets = results["config"]["reproduce"]["images"]["shown_nfe"]
+    parts: list[Table | Figure] = []
+    for cell in results["summary"].values():
+        drawn = pictures[cell["runs"][0]]
+        images, levels = drawn["images"], int(drawn["levels"])
+        sheet = grid(images.flatten(0, 1), levels, images.shape[1], max(1, 24 // images.shape[-1]))
+        caption = f"{cell['title']}: a row each for {', '.join(map(str, budgets))} evaluations (midpoint)"
+        parts.append(Figure(data_uri(png(sheet)), caption))
+    note = "The same noise in every column. The paper's figures 16 and 17."
+    return [Section("Samples at few evaluations", parts, note)] if parts else []
+
+
+def _differences(results: Results) -> list[list[str]]:
+    """What this configuration does otherwise than the paper, or decides where the paper is silent."""
+    config = results["config"]
+    train, likelihood = config["train"], config["evaluate"]["likelihood"]
+    decays = ", ".join(map(str, train["ema_decays"]))
+    sigmas = [cell["path_options"].get("sigma_min") for cell in config["reproduce"]["cells"]]
+    chosen = sorted({str(sigma) for sigma in sigmas if sigma is not None}) or ["the path's default"]
+    return [
+        ["moving average of the weights", f"decay {decays}", "not mentioned"],
+        ["σ_min of the OT path", ", ".join(chosen), "not stated"],
+        [
+            "features of the Fréchet distance",
+            str(config["evaluate"]["features"]),
+            "InceptionV3, TensorFlow-GAN",
+        ],
+        ["samples of the Fréchet distance", f"{config['sample']['images']:,}", "not stated"],
+        [
+            "dequantisation draws K",
+            str(likelihood["draws"]),
+            "50 (CIFAR-10), 15 (ImageNet-32), 10 (ImageNet-64)",
+        ],
+        ["images behind bits/dim", f"{likelihood['images']:,}", "not stated"],
+        ["tolerance of bits/dim", f"{likelihood['rtol']:g}", "1e-05"],
+        ["horizontal flips", "yes" if config["data"]["horizontal_flip"] else "no", "not stated"],
+        ["gradient clipping", str(train["gradient_clip"]), "not stated"],
+    ]
+
+
+def _line(label: str, points: Sequence[tuple[float, float, float]]) -> Line:
+    return Line(label, [p[0] for p in points], [p[1] for p in points], [p[2] for p in points])
+
+
+def _with_error(number: Mapping[str, float] | None, digits: int) -> str:
+    return f"{number['value']:.{digits}f} ± {number['stderr']:.{digits}f}" if number else "not asked for"
+
+
+def _plot(content: bytes, caption: str) -> Figure:
+    return Figure(data_uri(content), caption, plot=True)

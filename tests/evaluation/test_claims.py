@@ -1,0 +1,113 @@
+"""The paper's claims, decided by numbers that are made up so that the answer is known."""
+
+import pytest
+
+from fm_core.evaluation.claims import Measured, Point, better, cheaper, over_seeds, reached_at
+from fm_core.evaluation.comparison import by_objective, claims, curves, summary
+
+
+def curve(*pairs, stderr=0.1):
+    return [Point(cost, Measured(value, stderr)) for cost, value in pairs]
+
+
+def test_seeds_give_their_mean_and_deviation_and_one_keeps_its_own_error():
+    assert over_seeds([Measured(1, 0.5)]) == Measured(1, 0.5)
+    assert over_seeds([Measured(1, 9), Measured(3, 9)]) == Measured(2, pytest.approx(2**0.5))
+
+
+def test_the_first_cost_that_is_good_enough_counts_even_if_a_later_one_is_worse():
+    points = curve((4, 9), (8, 2), (16, 3), (32, 1))
+    assert reached_at(points, 2.5) == 8
+    assert reached_at(points, 0.5) is None
+
+
+def test_a_factor_counts_how_many_times_fewer():
+    verdict = cheaper(curve((4, 5), (8, 1.9)), curve((8, 9), (16, 4), (32, 2)), "evaluations")
+    assert verdict.factor == 4
+    assert verdict.words.startswith("4 times fewer")
+
+
+def test_a_factor_below_one_is_told_as_more():
+    verdict = cheaper(curve((16, 5), (64, 2)), curve((8, 3), (16, 2)), "evaluations")
+    assert verdict.factor == 0.25
+    assert verdict.words.startswith("4 times more")
+
+
+def test_one_standard_error_of_the_others_best_is_granted():
+    other = curve((8, 2.05), (32, 2), stderr=0.1)
+    assert cheaper(curve((8, 2.05)), other, "evaluations").factor == 1
+
+
+def test_a_quality_that_is_not_reached_has_no_factor():
+    verdict = cheaper(curve((4, 5), (100, 3)), curve((50, 2)), "evaluations")
+    assert verdict.factor is None
+    assert "not reached" in verdict.words
+
+
+@pytest.mark.parametrize(
+    ("ours", "other", "word"), [(1, 2, "better"), (2, 1, "worse"), (1, 1.2, "not distinguishable")]
+)
+def test_samples_are_better_only_beyond_the_errors(ours, other, word):
+    assert better(Measured(ours, 0.1), Measured(other, 0.1)).words.startswith(word)
+
+
+def record(cell, seed, distance, *, training=((100, 9), (200, 2)), budgets=((10, 5), (20, 2))):
+    return {
+        "cell": cell,
+        "title": cell.upper(),
+        "run": f"{cell}-s{seed}",
+        "steps": 10,
+        "images_seen": 200,
+        "fewer_steps": False,
+        "scores": {
+            "frechet_distance": {"value": distance, "stderr": 0.1},
+            "bits_per_dim": {"value": 1.5, "stderr": 0.01},
+            "nfe": {"mean": 100.0},
+            "nfe_curve": {
+                "points": [
+                    {
+                        "solver": "midpoint",
+                        "nfe": nfe,
+                        "error": 1 / nfe,
+                        "frechet_distance": value,
+                        "frechet_distance_stderr": 0.1,
+                    }
+                    for nfe, value in budgets
+                ]
+            },
+        },
+        "while_training": [
+            {"images_seen": seen, "frechet_distance": value, "stderr": 0.1, "nfe": 90.0}
+            for seen, value in training
+        ],
+    }
+
+
+def test_the_three_claims_are_drawn_from_the_runs():
+    slow = {"training": ((100, 9), (200, 4)), "budgets": ((10, 9), (20, 5))}
+    records = [record("other", 0, 4.0, **slow), record("ours", 0, 2.0)]
+    found = claims(records, "ours")
+    assert found["samples"]["other"]["words"].startswith("better")
+    assert found["evaluations"]["other"]["factor"] == 2
+    assert found["training"]["other"]["factor"] == 1  # 9 at 100 images is not the 4 of the other's end
+    assert claims(records, "") == {}
+
+
+def test_numbers_of_several_seeds_are_means_with_deviations():
+    seeds = [record("ours", 0, 2.0), record("ours", 1, 4.0)]
+    (group,) = by_objective(seeds).values()
+    told = summary(group)
+    assert told["frechet_distance"] == {"value": 3.0, "stderr": pytest.approx(2**0.5)}
+    assert told["error_is"] == "deviation over seeds"
+    assert told["bits_per_dim"]["value"] == 1.5
+    drawn = curves(seeds)
+    assert [p["images_seen"] for p in drawn["while_training"]["ours"]] == [100, 200]
+    assert list(drawn["solvers"]) == ["midpoint"]
+
+
+def test_a_budget_counts_by_its_best_solver():
+    one = record("ours", 0, 2.0)
+    points = one["scores"]["nfe_curve"]["points"]
+    points += [{**points[0], "solver": "euler", "frechet_distance": 1.0}]
+    other = record("other", 0, 2.0, budgets=((10, 8), (20, 1.0)))
+    assert claims([one, other], "ours")["evaluations"]["other"]["factor"] == 2

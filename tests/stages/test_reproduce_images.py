@@ -1,0 +1,111 @@
+"""The comparison on images: two tiny runs, made once, verified, and put side by side."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny_run import TINY
+
+from fm_core.config import merge, parse_config
+from fm_core.errors import UserError
+from fm_core.run.files import read_json
+from fm_core.stages.reproduce import reproduce
+
+pytestmark = pytest.mark.slow
+
+CELLS = [
+    {"name": "ddpm", "title": "DDPM", "objective": "noise-prediction", "path": "variance-preserving"},
+    {"name": "fm-ot", "title": "FM-OT", "objective": "flow-matching", "path": "optimal-transport"},
+]
+ASKED = {
+    "run": {"name": "both"},
+    "train": {"images": 128, "warmup_images": 0, "checkpoint_images": 64, "keep_checkpoints": 2},
+    "evaluate": {
+        "metrics": ["frechet_distance"],
+        "nfe_curve": {"images": 8, "solvers": ["euler"], "nfe": [4, 8], "tolerances": [0.1], "exact_nfe": 16},
+    },
+    "reproduce": {
+        "kind": "images",
+        "cells": CELLS,
+        "images": {"curve_images": 8, "shown_nfe": [2, 4], "shown_images": 3},
+    },
+}
+
+
+def configured(root: Path, **reproduce_keys):
+    places = {"run": {"root": str(root / "runs")}, "data": {"root": str(root / "data")}}
+    tree = merge(merge(merge(TINY, ASKED), places), {"reproduce": reproduce_keys})
+    return parse_config(tree, where="both.yaml")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    root = tmp_path_factory.mktemp("both")
+    seen = []
+    return root, reproduce(configured(root), seen.append), seen
+
+
+def test_every_cell_is_a_plain_run_that_other_commands_know(whole):
+    root, result, _ = whole
+    assert result.state == "done"
+    for name in ("ddpm-s0", "fm-ot-s0"):
+        run = root / "runs" / "both" / "reproduce" / name
+        assert (run / "config.yaml").exists()
+        assert read_json(run / "train" / "DONE.json")["images_seen"] == 128
+
+
+def test_runs_share_data_order_noise_and_initial_weights(whole):
+    root = whole[0] / "runs" / "both" / "reproduce"
+    trees = [json.loads(json.dumps(read_lines(root / name))) for name in ("ddpm-s0", "fm-ot-s0")]
+    assert trees[0] == trees[1]
+
+
+def read_lines(run: Path) -> dict:
+    """All that is asked of a run but its name, its objective and its path."""
+    import yaml
+
+    tree = yaml.safe_load((run / "config.yaml").read_text())
+    del tree["run"]["name"]
+    assert tree["run"]["seed"] == 0
+    del tree["method"]
+    return tree
+
+
+def test_the_table_the_curves_and_the_claims_are_there(whole):
+    _, result, _ = whole
+    results = read_json(Path(result.paths["results"]))
+    assert set(results["summary"]) == {"ddpm", "fm-ot"}
+    for cell in results["summary"].values():
+        assert cell["frechet_distance"]["value"] > 0
+        assert cell["bits_per_dim"]["stderr"] > 0
+        assert cell["nfe"] > 0
+    assert [p["images_seen"] for p in results["curves"]["while_training"]["fm-ot"]] == [64, 128]
+    assert [p["nfe"] for p in results["curves"]["solvers"]["euler"]["fm-ot"]] == [4, 8]
+    assert set(results["claims"]) == {"samples", "evaluations", "training"}
+    page = Path(result.paths["report"]).read_text()
+    for words in ("Table 1", "FM-OT", "While training", "Fewer evaluations", "claims", "not stated"):
+        assert words in page
+    assert page.count("<img") >= 4
+    assert "http" not in page.split("</style>")[1]
+
+
+def test_called_again_it_verifies(whole):
+    root, result, _ = whole
+    before = Path(result.paths["report"]).stat().st_mtime_ns
+    again = reproduce(configured(root))
+    assert again.state == "verified"
+    assert again.hashes == result.hashes
+    assert Path(result.paths["report"]).stat().st_mtime_ns == before
+
+
+def test_progress_only_grows(whole):
+    done = [progress.done for progress in whole[2] if progress.stage == "reproduce"]
+    assert done == sorted(done)
+    assert done[-1] == whole[2][-1].total
+
+
+def test_checkpoints_that_do_not_reach_over_the_run_are_refused(tmp_path):
+    config = configured(tmp_path)
+    short = config.model_copy(update={"train": config.train.model_copy(update={"keep_checkpoints": 1})})
+    with pytest.raises(UserError, match=r"train\.keep_checkpoints"):
+        reproduce(short)
