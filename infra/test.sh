@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything this machine can test: format, lint, types, tests. Arguments go to pytest.
 #
-#   bash infra/test.sh            all of it, under 15 minutes on two cores with the installation
+#   bash infra/test.sh            all of it
 #   bash infra/test.sh -k flows   the same with fewer tests
 EXTRAS="[test]"
 # shellcheck source-path=SCRIPTDIR source=environment.sh
