@@ -16,6 +16,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     """`infra/demo.sh --keep` on a shrunken configuration, on a machine whose port 4200 is taken."""
     root = copy_of_the_tree(tmp_path_factory.mktemp("house"))
     with socket.socket() as squatter:
+        # What a server that has just ended leaves behind keeps others from the port, and means nothing.
+        squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         with suppress(OSError):  # then somebody else sits there, which is as good
             squatter.bind(("127.0.0.1", 4200))
             squatter.listen()
