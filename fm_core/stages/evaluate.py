@@ -183,10 +183,11 @@ def summary(scores: dict[str, Any]) -> str:
     parts = list[str]()
     if frechet := scores.get("frechet_distance"):
         held_out = scores["frechet_distance_of_held_out"]
+        # The distance falls with the number of images: only equal numbers compare.
+        equal = scores.get("frechet_distance_of_as_many", frechet)
         parts.append(
-            f"Fréchet distance ({frechet['features']} features, {frechet['images']} images) "
-            f"{frechet['value']:.2f} ± {frechet['stderr']:.2f}, "
-            f"{held_out['images']} real held-out images {held_out['value']:.2f}"
+            f"Fréchet distance ({frechet['features']} features, {equal['images']} images) "
+            f"{equal['value']:.2f} ± {equal['stderr']:.2f}, real held-out images {held_out['value']:.2f}"
         )
     for key, name in (("kernel_distance", "kernel distance"), ("inception_score", "Inception Score")):
         if key in scores and not parts:
