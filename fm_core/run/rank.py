@@ -106,7 +106,9 @@ def _work(stage: str, rank: Rank, work: Callable[[RunConfig, Rank], None]) -> in
         work(load_config(sys.argv[1]), rank)
         kind, message, code = "done", "", 0
     except Stopped as stop:
-        kind, message, code = "stopped", str(stop), EXIT_STOPPED
+        # It may have been the kernel that asked, because the agent was killed.
+        kind = "stopped" if _agent_is_there(rank) else "orphaned"
+        message, code = str(stop), EXIT_STOPPED
     except UserError as error:
         kind, message, code = "user", str(error), EXIT_USER
     except GaveUp as error:
@@ -119,7 +121,7 @@ def _work(stage: str, rank: Rank, work: Callable[[RunConfig, Rank], None]) -> in
 
 
 def leave_word(stage: str, rank: Rank, kind: str, message: str) -> None:
-    """Write down how a rank ended (done, stopped, user, gave up or error), for the supervisor."""
+    """Write down how a rank ended, for the supervisor: done, stopped, orphaned, user, gave up or error."""
     record = {"job": rank.job, "rank": rank.number, "kind": kind, "message": message}
     write_json(rank.control / f"{stage}-{rank.number}.end.json", record)
 
@@ -134,10 +136,14 @@ def _adopted(rank: Rank) -> bool:
     while True:
         job = submitted(rank.control)
         if job and job.id == rank.job:
-            return is_marked(psutil.Process(os.getppid()), rank.job)
+            return _agent_is_there(rank)
         if time.monotonic() > deadline:
             return False
         time.sleep(0.1)
+
+
+def _agent_is_there(rank: Rank) -> bool:
+    return is_marked(psutil.Process(os.getppid()), rank.job)
 
 
 def _beat(lease: Lease, job: str) -> None:

@@ -172,11 +172,13 @@ def _verdict(job: Job, control: Path, lost: Sequence[str] = ()) -> Exception:
     failed = [
         f"{_named(job, rank)}: {end['message']}" for rank, end in ends.items() if end["kind"] == "error"
     ]
+    orphaned = {job.host_of(rank): end["message"] for rank, end in ends.items() if end["kind"] == "orphaned"}
+    told += [f"the launcher on {host} was killed; {message}" for host, message in orphaned.items()]
     # Where a host was lost, its ranks were killed and the others could not go on.
     told = list(lost) or told
-    for end in ends.values():
-        if end["kind"] == "stopped" and not failed and (not told or control.joinpath("STOP").exists()):
-            return Stopped(end["message"])
+    stopped = [end["message"] for end in ends.values() if end["kind"] in ("stopped", "orphaned")]
+    if stopped and not failed and (not told or control.joinpath("STOP").exists()):
+        return Stopped(stopped[0])
     told += [] if lost else failed[:1]
     if not told:
         return JobFailed(f"{job.stage}: every process ended well and yet it is not complete (log: {job.log})")

@@ -19,6 +19,7 @@ from house import PROJECT, Demo
 from noisy import NOISY_STEPS
 from selenium.webdriver.remote.webdriver import WebDriver
 
+from fm_core.run.files import read_lines
 from fm_core.run.job import JOB_VARIABLE
 
 pytestmark = pytest.mark.slow
@@ -189,7 +190,11 @@ def test_the_command_of_the_message_continues_and_a_killed_launcher_is_replaced(
     psutil.Process(hands.job()["pid"]).kill()
     until(lambda: hands.job()["id"] != first, 90, "another job is submitted")
     hands.goes_on(120)
-    assert hands.demo.run(run_id)["run_count"] == runs + 1
+    # The run's own process started it again: no new attempt, and the reason is on record.
+    assert hands.demo.run(run_id)["run_count"] == runs
+    (restart,) = read_lines(hands.path / "logs" / "restarts.jsonl")
+    assert "the launcher on" in restart["because"]
+    assert "was killed; stopped at step" in restart["because"]
     assert hands.steps() == sorted(set(hands.steps()))  # no step twice
 
 

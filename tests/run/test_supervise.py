@@ -209,10 +209,11 @@ def test_a_killed_supervisor_leaves_the_job_and_the_next_one_attaches(job):
         time.sleep(0.05)
         assert thread.is_alive(), outcome
     assert submitted(job.control).id == handle.id
-    # And kill -9 of the agent: the ranks hear of it, save and end; nothing stays.
+    # And kill -9 of the agent: the ranks hear of it, save and end; nobody asked for that, and nothing stays.
     os.kill(handle.pid, signal.SIGKILL)
     thread.join(60)
-    assert isinstance(outcome[0], Stopped)
+    assert isinstance(outcome[0], JobFailed)
+    assert f"the launcher on {socket.gethostname()} was killed" in str(outcome[0])
     assert job.processes() == []
     # The next start works, in the same place.
     job.does("write;write")
