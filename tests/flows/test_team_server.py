@@ -21,6 +21,9 @@ from house import clean_environment, copy_of_the_tree
 
 pytestmark = pytest.mark.slow
 PASSWORD = "operator:a-secret"
+SERVE = "bash infra/serve.sh"
+WORKER = "prefect worker start --pool local --type process"
+"""Two commands of the operator's page that do not end by themselves."""
 INSTALLED = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
 INITDB = shutil.which("initdb") or (str(INSTALLED[-1]) if INSTALLED else None)
 
@@ -114,7 +117,7 @@ def team(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     database = f"postgresql+asyncpg://prefect@127.0.0.1:{postgres.port}/postgres"
     with (root / "server.log").open("wb") as log:
         server = subprocess.Popen(
-            ["bash", "infra/serve.sh"],
+            SERVE.split(),
             cwd=root,
             env=environment | {"FM_PORT": str(port), "PREFECT_SERVER_DATABASE_CONNECTION_URL": database},
             stdout=log,
@@ -152,7 +155,7 @@ def test_a_run_goes_through_worker_password_and_postgresql(team: Team, postgres:
     assert deployed.returncode == 0, deployed.stdout + deployed.stderr
     created = team.prefect("deployment", "run", "shard-dataset")
     assert created.returncode == 0, created.stdout + created.stderr
-    worked = team.prefect("worker", "start", "--pool", "local", "--type", "process", "--run-once")
+    worked = team.prefect(*WORKER.split()[1:], "--run-once")
     runs = postgres.ask("select name, state_type from flow_run").splitlines()
     assert runs == ["digits-s0|COMPLETED"], worked.stdout + worked.stderr
     bars = postgres.ask("select name, state_type from task_run order by start_time").splitlines()

@@ -1,42 +1,18 @@
 """The speed switches leave 20 steps' losses alone, but for rounding (speed_rank.py, two processes)."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+from launched import launch
 
 from fm_core.config import TrainSection
 from fm_core.models.mlp import MLP
-from fm_core.run.files import read_json
 from fm_core.training.engine import bucket_elements
 
-HERE = Path(__file__).parent
 SWITCHED = ["fused", "buckets", "overlap", "overlap-2", "all", "checkpointing"]
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("speed")
-    variables = {
-        "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1])]),
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-        "DS_ACCELERATOR": "cpu",
-        "GLOO_SOCKET_IFNAME": "lo",
-    }
-    agent = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
-    done = subprocess.run(
-        [*agent, "--nproc-per-node=2", "-m", "speed_rank", str(folder)],
-        env={**os.environ, **variables},
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    found = read_json(folder / "found.json")
-    assert found, done.stdout[-3000:] + done.stderr[-5000:]
-    return found
+    return launch("speed_rank", tmp_path_factory.mktemp("speed"), 2, "found.json")
 
 
 @pytest.mark.slow

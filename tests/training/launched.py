@@ -1,0 +1,32 @@
+"""Ranks of this folder's modules, started by torchrun as a job's are."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from fm_core.run.files import read_json
+
+HERE = Path(__file__).parent
+
+
+def launch(module, folder, ranks, found):
+    """What ranks of a module of this folder left in a file of `folder`, to which they are pointed."""
+    variables = {
+        "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1])]),
+        "OMP_NUM_THREADS": "1",
+        "DS_ACCELERATOR": "cpu",
+        "CUDA_VISIBLE_DEVICES": "",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+    agent = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
+    done = subprocess.run(
+        [*agent, f"--nproc-per-node={ranks}", "-m", module, str(folder)],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    answer = read_json(folder / found)
+    assert answer, done.stdout[-3000:] + done.stderr[-5000:]
+    return answer
