@@ -190,8 +190,11 @@ export PREFECT_API_URL="http://127.0.0.1:$port/api"
 say "Prefect UI: http://127.0.0.1:$port"
 wait_for_server
 
-prefect work-pool create local --type process --overwrite >"$STATE/deploy.log" 2>&1
-is_kept worker || start worker prefect worker start --pool local --type process --limit 1
+{
+    prefect work-pool create local --type process --overwrite
+    prefect work-pool set-concurrency-limit local 1  # a worker's own --limit ends it at a retry (infra/README.md)
+} >"$STATE/deploy.log" 2>&1
+is_kept worker || start worker prefect worker start --pool local --type process
 prefect --no-prompt deploy --all --prefect-file infra/prefect.yaml >>"$STATE/deploy.log" 2>&1 ||
     { tail -n 30 "$STATE/deploy.log" >&2; exit 1; }
 say "deployed: $(grep -oE "'[a-z0-9-]+/default'" "$STATE/deploy.log" | sort -u | tr -d "'" | paste -sd ' ')"

@@ -1,9 +1,10 @@
 """Runs of one comparison, put together: over seeds, and against each other."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
-from fm_core.evaluation.claims import Measured, Point, better, cheaper, over_seeds
+from fm_core.evaluation.claims import Measured, Point, better, cheaper, mean_of_seeds, over_seeds
 
 FIXED = ("euler", "midpoint", "heun2", "rk4")
 
@@ -28,7 +29,7 @@ def summary(seeds: Sequence[Record]) -> dict[str, Any]:
         "images_seen": first["images_seen"],
         "error_is": "deviation over seeds" if len(seeds) > 1 else "the estimator's standard error",
         "frechet_distance": _number(seeds, "frechet_distance"),
-        "nfe": sum(record["scores"]["nfe"]["mean"] for record in seeds) / len(seeds),
+        "nfe": asdict(over_seeds([Measured(record["scores"]["nfe"]["mean"], 0.0) for record in seeds])),
     }
     if all("bits_per_dim" in record["scores"] for record in seeds):
         found["bits_per_dim"] = _number(seeds, "bits_per_dim")
@@ -58,7 +59,7 @@ def claims(records: Sequence[Record], ours: str) -> dict[str, dict[str, dict[str
         if all(training):
             verdicts["training"] = cheaper(*training, "images")
         for claim, verdict in verdicts.items():
-            found.setdefault(claim, {})[cell] = {"factor": verdict.factor, "words": verdict.words}
+            found.setdefault(claim, {})[cell] = asdict(verdict)
     return found
 
 
@@ -67,7 +68,7 @@ def while_training(seeds: Sequence[Record]) -> list[Point]:
     return [
         Point(
             points[0]["images_seen"],
-            over_seeds([Measured(p["frechet_distance"], p["stderr"]) for p in points]),
+            mean_of_seeds([Measured(p["frechet_distance"], p["stderr"]) for p in points]),
         )
         for points in zip(*(record["while_training"] for record in seeds), strict=True)
     ]
@@ -96,7 +97,7 @@ def solver_curve(seeds: Sequence[Record], solver: str) -> list[tuple[float, Meas
     found = [
         (
             points[0]["nfe"],
-            over_seeds([Measured(p["frechet_distance"], p["frechet_distance_stderr"]) for p in points]),
+            mean_of_seeds([Measured(p["frechet_distance"], p["frechet_distance_stderr"]) for p in points]),
             sum(p["error"] for p in points) / len(points),
         )
         for points in zip(*curves, strict=True)
@@ -131,7 +132,7 @@ def _nfe_while_training(seeds: Sequence[Record]) -> list[float]:
 
 
 def _distance(seeds: Sequence[Record]) -> Measured:
-    return over_seeds(
+    return mean_of_seeds(
         [
             Measured(
                 record["scores"]["frechet_distance"]["value"], record["scores"]["frechet_distance"]["stderr"]

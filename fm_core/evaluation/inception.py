@@ -84,7 +84,8 @@ def torch_fidelity_module(name: str) -> types.ModuleType:
         return importlib.import_module(f"{_PACKAGE}.{name}")
     except ImportError as error:
         raise UserError(
-            f"evaluate.features inception: {error}; pip install 'flow-matching-pipeline[inception]'"
+            f"evaluate.features inception: {error}; "
+            "pip install --constraint infra/constraints.txt --editable '.[inception]'"
         ) from None
     except RuntimeError as error:
         reason = str(error).splitlines()[0]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fm_core.evaluation.claims import Measured, Point, better, cheaper, over_seeds, reached_at
+from fm_core.evaluation.claims import Measured, Point, better, cheaper, mean_of_seeds, over_seeds, reached_at
 from fm_core.evaluation.comparison import by_objective, claims, curves, summary
 
 
@@ -13,6 +13,7 @@ def curve(*pairs, stderr=0.1):
 def test_seeds_give_their_mean_and_deviation_and_one_keeps_its_own_error():
     assert over_seeds([Measured(1, 0.5)]) == Measured(1, 0.5)
     assert over_seeds([Measured(1, 9), Measured(3, 9)]) == Measured(2, pytest.approx(2**0.5))
+    assert mean_of_seeds([Measured(1, 9), Measured(3, 9)]) == Measured(2, pytest.approx(1))
 
 
 def test_the_first_cost_that_is_good_enough_counts_even_if_a_later_one_is_worse():
@@ -35,7 +36,18 @@ def test_a_factor_below_one_is_told_as_more():
 
 def test_one_standard_error_of_the_others_best_is_granted():
     other = curve((8, 2.05), (32, 2), stderr=0.1)
-    assert cheaper(curve((8, 2.05)), other, "evaluations").factor == 1
+    verdict = cheaper(curve((8, 2.05), stderr=0.1), other, "evaluations")
+    assert verdict.factor == 1
+    assert verdict.words.startswith("not distinguishable")
+
+
+def test_a_factor_within_the_errors_is_not_told_from_one():
+    other = curve((4, 9), (8, 2.2), (16, 2.0), stderr=0.5)
+    verdict = cheaper(curve((4, 9), (8, 2.1), (16, 2.0), stderr=0.5), other, "evaluations")
+    assert verdict.low <= 1 <= verdict.high
+    assert verdict.words.startswith("not distinguishable")
+    sure = cheaper(curve((4, 1), stderr=1e-3), curve((8, 1), stderr=1e-3), "evaluations")
+    assert (sure.low, sure.high) == (0, 2)  # half of the draws do not reach a distance that is the same
 
 
 def test_a_quality_that_is_not_reached_has_no_factor():
@@ -49,6 +61,13 @@ def test_a_quality_that_is_not_reached_has_no_factor():
 )
 def test_samples_are_better_only_beyond_the_errors(ours, other, word):
     assert better(Measured(ours, 0.1), Measured(other, 0.1)).words.startswith(word)
+
+
+@pytest.mark.parametrize(
+    ("ours", "other", "word"), [(1, 2, "better"), (2, 1, "worse"), (1, 1, "not distinguishable")]
+)
+def test_numbers_without_errors_are_told_apart_by_any_difference(ours, other, word):
+    assert better(Measured(ours, 0), Measured(other, 0)).words.startswith(word)
 
 
 def record(cell, seed, distance, *, training=((100, 9), (200, 2)), budgets=((10, 5), (20, 2))):
