@@ -47,7 +47,7 @@ class Verdict:
     where the quality is not reached."""
     words: str
     low: float | None = None
-    """The factor's 16% quantile under the errors of the distances; 0 where the quality is not reached then."""
+    """The factor's 16% quantile under the errors of the distances; 0 where the quality is not reached."""
     high: float | None = None
     """Its 84% quantile."""
 

@@ -97,8 +97,8 @@ def _verdicts(results: Results) -> Section:
     ]
     note = (
         "The paper claims three things of flow matching on the optimal-transport path. Costs are those that "
-        "were measured, not interpolated; one standard error of the other's best distance is granted to both; "
-        "ranges (16% to 84%) come from drawing every distance anew within its error."
+        "were measured, not interpolated; a standard error of the other's best distance is granted to both. "
+        "Ranges (16% to 84%) come from drawing every distance anew within its error."
     )
     if not rows:
         note += " It is not among the cells, or alone."

@@ -1,9 +1,9 @@
 """Which checkpoints count: files that are whole, or that do not count.
 
-A checkpoint is a directory such as step-00001000, with files of weights, AdamW's moments, state.json, and COMPLETE,
-which names every file with its size and SHA-256 and is written last. A directory without COMPLETE, or whose
-files do not match it, is never loaded. Nothing in it is pickled, and nothing in it depends on how many
-processes wrote it.
+A checkpoint is a directory such as step-00001000 with files of weights, AdamW's moments, state.json, and
+COMPLETE, which names every file with its size and SHA-256 and is written last. A directory without COMPLETE,
+or whose files do not match it, is never loaded. Nothing in it is pickled, and nothing in it depends on how
+many processes wrote it.
 """
 
 import hashlib
