@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fm_core.data.manifest import Shard
-from fm_core.data.store import CHUNK, Store
+from fm_core.data.store import CHUNK, Store, sync
 from fm_core.errors import UserError
 
 DOWNLOADS = 8
@@ -30,9 +30,10 @@ class NodeCache:
         self._pool: ThreadPoolExecutor | None = None
 
     def open(self, store: Store, shard: Shard) -> int:
-        """A file handle of a whole copy of the shard; of the shard itself where the store is local.
+        """A file handle of a copy of the shard; of the shard itself where the store is local.
 
-        Raises UserError if it is missing or, after a second download, not what the manifest says.
+        A copy of another size is fetched again. Raises UserError if the shard is missing or, after a
+        second download, not what the manifest says.
         """
         if not store.local:
             return self._open_copy(store, shard)
@@ -73,9 +74,12 @@ class NodeCache:
                     file = os.open(path, os.O_RDONLY)
                 except FileNotFoundError:
                     self._download(store, shard, path)  # another process may evict it at once
-                else:
+                    continue
+                if os.fstat(file).st_size == shard.bytes:
                     os.utime(file)
                     return file
+                os.close(file)
+                path.unlink(missing_ok=True)
 
     def _prefetch(self, store: Store, shard: Shard) -> None:
         os.close(self._open_copy(store, shard))
@@ -98,6 +102,7 @@ class NodeCache:
             for _ in range(2):
                 store.fetch(shard.name, stage)
                 if _sha256(stage) == shard.sha256:
+                    sync(stage)  # else a power loss leaves an empty or short file under the whole one's name
                     stage.replace(path)
                     return
         except FileNotFoundError:

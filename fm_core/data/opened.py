@@ -103,40 +103,48 @@ class OpenShards:
             os.close(self._files.pop(oldest))
 
     def _open(self, number: int) -> int:
-        file = self._cache.open(self._store, self._shards[number])
-        if number not in self._loaded:
+        """A handle of a shard whose index is read; a copy that proves short is fetched once more."""
+        for _ in range(2):
+            file = self._cache.open(self._store, self._shards[number])
             try:
-                self._load(number, file)
+                if number not in self._loaded:
+                    self._load(number, file)
+            except EOFError:
+                os.close(file)
+                self._cache.discard(self._store, self._shards[number])
             except BaseException:
                 os.close(file)
                 raise
-        return file
+            else:
+                return file
+        raise UserError(f"{self.where(number)}: shorter than the manifest says; run fm validate --repair")
 
     def _load(self, number: int, file: int) -> None:
-        """Read the labels and the CRCs of a shard."""
+        """Read the labels and the CRCs of a shard; EOFError if it ends before them."""
         shard = self._shards[number]
         if shard.index_offset is not None:
-            self._load_index(number, file, shard, shard.index_offset)
+            self._load_index(file, shard, shard.index_offset)
         row = shard.first_id
         for block in shard.blocks:
             rows = slice(row, row + block.images)
             if block.y_offset is not None:
-                self._fill(number, file, self._table.labels[rows], block.y_offset)
-            self._fill(number, file, self._table.crcs[rows], block.crc_offset)
+                _fill(file, self._table.labels[rows], block.y_offset)
+            _fill(file, self._table.crcs[rows], block.crc_offset)
             row += block.images
         self._loaded.add(number)
 
-    def _load_index(self, number: int, file: int, shard: Shard, offset: int) -> None:
+    def _load_index(self, file: int, shard: Shard, offset: int) -> None:
         """Layout image: read where the PNGs are, their labels and CRCs."""
         index = np.empty((shard.images, 4), np.int64)
-        self._fill(number, file, index, offset)
+        _fill(file, index, offset)
         rows = slice(shard.first_id, shard.first_id + shard.images)
         assert self._table.pictures is not None
         self._table.pictures[rows] = index[:, :2]
         self._table.labels[rows] = index[:, 2]
         self._table.crcs[rows] = index[:, 3].astype(np.uint32)
 
-    def _fill(self, number: int, file: int, array: NDArray[np.generic], offset: int) -> None:
-        target = array.data.cast("B")
-        if os.preadv(file, [target], offset) != len(target):
-            raise UserError(f"{self.where(number)}: shorter than the manifest says; run fm validate --repair")
+
+def _fill(file: int, array: NDArray[np.generic], offset: int) -> None:
+    target = array.data.cast("B")
+    if os.preadv(file, [target], offset) != len(target):
+        raise EOFError(offset)

@@ -179,7 +179,7 @@ class Store:
         if self.local:
             target = self.local / name
             stage.replace(target)
-            _sync_folder(target.parent)
+            sync(target.parent)
             return
         self._upload(stage, name)
 
@@ -276,9 +276,9 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _sync_folder(folder: Path) -> None:
-    # The rename itself is durable only once the folder is written out.
-    handle = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Have a file's content written to the disk; a folder's, which makes renames in it durable."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
