@@ -146,8 +146,8 @@ def test_more_draws_tighten_the_bound_and_leave_the_headline():
 def test_a_record_holds_what_was_asked_and_nothing_else():
     tolerances = {"rtol": 1e-6, "atol": 1e-6}
     plain = likelihood_record(score(model(), images(2), check_images=0), tolerances)
-    assert set(plain) == {"value", "stderr", "images", "k", "probe_std", "nfe", "rtol", "atol"}
-    assert plain["k"] == 1
+    assert set(plain) == {"value", "stderr", "images", "k", "probe_std", "nfe", "dtype", "rtol", "atol"}
+    assert (plain["k"], plain["dtype"]) == (1, "float32")
     tighter = likelihood_record(score(model(), images(2), draws=2, check_images=1), tolerances)
     assert tighter["solver_check"]["images"] == 1
     assert tighter["k_sample"]["k"] == 2
