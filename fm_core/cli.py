@@ -39,7 +39,19 @@ FLAGS = {
         "deep": "every image's CRC, duplicates, and the source as well",
         "repair": "write damaged shards again first",
     },
+    "reproduce": {
+        "dry-run": "check the configuration, say what the comparison will take, and start nothing",
+    },
 }
+NUMBERS: dict[str, dict[str, tuple[float | None, str]]] = {
+    "reproduce": {
+        "peak": (None, "FLOP/s of a device; by default this GPU's in bf16, or where none is known an H200's"),
+        "mfu": (0.3, "share of the peak that goes into the network's operations"),
+        "images-per-s": (None, "images that one device trains on in a second, measured; instead of both"),
+        "nfe": (None, "evaluations of dopri5 for an image; by default the paper's, or unknown"),
+    },
+}
+"""For --dry-run."""
 DOCTOR_FLAGS = {
     "--model": "parameters and operations of the network",
     "--launch": "whether the hosts of the configuration can be reached and agree",
@@ -76,11 +88,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _doctor(words[1:])
         if words[:1] == ["compare"]:
             return _compare(words[1:])
-        command, config, flags = _parse(words)
+        command, config, flags, numbers = _parse(words)
         if command == "status":
             from fm_core.terminal import show_status
 
             return show_status(config, follow="follow" in flags)
+        if "dry-run" in flags:
+            from fm_core.stages.estimate import estimate
+
+            print(estimate(config, **numbers).text())
+            return 0
         _run_stage(command, config, flags)
     except UserError as error:
         print(f"fm: {error}", file=sys.stderr)
@@ -127,7 +144,8 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _parse(words: list[str]) -> tuple[str, RunConfig, set[str]]:
+def _parse(words: list[str]) -> tuple[str, RunConfig, set[str], dict[str, Any]]:
+    """The command, its configuration, the flags that were given, and numbers by their arguments' names."""
     parser = _Parser(
         prog="fm", description="Flow matching, stage by stage.", epilog="fm STAGE --help lists every key."
     )
@@ -141,9 +159,15 @@ def _parse(words: list[str]) -> tuple[str, RunConfig, set[str]]:
     known = FLAGS.get(head.command, {})
     for flag, what in known.items():
         sub.add_argument(f"--{flag}", action="store_true", help=what)
-    namespace, overrides = _read(sub, words[1:], ("config", *known))
-    flags = {flag for flag in known if getattr(namespace, flag)}
-    return head.command, load_config(namespace.config, overrides), flags
+    for name, (default, what) in NUMBERS.get(head.command, {}).items():
+        told = f"for --dry-run: {what}" + (f" (default: {default:g})" if default else "")
+        sub.add_argument(f"--{name}", type=float, default=default, help=told)
+    numbers = [name.replace("-", "_") for name in NUMBERS.get(head.command, {})]
+    named = {flag: flag.replace("-", "_") for flag in known}
+    namespace, overrides = _read(sub, words[1:], ("config", *named.values(), *numbers))
+    flags = {flag for flag, name in named.items() if getattr(namespace, name)}
+    values = {name: getattr(namespace, name) for name in numbers}
+    return head.command, load_config(namespace.config, overrides), flags, values
 
 
 def _doctor(words: list[str]) -> int:

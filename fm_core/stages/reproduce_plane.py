@@ -17,7 +17,6 @@ from fm_core.data.plane import ENTROPY, NAME
 from fm_core.errors import UserError
 from fm_core.evaluation.plane import LIKELIHOOD_BATCH, PICTURE_TOLERANCE, judge
 from fm_core.evaluation.threads import cpu_threads
-from fm_core.method.named import objective_named, path_named
 from fm_core.method.objectives import Objective
 from fm_core.method.pairs import require_diffusion
 from fm_core.method.paths import Path
@@ -27,6 +26,7 @@ from fm_core.run.cell import Cell, Part, alone
 from fm_core.run.directory import RunDirectory, environment, fingerprint
 from fm_core.run.files import SCHEMA, read_json, write_json, write_text
 from fm_core.run.progress import Observer, Pace, Progress
+from fm_core.stages.cells import objective_of, title_of
 from fm_core.stages.result import StageResult
 from fm_core.training.plane import fit, initial_network
 
@@ -77,12 +77,7 @@ def check(config: RunConfig) -> list[Task]:
 
 
 def _task(config: RunConfig, section: CellSection) -> Task:
-    plane = config.reproduce.plane
-    try:
-        path = path_named(section.path, section.path_options)
-        objective = objective_named(section.objective, path, section.objective_options)
-    except UserError as error:
-        raise UserError(f"reproduce.cells.{section.name}: {error}") from None
+    plane, objective = config.reproduce.plane, objective_of(section)
     steps = section.steps or plane.steps
     fewer = f" ({steps:,} of {plane.steps:,} steps)" if steps < plane.steps else ""
     recipe = {
@@ -92,9 +87,8 @@ def _task(config: RunConfig, section: CellSection) -> Task:
         **section.model_dump(mode="json", include=_WHAT),
         **plane.model_dump(mode="json", include=_HOW),
     }
-    title = section.title or f"{section.objective}, {section.path}"
     cell = Cell(RunDirectory(config).path / "reproduce" / section.name)
-    return Task(section, title + fewer, objective, steps, cell, recipe)
+    return Task(section, title_of(section) + fewer, objective, steps, cell, recipe)
 
 
 def reproduce_plane(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResult:

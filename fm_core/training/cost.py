@@ -160,23 +160,24 @@ def cost_checks(config: RunConfig, cost: Cost, to: Cluster) -> list[Check]:
         f"of {to.mfu:.0%} (100%: {full:,.0f} a device at {to.peak / 1e12:,.0f} TFLOP/s)",
         "time": f"{cost.seconds / DAY:,.2f} days for {cost.steps:,} steps of {train.global_batch:,} images, "
         f"{cost.step_seconds:.3f} s each; saving and evaluation not counted",
-        "loader": f"{cost.images_per_s / to.hosts:,.0f} images/s, {_bytes(cost.loader_bytes_per_s)}/s, on "
+        "loader": f"{cost.images_per_s / to.hosts:,.0f} images/s, {size(cost.loader_bytes_per_s)}/s, on "
         "each host",
-        "checkpoint": f"{_bytes(cost.checkpoint_bytes)}, {cost.checkpoint_seconds:,.1f} s at "
-        f"{_bytes(to.store_rate)}/s, {cost.checkpoints:,} times; training goes on while it is copied",
-        "storage": f"{_bytes(cost.storage_bytes)}: {train.keep_checkpoints} checkpoints, "
+        "checkpoint": f"{size(cost.checkpoint_bytes)}, {cost.checkpoint_seconds:,.1f} s at "
+        f"{size(to.store_rate)}/s, {cost.checkpoints:,} times; training goes on while it is copied",
+        "storage": f"{size(cost.storage_bytes)}: {train.keep_checkpoints} checkpoints, "
         f"{config.sample.images:,} samples, beside the data set's {cost.image_bytes:,} bytes an image",
     }
     for stage, sent in cost.network_bytes.items():
         lines[f"network, ZeRO {stage}"] = (
-            f"{_bytes(sent)} sent by each device in a step, {_bytes(sent / cost.step_seconds)}/s"
+            f"{size(sent)} sent by each device in a step, {size(sent / cost.step_seconds)}/s"
         )
     for stage, held in cost.memory_bytes.items():
-        lines[f"memory, ZeRO {stage}"] = f"{_bytes(held)} on each device, and the activations"
+        lines[f"memory, ZeRO {stage}"] = f"{size(held)} on each device, and the activations"
     return [Check(name, True, detail) for name, detail in lines.items()]
 
 
-def _bytes(count: float) -> str:
+def size(count: float) -> str:
+    """Bytes for a person, e.g. 4.72 GB."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

@@ -9,6 +9,7 @@ from tiny_run import TINY
 from fm_core.config import merge, parse_config
 from fm_core.errors import UserError
 from fm_core.run.files import read_json
+from fm_core.stages.estimate import HEAD, STORED, estimate
 from fm_core.stages.reproduce import reproduce
 
 pytestmark = pytest.mark.slow
@@ -96,6 +97,29 @@ def test_called_again_it_verifies(whole):
     assert again.state == "verified"
     assert again.hashes == result.hashes
     assert Path(result.paths["report"]).stat().st_mtime_ns == before
+
+
+def test_the_dry_run_foretold_steps_and_bytes(whole):
+    root = whole[0]
+    found = estimate(configured(root))
+    row = dict(zip(HEAD + STORED, found.rows[-1], strict=True))
+    runs = [root / "runs" / "both" / "reproduce" / name for name in ("ddpm-s0", "fm-ot-s0")]
+    steps = sum(read_json(run / "train" / "DONE.json")["step"] for run in runs)
+    assert int(row["steps"]) == steps
+    there = sum(
+        file.stat().st_size
+        for run in runs
+        for file in (run / "train" / "checkpoints").rglob("*")
+        if file.is_file()
+    )
+    told = {"kB": 1e3, "MB": 1e6}
+    number, unit = row["checkpoints"].split()
+    # In a network as small as this, names and the state of the run weigh something.
+    assert 0.8 < float(number) * told[unit] / there < 1
+    assert (
+        f"{sum(file.stat().st_size for file in (root / 'data' / 'digits').glob('*.tar')) / 1e3:.3g} kB"
+        in (found.facts["data set"])
+    )
 
 
 def test_progress_only_grows(whole):

@@ -75,6 +75,8 @@ class SourceFacts:
     """How the pixels come about, from the configuration alone."""
     max_quarantined: float = 0.0
     """Largest share of images that may be left out, unless the user says otherwise."""
+    images: int | None = None
+    """How many there are in all splits, where that was published; None where only the files tell."""
 
 
 class PartStream(Protocol):

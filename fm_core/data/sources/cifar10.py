@@ -37,7 +37,10 @@ class Cifar10Source:
         self._loaded: dict[str, tuple[NDArray[np.uint8], NDArray[np.int64]]] | None = None
         self._inputs: tuple[Input, ...] = ()
         self.facts = SourceFacts(
-            levels=256, image_shape=SHAPE, recipe={"source": "cifar10", "allow_partial": self._partial}
+            levels=256,
+            image_shape=SHAPE,
+            recipe={"source": "cifar10", "allow_partial": self._partial},
+            images=None if self._partial else sum(PUBLISHED.values()),
         )
 
     def classes(self) -> Classes:

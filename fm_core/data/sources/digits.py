@@ -35,6 +35,7 @@ class DigitsSource:
                 "validation_images": config.validation_images,
                 "split_seed": config.split_seed,
             },
+            images=DIGITS_IMAGES,
         )
 
     def classes(self) -> Classes:

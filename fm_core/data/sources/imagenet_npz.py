@@ -60,6 +60,7 @@ class ImagenetNpzSource:
                 "resize": "box filter, whole image squashed to a square, by the publishers",
                 "allow_partial": self._partial,
             },
+            images=None if self._partial else sum(PUBLISHED.values()),
         )
 
     def classes(self) -> Classes:

@@ -4,6 +4,8 @@ Labels are positions in the sorted WordNet ids (tench = 0). The validation image
 were sorted into class folders; then a file beside them tells their classes.
 """
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -34,7 +36,9 @@ class ImagenetOriginalSource(PictureSource):
 
     def __init__(self, config: DataSection, kind: str) -> None:
         partial = config.source.allow_partial
-        super().__init__(facts_of_pictures(config, kind, {"allow_partial": partial}), config.source.resize)
+        facts = facts_of_pictures(config, kind, {"allow_partial": partial})
+        published = None if partial else sum(PUBLISHED.values())
+        super().__init__(replace(facts, images=published), config.source.resize)
         assert config.source.url
         self._store = Store.at(config.source.url)
         self._kind, self._partial, self._seed = kind, partial, config.split_seed

@@ -46,6 +46,7 @@ class ImagenetPngSource(PictureSource):
                     "allow_partial": self._partial,
                 },
                 max_quarantined=FILES_MAX_QUARANTINED,
+                images=None if self._partial else sum(PUBLISHED.values()),
             ),
             resize="exact",
         )

@@ -1,0 +1,87 @@
+"""The cells of a comparison: which objectives, and on images the plain run of each with each seed."""
+
+from dataclasses import dataclass
+
+from fm_core.config import CellSection, RunConfig, parse_config
+from fm_core.errors import UserError
+from fm_core.method.named import objective_named, path_named
+from fm_core.method.objectives import Objective
+from fm_core.run.directory import RunDirectory
+
+
+@dataclass(frozen=True)
+class CellRun:
+    """An objective with one seed, as a run of its own."""
+
+    section: CellSection
+    seed: int
+    config: RunConfig
+
+    @property
+    def title(self) -> str:
+        """What tables call the objective."""
+        return title_of(self.section)
+
+    @property
+    def name(self) -> str:
+        """Name of the run, and of its directory."""
+        return self.config.run.name
+
+
+def title_of(section: CellSection) -> str:
+    """What tables call the objective."""
+    return section.title or f"{section.objective}, {section.path}"
+
+
+def objective_of(section: CellSection) -> Objective:
+    """The objective of a cell on its path. UserError, with the cell's name, for one that cannot be."""
+    try:
+        path = path_named(section.path, section.path_options)
+        return objective_named(section.objective, path, section.objective_options)
+    except UserError as error:
+        raise UserError(f"reproduce.cells.{section.name}: {error}") from None
+
+
+def cell_runs(config: RunConfig) -> list[CellRun]:
+    """The runs of a comparison on images, seed by seed. Raises UserError for cells that cannot be."""
+    reproduce = config.reproduce
+    if not reproduce.cells:
+        raise UserError(
+            "reproduce.cells is empty; name what to compare, as infra/configs/reproduce-digits.yaml does"
+        )
+    if config.train.keep_checkpoints * config.train.checkpoint_images < config.train.images:
+        raise UserError(
+            f"train.keep_checkpoints: {config.train.keep_checkpoints} checkpoints, one every "
+            f"{config.train.checkpoint_images:,} images, do not reach over train.images = "
+            f"{config.train.images:,}; the curves need them all"
+        )
+    cells: list[CellRun] = []
+    for seed in reproduce.images.seeds:
+        for section in reproduce.cells:
+            objective_of(section)
+            cells.append(CellRun(section, seed, _config_of(config, section, seed)))
+    return cells
+
+
+def _config_of(config: RunConfig, section: CellSection, seed: int) -> RunConfig:
+    """What a cell's run is asked: the comparison's own configuration but for the objective and its path."""
+    tree = config.model_dump(mode="json")
+    tree["run"] = {
+        "root": str(RunDirectory(config).path / "reproduce"),
+        "name": f"{section.name}-s{seed}",
+        "seed": seed,
+    }
+    keys = ("objective", "objective_options", "path", "path_options")
+    tree["method"] |= {key: getattr(section, key) for key in keys}
+    tree["sample"]["seed"] = config.sample.seed + seed
+    if section.steps:
+        tree["train"]["images"] = section.steps * config.train.global_batch
+    del tree["reproduce"]
+    return parse_config(tree, where=f"reproduce.cells.{section.name}")
+
+
+def ours(cells: list[CellRun]) -> str:
+    """The cell that the paper's claims are about; empty if there is none."""
+    asked = ("flow-matching", "optimal-transport")
+    found = [c.section.name for c in cells if (c.section.objective, c.section.path) == asked]
+    return found[0] if found else ""

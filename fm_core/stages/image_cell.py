@@ -1,0 +1,137 @@
+"""One cell of a comparison on images: a plain run from training to scores, and what the page shows of it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fm_core.config import ImagesSection, RunConfig, parse_config
+from fm_core.evaluation.threads import cpu_threads
+from fm_core.method.solve import Solver
+from fm_core.run.cell import Cell
+from fm_core.run.directory import RunDirectory
+from fm_core.run.files import read_json
+from fm_core.run.launch import world
+from fm_core.run.progress import Observer, Progress
+from fm_core.sampling.generate import Draw, generate
+from fm_core.sampling.model import checkpoint_steps, load_model, weights_file
+from fm_core.stages.cells import CellRun
+from fm_core.stages.evaluate import evaluate
+from fm_core.stages.sample import sample
+from fm_core.stages.train import train
+
+SHARES = {"train": 600, "curves": 200, "sample": 100, "evaluate": 80, "pictures": 20}
+"""Parts of a cell's work, for the progress bar."""
+PARTS = sum(SHARES.values())
+OnParts = Callable[[int, str], None]
+"""Hears how many of PARTS are done, and what is done now."""
+
+
+def make_cell(cell: CellRun, settings: ImagesSection, on_parts: OnParts) -> dict[str, Any]:
+    """Make one run or find it made; its record for results.json.
+
+    Raises UserError, Stopped and RuntimeError as the stages do.
+    """
+    trained = train(cell.config, _part("train", cell, on_parts))
+    observe = _part("curves", cell, on_parts)
+    curve = _curve(cell, settings.curve_images, observe) if settings.curve_images else []
+    sample(cell.config, _part("sample", cell, on_parts))
+    scored = evaluate(cell.config, _part("evaluate", cell, on_parts))
+    pictures = _pictures(cell, settings)
+    on_parts(PARTS, f"{cell.title}: pictures")
+    return {
+        "cell": cell.section.name,
+        "title": cell.title,
+        "run": cell.name,
+        "seed": cell.seed,
+        "steps": int(trained.counts["steps"]),
+        "images_seen": int(trained.counts["images_seen"]),
+        "fewer_steps": cell.section.steps is not None,
+        "scores": read_json(Path(scored.paths["scores"])) or {},
+        "while_training": curve,
+        "pictures_sha256": pictures,
+    }
+
+
+def pictures_of(cell: CellRun) -> dict[str, Tensor]:
+    """What a made cell has to show.
+
+    `images` uint8 [budgets, n, C, H, W], samples at few evaluations; `levels`, the number of grey levels.
+    """
+    return _kept(cell.config).tensors("pictures")
+
+
+def _curve(cell: CellRun, images: int, observe: Observer) -> list[dict[str, float]]:
+    """Distance and NFE at every checkpoint."""
+    steps = checkpoint_steps(cell.config)
+    points: list[dict[str, float]] = []
+    for number, step in enumerate(steps):
+        config = _at(cell.config, step, images)
+        scores = read_json(Path(evaluate(config).paths["scores"])) or {}
+        distance = scores["frechet_distance"]
+        points.append(
+            {
+                "images_seen": scores["images_seen"],
+                "frechet_distance": distance["value"],
+                "stderr": distance["stderr"],
+                "nfe": scores["nfe"]["mean"],
+            }
+        )
+        observe(Progress("reproduce", number + 1, len(steps), "checkpoints"))
+    return points
+
+
+def _at(config: RunConfig, step: int, images: int) -> RunConfig:
+    """The run seen at one checkpoint, by few images and their distance alone."""
+    tree = config.model_dump(mode="json")
+    tree["sample"] |= {"step": step, "images": images}
+    tree["evaluate"]["likelihood"]["images"] = 0
+    tree["evaluate"]["nfe_curve"]["images"] = 0
+    tree["evaluate"] |= {"metrics": ["frechet_distance"], "samples": "sampler"}
+    return parse_config(tree, where=f"{config.run.name} at step {step}")
+
+
+def _pictures(cell: CellRun, settings: ImagesSection) -> str:
+    """Samples at few evaluations, uint8 [budgets, n, C, H, W], kept in the run; the SHA-256 of their file."""
+    step = checkpoint_steps(cell.config)[-1]
+    model = load_model(weights_file(cell.config, step), torch.device("cpu"))
+    recipe: dict[str, Any] = {
+        "weights": model.weights_sha256,
+        "nfe": list(settings.shown_nfe),
+        "images": settings.shown_images,
+        "seed": cell.config.sample.seed,
+    }
+    kept = _kept(cell.config)
+    found = kept.read("pictures", "pictures")
+    if found and found.record["recipe"] == recipe:
+        return found.tensors_sha256
+    with cpu_threads(world(cell.config.launch)[1]):
+        drawn = [
+            generate(
+                model,
+                Draw(Solver("midpoint", steps=nfe // 2), cell.config.sample.seed),
+                0,
+                settings.shown_images,
+                torch.device("cpu"),
+            ).images
+            for nfe in settings.shown_nfe
+        ]
+    content = {"images": torch.stack(drawn), "levels": torch.tensor(model.quantiser.levels)}
+    return kept.write("pictures", "pictures", {"recipe": recipe}, content).tensors_sha256
+
+
+def _kept(config: RunConfig) -> Cell:
+    return Cell(RunDirectory(config).path / "pictures")
+
+
+def _part(name: str, cell: CellRun, on_parts: OnParts) -> Observer:
+    """The observer of one part of a cell's work."""
+    before = sum(list(SHARES.values())[: list(SHARES).index(name)])
+
+    def show(progress: Progress) -> None:
+        message = f"{cell.title}: {progress.stage} {progress.message}".rstrip()
+        on_parts(before + int(SHARES[name] * progress.fraction), message)
+
+    return show
