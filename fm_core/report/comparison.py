@@ -4,10 +4,16 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from torch import Tensor
 
+from fm_core.report.pictures import strip
+
+WAY_COLUMNS = 9
+"""Times of a way from noise that are shown, the first and the last among them."""
 SOLVERS = ("euler", "midpoint", "heun2", "rk4", "dopri5")
 
 
@@ -44,6 +50,24 @@ def against_evaluations(
             )
             axes.set_xscale("log")
             axes.set_title(solver if row == 0 else "", fontsize=10)
+    return _png(figure)
+
+
+def from_one_noise(ways: Mapping[str, Tensor], levels: int) -> bytes:
+    """The paper's figure 6: how each objective's model carries the same noise to data, a row each.
+
+    `ways` are images uint8 [T, C, H, W] of `levels` grey levels by objective, from noise to data.
+    """
+    figure = Figure(figsize=(7.6, 0.82 * len(ways) + 0.35), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    for number, (title, way) in enumerate(ways.items()):
+        axes = figure.add_subplot(len(ways), 1, number + 1)
+        picture = strip(way[:, None], levels, WAY_COLUMNS, max(1, 32 // way.shape[-1]))
+        axes.imshow(np.asarray(picture), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axes.set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9)
+        axes.set_yticks([])
+        axes.set_xticks([])
+        axes.set_frame_on(False)
     return _png(figure)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fm_core.report.comparison import Line, against_evaluations, against_images
+from fm_core.report.comparison import Line, against_evaluations, against_images, from_one_noise
 from fm_core.report.page import Figure, Section, Table, page
 from fm_core.report.pictures import data_uri, grid, png
 from fm_core.report.published import DRAWS, published
@@ -21,6 +21,8 @@ NOTE_ON_TABLE = (
     "initial weights, network, optimizer and budget; nothing was tuned for one of them. NFE: evaluations of "
     "the network a sample."
 )
+WAYS = 3
+"""Images whose way from noise is shown."""
 Results = Mapping[str, Any]
 
 
@@ -29,7 +31,8 @@ def comparison_page(results: Results, pictures: Mapping[str, Mapping[str, Tensor
 
     Args:
         results: the content of results.json.
-        pictures: by run, `images` uint8 [budgets, n, C, H, W] and `levels`.
+        pictures: by run, `images` uint8 [budgets, n, C, H, W] and `levels`, and where it was kept
+            `trajectory` uint8 [T, n, C, H, W].
     """
     config = results["config"]
     seeds = config["reproduce"]["images"]["seeds"]
@@ -37,7 +40,7 @@ def comparison_page(results: Results, pictures: Mapping[str, Mapping[str, Tensor
     if results["failed"]:
         rows = [[run, error] for run, error in results["failed"].items()]
         sections.insert(0, Section("Failed", [Table(["run", "error"], rows)]))
-    sections += [*_curves(results), *_samples(results, pictures)]
+    sections += [*_curves(results), *_ways(results, pictures), *_samples(results, pictures)]
     sections.append(
         Section("What differs from the paper", [Table(["", "here", "in the paper"], _differences(results))])
     )
@@ -139,6 +142,25 @@ def _curves(results: Results) -> list[Section]:
             Section("Fewer evaluations", [_plot(against_evaluations(errors, distances_by), caption)])
         )
     return sections
+
+
+def _ways(results: Results, pictures: Mapping[str, Mapping[str, Tensor]]) -> list[Section]:
+    shown = {cell["title"]: pictures[cell["runs"][0]] for cell in results["summary"].values()}
+    kept = {title: drawn for title, drawn in shown.items() if "trajectory" in drawn}
+    if not kept:
+        return []
+    levels = int(next(iter(kept.values()))["levels"])
+    count = min(WAYS, *(drawn["trajectory"].shape[1] for drawn in kept.values()))
+    parts = [
+        _plot(
+            from_one_noise({title: drawn["trajectory"][:, number] for title, drawn in kept.items()}, levels),
+            f"The noise of image {number}, at equally spaced times from t = 0 (left) to t = 1 (right)",
+        )
+        for number in range(count)
+    ]
+    solver = results["config"]["sample"]["solver"]
+    note = f"Each objective's model carries the same noise to data, solved by {solver}. The paper's figure 6."
+    return [Section("Sampling paths from one noise", parts, note)]
 
 
 def _samples(results: Results, pictures: Mapping[str, Mapping[str, Tensor]]) -> list[Section]:

@@ -16,7 +16,8 @@ from fm_core.run.files import read_json
 from fm_core.run.launch import world
 from fm_core.run.progress import Observer, Progress
 from fm_core.sampling.generate import Draw, generate
-from fm_core.sampling.model import checkpoint_steps, load_model, weights_file
+from fm_core.sampling.model import checkpoint_step, checkpoint_steps, load_model, weights_file
+from fm_core.sampling.store import SampleSet, protocol_of
 from fm_core.stages.cells import CellRun
 from fm_core.stages.evaluate import evaluate
 from fm_core.stages.sample import sample
@@ -37,9 +38,9 @@ def make_cell(cell: CellRun, settings: ImagesSection, on_parts: OnParts) -> dict
     trained = train(cell.config, _part("train", cell, on_parts))
     observe = _part("curves", cell, on_parts)
     curve = _curve(cell, settings.curve_images, observe) if settings.curve_images else []
-    sample(cell.config, _part("sample", cell, on_parts))
+    drawn = sample(cell.config, _part("sample", cell, on_parts))
     scored = evaluate(cell.config, _part("evaluate", cell, on_parts))
-    pictures = _pictures(cell, settings)
+    pictures, ways = _pictures(cell, settings), _ways(cell, drawn.hashes["weights"])
     on_parts(PARTS, f"{cell.title}: pictures")
     return {
         "cell": cell.section.name,
@@ -52,15 +53,19 @@ def make_cell(cell: CellRun, settings: ImagesSection, on_parts: OnParts) -> dict
         "scores": read_json(Path(scored.paths["scores"])) or {},
         "while_training": curve,
         "pictures_sha256": pictures,
+        **({"trajectories_sha256": ways} if ways else {}),
     }
 
 
 def pictures_of(cell: CellRun) -> dict[str, Tensor]:
     """What a made cell has to show.
 
-    `images` uint8 [budgets, n, C, H, W], samples at few evaluations; `levels`, the number of grey levels.
+    `images` uint8 [budgets, n, C, H, W], samples at few evaluations; `levels`, the number of grey levels;
+    and where samples keep their way from noise, `trajectory` uint8 [T, n, C, H, W].
     """
-    return _kept(cell.config).tensors("pictures")
+    kept = _kept(cell.config)
+    ways = kept.tensors("trajectories") if kept.read("trajectories", "trajectories") else {}
+    return {**kept.tensors("pictures"), **ways}
 
 
 def _curve(cell: CellRun, images: int, observe: Observer) -> list[dict[str, float]]:
@@ -120,6 +125,20 @@ def _pictures(cell: CellRun, settings: ImagesSection) -> str:
         ]
     content = {"images": torch.stack(drawn), "levels": torch.tensor(model.quantiser.levels)}
     return kept.write("pictures", "pictures", {"recipe": recipe}, content).tensors_sha256
+
+
+def _ways(cell: CellRun, weights_sha256: str) -> str:
+    """The way from noise of the first samples, kept in the run; SHA-256 of its file, empty without one."""
+    samples = SampleSet(cell.config, checkpoint_step(cell.config), protocol_of(cell.config, weights_sha256))
+    recipe = {"weights": weights_sha256, "samples": samples.key, "images": samples.trajectories}
+    kept = _kept(cell.config)
+    found = kept.read("trajectories", "trajectories")
+    if found and found.record["recipe"] == recipe:
+        return found.tensors_sha256
+    way = samples.trajectory()
+    if way is None:
+        return ""
+    return kept.write("trajectories", "trajectories", {"recipe": recipe}, {"trajectory": way}).tensors_sha256
 
 
 def _kept(config: RunConfig) -> Cell:

@@ -1,6 +1,7 @@
 """The comparison on images: two tiny runs, made once, verified, and put side by side."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,10 @@ from tiny_run import TINY
 
 from fm_core.config import merge, parse_config
 from fm_core.errors import UserError
-from fm_core.run.files import read_json
+from fm_core.run.files import read_json, write_json
+from fm_core.stages.cells import cell_runs
 from fm_core.stages.estimate import HEAD, STORED, estimate
+from fm_core.stages.image_cell import pictures_of
 from fm_core.stages.reproduce import reproduce
 
 pytestmark = pytest.mark.slow
@@ -87,7 +90,46 @@ def test_the_table_the_curves_and_the_claims_are_there(whole):
     for words in ("Table 1", "FM-OT", "While training", "Fewer evaluations", "claims", "not stated"):
         assert words in page
     assert page.count("<img") >= 4
+    assert page.count("The noise of image ") == 2 * 3  # each picture's caption is its text as well
     assert "http" not in page.split("</style>")[1]
+
+
+def test_objectives_start_from_one_noise_and_end_at_their_samples(whole):
+    root = whole[0]
+    cells = cell_runs(configured(root))
+    ways = [pictures_of(cell)["trajectory"] for cell in cells]
+    assert ways[0].shape == ways[1].shape == (17, 8, 1, 8, 8)
+    # Both sources are standard normal.
+    assert ways[0][0].equal(ways[1][0])
+    assert not ways[0][-1].equal(ways[1][-1])
+    for cell, way in zip(cells, ways, strict=True):
+        (tar,) = (Path(cell.config.run.root) / cell.name / "samples").glob("*/*/samples-000000.tar")
+        assert way[-1].numpy().tobytes() in tar.read_bytes()
+
+
+def test_a_comparison_made_before_there_were_paths_gets_them(tmp_path, whole):
+    root = tmp_path / "old"
+    shutil.copytree(whole[0], root)
+    directory = root / "runs" / "both" / "reproduce"
+    results = read_json(directory / "results.json")
+    for record in results["cells"]:
+        del record["trajectories_sha256"]
+        for name in ("trajectories.json", "trajectories.safetensors"):
+            (directory / record["run"] / "pictures" / name).unlink()
+    write_json(directory / "results.json", results)
+    (directory / "report.html").write_text("an older page")
+    stages = {name: weights_stamp(directory / name) for name in ("ddpm-s0", "fm-ot-s0")}
+    again = reproduce(configured(root))
+    assert again.state == "done"
+    assert {name: weights_stamp(directory / name) for name in stages} == stages
+    assert "Sampling paths from one noise" in (directory / "report.html").read_text()
+
+
+def weights_stamp(run: Path) -> list[int]:
+    """When the checkpoints and samples of a run were written."""
+    files = [*run.glob("train/checkpoints/*/*"), *run.glob("samples/**/*.tar")]
+    assert files
+    return [file.stat().st_mtime_ns for file in sorted(files)]
 
 
 def test_called_again_it_verifies(whole):

@@ -1,0 +1,49 @@
+"""Figures of a comparison on images: what is drawn is what was given."""
+
+import io
+
+import numpy as np
+import torch
+from PIL import Image
+
+from fm_core.report.comparison import from_one_noise
+from fm_core.report.comparison_page import _ways
+
+
+def brightening(start: int) -> torch.Tensor:
+    """A way of 17 times, uint8 [T, C, H, W] of 17 grey levels, from `start` to 16."""
+    return torch.linspace(start, 16, 17).round().to(torch.uint8).view(17, 1, 1, 1).expand(17, 1, 8, 8)
+
+
+def test_a_way_goes_from_noise_at_the_left_to_data_at_the_right_a_row_for_each_objective():
+    picture = Image.open(io.BytesIO(from_one_noise({"first": brightening(0), "second": brightening(8)}, 17)))
+    pixels = np.asarray(picture.convert("L")).astype(int)
+    first, second = len(pixels) // 4 - 20, 3 * len(pixels) // 4 - 20  # above the words
+    # A black line closes each of the nine images.
+    dark = np.flatnonzero(pixels[second] < 20)
+    lines = dark[np.flatnonzero(np.diff(dark, append=dark[-1] + 9) > 1)]
+    assert len(lines) == 9
+    middles = lines - np.diff(lines).mean().astype(int) // 2
+    for row, start in ((first, 0), (second, 8)):
+        expected = np.linspace(start, 16, 17).round()[::2] * 255 / 16
+        assert np.abs(pixels[row, middles] - expected).max() < 2
+    one = Image.open(io.BytesIO(from_one_noise({"first": brightening(0)}, 17)))
+    assert one.width == picture.width
+    assert one.height < picture.height
+
+
+def results(*runs):
+    summary = {run: {"title": run.upper(), "runs": [run]} for run in runs}
+    return {"summary": summary, "config": {"sample": {"solver": "dopri5"}}}
+
+
+def drawn(images: int) -> dict[str, torch.Tensor]:
+    way = brightening(0)[:, None].expand(17, images, 1, 8, 8)
+    return {"levels": torch.tensor(17), "trajectory": way}
+
+
+def test_as_many_noises_are_shown_as_every_objective_has_and_none_where_none_was_kept():
+    (section,) = _ways(results("a", "b"), {"a": drawn(8), "b": drawn(2)})
+    assert len(section.parts) == 2
+    assert "dopri5" in section.note
+    assert _ways(results("a"), {"a": {"levels": torch.tensor(17)}}) == []
