@@ -33,7 +33,9 @@ class Bar:
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
-            columns = (TextColumn("{task.fields[stage]}"), BarColumn(), TextColumn("{task.description}"))
+            # What is shown may hold brackets, which are no markup.
+            stage = TextColumn("{task.fields[stage]}", markup=False)
+            columns = (stage, BarColumn(), TextColumn("{task.description}", markup=False))
             self._bar = RichProgress(*columns, console=self.console)
             self._bar.start()
         return self

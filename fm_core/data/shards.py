@@ -7,7 +7,15 @@ from collections.abc import Callable, Sequence
 from fm_core.config.data import DataSection
 from fm_core.data.commits import Commit, Moments, read_commits
 from fm_core.data.interchange import write_indexes
-from fm_core.data.manifest import MANIFEST_NAME, Manifest, Quarantine, Shard, Split, parse_manifest
+from fm_core.data.manifest import (
+    MANIFEST_NAME,
+    DamagedRecord,
+    Manifest,
+    Quarantine,
+    Shard,
+    Split,
+    parse_manifest,
+)
 from fm_core.data.plan import (
     ShardPlan,
     ShardTask,
@@ -200,14 +208,15 @@ def repair_dataset(config: DataSection, on_images: OnImages = lambda done: None)
     """Write damaged or missing shards again, and the manifest if that is damaged; the manifest.
 
     Shards are checked by their commit marks' hashes where there is no manifest to go by. Raises
-    UserError if the source is needed and not to be had, or would give other bytes.
+    UserError if the source is needed and not to be had, or would give other bytes; and for a manifest
+    that cannot be read now or is of another schema, which is no damage and stays.
     """
     store = Store.at(config.root, config.name)
     try:
         parse_manifest(store.read_bytes(MANIFEST_NAME), MANIFEST_NAME)
     except FileNotFoundError:
         pass
-    except UserError:
+    except DamagedRecord:
         store.remove(MANIFEST_NAME)
     plan_names = [name for name in store.sizes() if name.endswith(".tar")]
     marks = read_commits(store, plan_names)

@@ -1,7 +1,8 @@
 """Shards to checkpoints: a DeepSpeed job, watched to its end."""
 
 from fm_core.config import RunConfig
-from fm_core.data.manifest import load_manifest
+from fm_core.data.manifest import Manifest, load_manifest
+from fm_core.data.store import Store
 from fm_core.errors import UserError
 from fm_core.models.build import build_method
 from fm_core.run.beside import scored_beside
@@ -13,6 +14,7 @@ from fm_core.run.supervise import supervise
 from fm_core.stages.record import recorded
 from fm_core.stages.result import StageResult
 from fm_core.training.checkpoints import Checkpoints
+from fm_core.training.cost import checkpoint_bytes_of
 from fm_core.training.engine import micro_batch_of
 from fm_core.training.exports import check_exports
 
@@ -36,11 +38,28 @@ def check(config: RunConfig) -> None:
     check_exports(config.train)
 
 
+def check_space(config: RunConfig, manifest: Manifest) -> None:
+    """Refuse a disk that the checkpoints that are still to come would fill. Raises UserError."""
+    checkpoints = Checkpoints.of(config)
+    folder = checkpoints.folder
+    each = checkpoint_bytes_of(config, manifest.image_shape, manifest.class_count or 0)
+    # A new one is whole before an old one goes; on their way to a store there are two.
+    wanted = 2 if checkpoints.uploads else config.train.keep_checkpoints + 1
+    to_come = max(1, wanted - len(list(folder.glob("step-*"))))
+    free = Store.at(str(folder)).free_bytes()
+    if free is not None and free < each * to_come:
+        raise UserError(
+            f"train.keep_checkpoints: {free >> 20:,} MiB free under {folder}; {to_come} checkpoints of "
+            f"{each / 2**20:,.1f} MiB are to come"
+        )
+
+
 def _train(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResult:
     check(config)
-    load_manifest(config.data.root, config.data.name)
+    manifest = load_manifest(config.data.root, config.data.name)
     state = "verified"
     if not complete(config):
+        check_space(config, manifest)
         state = "done"
         total = config.train.images
         observe(Progress("train", 0, total, "images", "starting the processes"))

@@ -91,7 +91,7 @@ def training_cost(config: RunConfig, image_shape: tuple[int, int, int], classes:
         # The forward pass that is made again is work, but no part of what MFU counts.
         rate *= TRAINING_PASSES / passes
     image_bytes = image_shape[0] * image_shape[1] * image_shape[2]
-    checkpoint = checkpoint_bytes(parameters, len(train.ema_decays))
+    checkpoint = checkpoint_bytes(parameters, _averages(config))
     share = max(1, train.global_batch // to.processes)
     micro_batches = max(1, share // min(train.micro_batch or share, share))
     return Cost(
@@ -116,6 +116,17 @@ def training_cost(config: RunConfig, image_shape: tuple[int, int, int], classes:
             stage: memory_bytes(parameters, len(train.ema_decays), stage, to.processes) for stage in STAGES
         },
     )
+
+
+def checkpoint_bytes_of(config: RunConfig, image_shape: tuple[int, int, int], classes: int) -> int:
+    """Bytes of one checkpoint of a run on images of `image_shape` = (channels, height, width)."""
+    with torch.device("meta"):
+        network = build_network(config.model, image_shape, classes)
+    return checkpoint_bytes(parameter_count(network), _averages(config))
+
+
+def _averages(config: RunConfig) -> int:
+    return len(config.train.ema_decays) + len(config.train.ema_power_widths)
 
 
 def checkpoint_bytes(parameters: int, averages: int) -> int:

@@ -66,6 +66,25 @@ def test_a_damaged_manifest_is_made_again_from_the_commit_marks(config, tmp_path
     assert verify_dataset(config.root, config.name) == []
 
 
+def test_a_manifest_of_a_newer_program_is_no_damage(config, tmp_path):
+    path = tmp_path / "digits/manifest.json"
+    newer = path.read_text().replace('"schema_version": 1', '"schema_version": 2')
+    path.write_text(newer)
+    with pytest.raises(UserError, match="schema version 2"):
+        repair_dataset(config)
+    assert path.read_text() == newer
+
+
+def test_a_store_that_does_not_answer_is_no_damage(config, tmp_path, monkeypatch):
+    def refuse(store, name):
+        raise UserError("tried 5 times: timeout")
+
+    monkeypatch.setattr(Store, "read_bytes", refuse)
+    with pytest.raises(UserError, match="timeout"):
+        repair_dataset(config)
+    assert (tmp_path / "digits/manifest.json").exists()
+
+
 def test_a_lost_commit_mark_is_found_quickly(config):
     Store.at(config.root, config.name).remove(commit_path("train-000000.tar"))
     assert validate_dataset(config, "quick").problems == {"train-000000.tar": "its commit mark is missing"}

@@ -11,6 +11,7 @@ from tiny_run import STAGES, is_progress
 
 from fm_core import cli
 from fm_core.config import load_config, merge, read_yaml
+from fm_core.data.store import Store
 from fm_core.errors import UserError
 from fm_core.run.files import read_json, read_lines
 from fm_core.sampling.model import checkpoint_step, load_model, weights_file
@@ -73,6 +74,16 @@ def test_the_history_has_every_call(tiny):
     for line in lines[:5]:
         assert (line["state"], line["seconds"] > 0) == ("done", True)
         assert line["summary"]
+
+
+def test_a_disk_too_small_for_the_checkpoints_is_refused_before_a_process_starts(tiny, capsys, monkeypatch):
+    monkeypatch.chdir(tiny.root)
+    monkeypatch.setattr(Store, "free_bytes", lambda store: 2**10)
+    assert cli.main(["train", "--config", str(tiny.file), "--run.name", "no-space"]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if not is_progress(line)]
+    assert "train.keep_checkpoints" in line
+    assert "0 MiB free" in line
+    assert not (tiny.path.parent / "no-space" / "job.json").exists()
 
 
 def test_metrics_hold_one_line_for_each_interval(tiny):
