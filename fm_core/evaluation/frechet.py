@@ -60,8 +60,13 @@ def frechet_distance_of_few(features: Tensor, reference: Gaussian) -> float:
     return _combined(mean, centred.square().sum(), reference, cross)
 
 
-def distance(features: Tensor, reference: Gaussian, blocks: int = JACKKNIFE_BLOCKS) -> Distance:
+def distance(
+    features: Tensor, reference: Gaussian, blocks: int = JACKKNIFE_BLOCKS, *, limit: bool = True
+) -> Distance:
     """The distance of features [N, D] from a reference, with errors by the delete-a-block jackknife.
+
+    Its cost is roots of [D, D] matrices: one, and one for each block. Without `limit`, or where half the
+    images are no more than the features, that is all; the limit takes two more, and one for each block.
 
     Raises:
         ValueError: fewer than four images.
@@ -69,25 +74,30 @@ def distance(features: Tensor, reference: Gaussian, blocks: int = JACKKNIFE_BLOC
     if len(features) < 4:
         raise ValueError(f"a distance and its error need at least four images, not {len(features)}")
     blocks = min(blocks, len(features) // 2) // 2 * 2
-    whole = _Blocks(features, reference, blocks)
+    limit = limit and len(features) > 2 * features.shape[1]
+    whole = _Blocks(features, reference, blocks, fewest=blocks // 2 - 1 if limit else blocks - 1)
     everything = range(blocks)
-    halves = [[block for block in everything if block % 2 == half] for half in (0, 1)]
-    value, by_half = whole.of(everything), [whole.of(half) for half in halves]
-    without, without_infinity = list[float](), list[float]()
-    for left_out in everything:
-        rest = [block for block in everything if block != left_out]
-        without.append(whole.of(rest))
-        half, other = halves[left_out % 2], by_half[1 - left_out % 2]
-        shrunk = [block for block in half if block != left_out]
-        smaller = whole.of(shrunk) if shrunk else by_half[left_out % 2]
-        without_infinity.append(_limit(without[-1], (smaller + other) / 2))
-    limit = (_limit(value, sum(by_half) / 2), jackknife_error(without_infinity))
+    value = whole.of(everything)
+    without = [whole.of([block for block in everything if block != left_out]) for left_out in everything]
     return Distance(
         value=value,
         stderr=jackknife_error(without),
-        infinity=limit if len(features) > 2 * features.shape[1] else None,
+        infinity=_infinity(whole, value, without) if limit else None,
         few=len(features) <= features.shape[1],
     )
+
+
+def _infinity(whole: "_Blocks", value: float, without: Sequence[float]) -> tuple[float, float]:
+    """The limit for many images and its error, from the distance of all blocks and those without each."""
+    halves = [range(half, len(without), 2) for half in (0, 1)]
+    by_half = [whole.of(half) for half in halves]
+    limits = list[float]()
+    for left_out, rest in enumerate(without):
+        half, other = halves[left_out % 2], by_half[1 - left_out % 2]
+        shrunk = [block for block in half if block != left_out]
+        smaller = whole.of(shrunk) if shrunk else by_half[left_out % 2]
+        limits.append(_limit(rest, (smaller + other) / 2))
+    return _limit(value, sum(by_half) / 2), jackknife_error(limits)
 
 
 def jackknife_error(without: Sequence[float]) -> float:
@@ -105,10 +115,11 @@ def _limit(whole: float, half: float) -> float:
 class _Blocks:
     """Distances of unions of blocks of images; the moments of each block are taken once."""
 
-    def __init__(self, features: Tensor, reference: Gaussian, count: int) -> None:
+    def __init__(self, features: Tensor, reference: Gaussian, count: int, fewest: int) -> None:
+        """Cut into `count` blocks, of which at least `fewest` are joined at a time."""
         self.reference = reference
         self.blocks = [features[number::count] for number in range(count)]
-        smallest = min(len(block) for block in self.blocks) * (count // 2 - 1)
+        smallest = min(len(block) for block in self.blocks) * fewest
         self.moments = [Moments.of(block) for block in self.blocks] if smallest > features.shape[1] else None
 
     def of(self, numbers: Sequence[int]) -> float:

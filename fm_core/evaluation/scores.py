@@ -139,7 +139,10 @@ def cost_record(samples: Parts, protocol: Mapping[str, Any]) -> Record:
 
 
 def likelihood_record(result: Likelihood, tolerances: Mapping[str, float]) -> Record:
-    """Bits/dim as the scores file has them; `tolerances` are rtol and atol."""
+    """Bits/dim as the scores file has them; `tolerances` are rtol and atol.
+
+    They are of the float32 network, whatever precision the samples were made with.
+    """
     record: Record = {
         "value": result.headline.value,
         "stderr": result.headline.stderr,
@@ -147,6 +150,7 @@ def likelihood_record(result: Likelihood, tolerances: Mapping[str, float]) -> Re
         "k": 1,
         "probe_std": result.headline.probe_std,
         "nfe": result.nfe,
+        "dtype": "float32",
         **tolerances,
     }
     if result.k_sample is not None:

@@ -176,3 +176,24 @@ def test_four_images_are_enough_for_an_error_and_three_are_not():
     assert math.isfinite(distance(features(4, 3, 10), whole).stderr)
     with pytest.raises(ValueError, match="at least four"):
         distance(features(3, 3, 10), whole)
+
+
+@pytest.mark.parametrize(
+    ("count", "limit", "roots"), [(400, True, 1 + 20 + 2 + 20), (400, False, 1 + 20), (30, True, 1 + 14)]
+)
+def test_the_limit_costs_as_many_roots_again_and_only_where_it_is_told(monkeypatch, count, limit, roots):
+    whole = reference(features(500, 16, 17))
+    _ = whole.root
+    taken = []
+    for name in ("eigvalsh", "svdvals"):
+        root = getattr(torch.linalg, name)
+        monkeypatch.setattr(torch.linalg, name, lambda m, root=root: (taken.append(0), root(m))[1])
+    found = distance(features(count, 16, 18), whole, limit=limit)
+    assert len(taken) == roots
+    assert (found.infinity is not None) == (limit and count > 2 * 16)
+
+
+def test_value_and_error_are_the_same_without_the_limit():
+    rows, whole = features(400, 16, 18), reference(features(500, 16, 17))
+    one, other = (distance(rows, whole, limit=limit) for limit in (True, False))
+    assert (other.value, other.stderr) == pytest.approx((one.value, one.stderr), rel=1e-9)

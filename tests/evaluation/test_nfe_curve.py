@@ -71,7 +71,7 @@ def test_every_solver_is_there_at_every_budget(record):
         ("dopri5", None, 1e-5),
     ]
     assert record["exact"] == {"solver": "rk4", "evaluations": 1000}
-    assert (record["images"], record["features"]) == (60, "pixels")
+    assert (record["images"], record["features"], record["dtype"]) == (60, "pixels", "float32")
 
 
 @pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("midpoint", 2), ("heun2", 2), ("rk4", 4)])

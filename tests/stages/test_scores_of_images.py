@@ -171,8 +171,12 @@ def test_the_curve_of_evaluations_is_in_scores_and_report(run, fm):
         *("--evaluate.nfe_curve.images", "8", "--evaluate.nfe_curve.exact_nfe", "40"),
         *("--evaluate.nfe_curve.nfe", "[4, 8]", "--evaluate.nfe_curve.tolerances", "[0.1]"),
     )
-    found = scores_at(run, fm("evaluate", *curve))["nfe_curve"]
+    fast = ("--sample.precision", "bf16", "--evaluate.samples", "sampler")
+    scores = scores_at(run, fm("evaluate", *curve, *fast))
+    found = scores["nfe_curve"]
     assert found["images"] == 8
+    dtypes = [scores[key]["dtype"] for key in ("protocol", "nfe_curve", "bits_per_dim")]
+    assert dtypes == ["bfloat16", "float32", "float32"]
     assert [point["solver"] for point in found["points"]] == [
         *("euler", "euler", "midpoint", "midpoint", "heun2", "heun2", "rk4", "rk4", "dopri5")
     ]
