@@ -7,7 +7,7 @@ window at a time, and every epoch still holds each image exactly once. With a gl
 images and W processes, W a divisor of V, each process reads its own V / W virtual ranks only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -45,6 +45,22 @@ class BlockOrder:
                 f"{self._ranks * self._run} for a number of processes that divides {self._ranks}, "
                 f"not batches of {global_batch} for {ranks}"
             )
+
+    def blocks_at_a_time(self, ranks: range) -> Iterator[Int64s]:
+        """Blocks that virtual ranks `ranks` read together, window by window of epoch 0; int64 [blocks].
+
+        Two windows at a time, as the next one's are prefetched while one is read.
+        """
+        starts, order, ends = self._epoch(0)
+        for first in range(0, int(np.diff(starts).max()), self._window):
+            slots = [np.empty(0, np.int64)]
+            for rank in ranks:
+                begin, end = int(starts[rank]) + first, int(starts[rank + 1])
+                if begin < end:
+                    last = min(begin + 2 * self._window, end) - 1
+                    low, high = np.searchsorted(ends, (begin, last), "right").tolist()
+                    slots.append(np.arange(low, high + 1))
+            yield order[np.unique(np.concatenate(slots))]
 
     def ids(self, position: int, count: int) -> Int64s:
         """The ids at stream positions position .. position + count - 1; int64 [count]."""

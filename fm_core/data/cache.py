@@ -1,15 +1,14 @@
 """Copies of remote shards on this node, named by their hash and shared by all its processes."""
 
-import fcntl
 import hashlib
 import os
 import tempfile
-from collections.abc import Generator, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fm_core.data.manifest import Shard
+from fm_core.data.room import Room, locked
 from fm_core.data.store import CHUNK, Store, sync
 from fm_core.errors import UserError
 
@@ -20,13 +19,14 @@ class NodeCache:
     """A local folder of shards.
 
     Processes that want the same shard wait for the one that downloads it. With a limit, the shards
-    that were longest unused make room; a process that has one open reads on from its handle.
+    that were longest unused make room (room.py); a process that has one open reads on from its handle.
     """
 
     def __init__(self, folder: str | None = None, limit_bytes: int | None = None) -> None:
         default = Path(tempfile.gettempdir()) / f"flow-matching-shards-{os.getuid()}"
         self.folder = Path(folder) if folder else default
         self.limit_bytes = limit_bytes
+        self._room = Room(self.folder, limit_bytes)
         self._pool: ThreadPoolExecutor | None = None
 
     def open(self, store: Store, shard: Shard) -> int:
@@ -48,7 +48,7 @@ class NodeCache:
         """Forget the copy of a shard; nothing happens where the store is on this machine."""
         if not store.local:
             path = self._path(shard)
-            with self._locked(path):
+            with locked(path.with_suffix(".lock")):
                 path.unlink(missing_ok=True)
 
     def prefetch(self, store: Store, shards: Iterable[Shard]) -> None:
@@ -68,7 +68,7 @@ class NodeCache:
 
     def _open_copy(self, store: Store, shard: Shard) -> int:
         path = self._path(shard)
-        with self._locked(path):
+        with locked(path.with_suffix(".lock")):
             while True:
                 try:
                     file = os.open(path, os.O_RDONLY)
@@ -87,47 +87,23 @@ class NodeCache:
     def _path(self, shard: Shard) -> Path:
         return self.folder / f"{shard.sha256}.tar"
 
-    @contextmanager
-    def _locked(self, path: Path) -> Generator[None]:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        # One lock file a shard, never removed: removing it would let two processes hold "the" lock.
-        with path.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-
     def _download(self, store: Store, shard: Shard, path: Path) -> None:
         stage = path.with_suffix(".partial")
-        self._make_room(shard.bytes)
-        try:
-            for _ in range(2):
-                store.fetch(shard.name, stage)
-                if _sha256(stage) == shard.sha256:
-                    sync(stage)  # else a power loss leaves an empty or short file under the whole one's name
-                    stage.replace(path)
-                    return
-        except FileNotFoundError:
-            raise UserError(f"{store.url}/{shard.name}: missing; run fm validate --repair") from None
-        finally:
-            stage.unlink(missing_ok=True)
+        with self._room.reserved(path, shard.bytes):
+            try:
+                for _ in range(2):
+                    store.fetch(shard.name, stage)
+                    if _sha256(stage) == shard.sha256:
+                        sync(stage)  # else a power loss leaves an empty or short file under the name
+                        stage.replace(path)
+                        return
+            except FileNotFoundError:
+                raise UserError(f"{store.url}/{shard.name}: missing; run fm validate --repair") from None
+            finally:
+                stage.unlink(missing_ok=True)
         raise UserError(
             f"{store.url}/{shard.name}: its SHA-256 is not the manifest's; run fm validate --repair"
         )
-
-    def _make_room(self, wanted: int) -> None:
-        """Remove the shards longest unused until `wanted` bytes fit under the limit."""
-        if self.limit_bytes is None:
-            return
-        copies: list[tuple[float, int, Path]] = []
-        for path in self.folder.glob("*.tar"):
-            with suppress(FileNotFoundError):  # another process makes room as well
-                facts = path.stat()
-                copies.append((facts.st_mtime, facts.st_size, path))
-        room = self.limit_bytes - sum(size for _, size, _ in copies)
-        for _, size, path in sorted(copies):
-            if room >= wanted:
-                return
-            path.unlink(missing_ok=True)
-            room += size
 
 
 def _sha256(path: Path) -> str:

@@ -1,10 +1,12 @@
 """The order and the cache that a configuration asks for."""
 
+import numpy as np
+
 from fm_core.config.data import DataSection
 from fm_core.data.batches import Order
 from fm_core.data.block_order import BlockOrder
 from fm_core.data.cache import NodeCache
-from fm_core.data.manifest import Manifest
+from fm_core.data.manifest import Manifest, Shard
 from fm_core.data.order import StreamOrder
 from fm_core.data.store import Store
 from fm_core.errors import UserError
@@ -31,22 +33,51 @@ def make_order(
 
 def block_sizes(manifest: Manifest, split: str) -> list[int]:
     """Images of each block of a split, in order of ids; layout image is cut into blocks as well."""
-    sizes: list[int] = []
+    return [size for shard in manifest.split_shards(split) for size in _blocks_of(manifest, shard)]
+
+
+def _blocks_of(manifest: Manifest, shard: Shard) -> list[int]:
     most = manifest.packing.block_images
-    for shard in manifest.split_shards(split):
-        sizes += [block.images for block in shard.blocks] or [
-            min(most, shard.images - first) for first in range(0, shard.images, most)
-        ]
-    return sizes
+    return [block.images for block in shard.blocks] or [
+        min(most, shard.images - first) for first in range(0, shard.images, most)
+    ]
 
 
 def make_cache(config: DataSection, manifest: Manifest) -> NodeCache:
-    """The node's cache; UserError if it is too small for an order that needs every shard all the time."""
-    needed = sum(shard.bytes for shard in manifest.shards)
-    remote = Store.at(config.root, config.name).local is None
-    if remote and config.order == "full" and config.cache_bytes is not None and config.cache_bytes < needed:
+    """The node's cache; UserError if it is too small for a shard, or for an order that needs them all."""
+    limit = config.cache_bytes
+    if limit is not None and Store.at(config.root, config.name).local is None:
+        needed = sum(shard.bytes for shard in manifest.shards)
+        if config.order == "full" and limit < needed:
+            raise UserError(
+                f"data.cache_bytes: {limit} bytes do not hold the data set of {needed} bytes, which "
+                "data.order full reads all over; take data.order blocks or more space"
+            )
+        largest = max(shard.bytes for shard in manifest.shards)
+        if limit < largest:
+            raise UserError(f"data.cache_bytes: {limit} bytes do not hold one shard of {largest} bytes")
+    return NodeCache(config.cache, limit)
+
+
+def check_streams(
+    config: DataSection, manifest: Manifest, seed: int, global_batch: int, ranks: int, ranks_here: int
+) -> None:
+    """Refuse, before a process starts, an order or a cache that cannot serve `ranks` processes.
+
+    ranks_here: how many of them share one host. Raises UserError, as make_order and make_cache, and for a
+    cache that does not hold the shards which these processes read at a time.
+    """
+    order = make_order(config, manifest, "train", seed, global_batch, ranks)
+    limit = make_cache(config, manifest).limit_bytes
+    if limit is None or Store.at(config.root, config.name).local or not isinstance(order, BlockOrder):
+        return
+    shards = manifest.split_shards("train")
+    sizes = np.array([shard.bytes for shard in shards], np.int64)
+    shard_of = np.repeat(np.arange(len(shards)), [len(_blocks_of(manifest, shard)) for shard in shards])
+    here = range(config.virtual_ranks * ranks_here // ranks)
+    needed = max(int(sizes[np.unique(shard_of[blocks])].sum()) for blocks in order.blocks_at_a_time(here))
+    if limit < needed:
         raise UserError(
-            f"data.cache_bytes: {config.cache_bytes} bytes do not hold the data set of {needed} bytes, which "
-            "data.order full reads all over; take data.order blocks or more space"
+            f"data.cache_bytes: {limit} bytes do not hold the {needed} bytes of shards that {ranks_here} "
+            "processes of a host read at a time; give more space, or take fewer data.window_blocks"
         )
-    return NodeCache(config.cache, config.cache_bytes)

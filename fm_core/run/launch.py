@@ -25,6 +25,7 @@ __all__ = [
     "clear",
     "device_count",
     "hosts_of",
+    "most_on_a_host",
     "poll",
     "processes_of",
     "settle",
@@ -57,13 +58,14 @@ def hosts_of(launch: LaunchSection) -> dict[str, int]:
 
 def world(launch: LaunchSection) -> tuple[int, int]:
     """Processes on all hosts and threads of each, from the configuration and this machine."""
-    if launch.kind == "slurm":
-        here = launch.processes or 1
-        processes = here * launch.slurm.nodes
-    else:
-        hosts = hosts_of(launch)
-        here, processes = max(hosts.values()), sum(hosts.values())
+    here = most_on_a_host(launch)
+    processes = here * launch.slurm.nodes if launch.kind == "slurm" else sum(hosts_of(launch).values())
     return processes, launch.threads or max(1, (os.cpu_count() or 1) // here)
+
+
+def most_on_a_host(launch: LaunchSection) -> int:
+    """Processes on the host that has most of them."""
+    return launch.processes or 1 if launch.kind == "slurm" else max(hosts_of(launch).values())
 
 
 def submit(

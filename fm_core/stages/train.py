@@ -3,12 +3,13 @@
 from fm_core.config import RunConfig
 from fm_core.data.manifest import Manifest, load_manifest
 from fm_core.data.store import Store
+from fm_core.data.streams import check_streams
 from fm_core.errors import UserError
 from fm_core.models.build import build_method
 from fm_core.run.beside import scored_beside
 from fm_core.run.directory import RunDirectory
 from fm_core.run.files import read_json, read_lines
-from fm_core.run.launch import device_count, world
+from fm_core.run.launch import device_count, most_on_a_host, world
 from fm_core.run.progress import Observer, Progress, unobserved
 from fm_core.run.supervise import supervise
 from fm_core.stages.record import recorded
@@ -61,6 +62,8 @@ def _train(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResu
     if not complete(config):
         check_space(config, manifest)
         state = "done"
+        batch, ranks = config.train.global_batch, world(config.launch)[0]
+        check_streams(config.data, manifest, config.run.seed, batch, ranks, most_on_a_host(config.launch))
         total = config.train.images
         observe(Progress("train", 0, total, "images", "starting the processes"))
         logs = run.path / "logs"

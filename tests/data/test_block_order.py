@@ -49,6 +49,16 @@ def test_a_process_needs_few_blocks_at_a_time(ranks):
     assert len(set().union(*whole_epoch)) <= 200 // ranks + 8 // ranks + 1
 
 
+def test_the_blocks_read_at_a_time_are_those_that_are_told():
+    order = BlockOrder(seed=0, block_images=[64] * 100, virtual_ranks=4, run=4, window=128)
+    told = list(order.blocks_at_a_time(range(1, 3)))
+    steps = np.arange(0, 6400, 16)[:, None] + np.arange(4, 12)  # positions of virtual ranks 1 and 2
+    for step, positions in enumerate(steps):
+        read = {int(order.ids(position, 1)[0]) // 64 for position in positions}
+        assert read <= set(told[4 * step // 128].tolist())
+    assert max(map(len, told)) <= 2 * (2 * 2 + 1)
+
+
 def test_images_of_a_window_are_shuffled_and_epochs_differ():
     order = BlockOrder(seed=0, block_images=[64] * 20, virtual_ranks=2, run=8, window=256)
     first, second = order.ids(0, 1280), order.ids(1280, 1280)

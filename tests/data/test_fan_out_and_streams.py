@@ -6,7 +6,7 @@ from fm_core.config.data import DataSection, SourceSection
 from fm_core.data.fan_out import begin_dataset, finish_dataset, write_named_part
 from fm_core.data.order import StreamOrder
 from fm_core.data.shards import write_dataset
-from fm_core.data.streams import make_cache, make_order
+from fm_core.data.streams import check_streams, make_cache, make_order
 from fm_core.errors import UserError
 
 
@@ -57,4 +57,28 @@ def test_a_cache_too_small_for_a_full_permutation_is_refused(config):
     )
     with pytest.raises(UserError, match=r"data\.cache_bytes.*data\.order blocks"):
         make_cache(remote, big)
-    assert make_cache(remote.model_copy(update={"order": "blocks"}), big).limit_bytes == 2**20
+    blocks = remote.model_copy(update={"order": "blocks"})
+    assert make_cache(blocks, big).limit_bytes == 2**20
+    with pytest.raises(UserError, match=r"data\.cache_bytes: 1048575 bytes do not hold one shard"):
+        make_cache(blocks.model_copy(update={"cache_bytes": 2**20 - 1}), big)
+
+
+def test_a_cache_too_small_for_the_windows_of_a_host_is_refused_before_a_process_starts(config):
+    """Four virtual ranks, two windows of one block each: fewer on each host, the more hosts there are."""
+    remote = config.model_copy(
+        update={"root": "memory://windows", "order": "blocks", "virtual_ranks": 4, "window_blocks": 1}
+    )
+    manifest = write_dataset(remote.model_copy(update={"shard_blocks": 1}))
+    shards = manifest.split_shards("train")
+    everything = sum(shard.bytes for shard in shards)
+
+    def check(limit, here):
+        limited = remote.model_copy(update={"cache_bytes": limit, "shard_blocks": 1})
+        check_streams(limited, manifest, seed=0, global_batch=8, ranks=4, ranks_here=here)
+
+    check(everything, 4)
+    with pytest.raises(UserError, match=r"data\.cache_bytes: .* that 4 processes of a host read at a time"):
+        check(everything - 1, 4)
+    check(5 * max(shard.bytes for shard in shards), 1)
+    with pytest.raises(UserError, match=r"data\.virtual_ranks"):
+        check_streams(remote, manifest, seed=0, global_batch=8, ranks=3, ranks_here=3)

@@ -2,6 +2,8 @@ import os
 import subprocess
 import sys
 import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import fsspec
@@ -35,9 +37,9 @@ def test_the_cache_stays_under_its_limit_and_drops_what_was_longest_unused(tmp_p
     shards = manifest.split_shards("train")
     cache = NodeCache(str(tmp_path), limit_bytes=2 * shards[0].bytes)
     store = Store.at(root, "digits")
-    for number, (shard, time) in enumerate(((0, 100), (1, 200), (0, 300), (2, 400))):
+    for number, (shard, second) in enumerate(((0, 100), (1, 200), (0, 300), (2, 400))):
         file = cache.open(store, shards[shard])
-        os.utime(file, (time + number, time + number))
+        os.utime(file, (second + number, second + number))
         os.close(file)
     assert copies(tmp_path) == {shards[0].sha256, shards[2].sha256}
 
@@ -151,6 +153,64 @@ def test_threads_share_one_download(tmp_path, remote, monkeypatch):
     for thread in threads:
         thread.join()
     assert fetched == ["train-000000.tar"]
+
+
+def open_in_threads(folder, limit, store, shards):
+    """A process each, as it were: own cache, own handles; what went wrong."""
+    failed = []
+
+    def open_one(shard):
+        try:
+            os.close(NodeCache(folder, limit).open(store, shard))
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=open_one, args=(shard,)) for shard in shards]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+        assert not thread.is_alive()
+    return failed
+
+
+def test_downloads_at_one_time_keep_the_limit_together(tmp_path, remote, monkeypatch):
+    root, manifest = remote
+    store, shards = Store.at(root, "digits"), manifest.split_shards("train")
+    limit = 2 * shards[0].bytes
+    most = []
+
+    def slow(self, name, target):
+        target.write_bytes(self.read_bytes(name))
+        time.sleep(0.05)
+        files = [*tmp_path.glob("*.tar"), *tmp_path.glob("*.partial")]
+        with suppress(FileNotFoundError):  # another thread renames
+            most.append(sum(path.stat().st_size for path in files))
+
+    monkeypatch.setattr(Store, "fetch", slow)
+    assert open_in_threads(str(tmp_path), limit, store, shards * 2) == []
+    assert len(most) >= len(shards) / 2
+    assert max(most) <= limit
+    assert not [*tmp_path.glob("*.partial"), *tmp_path.glob("*.reserved")]
+
+
+def test_what_a_killed_download_left_is_removed_and_holds_no_room(tmp_path, remote):
+    root, manifest = remote
+    shards = manifest.split_shards("train")
+    for shard in shards[:2]:  # the second one is downloaded here, the first one by nobody
+        with (tmp_path / f"{shard.sha256}.reserved").open("wb") as file:
+            file.truncate(shard.bytes)
+        (tmp_path / f"{shard.sha256}.partial").write_bytes(b"half")
+    failed = open_in_threads(str(tmp_path), shards[1].bytes, Store.at(root, "digits"), shards[1:2])
+    assert failed == []
+    assert not [*tmp_path.glob("*.partial"), *tmp_path.glob("*.reserved")]
+    assert copies(tmp_path) == {shards[1].sha256}
+
+
+def test_a_limit_below_one_shard_is_one_line(tmp_path, remote):
+    root, manifest = remote
+    with pytest.raises(UserError, match=r"data\.cache_bytes: 700 bytes do not hold one shard of \d+ bytes"):
+        NodeCache(str(tmp_path), 700).open(Store.at(root, "digits"), manifest.shards[0])
 
 
 READ = """
