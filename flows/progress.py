@@ -12,6 +12,7 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
 from flows.bulletin import Bulletin
 from flows.milestones import Milestones
+from flows.watch import without_retries
 from fm_core.config import RunConfig
 from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Progress
@@ -42,7 +43,7 @@ class ProgressReport:
         self._ended = threading.Event()
         self._logged = time.monotonic()
         context = contextvars.copy_context()  # names the flow run and task run of the artifact
-        self._thread = threading.Thread(target=context.run, args=(self._publish,), daemon=True)
+        self._thread = threading.Thread(target=context.run, args=(without_retries, self._publish), daemon=True)
 
     def __call__(self, progress: Progress) -> None:
         """Take note of how far the stage is."""

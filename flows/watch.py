@@ -66,7 +66,7 @@ class Watch:
 
     def _beside(self, work: Callable[[], None]) -> threading.Thread:
         context = contextvars.copy_context()  # says which server this run has
-        thread = threading.Thread(target=context.run, args=(_without_retries, work), daemon=True)
+        thread = threading.Thread(target=context.run, args=(without_retries, work), daemon=True)
         thread.start()
         return thread
 
@@ -108,7 +108,8 @@ class Watch:
         self._called_dead = kind == StateType.CRASHED
 
 
-def _without_retries(work: Callable[[], None]) -> None:
+def without_retries(work: Callable[[], None]) -> None:
+    """Call something that tries again by itself, soon, where the server does not answer."""
     # Prefect's own pauses grow to half a minute, which is how late a returning server would be noticed.
     with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
         work()

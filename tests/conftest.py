@@ -9,13 +9,16 @@ from xdist.scheduler import LoadScopeScheduling
 
 TOGETHER = ("tests/flows/", "tests/stages/", "tests/cluster/")
 """Folders whose tests share a server, a run or a network; elsewhere those of one file stay together."""
+ALONE = "tests/flows/test_team_server.py"
+"""It has a server of its own."""
 
 
 class Grouped(LoadScopeScheduling):
     """Whole groups to processes. (The plugin's own groups are not honoured under pytest 9.2.)"""
 
     def _split_scope(self, nodeid: str) -> str:
-        return next((folder for folder in TOGETHER if nodeid.startswith(folder)), nodeid.split("::")[0])
+        file = nodeid.split("::")[0]
+        return file if file == ALONE else next((f for f in TOGETHER if file.startswith(f)), file)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Grouped:
