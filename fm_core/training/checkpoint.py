@@ -123,22 +123,34 @@ def _chosen(checkpoints: Checkpoints, averages: Averages, recipe: dict[str, Any]
         directory = checkpoints.newest()
         if directory is None:
             return [None, None]
-        _refuse_a_stranger(directory, recipe, [*averages.shards])
+        refuse_a_stranger(directory, recipe, [*averages.shards], checkpoints.shared)
         return [directory, read_state(directory)]
     except (UserError, OSError) as error:
         return [UserError(str(error)), None]
 
 
-def _refuse_a_stranger(directory: Path, recipe: dict[str, Any], averages: list[str]) -> None:
+def refuse_a_stranger(directory: Path, recipe: dict[str, Any], averages: list[str], shared: bool) -> None:
+    """Refuse to go on from a checkpoint of another run, of another recipe, or without these averages.
+
+    `shared`: other runs may name the same place, so that the run's name must be the same as well; elsewhere
+    it changes with a directory that is renamed. Raises UserError, which names every difference.
+    """
     with safe_open(directory / tensors_file(RAW), framework="pt") as file:
         theirs = json.loads(file.metadata()["recipe"])
     ours = json.loads(json.dumps(recipe))
+    if not shared:
+        ours.pop("run", None)
+    for section in ("run", "train"):
+        # A checkpoint of an earlier version says less of them.
+        told = theirs.get(section, {})
+        ours[section] = {key: value for key, value in ours.get(section, {}).items() if key in told}
+        theirs[section] = {key: told[key] for key in ours[section]}
     found = differences({key: theirs.get(key) for key in ours}, ours)
     files = [f"{OPTIMIZER}/exp_avg", *averages]
     found += [f"no {tensors_file(name)}" for name in files if not (directory / tensors_file(name)).exists()]
     if found:
         raise UserError(
-            f"{directory} is of another model: {'; '.join(found)}; choose another train.checkpoint_root"
+            f"{directory} is of another run: {'; '.join(found)}; choose another train.checkpoint_root"
         )
 
 

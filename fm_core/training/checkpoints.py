@@ -36,11 +36,14 @@ SNAPSHOTS = "snapshots"
 class Checkpoints:
     """The checkpoints of one run, read and written by rank 0 alone."""
 
-    def __init__(self, url: str, staging: Path, retention: Retention) -> None:
-        """`staging` holds checkpoints on their way to a store that is not local."""
+    def __init__(self, url: str, staging: Path, retention: Retention, shared: bool = False) -> None:
+        """`staging` holds checkpoints on their way to a store that is not local.
+
+        `shared`: the place is not in the run directory, so that other runs may name it, too.
+        """
         self.store = Store.at(url)
         self.folder = self.store.local or staging
-        self.retention = retention
+        self.retention, self.shared = retention, shared
         self.uploads = None if self.store.local else Uploads(self.store, staging, retention)
 
     @classmethod
@@ -54,7 +57,8 @@ class Checkpoints:
         """Those of a run; what goes to a store waits in the run directory. UserError for a bad URL."""
         directory, train = RunDirectory(config), config.train
         staging = Path(train.checkpoint_staging or directory.path / "train" / "staging")
-        return cls(directory.checkpoints, staging, Retention(train.keep_checkpoints, train.keep_every_images))
+        retention = Retention(train.keep_checkpoints, train.keep_every_images)
+        return cls(directory.checkpoints, staging, retention, shared=train.checkpoint_root is not None)
 
     def newest(self) -> Path | None:
         """A local folder that holds the newest whole checkpoint; None if there is none at all.

@@ -12,7 +12,7 @@ from fm_core.errors import Stopped, UserError
 from fm_core.method.quantiser import Quantiser
 from fm_core.models.build import Method, build_method, build_network
 from fm_core.models.flops import flops_per_image
-from fm_core.run.directory import RunDirectory
+from fm_core.run.directory import RunDirectory, identity
 from fm_core.run.files import write_json
 from fm_core.run.rank import Rank, run_rank
 from fm_core.training import checkpoint, setback
@@ -137,8 +137,9 @@ def _log(config: RunConfig, rank: Rank) -> TrainLog:
 
 
 def recipe(config: RunConfig, manifest: Manifest) -> dict[str, Any]:
-    """What a file of weights must say of itself to be of use alone."""
+    """What a file of weights must say of itself to be of use alone, and whose it is."""
     return {
+        "run": {"name": config.run.name},
         "seed": config.run.seed,
         "model": config.model.model_dump(mode="json"),
         "method": config.method.model_dump(mode="json"),
@@ -146,6 +147,7 @@ def recipe(config: RunConfig, manifest: Manifest) -> dict[str, Any]:
         "image_shape": list(manifest.image_shape),
         "classes": manifest.class_count or 0,
         "data": {"name": manifest.name, "version": manifest.version, "label_order": manifest.label_order},
+        "train": identity(config)["train"],
     }
 
 

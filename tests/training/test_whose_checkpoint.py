@@ -1,0 +1,82 @@
+"""One train.checkpoint_root is one run's; a run that was moved keeps its own."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from fm_core.config import RunConfig
+from fm_core.data.manifest import Manifest
+from fm_core.errors import UserError
+from fm_core.training.checkpoint import refuse_a_stranger
+from fm_core.training.checkpoints import Checkpoints
+from fm_core.training.rank import recipe
+
+MANIFEST = Manifest.model_construct(
+    levels=17,
+    image_shape=(1, 8, 8),
+    class_count=10,
+    name="digits",
+    label_order="as found",
+    recipe={},
+    shards=(),
+)
+
+
+def asked(**train):
+    return RunConfig.model_validate({"run": {"name": train.pop("name", "a")}, "train": train})
+
+
+@pytest.fixture
+def written(tmp_path):
+    """A checkpoint of run a, as far as it says whose it is."""
+
+    def write(**record):
+        metadata = {"recipe": json.dumps({**recipe(asked(), MANIFEST), "step": 1, **record})}
+        (tmp_path / "optimizer").mkdir(exist_ok=True)
+        for name in ("raw", "optimizer/exp_avg", "ema-0.999"):
+            save_file({"a": torch.zeros(1)}, tmp_path / f"{name}.safetensors", metadata)
+        return tmp_path
+
+    return write
+
+
+def refused(folder, config, shared=True):
+    with pytest.raises(UserError) as caught:
+        refuse_a_stranger(folder, recipe(config, MANIFEST), ["ema-0.999"], shared)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_run_itself_goes_on(written):
+    for shared in (True, False):
+        refuse_a_stranger(written(), recipe(asked(), MANIFEST), ["ema-0.999"], shared)
+        other_way = asked(images=256, micro_batch=2, checkpoint_images=7, keep_checkpoints=9)
+        refuse_a_stranger(written(), recipe(other_way, MANIFEST), ["ema-0.999"], shared)
+
+
+def test_another_run_with_the_same_root_is_refused_by_its_name(written):
+    said = refused(written(), asked(name="b"))
+    assert "is of another run: run.name was 'a' and is now 'b'; choose another train.checkpoint_root" in said
+
+
+def test_a_run_directory_may_be_renamed_with_the_checkpoints_in_it(written):
+    refuse_a_stranger(written(), recipe(asked(name="b"), MANIFEST), ["ema-0.999"], shared=False)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_another_optimisation_is_refused_with_the_difference(written, shared):
+    said = refused(written(), asked(learning_rate=0.5), shared)
+    assert "train.learning_rate was 0.001 and is now 0.5" in said
+
+
+def test_a_checkpoint_of_a_version_that_did_not_say_whose_it_is_is_continued(written):
+    before = recipe(asked(), MANIFEST)
+    folder = written(run={}, train={"learning_rate": before["train"]["learning_rate"]})
+    refuse_a_stranger(folder, recipe(asked(name="b", label_dropout=0.0), MANIFEST), ["ema-0.999"], True)
+
+
+def test_a_root_that_was_named_may_be_anothers_as_well(tmp_path):
+    assert Checkpoints.of(asked(checkpoint_root=str(tmp_path))).shared
+    assert not Checkpoints.of(asked()).shared
