@@ -39,6 +39,8 @@ NO_COMMAND = (126, 127)
 
 _LINE = Path(__file__).with_name("line.sh")
 _REACHED = "fm-reached"
+PROGRAMS = {"pdsh": "pdsh", "ssh": "openssh-client"}
+"""What is called on this host, by the package that brings it."""
 _SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10")
 
 
@@ -146,7 +148,7 @@ def node_words(job: str, *words: str) -> list[str]:
 
 
 def _require(hosts: list[str]) -> None:
-    for program, package in (("pdsh", "pdsh"), ("ssh", "openssh-client")):
+    for program, package in PROGRAMS.items():
         if not shutil.which(program):
             raise UserError(f"launch.kind ssh: there is no {program} on this host; install {package}")
     for host, words in unreached(hosts).items():

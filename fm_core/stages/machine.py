@@ -1,11 +1,11 @@
-"""Self-tests of this machine and its installation: versions, devices, networks, solvers, processes."""
+"""Self-tests of this machine and its installation: versions, devices, networks, launchers."""
 
-import math
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -14,17 +14,10 @@ from packaging.requirements import Requirement
 
 from fm_core.check import Check
 from fm_core.config import ModelSection
-from fm_core.method.solve import Solver, solve
 from fm_core.models.build import build_network
+from fm_core.run import slurm, ssh
 
 DISTRIBUTION = "flow-matching-pipeline"
-SOLVERS = (
-    Solver("dopri5"),
-    Solver("euler", steps=1000),
-    Solver("midpoint", steps=50),
-    Solver("heun2", steps=50),
-    Solver("rk4", steps=10),
-)
 MEETING_SECONDS = 45
 
 _MEETING = """
@@ -38,7 +31,8 @@ assert ranks.item() == 3, ranks
 
 def machine_checks() -> list[Check]:
     """Everything of this module; seconds, no network beyond the loopback interface, no files kept."""
-    return [versions(), *devices(), *solvers(), processes(), launchers()]
+    elsewhere = {"ssh": ssh.PROGRAMS, "slurm": slurm.PROGRAMS}
+    return [versions(), *devices(), processes(), *(launcher(kind, elsewhere[kind]) for kind in elsewhere)]
 
 
 def versions() -> Check:
@@ -99,18 +93,6 @@ def _gradient(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     return torch.cat([gradient.float().flatten().cpu() for gradient in gradients])
 
 
-def solvers() -> list[Check]:
-    """Whether each solver carries x along dx/dt = -x to x / e."""
-    x = torch.linspace(1, 2, 5)[:, None]
-    checks: list[Check] = []
-    for solver in SOLVERS:
-        solution = solve(lambda t, x: -x, x, (0.0, 1.0), solver)
-        error = (solution.x / x * math.e - 1).abs().max().item()
-        detail = f"relative error {error:.0e} in {solution.nfe} evaluations"
-        checks.append(Check(f"solver {solver.method}", error < 1e-3, detail))
-    return checks
-
-
 def processes() -> Check:
     """Whether two processes of this host meet and add up a number."""
     agent = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
@@ -126,13 +108,23 @@ def processes() -> Check:
                 timeout=MEETING_SECONDS,
             )
         except subprocess.TimeoutExpired:
-            return Check("processes", False, f"two did not meet over the loopback in {MEETING_SECONDS} s")
+            return Check(
+                "launcher local", False, f"two did not meet over the loopback in {MEETING_SECONDS} s"
+            )
     if done.returncode:
-        return Check("processes", False, f"two cannot meet: {done.stderr.strip().splitlines()[-1]}")
-    return Check("processes", True, "two met through torchrun and added up a number")
+        return Check("launcher local", False, f"two cannot meet: {done.stderr.strip().splitlines()[-1]}")
+    return Check("launcher local", True, "two met through torchrun and added up a number")
 
 
-def launchers() -> Check:
-    """Which ways to other hosts there are; none is needed on one."""
-    found = [name for name in ("ssh", "sbatch", "srun") if shutil.which(name)]
-    return Check("launchers", True, f"local; for other hosts here: {', '.join(found) or 'none'}")
+def launcher(kind: str, programs: Mapping[str, str]) -> Check:
+    """Whether jobs can go to other hosts from here in this way; not to be able to is no fault of a machine.
+
+    `programs` are those that are called, each with what brings it.
+    """
+    found = {name: shutil.which(name) for name in programs}
+    missing = [f"{name} (of {programs[name]})" for name, path in found.items() if not path]
+    if missing:
+        there = ", ".join(name for name, path in found.items() if path) or "nothing"
+        told = f"not from here (launch.kind {kind}): {', '.join(missing)} missing, {there} there"
+        return Check(f"launcher {kind}", True, told)
+    return Check(f"launcher {kind}", True, f"from here (launch.kind {kind}): {', '.join(found)} are there")

@@ -106,5 +106,5 @@ def test_methods_without_a_cost_a_step_are_refused():
     with pytest.raises(UserError, match=r"dopri8 takes no fixed steps of one cost; dopri5 is always there"):
         points(NfeCurveSection(images=4, solvers=("dopri8",)))
     with pytest.raises(UserError, match="allowed: euler, midpoint"):
-        points(NfeCurveSection(images=4, solvers=("explicit_adams",)))
+        points(NfeCurveSection(images=4, solvers=("implicit_adams",)))
     assert points(NfeCurveSection(solvers=("heun",), nfe=(8,)))[0].asked == {"solver": "heun2", "steps": 4}

@@ -46,6 +46,13 @@ def test_they_fail_where_arithmetic_is_wrong(monkeypatch, name):
     assert "would be right" in found.detail
 
 
+def test_a_solver_that_ends_elsewhere_is_found(monkeypatch):
+    right = module.solve
+    monkeypatch.setattr(module, "solve", lambda field, *rest: right(lambda t, x: 1.05 * field(t, x), *rest))
+    found = [module._solver(method) for method in (*ADAPTIVE, *FIXED)]
+    assert [check.ok for check in found] == [False] * len(found)
+
+
 def _shifted(bits):
     return type(bits)(bits.first + 0.01, bits.k_sample, bits.per_probe, bits.k, bits.nfe)
 

@@ -143,6 +143,7 @@ def test_backward_trajectories_run_backwards():
     ("settings", "message"),
     [
         ({"method": "rk45"}, "unknown solver"),
+        ({"method": "explicit_adams", "steps": 40}, "ends far off"),
         ({"method": "dopri5", "steps": 10}, "ignore steps"),
         ({"method": "dopri5", "rtol": 0.0}, "rtol must be positive"),
         ({"method": "euler"}, "needs steps"),
