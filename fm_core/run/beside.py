@@ -53,11 +53,10 @@ def scored_beside(config: RunConfig) -> Generator[None]:
 
 def end_scoring(run: Path) -> None:
     """End the process that scores a run's checkpoints, if there is one on this host."""
-    holder = Lease(workplace(run) / "lock").holder()
-    if holder is None:
+    process = Lease(workplace(run) / "lock").process()
+    if process is None:
         return
     with suppress(psutil.NoSuchProcess):
-        process = psutil.Process(holder["pid"])
         process.terminate()
         _, left = psutil.wait_procs([process], END_SECONDS)
         for survivor in left:

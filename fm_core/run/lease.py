@@ -5,7 +5,7 @@ import os
 import socket
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,15 @@ class Lease:
         """The record of a live holder, or None when the directory is free."""
         record = read_json(self.path)
         return record if record and _alive(record) else None
+
+    def process(self) -> psutil.Process | None:
+        """The live holder, if it is a process of this host; numbers of other hosts mean nothing here."""
+        record = self.holder()
+        if record is None or record["host"] != socket.gethostname():
+            return None
+        with suppress(psutil.NoSuchProcess):
+            return psutil.Process(record["pid"])
+        return None
 
     def take(self, pid: int, **facts: Any) -> None:
         """Write a process of this host down as the holder; call it inside `guard`."""

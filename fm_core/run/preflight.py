@@ -14,7 +14,7 @@ from fm_core.run.launch import hosts_of
 from fm_core.run.probe import FACTS
 from fm_core.run.progress import unobserved
 from fm_core.run.ssh import unreached
-from fm_core.run.supervise import supervise
+from fm_core.run.supervise import Duty, supervise
 
 CLOCK_SECONDS = 2.0
 """Clocks that differ by more make leases and time stamps of hosts incomparable."""
@@ -35,9 +35,8 @@ def preflight(config: RunConfig) -> list[Check]:
     try:
         (control / "logs").mkdir(parents=True)
         facts = control / FACTS
-        supervise(
-            control, control / "logs", "preflight", "fm_core.run.probe", config, facts.exists, unobserved
-        )
+        probe = Duty(control, control / "logs", "preflight", "fm_core.run.probe", config, facts.exists)
+        supervise(probe, unobserved)
         record = read_json(facts) or {}
     except (OSError, RuntimeError, Stopped, UserError) as error:
         return [*checks, Check("launch", False, str(error).splitlines()[-1])]

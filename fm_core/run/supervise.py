@@ -6,7 +6,8 @@ line of restarts.jsonl. A job that the user must mend, that was asked to stop or
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,58 +29,67 @@ class JobFailed(RuntimeError):
     """A job ended before it was complete, and nobody asked it to."""
 
 
-def supervise(
-    control: Path,
-    logs: Path,
-    stage: str,
-    module: str,
-    config: RunConfig,
-    complete: Callable[[], bool],
-    observe: Observer,
-) -> None:
-    """Run `python -m module` as a job in a control directory until it is complete.
+@dataclass(frozen=True)
+class Duty:
+    """What is to be done as a job, where, and how one sees that it is done."""
 
-    A job that runs there already is attached to, never doubled. Success is what `complete` says
-    after the last process ended; exit codes are not believed. A job that failed is started again
+    control: Path
+    """Directory of the job: its handle, lock, status and STOP file."""
+    logs: Path
+    stage: str
+    module: str
+    """`python -m module` is a rank of it."""
+    config: RunConfig
+    complete: Callable[[], bool]
+    """Success is what this says after the last process ended; exit codes are not believed."""
+    meanwhile: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Opened once a job is submitted or attached to, and closed when all is over, restarts included."""
+
+
+def supervise(duty: Duty, observe: Observer) -> None:
+    """Run a duty as a job until it is complete.
+
+    A job that runs there already is attached to, never doubled. A job that failed is started again
     launch.restarts times. Raises Stopped when the ranks ended on request, UserError when they refused,
     GaveUp when they said that a new start would not help, JobFailed with what is known otherwise. Any
     exception in here, a signal's included, cancels the job first.
     """
-    launch = config.launch
-    for restart in range(launch.restarts + 1):
-        try:
-            return _watch(control, logs, stage, module, config, complete, observe)
-        except (JobFailed, Unreachable) as failure:
-            if restart == launch.restarts or (restart == 0 and isinstance(failure, Unreachable)):
-                raise
-            pause = min(launch.restart_seconds * 2**restart, LONGEST_PAUSE_SECONDS)
-            facts = {"stage": stage, "restart": restart + 1, "of": launch.restarts, "pause_seconds": pause}
-            append_line(logs / "restarts.jsonl", {**facts, "failed": time.time(), "because": str(failure)})
-            why = str(failure).splitlines()[0]
-            observe(
-                _standing(control, stage, f"restart {restart + 1} of {launch.restarts} in {pause:g} s: {why}")
-            )
-            _pause(pause, control)
+    control, stage, launch = duty.control, duty.stage, duty.config.launch
+    with ExitStack() as beside:
+        for restart in range(launch.restarts + 1):
+            try:
+                job = _attach_or_submit(duty)
+                return _watch(duty, job, observe, None if restart else beside)
+            except (JobFailed, Unreachable) as failure:
+                if restart == launch.restarts or (restart == 0 and isinstance(failure, Unreachable)):
+                    raise
+                pause = min(launch.restart_seconds * 2**restart, LONGEST_PAUSE_SECONDS)
+                facts = {
+                    "stage": stage,
+                    "restart": restart + 1,
+                    "of": launch.restarts,
+                    "pause_seconds": pause,
+                }
+                failed = {"failed": time.time(), "because": str(failure)}
+                append_line(duty.logs / "restarts.jsonl", {**facts, **failed})
+                why = str(failure).splitlines()[0]
+                word = f"restart {restart + 1} of {launch.restarts} in {pause:g} s: {why}"
+                observe(_standing(control, stage, word))
+                _pause(pause, control)
     raise AssertionError("unreachable")
 
 
-def _watch(
-    control: Path,
-    logs: Path,
-    stage: str,
-    module: str,
-    config: RunConfig,
-    complete: Callable[[], bool],
-    observe: Observer,
-) -> None:
+def _watch(duty: Duty, job: Job, observe: Observer, beside: ExitStack | None) -> None:
     """One job, from its submission, or from where it is, to its end."""
-    job = _attach_or_submit(control, logs, stage, module, config)
+    control = duty.control
     lost: list[str] = []
     try:
+        if beside:
+            beside.enter_context(duty.meanwhile())
         while (state := poll(job)).alive:
             status = read_status(control)
             if state.word:
-                observe(Progress(stage, 0, 1, "jobs", state.word))
+                observe(Progress(duty.stage, 0, 1, "jobs", state.word))
             elif status and status.get("job") == job.id:
                 observe(progress_of(status))
             time.sleep(POLL_SECONDS[job.kind])
@@ -89,12 +99,13 @@ def _watch(
     finally:
         lost += settle(job, control)
         Lease(control / "lock").release(job=job.id)
-    if not complete():
+    if not duty.complete():
         # Slurm's choice of hosts was written down after the job had begun.
         raise _verdict(submitted(control) or job, control, lost)
 
 
-def _attach_or_submit(control: Path, logs: Path, stage: str, module: str, config: RunConfig) -> Job:
+def _attach_or_submit(duty: Duty) -> Job:
+    control, logs, stage, config = duty.control, duty.logs, duty.stage, duty.config
     control.mkdir(parents=True, exist_ok=True)
     lease = Lease(control / "lock")
     with lease.guard():
@@ -114,7 +125,7 @@ def _attach_or_submit(control: Path, logs: Path, stage: str, module: str, config
             clear(previous)
         config_file = logs / f"{stage}.yaml"
         write_text(config_file, dump_yaml(config))
-        job = submit(control, logs, stage, module, config_file, config.launch)
+        job = submit(control, logs, stage, duty.module, config_file, config.launch)
         _take(lease, job)
         return job
 

@@ -25,7 +25,7 @@ from fm_core.run.directory import RunDirectory, environment
 from fm_core.run.files import read_json, write_json, write_text
 from fm_core.run.launch import device_count, world
 from fm_core.run.progress import Observer, Progress, unobserved
-from fm_core.run.supervise import supervise
+from fm_core.run.supervise import Duty, supervise
 from fm_core.stages.phases import Phases
 from fm_core.stages.record import recorded
 from fm_core.stages.result import StageResult
@@ -105,16 +105,15 @@ def _work(
     processes = config.evaluate.processes or (max(1, device_count()) if here else None)
     if processes != 1 and any(work.missing() for work in works):
         launch = config.launch.model_copy(update={"processes": processes} if processes else {})
-        control = run.path / "evaluation" / evaluation.folder / evaluation.key
-        supervise(
-            control,
-            run.path / "logs",
-            "evaluate",
-            "fm_core.evaluation.rank",
-            config.model_copy(update={"launch": launch}),
-            lambda: not any(work.missing() for work in works),
-            observe,
+        duty = Duty(
+            control=run.path / "evaluation" / evaluation.folder / evaluation.key,
+            logs=run.path / "logs",
+            stage="evaluate",
+            module="fm_core.evaluation.rank",
+            config=config.model_copy(update={"launch": launch}),
+            complete=lambda: not any(work.missing() for work in works),
         )
+        supervise(duty, observe)
         return
     for work in works:
         missing = set(work.missing())

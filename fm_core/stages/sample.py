@@ -10,7 +10,7 @@ from fm_core.errors import UserError
 from fm_core.report.pictures import animation, grid, png, strip
 from fm_core.run.directory import RunDirectory, differences
 from fm_core.run.progress import Observer, Progress, unobserved
-from fm_core.run.supervise import supervise
+from fm_core.run.supervise import Duty, supervise
 from fm_core.sampling.model import Model, checkpoint_step, load_model, weights_file
 from fm_core.sampling.store import SampleSet, draw_of, protocol_of, solver_of
 from fm_core.stages.record import recorded
@@ -54,10 +54,15 @@ def _sample(config: RunConfig, run: RunDirectory, observe: Observer) -> StageRes
             samples.remove(number)
     if missing:
         observe(Progress("sample", 0, samples.images, "images", "starting the processes"))
-        control, logs = samples.control, run.path / "logs"
-        supervise(
-            control, logs, "sample", "fm_core.sampling.rank", config, lambda: not samples.problems(), observe
+        duty = Duty(
+            control=samples.control,
+            logs=run.path / "logs",
+            stage="sample",
+            module="fm_core.sampling.rank",
+            config=config,
+            complete=lambda: not samples.problems(),
         )
+        supervise(duty, observe)
     if state == "done":
         _finish(samples, model, step)
     nfe = (samples.done() or {})["nfe"]["mean"]

@@ -11,7 +11,7 @@ from fm_core.run.directory import RunDirectory
 from fm_core.run.files import read_json, read_lines
 from fm_core.run.launch import device_count, most_on_a_host, world
 from fm_core.run.progress import Observer, Progress, unobserved
-from fm_core.run.supervise import supervise
+from fm_core.run.supervise import Duty, supervise
 from fm_core.stages.record import recorded
 from fm_core.stages.result import StageResult
 from fm_core.training.checkpoints import Checkpoints
@@ -66,11 +66,16 @@ def _train(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResu
         check_streams(config.data, manifest, config.run.seed, batch, ranks, most_on_a_host(config.launch))
         total = config.train.images
         observe(Progress("train", 0, total, "images", "starting the processes"))
-        logs = run.path / "logs"
-        with scored_beside(config):
-            supervise(
-                run.path, logs, "train", "fm_core.training.rank", config, lambda: complete(config), observe
-            )
+        duty = Duty(
+            control=run.path,
+            logs=run.path / "logs",
+            stage="train",
+            module="fm_core.training.rank",
+            config=config,
+            complete=lambda: complete(config),
+            meanwhile=lambda: scored_beside(config),
+        )
+        supervise(duty, observe)
     done = read_json(run.train_done) or {}
     lines = read_lines(run.metrics)
     loss = lines[-1]["loss"] if lines else None

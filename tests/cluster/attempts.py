@@ -15,7 +15,7 @@ from pathlib import Path
 from fm_core.config import RunConfig
 from fm_core.run.job import submitted
 from fm_core.run.preflight import preflight
-from fm_core.run.supervise import supervise
+from fm_core.run.supervise import Duty, supervise
 
 
 def attempt(
@@ -32,9 +32,8 @@ def attempt(
     began = time.monotonic()
     try:
         made = control / "made-0.json"
-        supervise(
-            control, control / "logs", stage, "pretend_rank", config, made.exists, lambda progress: None
-        )
+        duty = Duty(control, control / "logs", stage, "pretend_rank", config, made.exists)
+        supervise(duty, lambda progress: None)
         kind, message = "done", ""
     except Exception as error:
         kind, message = type(error).__name__, str(error)

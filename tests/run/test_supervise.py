@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from fm_core.errors import GaveUp, Stopped, UserError
 from fm_core.run.files import read_json, read_lines, write_json
 from fm_core.run.launch import JOB_VARIABLE, Job, alive, cancel, processes_of, submitted
 from fm_core.run.lease import Lease
-from fm_core.run.supervise import JobFailed, _pause, _verdict, supervise
+from fm_core.run.supervise import Duty, JobFailed, _pause, _verdict, supervise
 
 HERE = Path(__file__).parent
 LAUNCH = {"processes": 2, "restarts": 0, "restart_seconds": 0.2}
@@ -37,9 +38,10 @@ class Job2:
         launch = self.config.launch.model_copy(update=keys)
         self.config = self.config.model_copy(update={"launch": launch})
 
-    def run(self, complete=lambda: False, observe=None):
+    def run(self, complete=lambda: False, observe=None, **more):
         observe = observe or self.seen.append
-        return supervise(self.control, self.logs, "pretend", "pretend_rank", self.config, complete, observe)
+        duty = Duty(self.control, self.logs, "pretend", "pretend_rank", self.config, complete, **more)
+        return supervise(duty, observe)
 
     def in_thread(self, **arguments):
         outcome = []
@@ -93,7 +95,17 @@ def test_ranks_that_end_well_without_finishing_are_a_failure(job):
 def test_a_job_whose_rank_is_killed_starts_again_and_each_restart_is_told(job):
     job.launch(restarts=3)
     job.does("killed-2;write")
-    job.run(complete=lambda: (job.control / "made-0.json").exists())
+    beside = []
+
+    @contextmanager
+    def meanwhile():
+        beside.append(submitted(job.control).id)
+        yield
+        beside.append("closed")
+
+    job.run(complete=lambda: (job.control / "made-0.json").exists(), meanwhile=meanwhile)
+    assert beside[1:] == ["closed"]
+    assert beside[0] != submitted(job.control).id
     records = read_lines(job.logs / "restarts.jsonl")
     assert [(record["restart"], record["of"], record["pause_seconds"]) for record in records] == [
         (1, 3, 0.2),
@@ -194,9 +206,9 @@ def test_a_killed_supervisor_leaves_the_job_and_the_next_one_attaches(job):
     job.does("wait;wait")
     script = (
         "import sys; from pathlib import Path; from fm_core.config import RunConfig;"
-        "from fm_core.run.supervise import supervise; p = Path(sys.argv[1]);"
-        "supervise(p, p / 'logs', 'pretend', 'pretend_rank', RunConfig.model_validate("
-        "{'launch': {'processes': 2}}), lambda: False, print)"
+        "from fm_core.run.supervise import Duty, supervise; p = Path(sys.argv[1]);"
+        "supervise(Duty(p, p / 'logs', 'pretend', 'pretend_rank', RunConfig.model_validate("
+        "{'launch': {'processes': 2}}), lambda: False), print)"
     )
     supervisor = subprocess.Popen([sys.executable, "-c", script, str(job.control)])
     job.wait_ready(0, 1)
@@ -261,8 +273,17 @@ def test_a_directory_held_by_another_host_is_refused_in_one_line(tmp_path):
     record = read_json(lease.path)
     record.pop("schema")
     write_json(lease.path, {**record, "host": "elsewhere"})
+    opened = []
+
+    @contextmanager
+    def beside():
+        opened.append(True)
+        yield
+
+    duty = Duty(tmp_path, tmp_path, "pretend", "none", RunConfig(), lambda: True, beside)
     with pytest.raises(UserError) as caught:
-        supervise(tmp_path, tmp_path, "pretend", "none", RunConfig(), lambda: True, print)
+        supervise(duty, print)
+    assert not opened, "nothing begins, or is ended, beside a job that is not ours"
     assert "elsewhere" in str(caught.value)
     assert "\n" not in str(caught.value)
 

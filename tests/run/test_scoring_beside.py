@@ -1,0 +1,39 @@
+"""The process that scores beside training is ended on its own host alone."""
+
+import subprocess
+import sys
+
+import pytest
+
+from fm_core.run.beside import end_scoring, workplace
+from fm_core.run.files import read_json, write_json
+from fm_core.run.lease import Lease
+
+
+@pytest.fixture
+def scorer(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    Lease(workplace(tmp_path) / "lock").take(process.pid)
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_the_scoring_of_this_host_is_ended(tmp_path, scorer):
+    end_scoring(tmp_path)
+    assert scorer.poll() is not None
+
+
+@pytest.mark.parametrize("other", [{"host": "elsewhere"}, {"created": 1.0}])
+def test_a_process_that_only_has_the_number_of_a_scoring_is_left_alone(tmp_path, scorer, other):
+    lock = workplace(tmp_path) / "lock"
+    record = read_json(lock)
+    record.pop("schema")
+    write_json(lock, {**record, **other})
+    end_scoring(tmp_path)
+    assert scorer.poll() is None
+
+
+def test_a_holder_without_a_process_is_left_alone(tmp_path):
+    Lease(workplace(tmp_path) / "lock").take_for("Slurm job 7")
+    end_scoring(tmp_path)
