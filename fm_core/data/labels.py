@@ -83,6 +83,10 @@ class RelabelledSource:
         """Those of the source."""
         return self._source.inputs()
 
+    def check_labels(self) -> None:
+        """Those of the source."""
+        self._source.check_labels()
+
     def open(self, part: Part) -> "RelabelledStream":
         """Start to read a part."""
         return RelabelledStream(self._source.open(part), self._map.table)

@@ -90,10 +90,14 @@ def packing_of(config: DataSection, facts: SourceFacts) -> Packing:
 
 
 def record_plan(store: Store, plan: ShardPlan) -> None:
-    """Write down what is being made, or compare with what an earlier call wrote; UserError if it differs."""
+    """Write down what is being made, or compare with what an earlier call wrote; UserError if it differs.
+
+    Before the first file is written, the labels of all parts are looked at; UserError for a wrong one.
+    """
     try:
         text = store.read_bytes(PLAN_NAME)
     except FileNotFoundError:
+        plan.source.check_labels()
         record = {
             "schema_version": PLAN_SCHEMA,
             "recipe": plan.source.facts.recipe,

@@ -1,6 +1,7 @@
 """Crops of real photographs, and files in the official formats made from them."""
 
 import io
+import pickle
 import tarfile
 import zipfile
 from pathlib import Path
@@ -57,6 +58,16 @@ class NpzFiles:
         file = io.BytesIO()
         (np.savez_compressed if compressed else np.savez)(file, **arrays)
         return file.getvalue()
+
+    def pickle(self, name: str, protocol: int = 3) -> bytes:
+        """As image2numpy_imagenet_train.py: a dictionary of the rows, a list of labels from 1, the mean."""
+        table = {"data": self.images[name].reshape(len(self.images[name]), -1)}
+        table["labels"] = (self.labels[name] + 1).tolist()
+        table["mean"] = table["data"].mean(axis=0)
+        return pickle.dumps(table, protocol)
+
+    def write_pickles(self, folder: Path) -> Path:
+        return write_tree(folder, {name: self.pickle(name) for name in self.images})
 
     def write_folder(self, folder: Path, **options: bool) -> Path:
         folder.mkdir(parents=True, exist_ok=True)

@@ -30,19 +30,11 @@ def read_all(config, manifest, split):
     return images.numpy(), found.numpy()
 
 
-def pickled(files, name, protocol=3):
-    """As image2numpy_imagenet_train.py: a dictionary of the rows, a list of labels from 1, the mean."""
-    table = {"data": files.images[name].reshape(len(files.images[name]), -1)}
-    table["labels"] = (files.labels[name] + 1).tolist()
-    table["mean"] = table["data"].mean(axis=0)
-    return pickle.dumps(table, protocol)
-
-
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 @pytest.mark.parametrize("packed", ["folder", "zip"])
 def test_pickled_batches_make_the_same_data_set_as_npz(tmp_path, packed, protocol):
     files = NpzFiles(size=8)
-    batches = {name: pickled(files, name, protocol) for name in files.images}
+    batches = {name: files.pickle(name, protocol) for name in files.images}
     if packed == "zip":
         file = io.BytesIO()
         with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -83,7 +75,7 @@ class Evil:
 )
 def test_a_pickle_that_asks_for_more_than_arrays_is_refused_by_name(tmp_path, evil):
     files = NpzFiles(size=8)
-    batches = {name: pickled(files, name) for name in files.images}
+    batches = {name: files.pickle(name) for name in files.images}
     batches["train_data_batch_2"] = pickle.dumps({"data": evil}, 4)
     with pytest.raises(UserError, match=r"train_data_batch_2: asks for \S+; only arrays"):
         write_dataset(section(tmp_path, write_tree(tmp_path / "source", batches), size=8))
@@ -165,6 +157,28 @@ def test_parquet_files_with_splits(tmp_path, kind):
     assert np.array_equal(train, images[:25])
     assert np.array_equal(train_labels, classes[:25])
     assert np.array_equal(read_all(config, manifest, "val")[0], images[25:])
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "names", "said"),
+    [
+        (-1, None, "label holds -1"),
+        (-1, ["x", "y", "z"], "label holds -1"),
+        (3, ["x", "y", "z"], "label goes to 3; there are 3"),
+        (None, ["x", "y", "z"], "label is of float64 or misses values"),
+    ],
+)
+@pytest.mark.parametrize("where", ["train-1.parquet", "val-0.parquet"])
+def test_a_wrong_label_in_the_last_file_is_found_before_anything_is_written(
+    tmp_path, where, spoilt, names, said
+):
+    images, classes = crops(6, 32), [0, 1, 2, 0, 1, 2]
+    files = dict.fromkeys(("train-0.parquet", "train-1.parquet", "val-0.parquet"), (images, classes))
+    files[where] = images, [*classes[:-1], spoilt]
+    source = {name: parquet(*content, "bytes", names) for name, content in files.items()}
+    with pytest.raises(UserError, match=f"{where}: {said}"):
+        write_dataset(section(tmp_path, write_tree(tmp_path / "source", source)))
+    assert not (tmp_path / "out").exists()
 
 
 def test_parquet_without_splits_holds_rows_out_and_names_classes(tmp_path):

@@ -112,6 +112,29 @@ def test_labels_from_zero_are_refused(tmp_path):
     assert "labels are 0" in line
 
 
+@pytest.mark.parametrize("spoilt", ["train_data_batch_2", "val_data"])
+@pytest.mark.parametrize("value", [-1, 1000])
+@pytest.mark.parametrize("labels_last", [False, True])
+@pytest.mark.parametrize("packed", ["folder", "stored zip", "deflated zip", "pickles"])
+def test_a_wrong_label_in_the_last_batch_is_found_before_anything_is_written(
+    tmp_path, packed, labels_last, value, spoilt
+):
+    files = NpzFiles()
+    files.labels[spoilt][-1] = value
+    options = {"compressed": labels_last, "labels_last": labels_last}
+    if packed == "folder":
+        url = files.write_folder(tmp_path / "source", **options)
+    elif packed == "pickles":
+        url = files.write_pickles(tmp_path / "source")
+    else:
+        method = zipfile.ZIP_STORED if packed == "stored zip" else zipfile.ZIP_DEFLATED
+        url = files.write_zips(tmp_path / "source", method, **options)
+    line = refusal(section(tmp_path, url))
+    assert spoilt in line
+    assert ("labels are 0" if value < 0 else ".. 1001") in line
+    assert not (tmp_path / "datasets").exists()
+
+
 def test_objects_in_an_array_are_never_unpickled(tmp_path):
     files = NpzFiles()
     folder = files.write_folder(tmp_path / "source")

@@ -10,10 +10,11 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, cast
+from typing import IO, Any, cast
 
 import numpy as np
 from numpy.lib import format as npy
+from numpy.typing import NDArray
 
 from fm_core.data.manifest import Input
 from fm_core.data.store import Store, with_retries
@@ -140,6 +141,26 @@ def peek_shape(store: Store, location: Location, array: str) -> tuple[int, ...] 
         return _walk_to_shape(member, f"{array}.npy")
 
 
+def read_array(store: Store, location: Location, array: str) -> NDArray[Any]:
+    """`array`.npy of an .npz. Of a deflated member only what lies before it is inflated, and not kept.
+
+    Raises ValueError, KeyError or BadZipFile for what is no such file.
+    """
+    if location.member is not None:
+        with open_stream(store, location) as file:
+            member = _walk_to(file, f"{array}.npy")
+            if member is not None and member.stored is not None:
+                content = file.read(member.stored)
+                content = zlib.decompress(content, -15) if member.deflated else content
+                return npy.read_array(io.BytesIO(content), allow_pickle=False)
+    with (
+        open_location(store, location) as file,
+        zipfile.ZipFile(file) as npz,
+        npz.open(f"{array}.npy") as values,
+    ):
+        return npy.read_array(values, allow_pickle=False)
+
+
 def read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
     """Shape, whether in Fortran order, and type; leaves the file at the first element. ValueError."""
     version = npy.read_magic(file)
@@ -156,6 +177,24 @@ def as_inputs(locations: Iterable[Location]) -> tuple[Input, ...]:
 
 
 def _walk_to_shape(file: IO[bytes], wanted: str) -> tuple[int, ...] | None:
+    member = _walk_to(file, wanted)
+    if member is None:
+        return None
+    start = file.read(4096)
+    text = zlib.decompressobj(-15).decompress(start, 1024) if member.deflated else start
+    return read_npy_header(io.BytesIO(text))[0]
+
+
+@dataclass(frozen=True)
+class _Member:
+    """A member of a zip that is read as a stream, which is at its first byte."""
+
+    deflated: bool
+    stored: int | None
+    """Bytes in the zip; None if they are told after the content only."""
+
+
+def _walk_to(file: IO[bytes], wanted: str) -> _Member | None:
     """Follow a zip's local headers from the beginning, as a stream that cannot seek must be read."""
     while len(head := file.read(LOCAL_HEADER.size)) == LOCAL_HEADER.size:
         magic, _, flags, method, _, _, _, stored, size, name_bytes, extra_bytes = LOCAL_HEADER.unpack(head)
@@ -163,14 +202,11 @@ def _walk_to_shape(file: IO[bytes], wanted: str) -> tuple[int, ...] | None:
             return None
         name = file.read(name_bytes).decode(errors="replace")
         stored = _stored_bytes(stored, size, file.read(extra_bytes))
+        stored = None if flags & 8 else stored
         if name == wanted:
-            start = file.read(4096)
-            text = (
-                zlib.decompressobj(-15).decompress(start, 1024) if method == zipfile.ZIP_DEFLATED else start
-            )
-            return read_npy_header(io.BytesIO(text))[0]
-        if flags & 8 or stored is None:
-            return None  # the size follows the content
+            return _Member(method == zipfile.ZIP_DEFLATED, stored)
+        if stored is None:
+            return None
         while stored:
             chunk = file.read(min(stored, 2**20))
             if not chunk:

@@ -115,6 +115,13 @@ class Source(Protocol):
         """The files that the parts are made of."""
         ...
 
+    def check_labels(self) -> None:
+        """Look at the labels of all parts before anything is written; UserError for one out of range.
+
+        May take as long as inflating the archives once.
+        """
+        ...
+
     def open(self, part: Part) -> PartStream:
         """Start to read a part; UserError if its content is not what it should be."""
         ...

@@ -11,6 +11,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import IO
 
 import numpy as np
@@ -25,6 +26,7 @@ from fm_core.data.sources.archives import (
     list_files,
     open_location,
     peek_shape,
+    read_array,
     read_npy_header,
     zip_members,
 )
@@ -36,6 +38,7 @@ from fm_core.errors import UserError
 CLASSES = 1000
 BATCHES = tuple(f"train_data_batch_{number}" for number in range(1, 11))
 PUBLISHED = {"train": 1_281_167, "val": 50_000}
+DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError)
 BATCH_NAME = re.compile(r"(train_data_batch_\d+|val_data)(\.npz)?", re.ASCII)
 
 
@@ -86,6 +89,23 @@ class ImagenetNpzSource:
         """The batches."""
         return as_inputs(self._locations().values())
 
+    def check_labels(self) -> None:
+        """Read the labels of every batch, several batches at a time; a pickle is read whole."""
+        parts = self.parts()
+        several = 1 if any(not self._locations()[part.name].name.endswith(".npz") for part in parts) else None
+        with ThreadPoolExecutor(several) as pool:
+            list(pool.map(self._check_labels, parts))
+
+    def _check_labels(self, part: Part) -> None:
+        location = self._locations()[part.name]
+        if not location.name.endswith(".npz"):
+            self.open(part).close()
+            return
+        try:
+            zero_based(read_array(self._store, location, "labels"), part.rows, CLASSES)
+        except DAMAGE as error:
+            raise UserError(damaged(self._store, location.text, error)) from None
+
     def open(self, part: Part) -> PartStream:
         """Start to read a batch; its labels are read and checked at once."""
         location = self._locations()[part.name]
@@ -93,7 +113,7 @@ class ImagenetNpzSource:
             if not location.name.endswith(".npz"):
                 return open_pickled(self._store, location, part.rows, self._size, CLASSES)
             return NpzStream(self._store, location, part.rows, self._size)
-        except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError) as error:
+        except DAMAGE as error:
             raise UserError(damaged(self._store, location.text, error)) from None
 
     def _locations(self) -> dict[str, Location]:
@@ -144,7 +164,7 @@ class ImagenetNpzSource:
                 shape = _npz_shape(self._store, location)
             else:
                 shape = pickled_shape(self._store, location, width)
-        except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError) as error:
+        except DAMAGE as error:
             raise UserError(damaged(self._store, location.text, error)) from None
         if len(shape) != 2 or shape[1] != width or shape[0] < 1:
             raise UserError(

@@ -76,6 +76,17 @@ class ParquetSource:
             for path, size in self._list().items()
         ]
 
+    def check_labels(self) -> None:
+        """Read the column of labels of every file."""
+        count = self.classes().count
+        if count is None:
+            return
+        for path in self._list():
+            highest = int(np.max(self._labels_of(path), initial=-1))
+            if highest >= count:
+                where = f"{self._store.url}/{path}: {self._columns[1]}"
+                raise UserError(f"{where} goes to {highest}; there are {count} classes")
+
     def open(self, part: Part) -> "ParquetStream":
         """Start to read the rows of a file that belong to a split."""
         if not self._rows:
@@ -136,10 +147,19 @@ class ParquetSource:
         if names:
             digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
             return Classes(len(names), f"parquet-{label}-{digest}", names)
-        highest = max(
-            int(np.max(self._open(path).read([label])[label].to_numpy(), initial=-1)) for path in paths
-        )
+        highest = max(int(np.max(self._labels_of(path), initial=-1)) for path in paths)
         return Classes(highest + 1, f"parquet-{label}")
+
+    def _labels_of(self, path: str) -> NDArray[Any]:
+        """The column of labels of a file, integers; UserError for anything else and for negative ones."""
+        column = self._columns[1]
+        labels = np.asarray(self._open(path).read([column])[column].to_numpy())
+        where = f"{self._store.url}/{path}: {column}"
+        if labels.dtype.kind not in "iub":
+            raise UserError(f"{where} is of {labels.dtype} or misses values; classes are integers from 0")
+        if len(labels) and labels.min() < 0:
+            raise UserError(f"{where} holds {labels.min()}; classes are integers from 0")
+        return labels
 
     def _footer_digest(self, path: str, size: int) -> str:
         footer = int.from_bytes(self._store.read_range(path, size - 8, size - 4), "little")

@@ -83,6 +83,10 @@ class PictureSource(ABC):
         found = [item for pile in self._search()[0].values() for item in pile.shelf.inputs()]
         return list(dict.fromkeys(found))
 
+    def check_labels(self) -> None:
+        """Labels are made from names, and checked when the piles are found."""
+        self._search()
+
     def open(self, part: Part) -> "PictureStream":
         """Start to read a split."""
         return PictureStream(self._search()[0][part.name], self.facts.image_shape[-1], self._resize)
