@@ -43,7 +43,8 @@ class ProgressReport:
         self._ended = threading.Event()
         self._logged = time.monotonic()
         context = contextvars.copy_context()  # names the flow run and task run of the artifact
-        self._thread = threading.Thread(target=context.run, args=(without_retries, self._publish), daemon=True)
+        publish = (without_retries, self._publish)
+        self._thread = threading.Thread(target=context.run, args=publish, daemon=True)
 
     def __call__(self, progress: Progress) -> None:
         """Take note of how far the stage is."""
