@@ -18,7 +18,7 @@ from fm_core.run.ssh import node_words
 from fm_core.run.task import Poll, Task
 from fm_core.run.words import gather_ends, open_log
 
-PROGRAMS = dict.fromkeys(("sbatch", "squeue", "scancel"), "slurm-client")
+PROGRAMS: dict[str, str] = dict.fromkeys(("sbatch", "squeue", "scancel"), "slurm-client")
 """What is called on this host, by the package that brings it."""
 _BATCH = Path(__file__).with_name("batch.sh")
 _OVER = {

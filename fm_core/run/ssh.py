@@ -39,7 +39,7 @@ NO_COMMAND = (126, 127)
 
 _LINE = Path(__file__).with_name("line.sh")
 _REACHED = "fm-reached"
-PROGRAMS = {"pdsh": "pdsh", "ssh": "openssh-client"}
+PROGRAMS: dict[str, str] = {"pdsh": "pdsh", "ssh": "openssh-client"}
 """What is called on this host, by the package that brings it."""
 _SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10")
 

@@ -92,6 +92,8 @@ def training_cost(config: RunConfig, image_shape: tuple[int, int, int], classes:
         rate *= TRAINING_PASSES / passes
     image_bytes = image_shape[0] * image_shape[1] * image_shape[2]
     checkpoint = checkpoint_bytes(parameters, _averages(config))
+    # auto is bfloat16 wherever somebody pays: on GPUs.
+    number = FLOAT32 if train.precision == "fp32" else BFLOAT16
     share = max(1, train.global_batch // to.processes)
     micro_batches = max(1, share // min(train.micro_batch or share, share))
     return Cost(
@@ -110,10 +112,11 @@ def training_cost(config: RunConfig, image_shape: tuple[int, int, int], classes:
         checkpoints=-(-train.images // train.checkpoint_images),
         storage_bytes=checkpoint * train.keep_checkpoints + config.sample.images * image_bytes,
         network_bytes={
-            stage: network_bytes(parameters, stage, to.processes, micro_batches) for stage in STAGES
+            stage: network_bytes(parameters, stage, to.processes, micro_batches, number) for stage in STAGES
         },
         memory_bytes={
-            stage: memory_bytes(parameters, len(train.ema_decays), stage, to.processes) for stage in STAGES
+            stage: memory_bytes(parameters, len(train.ema_decays), stage, to.processes, number)
+            for stage in STAGES
         },
     )
 
@@ -147,15 +150,16 @@ def network_bytes(
     return number * parameters * passes * (processes - 1) / processes
 
 
-def memory_bytes(parameters: int, averages: int, stage: int, processes: int) -> float:
-    """Bytes on one device of weights (bfloat16), gradients, optimizer and averages (float32).
+def memory_bytes(parameters: int, averages: int, stage: int, processes: int, number: int = BFLOAT16) -> float:
+    """Bytes on one device of weights (numbers of so many bytes), gradients, optimizer and averages (float32).
 
-    ZeRO 1 cuts the optimizer among the processes, ZeRO 2 the gradients as well, ZeRO 3 the weights too; the
-    averages are cut like the optimizer's weights.
+    The optimizer has weights of its own, in float32 training too. ZeRO 1 cuts the optimizer among the
+    processes, ZeRO 2 the gradients as well, ZeRO 3 the weights too; the averages are cut like the
+    optimizer's weights.
     """
     optimizer = FLOAT32 * (1 + MOMENTS + averages) / processes
     gradients = FLOAT32 / (processes if stage >= 2 else 1)
-    weights = BFLOAT16 / (processes if stage >= 3 else 1)
+    weights = number / (processes if stage >= 3 else 1)
     return parameters * (optimizer + gradients + weights)
 
 

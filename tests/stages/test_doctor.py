@@ -15,8 +15,9 @@ from fm_core.check import Check
 from fm_core.config import load_config
 from fm_core.errors import UserError
 from fm_core.run import ssh
+from fm_core.run.files import read_lines
 from fm_core.stages import machine
-from fm_core.training.cost import Cluster, checkpoint_bytes, network_bytes, training_cost
+from fm_core.training.cost import Cluster, network_bytes, training_cost
 
 ROOT = Path(__file__).parents[2]
 IMAGENET64 = str(ROOT / "infra" / "configs" / "imagenet64.yaml")
@@ -158,6 +159,17 @@ def test_one_process_sends_nothing():
     assert [network_bytes(1000, stage, 1, 1) for stage in (1, 2, 3)] == [0, 0, 0]
 
 
+def test_float32_training_sends_and_holds_longer_numbers():
+    plain, other = (
+        training_cost(load_config(IMAGENET64, {"train": {"precision": precision}}), (3, 64, 64), 0, HOPPERS)
+        for precision in ("auto", "fp32")
+    )
+    for stage in (1, 2, 3):
+        assert other.network_bytes[stage] == 2 * plain.network_bytes[stage]
+        more = 2 * plain.parameters / (64 if stage == 3 else 1)
+        assert other.memory_bytes[stage] - plain.memory_bytes[stage] == pytest.approx(more)
+
+
 @pytest.mark.slow
 def test_predicted_bytes_are_those_of_a_checkpoint(tiny):
     cost = training_cost(tiny.config, (1, 8, 8), 10, HOPPERS)
@@ -165,11 +177,18 @@ def test_predicted_bytes_are_those_of_a_checkpoint(tiny):
     with safe_open(directory / "raw.safetensors", framework="pt") as file:
         weights = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118
     assert cost.parameters == weights
-    # Weights and averages; names and shapes weigh something in a network as small as this.
-    files = [*directory.glob("*.safetensors")]
-    share = checkpoint_bytes(weights, len(tiny.config.train.ema_decays)) - 4 * 2 * weights
-    assert len(files) == 1 + len(tiny.config.train.ema_decays)
-    assert share < sum(file.stat().st_size for file in files) < 1.2 * share
+    # All that is there; names and shapes weigh something in a network as small as this.
+    found = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+    assert cost.checkpoint_bytes < found < 1.2 * cost.checkpoint_bytes
+
+
+@pytest.mark.slow
+def test_predicted_speed_is_what_a_run_logged_with_its_operations(tiny):
+    """The share of the peak is the one that the run had: operations and images are counted alike."""
+    line = read_lines(tiny.path / "train" / "metrics.jsonl")[-1]
+    ours = Cluster(1, 2, peak=1e12, mfu=line["tflops_per_device"], store_rate=1e9)
+    cost = training_cost(tiny.config, (1, 8, 8), 10, ours)
+    assert cost.images_per_s == pytest.approx(line["images_per_s"], rel=1e-6)
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 import pytest
 from launched import launch
 
-from fm_core.training.cost import network_bytes
+from fm_core.training.cost import FLOAT32, network_bytes
 
 
 @pytest.fixture(scope="module")
@@ -18,3 +18,9 @@ def test_predicted_traffic_is_what_the_collectives_carry(sent, stage, micro_batc
     found = sent[f"{stage}-{micro_batches}"]
     predicted = network_bytes(found["parameters"], stage, 2, micro_batches)
     assert found["bytes"] == pytest.approx(predicted, rel=0.02)
+
+
+@pytest.mark.slow
+def test_numbers_of_float32_training_are_twice_as_long(sent):
+    predicted = network_bytes(sent["fp32"]["parameters"], 1, 2, 1, FLOAT32)
+    assert sent["fp32"]["bytes"] == pytest.approx(predicted, rel=0.02)

@@ -42,13 +42,13 @@ def count(name):
     setattr(dist, name, counted)
 
 
-def sent_in_a_step(device, stage, accumulated):
+def sent_in_a_step(device, stage, accumulated, precision="bf16"):
     section = TrainSection.model_validate(
         {
             "global_batch": 8 * accumulated,
             "micro_batch": 4,
             "zero_stage": stage,
-            "precision": "bf16",
+            "precision": precision,
             "speed": {"bucket_elements": 2_000_000},
         }
     )
@@ -74,6 +74,7 @@ def main():
         for stage in (1, 2, 3)
         for accumulated in (1, 3)
     }
+    found["fp32"] = sent_in_a_step(device, 1, 1, "fp32")
     if dist.get_rank() == 0:
         write_json(Path(sys.argv[1]) / "traffic.json", found)
     dist.barrier()
