@@ -7,6 +7,7 @@ import platform
 import shutil
 import socket
 import subprocess
+import tempfile
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,8 @@ class RunDirectory:
     def open(self) -> None:
         """Make the directory, or check that what is there is the same run.
 
+        config.yaml is written where there is none, and from then on by training alone (`remember`).
+
         Raises UserError for a directory that cannot be written, a full disk, or a run whose
         data, network, method, seed or optimisation differ from what is asked now.
         """
@@ -104,6 +107,13 @@ class RunDirectory:
                 f"run.root: {self.path} cannot be written ({error.strerror}); name a writable directory"
             ) from None
 
+    def remember(self) -> None:
+        """Write this configuration down as what was asked of the run: config.yaml.
+
+        Only training does so, when it is really started; what other stages are given holds for one call.
+        """
+        write_text(self.path / "config.yaml", dump_yaml(self.config))
+
     def _open(self) -> None:
         (self.path / "logs").mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.path).free
@@ -111,12 +121,16 @@ class RunDirectory:
             raise UserError(
                 f"run.root: {free >> 20} MiB free under {self.path}; at least {FREE_BYTES >> 20} are needed"
             )
+        descriptor, probe = tempfile.mkstemp(prefix=".writable.", dir=self.path)
+        os.close(descriptor)
+        Path(probe).unlink()
         recorded = self.path / "config.yaml"
         if recorded.exists():
             found = differences(identity(_recorded(recorded)), identity(self.config))
             if found:
                 raise UserError(f"{self.path} is another run: {'; '.join(found)}; choose another run.name")
-        write_text(recorded, dump_yaml(self.config))
+        else:
+            self.remember()
         if not (self.path / "environment.json").exists():
             write_json(self.path / "environment.json", environment())
 

@@ -44,6 +44,8 @@ class Duty:
     """Success is what this says after the last process ended; exit codes are not believed."""
     meanwhile: Callable[[], AbstractContextManager[None]] = nullcontext
     """Opened once a job is submitted or attached to, and closed when all is over, restarts included."""
+    submitted: Callable[[], None] = lambda: None
+    """Called when a job was submitted, not when one that runs is attached to."""
 
 
 def supervise(duty: Duty, observe: Observer) -> None:
@@ -127,6 +129,7 @@ def _attach_or_submit(duty: Duty) -> Job:
         write_text(config_file, dump_yaml(config))
         job = submit(control, logs, stage, duty.module, config_file, config.launch)
         _take(lease, job)
+        duty.submitted()
         return job
 
 

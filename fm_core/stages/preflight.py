@@ -32,9 +32,9 @@ def preflight(config: RunConfig, stages: Sequence[str] = STAGES) -> None:
     """
     if "shard" in stages:
         check_source(config.data)
-    RunDirectory(config).open()
     for _, rule in rules(config, stages):
         rule()
+    RunDirectory(config).open()
 
 
 def rules(config: RunConfig, stages: Sequence[str] = STAGES) -> Iterator[tuple[str, Rule]]:

@@ -74,6 +74,7 @@ def _train(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResu
             config=config,
             complete=lambda: complete(config),
             meanwhile=lambda: scored_beside(config),
+            submitted=run.remember,
         )
         supervise(duty, observe)
     done = read_json(run.train_done) or {}

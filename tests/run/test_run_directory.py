@@ -1,5 +1,6 @@
 import shutil
 from collections import namedtuple
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,10 @@ from fm_core.config import RunConfig, load_config
 from fm_core.errors import UserError
 from fm_core.run.directory import RunDirectory, fingerprint, identity
 from fm_core.run.files import read_json
+from fm_core.run.progress import unobserved
+from fm_core.stages.preflight import preflight
+from fm_core.stages.record import recorded
+from fm_core.stages.result import StageResult
 
 
 def config_at(root, **sections):
@@ -59,9 +64,9 @@ def test_opening_again_is_no_change(tmp_path):
 def test_another_run_in_the_same_place_is_refused_by_key(tmp_path, section, change, named):
     run = RunDirectory(config_at(tmp_path))
     run.open()
-    recorded = (run.path / "config.yaml").read_bytes()
+    before = (run.path / "config.yaml").read_bytes()
     assert named in refused(config_at(tmp_path, **{section: change}))
-    assert (run.path / "config.yaml").read_bytes() == recorded
+    assert (run.path / "config.yaml").read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -83,10 +88,37 @@ def test_another_run_in_the_same_place_is_refused_by_key(tmp_path, section, chan
     ],
 )
 def test_what_leaves_the_run_itself_alone_may_change(tmp_path, section, change):
-    RunDirectory(config_at(tmp_path)).open()
+    config = config_at(tmp_path)
+    RunDirectory(config).open()
     changed = config_at(tmp_path, **{section: change})
-    RunDirectory(changed).open()
-    assert load_config(RunDirectory(changed).path / "config.yaml") == changed
+    run = RunDirectory(changed)
+    run.open()
+    assert load_config(run.path / "config.yaml") == config
+    run.remember()
+    assert load_config(run.path / "config.yaml") == changed
+
+
+@pytest.mark.parametrize("end", [None, UserError("a file is missing"), KeyboardInterrupt()])
+def test_what_a_stage_is_given_for_one_call_is_not_what_was_asked_of_the_run(tmp_path, end):
+    RunDirectory(config_at(tmp_path)).open()
+    recorded_file = RunDirectory(config_at(tmp_path)).path / "config.yaml"
+    before = recorded_file.read_bytes(), recorded_file.stat().st_mtime_ns
+
+    def work(run, observe):
+        if end:
+            raise end
+        return StageResult(stage="sample", state="done", seconds=0, summary="", paths={}, counts={})
+
+    elsewhere = config_at(tmp_path, train={"checkpoint_root": str(tmp_path / "elsewhere")})
+    with suppress(UserError, KeyboardInterrupt):
+        recorded("sample", elsewhere, unobserved, work)
+    assert (recorded_file.read_bytes(), recorded_file.stat().st_mtime_ns) == before
+
+
+def test_a_pipeline_that_is_refused_leaves_nothing(tmp_path):
+    with pytest.raises(UserError, match=r"sample\.step"):
+        preflight(config_at(tmp_path, sample={"step": 77777}))
+    assert not RunDirectory(config_at(tmp_path)).path.exists()
 
 
 def test_the_end_of_a_falling_learning_rate_is_part_of_the_run(tmp_path):
@@ -112,10 +144,10 @@ def test_the_archives_may_be_moved(tmp_path):
 def test_a_key_that_an_older_version_did_not_know_has_its_default(tmp_path):
     run = RunDirectory(config_at(tmp_path))
     run.open()
-    recorded = run.path / "config.yaml"
-    tree = yaml.safe_load(recorded.read_text())
+    file = run.path / "config.yaml"
+    tree = yaml.safe_load(file.read_text())
     del tree["train"]["epsilon"], tree["report"]
-    recorded.write_text(yaml.safe_dump(tree))
+    file.write_text(yaml.safe_dump(tree))
     run.open()
     assert "train.epsilon" in refused(config_at(tmp_path, train={"epsilon": 0.5}))
 
@@ -123,10 +155,10 @@ def test_a_key_that_an_older_version_did_not_know_has_its_default(tmp_path):
 def test_a_configuration_of_a_newer_version_is_refused(tmp_path):
     run = RunDirectory(config_at(tmp_path))
     run.open()
-    recorded = run.path / "config.yaml"
-    recorded.write_text(recorded.read_text() + "distillation: {teacher: x}\n")
+    file = run.path / "config.yaml"
+    file.write_text(file.read_text() + "distillation: {teacher: x}\n")
     message = refused(config_at(tmp_path))
-    assert str(recorded) in message
+    assert str(file) in message
     assert "distillation" in message
 
 

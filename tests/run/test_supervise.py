@@ -103,8 +103,14 @@ def test_a_job_whose_rank_is_killed_starts_again_and_each_restart_is_told(job):
         yield
         beside.append("closed")
 
-    job.run(complete=lambda: (job.control / "made-0.json").exists(), meanwhile=meanwhile)
+    submissions = []
+    job.run(
+        complete=lambda: (job.control / "made-0.json").exists(),
+        meanwhile=meanwhile,
+        submitted=lambda: submissions.append(submitted(job.control).id),
+    )
     assert beside[1:] == ["closed"]
+    assert len(set(submissions)) == 3
     assert beside[0] != submitted(job.control).id
     records = read_lines(job.logs / "restarts.jsonl")
     assert [(record["restart"], record["of"], record["pause_seconds"]) for record in records] == [
@@ -280,7 +286,10 @@ def test_a_directory_held_by_another_host_is_refused_in_one_line(tmp_path):
         opened.append(True)
         yield
 
-    duty = Duty(tmp_path, tmp_path, "pretend", "none", RunConfig(), lambda: True, beside)
+    duty = Duty(
+        *(tmp_path, tmp_path, "pretend", "none", RunConfig(), lambda: True, beside),
+        submitted=lambda: opened.append(True),
+    )
     with pytest.raises(UserError) as caught:
         supervise(duty, print)
     assert not opened, "nothing begins, or is ended, beside a job that is not ours"

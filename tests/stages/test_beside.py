@@ -51,11 +51,14 @@ def test_the_last_checkpoint_is_scored_and_the_best_is_kept(scored: Tiny):
 
 @pytest.mark.slow
 def test_the_best_can_be_sampled_from(scored: Tiny):
-    kept = scored.path / "beside" / "checkpoints"
+    kept, asked = scored.path / "beside" / "checkpoints", (scored.path / "config.yaml").read_bytes()
     called = scored.fm("sample", "--train.checkpoint_root", str(kept), "--sample.images", "8")
     assert called.code == 0, called.err
     best = read_json(scored.path / "best.json")["step"]
     assert f"8 images of step {best}" in called.out
+    assert (scored.path / "config.yaml").read_bytes() == asked, (
+        "a run must not forget where its checkpoints are"
+    )
 
 
 def test_a_run_without_processes_has_nothing_to_end(tiny: Tiny):

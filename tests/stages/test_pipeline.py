@@ -30,7 +30,7 @@ def files_of(tiny):
         path: (path.read_bytes(), path.stat().st_mtime_ns)
         for place in ("runs/tiny", "data")
         for path in (tiny.root / place).rglob("*")
-        if path.is_file() and path.name not in told | {"config.yaml"}
+        if path.is_file() and path.name not in told
     }
 
 
