@@ -76,8 +76,8 @@ class Checkpoints:
             ):
                 problem = get(step)
                 if problem is None:
-                    if self.uploads and not self._is_stored(step):
-                        self.uploads.add(step)
+                    if self.uploads:
+                        self.uploads.catch_up(self._not_stored(step), newest=step)
                     return self.folder / step_name(step)
                 print(f"warning: {problem}; trying an older checkpoint", flush=True)
         if problem:
@@ -100,9 +100,7 @@ class Checkpoints:
     def catch_up(self) -> None:
         """Have copied what an earlier session could not."""
         if self.uploads:
-            for step in complete_steps(self.folder):
-                if not self._is_stored(step):
-                    self.uploads.add(step)
+            self.uploads.catch_up(self._not_stored())
 
     def begin(self, step: int) -> str | None:
         """Make room for a checkpoint of this step; what failed, or None."""
@@ -145,6 +143,11 @@ class Checkpoints:
             if self.store.size(f"{name}/{file}") != facts["bytes"]:
                 return f"{self.store.url}/{name}/{file} has not the size in {COMPLETE}"
         return None
+
+    def _not_stored(self, newest: int | None = None) -> list[int]:
+        """Steps up to `newest` whose checkpoints are complete here and not in the store."""
+        steps = [step for step in complete_steps(self.folder) if newest is None or step <= newest]
+        return [step for step in steps if not self._is_stored(step)]
 
     def _is_stored(self, step: int) -> bool:
         """Whether the store has this very checkpoint, and not one of the same step that was damaged."""

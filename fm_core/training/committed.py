@@ -85,7 +85,7 @@ def files_of(directory: Path) -> dict[str, dict[str, Any]]:
         finally:
             os.close(handle)
     return {
-        str(path.relative_to(directory)): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        str(path.relative_to(directory)): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
         for path in files
     }
 
@@ -101,7 +101,7 @@ def verify(directory: Path) -> str | None:
             return f"{path} is missing"
         if path.stat().st_size != facts["bytes"]:
             return f"{path} has {path.stat().st_size} bytes, not {facts['bytes']}"
-        if _sha256(path) != facts["sha256"]:
+        if file_sha256(path) != facts["sha256"]:
             return f"{path} differs from its SHA-256"
     return None
 
@@ -127,7 +127,7 @@ def retain(root: Path, retention: Retention, newest: int) -> None:
     Later ones are those that were found damaged when this session went back behind them; were they
     counted, they would push out the good ones.
     """
-    states = [_state_or_step(root, step) for step in complete_steps(root) if step <= newest]
+    states = [state_or_step(root, step) for step in complete_steps(root) if step <= newest]
     kept = {step_name(step) for step in retention.kept(states)}
     for directory in root.glob("step-*"):
         if directory.name not in kept:
@@ -140,13 +140,15 @@ def remove(directory: Path) -> None:
     shutil.rmtree(directory, ignore_errors=False)
 
 
-def _state_or_step(root: Path, step: int) -> TrainState:
+def state_or_step(root: Path, step: int) -> TrainState:
+    """state.json of a checkpoint in a folder; its step alone where it cannot be read."""
     try:
         return read_state(root / step_name(step))
     except UserError:
         return TrainState(step=step)
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a local file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

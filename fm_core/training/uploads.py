@@ -1,12 +1,14 @@
 """Checkpoints on their way to a store, beside training.
 
 One thread copies the newest checkpoint that waits: its files, then a reading back of each against its
-SHA-256, then COMPLETE. Whatever fails is tried again until it succeeds; training goes on meanwhile. Only
-after a checkpoint counts in the store are older ones retired there and here.
+SHA-256, then COMPLETE. Whatever fails is tried again until it succeeds; training goes on meanwhile. What
+would stay in the store (the last ones, every M-th, the best) waits for its turn however slow the store is;
+what a newer one makes superfluous does not. Only after the newest counts in the store are older ones retired.
 """
 
 import json
 import threading
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,24 @@ from typing import Any
 from fm_core.data.store import Store
 from fm_core.errors import UserError
 from fm_core.run.directory import step_name
-from fm_core.training.committed import COMPLETE, STATE, Retention, complete_steps, remove, step_of
+from fm_core.training.committed import (
+    COMPLETE,
+    STATE,
+    Retention,
+    complete_steps,
+    file_sha256,
+    remove,
+    state_or_step,
+    step_of,
+)
 from fm_core.training.state import TrainState, state_of
 
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
+
+
+class Spoilt(OSError):
+    """What was to be copied is not whole itself."""
 
 
 class Uploads:
@@ -26,25 +41,35 @@ class Uploads:
 
     def __init__(self, store: Store, folder: Path, retention: Retention) -> None:
         self.store, self.folder, self.retention = store, folder, retention
-        self._all = retention.last is None
         self._change = threading.Condition()
         self._waiting: list[int] = []
+        """Ascending."""
         self._working: int | None = None
+        self._newest: int | None = None
+        """What this session has written or found last; a later one, anywhere, was found damaged."""
+        self._copied: set[int] = set()
+        self._stored: list[TrainState] = []
+        """What the store holds, as far as it was seen."""
         self._problem: str | None = None
         self._thread: threading.Thread | None = None
 
     def add(self, step: int) -> None:
-        """Have a local, complete checkpoint copied; unless all stay, it takes the place of one that waits."""
+        """Have a new local, complete checkpoint copied; those that then need not stay no longer wait."""
         with self._change:
-            self._waiting = [*self._waiting, step] if self._all else [step]
-            self._change.notify_all()
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="uploads", daemon=True)
-                self._thread.start()
-        for older in [] if self._all else complete_steps(self.folder)[:-2]:
-            # A store that is out of reach for days must not fill the disk.
-            if older not in (step, self._working):
-                self._discard(older)
+            self._newest = step
+            self._copied.discard(step)
+            self._wait_for_turn(step)
+        self._tidy()
+
+    def catch_up(self, steps: Iterable[int], newest: int | None = None) -> None:
+        """Have copied what an earlier session could not; `newest` is where training goes on, if it does."""
+        left = set(steps)
+        with self._change:
+            self._newest = newest
+            if newest is not None:
+                self._copied.add(newest)
+            self._copied -= left
+            self._wait_for_turn(*left)
 
     def settle(self, seconds: float) -> str | None:
         """Wait until nothing is left to do, at most so long; what is in the way, or None."""
@@ -52,45 +77,75 @@ class Uploads:
             done = self._change.wait_for(lambda: not self._waiting and self._working is None, seconds)
             return None if done else self._problem or "the upload takes longer"
 
+    def _wait_for_turn(self, *steps: int) -> None:
+        """Queue these beside those that wait, as far as they are to stay; called with the lock held."""
+        newest = self._newest
+        here = [state_or_step(self.folder, step) for step in complete_steps(self.folder)]
+        known = {state.step: state for state in (*self._stored, *here)}
+        kept = self.retention.kept([one for one in known.values() if newest is None or one.step <= newest])
+        self._waiting = sorted({*self._waiting, *steps} & kept)
+        if self._waiting and self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="uploads", daemon=True)
+            self._thread.start()
+        self._change.notify_all()
+
     def _work(self) -> None:
         while True:
             with self._change:
                 self._change.wait_for(lambda: bool(self._waiting))
-                self._working = step = self._waiting.pop(0)
-            self._until_done(step)
+                # The newest first: the others are worth less the longer the store is slow.
+                self._working = step = self._waiting.pop()
+            finished = self._copy(step)
             with self._change:
                 self._working = self._problem = None
+                if not finished:
+                    self._wait_for_turn(step)
                 self._change.notify_all()
 
-    def _until_done(self, step: int) -> None:
+    def _copy(self, step: int) -> bool:
+        """Copy a checkpoint, however often it takes; False where a newer one came before it was done."""
         pause = FIRST_PAUSE_SECONDS
         while True:
             try:
                 copy(self.store, self.folder, step)
-                self._retire(step)
-                return
+                self._copied.add(step)
+                self._retire()
+                return True
             except Exception as error:
                 self._problem = " ".join(str(error).split()) or type(error).__name__
+                here = self.folder / step_name(step) / COMPLETE
+                if isinstance(error, Spoilt) or not here.exists():
+                    print(f"warning: {self._problem}; it is not copied to {self.store.url}", flush=True)
+                    return True
                 print(f"warning: {self._problem}; the upload is tried again in {pause:g} s", flush=True)
             with self._change:
-                newer = self._change.wait_for(lambda: bool(self._waiting) and not self._all, pause)
-            if newer:
-                return
+                if self._change.wait_for(lambda: any(other > step for other in self._waiting), pause):
+                    return False
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
-    def _retire(self, newest: int) -> None:
-        try:
-            retain_remote(self.store, self.retention, newest)
-        except (OSError, UserError) as error:
-            print(f"warning: old checkpoints stay in {self.store.url}: {error}", flush=True)
-        for step in complete_steps(self.folder):
-            if step < newest:
-                self._discard(step)
+    def _retire(self) -> None:
+        """Once the newest is in the store, remove there what need not stay; then here."""
+        newest = self._newest
+        if newest in self._copied:
+            try:
+                self._stored = retain_remote(self.store, self.retention, newest)
+            except (OSError, UserError) as error:
+                print(f"warning: old checkpoints stay in {self.store.url}: {error}", flush=True)
+        self._tidy()
 
-    def _discard(self, step: int) -> None:
-        """Free the local space of a checkpoint."""
-        with suppress(OSError):
-            remove(self.folder / step_name(step))
+    def _tidy(self) -> None:
+        """Free the local space of older checkpoints: a store that is away for days must not fill the disk."""
+        with self._change:
+            newest = self._newest
+            if newest is None:
+                return
+            older = [step for step in complete_steps(self.folder) if step < newest]
+            needed: set[int | None] = {*self._waiting, *([] if newest in self._copied else older[-1:])}
+            needed |= {self._working} - self._copied
+            for step in older:
+                if step not in needed:
+                    with suppress(OSError):
+                        remove(self.folder / step_name(step))
 
 
 def copy(store: Store, folder: Path, step: int) -> None:
@@ -107,6 +162,8 @@ def copy(store: Store, folder: Path, step: int) -> None:
         store.send(folder / name / file, f"{name}/{file}")
     for file, facts in files.items():
         if store.sha256(f"{name}/{file}") != facts["sha256"]:
+            if file_sha256(folder / name / file) != facts["sha256"]:
+                raise Spoilt(f"{folder / name / file} differs from its SHA-256")
             raise OSError(f"{store.url}/{name}/{file} is not what was sent")
     store.write_bytes(f"{name}/{COMPLETE}", content)
 
@@ -125,15 +182,17 @@ def remote_files(store: Store, name: str) -> dict[str, dict[str, Any]] | None:
         return None
 
 
-def retain_remote(store: Store, retention: Retention, newest: int) -> None:
-    """Remove from a store incomplete checkpoints, and complete ones that need not stay, up to `newest`."""
-    steps = [step for step in remote_steps(store) if step <= newest]
-    kept = {step_name(step) for step in retention.kept([_remote_state(store, step) for step in steps])}
+def retain_remote(store: Store, retention: Retention, newest: int) -> list[TrainState]:
+    """Remove all but those complete checkpoints, up to `newest`, that are to stay; return them."""
+    states = [_remote_state(store, step) for step in remote_steps(store) if step <= newest]
+    steps = retention.kept(states)
+    kept = {step_name(step) for step in steps}
     for name in store.folders():
         if name.startswith("step-") and name not in kept:
             # COMPLETE goes first: a removal that is cut short leaves nothing that counts.
             store.remove(f"{name}/{COMPLETE}")
             store.remove_folder(name)
+    return [state for state in states if state.step in steps]
 
 
 def _remote_state(store: Store, step: int) -> TrainState:

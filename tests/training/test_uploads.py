@@ -1,6 +1,7 @@
 """Checkpoints on a real S3 server on loopback, which comes and goes."""
 
 import itertools
+import threading
 import time
 
 import fsspec
@@ -118,6 +119,84 @@ def test_what_waited_when_the_run_ended_is_uploaded_by_the_next(tmp_path, url, s
     assert again.newest().name == "step-00000010"
     assert again.settle(60) is None
     assert remote_steps(again.store) == [10]
+
+
+class SlowStore:
+    """Copies wait for a permit each, and are told."""
+
+    def __init__(self, monkeypatch):
+        self.permits, self.copied, self.began = threading.Semaphore(0), [], []
+        self.copy = uploads.copy
+        monkeypatch.setattr(uploads, "copy", self)
+
+    def __call__(self, store, folder, step):
+        self.began.append(step)
+        self.permits.acquire()
+        self.copy(store, folder, step)
+        self.copied.append(step)
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    return SlowStore(monkeypatch)
+
+
+def test_what_is_to_stay_for_good_reaches_a_slow_store(tmp_path, slow):
+    url, folder = f"memory://slow-{next(BUCKETS)}", tmp_path / "here"
+    retention = Retention(1, every_images=300)
+    here = Checkpoints(url, folder, retention)
+    losses = {10: 0.9, 20: 0.1, 30: 0.8, 40: 0.7, 50: 0.6, 60: 0.5, 70: 0.4, 80: 0.3}
+    write(here, 10, losses[10])
+    while slow.began != [10]:
+        time.sleep(0.01)
+    for step in (20, 30, 40, 50, 60, 70, 80):
+        write(here, step, losses[step])
+    # The best, two for every 300 images, the newest; the one at work; and one more, as no copy is there yet.
+    assert complete_steps(folder) == [10, 20, 30, 60, 70, 80]
+    for _ in range(9):
+        slow.permits.release()
+    assert here.settle(30) is None
+    assert slow.copied == [10, 80, 60, 30, 20]
+    assert remote_steps(here.store) == [20, 30, 60, 80]
+    assert complete_steps(folder) == [80]
+    assert {step: here.problem_of(f"step-{step:08d}") for step in remote_steps(here.store)} == dict.fromkeys(
+        (20, 30, 60, 80)
+    )
+
+
+def test_a_checkpoint_that_is_spoilt_here_does_not_hold_up_the_others(tmp_path, slow, capsys):
+    url, folder = f"memory://slow-{next(BUCKETS)}", tmp_path / "here"
+    here = Checkpoints(url, folder, Retention(3))
+    write(here, 10)
+    while not slow.began:
+        time.sleep(0.01)
+    for step in (20, 30):
+        write(here, step)
+    path = folder / "step-00000020" / "raw.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    for _ in range(9):
+        slow.permits.release()
+    assert here.settle(30) is None
+    assert remote_steps(here.store) == [10, 30]
+    assert (
+        "raw.safetensors differs from its SHA-256; it is not copied to memory://" in capsys.readouterr().out
+    )
+
+
+def test_an_old_checkpoint_that_is_copied_late_removes_none_that_is_newer(tmp_path):
+    """A host comes back with what it could not copy, after another had gone on."""
+    url = f"memory://slow-{next(BUCKETS)}"
+    late = Checkpoints(f"file://{tmp_path}/late", tmp_path, Retention(None))
+    for step in (30, 35):
+        write(late, step)
+    elsewhere = Checkpoints(url, tmp_path / "elsewhere", Retention(1, every_images=300))
+    for step in (40, 50):
+        write(elsewhere, step)
+        assert elsewhere.settle(30) is None
+    again = Checkpoints(url, tmp_path / "late", Retention(1, every_images=300))
+    assert again.newest().name == "step-00000050"
+    assert again.settle(30) is None
+    assert remote_steps(again.store) == [30, 50]
 
 
 def test_a_damaged_object_is_found_and_the_checkpoint_before_is_fetched(tmp_path, url, capsys):
