@@ -1,24 +1,20 @@
-"""Flow matching: every stage of the pipeline, as functions and as commands, without Prefect."""
+"""Flow matching: every stage of the pipeline, as functions and as commands, without Prefect.
 
-from __future__ import annotations
+`fm_core.load` is `fm_core.sampling.loaded.load`: a trained model, its objective and a sampler, in one line.
+"""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from fm_core.sampling.loaded import load as load
 
-    import torch
-
-    from fm_core.sampling.loaded import Loaded
+__all__ = ["load"]
 
 
-def load(
-    where: str | Path,
-    weights: str = "ema",
-    step: int | Literal["latest", "best"] = "latest",
-    device: torch.device | str | None = None,
-) -> Loaded:
-    """A trained model, its objective and a sampler; see `fm_core.sampling.loaded.load`."""
-    from fm_core.sampling import loaded
+def __getattr__(name: str) -> Any:
+    # Imported when it is asked for: torch takes seconds, and `fm --help` does without.
+    if name == "load":
+        from fm_core.sampling.loaded import load
 
-    return loaded.load(where, weights, step, device)
+        return load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

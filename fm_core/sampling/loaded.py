@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -48,14 +49,23 @@ class Loaded:
         rtol: float | None = None,
         atol: float | None = None,
         steps: int | None = None,
+        batch: int = 250,
     ) -> Tensor:
-        """Images number first .. first + images - 1 of a seed, uint8 [images, C, S, S], solved together.
+        """Images number first .. first + images - 1 of a seed, uint8 [images, C, S, S].
 
-        They are those of `fm sample` with the same keys. Raises UserError for what model or solver cannot do.
+        At most `batch` are solved together, cut at its multiples. Whole batches are those of `fm sample` with
+        the same keys to the last bit. A part of a batch differs: by the rounding of its sums with fixed
+        steps, and by other steps with an adaptive solver. Raises UserError for what model or solver cannot
+        do, ValueError for fewer than one image, or one in a batch.
         """
+        if images < 1 or batch < 1 or first < 0:
+            raise ValueError(f"images {images} and batch {batch} are at least 1, first {first} at least 0")
         draw = Draw(Solver(solver, rtol, atol, steps), seed, guidance, classes)
         draw.check(self.model)
-        return generate(self.model, draw, first, images, self.device).images
+        last = first + images
+        cuts = [first, *range((first // batch + 1) * batch, last, batch), last]
+        made = [generate(self.model, draw, a, b - a, self.device).images for a, b in pairwise(cuts)]
+        return torch.cat(made)
 
 
 def load(

@@ -4,12 +4,13 @@ import shutil
 
 import pytest
 import torch
-from checkpoints import CPU, SHAPE, checkpoint, config_path, make, pixels
+from checkpoints import CPU, SHAPE, checkpoint, config_at, config_path, make, pixels
 
 import fm_core
 from fm_core.config import dump_yaml
 from fm_core.errors import UserError
 from fm_core.run.files import read_json, write_json
+from fm_core.sampling import loaded as loaded_module
 from fm_core.sampling.model import checkpoint_step, weights_file
 
 
@@ -28,6 +29,42 @@ def test_a_run_gives_network_objective_and_sampler(config, run):
     # The images of a batch are those that fm sample writes for it.
     found = loaded.sample(4, first=4, solver="euler", steps=3)
     assert torch.equal(found, pixels(make(config))[4:8])
+
+
+@pytest.mark.parametrize(
+    ("solver", "asked"),
+    [("euler", {"steps": 3}), ("dopri5", {"rtol": 0.05, "atol": 0.05})],
+    ids=["fixed", "adaptive"],
+)
+def test_batches_are_cut_where_fm_sample_cuts_them(tmp_path, solver, asked):
+    config = config_at(tmp_path, images=8, solver=solver, **{"steps": None} | asked)
+    checkpoint(config)
+    (config_path(config) / "config.yaml").write_text(dump_yaml(config))
+    written = pixels(make(config))
+    loaded = fm_core.load(config_path(config), device="cpu")
+    assert torch.equal(loaded.sample(8, solver=solver, batch=4, **asked), written)
+    assert torch.equal(loaded.sample(6, first=4, solver=solver, batch=4, **asked)[:4], written[4:])
+    other = loaded.sample(5, first=3, solver=solver, batch=4, **asked)  # 3, then 4 .. 7
+    assert torch.equal(other[1:], written[4:])
+    assert len(loaded.sample(1, first=250, solver=solver, **asked)) == 1
+
+
+def test_no_batch_is_larger_than_asked(run, monkeypatch):
+    solved = []
+    right = loaded_module.generate
+    monkeypatch.setattr(
+        loaded_module,
+        "generate",
+        lambda model, draw, first, n, device: (
+            solved.append((first, n)),
+            right(model, draw, first, n, device),
+        )[1],
+    )
+    loaded = fm_core.load(run, device="cpu")
+    assert len(loaded.sample(600, first=100, solver="euler", steps=1)) == 600
+    assert solved == [(100, 150), (250, 250), (500, 200)]
+    with pytest.raises(ValueError, match="at least 1"):
+        loaded.sample(4, solver="euler", steps=1, batch=0)
 
 
 def test_a_file_alone_and_a_run_that_was_moved_are_enough(run, tmp_path):
