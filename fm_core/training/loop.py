@@ -96,13 +96,14 @@ def _steps(trainer: Trainer, state: TrainState, batches: Batches, accumulated: i
         if logged:
             _write_line(trainer, state, interval, rate)
             interval = Interval(trainer.device, trainer.objective.interval)
+        every = train.snapshot_images
+        if every and (ended or crossed(every, state.images_seen, train.global_batch)):
+            # Before the checkpoint: whoever goes on from that one does not come by here again.
+            _save_snapshot(trainer, state)
         stop = _agree_to_stop(trainer.rank, trainer.control)
         if stop or ended or crossed(train.checkpoint_images, state.images_seen, train.global_batch):
             sums = interval.gathered(trainer.control)
             _save(trainer, state.model_copy(update={"interval_sums": sums}), hurried=stop)
-        every = train.snapshot_images
-        if every and (ended or crossed(every, state.images_seen, train.global_batch)):
-            _save_snapshot(trainer, state)
         if trainer.log:
             trainer.log.status(state)
         if stop and not ended:
