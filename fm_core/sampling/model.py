@@ -3,7 +3,10 @@
 import hashlib
 import json
 import os
+import shutil
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +28,8 @@ from fm_core.run.files import read_json
 
 COMPLETE = "COMPLETE"
 """What a checkpoint carries that counts: its files' sizes and hashes."""
+COPIED_SECONDS = 600.0
+"""So long another process may take to load what it fetched."""
 
 
 @dataclass(frozen=True)
@@ -105,14 +110,35 @@ def weights_file(config: RunConfig, step: int) -> Path:
 
 
 def _fetched(checkpoint: Store, file: str, folder: Path) -> Path:
-    """A local copy of a file of a checkpoint, with the COMPLETE that holds its hash beside it."""
+    """A local copy of a file of a checkpoint, with the COMPLETE that holds its hash beside it.
+
+    A step's name alone says nothing: it may have been trained again. COMPLETE is read every time, and the
+    file where it is another. Copies of other steps are removed.
+    """
+    _remove_old_copies(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (COMPLETE, file):
-        if not (folder / name).exists():
-            partial = folder / f".{name}.{os.getpid()}.partial"
-            checkpoint.fetch(name, partial)
-            partial.replace(folder / name)
+    try:
+        _fetch(checkpoint, COMPLETE, folder)
+        facts = (read_json(folder / COMPLETE) or {})["files"].get(file, {})
+        if not (folder / file).exists() or _sha256(folder / file) != facts.get("sha256"):
+            _fetch(checkpoint, file, folder)
+    except FileNotFoundError as error:
+        raise UserError(f"{checkpoint.url} was removed meanwhile ({error}); run it again") from None
+    os.utime(folder)
     return folder / file
+
+
+def _fetch(checkpoint: Store, name: str, folder: Path) -> None:
+    partial = folder / f".{name}.{os.getpid()}.partial"
+    checkpoint.fetch(name, partial)
+    partial.replace(folder / name)
+
+
+def _remove_old_copies(folder: Path) -> None:
+    for other in folder.parent.glob("step-*"):
+        with suppress(OSError):
+            if other != folder and time.time() - other.stat().st_mtime > COPIED_SECONDS:
+                shutil.rmtree(other)
 
 
 def _best(root: Store, steps: Sequence[int]) -> int:
@@ -175,8 +201,7 @@ def _recipe(path: Path) -> dict[str, Any]:
 
 def _verified_hash(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = _sha256(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); name a file of weights") from None
     complete = read_json(path.parent / COMPLETE)
@@ -185,3 +210,8 @@ def _verified_hash(path: Path) -> str:
             f"{path} differs from the hash in its checkpoint's COMPLETE; sample from another step"
         )
     return digest
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,12 +1,16 @@
 """Weights of a checkpoint: found, checked, refused."""
 
+import os
+
 import pytest
 import torch
 from checkpoints import CPU, MODEL, checkpoint, config_at, config_path
 from safetensors.torch import save_file
 
+from fm_core.data.store import Store
 from fm_core.errors import UserError
 from fm_core.sampling.model import checkpoint_step, load_model, weights_file
+from fm_core.training.committed import file_sha256
 
 
 class TestWeights:
@@ -68,3 +72,61 @@ class TestWeights:
         assert not model.network.training
         assert not any(weight.requires_grad for weight in model.network.parameters())
         assert (model.step, model.classes, model.conditional, model.quantiser.levels) == (7, 10, True, 17)
+
+
+class TestWeightsInAStore:
+    """What the store holds counts, not what an earlier call has fetched."""
+
+    @pytest.fixture
+    def stored(self, tmp_path):
+        """Puts a checkpoint of random weights into a store in memory."""
+        config = config_at(tmp_path / "here")
+        root = f"memory://{tmp_path.name}"
+        config = config.model_copy(
+            update={"train": config.train.model_copy(update={"checkpoint_root": root})}
+        )
+
+        def put(step, seed):
+            made = checkpoint(config_at(tmp_path / f"{step}-{seed}"), step=step, seed=seed)
+            for path in made.iterdir():
+                Store.at(root, made.name).write_bytes(path.name, path.read_bytes())
+            return file_sha256(made / "ema-0.999.safetensors")
+
+        return config, put
+
+    def test_a_step_that_was_trained_again_is_fetched_again(self, stored):
+        config, put = stored
+        for seed in (0, 1):
+            wanted = put(7, seed)
+            for _ in range(2):
+                assert load_model(weights_file(config, 7), CPU).weights_sha256 == wanted
+
+    def test_what_has_not_changed_is_not_fetched_again(self, stored, monkeypatch):
+        config, put = stored
+        put(7, 0)
+        fetched = []
+        fetch = Store.fetch
+        monkeypatch.setattr(
+            Store, "fetch", lambda self, name, target: (fetched.append(name), fetch(self, name, target))
+        )
+        weights_file(config, 7)
+        weights_file(config, 7)
+        assert fetched == ["COMPLETE", "ema-0.999.safetensors", "COMPLETE"]
+
+    def test_copies_of_other_steps_go_unless_somebody_may_be_loading_them(self, stored):
+        config, put = stored
+        folders = []
+        for step in (7, 8, 9):
+            put(step, 0)
+            folders.append(weights_file(config, step).parent)
+            if step == 7:
+                os.utime(folders[0], (0, 0))
+        assert [folder.exists() for folder in folders] == [False, True, True]
+
+    def test_one_that_is_removed_meanwhile_is_told_in_one_line(self, stored):
+        config, put = stored
+        put(7, 0)
+        Store.at(config.train.checkpoint_root).remove("step-00000007/COMPLETE")
+        with pytest.raises(UserError, match="was removed meanwhile") as caught:
+            weights_file(config, 7)
+        assert "\n" not in str(caught.value)
