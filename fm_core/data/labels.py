@@ -83,6 +83,10 @@ class RelabelledSource:
         """Those of the source."""
         return self._source.inputs()
 
+    def state(self) -> str:
+        """That of the source's files."""
+        return self._source.state()
+
     def check_labels(self) -> None:
         """Those of the source."""
         self._source.check_labels()

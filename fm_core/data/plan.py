@@ -89,10 +89,12 @@ def packing_of(config: DataSection, facts: SourceFacts) -> Packing:
     return Packing(layout=config.layout, block_images=block_images, shard_blocks=config.shard_blocks)
 
 
-def record_plan(store: Store, plan: ShardPlan) -> None:
+def record_plan(store: Store, plan: ShardPlan, same_files: bool = True) -> None:
     """Write down what is being made, or compare with what an earlier call wrote; UserError if it differs.
 
-    Before the first file is written, the labels of all parts are looked at; UserError for a wrong one.
+    Before the first file is written, the labels of all parts are looked at; UserError for a wrong one. With
+    same_files, the source's files must be those of the earlier call: where the shards have a manifest to
+    be compared with, they need not.
     """
     try:
         text = store.read_bytes(PLAN_NAME)
@@ -103,14 +105,18 @@ def record_plan(store: Store, plan: ShardPlan) -> None:
             "recipe": plan.source.facts.recipe,
             "packing": plan.packing.model_dump(mode="json"),
             "inputs": [item.model_dump(mode="json") for item in plan.inputs],
+            "state": plan.source.state(),
         }
         store.write_bytes(PLAN_NAME, (json.dumps(record, indent=1) + "\n").encode())
         return
     before = read_record(text, f"{store.url}/{PLAN_NAME}", PLAN_SCHEMA)
     refuse_other_recipe(store, before["recipe"], Packing.model_validate(before["packing"]), plan)
-    if before["inputs"] != [item.model_dump(mode="json") for item in plan.inputs]:
+    inputs = [item.model_dump(mode="json") for item in plan.inputs]
+    if same_files and (
+        before["inputs"] != inputs or before.get("state", "") not in ("", plan.source.state())
+    ):
         raise UserError(
-            f"{store.url}: begun with other source files than those of now; "
+            f"{store.url}: begun with other source files than those of now, or they were touched since; "
             "give the old ones back, or choose another data.name, or remove the folder"
         )
 

@@ -63,7 +63,7 @@ def write_dataset(config: DataSection, on_images: OnImages = lambda done: None) 
             raise
         names = ", ".join(damaged)
         raise UserError(f"{store.url}: {names} damaged, and not to be made again: {error}") from None
-    record_plan(store, plan)
+    record_plan(store, plan, same_files=complete is None)  # else `finish` compares the shards
     write_missing(store, plan, config, on_images)
     return finish(store, plan, config, complete)
 

@@ -1,7 +1,6 @@
 """Files in folders and in zips, found by name and opened for seeking without unpacking everything."""
 
 import io
-import os
 import shutil
 import struct
 import tempfile
@@ -9,7 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import IO, Any, cast
 
 import numpy as np
@@ -17,7 +16,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from fm_core.data.manifest import Input
-from fm_core.data.store import Store, with_retries
+from fm_core.data.store import Store
 from fm_core.errors import UserError
 
 LOCAL_HEADER = struct.Struct("<4sHHHHHLLLHH")
@@ -45,45 +44,6 @@ class Location:
     def text(self) -> str:
         """How the user is told."""
         return f"{self.path}[{self.member}]" if self.member else self.path
-
-
-def list_files(store: Store, depth: int, but_pictures: bool = False) -> dict[str, int]:
-    """Sizes of the files at most `depth` folders down, by path below the store; empty without a folder.
-
-    With but_pictures, folders of many images are not looked into.
-    """
-    if store.local and but_pictures:
-        return {path: (store.local / path).stat().st_size for path in list_names(store, depth, "", 2000)}
-    found = cast(
-        dict[str, dict[str, object]],
-        with_retries(lambda: store.filesystem.find(store.path, maxdepth=depth, detail=True), store.url),
-    )
-    prefix = store.path.rstrip("/") + "/"
-    return {
-        path[len(prefix) :]: int(str(info["size"]))
-        for path, info in sorted(found.items())
-        if path.startswith(prefix)
-    }
-
-
-def list_names(store: Store, depth: int, below: str = "", most: int | None = None) -> list[str]:
-    """Paths, below the store, of the files under `below`, at most `depth` folders down.
-
-    Local folders are listed without asking for sizes, which takes a minute for a million files. Of a
-    folder with more than `most` files nothing is listed.
-    """
-    if store.local is None:
-        where = f"{store.path}/{below}".rstrip("/")
-        found = with_retries(lambda: store.filesystem.find(where, maxdepth=depth), store.url)
-        return sorted(path[len(store.path) + 1 :] for path in cast(list[str], found))
-    names: list[str] = []
-    top = store.local / below
-    for folder, folders, files in os.walk(top):
-        if len(Path(folder).relative_to(top).parts) + 1 >= depth:
-            folders.clear()
-        if most is None or len(files) <= most:
-            names += [os.path.relpath(os.path.join(folder, name), store.local) for name in files]  # noqa: PTH118
-    return sorted(names)
 
 
 def open_stream(store: Store, location: Location) -> IO[bytes]:

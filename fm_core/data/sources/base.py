@@ -115,6 +115,13 @@ class Source(Protocol):
         """The files that the parts are made of."""
         ...
 
+    def state(self) -> str:
+        """What changes when a file is touched that `inputs` does not name by its content; "" where it does.
+
+        Compared when writing goes on that was interrupted; no part of the data set.
+        """
+        ...
+
     def check_labels(self) -> None:
         """Look at the labels of all parts before anything is written; UserError for one out of range.
 

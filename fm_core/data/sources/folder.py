@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fm_core.config.data import DataSection
-from fm_core.data.sources.archives import list_names
 from fm_core.data.sources.base import UNLABELLED, Classes
+from fm_core.data.sources.listing import list_names
 from fm_core.data.sources.picture_source import (
     PictureSource,
     Pile,

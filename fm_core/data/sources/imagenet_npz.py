@@ -23,7 +23,6 @@ from fm_core.data.sources.archives import (
     Location,
     as_inputs,
     damaged,
-    list_files,
     open_location,
     peek_shape,
     read_array,
@@ -32,6 +31,7 @@ from fm_core.data.sources.archives import (
 )
 from fm_core.data.sources.base import Classes, Part, PartStream, Rows, SourceFacts
 from fm_core.data.sources.imagenet_pickled import open_pickled, pickled_shape, zero_based
+from fm_core.data.sources.listing import list_files, state_of
 from fm_core.data.store import Store
 from fm_core.errors import UserError
 
@@ -88,6 +88,11 @@ class ImagenetNpzSource:
     def inputs(self) -> Sequence[Input]:
         """The batches."""
         return as_inputs(self._locations().values())
+
+    def state(self) -> str:
+        """Of the pickles; CRCs name the others."""
+        pickles = [item.path for item in self._locations().values() if not item.digest.startswith("crc32:")]
+        return state_of(self._store, pickles)
 
     def check_labels(self) -> None:
         """Read the labels of every batch, several batches at a time; a pickle is read whole."""

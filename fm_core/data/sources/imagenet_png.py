@@ -5,8 +5,8 @@ train_64x64 and valid_64x64 (or 32x32) as .tar, .zip or folder. Its resizing dif
 """
 
 from fm_core.config.data import DataSection
-from fm_core.data.sources.archives import list_files
 from fm_core.data.sources.base import UNLABELLED, Classes, SourceFacts
+from fm_core.data.sources.listing import list_files
 from fm_core.data.sources.picture_source import (
     FILES_MAX_QUARANTINED,
     PictureSource,

@@ -6,7 +6,8 @@ import tarfile
 from collections.abc import Sequence
 from typing import Any, cast
 
-from fm_core.data.sources.archives import damaged, list_files
+from fm_core.data.sources.archives import damaged
+from fm_core.data.sources.listing import list_files
 from fm_core.data.store import Store
 from fm_core.errors import UserError
 

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from fm_core.config.data import DataSection
 from fm_core.data.manifest import Input
-from fm_core.data.sources.archives import damaged, list_files
+from fm_core.data.sources.archives import damaged
 from fm_core.data.sources.base import UNLABELLED, Classes, Part, Rejected, Rows
+from fm_core.data.sources.listing import list_files, state_of
 from fm_core.data.sources.picture_source import facts_of_pictures
 from fm_core.data.sources.pictures import Unusable, decode
 from fm_core.data.sources.splits import hold_out
@@ -75,6 +76,10 @@ class ParquetSource:
             Input(name=path, bytes=size, digest=f"footer-sha256:{self._footer_digest(path, size)}")
             for path, size in self._list().items()
         ]
+
+    def state(self) -> str:
+        """Of all files: a footer does not tell all of the content."""
+        return state_of(self._store, self._list())
 
     def check_labels(self) -> None:
         """Read the column of labels of every file."""

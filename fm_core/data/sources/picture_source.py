@@ -83,6 +83,10 @@ class PictureSource(ABC):
         found = [item for pile in self._search()[0].values() for item in pile.shelf.inputs()]
         return list(dict.fromkeys(found))
 
+    def state(self) -> str:
+        """Of the files that are not named by their content."""
+        return " ".join(pile.shelf.state() for pile in self._search()[0].values())
+
     def check_labels(self) -> None:
         """Labels are made from names, and checked when the piles are found."""
         self._search()

@@ -10,7 +10,8 @@ from typing import IO, Any, Protocol, cast
 import numpy as np
 
 from fm_core.data.manifest import Input
-from fm_core.data.sources.archives import Window, damaged, list_names
+from fm_core.data.sources.archives import Window, damaged
+from fm_core.data.sources.listing import list_names, state_of
 from fm_core.data.store import Store
 from fm_core.errors import UserError
 
@@ -32,7 +33,11 @@ class Shelf(Protocol):
         ...
 
     def inputs(self) -> tuple[Input, ...]:
-        """What identifies the content."""
+        """What identifies the content, as far as names, sizes and an archive's own records tell."""
+        ...
+
+    def state(self) -> str:
+        """What changes when a file is touched; "" where the inputs hold the CRC of each file."""
         ...
 
 
@@ -62,6 +67,10 @@ class FolderShelf:
         digest = hashlib.sha256("\n".join(self.keys).encode()).hexdigest()
         return (Input(name=".", bytes=0, digest=f"{len(self.keys)} names sha256:{digest}"),)
 
+    def state(self) -> str:
+        """Of all files."""
+        return state_of(self._store, self.keys)
+
 
 class TarShelf:
     """Files in a tar, or in the tars that a tar holds."""
@@ -76,9 +85,10 @@ class TarShelf:
                 rows = sorted(_nested_members(file) if nested else _members(file, 0))
         except tarfile.TarError as error:
             raise UserError(damaged(store, path, error)) from None
-        self.keys = [key for key, _, _ in rows]
-        self._offsets = np.array([offset for _, offset, _ in rows], np.int64)
-        self._sizes = np.array([size for _, _, size in rows], np.int64)
+        self.keys = [key for key, *_ in rows]
+        self._offsets = np.array([offset for _, offset, _, _ in rows], np.int64)
+        self._sizes = np.array([size for _, _, size, _ in rows], np.int64)
+        self._digest = _digest((key, size, changed) for key, _, size, changed in rows)
         if len(rows) and int((self._offsets + self._sizes).max()) > self._size:
             raise UserError(damaged(store, path, EOFError("its last file is cut")))
 
@@ -96,8 +106,12 @@ class TarShelf:
             self._file = None
 
     def inputs(self) -> tuple[Input, ...]:
-        """The tar."""
-        return (Input(name=self._path, bytes=self._size, digest=f"files:{len(self.keys)}"),)
+        """The tar, by the name, size and time of change of each file in it."""
+        return (Input(name=self._path, bytes=self._size, digest=f"headers-{self._digest}"),)
+
+    def state(self) -> str:
+        """Of the tar, which holds no CRCs."""
+        return state_of(self._store, [self._path])
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_file": None}
@@ -113,9 +127,15 @@ class ZipShelf:
         self._size = store.size(path) or 0
         try:
             with store.open(path) as file, zipfile.ZipFile(file) as archive:
-                self.keys = sorted(info.filename for info in archive.infolist() if is_picture(info.filename))
+                infos = sorted(
+                    (info.filename, info.file_size, info.CRC)
+                    for info in archive.infolist()
+                    if is_picture(info.filename)
+                )
         except zipfile.BadZipFile as error:
             raise UserError(damaged(store, path, error)) from None
+        self.keys = [name for name, *_ in infos]
+        self._digest = _digest(infos)
 
     def read(self, number: int) -> bytes:
         """Content of a file; b"" if its CRC differs, which no decoder takes for an image."""
@@ -133,8 +153,12 @@ class ZipShelf:
             self._zip = None
 
     def inputs(self) -> tuple[Input, ...]:
-        """The zip."""
-        return (Input(name=self._path, bytes=self._size, digest=f"files:{len(self.keys)}"),)
+        """The zip, by the name, size and CRC of each file in it."""
+        return (Input(name=self._path, bytes=self._size, digest=f"crcs-{self._digest}"),)
+
+    def state(self) -> str:
+        """Nothing more: the CRCs tell."""
+        return ""
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_zip": None}
@@ -151,14 +175,21 @@ def is_picture(path: str) -> bool:
     return name.endswith(PICTURES) and not name.startswith(".")
 
 
+def _digest(rows: Iterable[tuple[object, ...]]) -> str:
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(repr(row).encode())
+    return f"sha256:{digest.hexdigest()}"
+
+
 def _members(
     file: IO[bytes], base: int, wanted: Callable[[str], bool] = is_picture, prefix: str = ""
-) -> Iterable[tuple[str, int, int]]:
-    """Name, offset and size of the files of a tar that begins at `base`."""
+) -> Iterable[tuple[str, int, int, float]]:
+    """Name, offset, size and time of change of the files of a tar that begins at `base`."""
     with tarfile.open(fileobj=file, mode="r:") as archive:
         for member in archive:
             if member.isfile() and wanted(member.name):
-                yield prefix + member.name, base + member.offset_data, member.size
+                yield prefix + member.name, base + member.offset_data, member.size, member.mtime
             # tarfile would keep a kilobyte for each of a million members.
             cast(Any, archive).members = []
         # It also takes a damaged header for the end, and says nothing.
@@ -167,9 +198,9 @@ def _members(
             raise tarfile.ReadError(f"no end mark at byte {base + cast(Any, archive).offset:,}")
 
 
-def _nested_members(file: IO[bytes]) -> Iterable[tuple[str, int, int]]:
+def _nested_members(file: IO[bytes]) -> Iterable[tuple[str, int, int, float]]:
     """The same for the tars in a tar; names begin with that of their tar, without .tar."""
     inner = list(_members(file, 0, lambda name: name.endswith(".tar")))
-    for name, offset, size in inner:
+    for name, offset, size, _ in inner:
         window = cast(IO[bytes], Window(file, offset, size, owns=False))
         yield from _members(window, offset, is_picture, PurePosixPath(name).stem + "/")
