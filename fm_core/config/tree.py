@@ -47,6 +47,8 @@ class RunConfig(Section):
             raise ValueError("data.source.format imagenet-npz needs data.source.image_size")
         if self.train.warmup_images > self.train.images:
             raise ValueError("train.warmup_images is more than train.images")
+        if self.train.label_dropout and not self.model.class_conditional:
+            raise ValueError("train.label_dropout hides labels and needs model.class_conditional: true")
         return self
 
 

@@ -30,6 +30,12 @@ class Draw:
         if not model.conditional and (self.guidance != 1 or self.classes):
             asked = "sample.guidance" if self.guidance != 1 else "sample.classes"
             raise UserError(f"{asked}: the model was trained without classes (model.class_conditional)")
+        # A file of an earlier version does not say how it was trained.
+        if self.guidance != 1 and model.recipe.get("train", {}).get("label_dropout") == 0:
+            raise UserError(
+                "sample.guidance: the model always saw the class in training and knows no image without one; "
+                "it wants one that was trained with train.label_dropout, e.g. 0.1"
+            )
         strangers = [number for number in self.classes if not 0 <= number < model.classes]
         if strangers:
             raise UserError(f"sample.classes: {strangers[0]} is not in 0 .. {model.classes - 1}")

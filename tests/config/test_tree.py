@@ -72,6 +72,7 @@ def test_several_mistakes_are_told_together():
         {"data": {"source": {"format": "imagenet-npz"}}},
         {"data": {"source": {"format": "imagenet-npz", "url": "/archives"}}},
         {"train": {"images": 10, "warmup_images": 11}},
+        {"train": {"label_dropout": 0.1}},
     ],
 )
 def test_sections_that_do_not_agree_are_refused_in_one_line(tree):

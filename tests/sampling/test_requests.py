@@ -61,6 +61,20 @@ class TestGuidance:
                 draw.check(unconditional)
         Draw(EULER, 1).check(unconditional)
 
+    def test_a_model_that_never_went_without_its_label_refuses_it(self, tmp_path, model):
+        Draw(EULER, 1, 2.0).check(model)  # it does not say how it was trained
+        for dropout in (0.0, 0.1):
+            config = config_at(tmp_path / str(dropout))
+            folder = checkpoint(config, train={"label_dropout": dropout})
+            trained = load_model(folder / "raw.safetensors", CPU)
+            Draw(EULER, 1, 1.0).check(trained)
+            if dropout:
+                Draw(EULER, 1, 2.0).check(trained)
+                continue
+            with pytest.raises(UserError, match=r"sample.guidance: .* train.label_dropout") as caught:
+                Draw(EULER, 1, 2.0).check(trained)
+            assert "\n" not in str(caught.value)
+
 
 class TestClasses:
     def test_they_are_taken_in_turn_by_the_number_of_the_image(self, model):
