@@ -9,7 +9,10 @@ class UserError(Exception):
 
 
 class Unreachable(UserError):
-    """A host does not answer: at a first start the user's to mend, at a restart something that may pass."""
+    """A host or a store does not answer.
+
+    Before a job runs that is the user's to mend; once it does, something that may pass, and it is restarted.
+    """
 
 
 class Stopped(Exception):

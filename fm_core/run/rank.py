@@ -17,7 +17,7 @@ from types import FrameType
 import psutil
 
 from fm_core.config import RunConfig, load_config
-from fm_core.errors import GaveUp, Stopped, UserError
+from fm_core.errors import GaveUp, Stopped, Unreachable, UserError
 from fm_core.run.files import write_json
 from fm_core.run.job import CONTROL_VARIABLE, JOB_VARIABLE, LOGS_VARIABLE, is_marked, submitted
 from fm_core.run.lease import Lease
@@ -109,6 +109,8 @@ def _work(stage: str, rank: Rank, work: Callable[[RunConfig, Rank], None]) -> in
         # It may have been the kernel that asked, because the agent was killed.
         kind = "stopped" if _agent_is_there(rank) else "orphaned"
         message, code = str(stop), EXIT_STOPPED
+    except Unreachable as error:
+        kind, message, code = "unreachable", str(error), 1
     except UserError as error:
         kind, message, code = "user", str(error), EXIT_USER
     except GaveUp as error:
@@ -121,7 +123,10 @@ def _work(stage: str, rank: Rank, work: Callable[[RunConfig, Rank], None]) -> in
 
 
 def leave_word(stage: str, rank: Rank, kind: str, message: str) -> None:
-    """Write down how a rank ended, for the supervisor: done, stopped, orphaned, user, gave up or error."""
+    """Write down how a rank ended, for the supervisor.
+
+    `kind` is one of done, stopped, orphaned, user, unreachable, gave up and error.
+    """
     record = {"job": rank.job, "rank": rank.number, "kind": kind, "message": message}
     write_json(rank.control / f"{stage}-{rank.number}.end.json", record)
 

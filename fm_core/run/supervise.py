@@ -52,18 +52,19 @@ def supervise(duty: Duty, observe: Observer) -> None:
     """Run a duty as a job until it is complete.
 
     A job that runs there already is attached to, never doubled. A job that failed is started again
-    launch.restarts times. Raises Stopped when the ranks ended on request, UserError when they refused,
-    GaveUp when they said that a new start would not help, JobFailed with what is known otherwise. Any
-    exception in here, a signal's included, cancels the job first.
+    launch.restarts times. Raises Stopped when the ranks ended on request, UserError when they refused or
+    nothing could be submitted, GaveUp when they said that a new start would not help, JobFailed with what is
+    known otherwise. Any exception in here, a signal's included, cancels the job first.
     """
     control, stage, launch = duty.control, duty.stage, duty.config.launch
     with ExitStack() as beside:
+        job: Job | None = None
         for restart in range(launch.restarts + 1):
             try:
-                job = _attach_or_submit(duty)
-                return _watch(duty, job, observe, None if restart else beside)
+                first, job = job is None, _attach_or_submit(duty)
+                return _watch(duty, job, observe, beside if first else None)
             except (JobFailed, Unreachable) as failure:
-                if restart == launch.restarts or (restart == 0 and isinstance(failure, Unreachable)):
+                if restart == launch.restarts or job is None:
                     raise
                 pause = min(launch.restart_seconds * 2**restart, LONGEST_PAUSE_SECONDS)
                 facts = {
@@ -184,7 +185,9 @@ def _verdict(job: Job, control: Path, lost: Sequence[str] = ()) -> Exception:
         f"rank {rank} on {job.host_of(rank)} was killed" for rank in range(job.processes) if rank not in ends
     ]
     failed = [
-        f"{_named(job, rank)}: {end['message']}" for rank, end in ends.items() if end["kind"] == "error"
+        f"{_named(job, rank)}: {end['message']}"
+        for rank, end in ends.items()
+        if end["kind"] in ("error", "unreachable")
     ]
     orphaned = {job.host_of(rank): end["message"] for rank, end in ends.items() if end["kind"] == "orphaned"}
     told += [f"the launcher on {host} was killed; {message}" for host, message in orphaned.items()]

@@ -91,7 +91,8 @@ def load(
     """Continue from the newest checkpoint that is complete and matches its hashes.
 
     Rank 0 chooses and reads, all ranks get their parts from it. None if there is no checkpoint at all;
-    UserError, on all ranks, if there are some and none is whole, or if it is of another recipe.
+    UserError, on all ranks, if there are some and none is whole, or if it is of another recipe, Unreachable
+    if the store does not answer.
     """
     choice: list[Any] = [None, None]
     if checkpoints:
@@ -125,7 +126,9 @@ def _chosen(checkpoints: Checkpoints, averages: Averages, recipe: dict[str, Any]
             return [None, None]
         refuse_a_stranger(directory, recipe, [*averages.shards], checkpoints.shared)
         return [directory, read_state(directory)]
-    except (UserError, OSError) as error:
+    except UserError as error:
+        return [error, None]
+    except OSError as error:
         return [UserError(str(error)), None]
 
 

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from fm_core.errors import GaveUp, Stopped, UserError
+from fm_core.errors import GaveUp, Stopped, Unreachable, UserError
 from fm_core.run.files import write_json
 from fm_core.run.progress import Progress
 from fm_core.run.rank import run_rank
@@ -24,15 +24,17 @@ def work(config, rank):
     folder.joinpath(f"here-{rank.number}-{rank.job}").touch()
     while len(list(folder.glob(f"here-*-{rank.job}"))) < rank.count:
         time.sleep(0.01)
-    if does.startswith("killed-"):
-        starts = len(list(folder.glob(f"here-{rank.number}-*")))
-        does = "killed" if starts <= int(does.removeprefix("killed-")) else "write"
+    if "-" in does:  # at the first so many starts, and afterwards all is well
+        does, _, starts = does.partition("-")
+        does = does if len(list(folder.glob(f"here-{rank.number}-*"))) <= int(starts) else "write"
     if does == "write":
         write_json(folder / f"made-{rank.number}.json", {"job": rank.job, "run": config.run.name})
     elif does == "raise":
         raise ZeroDivisionError("a number\nof two lines")
     elif does == "give up":
         raise GaveUp("nothing helps")
+    elif does == "unreachable":
+        raise Unreachable("s3://bucket: tried 5 times")
     elif does == "refuse":
         raise UserError("sample.steps: this cannot be")
     elif does == "killed":

@@ -125,6 +125,15 @@ def test_a_job_whose_rank_is_killed_starts_again_and_each_restart_is_told(job):
 
 
 @pytest.mark.slow
+def test_a_store_that_is_away_is_waited_for(job):
+    job.launch(restarts=2)
+    job.does("unreachable-1;write")
+    job.run(complete=lambda: (job.control / "made-0.json").exists())
+    (record,) = read_lines(job.logs / "restarts.jsonl")
+    assert "rank 0: s3://bucket: tried 5 times" in record["because"]
+
+
+@pytest.mark.slow
 def test_restarts_come_to_an_end_and_one_that_gave_up_has_none(job):
     job.launch(restarts=1)
     job.does("killed-9;write")

@@ -34,6 +34,8 @@ class TestVerdict:
             (("error", None), False, JobFailed, "rank 1 on h was killed; rank 0: word 0"),
             (("stopped", "error"), True, JobFailed, "rank 1: word 1"),
             (("error", "user"), False, UserError, "word 1"),
+            (("unreachable", "unreachable"), False, JobFailed, "rank 0: word 0"),
+            (("unreachable", None), False, JobFailed, "rank 1 on h was killed; rank 0: word 0"),
             ((None, None), False, JobFailed, "one\ntwo"),
             (("done", "done"), False, JobFailed, "not complete"),
         ],

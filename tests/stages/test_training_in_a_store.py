@@ -2,6 +2,9 @@
 
 import shutil
 import socket
+import threading
+import time
+from pathlib import Path
 
 import fsspec
 import pytest
@@ -16,23 +19,45 @@ moto_server = pytest.importorskip("moto.server")
 pytest.importorskip("s3fs")
 
 
+class Server:
+    """An S3 server that goes and comes back with what it held."""
+
+    def __init__(self):
+        self.port = 0
+        self.start()
+
+    def start(self):
+        self.server = moto_server.ThreadedMotoServer(port=self.port, verbose=False)
+        self.server.start()
+        self.port = self.server.get_host_and_port()[1]
+
+    def stop(self):
+        self.server.stop()
+
+    def come_back_after(self, file: Path):
+        """Start again when there is this file, or after two minutes."""
+        deadline = time.monotonic() + 120
+        while not file.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        self.start()
+
+
 @pytest.fixture(scope="module")
 def s3():
-    """Variables of a server and its bucket."""
-    server = moto_server.ThreadedMotoServer(port=0, verbose=False)
-    server.start()
+    """A server with a bucket, and its variables in the environment."""
+    server = Server()
     variables = {
         "AWS_ACCESS_KEY_ID": "testing",
         "AWS_SECRET_ACCESS_KEY": "testing",
         "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.get_host_and_port()[1]}",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.port}",
     }
     with pytest.MonkeyPatch.context() as patch:
         for name, value in variables.items():
             patch.setenv(name, value)
         fsspec.filesystem("s3").clear_instance_cache()
         fsspec.filesystem("s3").mkdir("bucket")
-        yield
+        yield server
     server.stop()
 
 
@@ -59,7 +84,12 @@ def story(tiny, s3):
     call("hang", "train", "--launch.restarts", "0", SABOTAGE="1:SIGSTOP:10")
     story["left"] = processes_of(submitted(run.path))
     shutil.rmtree(run.path / "train" / "staging")
-    call("end", "train", "--launch.processes", "1")
+    # The store is away when training starts again, and comes back while it is waited for.
+    s3.stop()
+    back = threading.Thread(target=s3.come_back_after, args=(run.path / "logs" / "restarts.jsonl",))
+    back.start()
+    call("end", "train", "--launch.processes", "1", "--launch.restart_seconds", "1", AWS_MAX_ATTEMPTS="1")
+    back.join()
     call("again", "train")
     call("sample", "sample", "--sample.weights", "ema-power-0.07")
     call("none", "sample", "--sample.weights", "ema-power-0.5")
@@ -94,6 +124,12 @@ def test_one_process_on_a_bare_host_ends_what_two_began(story):
     done = read_json(run.path / "train" / "DONE.json")
     assert (done["checkpoint"], done["images_seen"], done["position"]) == ("step-00000020", 320, 320)
     assert [line["step"] for line in read_lines(run.path / "train" / "metrics.jsonl")][-1] == 20
+
+
+def test_a_store_that_is_away_at_the_start_is_waited_for(story):
+    (record,) = read_lines(story["run"].path / "logs" / "restarts.jsonl")
+    assert "s3://bucket/run" in record["because"]
+    assert "tried 5 times" in record["because"]
 
 
 def test_the_store_holds_the_last_every_mth_and_the_best_and_here_only_the_last(story):

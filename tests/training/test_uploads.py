@@ -10,7 +10,7 @@ import torch
 
 from fm_core.data import store as store_module
 from fm_core.data.store import Store
-from fm_core.errors import UserError
+from fm_core.errors import Unreachable, UserError
 from fm_core.training import uploads
 from fm_core.training.checkpoints import Checkpoints
 from fm_core.training.committed import Retention, complete_steps, verify
@@ -112,7 +112,7 @@ def test_what_waited_when_the_run_ended_is_uploaded_by_the_next(tmp_path, url, s
     here = at(url, tmp_path / "here")
     server.stop()
     write(here, 10)
-    with pytest.raises(UserError, match="tried 5 times"):
+    with pytest.raises(Unreachable, match="tried 5 times"):
         at(url, tmp_path / "here").newest()  # not silently from what lies here: there may be a newer one
     server.start()
     again = at(url, tmp_path / "here")
