@@ -23,6 +23,8 @@ from fm_core.sampling.store import SampleSet, draw_of
 PART_IMAGES = 1_024
 """Images of a folder or an .npz that are read together."""
 PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
+NOTES = {".csv", ".html", ".json", ".jsonl", ".log", ".md", ".npy", ".npz", ".tsv", ".txt", ".yaml", ".yml"}
+"""What people keep beside pictures and nobody takes for one; so are hidden files and folders."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def outside(where: str, manifest: Manifest) -> Source:
 
 
 def _folder(folder: Path, manifest: Manifest) -> Source:
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
+    files = _pictures(folder)
     _enough(len(files), str(folder))
     names = [(str(path.relative_to(folder)), *_stat(path)) for path in files]
     ranges = cut(len(files), PART_IMAGES)
@@ -103,6 +105,24 @@ def _folder(folder: Path, manifest: Manifest) -> Source:
 
     identity = hashlib.sha256(repr(names).encode()).hexdigest()
     return Source(folder.name, ranges, read, identity, {"images": len(files), "samples": "folder"})
+
+
+def _pictures(folder: Path) -> list[Path]:
+    """All pictures below a folder, in order. UserError for files that may be meant as such and cannot be."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    visible = [path for path in found if not _hidden(path.relative_to(folder))]
+    strangers = [path for path in visible if path.suffix.lower() not in PICTURES | NOTES]
+    if strangers:
+        more = f" and {len(strangers) - 1:,} more files" if len(strangers) > 1 else ""
+        kinds = ", ".join(sorted(PICTURES))
+        raise UserError(
+            f"{strangers[0]}{more}: no picture that is read here ({kinds}); take it out or convert it"
+        )
+    return [path for path in visible if path.suffix.lower() in PICTURES]
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _picture(path: Path, manifest: Manifest) -> Tensor:

@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 
 from fm_core.errors import UserError
-from fm_core.evaluation import sources
 from fm_core.evaluation.sources import outside
 
 
@@ -95,19 +94,15 @@ def test_an_npz_cut_short_and_grey_values_out_of_range_are_refused_when_read(man
     [
         (lambda f, p: Image.fromarray(p[0].repeat(2, 0)).save(f / "x.png"), "16 x 8 pixels, not 8 x 8"),
         (lambda f, p: Image.fromarray(p[:3].transpose(1, 2, 0)).save(f / "x.png"), "mode RGB"),
-        (lambda f, p: Image.fromarray(p[0].astype(np.float32)).save(f / "x.tiff"), ""),
         (lambda f, p: Image.fromarray(p[0].astype(np.uint16) * 256).save(f / "x.png"), "mode I;16"),
         (lambda f, p: (f / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more"), "cannot be read"),
     ],
-    ids=["size", "colour", "other-kind", "sixteen-bits", "damaged"],
+    ids=["size", "colour", "sixteen-bits", "damaged"],
 )
 def test_a_picture_that_does_not_fit_is_refused_by_name(spoil, told, pixels, manifest, tmp_path):
     folder = folder_of(pixels[:6], tmp_path / "images")
     spoil(folder, pixels)
     source = outside(str(folder), manifest)
-    if not told:  # pictures of other kinds are none
-        assert len(source.read(0)[0]) == 6
-        return
     with pytest.raises(UserError, match=rf"x\.png.*{told}") as caught:
         source.read(0)
     assert "\n" not in str(caught.value)
@@ -118,5 +113,17 @@ def test_few_pictures_are_refused(pixels, manifest, tmp_path):
         outside(str(folder_of(pixels[:3], tmp_path / "images")), manifest)
 
 
-def test_parts_are_small_enough_to_be_held():
-    assert sources.PART_IMAGES * 3 * 256 * 256 < 2**28
+def test_files_of_other_kinds_are_refused_by_name_and_notes_are_not(pixels, manifest, tmp_path):
+    folder = folder_of(pixels[:6], tmp_path / "images")
+    (folder / ".cache").mkdir()
+    for name in ("labels.csv", "scores.json", "deeper/README.txt", ".DS_Store", ".cache/x.tiff"):
+        (folder / name).touch()
+    assert len(all_of(outside(str(folder), manifest))) == 6
+    Image.fromarray(pixels[0].astype(np.float32)).save(folder / "x.tiff")
+    (folder / "x").touch()
+    with pytest.raises(UserError, match=r"images/x and 1 more files: no picture") as caught:
+        outside(str(folder), manifest)
+    assert "\n" not in str(caught.value)
+    (folder / "x").unlink()
+    with pytest.raises(UserError, match=r"x\.tiff: no picture that is read here \(\.bmp, "):
+        outside(str(folder), manifest)
