@@ -34,6 +34,8 @@ class Extractor:
     """What else moves the features, and is known of it."""
     held_out_accuracy: float | None = None
     """Of a classifier of the data set: share of the held-out images that it labels rightly, 0 to 1."""
+    held_out_images: int | None = None
+    """How many they were."""
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Features and probabilities of images uint8 [N, C, S, S]."""

@@ -60,6 +60,8 @@ def data_set_extractor(
         read=lambda images: read(classifier, images, manifest.levels),
         protocol={"classifier_recipe": RECIPE["classifier"]},
         held_out_accuracy=record["held_out_accuracy"],
+        # Records of before this was told.
+        held_out_images=record.get("held_out_images", min(MOST_IMAGES, manifest.splits["val"].images)),
     )
 
 
@@ -77,9 +79,13 @@ def _train(
     classifier = train_classifier(
         images, labels, manifest.levels, classes, seed, device=device, on_progress=on_step
     )
-    held_out = accuracy(classifier, *first_images(root, manifest, "val", MOST_IMAGES), manifest.levels)
+    real, classes_of_real = first_images(root, manifest, "val", MOST_IMAGES)
+    held_out = {
+        "held_out_accuracy": accuracy(classifier, real, classes_of_real, manifest.levels),
+        "held_out_images": len(real),
+    }
     weights = save({name: tensor.cpu().contiguous() for name, tensor in classifier.state_dict().items()})
-    facts = {"sha256": hashlib.sha256(weights).hexdigest(), "held_out_accuracy": held_out, "recipe": RECIPE}
+    facts = {"sha256": hashlib.sha256(weights).hexdigest(), **held_out, "recipe": RECIPE}
     return weights, {"schema": 1, **facts}
 
 

@@ -54,8 +54,10 @@ def image_scores(
             scores["inception_score"] = {"value": score.value, "stderr": score.stderr, **of}
         if extractor.held_out_accuracy is not None:
             scores["recognised"] = recognition_record(probabilities, real_probabilities)
-            accuracy = {"held_out_accuracy": extractor.held_out_accuracy, "held_out_images": len(real)}
-            scores["classifier"] = accuracy
+            scores["classifier"] = {
+                "held_out_accuracy": extractor.held_out_accuracy,
+                "held_out_images": extractor.held_out_images,
+            }
     seen = joined(samples, "digests")
     if seen is not None and (copies := duplicates(seen)):
         scores["duplicates"] = {"images": copies, "of": len(seen)}

@@ -1,0 +1,47 @@
+"""The classifier that is kept beside a data set, and what is told of it."""
+
+import json
+
+import pytest
+import torch
+
+from fm_core.config import EvaluateSection
+from fm_core.evaluation import own_labels
+from fm_core.evaluation.classifier import Classifier
+from fm_core.evaluation.own_labels import data_set_extractor, first_images
+from fm_core.evaluation.reference import Reference
+from fm_core.evaluation.scores import image_scores
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def extractor(digits, manifest, monkeypatch):
+    """One that was never trained: quick, and as good as any here."""
+    monkeypatch.setattr(own_labels, "RECIPE", {"classifier": "untrained", "seed": 0})
+    monkeypatch.setattr(
+        own_labels, "train_classifier", lambda *_, device, on_progress: Classifier(1, 8, 10).eval()
+    )
+    return data_set_extractor(digits.data.root, manifest, CPU, lambda step, steps, loss: None)
+
+
+def test_its_accuracy_is_told_with_the_images_that_it_was_measured_on(digits, manifest, extractor):
+    """All that are held out, however few of them are scored like samples."""
+    pixels, _ = first_images(digits.data.root, manifest, "val", 60)
+    features, probabilities = extractor(pixels)
+    part = {"features": features, "probabilities": probabilities}
+    settings = EvaluateSection(metrics=("inception_score",))
+    scores = image_scores([part], [part], Reference(None, None, ""), extractor, settings, CPU)
+    assert scores["recognised"]["held_out_images"] == 60
+    assert scores["classifier"]["held_out_images"] == 300
+    assert scores["classifier"]["held_out_accuracy"] == extractor.held_out_accuracy
+
+
+def test_a_record_of_before_that_was_told_is_read(digits, manifest, extractor):
+    folder = own_labels.Store.at(digits.data.root, manifest.name, "evaluation").local
+    for path in folder.glob("classifier-*.json"):
+        record = json.loads(path.read_text())
+        if record["recipe"] == own_labels.RECIPE:
+            path.write_text(json.dumps({k: v for k, v in record.items() if k != "held_out_images"}))
+    again = data_set_extractor(digits.data.root, manifest, CPU, lambda step, steps, loss: None)
+    assert (again.sha256, again.held_out_images) == (extractor.sha256, 300)
