@@ -5,7 +5,6 @@ run. Pictures travel inside their artifacts as data: URIs, which both of Prefect
 charts are drawn by neither dependably.
 """
 
-import io
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -14,13 +13,13 @@ import fsspec
 from prefect import get_run_logger
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 
+from flows.comparison import figures, tables
+from flows.pictures import picture
 from fm_core.config import RunConfig
 from fm_core.run.directory import RunDirectory
 from fm_core.run.files import read_json, read_lines
 from fm_core.stages.result import StageResult
 
-PICTURE_BYTES = 150_000
-"""The UI prints a picture's address below it, so that it must not be long."""
 NEWEST_LINES = 20
 
 
@@ -105,19 +104,13 @@ fm train --config {path}/config.yaml
     )
 
 
-def comparison(config: RunConfig, result: StageResult) -> None:
-    """The numbers of the paper's comparison, and where its figures are."""
-    rows = [{"number": name, "value": f"{value:.4g}"} for name, value in result.counts.items()]
-    create_table_artifact(rows, key="comparison", description=result.summary)
-
-
 EXHIBITS: Mapping[str, tuple[Callable[[RunConfig, StageResult], None], ...]] = {
     "shard": (dataset_card,),
     "train": (loss_curve, train_metrics),
     "sample": (sample_grid,),
     "evaluate": (scores,),
     "report": (run_directory,),
-    "reproduce": (comparison,),
+    "reproduce": (tables, figures),
 }
 
 
@@ -132,20 +125,3 @@ def facts(record: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, ", ".join(map(str, entries)) if plain else f"{len(entries)} entries"
     else:
         yield prefix, f"{record:.6g}" if isinstance(record, float) else record
-
-
-def picture(png: bytes) -> str:
-    """A data: URI of a picture, made smaller until it can travel inside an artifact."""
-    from PIL import Image
-
-    from fm_core.report.pictures import data_uri
-
-    if len(png) <= PICTURE_BYTES:
-        return data_uri(png)
-    image = Image.open(io.BytesIO(png)).convert("RGB")
-    while True:
-        encoded = io.BytesIO()
-        image.save(encoded, "JPEG", quality=85)
-        if encoded.tell() <= PICTURE_BYTES:
-            return data_uri(encoded.getvalue(), "image/jpeg")
-        image = image.resize((max(1, image.width * 3 // 4), max(1, image.height * 3 // 4)))

@@ -46,7 +46,7 @@ class Milestones:
 
 def show_distances(scores: list[dict[str, Any]]) -> None:
     """The distance of each scored checkpoint as a curve and a table."""
-    from flows.exhibits import picture
+    from flows.pictures import picture
     from fm_core.report.pictures import distance_curve
 
     best = min(scores, key=lambda line: line["frechet_distance"])

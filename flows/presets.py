@@ -19,13 +19,22 @@ def preset(name: str) -> type[RunConfig]:
 
 if TYPE_CHECKING:
     Checkerboard = Digits = ImageNet32 = ImageNet64 = RunConfig
+    ReproduceCifar10 = ReproduceDigits = ReproduceImageNet32 = ReproduceImageNet64 = RunConfig
 else:
     Checkerboard = preset("checkerboard")
     Digits = preset("digits")
     ImageNet32 = preset("imagenet32")
     ImageNet64 = preset("imagenet64")
+    ReproduceCifar10 = preset("reproduce-cifar10")
+    ReproduceDigits = preset("reproduce-digits")
+    ReproduceImageNet32 = preset("reproduce-imagenet32")
+    ReproduceImageNet64 = preset("reproduce-imagenet64")
 
 CHECKERBOARD = Checkerboard()
 DIGITS = Digits()
 IMAGENET32 = ImageNet32()
 IMAGENET64 = ImageNet64()
+REPRODUCE_CIFAR10 = ReproduceCifar10()
+REPRODUCE_DIGITS = ReproduceDigits()
+REPRODUCE_IMAGENET32 = ReproduceImageNet32()
+REPRODUCE_IMAGENET64 = ReproduceImageNet64()

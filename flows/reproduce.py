@@ -1,13 +1,31 @@
-"""The paper's comparison as a flow."""
+"""The paper's comparison as flows: in the plane, and for each data set of images."""
 
 from typing import Any
 
 from prefect import flow
 from prefect.client.schemas.objects import State
 
+from flows.comparison import say_cost
 from flows.farewell import end_what_is_left
 from flows.pipeline import pipeline, run_name
-from flows.presets import CHECKERBOARD, Checkerboard
+from flows.presets import (
+    CHECKERBOARD,
+    REPRODUCE_CIFAR10,
+    REPRODUCE_DIGITS,
+    REPRODUCE_IMAGENET32,
+    REPRODUCE_IMAGENET64,
+    Checkerboard,
+    ReproduceCifar10,
+    ReproduceDigits,
+    ReproduceImageNet32,
+    ReproduceImageNet64,
+)
+from fm_core.config import RunConfig
+
+
+def compared(config: RunConfig) -> State[Any]:
+    """Say what the comparison will take, and make it."""
+    return pipeline(config, ["reproduce"], before=say_cost)
 
 
 @flow(name="reproduce-paper", flow_run_name=run_name, on_cancellation=[end_what_is_left])
@@ -18,4 +36,48 @@ def reproduce_paper(config: Checkerboard = CHECKERBOARD) -> State[Any]:
     * **out**: `<run.root>/<run.name>/reproduce` with `report.html` and `results.json`
     * **again**: a run of the same `run.name` makes what is missing, and continues a cell that was cut short
     """
-    return pipeline(config, ["reproduce"])
+    return compared(config)
+
+
+@flow(name="reproduce-digits", flow_run_name=run_name, on_cancellation=[end_what_is_left])
+def reproduce_digits(config: ReproduceDigits = REPRODUCE_DIGITS) -> State[Any]:
+    """The paper's comparison on scikit-learn's handwritten digits: each objective is a run of its own.
+
+    * **in**: nothing
+    * **out**: `<run.root>/<run.name>/reproduce` with the runs, `report.html` and `results.json`
+    * **again**: a run of the same `run.name` continues where the last one ended
+    """
+    return compared(config)
+
+
+@flow(name="reproduce-cifar10", flow_run_name=run_name, on_cancellation=[end_what_is_left])
+def reproduce_cifar10(config: ReproduceCifar10 = REPRODUCE_CIFAR10) -> State[Any]:
+    """The paper's comparison on CIFAR-10, with its hyper-parameters; the run's log says what it will take.
+
+    * **in**: `config.data.source.url`, the folder that holds `cifar-10-python.tar.gz`
+    * **out**: `<run.root>/<run.name>/reproduce` with the runs, `report.html` and `results.json`
+    * **again**: a run of the same `run.name` continues where the last one ended
+    """
+    return compared(config)
+
+
+@flow(name="reproduce-imagenet32", flow_run_name=run_name, on_cancellation=[end_what_is_left])
+def reproduce_imagenet32(config: ReproduceImageNet32 = REPRODUCE_IMAGENET32) -> State[Any]:
+    """The paper's comparison on ImageNet at 32 x 32 pixels, with its hyper-parameters.
+
+    * **in**: `config.data.source.url`, the folder that holds the archives, as for `train-imagenet32`
+    * **out**: `<run.root>/<run.name>/reproduce` with the runs, `report.html` and `results.json`
+    * **again**: a run of the same `run.name` continues where the last one ended
+    """
+    return compared(config)
+
+
+@flow(name="reproduce-imagenet64", flow_run_name=run_name, on_cancellation=[end_what_is_left])
+def reproduce_imagenet64(config: ReproduceImageNet64 = REPRODUCE_IMAGENET64) -> State[Any]:
+    """The paper's comparison on ImageNet at 64 x 64 pixels, with its hyper-parameters.
+
+    * **in**: `config.data.source.url`, the folder that holds the archives, as for `train-imagenet64`
+    * **out**: `<run.root>/<run.name>/reproduce` with the runs, `report.html` and `results.json`
+    * **again**: a run of the same `run.name` continues where the last one ended
+    """
+    return compared(config)

@@ -24,32 +24,37 @@ NOTE_ON_TABLE = (
 WAYS = 3
 """Images whose way from noise is shown."""
 Results = Mapping[str, Any]
+Pictures = Mapping[str, Mapping[str, Tensor]]
 
 
-def comparison_page(results: Results, pictures: Mapping[str, Mapping[str, Tensor]]) -> str:
-    """The whole page.
+def comparison_page(results: Results, pictures: Pictures) -> str:
+    """The whole page; arguments as `comparison_sections`."""
+    config = results["config"]
+    seeds = config["reproduce"]["images"]["seeds"]
+    lead = (
+        f"{results['data']}: {len(results['summary'])} objectives, {config['train']['images']:,} images seen "
+        f"by each unless the table says otherwise, seeds {', '.join(map(str, seeds))}."
+    )
+    last = Section("Configuration", [], text=json.dumps(config, indent=1))
+    sections = [*comparison_sections(results, pictures), last]
+    return page("Flow matching and what it was compared with", lead, sections)
+
+
+def comparison_sections(results: Results, pictures: Pictures) -> list[Section]:
+    """The table, the verdicts and the figures.
 
     Args:
         results: the content of results.json.
         pictures: by run, `images` uint8 [budgets, n, C, H, W] and `levels`, and where it was kept
             `trajectory` uint8 [T, n, C, H, W].
     """
-    config = results["config"]
-    seeds = config["reproduce"]["images"]["seeds"]
     sections = [_table(results), *_published(results), _verdicts(results)]
     if results["failed"]:
         rows = [[run, error] for run, error in results["failed"].items()]
         sections.insert(0, Section("Failed", [Table(["run", "error"], rows)]))
     sections += [*_curves(results), *_ways(results, pictures), *_samples(results, pictures)]
-    sections.append(
-        Section("What differs from the paper", [Table(["", "here", "in the paper"], _differences(results))])
-    )
-    sections.append(Section("Configuration", [], text=json.dumps(config, indent=1)))
-    lead = (
-        f"{results['data']}: {len(results['summary'])} objectives, {config['train']['images']:,} images seen "
-        f"by each unless the table says otherwise, seeds {', '.join(map(str, seeds))}."
-    )
-    return page("Flow matching and what it was compared with", lead, sections)
+    differences = Table(["", "here", "in the paper"], _differences(results))
+    return [*sections, Section("What differs from the paper", [differences])]
 
 
 def _table(results: Results) -> Section:
@@ -144,7 +149,7 @@ def _curves(results: Results) -> list[Section]:
     return sections
 
 
-def _ways(results: Results, pictures: Mapping[str, Mapping[str, Tensor]]) -> list[Section]:
+def _ways(results: Results, pictures: Pictures) -> list[Section]:
     shown = {cell["title"]: pictures[cell["runs"][0]] for cell in results["summary"].values()}
     kept = {title: drawn for title, drawn in shown.items() if "trajectory" in drawn}
     if not kept:
@@ -163,7 +168,7 @@ def _ways(results: Results, pictures: Mapping[str, Mapping[str, Tensor]]) -> lis
     return [Section("Sampling paths from one noise", parts, note)]
 
 
-def _samples(results: Results, pictures: Mapping[str, Mapping[str, Tensor]]) -> list[Section]:
+def _samples(results: Results, pictures: Pictures) -> list[Section]:
     budgets = results["config"]["reproduce"]["images"]["shown_nfe"]
     parts: list[Table | Figure] = []
     for cell in results["summary"].values():

@@ -31,6 +31,12 @@ class Table:
         rows = "".join(f"<tr>{''.join(_cell(cell) for cell in row)}</tr>" for row in self.rows)
         return f"<table><tr>{head}</tr>{rows}</table>"
 
+    def markdown(self) -> str:
+        """The table as Markdown, without a line break at its end."""
+        rows = [[cell.replace("|", "\\|") for cell in row] for row in (self.head, *self.rows)]
+        rows.insert(1, ["---"] * len(self.head))
+        return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
 
 @dataclass(frozen=True)
 class Figure:

@@ -29,26 +29,33 @@ NOTE_ON_SHARES = (
 
 
 def plane_page(results: Mapping[str, Any], cells: Sequence[Shown], paths: Mapping[str, Path]) -> str:
-    """The whole page.
+    """The whole page; arguments as `plane_sections`."""
+    protocol = results["protocol"]
+    lead = (
+        f"{protocol['data']}; a multilayer perceptron of {protocol['layers']} layers of {protocol['width']} "
+        f"neurons; {protocol['steps']:,} steps of {protocol['batch']} points for each objective unless the "
+        f"table says otherwise."
+    )
+    last = Section("Protocol", [], text=json.dumps(protocol, indent=1))
+    return page("Flow matching in the plane", lead, [*plane_sections(results, cells, paths), last])
+
+
+def plane_sections(
+    results: Mapping[str, Any], cells: Sequence[Shown], paths: Mapping[str, Path]
+) -> list[Section]:
+    """The tables of numbers and the figures.
 
     Args:
         results: the content of results.json.
         cells: what the finished cells drew; may be empty.
         paths: the distinct paths of the cells by name, in their order.
     """
-    protocol = results["protocol"]
     sections = [_scores(results), _shares(results)]
     if results["failed"]:
         rows = [[label, error] for label, error in results["failed"].items()]
         sections.insert(0, Section("Failed", [Table(["objective", "error"], rows)]))
-    sections += [*_model_figures(cells, protocol["nfe"]), *_path_figures(paths, results["diffusion_paths"])]
-    sections.append(Section("Protocol", [], text=json.dumps(protocol, indent=1)))
-    lead = (
-        f"{protocol['data']}; a multilayer perceptron of {protocol['layers']} layers of {protocol['width']} "
-        f"neurons; {protocol['steps']:,} steps of {protocol['batch']} points for each objective unless the "
-        f"table says otherwise."
-    )
-    return page("Flow matching in the plane", lead, sections)
+    budgets = results["protocol"]["nfe"]
+    return [*sections, *_model_figures(cells, budgets), *_path_figures(paths, results["diffusion_paths"])]
 
 
 def _scores(results: Mapping[str, Any]) -> Section:

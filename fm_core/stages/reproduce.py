@@ -1,10 +1,13 @@
 """The paper's comparison as one command."""
 
 from fm_core.config import RunConfig
+from fm_core.report.page import Section
+from fm_core.run.directory import RunDirectory
+from fm_core.run.files import read_json
 from fm_core.run.progress import Observer, unobserved
 from fm_core.stages.record import recorded
-from fm_core.stages.reproduce_images import reproduce_images
-from fm_core.stages.reproduce_plane import reproduce_plane
+from fm_core.stages.reproduce_images import images_shown, reproduce_images
+from fm_core.stages.reproduce_plane import plane_shown, reproduce_plane
 from fm_core.stages.result import StageResult
 
 
@@ -17,3 +20,12 @@ def reproduce(config: RunConfig, observe: Observer = unobserved) -> StageResult:
     """
     kind = {"plane": reproduce_plane, "images": reproduce_images}[config.reproduce.kind]
     return recorded("reproduce", config, observe, lambda run, show: kind(config, run, show))
+
+
+def shown(config: RunConfig) -> list[Section]:
+    """The tables and figures that the page of a comparison shows, from its files; none before the first."""
+    results = read_json(RunDirectory(config).path / "reproduce" / "results.json")
+    if results is None:
+        return []
+    kind = {"plane": plane_shown, "images": images_shown}[config.reproduce.kind]
+    return kind(config, results)

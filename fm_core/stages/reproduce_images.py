@@ -6,10 +6,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from fm_core.config import RunConfig
 from fm_core.errors import Stopped
 from fm_core.evaluation.comparison import by_objective, claims, curves, summary
-from fm_core.report.comparison_page import comparison_page
+from fm_core.report.comparison_page import comparison_page, comparison_sections
+from fm_core.report.page import Section
 from fm_core.run.cell import alone
 from fm_core.run.directory import RunDirectory
 from fm_core.run.files import read_json, write_json, write_text
@@ -80,11 +83,20 @@ def _write(directory: Path, results: Mapping[str, Any], cells: list[CellRun]) ->
         and {**before, "schema": 0} == {**json.loads(json.dumps(results)), "schema": 0}
     ):
         return False
-    made = {record["run"] for record in results["cells"]}
-    drawn = {cell.name: pictures_of(cell) for cell in cells if cell.name in made}
-    write_text(page, comparison_page(results, drawn))
+    write_text(page, comparison_page(results, _drawn(results, cells)))
     write_json(file, results)
     return True
+
+
+def _drawn(results: Mapping[str, Any], cells: list[CellRun]) -> dict[str, dict[str, Tensor]]:
+    """What the cells that were made have to show, by run."""
+    made = {record["run"] for record in results["cells"]}
+    return {cell.name: pictures_of(cell) for cell in cells if cell.name in made}
+
+
+def images_shown(config: RunConfig, results: Mapping[str, Any]) -> list[Section]:
+    """The tables and figures of a comparison whose results.json is given. Raises UserError as `cell_runs`."""
+    return comparison_sections(results, _drawn(results, cell_runs(config)))
 
 
 class _Bar:

@@ -20,8 +20,9 @@ from fm_core.evaluation.threads import cpu_threads
 from fm_core.method.objectives import Objective
 from fm_core.method.pairs import require_diffusion
 from fm_core.method.paths import Path
+from fm_core.report.page import Section
 from fm_core.report.plane import Shown
-from fm_core.report.plane_page import plane_page
+from fm_core.report.plane_page import plane_page, plane_sections
 from fm_core.run.cell import Cell, Part, alone
 from fm_core.run.directory import RunDirectory, environment, fingerprint
 from fm_core.run.files import SCHEMA, read_json, write_json, write_text
@@ -210,6 +211,14 @@ def _write_results(config: RunConfig, run: RunDirectory, outcomes: list[Outcome]
     write_text(page_file, plane_page(results, shown, paths) + mark)
     write_json(directory / "results.json", results)
     return True
+
+
+def plane_shown(config: RunConfig, results: dict[str, Any]) -> list[Section]:
+    """The tables and figures of a comparison whose results.json is given. Raises UserError as `check`."""
+    tasks = check(config)
+    made = [task for task in tasks if task.section.name in results["cells"]]
+    shown = [Shown(task.label, task.cell.tensors("pictures")) for task in made]
+    return plane_sections(results, shown, {task.section.path: task.objective.path for task in tasks})
 
 
 def _protocol(config: RunConfig) -> dict[str, Any]:

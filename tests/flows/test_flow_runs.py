@@ -31,8 +31,8 @@ def test_there_is_one_bar_for_each_stage(demo: Demo):
     assert bars == ["shard", "train[2]", "sample[2]", "evaluate", "report"]
 
 
-def artifacts(demo: Demo) -> dict[str, dict]:
-    found = demo.api("/artifacts/filter", {"flow_runs": {"id": {"any_": [demo.run_id]}}})
+def artifacts(demo: Demo, run_id: str | None = None) -> dict[str, dict]:
+    found = demo.api("/artifacts/filter", {"flow_runs": {"id": {"any_": [run_id or demo.run_id]}}})
     return {artifact["key"]: artifact for artifact in found}
 
 
@@ -110,6 +110,55 @@ def test_a_stage_runs_alone(demo: Demo):
     run = demo.watched("sample-images", "--param", f"config={json.dumps(config)}")
     assert run["state"]["type"] == "COMPLETED"
     assert run["state"]["message"] == "24 images of step 40 with euler, NFE 4"
+
+
+COMPARISON = {
+    "run": {"name": "plane"},
+    "launch": {"threads": 1},
+    "reproduce": {
+        "cells": [
+            {"name": "ddpm", "title": "DDPM", "objective": "noise-prediction", "path": "variance-preserving"},
+            {"name": "fm-ot", "title": "FM-OT", "objective": "flow-matching", "path": "optimal-transport"},
+        ],
+        "plane": {"steps": 12, "batch": 16, "width": 8, "layers": 1, "held_out": 8, "samples": 40}
+        | {"grid": 4, "nfe": [2, 4], "rtol": 1e-2, "atol": 1e-2},
+    },
+}
+
+
+def test_the_papers_comparison_says_what_it_takes_and_shows_its_tables_and_figures(demo: Demo):
+    run = demo.watched("reproduce-paper", "--param", f"config={json.dumps(COMPARISON)}")
+    assert run["state"]["type"] == "COMPLETED"
+    lines = demo.api("/logs/filter", {"logs": {"flow_run_id": {"any_": [run["id"]]}}})
+    (estimate,) = [
+        line["message"] for line in lines if "2 objectives, 2 runs of 58 parameters" in line["message"]
+    ]
+    assert estimate.startswith("plane: ")
+    shown = artifacts(demo, run["id"])
+    table = shown["comparison"]["data"]
+    assert "## Scores" in table
+    assert "\n| FM-OT | 12 | " in table
+    assert f"{demo.root}/runs/plane/reproduce/report.html" in table
+    assert shown["reproduce-progress"]["data"] == 100.0
+    drawn = {key for key, artifact in shown.items() if artifact["type"] == "image"}
+    assert drawn == {
+        "comparison-trajectories-and-samples",
+        "comparison-trajectories-and-densities",
+        "comparison-conditional-fields",
+        "comparison-conditional-trajectories",
+    }
+    for key in drawn:
+        assert shown[key]["data"].startswith("data:image/")
+        assert len(shown[key]["data"]) < 210_000
+
+
+def test_a_comparison_that_cannot_be_is_refused_in_one_line(demo: Demo):
+    cells = [{**COMPARISON["reproduce"]["cells"][0], "path": "no-such-path"}]
+    config = {**COMPARISON, "run": {"name": "odd"}, "reproduce": {"cells": cells}}
+    run = demo.watched("reproduce-paper", "--param", f"config={json.dumps(config)}")
+    assert run["state"]["type"] == "FAILED"
+    assert "reproduce.cells.ddpm: unknown path 'no-such-path'" in run["state"]["message"]
+    assert "\n" not in run["state"]["message"]
 
 
 def test_rules_across_keys_are_checked_in_the_first_seconds(demo: Demo):

@@ -5,9 +5,13 @@ import io
 import pytest
 from PIL import Image
 
-from flows.exhibits import PICTURE_BYTES, facts, picture
+from flows.comparison import pictures, told
+from flows.exhibits import facts
+from flows.pictures import PICTURE_BYTES, picture
 from flows.pipeline import headline
 from flows.progress import describe, duration, percentage
+from fm_core.report.page import Figure, Section, Table
+from fm_core.report.pictures import data_uri
 from fm_core.run.progress import Progress
 from fm_core.stages.result import StageResult
 
@@ -46,6 +50,31 @@ def test_a_large_picture_is_made_small_enough_to_travel():
     address = picture(encoded.getvalue())
     assert address.startswith("data:image/jpeg;base64,")
     assert len(address) < 200_000
+
+
+def test_a_comparison_is_told_by_the_tables_and_figures_of_its_page():
+    encoded = io.BytesIO()
+    Image.effect_noise((30, 20), 90).save(encoded, "PNG")
+    uri = data_uri(encoded.getvalue())
+    claims = Table(["claim", "measured"], [["Samples are better", "worse: 3 | 2"]])
+    sections = [
+        Section("The paper's claims", [claims], "ranges are quantiles"),
+        Section("Configuration", [], text="seed: 1"),
+        Section("While training", [Figure(uri, "left and right")]),
+        Section("Sampling paths", [Figure(uri, "of image 0"), Figure(uri, "of image 1")]),
+    ]
+    text = told(sections, "# run")
+    assert text.startswith(
+        "# run\n\n## The paper's claims\n\nranges are quantiles\n\n| claim | measured |\n| --- |"
+    )
+    assert "| Samples are better | worse: 3 \\| 2 |" in text
+    assert "Configuration" not in text
+    assert "While training" not in text
+    assert pictures(sections) == [
+        ("comparison-while-training", uri, "While training: left and right"),
+        ("comparison-sampling-paths-1", uri, "Sampling paths: of image 0"),
+        ("comparison-sampling-paths-2", uri, "Sampling paths: of image 1"),
+    ]
 
 
 def result(stage: str, state: str = "done", summary: str = "", **paths: str) -> StageResult:
