@@ -16,7 +16,7 @@ from typing import Any
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from fm_core.errors import UserError
+from fm_core.errors import Stopped, UserError
 from fm_core.run.directory import differences
 from fm_core.run.files import read_json, write_bytes, write_json
 from fm_core.run.lease import Lease
@@ -91,13 +91,20 @@ class Cell:
 def alone(directory: Path) -> Generator[Callable[[], None]]:
     """Be the only process that works in a directory of cells; yields what to call now and then to say so.
 
+    That raises Stopped once there is a STOP file in the directory or in the run directory above it; one that
+    was there before is of an earlier start, and is removed.
+
     Raises:
         UserError: another process works there.
     """
     lease, last = Lease(directory / "lock"), time.monotonic()
+    requests = [place / "STOP" for place in (directory, directory.parent)]
 
     def beat() -> None:
         nonlocal last
+        for request in requests:
+            if request.exists():
+                raise Stopped(f"stopped by {request}; run it again to continue")
         if time.monotonic() - last > BEAT_SECONDS:
             last = time.monotonic()
             lease.beat(pid=os.getpid())
@@ -108,6 +115,8 @@ def alone(directory: Path) -> Generator[Callable[[], None]]:
                 f"{directory}: process {holder['pid']} on {holder['host']} works here; wait for it or stop it"
             )
         lease.take(os.getpid())
+        for request in requests:
+            request.unlink(missing_ok=True)
     try:
         yield beat
     finally:

@@ -80,6 +80,11 @@ class RunDirectory:
         return self.path / "report.html"
 
     @property
+    def stop(self) -> Path:
+        """Whoever makes this file asks what works on the run to stop."""
+        return self.path / "STOP"
+
+    @property
     def history(self) -> Path:
         """One JSON line for each call of a stage."""
         return self.path / "logs" / "stages.jsonl"

@@ -7,9 +7,21 @@ from fm_core.run.launch import Job, alive, cancel, processes_of, submitted
 
 
 def controls(run: Path) -> list[Path]:
-    """The control directories of a run: its own is that of training, each set of samples has one."""
-    samples = (*run.glob("samples/*/*/job.json"), *run.glob("beside/samples/*/*/job.json"))
-    return [run, *(record.parent for record in samples)]
+    """The control directories of a run: its own is that of training, each set of samples and scores has one.
+
+    The runs that a comparison is made of are its own too.
+    """
+    below = ("samples/*/*", "beside/samples/*/*", "evaluation/*/*", "beside/evaluation/*/*")
+    return [
+        control
+        for one in runs(run)
+        for control in (one, *(record.parent for place in below for record in one.glob(f"{place}/job.json")))
+    ]
+
+
+def runs(run: Path) -> list[Path]:
+    """A run and, where it is a comparison, the runs that it is made of."""
+    return [run, *sorted(record.parent for record in run.glob("reproduce/*/config.yaml"))]
 
 
 def stop_requested(run: Path) -> bool:
@@ -19,7 +31,8 @@ def stop_requested(run: Path) -> bool:
 
 def end_jobs(run: Path) -> list[Job]:
     """End every job that still has processes, by saving where it can; the jobs that were ended."""
-    end_scoring(run)
+    for one in runs(run):
+        end_scoring(one)
     ended: list[Job] = []
     for control in controls(run):
         job = submitted(control)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fm_core.config import RunConfig
-from fm_core.errors import UserError
+from fm_core.errors import Stopped, UserError
 from fm_core.evaluation.frechet import distance_alone
 from fm_core.evaluation.likelihood import gathered
 from fm_core.evaluation.nfe_curve import curve_record
@@ -24,6 +24,7 @@ from fm_core.evaluation.threads import cpu_threads
 from fm_core.run.directory import RunDirectory, environment
 from fm_core.run.files import read_json, write_json, write_text
 from fm_core.run.launch import device_count, world
+from fm_core.run.lease import Lease
 from fm_core.run.progress import Observer, Progress, unobserved
 from fm_core.run.supervise import Duty, supervise
 from fm_core.stages.phases import Phases
@@ -62,7 +63,10 @@ def _evaluate(config: RunConfig, run: RunDirectory, observe: Observer) -> StageR
     if scores is None:
         weights = {CLASSIFIER: CLASSIFIER_WEIGHT, **evaluation.expected()}
         phases = Phases("evaluate", observe, weights)
-        evaluation.open(_classifier_progress(phases))
+        # What asked an earlier start to stop has been obeyed.
+        if Lease(run.path / "lock").holder() is None:
+            run.stop.unlink(missing_ok=True)
+        evaluation.open(_classifier_progress(phases, run))
         _work(config, run, evaluation, phases, observe)
         scores = _scores(evaluation)
         _write_bits(evaluation, path.with_suffix(".bits.jsonl"))
@@ -119,6 +123,7 @@ def _work(
         missing = set(work.missing())
         for number, images in enumerate(work.ranges):
             phases.at(work.phase, images.start, work.images, "images")
+            _obey(run)
             if number in missing:
                 work.run(number)
 
@@ -244,5 +249,14 @@ def _counts(scores: dict[str, Any]) -> dict[str, float]:
     return counts | ({"nfe": scores["nfe"]["mean"]} if "nfe" in scores else {})
 
 
-def _classifier_progress(phases: Phases) -> Callable[[int, int, float], None]:
-    return lambda step, steps, loss: phases.at(CLASSIFIER, step, steps, f"steps, loss {loss:.3f}")
+def _classifier_progress(phases: Phases, run: RunDirectory) -> Callable[[int, int, float], None]:
+    def show(step: int, steps: int, loss: float) -> None:
+        _obey(run)
+        phases.at(CLASSIFIER, step, steps, f"steps, loss {loss:.3f}")
+
+    return show
+
+
+def _obey(run: RunDirectory) -> None:
+    if run.stop.exists():
+        raise Stopped(f"stopped by {run.stop}; what is finished stays, run it again to continue")

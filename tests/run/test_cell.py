@@ -3,7 +3,7 @@ import os
 import pytest
 import torch
 
-from fm_core.errors import UserError
+from fm_core.errors import Stopped, UserError
 from fm_core.run.cell import Cell, alone
 from fm_core.run.files import write_json
 
@@ -78,3 +78,17 @@ def test_the_directory_is_free_again_after_a_failure_and_after_a_kill(tmp_path):
     write_json(tmp_path / "lock", gone)
     with alone(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("place", ["", "reproduce"])
+def test_who_works_alone_hears_of_a_stop_file(tmp_path, place):
+    """In the run directory or in the comparison's own; one of an earlier start is removed."""
+    (tmp_path / "reproduce").mkdir()
+    stop = tmp_path / place / "STOP"
+    stop.touch()
+    with alone(tmp_path / "reproduce") as beat:
+        beat()
+        assert not stop.exists()
+        stop.touch()
+        with pytest.raises(Stopped, match=f"stopped by {stop}; run it again"):
+            beat()

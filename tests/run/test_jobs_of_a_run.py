@@ -1,0 +1,59 @@
+"""Everything that works on a run is found, those of a comparison's runs included."""
+
+import subprocess
+import sys
+
+import pytest
+
+from fm_core.run.beside import workplace
+from fm_core.run.files import write_json, write_text
+from fm_core.run.job import JOB_VARIABLE, Job
+from fm_core.run.jobs import controls, end_jobs, stop_requested
+from fm_core.run.lease import Lease
+
+BELOW = (
+    "samples/step-00000001/ema",
+    "evaluation/step-00000001/ema",
+    "beside/samples/step-00000001/ema",
+    "beside/evaluation/step-00000001/ema",
+)
+JOB = Job(id="x", stage="sample", host="h", processes=1, threads=1, log="l")
+
+
+@pytest.fixture
+def comparison(tmp_path):
+    """A run with the runs of two cells; each has jobs of its own."""
+    for cell in ("fm-s0", "sm-s0"):
+        write_text(tmp_path / "reproduce" / cell / "config.yaml", "")
+        for below in BELOW:
+            write_json(tmp_path / "reproduce" / cell / below / "job.json", JOB.model_dump())
+    for below in BELOW:
+        write_json(tmp_path / below / "job.json", JOB.model_dump())
+    return tmp_path
+
+
+def test_every_job_has_its_control_directory(comparison):
+    cells = [comparison / "reproduce" / cell for cell in ("fm-s0", "sm-s0")]
+    expected = {one / below for one in (comparison, *cells) for below in (".", *BELOW)}
+    assert set(controls(comparison)) == expected
+
+
+@pytest.mark.parametrize("below", [".", *BELOW, "reproduce/sm-s0", f"reproduce/sm-s0/{BELOW[1]}"])
+def test_whoever_asks_any_of_them_to_stop_is_heard(comparison, below):
+    assert not stop_requested(comparison)
+    (comparison / below / "STOP").touch()
+    assert stop_requested(comparison)
+
+
+def test_what_works_on_a_cell_is_ended_with_the_comparison(comparison):
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+    control = comparison / "reproduce" / "fm-s0" / BELOW[1]
+    scorer = subprocess.Popen(sleep)
+    Lease(workplace(comparison / "reproduce" / "sm-s0") / "lock").take(scorer.pid)
+    job = JOB.model_copy(update={"id": f"cell-{scorer.pid}"})
+    rank = subprocess.Popen(sleep, env={JOB_VARIABLE: job.id})
+    write_json(control / "job.json", job.model_dump())
+    assert end_jobs(comparison) == [job]
+    assert (control / "STOP").exists()
+    assert scorer.poll() is not None
+    assert rank.poll() is not None

@@ -1,0 +1,37 @@
+"""`touch runs/<name>/STOP` while the command itself does the work."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from fm_core.config import RunConfig
+from fm_core.errors import Stopped
+from fm_core.run.directory import RunDirectory
+from fm_core.stages.evaluate import _work
+from fm_core.stages.phases import Phases
+
+
+def test_an_evaluation_in_this_process_ends_after_the_part_that_it_is_at(tmp_path):
+    tree = {"run": {"root": str(tmp_path)}, "evaluate": {"processes": 1}}
+    config = RunConfig.model_validate(tree)
+    run, made = RunDirectory(config), []
+    run.path.mkdir()
+
+    def make(number):
+        made.append(number)
+        if number == 1:
+            run.stop.touch()
+
+    ranges = [range(0, 4), range(4, 8), range(8, 12)]
+    work = SimpleNamespace(
+        phase="features",
+        ranges=ranges,
+        images=12,
+        missing=lambda: [number for number in range(3) if number not in made],
+        run=make,
+    )
+    evaluation = SimpleNamespace(works={"features": work}, folder="step", key="ema")
+    phases = Phases("evaluate", lambda progress: None, {"features": 1.0})
+    with pytest.raises(Stopped, match="what is finished stays"):
+        _work(config, run, evaluation, phases, lambda progress: None)
+    assert made == [0, 1]
