@@ -6,13 +6,15 @@ they were made by. Whatever is cut short leaves no record and is made again.
 
 import hashlib
 import os
-import time
+import socket
+import threading
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -89,35 +91,43 @@ class Cell:
 
 @contextmanager
 def alone(directory: Path) -> Generator[Callable[[], None]]:
-    """Be the only process that works in a directory of cells; yields what to call now and then to say so.
+    """Be the only process that works in a directory of cells; yields what to call now and then.
 
     That raises Stopped once there is a STOP file in the directory or in the run directory above it; one that
-    was there before is of an earlier start, and is removed.
+    was there before is of an earlier start, and is removed. A thread says that the work goes on, however long
+    it is between two calls.
 
     Raises:
         UserError: another process works there.
     """
-    lease, last = Lease(directory / "lock"), time.monotonic()
+    lease = Lease(directory / "lock")
+    me = {"host": socket.gethostname(), "pid": os.getpid(), "created": psutil.Process().create_time()}
     requests = [place / "STOP" for place in (directory, directory.parent)]
 
-    def beat() -> None:
-        nonlocal last
+    def obey() -> None:
         for request in requests:
             if request.exists():
                 raise Stopped(f"stopped by {request}; run it again to continue")
-        if time.monotonic() - last > BEAT_SECONDS:
-            last = time.monotonic()
-            lease.beat(pid=os.getpid())
 
     with lease.guard():
         if holder := lease.holder():
-            raise UserError(
-                f"{directory}: process {holder['pid']} on {holder['host']} works here; wait for it or stop it"
-            )
+            who = f"process {holder['pid']} on {holder['host']}" if "pid" in holder else holder["host"]
+            raise UserError(f"{directory}: {who} works here; wait for it or stop it")
         lease.take(os.getpid())
         for request in requests:
             request.unlink(missing_ok=True)
+    ended = threading.Event()
+    beating = threading.Thread(target=_beat, args=(lease, me, ended), name="lease", daemon=True)
+    beating.start()
     try:
-        yield beat
+        yield obey
     finally:
-        lease.path.unlink(missing_ok=True)
+        ended.set()
+        beating.join()
+        lease.release(**me)
+
+
+def _beat(lease: Lease, me: Mapping[str, Any], ended: threading.Event) -> None:
+    while not ended.wait(BEAT_SECONDS):
+        with suppress(OSError, UserError):
+            lease.beat(**me)

@@ -1,11 +1,14 @@
 import os
+import time
 
 import pytest
 import torch
 
 from fm_core.errors import Stopped, UserError
+from fm_core.run import cell as cell_module
 from fm_core.run.cell import Cell, alone
-from fm_core.run.files import write_json
+from fm_core.run.files import read_json, write_json
+from fm_core.run.lease import Lease
 
 CONTENT = {"a": torch.arange(6.0).view(2, 3).T, "b": torch.tensor([1])}
 
@@ -92,3 +95,33 @@ def test_who_works_alone_hears_of_a_stop_file(tmp_path, place):
         stop.touch()
         with pytest.raises(Stopped, match=f"stopped by {stop}; run it again"):
             beat()
+
+
+def test_who_works_alone_says_so_between_two_calls_as_well(tmp_path, monkeypatch):
+    monkeypatch.setattr(cell_module, "BEAT_SECONDS", 0.05)
+    with alone(tmp_path):
+        first = read_json(tmp_path / "lock")["heartbeat"]
+        deadline = time.monotonic() + 30
+        while read_json(tmp_path / "lock")["heartbeat"] == first:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    assert not (tmp_path / "lock").exists()
+
+
+@pytest.mark.parametrize("other", [{"host": "elsewhere"}, {"pid": 1}, {"created": 1.0}])
+def test_a_lock_that_has_become_another_s_is_left_to_it(tmp_path, monkeypatch, other):
+    monkeypatch.setattr(cell_module, "BEAT_SECONDS", 0.02)
+    with alone(tmp_path):
+        record = read_json(tmp_path / "lock")
+        record.pop("schema")
+        taken = {**record, **other, "heartbeat": 1.0}
+        with Lease(tmp_path / "lock").guard():
+            write_json(tmp_path / "lock", taken)
+        time.sleep(0.1)
+    assert read_json(tmp_path / "lock") == {"schema": 1, **taken}
+
+
+def test_a_holder_without_a_process_is_told_by_its_name(tmp_path):
+    Lease(tmp_path / "lock").take_for("Slurm job 7")
+    with pytest.raises(UserError, match="Slurm job 7 works here"), alone(tmp_path):
+        pass
