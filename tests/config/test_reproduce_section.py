@@ -49,6 +49,7 @@ def test_the_shipped_comparison_is_the_papers():
         ("scoreflow", vp, False),
         ("flow-matching", vp, False),
         ("flow-matching", ot, False),
+        ("data-prediction", ot, False),
         ("maximum-likelihood", ot, True),
     ]
     assert not any(cell.path_options or cell.objective_options for cell in section.cells)
