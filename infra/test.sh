@@ -31,6 +31,11 @@ command -v chromium >/dev/null && command -v chromedriver >/dev/null ||
     skipped+=("the browser tests: no chromium with chromedriver (apt-get install chromium chromium-driver)")
 PATH="$PATH:/usr/sbin" command -v sshd pdsh ip slurmctld munged >/dev/null && [ "$(id -u)" -eq 0 ] ||
     skipped+=("the clusters, or one of them: they want root, and openssh-server, pdsh, iproute2, slurm-wlm, munge")
+command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 ||
+    skipped+=("the team's server: no PostgreSQL (apt-get install postgresql)")
+command -v systemd-analyze >/dev/null || skipped+=("the check of the systemd units: no systemd-analyze")
+ls runs/digits/evaluation/step-*/*.json >/dev/null 2>&1 ||
+    skipped+=("how good the demo's digits are: no finished demo here (bash infra/demo.sh)")
 [ ${#skipped[@]} -eq 0 ] || printf 'skipped: %s\n' "${skipped[@]}"
 [ ${#failed[@]} -eq 0 ] || say "failed before the tests: ${failed[*]}"
 
