@@ -13,7 +13,7 @@ from typing import Any
 
 from fm_core.config import RunConfig, TrainSection
 from fm_core.errors import UserError
-from fm_core.run.directory import RunDirectory
+from fm_core.run.directory import RunDirectory, fingerprint, identity
 
 Export = Callable[[Mapping[str, Any]], None]
 
@@ -50,28 +50,33 @@ def check_exports(train: TrainSection) -> None:
 
 
 class Exports:
-    """What each metrics line is copied to; made on rank 0 alone."""
+    """What each metrics line is copied to; made on rank 0 alone, and opened with the first line."""
 
     def __init__(self, config: RunConfig) -> None:
-        train = config.train
-        self._exports: list[Export] = []
-        if train.prometheus:
-            path = Path(train.prometheus) / f"flow-matching-{config.run.name}.prom"
-            self._exports.append(prometheus(path, config.run.name, train.images))
+        train, run = config.train, config.run.name
+        self._makers: dict[str, Callable[[], Export]] = {}
+        self._opened: dict[str, Export] = {}
+        if directory := train.prometheus:
+            path = Path(directory) / f"flow-matching-{run}.prom"
+            self._makers["prometheus"] = lambda: prometheus(path, run, train.images)
         if train.tensorboard:
-            self._exports.append(tensorboard(RunDirectory(config).path / "train" / "tensorboard"))
+            self._makers["tensorboard"] = lambda: tensorboard(
+                RunDirectory(config).path / "train" / "tensorboard"
+            )
         if train.wandb:
-            self._exports.append(wandb(config))
+            self._makers["wandb"] = lambda: wandb(config)
 
     def __call__(self, record: Mapping[str, Any]) -> None:
         """Copy one line of metrics.jsonl."""
         values = {key: record[key] for key in GAUGES if record.get(key) is not None}
-        for export in list(self._exports):
+        for name, make in list(self._makers.items()):
             try:
-                export(values)
+                if name not in self._opened:
+                    self._opened[name] = make()
+                self._opened[name](values)
             except Exception as error:
-                print(f"WARNING: no more {export.__qualname__.split('.')[0]} export: {error}", flush=True)
-                self._exports.remove(export)
+                print(f"WARNING: no more {name} export: {error}", flush=True)
+                del self._makers[name]
 
 
 def prometheus(path: Path, run: str, images: int) -> Export:
@@ -120,12 +125,13 @@ def tensorboard(directory: Path) -> Export:
 def wandb(config: RunConfig) -> Export:
     """Every value against images seen, at Weights & Biases; credentials come from the environment.
 
-    A run that continues goes on in the same curve: its id is the run's name.
+    A run that continues goes on in the same curve; another of the same name has one of its own.
     """
     service: Any = importlib.import_module("wandb")
     run = service.init(
         project=config.train.wandb,
-        id=config.run.name,
+        id=f"{config.run.name}-{fingerprint(identity(config))[:8]}",
+        name=config.run.name,
         resume="allow",
         dir=str(RunDirectory(config).path / "train"),
         config=config.model_dump(mode="json"),

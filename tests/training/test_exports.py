@@ -2,8 +2,10 @@
 
 import json
 import struct
+import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -117,3 +119,37 @@ def test_what_cannot_work_is_refused_before_training(tmp_path: Path, train: dict
     with pytest.raises(UserError) as caught:
         check_exports(config(tmp_path, **train).train)
     assert str(caught.value).startswith(told)
+
+
+class Service:
+    """Stands for the package wandb, which is not installed here."""
+
+    def __init__(self, monkeypatch):
+        self.asked, self.lines, self.away = [], [], False
+        monkeypatch.setitem(sys.modules, "wandb", self)
+
+    def init(self, **keys):
+        if self.away:
+            raise ConnectionError("the service is away")
+        self.asked.append(keys)
+        return SimpleNamespace(define_metric=lambda *words, **keys: None, log=self.lines.append)
+
+
+def test_a_service_that_is_away_when_training_begins_stops_nothing(tmp_path: Path, monkeypatch, capsys):
+    service = Service(monkeypatch)
+    service.away = True
+    writer = log(config(tmp_path, wandb="a-project", tensorboard=False), tmp_path)
+    writer.line(LINE)
+    writer.line(LINE)
+    assert capsys.readouterr().out.count("WARNING: no more wandb export: the service is away") == 1
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_run_goes_on_in_its_curve_and_another_of_its_name_does_not(tmp_path: Path, monkeypatch):
+    service = Service(monkeypatch)
+    for train in ({}, {"images": 256_000, "log_images": 99}, {"learning_rate": 0.5}):
+        Exports(config(tmp_path, wandb="a-project", **train))(LINE)
+    first, again, other = (asked["id"] for asked in service.asked)
+    assert first == again != other
+    assert {asked["name"] for asked in service.asked} == {"a-run"}
+    assert [line["images_seen"] for line in service.lines] == [2560] * 3
