@@ -5,9 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tiny_run import TINY
+from tiny_images import configured
 
-from fm_core.config import merge, parse_config
 from fm_core.errors import UserError
 from fm_core.run.files import read_json, write_json
 from fm_core.stages.cells import cell_runs
@@ -17,40 +16,9 @@ from fm_core.stages.reproduce import reproduce
 
 pytestmark = pytest.mark.slow
 
-CELLS = [
-    {"name": "ddpm", "title": "DDPM", "objective": "noise-prediction", "path": "variance-preserving"},
-    {"name": "fm-ot", "title": "FM-OT", "objective": "flow-matching", "path": "optimal-transport"},
-]
-ASKED = {
-    "run": {"name": "both"},
-    "train": {"images": 128, "warmup_images": 0, "checkpoint_images": 64, "keep_checkpoints": 2},
-    "evaluate": {
-        "metrics": ["frechet_distance"],
-        "nfe_curve": {"images": 8, "solvers": ["euler"], "nfe": [4, 8], "tolerances": [0.1], "exact_nfe": 16},
-    },
-    "reproduce": {
-        "kind": "images",
-        "cells": CELLS,
-        "images": {"curve_images": 8, "shown_nfe": [2, 4], "shown_images": 3},
-    },
-}
 
-
-def configured(root: Path, **reproduce_keys):
-    places = {"run": {"root": str(root / "runs")}, "data": {"root": str(root / "data")}}
-    tree = merge(merge(merge(TINY, ASKED), places), {"reproduce": reproduce_keys})
-    return parse_config(tree, where="both.yaml")
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    root = tmp_path_factory.mktemp("both")
-    seen = []
-    return root, reproduce(configured(root), seen.append), seen
-
-
-def test_every_cell_is_a_plain_run_that_other_commands_know(whole):
-    root, result, _ = whole
+def test_every_cell_is_a_plain_run_that_other_commands_know(compared):
+    root, result, _ = compared
     assert result.state == "done"
     for name in ("ddpm-s0", "fm-ot-s0"):
         run = root / "runs" / "both" / "reproduce" / name
@@ -58,8 +26,8 @@ def test_every_cell_is_a_plain_run_that_other_commands_know(whole):
         assert read_json(run / "train" / "DONE.json")["images_seen"] == 128
 
 
-def test_runs_share_data_order_noise_and_initial_weights(whole):
-    root = whole[0] / "runs" / "both" / "reproduce"
+def test_runs_share_data_order_noise_and_initial_weights(compared):
+    root = compared[0] / "runs" / "both" / "reproduce"
     trees = [json.loads(json.dumps(read_lines(root / name))) for name in ("ddpm-s0", "fm-ot-s0")]
     assert trees[0] == trees[1]
 
@@ -75,8 +43,8 @@ def read_lines(run: Path) -> dict:
     return tree
 
 
-def test_the_table_the_curves_and_the_claims_are_there(whole):
-    _, result, _ = whole
+def test_the_table_the_curves_and_the_claims_are_there(compared):
+    _, result, _ = compared
     results = read_json(Path(result.paths["results"]))
     assert set(results["summary"]) == {"ddpm", "fm-ot"}
     for cell in results["summary"].values():
@@ -94,8 +62,8 @@ def test_the_table_the_curves_and_the_claims_are_there(whole):
     assert "http" not in page.split("</style>")[1]
 
 
-def test_objectives_start_from_one_noise_and_end_at_their_samples(whole):
-    root = whole[0]
+def test_objectives_start_from_one_noise_and_end_at_their_samples(compared):
+    root = compared[0]
     cells = cell_runs(configured(root))
     ways = [pictures_of(cell)["trajectory"] for cell in cells]
     assert ways[0].shape == ways[1].shape == (17, 8, 1, 8, 8)
@@ -107,9 +75,9 @@ def test_objectives_start_from_one_noise_and_end_at_their_samples(whole):
         assert way[-1].numpy().tobytes() in tar.read_bytes()
 
 
-def test_a_comparison_made_before_there_were_paths_gets_them(tmp_path, whole):
+def test_a_comparison_made_before_there_were_paths_gets_them(tmp_path, compared):
     root = tmp_path / "old"
-    shutil.copytree(whole[0], root)
+    shutil.copytree(compared[0], root)
     directory = root / "runs" / "both" / "reproduce"
     results = read_json(directory / "results.json")
     for record in results["cells"]:
@@ -132,8 +100,8 @@ def weights_stamp(run: Path) -> list[int]:
     return [file.stat().st_mtime_ns for file in sorted(files)]
 
 
-def test_called_again_it_verifies(whole):
-    root, result, _ = whole
+def test_called_again_it_verifies(compared):
+    root, result, _ = compared
     before = Path(result.paths["report"]).stat().st_mtime_ns
     again = reproduce(configured(root))
     assert again.state == "verified"
@@ -141,8 +109,8 @@ def test_called_again_it_verifies(whole):
     assert Path(result.paths["report"]).stat().st_mtime_ns == before
 
 
-def test_the_dry_run_foretold_steps_and_bytes(whole):
-    root = whole[0]
+def test_the_dry_run_foretold_steps_and_bytes(compared):
+    root = compared[0]
     found = estimate(configured(root))
     row = dict(zip(HEAD + STORED, found.rows[-1], strict=True))
     runs = [root / "runs" / "both" / "reproduce" / name for name in ("ddpm-s0", "fm-ot-s0")]
@@ -164,10 +132,10 @@ def test_the_dry_run_foretold_steps_and_bytes(whole):
     )
 
 
-def test_progress_only_grows(whole):
-    done = [progress.done for progress in whole[2] if progress.stage == "reproduce"]
+def test_progress_only_grows(compared):
+    done = [progress.done for progress in compared[2] if progress.stage == "reproduce"]
     assert done == sorted(done)
-    assert done[-1] == whole[2][-1].total
+    assert done[-1] == compared[2][-1].total
 
 
 def test_checkpoints_that_do_not_reach_over_the_run_are_refused(tmp_path):
