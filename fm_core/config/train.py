@@ -24,7 +24,7 @@ class TrainSection(Section):
     warmup_images: int = Field(default=0, ge=0)
     """The learning rate rises linearly from zero over this many images."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's decay rates."""
+    """AdamW's decay rates of the means of gradient and of its square, each at least 0 and below 1."""
     epsilon: float = Field(default=1e-8, gt=0)
     """AdamW's epsilon."""
     weight_decay: float = Field(default=0.0, ge=0)
@@ -81,8 +81,14 @@ class TrainSection(Section):
 
     @model_validator(mode="after")
     def _decays_are_rates(self) -> "TrainSection":
+        if any(not 0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"train.betas must lie in 0 <= beta < 1, unlike {list(self.betas)}")
         if not self.ema_decays or any(not 0 < decay < 1 for decay in self.ema_decays):
             raise ValueError("train.ema_decays must hold at least one number between 0 and 1")
+        for key in ("ema_decays", "ema_power_widths"):
+            names = [f"{number:g}" for number in getattr(self, key)]
+            if len(set(names)) < len(names):
+                raise ValueError(f"train.{key}: two averages would have one name among {', '.join(names)}")
         if any(not 0 < width <= 0.28 for width in self.ema_power_widths):
             raise ValueError("train.ema_power_widths must lie between 0 and 0.28")
         if self.snapshot_images and not self.ema_power_widths:

@@ -7,6 +7,7 @@ from outside. A class joins by subclassing `Path`, `Objective`, `Coupling` or `T
 import importlib
 import inspect
 import pkgutil
+import typing
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -17,6 +18,8 @@ from fm_core.method.signatures import Interval
 
 T = TypeVar("T")
 Option = float | int | str | bool
+KINDS: dict[object, str] = {int: "a whole number", float: "a number", str: "a word", bool: "true or false"}
+"""What an option's annotation asks for, in words."""
 
 
 def path_named(name: str, options: Mapping[str, Option] | None = None) -> paths.Path:
@@ -77,15 +80,28 @@ def _build(
 ) -> T:
     cls = _find(kind, what, name)
     options = dict(options or {})
-    allowed = list(inspect.signature(cls).parameters)[len(given) :]
-    for option in options:
+    allowed = dict(list(inspect.signature(cls).parameters.items())[len(given) :])
+    for option, value in options.items():
         if option not in allowed:
             listed = ", ".join(allowed) or "none"
             raise UserError(f"unknown option {option!r} of the {what} {name}; allowed: {listed}")
+        if wanted := _mistyped(value, allowed[option].annotation):
+            raise UserError(
+                f"the {what} {name} cannot be made with {options}: {option} is {wanted}, not {value!r}"
+            )
     try:
         return cls(*given, **options)
-    except TypeError as error:
-        raise UserError(f"the {what} {name} cannot be made with {options}: {error}") from error
+    except (TypeError, ValueError) as error:
+        told = " ".join(str(error).split())
+        raise UserError(f"the {what} {name} cannot be made with {options}: {told}") from error
+
+
+def _mistyped(value: Option, annotation: object) -> str:
+    """What is expected instead of a value, by a parameter's annotation; empty if the value will do."""
+    kinds = [kind for kind in (typing.get_args(annotation) or (annotation,)) if kind is not type(None)]
+    if type(value) in kinds or (type(value) is int and float in kinds) or not set(kinds) <= KINDS.keys():
+        return ""
+    return " or ".join(KINDS[kind] for kind in kinds)
 
 
 def _find(kind: type[T], what: str, name: str) -> type[T]:

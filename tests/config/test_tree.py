@@ -85,6 +85,18 @@ def test_numbers_are_finite(key, value):
     assert f"train.{key}" in refused({"train": {key: value}})
 
 
+@pytest.mark.parametrize("betas", [[1.0, 0.999], [0.9, 1.0], [-0.1, 0.9], [0.9, 1.5]])
+def test_rates_of_the_optimiser_are_rates(betas):
+    said = refused({"train": {"betas": betas}})
+    assert "train.betas must lie in 0 <= beta < 1" in said
+    assert parse_config({"train": {"betas": [0, 0.999]}}, where="x").train.betas == (0, 0.999)
+
+
+@pytest.mark.parametrize("keys", [{"ema_decays": [0.9, 0.9]}, {"ema_power_widths": [0.1, 0.10000001]}])
+def test_two_averages_have_two_names(keys):
+    assert "two averages would have one name" in refused({"train": keys})
+
+
 def test_options_of_the_method_are_finite():
     assert "sigma_min" in refused({"method": {"path_options": {"sigma_min": float("inf")}}})
 

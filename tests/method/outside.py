@@ -32,6 +32,16 @@ class Power(Path):
         return -(1 - self.floor) * self.d_alpha(t)
 
 
+class Whole(Power):
+    """A class from outside that says what it refuses in its own way."""
+
+    name: ClassVar[str] = "whole"
+
+    def __post_init__(self):
+        if self.power % 1:
+            raise ValueError("no half\npowers")
+
+
 class HalfVelocity(Regression):
     """The network is half the velocity."""
 

@@ -107,6 +107,20 @@ def test_an_objective_takes_its_options():
         (lambda: path_named("optimal-transport", {"sigma": 1}), "allowed: sigma_min"),
         (lambda: path_named("optimal-transport", {"sigma_min": "x"}), "cannot be made"),
         (lambda: path_named("optimal-transport", {"sigma_min": 2}), "sigma_min must lie in"),
+        (lambda: path_named("optimal-transport", {"sigma_min": True}), "sigma_min is a number, not True"),
+        (
+            lambda: coupling_named("minibatch-optimal-transport", {"block": 16.5}),
+            "block is a whole number, not 16.5",
+        ),
+        (
+            lambda: objective_named("maximum-likelihood", OptimalTransport(), {"steps": "four"}),
+            "steps is a whole number, not 'four'",
+        ),
+        (
+            lambda: objective_named("maximum-likelihood", OptimalTransport(), {"divergence": 3}),
+            "divergence is a word, not 3",
+        ),
+        (lambda: path_named("outside:Whole", {"power": 1.5}), r"outside:Whole cannot .*: no half powers$"),
         (lambda: path_named("no.such.module:Path"), "cannot import the path"),
         (lambda: path_named("outside:Missing"), "cannot import the path"),
         (lambda: path_named("outside:NotAPath"), "is not a subclass of"),
