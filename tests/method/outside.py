@@ -32,6 +32,7 @@ class Power(Path):
         return -(1 - self.floor) * self.d_alpha(t)
 
 
+@dataclass(frozen=True)
 class Whole(Power):
     """A class from outside that says what it refuses in its own way."""
 
