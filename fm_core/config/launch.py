@@ -45,7 +45,8 @@ class LaunchSection(Section):
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of each process; by default the cores over the processes of a host."""
     restarts: int = Field(default=3, ge=0)
-    """How often a job that fails (a killed process, a lost host) is started again by itself."""
+    """How often in a row a job that fails (a killed process, a lost host) is started again by itself;
+    training that finished a new checkpoint since the last failure counts anew."""
     restart_seconds: float = Field(default=5.0, ge=0)
     """Pause before the first restart, in seconds; it doubles from one to the next, up to five minutes."""
     hostfile: str | None = None

@@ -1,7 +1,8 @@
 """Watching a job to its end: attach or submit, report, restart, cancel, judge.
 
-A job that fails is started again, a limited number of times and after growing pauses; each restart is a
-line of restarts.jsonl. A job that the user must mend, that was asked to stop or that gave up is not.
+A job that fails is started again, a limited number of times in a row and after growing pauses; what it has
+finished for good meanwhile begins the row anew. Each restart is a line of restarts.jsonl. A job that the user
+must mend, that was asked to stop or that gave up is not.
 """
 
 import time
@@ -44,6 +45,8 @@ class Duty:
     """Success is what this says after the last process ended; exit codes are not believed."""
     meanwhile: Callable[[], AbstractContextManager[None]] = nullcontext
     """Opened once a job is submitted or attached to, and closed when all is over, restarts included."""
+    lasting: Callable[[], int] = lambda: 0
+    """How much is done for good, in any unit: a failure after more than ever before is the first of a row."""
     submitted: Callable[[], None] = lambda: None
     """Called when a job was submitted, not when one that runs is attached to."""
 
@@ -51,19 +54,22 @@ class Duty:
 def supervise(duty: Duty, observe: Observer) -> None:
     """Run a duty as a job until it is complete.
 
-    A job that runs there already is attached to, never doubled. A job that failed is started again
-    launch.restarts times. Raises Stopped when the ranks ended on request, UserError when they refused or
-    nothing could be submitted, GaveUp when they said that a new start would not help, JobFailed with what is
-    known otherwise. Any exception in here, a signal's included, cancels the job first.
+    A job that runs there already is attached to, never doubled. A job that failed is started again, at most
+    launch.restarts times in a row. Raises Stopped when the ranks ended on request, UserError when they
+    refused or nothing could be submitted, GaveUp when they said that a new start would not help, JobFailed
+    with what is known otherwise. Any exception in here, a signal's included, cancels the job first.
     """
     control, stage, launch = duty.control, duty.stage, duty.config.launch
     with ExitStack() as beside:
         job: Job | None = None
-        for restart in range(launch.restarts + 1):
+        restart = lasting = 0
+        while True:
             try:
                 first, job = job is None, _attach_or_submit(duty)
                 return _watch(duty, job, observe, beside if first else None)
             except (JobFailed, Unreachable) as failure:
+                if (reached := duty.lasting()) > lasting:
+                    restart, lasting = 0, reached
                 if restart == launch.restarts or job is None:
                     raise
                 pause = min(launch.restart_seconds * 2**restart, LONGEST_PAUSE_SECONDS)
@@ -79,7 +85,7 @@ def supervise(duty: Duty, observe: Observer) -> None:
                 word = f"restart {restart + 1} of {launch.restarts} in {pause:g} s: {why}"
                 observe(_standing(control, stage, word))
                 _pause(pause, control)
-    raise AssertionError("unreachable")
+                restart += 1
 
 
 def _watch(duty: Duty, job: Job, observe: Observer, beside: ExitStack | None) -> None:

@@ -11,10 +11,12 @@ from fm_core.run.directory import RunDirectory
 from fm_core.run.files import read_json, read_lines
 from fm_core.run.launch import device_count, most_on_a_host, world
 from fm_core.run.progress import Observer, Progress, unobserved
+from fm_core.run.status import read_status
 from fm_core.run.supervise import Duty, supervise
 from fm_core.stages.record import recorded
 from fm_core.stages.result import StageResult
 from fm_core.training.checkpoints import Checkpoints
+from fm_core.training.committed import step_of
 from fm_core.training.cost import checkpoint_bytes_of
 from fm_core.training.engine import micro_batch_of
 from fm_core.training.exports import check_exports
@@ -74,6 +76,7 @@ def _train(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResu
             config=config,
             complete=lambda: complete(config),
             meanwhile=lambda: scored_beside(config),
+            lasting=lambda: newest_step(run),
             submitted=run.remember,
         )
         supervise(duty, observe)
@@ -98,6 +101,12 @@ def _train(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResu
             **({"loss": loss} if loss else {}),
         },
     )
+
+
+def newest_step(run: RunDirectory) -> int:
+    """Step of the newest checkpoint that the last job finished, as it said; 0 if it finished none."""
+    name = (read_status(run.path) or {}).get("last_checkpoint")
+    return step_of(name) if name else 0
 
 
 def complete(config: RunConfig) -> bool:

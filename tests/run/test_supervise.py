@@ -14,10 +14,14 @@ import pytest
 
 from fm_core.config import RunConfig
 from fm_core.errors import GaveUp, Stopped, UserError
+from fm_core.run.directory import RunDirectory
 from fm_core.run.files import read_json, read_lines, write_json
 from fm_core.run.launch import JOB_VARIABLE, Job, alive, cancel, processes_of, submitted
 from fm_core.run.lease import Lease
+from fm_core.run.progress import Progress
+from fm_core.run.status import write_status
 from fm_core.run.supervise import Duty, JobFailed, _pause, _verdict, supervise
+from fm_core.stages.train import newest_step
 
 HERE = Path(__file__).parent
 LAUNCH = {"processes": 2, "restarts": 0, "restart_seconds": 0.2}
@@ -145,6 +149,47 @@ def test_restarts_come_to_an_end_and_one_that_gave_up_has_none(job):
         job.run()
     assert len(list(job.control.glob("here-0-*"))) == 3
     assert job.processes() == []
+
+
+def starts_until_given_up(tmp_path, monkeypatch, lasting):
+    """Jobs that fail, one after another; what had lasted after each is given."""
+    starts = []
+    launch = {"restarts": 2, "restart_seconds": 0.0}
+    config = RunConfig.model_validate({"run": {"root": str(tmp_path)}, "launch": launch})
+
+    def fail(*_):
+        starts.append(True)
+        raise JobFailed("a rank was killed")
+
+    monkeypatch.setattr("fm_core.run.supervise._attach_or_submit", lambda duty: "a job")
+    monkeypatch.setattr("fm_core.run.supervise._watch", fail)
+    duty = Duty(
+        *(tmp_path, tmp_path, "pretend", "none", config, lambda: False),
+        lasting=lambda: lasting[min(len(starts), len(lasting)) - 1],
+    )
+    with pytest.raises(JobFailed):
+        supervise(duty, lambda progress: None)
+    return len(starts), [record["restart"] for record in read_lines(tmp_path / "restarts.jsonl")]
+
+
+@pytest.mark.parametrize(
+    ("lasting", "starts", "restarts"),
+    [
+        ([0], 3, [1, 2]),
+        ([50], 3, [1, 2]),  # of an earlier life
+        ([0, 0, 100, 100, 200], 7, [1, 2, 1, 2, 1, 2]),
+        ([100, 90, 200, 100, 90], 5, [1, 2, 1, 2]),  # only more than ever before counts
+    ],
+)
+def test_what_was_finished_for_good_begins_the_count_anew(tmp_path, monkeypatch, lasting, starts, restarts):
+    assert starts_until_given_up(tmp_path, monkeypatch, lasting) == (starts, restarts)
+
+
+def test_what_lasts_of_training_is_its_newest_checkpoint(tmp_path):
+    run = RunDirectory(RunConfig.model_validate({"run": {"root": str(tmp_path), "name": "a"}}))
+    assert newest_step(run) == 0
+    write_status(run.path, Progress("train", 1, 9, "images"), last_checkpoint="step-00000120")
+    assert newest_step(run) == 120
 
 
 def test_a_stop_file_ends_the_pause_before_a_restart(tmp_path):
