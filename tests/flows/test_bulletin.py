@@ -59,3 +59,36 @@ def test_a_traceback_is_shown_whole_when_it_is_complete(logs: Path):
     append(logs / "train-1.log", lines[3] + "more lines\n")
     append(logs / "train-2.log", "".join(f"[rank2]: {line}" for line in lines))  # the same of another rank
     assert texts(bulletin, logging.ERROR) == [f"train-1.log: {FAILURE.rstrip()}"]
+
+
+@pytest.mark.parametrize("mark", ["", "[rank2]: "])
+def test_hosts_that_do_not_see_the_run_directory_are_read_in_the_log_of_the_job(logs: Path, mark: str):
+    log = logs / "train.log"
+    log.write_text("job 0af3 of train on h1.site, h2.site\n")
+    bulletin = Bulletin(logs, "train")
+    other = FAILURE.replace("FloatingPointError: the loss is not a number", "ValueError: something else")
+    pairs = zip(FAILURE.splitlines(), other.splitlines(), strict=True)
+    # Lines of two hosts arrive one among the other.
+    for number, pair in enumerate(pairs):
+        hosts = zip(("h2", "h3"), pair, strict=True)
+        append(log, "".join(f"{host}: {mark}{line}\n" for host, line in hosts))
+        append(log, f"h1: step {number}\n")
+    assert texts(bulletin, logging.ERROR) == [
+        f"train.log, h2: {FAILURE.rstrip()}",
+        f"train.log, h3: {other.rstrip()}",
+    ]
+    append(log, f"h2: {mark}[2026-11-22 21:00:07,001] [WARNING] [a.py:5] slow\n")
+    assert texts(bulletin) == ["train.log, h2: [WARNING] [a.py:5] slow"]
+
+
+def test_slurm_numbers_its_hosts(logs: Path):
+    bulletin = Bulletin(logs, "train")
+    append(logs / "train.log", "".join(f"1: {line}\n" for line in FAILURE.splitlines()))
+    assert texts(bulletin, logging.ERROR) == [f"train.log, 1: {FAILURE.rstrip()}"]
+
+
+def test_what_failed_before_it_had_a_log_is_told_and_the_agent_of_the_ranks_is_not(logs: Path):
+    bulletin = Bulletin(logs, "train")
+    agent = FAILURE.replace("FloatingPointError: the loss is not a number", "x.errors.ChildFailedError: ")
+    append(logs / "train.log", FAILURE + agent)
+    assert texts(bulletin, logging.ERROR) == [f"train.log: {FAILURE.rstrip()}"]
