@@ -11,23 +11,44 @@ from typing import Any
 import psutil
 
 from fm_core.config import RunConfig, dump_yaml
+from fm_core.errors import UserError
+from fm_core.method.solve import Solver
 from fm_core.run.directory import RunDirectory
 from fm_core.run.files import read_lines, write_text
 from fm_core.run.lease import Lease
 
 MODULE = "fm_core.stages.beside"
+LEAST_IMAGES = 4
+"""A Fréchet distance and its error need so many samples."""
 END_SECONDS = 40.0
 """How long the process may take to end its own jobs when it is stopped."""
 
 
 def scores_beside(run: Path) -> list[dict[str, Any]]:
     """The scores so far, in the order they were made: step, images_seen, frechet_distance, stderr, ..."""
-    return read_lines(run / "evaluation" / "beside.jsonl")
+    return read_lines(scores_file(run))
+
+
+def scores_file(run: Path) -> Path:
+    """Where they are: one JSON line for each scored checkpoint."""
+    return run / "evaluation" / "beside.jsonl"
 
 
 def workplace(run: Path) -> Path:
     """The directory of which the process holds the lease."""
     return run / "beside" / "scoring"
+
+
+def check_beside(config: RunConfig) -> None:
+    """Refuse settings by which nothing could be scored. Raises UserError."""
+    beside = config.evaluate.beside
+    if not beside.images:
+        return
+    if beside.images < LEAST_IMAGES:
+        raise UserError(f"evaluate.beside.images {beside.images}: a distance needs at least {LEAST_IMAGES}")
+    Solver(method=beside.solver, steps=beside.steps)
+    if "://" in RunDirectory(config).checkpoints.removeprefix("file://"):
+        raise UserError("evaluate.beside: train.checkpoint_root must be a directory, to link weights from")
 
 
 @contextmanager

@@ -5,6 +5,8 @@ does not know of it. A checkpoint's weights are linked there before they are sco
 the other; the best stay. Scores are the lines of <run>/evaluation/beside.jsonl.
 """
 
+import hashlib
+import json
 import os
 import select
 import shutil
@@ -12,44 +14,83 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from fm_core.config import LaunchSection, RunConfig, load_config, merge
 from fm_core.errors import Stopped, UserError
-from fm_core.run.beside import scores_beside, workplace
+from fm_core.run.beside import scores_beside, scores_file, workplace
 from fm_core.run.cell import alone
 from fm_core.run.directory import RunDirectory, step_name
-from fm_core.run.files import append_line, read_json, write_json
+from fm_core.run.files import append_line, read_json, write_json, write_text
 from fm_core.stages.evaluate import evaluate
 from fm_core.stages.sample import sample
+from fm_core.training.schedule import ema_decays
 
 POLL_SECONDS = 2.0
 NICENESS = 19
 
 
 def score_checkpoints(config: RunConfig) -> None:
-    """Score the newest checkpoint that has no score yet, again and again until standard input ends."""
-    with alone(workplace(RunDirectory(config).path)) as beat:
+    """Score the newest checkpoint that has no score yet, again and again until standard input ends.
+
+    One that cannot be scored is told and passed over.
+    """
+    failed: set[str] = set()
+    with alone(workplace(RunDirectory(config).path)) as obey:
         ended = False
         while True:
-            step = newest_unscored(config)
+            step = newest_unscored(config, failed)
             if step is not None:
-                score(config, step)
+                try:
+                    score(config, step)
+                except Stopped:
+                    raise
+                except Exception as error:
+                    failed.add(_marks(config).get(step, ""))
+                    traceback.print_exc()
+                    print(f"WARNING: the checkpoint of step {step} has no score: {error}", flush=True)
             elif ended:
                 return
             else:
                 # Training's last checkpoint was complete before its end was told.
                 ended = bool(select.select([sys.stdin], [], [], POLL_SECONDS)[0])
-            beat()
+            obey()
 
 
-def newest_unscored(config: RunConfig) -> int | None:
-    """The step of the newest complete checkpoint, unless it or a later one has a score."""
-    run = RunDirectory(config)
-    marks = Path(run.checkpoints.removeprefix("file://")).glob("step-*/COMPLETE")
-    newest = max((int(mark.parent.name.removeprefix("step-")) for mark in marks), default=None)
-    scored = max((line["step"] for line in scores_beside(run.path)), default=0)
-    return newest if newest is not None and newest > scored else None
+def newest_unscored(config: RunConfig, failed: Collection[str] = ()) -> int | None:
+    """The step of the newest complete checkpoint, unless it or a later one has a score.
+
+    Scores of steps that were trained again since, after training went back, are forgotten first. `failed` are
+    marks of checkpoints that could not be scored.
+    """
+    marks = _marks(config)
+    newest = max(marks, default=None)
+    if newest is None or marks[newest] in failed:
+        return None
+    path = RunDirectory(config).path
+    lines = scores_beside(path)
+    valid = [line for line in lines if line["step"] <= newest and _stands(line, marks)]
+    if len(valid) < len(lines):
+        write_text(scores_file(path), "".join(json.dumps(line) + "\n" for line in valid))
+    return newest if newest > max((line["step"] for line in valid), default=0) else None
+
+
+def _stands(line: dict[str, Any], marks: dict[int, str]) -> bool:
+    """Whether a score is of the checkpoint of its step, as far as that can be told."""
+    scored, there = line.get("checkpoint"), marks.get(line["step"])
+    return scored is None or there is None or scored == there
+
+
+def _marks(config: RunConfig) -> dict[int, str]:
+    """For each complete checkpoint, by step, what tells it from another of the same step."""
+    marks: dict[int, str] = {}
+    for mark in Path(RunDirectory(config).checkpoints.removeprefix("file://")).glob("step-*/COMPLETE"):
+        with suppress(FileNotFoundError):  # it was retired meanwhile
+            marks[int(mark.parent.name.removeprefix("step-"))] = hashlib.sha256(mark.read_bytes()).hexdigest()
+    return marks
 
 
 def score(config: RunConfig, step: int) -> None:
@@ -64,9 +105,9 @@ def score(config: RunConfig, step: int) -> None:
     result = evaluate(elsewhere)
     scores = read_json(Path(result.paths["scores"])) or {}
     distance = scores["frechet_distance"]
-    before = min((line["frechet_distance"] for line in scores_beside(run.path)), default=float("inf"))
     record = {
         "step": step,
+        "checkpoint": hashlib.sha256((linked / "COMPLETE").read_bytes()).hexdigest(),
         "images_seen": scores["images_seen"],
         "frechet_distance": distance["value"],
         "stderr": distance["stderr"],
@@ -75,10 +116,12 @@ def score(config: RunConfig, step: int) -> None:
         "nfe": scores["nfe"]["mean"],
         "seconds": round(time.monotonic() - began, 1),
     }
-    best = distance["value"] < before
+    before = read_json(run.path / "best.json")
+    # Where the best was of this very step, its weights have just been replaced.
+    best = before is None or before["step"] == step or distance["value"] < before["frechet_distance"]
     if best:
         write_json(run.path / "best.json", {**record, "checkpoint": str(linked)})
-    append_line(run.path / "evaluation" / "beside.jsonl", record)
+    append_line(scores_file(run.path), record)
     for other in linked.parent.glob("step-*"):
         if (other != linked) == best:
             shutil.rmtree(other)
@@ -86,19 +129,32 @@ def score(config: RunConfig, step: int) -> None:
 
 
 def _elsewhere(config: RunConfig, step: int) -> RunConfig:
-    """The configuration of the stages that score: another run directory, the same data, network and seed."""
+    """The configuration of the stages that score: another run directory, the same data, network and seed.
+
+    Of what is scored only the distance is wanted, of samples of the checkpoint itself.
+    """
     run, beside = RunDirectory(config).path, config.evaluate.beside
+    kept = ("ema", "raw", *ema_decays(config.train))
     tree = {
         "run": {"root": str(run), "name": "beside"},
         "train": {"checkpoint_root": str(run / "beside" / "checkpoints")},
-        "evaluate": {"likelihood": {"images": 0}, "beside": {"images": 0}},
+        "evaluate": {
+            "metrics": ("frechet_distance",),
+            "samples": None,
+            "reference_out": None,
+            "likelihood": {"images": 0},
+            "nfe_curve": {"images": 0},
+            "beside": {"images": 0},
+        },
         "launch": LaunchSection(processes=beside.processes, threads=beside.threads).model_dump(),
         "sample": {
             "images": beside.images,
             "batch": min(beside.images, config.sample.batch),
             "step": step,
+            "weights": config.sample.weights if config.sample.weights in kept else "ema",
             "solver": beside.solver,
             "steps": beside.steps,
+            "trajectories": 0,
             "root": None,
             **({"rtol": None, "atol": None} if beside.steps else {}),
         },

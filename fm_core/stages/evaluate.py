@@ -21,6 +21,7 @@ from fm_core.evaluation.reference import guard
 from fm_core.evaluation.scores import Parts, cost_record, image_scores, joined, likelihood_record
 from fm_core.evaluation.statistics import write_statistics
 from fm_core.evaluation.threads import cpu_threads
+from fm_core.run.beside import LEAST_IMAGES
 from fm_core.run.directory import RunDirectory, environment
 from fm_core.run.files import read_json, write_json, write_text
 from fm_core.run.launch import device_count, world
@@ -34,7 +35,6 @@ from fm_core.stages.result import StageResult
 CLASSIFIER = "training the classifier"
 CLASSIFIER_WEIGHT = 25_000.0
 """About how long it takes, in images whose features are read."""
-LEAST_IMAGES = 4
 HERE = frozenset({"local"})
 """Kinds of launching whose processes are on this host; elsewhere the work is done where training is."""
 

@@ -11,12 +11,11 @@ from fm_core.data.shards import check_source
 from fm_core.data.sources import open_source
 from fm_core.errors import UserError
 from fm_core.evaluation.plan import check_judges
-from fm_core.method.solve import Solver
 from fm_core.models.build import build_network
+from fm_core.run.beside import LEAST_IMAGES, check_beside
 from fm_core.run.directory import RunDirectory
 from fm_core.sampling.store import solver_of
 from fm_core.stages import train
-from fm_core.stages.evaluate import LEAST_IMAGES
 from fm_core.training.schedule import POWER, ema_decays
 
 STAGES = ("shard", "train", "sample", "evaluate", "report")
@@ -43,7 +42,7 @@ def rules(config: RunConfig, stages: Sequence[str] = STAGES) -> Iterator[tuple[s
         yield "training", partial(train.check, config)
         yield "network", partial(_check_network, config)
         yield "initial weights", partial(_check_initial_weights, config)
-        yield "scores beside", partial(_check_beside, config)
+        yield "scores beside", partial(check_beside, config)
     if "evaluate" in stages:
         yield "judges", partial(check_judges, config.evaluate)
     if "sample" in stages:
@@ -62,17 +61,6 @@ def _check_initial_weights(config: RunConfig) -> None:
         raise UserError(
             f"train.init_from: {wanted} does not exist; name a run directory or a .safetensors file"
         )
-
-
-def _check_beside(config: RunConfig) -> None:
-    beside = config.evaluate.beside
-    if not beside.images:
-        return
-    if beside.images < LEAST_IMAGES:
-        raise UserError(f"evaluate.beside.images {beside.images}: a distance needs at least {LEAST_IMAGES}")
-    Solver(method=beside.solver, steps=beside.steps)
-    if "://" in RunDirectory(config).checkpoints.removeprefix("file://"):
-        raise UserError("evaluate.beside: train.checkpoint_root must be a directory, to link weights from")
 
 
 def _check_samples(config: RunConfig, trained_here: bool, scored: bool) -> None:

@@ -6,7 +6,7 @@ from fm_core.data.store import Store
 from fm_core.data.streams import check_streams
 from fm_core.errors import UserError
 from fm_core.models.build import build_method
-from fm_core.run.beside import scored_beside
+from fm_core.run.beside import check_beside, scored_beside
 from fm_core.run.directory import RunDirectory
 from fm_core.run.files import read_json, read_lines
 from fm_core.run.launch import device_count, most_on_a_host, world
@@ -59,6 +59,7 @@ def check_space(config: RunConfig, manifest: Manifest) -> None:
 
 def _train(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResult:
     check(config)
+    check_beside(config)
     manifest = load_manifest(config.data.root, config.data.name)
     state = "verified"
     if not complete(config):
