@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fm_core.config import EvaluateSection, RunConfig
-from fm_core.data.manifest import load_manifest
+from fm_core.data.manifest import Manifest, load_manifest
 from fm_core.data.reader import ImageReader
 from fm_core.data.store import Store
 from fm_core.errors import UserError
@@ -51,6 +51,7 @@ class Evaluation:
         self.manifest = load_manifest(config.data.root, config.data.name)
         self.run = RunDirectory(config)
         check_judges(self.settings)
+        check_splits(self.settings, self.manifest)
         self.model, self.step = self._model()
         self.source = self._source()
 
@@ -120,9 +121,9 @@ class Evaluation:
 
     def expected(self) -> dict[str, float]:
         """About how long each phase takes, in images whose features are read."""
-        images = sum(map(len, self.source.ranges))
+        images, named = sum(map(len, self.source.ranges)), self.settings.reference
         weights = {
-            REFERENCE: float(self.manifest.splits["train"].images),
+            REFERENCE: float(self.manifest.splits[named].images if named in self.manifest.splits else 1),
             SAMPLES: images,
             HELD_OUT: self.held_out,
         }
@@ -231,6 +232,21 @@ def check_judges(settings: EvaluateSection) -> None:
             raise UserError(f"evaluate.{key}: {name} does not exist")
     if settings.nfe_curve.images:
         points(settings.nfe_curve)
+
+
+def check_splits(settings: EvaluateSection, manifest: Manifest) -> None:
+    """Refuse a data set without the real images that an evaluation needs. Raises UserError."""
+    needed = {"val": "real held-out images are scored like samples"}
+    if settings.features == "classifier":
+        needed["train"] = "the classifier is trained on it"
+    if settings.reference in ("train", "val"):
+        needed[settings.reference] = "it is evaluate.reference"
+    for split, why in needed.items():
+        if split not in manifest.splits:
+            raise UserError(
+                f"data.name {manifest.name} has no split {split}, only {', '.join(manifest.splits)}: {why}; "
+                "shard a source that has one"
+            )
 
 
 def _stamp(name: str | None) -> list[int] | None:

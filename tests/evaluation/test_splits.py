@@ -1,0 +1,41 @@
+"""A data set that lacks a split is refused before anything is scored."""
+
+import pytest
+import torch
+
+from fm_core.config import EvaluateSection
+from fm_core.errors import UserError
+from fm_core.evaluation import plan
+from fm_core.evaluation.plan import Evaluation, check_splits
+
+
+def without(manifest, split):
+    splits = {name: facts for name, facts in manifest.splits.items() if name != split}
+    return manifest.model_copy(update={"splits": splits})
+
+
+def test_an_evaluation_without_held_out_images_is_refused_in_one_line(digits, manifest, monkeypatch):
+    monkeypatch.setattr(plan, "load_manifest", lambda root, name: without(manifest, "val"))
+    with pytest.raises(
+        UserError, match=r"data.name digits has no split val, only train: real held-out"
+    ) as told:
+        Evaluation(digits, torch.device("cpu"))
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("keys", "why"),
+    [
+        ({"reference": "train"}, "no split train, only val: it is evaluate.reference"),
+        ({"reference": "val", "features": "classifier"}, "the classifier is trained on it"),
+    ],
+)
+def test_a_split_is_missed_where_something_is_made_of_it(manifest, keys, why):
+    settings = EvaluateSection.model_validate({"features": "inception", **keys})
+    with pytest.raises(UserError, match=why):
+        check_splits(settings, without(manifest, "train"))
+
+
+def test_statistics_from_outside_need_no_training_images(manifest):
+    settings = EvaluateSection.model_validate({"features": "inception", "reference": "statistics.npz"})
+    check_splits(settings, without(manifest, "train"))
