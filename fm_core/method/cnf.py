@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchdiffeq import odeint_adjoint
 
 from fm_core.errors import UserError
+from fm_core.method.couplings import Coupling, Independent
 from fm_core.method.divergence import Divergence, Exact, Hutchinson
 from fm_core.method.likelihood import normal_log_density
 from fm_core.method.objectives import Objective
@@ -55,6 +56,18 @@ class MaximumLikelihood(Objective):
             raise UserError(f"maximum-likelihood: divergence is hutchinson or exact, not {divergence!r}")
         self.divergence = divergence
 
+    def check_coupling(self, coupling: Coupling) -> None:
+        """Take the independent coupling only.
+
+        Raises:
+            UserError: another one, under which the probe, which is the signs of x0, depends on x1.
+        """
+        if not isinstance(coupling, Independent):
+            raise UserError(
+                f"{self.name} cannot be used with the coupling {coupling.name}: the probe of its trace is "
+                "the signs of x0, which would depend on x1; use independent"
+            )
+
     def velocity_from(self, prediction: Tensor, t: Tensor, x: Tensor) -> Tensor:
         """The prediction itself."""
         return prediction
@@ -63,7 +76,7 @@ class MaximumLikelihood(Objective):
         """-log p(x1) / d of each example, [N]; uses x1, and the signs of x0 as the probe.
 
         Those signs are Rademacher, keyed by stream position like x0 itself, and independent of x1 under the
-        independent coupling, the only one that makes sense here.
+        independent coupling (`check_coupling`).
 
         Raises:
             TypeError: the network is not a torch module, so that its parameters are not known to the adjoint.

@@ -14,6 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from fm_core.method.couplings import Coupling
 from fm_core.method.pairs import cut_where_sigma_vanishes, require_diffusion, require_positive_alpha
 from fm_core.method.paths import Path, PathSample, like
 from fm_core.method.signatures import Interval, Network, Velocity
@@ -46,6 +47,14 @@ class Objective(ABC):
             UserError: the pair is not regular.
         """
         return path.interval
+
+    def check_coupling(self, coupling: Coupling) -> None:
+        """Refuse a coupling under which the loss is not what it says; this one takes all.
+
+        Raises:
+            UserError: this objective cannot be used with this coupling; the message says why.
+        """
+        return
 
     @abstractmethod
     def loss(self, network: Network, sample: PathSample, label: Tensor | None = None) -> Tensor:

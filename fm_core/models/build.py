@@ -35,9 +35,11 @@ def build_method(method: MethodSection) -> Method:
     """
     path = path_named(method.path, method.path_options)
     objective = objective_named(method.objective, path, method.objective_options)
+    coupling = coupling_named(method.coupling, method.coupling_options)
+    objective.check_coupling(coupling)
     return Method(
         objective=objective,
-        coupling=coupling_named(method.coupling, method.coupling_options),
+        coupling=coupling,
         times=times_named(method.times, objective.interval, method.times_options),
     )
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from fm_core.config import MethodSection
 from fm_core.errors import UserError
 from fm_core.method.cnf import MaximumLikelihood
 from fm_core.method.divergence import Exact, Hutchinson
@@ -12,6 +13,7 @@ from fm_core.method.likelihood import log_density
 from fm_core.method.objectives import FlowMatching, NoisePrediction, ScoreMatching
 from fm_core.method.paths import OptimalTransport, VarianceExploding, VariancePreserving
 from fm_core.method.solve import Solver, solve
+from fm_core.models.build import build_method
 
 TIGHT = {"rtol": 1e-8, "atol": 1e-8}
 
@@ -150,3 +152,12 @@ def test_guiding_the_velocity_is_guiding_the_prediction(cls):
     expected = objective.velocity(guided, label)(t, x)
     found = guided_velocity(objective, labelled, label, scale)(t, x)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_coupling_that_ties_the_probe_to_the_data_is_refused():
+    """The probe is the signs of x0: under optimal transport x0, and with it the probe, depends on x1."""
+    keys = {"objective": "maximum-likelihood", "coupling": "minibatch-optimal-transport"}
+    with pytest.raises(UserError, match=r"maximum-likelihood cannot be used with .*; use independent"):
+        build_method(MethodSection(**keys))
+    build_method(MethodSection(objective="maximum-likelihood"))
+    build_method(MethodSection(coupling="minibatch-optimal-transport"))
