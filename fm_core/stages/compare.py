@@ -11,9 +11,26 @@ from fm_core.run.files import read_json
 def compare(runs: Sequence[str]) -> Comparison:
     """One row for each run directory (its newest scores) or file of scores.
 
-    Where their protocols differ, the comparison says in what. Raises UserError for a run without scores.
+    Where their protocols differ, the comparison says in what. Raises UserError for a run without scores, and
+    for class-conditional runs whose classes are in different orders.
     """
-    return compared([_entry(Path(run)) for run in runs])
+    entries = [_entry(Path(run)) for run in runs]
+    _check_label_orders(entries)
+    return compared(entries)
+
+
+def _check_label_orders(entries: Sequence[Entry]) -> None:
+    orders: dict[str, str] = {}
+    for entry in entries:
+        # Scores that do not tell are older than this rule, or not of a model.
+        if entry.protocol.get("class_conditional") and "label_order" in entry.protocol:
+            orders.setdefault(entry.protocol["label_order"], entry.name)
+    if len(orders) > 1:
+        told = ", ".join(f"{order} ({name})" for order, name in orders.items())
+        raise UserError(
+            f"class-conditional runs do not compare across orders of the classes: {told}; data.label_map "
+            "makes a data set in another order"
+        )
 
 
 def _entry(run: Path) -> Entry:

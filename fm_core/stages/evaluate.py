@@ -217,6 +217,8 @@ def _protocol(evaluation: Evaluation, samples: Parts) -> dict[str, Any]:
         "samples_digest": hashlib.sha256(pixels.sort().values.numpy().tobytes()).hexdigest()[:16],
         "data": manifest.name,
         "data_version": manifest.version,
+        "label_order": manifest.label_order,
+        **({"class_conditional": evaluation.model.conditional} if evaluation.model else {}),
         "preprocessing": manifest.recipe,
         "reference": evaluation.reference.name,
         "held_out_split": "val",

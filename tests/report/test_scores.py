@@ -1,8 +1,14 @@
 """Scores in tables: numbers of unequal protocol never without a word."""
 
+import json
+import re
+
 import pytest
 
+from fm_core import cli
+from fm_core.errors import UserError
 from fm_core.report.scores import WARNING, Entry, compared, scores_section
+from fm_core.stages.compare import compare
 
 PROTOCOL = {
     "solver": "dopri5",
@@ -116,3 +122,33 @@ def test_the_curve_is_a_picture():
     html = scores_section(scores(nfe_curve=curve)).html()
     assert 'src="data:image/png;base64,' in html
     assert "difference from a solution in 1,000 evaluations" in html
+
+
+def runs_with(tmp_path, *told):
+    for number, protocol in enumerate(told):
+        path = tmp_path / f"run{number}/evaluation/step-00000001/key.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"schema": 1, **scores(protocol)}))
+    return [str(tmp_path / f"run{number}") for number in range(len(told))]
+
+
+def conditional(order, yes=True):
+    return {"label_order": order, "class_conditional": yes}
+
+
+def test_class_conditional_runs_of_different_label_orders_are_refused(tmp_path):
+    runs = runs_with(tmp_path, conditional("imagenet-clsloc"), {}, conditional("sorted-wnid"))
+    with pytest.raises(UserError) as caught:
+        compare(runs)
+    assert re.search(
+        r"orders of the classes: imagenet-clsloc \(run0 .*\), sorted-wnid \(run2 ", str(caught.value)
+    )
+    assert "\n" not in str(caught.value)
+    assert cli.main(["compare", *runs]) == 2
+
+
+def test_other_runs_of_different_label_orders_are_compared_with_a_word(tmp_path):
+    told = conditional("imagenet-clsloc"), conditional("sorted-wnid", yes=False)
+    assert (
+        "label_order: A: imagenet-clsloc; B: sorted-wnid" in compare(runs_with(tmp_path, *told)).differences
+    )
