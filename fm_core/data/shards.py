@@ -204,9 +204,14 @@ def _require_space(store: Store, plan: ShardPlan, missing: Sequence[ShardTask]) 
         )
 
 
-def repair_dataset(config: DataSection, on_images: OnImages = lambda done: None) -> Manifest:
+def repair_dataset(
+    config: DataSection,
+    on_images: OnImages = lambda done: None,
+    on_hashed: OnImages = lambda done: None,
+) -> Manifest:
     """Write damaged or missing shards again, and the manifest if that is damaged; the manifest.
 
+    on_hashed gets the images in shards that were looked at so far, then on_images those as in write_dataset.
     Shards are checked by their commit marks' hashes where there is no manifest to go by. Raises
     UserError if the source is needed and not to be had, or would give other bytes; and for a manifest
     that cannot be read now or is of another schema, which is no damage and stays.
@@ -220,5 +225,10 @@ def repair_dataset(config: DataSection, on_images: OnImages = lambda done: None)
         store.remove(MANIFEST_NAME)
     plan_names = [name for name in store.sizes() if name.endswith(".tar")]
     marks = read_commits(store, plan_names)
-    uncommit(store, [name for name, mark in marks.items() if store.sha256(name) != mark.sha256])
+    hashed = 0
+    for name, mark in marks.items():
+        if store.sha256(name) != mark.sha256:
+            uncommit(store, [name])
+        hashed += mark.images + len(mark.rejected)
+        on_hashed(hashed)
     return write_dataset(config, on_images)

@@ -1,7 +1,10 @@
 """Looks closely at a written data set, and mends it if asked."""
 
+from collections.abc import Callable
+
 from fm_core.config import RunConfig
 from fm_core.data.manifest import load_manifest
+from fm_core.data.plan import make_plan
 from fm_core.data.shards import repair_dataset
 from fm_core.data.verify import Depth, validate_dataset
 from fm_core.errors import UserError
@@ -21,15 +24,12 @@ def validate(
 
 
 def _validate(config: RunConfig, observe: Observer, depth: Depth, repair: bool) -> StageResult:
-    pace = Pace()
     if repair:
-        repair_dataset(config.data)
+        _repair(config, observe)
     manifest = load_manifest(config.data.root, config.data.name)
     total = sum(split.images for split in manifest.splits.values())
 
-    def on_images(done: int) -> None:
-        observe(Progress("validate", done, total, "images", f"{depth} check", pace.rate(done)))
-
+    on_images = _shown(observe, total, f"{depth} check")
     on_images(0)
     found = validate_dataset(config.data, depth, on_images)
     on_images(total)
@@ -44,3 +44,19 @@ def _validate(config: RunConfig, observe: Observer, depth: Depth, repair: bool) 
         counts={"images": float(found.images)},
         hashes={"data": manifest.version},
     )
+
+
+def _repair(config: RunConfig, observe: Observer) -> None:
+    try:
+        manifest = load_manifest(config.data.root, config.data.name)
+        total = sum(split.images for split in manifest.splits.values())
+    except UserError:  # it may be what is damaged; then the source is needed
+        total = make_plan(config.data).images
+    hashing, writing = _shown(observe, total, "looking for damage"), _shown(observe, total, "mending")
+    hashing(0)
+    repair_dataset(config.data, writing, hashing)
+
+
+def _shown(observe: Observer, total: int, message: str) -> Callable[[int], None]:
+    pace = Pace()
+    return lambda done: observe(Progress("validate", done, total, "images", message, pace.rate(done)))
