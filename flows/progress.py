@@ -15,7 +15,7 @@ from flows.milestones import Milestones
 from flows.watch import without_retries
 from fm_core.config import RunConfig
 from fm_core.run.directory import RunDirectory
-from fm_core.run.progress import Progress
+from fm_core.run.progress import Progress, three_digits
 
 PUBLISH_SECONDS = 4.0
 """The artifact is brought up to date this often."""
@@ -116,7 +116,7 @@ def describe(progress: Progress) -> str:
     if progress.total:
         parts.append(f"{progress.done:,} of {progress.total:,} {progress.unit}")
     if progress.rate:
-        parts.append(f"{progress.rate:,.3g} {progress.unit}/s")
+        parts.append(f"{three_digits(progress.rate)} {progress.unit}/s")
     if progress.eta:
         parts.append(f"ETA {duration(progress.eta)}")
     return ", ".join(parts)

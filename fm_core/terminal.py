@@ -15,7 +15,7 @@ from rich.progress import Progress as RichProgress
 from fm_core.check import Check
 from fm_core.config import RunConfig
 from fm_core.run.directory import RunDirectory
-from fm_core.run.progress import Progress
+from fm_core.run.progress import Progress, three_digits
 from fm_core.run.status import progress_of, read_status
 
 LINE_SECONDS = 10.0
@@ -61,7 +61,7 @@ def describe(progress: Progress) -> str:
     """Counts, rate, time left and the stage's own words, in one line."""
     parts = [f"{progress.done:,}/{progress.total:,} {progress.unit}"]
     if progress.rate:
-        parts.append(f"{progress.rate:,.0f} {progress.unit}/s")
+        parts.append(f"{three_digits(progress.rate)} {progress.unit}/s")
     if progress.eta and progress.fraction < 1:
         parts.append(f"{timedelta(seconds=round(progress.eta))} left")
     return ", ".join([*parts, progress.message] if progress.message else parts)

@@ -1,7 +1,9 @@
 """What is shown of a stage's progress."""
 
+import pytest
 from rich.console import Console
 
+import flows.progress
 from fm_core.run.progress import Progress
 from fm_core.terminal import Bar, describe
 
@@ -17,3 +19,27 @@ def test_brackets_in_what_is_shown_are_no_markup(capsys):
 def test_counts_rate_and_time_left_are_told():
     told = describe(Progress("train", 500, 2_000, "images", "loss 0.5", rate=100.0))
     assert told == "500/2,000 images, 100 images/s, 0:00:15 left, loss 0.5"
+
+
+@pytest.mark.parametrize(
+    ("rate", "told"),
+    [
+        (0.4, "0.4"),
+        (0.0123, "0.0123"),
+        (12.34, "12.3"),
+        (999.4, "999"),
+        (999.6, "1,000"),
+        (54321.0, "54,321"),
+    ],
+)
+def test_slow_and_fast_rates_have_three_digits(rate, told):
+    progress = Progress("train", 500, 2_000, "images", "", rate=rate)
+    assert f", {told} images/s, " in describe(progress)
+    assert f", {told} images/s, " in flows.progress.describe(progress)
+
+
+def test_without_a_terminal_there_is_a_line_now_and_then(capsys):
+    with Bar() as bar:
+        for done in (0, 1, 2, 3):
+            bar.observe(Progress("shard", done, 3, "images"))
+    assert capsys.readouterr().err.splitlines() == ["shard: 0/3 images", "shard: 3/3 images"]

@@ -54,3 +54,8 @@ class Pace:
             return None
         start, count = self._first
         return (done - count) / (now - start) if done > count and now > start else None
+
+
+def three_digits(value: float) -> str:
+    """Three significant digits, and all of those before the point: 0.4, 12.3, 1,234."""
+    return f"{value:,.3g}" if abs(value) < 999.5 else f"{value:,.0f}"
