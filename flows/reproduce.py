@@ -32,7 +32,7 @@ def compared(config: RunConfig) -> State[Any]:
 def reproduce_paper(config: Checkerboard = CHECKERBOARD) -> State[Any]:
     """Train, score and draw every objective of the paper's comparison, cell by cell.
 
-    * **in**: nothing for the checkerboard in the plane: 17 minutes of one CPU core
+    * **in**: nothing for the checkerboard in the plane: 19 minutes of one CPU core
     * **out**: `<run.root>/<run.name>/reproduce` with `report.html` and `results.json`
     * **again**: a run of the same `run.name` makes what is missing, and continues a cell that was cut short
     """
