@@ -43,7 +43,8 @@ class LaunchSection(Section):
     processes: int | None = Field(default=None, ge=1)
     """Processes on each host; by default one per GPU, or two where there is none. Slurm wants a number."""
     threads: int | None = Field(default=None, ge=1)
-    """CPU threads of each process; by default the cores over the processes of a host."""
+    """CPU threads of each process; by default each host's cores over its processes. Slurm must be told, so or
+    by launch.slurm.options.cpus-per-task."""
     restarts: int = Field(default=3, ge=0)
     """How often in a row a job that fails (a killed process, a lost host) is started again by itself;
     training that finished a new checkpoint since the last failure counts anew."""

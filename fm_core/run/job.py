@@ -39,6 +39,7 @@ class Job(Section):
     processes: int
     """On all hosts together."""
     threads: int
+    """CPU threads of each process; 0: each host divides its own cores."""
     log: str
     hosts: dict[str, int] = {}
     """Processes on each host, in the order of their ranks; empty where Slurm has not chosen yet."""

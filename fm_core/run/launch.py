@@ -83,7 +83,8 @@ def submit(
         kind=launch.kind,
         host=socket.gethostname(),
         processes=processes,
-        threads=threads,
+        # The cores of this host say nothing of others'.
+        threads=threads if launch.kind == "local" else launch.threads or 0,
         log=str(logs.resolve() / f"{stage}.log"),
         hosts=hosts_of(launch),
     )

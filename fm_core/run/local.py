@@ -14,7 +14,10 @@ def submit(task: Task) -> Job:
     agent = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
     command = [*agent, f"--nproc-per-node={task.job.processes}", "-m", task.module, str(task.config_file)]
     # One host: the loopback interface serves, and nothing listens to the outside.
-    variables = {**variables_of(task.job, task.control, task.logs), "GLOO_SOCKET_IFNAME": "lo"}
+    variables = {
+        **variables_of(task.job, task.control, task.logs, task.job.processes),
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
     with Path(task.job.log).open("ab") as output:
         process = subprocess.Popen(
             command,

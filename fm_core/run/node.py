@@ -213,7 +213,8 @@ def _torchrun(order: Order, host: str, place: Place) -> list[str]:
 
 def _environment(order: Order, host: str, place: Place) -> dict[str, str]:
     hosts = list(order.job.hosts)
-    variables = {**order.environment, **variables_of(order.job, place.control, place.logs)}
+    ours = variables_of(order.job, place.control, place.logs, order.job.hosts[host])
+    variables = {**order.environment, **ours}
     # A host's own name often leads to its loopback interface, where no other host can reach gloo.
     interface = interface_towards(hosts[0] if host != hosts[0] else hosts[-1])
     if interface:

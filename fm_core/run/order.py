@@ -14,10 +14,13 @@ from fm_core.run.task import Task
 FIRST_PORT, PORTS = 20_000, 10_000
 """Below the range that Linux gives to outgoing connections."""
 
+DEVICES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
+"""What of a host's devices a process may use: of another host they say nothing."""
 # PYTHONPATH goes with the command (ssh.py).
 _BOUND_TO_A_HOST = {
-    *("HOME", "HOSTNAME", "LOGNAME", "MAIL", "OLDPWD", "PWD", "PYTHONPATH", "SHELL", "SHLVL", "TERM"),
-    *("TMPDIR", "USER", "_"),
+    *("HOME", "HOSTNAME", "LD_LIBRARY_PATH", "LD_PRELOAD", "LOGNAME", "MAIL", "OLDPWD", "PWD", "PYTHONPATH"),
+    *("SHELL", "SHLVL", "TERM", "TMPDIR", "USER", "_"),
+    *DEVICES,
 }
 _BOUND_TO_A_SESSION = ("DBUS_", "DISPLAY", "SSH_", "XDG_")
 
@@ -84,8 +87,9 @@ def interface_towards(host: str) -> str | None:
 
 def _marks(task: Task) -> dict[str, str]:
     run = RunDirectory(task.config)
-    checkpoints = ("train.checkpoint_root", run.checkpoints)
-    roots = {"train": checkpoints, "sample": ("sample.root", run.samples)}
+    checkpoints, samples = ("train.checkpoint_root", run.checkpoints), ("sample.root", run.samples)
+    # What an evaluation makes on its way lies beside the samples.
+    roots = {"train": checkpoints, "sample": samples, "evaluate": samples}
     if task.config.train.checkpoint_root:
         roots["preflight"] = checkpoints
     if task.job.stage not in roots:

@@ -13,7 +13,7 @@ from pathlib import Path
 from fm_core.errors import UserError
 from fm_core.run.job import GRACE_SECONDS, Job
 from fm_core.run.node import ORDER_VARIABLE
-from fm_core.run.order import forget_marks, order_of
+from fm_core.run.order import DEVICES, forget_marks, order_of
 from fm_core.run.ssh import node_words
 from fm_core.run.task import Poll, Task
 from fm_core.run.words import gather_ends, open_log
@@ -36,12 +36,17 @@ def submit(task: Task) -> Job:
             "launch.kind slurm: there is no sbatch on this host; start from a login node of Slurm"
         )
     launch = task.config.launch
+    if not launch.threads and "cpus-per-task" not in launch.slurm.options:
+        raise UserError(
+            "launch.threads: Slurm must know how many cores to reserve; name the threads of each process, or "
+            "cpus-per-task in launch.slurm.options"
+        )
     order = order_of(task, {})
     options: dict[str, str | int] = {
         "job-name": f"{task.job.stage}-{task.config.run.name}",
         "nodes": launch.slurm.nodes,
         "ntasks-per-node": 1,
-        "cpus-per-task": (launch.processes or 1) * task.job.threads,
+        "cpus-per-task": (launch.processes or 1) * (launch.threads or 1),
         "output": task.job.log.replace("%", "%%"),
         "open-mode": "append",
         "signal": f"B:USR1@{launch.slurm.notice_seconds}",
@@ -51,7 +56,8 @@ def submit(task: Task) -> Job:
     words = [f"--{name}={value}" for name, value in options.items()]
     command = ["sbatch", "--parsable", "--requeue", *words, str(_BATCH), *node_words(task.job.id, "slurm")]
     open_log(task.job)
-    environment = {**os.environ, ORDER_VARIABLE: order.model_dump_json()}
+    environment = {name: value for name, value in os.environ.items() if name not in DEVICES}
+    environment[ORDER_VARIABLE] = order.model_dump_json()
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         forget_marks(order.job)

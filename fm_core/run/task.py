@@ -1,5 +1,6 @@
 """What a launcher is asked to start, and what it answers."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -62,13 +63,17 @@ def started(job: Job, pid: int) -> Job:
     return job.model_copy(update={"pid": pid, "created": psutil.Process(pid).create_time()})
 
 
-def variables_of(job: Job, control: Path, logs: Path | None) -> dict[str, str]:
-    """What an agent and its ranks find in their environment; without `logs` they speak to their output."""
+def variables_of(job: Job, control: Path, logs: Path | None, here: int) -> dict[str, str]:
+    """What an agent and its ranks find in their environment; without `logs` they speak to their output.
+
+    `here`: processes on this host, among which its cores are divided where the job names no threads.
+    """
+    threads = job.threads or max(1, len(os.sched_getaffinity(0)) // here)
     return {
         JOB_VARIABLE: job.id,
         CONTROL_VARIABLE: str(control.resolve()),
         LOGS_VARIABLE: str(logs.resolve()) if logs else "",
-        "OMP_NUM_THREADS": str(job.threads),
+        "OMP_NUM_THREADS": str(threads),
         "PYTHONUNBUFFERED": "1",
         "DO_NOT_TRACK": "1",
     }

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -16,7 +17,7 @@ from fm_core.run.job import JOB_VARIABLE, Job, end_processes, processes_marked
 from fm_core.run.launch import submit, world
 from fm_core.run.order import forget_marks, interface_towards, order_of, portable_environment
 from fm_core.run.supervise import JobFailed, _verdict
-from fm_core.run.task import Task
+from fm_core.run.task import Task, variables_of
 from fm_core.run.words import END_WORD, gather_ends, open_log
 
 FACTS = {"id": "00a1", "stage": "train", "host": "h1", "processes": 3, "threads": 1, "log": "x"}
@@ -84,6 +85,13 @@ def test_a_place_for_checkpoints_is_marked_for_all_hosts_to_see(tmp_path):
     assert order_of(task_at(tmp_path, train={"checkpoint_root": "s3://bucket/x"}), {}).job.marks == {}
 
 
+@pytest.mark.parametrize("stage", ["sample", "evaluate"])
+def test_a_place_for_samples_is_marked_for_those_who_draw_and_those_who_score(tmp_path, stage):
+    task = task_at(tmp_path, sample={"root": str(tmp_path / "shared")})
+    task = replace(task, job=task.job.model_copy(update={"stage": stage}))
+    assert order_of(task, {}).job.marks == {"sample.root": str(tmp_path / "shared" / ".00a1.seen")}
+
+
 def test_hosts_meet_at_the_port_that_is_asked_for_or_at_one_of_the_job(tmp_path):
     assert order_of(task_at(tmp_path), {}).port == 20_000 + 0xA1
     assert order_of(task_at(tmp_path, launch={"port": 4321}), {}).port == 4321
@@ -92,9 +100,57 @@ def test_hosts_meet_at_the_port_that_is_asked_for_or_at_one_of_the_job(tmp_path)
 def test_the_environment_goes_along_without_what_means_this_host(monkeypatch):
     monkeypatch.setenv("AWS_PROFILE", "ours")
     monkeypatch.setenv("SSH_AUTH_SOCK", "/tmp/here")
+    bound = {"HOME", "SSH_AUTH_SOCK", "PWD", "PYTHONPATH", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH"}
+    for name in ("CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH"):
+        monkeypatch.setenv(name, "of this host")
     environment = portable_environment()
     assert environment["AWS_PROFILE"] == "ours"
-    assert not {"HOME", "SSH_AUTH_SOCK", "PWD", "PYTHONPATH"} & environment.keys()
+    assert not bound & environment.keys()
+
+
+def test_each_host_divides_its_own_cores_unless_threads_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(12)))
+    for named, here, expected in ((0, 3, "4"), (0, 5, "2"), (0, 99, "1"), (7, 3, "7")):
+        job = Job.model_validate({**FACTS, "threads": named})
+        assert variables_of(job, tmp_path, None, here)["OMP_NUM_THREADS"] == expected
+
+
+class Sbatch:
+    """Stands for sbatch: takes every job and keeps how it was called."""
+
+    def __init__(self, folder, monkeypatch):
+        self.folder = folder
+        program = folder / "sbatch"
+        program.write_text(f'#!/bin/sh\necho "$@" >{folder}/words\nenv >{folder}/env\necho 7\n')
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+    def submit(self, **launch):
+        tree = {"run": {"root": str(self.folder)}, "launch": {"kind": "slurm", "processes": 4, **launch}}
+        config = RunConfig.model_validate(tree)
+        (self.folder / "train.yaml").write_text(dump_yaml(config))
+        logs = self.folder / "logs"
+        logs.mkdir(exist_ok=True)
+        job = submit(self.folder, logs, "train", "module", self.folder / "train.yaml", config.launch)
+        words = dict(
+            word.split("=", 1) for word in (self.folder / "words").read_text().split() if "=" in word
+        )
+        environment = (self.folder / "env").read_text()
+        return job, words["--cpus-per-task"], environment
+
+
+def test_slurm_is_asked_for_the_cores_that_are_named_and_not_for_those_of_this_host(tmp_path, monkeypatch):
+    sbatch = Sbatch(tmp_path, monkeypatch)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    monkeypatch.setenv("AWS_PROFILE", "ours")
+    with pytest.raises(UserError, match=r"launch.threads: .* cpus-per-task"):
+        sbatch.submit()
+    job, cores, environment = sbatch.submit(threads=3)
+    assert (job.threads, cores) == (3, "12")
+    assert "AWS_PROFILE=ours" in environment
+    assert "\nCUDA_VISIBLE_DEVICES=" not in environment
+    job, cores, _ = sbatch.submit(slurm={"options": {"cpus-per-task": 20}})
+    assert (job.threads, cores) == (0, "20")
 
 
 @pytest.mark.parametrize(
