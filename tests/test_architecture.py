@@ -88,7 +88,16 @@ def test_the_configuration_knows_no_heavy_library():
 
 def test_no_stage_imports_another():
     made_of_stages = {
-        *("beside", "doctor", "estimate", "image_cell", "preflight", "reproduce", "reproduce_images"),
+        *(
+            "beside",
+            "doctor",
+            "estimate",
+            "image_cell",
+            "preflight",
+            "reproduce",
+            "reproduce_images",
+            "side_by_side",
+        ),
     }
     shared = {"cells", "phases", "record", "result"}
     for path in modules(CORE / "stages"):

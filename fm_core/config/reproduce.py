@@ -83,12 +83,17 @@ class ReproduceSection(Section):
     """Settings of the plane."""
     images: ImagesSection = ImagesSection()
     """Settings of a comparison on images."""
+    parallel: int = Field(default=1, ge=1)
+    """On images: cells that are made at a time. The GPUs of this host are shared out among them; where there
+    are none, its cores; with launch.kind slurm each is a job of its own."""
 
     @model_validator(mode="after")
     def _cells_are_told_apart(self) -> Self:
         names = [cell.name for cell in self.cells]
         if len(set(names)) < len(names):
             raise ValueError(f"reproduce.cells: two cells have one name among {', '.join(names)}")
+        if self.kind == "plane" and self.parallel > 1:
+            raise ValueError("reproduce.parallel: the cells of the plane are made one after another")
         for cell in self.cells:
             if self.kind == "plane" and cell.steps is not None and cell.steps > self.plane.steps:
                 raise ValueError(

@@ -21,25 +21,26 @@ from fm_core.stages.cells import CellRun, cell_runs, ours
 from fm_core.stages.image_cell import PARTS, make_cell, pictures_of
 from fm_core.stages.result import StageResult
 from fm_core.stages.shard import shard
+from fm_core.stages.side_by_side import Ended, make_side_by_side, shares
 
 
 def reproduce_images(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResult:
     """Train, sample and score every cell with every seed; what is there already is verified and kept."""
     cells = cell_runs(config)
     directory = run.path / "reproduce"
-    failures: dict[str, str] = {}
-    records: list[dict[str, Any]] = []
+    shares(config)
     with alone(directory) as beat:
         bar = _Bar(len(cells), observe, beat)
         shard(config)
-        for number, cell in enumerate(cells):
-            try:
-                records.append(make_cell(cell, config.reproduce.images, bar.cell(number)))
-            except Stopped:
-                raise
-            except Exception as error:
-                failures[cell.name] = f"{type(error).__name__}: {error}".splitlines()[0]
-                write_text(run.log("reproduce", cell.name), traceback.format_exc())
+        make = _one_by_one if config.reproduce.parallel == 1 else _side_by_side
+        ended = make(config, cells, run, bar)
+        records = [one.record for one in ended if one.record is not None]
+        failures = {
+            cell.name: one.error for cell, one in zip(cells, ended, strict=True) if one.record is None
+        }
+        for cell, one in zip(cells, ended, strict=True):
+            if one.trace:
+                write_text(run.log("reproduce", cell.name), one.trace)
         results = {
             "kind": "images",
             "data": config.data.name,
@@ -71,6 +72,25 @@ def reproduce_images(config: RunConfig, run: RunDirectory, observe: Observer) ->
         },
         hashes={record["run"]: record["scores"]["protocol"]["weights_sha256"] for record in records},
     )
+
+
+def _one_by_one(config: RunConfig, cells: list[CellRun], run: RunDirectory, bar: "_Bar") -> list[Ended]:
+    """Make every cell in this process."""
+    ended: list[Ended] = []
+    for number, cell in enumerate(cells):
+        try:
+            ended.append(Ended(make_cell(cell, config.reproduce.images, bar.cell(number))))
+        except Stopped:
+            raise
+        except Exception as error:
+            said = f"{type(error).__name__}: {error}".splitlines()[0]
+            ended.append(Ended(None, said, traceback.format_exc()))
+        bar.cell(number)(PARTS, cell.title)
+    return ended
+
+
+def _side_by_side(config: RunConfig, cells: list[CellRun], run: RunDirectory, bar: "_Bar") -> list[Ended]:
+    return make_side_by_side(config, cells, run.path / "logs" / "cells", bar.cell)
 
 
 def _write(directory: Path, results: Mapping[str, Any], cells: list[CellRun]) -> bool:
@@ -107,11 +127,10 @@ class _Bar:
         self._done = [0] * cells
 
     def cell(self, number: int) -> Callable[[int, str], None]:
-        """What hears how far one cell is; a cell that failed before counts as done."""
+        """What hears how far one cell is."""
 
         def show(parts: int, message: str) -> None:
             self._beat()
-            self._done[:number] = [PARTS] * number
             self._done[number] = max(self._done[number], parts)
             self._say(min(sum(self._done), self._total - 1), message)
 
