@@ -27,8 +27,17 @@ GAUGES = {
     "seconds": "Seconds spent in training, over all sessions.",
     "data_seconds": "Seconds of the last interval spent waiting for data.",
     "skipped_steps": "Optimizer steps that were skipped.",
+    "rollbacks": "How often training went back to a checkpoint because steps could not be applied.",
+    "memory_bytes": "Most memory that a device has held, in bytes; without a GPU that of a process now.",
+    "tflops_per_device": "TFLOP/s of one device in the network's operations over the last interval.",
+    "mfu": "Share of the device's peak that these are, where the peak is known.",
+    "held_out_loss": "Loss on the held-out images of the last checkpoint, at fixed times and noise.",
+    "loss_quarter_1": "Mean loss of the last interval at times in the first quarter, the noisiest.",
+    "loss_quarter_2": "Mean loss of the last interval at times in the second quarter.",
+    "loss_quarter_3": "Mean loss of the last interval at times in the third quarter.",
+    "loss_quarter_4": "Mean loss of the last interval at times in the last quarter, next to the data.",
 }
-"""Keys of metrics.jsonl that are exported, with what Prometheus says of them."""
+"""Numbers of metrics.jsonl and held_out.jsonl that are exported, with what Prometheus says of them."""
 
 
 def check_exports(train: TrainSection) -> None:
@@ -67,8 +76,10 @@ class Exports:
             self._makers["wandb"] = lambda: wandb(config)
 
     def __call__(self, record: Mapping[str, Any]) -> None:
-        """Copy one line of metrics.jsonl."""
-        values = {key: record[key] for key in GAUGES if record.get(key) is not None}
+        """Copy one line of metrics.jsonl, or a measurement of the held-out loss."""
+        quarters = enumerate(record.get("loss_by_quarter_of_t", ()), start=1)
+        numbers = {**record, **{f"loss_quarter_{number}": loss for number, loss in quarters}}
+        values = {key: numbers[key] for key in GAUGES if numbers.get(key) is not None}
         for name, make in list(self._makers.items()):
             try:
                 if name not in self._opened:
@@ -85,7 +96,7 @@ def prometheus(path: Path, run: str, images: int) -> Export:
 
     registry = CollectorRegistry()
     gauges = {
-        key: Gauge(f"flow_matching_{key}", meaning, ["run"], registry=registry).labels(run)
+        key: Gauge(f"flow_matching_{key}", meaning, ["run"], registry=registry)
         for key, meaning in GAUGES.items()
     }
     goal = Gauge("flow_matching_images_goal", "Images to see (train.images).", ["run"], registry=registry)
@@ -94,7 +105,7 @@ def prometheus(path: Path, run: str, images: int) -> Export:
 
     def export(values: Mapping[str, Any]) -> None:
         for key, value in values.items():
-            gauges[key].set(value)
+            gauges[key].labels(run).set(value)
         written.labels(run).set_to_current_time()
         write_to_textfile(str(path), registry)
 

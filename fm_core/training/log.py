@@ -110,6 +110,7 @@ class TrainLog:
         append_line(self.held_out, record)
         if record["loss"] is not None:
             self.facts["held_out_loss"] = record["loss"]
+            self.export({**record, "loss": None, "held_out_loss": record["loss"]})
 
     def status(self, state: TrainState, phase: str = "running", now: bool = False) -> None:
         """Rewrite status.json, at most once a second unless told to now."""

@@ -25,7 +25,12 @@ LINE = {
     "seconds": 3.0,
     "data_seconds": 0.5,
     "skipped_steps": 0,
+    "rollbacks": 1,
+    "memory_bytes": 2**30,
+    "tflops_per_device": 320.0,
+    "mfu": 0.32,
 }
+HELD_OUT = {"step": 40, "images_seen": 5120, "loss": 0.75}
 
 
 def config(tmp_path: Path, **train) -> RunConfig:
@@ -43,15 +48,23 @@ def test_prometheus_reads_the_newest_values(tmp_path: Path):
     writer = log(config(tmp_path, prometheus=str(tmp_path)), tmp_path)
     writer.line(LINE)
     writer.line({**LINE, "step": 40, "images_seen": 5120, "loss": 0.125})
+    writer.held_out_line(HELD_OUT)
+    writer.held_out_line({**HELD_OUT, "loss": None})  # it was no number
     text = (tmp_path / "flow-matching-a-run.prom").read_text()
     families = {family.name: family for family in text_string_to_metric_families(text)}
-    values = {name: family.samples[0].value for name, family in families.items()}
+    values = {name: sample.value for name, family in families.items() for sample in family.samples}
     assert values["flow_matching_step"] == 40
     assert values["flow_matching_images_seen"] == 5120
     assert values["flow_matching_images_goal"] == 128_000
     assert values["flow_matching_loss"] == 0.125
     assert values["flow_matching_images_per_s"] == 812.5
-    assert set(values) == {f"flow_matching_{key}" for key in (*GAUGES, "images_goal", "written")}
+    assert values["flow_matching_held_out_loss"] == 0.75
+    assert [values[f"flow_matching_loss_quarter_{number}"] for number in (1, 2, 3, 4)] == [0.1, 0.2, 0.3, 0.4]
+    assert values["flow_matching_mfu"] == 0.32
+    # What is not known, as a gradient that is no number, is absent and not zero.
+    told = {f"flow_matching_{key}" for key in (*GAUGES, "images_goal", "written")}
+    assert told - set(values) == {"flow_matching_grad_norm"}
+    assert set(families) == told
     assert all(sample.labels == {"run": "a-run"} for family in families.values() for sample in family.samples)
     assert all(family.documentation for family in families.values())
     assert [path.name for path in tmp_path.glob("*.prom*")] == ["flow-matching-a-run.prom"]
@@ -77,15 +90,20 @@ def test_tensorboard_reads_every_value_against_images_seen(tmp_path: Path):
     pytest.importorskip("tensorboardX", reason="the test extra brings it")
     settings = config(tmp_path, tensorboard=True)
     log(settings, tmp_path).line(LINE)
-    log(settings, tmp_path).line({**LINE, "loss": 0.5})  # a session that goes on from before that line
+    again = log(settings, tmp_path)
+    again.line({**LINE, "loss": 0.5})  # a session that goes on from before that line
+    again.held_out_line(HELD_OUT)
     folder = tmp_path / "a-run" / "train" / "tensorboard"
     deadline = time.monotonic() + 10
-    while sum(len(event.summary.value) for event in events(folder)) < 16 and time.monotonic() < deadline:
+    wanted = 2 * (len(GAUGES) - 2) + 3  # no gradient; the held-out loss is a line of its own
+    while sum(len(event.summary.value) for event in events(folder)) < wanted and time.monotonic() < deadline:
         time.sleep(0.05)  # a thread writes
     told = events(folder)
     values = [(value.tag, event.step, value.simple_value) for event in told for value in event.summary.value]
     assert ("train/loss", 2560, 0.25) in values
     assert ("train/loss", 2560, 0.5) in values
+    assert ("train/held_out_loss", 5120, 0.75) in values
+    assert len(values) == wanted
     assert {tag for tag, _, _ in values} == {f"train/{key}" for key in GAUGES if key != "grad_norm"}
     assert any(event.session_log.status == event.session_log.START and event.step == 2560 for event in told)
 
@@ -153,3 +171,19 @@ def test_a_run_goes_on_in_its_curve_and_another_of_its_name_does_not(tmp_path: P
     assert first == again != other
     assert {asked["name"] for asked in service.asked} == {"a-run"}
     assert [line["images_seen"] for line in service.lines] == [2560] * 3
+
+
+def test_the_service_gets_what_the_others_get(tmp_path: Path, monkeypatch):
+    service = Service(monkeypatch)
+    settings = config(tmp_path, wandb="a-project")
+    writer = log(settings, tmp_path)
+    writer.line(LINE)
+    writer.held_out_line(HELD_OUT)
+    line, held_out = service.lines
+    assert set(line) == set(GAUGES) - {"grad_norm", "held_out_loss"}
+    assert (line["loss"], line["loss_quarter_4"], line["rollbacks"]) == (0.25, 0.4, 1)
+    assert held_out == {"step": 40, "images_seen": 5120, "held_out_loss": 0.75}
+    (asked,) = service.asked
+    assert (asked["project"], asked["resume"]) == ("a-project", "allow")
+    assert asked["config"]["train"]["images"] == 128_000
+    assert asked["dir"] == str(tmp_path / "a-run" / "train")
