@@ -102,6 +102,8 @@ def _steps(trainer: Trainer, state: TrainState, batches: Batches, accumulated: i
             _save_snapshot(trainer, state)
         stop = _agree_to_stop(trainer.rank, trainer.control)
         if stop or ended or crossed(train.checkpoint_images, state.images_seen, train.global_batch):
+            # A stop may come after a step or two: that is not far enough.
+            state = state if stop else setback.recovered(state)
             sums = interval.gathered(trainer.control)
             _save(trainer, state.model_copy(update={"interval_sums": sums}), hurried=stop)
         if trainer.log:
@@ -190,7 +192,7 @@ def _agree_to_stop(rank: Rank, control: Any) -> bool:
 
 def _go_back(trainer: Trainer, trouble: TrainState) -> TrainState:
     found = None
-    if not trouble.rollbacks:
+    if setback.may_go_back(trouble):
         found = checkpoint.load(trainer.engine, trainer.averages, trainer.checkpoints, trainer.recipe)
     state = setback.continued(trouble, found, trainer.setback)
     if trainer.log:

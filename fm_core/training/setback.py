@@ -3,7 +3,7 @@
 DeepSpeed skips a step whose gradient is not finite on any rank: neither weights nor averages see it. That
 is counted. After train.skipped_limit such steps in a row, or a logging interval of nothing else, training
 goes back to the last checkpoint and continues with the stream position where it is now: images seen and
-position part. A second time it gives up, with the facts.
+position part. If that happens again before a checkpoint of clean steps was made, it gives up, with the facts.
 """
 
 from pathlib import Path
@@ -54,20 +54,45 @@ def continued(trouble: TrainState, found: TrainState | None, record: Path | None
     same way.
 
     Raises:
-        GaveUp: training went back before, or there is no checkpoint.
+        GaveUp: training went back before and has not recovered since, or there is no checkpoint.
     """
-    if trouble.rollbacks:
+    if not may_go_back(trouble):
         raise GaveUp(
-            f"{facts(trouble)}, after going back to a checkpoint once already; lower train.learning_rate or "
-            "look at the data there"
+            f"{facts(trouble)}, after going back to a checkpoint once already; look at the data there, or "
+            "start another run.name with train.init_from = this run and a lower train.learning_rate"
         )
     if found is None:
         raise GaveUp(f"{facts(trouble)}, and there is no checkpoint to go back to; look at data and model")
-    state = found.model_copy(update={"position": trouble.position, "rollbacks": 1, "skipped_in_a_row": 0})
+    state = _gone_back(found, trouble.position, trouble.rollbacks + 1)
     if record:
         print(f"warning: {facts(trouble)}; back to step {state.step}, past that data", flush=True)
-        write_json(record, {"step": state.step, "position": state.position, "because": facts(trouble)})
+        where = {"step": state.step, "position": state.position, "rollbacks": state.rollbacks}
+        write_json(record, {**where, "because": facts(trouble)})
     return state
+
+
+def may_go_back(trouble: TrainState) -> bool:
+    """Whether training never went back, or has recovered since."""
+    return trouble.skipped_at_rollback is None
+
+
+def recovered(state: TrainState) -> TrainState:
+    """The state of a checkpoint: where no step since the last one was skipped, training may go back again."""
+    skipped = state.step - state.applied_steps
+    if state.skipped_at_rollback in (None, skipped):
+        return state.model_copy(update={"skipped_at_rollback": None})
+    return state.model_copy(update={"skipped_at_rollback": skipped})
+
+
+def _gone_back(found: TrainState, position: int, rollbacks: int) -> TrainState:
+    return found.model_copy(
+        update={
+            "position": position,
+            "rollbacks": rollbacks,
+            "skipped_in_a_row": 0,
+            "skipped_at_rollback": found.step - found.applied_steps,
+        }
+    )
 
 
 def recalled(state: TrainState, record: Path | None) -> TrainState:
@@ -78,8 +103,7 @@ def recalled(state: TrainState, record: Path | None) -> TrainState:
     told = [read_json(record) if record else None]
     dist.broadcast_object_list(told, src=0)
     before = told[0]
-    if before is None or before["step"] != state.step or state.rollbacks:
+    rollbacks = before.get("rollbacks", 1) if before else 0
+    if before is None or before["step"] != state.step or state.rollbacks >= rollbacks:
         return state
-    return state.model_copy(
-        update={"position": before["position"], "rollbacks": 1, "skipped_in_a_row": 0},
-    )
+    return _gone_back(state, before["position"], rollbacks)

@@ -23,6 +23,8 @@ class TrainState(Section):
     """Next position of the data stream; ahead of images_seen where training went back past bad data."""
     rollbacks: int = 0
     """How often training went back to a checkpoint because no step could be applied."""
+    skipped_at_rollback: int | None = None
+    """Skipped steps up to the last checkpoint, as long as training has not recovered since it went back."""
     seconds: float = 0.0
     """Wall time spent in training, over all sessions."""
     processes: int = 1

@@ -2,8 +2,12 @@
 
 import pytest
 
-from fm_core.config import TrainSection
-from fm_core.training.setback import NothingApplied, check, interval_steps
+from fm_core.config import RunConfig, TrainSection
+from fm_core.errors import GaveUp
+from fm_core.run.directory import identity
+from fm_core.run.files import read_json
+from fm_core.training import setback
+from fm_core.training.setback import NothingApplied, check, continued, interval_steps, recalled, recovered
 from fm_core.training.state import TrainState
 
 
@@ -37,3 +41,69 @@ def test_it_is_time_after_the_limit_or_a_whole_interval_of_several_steps(skipped
             check(train, state, logged)
     else:
         check(train, state, logged)
+
+
+def state_at(step, skipped=0, **facts):
+    """A state whose position is as far ahead as it is told."""
+    ahead = facts.pop("ahead", 0)
+    return TrainState(
+        step=step,
+        applied_steps=step - skipped,
+        images_seen=step * 12,
+        position=(step + ahead) * 12,
+        **facts,
+    )
+
+
+def went_on(state, step, skipped=0):
+    """The same some steps later, of which so many were skipped."""
+    moved = step - state.step
+    return state.model_copy(
+        update={
+            "step": step,
+            "applied_steps": state.applied_steps + moved - skipped,
+            "position": state.position + moved * 12,
+            "skipped_in_a_row": skipped,
+        }
+    )
+
+
+def test_trouble_at_the_same_place_ends_training_with_advice_that_can_be_followed(tmp_path):
+    back = continued(state_at(50, skipped=8, skipped_in_a_row=8), state_at(40), tmp_path / "setback.json")
+    assert (back.step, back.position, back.rollbacks) == (40, 50 * 12, 1)
+    with pytest.raises(GaveUp, match="after going back to a checkpoint once already") as caught:
+        continued(went_on(back, 48, skipped=8), state_at(40), None)
+    said = str(caught.value)
+    assert "another run.name with train.init_from = this run and a lower train.learning_rate" in said
+    # Of this run the rate cannot be changed.
+    assert "learning_rate" in identity(RunConfig())["train"]
+
+
+def test_after_a_checkpoint_of_clean_steps_training_may_go_back_again(tmp_path):
+    record = tmp_path / "setback.json"
+    back = continued(state_at(50, skipped=8), state_at(40), record)
+    # One of these steps was skipped: not yet.
+    saved = recovered(went_on(back, 60, skipped=1))
+    with pytest.raises(GaveUp):
+        continued(went_on(saved, 68, skipped=8), saved, None)
+    saved = recovered(went_on(saved, 80))
+    again = continued(went_on(saved, 88, skipped=8), saved, record)
+    assert (again.step, again.rollbacks) == (80, 2)
+    assert again.position == saved.position + 8 * 12
+    assert read_json(record)["rollbacks"] == 2
+    with pytest.raises(GaveUp):
+        continued(went_on(again, 88, skipped=8), saved, None)
+
+
+def test_a_run_that_was_killed_after_going_back_goes_on_in_the_same_way(tmp_path, monkeypatch):
+    monkeypatch.setattr(setback.dist, "broadcast_object_list", lambda told, src: None)
+    record = tmp_path / "setback.json"
+    found = state_at(40)
+    assert recalled(found, record) == found
+    back = continued(state_at(50, skipped=8), found, record)
+    assert recalled(found, record) == back
+    # The same step, come by again after another way back, is past it.
+    later = found.model_copy(update={"rollbacks": 1, "position": 7_777})
+    assert recalled(later, record) == later
+    second = continued(recovered(went_on(back, 60)), recovered(went_on(back, 60)), record)
+    assert recalled(recovered(went_on(back, 60)), record) == second
