@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from checkpointing import backward
 
 from fm_core.config import ModelSection
 from fm_core.models.build import build_network
@@ -148,26 +149,13 @@ def test_images_of_another_shape_are_refused():
 
 
 def test_checkpointing_changes_memory_and_not_gradients():
-    t, x = batch()
-    gradients = []
-    for checkpointing in (False, True):
-        torch.manual_seed(0)
-        network = awake(small(gradient_checkpointing=checkpointing)).train()
-        saved = 0
+    def made(checkpointing):
+        return awake(small(gradient_checkpointing=checkpointing))
 
-        def count(tensor):
-            nonlocal saved
-            saved += tensor.numel()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            loss = network(t, x).square().sum()
-        loss.backward()
-        gradients.append((saved, [p.grad for p in network.parameters()]))
-    (plain_saved, plain), (checkpointed_saved, checkpointed) = gradients
-    assert checkpointed_saved < plain_saved / 2
-    for a, b in zip(plain, checkpointed, strict=True):
-        assert torch.allclose(a, b, atol=1e-5)
+    given = batch()
+    (plain_saved, plain), (saved, checkpointed) = (backward(made, each, given) for each in (False, True))
+    assert saved < plain_saved / 2
+    torch.testing.assert_close(checkpointed, plain, atol=1e-5, rtol=1e-5)
 
 
 def test_bfloat16_weights_keep_time_exact_and_the_output_close():
@@ -191,11 +179,14 @@ def test_normalisation_rounds_once_under_bfloat16():
     assert (y == (exact * (1 + scale.double()) + shift.double()).to(torch.bfloat16)).float().mean() > 0.99
 
 
-def test_the_network_is_one_graph_forward_and_backward():
-    network = awake(small(classes=3))
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointed"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_network_is_one_graph_forward_and_backward(dtype, checkpointing):
+    network = awake(small(classes=3, gradient_checkpointing=checkpointing)).to(dtype).train()
     t, x = batch()
     traced = torch.compile(network, fullgraph=True, backend="aot_eager")
     y = traced(t, x, None)
-    assert torch.allclose(y, network(t, x, None), atol=1e-5)
+    plain = network(t, x, None)
+    assert (y - plain).norm() / plain.norm() < (1e-5 if dtype == torch.float32 else 0.05)
     y.square().sum().backward()
     assert all(parameter.grad is not None for parameter in network.parameters())

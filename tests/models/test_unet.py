@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from checkpointing import backward
 
 from fm_core.models.blocks import Attention, ResidualBlock
 from fm_core.models.layers import Convolution, Normalisation, group_count, time_features
@@ -166,27 +167,13 @@ def test_images_of_another_shape_are_refused():
 
 
 def test_checkpointing_changes_memory_and_not_gradients():
-    t, x = batch()
-    gradients = []
-    for checkpointing in (False, True):
-        torch.manual_seed(0)
-        network = awake(small_unet(gradient_checkpointing=checkpointing, dropout=0.3)).train()
-        saved = 0
+    def made(checkpointing):
+        return awake(small_unet(gradient_checkpointing=checkpointing, dropout=0.3))
 
-        def count(tensor):
-            nonlocal saved
-            saved += tensor.numel()
-            return tensor
-
-        torch.manual_seed(1)
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            loss = network(t, x).square().sum()
-        loss.backward()
-        gradients.append((saved, [p.grad for p in network.parameters()]))
-    (plain_saved, plain), (checkpointed_saved, checkpointed) = gradients
-    assert checkpointed_saved < plain_saved / 2
-    for a, b in zip(plain, checkpointed, strict=True):
-        assert torch.allclose(a, b, atol=1e-5)
+    given = batch()
+    (plain_saved, plain), (saved, checkpointed) = (backward(made, each, given) for each in (False, True))
+    assert saved < plain_saved / 2
+    torch.testing.assert_close(checkpointed, plain, atol=1e-5, rtol=1e-5)
 
 
 def test_dropout_acts_in_training_only():
@@ -274,12 +261,15 @@ def test_time_features_turn_a_thousand_times_as_fast_as_t():
     assert time_features(torch.tensor([0.25]), 7).shape == (1, 7)
 
 
-def test_the_network_is_one_graph_forward_and_backward():
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointed"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_network_is_one_graph_forward_and_backward(dtype, checkpointing):
     # The tracing of torch.compile without its code generation, which takes minutes for what it adds here.
-    network = awake(small_unet(classes=3))
+    network = awake(small_unet(classes=3, gradient_checkpointing=checkpointing)).to(dtype).train()
     t, x = batch()
     traced = torch.compile(network, fullgraph=True, backend="aot_eager")
     y = traced(t, x, None)
-    assert torch.allclose(y, network(t, x, None), atol=1e-5)
+    plain = network(t, x, None)
+    assert (y - plain).norm() / plain.norm() < (1e-5 if dtype == torch.float32 else 0.05)
     y.square().sum().backward()
     assert all(parameter.grad is not None for parameter in network.parameters())

@@ -1,11 +1,14 @@
 """The faster field is the same field."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from fm_core.config import SampleSection
 from fm_core.method.solve import Solver, solve
 from fm_core.models.mlp import MLP
+from fm_core.models.unet import UNet
 from fm_core.sampling.speed import Compiled, accelerated
 
 
@@ -44,3 +47,33 @@ def test_a_compiled_network_goes_the_same_way_and_compiles_one_shape():
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     torch.testing.assert_close(solved(network, 5), solved(awake(), 5), rtol=1e-5, atol=1e-5)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_unet_with_attention_is_one_graph_in_either_precision(monkeypatch, precision):
+    """The graph alone, without the compiler behind it: `fullgraph` refuses whatever would break it."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    torch.manual_seed(0)
+    made = UNet(
+        image_size=8,
+        image_channels=1,
+        channels=8,
+        channel_multipliers=(1, 2),
+        residual_blocks=1,
+        attention_resolutions=(4,),
+        head_channels=8,
+        dropout=0.0,
+        scale_shift=True,
+        resample_with_residual_blocks=True,
+    ).eval()
+    for weight in made.requires_grad_(False).parameters():
+        weight.add_(0.1 * torch.randn_like(weight))
+    t, x = torch.rand(2), torch.randn(2, 1, 8, 8)
+    plain = made(t, x)
+    fast = accelerated(made, SampleSection(compile=True, batch=2, precision=precision))
+    torch._dynamo.utils.counters.clear()
+    found = fast(t, x)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert found.dtype == torch.float32
+    within = 1e-5 if precision == "fp32" else 0.1
+    assert (found - plain).norm() / plain.norm() < within
