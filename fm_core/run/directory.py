@@ -189,6 +189,16 @@ def environment() -> dict[str, Any]:
     }
 
 
+def recorded_config(run: Path) -> RunConfig:
+    """What was asked of the run in a directory, which may have been moved since.
+
+    Raises UserError if another version wrote it, or nobody did.
+    """
+    place = {"root": str(run.resolve().parent), "name": run.resolve().name}
+    config = _recorded(run / "config.yaml")
+    return config.model_copy(update={"run": config.run.model_copy(update=place)})
+
+
 def _recorded(path: Path) -> RunConfig:
     # A recorded file names every key; one written before a key existed gets that key's default.
     tree = merge(RunConfig().model_dump(mode="json"), read_yaml(path))

@@ -16,6 +16,7 @@ from fm_core.run.beside import LEAST_IMAGES, check_beside
 from fm_core.run.directory import RunDirectory
 from fm_core.sampling.store import solver_of
 from fm_core.stages import train
+from fm_core.training.checkpoints import Checkpoints
 from fm_core.training.schedule import POWER, ema_decays
 
 STAGES = ("shard", "train", "sample", "evaluate", "report")
@@ -57,7 +58,9 @@ def _check_network(config: RunConfig) -> None:
 
 def _check_initial_weights(config: RunConfig) -> None:
     wanted = config.train.init_from
-    if wanted and "://" not in wanted and not Path(wanted).exists():
+    if not wanted or "://" in wanted or Path(wanted).exists():
+        return
+    if not Checkpoints.of(config).steps():  # a run that has begun needs it no more
         raise UserError(
             f"train.init_from: {wanted} does not exist; name a run directory or a .safetensors file"
         )

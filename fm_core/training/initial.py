@@ -1,16 +1,19 @@
 """Weights to start from."""
 
+import hashlib
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load, load_file
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from fm_core.data.store import Store
 from fm_core.errors import UserError
 from fm_core.models.adm_weights import AttentionOrder, from_adm, is_adm
 from fm_core.models.unet import UNet
-from fm_core.training.committed import COMPLETE
+from fm_core.run.directory import RunDirectory, recorded_config, step_name
+from fm_core.training.committed import COMPLETE, tensors_file
+from fm_core.training.uploads import remote_files, remote_steps
 
 
 def initial_weights(
@@ -21,11 +24,13 @@ def initial_weights(
     A file with the names of guided-diffusion's UNet is converted; `attention` is its order of heads.
     Raises UserError, naming the first tensor that does not fit, or what is missing.
     """
-    path = Path(where)
-    file = _newest_average(path) if path.is_dir() else where
+    file, sha256 = _average_of(Path(where)) if Path(where).is_dir() else (where, None)
     try:
-        folder, _, name = str(file).rpartition("/")
-        weights = load(Store.at(folder).read_bytes(name)) if "://" in where else load_file(file)
+        folder, _, name = file.rpartition("/")
+        content = Store.at(folder).read_bytes(name) if "://" in file else Path(file).read_bytes()
+        if sha256 and hashlib.sha256(content).hexdigest() != sha256:
+            raise UserError(f"train.init_from: {file} differs from the hash in its checkpoint's {COMPLETE}")
+        weights = load(content)
     except (OSError, SafetensorError) as error:
         raise UserError(f"train.init_from: {file} cannot be read: {error}") from None
     if isinstance(network, UNet) and is_adm(weights):
@@ -45,11 +50,20 @@ def initial_weights(
     return weights
 
 
-def _newest_average(run: Path) -> Path:
-    checkpoints = sorted(mark.parent for mark in run.glob(f"train/checkpoints/step-*/{COMPLETE}"))
-    averages = sorted(checkpoints[-1].glob("ema-*.safetensors")) if checkpoints else []
-    if not averages:
-        raise UserError(
-            f"train.init_from: {run} has no complete checkpoint; name a run directory or a .safetensors file"
-        )
-    return averages[0]
+def _average_of(run: Path) -> tuple[str, str]:
+    """The first average in the newest complete checkpoint of a run, wherever that is, and its SHA-256."""
+    missing = (
+        f"train.init_from: {run} has no complete checkpoint; name a run directory or a .safetensors file"
+    )
+    if not (run / "config.yaml").exists():
+        raise UserError(missing)
+    config = recorded_config(run)
+    store = Store.at(RunDirectory(config).checkpoints)
+    steps = remote_steps(store)
+    if not steps:
+        raise UserError(f"{missing} (its train.checkpoint_root is {store.url})")
+    name, file = step_name(steps[-1]), tensors_file(f"ema-{config.train.ema_decays[0]:g}")
+    facts = (remote_files(store, name) or {}).get(file)
+    if facts is None:
+        raise UserError(f"train.init_from: {store.url}/{name} has no {file}")
+    return f"{store.url}/{name}/{file}", facts["sha256"]

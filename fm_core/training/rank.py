@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from fm_core.config import RunConfig
 from fm_core.data.manifest import Manifest, load_manifest
@@ -87,7 +88,7 @@ def _trainer(config: RunConfig, rank: Rank, device: torch.device) -> Trainer:
     torch.manual_seed(config.run.seed)
     classes = manifest.class_count or 0
     network = build_network(config.model, manifest.image_shape, classes, config.train.gradient_checkpointing)
-    if config.train.init_from:
+    if config.train.init_from and not _begun(config, rank):
         order = config.train.init_attention_order
         network.load_state_dict(initial_weights(config.train.init_from, network, order))
     flops = flops_per_image(network, manifest.image_shape)
@@ -110,6 +111,13 @@ def _trainer(config: RunConfig, rank: Rank, device: torch.device) -> Trainer:
         log=_log(config, rank) if rank.first else None,
         setback=directory.path / "train" / "setback.json" if rank.first else None,
     )
+
+
+def _begun(config: RunConfig, rank: Rank) -> bool:
+    """Whether there is a checkpoint to go on from: what training began with is then not needed any more."""
+    told = [bool(Checkpoints.of(config).steps()) if rank.first else None]
+    dist.broadcast_object_list(told, src=0)
+    return bool(told[0])
 
 
 def _held_out(config: RunConfig, manifest: Manifest, method: Method, ranks: int) -> HeldOut | None:
