@@ -2,11 +2,15 @@
 
 import base64
 import io
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 NEAREST_BLOCK = 4096
 """Training images that are compared at a time."""
@@ -68,24 +72,14 @@ def loss_curve(metrics: list[dict[str, Any]]) -> bytes:
 
     `metrics` are the lines of train/metrics.jsonl; at least one.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.2, 3.2), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    figure, axes = _against_images_seen("loss per dimension")
     seen = [line["images_seen"] for line in metrics]
     for quarter in range(4):
         values = [line["loss_by_quarter_of_t"][quarter] for line in metrics]
         axes.plot(seen, values, linewidth=0.9, alpha=0.6, label=f"t in quarter {quarter + 1}")
     axes.plot(seen, [line["loss"] for line in metrics], color="black", linewidth=1.6, label="all t")
-    axes.set_xlabel("images seen")
-    axes.set_ylabel("loss per dimension")
-    axes.grid(alpha=0.3)
     axes.legend(fontsize=7, ncols=5, loc="upper right")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return _drawn(figure)
 
 
 def distance_curve(scores: list[dict[str, Any]]) -> bytes:
@@ -93,18 +87,27 @@ def distance_curve(scores: list[dict[str, Any]]) -> bytes:
 
     `scores` are the lines of evaluation/beside.jsonl; at least one.
     """
+    figure, axes = _against_images_seen(f"Fréchet distance ({scores[-1]['features']} features)")
+    seen = [line["images_seen"] for line in scores]
+    distances = [line["frechet_distance"] for line in scores]
+    axes.errorbar(seen, distances, [line["stderr"] for line in scores], color="black", marker="o", capsize=3)
+    return _drawn(figure)
+
+
+def _against_images_seen(what: str) -> "tuple[Figure, Axes]":
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.2, 3.2), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    seen = [line["images_seen"] for line in scores]
-    distances = [line["frechet_distance"] for line in scores]
-    axes.errorbar(seen, distances, [line["stderr"] for line in scores], color="black", marker="o", capsize=3)
     axes.set_xlabel("images seen")
-    axes.set_ylabel(f"Fréchet distance ({scores[-1]['features']} features)")
+    axes.set_ylabel(what)
     axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def _drawn(figure: "Figure") -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
