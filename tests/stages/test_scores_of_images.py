@@ -25,6 +25,7 @@ IMAGE_SCORES = (
     "recall",
     "recognised",
 )
+SHARED_SCORES = (*IMAGE_SCORES, "bits_per_dim", "nfe")
 
 
 def flat(value, prefix=""):
@@ -81,13 +82,14 @@ def test_any_number_of_processes_gives_the_numbers_of_one(run, here, processes):
     data = run.root / f"data-{processes}"
     shutil.copytree(run.root / "data", data, ignore=shutil.ignore_patterns("train-*.safetensors", "guard-*"))
     words = ("--run.name", moved.name, "--data.root", str(data), "--evaluate.processes", str(processes))
-    called = run.fm("evaluate", *words, "--evaluate.likelihood.batch", "1")
+    called = run.fm("evaluate", *words)
     assert called.code == 0, called.err
     assert {path.name for path in (moved / "logs").glob("evaluate-?.log")} == {
         f"evaluate-{rank}.log" for rank in range(processes)
     }
     theirs = scores_at(run, called.out)
-    for name in IMAGE_SCORES:
+    assert here["bits_per_dim"]["images"] == 2  # each a part of its own
+    for name in SHARED_SCORES:
         assert flat(theirs[name]) == flat(here[name])
     assert theirs["protocol"]["samples_digest"] == here["protocol"]["samples_digest"]
 

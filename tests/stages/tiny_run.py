@@ -39,7 +39,7 @@ TINY = {
     },
     "launch": {"processes": 2, "threads": 1},
     "sample": {"images": 20, "batch": 8, "solver": "euler", "steps": 4},
-    "evaluate": {"likelihood": {"images": 2, "rtol": 0.1, "atol": 0.1}},
+    "evaluate": {"likelihood": {"images": 2, "batch": 1, "rtol": 0.1, "atol": 0.1}},
     "report": {"neighbours": 4},
 }
 
