@@ -1,0 +1,91 @@
+"""Reference, samples and held-out images in several parts, made by several ranks: the numbers of one."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fm_core.config import merge, parse_config
+from fm_core.evaluation import plan, reference, sources
+from fm_core.evaluation.plan import HELD_OUT, REFERENCE, SAMPLES, Evaluation
+from fm_core.evaluation.rank import evaluate
+from fm_core.evaluation.scores import image_scores
+from fm_core.run.rank import Rank
+
+CPU = torch.device("cpu")
+
+
+class Projection(nn.Module):
+    """16 features and five logits of 3 x 8 x 8 pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.logits = nn.Linear(192, 16), nn.Linear(16, 5)
+
+    def forward(self, images):
+        features = self.features(images.float().flatten(1) / 255)
+        return features, self.logits(features)
+
+
+def projection():
+    torch.manual_seed(0)
+    return Projection()
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    path = tmp_path_factory.mktemp("samples") / "images.npz"
+    np.savez(path, np.random.default_rng(0).integers(0, 17, (700, 8, 8, 1), dtype=np.uint8))
+    return path
+
+
+@pytest.fixture
+def scores(digits, images, tmp_path, monkeypatch):
+    """Scores by so many ranks, each of which makes its parts of so many images, and the numbers of parts."""
+
+    def made(ranks, part):
+        for module, name in (
+            (reference, "PART_IMAGES"),
+            (plan, "HELD_OUT_PART"),
+            (sources, "PART_IMAGES"),
+        ):
+            monkeypatch.setattr(module, name, part)
+        root = tmp_path / f"{ranks}-{part}"
+        shutil.copytree(Path(digits.data.root), root / "data", ignore=shutil.ignore_patterns("evaluation"))
+        over = {
+            "run": {"root": str(root / "runs")},
+            "data": {"root": str(root / "data")},
+            "evaluate": {"samples": str(images), "features": "test_shared_parts:projection"},
+        }
+        config = parse_config(merge(digits.model_dump(mode="json"), over), where="test")
+        (root / "control").mkdir()
+        for number in reversed(range(ranks)):  # whoever comes first
+            evaluate(config, Rank(number, ranks, number, root / "control", "job"))
+        evaluation = Evaluation(config, CPU)
+        evaluation.open(lambda step, steps, loss: None)
+        works = evaluation.works
+        assert not any(work.missing() for work in works.values())
+        counts = [len(works[phase].ranges) for phase in (REFERENCE, SAMPLES, HELD_OUT)]
+        parts = [works[phase].read_all() for phase in (SAMPLES, HELD_OUT)]
+        judges = (evaluation.reference, evaluation.extractor, evaluation.settings)
+        return image_scores(*parts, *judges, CPU), counts
+
+    return made
+
+
+def test_parts_of_several_ranks_give_the_numbers_of_one_rank_and_nearly_those_of_one_part(scores):
+    """Whoever makes them: equal to the last bit. Cut otherwise: sums are rounded otherwise."""
+    one, counts = scores(1, 256)
+    assert counts == [6, 3, 2]
+    assert {"frechet_distance", "kernel_distance", "inception_score", "precision", "recall"} <= one.keys()
+    assert one["frechet_distance"]["infinity"]
+    for ranks in (2, 3):
+        assert scores(ranks, 256) == (one, counts)
+    whole, counts = scores(2, 2_000)
+    assert counts == [1, 1, 1]
+    for key, record in whole.items():
+        for name in {"value", "stderr"} & record.keys():
+            assert one[key][name] == pytest.approx(record[name], rel=1e-10), (key, name)
