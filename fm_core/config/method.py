@@ -9,11 +9,11 @@ class MethodSection(Section):
     path: str = "optimal-transport"
     """A built-in path (optimal-transport, variance-preserving, ...) or package.module:Class."""
     path_options: Options = {}
-    """The path's own numbers, e.g. {sigma_min: 1e-5}."""
+    """The path's own numbers and words, e.g. {sigma_min: 1e-5}."""
     objective: str = "flow-matching"
     """A built-in objective (flow-matching, score-matching, ...) or package.module:Class."""
     objective_options: Options = {}
-    """The objective's own numbers."""
+    """The objective's own numbers and words, e.g. {divergence: exact} of maximum-likelihood."""
     coupling: str = "independent"
     """How noise and data are paired: independent or minibatch-optimal-transport."""
     coupling_options: Options = {}

@@ -4,9 +4,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fm_core.config.section import Name, Section
+from fm_core.config.section import Name, Options, Section
 
-CellOptions = dict[str, bool | int | float | str]
 Budget = Annotated[int, Field(ge=2, multiple_of=2)]
 
 
@@ -19,11 +18,11 @@ class CellSection(Section):
     """What tables and figures call it; by default the objective and the path."""
     objective: str
     """A built-in objective (flow-matching, score-matching, ...) or package.module:Class."""
-    objective_options: CellOptions = {}
+    objective_options: Options = {}
     """The objective's own numbers and words."""
     path: str
     """A built-in path (optimal-transport, variance-preserving, ...) or package.module:Class."""
-    path_options: CellOptions = {}
+    path_options: Options = {}
     """The path's own numbers and words."""
     steps: int | None = Field(default=None, ge=1)
     """Optimizer steps where they are fewer than everybody's; shown wherever the cell's numbers are."""

@@ -1,15 +1,33 @@
 """What all sections of the configuration tree share."""
 
+from contextlib import suppress
+from math import isfinite
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
-Number = Annotated[float, AfterValidator(lambda number: int(number) if number.is_integer() else number)]
 Stage = Annotated[
     Literal[1, 2, 3], BeforeValidator(lambda word: int(word) if word in ("1", "2", "3") else word)
 ]
-Options = dict[str, Number]
+
+
+def _option(value: object) -> object:
+    """A number however it is written (YAML takes 1e-5 for a word), whole where it is whole; or a word."""
+    if isinstance(value, str) and value.strip(" +-.")[:1].isdigit():
+        with suppress(ValueError):
+            value = float(value)
+    if isinstance(value, float) and isfinite(value):
+        return int(value) if value.is_integer() else value
+    if isinstance(value, bool | int | str):
+        return value
+    raise PydanticCustomError("option", "a finite number, a word, true or false was expected")
+
+
+Option = Annotated[bool | int | float | str, BeforeValidator(_option)]
+Options = dict[str, Option]
+"""What a path, an objective, a coupling or a time distribution takes beside its name."""
 
 
 class Section(BaseModel):

@@ -51,7 +51,7 @@ def sections(section: type[BaseModel]):
         ({"sample": {"step": "last"}}, ["sample.step", "latest", "'last'"]),
         ({"train": {"ema_decays": []}}, ["train.ema_decays"]),
         ({"train": {"ema_decays": [1.0]}}, ["train.ema_decays"]),
-        ({"method": {"path_options": {"sigma_min": "tiny"}}}, ["method.path_options.sigma_min", "'tiny'"]),
+        ({"method": {"path_options": {"sigma_min": [1]}}}, ["method.path_options.sigma_min", "[1]"]),
     ],
 )
 def test_a_wrong_key_is_refused_in_one_line_that_names_it(tree, words):
@@ -108,6 +108,33 @@ def test_options_of_the_method_keep_whole_numbers_whole():
     assert type(config.method.coupling_options["block"]) is int
     assert config.method.path_options == {"a": 1e-5}
     assert parse_config(config.model_dump(mode="json"), where="x") == config
+
+
+def test_options_may_be_words_and_switches_in_both_sections(tmp_path):
+    options = {"divergence": "exact", "steps": "4", "rtol": "1e-5", "on": True}
+    read = {"divergence": "exact", "steps": 4, "rtol": 1e-5, "on": True}
+    cell = {"name": "cnf", "objective": "maximum-likelihood", "path": "optimal-transport"}
+    tree = {
+        "method": {"objective_options": options},
+        "reproduce": {"cells": [{**cell, "objective_options": options}]},
+    }
+    config = parse_config(tree, where="x")
+    for found in (config.method.objective_options, config.reproduce.cells[0].objective_options):
+        assert found == read
+        assert {key: type(value) for key, value in found.items()} == {
+            "divergence": str,
+            "steps": int,
+            "rtol": float,
+            "on": bool,
+        }
+    (tmp_path / "a.yaml").write_text(dump_yaml(config))
+    assert load_config(tmp_path / "a.yaml") == config
+
+
+@pytest.mark.parametrize("value", [None, [1], {"a": 1}, float("nan")])
+def test_what_is_no_option_is_refused_by_its_key(value):
+    said = refused({"method": {"path_options": {"sigma_min": value}}})
+    assert "method.path_options.sigma_min: a finite number, a word, true or false was expected" in said
 
 
 def test_a_standard_error_needs_two_images_to_score():
