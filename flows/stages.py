@@ -6,7 +6,7 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.task_runners import ProcessPoolTaskRunner
 
-from flows.fan_out import write_parts
+from flows.fan_out import write_pieces
 from flows.farewell import end_what_is_left
 from flows.pipeline import pipeline, run_name
 from flows.presets import DIGITS, Digits
@@ -21,11 +21,12 @@ from flows.presets import DIGITS, Digits
 def shard_dataset(config: Digits = DIGITS) -> State[Any]:
     """Write a data set as checksummed shards with a manifest, under `<data.root>/<data.name>`.
 
-    A task for each part of the source, as many at a time as there are cores
-    (`PREFECT_TASKS_RUNNER_PROCESS_POOL_MAX_WORKERS`). Runs of several workers on one data set help each
-    other: parts that are whole are left alone, and a part written twice has the same bytes.
+    A task for each shard, or for each archive that can only be read from its beginning, as many at a time
+    as there are cores (`PREFECT_TASKS_RUNNER_PROCESS_POOL_MAX_WORKERS`). Runs of several workers on one data
+    set help each other: each has an order of its own and leaves alone what is written meanwhile, and a
+    shard written twice has the same bytes.
     """
-    return pipeline(config, ["shard"], before=write_parts)
+    return pipeline(config, ["shard"], before=write_pieces)
 
 
 @flow(name="train-model", flow_run_name=run_name, on_cancellation=[end_what_is_left])

@@ -3,8 +3,10 @@ import pytest
 from photographs import NpzFiles
 
 from fm_core.config.data import DataSection, SourceSection
-from fm_core.data.fan_out import begin_dataset, finish_dataset, write_named_part
+from fm_core.data import fan_out
+from fm_core.data.fan_out import begin_dataset, finish_dataset, write_piece
 from fm_core.data.order import StreamOrder
+from fm_core.data.plan import make_plan
 from fm_core.data.shards import write_dataset
 from fm_core.data.streams import check_streams, make_cache, make_order
 from fm_core.errors import UserError
@@ -17,22 +19,62 @@ def config(tmp_path):
     return DataSection(root=str(tmp_path), name="a", source=source, block_bytes=4096, shard_blocks=2)
 
 
-def test_parts_written_anywhere_in_any_order_make_the_same_data_set(config):
-    parts = begin_dataset(config)
-    assert parts == ["train_data_batch_1", "train_data_batch_2", "train_data_batch_3", "val_data"]
+def test_pieces_written_anywhere_in_any_order_make_the_same_data_set(config):
+    work = begin_dataset(config)
+    assert [piece.images for piece in work.pieces] == [61, 62, 63, 20]  # batches are read from the beginning
+    assert work.images == 206
     with pytest.raises(UserError, match="shards are not written"):
         finish_dataset(config)
     seen = []
-    assert write_named_part(config, parts[2], seen.append) == 63
+    assert write_piece(config, work.pieces[2].shards, seen.append) == 63
     assert seen[-1] == 63
-    assert begin_dataset(config) == [parts[0], parts[1], parts[3]]
-    for part in reversed(parts):
-        write_named_part(config, part)
-    assert write_named_part(config, parts[2]) == 0
+    assert work.written() == 63
+    assert begin_dataset(config).pieces == [work.pieces[0], work.pieces[1], work.pieces[3]]
+    for piece in reversed(work.pieces):
+        write_piece(config, piece.shards)
+    assert write_piece(config, work.pieces[2].shards) == 0
+    assert work.written() == work.images
     manifest = finish_dataset(config)
-    assert begin_dataset(config) == []
+    assert begin_dataset(config) is None
     assert finish_dataset(config) == manifest
     assert manifest.version == write_dataset(config.model_copy(update={"name": "b"})).version
+
+
+def test_a_part_that_can_be_entered_anywhere_is_shared_out_by_shards(tmp_path, monkeypatch):
+    """As the plain stage does it: images in folders are one part, and not the work of one process."""
+    monkeypatch.setattr(fan_out, "MOST_PIECES", 3)
+    config = DataSection(root=str(tmp_path), block_bytes=6400, shard_blocks=3)  # five shards and two
+    pieces = begin_dataset(config).pieces
+    assert [piece.name for piece in pieces] == [
+        "train-000000 to train-000002",
+        "train-000003 to val-000000",
+        "val-000001",
+    ]
+    monkeypatch.setattr(fan_out, "MOST_PIECES", 256)
+    assert [piece.images for piece in begin_dataset(config).pieces] == [300, 300, 300, 300, 97, 300, 200]
+
+
+def test_a_piece_leaves_alone_what_another_one_wrote_meanwhile(tmp_path, monkeypatch):
+    config = DataSection(root=str(tmp_path), block_bytes=6400, shard_blocks=3)
+    shards = begin_dataset(config).pieces[0].shards + begin_dataset(config).pieces[1].shards
+    meanwhile = []
+
+    def told(done):
+        if not meanwhile:
+            meanwhile.append(write_piece(config, shards[1:]))
+
+    assert write_piece(config, shards, told) == 300
+    assert meanwhile == [300]
+
+
+def test_a_process_lists_the_source_once_for_all_its_pieces(config, monkeypatch):
+    plans = []
+    monkeypatch.setattr(fan_out, "make_plan", lambda data: plans.append(data) or make_plan(data))
+    pieces = begin_dataset(config).pieces
+    plans.clear()
+    for piece in pieces:
+        write_piece(config, piece.shards)
+    assert len(plans) == 1
 
 
 def test_the_configuration_chooses_the_order(config):

@@ -148,7 +148,7 @@ def test_the_server_listens_on_the_loopback_interface_unless_told_otherwise(team
 
 
 def test_a_run_goes_through_worker_password_and_postgresql(team: Team, postgres: Postgres):
-    """shard-dataset: a task for each part of the source, in processes of their own."""
+    """shard-dataset: a task for each shard, in processes of their own."""
     assert team.prefect("work-pool", "create", "local", "--type", "process").returncode == 0
     words = ("--prefect-file", "infra/prefect.yaml", "--name", "flows.stages.shard_dataset/default")
     deployed = team.prefect("--no-prompt", "deploy", *words)
@@ -160,5 +160,5 @@ def test_a_run_goes_through_worker_password_and_postgresql(team: Team, postgres:
     assert runs == ["digits-s0|COMPLETED"], worked.stdout + worked.stderr
     bars = postgres.ask("select name, state_type from task_run order by start_time").splitlines()
     assert bars[-1] == "shard|COMPLETED"
-    assert set(bars[:-1]) == {"digits-train|COMPLETED", "digits-val|COMPLETED"}
+    assert set(bars[:-1]) == {"train-000000|COMPLETED", "val-000000|COMPLETED"}
     assert (team.root / "datasets" / "digits" / "manifest.json").exists()
