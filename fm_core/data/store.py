@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import io
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ from typing import IO, Any, TypeVar, cast
 
 import fsspec  # pyright: ignore[reportMissingTypeStubs]
 
+from fm_core.data.remote_file import RemoteFile
 from fm_core.errors import Unreachable, UserError
 
 T = TypeVar("T")
@@ -105,10 +107,14 @@ class Store:
         return sorted(found)
 
     def open(self, name: str) -> IO[bytes]:
-        """Open a file for reading and seeking."""
+        """Open a file for reading and seeking; FileNotFoundError, and UserError as with_retries."""
         if self.local:
             return (self.local / name).open("rb")
-        return cast(IO[bytes], self.filesystem.open(self.full(name), "rb"))
+        file = RemoteFile(
+            lambda: cast(IO[bytes], self.filesystem.open(self.full(name), "rb")),
+            lambda action: with_retries(action, self._where(name)),
+        )
+        return cast(IO[bytes], io.BufferedReader(file))
 
     def sha256(self, name: str) -> str:
         """SHA-256 of a file's content, in hexadecimal; FileNotFoundError."""

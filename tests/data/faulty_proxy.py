@@ -6,6 +6,9 @@ import socket
 import threading
 import time
 
+DELAY_SECONDS = 3.0
+"""Longer than a client may wait that is to see a time-out."""
+
 
 class FaultyProxy:
     """Every `every`-th connection is dropped, cut, delayed, or answered with 503."""
@@ -35,7 +38,7 @@ class FaultyProxy:
             if spoiled and self.fault == "drop":
                 return
             if spoiled and self.fault == "delay":
-                time.sleep(0.1)
+                time.sleep(DELAY_SECONDS)
             if spoiled and self.fault == "503":
                 client.recv(65536)
                 client.sendall(b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")

@@ -6,10 +6,12 @@ from hypothesis import strategies as st
 
 from fm_core.config.data import DataSection
 from fm_core.data.batches import Batches, flip
+from fm_core.data.block_order import BlockOrder
 from fm_core.data.buffers import BatchBuffers
 from fm_core.data.order import StreamOrder
 from fm_core.data.reader import ImageReader
 from fm_core.data.shards import write_dataset
+from fm_core.data.streams import block_sizes
 from fm_core.errors import UserError
 
 
@@ -27,38 +29,61 @@ def manifest(root):
     return load_manifest(root, "digits")
 
 
-def take(root, manifest, count, **options):
+def full(manifest):
+    return StreamOrder(5, manifest.splits["train"].images)
+
+
+def in_blocks(manifest):
+    """Twelve virtual ranks, which all the numbers of processes here divide."""
+    return BlockOrder(5, block_sizes(manifest, "train"), virtual_ranks=12, run=1, window=150)
+
+
+def take(root, manifest, count, order=full, **options):
     with (
         ImageReader(root, manifest, "train") as reader,
-        Batches(reader, StreamOrder(5, len(reader)), **options) as batches,
+        Batches(reader, order(manifest), **options) as batches,
     ):
         return [next(batches) for _ in range(count)]
 
 
-def stream(root, manifest, position, count):
+def stream(root, manifest, position, count, order=full):
     with ImageReader(root, manifest, "train") as reader:
-        return reader.read(StreamOrder(5, len(reader)).ids(position, count))
+        return reader.read(order(manifest).ids(position, count))
 
 
-@settings(max_examples=15, deadline=None)
+@pytest.mark.parametrize("order", [full, in_blocks])
+@settings(max_examples=12, deadline=None)
 @given(
     position=st.integers(0, 5000),
     ranks=st.sampled_from([1, 2, 3, 4]),
     micro=st.sampled_from([1, 4]),
     micros=st.integers(1, 3),
 )
-def test_the_ranks_slices_joined_are_the_stream(root, manifest, position, ranks, micro, micros):
+def test_the_ranks_slices_joined_are_the_stream(root, manifest, order, position, ranks, micro, micros):
     """Equally many batches on every rank, no image left out, whatever the world and micro-batch."""
     share, steps = micro * micros, 3
     got = {}
     for rank in range(ranks):
         options = {"global_batch": share * ranks, "rank": rank, "ranks": ranks, "micro_batch": micro}
-        for batch in take(root, manifest, steps * micros, position=position, **options):
+        for batch in take(root, manifest, steps * micros, order, position=position, **options):
             got |= dict(zip(batch.positions, zip(batch.images, batch.labels, strict=True), strict=True))
-    images, labels = stream(root, manifest, position, share * ranks * steps)
+    images, labels = stream(root, manifest, position, share * ranks * steps, order)
     assert sorted(got) == list(range(position, position + len(images)))
     assert torch.equal(torch.stack([got[p][0] for p in sorted(got)]), images)
     assert torch.equal(torch.stack([got[p][1] for p in sorted(got)]), labels)
+
+
+@pytest.mark.parametrize("order", [full, in_blocks])
+def test_a_resumed_stream_goes_on_where_it_ended_on_any_number_of_ranks(root, manifest, order):
+    """Two steps of two processes, then two of three; the epoch ends among them."""
+    position, expected = 1290, stream(root, manifest, 1290, 48, order)[0]
+    parts = [
+        take(root, manifest, 2, order, position=first, global_batch=12, rank=rank, ranks=ranks)
+        for first, ranks in ((position, 2), (position + 24, 3))
+        for rank in range(ranks)
+    ]
+    got = {batch.first: batch.images for part in parts for batch in part}
+    assert torch.equal(torch.cat([got[first] for first in sorted(got)]), expected)
 
 
 def test_flips_depend_on_the_position_alone(root, manifest):

@@ -1,13 +1,17 @@
 """Real S3 protocol on loopback, with and without faults on the way."""
 
+import io
 import itertools
 import os
 
 import fsspec
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
-from faulty_proxy import FaultyProxy
-from photographs import NpzFiles
+from faulty_proxy import DELAY_SECONDS, FaultyProxy
+from fsspec.implementations.memory import MemoryFile
+from photographs import NpzFiles, crops, encoded, tar_of, write_tree
 
 from fm_core.config.data import DataSection, SourceSection
 from fm_core.data import store as store_module
@@ -95,10 +99,68 @@ def test_a_source_on_s3_is_read_without_unpacking(tmp_path, s3):
     assert write_dataset(remote).version == write_dataset(config).version
 
 
+class Flaky(MemoryFile):
+    """A file of a store whose every seventh open or read fails, now and then with half of what was asked."""
+
+    calls = itertools.count(1)
+    failed = 0
+
+    def read(self, size=-1):
+        if next(self.calls) % 7 == 0:
+            type(self).failed += 1
+            if self.failed % 2:
+                raise ConnectionResetError("the store hung up")
+            return super().read(size // 2)
+        return super().read(size)
+
+
+@pytest.mark.parametrize("packed", ["npz in zips", "pictures in a tar", "parquet"])
+def test_a_source_on_a_store_that_hangs_up_is_read_on(tmp_path, monkeypatch, packed):
+    monkeypatch.setattr(store_module, "FIRST_DELAY_S", 0.001)
+    if packed == "npz in zips":
+        files = {
+            path.name: path.read_bytes() for path in NpzFiles(size=32).write_zips(tmp_path / "a").iterdir()
+        }
+    elif packed == "parquet":
+        file = io.BytesIO()
+        images = [encoded(image) for image in crops(60, 32)]
+        pyarrow.parquet.write_table(
+            pyarrow.table({"image": images, "label": [0, 1] * 30}), file, row_group_size=7
+        )
+        files = {"train-0.parquet": file.getvalue(), "val-0.parquet": file.getvalue()}
+    else:
+        members = {f"{number}.png": encoded(image) for number, image in enumerate(crops(60, 32))}
+        files = {f"{split}_32x32.tar": tar_of(members) for split in ("train", "valid")}
+    memory = fsspec.filesystem("memory")
+    for name, content in files.items():
+        memory.pipe_file(f"/{tmp_path.name}/{name}", content)
+    write_tree(tmp_path / "here", files)
+
+    def section(url, name):
+        source = SourceSection(format="auto", url=url, image_size=32, allow_partial=True)
+        return DataSection(root=str(tmp_path), name=name, source=source)
+
+    expected = write_dataset(section(str(tmp_path / "here"), "here"))
+    opened, failed = memory._open, Flaky.failed
+
+    def flaky(path, mode="rb", **options):
+        if mode == "rb":
+            return Flaky(memory, path, opened(path, mode).getvalue())
+        return opened(path, mode, **options)
+
+    monkeypatch.setattr(memory, "_open", flaky)
+    assert write_dataset(section(f"memory://{tmp_path.name}", "there")).version == expected.version
+    assert Flaky.failed > failed
+    memory.rm(f"/{tmp_path.name}", recursive=True)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["drop", "truncate", "delay", "503"])
 def test_faults_on_the_way_are_ridden_out(tmp_path, server, monkeypatch, fault):
     monkeypatch.setattr(store_module, "FIRST_DELAY_S", 0.01)
+    if fault == "delay":  # the client gives up before the answer comes
+        waiting = {"read_timeout": DELAY_SECONDS / 3, "retries": {"max_attempts": 0}}
+        monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": waiting})
     proxy = FaultyProxy(server, fault, every=5)
     for url in bucket_at(server, proxy.port, monkeypatch):
         config = npz(tmp_path, url)

@@ -4,7 +4,7 @@ import re
 from typing import Any, cast
 
 from fm_core.data.sources.shelves import is_picture
-from fm_core.data.store import Store
+from fm_core.data.store import Store, with_retries
 from fm_core.errors import UserError
 
 # The first that matches a path at most two folders down wins.
@@ -44,7 +44,10 @@ def _paths(store: Store) -> list[str]:
 def _entries(store: Store, folder: str) -> list[tuple[str, bool]]:
     where = f"{store.path}/{folder}".rstrip("/")
     try:
-        rows = cast(list[dict[str, Any]], store.filesystem.ls(where, detail=True))
+        rows = cast(
+            list[dict[str, Any]],
+            with_retries(lambda: store.filesystem.ls(where, detail=True), store.url),
+        )
     except (FileNotFoundError, NotADirectoryError):
         return []
     names = [(str(row["name"]).rstrip("/").rsplit("/", 1)[-1], row["type"] == "directory") for row in rows]

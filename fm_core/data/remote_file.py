@@ -1,0 +1,67 @@
+"""A file of an object store, read on through passing trouble."""
+
+import io
+from collections.abc import Callable
+from typing import IO
+
+Retried = Callable[[Callable[[], bytes]], bytes]
+
+
+class RemoteFile(io.RawIOBase):
+    """Bytes of a file that is opened again where a read of it failed; for reading and seeking."""
+
+    def __init__(self, open_file: Callable[[], IO[bytes]], retried: Retried) -> None:
+        """Read the file that `open_file` opens; `retried` does an action again as the store has it.
+
+        Raises what `retried` raises: UserError or FileNotFoundError.
+        """
+        self._open_file, self._retried = open_file, retried
+        self._file: IO[bytes] | None = None
+        self._at = self._size = 0
+        self._retried(lambda: self._attempt(0))
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a byte of the file."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        self._at = max(0, base + offset)
+        return self._at
+
+    def tell(self) -> int:
+        """The byte it is at."""
+        return self._at
+
+    def readinto(self, buffer: memoryview) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Fill the buffer as far as the file goes."""
+        count = max(0, min(len(buffer), self._size - self._at))
+        content = self._retried(lambda: self._attempt(count))
+        buffer[:count] = content
+        self._at += count
+        return count
+
+    def close(self) -> None:
+        """Close the file."""
+        if not self.closed and self._file is not None:
+            self._file.close()
+        super().close()
+
+    def _attempt(self, count: int) -> bytes:
+        try:
+            if self._file is None:
+                self._file = self._open_file()
+                self._size = self._file.seek(0, io.SEEK_END)
+            self._file.seek(self._at)
+            content = self._file.read(count)
+            if len(content) != count:
+                raise OSError(f"{len(content)} of {count} bytes came")
+        except BaseException:
+            self._file = None
+            raise
+        return content
