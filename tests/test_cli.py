@@ -230,3 +230,11 @@ def test_status_of_a_run_that_never_was(place, capsys):
     assert (code, err) == (0, "")
     assert "nothing was run yet" in out
     assert not (place / "runs").exists()
+
+
+def test_a_micro_batch_that_does_not_hold_whole_blocks_is_refused_before_a_job(place, capsys):
+    """64 images on two processes: 32 each, which hold no block of 48."""
+    options = "--method.coupling", "minibatch-optimal-transport", "--method.coupling_options", '{"block": 48}'
+    err = refused(capsys, "train", "--config", "run.yaml", *options, "--launch.processes", "2")
+    assert "minibatch-optimal-transport pairs blocks of 48" in err
+    assert not [*place.rglob("job.json")]

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -79,9 +80,29 @@ def test_bits_of_a_known_density(levels):
     assert bits.nfe > 0
 
 
+NODES, WEIGHTS = map(torch.from_numpy, np.polynomial.legendre.leggauss(256))
+
+
+def towards_uniform(t, x):
+    """The marginal velocity of the straight path (sigma_min = 0) from noise to the uniform law on [-1, 1].
+
+    u_t(x) = (E[x1 | x_t = x] - x) / (1 - t), the mean over x1 by quadrature.
+    """
+    density = WEIGHTS * torch.exp(-0.5 * ((x[..., None].double() - t * NODES) / (1 - t)) ** 2)
+    mean = (density * NODES).sum(-1) / density.sum(-1)
+    return ((mean - x) / (1 - t)).to(x.dtype)
+
+
 def test_a_model_that_is_uniform_over_its_range_needs_eight_bits():
-    # Density 1/2 a dimension on [-1, 1]: -log2(1/2) + 7 = 8 whatever the pixel.
-    assert -math.log2(0.5) + Quantiser(256).bits_offset == 8
+    """At t = 0.98 the law is uniform on 0.98 [-1, 1], blurred at its ends alone: 8 bits but for log2 0.98."""
+    end, levels = 0.98, torch.tensor([13, 77, 128, 200, 242], dtype=torch.uint8)
+    draws = uniform(0, "u", range(5), (1, 1, 1))[None]
+    solver = Solver(rtol=1e-7, atol=1e-7)
+    found = bits_per_dim(
+        towards_uniform, levels.view(5, 1, 1, 1), Quantiser(256), draws, (0.0, end), solver, Exact()
+    )
+    expected = torch.full((5,), 8 + math.log2(end), dtype=torch.float64)
+    torch.testing.assert_close(found.first.double(), expected, rtol=0, atol=1e-4)
 
 
 def correlated(dimension):

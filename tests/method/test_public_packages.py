@@ -64,6 +64,10 @@ def test_samples_and_targets_agree(answers, name, path):
     close(sample(path).velocity, answers[f"{name}.velocity"])
 
 
+def test_the_target_of_the_packages_own_straight_path_agrees(answers):
+    close(sample(OptimalTransport(0.0)).velocity, answers["flow_matching.condot.velocity"])
+
+
 @pytest.mark.parametrize(
     ("name", "path"),
     [("ot", OptimalTransport(0.0)), ("vp", VariancePreserving()), ("cosine", Cosine())],
