@@ -15,8 +15,9 @@ sys.path[:0] = [str(Path(__file__).parents[2]), str(folder)]  # folder holds the
 from fm_core.config import EvaluateSection  # noqa: E402
 from fm_core.data.manifest import load_manifest  # noqa: E402
 from fm_core.errors import UserError  # noqa: E402
+from fm_core.evaluation import inception  # noqa: E402
 from fm_core.evaluation.extractor import as_rgb, open_extractor  # noqa: E402
-from fm_core.evaluation.inception import inception_network, torch_fidelity_module  # noqa: E402
+from fm_core.evaluation.inception import torch_fidelity_module  # noqa: E402
 
 manifest = load_manifest(root, name)
 
@@ -64,6 +65,7 @@ weights = folder / "weights.pth"
 torch.save({}, weights)
 torch.save(Fresh("x", ["2048"], feature_extractor_weights_path=str(weights)).state_dict(), weights)
 
+inception.BATCH = 2  # so that three images are two batches
 given = {"weights": str(weights), "weights_sha256": sha256(weights)}
 extractor = opened(**given)
 images = torch.randint(0, 17, (3, *manifest.image_shape), dtype=torch.uint8)
@@ -72,8 +74,13 @@ tell("features", f"{tuple(features.shape)} {tuple(probabilities.shape)}")
 tell("name", extractor.name)
 tell("sha256", extractor.sha256)
 tell("sha256 of the file", sha256(weights))
-alone = inception_network(weights)(as_rgb(images, 17))
-tell("largest difference from the module alone", (features - alone[0]).abs().amax().item())
+layers = ["2048", "logits_unbiased"]
+alone = module.FeatureExtractorInceptionV3("x", layers, feature_extractor_weights_path=str(weights))
+answers = [alone(as_rgb(part, 17)) for part in images.split(2)]
+theirs, logits = (torch.cat(each) for each in zip(*answers, strict=True))
+tell("largest difference of the features", (features - theirs).abs().amax().item())
+tell("largest difference of the probabilities", (probabilities - logits.softmax(1)).abs().amax().item())
+tell("spread of the features", features.std(0).amax().item())
 tell("published hash", refusal(weights=str(weights)))
 
 other = folder / "other.pth"

@@ -105,17 +105,16 @@ class TestImported:
             ("no_such_module:Name", "No module named"),
             ("test_extractors:Nothing", "has no attribute"),
             ("builtins:dict", "makes a dict, not a torch.nn.Module"),
-            ("torch.nn:Identity", r"gives \[2, 192\]|cannot read"),
         ],
     )
     def test_what_is_none_is_refused(self, features, told, manifest, root):
-        if features == "torch.nn:Identity":  # features of uint8 pixels: strange, but features
-            assert opened(manifest, root, features=features)(torch.zeros(2, 1, 8, 8).byte())[0].shape == (
-                2,
-                192,
-            )
-            return
         refused(told, manifest, root, features=features)
+
+    def test_a_module_that_gives_the_pixels_gives_features(self, manifest, root):
+        images = torch.randint(0, 17, (2, 1, 8, 8), dtype=torch.uint8)
+        features, probabilities = opened(manifest, root, features="torch.nn:Identity")(images)
+        assert torch.equal(features, as_rgb(images, 17).float().flatten(1))
+        assert probabilities is None
 
 
 class TestWeights:
@@ -163,7 +162,9 @@ class TestInception:
     def test_its_features_are_those_of_torch_fidelity(self, said):
         assert said["features"] == "(3, 2048) (3, 1008)"
         assert said["name"].startswith("inception-v3-")
-        assert float(said["largest difference from the module alone"]) == 0
+        assert float(said["largest difference of the features"]) == 0
+        assert float(said["largest difference of the probabilities"]) == 0
+        assert float(said["spread of the features"]) > 0
         assert said["sha256"] == said["sha256 of the file"]
 
     def test_a_mismatched_torchvision_is_no_obstacle_and_one_line_where_it_is(self, said):
@@ -187,7 +188,7 @@ class TestInception:
         (tmp_path / "w.pth").write_bytes(b"x")
         digest = hashlib.sha256(b"x").hexdigest()
         refused(
-            r"No module named 'torch_fidelity'; pip install 'flow-matching-pipeline\[inception\]'",
+            r"No module named 'torch_fidelity'; pip install .* '\.\[inception\]'",
             manifest,
             root,
             features="inception",
