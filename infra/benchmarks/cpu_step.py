@@ -8,7 +8,7 @@ import json
 import sys
 
 import torch
-from interleaved import WORK, Contender, answer, arguments, measure, report
+from interleaved import WORK, Contender, answer, arguments, measure, report, step_arguments
 from peers import peers_python
 
 CONTENDERS = (
@@ -22,10 +22,7 @@ GOALS = {"torchcfm": "at most 1.0", "flow-matching": "at most 1.0"}
 def main() -> None:
     parser = arguments(__doc__, rounds=5)
     parser.add_argument("--size", default="digits", choices=("digits", "small"))
-    parser.add_argument("--batch", type=int, default=64, help="images in a step")
-    parser.add_argument("--warmup", type=int, default=5, help="steps before the first block")
-    parser.add_argument("--steps", type=int, default=5, help="steps in a block")
-    parser.add_argument("--blocks", type=int, default=5, help="blocks in a process")
+    step_arguments(parser, steps=5)
     options = parser.parse_args()
     task = {key: getattr(options, key) for key in ("size", "batch", "warmup", "steps", "blocks")}
     found = measure("cpu_step.py", CONTENDERS, options, task, peers_python(WORK / "peers"))

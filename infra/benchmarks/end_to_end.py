@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from interleaved import Contender, answer, arguments, measure, report
+from interleaved import Contender, answer, arguments, measure, report, step_arguments
 
 CONTENDERS = (
     Contender("tars", "images from shards"),
@@ -26,11 +26,8 @@ def main() -> None:
     parser = arguments(__doc__, rounds=3)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--size", default="imagenet64", choices=("imagenet64", "small"))
-    parser.add_argument("--batch", type=int, default=64, help="images in a step")
     parser.add_argument("--images", type=int, default=20_000, help="images in the shards")
-    parser.add_argument("--warmup", type=int, default=5, help="steps before the first block")
-    parser.add_argument("--steps", type=int, default=10, help="steps in a block")
-    parser.add_argument("--blocks", type=int, default=5, help="blocks in a process")
+    step_arguments(parser, steps=10)
     options = parser.parse_args()
     keys = ("device", "size", "batch", "images", "warmup", "steps", "blocks")
     found = measure("end_to_end.py", CONTENDERS, options, {key: getattr(options, key) for key in keys})

@@ -9,7 +9,7 @@ DeepSpeed ZeRO-1, the other the plain loop around torch's DistributedDataParalle
 import json
 import sys
 
-from interleaved import Contender, answer, arguments, measure, report
+from interleaved import Contender, answer, arguments, measure, report, step_arguments
 
 CONTENDERS = (
     Contender("zero-1", "the program's loop, DeepSpeed ZeRO-1, 1 process"),
@@ -22,10 +22,7 @@ CONTENDERS = (
 def main() -> None:
     parser = arguments(__doc__, rounds=5)
     parser.add_argument("--size", default="digits", choices=("digits", "small"))
-    parser.add_argument("--batch", type=int, default=64, help="images in a step of one process")
-    parser.add_argument("--warmup", type=int, default=5, help="steps before the first block")
-    parser.add_argument("--steps", type=int, default=5, help="steps in a block")
-    parser.add_argument("--blocks", type=int, default=5, help="blocks in a process")
+    step_arguments(parser, steps=5)
     options = parser.parse_args()
     task = {key: getattr(options, key) for key in ("size", "batch", "warmup", "steps", "blocks")}
     found = measure("engine_overhead.py", CONTENDERS, options, task)

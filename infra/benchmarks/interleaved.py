@@ -43,6 +43,14 @@ def arguments(description: str | None, rounds: int) -> argparse.ArgumentParser:
     return parser
 
 
+def step_arguments(parser: argparse.ArgumentParser, steps: int) -> None:
+    """What every benchmark of optimizer steps understands besides."""
+    parser.add_argument("--batch", type=int, default=64, help="images in a step of one process")
+    parser.add_argument("--warmup", type=int, default=5, help="steps before the first block")
+    parser.add_argument("--steps", type=int, default=steps, help="steps in a block")
+    parser.add_argument("--blocks", type=int, default=5, help="blocks in a process")
+
+
 def measure(
     script: str,
     contenders: Sequence[Contender],
@@ -109,7 +117,8 @@ def report(
     goals: dict[str, str] | None = None,
     suffix: str = "",
 ) -> None:
-    """Print the table, ratios first, and write the JSON."""
+    """Print the table, ratios first, and write the JSON; where `base` was left out, the first is the base."""
+    base = base if base in found else next(item.name for item in contenders if item.name in found)
     lines = [f"| {base}, time against | ratio | lowest, highest | goal | {unit} |", "|---|---|---|---|---|"]
     for item in contenders:
         if item.name not in found:

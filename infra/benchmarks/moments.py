@@ -1,55 +1,97 @@
-"""Moments and Fréchet distance of 50,000 x 2048 features, against pytorch-fid's formula, in one process.
+"""Moments and Fréchet distance of 50,000 x 2048 features, against pytorch-fid's formula.
 
-    python infra/benchmarks/moments.py [--images 50000] [--features 2048] [--repeats 3]
+    python infra/benchmarks/moments.py                       # as many threads as the machine has cores
+    python infra/benchmarks/moments.py --images 2000 --features 128 --rounds 1
 
-Ours: float64 sums over batches of 1,000 as they come from an extractor, then the distance through the root of
-the reference, which is kept. Theirs: all activations in one float64 array, numpy's mean and covariance, and
-scipy's square root of the product of the covariances. Both use as many threads as torch and numpy take by
-themselves. The last line is JSON.
+`value`: float64 sums over batches of 1,000 as they come from an extractor, then the distance through the root
+of the reference, which is kept. `evaluate`: what `fm evaluate` works out for a set of samples: the distance,
+its error by leaving out each of 20 blocks, and its limit for infinitely many images; pytorch-fid has neither.
+`curve`: value and error alone, as for each point of a curve of evaluations. Theirs: all activations in one
+float64 array, numpy's mean and covariance, and scipy's square root of the product of the covariances.
 """
 
-import argparse
 import json
-import statistics
+import os
+import sys
 import time
 
 import numpy as np
 import scipy.linalg
 import torch
+from interleaved import Contender, answer, arguments, measure, report
 
-from fm_core.evaluation.frechet import frechet_distance
-from fm_core.evaluation.moments import Gaussian, Moments
-
+CONTENDERS = (
+    Contender("value", "moments and distance"),
+    Contender("curve", "distance and error"),
+    Contender("evaluate", "distance, error and limit"),
+    Contender("pytorch-fid", "numpy's moments, scipy's root, no error"),
+)
 BATCH = 1_000
 
 
-def features(count, dimension, seed):
+def main() -> None:
+    parser = arguments(__doc__, rounds=3)
+    parser.set_defaults(threads=os.cpu_count())
+    parser.add_argument("--images", type=int, default=50_000)
+    parser.add_argument("--features", type=int, default=2_048, help="numbers an image")
+    parser.add_argument("--blocks", type=int, default=1, help="repetitions in a process")
+    options = parser.parse_args()
+    task = {key: getattr(options, key) for key in ("images", "features", "blocks")}
+    found = measure("moments.py", CONTENDERS, options, task)
+    theirs = CONTENDERS[-1]
+    for item in CONTENDERS[:-1]:
+        if item.name in found and theirs.name in found:
+            report((item, theirs), found, item.name, "seconds", options, suffix=f"-{item.name}")
+    values = [float(str(row["value"])) for rows in found.values() for row in rows]
+    print(f"largest relative difference of the distances: {max(values) / min(values) - 1:.1e}")
+
+
+def child(task: dict) -> None:
+    from fm_core.evaluation.moments import Gaussian, Moments
+
+    rows, real = (features(task["images"], task["features"], seed) for seed in (1, 2))
+    reference = Gaussian.of(Moments.of(real))
+    began = time.perf_counter()
+    _ = reference.root
+    once = time.perf_counter() - began
+    work = theirs if task["contender"] == "pytorch-fid" else ours
+    seconds, moments, value = [], [], 0.0
+    for _ in range(task["blocks"]):
+        began = time.perf_counter()
+        value, middle = work(task["contender"], rows, reference)
+        seconds.append(time.perf_counter() - began)
+        moments.append(middle - began if middle else None)
+    answer(seconds, value=value, seconds_of_moments=moments, root_of_the_reference_once=once)
+
+
+def features(count: int, dimension: int, seed: int) -> torch.Tensor:
     """Non-negative, correlated, with a spectrum that falls by a power law, as pool features are."""
     generator = torch.Generator().manual_seed(seed)
     mixing = torch.linalg.qr(torch.randn(dimension, dimension, generator=generator)).Q
     scale = torch.arange(1, dimension + 1).float().pow(-0.6)
     parts = [
-        (
-            (torch.randn(min(BATCH, count - first), dimension, generator=generator) * scale) @ mixing
-            + 0.02 * seed
-        )
+        (torch.randn(min(BATCH, count - first), dimension, generator=generator) * scale) @ mixing
+        + 0.02 * seed
         for first in range(0, count, BATCH)
     ]
     return torch.cat(parts).relu()
 
 
-def ours(rows, reference):
-    began = time.perf_counter()
+def ours(name: str, rows: torch.Tensor, reference):
+    from fm_core.evaluation.frechet import distance, frechet_distance
+    from fm_core.evaluation.moments import Moments
+
+    if name != "value":
+        return distance(rows, reference, limit=name == "evaluate").value, None
     moments = Moments.of(rows[:BATCH])
     for first in range(BATCH, len(rows), BATCH):
         moments = moments + Moments.of(rows[first : first + BATCH])
     middle = time.perf_counter()
-    value = frechet_distance(moments, reference)
-    return value, middle - began, time.perf_counter() - middle
+    return frechet_distance(moments, reference), middle
 
 
-def theirs(rows, mu, sigma):
-    began = time.perf_counter()
+def theirs(name: str, rows: torch.Tensor, reference):
+    mu, sigma = reference.mean.numpy(), reference.covariance.numpy()
     activations = np.empty(rows.shape)
     for first in range(0, len(rows), BATCH):
         activations[first : first + BATCH] = rows[first : first + BATCH].numpy()
@@ -58,58 +100,8 @@ def theirs(rows, mu, sigma):
     root = scipy.linalg.sqrtm(covariance.dot(sigma))
     difference = mean - mu
     value = difference.dot(difference) + np.trace(covariance) + np.trace(sigma) - 2 * np.trace(np.real(root))
-    return float(value), middle - began, time.perf_counter() - middle
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=50_000)
-    parser.add_argument("--features", type=int, default=2_048)
-    parser.add_argument("--repeats", type=int, default=3)
-    asked = parser.parse_args()
-    rows, real = (features(asked.images, asked.features, seed) for seed in (1, 2))
-    reference = Gaussian.of(Moments.of(real))
-    began = time.perf_counter()
-    root = reference.root
-    root_seconds = time.perf_counter() - began
-    mu, sigma = reference.mean.numpy(), reference.covariance.numpy()
-    assert root.shape == sigma.shape
-    timed = {"ours": [], "pytorch-fid": []}
-    for repeat in range(asked.repeats):
-        timed["ours"].append(ours(rows, reference))
-        timed["pytorch-fid"].append(theirs(rows, mu, sigma))
-        print(
-            f"repeat {repeat + 1}: ours {timed['ours'][-1]}, pytorch-fid {timed['pytorch-fid'][-1]}",
-            flush=True,
-        )
-    seconds = {
-        name: {
-            "moments": statistics.median(moments for _, moments, _ in runs),
-            "distance": statistics.median(distance for _, _, distance in runs),
-            "both": statistics.median(moments + distance for _, moments, distance in runs),
-        }
-        for name, runs in timed.items()
-    }
-    values = {name: runs[0][0] for name, runs in timed.items()}
-    print(
-        json.dumps(
-            {
-                "images": asked.images,
-                "features": asked.features,
-                "threads": torch.get_num_threads(),
-                "seconds": seconds,
-                "root_of_the_reference_once": root_seconds,
-                "times_faster": {
-                    part: seconds["pytorch-fid"][part] / seconds["ours"][part]
-                    for part in ("moments", "distance", "both")
-                },
-                "value": values,
-                "relative_difference": abs(values["ours"] / values["pytorch-fid"] - 1),
-                "versions": {"torch": torch.__version__, "scipy": scipy.__version__, "numpy": np.__version__},
-            }
-        )
-    )
+    return float(value), middle
 
 
 if __name__ == "__main__":
-    main()
+    child(json.loads(sys.argv[1])) if sys.argv[1:2] and sys.argv[1].startswith("{") else main()

@@ -8,7 +8,7 @@ import venv
 from pathlib import Path
 
 CONSTRAINTS = Path(__file__).resolve().parents[1] / "constraints.txt"
-PACKAGES = ("torchcfm==1.0.7", "flow-matching==1.0.10", "pot==0.9.7.post1")
+PACKAGES = ("torchcfm==1.0.7", "flow-matching==1.0.10", "pot==0.9.7.post1", "torchdyn==1.0.6")
 
 
 def peers_python(folder: Path) -> Path:
@@ -20,7 +20,8 @@ def peers_python(folder: Path) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # several processes may ask at once
-        if not (folder / "complete").exists():
+        complete = folder / "complete"
+        if not complete.exists() or complete.read_text() != "\n".join(PACKAGES):
             _make(folder)
     return folder / "bin" / "python"
 

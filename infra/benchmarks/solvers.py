@@ -1,36 +1,75 @@
 """Sampling throughput of one network against flow-matching's ODESolver and torchcfm's sampling script.
 
-    pip install --no-deps --target peers flow-matching==1.0.10 torchdyn==1.0.6
-    python infra/benchmarks/solvers.py --peers peers [--device cuda] [--batch 64] [--size 32] [--repeats 5]
+    python infra/benchmarks/solvers.py                          # on a GPU
+    python infra/benchmarks/solvers.py --device cpu --size 16 --channels 16 --batch 8
 
-The same weights, noise, tolerances and device for all; torchcfm's script uses torchdyn's NeuralODE for Euler
-and torchdiffeq's odeint for dopri5, and so does this. What NeuralODE's package imports and does not use here
-(Lightning, torchsde, torchcde, torchvision) is left out. Ours is timed with what it adds: counting, keeping
-to the interval, the check for numbers that are not finite. The last line is JSON.
+The same weights, noise, tolerances and device for all, float32 and eager; torchcfm's script uses torchdyn's
+NeuralODE for Euler and torchdiffeq's odeint for dopri5, and so does this. What NeuralODE's package imports
+and does not use here (Lightning, torchsde, torchcde, torchvision) is left out. Ours is timed with what it
+adds: counting, keeping to the interval, the check for numbers that are not finite.
 """
 
-import argparse
 import json
-import statistics
 import sys
 import time
+from collections.abc import Callable
 
 import torch
-from data_peers import Absent
-from torchdiffeq import odeint
-
-from fm_core.config import MethodSection, ModelSection
-from fm_core.method.solve import Solver, solve
-from fm_core.models.build import build_method, build_network
+from interleaved import WORK, Contender, answer, arguments, measure, report
+from peers import peers_python
 
 UNUSED = ("pytorch_lightning", "torchsde", "torchcde", "torchvision")
 STEPS, TOLERANCE = 20, 1e-4
+SOLVERS = {"euler": f"Euler, {STEPS} steps", "dopri5": f"dopri5 at {TOLERANCE:g}"}
+SIDES = {"ours": "solve", "flow-matching": "ODESolver", "torchcfm": "NeuralODE or odeint"}
+CONTENDERS = tuple(
+    Contender(f"{side}-{solver}", f"{call}, {what}")
+    for solver, what in SOLVERS.items()
+    for side, call in SIDES.items()
+)
 
 
-def network_of(size, channels, device):
+def main() -> None:
+    parser = arguments(__doc__, rounds=5)
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--batch", type=int, default=64, help="images solved together")
+    parser.add_argument("--size", type=int, default=32, help="pixels of a side")
+    parser.add_argument("--channels", type=int, default=32, help="of the network")
+    parser.add_argument("--blocks", type=int, default=3, help="batches that are timed in a process")
+    options = parser.parse_args()
+    task = {key: getattr(options, key) for key in ("device", "batch", "size", "channels", "blocks")}
+    found = measure("solvers.py", CONTENDERS, options, task, peers_python(WORK / "peers"))
+    for solver in SOLVERS:
+        these = [item for item in CONTENDERS if item.name.endswith(solver) and item.name in found]
+        if these:
+            report(these, found, f"ours-{solver}", "seconds an image", options, suffix=f"-{solver}")
+    apart = max(float(str(row["largest_difference"])) for rows in found.values() for row in rows)
+    print(f"largest difference from our images: {apart:.1e} (data span [-1, 1])")
+
+
+def child(task: dict) -> None:
+    side, _, solver = task["contender"].rpartition("-")
+    network = network_of(task["size"], task["channels"], task["device"])
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(task["batch"], 3, task["size"], task["size"], generator=generator).to(task["device"])
+    samplers = {"ours": ours, "flow-matching": flow_matching, "torchcfm": torchcfm}
+    sample = samplers[side](network, solver)
+    _, expected = seconds_of(ours(network, solver), noise)
+    _, images = seconds_of(sample, noise)  # to warm up
+    seconds = [seconds_of(sample, noise)[0] / len(noise) for _ in range(task["blocks"])]
+    apart = (images - expected).abs().amax().item()
+    answer(seconds, images_per_s=1 / sorted(seconds)[len(seconds) // 2], largest_difference=apart)
+
+
+def network_of(size: int, channels: int, device: str) -> torch.nn.Module:
     """A U-Net whose field has some curvature: random weights, the last layer scaled up from zero."""
+    from fm_core.config import ModelSection
+    from fm_core.models.build import build_network
+
     torch.manual_seed(0)
-    section = ModelSection(channels=channels, channel_multipliers=(1, 2), attention_resolutions=())
+    section = ModelSection(
+        channels=channels, channel_multipliers=(1, 2), attention_resolutions=(), head_channels=channels
+    )
     network = build_network(section, (3, size, size), classes=0)
     for weight in network.parameters():
         if not weight.any():
@@ -38,83 +77,53 @@ def network_of(size, channels, device):
     return network.to(device).eval().requires_grad_(False)
 
 
-def contestants(network):
-    """Solver -> name -> function of the noise that gives images."""
-    from flow_matching.solver import ODESolver
-    from torchdyn.core import NeuralODE
+Sample = Callable[[torch.Tensor], torch.Tensor]
+"""From noise to images."""
 
-    objective = build_method(MethodSection()).objective
-    velocity = objective.velocity(network)
+
+def ours(network: torch.nn.Module, solver: str) -> Sample:
+    from fm_core.config import MethodSection
+    from fm_core.method.solve import Solver, solve
+    from fm_core.models.build import build_method
+
+    velocity = build_method(MethodSection()).objective.velocity(network)
+    settings = Solver("euler", steps=STEPS) if solver == "euler" else Solver("dopri5", TOLERANCE, TOLERANCE)
+    return lambda x: solve(velocity, x, (0.0, 1.0), settings).x
+
+
+def flow_matching(network: torch.nn.Module, solver: str) -> Sample:
+    from flow_matching.solver import ODESolver
+
+    theirs = ODESolver(velocity_model=lambda x, t: network(t.to(x.dtype).expand(len(x)), x))
+    if solver == "euler":
+        return lambda x: theirs.sample(x, step_size=1 / STEPS, method="euler")
+    tolerances = {"rtol": TOLERANCE, "atol": TOLERANCE}
+    return lambda x: theirs.sample(x, step_size=None, method="dopri5", **tolerances)
+
+
+def torchcfm(network: torch.nn.Module, solver: str) -> Sample:
+    from data_peers import Absent
+    from torchdiffeq import odeint
 
     def field(t, x, *_, **__):
         return network(t.to(x.dtype).expand(len(x)), x)
 
-    theirs = ODESolver(velocity_model=lambda x, t: field(t, x))
-    euler = NeuralODE(field, solver="euler", sensitivity="adjoint")
-    grid = torch.linspace(0, 1, STEPS + 1)
+    if solver == "euler":
+        sys.meta_path.insert(0, Absent(UNUSED))
+        from torchdyn.core import NeuralODE
+
+        euler, grid = NeuralODE(field, solver="euler", sensitivity="adjoint"), torch.linspace(0, 1, STEPS + 1)
+        return lambda x: euler.trajectory(x, t_span=grid.to(x))[-1]
     ends = torch.linspace(0, 1, 2)
-    tolerances = {"rtol": TOLERANCE, "atol": TOLERANCE}
-    return {
-        f"euler, {STEPS} steps": {
-            "ours": lambda x: solve(velocity, x, (0.0, 1.0), Solver("euler", steps=STEPS)).x,
-            "flow-matching": lambda x: theirs.sample(x, step_size=1 / STEPS, method="euler"),
-            "torchcfm": lambda x: euler.trajectory(x, t_span=grid.to(x))[-1],
-        },
-        f"dopri5 at {TOLERANCE:g}": {
-            "ours": lambda x: solve(velocity, x, (0.0, 1.0), Solver("dopri5", TOLERANCE, TOLERANCE)).x,
-            "flow-matching": lambda x: theirs.sample(x, step_size=None, method="dopri5", **tolerances),
-            "torchcfm": lambda x: odeint(field, x, ends.to(x), method="dopri5", **tolerances)[-1],
-        },
-    }
+    return lambda x: odeint(field, x, ends.to(x), method="dopri5", rtol=TOLERANCE, atol=TOLERANCE)[-1]
 
 
-def seconds_of(sample, x):
-    if x.is_cuda:
-        torch.cuda.synchronize()
+def seconds_of(sample: Sample, x: torch.Tensor) -> tuple[float, torch.Tensor]:
     began = time.perf_counter()
     with torch.no_grad():
-        images = sample(x)
-    if x.is_cuda:
-        torch.cuda.synchronize()
+        images = sample(x).cpu()  # which waits for the device
     return time.perf_counter() - began, images
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--peers", required=True, help="folder that pip --target filled")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--size", type=int, default=32)
-    parser.add_argument("--channels", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=5)
-    asked = parser.parse_args()
-    sys.meta_path.insert(0, Absent(UNUSED))
-    sys.path.append(asked.peers)
-    network = network_of(asked.size, asked.channels, asked.device)
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(asked.batch, 3, asked.size, asked.size, generator=generator).to(asked.device)
-    found = {}
-    for solver, samplers in contestants(network).items():
-        seconds, images = {name: [] for name in samplers}, {}
-        for repeat in range(asked.repeats + 1):  # the first is for warming up
-            for name, sample in samplers.items():
-                took, images[name] = seconds_of(sample, noise)
-                if repeat:
-                    seconds[name].append(took)
-        median = {name: statistics.median(times) for name, times in seconds.items()}
-        found[solver] = {
-            "images_per_s": {name: asked.batch / took for name, took in median.items()},
-            "ours_over_theirs": {
-                name: took / median["ours"] for name, took in median.items() if name != "ours"
-            },
-            "largest_difference": {
-                name: (images[name] - images["ours"]).abs().amax().item() for name in images if name != "ours"
-            },
-        }
-        print(solver, found[solver], flush=True)
-    settings = {"device": asked.device, "batch": asked.batch, "size": asked.size, "channels": asked.channels}
-    print(json.dumps({**settings, "threads": torch.get_num_threads(), "torch": torch.__version__, **found}))
-
-
 if __name__ == "__main__":
-    main()
+    child(json.loads(sys.argv[1])) if sys.argv[1:2] and sys.argv[1].startswith("{") else main()

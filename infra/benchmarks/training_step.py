@@ -11,7 +11,7 @@ import json
 import sys
 
 import torch
-from interleaved import WORK, Contender, answer, arguments, measure, report
+from interleaved import WORK, Contender, answer, arguments, measure, report, step_arguments
 from peers import peers_python
 
 CONTENDERS = (
@@ -26,10 +26,7 @@ def main() -> None:
     parser = arguments(__doc__, rounds=3)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--size", default="imagenet64", choices=("imagenet64", "small", "digits"))
-    parser.add_argument("--batch", type=int, default=64, help="images in a step")
-    parser.add_argument("--warmup", type=int, default=5, help="steps before the first block")
-    parser.add_argument("--steps", type=int, default=10, help="steps in a block")
-    parser.add_argument("--blocks", type=int, default=5, help="blocks in a process")
+    step_arguments(parser, steps=10)
     options = parser.parse_args()
     keys = ("device", "size", "batch", "warmup", "steps", "blocks")
     task = {key: getattr(options, key) for key in keys}

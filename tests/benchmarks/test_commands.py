@@ -1,0 +1,61 @@
+"""Each benchmark with its smallest settings on a CPU: it runs, prints its ratio and writes its JSON."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "infra" / "benchmarks"
+STEP = ("--batch", "2", "--warmup", "1", "--steps", "1", "--blocks", "1")
+COMMANDS = {
+    "training_step": ("--device", "cpu", "--size", "digits", *STEP, "--only", "ours-eager", "reference"),
+    "sampling": (
+        *("--device", "cpu", "--size", "small", "--batch", "1", "--blocks", "1"),
+        *("--only", "ours-midpoint-20", "odesolver-midpoint-20"),
+    ),
+    "end_to_end": ("--device", "cpu", "--size", "small", "--images", "64", *STEP),
+    "engine_overhead": (*STEP, "--only", "zero-1", "ddp"),
+    "cpu_step": (*STEP, "--only", "ours", "torchcfm"),
+    "moments": ("--images", "200", "--features", "16", "--only", "evaluate", "pytorch-fid"),
+    "solvers": (
+        *("--device", "cpu", "--size", "8", "--channels", "8", "--batch", "1", "--blocks", "1"),
+        *("--only", "ours-euler", "torchcfm-euler"),
+    ),
+}
+TABLES = {
+    "sampling": "-midpoint-20",
+    "engine_overhead": "-1",
+    "moments": "-evaluate",
+    "solvers": "-euler",
+}
+"""What the name of the JSON ends with."""
+NO_COMMANDS = {*("data_peers", "data_tasks", "interleaved", "peers", "program", "same_work", "torchcfm_run")}
+LEFT_OUT = {"data", "parity"}
+"""Not small: the one fetches peers of a hundred megabytes, the other wants a run that is trained."""
+
+
+def test_every_benchmark_is_here():
+    assert {path.stem for path in BENCHMARKS.glob("*.py")} == {*COMMANDS} | NO_COMMANDS | LEFT_OUT
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_benchmark_prints_its_ratio_and_writes_what_it_measured(name, tmp_path):
+    script, words = BENCHMARKS / f"{name}.py", COMMANDS[name]
+    done = subprocess.run(
+        [sys.executable, script, "--rounds", "1", "--json", tmp_path / "found.json", *words],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    record = json.loads((tmp_path / f"found{TABLES.get(name, '')}.json").read_text())
+    assert {"command", "machine", "contenders"} <= record.keys()
+    assert len(record["found"]) == 2
+    assert all(row["seconds"] > 0 for (row,) in record["found"].values())
+    (table,) = done.stdout.split("time against | ratio |")[1:]
+    assert re.search(r"^\| \S+: .* \| \d+\.\d\d \| \d+\.\d\d, \d+\.\d\d \|", table, re.MULTILINE)
