@@ -1,6 +1,6 @@
 """The data section of the configuration tree."""
 
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, cast
 
 from pydantic import Field, model_validator
 
@@ -48,6 +48,15 @@ class SourceSection(Section):
         if isinstance(keys, dict) and "url" in keys and keys["url"] and "format" not in keys:
             return {**cast(dict[str, Any], keys), "format": "auto"}
         return keys
+
+    @model_validator(mode="after")
+    def _format_reads_its_keys(self) -> Self:
+        unread = {"digits": ("url", "image_size", "resize")}
+        unread |= dict.fromkeys(("imagenet-npz", "imagenet-png", "cifar10"), ("resize",))
+        for key in unread.get(self.format, ()):
+            if getattr(self, key) != SourceSection.model_fields[key].default:
+                raise ValueError(f"data.source.{key} is no key of format {self.format}: leave it out")
+        return self
 
 
 class DataSection(Section):

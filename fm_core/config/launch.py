@@ -61,6 +61,9 @@ class LaunchSection(Section):
     def _kind_has_its_keys(self) -> Self:
         if self.kind == "ssh" and not self.hostfile:
             raise ValueError("launch.kind ssh needs launch.hostfile")
+        for key, kind in (("hostfile", "ssh"), ("slurm", "slurm")):
+            if self.kind != kind and self.idle("kind", key):
+                raise ValueError(f"launch.{key} does nothing without launch.kind: {kind}")
         if self.kind == "slurm" and not self.processes:
             raise ValueError("launch.kind slurm needs launch.processes, the processes on each node")
         return self

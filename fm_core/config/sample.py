@@ -1,8 +1,8 @@
 """The sample section: images from a trained model."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fm_core.config.section import Section
 
@@ -42,3 +42,9 @@ class SampleSection(Section):
     """With sample.compile: replay the network as one CUDA graph."""
     root: str | None = None
     """fsspec URL for samples; by default samples in the run directory."""
+
+    @model_validator(mode="after")
+    def _graphs_are_of_the_compiler(self) -> Self:
+        if not self.compile and self.idle("compile", "cuda_graphs"):
+            raise ValueError("sample.cuda_graphs does nothing without sample.compile: true")
+        return self

@@ -34,3 +34,14 @@ class Section(BaseModel):
     """A closed group of keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    def idle(self, switch: str, *keys: str) -> list[str]:
+        """Those of `keys` that are set although `switch`, to which they belong, was left out.
+
+        Where the switch was given, somebody has turned it off for once and left the rest standing; or it is a
+        file that names every key.
+        """
+        if switch in self.model_fields_set:
+            return []
+        fields = type(self).model_fields
+        return [key for key in keys if getattr(self, key) != fields[key].get_default()]

@@ -1,8 +1,8 @@
 """The train.speed section: ways to the same losses in less time."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fm_core.config.section import Section
 
@@ -28,3 +28,10 @@ class SpeedSection(Section):
     """Let cuDNN time its convolutions and take the fastest. A resumed run may then round differently."""
     tf32: bool = False
     """Multiply float32 matrices with the precision of TF32 on GPUs that have it."""
+
+    @model_validator(mode="after")
+    def _the_compiler_is_on(self) -> Self:
+        if not self.compile:
+            for key in self.idle("compile", "compile_mode", "compile_channels_last"):
+                raise ValueError(f"train.speed.{key} does nothing without train.speed.compile: true")
+        return self

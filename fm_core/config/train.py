@@ -81,6 +81,8 @@ class TrainSection(Section):
 
     @model_validator(mode="after")
     def _decays_are_rates(self) -> "TrainSection":
+        if not self.init_from and self.idle("init_from", "init_attention_order"):
+            raise ValueError("train.init_attention_order does nothing without train.init_from")
         if any(not 0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"train.betas must lie in 0 <= beta < 1, unlike {list(self.betas)}")
         if not self.ema_decays or any(not 0 < decay < 1 for decay in self.ema_decays):

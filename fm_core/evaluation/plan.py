@@ -224,8 +224,9 @@ def check_judges(settings: EvaluateSection) -> None:
     """Refuse at once what needs no data to be refused. Raises UserError."""
     if settings.features == "inception" and not settings.weights:
         raise UserError(NO_WEIGHTS)
-    if settings.features == "classifier" and settings.weights:
-        raise UserError("evaluate.weights: the classifier is trained here and takes no weights")
+    for key in ("weights", "weights_sha256"):
+        if settings.features == "classifier" and getattr(settings, key):
+            raise UserError(f"evaluate.{key}: the classifier is trained here and takes no weights")
     for key in ("weights", "reference"):
         name = getattr(settings, key)
         if name and name not in ("train", "val") and "://" not in name and not Path(name).exists():

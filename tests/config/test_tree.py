@@ -4,7 +4,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from fm_core.config import RunConfig, config_class, dump_yaml, load_config, parse_config
+from fm_core.config import RunConfig, config_class, dump_yaml, load_config, merge, parse_config
 from fm_core.config.section import Section
 from fm_core.errors import UserError
 
@@ -83,6 +83,51 @@ def test_sections_that_do_not_agree_are_refused_in_one_line(tree):
 @pytest.mark.parametrize("key", ["learning_rate", "weight_decay", "gradient_clip", "epsilon"])
 def test_numbers_are_finite(key, value):
     assert f"train.{key}" in refused({"train": {key: value}})
+
+
+IDLE = [
+    ({"sample": {"cuda_graphs": True}}, "sample.cuda_graphs", {"sample": {"compile": False}}),
+    (
+        {"train": {"speed": {"compile_mode": "max-autotune"}}},
+        "train.speed.compile_mode",
+        {"train": {"speed": {"compile": False}}},
+    ),
+    (
+        {"train": {"speed": {"compile_channels_last": True}}},
+        "train.speed.compile_channels_last",
+        {"train": {"speed": {"compile": False}}},
+    ),
+    (
+        {"train": {"init_attention_order": "new"}},
+        "train.init_attention_order",
+        {"train": {"init_from": None}},
+    ),
+    ({"launch": {"hostfile": "hosts"}}, "launch.hostfile", {"launch": {"kind": "local"}}),
+    ({"launch": {"slurm": {"nodes": 2}}}, "launch.slurm", {"launch": {"kind": "local"}}),
+]
+
+
+@pytest.mark.parametrize(("tree", "key", "off"), IDLE, ids=[key for _, key, _ in IDLE])
+def test_a_key_whose_switch_was_forgotten_is_refused(tree, key, off):
+    assert f"{key} does nothing without" in refused(tree)
+    # Switched off for once, and in a file that names every key, the rest may stand.
+    config = parse_config(merge(tree, off), where="x")
+    assert parse_config(config.model_dump(mode="json"), where="x") == config
+    assert config_class(config)().model_dump() == config.model_dump()
+
+
+@pytest.mark.parametrize(
+    ("source", "key"),
+    [
+        ({"format": "digits", "url": "/images"}, "url"),
+        ({"image_size": 8}, "image_size"),
+        ({"resize": "exact"}, "resize"),
+        ({"format": "imagenet-npz", "url": "/a", "image_size": 64, "resize": "crop-adm"}, "resize"),
+        ({"format": "cifar10", "url": "/a", "resize": "exact"}, "resize"),
+    ],
+)
+def test_what_a_format_does_not_read_is_refused(source, key):
+    assert f"data.source.{key} is no key of format" in refused({"data": {"source": source}})
 
 
 @pytest.mark.parametrize("betas", [[1.0, 0.999], [0.9, 1.0], [-0.1, 0.9], [0.9, 1.5]])

@@ -39,3 +39,9 @@ def test_a_split_is_missed_where_something_is_made_of_it(manifest, keys, why):
 def test_statistics_from_outside_need_no_training_images(manifest):
     settings = EvaluateSection.model_validate({"features": "inception", "reference": "statistics.npz"})
     check_splits(settings, without(manifest, "train"))
+
+
+def test_a_hash_of_weights_that_the_classifier_does_not_take_is_refused():
+    settings = EvaluateSection.model_validate({"weights_sha256": "0" * 64})
+    with pytest.raises(UserError, match=r"evaluate.weights_sha256: the classifier is trained here"):
+        plan.check_judges(settings)
