@@ -64,14 +64,17 @@ def claims(records: Sequence[Record], ours: str) -> dict[str, dict[str, dict[str
 
 
 def while_training(seeds: Sequence[Record]) -> list[Point]:
-    """Distance against images seen."""
+    """Distance against images seen, where every seed was measured."""
     return [
-        Point(
-            points[0]["images_seen"],
-            mean_of_seeds([Measured(p["frechet_distance"], p["stderr"]) for p in points]),
-        )
-        for points in zip(*(record["while_training"] for record in seeds), strict=True)
+        Point(seen, mean_of_seeds([Measured(p["frechet_distance"], p["stderr"]) for p in points]))
+        for seen, points in _by_images_seen(seeds)
     ]
+
+
+def _by_images_seen(seeds: Sequence[Record]) -> list[tuple[int, list[Record]]]:
+    curves = [{point["images_seen"]: point for point in record["while_training"]} for record in seeds]
+    shared = sorted(set[int].intersection(*(set(curve) for curve in curves)))
+    return [(seen, [curve[seen] for curve in curves]) for seen in shared]
 
 
 def over_budgets(seeds: Sequence[Record]) -> list[Point]:
@@ -127,8 +130,7 @@ def curves(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def _nfe_while_training(seeds: Sequence[Record]) -> list[float]:
-    rows = zip(*(record["while_training"] for record in seeds), strict=True)
-    return [sum(point["nfe"] for point in points) / len(points) for points in rows]
+    return [sum(point["nfe"] for point in points) / len(points) for _, points in _by_images_seen(seeds)]
 
 
 def _distance(seeds: Sequence[Record]) -> Measured:

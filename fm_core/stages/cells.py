@@ -6,6 +6,7 @@ from fm_core.config import CellSection, RunConfig, parse_config
 from fm_core.errors import UserError
 from fm_core.method.named import objective_named, path_named
 from fm_core.method.objectives import Objective
+from fm_core.run.beside import LEAST_IMAGES
 from fm_core.run.directory import RunDirectory
 
 
@@ -49,6 +50,13 @@ def cell_runs(config: RunConfig) -> list[CellRun]:
         raise UserError(
             "reproduce.cells is empty; name what to compare, as infra/configs/reproduce-digits.yaml does"
         )
+    if "frechet_distance" not in config.evaluate.metrics:
+        raise UserError("evaluate.metrics: a comparison needs frechet_distance")
+    if 0 < reproduce.images.curve_images < LEAST_IMAGES:
+        raise UserError(
+            f"reproduce.images.curve_images {reproduce.images.curve_images}: a distance needs at least "
+            f"{LEAST_IMAGES}; 0 leaves the curves out"
+        )
     if config.train.keep_checkpoints * config.train.checkpoint_images < config.train.images:
         raise UserError(
             f"train.keep_checkpoints: {config.train.keep_checkpoints} checkpoints, one every "
@@ -76,6 +84,11 @@ def _config_of(config: RunConfig, section: CellSection, seed: int) -> RunConfig:
     tree["sample"]["seed"] = config.sample.seed + seed
     if section.steps:
         tree["train"]["images"] = section.steps * config.train.global_batch
+    # Every point of the curves stays, whatever a stop saves besides.
+    tree["train"]["keep_every_images"] = config.train.checkpoint_images
+    for key in ("checkpoint_root", "checkpoint_staging"):
+        if where := tree["train"][key]:
+            tree["train"][key] = f"{where.rstrip('/')}/{section.name}-s{seed}"
     del tree["reproduce"]
     return parse_config(tree, where=f"reproduce.cells.{section.name}")
 

@@ -22,6 +22,7 @@ from fm_core.stages.cells import CellRun
 from fm_core.stages.evaluate import evaluate
 from fm_core.stages.sample import sample
 from fm_core.stages.train import train
+from fm_core.training.schedule import crossed
 
 SHARES = {"train": 600, "curves": 200, "sample": 100, "evaluate": 80, "pictures": 20}
 """Parts of a cell's work, for the progress bar."""
@@ -69,8 +70,14 @@ def pictures_of(cell: CellRun) -> dict[str, Tensor]:
 
 
 def _curve(cell: CellRun, images: int, observe: Observer) -> list[dict[str, float]]:
-    """Distance and NFE at every checkpoint."""
-    steps = checkpoint_steps(cell.config)
+    """Distance and NFE at every checkpoint of the grid; a stop may have saved others."""
+    train = cell.config.train
+    every, batch = train.checkpoint_images, train.global_batch
+    steps = [
+        step
+        for step in checkpoint_steps(cell.config)
+        if crossed(every, step * batch, batch) or step * batch >= train.images
+    ]
     points: list[dict[str, float]] = []
     for number, step in enumerate(steps):
         config = _at(cell.config, step, images)
@@ -101,7 +108,8 @@ def _at(config: RunConfig, step: int, images: int) -> RunConfig:
 def _pictures(cell: CellRun, settings: ImagesSection) -> str:
     """Samples at few evaluations, uint8 [budgets, n, C, H, W], kept in the run; the SHA-256 of their file."""
     step = checkpoint_steps(cell.config)[-1]
-    model = load_model(weights_file(cell.config, step), torch.device("cpu"))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_model(weights_file(cell.config, step), device)
     recipe: dict[str, Any] = {
         "weights": model.weights_sha256,
         "nfe": list(settings.shown_nfe),
@@ -119,7 +127,7 @@ def _pictures(cell: CellRun, settings: ImagesSection) -> str:
                 Draw(Solver("midpoint", steps=nfe // 2), cell.config.sample.seed),
                 0,
                 settings.shown_images,
-                torch.device("cpu"),
+                device,
             ).images
             for nfe in settings.shown_nfe
         ]

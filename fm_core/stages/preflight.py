@@ -16,6 +16,7 @@ from fm_core.run.beside import LEAST_IMAGES, check_beside
 from fm_core.run.directory import RunDirectory
 from fm_core.sampling.store import solver_of
 from fm_core.stages import train
+from fm_core.stages.cells import cell_runs
 from fm_core.training.checkpoints import Checkpoints
 from fm_core.training.schedule import POWER, ema_decays
 
@@ -48,6 +49,17 @@ def rules(config: RunConfig, stages: Sequence[str] = STAGES) -> Iterator[tuple[s
         yield "judges", partial(check_judges, config.evaluate)
     if "sample" in stages:
         yield "samples", partial(_check_samples, config, "train" in stages, "evaluate" in stages)
+    if "reproduce" in stages and config.reproduce.kind == "images":
+        yield from _rules_of_cells(config)
+
+
+def _rules_of_cells(config: RunConfig) -> Iterator[tuple[str, Rule]]:
+    """Sampling and scoring are the same for all cells of a comparison."""
+    cells = cell_runs(config)
+    yield "judges", partial(check_judges, config.evaluate)
+    yield "samples", partial(_check_samples, cells[0].config, True, True)
+    for cell in cells:
+        yield f"training of {cell.name}", partial(train.check, cell.config)
 
 
 def _check_network(config: RunConfig) -> None:

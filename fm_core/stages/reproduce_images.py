@@ -19,6 +19,7 @@ from fm_core.run.files import read_json, write_json, write_text
 from fm_core.run.progress import Observer, Progress
 from fm_core.stages.cells import CellRun, cell_runs, ours
 from fm_core.stages.image_cell import PARTS, make_cell, pictures_of
+from fm_core.stages.preflight import rules
 from fm_core.stages.result import StageResult
 from fm_core.stages.shard import shard
 from fm_core.stages.side_by_side import Ended, make_side_by_side, shares
@@ -27,6 +28,8 @@ from fm_core.stages.side_by_side import Ended, make_side_by_side, shares
 def reproduce_images(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResult:
     """Train, sample and score every cell with every seed; what is there already is verified and kept."""
     cells = cell_runs(config)
+    for _, rule in rules(config, ("reproduce",)):
+        rule()
     directory = run.path / "reproduce"
     shares(config)
     with alone(directory) as beat:

@@ -20,7 +20,7 @@ from fm_core.training.ema import Averages
 from fm_core.training.engine import micro_batch_of, set_learning_rate, use_bf16
 from fm_core.training.held_out import HeldOut
 from fm_core.training.log import Interval, TrainLog
-from fm_core.training.schedule import learning_rate, power_name
+from fm_core.training.schedule import crossed, learning_rate, power_name
 from fm_core.training.speed import utilisation
 from fm_core.training.state import TrainState
 from fm_core.training.watch import Watch
@@ -113,11 +113,6 @@ def _steps(trainer: Trainer, state: TrainState, batches: Batches, accumulated: i
                 f"stopped at step {state.step} ({state.images_seen:,} images seen); run it again to continue"
             )
     return state
-
-
-def crossed(every: int, images_seen: int, global_batch: int) -> bool:
-    """Whether the last step passed a multiple of `every` images."""
-    return images_seen // every > (images_seen - global_batch) // every
 
 
 def _micro_step(trainer: Trainer, batches: Batches, interval: Interval, step: int) -> None:

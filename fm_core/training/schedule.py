@@ -45,3 +45,8 @@ def ema_decays(train: TrainSection) -> dict[str, Decay]:
 def power_name(width: float) -> str:
     """Name of a power-function average, and of its file."""
     return f"{POWER}{width:g}"
+
+
+def crossed(every: int, images_seen: int, global_batch: int) -> bool:
+    """Whether the last step passed a multiple of `every` images."""
+    return images_seen // every > (images_seen - global_batch) // every

@@ -124,6 +124,13 @@ def test_numbers_of_several_seeds_are_means_with_deviations():
     assert list(drawn["solvers"]) == ["midpoint"]
 
 
+def test_seeds_meet_where_each_of_them_was_measured():
+    stopped = record("ours", 0, 2.0, training=((100, 9), (150, 5), (200, 2)))
+    other = record("ours", 1, 4.0, training=((100, 7), (200, 4)))
+    drawn = curves([stopped, other])["while_training"]["ours"]
+    assert [(point["images_seen"], point["value"]) for point in drawn] == [(100, 8), (200, 3)]
+
+
 def test_a_budget_counts_by_its_best_solver():
     one = record("ours", 0, 2.0)
     points = one["scores"]["nfe_curve"]["points"]

@@ -1,18 +1,22 @@
 """The comparison on images: two tiny runs, made once, verified, and put side by side."""
 
-import json
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_images import configured
 
+from fm_core.config import merge, parse_config
+from fm_core.data.manifest import load_manifest
 from fm_core.errors import UserError
+from fm_core.models.build import build_method, build_network
 from fm_core.run.files import read_json, write_json
 from fm_core.stages.cells import cell_runs
 from fm_core.stages.estimate import HEAD, STORED, estimate
 from fm_core.stages.image_cell import pictures_of
 from fm_core.stages.reproduce import reproduce
+from fm_core.training.rank import _source
 
 pytestmark = pytest.mark.slow
 
@@ -26,21 +30,61 @@ def test_every_cell_is_a_plain_run_that_other_commands_know(compared):
         assert read_json(run / "train" / "DONE.json")["images_seen"] == 128
 
 
-def test_runs_share_data_order_noise_and_initial_weights(compared):
-    root = compared[0] / "runs" / "both" / "reproduce"
-    trees = [json.loads(json.dumps(read_lines(root / name))) for name in ("ddpm-s0", "fm-ot-s0")]
-    assert trees[0] == trees[1]
+def test_runs_differ_in_their_objective_and_path_alone(compared):
+    asked = [asked_but_for_the_objective(cell.config) for cell in cell_runs(configured(compared[0]))]
+    assert asked[0] == asked[1]
 
 
-def read_lines(run: Path) -> dict:
-    """All that is asked of a run but its name, its objective and its path."""
-    import yaml
-
-    tree = yaml.safe_load((run / "config.yaml").read_text())
-    del tree["run"]["name"]
-    assert tree["run"]["seed"] == 0
-    del tree["method"]
+def asked_but_for_the_objective(config):
+    tree = config.model_dump(mode="json")
+    del tree["run"]["name"], tree["method"]
     return tree
+
+
+def test_runs_share_images_noise_times_and_initial_weights(compared):
+    """Both paths have a standard normal source, so that the draws themselves can be compared."""
+    drawn = [first_of(cell.config) for cell in cell_runs(configured(compared[0]))]
+    assert drawn[0]["x1"].std() > 0.1
+    for name, tensor in drawn[0].items():
+        assert torch.allclose(tensor, drawn[1][name], atol=1e-6), name
+
+
+def first_of(config):
+    """What the first batch of a run is made of, and the weights it starts from."""
+    manifest = load_manifest(config.data.root, config.data.name)
+    method = build_method(config.method)
+    torch.manual_seed(config.run.seed)
+    network = build_network(config.model, manifest.image_shape, 0)
+    source = _source(config, manifest, method, 1)
+    with source.batches(0, 8, 0, 1, 8) as batches:
+        sample, _ = source.draw(next(batches), torch.device("cpu"))
+    start, end = method.objective.interval
+    return {
+        "x0": sample.x0,
+        "x1": sample.x1,
+        "share of the interval": (sample.t - start) / (end - start),
+        **network.state_dict(),
+    }
+
+
+def test_what_evaluation_would_refuse_is_refused_before_training(compared):
+    root = compared[0]
+    for over, words in (
+        ({"evaluate": {"features": "inception"}}, "weights"),
+        ({"evaluate": {"metrics": ["kernel_distance"]}}, "frechet_distance"),
+        ({"reproduce": {"images": {"curve_images": 2}}}, "at least 4"),
+    ):
+        tree = merge(configured(root).model_dump(mode="json"), {"run": {"name": "refused"}, **over})
+        with pytest.raises(UserError, match=words):
+            reproduce(parse_config(tree, where="x"))
+    assert not (root / "runs" / "refused" / "reproduce" / "ddpm-s0").exists()
+
+
+def test_cells_have_places_of_their_own_in_one_store(compared):
+    over = {"train": {"checkpoint_root": "memory://somewhere/else/"}}
+    tree = merge(configured(compared[0]).model_dump(mode="json"), over)
+    roots = [cell.config.train.checkpoint_root for cell in cell_runs(parse_config(tree, where="x"))]
+    assert roots == ["memory://somewhere/else/ddpm-s0", "memory://somewhere/else/fm-ot-s0"]
 
 
 def test_the_table_the_curves_and_the_claims_are_there(compared):
