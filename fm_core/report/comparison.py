@@ -28,10 +28,10 @@ class Line:
 
 
 def against_images(distances: Sequence[Line], evaluations: Sequence[Line]) -> bytes:
-    """The paper's figures 5 and 10: distance, and NFE of dopri5, against images seen."""
+    """The paper's figures 5 and 10: distance, and NFE of the samples, against images seen."""
     figure, (left, right) = _sheet(2)
     _draw(left, distances, "images seen", "Fréchet distance", log=True)
-    _draw(right, evaluations, "images seen", "NFE of dopri5")
+    _draw(right, evaluations, "images seen", "NFE")
     return _png(figure)
 
 

@@ -7,9 +7,10 @@ from typing import Any
 from torch import Tensor
 
 from fm_core.report.comparison import Line, against_evaluations, against_images, from_one_noise
+from fm_core.report.differences import differences, trained
 from fm_core.report.page import Figure, Section, Table, page
 from fm_core.report.pictures import data_uri, grid, png
-from fm_core.report.published import DRAWS, published
+from fm_core.report.published import DRAWS, key_of, published
 
 CLAIMS = {
     "evaluations": "Reaches the other's quality with fewer evaluations of the network",
@@ -18,8 +19,7 @@ CLAIMS = {
 }
 NOTE_ON_TABLE = (
     "Every objective has the same data in the same order, the same noise by stream position, the same "
-    "initial weights, network, optimizer and budget; nothing was tuned for one of them. NFE: evaluations of "
-    "the network a sample."
+    "initial weights, network, optimizer and budget; nothing was searched for one of them alone."
 )
 WAYS = 3
 """Images whose way from noise is shown."""
@@ -53,7 +53,7 @@ def comparison_sections(results: Results, pictures: Pictures) -> list[Section]:
         rows = [[run, error] for run, error in results["failed"].items()]
         sections.insert(0, Section("Failed", [Table(["run", "error"], rows)]))
     sections += [*_curves(results), *_ways(results, pictures), *_samples(results, pictures)]
-    differences = Table(["", "here", "in the paper"], _differences(results))
+    differences = Table(["", "here", "in the paper"], differences(results["config"]))
     return [*sections, Section("What differs from the paper", [differences])]
 
 
@@ -71,8 +71,27 @@ def _table(results: Results) -> Section:
     ]
     errors = sorted({cell["error_is"] for cell in results["summary"].values()})
     features = sorted({record["scores"]["frechet_distance"]["features"] for record in results["cells"]})
-    note = f"{NOTE_ON_TABLE} ±: {', '.join(errors)}. Features: {', '.join(features)}"
+    note = f"{NOTE_ON_TABLE}{_own_settings(results)} NFE: evaluations of the network a sample, by "
+    note += f"{_solver(results)}. ±: {', '.join(errors)}. Features: {', '.join(features)}"
     return Section("Table 1", [Table(head, rows)], note + _held_out(results))
+
+
+def _own_settings(results: Results) -> str:
+    """Which cells have settings of their own, if any."""
+    cells = results["config"]["reproduce"]["cells"]
+    own = [
+        cell["title"] or cell["name"]
+        for cell in cells
+        if cell["objective_options"] or cell["path_options"] or cell["steps"]
+    ]
+    return f" Options or steps of their own have {', '.join(own)}." if own else ""
+
+
+def _solver(results: Results) -> str:
+    sample = results["config"]["sample"]
+    how = f" in {sample['steps']} steps" if sample["steps"] else ""
+    tolerances = f" at {sample['rtol']:g}" if sample["rtol"] and not how else ""
+    return f"{sample['solver']}{tolerances}{how}"
 
 
 def _held_out(results: Results) -> str:
@@ -87,11 +106,12 @@ def _published(results: Results) -> list[Section]:
     if rows is None:
         return []
     body = [[title, f"{bits:.2f}", f"{fid:.2f}", str(nfe)] for title, (bits, fid, nfe) in rows.items()]
-    draws = DRAWS[results["data"].lower().replace("-", "").replace("_", "")]
+    draws = DRAWS[key_of(results["data"])]
     note = (
         "Lipman et al. (2023), table 1. Not to be mixed with the numbers above: FID there by the "
         f"TensorFlow-GAN library, bits/dim with K = {draws} dequantisation draws; moving averages and the "
-        "number of images behind FID are not stated."
+        f"number of images behind FID are not stated. Trained on {trained(results['data'])}; here on "
+        f"{results['config']['train']['images']:,} images."
     )
     return [Section("The paper's own", [Table(["objective", "bits/dim", "FID", "NFE"], body)], note)]
 
@@ -127,7 +147,9 @@ def _curves(results: Results) -> list[Section]:
         nfe = [
             Line(titles[n], [p["images_seen"] for p in c], [p["nfe"] for p in c]) for n, c in training.items()
         ]
-        caption = "Left: distance of samples at each checkpoint (figure 5). Right: NFE of dopri5 (figure 10)."
+        caption = (
+            "Left: distance of samples at each checkpoint (figure 5). Right: NFE of the samples (figure 10)."
+        )
         sections.append(Section("While training", [_plot(against_images(distances, nfe), caption)]))
     solvers = results["curves"]["solvers"]
     if any(solvers.values()):
@@ -179,34 +201,6 @@ def _samples(results: Results, pictures: Pictures) -> list[Section]:
         parts.append(Figure(data_uri(png(sheet)), caption))
     note = "The same noise in every column. The paper's figures 16 and 17."
     return [Section("Samples at few evaluations", parts, note)] if parts else []
-
-
-def _differences(results: Results) -> list[list[str]]:
-    """What this configuration does otherwise than the paper, or decides where the paper is silent."""
-    config = results["config"]
-    train, likelihood = config["train"], config["evaluate"]["likelihood"]
-    decays = ", ".join(map(str, train["ema_decays"]))
-    sigmas = [cell["path_options"].get("sigma_min") for cell in config["reproduce"]["cells"]]
-    chosen = sorted({str(sigma) for sigma in sigmas if sigma is not None}) or ["the path's default"]
-    return [
-        ["moving average of the weights", f"decay {decays}", "not mentioned"],
-        ["σ_min of the OT path", ", ".join(chosen), "not stated"],
-        [
-            "features of the Fréchet distance",
-            str(config["evaluate"]["features"]),
-            "InceptionV3, TensorFlow-GAN",
-        ],
-        ["samples of the Fréchet distance", f"{config['sample']['images']:,}", "not stated"],
-        [
-            "dequantisation draws K",
-            str(likelihood["draws"]),
-            "50 (CIFAR-10), 15 (ImageNet-32), 10 (ImageNet-64)",
-        ],
-        ["images behind bits/dim", f"{likelihood['images']:,}", "not stated"],
-        ["tolerance of bits/dim", f"{likelihood['rtol']:g}", "1e-05"],
-        ["horizontal flips", "yes" if config["data"]["horizontal_flip"] else "no", "not stated"],
-        ["gradient clipping", str(train["gradient_clip"]), "not stated"],
-    ]
 
 
 def _line(label: str, points: Sequence[tuple[float, float, float]]) -> Line:
