@@ -53,8 +53,8 @@ def comparison_sections(results: Results, pictures: Pictures) -> list[Section]:
         rows = [[run, error] for run, error in results["failed"].items()]
         sections.insert(0, Section("Failed", [Table(["run", "error"], rows)]))
     sections += [*_curves(results), *_ways(results, pictures), *_samples(results, pictures)]
-    differences = Table(["", "here", "in the paper"], differences(results["config"]))
-    return [*sections, Section("What differs from the paper", [differences])]
+    unlike = Table(["", "here", "in the paper"], differences(results["config"]))
+    return [*sections, Section("What differs from the paper", [unlike])]
 
 
 def _table(results: Results) -> Section:

@@ -1,4 +1,4 @@
-"""What a comparison does otherwise than the paper, or decides where the paper is silent: from its configuration."""
+"""What a comparison does otherwise than the paper, or decides where the paper is silent."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,16 +8,16 @@ from fm_core.method.paths import OptimalTransport
 from fm_core.report.published import TABLE_3, key_of
 
 SILENT = "not stated"
+NOT_THERE = "not among its data sets"
 
 
 def differences(config: Mapping[str, Any]) -> list[list[str]]:
     """Rows of (what, here, in the paper) for a configuration as plain values."""
     train, evaluate, sample = config["train"], config["evaluate"], config["sample"]
     likelihood = evaluate["likelihood"]
-    batch, steps, rate, precision = _table_3(config["data"]["name"])
+    budget, rate, precision = _table_3(config["data"]["name"])
     return [
-        ["network", str(config["model"]["size"] or "by its own keys"), "table 3's, of the data set's name"],
-        ["batch x iterations", f"{train['global_batch']:,} x {_steps(train):,}", f"{batch} x {steps}"],
+        ["batch x iterations", f"{train['global_batch']:,} x {_steps(train):,}", budget],
         ["learning rate", f"{train['learning_rate']:g}, {train['schedule']}", rate],
         ["precision", str(train["precision"]), precision],
         ["gradient clipping", str(train["gradient_clip"]), SILENT],
@@ -38,12 +38,12 @@ def trained(data_name: str) -> str:
     return f"{batch * steps:,} images ({steps:,} iterations of {batch:,})"
 
 
-def _table_3(data_name: str) -> tuple[str, str, str, str]:
+def _table_3(data_name: str) -> tuple[str, str, str]:
     found = TABLE_3.get(key_of(data_name))
     if found is None:
-        return ("not among its data sets",) * 4
+        return NOT_THERE, NOT_THERE, NOT_THERE
     batch, steps, rate, precision = found
-    return f"{batch:,}", f"{steps:,}", rate, precision
+    return f"{batch:,} x {steps:,}", rate, precision
 
 
 def _steps(train: Mapping[str, Any]) -> int:
