@@ -84,7 +84,7 @@ def supervise(duty: Duty, observe: Observer) -> None:
                 why = str(failure).splitlines()[0]
                 word = f"restart {restart + 1} of {launch.restarts} in {pause:g} s: {why}"
                 observe(_standing(control, stage, word))
-                _pause(pause, control)
+                _pause(pause, control, duty.logs.parent)
                 restart += 1
 
 
@@ -146,12 +146,14 @@ def _standing(control: Path, stage: str, message: str) -> Progress:
     return replace(last, message=message, rate=None)
 
 
-def _pause(seconds: float, control: Path) -> None:
-    """Wait; a STOP file ends the waiting."""
+def _pause(seconds: float, *places: Path) -> None:
+    """Wait, however short; a STOP file in one of these places ends the waiting."""
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if control.joinpath("STOP").exists():
+    while True:
+        if any(place.joinpath("STOP").exists() for place in places):
             raise Stopped("stopped before a restart; run it again to continue")
+        if time.monotonic() >= deadline:
+            return
         time.sleep(min(PAUSE_STEP_SECONDS, seconds))
 
 

@@ -143,7 +143,7 @@ def refuse_a_stranger(directory: Path, recipe: dict[str, Any], averages: list[st
     ours = json.loads(json.dumps(recipe))
     if not shared:
         ours.pop("run", None)
-    for section in ("run", "train"):
+    for section in ("run", "train", "order"):
         # A checkpoint of an earlier version says less of them.
         told = theirs.get(section, {})
         ours[section] = {key: value for key, value in ours.get(section, {}).items() if key in told}

@@ -7,6 +7,7 @@ import torch.distributed as dist
 
 from fm_core.config import RunConfig
 from fm_core.data.manifest import Manifest, load_manifest
+from fm_core.data.order import ORDER_VERSION
 from fm_core.data.reader import ImageReader
 from fm_core.data.streams import make_cache, make_order
 from fm_core.errors import Stopped, UserError
@@ -156,6 +157,7 @@ def recipe(config: RunConfig, manifest: Manifest) -> dict[str, Any]:
         "classes": manifest.class_count or 0,
         "data": {"name": manifest.name, "version": manifest.version, "label_order": manifest.label_order},
         "train": identity(config)["train"],
+        "order": {"version": ORDER_VERSION},
     }
 
 

@@ -196,6 +196,9 @@ def test_a_stop_file_ends_the_pause_before_a_restart(tmp_path):
     (tmp_path / "STOP").touch()
     with pytest.raises(Stopped):
         _pause(100, tmp_path)
+    with pytest.raises(Stopped):
+        _pause(0, tmp_path / "control", tmp_path)
+    _pause(0, tmp_path / "control")
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from fm_core.config import RunConfig
 from fm_core.data.manifest import Manifest
 from fm_core.errors import UserError
+from fm_core.training import rank
 from fm_core.training.checkpoint import refuse_a_stranger
 from fm_core.training.checkpoints import Checkpoints
 from fm_core.training.rank import recipe
@@ -73,8 +74,14 @@ def test_another_optimisation_is_refused_with_the_difference(written, shared):
 
 def test_a_checkpoint_of_a_version_that_did_not_say_whose_it_is_is_continued(written):
     before = recipe(asked(), MANIFEST)
-    folder = written(run={}, train={"learning_rate": before["train"]["learning_rate"]})
+    folder = written(run={}, order={}, train={"learning_rate": before["train"]["learning_rate"]})
     refuse_a_stranger(folder, recipe(asked(name="b", label_dropout=0.0), MANIFEST), ["ema-0.999"], True)
+
+
+def test_a_checkpoint_of_another_order_of_the_data_is_refused(written, monkeypatch):
+    folder = written()
+    monkeypatch.setattr(rank, "ORDER_VERSION", 99)
+    assert "order.version was 1 and is now 99" in refused(folder, asked(), shared=False)
 
 
 def test_a_root_that_was_named_may_be_anothers_as_well(tmp_path):
