@@ -1,0 +1,32 @@
+"""A shard that is damaged after it was verified, while two processes train."""
+
+import numpy as np
+import pytest
+from tiny_run import Tiny, is_progress
+
+from fm_core.data.manifest import load_manifest
+from fm_core.run.launch import processes_of, submitted
+
+pytestmark = pytest.mark.slow
+
+
+def test_training_on_a_damaged_shard_ends_on_all_ranks_with_its_name_and_the_remedy(tmp_path):
+    run = Tiny(tmp_path, "spoilt", {"train": {"held_out_images": 0}})
+    assert run.fm("shard").code == 0
+    manifest = load_manifest(run.config.data.root, "digits")
+    shard = manifest.split_shards("train")[0]
+    path = tmp_path / "data/digits" / shard.name
+    content = np.fromfile(path, np.uint8)
+    content[shard.blocks[0].x_offset :][: shard.blocks[0].x_bytes : 64] ^= 1  # a pixel of every image
+    path.write_bytes(content.tobytes())
+    called = run.fm("train", "--launch.restarts", "0")
+    assert called.code == 2, called.err
+    said = [line for line in called.err.splitlines() if not is_progress(line)]
+    assert len(said) == 1, said
+    assert f"{shard.name}: image " in said[0]
+    assert said[0].endswith("is damaged or missing; run fm validate --repair")
+    assert processes_of(submitted(run.path)) == []
+    assert not [*run.path.glob("train/checkpoints/step-*")]
+    mended = run.fm("validate", "--repair")
+    assert mended.code == 0, mended.err
+    assert load_manifest(run.config.data.root, "digits") == manifest
