@@ -38,6 +38,7 @@ class MaximumLikelihood(Objective):
     """
 
     name: ClassVar[str] = "maximum-likelihood"
+    takes_gradients: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -34,6 +34,9 @@ class Objective(ABC):
     """
 
     name: ClassVar[str] = ""
+    takes_gradients: ClassVar[bool] = False
+    """Whether the loss itself takes gradients through the network, which must then be the bare module: a
+    wrapper that acts on gradients as they appear would take them for those of the backward pass."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

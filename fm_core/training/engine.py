@@ -9,6 +9,7 @@ import torch.distributed as dist
 from fm_core.config import TrainSection
 from fm_core.config.speed import SpeedSection
 from fm_core.errors import UserError
+from fm_core.method.objectives import Objective
 
 SMALLEST_BUCKET, LARGEST_BUCKET = 2**20, 25_000_000
 """Gradient elements. DeepSpeed's default of 5e8 is more than a whole network of this kind holds."""
@@ -126,3 +127,11 @@ def set_learning_rate(engine: Any, rate: float) -> None:
     """Set the learning rate of the next step."""
     for group in engine.optimizer.param_groups:
         group["lr"] = rate
+
+
+def network_for(objective: Objective, engine: Any) -> Any:
+    """What an objective's loss is to call: the engine or, where the loss takes gradients itself, its module.
+
+    The engine takes any gradient that reaches the network's outputs for that of the backward pass.
+    """
+    return engine.module if objective.takes_gradients else engine

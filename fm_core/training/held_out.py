@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from fm_core.method.objectives import Objective
 from fm_core.training.batch import BatchSource
+from fm_core.training.engine import network_for
 
 SEED = 0
 """Of times and noise: the same for all runs, so that they compare."""
@@ -45,6 +46,7 @@ class HeldOut:
         rounds = -(-self.images // (ranks * self.micro_batch))
         sums = torch.zeros(2, dtype=torch.float64, device=device)
         engine.eval()
+        network = network_for(objective, engine)
         try:
             with self.source.batches(
                 0, rounds * ranks * self.micro_batch, rank, ranks, self.micro_batch
@@ -52,7 +54,7 @@ class HeldOut:
                 for _ in range(rounds):
                     batch = next(batches)
                     sample, label = self.source.draw(batch, device)
-                    losses = objective.loss(engine, sample, label if conditional else None)
+                    losses = objective.loss(network, sample, label if conditional else None)
                     counted = torch.tensor([position < self.images for position in batch.positions])
                     counted = counted.to(device, torch.float64)
                     sums += torch.stack([(losses.double() * counted).sum(), counted.sum()])

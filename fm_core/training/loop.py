@@ -17,7 +17,7 @@ from fm_core.training import checkpoint, setback
 from fm_core.training.batch import BatchSource, ambient_seed
 from fm_core.training.checkpoints import Checkpoints
 from fm_core.training.ema import Averages
-from fm_core.training.engine import micro_batch_of, set_learning_rate, use_bf16
+from fm_core.training.engine import micro_batch_of, network_for, set_learning_rate, use_bf16
 from fm_core.training.held_out import HeldOut
 from fm_core.training.log import Interval, TrainLog
 from fm_core.training.schedule import crossed, learning_rate, power_name
@@ -124,7 +124,8 @@ def _micro_step(trainer: Trainer, batches: Batches, interval: Interval, step: in
     _beat(trainer, f"the forward pass of step {step}")
     # Dropout, too, is a function of the position, or a resumed run would differ.
     torch.manual_seed(ambient_seed(trainer.source.seed, batch.first))
-    losses = trainer.objective.loss(trainer.engine, sample, label if trainer.conditional else None)
+    network = network_for(trainer.objective, trainer.engine)
+    losses = trainer.objective.loss(network, sample, label if trainer.conditional else None)
     _beat(trainer, f"the backward pass and the update of step {step}")
     trainer.engine.backward(losses.mean())
     trainer.engine.step()

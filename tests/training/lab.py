@@ -71,7 +71,7 @@ class Source(BatchSource):
         return sample, labels
 
 
-def make_trainer(folder, device, dropout=True, bad=(), **keys):
+def make_trainer(folder, device, dropout=True, bad=(), method=None, **keys):
     """The trainer of one rank; `bad` are steps of a run without trouble whose gradients are no numbers."""
     rank, count = dist.get_rank(), dist.get_world_size()
     keys = {"global_batch": BATCH, "images": BATCH * 6, "learning_rate": 0.05, "log_images": 24} | keys
@@ -82,7 +82,7 @@ def make_trainer(folder, device, dropout=True, bad=(), **keys):
     if not dropout:
         network.dropout.p = 0.0
     engine = make_engine(network, train, device)
-    method, reader = build_method(MethodSection()), Memory()
+    method, reader = build_method(method or MethodSection()), Memory()
     path, times = method.objective.path, method.times
     source = Source(
         reader, StreamOrder(3, len(reader)), Quantiser(17), path, method.coupling, times, 3, False

@@ -1,0 +1,44 @@
+"""Two steps of each objective through the real engine: `torchrun -m objectives_rank FOLDER`."""
+
+import os
+import sys
+from pathlib import Path
+
+from lab import BATCH, furthest, losses, make_trainer
+
+from fm_core.config import MethodSection
+from fm_core.run.files import write_json
+from fm_core.training.engine import initialize_process_group
+from fm_core.training.held_out import HeldOut
+from fm_core.training.loop import run
+from fm_core.training.sharded import whole_weights
+from fm_core.training.state import TrainState
+
+VP = {"path": "variance-preserving"}
+METHODS = {
+    "flow-matching": {},
+    "score-matching": VP,
+    "scoreflow": VP,
+    "noise-prediction": VP,
+    "data-prediction": {},
+    "maximum-likelihood": {"objective_options": {"method": "midpoint", "steps": 2}},
+}
+
+
+def two_steps(folder, device, objective):
+    method = MethodSection(objective=objective, **METHODS[objective])
+    keys = {"images": 2 * BATCH, "log_images": BATCH}
+    trainer = make_trainer(folder, device, method=method, dropout=False, **keys)
+    before = whole_weights(trainer.engine)
+    state = run(trainer, TrainState())
+    moved = furthest(before, whole_weights(trainer.engine))
+    held_out = HeldOut(trainer.source, 5, BATCH).loss(trainer.engine, trainer.objective, False, device)
+    end = {"steps": state.step, "applied": state.applied_steps, "moved": moved, "losses": losses(folder)}
+    return {**end, "held_out": held_out}
+
+
+if __name__ == "__main__":
+    folder, device = Path(sys.argv[1]), initialize_process_group()
+    found = {objective: two_steps(folder / objective, device, objective) for objective in METHODS}
+    write_json(folder / "found-objectives.json", found)
+    os._exit(0)
