@@ -187,7 +187,10 @@ def _verdict(job: Job, control: Path, lost: Sequence[str] = ()) -> Exception:
         return Stopped(lost[0]) if stopped else JobFailed(f"{job.stage} failed: {'; '.join(lost)}")
     if not ends:
         lines = "\n".join(Path(job.log).read_text(errors="replace").splitlines()[-TAIL_LINES:])
-        return JobFailed(f"{job.stage} ended without a word from its processes; end of {job.log}:\n{lines}")
+        return JobFailed(
+            f"{job.stage} ended without a word from {_all_of(job)}: all were killed, or none began; "
+            f"end of {job.log}:\n{lines}"
+        )
     # A rank that is killed leaves no word; the others then fail, or are stopped, because of it.
     told = [
         f"rank {rank} on {job.host_of(rank)} was killed" for rank in range(job.processes) if rank not in ends
@@ -209,6 +212,17 @@ def _verdict(job: Job, control: Path, lost: Sequence[str] = ()) -> Exception:
         return JobFailed(f"{job.stage}: every process ended well and yet it is not complete (log: {job.log})")
     where = "" if len(job.hosts) > 1 else f" on {job.host}"
     return JobFailed(f"{job.stage} failed{where}: {'; '.join(told)} (log: {job.log})")
+
+
+def _all_of(job: Job) -> str:
+    """Every rank with its host."""
+    ranks: dict[str, list[int]] = {}
+    for rank in range(job.processes):
+        ranks.setdefault(job.host_of(rank), []).append(rank)
+    return ", ".join(
+        f"rank {first} on {host}" if len(rest) == 0 else f"ranks {first} to {rest[-1]} on {host}"
+        for host, (first, *rest) in ranks.items()
+    )
 
 
 def _named(job: Job, rank: int) -> str:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +115,13 @@ class Hands:
 
     def messages(self, run_id: str) -> list[str]:
         """The log of a flow run, as its server has it."""
+        return [text for _, text in self.log_lines(run_id)]
+
+    def log_lines(self, run_id: str) -> list[tuple[float, str]]:
+        """The same with the moment of each line, in seconds since 1970."""
         query = {"logs": {"flow_run_id": {"any_": [run_id]}}, "limit": 200, "sort": "TIMESTAMP_ASC"}
-        return [line["message"] for line in self.demo.api("/logs/filter", query)]
+        lines = self.demo.api("/logs/filter", query)
+        return [(datetime.fromisoformat(line["timestamp"]).timestamp(), line["message"]) for line in lines]
 
 
 @dataclass

@@ -4,10 +4,13 @@ The tests tell one story in their order; each leaves the run as the next one fin
 sleeps, so that the story costs little computing.
 """
 
+import itertools
 import json
 import os
+import re
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Iterator
 
@@ -19,6 +22,7 @@ from house import PROJECT, Demo
 from noisy import NOISY_STEPS
 from selenium.webdriver.remote.webdriver import WebDriver
 
+from flows.milestones import EVENT
 from fm_core.run.files import read_lines
 from fm_core.run.job import JOB_VARIABLE
 
@@ -37,7 +41,7 @@ RUN = {
         "checkpoint_images": 1600,
     },
 }
-AWAY_SECONDS = 20
+AWAY_SECONDS = 120
 """How long the server is away."""
 SILENCE_SECONDS = 45
 """After which a run is taken for crashed; heartbeats come every 30 s here. An operator's are 600 and 60."""
@@ -135,6 +139,25 @@ def test_a_host_that_falls_silent_is_noticed_and_a_second_configuration_refused(
     assert hands.job()["id"] == job
 
 
+def test_a_line_of_progress_is_there_each_half_minute_and_no_more(hands: Hands, run_id: str):
+    """Of the attempt that runs since it attached to the job."""
+    lines = hands.log_lines(run_id)
+    began = max(moment for moment, text in lines if text.startswith("all that its processes say"))
+    until(lambda: time.time() - began > 75, 90, "it has run for a while")
+    told = [(moment, text) for moment, text in hands.log_lines(run_id) if moment > began]
+    progress = [moment for moment, text in told if re.match(r" *\d+%  .*step [\d,]+", text)]
+    assert len(progress) >= 2, told
+    gaps = [later - earlier for earlier, later in itertools.pairwise([began, *progress])]
+    assert all(29 < gap < 45 for gap in gaps), gaps
+
+
+def test_each_checkpoint_is_an_event(hands: Hands, run_id: str):
+    query = {"filter": {"event": {"name": [EVENT]}}, "limit": 5}
+    found = until(lambda: hands.demo.api("/events/filter", query)["events"], 60, "the event of a checkpoint")
+    assert found[0]["resource"]["prefect.resource.name"] == RUN["run"]["name"]
+    assert found[0]["payload"]["checkpoint"] == f"step-{found[0]['payload']['step']:08d}"
+
+
 def test_training_does_not_notice_that_the_server_is_away(hands: Hands, run_id: str):
     server = Server(hands.demo)
     restart = server.kill()
@@ -196,6 +219,21 @@ def test_the_command_of_the_message_continues_and_a_killed_launcher_is_replaced(
     assert "the launcher on" in restart["because"]
     assert "was killed; stopped at step" in restart["because"]
     assert hands.steps() == sorted(set(hands.steps()))  # no step twice
+
+
+def test_all_ranks_killed_at_once_are_named_and_training_goes_on(hands: Hands, run_id: str):
+    first, runs = hands.job()["id"], hands.demo.run(run_id)["run_count"]
+    ranks = hands.ranks()
+    assert len(ranks) == 2
+    for rank in ranks:
+        rank.kill()
+    until(lambda: hands.job()["id"] != first, 90, "another job is submitted")
+    hands.goes_on(120)
+    assert hands.demo.run(run_id)["run_count"] == runs
+    because = read_lines(hands.path / "logs" / "restarts.jsonl")[-1]["because"]
+    assert socket.gethostname() in because
+    assert "killed" in because
+    assert hands.steps() == sorted(set(hands.steps()))
 
 
 def test_a_parent_whose_stages_run_apart_cancels_them(hands: Hands, run_id: str):

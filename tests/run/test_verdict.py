@@ -36,6 +36,8 @@ class TestVerdict:
             (("error", "user"), False, UserError, "word 1"),
             (("unreachable", "unreachable"), False, JobFailed, "rank 0: word 0"),
             (("unreachable", None), False, JobFailed, "rank 1 on h was killed; rank 0: word 0"),
+            ((None, None), False, JobFailed, "without a word from ranks 0 to 1 on h: all were killed"),
+            ((None,), False, JobFailed, "without a word from rank 0 on h: all were killed"),
             ((None, None), False, JobFailed, "one\ntwo"),
             (("done", "done"), False, JobFailed, "not complete"),
         ],
