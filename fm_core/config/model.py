@@ -42,7 +42,8 @@ class ModelSection(Section):
     head_channels: int = Field(default=32, ge=4)
     """unet: channels of one attention head."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """unet: probability of dropping an activation inside a residual block."""
+    """unet: probability of dropping an activation inside a residual block. The masks depend on
+    how a batch is divided: another number of processes, or another micro_batch, draws others."""
     scale_shift: bool = True
     """unet: time and class modulate the normalised activations by scale and shift, not by addition."""
     resample_with_residual_blocks: bool = True

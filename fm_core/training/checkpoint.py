@@ -4,7 +4,9 @@ What is guaranteed, and tested with real processes:
 
 - The same number of processes goes on to the bit: losses, weights, AdamW's moments, averages, batches.
 - Any other number, and any other ZeRO stage, goes on with the same batches and noise, and losses equal but
-  for rounding: a checkpoint holds whole tensors, which every start cuts for the ranks it has.
+  for rounding: a checkpoint holds whole tensors, which every start cuts for the ranks it has. Dropout alone
+  differs: a mask is drawn for a micro-batch at once, by its first stream position, so that another number of
+  ranks, or another micro_batch, draws other masks of the same probability.
 - Whatever is killed while a checkpoint is written, copied or retired, the next start loads the newest
   complete one and no other. A damaged one is found by its hashes, on rank 0 for all ranks, and told; the
   one before it is taken; where none is whole it is an error.
