@@ -23,10 +23,11 @@ SCRATCH_BYTES = 2 * 2**30
 Ranks = list[dict[str, Any]]
 
 
-def preflight(config: RunConfig) -> list[Check]:
+def preflight(config: RunConfig, checkpoint_bytes: int | None = None) -> list[Check]:
     """Reachability, then versions, devices, data, space, clocks and all-reduce bandwidth of all hosts.
 
-    Starts one job of the size that training would have, under run.root, and leaves nothing behind.
+    Starts one job of the size that training would have, under run.root, and leaves nothing behind. Space for
+    checkpoints is asked for where the bytes of one are known.
     """
     checks = _reached(config) if config.launch.kind == "ssh" else []
     if not all(check.ok for check in checks):
@@ -42,10 +43,12 @@ def preflight(config: RunConfig) -> list[Check]:
         return [*checks, Check("launch", False, str(error).splitlines()[-1])]
     finally:
         shutil.rmtree(control, ignore_errors=True)
-    return [*checks, *judged(config, record["ranks"], record["all_reduce"])]
+    return [*checks, *judged(config, record["ranks"], record["all_reduce"], checkpoint_bytes)]
 
 
-def judged(config: RunConfig, ranks: Ranks, speed: dict[str, float]) -> list[Check]:
+def judged(
+    config: RunConfig, ranks: Ranks, speed: dict[str, float], checkpoint_bytes: int | None = None
+) -> list[Check]:
     """What the facts of all ranks mean."""
     size, milliseconds = int(speed["bytes"]) >> 20, speed["seconds"] * 1e3
     hosts = {rank["host"] for rank in ranks}
@@ -56,6 +59,7 @@ def judged(config: RunConfig, ranks: Ranks, speed: dict[str, float]) -> list[Che
         _run_directory(config, ranks),
         _data(config, ranks),
         _space(ranks),
+        *([_checkpoint_space(config, ranks[0], checkpoint_bytes)] if checkpoint_bytes else []),
         _clocks(ranks),
         Check(
             "all-reduce",
@@ -126,6 +130,21 @@ def _space(ranks: Ranks) -> Check:
     told = ", ".join(f"{host}: {size / 2**30:.0f} GiB" for host, size in free.items())
     ok = min(free.values()) >= SCRATCH_BYTES
     return Check("free scratch space", ok, told if ok else f"{told}; {SCRATCH_BYTES >> 30} GiB are needed")
+
+
+def _checkpoint_space(config: RunConfig, writer: dict[str, Any], each: int) -> Check:
+    """Room for what the first rank is still to write; as when training starts."""
+    facts = writer["checkpoints"]
+    # A new one is whole before an old one goes; on their way to a store there are two.
+    wanted = 2 if facts["uploads"] else config.train.keep_checkpoints + 1
+    to_come = max(1, wanted - facts["there"])
+    free = facts["free_bytes"]
+    key = "train.checkpoint_staging" if facts["uploads"] else "train.checkpoint_root"
+    told = (
+        f"{writer['host']}: {free / 2**30:,.1f} GiB free for {key} at {facts['folder']}; "
+        f"{to_come} checkpoints of {each / 2**30:,.2f} GiB are to come"
+    )
+    return Check("space for checkpoints", free >= to_come * each, told)
 
 
 def _clocks(ranks: Ranks) -> Check:

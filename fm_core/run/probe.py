@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 import fm_core
 from fm_core.config import RunConfig
-from fm_core.run.directory import environment
+from fm_core.run.directory import RunDirectory, environment
 from fm_core.run.files import write_json
 from fm_core.run.job import LOGS_VARIABLE
 from fm_core.run.rank import Rank, run_rank
@@ -57,6 +57,7 @@ def _facts(config: RunConfig, device: torch.device) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         "devices": torch.cuda.device_count() or os.cpu_count() or 1,
         "scratch_bytes": shutil.disk_usage(tempfile.gettempdir()).free,
+        "checkpoints": _checkpoints(config),
         "data": _sees_data(config),
         "run_directory": os.environ[LOGS_VARIABLE] != "",
     }
@@ -75,6 +76,22 @@ def _all_reduce_speed(device: torch.device, size: int, ranks: int) -> dict[str, 
         seconds.append(time.perf_counter() - began)
     best = min(seconds[1:])
     return {"bytes": size, "seconds": best, "bytes_per_s": 2 * (ranks - 1) / ranks * size / best}
+
+
+def _checkpoints(config: RunConfig) -> dict[str, Any]:
+    """Where this host would write checkpoints, how many are there, and the free bytes."""
+    run = RunDirectory(config)
+    place = run.checkpoints.removeprefix("file://")
+    uploads = "://" in place
+    staging = config.train.checkpoint_staging or run.path / "train" / "staging"
+    folder = Path(staging if uploads else place).resolve()
+    above = next(path for path in (folder, *folder.parents) if path.exists())
+    return {
+        "folder": str(folder),
+        "uploads": uploads,
+        "there": len(list(folder.glob("step-*"))),
+        "free_bytes": shutil.disk_usage(above).free,
+    }
 
 
 def _sees_data(config: RunConfig) -> bool:

@@ -16,7 +16,7 @@ from fm_core.models.flops import TRAINING_PASSES, flops_per_image, parameter_cou
 from fm_core.run.preflight import preflight as launch_checks
 from fm_core.stages.machine import machine_checks
 from fm_core.stages.preflight import rules
-from fm_core.training.cost import Cluster, cost_checks, training_cost
+from fm_core.training.cost import Cluster, checkpoint_bytes_of, cost_checks, training_cost
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def doctor(config: RunConfig | None, asked: Asked) -> list[Check]:
         shape, classes = _images(config)
         checks += cost_checks(config, training_cost(config, shape, classes, asked.cost), asked.cost)
     if asked.launch:
-        checks += launch_checks(config)
+        checks += launch_checks(config, _checkpoint_bytes(config))
     return checks if asked != Asked() else [_data(config), *_rules(config)]
 
 
@@ -64,6 +64,15 @@ def _model(config: RunConfig) -> list[Check]:
         Check("parameters", True, f"{parameter_count(network):,}"),
         Check("FLOPs per image", True, f"{forward / 1e9:,.2f} G forward, {training:,.2f} G to train on it"),
     ]
+
+
+def _checkpoint_bytes(config: RunConfig) -> int | None:
+    """Bytes of one checkpoint; None where neither shards nor source are in sight."""
+    try:
+        shape, classes = _images(config)
+    except UserError:
+        return None
+    return checkpoint_bytes_of(config, shape, classes)
 
 
 def _images(config: RunConfig) -> tuple[tuple[int, int, int], int]:

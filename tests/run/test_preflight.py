@@ -4,6 +4,7 @@ import pytest
 
 from fm_core.config import RunConfig
 from fm_core.run.preflight import judged, preflight
+from fm_core.run.probe import _checkpoints
 
 SPEED = {"bytes": 2**24, "seconds": 0.02, "bytes_per_s": 8e8}
 
@@ -11,6 +12,7 @@ SPEED = {"bytes": 2**24, "seconds": 0.02, "bytes_per_s": 8e8}
 def rank(host, **other):
     facts = {"host": host, "versions": {"torch": "2.13.0", "fm_core": "abc"}, "device": "CPU", "devices": 2}
     facts |= {"scratch_bytes": 2**40, "data": True, "run_directory": True, "clock": 1000.0}
+    facts["checkpoints"] = {"folder": "/r", "uploads": False, "there": 0, "free_bytes": 10 * 2**30}
     return {**facts, **other}
 
 
@@ -48,6 +50,43 @@ def test_a_host_that_differs_fails_by_name(other, name, words):
     checks = found(rank("a"), rank("b", **other))
     assert words in checks[name].detail
     assert [check.name for check in checks.values() if not check.ok] == [name]
+
+
+@pytest.mark.parametrize(
+    ("keep", "place", "each", "ok", "words"),
+    [
+        (3, {}, 2.5, True, "a: 10.0 GiB free for train.checkpoint_root at /r; 4 checkpoints of 2.50 GiB"),
+        (3, {}, 2.6, False, "4 checkpoints of 2.60 GiB are to come"),
+        (3, {"there": 3}, 9, True, "1 checkpoints of"),
+        (3, {"there": 7}, 11, False, "1 checkpoints of"),  # there is always one more
+        (3, {"uploads": True}, 5, True, "for train.checkpoint_staging at /r; 2 checkpoints of"),
+        (3, {"uploads": True}, 5.1, False, "2 checkpoints of"),
+    ],
+)
+def test_checkpoints_have_room_where_the_first_rank_writes_them(keep, place, each, ok, words):
+    first, other = rank("a"), rank("b")
+    first["checkpoints"] |= place
+    other["checkpoints"] |= {"free_bytes": 0}
+    config = RunConfig.model_validate({"train": {"keep_checkpoints": keep}})
+    checks = judged(config, [first, other], SPEED, checkpoint_bytes=int(each * 2**30))
+    (check,) = [check for check in checks if check.name == "space for checkpoints"]
+    assert (check.ok, words in check.detail) == (ok, True), check.detail
+
+
+def test_space_for_checkpoints_is_asked_where_they_are_staged(tmp_path):
+    staging = tmp_path / "staging" / "below"
+    (tmp_path / "run" / "train" / "checkpoints" / "step-00000001").mkdir(parents=True)
+    sections = {"run": {"root": str(tmp_path), "name": "run"}}
+    here = _checkpoints(RunConfig.model_validate(sections))
+    assert (here["folder"], here["uploads"], here["there"]) == (
+        str(tmp_path / "run" / "train" / "checkpoints"),
+        False,
+        1,
+    )
+    train = {"checkpoint_root": "s3://bucket/run", "checkpoint_staging": str(staging)}
+    staged = _checkpoints(RunConfig.model_validate({**sections, "train": train}))
+    assert (staged["folder"], staged["uploads"], staged["there"]) == (str(staging), True, 0)
+    assert staged["free_bytes"] > 0
 
 
 def test_a_host_without_the_run_directory_is_well_where_checkpoints_go_elsewhere():

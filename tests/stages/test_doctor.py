@@ -197,6 +197,7 @@ def test_the_hosts_of_a_configuration_meet(tiny):
     assert called.code == 0, called.out + called.err
     assert "\nok  launch" in f"\n{called.out}"
     assert "2 processes met" in called.out
+    assert "\nok  space for checkpoints" in called.out
 
 
 @pytest.mark.parametrize(
