@@ -173,12 +173,8 @@ def test_the_curve_of_evaluations_is_in_scores_and_report(run, fm):
         *("--evaluate.nfe_curve.images", "8", "--evaluate.nfe_curve.exact_nfe", "40"),
         *("--evaluate.nfe_curve.nfe", "[4, 8]", "--evaluate.nfe_curve.tolerances", "[0.1]"),
     )
-    fast = ("--sample.precision", "bf16", "--evaluate.samples", "sampler")
-    scores = scores_at(run, fm("evaluate", *curve, *fast))
-    found = scores["nfe_curve"]
+    found = scores_at(run, fm("evaluate", *curve))["nfe_curve"]
     assert found["images"] == 8
-    dtypes = [scores[key]["dtype"] for key in ("protocol", "nfe_curve", "bits_per_dim")]
-    assert dtypes == ["bfloat16", "float32", "float32"]
     assert [point["solver"] for point in found["points"]] == [
         *("euler", "euler", "midpoint", "midpoint", "heun2", "heun2", "rk4", "rk4", "dopri5")
     ]
@@ -188,6 +184,17 @@ def test_the_curve_of_evaluations_is_in_scores_and_report(run, fm):
     page = (run.path / "report.html").read_text()
     assert "difference from a solution in 40 evaluations" in page
     assert "All scores of this run" in page
+
+
+def test_what_is_worked_out_in_float32_says_so_beside_samples_in_bfloat16(run, fm):
+    fast = ("--sample.precision", "bf16", "--evaluate.samples", "sampler")
+    curve = (
+        *("--evaluate.nfe_curve.images", "4", "--evaluate.nfe_curve.exact_nfe", "8"),
+        *("--evaluate.nfe_curve.nfe", "[4]", "--evaluate.nfe_curve.solvers", '["euler"]'),
+    )
+    scores = scores_at(run, fm("evaluate", *fast, *curve))
+    dtypes = [scores[key]["dtype"] for key in ("protocol", "nfe_curve", "bits_per_dim")]
+    assert dtypes == ["bfloat16", "float32", "float32"]
 
 
 def test_a_reference_is_written_out_and_read_back(run, here, fm):
