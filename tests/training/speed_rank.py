@@ -21,6 +21,7 @@ SWITCHES = {
     "fused": {"fused_optimizer": True},
     "buckets": {"bucket_elements": 1_000},
     "overlap": {"bucket_elements": 1_000, "overlap": True},
+    # cudnn_benchmark and tf32 do nothing on a CPU: of them it is tested alone that they do no harm there.
     "all": {
         "compile": True,
         "compile_channels_last": True,
