@@ -51,9 +51,7 @@ def run_apart(stage: str, config: RunConfig) -> StageResult:
         child = _ended(child)
     except BaseException:
         with get_client(sync_client=True) as client:
-            client.set_flow_run_state(
-                child.id, Cancelling(message="the run that it is part of was cancelled")
-            )
+            client.set_flow_run_state(child.id, Cancelling(message=CASCADE))
         _ended(child, END_SECONDS)
         raise
     last = child.state

@@ -44,16 +44,6 @@ class Validation:
         return json.dumps({"schema_version": VALIDATION_SCHEMA, **vars(self)}, indent=1) + "\n"
 
 
-def verify_dataset(root: str, name: str) -> list[str]:
-    """The default check; what is wrong, a sentence each, empty when all is whole."""
-    try:
-        manifest = load_manifest(root, name)
-    except UserError as error:
-        return [str(error)]
-    found = validate_manifest(Store.at(root, name), manifest, "default")
-    return [f"{file}: {problem}; fm shard writes it again" for file, problem in found.problems.items()]
-
-
 def validate_dataset(
     config: DataSection, depth: Depth = "default", on_images: OnImages = lambda done: None
 ) -> Validation:

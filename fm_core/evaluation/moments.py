@@ -26,9 +26,6 @@ class Moments:
     def __add__(self, other: "Moments") -> "Moments":
         return Moments(self.count + other.count, self.total + other.total, self.products + other.products)
 
-    def __sub__(self, other: "Moments") -> "Moments":
-        return Moments(self.count - other.count, self.total - other.total, self.products - other.products)
-
     @property
     def dimension(self) -> int:
         """D."""

@@ -63,11 +63,6 @@ def whole(engine: Any, shards: Shards, keep: bool = True) -> dict[str, Tensor]:
     return tensors
 
 
-def whole_weights(engine: Any) -> dict[str, Tensor]:
-    """The float32 weights, whole, on the CPU of every rank; all ranks must call it."""
-    return whole(engine, float32_partitions(engine))
-
-
 @torch.no_grad()
 def cut(engine: Any, shards: Shards, read: Read) -> None:
     """Fill this rank's shards from whole tensors; all ranks must call it, with any number of them."""

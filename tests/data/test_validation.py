@@ -10,7 +10,7 @@ from fm_core.data.commits import commit_path
 from fm_core.data.manifest import load_manifest
 from fm_core.data.shards import repair_dataset, write_dataset
 from fm_core.data.store import Store
-from fm_core.data.verify import validate_dataset, validate_manifest, verify_dataset
+from fm_core.data.verify import validate_dataset, validate_manifest
 from fm_core.errors import UserError
 
 
@@ -63,7 +63,7 @@ def test_a_damaged_manifest_is_made_again_from_the_commit_marks(config, tmp_path
     damage(tmp_path / "digits/val-000000.tar", "flip")
     repair_dataset(config)
     assert path.read_text() == whole
-    assert verify_dataset(config.root, config.name) == []
+    assert validate_dataset(config).problems == {}
 
 
 def test_a_manifest_of_a_newer_program_is_no_damage(config, tmp_path):

@@ -20,6 +20,7 @@ from fm_core.training.engine import make_engine
 from fm_core.training.log import TrainLog
 from fm_core.training.loop import Trainer
 from fm_core.training.schedule import ema_decays
+from fm_core.training.sharded import float32_partitions, whole
 
 BATCH = 12
 RECIPE = {"model": {"channels": 8}, "data": {"version": "a1"}}
@@ -125,6 +126,11 @@ def furthest(a, b):
 
 def losses(folder):
     return [line["loss"] for line in read_lines(folder / "metrics.jsonl")]
+
+
+def whole_weights(engine):
+    """The float32 weights, whole, on the CPU of every rank; all ranks must call it."""
+    return whole(engine, float32_partitions(engine))
 
 
 def batch_ids(trainer):

@@ -18,6 +18,7 @@ from lab import (
     longer,
     losses,
     make_trainer,
+    whole_weights,
 )
 from safetensors.torch import save_file
 
@@ -27,7 +28,7 @@ from fm_core.training import checkpoint
 from fm_core.training.committed import complete_steps, read_state
 from fm_core.training.engine import initialize_process_group
 from fm_core.training.loop import run
-from fm_core.training.sharded import moments, whole, whole_weights
+from fm_core.training.sharded import moments, whole
 from fm_core.training.state import TrainState
 
 KINDS = {

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from lab import whole_weights
 
 from fm_core.config import TrainSection
 from fm_core.config.speed import SpeedSection
@@ -13,7 +14,6 @@ from fm_core.models.layers import Convolution
 from fm_core.models.unet import UNet
 from fm_core.run.files import write_json
 from fm_core.training.engine import compile_options, initialize_process_group, make_engine
-from fm_core.training.sharded import whole_weights
 
 STEPS, BATCH = 20, 8
 PLAIN = {"fused_optimizer": False, "bucket_elements": 10**9}
