@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fm_core.config import RunConfig
+from fm_core.config import RunConfig, dump_yaml
 from fm_core.errors import GaveUp, Stopped, UserError
 from fm_core.run.directory import RunDirectory
 from fm_core.run.files import read_json, read_lines, write_json
@@ -243,6 +243,48 @@ def test_a_second_supervisor_attaches_and_the_stop_file_ends_both(job):
         assert isinstance(outcome[0], Stopped), outcome
         assert str(outcome[0]) == "stopped at thing 3"
     assert job.processes() == []
+
+
+# `fm train` itself, but for what it starts.
+COMMAND = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from fm_core import cli
+from fm_core.run.supervise import Duty, supervise
+
+def pretend(config, observe):
+    control = Path(config.run.root)
+    supervise(Duty(control, control / "logs", "pretend", "pretend_rank", config, lambda: False), observe)
+
+sys.modules["fm_core.stages.train"] = SimpleNamespace(train=pretend)
+sys.exit(cli.main(["train", "--config", sys.argv[1]]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whom", ["the command", "the agent", "the second rank"])
+def test_a_signal_to_any_process_of_the_tree_ends_all_with_status_3(job, whom):
+    job.does("wait;wait")
+    file = job.control / "asked.yaml"
+    file.write_text(dump_yaml(job.config))
+    command = subprocess.Popen([sys.executable, "-c", COMMAND, str(file)], stderr=subprocess.PIPE, text=True)
+    try:
+        job.wait_ready(0, 1)
+        agent = psutil.Process(submitted(job.control).pid)
+        (second,) = (child for child in agent.children() if child.environ().get("RANK") == "1")
+        began = time.monotonic()
+        {"the command": command, "the agent": agent, "the second rank": second}[whom].terminate()
+        said = command.communicate(timeout=60)[1]
+        took = time.monotonic() - began
+    finally:
+        command.kill()
+    assert command.returncode == 3, said
+    assert took < 25, f"{took:.1f} s"
+    assert "Traceback" not in said
+    assert job.processes() == []
+    for rank in (0, 1):
+        assert read_json(job.control / f"pretend-{rank}.end.json")["kind"] == "stopped"
 
 
 @pytest.mark.slow
