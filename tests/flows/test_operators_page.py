@@ -3,13 +3,21 @@
 import json
 import re
 import shlex
+import shutil
 import subprocess
+import tarfile
+import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from hands import until
 from house import PROJECT, SHRUNKEN, Demo, clean_environment
 from test_team_server import SERVE, WORKER
+
+from fm_core.data.store import Store
+from fm_core.run.files import write_json
 
 pytestmark = pytest.mark.slow
 
@@ -22,6 +30,8 @@ COMMANDS = [
 ]
 ELSEWHERE = (SERVE, WORKER)
 """Commands that do not end by themselves: test_team_server.py runs them, from these very words."""
+INLINE = [" ".join(command.split()) for command in re.findall(r"`(fm [^`]+)`", PAGE)]
+"""Commands of a stage in running text."""
 ON_A_RUN = ("prefect flow-run cancel RUN_ID", "prefect flow-run retry RUN_ID")
 
 
@@ -61,6 +71,65 @@ def test_every_other_command_succeeds(demo: Demo):
     rules = run(demo, "python -m flows.automations").splitlines()
     assert len(rules) == 3
     assert all(line.endswith(": brought up to date") for line in rules)
+
+
+def test_a_run_that_crashes_again_and_again_is_failed(demo: Demo):
+    """The rule of the sixth crash, with two; this run has no deployment, so that no worker takes it up."""
+    text = (demo.root / "infra" / "automations.yaml").read_text()
+    assert text.count("threshold: 6") == 1
+    (demo.root / "rules.yaml").write_text(text.replace("threshold: 6", "threshold: 2"))
+    run(demo, "python -m flows.automations rules.yaml")
+    flow = demo.api("/flows/", {"name": "crashing"})["id"]
+    run_id = demo.api("/flow_runs/", {"flow_id": flow, "tags": ["auto-resume"]})["id"]
+    again = {"state": {"type": "SCHEDULED", "name": "AwaitingRetry"}, "force": True}
+    demo.api(f"/flow_runs/{run_id}/set_state", again)
+    time.sleep(3)
+    assert demo.run(run_id)["state"]["name"] == "AwaitingRetry"
+    demo.api(f"/flow_runs/{run_id}/set_state", again)
+    until(lambda: demo.run(run_id)["state"]["type"] == "FAILED", 45, "the run is given up")
+    assert demo.run(run_id)["state"]["message"].startswith("it crashed six times within a day")
+    run(demo, "python -m flows.automations")
+
+
+def test_commands_in_running_text_succeed(demo: Demo):
+    run_directory = demo.root / "runs" / "digits"
+    (newest,) = [path for path in [max(run_directory.glob("train/checkpoints/step-*"))] if path.is_dir()]
+    kept = run_directory / "beside" / "checkpoints" / newest.name
+    shutil.copytree(newest, kept, ignore=shutil.ignore_patterns("optimizer"))
+    samples = set(run_directory.glob("samples/*/*"))
+    asked = (run_directory / "config.yaml").read_bytes()
+    few = ("--sample.images", "8", "--sample.solver", "euler", "--sample.steps", "2")
+    seen: set[str] = set()
+    for command in INLINE:
+        words = command.replace("<run.name>", "digits").split()
+        if "--config" in words:
+            seen.add(words[1])
+            done = demo.command(*words, *(few if words[1] == "sample" else ()))
+            assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    assert seen == {"status", "sample"}
+    assert (run_directory / "config.yaml").read_bytes() == asked
+    (made,) = set(run_directory.glob("samples/*/*")) - samples
+    shutil.rmtree(made)
+    shutil.rmtree(run_directory / "beside")
+
+
+def test_a_backup_holds_what_is_whole_and_nothing_that_is_being_written(tmp_path: Path):
+    (command,) = [command for command in COMMANDS if command.startswith("tar ")]
+    folder = tmp_path / "runs" / "a" / "train" / "checkpoints"
+    (folder / "step-00000010").mkdir(parents=True)
+    write_json(folder / "step-00000010" / "COMPLETE", {"files": {}})
+    tempfile.mkstemp(dir=folder / "step-00000010", prefix=".state.json.")  # as write_bytes makes them
+    with suppress(KeyboardInterrupt), Store.at(str(folder)).staged("raw.safetensors") as (stage, _):
+        left = tmp_path / stage.name
+        shutil.copy(stage, left)
+        raise KeyboardInterrupt
+    left.rename(folder / left.name)
+    (tmp_path / "runs" / ".prefect").mkdir()
+    (tmp_path / "runs" / ".prefect" / "prefect.db").touch()
+    assert subprocess.run(shlex.split(command), cwd=tmp_path).returncode == 0
+    with tarfile.open(tmp_path / "backup.tar.gz") as archive:
+        files = [member.name for member in archive.getmembers() if member.isfile()]
+    assert files == ["runs/a/train/checkpoints/step-00000010/COMPLETE"]
 
 
 def test_pulling_is_all_that_a_clone_needs(tmp_path: Path):

@@ -52,6 +52,11 @@ def test_commands_of_the_composition_are_those_of_this_project():
     assert "--prefect-file infra/prefect.yaml" in script
     assert "python -m flows.automations" in script
     assert subprocess.run(["bash", "-n", "-c", script]).returncode == 0
+    # The worker waits for its success: a step that fails must not be followed by the others.
+    assert script.startswith("set -e\n")
+    failing = f"prefect() {{ false; }}; python() {{ echo went on; }}\n{script}"
+    done = subprocess.run(["bash", "-c", failing], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
 
 
 def test_the_image_copies_what_is_there_and_installs_the_pinned_versions():
