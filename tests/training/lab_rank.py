@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 from lab import (
+    BATCH,
     RECIPE,
     batch_ids,
     equal,
@@ -89,11 +90,18 @@ def averages_and_checkpoints(folder, device, **keys):
         "loaded_averages": all(equal(ours[name], average) for name, average in averages_of(other).items()),
         "loaded_moments": equal(adam, moments_of(other)),
     }
-    longer(trainer, 2)
-    longer(other, 2)
+    for one in (trainer, other):
+        longer(one, 2)
+        one.source.drawn = 0
+        one.source.reader.read.clear()
     run(trainer, state)
     run(other, state_there)
+    ids = batch_ids(trainer)
     found |= {
+        "went_on_moments": equal(moments_of(trainer), moments_of(other)),
+        "went_on_ids": [len(batch) for batch in ids] == [BATCH, BATCH] and ids == batch_ids(other),
+        # Two lines of one file: both wrote theirs of step 8.
+        "went_on_losses": losses(folder)[-2:],
         "went_on_raw": equal(whole_weights(trainer.engine), whole_weights(other.engine)),
         "went_on_averages": all(
             equal(average, averages_of(other)[name]) for name, average in averages_of(trainer).items()

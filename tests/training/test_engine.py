@@ -30,6 +30,10 @@ class TestAverages:
         assert two[kind]["went_on"] > 1e-3
         assert two[kind]["went_on_raw"]
         assert two[kind]["went_on_averages"]
+        assert two[kind]["went_on_moments"]
+        assert two[kind]["went_on_ids"]
+        one, other = two[kind]["went_on_losses"]
+        assert one == other
 
 
 @pytest.mark.parametrize("stage", [2, 3])
