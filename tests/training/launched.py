@@ -1,6 +1,7 @@
 """Ranks of this folder's modules, started by torchrun as a job's are."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,13 +21,19 @@ def launch(module, folder, ranks, found):
         "GLOO_SOCKET_IFNAME": "lo",
     }
     agent = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
-    done = subprocess.run(
+    started = subprocess.Popen(
         [*agent, f"--nproc-per-node={ranks}", "-m", module, str(folder)],
         env={**os.environ, **variables},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
-        timeout=500,
+        start_new_session=True,
     )
+    try:
+        said, _ = started.communicate(timeout=500)
+    except subprocess.TimeoutExpired:
+        os.killpg(started.pid, signal.SIGKILL)
+        raise
     answer = read_json(folder / found)
-    assert answer, done.stdout[-3000:] + done.stderr[-5000:]
+    assert answer, said[-8000:]
     return answer
