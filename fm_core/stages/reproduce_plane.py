@@ -14,7 +14,7 @@ from torch import nn
 
 from fm_core.config import CellSection, PlaneSection, RunConfig
 from fm_core.data.plane import ENTROPY, NAME
-from fm_core.errors import UserError
+from fm_core.errors import Stopped, UserError
 from fm_core.evaluation.plane import LIKELIHOOD_BATCH, PICTURE_TOLERANCE, judge
 from fm_core.evaluation.threads import cpu_threads
 from fm_core.method.objectives import Objective
@@ -123,12 +123,14 @@ def reproduce_plane(config: RunConfig, run: RunDirectory, observe: Observer) -> 
 
 
 def _turn(task: Task, config: RunConfig, run: RunDirectory, bar: "_Parts") -> Outcome:
-    """Make a cell or find it made; whatever goes wrong in it stays in it."""
+    """Make a cell or find it made; whatever goes wrong in it stays in it. Raises Stopped."""
     bar.start(task.label)
     try:
         record, made = _cell(task, config, bar)
         task.cell.failure.unlink(missing_ok=True)
         return Outcome(task, record, made)
+    except Stopped:
+        raise
     except Exception as error:
         said = f"{type(error).__name__}: {error}".splitlines()[0]
         write_json(task.cell.failure, {"error": said})
