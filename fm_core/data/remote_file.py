@@ -4,10 +4,12 @@ import io
 from collections.abc import Callable
 from typing import IO
 
+from fm_core.data.positioned_file import PositionedFile
+
 Retried = Callable[[Callable[[], bytes]], bytes]
 
 
-class RemoteFile(io.RawIOBase):
+class RemoteFile(PositionedFile):
     """Bytes of a file that is opened again where a read of it failed; for reading and seeking."""
 
     def __init__(self, open_file: Callable[[], IO[bytes]], retried: Retried) -> None:
@@ -19,24 +21,6 @@ class RemoteFile(io.RawIOBase):
         self._file: IO[bytes] | None = None
         self._at = self._size = 0
         self._retried(lambda: self._attempt(0))
-
-    def readable(self) -> bool:
-        """Yes."""
-        return True
-
-    def seekable(self) -> bool:
-        """Yes."""
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a byte of the file."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        self._at = max(0, base + offset)
-        return self._at
-
-    def tell(self) -> int:
-        """The byte it is at."""
-        return self._at
 
     def readinto(self, buffer: memoryview) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Fill the buffer as far as the file goes."""

@@ -6,16 +6,14 @@ import torch
 
 from fm_core.check import Check
 from fm_core.config import RunConfig
-from fm_core.data.manifest import load_manifest
 from fm_core.data.shards import check_source, read_complete
-from fm_core.data.sources import open_source
 from fm_core.errors import UserError
 from fm_core.evaluation.self_tests import self_tests
 from fm_core.models.build import build_network
 from fm_core.models.flops import TRAINING_PASSES, flops_per_image, parameter_count
 from fm_core.run.preflight import preflight as launch_checks
 from fm_core.stages.machine import machine_checks
-from fm_core.stages.preflight import rules
+from fm_core.stages.preflight import images_of, rules
 from fm_core.training.cost import Cluster, checkpoint_bytes_of, cost_checks, training_cost
 
 
@@ -44,7 +42,7 @@ def doctor(config: RunConfig | None, asked: Asked) -> list[Check]:
     if asked.model:
         checks += _model(config)
     if asked.cost:
-        shape, classes = _images(config)
+        shape, classes = images_of(config)
         checks += cost_checks(config, training_cost(config, shape, classes, asked.cost), asked.cost)
     if asked.launch:
         checks += launch_checks(config, _checkpoint_bytes(config))
@@ -52,7 +50,7 @@ def doctor(config: RunConfig | None, asked: Asked) -> list[Check]:
 
 
 def _model(config: RunConfig) -> list[Check]:
-    shape, classes = _images(config)
+    shape, classes = images_of(config)
     with torch.device("meta"):
         network = build_network(config.model, shape, classes)
     forward = flops_per_image(network, shape)
@@ -69,19 +67,10 @@ def _model(config: RunConfig) -> list[Check]:
 def _checkpoint_bytes(config: RunConfig) -> int | None:
     """Bytes of one checkpoint; None where neither shards nor source are in sight."""
     try:
-        shape, classes = _images(config)
+        shape, classes = images_of(config)
     except UserError:
         return None
     return checkpoint_bytes_of(config, shape, classes)
-
-
-def _images(config: RunConfig) -> tuple[tuple[int, int, int], int]:
-    """Shape and classes of the images: from the shards; before there are any, the source's and 1,000."""
-    try:
-        manifest = load_manifest(config.data.root, config.data.name)
-    except UserError:
-        return open_source(config.data).facts.image_shape, 1000
-    return manifest.image_shape, manifest.class_count or 0
 
 
 def _data(config: RunConfig) -> Check:

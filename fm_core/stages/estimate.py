@@ -11,7 +11,7 @@ from fm_core.errors import UserError
 from fm_core.report.published import published
 from fm_core.stages.cell_cost import CellCost, Stated, image_cell_cost, plane_cell_cost
 from fm_core.stages.cells import cell_runs, objective_of
-from fm_core.stages.preflight import rules
+from fm_core.stages.preflight import images_of, rules
 from fm_core.stages.reproduce_plane import check
 from fm_core.training.cost import size
 from fm_core.training.speed import peak_tflops
@@ -127,7 +127,7 @@ def _peak_here(config: RunConfig) -> tuple[float, str]:
 
 
 def _of_images(config: RunConfig, nfe: float | None) -> list[_Objective]:
-    shape, classes = _images(config)
+    shape, classes = images_of(config)
     paper = published(config.data.name) or {}
     seeds = len(config.reproduce.images.seeds)
     found: list[_Objective] = []
@@ -147,15 +147,6 @@ def _of_plane(config: RunConfig, nfe: float | None) -> list[_Objective]:
         _Objective(task.label, 1, plane_cell_cost(plane, task.objective, task.steps), nfe)
         for task in check(config)
     ]
-
-
-def _images(config: RunConfig) -> tuple[tuple[int, int, int], int]:
-    """Shape and classes of the images: from the shards, or from the source's format; 1,000 if unknown."""
-    try:
-        manifest = load_manifest(config.data.root, config.data.name)
-    except UserError:
-        return open_source(config.data).facts.image_shape, 1000
-    return manifest.image_shape, manifest.class_count or 0
 
 
 def _data(config: RunConfig) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from fm_core.config import RunConfig
+from fm_core.data.manifest import load_manifest
 from fm_core.data.shards import check_source
 from fm_core.data.sources import open_source
 from fm_core.errors import UserError
@@ -51,6 +52,18 @@ def rules(config: RunConfig, stages: Sequence[str] = STAGES) -> Iterator[tuple[s
         yield "samples", partial(_check_samples, config, "train" in stages, "evaluate" in stages)
     if "reproduce" in stages and config.reproduce.kind == "images":
         yield from _rules_of_cells(config)
+
+
+def images_of(config: RunConfig) -> tuple[tuple[int, int, int], int]:
+    """Shape (channels, height, width) and classes of the shards; before there are any, the source's, 1,000.
+
+    Raises UserError where neither is in sight.
+    """
+    try:
+        manifest = load_manifest(config.data.root, config.data.name)
+    except UserError:
+        return open_source(config.data).facts.image_shape, 1000
+    return manifest.image_shape, manifest.class_count or 0
 
 
 def _rules_of_cells(config: RunConfig) -> Iterator[tuple[str, Rule]]:

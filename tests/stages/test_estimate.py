@@ -95,7 +95,7 @@ def test_what_nobody_knows_is_said_to_be_unknown_and_what_is_stated_is_used():
     assert rows["DDPM"]["samples, h"].endswith(" per 100 NFE")
     told = rows_of(estimate(config, images_per_s=800, nfe=200))
     # a forward pass takes a third of training on an image; 7 checkpoints; five tolerances less one
-    solved = (1000 + 500 * 7 + 500 * 4) * 200 + 500 * (3 * 244 + 1000) + 16 * 230
+    solved = (1000 + 256 * 7 + 256 * 4) * 200 + 256 * (3 * 244 + 1000) + 16 * 230
     assert told["DDPM"]["samples, h"] == f"{solved / 2400 / 3600:.3g}"
     assert told["DDPM"]["bits/dim, h"] == f"{260 * 3 * 200 / 2400 / 3600:.3g}"
 
@@ -115,7 +115,7 @@ def test_seeds_and_fewer_steps_count():
 
 def test_a_step_that_solves_an_ode_has_no_cost_before_it_is_solved():
     found = rows_of(estimate(load_config(CONFIGS / "checkerboard.yaml"), images_per_s=1000))
-    assert found["CNF (60 of 6,000 steps)"]["training, h"] == "unknown"
+    assert found["CNF (50 of 6,000 steps)"]["training, h"] == "unknown"
     assert found["sum"]["training, h"].endswith(" + 1 unknown")
     assert float(found["DDPM"]["training, h"]) == pytest.approx(6000 * 128 / 1000 / 3600, rel=0.01)
 

@@ -16,6 +16,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from fm_core.data.manifest import Input
+from fm_core.data.positioned_file import PositionedFile
 from fm_core.data.store import Store
 from fm_core.errors import UserError
 
@@ -195,29 +196,11 @@ def _content_offset(file: IO[bytes], info: zipfile.ZipInfo) -> int:
     return info.header_offset + LOCAL_HEADER.size + fields[9] + fields[10]
 
 
-class Window(io.RawIOBase):
+class Window(PositionedFile):
     """Bytes [start, start + size) of a file, which it closes if it owns it."""
 
     def __init__(self, file: IO[bytes], start: int, size: int, owns: bool = True) -> None:
         self._file, self._start, self._size, self._at, self._owns = file, start, size, 0, owns
-
-    def readable(self) -> bool:
-        """Yes."""
-        return True
-
-    def seekable(self) -> bool:
-        """Yes."""
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a byte of the window."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        self._at = max(0, base + offset)
-        return self._at
-
-    def tell(self) -> int:
-        """The byte it is at."""
-        return self._at
 
     def readinto(self, buffer: memoryview) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Fill the buffer as far as the window goes."""
