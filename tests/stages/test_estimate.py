@@ -128,7 +128,7 @@ def test_fixed_steps_are_counted_and_not_guessed():
         image_cell_cost(one, settings, objective_of(cell.section), (1, 8, 8), 10)
         for one in (cell_runs(load_config(DIGITS))[0].config, cell.config)
     )
-    drawn = 1000 + 500 * 7
+    drawn = 1000 + 256 * 7
     assert adaptive.solved_images - fixed.solved_images == drawn
     assert fixed.fixed_evaluations - adaptive.fixed_evaluations == drawn * 20
 
