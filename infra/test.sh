@@ -39,9 +39,9 @@ ls runs/digits/evaluation/step-*/*.json >/dev/null 2>&1 ||
 [ ${#skipped[@]} -eq 0 ] || printf 'skipped: %s\n' "${skipped[@]}"
 [ ${#failed[@]} -eq 0 ] || say "failed before the tests: ${failed[*]}"
 
-# Tests that share a server or a run stay together in one process (tests/conftest.py). Those of the flows mostly
-# wait, so there is one process more than cores.
-workers=$(($(nproc) < 4 ? $(nproc) + 1 : 4))
+# Tests that share a server or a run stay together in one process (tests/conftest.py). With more processes than
+# cores, Prefect's SQLite was locked so long that its automations lost events.
+workers=$(($(nproc) < 4 ? $(nproc) : 4))
 status=0
 python -m pytest --numprocesses "$workers" --no-loadscope-reorder "$@" || status=$?
 if [ -n "$pyright_pid" ]; then

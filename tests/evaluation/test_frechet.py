@@ -127,14 +127,11 @@ def test_moments_add_up_over_parts():
     assert torch.allclose(whole.covariance, torch.cov(rows.double().T), rtol=1e-10)
 
 
-def test_whole_numbers_add_and_subtract_exactly():
+def test_whole_numbers_add_exactly():
     rows = torch.randint(-100, 100, (64, 5), generator=torch.Generator().manual_seed(0)).float()
     one, other = Moments.of(rows[:20]), Moments.of(rows[20:])
     whole = one + other
     assert torch.equal(whole.products, Moments.of(rows).products)
-    back = whole - other
-    assert (back.count, back.total.tolist()) == (one.count, one.total.tolist())
-    assert torch.equal(back.products, one.products)
 
 
 def test_moments_are_double_whatever_the_features():

@@ -131,7 +131,7 @@ def test_the_papers_comparison_says_what_it_takes_and_shows_its_tables_and_figur
     assert run["state"]["type"] == "COMPLETED"
     lines = demo.api("/logs/filter", {"logs": {"flow_run_id": {"any_": [run["id"]]}}})
     (estimate,) = [
-        line["message"] for line in lines if "2 objectives, 2 runs of 58 parameters" in line["message"]
+        line["message"] for line in lines if "2 objectives, 2 runs of 50 parameters" in line["message"]
     ]
     assert estimate.startswith("plane: ")
     shown = artifacts(demo, run["id"])

@@ -88,7 +88,8 @@ def test_a_damaged_checkpoint_is_found_and_the_one_before_is_taken(troubled):
 
 def test_a_killed_rank_is_named_and_the_job_starts_again_by_itself(troubled):
     records = troubled["restarts"]
-    assert [(record["restart"], record["of"]) for record in records] == [(1, 3), (2, 3)]
+    assert [(record["restart"], record["of"]) for record in records] == [(1, 3), (1, 3)]
+    # A newer checkpoint lies between them, which begins the count anew.
     for record in records:
         assert f"rank 1 on {socket.gethostname()} was killed" in record["because"]
 
