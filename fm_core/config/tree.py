@@ -140,5 +140,11 @@ def _with_defaults(section: type[BaseModel], preset: BaseModel) -> type[BaseMode
         kept.json_schema_extra = {"position": position}
         fields[name] = (annotation, kept)
     return create_model(
-        section.__name__, __base__=section, __doc__=section.__doc__, __module__=__name__, **fields
+        section.__name__,
+        __base__=section,
+        __doc__=section.__doc__,
+        __module__=__name__,
+        # The fields bring their descriptions along; looking for them in sources again took seconds an import.
+        __cls_kwargs__={"use_attribute_docstrings": False},
+        **fields,
     )

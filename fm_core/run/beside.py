@@ -12,7 +12,6 @@ import psutil
 
 from fm_core.config import RunConfig, dump_yaml
 from fm_core.errors import UserError
-from fm_core.method.solve import Solver
 from fm_core.run.directory import RunDirectory
 from fm_core.run.files import read_lines, write_text
 from fm_core.run.lease import Lease
@@ -44,6 +43,8 @@ def check_beside(config: RunConfig) -> None:
     beside = config.evaluate.beside
     if not beside.images:
         return
+    from fm_core.method.solve import Solver  # here, since torch takes seconds that a flow's start need not wait
+
     if beside.images < LEAST_IMAGES:
         raise UserError(f"evaluate.beside.images {beside.images}: a distance needs at least {LEAST_IMAGES}")
     Solver(method=beside.solver, steps=beside.steps)

@@ -297,6 +297,9 @@ class TestPreset:
         likelihood = section("likelihood", section("evaluate"))
         assert likelihood["properties"]["images"]["default"] == 77
         assert section("source", section("data"))["properties"]["url"]["default"] == "/archives"
+        plain = RunConfig.model_json_schema()["$defs"]["TrainSection"]["properties"]
+        for name, shown in section("train")["properties"].items():
+            assert shown["description"] == plain[name]["description"]
 
     def test_its_schema_keeps_the_descriptions(self):
         for definition in self.made.model_json_schema()["$defs"].values():

@@ -29,8 +29,15 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
 
 
 @pytest.fixture(scope="session")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebDriver]:
+def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebDriver]:
     if not (BROWSER and DRIVER):
         pytest.skip("no chromium with chromedriver on this machine")
     with started(tmp_path_factory.mktemp("profile")) as driver:
         yield driver
+
+
+@pytest.fixture
+def browser(window: WebDriver) -> Iterator[WebDriver]:
+    """Empty again afterwards: the page of a run draws and asks the server all the time, for half a core."""
+    yield window
+    window.get("about:blank")

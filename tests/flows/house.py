@@ -5,6 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +99,14 @@ class Demo:
             {"content-type": "application/json"},
         )
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        return json.load(opener.open(request, timeout=20))
+        for patience in range(5, -1, -1):
+            try:
+                return json.load(opener.open(request, timeout=60))
+            except urllib.error.HTTPError as error:
+                # What SQLite answers when two write at once; Prefect's own client asks again as often.
+                if error.code != 503 or not patience:
+                    raise
+                time.sleep(2)
 
     def run(self, run_id: str | None = None) -> dict[str, Any]:
         return self.api(f"/flow_runs/{run_id or self.run_id}")
