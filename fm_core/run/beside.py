@@ -43,7 +43,8 @@ def check_beside(config: RunConfig) -> None:
     beside = config.evaluate.beside
     if not beside.images:
         return
-    from fm_core.method.solve import Solver  # here, since torch takes seconds that a flow's start need not wait
+    # Here and not above, since torch takes seconds that the start of a flow need not wait for.
+    from fm_core.method.solve import Solver
 
     if beside.images < LEAST_IMAGES:
         raise UserError(f"evaluate.beside.images {beside.images}: a distance needs at least {LEAST_IMAGES}")

@@ -91,22 +91,21 @@ class Demo:
         """Run Prefect's own command in the project's root."""
         return self.command("prefect", *arguments, **settings)
 
-    def api(self, path: str, query: dict[str, Any] | None = None) -> Any:
-        """GET, or POST a query."""
+    def api(self, path: str, query: dict[str, Any] | None = None, patience: int = 5) -> Any:
+        """GET, or POST a query; again, as Prefect's own client does, where SQLite lets nobody write now."""
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}/api{path}",
             None if query is None else json.dumps(query).encode(),
             {"content-type": "application/json"},
         )
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        for patience in range(5, -1, -1):
-            try:
-                return json.load(opener.open(request, timeout=60))
-            except urllib.error.HTTPError as error:
-                # What SQLite answers when two write at once; Prefect's own client asks again as often.
-                if error.code != 503 or not patience:
-                    raise
-                time.sleep(2)
+        try:
+            return json.load(opener.open(request, timeout=60))
+        except urllib.error.HTTPError as error:
+            if error.code != 503 or not patience:
+                raise
+        time.sleep(2)
+        return self.api(path, query, patience - 1)
 
     def run(self, run_id: str | None = None) -> dict[str, Any]:
         return self.api(f"/flow_runs/{run_id or self.run_id}")
