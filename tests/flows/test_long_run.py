@@ -12,11 +12,11 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import psutil
 import pytest
-from browsing import press
+from browsing import BROWSER, DRIVER, press
 from hands import Hands, Server, until, with_variable
 from house import PROJECT, Demo
 from noisy import NOISY_STEPS
@@ -177,14 +177,27 @@ def test_training_does_not_notice_that_the_server_is_away(hands: Hands, run_id: 
     until(caught_up, 90, "the artifact catches up")
 
 
-def test_a_run_whose_worker_is_gone_is_cancelled_by_the_button(hands: Hands, run_id: str, browser: WebDriver):
+@pytest.fixture
+def cancel(hands: Hands, run_id: str, request: pytest.FixtureRequest) -> Callable[[], None]:
+    """The button of the UI, or the command on a machine without a browser."""
+    if BROWSER and DRIVER:
+        browser: WebDriver = request.getfixturevalue("browser")
+        return lambda: press_cancel(browser, hands.demo, run_id)
+
+    def by_command() -> None:
+        assert hands.demo.prefect("flow-run", "cancel", run_id).returncode == 0
+
+    return by_command
+
+
+def test_a_run_whose_worker_is_gone_is_cancelled(hands: Hands, run_id: str, cancel: Callable[[], None]):
     os.killpg(hands.workers[-1].pid, signal.SIGKILL)
     hands.goes_on()
     hands.worker("gpu")
     second = hands.start("train-model", json.dumps(RUN))
     supervisor, job = hands.supervisor(run_id), hands.job()["id"]
     until(lambda: hands.state(second)["type"] == "RUNNING", 60, "the second run attaches")
-    press_cancel(browser, hands.demo, run_id)
+    cancel()
     until(lambda: hands.state(run_id)["type"] == "CANCELLED", 60, "the run is cancelled")
     assert with_variable(JOB_VARIABLE, job) == []
     told, step = hands.state(run_id)["message"], hands.steps()[-1]
