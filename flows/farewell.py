@@ -12,6 +12,7 @@ from prefect import Flow
 from prefect.client.schemas.objects import FlowRun, State
 
 from fm_core.config import RunConfig
+from fm_core.run.afterwards import told_afterwards
 from fm_core.run.directory import RunDirectory
 from fm_core.run.status import read_status
 
@@ -47,6 +48,8 @@ def how_to_go_on(config: RunConfig, run_id: UUID | str) -> str:
         where = f"stopped at step {status['step']:,} ({status['images_seen']:,} images seen)"
         if last := newest_checkpoint(directory) or status.get("last_checkpoint"):
             where += f", checkpoint {last}"
+        if uploaded := told_afterwards(directory.path):
+            where += f", {uploaded}"
     return f"{where}; {again}, or fm {status['stage']} --config {directory.path}/config.yaml"
 
 

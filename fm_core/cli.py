@@ -121,8 +121,16 @@ def _run_stage(command: str, config: RunConfig, flags: set[str]) -> None:
     if command == "validate":
         depth = "deep" if "deep" in flags else "quick" if "quick" in flags else "default"
         options = {"depth": depth, "repair": "repair" in flags}
-    with Bar() as bar:
-        result = stage(config, bar.observe, **options)
+    try:
+        with Bar() as bar:
+            result = stage(config, bar.observe, **options)
+    except KeyboardInterrupt:
+        from fm_core.run.afterwards import told_afterwards
+        from fm_core.run.directory import RunDirectory
+
+        uploaded = told_afterwards(RunDirectory(config).path) if command == "train" else None
+        told = "; ".join(filter(None, ("stopped", uploaded, "run it again to continue")))
+        raise Stopped(told) from None
     print(f"{command} {result.state} in {result.seconds:.1f} s: {result.summary}")
     for name, path in result.paths.items():
         print(f"  {name}: {path}")

@@ -14,6 +14,7 @@ from rich.progress import Progress as RichProgress
 
 from fm_core.check import Check
 from fm_core.config import RunConfig
+from fm_core.run.afterwards import told_afterwards
 from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Progress, three_digits
 from fm_core.run.status import progress_of, read_status
@@ -94,4 +95,7 @@ def _status_line(directory: Path) -> str:
     status = read_status(directory)
     if status is None:
         return f"{directory}: nothing was run yet"
-    return f"{status['stage']} {status['phase']}: {describe(progress_of(status))}"
+    told = [f"{status['stage']} {status['phase']}: {describe(progress_of(status))}"]
+    if status["stage"] == "train" and (uploaded := told_afterwards(directory)):
+        told.append(uploaded)
+    return "; ".join(told)

@@ -14,6 +14,7 @@ from fm_core.errors import Stopped, UserError
 from fm_core.method.quantiser import Quantiser
 from fm_core.models.build import Method, build_method, build_network
 from fm_core.models.flops import flops_per_image
+from fm_core.run.afterwards import begin_afterwards, end_afterwards
 from fm_core.run.directory import RunDirectory, identity
 from fm_core.run.files import write_json
 from fm_core.run.rank import Rank, run_rank
@@ -34,12 +35,14 @@ from fm_core.training.watch import Watch
 PATIENCE_SECONDS = 600.0
 """How long the end of training waits for a store that fails."""
 STOPPED_PATIENCE_SECONDS = 4.0
-"""How long a run that was asked to stop waits for its last upload; the rest is done by the next start."""
+"""How long a run that was asked to stop waits for its last upload; another process goes on with it."""
 
 
 def train(config: RunConfig, rank: Rank) -> None:
     """Train to the end of train.images, from the newest checkpoint if there is one."""
     device = initialize_process_group()
+    if rank.first:
+        end_afterwards(RunDirectory(config).path)
     trainer = _trainer(config, rank, device)
     if trainer.snapshots:
         trainer.snapshots.catch_up()
@@ -52,12 +55,15 @@ def train(config: RunConfig, rank: Rank) -> None:
     trainer.watch = Watch("train", rank, config.train.hang_seconds)
     try:
         state = run(trainer, state)
-    except Stopped:
+    except Stopped as stop:
         trainer.watch.rest()
-        for kept in (trainer.checkpoints, trainer.snapshots):
-            if kept and (waits := kept.settle(STOPPED_PATIENCE_SECONDS)):
-                print(f"warning: the next start copies what waits in {kept.folder}: {waits}", flush=True)
-        raise
+        kept = [kept for kept in (trainer.checkpoints, trainer.snapshots) if kept]
+        waits = [why for one in kept if (why := one.settle(STOPPED_PATIENCE_SECONDS))]
+        if not waits:
+            raise
+        told = begin_afterwards(config) or f"the next start copies what waits in {kept[0].folder}: {waits[0]}"
+        print(f"warning: {told}", flush=True)
+        raise Stopped(f"{stop}; {told}") from None
     # The other ranks are done, and wait for rank 0 without a clock of the process group running out.
     trainer.watch.rest()
     if trainer.checkpoints and trainer.log:

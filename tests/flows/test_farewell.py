@@ -11,6 +11,7 @@ from flows.farewell import configuration, how_to_go_on
 from flows.train import train_digits
 from fm_core.config import RunConfig
 from fm_core.errors import GaveUp, Stopped, UserError
+from fm_core.run.afterwards import Afterwards, keep_record
 from fm_core.run.directory import RunDirectory
 from fm_core.run.files import write_json
 from fm_core.run.progress import Progress
@@ -36,6 +37,15 @@ def test_the_last_words_name_step_checkpoint_and_commands(config: RunConfig):
         "stopped at step 1,234 (157,952 images seen), checkpoint step-00001200; to go on: "
         f"prefect flow-run retry an-id, or fm train --config {path}/config.yaml"
     )
+
+
+def test_an_upload_that_goes_on_is_told_with_its_latest_end(config: RunConfig):
+    goes_on = Afterwards(url="s3://bucket/a-run", host="another", pid=1, created=0.0, until=4102444800.0)
+    keep_record(RunDirectory(config).path, goes_on)
+    assert (
+        ", checkpoint step-00001200, its upload to s3://bucket/a-run goes on until 2100-01-01 00:00 UTC at "
+        "the latest (logs/train-upload.log); to go on: prefect"
+    ) in how_to_go_on(config, "an-id")
 
 
 def test_a_run_that_had_not_begun_is_told_as_well(tmp_path: Path):

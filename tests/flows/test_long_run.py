@@ -13,6 +13,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -52,7 +53,7 @@ APART = ("shard_dataset", "train_model")
 @pytest.fixture(scope="module")
 def hands(demo: Demo) -> Iterator[Hands]:
     """An own pool and worker for train-model, automations with short times, and the run itself."""
-    shutil.copy(PROJECT / "tests" / "flows" / "noisy.py", demo.root)
+    noisy = Path(shutil.copy(PROJECT / "tests" / "flows" / "noisy.py", demo.root))
     told = demo.command("python", "-m", "flows.automations").stdout.splitlines()
     assert told == [f"{rule}: installed" for rule in RULES]
     assert demo.prefect("work-pool", "create", "gpu", "--type", "process").returncode == 0
@@ -70,6 +71,7 @@ def hands(demo: Demo) -> Iterator[Hands]:
         process.kill()
     for process in with_variable(JOB_VARIABLE, hands.job()["id"]):
         process.kill()
+    noisy.unlink()  # what tests lint in this root is the project's
 
 
 @pytest.fixture(scope="module")

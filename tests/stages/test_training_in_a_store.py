@@ -3,10 +3,7 @@
 import shutil
 import socket
 import threading
-import time
-from pathlib import Path
 
-import fsspec
 import pytest
 from tiny_run import Tiny, is_progress
 
@@ -15,50 +12,8 @@ from fm_core.run.launch import processes_of, submitted
 from fm_core.training.checkpoints import Checkpoints
 
 pytestmark = pytest.mark.slow
-moto_server = pytest.importorskip("moto.server")
+pytest.importorskip("moto.server")
 pytest.importorskip("s3fs")
-
-
-class Server:
-    """An S3 server that goes and comes back with what it held."""
-
-    def __init__(self):
-        self.port = 0
-        self.start()
-
-    def start(self):
-        self.server = moto_server.ThreadedMotoServer(port=self.port, verbose=False)
-        self.server.start()
-        self.port = self.server.get_host_and_port()[1]
-
-    def stop(self):
-        self.server.stop()
-
-    def come_back_after(self, file: Path):
-        """Start again when there is this file, or after two minutes."""
-        deadline = time.monotonic() + 120
-        while not file.exists() and time.monotonic() < deadline:
-            time.sleep(0.1)
-        self.start()
-
-
-@pytest.fixture(scope="module")
-def s3():
-    """A server with a bucket, and its variables in the environment."""
-    server = Server()
-    variables = {
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.port}",
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in variables.items():
-            patch.setenv(name, value)
-        fsspec.filesystem("s3").clear_instance_cache()
-        fsspec.filesystem("s3").mkdir("bucket")
-        yield server
-    server.stop()
 
 
 @pytest.fixture(scope="module")
