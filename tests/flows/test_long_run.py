@@ -14,6 +14,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -155,9 +156,13 @@ def test_a_line_of_progress_is_there_each_half_minute_and_no_more(hands: Hands, 
 
 def test_each_checkpoint_is_an_event(hands: Hands, run_id: str):
     query = {"filter": {"event": {"name": [EVENT]}}, "limit": 5}
-    found = until(lambda: hands.demo.api("/events/filter", query)["events"], 60, "the event of a checkpoint")
-    assert found[0]["resource"]["prefect.resource.name"] == RUN["run"]["name"]
-    assert found[0]["payload"]["checkpoint"] == f"step-{found[0]['payload']['step']:08d}"
+
+    def found() -> list[dict[str, Any]]:
+        events = hands.demo.api("/events/filter", query)["events"]
+        return [event for event in events if event["resource"]["prefect.resource.name"] == RUN["run"]["name"]]
+
+    event = until(found, 120, "the event of a checkpoint")[0]
+    assert event["payload"]["checkpoint"] == f"step-{event['payload']['step']:08d}"
 
 
 def test_training_does_not_notice_that_the_server_is_away(hands: Hands, run_id: str):
