@@ -48,7 +48,10 @@ class Ended:
 class SmallRun:
     """A configuration file and a process on a host that runs its commands."""
 
-    def __init__(self, folder: Path, host: Host, launch: dict) -> None:
+    def __init__(
+        self, folder: Path, host: Host, launch: dict, over: dict | None = None, **variables: str
+    ) -> None:
+        """`over` lies over the configuration, `variables` over the environment of the commands."""
         self.folder, self.path = folder, folder / "runs" / "small"
         self.checkpoints = folder / "shared" / "checkpoints"
         places = {
@@ -59,11 +62,11 @@ class SmallRun:
             "launch": launch,
         }
         self.file = folder / "small.yaml"
-        self.file.write_text(yaml.safe_dump(merge(SMALL, places)))
+        self.file.write_text(yaml.safe_dump(merge(merge(SMALL, places), over or {})))
         self.process = subprocess.Popen(
             host.inside(sys.executable, str(Path(__file__).with_name("commands.py"))),
             cwd=ROOT,
-            env=environment(OBJECT_STORE_KEY=SECRET),
+            env=environment(OBJECT_STORE_KEY=SECRET, **variables),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -1,0 +1,122 @@
+"""Two hosts that share no directory: data, checkpoints and samples lie on a real S3 server on the first."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hosts import PROGRAMS, environment, make_pair, require
+from small_run import BATCH, SmallRun
+
+from fm_core.run.files import read_json
+from fm_core.run.job import submitted
+
+pytestmark = pytest.mark.slow
+pytest.importorskip("moto.server")
+pytest.importorskip("s3fs")
+
+STEPS = 32
+ENDPOINT = "http://10.99.0.1:5000"
+VARIABLES = {
+    "AWS_ACCESS_KEY_ID": "testing",
+    "AWS_SECRET_ACCESS_KEY": "testing",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_ENDPOINT_URL": ENDPOINT,
+}
+OVER = {
+    "data": {"root": "s3://bucket/data"},
+    "train": {"images": STEPS * BATCH, "checkpoint_root": "s3://bucket/checkpoints"},
+    "sample": {"root": "s3://bucket/samples"},
+    "evaluate": {"likelihood": {"images": 2, "batch": 1, "rtol": 0.1, "atol": 0.1}},
+}
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    require(PROGRAMS)
+    pair = make_pair(tmp_path_factory.mktemp("pair"))
+    yield pair
+    pair.close()
+
+
+def objects(pair) -> list[str]:
+    """Every object, asked for by the second host."""
+    ask = "import fsspec; print(*fsspec.filesystem('s3').find('bucket'), sep='\\n')"
+    done = subprocess.run(
+        pair.second.inside(sys.executable, "-c", ask),
+        env=environment(**VARIABLES),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+@pytest.fixture(scope="module")
+def story(pair, tmp_path_factory):
+    """All stages; how each ended, and the objects there were afterwards."""
+    folder = tmp_path_factory.mktemp("stored")
+    (folder / "hosts").write_text("10.99.0.1 slots=1\nh2 slots=1\n")
+    launch = {"kind": "ssh", "hostfile": str(folder / "hosts"), "restarts": 0}
+    server = subprocess.Popen(
+        pair.first.inside(sys.executable, "-m", "moto.server", "-H", "10.99.0.1", "-p", "5000"),
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    make = f"""
+import time, urllib.request
+for _ in range(200):
+    try:
+        print(urllib.request.urlopen(urllib.request.Request("{ENDPOINT}/bucket", method="PUT")).status)
+        break
+    except OSError:
+        time.sleep(0.1)
+"""
+    assert pair.first.run("env", "-u", "http_proxy", sys.executable, "-c", make).strip() == "200"
+    run = SmallRun(folder, pair.first, launch, OVER, **VARIABLES)
+    pair.second.hide(folder)
+    told = {"run": run, "folder": folder}
+    for stage in ("shard", "train", "sample", "evaluate"):
+        run.start(stage)
+        told[stage] = run.end()
+        told[f"{stage} hosts"] = submitted(run.path).hosts if submitted(run.path) else None
+    told["objects"] = objects(pair)
+    told["files of h2"] = pair.second.run("find", str(folder), "-type", "f").split()
+    run.close()
+    server.terminate()
+    server.wait()
+    return told
+
+
+def test_every_stage_succeeds(story):
+    assert {stage: story[stage].code for stage in ("shard", "train", "sample", "evaluate")} == dict.fromkeys(
+        ("shard", "train", "sample", "evaluate"), 0
+    ), [story[stage].said for stage in ("shard", "train", "sample", "evaluate")]
+    # Of the run the second host had, where its directory would be, the checkpoint it fetched.
+    last = story["run"].path / "train" / "fetched" / f"step-{STEPS:08d}"
+    files = [Path(path) for path in story["files of h2"]]
+    assert all(file.is_relative_to(last) for file in files), files
+
+
+def test_both_hosts_trained_to_the_end_and_the_checkpoints_are_objects(story):
+    assert story["train hosts"] == {"10.99.0.1": 1, "h2": 1}
+    done = read_json(story["run"].path / "train" / "DONE.json")
+    assert (done["step"], done["processes"]) == (STEPS, 2)
+    complete = [name for name in story["objects"] if name.endswith("/COMPLETE")]
+    assert complete == [f"bucket/checkpoints/step-{step:08d}/COMPLETE" for step in (16, 32)]
+
+
+def test_the_samples_are_objects_and_both_hosts_made_them(story):
+    (place,) = story["run"].path.glob("samples/*/*/job.json")
+    assert submitted(place.parent).hosts == {"10.99.0.1": 1, "h2": 1}
+    tars = [name for name in story["objects"] if name.startswith("bucket/samples/") and name.endswith(".tar")]
+    assert len(tars) == 3
+
+
+def test_both_hosts_evaluated(story):
+    (place,) = story["run"].path.glob("evaluation/**/job.json")
+    assert submitted(place.parent).hosts == {"10.99.0.1": 1, "h2": 1}
+    scores = [path for path in story["run"].path.glob("evaluation/step-*/*.json") if path.name != "job.json"]
+    assert any("bits_per_dim" in (read_json(path) or {}) for path in scores), scores
