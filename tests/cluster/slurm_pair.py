@@ -14,6 +14,7 @@ PROGRAMS = {
     "/usr/sbin/munged": "munge",
 }
 # cred_expire: a job that is queued again waits for so long (by default two minutes).
+# SlurmdTimeout: a node may be silent for so long (by default five minutes).
 CONFIG = """
 ClusterName=pair
 SlurmctldHost=h1(10.99.0.1)
@@ -31,6 +32,7 @@ MpiDefault=none
 ReturnToService=2
 SchedulerParameters=sched_interval=2,bf_interval=2
 KillWait=25
+SlurmdTimeout=20
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 NodeName=h1 NodeAddr=10.99.0.1 CPUs=1 RealMemory=1000

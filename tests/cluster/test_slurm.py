@@ -1,4 +1,4 @@
-"""Training through a real Slurm of two nodes: preempted, warned of its time limit, cancelled, finished."""
+"""Training through a real Slurm of two nodes: preempted, warned of its end, cut off, cancelled, finished."""
 
 import time
 
@@ -60,8 +60,18 @@ def _told(pair, slurm, folder):
     wait_for(job.slurm, lambda job: (job["Restarts"], job["JobState"]) == ("2", "PENDING"))
     told["after warning"] = complete_steps(run.checkpoints)
 
+    # The second node is cut off; Slurm gives it up, ends the job on the first and queues it for both again.
+    told["cut at"] = run.wait_beyond(run.steps()[-1] + 8)
+    pair.cut()
+    wait_for(job.slurm, lambda job: (job["Restarts"], job["JobState"]) == ("3", "PENDING"), 120)
+    told["nodes"] = slurm.command("sinfo", "--noheader", "--partition=low", "--format=%T %N")
+    told["left on the first"] = pair.first.processes(f"{JOB_VARIABLE}={job.id}")
+    told["after the cut"] = complete_steps(run.checkpoints)
+    pair.mend()
+    slurm.command("scontrol", "update", "nodename=h2", "state=resume")  # Slurm itself looks after minutes
+
     # Somebody cancels it.
-    told["cancelled at"] = run.wait_beyond(run.steps()[-1] + 8)
+    told["cancelled at"] = run.wait_beyond(run.steps()[-1] + 8, 180)
     slurm.command("scancel", str(job.slurm))
     told["cancel"] = run.end()
     told["state"] = slurm.job(job.slurm)["JobState"]
@@ -97,6 +107,13 @@ def test_a_preempted_job_saves_waits_and_goes_on(story):
 def test_before_its_time_limit_it_saves_and_is_queued_again(story):
     assert story["after warning"][-1] >= story["warned at"]
     assert story["cancelled at"] > story["after warning"][-1]
+
+
+def test_a_node_that_is_lost_ends_the_job_and_it_goes_on_when_the_node_is_back(story):
+    assert "down" in story["nodes"]
+    assert story["left on the first"] == []
+    assert story["after the cut"][-1] >= story["after warning"][-1]
+    assert story["cancelled at"] > story["cut at"]
 
 
 def test_a_cancelled_job_saves_and_leaves_nothing(story):
