@@ -5,6 +5,7 @@ from fm_core.data.manifest import Manifest, load_manifest
 from fm_core.data.store import Store
 from fm_core.data.streams import check_streams
 from fm_core.errors import UserError
+from fm_core.method.cnf import MaximumLikelihood
 from fm_core.models.build import build_method
 from fm_core.run.beside import check_beside, scored_beside
 from fm_core.run.directory import RunDirectory
@@ -37,7 +38,11 @@ def check(config: RunConfig) -> None:
     processes, gpus = world(config.launch)[0], device_count()
     if config.launch.kind == "local" and gpus and processes > gpus:
         raise UserError(f"launch.processes: {processes} processes want a GPU each and this host has {gpus}")
-    build_method(config.method).coupling.check(micro_batch_of(config.train, processes))
+    method = build_method(config.method)
+    method.coupling.check(micro_batch_of(config.train, processes))
+    if isinstance(method.objective, MaximumLikelihood) and config.train.zero_stage == 3:
+        # The adjoint asks for gradients of parameters that ZeRO 3 has already given away again.
+        raise UserError("train.zero_stage 3: maximum-likelihood trains through the solver; use 1 or 2")
     check_exports(config.train)
 
 

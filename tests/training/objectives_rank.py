@@ -24,9 +24,9 @@ METHODS = {
 }
 
 
-def two_steps(folder, device, objective):
+def two_steps(folder, device, objective, **over):
     method = MethodSection(objective=objective, **METHODS[objective])
-    keys = {"images": 2 * BATCH, "log_images": BATCH}
+    keys = {"images": 2 * BATCH, "log_images": BATCH, **over}
     trainer = make_trainer(folder, device, method=method, dropout=False, **keys)
     before = whole_weights(trainer.engine)
     state = run(trainer, TrainState())
@@ -39,5 +39,8 @@ def two_steps(folder, device, objective):
 if __name__ == "__main__":
     folder, device = Path(sys.argv[1]), initialize_process_group()
     found = {objective: two_steps(folder / objective, device, objective) for objective in METHODS}
+    for words in ({"zero_stage": 2}, {"precision": "bf16"}):
+        name = "maximum-likelihood " + " ".join(words)
+        found[name] = two_steps(folder / name, device, "maximum-likelihood", **words)
     write_json(folder / "found-objectives.json", found)
     os._exit(0)

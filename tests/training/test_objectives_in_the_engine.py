@@ -6,7 +6,10 @@ import pytest
 from launched import launch
 from objectives_rank import METHODS
 
+from fm_core.config import RunConfig
+from fm_core.errors import UserError
 from fm_core.method.named import supported_pairs
+from fm_core.stages.train import check
 
 pytestmark = pytest.mark.slow
 
@@ -24,6 +27,24 @@ def test_two_steps_are_taken_and_move_the_weights(found, objective):
     assert all(math.isfinite(loss) for loss in end["losses"])
     assert end["moved"] > 0.01
     assert math.isfinite(end["held_out"])
+
+
+def test_training_through_the_solver_is_the_same_under_zero_2_and_close_to_it_in_bfloat16(found):
+    losses = found["maximum-likelihood"]["losses"]
+    assert found["maximum-likelihood zero_stage"]["losses"] == pytest.approx(losses, rel=1e-5)
+    assert found["maximum-likelihood precision"]["losses"] == pytest.approx(losses, rel=0.02)
+
+
+def test_training_through_the_solver_under_zero_3_is_refused_before_anything_starts(tmp_path):
+    config = RunConfig.model_validate(
+        {
+            "run": {"root": str(tmp_path)},
+            "method": {"objective": "maximum-likelihood"},
+            "train": {"zero_stage": 3},
+        }
+    )
+    with pytest.raises(UserError, match=r"train\.zero_stage 3: maximum-likelihood"):
+        check(config)
 
 
 def test_no_objective_is_left_out():
