@@ -1,8 +1,8 @@
 """The process that goes on copying when a run was stopped before its store had everything, seen from the run.
 
 It belongs to no job: whoever cancels a run ends all of its processes but this one, which ends by itself, at
-the latest after LONGEST_SECONDS. Its record, train/afterwards.json, says what it does; whoever takes the
-record away, as the next start does, ends it.
+the latest after LONGEST_SECONDS. Its record, train/afterwards.json, says what it does and is touched while it
+lives; whoever takes the record away, as the next start does, ends it.
 """
 
 import os
@@ -10,16 +10,18 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
 
 from fm_core.config import RunConfig, Section, dump_yaml
+from fm_core.errors import UserError
 from fm_core.run.directory import RunDirectory
 from fm_core.run.files import read_json, write_json
 from fm_core.run.job import CONTROL_VARIABLE, JOB_VARIABLE, LOGS_VARIABLE
-from fm_core.run.lease import process_is
+from fm_core.run.lease import STALE_SECONDS, process_is
 
 MODULE = "fm_core.training.afterwards"
 LONGEST_SECONDS = 1800.0
@@ -32,6 +34,8 @@ class Afterwards(Section):
     """What is still being copied, or how that ended."""
 
     url: str
+    step: int
+    """Where training stopped; later checkpoints were found damaged."""
     host: str
     pid: int
     created: float
@@ -43,15 +47,42 @@ class Afterwards(Section):
     """Why something was left for the next start, once it has ended."""
 
 
-def begin_afterwards(config: RunConfig, seconds: float = LONGEST_SECONDS) -> str | None:
+def begin_afterwards(config: RunConfig, step: int, seconds: float = LONGEST_SECONDS) -> str | None:
     """Start it on this host for at most so long; what it does, in words, or None where it cannot live."""
     if SLURM in os.environ:
         return None
     run = RunDirectory(config)
+    try:
+        process = _started(run)
+    except OSError as error:
+        print(f"warning: no process goes on with the upload: {error}", flush=True)
+        return None
+    try:
+        record = Afterwards(
+            url=run.checkpoints,
+            step=step,
+            host=socket.gethostname(),
+            pid=process.pid,
+            created=psutil.Process(process.pid).create_time(),
+            until=time.time() + seconds,
+        )
+        keep_record(run.path, record)
+        assert process.stdin
+        with process.stdin as pipe:  # the job's own file may be gone with the job
+            pipe.write(dump_yaml(config).encode())
+    except (OSError, psutil.Error) as error:
+        print(f"warning: no process goes on with the upload: {error}", flush=True)
+        process.kill()
+        end_afterwards(run.path)
+        return None
+    return told_afterwards(run.path)
+
+
+def _started(run: RunDirectory) -> subprocess.Popen[bytes]:
     log = run.log("train", "upload")
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as out:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, "-m", MODULE],
             stdin=subprocess.PIPE,
             stdout=out,
@@ -59,20 +90,6 @@ def begin_afterwards(config: RunConfig, seconds: float = LONGEST_SECONDS) -> str
             start_new_session=True,
             env={name: value for name, value in os.environ.items() if name not in MARKS},
         )
-    keep_record(
-        run.path,
-        Afterwards(
-            url=run.checkpoints,
-            host=socket.gethostname(),
-            pid=process.pid,
-            created=psutil.Process(process.pid).create_time(),
-            until=time.time() + seconds,
-        ),
-    )
-    assert process.stdin
-    with process.stdin as pipe:  # its file may be gone with the job
-        pipe.write(dump_yaml(config).encode())
-    return told_afterwards(run.path)
 
 
 def told_afterwards(run: Path) -> str | None:
@@ -80,7 +97,7 @@ def told_afterwards(run: Path) -> str | None:
     record = recorded(run)
     if record is None:
         return None
-    if record.problem or not (record.ended or _goes_on(record)):
+    if record.problem or not (record.ended or _goes_on(run, record)):
         why = record.problem or "it was ended"
         return f"its upload to {record.url} was not finished ({why}); the next start does"
     if record.ended:
@@ -89,18 +106,24 @@ def told_afterwards(run: Path) -> str | None:
     return f"its upload to {record.url} goes on until {latest} at the latest (logs/train-upload.log)"
 
 
-def end_afterwards(run: Path) -> None:
-    """Have it end within a second, if it runs, wherever it does."""
-    _path(run).unlink(missing_ok=True)
+def end_afterwards(run: Path) -> int | None:
+    """Have it end within a second, if it runs, wherever it does; the step it had not finished, if any."""
+    record = recorded(run)
+    with suppress(OSError):
+        _path(run).unlink()
+    return record.step if record and (record.problem or not record.ended) else None
 
 
 def recorded(run: Path) -> Afterwards | None:
-    """Its record, or None."""
-    record = read_json(_path(run))
-    if record is None:
+    """Its record; None where there is none that can be read."""
+    try:
+        record = read_json(_path(run))
+        if record is None:
+            return None
+        record.pop("schema")
+        return Afterwards.model_validate(record)
+    except (OSError, ValueError, UserError):
         return None
-    record.pop("schema")
-    return Afterwards.model_validate(record)
 
 
 def keep_record(run: Path, record: Afterwards) -> None:
@@ -108,10 +131,23 @@ def keep_record(run: Path, record: Afterwards) -> None:
     write_json(_path(run), record.model_dump())
 
 
-def _goes_on(record: Afterwards) -> bool:
+def touch_record(run: Path) -> bool:
+    """Say that it lives, for readers on other hosts; False where the record was taken away."""
+    try:
+        os.utime(_path(run))
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True  # a file system that is away for a moment
+    return True
+
+
+def _goes_on(run: Path, record: Afterwards) -> bool:
     if record.host == socket.gethostname():
         return process_is(record.pid, record.created)
-    return time.time() < record.until
+    with suppress(OSError):
+        return time.time() - _path(run).stat().st_mtime < STALE_SECONDS
+    return False
 
 
 def _path(run: Path) -> Path:

@@ -4,20 +4,23 @@ import os
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import yaml
 
 from fm_core.config import parse_config
 from fm_core.errors import UserError
-from fm_core.run.afterwards import Afterwards, keep_record, recorded
-from fm_core.run.directory import RunDirectory
+from fm_core.run.afterwards import Afterwards, keep_record, recorded, touch_record
+from fm_core.run.directory import RunDirectory, step_name
 from fm_core.training.checkpoints import Checkpoints
 
 LOOK_SECONDS = 0.5
 """How often it looks whether its record is still there."""
 PAUSE_SECONDS = 10.0
 """Between two attempts to ask a store what it holds."""
+MARGIN_SECONDS = 5.0
+"""A store that does not even answer is left so long after the time is over."""
 
 
 def main() -> None:
@@ -27,33 +30,49 @@ def main() -> None:
     ours = recorded(run)
     if ours is None or ours.pid != os.getpid():
         return
-    threading.Thread(target=_end_without_record, args=(run,), daemon=True).start()
-    waiting = [Checkpoints.of(config)]
-    if config.train.snapshot_images:
-        waiting.append(Checkpoints.snapshots_of(config))
-    problems = [problem for kept in waiting if (problem := _copied(kept, ours))]
-    print("; ".join(problems) or f"everything is in {ours.url}", flush=True)
-    keep_record(run, ours.model_copy(update={"ended": True, "problem": "; ".join(problems) or None}))
+    threading.Thread(target=_look_on, args=(run, ours), daemon=True).start()
+    checkpoints = Checkpoints.of(config)
+    waiting = [checkpoints, *([Checkpoints.snapshots_of(config)] if config.train.snapshot_images else [])]
+    problems = [problem for kept in waiting if (problem := _copied(kept, ours, of_run=kept is checkpoints))]
+    _end(run, ours, "; ".join(problems) or None)
 
 
-def _copied(kept: Checkpoints, ours: Afterwards) -> str | None:
-    """Copy what waits; what was in the way, or None."""
+def _copied(kept: Checkpoints, ours: Afterwards, of_run: bool) -> str | None:
+    """Copy what waits; what was in the way, or is wrong with the run's last checkpoint there, or None."""
     while True:
         try:
-            kept.catch_up()
-            return kept.settle(max(ours.until - time.time(), 0))
+            kept.catch_up(newest=ours.step)
+            problem = kept.settle(max(ours.until - time.time(), 0))
+            return problem or (kept.problem_of(step_name(ours.step)) if of_run else None)
         except (OSError, UserError) as error:
             if time.time() + PAUSE_SECONDS > ours.until:
                 return " ".join(str(error).split())
-            print(f"warning: {error}; the upload is tried again in {PAUSE_SECONDS:g} s", flush=True)
+            _say(f"warning: {error}; the upload is tried again in {PAUSE_SECONDS:g} s")
             time.sleep(PAUSE_SECONDS)
 
 
-def _end_without_record(run: Path) -> None:
-    while (record := recorded(run)) and record.pid == os.getpid():
+def _look_on(run: Path, ours: Afterwards) -> None:
+    """End the process when its record is gone or, whatever it waits for, when its time is over."""
+    while touch_record(run):
+        if time.time() > ours.until + MARGIN_SECONDS:
+            _end(run, ours, f"{ours.url} did not answer in time")
         time.sleep(LOOK_SECONDS)
-    print("the run goes on, and copies what is left itself", flush=True)
+    _say("the run goes on, and copies what is left itself")
     os._exit(0)
+
+
+def _end(run: Path, ours: Afterwards, problem: str | None) -> None:
+    """Write down how it ended, unless a new start has taken the record, and end; no thread keeps it."""
+    with suppress(OSError):
+        if touch_record(run):
+            keep_record(run, ours.model_copy(update={"ended": True, "problem": problem}))
+    _say(problem or f"everything is in {ours.url}")
+    os._exit(0)
+
+
+def _say(text: str) -> None:
+    with suppress(OSError):  # a full disk
+        print(text, flush=True)
 
 
 if __name__ == "__main__":

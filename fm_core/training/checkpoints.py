@@ -97,10 +97,10 @@ class Checkpoints:
         there = remote_steps(self.store) if self.uploads else []
         return sorted({*complete_steps(self.folder), *there})
 
-    def catch_up(self) -> None:
-        """Have copied what an earlier session could not."""
+    def catch_up(self, newest: int | None = None) -> None:
+        """Have copied what an earlier session could not, up to the step `newest`, where that is known."""
         if self.uploads:
-            self.uploads.catch_up(self._not_stored())
+            self.uploads.catch_up(self._not_stored(newest), newest=newest)
 
     def begin(self, step: int) -> str | None:
         """Make room for a checkpoint of this step; what failed, or None."""

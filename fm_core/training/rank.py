@@ -41,14 +41,7 @@ STOPPED_PATIENCE_SECONDS = 4.0
 def train(config: RunConfig, rank: Rank) -> None:
     """Train to the end of train.images, from the newest checkpoint if there is one."""
     device = initialize_process_group()
-    if rank.first:
-        end_afterwards(RunDirectory(config).path)
-    trainer = _trainer(config, rank, device)
-    if trainer.snapshots:
-        trainer.snapshots.catch_up()
-    found = checkpoint.load(trainer.engine, trainer.averages, trainer.checkpoints, trainer.recipe)
-    state = setback.recalled(found or TrainState(), trainer.setback)
-    state = state.model_copy(update={"processes": rank.count})
+    trainer, state = _begun_or_found(config, rank, device)
     if trainer.log:
         trainer.log.forget_after(state.step)
         trainer.log.status(state, now=True)
@@ -57,17 +50,42 @@ def train(config: RunConfig, rank: Rank) -> None:
         state = run(trainer, state)
     except Stopped as stop:
         trainer.watch.rest()
-        kept = [kept for kept in (trainer.checkpoints, trainer.snapshots) if kept]
-        waits = [why for one in kept if (why := one.settle(STOPPED_PATIENCE_SECONDS))]
-        if not waits:
-            raise
-        told = begin_afterwards(config) or f"the next start copies what waits in {kept[0].folder}: {waits[0]}"
-        print(f"warning: {told}", flush=True)
-        raise Stopped(f"{stop}; {told}") from None
+        raise _after_stop(config, trainer, stop) from None
     # The other ranks are done, and wait for rank 0 without a clock of the process group running out.
     trainer.watch.rest()
     if trainer.checkpoints and trainer.log:
         _finish(config, trainer, trainer.checkpoints, trainer.log, state)
+
+
+def _begun_or_found(config: RunConfig, rank: Rank, device: torch.device) -> tuple[Trainer, TrainState]:
+    """What the loop works with, and where it goes on."""
+    left = end_afterwards(RunDirectory(config).path) if rank.first else None
+    try:
+        trainer = _trainer(config, rank, device)
+        if trainer.snapshots:
+            trainer.snapshots.catch_up()
+        found = checkpoint.load(trainer.engine, trainer.averages, trainer.checkpoints, trainer.recipe)
+    except Exception:
+        if left is not None:  # this start does not copy what the last stop left
+            begin_afterwards(config, left)
+        raise
+    state = setback.recalled(found or TrainState(), trainer.setback)
+    return trainer, state.model_copy(update={"processes": rank.count})
+
+
+def _after_stop(config: RunConfig, trainer: Trainer, stop: Stopped) -> Stopped:
+    """The same request to stop, with what becomes of checkpoints that are not in their store yet."""
+    kept = [kept for kept in (trainer.checkpoints, trainer.snapshots) if kept]
+    waits = [why for one in kept if (why := one.settle(STOPPED_PATIENCE_SECONDS))]
+    if not (waits and trainer.log):
+        if trainer.log:
+            end_afterwards(RunDirectory(config).path)
+        return stop
+    step = int(str(trainer.log.facts["last_checkpoint"]).removeprefix("step-"))
+    told = begin_afterwards(config, step)
+    told = told or f"the next start copies what waits in {kept[0].folder}: {waits[0]}"
+    print(f"warning: {told}", flush=True)
+    return Stopped(f"{stop}; {told}")
 
 
 def _finish(
@@ -81,6 +99,7 @@ def _finish(
                 f"{kept.folder}: run it again when the store is back"
             )
     last = checkpoint.directory_name(state)
+    end_afterwards(RunDirectory(config).path)
     problem = checkpoints.problem_of(last)
     if problem:
         raise RuntimeError(f"the last checkpoint is not whole: {problem}")

@@ -97,6 +97,7 @@ def test_every_stage_succeeds(story):
     # Of the run the second host had, where its directory would be, the checkpoint it fetched.
     last = story["run"].path / "train" / "fetched" / f"step-{STEPS:08d}"
     files = [Path(path) for path in story["files of h2"]]
+    assert files
     assert all(file.is_relative_to(last) for file in files), files
 
 

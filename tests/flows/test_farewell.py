@@ -40,7 +40,9 @@ def test_the_last_words_name_step_checkpoint_and_commands(config: RunConfig):
 
 
 def test_an_upload_that_goes_on_is_told_with_its_latest_end(config: RunConfig):
-    goes_on = Afterwards(url="s3://bucket/a-run", host="another", pid=1, created=0.0, until=4102444800.0)
+    goes_on = Afterwards(
+        url="s3://bucket/a-run", step=1200, host="another", pid=1, created=0.0, until=4102444800.0
+    )
     keep_record(RunDirectory(config).path, goes_on)
     assert (
         ", checkpoint step-00001200, its upload to s3://bucket/a-run goes on until 2100-01-01 00:00 UTC at "

@@ -78,7 +78,7 @@ def hands(demo: Demo) -> Iterator[Hands]:
 @pytest.fixture(scope="module")
 def run_id(hands: Hands) -> str:
     run_id = hands.start("train-model", json.dumps(RUN))
-    until(lambda: len(hands.steps()) > 2, 120, "training begins")
+    until(lambda: len(hands.steps()) > 2, 240, "training begins")
     return run_id
 
 
@@ -268,7 +268,7 @@ def test_a_parent_whose_stages_run_apart_cancels_them(hands: Hands, run_id: str)
         flows = {flow["id"]: flow["name"] for flow in hands.demo.api("/flows/filter", {})}
         return {flows[child["flow_id"]]: child["state"]["type"] for child in found}
 
-    until(lambda: children().get("train-model") == "RUNNING", 120, "both stages were started")
+    until(lambda: children().get("train-model") == "RUNNING", 240, "both stages were started")
     assert children()["shard-dataset"] == "COMPLETED"
     job = hands.job()["id"]
     hands.goes_on()
