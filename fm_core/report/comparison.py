@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 from torch import Tensor
 
 from fm_core.report.pictures import strip
@@ -32,6 +34,9 @@ def against_images(distances: Sequence[Line], evaluations: Sequence[Line]) -> by
     figure, (left, right) = _sheet(2)
     _draw(left, distances, "images seen", "Fréchet distance", log=True)
     _draw(right, evaluations, "images seen", "NFE")
+    for axes in (left, right):
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 150k; whole numbers run into one another
     return _png(figure)
 
 
@@ -49,6 +54,7 @@ def against_evaluations(
                 axes, lines[solver], "NFE", name if column == 0 else "", log=True, legend=column == 0 == row
             )
             axes.set_xscale("log")
+            _few_labels(axes.xaxis)
             axes.set_title(solver if row == 0 else "", fontsize=10)
     return _png(figure)
 
@@ -82,11 +88,19 @@ def _draw(
             axes.fill_between(line.x, low, high, color=drawn.get_color(), alpha=0.15, linewidth=0)
     if log:
         axes.set_yscale("log")
+        _few_labels(axes.yaxis)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(alpha=0.3, which="both")
     if legend:
         axes.legend(fontsize=7)
+
+
+def _few_labels(axis: Axis) -> None:
+    """Plain numbers at 1, 2 and 5 of each power of ten, as far as there is room for them."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _sheet(columns: int) -> tuple[Figure, list[Axes]]:
