@@ -43,6 +43,6 @@ def s3() -> Iterator[Server]:
         for name, value in variables.items():
             patch.setenv(name, value)
         fsspec.filesystem("s3").clear_instance_cache()
-        fsspec.filesystem("s3").mkdir("bucket")
+        fsspec.filesystem("s3").makedirs("bucket", exist_ok=True)  # the server keeps those of this process
         yield server
     server.stop()
