@@ -20,6 +20,16 @@ def ambient_seed(seed: int, position: int) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seed torch's own generators of the CPU and of `device`.
+
+    torch.manual_seed turns to every kind of device there could be; without a GPU that takes a millisecond.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
 class BatchSource:
     """Images read ahead in stream order, and noise, times and dequantisation drawn by stream position."""
 

@@ -14,7 +14,7 @@ from fm_core.errors import Stopped
 from fm_core.method.objectives import Objective
 from fm_core.run.rank import Rank
 from fm_core.training import checkpoint, setback
-from fm_core.training.batch import BatchSource, ambient_seed
+from fm_core.training.batch import BatchSource, ambient_seed, seed_generators
 from fm_core.training.checkpoints import Checkpoints
 from fm_core.training.ema import Averages
 from fm_core.training.engine import micro_batch_of, network_for, set_learning_rate, use_bf16
@@ -123,7 +123,7 @@ def _micro_step(trainer: Trainer, batches: Batches, interval: Interval, step: in
     interval.waited += time.monotonic() - waiting
     _beat(trainer, f"the forward pass of step {step}")
     # Dropout, too, is a function of the position, or a resumed run would differ.
-    torch.manual_seed(ambient_seed(trainer.source.seed, batch.first))
+    seed_generators(ambient_seed(trainer.source.seed, batch.first), trainer.device)
     network = network_for(trainer.objective, trainer.engine)
     losses = trainer.objective.loss(network, sample, label if trainer.conditional else None)
     _beat(trainer, f"the backward pass and the update of step {step}")

@@ -8,11 +8,12 @@ import json
 import sys
 
 import torch
-from interleaved import WORK, Contender, answer, arguments, measure, report, step_arguments
+from interleaved import WORK, Contender, answer, arguments, measure, parsed, report, step_arguments
 from peers import peers_python
 
 CONTENDERS = (
     Contender("ours", "fm train's loop, DeepSpeed ZeRO-1, one process"),
+    Contender("compiled", "the same with train.speed.compile"),
     Contender("torchcfm", "as its CIFAR-10 example"),
     Contender("flow-matching", "as its image example, DDP of one"),
 )
@@ -22,19 +23,22 @@ GOALS = {"torchcfm": "at most 1.0", "flow-matching": "at most 1.0"}
 def main() -> None:
     parser = arguments(__doc__, rounds=5)
     parser.add_argument("--size", default="digits", choices=("digits", "small"))
-    step_arguments(parser, steps=5)
-    options = parser.parse_args()
+    step_arguments(parser, steps=20)
+    options = parsed(parser)
     task = {key: getattr(options, key) for key in ("size", "batch", "warmup", "steps", "blocks")}
     found = measure("cpu_step.py", CONTENDERS, options, task, peers_python(WORK / "peers"))
-    report(CONTENDERS, found, "ours", "seconds a step", options, GOALS)
+    for base in ("ours", "compiled"):
+        if base in found:
+            others = [item for item in CONTENDERS if item.name == base or item.name in GOALS]
+            report(others, found, base, "seconds a step", options, GOALS, suffix=f"-{base}")
 
 
 def child(task: dict) -> None:
     import program
     import same_work
 
-    if task["contender"] == "ours":
-        blocks = program.loop(task)
+    if task["contender"] in ("ours", "compiled"):
+        blocks = program.loop(task, {"compile": task["contender"] == "compiled"})
     else:
         trainer = {"torchcfm": same_work.torchcfm, "flow-matching": same_work.flow_matching}
         blocks = trainer[task["contender"]](task, torch.device("cpu"))

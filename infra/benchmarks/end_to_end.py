@@ -14,7 +14,16 @@ import tempfile
 from pathlib import Path
 
 import torch
-from interleaved import Contender, answer, arguments, measure, report, step_arguments
+from interleaved import (
+    Contender,
+    answer,
+    arguments,
+    device_arguments,
+    measure,
+    parsed,
+    report,
+    step_arguments,
+)
 
 CONTENDERS = (
     Contender("tars", "images from shards"),
@@ -24,11 +33,10 @@ CONTENDERS = (
 
 def main() -> None:
     parser = arguments(__doc__, rounds=3)
-    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--size", default="imagenet64", choices=("imagenet64", "small"))
+    device_arguments(parser, ("imagenet64", "small"))
     parser.add_argument("--images", type=int, default=20_000, help="images in the shards")
     step_arguments(parser, steps=10)
-    options = parser.parse_args()
+    options = parsed(parser)
     keys = ("device", "size", "batch", "images", "warmup", "steps", "blocks")
     found = measure("end_to_end.py", CONTENDERS, options, {key: getattr(options, key) for key in keys})
     report(CONTENDERS, found, "tars", "seconds a step", options, {"memory": "at most 1.01"})

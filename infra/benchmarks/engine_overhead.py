@@ -9,7 +9,7 @@ DeepSpeed ZeRO-1, the other the plain loop around torch's DistributedDataParalle
 import json
 import sys
 
-from interleaved import Contender, answer, arguments, measure, report, step_arguments
+from interleaved import Contender, answer, arguments, measure, parsed, report, step_arguments
 
 CONTENDERS = (
     Contender("zero-1", "the program's loop, DeepSpeed ZeRO-1, 1 process"),
@@ -22,8 +22,8 @@ CONTENDERS = (
 def main() -> None:
     parser = arguments(__doc__, rounds=5)
     parser.add_argument("--size", default="digits", choices=("digits", "small"))
-    step_arguments(parser, steps=5)
-    options = parser.parse_args()
+    step_arguments(parser, steps=20)
+    options = parsed(parser)
     task = {key: getattr(options, key) for key in ("size", "batch", "warmup", "steps", "blocks")}
     found = measure("engine_overhead.py", CONTENDERS, options, task)
     for processes in (1, 2):

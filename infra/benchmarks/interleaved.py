@@ -51,6 +51,24 @@ def step_arguments(parser: argparse.ArgumentParser, steps: int) -> None:
     parser.add_argument("--blocks", type=int, default=5, help="blocks in a process")
 
 
+def device_arguments(parser: argparse.ArgumentParser, sizes: Sequence[str]) -> None:
+    """What every benchmark that wants a GPU understands besides; the first size is the default."""
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--size", default=sizes[0], choices=sizes)
+
+
+def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The options; refused where they want a GPU that is not there."""
+    import torch
+
+    options = parser.parse_args()
+    if getattr(options, "device", "cpu") == "cuda" and not torch.cuda.is_available():
+        parser.exit(
+            2, f"{parser.prog}: no GPU here; for a small run: --device cpu (see {parser.prog} --help)\n"
+        )
+    return options
+
+
 def measure(
     script: str,
     contenders: Sequence[Contender],
@@ -87,6 +105,8 @@ def child(
         "OMP_NUM_THREADS": str(threads),
         "GLOO_SOCKET_IFNAME": "lo",
         **({} if contender.processes > 1 else alone()),
+        # What is measured on a CPU must not find a GPU on one side alone.
+        **({} if task.get("device") == "cuda" else {"CUDA_VISIBLE_DEVICES": ""}),
     }
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment, cwd=ROOT)
     lines = [line for line in done.stdout.splitlines() if line.startswith('{"seconds"')]
@@ -103,8 +123,8 @@ def alone() -> dict[str, str]:
 
 
 def answer(blocks: Sequence[float], **facts: object) -> None:
-    """What a child says at its end: the median of its blocks' seconds, and what else there is."""
-    if blocks:  # none on ranks after the first
+    """What a child says at its end, on rank 0: the median of its blocks' seconds, and what else there is."""
+    if os.environ["RANK"] == "0":
         print(json.dumps({"seconds": statistics.median(blocks), **facts, "blocks": [*blocks]}), flush=True)
 
 

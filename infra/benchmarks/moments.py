@@ -18,7 +18,7 @@ import time
 import numpy as np
 import scipy.linalg
 import torch
-from interleaved import Contender, answer, arguments, measure, report
+from interleaved import Contender, answer, arguments, measure, parsed, report
 
 CONTENDERS = (
     Contender("value", "moments and distance"),
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=50_000)
     parser.add_argument("--features", type=int, default=2_048, help="numbers an image")
     parser.add_argument("--blocks", type=int, default=1, help="repetitions in a process")
-    options = parser.parse_args()
+    options = parsed(parser)
     task = {key: getattr(options, key) for key in ("images", "features", "blocks")}
     found = measure("moments.py", CONTENDERS, options, task)
     theirs = CONTENDERS[-1]

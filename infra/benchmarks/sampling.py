@@ -13,7 +13,7 @@ import sys
 import time
 
 import torch
-from interleaved import WORK, Contender, answer, arguments, measure, report
+from interleaved import WORK, Contender, answer, arguments, device_arguments, measure, parsed, report
 from peers import peers_python
 
 SOLVERS = {"midpoint-20": {"method": "midpoint", "steps": 20}, "dopri5": {"method": "dopri5"}}
@@ -29,12 +29,11 @@ CONTENDERS = tuple(
 
 def main() -> None:
     parser = arguments(__doc__, rounds=3)
-    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--size", default="imagenet64", choices=("imagenet64", "small"))
+    device_arguments(parser, ("imagenet64", "small"))
     parser.add_argument("--batch", type=int, default=0, help="images solved together; 0: by memory")
     parser.add_argument("--blocks", type=int, default=3, help="batches that are timed in a process")
     parser.add_argument("--compile", action="store_true", help="compile ours on a CPU as well")
-    options = parser.parse_args()
+    options = parsed(parser)
     task = {key: getattr(options, key) for key in ("device", "size", "batch", "blocks", "compile")}
     found = measure("sampling.py", CONTENDERS, options, task, peers_python(WORK / "peers"))
     for solver in SOLVERS:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from interleaved import WORK, Contender, answer, arguments, measure, report
+from interleaved import WORK, Contender, answer, arguments, measure, parsed, report
 from peers import peers_python
 
 UNUSED = ("pytorch_lightning", "torchsde", "torchcde", "torchvision")
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=32, help="pixels of a side")
     parser.add_argument("--channels", type=int, default=32, help="of the network")
     parser.add_argument("--blocks", type=int, default=3, help="batches that are timed in a process")
-    options = parser.parse_args()
+    options = parsed(parser)
     task = {key: getattr(options, key) for key in ("device", "batch", "size", "channels", "blocks")}
     found = measure("solvers.py", CONTENDERS, options, task, peers_python(WORK / "peers"))
     for solver in SOLVERS:

@@ -11,7 +11,17 @@ import json
 import sys
 
 import torch
-from interleaved import WORK, Contender, answer, arguments, measure, report, step_arguments
+from interleaved import (
+    WORK,
+    Contender,
+    answer,
+    arguments,
+    device_arguments,
+    measure,
+    parsed,
+    report,
+    step_arguments,
+)
 from peers import peers_python
 
 CONTENDERS = (
@@ -24,10 +34,9 @@ GOALS = {"reference": "at most 0.50 on an H200", "ours-eager": "below 1"}
 
 def main() -> None:
     parser = arguments(__doc__, rounds=3)
-    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--size", default="imagenet64", choices=("imagenet64", "small", "digits"))
+    device_arguments(parser, ("imagenet64", "small", "digits"))
     step_arguments(parser, steps=10)
-    options = parser.parse_args()
+    options = parsed(parser)
     keys = ("device", "size", "batch", "warmup", "steps", "blocks")
     task = {key: getattr(options, key) for key in keys}
     found = measure("training_step.py", CONTENDERS, options, task, peers_python(WORK / "peers"))
