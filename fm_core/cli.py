@@ -116,6 +116,8 @@ def _run_stage(command: str, config: RunConfig, flags: set[str]) -> None:
     from fm_core.terminal import Bar
 
     signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _interrupt)
     stage = cast(Callable[..., Any], getattr(importlib.import_module(f"fm_core.stages.{command}"), command))
     options: dict[str, Any] = {}
     if command == "validate":
@@ -148,8 +150,16 @@ def _compare(words: list[str]) -> int:
     return 0
 
 
+class _Interrupt(KeyboardInterrupt):
+    """A signal to stop.
+
+    Once a plain KeyboardInterrupt has left a string that is executed, as modules do while they are imported,
+    Python ends itself by SIGINT, even where it was caught and there is an exit status.
+    """
+
+
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
+    raise _Interrupt
 
 
 def _parse(words: list[str]) -> tuple[str, RunConfig, set[str], dict[str, Any]]:

@@ -2,6 +2,8 @@
 
 import json
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -18,9 +20,10 @@ def place(tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _keep_signal():
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def fm(capsys, *words):
@@ -83,6 +86,28 @@ def test_done_is_0_and_says_what_was_made(place, capsys, monkeypatch):
 def test_what_a_stage_raises_becomes_a_code_and_a_line(place, capsys, monkeypatch, error, code, line):
     stage_that(monkeypatch, lambda: raise_(error))
     assert fm(capsys, "report", "--config", "run.yaml") == (code, "", line + "\n")
+
+
+INTERRUPTED_IN_A_STRING = """
+import os, signal, sys, time
+import fm_core.stages.report as module
+from fm_core import cli
+
+def report(config, observe):
+    exec(f"os.kill(os.getpid(), {sys.argv[1]}); time.sleep(30)")
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell may have had ignored
+module.report = report
+sys.exit(cli.main(["report", "--config", "run.yaml"]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_a_string_is_executed_is_3(place, number):
+    # As modules do while they are imported: Python would hide the status behind a death by SIGINT.
+    command = [sys.executable, "-c", INTERRUPTED_IN_A_STRING, str(int(number))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (3, "fm: stopped; run it again to continue\n")
 
 
 @pytest.mark.parametrize(

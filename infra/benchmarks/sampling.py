@@ -17,14 +17,20 @@ from interleaved import WORK, Contender, answer, arguments, device_arguments, me
 from peers import peers_python
 
 SOLVERS = {"midpoint-20": {"method": "midpoint", "steps": 20}, "dopri5": {"method": "dopri5"}}
-CONTENDERS = tuple(
-    Contender(f"{side}-{solver}", f"{what}, {solver}")
-    for solver in SOLVERS
-    for side, what in (
-        ("ours", "bf16 network compiled with CUDA graphs, float32 state"),
-        ("odesolver", "flow-matching's ODESolver, eager fp16"),
+
+
+def contenders(device: str, compiled: bool) -> tuple[Contender, ...]:
+    """Both sides with each solver, as they compute on a device."""
+    ours = f"float32, {'compiled' if compiled else 'eager'}"
+    if device == "cuda":
+        ours = "bf16 network compiled with CUDA graphs, float32 state"
+    theirs = f"flow-matching's ODESolver, eager {'fp16' if device == 'cuda' else 'float32'}"
+    sides = {"ours": ours, "odesolver": theirs}
+    return tuple(
+        Contender(f"{side}-{solver}", f"{what}, {solver}")
+        for solver in SOLVERS
+        for side, what in sides.items()
     )
-)
 
 
 def main() -> None:
@@ -35,9 +41,10 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="compile ours on a CPU as well")
     options = parsed(parser)
     task = {key: getattr(options, key) for key in ("device", "size", "batch", "blocks", "compile")}
-    found = measure("sampling.py", CONTENDERS, options, task, peers_python(WORK / "peers"))
+    both = contenders(options.device, options.compile)
+    found = measure("sampling.py", both, options, task, peers_python(WORK / "peers"))
     for solver in SOLVERS:
-        pair = [item for item in CONTENDERS if item.name.endswith(solver) and item.name in found]
+        pair = [item for item in both if item.name.endswith(solver) and item.name in found]
         if pair:
             goals = {f"odesolver-{solver}": "at most 0.50 on an H200"}
             report(pair, found, f"ours-{solver}", "seconds an image", options, goals, suffix=f"-{solver}")

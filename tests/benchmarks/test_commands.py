@@ -1,6 +1,7 @@
 """Each benchmark with its smallest settings on a CPU: it runs, prints its ratio and writes its JSON."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -28,6 +29,7 @@ COMMANDS = {
 TABLES = {
     "sampling": "-midpoint-20",
     "engine_overhead": "-1",
+    "cpu_step": "-ours",
     "moments": "-evaluate",
     "solvers": "-euler",
 }
@@ -59,3 +61,18 @@ def test_a_benchmark_prints_its_ratio_and_writes_what_it_measured(name, tmp_path
     assert all(row["seconds"] > 0 for (row,) in record["found"].values())
     (table,) = done.stdout.split("time against | ratio |")[1:]
     assert re.search(r"^\| \S+: .* \| \d+\.\d\d \| \d+\.\d\d, \d+\.\d\d \|", table, re.MULTILINE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["training_step", "sampling", "end_to_end", "solvers"])
+def test_nothing_is_measured_on_a_cpu_that_was_to_be_on_a_gpu(name, tmp_path):
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS / f"{name}.py"],
+        cwd=tmp_path,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(rf"{name}\.py: no GPU here; for a small run: --device cpu .*\n", done.stderr)

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hosts import PROGRAMS, environment, make_pair, require
+from hosts import environment
 from small_run import BATCH, SmallRun
 
 from fm_core.run.files import read_json
@@ -31,14 +31,6 @@ OVER = {
 }
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    require(PROGRAMS)
-    pair = make_pair(tmp_path_factory.mktemp("pair"))
-    yield pair
-    pair.close()
-
-
 def objects(pair) -> list[str]:
     """Every object, asked for by the second host."""
     ask = "import fsspec; print(*fsspec.filesystem('s3').find('bucket'), sep='\\n')"
@@ -54,11 +46,10 @@ def objects(pair) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def story(pair, tmp_path_factory):
+def story(pair, hostfile, tmp_path_factory):
     """All stages; how each ended, and the objects there were afterwards."""
     folder = tmp_path_factory.mktemp("stored")
-    (folder / "hosts").write_text("10.99.0.1 slots=1\nh2 slots=1\n")
-    launch = {"kind": "ssh", "hostfile": str(folder / "hosts"), "restarts": 0}
+    launch = {"kind": "ssh", "hostfile": str(hostfile), "restarts": 0}
     server = subprocess.Popen(
         pair.first.inside(sys.executable, "-m", "moto.server", "-H", "10.99.0.1", "-p", "5000"),
         env=environment(),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from hosts import PROGRAMS, ROOT, environment, make_pair, require
+from hosts import ROOT, environment
 from small_run import BATCH, SECRET, STEPS, SmallRun
 
 from fm_core.run.files import read_json, read_lines
@@ -19,21 +19,6 @@ from fm_core.training.committed import complete_steps
 pytestmark = pytest.mark.slow
 
 PORT = 31_123
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    require(PROGRAMS)
-    pair = make_pair(tmp_path_factory.mktemp("pair"))
-    yield pair
-    pair.close()
-
-
-@pytest.fixture(scope="module")
-def hostfile(tmp_path_factory):
-    file = tmp_path_factory.mktemp("hostfile") / "hosts"
-    file.write_text("10.99.0.1 slots=1\nh2 slots=1\n")
-    return file
 
 
 @pytest.fixture(scope="module")

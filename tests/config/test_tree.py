@@ -259,62 +259,6 @@ def test_every_configuration_we_ship_loads_and_means_something(file):
     assert yaml.safe_load(file.read_text())["data"]["name"] == config.data.name
 
 
-class TestPreset:
-    """A class made of a preset stands for it wherever its defaults are asked for."""
-
-    preset = RunConfig.model_validate(
-        {
-            "run": {"name": "preset", "seed": 3},
-            "data": {"source": {"format": "imagenet-npz", "url": "/archives", "image_size": 64}},
-            "train": {"images": 1234, "learning_rate": 5e-4},
-            "evaluate": {"likelihood": {"images": 77, "rtol": 1e-3}},
-        }
-    )
-    made = config_class(preset)
-
-    def test_its_defaults_are_the_presets_at_every_depth(self):
-        assert self.made().model_dump() == self.preset.model_dump()
-        assert issubclass(self.made, RunConfig)
-
-    def test_naming_one_key_keeps_its_neighbours(self):
-        config = self.made.model_validate(
-            {"evaluate": {"likelihood": {"rtol": 1e-4}}, "data": {"source": {"image_size": 32}}}
-        )
-        assert config.evaluate.likelihood.images == 77
-        assert config.evaluate.likelihood.rtol == 1e-4
-        assert (config.data.source.url, config.data.source.image_size) == ("/archives", 32)
-        assert config.train == self.made().train
-
-    def test_its_schema_shows_them(self):
-        schema = self.made.model_json_schema()
-
-        def section(name, inside=schema):
-            reference = inside["properties"][name]
-            reference = reference.get("$ref") or reference["allOf"][0]["$ref"]
-            return schema["$defs"][reference.removeprefix("#/$defs/")]
-
-        assert section("train")["properties"]["images"]["default"] == 1234
-        likelihood = section("likelihood", section("evaluate"))
-        assert likelihood["properties"]["images"]["default"] == 77
-        assert section("source", section("data"))["properties"]["url"]["default"] == "/archives"
-        plain = RunConfig.model_json_schema()["$defs"]["TrainSection"]["properties"]
-        for name, shown in section("train")["properties"].items():
-            assert shown["description"] == plain[name]["description"]
-
-    def test_its_schema_keeps_the_descriptions(self):
-        for definition in self.made.model_json_schema()["$defs"].values():
-            for name, key in definition["properties"].items():
-                assert key.get("description") or "$ref" in str(key), name
-
-    def test_it_is_as_closed_as_the_tree(self):
-        with pytest.raises(ValueError, match="imags"):
-            self.made.model_validate({"train": {"imags": 1}})
-
-    def test_the_tree_itself_keeps_its_defaults(self):
-        assert RunConfig().train.images != 1234
-        assert RunConfig().evaluate.likelihood.images != 77
-
-
 @pytest.mark.parametrize("name", ["digits", "imagenet32", "imagenet64"])
 def test_a_comparison_trains_the_network_of_the_plain_run_by_its_recipe(name):
     plain, compared = (

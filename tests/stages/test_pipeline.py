@@ -6,7 +6,6 @@ import re
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from tiny_run import STAGES, is_progress
 
 from fm_core import cli
@@ -283,22 +282,3 @@ def test_what_goes_wrong_inside_leaves_its_traceback_and_its_last_line(tiny, cap
     monkeypatch.undo()
     assert cli.main(["report", "--config", str(tiny.file)]) == 0
     assert read_json(tiny.path / "status.json")["phase"] == "done"
-
-
-def test_training_starts_from_anothers_weights_only_where_they_fit(tiny, tmp_path):
-    from fm_core.models.build import build_network
-    from fm_core.training.initial import initial_weights
-
-    network = build_network(tiny.config.model, (1, 8, 8), 10)
-    weights = initial_weights(str(tiny.path), network)
-    assert weights.keys() == network.state_dict().keys()
-    with pytest.raises(UserError, match=r"has no complete checkpoint"):
-        initial_weights(str(tmp_path), network)
-    wider = build_network(tiny.config.model.model_copy(update={"channels": 16}), (1, 8, 8), 10)
-    with pytest.raises(UserError, match=r"is of another network"):
-        initial_weights(str(tiny.path), wider)
-    save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
-    with pytest.raises(UserError, match=r"missing from|only in"):
-        initial_weights(str(tmp_path / "a.safetensors"), network)
-    with pytest.raises(UserError, match=r"cannot be read"):
-        initial_weights(str(tmp_path / "none.safetensors"), network)

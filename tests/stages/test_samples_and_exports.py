@@ -1,4 +1,4 @@
-"""Samples by any number of processes, their pictures, and models that are given away."""
+"""Samples by any number of processes, their pictures, and models that are given away and started from."""
 
 import json
 import subprocess
@@ -8,12 +8,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from tiny_run import is_progress
 
 from fm_core import cli
+from fm_core.errors import UserError
+from fm_core.models.build import build_network
 from fm_core.run.files import read_json
 from fm_core.sampling.rank import TRAJECTORY_FRAMES
 from fm_core.sampling.store import SampleSet
+from fm_core.training.initial import initial_weights
 
 pytestmark = pytest.mark.slow
 
@@ -155,3 +159,19 @@ class TestCompare:
         assert "holds no scores" in error
         (error,) = fm("compare", str(run.path / "train" / "DONE.json"), code=2)
         assert "holds no scores" in error
+
+
+def test_training_starts_from_anothers_weights_only_where_they_fit(tiny, tmp_path):
+    network = build_network(tiny.config.model, (1, 8, 8), 10)
+    weights = initial_weights(str(tiny.path), network)
+    assert weights.keys() == network.state_dict().keys()
+    with pytest.raises(UserError, match=r"has no complete checkpoint"):
+        initial_weights(str(tmp_path), network)
+    wider = build_network(tiny.config.model.model_copy(update={"channels": 16}), (1, 8, 8), 10)
+    with pytest.raises(UserError, match=r"is of another network"):
+        initial_weights(str(tiny.path), wider)
+    save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match=r"missing from|only in"):
+        initial_weights(str(tmp_path / "a.safetensors"), network)
+    with pytest.raises(UserError, match=r"cannot be read"):
+        initial_weights(str(tmp_path / "none.safetensors"), network)

@@ -1,0 +1,63 @@
+"""A class made of a preset stands for it wherever its defaults are asked for."""
+
+import pytest
+
+from fm_core.config import RunConfig, config_class
+
+PRESET = RunConfig.model_validate(
+    {
+        "run": {"name": "preset", "seed": 3},
+        "data": {"source": {"format": "imagenet-npz", "url": "/archives", "image_size": 64}},
+        "train": {"images": 1234, "learning_rate": 5e-4},
+        "evaluate": {"likelihood": {"images": 77, "rtol": 1e-3}},
+    }
+)
+MADE = config_class(PRESET)
+
+
+def test_its_defaults_are_the_presets_at_every_depth():
+    assert MADE().model_dump() == PRESET.model_dump()
+    assert issubclass(MADE, RunConfig)
+
+
+def test_naming_one_key_keeps_its_neighbours():
+    config = MADE.model_validate(
+        {"evaluate": {"likelihood": {"rtol": 1e-4}}, "data": {"source": {"image_size": 32}}}
+    )
+    assert config.evaluate.likelihood.images == 77
+    assert config.evaluate.likelihood.rtol == 1e-4
+    assert (config.data.source.url, config.data.source.image_size) == ("/archives", 32)
+    assert config.train == MADE().train
+
+
+def test_its_schema_shows_them():
+    schema = MADE.model_json_schema()
+
+    def section(name, inside=schema):
+        reference = inside["properties"][name]
+        reference = reference.get("$ref") or reference["allOf"][0]["$ref"]
+        return schema["$defs"][reference.removeprefix("#/$defs/")]
+
+    assert section("train")["properties"]["images"]["default"] == 1234
+    likelihood = section("likelihood", section("evaluate"))
+    assert likelihood["properties"]["images"]["default"] == 77
+    assert section("source", section("data"))["properties"]["url"]["default"] == "/archives"
+    plain = RunConfig.model_json_schema()["$defs"]["TrainSection"]["properties"]
+    for name, shown in section("train")["properties"].items():
+        assert shown["description"] == plain[name]["description"]
+
+
+def test_its_schema_keeps_the_descriptions():
+    for definition in MADE.model_json_schema()["$defs"].values():
+        for name, key in definition["properties"].items():
+            assert key.get("description") or "$ref" in str(key), name
+
+
+def test_it_is_as_closed_as_the_tree():
+    with pytest.raises(ValueError, match="imags"):
+        MADE.model_validate({"train": {"imags": 1}})
+
+
+def test_the_tree_itself_keeps_its_defaults():
+    assert RunConfig().train.images != 1234
+    assert RunConfig().evaluate.likelihood.images != 77
