@@ -34,8 +34,9 @@ class SampleSection(Section):
     """Classes to draw, in turn by image number; by default drawn from all by (seed, number)."""
     trajectories: int = Field(default=8, ge=0, le=64)
     """Images whose way from noise is shown, from number 0 on; costs no evaluations."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the network's weights; the state of the solver is float32 with either."""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """bf16: of the network's weights. tf32: float32 weights, but products rounded to TF32 on GPUs, several
+    times as fast as fp32, which is float32 throughout. The solver's state is float32 with all of them."""
     compile: bool = False
     """Compile the network with torch.compile for batches of sample.batch; the first one takes minutes."""
     cuda_graphs: bool = False

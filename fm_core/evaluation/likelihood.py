@@ -1,7 +1,6 @@
 """Bits per dimension of images of a data set, in batches that depend on the numbers of their images alone."""
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +12,7 @@ from fm_core.method.bits import BitsSummary, bits_per_dim, summarise
 from fm_core.method.divergence import Hutchinson
 from fm_core.method.solve import Solver
 from fm_core.sampling.model import Model
+from fm_core.sampling.speed import products
 
 PROBES = 2
 """Independent Rademacher probes of an image: their difference measures what the estimate owes to them."""
@@ -69,7 +69,7 @@ def batch_bits(
         keyed_random.rademacher(seed, f"likelihood-probe-{probe}", numbers, shape) for probe in range(PROBES)
     ]
     velocity = model.objective.velocity(model.network, labels.to(device) if model.conditional else None)
-    with _whole_float32():
+    with products():
         bits = bits_per_dim(
             velocity,
             pixels.to(device),
@@ -87,17 +87,6 @@ def batch_bits(
         "per_probe": bits.per_probe.cpu(),
         "nfe": torch.full((len(numbers),), bits.nfe),
     }
-
-
-@contextmanager
-def _whole_float32() -> Generator[None]:
-    """Keep cuDNN from convolving with 10 bits of mantissa (TF32), as it does by default."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
 
 
 def tightened(settings: LikelihoodSection) -> LikelihoodSection:

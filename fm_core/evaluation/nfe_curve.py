@@ -15,6 +15,7 @@ from fm_core.evaluation.moments import Gaussian
 from fm_core.method.solve import ADAPTIVE, Solver, forwards_per_call, solve
 from fm_core.sampling.generate import Draw
 from fm_core.sampling.model import Model
+from fm_core.sampling.speed import products
 
 EVALUATIONS = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}
 """Of the field, in one step of a method."""
@@ -66,10 +67,13 @@ def curve_part(
     velocity = draw.velocity(model, None if labels is None else labels.to(device))
     noise = draw.noise(model, numbers).to(device)
     steps = settings.exact_nfe // EVALUATIONS["rk4"]
-    exact = solve(velocity, noise, model.objective.interval, Solver("rk4", steps=steps)).x
     content = dict[str, Tensor]()
-    for number, point in enumerate(points(settings)):
-        solution = solve(velocity, noise, model.objective.interval, point.solver)
+    with products():
+        exact = solve(velocity, noise, model.objective.interval, Solver("rk4", steps=steps)).x
+        solutions = [
+            solve(velocity, noise, model.objective.interval, point.solver) for point in points(settings)
+        ]
+    for number, solution in enumerate(solutions):
         difference = (solution.x - exact).double().flatten(1)
         content[f"error-{number}"] = difference.square().mean(1).sqrt().cpu()
         content[f"features-{number}"] = extractor(model.quantiser.quantise(solution.x))[0]

@@ -12,6 +12,7 @@ from fm_core.method.guidance import guided_velocity
 from fm_core.method.signatures import Velocity
 from fm_core.method.solve import Solver, forwards_per_call, solve
 from fm_core.sampling.model import Model
+from fm_core.sampling.speed import products
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Draw:
     """Scale of classifier-free guidance; 1 is none."""
     classes: Sequence[int] = ()
     """Classes in turn by image number; empty for random ones."""
+    tf32: bool = False
+    """Whether float32 products are TF32's on a GPU."""
 
     def check(self, model: Model) -> None:
         """Refuse what the model cannot do. Raises UserError."""
@@ -96,7 +99,8 @@ def generate(
     labels = draw.labels(model, numbers)
     velocity = draw.velocity(model, None if labels is None else labels.to(device))
     noise = draw.noise(model, numbers).to(device)
-    solution = solve(velocity, noise, model.objective.interval, draw.solver, at)
+    with products(draw.tf32):
+        solution = solve(velocity, noise, model.objective.interval, draw.solver, at)
     images = model.quantiser.quantise(solution.x).cpu()
     way = None if solution.trajectory is None else model.quantiser.quantise(solution.trajectory).cpu()
     return Batch(

@@ -46,7 +46,8 @@ class SampleShard(Section):
 def draw_of(config: RunConfig) -> Draw:
     """What the sample section asks of a model. UserError as `solver_of`."""
     sample = config.sample
-    return Draw(solver_of(config), sample.seed, sample.guidance, sample.classes)
+    tf32 = sample.precision == "tf32"
+    return Draw(solver_of(config), sample.seed, sample.guidance, sample.classes, tf32)
 
 
 def solver_of(config: RunConfig) -> Solver:
@@ -70,7 +71,7 @@ def protocol_of(config: RunConfig, weights_sha256: str) -> dict[str, Any]:
         **{name: value for name, value in accuracy.items() if value is not None},
         **({"guidance": guidance} if guidance != 1 else {}),
         **({"classes": classes} if classes else {}),
-        "dtype": {"fp32": "float32", "bf16": "bfloat16"}[config.sample.precision],
+        "dtype": {"fp32": "float32", "tf32": "tf32", "bf16": "bfloat16"}[config.sample.precision],
     }
 
 

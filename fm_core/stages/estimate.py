@@ -25,7 +25,7 @@ PER = 100
 HOUR = 3600
 PRECISION = (
     "a peak is that of the training's type; likelihoods are solved in float32, and so are samples unless "
-    "sample.precision says bf16: their hours are a lower bound"
+    "sample.precision says otherwise: their hours are a lower bound"
 )
 HEAD = ("objective", "runs", "steps", "training FLOPs", "training, h", "samples, h", "bits/dim, h")
 STORED = ("checkpoints", "samples")

@@ -16,7 +16,7 @@ from fm_core.run.rank import Rank
 from fm_core.sampling.generate import Draw, generate
 from fm_core.sampling.model import load_model
 from fm_core.sampling.rank import sample
-from fm_core.sampling.store import protocol_of, sample_key
+from fm_core.sampling.store import draw_of, protocol_of, sample_key
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +51,21 @@ class TestImages:
             for seed, first in ((1, 0), (1, 1), (2, 0))
         ]
         assert not any(torch.equal(images[a], images[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
+
+    def test_products_are_of_float32_unless_tf32_is_asked_for(self, model):
+        """Which a CPU does not have: what torch is told to do while the network is evaluated."""
+        told = []
+
+        def look(*_):
+            told.append((torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()))
+
+        before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+        hook = model.network.register_forward_pre_hook(look)
+        for tf32 in (False, True):
+            generate(model, Draw(Solver("euler", steps=1), 1, tf32=tf32), 0, 2, CPU)
+        hook.remove()
+        assert told == [(False, "highest"), (True, "high")]
+        assert (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()) == before
 
     def test_images_are_grey_levels_of_the_data(self, model):
         batch = generate(model, Draw(Solver("euler", steps=2), 1), 0, 16, CPU)
@@ -210,3 +225,14 @@ class TestTars:
         with pytest.raises(Stopped):
             sample(config, Rank(0, 1, 0, samples.control, "job"))
         assert samples.finished() == []
+
+
+def test_the_precision_that_is_asked_for_is_drawn_with_and_recorded(tmp_path):
+    told = {}
+    for precision in ("fp32", "tf32", "bf16"):
+        config = config_at(tmp_path)
+        config = config.model_copy(
+            update={"sample": config.sample.model_copy(update={"precision": precision})}
+        )
+        told[precision] = (draw_of(config).tf32, protocol_of(config, "hash")["dtype"])
+    assert told == {"fp32": (False, "float32"), "tf32": (True, "tf32"), "bf16": (False, "bfloat16")}
