@@ -12,10 +12,9 @@ class SpeedSection(Section):
 
     compile: bool = False
     """Compile the network with torch.compile; the first step then takes minutes."""
-    compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = (
-        "default"
-    )
-    """What the compiler tries: reduce-overhead uses CUDA graphs, max-autotune also times kernels first."""
+    compile_mode: Literal["default", "max-autotune-no-cudagraphs"] = "default"
+    """What the compiler tries; the second times kernels first. Modes with CUDA graphs are not offered:
+    gradients, which ZeRO collects, would lie in a graph's memory."""
     compile_channels_last: bool = False
     """Make the compiler keep convolutions channels-last in the backward pass as well."""
     fused_optimizer: bool = True

@@ -115,7 +115,7 @@ def training_cost(config: RunConfig, image_shape: tuple[int, int, int], classes:
             stage: network_bytes(parameters, stage, to.processes, micro_batches, number) for stage in STAGES
         },
         memory_bytes={
-            stage: memory_bytes(parameters, len(train.ema_decays), stage, to.processes, number)
+            stage: memory_bytes(parameters, _averages(config), stage, to.processes, micro_batches, number)
             for stage in STAGES
         },
     )
@@ -150,15 +150,20 @@ def network_bytes(
     return number * parameters * passes * (processes - 1) / processes
 
 
-def memory_bytes(parameters: int, averages: int, stage: int, processes: int, number: int = BFLOAT16) -> float:
+def memory_bytes(
+    parameters: int, averages: int, stage: int, processes: int, micro_batches: int, number: int = BFLOAT16
+) -> float:
     """Bytes on one device of weights (numbers of so many bytes), gradients, optimizer and averages (float32).
 
-    The optimizer has weights of its own, in float32 training too. ZeRO 1 cuts the optimizer among the
-    processes, ZeRO 2 the gradients as well, ZeRO 3 the weights too; the averages are cut like the
-    optimizer's weights.
+    The optimizer has weights of its own, in float32 training too, and takes float32 gradients. ZeRO 1 cuts
+    the optimizer among the processes, but keeps whole gradients in the weights' type, and whole float32 sums
+    where there are several micro-batches; ZeRO 2 cuts the gradients as well, ZeRO 3 the weights too. The
+    averages are cut like the optimizer's weights.
     """
     optimizer = FLOAT32 * (1 + MOMENTS + averages) / processes
-    gradients = FLOAT32 / (processes if stage >= 2 else 1)
+    gradients = FLOAT32 / processes
+    if stage == 1:
+        gradients = number + FLOAT32 / (processes if micro_batches == 1 else 1)
     weights = number / (processes if stage >= 3 else 1)
     return parameters * (optimizer + gradients + weights)
 

@@ -76,11 +76,12 @@ def make_engine(network: torch.nn.Module, train: TrainSection, device: torch.dev
         fused=train.speed.fused_optimizer,
     )
     bf16 = use_bf16(train, device)
+    accumulated = train.global_batch // ranks // micro
     bucket = bucket_elements(network, train)
     settings: dict[str, Any] = {
         "train_batch_size": train.global_batch,
         "train_micro_batch_size_per_gpu": micro,
-        "gradient_accumulation_steps": train.global_batch // ranks // micro,
+        "gradient_accumulation_steps": accumulated,
         "gradient_clipping": train.gradient_clip,
         "bf16": {"enabled": bf16},
         "zero_optimization": {
@@ -96,13 +97,24 @@ def make_engine(network: torch.nn.Module, train: TrainSection, device: torch.dev
         "wall_clock_breakdown": False,
         "steps_per_print": 2**31,
     }
-    if bf16:
+    if bf16 and accumulated > 1:
+        _require_buckets(train)
         # DeepSpeed would add up the gradients of micro-batches in bfloat16.
         settings["data_types"] = {"grad_accum_dtype": "fp32"}
     engine, *_ = deepspeed.initialize(model=network, optimizer=optimizer, config=settings)
     if train.speed.compile:
         engine.compile(compile_kwargs=compile_options(train.speed))
     return engine
+
+
+def _require_buckets(train: TrainSection) -> None:
+    """Refuse what DeepSpeed's optimizer for float32 sums under ZeRO 1 would ignore: it sends all at once."""
+    for key in ("overlap", "bucket_elements"):
+        if train.zero_stage == 1 and getattr(train.speed, key):
+            raise UserError(
+                f"train.speed.{key} does nothing where ZeRO 1 adds up micro-batches in bf16: take "
+                "train.zero_stage 2, or leave out train.micro_batch"
+            )
 
 
 def bucket_elements(network: torch.nn.Module, train: TrainSection) -> int:

@@ -6,13 +6,16 @@ import torch
 from fm_core.models.flops import TRAINING_PASSES
 
 PEAK_TFLOPS = {
+    "GB200": 2500.0,
     "B200": 2250.0,
+    "H200 NVL": 835.5,
     "H200": 989.4,
     "H100 PCIe": 756.0,
     "H100 NVL": 835.5,
     "H100": 989.4,
     "A100": 312.0,
     "L40S": 362.05,
+    "L40": 181.05,
     "L4": 121.0,
 }
 """Dense bfloat16 matrix products with float32 sums, TFLOP/s, from the maker's data sheets.

@@ -88,7 +88,7 @@ def test_numbers_are_finite(key, value):
 IDLE = [
     ({"sample": {"cuda_graphs": True}}, "sample.cuda_graphs", {"sample": {"compile": False}}),
     (
-        {"train": {"speed": {"compile_mode": "max-autotune"}}},
+        {"train": {"speed": {"compile_mode": "max-autotune-no-cudagraphs"}}},
         "train.speed.compile_mode",
         {"train": {"speed": {"compile": False}}},
     ),

@@ -16,7 +16,7 @@ from fm_core.training.batch import BatchSource
 from fm_core.training.checkpoints import Checkpoints
 from fm_core.training.committed import Retention
 from fm_core.training.ema import Averages
-from fm_core.training.engine import make_engine
+from fm_core.training.engine import make_engine, micro_batch_of
 from fm_core.training.log import TrainLog
 from fm_core.training.loop import Trainer
 from fm_core.training.schedule import ema_decays
@@ -135,7 +135,9 @@ def whole_weights(engine):
 
 def batch_ids(trainer):
     """Ids of every global batch that was trained on, in order."""
-    mine = trainer.source.reader.read[: trainer.source.drawn]
+    read = trainer.source.reader.read[: trainer.source.drawn]
     ranks = [None] * dist.get_world_size()
+    each = BATCH // len(ranks) // micro_batch_of(trainer.train, len(ranks))
+    mine = [[*itertools.chain(*read[first : first + each])] for first in range(0, len(read), each)]
     dist.all_gather_object(ranks, mine)
     return [[*itertools.chain(*parts)] for parts in zip(*ranks, strict=True)]

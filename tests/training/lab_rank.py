@@ -37,6 +37,7 @@ KINDS = {
     "zero-2": {"zero_stage": 2},
     "zero-3": {"zero_stage": 3},
     "bf16": {"precision": "bf16"},
+    "bf16-accumulated": {"precision": "bf16", "micro_batch": 1},  # another optimizer of DeepSpeed's
     "bf16-zero-3": {"precision": "bf16", "zero_stage": 3},
 }
 STATE = ("step", "applied_steps", "images_seen", "position", "seconds")

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import torch
+import torch._dynamo.utils
 import torch.distributed as dist
 from lab import whole_weights
 
@@ -65,6 +66,7 @@ def train(device, speed, **keys):
     hooks = [] if section.speed.compile else [module.register_forward_hook(look) for module in convolutions]
     generator = torch.Generator().manual_seed(dist.get_rank())
     losses = []
+    torch._dynamo.utils.counters.clear()
     for _ in range(STEPS):
         t = torch.rand(BATCH // dist.get_world_size(), generator=generator)
         x = torch.randn(len(t), 1, 8, 8, generator=generator)
@@ -80,6 +82,8 @@ def train(device, speed, **keys):
     return {
         "losses": losses,
         "layout": sorted(layout),
+        "graphs": torch._dynamo.utils.counters["stats"]["unique_graphs"],
+        "breaks": [*torch._dynamo.utils.counters["graph_break"]],
         "norm": sum(weight.double().square().sum().item() for weight in weights.values()),
     }
 
@@ -104,6 +108,8 @@ def main():
     found["overlap-2"] = train(device, SWITCHES["overlap"], zero_stage=2)
     found["checkpointing"] = train(device, {}, gradient_checkpointing=True)
     found["bf16"] = train(device, {}, precision="bf16")
+    for name in ("overlap", "all"):
+        found[f"bf16-{name}"] = train(device, SWITCHES[name], precision="bf16")
     if dist.get_rank() == 0:
         write_json(folder / "found.json", found)
     dist.barrier()

@@ -5,7 +5,7 @@ from lab import losses
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow
-KINDS = ["zero-1", "zero-2", "zero-3", "bf16", "bf16-zero-3"]
+KINDS = ["zero-1", "zero-2", "zero-3", "bf16", "bf16-accumulated", "bf16-zero-3"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -4,8 +4,9 @@ import pytest
 from launched import launch
 
 from fm_core.config import TrainSection
+from fm_core.errors import UserError
 from fm_core.models.mlp import MLP
-from fm_core.training.engine import bucket_elements
+from fm_core.training.engine import _require_buckets, bucket_elements
 
 SWITCHED = ["fused", "buckets", "overlap", "overlap-2", "all", "checkpointing"]
 
@@ -28,6 +29,31 @@ def test_a_switch_changes_losses_and_weights_by_rounding_alone(found, name):
 @pytest.mark.slow
 def test_bfloat16_has_the_losses_of_float32_within_its_own_rounding(found):
     assert found["bf16"]["losses"] == pytest.approx(found["zero-1"]["losses"], rel=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bf16-overlap", "bf16-all"])
+def test_a_switch_changes_losses_of_bfloat16_by_its_rounding_alone(found, name):
+    assert found[name]["losses"] == pytest.approx(found["bf16"]["losses"], rel=0.01)
+    assert found[name]["norm"] == pytest.approx(found["bf16"]["norm"], rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["all", "bf16-all"])
+def test_the_engine_leaves_the_network_one_graph(found, name):
+    assert found["zero-1"]["graphs"] == 0
+    assert (found[name]["graphs"], found[name]["breaks"]) == (1, [])
+
+
+@pytest.mark.parametrize("key", ["overlap", "bucket_elements"])
+def test_what_the_optimizer_of_float32_sums_would_ignore_is_refused(key):
+    for stage in (1, 2):
+        train = TrainSection.model_validate({"zero_stage": stage, "speed": {key: 1}})
+        if stage == 2:
+            _require_buckets(train)
+            continue
+        with pytest.raises(UserError, match=rf"train\.speed\.{key} does nothing where ZeRO 1"):
+            _require_buckets(train)
 
 
 @pytest.mark.slow

@@ -18,5 +18,9 @@ def test_where_the_peak_is_not_known_there_is_no_share_of_it():
 def test_a_device_is_known_by_its_longest_name():
     assert peak_tflops("NVIDIA H100 PCIe") == 756.0
     assert peak_tflops("NVIDIA H100 80GB HBM3") == 989.4
+    assert peak_tflops("NVIDIA H200 NVL") == 835.5
+    assert peak_tflops("NVIDIA GB200") == 2500.0
     assert peak_tflops("NVIDIA L40S") == 362.05
+    assert peak_tflops("NVIDIA L40") == 181.05
+    assert peak_tflops("NVIDIA L4") == 121.0
     assert peak_tflops("NVIDIA A100-SXM4-80GB") == 312.0

@@ -49,7 +49,6 @@ def sent_in_a_step(device, stage, accumulated, precision="bf16"):
             "micro_batch": 4,
             "zero_stage": stage,
             "precision": precision,
-            "speed": {"bucket_elements": 2_000_000},
         }
     )
     torch.manual_seed(0)
