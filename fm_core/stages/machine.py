@@ -22,10 +22,16 @@ MEETING_SECONDS = 45
 
 _MEETING = """
 import torch, torch.distributed as dist
-dist.init_process_group("gloo")
-ranks = torch.tensor([dist.get_rank() + 1])
-dist.all_reduce(ranks)
-assert ranks.item() == 3, ranks
+try:
+    dist.init_process_group("gloo")
+    ranks = torch.tensor([dist.get_rank() + 1])
+    dist.all_reduce(ranks)
+    assert ranks.item() == 3, ranks
+    dist.barrier()
+    dist.destroy_process_group()
+except BaseException as error:
+    print(f"{type(error).__name__}: {error}", flush=True)
+    raise
 """
 
 
@@ -112,7 +118,9 @@ def processes() -> Check:
                 "launcher local", False, f"two did not meet over the loopback in {MEETING_SECONDS} s"
             )
     if done.returncode:
-        return Check("launcher local", False, f"two cannot meet: {done.stderr.strip().splitlines()[-1]}")
+        # What a rank says itself; torchrun's own words end in a frame of signs.
+        said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip("=- ")]
+        return Check("launcher local", False, f"two cannot meet: {said[0] if said else done.returncode}")
     return Check("launcher local", True, "two met through torchrun and added up a number")
 
 

@@ -4,8 +4,8 @@
     python infra/benchmarks/sampling.py --device cpu --size small --batch 4 --blocks 1
 
 Both have the same random weights (ours through the converter), so that an adaptive solver has the same way to
-go. On a CPU both are float32 and eager, ours compiled with --compile. `--batch 0` takes the largest power of
-two for which the GPU's memory suffices.
+go. On a CPU both are float32 and eager, ours compiled with --compile. `--batch 0` takes as many
+images as the GPU's memory allows, the same for both.
 """
 
 import json
@@ -41,6 +41,8 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="compile ours on a CPU as well")
     options = parsed(parser)
     task = {key: getattr(options, key) for key in ("device", "size", "batch", "blocks", "compile")}
+    if options.device == "cpu" and not options.batch:
+        parser.error("--batch: by memory on a GPU alone")
     both = contenders(options.device, options.compile)
     found = measure("sampling.py", both, options, task, peers_python(WORK / "peers"))
     for solver in SOLVERS:
@@ -48,12 +50,13 @@ def main() -> None:
         if pair:
             goals = {f"odesolver-{solver}": "at most 0.50 on an H200"}
             report(pair, found, f"ours-{solver}", "seconds an image", options, goals, suffix=f"-{solver}")
+            print(", ".join(f"{item.name}: NFE {found[item.name][0]['nfe']}" for item in pair))
 
 
 def child(task: dict) -> None:
     side, _, solver = task["contender"].partition("-")
     device = torch.device(task["device"])
-    batch = task["batch"] or largest_batch(task, side, device)
+    batch = task["batch"] or largest_batch(task, device)
     sample = sampler(task, side, solver, device, batch)
     sample()
     seconds, evaluations = [], 0
@@ -131,14 +134,23 @@ def odesolver(task: dict, public: torch.nn.Module, x: torch.Tensor, solver: dict
     return sample
 
 
-def largest_batch(task: dict, side: str, device: torch.device) -> int:
-    """The largest power of two for which a step of the solver fits."""
-    batch = 32
+def largest_batch(task: dict, device: torch.device) -> int:
+    """Half of the largest power of two for which the eager float32 network fits: the same for both sides.
+
+    The other half is for the slopes that a solver keeps and for what compilers allocate.
+    """
+    import same_work
+
+    network, batch = same_work.public_unet(task["size"]).to(device).eval(), 32
     while True:
         try:
-            sampler(task, side, "midpoint-20", device, 2 * batch)()
+            x = torch.randn(2 * batch, *same_work.SIZES[task["size"]]["shape"], device=device)
+            with torch.no_grad():
+                network(torch.rand(len(x), device=device), x)
         except torch.OutOfMemoryError:
-            return batch
+            del network
+            torch.cuda.empty_cache()
+            return batch // 2
         batch *= 2
 
 
