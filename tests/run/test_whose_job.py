@@ -205,8 +205,8 @@ def test_processes_of_a_job_are_found_by_its_mark(tmp_path):
     child = subprocess.Popen(
         [sys.executable, "-c", "import time; time.sleep(60)"], env={**os.environ, JOB_VARIABLE: job.id}
     )
-    time.sleep(0.3)
     assert [process.pid for process in processes_of(job)] == [child.pid]
     child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # dead and not yet reaped
     assert processes_of(job) == []
     child.wait()

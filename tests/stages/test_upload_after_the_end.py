@@ -25,7 +25,7 @@ from fm_core.run.afterwards import (
 )
 from fm_core.run.directory import RunDirectory
 from fm_core.run.files import read_lines, write_json
-from fm_core.run.job import GRACE_SECONDS, kill
+from fm_core.run.job import CONTROL_VARIABLE, GRACE_SECONDS, JOB_VARIABLE, LOGS_VARIABLE, kill
 from fm_core.run.launch import processes_of, submitted
 from fm_core.run.lease import process_is
 from fm_core.run.status import read_status
@@ -115,7 +115,7 @@ def test_its_last_words_name_the_place_and_the_latest_end(run: Tiny, away: str):
     assert told_afterwards(run.path) in run.fm("status").out
     process = psutil.Process(record.pid)
     assert process.is_running()
-    assert not [name for name in process.environ() if name.startswith("FM_")]
+    assert not {JOB_VARIABLE, CONTROL_VARIABLE, LOGS_VARIABLE} & process.environ().keys()
 
 
 def test_the_upload_ends_with_the_store_back_and_nobody_started_anything(run: Tiny, away: str, s3: Server):
