@@ -42,6 +42,8 @@ ls runs/digits/evaluation/step-*/*.json >/dev/null 2>&1 ||
 # Tests that share a server or a run stay together in one process (tests/conftest.py). With more processes than
 # cores, Prefect's SQLite was locked so long that its automations lost events.
 workers=$(($(nproc) < 4 ? $(nproc) : 4))
+# Each has its share of the cores: torch's threads would spin for those of the others.
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(($(nproc) / workers))}"
 status=0
 python -m pytest --numprocesses "$workers" --no-loadscope-reorder "$@" || status=$?
 if [ -n "$pyright_pid" ]; then

@@ -2,8 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from fm_core.config import MethodSection, ModelSection
 from fm_core.config.model import OF_KIND
@@ -67,3 +70,21 @@ def build_network(
         return NETWORKS[model.kind](**sizes)
     except ValueError as error:
         raise UserError(f"model: {error}") from None
+
+
+def network_shape(model: ModelSection, image_shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """The network on the meta device: what `build_network` makes and refuses, without numbers."""
+    with torch.device("meta"), _Unfilled():
+        return build_network(model, image_shape, classes)
+
+
+class _Unfilled(TorchFunctionMode):
+    """Initial values are left out: torch draws some of the meta device's by its compiler, 1.5 s to import."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)

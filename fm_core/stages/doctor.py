@@ -2,14 +2,12 @@
 
 from dataclasses import dataclass
 
-import torch
-
 from fm_core.check import Check
 from fm_core.config import RunConfig
 from fm_core.data.shards import check_source, read_complete
 from fm_core.errors import UserError
 from fm_core.evaluation.self_tests import self_tests
-from fm_core.models.build import build_network
+from fm_core.models.build import network_shape
 from fm_core.models.flops import TRAINING_PASSES, flops_per_image, parameter_count
 from fm_core.run.preflight import preflight as launch_checks
 from fm_core.stages.machine import machine_checks
@@ -51,8 +49,7 @@ def doctor(config: RunConfig | None, asked: Asked) -> list[Check]:
 
 def _model(config: RunConfig) -> list[Check]:
     shape, classes = images_of(config)
-    with torch.device("meta"):
-        network = build_network(config.model, shape, classes)
+    network = network_shape(config.model, shape, classes)
     forward = flops_per_image(network, shape)
     kind = config.model.size or config.model.kind
     training = TRAINING_PASSES * forward / 1e9

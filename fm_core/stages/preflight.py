@@ -4,15 +4,13 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from fm_core.config import RunConfig
 from fm_core.data.manifest import load_manifest
 from fm_core.data.shards import check_source
 from fm_core.data.sources import open_source
 from fm_core.errors import UserError
 from fm_core.evaluation.plan import check_judges
-from fm_core.models.build import build_network
+from fm_core.models.build import network_shape
 from fm_core.run.beside import LEAST_IMAGES, check_beside
 from fm_core.run.directory import RunDirectory
 from fm_core.sampling.store import solver_of
@@ -77,8 +75,7 @@ def _rules_of_cells(config: RunConfig) -> Iterator[tuple[str, Rule]]:
 
 def _check_network(config: RunConfig) -> None:
     facts = open_source(config.data).facts
-    with torch.device("meta"):
-        build_network(config.model, facts.image_shape, classes=1)
+    network_shape(config.model, facts.image_shape, classes=1)
 
 
 def _check_initial_weights(config: RunConfig) -> None:

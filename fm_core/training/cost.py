@@ -2,12 +2,10 @@
 
 from dataclasses import dataclass
 
-import torch
-
 from fm_core.check import Check
 from fm_core.config import RunConfig
 from fm_core.errors import UserError
-from fm_core.models.build import build_network
+from fm_core.models.build import network_shape
 from fm_core.models.flops import TRAINING_PASSES, flops_per_image, parameter_count
 
 FLOAT32, BFLOAT16 = 4, 2
@@ -81,8 +79,7 @@ def training_cost(config: RunConfig, image_shape: tuple[int, int, int], classes:
     Raises UserError for a network that cannot be built for such images.
     """
     train = config.train
-    with torch.device("meta"):
-        network = build_network(config.model, image_shape, classes)
+    network = network_shape(config.model, image_shape, classes)
     parameters = parameter_count(network)
     forward = flops_per_image(network, image_shape)
     passes = TRAINING_PASSES + train.gradient_checkpointing
@@ -123,8 +120,7 @@ def training_cost(config: RunConfig, image_shape: tuple[int, int, int], classes:
 
 def checkpoint_bytes_of(config: RunConfig, image_shape: tuple[int, int, int], classes: int) -> int:
     """Bytes of one checkpoint of a run on images of `image_shape` = (channels, height, width)."""
-    with torch.device("meta"):
-        network = build_network(config.model, image_shape, classes)
+    network = network_shape(config.model, image_shape, classes)
     return checkpoint_bytes(parameter_count(network), _averages(config))
 
 

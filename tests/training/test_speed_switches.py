@@ -45,6 +45,11 @@ def test_the_engine_leaves_the_network_one_graph(found, name):
     assert (found[name]["graphs"], found[name]["breaks"]) == (1, [])
 
 
+@pytest.mark.slow
+def test_a_rank_that_compiles_nothing_starts_without_the_compiler(found):
+    assert found["compiler"] is False
+
+
 @pytest.mark.parametrize("key", ["overlap", "bucket_elements"])
 def test_what_the_optimizer_of_float32_sums_would_ignore_is_refused(key):
     for stage in (1, 2):
