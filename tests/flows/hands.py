@@ -44,6 +44,11 @@ def with_variable(name: str, value: str) -> list[psutil.Process]:
     return found
 
 
+def moment_of(timestamp: str) -> float:
+    """A server's timestamp in seconds since 1970."""
+    return datetime.fromisoformat(timestamp).timestamp()
+
+
 @dataclass
 class Hands:
     """A demo, one run of it, and the workers started here."""
@@ -121,7 +126,21 @@ class Hands:
         """The same with the moment of each line, in seconds since 1970."""
         query = {"logs": {"flow_run_id": {"any_": [run_id]}}, "limit": 200, "sort": "TIMESTAMP_ASC"}
         lines = self.demo.api("/logs/filter", query)
-        return [(datetime.fromisoformat(line["timestamp"]).timestamp(), line["message"]) for line in lines]
+        return [(moment_of(line["timestamp"]), line["message"]) for line in lines]
+
+    def lines_of_attempt(self, run_id: str) -> list[tuple[float, str]]:
+        """The same since the run entered the state that it is in: of a running one, its newest attempt's."""
+        since = moment_of(self.state(run_id)["timestamp"])
+        return [(moment, text) for moment, text in self.log_lines(run_id) if moment > since]
+
+    def attached(self, run_id: str) -> float:
+        """Wait until the run's newest attempt has a job, and say when that was."""
+
+        def moment_of_attaching() -> float:
+            lines = self.lines_of_attempt(run_id)
+            return next(moment for moment, text in lines if text.startswith("all that its processes say"))
+
+        return until(moment_of_attaching, 90, "the newest attempt attaches")
 
 
 @dataclass

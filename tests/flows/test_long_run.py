@@ -144,10 +144,9 @@ def test_a_host_that_falls_silent_is_noticed_and_a_second_configuration_refused(
 
 def test_a_line_of_progress_is_there_each_half_minute_and_no_more(hands: Hands, run_id: str):
     """Of the attempt that runs since it attached to the job."""
-    lines = hands.log_lines(run_id)
-    began = max(moment for moment, text in lines if text.startswith("all that its processes say"))
+    began = hands.attached(run_id)
     until(lambda: time.time() - began > 75, 90, "it has run for a while")
-    told = [(moment, text) for moment, text in hands.log_lines(run_id) if moment > began]
+    told = hands.lines_of_attempt(run_id)
     progress = [moment for moment, text in told if re.match(r" *\d+%  .*step [\d,]+", text)]
     assert len(progress) >= 2, told
     gaps = [later - earlier for earlier, later in itertools.pairwise([began, *progress])]
@@ -203,7 +202,7 @@ def test_a_run_whose_worker_is_gone_is_cancelled(hands: Hands, run_id: str, canc
     hands.worker("gpu")
     second = hands.start("train-model", json.dumps(RUN))
     supervisor, job = hands.supervisor(run_id), hands.job()["id"]
-    until(lambda: hands.state(second)["type"] == "RUNNING", 60, "the second run attaches")
+    hands.attached(second)
     cancel()
     until(lambda: hands.state(run_id)["type"] == "CANCELLED", 60, "the run is cancelled")
     assert with_variable(JOB_VARIABLE, job) == []
@@ -263,17 +262,21 @@ def test_a_parent_whose_stages_run_apart_cancels_them(hands: Hands, run_id: str)
     created = hands.demo.prefect("deployment", "run", "train-digits", *words)
     parent = created.stdout.split("UUID: ")[1].split()[0]
 
-    def children() -> dict[str, str]:
+    def children() -> dict[str, dict[str, Any]]:
         found = hands.demo.api("/flow_runs/filter", {"flow_runs": {"parent_flow_run_id": {"any_": [parent]}}})
         flows = {flow["id"]: flow["name"] for flow in hands.demo.api("/flows/filter", {})}
-        return {flows[child["flow_id"]]: child["state"]["type"] for child in found}
+        return {flows[child["flow_id"]]: child for child in found}
 
-    until(lambda: children().get("train-model") == "RUNNING", 240, "both stages were started")
-    assert children()["shard-dataset"] == "COMPLETED"
+    def state(stage: str) -> str:
+        return children()[stage]["state"]["type"]
+
+    until(lambda: state("train-model") == "RUNNING", 240, "both stages were started")
+    assert state("shard-dataset") == "COMPLETED"
+    hands.attached(children()["train-model"]["id"])
     job = hands.job()["id"]
     hands.goes_on()
     assert hands.demo.prefect("flow-run", "cancel", parent).returncode == 0
-    until(lambda: children()["train-model"] == "CANCELLED", 60, "the stage is cancelled")
+    until(lambda: state("train-model") == "CANCELLED", 60, "the stage is cancelled")
     until(lambda: f"retry {parent}" in (hands.state(parent)["message"] or ""), 90, "the last word")
     assert hands.state(parent)["type"] == "CANCELLED"
     assert "stopped at step" in hands.state(parent)["message"]
