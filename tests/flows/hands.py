@@ -28,7 +28,7 @@ def until(happened: Callable[[], Any], seconds: float, what: str) -> Any:
                 return found
         except Exception as caught:
             error = caught
-        time.sleep(0.25)
+        time.sleep(0.5)
     raise AssertionError(f"not within {seconds:.0f} s: {what} ({error!r})")
 
 

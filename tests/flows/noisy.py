@@ -11,7 +11,7 @@ from pathlib import Path
 from fm_core.method.objectives import FlowMatching
 
 HERE = Path(__file__).parent
-LINES_A_STEP, NOISY_STEPS = 1_000, 60
+LINES_A_STEP, NOISY_STEPS = 3_000, 20
 """With two ranks 120,000 lines."""
 
 
@@ -30,5 +30,5 @@ class Noisy(FlowMatching):
                 warnings.warn("the noisy objective is tired", stacklevel=1)
             if (HERE / "FAIL").exists() and os.environ["RANK"] == "1":
                 raise FloatingPointError("the test wants a failure")
-            time.sleep(0.1)
+            time.sleep(0.4)
         return super().loss(network, sample, label)

@@ -39,8 +39,8 @@ RUN = {
         "global_batch": 16,
         "schedule": "constant",
         "warmup_images": 0,
-        "log_images": 80,
-        "checkpoint_images": 1600,
+        "log_images": 16,
+        "checkpoint_images": 800,
     },
 }
 AWAY_SECONDS = 120
@@ -127,7 +127,7 @@ def test_a_host_that_falls_silent_is_noticed_and_a_second_configuration_refused(
     hands.supervisor(run_id).kill()
     fell_silent = time.monotonic()
     hands.worker("gpu")
-    other = json.dumps({**RUN, "train": {**RUN["train"], "log_images": 160}})
+    other = json.dumps({**RUN, "train": {**RUN["train"], "log_images": 32}})
     refused = hands.start("train-model", other)
     until(lambda: hands.state(refused)["type"] == "FAILED", 90, "the second run is refused")
     assert (
