@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 import torch._dynamo.utils
-import torch._inductor.config
 import torch.distributed as dist
 from lab import whole_weights
 
@@ -102,7 +101,6 @@ def compile_once():
 
 def main():
     folder = Path(sys.argv[1])
-    torch._inductor.config.cpp.simdlen = 1  # g++ takes a third longer for vector instructions
     device = initialize_process_group()
     found = {f"zero-{stage}": train(device, {}, zero_stage=stage) for stage in (1, 2, 3)}
     found["compiler"] = "torch._inductor.compile_fx" in sys.modules
