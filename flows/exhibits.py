@@ -17,8 +17,8 @@ from flows.comparison import figures, tables
 from flows.pictures import picture
 from fm_core.config import RunConfig
 from fm_core.run.directory import RunDirectory
-from fm_core.run.files import read_json, read_lines
 from fm_core.stages.result import StageResult
+from fm_core.storage.atomic_files import read_json, read_lines
 
 NEWEST_LINES = 20
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fm_core.data.buffers import BatchBuffers
 from fm_core.data.reader import ImageReader
 from fm_core.errors import UserError
-from fm_core.method import keyed_random
+from fm_core.storage import keyed_random
 
 
 class Order(Protocol):

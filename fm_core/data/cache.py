@@ -9,8 +9,8 @@ from pathlib import Path
 
 from fm_core.data.manifest import Shard
 from fm_core.data.room import Room, locked
-from fm_core.data.store import CHUNK, Store, sync
 from fm_core.errors import UserError
+from fm_core.storage.store import CHUNK, Store, sync
 
 DOWNLOADS = 8
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from fm_core.data.manifest import Block, Record, read_record
-from fm_core.data.store import Store
 from fm_core.errors import UserError
+from fm_core.storage.store import Store
 
 COMMIT_SCHEMA = 1
 COMMIT_FOLDER = "commits"

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fm_core.data.manifest import Manifest, Shard
-from fm_core.data.store import Store
 from fm_core.data.tarfiles import decode_png, image_crcs
+from fm_core.storage.store import Store
 
 _NO_LABELS = np.empty(0, np.int64)
 _NO_DIGESTS = np.empty(0, np.uint64)

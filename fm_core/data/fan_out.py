@@ -13,9 +13,9 @@ from fm_core.data.commits import COMMIT_FOLDER, commit_path, read_commits
 from fm_core.data.manifest import Manifest
 from fm_core.data.plan import PLAN_NAME, ShardPlan, ShardTask, make_plan, record_plan
 from fm_core.data.shards import allowed_rejections, finish, read_complete
-from fm_core.data.store import Store
 from fm_core.data.writing import jobs_of, missing_tasks, write_part
 from fm_core.errors import UserError
+from fm_core.storage.store import Store
 
 MOST_PIECES = 256
 """More would be nothing but names in a list; each is several shards then."""

@@ -7,7 +7,7 @@ block, so both count blocks there.
 import json
 
 from fm_core.data.manifest import Manifest, Shard
-from fm_core.data.store import Store
+from fm_core.storage.store import Store
 
 
 def write_indexes(store: Store, manifest: Manifest) -> None:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from fm_core.data.manifest import Input
 from fm_core.data.sources.base import Classes, Part, PartStream, Rows, Source
-from fm_core.data.store import Store
 from fm_core.errors import UserError
+from fm_core.storage.store import Store
 
 
 @dataclass(frozen=True)

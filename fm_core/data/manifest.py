@@ -9,8 +9,8 @@ from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fm_core.data.store import Store
 from fm_core.errors import UserError
+from fm_core.storage.store import Store
 
 MANIFEST_SCHEMA = 1
 MANIFEST_NAME = "manifest.json"

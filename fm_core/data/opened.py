@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from fm_core.data.cache import NodeCache
 from fm_core.data.manifest import Shard
-from fm_core.data.store import Store
 from fm_core.errors import UserError
+from fm_core.storage.store import Store
 
 # Below the usual limit of 1,024 files a process, and at least as many as one piece of a batch needs.
 OPEN_SHARDS = 512

@@ -9,8 +9,8 @@ from fm_core.data.labels import RelabelledSource, read_label_map
 from fm_core.data.manifest import Input, Packing, Recipe, read_record
 from fm_core.data.sources import open_source
 from fm_core.data.sources.base import Classes, Part, Source, SourceFacts
-from fm_core.data.store import Store
 from fm_core.errors import UserError
+from fm_core.storage.store import Store
 
 PLAN_NAME = "plan.json"
 PLAN_SCHEMA = 1

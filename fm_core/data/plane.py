@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fm_core.method import keyed_random
+from fm_core.storage import keyed_random
 
 HALF_SIDE = 4.0
 SQUARE = 2.0

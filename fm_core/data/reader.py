@@ -10,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 
 from fm_core.data.cache import NodeCache
-from fm_core.data.crc import crc32
 from fm_core.data.manifest import Manifest
 from fm_core.data.opened import OpenShards, ShardTable
-from fm_core.data.store import Store
 from fm_core.data.tarfiles import decode_png
 from fm_core.errors import UserError
+from fm_core.storage.hashing import crc32
+from fm_core.storage.store import Store
 
 Ids = NDArray[np.int64]
 PIECE = 256

@@ -25,10 +25,10 @@ from fm_core.data.plan import (
     packing_of,
     record_plan,
 )
-from fm_core.data.store import Store
 from fm_core.data.verify import damaged_shards
 from fm_core.data.writing import missing_tasks, uncommit, write_tasks
 from fm_core.errors import UserError
+from fm_core.storage.store import Store
 
 QUARANTINE_NAME = "quarantine.jsonl"
 OnImages = Callable[[int], None]

@@ -8,8 +8,8 @@ from fm_core.data.block_order import BlockOrder
 from fm_core.data.cache import NodeCache
 from fm_core.data.manifest import Manifest, Shard
 from fm_core.data.order import StreamOrder
-from fm_core.data.store import Store
 from fm_core.errors import UserError
+from fm_core.storage.store import Store
 
 
 def make_order(

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fm_core.data.crc import crc32
 from fm_core.data.manifest import Block, Layout
 from fm_core.data.sources.base import Rows
+from fm_core.storage.hashing import crc32
 
 NPY_HEADER_BYTES = 128
 TAR_RECORD_BYTES = 10_240

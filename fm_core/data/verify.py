@@ -18,8 +18,8 @@ from fm_core.data.contents import ShardContent, inspect_shard
 from fm_core.data.manifest import Manifest, load_manifest
 from fm_core.data.plan import make_plan
 from fm_core.data.rebuild import differing_shards
-from fm_core.data.store import Store
 from fm_core.errors import UserError
+from fm_core.storage.store import Store
 
 Depth = Literal["quick", "default", "deep"]
 OnImages = Callable[[int], None]

@@ -20,9 +20,9 @@ import numpy as np
 from fm_core.data.commits import Commit, Moments, RejectedImage, commit_path, moments_of, read_commits
 from fm_core.data.plan import ShardPlan, ShardTask
 from fm_core.data.sources.base import Rows
-from fm_core.data.store import Store
 from fm_core.data.tarfiles import ShardFile
 from fm_core.errors import UserError
+from fm_core.storage.store import Store
 
 OnCommit = Callable[[int, int], None]
 """Called with the rows and the rejected images of each shard that is committed."""

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from fm_core.config import LikelihoodSection
-from fm_core.method import keyed_random
 from fm_core.method.bits import BitsSummary, bits_per_dim, summarise
 from fm_core.method.divergence import Hutchinson
 from fm_core.method.solve import Solver
 from fm_core.sampling.model import Model
 from fm_core.sampling.speed import products
+from fm_core.storage import keyed_random
 
 PROBES = 2
 """Independent Rademacher probes of an image: their difference measures what the estimate owes to them."""

@@ -14,7 +14,6 @@ from torch import Tensor
 from fm_core.config import EvaluateSection, RunConfig
 from fm_core.data.manifest import Manifest, load_manifest
 from fm_core.data.reader import ImageReader
-from fm_core.data.store import Store
 from fm_core.errors import UserError
 from fm_core.evaluation.extractor import Extractor, OnStep, open_extractor
 from fm_core.evaluation.inception import NO_WEIGHTS
@@ -28,6 +27,7 @@ from fm_core.run.directory import RunDirectory, fingerprint, step_name
 from fm_core.sampling.model import Model, checkpoint_step, load_model, weights_file
 from fm_core.sampling.speed import accelerated
 from fm_core.sampling.store import SampleSet, draw_of, protocol_of
+from fm_core.storage.store import Store
 
 PAIRS = {"kernel_distance", "precision_recall"}
 """Metrics that compare images pair by pair."""

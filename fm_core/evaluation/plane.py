@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from fm_core.config import PlaneSection
 from fm_core.data.plane import ENTROPY, WINDOW, by_position, grid_centres, on_squares, points
-from fm_core.method import keyed_random
 from fm_core.method.divergence import Exact
 from fm_core.method.likelihood import LogDensity, log_density
 from fm_core.method.objectives import Objective
 from fm_core.method.signatures import Velocity
 from fm_core.method.solve import Solution, Solver, solve
+from fm_core.storage import keyed_random
 
 INSTANTS = 25
 """Times of a trajectory, equally spaced over the interval; pictures show five of them."""

@@ -16,7 +16,7 @@ from fm_core.data.manifest import Manifest
 from fm_core.errors import UserError
 from fm_core.evaluation.extractor import Extractor
 from fm_core.evaluation.moments import Gaussian
-from fm_core.run.files import write_bytes
+from fm_core.storage.atomic_files import write_bytes
 
 
 def read_statistics(path: Path, extractor: Extractor, manifest: Manifest) -> tuple[Gaussian, Tensor | None]:

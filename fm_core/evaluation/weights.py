@@ -7,8 +7,8 @@ from typing import Any, cast
 
 import fsspec
 
-from fm_core.data.store import Store
 from fm_core.errors import UserError
+from fm_core.storage.store import Store
 
 
 def verified_weights(where: str, sha256: str | None, root: str, name: str) -> tuple[Path, str]:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from fm_core.data.store import Store
+from fm_core.storage.store import Store
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ import psutil
 from fm_core.config import RunConfig, Section, dump_yaml
 from fm_core.errors import UserError
 from fm_core.run.directory import RunDirectory
-from fm_core.run.files import read_json, write_json
 from fm_core.run.job import CONTROL_VARIABLE, JOB_VARIABLE, LOGS_VARIABLE
 from fm_core.run.lease import STALE_SECONDS, process_is
+from fm_core.storage.atomic_files import read_json, write_json
 
 MODULE = "fm_core.training.afterwards"
 LONGEST_SECONDS = 1800.0

@@ -13,8 +13,8 @@ import psutil
 from fm_core.config import RunConfig, dump_yaml
 from fm_core.errors import UserError
 from fm_core.run.directory import RunDirectory
-from fm_core.run.files import read_lines, write_text
 from fm_core.run.lease import Lease
+from fm_core.storage.atomic_files import read_lines, write_text
 
 MODULE = "fm_core.stages.beside"
 LEAST_IMAGES = 4

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from fm_core.errors import Stopped, UserError
 from fm_core.run.directory import differences
-from fm_core.run.files import read_json, write_bytes, write_json
 from fm_core.run.lease import Lease
+from fm_core.storage.atomic_files import read_json, write_bytes, write_json
 
 BEAT_SECONDS = 15.0
 """A process that works in a directory says so this often, for readers on other hosts."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from fm_core.config import RunConfig, dump_yaml, merge, parse_config, read_yaml
 from fm_core.errors import UserError
-from fm_core.run.files import write_json, write_text
+from fm_core.storage.atomic_files import write_json, write_text
 
 FREE_BYTES = 256 * 2**20
 """A stage refuses to start with less free disk than this."""

@@ -12,8 +12,8 @@ from typing import Literal
 import psutil
 
 from fm_core.config import Section
-from fm_core.run.files import read_json
 from fm_core.run.lease import process_is
+from fm_core.storage.atomic_files import read_json
 
 JOB_VARIABLE = "FM_JOB"
 CONTROL_VARIABLE = "FM_CONTROL"

@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-from fm_core.run.files import read_json, write_json
+from fm_core.storage.atomic_files import read_json, write_json
 
 STALE_SECONDS = 120.0
 """A holder on another host counts as gone when its heart has not beaten for this long."""

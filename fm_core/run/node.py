@@ -23,12 +23,12 @@ from typing import Any, TextIO
 import psutil
 
 from fm_core.errors import UserError
-from fm_core.run.files import read_json, write_json, write_text
 from fm_core.run.job import Job, end_processes, submitted
 from fm_core.run.order import Order, interface_towards
 from fm_core.run.rank import ADOPTION_SECONDS, EXIT_STOPPED, EXIT_USER, PR_SET_PDEATHSIG
 from fm_core.run.task import variables_of
 from fm_core.run.words import tell_end
+from fm_core.storage.atomic_files import read_json, write_json, write_text
 
 ORDER_VARIABLE, HOSTS_VARIABLE = "FM_ORDER", "FM_HOSTS"
 SILENCE_SECONDS = 20.0

@@ -9,12 +9,12 @@ from typing import Any
 from fm_core.check import Check
 from fm_core.config import RunConfig
 from fm_core.errors import Stopped, UserError
-from fm_core.run.files import read_json
 from fm_core.run.launch import hosts_of
 from fm_core.run.probe import FACTS
 from fm_core.run.progress import unobserved
 from fm_core.run.ssh import unreached
 from fm_core.run.supervise import Duty, supervise
+from fm_core.storage.atomic_files import read_json
 
 CLOCK_SECONDS = 2.0
 """Clocks that differ by more make leases and time stamps of hosts incomparable."""

@@ -21,9 +21,9 @@ import torch.distributed as dist
 import fm_core
 from fm_core.config import RunConfig
 from fm_core.run.directory import RunDirectory, environment
-from fm_core.run.files import write_json
 from fm_core.run.job import LOGS_VARIABLE
 from fm_core.run.rank import Rank, run_rank
+from fm_core.storage.atomic_files import write_json
 
 FACTS = "facts.json"
 TIMEOUT = timedelta(minutes=2)

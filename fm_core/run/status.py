@@ -4,8 +4,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fm_core.run.files import read_json, write_json
 from fm_core.run.progress import Progress
+from fm_core.storage.atomic_files import read_json, write_json
 
 
 def write_status(directory: Path, progress: Progress, phase: str = "running", **facts: Any) -> None:

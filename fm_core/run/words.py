@@ -9,8 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from fm_core.run.files import write_json
 from fm_core.run.job import Job
+from fm_core.storage.atomic_files import write_json
 
 END_WORD = "fm-end "
 """Before the record of an ended rank."""

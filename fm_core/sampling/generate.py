@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from fm_core.errors import UserError
-from fm_core.method import keyed_random
 from fm_core.method.guidance import guided_velocity
 from fm_core.method.signatures import Velocity
 from fm_core.method.solve import Solver, forwards_per_call, solve
 from fm_core.sampling.model import Model
 from fm_core.sampling.speed import products
+from fm_core.storage import keyed_random
 
 
 @dataclass(frozen=True)

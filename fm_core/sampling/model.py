@@ -18,13 +18,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fm_core.config import MethodSection, ModelSection, RunConfig
-from fm_core.data.store import Store
 from fm_core.errors import UserError
 from fm_core.method.objectives import Objective
 from fm_core.method.quantiser import Quantiser
 from fm_core.models.build import build_method, build_network
 from fm_core.run.directory import RunDirectory, step_name
-from fm_core.run.files import read_json
+from fm_core.storage.atomic_files import read_json
+from fm_core.storage.store import Store
 
 COMPLETE = "COMPLETE"
 """What a checkpoint carries that counts: its files' sizes and hashes."""

@@ -14,12 +14,12 @@ from torch import Tensor
 from fm_core.config import RunConfig, Section
 from fm_core.data.manifest import Block
 from fm_core.data.sources.base import Rows
-from fm_core.data.store import Store
 from fm_core.data.tarfiles import ShardFile
 from fm_core.errors import UserError
 from fm_core.method.solve import Solver
 from fm_core.run.directory import RunDirectory, fingerprint, step_name
 from fm_core.sampling.generate import Batch, Draw
+from fm_core.storage.store import Store
 
 SCHEMA = 1
 

@@ -24,9 +24,9 @@ from fm_core.errors import Stopped, UserError
 from fm_core.run.beside import scores_beside, scores_file, workplace
 from fm_core.run.cell import alone
 from fm_core.run.directory import RunDirectory, step_name
-from fm_core.run.files import append_line, read_json, write_json, write_text
 from fm_core.stages.evaluate import evaluate
 from fm_core.stages.sample import sample
+from fm_core.storage.atomic_files import append_line, read_json, write_json, write_text
 from fm_core.training.schedule import ema_decays
 
 POLL_SECONDS = 2.0

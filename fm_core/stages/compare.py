@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fm_core.errors import UserError
 from fm_core.report.scores import Comparison, Entry, compared
-from fm_core.run.files import read_json
+from fm_core.storage.atomic_files import read_json
 
 
 def compare(runs: Sequence[str]) -> Comparison:

@@ -23,7 +23,6 @@ from fm_core.evaluation.statistics import write_statistics
 from fm_core.evaluation.threads import cpu_threads
 from fm_core.run.beside import LEAST_IMAGES
 from fm_core.run.directory import RunDirectory, environment
-from fm_core.run.files import read_json, write_json, write_text
 from fm_core.run.launch import device_count, world
 from fm_core.run.lease import Lease
 from fm_core.run.progress import Observer, Progress, unobserved
@@ -31,6 +30,7 @@ from fm_core.run.supervise import Duty, supervise
 from fm_core.stages.phases import Phases
 from fm_core.stages.record import recorded
 from fm_core.stages.result import StageResult
+from fm_core.storage.atomic_files import read_json, write_json, write_text
 
 CLASSIFIER = "training the classifier"
 CLASSIFIER_WEIGHT = 25_000.0

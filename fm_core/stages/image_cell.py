@@ -12,7 +12,6 @@ from fm_core.evaluation.threads import cpu_threads
 from fm_core.method.solve import Solver
 from fm_core.run.cell import Cell
 from fm_core.run.directory import RunDirectory
-from fm_core.run.files import read_json
 from fm_core.run.launch import world
 from fm_core.run.progress import Observer, Progress
 from fm_core.sampling.generate import Draw, generate
@@ -22,6 +21,7 @@ from fm_core.stages.cells import CellRun
 from fm_core.stages.evaluate import evaluate
 from fm_core.stages.sample import sample
 from fm_core.stages.train import train
+from fm_core.storage.atomic_files import read_json
 from fm_core.training.schedule import crossed
 
 SHARES = {"train": 600, "curves": 200, "sample": 100, "evaluate": 80, "pictures": 20}

@@ -8,11 +8,11 @@ from datetime import UTC, datetime
 from fm_core.config import RunConfig
 from fm_core.errors import Stopped, UserError
 from fm_core.run.directory import RunDirectory
-from fm_core.run.files import append_line, write_json
 from fm_core.run.lease import Lease
 from fm_core.run.progress import Observer, Progress
 from fm_core.run.status import read_status, write_status
 from fm_core.stages.result import StageResult
+from fm_core.storage.atomic_files import append_line, write_json
 
 STATUS_SECONDS = 1.0
 

@@ -3,12 +3,12 @@
 from fm_core.config import RunConfig
 from fm_core.report.page import Section
 from fm_core.run.directory import RunDirectory
-from fm_core.run.files import read_json
 from fm_core.run.progress import Observer, unobserved
 from fm_core.stages.record import recorded
 from fm_core.stages.reproduce_images import images_shown, reproduce_images
 from fm_core.stages.reproduce_plane import plane_shown, reproduce_plane
 from fm_core.stages.result import StageResult
+from fm_core.storage.atomic_files import read_json
 
 
 def reproduce(config: RunConfig, observe: Observer = unobserved) -> StageResult:

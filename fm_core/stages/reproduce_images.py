@@ -15,7 +15,6 @@ from fm_core.report.comparison_page import comparison_page, comparison_sections
 from fm_core.report.page import Section
 from fm_core.run.cell import alone
 from fm_core.run.directory import RunDirectory
-from fm_core.run.files import read_json, write_json, write_text
 from fm_core.run.progress import Observer, Progress
 from fm_core.stages.cells import CellRun, cell_runs, ours
 from fm_core.stages.image_cell import PARTS, make_cell, pictures_of
@@ -23,6 +22,7 @@ from fm_core.stages.preflight import rules
 from fm_core.stages.result import StageResult
 from fm_core.stages.shard import shard
 from fm_core.stages.side_by_side import Ended, make_side_by_side, shares
+from fm_core.storage.atomic_files import read_json, write_json, write_text
 
 
 def reproduce_images(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResult:

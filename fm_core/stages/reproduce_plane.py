@@ -25,10 +25,10 @@ from fm_core.report.plane import Shown
 from fm_core.report.plane_page import plane_page, plane_sections
 from fm_core.run.cell import Cell, Part, alone
 from fm_core.run.directory import RunDirectory, environment, fingerprint
-from fm_core.run.files import SCHEMA, read_json, write_json, write_text
 from fm_core.run.progress import Observer, Pace, Progress
 from fm_core.stages.cells import objective_of, title_of
 from fm_core.stages.result import StageResult
+from fm_core.storage.atomic_files import SCHEMA, read_json, write_json, write_text
 from fm_core.training.plane import fit, initial_network
 
 TRAINING, SCORING = 1000, 600

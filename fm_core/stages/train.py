@@ -2,20 +2,20 @@
 
 from fm_core.config import RunConfig
 from fm_core.data.manifest import Manifest, load_manifest
-from fm_core.data.store import Store
 from fm_core.data.streams import check_streams
 from fm_core.errors import UserError
 from fm_core.method.cnf import MaximumLikelihood
 from fm_core.models.build import build_method
 from fm_core.run.beside import check_beside, scored_beside
 from fm_core.run.directory import RunDirectory
-from fm_core.run.files import read_json, read_lines
 from fm_core.run.launch import device_count, most_on_a_host, world
 from fm_core.run.progress import Observer, Progress, unobserved
 from fm_core.run.status import read_status
 from fm_core.run.supervise import Duty, supervise
 from fm_core.stages.record import recorded
 from fm_core.stages.result import StageResult
+from fm_core.storage.atomic_files import read_json, read_lines
+from fm_core.storage.store import Store
 from fm_core.training.checkpoints import Checkpoints
 from fm_core.training.committed import step_of
 from fm_core.training.cost import checkpoint_bytes_of

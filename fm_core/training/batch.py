@@ -7,11 +7,11 @@ from torch import Tensor
 
 from fm_core.data.batches import Batch, Batches, Order
 from fm_core.data.reader import ImageReader
-from fm_core.method import keyed_random
 from fm_core.method.couplings import Coupling
 from fm_core.method.paths import Path, PathSample
 from fm_core.method.quantiser import Quantiser
 from fm_core.method.times import Times
+from fm_core.storage import keyed_random
 
 
 def ambient_seed(seed: int, position: int) -> int:

@@ -13,10 +13,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from fm_core.config import RunConfig
-from fm_core.data.store import Store
 from fm_core.errors import UserError
 from fm_core.run.directory import RunDirectory, step_name
-from fm_core.run.files import read_json
+from fm_core.storage.atomic_files import read_json
+from fm_core.storage.store import Store
 from fm_core.training.committed import (
     COMPLETE,
     Retention,

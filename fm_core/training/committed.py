@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fm_core.errors import UserError
 from fm_core.run.directory import step_name
-from fm_core.run.files import read_json, write_json
+from fm_core.storage.atomic_files import read_json, write_json
 from fm_core.training.state import TrainState, state_of
 
 COMPLETE = "COMPLETE"

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from fm_core.config import PlaneSection
 from fm_core.data.plane import by_position, points
-from fm_core.method import keyed_random
 from fm_core.method.objectives import Objective
 from fm_core.method.paths import PathSample
 from fm_core.method.times import Uniform
 from fm_core.models.mlp import MLP
+from fm_core.storage import keyed_random
 
 MARKS = 100
 """Points of the loss curve that is kept."""

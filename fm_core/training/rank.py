@@ -16,8 +16,8 @@ from fm_core.models.build import Method, build_method, build_network
 from fm_core.models.flops import flops_per_image
 from fm_core.run.afterwards import begin_afterwards, end_afterwards
 from fm_core.run.directory import RunDirectory, identity
-from fm_core.run.files import write_json
 from fm_core.run.rank import Rank, run_rank
+from fm_core.storage.atomic_files import write_json
 from fm_core.training import checkpoint, setback
 from fm_core.training.batch import BatchSource
 from fm_core.training.checkpoints import Checkpoints

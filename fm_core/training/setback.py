@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from fm_core.config import TrainSection
 from fm_core.errors import GaveUp
-from fm_core.run.files import read_json, write_json
+from fm_core.storage.atomic_files import read_json, write_json
 from fm_core.training.state import TrainState
 
 

@@ -13,9 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from fm_core.data.store import Store
 from fm_core.errors import UserError
 from fm_core.run.directory import step_name
+from fm_core.storage.store import Store
 from fm_core.training.committed import (
     COMPLETE,
     STATE,

@@ -136,7 +136,7 @@ def write_blocks(root: Path, name: str, array: np.ndarray, labels: np.ndarray) -
     from fm_core.data.shards import finish, write_missing
     from fm_core.data.sources.arrays import ArrayStream
     from fm_core.data.sources.base import Classes, Part, SourceFacts
-    from fm_core.data.store import Store
+    from fm_core.storage.store import Store
 
     class ArraySource:
         shape = getattr(array, "shape", (0, 3, SIZE, SIZE))[1:]

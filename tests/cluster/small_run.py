@@ -13,7 +13,7 @@ import yaml
 from hosts import ROOT, Host, environment
 
 from fm_core.config import RunConfig, load_config, merge
-from fm_core.run.files import read_lines
+from fm_core.storage.atomic_files import read_lines
 
 SECRET = "a-key-of-an-object-store"
 STEPS = 240

@@ -8,8 +8,8 @@ import pytest
 from hosts import environment
 from small_run import BATCH, SmallRun
 
-from fm_core.run.files import read_json
 from fm_core.run.job import submitted
+from fm_core.storage.atomic_files import read_json
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("moto.server")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fm_core.data.plane import BLOCK, ENTROPY, by_position, checkerboard, grid_centres, on_squares, points
-from fm_core.method import keyed_random
+from fm_core.storage import keyed_random
 
 
 def test_points_fill_eight_squares_evenly_and_nothing_else():

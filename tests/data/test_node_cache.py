@@ -16,8 +16,8 @@ from fm_core.data.cache import NodeCache
 from fm_core.data.order import StreamOrder
 from fm_core.data.reader import ImageReader
 from fm_core.data.shards import write_dataset
-from fm_core.data.store import Store
 from fm_core.errors import UserError
+from fm_core.storage.store import Store
 
 
 @pytest.fixture

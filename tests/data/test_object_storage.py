@@ -14,14 +14,14 @@ from fsspec.implementations.memory import MemoryFile
 from photographs import NpzFiles, crops, encoded, tar_of, write_tree
 
 from fm_core.config.data import DataSection, SourceSection
-from fm_core.data import store as store_module
 from fm_core.data.cache import NodeCache
 from fm_core.data.manifest import load_manifest
 from fm_core.data.reader import ImageReader
 from fm_core.data.shards import check_source, write_dataset
-from fm_core.data.store import Store
 from fm_core.data.verify import validate_dataset
 from fm_core.errors import UserError
+from fm_core.storage import store as store_module
+from fm_core.storage.store import Store
 
 moto_server = pytest.importorskip("moto.server")
 s3fs = pytest.importorskip("s3fs")

@@ -18,9 +18,9 @@ from fm_core.data.manifest import load_manifest
 from fm_core.data.plan import make_plan
 from fm_core.data.reader import ImageReader
 from fm_core.data.shards import check_source, write_dataset
-from fm_core.data.store import Store
 from fm_core.data.verify import validate_dataset
 from fm_core.errors import UserError
+from fm_core.storage.store import Store
 
 
 @pytest.fixture
@@ -242,7 +242,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(digits, tmp_path, monkeypatc
     def full(file):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("fm_core.data.store.os.fsync", full)
+    monkeypatch.setattr("fm_core.storage.store.os.fsync", full)
     with pytest.raises(UserError, match="No space left on device"):
         write_dataset(digits)
     assert not [path for path in (tmp_path / "digits").rglob("*") if path.is_file()]

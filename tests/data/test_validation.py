@@ -9,9 +9,9 @@ from fm_core.config.data import DataSection, SourceSection
 from fm_core.data.commits import commit_path
 from fm_core.data.manifest import load_manifest
 from fm_core.data.shards import repair_dataset, write_dataset
-from fm_core.data.store import Store
 from fm_core.data.verify import validate_dataset, validate_manifest
 from fm_core.errors import UserError
+from fm_core.storage.store import Store
 
 
 @pytest.fixture(params=["block", "image"])

@@ -14,8 +14,8 @@ from typing import Any
 import psutil
 from house import Demo
 
-from fm_core.run.files import read_json, read_lines
 from fm_core.run.job import JOB_VARIABLE
+from fm_core.storage.atomic_files import read_json, read_lines
 
 
 def until(happened: Callable[[], Any], seconds: float, what: str) -> Any:

@@ -13,9 +13,9 @@ from fm_core.config import RunConfig
 from fm_core.errors import GaveUp, Stopped, UserError
 from fm_core.run.afterwards import Afterwards, keep_record
 from fm_core.run.directory import RunDirectory
-from fm_core.run.files import write_json
 from fm_core.run.progress import Progress
 from fm_core.run.status import write_status
+from fm_core.storage.atomic_files import write_json
 
 
 @pytest.fixture

@@ -25,8 +25,8 @@ from noisy import NOISY_STEPS
 from selenium.webdriver.remote.webdriver import WebDriver
 
 from flows.milestones import EVENT
-from fm_core.run.files import read_lines
 from fm_core.run.job import JOB_VARIABLE
+from fm_core.storage.atomic_files import read_lines
 
 pytestmark = pytest.mark.slow
 

@@ -8,9 +8,9 @@ from flows import milestones
 from flows.milestones import EVENT, Milestones
 from fm_core.config import RunConfig
 from fm_core.run.directory import RunDirectory
-from fm_core.run.files import append_line
 from fm_core.run.progress import Progress
 from fm_core.run.status import write_status
+from fm_core.storage.atomic_files import append_line
 
 SCORE = {"frechet_distance": 9.0, "stderr": 0.5, "images": 64, "features": "classifier", "nfe": 8}
 

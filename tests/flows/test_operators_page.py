@@ -16,8 +16,8 @@ from hands import until
 from house import PROJECT, SHRUNKEN, Demo, clean_environment
 from test_team_server import SERVE, WORKER
 
-from fm_core.data.store import Store
-from fm_core.run.files import write_json
+from fm_core.storage.atomic_files import write_json
+from fm_core.storage.store import Store
 
 pytestmark = pytest.mark.slow
 

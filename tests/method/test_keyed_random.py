@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from fm_core.method.keyed_random import normal, rademacher, uniform
+from fm_core.storage.keyed_random import normal, rademacher, uniform
 
 KINDS = [normal, uniform, rademacher]
 indices = st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=6)

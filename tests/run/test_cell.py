@@ -7,8 +7,8 @@ import torch
 from fm_core.errors import Stopped, UserError
 from fm_core.run import cell as cell_module
 from fm_core.run.cell import Cell, alone
-from fm_core.run.files import read_json, write_json
 from fm_core.run.lease import Lease
+from fm_core.storage.atomic_files import read_json, write_json
 
 CONTENT = {"a": torch.arange(6.0).view(2, 3).T, "b": torch.tensor([1])}
 

@@ -4,7 +4,7 @@ import os
 import pytest
 
 from fm_core.errors import UserError
-from fm_core.run.files import append_line, read_json, read_lines, write_json, write_text
+from fm_core.storage.atomic_files import append_line, read_json, read_lines, write_json, write_text
 
 
 class PowerCut(BaseException):

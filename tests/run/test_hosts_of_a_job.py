@@ -11,7 +11,6 @@ import pytest
 
 from fm_core.config import RunConfig, dump_yaml
 from fm_core.errors import Stopped, UserError
-from fm_core.run.files import read_json, write_json
 from fm_core.run.hostfile import read_hostfile
 from fm_core.run.job import JOB_VARIABLE, Job, end_processes, processes_marked
 from fm_core.run.launch import submit, world
@@ -19,6 +18,7 @@ from fm_core.run.order import forget_marks, interface_towards, order_of, portabl
 from fm_core.run.supervise import JobFailed, _verdict
 from fm_core.run.task import Task, variables_of
 from fm_core.run.words import END_WORD, gather_ends, open_log
+from fm_core.storage.atomic_files import read_json, write_json
 
 FACTS = {"id": "00a1", "stage": "train", "host": "h1", "processes": 3, "threads": 1, "log": "x"}
 

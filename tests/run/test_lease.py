@@ -8,8 +8,8 @@ import psutil
 import pytest
 
 from fm_core.run import lease as module
-from fm_core.run.files import read_json, write_json
 from fm_core.run.lease import STALE_SECONDS, Lease, process_is
+from fm_core.storage.atomic_files import read_json, write_json
 
 
 @pytest.fixture

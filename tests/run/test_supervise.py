@@ -8,12 +8,12 @@ import pytest
 from fm_core.config import RunConfig
 from fm_core.errors import GaveUp, Stopped, UserError
 from fm_core.run.directory import RunDirectory
-from fm_core.run.files import read_lines
 from fm_core.run.launch import submitted
 from fm_core.run.progress import Progress
 from fm_core.run.status import write_status
 from fm_core.run.supervise import Duty, JobFailed, _pause, _verdict, supervise
 from fm_core.stages.train import newest_step
+from fm_core.storage.atomic_files import read_lines
 
 
 @pytest.mark.slow

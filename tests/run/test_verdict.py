@@ -3,9 +3,9 @@
 import pytest
 
 from fm_core.errors import Stopped, UserError
-from fm_core.run.files import write_json
 from fm_core.run.launch import Job
 from fm_core.run.supervise import JobFailed, _verdict
+from fm_core.storage.atomic_files import write_json
 
 
 class TestVerdict:

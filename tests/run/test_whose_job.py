@@ -15,10 +15,10 @@ import pytest
 
 from fm_core.config import RunConfig, dump_yaml
 from fm_core.errors import Stopped, UserError
-from fm_core.run.files import read_json, write_json
 from fm_core.run.launch import JOB_VARIABLE, Job, alive, cancel, processes_of, submitted
 from fm_core.run.lease import Lease
 from fm_core.run.supervise import Duty, JobFailed, supervise
+from fm_core.storage.atomic_files import read_json, write_json
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,9 +7,9 @@ import torch
 from checkpoints import CPU, MODEL, checkpoint, config_at, config_path
 from safetensors.torch import save_file
 
-from fm_core.data.store import Store
 from fm_core.errors import UserError
 from fm_core.sampling.model import checkpoint_step, load_model, weights_file
+from fm_core.storage.store import Store
 from fm_core.training.committed import file_sha256
 
 

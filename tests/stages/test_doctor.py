@@ -15,8 +15,8 @@ from fm_core.check import Check
 from fm_core.config import load_config
 from fm_core.errors import UserError
 from fm_core.run import ssh
-from fm_core.run.files import read_lines
 from fm_core.stages import machine
+from fm_core.storage.atomic_files import read_lines
 from fm_core.training.cost import Cluster, network_bytes, training_cost
 
 ROOT = Path(__file__).parents[2]

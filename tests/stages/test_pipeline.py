@@ -10,12 +10,12 @@ from tiny_run import STAGES, is_progress
 
 from fm_core import cli
 from fm_core.config import load_config, merge, read_yaml
-from fm_core.data.store import Store
 from fm_core.errors import UserError
-from fm_core.run.files import read_json, read_lines
 from fm_core.sampling.model import checkpoint_step, load_model, weights_file
 from fm_core.sampling.store import SampleSet, protocol_of
 from fm_core.stages import evaluate, report, sample, shard, train
+from fm_core.storage.atomic_files import read_json, read_lines
+from fm_core.storage.store import Store
 from fm_core.training.committed import verify
 
 pytestmark = pytest.mark.slow

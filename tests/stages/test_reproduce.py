@@ -12,8 +12,8 @@ import fm_core.stages.reproduce_plane as module
 from fm_core.errors import UserError
 from fm_core.method.objectives import FlowMatching
 from fm_core.method.paths import OptimalTransport
-from fm_core.run.files import read_json
 from fm_core.stages.reproduce import reproduce
+from fm_core.storage.atomic_files import read_json
 
 
 @dataclass(frozen=True)

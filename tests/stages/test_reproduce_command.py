@@ -12,7 +12,7 @@ import yaml
 from tiny_comparison import CELLS, configured, place
 
 from fm_core.config import merge
-from fm_core.run.files import read_json
+from fm_core.storage.atomic_files import read_json
 
 pytestmark = pytest.mark.slow
 

@@ -10,10 +10,10 @@ from fm_core.config import RunConfig
 from fm_core.errors import UserError
 from fm_core.run.beside import scores_beside
 from fm_core.run.directory import RunDirectory
-from fm_core.run.files import append_line, read_json, write_json
 from fm_core.stages import beside
 from fm_core.stages.result import StageResult
 from fm_core.stages.train import train
+from fm_core.storage.atomic_files import append_line, read_json, write_json
 
 
 @pytest.fixture

@@ -24,11 +24,11 @@ from fm_core.run.afterwards import (
     told_afterwards,
 )
 from fm_core.run.directory import RunDirectory
-from fm_core.run.files import read_lines, write_json
 from fm_core.run.job import CONTROL_VARIABLE, GRACE_SECONDS, JOB_VARIABLE, LOGS_VARIABLE, kill
 from fm_core.run.launch import processes_of, submitted
 from fm_core.run.lease import process_is
 from fm_core.run.status import read_status
+from fm_core.storage.atomic_files import read_lines, write_json
 from fm_core.training.checkpoints import Checkpoints
 
 pytestmark = pytest.mark.slow

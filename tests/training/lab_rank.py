@@ -24,7 +24,7 @@ from lab import (
 from safetensors.torch import save_file
 
 from fm_core.errors import GaveUp, UserError
-from fm_core.run.files import read_json, read_lines, write_json
+from fm_core.storage.atomic_files import read_json, read_lines, write_json
 from fm_core.training import checkpoint
 from fm_core.training.committed import complete_steps, read_state
 from fm_core.training.engine import initialize_process_group

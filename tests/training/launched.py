@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from fm_core.run.files import read_json
+from fm_core.storage.atomic_files import read_json
 
 HERE = Path(__file__).parent
 

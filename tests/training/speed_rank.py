@@ -13,7 +13,7 @@ from fm_core.config import TrainSection
 from fm_core.config.speed import SpeedSection
 from fm_core.models.layers import Convolution
 from fm_core.models.unet import UNet
-from fm_core.run.files import write_json
+from fm_core.storage.atomic_files import write_json
 from fm_core.training.engine import compile_options, initialize_process_group, make_engine
 
 STEPS, BATCH = 20, 8

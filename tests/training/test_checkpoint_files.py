@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from fm_core.errors import UserError
-from fm_core.run.files import write_json
+from fm_core.storage.atomic_files import write_json
 from fm_core.training.checkpoints import Checkpoints
 from fm_core.training.committed import (
     COMPLETE,

@@ -21,7 +21,7 @@ from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from safetensors.torch import save, save_file
 
-from fm_core.data.store import Store
+from fm_core.storage.store import Store
 from fm_core.training import committed
 from fm_core.training.checkpoints import Checkpoints
 from fm_core.training.committed import Retention, complete_steps, verify

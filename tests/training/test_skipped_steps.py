@@ -5,7 +5,7 @@ import pytest
 from fm_core.config import RunConfig, TrainSection
 from fm_core.errors import GaveUp
 from fm_core.run.directory import identity
-from fm_core.run.files import read_json
+from fm_core.storage.atomic_files import read_json
 from fm_core.training import setback
 from fm_core.training.setback import NothingApplied, check, continued, interval_steps, recalled, recovered
 from fm_core.training.state import TrainState

@@ -8,9 +8,9 @@ import fsspec
 import pytest
 import torch
 
-from fm_core.data import store as store_module
-from fm_core.data.store import Store
 from fm_core.errors import Unreachable, UserError
+from fm_core.storage import store as store_module
+from fm_core.storage.store import Store
 from fm_core.training import uploads
 from fm_core.training.checkpoints import Checkpoints
 from fm_core.training.committed import Retention, complete_steps, verify

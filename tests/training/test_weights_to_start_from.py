@@ -6,12 +6,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from fm_core.config import RunConfig, dump_yaml
-from fm_core.data.store import Store
 from fm_core.errors import UserError
 from fm_core.run.directory import RunDirectory
-from fm_core.run.files import write_json, write_text
 from fm_core.run.rank import Rank
 from fm_core.stages.preflight import _check_initial_weights
+from fm_core.storage.atomic_files import write_json, write_text
+from fm_core.storage.store import Store
 from fm_core.training import rank as rank_module
 from fm_core.training.committed import files_of
 from fm_core.training.initial import initial_weights

@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from fm_core.config import TrainSection
 from fm_core.models.mlp import MLP
-from fm_core.run.files import write_json
+from fm_core.storage.atomic_files import write_json
 from fm_core.training.engine import initialize_process_group, make_engine
 
 # Passes of a ring over the larger of the tensors.

@@ -16,9 +16,9 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from fm_core.data.manifest import Input
-from fm_core.data.positioned_file import PositionedFile
-from fm_core.data.store import Store
 from fm_core.errors import UserError
+from fm_core.storage.file_slice import PositionedFile
+from fm_core.storage.store import Store
 
 LOCAL_HEADER = struct.Struct("<4sHHHHHLLLHH")
 

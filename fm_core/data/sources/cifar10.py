@@ -14,8 +14,8 @@ from fm_core.data.sources.arrays import ArrayStream
 from fm_core.data.sources.base import Classes, Part, SourceFacts
 from fm_core.data.sources.listing import list_files
 from fm_core.data.sources.pickles import load_arrays
-from fm_core.data.store import Store
 from fm_core.errors import UserError
+from fm_core.storage.store import Store
 
 ARCHIVE = "cifar-10-python.tar.gz"
 FOLDER = "cifar-10-batches-py"

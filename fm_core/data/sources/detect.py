@@ -4,8 +4,8 @@ import re
 from typing import Any, cast
 
 from fm_core.data.sources.shelves import is_picture
-from fm_core.data.store import Store, with_retries
 from fm_core.errors import UserError
+from fm_core.storage.store import Store, with_retries
 
 # The first that matches a path at most two folders down wins.
 SIGNS: tuple[tuple[str, str], ...] = (

@@ -19,8 +19,8 @@ from fm_core.data.sources.picture_source import (
 )
 from fm_core.data.sources.shelves import FolderShelf, is_picture
 from fm_core.data.sources.splits import hold_out, permutation
-from fm_core.data.store import Store
 from fm_core.errors import UserError
+from fm_core.storage.store import Store
 
 DEPTH = 4
 SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation", "test")}

@@ -32,8 +32,8 @@ from fm_core.data.sources.archives import (
 from fm_core.data.sources.base import Classes, Part, PartStream, Rows, SourceFacts
 from fm_core.data.sources.imagenet_pickled import open_pickled, pickled_shape, zero_based
 from fm_core.data.sources.listing import list_files, state_of
-from fm_core.data.store import Store
 from fm_core.errors import UserError
+from fm_core.storage.store import Store
 
 CLASSES = 1000
 BATCHES = tuple(f"train_data_batch_{number}" for number in range(1, 11))

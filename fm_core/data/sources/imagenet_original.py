@@ -22,8 +22,8 @@ from fm_core.data.sources.picture_source import (
     shuffled,
 )
 from fm_core.data.sources.shelves import FolderShelf, Shelf, TarShelf
-from fm_core.data.store import Store
 from fm_core.errors import UserError
+from fm_core.storage.store import Store
 
 PUBLISHED = {"train": 1_281_167, "val": 50_000}
 CLASSES = 1000

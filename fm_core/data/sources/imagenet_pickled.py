@@ -5,7 +5,7 @@ import numpy as np
 from fm_core.data.sources.archives import Location, open_location, open_stream
 from fm_core.data.sources.arrays import ArrayStream
 from fm_core.data.sources.pickles import load_arrays, peek_rows
-from fm_core.data.store import Store
+from fm_core.storage.store import Store
 
 
 def pickled_shape(store: Store, location: Location, width: int) -> tuple[int, ...]:

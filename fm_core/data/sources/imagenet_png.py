@@ -16,8 +16,8 @@ from fm_core.data.sources.picture_source import (
     shuffled,
 )
 from fm_core.data.sources.shelves import FolderShelf, Shelf, open_shelf
-from fm_core.data.store import Store
 from fm_core.errors import UserError
+from fm_core.storage.store import Store
 
 PUBLISHED = {"train": 1_281_149, "val": 49_999}
 STEMS = {"train": "train", "val": "valid"}

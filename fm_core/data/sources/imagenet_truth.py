@@ -8,8 +8,8 @@ from typing import Any, cast
 
 from fm_core.data.sources.archives import damaged
 from fm_core.data.sources.listing import list_files
-from fm_core.data.store import Store
 from fm_core.errors import UserError
+from fm_core.storage.store import Store
 
 TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"

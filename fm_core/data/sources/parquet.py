@@ -21,8 +21,8 @@ from fm_core.data.sources.listing import list_files, state_of
 from fm_core.data.sources.picture_source import facts_of_pictures
 from fm_core.data.sources.pictures import Unusable, decode
 from fm_core.data.sources.splits import hold_out
-from fm_core.data.store import Store
 from fm_core.errors import UserError
+from fm_core.storage.store import Store
 
 SPLITS = {"train": re.compile(r"train"), "val": re.compile(r"val|test")}
 

@@ -12,8 +12,8 @@ import numpy as np
 from fm_core.data.manifest import Input
 from fm_core.data.sources.archives import Window, damaged
 from fm_core.data.sources.listing import list_names, state_of
-from fm_core.data.store import Store
 from fm_core.errors import UserError
+from fm_core.storage.store import Store
 
 PICTURES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")
 

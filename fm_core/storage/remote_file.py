@@ -4,7 +4,7 @@ import io
 from collections.abc import Callable
 from typing import IO
 
-from fm_core.data.positioned_file import PositionedFile
+from fm_core.storage.file_slice import PositionedFile
 
 Retried = Callable[[Callable[[], bytes]], bytes]
 

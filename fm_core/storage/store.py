@@ -17,8 +17,8 @@ from typing import IO, Any, TypeVar, cast
 
 import fsspec  # pyright: ignore[reportMissingTypeStubs]
 
-from fm_core.data.remote_file import RemoteFile
 from fm_core.errors import Unreachable, UserError
+from fm_core.storage.remote_file import RemoteFile
 
 T = TypeVar("T")
 
