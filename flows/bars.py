@@ -20,8 +20,8 @@ from flows.progress import ProgressReport, duration
 from flows.watch import Watch
 from fm_core.config import RunConfig
 from fm_core.errors import GaveUp, Stopped, UserError
+from fm_core.launch.run_jobs import stop_requested
 from fm_core.run.directory import RunDirectory
-from fm_core.run.jobs import stop_requested
 from fm_core.run.progress import Observer
 from fm_core.stages.result import StageResult
 
@@ -97,7 +97,7 @@ def bar_name(name: str, config: RunConfig) -> str:
     """Name of the stage's bar; that of a stage with processes of its own tells how many."""
     if name not in ("train", "sample"):
         return name
-    from fm_core.run.launch import world
+    from fm_core.launch.dispatch import world
 
     return f"{name}[{world(config.launch)[0]}]"
 

@@ -12,7 +12,7 @@ from prefect import Flow
 from prefect.client.schemas.objects import FlowRun, State
 
 from fm_core.config import RunConfig
-from fm_core.run.afterwards import told_afterwards
+from fm_core.launch.upload_handover import told_afterwards
 from fm_core.run.directory import RunDirectory
 from fm_core.run.status import read_status
 
@@ -23,7 +23,7 @@ def end_what_is_left(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any])
     Jobs that the run's process had no time to end are ended now. The worker's last state carries a
     message of its own; another process replaces it by one that tells how to go on.
     """
-    from fm_core.run.jobs import end_jobs
+    from fm_core.launch.run_jobs import end_jobs
 
     config = configuration(flow, flow_run.parameters or {})
     end_jobs(RunDirectory(config).path)

@@ -7,7 +7,7 @@ from prefect.artifacts import create_image_artifact, create_table_artifact
 from prefect.events import emit_event
 
 from fm_core.config import RunConfig
-from fm_core.run.beside import scores_beside
+from fm_core.launch.online_eval import scores_beside
 from fm_core.run.directory import RunDirectory
 from fm_core.run.status import read_status
 

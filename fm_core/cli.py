@@ -127,7 +127,7 @@ def _run_stage(command: str, config: RunConfig, flags: set[str]) -> None:
         with Bar() as bar:
             result = stage(config, bar.observe, **options)
     except KeyboardInterrupt:
-        from fm_core.run.afterwards import told_afterwards
+        from fm_core.launch.upload_handover import told_afterwards
         from fm_core.run.directory import RunDirectory
 
         uploaded = told_afterwards(RunDirectory(config).path) if command == "train" else None

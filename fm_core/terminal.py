@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 
-from fm_core.check import Check
 from fm_core.config import RunConfig
-from fm_core.run.afterwards import told_afterwards
+from fm_core.launch.upload_handover import told_afterwards
 from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Progress, three_digits
+from fm_core.run.results import Check
 from fm_core.run.status import progress_of, read_status
 
 LINE_SECONDS = 10.0

@@ -10,8 +10,8 @@ import torch
 from fm_core.config import RunConfig
 from fm_core.errors import Stopped
 from fm_core.evaluation.plan import Evaluation
+from fm_core.launch.worker_main import Rank, run_rank
 from fm_core.run.progress import Pace, Progress
-from fm_core.run.rank import Rank, run_rank
 from fm_core.run.status import write_status
 
 

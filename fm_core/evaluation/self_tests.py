@@ -7,7 +7,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from fm_core.check import Check
 from fm_core.errors import UserError
 from fm_core.evaluation.frechet import distance, distance_alone, frechet_distance, frechet_distance_of_few
 from fm_core.evaluation.inception import torch_fidelity_module
@@ -19,6 +18,7 @@ from fm_core.method.bits import bits_per_dim
 from fm_core.method.divergence import Exact, Hutchinson
 from fm_core.method.quantiser import Quantiser
 from fm_core.method.solve import ADAPTIVE, FIXED, Solver, solve
+from fm_core.run.results import Check
 
 PIXELS = 4
 """Of the images of the likelihood's tests: the divergence is exact, one backward pass a pixel."""

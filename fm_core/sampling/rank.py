@@ -10,8 +10,8 @@ import torch
 
 from fm_core.config import RunConfig
 from fm_core.errors import Stopped
+from fm_core.launch.worker_main import Rank, run_rank
 from fm_core.run.progress import Pace, Progress
-from fm_core.run.rank import Rank, run_rank
 from fm_core.run.status import write_status
 from fm_core.sampling.generate import generate, instants
 from fm_core.sampling.model import checkpoint_step, load_model, weights_file

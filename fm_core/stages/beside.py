@@ -21,8 +21,8 @@ from typing import Any
 
 from fm_core.config import LaunchSection, RunConfig, load_config, merge
 from fm_core.errors import Stopped, UserError
-from fm_core.run.beside import scores_beside, scores_file, workplace
-from fm_core.run.cell import alone
+from fm_core.launch.online_eval import scores_beside, scores_file, workplace
+from fm_core.run.artifact_cache import alone
 from fm_core.run.directory import RunDirectory, step_name
 from fm_core.stages.evaluate import evaluate
 from fm_core.stages.sample import sample

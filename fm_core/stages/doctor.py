@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 
-from fm_core.check import Check
 from fm_core.config import RunConfig
 from fm_core.data.shards import check_source, read_complete
 from fm_core.errors import UserError
 from fm_core.evaluation.self_tests import self_tests
+from fm_core.launch.cluster_check import preflight as launch_checks
 from fm_core.models.build import network_shape
 from fm_core.models.flops import TRAINING_PASSES, flops_per_image, parameter_count
-from fm_core.run.preflight import preflight as launch_checks
+from fm_core.run.results import Check
 from fm_core.stages.machine import machine_checks
 from fm_core.stages.preflight import images_of, rules
 from fm_core.training.cost import Cluster, checkpoint_bytes_of, cost_checks, training_cost

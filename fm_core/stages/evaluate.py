@@ -21,14 +21,14 @@ from fm_core.evaluation.reference import guard
 from fm_core.evaluation.scores import Parts, cost_record, image_scores, joined, likelihood_record
 from fm_core.evaluation.statistics import write_statistics
 from fm_core.evaluation.threads import cpu_threads
-from fm_core.run.beside import LEAST_IMAGES
+from fm_core.launch.dispatch import device_count, world
+from fm_core.launch.online_eval import LEAST_IMAGES
+from fm_core.launch.supervisor import Duty, supervise
 from fm_core.run.directory import RunDirectory, environment
-from fm_core.run.launch import device_count, world
 from fm_core.run.lease import Lease
 from fm_core.run.progress import Observer, Progress, unobserved
-from fm_core.run.supervise import Duty, supervise
+from fm_core.run.stage_runner import recorded
 from fm_core.stages.phases import Phases
-from fm_core.stages.record import recorded
 from fm_core.stages.result import StageResult
 from fm_core.storage.atomic_files import read_json, write_json, write_text
 

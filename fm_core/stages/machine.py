@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from packaging.requirements import Requirement
 
-from fm_core.check import Check
 from fm_core.config import ModelSection
+from fm_core.launch import slurm, ssh
 from fm_core.models.build import build_network
-from fm_core.run import slurm, ssh
+from fm_core.run.results import Check
 
 DISTRIBUTION = "flow-matching-pipeline"
 MEETING_SECONDS = 45

@@ -10,8 +10,8 @@ from fm_core.data.shards import check_source
 from fm_core.data.sources import open_source
 from fm_core.errors import UserError
 from fm_core.evaluation.plan import check_judges
+from fm_core.launch.online_eval import LEAST_IMAGES, check_beside
 from fm_core.models.build import network_shape
-from fm_core.run.beside import LEAST_IMAGES, check_beside
 from fm_core.run.directory import RunDirectory
 from fm_core.sampling.store import solver_of
 from fm_core.stages import train

@@ -4,7 +4,7 @@ from fm_core.config import RunConfig
 from fm_core.report.page import Section
 from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Observer, unobserved
-from fm_core.stages.record import recorded
+from fm_core.run.stage_runner import recorded
 from fm_core.stages.reproduce_images import images_shown, reproduce_images
 from fm_core.stages.reproduce_plane import plane_shown, reproduce_plane
 from fm_core.stages.result import StageResult

@@ -23,7 +23,7 @@ from fm_core.method.paths import Path
 from fm_core.report.page import Section
 from fm_core.report.plane import Shown
 from fm_core.report.plane_page import plane_page, plane_sections
-from fm_core.run.cell import Cell, Part, alone
+from fm_core.run.artifact_cache import Cell, Part, alone
 from fm_core.run.directory import RunDirectory, environment, fingerprint
 from fm_core.run.progress import Observer, Pace, Progress
 from fm_core.stages.cells import objective_of, title_of

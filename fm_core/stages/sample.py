@@ -7,13 +7,13 @@ from torch import Tensor
 
 from fm_core.config import RunConfig
 from fm_core.errors import UserError
+from fm_core.launch.supervisor import Duty, supervise
 from fm_core.report.pictures import animation, grid, png, strip
 from fm_core.run.directory import RunDirectory, differences
 from fm_core.run.progress import Observer, Progress, unobserved
-from fm_core.run.supervise import Duty, supervise
+from fm_core.run.stage_runner import recorded
 from fm_core.sampling.model import Model, checkpoint_step, load_model, weights_file
 from fm_core.sampling.store import SampleSet, draw_of, protocol_of, solver_of
-from fm_core.stages.record import recorded
 from fm_core.stages.result import StageResult
 from fm_core.training.snapshots import make_average
 

@@ -6,7 +6,7 @@ from fm_core.data.plan import make_plan
 from fm_core.data.shards import read_complete, write_dataset
 from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Observer, Pace, Progress, unobserved
-from fm_core.stages.record import recorded
+from fm_core.run.stage_runner import recorded
 from fm_core.stages.result import StageResult
 
 

@@ -4,15 +4,15 @@ from fm_core.config import RunConfig
 from fm_core.data.manifest import Manifest, load_manifest
 from fm_core.data.streams import check_streams
 from fm_core.errors import UserError
+from fm_core.launch.dispatch import device_count, most_on_a_host, world
+from fm_core.launch.online_eval import check_beside, scored_beside
+from fm_core.launch.supervisor import Duty, supervise
 from fm_core.method.cnf import MaximumLikelihood
 from fm_core.models.build import build_method
-from fm_core.run.beside import check_beside, scored_beside
 from fm_core.run.directory import RunDirectory
-from fm_core.run.launch import device_count, most_on_a_host, world
 from fm_core.run.progress import Observer, Progress, unobserved
+from fm_core.run.stage_runner import recorded
 from fm_core.run.status import read_status
-from fm_core.run.supervise import Duty, supervise
-from fm_core.stages.record import recorded
 from fm_core.stages.result import StageResult
 from fm_core.storage.atomic_files import read_json, read_lines
 from fm_core.storage.store import Store

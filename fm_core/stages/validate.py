@@ -9,7 +9,7 @@ from fm_core.data.shards import repair_dataset
 from fm_core.data.verify import Depth, validate_dataset
 from fm_core.errors import UserError
 from fm_core.run.progress import Observer, Pace, Progress, unobserved
-from fm_core.stages.record import recorded
+from fm_core.run.stage_runner import recorded
 from fm_core.stages.result import StageResult
 
 

@@ -1,4 +1,7 @@
-"""Copies what a stopped run left waiting (see fm_core.run.afterwards), by the configuration on stdin."""
+"""Worker that uploads the checkpoints a stopped run left behind; reads the configuration from stdin.
+
+See fm_core.launch.upload_handover.
+"""
 
 import os
 import sys
@@ -11,7 +14,7 @@ import yaml
 
 from fm_core.config import parse_config
 from fm_core.errors import UserError
-from fm_core.run.afterwards import Afterwards, keep_record, recorded, touch_record
+from fm_core.launch.upload_handover import Afterwards, keep_record, recorded, touch_record
 from fm_core.run.directory import RunDirectory, step_name
 from fm_core.training.checkpoints import Checkpoints
 

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from fm_core.check import Check
 from fm_core.config import RunConfig
 from fm_core.errors import UserError
 from fm_core.models.build import network_shape
 from fm_core.models.flops import TRAINING_PASSES, flops_per_image, parameter_count
+from fm_core.run.results import Check
 
 FLOAT32, BFLOAT16 = 4, 2
 """Bytes of a number."""

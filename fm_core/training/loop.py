@@ -11,8 +11,8 @@ import torch.distributed as dist
 from fm_core.config import TrainSection
 from fm_core.data.batches import Batches
 from fm_core.errors import Stopped
+from fm_core.launch.worker_main import Rank
 from fm_core.method.objectives import Objective
-from fm_core.run.rank import Rank
 from fm_core.training import checkpoint, setback
 from fm_core.training.batch import BatchSource, ambient_seed, seed_generators
 from fm_core.training.checkpoints import Checkpoints

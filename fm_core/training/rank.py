@@ -11,12 +11,12 @@ from fm_core.data.order import ORDER_VERSION
 from fm_core.data.reader import ImageReader
 from fm_core.data.streams import make_cache, make_order
 from fm_core.errors import Stopped, UserError
+from fm_core.launch.upload_handover import begin_afterwards, end_afterwards
+from fm_core.launch.worker_main import Rank, run_rank
 from fm_core.method.quantiser import Quantiser
 from fm_core.models.build import Method, build_method, build_network
 from fm_core.models.flops import flops_per_image
-from fm_core.run.afterwards import begin_afterwards, end_afterwards
 from fm_core.run.directory import RunDirectory, identity
-from fm_core.run.rank import Rank, run_rank
 from fm_core.storage.atomic_files import write_json
 from fm_core.training import checkpoint, setback
 from fm_core.training.batch import BatchSource

@@ -20,8 +20,8 @@ from typing import Any, NoReturn
 import psutil
 import torch.distributed as dist
 
-from fm_core.run.job import is_marked
-from fm_core.run.rank import Rank, leave_word
+from fm_core.launch.job import is_marked
+from fm_core.launch.worker_main import Rank, leave_word
 
 SECOND_LOOK_SECONDS = 3.0
 """A live rank tells the others of itself several times in this span."""

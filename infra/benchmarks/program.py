@@ -12,10 +12,10 @@ from same_work import CLIP, DECAY, RATE, SIZES, model_section, timed
 
 from fm_core.config import MethodSection, TrainSection
 from fm_core.data.order import StreamOrder
+from fm_core.launch.worker_main import Rank
 from fm_core.method.quantiser import Quantiser
 from fm_core.models.build import build_method, build_network
 from fm_core.models.flops import flops_per_image
-from fm_core.run.rank import Rank
 from fm_core.storage.atomic_files import read_lines
 from fm_core.training.batch import BatchSource
 from fm_core.training.ema import Averages

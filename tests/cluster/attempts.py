@@ -13,9 +13,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from fm_core.config import RunConfig
-from fm_core.run.job import submitted
-from fm_core.run.preflight import preflight
-from fm_core.run.supervise import Duty, supervise
+from fm_core.launch.cluster_check import preflight
+from fm_core.launch.job import submitted
+from fm_core.launch.supervisor import Duty, supervise
 
 
 def attempt(

@@ -8,7 +8,7 @@ import pytest
 from hosts import environment
 from small_run import BATCH, SmallRun
 
-from fm_core.run.job import submitted
+from fm_core.launch.job import submitted
 from fm_core.storage.atomic_files import read_json
 
 pytestmark = pytest.mark.slow

@@ -8,7 +8,7 @@ import slurm_pair
 from slurm_pair import SlurmPair
 from small_run import BATCH, STEPS, SmallRun
 
-from fm_core.run.job import JOB_VARIABLE, submitted
+from fm_core.launch.job import JOB_VARIABLE, submitted
 from fm_core.stages.shard import shard
 from fm_core.storage.atomic_files import read_json
 from fm_core.training.committed import complete_steps

@@ -11,7 +11,7 @@ import pytest
 from hosts import ROOT, environment
 from small_run import BATCH, SECRET, STEPS, SmallRun
 
-from fm_core.run.job import JOB_VARIABLE, submitted
+from fm_core.launch.job import JOB_VARIABLE, submitted
 from fm_core.stages.shard import shard
 from fm_core.storage.atomic_files import read_json, read_lines
 from fm_core.training.committed import complete_steps

@@ -13,7 +13,7 @@ from fm_core.evaluation import plan, reference, sources
 from fm_core.evaluation.plan import HELD_OUT, REFERENCE, SAMPLES, Evaluation
 from fm_core.evaluation.rank import evaluate
 from fm_core.evaluation.scores import image_scores
-from fm_core.run.rank import Rank
+from fm_core.launch.worker_main import Rank
 
 CPU = torch.device("cpu")
 

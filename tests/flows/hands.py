@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 from house import Demo
 
-from fm_core.run.job import JOB_VARIABLE
+from fm_core.launch.job import JOB_VARIABLE
 from fm_core.storage.atomic_files import read_json, read_lines
 
 

@@ -11,7 +11,7 @@ from flows.farewell import configuration, how_to_go_on
 from flows.train import train_digits
 from fm_core.config import RunConfig
 from fm_core.errors import GaveUp, Stopped, UserError
-from fm_core.run.afterwards import Afterwards, keep_record
+from fm_core.launch.upload_handover import Afterwards, keep_record
 from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Progress
 from fm_core.run.status import write_status

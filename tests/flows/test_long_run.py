@@ -25,7 +25,7 @@ from noisy import NOISY_STEPS
 from selenium.webdriver.remote.webdriver import WebDriver
 
 from flows.milestones import EVENT
-from fm_core.run.job import JOB_VARIABLE
+from fm_core.launch.job import JOB_VARIABLE
 from fm_core.storage.atomic_files import read_lines
 
 pytestmark = pytest.mark.slow

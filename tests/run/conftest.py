@@ -1,7 +1,7 @@
 import pytest
 from pretended import PretendedJob
 
-from fm_core.run.launch import submitted
+from fm_core.launch.dispatch import submitted
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 from fm_core.errors import GaveUp, Stopped, Unreachable, UserError
+from fm_core.launch.worker_main import run_rank
 from fm_core.run.progress import Progress
-from fm_core.run.rank import run_rank
 from fm_core.run.status import write_status
 from fm_core.storage.atomic_files import write_json
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import psutil
 
 from fm_core.config import RunConfig
-from fm_core.run.launch import JOB_VARIABLE, submitted
-from fm_core.run.supervise import Duty, supervise
+from fm_core.launch.dispatch import JOB_VARIABLE, submitted
+from fm_core.launch.supervisor import Duty, supervise
 
 HERE = Path(__file__).parent
 LAUNCH = {"processes": 2, "restarts": 0, "restart_seconds": 0.2}

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from fm_core.errors import Stopped, UserError
-from fm_core.run import cell as cell_module
-from fm_core.run.cell import Cell, alone
+from fm_core.run import artifact_cache as cell_module
+from fm_core.run.artifact_cache import Cell, alone
 from fm_core.run.lease import Lease
 from fm_core.storage.atomic_files import read_json, write_json
 

@@ -11,13 +11,13 @@ import pytest
 
 from fm_core.config import RunConfig, dump_yaml
 from fm_core.errors import Stopped, UserError
-from fm_core.run.hostfile import read_hostfile
-from fm_core.run.job import JOB_VARIABLE, Job, end_processes, processes_marked
-from fm_core.run.launch import submit, world
-from fm_core.run.order import forget_marks, interface_towards, order_of, portable_environment
-from fm_core.run.supervise import JobFailed, _verdict
-from fm_core.run.task import Task, variables_of
-from fm_core.run.words import END_WORD, gather_ends, open_log
+from fm_core.launch.dispatch import submit, world
+from fm_core.launch.exit_records import END_WORD, gather_ends, open_log
+from fm_core.launch.hostfile import read_hostfile
+from fm_core.launch.job import JOB_VARIABLE, Job, end_processes, processes_marked
+from fm_core.launch.launcher import Task, variables_of
+from fm_core.launch.node_spec import forget_marks, interface_towards, order_of, portable_environment
+from fm_core.launch.supervisor import JobFailed, _verdict
 from fm_core.storage.atomic_files import read_json, write_json
 
 FACTS = {"id": "00a1", "stage": "train", "host": "h1", "processes": 3, "threads": 1, "log": "x"}

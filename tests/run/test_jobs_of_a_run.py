@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from fm_core.run.beside import workplace
-from fm_core.run.job import JOB_VARIABLE, Job
-from fm_core.run.jobs import controls, end_jobs, stop_requested
+from fm_core.launch.job import JOB_VARIABLE, Job
+from fm_core.launch.online_eval import workplace
+from fm_core.launch.run_jobs import controls, end_jobs, stop_requested
 from fm_core.run.lease import Lease
 from fm_core.storage.atomic_files import write_json, write_text
 

@@ -3,8 +3,8 @@
 import pytest
 
 from fm_core.config import RunConfig
-from fm_core.run.preflight import judged, preflight
-from fm_core.run.probe import _checkpoints
+from fm_core.launch.cluster_check import judged, preflight
+from fm_core.launch.cluster_probe import _checkpoints
 
 SPEED = {"bytes": 2**24, "seconds": 0.02, "bytes_per_s": 8e8}
 

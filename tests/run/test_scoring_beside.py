@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from fm_core.run.beside import end_scoring, workplace
+from fm_core.launch.online_eval import end_scoring, workplace
 from fm_core.run.lease import Lease
 from fm_core.storage.atomic_files import read_json, write_json
 

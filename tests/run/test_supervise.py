@@ -7,11 +7,11 @@ import pytest
 
 from fm_core.config import RunConfig
 from fm_core.errors import GaveUp, Stopped, UserError
+from fm_core.launch.dispatch import submitted
+from fm_core.launch.supervisor import Duty, JobFailed, _pause, _verdict, supervise
 from fm_core.run.directory import RunDirectory
-from fm_core.run.launch import submitted
 from fm_core.run.progress import Progress
 from fm_core.run.status import write_status
-from fm_core.run.supervise import Duty, JobFailed, _pause, _verdict, supervise
 from fm_core.stages.train import newest_step
 from fm_core.storage.atomic_files import read_lines
 
@@ -89,8 +89,8 @@ def starts_until_given_up(tmp_path, monkeypatch, lasting):
         starts.append(True)
         raise JobFailed("a rank was killed")
 
-    monkeypatch.setattr("fm_core.run.supervise._attach_or_submit", lambda duty: "a job")
-    monkeypatch.setattr("fm_core.run.supervise._watch", fail)
+    monkeypatch.setattr("fm_core.launch.supervisor._attach_or_submit", lambda duty: "a job")
+    monkeypatch.setattr("fm_core.launch.supervisor._watch", fail)
     duty = Duty(
         *(tmp_path, tmp_path, "pretend", "none", config, lambda: False),
         lasting=lambda: lasting[min(len(starts), len(lasting)) - 1],

@@ -3,8 +3,8 @@
 import pytest
 
 from fm_core.errors import Stopped, UserError
-from fm_core.run.launch import Job
-from fm_core.run.supervise import JobFailed, _verdict
+from fm_core.launch.dispatch import Job
+from fm_core.launch.supervisor import JobFailed, _verdict
 from fm_core.storage.atomic_files import write_json
 
 

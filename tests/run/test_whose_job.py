@@ -15,9 +15,9 @@ import pytest
 
 from fm_core.config import RunConfig, dump_yaml
 from fm_core.errors import Stopped, UserError
-from fm_core.run.launch import JOB_VARIABLE, Job, alive, cancel, processes_of, submitted
+from fm_core.launch.dispatch import JOB_VARIABLE, Job, alive, cancel, processes_of, submitted
+from fm_core.launch.supervisor import Duty, JobFailed, supervise
 from fm_core.run.lease import Lease
-from fm_core.run.supervise import Duty, JobFailed, supervise
 from fm_core.storage.atomic_files import read_json, write_json
 
 ROOT = Path(__file__).parents[2]
@@ -53,7 +53,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 from fm_core import cli
-from fm_core.run.supervise import Duty, supervise
+from fm_core.launch.supervisor import Duty, supervise
 
 def pretend(config, observe):
     control = Path(config.run.root)
@@ -91,7 +91,7 @@ def test_a_signal_to_any_process_of_the_tree_ends_all_with_status_3(job, whom):
 
 @pytest.mark.slow
 def test_an_interrupted_supervisor_leaves_no_process_not_even_a_deaf_one(job, monkeypatch):
-    monkeypatch.setattr("fm_core.run.supervise.cancel", partial(cancel, grace=2.0))
+    monkeypatch.setattr("fm_core.launch.supervisor.cancel", partial(cancel, grace=2.0))
     job.does("wait;deaf")
     alive_before = []
 
@@ -113,7 +113,7 @@ def test_a_killed_supervisor_leaves_the_job_and_the_next_one_attaches(job):
     job.does("wait;wait")
     script = (
         "import sys; from pathlib import Path; from fm_core.config import RunConfig;"
-        "from fm_core.run.supervise import Duty, supervise; p = Path(sys.argv[1]);"
+        "from fm_core.launch.supervisor import Duty, supervise; p = Path(sys.argv[1]);"
         "supervise(Duty(p, p / 'logs', 'pretend', 'pretend_rank', RunConfig.model_validate("
         "{'launch': {'processes': 2}}), lambda: False), print)"
     )
@@ -157,7 +157,8 @@ def test_a_rank_that_nobody_knows_of_does_not_work(tmp_path, monkeypatch, record
     if record == "of another agent":
         write_json(tmp_path / "job.json", {**facts, "pid": os.getpid() + 1})
     script = (
-        "import fm_core.run.rank as r, sys; r.ADOPTION_SECONDS = 0.5; sys.argv = ['x', 'none.yaml'];"
+        "import fm_core.launch.worker_main as r, sys; r.ADOPTION_SECONDS = 0.5;"
+        "sys.argv = ['x', 'none.yaml'];"
         "r.run_rank('pretend', lambda config, rank: open('worked', 'w'))"
     )
     variables = {"FM_CONTROL": str(tmp_path), "FM_LOGS": str(tmp_path), "FM_JOB": "a1"}

@@ -6,9 +6,9 @@ import torch
 from safetensors.torch import save_file
 
 from fm_core.config import RunConfig
+from fm_core.launch.worker_main import Rank
 from fm_core.models.build import build_network
 from fm_core.run.directory import RunDirectory
-from fm_core.run.rank import Rank
 from fm_core.sampling.model import checkpoint_step, load_model, weights_file
 from fm_core.sampling.rank import sample
 from fm_core.sampling.store import SampleSet, protocol_of

@@ -11,8 +11,8 @@ import webdataset
 from checkpoints import CPU, SHAPE, checkpoint, config_at, make, pixels, samples_of
 
 from fm_core.errors import Stopped, UserError
+from fm_core.launch.worker_main import Rank
 from fm_core.method.solve import Solver
-from fm_core.run.rank import Rank
 from fm_core.sampling.generate import Draw, generate
 from fm_core.sampling.model import load_model
 from fm_core.sampling.rank import sample

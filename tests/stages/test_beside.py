@@ -5,8 +5,8 @@ import json
 import pytest
 from tiny_run import Tiny
 
-from fm_core.run.beside import end_scoring, scores_beside
-from fm_core.run.jobs import end_jobs
+from fm_core.launch.online_eval import end_scoring, scores_beside
+from fm_core.launch.run_jobs import end_jobs
 from fm_core.storage.atomic_files import read_json, read_lines
 
 BESIDE = {"evaluate": {"beside": {"images": 16, "solver": "euler", "steps": 2}}}

@@ -5,7 +5,7 @@ import pytest
 from tiny_run import Tiny, is_progress
 
 from fm_core.data.manifest import load_manifest
-from fm_core.run.launch import processes_of, submitted
+from fm_core.launch.dispatch import processes_of, submitted
 
 pytestmark = pytest.mark.slow
 

@@ -11,10 +11,10 @@ import pytest
 from safetensors import safe_open
 
 from fm_core import cli
-from fm_core.check import Check
 from fm_core.config import load_config
 from fm_core.errors import UserError
-from fm_core.run import ssh
+from fm_core.launch import ssh
+from fm_core.run.results import Check
 from fm_core.stages import machine
 from fm_core.storage.atomic_files import read_lines
 from fm_core.training.cost import Cluster, network_bytes, training_cost

@@ -8,7 +8,7 @@ import pytest
 
 from fm_core.config import RunConfig
 from fm_core.errors import UserError
-from fm_core.run.beside import scores_beside
+from fm_core.launch.online_eval import scores_beside
 from fm_core.run.directory import RunDirectory
 from fm_core.stages import beside
 from fm_core.stages.result import StageResult

@@ -14,7 +14,9 @@ from s3_server import Server
 from tiny_run import HERE, Tiny
 
 from fm_core.config import RunConfig
-from fm_core.run.afterwards import (
+from fm_core.launch.dispatch import processes_of, submitted
+from fm_core.launch.job import CONTROL_VARIABLE, GRACE_SECONDS, JOB_VARIABLE, LOGS_VARIABLE, kill
+from fm_core.launch.upload_handover import (
     LONGEST_SECONDS,
     SLURM,
     begin_afterwards,
@@ -24,8 +26,6 @@ from fm_core.run.afterwards import (
     told_afterwards,
 )
 from fm_core.run.directory import RunDirectory
-from fm_core.run.job import CONTROL_VARIABLE, GRACE_SECONDS, JOB_VARIABLE, LOGS_VARIABLE, kill
-from fm_core.run.launch import processes_of, submitted
 from fm_core.run.lease import process_is
 from fm_core.run.status import read_status
 from fm_core.storage.atomic_files import read_lines, write_json

@@ -8,9 +8,9 @@ from torch import nn
 
 from fm_core.config import MethodSection, TrainSection
 from fm_core.data.order import StreamOrder
+from fm_core.launch.worker_main import Rank
 from fm_core.method.quantiser import Quantiser
 from fm_core.models.build import build_method
-from fm_core.run.rank import Rank
 from fm_core.storage.atomic_files import read_lines
 from fm_core.training.batch import BatchSource
 from fm_core.training.checkpoints import Checkpoints

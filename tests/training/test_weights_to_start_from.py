@@ -7,8 +7,8 @@ from torch import nn
 
 from fm_core.config import RunConfig, dump_yaml
 from fm_core.errors import UserError
+from fm_core.launch.worker_main import Rank
 from fm_core.run.directory import RunDirectory
-from fm_core.run.rank import Rank
 from fm_core.stages.preflight import _check_initial_weights
 from fm_core.storage.atomic_files import write_json, write_text
 from fm_core.storage.store import Store

@@ -11,16 +11,16 @@ import time
 from pathlib import Path
 
 from fm_core.errors import UserError
-from fm_core.run.job import GRACE_SECONDS, Job
-from fm_core.run.node import ORDER_VARIABLE
-from fm_core.run.order import DEVICES, forget_marks, order_of
-from fm_core.run.ssh import node_words
-from fm_core.run.task import Poll, Task
-from fm_core.run.words import gather_ends, open_log
+from fm_core.launch.exit_records import gather_ends, open_log
+from fm_core.launch.job import GRACE_SECONDS, Job
+from fm_core.launch.launcher import Poll, Task
+from fm_core.launch.node_agent import ORDER_VARIABLE
+from fm_core.launch.node_spec import DEVICES, forget_marks, order_of
+from fm_core.launch.ssh import node_words
 
 PROGRAMS: dict[str, str] = dict.fromkeys(("sbatch", "squeue", "scancel"), "slurm-client")
 """What is called on this host, by the package that brings it."""
-_BATCH = Path(__file__).with_name("batch.sh")
+_BATCH = Path(__file__).with_name("slurm_batch.sh")
 _OVER = {
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"),
     *("REVOKED", "TIMEOUT"),

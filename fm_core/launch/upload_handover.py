@@ -18,8 +18,8 @@ import psutil
 
 from fm_core.config import RunConfig, Section, dump_yaml
 from fm_core.errors import UserError
+from fm_core.launch.job import CONTROL_VARIABLE, JOB_VARIABLE, LOGS_VARIABLE
 from fm_core.run.directory import RunDirectory
-from fm_core.run.job import CONTROL_VARIABLE, JOB_VARIABLE, LOGS_VARIABLE
 from fm_core.run.lease import STALE_SECONDS, process_is
 from fm_core.storage.atomic_files import read_json, write_json
 

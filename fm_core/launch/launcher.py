@@ -8,7 +8,7 @@ from typing import Protocol
 import psutil
 
 from fm_core.config import RunConfig
-from fm_core.run.job import CONTROL_VARIABLE, JOB_VARIABLE, LOGS_VARIABLE, Job
+from fm_core.launch.job import CONTROL_VARIABLE, JOB_VARIABLE, LOGS_VARIABLE, Job
 
 
 @dataclass(frozen=True)

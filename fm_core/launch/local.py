@@ -5,8 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from fm_core.run.job import GRACE_SECONDS, Job, agent_lives, end_processes
-from fm_core.run.task import Poll, Task, started, variables_of
+from fm_core.launch.job import GRACE_SECONDS, Job, agent_lives, end_processes
+from fm_core.launch.launcher import Poll, Task, started, variables_of
 
 
 def submit(task: Task) -> Job:

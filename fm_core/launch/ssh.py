@@ -15,7 +15,8 @@ from pathlib import Path
 
 import fm_core
 from fm_core.errors import Unreachable, UserError
-from fm_core.run.job import (
+from fm_core.launch.exit_records import gather_ends, open_log
+from fm_core.launch.job import (
     GRACE_SECONDS,
     JOB_VARIABLE,
     Job,
@@ -25,10 +26,9 @@ from fm_core.run.job import (
     line_mark,
     processes_of,
 )
-from fm_core.run.node import LOST_GRACE_SECONDS, ORDER_VARIABLE, SILENCE_SECONDS
-from fm_core.run.order import forget_marks, order_of, portable_environment
-from fm_core.run.task import Poll, Task, started
-from fm_core.run.words import gather_ends, open_log
+from fm_core.launch.launcher import Poll, Task, started
+from fm_core.launch.node_agent import LOST_GRACE_SECONDS, ORDER_VARIABLE, SILENCE_SECONDS
+from fm_core.launch.node_spec import forget_marks, order_of, portable_environment
 
 FENCE_SECONDS = SILENCE_SECONDS + LOST_GRACE_SECONDS + 10.0
 """After so long nothing of a job is left even on a host that cannot be reached."""
@@ -37,7 +37,7 @@ BROKEN = 255
 NO_COMMAND = (126, 127)
 """What a shell says of a program that it cannot run."""
 
-_LINE = Path(__file__).with_name("line.sh")
+_LINE = Path(__file__).with_name("ssh_tunnel.sh")
 _REACHED = "fm-reached"
 PROGRAMS: dict[str, str] = {"pdsh": "pdsh", "ssh": "openssh-client"}
 """What is called on this host, by the package that brings it."""
@@ -143,7 +143,7 @@ def node_words(job: str, *words: str) -> list[str]:
     """The command of a node: the same Python and the same code as here."""
     code = Path(fm_core.__file__).parents[1]
     path = os.pathsep.join([str(code), *filter(None, [os.environ.get("PYTHONPATH")])])
-    python = [sys.executable, "-m", "fm_core.run.node"]
+    python = [sys.executable, "-m", "fm_core.launch.node_agent"]
     return ["env", f"{JOB_VARIABLE}={job}", f"PYTHONPATH={path}", *python, *words]
 
 

@@ -1,7 +1,8 @@
-"""What works on each host of a job: one torchrun, ended when its host is told to or is cut off.
+"""Node agent: runs one torchrun on each host of a job, and ends it on request or when the host is cut off.
 
-`python -m fm_core.run.node HOST` gets its order over a line that ssh holds open (line.sh), or from the
-environment under Slurm. `python -m fm_core.run.node --end JOB` ends what is left of a job here.
+`python -m fm_core.launch.node_agent HOST` reads its node spec from the connection that ssh holds open
+(ssh_tunnel.sh), or from the environment under Slurm. `python -m fm_core.launch.node_agent --end JOB` ends the
+remaining processes of a job on this host.
 """
 
 import ctypes
@@ -23,11 +24,11 @@ from typing import Any, TextIO
 import psutil
 
 from fm_core.errors import UserError
-from fm_core.run.job import Job, end_processes, submitted
-from fm_core.run.order import Order, interface_towards
-from fm_core.run.rank import ADOPTION_SECONDS, EXIT_STOPPED, EXIT_USER, PR_SET_PDEATHSIG
-from fm_core.run.task import variables_of
-from fm_core.run.words import tell_end
+from fm_core.launch.exit_records import tell_end
+from fm_core.launch.job import Job, end_processes, submitted
+from fm_core.launch.launcher import variables_of
+from fm_core.launch.node_spec import Order, interface_towards
+from fm_core.launch.worker_main import ADOPTION_SECONDS, EXIT_STOPPED, EXIT_USER, PR_SET_PDEATHSIG
 from fm_core.storage.atomic_files import read_json, write_json, write_text
 
 ORDER_VARIABLE, HOSTS_VARIABLE = "FM_ORDER", "FM_HOSTS"

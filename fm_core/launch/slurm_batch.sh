@@ -1,5 +1,5 @@
 #!/bin/bash
-# The batch script of a job: one node.py on each node. Arguments: the command of a node.
+# The batch script of a job: one node_agent.py on each node. Arguments: the command of a node.
 #
 # Shortly before the time limit Slurm sends USR1: the ranks save and end, and the job is queued again.
 # After a preemption or the loss of a node Slurm queues it again by itself.

@@ -1,5 +1,5 @@
 #!/bin/sh
-# One host of a job, run by pdsh on the submitting host: the line to what works there (node.py).
+# One host of a job, run by pdsh on the submitting host: the line to what works there (node_agent.py).
 #
 # The order goes in, then a beat every four seconds for as long as the job may go on; what the host says
 # comes out. The line ends when STOP appears, when another host is lost (then it says so), or with pdsh.

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from fm_core.run.beside import end_scoring
-from fm_core.run.launch import Job, alive, cancel, processes_of, submitted
+from fm_core.launch.dispatch import Job, alive, cancel, processes_of, submitted
+from fm_core.launch.online_eval import end_scoring
 
 
 def controls(run: Path) -> list[Path]:

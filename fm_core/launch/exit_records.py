@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from fm_core.run.job import Job
+from fm_core.launch.job import Job
 from fm_core.storage.atomic_files import write_json
 
 END_WORD = "fm-end "

@@ -18,7 +18,7 @@ import psutil
 
 from fm_core.config import RunConfig, load_config
 from fm_core.errors import GaveUp, Stopped, Unreachable, UserError
-from fm_core.run.job import CONTROL_VARIABLE, JOB_VARIABLE, LOGS_VARIABLE, is_marked, submitted
+from fm_core.launch.job import CONTROL_VARIABLE, JOB_VARIABLE, LOGS_VARIABLE, is_marked, submitted
 from fm_core.run.lease import Lease
 from fm_core.storage.atomic_files import write_json
 

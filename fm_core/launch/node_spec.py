@@ -7,9 +7,9 @@ from pathlib import Path
 import psutil
 
 from fm_core.config import Section, dump_yaml
+from fm_core.launch.job import Job
+from fm_core.launch.launcher import Task
 from fm_core.run.directory import RunDirectory
-from fm_core.run.job import Job
-from fm_core.run.task import Task
 
 FIRST_PORT, PORTS = 20_000, 10_000
 """Below the range that Linux gives to outgoing connections."""

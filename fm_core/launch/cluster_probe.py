@@ -1,4 +1,4 @@
-"""One rank of the preflight: `python -m fm_core.run.probe CONFIG` under torchrun.
+"""One rank of the preflight: `python -m fm_core.launch.cluster_probe CONFIG` under torchrun.
 
 Leaves facts.json in the control directory: what each rank sees of its host, and how fast all ranks together
 add up a tensor.
@@ -20,9 +20,9 @@ import torch.distributed as dist
 
 import fm_core
 from fm_core.config import RunConfig
+from fm_core.launch.job import LOGS_VARIABLE
+from fm_core.launch.worker_main import Rank, run_rank
 from fm_core.run.directory import RunDirectory, environment
-from fm_core.run.job import LOGS_VARIABLE
-from fm_core.run.rank import Rank, run_rank
 from fm_core.storage.atomic_files import write_json
 
 FACTS = "facts.json"

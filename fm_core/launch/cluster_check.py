@@ -6,14 +6,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fm_core.check import Check
 from fm_core.config import RunConfig
 from fm_core.errors import Stopped, UserError
-from fm_core.run.launch import hosts_of
-from fm_core.run.probe import FACTS
+from fm_core.launch.cluster_probe import FACTS
+from fm_core.launch.dispatch import hosts_of
+from fm_core.launch.ssh import unreached
+from fm_core.launch.supervisor import Duty, supervise
 from fm_core.run.progress import unobserved
-from fm_core.run.ssh import unreached
-from fm_core.run.supervise import Duty, supervise
+from fm_core.run.results import Check
 from fm_core.storage.atomic_files import read_json
 
 CLOCK_SECONDS = 2.0
@@ -36,7 +36,9 @@ def preflight(config: RunConfig, checkpoint_bytes: int | None = None) -> list[Ch
     try:
         (control / "logs").mkdir(parents=True)
         facts = control / FACTS
-        probe = Duty(control, control / "logs", "preflight", "fm_core.run.probe", config, facts.exists)
+        probe = Duty(
+            control, control / "logs", "preflight", "fm_core.launch.cluster_probe", config, facts.exists
+        )
         supervise(probe, unobserved)
         record = read_json(facts) or {}
     except (OSError, RuntimeError, Stopped, UserError) as error:

@@ -10,10 +10,10 @@ import uuid
 from pathlib import Path
 
 from fm_core.config import LaunchSection, load_config
-from fm_core.run import local, slurm, ssh
-from fm_core.run.hostfile import read_hostfile
-from fm_core.run.job import GRACE_SECONDS, JOB_VARIABLE, Job, processes_of, submitted
-from fm_core.run.task import Launcher, Poll, Task
+from fm_core.launch import local, slurm, ssh
+from fm_core.launch.hostfile import read_hostfile
+from fm_core.launch.job import GRACE_SECONDS, JOB_VARIABLE, Job, processes_of, submitted
+from fm_core.launch.launcher import Launcher, Poll, Task
 from fm_core.storage.atomic_files import write_json
 
 __all__ = [

@@ -14,8 +14,8 @@ from typing import Any
 
 from fm_core.config import RunConfig, dump_yaml, load_config
 from fm_core.errors import GaveUp, Stopped, Unreachable, UserError
+from fm_core.launch.dispatch import POLL_SECONDS, Job, alive, cancel, clear, poll, settle, submit, submitted
 from fm_core.run.directory import differences
-from fm_core.run.launch import POLL_SECONDS, Job, alive, cancel, clear, poll, settle, submit, submitted
 from fm_core.run.lease import Lease
 from fm_core.run.progress import Observer, Progress
 from fm_core.run.status import progress_of, read_status

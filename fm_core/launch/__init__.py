@@ -1,0 +1,1 @@
+"""Starting and supervising ranks: in this process, on this host, over ssh, through Slurm."""
