@@ -1,12 +1,12 @@
 """Flow matching: every stage of the pipeline, as functions and as commands, without Prefect.
 
-`fm_core.load` is `fm_core.sampling.loaded.load`: a trained model, its objective and a sampler, in one line.
+`fm_core.load` is `fm_core.sampling.api.load`: a trained model, its objective and a sampler, in one line.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fm_core.sampling.loaded import load as load
+    from fm_core.sampling.api import load as load
 
 __all__ = ["load"]
 
@@ -14,7 +14,7 @@ __all__ = ["load"]
 def __getattr__(name: str) -> Any:
     # Imported when it is asked for: torch takes seconds, and `fm --help` does without.
     if name == "load":
-        from fm_core.sampling.loaded import load
+        from fm_core.sampling.api import load
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

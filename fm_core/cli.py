@@ -208,7 +208,7 @@ def _doctor(words: list[str]) -> int:
 
     from fm_core.stages.doctor import Asked, doctor
     from fm_core.terminal import show_checks
-    from fm_core.training.cost import Cluster
+    from fm_core.training.cost_model import Cluster
 
     cluster = Cluster(**{name: getattr(namespace, name) for name in numbers})
     asked = Asked(

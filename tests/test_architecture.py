@@ -27,7 +27,7 @@ PEERS = {("launch", "checkpoint"), ("evaluation", "sampling")}
 """Of one row, yet allowed: the cluster check asks for checkpoints; scores are made of samples and models."""
 TRANSITION = {
     *(("launch", "stages"), ("reproduce", "stages"), ("stages", "reproduce"), ("models", "method")),
-    *(("checkpoint", "training"), ("run", "stages"), ("run", "launch")),
+    *(("checkpoint", "training"), ("run", "stages"), ("run", "launch"), ("checkpoint", "launch")),
 }
 """Imports against the order that are about to be removed."""
 

@@ -10,8 +10,8 @@ from fm_core.config import LikelihoodSection
 from fm_core.method.bits import BitsSummary, bits_per_dim, summarise
 from fm_core.method.divergence import Hutchinson
 from fm_core.method.solve import Solver
-from fm_core.sampling.model import Model
-from fm_core.sampling.speed import products
+from fm_core.sampling.checkpoint_source import Model
+from fm_core.sampling.compiled_network import products
 from fm_core.storage import keyed_random
 
 PROBES = 2

@@ -13,9 +13,9 @@ from fm_core.evaluation.extractor import Extractor
 from fm_core.evaluation.frechet import distance
 from fm_core.evaluation.moments import Gaussian
 from fm_core.method.solve import ADAPTIVE, Solver, forwards_per_call, solve
+from fm_core.sampling.checkpoint_source import Model
+from fm_core.sampling.compiled_network import products
 from fm_core.sampling.generate import Draw
-from fm_core.sampling.model import Model
-from fm_core.sampling.speed import products
 
 EVALUATIONS = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}
 """Of the field, in one step of a method."""

@@ -24,9 +24,9 @@ from fm_core.evaluation.reference import VERSION, Reference, Split, imported
 from fm_core.evaluation.sources import Source, outside, sampler, samples_of_a_run
 from fm_core.evaluation.work import Work, cut
 from fm_core.run.directory import RunDirectory, fingerprint, step_name
-from fm_core.sampling.model import Model, checkpoint_step, load_model, weights_file
-from fm_core.sampling.speed import accelerated
-from fm_core.sampling.store import SampleSet, draw_of, protocol_of
+from fm_core.sampling.checkpoint_source import Model, checkpoint_step, load_model, weights_file
+from fm_core.sampling.compiled_network import accelerated
+from fm_core.sampling.sample_store import SampleSet, draw_of, protocol_of
 from fm_core.storage.store import Store
 
 PAIRS = {"kernel_distance", "precision_recall"}

@@ -16,9 +16,9 @@ from fm_core.config import RunConfig
 from fm_core.data.manifest import Manifest
 from fm_core.errors import UserError
 from fm_core.evaluation.work import cut
+from fm_core.sampling.checkpoint_source import Model
 from fm_core.sampling.generate import Batch, generate
-from fm_core.sampling.model import Model
-from fm_core.sampling.store import SampleSet, draw_of
+from fm_core.sampling.sample_store import SampleSet, draw_of
 
 PART_IMAGES = 1_024
 """Images of a folder or an .npz that are read together."""

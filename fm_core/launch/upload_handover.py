@@ -23,7 +23,7 @@ from fm_core.run.directory import RunDirectory
 from fm_core.run.lease import STALE_SECONDS, process_is
 from fm_core.storage.atomic_files import read_json, write_json
 
-MODULE = "fm_core.training.afterwards"
+MODULE = "fm_core.checkpoint.upload_worker"
 LONGEST_SECONDS = 1800.0
 SLURM = "SLURM_JOB_ID"
 """Slurm ends every process of a job with it."""

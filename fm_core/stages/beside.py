@@ -27,7 +27,7 @@ from fm_core.run.directory import RunDirectory, step_name
 from fm_core.stages.evaluate import evaluate
 from fm_core.stages.sample import sample
 from fm_core.storage.atomic_files import append_line, read_json, write_json, write_text
-from fm_core.training.schedule import ema_decays
+from fm_core.training.lr_schedule import ema_decays
 
 POLL_SECONDS = 2.0
 NICENESS = 19

@@ -17,8 +17,8 @@ from fm_core.method.objectives import Objective, Regression
 from fm_core.method.solve import Solver
 from fm_core.models.flops import TRAINING_PASSES, flops_per_image, parameter_count
 from fm_core.models.mlp import MLP
-from fm_core.sampling.store import solver_of
-from fm_core.training.cost import FLOAT32, Cluster, training_cost
+from fm_core.sampling.sample_store import solver_of
+from fm_core.training.cost_model import FLOAT32, Cluster, training_cost
 
 PLANE = 2
 """Coordinates of a point."""

@@ -13,8 +13,8 @@ from fm_core.stages.cell_cost import CellCost, Stated, image_cell_cost, plane_ce
 from fm_core.stages.cells import cell_runs, objective_of
 from fm_core.stages.preflight import images_of, rules
 from fm_core.stages.reproduce_plane import check
-from fm_core.training.cost import size
-from fm_core.training.speed import peak_tflops
+from fm_core.training.cost_model import size
+from fm_core.training.mfu import peak_tflops
 
 ASSUMED = {"bf16": 989e12, "TF32": 494e12, "float32": 67e12}
 """FLOP/s of an H100 or H200 (SXM, dense), where this machine has no GPU whose peak is known in that type."""

@@ -16,9 +16,9 @@ from fm_core.report.scores import Entry
 from fm_core.run.directory import RunDirectory, step_name
 from fm_core.run.progress import Observer, Progress, unobserved
 from fm_core.run.stage_runner import recorded
-from fm_core.sampling.loaded import EXPORTED
-from fm_core.sampling.model import Model, checkpoint_step, load_model, weights_file
-from fm_core.sampling.store import weights_name
+from fm_core.sampling.api import EXPORTED
+from fm_core.sampling.checkpoint_source import Model, checkpoint_step, load_model, weights_file
+from fm_core.sampling.sample_store import weights_name
 from fm_core.stages.result import StageResult
 from fm_core.storage.atomic_files import read_json, write_json, write_text
 

@@ -14,15 +14,15 @@ from fm_core.method.solve import Solver
 from fm_core.run.artifact_cache import Cell
 from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Observer, Progress
+from fm_core.sampling.checkpoint_source import checkpoint_step, checkpoint_steps, load_model, weights_file
 from fm_core.sampling.generate import Draw, generate
-from fm_core.sampling.model import checkpoint_step, checkpoint_steps, load_model, weights_file
-from fm_core.sampling.store import SampleSet, protocol_of
+from fm_core.sampling.sample_store import SampleSet, protocol_of
 from fm_core.stages.cells import CellRun
 from fm_core.stages.evaluate import evaluate
 from fm_core.stages.sample import sample
 from fm_core.stages.train import train
 from fm_core.storage.atomic_files import read_json
-from fm_core.training.schedule import crossed
+from fm_core.training.lr_schedule import crossed
 
 SHARES = {"train": 600, "curves": 200, "sample": 100, "evaluate": 80, "pictures": 20}
 """Parts of a cell's work, for the progress bar."""

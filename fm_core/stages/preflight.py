@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from fm_core.checkpoint.catalog import Checkpoints
 from fm_core.config import RunConfig
 from fm_core.data.manifest import load_manifest
 from fm_core.data.shards import check_source
@@ -13,11 +14,10 @@ from fm_core.evaluation.plan import check_judges
 from fm_core.launch.online_eval import LEAST_IMAGES, check_beside
 from fm_core.models.build import network_shape
 from fm_core.run.directory import RunDirectory
-from fm_core.sampling.store import solver_of
+from fm_core.sampling.sample_store import solver_of
 from fm_core.stages import train
 from fm_core.stages.cells import cell_runs
-from fm_core.training.checkpoints import Checkpoints
-from fm_core.training.schedule import POWER, ema_decays
+from fm_core.training.lr_schedule import POWER, ema_decays
 
 STAGES = ("shard", "train", "sample", "evaluate", "report")
 

@@ -14,8 +14,8 @@ from fm_core.report.scores import WARNING, Entry, compared, scores_section
 from fm_core.run.directory import RunDirectory, fingerprint, step_name
 from fm_core.run.progress import Observer, Progress, unobserved
 from fm_core.run.stage_runner import recorded
-from fm_core.sampling.model import checkpoint_step, load_model, weights_file
-from fm_core.sampling.store import SampleSet, protocol_of
+from fm_core.sampling.checkpoint_source import checkpoint_step, load_model, weights_file
+from fm_core.sampling.sample_store import SampleSet, protocol_of
 from fm_core.stages.result import StageResult
 from fm_core.storage.atomic_files import read_json, read_lines, write_text
 

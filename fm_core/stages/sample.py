@@ -12,10 +12,10 @@ from fm_core.report.pictures import animation, grid, png, strip
 from fm_core.run.directory import RunDirectory, differences
 from fm_core.run.progress import Observer, Progress, unobserved
 from fm_core.run.stage_runner import recorded
-from fm_core.sampling.model import Model, checkpoint_step, load_model, weights_file
-from fm_core.sampling.store import SampleSet, draw_of, protocol_of, solver_of
+from fm_core.sampling.checkpoint_source import Model, checkpoint_step, load_model, weights_file
+from fm_core.sampling.sample_store import SampleSet, draw_of, protocol_of, solver_of
 from fm_core.stages.result import StageResult
-from fm_core.training.snapshots import make_average
+from fm_core.training.posthoc_ema import make_average
 
 GRID_IMAGES = 64
 GRID_COLUMNS = 8
@@ -58,7 +58,7 @@ def _sample(config: RunConfig, run: RunDirectory, observe: Observer) -> StageRes
             control=samples.control,
             logs=run.path / "logs",
             stage="sample",
-            module="fm_core.sampling.rank",
+            module="fm_core.sampling.sample_worker",
             config=config,
             complete=lambda: not samples.problems(),
         )

@@ -1,5 +1,7 @@
 """Shards to checkpoints: a DeepSpeed job, watched to its end."""
 
+from fm_core.checkpoint.catalog import Checkpoints
+from fm_core.checkpoint.format import step_of
 from fm_core.config import RunConfig
 from fm_core.data.manifest import Manifest, load_manifest
 from fm_core.data.streams import check_streams
@@ -16,11 +18,9 @@ from fm_core.run.status import read_status
 from fm_core.stages.result import StageResult
 from fm_core.storage.atomic_files import read_json, read_lines
 from fm_core.storage.store import Store
-from fm_core.training.checkpoints import Checkpoints
-from fm_core.training.committed import step_of
-from fm_core.training.cost import checkpoint_bytes_of
+from fm_core.training.cost_model import checkpoint_bytes_of
 from fm_core.training.engine import micro_batch_of
-from fm_core.training.exports import check_exports
+from fm_core.training.loggers import check_exports
 
 
 def train(config: RunConfig, observe: Observer = unobserved) -> StageResult:
@@ -78,7 +78,7 @@ def _train(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResu
             control=run.path,
             logs=run.path / "logs",
             stage="train",
-            module="fm_core.training.rank",
+            module="fm_core.training.train_worker",
             config=config,
             complete=lambda: complete(config),
             meanwhile=lambda: scored_beside(config),

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from fm_core.training.schedule import Decay
-from fm_core.training.sharded import Shards, float32_partitions
+from fm_core.training.lr_schedule import Decay
+from fm_core.training.zero_state import Shards, float32_partitions
 
 
 class Averages:

@@ -8,22 +8,23 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from fm_core.checkpoint import save_load
+from fm_core.checkpoint.catalog import Checkpoints
+from fm_core.checkpoint.train_state import TrainState
 from fm_core.config import TrainSection
 from fm_core.data.batches import Batches
 from fm_core.errors import Stopped
 from fm_core.launch.worker_main import Rank
 from fm_core.method.objectives import Objective
-from fm_core.training import checkpoint, setback
-from fm_core.training.batch import BatchSource, ambient_seed, seed_generators
-from fm_core.training.checkpoints import Checkpoints
+from fm_core.training import nonfinite_recovery
+from fm_core.training.batch_source import BatchSource, ambient_seed, seed_generators
 from fm_core.training.ema import Averages
 from fm_core.training.engine import micro_batch_of, network_for, set_learning_rate, use_bf16
-from fm_core.training.held_out import HeldOut
-from fm_core.training.log import Interval, TrainLog
-from fm_core.training.schedule import crossed, learning_rate, power_name
-from fm_core.training.speed import utilisation
-from fm_core.training.state import TrainState
-from fm_core.training.watch import Watch
+from fm_core.training.hang_watchdog import Watch
+from fm_core.training.lr_schedule import crossed, learning_rate, power_name
+from fm_core.training.metrics import Interval, TrainLog
+from fm_core.training.mfu import utilisation
+from fm_core.training.validation_loss import HeldOut
 
 
 @dataclass
@@ -76,7 +77,7 @@ def run(trainer: Trainer, state: TrainState) -> TrainState:
                 position, train.global_batch, rank.number, rank.count, micro
             ) as batches:
                 return _steps(trainer, state, batches, accumulated)
-        except setback.NothingApplied as trouble:
+        except nonfinite_recovery.NothingApplied as trouble:
             state = _go_back(trainer, trouble.state)
 
 
@@ -92,7 +93,7 @@ def _steps(trainer: Trainer, state: TrainState, batches: Batches, accumulated: i
         state = _after_step(trainer, state, interval)
         ended = state.images_seen >= train.images
         logged = ended or crossed(train.log_images, state.images_seen, train.global_batch)
-        setback.check(train, state, logged)
+        nonfinite_recovery.check(train, state, logged)
         if logged:
             _write_line(trainer, state, interval, rate)
             interval = Interval(trainer.device, trainer.objective.interval)
@@ -103,7 +104,7 @@ def _steps(trainer: Trainer, state: TrainState, batches: Batches, accumulated: i
         stop = _agree_to_stop(trainer.rank, trainer.control)
         if stop or ended or crossed(train.checkpoint_images, state.images_seen, train.global_batch):
             # A stop may come after a step or two: that is not far enough.
-            state = state if stop else setback.recovered(state)
+            state = state if stop else nonfinite_recovery.recovered(state)
             sums = interval.gathered(trainer.control)
             _save(trainer, state.model_copy(update={"interval_sums": sums}), hurried=stop)
         if trainer.log:
@@ -188,9 +189,9 @@ def _agree_to_stop(rank: Rank, control: Any) -> bool:
 
 def _go_back(trainer: Trainer, trouble: TrainState) -> TrainState:
     found = None
-    if setback.may_go_back(trouble):
-        found = checkpoint.load(trainer.engine, trainer.averages, trainer.checkpoints, trainer.recipe)
-    state = setback.continued(trouble, found, trainer.setback)
+    if nonfinite_recovery.may_go_back(trouble):
+        found = save_load.load(trainer.engine, trainer.averages, trainer.checkpoints, trainer.recipe)
+    state = nonfinite_recovery.continued(trouble, found, trainer.setback)
     if trainer.log:
         trainer.log.forget_after(state.step)
         trainer.log.status(state, now=True)
@@ -205,7 +206,7 @@ def _beat(trainer: Trainer, at: str) -> None:
 def _save_snapshot(trainer: Trainer, state: TrainState) -> None:
     names = [power_name(width) for width in trainer.train.ema_power_widths]
     parts = {name: trainer.averages.shards[name] for name in names}
-    checkpoint.save_parts(trainer.engine, parts, state, trainer.snapshots, trainer.recipe)
+    save_load.save_parts(trainer.engine, parts, state, trainer.snapshots, trainer.recipe)
 
 
 def _save(trainer: Trainer, state: TrainState, hurried: bool) -> None:
@@ -217,7 +218,7 @@ def _save(trainer: Trainer, state: TrainState, hurried: bool) -> None:
         if trainer.log:
             trainer.log.held_out_line({"step": state.step, "images_seen": state.images_seen, "loss": loss})
     _beat(trainer, f"saving step {state.step}")
-    checkpoint.save(trainer.engine, trainer.averages, state, trainer.checkpoints, trainer.recipe)
+    save_load.save(trainer.engine, trainer.averages, state, trainer.checkpoints, trainer.recipe)
     if trainer.log:
-        trainer.log.facts["last_checkpoint"] = checkpoint.directory_name(state)
+        trainer.log.facts["last_checkpoint"] = save_load.directory_name(state)
         trainer.log.status(state, now=True)

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from same_work import CLIP, DECAY, RATE, SIZES, model_section, timed
 
+from fm_core.checkpoint.train_state import TrainState
 from fm_core.config import MethodSection, TrainSection
 from fm_core.data.order import StreamOrder
 from fm_core.launch.worker_main import Rank
@@ -17,13 +18,12 @@ from fm_core.method.quantiser import Quantiser
 from fm_core.models.build import build_method, build_network
 from fm_core.models.flops import flops_per_image
 from fm_core.storage.atomic_files import read_lines
-from fm_core.training.batch import BatchSource
+from fm_core.training.batch_source import BatchSource
 from fm_core.training.ema import Averages
 from fm_core.training.engine import initialize_process_group, make_engine
-from fm_core.training.log import TrainLog
 from fm_core.training.loop import Trainer, run
-from fm_core.training.schedule import ema_decays
-from fm_core.training.state import TrainState
+from fm_core.training.lr_schedule import ema_decays
+from fm_core.training.metrics import TrainLog
 
 
 class Memory:

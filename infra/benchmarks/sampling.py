@@ -88,7 +88,7 @@ def ours(task: dict, public: torch.nn.Module, x: torch.Tensor, solver: dict):
     from fm_core.method.solve import Solver, solve
     from fm_core.models.adm_weights import from_adm
     from fm_core.models.build import build_method, build_network
-    from fm_core.sampling.speed import accelerated
+    from fm_core.sampling.compiled_network import accelerated
 
     section = model_section(task["size"]).model_copy(update={"time_scale": 1.0})
     network = build_network(section, SIZES[task["size"]]["shape"], 0)

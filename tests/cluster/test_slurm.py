@@ -8,10 +8,10 @@ import slurm_pair
 from slurm_pair import SlurmPair
 from small_run import BATCH, STEPS, SmallRun
 
+from fm_core.checkpoint.format import complete_steps
 from fm_core.launch.job import JOB_VARIABLE, submitted
 from fm_core.stages.shard import shard
 from fm_core.storage.atomic_files import read_json
-from fm_core.training.committed import complete_steps
 
 pytestmark = pytest.mark.slow
 

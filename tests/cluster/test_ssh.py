@@ -11,10 +11,10 @@ import pytest
 from hosts import ROOT, environment
 from small_run import BATCH, SECRET, STEPS, SmallRun
 
+from fm_core.checkpoint.format import complete_steps
 from fm_core.launch.job import JOB_VARIABLE, submitted
 from fm_core.stages.shard import shard
 from fm_core.storage.atomic_files import read_json, read_lines
-from fm_core.training.committed import complete_steps
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,7 @@ from fm_core.evaluation.scores import likelihood_record, recognition_record
 from fm_core.evaluation.work import cut
 from fm_core.method.quantiser import Quantiser
 from fm_core.models.build import build_method
-from fm_core.sampling.model import Model
+from fm_core.sampling.checkpoint_source import Model
 from fm_core.storage import keyed_random
 
 CPU = torch.device("cpu")

@@ -14,8 +14,8 @@ from fm_core.evaluation.nfe_curve import curve_part, curve_record, points
 from fm_core.method.quantiser import Quantiser
 from fm_core.method.solve import Solver
 from fm_core.models.build import build_method
+from fm_core.sampling.checkpoint_source import Model
 from fm_core.sampling.generate import Draw
-from fm_core.sampling.model import Model
 
 CPU = torch.device("cpu")
 EXTRACTOR = Extractor("pixels", "0" * 64, lambda images: (images.flatten(1).float(), None))

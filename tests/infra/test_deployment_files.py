@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fm_core.training.exports import GAUGES
+from fm_core.training.loggers import GAUGES
 
 ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "infra"

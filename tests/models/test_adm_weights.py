@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from fm_core.errors import UserError
 from fm_core.models.adm_weights import from_adm, is_adm
 from fm_core.models.unet import UNet
-from fm_core.training.initial import initial_weights
+from fm_core.training.pretrained import initial_weights
 
 PLAIN = {"scale_shift": False, "resample": False, "classes": 0, "new_order": False}
 CASES = {

@@ -5,15 +5,15 @@ import json
 import torch
 from safetensors.torch import save_file
 
+from fm_core.checkpoint.format import files_of
 from fm_core.config import RunConfig
 from fm_core.launch.worker_main import Rank
 from fm_core.models.build import build_network
 from fm_core.run.directory import RunDirectory
-from fm_core.sampling.model import checkpoint_step, load_model, weights_file
-from fm_core.sampling.rank import sample
-from fm_core.sampling.store import SampleSet, protocol_of
+from fm_core.sampling.checkpoint_source import checkpoint_step, load_model, weights_file
+from fm_core.sampling.sample_store import SampleSet, protocol_of
+from fm_core.sampling.sample_worker import sample
 from fm_core.storage.atomic_files import write_json
-from fm_core.training.committed import files_of
 
 SHAPE = (1, 8, 8)
 MODEL = {"channels": 8, "channel_multipliers": [1], "attention_resolutions": [], "head_channels": 8}

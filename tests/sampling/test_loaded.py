@@ -9,8 +9,8 @@ from checkpoints import CPU, SHAPE, checkpoint, config_at, config_path, make, pi
 import fm_core
 from fm_core.config import dump_yaml
 from fm_core.errors import UserError
-from fm_core.sampling import loaded as loaded_module
-from fm_core.sampling.model import checkpoint_step, weights_file
+from fm_core.sampling import api as loaded_module
+from fm_core.sampling.checkpoint_source import checkpoint_step, weights_file
 from fm_core.storage.atomic_files import read_json, write_json
 
 

@@ -9,7 +9,7 @@ from fm_core.config import SampleSection
 from fm_core.method.solve import Solver, solve
 from fm_core.models.mlp import MLP
 from fm_core.models.unet import UNet
-from fm_core.sampling.speed import Compiled, accelerated
+from fm_core.sampling.compiled_network import Compiled, accelerated
 
 
 def awake():

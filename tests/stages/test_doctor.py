@@ -17,7 +17,7 @@ from fm_core.launch import ssh
 from fm_core.run.results import Check
 from fm_core.stages import machine
 from fm_core.storage.atomic_files import read_lines
-from fm_core.training.cost import Cluster, network_bytes, training_cost
+from fm_core.training.cost_model import Cluster, network_bytes, training_cost
 
 ROOT = Path(__file__).parents[2]
 IMAGENET64 = str(ROOT / "infra" / "configs" / "imagenet64.yaml")

@@ -11,7 +11,7 @@ from fm_core.stages import estimate as module
 from fm_core.stages.cell_cost import Stated, image_cell_cost, plane_cell_cost
 from fm_core.stages.cells import cell_runs, objective_of
 from fm_core.stages.estimate import HEAD, STORED, estimate
-from fm_core.training.cost import Cluster, training_cost
+from fm_core.training.cost_model import Cluster, training_cost
 
 CONFIGS = Path(__file__).parents[2] / "infra" / "configs"
 SHIPPED = sorted(CONFIGS.glob("reproduce-*.yaml"))

@@ -16,7 +16,7 @@ from fm_core.stages.estimate import HEAD, STORED, estimate
 from fm_core.stages.image_cell import pictures_of
 from fm_core.stages.reproduce import reproduce
 from fm_core.storage.atomic_files import read_json, write_json
-from fm_core.training.rank import _source
+from fm_core.training.train_worker import _source
 
 pytestmark = pytest.mark.slow
 

@@ -9,9 +9,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny_run import Tiny, is_progress
 
+from fm_core.checkpoint.format import complete_steps, verify
 from fm_core.launch.dispatch import processes_of, submitted
 from fm_core.storage.atomic_files import read_json, read_lines
-from fm_core.training.committed import complete_steps, verify
 
 pytestmark = pytest.mark.slow
 

@@ -14,10 +14,10 @@ from tiny_run import is_progress
 from fm_core import cli
 from fm_core.errors import UserError
 from fm_core.models.build import build_network
-from fm_core.sampling.rank import TRAJECTORY_FRAMES
-from fm_core.sampling.store import SampleSet
+from fm_core.sampling.sample_store import SampleSet
+from fm_core.sampling.sample_worker import TRAJECTORY_FRAMES
 from fm_core.storage.atomic_files import read_json
-from fm_core.training.initial import initial_weights
+from fm_core.training.pretrained import initial_weights
 
 pytestmark = pytest.mark.slow
 

@@ -10,8 +10,8 @@ from tiny_run import is_progress
 
 from fm_core import cli
 from fm_core.config import load_config
-from fm_core.sampling.model import checkpoint_step, load_model, weights_file
-from fm_core.sampling.store import SampleSet, protocol_of
+from fm_core.sampling.checkpoint_source import checkpoint_step, load_model, weights_file
+from fm_core.sampling.sample_store import SampleSet, protocol_of
 from fm_core.storage.atomic_files import read_json
 
 pytestmark = pytest.mark.slow

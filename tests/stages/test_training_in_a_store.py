@@ -7,9 +7,9 @@ import threading
 import pytest
 from tiny_run import Tiny, is_progress
 
+from fm_core.checkpoint.catalog import Checkpoints
 from fm_core.launch.dispatch import processes_of, submitted
 from fm_core.storage.atomic_files import read_json, read_lines
-from fm_core.training.checkpoints import Checkpoints
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("moto.server")

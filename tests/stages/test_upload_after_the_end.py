@@ -13,6 +13,7 @@ import pytest
 from s3_server import Server
 from tiny_run import HERE, Tiny
 
+from fm_core.checkpoint.catalog import Checkpoints
 from fm_core.config import RunConfig
 from fm_core.launch.dispatch import processes_of, submitted
 from fm_core.launch.job import CONTROL_VARIABLE, GRACE_SECONDS, JOB_VARIABLE, LOGS_VARIABLE, kill
@@ -29,7 +30,6 @@ from fm_core.run.directory import RunDirectory
 from fm_core.run.lease import process_is
 from fm_core.run.status import read_status
 from fm_core.storage.atomic_files import read_lines, write_json
-from fm_core.training.checkpoints import Checkpoints
 
 pytestmark = pytest.mark.slow
 

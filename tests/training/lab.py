@@ -6,21 +6,21 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from fm_core.checkpoint.catalog import Checkpoints
+from fm_core.checkpoint.format import Retention
 from fm_core.config import MethodSection, TrainSection
 from fm_core.data.order import StreamOrder
 from fm_core.launch.worker_main import Rank
 from fm_core.method.quantiser import Quantiser
 from fm_core.models.build import build_method
 from fm_core.storage.atomic_files import read_lines
-from fm_core.training.batch import BatchSource
-from fm_core.training.checkpoints import Checkpoints
-from fm_core.training.committed import Retention
+from fm_core.training.batch_source import BatchSource
 from fm_core.training.ema import Averages
 from fm_core.training.engine import make_engine, micro_batch_of
-from fm_core.training.log import TrainLog
 from fm_core.training.loop import Trainer
-from fm_core.training.schedule import ema_decays
-from fm_core.training.sharded import float32_partitions, whole
+from fm_core.training.lr_schedule import ema_decays
+from fm_core.training.metrics import TrainLog
+from fm_core.training.zero_state import float32_partitions, whole
 
 BATCH = 12
 RECIPE = {"model": {"channels": 8}, "data": {"version": "a1"}}

@@ -23,14 +23,14 @@ from lab import (
 )
 from safetensors.torch import save_file
 
+from fm_core.checkpoint import save_load
+from fm_core.checkpoint.format import complete_steps, read_state
+from fm_core.checkpoint.train_state import TrainState
 from fm_core.errors import GaveUp, UserError
 from fm_core.storage.atomic_files import read_json, read_lines, write_json
-from fm_core.training import checkpoint
-from fm_core.training.committed import complete_steps, read_state
 from fm_core.training.engine import initialize_process_group
 from fm_core.training.loop import run
-from fm_core.training.sharded import moments, whole
-from fm_core.training.state import TrainState
+from fm_core.training.zero_state import moments, whole
 
 KINDS = {
     "zero-1": {"zero_stage": 1},
@@ -53,7 +53,7 @@ def moments_of(trainer):
 
 
 def resume(trainer):
-    return checkpoint.load(trainer.engine, trainer.averages, trainer.checkpoints, trainer.recipe)
+    return save_load.load(trainer.engine, trainer.averages, trainer.checkpoints, trainer.recipe)
 
 
 def averages_and_checkpoints(folder, device, **keys):
@@ -223,7 +223,7 @@ def full_disk(folder, device):
     if trainer.log:
         resource.setrlimit(resource.RLIMIT_FSIZE, (300, before[1]))
     later = state.model_copy(update={"step": 9})
-    save = checkpoint.save
+    save = save_load.save
     words = refused(
         lambda: save(trainer.engine, trainer.averages, later, trainer.checkpoints, trainer.recipe)
     )

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from lab import BATCH, furthest, losses, make_trainer, whole_weights
 
+from fm_core.checkpoint.train_state import TrainState
 from fm_core.config import MethodSection
 from fm_core.storage.atomic_files import write_json
 from fm_core.training.engine import initialize_process_group
-from fm_core.training.held_out import HeldOut
 from fm_core.training.loop import run
-from fm_core.training.state import TrainState
+from fm_core.training.validation_loss import HeldOut
 
 VP = {"path": "variance-preserving"}
 METHODS = {

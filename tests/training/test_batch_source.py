@@ -9,9 +9,9 @@ from fm_core.data.order import StreamOrder
 from fm_core.errors import UserError
 from fm_core.method.quantiser import Quantiser
 from fm_core.models.build import build_method
-from fm_core.training.batch import BatchSource, ambient_seed
+from fm_core.training.batch_source import BatchSource, ambient_seed
 from fm_core.training.engine import micro_batch_of
-from fm_core.training.schedule import crossed
+from fm_core.training.lr_schedule import crossed
 
 CPU = torch.device("cpu")
 

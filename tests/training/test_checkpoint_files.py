@@ -5,10 +5,8 @@ import shutil
 
 import pytest
 
-from fm_core.errors import UserError
-from fm_core.storage.atomic_files import write_json
-from fm_core.training.checkpoints import Checkpoints
-from fm_core.training.committed import (
+from fm_core.checkpoint.catalog import Checkpoints
+from fm_core.checkpoint.format import (
     COMPLETE,
     Retention,
     commit,
@@ -17,8 +15,10 @@ from fm_core.training.committed import (
     retain,
     verify,
 )
-from fm_core.training.log import TrainLog
-from fm_core.training.state import TrainState
+from fm_core.checkpoint.train_state import TrainState
+from fm_core.errors import UserError
+from fm_core.storage.atomic_files import write_json
+from fm_core.training.metrics import TrainLog
 
 
 def make(root, step, complete=True):

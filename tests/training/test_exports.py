@@ -11,8 +11,8 @@ import pytest
 
 from fm_core.config import RunConfig
 from fm_core.errors import UserError
-from fm_core.training.exports import GAUGES, Exports, check_exports
-from fm_core.training.log import TrainLog
+from fm_core.training.loggers import GAUGES, Exports, check_exports
+from fm_core.training.metrics import TrainLog
 
 LINE = {
     "step": 20,

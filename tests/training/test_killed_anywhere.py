@@ -21,12 +21,12 @@ from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from safetensors.torch import save, save_file
 
+from fm_core.checkpoint import format
+from fm_core.checkpoint.catalog import Checkpoints
+from fm_core.checkpoint.format import Retention, complete_steps, verify
+from fm_core.checkpoint.train_state import TrainState
+from fm_core.checkpoint.uploader import copy, retain_remote
 from fm_core.storage.store import Store
-from fm_core.training import committed
-from fm_core.training.checkpoints import Checkpoints
-from fm_core.training.committed import Retention, complete_steps, verify
-from fm_core.training.state import TrainState
-from fm_core.training.uploads import copy, retain_remote
 
 CHANGES = {
     "os.mkdir",
@@ -71,7 +71,7 @@ def die_at(count, below):
         halfway(target, Path(source).read_bytes())
         return copyfile(source, target, **options)
 
-    committed.save_file, shutil.copyfile = save_in_two, copy_in_two
+    format.save_file, shutil.copyfile = save_in_two, copy_in_two
     sys.addaudithook(hook)
 
 
@@ -208,7 +208,7 @@ def test_a_fetch_that_is_killed_leaves_nothing_that_counts(tmp_path):
 
 def half(place):
     """A change when the file is opened, and one when half of it is there."""
-    committed.save_file({"a": torch.zeros(3)}, place / "a.safetensors", {})
+    format.save_file({"a": torch.zeros(3)}, place / "a.safetensors", {})
 
 
 def temporary(place):

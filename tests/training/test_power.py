@@ -8,13 +8,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from fm_core.checkpoint.catalog import Checkpoints
+from fm_core.checkpoint.train_state import TrainState
 from fm_core.config import RunConfig, TrainSection
 from fm_core.errors import UserError
-from fm_core.training.checkpoints import Checkpoints
+from fm_core.training.lr_schedule import ema_decays, power_name
+from fm_core.training.posthoc_ema import average_file, reconstruct
 from fm_core.training.power import Profile, combination, mismatch, power_decay, power_exponent
-from fm_core.training.schedule import ema_decays, power_name
-from fm_core.training.snapshots import average_file, reconstruct
-from fm_core.training.state import TrainState
 
 KEPT = (0.05, 0.1)
 STEPS = 400

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from fm_core.config import TrainSection
-from fm_core.training.schedule import ema_decay, learning_rate
+from fm_core.training.lr_schedule import ema_decay, learning_rate
 
 
 def train(**keys):

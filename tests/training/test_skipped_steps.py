@@ -2,13 +2,20 @@
 
 import pytest
 
+from fm_core.checkpoint.train_state import TrainState
 from fm_core.config import RunConfig, TrainSection
 from fm_core.errors import GaveUp
 from fm_core.run.directory import identity
 from fm_core.storage.atomic_files import read_json
-from fm_core.training import setback
-from fm_core.training.setback import NothingApplied, check, continued, interval_steps, recalled, recovered
-from fm_core.training.state import TrainState
+from fm_core.training import nonfinite_recovery
+from fm_core.training.nonfinite_recovery import (
+    NothingApplied,
+    check,
+    continued,
+    interval_steps,
+    recalled,
+    recovered,
+)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +103,7 @@ def test_after_a_checkpoint_of_clean_steps_training_may_go_back_again(tmp_path):
 
 
 def test_a_run_that_was_killed_after_going_back_goes_on_in_the_same_way(tmp_path, monkeypatch):
-    monkeypatch.setattr(setback.dist, "broadcast_object_list", lambda told, src: None)
+    monkeypatch.setattr(nonfinite_recovery.dist, "broadcast_object_list", lambda told, src: None)
     record = tmp_path / "setback.json"
     found = state_at(40)
     assert recalled(found, record) == found

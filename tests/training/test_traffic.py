@@ -3,7 +3,7 @@
 import pytest
 from launched import launch
 
-from fm_core.training.cost import FLOAT32, network_bytes
+from fm_core.training.cost_model import FLOAT32, network_bytes
 
 
 @pytest.fixture(scope="module")

@@ -8,14 +8,14 @@ import fsspec
 import pytest
 import torch
 
+from fm_core.checkpoint import uploader
+from fm_core.checkpoint.catalog import Checkpoints
+from fm_core.checkpoint.format import Retention, complete_steps, verify
+from fm_core.checkpoint.train_state import TrainState
+from fm_core.checkpoint.uploader import copy, remote_steps
 from fm_core.errors import Unreachable, UserError
 from fm_core.storage import store as store_module
 from fm_core.storage.store import Store
-from fm_core.training import uploads
-from fm_core.training.checkpoints import Checkpoints
-from fm_core.training.committed import Retention, complete_steps, verify
-from fm_core.training.state import TrainState
-from fm_core.training.uploads import copy, remote_steps
 
 moto_server = pytest.importorskip("moto.server")
 pytest.importorskip("s3fs")
@@ -54,7 +54,7 @@ def url(server, monkeypatch):
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.port}")
     monkeypatch.setattr(store_module, "FIRST_DELAY_S", 0.01)
-    monkeypatch.setattr(uploads, "FIRST_PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr(uploader, "FIRST_PAUSE_SECONDS", 0.1)
     fsspec.filesystem("s3").clear_instance_cache()
     bucket = f"checkpoints-{next(BUCKETS)}"
     fsspec.filesystem("s3").mkdir(bucket)
@@ -126,8 +126,8 @@ class SlowStore:
 
     def __init__(self, monkeypatch):
         self.permits, self.copied, self.began = threading.Semaphore(0), [], []
-        self.copy = uploads.copy
-        monkeypatch.setattr(uploads, "copy", self)
+        self.copy = uploader.copy
+        monkeypatch.setattr(uploader, "copy", self)
 
     def __call__(self, store, folder, step):
         self.began.append(step)

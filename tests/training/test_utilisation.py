@@ -1,6 +1,6 @@
 import pytest
 
-from fm_core.training.speed import peak_tflops, utilisation
+from fm_core.training.mfu import peak_tflops, utilisation
 
 
 def test_utilisation_is_three_forward_passes_of_a_device_over_its_peak():

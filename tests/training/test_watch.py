@@ -1,6 +1,6 @@
 """Who is to blame when nothing moves."""
 
-from fm_core.training.watch import Sign, blame
+from fm_core.training.hang_watchdog import Sign, blame
 
 
 def signs(*facts, ticks=0):

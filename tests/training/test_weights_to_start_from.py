@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from fm_core.checkpoint.format import files_of
 from fm_core.config import RunConfig, dump_yaml
 from fm_core.errors import UserError
 from fm_core.launch.worker_main import Rank
@@ -12,10 +13,9 @@ from fm_core.run.directory import RunDirectory
 from fm_core.stages.preflight import _check_initial_weights
 from fm_core.storage.atomic_files import write_json, write_text
 from fm_core.storage.store import Store
-from fm_core.training import rank as rank_module
-from fm_core.training.committed import files_of
-from fm_core.training.initial import initial_weights
-from fm_core.training.rank import _begun
+from fm_core.training import train_worker as rank_module
+from fm_core.training.pretrained import initial_weights
+from fm_core.training.train_worker import _begun
 
 
 def network():

@@ -6,13 +6,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from fm_core.checkpoint.catalog import Checkpoints
+from fm_core.checkpoint.save_load import refuse_a_stranger
 from fm_core.config import RunConfig
 from fm_core.data.manifest import Manifest
 from fm_core.errors import UserError
-from fm_core.training import rank
-from fm_core.training.checkpoint import refuse_a_stranger
-from fm_core.training.checkpoints import Checkpoints
-from fm_core.training.rank import recipe
+from fm_core.training import train_worker
+from fm_core.training.train_worker import recipe
 
 MANIFEST = Manifest.model_construct(
     levels=17,
@@ -80,7 +80,7 @@ def test_a_checkpoint_of_a_version_that_did_not_say_whose_it_is_is_continued(wri
 
 def test_a_checkpoint_of_another_order_of_the_data_is_refused(written, monkeypatch):
     folder = written()
-    monkeypatch.setattr(rank, "ORDER_VERSION", 99)
+    monkeypatch.setattr(train_worker, "ORDER_VERSION", 99)
     assert "order.version was 1 and is now 99" in refused(folder, asked(), shared=False)
 
 

@@ -25,12 +25,13 @@ from typing import Any
 import torch.distributed as dist
 from safetensors import safe_open
 
+from fm_core.checkpoint.catalog import Checkpoints
+from fm_core.checkpoint.format import RAW, read_state, tensors_file
+from fm_core.checkpoint.train_state import TrainState
 from fm_core.errors import UserError
 from fm_core.run.directory import differences, step_name
-from fm_core.training.checkpoints import Checkpoints
-from fm_core.training.committed import RAW, read_state, tensors_file
 from fm_core.training.ema import Averages
-from fm_core.training.sharded import (
+from fm_core.training.zero_state import (
     Read,
     Shards,
     cut,
@@ -40,7 +41,6 @@ from fm_core.training.sharded import (
     set_weights,
     whole,
 )
-from fm_core.training.state import TrainState
 
 OPTIMIZER = "optimizer"
 """Folder of AdamW's moments in a checkpoint."""

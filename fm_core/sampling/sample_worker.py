@@ -1,4 +1,4 @@
-"""One rank of sampling: `python -m fm_core.sampling.rank CONFIG` under torchrun.
+"""One rank of sampling: `python -m fm_core.sampling.sample_worker CONFIG` under torchrun.
 
 Ranks share nothing: rank r makes batches r, r + ranks, ... and leaves what is there alone.
 """
@@ -13,10 +13,10 @@ from fm_core.errors import Stopped
 from fm_core.launch.worker_main import Rank, run_rank
 from fm_core.run.progress import Pace, Progress
 from fm_core.run.status import write_status
+from fm_core.sampling.checkpoint_source import checkpoint_step, load_model, weights_file
+from fm_core.sampling.compiled_network import accelerated
 from fm_core.sampling.generate import generate, instants
-from fm_core.sampling.model import checkpoint_step, load_model, weights_file
-from fm_core.sampling.speed import accelerated
-from fm_core.sampling.store import SampleSet, draw_of, protocol_of
+from fm_core.sampling.sample_store import SampleSet, draw_of, protocol_of
 
 TRAJECTORY_FRAMES = 17
 """Times at which a trajectory is kept."""

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import yaml
 
+from fm_core.checkpoint.catalog import Checkpoints
 from fm_core.config import parse_config
 from fm_core.errors import UserError
 from fm_core.launch.upload_handover import Afterwards, keep_record, recorded, touch_record
 from fm_core.run.directory import RunDirectory, step_name
-from fm_core.training.checkpoints import Checkpoints
 
 LOOK_SECONDS = 0.5
 """How often it looks whether its record is still there."""

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from fm_core.method.objectives import Objective
-from fm_core.training.batch import BatchSource
+from fm_core.training.batch_source import BatchSource
 from fm_core.training.engine import network_for
 
 SEED = 0

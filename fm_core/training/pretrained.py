@@ -7,13 +7,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
+from fm_core.checkpoint.format import COMPLETE, tensors_file
+from fm_core.checkpoint.uploader import remote_files, remote_steps
 from fm_core.errors import UserError
 from fm_core.models.adm_weights import AttentionOrder, from_adm, is_adm
 from fm_core.models.unet import UNet
 from fm_core.run.directory import RunDirectory, recorded_config, step_name
 from fm_core.storage.store import Store
-from fm_core.training.committed import COMPLETE, tensors_file
-from fm_core.training.uploads import remote_files, remote_steps
 
 
 def initial_weights(

@@ -17,10 +17,10 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fm_core.checkpoint.train_state import TrainState, state_of
 from fm_core.errors import UserError
 from fm_core.run.directory import step_name
 from fm_core.storage.atomic_files import read_json, write_json
-from fm_core.training.state import TrainState, state_of
 
 COMPLETE = "COMPLETE"
 STATE = "state.json"

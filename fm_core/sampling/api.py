@@ -13,8 +13,8 @@ from fm_core.config import RunConfig, merge, parse_config, read_yaml
 from fm_core.errors import UserError
 from fm_core.method.objectives import Objective
 from fm_core.method.solve import Solver
+from fm_core.sampling.checkpoint_source import Model, checkpoint_step, load_model, weights_file
 from fm_core.sampling.generate import Draw, generate
-from fm_core.sampling.model import Model, checkpoint_step, load_model, weights_file
 
 EXPORTED = "model.safetensors"
 """Name of the weights in an exported folder."""

@@ -11,11 +11,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fm_core.checkpoint.train_state import TrainState
 from fm_core.run.progress import Progress
 from fm_core.run.status import write_status
 from fm_core.storage.atomic_files import append_line, read_lines, write_text
-from fm_core.training.speed import memory_bytes
-from fm_core.training.state import TrainState
+from fm_core.training.mfu import memory_bytes
 
 QUARTERS = 4
 STATUS_SECONDS = 1.0

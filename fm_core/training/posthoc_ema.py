@@ -8,13 +8,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fm_core.checkpoint.catalog import Checkpoints
+from fm_core.checkpoint.format import read_state, tensors_file
 from fm_core.config import RunConfig
 from fm_core.errors import UserError
 from fm_core.run.directory import RunDirectory, step_name
-from fm_core.training.checkpoints import Checkpoints
-from fm_core.training.committed import read_state, tensors_file
+from fm_core.training.lr_schedule import POWER, ema_decays, power_name
 from fm_core.training.power import Profile, combination, mismatch, power_exponent
-from fm_core.training.schedule import POWER, ema_decays, power_name
 
 
 def average_file(config: RunConfig, width: float, step: int) -> Path:

@@ -12,12 +12,7 @@ from typing import Self
 from safetensors import SafetensorError
 from torch import Tensor
 
-from fm_core.config import RunConfig
-from fm_core.errors import UserError
-from fm_core.run.directory import RunDirectory, step_name
-from fm_core.storage.atomic_files import read_json
-from fm_core.storage.store import Store
-from fm_core.training.committed import (
+from fm_core.checkpoint.format import (
     COMPLETE,
     Retention,
     commit,
@@ -27,8 +22,13 @@ from fm_core.training.committed import (
     verify,
     write_tensors,
 )
-from fm_core.training.state import TrainState
-from fm_core.training.uploads import Uploads, remote_files, remote_steps
+from fm_core.checkpoint.train_state import TrainState
+from fm_core.checkpoint.uploader import Uploads, remote_files, remote_steps
+from fm_core.config import RunConfig
+from fm_core.errors import UserError
+from fm_core.run.directory import RunDirectory, step_name
+from fm_core.storage.atomic_files import read_json
+from fm_core.storage.store import Store
 
 SNAPSHOTS = "snapshots"
 

@@ -1,10 +1,13 @@
-"""One rank of training: `python -m fm_core.training.rank CONFIG` under torchrun."""
+"""One rank of training: `python -m fm_core.training.train_worker CONFIG` under torchrun."""
 
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from fm_core.checkpoint import save_load
+from fm_core.checkpoint.catalog import Checkpoints
+from fm_core.checkpoint.train_state import TrainState
 from fm_core.config import RunConfig
 from fm_core.data.manifest import Manifest, load_manifest
 from fm_core.data.order import ORDER_VERSION
@@ -18,19 +21,17 @@ from fm_core.models.build import Method, build_method, build_network
 from fm_core.models.flops import flops_per_image
 from fm_core.run.directory import RunDirectory, identity
 from fm_core.storage.atomic_files import write_json
-from fm_core.training import checkpoint, setback
-from fm_core.training.batch import BatchSource
-from fm_core.training.checkpoints import Checkpoints
+from fm_core.training import nonfinite_recovery
+from fm_core.training.batch_source import BatchSource
 from fm_core.training.ema import Averages
 from fm_core.training.engine import initialize_process_group, make_engine, micro_batch_of
-from fm_core.training.exports import Exports
-from fm_core.training.held_out import SEED, HeldOut, InOrder
-from fm_core.training.initial import initial_weights
-from fm_core.training.log import TrainLog
+from fm_core.training.hang_watchdog import Watch
+from fm_core.training.loggers import Exports
 from fm_core.training.loop import Trainer, run
-from fm_core.training.schedule import ema_decays
-from fm_core.training.state import TrainState
-from fm_core.training.watch import Watch
+from fm_core.training.lr_schedule import ema_decays
+from fm_core.training.metrics import TrainLog
+from fm_core.training.pretrained import initial_weights
+from fm_core.training.validation_loss import SEED, HeldOut, InOrder
 
 PATIENCE_SECONDS = 600.0
 """How long the end of training waits for a store that fails."""
@@ -64,12 +65,12 @@ def _begun_or_found(config: RunConfig, rank: Rank, device: torch.device) -> tupl
         trainer = _trainer(config, rank, device)
         if trainer.snapshots:
             trainer.snapshots.catch_up()
-        found = checkpoint.load(trainer.engine, trainer.averages, trainer.checkpoints, trainer.recipe)
+        found = save_load.load(trainer.engine, trainer.averages, trainer.checkpoints, trainer.recipe)
     except Exception:
         if left is not None:  # this start does not copy what the last stop left
             begin_afterwards(config, left)
         raise
-    state = setback.recalled(found or TrainState(), trainer.setback)
+    state = nonfinite_recovery.recalled(found or TrainState(), trainer.setback)
     return trainer, state.model_copy(update={"processes": rank.count})
 
 
@@ -98,7 +99,7 @@ def _finish(
                 f"the last checkpoint could not be copied to {kept.store.url} ({waits}); it waits in "
                 f"{kept.folder}: run it again when the store is back"
             )
-    last = checkpoint.directory_name(state)
+    last = save_load.directory_name(state)
     end_afterwards(RunDirectory(config).path)
     problem = checkpoints.problem_of(last)
     if problem:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from fm_core.checkpoint.train_state import TrainState
 from fm_core.config import TrainSection
 from fm_core.errors import GaveUp
 from fm_core.storage.atomic_files import read_json, write_json
-from fm_core.training.state import TrainState
 
 
 class NothingApplied(Exception):

@@ -13,10 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from fm_core.errors import UserError
-from fm_core.run.directory import step_name
-from fm_core.storage.store import Store
-from fm_core.training.committed import (
+from fm_core.checkpoint.format import (
     COMPLETE,
     STATE,
     Retention,
@@ -26,7 +23,10 @@ from fm_core.training.committed import (
     state_or_step,
     step_of,
 )
-from fm_core.training.state import TrainState, state_of
+from fm_core.checkpoint.train_state import TrainState, state_of
+from fm_core.errors import UserError
+from fm_core.run.directory import step_name
+from fm_core.storage.store import Store
 
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
