@@ -25,7 +25,7 @@ def write_pieces(config: RunConfig) -> None:
     missing afterwards is nothing: the stage `shard` then writes the manifest. Raises UserError for the
     first piece that was refused.
     """
-    from fm_core.data.fan_out import begin_dataset
+    from fm_core.data.parallel_sharding import begin_dataset
 
     data = DataSection.model_validate(config.data.model_dump())  # the flow's own class cannot travel
     work = begin_dataset(data)
@@ -52,7 +52,7 @@ def write_pieces(config: RunConfig) -> None:
 @task(cache_policy=NO_CACHE, persist_result=False)
 def _write_piece(data: DataSection, shards: tuple[str, ...]) -> State[Any]:
     """Write some shards."""
-    from fm_core.data.fan_out import write_piece
+    from fm_core.data.parallel_sharding import write_piece
 
     try:
         images = write_piece(data, shards)

@@ -9,24 +9,15 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Protocol, Self
+from typing import Self
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from fm_core.data.buffers import BatchBuffers
+from fm_core.data.buffer_pool import BatchBuffers
 from fm_core.data.reader import ImageReader
+from fm_core.data.sampler import Sampler
 from fm_core.errors import UserError
 from fm_core.storage import keyed_random
-
-
-class Order(Protocol):
-    """An endless stream of ids."""
-
-    def ids(self, position: int, count: int) -> NDArray[np.int64]:
-        """The ids at stream positions position .. position + count - 1; int64 [count]."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -57,7 +48,7 @@ class Batches:
     def __init__(
         self,
         reader: ImageReader,
-        order: Order,
+        order: Sampler,
         *,
         position: int,
         global_batch: int,

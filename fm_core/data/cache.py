@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from fm_core.data.cache_quota import Room, locked
 from fm_core.data.manifest import Shard
-from fm_core.data.room import Room, locked
 from fm_core.errors import UserError
 from fm_core.storage.store import CHUNK, Store, sync
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from fm_core.data.cache import NodeCache
 from fm_core.data.manifest import Manifest
-from fm_core.data.opened import OpenShards, ShardTable
-from fm_core.data.tarfiles import decode_png
+from fm_core.data.shard_format import decode_png
+from fm_core.data.shard_index import OpenShards, ShardTable
 from fm_core.errors import UserError
 from fm_core.storage.hashing import crc32
 from fm_core.storage.store import Store

@@ -13,11 +13,11 @@ from typing import Literal
 import numpy as np
 
 from fm_core.config.data import DataSection
-from fm_core.data.commits import read_commits
-from fm_core.data.contents import ShardContent, inspect_shard
+from fm_core.data.inspect import ShardContent, inspect_shard
 from fm_core.data.manifest import Manifest, load_manifest
-from fm_core.data.plan import make_plan
-from fm_core.data.rebuild import differing_shards
+from fm_core.data.shard_plan import make_plan
+from fm_core.data.shard_sidecar import read_commits
+from fm_core.data.source_diff import differing_shards
 from fm_core.errors import UserError
 from fm_core.storage.store import Store
 

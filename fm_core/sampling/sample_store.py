@@ -13,8 +13,8 @@ from torch import Tensor
 
 from fm_core.config import RunConfig, Section
 from fm_core.data.manifest import Block
+from fm_core.data.shard_format import ShardFile
 from fm_core.data.sources.base import Rows
-from fm_core.data.tarfiles import ShardFile
 from fm_core.errors import UserError
 from fm_core.method.solve import Solver
 from fm_core.run.directory import RunDirectory, fingerprint, step_name

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from fm_core.config import RunConfig
-from fm_core.data.shards import check_source, read_complete
+from fm_core.data.dataset_builder import check_source, read_complete
 from fm_core.errors import UserError
 from fm_core.evaluation.self_tests import self_tests
 from fm_core.launch.cluster_check import preflight as launch_checks

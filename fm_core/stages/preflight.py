@@ -6,8 +6,8 @@ from pathlib import Path
 
 from fm_core.checkpoint.catalog import Checkpoints
 from fm_core.config import RunConfig
+from fm_core.data.dataset_builder import check_source
 from fm_core.data.manifest import load_manifest
-from fm_core.data.shards import check_source
 from fm_core.data.sources import open_source
 from fm_core.errors import UserError
 from fm_core.evaluation.plan import check_judges

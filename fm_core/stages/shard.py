@@ -1,9 +1,9 @@
 """Source images to verified shards."""
 
 from fm_core.config import RunConfig
+from fm_core.data.dataset_builder import read_complete, write_dataset
 from fm_core.data.manifest import Manifest
-from fm_core.data.plan import make_plan
-from fm_core.data.shards import read_complete, write_dataset
+from fm_core.data.shard_plan import make_plan
 from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Observer, Pace, Progress, unobserved
 from fm_core.run.stage_runner import recorded

@@ -3,8 +3,8 @@
 from fm_core.checkpoint.catalog import Checkpoints
 from fm_core.checkpoint.format import step_of
 from fm_core.config import RunConfig
+from fm_core.data.loader_factories import check_streams
 from fm_core.data.manifest import Manifest, load_manifest
-from fm_core.data.streams import check_streams
 from fm_core.errors import UserError
 from fm_core.launch.dispatch import device_count, most_on_a_host, world
 from fm_core.launch.online_eval import check_beside, scored_beside

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 
 from fm_core.config import RunConfig
+from fm_core.data.dataset_builder import repair_dataset
 from fm_core.data.manifest import load_manifest
-from fm_core.data.plan import make_plan
-from fm_core.data.shards import repair_dataset
+from fm_core.data.shard_plan import make_plan
 from fm_core.data.verify import Depth, validate_dataset
 from fm_core.errors import UserError
 from fm_core.run.progress import Observer, Pace, Progress, unobserved

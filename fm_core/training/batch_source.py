@@ -5,8 +5,9 @@ import hashlib
 import torch
 from torch import Tensor
 
-from fm_core.data.batches import Batch, Batches, Order
+from fm_core.data.batches import Batch, Batches
 from fm_core.data.reader import ImageReader
+from fm_core.data.sampler import Sampler
 from fm_core.method.couplings import Coupling
 from fm_core.method.paths import Path, PathSample
 from fm_core.method.quantiser import Quantiser
@@ -36,7 +37,7 @@ class BatchSource:
     def __init__(
         self,
         reader: ImageReader,
-        order: Order,
+        order: Sampler,
         quantiser: Quantiser,
         path: Path,
         coupling: Coupling,

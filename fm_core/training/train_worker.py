@@ -9,10 +9,10 @@ from fm_core.checkpoint import save_load
 from fm_core.checkpoint.catalog import Checkpoints
 from fm_core.checkpoint.train_state import TrainState
 from fm_core.config import RunConfig
+from fm_core.data.loader_factories import make_cache, make_order
 from fm_core.data.manifest import Manifest, load_manifest
-from fm_core.data.order import ORDER_VERSION
 from fm_core.data.reader import ImageReader
-from fm_core.data.streams import make_cache, make_order
+from fm_core.data.sampler import ORDER_VERSION
 from fm_core.errors import Stopped, UserError
 from fm_core.launch.upload_handover import begin_afterwards, end_afterwards
 from fm_core.launch.worker_main import Rank, run_rank
@@ -31,7 +31,7 @@ from fm_core.training.loop import Trainer, run
 from fm_core.training.lr_schedule import ema_decays
 from fm_core.training.metrics import TrainLog
 from fm_core.training.pretrained import initial_weights
-from fm_core.training.validation_loss import SEED, HeldOut, InOrder
+from fm_core.training.validation_loss import SEED, HeldOut, SequentialSampler
 
 PATIENCE_SECONDS = 600.0
 """How long the end of training waits for a store that fails."""
@@ -155,7 +155,7 @@ def _held_out(config: RunConfig, manifest: Manifest, method: Method, ranks: int)
     reader = ImageReader(config.data.root, manifest, "val", make_cache(config.data, manifest))
     source = BatchSource(
         reader=reader,
-        order=InOrder(there),
+        order=SequentialSampler(there),
         quantiser=Quantiser(manifest.levels),
         path=method.objective.path,
         coupling=method.coupling,

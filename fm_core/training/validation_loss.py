@@ -15,7 +15,7 @@ SEED = 0
 """Of times and noise: the same for all runs, so that they compare."""
 
 
-class InOrder:
+class SequentialSampler:
     """The ids 0, 1, 2, ..., over and over."""
 
     def __init__(self, images: int) -> None:

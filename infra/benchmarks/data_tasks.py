@@ -58,7 +58,7 @@ def read(name: str, work: Path, images: int, total: int) -> dict:
 
 def import_all(name: str, work: Path) -> None:
     """Imports are not measured, nor is the collection of the garbage that they leave."""
-    modules = ["fm_core.data.batches", "fm_core.data.shards", "fm_core.data.reader", "data_peers"]
+    modules = ["fm_core.data.batches", "fm_core.data.dataset_builder", "fm_core.data.reader", "data_peers"]
     if name.startswith(("wds", "resume", "write")):
         modules += ["webdataset", "PIL.Image"]
     if name.startswith(("mds", "litdata")):
@@ -87,12 +87,12 @@ def reader(name: str, work: Path, total: int, array: np.ndarray | None) -> Itera
 def ours(work: Path, direct: bool = False, position: int = 0) -> Iterator:
     from fm_core.data.batches import Batches
     from fm_core.data.manifest import load_manifest
-    from fm_core.data.order import StreamOrder
     from fm_core.data.reader import ImageReader
+    from fm_core.data.sampler import GlobalShuffleSampler
 
     manifest = load_manifest(str(work), "blocks")
     images = ImageReader(str(work), manifest, "train")
-    order = StreamOrder(0, len(images))
+    order = GlobalShuffleSampler(0, len(images))
     if direct:
         for first in range(position, 10**12, BATCH):
             yield images.read(order.ids(first, BATCH))
@@ -131,9 +131,9 @@ def write(name: str, work: Path, images: int) -> dict:
 def write_blocks(root: Path, name: str, array: np.ndarray, labels: np.ndarray) -> None:
     """Through the real writer, from an array instead of an archive."""
     from fm_core.config.data import DataSection
+    from fm_core.data.dataset_builder import finish, write_missing
     from fm_core.data.manifest import Packing
-    from fm_core.data.plan import ShardPlan, ShardTask
-    from fm_core.data.shards import finish, write_missing
+    from fm_core.data.shard_plan import ShardPlan, ShardTask
     from fm_core.data.sources.arrays import ArrayStream
     from fm_core.data.sources.base import Classes, Part, SourceFacts
     from fm_core.storage.store import Store

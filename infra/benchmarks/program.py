@@ -12,7 +12,7 @@ from same_work import CLIP, DECAY, RATE, SIZES, model_section, timed
 
 from fm_core.checkpoint.train_state import TrainState
 from fm_core.config import MethodSection, TrainSection
-from fm_core.data.order import StreamOrder
+from fm_core.data.sampler import GlobalShuffleSampler
 from fm_core.launch.worker_main import Rank
 from fm_core.method.quantiser import Quantiser
 from fm_core.models.build import build_method, build_network
@@ -123,7 +123,7 @@ def _source(task: dict[str, Any], reader: Any = None) -> BatchSource:
     reader = reader or Memory(SIZES[task["size"]]["shape"])
     return BatchSource(
         reader,
-        StreamOrder(0, len(reader)),
+        GlobalShuffleSampler(0, len(reader)),
         Quantiser(256),
         method.objective.path,
         method.coupling,

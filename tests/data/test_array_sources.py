@@ -13,8 +13,8 @@ import pytest
 from photographs import NpzFiles, crops, encoded, labels, tar_of, write_tree
 
 from fm_core.config.data import DataSection, SourceSection
+from fm_core.data.dataset_builder import check_source, write_dataset
 from fm_core.data.reader import ImageReader
-from fm_core.data.shards import check_source, write_dataset
 from fm_core.data.sources.pickles import load_arrays, peek_rows
 from fm_core.errors import UserError
 

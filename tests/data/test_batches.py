@@ -6,12 +6,11 @@ from hypothesis import strategies as st
 
 from fm_core.config.data import DataSection
 from fm_core.data.batches import Batches, flip
-from fm_core.data.block_order import BlockOrder
-from fm_core.data.buffers import BatchBuffers
-from fm_core.data.order import StreamOrder
+from fm_core.data.buffer_pool import BatchBuffers
+from fm_core.data.dataset_builder import write_dataset
+from fm_core.data.loader_factories import block_sizes
 from fm_core.data.reader import ImageReader
-from fm_core.data.shards import write_dataset
-from fm_core.data.streams import block_sizes
+from fm_core.data.sampler import BlockShuffleSampler, GlobalShuffleSampler
 from fm_core.errors import UserError
 
 
@@ -30,12 +29,12 @@ def manifest(root):
 
 
 def full(manifest):
-    return StreamOrder(5, manifest.splits["train"].images)
+    return GlobalShuffleSampler(5, manifest.splits["train"].images)
 
 
 def in_blocks(manifest):
     """Twelve virtual ranks, which all the numbers of processes here divide."""
-    return BlockOrder(5, block_sizes(manifest, "train"), virtual_ranks=12, run=1, window=150)
+    return BlockShuffleSampler(5, block_sizes(manifest, "train"), virtual_ranks=12, run=1, window=150)
 
 
 def take(root, manifest, count, order=full, **options):
@@ -148,7 +147,7 @@ def test_batches_that_are_kept_keep_their_images(root, manifest):
 
 def test_closing_ends_the_thread_while_it_waits(root, manifest):
     with ImageReader(root, manifest, "train") as reader:
-        batches = Batches(reader, StreamOrder(0, len(reader)), position=0, global_batch=8, ahead=1)
+        batches = Batches(reader, GlobalShuffleSampler(0, len(reader)), position=0, global_batch=8, ahead=1)
         next(batches)
         batches.close()
         assert not batches._thread.is_alive()

@@ -11,7 +11,7 @@ import pytest
 from photographs import NpzFiles, crops, encoded, labels, tar_of, write_tree
 
 from fm_core.config.data import DataSection, SourceSection
-from fm_core.data.shards import write_dataset
+from fm_core.data.dataset_builder import write_dataset
 from fm_core.errors import UserError
 
 KINDS = ("folder", "png tar", "png zip", "tar of tars", "pickles", "parquet")

@@ -3,9 +3,9 @@ import pytest
 from sklearn.datasets import load_digits
 
 from fm_core.config.data import DataSection
+from fm_core.data.dataset_builder import check_source, write_dataset
 from fm_core.data.manifest import load_manifest
 from fm_core.data.reader import ImageReader
-from fm_core.data.shards import check_source, write_dataset
 from fm_core.errors import UserError
 
 

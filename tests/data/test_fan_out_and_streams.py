@@ -3,12 +3,12 @@ import pytest
 from photographs import NpzFiles
 
 from fm_core.config.data import DataSection, SourceSection
-from fm_core.data import fan_out
-from fm_core.data.fan_out import begin_dataset, finish_dataset, write_piece
-from fm_core.data.order import StreamOrder
-from fm_core.data.plan import make_plan
-from fm_core.data.shards import write_dataset
-from fm_core.data.streams import check_streams, make_cache, make_order
+from fm_core.data import parallel_sharding
+from fm_core.data.dataset_builder import write_dataset
+from fm_core.data.loader_factories import check_streams, make_cache, make_order
+from fm_core.data.parallel_sharding import begin_dataset, finish_dataset, write_piece
+from fm_core.data.sampler import GlobalShuffleSampler
+from fm_core.data.shard_plan import make_plan
 from fm_core.errors import UserError
 
 
@@ -42,7 +42,7 @@ def test_pieces_written_anywhere_in_any_order_make_the_same_data_set(config):
 
 def test_a_part_that_can_be_entered_anywhere_is_shared_out_by_shards(tmp_path, monkeypatch):
     """As the plain stage does it: images in folders are one part, and not the work of one process."""
-    monkeypatch.setattr(fan_out, "MOST_PIECES", 3)
+    monkeypatch.setattr(parallel_sharding, "MOST_PIECES", 3)
     config = DataSection(root=str(tmp_path), block_bytes=6400, shard_blocks=3)  # five shards and two
     pieces = begin_dataset(config).pieces
     assert [piece.name for piece in pieces] == [
@@ -50,7 +50,7 @@ def test_a_part_that_can_be_entered_anywhere_is_shared_out_by_shards(tmp_path, m
         "train-000003 to val-000000",
         "val-000001",
     ]
-    monkeypatch.setattr(fan_out, "MOST_PIECES", 256)
+    monkeypatch.setattr(parallel_sharding, "MOST_PIECES", 256)
     assert [piece.images for piece in begin_dataset(config).pieces] == [300, 300, 300, 300, 97, 300, 200]
 
 
@@ -69,7 +69,7 @@ def test_a_piece_leaves_alone_what_another_one_wrote_meanwhile(tmp_path, monkeyp
 
 def test_a_process_lists_the_source_once_for_all_its_pieces(config, monkeypatch):
     plans = []
-    monkeypatch.setattr(fan_out, "make_plan", lambda data: plans.append(data) or make_plan(data))
+    monkeypatch.setattr(parallel_sharding, "make_plan", lambda data: plans.append(data) or make_plan(data))
     pieces = begin_dataset(config).pieces
     plans.clear()
     for piece in pieces:
@@ -81,7 +81,7 @@ def test_the_configuration_chooses_the_order(config):
     manifest = write_dataset(config)
     full = make_order(config, manifest, "train", seed=3, global_batch=8, ranks=2)
     images = manifest.splits["train"].images
-    assert np.array_equal(full.ids(5, 20), StreamOrder(3, images).ids(5, 20))
+    assert np.array_equal(full.ids(5, 20), GlobalShuffleSampler(3, images).ids(5, 20))
     blocks = config.model_copy(update={"order": "blocks", "virtual_ranks": 4, "window_blocks": 1})
     order = make_order(blocks, manifest, "train", seed=3, global_batch=8, ranks=2)
     assert np.array_equal(np.sort(order.ids(0, images)), np.arange(images))

@@ -4,10 +4,10 @@ import torch
 
 from fm_core.config.data import DataSection
 from fm_core.data.cache import NodeCache
+from fm_core.data.dataset_builder import write_dataset
 from fm_core.data.manifest import load_manifest
-from fm_core.data.order import StreamOrder
 from fm_core.data.reader import ImageReader
-from fm_core.data.shards import write_dataset
+from fm_core.data.sampler import GlobalShuffleSampler
 from fm_core.errors import UserError
 
 
@@ -19,7 +19,7 @@ def dataset(tmp_path):
 def test_images_come_in_the_order_of_the_ids(tmp_path, dataset):
     with ImageReader(str(tmp_path), dataset, "train") as reader:
         images, labels = reader.read(np.arange(len(reader)))
-        ids = StreamOrder(0, len(reader)).ids(1000, 700)
+        ids = GlobalShuffleSampler(0, len(reader)).ids(1000, 700)
         shuffled, shuffled_labels = reader.read(ids)
     assert images.dtype == torch.uint8
     assert labels.dtype == torch.int64

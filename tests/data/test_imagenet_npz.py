@@ -6,8 +6,8 @@ import pytest
 from photographs import NpzFiles
 
 from fm_core.config.data import DataSection, SourceSection
+from fm_core.data.dataset_builder import check_source, write_dataset
 from fm_core.data.reader import ImageReader
-from fm_core.data.shards import check_source, write_dataset
 from fm_core.errors import UserError
 
 

@@ -12,9 +12,9 @@ import pytest
 from photographs import NpzFiles, crops, encoded, write_tree
 
 from fm_core.config.data import DataSection, SourceSection
-from fm_core.data import writing
+from fm_core.data import shard_writer
+from fm_core.data.dataset_builder import write_dataset
 from fm_core.data.reader import ImageReader
-from fm_core.data.shards import write_dataset
 from fm_core.errors import UserError
 
 
@@ -101,10 +101,10 @@ def test_indexes_for_other_tools_count_samples(tmp_path):
 
 
 def test_several_processes_write_the_same_bytes(tmp_path, monkeypatch):
-    monkeypatch.setattr(writing, "WORTH_A_POOL_BYTES", 0)
+    monkeypatch.setattr(shard_writer, "WORTH_A_POOL_BYTES", 0)
     seen = []
     write_dataset(npz_config(tmp_path, "pool", workers=3), seen.append)
-    monkeypatch.setattr(writing, "WORTH_A_POOL_BYTES", 1e12)
+    monkeypatch.setattr(shard_writer, "WORTH_A_POOL_BYTES", 1e12)
     manifest = write_dataset(npz_config(tmp_path, "alone", workers=1))
     assert hashes(tmp_path / "out/pool") == hashes(tmp_path / "out/alone")
     assert seen[-1] == sum(split.images for split in manifest.splits.values())
@@ -118,14 +118,14 @@ def test_pictures_are_shared_out_shard_by_shard(tmp_path, monkeypatch):
         root=str(tmp_path / "out"), name="a", source=source, block_bytes=768 * 4, shard_blocks=1, workers=2
     )
     config = config.model_copy(update={"validation_images": 5})
-    monkeypatch.setattr(writing, "WORTH_A_POOL_BYTES", 0)
+    monkeypatch.setattr(shard_writer, "WORTH_A_POOL_BYTES", 0)
     write_dataset(config)
     write_dataset(config.model_copy(update={"name": "b", "workers": 1}))
     assert hashes(tmp_path / "out/a") == hashes(tmp_path / "out/b")
 
 
 def test_an_error_in_a_process_arrives_as_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(writing, "WORTH_A_POOL_BYTES", 0)
+    monkeypatch.setattr(shard_writer, "WORTH_A_POOL_BYTES", 0)
     config = npz_config(tmp_path, workers=2)
     path = tmp_path / "source/train_data_batch_2.npz"
     whole = bytearray(path.read_bytes())
@@ -139,7 +139,7 @@ POOL = """
 import sys
 from fm_core.config.data import DataSection
 from fm_core.data import writing
-from fm_core.data.shards import write_dataset
+from fm_core.data.dataset_builder import write_dataset
 if __name__ == "__main__":
     writing.WORTH_A_POOL_BYTES = 0
     write_dataset(DataSection.model_validate_json(sys.argv[1]), lambda done: print(done, flush=True))

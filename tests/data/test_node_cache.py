@@ -13,9 +13,9 @@ import pytest
 from fm_core.config.data import DataSection
 from fm_core.data.batches import Batches
 from fm_core.data.cache import NodeCache
-from fm_core.data.order import StreamOrder
+from fm_core.data.dataset_builder import write_dataset
 from fm_core.data.reader import ImageReader
-from fm_core.data.shards import write_dataset
+from fm_core.data.sampler import GlobalShuffleSampler
 from fm_core.errors import UserError
 from fm_core.storage.store import Store
 
@@ -51,7 +51,7 @@ def test_reading_through_a_cache_smaller_than_the_data_is_right(tmp_path, remote
         ImageReader(root, manifest, "train", NodeCache(str(tmp_path / "a"), limit)) as small,
         ImageReader(root, manifest, "train", NodeCache(str(tmp_path / "b"))) as whole,
     ):
-        ids = StreamOrder(0, len(whole)).ids(0, 400)
+        ids = GlobalShuffleSampler(0, len(whole)).ids(0, 400)
         assert np.array_equal(small.read(ids)[0], whole.read(ids)[0])
     assert len(copies(tmp_path / "a")) == 1
 
@@ -119,7 +119,9 @@ def test_prefetch_copies_shards_ahead_of_the_order(tmp_path, remote):
     root, manifest = remote
     cache = NodeCache(str(tmp_path))
     with ImageReader(root, manifest, "train", cache) as reader:
-        with Batches(reader, StreamOrder(0, len(reader)), position=0, global_batch=1, ahead=1, look=60) as it:
+        with Batches(
+            reader, GlobalShuffleSampler(0, len(reader)), position=0, global_batch=1, ahead=1, look=60
+        ) as it:
             next(it)
         cache.close()
     assert len(copies(tmp_path)) == len(manifest.split_shards("train"))

@@ -15,9 +15,9 @@ from photographs import NpzFiles, crops, encoded, tar_of, write_tree
 
 from fm_core.config.data import DataSection, SourceSection
 from fm_core.data.cache import NodeCache
+from fm_core.data.dataset_builder import check_source, write_dataset
 from fm_core.data.manifest import load_manifest
 from fm_core.data.reader import ImageReader
-from fm_core.data.shards import check_source, write_dataset
 from fm_core.data.verify import validate_dataset
 from fm_core.errors import UserError
 from fm_core.storage import store as store_module

@@ -13,9 +13,9 @@ from PIL import Image
 from scipy.io import savemat
 
 from fm_core.config.data import DataSection, SourceSection
+from fm_core.data.dataset_builder import check_source, write_dataset
 from fm_core.data.reader import ImageReader
-from fm_core.data.shards import check_source, write_dataset
-from fm_core.data.sources.pictures import Unusable, decode
+from fm_core.data.sources.image_decoding import Unusable, decode
 from fm_core.errors import UserError
 
 

@@ -14,10 +14,10 @@ import pytest
 from photographs import NpzFiles
 
 from fm_core.config.data import DataSection, SourceSection
+from fm_core.data.dataset_builder import check_source, write_dataset
 from fm_core.data.manifest import load_manifest
-from fm_core.data.plan import make_plan
 from fm_core.data.reader import ImageReader
-from fm_core.data.shards import check_source, write_dataset
+from fm_core.data.shard_plan import make_plan
 from fm_core.data.verify import validate_dataset
 from fm_core.errors import UserError
 from fm_core.storage.store import Store
@@ -196,7 +196,7 @@ def test_staged_files_appear_whole_or_not_at_all(tmp_path):
 KILLED = """
 import sys, time
 from fm_core.config.data import DataSection
-from fm_core.data.shards import write_dataset
+from fm_core.data.dataset_builder import write_dataset
 def slowly(done):
     print(done, flush=True)
     time.sleep(0.05)

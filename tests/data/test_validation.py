@@ -6,9 +6,9 @@ import pytest
 from photographs import NpzFiles
 
 from fm_core.config.data import DataSection, SourceSection
-from fm_core.data.commits import commit_path
+from fm_core.data.dataset_builder import repair_dataset, write_dataset
 from fm_core.data.manifest import load_manifest
-from fm_core.data.shards import repair_dataset, write_dataset
+from fm_core.data.shard_sidecar import commit_path
 from fm_core.data.verify import validate_dataset, validate_manifest
 from fm_core.errors import UserError
 from fm_core.storage.store import Store

@@ -9,7 +9,7 @@ from torch import nn
 from fm_core.checkpoint.catalog import Checkpoints
 from fm_core.checkpoint.format import Retention
 from fm_core.config import MethodSection, TrainSection
-from fm_core.data.order import StreamOrder
+from fm_core.data.sampler import GlobalShuffleSampler
 from fm_core.launch.worker_main import Rank
 from fm_core.method.quantiser import Quantiser
 from fm_core.models.build import build_method
@@ -86,7 +86,7 @@ def make_trainer(folder, device, dropout=True, bad=(), method=None, **keys):
     method, reader = build_method(method or MethodSection()), Memory()
     path, times = method.objective.path, method.times
     source = Source(
-        reader, StreamOrder(3, len(reader)), Quantiser(17), path, method.coupling, times, 3, False
+        reader, GlobalShuffleSampler(3, len(reader)), Quantiser(17), path, method.coupling, times, 3, False
     )
     source.bad = frozenset(position for step in bad for position in range(step * BATCH, (step + 1) * BATCH))
     folder.mkdir(parents=True, exist_ok=True)

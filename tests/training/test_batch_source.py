@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fm_core.config import MethodSection, TrainSection
-from fm_core.data.order import StreamOrder
+from fm_core.data.sampler import GlobalShuffleSampler
 from fm_core.errors import UserError
 from fm_core.method.quantiser import Quantiser
 from fm_core.models.build import build_method
@@ -54,7 +54,7 @@ def source(coupling="independent", seed=3, flip=True, images=300, label_dropout=
     reader = Memory(images)
     return BatchSource(
         reader=reader,
-        order=StreamOrder(seed, len(reader)),
+        order=GlobalShuffleSampler(seed, len(reader)),
         quantiser=Quantiser(17),
         path=method.objective.path,
         coupling=method.coupling,

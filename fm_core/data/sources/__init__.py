@@ -6,8 +6,8 @@ from fm_core.data.sources.cifar10 import Cifar10Source
 from fm_core.data.sources.detect import detect
 from fm_core.data.sources.digits import DigitsSource
 from fm_core.data.sources.folder import FolderSource
+from fm_core.data.sources.imagenet_ilsvrc import ImagenetOriginalSource
 from fm_core.data.sources.imagenet_npz import ImagenetNpzSource
-from fm_core.data.sources.imagenet_original import ImagenetOriginalSource
 from fm_core.data.sources.imagenet_png import ImagenetPngSource
 from fm_core.data.sources.parquet import ParquetSource
 from fm_core.errors import UserError

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from fm_core.config.data import DataSection
 from fm_core.data.manifest import Input
-from fm_core.data.sources.archives import damaged
 from fm_core.data.sources.arrays import ArrayStream
 from fm_core.data.sources.base import Classes, Part, SourceFacts
-from fm_core.data.sources.listing import list_files
+from fm_core.data.sources.file_listing import list_files
+from fm_core.data.sources.npz_members import damaged
 from fm_core.data.sources.pickles import load_arrays
 from fm_core.errors import UserError
 from fm_core.storage.store import Store

@@ -3,7 +3,7 @@
 import re
 from typing import Any, cast
 
-from fm_core.data.sources.shelves import is_picture
+from fm_core.data.sources.archive_readers import is_picture
 from fm_core.errors import UserError
 from fm_core.storage.store import Store, with_retries
 

@@ -7,9 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fm_core.config.data import DataSection
+from fm_core.data.sources.archive_readers import FolderShelf, is_picture
 from fm_core.data.sources.base import UNLABELLED, Classes
-from fm_core.data.sources.listing import list_names
-from fm_core.data.sources.picture_source import (
+from fm_core.data.sources.file_listing import list_names
+from fm_core.data.sources.image_collection import (
     PictureSource,
     Pile,
     facts_of_pictures,
@@ -17,7 +18,6 @@ from fm_core.data.sources.picture_source import (
     labels_of_folders,
     shuffled,
 )
-from fm_core.data.sources.shelves import FolderShelf, is_picture
 from fm_core.data.sources.splits import hold_out, permutation
 from fm_core.errors import UserError
 from fm_core.storage.store import Store

@@ -19,7 +19,10 @@ from numpy.typing import NDArray
 
 from fm_core.config.data import SourceSection
 from fm_core.data.manifest import Input
-from fm_core.data.sources.archives import (
+from fm_core.data.sources.base import Classes, Part, PartStream, Rows, SourceFacts
+from fm_core.data.sources.file_listing import list_files, state_of
+from fm_core.data.sources.imagenet_pickled import open_pickled, pickled_shape, zero_based
+from fm_core.data.sources.npz_members import (
     Location,
     as_inputs,
     damaged,
@@ -29,9 +32,6 @@ from fm_core.data.sources.archives import (
     read_npy_header,
     zip_members,
 )
-from fm_core.data.sources.base import Classes, Part, PartStream, Rows, SourceFacts
-from fm_core.data.sources.imagenet_pickled import open_pickled, pickled_shape, zero_based
-from fm_core.data.sources.listing import list_files, state_of
 from fm_core.errors import UserError
 from fm_core.storage.store import Store
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from fm_core.data.sources.archives import Location, open_location, open_stream
 from fm_core.data.sources.arrays import ArrayStream
+from fm_core.data.sources.npz_members import Location, open_location, open_stream
 from fm_core.data.sources.pickles import load_arrays, peek_rows
 from fm_core.storage.store import Store
 

@@ -5,9 +5,10 @@ train_64x64 and valid_64x64 (or 32x32) as .tar, .zip or folder. Its resizing dif
 """
 
 from fm_core.config.data import DataSection
+from fm_core.data.sources.archive_readers import FolderShelf, Shelf, open_shelf
 from fm_core.data.sources.base import UNLABELLED, Classes, SourceFacts
-from fm_core.data.sources.listing import list_files
-from fm_core.data.sources.picture_source import (
+from fm_core.data.sources.file_listing import list_files
+from fm_core.data.sources.image_collection import (
     FILES_MAX_QUARANTINED,
     PictureSource,
     Pile,
@@ -15,7 +16,6 @@ from fm_core.data.sources.picture_source import (
     require_counts,
     shuffled,
 )
-from fm_core.data.sources.shelves import FolderShelf, Shelf, open_shelf
 from fm_core.errors import UserError
 from fm_core.storage.store import Store
 

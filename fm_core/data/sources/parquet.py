@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from fm_core.config.data import DataSection
 from fm_core.data.manifest import Input
-from fm_core.data.sources.archives import damaged
 from fm_core.data.sources.base import UNLABELLED, Classes, Part, Rejected, Rows
-from fm_core.data.sources.listing import list_files, state_of
-from fm_core.data.sources.picture_source import facts_of_pictures
-from fm_core.data.sources.pictures import Unusable, decode
+from fm_core.data.sources.file_listing import list_files, state_of
+from fm_core.data.sources.image_collection import facts_of_pictures
+from fm_core.data.sources.image_decoding import Unusable, decode
+from fm_core.data.sources.npz_members import damaged
 from fm_core.data.sources.splits import hold_out
 from fm_core.errors import UserError
 from fm_core.storage.store import Store

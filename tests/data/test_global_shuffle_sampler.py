@@ -5,12 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fm_core.data.order import StreamOrder
+from fm_core.data.sampler import GlobalShuffleSampler
 
 
 @given(seed=st.integers(0, 2**31 - 1), images=st.integers(1, 200), epoch=st.integers(0, 5))
 def test_each_epoch_holds_every_image_once(seed, images, epoch):
-    ids = StreamOrder(seed, images).ids(epoch * images, images)
+    ids = GlobalShuffleSampler(seed, images).ids(epoch * images, images)
     assert np.array_equal(np.sort(ids), np.arange(images))
 
 
@@ -23,28 +23,28 @@ def test_each_epoch_holds_every_image_once(seed, images, epoch):
 )
 def test_the_stream_is_the_same_for_every_world_and_batch_size(seed, images, start, batches):
     """World sizes and batches change as they like: the ranks' slices joined are the one stream."""
-    whole = StreamOrder(seed, images).ids(start, sum(world * local for world, local in batches))
+    whole = GlobalShuffleSampler(seed, images).ids(start, sum(world * local for world, local in batches))
     seen, position = [], start
     for world, local in batches:
         for rank in range(world):  # a fresh order each, as after a restart
-            seen.append(StreamOrder(seed, images).ids(position + rank * local, local))
+            seen.append(GlobalShuffleSampler(seed, images).ids(position + rank * local, local))
         position += world * local
     assert np.array_equal(np.concatenate(seen), whole)
 
 
 def test_epochs_and_seeds_give_different_orders():
-    first = StreamOrder(0, 1000).ids(0, 2000)
+    first = GlobalShuffleSampler(0, 1000).ids(0, 2000)
     assert not np.array_equal(first[:1000], first[1000:])
-    assert not np.array_equal(first, StreamOrder(1, 1000).ids(0, 2000))
+    assert not np.array_equal(first, GlobalShuffleSampler(1, 1000).ids(0, 2000))
 
 
 def test_the_stream_never_changes_between_versions():
-    assert StreamOrder(7, 10).ids(5, 15).tolist() == [2, 7, 5, 9, 0, 3, 9, 1, 6, 2, 5, 4, 8, 0, 7]
+    assert GlobalShuffleSampler(7, 10).ids(5, 15).tolist() == [2, 7, 5, 9, 0, 3, 9, 1, 6, 2, 5, 4, 8, 0, 7]
 
 
 def test_resuming_in_the_middle_of_imagenet_is_quick():
     started = time.perf_counter()
-    ids = StreamOrder(0, 1_281_167).ids(10**11, 256)
+    ids = GlobalShuffleSampler(0, 1_281_167).ids(10**11, 256)
     assert len(ids) == 256
     assert time.perf_counter() - started < 1
 
@@ -52,9 +52,9 @@ def test_resuming_in_the_middle_of_imagenet_is_quick():
 @pytest.mark.parametrize(("position", "count"), [(-1, 1), (0, -1)])
 def test_a_negative_position_or_count_is_refused(position, count):
     with pytest.raises(ValueError, match="must not be negative"):
-        StreamOrder(0, 5).ids(position, count)
+        GlobalShuffleSampler(0, 5).ids(position, count)
 
 
 def test_an_empty_data_set_is_refused():
     with pytest.raises(ValueError, match="at least one image"):
-        StreamOrder(0, 0)
+        GlobalShuffleSampler(0, 0)

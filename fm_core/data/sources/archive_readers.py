@@ -10,8 +10,8 @@ from typing import IO, Any, Protocol, cast
 import numpy as np
 
 from fm_core.data.manifest import Input
-from fm_core.data.sources.archives import Window, damaged
-from fm_core.data.sources.listing import list_names, state_of
+from fm_core.data.sources.file_listing import list_names, state_of
+from fm_core.data.sources.npz_members import Window, damaged
 from fm_core.errors import UserError
 from fm_core.storage.store import Store
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fm_core.data.manifest import Manifest, Shard
-from fm_core.data.tarfiles import decode_png, image_crcs
+from fm_core.data.shard_format import decode_png, image_crcs
 from fm_core.storage.store import Store
 
 _NO_LABELS = np.empty(0, np.int64)

@@ -6,8 +6,8 @@ import tarfile
 from collections.abc import Sequence
 from typing import Any, cast
 
-from fm_core.data.sources.archives import damaged
-from fm_core.data.sources.listing import list_files
+from fm_core.data.sources.file_listing import list_files
+from fm_core.data.sources.npz_members import damaged
 from fm_core.errors import UserError
 from fm_core.storage.store import Store
 

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from fm_core.data.commits import Commit, Moments, RejectedImage, commit_path, moments_of, read_commits
-from fm_core.data.plan import ShardPlan, ShardTask
+from fm_core.data.shard_format import ShardFile
+from fm_core.data.shard_plan import ShardPlan, ShardTask
+from fm_core.data.shard_sidecar import Commit, Moments, RejectedImage, commit_path, moments_of, read_commits
 from fm_core.data.sources.base import Rows
-from fm_core.data.tarfiles import ShardFile
 from fm_core.errors import UserError
 from fm_core.storage.store import Store
 

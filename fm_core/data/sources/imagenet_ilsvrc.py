@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fm_core.config.data import DataSection
+from fm_core.data.sources.archive_readers import FolderShelf, Shelf, TarShelf
 from fm_core.data.sources.base import Classes
-from fm_core.data.sources.imagenet_truth import NO_TRUTH, validation_classes
-from fm_core.data.sources.picture_source import (
+from fm_core.data.sources.image_collection import (
     PictureSource,
     Pile,
     facts_of_pictures,
@@ -21,7 +21,7 @@ from fm_core.data.sources.picture_source import (
     require_counts,
     shuffled,
 )
-from fm_core.data.sources.shelves import FolderShelf, Shelf, TarShelf
+from fm_core.data.sources.imagenet_val_labels import NO_TRUTH, validation_classes
 from fm_core.errors import UserError
 from fm_core.storage.store import Store
 

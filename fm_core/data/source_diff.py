@@ -3,8 +3,8 @@
 from itertools import groupby
 
 from fm_core.data.manifest import Manifest
-from fm_core.data.plan import ShardPlan
-from fm_core.data.tarfiles import ShardFile
+from fm_core.data.shard_format import ShardFile
+from fm_core.data.shard_plan import ShardPlan
 
 
 class _Nowhere:

@@ -5,8 +5,6 @@ import os
 from collections.abc import Callable, Sequence
 
 from fm_core.config.data import DataSection
-from fm_core.data.commits import Commit, Moments, read_commits
-from fm_core.data.interchange import write_indexes
 from fm_core.data.manifest import (
     MANIFEST_NAME,
     DamagedRecord,
@@ -16,7 +14,7 @@ from fm_core.data.manifest import (
     Split,
     parse_manifest,
 )
-from fm_core.data.plan import (
+from fm_core.data.shard_plan import (
     ShardPlan,
     ShardTask,
     compare_recipes,
@@ -25,8 +23,10 @@ from fm_core.data.plan import (
     packing_of,
     record_plan,
 )
+from fm_core.data.shard_sidecar import Commit, Moments, read_commits
+from fm_core.data.shard_writer import missing_tasks, uncommit, write_tasks
 from fm_core.data.verify import damaged_shards
-from fm_core.data.writing import missing_tasks, uncommit, write_tasks
+from fm_core.data.wids_index import write_indexes
 from fm_core.errors import UserError
 from fm_core.storage.store import Store
 

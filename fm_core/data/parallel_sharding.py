@@ -9,11 +9,11 @@ from functools import lru_cache
 from math import ceil
 
 from fm_core.config.data import DataSection
-from fm_core.data.commits import COMMIT_FOLDER, commit_path, read_commits
+from fm_core.data.dataset_builder import allowed_rejections, finish, read_complete
 from fm_core.data.manifest import Manifest
-from fm_core.data.plan import PLAN_NAME, ShardPlan, ShardTask, make_plan, record_plan
-from fm_core.data.shards import allowed_rejections, finish, read_complete
-from fm_core.data.writing import jobs_of, missing_tasks, write_part
+from fm_core.data.shard_plan import PLAN_NAME, ShardPlan, ShardTask, make_plan, record_plan
+from fm_core.data.shard_sidecar import COMMIT_FOLDER, commit_path, read_commits
+from fm_core.data.shard_writer import jobs_of, missing_tasks, write_part
 from fm_core.errors import UserError
 from fm_core.storage.store import Store
 

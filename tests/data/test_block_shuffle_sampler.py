@@ -3,11 +3,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fm_core.data.block_order import BlockOrder
+from fm_core.data.sampler import BlockShuffleSampler
 from fm_core.errors import UserError
 
 orders = st.builds(
-    BlockOrder,
+    BlockShuffleSampler,
     seed=st.integers(0, 100),
     block_images=st.lists(st.integers(1, 9), min_size=1, max_size=12),
     virtual_ranks=st.sampled_from([1, 2, 4, 6]),
@@ -37,7 +37,7 @@ def test_the_stream_does_not_depend_on_how_it_is_read(order, start, counts):
 @pytest.mark.parametrize("ranks", [1, 2, 4, 8])
 def test_a_process_needs_few_blocks_at_a_time(ranks):
     """At any time a virtual rank draws from one window: at most three blocks of 64 for a window of two."""
-    order = BlockOrder(seed=0, block_images=[64] * 200, virtual_ranks=8, run=4, window=128)
+    order = BlockShuffleSampler(seed=0, block_images=[64] * 200, virtual_ranks=8, run=4, window=128)
     batch, share = 32, 32 // ranks
     order.check_world(ranks, batch)
     blocks = [set() for _ in range(ranks)]
@@ -50,7 +50,7 @@ def test_a_process_needs_few_blocks_at_a_time(ranks):
 
 
 def test_the_blocks_read_at_a_time_are_those_that_are_told():
-    order = BlockOrder(seed=0, block_images=[64] * 100, virtual_ranks=4, run=4, window=128)
+    order = BlockShuffleSampler(seed=0, block_images=[64] * 100, virtual_ranks=4, run=4, window=128)
     told = list(order.blocks_at_a_time(range(1, 3)))
     steps = np.arange(0, 6400, 16)[:, None] + np.arange(4, 12)  # positions of virtual ranks 1 and 2
     for step, positions in enumerate(steps):
@@ -60,20 +60,33 @@ def test_the_blocks_read_at_a_time_are_those_that_are_told():
 
 
 def test_images_of_a_window_are_shuffled_and_epochs_differ():
-    order = BlockOrder(seed=0, block_images=[64] * 20, virtual_ranks=2, run=8, window=256)
+    order = BlockShuffleSampler(seed=0, block_images=[64] * 20, virtual_ranks=2, run=8, window=256)
     first, second = order.ids(0, 1280), order.ids(1280, 1280)
     assert not np.array_equal(first, second)
     one_rank = first[(np.arange(1280) // 8) % 2 == 0]
     assert np.mean(np.diff(one_rank) == 1) < 0.1
-    assert not np.array_equal(first, BlockOrder(1, [64] * 20, 2, 8, 256).ids(0, 1280))
+    assert not np.array_equal(first, BlockShuffleSampler(1, [64] * 20, 2, 8, 256).ids(0, 1280))
 
 
 def test_the_stream_never_changes_between_versions():
-    assert BlockOrder(3, [4, 5, 6], 2, 2, 4).ids(10, 12).tolist() == [3, 1, 9, 10, 2, 14, 2, 1, 13, 5, 3, 0]
+    assert BlockShuffleSampler(3, [4, 5, 6], 2, 2, 4).ids(10, 12).tolist() == [
+        3,
+        1,
+        9,
+        10,
+        2,
+        14,
+        2,
+        1,
+        13,
+        5,
+        3,
+        0,
+    ]
 
 
 def test_a_world_that_does_not_divide_is_refused():
-    order = BlockOrder(seed=0, block_images=[64] * 20, virtual_ranks=8, run=4, window=128)
+    order = BlockShuffleSampler(seed=0, block_images=[64] * 20, virtual_ranks=8, run=4, window=128)
     for ranks, batch in ((3, 32), (2, 64)):
         with pytest.raises(UserError, match=r"data\.virtual_ranks"):
             order.check_world(ranks, batch)

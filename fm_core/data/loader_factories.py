@@ -3,28 +3,26 @@
 import numpy as np
 
 from fm_core.config.data import DataSection
-from fm_core.data.batches import Order
-from fm_core.data.block_order import BlockOrder
 from fm_core.data.cache import NodeCache
 from fm_core.data.manifest import Manifest, Shard
-from fm_core.data.order import StreamOrder
+from fm_core.data.sampler import BlockShuffleSampler, GlobalShuffleSampler, Sampler
 from fm_core.errors import UserError
 from fm_core.storage.store import Store
 
 
 def make_order(
     config: DataSection, manifest: Manifest, split: str, seed: int, global_batch: int, ranks: int
-) -> Order:
+) -> Sampler:
     """The stream of data.order for one split; UserError for sizes that do not fit together."""
     if config.order == "full":
-        return StreamOrder(seed, manifest.splits[split].images)
+        return GlobalShuffleSampler(seed, manifest.splits[split].images)
     run, rest = divmod(global_batch, config.virtual_ranks)
     if rest or not run:
         raise UserError(
             f"data.virtual_ranks: train.global_batch {global_batch} is no multiple of {config.virtual_ranks}"
         )
     block = manifest.packing.block_images
-    order = BlockOrder(
+    order = BlockShuffleSampler(
         seed, block_sizes(manifest, split), config.virtual_ranks, run, window=config.window_blocks * block
     )
     order.check_world(ranks, global_batch)
@@ -69,7 +67,11 @@ def check_streams(
     """
     order = make_order(config, manifest, "train", seed, global_batch, ranks)
     limit = make_cache(config, manifest).limit_bytes
-    if limit is None or Store.at(config.root, config.name).local or not isinstance(order, BlockOrder):
+    if (
+        limit is None
+        or Store.at(config.root, config.name).local
+        or not isinstance(order, BlockShuffleSampler)
+    ):
         return
     shards = manifest.split_shards("train")
     sizes = np.array([shard.bytes for shard in shards], np.int64)

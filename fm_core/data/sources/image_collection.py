@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from fm_core.config.data import DataSection
 from fm_core.data.manifest import Input, Recipe
+from fm_core.data.sources.archive_readers import Shelf
 from fm_core.data.sources.base import Classes, Part, Rejected, Rows, SourceFacts
-from fm_core.data.sources.pictures import RESIZE_TEXTS, Unusable, decode
-from fm_core.data.sources.shelves import Shelf
+from fm_core.data.sources.image_decoding import RESIZE_TEXTS, Unusable, decode
 from fm_core.data.sources.splits import permutation
 from fm_core.errors import UserError
 

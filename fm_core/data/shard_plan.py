@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import ceil, prod
 
 from fm_core.config.data import DataSection
-from fm_core.data.labels import RelabelledSource, read_label_map
+from fm_core.data.class_order import RelabelledSource, read_label_map
 from fm_core.data.manifest import Input, Packing, Recipe, read_record
 from fm_core.data.sources import open_source
 from fm_core.data.sources.base import Classes, Part, Source, SourceFacts

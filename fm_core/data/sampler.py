@@ -1,4 +1,9 @@
-"""A stream for data larger than a node's disk: blocks shuffled, images shuffled in a bounded window.
+"""Samplers: the global order of image ids, a function of (seed, stream position).
+
+A stream position counts images since the stream began. No sampler knows of batches or shards, so resuming
+needs one integer. GlobalShuffleSampler permutes each epoch as a whole; its stream is the same for every number
+of processes. BlockShuffleSampler is for data larger than a node's disk: it shuffles blocks, and images in a
+bounded window.
 
 Positions are dealt to V virtual ranks, `run` consecutive ones at a time. In each epoch the blocks are
 permuted and joined, the sequence is cut into V segments, and each virtual rank goes through its
@@ -9,17 +14,59 @@ images and W processes, W a divisor of V, each process reads its own V / W virtu
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fm_core.errors import UserError
 
+ORDER_VERSION = 1
+"""Changes whenever the same seed would give another stream."""
+
 Int64s = NDArray[np.int64]
 _BLOCKS, _WINDOW = 1, 2
 
 
-class BlockOrder:
+class Sampler(Protocol):
+    """An endless stream of ids."""
+
+    def ids(self, position: int, count: int) -> NDArray[np.int64]:
+        """The ids at stream positions position .. position + count - 1; int64 [count]."""
+        ...
+
+
+class GlobalShuffleSampler:
+    """Ids 0 .. images - 1, every one once in each epoch, in an order keyed by (seed, epoch)."""
+
+    def __init__(self, seed: int, images: int) -> None:
+        if images < 1:
+            raise ValueError(f"a stream needs at least one image, not {images}")
+        self.seed = seed
+        self.images = images
+        # Two epochs: a batch may straddle them, and a prefetching thread runs ahead of a reader.
+        self._permutation = lru_cache(maxsize=2)(self._permute)
+
+    def ids(self, position: int, count: int) -> NDArray[np.int64]:
+        """The ids at stream positions position .. position + count - 1; int64 [count]."""
+        if position < 0 or count < 0:
+            raise ValueError(f"position {position} and count {count} must not be negative")
+        pieces: list[NDArray[np.int64]] = []
+        while count:
+            epoch, start = divmod(position, self.images)
+            piece = self._permutation(epoch)[start : start + count]
+            pieces.append(piece)
+            position += len(piece)
+            count -= len(piece)
+        return np.concatenate(pieces) if pieces else np.empty(0, np.int64)
+
+    def _permute(self, epoch: int) -> NDArray[np.int64]:
+        # The bit generator's raw stream is fixed for ever; Generator.permutation may change with numpy.
+        keys = np.random.Philox(key=np.array([self.seed, epoch], np.uint64)).random_raw(self.images)
+        return np.argsort(keys, kind="stable").astype(np.int64, copy=False)
+
+
+class BlockShuffleSampler:
     """Ids 0 .. images - 1, every one once in each epoch, keyed by (seed, epoch)."""
 
     def __init__(
