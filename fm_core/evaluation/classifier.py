@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fm_core.method.quantiser import Quantiser
+from fm_core.method.dequantization import Quantiser
 
 OnProgress = Callable[[int, int, float], None]
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from fm_core.config import LikelihoodSection
-from fm_core.method.bits import BitsSummary, bits_per_dim, summarise
+from fm_core.method.bits_per_dim import BitsSummary, bits_per_dim, summarise
 from fm_core.method.divergence import Hutchinson
-from fm_core.method.solve import Solver
+from fm_core.method.ode import Solver
 from fm_core.sampling.checkpoint_source import Model
 from fm_core.sampling.compiled_network import products
 from fm_core.storage import keyed_random

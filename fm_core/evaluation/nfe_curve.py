@@ -12,7 +12,7 @@ from fm_core.errors import UserError
 from fm_core.evaluation.extractor import Extractor
 from fm_core.evaluation.frechet import distance
 from fm_core.evaluation.moments import Gaussian
-from fm_core.method.solve import ADAPTIVE, Solver, forwards_per_call, solve
+from fm_core.method.ode import ADAPTIVE, Solver, forwards_per_call, solve
 from fm_core.sampling.checkpoint_source import Model
 from fm_core.sampling.compiled_network import products
 from fm_core.sampling.generate import Draw

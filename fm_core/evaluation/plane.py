@@ -13,8 +13,8 @@ from fm_core.data.plane import ENTROPY, WINDOW, by_position, grid_centres, on_sq
 from fm_core.method.divergence import Exact
 from fm_core.method.likelihood import LogDensity, log_density
 from fm_core.method.objectives import Objective
-from fm_core.method.signatures import Velocity
-from fm_core.method.solve import Solution, Solver, solve
+from fm_core.method.ode import Solution, Solver, solve
+from fm_core.method.types import Velocity
 from fm_core.storage import keyed_random
 
 INSTANTS = 25

@@ -14,10 +14,10 @@ from fm_core.evaluation.inception_score import inception_score
 from fm_core.evaluation.kernel import kernel_distance
 from fm_core.evaluation.moments import Gaussian, Moments
 from fm_core.evaluation.neighbours import precision_and_recall
-from fm_core.method.bits import bits_per_dim
+from fm_core.method.bits_per_dim import bits_per_dim
+from fm_core.method.dequantization import Quantiser
 from fm_core.method.divergence import Exact, Hutchinson
-from fm_core.method.quantiser import Quantiser
-from fm_core.method.solve import ADAPTIVE, FIXED, Solver, solve
+from fm_core.method.ode import ADAPTIVE, FIXED, Solver, solve
 from fm_core.run.results import Check
 
 PIXELS = 4

@@ -44,7 +44,7 @@ def check_beside(config: RunConfig) -> None:
     if not beside.images:
         return
     # Here and not above, since torch takes seconds that the start of a flow need not wait for.
-    from fm_core.method.solve import Solver
+    from fm_core.method.ode import Solver
 
     if beside.images < LEAST_IMAGES:
         raise UserError(f"evaluate.beside.images {beside.images}: a distance needs at least {LEAST_IMAGES}")

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fm_core.errors import UserError
 from fm_core.method.paths import Path
-from fm_core.method.signatures import Interval
+from fm_core.method.types import Interval
 
 
 class Affine(Path):

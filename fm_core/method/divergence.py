@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fm_core.method.signatures import Velocity
+from fm_core.method.types import Velocity
 
 
 class Divergence(ABC):

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fm_core.errors import UserError
 from fm_core.method.objectives import Objective
-from fm_core.method.signatures import Network, Velocity
+from fm_core.method.types import Network, Velocity
 
 
 @dataclass(frozen=True)

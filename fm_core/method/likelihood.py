@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from fm_core.method.divergence import Divergence
-from fm_core.method.signatures import Interval, Velocity
-from fm_core.method.solve import Solver, State, forwards_per_call, integrate
+from fm_core.method.ode import Solver, State, forwards_per_call, integrate
+from fm_core.method.types import Interval, Velocity
 
 
 @dataclass(frozen=True)

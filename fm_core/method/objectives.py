@@ -14,10 +14,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from fm_core.method.compatibility import cut_where_sigma_vanishes, require_diffusion, require_positive_alpha
 from fm_core.method.couplings import Coupling
-from fm_core.method.pairs import cut_where_sigma_vanishes, require_diffusion, require_positive_alpha
 from fm_core.method.paths import Path, PathSample, like
-from fm_core.method.signatures import Interval, Network, Velocity
+from fm_core.method.types import Interval, Network, Velocity
 
 
 class Objective(ABC):

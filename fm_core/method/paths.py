@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fm_core.errors import UserError
-from fm_core.method.signatures import Interval
+from fm_core.method.types import Interval
 
 
 def like(t: Tensor, x: Tensor) -> Tensor:

@@ -12,9 +12,9 @@ from fm_core.config import MethodSection, ModelSection
 from fm_core.config.model import OF_KIND
 from fm_core.errors import UserError
 from fm_core.method.couplings import Coupling
-from fm_core.method.named import coupling_named, objective_named, path_named, times_named
 from fm_core.method.objectives import Objective
-from fm_core.method.times import Times
+from fm_core.method.registry import coupling_named, objective_named, path_named, times_named
+from fm_core.method.timestep_samplers import Times
 from fm_core.models.transformer import Transformer
 from fm_core.models.unet import UNet
 

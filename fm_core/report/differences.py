@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from fm_core.method.named import path_named
 from fm_core.method.paths import OptimalTransport
+from fm_core.method.registry import path_named
 from fm_core.report.published import TABLE_3, key_of
 
 SILENT = "not stated"

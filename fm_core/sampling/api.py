@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fm_core.config import RunConfig, merge, parse_config, read_yaml
 from fm_core.errors import UserError
 from fm_core.method.objectives import Objective
-from fm_core.method.solve import Solver
+from fm_core.method.ode import Solver
 from fm_core.sampling.checkpoint_source import Model, checkpoint_step, load_model, weights_file
 from fm_core.sampling.generate import Draw, generate
 

@@ -19,8 +19,8 @@ from torch import nn
 
 from fm_core.config import MethodSection, ModelSection, RunConfig
 from fm_core.errors import UserError
+from fm_core.method.dequantization import Quantiser
 from fm_core.method.objectives import Objective
-from fm_core.method.quantiser import Quantiser
 from fm_core.models.build import build_method, build_network
 from fm_core.run.directory import RunDirectory, step_name
 from fm_core.storage.atomic_files import read_json

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from fm_core.errors import UserError
 from fm_core.method.guidance import guided_velocity
-from fm_core.method.signatures import Velocity
-from fm_core.method.solve import Solver, forwards_per_call, solve
+from fm_core.method.ode import Solver, forwards_per_call, solve
+from fm_core.method.types import Velocity
 from fm_core.sampling.checkpoint_source import Model
 from fm_core.sampling.compiled_network import products
 from fm_core.storage import keyed_random

@@ -16,7 +16,7 @@ from fm_core.data.manifest import Block
 from fm_core.data.shard_format import ShardFile
 from fm_core.data.sources.base import Rows
 from fm_core.errors import UserError
-from fm_core.method.solve import Solver
+from fm_core.method.ode import Solver
 from fm_core.run.directory import RunDirectory, fingerprint, step_name
 from fm_core.sampling.generate import Batch, Draw
 from fm_core.storage.store import Store

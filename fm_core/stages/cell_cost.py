@@ -14,7 +14,7 @@ from fm_core.evaluation.likelihood import PROBES
 from fm_core.evaluation.nfe_curve import EVALUATIONS, points
 from fm_core.evaluation.plane import INSTANTS
 from fm_core.method.objectives import Objective, Regression
-from fm_core.method.solve import Solver
+from fm_core.method.ode import Solver
 from fm_core.models.flops import TRAINING_PASSES, flops_per_image, parameter_count
 from fm_core.models.mlp import MLP
 from fm_core.sampling.sample_store import solver_of

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from fm_core.config import CellSection, RunConfig, parse_config
 from fm_core.errors import UserError
 from fm_core.launch.online_eval import LEAST_IMAGES
-from fm_core.method.named import objective_named, path_named
 from fm_core.method.objectives import Objective
+from fm_core.method.registry import objective_named, path_named
 from fm_core.run.directory import RunDirectory
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from fm_core.config import ImagesSection, RunConfig, parse_config
 from fm_core.evaluation.threads import cpu_threads
 from fm_core.launch.dispatch import world
-from fm_core.method.solve import Solver
+from fm_core.method.ode import Solver
 from fm_core.run.artifact_cache import Cell
 from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Observer, Progress

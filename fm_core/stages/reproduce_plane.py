@@ -17,8 +17,8 @@ from fm_core.data.plane import ENTROPY, NAME
 from fm_core.errors import Stopped, UserError
 from fm_core.evaluation.plane import LIKELIHOOD_BATCH, PICTURE_TOLERANCE, judge
 from fm_core.evaluation.threads import cpu_threads
+from fm_core.method.compatibility import require_diffusion
 from fm_core.method.objectives import Objective
-from fm_core.method.pairs import require_diffusion
 from fm_core.method.paths import Path
 from fm_core.report.page import Section
 from fm_core.report.plane import Shown

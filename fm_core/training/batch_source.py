@@ -9,9 +9,9 @@ from fm_core.data.batches import Batch, Batches
 from fm_core.data.reader import ImageReader
 from fm_core.data.sampler import Sampler
 from fm_core.method.couplings import Coupling
+from fm_core.method.dequantization import Quantiser
 from fm_core.method.paths import Path, PathSample
-from fm_core.method.quantiser import Quantiser
-from fm_core.method.times import Times
+from fm_core.method.timestep_samplers import Times
 from fm_core.storage import keyed_random
 
 

@@ -16,7 +16,7 @@ from fm_core.data.sampler import ORDER_VERSION
 from fm_core.errors import Stopped, UserError
 from fm_core.launch.upload_handover import begin_afterwards, end_afterwards
 from fm_core.launch.worker_main import Rank, run_rank
-from fm_core.method.quantiser import Quantiser
+from fm_core.method.dequantization import Quantiser
 from fm_core.models.build import Method, build_method, build_network
 from fm_core.models.flops import flops_per_image
 from fm_core.run.directory import RunDirectory, identity

@@ -14,7 +14,7 @@ from fm_core.checkpoint.train_state import TrainState
 from fm_core.config import MethodSection, TrainSection
 from fm_core.data.sampler import GlobalShuffleSampler
 from fm_core.launch.worker_main import Rank
-from fm_core.method.quantiser import Quantiser
+from fm_core.method.dequantization import Quantiser
 from fm_core.models.build import build_method, build_network
 from fm_core.models.flops import flops_per_image
 from fm_core.storage.atomic_files import read_lines

@@ -85,7 +85,7 @@ def ours(task: dict, public: torch.nn.Module, x: torch.Tensor, solver: dict):
     from same_work import SIZES, model_section
 
     from fm_core.config import MethodSection, SampleSection
-    from fm_core.method.solve import Solver, solve
+    from fm_core.method.ode import Solver, solve
     from fm_core.models.adm_weights import from_adm
     from fm_core.models.build import build_method, build_network
     from fm_core.sampling.compiled_network import accelerated

@@ -83,7 +83,7 @@ Sample = Callable[[torch.Tensor], torch.Tensor]
 
 def ours(network: torch.nn.Module, solver: str) -> Sample:
     from fm_core.config import MethodSection
-    from fm_core.method.solve import Solver, solve
+    from fm_core.method.ode import Solver, solve
     from fm_core.models.build import build_method
 
     velocity = build_method(MethodSection()).objective.velocity(network)

@@ -19,7 +19,7 @@ from interleaved import answer
 from fm_core.config import RunConfig, load_config
 from fm_core.data.manifest import Manifest, load_manifest
 from fm_core.data.reader import ImageReader
-from fm_core.method.quantiser import Quantiser
+from fm_core.method.dequantization import Quantiser
 from fm_core.models.build import build_network
 from fm_core.training.lr_schedule import ema_decay, learning_rate
 

@@ -8,7 +8,7 @@ from fm_core.config import LikelihoodSection, MethodSection, ModelSection
 from fm_core.evaluation.likelihood import batch_bits, gathered, tightened
 from fm_core.evaluation.scores import likelihood_record, recognition_record
 from fm_core.evaluation.work import cut
-from fm_core.method.quantiser import Quantiser
+from fm_core.method.dequantization import Quantiser
 from fm_core.models.build import build_method
 from fm_core.sampling.checkpoint_source import Model
 from fm_core.storage import keyed_random

@@ -11,8 +11,8 @@ from fm_core.errors import UserError
 from fm_core.evaluation.extractor import Extractor
 from fm_core.evaluation.moments import Gaussian, Moments
 from fm_core.evaluation.nfe_curve import curve_part, curve_record, points
-from fm_core.method.quantiser import Quantiser
-from fm_core.method.solve import Solver
+from fm_core.method.dequantization import Quantiser
+from fm_core.method.ode import Solver
 from fm_core.models.build import build_method
 from fm_core.sampling.checkpoint_source import Model
 from fm_core.sampling.generate import Draw

@@ -7,7 +7,7 @@ import torch
 
 from fm_core.evaluation import self_tests as module
 from fm_core.evaluation.self_tests import self_tests
-from fm_core.method.solve import ADAPTIVE, FIXED
+from fm_core.method.ode import ADAPTIVE, FIXED
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import torch
 from fm_core.method.couplings import Coupling
 from fm_core.method.objectives import Regression
 from fm_core.method.paths import Path
-from fm_core.method.times import Times
+from fm_core.method.timestep_samplers import Times
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from closed_forms import PAIRS, PATHS, REGRESSIONS, gaussian, line, plane
 
 from fm_core.method.divergence import Exact, Hutchinson
 from fm_core.method.likelihood import log_density
-from fm_core.method.named import supported_pairs
+from fm_core.method.ode import Solver, solve
 from fm_core.method.paths import PathSample
-from fm_core.method.solve import Solver, solve
+from fm_core.method.registry import supported_pairs
 
 TIGHT = Solver("dopri8", rtol=1e-8, atol=1e-8)
 

@@ -6,13 +6,13 @@ from torch import nn
 
 from fm_core.config import MethodSection
 from fm_core.errors import UserError
-from fm_core.method.cnf import MaximumLikelihood
 from fm_core.method.divergence import Exact, Hutchinson
+from fm_core.method.flow_ode import MaximumLikelihood
 from fm_core.method.guidance import guided_velocity
 from fm_core.method.likelihood import log_density
 from fm_core.method.objectives import FlowMatching, NoisePrediction, ScoreMatching
+from fm_core.method.ode import Solver, solve
 from fm_core.method.paths import OptimalTransport, VarianceExploding, VariancePreserving
-from fm_core.method.solve import Solver, solve
 from fm_core.models.build import build_method
 
 TIGHT = {"rtol": 1e-8, "atol": 1e-8}

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from fm_core.errors import UserError
-from fm_core.method.couplings import Independent, MinibatchOptimalTransport
-from fm_core.method.times import EDMSkewed, LogitNormal, Uniform
+from fm_core.method.couplings import Independent
+from fm_core.method.minibatch_ot import MinibatchOptimalTransport
+from fm_core.method.timestep_samplers import EDMSkewed, LogitNormal, Uniform
 
 
 def batch(count, *shape, seed=0):

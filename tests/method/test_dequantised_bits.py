@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fm_core.errors import UserError
-from fm_core.method.bits import bits_per_dim, summarise
+from fm_core.method.bits_per_dim import bits_per_dim, summarise
+from fm_core.method.dequantization import Quantiser
 from fm_core.method.divergence import Exact, Hutchinson
-from fm_core.method.quantiser import Quantiser
-from fm_core.method.solve import Solver
+from fm_core.method.ode import Solver
 from fm_core.storage.keyed_random import rademacher, uniform
 
 LEVELS = st.integers(2, 256)

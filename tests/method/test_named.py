@@ -4,21 +4,21 @@ import pytest
 import torch
 from closed_forms import plane
 
-import fm_core.method.pairs
+import fm_core.method.compatibility
 from fm_core.errors import UserError
 from fm_core.method.affine import Affine
 from fm_core.method.divergence import Exact
 from fm_core.method.likelihood import log_density
-from fm_core.method.named import (
+from fm_core.method.objectives import DataPrediction, NoisePrediction, ScoreFlow, ScoreMatching
+from fm_core.method.ode import Solver
+from fm_core.method.paths import OptimalTransport
+from fm_core.method.registry import (
     coupling_named,
     objective_named,
     path_named,
     supported_pairs,
     times_named,
 )
-from fm_core.method.objectives import DataPrediction, NoisePrediction, ScoreFlow, ScoreMatching
-from fm_core.method.paths import OptimalTransport
-from fm_core.method.solve import Solver
 
 PATHS = ["optimal-transport", "variance-preserving", "variance-exploding", "cosine"]
 OBJECTIVES = [
@@ -33,7 +33,7 @@ OBJECTIVES = [
 
 def test_the_matrix_in_the_documentation_is_the_one_computed():
     pairs, written = supported_pairs(), {}
-    lines = (fm_core.method.pairs.__doc__ or "").splitlines()
+    lines = (fm_core.method.compatibility.__doc__ or "").splitlines()
     header = next(line.split()[1:] for line in lines if line.split()[:1] == ["objective"])
     for line in lines:
         objective, *cells = line.replace("[0, ", "[0,").replace(" - ", "-").split() or [""]

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from fm_core.method.couplings import MinibatchOptimalTransport
 from fm_core.method.divergence import Exact
 from fm_core.method.likelihood import log_density
+from fm_core.method.minibatch_ot import MinibatchOptimalTransport
 from fm_core.method.objectives import DataPrediction, NoisePrediction
+from fm_core.method.ode import Solver
 from fm_core.method.paths import Cosine, OptimalTransport, VariancePreserving
-from fm_core.method.solve import Solver
 
 pytestmark = pytest.mark.slow
 

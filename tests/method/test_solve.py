@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fm_core.errors import UserError
-from fm_core.method.solve import ADAPTIVE, FIXED, Solver, integrate, solve
+from fm_core.method.ode import ADAPTIVE, FIXED, Solver, integrate, solve
 
 STAGES = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}
 

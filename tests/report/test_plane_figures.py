@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fm_core.method.named import path_named
+from fm_core.method.registry import path_named
 from fm_core.report.plane import (
     Shown,
     conditional_field,

@@ -6,8 +6,8 @@ import torch
 from checkpoints import CPU, MODEL, SHAPE, checkpoint, config_at, make, pixels, samples_of
 
 from fm_core.errors import UserError
-from fm_core.method.quantiser import Quantiser
-from fm_core.method.solve import Solver
+from fm_core.method.dequantization import Quantiser
+from fm_core.method.ode import Solver
 from fm_core.sampling.checkpoint_source import load_model, weights_file
 from fm_core.sampling.generate import Draw, generate, instants
 from fm_core.sampling.sample_worker import TRAJECTORY_FRAMES

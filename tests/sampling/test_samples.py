@@ -12,7 +12,7 @@ from checkpoints import CPU, SHAPE, checkpoint, config_at, make, pixels, samples
 
 from fm_core.errors import Stopped, UserError
 from fm_core.launch.worker_main import Rank
-from fm_core.method.solve import Solver
+from fm_core.method.ode import Solver
 from fm_core.sampling.checkpoint_source import load_model
 from fm_core.sampling.generate import Draw, generate
 from fm_core.sampling.sample_store import draw_of, protocol_of, sample_key

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fm_core.config import SampleSection
-from fm_core.method.solve import Solver, solve
+from fm_core.method.ode import Solver, solve
 from fm_core.models.mlp import MLP
 from fm_core.models.unet import UNet
 from fm_core.sampling.compiled_network import Compiled, accelerated

@@ -11,7 +11,7 @@ from fm_core.checkpoint.format import Retention
 from fm_core.config import MethodSection, TrainSection
 from fm_core.data.sampler import GlobalShuffleSampler
 from fm_core.launch.worker_main import Rank
-from fm_core.method.quantiser import Quantiser
+from fm_core.method.dequantization import Quantiser
 from fm_core.models.build import build_method
 from fm_core.storage.atomic_files import read_lines
 from fm_core.training.batch_source import BatchSource

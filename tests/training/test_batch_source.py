@@ -7,7 +7,7 @@ import torch
 from fm_core.config import MethodSection, TrainSection
 from fm_core.data.sampler import GlobalShuffleSampler
 from fm_core.errors import UserError
-from fm_core.method.quantiser import Quantiser
+from fm_core.method.dequantization import Quantiser
 from fm_core.models.build import build_method
 from fm_core.training.batch_source import BatchSource, ambient_seed
 from fm_core.training.engine import micro_batch_of

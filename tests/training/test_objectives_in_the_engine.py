@@ -8,7 +8,7 @@ from objectives_rank import METHODS
 
 from fm_core.config import RunConfig
 from fm_core.errors import UserError
-from fm_core.method.named import supported_pairs
+from fm_core.method.registry import supported_pairs
 from fm_core.stages.train import check
 
 pytestmark = pytest.mark.slow

@@ -17,9 +17,9 @@ from fm_core.method.couplings import Coupling, Independent
 from fm_core.method.divergence import Divergence, Exact, Hutchinson
 from fm_core.method.likelihood import normal_log_density
 from fm_core.method.objectives import Objective
+from fm_core.method.ode import Solver, State, integrate
 from fm_core.method.paths import Path, PathSample
-from fm_core.method.signatures import Network
-from fm_core.method.solve import Solver, State, integrate
+from fm_core.method.types import Network
 
 
 class MaximumLikelihood(Objective):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fm_core.errors import UserError
-from fm_core.method.signatures import Interval
+from fm_core.method.types import Interval
 
 
 class Times(ABC):

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fm_core.method.dequantization import Quantiser
 from fm_core.method.divergence import Divergence
 from fm_core.method.likelihood import log_density, log_mean_exp
-from fm_core.method.quantiser import Quantiser
-from fm_core.method.signatures import Interval, Velocity
-from fm_core.method.solve import Solver
+from fm_core.method.ode import Solver
+from fm_core.method.types import Interval, Velocity
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchdiffeq import odeint
 
 from fm_core.errors import UserError
-from fm_core.method.signatures import Interval, Velocity
+from fm_core.method.types import Interval, Velocity
 
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun", "scipy_solver")
 FIXED = ("euler", "midpoint", "heun2", "heun3", "rk4", "implicit_adams")

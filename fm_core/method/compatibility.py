@@ -25,7 +25,7 @@ import torch
 
 from fm_core.errors import UserError
 from fm_core.method.paths import Path
-from fm_core.method.signatures import Interval
+from fm_core.method.types import Interval
 
 ALPHA_FLOOR = 1e-3
 SIGMA_FLOOR = 1e-3

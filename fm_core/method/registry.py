@@ -13,8 +13,8 @@ from typing import TypeVar
 
 import fm_core.method
 from fm_core.errors import UserError
-from fm_core.method import couplings, objectives, paths, times
-from fm_core.method.signatures import Interval
+from fm_core.method import couplings, objectives, paths, timestep_samplers
+from fm_core.method.types import Interval
 
 T = TypeVar("T")
 Option = float | int | str | bool
@@ -43,9 +43,11 @@ def coupling_named(name: str, options: Mapping[str, Option] | None = None) -> co
     return _build(couplings.Coupling, "coupling", name, (), options)
 
 
-def times_named(name: str, interval: Interval, options: Mapping[str, Option] | None = None) -> times.Times:
+def times_named(
+    name: str, interval: Interval, options: Mapping[str, Option] | None = None
+) -> timestep_samplers.Times:
     """The time distribution of that name on an interval; raises UserError as `path_named`."""
-    return _build(times.Times, "time distribution", name, (interval,), options)
+    return _build(timestep_samplers.Times, "time distribution", name, (interval,), options)
 
 
 def supported_pairs() -> dict[tuple[str, str], Interval | str]:
