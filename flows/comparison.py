@@ -14,7 +14,7 @@ from fm_core.config import RunConfig
 from fm_core.stages.result import StageResult
 
 if TYPE_CHECKING:
-    from fm_core.report.page import Section
+    from fm_core.report.html import Section
 
 
 def say_cost(config: RunConfig) -> None:
@@ -43,7 +43,7 @@ def figures(config: RunConfig, result: StageResult) -> None:
 
 def told(sections: Sequence["Section"], head: str) -> str:
     """The tables of a page in Markdown, each under its heading and remark."""
-    from fm_core.report.page import Table
+    from fm_core.report.html import Table
 
     parts = [head]
     for section in sections:
@@ -55,7 +55,7 @@ def told(sections: Sequence["Section"], head: str) -> str:
 
 def pictures(sections: Sequence["Section"]) -> list[tuple[str, str, str]]:
     """Key, data: URI and caption of each figure of a page; several of one section are numbered."""
-    from fm_core.report.page import Figure
+    from fm_core.report.html import Figure
 
     found: list[tuple[str, str, str]] = []
     for section in sections:

@@ -45,9 +45,9 @@ def dataset_card(config: RunConfig, result: StageResult) -> None:
 
 def loss_curve(config: RunConfig, result: StageResult) -> None:
     """The training loss against images seen."""
-    from fm_core.report import pictures
+    from fm_core.report import image_grids
 
-    curve = pictures.loss_curve(read_lines(Path(result.paths["metrics"])))
+    curve = image_grids.loss_curve(read_lines(Path(result.paths["metrics"])))
     create_image_artifact(picture(curve), key="loss-curve", description=f"Training loss: {result.summary}")
 
 

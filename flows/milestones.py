@@ -47,7 +47,7 @@ class Milestones:
 def show_distances(scores: list[dict[str, Any]]) -> None:
     """The distance of each scored checkpoint as a curve and a table."""
     from flows.pictures import picture
-    from fm_core.report.pictures import distance_curve
+    from fm_core.report.image_grids import distance_curve
 
     best = min(scores, key=lambda line: line["frechet_distance"])
     what = f"Fréchet distance ({best['features']} features, {best['images']} images)"

@@ -10,7 +10,7 @@ def picture(png: bytes) -> str:
     """A data: URI of a picture, made smaller until it can travel inside an artifact."""
     from PIL import Image
 
-    from fm_core.report.pictures import data_uri
+    from fm_core.report.image_grids import data_uri
 
     if len(png) <= PICTURE_BYTES:
         return data_uri(png)

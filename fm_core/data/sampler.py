@@ -1,9 +1,9 @@
 """Samplers: the global order of image ids, a function of (seed, stream position).
 
-A stream position counts images since the stream began. No sampler knows of batches or shards, so resuming
-needs one integer. GlobalShuffleSampler permutes each epoch as a whole; its stream is the same for any number of
-processes. BlockShuffleSampler is for data larger than a node's disk: it shuffles blocks, and images in a
-bounded window.
+A stream position counts images since the stream began. No sampler knows of batches or shards, so
+resuming needs one integer. GlobalShuffleSampler permutes each epoch as a whole; its stream is the same
+for any number of processes. BlockShuffleSampler is for data larger than a node's disk: it shuffles
+blocks, and images in a bounded window.
 
 Positions are dealt to V virtual ranks, `run` consecutive ones at a time. In each epoch the blocks are
 permuted and joined, the sequence is cut into V segments, and each virtual rank goes through its

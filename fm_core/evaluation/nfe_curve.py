@@ -9,9 +9,9 @@ from torch import Tensor
 
 from fm_core.config import NfeCurveSection
 from fm_core.errors import UserError
-from fm_core.evaluation.extractor import Extractor
-from fm_core.evaluation.frechet import distance
-from fm_core.evaluation.moments import Gaussian
+from fm_core.evaluation.features.extractor import Extractor
+from fm_core.evaluation.metrics.feature_statistics import Gaussian
+from fm_core.evaluation.metrics.frechet import distance
 from fm_core.method.ode import ADAPTIVE, Solver, forwards_per_call, solve
 from fm_core.sampling.checkpoint_source import Model
 from fm_core.sampling.compiled_network import products

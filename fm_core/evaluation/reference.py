@@ -15,10 +15,10 @@ from fm_core.config import EvaluateSection
 from fm_core.data.manifest import Manifest
 from fm_core.data.reader import ImageReader
 from fm_core.errors import UserError
-from fm_core.evaluation.extractor import Extractor
-from fm_core.evaluation.moments import Gaussian, Moments
-from fm_core.evaluation.statistics import read_statistics
-from fm_core.evaluation.work import Work, cut
+from fm_core.evaluation.features.extractor import Extractor
+from fm_core.evaluation.metrics.feature_statistics import Gaussian, Moments
+from fm_core.evaluation.reference_statistics import read_statistics
+from fm_core.evaluation.resumable_parts import Work, cut
 from fm_core.run.directory import fingerprint
 from fm_core.storage.store import Store
 

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from fm_core.config import EvaluateSection
-from fm_core.evaluation.extractor import Extractor
-from fm_core.evaluation.frechet import distance
-from fm_core.evaluation.inception_score import inception_score
-from fm_core.evaluation.kernel import kernel_distance
-from fm_core.evaluation.likelihood import Likelihood
-from fm_core.evaluation.neighbours import NEIGHBOURS, duplicates, precision_and_recall
+from fm_core.evaluation.dataset_likelihood import Likelihood
+from fm_core.evaluation.features.extractor import Extractor
+from fm_core.evaluation.metrics.frechet import distance
+from fm_core.evaluation.metrics.inception_score import inception_score
+from fm_core.evaluation.metrics.kid import kernel_distance
+from fm_core.evaluation.metrics.precision_recall import NEIGHBOURS, duplicates, precision_and_recall
 from fm_core.evaluation.reference import Reference, evenly_spaced
 
 CONFIDENCE = 0.9

@@ -8,12 +8,17 @@ import torch
 from torch import Tensor
 
 from fm_core.errors import UserError
-from fm_core.evaluation.frechet import distance, distance_alone, frechet_distance, frechet_distance_of_few
-from fm_core.evaluation.inception import torch_fidelity_module
-from fm_core.evaluation.inception_score import inception_score
-from fm_core.evaluation.kernel import kernel_distance
-from fm_core.evaluation.moments import Gaussian, Moments
-from fm_core.evaluation.neighbours import precision_and_recall
+from fm_core.evaluation.features.inception import torch_fidelity_module
+from fm_core.evaluation.metrics.feature_statistics import Gaussian, Moments
+from fm_core.evaluation.metrics.frechet import (
+    distance,
+    distance_alone,
+    frechet_distance,
+    frechet_distance_of_few,
+)
+from fm_core.evaluation.metrics.inception_score import inception_score
+from fm_core.evaluation.metrics.kid import kernel_distance
+from fm_core.evaluation.metrics.precision_recall import precision_and_recall
 from fm_core.method.bits_per_dim import bits_per_dim
 from fm_core.method.dequantization import Quantiser
 from fm_core.method.divergence import Exact, Hutchinson
@@ -192,7 +197,7 @@ def _fixed(method: str) -> Solver:
 
 
 def _classifier() -> str:
-    from fm_core.evaluation.classifier import read, train_classifier
+    from fm_core.evaluation.features.classifier import read, train_classifier
 
     pixels, labels = _digits_and_labels()
     classifier = train_classifier(pixels[:64], labels[:64], 17, 10, seed=0, steps=2, batch_size=16)

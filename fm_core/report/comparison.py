@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 from torch import Tensor
 
-from fm_core.report.pictures import strip
+from fm_core.report.image_grids import strip
 
 WAY_COLUMNS = 9
 """Times of a way from noise that are shown, the first and the last among them."""

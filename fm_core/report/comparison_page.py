@@ -8,8 +8,8 @@ from torch import Tensor
 
 from fm_core.report.comparison import Line, against_evaluations, against_images, from_one_noise
 from fm_core.report.differences import differences, trained
-from fm_core.report.page import Figure, Section, Table, page
-from fm_core.report.pictures import data_uri, grid, png
+from fm_core.report.html import Figure, Section, Table, page
+from fm_core.report.image_grids import data_uri, grid, png
 from fm_core.report.published import DRAWS, key_of, published
 
 CLAIMS = {

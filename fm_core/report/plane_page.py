@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fm_core.method.paths import Path
-from fm_core.report.page import Figure, Section, Table, page
-from fm_core.report.pictures import data_uri
+from fm_core.report.html import Figure, Section, Table, page
+from fm_core.report.image_grids import data_uri
 from fm_core.report.plane import (
     Shown,
     conditional_fields,

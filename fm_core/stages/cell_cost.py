@@ -10,7 +10,7 @@ import torch
 
 from fm_core.config import ImagesSection, PlaneSection, RunConfig
 from fm_core.errors import UserError
-from fm_core.evaluation.likelihood import PROBES
+from fm_core.evaluation.dataset_likelihood import PROBES
 from fm_core.evaluation.nfe_curve import EVALUATIONS, points
 from fm_core.evaluation.plane import INSTANTS
 from fm_core.method.objectives import Objective, Regression

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fm_core.errors import UserError
-from fm_core.report.scores import Comparison, Entry, compared
+from fm_core.report.score_table import Comparison, Entry, compared
 from fm_core.storage.atomic_files import read_json
 
 

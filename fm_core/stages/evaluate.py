@@ -13,14 +13,14 @@ from torch import Tensor
 
 from fm_core.config import RunConfig
 from fm_core.errors import Stopped, UserError
-from fm_core.evaluation.frechet import distance_alone
-from fm_core.evaluation.likelihood import gathered
+from fm_core.evaluation.dataset_likelihood import gathered
+from fm_core.evaluation.evaluation_run import CHECK, CURVE, HELD_OUT, LIKELIHOOD, SAMPLES, Evaluation
+from fm_core.evaluation.metrics.frechet import distance_alone
 from fm_core.evaluation.nfe_curve import curve_record
-from fm_core.evaluation.plan import CHECK, CURVE, HELD_OUT, LIKELIHOOD, SAMPLES, Evaluation
 from fm_core.evaluation.reference import guard
+from fm_core.evaluation.reference_statistics import write_statistics
 from fm_core.evaluation.scores import Parts, cost_record, image_scores, joined, likelihood_record
-from fm_core.evaluation.statistics import write_statistics
-from fm_core.evaluation.threads import cpu_threads
+from fm_core.evaluation.torch_threads import cpu_threads
 from fm_core.launch.dispatch import device_count, world
 from fm_core.launch.online_eval import LEAST_IMAGES
 from fm_core.launch.supervisor import Duty, supervise
@@ -113,7 +113,7 @@ def _work(
             control=run.path / "evaluation" / evaluation.folder / evaluation.key,
             logs=run.path / "logs",
             stage="evaluate",
-            module="fm_core.evaluation.rank",
+            module="fm_core.evaluation.evaluation_worker",
             config=config.model_copy(update={"launch": launch}),
             complete=lambda: not any(work.missing() for work in works),
         )

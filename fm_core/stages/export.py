@@ -11,8 +11,8 @@ import torch
 from fm_core.config import RunConfig, dump_yaml
 from fm_core.data.manifest import load_manifest
 from fm_core.errors import UserError
-from fm_core.report.card import model_card
-from fm_core.report.scores import Entry
+from fm_core.report.model_card import model_card
+from fm_core.report.score_table import Entry
 from fm_core.run.directory import RunDirectory, step_name
 from fm_core.run.progress import Observer, Progress, unobserved
 from fm_core.run.stage_runner import recorded

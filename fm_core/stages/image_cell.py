@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fm_core.config import ImagesSection, RunConfig, parse_config
-from fm_core.evaluation.threads import cpu_threads
+from fm_core.evaluation.torch_threads import cpu_threads
 from fm_core.launch.dispatch import world
 from fm_core.method.ode import Solver
 from fm_core.run.artifact_cache import Cell

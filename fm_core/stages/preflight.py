@@ -10,7 +10,7 @@ from fm_core.data.dataset_builder import check_source
 from fm_core.data.manifest import load_manifest
 from fm_core.data.sources import open_source
 from fm_core.errors import UserError
-from fm_core.evaluation.plan import check_judges
+from fm_core.evaluation.evaluation_run import check_judges
 from fm_core.launch.online_eval import LEAST_IMAGES, check_beside
 from fm_core.models.build import network_shape
 from fm_core.run.directory import RunDirectory

@@ -7,10 +7,10 @@ import torch
 from fm_core.config import RunConfig, dump_yaml
 from fm_core.data.manifest import Manifest, load_manifest
 from fm_core.errors import UserError
-from fm_core.evaluation.own_labels import MOST_IMAGES, first_images
-from fm_core.report.page import Figure, Section, Table, page
-from fm_core.report.pictures import animation, data_uri, grid, loss_curve, nearest, png, strip
-from fm_core.report.scores import WARNING, Entry, compared, scores_section
+from fm_core.evaluation.features.classifier_features import MOST_IMAGES, first_images
+from fm_core.report.html import Figure, Section, Table, page
+from fm_core.report.image_grids import animation, data_uri, grid, loss_curve, nearest, png, strip
+from fm_core.report.score_table import WARNING, Entry, compared, scores_section
 from fm_core.run.directory import RunDirectory, fingerprint, step_name
 from fm_core.run.progress import Observer, Progress, unobserved
 from fm_core.run.stage_runner import recorded

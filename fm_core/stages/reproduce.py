@@ -1,7 +1,7 @@
 """The paper's comparison as one command."""
 
 from fm_core.config import RunConfig
-from fm_core.report.page import Section
+from fm_core.report.html import Section
 from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Observer, unobserved
 from fm_core.run.stage_runner import recorded

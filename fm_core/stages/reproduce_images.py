@@ -12,7 +12,7 @@ from fm_core.config import RunConfig
 from fm_core.errors import Stopped
 from fm_core.evaluation.comparison import by_objective, claims, curves, summary
 from fm_core.report.comparison_page import comparison_page, comparison_sections
-from fm_core.report.page import Section
+from fm_core.report.html import Section
 from fm_core.run.artifact_cache import alone
 from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Observer, Progress

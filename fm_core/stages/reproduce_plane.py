@@ -16,11 +16,11 @@ from fm_core.config import CellSection, PlaneSection, RunConfig
 from fm_core.data.plane import ENTROPY, NAME
 from fm_core.errors import Stopped, UserError
 from fm_core.evaluation.plane import LIKELIHOOD_BATCH, PICTURE_TOLERANCE, judge
-from fm_core.evaluation.threads import cpu_threads
+from fm_core.evaluation.torch_threads import cpu_threads
 from fm_core.method.compatibility import require_diffusion
 from fm_core.method.objectives import Objective
 from fm_core.method.paths import Path
-from fm_core.report.page import Section
+from fm_core.report.html import Section
 from fm_core.report.plane import Shown
 from fm_core.report.plane_page import plane_page, plane_sections
 from fm_core.run.artifact_cache import Cell, Part, alone

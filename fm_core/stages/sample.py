@@ -8,7 +8,7 @@ from torch import Tensor
 from fm_core.config import RunConfig
 from fm_core.errors import UserError
 from fm_core.launch.supervisor import Duty, supervise
-from fm_core.report.pictures import animation, grid, png, strip
+from fm_core.report.image_grids import animation, grid, png, strip
 from fm_core.run.directory import RunDirectory, differences
 from fm_core.run.progress import Observer, Progress, unobserved
 from fm_core.run.stage_runner import recorded

@@ -22,8 +22,8 @@ import torch
 from fm_core.config import RunConfig, dump_yaml, load_config
 from fm_core.data.manifest import load_manifest
 from fm_core.errors import Stopped, UserError
-from fm_core.evaluation.extractor import open_extractor
-from fm_core.evaluation.threads import cpu_threads
+from fm_core.evaluation.features.extractor import open_extractor
+from fm_core.evaluation.torch_threads import cpu_threads
 from fm_core.launch.dispatch import GRACE_SECONDS, device_count, world
 from fm_core.stages.cells import CellRun, cell_runs
 from fm_core.stages.image_cell import PARTS, OnParts, make_cell

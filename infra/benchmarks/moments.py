@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def child(task: dict) -> None:
-    from fm_core.evaluation.moments import Gaussian, Moments
+    from fm_core.evaluation.metrics.feature_statistics import Gaussian, Moments
 
     rows, real = (features(task["images"], task["features"], seed) for seed in (1, 2))
     reference = Gaussian.of(Moments.of(real))
@@ -78,8 +78,8 @@ def features(count: int, dimension: int, seed: int) -> torch.Tensor:
 
 
 def ours(name: str, rows: torch.Tensor, reference):
-    from fm_core.evaluation.frechet import distance, frechet_distance
-    from fm_core.evaluation.moments import Moments
+    from fm_core.evaluation.metrics.feature_statistics import Moments
+    from fm_core.evaluation.metrics.frechet import distance, frechet_distance
 
     if name != "value":
         return distance(rows, reference, limit=name == "evaluate").value, None

@@ -15,9 +15,9 @@ sys.path[:0] = [str(Path(__file__).parents[2]), str(folder)]  # folder holds the
 from fm_core.config import EvaluateSection  # noqa: E402
 from fm_core.data.manifest import load_manifest  # noqa: E402
 from fm_core.errors import UserError  # noqa: E402
-from fm_core.evaluation import inception  # noqa: E402
-from fm_core.evaluation.extractor import as_rgb, open_extractor  # noqa: E402
-from fm_core.evaluation.inception import torch_fidelity_module  # noqa: E402
+from fm_core.evaluation.features import inception  # noqa: E402
+from fm_core.evaluation.features.extractor import as_rgb, open_extractor  # noqa: E402
+from fm_core.evaluation.features.inception import torch_fidelity_module  # noqa: E402
 
 manifest = load_manifest(root, name)
 

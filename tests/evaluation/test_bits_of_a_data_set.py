@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from fm_core.config import LikelihoodSection, MethodSection, ModelSection
-from fm_core.evaluation.likelihood import batch_bits, gathered, tightened
+from fm_core.evaluation.dataset_likelihood import batch_bits, gathered, tightened
+from fm_core.evaluation.resumable_parts import cut
 from fm_core.evaluation.scores import likelihood_record, recognition_record
-from fm_core.evaluation.work import cut
 from fm_core.method.dequantization import Quantiser
 from fm_core.models.build import build_method
 from fm_core.sampling.checkpoint_source import Model

@@ -3,7 +3,14 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from fm_core.evaluation.classifier import Classifier, accuracy, impostors, read, shifted, train_classifier
+from fm_core.evaluation.features.classifier import (
+    Classifier,
+    accuracy,
+    impostors,
+    read,
+    shifted,
+    train_classifier,
+)
 
 
 @pytest.fixture(scope="module")

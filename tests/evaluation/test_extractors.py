@@ -12,8 +12,8 @@ from torch import nn
 
 from fm_core.config import EvaluateSection
 from fm_core.errors import UserError
-from fm_core.evaluation.extractor import as_rgb, open_extractor
-from fm_core.evaluation.weights import verified_weights
+from fm_core.evaluation.features.extractor import as_rgb, open_extractor
+from fm_core.evaluation.features.extractor_weights import verified_weights
 
 CPU = torch.device("cpu")
 HERE = Path(__file__).parent

@@ -5,8 +5,8 @@ import pytest
 import scipy.linalg
 import torch
 
-from fm_core.evaluation.frechet import distance, frechet_distance, frechet_distance_of_few
-from fm_core.evaluation.moments import Gaussian, Moments
+from fm_core.evaluation.metrics.feature_statistics import Gaussian, Moments
+from fm_core.evaluation.metrics.frechet import distance, frechet_distance, frechet_distance_of_few
 
 
 def features(count, dimension, seed, scale=1.0, shift=0.0):

@@ -8,8 +8,8 @@ from torch import nn
 
 from fm_core.config import MethodSection, ModelSection, NfeCurveSection
 from fm_core.errors import UserError
-from fm_core.evaluation.extractor import Extractor
-from fm_core.evaluation.moments import Gaussian, Moments
+from fm_core.evaluation.features.extractor import Extractor
+from fm_core.evaluation.metrics.feature_statistics import Gaussian, Moments
 from fm_core.evaluation.nfe_curve import curve_part, curve_record, points
 from fm_core.method.dequantization import Quantiser
 from fm_core.method.ode import Solver

@@ -11,11 +11,11 @@ import pytest
 import torch
 from environments import environment_with
 
-from fm_core.evaluation.frechet import frechet_distance, frechet_distance_of_few
-from fm_core.evaluation.inception_score import inception_score
-from fm_core.evaluation.kernel import kernel_distance
-from fm_core.evaluation.moments import Gaussian, Moments
-from fm_core.evaluation.neighbours import precision_and_recall
+from fm_core.evaluation.metrics.feature_statistics import Gaussian, Moments
+from fm_core.evaluation.metrics.frechet import frechet_distance, frechet_distance_of_few
+from fm_core.evaluation.metrics.inception_score import inception_score
+from fm_core.evaluation.metrics.kid import kernel_distance
+from fm_core.evaluation.metrics.precision_recall import precision_and_recall
 
 pytestmark = pytest.mark.slow
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from fm_core.evaluation.inception_score import inception_score
-from fm_core.evaluation.kernel import kernel_distance
-from fm_core.evaluation.neighbours import duplicates, precision_and_recall
-from fm_core.evaluation.plan import digests
+from fm_core.evaluation.evaluation_run import digests
+from fm_core.evaluation.metrics.inception_score import inception_score
+from fm_core.evaluation.metrics.kid import kernel_distance
+from fm_core.evaluation.metrics.precision_recall import duplicates, precision_and_recall
 
 
 def normal(count, dimension, seed, shift=0.0):

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from fm_core.config import EvaluateSection
-from fm_core.evaluation import own_labels
-from fm_core.evaluation.classifier import Classifier
-from fm_core.evaluation.own_labels import data_set_extractor, first_images
+from fm_core.evaluation.features import classifier_features
+from fm_core.evaluation.features.classifier import Classifier
+from fm_core.evaluation.features.classifier_features import data_set_extractor, first_images
 from fm_core.evaluation.reference import Reference
 from fm_core.evaluation.scores import image_scores
 
@@ -18,9 +18,9 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def extractor(digits, manifest, monkeypatch):
     """One that was never trained: quick, and as good as any here."""
-    monkeypatch.setattr(own_labels, "RECIPE", {"classifier": "untrained", "seed": 0})
+    monkeypatch.setattr(classifier_features, "RECIPE", {"classifier": "untrained", "seed": 0})
     monkeypatch.setattr(
-        own_labels, "train_classifier", lambda *_, device, on_progress: Classifier(1, 8, 10).eval()
+        classifier_features, "train_classifier", lambda *_, device, on_progress: Classifier(1, 8, 10).eval()
     )
     return data_set_extractor(digits.data.root, manifest, CPU, lambda step, steps, loss: None)
 
@@ -38,10 +38,10 @@ def test_its_accuracy_is_told_with_the_images_that_it_was_measured_on(digits, ma
 
 
 def test_a_record_of_before_that_was_told_is_read(digits, manifest, extractor):
-    folder = own_labels.Store.at(digits.data.root, manifest.name, "evaluation").local
+    folder = classifier_features.Store.at(digits.data.root, manifest.name, "evaluation").local
     for path in folder.glob("classifier-*.json"):
         record = json.loads(path.read_text())
-        if record["recipe"] == own_labels.RECIPE:
+        if record["recipe"] == classifier_features.RECIPE:
             path.write_text(json.dumps({k: v for k, v in record.items() if k != "held_out_images"}))
     again = data_set_extractor(digits.data.root, manifest, CPU, lambda step, steps, loss: None)
     assert (again.sha256, again.held_out_images) == (extractor.sha256, 300)

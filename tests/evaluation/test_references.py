@@ -9,12 +9,12 @@ import torch
 from fm_core.config import EvaluateSection
 from fm_core.data.manifest import load_manifest
 from fm_core.errors import UserError
-from fm_core.evaluation.extractor import Extractor
-from fm_core.evaluation.frechet import distance_alone
-from fm_core.evaluation.moments import Gaussian, Moments
-from fm_core.evaluation.own_labels import first_images
+from fm_core.evaluation.features.classifier_features import first_images
+from fm_core.evaluation.features.extractor import Extractor
+from fm_core.evaluation.metrics.feature_statistics import Gaussian, Moments
+from fm_core.evaluation.metrics.frechet import distance_alone
 from fm_core.evaluation.reference import Split, evenly_spaced, guard, imported
-from fm_core.evaluation.statistics import read_statistics, write_statistics
+from fm_core.evaluation.reference_statistics import read_statistics, write_statistics
 
 PROJECTION = torch.randn(64, 20, generator=torch.Generator().manual_seed(0))
 EXTRACTOR = Extractor("projection", "1" * 64, lambda images: (images.flatten(1).float() @ PROJECTION, None))

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from fm_core.config import merge, parse_config
-from fm_core.evaluation import plan, reference, sources
-from fm_core.evaluation.plan import HELD_OUT, REFERENCE, SAMPLES, Evaluation
-from fm_core.evaluation.rank import evaluate
+from fm_core.evaluation import evaluation_run, image_sources, reference
+from fm_core.evaluation.evaluation_run import HELD_OUT, REFERENCE, SAMPLES, Evaluation
+from fm_core.evaluation.evaluation_worker import evaluate
 from fm_core.evaluation.scores import image_scores
 from fm_core.launch.worker_main import Rank
 
@@ -49,8 +49,8 @@ def scores(digits, images, tmp_path, monkeypatch):
     def made(ranks, part):
         for module, name in (
             (reference, "PART_IMAGES"),
-            (plan, "HELD_OUT_PART"),
-            (sources, "PART_IMAGES"),
+            (evaluation_run, "HELD_OUT_PART"),
+            (image_sources, "PART_IMAGES"),
         ):
             monkeypatch.setattr(module, name, part)
         root = tmp_path / f"{ranks}-{part}"

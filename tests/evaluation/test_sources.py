@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from fm_core.errors import UserError
-from fm_core.evaluation.sources import outside
+from fm_core.evaluation.image_sources import outside
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import torch
 
 from fm_core.config import EvaluateSection
 from fm_core.errors import UserError
-from fm_core.evaluation import plan
-from fm_core.evaluation.plan import Evaluation, check_splits
+from fm_core.evaluation import evaluation_run
+from fm_core.evaluation.evaluation_run import Evaluation, check_splits
 
 
 def without(manifest, split):
@@ -15,7 +15,7 @@ def without(manifest, split):
 
 
 def test_an_evaluation_without_held_out_images_is_refused_in_one_line(digits, manifest, monkeypatch):
-    monkeypatch.setattr(plan, "load_manifest", lambda root, name: without(manifest, "val"))
+    monkeypatch.setattr(evaluation_run, "load_manifest", lambda root, name: without(manifest, "val"))
     with pytest.raises(
         UserError, match=r"data.name digits has no split val, only train: real held-out"
     ) as told:
@@ -44,4 +44,4 @@ def test_statistics_from_outside_need_no_training_images(manifest):
 def test_a_hash_of_weights_that_the_classifier_does_not_take_is_refused():
     settings = EvaluateSection.model_validate({"weights_sha256": "0" * 64})
     with pytest.raises(UserError, match=r"evaluate.weights_sha256: the classifier is trained here"):
-        plan.check_judges(settings)
+        evaluation_run.check_judges(settings)

@@ -10,8 +10,8 @@ from flows.exhibits import facts
 from flows.pictures import PICTURE_BYTES, picture
 from flows.pipeline import headline
 from flows.progress import describe, duration, percentage
-from fm_core.report.page import Figure, Section, Table
-from fm_core.report.pictures import data_uri
+from fm_core.report.html import Figure, Section, Table
+from fm_core.report.image_grids import data_uri
 from fm_core.run.progress import Progress
 from fm_core.stages.result import StageResult
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fm_core.report.page import Figure, Section, Table, page
-from fm_core.report.pictures import data_uri, grid, loss_curve, nearest, png
+from fm_core.report.html import Figure, Section, Table, page
+from fm_core.report.image_grids import data_uri, grid, loss_curve, nearest, png
 
 
 class Reader(HTMLParser):

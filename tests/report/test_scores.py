@@ -7,7 +7,7 @@ import pytest
 
 from fm_core import cli
 from fm_core.errors import UserError
-from fm_core.report.scores import WARNING, Entry, compared, scores_section
+from fm_core.report.score_table import WARNING, Entry, compared, scores_section
 from fm_core.stages.compare import compare
 
 PROTOCOL = {

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from fm_core.config import PlaneSection
-from fm_core.evaluation.threads import cpu_threads
+from fm_core.evaluation.torch_threads import cpu_threads
 from fm_core.method.registry import objective_named, path_named
 from fm_core.training.plane import draw, fit, initial_network
 

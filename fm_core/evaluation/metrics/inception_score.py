@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fm_core.evaluation.frechet import JACKKNIFE_BLOCKS, jackknife_error
+from fm_core.evaluation.metrics.frechet import JACKKNIFE_BLOCKS, jackknife_error
 
 
 @dataclass(frozen=True)

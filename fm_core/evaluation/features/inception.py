@@ -20,8 +20,8 @@ from torch import nn
 from fm_core.config import EvaluateSection
 from fm_core.data.manifest import Manifest
 from fm_core.errors import UserError
-from fm_core.evaluation.extractor import INCEPTION, Extractor, read_in_batches
-from fm_core.evaluation.weights import verified_weights
+from fm_core.evaluation.features.extractor import INCEPTION, Extractor, read_in_batches
+from fm_core.evaluation.features.extractor_weights import verified_weights
 
 PUBLISHED_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 """Of weights-inception-2015-12-05-6726825d.pth, as torch-fidelity and pytorch-fid publish it."""

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fm_core.report.page import Figure, Section, Table
-from fm_core.report.pictures import data_uri
+from fm_core.report.html import Figure, Section, Table
+from fm_core.report.image_grids import data_uri
 from fm_core.report.plots import curves
 
 INCEPTION = "inception-v3-2015-12-05"

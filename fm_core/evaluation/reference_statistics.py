@@ -14,8 +14,8 @@ from torch import Tensor
 
 from fm_core.data.manifest import Manifest
 from fm_core.errors import UserError
-from fm_core.evaluation.extractor import Extractor
-from fm_core.evaluation.moments import Gaussian
+from fm_core.evaluation.features.extractor import Extractor
+from fm_core.evaluation.metrics.feature_statistics import Gaussian
 from fm_core.storage.atomic_files import write_bytes
 
 

@@ -1,4 +1,4 @@
-"""One rank of an evaluation: `python -m fm_core.evaluation.rank CONFIG` under torchrun.
+"""One rank of an evaluation: `python -m fm_core.evaluation.evaluation_worker CONFIG` under torchrun.
 
 Ranks share nothing: of each piece of work rank r makes the parts r, r + ranks, ... that are missing.
 """
@@ -9,7 +9,7 @@ import torch
 
 from fm_core.config import RunConfig
 from fm_core.errors import Stopped
-from fm_core.evaluation.plan import Evaluation
+from fm_core.evaluation.evaluation_run import Evaluation
 from fm_core.launch.worker_main import Rank, run_rank
 from fm_core.run.progress import Pace, Progress
 from fm_core.run.status import write_status

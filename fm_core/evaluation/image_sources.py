@@ -15,7 +15,7 @@ from torch import Tensor
 from fm_core.config import RunConfig
 from fm_core.data.manifest import Manifest
 from fm_core.errors import UserError
-from fm_core.evaluation.work import cut
+from fm_core.evaluation.resumable_parts import cut
 from fm_core.sampling.checkpoint_source import Model
 from fm_core.sampling.generate import Batch, generate
 from fm_core.sampling.sample_store import SampleSet, draw_of

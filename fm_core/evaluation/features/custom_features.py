@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from fm_core.config import EvaluateSection
 from fm_core.data.manifest import Manifest
 from fm_core.errors import UserError
-from fm_core.evaluation.extractor import Extractor, read_in_batches
-from fm_core.evaluation.weights import verified_weights
+from fm_core.evaluation.features.extractor import Extractor, read_in_batches
+from fm_core.evaluation.features.extractor_weights import verified_weights
 
 BATCH = 128
 SCRIPTED = (".pt", ".ts", ".jit", ".torchscript")

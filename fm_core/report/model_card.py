@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fm_core.report.scores import Entry, compared
+from fm_core.report.score_table import Entry, compared
 
 
 def model_card(

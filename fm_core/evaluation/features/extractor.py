@@ -51,14 +51,14 @@ def open_extractor(
     that are not installed.
     """
     if settings.features == "classifier":
-        from fm_core.evaluation.own_labels import data_set_extractor
+        from fm_core.evaluation.features.classifier_features import data_set_extractor
 
         return data_set_extractor(root, manifest, device, on_step)
     if settings.features == "inception":
-        from fm_core.evaluation.inception import inception_extractor
+        from fm_core.evaluation.features.inception import inception_extractor
 
         return inception_extractor(settings, root, manifest, device)
-    from fm_core.evaluation.imported import imported_extractor
+    from fm_core.evaluation.features.custom_features import imported_extractor
 
     return imported_extractor(settings, root, manifest, device)
 

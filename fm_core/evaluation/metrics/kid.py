@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fm_core.evaluation.frechet import JACKKNIFE_BLOCKS, jackknife_error
+from fm_core.evaluation.metrics.frechet import JACKKNIFE_BLOCKS, jackknife_error
 
 CHUNK_ROWS = 2_048
 """Rows of the kernel matrix that are in memory at a time."""

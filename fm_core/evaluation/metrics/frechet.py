@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fm_core.evaluation.moments import Gaussian, Moments, without_rounding
+from fm_core.evaluation.metrics.feature_statistics import Gaussian, Moments, without_rounding
 
 JACKKNIFE_BLOCKS = 20
 """Blocks of images that are left out in turn: image i is in block i mod 20, so that no order matters."""

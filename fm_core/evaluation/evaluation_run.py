@@ -15,14 +15,14 @@ from fm_core.config import EvaluateSection, RunConfig
 from fm_core.data.manifest import Manifest, load_manifest
 from fm_core.data.reader import ImageReader
 from fm_core.errors import UserError
-from fm_core.evaluation.extractor import Extractor, OnStep, open_extractor
-from fm_core.evaluation.inception import NO_WEIGHTS
-from fm_core.evaluation.likelihood import batch_bits, tightened
+from fm_core.evaluation.dataset_likelihood import batch_bits, tightened
+from fm_core.evaluation.features.classifier_features import RECIPE
+from fm_core.evaluation.features.extractor import Extractor, OnStep, open_extractor
+from fm_core.evaluation.features.inception import NO_WEIGHTS
+from fm_core.evaluation.image_sources import Source, outside, sampler, samples_of_a_run
 from fm_core.evaluation.nfe_curve import curve_part, points
-from fm_core.evaluation.own_labels import RECIPE
 from fm_core.evaluation.reference import VERSION, Reference, Split, imported
-from fm_core.evaluation.sources import Source, outside, sampler, samples_of_a_run
-from fm_core.evaluation.work import Work, cut
+from fm_core.evaluation.resumable_parts import Work, cut
 from fm_core.run.directory import RunDirectory, fingerprint, step_name
 from fm_core.sampling.checkpoint_source import Model, checkpoint_step, load_model, weights_file
 from fm_core.sampling.compiled_network import accelerated

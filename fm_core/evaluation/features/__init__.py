@@ -1,0 +1,1 @@
+"""Feature extractors: Inception, a classifier of the data set, and modules from outside."""

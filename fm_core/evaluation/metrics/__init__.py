@@ -1,0 +1,1 @@
+"""Metrics on features: Fréchet distance, KID, precision and recall, Inception Score."""
