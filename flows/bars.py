@@ -106,4 +106,5 @@ def stage_called(name: str) -> Stage:
     """The stage's function. Imported when it is run, so that a flow can be deployed without torch."""
     import importlib
 
-    return cast(Stage, getattr(importlib.import_module(f"fm_core.stages.{name}"), name))
+    room = "reproduce" if name == "reproduce" else "stages"
+    return cast(Stage, getattr(importlib.import_module(f"fm_core.{room}.{name}"), name))

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 def say_cost(config: RunConfig) -> None:
     """Write a line to the run's log of what the comparison will take. UserError if it cannot be run so."""
-    from fm_core.stages.estimate import estimate
+    from fm_core.reproduce.cost_estimate import estimate
 
     get_run_logger().info("%s", estimate(config).headline)
 
 
 def tables(config: RunConfig, result: StageResult) -> None:
     """The tables of the comparison's page, verdicts on the paper's claims among them."""
-    from fm_core.stages.reproduce import shown
+    from fm_core.reproduce.reproduce import shown
 
     report = Path(result.paths["report"]).resolve()
     content = told(shown(config), f"# {config.run.name}\n\nThe whole page: `{report}`")
@@ -35,7 +35,7 @@ def tables(config: RunConfig, result: StageResult) -> None:
 
 def figures(config: RunConfig, result: StageResult) -> None:
     """The figures of the comparison's page."""
-    from fm_core.stages.reproduce import shown
+    from fm_core.reproduce.reproduce import shown
 
     for key, uri, caption in pictures(shown(config)):
         create_image_artifact(uri, key=key, description=caption)

@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             return show_status(config, follow="follow" in flags)
         if "dry-run" in flags:
-            from fm_core.stages.estimate import estimate
+            from fm_core.reproduce.cost_estimate import estimate
 
             print(estimate(config, **numbers).text())
             return 0
@@ -118,7 +118,7 @@ def _run_stage(command: str, config: RunConfig, flags: set[str]) -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, _interrupt)
-    stage = cast(Callable[..., Any], getattr(importlib.import_module(f"fm_core.stages.{command}"), command))
+    stage = cast(Callable[..., Any], getattr(importlib.import_module(_module_of(command)), command))
     options: dict[str, Any] = {}
     if command == "validate":
         depth = "deep" if "deep" in flags else "quick" if "quick" in flags else "default"
@@ -136,6 +136,10 @@ def _run_stage(command: str, config: RunConfig, flags: set[str]) -> None:
     print(f"{command} {result.state} in {result.seconds:.1f} s: {result.summary}")
     for name, path in result.paths.items():
         print(f"  {name}: {path}")
+
+
+def _module_of(command: str) -> str:
+    return f"fm_core.{'reproduce' if command == 'reproduce' else 'stages'}.{command}"
 
 
 def _compare(words: list[str]) -> int:

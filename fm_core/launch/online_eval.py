@@ -16,7 +16,7 @@ from fm_core.run.directory import RunDirectory
 from fm_core.run.lease import Lease
 from fm_core.storage.atomic_files import read_lines, write_text
 
-MODULE = "fm_core.stages.beside"
+MODULE = "fm_core.stages.score_checkpoints"
 LEAST_IMAGES = 4
 """A Fréchet distance and its error need so many samples."""
 END_SECONDS = 40.0

@@ -10,7 +10,7 @@ from fm_core.launch.cluster_check import preflight as launch_checks
 from fm_core.models.build import network_shape
 from fm_core.models.flops import TRAINING_PASSES, flops_per_image, parameter_count
 from fm_core.run.results import Check
-from fm_core.stages.machine import machine_checks
+from fm_core.stages.environment_checks import machine_checks
 from fm_core.stages.preflight import images_of, rules
 from fm_core.training.cost_model import Cluster, checkpoint_bytes_of, cost_checks, training_cost
 

@@ -13,10 +13,10 @@ from fm_core.errors import UserError
 from fm_core.evaluation.evaluation_run import check_judges
 from fm_core.launch.online_eval import LEAST_IMAGES, check_beside
 from fm_core.models.build import network_shape
+from fm_core.reproduce.experiments import cell_runs
 from fm_core.run.directory import RunDirectory
 from fm_core.sampling.sample_store import solver_of
 from fm_core.stages import train
-from fm_core.stages.cells import cell_runs
 from fm_core.training.lr_schedule import POWER, ema_decays
 
 STAGES = ("shard", "train", "sample", "evaluate", "report")

@@ -25,7 +25,7 @@ from peers import peers_python
 
 from fm_core.config import RunConfig, dump_yaml, load_config, parse_config
 from fm_core.errors import UserError
-from fm_core.evaluation.claims import Measured, better, mean_of_seeds
+from fm_core.reproduce.claims import Measured, better, mean_of_seeds
 from fm_core.sampling.checkpoint_source import checkpoint_step, load_model, weights_file
 from fm_core.sampling.sample_store import SampleSet, protocol_of
 from fm_core.stages.evaluate import evaluate

@@ -3,7 +3,15 @@ import math
 import pytest
 import torch
 
-from fm_core.data.plane import BLOCK, ENTROPY, by_position, checkerboard, grid_centres, on_squares, points
+from fm_core.reproduce.toy2d.checkerboard import (
+    BLOCK,
+    ENTROPY,
+    by_position,
+    checkerboard,
+    grid_centres,
+    on_squares,
+    points,
+)
 from fm_core.storage import keyed_random
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from fm_core.evaluation.claims import Measured, Point, better, cheaper, mean_of_seeds, over_seeds, reached_at
-from fm_core.evaluation.comparison import by_objective, claims, curves, summary
+from fm_core.reproduce.aggregate import by_objective, claims, curves, summary
+from fm_core.reproduce.claims import Measured, Point, better, cheaper, mean_of_seeds, over_seeds, reached_at
 
 
 def curve(*pairs, stderr=0.1):

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from fm_core.config import PlaneSection
-from fm_core.data.plane import ENTROPY, WINDOW, grid_centres, points
-from fm_core.evaluation.plane import INSTANTS, judge
 from fm_core.method.registry import objective_named, path_named
+from fm_core.reproduce.toy2d.checkerboard import ENTROPY, WINDOW, grid_centres, points
+from fm_core.reproduce.toy2d.scoring import INSTANTS, judge
 
 PLANE = PlaneSection(held_out=1100, samples=300, grid=24, nfe=(2, 4))
 STD, MEAN = 0.6, torch.tensor([0.5, -0.25])

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fm_core.report.comparison import from_one_noise
-from fm_core.report.comparison_page import _ways
+from fm_core.reproduce.comparison_figures import from_one_noise
+from fm_core.reproduce.comparison_page import _ways
 
 
 def brightening(start: int) -> torch.Tensor:

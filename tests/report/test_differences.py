@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fm_core.config import load_config, merge, parse_config
-from fm_core.report.differences import differences, trained
+from fm_core.reproduce.deviations import differences, trained
 
 CONFIGS = Path(__file__).parents[2] / "infra" / "configs"
 

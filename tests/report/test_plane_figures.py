@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from fm_core.method.registry import path_named
-from fm_core.report.plane import (
+from fm_core.reproduce.toy2d.figures import (
     Shown,
     conditional_field,
     conditional_fields,
@@ -15,7 +15,7 @@ from fm_core.report.plane import (
     lines_and_densities,
     samples_over_time_and_budget,
 )
-from fm_core.report.plane_page import plane_page
+from fm_core.reproduce.toy2d.page import plane_page
 
 PATHS = {name: path_named(name) for name in ("variance-preserving", "optimal-transport")}
 

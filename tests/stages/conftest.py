@@ -8,7 +8,7 @@ from s3_server import Server
 from tiny_images import configured
 from tiny_run import STAGES, Tiny
 
-from fm_core.stages.reproduce import reproduce
+from fm_core.reproduce.reproduce import reproduce
 
 
 @pytest.fixture(scope="session")

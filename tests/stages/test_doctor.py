@@ -15,7 +15,7 @@ from fm_core.config import load_config
 from fm_core.errors import UserError
 from fm_core.launch import ssh
 from fm_core.run.results import Check
-from fm_core.stages import machine
+from fm_core.stages import environment_checks
 from fm_core.storage.atomic_files import read_lines
 from fm_core.training.cost_model import Cluster, network_bytes, training_cost
 
@@ -59,8 +59,8 @@ def test_alone_it_tests_this_machine_in_less_than_a_minute(tmp_path):
 
 def test_a_missing_package_and_a_wrong_version_are_named(monkeypatch):
     wanted = ["no-such-package>=1", "torch<1", "never; python_version < '3'", 'extra-one; extra == "test"']
-    monkeypatch.setattr(machine.metadata, "requires", lambda name: wanted)
-    found = machine.versions()
+    monkeypatch.setattr(environment_checks.metadata, "requires", lambda name: wanted)
+    found = environment_checks.versions()
     assert not found.ok
     assert "no-such-package is missing" in found.detail
     assert re.search(r"torch 2\.\S+ is not <1", found.detail)
@@ -84,13 +84,13 @@ def test_a_launcher_is_told_with_what_it_misses(there, told, tmp_path, monkeypat
     for name in there:
         (tmp_path / name).touch(mode=0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    found = machine.launcher("ssh", ssh.PROGRAMS)
+    found = environment_checks.launcher("ssh", ssh.PROGRAMS)
     assert (found.name, found.ok, found.detail) == ("launcher ssh", True, told)
 
 
 def test_processes_that_do_not_meet_are_a_local_launcher_that_does_not_work(monkeypatch):
-    monkeypatch.setattr(machine, "_MEETING", machine._MEETING.replace("== 3", "== 4"))
-    found = machine.processes()
+    monkeypatch.setattr(environment_checks, "_MEETING", environment_checks._MEETING.replace("== 3", "== 4"))
+    found = environment_checks.processes()
     assert (found.name, found.ok) == ("launcher local", False)
     assert found.detail == "two cannot meet: AssertionError: tensor([3])"
 

@@ -7,10 +7,10 @@ import pytest
 from fm_core import cli
 from fm_core.config import load_config, merge, parse_config
 from fm_core.errors import UserError
-from fm_core.stages import estimate as module
-from fm_core.stages.cell_cost import Stated, image_cell_cost, plane_cell_cost
-from fm_core.stages.cells import cell_runs, objective_of
-from fm_core.stages.estimate import HEAD, STORED, estimate
+from fm_core.reproduce import cost_estimate as module
+from fm_core.reproduce.cost_estimate import HEAD, STORED, estimate
+from fm_core.reproduce.experiment_cost import Stated, image_cell_cost, plane_cell_cost
+from fm_core.reproduce.experiments import cell_runs, objective_of
 from fm_core.training.cost_model import Cluster, training_cost
 
 CONFIGS = Path(__file__).parents[2] / "infra" / "configs"

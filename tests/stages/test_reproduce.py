@@ -8,11 +8,11 @@ from typing import ClassVar
 import pytest
 from tiny_comparison import CELLS, PLANE, configured, place
 
-import fm_core.stages.reproduce_plane as module
+import fm_core.reproduce.toy2d.comparison_2d as module
 from fm_core.errors import UserError
 from fm_core.method.objectives import FlowMatching
 from fm_core.method.paths import OptimalTransport
-from fm_core.stages.reproduce import reproduce
+from fm_core.reproduce.reproduce import reproduce
 from fm_core.storage.atomic_files import read_json
 
 

@@ -11,10 +11,10 @@ from fm_core.config import merge, parse_config
 from fm_core.data.manifest import load_manifest
 from fm_core.errors import UserError
 from fm_core.models.build import build_method, build_network
-from fm_core.stages.cells import cell_runs
-from fm_core.stages.estimate import HEAD, STORED, estimate
-from fm_core.stages.image_cell import pictures_of
-from fm_core.stages.reproduce import reproduce
+from fm_core.reproduce.cost_estimate import HEAD, STORED, estimate
+from fm_core.reproduce.experiments import cell_runs
+from fm_core.reproduce.image_experiment import pictures_of
+from fm_core.reproduce.reproduce import reproduce
 from fm_core.storage.atomic_files import read_json, write_json
 from fm_core.training.train_worker import _source
 

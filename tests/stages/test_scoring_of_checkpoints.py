@@ -10,7 +10,7 @@ from fm_core.config import RunConfig
 from fm_core.errors import UserError
 from fm_core.launch.online_eval import scores_beside
 from fm_core.run.directory import RunDirectory
-from fm_core.stages import beside
+from fm_core.stages import score_checkpoints
 from fm_core.stages.result import StageResult
 from fm_core.stages.train import train
 from fm_core.storage.atomic_files import append_line, read_json, write_json
@@ -25,8 +25,8 @@ def config(tmp_path, monkeypatch):
     }
     config = RunConfig.model_validate(tree)
     monkeypatch.setattr(sys, "stdin", io.StringIO())
-    monkeypatch.setattr(beside.select, "select", lambda *facts: ([sys.stdin], [], []))
-    monkeypatch.setattr(beside, "sample", lambda config: None)
+    monkeypatch.setattr(score_checkpoints.select, "select", lambda *facts: ([sys.stdin], [], []))
+    monkeypatch.setattr(score_checkpoints, "sample", lambda config: None)
     return config
 
 
@@ -47,8 +47,8 @@ def scoring(monkeypatch, config, distances):
         write_json(path, {"images_seen": step, "frechet_distance": distance, "nfe": {"mean": 2}})
         return StageResult(stage="evaluate", state="done", seconds=0, summary="", paths={"scores": str(path)})
 
-    monkeypatch.setattr(beside, "evaluate", evaluate)
-    beside.score_checkpoints(config)
+    monkeypatch.setattr(score_checkpoints, "evaluate", evaluate)
+    score_checkpoints.score_checkpoints(config)
     return [(line["step"], line["frechet_distance"]) for line in scores_beside(RunDirectory(config).path)]
 
 
@@ -69,7 +69,7 @@ def test_steps_that_were_trained_again_are_scored_again(config, monkeypatch):
     # Training went back behind step 20 and comes by it again.
     for step in (20, 30):
         folder = Path(RunDirectory(config).checkpoints) / f"step-{step:08d}"
-        beside.shutil.rmtree(folder)
+        score_checkpoints.shutil.rmtree(folder)
     checkpoint(config, 20, "again")
     assert scoring(monkeypatch, config, {20: 4.5}) == [(10, 5.0), (20, 4.5)]
     assert scoring(monkeypatch, config, {}) == [(10, 5.0), (20, 4.5)]
@@ -98,7 +98,7 @@ def test_only_the_distance_of_the_checkpoint_s_own_samples_is_made(config):
         "beside": {"images": 16},
     }
     over = {"evaluate": asked, "sample": {"weights": "other.safetensors", "trajectories": 9}}
-    elsewhere = beside._elsewhere(RunConfig.model_validate({**config.model_dump(), **over}), 10)
+    elsewhere = score_checkpoints._elsewhere(RunConfig.model_validate({**config.model_dump(), **over}), 10)
     evaluate = elsewhere.evaluate
     assert (evaluate.nfe_curve.images, evaluate.likelihood.images, evaluate.beside.images) == (0, 0, 0)
     assert (evaluate.samples, evaluate.reference_out, evaluate.metrics) == (None, None, ("frechet_distance",))

@@ -14,9 +14,9 @@ from tiny_images import CELLS, configured
 
 from fm_core.config import load_config, merge, parse_config
 from fm_core.errors import UserError
-from fm_core.stages import side_by_side as module
-from fm_core.stages.reproduce import reproduce
-from fm_core.stages.side_by_side import VISIBLE, shares
+from fm_core.reproduce import parallel as module
+from fm_core.reproduce.parallel import VISIBLE, shares
+from fm_core.reproduce.reproduce import reproduce
 from fm_core.storage.atomic_files import read_json
 
 HERE = Path(__file__).parent

@@ -13,23 +13,23 @@ import torch
 from torch import nn
 
 from fm_core.config import CellSection, PlaneSection, RunConfig
-from fm_core.data.plane import ENTROPY, NAME
 from fm_core.errors import Stopped, UserError
-from fm_core.evaluation.plane import LIKELIHOOD_BATCH, PICTURE_TOLERANCE, judge
 from fm_core.evaluation.torch_threads import cpu_threads
 from fm_core.method.compatibility import require_diffusion
 from fm_core.method.objectives import Objective
 from fm_core.method.paths import Path
 from fm_core.report.html import Section
-from fm_core.report.plane import Shown
-from fm_core.report.plane_page import plane_page, plane_sections
+from fm_core.reproduce.experiments import objective_of, title_of
+from fm_core.reproduce.toy2d.checkerboard import ENTROPY, NAME
+from fm_core.reproduce.toy2d.figures import Shown
+from fm_core.reproduce.toy2d.fit import fit, initial_network
+from fm_core.reproduce.toy2d.page import plane_page, plane_sections
+from fm_core.reproduce.toy2d.scoring import LIKELIHOOD_BATCH, PICTURE_TOLERANCE, judge
 from fm_core.run.artifact_cache import Cell, Part, alone
 from fm_core.run.directory import RunDirectory, environment, fingerprint
 from fm_core.run.progress import Observer, Pace, Progress
-from fm_core.stages.cells import objective_of, title_of
 from fm_core.stages.result import StageResult
 from fm_core.storage.atomic_files import SCHEMA, read_json, write_json, write_text
-from fm_core.training.plane import fit, initial_network
 
 TRAINING, SCORING = 1000, 600
 """Parts of a cell's work, for the progress bar: about the shares of its time."""

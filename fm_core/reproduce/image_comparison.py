@@ -10,18 +10,18 @@ from torch import Tensor
 
 from fm_core.config import RunConfig
 from fm_core.errors import Stopped
-from fm_core.evaluation.comparison import by_objective, claims, curves, summary
-from fm_core.report.comparison_page import comparison_page, comparison_sections
 from fm_core.report.html import Section
+from fm_core.reproduce.aggregate import by_objective, claims, curves, summary
+from fm_core.reproduce.comparison_page import comparison_page, comparison_sections
+from fm_core.reproduce.experiments import CellRun, cell_runs, ours
+from fm_core.reproduce.image_experiment import PARTS, make_cell, pictures_of
+from fm_core.reproduce.parallel import Ended, make_side_by_side, shares
 from fm_core.run.artifact_cache import alone
 from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Observer, Progress
-from fm_core.stages.cells import CellRun, cell_runs, ours
-from fm_core.stages.image_cell import PARTS, make_cell, pictures_of
 from fm_core.stages.preflight import rules
 from fm_core.stages.result import StageResult
 from fm_core.stages.shard import shard
-from fm_core.stages.side_by_side import Ended, make_side_by_side, shares
 from fm_core.storage.atomic_files import read_json, write_json, write_text
 
 

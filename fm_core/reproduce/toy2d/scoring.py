@@ -9,12 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from fm_core.config import PlaneSection
-from fm_core.data.plane import ENTROPY, WINDOW, by_position, grid_centres, on_squares, points
 from fm_core.method.divergence import Exact
 from fm_core.method.likelihood import LogDensity, log_density
 from fm_core.method.objectives import Objective
 from fm_core.method.ode import Solution, Solver, solve
 from fm_core.method.types import Velocity
+from fm_core.reproduce.toy2d.checkerboard import (
+    ENTROPY,
+    WINDOW,
+    by_position,
+    grid_centres,
+    on_squares,
+    points,
+)
 from fm_core.storage import keyed_random
 
 INSTANTS = 25

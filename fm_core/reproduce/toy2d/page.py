@@ -7,7 +7,7 @@ from typing import Any
 from fm_core.method.paths import Path
 from fm_core.report.html import Figure, Section, Table, page
 from fm_core.report.image_grids import data_uri
-from fm_core.report.plane import (
+from fm_core.reproduce.toy2d.figures import (
     Shown,
     conditional_fields,
     conditional_trajectories,

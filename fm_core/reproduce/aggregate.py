@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from fm_core.evaluation.claims import Measured, Point, better, cheaper, mean_of_seeds, over_seeds
+from fm_core.reproduce.claims import Measured, Point, better, cheaper, mean_of_seeds, over_seeds
 
 FIXED = ("euler", "midpoint", "heun2", "rk4")
 

@@ -1,6 +1,6 @@
 """Cells of a comparison several at a time, each in a process of its own that has its share of the devices.
 
-`python -m fm_core.stages.side_by_side CONFIG CELL FOLDER` is such a process: it runs the cell's stages, whose
+`python -m fm_core.reproduce.parallel CONFIG CELL FOLDER` is such a process: it runs the cell's stages, whose
 jobs are the launcher's as ever, and leaves how it ended in FOLDER.
 """
 
@@ -25,8 +25,8 @@ from fm_core.errors import Stopped, UserError
 from fm_core.evaluation.features.extractor import open_extractor
 from fm_core.evaluation.torch_threads import cpu_threads
 from fm_core.launch.dispatch import GRACE_SECONDS, device_count, world
-from fm_core.stages.cells import CellRun, cell_runs
-from fm_core.stages.image_cell import PARTS, OnParts, make_cell
+from fm_core.reproduce.experiments import CellRun, cell_runs
+from fm_core.reproduce.image_experiment import PARTS, OnParts, make_cell
 from fm_core.storage.atomic_files import read_json, write_json, write_text
 
 POLL_SECONDS = 0.5
@@ -142,7 +142,7 @@ def _start(number: int, cell: CellRun, folder: Path, file: Path, share: dict[str
     own.mkdir(parents=True, exist_ok=True)
     for name in ("ended.json", "progress.json"):
         own.joinpath(name).unlink(missing_ok=True)
-    command = [sys.executable, "-m", "fm_core.stages.side_by_side", str(file), cell.name, str(own)]
+    command = [sys.executable, "-m", "fm_core.reproduce.parallel", str(file), cell.name, str(own)]
     with (own / "output.log").open("ab") as output:
         process = subprocess.Popen(
             command,

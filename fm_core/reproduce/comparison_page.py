@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
-from fm_core.report.comparison import Line, against_evaluations, against_images, from_one_noise
-from fm_core.report.differences import differences, trained
 from fm_core.report.html import Figure, Section, Table, page
 from fm_core.report.image_grids import data_uri, grid, png
-from fm_core.report.published import DRAWS, key_of, published
+from fm_core.reproduce.comparison_figures import Line, against_evaluations, against_images, from_one_noise
+from fm_core.reproduce.deviations import differences, trained
+from fm_core.reproduce.paper_results import DRAWS, key_of, published
 
 CLAIMS = {
     "evaluations": "Reaches the other's quality with fewer evaluations of the network",

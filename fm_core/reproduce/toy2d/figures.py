@@ -15,8 +15,8 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from fm_core.data.plane import ENTROPY, WINDOW, grid_centres, on_squares
 from fm_core.method.paths import Path
+from fm_core.reproduce.toy2d.checkerboard import ENTROPY, WINDOW, grid_centres, on_squares
 
 BINS = 40
 """Bins of a histogram along each axis: eight to a square of the board."""

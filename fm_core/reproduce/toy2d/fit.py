@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from fm_core.config import PlaneSection
-from fm_core.data.plane import by_position, points
 from fm_core.method.objectives import Objective
 from fm_core.method.paths import PathSample
 from fm_core.method.timestep_samplers import Uniform
 from fm_core.models.mlp import MLP
+from fm_core.reproduce.toy2d.checkerboard import by_position, points
 from fm_core.storage import keyed_random
 
 MARKS = 100

@@ -8,11 +8,11 @@ from fm_core.config import RunConfig
 from fm_core.data.manifest import load_manifest
 from fm_core.data.sources import open_source
 from fm_core.errors import UserError
-from fm_core.report.published import published
-from fm_core.stages.cell_cost import CellCost, Stated, image_cell_cost, plane_cell_cost
-from fm_core.stages.cells import cell_runs, objective_of
+from fm_core.reproduce.experiment_cost import CellCost, Stated, image_cell_cost, plane_cell_cost
+from fm_core.reproduce.experiments import cell_runs, objective_of
+from fm_core.reproduce.paper_results import published
+from fm_core.reproduce.toy2d.comparison_2d import check
 from fm_core.stages.preflight import images_of, rules
-from fm_core.stages.reproduce_plane import check
 from fm_core.training.cost_model import size
 from fm_core.training.mfu import peak_tflops
 

@@ -11,13 +11,13 @@ from fm_core.config import ImagesSection, RunConfig, parse_config
 from fm_core.evaluation.torch_threads import cpu_threads
 from fm_core.launch.dispatch import world
 from fm_core.method.ode import Solver
+from fm_core.reproduce.experiments import CellRun
 from fm_core.run.artifact_cache import Cell
 from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Observer, Progress
 from fm_core.sampling.checkpoint_source import checkpoint_step, checkpoint_steps, load_model, weights_file
 from fm_core.sampling.generate import Draw, generate
 from fm_core.sampling.sample_store import SampleSet, protocol_of
-from fm_core.stages.cells import CellRun
 from fm_core.stages.evaluate import evaluate
 from fm_core.stages.sample import sample
 from fm_core.stages.train import train

@@ -5,7 +5,7 @@ from typing import Any
 
 from fm_core.method.paths import OptimalTransport
 from fm_core.method.registry import path_named
-from fm_core.report.published import TABLE_3, key_of
+from fm_core.reproduce.paper_results import TABLE_3, key_of
 
 SILENT = "not stated"
 NOT_THERE = "not among its data sets"

@@ -1,4 +1,4 @@
-"""Scores of each checkpoint while training goes on: `python -m fm_core.stages.beside CONFIG`.
+"""Scores of each checkpoint while training goes on: `python -m fm_core.stages.score_checkpoints CONFIG`.
 
 A process of the lowest priority beside the trainer, in a run directory of its own, <run>/beside: training
 does not know of it. A checkpoint's weights are linked there before they are scored, so that neither waits for

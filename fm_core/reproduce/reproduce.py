@@ -2,11 +2,11 @@
 
 from fm_core.config import RunConfig
 from fm_core.report.html import Section
+from fm_core.reproduce.image_comparison import images_shown, reproduce_images
+from fm_core.reproduce.toy2d.comparison_2d import plane_shown, reproduce_plane
 from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Observer, unobserved
 from fm_core.run.stage_runner import recorded
-from fm_core.stages.reproduce_images import images_shown, reproduce_images
-from fm_core.stages.reproduce_plane import plane_shown, reproduce_plane
 from fm_core.stages.result import StageResult
 from fm_core.storage.atomic_files import read_json
 

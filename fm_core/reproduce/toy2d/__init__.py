@@ -1,0 +1,1 @@
+"""The comparison on two-dimensional data: the checkerboard, a small network, scores, figures."""
