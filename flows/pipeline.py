@@ -11,9 +11,9 @@ from prefect.logging import get_logger
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
-from flows.apart import NOTHING_TO_DO, run_apart
-from flows.bars import Ended, run_stage
-from flows.watch import Watch
+from flows.cancellation_watch import Watch
+from flows.stage_tasks import Ended, run_stage
+from flows.subflows import NOTHING_TO_DO, run_apart
 from fm_core.config import RunConfig
 from fm_core.errors import Stopped, UserError
 from fm_core.stages.result import StageResult

@@ -10,9 +10,9 @@ from uuid import UUID
 from prefect import get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
-from flows.bulletin import Bulletin
-from flows.milestones import Milestones
-from flows.watch import without_retries
+from flows.cancellation_watch import without_retries
+from flows.checkpoint_events import Milestones
+from flows.log_digest import Bulletin
 from fm_core.config import RunConfig
 from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Progress, three_digits

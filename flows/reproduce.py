@@ -2,11 +2,10 @@
 
 from typing import Any
 
-from prefect import flow
+from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
 
-from flows.comparison import say_cost
-from flows.farewell import end_what_is_left
+from flows.cancellation import end_what_is_left
 from flows.pipeline import pipeline, run_name
 from flows.presets import (
     CHECKERBOARD,
@@ -21,6 +20,13 @@ from flows.presets import (
     ReproduceImageNet64,
 )
 from fm_core.config import RunConfig
+
+
+def say_cost(config: RunConfig) -> None:
+    """Write a line to the run's log of what the comparison will take. UserError if it cannot be run so."""
+    from fm_core.reproduce.cost_estimate import estimate
+
+    get_run_logger().info("%s", estimate(config).headline)
 
 
 def compared(config: RunConfig) -> State[Any]:

@@ -6,8 +6,8 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.task_runners import ProcessPoolTaskRunner
 
-from flows.fan_out import write_pieces
-from flows.farewell import end_what_is_left
+from flows.cancellation import end_what_is_left
+from flows.parallel_runs import write_pieces
 from flows.pipeline import pipeline, run_name
 from flows.presets import DIGITS, Digits
 

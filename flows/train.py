@@ -5,10 +5,10 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from flows.apart import Apart
-from flows.farewell import end_what_is_left
+from flows.cancellation import end_what_is_left
 from flows.pipeline import ALL_STAGES, pipeline, run_name
 from flows.presets import DIGITS, IMAGENET32, IMAGENET64, Digits, ImageNet32, ImageNet64
+from flows.subflows import Apart
 
 
 @flow(name="train-digits", flow_run_name=run_name, on_cancellation=[end_what_is_left])

@@ -94,7 +94,7 @@ class Hands:
             found = [
                 process
                 for process in with_variable("PREFECT__FLOW_RUN_ID", run_id)
-                if JOB_VARIABLE not in process.environ() and "flows.last_word" not in process.cmdline()
+                if JOB_VARIABLE not in process.environ() and "flows.cancellation" not in process.cmdline()
             ]
             return found[0] if len(found) == 1 else None
 

@@ -45,7 +45,7 @@ def test_without_the_plugin_prefect_is_as_it_was(demo: Demo):
 def test_the_plugin_is_loaded_and_brings_nothing_heavy():
     loaded = python(
         "import sys, prefect.main\n"
-        "print('flows.bare_names' in sys.modules,"
+        "print('flows.prefect_plugin' in sys.modules,"
         " sorted({name.split('.')[0] for name in sys.modules} & {'torch', 'fm_core', 'numpy'}))",
     )
     assert loaded == "True []"
@@ -61,10 +61,10 @@ def test_a_prefect_that_has_changed_is_left_alone(missing: str):
     told = python(
         "import logging, sys\n"
         "from prefect.client.orchestration import PrefectClient as client\n"
-        "from flows import bare_names\n"
+        "from flows import prefect_plugin\n"
         f"{hide}\n"
         "from prefect.plugins import HookContext\n"
-        "print(bare_names.setup_environment(ctx=HookContext('0', None, logging.getLogger)),"
+        "print(prefect_plugin.setup_environment(ctx=HookContext('0', None, logging.getLogger)),"
         " 'read_deployment_by_name' in client.__dict__)",
         cwd=Path("/"),
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.bulletin import MOST_ENTRIES, TRACEBACK, Bulletin
+from flows.log_digest import MOST_ENTRIES, TRACEBACK, Bulletin
 
 FAILURE = f"""{TRACEBACK}
   File "loop.py", line 3, in run

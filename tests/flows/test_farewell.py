@@ -6,8 +6,8 @@ import pytest
 from prefect.client.schemas.objects import StateType
 from prefect.exceptions import TerminationSignal
 
-from flows.bars import Ended
-from flows.farewell import configuration, how_to_go_on
+from flows.cancellation import configuration, how_to_go_on
+from flows.stage_tasks import Ended
 from flows.train import train_digits
 from fm_core.config import RunConfig
 from fm_core.errors import GaveUp, Stopped, UserError

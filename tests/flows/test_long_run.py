@@ -24,7 +24,7 @@ from house import PROJECT, Demo
 from noisy import NOISY_STEPS
 from selenium.webdriver.remote.webdriver import WebDriver
 
-from flows.milestones import EVENT
+from flows.checkpoint_events import EVENT
 from fm_core.launch.job import JOB_VARIABLE
 from fm_core.storage.atomic_files import read_lines
 

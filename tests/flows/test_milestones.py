@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from flows import milestones
-from flows.milestones import EVENT, Milestones
+from flows import checkpoint_events
+from flows.checkpoint_events import EVENT, Milestones
 from fm_core.config import RunConfig
 from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Progress
@@ -21,12 +21,12 @@ class Server:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.events, self.pictures, self.tables = [], [], []
         monkeypatch.setattr(
-            milestones, "emit_event", lambda *words, **keys: self.events.append((words, keys))
+            checkpoint_events, "emit_event", lambda *words, **keys: self.events.append((words, keys))
         )
         keep = {"create_image_artifact": self.pictures, "create_table_artifact": self.tables}
         for name, kept in keep.items():
             monkeypatch.setattr(
-                milestones, name, lambda *words, kept=kept, **keys: kept.append((words, keys))
+                checkpoint_events, name, lambda *words, kept=kept, **keys: kept.append((words, keys))
             )
 
 

@@ -5,9 +5,7 @@ import io
 import pytest
 from PIL import Image
 
-from flows.comparison import pictures, told
-from flows.exhibits import facts
-from flows.pictures import PICTURE_BYTES, picture
+from flows.artifacts import PICTURE_BYTES, facts, figures_as_images, picture, tables_as_markdown
 from flows.pipeline import headline
 from flows.progress import describe, duration, percentage
 from fm_core.report.html import Figure, Section, Table
@@ -63,14 +61,14 @@ def test_a_comparison_is_told_by_the_tables_and_figures_of_its_page():
         Section("While training", [Figure(uri, "left and right")]),
         Section("Sampling paths", [Figure(uri, "of image 0"), Figure(uri, "of image 1")]),
     ]
-    text = told(sections, "# run")
+    text = tables_as_markdown(sections, "# run")
     assert text.startswith(
         "# run\n\n## The paper's claims\n\nranges are quantiles\n\n| claim | measured |\n| --- |"
     )
     assert "| Samples are better | worse: 3 \\| 2 |" in text
     assert "Configuration" not in text
     assert "While training" not in text
-    assert pictures(sections) == [
+    assert figures_as_images(sections) == [
         ("comparison-while-training", uri, "While training: left and right"),
         ("comparison-sampling-paths-1", uri, "Sampling paths: of image 0"),
         ("comparison-sampling-paths-2", uri, "Sampling paths: of image 1"),

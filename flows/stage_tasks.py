@@ -14,10 +14,10 @@ from prefect.exceptions import Abort, TerminationSignal
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
-from flows.exhibits import exhibit
-from flows.farewell import how_to_go_on
+from flows.artifacts import create_artifacts
+from flows.cancellation import how_to_go_on
+from flows.cancellation_watch import Watch
 from flows.progress import ProgressReport, duration
-from flows.watch import Watch
 from fm_core.config import RunConfig
 from fm_core.errors import GaveUp, Stopped, UserError
 from fm_core.launch.run_jobs import stop_requested
@@ -87,7 +87,7 @@ def _stage(name: str, config: RunConfig, watch: Watch) -> State[Any]:
             return Ended.because_of(signal, config).state()
         raise
     logger.info("%s in %s: %s", result.state, duration(result.seconds), result.summary)
-    exhibit(config, result)
+    create_artifacts(config, result)
     # The stage has compared hashes and manifests; Prefect's own cache would not know what is on the disk.
     kept = "Cached" if result.state == "verified" else None
     return Completed(name=kept, message=result.summary, data=result)

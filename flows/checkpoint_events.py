@@ -1,11 +1,11 @@
 """What training shows on its way: an event for each checkpoint, and distances against images seen."""
 
-import re
 from typing import Any
 
 from prefect.artifacts import create_image_artifact, create_table_artifact
 from prefect.events import emit_event
 
+from flows.artifacts import picture, slug
 from fm_core.config import RunConfig
 from fm_core.launch.online_eval import scores_beside
 from fm_core.run.directory import RunDirectory
@@ -46,7 +46,6 @@ class Milestones:
 
 def show_distances(scores: list[dict[str, Any]]) -> None:
     """The distance of each scored checkpoint as a curve and a table."""
-    from flows.pictures import picture
     from fm_core.report.image_grids import distance_curve
 
     best = min(scores, key=lambda line: line["frechet_distance"])
@@ -55,8 +54,3 @@ def show_distances(scores: list[dict[str, Any]]) -> None:
     told = f"{what} of {len(scores)} checkpoints; the best is {value}, at step {best['step']:,}"
     create_image_artifact(picture(distance_curve(scores)), key="distance-curve", description=told)
     create_table_artifact(scores[::-1], key="distances", description=told)
-
-
-def slug(name: str) -> str:
-    """A name as part of a resource's id."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

@@ -5,27 +5,33 @@ run. Pictures travel inside their artifacts as data: URIs, which both of Prefect
 charts are drawn by neither dependably.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import base64
+import io
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import fsspec
 from prefect import get_run_logger
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 
-from flows.comparison import figures, tables
-from flows.pictures import picture
 from fm_core.config import RunConfig
 from fm_core.run.directory import RunDirectory
 from fm_core.stages.result import StageResult
 from fm_core.storage.atomic_files import read_json, read_lines
 
+if TYPE_CHECKING:
+    from fm_core.report.html import Section
+
 NEWEST_LINES = 20
+PICTURE_BYTES = 150_000
+"""The UI prints a picture's address below it, so that it must not be long."""
 
 
-def exhibit(config: RunConfig, result: StageResult) -> None:
+def create_artifacts(config: RunConfig, result: StageResult) -> None:
     """Show what a stage made."""
-    for show in EXHIBITS.get(result.stage, ()):
+    for show in ARTIFACTS.get(result.stage, ()):
         try:
             show(config, result)
         except Exception as error:
@@ -104,7 +110,50 @@ fm train --config {path}/config.yaml
     )
 
 
-EXHIBITS: Mapping[str, tuple[Callable[[RunConfig, StageResult], None], ...]] = {
+def tables(config: RunConfig, result: StageResult) -> None:
+    """The tables of the comparison's page, verdicts on the paper's claims among them."""
+    from fm_core.reproduce.reproduce import shown
+
+    report = Path(result.paths["report"]).resolve()
+    content = tables_as_markdown(shown(config), f"# {config.run.name}\n\nThe whole page: `{report}`")
+    create_markdown_artifact(content, key="comparison", description=result.summary)
+
+
+def figures(config: RunConfig, result: StageResult) -> None:
+    """The figures of the comparison's page."""
+    from fm_core.reproduce.reproduce import shown
+
+    for key, uri, caption in figures_as_images(shown(config)):
+        create_image_artifact(uri, key=key, description=caption)
+
+
+def tables_as_markdown(sections: Sequence["Section"], head: str) -> str:
+    """The tables of a page in Markdown, each under its heading and remark."""
+    from fm_core.report.html import Table
+
+    parts = [head]
+    for section in sections:
+        found = [part.markdown() for part in section.parts if isinstance(part, Table)]
+        if found:
+            parts += [f"## {section.title}", *([section.note] if section.note else []), *found]
+    return "\n\n".join(parts) + "\n"
+
+
+def figures_as_images(sections: Sequence["Section"]) -> list[tuple[str, str, str]]:
+    """Key, data: URI and caption of each figure of a page; several of one section are numbered."""
+    from fm_core.report.html import Figure
+
+    found: list[tuple[str, str, str]] = []
+    for section in sections:
+        drawn = [part for part in section.parts if isinstance(part, Figure)]
+        for number, figure in enumerate(drawn, start=1):
+            key = slug(f"comparison {section.title}") + (f"-{number}" if len(drawn) > 1 else "")
+            png = base64.b64decode(figure.uri.partition(",")[2])
+            found.append((key, picture(png), f"{section.title}: {figure.caption}"))
+    return found
+
+
+ARTIFACTS: Mapping[str, tuple[Callable[[RunConfig, StageResult], None], ...]] = {
     "shard": (dataset_card,),
     "train": (loss_curve, train_metrics),
     "sample": (sample_grid,),
@@ -125,3 +174,25 @@ def facts(record: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, ", ".join(map(str, entries)) if plain else f"{len(entries)} entries"
     else:
         yield prefix, f"{record:.6g}" if isinstance(record, float) else record
+
+
+def picture(png: bytes) -> str:
+    """A data: URI of a picture, made smaller until it can travel inside an artifact."""
+    from PIL import Image
+
+    from fm_core.report.image_grids import data_uri
+
+    if len(png) <= PICTURE_BYTES:
+        return data_uri(png)
+    image = Image.open(io.BytesIO(png)).convert("RGB")
+    while True:
+        encoded = io.BytesIO()
+        image.save(encoded, "JPEG", quality=85)
+        if encoded.tell() <= PICTURE_BYTES:
+            return data_uri(encoded.getvalue(), "image/jpeg")
+        image = image.resize((max(1, image.width * 3 // 4), max(1, image.height * 3 // 4)))
+
+
+def slug(name: str) -> str:
+    """A name as part of a resource's id."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

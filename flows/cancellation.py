@@ -4,17 +4,22 @@ import inspect
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from prefect import Flow
+from prefect import Flow, get_client
 from prefect.client.schemas.objects import FlowRun, State
+from prefect.states import Cancelled
 
 from fm_core.config import RunConfig
 from fm_core.launch.upload_handover import told_afterwards
 from fm_core.run.directory import RunDirectory
 from fm_core.run.status import read_status
+
+PATIENCE_SECONDS = 30.0
+"""A worker sets the state within seconds of its hooks; the run's own process may have set it before."""
 
 
 def end_what_is_left(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
@@ -62,10 +67,28 @@ def newest_checkpoint(directory: RunDirectory) -> str | None:
 def say_last(run_id: UUID, message: str) -> None:
     """Have a process of its own wait for the run's last state and put the message into it."""
     subprocess.Popen(
-        [sys.executable, "-m", "flows.last_word", str(run_id), message],
+        [sys.executable, "-m", "flows.cancellation", str(run_id), message],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
         env={**os.environ, "PREFECT_CLIENT_MAX_RETRIES": "1"},  # it must not outlive its server for long
     )
+
+
+def main(run_id: str, message: str) -> None:
+    """Wait for a state Cancelled that does not say how to go on, and say it."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    with get_client(sync_client=True) as client:
+        while time.monotonic() < deadline:
+            state = client.read_flow_run(UUID(run_id)).state
+            if state is None or not (state.is_cancelling() or state.is_cancelled()):
+                return  # it was started again meanwhile
+            if state.is_cancelled() and f"retry {run_id}" not in (state.message or ""):
+                client.set_flow_run_state(UUID(run_id), Cancelled(message=message), force=True)
+                return
+            time.sleep(0.5)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -9,7 +9,7 @@ from prefect.deployments import run_deployment
 from prefect.runtime import flow_run
 from prefect.states import Cancelling, Scheduled
 
-from flows.bars import Ended
+from flows.stage_tasks import Ended
 from fm_core.config import RunConfig
 from fm_core.stages.result import StageResult
 
