@@ -22,7 +22,7 @@ from fm_core.stages.result import StageResult
 from fm_core.storage.atomic_files import read_json, read_lines
 
 if TYPE_CHECKING:
-    from fm_core.report.html import Section
+    from fm_core.report.html import PageSection
 
 NEWEST_LINES = 20
 PICTURE_BYTES = 150_000
@@ -127,7 +127,7 @@ def figures(config: RunConfig, result: StageResult) -> None:
         create_image_artifact(uri, key=key, description=caption)
 
 
-def tables_as_markdown(sections: Sequence["Section"], head: str) -> str:
+def tables_as_markdown(sections: Sequence["PageSection"], head: str) -> str:
     """The tables of a page in Markdown, each under its heading and remark."""
     from fm_core.report.html import Table
 
@@ -139,7 +139,7 @@ def tables_as_markdown(sections: Sequence["Section"], head: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def figures_as_images(sections: Sequence["Section"]) -> list[tuple[str, str, str]]:
+def figures_as_images(sections: Sequence["PageSection"]) -> list[tuple[str, str, str]]:
     """Key, data: URI and caption of each figure of a page; several of one section are numbered."""
     from fm_core.report.html import Figure
 

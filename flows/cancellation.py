@@ -14,7 +14,7 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.states import Cancelled
 
 from fm_core.config import RunConfig
-from fm_core.launch.upload_handover import told_afterwards
+from fm_core.launch.upload_handover import describe_upload
 from fm_core.run.directory import RunDirectory
 from fm_core.run.status import read_status
 
@@ -22,7 +22,7 @@ PATIENCE_SECONDS = 30.0
 """A worker sets the state within seconds of its hooks; the run's own process may have set it before."""
 
 
-def end_what_is_left(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+def end_remaining_jobs(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Hook for on_cancellation: a worker calls it in a new process when it has ended the run's own.
 
     Jobs that the run's process had no time to end are ended now. The worker's last state carries a
@@ -32,7 +32,7 @@ def end_what_is_left(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any])
 
     config = configuration(flow, flow_run.parameters or {})
     end_jobs(RunDirectory(config).path)
-    say_last(flow_run.id, how_to_go_on(config, flow_run.id))
+    set_final_message(flow_run.id, how_to_continue(config, flow_run.id))
 
 
 def configuration(flow: Flow[..., Any], parameters: dict[str, Any]) -> RunConfig:
@@ -41,7 +41,7 @@ def configuration(flow: Flow[..., Any], parameters: dict[str, Any]) -> RunConfig
     return given.get("config") or inspect.signature(flow.fn).parameters["config"].default
 
 
-def how_to_go_on(config: RunConfig, run_id: UUID | str) -> str:
+def how_to_continue(config: RunConfig, run_id: UUID | str) -> str:
     """Where the run stopped and the commands that continue it, in one line."""
     directory = RunDirectory(config)
     status = read_status(directory.path)
@@ -53,7 +53,7 @@ def how_to_go_on(config: RunConfig, run_id: UUID | str) -> str:
         where = f"stopped at step {status['step']:,} ({status['images_seen']:,} images seen)"
         if last := newest_checkpoint(directory) or status.get("last_checkpoint"):
             where += f", checkpoint {last}"
-        if uploaded := told_afterwards(directory.path):
+        if uploaded := describe_upload(directory.path):
             where += f", {uploaded}"
     return f"{where}; {again}, or fm {status['stage']} --config {directory.path}/config.yaml"
 
@@ -64,7 +64,7 @@ def newest_checkpoint(directory: RunDirectory) -> str | None:
     return max((mark.parent.name for mark in marks), default=None)
 
 
-def say_last(run_id: UUID, message: str) -> None:
+def set_final_message(run_id: UUID, message: str) -> None:
     """Have a process of its own wait for the run's last state and put the message into it."""
     subprocess.Popen(
         [sys.executable, "-m", "flows.cancellation", str(run_id), message],

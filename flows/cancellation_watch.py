@@ -31,7 +31,7 @@ ALIVE = "its process lives and goes on"
 CANCELLED = (StateType.CANCELLING, StateType.CANCELLED)
 
 
-class Watch:
+class CancellationWatch:
     """While it is open, a flow run that is being cancelled interrupts the main thread, once.
 
     Prefect's worker does so by SIGTERM; this does the same where no worker does. A process whose run

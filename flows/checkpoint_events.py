@@ -7,7 +7,7 @@ from prefect.events import emit_event
 
 from flows.artifacts import picture, slug
 from fm_core.config import RunConfig
-from fm_core.launch.online_eval import scores_beside
+from fm_core.launch.online_eval import read_online_scores
 from fm_core.run.directory import RunDirectory
 from fm_core.run.status import read_status
 
@@ -15,7 +15,7 @@ EVENT = "flow-matching.checkpoint.finished"
 """For automations: its resource is the run, its payload the checkpoint's name and step."""
 
 
-class Milestones:
+class CheckpointEvents:
     """Looks at a run's directory now and then and shows what is new."""
 
     def __init__(self, config: RunConfig) -> None:
@@ -35,7 +35,7 @@ class Milestones:
             }
             step = int(last.removeprefix("step-"))
             emit_event(EVENT, resource, payload={"checkpoint": last, "step": step, "run": str(self._run)})
-        scores = scores_beside(self._run)
+        scores = read_online_scores(self._run)
         if len(scores) > self._scored:
             show_distances(scores)
             self._scored = len(scores)

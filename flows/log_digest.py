@@ -24,7 +24,7 @@ MOST_CHARACTERS = 500
 MOST_TRACEBACK_LINES = 100
 
 
-class Bulletin:
+class LogDigest:
     """Reads what a stage's processes add to their log files from now on.
 
     Those of hosts that do not see the run directory speak in the job's own log, each line behind its host.

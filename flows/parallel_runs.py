@@ -12,13 +12,13 @@ from prefect.states import Completed
 from flows.progress import ProgressReport
 from fm_core.config import DataSection, RunConfig
 from fm_core.errors import UserError
-from fm_core.run.progress import Pace, Progress
+from fm_core.run.progress import Progress, RateMeter
 
 LOOK_SECONDS = 3.0
 """What is written is counted this often."""
 
 
-def write_pieces(config: RunConfig) -> None:
+def write_shards_in_parallel(config: RunConfig) -> None:
     """Write every shard that is missing; the flow's task runner says how many pieces at a time.
 
     Each flow run has an order of its own, so that those of several workers seldom write the same. What is
@@ -36,7 +36,7 @@ def write_pieces(config: RunConfig) -> None:
         _write_piece.with_options(name=piece.name, task_run_name=piece.name).submit(data, piece.shards)
         for piece in pieces
     ]
-    pace = Pace()
+    pace = RateMeter()
     with ProgressReport("shard", config) as show:
         for future in futures:
             while not future.state.is_final():

@@ -11,11 +11,11 @@ from prefect.logging import get_logger
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
-from flows.cancellation_watch import Watch
-from flows.stage_tasks import Ended, run_stage
-from flows.subflows import NOTHING_TO_DO, run_apart
+from flows.cancellation_watch import CancellationWatch
+from flows.stage_tasks import StageEndedError, run_stage
+from flows.subflows import NOTHING_TO_DO, run_subflow
 from fm_core.config import RunConfig
-from fm_core.errors import Stopped, UserError
+from fm_core.errors import StopRequested, UserError
 from fm_core.stages.result import StageResult
 
 ALL_STAGES = ("shard", "train", "sample", "evaluate", "report")
@@ -35,23 +35,23 @@ def pipeline(
     from fm_core.stages.preflight import preflight
 
     _tag(config)
-    with Watch() as watch:
+    with CancellationWatch() as watch:
         try:
             preflight(config, [stage for stage in stages if stage not in apart])
             if before:
                 before(config)
             results = [
-                run_apart(stage, config) if stage in apart else run_stage(stage, config, watch)
+                run_subflow(stage, config) if stage in apart else run_stage(stage, config, watch)
                 for stage in stages
             ]
-        except Ended as end:
+        except StageEndedError as end:
             return end.last_state()
-        except (UserError, Stopped) as error:
-            return Ended.because_of(error, config).last_state()
+        except (UserError, StopRequested) as error:
+            return StageEndedError.because_of(error, config).last_state()
         except TerminationSignal as signal:
             if not watch.cancelled():
                 raise
-            return Ended.because_of(signal, config).last_state()
+            return StageEndedError.because_of(signal, config).last_state()
     return Completed(message=headline(results))
 
 

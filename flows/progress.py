@@ -11,8 +11,8 @@ from prefect import get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
 from flows.cancellation_watch import without_retries
-from flows.checkpoint_events import Milestones
-from flows.log_digest import Bulletin
+from flows.checkpoint_events import CheckpointEvents
+from flows.log_digest import LogDigest
 from fm_core.config import RunConfig
 from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Progress, three_digits
@@ -36,8 +36,8 @@ class ProgressReport:
     def __init__(self, stage: str, config: RunConfig) -> None:
         self._stage = stage
         self._logs = RunDirectory(config).path / "logs"
-        self._bulletin = Bulletin(self._logs, stage)
-        self._milestones = Milestones(config) if stage == "train" else None
+        self._bulletin = LogDigest(self._logs, stage)
+        self._milestones = CheckpointEvents(config) if stage == "train" else None
         self._logger = get_run_logger()
         self._latest = Progress(stage, 0, 0, "", "starting")
         self._ended = threading.Event()

@@ -5,7 +5,7 @@ from typing import Any
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
 
-from flows.cancellation import end_what_is_left
+from flows.cancellation import end_remaining_jobs
 from flows.pipeline import pipeline, run_name
 from flows.presets import (
     CHECKERBOARD,
@@ -34,7 +34,7 @@ def compared(config: RunConfig) -> State[Any]:
     return pipeline(config, ["reproduce"], before=say_cost)
 
 
-@flow(name="reproduce-paper", flow_run_name=run_name, on_cancellation=[end_what_is_left])
+@flow(name="reproduce-paper", flow_run_name=run_name, on_cancellation=[end_remaining_jobs])
 def reproduce_paper(config: Checkerboard = CHECKERBOARD) -> State[Any]:
     """Train, score and draw every objective of the paper's comparison, cell by cell.
 
@@ -45,7 +45,7 @@ def reproduce_paper(config: Checkerboard = CHECKERBOARD) -> State[Any]:
     return compared(config)
 
 
-@flow(name="reproduce-digits", flow_run_name=run_name, on_cancellation=[end_what_is_left])
+@flow(name="reproduce-digits", flow_run_name=run_name, on_cancellation=[end_remaining_jobs])
 def reproduce_digits(config: ReproduceDigits = REPRODUCE_DIGITS) -> State[Any]:
     """The paper's comparison on scikit-learn's handwritten digits: each objective is a run of its own.
 
@@ -56,7 +56,7 @@ def reproduce_digits(config: ReproduceDigits = REPRODUCE_DIGITS) -> State[Any]:
     return compared(config)
 
 
-@flow(name="reproduce-cifar10", flow_run_name=run_name, on_cancellation=[end_what_is_left])
+@flow(name="reproduce-cifar10", flow_run_name=run_name, on_cancellation=[end_remaining_jobs])
 def reproduce_cifar10(config: ReproduceCifar10 = REPRODUCE_CIFAR10) -> State[Any]:
     """The paper's comparison on CIFAR-10, with its hyper-parameters; the run's log says what it will take.
 
@@ -67,7 +67,7 @@ def reproduce_cifar10(config: ReproduceCifar10 = REPRODUCE_CIFAR10) -> State[Any
     return compared(config)
 
 
-@flow(name="reproduce-imagenet32", flow_run_name=run_name, on_cancellation=[end_what_is_left])
+@flow(name="reproduce-imagenet32", flow_run_name=run_name, on_cancellation=[end_remaining_jobs])
 def reproduce_imagenet32(config: ReproduceImageNet32 = REPRODUCE_IMAGENET32) -> State[Any]:
     """The paper's comparison on ImageNet at 32 x 32 pixels, with its hyper-parameters.
 
@@ -78,7 +78,7 @@ def reproduce_imagenet32(config: ReproduceImageNet32 = REPRODUCE_IMAGENET32) -> 
     return compared(config)
 
 
-@flow(name="reproduce-imagenet64", flow_run_name=run_name, on_cancellation=[end_what_is_left])
+@flow(name="reproduce-imagenet64", flow_run_name=run_name, on_cancellation=[end_remaining_jobs])
 def reproduce_imagenet64(config: ReproduceImageNet64 = REPRODUCE_IMAGENET64) -> State[Any]:
     """The paper's comparison on ImageNet at 64 x 64 pixels, with its hyper-parameters.
 

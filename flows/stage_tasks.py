@@ -15,11 +15,11 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from flows.artifacts import create_artifacts
-from flows.cancellation import how_to_go_on
-from flows.cancellation_watch import Watch
+from flows.cancellation import how_to_continue
+from flows.cancellation_watch import CancellationWatch
 from flows.progress import ProgressReport, duration
 from fm_core.config import RunConfig
-from fm_core.errors import GaveUp, Stopped, UserError
+from fm_core.errors import StopRequested, UnrecoverableError, UserError
 from fm_core.launch.run_jobs import stop_requested
 from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Observer
@@ -28,7 +28,7 @@ from fm_core.stages.result import StageResult
 Stage = Callable[[RunConfig, Observer], StageResult]
 
 
-class Ended(Exception):
+class StageEndedError(Exception):
     """A run that ends without a result for a reason that is no fault of the program."""
 
     def __init__(self, type: StateType, message: str) -> None:
@@ -49,42 +49,42 @@ class Ended(Exception):
         return State(type=self.type, message=self.message, data=Abort(self.message))
 
     @classmethod
-    def because_of(cls, error: BaseException, config: RunConfig) -> "Ended":
+    def because_of(cls, error: BaseException, config: RunConfig) -> "StageEndedError":
         """What a run's end means: its user's mistake, a request to stop, or an accident.
 
         Crashed is what starts a run again (infra/automations.yaml), so it is for accidents alone: a job
         that stopped although nobody asked for it, as when its launcher is killed.
         """
-        if isinstance(error, UserError | GaveUp):
+        if isinstance(error, UserError | UnrecoverableError):
             return cls(StateType.FAILED, str(error))
-        told = how_to_go_on(config, flow_run.get_id() or "")
-        if isinstance(error, Stopped) and not stop_requested(RunDirectory(config).path):
+        told = how_to_continue(config, flow_run.get_id() or "")
+        if isinstance(error, StopRequested) and not stop_requested(RunDirectory(config).path):
             return cls(StateType.CRASHED, f"its processes were ended by nobody's request: {told}")
         return cls(StateType.CANCELLED, told)
 
 
-def run_stage(name: str, config: RunConfig, watch: Watch) -> StageResult:
+def run_stage(name: str, config: RunConfig, watch: CancellationWatch) -> StageResult:
     """Run one stage under its bar; raises Ended when it refused or was stopped."""
     bar = _stage.with_options(name=name, task_run_name=bar_name(name, config))
     last = bar(name, config, watch)
     if last.is_completed():
         return cast(StageResult, cast(Any, last.data).result)
-    raise Ended(last.type, last.message or name)
+    raise StageEndedError(last.type, last.message or name)
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
-def _stage(name: str, config: RunConfig, watch: Watch) -> State[Any]:
+def _stage(name: str, config: RunConfig, watch: CancellationWatch) -> State[Any]:
     """One stage of the pipeline."""
     logger = get_run_logger()
     try:
         with ProgressReport(name, config) as progress:
             result = stage_called(name)(config, progress)
-    except (UserError, GaveUp, Stopped) as error:
+    except (UserError, UnrecoverableError, StopRequested) as error:
         # As a state and not as an exception: the line is for the user, a traceback would bury it.
-        return Ended.because_of(error, config).state()
+        return StageEndedError.because_of(error, config).state()
     except TerminationSignal as signal:
         if watch.cancelled():
-            return Ended.because_of(signal, config).state()
+            return StageEndedError.because_of(signal, config).state()
         raise
     logger.info("%s in %s: %s", result.state, duration(result.seconds), result.summary)
     create_artifacts(config, result)

@@ -6,8 +6,8 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.task_runners import ProcessPoolTaskRunner
 
-from flows.cancellation import end_what_is_left
-from flows.parallel_runs import write_pieces
+from flows.cancellation import end_remaining_jobs
+from flows.parallel_runs import write_shards_in_parallel
 from flows.pipeline import pipeline, run_name
 from flows.presets import DIGITS, Digits
 
@@ -15,7 +15,7 @@ from flows.presets import DIGITS, Digits
 @flow(
     name="shard-dataset",
     flow_run_name=run_name,
-    on_cancellation=[end_what_is_left],
+    on_cancellation=[end_remaining_jobs],
     task_runner=cast(Any, ProcessPoolTaskRunner()),
 )
 def shard_dataset(config: Digits = DIGITS) -> State[Any]:
@@ -26,22 +26,22 @@ def shard_dataset(config: Digits = DIGITS) -> State[Any]:
     set help each other: each has an order of its own and leaves alone what is written meanwhile, and a
     shard written twice has the same bytes.
     """
-    return pipeline(config, ["shard"], before=write_pieces)
+    return pipeline(config, ["shard"], before=write_shards_in_parallel)
 
 
-@flow(name="train-model", flow_run_name=run_name, on_cancellation=[end_what_is_left])
+@flow(name="train-model", flow_run_name=run_name, on_cancellation=[end_remaining_jobs])
 def train_model(config: Digits = DIGITS) -> State[Any]:
     """Train on the shards, from the newest complete checkpoint of `<run.root>/<run.name>` on."""
     return pipeline(config, ["train"])
 
 
-@flow(name="sample-images", flow_run_name=run_name, on_cancellation=[end_what_is_left])
+@flow(name="sample-images", flow_run_name=run_name, on_cancellation=[end_remaining_jobs])
 def sample_images(config: Digits = DIGITS) -> State[Any]:
     """Draw images from a checkpoint of `<run.root>/<run.name>`."""
     return pipeline(config, ["sample"])
 
 
-@flow(name="evaluate-model", flow_run_name=run_name, on_cancellation=[end_what_is_left])
+@flow(name="evaluate-model", flow_run_name=run_name, on_cancellation=[end_remaining_jobs])
 def evaluate_model(config: Digits = DIGITS) -> State[Any]:
     """Score the samples of `<run.root>/<run.name>` and renew its report."""
     return pipeline(config, ["evaluate", "report"])

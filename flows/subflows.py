@@ -9,7 +9,7 @@ from prefect.deployments import run_deployment
 from prefect.runtime import flow_run
 from prefect.states import Cancelling, Scheduled
 
-from flows.stage_tasks import Ended
+from flows.stage_tasks import StageEndedError
 from fm_core.config import RunConfig
 from fm_core.stages.result import StageResult
 
@@ -29,7 +29,7 @@ CASCADE = "the run that it is part of was cancelled"
 NOTHING_TO_DO = "nothing to do, everything was complete"
 
 
-def run_apart(stage: str, config: RunConfig) -> StageResult:
+def run_subflow(stage: str, config: RunConfig) -> StageResult:
     """Run a stage's own deployment to its end; raises Ended as it ended.
 
     A signal that ends this run cancels that one first. This run started again takes up the flow run
@@ -56,7 +56,9 @@ def run_apart(stage: str, config: RunConfig) -> StageResult:
         raise
     last = child.state
     if last is None or not last.is_completed():
-        raise Ended(last.type if last else StateType.FAILED, f"{stage}: {last.message if last else 'lost'}")
+        raise StageEndedError(
+            last.type if last else StateType.FAILED, f"{stage}: {last.message if last else 'lost'}"
+        )
     told = last.message or ""
     return StageResult(
         stage=stage,

@@ -13,7 +13,7 @@ from typing import Any, NoReturn, cast
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
 
 from fm_core.config import RunConfig, load_config, parse_config
-from fm_core.errors import Stopped, UserError
+from fm_core.errors import StopRequested, UserError
 
 STAGES = {
     "shard": "write a data set's shards and manifest, or verify them",
@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"fm: {error}", file=sys.stderr)
         return EXIT_USER
-    except (Stopped, KeyboardInterrupt) as error:
+    except (StopRequested, KeyboardInterrupt) as error:
         print(f"fm: {str(error) or 'stopped; run it again to continue'}", file=sys.stderr)
         return EXIT_STOPPED
     except Exception as error:
@@ -127,12 +127,12 @@ def _run_stage(command: str, config: RunConfig, flags: set[str]) -> None:
         with Bar() as bar:
             result = stage(config, bar.observe, **options)
     except KeyboardInterrupt:
-        from fm_core.launch.upload_handover import told_afterwards
+        from fm_core.launch.upload_handover import describe_upload
         from fm_core.run.directory import RunDirectory
 
-        uploaded = told_afterwards(RunDirectory(config).path) if command == "train" else None
+        uploaded = describe_upload(RunDirectory(config).path) if command == "train" else None
         told = "; ".join(filter(None, ("stopped", uploaded, "run it again to continue")))
-        raise Stopped(told) from None
+        raise StopRequested(told) from None
     print(f"{command} {result.state} in {result.seconds:.1f} s: {result.summary}")
     for name, path in result.paths.items():
         print(f"  {name}: {path}")

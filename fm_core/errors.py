@@ -8,16 +8,16 @@ class UserError(Exception):
     """
 
 
-class Unreachable(UserError):
+class UnreachableError(UserError):
     """A host or a store does not answer.
 
     Before a job runs that is the user's to mend; once it does, something that may pass, and it is restarted.
     """
 
 
-class Stopped(Exception):
+class StopRequested(Exception):
     """The stage ended early because it was asked to; running it again continues (exit status 3)."""
 
 
-class GaveUp(Exception):
+class UnrecoverableError(Exception):
     """The stage cannot go on, and starting it again as it is would end the same way (exit status 1)."""

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 
 from fm_core.config import RunConfig
-from fm_core.launch.upload_handover import told_afterwards
+from fm_core.launch.upload_handover import describe_upload
 from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Progress, three_digits
 from fm_core.run.results import Check
@@ -96,6 +96,6 @@ def _status_line(directory: Path) -> str:
     if status is None:
         return f"{directory}: nothing was run yet"
     told = [f"{status['stage']} {status['phase']}: {describe(progress_of(status))}"]
-    if status["stage"] == "train" and (uploaded := told_afterwards(directory)):
+    if status["stage"] == "train" and (uploaded := describe_upload(directory)):
         told.append(uploaded)
     return "; ".join(told)

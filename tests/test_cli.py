@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from fm_core import cli
-from fm_core.errors import Stopped, UserError
+from fm_core.errors import StopRequested, UserError
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_done_is_0_and_says_what_was_made(place, capsys, monkeypatch):
     ("error", "code", "line"),
     [
         (UserError("data.root: nothing there"), 2, "fm: data.root: nothing there"),
-        (Stopped("stopped at step 3"), 3, "fm: stopped at step 3"),
+        (StopRequested("stopped at step 3"), 3, "fm: stopped at step 3"),
         (KeyboardInterrupt(), 3, "fm: stopped; run it again to continue"),
         (RuntimeError("rank 1 was killed"), 1, "fm: RuntimeError: rank 1 was killed"),
     ],

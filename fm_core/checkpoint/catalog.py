@@ -23,7 +23,7 @@ from fm_core.checkpoint.format import (
     write_tensors,
 )
 from fm_core.checkpoint.train_state import TrainState
-from fm_core.checkpoint.uploader import Uploads, remote_files, remote_steps
+from fm_core.checkpoint.uploader import CheckpointUploader, remote_files, remote_steps
 from fm_core.config import RunConfig
 from fm_core.errors import UserError
 from fm_core.run.directory import RunDirectory, step_name
@@ -33,7 +33,7 @@ from fm_core.storage.store import Store
 SNAPSHOTS = "snapshots"
 
 
-class Checkpoints:
+class CheckpointCatalog:
     """The checkpoints of one run, read and written by rank 0 alone."""
 
     def __init__(self, url: str, staging: Path, retention: Retention, shared: bool = False) -> None:
@@ -44,7 +44,7 @@ class Checkpoints:
         self.store = Store.at(url)
         self.folder = self.store.local or staging
         self.retention, self.shared = retention, shared
-        self.uploads = None if self.store.local else Uploads(self.store, staging, retention)
+        self.uploads = None if self.store.local else CheckpointUploader(self.store, staging, retention)
 
     @classmethod
     def snapshots_of(cls, config: RunConfig) -> Self:
@@ -128,9 +128,9 @@ class Checkpoints:
         """Free the space of a checkpoint that could not be written."""
         shutil.rmtree(self.folder / step_name(step), ignore_errors=True)
 
-    def settle(self, seconds: float) -> str | None:
+    def wait(self, seconds: float) -> str | None:
         """Wait until everything is in the store, at most so long; what is in the way, or None."""
-        return self.uploads.settle(seconds) if self.uploads else None
+        return self.uploads.wait(seconds) if self.uploads else None
 
     def problem_of(self, name: str) -> str | None:
         """What is wrong with a checkpoint where it is to stay, or None: in a store by its files' sizes."""

@@ -127,7 +127,7 @@ def retain(root: Path, retention: Retention, newest: int) -> None:
     Later ones are those that were found damaged when this session went back behind them; were they
     counted, they would push out the good ones.
     """
-    states = [state_or_step(root, step) for step in complete_steps(root) if step <= newest]
+    states = [read_state_or_default(root, step) for step in complete_steps(root) if step <= newest]
     kept = {step_name(step) for step in retention.kept(states)}
     for directory in root.glob("step-*"):
         if directory.name not in kept:
@@ -140,7 +140,7 @@ def remove(directory: Path) -> None:
     shutil.rmtree(directory, ignore_errors=False)
 
 
-def state_or_step(root: Path, step: int) -> TrainState:
+def read_state_or_default(root: Path, step: int) -> TrainState:
     """state.json of a checkpoint in a folder; its step alone where it cannot be read."""
     try:
         return read_state(root / step_name(step))

@@ -25,21 +25,21 @@ from typing import Any
 import torch.distributed as dist
 from safetensors import safe_open
 
-from fm_core.checkpoint.catalog import Checkpoints
+from fm_core.checkpoint.catalog import CheckpointCatalog
 from fm_core.checkpoint.format import RAW, read_state, tensors_file
 from fm_core.checkpoint.train_state import TrainState
 from fm_core.errors import UserError
 from fm_core.run.directory import differences, step_name
-from fm_core.training.ema import Averages
+from fm_core.training.ema import ModelEMA
 from fm_core.training.zero_state import (
     Read,
     Shards,
-    cut,
     float32_partitions,
+    gather_full,
     moments,
+    scatter,
     set_applied_steps,
     set_weights,
-    whole,
 )
 
 OPTIMIZER = "optimizer"
@@ -48,9 +48,9 @@ OPTIMIZER = "optimizer"
 
 def save(
     engine: Any,
-    averages: Averages,
+    averages: ModelEMA,
     state: TrainState,
-    checkpoints: Checkpoints | None,
+    checkpoints: CheckpointCatalog | None,
     recipe: dict[str, Any],
 ) -> None:
     """Write a checkpoint; `checkpoints` is there on rank 0, `recipe` says what the weights belong to.
@@ -65,7 +65,7 @@ def save_parts(
     engine: Any,
     parts: dict[str, Shards],
     state: TrainState,
-    checkpoints: Checkpoints | None,
+    checkpoints: CheckpointCatalog | None,
     recipe: dict[str, Any],
 ) -> None:
     """Write these parts, whole, as a checkpoint; see `save`."""
@@ -74,7 +74,7 @@ def save_parts(
     problem = checkpoints.begin(state.step) if checkpoints else None
     for name, shards in parts.items():
         # After a failure too: the other ranks are in this call.
-        tensors = whole(engine, shards, keep=checkpoints is not None)
+        tensors = gather_full(engine, shards, keep=checkpoints is not None)
         if checkpoints and not problem:
             problem = checkpoints.write(state.step, name, tensors, metadata)
     if checkpoints:
@@ -88,13 +88,15 @@ def save_parts(
 
 
 def load(
-    engine: Any, averages: Averages, checkpoints: Checkpoints | None, recipe: dict[str, Any]
+    engine: Any, averages: ModelEMA, checkpoints: CheckpointCatalog | None, recipe: dict[str, Any]
 ) -> TrainState | None:
     """Continue from the newest checkpoint that is complete and matches its hashes.
 
-    Rank 0 chooses and reads, all ranks get their parts from it. None if there is no checkpoint at all;
-    UserError, on all ranks, if there are some and none is whole, or if it is of another recipe, Unreachable
-    if the store does not answer.
+    Rank 0 chooses and reads; all ranks get their shards from it. Returns None if there is no checkpoint.
+
+    Raises, on all ranks:
+        UserError: there are checkpoints but none is intact, or the newest belongs to another recipe.
+        UnreachableError: the store does not answer.
     """
     choice: list[Any] = [None, None]
     if checkpoints:
@@ -109,7 +111,7 @@ def load(
         set_weights(engine, read)
     for name, shards in {**_moments(engine), **averages.shards}.items():
         with _reader(directory, name) as read:
-            cut(engine, shards, read)
+            scatter(engine, shards, read)
     set_applied_steps(engine, state.applied_steps)
     if checkpoints and state.processes != dist.get_world_size():
         print(f"{directory}: written by {state.processes} processes, cut again for {dist.get_world_size()}")
@@ -120,13 +122,13 @@ def _moments(engine: Any) -> dict[str, Shards]:
     return {f"{OPTIMIZER}/{name}": shards for name, shards in moments(engine).items()}
 
 
-def _chosen(checkpoints: Checkpoints, averages: Averages, recipe: dict[str, Any]) -> list[Any]:
+def _chosen(checkpoints: CheckpointCatalog, averages: ModelEMA, recipe: dict[str, Any]) -> list[Any]:
     """Directory and state of the checkpoint to continue from, or what is wrong."""
     try:
         directory = checkpoints.newest()
         if directory is None:
             return [None, None]
-        refuse_a_stranger(directory, recipe, [*averages.shards], checkpoints.shared)
+        check_compatible(directory, recipe, [*averages.shards], checkpoints.shared)
         return [directory, read_state(directory)]
     except UserError as error:
         return [error, None]
@@ -134,7 +136,7 @@ def _chosen(checkpoints: Checkpoints, averages: Averages, recipe: dict[str, Any]
         return [UserError(str(error)), None]
 
 
-def refuse_a_stranger(directory: Path, recipe: dict[str, Any], averages: list[str], shared: bool) -> None:
+def check_compatible(directory: Path, recipe: dict[str, Any], averages: list[str], shared: bool) -> None:
     """Refuse to go on from a checkpoint of another run, of another recipe, or without these averages.
 
     `shared`: other runs may name the same place, so that the run's name must be the same as well; elsewhere

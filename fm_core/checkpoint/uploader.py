@@ -19,8 +19,8 @@ from fm_core.checkpoint.format import (
     Retention,
     complete_steps,
     file_sha256,
+    read_state_or_default,
     remove,
-    state_or_step,
     step_of,
 )
 from fm_core.checkpoint.train_state import TrainState, state_of
@@ -32,11 +32,11 @@ FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
 
 
-class Spoilt(OSError):
+class CorruptCheckpointError(OSError):
     """What was to be copied is not whole itself."""
 
 
-class Uploads:
+class CheckpointUploader:
     """The thread that copies checkpoints, and what it has still to do."""
 
     def __init__(self, store: Store, folder: Path, retention: Retention) -> None:
@@ -71,7 +71,7 @@ class Uploads:
             self._copied -= left
             self._wait_for_turn(*left)
 
-    def settle(self, seconds: float) -> str | None:
+    def wait(self, seconds: float) -> str | None:
         """Wait until nothing is left to do, at most so long; what is in the way, or None."""
         with self._change:
             done = self._change.wait_for(lambda: not self._waiting and self._working is None, seconds)
@@ -80,7 +80,7 @@ class Uploads:
     def _wait_for_turn(self, *steps: int) -> None:
         """Queue these beside those that wait, as far as they are to stay; called with the lock held."""
         newest = self._newest
-        here = [state_or_step(self.folder, step) for step in complete_steps(self.folder)]
+        here = [read_state_or_default(self.folder, step) for step in complete_steps(self.folder)]
         known = {state.step: state for state in (*self._stored, *here)}
         kept = self.retention.kept([one for one in known.values() if newest is None or one.step <= newest])
         self._waiting = sorted({*self._waiting, *steps} & kept)
@@ -107,14 +107,14 @@ class Uploads:
         pause = FIRST_PAUSE_SECONDS
         while True:
             try:
-                copy(self.store, self.folder, step)
+                upload_checkpoint(self.store, self.folder, step)
                 self._copied.add(step)
                 self._retire()
                 return True
             except Exception as error:
                 self._problem = " ".join(str(error).split()) or type(error).__name__
                 here = self.folder / step_name(step) / COMPLETE
-                if isinstance(error, Spoilt) or not here.exists():
+                if isinstance(error, CorruptCheckpointError) or not here.exists():
                     print(f"warning: {self._problem}; it is not copied to {self.store.url}", flush=True)
                     return True
                 print(f"warning: {self._problem}; the upload is tried again in {pause:g} s", flush=True)
@@ -148,7 +148,7 @@ class Uploads:
                         remove(self.folder / step_name(step))
 
 
-def copy(store: Store, folder: Path, step: int) -> None:
+def upload_checkpoint(store: Store, folder: Path, step: int) -> None:
     """Copy a complete checkpoint to a store: files, then their reading back, then COMPLETE.
 
     Raises OSError or UserError when the store fails; what it holds then does not count.
@@ -163,7 +163,7 @@ def copy(store: Store, folder: Path, step: int) -> None:
     for file, facts in files.items():
         if store.sha256(f"{name}/{file}") != facts["sha256"]:
             if file_sha256(folder / name / file) != facts["sha256"]:
-                raise Spoilt(f"{folder / name / file} differs from its SHA-256")
+                raise CorruptCheckpointError(f"{folder / name / file} differs from its SHA-256")
             raise OSError(f"{store.url}/{name}/{file} is not what was sent")
     store.write_bytes(f"{name}/{COMPLETE}", content)
 

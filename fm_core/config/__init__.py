@@ -1,6 +1,6 @@
 """One typed, closed configuration tree."""
 
-from fm_core.config.beside import BesideSection
+from fm_core.config.beside import OnlineEvalSection
 from fm_core.config.data import DataSection, SourceSection
 from fm_core.config.evaluate import EvaluateSection, LikelihoodSection, NfeCurveSection
 from fm_core.config.export import ExportSection
@@ -8,7 +8,7 @@ from fm_core.config.launch import LaunchSection
 from fm_core.config.method import MethodSection
 from fm_core.config.model import ModelSection
 from fm_core.config.report import ReportSection
-from fm_core.config.reproduce import CellSection, ImagesSection, PlaneSection, ReproduceSection
+from fm_core.config.reproduce import ExperimentSection, ImagesSection, PlaneSection, ReproduceSection
 from fm_core.config.run import RunSection
 from fm_core.config.sample import SampleSection
 from fm_core.config.section import Section
@@ -24,10 +24,9 @@ from fm_core.config.tree import (
 )
 
 __all__ = [
-    "BesideSection",
-    "CellSection",
     "DataSection",
     "EvaluateSection",
+    "ExperimentSection",
     "ExportSection",
     "ImagesSection",
     "LaunchSection",
@@ -35,6 +34,7 @@ __all__ = [
     "MethodSection",
     "ModelSection",
     "NfeCurveSection",
+    "OnlineEvalSection",
     "PlaneSection",
     "ReportSection",
     "ReproduceSection",

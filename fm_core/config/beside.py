@@ -5,7 +5,7 @@ from pydantic import Field
 from fm_core.config.section import Section
 
 
-class BesideSection(Section):
+class OnlineEvalSection(Section):
     """Each new checkpoint is sampled and scored, at the lowest priority, while training goes on."""
 
     images: int = Field(default=0, ge=0)

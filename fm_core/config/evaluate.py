@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from fm_core.config.beside import BesideSection
+from fm_core.config.beside import OnlineEvalSection
 from fm_core.config.section import Section
 
 Metric = Literal["frechet_distance", "kernel_distance", "inception_score", "precision_recall"]
@@ -91,5 +91,5 @@ class EvaluateSection(Section):
     """Bits per dimension."""
     nfe_curve: NfeCurveSection = NfeCurveSection()
     """Scores against evaluations of the network."""
-    beside: BesideSection = BesideSection()
+    beside: OnlineEvalSection = OnlineEvalSection()
     """Scores of each checkpoint while training goes on."""

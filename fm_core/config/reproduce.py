@@ -9,7 +9,7 @@ from fm_core.config.section import Name, Options, Section
 Budget = Annotated[int, Field(ge=2, multiple_of=2)]
 
 
-class CellSection(Section):
+class ExperimentSection(Section):
     """One column of the comparison: an objective on a path."""
 
     name: Name
@@ -76,7 +76,7 @@ class ReproduceSection(Section):
     kind: Literal["plane", "images"] = "plane"
     """plane: the two-dimensional checkerboard, with the multilayer perceptron of the paper; images: the data
     set, network and budget of the other sections."""
-    cells: tuple[CellSection, ...] = ()
+    cells: tuple[ExperimentSection, ...] = ()
     """What is compared, in the order of tables and figures."""
     plane: PlaneSection = PlaneSection()
     """Settings of the plane."""

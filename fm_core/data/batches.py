@@ -13,7 +13,7 @@ from typing import Self
 
 import torch
 
-from fm_core.data.buffer_pool import BatchBuffers
+from fm_core.data.buffer_pool import BufferPool
 from fm_core.data.reader import ImageReader
 from fm_core.data.sampler import Sampler
 from fm_core.errors import UserError
@@ -93,7 +93,7 @@ class Batches:
         self._together = max(1, ahead // 2)
         self._queue: queue.Queue[list[Batch] | BaseException] = queue.Queue(max(1, ahead // self._together))
         self._at_hand: list[Batch] = []
-        self._buffers = BatchBuffers()
+        self._buffers = BufferPool()
         self._closed = threading.Event()
         self._failed: BaseException | None = None
         self._thread = threading.Thread(target=self._fill, name="batches", daemon=True)

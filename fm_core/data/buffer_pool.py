@@ -19,7 +19,7 @@ _ALONE = [np.empty(1, np.uint8)]
 _FREE = sys.getrefcount(_ALONE[0])
 
 
-class BatchBuffers:
+class BufferPool:
     """Tensors of uint8."""
 
     def __init__(self) -> None:

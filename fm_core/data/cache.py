@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from fm_core.data.cache_quota import Room, locked
+from fm_core.data.cache_quota import CacheQuota, file_lock
 from fm_core.data.manifest import Shard
 from fm_core.errors import UserError
 from fm_core.storage.store import CHUNK, Store, sync
@@ -26,7 +26,7 @@ class NodeCache:
         default = Path(tempfile.gettempdir()) / f"flow-matching-shards-{os.getuid()}"
         self.folder = Path(folder) if folder else default
         self.limit_bytes = limit_bytes
-        self._room = Room(self.folder, limit_bytes)
+        self._room = CacheQuota(self.folder, limit_bytes)
         self._pool: ThreadPoolExecutor | None = None
 
     def open(self, store: Store, shard: Shard) -> int:
@@ -48,7 +48,7 @@ class NodeCache:
         """Forget the copy of a shard; nothing happens where the store is on this machine."""
         if not store.local:
             path = self._path(shard)
-            with locked(path.with_suffix(".lock")):
+            with file_lock(path.with_suffix(".lock")):
                 path.unlink(missing_ok=True)
 
     def prefetch(self, store: Store, shards: Iterable[Shard]) -> None:
@@ -68,7 +68,7 @@ class NodeCache:
 
     def _open_copy(self, store: Store, shard: Shard) -> int:
         path = self._path(shard)
-        with locked(path.with_suffix(".lock")):
+        with file_lock(path.with_suffix(".lock")):
             while True:
                 try:
                     file = os.open(path, os.O_RDONLY)

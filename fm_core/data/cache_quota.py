@@ -16,7 +16,7 @@ from fm_core.errors import UserError
 POLL_SECONDS = 0.05
 
 
-class Room:
+class CacheQuota:
     """The space of a folder, shared by all processes and threads of this machine."""
 
     def __init__(self, folder: Path, limit_bytes: int | None) -> None:
@@ -43,7 +43,7 @@ class Room:
             reservation.unlink(missing_ok=True)
 
     def _reserve(self, reservation: Path, wanted: int) -> bool:
-        with locked(self._folder / "room.lock"):
+        with file_lock(self._folder / "room.lock"):
             reservation.unlink(missing_ok=True)  # of a killed process: the caller holds the lock
             self._remove_abandoned(reservation)
             if self._limit is not None:
@@ -69,7 +69,7 @@ class Room:
         """Remove what killed processes left half-downloaded."""
         stems = {path.stem for kind in ("*.partial", "*.reserved") for path in self._folder.glob(kind)}
         for stem in stems - {own.stem}:
-            with suppress(BlockingIOError), locked(self._folder / f"{stem}.lock", wait=False):
+            with suppress(BlockingIOError), file_lock(self._folder / f"{stem}.lock", wait=False):
                 for kind in (".partial", ".reserved"):
                     (self._folder / f"{stem}{kind}").unlink(missing_ok=True)
 
@@ -84,7 +84,7 @@ class Room:
 
 
 @contextmanager
-def locked(path: Path, wait: bool = True) -> Generator[None]:
+def file_lock(path: Path, wait: bool = True) -> Generator[None]:
     """Hold a lock among processes and threads; BlockingIOError if it is held and `wait` is false.
 
     Lock files are never removed: removing one would let two processes hold "the" lock.

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fm_core.data.manifest import Input
-from fm_core.data.sources.base import Classes, Part, PartStream, Rows, Source
+from fm_core.data.sources.base import Classes, DataSource, PartStream, Samples, SourcePart
 from fm_core.errors import UserError
 from fm_core.storage.store import Store
 
@@ -61,7 +61,7 @@ def _table(pairs: dict[int, int], url: str) -> NDArray[np.int64]:
 class RelabelledSource:
     """A source with its classes renumbered."""
 
-    def __init__(self, source: Source, label_map: LabelMap) -> None:
+    def __init__(self, source: DataSource, label_map: LabelMap) -> None:
         self._source, self._map = source, label_map
         recipe = {**source.facts.recipe, "label_map": label_map.sha256}
         self.facts = replace(source.facts, recipe=recipe)
@@ -75,7 +75,7 @@ class RelabelledSource:
             )
         return Classes(int(self._map.table.max()) + 1, self._map.order, self._map.names)
 
-    def parts(self) -> Sequence[Part]:
+    def parts(self) -> Sequence[SourcePart]:
         """Those of the source."""
         return self._source.parts()
 
@@ -91,7 +91,7 @@ class RelabelledSource:
         """Those of the source."""
         self._source.check_labels()
 
-    def open(self, part: Part) -> "RelabelledStream":
+    def open(self, part: SourcePart) -> "RelabelledStream":
         """Start to read a part."""
         return RelabelledStream(self._source.open(part), self._map.table)
 
@@ -106,11 +106,11 @@ class RelabelledStream:
         """Leave out the next rows."""
         self._stream.skip(rows)
 
-    def read(self, rows: int) -> Rows:
+    def read(self, rows: int) -> Samples:
         """The next rows."""
         read = self._stream.read(rows)
         labels = None if read.labels is None else self._table[read.labels]
-        return Rows(read.images, labels, read.rejected)
+        return Samples(read.images, labels, read.rejected)
 
     def close(self) -> None:
         """Close the part."""

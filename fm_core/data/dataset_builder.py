@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from fm_core.config.data import DataSection
 from fm_core.data.manifest import (
     MANIFEST_NAME,
-    DamagedRecord,
+    DamagedRecordError,
     Manifest,
     Quarantine,
     Shard,
@@ -23,7 +23,7 @@ from fm_core.data.shard_plan import (
     packing_of,
     record_plan,
 )
-from fm_core.data.shard_sidecar import Commit, Moments, read_commits
+from fm_core.data.shard_sidecar import PixelMoments, ShardSidecar, read_sidecars
 from fm_core.data.shard_writer import missing_tasks, uncommit, write_tasks
 from fm_core.data.verify import damaged_shards
 from fm_core.data.wids_index import write_indexes
@@ -110,7 +110,7 @@ def finish(store: Store, plan: ShardPlan, config: DataSection, before: Manifest 
 
     `before` is the manifest of shards that were written again: the new ones must equal the old.
     """
-    commits = read_commits(store, [task.name for task in plan.tasks])
+    commits = read_sidecars(store, [task.name for task in plan.tasks])
     absent = [task.name for task in plan.tasks if task.name not in commits]
     if absent:
         raise UserError(
@@ -131,7 +131,7 @@ def finish(store: Store, plan: ShardPlan, config: DataSection, before: Manifest 
     return manifest
 
 
-def gather(name: str, plan: ShardPlan, commits: Sequence[Commit]) -> Manifest:
+def gather(name: str, plan: ShardPlan, commits: Sequence[ShardSidecar]) -> Manifest:
     """The manifest of committed shards, in the plan's order."""
     shards: list[Shard] = []
     first: dict[str, int] = {}
@@ -162,8 +162,8 @@ def gather(name: str, plan: ShardPlan, commits: Sequence[Commit]) -> Manifest:
     )
 
 
-def _summary(commits: Sequence[Commit]) -> Split:
-    moments = Moments()
+def _summary(commits: Sequence[ShardSidecar]) -> Split:
+    moments = PixelMoments()
     for commit in commits:
         moments = moments.plus(commit.moments)
     histograms = [commit.class_histogram for commit in commits if commit.class_histogram is not None]
@@ -175,7 +175,7 @@ def _summary(commits: Sequence[Commit]) -> Split:
     )
 
 
-def _write_quarantine(store: Store, commits: Sequence[Commit]) -> list[str]:
+def _write_quarantine(store: Store, commits: Sequence[ShardSidecar]) -> list[str]:
     """One line for each rejected image, in the order of the source."""
     rejected = [item for commit in commits for item in commit.rejected]
     lines = [json.dumps(item.model_dump()) for item in rejected]
@@ -185,7 +185,7 @@ def _write_quarantine(store: Store, commits: Sequence[Commit]) -> list[str]:
 
 
 def _refuse_quarantined(store: Store, plan: ShardPlan, config: DataSection) -> None:
-    commits = read_commits(store, [task.name for task in plan.tasks])
+    commits = read_sidecars(store, [task.name for task in plan.tasks])
     lines = _write_quarantine(store, [commits[task.name] for task in plan.tasks if task.name in commits])
     raise UserError(
         f"data.max_quarantined: {len(lines)} of {plan.images} images cannot be used, "
@@ -221,10 +221,10 @@ def repair_dataset(
         parse_manifest(store.read_bytes(MANIFEST_NAME), MANIFEST_NAME)
     except FileNotFoundError:
         pass
-    except DamagedRecord:
+    except DamagedRecordError:
         store.remove(MANIFEST_NAME)
     plan_names = [name for name in store.sizes() if name.endswith(".tar")]
-    marks = read_commits(store, plan_names)
+    marks = read_sidecars(store, plan_names)
     hashed = 0
     for name, mark in marks.items():
         if store.sha256(name) != mark.sha256:

@@ -167,7 +167,7 @@ class Manifest(Record):
         return json.dumps(tree, indent=1) + "\n"
 
 
-class DamagedRecord(UserError):
+class DamagedRecordError(UserError):
     """A file of this program's own that no longer holds what was written."""
 
 
@@ -190,7 +190,7 @@ def load_manifest(root_url: str, name: str) -> Manifest:
 def parse_manifest(text: bytes, where: str) -> Manifest:
     """Check and read a manifest's JSON.
 
-    Raises DamagedRecord or, of another schema, UserError; both name `where`.
+    Raises DamagedRecordError or, of another schema, UserError; both name `where`.
     """
     tree = read_record(text, where, MANIFEST_SCHEMA)
     version = tree.pop("version", None)
@@ -199,21 +199,21 @@ def parse_manifest(text: bytes, where: str) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise DamagedRecord(f"{where}: {key}: {first['msg']}; run fm validate on the data set") from None
+        raise DamagedRecordError(f"{where}: {key}: {first['msg']}; run fm validate on the data set") from None
     if version != manifest.version:
-        raise DamagedRecord(f"{where}: altered since it was written: its version is {manifest.version}")
+        raise DamagedRecordError(f"{where}: altered since it was written: its version is {manifest.version}")
     return manifest
 
 
 def read_record(text: bytes, where: str, schema: int) -> dict[str, Any]:
     """Parse JSON that carries `schema_version`.
 
-    Raises DamagedRecord where it is no JSON, UserError where its version is not `schema`.
+    Raises DamagedRecordError where it is no JSON, UserError where its version is not `schema`.
     """
     try:
         tree: object = json.loads(text)
     except ValueError:
-        raise DamagedRecord(f"{where}: not JSON; write it again with fm shard") from None
+        raise DamagedRecordError(f"{where}: not JSON; write it again with fm shard") from None
     found = cast(dict[str, Any], tree).get("schema_version") if isinstance(tree, dict) else None
     if found != schema:
         raise UserError(f"{where}: schema version {found}; this program reads version {schema}")

@@ -12,7 +12,7 @@ from fm_core.config.data import DataSection
 from fm_core.data.dataset_builder import allowed_rejections, finish, read_complete
 from fm_core.data.manifest import Manifest
 from fm_core.data.shard_plan import PLAN_NAME, ShardPlan, ShardTask, make_plan, record_plan
-from fm_core.data.shard_sidecar import COMMIT_FOLDER, commit_path, read_commits
+from fm_core.data.shard_sidecar import COMMIT_FOLDER, read_sidecars, sidecar_path
 from fm_core.data.shard_writer import jobs_of, missing_tasks, write_part
 from fm_core.errors import UserError
 from fm_core.storage.store import Store
@@ -33,12 +33,12 @@ class Piece:
     """Rows of the source, the unreadable ones included."""
 
 
-class FanOut:
+class ParallelSharding:
     """What is to be written, and how much of it is."""
 
     def __init__(self, store: Store, plan: ShardPlan) -> None:
         self._store = store
-        self._rows = {commit_path(task.name).rsplit("/", 1)[-1]: task.rows for task in plan.tasks}
+        self._rows = {sidecar_path(task.name).rsplit("/", 1)[-1]: task.rows for task in plan.tasks}
         self.images = plan.images
         """Rows of the source."""
         self.pieces = _pieces(missing_tasks(store, plan)[0])
@@ -50,7 +50,7 @@ class FanOut:
         return sum(rows for mark, rows in self._rows.items() if mark in marks)
 
 
-def begin_dataset(config: DataSection) -> FanOut | None:
+def begin_dataset(config: DataSection) -> ParallelSharding | None:
     """Record what is to be made; None for a complete data set.
 
     Raises UserError if the source is missing or wrong, or another recipe is at this name.
@@ -61,7 +61,7 @@ def begin_dataset(config: DataSection) -> FanOut | None:
     plan = make_plan(config)
     record_plan(store, plan)
     store.remove_stale_stages()
-    return FanOut(store, plan)
+    return ParallelSharding(store, plan)
 
 
 def write_piece(
@@ -77,7 +77,7 @@ def write_piece(
     wanted = set(shards)
     done = rejected = 0
     for job in jobs_of([task for task in plan.tasks if task.name in wanted]):
-        there = read_commits(store, [task.name for task in job])
+        there = read_sidecars(store, [task.name for task in job])
         missing = [task for task in job if task.name not in there]
         for commit in write_part(store, plan, missing) if missing else ():
             done += commit.images

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fm_core.data.cache import NodeCache
 from fm_core.data.manifest import Manifest
 from fm_core.data.shard_format import decode_png
-from fm_core.data.shard_index import OpenShards, ShardTable
+from fm_core.data.shard_index import ShardIndex, ShardTable
 from fm_core.errors import UserError
 from fm_core.storage.hashing import crc32
 from fm_core.storage.store import Store
@@ -35,7 +35,7 @@ class ImageReader:
         shards = manifest.split_shards(split)
         self._image_bytes = prod(manifest.image_shape)
         self._table = ShardTable(shards, self._image_bytes)
-        self._shards = OpenShards(store, shards, cache or NodeCache(), self._table)
+        self._shards = ShardIndex(store, shards, cache or NodeCache(), self._table)
 
     def __len__(self) -> int:
         """Images in the split."""

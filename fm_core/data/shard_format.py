@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fm_core.data.manifest import Block, Layout
-from fm_core.data.sources.base import Rows
+from fm_core.data.sources.base import Samples
 from fm_core.storage.hashing import crc32
 
 NPY_HEADER_BYTES = 128
@@ -47,7 +47,7 @@ class ShardFile:
         self.blocks: list[Block] = []
         self.index_offset: int | None = None
 
-    def add(self, block_number: int, rows: Rows) -> None:
+    def add(self, block_number: int, rows: Samples) -> None:
         """Append a block; one without images leaves no trace."""
         if not len(rows.images):
             return

@@ -45,7 +45,7 @@ class ShardTable:
         return self._offset[block] + (ids - self._first[block]) * self._image_bytes
 
 
-class OpenShards:
+class ShardIndex:
     """File handles of shards, the least recently opened closed first."""
 
     def __init__(self, store: Store, shards: Sequence[Shard], cache: NodeCache, table: ShardTable) -> None:

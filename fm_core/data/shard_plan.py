@@ -8,7 +8,7 @@ from fm_core.config.data import DataSection
 from fm_core.data.class_order import RelabelledSource, read_label_map
 from fm_core.data.manifest import Input, Packing, Recipe, read_record
 from fm_core.data.sources import open_source
-from fm_core.data.sources.base import Classes, Part, Source, SourceFacts
+from fm_core.data.sources.base import Classes, DataSource, SourceFacts, SourcePart
 from fm_core.errors import UserError
 from fm_core.storage.store import Store
 
@@ -26,7 +26,7 @@ class ShardTask:
     """train or val."""
     number: int
     """Its number in the split."""
-    part: Part
+    part: SourcePart
     """Where its images come from."""
     start: int
     """First row in the part."""
@@ -38,7 +38,7 @@ class ShardTask:
 class ShardPlan:
     """All shards of a data set."""
 
-    source: Source
+    source: DataSource
     """Opened lazily; cheap to send to another process."""
     classes: Classes
     """What the labels mean."""
@@ -77,7 +77,7 @@ def make_plan(config: DataSection) -> ShardPlan:
     return ShardPlan(source, source.classes(), packing, tuple(source.inputs()), tuple(tasks))
 
 
-def labelled_source(config: DataSection, found: str | None = None) -> Source:
+def labelled_source(config: DataSection, found: str | None = None) -> DataSource:
     """The source, its classes renumbered if data.label_map says so; `found` is for format auto."""
     source = open_source(config, found)
     return RelabelledSource(source, read_label_map(config.label_map)) if config.label_map else source

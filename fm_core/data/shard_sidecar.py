@@ -30,7 +30,7 @@ class RejectedImage(Record):
     """Of the bytes that were found."""
 
 
-class Moments(Record):
+class PixelMoments(Record):
     """Exact sums over images, so that they do not depend on who added them up."""
 
     pixels: int = 0
@@ -40,11 +40,11 @@ class Moments(Record):
     squares: tuple[int, ...] = ()
     """Sum of their squares."""
 
-    def plus(self, other: "Moments") -> "Moments":
+    def plus(self, other: "PixelMoments") -> "PixelMoments":
         """Both together."""
         if not self.pixels:
             return other
-        return Moments(
+        return PixelMoments(
             pixels=self.pixels + other.pixels,
             sums=tuple(map(sum, zip(self.sums, other.sums, strict=True))),
             squares=tuple(map(sum, zip(self.squares, other.squares, strict=True))),
@@ -62,7 +62,7 @@ class Moments(Record):
         )
 
 
-class Commit(Record):
+class ShardSidecar(Record):
     """One written shard."""
 
     schema_version: Literal[1] = COMMIT_SCHEMA
@@ -83,16 +83,16 @@ class Commit(Record):
     """Layout image: where the index is."""
     class_histogram: tuple[int, ...] | None
     """Images of each class; None without labels."""
-    moments: Moments
+    moments: PixelMoments
     """Sums over the pixels."""
     rejected: tuple[RejectedImage, ...] = ()
     """Images that were left out."""
 
 
-def moments_of(images: NDArray[np.uint8], levels: int) -> Moments:
+def moments_of(images: NDArray[np.uint8], levels: int) -> PixelMoments:
     """Sums over images [n, C, H, W] with values below `levels`; UserError for a larger value."""
     if not len(images):
-        return Moments()
+        return PixelMoments()
     if int(images.max()) >= levels:
         raise UserError(f"the source holds grey values up to {images.max()}; {levels} levels were expected")
     rows = images.reshape(*images.shape[:2], -1)
@@ -102,26 +102,26 @@ def moments_of(images: NDArray[np.uint8], levels: int) -> Moments:
         piece = rows[first : first + MOMENTS_ROWS].astype(np.float64)
         sums += piece.sum(axis=(0, 2)).astype(np.int64)
         squares += (piece[:, :, None] @ piece[:, :, :, None]).sum(axis=(0, 2, 3)).astype(np.int64)
-    return Moments(pixels=images[:, 0].size, sums=tuple(sums.tolist()), squares=tuple(squares.tolist()))
+    return PixelMoments(pixels=images[:, 0].size, sums=tuple(sums.tolist()), squares=tuple(squares.tolist()))
 
 
-def commit_path(shard_name: str) -> str:
+def sidecar_path(shard_name: str) -> str:
     """Where the sidecar of a shard is, below the data set's folder."""
     return f"{COMMIT_FOLDER}/{shard_name.removesuffix('.tar')}.json"
 
 
-def read_commits(store: Store, names: list[str]) -> dict[str, Commit]:
+def read_sidecars(store: Store, names: list[str]) -> dict[str, ShardSidecar]:
     """The sidecars that are there and whose shard has the right size, by shard name."""
     marks = Store.at(store.url, COMMIT_FOLDER).sizes()
     sizes = store.sizes()
-    commits: dict[str, Commit] = {}
+    commits: dict[str, ShardSidecar] = {}
     for name in names:
-        path = commit_path(name)
+        path = sidecar_path(name)
         if path.rsplit("/", 1)[-1] not in marks:
             continue
         where = f"{store.url}/{path}"
         try:
-            commit = Commit.model_validate(read_record(store.read_bytes(path), where, COMMIT_SCHEMA))
+            commit = ShardSidecar.model_validate(read_record(store.read_bytes(path), where, COMMIT_SCHEMA))
         except ValidationError:
             raise UserError(f"{where}: damaged; remove it and run fm shard again") from None
         if commit.bytes == sizes.get(name, 0):

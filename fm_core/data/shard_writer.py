@@ -19,8 +19,15 @@ import numpy as np
 
 from fm_core.data.shard_format import ShardFile
 from fm_core.data.shard_plan import ShardPlan, ShardTask
-from fm_core.data.shard_sidecar import Commit, Moments, RejectedImage, commit_path, moments_of, read_commits
-from fm_core.data.sources.base import Rows
+from fm_core.data.shard_sidecar import (
+    PixelMoments,
+    RejectedImage,
+    ShardSidecar,
+    moments_of,
+    read_sidecars,
+    sidecar_path,
+)
+from fm_core.data.sources.base import Samples
 from fm_core.errors import UserError
 from fm_core.storage.store import Store
 
@@ -58,7 +65,7 @@ def jobs_of(tasks: Sequence[ShardTask]) -> list[Job]:
     return jobs
 
 
-def write_part(store: Store, plan: ShardPlan, tasks: Sequence[ShardTask]) -> Iterator[Commit]:
+def write_part(store: Store, plan: ShardPlan, tasks: Sequence[ShardTask]) -> Iterator[ShardSidecar]:
     """Write shards of one part, in order; yields each when it is committed.
 
     If the part proves damaged, its shards of this call are uncommitted: an archive's CRC comes last.
@@ -84,9 +91,9 @@ def write_part(store: Store, plan: ShardPlan, tasks: Sequence[ShardTask]) -> Ite
         stream.close()
 
 
-def write_shard(store: Store, plan: ShardPlan, task: ShardTask, blocks: Iterable[Rows]) -> Commit:
+def write_shard(store: Store, plan: ShardPlan, task: ShardTask, blocks: Iterable[Samples]) -> ShardSidecar:
     """Write one shard and its commit mark."""
-    moments = Moments()
+    moments = PixelMoments()
     histogram = np.zeros(plan.classes.count or 0, np.int64)
     rejected: list[RejectedImage] = []
     with store.staged(task.name) as (_, file):
@@ -97,7 +104,7 @@ def write_shard(store: Store, plan: ShardPlan, task: ShardTask, blocks: Iterable
             histogram += _histogram(task, rows, len(histogram))
             rejected += [RejectedImage(**vars(item)) for item in rows.rejected]
         sha256 = shard.finish()
-    commit = Commit(
+    commit = ShardSidecar(
         name=task.name,
         split=task.split,
         bytes=shard.bytes,
@@ -109,28 +116,28 @@ def write_shard(store: Store, plan: ShardPlan, task: ShardTask, blocks: Iterable
         moments=moments,
         rejected=tuple(rejected),
     )
-    store.write_bytes(commit_path(task.name), (commit.model_dump_json() + "\n").encode())
+    store.write_bytes(sidecar_path(task.name), (commit.model_dump_json() + "\n").encode())
     return commit
 
 
 def uncommit(store: Store, names: Iterable[str]) -> None:
     """Remove commit marks."""
     for name in names:
-        store.remove(commit_path(name))
+        store.remove(sidecar_path(name))
 
 
 def missing_tasks(store: Store, plan: ShardPlan) -> tuple[list[ShardTask], int]:
     """Tasks without commit mark, and the images rejected in the others."""
-    commits = read_commits(store, [task.name for task in plan.tasks])
+    commits = read_sidecars(store, [task.name for task in plan.tasks])
     missing = [task for task in plan.tasks if task.name not in commits]
     return missing, sum(len(commit.rejected) for commit in commits.values())
 
 
-def _counts(commit: Commit) -> tuple[int, int]:
+def _counts(commit: ShardSidecar) -> tuple[int, int]:
     return commit.images + len(commit.rejected), len(commit.rejected)
 
 
-def _histogram(task: ShardTask, rows: Rows, classes: int) -> Any:
+def _histogram(task: ShardTask, rows: Samples, classes: int) -> Any:
     if rows.labels is None or not len(rows.labels):
         return 0
     if rows.labels.min() < 0 or rows.labels.max() >= classes:

@@ -16,7 +16,7 @@ from fm_core.config.data import DataSection
 from fm_core.data.inspect import ShardContent, inspect_shard
 from fm_core.data.manifest import Manifest, load_manifest
 from fm_core.data.shard_plan import make_plan
-from fm_core.data.shard_sidecar import read_commits
+from fm_core.data.shard_sidecar import read_sidecars
 from fm_core.data.source_diff import differing_shards
 from fm_core.errors import UserError
 from fm_core.storage.store import Store
@@ -65,7 +65,7 @@ def validate_manifest(
     """Look at the files that a manifest names."""
     found = Validation(depth, damaged_sizes(store, manifest))
     if depth == "quick":
-        marks = read_commits(store, [shard.name for shard in manifest.shards])
+        marks = read_sidecars(store, [shard.name for shard in manifest.shards])
         for shard in manifest.shards:
             if shard.name not in marks and shard.name not in found.problems:
                 found.problems[shard.name] = "its commit mark is missing"

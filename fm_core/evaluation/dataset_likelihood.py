@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from fm_core.config import LikelihoodSection
-from fm_core.method.bits_per_dim import BitsSummary, bits_per_dim, summarise
+from fm_core.method.bits_per_dim import BitsSummary, bits_per_dim, summarize
 from fm_core.method.divergence import Hutchinson
 from fm_core.method.ode import Solver
 from fm_core.sampling.checkpoint_source import Model
-from fm_core.sampling.compiled_network import products
+from fm_core.sampling.compiled_network import matmul_precision
 from fm_core.storage import keyed_random
 
 PROBES = 2
@@ -69,11 +69,11 @@ def batch_bits(
         keyed_random.rademacher(seed, f"likelihood-probe-{probe}", numbers, shape) for probe in range(PROBES)
     ]
     velocity = model.objective.velocity(model.network, labels.to(device) if model.conditional else None)
-    with products():
+    with matmul_precision():
         bits = bits_per_dim(
             velocity,
             pixels.to(device),
-            model.quantiser,
+            model.quantizer,
             torch.stack(draws).to(device),
             model.objective.interval,
             Solver("dopri5", rtol=settings.rtol, atol=settings.atol),
@@ -102,8 +102,8 @@ def gathered(
     whole = _joined(parts)
     single, k_sample = whole["bits"], whole["k_sample"]
     return Likelihood(
-        headline=summarise(single, whole["per_probe"]),
-        k_sample=summarise(k_sample) if draws > 1 else None,
+        headline=summarize(single, whole["per_probe"]),
+        k_sample=summarize(k_sample) if draws > 1 else None,
         k=draws,
         nfe=whole["nfe"].double().mean().item() / draws,
         check=_check(single, _joined(checks)),

@@ -19,10 +19,10 @@ from fm_core.evaluation.dataset_likelihood import batch_bits, tightened
 from fm_core.evaluation.features.classifier_features import RECIPE
 from fm_core.evaluation.features.extractor import Extractor, OnStep, open_extractor
 from fm_core.evaluation.features.inception import NO_WEIGHTS
-from fm_core.evaluation.image_sources import Source, outside, sampler, samples_of_a_run
+from fm_core.evaluation.image_sources import ImageSource, outside, sampler, samples_of_a_run
 from fm_core.evaluation.nfe_curve import curve_part, points
-from fm_core.evaluation.reference import VERSION, Reference, Split, imported
-from fm_core.evaluation.resumable_parts import Work, cut
+from fm_core.evaluation.reference import VERSION, Reference, ReferenceSplit, imported
+from fm_core.evaluation.resumable_parts import ResumableParts, split_ranges
 from fm_core.run.directory import RunDirectory, fingerprint, step_name
 from fm_core.sampling.checkpoint_source import Model, checkpoint_step, load_model, weights_file
 from fm_core.sampling.compiled_network import accelerated
@@ -42,7 +42,7 @@ SOLVED = 500.0
 """About how long an image takes whose ODE is solved, in images whose features are read."""
 
 
-class Evaluation:
+class EvaluationRun:
     """One evaluation of a configuration."""
 
     def __init__(self, config: RunConfig, device: torch.device) -> None:
@@ -50,7 +50,7 @@ class Evaluation:
         self.config, self.device, self.settings = config, device, config.evaluate
         self.manifest = load_manifest(config.data.root, config.data.name)
         self.run = RunDirectory(config)
-        check_judges(self.settings)
+        check_extractors(self.settings)
         check_splits(self.settings, self.manifest)
         self.model, self.step = self._model()
         self.source = self._source()
@@ -93,15 +93,17 @@ class Evaluation:
         )
         self.split = None
         if self.settings.reference in self.manifest.splits:
-            self.split = Split(data.root, self.manifest, self.settings, self.extractor)
+            self.split = ReferenceSplit(data.root, self.manifest, self.settings, self.extractor)
 
     @cached_property
-    def works(self) -> dict[str, Work]:
+    def works(self) -> dict[str, ResumableParts]:
         """The work by its phase, in the order it is done; `open` comes first."""
-        found: list[Work | None] = [
+        found: list[ResumableParts | None] = [
             self.split.work(REFERENCE) if self.split else None,
             self._features(SAMPLES, "samples", self.source.ranges, self._sample_part),
-            self._features(HELD_OUT, "held-out", cut(self.held_out, HELD_OUT_PART), self._held_out_part),
+            self._features(
+                HELD_OUT, "held-out", split_ranges(self.held_out, HELD_OUT_PART), self._held_out_part
+            ),
             *self._of_the_model(),
         ]
         return {work.phase: work for work in found if work}
@@ -154,7 +156,7 @@ class Evaluation:
             )
         return model, step
 
-    def _source(self) -> Source:
+    def _source(self) -> ImageSource:
         if self.model and self.samples:
             if self.settings.samples == "sampler":
                 # Its network may be made faster in place, which a likelihood in float32 must not notice.
@@ -167,8 +169,8 @@ class Evaluation:
     def _store(self, name: str) -> Store:
         return Store.at(self.run.samples, self.folder, f"scores-{name}")
 
-    def _features(self, phase: str, name: str, ranges: list[range] | Any, make: Any) -> Work:
-        return Work(phase, self._store(self.key), name, ranges, make)
+    def _features(self, phase: str, name: str, ranges: list[range] | Any, make: Any) -> ResumableParts:
+        return ResumableParts(phase, self._store(self.key), name, ranges, make)
 
     def _sample_part(self, number: int) -> Mapping[str, Tensor]:
         images, cost = self.source.read(number)
@@ -176,7 +178,7 @@ class Evaluation:
         return {**content, "cost": cost.tensor()} if cost else content
 
     def _held_out_part(self, number: int) -> Mapping[str, Tensor]:
-        return self._read(self._real(cut(self.held_out, HELD_OUT_PART)[number])[0])
+        return self._read(self._real(split_ranges(self.held_out, HELD_OUT_PART)[number])[0])
 
     def _read(self, images: Tensor) -> dict[str, Tensor]:
         features, probabilities = self.extractor(images)
@@ -187,10 +189,10 @@ class Evaluation:
         with ImageReader(self.config.data.root, self.manifest, "val") as reader:
             return reader.read(np.arange(images.start, images.stop, dtype=np.int64))
 
-    def _of_the_model(self) -> list[Work]:
+    def _of_the_model(self) -> list[ResumableParts]:
         if self.model is None:
             return []
-        model, seed, found = self.model, self.config.sample.seed, list[Work]()
+        model, seed, found = self.model, self.config.sample.seed, list[ResumableParts]()
         likelihood, curve = self.settings.likelihood, self.settings.nfe_curve
         images = min(likelihood.images, self.manifest.splits["val"].images)
         checked = min(likelihood.check_images, images)
@@ -199,7 +201,7 @@ class Evaluation:
             (CHECK, checked, tightened(likelihood)),
         ):
             if count:
-                ranges = cut(count, settings.batch)
+                ranges = split_ranges(count, settings.batch)
                 # The number of images is not part of it: asked for more, it goes on with what is there.
                 how = settings.model_dump(mode="json", exclude={"images", "check_images"})
                 of = fingerprint([model.weights_sha256, self.manifest.version, how, seed])[:12]
@@ -208,19 +210,19 @@ class Evaluation:
                     pixels, labels = self._real(ranges[number])
                     return batch_bits(model, pixels, labels, ranges[number], settings, seed, self.device)
 
-                found.append(Work(phase, self._store(f"bits-{of}"), "bits", ranges, make))
+                found.append(ResumableParts(phase, self._store(f"bits-{of}"), "bits", ranges, make))
         if curve.images:
-            ranges = cut(curve.images, self.config.sample.batch)
+            ranges = split_ranges(curve.images, self.config.sample.batch)
 
             def solve(number: int) -> Mapping[str, Tensor]:
                 draw = draw_of(self.config)
                 return curve_part(model, draw, curve, self.extractor, ranges[number], self.device)
 
-            found.append(Work(CURVE, self._store(self.key), "curve", ranges, solve))
+            found.append(ResumableParts(CURVE, self._store(self.key), "curve", ranges, solve))
         return found
 
 
-def check_judges(settings: EvaluateSection) -> None:
+def check_extractors(settings: EvaluateSection) -> None:
     """Refuse at once what needs no data to be refused. Raises UserError."""
     if settings.features == "inception" and not settings.weights:
         raise UserError(NO_WEIGHTS)

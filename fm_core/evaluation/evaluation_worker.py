@@ -8,27 +8,27 @@ import os
 import torch
 
 from fm_core.config import RunConfig
-from fm_core.errors import Stopped
-from fm_core.evaluation.evaluation_run import Evaluation
-from fm_core.launch.worker_main import Rank, run_rank
-from fm_core.run.progress import Pace, Progress
+from fm_core.errors import StopRequested
+from fm_core.evaluation.evaluation_run import EvaluationRun
+from fm_core.launch.worker_main import Rank, run_worker
+from fm_core.run.progress import Progress, RateMeter
 from fm_core.run.status import write_status
 
 
 def evaluate(config: RunConfig, rank: Rank) -> None:
     """Make this rank's share of the parts that are missing."""
     device = torch.device("cuda", rank.local) if torch.cuda.is_available() else torch.device("cpu")
-    evaluation = Evaluation(config, device)
+    evaluation = EvaluationRun(config, device)
     # The classifier was trained by whoever submitted this job.
     evaluation.open(lambda step, steps, loss: None)
-    pace = Pace()
+    pace = RateMeter()
     total = sum(len(work.ranges) for work in evaluation.works.values())
     for work in evaluation.works.values():
         for number in work.missing():
             if number % rank.count != rank.number:
                 continue
             if rank.stop_requested():
-                raise Stopped(f"stopped during {work.phase}; what is finished stays")
+                raise StopRequested(f"stopped during {work.phase}; what is finished stays")
             if rank.first:
                 done = total - sum(len(other.missing()) for other in evaluation.works.values())
                 progress = Progress("evaluate", done, total, "parts", work.phase, pace.rate(done))
@@ -37,4 +37,4 @@ def evaluate(config: RunConfig, rank: Rank) -> None:
 
 
 if __name__ == "__main__":
-    run_rank("evaluate", evaluate)
+    run_worker("evaluate", evaluate)

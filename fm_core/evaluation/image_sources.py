@@ -15,9 +15,9 @@ from torch import Tensor
 from fm_core.config import RunConfig
 from fm_core.data.manifest import Manifest
 from fm_core.errors import UserError
-from fm_core.evaluation.resumable_parts import cut
+from fm_core.evaluation.resumable_parts import split_ranges
 from fm_core.sampling.checkpoint_source import Model
-from fm_core.sampling.generate import Batch, generate
+from fm_core.sampling.generate import GeneratedBatch, generate
 from fm_core.sampling.sample_store import SampleSet, draw_of
 
 PART_IMAGES = 1_024
@@ -28,7 +28,7 @@ NOTES = {".csv", ".html", ".json", ".jsonl", ".log", ".md", ".npy", ".npz", ".ts
 
 
 @dataclass(frozen=True)
-class Cost:
+class SamplingCost:
     """What a batch of images cost."""
 
     nfe: int
@@ -43,47 +43,47 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Source:
+class ImageSource:
     """Images uint8 in numbered parts."""
 
     name: str
     ranges: Sequence[range]
-    read: Callable[[int], tuple[Tensor, Cost | None]]
+    read: Callable[[int], tuple[Tensor, SamplingCost | None]]
     """Pixels uint8 [n, C, S, S] of a part and, of samples, what they cost. Raises UserError."""
     identity: Any
     """A plain value that differs when other images are meant."""
     protocol: dict[str, Any]
 
 
-def samples_of_a_run(samples: SampleSet, shape: tuple[int, int, int]) -> Source:
+def samples_of_a_run(samples: SampleSet, shape: tuple[int, int, int]) -> ImageSource:
     """The tars of a run. UserError if they are not complete."""
     if samples.done() is None:
         raise UserError(f"{samples.store.url} is not complete; run fm sample first")
 
-    def read(number: int) -> tuple[Tensor, Cost | None]:
+    def read(number: int) -> tuple[Tensor, SamplingCost | None]:
         record = samples.shard(number)
-        cost = record and Cost(record.nfe, record.accepted, record.rejected, record.forwards)
+        cost = record and SamplingCost(record.nfe, record.accepted, record.rejected, record.forwards)
         return samples.read_batch(number, shape), cost
 
-    ranges = cut(samples.images, samples.batch)
-    return Source("samples", ranges, read, samples.protocol, samples.protocol)
+    ranges = split_ranges(samples.images, samples.batch)
+    return ImageSource("samples", ranges, read, samples.protocol, samples.protocol)
 
 
-def sampler(config: RunConfig, samples: SampleSet, model: Model, device: torch.device) -> Source:
+def sampler(config: RunConfig, samples: SampleSet, model: Model, device: torch.device) -> ImageSource:
     """The same images, made when they are read, and written nowhere."""
     draw = draw_of(config)
     draw.check(model)
 
-    def read(number: int) -> tuple[Tensor, Cost | None]:
+    def read(number: int) -> tuple[Tensor, SamplingCost | None]:
         first, count = samples.extent(number)
-        batch: Batch = generate(model, draw, first, count, device)
-        return batch.images, Cost(batch.nfe, batch.accepted, batch.rejected, batch.forwards)
+        batch: GeneratedBatch = generate(model, draw, first, count, device)
+        return batch.images, SamplingCost(batch.nfe, batch.accepted, batch.rejected, batch.forwards)
 
-    ranges = cut(samples.images, samples.batch)
-    return Source("sampler", ranges, read, samples.protocol, samples.protocol)
+    ranges = split_ranges(samples.images, samples.batch)
+    return ImageSource("sampler", ranges, read, samples.protocol, samples.protocol)
 
 
-def outside(where: str, manifest: Manifest) -> Source:
+def outside(where: str, manifest: Manifest) -> ImageSource:
     """A folder of pictures or an .npz. UserError for what is neither or does not fit the data set."""
     path = Path(where)
     if path.is_dir():
@@ -93,18 +93,18 @@ def outside(where: str, manifest: Manifest) -> Source:
     raise UserError(f"evaluate.samples {where}: neither a folder of images nor an .npz file; or say sampler")
 
 
-def _folder(folder: Path, manifest: Manifest) -> Source:
+def _folder(folder: Path, manifest: Manifest) -> ImageSource:
     files = _pictures(folder)
     _enough(len(files), str(folder))
     names = [(str(path.relative_to(folder)), *_stat(path)) for path in files]
-    ranges = cut(len(files), PART_IMAGES)
+    ranges = split_ranges(len(files), PART_IMAGES)
 
-    def read(number: int) -> tuple[Tensor, Cost | None]:
+    def read(number: int) -> tuple[Tensor, SamplingCost | None]:
         images = ranges[number]
         return torch.stack([_picture(path, manifest) for path in files[images.start : images.stop]]), None
 
     identity = hashlib.sha256(repr(names).encode()).hexdigest()
-    return Source(folder.name, ranges, read, identity, {"images": len(files), "samples": "folder"})
+    return ImageSource(folder.name, ranges, read, identity, {"images": len(files), "samples": "folder"})
 
 
 def _pictures(folder: Path) -> list[Path]:
@@ -141,12 +141,12 @@ def _picture(path: Path, manifest: Manifest) -> Tensor:
     return _in_levels(pixels, manifest, str(path))
 
 
-def _npz(path: Path, manifest: Manifest) -> Source:
+def _npz(path: Path, manifest: Manifest) -> ImageSource:
     shape, start = _header(path, manifest)
-    ranges = cut(shape[0], PART_IMAGES)
+    ranges = split_ranges(shape[0], PART_IMAGES)
     size = int(np.prod(shape[1:]))
 
-    def read(number: int) -> tuple[Tensor, Cost | None]:
+    def read(number: int) -> tuple[Tensor, SamplingCost | None]:
         images = ranges[number]
         with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
             file.seek(start + images.start * size)
@@ -159,7 +159,9 @@ def _npz(path: Path, manifest: Manifest) -> Source:
         pixels = torch.frombuffer(bytearray(content), dtype=torch.uint8).view(len(images), *shape[1:])
         return _in_levels(pixels.permute(0, 3, 1, 2).contiguous(), manifest, str(path)), None
 
-    return Source(path.stem, ranges, read, [path.name, *_stat(path)], {"images": shape[0], "samples": "npz"})
+    return ImageSource(
+        path.stem, ranges, read, [path.name, *_stat(path)], {"images": shape[0], "samples": "npz"}
+    )
 
 
 def _header(path: Path, manifest: Manifest) -> tuple[tuple[int, ...], int]:

@@ -14,7 +14,7 @@ from fm_core.evaluation.metrics.feature_statistics import Gaussian
 from fm_core.evaluation.metrics.frechet import distance
 from fm_core.method.ode import ADAPTIVE, Solver, forwards_per_call, solve
 from fm_core.sampling.checkpoint_source import Model
-from fm_core.sampling.compiled_network import products
+from fm_core.sampling.compiled_network import matmul_precision
 from fm_core.sampling.generate import Draw
 
 EVALUATIONS = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}
@@ -24,7 +24,7 @@ DTYPE = "float32"
 
 
 @dataclass(frozen=True)
-class Point:
+class SolverSetting:
     """A solver at one budget."""
 
     solver: Solver
@@ -36,17 +36,17 @@ class Point:
         return {"solver": self.solver.method, **told}
 
 
-def points(settings: NfeCurveSection) -> list[Point]:
+def points(settings: NfeCurveSection) -> list[SolverSetting]:
     """Every solver at every budget that pays for a step. UserError for others than those of fixed steps."""
-    found = list[Point]()
+    found = list[SolverSetting]()
     for name in settings.solvers:
         method = "heun2" if name == "heun" else name
         if method not in EVALUATIONS:
             advice = "dopri5 is always there" if name in ADAPTIVE else f"allowed: {', '.join(EVALUATIONS)}"
             raise UserError(f"evaluate.nfe_curve.solvers: {name} takes no fixed steps of one cost; {advice}")
         steps = [budget // EVALUATIONS[method] for budget in settings.nfe]
-        found += [Point(Solver(method, steps=count)) for count in dict.fromkeys(steps)]
-    return found + [Point(Solver("dopri5", rtol=t, atol=t)) for t in settings.tolerances]
+        found += [SolverSetting(Solver(method, steps=count)) for count in dict.fromkeys(steps)]
+    return found + [SolverSetting(Solver("dopri5", rtol=t, atol=t)) for t in settings.tolerances]
 
 
 def curve_part(
@@ -68,7 +68,7 @@ def curve_part(
     noise = draw.noise(model, numbers).to(device)
     steps = settings.exact_nfe // EVALUATIONS["rk4"]
     content = dict[str, Tensor]()
-    with products():
+    with matmul_precision():
         exact = solve(velocity, noise, model.objective.interval, Solver("rk4", steps=steps)).x
         solutions = [
             solve(velocity, noise, model.objective.interval, point.solver) for point in points(settings)
@@ -76,7 +76,7 @@ def curve_part(
     for number, solution in enumerate(solutions):
         difference = (solution.x - exact).double().flatten(1)
         content[f"error-{number}"] = difference.square().mean(1).sqrt().cpu()
-        content[f"features-{number}"] = extractor(model.quantiser.quantise(solution.x))[0]
+        content[f"features-{number}"] = extractor(model.quantizer.quantize(solution.x))[0]
         content[f"nfe-{number}"] = torch.full((len(numbers),), solution.nfe)
     content["forwards"] = torch.tensor([forwards_per_call(velocity)])
     return content

@@ -16,9 +16,9 @@ from fm_core.data.manifest import Manifest
 from fm_core.data.reader import ImageReader
 from fm_core.errors import UserError
 from fm_core.evaluation.features.extractor import Extractor
-from fm_core.evaluation.metrics.feature_statistics import Gaussian, Moments
+from fm_core.evaluation.metrics.feature_statistics import FeatureMoments, Gaussian
 from fm_core.evaluation.reference_statistics import read_statistics
-from fm_core.evaluation.resumable_parts import Work, cut
+from fm_core.evaluation.resumable_parts import ResumableParts, split_ranges
 from fm_core.run.directory import fingerprint
 from fm_core.storage.store import Store
 
@@ -41,7 +41,7 @@ class Reference:
     """What it is called wherever a number made with it is shown."""
 
 
-class Split:
+class ReferenceSplit:
     """A split of the data set as a reference."""
 
     def __init__(
@@ -55,14 +55,14 @@ class Split:
         self.store = Store.at(root, manifest.name, "evaluation")
         self.file = f"{self.split}-{fingerprint(of)[:12]}.safetensors"
 
-    def work(self, phase: str) -> Work | None:
+    def work(self, phase: str) -> ResumableParts | None:
         """What has to be read; None where all is there."""
         if self.store.size(self.file) is not None:
             return None
         store = Store.at(self.store.url, self.file.removesuffix(".safetensors"))
-        return Work(phase, store, "moments", cut(self.count, PART_IMAGES), self._part)
+        return ResumableParts(phase, store, "moments", split_ranges(self.count, PART_IMAGES), self._part)
 
-    def read(self, work: Work | None) -> Reference:
+    def read(self, work: ResumableParts | None) -> Reference:
         """The reference; what was read for it is put together and kept."""
         if work is not None:
             self._merge(work)
@@ -73,23 +73,23 @@ class Split:
         return Reference(gaussian, kept["rows"], f"{self.split}, {self.count} images")
 
     def _part(self, number: int) -> Mapping[str, Tensor]:
-        images = cut(self.count, PART_IMAGES)[number]
-        moments: Moments | None = None
+        images = split_ranges(self.count, PART_IMAGES)[number]
+        moments: FeatureMoments | None = None
         rows = list[Tensor]()
         with ImageReader(self.root, self.manifest, self.split) as reader:
             for first in range(images.start, images.stop, READ_IMAGES):
                 last = min(first + READ_IMAGES, images.stop)
                 pixels, _ = reader.read(np.arange(first, last, dtype=np.int64))
                 features = self.extractor(pixels)[0]
-                part = Moments.of(features)
+                part = FeatureMoments.of(features)
                 moments = part if moments is None else moments + part
                 rows.append(features[self.kept[(self.kept >= first) & (self.kept < last)] - first])
         assert moments is not None, "a split has at least one image"
         return {"total": moments.total, "products": moments.products, "rows": torch.cat(rows)}
 
-    def _merge(self, work: Work) -> None:
+    def _merge(self, work: ResumableParts) -> None:
         parts = work.read_all()
-        moments = Moments(
+        moments = FeatureMoments(
             self.count,
             torch.stack([part["total"] for part in parts]).sum(0),
             torch.stack([part["products"] for part in parts]).sum(0),
@@ -129,7 +129,7 @@ def evenly_spaced(count: int, wanted: int) -> Tensor:
     return torch.arange(wanted) * count // wanted
 
 
-def guard(
+def reference_check(
     root: str, manifest: Manifest, extractor: Extractor, reference: str, distance: float, images: int
 ) -> None:
     """Refuse a reference whose distance to real held-out images is not what it was.

@@ -16,7 +16,7 @@ from fm_core.storage.store import Store
 
 
 @dataclass(frozen=True)
-class Work:
+class ResumableParts:
     """One piece of work over a range of images."""
 
     phase: str
@@ -66,6 +66,6 @@ class Work:
         return f"{self.name}-{images.start:08d}-{images.stop:08d}.safetensors"
 
 
-def cut(images: int, part: int) -> list[range]:
+def split_ranges(images: int, part: int) -> list[range]:
     """0 .. images - 1 in ranges of `part`, the last one shorter."""
     return [range(first, min(first + part, images)) for first in range(0, images, part)]

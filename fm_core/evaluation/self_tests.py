@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fm_core.errors import UserError
 from fm_core.evaluation.features.inception import torch_fidelity_module
-from fm_core.evaluation.metrics.feature_statistics import Gaussian, Moments
+from fm_core.evaluation.metrics.feature_statistics import FeatureMoments, Gaussian
 from fm_core.evaluation.metrics.frechet import (
     distance,
     distance_alone,
@@ -20,7 +20,7 @@ from fm_core.evaluation.metrics.inception_score import inception_score
 from fm_core.evaluation.metrics.kid import kernel_distance
 from fm_core.evaluation.metrics.precision_recall import precision_and_recall
 from fm_core.method.bits_per_dim import bits_per_dim
-from fm_core.method.dequantization import Quantiser
+from fm_core.method.dequantization import Quantizer
 from fm_core.method.divergence import Exact, Hutchinson
 from fm_core.method.ode import ADAPTIVE, FIXED, Solver, solve
 from fm_core.run.results import Check
@@ -35,7 +35,7 @@ def self_tests() -> list[Check]:
         _checked("bits/dim of a uniform model", _uniform_model),
         _checked("bits/dim of a Gaussian model", _gaussian_model),
         _checked("probes of the divergence", _probes),
-        _checked("quantiser", _quantiser),
+        _checked("quantizer", _quantizer),
         _checked("Fréchet distance", _frechet),
         _checked("Fréchet distance of few images", _few_images),
         _checked("real digits against themselves", _digits),
@@ -79,7 +79,7 @@ def _uniform_model() -> str:
     bits = bits_per_dim(
         velocity,
         pixels,
-        Quantiser(256),
+        Quantizer(256),
         torch.full((1, *pixels.shape), 0.5),
         (0.0, 1.0),
         Solver("rk4", steps=200),
@@ -91,14 +91,14 @@ def _uniform_model() -> str:
 
 def _gaussian_model() -> str:
     """The linear field a x carries N(0, 1) to N(0, exp(2 a))."""
-    rate, quantiser = -0.7, Quantiser(256)
+    rate, quantizer = -0.7, Quantizer(256)
     pixels = torch.arange(0, 256, 8, dtype=torch.uint8).view(-1, PIXELS)
     draws = torch.full((1, *pixels.shape), 0.25)
     solver = Solver("dopri5", rtol=1e-6, atol=1e-6)
-    bits = bits_per_dim(lambda t, x: rate * x, pixels, quantiser, draws, (0.0, 1.0), solver, Exact())
-    x = quantiser.dequantise(pixels, draws[0]).double() / math.exp(rate)
+    bits = bits_per_dim(lambda t, x: rate * x, pixels, quantizer, draws, (0.0, 1.0), solver, Exact())
+    x = quantizer.dequantize(pixels, draws[0]).double() / math.exp(rate)
     nats = 0.5 * x.square().mean(1) + rate + 0.5 * math.log(2 * math.pi)
-    expected = (nats / math.log(2) + quantiser.bits_offset).mean().item()
+    expected = (nats / math.log(2) + quantizer.bits_offset).mean().item()
     return _near(bits.first.mean().item(), expected, 1e-4, "bits/dim")
 
 
@@ -111,11 +111,11 @@ def _probes() -> str:
     return _near((found - expected).abs().amax().item(), 0, 1e-5, "difference from the exact divergence")
 
 
-def _quantiser() -> str:
+def _quantizer() -> str:
     for levels in (2, 17, 256):
-        pixels, quantiser = torch.arange(levels, dtype=torch.uint8), Quantiser(levels)
+        pixels, quantizer = torch.arange(levels, dtype=torch.uint8), Quantizer(levels)
         for u in (0.0, 0.5, 1 - 2**-24):
-            back = quantiser.quantise(quantiser.dequantise(pixels, torch.full((levels,), u)))
+            back = quantizer.quantize(quantizer.dequantize(pixels, torch.full((levels,), u)))
             assert torch.equal(back, pixels), f"{levels} levels do not come back at u = {u}"
     return "2, 17 and 256 levels come back from anywhere in their bins"
 
@@ -133,22 +133,24 @@ def _frechet() -> str:
     other = Gaussian(
         torch.tensor([1.0, 0.0, 3.5]).double(), torch.diag(torch.tensor([4.0, 4, 1]).double()), None
     )
-    found = frechet_distance(Moments(count, count * mean, products), other)
+    found = frechet_distance(FeatureMoments(count, count * mean, products), other)
     return _near(found, 4 + 0.25 + 1 + 0 + 4, 1e-8, "distance of two known Gaussians")
 
 
 def _few_images() -> str:
-    few, many = _rows(20, 64, 0), Gaussian.of(Moments.of(_rows(400, 64, 1)))
+    few, many = _rows(20, 64, 0), Gaussian.of(FeatureMoments.of(_rows(400, 64, 1)))
     exact = frechet_distance_of_few(few, many)
-    return _near(frechet_distance(Moments.of(few), many), exact, 1e-6 * exact, "20 images of 64 features")
+    return _near(
+        frechet_distance(FeatureMoments.of(few), many), exact, 1e-6 * exact, "20 images of 64 features"
+    )
 
 
 def _digits() -> str:
     pixels = _digits_and_labels()[0].flatten(1).float()
-    found = distance_alone(pixels, Gaussian.of(Moments.of(pixels)))
+    found = distance_alone(pixels, Gaussian.of(FeatureMoments.of(pixels)))
     near = precision_and_recall(pixels[:500], pixels[:500])
     assert near.precision == near.recall == 1, f"precision {near.precision} and recall {near.recall}, not 1"
-    trace = Moments.of(pixels).covariance.trace().item()
+    trace = FeatureMoments.of(pixels).covariance.trace().item()
     return _near(found / trace, 0, 1e-9, f"{len(pixels):,} digits, distance in units of their variance")
 
 
@@ -165,7 +167,7 @@ def _order() -> str:
     rows, real = _rows(400, 8, 2), _rows(300, 8, 3, 1.2)
     rows[:200] += 2
     shuffled = rows[torch.randperm(400, generator=torch.Generator().manual_seed(0))]
-    reference = Gaussian.of(Moments.of(real))
+    reference = Gaussian.of(FeatureMoments.of(real))
     pairs = {
         "Fréchet distance": [distance(part, reference).value for part in (rows, shuffled)],
         "kernel distance": [kernel_distance(part, real).value for part in (rows, shuffled)],

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from fm_core.config import RunConfig
-from fm_core.errors import Stopped, UserError
+from fm_core.errors import StopRequested, UserError
 from fm_core.launch.cluster_probe import FACTS
 from fm_core.launch.dispatch import hosts_of
 from fm_core.launch.ssh import unreached
-from fm_core.launch.supervisor import Duty, supervise
-from fm_core.run.progress import unobserved
+from fm_core.launch.supervisor import StageJob, supervise
+from fm_core.run.progress import no_progress
 from fm_core.run.results import Check
 from fm_core.storage.atomic_files import read_json
 
@@ -23,7 +23,7 @@ SCRATCH_BYTES = 2 * 2**30
 Ranks = list[dict[str, Any]]
 
 
-def preflight(config: RunConfig, checkpoint_bytes: int | None = None) -> list[Check]:
+def cluster_checks(config: RunConfig, checkpoint_bytes: int | None = None) -> list[Check]:
     """Reachability, then versions, devices, data, space, clocks and all-reduce bandwidth of all hosts.
 
     Starts one job of the size that training would have, under run.root, and leaves nothing behind. Space for
@@ -36,19 +36,19 @@ def preflight(config: RunConfig, checkpoint_bytes: int | None = None) -> list[Ch
     try:
         (control / "logs").mkdir(parents=True)
         facts = control / FACTS
-        probe = Duty(
+        probe = StageJob(
             control, control / "logs", "preflight", "fm_core.launch.cluster_probe", config, facts.exists
         )
-        supervise(probe, unobserved)
+        supervise(probe, no_progress)
         record = read_json(facts) or {}
-    except (OSError, RuntimeError, Stopped, UserError) as error:
+    except (OSError, RuntimeError, StopRequested, UserError) as error:
         return [*checks, Check("launch", False, str(error).splitlines()[-1])]
     finally:
         shutil.rmtree(control, ignore_errors=True)
-    return [*checks, *judged(config, record["ranks"], record["all_reduce"], checkpoint_bytes)]
+    return [*checks, *assess(config, record["ranks"], record["all_reduce"], checkpoint_bytes)]
 
 
-def judged(
+def assess(
     config: RunConfig, ranks: Ranks, speed: dict[str, float], checkpoint_bytes: int | None = None
 ) -> list[Check]:
     """What the facts of all ranks mean."""

@@ -21,7 +21,7 @@ import torch.distributed as dist
 import fm_core
 from fm_core.config import RunConfig
 from fm_core.launch.job import LOGS_VARIABLE
-from fm_core.launch.worker_main import Rank, run_rank
+from fm_core.launch.worker_main import Rank, run_worker
 from fm_core.run.directory import RunDirectory, environment
 from fm_core.storage.atomic_files import write_json
 
@@ -108,4 +108,4 @@ def _code_hash() -> str:
 
 
 if __name__ == "__main__":
-    run_rank("preflight", probe)
+    run_worker("preflight", probe)

@@ -13,7 +13,7 @@ from fm_core.config import LaunchSection, load_config
 from fm_core.launch import local, slurm, ssh
 from fm_core.launch.hostfile import read_hostfile
 from fm_core.launch.job import GRACE_SECONDS, JOB_VARIABLE, Job, processes_of, submitted
-from fm_core.launch.launcher import Launcher, Poll, Task
+from fm_core.launch.launcher import JobSpec, JobStatus, Launcher
 from fm_core.storage.atomic_files import write_json
 
 __all__ = [
@@ -22,13 +22,13 @@ __all__ = [
     "Job",
     "alive",
     "cancel",
-    "clear",
+    "cleanup",
+    "collect",
     "device_count",
     "hosts_of",
     "most_on_a_host",
     "poll",
     "processes_of",
-    "settle",
     "submit",
     "submitted",
     "world",
@@ -92,7 +92,7 @@ def submit(
     for pattern in ("STOP", f"{stage}-*.end.json", "*.lost", "*.ssh"):
         for stale in control.glob(pattern):
             stale.unlink(missing_ok=True)
-    task = Task(
+    task = JobSpec(
         draft, control.resolve(), logs.resolve(), module, config_file.resolve(), load_config(config_file)
     )
     job = LAUNCHERS[launch.kind].submit(task)
@@ -100,7 +100,7 @@ def submit(
     return job
 
 
-def poll(job: Job) -> Poll:
+def poll(job: Job) -> JobStatus:
     """Whether a job runs or waits to run."""
     return LAUNCHERS[job.kind].poll(job)
 
@@ -115,11 +115,11 @@ def cancel(job: Job, control: Path, grace: float = GRACE_SECONDS) -> None:
     LAUNCHERS[job.kind].cancel(job, control, grace)
 
 
-def settle(job: Job, control: Path) -> list[str]:
+def collect(job: Job, control: Path) -> list[str]:
     """After a job has ended: gather what its hosts left; what befell hosts, in words."""
-    return LAUNCHERS[job.kind].settle(job, control)
+    return LAUNCHERS[job.kind].collect(job, control)
 
 
-def clear(job: Job) -> None:
+def cleanup(job: Job) -> None:
     """Before a directory is used again: see to it that no process of a dead job is left anywhere."""
-    LAUNCHERS[job.kind].clear(job)
+    LAUNCHERS[job.kind].cleanup(job)

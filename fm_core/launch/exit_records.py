@@ -22,12 +22,12 @@ def open_log(job: Job) -> None:
         log.write(f"{_head(job)} {', '.join(job.hosts) or f'{job.processes} processes'}\n")
 
 
-def tell_end(record: Mapping[str, Any]) -> None:
-    """Say how a rank ended, for `gather_ends` on the submitting host."""
+def print_exit_record(record: Mapping[str, Any]) -> None:
+    """Say how a rank ended, for `collect_exit_records` on the submitting host."""
     print(f"{END_WORD}{json.dumps(dict(record))}", flush=True)
 
 
-def gather_ends(job: Job, control: Path) -> None:
+def collect_exit_records(job: Job, control: Path) -> None:
     """Write down how ranks ended, where that is only in the log."""
     for line in _lines(job):
         _, word, text = line.partition(END_WORD)

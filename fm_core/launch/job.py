@@ -74,10 +74,10 @@ def agent_lives(job: Job) -> bool:
 
 def processes_of(job: Job) -> list[psutil.Process]:
     """Every live process of a job on this host, agent and orphans included."""
-    return processes_marked(job.id, line_mark(job.id))
+    return processes_marked(job.id, tunnel_mark(job.id))
 
 
-def line_mark(identifier: str) -> str:
+def tunnel_mark(identifier: str) -> str:
     """What the lines to a job's hosts carry instead: the host that holds them may be one of its hosts."""
     return f"{identifier}.line"
 

@@ -12,7 +12,7 @@ from fm_core.launch.job import CONTROL_VARIABLE, JOB_VARIABLE, LOGS_VARIABLE, Jo
 
 
 @dataclass(frozen=True)
-class Task:
+class JobSpec:
     """`python -m module config_file` as a number of ranks."""
 
     job: Job
@@ -25,7 +25,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Poll:
+class JobStatus:
     """What a job is doing."""
 
     alive: bool
@@ -37,11 +37,11 @@ class Poll:
 class Launcher(Protocol):
     """An engine that starts jobs; each is a module of this room."""
 
-    def submit(self, task: Task) -> Job:
+    def submit(self, task: JobSpec) -> Job:
         """Start the ranks. Raises UserError for what can be refused before."""
         ...
 
-    def poll(self, job: Job) -> Poll:
+    def poll(self, job: Job) -> JobStatus:
         """Whether the job is going on."""
         ...
 
@@ -49,21 +49,21 @@ class Launcher(Protocol):
         """Ask the ranks to save and end, and see to it that all are gone; kills after `grace` seconds."""
         ...
 
-    def settle(self, job: Job, control: Path) -> list[str]:
+    def collect(self, job: Job, control: Path) -> list[str]:
         """After the job ended: gather what its hosts left; what befell hosts, in words."""
         ...
 
-    def clear(self, job: Job) -> None:
+    def cleanup(self, job: Job) -> None:
         """Before a directory is used again: see to it that no process of a dead job is left anywhere."""
         ...
 
 
-def started(job: Job, pid: int) -> Job:
+def with_agent(job: Job, pid: int) -> Job:
     """The handle with its agent."""
     return job.model_copy(update={"pid": pid, "created": psutil.Process(pid).create_time()})
 
 
-def variables_of(job: Job, control: Path, logs: Path | None, here: int) -> dict[str, str]:
+def worker_environment(job: Job, control: Path, logs: Path | None, here: int) -> dict[str, str]:
     """What an agent and its ranks find in their environment; without `logs` they speak to their output.
 
     `here`: processes on this host, among which its cores are divided where the job names no threads.

@@ -24,14 +24,14 @@ from typing import Any, TextIO
 import psutil
 
 from fm_core.errors import UserError
-from fm_core.launch.exit_records import tell_end
+from fm_core.launch.exit_records import print_exit_record
 from fm_core.launch.job import Job, end_processes, submitted
-from fm_core.launch.launcher import variables_of
-from fm_core.launch.node_spec import Order, interface_towards
+from fm_core.launch.launcher import worker_environment
+from fm_core.launch.node_spec import NodeSpec, interface_towards
 from fm_core.launch.worker_main import ADOPTION_SECONDS, EXIT_STOPPED, EXIT_USER, PR_SET_PDEATHSIG
 from fm_core.storage.atomic_files import read_json, write_json, write_text
 
-ORDER_VARIABLE, HOSTS_VARIABLE = "FM_ORDER", "FM_HOSTS"
+NODE_SPEC_VARIABLE, HOSTS_VARIABLE = "FM_ORDER", "FM_HOSTS"
 SILENCE_SECONDS = 20.0
 """A host that hears no beat for so long counts itself as cut off."""
 GRACE_SECONDS = 22.0
@@ -50,7 +50,7 @@ class Place:
     config_file: Path
 
 
-class Line:
+class Uplink:
     """The line to the submitting host: the ranks may go on while beats come."""
 
     def __init__(self, stream: TextIO | None) -> None:
@@ -100,17 +100,17 @@ def main(words: list[str]) -> int:
         end_processes(order.job.id, LOST_GRACE_SECONDS, spare=_lineage())
         if place.logs is None:
             for end in _ends(order.job, place).values():
-                tell_end(end)
+                print_exit_record(end)
     return code
 
 
-def _ordered(host: str) -> tuple[Order, str, TextIO | None] | None:
+def _ordered(host: str) -> tuple[NodeSpec, str, TextIO | None] | None:
     """The order, this host's name in it, and the line; None where the line gave no order."""
-    text = os.environ.pop(ORDER_VARIABLE, None)
+    text = os.environ.pop(NODE_SPEC_VARIABLE, None)
     if text is None:
         text = sys.stdin.readline()
-        return (Order.model_validate_json(text), host, sys.stdin) if text else None
-    order = Order.model_validate_json(text)
+        return (NodeSpec.model_validate_json(text), host, sys.stdin) if text else None
+    order = NodeSpec.model_validate_json(text)
     names = os.environ[HOSTS_VARIABLE].split()
     each = order.job.processes // len(names)
     chosen = {"hosts": dict.fromkeys(names, each), "slurm": int(os.environ["SLURM_JOB_ID"])}
@@ -119,7 +119,7 @@ def _ordered(host: str) -> tuple[Order, str, TextIO | None] | None:
 
 
 @contextmanager
-def _place(order: Order) -> Generator[Place]:
+def _place(order: NodeSpec) -> Generator[Place]:
     control, logs = Path(order.control), Path(order.logs)
     if _knows(control, order.job):
         yield Place(control, logs, logs / f"{order.job.stage}.yaml")
@@ -144,7 +144,7 @@ def _knows(control: Path, job: Job) -> bool:
     return False
 
 
-def _check(order: Order, host: str, place: Place) -> None:
+def _check(order: NodeSpec, host: str, place: Place) -> None:
     first = _is_first(order.job, host)
     if not Path(order.folder).is_dir():
         raise UserError(f"{host} has no directory {order.folder}; start from one that all hosts have")
@@ -171,7 +171,7 @@ def _check_port(port: int, host: str) -> None:
             raise UserError(f"launch.port: {port} of {host} cannot be used ({error.strerror})") from None
 
 
-def _run(order: Order, host: str, place: Place, stream: TextIO | None) -> int:
+def _run(order: NodeSpec, host: str, place: Place, stream: TextIO | None) -> int:
     ranks = _ranks(order.job, host)
     for rank in ranks:
         # A job that Slurm has queued again has left the words of its earlier life.
@@ -183,7 +183,7 @@ def _run(order: Order, host: str, place: Place, stream: TextIO | None) -> int:
         cwd=order.folder,
         preexec_fn=_agent_signals,
     )
-    line = Line(stream)
+    line = Uplink(stream)
     while agent.poll() is None and line.grace() is None:
         time.sleep(0.1)
     if agent.poll() is None:
@@ -201,7 +201,7 @@ def _run(order: Order, host: str, place: Place, stream: TextIO | None) -> int:
     return 0 if kinds == {"done"} else EXIT_STOPPED if kinds <= {"done", "stopped"} else 1
 
 
-def _torchrun(order: Order, host: str, place: Place) -> list[str]:
+def _torchrun(order: NodeSpec, host: str, place: Place) -> list[str]:
     hosts = list(order.job.hosts)
     return [
         *(sys.executable, "-m", "torch.distributed.run"),
@@ -212,9 +212,9 @@ def _torchrun(order: Order, host: str, place: Place) -> list[str]:
     ]
 
 
-def _environment(order: Order, host: str, place: Place) -> dict[str, str]:
+def _environment(order: NodeSpec, host: str, place: Place) -> dict[str, str]:
     hosts = list(order.job.hosts)
-    ours = variables_of(order.job, place.control, place.logs, order.job.hosts[host])
+    ours = worker_environment(order.job, place.control, place.logs, order.job.hosts[host])
     variables = {**order.environment, **ours}
     # A host's own name often leads to its loopback interface, where no other host can reach gloo.
     interface = interface_towards(hosts[0] if host != hosts[0] else hosts[-1])

@@ -8,7 +8,7 @@ import psutil
 
 from fm_core.config import Section, dump_yaml
 from fm_core.launch.job import Job
-from fm_core.launch.launcher import Task
+from fm_core.launch.launcher import JobSpec
 from fm_core.run.directory import RunDirectory
 
 FIRST_PORT, PORTS = 20_000, 10_000
@@ -25,7 +25,7 @@ _BOUND_TO_A_HOST = {
 _BOUND_TO_A_SESSION = ("DBUS_", "DISPLAY", "SSH_", "XDG_")
 
 
-class Order(Section):
+class NodeSpec(Section):
     """One line of JSON; it holds the environment and so never stands on a command line."""
 
     job: Job
@@ -41,9 +41,9 @@ class Order(Section):
     environment: dict[str, str]
 
 
-def order_of(task: Task, environment: dict[str, str]) -> Order:
+def node_spec_of(task: JobSpec, environment: dict[str, str]) -> NodeSpec:
     """The order of a task; makes the marks that every host must see."""
-    return Order(
+    return NodeSpec(
         job=task.job.model_copy(update={"marks": _marks(task)}),
         module=task.module,
         config=dump_yaml(task.config),
@@ -64,7 +64,7 @@ def portable_environment() -> dict[str, str]:
     }
 
 
-def forget_marks(job: Job) -> None:
+def remove_visibility_marks(job: Job) -> None:
     """Remove the marks that every host had to see."""
     for mark in job.marks.values():
         Path(mark).unlink(missing_ok=True)
@@ -85,7 +85,7 @@ def interface_towards(host: str) -> str | None:
     return None
 
 
-def _marks(task: Task) -> dict[str, str]:
+def _marks(task: JobSpec) -> dict[str, str]:
     run = RunDirectory(task.config)
     checkpoints, samples = ("train.checkpoint_root", run.checkpoints), ("sample.root", run.samples)
     # What an evaluation makes on its way lies beside the samples.

@@ -17,13 +17,13 @@ from fm_core.run.lease import Lease
 from fm_core.storage.atomic_files import read_lines, write_text
 
 MODULE = "fm_core.stages.score_checkpoints"
-LEAST_IMAGES = 4
+MIN_IMAGES = 4
 """A Fréchet distance and its error need so many samples."""
 END_SECONDS = 40.0
 """How long the process may take to end its own jobs when it is stopped."""
 
 
-def scores_beside(run: Path) -> list[dict[str, Any]]:
+def read_online_scores(run: Path) -> list[dict[str, Any]]:
     """The scores so far, in the order they were made: step, images_seen, frechet_distance, stderr, ..."""
     return read_lines(scores_file(run))
 
@@ -33,12 +33,12 @@ def scores_file(run: Path) -> Path:
     return run / "evaluation" / "beside.jsonl"
 
 
-def workplace(run: Path) -> Path:
+def online_eval_directory(run: Path) -> Path:
     """The directory of which the process holds the lease."""
     return run / "beside" / "scoring"
 
 
-def check_beside(config: RunConfig) -> None:
+def check_online_eval(config: RunConfig) -> None:
     """Refuse settings by which nothing could be scored. Raises UserError."""
     beside = config.evaluate.beside
     if not beside.images:
@@ -46,15 +46,15 @@ def check_beside(config: RunConfig) -> None:
     # Here and not above, since torch takes seconds that the start of a flow need not wait for.
     from fm_core.method.ode import Solver
 
-    if beside.images < LEAST_IMAGES:
-        raise UserError(f"evaluate.beside.images {beside.images}: a distance needs at least {LEAST_IMAGES}")
+    if beside.images < MIN_IMAGES:
+        raise UserError(f"evaluate.beside.images {beside.images}: a distance needs at least {MIN_IMAGES}")
     Solver(method=beside.solver, steps=beside.steps)
     if "://" in RunDirectory(config).checkpoints.removeprefix("file://"):
         raise UserError("evaluate.beside: train.checkpoint_root must be a directory, to link weights from")
 
 
 @contextmanager
-def scored_beside(config: RunConfig) -> Generator[None]:
+def online_evaluation(config: RunConfig) -> Generator[None]:
     """While it is open a process scores the checkpoints; when all went well it finishes the last one first.
 
     What goes wrong over there stays over there, in logs/train-beside.log.
@@ -63,20 +63,20 @@ def scored_beside(config: RunConfig) -> Generator[None]:
         yield
         return
     run = RunDirectory(config).path
-    end_scoring(run)  # that of a supervisor that was killed
+    stop_online_eval(run)  # that of a supervisor that was killed
     process = _start(config, run)
     try:
         yield
         process.communicate()  # its standard input ends: so has training
     finally:
         process.terminate()
-        end_scoring(run)
+        stop_online_eval(run)
         process.wait()
 
 
-def end_scoring(run: Path) -> None:
+def stop_online_eval(run: Path) -> None:
     """End the process that scores a run's checkpoints, if there is one on this host."""
-    process = Lease(workplace(run) / "lock").process()
+    process = Lease(online_eval_directory(run) / "lock").process()
     if process is None:
         return
     with suppress(psutil.NoSuchProcess):

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from fm_core.launch.dispatch import Job, alive, cancel, processes_of, submitted
-from fm_core.launch.online_eval import end_scoring
+from fm_core.launch.online_eval import stop_online_eval
 
 
 def controls(run: Path) -> list[Path]:
@@ -32,7 +32,7 @@ def stop_requested(run: Path) -> bool:
 def end_jobs(run: Path) -> list[Job]:
     """End every job that still has processes, by saving where it can; the jobs that were ended."""
     for one in runs(run):
-        end_scoring(one)
+        stop_online_eval(one)
     ended: list[Job] = []
     for control in controls(run):
         job = submitted(control)

@@ -11,11 +11,11 @@ import time
 from pathlib import Path
 
 from fm_core.errors import UserError
-from fm_core.launch.exit_records import gather_ends, open_log
+from fm_core.launch.exit_records import collect_exit_records, open_log
 from fm_core.launch.job import GRACE_SECONDS, Job
-from fm_core.launch.launcher import Poll, Task
-from fm_core.launch.node_agent import ORDER_VARIABLE
-from fm_core.launch.node_spec import DEVICES, forget_marks, order_of
+from fm_core.launch.launcher import JobSpec, JobStatus
+from fm_core.launch.node_agent import NODE_SPEC_VARIABLE
+from fm_core.launch.node_spec import DEVICES, node_spec_of, remove_visibility_marks
 from fm_core.launch.ssh import node_words
 
 PROGRAMS: dict[str, str] = dict.fromkeys(("sbatch", "squeue", "scancel"), "slurm-client")
@@ -29,7 +29,7 @@ _UNKNOWN = "Invalid job id"
 """How squeue speaks of a job that ended long ago."""
 
 
-def submit(task: Task) -> Job:
+def submit(task: JobSpec) -> Job:
     """Queue the job. Raises UserError with the words of sbatch if it refuses."""
     if not shutil.which("sbatch"):
         raise UserError(
@@ -41,7 +41,7 @@ def submit(task: Task) -> Job:
             "launch.threads: Slurm must know how many cores to reserve; name the threads of each process, or "
             "cpus-per-task in launch.slurm.options"
         )
-    order = order_of(task, {})
+    order = node_spec_of(task, {})
     options: dict[str, str | int] = {
         "job-name": f"{task.job.stage}-{task.config.run.name}",
         "nodes": launch.slurm.nodes,
@@ -57,20 +57,20 @@ def submit(task: Task) -> Job:
     command = ["sbatch", "--parsable", "--requeue", *words, str(_BATCH), *node_words(task.job.id, "slurm")]
     open_log(task.job)
     environment = {name: value for name, value in os.environ.items() if name not in DEVICES}
-    environment[ORDER_VARIABLE] = order.model_dump_json()
+    environment[NODE_SPEC_VARIABLE] = order.model_dump_json()
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
-        forget_marks(order.job)
+        remove_visibility_marks(order.job)
         raise UserError(f"launch.slurm: {' '.join(done.stderr.split())}")
     return order.job.model_copy(update={"slurm": int(done.stdout.partition(";")[0])})
 
 
-def poll(job: Job) -> Poll:
+def poll(job: Job) -> JobStatus:
     """Whether Slurm holds the job, and why it does not run yet."""
     state, reason = _state(job)
     waits = state not in ("RUNNING", "COMPLETING")
     word = f"Slurm job {job.slurm} is {state.lower()} ({reason})" if waits else ""
-    return Poll(state not in _OVER, word)
+    return JobStatus(state not in _OVER, word)
 
 
 def cancel(job: Job, control: Path, grace: float = GRACE_SECONDS) -> None:
@@ -82,10 +82,10 @@ def cancel(job: Job, control: Path, grace: float = GRACE_SECONDS) -> None:
         _ended_within(job, GRACE_SECONDS)
 
 
-def settle(job: Job, control: Path) -> list[str]:
+def collect(job: Job, control: Path) -> list[str]:
     """Gather the words of nodes that do not see the control directory; how Slurm says the job ended."""
-    gather_ends(job, control)
-    forget_marks(job)
+    collect_exit_records(job, control)
+    remove_visibility_marks(job)
     state, reason = _state(job)
     if state == "CANCELLED":
         # By whoever: that is a request to stop.
@@ -93,7 +93,7 @@ def settle(job: Job, control: Path) -> list[str]:
     return [] if state in ("COMPLETED", "FAILED") else [f"Slurm job {job.slurm}: {state.lower()} ({reason})"]
 
 
-def clear(job: Job) -> None:
+def cleanup(job: Job) -> None:
     """Nothing: Slurm calls no job ended that has processes left."""
 
 

@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import fm_core
-from fm_core.errors import Unreachable, UserError
-from fm_core.launch.exit_records import gather_ends, open_log
+from fm_core.errors import UnreachableError, UserError
+from fm_core.launch.exit_records import collect_exit_records, open_log
 from fm_core.launch.job import (
     GRACE_SECONDS,
     JOB_VARIABLE,
@@ -23,12 +23,12 @@ from fm_core.launch.job import (
     agent_lives,
     end_processes,
     kill,
-    line_mark,
     processes_of,
+    tunnel_mark,
 )
-from fm_core.launch.launcher import Poll, Task, started
-from fm_core.launch.node_agent import LOST_GRACE_SECONDS, ORDER_VARIABLE, SILENCE_SECONDS
-from fm_core.launch.node_spec import forget_marks, order_of, portable_environment
+from fm_core.launch.launcher import JobSpec, JobStatus, with_agent
+from fm_core.launch.node_agent import LOST_GRACE_SECONDS, NODE_SPEC_VARIABLE, SILENCE_SECONDS
+from fm_core.launch.node_spec import node_spec_of, portable_environment, remove_visibility_marks
 
 FENCE_SECONDS = SILENCE_SECONDS + LOST_GRACE_SECONDS + 10.0
 """After so long nothing of a job is left even on a host that cannot be reached."""
@@ -44,11 +44,11 @@ PROGRAMS: dict[str, str] = {"pdsh": "pdsh", "ssh": "openssh-client"}
 _SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10")
 
 
-def submit(task: Task) -> Job:
+def submit(task: JobSpec) -> Job:
     """Open a line to each host. Raises UserError for hosts that cannot be reached."""
     hosts = list(task.job.hosts)
     _require(hosts)
-    order = order_of(task, portable_environment())
+    order = node_spec_of(task, portable_environment())
     open_log(order.job)
     line = ["sh", str(_LINE), "%h", str(task.control), task.job.id, node_command(task.job.id, "%h")]
     with Path(task.job.log).open("ab") as output:
@@ -61,16 +61,16 @@ def submit(task: Task) -> Job:
             # The order holds the environment, and that may hold credentials: no file, no command line.
             env={
                 **os.environ,
-                JOB_VARIABLE: line_mark(task.job.id),
-                ORDER_VARIABLE: order.model_dump_json(),
+                JOB_VARIABLE: tunnel_mark(task.job.id),
+                NODE_SPEC_VARIABLE: order.model_dump_json(),
             },
         )
-    return started(order.job, process.pid)
+    return with_agent(order.job, process.pid)
 
 
-def poll(job: Job) -> Poll:
+def poll(job: Job) -> JobStatus:
     """Whether pdsh runs: it ends when all its lines have ended."""
-    return Poll(agent_lives(job))
+    return JobStatus(agent_lives(job))
 
 
 def cancel(job: Job, control: Path, grace: float = GRACE_SECONDS) -> None:
@@ -82,11 +82,11 @@ def cancel(job: Job, control: Path, grace: float = GRACE_SECONDS) -> None:
     kill(left)
 
 
-def settle(job: Job, control: Path) -> list[str]:
+def collect(job: Job, control: Path) -> list[str]:
     """Gather the words of hosts that do not see the control directory; say which hosts were lost."""
     _end_here(job)
-    gather_ends(job, control)
-    forget_marks(job)
+    collect_exit_records(job, control)
+    remove_visibility_marks(job)
     record = control / f"{job.id}.lost"
     lost: list[str] = []
     for line in record.read_text().splitlines() if record.exists() else []:
@@ -99,7 +99,7 @@ def settle(job: Job, control: Path) -> list[str]:
     return lost
 
 
-def clear(job: Job) -> None:
+def cleanup(job: Job) -> None:
     """End what is left on the job's hosts; wait for those that cannot be reached to end by themselves."""
     _end_here(job)
     command, left = node_command(job.id, "--end", job.id), dict.fromkeys(job.hosts, "")
@@ -110,7 +110,7 @@ def clear(job: Job) -> None:
 
 def _end_here(job: Job) -> None:
     # Where the lines end, so does what hangs on them, on this host as on the others.
-    end_processes(line_mark(job.id), GRACE_SECONDS)
+    end_processes(tunnel_mark(job.id), GRACE_SECONDS)
     end_processes(job.id, GRACE_SECONDS)
 
 
@@ -152,7 +152,7 @@ def _require(hosts: list[str]) -> None:
         if not shutil.which(program):
             raise UserError(f"launch.kind ssh: there is no {program} on this host; install {package}")
     for host, words in unreached(hosts).items():
-        raise Unreachable(
+        raise UnreachableError(
             f"launch.hostfile: {host} cannot be reached by ssh without a password "
             f"({words or 'it did not answer'}); mend that or take it out of the file"
         )

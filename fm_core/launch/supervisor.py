@@ -13,8 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from fm_core.config import RunConfig, dump_yaml, load_config
-from fm_core.errors import GaveUp, Stopped, Unreachable, UserError
-from fm_core.launch.dispatch import POLL_SECONDS, Job, alive, cancel, clear, poll, settle, submit, submitted
+from fm_core.errors import StopRequested, UnreachableError, UnrecoverableError, UserError
+from fm_core.launch.dispatch import (
+    POLL_SECONDS,
+    Job,
+    alive,
+    cancel,
+    cleanup,
+    collect,
+    poll,
+    submit,
+    submitted,
+)
 from fm_core.run.directory import differences
 from fm_core.run.lease import Lease
 from fm_core.run.progress import Observer, Progress
@@ -26,12 +36,12 @@ PAUSE_STEP_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 300.0
 
 
-class JobFailed(RuntimeError):
+class JobFailedError(RuntimeError):
     """A job ended before it was complete, and nobody asked it to."""
 
 
 @dataclass(frozen=True)
-class Duty:
+class StageJob:
     """What is to be done as a job, where, and how one sees that it is done."""
 
     control: Path
@@ -51,13 +61,17 @@ class Duty:
     """Called when a job was submitted, not when one that runs is attached to."""
 
 
-def supervise(duty: Duty, observe: Observer) -> None:
+def supervise(duty: StageJob, observe: Observer) -> None:
     """Run a duty as a job until it is complete.
 
     A job that runs there already is attached to, never doubled. A job that failed is started again, at most
-    launch.restarts times in a row. Raises Stopped when the ranks ended on request, UserError when they
-    refused or nothing could be submitted, GaveUp when they said that a new start would not help, JobFailed
-    with what is known otherwise. Any exception in here, a signal's included, cancels the job first.
+    launch.restarts times in a row. Any exception in here, a signal's included, cancels the job first.
+
+    Raises:
+        StopRequested: the ranks ended on request.
+        UserError: the ranks refused their configuration, or nothing could be submitted.
+        UnrecoverableError: the ranks reported that a restart would not help.
+        JobFailedError: anything else, with what is known.
     """
     control, stage, launch = duty.control, duty.stage, duty.config.launch
     with ExitStack() as beside:
@@ -67,7 +81,7 @@ def supervise(duty: Duty, observe: Observer) -> None:
             try:
                 first, job = job is None, _attach_or_submit(duty)
                 return _watch(duty, job, observe, beside if first else None)
-            except (JobFailed, Unreachable) as failure:
+            except (JobFailedError, UnreachableError) as failure:
                 if (reached := duty.lasting()) > lasting:
                     restart, lasting = 0, reached
                 if restart == launch.restarts or job is None:
@@ -88,7 +102,7 @@ def supervise(duty: Duty, observe: Observer) -> None:
                 restart += 1
 
 
-def _watch(duty: Duty, job: Job, observe: Observer, beside: ExitStack | None) -> None:
+def _watch(duty: StageJob, job: Job, observe: Observer, beside: ExitStack | None) -> None:
     """One job, from its submission, or from where it is, to its end."""
     control = duty.control
     lost: list[str] = []
@@ -106,14 +120,14 @@ def _watch(duty: Duty, job: Job, observe: Observer, beside: ExitStack | None) ->
         cancel(job, control)
         raise
     finally:
-        lost += settle(job, control)
+        lost += collect(job, control)
         Lease(control / "lock").release(job=job.id)
     if not duty.complete():
         # Slurm's choice of hosts was written down after the job had begun.
-        raise _verdict(submitted(control) or job, control, lost)
+        raise _failure_of(submitted(control) or job, control, lost)
 
 
-def _attach_or_submit(duty: Duty) -> Job:
+def _attach_or_submit(duty: StageJob) -> Job:
     control, logs, stage, config = duty.control, duty.logs, duty.stage, duty.config
     control.mkdir(parents=True, exist_ok=True)
     lease = Lease(control / "lock")
@@ -131,7 +145,7 @@ def _attach_or_submit(duty: Duty) -> Job:
             raise UserError(f"{control} is in use by {_described(holder)}; wait for it or stop it there")
         if previous:
             # The agent is dead; ranks it left behind must be gone before new ones start.
-            clear(previous)
+            cleanup(previous)
         config_file = logs / f"{stage}.yaml"
         write_text(config_file, dump_yaml(config))
         job = submit(control, logs, stage, duty.module, config_file, config.launch)
@@ -151,7 +165,7 @@ def _pause(seconds: float, *places: Path) -> None:
     deadline = time.monotonic() + seconds
     while True:
         if any(place.joinpath("STOP").exists() for place in places):
-            raise Stopped("stopped before a restart; run it again to continue")
+            raise StopRequested("stopped before a restart; run it again to continue")
         if time.monotonic() >= deadline:
             return
         time.sleep(min(PAUSE_STEP_SECONDS, seconds))
@@ -175,19 +189,19 @@ def _same_work(job: Job, logs: Path, config: RunConfig) -> None:
         )
 
 
-def _verdict(job: Job, control: Path, lost: Sequence[str] = ()) -> Exception:
+def _failure_of(job: Job, control: Path, lost: Sequence[str] = ()) -> Exception:
     ends = _ends(job, control)
     for end in ends.values():
         if end["kind"] == "user":
             return UserError(end["message"])
         if end["kind"] == "gave up":
-            return GaveUp(end["message"])
+            return UnrecoverableError(end["message"])
     if not ends and lost:
         stopped = control.joinpath("STOP").exists()
-        return Stopped(lost[0]) if stopped else JobFailed(f"{job.stage} failed: {'; '.join(lost)}")
+        return StopRequested(lost[0]) if stopped else JobFailedError(f"{job.stage} failed: {'; '.join(lost)}")
     if not ends:
         lines = "\n".join(Path(job.log).read_text(errors="replace").splitlines()[-TAIL_LINES:])
-        return JobFailed(
+        return JobFailedError(
             f"{job.stage} ended without a word from {_all_of(job)}: all were killed, or none began; "
             f"end of {job.log}:\n{lines}"
         )
@@ -206,12 +220,14 @@ def _verdict(job: Job, control: Path, lost: Sequence[str] = ()) -> Exception:
     told = list(lost) or told
     stopped = [end["message"] for end in ends.values() if end["kind"] in ("stopped", "orphaned")]
     if stopped and not failed and (not told or control.joinpath("STOP").exists()):
-        return Stopped(stopped[0])
+        return StopRequested(stopped[0])
     told += [] if lost else failed[:1]
     if not told:
-        return JobFailed(f"{job.stage}: every process ended well and yet it is not complete (log: {job.log})")
+        return JobFailedError(
+            f"{job.stage}: every process ended well and yet it is not complete (log: {job.log})"
+        )
     where = "" if len(job.hosts) > 1 else f" on {job.host}"
-    return JobFailed(f"{job.stage} failed{where}: {'; '.join(told)} (log: {job.log})")
+    return JobFailedError(f"{job.stage} failed{where}: {'; '.join(told)} (log: {job.log})")
 
 
 def _all_of(job: Job) -> str:

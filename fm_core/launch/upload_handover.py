@@ -30,7 +30,7 @@ SLURM = "SLURM_JOB_ID"
 MARKS = (JOB_VARIABLE, CONTROL_VARIABLE, LOGS_VARIABLE)
 
 
-class Afterwards(Section):
+class UploadRecord(Section):
     """What is still being copied, or how that ended."""
 
     url: str
@@ -47,7 +47,7 @@ class Afterwards(Section):
     """Why something was left for the next start, once it has ended."""
 
 
-def begin_afterwards(config: RunConfig, step: int, seconds: float = LONGEST_SECONDS) -> str | None:
+def start_upload_worker(config: RunConfig, step: int, seconds: float = LONGEST_SECONDS) -> str | None:
     """Start it on this host for at most so long; what it does, in words, or None where it cannot live."""
     if SLURM in os.environ:
         return None
@@ -58,7 +58,7 @@ def begin_afterwards(config: RunConfig, step: int, seconds: float = LONGEST_SECO
         print(f"warning: no process goes on with the upload: {error}", flush=True)
         return None
     try:
-        record = Afterwards(
+        record = UploadRecord(
             url=run.checkpoints,
             step=step,
             host=socket.gethostname(),
@@ -66,16 +66,16 @@ def begin_afterwards(config: RunConfig, step: int, seconds: float = LONGEST_SECO
             created=psutil.Process(process.pid).create_time(),
             until=time.time() + seconds,
         )
-        keep_record(run.path, record)
+        write_upload_record(run.path, record)
         assert process.stdin
         with process.stdin as pipe:  # the job's own file may be gone with the job
             pipe.write(dump_yaml(config).encode())
     except (OSError, psutil.Error) as error:
         print(f"warning: no process goes on with the upload: {error}", flush=True)
         process.kill()
-        end_afterwards(run.path)
+        stop_upload_worker(run.path)
         return None
-    return told_afterwards(run.path)
+    return describe_upload(run.path)
 
 
 def _started(run: RunDirectory) -> subprocess.Popen[bytes]:
@@ -92,9 +92,9 @@ def _started(run: RunDirectory) -> subprocess.Popen[bytes]:
         )
 
 
-def told_afterwards(run: Path) -> str | None:
+def describe_upload(run: Path) -> str | None:
     """What is copied after a run's end, or how that went, in words; None where nothing was left to do."""
-    record = recorded(run)
+    record = read_upload_record(run)
     if record is None:
         return None
     if record.problem or not (record.ended or _goes_on(run, record)):
@@ -106,32 +106,32 @@ def told_afterwards(run: Path) -> str | None:
     return f"its upload to {record.url} goes on until {latest} at the latest (logs/train-upload.log)"
 
 
-def end_afterwards(run: Path) -> int | None:
+def stop_upload_worker(run: Path) -> int | None:
     """Have it end within a second, if it runs, wherever it does; the step it had not finished, if any."""
-    record = recorded(run)
+    record = read_upload_record(run)
     with suppress(OSError):
         _path(run).unlink()
     return record.step if record and (record.problem or not record.ended) else None
 
 
-def recorded(run: Path) -> Afterwards | None:
+def read_upload_record(run: Path) -> UploadRecord | None:
     """Its record; None where there is none that can be read."""
     try:
         record = read_json(_path(run))
         if record is None:
             return None
         record.pop("schema")
-        return Afterwards.model_validate(record)
+        return UploadRecord.model_validate(record)
     except (OSError, ValueError, UserError):
         return None
 
 
-def keep_record(run: Path, record: Afterwards) -> None:
+def write_upload_record(run: Path, record: UploadRecord) -> None:
     """Write its record."""
     write_json(_path(run), record.model_dump())
 
 
-def touch_record(run: Path) -> bool:
+def touch_upload_record(run: Path) -> bool:
     """Say that it lives, for readers on other hosts; False where the record was taken away."""
     try:
         os.utime(_path(run))
@@ -142,7 +142,7 @@ def touch_record(run: Path) -> bool:
     return True
 
 
-def _goes_on(run: Path, record: Afterwards) -> bool:
+def _goes_on(run: Path, record: UploadRecord) -> bool:
     if record.host == socket.gethostname():
         return process_is(record.pid, record.created)
     with suppress(OSError):

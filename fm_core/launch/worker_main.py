@@ -17,7 +17,7 @@ from types import FrameType
 import psutil
 
 from fm_core.config import RunConfig, load_config
-from fm_core.errors import GaveUp, Stopped, Unreachable, UserError
+from fm_core.errors import StopRequested, UnreachableError, UnrecoverableError, UserError
 from fm_core.launch.job import CONTROL_VARIABLE, JOB_VARIABLE, LOGS_VARIABLE, is_marked, submitted
 from fm_core.run.lease import Lease
 from fm_core.storage.atomic_files import write_json
@@ -27,7 +27,7 @@ PR_SET_PDEATHSIG = 1
 EXIT_STOPPED = 3
 EXIT_USER = 2
 
-BEAT_SECONDS = 10.0
+HEARTBEAT_SECONDS = 10.0
 ADOPTION_SECONDS = 30.0
 """A supervisor writes job.json some milliseconds after it started the agent."""
 
@@ -61,7 +61,7 @@ class Rank:
         self._asked = True
 
 
-def run_rank(stage: str, work: Callable[[RunConfig, Rank], None]) -> None:
+def run_worker(stage: str, work: Callable[[RunConfig, Rank], None]) -> None:
     """Run the work of one rank: argv is the configuration file, the rest comes from torchrun's environment.
 
     How it ended is written to <stage>-<rank>.end.json in the control directory, for the supervisor: a
@@ -90,7 +90,7 @@ def run_rank(stage: str, work: Callable[[RunConfig, Rank], None]) -> None:
         )
         os._exit(1)
     if rank.first:
-        threading.Thread(target=_beat, args=(Lease(control / "lock"), rank.job), daemon=True).start()
+        threading.Thread(target=_heartbeat, args=(Lease(control / "lock"), rank.job), daemon=True).start()
     code = 1
     try:
         code = _work(stage, rank, work)
@@ -105,24 +105,24 @@ def _work(stage: str, rank: Rank, work: Callable[[RunConfig, Rank], None]) -> in
     try:
         work(load_config(sys.argv[1]), rank)
         kind, message, code = "done", "", 0
-    except Stopped as stop:
+    except StopRequested as stop:
         # It may have been the kernel that asked, because the agent was killed.
         kind = "stopped" if _agent_is_there(rank) else "orphaned"
         message, code = str(stop), EXIT_STOPPED
-    except Unreachable as error:
+    except UnreachableError as error:
         kind, message, code = "unreachable", str(error), 1
     except UserError as error:
         kind, message, code = "user", str(error), EXIT_USER
-    except GaveUp as error:
+    except UnrecoverableError as error:
         kind, message, code = "gave up", str(error), 1
     except BaseException as error:
         traceback.print_exc()
         kind, message, code = "error", f"{type(error).__name__}: {error}".splitlines()[0], 1
-    leave_word(stage, rank, kind, message)
+    write_exit_record(stage, rank, kind, message)
     return code
 
 
-def leave_word(stage: str, rank: Rank, kind: str, message: str) -> None:
+def write_exit_record(stage: str, rank: Rank, kind: str, message: str) -> None:
     """Write down how a rank ended, for the supervisor.
 
     `kind` is one of done, stopped, orphaned, user, unreachable, gave up and error.
@@ -151,11 +151,11 @@ def _agent_is_there(rank: Rank) -> bool:
     return is_marked(psutil.Process(os.getppid()), rank.job)
 
 
-def _beat(lease: Lease, job: str) -> None:
+def _heartbeat(lease: Lease, job: str) -> None:
     while True:
         with suppress(OSError, UserError):
             lease.beat(job=job)
-        time.sleep(BEAT_SECONDS)
+        time.sleep(HEARTBEAT_SECONDS)
 
 
 def _log_to(directory: Path, stage: str, number: int) -> None:

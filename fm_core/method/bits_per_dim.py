@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fm_core.method.dequantization import Quantiser
+from fm_core.method.dequantization import Quantizer
 from fm_core.method.divergence import Divergence
 from fm_core.method.likelihood import log_density, log_mean_exp
 from fm_core.method.ode import Solver
@@ -33,7 +33,7 @@ class ImageBits:
 def bits_per_dim(
     velocity: Velocity,
     pixels: Tensor,
-    quantiser: Quantiser,
+    quantizer: Quantizer,
     draws: Tensor,
     interval: Interval,
     solver: Solver,
@@ -44,8 +44,8 @@ def bits_per_dim(
 
     Args:
         velocity: u(t, x).
-        pixels: uint8 [N, ...], grey levels 0 .. quantiser.levels - 1.
-        quantiser: the map the model was trained with.
+        pixels: uint8 [N, ...], grey levels 0 .. quantizer.levels - 1.
+        quantizer: the map the model was trained with.
         draws: uniform in [0, 1), [K, N, ...]; draw 0 is the headline's.
         interval: the objective's.
         solver: the method.
@@ -58,13 +58,13 @@ def bits_per_dim(
     if draws.shape[1:] != pixels.shape or draws.shape[0] < 1:
         raise ValueError(f"draws must be [K, *{list(pixels.shape)}], not {list(draws.shape)}")
     results = [
-        log_density(velocity, quantiser.dequantise(pixels, u), interval, solver, divergence, source_std)
+        log_density(velocity, quantizer.dequantize(pixels, u), interval, solver, divergence, source_std)
         for u in draws
     ]
     dimension = pixels[0].numel()
 
     def bits(log_densities: Tensor) -> Tensor:
-        return -log_densities / (dimension * math.log(2)) + quantiser.bits_offset
+        return -log_densities / (dimension * math.log(2)) + quantizer.bits_offset
 
     return ImageBits(
         first=bits(results[0].log_density),
@@ -85,7 +85,7 @@ class BitsSummary:
     probe_std: float | None  # of one image's value by one probe; None unless there were two probes or more
 
 
-def summarise(bits: Tensor, per_probe: Tensor | None = None) -> BitsSummary:
+def summarize(bits: Tensor, per_probe: Tensor | None = None) -> BitsSummary:
     """Mean, standard error and probe deviation of bits/dim [N] and, if wanted, those by each probe [N, P]."""
     images = bits.shape[0]
     stderr = float(bits.std() / math.sqrt(images)) if images > 1 else None

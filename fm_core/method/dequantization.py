@@ -15,7 +15,7 @@ from fm_core.errors import UserError
 
 
 @dataclass(frozen=True)
-class Quantiser:
+class Quantizer:
     """The one map between grey levels and the model's numbers.
 
     Args:
@@ -37,7 +37,7 @@ class Quantiser:
         """Bin centres, float32, of uint8 pixels of any shape: 2 (k + 1/2) / levels - 1."""
         return 2 * (self._checked(pixels) + 0.5) / self.levels - 1
 
-    def dequantise(self, pixels: Tensor, u: Tensor) -> Tensor:
+    def dequantize(self, pixels: Tensor, u: Tensor) -> Tensor:
         """Uniform dequantisation 2 (k + u) / levels - 1, float32.
 
         Args:
@@ -49,7 +49,7 @@ class Quantiser:
         u = (torch.floor(u.to(torch.float32) * 2**15) + 0.5) / 2**15
         return 2 * (self._checked(pixels) + u) / self.levels - 1
 
-    def quantise(self, x: Tensor) -> Tensor:
+    def quantize(self, x: Tensor) -> Tensor:
         """The pixel whose bin holds x, uint8: floor((x + 1) levels / 2), clamped to 0 .. levels-1.
 
         Raises:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fm_core.method.compatibility import cut_where_sigma_vanishes, require_diffusion, require_positive_alpha
 from fm_core.method.couplings import Coupling
-from fm_core.method.paths import Path, PathSample, like
+from fm_core.method.paths import Path, PathSample, expand_like
 from fm_core.method.types import Interval, Network, Velocity
 
 
@@ -123,12 +123,12 @@ class ScoreMatching(Regression):
 
     def residual(self, prediction: Tensor, sample: PathSample) -> Tensor:
         """The sum sigma_t s + x0."""
-        return like(self.path.sigma(sample.t), sample.x_t) * prediction + sample.x0
+        return expand_like(self.path.sigma(sample.t), sample.x_t) * prediction + sample.x0
 
     def velocity_from(self, prediction: Tensor, t: Tensor, x: Tensor) -> Tensor:
         """Velocity (alpha'/alpha) x + (g^2 / 2) s; for VP eq. 46 with the sign of s put right."""
-        drift = like(self.path.d_alpha(t) / self.path.alpha(t), x)
-        return drift * x + like(self.path.diffusion(t) / 2, x) * prediction
+        drift = expand_like(self.path.d_alpha(t) / self.path.alpha(t), x)
+        return drift * x + expand_like(self.path.diffusion(t) / 2, x) * prediction
 
 
 class ScoreFlow(ScoreMatching):
@@ -147,7 +147,7 @@ class ScoreFlow(ScoreMatching):
     def residual(self, prediction: Tensor, sample: PathSample) -> Tensor:
         """The weighted sum g_t (s + x0 / sigma_t)."""
         weight = torch.sqrt(self.path.diffusion(sample.t)) / self.path.sigma(sample.t)
-        return like(weight, sample.x_t) * super().residual(prediction, sample)
+        return expand_like(weight, sample.x_t) * super().residual(prediction, sample)
 
 
 class NoisePrediction(Regression):
@@ -167,7 +167,10 @@ class NoisePrediction(Regression):
     def velocity_from(self, prediction: Tensor, t: Tensor, x: Tensor) -> Tensor:
         """Velocity (alpha'/alpha) x + (sigma' - sigma alpha'/alpha) eps."""
         ratio = self.path.d_alpha(t) / self.path.alpha(t)
-        return like(ratio, x) * x + like(self.path.d_sigma(t) - self.path.sigma(t) * ratio, x) * prediction
+        return (
+            expand_like(ratio, x) * x
+            + expand_like(self.path.d_sigma(t) - self.path.sigma(t) * ratio, x) * prediction
+        )
 
 
 class DataPrediction(Regression):
@@ -187,4 +190,7 @@ class DataPrediction(Regression):
     def velocity_from(self, prediction: Tensor, t: Tensor, x: Tensor) -> Tensor:
         """Velocity (sigma'/sigma) x + (alpha' - alpha sigma'/sigma) x1_hat."""
         ratio = self.path.d_sigma(t) / self.path.sigma(t)
-        return like(ratio, x) * x + like(self.path.d_alpha(t) - self.path.alpha(t) * ratio, x) * prediction
+        return (
+            expand_like(ratio, x) * x
+            + expand_like(self.path.d_alpha(t) - self.path.alpha(t) * ratio, x) * prediction
+        )

@@ -21,7 +21,7 @@ from fm_core.errors import UserError
 from fm_core.method.types import Interval
 
 
-def like(t: Tensor, x: Tensor) -> Tensor:
+def expand_like(t: Tensor, x: Tensor) -> Tensor:
     """Shape t, [N] or [], so that it multiplies x, [N, ...].
 
     Raises:
@@ -101,8 +101,8 @@ class Path(ABC):
             raise ValueError(f"need x0 and x1 [N, ...] and t [N], not {x0.shape}, {x1.shape} and {t.shape}")
         dtype = torch.promote_types(t.dtype, x1.dtype)
         x0, x1 = x0.to(dtype), x1.to(dtype)
-        alpha, sigma = like(self.alpha(t), x1), like(self.sigma(t), x1)
-        d_alpha, d_sigma = like(self.d_alpha(t), x1), like(self.d_sigma(t), x1)
+        alpha, sigma = expand_like(self.alpha(t), x1), expand_like(self.sigma(t), x1)
+        d_alpha, d_sigma = expand_like(self.d_alpha(t), x1), expand_like(self.d_sigma(t), x1)
         return PathSample(
             x_t=alpha * x1 + sigma * x0, velocity=d_alpha * x1 + d_sigma * x0, x0=x0, x1=x1, t=t
         )

@@ -45,9 +45,9 @@ def coupling_named(name: str, options: Mapping[str, Option] | None = None) -> co
 
 def times_named(
     name: str, interval: Interval, options: Mapping[str, Option] | None = None
-) -> timestep_samplers.Times:
+) -> timestep_samplers.TimestepSampler:
     """The time distribution of that name on an interval; raises UserError as `path_named`."""
-    return _build(timestep_samplers.Times, "time distribution", name, (interval,), options)
+    return _build(timestep_samplers.TimestepSampler, "time distribution", name, (interval,), options)
 
 
 def supported_pairs() -> dict[tuple[str, str], Interval | str]:

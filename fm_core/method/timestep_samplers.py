@@ -16,7 +16,7 @@ from fm_core.errors import UserError
 from fm_core.method.types import Interval
 
 
-class Times(ABC):
+class TimestepSampler(ABC):
     """A distribution of t on an interval, in the form of its quantile function."""
 
     name: ClassVar[str]
@@ -28,7 +28,7 @@ class Times(ABC):
 
 
 @dataclass(frozen=True)
-class Uniform(Times):
+class Uniform(TimestepSampler):
     """t ~ U[interval], the paper's choice (eq. 14)."""
 
     name: ClassVar[str] = "uniform"
@@ -41,7 +41,7 @@ class Uniform(Times):
 
 
 @dataclass(frozen=True)
-class LogitNormal(Times):
+class LogitNormal(TimestepSampler):
     """logit(t) ~ N(mean, std^2), stretched to the interval (Esser et al. 2024)."""
 
     name: ClassVar[str] = "logit-normal"
@@ -61,7 +61,7 @@ class LogitNormal(Times):
 
 
 @dataclass(frozen=True)
-class EDMSkewed(Times):
+class EDMSkewed(TimestepSampler):
     """t = 1 / (1 + sigma) with log sigma ~ N(log_mean, log_std^2), the noise levels EDM trains at.
 
     As sigma / 1 is the ratio sigma_t / alpha_t of the optimal-transport path, this is logit-normal in t with

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from fm_core.models.blocks import Attention, Downsample, ResidualBlock, Upsample
-from fm_core.models.layers import Convolution, Normalisation
-from fm_core.models.unet import Stage, UNet
+from fm_core.models.layers import Conv2d, GroupNorm32
+from fm_core.models.unet import TimestepSequential, UNet
 
 AttentionOrder = Literal["legacy", "new"]
 GROUPS = 32
@@ -55,7 +55,7 @@ def from_adm(
     network whose normalisations have not 32 groups, which none of the public ones has.
     """
     for name, module in network.named_modules():
-        if isinstance(module, Normalisation) and module.groups != GROUPS:
+        if isinstance(module, GroupNorm32) and module.groups != GROUPS:
             raise ValueError(f"{name} has {module.groups} groups and the public networks have {GROUPS}")
     left, found = dict(weights), dict[str, Tensor]()
     for ours, theirs in _layers(network):
@@ -83,7 +83,7 @@ def _layers(network: UNet) -> Iterator[tuple[str, str]]:
     stages += [(f"up.{number}", f"output_blocks.{number}") for number in range(len(network.up))]
     for ours, theirs in stages:
         stage = there[ours]
-        assert isinstance(stage, Stage)
+        assert isinstance(stage, TimestepSequential)
         for number, block in enumerate(stage.blocks):
             for inner, public in _INSIDE[type(block)].items():
                 if getattr(block, inner) is not None:
@@ -93,7 +93,7 @@ def _layers(network: UNet) -> Iterator[tuple[str, str]]:
 def _converted(value: Tensor, name: str, network: UNet, attention: AttentionOrder) -> Tensor:
     parent, _, leaf = name.rpartition(".")
     module = network.get_submodule(name)
-    if isinstance(module, Convolution):
+    if isinstance(module, Conv2d):
         return value.permute(0, 2, 3, 1).contiguous() if value.dim() == 4 else value
     if isinstance(module, nn.Embedding) and len(value) == module.num_embeddings - 1:
         return torch.cat([value, value.new_zeros(1, value.shape[1])])

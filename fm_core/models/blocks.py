@@ -5,7 +5,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fm_core.models.layers import Convolution, Dense, Normalisation
+from fm_core.models.layers import Conv2d, GroupNorm32, Linear
 
 Resample = Literal["none", "down", "up"]
 
@@ -39,12 +39,12 @@ class ResidualBlock(nn.Module):
         self.scale_shift = scale_shift
         self.how: Resample = how
         self.dropout = dropout
-        self.first_norm = Normalisation(inputs)
-        self.first = Convolution(inputs, outputs)
-        self.condition = Dense(conditioning, 2 * outputs if scale_shift else outputs)
-        self.second_norm = Normalisation(outputs)
-        self.second = Convolution(outputs, outputs, zero=True)
-        self.skip = Convolution(inputs, outputs, kernel=1) if inputs != outputs else None
+        self.first_norm = GroupNorm32(inputs)
+        self.first = Conv2d(inputs, outputs)
+        self.condition = Linear(conditioning, 2 * outputs if scale_shift else outputs)
+        self.second_norm = GroupNorm32(outputs)
+        self.second = Conv2d(outputs, outputs, zero=True)
+        self.skip = Conv2d(inputs, outputs, kernel=1) if inputs != outputs else None
 
     def forward(self, x: Tensor, conditioning: Tensor) -> Tensor:
         """Apply the block."""
@@ -75,9 +75,9 @@ class Attention(nn.Module):
                 f"head_channels must divide {channels}"
             )
         self.head_channels = head_channels
-        self.norm = Normalisation(channels)
-        self.queries_keys_values = Dense(channels, 3 * channels)
-        self.projection = Dense(channels, channels, zero=True)
+        self.norm = GroupNorm32(channels)
+        self.queries_keys_values = Linear(channels, 3 * channels)
+        self.projection = Linear(channels, channels, zero=True)
 
     def forward(self, x: Tensor, conditioning: Tensor) -> Tensor:
         """Apply the block; ``conditioning`` is not used."""
@@ -95,7 +95,7 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.convolution = Convolution(channels, channels, stride=2)
+        self.convolution = Conv2d(channels, channels, stride=2)
 
     def forward(self, x: Tensor, conditioning: Tensor) -> Tensor:
         """Apply the block; ``conditioning`` is not used."""
@@ -107,7 +107,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.convolution = Convolution(channels, channels)
+        self.convolution = Conv2d(channels, channels)
 
     def forward(self, x: Tensor, conditioning: Tensor) -> Tensor:
         """Apply the block; ``conditioning`` is not used."""

@@ -14,7 +14,7 @@ from fm_core.errors import UserError
 from fm_core.method.couplings import Coupling
 from fm_core.method.objectives import Objective
 from fm_core.method.registry import coupling_named, objective_named, path_named, times_named
-from fm_core.method.timestep_samplers import Times
+from fm_core.method.timestep_samplers import TimestepSampler
 from fm_core.models.transformer import Transformer
 from fm_core.models.unet import UNet
 
@@ -28,7 +28,7 @@ class Method:
 
     objective: Objective
     coupling: Coupling
-    times: Times
+    times: TimestepSampler
 
 
 def build_method(method: MethodSection) -> Method:

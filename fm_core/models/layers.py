@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class Convolution(nn.Module):
+class Conv2d(nn.Module):
     """Square convolution with "same" padding: [N, inputs, H, W] -> [N, outputs, H', W'].
 
     H' = ceil(H / stride). The weight has shape [outputs, kernel, kernel, inputs]; ``zero`` makes the layer
@@ -37,7 +37,7 @@ class Convolution(nn.Module):
         return F.conv2d(x, weight, self.bias, stride=self.stride, padding=self.padding)
 
 
-class Dense(nn.Linear):
+class Linear(nn.Linear):
     """A linear layer that can start at zero."""
 
     def __init__(self, inputs: int, outputs: int, zero: bool = False) -> None:
@@ -57,7 +57,7 @@ def group_count(channels: int) -> int:
     return next(groups for groups in range(most, 0, -1) if channels % groups == 0)
 
 
-class Normalisation(nn.Module):
+class GroupNorm32(nn.Module):
     """Group normalisation with optional scale, shift and SiLU, all in float32, returned in the dtype of x.
 
     Statistics over a bfloat16 activation, and an affine step rounded between operations, cost accuracy; one
@@ -88,7 +88,7 @@ def require_shape(x: Tensor, image_shape: tuple[int, int, int]) -> None:
         raise ValueError(f"the network is for images {image_shape}, these are {tuple(x.shape[1:])}")
 
 
-def time_features(t: Tensor, width: int, scale: float = 1000.0) -> Tensor:
+def timestep_embedding(t: Tensor, width: int, scale: float = 1000.0) -> Tensor:
     """Cosines and sines of scale * t: [N] in [0, 1] -> float32 [N, width], frequencies from 1 down to 1e-4.
 
     With a scale of 1 the features of times in [0, 1] are nearly constant.
@@ -112,13 +112,13 @@ class Conditioning(nn.Module):
         self.features = features
         self.time_scale = time_scale
         self.classes = classes
-        self.inner = Dense(features, outputs)
-        self.outer = Dense(outputs, outputs)
+        self.inner = Linear(features, outputs)
+        self.outer = Linear(outputs, outputs)
         self.label = nn.Embedding(classes + 1, outputs) if classes > 0 else None
 
     def forward(self, t: Tensor, label: Tensor | None) -> Tensor:
         """Embed; raises ValueError where labels are given to a network without classes."""
-        features = time_features(t, self.features, self.time_scale).to(self.inner.weight.dtype)
+        features = timestep_embedding(t, self.features, self.time_scale).to(self.inner.weight.dtype)
         vector: Tensor = self.outer(F.silu(self.inner(features)))
         if self.label is None:
             if label is not None:

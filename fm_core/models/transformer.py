@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fm_core.models.layers import Conditioning, Dense, require_shape
+from fm_core.models.layers import Conditioning, Linear, require_shape
 
 TIME_FEATURES = 256
 """Sines and cosines of the time, whatever the width."""
@@ -20,7 +20,7 @@ class Modulation(nn.Module):
     def __init__(self, width: int, count: int) -> None:
         super().__init__()
         self.count = count
-        self.dense = Dense(width, count * width, zero=True)
+        self.dense = Linear(width, count * width, zero=True)
 
     def forward(self, conditioning: Tensor) -> tuple[Tensor, ...]:
         """Compute the vectors."""
@@ -28,13 +28,13 @@ class Modulation(nn.Module):
         return vector[:, None, :].chunk(self.count, dim=2)
 
 
-def normalise(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+def normalize(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Tokens x [N, T, width] normalised, times 1 + scale, plus shift; in float32, returned in x's dtype."""
     y = F.layer_norm(x.float(), x.shape[-1:], eps=1e-6)
     return torch.addcmul(shift.float(), y, 1 + scale.float()).to(x.dtype)
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """Attention and perceptron, each modulated and gated by the conditioning (adaLN-zero).
 
     (x [N, T, width], conditioning [N, width]) -> [N, T, width]. It starts as the identity.
@@ -44,16 +44,16 @@ class Block(nn.Module):
         super().__init__()
         self.heads = heads
         self.modulation = Modulation(width, 6)
-        self.queries_keys_values = Dense(width, 3 * width)
-        self.projection = Dense(width, width)
-        self.inner = Dense(width, 4 * width)
-        self.outer = Dense(4 * width, width)
+        self.queries_keys_values = Linear(width, 3 * width)
+        self.projection = Linear(width, width)
+        self.inner = Linear(width, 4 * width)
+        self.outer = Linear(4 * width, width)
 
     def forward(self, x: Tensor, conditioning: Tensor) -> Tensor:
         """Apply the block."""
         shift, scale, gate, inner_shift, inner_scale, inner_gate = self.modulation(conditioning)
-        x = x + gate * self._attend(normalise(x, shift, scale))
-        hidden: Tensor = self.inner(normalise(x, inner_shift, inner_scale))
+        x = x + gate * self._attend(normalize(x, shift, scale))
+        hidden: Tensor = self.inner(normalize(x, inner_shift, inner_scale))
         return x + inner_gate * self.outer(F.gelu(hidden, approximate="tanh"))
 
     def _attend(self, x: Tensor) -> Tensor:
@@ -102,11 +102,11 @@ class Transformer(nn.Module):
         self.classes = classes
         self.patch = patch
         self.gradient_checkpointing = gradient_checkpointing
-        self.first = Dense(patch * patch * image_channels, width)
+        self.first = Linear(patch * patch * image_channels, width)
         self.conditioning = Conditioning(TIME_FEATURES, width, classes, time_scale)
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(TransformerBlock(width, heads) for _ in range(depth))
         self.last_modulation = Modulation(width, 2)
-        self.last = Dense(width, patch * patch * image_channels, zero=True)
+        self.last = Linear(width, patch * patch * image_channels, zero=True)
         # Not among the weights: it is a function of the sizes.
         self.register_buffer("positions", position_features(image_size // patch, width), persistent=False)
         self._initialise()
@@ -115,7 +115,7 @@ class Transformer(nn.Module):
         """Xavier's weights and no biases, except where a layer starts at zero."""
         for block in self.blocks:
             for layer in block.children():
-                if isinstance(layer, Dense):
+                if isinstance(layer, Linear):
                     nn.init.xavier_uniform_(layer.weight)
                     nn.init.zeros_(layer.bias)
         nn.init.xavier_uniform_(self.first.weight)
@@ -133,7 +133,7 @@ class Transformer(nn.Module):
         for block in self.blocks:
             tokens = self._run(block, tokens, conditioning)
         shift, scale = self.last_modulation(conditioning)
-        patches: Tensor = self.last(normalise(tokens, shift, scale))
+        patches: Tensor = self.last(normalize(tokens, shift, scale))
         return from_patches(patches, self.patch, self.image_shape).to(x.dtype)
 
     def _run(self, block: nn.Module, x: Tensor, conditioning: Tensor) -> Tensor:

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fm_core.models.blocks import Attention, Downsample, ResidualBlock, Upsample
-from fm_core.models.layers import Conditioning, Convolution, Normalisation, require_shape
+from fm_core.models.layers import Conditioning, Conv2d, GroupNorm32, require_shape
 
 
-class Stage(nn.Module):
+class TimestepSequential(nn.Module):
     """Blocks applied one after another, each with the conditioning: (x, conditioning) -> x."""
 
     def __init__(self, *blocks: nn.Module) -> None:
@@ -88,19 +88,21 @@ class UNet(nn.Module):
                 return ResidualBlock(width, width, vector, dropout, scale_shift, "up")
             return Upsample(width)
 
-        self.first = Convolution(image_channels, widths[0])
+        self.first = Conv2d(image_channels, widths[0])
         self.down = nn.ModuleList()
         skips, width = [widths[0]], widths[0]
         for level, (side, target) in enumerate(zip(sides, widths, strict=True)):
             for _ in range(residual_blocks):
-                self.down.append(Stage(*stage(width, target, side)))
+                self.down.append(TimestepSequential(*stage(width, target, side)))
                 width = target
                 skips.append(width)
             if level < len(sides) - 1:
-                self.down.append(Stage(down(width)))
+                self.down.append(TimestepSequential(down(width)))
                 skips.append(width)
 
-        self.middle = Stage(residual(width, width), Attention(width, head_channels), residual(width, width))
+        self.middle = TimestepSequential(
+            residual(width, width), Attention(width, head_channels), residual(width, width)
+        )
 
         self.up = nn.ModuleList()
         for level, (side, target) in reversed(list(enumerate(zip(sides, widths, strict=True)))):
@@ -109,10 +111,10 @@ class UNet(nn.Module):
                 width = target
                 if index == residual_blocks and level > 0:
                     blocks.append(up(width))
-                self.up.append(Stage(*blocks))
+                self.up.append(TimestepSequential(*blocks))
 
-        self.last_norm = Normalisation(width)
-        self.last = Convolution(width, image_channels, zero=True)
+        self.last_norm = GroupNorm32(width)
+        self.last = Conv2d(width, image_channels, zero=True)
 
     def forward(self, t: Tensor, x: Tensor, label: Tensor | None = None) -> Tensor:
         """Evaluate the network at times t [N] and images x [N, C, S, S]."""

@@ -56,7 +56,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Section:
+class PageSection:
     """A heading, what stands under it, and a remark."""
 
     title: str
@@ -73,7 +73,7 @@ class Section:
         return f"<h2>{escape(self.title)}</h2>{note}{parts}{text}"
 
 
-def page(title: str, lead: str, sections: Sequence[Section]) -> str:
+def page(title: str, lead: str, sections: Sequence[PageSection]) -> str:
     """The whole page."""
     body = "".join(section.html() for section in sections)
     return (

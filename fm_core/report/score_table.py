@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fm_core.report.html import Figure, Section, Table
+from fm_core.report.html import Figure, PageSection, Table
 from fm_core.report.image_grids import data_uri
 from fm_core.report.plots import curves
 
@@ -133,7 +133,7 @@ def title_of_distance(features: str) -> str:
     return "FID" if features == INCEPTION else f"Fréchet distance ({features} features)"
 
 
-def scores_section(scores: Mapping[str, Any]) -> Section:
+def scores_section(scores: Mapping[str, Any]) -> PageSection:
     """One set of scores, each with its error and what it is of; the protocol below."""
     rows = list[list[str]]()
     for key, what in (
@@ -165,7 +165,7 @@ def scores_section(scores: Mapping[str, Any]) -> Section:
             note = f"Distances on {distance['features']} features are not FID. {note}"
     figures = [_curve_figure(scores["nfe_curve"])] if "nfe_curve" in scores else []
     protocol = json.dumps(scores["protocol"], indent=1)
-    return Section("Scores", [Table(["", "value", "of"], rows), *figures], note, text=protocol)
+    return PageSection("Scores", [Table(["", "value", "of"], rows), *figures], note, text=protocol)
 
 
 def _distance_rows(record: Mapping[str, Any], what: str) -> list[list[str]]:

@@ -4,7 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from fm_core.reproduce.claims import Measured, Point, better, cheaper, mean_of_seeds, over_seeds
+from fm_core.reproduce.claims import (
+    CurvePoint,
+    Measured,
+    compare_cost,
+    compare_quality,
+    mean_of_seeds,
+    over_seeds,
+)
 
 FIXED = ("euler", "midpoint", "heun2", "rk4")
 
@@ -51,22 +58,22 @@ def claims(records: Sequence[Record], ours: str) -> dict[str, dict[str, dict[str
     for cell, other in groups.items():
         if cell == ours:
             continue
-        verdicts = {"samples": better(_distance(mine), _distance(other))}
+        verdicts = {"samples": compare_quality(_distance(mine), _distance(other))}
         budgets = over_budgets(mine), over_budgets(other)
         if all(budgets):
-            verdicts["evaluations"] = cheaper(*budgets, "evaluations")
+            verdicts["evaluations"] = compare_cost(*budgets, "evaluations")
         training = while_training(mine), while_training(other)
         if all(training):
-            verdicts["training"] = cheaper(*training, "images")
+            verdicts["training"] = compare_cost(*training, "images")
         for claim, verdict in verdicts.items():
             found.setdefault(claim, {})[cell] = asdict(verdict)
     return found
 
 
-def while_training(seeds: Sequence[Record]) -> list[Point]:
+def while_training(seeds: Sequence[Record]) -> list[CurvePoint]:
     """Distance against images seen, where every seed was measured."""
     return [
-        Point(seen, mean_of_seeds([Measured(p["frechet_distance"], p["stderr"]) for p in points]))
+        CurvePoint(seen, mean_of_seeds([Measured(p["frechet_distance"], p["stderr"]) for p in points]))
         for seen, points in _by_images_seen(seeds)
     ]
 
@@ -77,14 +84,14 @@ def _by_images_seen(seeds: Sequence[Record]) -> list[tuple[int, list[Record]]]:
     return [(seen, [curve[seen] for curve in curves]) for seen in shared]
 
 
-def over_budgets(seeds: Sequence[Record]) -> list[Point]:
+def over_budgets(seeds: Sequence[Record]) -> list[CurvePoint]:
     """Distance against evaluations of the network, each budget by its best solver of fixed steps."""
     best: dict[float, Measured] = {}
     for solver in FIXED:
         for nfe, distance, _ in solver_curve(seeds, solver):
             if nfe not in best or distance.value < best[nfe].value:
                 best[nfe] = distance
-    return [Point(nfe, best[nfe]) for nfe in sorted(best)]
+    return [CurvePoint(nfe, best[nfe]) for nfe in sorted(best)]
 
 
 def solver_curve(seeds: Sequence[Record], solver: str) -> list[tuple[float, Measured, float]]:

@@ -31,7 +31,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Point:
+class CurvePoint:
     """A distance at some cost: evaluations of the network, or images seen."""
 
     cost: float
@@ -65,12 +65,12 @@ def mean_of_seeds(values: Sequence[Measured]) -> Measured:
     return Measured(found.value, found.stderr / sqrt(len(values)))
 
 
-def reached_at(curve: Sequence[Point], distance: float) -> float | None:
+def reached_at(curve: Sequence[CurvePoint], distance: float) -> float | None:
     """The smallest cost whose distance is no greater; None if none is."""
     return min((point.cost for point in curve if point.distance.value <= distance), default=None)
 
 
-def cheaper(ours: Sequence[Point], other: Sequence[Point], unit: str) -> Verdict:
+def compare_cost(ours: Sequence[CurvePoint], other: Sequence[CurvePoint], unit: str) -> Verdict:
     """How many times less it costs us to reach the other's best distance, its standard error granted to both.
 
     Costs are those that were measured, not interpolated: a factor is as coarse as the grid of costs. Its
@@ -99,20 +99,20 @@ def cheaper(ours: Sequence[Point], other: Sequence[Point], unit: str) -> Verdict
     return Verdict(factor, f"{word}: {reached}", low, high)
 
 
-def _target(curve: Sequence[Point]) -> float:
+def _target(curve: Sequence[CurvePoint]) -> float:
     best = min(curve, key=lambda point: point.distance.value).distance
     return best.value + best.stderr
 
 
-def _factor(ours: Sequence[Point], other: Sequence[Point]) -> float:
+def _factor(ours: Sequence[CurvePoint], other: Sequence[CurvePoint]) -> float:
     target = _target(other)
     theirs, mine = reached_at(other, target), reached_at(ours, target)
     return theirs / mine if theirs and mine else 0.0
 
 
-def _drawn(curve: Sequence[Point], chance: random.Random) -> list[Point]:
+def _drawn(curve: Sequence[CurvePoint], chance: random.Random) -> list[CurvePoint]:
     return [
-        Point(
+        CurvePoint(
             point.cost,
             Measured(chance.gauss(point.distance.value, point.distance.stderr), point.distance.stderr),
         )
@@ -128,7 +128,7 @@ def _times(factor: float) -> str:
     return f"{factor:.2g} times fewer" if factor > 1 else f"{1 / factor:.2g} times more"
 
 
-def better(ours: Measured, other: Measured) -> Verdict:
+def compare_quality(ours: Measured, other: Measured) -> Verdict:
     """Whether our distance is smaller than by chance; the factor is the difference in standard errors."""
     error, difference = hypot(ours.stderr, other.stderr), other.value - ours.value
     apart = difference / error if error else copysign(float("inf"), difference) if difference else 0.0

@@ -20,7 +20,7 @@ SOLVERS = ("euler", "midpoint", "heun2", "rk4", "dopri5")
 
 
 @dataclass(frozen=True)
-class Line:
+class Curve:
     """A curve: numbers with their standard errors, against a cost."""
 
     label: str
@@ -29,7 +29,7 @@ class Line:
     stderr: Sequence[float] | None = None
 
 
-def against_images(distances: Sequence[Line], evaluations: Sequence[Line]) -> bytes:
+def against_images(distances: Sequence[Curve], evaluations: Sequence[Curve]) -> bytes:
     """The paper's figures 5 and 10: distance, and NFE of the samples, against images seen."""
     figure, (left, right) = _sheet(2)
     _draw(left, distances, "images seen", "Fréchet distance", log=True)
@@ -41,7 +41,7 @@ def against_images(distances: Sequence[Line], evaluations: Sequence[Line]) -> by
 
 
 def against_evaluations(
-    errors: Mapping[str, Sequence[Line]], distances: Mapping[str, Sequence[Line]]
+    errors: Mapping[str, Sequence[Curve]], distances: Mapping[str, Sequence[Curve]]
 ) -> bytes:
     """The paper's figure 7: error against the exact solution, and distance, by solver and objective."""
     solvers = [solver for solver in SOLVERS if distances.get(solver)]
@@ -78,7 +78,7 @@ def from_one_noise(ways: Mapping[str, Tensor], levels: int) -> bytes:
 
 
 def _draw(
-    axes: Axes, lines: Sequence[Line], x: str, y: str, *, log: bool = False, legend: bool = True
+    axes: Axes, lines: Sequence[Curve], x: str, y: str, *, log: bool = False, legend: bool = True
 ) -> None:
     for line in lines:
         (drawn,) = axes.plot(line.x, line.y, marker=".", linewidth=1.3, label=line.label)

@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
-from fm_core.report.html import Figure, Section, Table, page
+from fm_core.report.html import Figure, PageSection, Table, page
 from fm_core.report.image_grids import data_uri, grid, png
-from fm_core.reproduce.comparison_figures import Line, against_evaluations, against_images, from_one_noise
-from fm_core.reproduce.deviations import differences, trained
-from fm_core.reproduce.paper_results import DRAWS, key_of, published
+from fm_core.reproduce.comparison_figures import Curve, against_evaluations, against_images, from_one_noise
+from fm_core.reproduce.deviations import deviations, trained
+from fm_core.reproduce.paper_results import DRAWS, key_of, paper_results
 
 CLAIMS = {
     "evaluations": "Reaches the other's quality with fewer evaluations of the network",
@@ -35,12 +35,12 @@ def comparison_page(results: Results, pictures: Pictures) -> str:
         f"{results['data']}: {len(results['summary'])} objectives, {config['train']['images']:,} images seen "
         f"by each unless the table says otherwise, seeds {', '.join(map(str, seeds))}."
     )
-    last = Section("Configuration", [], text=json.dumps(config, indent=1))
+    last = PageSection("Configuration", [], text=json.dumps(config, indent=1))
     sections = [*comparison_sections(results, pictures), last]
     return page("Flow matching and what it was compared with", lead, sections)
 
 
-def comparison_sections(results: Results, pictures: Pictures) -> list[Section]:
+def comparison_sections(results: Results, pictures: Pictures) -> list[PageSection]:
     """The table, the verdicts and the figures.
 
     Args:
@@ -51,13 +51,13 @@ def comparison_sections(results: Results, pictures: Pictures) -> list[Section]:
     sections = [_table(results), *_published(results), _verdicts(results)]
     if results["failed"]:
         rows = [[run, error] for run, error in results["failed"].items()]
-        sections.insert(0, Section("Failed", [Table(["run", "error"], rows)]))
+        sections.insert(0, PageSection("Failed", [Table(["run", "error"], rows)]))
     sections += [*_curves(results), *_ways(results, pictures), *_samples(results, pictures)]
-    unlike = Table(["", "here", "in the paper"], differences(results["config"]))
-    return [*sections, Section("What differs from the paper", [unlike])]
+    unlike = Table(["", "here", "in the paper"], deviations(results["config"]))
+    return [*sections, PageSection("What differs from the paper", [unlike])]
 
 
-def _table(results: Results) -> Section:
+def _table(results: Results) -> PageSection:
     head = ["objective", "bits/dim", "Fréchet distance", "NFE", "images seen"]
     rows = [
         [
@@ -73,7 +73,7 @@ def _table(results: Results) -> Section:
     features = sorted({record["scores"]["frechet_distance"]["features"] for record in results["cells"]})
     note = f"{NOTE_ON_TABLE}{_own_settings(results)} NFE: evaluations of the network a sample, by "
     note += f"{_solver(results)}. ±: {', '.join(errors)}. Features: {', '.join(features)}"
-    return Section("Table 1", [Table(head, rows)], note + _held_out(results))
+    return PageSection("Table 1", [Table(head, rows)], note + _held_out(results))
 
 
 def _own_settings(results: Results) -> str:
@@ -101,8 +101,8 @@ def _held_out(results: Results) -> str:
     return f"; real held-out images are at {real[0]['value']:.2f} from the same reference."
 
 
-def _published(results: Results) -> list[Section]:
-    rows = published(results["data"])
+def _published(results: Results) -> list[PageSection]:
+    rows = paper_results(results["data"])
     if rows is None:
         return []
     body = [[title, f"{bits:.2f}", f"{fid:.2f}", str(nfe)] for title, (bits, fid, nfe) in rows.items()]
@@ -113,10 +113,10 @@ def _published(results: Results) -> list[Section]:
         f"number of images behind FID are not stated. Trained on {trained(results['data'])}; here on "
         f"{results['config']['train']['images']:,} images."
     )
-    return [Section("The paper's own", [Table(["objective", "bits/dim", "FID", "NFE"], body)], note)]
+    return [PageSection("The paper's own", [Table(["objective", "bits/dim", "FID", "NFE"], body)], note)]
 
 
-def _verdicts(results: Results) -> Section:
+def _verdicts(results: Results) -> PageSection:
     titles = {name: cell["title"] for name, cell in results["summary"].items()}
     rows = [
         [CLAIMS[claim], titles[cell], verdict["words"]]
@@ -130,14 +130,14 @@ def _verdicts(results: Results) -> Section:
     )
     if not rows:
         note += " It is not among the cells, or alone."
-    return Section(
+    return PageSection(
         "The paper's claims", [Table(["claim", "against", "measured"], rows)] if rows else [], note
     )
 
 
-def _curves(results: Results) -> list[Section]:
+def _curves(results: Results) -> list[PageSection]:
     titles = {name: cell["title"] for name, cell in results["summary"].items()}
-    sections: list[Section] = []
+    sections: list[PageSection] = []
     training = results["curves"]["while_training"]
     if any(training.values()):
         distances = [
@@ -145,16 +145,17 @@ def _curves(results: Results) -> list[Section]:
             for n, c in training.items()
         ]
         nfe = [
-            Line(titles[n], [p["images_seen"] for p in c], [p["nfe"] for p in c]) for n, c in training.items()
+            Curve(titles[n], [p["images_seen"] for p in c], [p["nfe"] for p in c])
+            for n, c in training.items()
         ]
         caption = (
             "Left: distance of samples at each checkpoint (figure 5). Right: NFE of the samples (figure 10)."
         )
-        sections.append(Section("While training", [_plot(against_images(distances, nfe), caption)]))
+        sections.append(PageSection("While training", [_plot(against_images(distances, nfe), caption)]))
     solvers = results["curves"]["solvers"]
     if any(solvers.values()):
         errors = {
-            s: [Line(titles[n], [p["nfe"] for p in c], [p["error"] for p in c]) for n, c in cells.items()]
+            s: [Curve(titles[n], [p["nfe"] for p in c], [p["error"] for p in c]) for n, c in cells.items()]
             for s, cells in solvers.items()
         }
         distances_by = {
@@ -166,12 +167,12 @@ def _curves(results: Results) -> list[Section]:
             "noise. Below: Fréchet distance (figure 7)."
         )
         sections.append(
-            Section("Fewer evaluations", [_plot(against_evaluations(errors, distances_by), caption)])
+            PageSection("Fewer evaluations", [_plot(against_evaluations(errors, distances_by), caption)])
         )
     return sections
 
 
-def _ways(results: Results, pictures: Pictures) -> list[Section]:
+def _ways(results: Results, pictures: Pictures) -> list[PageSection]:
     shown = {cell["title"]: pictures[cell["runs"][0]] for cell in results["summary"].values()}
     kept = {title: drawn for title, drawn in shown.items() if "trajectory" in drawn}
     if not kept:
@@ -187,10 +188,10 @@ def _ways(results: Results, pictures: Pictures) -> list[Section]:
     ]
     solver = results["config"]["sample"]["solver"]
     note = f"Each objective's model carries the same noise to data, solved by {solver}. The paper's figure 6."
-    return [Section("Sampling paths from one noise", parts, note)]
+    return [PageSection("Sampling paths from one noise", parts, note)]
 
 
-def _samples(results: Results, pictures: Pictures) -> list[Section]:
+def _samples(results: Results, pictures: Pictures) -> list[PageSection]:
     budgets = results["config"]["reproduce"]["images"]["shown_nfe"]
     parts: list[Table | Figure] = []
     for cell in results["summary"].values():
@@ -200,11 +201,11 @@ def _samples(results: Results, pictures: Pictures) -> list[Section]:
         caption = f"{cell['title']}: a row each for {', '.join(map(str, budgets))} evaluations (midpoint)"
         parts.append(Figure(data_uri(png(sheet)), caption))
     note = "The same noise in every column. The paper's figures 16 and 17."
-    return [Section("Samples at few evaluations", parts, note)] if parts else []
+    return [PageSection("Samples at few evaluations", parts, note)] if parts else []
 
 
-def _line(label: str, points: Sequence[tuple[float, float, float]]) -> Line:
-    return Line(label, [p[0] for p in points], [p[1] for p in points], [p[2] for p in points])
+def _line(label: str, points: Sequence[tuple[float, float, float]]) -> Curve:
+    return Curve(label, [p[0] for p in points], [p[1] for p in points], [p[2] for p in points])
 
 
 def _with_error(number: Mapping[str, float] | None, digits: int) -> str:

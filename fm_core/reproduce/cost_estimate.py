@@ -8,9 +8,14 @@ from fm_core.config import RunConfig
 from fm_core.data.manifest import load_manifest
 from fm_core.data.sources import open_source
 from fm_core.errors import UserError
-from fm_core.reproduce.experiment_cost import CellCost, Stated, image_cell_cost, plane_cell_cost
-from fm_core.reproduce.experiments import cell_runs, objective_of
-from fm_core.reproduce.paper_results import published
+from fm_core.reproduce.experiment_cost import (
+    ExperimentCost,
+    Stated,
+    image_experiment_cost,
+    toy_experiment_cost,
+)
+from fm_core.reproduce.experiments import experiments_of, objective_of
+from fm_core.reproduce.paper_results import paper_results
 from fm_core.reproduce.toy2d.comparison_2d import check
 from fm_core.stages.preflight import images_of, rules
 from fm_core.training.cost_model import size
@@ -59,7 +64,7 @@ class _Objective:
 
     title: str
     runs: int
-    cost: CellCost
+    cost: ExperimentCost
     nfe: float | None
     """Evaluations of dopri5 for a sample, where somebody has told."""
 
@@ -128,14 +133,14 @@ def _peak_here(config: RunConfig) -> tuple[float, str]:
 
 def _of_images(config: RunConfig, nfe: float | None) -> list[_Objective]:
     shape, classes = images_of(config)
-    paper = published(config.data.name) or {}
+    paper = paper_results(config.data.name) or {}
     seeds = len(config.reproduce.images.seeds)
     found: list[_Objective] = []
-    for cell in cell_runs(config)[: len(config.reproduce.cells)]:
+    for cell in experiments_of(config)[: len(config.reproduce.cells)]:
         for _, rule in rules(cell.config, ("train", "sample", "evaluate")):
             rule()
         objective = objective_of(cell.section)
-        cost = image_cell_cost(cell.config, config.reproduce.images, objective, shape, classes)
+        cost = image_experiment_cost(cell.config, config.reproduce.images, objective, shape, classes)
         row = paper.get(cell.title)
         found.append(_Objective(cell.title, seeds, cost, nfe or (row and row[2])))
     return found
@@ -144,7 +149,7 @@ def _of_images(config: RunConfig, nfe: float | None) -> list[_Objective]:
 def _of_plane(config: RunConfig, nfe: float | None) -> list[_Objective]:
     plane = config.reproduce.plane
     return [
-        _Objective(task.label, 1, plane_cell_cost(plane, task.objective, task.steps), nfe)
+        _Objective(task.label, 1, toy_experiment_cost(plane, task.objective, task.steps), nfe)
         for task in check(config)
     ]
 

@@ -11,7 +11,7 @@ SILENT = "not stated"
 NOT_THERE = "not among its data sets"
 
 
-def differences(config: Mapping[str, Any]) -> list[list[str]]:
+def deviations(config: Mapping[str, Any]) -> list[list[str]]:
     """Rows of (what, here, in the paper) for a configuration as plain values."""
     train, evaluate, sample = config["train"], config["evaluate"], config["sample"]
     likelihood = evaluate["likelihood"]

@@ -53,7 +53,7 @@ class Stated:
 
 
 @dataclass(frozen=True)
-class CellCost:
+class ExperimentCost:
     """One objective with one seed. An evaluation is one forward pass of the network for one image."""
 
     parameters: int
@@ -96,13 +96,13 @@ class CellCost:
         return self.scored_images * nfe * self.scored_passes * self.forward_flops
 
 
-def image_cell_cost(
+def image_experiment_cost(
     config: RunConfig,
     images: ImagesSection,
     objective: Objective,
     image_shape: tuple[int, int, int],
     classes: int,
-) -> CellCost:
+) -> ExperimentCost:
     """The cost of a cell whose run is `config`, on images of `image_shape` = (channels, height, width).
 
     Features of images, and where there is one the training of the classifier, are not counted.
@@ -121,7 +121,7 @@ def image_cell_cost(
     fixed += drawn * _evaluations(asked) + images.shown_images * sum(images.shown_nfe)
     adaptive = curve.images * sum(solver.adaptive for solver in solvers) + drawn * (not _evaluations(asked))
     checks = min(likelihood.check_images, likelihood.images)
-    return CellCost(
+    return ExperimentCost(
         parameters=training.parameters,
         steps=training.steps,
         forward_flops=training.forward_flops,
@@ -137,13 +137,13 @@ def image_cell_cost(
     )
 
 
-def plane_cell_cost(plane: PlaneSection, objective: Objective, steps: int) -> CellCost:
+def toy_experiment_cost(plane: PlaneSection, objective: Objective, steps: int) -> ExperimentCost:
     """The cost of a cell of the plane that is trained for `steps` steps; its images are points."""
     with torch.device("meta"):
         network = MLP(PLANE, plane.width, plane.layers)
     parameters, forward = parameter_count(network), flops_per_image(network, (PLANE,))
     shown = plane.samples * (INSTANTS + len(plane.nfe)) * PLANE + plane.grid**2
-    return CellCost(
+    return ExperimentCost(
         parameters=parameters,
         steps=steps,
         forward_flops=forward,

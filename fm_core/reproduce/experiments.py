@@ -2,19 +2,19 @@
 
 from dataclasses import dataclass
 
-from fm_core.config import CellSection, RunConfig, parse_config
+from fm_core.config import ExperimentSection, RunConfig, parse_config
 from fm_core.errors import UserError
-from fm_core.launch.online_eval import LEAST_IMAGES
+from fm_core.launch.online_eval import MIN_IMAGES
 from fm_core.method.objectives import Objective
 from fm_core.method.registry import objective_named, path_named
 from fm_core.run.directory import RunDirectory
 
 
 @dataclass(frozen=True)
-class CellRun:
+class Experiment:
     """An objective with one seed, as a run of its own."""
 
-    section: CellSection
+    section: ExperimentSection
     seed: int
     config: RunConfig
 
@@ -29,12 +29,12 @@ class CellRun:
         return self.config.run.name
 
 
-def title_of(section: CellSection) -> str:
+def title_of(section: ExperimentSection) -> str:
     """What tables call the objective."""
     return section.title or f"{section.objective}, {section.path}"
 
 
-def objective_of(section: CellSection) -> Objective:
+def objective_of(section: ExperimentSection) -> Objective:
     """The objective of a cell on its path. UserError, with the cell's name, for one that cannot be."""
     try:
         path = path_named(section.path, section.path_options)
@@ -43,7 +43,7 @@ def objective_of(section: CellSection) -> Objective:
         raise UserError(f"reproduce.cells.{section.name}: {error}") from None
 
 
-def cell_runs(config: RunConfig) -> list[CellRun]:
+def experiments_of(config: RunConfig) -> list[Experiment]:
     """The runs of a comparison on images, seed by seed. Raises UserError for cells that cannot be."""
     reproduce = config.reproduce
     if not reproduce.cells:
@@ -52,10 +52,10 @@ def cell_runs(config: RunConfig) -> list[CellRun]:
         )
     if "frechet_distance" not in config.evaluate.metrics:
         raise UserError("evaluate.metrics: a comparison needs frechet_distance")
-    if 0 < reproduce.images.curve_images < LEAST_IMAGES:
+    if 0 < reproduce.images.curve_images < MIN_IMAGES:
         raise UserError(
             f"reproduce.images.curve_images {reproduce.images.curve_images}: a distance needs at least "
-            f"{LEAST_IMAGES}; 0 leaves the curves out"
+            f"{MIN_IMAGES}; 0 leaves the curves out"
         )
     if config.train.keep_checkpoints * config.train.checkpoint_images < config.train.images:
         raise UserError(
@@ -63,15 +63,15 @@ def cell_runs(config: RunConfig) -> list[CellRun]:
             f"{config.train.checkpoint_images:,} images, do not reach over train.images = "
             f"{config.train.images:,}; the curves need them all"
         )
-    cells: list[CellRun] = []
+    cells: list[Experiment] = []
     for seed in reproduce.images.seeds:
         for section in reproduce.cells:
             objective_of(section)
-            cells.append(CellRun(section, seed, _config_of(config, section, seed)))
+            cells.append(Experiment(section, seed, _config_of(config, section, seed)))
     return cells
 
 
-def _config_of(config: RunConfig, section: CellSection, seed: int) -> RunConfig:
+def _config_of(config: RunConfig, section: ExperimentSection, seed: int) -> RunConfig:
     """What a cell's run is asked: the comparison's own configuration but for the objective and its path."""
     tree = config.model_dump(mode="json")
     tree["run"] = {
@@ -93,7 +93,7 @@ def _config_of(config: RunConfig, section: CellSection, seed: int) -> RunConfig:
     return parse_config(tree, where=f"reproduce.cells.{section.name}")
 
 
-def ours(cells: list[CellRun]) -> str:
+def ours(cells: list[Experiment]) -> str:
     """The cell that the paper's claims are about; empty if there is none."""
     asked = ("flow-matching", "optimal-transport")
     found = [c.section.name for c in cells if (c.section.objective, c.section.path) == asked]

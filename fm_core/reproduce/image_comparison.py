@@ -9,14 +9,14 @@ from typing import Any
 from torch import Tensor
 
 from fm_core.config import RunConfig
-from fm_core.errors import Stopped
-from fm_core.report.html import Section
+from fm_core.errors import StopRequested
+from fm_core.report.html import PageSection
 from fm_core.reproduce.aggregate import by_objective, claims, curves, summary
 from fm_core.reproduce.comparison_page import comparison_page, comparison_sections
-from fm_core.reproduce.experiments import CellRun, cell_runs, ours
-from fm_core.reproduce.image_experiment import PARTS, make_cell, pictures_of
-from fm_core.reproduce.parallel import Ended, make_side_by_side, shares
-from fm_core.run.artifact_cache import alone
+from fm_core.reproduce.experiments import Experiment, experiments_of, ours
+from fm_core.reproduce.image_experiment import PARTS, run_experiment, sample_images_of
+from fm_core.reproduce.parallel import ExperimentOutcome, device_shares, run_in_parallel
+from fm_core.run.artifact_cache import exclusive_lock
 from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Observer, Progress
 from fm_core.stages.preflight import rules
@@ -27,12 +27,12 @@ from fm_core.storage.atomic_files import read_json, write_json, write_text
 
 def reproduce_images(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResult:
     """Train, sample and score every cell with every seed; what is there already is verified and kept."""
-    cells = cell_runs(config)
+    cells = experiments_of(config)
     for _, rule in rules(config, ("reproduce",)):
         rule()
     directory = run.path / "reproduce"
-    shares(config)
-    with alone(directory) as beat:
+    device_shares(config)
+    with exclusive_lock(directory) as beat:
         bar = _Bar(len(cells), observe, beat)
         shard(config)
         make = _one_by_one if config.reproduce.parallel == 1 else _side_by_side
@@ -77,26 +77,30 @@ def reproduce_images(config: RunConfig, run: RunDirectory, observe: Observer) ->
     )
 
 
-def _one_by_one(config: RunConfig, cells: list[CellRun], run: RunDirectory, bar: "_Bar") -> list[Ended]:
+def _one_by_one(
+    config: RunConfig, cells: list[Experiment], run: RunDirectory, bar: "_Bar"
+) -> list[ExperimentOutcome]:
     """Make every cell in this process."""
-    ended: list[Ended] = []
+    ended: list[ExperimentOutcome] = []
     for number, cell in enumerate(cells):
         try:
-            ended.append(Ended(make_cell(cell, config.reproduce.images, bar.cell(number))))
-        except Stopped:
+            ended.append(ExperimentOutcome(run_experiment(cell, config.reproduce.images, bar.cell(number))))
+        except StopRequested:
             raise
         except Exception as error:
             said = f"{type(error).__name__}: {error}".splitlines()[0]
-            ended.append(Ended(None, said, traceback.format_exc()))
+            ended.append(ExperimentOutcome(None, said, traceback.format_exc()))
         bar.cell(number)(PARTS, cell.title)
     return ended
 
 
-def _side_by_side(config: RunConfig, cells: list[CellRun], run: RunDirectory, bar: "_Bar") -> list[Ended]:
-    return make_side_by_side(config, cells, run.path / "logs" / "cells", bar.cell)
+def _side_by_side(
+    config: RunConfig, cells: list[Experiment], run: RunDirectory, bar: "_Bar"
+) -> list[ExperimentOutcome]:
+    return run_in_parallel(config, cells, run.path / "logs" / "cells", bar.cell)
 
 
-def _write(directory: Path, results: Mapping[str, Any], cells: list[CellRun]) -> bool:
+def _write(directory: Path, results: Mapping[str, Any], cells: list[Experiment]) -> bool:
     """Write results.json and the page unless they are there already; whether they were written."""
     file, page = directory / "results.json", directory / "report.html"
     before = read_json(file)
@@ -111,15 +115,15 @@ def _write(directory: Path, results: Mapping[str, Any], cells: list[CellRun]) ->
     return True
 
 
-def _drawn(results: Mapping[str, Any], cells: list[CellRun]) -> dict[str, dict[str, Tensor]]:
+def _drawn(results: Mapping[str, Any], cells: list[Experiment]) -> dict[str, dict[str, Tensor]]:
     """What the cells that were made have to show, by run."""
     made = {record["run"] for record in results["cells"]}
-    return {cell.name: pictures_of(cell) for cell in cells if cell.name in made}
+    return {cell.name: sample_images_of(cell) for cell in cells if cell.name in made}
 
 
-def images_shown(config: RunConfig, results: Mapping[str, Any]) -> list[Section]:
-    """The tables and figures of a comparison whose results.json is given. Raises UserError as `cell_runs`."""
-    return comparison_sections(results, _drawn(results, cell_runs(config)))
+def images_shown(config: RunConfig, results: Mapping[str, Any]) -> list[PageSection]:
+    """The tables and figures of a comparison in results.json; raises UserError as `experiments_of`."""
+    return comparison_sections(results, _drawn(results, experiments_of(config)))
 
 
 class _Bar:

@@ -11,8 +11,8 @@ from fm_core.config import ImagesSection, RunConfig, parse_config
 from fm_core.evaluation.torch_threads import cpu_threads
 from fm_core.launch.dispatch import world
 from fm_core.method.ode import Solver
-from fm_core.reproduce.experiments import CellRun
-from fm_core.run.artifact_cache import Cell
+from fm_core.reproduce.experiments import Experiment
+from fm_core.run.artifact_cache import ArtifactCache
 from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Observer, Progress
 from fm_core.sampling.checkpoint_source import checkpoint_step, checkpoint_steps, load_model, weights_file
@@ -31,10 +31,10 @@ OnParts = Callable[[int, str], None]
 """Hears how many of PARTS are done, and what is done now."""
 
 
-def make_cell(cell: CellRun, settings: ImagesSection, on_parts: OnParts) -> dict[str, Any]:
+def run_experiment(cell: Experiment, settings: ImagesSection, on_parts: OnParts) -> dict[str, Any]:
     """Make one run or find it made; its record for results.json.
 
-    Raises UserError, Stopped and RuntimeError as the stages do.
+    Raises UserError, StopRequested and RuntimeError as the stages do.
     """
     trained = train(cell.config, _part("train", cell, on_parts))
     observe = _part("curves", cell, on_parts)
@@ -58,7 +58,7 @@ def make_cell(cell: CellRun, settings: ImagesSection, on_parts: OnParts) -> dict
     }
 
 
-def pictures_of(cell: CellRun) -> dict[str, Tensor]:
+def sample_images_of(cell: Experiment) -> dict[str, Tensor]:
     """What a made cell has to show.
 
     `images` uint8 [budgets, n, C, H, W], samples at few evaluations; `levels`, the number of grey levels;
@@ -69,7 +69,7 @@ def pictures_of(cell: CellRun) -> dict[str, Tensor]:
     return {**kept.tensors("pictures"), **ways}
 
 
-def _curve(cell: CellRun, images: int, observe: Observer) -> list[dict[str, float]]:
+def _curve(cell: Experiment, images: int, observe: Observer) -> list[dict[str, float]]:
     """Distance and NFE at every checkpoint of the grid; a stop may have saved others."""
     train = cell.config.train
     every, batch = train.checkpoint_images, train.global_batch
@@ -105,7 +105,7 @@ def _at(config: RunConfig, step: int, images: int) -> RunConfig:
     return parse_config(tree, where=f"{config.run.name} at step {step}")
 
 
-def _pictures(cell: CellRun, settings: ImagesSection) -> str:
+def _pictures(cell: Experiment, settings: ImagesSection) -> str:
     """Samples at few evaluations, uint8 [budgets, n, C, H, W], kept in the run; the SHA-256 of their file."""
     step = checkpoint_steps(cell.config)[-1]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -131,11 +131,11 @@ def _pictures(cell: CellRun, settings: ImagesSection) -> str:
             ).images
             for nfe in settings.shown_nfe
         ]
-    content = {"images": torch.stack(drawn), "levels": torch.tensor(model.quantiser.levels)}
+    content = {"images": torch.stack(drawn), "levels": torch.tensor(model.quantizer.levels)}
     return kept.write("pictures", "pictures", {"recipe": recipe}, content).tensors_sha256
 
 
-def _ways(cell: CellRun, weights_sha256: str) -> str:
+def _ways(cell: Experiment, weights_sha256: str) -> str:
     """The way from noise of the first samples, kept in the run; SHA-256 of its file, empty without one."""
     samples = SampleSet(cell.config, checkpoint_step(cell.config), protocol_of(cell.config, weights_sha256))
     recipe = {"weights": weights_sha256, "samples": samples.key, "images": samples.trajectories}
@@ -149,11 +149,11 @@ def _ways(cell: CellRun, weights_sha256: str) -> str:
     return kept.write("trajectories", "trajectories", {"recipe": recipe}, {"trajectory": way}).tensors_sha256
 
 
-def _kept(config: RunConfig) -> Cell:
-    return Cell(RunDirectory(config).path / "pictures")
+def _kept(config: RunConfig) -> ArtifactCache:
+    return ArtifactCache(RunDirectory(config).path / "pictures")
 
 
-def _part(name: str, cell: CellRun, on_parts: OnParts) -> Observer:
+def _part(name: str, cell: Experiment, on_parts: OnParts) -> Observer:
     """The observer of one part of a cell's work."""
     before = sum(list(SHARES.values())[: list(SHARES).index(name)])
 

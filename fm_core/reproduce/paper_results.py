@@ -47,6 +47,6 @@ def key_of(data_name: str) -> str:
     return data_name.lower().replace("-", "").replace("_", "")
 
 
-def published(data_name: str) -> dict[str, Row] | None:
+def paper_results(data_name: str) -> dict[str, Row] | None:
     """The paper's rows for a data set of this name (cifar10, imagenet32, imagenet64); None for others."""
     return TABLE_1.get(key_of(data_name))

@@ -21,12 +21,12 @@ import torch
 
 from fm_core.config import RunConfig, dump_yaml, load_config
 from fm_core.data.manifest import load_manifest
-from fm_core.errors import Stopped, UserError
+from fm_core.errors import StopRequested, UserError
 from fm_core.evaluation.features.extractor import open_extractor
 from fm_core.evaluation.torch_threads import cpu_threads
 from fm_core.launch.dispatch import GRACE_SECONDS, device_count, world
-from fm_core.reproduce.experiments import CellRun, cell_runs
-from fm_core.reproduce.image_experiment import PARTS, OnParts, make_cell
+from fm_core.reproduce.experiments import Experiment, experiments_of
+from fm_core.reproduce.image_experiment import PARTS, OnParts, run_experiment
 from fm_core.storage.atomic_files import read_json, write_json, write_text
 
 POLL_SECONDS = 0.5
@@ -38,7 +38,7 @@ PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
-class Ended:
+class ExperimentOutcome:
     """How a cell ended."""
 
     record: dict[str, Any] | None
@@ -55,7 +55,7 @@ class _Running:
     share: dict[str, str]
 
 
-def shares(config: RunConfig) -> list[dict[str, str]]:
+def device_shares(config: RunConfig) -> list[dict[str, str]]:
     """What each of reproduce.parallel cells finds in its environment: its GPUs, where there are any.
 
     Raises UserError where devices do not suffice, or cannot be shared out.
@@ -79,9 +79,9 @@ def shares(config: RunConfig) -> list[dict[str, str]]:
     return [{VISIBLE: ",".join(devices[n * each : (n + 1) * each])} for n in range(parallel)]
 
 
-def make_side_by_side(
-    config: RunConfig, cells: Sequence[CellRun], folder: Path, on_parts: Callable[[int], OnParts]
-) -> list[Ended]:
+def run_in_parallel(
+    config: RunConfig, cells: Sequence[Experiment], folder: Path, on_parts: Callable[[int], OnParts]
+) -> list[ExperimentOutcome]:
     """Make every cell, reproduce.parallel at a time; how each ended, in their order.
 
     Args:
@@ -91,10 +91,10 @@ def make_side_by_side(
         on_parts: what hears how far the cell of a number is.
 
     Raises:
-        Stopped: one of them was asked to stop; the others were ended then.
+        StopRequested: one of them was asked to stop; the others were ended then.
         UserError: devices do not suffice.
     """
-    free = shares(config)
+    free = device_shares(config)
     if config.evaluate.features == "classifier":
         # It is trained when it is first asked for: cells that ask at once would train one each.
         with cpu_threads(world(config.launch)[1]):
@@ -103,7 +103,7 @@ def make_side_by_side(
             open_extractor(config.evaluate, config.data.root, manifest, device, _unheard)
     file = folder / "config.yaml"
     write_text(file, dump_yaml(_with_a_share_of_the_cores(config)))
-    ended: dict[int, Ended] = {}
+    ended: dict[int, ExperimentOutcome] = {}
     running: list[_Running] = []
     waiting = list(range(len(cells)))
     try:
@@ -137,7 +137,7 @@ def _unheard(step: int, steps: int, loss: float) -> None:
     """A classifier's progress that nobody watches."""
 
 
-def _start(number: int, cell: CellRun, folder: Path, file: Path, share: dict[str, str]) -> _Running:
+def _start(number: int, cell: Experiment, folder: Path, file: Path, share: dict[str, str]) -> _Running:
     own = folder / cell.name
     own.mkdir(parents=True, exist_ok=True)
     for name in ("ended.json", "progress.json"):
@@ -161,13 +161,13 @@ def _tell(one: _Running, on_parts: OnParts) -> None:
         on_parts(said["parts"], said["message"])
 
 
-def _ended(one: _Running) -> Ended:
+def _ended(one: _Running) -> ExperimentOutcome:
     said = read_json(one.folder / "ended.json")
     if said is None:
-        return Ended(None, f"its process was killed (log: {one.folder / 'output.log'})")
+        return ExperimentOutcome(None, f"its process was killed (log: {one.folder / 'output.log'})")
     if said["state"] == "stopped":
-        raise Stopped(said["error"])
-    return Ended(said.get("record"), said.get("error", ""), said.get("trace", ""))
+        raise StopRequested(said["error"])
+    return ExperimentOutcome(said.get("record"), said.get("error", ""), said.get("trace", ""))
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
@@ -189,7 +189,7 @@ def main(file: str, name: str, folder: Path) -> None:
     # Where the comparison is killed, its cells are: their jobs go on, and are found again.
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     config = load_config(file)
-    (cell,) = (cell for cell in cell_runs(config) if cell.name == name)
+    (cell,) = (cell for cell in experiments_of(config) if cell.name == name)
     said_at = 0.0
 
     def say(parts: int, message: str) -> None:
@@ -199,8 +199,11 @@ def main(file: str, name: str, folder: Path) -> None:
             write_json(folder / "progress.json", {"parts": parts, "message": message})
 
     try:
-        ended: dict[str, Any] = {"state": "done", "record": make_cell(cell, config.reproduce.images, say)}
-    except (Stopped, KeyboardInterrupt) as stop:
+        ended: dict[str, Any] = {
+            "state": "done",
+            "record": run_experiment(cell, config.reproduce.images, say),
+        }
+    except (StopRequested, KeyboardInterrupt) as stop:
         ended = {"state": "stopped", "error": str(stop) or "stopped; run it again to continue"}
     except Exception as error:
         said = f"{type(error).__name__}: {error}".splitlines()[0]

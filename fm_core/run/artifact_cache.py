@@ -18,30 +18,30 @@ import psutil
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from fm_core.errors import Stopped, UserError
+from fm_core.errors import StopRequested, UserError
 from fm_core.run.directory import differences
 from fm_core.run.lease import Lease
 from fm_core.storage.atomic_files import read_json, write_bytes, write_json
 
-BEAT_SECONDS = 15.0
+HEARTBEAT_SECONDS = 15.0
 """A process that works in a directory says so this often, for readers on other hosts."""
 
 
 @dataclass(frozen=True)
-class Part:
+class CachedPart:
     """A finished part."""
 
     record: dict[str, Any]
     tensors_sha256: str
 
 
-class Cell:
+class ArtifactCache:
     """The directory of a cell."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
-    def read(self, part: str, tensors: str) -> Part | None:
+    def read(self, part: str, tensors: str) -> CachedPart | None:
         """A part, if it is there and its tensors are those that were written."""
         record = read_json(self.directory / f"{part}.json")
         if record is None:
@@ -51,17 +51,17 @@ class Cell:
         except FileNotFoundError:
             return None
         digest = hashlib.sha256(content).hexdigest()
-        return Part(record, digest) if digest == record.get("tensors_sha256") else None
+        return CachedPart(record, digest) if digest == record.get("tensors_sha256") else None
 
     def write(
         self, part: str, tensors: str, record: Mapping[str, Any], content: Mapping[str, Tensor]
-    ) -> Part:
+    ) -> CachedPart:
         """Write a part: its tensors, then its record."""
         data = save({name: value.detach().contiguous() for name, value in content.items()})
         digest = hashlib.sha256(data).hexdigest()
         write_bytes(self._tensors(tensors), data)
         write_json(self.directory / f"{part}.json", {**record, "tensors_sha256": digest})
-        return Part({**record, "tensors_sha256": digest}, digest)
+        return CachedPart({**record, "tensors_sha256": digest}, digest)
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The tensors of a part that `read` or `write` has returned."""
@@ -90,12 +90,12 @@ class Cell:
 
 
 @contextmanager
-def alone(directory: Path) -> Generator[Callable[[], None]]:
-    """Be the only process that works in a directory of cells; yields what to call now and then.
+def exclusive_lock(directory: Path) -> Generator[Callable[[], None]]:
+    """Hold the lease of a directory; yields a function to call between pieces of work.
 
-    That raises Stopped once there is a STOP file in the directory or in the run directory above it; one that
-    was there before is of an earlier start, and is removed. A thread says that the work goes on, however long
-    it is between two calls.
+    That function raises StopRequested once there is a STOP file in the directory or in the run directory
+    above it. A STOP file from before belongs to an earlier start and is removed. A thread renews the lease
+    however long it is between two calls.
 
     Raises:
         UserError: another process works there.
@@ -104,10 +104,10 @@ def alone(directory: Path) -> Generator[Callable[[], None]]:
     me = {"host": socket.gethostname(), "pid": os.getpid(), "created": psutil.Process().create_time()}
     requests = [place / "STOP" for place in (directory, directory.parent)]
 
-    def obey() -> None:
+    def check_stop() -> None:
         for request in requests:
             if request.exists():
-                raise Stopped(f"stopped by {request}; run it again to continue")
+                raise StopRequested(f"stopped by {request}; run it again to continue")
 
     with lease.guard():
         if holder := lease.holder():
@@ -117,17 +117,17 @@ def alone(directory: Path) -> Generator[Callable[[], None]]:
         for request in requests:
             request.unlink(missing_ok=True)
     ended = threading.Event()
-    beating = threading.Thread(target=_beat, args=(lease, me, ended), name="lease", daemon=True)
+    beating = threading.Thread(target=_heartbeat, args=(lease, me, ended), name="lease", daemon=True)
     beating.start()
     try:
-        yield obey
+        yield check_stop
     finally:
         ended.set()
         beating.join()
         lease.release(**me)
 
 
-def _beat(lease: Lease, me: Mapping[str, Any], ended: threading.Event) -> None:
-    while not ended.wait(BEAT_SECONDS):
+def _heartbeat(lease: Lease, me: Mapping[str, Any], ended: threading.Event) -> None:
+    while not ended.wait(HEARTBEAT_SECONDS):
         with suppress(OSError, UserError):
             lease.beat(**me)

@@ -36,11 +36,11 @@ class Progress:
 Observer = Callable[[Progress], None]
 
 
-def unobserved(progress: Progress) -> None:
+def no_progress(progress: Progress) -> None:
     """Observer for when nobody watches."""
 
 
-class Pace:
+class RateMeter:
     """Units per second since the first report."""
 
     def __init__(self) -> None:

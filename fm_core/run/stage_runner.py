@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from fm_core.config import RunConfig
-from fm_core.errors import Stopped, UserError
+from fm_core.errors import StopRequested, UserError
 from fm_core.run.directory import RunDirectory
 from fm_core.run.lease import Lease
 from fm_core.run.progress import Observer, Progress
@@ -19,7 +19,7 @@ STATUS_SECONDS = 1.0
 Work = Callable[[RunDirectory, Observer], StageResult]
 
 
-def recorded(stage: str, config: RunConfig, observe: Observer, work: Work) -> StageResult:
+def run_stage_function(stage: str, config: RunConfig, observe: Observer, work: Work) -> StageResult:
     """Open the run directory, do the work, and append a line to logs/stages.jsonl whatever happens."""
     run = RunDirectory(config)
     run.open()
@@ -34,9 +34,9 @@ def recorded(stage: str, config: RunConfig, observe: Observer, work: Work) -> St
     except BaseException as error:
         outcome["summary"] = f"{type(error).__name__}: {error}".splitlines()[0]
         # What is no Exception is a signal of whoever runs this: Ctrl-C, a cancelled flow run.
-        asked = isinstance(error, Stopped) or not isinstance(error, Exception)
+        asked = isinstance(error, StopRequested) or not isinstance(error, Exception)
         outcome["state"] = "stopped" if asked else "failed"
-        if isinstance(error, Exception) and not isinstance(error, Stopped | UserError):
+        if isinstance(error, Exception) and not isinstance(error, StopRequested | UserError):
             with run.log(stage, "error").open("a") as log:
                 traceback.print_exc(file=log)
         _end_status(run, stage, outcome["state"])

@@ -1,4 +1,4 @@
-"""A trained model from its file of weights: network, objective, quantiser and where it came from."""
+"""A trained model from its file of weights: network, objective, quantizer and where it came from."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from torch import nn
 
 from fm_core.config import MethodSection, ModelSection, RunConfig
 from fm_core.errors import UserError
-from fm_core.method.dequantization import Quantiser
+from fm_core.method.dequantization import Quantizer
 from fm_core.method.objectives import Objective
 from fm_core.models.build import build_method, build_network
 from fm_core.run.directory import RunDirectory, step_name
@@ -41,7 +41,7 @@ class Model:
     section: ModelSection
     """What the network was built from."""
     objective: Objective
-    quantiser: Quantiser
+    quantizer: Quantizer
     image_shape: tuple[int, int, int]
     """Channels, height, width."""
     classes: int
@@ -175,7 +175,7 @@ def load_model(path: Path, device: torch.device) -> Model:
         network=network.to(device).eval().requires_grad_(False),
         section=model,
         objective=build_method(MethodSection.model_validate(recipe["method"])).objective,
-        quantiser=Quantiser(recipe["levels"]),
+        quantizer=Quantizer(recipe["levels"]),
         image_shape=shape,
         classes=recipe["classes"],
         conditional=model.class_conditional,

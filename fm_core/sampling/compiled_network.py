@@ -21,7 +21,7 @@ def accelerated(network: nn.Module, sample: SampleSection) -> nn.Module:
 
 
 @contextmanager
-def products(tf32: bool = False) -> Generator[None]:
+def matmul_precision(tf32: bool = False) -> Generator[None]:
     """Multiply and convolve float32 with all its bits, or with TF32's, on GPUs that have it.
 
     torch's own default is TF32 (10 bits of mantissa) in convolutions, and float32 in products of matrices.

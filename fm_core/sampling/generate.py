@@ -11,7 +11,7 @@ from fm_core.method.guidance import guided_velocity
 from fm_core.method.ode import Solver, forwards_per_call, solve
 from fm_core.method.types import Velocity
 from fm_core.sampling.checkpoint_source import Model
-from fm_core.sampling.compiled_network import products
+from fm_core.sampling.compiled_network import matmul_precision
 from fm_core.storage import keyed_random
 
 
@@ -64,7 +64,7 @@ class Draw:
 
 
 @dataclass(frozen=True)
-class Batch:
+class GeneratedBatch:
     """Images first, first + 1, ... and what they cost."""
 
     first: int
@@ -89,7 +89,7 @@ def generate(
     count: int,
     device: torch.device,
     at: Sequence[float] | None = None,
-) -> Batch:
+) -> GeneratedBatch:
     """Solve the ODE for images first .. first + count - 1, as one batch; `at` are times of the trajectory.
 
     An adaptive solver chooses one step size for the whole batch, so callers cut batches at fixed
@@ -99,11 +99,11 @@ def generate(
     labels = draw.labels(model, numbers)
     velocity = draw.velocity(model, None if labels is None else labels.to(device))
     noise = draw.noise(model, numbers).to(device)
-    with products(draw.tf32):
+    with matmul_precision(draw.tf32):
         solution = solve(velocity, noise, model.objective.interval, draw.solver, at)
-    images = model.quantiser.quantise(solution.x).cpu()
-    way = None if solution.trajectory is None else model.quantiser.quantise(solution.trajectory).cpu()
-    return Batch(
+    images = model.quantizer.quantize(solution.x).cpu()
+    way = None if solution.trajectory is None else model.quantizer.quantize(solution.trajectory).cpu()
+    return GeneratedBatch(
         first=first,
         images=images,
         labels=labels,
@@ -115,7 +115,7 @@ def generate(
     )
 
 
-def instants(interval: tuple[float, float], count: int) -> list[float]:
+def time_grid(interval: tuple[float, float], count: int) -> list[float]:
     """Equally spaced times from the interval's start to its end."""
     start, end = interval
     return [start + (end - start) * i / (count - 1) for i in range(count - 1)] + [end]

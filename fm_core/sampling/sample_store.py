@@ -14,11 +14,11 @@ from torch import Tensor
 from fm_core.config import RunConfig, Section
 from fm_core.data.manifest import Block
 from fm_core.data.shard_format import ShardFile
-from fm_core.data.sources.base import Rows
+from fm_core.data.sources.base import Samples
 from fm_core.errors import UserError
 from fm_core.method.ode import Solver
 from fm_core.run.directory import RunDirectory, fingerprint, step_name
-from fm_core.sampling.generate import Batch, Draw
+from fm_core.sampling.generate import Draw, GeneratedBatch
 from fm_core.storage.store import Store
 
 SCHEMA = 1
@@ -113,7 +113,7 @@ class SampleSet:
         first = number * self.batch
         return first, min(self.batch, self.images - first)
 
-    def write(self, number: int, batch: Batch) -> None:
+    def write(self, number: int, batch: GeneratedBatch) -> None:
         """Write a batch: the trajectory where there is one, the tar, then its sidecar."""
         name = _tar(number)
         if batch.trajectory is not None and self.trajectories:
@@ -123,7 +123,7 @@ class SampleSet:
         labels = None if batch.labels is None else batch.labels.numpy()
         with self.store.staged(name) as (_, file):
             shard = ShardFile(file, number)
-            shard.add(0, Rows(batch.images.numpy(), labels))
+            shard.add(0, Samples(batch.images.numpy(), labels))
             digest = shard.finish()
         record = SampleShard(
             name=name,

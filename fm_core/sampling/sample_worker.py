@@ -9,13 +9,13 @@ from dataclasses import replace
 import torch
 
 from fm_core.config import RunConfig
-from fm_core.errors import Stopped
-from fm_core.launch.worker_main import Rank, run_rank
-from fm_core.run.progress import Pace, Progress
+from fm_core.errors import StopRequested
+from fm_core.launch.worker_main import Rank, run_worker
+from fm_core.run.progress import Progress, RateMeter
 from fm_core.run.status import write_status
 from fm_core.sampling.checkpoint_source import checkpoint_step, load_model, weights_file
 from fm_core.sampling.compiled_network import accelerated
-from fm_core.sampling.generate import generate, instants
+from fm_core.sampling.generate import generate, time_grid
 from fm_core.sampling.sample_store import SampleSet, draw_of, protocol_of
 
 TRAJECTORY_FRAMES = 17
@@ -30,23 +30,23 @@ def sample(config: RunConfig, rank: Rank) -> None:
     model = replace(model, network=accelerated(model.network, config.sample))
     samples = SampleSet(config, step, protocol_of(config, model.weights_sha256))
     draw = draw_of(config)
-    pace = Pace()
+    pace = RateMeter()
     for number in range(rank.number, samples.batches, rank.count):
         if rank.first:
             _report(samples, rank, pace)
         if rank.stop_requested():
-            raise Stopped(f"stopped after {sum(shard.images for shard in samples.finished()):,} images")
+            raise StopRequested(f"stopped after {sum(shard.images for shard in samples.finished()):,} images")
         if samples.complete(number):
             continue
         first, count = samples.extent(number)
         shown = number == 0 and samples.trajectories
-        times = instants(model.objective.interval, TRAJECTORY_FRAMES) if shown else None
+        times = time_grid(model.objective.interval, TRAJECTORY_FRAMES) if shown else None
         samples.write(number, generate(model, draw, first, count, device, times))
     if rank.first:
         _report(samples, rank, pace)
 
 
-def _report(samples: SampleSet, rank: Rank, pace: Pace) -> None:
+def _report(samples: SampleSet, rank: Rank, pace: RateMeter) -> None:
     finished = samples.finished()
     done = sum(shard.images for shard in finished)
     nfe = f"NFE {sum(shard.nfe * shard.images for shard in finished) / done:.0f}" if done else ""
@@ -55,4 +55,4 @@ def _report(samples: SampleSet, rank: Rank, pace: Pace) -> None:
 
 
 if __name__ == "__main__":
-    run_rank("sample", sample)
+    run_worker("sample", sample)

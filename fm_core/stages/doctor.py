@@ -6,7 +6,7 @@ from fm_core.config import RunConfig
 from fm_core.data.dataset_builder import check_source, read_complete
 from fm_core.errors import UserError
 from fm_core.evaluation.self_tests import self_tests
-from fm_core.launch.cluster_check import preflight as launch_checks
+from fm_core.launch.cluster_check import cluster_checks as launch_checks
 from fm_core.models.build import network_shape
 from fm_core.models.flops import TRAINING_PASSES, flops_per_image, parameter_count
 from fm_core.run.results import Check

@@ -12,23 +12,23 @@ import torch
 from torch import Tensor
 
 from fm_core.config import RunConfig
-from fm_core.errors import Stopped, UserError
+from fm_core.errors import StopRequested, UserError
 from fm_core.evaluation.dataset_likelihood import gathered
-from fm_core.evaluation.evaluation_run import CHECK, CURVE, HELD_OUT, LIKELIHOOD, SAMPLES, Evaluation
+from fm_core.evaluation.evaluation_run import CHECK, CURVE, HELD_OUT, LIKELIHOOD, SAMPLES, EvaluationRun
 from fm_core.evaluation.metrics.frechet import distance_alone
 from fm_core.evaluation.nfe_curve import curve_record
-from fm_core.evaluation.reference import guard
+from fm_core.evaluation.reference import reference_check
 from fm_core.evaluation.reference_statistics import write_statistics
 from fm_core.evaluation.scores import Parts, cost_record, image_scores, joined, likelihood_record
 from fm_core.evaluation.torch_threads import cpu_threads
 from fm_core.launch.dispatch import device_count, world
-from fm_core.launch.online_eval import LEAST_IMAGES
-from fm_core.launch.supervisor import Duty, supervise
+from fm_core.launch.online_eval import MIN_IMAGES
+from fm_core.launch.supervisor import StageJob, supervise
 from fm_core.run.directory import RunDirectory, environment
 from fm_core.run.lease import Lease
-from fm_core.run.progress import Observer, Progress, unobserved
-from fm_core.run.stage_runner import recorded
-from fm_core.stages.phases import Phases
+from fm_core.run.progress import Observer, Progress, no_progress
+from fm_core.run.stage_runner import run_stage_function
+from fm_core.stages.phases import ProgressPhases
 from fm_core.stages.result import StageResult
 from fm_core.storage.atomic_files import read_json, write_json, write_text
 
@@ -39,14 +39,14 @@ HERE = frozenset({"local"})
 """Kinds of launching whose processes are on this host; elsewhere the work is done where training is."""
 
 
-def evaluate(config: RunConfig, observe: Observer = unobserved) -> StageResult:
+def evaluate(config: RunConfig, observe: Observer = no_progress) -> StageResult:
     """Score the samples of the configuration; scores that are there for the same protocol are kept.
 
     Raises UserError if the samples are not complete, are of another data set, or what should judge them
-    is missing or others than it was; Stopped when asked to stop, RuntimeError when the job failed.
+    is missing or others than it was; StopRequested when asked to stop, RuntimeError when the job failed.
     """
     with cpu_threads(world(config.launch)[1] if device_count() == 0 else cpu_count() or 1):
-        return recorded("evaluate", config, observe, lambda run, show: _evaluate(config, run, show))
+        return run_stage_function("evaluate", config, observe, lambda run, show: _evaluate(config, run, show))
 
 
 def _evaluate(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResult:
@@ -54,7 +54,7 @@ def _evaluate(config: RunConfig, run: RunDirectory, observe: Observer) -> StageR
     if config.evaluate.samples in (None, "sampler"):
         _enough(config.sample.images)
     # The ranks must all mean the same checkpoint, even if training adds one meanwhile.
-    evaluation = Evaluation(config, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    evaluation = EvaluationRun(config, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     config = _pinned(config, evaluation)
     _enough(evaluation.held_out)
     path = run.path / "evaluation" / evaluation.folder / f"{evaluation.key}.json"
@@ -62,7 +62,7 @@ def _evaluate(config: RunConfig, run: RunDirectory, observe: Observer) -> StageR
     state = "verified" if scores else "done"
     if scores is None:
         weights = {CLASSIFIER: CLASSIFIER_WEIGHT, **evaluation.expected()}
-        phases = Phases("evaluate", observe, weights)
+        phases = ProgressPhases("evaluate", observe, weights)
         # What asked an earlier start to stop has been obeyed.
         if Lease(run.path / "lock").holder() is None:
             run.stop.unlink(missing_ok=True)
@@ -87,21 +87,21 @@ def _evaluate(config: RunConfig, run: RunDirectory, observe: Observer) -> StageR
 
 
 def _enough(images: int) -> None:
-    if images < LEAST_IMAGES:
+    if images < MIN_IMAGES:
         raise UserError(
-            f"a Fréchet distance and its error need at least {LEAST_IMAGES} samples and held-out images; "
+            f"a Fréchet distance and its error need at least {MIN_IMAGES} samples and held-out images; "
             "see sample.images and data.validation_images"
         )
 
 
-def _pinned(config: RunConfig, evaluation: Evaluation) -> RunConfig:
+def _pinned(config: RunConfig, evaluation: EvaluationRun) -> RunConfig:
     if config.sample.step not in ("latest", "best") or not evaluation.of_model:
         return config
     return config.model_copy(update={"sample": config.sample.model_copy(update={"step": evaluation.step})})
 
 
 def _work(
-    config: RunConfig, run: RunDirectory, evaluation: Evaluation, phases: Phases, observe: Observer
+    config: RunConfig, run: RunDirectory, evaluation: EvaluationRun, phases: ProgressPhases, observe: Observer
 ) -> None:
     """Make all parts: in this process, or in several that share them."""
     works = evaluation.works.values()
@@ -109,7 +109,7 @@ def _work(
     processes = config.evaluate.processes or (max(1, device_count()) if here else None)
     if processes != 1 and any(work.missing() for work in works):
         launch = config.launch.model_copy(update={"processes": processes} if processes else {})
-        duty = Duty(
+        duty = StageJob(
             control=run.path / "evaluation" / evaluation.folder / evaluation.key,
             logs=run.path / "logs",
             stage="evaluate",
@@ -128,7 +128,7 @@ def _work(
                 work.run(number)
 
 
-def _scores(evaluation: Evaluation) -> dict[str, Any]:
+def _scores(evaluation: EvaluationRun) -> dict[str, Any]:
     works, settings, reference = evaluation.works, evaluation.settings, evaluation.reference
     samples, held_out = works[SAMPLES].read_all(), works[HELD_OUT].read_all()
     _guard(evaluation, held_out)
@@ -150,16 +150,16 @@ def _scores(evaluation: Evaluation) -> dict[str, Any]:
     return {**head, **scores}
 
 
-def _guard(evaluation: Evaluation, held_out: Parts) -> None:
+def _guard(evaluation: EvaluationRun, held_out: Parts) -> None:
     """Refuse to score anything where real images are scored otherwise than they were."""
     device, reference = evaluation.device, evaluation.reference.gaussian
     real = torch.cat([part["features"] for part in held_out]).to(device)
     apart = distance_alone(real, reference.to(device))
     root, name = evaluation.config.data.root, evaluation.settings.reference
-    guard(root, evaluation.manifest, evaluation.extractor, name, apart, len(real))
+    reference_check(root, evaluation.manifest, evaluation.extractor, name, apart, len(real))
 
 
-def _write_bits(evaluation: Evaluation, path: Path) -> None:
+def _write_bits(evaluation: EvaluationRun, path: Path) -> None:
     """Bits/dim image by image, a line each, for whoever wants to look closer."""
     if LIKELIHOOD not in evaluation.works:
         return
@@ -173,7 +173,7 @@ def _write_bits(evaluation: Evaluation, path: Path) -> None:
     write_text(path, "\n".join(lines) + "\n")
 
 
-def _export(evaluation: Evaluation, where: str) -> None:
+def _export(evaluation: EvaluationRun, where: str) -> None:
     if not where.endswith(".npz"):
         raise UserError(f"evaluate.reference_out {where}: the name of an .npz file is expected")
     if not hasattr(evaluation, "extractor"):
@@ -207,7 +207,7 @@ def summary(scores: dict[str, Any]) -> str:
     return "; ".join(parts)
 
 
-def _protocol(evaluation: Evaluation, samples: Parts) -> dict[str, Any]:
+def _protocol(evaluation: EvaluationRun, samples: Parts) -> dict[str, Any]:
     versions, settings = environment()["versions"], evaluation.settings
     manifest, extractor, likelihood = evaluation.manifest, evaluation.extractor, settings.likelihood
     pixels = joined(samples, "digests")
@@ -251,7 +251,7 @@ def _counts(scores: dict[str, Any]) -> dict[str, float]:
     return counts | ({"nfe": scores["nfe"]["mean"]} if "nfe" in scores else {})
 
 
-def _classifier_progress(phases: Phases, run: RunDirectory) -> Callable[[int, int, float], None]:
+def _classifier_progress(phases: ProgressPhases, run: RunDirectory) -> Callable[[int, int, float], None]:
     def show(step: int, steps: int, loss: float) -> None:
         _obey(run)
         phases.at(CLASSIFIER, step, steps, f"steps, loss {loss:.3f}")
@@ -261,4 +261,4 @@ def _classifier_progress(phases: Phases, run: RunDirectory) -> Callable[[int, in
 
 def _obey(run: RunDirectory) -> None:
     if run.stop.exists():
-        raise Stopped(f"stopped by {run.stop}; what is finished stays, run it again to continue")
+        raise StopRequested(f"stopped by {run.stop}; what is finished stays, run it again to continue")

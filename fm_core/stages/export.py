@@ -14,8 +14,8 @@ from fm_core.errors import UserError
 from fm_core.report.model_card import model_card
 from fm_core.report.score_table import Entry
 from fm_core.run.directory import RunDirectory, step_name
-from fm_core.run.progress import Observer, Progress, unobserved
-from fm_core.run.stage_runner import recorded
+from fm_core.run.progress import Observer, Progress, no_progress
+from fm_core.run.stage_runner import run_stage_function
 from fm_core.sampling.api import EXPORTED
 from fm_core.sampling.checkpoint_source import Model, checkpoint_step, load_model, weights_file
 from fm_core.sampling.sample_store import weights_name
@@ -23,12 +23,12 @@ from fm_core.stages.result import StageResult
 from fm_core.storage.atomic_files import read_json, write_json, write_text
 
 
-def export(config: RunConfig, observe: Observer = unobserved) -> StageResult:
+def export(config: RunConfig, observe: Observer = no_progress) -> StageResult:
     """Write weights, configuration, scores and model card, or verify that they are there.
 
     Raises UserError for weights that are missing or damaged, and for a folder that holds another model.
     """
-    return recorded("export", config, observe, lambda run, show: _export(config, run, show))
+    return run_stage_function("export", config, observe, lambda run, show: _export(config, run, show))
 
 
 def _export(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResult:

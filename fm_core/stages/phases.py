@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 
-from fm_core.run.progress import Observer, Pace, Progress
+from fm_core.run.progress import Observer, Progress, RateMeter
 
 
-class Phases:
+class ProgressPhases:
     """Reports the share of the whole work that is done, so that a bar never runs back or ends early.
 
     `weights` holds, for each phase in order, about how much of the time it takes.
@@ -19,7 +19,7 @@ class Phases:
         for phase, weight in weights.items():
             self._shares[phase] = (before / whole, weight / whole)
             before += weight
-        self._pace = Pace()
+        self._pace = RateMeter()
 
     def at(self, phase: str, done: int, total: int, unit: str) -> None:
         """Say that `done` of `total` units of a phase are finished."""

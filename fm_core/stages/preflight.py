@@ -4,16 +4,16 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from fm_core.checkpoint.catalog import Checkpoints
+from fm_core.checkpoint.catalog import CheckpointCatalog
 from fm_core.config import RunConfig
 from fm_core.data.dataset_builder import check_source
 from fm_core.data.manifest import load_manifest
 from fm_core.data.sources import open_source
 from fm_core.errors import UserError
-from fm_core.evaluation.evaluation_run import check_judges
-from fm_core.launch.online_eval import LEAST_IMAGES, check_beside
+from fm_core.evaluation.evaluation_run import check_extractors
+from fm_core.launch.online_eval import MIN_IMAGES, check_online_eval
 from fm_core.models.build import network_shape
-from fm_core.reproduce.experiments import cell_runs
+from fm_core.reproduce.experiments import experiments_of
 from fm_core.run.directory import RunDirectory
 from fm_core.sampling.sample_store import solver_of
 from fm_core.stages import train
@@ -43,9 +43,9 @@ def rules(config: RunConfig, stages: Sequence[str] = STAGES) -> Iterator[tuple[s
         yield "training", partial(train.check, config)
         yield "network", partial(_check_network, config)
         yield "initial weights", partial(_check_initial_weights, config)
-        yield "scores beside", partial(check_beside, config)
+        yield "scores beside", partial(check_online_eval, config)
     if "evaluate" in stages:
-        yield "judges", partial(check_judges, config.evaluate)
+        yield "judges", partial(check_extractors, config.evaluate)
     if "sample" in stages:
         yield "samples", partial(_check_samples, config, "train" in stages, "evaluate" in stages)
     if "reproduce" in stages and config.reproduce.kind == "images":
@@ -66,8 +66,8 @@ def images_of(config: RunConfig) -> tuple[tuple[int, int, int], int]:
 
 def _rules_of_cells(config: RunConfig) -> Iterator[tuple[str, Rule]]:
     """Sampling and scoring are the same for all cells of a comparison."""
-    cells = cell_runs(config)
-    yield "judges", partial(check_judges, config.evaluate)
+    cells = experiments_of(config)
+    yield "judges", partial(check_extractors, config.evaluate)
     yield "samples", partial(_check_samples, cells[0].config, True, True)
     for cell in cells:
         yield f"training of {cell.name}", partial(train.check, cell.config)
@@ -82,7 +82,7 @@ def _check_initial_weights(config: RunConfig) -> None:
     wanted = config.train.init_from
     if not wanted or "://" in wanted or Path(wanted).exists():
         return
-    if not Checkpoints.of(config).steps():  # a run that has begun needs it no more
+    if not CheckpointCatalog.of(config).steps():  # a run that has begun needs it no more
         raise UserError(
             f"train.init_from: {wanted} does not exist; name a run directory or a .safetensors file"
         )
@@ -104,5 +104,5 @@ def _check_samples(config: RunConfig, trained_here: bool, scored: bool) -> None:
         raise UserError(
             f"sample.step {config.sample.step}: this run ends at step {steps}; sample another alone"
         )
-    if scored and config.sample.images < LEAST_IMAGES:
-        raise UserError(f"sample.images {config.sample.images}: scores need at least {LEAST_IMAGES}")
+    if scored and config.sample.images < MIN_IMAGES:
+        raise UserError(f"sample.images {config.sample.images}: scores need at least {MIN_IMAGES}")

@@ -8,12 +8,12 @@ from fm_core.config import RunConfig, dump_yaml
 from fm_core.data.manifest import Manifest, load_manifest
 from fm_core.errors import UserError
 from fm_core.evaluation.features.classifier_features import MOST_IMAGES, first_images
-from fm_core.report.html import Figure, Section, Table, page
+from fm_core.report.html import Figure, PageSection, Table, page
 from fm_core.report.image_grids import animation, data_uri, grid, loss_curve, nearest, png, strip
 from fm_core.report.score_table import WARNING, Entry, compared, scores_section
 from fm_core.run.directory import RunDirectory, fingerprint, step_name
-from fm_core.run.progress import Observer, Progress, unobserved
-from fm_core.run.stage_runner import recorded
+from fm_core.run.progress import Observer, Progress, no_progress
+from fm_core.run.stage_runner import run_stage_function
 from fm_core.sampling.checkpoint_source import checkpoint_step, load_model, weights_file
 from fm_core.sampling.sample_store import SampleSet, protocol_of
 from fm_core.stages.result import StageResult
@@ -22,12 +22,12 @@ from fm_core.storage.atomic_files import read_json, read_lines, write_text
 FINGERPRINT_MARK = "<!-- made from "
 
 
-def report(config: RunConfig, observe: Observer = unobserved) -> StageResult:
+def report(config: RunConfig, observe: Observer = no_progress) -> StageResult:
     """Write report.html, or leave it when nothing it shows has changed.
 
     Raises UserError if the run has no complete samples.
     """
-    return recorded("report", config, observe, lambda run, show: _report(config, run, show))
+    return run_stage_function("report", config, observe, lambda run, show: _report(config, run, show))
 
 
 def _report(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResult:
@@ -50,14 +50,14 @@ def _report(config: RunConfig, run: RunDirectory, observe: Observer) -> StageRes
             *(scores_section(record) for record in scores),
             *_beside(run),
             _samples_section(config, manifest, samples),
-            Section(
+            PageSection(
                 "Loss",
                 [Figure(data_uri(loss_curve(metrics)), "training loss against images seen", plot=True)],
             ),
             _history_section(run),
             _data_section(manifest),
-            Section("Environment", [_environment_table(run)]),
-            Section("Configuration", [], text=dump_yaml(config)),
+            PageSection("Environment", [_environment_table(run)]),
+            PageSection("Configuration", [], text=dump_yaml(config)),
         ]
         trained = f"{model.images_seen:,} images seen in {step:,} steps"
         lead = f"{trained}; {done['images']:,} samples. Directory: {run.path}"
@@ -68,7 +68,7 @@ def _report(config: RunConfig, run: RunDirectory, observe: Observer) -> StageRes
     )
 
 
-def _beside(run: RunDirectory) -> list[Section]:
+def _beside(run: RunDirectory) -> list[PageSection]:
     """All scores of the run in one table, where there are several."""
     entries = [
         Entry(f"{path.parent.name}/{path.stem}", record)
@@ -79,14 +79,14 @@ def _beside(run: RunDirectory) -> list[Section]:
         return []
     comparison = compared(entries)
     note = " ".join([WARNING, *comparison.differences]) if comparison.differences else ""
-    return [Section("All scores of this run", [comparison.table], note)]
+    return [PageSection("All scores of this run", [comparison.table], note)]
 
 
 def _score_files(run: RunDirectory, step: int, sample_key: str) -> list[Path]:
     return sorted((run.path / "evaluation" / step_name(step)).glob(f"{sample_key}-*.json"))
 
 
-def _samples_section(config: RunConfig, manifest: Manifest, samples: SampleSet) -> Section:
+def _samples_section(config: RunConfig, manifest: Manifest, samples: SampleSet) -> PageSection:
     shape, levels = manifest.image_shape, manifest.levels
     scale = max(1, 32 // shape[1])
     shown = next(samples.read(shape))
@@ -113,19 +113,21 @@ def _samples_section(config: RunConfig, manifest: Manifest, samples: SampleSet) 
             f"Nearest of {len(training):,} training images, by root mean square difference: "
             f"{distances.min():.2f} to {distances.max():.2f} of {levels - 1} grey levels; near 0 is a copy."
         )
-    return Section("Samples", pictures, note)
+    return PageSection("Samples", pictures, note)
 
 
-def _history_section(run: RunDirectory) -> Section:
+def _history_section(run: RunDirectory) -> PageSection:
     rows = [
         [line["began"], line["stage"], line["state"], f"{line['seconds']:.1f} s", line["summary"]]
         for line in read_lines(run.history)
     ]
     note = "Every call of a stage, from logs/stages.jsonl; verified means that all was there and whole."
-    return Section("What was run", [Table(["began (UTC)", "stage", "outcome", "time", "result"], rows)], note)
+    return PageSection(
+        "What was run", [Table(["began (UTC)", "stage", "outcome", "time", "result"], rows)], note
+    )
 
 
-def _data_section(manifest: Manifest) -> Section:
+def _data_section(manifest: Manifest) -> PageSection:
     rows = [
         [split, f"{facts.images:,}", f"{facts.channel_mean[0]:.2f} ± {facts.channel_std[0]:.2f}"]
         for split, facts in manifest.splits.items()
@@ -135,7 +137,7 @@ def _data_section(manifest: Manifest) -> Section:
         f"{manifest.name}: {height} × {width} pixels, {channels} channels, {manifest.levels} grey levels, "
         f"{manifest.class_count or 'no'} classes; version {manifest.version[:16]}."
     )
-    return Section("Data", [Table(["split", "images", "first channel, mean ± deviation"], rows)], note)
+    return PageSection("Data", [Table(["split", "images", "first channel, mean ± deviation"], rows)], note)
 
 
 def _environment_table(run: RunDirectory) -> Table:

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from fm_core.config import RunConfig
 from fm_core.errors import UserError
-from fm_core.launch.supervisor import Duty, supervise
+from fm_core.launch.supervisor import StageJob, supervise
 from fm_core.report.image_grids import animation, grid, png, strip
 from fm_core.run.directory import RunDirectory, differences
-from fm_core.run.progress import Observer, Progress, unobserved
-from fm_core.run.stage_runner import recorded
+from fm_core.run.progress import Observer, Progress, no_progress
+from fm_core.run.stage_runner import run_stage_function
 from fm_core.sampling.checkpoint_source import Model, checkpoint_step, load_model, weights_file
 from fm_core.sampling.sample_store import SampleSet, draw_of, protocol_of, solver_of
 from fm_core.stages.result import StageResult
@@ -23,13 +23,13 @@ CLASS_ROWS = 10
 STRIP_COLUMNS = 9
 
 
-def sample(config: RunConfig, observe: Observer = unobserved) -> StageResult:
+def sample(config: RunConfig, observe: Observer = no_progress) -> StageResult:
     """Make exactly sample.images images, or check the hashes of those that are there.
 
-    Raises UserError for missing checkpoints or settings that the solver would ignore, Stopped when
+    Raises UserError for missing checkpoints or settings that the solver would ignore, StopRequested when
     asked to stop, RuntimeError when the job failed.
     """
-    return recorded("sample", config, observe, lambda run, show: _sample(config, run, show))
+    return run_stage_function("sample", config, observe, lambda run, show: _sample(config, run, show))
 
 
 def _sample(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResult:
@@ -54,7 +54,7 @@ def _sample(config: RunConfig, run: RunDirectory, observe: Observer) -> StageRes
             samples.remove(number)
     if missing:
         observe(Progress("sample", 0, samples.images, "images", "starting the processes"))
-        duty = Duty(
+        duty = StageJob(
             control=samples.control,
             logs=run.path / "logs",
             stage="sample",
@@ -88,7 +88,7 @@ def _ways(samples: SampleSet) -> dict[str, str]:
 
 def _finish(samples: SampleSet, model: Model, step: int) -> None:
     scale = max(1, 32 // model.image_shape[1])
-    levels = model.quantiser.levels
+    levels = model.quantizer.levels
     images, columns = _shown(samples, model)
     samples.store.write_bytes("grid.png", png(grid(images, levels, columns, scale)))
     way = samples.trajectory()

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from fm_core.config import LaunchSection, RunConfig, load_config, merge
-from fm_core.errors import Stopped, UserError
-from fm_core.launch.online_eval import scores_beside, scores_file, workplace
-from fm_core.run.artifact_cache import alone
+from fm_core.errors import StopRequested, UserError
+from fm_core.launch.online_eval import online_eval_directory, read_online_scores, scores_file
+from fm_core.run.artifact_cache import exclusive_lock
 from fm_core.run.directory import RunDirectory, step_name
 from fm_core.stages.evaluate import evaluate
 from fm_core.stages.sample import sample
@@ -39,14 +39,14 @@ def score_checkpoints(config: RunConfig) -> None:
     One that cannot be scored is told and passed over.
     """
     failed: set[str] = set()
-    with alone(workplace(RunDirectory(config).path)) as obey:
+    with exclusive_lock(online_eval_directory(RunDirectory(config).path)) as obey:
         ended = False
         while True:
             step = newest_unscored(config, failed)
             if step is not None:
                 try:
                     score(config, step)
-                except Stopped:
+                except StopRequested:
                     raise
                 except Exception as error:
                     failed.add(_marks(config).get(step, ""))
@@ -71,7 +71,7 @@ def newest_unscored(config: RunConfig, failed: Collection[str] = ()) -> int | No
     if newest is None or marks[newest] in failed:
         return None
     path = RunDirectory(config).path
-    lines = scores_beside(path)
+    lines = read_online_scores(path)
     valid = [line for line in lines if line["step"] <= newest and _stands(line, marks)]
     if len(valid) < len(lines):
         write_text(scores_file(path), "".join(json.dumps(line) + "\n" for line in valid))
@@ -193,7 +193,7 @@ def main(config_file: str) -> None:
     os.nice(NICENESS)
     try:
         score_checkpoints(load_config(config_file))
-    except (UserError, Stopped, KeyboardInterrupt) as end:
+    except (UserError, StopRequested, KeyboardInterrupt) as end:
         print(f"beside: {end or 'stopped'}", flush=True)
     except Exception as error:
         traceback.print_exc()

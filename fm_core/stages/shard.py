@@ -5,23 +5,23 @@ from fm_core.data.dataset_builder import read_complete, write_dataset
 from fm_core.data.manifest import Manifest
 from fm_core.data.shard_plan import make_plan
 from fm_core.run.directory import RunDirectory
-from fm_core.run.progress import Observer, Pace, Progress, unobserved
-from fm_core.run.stage_runner import recorded
+from fm_core.run.progress import Observer, Progress, RateMeter, no_progress
+from fm_core.run.stage_runner import run_stage_function
 from fm_core.stages.result import StageResult
 
 
-def shard(config: RunConfig, observe: Observer = unobserved) -> StageResult:
+def shard(config: RunConfig, observe: Observer = no_progress) -> StageResult:
     """Write the data set of the configuration, or check every hash of the one that is there.
 
     Raises UserError for a missing or wrong source, another recipe at the same name, no disk.
     """
-    return recorded("shard", config, observe, lambda run, show: _shard(config, run, show))
+    return run_stage_function("shard", config, observe, lambda run, show: _shard(config, run, show))
 
 
 def _shard(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResult:
     before = read_complete(config.data)
     total = sum(split.images for split in before.splits.values()) if before else make_plan(config.data).images
-    pace = Pace()
+    pace = RateMeter()
 
     def on_images(done: int) -> None:
         message = "checking hashes" if before else "writing shards"

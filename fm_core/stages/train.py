@@ -1,40 +1,40 @@
 """Shards to checkpoints: a DeepSpeed job, watched to its end."""
 
-from fm_core.checkpoint.catalog import Checkpoints
+from fm_core.checkpoint.catalog import CheckpointCatalog
 from fm_core.checkpoint.format import step_of
 from fm_core.config import RunConfig
 from fm_core.data.loader_factories import check_streams
 from fm_core.data.manifest import Manifest, load_manifest
 from fm_core.errors import UserError
 from fm_core.launch.dispatch import device_count, most_on_a_host, world
-from fm_core.launch.online_eval import check_beside, scored_beside
-from fm_core.launch.supervisor import Duty, supervise
+from fm_core.launch.online_eval import check_online_eval, online_evaluation
+from fm_core.launch.supervisor import StageJob, supervise
 from fm_core.method.flow_ode import MaximumLikelihood
 from fm_core.models.build import build_method
 from fm_core.run.directory import RunDirectory
-from fm_core.run.progress import Observer, Progress, unobserved
-from fm_core.run.stage_runner import recorded
+from fm_core.run.progress import Observer, Progress, no_progress
+from fm_core.run.stage_runner import run_stage_function
 from fm_core.run.status import read_status
 from fm_core.stages.result import StageResult
 from fm_core.storage.atomic_files import read_json, read_lines
 from fm_core.storage.store import Store
 from fm_core.training.cost_model import checkpoint_bytes_of
 from fm_core.training.engine import micro_batch_of
-from fm_core.training.loggers import check_exports
+from fm_core.training.loggers import check_loggers
 
 
-def train(config: RunConfig, observe: Observer = unobserved) -> StageResult:
+def train(config: RunConfig, observe: Observer = no_progress) -> StageResult:
     """Train to train.images, from the newest complete checkpoint on; attach if a job does so already.
 
-    Raises UserError for a missing data set or sizes that do not divide, Stopped when the job was
+    Raises UserError for a missing data set or sizes that do not divide, StopRequested when the job was
     asked to stop, RuntimeError when it failed.
     """
-    return recorded("train", config, observe, lambda run, show: _train(config, run, show))
+    return run_stage_function("train", config, observe, lambda run, show: _train(config, run, show))
 
 
 def check(config: RunConfig) -> None:
     """Refuse what can be refused before a process starts. Raises UserError."""
-    Checkpoints.of(config)
+    CheckpointCatalog.of(config)
     processes, gpus = world(config.launch)[0], device_count()
     if config.launch.kind == "local" and gpus and processes > gpus:
         raise UserError(f"launch.processes: {processes} processes want a GPU each and this host has {gpus}")
@@ -43,12 +43,12 @@ def check(config: RunConfig) -> None:
     if isinstance(method.objective, MaximumLikelihood) and config.train.zero_stage == 3:
         # The adjoint asks for gradients of parameters that ZeRO 3 has already given away again.
         raise UserError("train.zero_stage 3: maximum-likelihood trains through the solver; use 1 or 2")
-    check_exports(config.train)
+    check_loggers(config.train)
 
 
 def check_space(config: RunConfig, manifest: Manifest) -> None:
     """Refuse a disk that the checkpoints that are still to come would fill. Raises UserError."""
-    checkpoints = Checkpoints.of(config)
+    checkpoints = CheckpointCatalog.of(config)
     folder = checkpoints.folder
     each = checkpoint_bytes_of(config, manifest.image_shape, manifest.class_count or 0)
     # A new one is whole before an old one goes; on their way to a store there are two.
@@ -64,7 +64,7 @@ def check_space(config: RunConfig, manifest: Manifest) -> None:
 
 def _train(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResult:
     check(config)
-    check_beside(config)
+    check_online_eval(config)
     manifest = load_manifest(config.data.root, config.data.name)
     state = "verified"
     if not complete(config):
@@ -74,14 +74,14 @@ def _train(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResu
         check_streams(config.data, manifest, config.run.seed, batch, ranks, most_on_a_host(config.launch))
         total = config.train.images
         observe(Progress("train", 0, total, "images", "starting the processes"))
-        duty = Duty(
+        duty = StageJob(
             control=run.path,
             logs=run.path / "logs",
             stage="train",
             module="fm_core.training.train_worker",
             config=config,
             complete=lambda: complete(config),
-            meanwhile=lambda: scored_beside(config),
+            meanwhile=lambda: online_evaluation(config),
             lasting=lambda: newest_step(run),
             submitted=run.remember,
         )
@@ -121,4 +121,4 @@ def complete(config: RunConfig) -> bool:
     done = read_json(run.train_done)
     if done is None or done["images_seen"] < config.train.images:
         return False
-    return Checkpoints.of(config).problem_of(done["checkpoint"]) is None
+    return CheckpointCatalog.of(config).problem_of(done["checkpoint"]) is None

@@ -8,19 +8,21 @@ from fm_core.data.manifest import load_manifest
 from fm_core.data.shard_plan import make_plan
 from fm_core.data.verify import Depth, validate_dataset
 from fm_core.errors import UserError
-from fm_core.run.progress import Observer, Pace, Progress, unobserved
-from fm_core.run.stage_runner import recorded
+from fm_core.run.progress import Observer, Progress, RateMeter, no_progress
+from fm_core.run.stage_runner import run_stage_function
 from fm_core.stages.result import StageResult
 
 
 def validate(
-    config: RunConfig, observe: Observer = unobserved, depth: Depth = "default", repair: bool = False
+    config: RunConfig, observe: Observer = no_progress, depth: Depth = "default", repair: bool = False
 ) -> StageResult:
     """Check the data set of the configuration: quick, default or deep; with `repair`, mend it first.
 
     Raises UserError that names each damaged shard.
     """
-    return recorded("validate", config, observe, lambda run, show: _validate(config, show, depth, repair))
+    return run_stage_function(
+        "validate", config, observe, lambda run, show: _validate(config, show, depth, repair)
+    )
 
 
 def _validate(config: RunConfig, observe: Observer, depth: Depth, repair: bool) -> StageResult:
@@ -58,5 +60,5 @@ def _repair(config: RunConfig, observe: Observer) -> None:
 
 
 def _shown(observe: Observer, total: int, message: str) -> Callable[[int], None]:
-    pace = Pace()
+    pace = RateMeter()
     return lambda done: observe(Progress("validate", done, total, "images", message, pace.rate(done)))

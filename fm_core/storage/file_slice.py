@@ -3,7 +3,7 @@
 import io
 
 
-class PositionedFile(io.RawIOBase):
+class SeekableFile(io.RawIOBase):
     """Reading and seeking by `_at` and `_size`, which the file itself keeps."""
 
     _at = 0

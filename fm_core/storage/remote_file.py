@@ -4,12 +4,12 @@ import io
 from collections.abc import Callable
 from typing import IO
 
-from fm_core.storage.file_slice import PositionedFile
+from fm_core.storage.file_slice import SeekableFile
 
 Retried = Callable[[Callable[[], bytes]], bytes]
 
 
-class RemoteFile(PositionedFile):
+class RemoteFile(SeekableFile):
     """Bytes of a file that is opened again where a read of it failed; for reading and seeking."""
 
     def __init__(self, open_file: Callable[[], IO[bytes]], retried: Retried) -> None:

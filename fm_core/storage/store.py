@@ -17,7 +17,7 @@ from typing import IO, Any, TypeVar, cast
 
 import fsspec  # pyright: ignore[reportMissingTypeStubs]
 
-from fm_core.errors import Unreachable, UserError
+from fm_core.errors import UnreachableError, UserError
 from fm_core.storage.remote_file import RemoteFile
 
 T = TypeVar("T")
@@ -223,7 +223,7 @@ class Store:
 def with_retries(action: Callable[[], T], where: str) -> T:
     """Do it; after a passing trouble of the store again, with growing, jittered pauses.
 
-    Raises, naming `where`, Unreachable if it does not pass and UserError if the store refuses;
+    Raises, naming `where`, UnreachableError if it does not pass and UserError if the store refuses;
     FileNotFoundError.
     """
     for attempt in range(1, ATTEMPTS + 1):
@@ -239,7 +239,7 @@ def with_retries(action: Callable[[], T], where: str) -> T:
                     raise UserError(f"{where}: {_told(error)}; the environment must hold them") from None
                 raise
             if attempt == ATTEMPTS:
-                raise Unreachable(f"{where}: tried {ATTEMPTS} times: {_told(error)}") from error
+                raise UnreachableError(f"{where}: tried {ATTEMPTS} times: {_told(error)}") from error
         time.sleep(FIRST_DELAY_S * 2 ** (attempt - 1) * (0.5 + os.urandom(1)[0] / 255))
     raise AssertionError("unreachable")
 

@@ -9,9 +9,9 @@ from fm_core.data.batches import Batch, Batches
 from fm_core.data.reader import ImageReader
 from fm_core.data.sampler import Sampler
 from fm_core.method.couplings import Coupling
-from fm_core.method.dequantization import Quantiser
+from fm_core.method.dequantization import Quantizer
 from fm_core.method.paths import Path, PathSample
-from fm_core.method.timestep_samplers import Times
+from fm_core.method.timestep_samplers import TimestepSampler
 from fm_core.storage import keyed_random
 
 
@@ -38,17 +38,17 @@ class BatchSource:
         self,
         reader: ImageReader,
         order: Sampler,
-        quantiser: Quantiser,
+        quantizer: Quantizer,
         path: Path,
         coupling: Coupling,
-        times: Times,
+        times: TimestepSampler,
         seed: int,
         flip: bool,
         label_dropout: float = 0.0,
         null_label: int = 0,
     ) -> None:
         """Of all labels a share `label_dropout` becomes the null label, which one by stream position."""
-        self.reader, self.order, self.quantiser = reader, order, quantiser
+        self.reader, self.order, self.quantizer = reader, order, quantizer
         self.path, self.coupling, self.times = path, coupling, times
         self.seed, self.flip = seed, flip
         self.label_dropout, self.null_label = label_dropout, null_label
@@ -76,7 +76,7 @@ class BatchSource:
         """Noise, dequantised images and times, on the CPU: made ahead, or a GPU would wait for them."""
         shape = tuple(batch.images.shape[1:])
         dither = keyed_random.uniform(self.seed, "dequantise", batch.positions, shape)
-        x1 = self.quantiser.dequantise(batch.images, dither)
+        x1 = self.quantizer.dequantize(batch.images, dither)
         x0 = keyed_random.normal(self.seed, "noise", batch.positions, shape)
         t = self.times.times(keyed_random.uniform(self.seed, "time", batch.positions, ()))
         # A coupling leaves x1 where it is in the stream, and with it its label.

@@ -44,7 +44,7 @@ class Cluster:
 
 
 @dataclass(frozen=True)
-class Cost:
+class TrainingCost:
     """What a run takes. Bytes and seconds; operations as in fm_core/models/flops.py."""
 
     parameters: int
@@ -73,7 +73,9 @@ class Cost:
     """By ZeRO stage: weights, gradients, optimizer and averages on one device, activations left out."""
 
 
-def training_cost(config: RunConfig, image_shape: tuple[int, int, int], classes: int, to: Cluster) -> Cost:
+def training_cost(
+    config: RunConfig, image_shape: tuple[int, int, int], classes: int, to: Cluster
+) -> TrainingCost:
     """The cost of training `config` on images of `image_shape` = (channels, height, width).
 
     Raises UserError for a network that cannot be built for such images.
@@ -93,7 +95,7 @@ def training_cost(config: RunConfig, image_shape: tuple[int, int, int], classes:
     number = FLOAT32 if train.precision == "fp32" else BFLOAT16
     share = max(1, train.global_batch // to.processes)
     micro_batches = max(1, share // min(train.micro_batch or share, share))
-    return Cost(
+    return TrainingCost(
         parameters=parameters,
         forward_flops=forward,
         training_flops=forward * passes,
@@ -164,7 +166,7 @@ def memory_bytes(
     return parameters * (optimizer + gradients + weights)
 
 
-def cost_checks(config: RunConfig, cost: Cost, to: Cluster) -> list[Check]:
+def cost_checks(config: RunConfig, cost: TrainingCost, to: Cluster) -> list[Check]:
     """The cost in lines."""
     train = config.train
     full = cost.images_per_s / to.mfu / to.processes

@@ -13,7 +13,7 @@ from fm_core.training.lr_schedule import Decay
 from fm_core.training.zero_state import Shards, float32_partitions
 
 
-class Averages:
+class ModelEMA:
     """Several moving averages, by name, each cut like the optimizer's weights."""
 
     def __init__(self, engine: Any, decays: Mapping[str, Decay]) -> None:

@@ -21,7 +21,7 @@ import psutil
 import torch.distributed as dist
 
 from fm_core.launch.job import is_marked
-from fm_core.launch.worker_main import Rank, leave_word
+from fm_core.launch.worker_main import Rank, write_exit_record
 
 SECOND_LOOK_SECONDS = 3.0
 """A live rank tells the others of itself several times in this span."""
@@ -32,7 +32,7 @@ FIRST_STEP_FACTOR = 3
 
 
 @dataclass(frozen=True)
-class Sign:
+class Heartbeat:
     """What a rank tells of itself."""
 
     host: str
@@ -44,7 +44,7 @@ class Sign:
     """What it is doing, for a person."""
 
 
-class Watch:
+class HangWatchdog:
     """One rank's beats, and its thread that looks after everybody's."""
 
     def __init__(self, stage: str, rank: Rank, seconds: float) -> None:
@@ -85,21 +85,21 @@ class Watch:
         with suppress(Exception):
             self._store.set(f"fm/watch/{self._rank.number}", "\0".join(map(str, facts)))
 
-    def _signs(self) -> dict[int, Sign]:
-        signs: dict[int, Sign] = {}
+    def _signs(self) -> dict[int, Heartbeat]:
+        signs: dict[int, Heartbeat] = {}
         for number in range(self._rank.count):
             with suppress(Exception):
                 host, pid, beats, ticks, at = self._store.get(f"fm/watch/{number}").decode().split("\0")
-                signs[number] = Sign(host, int(pid), int(beats), int(ticks), at)
+                signs[number] = Heartbeat(host, int(pid), int(beats), int(ticks), at)
         return signs
 
-    def _end(self, before: dict[int, Sign], now: dict[int, Sign], patience: float) -> NoReturn:
-        blamed, why = blame(before, now)
+    def _end(self, before: dict[int, Heartbeat], now: dict[int, Heartbeat], patience: float) -> NoReturn:
+        blamed, why = find_culprits(before, now)
         told = "; ".join(f"rank {number} on {now[number].host} {why}" for number in blamed)
         message = f"nothing moved for {patience:g} s: {told or why}"
         print(message, flush=True)
         faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
-        leave_word(self._stage, self._rank, "error", message)
+        write_exit_record(self._stage, self._rank, "error", message)
         for number in blamed:
             # A stopped process would keep its agent waiting for half a minute.
             if number != self._rank.number and now[number].host == socket.gethostname():
@@ -110,7 +110,7 @@ class Watch:
         os._exit(1)
 
 
-def blame(before: dict[int, Sign], now: dict[int, Sign]) -> tuple[list[int], str]:
+def find_culprits(before: dict[int, Heartbeat], now: dict[int, Heartbeat]) -> tuple[list[int], str]:
     """Who holds the others up, from two looks some seconds apart, and how."""
     silent = [number for number, sign in now.items() if before.get(number) == sign]
     if silent:

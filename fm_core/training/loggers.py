@@ -15,7 +15,7 @@ from fm_core.config import RunConfig, TrainSection
 from fm_core.errors import UserError
 from fm_core.run.directory import RunDirectory, fingerprint, identity
 
-Export = Callable[[Mapping[str, Any]], None]
+MetricLogger = Callable[[Mapping[str, Any]], None]
 
 GAUGES = {
     "step": "Optimizer steps.",
@@ -40,7 +40,7 @@ GAUGES = {
 """Numbers of metrics.jsonl and held_out.jsonl that are exported, with what Prometheus says of them."""
 
 
-def check_exports(train: TrainSection) -> None:
+def check_loggers(train: TrainSection) -> None:
     """Refuse what is asked for and cannot be: a package that is not installed, a directory that is not there.
 
     Raises UserError.
@@ -58,13 +58,13 @@ def check_exports(train: TrainSection) -> None:
         )
 
 
-class Exports:
+class MetricLoggers:
     """What each metrics line is copied to; made on rank 0 alone, and opened with the first line."""
 
     def __init__(self, config: RunConfig) -> None:
         train, run = config.train, config.run.name
-        self._makers: dict[str, Callable[[], Export]] = {}
-        self._opened: dict[str, Export] = {}
+        self._makers: dict[str, Callable[[], MetricLogger]] = {}
+        self._opened: dict[str, MetricLogger] = {}
         if directory := train.prometheus:
             path = Path(directory) / f"flow-matching-{run}.prom"
             self._makers["prometheus"] = lambda: prometheus(path, run, train.images)
@@ -90,7 +90,7 @@ class Exports:
                 del self._makers[name]
 
 
-def prometheus(path: Path, run: str, images: int) -> Export:
+def prometheus(path: Path, run: str, images: int) -> MetricLogger:
     """The newest values, in a file for node_exporter's textfile collector; replaced atomically."""
     from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
 
@@ -112,7 +112,7 @@ def prometheus(path: Path, run: str, images: int) -> Export:
     return export
 
 
-def tensorboard(directory: Path) -> Export:
+def tensorboard(directory: Path) -> MetricLogger:
     """Every value against images seen, in TensorBoard's event files."""
     library: Any = importlib.import_module("tensorboardX")
     writer: Any = None
@@ -133,7 +133,7 @@ def tensorboard(directory: Path) -> Export:
     return export
 
 
-def wandb(config: RunConfig) -> Export:
+def wandb(config: RunConfig) -> MetricLogger:
     """Every value against images seen, at Weights & Biases; credentials come from the environment.
 
     A run that continues goes on in the same curve; another of the same name has one of its own.

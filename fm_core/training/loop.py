@@ -9,22 +9,22 @@ import torch
 import torch.distributed as dist
 
 from fm_core.checkpoint import save_load
-from fm_core.checkpoint.catalog import Checkpoints
+from fm_core.checkpoint.catalog import CheckpointCatalog
 from fm_core.checkpoint.train_state import TrainState
 from fm_core.config import TrainSection
 from fm_core.data.batches import Batches
-from fm_core.errors import Stopped
+from fm_core.errors import StopRequested
 from fm_core.launch.worker_main import Rank
 from fm_core.method.objectives import Objective
 from fm_core.training import nonfinite_recovery
 from fm_core.training.batch_source import BatchSource, ambient_seed, seed_generators
-from fm_core.training.ema import Averages
+from fm_core.training.ema import ModelEMA
 from fm_core.training.engine import micro_batch_of, network_for, set_learning_rate, use_bf16
-from fm_core.training.hang_watchdog import Watch
+from fm_core.training.hang_watchdog import HangWatchdog
 from fm_core.training.lr_schedule import crossed, learning_rate, power_name
-from fm_core.training.metrics import Interval, TrainLog
-from fm_core.training.mfu import utilisation
-from fm_core.training.validation_loss import HeldOut
+from fm_core.training.metrics import MetricAccumulator, TrainLog
+from fm_core.training.mfu import utilization
+from fm_core.training.validation_loss import ValidationLoss
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Trainer:
     train: TrainSection
     engine: Any
     objective: Objective
-    averages: Averages
+    averages: ModelEMA
     source: BatchSource
     rank: Rank
     device: torch.device
@@ -44,17 +44,17 @@ class Trainer:
     """Whether the network sees the labels."""
     flops: float
     """Operations of one forward pass for one image."""
-    checkpoints: Checkpoints | None
+    checkpoints: CheckpointCatalog | None
     """On rank 0 alone."""
     log: TrainLog | None
     """On rank 0 alone."""
-    snapshots: Checkpoints | None = None
+    snapshots: CheckpointCatalog | None = None
     """On rank 0: of the power-function averages, kept for good."""
     setback: Path | None = None
     """On rank 0: where it is written down that training went back."""
-    held_out: HeldOut | None = None
+    held_out: ValidationLoss | None = None
     """None where there are no held-out images."""
-    watch: Watch | None = None
+    watch: HangWatchdog | None = None
     """None where nobody looks after ranks that hang."""
     clock: float = field(default_factory=time.monotonic)
     """When the present step began."""
@@ -63,9 +63,9 @@ class Trainer:
 
 
 def run(trainer: Trainer, state: TrainState) -> TrainState:
-    """Train from `state` until train.images were seen; a stop request saves and raises Stopped.
+    """Train from `state` until train.images were seen; a stop request saves and raises StopRequested.
 
-    Raises GaveUp where steps cannot be applied and going back to a checkpoint has not helped.
+    Raises UnrecoverableError where steps cannot be applied and going back to a checkpoint has not helped.
     """
     train, rank = trainer.train, trainer.rank
     micro = micro_batch_of(train, rank.count)
@@ -77,13 +77,13 @@ def run(trainer: Trainer, state: TrainState) -> TrainState:
                 position, train.global_batch, rank.number, rank.count, micro
             ) as batches:
                 return _steps(trainer, state, batches, accumulated)
-        except nonfinite_recovery.NothingApplied as trouble:
+        except nonfinite_recovery.NonFiniteGradientsError as trouble:
             state = _go_back(trainer, trouble.state)
 
 
 def _steps(trainer: Trainer, state: TrainState, batches: Batches, accumulated: int) -> TrainState:
     train = trainer.train
-    interval = Interval(trainer.device, trainer.objective.interval)
+    interval = MetricAccumulator(trainer.device, trainer.objective.interval)
     interval.restore(state.interval_sums, trainer.rank.number)
     while state.images_seen < train.images:
         rate = learning_rate(train, state.images_seen)
@@ -96,7 +96,7 @@ def _steps(trainer: Trainer, state: TrainState, batches: Batches, accumulated: i
         nonfinite_recovery.check(train, state, logged)
         if logged:
             _write_line(trainer, state, interval, rate)
-            interval = Interval(trainer.device, trainer.objective.interval)
+            interval = MetricAccumulator(trainer.device, trainer.objective.interval)
         every = train.snapshot_images
         if every and (ended or crossed(every, state.images_seen, train.global_batch)):
             # Before the checkpoint: whoever goes on from that one does not come by here again.
@@ -110,30 +110,30 @@ def _steps(trainer: Trainer, state: TrainState, batches: Batches, accumulated: i
         if trainer.log:
             trainer.log.status(state)
         if stop and not ended:
-            raise Stopped(
+            raise StopRequested(
                 f"stopped at step {state.step} ({state.images_seen:,} images seen); run it again to continue"
             )
     return state
 
 
-def _micro_step(trainer: Trainer, batches: Batches, interval: Interval, step: int) -> None:
-    _beat(trainer, f"the data of step {step}")
+def _micro_step(trainer: Trainer, batches: Batches, interval: MetricAccumulator, step: int) -> None:
+    _heartbeat(trainer, f"the data of step {step}")
     waiting = time.monotonic()
     batch = next(batches)
     sample, label = trainer.source.draw(batch, trainer.device)
     interval.waited += time.monotonic() - waiting
-    _beat(trainer, f"the forward pass of step {step}")
+    _heartbeat(trainer, f"the forward pass of step {step}")
     # Dropout, too, is a function of the position, or a resumed run would differ.
     seed_generators(ambient_seed(trainer.source.seed, batch.first), trainer.device)
     network = network_for(trainer.objective, trainer.engine)
     losses = trainer.objective.loss(network, sample, label if trainer.conditional else None)
-    _beat(trainer, f"the backward pass and the update of step {step}")
+    _heartbeat(trainer, f"the backward pass and the update of step {step}")
     trainer.engine.backward(losses.mean())
     trainer.engine.step()
     interval.add(losses, sample.t)
 
 
-def _after_step(trainer: Trainer, state: TrainState, interval: Interval) -> TrainState:
+def _after_step(trainer: Trainer, state: TrainState, interval: MetricAccumulator) -> TrainState:
     applied = bool(trainer.engine.was_step_applied())
     if applied:
         trainer.averages.update(state.applied_steps)
@@ -152,7 +152,7 @@ def _after_step(trainer: Trainer, state: TrainState, interval: Interval) -> Trai
     )
 
 
-def _write_line(trainer: Trainer, state: TrainState, interval: Interval, rate: float) -> None:
+def _write_line(trainer: Trainer, state: TrainState, interval: MetricAccumulator, rate: float) -> None:
     measured = interval.summary(trainer.control)
     norm = trainer.engine.get_global_grad_norm()
     if trainer.log is None:
@@ -177,7 +177,7 @@ def _write_line(trainer: Trainer, state: TrainState, interval: Interval, rate: f
 def _speed(trainer: Trainer, images_per_s: float) -> dict[str, float]:
     name = torch.cuda.get_device_name(trainer.device) if trainer.device.type == "cuda" else None
     bf16 = use_bf16(trainer.train, trainer.device)
-    return utilisation(images_per_s, trainer.flops, trainer.rank.count, name, bf16)
+    return utilization(images_per_s, trainer.flops, trainer.rank.count, name, bf16)
 
 
 def _agree_to_stop(rank: Rank, control: Any) -> bool:
@@ -198,7 +198,7 @@ def _go_back(trainer: Trainer, trouble: TrainState) -> TrainState:
     return state
 
 
-def _beat(trainer: Trainer, at: str) -> None:
+def _heartbeat(trainer: Trainer, at: str) -> None:
     if trainer.watch:
         trainer.watch.beat(at)
 
@@ -212,12 +212,12 @@ def _save_snapshot(trainer: Trainer, state: TrainState) -> None:
 def _save(trainer: Trainer, state: TrainState, hurried: bool) -> None:
     """Save a checkpoint; with the held-out loss unless somebody waits for the end."""
     if trainer.held_out and not hurried:
-        _beat(trainer, f"the held-out loss of step {state.step}")
+        _heartbeat(trainer, f"the held-out loss of step {state.step}")
         loss = trainer.held_out.loss(trainer.engine, trainer.objective, trainer.conditional, trainer.device)
         state = state.model_copy(update={"held_out_loss": loss})
         if trainer.log:
             trainer.log.held_out_line({"step": state.step, "images_seen": state.images_seen, "loss": loss})
-    _beat(trainer, f"saving step {state.step}")
+    _heartbeat(trainer, f"saving step {state.step}")
     save_load.save(trainer.engine, trainer.averages, state, trainer.checkpoints, trainer.recipe)
     if trainer.log:
         trainer.log.facts["last_checkpoint"] = save_load.directory_name(state)

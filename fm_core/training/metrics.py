@@ -21,7 +21,7 @@ QUARTERS = 4
 STATUS_SECONDS = 1.0
 
 
-class Interval:
+class MetricAccumulator:
     """Sums over the steps since the last metrics line; they stay on the device until it is written."""
 
     def __init__(self, device: torch.device, interval: tuple[float, float]) -> None:

@@ -29,7 +29,7 @@ def peak_tflops(device_name: str) -> float | None:
     return next((peak for name, peak in PEAK_TFLOPS.items() if name in device_name), None)
 
 
-def utilisation(
+def utilization(
     images_per_s: float, flops: float, devices: int, device_name: str | None, bf16: bool
 ) -> dict[str, float]:
     """The speed part of a metrics line: TFLOP/s of one device and, where its peak is known, the share of it.

@@ -12,11 +12,11 @@ import torch.distributed as dist
 
 from fm_core.checkpoint.train_state import TrainState
 from fm_core.config import TrainSection
-from fm_core.errors import GaveUp
+from fm_core.errors import UnrecoverableError
 from fm_core.storage.atomic_files import read_json, write_json
 
 
-class NothingApplied(Exception):
+class NonFiniteGradientsError(Exception):
     """So many steps were skipped in a row that going on is pointless; all ranks raise it at the same step."""
 
     def __init__(self, state: TrainState) -> None:
@@ -25,10 +25,10 @@ class NothingApplied(Exception):
 
 
 def check(train: TrainSection, state: TrainState, logged: bool) -> None:
-    """Raise NothingApplied if it is time; `logged` says that a logging interval ends here."""
+    """Raise NonFiniteGradientsError if it is time; `logged` says that a logging interval ends here."""
     whole_interval = logged and 1 < interval_steps(train, state.images_seen) <= state.skipped_in_a_row
     if whole_interval or state.skipped_in_a_row >= train.skipped_limit:
-        raise NothingApplied(state)
+        raise NonFiniteGradientsError(state)
 
 
 def interval_steps(train: TrainSection, images_seen: int) -> int:
@@ -54,15 +54,17 @@ def continued(trouble: TrainState, found: TrainState | None, record: Path | None
     same way.
 
     Raises:
-        GaveUp: training went back before and has not recovered since, or there is no checkpoint.
+        UnrecoverableError: training went back before and has not recovered since, or there is no checkpoint.
     """
     if not may_go_back(trouble):
-        raise GaveUp(
+        raise UnrecoverableError(
             f"{facts(trouble)}, after going back to a checkpoint once already; look at the data there, or "
             "start another run.name with train.init_from = this run and a lower train.learning_rate"
         )
     if found is None:
-        raise GaveUp(f"{facts(trouble)}, and there is no checkpoint to go back to; look at data and model")
+        raise UnrecoverableError(
+            f"{facts(trouble)}, and there is no checkpoint to go back to; look at data and model"
+        )
     state = _gone_back(found, trouble.position, trouble.rollbacks + 1)
     if record:
         print(f"warning: {facts(trouble)}; back to step {state.step}, past that data", flush=True)

@@ -8,7 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fm_core.checkpoint.catalog import Checkpoints
+from fm_core.checkpoint.catalog import CheckpointCatalog
 from fm_core.checkpoint.format import read_state, tensors_file
 from fm_core.config import RunConfig
 from fm_core.errors import UserError
@@ -49,7 +49,7 @@ def reconstruct(config: RunConfig, width: float, step: int | None = None) -> Pat
     Raises:
         UserError: there is no such snapshot, one is damaged, or the width is none.
     """
-    snapshots = Checkpoints.snapshots_of(config)
+    snapshots = CheckpointCatalog.snapshots_of(config)
     steps = snapshots.steps()
     last = step if step is not None else max(steps, default=0)
     if last not in steps:

@@ -16,7 +16,7 @@ from fm_core.run.directory import RunDirectory, recorded_config, step_name
 from fm_core.storage.store import Store
 
 
-def initial_weights(
+def pretrained_weights(
     where: str, network: nn.Module, attention: AttentionOrder = "legacy"
 ) -> dict[str, Tensor]:
     """Weights from a .safetensors file (a path or URL), or the first average of a run's newest checkpoint.

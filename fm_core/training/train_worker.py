@@ -6,32 +6,32 @@ import torch
 import torch.distributed as dist
 
 from fm_core.checkpoint import save_load
-from fm_core.checkpoint.catalog import Checkpoints
+from fm_core.checkpoint.catalog import CheckpointCatalog
 from fm_core.checkpoint.train_state import TrainState
 from fm_core.config import RunConfig
 from fm_core.data.loader_factories import make_cache, make_order
 from fm_core.data.manifest import Manifest, load_manifest
 from fm_core.data.reader import ImageReader
 from fm_core.data.sampler import ORDER_VERSION
-from fm_core.errors import Stopped, UserError
-from fm_core.launch.upload_handover import begin_afterwards, end_afterwards
-from fm_core.launch.worker_main import Rank, run_rank
-from fm_core.method.dequantization import Quantiser
+from fm_core.errors import StopRequested, UserError
+from fm_core.launch.upload_handover import start_upload_worker, stop_upload_worker
+from fm_core.launch.worker_main import Rank, run_worker
+from fm_core.method.dequantization import Quantizer
 from fm_core.models.build import Method, build_method, build_network
 from fm_core.models.flops import flops_per_image
 from fm_core.run.directory import RunDirectory, identity
 from fm_core.storage.atomic_files import write_json
 from fm_core.training import nonfinite_recovery
 from fm_core.training.batch_source import BatchSource
-from fm_core.training.ema import Averages
+from fm_core.training.ema import ModelEMA
 from fm_core.training.engine import initialize_process_group, make_engine, micro_batch_of
-from fm_core.training.hang_watchdog import Watch
-from fm_core.training.loggers import Exports
+from fm_core.training.hang_watchdog import HangWatchdog
+from fm_core.training.loggers import MetricLoggers
 from fm_core.training.loop import Trainer, run
 from fm_core.training.lr_schedule import ema_decays
 from fm_core.training.metrics import TrainLog
-from fm_core.training.pretrained import initial_weights
-from fm_core.training.validation_loss import SEED, HeldOut, SequentialSampler
+from fm_core.training.pretrained import pretrained_weights
+from fm_core.training.validation_loss import SEED, SequentialSampler, ValidationLoss
 
 PATIENCE_SECONDS = 600.0
 """How long the end of training waits for a store that fails."""
@@ -42,14 +42,14 @@ STOPPED_PATIENCE_SECONDS = 4.0
 def train(config: RunConfig, rank: Rank) -> None:
     """Train to the end of train.images, from the newest checkpoint if there is one."""
     device = initialize_process_group()
-    trainer, state = _begun_or_found(config, rank, device)
+    trainer, state = build_or_resume(config, rank, device)
     if trainer.log:
         trainer.log.forget_after(state.step)
         trainer.log.status(state, now=True)
-    trainer.watch = Watch("train", rank, config.train.hang_seconds)
+    trainer.watch = HangWatchdog("train", rank, config.train.hang_seconds)
     try:
         state = run(trainer, state)
-    except Stopped as stop:
+    except StopRequested as stop:
         trainer.watch.rest()
         raise _after_stop(config, trainer, stop) from None
     # The other ranks are done, and wait for rank 0 without a clock of the process group running out.
@@ -58,9 +58,9 @@ def train(config: RunConfig, rank: Rank) -> None:
         _finish(config, trainer, trainer.checkpoints, trainer.log, state)
 
 
-def _begun_or_found(config: RunConfig, rank: Rank, device: torch.device) -> tuple[Trainer, TrainState]:
+def build_or_resume(config: RunConfig, rank: Rank, device: torch.device) -> tuple[Trainer, TrainState]:
     """What the loop works with, and where it goes on."""
-    left = end_afterwards(RunDirectory(config).path) if rank.first else None
+    left = stop_upload_worker(RunDirectory(config).path) if rank.first else None
     try:
         trainer = _trainer(config, rank, device)
         if trainer.snapshots:
@@ -68,39 +68,39 @@ def _begun_or_found(config: RunConfig, rank: Rank, device: torch.device) -> tupl
         found = save_load.load(trainer.engine, trainer.averages, trainer.checkpoints, trainer.recipe)
     except Exception:
         if left is not None:  # this start does not copy what the last stop left
-            begin_afterwards(config, left)
+            start_upload_worker(config, left)
         raise
     state = nonfinite_recovery.recalled(found or TrainState(), trainer.setback)
     return trainer, state.model_copy(update={"processes": rank.count})
 
 
-def _after_stop(config: RunConfig, trainer: Trainer, stop: Stopped) -> Stopped:
+def _after_stop(config: RunConfig, trainer: Trainer, stop: StopRequested) -> StopRequested:
     """The same request to stop, with what becomes of checkpoints that are not in their store yet."""
     kept = [kept for kept in (trainer.checkpoints, trainer.snapshots) if kept]
-    waits = [why for one in kept if (why := one.settle(STOPPED_PATIENCE_SECONDS))]
+    waits = [why for one in kept if (why := one.wait(STOPPED_PATIENCE_SECONDS))]
     if not (waits and trainer.log):
         if trainer.log:
-            end_afterwards(RunDirectory(config).path)
+            stop_upload_worker(RunDirectory(config).path)
         return stop
     step = int(str(trainer.log.facts["last_checkpoint"]).removeprefix("step-"))
-    told = begin_afterwards(config, step)
+    told = start_upload_worker(config, step)
     told = told or f"the next start copies what waits in {kept[0].folder}: {waits[0]}"
     print(f"warning: {told}", flush=True)
-    return Stopped(f"{stop}; {told}")
+    return StopRequested(f"{stop}; {told}")
 
 
 def _finish(
-    config: RunConfig, trainer: Trainer, checkpoints: Checkpoints, log: TrainLog, state: TrainState
+    config: RunConfig, trainer: Trainer, checkpoints: CheckpointCatalog, log: TrainLog, state: TrainState
 ) -> None:
     """Write DONE.json once everything is where it is to stay."""
     for kept in (checkpoints, trainer.snapshots):
-        if kept and (waits := kept.settle(PATIENCE_SECONDS)):
+        if kept and (waits := kept.wait(PATIENCE_SECONDS)):
             raise UserError(
                 f"the last checkpoint could not be copied to {kept.store.url} ({waits}); it waits in "
                 f"{kept.folder}: run it again when the store is back"
             )
     last = save_load.directory_name(state)
-    end_afterwards(RunDirectory(config).path)
+    stop_upload_worker(RunDirectory(config).path)
     problem = checkpoints.problem_of(last)
     if problem:
         raise RuntimeError(f"the last checkpoint is not whole: {problem}")
@@ -117,7 +117,7 @@ def _trainer(config: RunConfig, rank: Rank, device: torch.device) -> Trainer:
     network = build_network(config.model, manifest.image_shape, classes, config.train.gradient_checkpointing)
     if config.train.init_from and not _begun(config, rank):
         order = config.train.init_attention_order
-        network.load_state_dict(initial_weights(config.train.init_from, network, order))
+        network.load_state_dict(pretrained_weights(config.train.init_from, network, order))
     flops = flops_per_image(network, manifest.image_shape)
     engine = make_engine(network, config.train, device)
     directory = RunDirectory(config)
@@ -125,15 +125,17 @@ def _trainer(config: RunConfig, rank: Rank, device: torch.device) -> Trainer:
         train=config.train,
         engine=engine,
         objective=method.objective,
-        averages=Averages(engine, ema_decays(config.train)),
+        averages=ModelEMA(engine, ema_decays(config.train)),
         source=_source(config, manifest, method, rank.count),
         rank=rank,
         device=device,
         recipe=recipe(config, manifest),
         conditional=config.model.class_conditional,
         flops=flops,
-        checkpoints=Checkpoints.of(config) if rank.first else None,
-        snapshots=Checkpoints.snapshots_of(config) if rank.first and config.train.snapshot_images else None,
+        checkpoints=CheckpointCatalog.of(config) if rank.first else None,
+        snapshots=CheckpointCatalog.snapshots_of(config)
+        if rank.first and config.train.snapshot_images
+        else None,
         held_out=_held_out(config, manifest, method, rank.count),
         log=_log(config, rank) if rank.first else None,
         setback=directory.path / "train" / "setback.json" if rank.first else None,
@@ -142,12 +144,12 @@ def _trainer(config: RunConfig, rank: Rank, device: torch.device) -> Trainer:
 
 def _begun(config: RunConfig, rank: Rank) -> bool:
     """Whether there is a checkpoint to go on from: what training began with is then not needed any more."""
-    told = [bool(Checkpoints.of(config).steps()) if rank.first else None]
+    told = [bool(CheckpointCatalog.of(config).steps()) if rank.first else None]
     dist.broadcast_object_list(told, src=0)
     return bool(told[0])
 
 
-def _held_out(config: RunConfig, manifest: Manifest, method: Method, ranks: int) -> HeldOut | None:
+def _held_out(config: RunConfig, manifest: Manifest, method: Method, ranks: int) -> ValidationLoss | None:
     there = manifest.splits["val"].images if "val" in manifest.splits else 0
     images = min(config.train.held_out_images, there)
     if not images:
@@ -156,19 +158,19 @@ def _held_out(config: RunConfig, manifest: Manifest, method: Method, ranks: int)
     source = BatchSource(
         reader=reader,
         order=SequentialSampler(there),
-        quantiser=Quantiser(manifest.levels),
+        quantizer=Quantizer(manifest.levels),
         path=method.objective.path,
         coupling=method.coupling,
         times=method.times,
         seed=SEED,
         flip=False,
     )
-    return HeldOut(source, images, micro_batch_of(config.train, ranks))
+    return ValidationLoss(source, images, micro_batch_of(config.train, ranks))
 
 
 def _log(config: RunConfig, rank: Rank) -> TrainLog:
     metrics = RunDirectory(config).metrics
-    return TrainLog(rank.control, metrics, rank.job, config.train.images, Exports(config))
+    return TrainLog(rank.control, metrics, rank.job, config.train.images, MetricLoggers(config))
 
 
 def recipe(config: RunConfig, manifest: Manifest) -> dict[str, Any]:
@@ -192,7 +194,7 @@ def _source(config: RunConfig, manifest: Manifest, method: Method, ranks: int) -
     return BatchSource(
         reader=ImageReader(data.root, manifest, "train", make_cache(data, manifest)),
         order=make_order(data, manifest, "train", seed, config.train.global_batch, ranks),
-        quantiser=Quantiser(manifest.levels),
+        quantizer=Quantizer(manifest.levels),
         path=method.objective.path,
         coupling=method.coupling,
         times=method.times,
@@ -204,4 +206,4 @@ def _source(config: RunConfig, manifest: Manifest, method: Method, ranks: int) -
 
 
 if __name__ == "__main__":
-    run_rank("train", train)
+    run_worker("train", train)

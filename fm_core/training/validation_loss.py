@@ -26,7 +26,7 @@ class SequentialSampler:
         return np.arange(position, position + count, dtype=np.int64) % self.images
 
 
-class HeldOut:
+class ValidationLoss:
     """The first images of the held-out split."""
 
     def __init__(self, source: BatchSource, images: int, micro_batch: int) -> None:

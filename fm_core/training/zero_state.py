@@ -45,7 +45,7 @@ def set_applied_steps(engine: Any, steps: int) -> None:
 
 
 @torch.no_grad()
-def whole(engine: Any, shards: Shards, keep: bool = True) -> dict[str, Tensor]:
+def gather_full(engine: Any, shards: Shards, keep: bool = True) -> dict[str, Tensor]:
     """The whole float32 tensors of shards on the CPU, by parameter; all ranks must call it.
 
     Ranks that do not `keep` them get an empty dict, and save the memory.
@@ -64,7 +64,7 @@ def whole(engine: Any, shards: Shards, keep: bool = True) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def cut(engine: Any, shards: Shards, read: Read) -> None:
+def scatter(engine: Any, shards: Shards, read: Read) -> None:
     """Fill this rank's shards from whole tensors; all ranks must call it, with any number of them."""
     with _in_place_of_the_weights(engine, shards):
         for name, parameter in engine.module.named_parameters():

@@ -135,7 +135,7 @@ def write_blocks(root: Path, name: str, array: np.ndarray, labels: np.ndarray) -
     from fm_core.data.manifest import Packing
     from fm_core.data.shard_plan import ShardPlan, ShardTask
     from fm_core.data.sources.arrays import ArrayStream
-    from fm_core.data.sources.base import Classes, Part, SourceFacts
+    from fm_core.data.sources.base import Classes, SourceFacts, SourcePart
     from fm_core.storage.store import Store
 
     class ArraySource:
@@ -146,7 +146,7 @@ def write_blocks(root: Path, name: str, array: np.ndarray, labels: np.ndarray) -
             return ArrayStream(array, labels)
 
     packing = Packing(block_images=1024, shard_blocks=8)
-    part = Part("all", "train", len(array))
+    part = SourcePart("all", "train", len(array))
     step = packing.shard_images
     tasks = tuple(
         ShardTask(f"train-{n:06d}.tar", "train", n, part, first, min(step, len(array) - first))

@@ -47,10 +47,10 @@ def main() -> None:
 
 
 def child(task: dict) -> None:
-    from fm_core.evaluation.metrics.feature_statistics import Gaussian, Moments
+    from fm_core.evaluation.metrics.feature_statistics import FeatureMoments, Gaussian
 
     rows, real = (features(task["images"], task["features"], seed) for seed in (1, 2))
-    reference = Gaussian.of(Moments.of(real))
+    reference = Gaussian.of(FeatureMoments.of(real))
     began = time.perf_counter()
     _ = reference.root
     once = time.perf_counter() - began
@@ -78,14 +78,14 @@ def features(count: int, dimension: int, seed: int) -> torch.Tensor:
 
 
 def ours(name: str, rows: torch.Tensor, reference):
-    from fm_core.evaluation.metrics.feature_statistics import Moments
+    from fm_core.evaluation.metrics.feature_statistics import FeatureMoments
     from fm_core.evaluation.metrics.frechet import distance, frechet_distance
 
     if name != "value":
         return distance(rows, reference, limit=name == "evaluate").value, None
-    moments = Moments.of(rows[:BATCH])
+    moments = FeatureMoments.of(rows[:BATCH])
     for first in range(BATCH, len(rows), BATCH):
-        moments = moments + Moments.of(rows[first : first + BATCH])
+        moments = moments + FeatureMoments.of(rows[first : first + BATCH])
     middle = time.perf_counter()
     return frechet_distance(moments, reference), middle
 

@@ -25,7 +25,7 @@ from peers import peers_python
 
 from fm_core.config import RunConfig, dump_yaml, load_config, parse_config
 from fm_core.errors import UserError
-from fm_core.reproduce.claims import Measured, better, mean_of_seeds
+from fm_core.reproduce.claims import Measured, compare_quality, mean_of_seeds
 from fm_core.sampling.checkpoint_source import checkpoint_step, load_model, weights_file
 from fm_core.sampling.sample_store import SampleSet, protocol_of
 from fm_core.stages.evaluate import evaluate
@@ -123,7 +123,7 @@ def report(pairs: list[dict[str, Any]], options: argparse.Namespace) -> None:
     lines = ["| torchcfm's Fréchet distance to ours | ours | torchcfm's | NFE of both | seed |"]
     lines += ["|---|---|---|---|---|", *map(line, pairs)]
     ours, theirs = (mean_of_seeds([distance(pair, side) for pair in pairs]) for side in ("ours", "theirs"))
-    verdict = better(ours, theirs).words
+    verdict = compare_quality(ours, theirs).words
     held_out = pairs[0]["ours"]["frechet_distance_of_held_out"]["value"]
     images = pairs[0]["ours"]["frechet_distance"]["images"]
     print("\n".join(lines))

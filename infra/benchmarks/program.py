@@ -14,12 +14,12 @@ from fm_core.checkpoint.train_state import TrainState
 from fm_core.config import MethodSection, TrainSection
 from fm_core.data.sampler import GlobalShuffleSampler
 from fm_core.launch.worker_main import Rank
-from fm_core.method.dequantization import Quantiser
+from fm_core.method.dequantization import Quantizer
 from fm_core.models.build import build_method, build_network
 from fm_core.models.flops import flops_per_image
 from fm_core.storage.atomic_files import read_lines
 from fm_core.training.batch_source import BatchSource
-from fm_core.training.ema import Averages
+from fm_core.training.ema import ModelEMA
 from fm_core.training.engine import initialize_process_group, make_engine
 from fm_core.training.loop import Trainer, run
 from fm_core.training.lr_schedule import ema_decays
@@ -68,7 +68,7 @@ def loop_lines(task: dict[str, Any], speed: dict[str, Any], reader: Any = None) 
             train=train,
             engine=engine,
             objective=build_method(MethodSection()).objective,
-            averages=Averages(engine, ema_decays(train)),
+            averages=ModelEMA(engine, ema_decays(train)),
             source=source,
             rank=Rank(number, count, number, folder, "benchmark"),
             device=device,
@@ -124,7 +124,7 @@ def _source(task: dict[str, Any], reader: Any = None) -> BatchSource:
     return BatchSource(
         reader,
         GlobalShuffleSampler(0, len(reader)),
-        Quantiser(256),
+        Quantizer(256),
         method.objective.path,
         method.coupling,
         method.times,

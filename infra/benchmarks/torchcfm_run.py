@@ -19,7 +19,7 @@ from interleaved import answer
 from fm_core.config import RunConfig, load_config
 from fm_core.data.manifest import Manifest, load_manifest
 from fm_core.data.reader import ImageReader
-from fm_core.method.dequantization import Quantiser
+from fm_core.method.dequantization import Quantizer
 from fm_core.models.build import build_network
 from fm_core.training.lr_schedule import ema_decay, learning_rate
 
@@ -34,7 +34,7 @@ def main(task: dict[str, Any]) -> None:
     manifest = load_manifest(data.root, data.name)
     with ImageReader(data.root, manifest, "train") as reader:
         pixels, labels = reader.read(np.arange(len(reader), dtype=np.int64))
-    quantiser = Quantiser(manifest.levels)
+    quantizer = Quantizer(manifest.levels)
     torch.manual_seed(config.run.seed)
     network = build_network(config.model, manifest.image_shape, manifest.class_count or 0)
     weights = [weight.detach().numpy().tobytes() for weight in network.parameters()]
@@ -59,7 +59,7 @@ def main(task: dict[str, Any]) -> None:
         images = pixels[chosen]
         if data.horizontal_flip:
             images = torch.where(torch.rand(len(images), 1, 1, 1) < 0.5, images.flip(-1), images)
-        x1 = quantiser.dequantise(images, torch.rand(images.shape)).to(device)
+        x1 = quantizer.dequantize(images, torch.rand(images.shape)).to(device)
         t, x_t, target = matcher.sample_location_and_conditional_flow(torch.randn_like(x1), x1)
         known = labels[chosen].to(device) if config.model.class_conditional else None
         loss = torch.mean((network(t, x_t, known) - target) ** 2)
@@ -75,7 +75,7 @@ def main(task: dict[str, Any]) -> None:
     with torch.no_grad():
         for weight, kept in zip(network.parameters(), average, strict=True):
             weight.copy_(kept)
-    nfe = sampled(network.eval(), config, manifest, quantiser, device, Path(task["samples"]))
+    nfe = sampled(network.eval(), config, manifest, quantizer, device, Path(task["samples"]))
     last = losses[-max(1, steps // 20) :]
     answer(
         [seconds / steps],
@@ -103,7 +103,7 @@ def sampled(
     network: torch.nn.Module,
     config: RunConfig,
     manifest: Manifest,
-    quantiser: Quantiser,
+    quantizer: Quantizer,
     device: torch.device,
     file: Path,
 ) -> float:
@@ -127,7 +127,7 @@ def sampled(
         noise = torch.randn(count, *manifest.image_shape).to(device)
         tolerances = {"rtol": sample.rtol or 1e-5, "atol": sample.atol or 1e-5}
         way = odeint(velocity, noise, times, method="dopri5", **tolerances)
-        drawn.append(quantiser.quantise(way[-1]).cpu())
+        drawn.append(quantizer.quantize(way[-1]).cpu())
         calls += evaluations * count
     np.savez(file, arr_0=torch.cat(drawn).permute(0, 2, 3, 1).numpy())
     return calls / sample.images

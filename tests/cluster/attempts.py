@@ -13,9 +13,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from fm_core.config import RunConfig
-from fm_core.launch.cluster_check import preflight
+from fm_core.launch.cluster_check import cluster_checks
 from fm_core.launch.job import submitted
-from fm_core.launch.supervisor import Duty, supervise
+from fm_core.launch.supervisor import StageJob, supervise
 
 
 def attempt(
@@ -32,7 +32,7 @@ def attempt(
     began = time.monotonic()
     try:
         made = control / "made-0.json"
-        duty = Duty(control, control / "logs", stage, "pretend_rank", config, made.exists)
+        duty = StageJob(control, control / "logs", stage, "pretend_rank", config, made.exists)
         supervise(duty, lambda progress: None)
         kind, message = "done", ""
     except Exception as error:
@@ -50,7 +50,7 @@ def look(folder: Path, name: str, **sections) -> dict:
     """The preflight instead of a job."""
     run, data = {"root": str(folder / "runs"), "name": name}, {"root": str(folder / "data")}
     config = RunConfig.model_validate({"run": run, "data": data, **sections})
-    return {"checks": [asdict(check) for check in preflight(config)]}
+    return {"checks": [asdict(check) for check in cluster_checks(config)]}
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def attempts(pair, hostfile, tmp_path_factory):
 
 def test_a_host_that_cannot_be_reached_is_named_before_anything_starts(attempts):
     folder, told = attempts
-    assert told["far"]["kind"] == "Unreachable"
+    assert told["far"]["kind"] == "UnreachableError"
     assert told["far"]["message"].startswith("launch.hostfile: 10.99.0.9 cannot be reached by ssh")
     assert "\n" not in told["far"]["message"]
     assert not (folder / "runs" / "far" / "job.json").exists()
@@ -86,14 +86,14 @@ def test_a_place_for_checkpoints_that_a_host_does_not_see_is_named(attempts):
 
 def test_a_rank_that_fails_ends_the_job_and_is_named_with_its_host(attempts):
     folder, told = attempts
-    assert told["raises"]["kind"] == "JobFailed"
+    assert told["raises"]["kind"] == "JobFailedError"
     assert "rank 1 on h2: ZeroDivisionError: a number" in told["raises"]["message"]
     assert read_json(folder / "runs" / "raises" / "pretend-0.end.json")["kind"] == "stopped"
 
 
 def test_kill_9_of_the_agent_ends_the_ranks_of_all_hosts(pair, attempts):
     folder, told = attempts
-    assert told["killed"]["kind"] == "Stopped"
+    assert told["killed"]["kind"] == "StopRequested"
     control = folder / "runs" / "killed"
     assert [read_json(control / f"pretend-{rank}.end.json")["kind"] for rank in (0, 1)] == ["stopped"] * 2
     word = f"{JOB_VARIABLE}={submitted(control).id}"

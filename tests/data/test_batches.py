@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from fm_core.config.data import DataSection
 from fm_core.data.batches import Batches, flip
-from fm_core.data.buffer_pool import BatchBuffers
+from fm_core.data.buffer_pool import BufferPool
 from fm_core.data.dataset_builder import write_dataset
 from fm_core.data.loader_factories import block_sizes
 from fm_core.data.reader import ImageReader
@@ -126,7 +126,7 @@ def test_what_goes_wrong_while_reading_ahead_is_raised_here(root, manifest):
 
 
 def test_memory_is_used_again_only_when_nobody_holds_the_batch():
-    buffers = BatchBuffers()
+    buffers = BufferPool()
     first = buffers.take((4, 3))
     second = buffers.take((4, 3))
     assert first.data_ptr() != second.data_ptr()

@@ -138,10 +138,10 @@ def test_an_error_in_a_process_arrives_as_one_line(tmp_path, monkeypatch):
 POOL = """
 import sys
 from fm_core.config.data import DataSection
-from fm_core.data import writing
+from fm_core.data import shard_writer
 from fm_core.data.dataset_builder import write_dataset
 if __name__ == "__main__":
-    writing.WORTH_A_POOL_BYTES = 0
+    shard_writer.WORTH_A_POOL_BYTES = 0
     write_dataset(DataSection.model_validate_json(sys.argv[1]), lambda done: print(done, flush=True))
 """
 

@@ -15,7 +15,7 @@ from scipy.io import savemat
 from fm_core.config.data import DataSection, SourceSection
 from fm_core.data.dataset_builder import check_source, write_dataset
 from fm_core.data.reader import ImageReader
-from fm_core.data.sources.image_decoding import Unusable, decode
+from fm_core.data.sources.image_decoding import ImageDecodingError, decode
 from fm_core.errors import UserError
 
 
@@ -204,7 +204,7 @@ def test_sixteen_bits_are_scaled_and_grey_is_spread():
 
 
 def test_another_size_is_unusable_in_exact_mode():
-    with pytest.raises(Unusable, match="another size"):
+    with pytest.raises(ImageDecodingError, match="another size"):
         decode(encoded(crops(1, 33)[0]), 32, "exact")
 
 

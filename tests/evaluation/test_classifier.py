@@ -6,7 +6,7 @@ from sklearn.datasets import load_digits
 from fm_core.evaluation.features.classifier import (
     Classifier,
     accuracy,
-    impostors,
+    ood_negatives,
     read,
     shifted,
     train_classifier,
@@ -104,7 +104,7 @@ def test_impostors_are_blends_with_the_scrambled_pixels_of_other_images():
     generator = torch.Generator().manual_seed(0)
     x = torch.cat([torch.zeros(400, 2, 4, 4), torch.arange(1.0, 17).view(4, 4).expand(400, 2, 4, 4)])
     targets = torch.eye(5)[torch.tensor([0] * 400 + [1] * 400)]
-    blend, say = impostors(x, targets, generator)
+    blend, say = ood_negatives(x, targets, generator)
     assert blend.shape == (400, 2, 4, 4)
     assert torch.allclose(say.sum(dim=1), torch.ones(400), atol=1e-6)
     share = 1 - blend.flatten(1).mean(dim=1) / 8.5

@@ -5,7 +5,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from fm_core.evaluation.metrics.feature_statistics import Gaussian, Moments
+from fm_core.evaluation.metrics.feature_statistics import FeatureMoments, Gaussian
 from fm_core.evaluation.metrics.frechet import distance, frechet_distance, frechet_distance_of_few
 
 
@@ -16,11 +16,11 @@ def features(count, dimension, seed, scale=1.0, shift=0.0):
 
 
 def reference(rows):
-    return Gaussian.of(Moments.of(rows))
+    return Gaussian.of(FeatureMoments.of(rows))
 
 
 def apart(a, b):
-    return frechet_distance(Moments.of(a), reference(b))
+    return frechet_distance(FeatureMoments.of(a), reference(b))
 
 
 def by_square_root(a, b):
@@ -43,7 +43,7 @@ def test_it_is_the_formula_with_scipys_square_root(dimension):
 def moments_of_gaussian(mean, covariance, count=10**6):
     """Moments whose mean and unbiased covariance are exactly these."""
     mean, covariance = torch.as_tensor(mean).double(), torch.as_tensor(covariance).double()
-    return Moments(count, count * mean, (count - 1) * covariance + count * torch.outer(mean, mean))
+    return FeatureMoments(count, count * mean, (count - 1) * covariance + count * torch.outer(mean, mean))
 
 
 def test_known_gaussians():
@@ -67,7 +67,7 @@ def test_a_shift_is_its_square():
 def test_identical_sets_are_at_no_distance(count, dimension):
     """Ten images of 64 features, too: the covariance is singular."""
     rows = features(count, dimension, 4)
-    trace = Moments.of(rows).covariance.trace().item()
+    trace = FeatureMoments.of(rows).covariance.trace().item()
     assert 0 <= apart(rows, rows) <= 1e-9 * trace
     assert 0 <= frechet_distance_of_few(rows, reference(rows)) <= 1e-9 * trace
 
@@ -119,9 +119,9 @@ def test_dead_features_do_no_harm():
 
 def test_moments_add_up_over_parts():
     rows = features(1000, 8, 7)
-    parts = [Moments.of(rows[first : first + 137]) for first in range(0, 1000, 137)]
+    parts = [FeatureMoments.of(rows[first : first + 137]) for first in range(0, 1000, 137)]
     whole = sum(parts[1:], parts[0])
-    direct = Moments.of(rows)
+    direct = FeatureMoments.of(rows)
     assert whole.count == direct.count == 1000
     assert torch.allclose(whole.mean, rows.double().mean(0), rtol=1e-12)
     assert torch.allclose(whole.covariance, torch.cov(rows.double().T), rtol=1e-10)
@@ -129,20 +129,20 @@ def test_moments_add_up_over_parts():
 
 def test_whole_numbers_add_exactly():
     rows = torch.randint(-100, 100, (64, 5), generator=torch.Generator().manual_seed(0)).float()
-    one, other = Moments.of(rows[:20]), Moments.of(rows[20:])
+    one, other = FeatureMoments.of(rows[:20]), FeatureMoments.of(rows[20:])
     whole = one + other
-    assert torch.equal(whole.products, Moments.of(rows).products)
+    assert torch.equal(whole.products, FeatureMoments.of(rows).products)
 
 
 def test_moments_are_double_whatever_the_features():
     rows = (torch.ones(100_000, 1) * 0.1).half()
-    assert Moments.of(rows).mean.item() == pytest.approx(rows[0].double().item(), rel=1e-12)
+    assert FeatureMoments.of(rows).mean.item() == pytest.approx(rows[0].double().item(), rel=1e-12)
 
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_one_image_has_no_covariance(count):
     with pytest.raises(ValueError, match="at least two"):
-        _ = Moments.of(torch.zeros(count, 3)).covariance
+        _ = FeatureMoments.of(torch.zeros(count, 3)).covariance
 
 
 def test_the_jackknife_error_is_the_spread_over_independent_draws():
@@ -161,7 +161,7 @@ def test_the_jackknife_error_is_the_spread_over_independent_draws():
     # An upper estimate (Efron and Stein 1981), since the limit is further from a sum over images.
     spread = float(np.std(limits, ddof=1))
     assert 0.8 * spread < math.sqrt(np.mean([one.infinity[1] ** 2 for one in found])) < 1.8 * spread
-    truth = frechet_distance(Moments.of(draw(400_000)), whole)
+    truth = frechet_distance(FeatureMoments.of(draw(400_000)), whole)
     assert abs(np.mean(limits) - truth) < 0.5 * abs(np.mean([one.value for one in found]) - truth)
 
 

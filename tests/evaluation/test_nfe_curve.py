@@ -9,9 +9,9 @@ from torch import nn
 from fm_core.config import MethodSection, ModelSection, NfeCurveSection
 from fm_core.errors import UserError
 from fm_core.evaluation.features.extractor import Extractor
-from fm_core.evaluation.metrics.feature_statistics import Gaussian, Moments
+from fm_core.evaluation.metrics.feature_statistics import FeatureMoments, Gaussian
 from fm_core.evaluation.nfe_curve import curve_part, curve_record, points
-from fm_core.method.dequantization import Quantiser
+from fm_core.method.dequantization import Quantizer
 from fm_core.method.ode import Solver
 from fm_core.models.build import build_method
 from fm_core.sampling.checkpoint_source import Model
@@ -32,7 +32,7 @@ MODEL = Model(
     network=Decay(),
     section=ModelSection(),
     objective=build_method(MethodSection()).objective,
-    quantiser=Quantiser(256),
+    quantizer=Quantizer(256),
     image_shape=(1, 2, 2),
     classes=0,
     conditional=False,
@@ -52,8 +52,8 @@ def record():
         for numbers in (range(0, 40), range(40, 60))
     ]
     noise = torch.randn(500, 1, 2, 2, generator=torch.Generator().manual_seed(0))
-    real = EXTRACTOR(MODEL.quantiser.quantise(noise * math.exp(-2)))[0]
-    return curve_record(parts, settings, Gaussian.of(Moments.of(real)), EXTRACTOR.name)
+    real = EXTRACTOR(MODEL.quantizer.quantize(noise * math.exp(-2)))[0]
+    return curve_record(parts, settings, Gaussian.of(FeatureMoments.of(real)), EXTRACTOR.name)
 
 
 def errors(record, solver):

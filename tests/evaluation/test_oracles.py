@@ -11,7 +11,7 @@ import pytest
 import torch
 from environments import environment_with
 
-from fm_core.evaluation.metrics.feature_statistics import Gaussian, Moments
+from fm_core.evaluation.metrics.feature_statistics import FeatureMoments, Gaussian
 from fm_core.evaluation.metrics.frechet import frechet_distance, frechet_distance_of_few
 from fm_core.evaluation.metrics.inception_score import inception_score
 from fm_core.evaluation.metrics.kid import kernel_distance
@@ -53,8 +53,10 @@ def answers(tmp_path_factory):
 
 @pytest.mark.parametrize("package", ["scipy", "torch_fidelity", "torchmetrics"])
 def test_frechet_distance(answers, package):
-    reference = Gaussian.of(Moments.of(Y))
-    assert frechet_distance(Moments.of(X), reference) == pytest.approx(answers[f"{package}.fid"], rel=1e-6)
+    reference = Gaussian.of(FeatureMoments.of(Y))
+    assert frechet_distance(FeatureMoments.of(X), reference) == pytest.approx(
+        answers[f"{package}.fid"], rel=1e-6
+    )
     assert frechet_distance_of_few(X, reference) == pytest.approx(answers[f"{package}.fid"], rel=1e-6)
 
 

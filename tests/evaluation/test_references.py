@@ -11,9 +11,9 @@ from fm_core.data.manifest import load_manifest
 from fm_core.errors import UserError
 from fm_core.evaluation.features.classifier_features import first_images
 from fm_core.evaluation.features.extractor import Extractor
-from fm_core.evaluation.metrics.feature_statistics import Gaussian, Moments
+from fm_core.evaluation.metrics.feature_statistics import FeatureMoments, Gaussian
 from fm_core.evaluation.metrics.frechet import distance_alone
-from fm_core.evaluation.reference import Split, evenly_spaced, guard, imported
+from fm_core.evaluation.reference import ReferenceSplit, evenly_spaced, imported, reference_check
 from fm_core.evaluation.reference_statistics import read_statistics, write_statistics
 
 PROJECTION = torch.randn(64, 20, generator=torch.Generator().manual_seed(0))
@@ -32,32 +32,32 @@ def features(digits, manifest):
 
 class TestSplit:
     def test_it_is_the_moments_of_every_training_image_and_is_kept(self, digits, manifest, features):
-        split = Split(digits.data.root, manifest, settings(pair_images=100), EXTRACTOR)
+        split = ReferenceSplit(digits.data.root, manifest, settings(pair_images=100), EXTRACTOR)
         work = split.work("phase")
         for number in work.missing():
             work.run(number)
         found = split.read(work)
-        expected = Gaussian.of(Moments.of(features))
+        expected = Gaussian.of(FeatureMoments.of(features))
         assert found.gaussian.count == 1497
         torch.testing.assert_close(found.gaussian.mean, expected.mean, rtol=1e-12, atol=0)
         torch.testing.assert_close(found.gaussian.covariance, expected.covariance, rtol=1e-10, atol=1e-8)
         torch.testing.assert_close(found.gaussian.root, expected.root, rtol=1e-6, atol=1e-6)
         assert torch.equal(found.rows, features[evenly_spaced(1497, 100)])
         assert found.name == "train, 1497 images"
-        again = Split(digits.data.root, manifest, settings(pair_images=100), EXTRACTOR)
+        again = ReferenceSplit(digits.data.root, manifest, settings(pair_images=100), EXTRACTOR)
         assert again.work("phase") is None
         assert torch.equal(again.read(None).gaussian.mean, found.gaussian.mean)
         assert work.missing() == [0]  # what was on the way is gone
 
     @pytest.mark.parametrize("change", ["extractor", "split", "kept"])
     def test_another_one_is_not_taken_for_it(self, digits, manifest, change):
-        one = Split(digits.data.root, manifest, settings(), EXTRACTOR)
+        one = ReferenceSplit(digits.data.root, manifest, settings(), EXTRACTOR)
         other = {
-            "extractor": lambda: Split(
+            "extractor": lambda: ReferenceSplit(
                 digits.data.root, manifest, settings(), Extractor("other", "2" * 64, EXTRACTOR.read)
             ),
-            "split": lambda: Split(digits.data.root, manifest, settings(reference="val"), EXTRACTOR),
-            "kept": lambda: Split(digits.data.root, manifest, settings(pair_images=50), EXTRACTOR),
+            "split": lambda: ReferenceSplit(digits.data.root, manifest, settings(reference="val"), EXTRACTOR),
+            "kept": lambda: ReferenceSplit(digits.data.root, manifest, settings(pair_images=50), EXTRACTOR),
         }[change]()
         assert one.file != other.file
 
@@ -69,7 +69,7 @@ class TestSplit:
 
 class TestFiles:
     def test_what_is_written_is_read_back_exactly(self, features, manifest, tmp_path):
-        gaussian = Gaussian.of(Moments.of(features))
+        gaussian = Gaussian.of(FeatureMoments.of(features))
         write_statistics(tmp_path / "ours.npz", gaussian, EXTRACTOR, manifest)
         with np.load(tmp_path / "ours.npz", allow_pickle=False) as file:
             assert {"mu", "sigma", "features", "data_version"} <= set(file.files)
@@ -123,12 +123,12 @@ class TestFiles:
 class TestGuard:
     def test_real_images_must_stay_where_they_were(self, digits, features):
         manifest = load_manifest(digits.data.root, digits.data.name)
-        reference = Gaussian.of(Moments.of(features))
+        reference = Gaussian.of(FeatureMoments.of(features))
         images, _ = first_images(digits.data.root, manifest, "val", 300)
 
         def check(pixels):
             apart = distance_alone(EXTRACTOR(pixels)[0], reference)
-            guard(digits.data.root, manifest, EXTRACTOR, "train", apart, len(pixels))
+            reference_check(digits.data.root, manifest, EXTRACTOR, "train", apart, len(pixels))
             return apart
 
         first = check(images)

@@ -10,7 +10,7 @@ from torch import nn
 
 from fm_core.config import merge, parse_config
 from fm_core.evaluation import evaluation_run, image_sources, reference
-from fm_core.evaluation.evaluation_run import HELD_OUT, REFERENCE, SAMPLES, Evaluation
+from fm_core.evaluation.evaluation_run import HELD_OUT, REFERENCE, SAMPLES, EvaluationRun
 from fm_core.evaluation.evaluation_worker import evaluate
 from fm_core.evaluation.scores import image_scores
 from fm_core.launch.worker_main import Rank
@@ -64,7 +64,7 @@ def scores(digits, images, tmp_path, monkeypatch):
         (root / "control").mkdir()
         for number in reversed(range(ranks)):  # whoever comes first
             evaluate(config, Rank(number, ranks, number, root / "control", "job"))
-        evaluation = Evaluation(config, CPU)
+        evaluation = EvaluationRun(config, CPU)
         evaluation.open(lambda step, steps, loss: None)
         works = evaluation.works
         assert not any(work.missing() for work in works.values())

@@ -6,7 +6,7 @@ import torch
 from fm_core.config import EvaluateSection
 from fm_core.errors import UserError
 from fm_core.evaluation import evaluation_run
-from fm_core.evaluation.evaluation_run import Evaluation, check_splits
+from fm_core.evaluation.evaluation_run import EvaluationRun, check_splits
 
 
 def without(manifest, split):
@@ -19,7 +19,7 @@ def test_an_evaluation_without_held_out_images_is_refused_in_one_line(digits, ma
     with pytest.raises(
         UserError, match=r"data.name digits has no split val, only train: real held-out"
     ) as told:
-        Evaluation(digits, torch.device("cpu"))
+        EvaluationRun(digits, torch.device("cpu"))
     assert "\n" not in str(told.value)
 
 
@@ -44,4 +44,4 @@ def test_statistics_from_outside_need_no_training_images(manifest):
 def test_a_hash_of_weights_that_the_classifier_does_not_take_is_refused():
     settings = EvaluateSection.model_validate({"weights_sha256": "0" * 64})
     with pytest.raises(UserError, match=r"evaluate.weights_sha256: the classifier is trained here"):
-        evaluation_run.check_judges(settings)
+        evaluation_run.check_extractors(settings)

@@ -8,7 +8,7 @@ from PIL import Image
 from flows.artifacts import PICTURE_BYTES, facts, figures_as_images, picture, tables_as_markdown
 from flows.pipeline import headline
 from flows.progress import describe, duration, percentage
-from fm_core.report.html import Figure, Section, Table
+from fm_core.report.html import Figure, PageSection, Table
 from fm_core.report.image_grids import data_uri
 from fm_core.run.progress import Progress
 from fm_core.stages.result import StageResult
@@ -56,10 +56,10 @@ def test_a_comparison_is_told_by_the_tables_and_figures_of_its_page():
     uri = data_uri(encoded.getvalue())
     claims = Table(["claim", "measured"], [["Samples are better", "worse: 3 | 2"]])
     sections = [
-        Section("The paper's claims", [claims], "ranges are quantiles"),
-        Section("Configuration", [], text="seed: 1"),
-        Section("While training", [Figure(uri, "left and right")]),
-        Section("Sampling paths", [Figure(uri, "of image 0"), Figure(uri, "of image 1")]),
+        PageSection("The paper's claims", [claims], "ranges are quantiles"),
+        PageSection("Configuration", [], text="seed: 1"),
+        PageSection("While training", [Figure(uri, "left and right")]),
+        PageSection("Sampling paths", [Figure(uri, "of image 0"), Figure(uri, "of image 1")]),
     ]
     text = tables_as_markdown(sections, "# run")
     assert text.startswith(

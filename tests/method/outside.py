@@ -8,7 +8,7 @@ import torch
 from fm_core.method.couplings import Coupling
 from fm_core.method.objectives import Regression
 from fm_core.method.paths import Path
-from fm_core.method.timestep_samplers import Times
+from fm_core.method.timestep_samplers import TimestepSampler
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Reversed(Coupling):
 
 
 @dataclass(frozen=True)
-class Squared(Times):
+class Squared(TimestepSampler):
     name: ClassVar[str] = "squared"
     interval: tuple[float, float] = (0.0, 1.0)
 

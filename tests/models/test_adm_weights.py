@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from fm_core.errors import UserError
 from fm_core.models.adm_weights import from_adm, is_adm
 from fm_core.models.unet import UNet
-from fm_core.training.pretrained import initial_weights
+from fm_core.training.pretrained import pretrained_weights
 
 PLAIN = {"scale_shift": False, "resample": False, "classes": 0, "new_order": False}
 CASES = {
@@ -62,7 +62,7 @@ def test_converted_weights_compute_what_torchcfm_computes(theirs, name):
         network.load_state_dict(from_adm(weights, network, order))
         with torch.no_grad():
             torch.testing.assert_close(network(t, answers["x"], label), expected, rtol=1e-4, atol=1e-4)
-    there = initial_weights(str(theirs / f"{name}.safetensors"), network, order)
+    there = pretrained_weights(str(theirs / f"{name}.safetensors"), network, order)
     assert all(torch.equal(there[key], weight) for key, weight in network.state_dict().items())
     other = from_adm(weights, network, "legacy" if order == "new" else "new")
     network.load_state_dict(other)
@@ -80,7 +80,7 @@ def test_what_does_not_fit_is_refused_by_name(theirs):
     with pytest.raises(ValueError, match=r"there and .* here"):
         from_adm(weights, ours({**PLAIN, "scale_shift": True}))
     with pytest.raises(UserError, match=r"train.init_from: .*plain.safetensors: .* here"):
-        initial_weights(str(theirs / "plain.safetensors"), ours({**PLAIN, "scale_shift": True}))
+        pretrained_weights(str(theirs / "plain.safetensors"), ours({**PLAIN, "scale_shift": True}))
 
 
 def test_a_network_with_other_groups_is_refused():

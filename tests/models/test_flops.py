@@ -4,7 +4,7 @@ from torch import nn
 
 from fm_core.models.blocks import Attention, ResidualBlock
 from fm_core.models.flops import flops_per_image, parameter_count
-from fm_core.models.layers import Convolution, Dense
+from fm_core.models.layers import Conv2d, Linear
 from fm_core.models.mlp import MLP
 from fm_core.models.unet import UNet
 
@@ -25,9 +25,9 @@ class OnImages(nn.Module):
 @pytest.mark.parametrize(
     ("network", "shape", "products"),
     [
-        (OnImages(Convolution(3, 5)), (3, 8, 6), 8 * 6 * 3 * 5 * 9),
-        (OnImages(Convolution(3, 5, stride=2)), (3, 8, 6), 4 * 3 * 3 * 5 * 9),
-        (OnImages(Dense(7, 4)), (7,), 7 * 4),
+        (OnImages(Conv2d(3, 5)), (3, 8, 6), 8 * 6 * 3 * 5 * 9),
+        (OnImages(Conv2d(3, 5, stride=2)), (3, 8, 6), 4 * 3 * 3 * 5 * 9),
+        (OnImages(Linear(7, 4)), (7,), 7 * 4),
         # queries, keys and values; two products of pixels with pixels; projection
         (OnImages(Attention(8, 4), 1), (8, 4, 4), 16 * 8 * 24 + 2 * 16 * 16 * 8 + 16 * 8 * 8),
         (

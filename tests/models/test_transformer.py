@@ -8,10 +8,10 @@ from fm_core.config import ModelSection
 from fm_core.models.build import build_network
 from fm_core.models.flops import flops_per_image, parameter_count
 from fm_core.models.transformer import (
-    Block,
     Transformer,
+    TransformerBlock,
     from_patches,
-    normalise,
+    normalize,
     position_features,
     to_patches,
 )
@@ -87,7 +87,7 @@ def test_a_fresh_network_returns_zeros_and_its_blocks_are_the_identity():
     t, x = batch()
     assert torch.equal(small()(t, x), torch.zeros_like(x))
     tokens = torch.randn(2, 4, 32)
-    assert torch.equal(Block(32, 2)(tokens, torch.randn(2, 32)), tokens)
+    assert torch.equal(TransformerBlock(32, 2)(tokens, torch.randn(2, 32)), tokens)
 
 
 def test_every_parameter_and_every_input_pixel_and_time_matter():
@@ -105,7 +105,7 @@ def test_every_parameter_and_every_input_pixel_and_time_matter():
 
 
 def test_a_block_is_the_formula():
-    block = awake(Block(8, 2))
+    block = awake(TransformerBlock(8, 2))
     x, conditioning = torch.randn(2, 3, 8), torch.randn(2, 8)
     vector = block.modulation.dense(torch.nn.functional.silu(conditioning))[:, None]
     shift, scale, gate, shift2, scale2, gate2 = vector.split(8, dim=2)
@@ -174,7 +174,7 @@ def test_normalisation_rounds_once_under_bfloat16():
     shift, scale = torch.randn(2, 2, 1, 64).to(torch.bfloat16)
     exact = x.double()
     exact = (exact - exact.mean(2, keepdim=True)) / exact.var(2, correction=0, keepdim=True).sqrt()
-    y = normalise(x, shift, scale)
+    y = normalize(x, shift, scale)
     assert y.dtype == torch.bfloat16
     assert (y == (exact * (1 + scale.double()) + shift.double()).to(torch.bfloat16)).float().mean() > 0.99
 

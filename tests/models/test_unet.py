@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from checkpointing import backward
 
 from fm_core.models.blocks import Attention, ResidualBlock
-from fm_core.models.layers import Convolution, Normalisation, group_count, time_features
+from fm_core.models.layers import Conv2d, GroupNorm32, group_count, timestep_embedding
 from fm_core.models.unet import UNet
 
 PAPER = {
@@ -196,7 +196,7 @@ def test_bfloat16_weights_keep_time_exact_and_the_output_close():
 
 
 def test_normalisation_rounds_once_under_bfloat16():
-    norm, scale, shift = Normalisation(8).to(torch.bfloat16), torch.randn(2, 8), torch.randn(2, 8)
+    norm, scale, shift = GroupNorm32(8).to(torch.bfloat16), torch.randn(2, 8), torch.randn(2, 8)
     x = (100 + torch.randn(2, 8, 16, 16)).to(torch.bfloat16)
     y = norm(x, scale, shift, activate=True)
     exact = F.group_norm(x.double(), 2) * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
@@ -205,7 +205,7 @@ def test_normalisation_rounds_once_under_bfloat16():
 
 
 def test_scale_and_shift_follow_the_normalisation():
-    norm, x = Normalisation(8), torch.randn(2, 8, 4, 4)
+    norm, x = GroupNorm32(8), torch.randn(2, 8, 4, 4)
     scale, shift = torch.randn(2, 8), torch.randn(2, 8)
     expected = F.group_norm(x, 2) * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
     assert torch.allclose(norm(x, scale, shift), expected, atol=1e-5)
@@ -226,7 +226,7 @@ def test_group_count_is_32_at_the_paper_widths():
 
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (1, 1)])
 def test_convolution_is_torchs_with_its_weight_stored_channels_last(kernel, stride):
-    ours = Convolution(5, 7, kernel=kernel, stride=stride)
+    ours = Conv2d(5, 7, kernel=kernel, stride=stride)
     assert ours.weight.shape == (7, kernel, kernel, 5)
     assert ours.weight.is_contiguous()
     theirs = torch.nn.Conv2d(5, 7, kernel, stride=stride, padding=kernel // 2)
@@ -254,11 +254,11 @@ def test_attention_is_the_softmax_formula():
 
 
 def test_time_features_turn_a_thousand_times_as_fast_as_t():
-    features = time_features(torch.tensor([0.25]), 8)[0]
+    features = timestep_embedding(torch.tensor([0.25]), 8)[0]
     frequencies = torch.tensor([1.0, 0.1, 0.01, 0.001])
     assert torch.allclose(features[:4], torch.cos(250 * frequencies), atol=1e-5)
     assert torch.allclose(features[4:], torch.sin(250 * frequencies), atol=1e-5)
-    assert time_features(torch.tensor([0.25]), 7).shape == (1, 7)
+    assert timestep_embedding(torch.tensor([0.25]), 7).shape == (1, 7)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointed"])

@@ -127,6 +127,6 @@ def test_the_guard_is_free_again_after_an_error_and_after_death(lease):
 
 
 def test_stale_is_longer_than_several_beats():
-    from fm_core.launch.worker_main import BEAT_SECONDS
+    from fm_core.launch.worker_main import HEARTBEAT_SECONDS
 
-    assert module.STALE_SECONDS >= 3 * BEAT_SECONDS
+    assert module.STALE_SECONDS >= 3 * HEARTBEAT_SECONDS

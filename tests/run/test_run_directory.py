@@ -9,8 +9,8 @@ import yaml
 from fm_core.config import RunConfig, load_config
 from fm_core.errors import UserError
 from fm_core.run.directory import RunDirectory, fingerprint, identity
-from fm_core.run.progress import unobserved
-from fm_core.run.stage_runner import recorded
+from fm_core.run.progress import no_progress
+from fm_core.run.stage_runner import run_stage_function
 from fm_core.stages.preflight import preflight
 from fm_core.stages.result import StageResult
 from fm_core.storage.atomic_files import read_json
@@ -111,7 +111,7 @@ def test_what_a_stage_is_given_for_one_call_is_not_what_was_asked_of_the_run(tmp
 
     elsewhere = config_at(tmp_path, train={"checkpoint_root": str(tmp_path / "elsewhere")})
     with suppress(UserError, KeyboardInterrupt):
-        recorded("sample", elsewhere, unobserved, work)
+        run_stage_function("sample", elsewhere, no_progress, work)
     assert (recorded_file.read_bytes(), recorded_file.stat().st_mtime_ns) == before
 
 

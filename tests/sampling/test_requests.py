@@ -6,10 +6,10 @@ import torch
 from checkpoints import CPU, MODEL, SHAPE, checkpoint, config_at, make, pixels, samples_of
 
 from fm_core.errors import UserError
-from fm_core.method.dequantization import Quantiser
+from fm_core.method.dequantization import Quantizer
 from fm_core.method.ode import Solver
 from fm_core.sampling.checkpoint_source import load_model, weights_file
-from fm_core.sampling.generate import Draw, generate, instants
+from fm_core.sampling.generate import Draw, generate, time_grid
 from fm_core.sampling.sample_worker import TRAJECTORY_FRAMES
 
 EULER = Solver("euler", steps=3)
@@ -99,13 +99,13 @@ class TestTrajectories:
     )
     def test_they_lead_from_the_noise_to_the_images_and_cost_nothing(self, model, solver):
         plain = generate(model, Draw(solver, 1), 0, 4, CPU)
-        times = instants(model.objective.interval, 6)
+        times = time_grid(model.objective.interval, 6)
         shown = generate(model, Draw(solver, 1), 0, 4, CPU, times)
         assert torch.equal(plain.images, shown.images)
         assert plain.nfe == shown.nfe
         assert shown.trajectory.shape == (6, 4, *SHAPE)
         assert torch.equal(shown.trajectory[-1], shown.images)
-        noise = Quantiser(17).quantise(Draw(solver, 1).noise(model, range(4)))
+        noise = Quantizer(17).quantize(Draw(solver, 1).noise(model, range(4)))
         assert torch.equal(shown.trajectory[0], noise)
 
     def test_the_first_batch_keeps_them(self, config):

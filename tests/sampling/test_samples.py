@@ -10,7 +10,7 @@ import torch
 import webdataset
 from checkpoints import CPU, SHAPE, checkpoint, config_at, make, pixels, samples_of
 
-from fm_core.errors import Stopped, UserError
+from fm_core.errors import StopRequested, UserError
 from fm_core.launch.worker_main import Rank
 from fm_core.method.ode import Solver
 from fm_core.sampling.checkpoint_source import load_model
@@ -222,7 +222,7 @@ class TestTars:
         samples = samples_of(config)
         samples.control.mkdir(parents=True)
         (samples.control / "STOP").touch()
-        with pytest.raises(Stopped):
+        with pytest.raises(StopRequested):
             sample(config, Rank(0, 1, 0, samples.control, "job"))
         assert samples.finished() == []
 

@@ -71,7 +71,7 @@ class TestWeights:
         model = load_model(weights_file(config, 7), CPU)
         assert not model.network.training
         assert not any(weight.requires_grad for weight in model.network.parameters())
-        assert (model.step, model.classes, model.conditional, model.quantiser.levels) == (7, 10, True, 17)
+        assert (model.step, model.classes, model.conditional, model.quantizer.levels) == (7, 10, True, 17)
 
 
 class TestWeightsInAStore:

@@ -5,7 +5,7 @@ import json
 import pytest
 from tiny_run import Tiny
 
-from fm_core.launch.online_eval import end_scoring, scores_beside
+from fm_core.launch.online_eval import read_online_scores, stop_online_eval
 from fm_core.launch.run_jobs import end_jobs
 from fm_core.storage.atomic_files import read_json, read_lines
 
@@ -35,7 +35,7 @@ def test_losses_are_those_of_a_run_without(tiny: Tiny, scored: Tiny):
 
 @pytest.mark.slow
 def test_the_last_checkpoint_is_scored_and_the_best_is_kept(scored: Tiny):
-    scores = scores_beside(scored.path)
+    scores = read_online_scores(scored.path)
     log = (scored.path / "logs" / "train-beside.log").read_text()
     assert scores, log
     assert scores[-1]["step"] == 20
@@ -62,7 +62,7 @@ def test_the_best_can_be_sampled_from(scored: Tiny):
 
 
 def test_a_run_without_processes_has_nothing_to_end(tiny: Tiny):
-    end_scoring(tiny.path)
+    stop_online_eval(tiny.path)
     assert end_jobs(tiny.path) == []
 
 

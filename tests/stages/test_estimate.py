@@ -9,8 +9,8 @@ from fm_core.config import load_config, merge, parse_config
 from fm_core.errors import UserError
 from fm_core.reproduce import cost_estimate as module
 from fm_core.reproduce.cost_estimate import HEAD, STORED, estimate
-from fm_core.reproduce.experiment_cost import Stated, image_cell_cost, plane_cell_cost
-from fm_core.reproduce.experiments import cell_runs, objective_of
+from fm_core.reproduce.experiment_cost import Stated, image_experiment_cost, toy_experiment_cost
+from fm_core.reproduce.experiments import experiments_of, objective_of
 from fm_core.training.cost_model import Cluster, training_cost
 
 CONFIGS = Path(__file__).parents[2] / "infra" / "configs"
@@ -122,11 +122,11 @@ def test_a_step_that_solves_an_ode_has_no_cost_before_it_is_solved():
 
 def test_fixed_steps_are_counted_and_not_guessed():
     config = load_config(DIGITS, {"sample": {"solver": "heun", "steps": 10}})
-    cell = cell_runs(config)[0]
+    cell = experiments_of(config)[0]
     settings = config.reproduce.images
     adaptive, fixed = (
-        image_cell_cost(one, settings, objective_of(cell.section), (1, 8, 8), 10)
-        for one in (cell_runs(load_config(DIGITS))[0].config, cell.config)
+        image_experiment_cost(one, settings, objective_of(cell.section), (1, 8, 8), 10)
+        for one in (experiments_of(load_config(DIGITS))[0].config, cell.config)
     )
     drawn = 1000 + 256 * 7
     assert adaptive.solved_images - fixed.solved_images == drawn
@@ -169,6 +169,6 @@ def test_throughput_comes_from_what_was_stated():
 
 def test_a_points_network_is_counted():
     config = load_config(CONFIGS / "checkerboard.yaml")
-    cost = plane_cell_cost(config.reproduce.plane, objective_of(config.reproduce.cells[0]), 6000)
+    cost = toy_experiment_cost(config.reproduce.plane, objective_of(config.reproduce.cells[0]), 6000)
     assert cost.parameters == 3 * 512 + 512 + 4 * (512 * 512 + 512) + 512 * 2 + 2
     assert cost.forward_flops == 2 * (3 * 512 + 4 * 512 * 512 + 512 * 2)

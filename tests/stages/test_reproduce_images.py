@@ -12,8 +12,8 @@ from fm_core.data.manifest import load_manifest
 from fm_core.errors import UserError
 from fm_core.models.build import build_method, build_network
 from fm_core.reproduce.cost_estimate import HEAD, STORED, estimate
-from fm_core.reproduce.experiments import cell_runs
-from fm_core.reproduce.image_experiment import pictures_of
+from fm_core.reproduce.experiments import experiments_of
+from fm_core.reproduce.image_experiment import sample_images_of
 from fm_core.reproduce.reproduce import reproduce
 from fm_core.storage.atomic_files import read_json, write_json
 from fm_core.training.train_worker import _source
@@ -31,7 +31,7 @@ def test_every_cell_is_a_plain_run_that_other_commands_know(compared):
 
 
 def test_runs_differ_in_their_objective_and_path_alone(compared):
-    asked = [asked_but_for_the_objective(cell.config) for cell in cell_runs(configured(compared[0]))]
+    asked = [asked_but_for_the_objective(cell.config) for cell in experiments_of(configured(compared[0]))]
     assert asked[0] == asked[1]
 
 
@@ -43,7 +43,7 @@ def asked_but_for_the_objective(config):
 
 def test_runs_share_images_noise_times_and_initial_weights(compared):
     """Both paths have a standard normal source, so that the draws themselves can be compared."""
-    drawn = [first_of(cell.config) for cell in cell_runs(configured(compared[0]))]
+    drawn = [first_of(cell.config) for cell in experiments_of(configured(compared[0]))]
     assert drawn[0]["x1"].std() > 0.1
     for name, tensor in drawn[0].items():
         assert torch.allclose(tensor, drawn[1][name], atol=1e-6), name
@@ -83,7 +83,7 @@ def test_what_evaluation_would_refuse_is_refused_before_training(compared):
 def test_cells_have_places_of_their_own_in_one_store(compared):
     over = {"train": {"checkpoint_root": "memory://somewhere/else/"}}
     tree = merge(configured(compared[0]).model_dump(mode="json"), over)
-    roots = [cell.config.train.checkpoint_root for cell in cell_runs(parse_config(tree, where="x"))]
+    roots = [cell.config.train.checkpoint_root for cell in experiments_of(parse_config(tree, where="x"))]
     assert roots == ["memory://somewhere/else/ddpm-s0", "memory://somewhere/else/fm-ot-s0"]
 
 
@@ -108,8 +108,8 @@ def test_the_table_the_curves_and_the_claims_are_there(compared):
 
 def test_objectives_start_from_one_noise_and_end_at_their_samples(compared):
     root = compared[0]
-    cells = cell_runs(configured(root))
-    ways = [pictures_of(cell)["trajectory"] for cell in cells]
+    cells = experiments_of(configured(root))
+    ways = [sample_images_of(cell)["trajectory"] for cell in cells]
     assert ways[0].shape == ways[1].shape == (17, 8, 1, 8, 8)
     # Both sources are standard normal.
     assert ways[0][0].equal(ways[1][0])

@@ -17,7 +17,7 @@ from fm_core.models.build import build_network
 from fm_core.sampling.sample_store import SampleSet
 from fm_core.sampling.sample_worker import TRAJECTORY_FRAMES
 from fm_core.storage.atomic_files import read_json
-from fm_core.training.pretrained import initial_weights
+from fm_core.training.pretrained import pretrained_weights
 
 pytestmark = pytest.mark.slow
 
@@ -163,15 +163,15 @@ class TestCompare:
 
 def test_training_starts_from_anothers_weights_only_where_they_fit(tiny, tmp_path):
     network = build_network(tiny.config.model, (1, 8, 8), 10)
-    weights = initial_weights(str(tiny.path), network)
+    weights = pretrained_weights(str(tiny.path), network)
     assert weights.keys() == network.state_dict().keys()
     with pytest.raises(UserError, match=r"has no complete checkpoint"):
-        initial_weights(str(tmp_path), network)
+        pretrained_weights(str(tmp_path), network)
     wider = build_network(tiny.config.model.model_copy(update={"channels": 16}), (1, 8, 8), 10)
     with pytest.raises(UserError, match=r"is of another network"):
-        initial_weights(str(tiny.path), wider)
+        pretrained_weights(str(tiny.path), wider)
     save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
     with pytest.raises(UserError, match=r"missing from|only in"):
-        initial_weights(str(tmp_path / "a.safetensors"), network)
+        pretrained_weights(str(tmp_path / "a.safetensors"), network)
     with pytest.raises(UserError, match=r"cannot be read"):
-        initial_weights(str(tmp_path / "none.safetensors"), network)
+        pretrained_weights(str(tmp_path / "none.safetensors"), network)

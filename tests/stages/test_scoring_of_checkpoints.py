@@ -8,7 +8,7 @@ import pytest
 
 from fm_core.config import RunConfig
 from fm_core.errors import UserError
-from fm_core.launch.online_eval import scores_beside
+from fm_core.launch.online_eval import read_online_scores
 from fm_core.run.directory import RunDirectory
 from fm_core.stages import score_checkpoints
 from fm_core.stages.result import StageResult
@@ -49,7 +49,9 @@ def scoring(monkeypatch, config, distances):
 
     monkeypatch.setattr(score_checkpoints, "evaluate", evaluate)
     score_checkpoints.score_checkpoints(config)
-    return [(line["step"], line["frechet_distance"]) for line in scores_beside(RunDirectory(config).path)]
+    return [
+        (line["step"], line["frechet_distance"]) for line in read_online_scores(RunDirectory(config).path)
+    ]
 
 
 def test_one_that_cannot_be_scored_is_told_and_the_next_is_scored(config, monkeypatch, capsys):

@@ -15,7 +15,7 @@ from tiny_images import CELLS, configured
 from fm_core.config import load_config, merge, parse_config
 from fm_core.errors import UserError
 from fm_core.reproduce import parallel as module
-from fm_core.reproduce.parallel import VISIBLE, shares
+from fm_core.reproduce.parallel import VISIBLE, device_shares
 from fm_core.reproduce.reproduce import reproduce
 from fm_core.storage.atomic_files import read_json
 
@@ -34,16 +34,16 @@ def eight(monkeypatch):
 
 
 def test_gpus_are_shared_out_and_none_twice(eight):
-    assert shares(asked(2)) == [{VISIBLE: "0,1,2,3"}, {VISIBLE: "4,5,6,7"}]
-    assert shares(asked(3)) == [{VISIBLE: "0,1"}, {VISIBLE: "2,3"}, {VISIBLE: "4,5"}]
-    assert shares(asked(4, processes=1)) == [{VISIBLE: str(n)} for n in range(4)]
-    assert shares(asked(1)) == [{}]
+    assert device_shares(asked(2)) == [{VISIBLE: "0,1,2,3"}, {VISIBLE: "4,5,6,7"}]
+    assert device_shares(asked(3)) == [{VISIBLE: "0,1"}, {VISIBLE: "2,3"}, {VISIBLE: "4,5"}]
+    assert device_shares(asked(4, processes=1)) == [{VISIBLE: str(n)} for n in range(4)]
+    assert device_shares(asked(1)) == [{}]
 
 
 def test_gpus_that_somebody_chose_are_shared_out_by_their_names(eight, monkeypatch):
     monkeypatch.setattr(module, "device_count", lambda: 2)
     monkeypatch.setenv(VISIBLE, "5,7")
-    assert shares(asked(2)) == [{VISIBLE: "5"}, {VISIBLE: "7"}]
+    assert device_shares(asked(2)) == [{VISIBLE: "5"}, {VISIBLE: "7"}]
 
 
 @pytest.mark.parametrize(
@@ -56,20 +56,20 @@ def test_gpus_that_somebody_chose_are_shared_out_by_their_names(eight, monkeypat
 )
 def test_more_than_there_is_is_refused_in_one_line(eight, parallel, launch, words):
     with pytest.raises(UserError) as caught:
-        shares(asked(parallel, **launch))
+        device_shares(asked(parallel, **launch))
     assert words in str(caught.value)
     assert str(caught.value).startswith("reproduce.parallel")
     assert "\n" not in str(caught.value)
 
 
 def test_slurm_shares_out_devices_itself(eight):
-    assert shares(asked(3, kind="slurm", processes=8)) == [{}, {}, {}]
+    assert device_shares(asked(3, kind="slurm", processes=8)) == [{}, {}, {}]
 
 
 def test_cores_are_shared_out_where_there_is_no_gpu(monkeypatch):
     monkeypatch.setattr(module, "device_count", lambda: 0)
     monkeypatch.setattr(module, "world", lambda launch: (2, 12))
-    assert shares(asked(3)) == [{}, {}, {}]
+    assert device_shares(asked(3)) == [{}, {}, {}]
     assert module._with_a_share_of_the_cores(asked(3)).launch.threads == 4
     assert module._with_a_share_of_the_cores(asked(3, threads=5)).launch.threads == 5
     assert module._with_a_share_of_the_cores(asked(20)).launch.threads == 1

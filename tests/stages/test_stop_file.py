@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import pytest
 
 from fm_core.config import RunConfig
-from fm_core.errors import Stopped
+from fm_core.errors import StopRequested
 from fm_core.run.directory import RunDirectory
 from fm_core.stages.evaluate import _work
-from fm_core.stages.phases import Phases
+from fm_core.stages.phases import ProgressPhases
 
 
 def test_an_evaluation_in_this_process_ends_after_the_part_that_it_is_at(tmp_path):
@@ -31,7 +31,7 @@ def test_an_evaluation_in_this_process_ends_after_the_part_that_it_is_at(tmp_pat
         run=make,
     )
     evaluation = SimpleNamespace(works={"features": work}, folder="step", key="ema")
-    phases = Phases("evaluate", lambda progress: None, {"features": 1.0})
-    with pytest.raises(Stopped, match="what is finished stays"):
+    phases = ProgressPhases("evaluate", lambda progress: None, {"features": 1.0})
+    with pytest.raises(StopRequested, match="what is finished stays"):
         _work(config, run, evaluation, phases, lambda progress: None)
     assert made == [0, 1]

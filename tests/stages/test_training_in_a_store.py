@@ -7,7 +7,7 @@ import threading
 import pytest
 from tiny_run import Tiny, is_progress
 
-from fm_core.checkpoint.catalog import Checkpoints
+from fm_core.checkpoint.catalog import CheckpointCatalog
 from fm_core.launch.dispatch import processes_of, submitted
 from fm_core.storage.atomic_files import read_json, read_lines
 
@@ -32,7 +32,7 @@ def story(tiny, s3):
     def call(name, command, *words, **variables):
         called = run.fm(command, *words, **variables)
         lines = [line for line in called.err.splitlines() if not is_progress(line)]
-        story[name] = {"code": called.code, "said": lines, "steps": Checkpoints.of(run.config).steps()}
+        story[name] = {"code": called.code, "said": lines, "steps": CheckpointCatalog.of(run.config).steps()}
 
     call("three", "train", "--launch.processes", "3")
     # Rank 1 draws four batches, four of held-out images at the checkpoint of step 4, then stops dead.
@@ -94,7 +94,7 @@ def test_the_store_holds_the_last_every_mth_and_the_best_and_here_only_the_last(
     best = min(held_out, key=lambda line: line["loss"])["step"]
     assert story["end"]["steps"] == sorted({8, 16, 20, best})
     assert [path.name for path in (run.path / "train" / "staging").glob("step-*")] == ["step-00000020"]
-    assert Checkpoints.snapshots_of(run.config).steps() == [4, 8, 12, 16, 20]
+    assert CheckpointCatalog.snapshots_of(run.config).steps() == [4, 8, 12, 16, 20]
 
 
 def test_called_again_it_asks_the_store_and_is_done(story):

@@ -13,18 +13,18 @@ import pytest
 from s3_server import Server
 from tiny_run import HERE, Tiny
 
-from fm_core.checkpoint.catalog import Checkpoints
+from fm_core.checkpoint.catalog import CheckpointCatalog
 from fm_core.config import RunConfig
 from fm_core.launch.dispatch import processes_of, submitted
 from fm_core.launch.job import CONTROL_VARIABLE, GRACE_SECONDS, JOB_VARIABLE, LOGS_VARIABLE, kill
 from fm_core.launch.upload_handover import (
     LONGEST_SECONDS,
     SLURM,
-    begin_afterwards,
-    end_afterwards,
-    keep_record,
-    recorded,
-    told_afterwards,
+    describe_upload,
+    read_upload_record,
+    start_upload_worker,
+    stop_upload_worker,
+    write_upload_record,
 )
 from fm_core.run.directory import RunDirectory
 from fm_core.run.lease import process_is
@@ -94,7 +94,7 @@ def run(tiny, s3) -> Iterator[Tiny]:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv(SLURM, raising=False)
         yield run
-    end_afterwards(run.path)
+    stop_upload_worker(run.path)
     if job := submitted(run.path):
         kill(processes_of(job))
 
@@ -109,22 +109,22 @@ def away(run: Tiny, s3: Server) -> str:
 
 def test_its_last_words_name_the_place_and_the_latest_end(run: Tiny, away: str):
     assert away.startswith("fm: stopped; its upload to s3://bucket/stopped goes on until 20")
-    record = recorded(run.path)
+    record = read_upload_record(run.path)
     assert 0 < record.until - time.time() < LONGEST_SECONDS
-    assert told_afterwards(run.path) in away
-    assert told_afterwards(run.path) in run.fm("status").out
+    assert describe_upload(run.path) in away
+    assert describe_upload(run.path) in run.fm("status").out
     process = psutil.Process(record.pid)
     assert process.is_running()
     assert not {JOB_VARIABLE, CONTROL_VARIABLE, LOGS_VARIABLE} & process.environ().keys()
 
 
 def test_the_upload_ends_with_the_store_back_and_nobody_started_anything(run: Tiny, away: str, s3: Server):
-    record = recorded(run.path)
+    record = read_upload_record(run.path)
     s3.start()
-    until(lambda: recorded(run.path).ended, 90)
-    assert told_afterwards(run.path) == "its upload to s3://bucket/stopped was finished afterwards"
-    assert Checkpoints.of(run.config).steps() == [read_status(run.path)["step"]]
-    assert Checkpoints.of(run.config).problem_of(read_status(run.path)["last_checkpoint"]) is None
+    until(lambda: read_upload_record(run.path).ended, 90)
+    assert describe_upload(run.path) == "its upload to s3://bucket/stopped was finished afterwards"
+    assert CheckpointCatalog.of(run.config).steps() == [read_status(run.path)["step"]]
+    assert CheckpointCatalog.of(run.config).problem_of(read_status(run.path)["last_checkpoint"]) is None
     until(lambda: not process_is(record.pid, record.created), 10)
 
 
@@ -132,67 +132,67 @@ def test_the_next_start_ends_it_and_copies_the_rest_itself(run: Tiny, away: str,
     training = Training(run).works()
     s3.stop()
     training.stop()
-    first, step = recorded(run.path), read_status(run.path)["step"]
+    first, step = read_upload_record(run.path), read_status(run.path)["step"]
     assert process_is(first.pid, first.created)
     s3.start()
     training = Training(run).works()
     until(lambda: not process_is(first.pid, first.created), 10)
-    assert recorded(run.path) is None
-    until(lambda: step in Checkpoints.of(run.config).steps(), 60)
+    assert read_upload_record(run.path) is None
+    until(lambda: step in CheckpointCatalog.of(run.config).steps(), 60)
     last = training.stop()
     # Where the store answers in time, nothing is left to tell; on a busy machine it may not.
-    until(lambda: (left := recorded(run.path)) is None or left.ended, 60)
-    assert ("upload" in last) == (recorded(run.path) is not None)
-    assert Checkpoints.of(run.config).problem_of(read_status(run.path)["last_checkpoint"]) is None
+    until(lambda: (left := read_upload_record(run.path)) is None or left.ended, 60)
+    assert ("upload" in last) == (read_upload_record(run.path) is not None)
+    assert CheckpointCatalog.of(run.config).problem_of(read_status(run.path)["last_checkpoint"]) is None
 
 
 def test_a_start_that_fails_gives_the_upload_back(run: Tiny, away: str, s3: Server):
     step = read_status(run.path)["step"]
     s3.stop()
     try:
-        assert "goes on until" in begin_afterwards(run.config, step)
-        first = recorded(run.path)
+        assert "goes on until" in start_upload_worker(run.config, step)
+        first = read_upload_record(run.path)
         failed = run.fm("train", "--launch.restarts", "0", AWS_MAX_ATTEMPTS="1")
         assert failed.code != 0
-        second = recorded(run.path)
+        second = read_upload_record(run.path)
         assert second.pid != first.pid
         assert (second.step, second.ended) == (step, False)
     finally:
         s3.start()
-    until(lambda: recorded(run.path).ended, 90)
-    assert "was finished afterwards" in told_afterwards(run.path)
+    until(lambda: read_upload_record(run.path).ended, 90)
+    assert "was finished afterwards" in describe_upload(run.path)
 
 
 def test_it_ends_in_time_and_says_what_was_in_the_way(run: Tiny, away: str, s3: Server, monkeypatch):
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     s3.stop()
     try:
-        assert "goes on until" in begin_afterwards(run.config, step=1, seconds=3)
-        until(lambda: recorded(run.path).ended, 60)
+        assert "goes on until" in start_upload_worker(run.config, step=1, seconds=3)
+        until(lambda: read_upload_record(run.path).ended, 60)
     finally:
         s3.start()
-    told = told_afterwards(run.path)
+    told = describe_upload(run.path)
     assert told.startswith("its upload to s3://bucket/stopped was not finished (")
     assert told.endswith("); the next start does")
 
 
 def test_one_that_was_killed_is_not_said_to_go_on(run: Tiny, away: str):
-    record = recorded(run.path)
-    keep_record(run.path, record.model_copy(update={"ended": False, "problem": None, "created": 1.0}))
-    assert "was not finished (it was ended)" in told_afterwards(run.path)
+    record = read_upload_record(run.path)
+    write_upload_record(run.path, record.model_copy(update={"ended": False, "problem": None, "created": 1.0}))
+    assert "was not finished (it was ended)" in describe_upload(run.path)
 
 
 def test_under_slurm_nothing_is_begun_that_slurm_would_end(run: Tiny, monkeypatch):
     monkeypatch.setenv(SLURM, "7")
-    assert begin_afterwards(run.config, step=1) is None
+    assert start_upload_worker(run.config, step=1) is None
 
 
 def test_where_none_can_be_started_the_stop_stays_a_stop(run: Tiny, away: str, monkeypatch, capsys):
-    end_afterwards(run.path)
+    stop_upload_worker(run.path)
     monkeypatch.setattr(sys, "executable", "/no/such/python")
-    assert begin_afterwards(run.config, step=1) is None
+    assert start_upload_worker(run.config, step=1) is None
     assert "no process goes on with the upload: " in capsys.readouterr().out
-    assert recorded(run.path) is None
+    assert read_upload_record(run.path) is None
 
 
 def test_a_store_that_never_answers_is_left_when_the_time_is_over(tmp_path):
@@ -211,9 +211,9 @@ def test_a_store_that_never_answers_is_left_when_the_time_is_over(tmp_path):
             patch.setenv("AWS_ACCESS_KEY_ID", "testing")
             patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
             patch.delenv(SLURM, raising=False)
-            assert begin_afterwards(config, step=1, seconds=8)
+            assert start_upload_worker(config, step=1, seconds=8)
         path = RunDirectory(config).path
-        process = recorded(path)
-        until(lambda: recorded(path).ended, 60)
-        assert "was not finished (" in told_afterwards(path)
+        process = read_upload_record(path)
+        until(lambda: read_upload_record(path).ended, 60)
+        assert "was not finished (" in describe_upload(path)
         until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_ZOMBIE, 10)

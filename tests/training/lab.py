@@ -6,21 +6,21 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from fm_core.checkpoint.catalog import Checkpoints
+from fm_core.checkpoint.catalog import CheckpointCatalog
 from fm_core.checkpoint.format import Retention
 from fm_core.config import MethodSection, TrainSection
 from fm_core.data.sampler import GlobalShuffleSampler
 from fm_core.launch.worker_main import Rank
-from fm_core.method.dequantization import Quantiser
+from fm_core.method.dequantization import Quantizer
 from fm_core.models.build import build_method
 from fm_core.storage.atomic_files import read_lines
 from fm_core.training.batch_source import BatchSource
-from fm_core.training.ema import Averages
+from fm_core.training.ema import ModelEMA
 from fm_core.training.engine import make_engine, micro_batch_of
 from fm_core.training.loop import Trainer
 from fm_core.training.lr_schedule import ema_decays
 from fm_core.training.metrics import TrainLog
-from fm_core.training.zero_state import float32_partitions, whole
+from fm_core.training.zero_state import float32_partitions, gather_full
 
 BATCH = 12
 RECIPE = {"model": {"channels": 8}, "data": {"version": "a1"}}
@@ -86,7 +86,7 @@ def make_trainer(folder, device, dropout=True, bad=(), method=None, **keys):
     method, reader = build_method(method or MethodSection()), Memory()
     path, times = method.objective.path, method.times
     source = Source(
-        reader, GlobalShuffleSampler(3, len(reader)), Quantiser(17), path, method.coupling, times, 3, False
+        reader, GlobalShuffleSampler(3, len(reader)), Quantizer(17), path, method.coupling, times, 3, False
     )
     source.bad = frozenset(position for step in bad for position in range(step * BATCH, (step + 1) * BATCH))
     folder.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,7 @@ def make_trainer(folder, device, dropout=True, bad=(), method=None, **keys):
         train=train,
         engine=engine,
         objective=method.objective,
-        averages=Averages(engine, ema_decays(train)),
+        averages=ModelEMA(engine, ema_decays(train)),
         source=source,
         rank=Rank(rank, count, rank, folder, "lab"),
         device=device,
@@ -108,7 +108,7 @@ def make_trainer(folder, device, dropout=True, bad=(), method=None, **keys):
 
 
 def checkpoints_at(folder):
-    return Checkpoints(str(folder / "checkpoints"), folder / "staging", Retention(3))
+    return CheckpointCatalog(str(folder / "checkpoints"), folder / "staging", Retention(3))
 
 
 def longer(trainer, steps):
@@ -130,7 +130,7 @@ def losses(folder):
 
 def whole_weights(engine):
     """The float32 weights, whole, on the CPU of every rank; all ranks must call it."""
-    return whole(engine, float32_partitions(engine))
+    return gather_full(engine, float32_partitions(engine))
 
 
 def batch_ids(trainer):

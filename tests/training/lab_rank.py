@@ -26,11 +26,11 @@ from safetensors.torch import save_file
 from fm_core.checkpoint import save_load
 from fm_core.checkpoint.format import complete_steps, read_state
 from fm_core.checkpoint.train_state import TrainState
-from fm_core.errors import GaveUp, UserError
+from fm_core.errors import UnrecoverableError, UserError
 from fm_core.storage.atomic_files import read_json, read_lines, write_json
 from fm_core.training.engine import initialize_process_group
 from fm_core.training.loop import run
-from fm_core.training.zero_state import moments, whole
+from fm_core.training.zero_state import gather_full, moments
 
 KINDS = {
     "zero-1": {"zero_stage": 1},
@@ -44,11 +44,11 @@ STATE = ("step", "applied_steps", "images_seen", "position", "seconds")
 
 
 def averages_of(trainer):
-    return {name: whole(trainer.engine, shards) for name, shards in trainer.averages.shards.items()}
+    return {name: gather_full(trainer.engine, shards) for name, shards in trainer.averages.shards.items()}
 
 
 def moments_of(trainer):
-    parts = {name: whole(trainer.engine, shards) for name, shards in moments(trainer.engine).items()}
+    parts = {name: gather_full(trainer.engine, shards) for name, shards in moments(trainer.engine).items()}
     return {f"{part} {name}": tensor for part in parts for name, tensor in parts[part].items()}
 
 
@@ -196,7 +196,7 @@ def refused(action):
     """What an experiment ends with, as the other ranks see it as well."""
     try:
         action()
-    except (UserError, GaveUp) as error:
+    except (UserError, UnrecoverableError) as error:
         words = [None] * dist.get_world_size()
         dist.all_gather_object(words, f"{type(error).__name__}: {error}")
         return words

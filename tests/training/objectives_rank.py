@@ -11,7 +11,7 @@ from fm_core.config import MethodSection
 from fm_core.storage.atomic_files import write_json
 from fm_core.training.engine import initialize_process_group
 from fm_core.training.loop import run
-from fm_core.training.validation_loss import HeldOut
+from fm_core.training.validation_loss import ValidationLoss
 
 VP = {"path": "variance-preserving"}
 METHODS = {
@@ -31,7 +31,7 @@ def two_steps(folder, device, objective, **over):
     before = whole_weights(trainer.engine)
     state = run(trainer, TrainState())
     moved = furthest(before, whole_weights(trainer.engine))
-    held_out = HeldOut(trainer.source, 5, BATCH).loss(trainer.engine, trainer.objective, False, device)
+    held_out = ValidationLoss(trainer.source, 5, BATCH).loss(trainer.engine, trainer.objective, False, device)
     end = {"steps": state.step, "applied": state.applied_steps, "moved": moved, "losses": losses(folder)}
     return {**end, "held_out": held_out}
 

@@ -11,7 +11,7 @@ from lab import whole_weights
 
 from fm_core.config import TrainSection
 from fm_core.config.speed import SpeedSection
-from fm_core.models.layers import Convolution
+from fm_core.models.layers import Conv2d
 from fm_core.models.unet import UNet
 from fm_core.storage.atomic_files import write_json
 from fm_core.training.engine import compile_options, initialize_process_group, make_engine
@@ -62,7 +62,7 @@ def train(device, speed, **keys):
         layout.add(weight.is_contiguous(memory_format=torch.channels_last))
         layout.add(output.is_contiguous(memory_format=torch.channels_last))
 
-    convolutions = [module for module in engine.module.modules() if isinstance(module, Convolution)]
+    convolutions = [module for module in engine.module.modules() if isinstance(module, Conv2d)]
     hooks = [] if section.speed.compile else [module.register_forward_hook(look) for module in convolutions]
     generator = torch.Generator().manual_seed(dist.get_rank())
     losses = []

@@ -7,7 +7,7 @@ import torch
 from fm_core.config import MethodSection, TrainSection
 from fm_core.data.sampler import GlobalShuffleSampler
 from fm_core.errors import UserError
-from fm_core.method.dequantization import Quantiser
+from fm_core.method.dequantization import Quantizer
 from fm_core.models.build import build_method
 from fm_core.training.batch_source import BatchSource, ambient_seed
 from fm_core.training.engine import micro_batch_of
@@ -55,7 +55,7 @@ def source(coupling="independent", seed=3, flip=True, images=300, label_dropout=
     return BatchSource(
         reader=reader,
         order=GlobalShuffleSampler(seed, len(reader)),
-        quantiser=Quantiser(17),
+        quantizer=Quantizer(17),
         path=method.objective.path,
         coupling=method.coupling,
         times=method.times,
@@ -110,7 +110,7 @@ def test_every_epoch_draws_afresh_and_shows_every_image_once():
     for column in (0, 1, 4):  # the same image has other noise, other dequantisation, another time
         assert not torch.equal(one[column][order[0]], two[column][order[1]])
     # In the same bin, though.
-    assert torch.equal(Quantiser(17).quantise(one[1][order[0]]), Quantiser(17).quantise(two[1][order[1]]))
+    assert torch.equal(Quantizer(17).quantize(one[1][order[0]]), Quantizer(17).quantize(two[1][order[1]]))
 
 
 def test_the_seed_moves_everything():
@@ -140,12 +140,12 @@ def test_labels_are_hidden_by_stream_position_and_nothing_else_moves():
 def test_half_of_the_images_are_flipped_and_only_when_asked():
     ids = source().order.ids(0, 300)
     plain = Memory(300).read(ids)[0]
-    quantised = Quantiser(17).quantise(draw(source(flip=True), 0, 300)[0].x1)
+    quantised = Quantizer(17).quantize(draw(source(flip=True), 0, 300)[0].x1)
     asymmetric = (plain != plain.flip(-1)).flatten(1).any(1)
     flipped = (quantised == plain.flip(-1)).flatten(1).all(1)[asymmetric]
     assert ((quantised == plain).flatten(1).all(1)[asymmetric] | flipped).all()
     assert 0.35 < flipped.double().mean() < 0.65
-    unflipped = Quantiser(17).quantise(draw(source(flip=False), 0, 300)[0].x1)
+    unflipped = Quantizer(17).quantize(draw(source(flip=False), 0, 300)[0].x1)
     assert torch.equal(unflipped, plain)
 
 

@@ -144,7 +144,7 @@ def test_the_second_time_it_gives_up_with_the_facts_instead_of_going_on_to_the_e
     found = two["no_way_on"]
     assert len(found["again"]) == 2
     for message in found["again"]:
-        assert message.startswith("GaveUp: the gradient was not finite in 2 steps in a row")
+        assert message.startswith("UnrecoverableError: the gradient was not finite in 2 steps in a row")
         assert "step 6 (stream position 96" in message
         assert "once already" in message
     assert found["steps"] == [2, 4]

@@ -40,7 +40,7 @@ def test_a_run_that_is_killed_between_checkpoint_and_snapshot_has_lost_neither(m
         return state.model_copy(update={"step": state.step + 1, "images_seen": seen})
 
     interval = SimpleNamespace(restore=lambda *facts: None, gathered=lambda control: ())
-    monkeypatch.setattr(loop, "Interval", lambda *facts: interval)
+    monkeypatch.setattr(loop, "MetricAccumulator", lambda *facts: interval)
     monkeypatch.setattr(loop, "set_learning_rate", lambda *facts: None)
     monkeypatch.setattr(loop, "_micro_step", lambda *facts: None)
     monkeypatch.setattr(loop, "_write_line", lambda *facts: None)

@@ -1,7 +1,7 @@
 """Where images come from."""
 
 from fm_core.config.data import DataSection
-from fm_core.data.sources.base import Source
+from fm_core.data.sources.base import DataSource
 from fm_core.data.sources.cifar10 import Cifar10Source
 from fm_core.data.sources.detect import detect
 from fm_core.data.sources.digits import DigitsSource
@@ -13,7 +13,7 @@ from fm_core.data.sources.parquet import ParquetSource
 from fm_core.errors import UserError
 
 
-def open_source(config: DataSection, found: str | None = None) -> Source:
+def open_source(config: DataSection, found: str | None = None) -> DataSource:
     """The source that data.source names, or `found`, or what is detected, if it names none.
 
     But for detection nothing is read yet; UserError for keys that are missing.

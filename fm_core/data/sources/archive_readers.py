@@ -11,14 +11,14 @@ import numpy as np
 
 from fm_core.data.manifest import Input
 from fm_core.data.sources.file_listing import list_names, state_of
-from fm_core.data.sources.npz_members import Window, damaged
+from fm_core.data.sources.npz_members import FileSlice, damaged
 from fm_core.errors import UserError
 from fm_core.storage.store import Store
 
 PICTURES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")
 
 
-class Shelf(Protocol):
+class Archive(Protocol):
     """Files by number, in the order of their keys."""
 
     keys: list[str]
@@ -41,7 +41,7 @@ class Shelf(Protocol):
         ...
 
 
-class FolderShelf:
+class FolderArchive:
     """Files below a folder."""
 
     def __init__(self, store: Store, keys: Iterable[str]) -> None:
@@ -50,9 +50,9 @@ class FolderShelf:
         self.keys = sorted(keys)
 
     @classmethod
-    def pictures(cls, store: Store, depth: int, below: str = "") -> "FolderShelf":
+    def pictures(cls, store: Store, depth: int, below: str = "") -> "FolderArchive":
         """The image files under the folder `below`, at most `depth` folders down."""
-        return cls(store, filter(is_picture, list_names(store, depth, below)))
+        return cls(store, filter(is_image_file, list_names(store, depth, below)))
 
     def read(self, number: int) -> bytes:
         """Content of a file."""
@@ -72,7 +72,7 @@ class FolderShelf:
         return state_of(self._store, self.keys)
 
 
-class TarShelf:
+class TarArchive:
     """Files in a tar, or in the tars that a tar holds."""
 
     def __init__(self, store: Store, path: str, nested: bool = False) -> None:
@@ -117,7 +117,7 @@ class TarShelf:
         return {**self.__dict__, "_file": None}
 
 
-class ZipShelf:
+class ZipArchive:
     """Files in a zip."""
 
     def __init__(self, store: Store, path: str) -> None:
@@ -130,7 +130,7 @@ class ZipShelf:
                 infos = sorted(
                     (info.filename, info.file_size, info.CRC)
                     for info in archive.infolist()
-                    if is_picture(info.filename)
+                    if is_image_file(info.filename)
                 )
         except zipfile.BadZipFile as error:
             raise UserError(damaged(store, path, error)) from None
@@ -164,12 +164,12 @@ class ZipShelf:
         return {**self.__dict__, "_zip": None}
 
 
-def open_shelf(store: Store, path: str) -> Shelf:
+def open_archive(store: Store, path: str) -> Archive:
     """The shelf that a .tar or .zip is."""
-    return ZipShelf(store, path) if path.endswith(".zip") else TarShelf(store, path)
+    return ZipArchive(store, path) if path.endswith(".zip") else TarArchive(store, path)
 
 
-def is_picture(path: str) -> bool:
+def is_image_file(path: str) -> bool:
     """Whether a name ends as those of image files; hidden files do not count."""
     name = PurePosixPath(path).name.lower()
     return name.endswith(PICTURES) and not name.startswith(".")
@@ -183,7 +183,7 @@ def _digest(rows: Iterable[tuple[object, ...]]) -> str:
 
 
 def _members(
-    file: IO[bytes], base: int, wanted: Callable[[str], bool] = is_picture, prefix: str = ""
+    file: IO[bytes], base: int, wanted: Callable[[str], bool] = is_image_file, prefix: str = ""
 ) -> Iterable[tuple[str, int, int, float]]:
     """Name, offset, size and time of change of the files of a tar that begins at `base`."""
     with tarfile.open(fileobj=file, mode="r:") as archive:
@@ -202,5 +202,5 @@ def _nested_members(file: IO[bytes]) -> Iterable[tuple[str, int, int, float]]:
     """The same for the tars in a tar; names begin with that of their tar, without .tar."""
     inner = list(_members(file, 0, lambda name: name.endswith(".tar")))
     for name, offset, size, _ in inner:
-        window = cast(IO[bytes], Window(file, offset, size, owns=False))
-        yield from _members(window, offset, is_picture, PurePosixPath(name).stem + "/")
+        window = cast(IO[bytes], FileSlice(file, offset, size, owns=False))
+        yield from _members(window, offset, is_image_file, PurePosixPath(name).stem + "/")

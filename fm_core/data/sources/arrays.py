@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from fm_core.data.sources.base import Rows
+from fm_core.data.sources.base import Samples
 
 
 class ArrayStream:
@@ -18,12 +18,12 @@ class ArrayStream:
         """Leave out the next rows."""
         self._row += rows
 
-    def read(self, rows: int) -> Rows:
+    def read(self, rows: int) -> Samples:
         """The next rows."""
         chosen = slice(self._row, self._row + rows)
         self._row += rows
         labels = None if self._labels is None else self._labels[chosen]
-        return Rows(np.ascontiguousarray(self._images[chosen]), labels)
+        return Samples(np.ascontiguousarray(self._images[chosen]), labels)
 
     def close(self) -> None:
         """Nothing to give back."""

@@ -23,7 +23,7 @@ class Rejected:
 
 
 @dataclass(frozen=True)
-class Rows:
+class Samples:
     """Consecutive images of a source."""
 
     images: NDArray[np.uint8]
@@ -35,7 +35,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Part:
+class SourcePart:
     """A piece of a source that is read from its beginning to its end."""
 
     name: str
@@ -86,7 +86,7 @@ class PartStream(Protocol):
         """Leave out the next rows."""
         ...
 
-    def read(self, rows: int) -> Rows:
+    def read(self, rows: int) -> Samples:
         """The next rows; those kept and those rejected are together exactly `rows`."""
         ...
 
@@ -95,7 +95,7 @@ class PartStream(Protocol):
         ...
 
 
-class Source(Protocol):
+class DataSource(Protocol):
     """Images to be sharded. Cheap to pickle: other processes open the parts."""
 
     @property
@@ -107,7 +107,7 @@ class Source(Protocol):
         """What the labels mean; may look at the files."""
         ...
 
-    def parts(self) -> Sequence[Part]:
+    def parts(self) -> Sequence[SourcePart]:
         """The parts, train first; UserError if files are missing or not what they should be."""
         ...
 
@@ -129,6 +129,6 @@ class Source(Protocol):
         """
         ...
 
-    def open(self, part: Part) -> PartStream:
+    def open(self, part: SourcePart) -> PartStream:
         """Start to read a part; UserError if its content is not what it should be."""
         ...

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from fm_core.config.data import DataSection
 from fm_core.data.manifest import Input
 from fm_core.data.sources.arrays import ArrayStream
-from fm_core.data.sources.base import Classes, Part, SourceFacts
+from fm_core.data.sources.base import Classes, SourceFacts, SourcePart
 from fm_core.data.sources.file_listing import list_files
 from fm_core.data.sources.npz_members import damaged
 from fm_core.data.sources.pickles import load_arrays
@@ -48,9 +48,9 @@ class Cifar10Source:
         """The ten classes, in the order of batches.meta."""
         return Classes(10, "cifar10", NAMES)
 
-    def parts(self) -> tuple[Part, ...]:
+    def parts(self) -> tuple[SourcePart, ...]:
         """One part for each split, counted."""
-        parts = tuple(Part(split, split, len(arrays[1])) for split, arrays in self._load().items())
+        parts = tuple(SourcePart(split, split, len(arrays[1])) for split, arrays in self._load().items())
         for part in parts:
             if part.rows != PUBLISHED[part.split] and not self._partial:
                 raise UserError(
@@ -71,7 +71,7 @@ class Cifar10Source:
     def check_labels(self) -> None:
         """Nothing to look at: they are checked when they are loaded."""
 
-    def open(self, part: Part) -> ArrayStream:
+    def open(self, part: SourcePart) -> ArrayStream:
         """The images of a split."""
         return ArrayStream(*self._load()[part.split])
 

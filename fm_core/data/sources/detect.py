@@ -3,7 +3,7 @@
 import re
 from typing import Any, cast
 
-from fm_core.data.sources.archive_readers import is_picture
+from fm_core.data.sources.archive_readers import is_image_file
 from fm_core.errors import UserError
 from fm_core.storage.store import Store, with_retries
 
@@ -25,7 +25,7 @@ def detect(url: str) -> str:
     for kind, pattern in SIGNS:
         if any(re.fullmatch(pattern, path, re.IGNORECASE) for path in paths):
             return kind
-    if any(is_picture(path) for path in paths) or _has_deeper_picture(store, paths):
+    if any(is_image_file(path) for path in paths) or _has_deeper_picture(store, paths):
         return "folder"
     raise UserError(
         f"data.source.url: nothing recognised under {url}; data.source.format names what it holds: "
@@ -57,5 +57,5 @@ def _entries(store: Store, folder: str) -> list[tuple[str, bool]]:
 def _has_deeper_picture(store: Store, paths: list[str]) -> bool:
     """Whether images lie two folders down, as in train/<class>/."""
     return any(
-        is_picture(path) for folder in paths if "/" in folder for path, _ in _entries(store, folder)[:100]
+        is_image_file(path) for folder in paths if "/" in folder for path, _ in _entries(store, folder)[:100]
     )

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from fm_core.config.data import DataSection
 from fm_core.data.manifest import Input
 from fm_core.data.sources.arrays import ArrayStream
-from fm_core.data.sources.base import Classes, Part, SourceFacts
+from fm_core.data.sources.base import Classes, SourceFacts, SourcePart
 from fm_core.data.sources.splits import hold_out
 from fm_core.errors import UserError
 
@@ -42,11 +42,11 @@ class DigitsSource:
         """The ten digits."""
         return Classes(10, "digits", tuple("0123456789"))
 
-    def parts(self) -> tuple[Part, ...]:
+    def parts(self) -> tuple[SourcePart, ...]:
         """One part for each split."""
         return (
-            Part("digits-train", "train", DIGITS_IMAGES - self._held_out),
-            Part("digits-val", "val", self._held_out),
+            SourcePart("digits-train", "train", DIGITS_IMAGES - self._held_out),
+            SourcePart("digits-val", "val", self._held_out),
         )
 
     def inputs(self) -> tuple[Input, ...]:
@@ -62,7 +62,7 @@ class DigitsSource:
     def check_labels(self) -> None:
         """Nothing to look at: they are scikit-learn's."""
 
-    def open(self, part: Part) -> ArrayStream:
+    def open(self, part: SourcePart) -> ArrayStream:
         """The images of one split, in scikit-learn's order."""
         images, labels = _load()
         train, held_out = hold_out(DIGITS_IMAGES, self._held_out, self._seed)

@@ -7,12 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fm_core.config.data import DataSection
-from fm_core.data.sources.archive_readers import FolderShelf, is_picture
+from fm_core.data.sources.archive_readers import FolderArchive, is_image_file
 from fm_core.data.sources.base import UNLABELLED, Classes
 from fm_core.data.sources.file_listing import list_names
 from fm_core.data.sources.image_collection import (
-    PictureSource,
-    Pile,
+    ImageCollection,
+    ImageFileSource,
     facts_of_pictures,
     in_order,
     labels_of_folders,
@@ -26,7 +26,7 @@ DEPTH = 4
 SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation", "test")}
 
 
-class FolderSource(PictureSource):
+class FolderSource(ImageFileSource):
     """Images in folders. Without folders train and val, some are held out."""
 
     def __init__(self, config: DataSection) -> None:
@@ -36,9 +36,9 @@ class FolderSource(PictureSource):
         assert config.source.url
         self._store = Store.at(config.source.url)
 
-    def find(self) -> tuple[dict[str, Pile], Classes]:
+    def find(self) -> tuple[dict[str, ImageCollection], Classes]:
         """The splits. Classes are the sorted names of the folders that hold images."""
-        keys = [key for key in list_names(self._store, DEPTH) if is_picture(key)]
+        keys = [key for key in list_names(self._store, DEPTH) if is_image_file(key)]
         if not keys:
             raise UserError(
                 f"data.source.url: no images under {self._store.url}; put them there as <class>/<name>.png "
@@ -50,7 +50,7 @@ class FolderSource(PictureSource):
         )
         if train and val:
             shelves = [
-                FolderShelf(self._store, [key for key in keys if key.startswith(top + "/")])
+                FolderArchive(self._store, [key for key in keys if key.startswith(top + "/")])
                 for top in (train, val)
             ]
             classes = classes_of([key for shelf in shelves for key in shelf.keys], depth=2)
@@ -59,9 +59,9 @@ class FolderSource(PictureSource):
                 "train": shuffled(shelves[0], labels[0], self._seed),
                 "val": in_order(shelves[1], labels[1]),
             }, classes
-        return self._hold_out(FolderShelf(self._store, keys))
+        return self._hold_out(FolderArchive(self._store, keys))
 
-    def _hold_out(self, shelf: FolderShelf) -> tuple[dict[str, Pile], Classes]:
+    def _hold_out(self, shelf: FolderArchive) -> tuple[dict[str, ImageCollection], Classes]:
         count = len(shelf.keys)
         if self._held_out >= count:
             raise UserError(
@@ -71,9 +71,12 @@ class FolderSource(PictureSource):
         labels = self._labels(shelf, classes)
         train, val = hold_out(count, self._held_out, self._seed)
         order = train[permutation(len(train), self._seed)]
-        return {"train": Pile(shelf, labels, order), "val": Pile(shelf, labels, val)}, classes
+        return {
+            "train": ImageCollection(shelf, labels, order),
+            "val": ImageCollection(shelf, labels, val),
+        }, classes
 
-    def _labels(self, shelf: FolderShelf, classes: Classes) -> NDArray[np.int64] | None:
+    def _labels(self, shelf: FolderArchive, classes: Classes) -> NDArray[np.int64] | None:
         return None if classes.names is None else labels_of_folders(shelf.keys, classes.names)
 
 

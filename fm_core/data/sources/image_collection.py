@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from fm_core.config.data import DataSection
 from fm_core.data.manifest import Input, Recipe
-from fm_core.data.sources.archive_readers import Shelf
-from fm_core.data.sources.base import Classes, Part, Rejected, Rows, SourceFacts
-from fm_core.data.sources.image_decoding import RESIZE_TEXTS, Unusable, decode
+from fm_core.data.sources.archive_readers import Archive
+from fm_core.data.sources.base import Classes, Rejected, Samples, SourceFacts, SourcePart
+from fm_core.data.sources.image_decoding import RESIZE_TEXTS, ImageDecodingError, decode
 from fm_core.data.sources.splits import permutation
 from fm_core.errors import UserError
 
@@ -20,10 +20,10 @@ FILES_MAX_QUARANTINED = 1e-4
 
 
 @dataclass(frozen=True)
-class Pile:
+class ImageCollection:
     """The image files of one split."""
 
-    shelf: Shelf
+    shelf: Archive
     """The files."""
     labels: NDArray[np.int64] | None
     """Class of each file of the shelf, int64; None without labels."""
@@ -31,14 +31,14 @@ class Pile:
     """Which files of the shelf, and in which order."""
 
 
-def shuffled(shelf: Shelf, labels: NDArray[np.int64] | None, seed: int) -> Pile:
+def shuffled(shelf: Archive, labels: NDArray[np.int64] | None, seed: int) -> ImageCollection:
     """All files in a seeded order: they lie sorted by class, which a shard should not."""
-    return Pile(shelf, labels, permutation(len(shelf.keys), seed))
+    return ImageCollection(shelf, labels, permutation(len(shelf.keys), seed))
 
 
-def in_order(shelf: Shelf, labels: NDArray[np.int64] | None) -> Pile:
+def in_order(shelf: Archive, labels: NDArray[np.int64] | None) -> ImageCollection:
     """All files in the order of their keys."""
-    return Pile(shelf, labels, np.arange(len(shelf.keys), dtype=np.int64))
+    return ImageCollection(shelf, labels, np.arange(len(shelf.keys), dtype=np.int64))
 
 
 def facts_of_pictures(
@@ -58,25 +58,25 @@ def facts_of_pictures(
     return SourceFacts(256, (3, size, size), recipe, FILES_MAX_QUARANTINED)
 
 
-class PictureSource(ABC):
+class ImageFileSource(ABC):
     """A source over piles; what differs between formats is how the piles are found."""
 
     def __init__(self, facts: SourceFacts, resize: str) -> None:
         self.facts = facts
         self._resize = resize
-        self._found: tuple[dict[str, Pile], Classes] | None = None
+        self._found: tuple[dict[str, ImageCollection], Classes] | None = None
 
     @abstractmethod
-    def find(self) -> tuple[dict[str, Pile], Classes]:
+    def find(self) -> tuple[dict[str, ImageCollection], Classes]:
         """The piles by split, train first, and what their labels mean; UserError if files are missing."""
 
     def classes(self) -> Classes:
         """What the labels mean."""
         return self._search()[1]
 
-    def parts(self) -> Sequence[Part]:
+    def parts(self) -> Sequence[SourcePart]:
         """One part for each split; any row can be read first."""
-        return [Part(split, split, len(pile.rows)) for split, pile in self._search()[0].items()]
+        return [SourcePart(split, split, len(pile.rows)) for split, pile in self._search()[0].items()]
 
     def inputs(self) -> Sequence[Input]:
         """The archives and folders."""
@@ -91,20 +91,20 @@ class PictureSource(ABC):
         """Labels are made from names, and checked when the piles are found."""
         self._search()
 
-    def open(self, part: Part) -> "PictureStream":
+    def open(self, part: SourcePart) -> "ImageFileStream":
         """Start to read a split."""
-        return PictureStream(self._search()[0][part.name], self.facts.image_shape[-1], self._resize)
+        return ImageFileStream(self._search()[0][part.name], self.facts.image_shape[-1], self._resize)
 
-    def _search(self) -> tuple[dict[str, Pile], Classes]:
+    def _search(self) -> tuple[dict[str, ImageCollection], Classes]:
         if self._found is None:
             self._found = self.find()
         return self._found
 
 
-class PictureStream:
+class ImageFileStream:
     """An open pile."""
 
-    def __init__(self, pile: Pile, size: int, resize: str) -> None:
+    def __init__(self, pile: ImageCollection, size: int, resize: str) -> None:
         self._pile, self._size, self._resize = pile, size, resize
         self._row = 0
 
@@ -112,7 +112,7 @@ class PictureStream:
         """Leave out the next rows."""
         self._row += rows
 
-    def read(self, rows: int) -> Rows:
+    def read(self, rows: int) -> Samples:
         """Decode the next rows."""
         images = np.empty((rows, 3, self._size, self._size), np.uint8)
         kept: list[int] = []
@@ -121,21 +121,23 @@ class PictureStream:
             content = self._pile.shelf.read(number)
             try:
                 images[len(kept)] = decode(content, self._size, self._resize)
-            except Unusable as error:
+            except ImageDecodingError as error:
                 key = self._pile.shelf.keys[number]
                 rejected.append(Rejected(key, str(error), hashlib.sha256(content).hexdigest()))
             else:
                 kept.append(number)
         self._row += rows
         labels = None if self._pile.labels is None else self._pile.labels[kept]
-        return Rows(images[: len(kept)], labels, tuple(rejected))
+        return Samples(images[: len(kept)], labels, tuple(rejected))
 
     def close(self) -> None:
         """Close the archive."""
         self._pile.shelf.close()
 
 
-def require_counts(url: str, piles: Mapping[str, Pile], published: Mapping[str, int], partial: bool) -> None:
+def require_counts(
+    url: str, piles: Mapping[str, ImageCollection], published: Mapping[str, int], partial: bool
+) -> None:
     """UserError if there are more or fewer images than were published."""
     for split, count in published.items():
         found = len(piles[split].rows) if split in piles else 0

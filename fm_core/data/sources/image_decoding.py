@@ -16,25 +16,25 @@ RESIZE_TEXTS = {
 }
 
 
-class Unusable(Exception):
+class ImageDecodingError(Exception):
     """An image that must be left out; the message is the reason, the same for all such images."""
 
 
 def decode(content: bytes, size: int, resize: str) -> NDArray[np.uint8]:
     """An encoded image as uint8 [3, size, size]; grey, CMYK and palette images are converted.
 
-    Raises Unusable.
+    Raises ImageDecodingError.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd EXIF data and palettes say nothing of the pixels
             picture = _to_rgb(Image.open(io.BytesIO(content)))
     except Exception:  # Pillow raises a dozen kinds for damaged files, struct.error among them
-        raise Unusable("unreadable") from None
+        raise ImageDecodingError("unreadable") from None
     if resize == "exact" and picture.size != (size, size):
-        raise Unusable("another size")
+        raise ImageDecodingError("another size")
     if min(picture.size) < 1:
-        raise Unusable("empty")
+        raise ImageDecodingError("empty")
     if resize == "squash-box":
         picture = picture.resize((size, size), Image.Resampling.BOX)
     elif resize == "crop-adm":

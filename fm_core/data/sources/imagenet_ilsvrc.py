@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fm_core.config.data import DataSection
-from fm_core.data.sources.archive_readers import FolderShelf, Shelf, TarShelf
+from fm_core.data.sources.archive_readers import Archive, FolderArchive, TarArchive
 from fm_core.data.sources.base import Classes
 from fm_core.data.sources.image_collection import (
-    PictureSource,
-    Pile,
+    ImageCollection,
+    ImageFileSource,
     facts_of_pictures,
     in_order,
     labels_of_folders,
@@ -31,7 +31,7 @@ TARS = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
 FOLDERS = ("{split}", "ILSVRC/Data/CLS-LOC/{split}", "ILSVRC2012_img_{split}", "{split}_blurred")
 
 
-class ImagenetOriginalSource(PictureSource):
+class ImagenetOriginalSource(ImageFileSource):
     """imagenet-folder and imagenet-tar."""
 
     def __init__(self, config: DataSection, kind: str) -> None:
@@ -43,7 +43,7 @@ class ImagenetOriginalSource(PictureSource):
         self._store = Store.at(config.source.url)
         self._kind, self._partial, self._seed = kind, partial, config.split_seed
 
-    def find(self) -> tuple[dict[str, Pile], Classes]:
+    def find(self) -> tuple[dict[str, ImageCollection], Classes]:
         """Both splits, counted, with their classes."""
         train, val = self._shelf("train"), self._shelf("val")
         names = tuple(sorted({key.split("/")[-2] for key in train.keys if "/" in key}))
@@ -64,17 +64,17 @@ class ImagenetOriginalSource(PictureSource):
         order = "sorted-wnid" if len(names) == CLASSES else f"sorted-wnid-of-{len(names)}"
         return piles, Classes(len(names), order, names)
 
-    def _shelf(self, split: str) -> Shelf:
+    def _shelf(self, split: str) -> Archive:
         if self._kind == "imagenet-tar":
             if self._store.size(TARS[split]) is None:
                 raise UserError(
                     f"data.source.url: no {TARS[split]} under {self._store.url}; download both tars and "
                     "ILSVRC2012_devkit_t12.tar.gz from image-net.org (login needed) and put them there"
                 )
-            return TarShelf(self._store, TARS[split], nested=split == "train")
+            return TarArchive(self._store, TARS[split], nested=split == "train")
         for template in FOLDERS:
             folder = template.format(split=split)
-            shelf = FolderShelf.pictures(self._store, depth=2, below=folder)
+            shelf = FolderArchive.pictures(self._store, depth=2, below=folder)
             if shelf.keys:
                 return shelf
         raise UserError(
@@ -83,7 +83,7 @@ class ImagenetOriginalSource(PictureSource):
             f"{NO_TRUTH}"
         )
 
-    def _validation_labels(self, val: Shelf, names: tuple[str, ...]) -> NDArray[np.int64]:
+    def _validation_labels(self, val: Archive, names: tuple[str, ...]) -> NDArray[np.int64]:
         labels = labels_of_folders(val.keys, names)
         if labels.min() < 0:
             labels = self._told_labels(val, names)
@@ -91,7 +91,7 @@ class ImagenetOriginalSource(PictureSource):
             raise UserError(f"data.source.url: {val.keys[int(labels.argmin())]} is of no training class")
         return labels
 
-    def _told_labels(self, val: Shelf, names: tuple[str, ...]) -> NDArray[np.int64]:
+    def _told_labels(self, val: Archive, names: tuple[str, ...]) -> NDArray[np.int64]:
         stems = [key.split("/")[-1].rsplit(".", 1)[0] for key in val.keys]
         truth = validation_classes(self._store, stems)
         numbers = {name: number for number, name in enumerate(names)}

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from fm_core.config.data import SourceSection
 from fm_core.data.manifest import Input
-from fm_core.data.sources.base import Classes, Part, PartStream, Rows, SourceFacts
+from fm_core.data.sources.base import Classes, PartStream, Samples, SourceFacts, SourcePart
 from fm_core.data.sources.file_listing import list_files, state_of
 from fm_core.data.sources.imagenet_pickled import open_pickled, pickled_shape, zero_based
 from fm_core.data.sources.npz_members import (
@@ -70,10 +70,10 @@ class ImagenetNpzSource:
         """The classes in the publishers' order."""
         return Classes(CLASSES, "imagenet-clsloc")
 
-    def parts(self) -> Sequence[Part]:
+    def parts(self) -> Sequence[SourcePart]:
         """One part for each batch. Names, shapes and counts are checked against what was published."""
         parts = [
-            Part(name, "val" if name == "val_data" else "train", self._rows(location), seekable=False)
+            SourcePart(name, "val" if name == "val_data" else "train", self._rows(location), seekable=False)
             for name, location in self._locations().items()
         ]
         for split, published in PUBLISHED.items():
@@ -101,7 +101,7 @@ class ImagenetNpzSource:
         with ThreadPoolExecutor(several) as pool:
             list(pool.map(self._check_labels, parts))
 
-    def _check_labels(self, part: Part) -> None:
+    def _check_labels(self, part: SourcePart) -> None:
         location = self._locations()[part.name]
         if not location.name.endswith(".npz"):
             self.open(part).close()
@@ -111,7 +111,7 @@ class ImagenetNpzSource:
         except DAMAGE as error:
             raise UserError(damaged(self._store, location.text, error)) from None
 
-    def open(self, part: Part) -> PartStream:
+    def open(self, part: SourcePart) -> PartStream:
         """Start to read a batch; its labels are read and checked at once."""
         location = self._locations()[part.name]
         try:
@@ -225,11 +225,11 @@ class NpzStream:
             self._take(step)
             rows -= step
 
-    def read(self, rows: int) -> Rows:
+    def read(self, rows: int) -> Samples:
         """The next rows."""
         labels = self._labels[self._row : self._row + rows]
         images = np.frombuffer(self._take(rows), np.uint8).reshape(rows, *self._shape)
-        return Rows(images, labels)
+        return Samples(images, labels)
 
     def close(self) -> None:
         """Close the archive."""

@@ -5,13 +5,13 @@ train_64x64 and valid_64x64 (or 32x32) as .tar, .zip or folder. Its resizing dif
 """
 
 from fm_core.config.data import DataSection
-from fm_core.data.sources.archive_readers import FolderShelf, Shelf, open_shelf
+from fm_core.data.sources.archive_readers import Archive, FolderArchive, open_archive
 from fm_core.data.sources.base import UNLABELLED, Classes, SourceFacts
 from fm_core.data.sources.file_listing import list_files
 from fm_core.data.sources.image_collection import (
     FILES_MAX_QUARANTINED,
-    PictureSource,
-    Pile,
+    ImageCollection,
+    ImageFileSource,
     in_order,
     require_counts,
     shuffled,
@@ -23,7 +23,7 @@ PUBLISHED = {"train": 1_281_149, "val": 49_999}
 STEMS = {"train": "train", "val": "valid"}
 
 
-class ImagenetPngSource(PictureSource):
+class ImagenetPngSource(ImageFileSource):
     """The PNGs, as they are."""
 
     def __init__(self, config: DataSection) -> None:
@@ -51,21 +51,21 @@ class ImagenetPngSource(PictureSource):
             resize="exact",
         )
 
-    def find(self) -> tuple[dict[str, Pile], Classes]:
+    def find(self) -> tuple[dict[str, ImageCollection], Classes]:
         """Both splits, counted."""
         train, val = self._shelf("train"), self._shelf("val")
         piles = {"train": shuffled(train, None, self._seed), "val": in_order(val, None)}
         require_counts(self._store.url, piles, PUBLISHED, self._partial)
         return piles, UNLABELLED
 
-    def _shelf(self, split: str) -> Shelf:
+    def _shelf(self, split: str) -> Archive:
         stem = f"{STEMS[split]}_{self._size}x{self._size}"
         files = list_files(self._store, depth=1)
         for suffix in (".tar", ".zip"):
             if stem + suffix in files:
-                return open_shelf(self._store, stem + suffix)
+                return open_archive(self._store, stem + suffix)
         folder = Store.at(self._store.url, stem)
-        shelf = FolderShelf.pictures(folder, depth=2)
+        shelf = FolderArchive.pictures(folder, depth=2)
         if not shelf.keys:
             raise UserError(
                 f"data.source.url: no {stem}.tar (or .zip, or folder {stem}) under {self._store.url}; "

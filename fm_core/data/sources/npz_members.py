@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fm_core.data.manifest import Input
 from fm_core.errors import UserError
-from fm_core.storage.file_slice import PositionedFile
+from fm_core.storage.file_slice import SeekableFile
 from fm_core.storage.store import Store
 
 LOCAL_HEADER = struct.Struct("<4sHHHHHLLLHH")
@@ -81,7 +81,9 @@ def open_location(store: Store, location: Location) -> IO[bytes]:
     archive = zipfile.ZipFile(file)
     info = archive.getinfo(location.member)
     if info.compress_type == zipfile.ZIP_STORED:
-        return cast(IO[bytes], io.BufferedReader(Window(file, _content_offset(file, info), info.file_size)))
+        return cast(
+            IO[bytes], io.BufferedReader(FileSlice(file, _content_offset(file, info), info.file_size))
+        )
     spool = cast(IO[bytes], tempfile.TemporaryFile())  # noqa: SIM115 - the caller closes it
     with file, archive, archive.open(info) as member:
         shutil.copyfileobj(member, spool, 2**22)
@@ -196,7 +198,7 @@ def _content_offset(file: IO[bytes], info: zipfile.ZipInfo) -> int:
     return info.header_offset + LOCAL_HEADER.size + fields[9] + fields[10]
 
 
-class Window(PositionedFile):
+class FileSlice(SeekableFile):
     """Bytes [start, start + size) of a file, which it closes if it owns it."""
 
     def __init__(self, file: IO[bytes], start: int, size: int, owns: bool = True) -> None:

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from fm_core.config.data import DataSection
 from fm_core.data.manifest import Input
-from fm_core.data.sources.base import UNLABELLED, Classes, Part, Rejected, Rows
+from fm_core.data.sources.base import UNLABELLED, Classes, Rejected, Samples, SourcePart
 from fm_core.data.sources.file_listing import list_files, state_of
 from fm_core.data.sources.image_collection import facts_of_pictures
-from fm_core.data.sources.image_decoding import Unusable, decode
+from fm_core.data.sources.image_decoding import ImageDecodingError, decode
 from fm_core.data.sources.npz_members import damaged
 from fm_core.data.sources.splits import hold_out
 from fm_core.errors import UserError
@@ -53,7 +53,7 @@ class ParquetSource:
             self._classes = self._find_classes()
         return self._classes
 
-    def parts(self) -> Sequence[Part]:
+    def parts(self) -> Sequence[SourcePart]:
         """Train first, files in the order of their names."""
         counts = {path: self._open(path).metadata.num_rows for path in self._list()}
         named = {
@@ -68,7 +68,9 @@ class ParquetSource:
             }
         else:
             self._rows = self._hold_out(counts)
-        return [Part(name, name.split(":")[0], len(rows)) for name, rows in self._rows.items() if len(rows)]
+        return [
+            SourcePart(name, name.split(":")[0], len(rows)) for name, rows in self._rows.items() if len(rows)
+        ]
 
     def inputs(self) -> Sequence[Input]:
         """The files; each is named by its footer, which holds the place and size of every column."""
@@ -92,7 +94,7 @@ class ParquetSource:
                 where = f"{self._store.url}/{path}: {self._columns[1]}"
                 raise UserError(f"{where} goes to {highest}; there are {count} classes")
 
-    def open(self, part: Part) -> "ParquetStream":
+    def open(self, part: SourcePart) -> "ParquetStream":
         """Start to read the rows of a file that belong to a split."""
         if not self._rows:
             self.parts()
@@ -196,7 +198,7 @@ class ParquetStream:
         """Leave out the next rows."""
         self._row += rows
 
-    def read(self, rows: int) -> Rows:
+    def read(self, rows: int) -> Samples:
         """Decode the next rows."""
         images = np.empty((rows, 3, self._size, self._size), np.uint8)
         labels: list[int] = []
@@ -205,14 +207,14 @@ class ParquetStream:
         for row, content, label in self._cells(rows):
             try:
                 images[kept] = self._picture(content)
-            except Unusable as error:
+            except ImageDecodingError as error:
                 digest = hashlib.sha256(content if isinstance(content, bytes) else b"").hexdigest()
                 rejected.append(Rejected(f"{self._key}{row}", str(error), digest))
             else:
                 kept += 1
                 labels.append(label)
         labelled = None if self._label is None else np.array(labels, np.int64)
-        return Rows(images[:kept], labelled, tuple(rejected))
+        return Samples(images[:kept], labelled, tuple(rejected))
 
     def close(self) -> None:
         """Close the file."""
@@ -237,11 +239,11 @@ class ParquetStream:
         try:
             pixels = np.asarray(content, np.uint8)
         except (ValueError, TypeError, OverflowError):
-            raise Unusable("no image") from None
+            raise ImageDecodingError("no image") from None
         if pixels.shape == (self._size, self._size, 3):
             return pixels.transpose(2, 0, 1)
         if pixels.shape != (3, self._size, self._size):
-            raise Unusable("another size")
+            raise ImageDecodingError("another size")
         return pixels
 
 

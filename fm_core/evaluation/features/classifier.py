@@ -3,7 +3,7 @@
 Its features are those of one data set and one training: a Fréchet distance on them is never called FID. The
 share of samples that it reads with confidence says whether they look like members of a class at all; a plain
 classifier is confident about nine in ten images of pure noise, so this one also learns what is not a member
-(`impostors`).
+(`ood_negatives`).
 """
 
 import math
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fm_core.method.dequantization import Quantiser
+from fm_core.method.dequantization import Quantizer
 
 OnProgress = Callable[[int, int, float], None]
 
@@ -79,7 +79,7 @@ def train_classifier(
     Raises ValueError where images and labels do not fit each other or the stated number of classes.
     """
     _check(images, labels, classes)
-    quantiser = Quantiser(levels)
+    quantizer = Quantizer(levels)
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -93,8 +93,8 @@ def train_classifier(
             order = torch.cat([order, torch.randperm(len(images), generator=generator)])
         chosen, order = order[:batch_size], order[batch_size:]
         batch = shifted(images[chosen], images.shape[2] // 8, generator)
-        x, targets = quantiser.scale(batch), F.one_hot(labels[chosen], classes).float()
-        others, softened = impostors(x, targets, generator)
+        x, targets = quantizer.scale(batch), F.one_hot(labels[chosen], classes).float()
+        others, softened = ood_negatives(x, targets, generator)
         x, targets = torch.cat([x, others]).to(device), torch.cat([targets, softened]).to(device)
         loss = F.cross_entropy(classifier(x)[1], targets)
         optimizer.zero_grad(set_to_none=True)
@@ -120,7 +120,7 @@ def _check(images: Tensor, labels: Tensor, classes: int) -> None:
         )
 
 
-def impostors(x: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def ood_negatives(x: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Images that are no members, and what to say of them: ([N // 2, C, H, W], [N // 2, classes]).
 
     The first half of the batch x [N, C, H, W] with class probabilities ``targets`` [N, classes] is blended
@@ -153,11 +153,11 @@ def read(classifier: Classifier, images: Tensor, levels: int, batch_size: int = 
     The classifier should be in eval mode, as ``train_classifier`` returns it.
     """
     device = next(classifier.parameters()).device
-    quantiser = Quantiser(levels)
+    quantizer = Quantizer(levels)
     features: list[Tensor] = []
     probabilities: list[Tensor] = []
     for batch in images.split(batch_size):
-        feature, logits = classifier(quantiser.scale(batch.to(device)))
+        feature, logits = classifier(quantizer.scale(batch.to(device)))
         features.append(feature.float().cpu())
         probabilities.append(logits.float().softmax(dim=1).cpu())
     return torch.cat(features), torch.cat(probabilities)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Moments:
+class FeatureMoments:
     """Sums of features; they add up over parts of a set."""
 
     count: int
@@ -18,13 +18,15 @@ class Moments:
     """Sum of outer products, float64 [D, D]."""
 
     @classmethod
-    def of(cls, features: Tensor) -> "Moments":
+    def of(cls, features: Tensor) -> "FeatureMoments":
         """Moments of features [N, D]."""
         rows = features.double()
         return cls(len(rows), rows.sum(0), rows.T @ rows)
 
-    def __add__(self, other: "Moments") -> "Moments":
-        return Moments(self.count + other.count, self.total + other.total, self.products + other.products)
+    def __add__(self, other: "FeatureMoments") -> "FeatureMoments":
+        return FeatureMoments(
+            self.count + other.count, self.total + other.total, self.products + other.products
+        )
 
     @property
     def dimension(self) -> int:
@@ -57,7 +59,7 @@ class Gaussian:
     """Images it was made of; None where imported statistics do not tell."""
 
     @classmethod
-    def of(cls, moments: Moments) -> "Gaussian":
+    def of(cls, moments: FeatureMoments) -> "Gaussian":
         """The Gaussian of some moments; ValueError for fewer than two rows."""
         return cls(moments.mean, moments.covariance, moments.count)
 

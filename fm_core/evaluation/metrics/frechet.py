@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fm_core.evaluation.metrics.feature_statistics import Gaussian, Moments, without_rounding
+from fm_core.evaluation.metrics.feature_statistics import FeatureMoments, Gaussian, without_rounding
 
 JACKKNIFE_BLOCKS = 20
 """Blocks of images that are left out in turn: image i is in block i mod 20, so that no order matters."""
@@ -30,7 +30,7 @@ class Distance:
     """Whether there were no more images than features, so that the covariance is singular."""
 
 
-def frechet_distance(moments: Moments, reference: Gaussian) -> float:
+def frechet_distance(moments: FeatureMoments, reference: Gaussian) -> float:
     """The distance (squared, as FID is) of more than D images from a reference."""
     root, covariance = reference.root, moments.covariance
     cross = without_rounding(torch.linalg.eigvalsh(root @ covariance @ root)).sqrt().sum()
@@ -41,7 +41,7 @@ def distance_alone(features: Tensor, reference: Gaussian) -> float:
     """The distance of features [N, D], whatever N >= 2 is, without an error."""
     if len(features) <= features.shape[1]:
         return frechet_distance_of_few(features, reference)
-    return frechet_distance(Moments.of(features), reference)
+    return frechet_distance(FeatureMoments.of(features), reference)
 
 
 def frechet_distance_of_few(features: Tensor, reference: Gaussian) -> float:
@@ -120,7 +120,9 @@ class _Blocks:
         self.reference = reference
         self.blocks = [features[number::count] for number in range(count)]
         smallest = min(len(block) for block in self.blocks) * fewest
-        self.moments = [Moments.of(block) for block in self.blocks] if smallest > features.shape[1] else None
+        self.moments = (
+            [FeatureMoments.of(block) for block in self.blocks] if smallest > features.shape[1] else None
+        )
 
     def of(self, numbers: Sequence[int]) -> float:
         if self.moments is None:

@@ -12,22 +12,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from fm_core.config import CellSection, PlaneSection, RunConfig
-from fm_core.errors import Stopped, UserError
+from fm_core.config import ExperimentSection, PlaneSection, RunConfig
+from fm_core.errors import StopRequested, UserError
 from fm_core.evaluation.torch_threads import cpu_threads
 from fm_core.method.compatibility import require_diffusion
 from fm_core.method.objectives import Objective
 from fm_core.method.paths import Path
-from fm_core.report.html import Section
+from fm_core.report.html import PageSection
 from fm_core.reproduce.experiments import objective_of, title_of
 from fm_core.reproduce.toy2d.checkerboard import ENTROPY, NAME
 from fm_core.reproduce.toy2d.figures import Shown
 from fm_core.reproduce.toy2d.fit import fit, initial_network
 from fm_core.reproduce.toy2d.page import plane_page, plane_sections
 from fm_core.reproduce.toy2d.scoring import LIKELIHOOD_BATCH, PICTURE_TOLERANCE, judge
-from fm_core.run.artifact_cache import Cell, Part, alone
+from fm_core.run.artifact_cache import ArtifactCache, CachedPart, exclusive_lock
 from fm_core.run.directory import RunDirectory, environment, fingerprint
-from fm_core.run.progress import Observer, Pace, Progress
+from fm_core.run.progress import Observer, Progress, RateMeter
 from fm_core.stages.result import StageResult
 from fm_core.storage.atomic_files import SCHEMA, read_json, write_json, write_text
 
@@ -42,30 +42,30 @@ _JUDGED_BY = {"held_out", "samples", "nfe", "rtol", "atol", "grid"}
 
 
 @dataclass(frozen=True)
-class Task:
+class ToyExperiment:
     """A cell that is to be there."""
 
-    section: CellSection
+    section: ExperimentSection
     label: str
     objective: Objective
     steps: int
-    cell: Cell
+    cell: ArtifactCache
     recipe: dict[str, Any]
     """What makes the weights what they are."""
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ToyOutcome:
     """A cell after its turn."""
 
-    task: Task
+    task: ToyExperiment
     record: dict[str, Any]
     """Its result.json; empty if it failed."""
     made: bool = False
     error: str = ""
 
 
-def check(config: RunConfig) -> list[Task]:
+def check(config: RunConfig) -> list[ToyExperiment]:
     """Refuse what can be refused before anything is spent. Raises UserError."""
     if not config.reproduce.cells:
         raise UserError(
@@ -77,7 +77,7 @@ def check(config: RunConfig) -> list[Task]:
     return tasks
 
 
-def _task(config: RunConfig, section: CellSection) -> Task:
+def _task(config: RunConfig, section: ExperimentSection) -> ToyExperiment:
     plane, objective = config.reproduce.plane, objective_of(section)
     steps = section.steps or plane.steps
     fewer = f" ({steps:,} of {plane.steps:,} steps)" if steps < plane.steps else ""
@@ -88,8 +88,8 @@ def _task(config: RunConfig, section: CellSection) -> Task:
         **section.model_dump(mode="json", include=_WHAT),
         **plane.model_dump(mode="json", include=_HOW),
     }
-    cell = Cell(RunDirectory(config).path / "reproduce" / section.name)
-    return Task(section, title_of(section) + fewer, objective, steps, cell, recipe)
+    cell = ArtifactCache(RunDirectory(config).path / "reproduce" / section.name)
+    return ToyExperiment(section, title_of(section) + fewer, objective, steps, cell, recipe)
 
 
 def reproduce_plane(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResult:
@@ -97,7 +97,7 @@ def reproduce_plane(config: RunConfig, run: RunDirectory, observe: Observer) -> 
     tasks = check(config)
     directory = run.path / "reproduce"
     threads = config.launch.threads or torch.get_num_threads()
-    with alone(directory) as beat, cpu_threads(threads):
+    with exclusive_lock(directory) as beat, cpu_threads(threads):
         bar = _Parts(len(tasks), observe, beat)
         outcomes = [_turn(task, config, run, bar) for task in tasks]
         written = _write_results(config, run, outcomes)
@@ -122,23 +122,23 @@ def reproduce_plane(config: RunConfig, run: RunDirectory, observe: Observer) -> 
     )
 
 
-def _turn(task: Task, config: RunConfig, run: RunDirectory, bar: "_Parts") -> Outcome:
-    """Make a cell or find it made; whatever goes wrong in it stays in it. Raises Stopped."""
+def _turn(task: ToyExperiment, config: RunConfig, run: RunDirectory, bar: "_Parts") -> ToyOutcome:
+    """Make a cell or find it made; whatever goes wrong in it stays in it. Raises StopRequested."""
     bar.start(task.label)
     try:
         record, made = _cell(task, config, bar)
         task.cell.failure.unlink(missing_ok=True)
-        return Outcome(task, record, made)
-    except Stopped:
+        return ToyOutcome(task, record, made)
+    except StopRequested:
         raise
     except Exception as error:
         said = f"{type(error).__name__}: {error}".splitlines()[0]
         write_json(task.cell.failure, {"error": said})
         write_text(run.log("reproduce", task.section.name), traceback.format_exc())
-        return Outcome(task, {}, error=said)
+        return ToyOutcome(task, {}, error=said)
 
 
-def _cell(task: Task, config: RunConfig, bar: "_Parts") -> tuple[dict[str, Any], bool]:
+def _cell(task: ToyExperiment, config: RunConfig, bar: "_Parts") -> tuple[dict[str, Any], bool]:
     """The cell's result.json, and whether any of it had to be made."""
     plane, seed = config.reproduce.plane, config.run.seed
     network = initial_network(plane, seed)
@@ -168,7 +168,7 @@ def _cell(task: Task, config: RunConfig, bar: "_Parts") -> tuple[dict[str, Any],
     return task.cell.write("result", "pictures", record, judged.pictures).record, True
 
 
-def _train(task: Task, network: nn.Module, config: RunConfig, bar: "_Parts") -> Part:
+def _train(task: ToyExperiment, network: nn.Module, config: RunConfig, bar: "_Parts") -> CachedPart:
     clock, cpu = time.monotonic(), time.process_time()
     on_step = partial(bar.trained, task.label, task.steps)
     losses = fit(network, task.objective, config.reproduce.plane, task.steps, config.run.seed, on_step)
@@ -183,7 +183,7 @@ def _train(task: Task, network: nn.Module, config: RunConfig, bar: "_Parts") -> 
     return task.cell.write("training", "weights", record, network.state_dict())
 
 
-def _scoring_recipe(plane: PlaneSection, training: Part) -> dict[str, Any]:
+def _scoring_recipe(plane: PlaneSection, training: CachedPart) -> dict[str, Any]:
     return {"weights": training.tensors_sha256, **plane.model_dump(mode="json", include=_JUDGED_BY)}
 
 
@@ -192,7 +192,7 @@ def _made_with() -> dict[str, Any]:
     return {"threads": torch.get_num_threads(), **{key: versions[key] for key in ("torch", "torchdiffeq")}}
 
 
-def _write_results(config: RunConfig, run: RunDirectory, outcomes: list[Outcome]) -> bool:
+def _write_results(config: RunConfig, run: RunDirectory, outcomes: list[ToyOutcome]) -> bool:
     """Write results.json and report.html unless they show just this already; whether they were written."""
     finished = [outcome for outcome in outcomes if not outcome.error]
     paths = {task.section.path: task.objective.path for task in (outcome.task for outcome in outcomes)}
@@ -215,7 +215,7 @@ def _write_results(config: RunConfig, run: RunDirectory, outcomes: list[Outcome]
     return True
 
 
-def plane_shown(config: RunConfig, results: dict[str, Any]) -> list[Section]:
+def plane_shown(config: RunConfig, results: dict[str, Any]) -> list[PageSection]:
     """The tables and figures of a comparison whose results.json is given. Raises UserError as `check`."""
     tasks = check(config)
     made = [task for task in tasks if task.section.name in results["cells"]]
@@ -257,7 +257,7 @@ class _Parts:
 
     def __init__(self, cells: int, observe: Observer, beat: Callable[[], None]) -> None:
         self._total = cells * (TRAINING + SCORING)
-        self._observe, self._beat, self._pace = observe, beat, Pace()
+        self._observe, self._beat, self._pace = observe, beat, RateMeter()
         self._cell = -1
 
     def start(self, label: str) -> None:
@@ -267,7 +267,7 @@ class _Parts:
 
     def found(self) -> None:
         """What is reported next took no time: the rate is that of what comes after."""
-        self._pace = Pace()
+        self._pace = RateMeter()
 
     def trained(self, label: str, steps: int, step: int, loss: float) -> None:
         """A step was taken."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fm_core.method.paths import Path
-from fm_core.report.html import Figure, Section, Table, page
+from fm_core.report.html import Figure, PageSection, Table, page
 from fm_core.report.image_grids import data_uri
 from fm_core.reproduce.toy2d.figures import (
     Shown,
@@ -36,13 +36,13 @@ def plane_page(results: Mapping[str, Any], cells: Sequence[Shown], paths: Mappin
         f"neurons; {protocol['steps']:,} steps of {protocol['batch']} points for each objective unless the "
         f"table says otherwise."
     )
-    last = Section("Protocol", [], text=json.dumps(protocol, indent=1))
+    last = PageSection("Protocol", [], text=json.dumps(protocol, indent=1))
     return page("Flow matching in the plane", lead, [*plane_sections(results, cells, paths), last])
 
 
 def plane_sections(
     results: Mapping[str, Any], cells: Sequence[Shown], paths: Mapping[str, Path]
-) -> list[Section]:
+) -> list[PageSection]:
     """The tables of numbers and the figures.
 
     Args:
@@ -53,12 +53,12 @@ def plane_sections(
     sections = [_scores(results), _shares(results)]
     if results["failed"]:
         rows = [[label, error] for label, error in results["failed"].items()]
-        sections.insert(0, Section("Failed", [Table(["objective", "error"], rows)]))
+        sections.insert(0, PageSection("Failed", [Table(["objective", "error"], rows)]))
     budgets = results["protocol"]["nfe"]
     return [*sections, *_model_figures(cells, budgets), *_path_figures(paths, results["diffusion_paths"])]
 
 
-def _scores(results: Mapping[str, Any]) -> Section:
+def _scores(results: Mapping[str, Any]) -> PageSection:
     head = [
         "objective", "steps", "NLL, nats", "NLL, bits", "above entropy", "NFE", "training", "scoring",
     ]  # fmt: skip
@@ -78,20 +78,20 @@ def _scores(results: Mapping[str, Any]) -> Section:
                 f"{cell['scoring_seconds']:.0f} s",
             ]
         )
-    return Section("Scores", [Table(head, rows)], NOTE_ON_SCORES)
+    return PageSection("Scores", [Table(head, rows)], NOTE_ON_SCORES)
 
 
-def _shares(results: Mapping[str, Any]) -> Section:
+def _shares(results: Mapping[str, Any]) -> PageSection:
     budgets = [str(nfe) for nfe in results["protocol"]["nfe"]]
     rows = [
         [cell["label"], *(f"{cell['on_squares'][key]:.1%}" for key in [*budgets, "dopri5"])]
         for cell in results["cells"].values()
     ]
     head = ["objective", *(f"NFE {budget}" for budget in budgets), "dopri5"]
-    return Section("Samples on the squares", [Table(head, rows)], NOTE_ON_SHARES)
+    return PageSection("Samples on the squares", [Table(head, rows)], NOTE_ON_SHARES)
 
 
-def _model_figures(cells: Sequence[Shown], budgets: Sequence[int]) -> list[Section]:
+def _model_figures(cells: Sequence[Shown], budgets: Sequence[int]) -> list[PageSection]:
     if not cells:
         return []
     evolution = (
@@ -104,20 +104,20 @@ def _model_figures(cells: Sequence[Shown], budgets: Sequence[int]) -> list[Secti
     )
     drawn = samples_over_time_and_budget(cells, budgets)
     return [
-        Section("Trajectories and samples", [_plot(drawn, evolution)]),
-        Section("Trajectories and densities", [_plot(lines_and_densities(cells), lines)]),
+        PageSection("Trajectories and samples", [_plot(drawn, evolution)]),
+        PageSection("Trajectories and densities", [_plot(lines_and_densities(cells), lines)]),
     ]
 
 
-def _path_figures(paths: Mapping[str, Path], diffusions: Sequence[str]) -> list[Section]:
+def _path_figures(paths: Mapping[str, Path], diffusions: Sequence[str]) -> list[PageSection]:
     fields = (
         "The star is the data point x1. Arrows show directions, colours lengths (blue long, red short; one "
         "scale a row). The paper's figures 2 (first and last row) and 8."
     )
     lines = "From the same noise to one data point, the star. The paper's figure 3."
     return [
-        Section("Conditional fields", [_plot(conditional_fields(paths, diffusions), fields)]),
-        Section("Conditional trajectories", [_plot(conditional_trajectories(paths), lines)]),
+        PageSection("Conditional fields", [_plot(conditional_fields(paths, diffusions), fields)]),
+        PageSection("Conditional trajectories", [_plot(conditional_trajectories(paths), lines)]),
     ]
 
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from fm_core.checkpoint import uploader
-from fm_core.checkpoint.catalog import Checkpoints
+from fm_core.checkpoint.catalog import CheckpointCatalog
 from fm_core.checkpoint.format import Retention, complete_steps, verify
 from fm_core.checkpoint.train_state import TrainState
-from fm_core.checkpoint.uploader import copy, remote_steps
-from fm_core.errors import Unreachable, UserError
+from fm_core.checkpoint.uploader import remote_steps, upload_checkpoint
+from fm_core.errors import UnreachableError, UserError
 from fm_core.storage import store as store_module
 from fm_core.storage.store import Store
 
@@ -71,14 +71,14 @@ def write(checkpoints, step, loss=None):
 
 
 def at(url, folder, **keys):
-    return Checkpoints(url, folder, Retention(2, **keys))
+    return CheckpointCatalog(url, folder, Retention(2, **keys))
 
 
 def test_checkpoints_go_to_the_store_and_come_back_on_another_host(tmp_path, url):
     here = at(url, tmp_path / "here")
     for step, loss in ((10, 0.9), (20, 0.1), (30, 0.5), (40, 0.4)):
         write(here, step, loss)
-        assert here.settle(60) is None
+        assert here.wait(60) is None
     assert remote_steps(here.store) == [20, 30, 40]  # the best and the last two
     assert here.store.folders() == ["step-00000020", "step-00000030", "step-00000040"]
     assert complete_steps(tmp_path / "here") == [40]
@@ -93,17 +93,17 @@ def test_checkpoints_go_to_the_store_and_come_back_on_another_host(tmp_path, url
 def test_a_store_that_is_away_stops_nothing_and_gets_the_newest_when_it_is_back(tmp_path, url, server):
     here = at(url, tmp_path / "here")
     write(here, 10)
-    assert here.settle(60) is None
+    assert here.wait(60) is None
     server.stop()
     began = time.monotonic()
     for step in (20, 30, 40, 50):
         write(here, step)
     assert time.monotonic() - began < 5  # nobody waits for the store
-    assert here.settle(1.0) is not None
+    assert here.wait(1.0) is not None
     # Meanwhile the local ones count, as far as they are needed.
     assert complete_steps(tmp_path / "here")[-2:] == [40, 50]
     server.start()
-    assert here.settle(60) is None
+    assert here.wait(60) is None
     assert remote_steps(here.store)[-1] == 50
     assert at(url, tmp_path / "there").newest().name == "step-00000050"
 
@@ -112,12 +112,12 @@ def test_what_waited_when_the_run_ended_is_uploaded_by_the_next(tmp_path, url, s
     here = at(url, tmp_path / "here")
     server.stop()
     write(here, 10)
-    with pytest.raises(Unreachable, match="tried 5 times"):
+    with pytest.raises(UnreachableError, match="tried 5 times"):
         at(url, tmp_path / "here").newest()  # not silently from what lies here: there may be a newer one
     server.start()
     again = at(url, tmp_path / "here")
     assert again.newest().name == "step-00000010"
-    assert again.settle(60) is None
+    assert again.wait(60) is None
     assert remote_steps(again.store) == [10]
 
 
@@ -126,8 +126,8 @@ class SlowStore:
 
     def __init__(self, monkeypatch):
         self.permits, self.copied, self.began = threading.Semaphore(0), [], []
-        self.copy = uploader.copy
-        monkeypatch.setattr(uploader, "copy", self)
+        self.copy = uploader.upload_checkpoint
+        monkeypatch.setattr(uploader, "upload_checkpoint", self)
 
     def __call__(self, store, folder, step):
         self.began.append(step)
@@ -144,7 +144,7 @@ def slow(monkeypatch):
 def test_what_is_to_stay_for_good_reaches_a_slow_store(tmp_path, slow):
     url, folder = f"memory://slow-{next(BUCKETS)}", tmp_path / "here"
     retention = Retention(1, every_images=300)
-    here = Checkpoints(url, folder, retention)
+    here = CheckpointCatalog(url, folder, retention)
     losses = {10: 0.9, 20: 0.1, 30: 0.8, 40: 0.7, 50: 0.6, 60: 0.5, 70: 0.4, 80: 0.3}
     write(here, 10, losses[10])
     while slow.began != [10]:
@@ -155,7 +155,7 @@ def test_what_is_to_stay_for_good_reaches_a_slow_store(tmp_path, slow):
     assert complete_steps(folder) == [10, 20, 30, 60, 70, 80]
     for _ in range(9):
         slow.permits.release()
-    assert here.settle(30) is None
+    assert here.wait(30) is None
     assert slow.copied == [10, 80, 60, 30, 20]
     assert remote_steps(here.store) == [20, 30, 60, 80]
     assert complete_steps(folder) == [80]
@@ -166,7 +166,7 @@ def test_what_is_to_stay_for_good_reaches_a_slow_store(tmp_path, slow):
 
 def test_a_checkpoint_that_is_spoilt_here_does_not_hold_up_the_others(tmp_path, slow, capsys):
     url, folder = f"memory://slow-{next(BUCKETS)}", tmp_path / "here"
-    here = Checkpoints(url, folder, Retention(3))
+    here = CheckpointCatalog(url, folder, Retention(3))
     write(here, 10)
     while not slow.began:
         time.sleep(0.01)
@@ -176,7 +176,7 @@ def test_a_checkpoint_that_is_spoilt_here_does_not_hold_up_the_others(tmp_path, 
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     for _ in range(9):
         slow.permits.release()
-    assert here.settle(30) is None
+    assert here.wait(30) is None
     assert remote_steps(here.store) == [10, 30]
     assert (
         "raw.safetensors differs from its SHA-256; it is not copied to memory://" in capsys.readouterr().out
@@ -186,16 +186,16 @@ def test_a_checkpoint_that_is_spoilt_here_does_not_hold_up_the_others(tmp_path, 
 def test_an_old_checkpoint_that_is_copied_late_removes_none_that_is_newer(tmp_path):
     """A host comes back with what it could not copy, after another had gone on."""
     url = f"memory://slow-{next(BUCKETS)}"
-    late = Checkpoints(f"file://{tmp_path}/late", tmp_path, Retention(None))
+    late = CheckpointCatalog(f"file://{tmp_path}/late", tmp_path, Retention(None))
     for step in (30, 35):
         write(late, step)
-    elsewhere = Checkpoints(url, tmp_path / "elsewhere", Retention(1, every_images=300))
+    elsewhere = CheckpointCatalog(url, tmp_path / "elsewhere", Retention(1, every_images=300))
     for step in (40, 50):
         write(elsewhere, step)
-        assert elsewhere.settle(30) is None
-    again = Checkpoints(url, tmp_path / "late", Retention(1, every_images=300))
+        assert elsewhere.wait(30) is None
+    again = CheckpointCatalog(url, tmp_path / "late", Retention(1, every_images=300))
     assert again.newest().name == "step-00000050"
-    assert again.settle(30) is None
+    assert again.wait(30) is None
     assert remote_steps(again.store) == [30, 50]
 
 
@@ -203,7 +203,7 @@ def test_a_damaged_object_is_found_and_the_checkpoint_before_is_fetched(tmp_path
     here = at(url, tmp_path / "here")
     for step in (10, 20):
         write(here, step)
-        assert here.settle(60) is None
+        assert here.wait(60) is None
     name = "step-00000020/raw.safetensors"
     content = bytearray(here.store.read_bytes(name))
     content[-1] ^= 1
@@ -219,7 +219,7 @@ def test_a_damaged_object_is_found_and_the_checkpoint_before_is_fetched(tmp_path
     assert "\n" not in str(caught.value)
     # The next checkpoint that counts retires the damaged ones behind which training went back.
     write(there, 15)
-    assert there.settle(60) is None
+    assert there.wait(60) is None
     assert there.store.folders() == ["step-00000010", "step-00000015"]
 
 
@@ -234,10 +234,10 @@ def test_an_upload_that_arrives_spoilt_does_not_count(tmp_path, monkeypatch):
             store.filesystem.pipe_file(target, b"x" * size)
 
     monkeypatch.setattr(store.filesystem, "put_file", spoil)
-    write(Checkpoints(str(tmp_path), tmp_path / "none", Retention(2)), 10)
+    write(CheckpointCatalog(str(tmp_path), tmp_path / "none", Retention(2)), 10)
     with pytest.raises(OSError, match=r"raw.safetensors is not what was sent"):
-        copy(store, tmp_path, 10)
+        upload_checkpoint(store, tmp_path, 10)
     assert remote_steps(store) == []
     monkeypatch.undo()
-    copy(store, tmp_path, 10)
+    upload_checkpoint(store, tmp_path, 10)
     assert remote_steps(store) == [10]

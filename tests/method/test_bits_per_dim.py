@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fm_core.errors import UserError
-from fm_core.method.bits_per_dim import bits_per_dim, summarise
-from fm_core.method.dequantization import Quantiser
+from fm_core.method.bits_per_dim import bits_per_dim, summarize
+from fm_core.method.dequantization import Quantizer
 from fm_core.method.divergence import Exact, Hutchinson
 from fm_core.method.ode import Solver
 from fm_core.storage.keyed_random import rademacher, uniform
@@ -21,38 +21,38 @@ LEVELS = st.integers(2, 256)
 @settings(deadline=None, max_examples=100)
 @given(levels=LEVELS, u=st.floats(0, 1, exclude_max=True, width=32))
 def test_quantising_undoes_dequantising_at_every_level_and_every_u(levels, u):
-    quantiser = Quantiser(levels)
+    quantizer = Quantizer(levels)
     pixels = torch.arange(levels, dtype=torch.uint8)
-    x = quantiser.dequantise(pixels, torch.full((levels,), u))
+    x = quantizer.dequantize(pixels, torch.full((levels,), u))
     assert x.dtype == torch.float32
-    assert torch.equal(quantiser.quantise(x), pixels)
-    assert torch.equal(quantiser.quantise(quantiser.scale(pixels)), pixels)
+    assert torch.equal(quantizer.quantize(x), pixels)
+    assert torch.equal(quantizer.quantize(quantizer.scale(pixels)), pixels)
     low, high = 2 * pixels.double() / levels - 1, 2 * (pixels.double() + 1) / levels - 1
     assert ((low < x) & (x < high)).all()
 
 
 def test_the_map_is_the_papers_for_photographs():
     pixels, u = torch.tensor([0, 100, 255], dtype=torch.uint8), torch.tensor([0.25, 0.5, 0.75])
-    found = Quantiser(256).dequantise(pixels, u)
+    found = Quantizer(256).dequantize(pixels, u)
     torch.testing.assert_close(found, (pixels + u) / 128 - 1, rtol=0, atol=2**-7 * 2**-15)
-    assert Quantiser(256).bits_offset == 7
-    assert Quantiser(17).bits_offset == pytest.approx(math.log2(8.5))
-    assert float(Quantiser(256).scale(pixels)[0]) == -1 + 1 / 256
+    assert Quantizer(256).bits_offset == 7
+    assert Quantizer(17).bits_offset == pytest.approx(math.log2(8.5))
+    assert float(Quantizer(256).scale(pixels)[0]) == -1 + 1 / 256
 
 
 def test_values_outside_are_clamped_and_nans_are_not_pixels():
-    assert Quantiser(17).quantise(torch.tensor([-3.0, -1.0, 1.0, 9.0])).tolist() == [0, 0, 16, 16]
-    assert Quantiser().quantise(torch.tensor([0.999], dtype=torch.bfloat16)).tolist() == [255]
+    assert Quantizer(17).quantize(torch.tensor([-3.0, -1.0, 1.0, 9.0])).tolist() == [0, 0, 16, 16]
+    assert Quantizer().quantize(torch.tensor([0.999], dtype=torch.bfloat16)).tolist() == [255]
     with pytest.raises(ValueError, match="NaN"):
-        Quantiser().quantise(torch.tensor([math.nan]))
+        Quantizer().quantize(torch.tensor([math.nan]))
     with pytest.raises(TypeError, match="uint8"):
-        Quantiser().scale(torch.tensor([1.0]))
+        Quantizer().scale(torch.tensor([1.0]))
 
 
 @pytest.mark.parametrize("levels", [1, 257])
 def test_impossible_levels_are_refused(levels):
     with pytest.raises(UserError, match="levels"):
-        Quantiser(levels)
+        Quantizer(levels)
 
 
 def stretch(scale):
@@ -66,10 +66,10 @@ def test_bits_of_a_known_density(levels):
         torch.uint8
     )
     draws = uniform(0, "u", range(2 * 3), (1, 2, 2)).reshape(2, 3, 1, 2, 2)
-    quantiser, scale = Quantiser(levels), 0.6
+    quantizer, scale = Quantizer(levels), 0.6
     solver = Solver(rtol=1e-7, atol=1e-7)
-    bits = bits_per_dim(stretch(scale), pixels, quantiser, draws, (0.0, 1.0), solver, Exact())
-    x = torch.stack([quantiser.dequantise(pixels, u) for u in draws]).double().flatten(2)
+    bits = bits_per_dim(stretch(scale), pixels, quantizer, draws, (0.0, 1.0), solver, Exact())
+    x = torch.stack([quantizer.dequantize(pixels, u) for u in draws]).double().flatten(2)
     density = (-0.5 * (x / scale) ** 2 - math.log(scale) - 0.5 * math.log(2 * math.pi)).sum(-1)
     # The probability of a pixel is density times bin width, 2 / levels a dimension.
     probability = density + 4 * math.log(2 / levels)
@@ -99,7 +99,7 @@ def test_a_model_that_is_uniform_over_its_range_needs_eight_bits():
     draws = uniform(0, "u", range(5), (1, 1, 1))[None]
     solver = Solver(rtol=1e-7, atol=1e-7)
     found = bits_per_dim(
-        towards_uniform, levels.view(5, 1, 1, 1), Quantiser(256), draws, (0.0, end), solver, Exact()
+        towards_uniform, levels.view(5, 1, 1, 1), Quantizer(256), draws, (0.0, end), solver, Exact()
     )
     expected = torch.full((5,), 8 + math.log2(end), dtype=torch.float64)
     torch.testing.assert_close(found.first.double(), expected, rtol=0, atol=1e-4)
@@ -118,10 +118,10 @@ def test_all_draws_share_the_probe_so_that_its_noise_is_not_taken_for_likelihood
         torch.uint8
     )
     draws = uniform(0, "u", range(k * images), (dimension,)).reshape(k, images, dimension)
-    velocity, quantiser, solver = correlated(dimension), Quantiser(), Solver("rk4", steps=8)
+    velocity, quantizer, solver = correlated(dimension), Quantizer(), Solver("rk4", steps=8)
     probes = rademacher(0, "probe", range(images), (dimension,))[None]
-    exact = bits_per_dim(velocity, pixels, quantiser, draws, (0.0, 1.0), solver, Exact())
-    shared = bits_per_dim(velocity, pixels, quantiser, draws, (0.0, 1.0), solver, Hutchinson(probes))
+    exact = bits_per_dim(velocity, pixels, quantizer, draws, (0.0, 1.0), solver, Exact())
+    shared = bits_per_dim(velocity, pixels, quantizer, draws, (0.0, 1.0), solver, Hutchinson(probes))
     torch.testing.assert_close(
         shared.first - shared.k_sample, exact.first - exact.k_sample, rtol=1e-3, atol=1e-5
     )
@@ -133,20 +133,20 @@ def test_all_draws_share_the_probe_so_that_its_noise_is_not_taken_for_likelihood
 def test_summary_has_the_standard_error_and_the_probe_deviation():
     bits = torch.tensor([3.0, 4.0, 5.0, 4.0], dtype=torch.float64)
     per_probe = bits[:, None] + torch.tensor([[0.3, -0.3]], dtype=torch.float64)
-    summary = summarise(bits, per_probe)
+    summary = summarize(bits, per_probe)
     assert summary.value == 4
     assert summary.stderr == pytest.approx(math.sqrt(2 / 3) / 2)
     assert summary.probe_std == pytest.approx(0.3 * math.sqrt(2))
     assert summary.images == 4
-    assert summarise(bits).probe_std is None
-    assert summarise(bits, per_probe[:, :1]).probe_std is None
-    assert summarise(bits[:1]).stderr is None
+    assert summarize(bits).probe_std is None
+    assert summarize(bits, per_probe[:, :1]).probe_std is None
+    assert summarize(bits[:1]).stderr is None
 
 
 def test_draws_and_probes_of_the_wrong_shape_are_refused():
     pixels = torch.zeros(2, 3, dtype=torch.uint8)
     with pytest.raises(ValueError, match="draws"):
-        bits_per_dim(stretch(1.0), pixels, Quantiser(), torch.rand(2, 3), (0.0, 1.0), Solver(), Exact())
+        bits_per_dim(stretch(1.0), pixels, Quantizer(), torch.rand(2, 3), (0.0, 1.0), Solver(), Exact())
     probes = Hutchinson(torch.ones(2, 3))
     with pytest.raises(ValueError, match="probes"):
-        bits_per_dim(stretch(1.1), pixels, Quantiser(), torch.rand(1, 2, 3), (0.0, 1.0), Solver(), probes)
+        bits_per_dim(stretch(1.1), pixels, Quantizer(), torch.rand(1, 2, 3), (0.0, 1.0), Solver(), probes)

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from fm_core.launch.job import JOB_VARIABLE, Job
-from fm_core.launch.online_eval import workplace
+from fm_core.launch.online_eval import online_eval_directory
 from fm_core.launch.run_jobs import controls, end_jobs, stop_requested
 from fm_core.run.lease import Lease
 from fm_core.storage.atomic_files import write_json, write_text
@@ -49,7 +49,7 @@ def test_what_works_on_a_cell_is_ended_with_the_comparison(comparison):
     sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
     control = comparison / "reproduce" / "fm-s0" / BELOW[1]
     scorer = subprocess.Popen(sleep)
-    Lease(workplace(comparison / "reproduce" / "sm-s0") / "lock").take(scorer.pid)
+    Lease(online_eval_directory(comparison / "reproduce" / "sm-s0") / "lock").take(scorer.pid)
     job = JOB.model_copy(update={"id": f"cell-{scorer.pid}"})
     rank = subprocess.Popen(sleep, env={JOB_VARIABLE: job.id})
     write_json(control / "job.json", job.model_dump())

@@ -14,7 +14,7 @@ from fm_core.stages.preflight import _check_initial_weights
 from fm_core.storage.atomic_files import write_json, write_text
 from fm_core.storage.store import Store
 from fm_core.training import train_worker as rank_module
-from fm_core.training.pretrained import initial_weights
+from fm_core.training.pretrained import pretrained_weights
 from fm_core.training.train_worker import _begun
 
 
@@ -45,7 +45,7 @@ def run(tmp_path):
 
 
 def found(where):
-    return initial_weights(str(where), network())["weight"][0, 0].item()
+    return pretrained_weights(str(where), network())["weight"][0, 0].item()
 
 
 def test_it_is_the_average_that_the_run_names_first(run):

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fm_core.checkpoint.catalog import Checkpoints
-from fm_core.checkpoint.save_load import refuse_a_stranger
+from fm_core.checkpoint.catalog import CheckpointCatalog
+from fm_core.checkpoint.save_load import check_compatible
 from fm_core.config import RunConfig
 from fm_core.data.manifest import Manifest
 from fm_core.errors import UserError
@@ -45,16 +45,16 @@ def written(tmp_path):
 
 def refused(folder, config, shared=True):
     with pytest.raises(UserError) as caught:
-        refuse_a_stranger(folder, recipe(config, MANIFEST), ["ema-0.999"], shared)
+        check_compatible(folder, recipe(config, MANIFEST), ["ema-0.999"], shared)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def test_the_run_itself_goes_on(written):
     for shared in (True, False):
-        refuse_a_stranger(written(), recipe(asked(), MANIFEST), ["ema-0.999"], shared)
+        check_compatible(written(), recipe(asked(), MANIFEST), ["ema-0.999"], shared)
         other_way = asked(images=256, micro_batch=2, checkpoint_images=7, keep_checkpoints=9)
-        refuse_a_stranger(written(), recipe(other_way, MANIFEST), ["ema-0.999"], shared)
+        check_compatible(written(), recipe(other_way, MANIFEST), ["ema-0.999"], shared)
 
 
 def test_another_run_with_the_same_root_is_refused_by_its_name(written):
@@ -63,7 +63,7 @@ def test_another_run_with_the_same_root_is_refused_by_its_name(written):
 
 
 def test_a_run_directory_may_be_renamed_with_the_checkpoints_in_it(written):
-    refuse_a_stranger(written(), recipe(asked(name="b"), MANIFEST), ["ema-0.999"], shared=False)
+    check_compatible(written(), recipe(asked(name="b"), MANIFEST), ["ema-0.999"], shared=False)
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -75,7 +75,7 @@ def test_another_optimisation_is_refused_with_the_difference(written, shared):
 def test_a_checkpoint_of_a_version_that_did_not_say_whose_it_is_is_continued(written):
     before = recipe(asked(), MANIFEST)
     folder = written(run={}, order={}, train={"learning_rate": before["train"]["learning_rate"]})
-    refuse_a_stranger(folder, recipe(asked(name="b", label_dropout=0.0), MANIFEST), ["ema-0.999"], True)
+    check_compatible(folder, recipe(asked(name="b", label_dropout=0.0), MANIFEST), ["ema-0.999"], True)
 
 
 def test_a_checkpoint_of_another_order_of_the_data_is_refused(written, monkeypatch):
@@ -85,5 +85,5 @@ def test_a_checkpoint_of_another_order_of_the_data_is_refused(written, monkeypat
 
 
 def test_a_root_that_was_named_may_be_anothers_as_well(tmp_path):
-    assert Checkpoints.of(asked(checkpoint_root=str(tmp_path))).shared
-    assert not Checkpoints.of(asked()).shared
+    assert CheckpointCatalog.of(asked(checkpoint_root=str(tmp_path))).shared
+    assert not CheckpointCatalog.of(asked()).shared

@@ -11,7 +11,7 @@ import pytest
 
 from fm_core.config import RunConfig
 from fm_core.errors import UserError
-from fm_core.training.loggers import GAUGES, Exports, check_exports
+from fm_core.training.loggers import GAUGES, MetricLoggers, check_loggers
 from fm_core.training.metrics import TrainLog
 
 LINE = {
@@ -39,7 +39,7 @@ def config(tmp_path: Path, **train) -> RunConfig:
 
 
 def log(config: RunConfig, tmp_path: Path) -> TrainLog:
-    return TrainLog(tmp_path, tmp_path / "metrics.jsonl", "a-job", config.train.images, Exports(config))
+    return TrainLog(tmp_path, tmp_path / "metrics.jsonl", "a-job", config.train.images, MetricLoggers(config))
 
 
 def test_prometheus_reads_the_newest_values(tmp_path: Path):
@@ -135,7 +135,7 @@ def test_an_export_that_fails_costs_no_training(tmp_path: Path, capsys: pytest.C
 def test_what_cannot_work_is_refused_before_training(tmp_path: Path, train: dict, told: str, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError) as caught:
-        check_exports(config(tmp_path, **train).train)
+        check_loggers(config(tmp_path, **train).train)
     assert str(caught.value).startswith(told)
 
 
@@ -166,7 +166,7 @@ def test_a_service_that_is_away_when_training_begins_stops_nothing(tmp_path: Pat
 def test_a_run_goes_on_in_its_curve_and_another_of_its_name_does_not(tmp_path: Path, monkeypatch):
     service = Service(monkeypatch)
     for train in ({}, {"images": 256_000, "log_images": 99}, {"learning_rate": 0.5}):
-        Exports(config(tmp_path, wandb="a-project", **train))(LINE)
+        MetricLoggers(config(tmp_path, wandb="a-project", **train))(LINE)
     first, again, other = (asked["id"] for asked in service.asked)
     assert first == again != other
     assert {asked["name"] for asked in service.asked} == {"a-run"}

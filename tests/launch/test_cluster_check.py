@@ -3,7 +3,7 @@
 import pytest
 
 from fm_core.config import RunConfig
-from fm_core.launch.cluster_check import judged, preflight
+from fm_core.launch.cluster_check import assess, cluster_checks
 from fm_core.launch.cluster_probe import _checkpoints
 
 SPEED = {"bytes": 2**24, "seconds": 0.02, "bytes_per_s": 8e8}
@@ -17,7 +17,7 @@ def rank(host, **other):
 
 
 def found(*ranks, **sections):
-    checks = judged(RunConfig.model_validate(sections), list(ranks), SPEED)
+    checks = assess(RunConfig.model_validate(sections), list(ranks), SPEED)
     assert all("\n" not in check.detail for check in checks)
     return {check.name: check for check in checks}
 
@@ -68,7 +68,7 @@ def test_checkpoints_have_room_where_the_first_rank_writes_them(keep, place, eac
     first["checkpoints"] |= place
     other["checkpoints"] |= {"free_bytes": 0}
     config = RunConfig.model_validate({"train": {"keep_checkpoints": keep}})
-    checks = judged(config, [first, other], SPEED, checkpoint_bytes=int(each * 2**30))
+    checks = assess(config, [first, other], SPEED, checkpoint_bytes=int(each * 2**30))
     (check,) = [check for check in checks if check.name == "space for checkpoints"]
     assert (check.ok, words in check.detail) == (ok, True), check.detail
 
@@ -97,7 +97,7 @@ def test_a_host_without_the_run_directory_is_well_where_checkpoints_go_elsewhere
 @pytest.mark.slow
 def test_this_machine_passes_save_for_data_that_are_not_there(tmp_path):
     sections = {"run": {"root": str(tmp_path / "runs")}, "data": {"root": str(tmp_path / "data")}}
-    checks = preflight(RunConfig.model_validate({**sections, "launch": {"processes": 2, "threads": 1}}))
+    checks = cluster_checks(RunConfig.model_validate({**sections, "launch": {"processes": 2, "threads": 1}}))
     assert [check.name for check in checks if not check.ok] == ["data"]
     assert list((tmp_path / "runs").iterdir()) == []
 
@@ -105,5 +105,5 @@ def test_this_machine_passes_save_for_data_that_are_not_there(tmp_path):
 @pytest.mark.slow
 def test_a_hostfile_that_is_none_is_a_line_and_no_exception(tmp_path):
     launch = {"kind": "ssh", "hostfile": str(tmp_path / "none")}
-    checks = preflight(RunConfig.model_validate({"launch": launch}))
+    checks = cluster_checks(RunConfig.model_validate({"launch": launch}))
     assert [(check.name, check.ok) for check in checks] == [("hostfile", False)]

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 import pytest
 
 from fm_core.config import RunConfig
-from fm_core.errors import GaveUp, Stopped, UserError
+from fm_core.errors import StopRequested, UnrecoverableError, UserError
 from fm_core.launch.dispatch import submitted
-from fm_core.launch.supervisor import Duty, JobFailed, _pause, _verdict, supervise
+from fm_core.launch.supervisor import JobFailedError, StageJob, _failure_of, _pause, supervise
 from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Progress
 from fm_core.run.status import write_status
@@ -69,11 +69,11 @@ def test_a_store_that_is_away_is_waited_for(job):
 def test_restarts_come_to_an_end_and_one_that_gave_up_has_none(job):
     job.launch(restarts=1)
     job.does("killed-9;write")
-    with pytest.raises(JobFailed, match="rank 0 on"):
+    with pytest.raises(JobFailedError, match="rank 0 on"):
         job.run()
     assert len(list(job.control.glob("here-0-*"))) == 2
     job.does("give up;wait")
-    with pytest.raises(GaveUp, match=r"^nothing helps$"):
+    with pytest.raises(UnrecoverableError, match=r"^nothing helps$"):
         job.run()
     assert len(list(job.control.glob("here-0-*"))) == 3
     assert job.processes() == []
@@ -87,15 +87,15 @@ def starts_until_given_up(tmp_path, monkeypatch, lasting):
 
     def fail(*_):
         starts.append(True)
-        raise JobFailed("a rank was killed")
+        raise JobFailedError("a rank was killed")
 
     monkeypatch.setattr("fm_core.launch.supervisor._attach_or_submit", lambda duty: "a job")
     monkeypatch.setattr("fm_core.launch.supervisor._watch", fail)
-    duty = Duty(
+    duty = StageJob(
         *(tmp_path, tmp_path, "pretend", "none", config, lambda: False),
         lasting=lambda: lasting[min(len(starts), len(lasting)) - 1],
     )
-    with pytest.raises(JobFailed):
+    with pytest.raises(JobFailedError):
         supervise(duty, lambda progress: None)
     return len(starts), [record["restart"] for record in read_lines(tmp_path / "restarts.jsonl")]
 
@@ -122,9 +122,9 @@ def test_what_lasts_of_training_is_its_newest_checkpoint(tmp_path):
 
 def test_a_stop_file_ends_the_pause_before_a_restart(tmp_path):
     (tmp_path / "STOP").touch()
-    with pytest.raises(Stopped):
+    with pytest.raises(StopRequested):
         _pause(100, tmp_path)
-    with pytest.raises(Stopped):
+    with pytest.raises(StopRequested):
         _pause(0, tmp_path / "control", tmp_path)
     _pause(0, tmp_path / "control")
 
@@ -139,7 +139,7 @@ def test_what_ended_each_rank_reaches_the_caller(job):
     assert job.processes() == []
     # Without the refusal it would have been a failure, told in one line.
     job.control.joinpath("pretend-0.end.json").unlink()
-    verdict = str(_verdict(handle, job.control))
+    verdict = str(_failure_of(handle, job.control))
     assert f"rank 2 on {socket.gethostname()} was killed" in verdict
     assert "rank 1: ZeroDivisionError: a number" in verdict
     assert "\n" not in verdict

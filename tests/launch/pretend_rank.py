@@ -10,8 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-from fm_core.errors import GaveUp, Stopped, Unreachable, UserError
-from fm_core.launch.worker_main import run_rank
+from fm_core.errors import StopRequested, UnreachableError, UnrecoverableError, UserError
+from fm_core.launch.worker_main import run_worker
 from fm_core.run.progress import Progress
 from fm_core.run.status import write_status
 from fm_core.storage.atomic_files import write_json
@@ -32,9 +32,9 @@ def work(config, rank):
     elif does == "raise":
         raise ZeroDivisionError("a number\nof two lines")
     elif does == "give up":
-        raise GaveUp("nothing helps")
+        raise UnrecoverableError("nothing helps")
     elif does == "unreachable":
-        raise Unreachable("s3://bucket: tried 5 times")
+        raise UnreachableError("s3://bucket: tried 5 times")
     elif does == "refuse":
         raise UserError("sample.steps: this cannot be")
     elif does == "killed":
@@ -49,11 +49,11 @@ def work(config, rank):
         Path(folder / f"ready-{rank.number}").touch()
         for _ in range(3000):
             if rank.stop_requested():
-                raise Stopped("stopped at thing 3")
+                raise StopRequested("stopped at thing 3")
             time.sleep(0.1)
     elif does != "nothing":
         raise ValueError(does)
 
 
 if __name__ == "__main__":
-    run_rank("pretend", work)
+    run_worker("pretend", work)

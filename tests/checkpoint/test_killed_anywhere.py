@@ -22,10 +22,10 @@ from fsspec.implementations.local import LocalFileSystem
 from safetensors.torch import save, save_file
 
 from fm_core.checkpoint import format
-from fm_core.checkpoint.catalog import Checkpoints
+from fm_core.checkpoint.catalog import CheckpointCatalog
 from fm_core.checkpoint.format import Retention, complete_steps, verify
 from fm_core.checkpoint.train_state import TrainState
-from fm_core.checkpoint.uploader import copy, retain_remote
+from fm_core.checkpoint.uploader import retain_remote, upload_checkpoint
 from fm_core.storage.store import Store
 
 CHANGES = {
@@ -107,7 +107,7 @@ def write(checkpoints, step):
 
 
 def local(root):
-    return Checkpoints(str(root / "checkpoints"), root / "staging", Retention(2))
+    return CheckpointCatalog(str(root / "checkpoints"), root / "staging", Retention(2))
 
 
 def remote(root):
@@ -126,7 +126,7 @@ class Waiting:
 
 def elsewhere(root, folder="elsewhere"):
     """The checkpoints as another host sees them, where nothing is staged."""
-    checkpoints = Checkpoints(str(root / "unused"), root / "none", Retention(2))
+    checkpoints = CheckpointCatalog(str(root / "unused"), root / "none", Retention(2))
     checkpoints.store, checkpoints.folder, checkpoints.uploads = remote(root), root / folder, Waiting()
     return checkpoints
 
@@ -157,12 +157,12 @@ def test_a_local_save_with_retention_leaves_the_old_or_the_new_newest(tmp_path):
 
 
 def copied(root, step):
-    copy(remote(root), root / "staging", step)
+    upload_checkpoint(remote(root), root / "staging", step)
     retain_remote(remote(root), Retention(2), step)
 
 
 def stage(root, step):
-    folder = Checkpoints(str(root / "staging"), root / "none", Retention(None))
+    folder = CheckpointCatalog(str(root / "staging"), root / "none", Retention(None))
     write(folder, step)
 
 

@@ -1,11 +1,11 @@
 """Who is to blame when nothing moves."""
 
-from fm_core.training.hang_watchdog import Sign, blame
+from fm_core.training.hang_watchdog import Heartbeat, find_culprits
 
 
 def signs(*facts, ticks=0):
     return {
-        number: Sign(f"host-{number}", 1, beats, told + ticks, at)
+        number: Heartbeat(f"host-{number}", 1, beats, told + ticks, at)
         for number, (beats, told, at) in enumerate(facts)
     }
 
@@ -13,7 +13,7 @@ def signs(*facts, ticks=0):
 def test_a_rank_that_gives_no_sign_of_life():
     before = signs((7, 10, "the backward pass of step 3"), (7, 20, "the forward pass of step 3"))
     now = dict(before) | {0: signs((7, 16, "the backward pass of step 3"))[0]}
-    assert blame(before, now) == ([1], "gives no sign of life (last at the forward pass of step 3)")
+    assert find_culprits(before, now) == ([1], "gives no sign of life (last at the forward pass of step 3)")
 
 
 def test_a_rank_that_lives_and_is_behind():
@@ -22,16 +22,16 @@ def test_a_rank_that_lives_and_is_behind():
         (7, 10, "the data of step 3"),
         (8, 9, "the forward pass of step 3"),
     ]
-    assert blame(signs(*facts), signs(*facts, ticks=6)) == ([1], "hangs at the data of step 3")
+    assert find_culprits(signs(*facts), signs(*facts, ticks=6)) == ([1], "hangs at the data of step 3")
 
 
 def test_nobody_where_all_wait_for_each_other():
     facts = [(8, 10, "the update of step 3"), (8, 11, "the update of step 3")]
-    blamed, why = blame(signs(*facts), signs(*facts, ticks=6))
+    blamed, why = find_culprits(signs(*facts), signs(*facts, ticks=6))
     assert blamed == []
     assert "wait for each other" in why
     assert "the update of step 3" in why
 
 
 def test_nobody_where_the_store_is_gone():
-    assert blame({}, {}) == ([], "the ranks' store does not answer")
+    assert find_culprits({}, {}) == ([], "the ranks' store does not answer")

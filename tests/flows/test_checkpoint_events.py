@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from flows import checkpoint_events
-from flows.checkpoint_events import EVENT, Milestones
+from flows.checkpoint_events import EVENT, CheckpointEvents
 from fm_core.config import RunConfig
 from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Progress
@@ -51,7 +51,7 @@ def score(run: RunDirectory, step: int, distance: float) -> None:
 
 def test_each_checkpoint_that_is_finished_from_now_on_is_one_event(run: RunDirectory, server: Server):
     finish(run, 10)
-    shown = Milestones(run.config)
+    shown = CheckpointEvents(run.config)
     shown.show()
     assert server.events == []
     for step in (20, 20, 30):
@@ -64,13 +64,13 @@ def test_each_checkpoint_that_is_finished_from_now_on_is_one_event(run: RunDirec
 
 
 def test_a_run_of_which_nothing_is_known_shows_nothing(run: RunDirectory, server: Server):
-    Milestones(run.config).show()
+    CheckpointEvents(run.config).show()
     assert (server.events, server.pictures, server.tables) == ([], [], [])
 
 
 def test_distances_are_a_curve_and_a_table_that_grow(run: RunDirectory, server: Server):
     score(run, 10, 9.0)
-    shown = Milestones(run.config)
+    shown = CheckpointEvents(run.config)
     shown.show()
     shown.show()
     assert len(server.pictures) == len(server.tables) == 1  # also what was scored before this supervisor

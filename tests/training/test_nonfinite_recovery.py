@@ -4,12 +4,12 @@ import pytest
 
 from fm_core.checkpoint.train_state import TrainState
 from fm_core.config import RunConfig, TrainSection
-from fm_core.errors import GaveUp
+from fm_core.errors import UnrecoverableError
 from fm_core.run.directory import identity
 from fm_core.storage.atomic_files import read_json
 from fm_core.training import nonfinite_recovery
 from fm_core.training.nonfinite_recovery import (
-    NothingApplied,
+    NonFiniteGradientsError,
     check,
     continued,
     interval_steps,
@@ -44,7 +44,9 @@ def test_it_is_time_after_the_limit_or_a_whole_interval_of_several_steps(skipped
     train = TrainSection(global_batch=12, log_images=24, skipped_limit=3)
     state = TrainState(step=4, images_seen=48, position=48, skipped_in_a_row=skipped)
     if raises:
-        with pytest.raises(NothingApplied, match=f"{skipped} steps in a row, the last of them step 4"):
+        with pytest.raises(
+            NonFiniteGradientsError, match=f"{skipped} steps in a row, the last of them step 4"
+        ):
             check(train, state, logged)
     else:
         check(train, state, logged)
@@ -78,7 +80,7 @@ def went_on(state, step, skipped=0):
 def test_trouble_at_the_same_place_ends_training_with_advice_that_can_be_followed(tmp_path):
     back = continued(state_at(50, skipped=8, skipped_in_a_row=8), state_at(40), tmp_path / "setback.json")
     assert (back.step, back.position, back.rollbacks) == (40, 50 * 12, 1)
-    with pytest.raises(GaveUp, match="after going back to a checkpoint once already") as caught:
+    with pytest.raises(UnrecoverableError, match="after going back to a checkpoint once already") as caught:
         continued(went_on(back, 48, skipped=8), state_at(40), None)
     said = str(caught.value)
     assert "another run.name with train.init_from = this run and a lower train.learning_rate" in said
@@ -91,14 +93,14 @@ def test_after_a_checkpoint_of_clean_steps_training_may_go_back_again(tmp_path):
     back = continued(state_at(50, skipped=8), state_at(40), record)
     # One of these steps was skipped: not yet.
     saved = recovered(went_on(back, 60, skipped=1))
-    with pytest.raises(GaveUp):
+    with pytest.raises(UnrecoverableError):
         continued(went_on(saved, 68, skipped=8), saved, None)
     saved = recovered(went_on(saved, 80))
     again = continued(went_on(saved, 88, skipped=8), saved, record)
     assert (again.step, again.rollbacks) == (80, 2)
     assert again.position == saved.position + 8 * 12
     assert read_json(record)["rollbacks"] == 2
-    with pytest.raises(GaveUp):
+    with pytest.raises(UnrecoverableError):
         continued(went_on(again, 88, skipped=8), saved, None)
 
 

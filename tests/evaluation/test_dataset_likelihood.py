@@ -6,9 +6,9 @@ from torch import nn
 
 from fm_core.config import LikelihoodSection, MethodSection, ModelSection
 from fm_core.evaluation.dataset_likelihood import batch_bits, gathered, tightened
-from fm_core.evaluation.resumable_parts import cut
+from fm_core.evaluation.resumable_parts import split_ranges
 from fm_core.evaluation.scores import likelihood_record, recognition_record
-from fm_core.method.dequantization import Quantiser
+from fm_core.method.dequantization import Quantizer
 from fm_core.models.build import build_method
 from fm_core.sampling.checkpoint_source import Model
 from fm_core.storage import keyed_random
@@ -35,7 +35,7 @@ def model(rate=0.0, levels=17, conditional=False):
         network=Linear(rate),
         section=ModelSection(),
         objective=build_method(MethodSection()).objective,
-        quantiser=Quantiser(levels),
+        quantizer=Quantizer(levels),
         image_shape=SHAPE,
         classes=2 if conditional else 0,
         conditional=conditional,
@@ -56,7 +56,7 @@ def score(network, pixels, labels=None, **settings):
     def parts(count, how):
         return [
             batch_bits(network, pixels[r.start : r.stop], labels[r.start : r.stop], r, how, 3, CPU)
-            for r in cut(count, how.batch)
+            for r in split_ranges(count, how.batch)
         ]
 
     checks = parts(settings.check_images, tightened(settings))
@@ -71,7 +71,7 @@ def images(count, levels=17, seed=0):
 def gaussian_bits(pixels, levels, std, draw=0):
     """Bits/dim [N] of N(0, std^2) at the very points that are scored, in double."""
     dither = keyed_random.uniform(3, f"likelihood-draw-{draw}", range(len(pixels)), SHAPE)
-    x = Quantiser(levels).dequantise(pixels, dither).double().flatten(1)
+    x = Quantizer(levels).dequantize(pixels, dither).double().flatten(1)
     nats = 0.5 * (x / std).square().mean(1) + math.log(std) + 0.5 * math.log(2 * math.pi)
     return nats / math.log(2) + math.log2(levels / 2)
 

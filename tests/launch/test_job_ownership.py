@@ -14,9 +14,9 @@ import psutil
 import pytest
 
 from fm_core.config import RunConfig, dump_yaml
-from fm_core.errors import Stopped, UserError
+from fm_core.errors import StopRequested, UserError
 from fm_core.launch.dispatch import JOB_VARIABLE, Job, alive, cancel, processes_of, submitted
-from fm_core.launch.supervisor import Duty, JobFailed, supervise
+from fm_core.launch.supervisor import JobFailedError, StageJob, supervise
 from fm_core.run.lease import Lease
 from fm_core.storage.atomic_files import read_json, write_json
 
@@ -42,7 +42,7 @@ def test_a_second_supervisor_attaches_and_the_stop_file_ends_both(job):
     (job.control / "STOP").touch()
     for thread, outcome in ((first, first_outcome), (second, second_outcome)):
         thread.join(60)
-        assert isinstance(outcome[0], Stopped), outcome
+        assert isinstance(outcome[0], StopRequested), outcome
         assert str(outcome[0]) == "stopped at thing 3"
     assert job.processes() == []
 
@@ -53,11 +53,11 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 from fm_core import cli
-from fm_core.launch.supervisor import Duty, supervise
+from fm_core.launch.supervisor import StageJob, supervise
 
 def pretend(config, observe):
     control = Path(config.run.root)
-    supervise(Duty(control, control / "logs", "pretend", "pretend_rank", config, lambda: False), observe)
+    supervise(StageJob(control, control / "logs", "pretend", "pretend_rank", config, lambda: False), observe)
 
 sys.modules["fm_core.stages.train"] = SimpleNamespace(train=pretend)
 sys.exit(cli.main(["train", "--config", sys.argv[1]]))
@@ -113,8 +113,8 @@ def test_a_killed_supervisor_leaves_the_job_and_the_next_one_attaches(job):
     job.does("wait;wait")
     script = (
         "import sys; from pathlib import Path; from fm_core.config import RunConfig;"
-        "from fm_core.launch.supervisor import Duty, supervise; p = Path(sys.argv[1]);"
-        "supervise(Duty(p, p / 'logs', 'pretend', 'pretend_rank', RunConfig.model_validate("
+        "from fm_core.launch.supervisor import StageJob, supervise; p = Path(sys.argv[1]);"
+        "supervise(StageJob(p, p / 'logs', 'pretend', 'pretend_rank', RunConfig.model_validate("
         "{'launch': {'processes': 2}}), lambda: False), print)"
     )
     supervisor = subprocess.Popen([sys.executable, "-c", script, str(job.control)])
@@ -131,7 +131,7 @@ def test_a_killed_supervisor_leaves_the_job_and_the_next_one_attaches(job):
     # And kill -9 of the agent: the ranks hear of it, save and end; nobody asked for that, and nothing stays.
     os.kill(handle.pid, signal.SIGKILL)
     thread.join(60)
-    assert isinstance(outcome[0], JobFailed)
+    assert isinstance(outcome[0], JobFailedError)
     assert f"the launcher on {socket.gethostname()} was killed" in str(outcome[0])
     assert job.processes() == []
     # The next start works, in the same place.
@@ -159,7 +159,7 @@ def test_a_rank_that_nobody_knows_of_does_not_work(tmp_path, monkeypatch, record
     script = (
         "import fm_core.launch.worker_main as r, sys; r.ADOPTION_SECONDS = 0.5;"
         "sys.argv = ['x', 'none.yaml'];"
-        "r.run_rank('pretend', lambda config, rank: open('worked', 'w'))"
+        "r.run_worker('pretend', lambda config, rank: open('worked', 'w'))"
     )
     variables = {"FM_CONTROL": str(tmp_path), "FM_LOGS": str(tmp_path), "FM_JOB": "a1"}
     variables |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
@@ -188,7 +188,7 @@ def test_a_directory_held_by_another_host_is_refused_in_one_line(tmp_path):
         opened.append(True)
         yield
 
-    duty = Duty(
+    duty = StageJob(
         *(tmp_path, tmp_path, "pretend", "none", RunConfig(), lambda: True, beside),
         submitted=lambda: opened.append(True),
     )

@@ -6,12 +6,12 @@ import pytest
 from prefect.client.schemas.objects import StateType
 from prefect.exceptions import TerminationSignal
 
-from flows.cancellation import configuration, how_to_go_on
-from flows.stage_tasks import Ended
+from flows.cancellation import configuration, how_to_continue
+from flows.stage_tasks import StageEndedError
 from flows.train import train_digits
 from fm_core.config import RunConfig
-from fm_core.errors import GaveUp, Stopped, UserError
-from fm_core.launch.upload_handover import Afterwards, keep_record
+from fm_core.errors import StopRequested, UnrecoverableError, UserError
+from fm_core.launch.upload_handover import UploadRecord, write_upload_record
 from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Progress
 from fm_core.run.status import write_status
@@ -33,26 +33,26 @@ def config(tmp_path: Path) -> RunConfig:
 
 def test_the_last_words_name_step_checkpoint_and_commands(config: RunConfig):
     path = RunDirectory(config).path
-    assert how_to_go_on(config, "an-id") == (
+    assert how_to_continue(config, "an-id") == (
         "stopped at step 1,234 (157,952 images seen), checkpoint step-00001200; to go on: "
         f"prefect flow-run retry an-id, or fm train --config {path}/config.yaml"
     )
 
 
 def test_an_upload_that_goes_on_is_told_with_its_latest_end(config: RunConfig):
-    goes_on = Afterwards(
+    goes_on = UploadRecord(
         url="s3://bucket/a-run", step=1200, host="another", pid=1, created=0.0, until=4102444800.0
     )
-    keep_record(RunDirectory(config).path, goes_on)
+    write_upload_record(RunDirectory(config).path, goes_on)
     assert (
         ", checkpoint step-00001200, its upload to s3://bucket/a-run goes on until 2100-01-01 00:00 UTC at "
         "the latest (logs/train-upload.log); to go on: prefect"
-    ) in how_to_go_on(config, "an-id")
+    ) in how_to_continue(config, "an-id")
 
 
 def test_a_run_that_had_not_begun_is_told_as_well(tmp_path: Path):
     config = RunConfig.model_validate({"run": {"root": str(tmp_path), "name": "new"}})
-    assert how_to_go_on(config, "an-id").startswith(
+    assert how_to_continue(config, "an-id").startswith(
         "stopped before the first stage; to go on: prefect flow-run retry"
     )
 
@@ -61,16 +61,16 @@ def test_a_run_that_had_not_begun_is_told_as_well(tmp_path: Path):
     ("error", "stop", "kind"),
     [
         (UserError("train.images: is wrong"), False, StateType.FAILED),
-        (GaveUp("no step could be applied"), False, StateType.FAILED),
-        (Stopped("at step 1234"), True, StateType.CANCELLED),
+        (UnrecoverableError("no step could be applied"), False, StateType.FAILED),
+        (StopRequested("at step 1234"), True, StateType.CANCELLED),
         (TerminationSignal(15), False, StateType.CANCELLED),
-        (Stopped("its launcher was killed"), False, StateType.CRASHED),
+        (StopRequested("its launcher was killed"), False, StateType.CRASHED),
     ],
 )
 def test_only_accidents_start_a_run_again(config: RunConfig, error, stop: bool, kind: StateType):
     if stop:
         (RunDirectory(config).path / "STOP").touch()
-    end = Ended.because_of(error, config)
+    end = StageEndedError.because_of(error, config)
     assert end.type == kind
     assert "\n" not in end.message
     assert ("to go on: " in end.message) == (kind != StateType.FAILED)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fm_core.config import load_config, merge, parse_config
-from fm_core.reproduce.deviations import differences, trained
+from fm_core.reproduce.deviations import deviations, trained
 
 CONFIGS = Path(__file__).parents[2] / "infra" / "configs"
 
@@ -13,7 +13,7 @@ CONFIGS = Path(__file__).parents[2] / "infra" / "configs"
 def rows(name, **over):
     tree = load_config(CONFIGS / f"reproduce-{name}.yaml").model_dump(mode="json")
     config = parse_config(merge(tree, over), where="x")
-    return {what: (here, there) for what, here, there in differences(config.model_dump(mode="json"))}
+    return {what: (here, there) for what, here, there in deviations(config.model_dump(mode="json"))}
 
 
 @pytest.mark.parametrize("name", ["cifar10", "imagenet32", "imagenet64"])

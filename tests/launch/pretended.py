@@ -9,7 +9,7 @@ import psutil
 
 from fm_core.config import RunConfig
 from fm_core.launch.dispatch import JOB_VARIABLE, submitted
-from fm_core.launch.supervisor import Duty, supervise
+from fm_core.launch.supervisor import StageJob, supervise
 
 HERE = Path(__file__).parent
 LAUNCH = {"processes": 2, "restarts": 0, "restart_seconds": 0.2}
@@ -32,7 +32,7 @@ class PretendedJob:
 
     def run(self, complete=lambda: False, observe=None, **more):
         observe = observe or self.seen.append
-        duty = Duty(self.control, self.logs, "pretend", "pretend_rank", self.config, complete, **more)
+        duty = StageJob(self.control, self.logs, "pretend", "pretend_rank", self.config, complete, **more)
         return supervise(duty, observe)
 
     def in_thread(self, **arguments):

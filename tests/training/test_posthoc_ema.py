@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from fm_core.checkpoint.catalog import Checkpoints
+from fm_core.checkpoint.catalog import CheckpointCatalog
 from fm_core.checkpoint.train_state import TrainState
 from fm_core.config import RunConfig, TrainSection
 from fm_core.errors import UserError
@@ -92,7 +92,7 @@ def config_at(root, **train):
 def run(tmp_path):
     config = config_at(tmp_path)
     for applied in range(50, STEPS + 1, 50):
-        snapshots = Checkpoints.snapshots_of(config)
+        snapshots = CheckpointCatalog.snapshots_of(config)
         step = applied + 7
         recipe = {"recipe": json.dumps({"model": {"kind": "x"}, "step": step})}
         assert snapshots.begin(step) is None

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fm_core.report.html import Figure, Section, Table, page
+from fm_core.report.html import Figure, PageSection, Table, page
 from fm_core.report.image_grids import data_uri, grid, loss_curve, nearest, png
 
 
@@ -31,7 +31,7 @@ class Reader(HTMLParser):
 def test_the_page_is_well_formed_and_says_what_it_was_given():
     table = Table(["", "value"], [["distance", "1.5 ± 0.2"], ["name", "x"]])
     figure = Figure(data_uri(b"png"), 'a "caption" <b>', plot=True)
-    text = page("Run <1>", "lead & more", [Section("Scores", [table, figure], "note", text="k: <v>\n")])
+    text = page("Run <1>", "lead & more", [PageSection("Scores", [table, figure], "note", text="k: <v>\n")])
     reader = Reader(text)
     assert reader.open == []
     words = "".join(reader.words)
@@ -44,7 +44,7 @@ def test_the_page_is_well_formed_and_says_what_it_was_given():
 
 def test_nothing_that_is_shown_can_be_markup():
     bad = "<script>alert(1)</script>"
-    text = page(bad, bad, [Section(bad, [Table([bad], [[bad]]), Figure("data:,", bad)], bad, bad)])
+    text = page(bad, bad, [PageSection(bad, [Table([bad], [[bad]]), Figure("data:,", bad)], bad, bad)])
     assert "<script" not in text
 
 

@@ -4,9 +4,9 @@ import time
 import pytest
 import torch
 
-from fm_core.errors import Stopped, UserError
+from fm_core.errors import StopRequested, UserError
 from fm_core.run import artifact_cache as cell_module
-from fm_core.run.artifact_cache import Cell, alone
+from fm_core.run.artifact_cache import ArtifactCache, exclusive_lock
 from fm_core.run.lease import Lease
 from fm_core.storage.atomic_files import read_json, write_json
 
@@ -15,7 +15,7 @@ CONTENT = {"a": torch.arange(6.0).view(2, 3).T, "b": torch.tensor([1])}
 
 @pytest.fixture
 def cell(tmp_path):
-    return Cell(tmp_path / "reproduce" / "fm-ot")
+    return ArtifactCache(tmp_path / "reproduce" / "fm-ot")
 
 
 def test_a_part_is_read_as_it_was_written(cell):
@@ -63,23 +63,23 @@ def test_another_recipe_is_refused_by_its_differences(cell):
 
 
 def test_only_one_process_works_in_a_directory(tmp_path):
-    with alone(tmp_path) as beat:
+    with exclusive_lock(tmp_path) as beat:
         beat()
-        with pytest.raises(UserError, match=f"process {os.getpid()} on"), alone(tmp_path):
+        with pytest.raises(UserError, match=f"process {os.getpid()} on"), exclusive_lock(tmp_path):
             pass
-    with alone(tmp_path):
+    with exclusive_lock(tmp_path):
         pass
 
 
 def test_the_directory_is_free_again_after_a_failure_and_after_a_kill(tmp_path):
-    with pytest.raises(ArithmeticError), alone(tmp_path):
+    with pytest.raises(ArithmeticError), exclusive_lock(tmp_path):
         raise ArithmeticError
-    with alone(tmp_path):
+    with exclusive_lock(tmp_path):
         record = (tmp_path / "lock").read_text()
     assert record
     gone = {"host": os.uname().nodename, "pid": 2**22 + 1, "created": 1.0, "heartbeat": 1.0}
     write_json(tmp_path / "lock", gone)
-    with alone(tmp_path):
+    with exclusive_lock(tmp_path):
         pass
 
 
@@ -89,17 +89,17 @@ def test_who_works_alone_hears_of_a_stop_file(tmp_path, place):
     (tmp_path / "reproduce").mkdir()
     stop = tmp_path / place / "STOP"
     stop.touch()
-    with alone(tmp_path / "reproduce") as beat:
+    with exclusive_lock(tmp_path / "reproduce") as beat:
         beat()
         assert not stop.exists()
         stop.touch()
-        with pytest.raises(Stopped, match=f"stopped by {stop}; run it again"):
+        with pytest.raises(StopRequested, match=f"stopped by {stop}; run it again"):
             beat()
 
 
 def test_who_works_alone_says_so_between_two_calls_as_well(tmp_path, monkeypatch):
-    monkeypatch.setattr(cell_module, "BEAT_SECONDS", 0.05)
-    with alone(tmp_path):
+    monkeypatch.setattr(cell_module, "HEARTBEAT_SECONDS", 0.05)
+    with exclusive_lock(tmp_path):
         first = read_json(tmp_path / "lock")["heartbeat"]
         deadline = time.monotonic() + 30
         while read_json(tmp_path / "lock")["heartbeat"] == first:
@@ -110,8 +110,8 @@ def test_who_works_alone_says_so_between_two_calls_as_well(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("other", [{"host": "elsewhere"}, {"pid": 1}, {"created": 1.0}])
 def test_a_lock_that_has_become_another_s_is_left_to_it(tmp_path, monkeypatch, other):
-    monkeypatch.setattr(cell_module, "BEAT_SECONDS", 0.02)
-    with alone(tmp_path):
+    monkeypatch.setattr(cell_module, "HEARTBEAT_SECONDS", 0.02)
+    with exclusive_lock(tmp_path):
         record = read_json(tmp_path / "lock")
         record.pop("schema")
         taken = {**record, **other, "heartbeat": 1.0}
@@ -123,5 +123,5 @@ def test_a_lock_that_has_become_another_s_is_left_to_it(tmp_path, monkeypatch, o
 
 def test_a_holder_without_a_process_is_told_by_its_name(tmp_path):
     Lease(tmp_path / "lock").take_for("Slurm job 7")
-    with pytest.raises(UserError, match="Slurm job 7 works here"), alone(tmp_path):
+    with pytest.raises(UserError, match="Slurm job 7 works here"), exclusive_lock(tmp_path):
         pass

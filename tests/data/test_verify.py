@@ -8,7 +8,7 @@ from photographs import NpzFiles
 from fm_core.config.data import DataSection, SourceSection
 from fm_core.data.dataset_builder import repair_dataset, write_dataset
 from fm_core.data.manifest import load_manifest
-from fm_core.data.shard_sidecar import commit_path
+from fm_core.data.shard_sidecar import sidecar_path
 from fm_core.data.verify import validate_dataset, validate_manifest
 from fm_core.errors import UserError
 from fm_core.storage.store import Store
@@ -86,7 +86,7 @@ def test_a_store_that_does_not_answer_is_no_damage(config, tmp_path, monkeypatch
 
 
 def test_a_lost_commit_mark_is_found_quickly(config):
-    Store.at(config.root, config.name).remove(commit_path("train-000000.tar"))
+    Store.at(config.root, config.name).remove(sidecar_path("train-000000.tar"))
     assert validate_dataset(config, "quick").problems == {"train-000000.tar": "its commit mark is missing"}
 
 

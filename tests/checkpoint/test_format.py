@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from fm_core.checkpoint.catalog import Checkpoints
+from fm_core.checkpoint.catalog import CheckpointCatalog
 from fm_core.checkpoint.format import (
     COMPLETE,
     Retention,
@@ -34,7 +34,7 @@ def make(root, step, complete=True):
 
 def newest(root):
     """Name of the newest whole checkpoint."""
-    found = Checkpoints(str(root), root / "nowhere", Retention(3)).newest()
+    found = CheckpointCatalog(str(root), root / "nowhere", Retention(3)).newest()
     return found and found.name
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.log_digest import MOST_ENTRIES, TRACEBACK, Bulletin
+from flows.log_digest import MOST_ENTRIES, TRACEBACK, LogDigest
 
 FAILURE = f"""{TRACEBACK}
   File "loop.py", line 3, in run
@@ -25,14 +25,14 @@ def append(path: Path, text: str) -> None:
         file.write(text)
 
 
-def texts(bulletin: Bulletin, level: int = logging.WARNING) -> list[str]:
+def texts(bulletin: LogDigest, level: int = logging.WARNING) -> list[str]:
     news = list(bulletin.news())
     assert {entry[0] for entry in news} <= {level}
     return [text for _, text in news]
 
 
 def test_only_what_is_new_and_warns_is_shown_and_once(logs: Path):
-    bulletin = Bulletin(logs, "train")
+    bulletin = LogDigest(logs, "train")
     append(logs / "train-0.log", "step 1\n[2026-11-22 21:00:00,123] [WARNING] [a.py:5] slow\na.py:3: UserWa")
     append(logs / "train-1.log", "[rank1]: [2026-11-22 21:00:07,001] [WARNING] [a.py:5] slow\n")
     append(logs / "sample-0.log", "WARNING: another stage\n")
@@ -43,7 +43,7 @@ def test_only_what_is_new_and_warns_is_shown_and_once(logs: Path):
 
 
 def test_a_flood_of_warnings_is_counted(logs: Path):
-    bulletin = Bulletin(logs, "train")
+    bulletin = LogDigest(logs, "train")
     append(
         logs / "train-0.log", "".join(f"WARNING: number {number}\n" for number in range(MOST_ENTRIES + 50))
     )
@@ -52,7 +52,7 @@ def test_a_flood_of_warnings_is_counted(logs: Path):
 
 
 def test_a_traceback_is_shown_whole_when_it_is_complete(logs: Path):
-    bulletin = Bulletin(logs, "train")
+    bulletin = LogDigest(logs, "train")
     lines = FAILURE.splitlines(keepends=True)
     append(logs / "train-1.log", "step 9\n" + "".join(lines[:3]))
     assert texts(bulletin) == []
@@ -65,7 +65,7 @@ def test_a_traceback_is_shown_whole_when_it_is_complete(logs: Path):
 def test_hosts_that_do_not_see_the_run_directory_are_read_in_the_log_of_the_job(logs: Path, mark: str):
     log = logs / "train.log"
     log.write_text("job 0af3 of train on h1.site, h2.site\n")
-    bulletin = Bulletin(logs, "train")
+    bulletin = LogDigest(logs, "train")
     other = FAILURE.replace("FloatingPointError: the loss is not a number", "ValueError: something else")
     pairs = zip(FAILURE.splitlines(), other.splitlines(), strict=True)
     # Lines of two hosts arrive one among the other.
@@ -82,13 +82,13 @@ def test_hosts_that_do_not_see_the_run_directory_are_read_in_the_log_of_the_job(
 
 
 def test_slurm_numbers_its_hosts(logs: Path):
-    bulletin = Bulletin(logs, "train")
+    bulletin = LogDigest(logs, "train")
     append(logs / "train.log", "".join(f"1: {line}\n" for line in FAILURE.splitlines()))
     assert texts(bulletin, logging.ERROR) == [f"train.log, 1: {FAILURE.rstrip()}"]
 
 
 def test_what_failed_before_it_had_a_log_is_told_and_the_agent_of_the_ranks_is_not(logs: Path):
-    bulletin = Bulletin(logs, "train")
+    bulletin = LogDigest(logs, "train")
     agent = FAILURE.replace("FloatingPointError: the loss is not a number", "x.errors.ChildFailedError: ")
     append(logs / "train.log", FAILURE + agent)
     assert texts(bulletin, logging.ERROR) == [f"train.log: {FAILURE.rstrip()}"]

@@ -10,14 +10,19 @@ from dataclasses import replace
 import pytest
 
 from fm_core.config import RunConfig, dump_yaml
-from fm_core.errors import Stopped, UserError
+from fm_core.errors import StopRequested, UserError
 from fm_core.launch.dispatch import submit, world
-from fm_core.launch.exit_records import END_WORD, gather_ends, open_log
+from fm_core.launch.exit_records import END_WORD, collect_exit_records, open_log
 from fm_core.launch.hostfile import read_hostfile
 from fm_core.launch.job import JOB_VARIABLE, Job, end_processes, processes_marked
-from fm_core.launch.launcher import Task, variables_of
-from fm_core.launch.node_spec import forget_marks, interface_towards, order_of, portable_environment
-from fm_core.launch.supervisor import JobFailed, _verdict
+from fm_core.launch.launcher import JobSpec, worker_environment
+from fm_core.launch.node_spec import (
+    interface_towards,
+    node_spec_of,
+    portable_environment,
+    remove_visibility_marks,
+)
+from fm_core.launch.supervisor import JobFailedError, _failure_of
 from fm_core.storage.atomic_files import read_json, write_json
 
 FACTS = {"id": "00a1", "stage": "train", "host": "h1", "processes": 3, "threads": 1, "log": "x"}
@@ -69,32 +74,32 @@ def test_ranks_are_counted_through_the_hosts():
     assert [job.host_of(rank) for rank in range(3)] == ["b", "b", "a"]
 
 
-def task_at(path, **sections) -> Task:
+def task_at(path, **sections) -> JobSpec:
     config = RunConfig.model_validate({"run": {"root": str(path), "name": "r"}, **sections})
     job = Job.model_validate({**FACTS, "hosts": {"a": 2, "b": 1}})
-    return Task(job, path / "r", path / "r" / "logs", "module", path / "x.yaml", config)
+    return JobSpec(job, path / "r", path / "r" / "logs", "module", path / "x.yaml", config)
 
 
 def test_a_place_for_checkpoints_is_marked_for_all_hosts_to_see(tmp_path):
-    order = order_of(task_at(tmp_path, train={"checkpoint_root": str(tmp_path / "shared")}), {})
+    order = node_spec_of(task_at(tmp_path, train={"checkpoint_root": str(tmp_path / "shared")}), {})
     mark = tmp_path / "shared" / ".00a1.seen"
     assert order.job.marks == {"train.checkpoint_root": str(mark)}
     assert mark.exists()
-    forget_marks(order.job)
+    remove_visibility_marks(order.job)
     assert list((tmp_path / "shared").iterdir()) == []
-    assert order_of(task_at(tmp_path, train={"checkpoint_root": "s3://bucket/x"}), {}).job.marks == {}
+    assert node_spec_of(task_at(tmp_path, train={"checkpoint_root": "s3://bucket/x"}), {}).job.marks == {}
 
 
 @pytest.mark.parametrize("stage", ["sample", "evaluate"])
 def test_a_place_for_samples_is_marked_for_those_who_draw_and_those_who_score(tmp_path, stage):
     task = task_at(tmp_path, sample={"root": str(tmp_path / "shared")})
     task = replace(task, job=task.job.model_copy(update={"stage": stage}))
-    assert order_of(task, {}).job.marks == {"sample.root": str(tmp_path / "shared" / ".00a1.seen")}
+    assert node_spec_of(task, {}).job.marks == {"sample.root": str(tmp_path / "shared" / ".00a1.seen")}
 
 
 def test_hosts_meet_at_the_port_that_is_asked_for_or_at_one_of_the_job(tmp_path):
-    assert order_of(task_at(tmp_path), {}).port == 20_000 + 0xA1
-    assert order_of(task_at(tmp_path, launch={"port": 4321}), {}).port == 4321
+    assert node_spec_of(task_at(tmp_path), {}).port == 20_000 + 0xA1
+    assert node_spec_of(task_at(tmp_path, launch={"port": 4321}), {}).port == 4321
 
 
 def test_the_environment_goes_along_without_what_means_this_host(monkeypatch):
@@ -112,7 +117,7 @@ def test_each_host_divides_its_own_cores_unless_threads_are_named(tmp_path, monk
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(12)))
     for named, here, expected in ((0, 3, "4"), (0, 5, "2"), (0, 99, "1"), (7, 3, "7")):
         job = Job.model_validate({**FACTS, "threads": named})
-        assert variables_of(job, tmp_path, None, here)["OMP_NUM_THREADS"] == expected
+        assert worker_environment(job, tmp_path, None, here)["OMP_NUM_THREADS"] == expected
 
 
 class Sbatch:
@@ -186,7 +191,7 @@ def test_words_of_hosts_out_of_sight_are_gathered_from_the_log(tmp_path):
     with log.open("a") as file:
         file.write("h2: step 3\n" + end("h2", 1, "00a1") + end("h3", 2, "b2") + f"h3: {END_WORD}{{cut")
     write_json(tmp_path / "train-0.end.json", {"job": "00a1", "rank": 0, "kind": "done", "message": ""})
-    gather_ends(job, tmp_path)
+    collect_exit_records(job, tmp_path)
     assert read_json(tmp_path / "train-1.end.json")["message"] == "of 00a1"
     assert sorted(path.name for path in tmp_path.glob("*.end.json")) == [
         "train-0.end.json",
@@ -242,7 +247,7 @@ class TestVerdict:
         for rank, kind in kinds.items():
             record = {"job": job.id, "rank": rank, "kind": kind, "message": f"word {rank}"}
             write_json(path / f"train-{rank}.end.json", record)
-        return _verdict(job, path, lost)
+        return _failure_of(job, path, lost)
 
     @pytest.mark.parametrize(
         ("kinds", "words"),
@@ -254,7 +259,7 @@ class TestVerdict:
     )
     def test_a_lost_host_is_the_cause(self, tmp_path, kinds, words):
         verdict = self.verdict(tmp_path, kinds, ["host h2 was lost (why)"])
-        assert isinstance(verdict, JobFailed)
+        assert isinstance(verdict, JobFailedError)
         assert str(verdict).startswith(words)
         assert "rank" not in str(verdict)
 
@@ -265,5 +270,5 @@ class TestVerdict:
     def test_what_was_cancelled_before_it_began_was_stopped(self, tmp_path):
         (tmp_path / "STOP").touch()
         verdict = self.verdict(tmp_path, {}, ["Slurm job 3: cancelled (None)"])
-        assert isinstance(verdict, Stopped)
+        assert isinstance(verdict, StopRequested)
         assert str(verdict) == "Slurm job 3: cancelled (None)"

@@ -1,0 +1,55 @@
+"""Who is to blame when a job has ended."""
+
+import pytest
+
+from fm_core.errors import StopRequested, UserError
+from fm_core.launch.dispatch import Job
+from fm_core.launch.supervisor import JobFailedError, _failure_of
+from fm_core.storage.atomic_files import write_json
+
+
+class TestVerdict:
+    """Who is to blame, from the words that the ranks left."""
+
+    def job(self, path, *kinds):
+        log = path / "pretend.log"
+        log.write_text("one\ntwo\n")
+        facts = {"id": "a1", "stage": "pretend", "host": "h", "pid": 1, "created": 0.0, "threads": 1}
+        for rank, kind in enumerate(kinds):
+            if kind:
+                record = {"job": "a1", "rank": rank, "kind": kind, "message": f"word {rank}"}
+                write_json(path / f"pretend-{rank}.end.json", record)
+        return Job.model_validate({**facts, "processes": len(kinds), "log": str(log)})
+
+    @pytest.mark.parametrize(
+        ("kinds", "stop", "error", "words"),
+        [
+            (("stopped", "stopped"), False, StopRequested, "word 0"),
+            (("done", "stopped"), False, StopRequested, "word 1"),
+            (("stopped", None), False, JobFailedError, "rank 1 on h was killed"),
+            (("stopped", None), True, StopRequested, "word 0"),
+            (("orphaned", "orphaned"), False, JobFailedError, "the launcher on h was killed; word 1"),
+            (("orphaned", "orphaned"), True, StopRequested, "word 0"),
+            (("orphaned", "stopped"), False, JobFailedError, "the launcher on h was killed; word 0"),
+            (("error", None), False, JobFailedError, "rank 1 on h was killed; rank 0: word 0"),
+            (("stopped", "error"), True, JobFailedError, "rank 1: word 1"),
+            (("error", "user"), False, UserError, "word 1"),
+            (("unreachable", "unreachable"), False, JobFailedError, "rank 0: word 0"),
+            (("unreachable", None), False, JobFailedError, "rank 1 on h was killed; rank 0: word 0"),
+            ((None, None), False, JobFailedError, "without a word from ranks 0 to 1 on h: all were killed"),
+            ((None,), False, JobFailedError, "without a word from rank 0 on h: all were killed"),
+            ((None, None), False, JobFailedError, "one\ntwo"),
+            (("done", "done"), False, JobFailedError, "not complete"),
+        ],
+    )
+    def test_verdict(self, tmp_path, kinds, stop, error, words):
+        job = self.job(tmp_path, *kinds)
+        if stop:
+            (tmp_path / "STOP").touch()
+        verdict = _failure_of(job, tmp_path)
+        assert type(verdict) is error
+        assert words in str(verdict)
+
+    def test_words_of_an_earlier_job_do_not_count(self, tmp_path):
+        job = self.job(tmp_path, "user", "user").model_copy(update={"id": "b2"})
+        assert "without a word" in str(_failure_of(job, tmp_path))
