@@ -12,10 +12,10 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from flows.cancellation_watch import CancellationWatch
-from flows.stage_tasks import StageEndedError, run_stage
+from flows.stage_tasks import ended_because_of, final_flow_state, run_stage
 from flows.subflows import NOTHING_TO_DO, run_subflow
 from fm_core.config import RunConfig
-from fm_core.errors import StopRequested, UserError
+from fm_core.errors import StageEndedError, StopRequested, UserError
 from fm_core.stages.result import StageResult
 
 ALL_STAGES = ("shard", "train", "sample", "evaluate", "report")
@@ -45,13 +45,13 @@ def pipeline(
                 for stage in stages
             ]
         except StageEndedError as end:
-            return end.last_state()
+            return final_flow_state(end)
         except (UserError, StopRequested) as error:
-            return StageEndedError.because_of(error, config).last_state()
+            return final_flow_state(ended_because_of(error, config))
         except TerminationSignal as signal:
             if not watch.cancelled():
                 raise
-            return StageEndedError.because_of(signal, config).last_state()
+            return final_flow_state(ended_because_of(signal, config))
     return Completed(message=headline(results))
 
 

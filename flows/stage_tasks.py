@@ -19,7 +19,14 @@ from flows.cancellation import how_to_continue
 from flows.cancellation_watch import CancellationWatch
 from flows.progress import ProgressReport, duration
 from fm_core.config import RunConfig
-from fm_core.errors import StopRequested, UnrecoverableError, UserError
+from fm_core.errors import (
+    Outcome,
+    StageEndedError,
+    StopRequested,
+    UnrecoverableError,
+    UserError,
+    outcome_of,
+)
 from fm_core.launch.run_jobs import stop_requested
 from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Observer
@@ -28,48 +35,42 @@ from fm_core.stages.result import StageResult
 Stage = Callable[[RunConfig, Observer], StageResult]
 
 
-class StageEndedError(Exception):
-    """A run that ends without a result for a reason that is no fault of the program."""
+def final_task_state(ended: StageEndedError) -> State[Any]:
+    """The final state of the stage's task."""
+    return State(type=StateType(ended.outcome.prefect_state), message=ended.message)
 
-    def __init__(self, type: StateType, message: str) -> None:
-        super().__init__(message)
-        self.type = type
-        self.message = message
 
-    def state(self) -> State[Any]:
-        """The final state of the stage's task."""
-        return State(type=self.type, message=self.message)
+def final_flow_state(ended: StageEndedError) -> State[Any]:
+    """The final state of the flow.
 
-    def last_state(self) -> State[Any]:
-        """The final state of the flow.
+    Prefect's engine raises what a state that is not Completed holds, with a traceback in the run's log,
+    unless it is the signal to end quietly.
+    """
+    state = StateType(ended.outcome.prefect_state)
+    return State(type=state, message=ended.message, data=Abort(ended.message))
 
-        Prefect's engine raises what a state that is not Completed holds, with a traceback in the
-        run's log, unless it is the signal to end quietly.
-        """
-        return State(type=self.type, message=self.message, data=Abort(self.message))
 
-    @classmethod
-    def because_of(cls, error: BaseException, config: RunConfig) -> "StageEndedError":
-        """What a run's end means: its user's mistake, a request to stop, or an accident.
+def ended_because_of(error: BaseException, config: RunConfig) -> StageEndedError:
+    """How a stage ended: refused, stopped on request, or interrupted by an accident.
 
-        Crashed is what starts a run again (infra/automations.yaml), so it is for accidents alone: a job
-        that stopped although nobody asked for it, as when its launcher is killed.
-        """
-        if isinstance(error, UserError | UnrecoverableError):
-            return cls(StateType.FAILED, str(error))
-        told = how_to_continue(config, flow_run.get_id() or "")
-        if isinstance(error, StopRequested) and not stop_requested(RunDirectory(config).path):
-            return cls(StateType.CRASHED, f"its processes were ended by nobody's request: {told}")
-        return cls(StateType.CANCELLED, told)
+    Crashed is what starts a run again (infra/automations.yaml), so it is for accidents alone: a job that
+    stopped although nobody asked for it, as when its launcher is killed.
+    """
+    if isinstance(error, UserError | UnrecoverableError):
+        return StageEndedError(outcome_of(error), str(error))
+    message = how_to_continue(config, flow_run.get_id() or "")
+    if isinstance(error, StopRequested) and not stop_requested(RunDirectory(config).path):
+        return StageEndedError(Outcome.ORPHANED, f"its processes were ended by nobody's request: {message}")
+    return StageEndedError(Outcome.STOPPED, message)
 
 
 def run_stage(name: str, config: RunConfig, watch: CancellationWatch) -> StageResult:
-    """Run one stage under its bar; raises Ended when it refused or was stopped."""
+    """Run one stage under its bar; raises StageEndedError when it refused or was stopped."""
     bar = _stage.with_options(name=name, task_run_name=bar_name(name, config))
     last = bar(name, config, watch)
     if last.is_completed():
         return cast(StageResult, cast(Any, last.data).result)
-    raise StageEndedError(last.type, last.message or name)
+    raise StageEndedError(Outcome.from_prefect_state(last.type.value), last.message or name)
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
@@ -81,10 +82,10 @@ def _stage(name: str, config: RunConfig, watch: CancellationWatch) -> State[Any]
             result = stage_called(name)(config, progress)
     except (UserError, UnrecoverableError, StopRequested) as error:
         # As a state and not as an exception: the line is for the user, a traceback would bury it.
-        return StageEndedError.because_of(error, config).state()
+        return final_task_state(ended_because_of(error, config))
     except TerminationSignal as signal:
         if watch.cancelled():
-            return StageEndedError.because_of(signal, config).state()
+            return final_task_state(ended_because_of(signal, config))
         raise
     logger.info("%s in %s: %s", result.state, duration(result.seconds), result.summary)
     create_artifacts(config, result)

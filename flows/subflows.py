@@ -4,13 +4,13 @@ import time
 from typing import Literal, cast
 
 from prefect import get_client, get_run_logger
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
 from prefect.runtime import flow_run
 from prefect.states import Cancelling, Scheduled
 
-from flows.stage_tasks import StageEndedError
 from fm_core.config import RunConfig
+from fm_core.errors import Outcome, StageEndedError
 from fm_core.stages.result import StageResult
 
 Apart = Literal["shard", "train", "sample", "evaluate"]
@@ -30,7 +30,7 @@ NOTHING_TO_DO = "nothing to do, everything was complete"
 
 
 def run_subflow(stage: str, config: RunConfig) -> StageResult:
-    """Run a stage's own deployment to its end; raises Ended as it ended.
+    """Run a stage's own deployment to its end; raises StageEndedError as it ended.
 
     A signal that ends this run cancels that one first. This run started again takes up the flow run
     that it made the first time.
@@ -56,9 +56,8 @@ def run_subflow(stage: str, config: RunConfig) -> StageResult:
         raise
     last = child.state
     if last is None or not last.is_completed():
-        raise StageEndedError(
-            last.type if last else StateType.FAILED, f"{stage}: {last.message if last else 'lost'}"
-        )
+        outcome = Outcome.from_prefect_state(last.type.value) if last else Outcome.FAILED
+        raise StageEndedError(outcome, f"{stage}: {last.message if last else 'lost'}")
     told = last.message or ""
     return StageResult(
         stage=stage,

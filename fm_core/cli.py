@@ -13,7 +13,7 @@ from typing import Any, NoReturn, cast
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
 
 from fm_core.config import RunConfig, load_config, parse_config
-from fm_core.errors import StopRequested, UserError
+from fm_core.errors import Outcome, StopRequested, UserError, outcome_of
 
 STAGES = {
     "shard": "write a data set's shards and manifest, or verify them",
@@ -65,8 +65,6 @@ DOCTOR_NUMBERS: dict[str, tuple[type, float, str]] = {
     "store-rate": (float, 1e9, "for --cost: bytes per second to the store of checkpoints"),
 }
 
-EXIT_USER, EXIT_STOPPED = 2, 3
-
 
 class _Overrides(RunConfig, BaseSettings):  # pyright: ignore[reportIncompatibleVariableOverride]
     """The configuration tree as command-line options."""
@@ -76,7 +74,7 @@ class _Parser(argparse.ArgumentParser):
     """Wrong arguments are one line and exit status 2."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_USER, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        self.exit(Outcome.REFUSED.exit_code, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -99,16 +97,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(estimate(config, **numbers).text())
             return 0
         _run_stage(command, config, flags)
-    except UserError as error:
-        print(f"fm: {error}", file=sys.stderr)
-        return EXIT_USER
-    except (StopRequested, KeyboardInterrupt) as error:
-        print(f"fm: {str(error) or 'stopped; run it again to continue'}", file=sys.stderr)
-        return EXIT_STOPPED
-    except Exception as error:
-        logging.getLogger("fm_core").debug("failed", exc_info=True)
-        print(f"fm: {type(error).__name__}: {error}", file=sys.stderr)
-        return 1
+    except (Exception, KeyboardInterrupt) as error:
+        outcome = outcome_of(error)
+        message = str(error)
+        if outcome is Outcome.STOPPED:
+            message = message or "stopped; run it again to continue"
+        elif not isinstance(error, UserError):
+            logging.getLogger("fm_core").debug("failed", exc_info=True)
+            message = f"{type(error).__name__}: {error}"
+        print(f"fm: {message}", file=sys.stderr)
+        return outcome.exit_code
     return 0
 
 
@@ -220,7 +218,7 @@ def _doctor(words: list[str]) -> int:
         cost=cluster if "--cost" in flags else None,
         launch="--launch" in flags,
     )
-    return 0 if show_checks(doctor(config, asked)) else EXIT_USER
+    return 0 if show_checks(doctor(config, asked)) else Outcome.REFUSED.exit_code
 
 
 def _read(

@@ -1,8 +1,20 @@
-"""Errors that are the user's to mend, failures that a new start would repeat, and the request to stop."""
+"""Every exception of the package, and the outcomes that a run can end with.
+
+The docstrings of the exceptions are their documentation for users. `outcome_of` maps an exception to an
+Outcome. An Outcome knows the exit code of a command, the state of a Prefect run, and the word in a rank's
+exit record.
+"""
+
+from enum import Enum
+from typing import Any
 
 
-class UserError(Exception):
-    """One line for the user: what is wrong, where, and what would be right.
+class FlowMatchingError(Exception):
+    """Base class of the exceptions that this package raises on purpose."""
+
+
+class UserError(FlowMatchingError):
+    """The user can fix it: one line that says what is wrong, where, and what would be right.
 
     The command line prints it without a traceback and exits with status 2.
     """
@@ -11,13 +23,98 @@ class UserError(Exception):
 class UnreachableError(UserError):
     """A host or a store does not answer.
 
-    Before a job runs that is the user's to mend; once it does, something that may pass, and it is restarted.
+    Before a job runs, the user has to fix it. Once a job runs it may be temporary, and the job is restarted.
     """
 
 
-class StopRequested(Exception):
+class DamagedRecordError(UserError):
+    """A manifest or sidecar is not valid JSON of its schema."""
+
+
+class ImageDecodingError(FlowMatchingError):
+    """An image file cannot be decoded; it is quarantined and counted."""
+
+
+class StopRequested(FlowMatchingError):
     """The stage ended early because it was asked to; running it again continues (exit status 3)."""
 
 
-class UnrecoverableError(Exception):
-    """The stage cannot go on, and starting it again as it is would end the same way (exit status 1)."""
+class UnrecoverableError(FlowMatchingError):
+    """The stage cannot continue, and a restart would end in the same way (exit status 1)."""
+
+
+class NonFiniteGradientsError(FlowMatchingError):
+    """Too many optimizer steps in a row were skipped; all ranks raise it at the same step."""
+
+    def __init__(self, message: str, state: Any) -> None:
+        """`state` is the TrainState after the last skipped step."""
+        super().__init__(message)
+        self.state = state
+
+
+class CorruptCheckpointError(FlowMatchingError, OSError):
+    """A file of a checkpoint differs from its SHA-256, so it is not uploaded."""
+
+
+class JobFailedError(FlowMatchingError, RuntimeError):
+    """A job ended before it was complete, and nobody asked it to stop."""
+
+
+class Outcome(Enum):
+    """The ways in which a rank, a stage or a run can end."""
+
+    DONE = "done", 0, "COMPLETED"
+    STOPPED = "stopped", 3, "CANCELLED"
+    """On request; running it again continues."""
+    ORPHANED = "orphaned", 3, "CRASHED"
+    """Stopped because its launcher was killed: nobody asked for it."""
+    REFUSED = "user", 2, "FAILED"
+    """The user has to fix something first."""
+    UNREACHABLE = "unreachable", 2, "FAILED"
+    """A host or a store did not answer; a restart may help."""
+    UNRECOVERABLE = "gave up", 1, "FAILED"
+    """A restart would end in the same way."""
+    FAILED = "error", 1, "FAILED"
+    """Anything else."""
+
+    def __init__(self, record: str, exit_code: int, prefect_state: str) -> None:
+        self.record = record
+        """The word in a rank's exit record (<stage>-<rank>.end.json)."""
+        self.exit_code = exit_code
+        """Exit status of a command and of a rank."""
+        self.prefect_state = prefect_state
+        """Name of the Prefect state type."""
+
+    @classmethod
+    def from_prefect_state(cls, state: str) -> "Outcome":
+        """The outcome that a finished Prefect run in a state of that type stands for."""
+        return {"COMPLETED": cls.DONE, "CANCELLED": cls.STOPPED, "CRASHED": cls.ORPHANED}.get(
+            state, cls.FAILED
+        )
+
+    @classmethod
+    def from_record(cls, record: str) -> "Outcome":
+        """The outcome whose word stands in an exit record; FAILED for a word of another version."""
+        return next((outcome for outcome in cls if outcome.record == record), cls.FAILED)
+
+
+class StageEndedError(FlowMatchingError):
+    """A stage of a flow run ended without a result, for a reason that is no fault of the program."""
+
+    def __init__(self, outcome: Outcome, message: str) -> None:
+        super().__init__(message)
+        self.outcome, self.message = outcome, message
+
+
+def outcome_of(error: BaseException) -> Outcome:
+    """The outcome that an exception means for the process that raises it."""
+    for kind, outcome in (
+        (StopRequested, Outcome.STOPPED),
+        (KeyboardInterrupt, Outcome.STOPPED),
+        (UnreachableError, Outcome.UNREACHABLE),
+        (UserError, Outcome.REFUSED),
+        (UnrecoverableError, Outcome.UNRECOVERABLE),
+    ):
+        if isinstance(error, kind):
+            return outcome
+    return Outcome.FAILED

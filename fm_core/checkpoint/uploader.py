@@ -24,16 +24,12 @@ from fm_core.checkpoint.format import (
     step_of,
 )
 from fm_core.checkpoint.train_state import TrainState, state_of
-from fm_core.errors import UserError
+from fm_core.errors import CorruptCheckpointError, UserError
 from fm_core.run.directory import step_name
 from fm_core.storage.store import Store
 
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
-
-
-class CorruptCheckpointError(OSError):
-    """What was to be copied is not whole itself."""
 
 
 class CheckpointUploader:

@@ -5,15 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 
 from fm_core.config.data import DataSection
-from fm_core.data.manifest import (
-    MANIFEST_NAME,
-    DamagedRecordError,
-    Manifest,
-    Quarantine,
-    Shard,
-    Split,
-    parse_manifest,
-)
+from fm_core.data.manifest import MANIFEST_NAME, Manifest, Quarantine, Shard, Split, parse_manifest
 from fm_core.data.shard_plan import (
     ShardPlan,
     ShardTask,
@@ -27,7 +19,7 @@ from fm_core.data.shard_sidecar import PixelMoments, ShardSidecar, read_sidecars
 from fm_core.data.shard_writer import missing_tasks, uncommit, write_tasks
 from fm_core.data.verify import damaged_shards
 from fm_core.data.wids_index import write_indexes
-from fm_core.errors import UserError
+from fm_core.errors import DamagedRecordError, UserError
 from fm_core.storage.store import Store
 
 QUARANTINE_NAME = "quarantine.jsonl"

@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fm_core.errors import UserError
+from fm_core.errors import DamagedRecordError, UserError
 from fm_core.storage.store import Store
 
 MANIFEST_SCHEMA = 1
@@ -165,10 +165,6 @@ class Manifest(Record):
         """JSON with the version spelled out for readers of the file."""
         tree = {**self.model_dump(mode="json"), "version": self.version}
         return json.dumps(tree, indent=1) + "\n"
-
-
-class DamagedRecordError(UserError):
-    """A file of this program's own that no longer holds what was written."""
 
 
 def load_manifest(root_url: str, name: str) -> Manifest:

@@ -23,12 +23,12 @@ from typing import Any, TextIO
 
 import psutil
 
-from fm_core.errors import UserError
+from fm_core.errors import Outcome, UserError
 from fm_core.launch.exit_records import print_exit_record
 from fm_core.launch.job import Job, end_processes, submitted
 from fm_core.launch.launcher import worker_environment
 from fm_core.launch.node_spec import NodeSpec, interface_towards
-from fm_core.launch.worker_main import ADOPTION_SECONDS, EXIT_STOPPED, EXIT_USER, PR_SET_PDEATHSIG
+from fm_core.launch.worker_main import ADOPTION_SECONDS, PR_SET_PDEATHSIG
 from fm_core.storage.atomic_files import read_json, write_json, write_text
 
 NODE_SPEC_VARIABLE, HOSTS_VARIABLE = "FM_ORDER", "FM_HOSTS"
@@ -96,7 +96,7 @@ def main(words: list[str]) -> int:
         except UserError as error:
             rank = _ranks(order.job, host)[0]
             _write_end(order.job, place, rank, str(error))
-            code = EXIT_USER
+            code = Outcome.REFUSED.exit_code
         end_processes(order.job.id, LOST_GRACE_SECONDS, spare=_lineage())
         if place.logs is None:
             for end in _ends(order.job, place).values():
@@ -198,7 +198,10 @@ def _run(order: NodeSpec, host: str, place: Place, stream: TextIO | None) -> int
     agent.wait()
     ends = _ends(order.job, place)
     kinds = {ends[rank]["kind"] if rank in ends else "killed" for rank in ranks}
-    return 0 if kinds == {"done"} else EXIT_STOPPED if kinds <= {"done", "stopped"} else 1
+    if kinds == {Outcome.DONE.record}:
+        return Outcome.DONE.exit_code
+    stopped = kinds <= {Outcome.DONE.record, Outcome.STOPPED.record}
+    return (Outcome.STOPPED if stopped else Outcome.FAILED).exit_code
 
 
 def _torchrun(order: NodeSpec, host: str, place: Place) -> list[str]:

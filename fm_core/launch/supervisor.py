@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from fm_core.config import RunConfig, dump_yaml, load_config
-from fm_core.errors import StopRequested, UnreachableError, UnrecoverableError, UserError
+from fm_core.errors import (
+    JobFailedError,
+    Outcome,
+    StopRequested,
+    UnreachableError,
+    UnrecoverableError,
+    UserError,
+)
 from fm_core.launch.dispatch import (
     POLL_SECONDS,
     Job,
@@ -34,10 +41,7 @@ from fm_core.storage.atomic_files import append_line, read_json, write_text
 TAIL_LINES = 30
 PAUSE_STEP_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 300.0
-
-
-class JobFailedError(RuntimeError):
-    """A job ended before it was complete, and nobody asked it to."""
+STOPPED = (Outcome.STOPPED, Outcome.ORPHANED)
 
 
 @dataclass(frozen=True)
@@ -192,9 +196,9 @@ def _same_work(job: Job, logs: Path, config: RunConfig) -> None:
 def _failure_of(job: Job, control: Path, lost: Sequence[str] = ()) -> Exception:
     ends = _ends(job, control)
     for end in ends.values():
-        if end["kind"] == "user":
+        if end["kind"] == Outcome.REFUSED.record:
             return UserError(end["message"])
-        if end["kind"] == "gave up":
+        if end["kind"] == Outcome.UNRECOVERABLE.record:
             return UnrecoverableError(end["message"])
     if not ends and lost:
         stopped = control.joinpath("STOP").exists()
@@ -212,13 +216,17 @@ def _failure_of(job: Job, control: Path, lost: Sequence[str] = ()) -> Exception:
     failed = [
         f"{_named(job, rank)}: {end['message']}"
         for rank, end in ends.items()
-        if end["kind"] in ("error", "unreachable")
+        if Outcome.from_record(end["kind"]) in (Outcome.FAILED, Outcome.UNREACHABLE)
     ]
-    orphaned = {job.host_of(rank): end["message"] for rank, end in ends.items() if end["kind"] == "orphaned"}
+    orphaned = {
+        job.host_of(rank): end["message"]
+        for rank, end in ends.items()
+        if end["kind"] == Outcome.ORPHANED.record
+    }
     told += [f"the launcher on {host} was killed; {message}" for host, message in orphaned.items()]
     # Where a host was lost, its ranks were killed and the others could not go on.
     told = list(lost) or told
-    stopped = [end["message"] for end in ends.values() if end["kind"] in ("stopped", "orphaned")]
+    stopped = [end["message"] for end in ends.values() if Outcome.from_record(end["kind"]) in STOPPED]
     if stopped and not failed and (not told or control.joinpath("STOP").exists()):
         return StopRequested(stopped[0])
     told += [] if lost else failed[:1]

@@ -17,15 +17,12 @@ from types import FrameType
 import psutil
 
 from fm_core.config import RunConfig, load_config
-from fm_core.errors import StopRequested, UnreachableError, UnrecoverableError, UserError
+from fm_core.errors import Outcome, UserError, outcome_of
 from fm_core.launch.job import CONTROL_VARIABLE, JOB_VARIABLE, LOGS_VARIABLE, is_marked, submitted
 from fm_core.run.lease import Lease
 from fm_core.storage.atomic_files import write_json
 
 PR_SET_PDEATHSIG = 1
-
-EXIT_STOPPED = 3
-EXIT_USER = 2
 
 HEARTBEAT_SECONDS = 10.0
 ADOPTION_SECONDS = 30.0
@@ -102,32 +99,24 @@ def run_worker(stage: str, work: Callable[[RunConfig, Rank], None]) -> None:
 
 
 def _work(stage: str, rank: Rank, work: Callable[[RunConfig, Rank], None]) -> int:
+    outcome, message = Outcome.DONE, ""
     try:
         work(load_config(sys.argv[1]), rank)
-        kind, message, code = "done", "", 0
-    except StopRequested as stop:
-        # It may have been the kernel that asked, because the agent was killed.
-        kind = "stopped" if _agent_is_there(rank) else "orphaned"
-        message, code = str(stop), EXIT_STOPPED
-    except UnreachableError as error:
-        kind, message, code = "unreachable", str(error), 1
-    except UserError as error:
-        kind, message, code = "user", str(error), EXIT_USER
-    except UnrecoverableError as error:
-        kind, message, code = "gave up", str(error), 1
     except BaseException as error:
-        traceback.print_exc()
-        kind, message, code = "error", f"{type(error).__name__}: {error}".splitlines()[0], 1
-    write_exit_record(stage, rank, kind, message)
-    return code
+        outcome = outcome_of(error)
+        if outcome is Outcome.STOPPED and not _agent_is_there(rank):
+            outcome = Outcome.ORPHANED  # the kernel asked, because the agent was killed
+        message = str(error)
+        if outcome is Outcome.FAILED:
+            traceback.print_exc()
+            message = f"{type(error).__name__}: {error}".splitlines()[0]
+    write_exit_record(stage, rank, outcome, message)
+    return outcome.exit_code
 
 
-def write_exit_record(stage: str, rank: Rank, kind: str, message: str) -> None:
-    """Write down how a rank ended, for the supervisor.
-
-    `kind` is one of done, stopped, orphaned, user, unreachable, gave up and error.
-    """
-    record = {"job": rank.job, "rank": rank.number, "kind": kind, "message": message}
+def write_exit_record(stage: str, rank: Rank, outcome: Outcome, message: str) -> None:
+    """Record how a rank ended, for the supervisor."""
+    record = {"job": rank.job, "rank": rank.number, "kind": outcome.record, "message": message}
     write_json(rank.control / f"{stage}-{rank.number}.end.json", record)
 
 

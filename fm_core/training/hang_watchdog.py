@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 import psutil
 import torch.distributed as dist
 
+from fm_core.errors import Outcome
 from fm_core.launch.job import is_marked
 from fm_core.launch.worker_main import Rank, write_exit_record
 
@@ -99,7 +100,7 @@ class HangWatchdog:
         message = f"nothing moved for {patience:g} s: {told or why}"
         print(message, flush=True)
         faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
-        write_exit_record(self._stage, self._rank, "error", message)
+        write_exit_record(self._stage, self._rank, Outcome.FAILED, message)
         for number in blamed:
             # A stopped process would keep its agent waiting for half a minute.
             if number != self._rank.number and now[number].host == socket.gethostname():

@@ -13,7 +13,7 @@ from fm_core.checkpoint.catalog import CheckpointCatalog
 from fm_core.checkpoint.train_state import TrainState
 from fm_core.config import TrainSection
 from fm_core.data.batches import Batches
-from fm_core.errors import StopRequested
+from fm_core.errors import NonFiniteGradientsError, StopRequested
 from fm_core.launch.worker_main import Rank
 from fm_core.method.objectives import Objective
 from fm_core.training import nonfinite_recovery
@@ -77,7 +77,7 @@ def run(trainer: Trainer, state: TrainState) -> TrainState:
                 position, train.global_batch, rank.number, rank.count, micro
             ) as batches:
                 return _steps(trainer, state, batches, accumulated)
-        except nonfinite_recovery.NonFiniteGradientsError as trouble:
+        except NonFiniteGradientsError as trouble:
             state = _go_back(trainer, trouble.state)
 
 

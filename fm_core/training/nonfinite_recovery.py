@@ -12,23 +12,15 @@ import torch.distributed as dist
 
 from fm_core.checkpoint.train_state import TrainState
 from fm_core.config import TrainSection
-from fm_core.errors import UnrecoverableError
+from fm_core.errors import NonFiniteGradientsError, UnrecoverableError
 from fm_core.storage.atomic_files import read_json, write_json
-
-
-class NonFiniteGradientsError(Exception):
-    """So many steps were skipped in a row that going on is pointless; all ranks raise it at the same step."""
-
-    def __init__(self, state: TrainState) -> None:
-        super().__init__(facts(state))
-        self.state = state
 
 
 def check(train: TrainSection, state: TrainState, logged: bool) -> None:
     """Raise NonFiniteGradientsError if it is time; `logged` says that a logging interval ends here."""
     whole_interval = logged and 1 < interval_steps(train, state.images_seen) <= state.skipped_in_a_row
     if whole_interval or state.skipped_in_a_row >= train.skipped_limit:
-        raise NonFiniteGradientsError(state)
+        raise NonFiniteGradientsError(facts(state), state)
 
 
 def interval_steps(train: TrainSection, images_seen: int) -> int:

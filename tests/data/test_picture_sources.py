@@ -15,8 +15,8 @@ from scipy.io import savemat
 from fm_core.config.data import DataSection, SourceSection
 from fm_core.data.dataset_builder import check_source, write_dataset
 from fm_core.data.reader import ImageReader
-from fm_core.data.sources.image_decoding import ImageDecodingError, decode
-from fm_core.errors import UserError
+from fm_core.data.sources.image_decoding import decode
+from fm_core.errors import ImageDecodingError, UserError
 
 
 def section(tmp_path, url, kind="auto", size=32, name="set", partial=True, **data):

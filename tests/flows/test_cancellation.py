@@ -7,7 +7,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.exceptions import TerminationSignal
 
 from flows.cancellation import configuration, how_to_continue
-from flows.stage_tasks import StageEndedError
+from flows.stage_tasks import ended_because_of
 from flows.train import train_digits
 from fm_core.config import RunConfig
 from fm_core.errors import StopRequested, UnrecoverableError, UserError
@@ -70,8 +70,8 @@ def test_a_run_that_had_not_begun_is_told_as_well(tmp_path: Path):
 def test_only_accidents_start_a_run_again(config: RunConfig, error, stop: bool, kind: StateType):
     if stop:
         (RunDirectory(config).path / "STOP").touch()
-    end = StageEndedError.because_of(error, config)
-    assert end.type == kind
+    end = ended_because_of(error, config)
+    assert end.outcome.prefect_state == kind.value
     assert "\n" not in end.message
     assert ("to go on: " in end.message) == (kind != StateType.FAILED)
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from fm_core.errors import StopRequested, UserError
+from fm_core.errors import JobFailedError, StopRequested, UserError
 from fm_core.launch.dispatch import Job
-from fm_core.launch.supervisor import JobFailedError, _failure_of
+from fm_core.launch.supervisor import _failure_of
 from fm_core.storage.atomic_files import write_json
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from fm_core.config import RunConfig, dump_yaml
-from fm_core.errors import StopRequested, UserError
+from fm_core.errors import JobFailedError, StopRequested, UserError
 from fm_core.launch.dispatch import submit, world
 from fm_core.launch.exit_records import END_WORD, collect_exit_records, open_log
 from fm_core.launch.hostfile import read_hostfile
@@ -22,7 +22,7 @@ from fm_core.launch.node_spec import (
     portable_environment,
     remove_visibility_marks,
 )
-from fm_core.launch.supervisor import JobFailedError, _failure_of
+from fm_core.launch.supervisor import _failure_of
 from fm_core.storage.atomic_files import read_json, write_json
 
 FACTS = {"id": "00a1", "stage": "train", "host": "h1", "processes": 3, "threads": 1, "log": "x"}

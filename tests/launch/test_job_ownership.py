@@ -14,9 +14,9 @@ import psutil
 import pytest
 
 from fm_core.config import RunConfig, dump_yaml
-from fm_core.errors import StopRequested, UserError
+from fm_core.errors import JobFailedError, StopRequested, UserError
 from fm_core.launch.dispatch import JOB_VARIABLE, Job, alive, cancel, processes_of, submitted
-from fm_core.launch.supervisor import JobFailedError, StageJob, supervise
+from fm_core.launch.supervisor import StageJob, supervise
 from fm_core.run.lease import Lease
 from fm_core.storage.atomic_files import read_json, write_json
 

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 import pytest
 
 from fm_core.config import RunConfig
-from fm_core.errors import StopRequested, UnrecoverableError, UserError
+from fm_core.errors import JobFailedError, StopRequested, UnrecoverableError, UserError
 from fm_core.launch.dispatch import submitted
-from fm_core.launch.supervisor import JobFailedError, StageJob, _failure_of, _pause, supervise
+from fm_core.launch.supervisor import StageJob, _failure_of, _pause, supervise
 from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Progress
 from fm_core.run.status import write_status

@@ -4,18 +4,11 @@ import pytest
 
 from fm_core.checkpoint.train_state import TrainState
 from fm_core.config import RunConfig, TrainSection
-from fm_core.errors import UnrecoverableError
+from fm_core.errors import NonFiniteGradientsError, UnrecoverableError
 from fm_core.run.directory import identity
 from fm_core.storage.atomic_files import read_json
 from fm_core.training import nonfinite_recovery
-from fm_core.training.nonfinite_recovery import (
-    NonFiniteGradientsError,
-    check,
-    continued,
-    interval_steps,
-    recalled,
-    recovered,
-)
+from fm_core.training.nonfinite_recovery import check, continued, interval_steps, recalled, recovered
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from fm_core.config.data import DataSection
 from fm_core.data.manifest import Input, Recipe
 from fm_core.data.sources.archive_readers import Archive
 from fm_core.data.sources.base import Classes, Rejected, Samples, SourceFacts, SourcePart
-from fm_core.data.sources.image_decoding import RESIZE_TEXTS, ImageDecodingError, decode
+from fm_core.data.sources.image_decoding import RESIZE_TEXTS, decode
 from fm_core.data.sources.splits import permutation
-from fm_core.errors import UserError
+from fm_core.errors import ImageDecodingError, UserError
 
 FILES_MAX_QUARANTINED = 1e-4
 

@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from fm_core.errors import ImageDecodingError
+
 Image.MAX_IMAGE_PIXELS = None  # the largest images of ILSVRC are honest ones
 
 RESIZE_TEXTS = {
@@ -14,10 +16,6 @@ RESIZE_TEXTS = {
     "crop-adm": "halved by the box filter, bicubic to the size, centre crop",
     "exact": "none",
 }
-
-
-class ImageDecodingError(Exception):
-    """An image that must be left out; the message is the reason, the same for all such images."""
 
 
 def decode(content: bytes, size: int, resize: str) -> NDArray[np.uint8]:

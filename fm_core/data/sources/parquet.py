@@ -18,10 +18,10 @@ from fm_core.data.manifest import Input
 from fm_core.data.sources.base import UNLABELLED, Classes, Rejected, Samples, SourcePart
 from fm_core.data.sources.file_listing import list_files, state_of
 from fm_core.data.sources.image_collection import facts_of_pictures
-from fm_core.data.sources.image_decoding import ImageDecodingError, decode
+from fm_core.data.sources.image_decoding import decode
 from fm_core.data.sources.npz_members import damaged
 from fm_core.data.sources.splits import hold_out
-from fm_core.errors import UserError
+from fm_core.errors import ImageDecodingError, UserError
 from fm_core.storage.store import Store
 
 SPLITS = {"train": re.compile(r"train"), "val": re.compile(r"val|test")}
