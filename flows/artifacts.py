@@ -18,7 +18,7 @@ from prefect.artifacts import create_image_artifact, create_markdown_artifact, c
 
 from fm_core.config import RunConfig
 from fm_core.run.directory import RunDirectory
-from fm_core.stages.result import StageResult
+from fm_core.run.results import StageResult
 from fm_core.storage.atomic_files import read_json, read_lines
 
 if TYPE_CHECKING:

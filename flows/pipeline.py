@@ -16,7 +16,7 @@ from flows.stage_tasks import ended_because_of, final_flow_state, run_stage
 from flows.subflows import NOTHING_TO_DO, run_subflow
 from fm_core.config import RunConfig
 from fm_core.errors import StageEndedError, StopRequested, UserError
-from fm_core.stages.result import StageResult
+from fm_core.run.results import StageResult
 
 ALL_STAGES = ("shard", "train", "sample", "evaluate", "report")
 

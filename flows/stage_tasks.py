@@ -30,7 +30,7 @@ from fm_core.errors import (
 from fm_core.launch.run_jobs import stop_requested
 from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Observer
-from fm_core.stages.result import StageResult
+from fm_core.run.results import StageResult
 
 Stage = Callable[[RunConfig, Observer], StageResult]
 

@@ -11,7 +11,7 @@ from prefect.states import Cancelling, Scheduled
 
 from fm_core.config import RunConfig
 from fm_core.errors import Outcome, StageEndedError
-from fm_core.stages.result import StageResult
+from fm_core.run.results import StageResult
 
 Apart = Literal["shard", "train", "sample", "evaluate"]
 DEPLOYMENTS = {

@@ -19,8 +19,8 @@ from fm_core.reproduce.parallel import ExperimentOutcome, device_shares, run_in_
 from fm_core.run.artifact_cache import exclusive_lock
 from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Observer, Progress
+from fm_core.run.results import StageResult
 from fm_core.stages.preflight import rules
-from fm_core.stages.result import StageResult
 from fm_core.stages.shard import shard
 from fm_core.storage.atomic_files import read_json, write_json, write_text
 

@@ -6,8 +6,8 @@ from fm_core.reproduce.image_comparison import images_shown, reproduce_images
 from fm_core.reproduce.toy2d.comparison_2d import plane_shown, reproduce_plane
 from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Observer, no_progress
+from fm_core.run.results import StageResult
 from fm_core.run.stage_runner import run_stage_function
-from fm_core.stages.result import StageResult
 from fm_core.storage.atomic_files import read_json
 
 

@@ -1,6 +1,28 @@
-"""What a self-test or preflight found."""
+"""What a stage and what a check return."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+from fm_core.config import Section
+
+
+class StageResult(Section):
+    """A small record of a finished stage; the files it names are the truth."""
+
+    stage: str
+    """shard, train, sample, evaluate or report."""
+    state: Literal["done", "verified"]
+    """done: something was made now; verified: everything was there already and is whole."""
+    seconds: float
+    """Wall time of this call."""
+    summary: str
+    """One line for a person, e.g. "1,297 + 500 images in 2 shards"."""
+    paths: dict[str, str] = {}
+    """Name -> path or URL of what was made."""
+    counts: dict[str, float] = {}
+    """Name -> number, e.g. {"images": 1000}."""
+    hashes: dict[str, str] = {}
+    """Name -> hash, e.g. {"data": "..."}."""
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from fm_core.errors import StopRequested, UserError
 from fm_core.run.directory import RunDirectory
 from fm_core.run.lease import Lease
 from fm_core.run.progress import Observer, Progress
+from fm_core.run.results import StageResult
 from fm_core.run.status import read_status, write_status
-from fm_core.stages.result import StageResult
 from fm_core.storage.atomic_files import append_line, write_json
 
 STATUS_SECONDS = 1.0

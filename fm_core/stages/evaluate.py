@@ -26,10 +26,9 @@ from fm_core.launch.online_eval import MIN_IMAGES
 from fm_core.launch.supervisor import StageJob, supervise
 from fm_core.run.directory import RunDirectory, environment
 from fm_core.run.lease import Lease
-from fm_core.run.progress import Observer, Progress, no_progress
+from fm_core.run.progress import Observer, Progress, ProgressPhases, no_progress
+from fm_core.run.results import StageResult
 from fm_core.run.stage_runner import run_stage_function
-from fm_core.stages.phases import ProgressPhases
-from fm_core.stages.result import StageResult
 from fm_core.storage.atomic_files import read_json, write_json, write_text
 
 CLASSIFIER = "training the classifier"

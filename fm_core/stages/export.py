@@ -15,11 +15,11 @@ from fm_core.report.model_card import model_card
 from fm_core.report.score_table import Entry
 from fm_core.run.directory import RunDirectory, step_name
 from fm_core.run.progress import Observer, Progress, no_progress
+from fm_core.run.results import StageResult
 from fm_core.run.stage_runner import run_stage_function
 from fm_core.sampling.api import EXPORTED
 from fm_core.sampling.checkpoint_source import Model, checkpoint_step, load_model, weights_file
 from fm_core.sampling.sample_store import weights_name
-from fm_core.stages.result import StageResult
 from fm_core.storage.atomic_files import read_json, write_json, write_text
 
 

@@ -11,10 +11,10 @@ from fm_core.launch.supervisor import StageJob, supervise
 from fm_core.report.image_grids import animation, grid, png, strip
 from fm_core.run.directory import RunDirectory, differences
 from fm_core.run.progress import Observer, Progress, no_progress
+from fm_core.run.results import StageResult
 from fm_core.run.stage_runner import run_stage_function
 from fm_core.sampling.checkpoint_source import Model, checkpoint_step, load_model, weights_file
 from fm_core.sampling.sample_store import SampleSet, draw_of, protocol_of, solver_of
-from fm_core.stages.result import StageResult
 from fm_core.training.posthoc_ema import make_average
 
 GRID_IMAGES = 64

@@ -6,8 +6,8 @@ from fm_core.data.manifest import Manifest
 from fm_core.data.shard_plan import make_plan
 from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Observer, Progress, RateMeter, no_progress
+from fm_core.run.results import StageResult
 from fm_core.run.stage_runner import run_stage_function
-from fm_core.stages.result import StageResult
 
 
 def shard(config: RunConfig, observe: Observer = no_progress) -> StageResult:

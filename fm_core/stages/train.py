@@ -13,9 +13,9 @@ from fm_core.method.flow_ode import MaximumLikelihood
 from fm_core.models.build import build_method
 from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Observer, Progress, no_progress
+from fm_core.run.results import StageResult
 from fm_core.run.stage_runner import run_stage_function
 from fm_core.run.status import read_status
-from fm_core.stages.result import StageResult
 from fm_core.storage.atomic_files import read_json, read_lines
 from fm_core.storage.store import Store
 from fm_core.training.cost_model import checkpoint_bytes_of

@@ -11,7 +11,7 @@ from flows.progress import describe, duration, percentage
 from fm_core.report.html import Figure, PageSection, Table
 from fm_core.report.image_grids import data_uri
 from fm_core.run.progress import Progress
-from fm_core.stages.result import StageResult
+from fm_core.run.results import StageResult
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from fm_core.config import RunConfig
 from fm_core.errors import UserError
 from fm_core.launch.online_eval import read_online_scores
 from fm_core.run.directory import RunDirectory
+from fm_core.run.results import StageResult
 from fm_core.stages import score_checkpoints
-from fm_core.stages.result import StageResult
 from fm_core.stages.train import train
 from fm_core.storage.atomic_files import append_line, read_json, write_json
 

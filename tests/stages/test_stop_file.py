@@ -7,8 +7,8 @@ import pytest
 from fm_core.config import RunConfig
 from fm_core.errors import StopRequested
 from fm_core.run.directory import RunDirectory
+from fm_core.run.progress import ProgressPhases
 from fm_core.stages.evaluate import _work
-from fm_core.stages.phases import ProgressPhases
 
 
 def test_an_evaluation_in_this_process_ends_after_the_part_that_it_is_at(tmp_path):

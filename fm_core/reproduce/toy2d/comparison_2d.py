@@ -28,7 +28,7 @@ from fm_core.reproduce.toy2d.scoring import LIKELIHOOD_BATCH, PICTURE_TOLERANCE,
 from fm_core.run.artifact_cache import ArtifactCache, CachedPart, exclusive_lock
 from fm_core.run.directory import RunDirectory, environment, fingerprint
 from fm_core.run.progress import Observer, Progress, RateMeter
-from fm_core.stages.result import StageResult
+from fm_core.run.results import StageResult
 from fm_core.storage.atomic_files import SCHEMA, read_json, write_json, write_text
 
 TRAINING, SCORING = 1000, 600
