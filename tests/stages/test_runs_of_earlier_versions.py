@@ -1,0 +1,81 @@
+"""A run that an earlier version began is continued, sampled, scored and reported.
+
+tests/support/fixtures/run-of-0522e96.tar.gz holds what commit 0522e96 left when `fm train` was killed after
+step 8 of 20: shards, the checkpoint, samples and scores of it; and the metrics of the same run undisturbed.
+"""
+
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+
+import fm_core
+from fm_core.config import RunConfig, load_config
+from fm_core.stages.evaluate import evaluate
+from fm_core.stages.report import report
+from fm_core.stages.sample import sample
+from fm_core.stages.shard import shard
+from fm_core.stages.train import train
+from fm_core.stages.validate import validate
+
+ARCHIVE = Path(__file__).parents[1] / "support" / "fixtures" / "run-of-0522e96.tar.gz"
+STEP = 8
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(tmp_path, filter="data")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def old_config(**sample_keys) -> RunConfig:
+    return load_config("old.yaml", {"sample": sample_keys})
+
+
+def lines_of(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_it_is_trained_to_its_end_as_if_nothing_had_happened(folder):
+    result = train(old_config())
+    assert result.state == "done"
+    assert result.counts["steps"] == 20
+    metrics = lines_of(folder / "runs" / "old" / "train" / "metrics.jsonl")
+    expected = lines_of(folder / "expected-metrics.jsonl")
+    assert [line["step"] for line in metrics] == [line["step"] for line in expected]
+    for line, reference in zip(metrics, expected, strict=True):
+        for key in ("images_seen", "position", "skipped_steps", "rollbacks"):
+            assert line[key] == reference[key]
+        # Another processor sums in another order.
+        for key in ("loss", "lr", "grad_norm"):
+            assert line[key] == pytest.approx(reference[key], rel=1e-4)
+    assert train(old_config()).state == "verified"
+    assert fm_core.load(folder / "runs" / "old").model.step == 20
+
+
+def test_its_shards_samples_and_scores_are_found_complete(folder):
+    assert shard(old_config()).state == "verified"
+    assert validate(old_config(), depth="deep").counts["images"] == 1797
+    assert sample(old_config(step=STEP)).state == "verified"
+    assert evaluate(old_config(step=STEP)).state == "verified"
+    assert fm_core.load(folder / "runs" / "old", step=STEP).sample(4, solver="euler", steps=2).shape[0] == 4
+
+
+def test_a_missing_batch_of_its_samples_is_made_again_with_the_same_pixels(folder):
+    (tar,) = folder.glob("runs/old/samples/step-*/ema-*/samples-000001.tar")
+    before = tar.read_bytes()
+    tar.unlink()
+    assert sample(old_config(step=STEP)).state == "done"
+    # The same member names and sizes, and pixels equal but for rounding on another processor.
+    assert len(tar.read_bytes()) == len(before)
+    differing = sum(a != b for a, b in zip(tar.read_bytes(), before, strict=True))
+    assert differing < len(before) // 50
+
+
+def test_it_is_reported(folder):
+    assert report(old_config(step=STEP)).state == "done"
+    page = (folder / "runs" / "old" / "report.html").read_text()
+    assert "561.34" in page  # the Fréchet distance that was measured then
