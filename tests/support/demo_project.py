@@ -81,10 +81,10 @@ class Demo:
             "COLUMNS": "300",
         }
 
-    def command(self, *words: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    def command(self, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
         """Run a command of the environment in the project's root."""
         return subprocess.run(
-            [str(Path(sys.prefix) / "bin" / words[0]), *words[1:]],
+            [str(Path(sys.prefix) / "bin" / arguments[0]), *arguments[1:]],
             cwd=self.root,
             env=self.environment() | settings,
             capture_output=True,

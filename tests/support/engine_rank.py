@@ -1,6 +1,6 @@
 """Experiments with the real engine, several per launch: `torchrun -m tests.support.engine_rank FOLDER`.
 
-Rank 0 writes the results to found-RANKS.json, which test_engine.py reads.
+Rank 0 writes the results to results-RANKS.json, which test_engine.py reads.
 """
 
 import os
@@ -57,7 +57,7 @@ def resume(trainer):
 
 
 def averages_and_checkpoints(folder, device, **keys):
-    """A naive average of the whole weights beside ours; then save, load elsewhere, go on in both."""
+    """Compare with a naive average of the full weights; save, load in a second trainer, continue both."""
     trainer = make_trainer(folder, device, **keys)
     naive = {name: full_weights(trainer.engine) for name in trainer.averages.decays}
     update, steps = trainer.averages.update, []
@@ -74,18 +74,18 @@ def averages_and_checkpoints(folder, device, **keys):
     before = full_weights(trainer.engine)
     state = run(trainer, TrainState())
     raw, ours, adam = full_weights(trainer.engine), averages_of(trainer), moments_of(trainer)
-    found = {
+    results = {
         "steps": steps[:],
         "moved": furthest(before, raw),
         "apart": furthest(raw, ours["ema-0.9"]),
         "naive": max(furthest(naive[name], ours[name]) for name in naive),
         "looking_changes_nothing": equal(raw, full_weights(trainer.engine)),
     }
-    # Loading an average leaves the weights alone; all is exact.
+    # Loading an average does not change the weights; everything is exact.
     other = make_trainer(folder, device, **keys)
     other.log = trainer.log
     state_there = resume(other)
-    found |= {
+    results |= {
         "state": all(getattr(state_there, key) == getattr(state, key) for key in STATE),
         "loaded_raw": equal(raw, full_weights(other.engine)),
         "loaded_averages": all(equal(ours[name], average) for name, average in averages_of(other).items()),
@@ -98,7 +98,7 @@ def averages_and_checkpoints(folder, device, **keys):
     run(trainer, state)
     run(other, state_there)
     ids = batch_ids(trainer)
-    found |= {
+    results |= {
         "went_on_moments": equal(moments_of(trainer), moments_of(other)),
         "went_on_ids": [len(batch) for batch in ids] == [BATCH, BATCH] and ids == batch_ids(other),
         # Two lines of one file: both wrote theirs of step 8.
@@ -109,11 +109,11 @@ def averages_and_checkpoints(folder, device, **keys):
         ),
         "went_on": furthest(raw, full_weights(other.engine)),
     }
-    return found
+    return results
 
 
 def first_half(folder, device, **keys):
-    """Six steps and a checkpoint, kept for other numbers of processes; then two more."""
+    """Six steps and a checkpoint, retained for other numbers of processes; then two more steps."""
     trainer = make_trainer(folder, device, dropout=False, log_images=12, **keys)
     state = run(trainer, TrainState())
     if trainer.log:
@@ -193,13 +193,13 @@ def going_back(folder, device):
 
 
 def refused(action):
-    """What an experiment ends with, as the other ranks see it as well."""
+    """The user error or unrecoverable error of `action` on every rank; empty if it succeeds."""
     try:
         action()
     except (UserError, UnrecoverableError) as error:
-        words = [None] * dist.get_world_size()
-        dist.all_gather_object(words, f"{type(error).__name__}: {error}")
-        return words
+        messages = [None] * dist.get_world_size()
+        dist.all_gather_object(messages, f"{type(error).__name__}: {error}")
+        return messages
     return []
 
 
@@ -216,7 +216,7 @@ def no_way_on(folder, device):
 
 
 def full_disk(folder, device):
-    """The kernel refuses to let rank 0's files grow, in the second checkpoint."""
+    """The kernel does not let rank 0's files grow while it writes the second checkpoint."""
     trainer = make_trainer(folder, device)
     state = run(trainer, TrainState())
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -224,13 +224,13 @@ def full_disk(folder, device):
         resource.setrlimit(resource.RLIMIT_FSIZE, (300, before[1]))
     later = state.model_copy(update={"step": 9})
     save = save_load.save
-    words = refused(
+    messages = refused(
         lambda: save(trainer.engine, trainer.averages, later, trainer.checkpoints, trainer.recipe)
     )
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
     names = sorted(path.name for path in (folder / "checkpoints").iterdir())
     again = resume(make_trainer(folder, device))
-    return {"words": words, "names": names, "step": again.step}
+    return {"messages": messages, "names": names, "step": again.step}
 
 
 def strangers(folder, device):
@@ -240,7 +240,7 @@ def strangers(folder, device):
 
 
 def damaged(folder, device):
-    """Rank 0 finds a flipped bit, all take the checkpoint before; then none is whole."""
+    """Rank 0 detects a flipped bit and all load the checkpoint before; then none is intact."""
     steps = complete_steps(folder / "checkpoints")
     flip(folder / "checkpoints" / f"step-{steps[-1]:08d}" / "optimizer" / "exp_avg.safetensors")
     trainer = make_trainer(folder, device)
@@ -263,27 +263,27 @@ def main():
     folder = Path(sys.argv[1])
     device = initialize_process_group()
     ranks = dist.get_world_size()
-    found = {"whole": train_through(folder / f"whole-{ranks}", device)}
+    results = {"whole": train_through(folder / f"whole-{ranks}", device)}
     if ranks == 2:
         for kind, keys in KINDS.items():
-            found[kind] = averages_and_checkpoints(folder / kind, device, **keys)
-            found[f"skip {kind}"] = one_bad_batch(folder / f"skip-{kind}", device, **keys)
-            found[f"half {kind}"] = first_half(folder / f"half-{kind}", device, **keys)
-        found["accumulated"] = train_through(folder / "accumulated", device, micro_batch=2)
-        found["stranger"] = strangers(folder / "zero-1", device)
-        found["going_back"] = going_back(folder / "back", device)
-        found["no_way_on"] = no_way_on(folder / "no-way-on", device)
-        found["full_disk"] = full_disk(folder / "full", device)
-        found["damaged"] = damaged(folder / "back", device)
+            results[kind] = averages_and_checkpoints(folder / kind, device, **keys)
+            results[f"skip {kind}"] = one_bad_batch(folder / f"skip-{kind}", device, **keys)
+            results[f"half {kind}"] = first_half(folder / f"half-{kind}", device, **keys)
+        results["accumulated"] = train_through(folder / "accumulated", device, micro_batch=2)
+        results["stranger"] = strangers(folder / "zero-1", device)
+        results["going_back"] = going_back(folder / "back", device)
+        results["no_way_on"] = no_way_on(folder / "no-way-on", device)
+        results["full_disk"] = full_disk(folder / "full", device)
+        results["damaged"] = damaged(folder / "back", device)
     else:
         for kind, keys in KINDS.items():
             place = folder / f"half-{kind}-{ranks}"
-            found[f"half {kind}"] = second_half(folder / f"half-{kind}", place, device, **keys)
+            results[f"half {kind}"] = second_half(folder / f"half-{kind}", place, device, **keys)
         stage = {"zero_stage": 1}
-        found["stage"] = second_half(folder / "half-zero-3", folder / f"stage-{ranks}", device, **stage)
-        found["written_by"] = read_state(folder / "half-zero-1" / "kept" / "step-00000006").processes
+        results["stage"] = second_half(folder / "half-zero-3", folder / f"stage-{ranks}", device, **stage)
+        results["written_by"] = read_state(folder / "half-zero-1" / "kept" / "step-00000006").processes
     if dist.get_rank() == 0:
-        write_json(folder / f"found-{ranks}.json", found)
+        write_json(folder / f"results-{ranks}.json", results)
     dist.barrier()
     os._exit(0)
 

@@ -37,9 +37,9 @@ def two_steps(folder, device, objective, **over):
 
 if __name__ == "__main__":
     folder, device = Path(sys.argv[1]), initialize_process_group()
-    found = {objective: two_steps(folder / objective, device, objective) for objective in METHODS}
-    for words in ({"zero_stage": 2}, {"precision": "bf16"}):
-        name = "maximum-likelihood " + " ".join(words)
-        found[name] = two_steps(folder / name, device, "maximum-likelihood", **words)
-    write_json(folder / "found-objectives.json", found)
+    results = {objective: two_steps(folder / objective, device, objective) for objective in METHODS}
+    for keys in ({"zero_stage": 2}, {"precision": "bf16"}):
+        name = "maximum-likelihood " + " ".join(keys)
+        results[name] = two_steps(folder / name, device, "maximum-likelihood", **keys)
+    write_json(folder / "results-objectives.json", results)
     os._exit(0)

@@ -64,10 +64,10 @@ class Operator:
 
     def worker(self, pool: str, **settings: str) -> subprocess.Popen[bytes]:
         """A worker in a session of its own, as systemd would start it."""
-        words = ("worker", "start", "--pool", pool, "--type", "process")
+        arguments = ("worker", "start", "--pool", pool, "--type", "process")
         with (self.demo.root / f"worker-{len(self.workers)}.log").open("wb") as log:
             worker = subprocess.Popen(
-                [str(Path(sys.prefix) / "bin" / "prefect"), *words],
+                [str(Path(sys.prefix) / "bin" / "prefect"), *arguments],
                 cwd=self.demo.root,
                 env=self.demo.environment() | {"PREFECT_WORKER_QUERY_SECONDS": "2"} | settings,
                 stdin=subprocess.DEVNULL,

@@ -55,14 +55,14 @@ class SlurmCluster:
             self._begin(host, config, key, folder)
         self._wait_idle(folder)
 
-    def command(self, *words: str) -> str:
+    def command(self, *arguments: str) -> str:
         """Run a Slurm command; its output."""
-        return self.login.run(*words)
+        return self.login.run(*arguments)
 
     def job(self, number: int) -> dict[str, str]:
         """Slurm's fields of a job, by Slurm's names."""
-        words = self.command("scontrol", "--oneliner", "show", "job", str(number)).split()
-        return dict(word.split("=", 1) for word in words if "=" in word)
+        fields = self.command("scontrol", "--oneliner", "show", "job", str(number)).split()
+        return dict(field.split("=", 1) for field in fields if "=" in field)
 
     def _begin(self, host: Host, config: Path, key: Path, folder: Path) -> None:
         host.run("mkdir", "-p", "/run/slurm/state", "/run/slurm/spool", "/run/munge")

@@ -102,17 +102,17 @@ def compile_once():
 def main():
     folder = Path(sys.argv[1])
     device = initialize_process_group()
-    found = {f"zero-{stage}": train(device, {}, zero_stage=stage) for stage in (1, 2, 3)}
-    found["compiler"] = "torch._inductor.compile_fx" in sys.modules
+    results = {f"zero-{stage}": train(device, {}, zero_stage=stage) for stage in (1, 2, 3)}
+    results["compiler"] = "torch._inductor.compile_fx" in sys.modules
     compile_once()
-    found |= {name: train(device, speed) for name, speed in SWITCHES.items()}
-    found["overlap-2"] = train(device, SWITCHES["overlap"], zero_stage=2)
-    found["checkpointing"] = train(device, {}, gradient_checkpointing=True)
-    found["bf16"] = train(device, {}, precision="bf16")
+    results |= {name: train(device, speed) for name, speed in SWITCHES.items()}
+    results["overlap-2"] = train(device, SWITCHES["overlap"], zero_stage=2)
+    results["checkpointing"] = train(device, {}, gradient_checkpointing=True)
+    results["bf16"] = train(device, {}, precision="bf16")
     for name in ("overlap", "all"):
-        found[f"bf16-{name}"] = train(device, SWITCHES[name], precision="bf16")
+        results[f"bf16-{name}"] = train(device, SWITCHES[name], precision="bf16")
     if dist.get_rank() == 0:
-        write_json(folder / "found.json", found)
+        write_json(folder / "results.json", results)
     dist.barrier()
     os._exit(0)
 

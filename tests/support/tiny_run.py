@@ -81,10 +81,10 @@ class TinyRun:
         shutil.copytree(self.path, other.path, ignore=shutil.ignore_patterns("lock", "job.json"))
         return other
 
-    def fm(self, command: str, *words: str, **variables: str) -> CommandOutput:
+    def fm(self, command: str, *arguments: str, **variables: str) -> CommandOutput:
         """The command in a process of its own."""
         done = subprocess.run(
-            [sys.executable, "-m", "fm_core", command, "--config", str(self.file), *words],
+            [sys.executable, "-m", "fm_core", command, "--config", str(self.file), *arguments],
             cwd=self.root,
             env={
                 **os.environ,

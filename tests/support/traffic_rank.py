@@ -68,14 +68,14 @@ def main():
     for name in COLLECTIVES:
         count(name)
     device = initialize_process_group()
-    found = {
+    results = {
         f"{stage}-{accumulated}": sent_in_a_step(device, stage, accumulated)
         for stage in (1, 2, 3)
         for accumulated in (1, 3)
     }
-    found["fp32"] = sent_in_a_step(device, 1, 1, "fp32")
+    results["fp32"] = sent_in_a_step(device, 1, 1, "fp32")
     if dist.get_rank() == 0:
-        write_json(Path(sys.argv[1]) / "traffic.json", found)
+        write_json(Path(sys.argv[1]) / "traffic.json", results)
     dist.barrier()
     os._exit(0)
 

@@ -87,10 +87,10 @@ class TwoHostRun:
         self.process.stdin.close()
         self.process.wait()
 
-    def start(self, command: str, *words: str) -> None:
+    def start(self, command: str, *arguments: str) -> None:
         """Start a command."""
         self._began = time.monotonic()
-        self.process.stdin.write(json.dumps([command, "--config", str(self.file), *words]) + "\n")
+        self.process.stdin.write(json.dumps([command, "--config", str(self.file), *arguments]) + "\n")
         self.process.stdin.flush()
 
     def end(self, seconds: float = 120.0) -> CommandResult:

@@ -75,14 +75,14 @@ class Host:
         """Process id of the host's first process, as seen from outside."""
         return psutil.Process(self.keeper.pid).children()[0].pid
 
-    def inside(self, *words: str) -> list[str]:
+    def inside(self, *arguments: str) -> list[str]:
         """The command line that runs a command in this host."""
-        return ["nsenter", "--target", str(self.init), "--mount", "--uts", "--net", "--pid", "--", *words]
+        return ["nsenter", "--target", str(self.init), "--mount", "--uts", "--net", "--pid", "--", *arguments]
 
-    def run(self, *words: str) -> str:
+    def run(self, *arguments: str) -> str:
         """Run a command in this host, which must succeed; its output."""
-        done = subprocess.run(self.inside(*words), capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, f"{words}: {done.stderr}"
+        done = subprocess.run(self.inside(*arguments), capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, f"{arguments}: {done.stderr}"
         return done.stdout
 
     def processes(self, word: str) -> list[psutil.Process]:

@@ -20,10 +20,10 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def two(folder):
-    return launch("engine_rank", folder, 2, "found-2.json")
+    return launch("engine_rank", folder, 2, "results-2.json")
 
 
 @pytest.fixture(scope="session")
 def others(folder, two):
     """One, three and four processes, after two."""
-    return {ranks: launch("engine_rank", folder, ranks, f"found-{ranks}.json") for ranks in (1, 3, 4)}
+    return {ranks: launch("engine_rank", folder, ranks, f"results-{ranks}.json") for ranks in (1, 3, 4)}

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    return launch("objectives_rank", tmp_path_factory.mktemp("objectives"), 1, "found-objectives.json")
+    return launch("objectives_rank", tmp_path_factory.mktemp("objectives"), 1, "results-objectives.json")
 
 
 @pytest.mark.parametrize("objective", METHODS)

@@ -13,7 +13,7 @@ SWITCHED = ["fused", "buckets", "overlap", "overlap-2", "all", "checkpointing"]
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    return launch("speed_rank", tmp_path_factory.mktemp("speed"), 2, "found.json")
+    return launch("speed_rank", tmp_path_factory.mktemp("speed"), 2, "results.json")
 
 
 @pytest.mark.slow
