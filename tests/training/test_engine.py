@@ -1,8 +1,9 @@
-"""The DeepSpeed engine, averages, checkpoints and skipped steps in real processes (lab_rank.py)."""
+"""The DeepSpeed engine, averages, checkpoints and skipped steps in real processes (engine_rank.py)."""
 
 import pytest
-from lab import losses
 from safetensors.torch import load_file
+
+from tests.support.trainer_lab import losses
 
 pytestmark = pytest.mark.slow
 KINDS = ["zero-1", "zero-2", "zero-3", "bf16", "bf16-accumulated", "bf16-zero-3"]
@@ -107,8 +108,8 @@ def test_where_every_checkpoint_is_damaged_it_is_an_error_and_no_fresh_start(two
 
 def test_a_full_disk_ends_all_ranks_in_one_line_and_loses_nothing(two):
     found = two["full_disk"]
-    assert len(found["words"]) == 2
-    for message in found["words"]:
+    assert len(found["messages"]) == 2
+    for message in found["messages"]:
         assert message.startswith("UserError: ")
         assert "step-00000009 could not be written (" in message
         assert "File too large" in message

@@ -3,20 +3,20 @@
 import math
 
 import pytest
-from launched import launch
-from objectives_rank import METHODS
 
 from fm_core.config import RunConfig
 from fm_core.errors import UserError
 from fm_core.method.registry import supported_pairs
 from fm_core.stages.train import check
+from tests.support.objectives_rank import METHODS
+from tests.support.torchrun import launch
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    return launch("objectives_rank", tmp_path_factory.mktemp("objectives"), 1, "found-objectives.json")
+    return launch("objectives_rank", tmp_path_factory.mktemp("objectives"), 1, "results-objectives.json")
 
 
 @pytest.mark.parametrize("objective", METHODS)
