@@ -1,6 +1,6 @@
 """Hang watchdog: finds the rank that hangs, names it in the exit record, and ends the job.
 
-The loop calls `beat` before everything that needs the other ranks. A thread on every rank publishes its
+The loop calls `heartbeat` before everything that needs the other ranks. A thread on every rank publishes its
 heartbeat through the store of the process group. If nothing makes progress for train.hang_seconds, the thread
 determines which ranks are silent or behind, prints the stacks of its own process, writes an exit record for
 the supervisor, and exits.
@@ -52,22 +52,22 @@ class HangWatchdog:
         """Start watching; if the job makes no progress for `seconds`, it is ended."""
         self._stage, self._rank, self._seconds = stage, rank, seconds
         self._beats, self._at, self._since = 0, "the start", time.monotonic()
-        self._resting = False
+        self._stopped = False
         self._store = _store()
         threading.Thread(target=self._work, name="hang-watchdog", daemon=True).start()
 
-    def beat(self, at: str) -> None:
+    def heartbeat(self, at: str) -> None:
         """Record progress of this rank; `at` is what it does next, for a person."""
         self._beats += 1
         self._at, self._since = at, time.monotonic()
 
-    def rest(self) -> None:
+    def stop(self) -> None:
         """Stop watching: what is left to do needs no other rank."""
-        self._resting = True
+        self._stopped = True
 
     def _work(self) -> None:
         ticks = 0
-        while not self._resting:
+        while not self._stopped:
             ticks += 1
             self._publish(ticks)
             limit = self._seconds * (FIRST_STEP_FACTOR if self._beats <= FIRST_STEP_BEATS else 1)

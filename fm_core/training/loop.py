@@ -209,7 +209,7 @@ def _roll_back(trainer: Trainer, failed: TrainState) -> TrainState:
 
 def _heartbeat(trainer: Trainer, at: str) -> None:
     if trainer.watchdog:
-        trainer.watchdog.beat(at)
+        trainer.watchdog.heartbeat(at)
 
 
 def _save_snapshot(trainer: Trainer, state: TrainState) -> None:

@@ -50,10 +50,10 @@ def train(config: RunConfig, rank: Rank) -> None:
     try:
         state = run(trainer, state)
     except StopRequested as stop:
-        trainer.watchdog.rest()
+        trainer.watchdog.stop()
         raise _after_stop(config, trainer, stop) from None
     # The other ranks are done; they wait for rank 0 outside of collectives, which would time out.
-    trainer.watchdog.rest()
+    trainer.watchdog.stop()
     if trainer.checkpoints and trainer.log:
         _finish(config, trainer, trainer.checkpoints, trainer.log, state)
 
@@ -62,7 +62,7 @@ def build_or_resume(config: RunConfig, rank: Rank, device: torch.device) -> tupl
     """The trainer of this rank, and the state to train from: the newest checkpoint's or a fresh one."""
     unfinished = stop_upload_worker(RunDirectory(config).path) if rank.first else None
     try:
-        trainer = _trainer(config, rank, device)
+        trainer = _build_trainer(config, rank, device)
         if trainer.snapshots:
             trainer.snapshots.catch_up()
         checkpoint = save_load.load(trainer.sharded, trainer.checkpoints, trainer.recipe)
@@ -108,7 +108,7 @@ def _finish(
     log.status(state, phase="done", now=True)
 
 
-def _trainer(config: RunConfig, rank: Rank, device: torch.device) -> Trainer:
+def _build_trainer(config: RunConfig, rank: Rank, device: torch.device) -> Trainer:
     manifest = load_manifest(config.data.root, config.data.name)
     method = build_method(config.method)
     method.coupling.check(micro_batch_of(config.train, rank.count))

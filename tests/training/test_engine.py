@@ -146,7 +146,7 @@ def test_the_second_time_it_gives_up_with_the_facts_instead_of_going_on_to_the_e
     for message in found["again"]:
         assert message.startswith("UnrecoverableError: the gradient was not finite in 2 steps in a row")
         assert "step 6 (stream position 96" in message
-        assert "once already" in message
+        assert "already rolled back once" in message
     assert found["steps"] == [2, 4]
 
 
