@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -13,6 +12,7 @@ from prefect import Flow, get_client
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.states import Cancelled
 
+from fm_core.checkpoint.catalog import newest_local_checkpoint
 from fm_core.config import RunConfig
 from fm_core.launch.upload_handover import describe_upload
 from fm_core.run.directory import RunDirectory
@@ -51,17 +51,11 @@ def how_to_continue(config: RunConfig, run_id: UUID | str) -> str:
     where = f"stopped in stage {status['stage']}"
     if "step" in status:
         where = f"stopped at step {status['step']:,} ({status['images_seen']:,} images seen)"
-        if last := newest_checkpoint(directory) or status.get("last_checkpoint"):
+        if last := newest_local_checkpoint(directory.checkpoints) or status.get("last_checkpoint"):
             where += f", checkpoint {last}"
         if uploaded := describe_upload(directory.path):
             where += f", {uploaded}"
     return f"{where}; {again}, or fm {status['stage']} --config {directory.path}/config.yaml"
-
-
-def newest_checkpoint(directory: RunDirectory) -> str | None:
-    """Name of the newest complete checkpoint, where checkpoints lie on this file system."""
-    marks = Path(directory.checkpoints.removeprefix("file://")).glob("step-*/COMPLETE")
-    return max((mark.parent.name for mark in marks), default=None)
 
 
 def set_final_message(run_id: UUID, message: str) -> None:

@@ -6,6 +6,7 @@ from prefect.artifacts import create_image_artifact, create_table_artifact
 from prefect.events import emit_event
 
 from flows.artifacts import picture, slug
+from fm_core.checkpoint.format import step_of
 from fm_core.config import RunConfig
 from fm_core.launch.online_eval import read_online_scores
 from fm_core.run.directory import RunDirectory
@@ -33,7 +34,7 @@ class CheckpointEvents:
                 "prefect.resource.id": f"flow-matching.run.{slug(self._name)}",
                 "prefect.resource.name": self._name,
             }
-            step = int(last.removeprefix("step-"))
+            step = step_of(last)
             emit_event(EVENT, resource, payload={"checkpoint": last, "step": step, "run": str(self._run)})
         scores = read_online_scores(self._run)
         if len(scores) > self._scored:

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -27,7 +28,7 @@ PEERS = {("launch", "checkpoint"), ("evaluation", "sampling")}
 """Of one row, yet allowed: the cluster check asks for checkpoints; scores are made of samples and models."""
 TRANSITION = {
     *(("launch", "stages"), ("reproduce", "stages"), ("stages", "reproduce"), ("models", "method")),
-    *(("checkpoint", "training"), ("run", "stages"), ("run", "launch"), ("checkpoint", "launch")),
+    *(("run", "stages"), ("run", "launch")),
 }
 """Imports against the order that are about to be removed."""
 
@@ -109,6 +110,19 @@ def test_a_flow_starts_and_is_deployed_without_heavy_libraries():
         text=True,
     )
     assert told.stdout == "[]\n", told.stderr
+
+
+def test_only_checkpoint_knows_the_files_of_a_checkpoint():
+    """No string constant elsewhere holds their names; everyone else asks fm_core/checkpoint."""
+    for path in modules(CORE, ROOT / "flows"):
+        if room_of(name_of(path)) == "checkpoint":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                words = set(re.split(r"[^\w.]+", node.value))
+                assert not words & {"COMPLETE", "state.json"}, f"{name_of(path)}:{node.lineno}"
+                if name_of(path) != "fm_core.run.directory":  # step_name
+                    assert not node.value.startswith("step-"), f"{name_of(path)}:{node.lineno}"
 
 
 def test_modules_are_short_and_named_for_what_they_hold():

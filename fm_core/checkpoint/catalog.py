@@ -1,78 +1,114 @@
-"""All checkpoints of a run, wherever train.checkpoint_root is.
+"""The checkpoints of a run, wherever train.checkpoint_root is: list, latest, best, write, fetch.
 
-At a local URL a checkpoint is written where it stays. At any other it is written whole into a local folder,
-where it counts at once, and copied to the store beside training; resuming takes the newest of both places.
+At a local URL a checkpoint is written where it stays. At any other URL it is written into a local staging
+folder, where it is valid at once, and uploaded while training continues; resuming takes the newest of both
+places. Importing this module does not import torch.
 """
 
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from safetensors import SafetensorError
-from torch import Tensor
 
 from fm_core.checkpoint.format import (
     COMPLETE,
-    Retention,
     commit,
     complete_steps,
+    fingerprint_of,
+    is_complete,
+    recorded_files,
     remove,
-    retain,
+    stored_files,
+    stored_steps,
+    stored_validation_loss,
     verify,
-    write_tensors,
 )
+from fm_core.checkpoint.retention import Retention, best_step, remove_old, retain_local
 from fm_core.checkpoint.train_state import TrainState
-from fm_core.checkpoint.uploader import CheckpointUploader, remote_files, remote_steps
+from fm_core.checkpoint.uploader import CheckpointUploader
 from fm_core.config import RunConfig
 from fm_core.errors import UserError
 from fm_core.run.directory import RunDirectory, step_name
-from fm_core.storage.atomic_files import read_json
+from fm_core.storage.local_paths import local_path
 from fm_core.storage.store import Store
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SNAPSHOTS = "snapshots"
 
 
 class CheckpointCatalog:
-    """The checkpoints of one run, read and written by rank 0 alone."""
+    """The checkpoints of one run. Rank 0 alone writes; anyone may list."""
 
     def __init__(self, url: str, staging: Path, retention: Retention, shared: bool = False) -> None:
         """`staging` holds checkpoints on their way to a store that is not local.
 
-        `shared`: the place is not in the run directory, so that other runs may name it, too.
+        `shared`: `url` is outside the run directory, so other runs may name it, too.
         """
         self.store = Store.at(url)
         self.folder = self.store.local or staging
+        """Local folder that checkpoints are written to."""
         self.retention, self.shared = retention, shared
         self.uploads = None if self.store.local else CheckpointUploader(self.store, staging, retention)
 
     @classmethod
     def snapshots_of(cls, config: RunConfig) -> Self:
-        """The snapshots of power-function averages of a run; all of them stay."""
+        """The snapshots of a run's power-function averages; all of them stay."""
         run = cls.of(config)
         return cls(f"{run.store.url}/{SNAPSHOTS}", run.folder / SNAPSHOTS, Retention(None))
 
     @classmethod
     def of(cls, config: RunConfig) -> Self:
-        """Those of a run; what goes to a store waits in the run directory. UserError for a bad URL."""
+        """The checkpoints of a run; those that go to a store are staged in the run directory by default.
+
+        Raises UserError for a URL with an unknown or unavailable protocol.
+        """
         directory, train = RunDirectory(config), config.train
-        staging = Path(train.checkpoint_staging or directory.path / "train" / "staging")
         retention = Retention(train.keep_checkpoints, train.keep_every_images)
-        return cls(directory.checkpoints, staging, retention, shared=train.checkpoint_root is not None)
+        return cls(
+            directory.checkpoints, staging_folder(config), retention, shared=train.checkpoint_root is not None
+        )
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, staged or stored, oldest first."""
+        remote = stored_steps(self.store) if self.uploads else []
+        return sorted({*complete_steps(self.folder), *remote})
+
+    def stored_steps(self) -> list[int]:
+        """Steps of the complete checkpoints at train.checkpoint_root, oldest first."""
+        return stored_steps(self.store)
+
+    def best_stored_step(self) -> int | None:
+        """The step of the lowest validation loss at train.checkpoint_root; None if none was measured."""
+        losses = {step: stored_validation_loss(self.store, step) for step in self.stored_steps()}
+        return best_step([TrainState(step=step, held_out_loss=loss) for step, loss in losses.items()])
+
+    def fingerprints(self) -> dict[int, str]:
+        """For each complete local checkpoint, by step, what tells it from another one of the same step."""
+        fingerprints: dict[int, str] = {}
+        for step in complete_steps(self.folder):
+            try:
+                fingerprints[step] = fingerprint_of(self.folder / step_name(step))
+            except FileNotFoundError:  # it was removed meanwhile
+                continue
+        return fingerprints
 
     def newest(self) -> Path | None:
-        """A local folder that holds the newest whole checkpoint; None if there is none at all.
+        """A local folder that holds the newest intact checkpoint; None if there is no checkpoint at all.
 
-        Every damaged one on the way is told. Raises UserError if there are some and none is whole, or if the
-        store cannot be reached.
+        Reports every damaged one on the way. Raises UserError if there are checkpoints and none is intact,
+        UnreachableError if the store does not answer.
         """
-        here = set(complete_steps(self.folder))
-        there = set(remote_steps(self.store)) if self.uploads else set[int]()
+        local = set(complete_steps(self.folder))
+        remote = set(stored_steps(self.store)) if self.uploads else set[int]()
         problem = None
-        for step in sorted(here | there, reverse=True):
+        for step in sorted(local | remote, reverse=True):
             for get in (
-                *([self._local] if step in here else []),
-                *([self._fetched] if step in there else []),
+                *([self._verify_local] if step in local else []),
+                *([self._fetch] if step in remote else []),
             ):
                 problem = get(step)
                 if problem is None:
@@ -81,47 +117,45 @@ class CheckpointCatalog:
                     return self.folder / step_name(step)
                 print(f"warning: {problem}; trying an older checkpoint", flush=True)
         if problem:
-            raise UserError(f"no checkpoint under {self.store.url} is whole: {problem}")
+            raise UserError(f"no checkpoint under {self.store.url} is intact: {problem}")
         return None
 
     def folder_of(self, step: int) -> Path:
-        """A local folder that holds a complete checkpoint, fetched if need be; UserError if damaged."""
-        here = self.folder / step_name(step) / COMPLETE
-        problem = self._local(step) if here.exists() or not self.uploads else self._fetched(step)
+        """A local folder that holds an intact checkpoint, fetched if need be; UserError if damaged."""
+        local = self.folder / step_name(step)
+        problem = self._verify_local(step) if is_complete(local) or not self.uploads else self._fetch(step)
         if problem:
             raise UserError(problem)
-        return here.parent
-
-    def steps(self) -> list[int]:
-        """Steps of the complete checkpoints, here or in the store, oldest first."""
-        there = remote_steps(self.store) if self.uploads else []
-        return sorted({*complete_steps(self.folder), *there})
+        return local
 
     def catch_up(self, newest: int | None = None) -> None:
-        """Have copied what an earlier session could not, up to the step `newest`, where that is known."""
+        """Upload what an earlier session could not, up to the step `newest` where that is known."""
         if self.uploads:
             self.uploads.catch_up(self._not_stored(newest), newest=newest)
 
     def begin(self, step: int) -> str | None:
-        """Make room for a checkpoint of this step; what failed, or None."""
+        """Make an empty directory for a checkpoint of this step; returns what failed, or None."""
         return _attempt(self.folder, lambda: self._clear(step))
 
     def write(
-        self, step: int, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+        self, step: int, name: str, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]
     ) -> str | None:
-        """Write one of its files of tensors; what failed, or None."""
+        """Write one file of tensors of the checkpoint; returns what failed, or None."""
+        # Not at the top: torch takes seconds to import, which a flow need not wait for.
+        from fm_core.checkpoint.weights_file import write_tensors
+
         directory = self.folder / step_name(step)
         return _attempt(directory, lambda: write_tensors(directory, name, tensors, metadata))
 
     def finish(self, state: TrainState) -> str | None:
-        """Make it count, retire older ones, and have it copied to the store; what failed, or None."""
+        """Make the checkpoint valid, remove old ones, start its upload; returns what failed, or None."""
         directory = self.folder / step_name(state.step)
         problem = _attempt(directory, lambda: commit(directory, state))
         if problem is None:
             if self.uploads:
                 self.uploads.add(state.step)
             else:
-                retire(lambda: retain(self.folder, self.retention, newest=state.step))
+                remove_old(lambda: retain_local(self.folder, self.retention, newest=state.step))
         return problem
 
     def give_up(self, step: int) -> None:
@@ -129,19 +163,19 @@ class CheckpointCatalog:
         shutil.rmtree(self.folder / step_name(step), ignore_errors=True)
 
     def wait(self, seconds: float) -> str | None:
-        """Wait until everything is in the store, at most so long; what is in the way, or None."""
+        """Wait at most so long until everything is in the store; returns what is in the way, or None."""
         return self.uploads.wait(seconds) if self.uploads else None
 
     def problem_of(self, name: str) -> str | None:
-        """What is wrong with a checkpoint where it is to stay, or None: in a store by its files' sizes."""
+        """What is wrong with a checkpoint at train.checkpoint_root, or None; in a store, by file sizes."""
         if self.store.local:
             return verify(self.store.local / name)
-        files = remote_files(self.store, name)
+        files = stored_files(self.store, name)
         if files is None:
             return f"{self.store.url}/{name} is not complete"
         for file, facts in files.items():
             if self.store.size(f"{name}/{file}") != facts["bytes"]:
-                return f"{self.store.url}/{name}/{file} has not the size in {COMPLETE}"
+                return f"{self.store.url}/{name}/{file} does not have the size in {COMPLETE}"
         return None
 
     def _not_stored(self, newest: int | None = None) -> list[int]:
@@ -151,8 +185,7 @@ class CheckpointCatalog:
 
     def _is_stored(self, step: int) -> bool:
         """Whether the store has this very checkpoint, and not one of the same step that was damaged."""
-        here = read_json(self.folder / step_name(step) / COMPLETE) or {}
-        return remote_files(self.store, step_name(step)) == here["files"]
+        return stored_files(self.store, step_name(step)) == recorded_files(self.folder / step_name(step))
 
     def _clear(self, step: int) -> None:
         directory = self.folder / step_name(step)
@@ -160,16 +193,16 @@ class CheckpointCatalog:
             remove(directory)
         directory.mkdir(parents=True)
 
-    def _local(self, step: int) -> str | None:
+    def _verify_local(self, step: int) -> str | None:
         return verify(self.folder / step_name(step))
 
-    def _fetched(self, step: int) -> str | None:
-        """Fetch a checkpoint from the store into the folder; what is wrong with it, or None."""
+    def _fetch(self, step: int) -> str | None:
+        """Fetch a checkpoint from the store into the local folder; returns what is wrong with it, or None."""
         name = step_name(step)
         partial = self.folder / f".fetch-{name}"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        files = remote_files(self.store, name)
+        files = stored_files(self.store, name)
         if files is None:
             return f"{self.store.url}/{name}/{COMPLETE} cannot be read"
         try:
@@ -186,20 +219,25 @@ class CheckpointCatalog:
         return None
 
 
-def retire(action: Callable[[], None]) -> None:
-    """Remove old checkpoints; a failure to is told and costs space, not the run."""
-    try:
-        action()
-    except (OSError, UserError) as error:
-        print(f"warning: old checkpoints stay: {error}", flush=True)
+def staging_folder(config: RunConfig) -> Path:
+    """The local folder in which a run's checkpoints wait for their upload to a store."""
+    return Path(config.train.checkpoint_staging or RunDirectory(config).path / "train" / "staging")
+
+
+def newest_local_checkpoint(url: str) -> str | None:
+    """Name of the newest complete checkpoint at a local URL; None if there is none or it is not local."""
+    root = local_path(url)
+    steps = complete_steps(root) if root else []
+    return step_name(steps[-1]) if steps else None
 
 
 def _attempt(where: Path, action: Callable[[], None]) -> str | None:
     try:
         action()
     except (OSError, SafetensorError) as error:
-        told = " ".join(str(error).split())
+        message = " ".join(str(error).split())
         return (
-            f"{where} could not be written ({told}); earlier checkpoints are whole, mend it and run it again"
+            f"cannot write checkpoint {where} ({message}); earlier checkpoints are intact: "
+            "fix the cause and rerun"
         )
     return None

@@ -1,98 +1,110 @@
-"""Saving and continuing: the engine's tensors, whole, to and from a checkpoint; all ranks call both.
+"""Saving and loading of a sharded training state as a checkpoint; all ranks call both functions.
 
-What is guaranteed, and tested with real processes:
+Guarantees, tested with real processes:
 
-- The same number of processes goes on to the bit: losses, weights, AdamW's moments, averages, batches.
-- Any other number, and any other ZeRO stage, goes on with the same batches and noise, and losses equal but
-  for rounding: a checkpoint holds whole tensors, which every start cuts for the ranks it has. Dropout alone
-  differs: a mask is drawn for a micro-batch at once, by its first stream position, so that another number of
-  ranks, or another micro_batch, draws other masks of the same probability.
-- Whatever is killed while a checkpoint is written, copied or retired, the next start loads the newest
-  complete one and no other. A damaged one is found by its hashes, on rank 0 for all ranks, and told; the
-  one before it is taken; where none is whole it is an error.
+- With the same number of processes a resumed run is bit-identical to an uninterrupted one: losses, weights,
+  AdamW's moments, averages, batches.
+- With any other number of processes, or another ZeRO stage, it has the same batches and noise, and losses
+  equal up to rounding: a checkpoint holds full tensors, and every start shards them for the ranks it has.
+  Dropout alone differs: a mask is drawn for a whole micro-batch, keyed by its first stream position, so
+  another number of ranks, or another micro_batch, draws other masks of the same probability.
+- Whatever is killed while a checkpoint is written, uploaded or retired, the next start loads the newest
+  complete one and no other. Rank 0 finds a damaged one by its hashes, for all ranks, reports it, and takes
+  the one before it. If there are checkpoints and none is intact, that is an error.
 
-Why not DeepSpeed's own files: they are cut for one number of processes and one stage, pickled, spread over
-the hosts that wrote them, and turn into a Universal Checkpoint only where all of them lie in one place.
-Whole float32 tensors are fewer bytes than both, need one writer, and make every start the same start.
+Why not DeepSpeed's own files: they are sharded for one number of processes and one stage, pickled, spread
+over the hosts that wrote them, and can be converted to a Universal Checkpoint only where all of them are in
+one place. Full float32 tensors are fewer bytes than both, need one writer, and make every start the same.
 """
 
 import json
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch.distributed as dist
 from safetensors import safe_open
+from torch import Tensor
 
 from fm_core.checkpoint.catalog import CheckpointCatalog
 from fm_core.checkpoint.format import RAW, read_state, tensors_file
 from fm_core.checkpoint.train_state import TrainState
+from fm_core.checkpoint.weights_file import read_recipe
 from fm_core.errors import UserError
-from fm_core.run.directory import differences, step_name
-from fm_core.training.ema import ModelEMA
-from fm_core.training.zero_state import (
-    Read,
-    Shards,
-    float32_partitions,
-    gather_full,
-    moments,
-    scatter,
-    set_applied_steps,
-    set_weights,
-)
+from fm_core.run.directory import differences
 
-OPTIMIZER = "optimizer"
-"""Folder of AdamW's moments in a checkpoint."""
+ReadTensor = Callable[[str], Tensor]
+"""Returns the full float32 tensor of a parameter by name; called on rank 0 alone."""
+
+
+class ShardedState(Protocol):
+    """The tensors of a checkpoint: named parts with one tensor per parameter, sharded among the ranks."""
+
+    @property
+    def parts(self) -> Sequence[str]:
+        """Names of all parts, in the same order on all ranks; the first is RAW, the weights themselves.
+
+        Each part becomes a file of a checkpoint, `tensors_file(part)`.
+        """
+        ...
+
+    def gather(self, part: str, keep: bool) -> dict[str, Tensor]:
+        """The full float32 tensors of a part on the CPU, by parameter; all ranks must call it.
+
+        Ranks that do not `keep` them get an empty dict, which saves the memory.
+        """
+        ...
+
+    def scatter(self, part: str, read: ReadTensor) -> None:
+        """Fill this rank's shards of a part from full tensors; all ranks, however many, must call it."""
+        ...
+
+    def set_applied_steps(self, steps: int) -> None:
+        """Set the number of optimizer steps that were applied; called after all parts were scattered."""
+        ...
 
 
 def save(
-    engine: Any,
-    averages: ModelEMA,
+    sharded: ShardedState,
     state: TrainState,
     checkpoints: CheckpointCatalog | None,
     recipe: dict[str, Any],
+    parts: Sequence[str] | None = None,
 ) -> None:
-    """Write a checkpoint; `checkpoints` is there on rank 0, `recipe` says what the weights belong to.
+    """Write a checkpoint of these `parts`, by default of all.
 
-    Raises UserError, on all ranks, if it cannot be written; then it does not count and earlier ones stay.
+    `checkpoints` is given on rank 0 alone; `recipe` describes what the weights belong to and is recorded in
+    every file of tensors.
+
+    Raises UserError, on all ranks, if the checkpoint cannot be written; then it is not valid and earlier
+    ones stay.
     """
-    shards = {RAW: float32_partitions(engine), **_moments(engine), **averages.shards}
-    save_parts(engine, shards, state, checkpoints, recipe)
-
-
-def save_parts(
-    engine: Any,
-    parts: dict[str, Shards],
-    state: TrainState,
-    checkpoints: CheckpointCatalog | None,
-    recipe: dict[str, Any],
-) -> None:
-    """Write these parts, whole, as a checkpoint; see `save`."""
     metadata = {"recipe": json.dumps({**recipe, "step": state.step, "images_seen": state.images_seen})}
     state = state.model_copy(update={"processes": dist.get_world_size()})
     problem = checkpoints.begin(state.step) if checkpoints else None
-    for name, shards in parts.items():
+    for part in sharded.parts if parts is None else parts:
         # After a failure too: the other ranks are in this call.
-        tensors = gather_full(engine, shards, keep=checkpoints is not None)
+        tensors = sharded.gather(part, keep=checkpoints is not None)
         if checkpoints and not problem:
-            problem = checkpoints.write(state.step, name, tensors, metadata)
+            problem = checkpoints.write(state.step, part, tensors, metadata)
     if checkpoints:
         problem = problem or checkpoints.finish(state)
         if problem:
             checkpoints.give_up(state.step)
-    told = [problem]
-    dist.broadcast_object_list(told, src=0)
-    if told[0]:
-        raise UserError(told[0])
+    shared = [problem]
+    dist.broadcast_object_list(shared, src=0)
+    if shared[0]:
+        raise UserError(shared[0])
 
 
 def load(
-    engine: Any, averages: ModelEMA, checkpoints: CheckpointCatalog | None, recipe: dict[str, Any]
+    sharded: ShardedState, checkpoints: CheckpointCatalog | None, recipe: dict[str, Any]
 ) -> TrainState | None:
-    """Continue from the newest checkpoint that is complete and matches its hashes.
+    """Resume from the newest checkpoint that is complete and matches its hashes.
 
-    Rank 0 chooses and reads; all ranks get their shards from it. Returns None if there is no checkpoint.
+    Rank 0, which alone is given `checkpoints`, chooses and reads; all ranks get their shards from it. Returns
+    None if there is no checkpoint.
 
     Raises, on all ranks:
         UserError: there are checkpoints but none is intact, or the newest belongs to another recipe.
@@ -100,35 +112,53 @@ def load(
     """
     choice: list[Any] = [None, None]
     if checkpoints:
-        choice = _chosen(checkpoints, averages, recipe)
+        choice = _choose(checkpoints, sharded.parts, recipe)
     dist.broadcast_object_list(choice, src=0)
     directory, state = choice
     if isinstance(directory, UserError):
         raise directory
     if directory is None:
         return None
-    with _reader(directory, RAW) as read:
-        set_weights(engine, read)
-    for name, shards in {**_moments(engine), **averages.shards}.items():
-        with _reader(directory, name) as read:
-            scatter(engine, shards, read)
-    set_applied_steps(engine, state.applied_steps)
+    for part in sharded.parts:
+        with _reader(directory, part) as read:
+            sharded.scatter(part, read)
+    sharded.set_applied_steps(state.applied_steps)
     if checkpoints and state.processes != dist.get_world_size():
-        print(f"{directory}: written by {state.processes} processes, cut again for {dist.get_world_size()}")
+        print(f"{directory}: written by {state.processes} processes, resharded for {dist.get_world_size()}")
     return state
 
 
-def _moments(engine: Any) -> dict[str, Shards]:
-    return {f"{OPTIMIZER}/{name}": shards for name, shards in moments(engine).items()}
+def check_compatible(directory: Path, recipe: dict[str, Any], parts: Sequence[str], shared: bool) -> None:
+    """Refuse to resume from a checkpoint of another run or another recipe, or without one of these parts.
+
+    `shared`: other runs may name the same checkpoint root, so the run's name must match as well; elsewhere
+    it changes with a directory that is renamed. Raises UserError, which names every difference.
+    """
+    theirs = read_recipe(directory / tensors_file(RAW))
+    ours = json.loads(json.dumps(recipe))
+    if not shared:
+        ours.pop("run", None)
+    for section in ("run", "train", "order"):
+        # A checkpoint of an earlier version records fewer keys of these sections.
+        recorded = theirs.get(section, {})
+        ours[section] = {key: value for key, value in ours.get(section, {}).items() if key in recorded}
+        theirs[section] = {key: recorded[key] for key in ours[section]}
+    problems = differences({key: theirs.get(key) for key in ours}, ours)
+    files = [tensors_file(part) for part in parts]
+    problems += [f"no {file}" for file in files if not (directory / file).exists()]
+    if problems:
+        raise UserError(
+            f"{directory} is of another run: {'; '.join(problems)}; choose another train.checkpoint_root"
+        )
 
 
-def _chosen(checkpoints: CheckpointCatalog, averages: ModelEMA, recipe: dict[str, Any]) -> list[Any]:
-    """Directory and state of the checkpoint to continue from, or what is wrong."""
+def _choose(checkpoints: CheckpointCatalog, parts: Sequence[str], recipe: dict[str, Any]) -> list[Any]:
+    """Directory and state of the checkpoint to resume from, or the error."""
     try:
         directory = checkpoints.newest()
         if directory is None:
             return [None, None]
-        check_compatible(directory, recipe, [*averages.shards], checkpoints.shared)
+        check_compatible(directory, recipe, parts, checkpoints.shared)
         return [directory, read_state(directory)]
     except UserError as error:
         return [error, None]
@@ -136,45 +166,15 @@ def _chosen(checkpoints: CheckpointCatalog, averages: ModelEMA, recipe: dict[str
         return [UserError(str(error)), None]
 
 
-def check_compatible(directory: Path, recipe: dict[str, Any], averages: list[str], shared: bool) -> None:
-    """Refuse to go on from a checkpoint of another run, of another recipe, or without these averages.
-
-    `shared`: other runs may name the same place, so that the run's name must be the same as well; elsewhere
-    it changes with a directory that is renamed. Raises UserError, which names every difference.
-    """
-    with safe_open(directory / tensors_file(RAW), framework="pt") as file:
-        theirs = json.loads(file.metadata()["recipe"])
-    ours = json.loads(json.dumps(recipe))
-    if not shared:
-        ours.pop("run", None)
-    for section in ("run", "train", "order"):
-        # A checkpoint of an earlier version says less of them.
-        told = theirs.get(section, {})
-        ours[section] = {key: value for key, value in ours.get(section, {}).items() if key in told}
-        theirs[section] = {key: told[key] for key in ours[section]}
-    found = differences({key: theirs.get(key) for key in ours}, ours)
-    files = [f"{OPTIMIZER}/exp_avg", *averages]
-    found += [f"no {tensors_file(name)}" for name in files if not (directory / tensors_file(name)).exists()]
-    if found:
-        raise UserError(
-            f"{directory} is of another run: {'; '.join(found)}; choose another train.checkpoint_root"
-        )
-
-
 @contextmanager
-def _reader(directory: Path, name: str) -> Generator[Read]:
-    """Reads single tensors of a file; on ranks other than 0 it is never asked."""
+def _reader(directory: Path, part: str) -> Generator[ReadTensor]:
+    """Reads single tensors of a file; ranks other than 0 must not call it."""
     if dist.get_rank() != 0:
-        yield _never
+        yield _refuse_to_read
         return
-    with safe_open(directory / tensors_file(name), framework="pt") as file:
+    with safe_open(directory / tensors_file(part), framework="pt") as file:
         yield file.get_tensor
 
 
-def _never(name: str) -> Any:
-    raise AssertionError(f"{name}: rank 0 alone reads checkpoints")
-
-
-def directory_name(state: TrainState) -> str:
-    """Name of the checkpoint of a state."""
-    return step_name(state.step)
+def _refuse_to_read(name: str) -> Any:
+    raise AssertionError(f"{name}: only rank 0 reads checkpoints")

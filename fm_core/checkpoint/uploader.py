@@ -1,9 +1,10 @@
-"""Checkpoints on their way to a store, beside training.
+"""Checkpoint upload to a store, in a thread beside training.
 
-One thread copies the newest checkpoint that waits: its files, then a reading back of each against its
-SHA-256, then COMPLETE. Whatever fails is tried again until it succeeds; training goes on meanwhile. What
-would stay in the store (the last ones, every M-th, the best) waits for its turn however slow the store is;
-what a newer one makes superfluous does not. Only after the newest counts in the store are older ones retired.
+The thread copies the newest checkpoint that waits: its files, then a read-back of each against its SHA-256,
+then COMPLETE. Failures are retried until they succeed; training goes on meanwhile. A checkpoint that is to
+stay in the store (the last ones, every M-th, the best) is uploaded however slow the store is; one that a
+newer checkpoint makes superfluous is not. Old checkpoints are removed only after the newest is valid in the
+store.
 """
 
 import json
@@ -11,21 +12,19 @@ import threading
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from fm_core.checkpoint.format import (
     COMPLETE,
-    STATE,
-    Retention,
     complete_steps,
-    file_sha256,
+    is_complete,
     read_state_or_default,
     remove,
-    step_of,
 )
-from fm_core.checkpoint.train_state import TrainState, state_of
+from fm_core.checkpoint.retention import Retention, retain_remote, superfluous_staged
+from fm_core.checkpoint.train_state import TrainState
 from fm_core.errors import CorruptCheckpointError, UserError
 from fm_core.run.directory import step_name
+from fm_core.storage.hashing import sha256_file
 from fm_core.storage.store import Store
 
 FIRST_PAUSE_SECONDS = 1.0
@@ -33,53 +32,55 @@ LONGEST_PAUSE_SECONDS = 60.0
 
 
 class CheckpointUploader:
-    """The thread that copies checkpoints, and what it has still to do."""
+    """The thread that uploads checkpoints, and its queue."""
 
     def __init__(self, store: Store, folder: Path, retention: Retention) -> None:
         self.store, self.folder, self.retention = store, folder, retention
         self._change = threading.Condition()
         self._waiting: list[int] = []
         """Ascending."""
-        self._working: int | None = None
+        self._copying: int | None = None
         self._newest: int | None = None
-        """What this session has written or found last; a later one, anywhere, was found damaged."""
+        """The last step this session wrote or resumed from; later ones, anywhere, were found damaged."""
         self._copied: set[int] = set()
         self._stored: list[TrainState] = []
-        """What the store holds, as far as it was seen."""
+        """States of the checkpoints in the store when it was last listed."""
         self._problem: str | None = None
         self._thread: threading.Thread | None = None
 
     def add(self, step: int) -> None:
-        """Have a new local, complete checkpoint copied; those that then need not stay no longer wait."""
+        """Queue a new complete checkpoint; those that then need not stay leave the queue."""
         with self._change:
             self._newest = step
             self._copied.discard(step)
-            self._wait_for_turn(step)
-        self._tidy()
+            self._enqueue(step)
+        self._free_staging()
 
     def catch_up(self, steps: Iterable[int], newest: int | None = None) -> None:
-        """Have copied what an earlier session could not; `newest` is where training goes on, if it does."""
-        left = set(steps)
+        """Queue what an earlier session could not upload; `newest` is where training resumes, if it does."""
+        missing = set(steps)
         with self._change:
             self._newest = newest
             if newest is not None:
                 self._copied.add(newest)
-            self._copied -= left
-            self._wait_for_turn(*left)
+            self._copied -= missing
+            self._enqueue(*missing)
 
     def wait(self, seconds: float) -> str | None:
-        """Wait until nothing is left to do, at most so long; what is in the way, or None."""
+        """Wait at most so long until nothing is left to upload; returns what is in the way, or None."""
         with self._change:
-            done = self._change.wait_for(lambda: not self._waiting and self._working is None, seconds)
+            done = self._change.wait_for(lambda: not self._waiting and self._copying is None, seconds)
             return None if done else self._problem or "the upload takes longer"
 
-    def _wait_for_turn(self, *steps: int) -> None:
-        """Queue these beside those that wait, as far as they are to stay; called with the lock held."""
+    def _enqueue(self, *steps: int) -> None:
+        """Queue these beside those that wait, if they are to stay; called with the lock held."""
         newest = self._newest
-        here = [read_state_or_default(self.folder, step) for step in complete_steps(self.folder)]
-        known = {state.step: state for state in (*self._stored, *here)}
-        kept = self.retention.kept([one for one in known.values() if newest is None or one.step <= newest])
-        self._waiting = sorted({*self._waiting, *steps} & kept)
+        staged = [read_state_or_default(self.folder, step) for step in complete_steps(self.folder)]
+        known = {state.step: state for state in (*self._stored, *staged)}
+        retained = self.retention.retained(
+            [state for state in known.values() if newest is None or state.step <= newest]
+        )
+        self._waiting = sorted({*self._waiting, *steps} & retained)
         if self._waiting and self._thread is None:
             self._thread = threading.Thread(target=self._work, name="uploads", daemon=True)
             self._thread.start()
@@ -90,16 +91,16 @@ class CheckpointUploader:
             with self._change:
                 self._change.wait_for(lambda: bool(self._waiting))
                 # The newest first: the others are worth less the longer the store is slow.
-                self._working = step = self._waiting.pop()
+                self._copying = step = self._waiting.pop()
             finished = self._copy(step)
             with self._change:
-                self._working = self._problem = None
+                self._copying = self._problem = None
                 if not finished:
-                    self._wait_for_turn(step)
+                    self._enqueue(step)
                 self._change.notify_all()
 
     def _copy(self, step: int) -> bool:
-        """Copy a checkpoint, however often it takes; False where a newer one came before it was done."""
+        """Upload a checkpoint with retries; False if a newer one was queued before it was done."""
         pause = FIRST_PAUSE_SECONDS
         while True:
             try:
@@ -109,45 +110,43 @@ class CheckpointUploader:
                 return True
             except Exception as error:
                 self._problem = " ".join(str(error).split()) or type(error).__name__
-                here = self.folder / step_name(step) / COMPLETE
-                if isinstance(error, CorruptCheckpointError) or not here.exists():
-                    print(f"warning: {self._problem}; it is not copied to {self.store.url}", flush=True)
+                complete = is_complete(self.folder / step_name(step))
+                if isinstance(error, CorruptCheckpointError) or not complete:
+                    print(f"warning: {self._problem}; it is not uploaded to {self.store.url}", flush=True)
                     return True
-                print(f"warning: {self._problem}; the upload is tried again in {pause:g} s", flush=True)
+                print(f"warning: {self._problem}; retrying the upload in {pause:g} s", flush=True)
             with self._change:
                 if self._change.wait_for(lambda: any(other > step for other in self._waiting), pause):
                     return False
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
     def _retire(self) -> None:
-        """Once the newest is in the store, remove there what need not stay; then here."""
+        """Once the newest is in the store, remove what need not stay there; then free the staging folder."""
         newest = self._newest
         if newest in self._copied:
             try:
                 self._stored = retain_remote(self.store, self.retention, newest)
             except (OSError, UserError) as error:
-                print(f"warning: old checkpoints stay in {self.store.url}: {error}", flush=True)
-        self._tidy()
+                print(f"warning: cannot remove old checkpoints in {self.store.url}: {error}", flush=True)
+        self._free_staging()
 
-    def _tidy(self) -> None:
-        """Free the local space of older checkpoints: a store that is away for days must not fill the disk."""
+    def _free_staging(self) -> None:
+        """Remove older staged checkpoints: a store that is away for days must not fill the disk."""
         with self._change:
             newest = self._newest
             if newest is None:
                 return
-            older = [step for step in complete_steps(self.folder) if step < newest]
-            needed: set[int | None] = {*self._waiting, *([] if newest in self._copied else older[-1:])}
-            needed |= {self._working} - self._copied
-            for step in older:
-                if step not in needed:
-                    with suppress(OSError):
-                        remove(self.folder / step_name(step))
+            steps = complete_steps(self.folder)
+            for step in superfluous_staged(steps, newest, self._waiting, self._copying, self._copied):
+                with suppress(OSError):
+                    remove(self.folder / step_name(step))
 
 
 def upload_checkpoint(store: Store, folder: Path, step: int) -> None:
-    """Copy a complete checkpoint to a store: files, then their reading back, then COMPLETE.
+    """Copy a complete checkpoint to a store: files, then a read-back of each, then COMPLETE.
 
-    Raises OSError or UserError when the store fails; what it holds then does not count.
+    Raises CorruptCheckpointError if a local file differs from its SHA-256, OSError or UserError if the store
+    fails; the copy is then not valid.
     """
     name = step_name(step)
     content = (folder / name / COMPLETE).read_bytes()
@@ -158,42 +157,7 @@ def upload_checkpoint(store: Store, folder: Path, step: int) -> None:
         store.send(folder / name / file, f"{name}/{file}")
     for file, facts in files.items():
         if store.sha256(f"{name}/{file}") != facts["sha256"]:
-            if file_sha256(folder / name / file) != facts["sha256"]:
+            if sha256_file(folder / name / file) != facts["sha256"]:
                 raise CorruptCheckpointError(f"{folder / name / file} differs from its SHA-256")
-            raise OSError(f"{store.url}/{name}/{file} is not what was sent")
+            raise OSError(f"{store.url}/{name}/{file} differs from what was sent")
     store.write_bytes(f"{name}/{COMPLETE}", content)
-
-
-def remote_steps(store: Store) -> list[int]:
-    """Steps of the checkpoints in a store that carry COMPLETE, oldest first."""
-    names = [name for name in store.folders() if name.startswith("step-")]
-    return sorted(step_of(name) for name in names if store.size(f"{name}/{COMPLETE}") is not None)
-
-
-def remote_files(store: Store, name: str) -> dict[str, dict[str, Any]] | None:
-    """Size and SHA-256 of the files that a checkpoint's COMPLETE names; None if it cannot be read."""
-    try:
-        return dict(json.loads(store.read_bytes(f"{name}/{COMPLETE}"))["files"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None
-
-
-def retain_remote(store: Store, retention: Retention, newest: int) -> list[TrainState]:
-    """Remove all but those complete checkpoints, up to `newest`, that are to stay; return them."""
-    states = [_remote_state(store, step) for step in remote_steps(store) if step <= newest]
-    steps = retention.kept(states)
-    kept = {step_name(step) for step in steps}
-    for name in store.folders():
-        if name.startswith("step-") and name not in kept:
-            # COMPLETE goes first: a removal that is cut short leaves nothing that counts.
-            store.remove(f"{name}/{COMPLETE}")
-            store.remove_folder(name)
-    return [state for state in states if state.step in steps]
-
-
-def _remote_state(store: Store, step: int) -> TrainState:
-    where = f"{step_name(step)}/{STATE}"
-    try:
-        return state_of(json.loads(store.read_bytes(where)), where)
-    except (FileNotFoundError, ValueError, UserError):
-        return TrainState(step=step)

@@ -1,1 +1,1 @@
-"""Images from a checkpoint, by index."""
+"""Samples of a trained model by image index, and the public Python API."""

@@ -1,4 +1,4 @@
-"""A trained model in Python, from wherever it lies, in one line."""
+"""Public Python API: load a trained model from a run, an export or a file, and sample it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,24 +17,24 @@ from fm_core.sampling.checkpoint_source import Model, checkpoint_step, load_mode
 from fm_core.sampling.generate import Draw, generate
 
 EXPORTED = "model.safetensors"
-"""Name of the weights in an exported folder."""
+"""File name of the weights in an exported folder."""
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A network, its objective and a sampler."""
+class LoadedModel:
+    """A trained network, its objective and a sampler."""
 
     model: Model
     device: torch.device
 
     @property
     def network(self) -> nn.Module:
-        """A call (t [N], x [N, C, S, S], label int64 [N] or None) gives a tensor like x; no gradients."""
+        """The network: maps (t [N], x [N, C, S, S], label int64 [N] or None) to a tensor like x."""
         return self.model.network
 
     @property
     def objective(self) -> Objective:
-        """What the network was trained for; `objective.velocity(network)` is the field to solve."""
+        """The training objective; `objective.velocity(network)` is the velocity field to solve."""
         return self.model.objective
 
     def sample(
@@ -51,21 +51,26 @@ class Loaded:
         steps: int | None = None,
         batch: int = 250,
     ) -> Tensor:
-        """Images number first .. first + images - 1 of a seed, uint8 [images, C, S, S].
+        """Images with indices first .. first + images - 1 of a seed, uint8 [images, C, S, S].
 
-        At most `batch` are solved together, cut at its multiples. Whole batches are those of `fm sample` with
-        the same keys to the last bit. A part of a batch differs: by the rounding of its sums with fixed
-        steps, and by other steps with an adaptive solver. Raises UserError for what model or solver cannot
-        do, ValueError for fewer than one image, or one in a batch.
+        At most `batch` images are solved together, split at multiples of `batch`. Complete batches are
+        bit-identical to those of `fm sample` with the same settings. A partial batch differs: by rounding
+        with fixed steps, and by its step sizes with an adaptive solver.
+
+        Raises:
+            UserError: the model or the solver does not support this request.
+            ValueError: `images` or `batch` is less than 1, or `first` is negative.
         """
         if images < 1 or batch < 1 or first < 0:
-            raise ValueError(f"images {images} and batch {batch} are at least 1, first {first} at least 0")
+            raise ValueError(
+                f"images {images} and batch {batch} must be at least 1, first {first} at least 0"
+            )
         draw = Draw(Solver(solver, rtol, atol, steps), seed, guidance, classes)
         draw.check(self.model)
         last = first + images
         cuts = [first, *range((first // batch + 1) * batch, last, batch), last]
-        made = [generate(self.model, draw, a, b - a, self.device).images for a, b in pairwise(cuts)]
-        return torch.cat(made)
+        parts = [generate(self.model, draw, a, b - a, self.device).images for a, b in pairwise(cuts)]
+        return torch.cat(parts)
 
 
 def load(
@@ -73,17 +78,17 @@ def load(
     weights: str = "ema",
     step: int | Literal["latest", "best"] = "latest",
     device: torch.device | str | None = None,
-) -> Loaded:
+) -> LoadedModel:
     """A model from a run directory, an exported folder, or a .safetensors file of weights.
 
     Args:
         where: the directory or file.
         weights: of a run: ema, ema-<decay> or raw.
-        step: of a run: optimizer step of the checkpoint, latest, or best (lowest held-out loss).
+        step: of a run: optimizer step of the checkpoint, latest, or best (lowest validation loss).
         device: by default the first GPU, or the CPU.
 
     Raises:
-        UserError: nothing there that could be loaded, or its hash differs.
+        UserError: there is nothing to load, or its hash differs.
     """
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     path = Path(where)
@@ -92,14 +97,14 @@ def load(
     elif path.is_dir():
         config = _config_of(path, weights, step)
         path = weights_file(config, checkpoint_step(config))
-    return Loaded(load_model(path, chosen), chosen)
+    return LoadedModel(load_model(path, chosen), chosen)
 
 
 def _config_of(run: Path, weights: str, step: int | str) -> RunConfig:
     recorded = run / "config.yaml"
     if not recorded.exists():
-        raise UserError(f"{run} is no run directory (config.yaml) and no exported folder ({EXPORTED})")
-    # The run may have been moved since it was written.
+        raise UserError(f"{run} is neither a run directory (config.yaml) nor an exported folder ({EXPORTED})")
+    # The run may have been moved since its configuration was written.
     place = {"root": str(run.resolve().parent), "name": run.resolve().name}
-    over = {"run": place, "sample": {"weights": weights, "step": step}}
-    return parse_config(merge(read_yaml(recorded), over), where=str(recorded))
+    overrides = {"run": place, "sample": {"weights": weights, "step": step}}
+    return parse_config(merge(read_yaml(recorded), overrides), where=str(recorded))

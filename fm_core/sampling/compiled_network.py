@@ -1,4 +1,4 @@
-"""The same field in less time: bfloat16 or TF32 with a float32 state, compiled for one batch size."""
+"""Faster networks for sampling: bfloat16 or TF32 with a float32 ODE state, compiled for one batch size."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -11,9 +11,9 @@ from fm_core.config import SampleSection
 
 
 def accelerated(network: nn.Module, sample: SampleSection) -> nn.Module:
-    """The network as sample.precision and sample.compile want it; t, x and what it returns stay float32.
+    """The network with sample.precision and sample.compile applied; t, x and its output stay float32.
 
-    The network's own weights are converted.
+    Converts the weights of the given network in place.
     """
     if sample.precision == "bf16":
         network = network.to(torch.bfloat16)
@@ -22,9 +22,9 @@ def accelerated(network: nn.Module, sample: SampleSection) -> nn.Module:
 
 @contextmanager
 def matmul_precision(tf32: bool = False) -> Generator[None]:
-    """Multiply and convolve float32 with all its bits, or with TF32's, on GPUs that have it.
+    """Compute float32 matrix products and convolutions in full precision, or in TF32 on GPUs that have it.
 
-    torch's own default is TF32 (10 bits of mantissa) in convolutions, and float32 in products of matrices.
+    torch's default is TF32 (10 bits of mantissa) in convolutions, and float32 in matrix products.
     """
     convolutions, matrices = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
     torch.backends.cudnn.allow_tf32 = tf32
@@ -37,7 +37,7 @@ def matmul_precision(tf32: bool = False) -> Generator[None]:
 
 
 class Compiled(nn.Module):
-    """A network compiled for batches of one size; a rest of another size takes the plain way."""
+    """A network compiled for batches of one size; batches of another size run uncompiled."""
 
     def __init__(self, network: nn.Module, batch: int, cuda_graphs: bool) -> None:
         super().__init__()
@@ -50,5 +50,5 @@ class Compiled(nn.Module):
         if len(x) != self.batch:
             return self.network(t, x, label)
         y = cast(Tensor, self.compiled(t, x, label))
-        # A graph writes where it wrote before, and solvers keep several slopes.
+        # A CUDA graph reuses its output buffer, and solvers keep several slopes.
         return y.clone() if self.cuda_graphs else y

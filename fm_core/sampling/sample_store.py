@@ -1,4 +1,4 @@
-"""A set of samples on disk: one WebDataset tar for each solved batch, DONE.json last."""
+"""Sample store: the samples of a checkpoint on disk, one WebDataset tar per solved batch, DONE.json last."""
 
 import io
 import json
@@ -25,39 +25,39 @@ SCHEMA = 1
 
 
 class SampleShard(Section):
-    """Sidecar of a tar: the mark that it is whole."""
+    """Sidecar of a tar, written after it: the tar is complete if its size matches."""
 
     schema_version: int = SCHEMA
     name: str
     bytes: int
     sha256: str
     first: int
-    """Number of the first image."""
+    """Index of the first image."""
     images: int
     block: Block
     nfe: int
-    """Forwards of the network for each image of this batch."""
+    """Network evaluations (NFE) per image of this batch."""
     accepted: int | None
     rejected: int | None
     forwards: int = 1
-    """Forwards of the network in one evaluation of the field: two under guidance."""
+    """Network evaluations per evaluation of the field: two with guidance."""
 
 
 def draw_of(config: RunConfig) -> Draw:
-    """What the sample section asks of a model. UserError as `solver_of`."""
+    """The sampling request of the sample section. Raises UserError as `solver_of`."""
     sample = config.sample
     tf32 = sample.precision == "tf32"
     return Draw(solver_of(config), sample.seed, sample.guidance, sample.classes, tf32)
 
 
 def solver_of(config: RunConfig) -> Solver:
-    """The solver that the sample section asks for. UserError for settings it would ignore."""
+    """The solver of the sample section. Raises UserError for settings that it would ignore."""
     sample = config.sample
     return Solver(method=sample.solver, rtol=sample.rtol, atol=sample.atol, steps=sample.steps)
 
 
 def protocol_of(config: RunConfig, weights_sha256: str) -> dict[str, Any]:
-    """All that moves the pixels of a set of samples, save the float arithmetic of the machine."""
+    """Everything that changes the pixels of a set of samples, except for the machine's float arithmetic."""
     solver = solver_of(config)
     accuracy = {"rtol": solver.rtol, "atol": solver.atol, "steps": solver.steps}
     guidance, classes = config.sample.guidance, list(config.sample.classes)
@@ -76,13 +76,13 @@ def protocol_of(config: RunConfig, weights_sha256: str) -> dict[str, Any]:
 
 
 def weights_name(config: RunConfig) -> str:
-    """What a person would call the weights: a file goes by its name alone, wherever it lies."""
+    """Short name of the weights: for a file its name without folder and suffix."""
     weights = config.sample.weights
     return Path(weights).stem if weights.endswith(".safetensors") else weights
 
 
 def sample_key(config: RunConfig, protocol: dict[str, Any]) -> str:
-    """Directory name of a set of samples: what a person would ask, and a hash of the rest."""
+    """Directory name of a set of samples: the settings that people look for, and a hash of the protocol."""
     solver = solver_of(config)
     accuracy = f"{solver.steps}" if solver.steps else f"{solver.rtol:.0e}"
     guided = f"-guided-{config.sample.guidance:g}" if config.sample.guidance != 1 else ""
@@ -97,11 +97,11 @@ class SampleSet:
         self.key = sample_key(config, protocol)
         self.images, self.batch = config.sample.images, config.sample.batch
         self.trajectories = min(config.sample.trajectories, self.images, self.batch)
-        """Images of batch 0 whose way from noise is kept."""
+        """Images of batch 0 whose trajectory from noise is saved."""
         directory = RunDirectory(config)
         self.store = Store.at(directory.samples, step_name(step), self.key)
         self.control = directory.path / "samples" / step_name(step) / self.key
-        """Where lock, job and status of the sampling job are; always on the submitting host."""
+        """Directory of the sampling job's lock, job.json and status, always on the submitting host."""
 
     @property
     def batches(self) -> int:
@@ -109,12 +109,12 @@ class SampleSet:
         return -(-self.images // self.batch)
 
     def extent(self, number: int) -> tuple[int, int]:
-        """First image and number of images of a batch."""
+        """Index of the first image and number of images of a batch."""
         first = number * self.batch
         return first, min(self.batch, self.images - first)
 
     def write(self, number: int, batch: GeneratedBatch) -> None:
-        """Write a batch: the trajectory where there is one, the tar, then its sidecar."""
+        """Write a batch: its trajectory if it has one, the tar, then the sidecar."""
         name = _tar(number)
         if batch.trajectory is not None and self.trajectories:
             buffer = io.BytesIO()
@@ -140,7 +140,7 @@ class SampleSet:
         self.store.write_bytes(_sidecar(number), record.model_dump_json(indent=1).encode())
 
     def shard(self, number: int) -> SampleShard | None:
-        """The record of a batch, or None if it is not there whole."""
+        """The sidecar of a batch; None if the batch is missing or incomplete."""
         content = self._record(_sidecar(number), "schema_version")
         if content is None:
             return None
@@ -151,26 +151,26 @@ class SampleSet:
         return record if self.store.size(record.name) == record.bytes else None
 
     def complete(self, number: int) -> bool:
-        """Whether a batch is there, by its size, and what is kept beside it."""
+        """Whether a batch (by its size) and its trajectory are there."""
         if number == 0 and self.trajectories and self.store.size(self._trajectory) is None:
             return False
         return self.shard(number) is not None
 
     def finished(self) -> list[SampleShard]:
-        """Records of the batches that are there."""
+        """Sidecars of the batches that are there."""
         records = (self.shard(number) for number in range(self.batches))
         return [record for record in records if record]
 
     def problems(self) -> list[int]:
         """Numbers of batches that are missing or differ from their hash."""
-        bad: list[int] = []
+        damaged: list[int] = []
         for number in range(self.batches):
             if not self.complete(number) or not self._intact(self.shard(number)):
-                bad.append(number)
-        return bad
+                damaged.append(number)
+        return damaged
 
     def remove(self, number: int) -> None:
-        """Forget a batch, so that it is made again."""
+        """Remove a batch, so that it is made again."""
         self.store.remove(_sidecar(number))
         self.store.remove(_tar(number))
 
@@ -183,14 +183,14 @@ class SampleSet:
 
         Raises UserError for a tar that is missing or differs from its record.
         """
-        record = self._whole(number)
+        record = self._intact_shard(number)
         start = record.block.x_offset
         pixels = self.store.read_range(record.name, start, start + record.block.x_bytes)
         return torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(record.images, *shape)
 
     def read_labels(self, number: int) -> Tensor | None:
-        """The classes asked for in one batch, int64 [n], or None; raises UserError as `read_batch`."""
-        record = self._whole(number)
+        """The requested classes of one batch, int64 [n], or None; raises UserError as `read_batch`."""
+        record = self._intact_shard(number)
         start, size = record.block.y_offset, record.block.y_bytes
         if start is None or size is None:
             return None
@@ -198,7 +198,7 @@ class SampleSet:
         return torch.frombuffer(bytearray(content), dtype=torch.int64)
 
     def trajectory(self) -> Tensor | None:
-        """The way of the first images from noise, uint8 [T, n, C, H, W], or None."""
+        """The trajectory of the first images from noise, uint8 [T, n, C, H, W], or None."""
         if not self.trajectories or self.store.size(self._trajectory) is None:
             return None
         return torch.from_numpy(np.load(io.BytesIO(self.store.read_bytes(self._trajectory))))
@@ -211,7 +211,7 @@ class SampleSet:
     def _trajectory(self) -> str:
         return f"trajectory-{self.trajectories}.npy"
 
-    def _whole(self, number: int) -> SampleShard:
+    def _intact_shard(self, number: int) -> SampleShard:
         record = self.shard(number)
         if record is None or not self._intact(record):
             raise UserError(
@@ -223,18 +223,18 @@ class SampleSet:
         return record is not None and self.store.sha256(record.name) == record.sha256
 
     def _record(self, name: str, version: str) -> dict[str, Any] | None:
-        """A JSON file of ours; None if it is missing or no JSON. UserError if another version wrote it."""
+        """A JSON file of this store; None if missing or not JSON. UserError if another version wrote it."""
         try:
             record = json.loads(self.store.read_bytes(name))
         except (FileNotFoundError, ValueError):
             return None
         if record.get(version) != SCHEMA:
-            found = f"{self.store.url}/{name}: schema {record.get(version)!r}"
-            raise UserError(f"{found}; this version of the program reads {SCHEMA}")
+            where = f"{self.store.url}/{name}: schema {record.get(version)!r}"
+            raise UserError(f"{where}; this version of the program reads {SCHEMA}")
         return record
 
     def finish(self, facts: dict[str, Any]) -> None:
-        """Write DONE.json: exactly the images asked for are there."""
+        """Write DONE.json: all requested images are there."""
         shards = [record.model_dump(mode="json") for record in self.finished()]
         record = {"schema": SCHEMA, "protocol": self.protocol, **facts, "shards": shards}
         self.store.write_bytes("DONE.json", json.dumps(record, indent=1).encode())

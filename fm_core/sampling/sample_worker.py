@@ -1,6 +1,6 @@
-"""One rank of sampling: `python -m fm_core.sampling.sample_worker CONFIG` under torchrun.
+"""Worker of sampling, one per rank: `python -m fm_core.sampling.sample_worker CONFIG` under torchrun.
 
-Ranks share nothing: rank r makes batches r, r + ranks, ... and leaves what is there alone.
+Ranks do not communicate: rank r makes batches r, r + ranks, ... and skips those that exist.
 """
 
 import os
@@ -19,38 +19,38 @@ from fm_core.sampling.generate import generate, time_grid
 from fm_core.sampling.sample_store import SampleSet, draw_of, protocol_of
 
 TRAJECTORY_FRAMES = 17
-"""Times at which a trajectory is kept."""
+"""Number of times at which a trajectory is saved."""
 
 
 def sample(config: RunConfig, rank: Rank) -> None:
-    """Make this rank's share of the batches that are missing."""
+    """Make this rank's share of the missing batches."""
     device = torch.device("cuda", rank.local) if torch.cuda.is_available() else torch.device("cpu")
     step = checkpoint_step(config)
     model = load_model(weights_file(config, step), device)
     model = replace(model, network=accelerated(model.network, config.sample))
     samples = SampleSet(config, step, protocol_of(config, model.weights_sha256))
     draw = draw_of(config)
-    pace = RateMeter()
+    meter = RateMeter()
     for number in range(rank.number, samples.batches, rank.count):
         if rank.first:
-            _report(samples, rank, pace)
+            _report(samples, rank, meter)
         if rank.stop_requested():
             raise StopRequested(f"stopped after {sum(shard.images for shard in samples.finished()):,} images")
         if samples.complete(number):
             continue
         first, count = samples.extent(number)
-        shown = number == 0 and samples.trajectories
-        times = time_grid(model.objective.interval, TRAJECTORY_FRAMES) if shown else None
+        with_trajectory = number == 0 and samples.trajectories
+        times = time_grid(model.objective.interval, TRAJECTORY_FRAMES) if with_trajectory else None
         samples.write(number, generate(model, draw, first, count, device, times))
     if rank.first:
-        _report(samples, rank, pace)
+        _report(samples, rank, meter)
 
 
-def _report(samples: SampleSet, rank: Rank, pace: RateMeter) -> None:
+def _report(samples: SampleSet, rank: Rank, meter: RateMeter) -> None:
     finished = samples.finished()
     done = sum(shard.images for shard in finished)
     nfe = f"NFE {sum(shard.nfe * shard.images for shard in finished) / done:.0f}" if done else ""
-    progress = Progress("sample", done, samples.images, "images", nfe, pace.rate(done))
+    progress = Progress("sample", done, samples.images, "images", nfe, meter.rate(done))
     write_status(samples.control, progress, job=rank.job, process=os.getpid())
 
 

@@ -17,7 +17,7 @@ from fm_core.reproduce.experiments import experiments_of
 from fm_core.run.directory import RunDirectory
 from fm_core.sampling.sample_store import solver_of
 from fm_core.stages import train
-from fm_core.training.lr_schedule import POWER, ema_decays
+from fm_core.training.ema import POWER, ema_decays
 
 STAGES = ("shard", "train", "sample", "evaluate", "report")
 

@@ -5,7 +5,6 @@ does not know of it. A checkpoint's weights are linked there before they are sco
 the other; the best stay. Scores are the lines of <run>/evaluation/beside.jsonl.
 """
 
-import hashlib
 import json
 import os
 import select
@@ -15,10 +14,11 @@ import sys
 import time
 import traceback
 from collections.abc import Collection
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from fm_core.checkpoint.catalog import CheckpointCatalog
+from fm_core.checkpoint.format import checkpoint_directories, fingerprint_of, link_weights
 from fm_core.config import LaunchSection, RunConfig, load_config, merge
 from fm_core.errors import StopRequested, UserError
 from fm_core.launch.online_eval import online_eval_directory, read_online_scores, scores_file
@@ -27,7 +27,7 @@ from fm_core.run.directory import RunDirectory, step_name
 from fm_core.stages.evaluate import evaluate
 from fm_core.stages.sample import sample
 from fm_core.storage.atomic_files import append_line, read_json, write_json, write_text
-from fm_core.training.lr_schedule import ema_decays
+from fm_core.training.ema import ema_decays
 
 POLL_SECONDS = 2.0
 NICENESS = 19
@@ -49,7 +49,7 @@ def score_checkpoints(config: RunConfig) -> None:
                 except StopRequested:
                     raise
                 except Exception as error:
-                    failed.add(_marks(config).get(step, ""))
+                    failed.add(CheckpointCatalog.of(config).fingerprints().get(step, ""))
                     traceback.print_exc()
                     print(f"WARNING: the checkpoint of step {step} has no score: {error}", flush=True)
             elif ended:
@@ -66,7 +66,7 @@ def newest_unscored(config: RunConfig, failed: Collection[str] = ()) -> int | No
     Scores of steps that were trained again since, after training went back, are forgotten first. `failed` are
     marks of checkpoints that could not be scored.
     """
-    marks = _marks(config)
+    marks = CheckpointCatalog.of(config).fingerprints()
     newest = max(marks, default=None)
     if newest is None or marks[newest] in failed:
         return None
@@ -84,15 +84,6 @@ def _stands(line: dict[str, Any], marks: dict[int, str]) -> bool:
     return scored is None or there is None or scored == there
 
 
-def _marks(config: RunConfig) -> dict[int, str]:
-    """For each complete checkpoint, by step, what tells it from another of the same step."""
-    marks: dict[int, str] = {}
-    for mark in Path(RunDirectory(config).checkpoints.removeprefix("file://")).glob("step-*/COMPLETE"):
-        with suppress(FileNotFoundError):  # it was retired meanwhile
-            marks[int(mark.parent.name.removeprefix("step-"))] = hashlib.sha256(mark.read_bytes()).hexdigest()
-    return marks
-
-
 def score(config: RunConfig, step: int) -> None:
     """Draw from a checkpoint, score it, note the distance, and keep its weights if they are the best."""
     run = RunDirectory(config)
@@ -107,7 +98,7 @@ def score(config: RunConfig, step: int) -> None:
     distance = scores["frechet_distance"]
     record = {
         "step": step,
-        "checkpoint": hashlib.sha256((linked / "COMPLETE").read_bytes()).hexdigest(),
+        "checkpoint": fingerprint_of(linked),
         "images_seen": scores["images_seen"],
         "frechet_distance": distance["value"],
         "stderr": distance["stderr"],
@@ -122,7 +113,7 @@ def score(config: RunConfig, step: int) -> None:
     if best:
         write_json(run.path / "best.json", {**record, "checkpoint": str(linked)})
     append_line(scores_file(run.path), record)
-    for other in linked.parent.glob("step-*"):
+    for other in checkpoint_directories(linked.parent):
         if (other != linked) == best:
             shutil.rmtree(other)
     shutil.rmtree(RunDirectory(elsewhere).samples, ignore_errors=True)
@@ -163,28 +154,16 @@ def _elsewhere(config: RunConfig, step: int) -> RunConfig:
 
 
 def _link(config: RunConfig, step: int) -> Path | None:
-    """Weights and mark of a checkpoint under beside/checkpoints; None if they are gone."""
-    run = RunDirectory(config)
-    source = Path(run.checkpoints.removeprefix("file://")) / step_name(step)
-    target = run.path / "beside" / "checkpoints" / step_name(step)
+    """The weights of a checkpoint, linked under beside/checkpoints; None if the checkpoint is gone."""
+    source = CheckpointCatalog.of(config).folder / step_name(step)
+    target = RunDirectory(config).path / "beside" / "checkpoints" / step_name(step)
     shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
     try:
-        for path in (*source.glob("*.safetensors"), source / "state.json", source / "COMPLETE"):
-            _copy(path, target / path.name)
+        link_weights(source, target)
     except FileNotFoundError:
         shutil.rmtree(target)
         return None
     return target
-
-
-def _copy(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except FileNotFoundError:
-        raise
-    except OSError:  # another file system
-        shutil.copy2(source, target)
 
 
 def main(config_file: str) -> None:

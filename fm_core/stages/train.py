@@ -1,7 +1,7 @@
 """Shards to checkpoints: a DeepSpeed job, watched to its end."""
 
 from fm_core.checkpoint.catalog import CheckpointCatalog
-from fm_core.checkpoint.format import step_of
+from fm_core.checkpoint.format import checkpoint_directories, step_of
 from fm_core.config import RunConfig
 from fm_core.data.loader_factories import check_streams
 from fm_core.data.manifest import Manifest, load_manifest
@@ -53,7 +53,7 @@ def check_space(config: RunConfig, manifest: Manifest) -> None:
     each = checkpoint_bytes_of(config, manifest.image_shape, manifest.class_count or 0)
     # A new one is whole before an old one goes; on their way to a store there are two.
     wanted = 2 if checkpoints.uploads else config.train.keep_checkpoints + 1
-    to_come = max(1, wanted - len(list(folder.glob("step-*"))))
+    to_come = max(1, wanted - len(checkpoint_directories(folder)))
     free = Store.at(str(folder)).free_bytes()
     if free is not None and free < each * to_come:
         raise UserError(

@@ -1,1 +1,1 @@
-"""The DeepSpeed engine, the loop, EMA and checkpoints."""
+"""Training: DeepSpeed engine, loop, EMA, metrics, validation loss, recovery, hang watchdog."""

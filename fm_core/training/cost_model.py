@@ -1,4 +1,4 @@
-"""What a training run will take, before anything is spent."""
+"""Cost model of a training run: FLOPs, time, checkpoint bytes, network traffic and memory, in advance."""
 
 from dataclasses import dataclass
 
@@ -11,66 +11,66 @@ from fm_core.run.results import Check
 FLOAT32, BFLOAT16 = 4, 2
 """Bytes of a number."""
 MOMENTS = 2
-"""AdamW keeps two float32 numbers for each weight, beside the weight itself."""
+"""AdamW keeps two float32 numbers for each weight, besides the weight itself."""
 STAGES = (1, 2, 3)
 DAY = 86_400
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """What a run is given."""
+    """The hardware of a run."""
 
     hosts: int
     devices: int
-    """Devices of each host, one process for each."""
+    """Devices of each host; one process per device."""
     peak: float
-    """Operations per second of one device in the precision of the network, as its maker states them."""
+    """Peak FLOP/s of one device in the precision of the network, from its vendor's data sheet."""
     mfu: float
-    """Share of the peak that goes into the network's own operations; measured on a like machine, or hoped."""
+    """Model FLOPs utilization, a share of the peak: measured on a similar machine, or assumed."""
     store_rate: float
-    """Bytes per second from one host to where the checkpoints go."""
+    """Bytes per second from one host to the place of the checkpoints."""
 
     def __post_init__(self) -> None:
         for name in ("hosts", "devices", "peak", "mfu", "store_rate"):
             if not getattr(self, name) > 0:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name):g}: it must be more than 0")
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name):g}: must be more than 0")
         if self.mfu > 1:
-            raise UserError(f"--mfu {self.mfu:g}: it is a share of the peak, at most 1")
+            raise UserError(f"--mfu {self.mfu:g}: must be a share of the peak, at most 1")
 
     @property
     def processes(self) -> int:
-        """Processes of the run."""
+        """Number of processes of the run."""
         return self.hosts * self.devices
 
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """What a run takes. Bytes and seconds; operations as in fm_core/models/flops.py."""
+    """Cost of a run, in bytes and seconds; FLOPs are counted as in fm_core/models/flops.py."""
 
     parameters: int
     forward_flops: float
     """For one image."""
     training_flops: float
-    """For one image: forward and backward pass, with what gradient checkpointing computes again."""
+    """For one image: forward and backward pass, including recomputation by gradient checkpointing."""
     total_flops: float
     images_per_s: float
-    """Of the whole run."""
+    """Over all devices."""
     seconds: float
     step_seconds: float
     steps: int
     image_bytes: int
     loader_bytes_per_s: float
-    """Bytes of pixels per second and host."""
+    """Bytes of pixels per second on each host."""
     checkpoint_bytes: int
     checkpoint_seconds: float
     checkpoints: int
-    """How many are written."""
+    """Number of checkpoints that are written."""
     storage_bytes: int
-    """Checkpoints that stay, and the samples of one evaluation."""
+    """The checkpoints that stay and the samples of one evaluation."""
     network_bytes: dict[int, float]
-    """By ZeRO stage: bytes that one device sends in one step."""
+    """Bytes that one device sends in one step, by ZeRO stage."""
     memory_bytes: dict[int, float]
-    """By ZeRO stage: weights, gradients, optimizer and averages on one device, activations left out."""
+    """Weights, gradients, optimizer and averages on one device, without activations, by ZeRO stage."""
 
 
 def training_cost(
@@ -78,7 +78,7 @@ def training_cost(
 ) -> TrainingCost:
     """The cost of training `config` on images of `image_shape` = (channels, height, width).
 
-    Raises UserError for a network that cannot be built for such images.
+    Raises UserError if the network cannot be built for such images.
     """
     train = config.train
     network = network_shape(config.model, image_shape, classes)
@@ -87,11 +87,11 @@ def training_cost(
     passes = TRAINING_PASSES + train.gradient_checkpointing
     rate = to.processes * to.peak * to.mfu / (forward * TRAINING_PASSES)
     if train.gradient_checkpointing:
-        # The forward pass that is made again is work, but no part of what MFU counts.
+        # The repeated forward pass takes time, but MFU does not count it.
         rate *= TRAINING_PASSES / passes
     image_bytes = image_shape[0] * image_shape[1] * image_shape[2]
     checkpoint = checkpoint_bytes(parameters, _averages(config))
-    # auto is bfloat16 wherever somebody pays: on GPUs.
+    # auto is bfloat16 on GPUs, which is where the cost matters.
     number = FLOAT32 if train.precision == "fp32" else BFLOAT16
     share = max(1, train.global_batch // to.processes)
     micro_batches = max(1, share // min(train.micro_batch or share, share))
@@ -131,18 +131,18 @@ def _averages(config: RunConfig) -> int:
 
 
 def checkpoint_bytes(parameters: int, averages: int) -> int:
-    """Bytes of one checkpoint: weights, AdamW's moments and the averages, all whole and in float32."""
+    """Bytes of one checkpoint: weights, AdamW's moments and averages as full float32 tensors."""
     return FLOAT32 * parameters * (1 + MOMENTS + averages)
 
 
 def network_bytes(
     parameters: int, stage: int, processes: int, micro_batches: int, number: int = BFLOAT16
 ) -> float:
-    """Bytes that one device sends in one step, by rings, with numbers of so many bytes.
+    """Bytes that one device sends in one step by ring collectives; `number` is the bytes of one number.
 
-    As DeepSpeed 0.19 does it, which was counted: ZeRO 1 adds up the gradients on all devices once a step (two
-    passes of a ring) and gathers the weights (one pass); ZeRO 2 adds them up for each micro-batch; ZeRO 3
-    scatters their sums and gathers the weights, a pass each, for each micro-batch.
+    As counted in DeepSpeed 0.19: ZeRO 1 all-reduces the gradients once a step (two passes of the ring) and
+    all-gathers the weights (one pass); ZeRO 2 all-reduces the gradients of each micro-batch; ZeRO 3
+    reduce-scatters the gradients and all-gathers the weights, one pass each, for each micro-batch.
     """
     passes = {1: 2 + 1, 2: 2 * micro_batches + 1, 3: micro_batches * (1 + 1)}[stage]
     return number * parameters * passes * (processes - 1) / processes
@@ -151,12 +151,12 @@ def network_bytes(
 def memory_bytes(
     parameters: int, averages: int, stage: int, processes: int, micro_batches: int, number: int = BFLOAT16
 ) -> float:
-    """Bytes on one device of weights (numbers of so many bytes), gradients, optimizer and averages (float32).
+    """Bytes on one device: weights (`number` bytes each), gradients, and float32 optimizer and averages.
 
-    The optimizer has weights of its own, in float32 training too, and takes float32 gradients. ZeRO 1 cuts
-    the optimizer among the processes, but keeps whole gradients in the weights' type, and whole float32 sums
-    where there are several micro-batches; ZeRO 2 cuts the gradients as well, ZeRO 3 the weights too. The
-    averages are cut like the optimizer's weights.
+    The optimizer has a copy of the weights, in float32 training too, and takes float32 gradients. ZeRO 1
+    shards the optimizer, but keeps full gradients in the weights' type, and full float32 sums if there are
+    several micro-batches. ZeRO 2 shards the gradients as well, ZeRO 3 also the weights. The averages are
+    sharded like the optimizer's weights.
     """
     optimizer = FLOAT32 * (1 + MOMENTS + averages) / processes
     gradients = FLOAT32 / processes
@@ -167,7 +167,7 @@ def memory_bytes(
 
 
 def cost_checks(config: RunConfig, cost: TrainingCost, to: Cluster) -> list[Check]:
-    """The cost in lines."""
+    """The cost as lines for the terminal."""
     train = config.train
     full = cost.images_per_s / to.mfu / to.processes
     lines = {
@@ -195,7 +195,7 @@ def cost_checks(config: RunConfig, cost: TrainingCost, to: Cluster) -> list[Chec
 
 
 def size(count: float) -> str:
-    """Bytes for a person, e.g. 4.72 GB."""
+    """Bytes with a unit for display, e.g. 4.72 GB."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

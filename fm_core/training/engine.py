@@ -1,4 +1,4 @@
-"""The DeepSpeed engine: what is asked of it, and nothing it does by itself."""
+"""DeepSpeed engine: process group, settings and optimizer."""
 
 import os
 from contextlib import suppress
@@ -14,13 +14,13 @@ from fm_core.errors import UserError
 from fm_core.method.objectives import Objective
 
 SMALLEST_BUCKET, LARGEST_BUCKET = 2**20, 25_000_000
-"""Gradient elements. DeepSpeed's default of 5e8 is more than a whole network of this kind holds."""
+"""Gradient elements. DeepSpeed's default of 5e8 exceeds the parameters of a whole network of this kind."""
 
 
 def initialize_process_group() -> torch.device:
     """Join the ranks of this job (torchrun's environment): NCCL with GPUs, gloo without."""
     if not torch.cuda.is_available():
-        # Said here and not by whoever launches: that may be a host of another kind.
+        # Set here and not by the launcher, which may run on a host with other devices.
         os.environ["DS_ACCELERATOR"] = "cpu"
     # The shared-memory reduction of DeepSpeed's CPU accelerator compiles C++ for minutes; gloo is enough.
     import deepspeed.ops
@@ -94,14 +94,14 @@ def make_engine(network: torch.nn.Module, train: TrainSection, device: torch.dev
         },
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        # Both synchronise the device at every step.
+        # Both synchronize the device at every step.
         "timers": {"throughput": {"enabled": False}},
         "wall_clock_breakdown": False,
         "steps_per_print": 2**31,
     }
     if bf16 and accumulated > 1:
         _require_buckets(train)
-        # DeepSpeed would add up the gradients of micro-batches in bfloat16.
+        # By default DeepSpeed accumulates the gradients of micro-batches in bfloat16.
         settings["data_types"] = {"grad_accum_dtype": "fp32"}
     _import_muon()
     engine, *_ = deepspeed.initialize(model=network, optimizer=optimizer, config=settings)
@@ -111,7 +111,7 @@ def make_engine(network: torch.nn.Module, train: TrainSection, device: torch.dev
 
 
 def _import_muon() -> None:
-    """DeepSpeed imports its Muon whatever the optimizer, and that compiles itself: 1.4 s for the compiler."""
+    """Import DeepSpeed's Muon without compiling it: any optimizer imports it, and compiling takes 1.4 s."""
     switch = "TORCHDYNAMO_DISABLE"
     if switch in os.environ:
         return
@@ -124,29 +124,29 @@ def _import_muon() -> None:
 
 
 def _require_buckets(train: TrainSection) -> None:
-    """Refuse what DeepSpeed's optimizer for float32 sums under ZeRO 1 would ignore: it sends all at once."""
+    """Refuse bucket settings that DeepSpeed ignores where ZeRO 1 accumulates in float32 (one message)."""
     for key in ("overlap", "bucket_elements"):
         if train.zero_stage == 1 and getattr(train.speed, key):
             raise UserError(
-                f"train.speed.{key} does nothing where ZeRO 1 adds up micro-batches in bf16: take "
+                f"train.speed.{key} has no effect where ZeRO 1 accumulates micro-batches in bf16: use "
                 "train.zero_stage 2, or leave out train.micro_batch"
             )
 
 
 def bucket_elements(network: torch.nn.Module, train: TrainSection) -> int:
-    """Gradient elements of one message: the network in about eight, so that the first leave early."""
+    """Gradient elements of one bucket: about an eighth of the network, so that the first are sent early."""
     parameters = sum(parameter.numel() for parameter in network.parameters())
     sized = min(max(parameters // 8, SMALLEST_BUCKET), LARGEST_BUCKET)
     return train.speed.bucket_elements or sized
 
 
 def compile_options(speed: SpeedSection) -> dict[str, Any]:
-    """Arguments of torch.compile for the network; the shapes of training never change."""
+    """Arguments of torch.compile for the network; shapes never change during training."""
     from torch._inductor import list_mode_options
 
     options = {**list_mode_options(speed.compile_mode)}
     if speed.compile_channels_last:
-        # Inductor of torch 2.13 looks for forward convolutions alone and leaves the backward graph as it is.
+        # Inductor of torch 2.13 considers forward convolutions only and leaves the backward graph as it is.
         options["force_layout_optimization"] = True
     return {"dynamic": False, "options": options}
 
@@ -158,8 +158,8 @@ def set_learning_rate(engine: Any, rate: float) -> None:
 
 
 def network_for(objective: Objective, engine: Any) -> Any:
-    """What an objective's loss is to call: the engine or, where the loss takes gradients itself, its module.
+    """The network for an objective's loss: the engine or, if the loss takes gradients itself, its module.
 
-    The engine takes any gradient that reaches the network's outputs for that of the backward pass.
+    The engine would mistake a gradient inside the loss for that of the backward pass.
     """
     return engine.module if objective.takes_gradients else engine

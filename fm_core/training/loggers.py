@@ -1,7 +1,7 @@
-"""Training's numbers for other people's instruments: Prometheus, TensorBoard, Weights & Biases.
+"""Metric loggers: Prometheus, TensorBoard, Weights & Biases.
 
-metrics.jsonl is the record; these are copies of its lines. One that cannot be written (a full disk, a service
-that is away) never stops training: it says so once in the log.
+metrics.jsonl is the record; loggers get copies of its lines. One that fails (a full disk, a service that is
+away) never stops training: the log reports it once.
 """
 
 import importlib
@@ -27,39 +27,36 @@ GAUGES = {
     "seconds": "Seconds spent in training, over all sessions.",
     "data_seconds": "Seconds of the last interval spent waiting for data.",
     "skipped_steps": "Optimizer steps that were skipped.",
-    "rollbacks": "How often training went back to a checkpoint because steps could not be applied.",
-    "memory_bytes": "Most memory that a device has held, in bytes; without a GPU that of a process now.",
-    "tflops_per_device": "TFLOP/s of one device in the network's operations over the last interval.",
-    "mfu": "Share of the device's peak that these are, where the peak is known.",
-    "held_out_loss": "Loss on the held-out images of the last checkpoint, at fixed times and noise.",
+    "rollbacks": "How often training rolled back to a checkpoint because steps could not be applied.",
+    "memory_bytes": "Peak memory of a device in bytes; without a GPU the current memory of a process.",
+    "tflops_per_device": "Model TFLOP/s of one device over the last interval.",
+    "mfu": "Model FLOPs utilization: that rate over the device's peak, where the peak is known.",
+    "held_out_loss": "Validation loss of the last checkpoint, at fixed times and noise.",
     "loss_quarter_1": "Mean loss of the last interval at times in the first quarter, the noisiest.",
     "loss_quarter_2": "Mean loss of the last interval at times in the second quarter.",
     "loss_quarter_3": "Mean loss of the last interval at times in the third quarter.",
     "loss_quarter_4": "Mean loss of the last interval at times in the last quarter, next to the data.",
 }
-"""Numbers of metrics.jsonl and held_out.jsonl that are exported, with what Prometheus says of them."""
+"""Numbers of metrics.jsonl and held_out.jsonl that are exported, with their help texts in Prometheus."""
 
 
 def check_loggers(train: TrainSection) -> None:
-    """Refuse what is asked for and cannot be: a package that is not installed, a directory that is not there.
-
-    Raises UserError.
-    """
-    for key, package, wanted in (
+    """Check the packages and the directory that the loggers need. Raises UserError for a missing one."""
+    for key, package, enabled in (
         ("tensorboard", "tensorboardX", train.tensorboard),
         ("wandb", "wandb", train.wandb),
     ):
-        if wanted and importlib.util.find_spec(package) is None:
+        if enabled and importlib.util.find_spec(package) is None:
             raise UserError(f"train.{key}: the package {package} is not installed; pip install {package}")
     if train.prometheus and not Path(train.prometheus).is_dir():
         raise UserError(
-            f"train.prometheus: {train.prometheus} is no directory; name the one that node_exporter's "
+            f"train.prometheus: {train.prometheus} is not a directory; name the one that node_exporter's "
             "--collector.textfile.directory names"
         )
 
 
 class MetricLoggers:
-    """What each metrics line is copied to; made on rank 0 alone, and opened with the first line."""
+    """The loggers that a configuration names, on rank 0 only; each is opened with its first line."""
 
     def __init__(self, config: RunConfig) -> None:
         train, run = config.train, config.run.name
@@ -76,7 +73,7 @@ class MetricLoggers:
             self._makers["wandb"] = lambda: wandb(config)
 
     def __call__(self, record: Mapping[str, Any]) -> None:
-        """Copy one line of metrics.jsonl, or a measurement of the held-out loss."""
+        """Log one line of metrics.jsonl, or a measurement of the validation loss."""
         quarters = enumerate(record.get("loss_by_quarter_of_t", ()), start=1)
         numbers = {**record, **{f"loss_quarter_{number}": loss for number, loss in quarters}}
         values = {key: numbers[key] for key in GAUGES if numbers.get(key) is not None}
@@ -86,12 +83,12 @@ class MetricLoggers:
                     self._opened[name] = make()
                 self._opened[name](values)
             except Exception as error:
-                print(f"WARNING: no more {name} export: {error}", flush=True)
+                print(f"WARNING: the {name} logger is disabled: {error}", flush=True)
                 del self._makers[name]
 
 
 def prometheus(path: Path, run: str, images: int) -> MetricLogger:
-    """The newest values, in a file for node_exporter's textfile collector; replaced atomically."""
+    """Logger of the newest values, in a file for node_exporter's textfile collector; replaced atomically."""
     from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
 
     registry = CollectorRegistry()
@@ -113,15 +110,16 @@ def prometheus(path: Path, run: str, images: int) -> MetricLogger:
 
 
 def tensorboard(directory: Path) -> MetricLogger:
-    """Every value against images seen, in TensorBoard's event files."""
+    """Logger of every value against images seen, in TensorBoard's event files."""
     library: Any = importlib.import_module("tensorboardX")
     writer: Any = None
 
     def export(values: Mapping[str, Any]) -> None:
         nonlocal writer
         if writer is None:
-            # A session that continues hides what an earlier one wrote of the same images. Its file's name has
-            # seconds alone; its thread writes at once, as ranks do not wait for threads when they end.
+            # A resumed session hides what an earlier one wrote for the same images. The suffix is needed
+            # because file names have a resolution of seconds, and flush_secs because ranks do not join
+            # threads at exit.
             suffix = f".{time.time_ns()}"
             purge = values["images_seen"]
             writer = library.SummaryWriter(
@@ -134,9 +132,9 @@ def tensorboard(directory: Path) -> MetricLogger:
 
 
 def wandb(config: RunConfig) -> MetricLogger:
-    """Every value against images seen, at Weights & Biases; credentials come from the environment.
+    """Logger of every value against images seen, at Weights & Biases; credentials come from the environment.
 
-    A run that continues goes on in the same curve; another of the same name has one of its own.
+    A resumed run continues its curve; another run of the same name has its own.
     """
     service: Any = importlib.import_module("wandb")
     run = service.init(

@@ -1,4 +1,4 @@
-"""The training loop."""
+"""Training loop: steps, logging, validation, checkpoints, stop requests and rollbacks."""
 
 import time
 from dataclasses import dataclass, field
@@ -16,20 +16,22 @@ from fm_core.data.batches import Batches
 from fm_core.errors import NonFiniteGradientsError, StopRequested
 from fm_core.launch.worker_main import Rank
 from fm_core.method.objectives import Objective
+from fm_core.run.directory import step_name
 from fm_core.training import nonfinite_recovery
 from fm_core.training.batch_source import BatchSource, ambient_seed, seed_generators
-from fm_core.training.ema import ModelEMA
+from fm_core.training.ema import ModelEMA, power_name
 from fm_core.training.engine import micro_batch_of, network_for, set_learning_rate, use_bf16
 from fm_core.training.hang_watchdog import HangWatchdog
-from fm_core.training.lr_schedule import crossed, learning_rate, power_name
+from fm_core.training.lr_schedule import crossed, learning_rate
 from fm_core.training.metrics import MetricAccumulator, TrainLog
 from fm_core.training.mfu import utilization
 from fm_core.training.validation_loss import ValidationLoss
+from fm_core.training.zero_state import ZeroState
 
 
 @dataclass
 class Trainer:
-    """What the loop works with."""
+    """Everything the loop works with, on one rank."""
 
     train: TrainSection
     engine: Any
@@ -39,33 +41,40 @@ class Trainer:
     rank: Rank
     device: torch.device
     recipe: dict[str, Any]
-    """What the weights belong to; goes into every file of weights."""
+    """What the weights belong to: network, method, data; recorded in every file of weights."""
     conditional: bool
     """Whether the network sees the labels."""
     flops: float
-    """Operations of one forward pass for one image."""
+    """FLOPs of one forward pass for one image."""
     checkpoints: CheckpointCatalog | None
-    """On rank 0 alone."""
+    """On rank 0 only."""
     log: TrainLog | None
-    """On rank 0 alone."""
+    """On rank 0 only."""
     snapshots: CheckpointCatalog | None = None
-    """On rank 0: of the power-function averages, kept for good."""
-    setback: Path | None = None
-    """On rank 0: where it is written down that training went back."""
-    held_out: ValidationLoss | None = None
-    """None where there are no held-out images."""
-    watch: HangWatchdog | None = None
-    """None where nobody looks after ranks that hang."""
-    clock: float = field(default_factory=time.monotonic)
-    """When the present step began."""
+    """On rank 0 only: snapshots of the power-function averages, all of which stay."""
+    rollback_record: Path | None = None
+    """On rank 0 only: the file that records a rollback."""
+    validation: ValidationLoss | None = None
+    """None if there are no validation images."""
+    watchdog: HangWatchdog | None = None
+    """None if ranks that hang are not detected."""
+    step_start: float = field(default_factory=time.monotonic)
+    """When the current step started."""
     control: Any = field(default_factory=lambda: dist.new_group(backend="gloo"))
-    """Where the ranks agree on what is no tensor of the device."""
+    """Process group on the CPU, for what the ranks agree on besides tensors of the device."""
+
+    @property
+    def sharded(self) -> ZeroState:
+        """The tensors that go into a checkpoint."""
+        return ZeroState(self.engine, self.averages.shards)
 
 
 def run(trainer: Trainer, state: TrainState) -> TrainState:
-    """Train from `state` until train.images were seen; a stop request saves and raises StopRequested.
+    """Train from `state` until train.images were seen.
 
-    Raises UnrecoverableError where steps cannot be applied and going back to a checkpoint has not helped.
+    Raises:
+        StopRequested: training was asked to stop; a checkpoint was saved.
+        UnrecoverableError: steps cannot be applied and a rollback to a checkpoint has not helped.
     """
     train, rank = trainer.train, trainer.rank
     micro = micro_batch_of(train, rank.count)
@@ -77,8 +86,8 @@ def run(trainer: Trainer, state: TrainState) -> TrainState:
                 position, train.global_batch, rank.number, rank.count, micro
             ) as batches:
                 return _steps(trainer, state, batches, accumulated)
-        except NonFiniteGradientsError as trouble:
-            state = _go_back(trainer, trouble.state)
+        except NonFiniteGradientsError as error:
+            state = _roll_back(trainer, error.state)
 
 
 def _steps(trainer: Trainer, state: TrainState, batches: Batches, accumulated: int) -> TrainState:
@@ -93,18 +102,18 @@ def _steps(trainer: Trainer, state: TrainState, batches: Batches, accumulated: i
         state = _after_step(trainer, state, interval)
         ended = state.images_seen >= train.images
         logged = ended or crossed(train.log_images, state.images_seen, train.global_batch)
-        nonfinite_recovery.check(train, state, logged)
+        nonfinite_recovery.check_skipped_steps(train, state, logged)
         if logged:
             _write_line(trainer, state, interval, rate)
             interval = MetricAccumulator(trainer.device, trainer.objective.interval)
         every = train.snapshot_images
         if every and (ended or crossed(every, state.images_seen, train.global_batch)):
-            # Before the checkpoint: whoever goes on from that one does not come by here again.
+            # Before the checkpoint: a run that resumes from it does not come by here again.
             _save_snapshot(trainer, state)
         stop = _agree_to_stop(trainer.rank, trainer.control)
         if stop or ended or crossed(train.checkpoint_images, state.images_seen, train.global_batch):
-            # A stop may come after a step or two: that is not far enough.
-            state = state if stop else nonfinite_recovery.recovered(state)
+            # A stop may come after a step or two, which is too few to count as recovered.
+            state = state if stop else nonfinite_recovery.clear_rollback(state)
             sums = interval.gathered(trainer.control)
             _save(trainer, state.model_copy(update={"interval_sums": sums}), hurried=stop)
         if trainer.log:
@@ -123,7 +132,7 @@ def _micro_step(trainer: Trainer, batches: Batches, interval: MetricAccumulator,
     sample, label = trainer.source.draw(batch, trainer.device)
     interval.waited += time.monotonic() - waiting
     _heartbeat(trainer, f"the forward pass of step {step}")
-    # Dropout, too, is a function of the position, or a resumed run would differ.
+    # Dropout, too, must be a function of the position, or a resumed run would differ.
     seed_generators(ambient_seed(trainer.source.seed, batch.first), trainer.device)
     network = network_for(trainer.objective, trainer.engine)
     losses = trainer.objective.loss(network, sample, label if trainer.conditional else None)
@@ -139,7 +148,7 @@ def _after_step(trainer: Trainer, state: TrainState, interval: MetricAccumulator
         trainer.averages.update(state.applied_steps)
     interval.images += trainer.train.global_batch
     now = time.monotonic()
-    seconds, trainer.clock = now - trainer.clock, now
+    seconds, trainer.step_start = now - trainer.step_start, now
     return state.model_copy(
         update={
             "step": state.step + 1,
@@ -163,7 +172,7 @@ def _write_line(trainer: Trainer, state: TrainState, interval: MetricAccumulator
             "images_seen": state.images_seen,
             "position": state.position,
             "lr": rate,
-            # Before clipping; infinite, so absent, if the last step was skipped.
+            # Before clipping; infinite, and therefore absent, if the last step was skipped.
             "grad_norm": None if norm is None else float(norm),
             "seconds": state.seconds,
             "skipped_steps": state.step - state.applied_steps,
@@ -181,17 +190,17 @@ def _speed(trainer: Trainer, images_per_s: float) -> dict[str, float]:
 
 
 def _agree_to_stop(rank: Rank, control: Any) -> bool:
-    """Whether any rank was asked to stop; every rank gets the same answer at the same step."""
+    """Whether any rank was asked to stop; all ranks get the same answer at the same step."""
     asked = torch.tensor(int(rank.stop_requested()))
     dist.all_reduce(asked, op=dist.ReduceOp.MAX, group=control)
     return bool(asked.item())
 
 
-def _go_back(trainer: Trainer, trouble: TrainState) -> TrainState:
-    found = None
-    if nonfinite_recovery.may_go_back(trouble):
-        found = save_load.load(trainer.engine, trainer.averages, trainer.checkpoints, trainer.recipe)
-    state = nonfinite_recovery.continued(trouble, found, trainer.setback)
+def _roll_back(trainer: Trainer, failed: TrainState) -> TrainState:
+    checkpoint = None
+    if nonfinite_recovery.may_roll_back(failed):
+        checkpoint = save_load.load(trainer.sharded, trainer.checkpoints, trainer.recipe)
+    state = nonfinite_recovery.roll_back(failed, checkpoint, trainer.rollback_record)
     if trainer.log:
         trainer.log.forget_after(state.step)
         trainer.log.status(state, now=True)
@@ -199,26 +208,25 @@ def _go_back(trainer: Trainer, trouble: TrainState) -> TrainState:
 
 
 def _heartbeat(trainer: Trainer, at: str) -> None:
-    if trainer.watch:
-        trainer.watch.beat(at)
+    if trainer.watchdog:
+        trainer.watchdog.heartbeat(at)
 
 
 def _save_snapshot(trainer: Trainer, state: TrainState) -> None:
     names = [power_name(width) for width in trainer.train.ema_power_widths]
-    parts = {name: trainer.averages.shards[name] for name in names}
-    save_load.save_parts(trainer.engine, parts, state, trainer.snapshots, trainer.recipe)
+    save_load.save(trainer.sharded, state, trainer.snapshots, trainer.recipe, parts=names)
 
 
 def _save(trainer: Trainer, state: TrainState, hurried: bool) -> None:
-    """Save a checkpoint; with the held-out loss unless somebody waits for the end."""
-    if trainer.held_out and not hurried:
-        _heartbeat(trainer, f"the held-out loss of step {state.step}")
-        loss = trainer.held_out.loss(trainer.engine, trainer.objective, trainer.conditional, trainer.device)
+    """Save a checkpoint, with the validation loss unless the save is hurried by a stop request."""
+    if trainer.validation and not hurried:
+        _heartbeat(trainer, f"the validation loss of step {state.step}")
+        loss = trainer.validation.loss(trainer.engine, trainer.objective, trainer.conditional, trainer.device)
         state = state.model_copy(update={"held_out_loss": loss})
         if trainer.log:
-            trainer.log.held_out_line({"step": state.step, "images_seen": state.images_seen, "loss": loss})
+            trainer.log.validation_line({"step": state.step, "images_seen": state.images_seen, "loss": loss})
     _heartbeat(trainer, f"saving step {state.step}")
-    save_load.save(trainer.engine, trainer.averages, state, trainer.checkpoints, trainer.recipe)
+    save_load.save(trainer.sharded, state, trainer.checkpoints, trainer.recipe)
     if trainer.log:
-        trainer.log.facts["last_checkpoint"] = save_load.directory_name(state)
+        trainer.log.facts["last_checkpoint"] = step_name(state.step)
         trainer.log.status(state, now=True)

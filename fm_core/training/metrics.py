@@ -1,4 +1,4 @@
-"""What training says of itself: one metrics line for each interval, and the present status."""
+"""Training metrics: sums over a logging interval, metrics.jsonl, held_out.jsonl and status.json."""
 
 import json
 import math
@@ -22,19 +22,19 @@ STATUS_SECONDS = 1.0
 
 
 class MetricAccumulator:
-    """Sums over the steps since the last metrics line; they stay on the device until it is written."""
+    """Sums over the steps since the last metrics line; they stay on the device until the line is written."""
 
     def __init__(self, device: torch.device, interval: tuple[float, float]) -> None:
-        self.start, self.end = interval
+        self.first_t, self.last_t = interval
         self.sums = torch.zeros(2, QUARTERS, device=device)
-        self.began = time.monotonic()
+        self.start_time = time.monotonic()
         self.images = 0
         self.waited = 0.0
 
     @torch.no_grad()
     def add(self, losses: Tensor, t: Tensor) -> None:
-        """Count the losses [N] of one micro-batch at times t [N]; those of skipped steps where finite."""
-        share = (t - self.start) / (self.end - self.start)
+        """Add the losses [N] of one micro-batch at times t [N]; losses that are not finite are left out."""
+        share = (t - self.first_t) / (self.last_t - self.first_t)
         quarter = (share * QUARTERS).long().clamp(0, QUARTERS - 1)
         counted = losses.detach().isfinite()
         self.sums[0].index_add_(0, quarter, losses.detach().float().where(counted, 0.0))
@@ -47,7 +47,7 @@ class MetricAccumulator:
         return tuple(sums)
 
     def restore(self, gathered: tuple[str, ...], rank: int) -> None:
-        """Go on from gathered sums; where the number of ranks has changed only their total is kept."""
+        """Continue from gathered sums; if the number of ranks has changed, only their total is kept."""
         parts = [torch.frombuffer(bytearray.fromhex(part), dtype=torch.float32) for part in gathered]
         if len(parts) == dist.get_world_size():
             self.sums.copy_(parts[rank].view_as(self.sums))
@@ -57,8 +57,8 @@ class MetricAccumulator:
     def summary(self, group: Any) -> dict[str, Any]:
         """The interval's part of a metrics line, over all ranks; all ranks must call it.
 
-        `group` is one of gloo. Losses are means; data_seconds and memory_bytes those of the rank with the
-        most.
+        `group` is a gloo process group. Losses are means; data_seconds and memory_bytes are the maximum over
+        the ranks.
         """
         dist.all_reduce(self.sums)
         losses, counts = self.sums.double().cpu()
@@ -68,14 +68,14 @@ class MetricAccumulator:
         return {
             "loss": (losses.sum() / counts.sum()).item(),
             "loss_by_quarter_of_t": quarters,
-            "images_per_s": self.images / (time.monotonic() - self.began),
+            "images_per_s": self.images / (time.monotonic() - self.start_time),
             "data_seconds": most[0].item(),
             "memory_bytes": int(most[1].item()),
         }
 
 
 class TrainLog:
-    """Writes metrics.jsonl and status.json; made on rank 0 alone. `export` gets a copy of each line."""
+    """Writes metrics.jsonl, held_out.jsonl and status.json, on rank 0 only; `export` gets each line, too."""
 
     def __init__(
         self,
@@ -87,16 +87,16 @@ class TrainLog:
     ) -> None:
         self.directory, self.metrics, self.job, self.images = directory, metrics, job, images
         self.export = export
-        self.held_out = metrics.with_name("held_out.jsonl")
+        self.validation = metrics.with_name("held_out.jsonl")
         self.facts: dict[str, Any] = {"job": job}
         self._status_at = 0.0
 
     def forget_after(self, step: int) -> None:
         """Drop the lines of steps that a resumed run will train again."""
-        for path in (self.metrics, self.held_out):
+        for path in (self.metrics, self.validation):
             if path.exists():
-                kept = [record for record in read_lines(path) if record["step"] <= step]
-                write_text(path, "".join(f"{json.dumps(record)}\n" for record in kept))
+                records = [record for record in read_lines(path) if record["step"] <= step]
+                write_text(path, "".join(f"{json.dumps(record)}\n" for record in records))
 
     def line(self, record: dict[str, Any]) -> None:
         """Append one metrics line."""
@@ -105,19 +105,19 @@ class TrainLog:
         self.export(line)
         self.facts |= {key: finite(record[key]) for key in ("loss", "lr", "images_per_s")}
 
-    def held_out_line(self, record: dict[str, Any]) -> None:
-        """Append one line of the held-out loss."""
-        append_line(self.held_out, record)
+    def validation_line(self, record: dict[str, Any]) -> None:
+        """Append one measurement of the validation loss."""
+        append_line(self.validation, record)
         if record["loss"] is not None:
             self.facts["held_out_loss"] = record["loss"]
             self.export({**record, "loss": None, "held_out_loss": record["loss"]})
 
     def status(self, state: TrainState, phase: str = "running", now: bool = False) -> None:
-        """Rewrite status.json, at most once a second unless told to now."""
-        moment = time.monotonic()
-        if not now and moment - self._status_at < STATUS_SECONDS:
+        """Rewrite status.json, at most once a second unless `now`."""
+        seconds = time.monotonic()
+        if not now and seconds - self._status_at < STATUS_SECONDS:
             return
-        self._status_at = moment
+        self._status_at = seconds
         loss = self.facts.get("loss")
         message = f"step {state.step:,}" + (f", loss {loss:.4f}" if loss is not None else "")
         rate = self.facts.get("images_per_s")

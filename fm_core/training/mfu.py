@@ -1,4 +1,4 @@
-"""What a step costs: operations, the share of the device's peak, memory."""
+"""Model FLOPs utilization (MFU) and memory of a training step."""
 
 import psutil
 import torch
@@ -18,28 +18,28 @@ PEAK_TFLOPS = {
     "L40": 181.05,
     "L4": 121.0,
 }
-"""Dense bfloat16 matrix products with float32 sums, TFLOP/s, from the maker's data sheets.
+"""Dense bfloat16 matrix products with float32 accumulation, TFLOP/s, from the vendor's data sheets.
 
-The first name that is part of the device's counts.
+The first name that is contained in the device's name is used.
 """
 
 
 def peak_tflops(device_name: str) -> float | None:
-    """The device's bfloat16 peak in TFLOP/s, where it is known."""
+    """The device's bfloat16 peak in TFLOP/s; None if it is not known."""
     return next((peak for name, peak in PEAK_TFLOPS.items() if name in device_name), None)
 
 
 def utilization(
     images_per_s: float, flops: float, devices: int, device_name: str | None, bf16: bool
 ) -> dict[str, float]:
-    """The speed part of a metrics line: TFLOP/s of one device and, where its peak is known, the share of it.
+    """The speed part of a metrics line: TFLOP/s of one device and, where its peak is known, the MFU.
 
     Args:
         images_per_s: over all devices.
-        flops: of one forward pass for one image; what gradient checkpointing repeats is not counted.
+        flops: FLOPs of one forward pass for one image; recomputation (gradient checkpointing) is not counted.
         devices: processes that train.
         device_name: the GPU's name; None on a CPU.
-        bf16: whether the network computes in bfloat16; the peak of float32 is not tabled.
+        bf16: whether the network computes in bfloat16; float32 peaks are not in the table.
     """
     tflops = images_per_s * flops * TRAINING_PASSES / devices / 1e12
     peak = peak_tflops(device_name) if device_name and bf16 else None
@@ -47,7 +47,7 @@ def utilization(
 
 
 def memory_bytes(device: torch.device) -> int:
-    """The most memory this process has held on its GPU; where there is none, what it holds now in all."""
+    """Peak memory of this process on its GPU in bytes; without a GPU its current resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return psutil.Process().memory_info().rss

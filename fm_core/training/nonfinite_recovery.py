@@ -1,9 +1,10 @@
-"""When no step can be applied: back to the last checkpoint once, past the data that did it; then stop.
+"""Recovery from non-finite gradients: roll back once to the last checkpoint, skip the data, else abort.
 
-DeepSpeed skips a step whose gradient is not finite on any rank: neither weights nor averages see it. That
-is counted. After train.skipped_limit such steps in a row, or a logging interval of nothing else, training
-goes back to the last checkpoint and continues with the stream position where it is now: images seen and
-position part. If that happens again before a checkpoint of clean steps was made, it gives up, with the facts.
+DeepSpeed skips a step whose gradient is not finite on any rank: neither weights nor averages change. Skipped
+steps are counted. After train.skipped_limit of them in a row, or a logging interval of nothing else, training
+rolls back to the last checkpoint and continues at the current stream position: from then on, images seen and
+position differ. If that happens again before a checkpoint without skipped steps was made, training aborts
+with the facts.
 """
 
 from pathlib import Path
@@ -16,22 +17,22 @@ from fm_core.errors import NonFiniteGradientsError, UnrecoverableError
 from fm_core.storage.atomic_files import read_json, write_json
 
 
-def check(train: TrainSection, state: TrainState, logged: bool) -> None:
-    """Raise NonFiniteGradientsError if it is time; `logged` says that a logging interval ends here."""
-    whole_interval = logged and 1 < interval_steps(train, state.images_seen) <= state.skipped_in_a_row
-    if whole_interval or state.skipped_in_a_row >= train.skipped_limit:
-        raise NonFiniteGradientsError(facts(state), state)
+def check_skipped_steps(train: TrainSection, state: TrainState, logged: bool) -> None:
+    """Raise NonFiniteGradientsError after too many skipped steps; `logged`: a logging interval ends here."""
+    interval_skipped = logged and 1 < interval_steps(train, state.images_seen) <= state.skipped_in_a_row
+    if interval_skipped or state.skipped_in_a_row >= train.skipped_limit:
+        raise NonFiniteGradientsError(describe(state), state)
 
 
 def interval_steps(train: TrainSection, images_seen: int) -> int:
     """Steps of the logging interval that ends at `images_seen`, sessions before this one included."""
     batch = train.global_batch
     multiple = (images_seen - batch) // train.log_images * train.log_images
-    began = -(-multiple // batch) * batch
-    return (images_seen - began) // batch
+    start = -(-multiple // batch) * batch
+    return (images_seen - start) // batch
 
 
-def facts(state: TrainState) -> str:
+def describe(state: TrainState) -> str:
     """What happened, for a person."""
     return (
         f"the gradient was not finite in {state.skipped_in_a_row} steps in a row, the last of them step "
@@ -39,65 +40,67 @@ def facts(state: TrainState) -> str:
     )
 
 
-def continued(trouble: TrainState, found: TrainState | None, record: Path | None) -> TrainState:
-    """The state to go on with: the last checkpoint's, at the troubled state's stream position.
+def roll_back(failed: TrainState, checkpoint: TrainState | None, record: Path | None) -> TrainState:
+    """The state to continue from: the last checkpoint's, at the stream position of the failed state.
 
-    `record` is written on rank 0, so that a run that is killed before its next checkpoint goes on in the
+    `record` is written on rank 0, so that a run that is killed before its next checkpoint continues in the
     same way.
 
     Raises:
-        UnrecoverableError: training went back before and has not recovered since, or there is no checkpoint.
+        UnrecoverableError: training has not recovered since its last rollback, or there is no checkpoint.
     """
-    if not may_go_back(trouble):
+    if not may_roll_back(failed):
         raise UnrecoverableError(
-            f"{facts(trouble)}, after going back to a checkpoint once already; look at the data there, or "
+            f"{describe(failed)}, after training had already rolled back once; look at the data there, or "
             "start another run.name with train.init_from = this run and a lower train.learning_rate"
         )
-    if found is None:
+    if checkpoint is None:
         raise UnrecoverableError(
-            f"{facts(trouble)}, and there is no checkpoint to go back to; look at data and model"
+            f"{describe(failed)}, and there is no checkpoint to roll back to; check data and model"
         )
-    state = _gone_back(found, trouble.position, trouble.rollbacks + 1)
+    state = _rolled_back(checkpoint, failed.position, failed.rollbacks + 1)
     if record:
-        print(f"warning: {facts(trouble)}; back to step {state.step}, past that data", flush=True)
+        print(
+            f"warning: {describe(failed)}; rolled back to step {state.step}, skipping that data", flush=True
+        )
         where = {"step": state.step, "position": state.position, "rollbacks": state.rollbacks}
-        write_json(record, {**where, "because": facts(trouble)})
+        write_json(record, {**where, "because": describe(failed)})
     return state
 
 
-def may_go_back(trouble: TrainState) -> bool:
-    """Whether training never went back, or has recovered since."""
-    return trouble.skipped_at_rollback is None
+def may_roll_back(state: TrainState) -> bool:
+    """Whether training never rolled back, or has recovered since."""
+    return state.skipped_at_rollback is None
 
 
-def recovered(state: TrainState) -> TrainState:
-    """The state of a checkpoint: where no step since the last one was skipped, training may go back again."""
+def clear_rollback(state: TrainState) -> TrainState:
+    """The state of a checkpoint: if no step since the last one was skipped, training may roll back again."""
     skipped = state.step - state.applied_steps
     if state.skipped_at_rollback in (None, skipped):
         return state.model_copy(update={"skipped_at_rollback": None})
     return state.model_copy(update={"skipped_at_rollback": skipped})
 
 
-def _gone_back(found: TrainState, position: int, rollbacks: int) -> TrainState:
-    return found.model_copy(
+def _rolled_back(checkpoint: TrainState, position: int, rollbacks: int) -> TrainState:
+    return checkpoint.model_copy(
         update={
             "position": position,
             "rollbacks": rollbacks,
             "skipped_in_a_row": 0,
-            "skipped_at_rollback": found.step - found.applied_steps,
+            "skipped_at_rollback": checkpoint.step - checkpoint.applied_steps,
         }
     )
 
 
-def recalled(state: TrainState, record: Path | None) -> TrainState:
-    """A checkpoint's state, moved past bad data if training had gone back to it before it was killed.
+def restore_rollback(state: TrainState, record: Path | None) -> TrainState:
+    """A checkpoint's state, moved past bad data if training had rolled back to it before it was killed.
 
     All ranks must call it; rank 0 has the record.
     """
-    told = [read_json(record) if record else None]
-    dist.broadcast_object_list(told, src=0)
-    before = told[0]
+    shared = [read_json(record) if record else None]
+    dist.broadcast_object_list(shared, src=0)
+    before = shared[0]
     rollbacks = before.get("rollbacks", 1) if before else 0
     if before is None or before["step"] != state.step or state.rollbacks >= rollbacks:
         return state
-    return _gone_back(state, before["position"], rollbacks)
+    return _rolled_back(state, before["position"], rollbacks)

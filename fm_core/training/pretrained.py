@@ -1,18 +1,17 @@
-"""Weights to start from."""
+"""Pretrained weights to start training from (train.init_from)."""
 
-import hashlib
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from fm_core.checkpoint.format import COMPLETE, tensors_file
-from fm_core.checkpoint.uploader import remote_files, remote_steps
+from fm_core.checkpoint.format import stored_files, stored_steps, tensors_file
 from fm_core.errors import UserError
 from fm_core.models.adm_weights import AttentionOrder, from_adm, is_adm
 from fm_core.models.unet import UNet
 from fm_core.run.directory import RunDirectory, recorded_config, step_name
+from fm_core.storage.hashing import sha256_bytes
 from fm_core.storage.store import Store
 
 
@@ -21,15 +20,15 @@ def pretrained_weights(
 ) -> dict[str, Tensor]:
     """Weights from a .safetensors file (a path or URL), or the first average of a run's newest checkpoint.
 
-    A file with the names of guided-diffusion's UNet is converted; `attention` is its order of heads.
-    Raises UserError, naming the first tensor that does not fit, or what is missing.
+    A file with the tensor names of guided-diffusion's UNet is converted; `attention` is its order of heads.
+    Raises UserError, which names the first tensor that does not fit, or what is missing.
     """
-    file, sha256 = _average_of(Path(where)) if Path(where).is_dir() else (where, None)
+    file, sha256 = _newest_average(Path(where)) if Path(where).is_dir() else (where, None)
     try:
         folder, _, name = file.rpartition("/")
         content = Store.at(folder).read_bytes(name) if "://" in file else Path(file).read_bytes()
-        if sha256 and hashlib.sha256(content).hexdigest() != sha256:
-            raise UserError(f"train.init_from: {file} differs from the hash in its checkpoint's {COMPLETE}")
+        if sha256 and sha256_bytes(content) != sha256:
+            raise UserError(f"train.init_from: {file} differs from the hash recorded in its checkpoint")
         weights = load(content)
     except (OSError, SafetensorError) as error:
         raise UserError(f"train.init_from: {file} cannot be read: {error}") from None
@@ -38,20 +37,20 @@ def pretrained_weights(
             return from_adm(weights, network, attention)
         except ValueError as error:
             raise UserError(f"train.init_from: {file}: {error}") from None
-    wanted = network.state_dict()
-    for name in sorted(wanted.keys() | weights.keys()):
-        if name not in weights or name not in wanted:
+    expected = network.state_dict()
+    for name in sorted(expected.keys() | weights.keys()):
+        if name not in weights or name not in expected:
             raise UserError(
-                f"train.init_from: {name} is {'missing from' if name in wanted else 'only in'} {file}"
+                f"train.init_from: {name} is {'missing from' if name in expected else 'only in'} {file}"
             )
-        if weights[name].shape != wanted[name].shape:
-            shapes = f"{list(weights[name].shape)} there and {list(wanted[name].shape)} here"
+        if weights[name].shape != expected[name].shape:
+            shapes = f"{list(weights[name].shape)} there and {list(expected[name].shape)} here"
             raise UserError(f"train.init_from: {name} is {shapes}; {file} is of another network")
     return weights
 
 
-def _average_of(run: Path) -> tuple[str, str]:
-    """The first average in the newest complete checkpoint of a run, wherever that is, and its SHA-256."""
+def _newest_average(run: Path) -> tuple[str, str]:
+    """URL and SHA-256 of the first average in the newest complete checkpoint of a run, wherever that is."""
     missing = (
         f"train.init_from: {run} has no complete checkpoint; name a run directory or a .safetensors file"
     )
@@ -59,11 +58,11 @@ def _average_of(run: Path) -> tuple[str, str]:
         raise UserError(missing)
     config = recorded_config(run)
     store = Store.at(RunDirectory(config).checkpoints)
-    steps = remote_steps(store)
+    steps = stored_steps(store)
     if not steps:
         raise UserError(f"{missing} (its train.checkpoint_root is {store.url})")
     name, file = step_name(steps[-1]), tensors_file(f"ema-{config.train.ema_decays[0]:g}")
-    facts = (remote_files(store, name) or {}).get(file)
+    facts = (stored_files(store, name) or {}).get(file)
     if facts is None:
         raise UserError(f"train.init_from: {store.url}/{name} has no {file}")
     return f"{store.url}/{name}/{file}", facts["sha256"]

@@ -1,4 +1,4 @@
-"""One rank of training: `python -m fm_core.training.train_worker CONFIG` under torchrun."""
+"""Worker of training, one per rank: `python -m fm_core.training.train_worker CONFIG` under torchrun."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ import torch.distributed as dist
 
 from fm_core.checkpoint import save_load
 from fm_core.checkpoint.catalog import CheckpointCatalog
+from fm_core.checkpoint.format import step_of
 from fm_core.checkpoint.train_state import TrainState
 from fm_core.config import RunConfig
 from fm_core.data.loader_factories import make_cache, make_order
@@ -19,103 +20,102 @@ from fm_core.launch.worker_main import Rank, run_worker
 from fm_core.method.dequantization import Quantizer
 from fm_core.models.build import Method, build_method, build_network
 from fm_core.models.flops import flops_per_image
-from fm_core.run.directory import RunDirectory, identity
+from fm_core.run.directory import RunDirectory, identity, step_name
 from fm_core.storage.atomic_files import write_json
 from fm_core.training import nonfinite_recovery
 from fm_core.training.batch_source import BatchSource
-from fm_core.training.ema import ModelEMA
+from fm_core.training.ema import ModelEMA, ema_decays
 from fm_core.training.engine import initialize_process_group, make_engine, micro_batch_of
 from fm_core.training.hang_watchdog import HangWatchdog
 from fm_core.training.loggers import MetricLoggers
 from fm_core.training.loop import Trainer, run
-from fm_core.training.lr_schedule import ema_decays
 from fm_core.training.metrics import TrainLog
 from fm_core.training.pretrained import pretrained_weights
 from fm_core.training.validation_loss import SEED, SequentialSampler, ValidationLoss
 
-PATIENCE_SECONDS = 600.0
-"""How long the end of training waits for a store that fails."""
-STOPPED_PATIENCE_SECONDS = 4.0
-"""How long a run that was asked to stop waits for its last upload; another process goes on with it."""
+UPLOAD_SECONDS = 600.0
+"""How long the end of training waits for uploads to a store that fails."""
+STOPPED_UPLOAD_SECONDS = 4.0
+"""How long a run that was asked to stop waits for its uploads; then another process continues them."""
 
 
 def train(config: RunConfig, rank: Rank) -> None:
-    """Train to the end of train.images, from the newest checkpoint if there is one."""
+    """Train until train.images were seen, from the newest checkpoint if there is one."""
     device = initialize_process_group()
     trainer, state = build_or_resume(config, rank, device)
     if trainer.log:
         trainer.log.forget_after(state.step)
         trainer.log.status(state, now=True)
-    trainer.watch = HangWatchdog("train", rank, config.train.hang_seconds)
+    trainer.watchdog = HangWatchdog("train", rank, config.train.hang_seconds)
     try:
         state = run(trainer, state)
     except StopRequested as stop:
-        trainer.watch.rest()
+        trainer.watchdog.stop()
         raise _after_stop(config, trainer, stop) from None
-    # The other ranks are done, and wait for rank 0 without a clock of the process group running out.
-    trainer.watch.rest()
+    # The other ranks are done; they wait for rank 0 outside of collectives, which would time out.
+    trainer.watchdog.stop()
     if trainer.checkpoints and trainer.log:
         _finish(config, trainer, trainer.checkpoints, trainer.log, state)
 
 
 def build_or_resume(config: RunConfig, rank: Rank, device: torch.device) -> tuple[Trainer, TrainState]:
-    """What the loop works with, and where it goes on."""
-    left = stop_upload_worker(RunDirectory(config).path) if rank.first else None
+    """The trainer of this rank, and the state to train from: the newest checkpoint's or a fresh one."""
+    unfinished = stop_upload_worker(RunDirectory(config).path) if rank.first else None
     try:
-        trainer = _trainer(config, rank, device)
+        trainer = _build_trainer(config, rank, device)
         if trainer.snapshots:
             trainer.snapshots.catch_up()
-        found = save_load.load(trainer.engine, trainer.averages, trainer.checkpoints, trainer.recipe)
+        checkpoint = save_load.load(trainer.sharded, trainer.checkpoints, trainer.recipe)
     except Exception:
-        if left is not None:  # this start does not copy what the last stop left
-            start_upload_worker(config, left)
+        if unfinished is not None:  # this start failed, so it does not upload what the last stop left
+            start_upload_worker(config, unfinished)
         raise
-    state = nonfinite_recovery.recalled(found or TrainState(), trainer.setback)
+    state = nonfinite_recovery.restore_rollback(checkpoint or TrainState(), trainer.rollback_record)
     return trainer, state.model_copy(update={"processes": rank.count})
 
 
 def _after_stop(config: RunConfig, trainer: Trainer, stop: StopRequested) -> StopRequested:
-    """The same request to stop, with what becomes of checkpoints that are not in their store yet."""
-    kept = [kept for kept in (trainer.checkpoints, trainer.snapshots) if kept]
-    waits = [why for one in kept if (why := one.wait(STOPPED_PATIENCE_SECONDS))]
-    if not (waits and trainer.log):
+    """The same request to stop, with what happens to checkpoints that are not in their store yet."""
+    catalogs = [catalog for catalog in (trainer.checkpoints, trainer.snapshots) if catalog]
+    problems = [problem for catalog in catalogs if (problem := catalog.wait(STOPPED_UPLOAD_SECONDS))]
+    if not (problems and trainer.log):
         if trainer.log:
             stop_upload_worker(RunDirectory(config).path)
         return stop
-    step = int(str(trainer.log.facts["last_checkpoint"]).removeprefix("step-"))
-    told = start_upload_worker(config, step)
-    told = told or f"the next start copies what waits in {kept[0].folder}: {waits[0]}"
-    print(f"warning: {told}", flush=True)
-    return StopRequested(f"{stop}; {told}")
+    step = step_of(str(trainer.log.facts["last_checkpoint"]))
+    message = start_upload_worker(config, step)
+    message = message or f"the next start uploads what waits in {catalogs[0].folder}: {problems[0]}"
+    print(f"warning: {message}", flush=True)
+    return StopRequested(f"{stop}; {message}")
 
 
 def _finish(
     config: RunConfig, trainer: Trainer, checkpoints: CheckpointCatalog, log: TrainLog, state: TrainState
 ) -> None:
-    """Write DONE.json once everything is where it is to stay."""
-    for kept in (checkpoints, trainer.snapshots):
-        if kept and (waits := kept.wait(PATIENCE_SECONDS)):
+    """Write DONE.json once all checkpoints are uploaded and the last one is verified."""
+    for catalog in (checkpoints, trainer.snapshots):
+        if catalog and (problem := catalog.wait(UPLOAD_SECONDS)):
             raise UserError(
-                f"the last checkpoint could not be copied to {kept.store.url} ({waits}); it waits in "
-                f"{kept.folder}: run it again when the store is back"
+                f"cannot upload the last checkpoint to {catalog.store.url} ({problem}); it waits in "
+                f"{catalog.folder}: run it again when the store is back"
             )
-    last = save_load.directory_name(state)
+    last = step_name(state.step)
     stop_upload_worker(RunDirectory(config).path)
     problem = checkpoints.problem_of(last)
     if problem:
-        raise RuntimeError(f"the last checkpoint is not whole: {problem}")
+        raise RuntimeError(f"the last checkpoint is damaged: {problem}")
     write_json(RunDirectory(config).train_done, {**state.model_dump(), "checkpoint": last})
     log.status(state, phase="done", now=True)
 
 
-def _trainer(config: RunConfig, rank: Rank, device: torch.device) -> Trainer:
+def _build_trainer(config: RunConfig, rank: Rank, device: torch.device) -> Trainer:
     manifest = load_manifest(config.data.root, config.data.name)
     method = build_method(config.method)
     method.coupling.check(micro_batch_of(config.train, rank.count))
     torch.manual_seed(config.run.seed)
     classes = manifest.class_count or 0
     network = build_network(config.model, manifest.image_shape, classes, config.train.gradient_checkpointing)
-    if config.train.init_from and not _begun(config, rank):
+    if config.train.init_from and not _has_checkpoint(config, rank):
         order = config.train.init_attention_order
         network.load_state_dict(pretrained_weights(config.train.init_from, network, order))
     flops = flops_per_image(network, manifest.image_shape)
@@ -126,7 +126,7 @@ def _trainer(config: RunConfig, rank: Rank, device: torch.device) -> Trainer:
         engine=engine,
         objective=method.objective,
         averages=ModelEMA(engine, ema_decays(config.train)),
-        source=_source(config, manifest, method, rank.count),
+        source=_batch_source(config, manifest, method, rank.count),
         rank=rank,
         device=device,
         recipe=recipe(config, manifest),
@@ -136,28 +136,30 @@ def _trainer(config: RunConfig, rank: Rank, device: torch.device) -> Trainer:
         snapshots=CheckpointCatalog.snapshots_of(config)
         if rank.first and config.train.snapshot_images
         else None,
-        held_out=_held_out(config, manifest, method, rank.count),
-        log=_log(config, rank) if rank.first else None,
-        setback=directory.path / "train" / "setback.json" if rank.first else None,
+        validation=_validation_loss(config, manifest, method, rank.count),
+        log=_train_log(config, rank) if rank.first else None,
+        rollback_record=directory.path / "train" / "setback.json" if rank.first else None,
     )
 
 
-def _begun(config: RunConfig, rank: Rank) -> bool:
-    """Whether there is a checkpoint to go on from: what training began with is then not needed any more."""
-    told = [bool(CheckpointCatalog.of(config).steps()) if rank.first else None]
-    dist.broadcast_object_list(told, src=0)
-    return bool(told[0])
+def _has_checkpoint(config: RunConfig, rank: Rank) -> bool:
+    """Whether there is a checkpoint to resume from, so that train.init_from is not needed any more."""
+    shared = [bool(CheckpointCatalog.of(config).steps()) if rank.first else None]
+    dist.broadcast_object_list(shared, src=0)
+    return bool(shared[0])
 
 
-def _held_out(config: RunConfig, manifest: Manifest, method: Method, ranks: int) -> ValidationLoss | None:
-    there = manifest.splits["val"].images if "val" in manifest.splits else 0
-    images = min(config.train.held_out_images, there)
+def _validation_loss(
+    config: RunConfig, manifest: Manifest, method: Method, ranks: int
+) -> ValidationLoss | None:
+    available = manifest.splits["val"].images if "val" in manifest.splits else 0
+    images = min(config.train.held_out_images, available)
     if not images:
         return None
     reader = ImageReader(config.data.root, manifest, "val", make_cache(config.data, manifest))
     source = BatchSource(
         reader=reader,
-        order=SequentialSampler(there),
+        order=SequentialSampler(available),
         quantizer=Quantizer(manifest.levels),
         path=method.objective.path,
         coupling=method.coupling,
@@ -168,13 +170,13 @@ def _held_out(config: RunConfig, manifest: Manifest, method: Method, ranks: int)
     return ValidationLoss(source, images, micro_batch_of(config.train, ranks))
 
 
-def _log(config: RunConfig, rank: Rank) -> TrainLog:
+def _train_log(config: RunConfig, rank: Rank) -> TrainLog:
     metrics = RunDirectory(config).metrics
     return TrainLog(rank.control, metrics, rank.job, config.train.images, MetricLoggers(config))
 
 
 def recipe(config: RunConfig, manifest: Manifest) -> dict[str, Any]:
-    """What a file of weights must say of itself to be of use alone, and whose it is."""
+    """What a file of weights records, so that it can be used alone and compared with a run."""
     return {
         "run": {"name": config.run.name},
         "seed": config.run.seed,
@@ -189,7 +191,7 @@ def recipe(config: RunConfig, manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _source(config: RunConfig, manifest: Manifest, method: Method, ranks: int) -> BatchSource:
+def _batch_source(config: RunConfig, manifest: Manifest, method: Method, ranks: int) -> BatchSource:
     data, seed = config.data, config.run.seed
     return BatchSource(
         reader=ImageReader(data.root, manifest, "train", make_cache(data, manifest)),

@@ -1,4 +1,4 @@
-"""The loss on the same held-out images, times and noise, whatever the run and however many processes."""
+"""Validation loss: on the same images, times and noise for every run and any number of processes."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from fm_core.training.batch_source import BatchSource
 from fm_core.training.engine import network_for
 
 SEED = 0
-"""Of times and noise: the same for all runs, so that they compare."""
+"""Seed of times and noise: the same for all runs, so that their losses are comparable."""
 
 
 class SequentialSampler:
@@ -27,10 +27,10 @@ class SequentialSampler:
 
 
 class ValidationLoss:
-    """The first images of the held-out split."""
+    """The mean loss on the first images of the validation split."""
 
     def __init__(self, source: BatchSource, images: int, micro_batch: int) -> None:
-        """`source` reads them in order; `micro_batch` images go through the network of a rank at a time."""
+        """`source` reads the images in order; each rank evaluates `micro_batch` of them at a time."""
         self.source, self.images, self.micro_batch = source, images, micro_batch
 
     @torch.no_grad()
@@ -39,10 +39,10 @@ class ValidationLoss:
     ) -> float | None:
         """Mean loss without dropout, None if it is not finite; all ranks must call it.
 
-        Training does not notice: nothing is drawn from a generator that it uses.
+        Training is unaffected: nothing is drawn from a generator that it uses.
         """
         rank, ranks = dist.get_rank(), dist.get_world_size()
-        # Under ZeRO 3 all ranks make the same number of forward passes; what is over counts nothing.
+        # Under ZeRO 3 all ranks must make the same number of forward passes; surplus images are not counted.
         rounds = -(-self.images // (ranks * self.micro_batch))
         sums = torch.zeros(2, dtype=torch.float64, device=device)
         engine.eval()

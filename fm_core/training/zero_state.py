@@ -1,12 +1,12 @@
-"""Whole tensors from what ZeRO cuts up among the ranks, and back.
+"""ZeRO's sharded float32 state: gather full tensors from the ranks, and scatter them again.
 
-On each rank ZeRO keeps flat parts of the float32 weights and of AdamW's two moments, one tensor for each
-parameter group. Whatever is cut like the weights ("shards") is put together, or cut again for any number of
-ranks, in the weights' place. The attribute names are DeepSpeed's own and private; this module alone knows
-them, and a test holds them for every ZeRO stage.
+On each rank ZeRO keeps flat partitions of the float32 weights and of AdamW's two moments, one tensor for each
+parameter group. Whatever is partitioned like the weights ("shards") is gathered, or scattered to any number
+of ranks, by putting it in the weights' place for a moment. The attribute names are private to DeepSpeed;
+only this module knows them, and a test checks them for every ZeRO stage.
 """
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -14,9 +14,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fm_core.checkpoint.format import OPTIMIZER, RAW
+from fm_core.checkpoint.save_load import ReadTensor
+
 Shards = list[Tensor]
-Read = Callable[[str], Tensor]
-"""Gives the whole float32 tensor of a parameter by name; called on rank 0 alone."""
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -27,33 +28,67 @@ _PARTITIONS = (
 )
 
 
+class ZeroState:
+    """Weights, AdamW's moments and averages of an engine, as the ShardedState of a checkpoint."""
+
+    def __init__(self, engine: Any, averages: Mapping[str, Shards]) -> None:
+        """`averages` are shards by name, partitioned like the weights."""
+        self.engine, self.averages = engine, averages
+
+    @property
+    def parts(self) -> Sequence[str]:
+        """Names of the parts: the weights, each moment, each average."""
+        return [RAW, *(f"{OPTIMIZER}/{name}" for name in MOMENTS), *self.averages]
+
+    def gather(self, part: str, keep: bool = True) -> dict[str, Tensor]:
+        """The full float32 tensors of a part, as `gather_full`."""
+        return gather_full(self.engine, self._shards(part), keep)
+
+    def scatter(self, part: str, read: ReadTensor) -> None:
+        """Fill this rank's shards of a part from full tensors; all ranks, however many, must call it."""
+        if part == RAW:
+            set_weights(self.engine, read)
+        else:
+            scatter(self.engine, self._shards(part), read)
+
+    def set_applied_steps(self, steps: int) -> None:
+        """Set AdamW's step count."""
+        set_applied_steps(self.engine, steps)
+
+    def _shards(self, part: str) -> Shards:
+        if part == RAW:
+            return float32_partitions(self.engine)
+        folder, _, moment = part.rpartition("/")
+        return moments(self.engine)[moment] if folder == OPTIMIZER else self.averages[part]
+
+
 def float32_partitions(engine: Any) -> Shards:
-    """The parts, on this rank, of the float32 weights; writing to them moves the weights of the next step."""
+    """Partitions of the float32 weights on this rank; writes to them change the weights of the next step."""
     return [partition.detach() for partition in _partitions(engine)]
 
 
 def moments(engine: Any) -> dict[str, Shards]:
-    """The parts, on this rank, of AdamW's moments, by name; zeros before the first step."""
+    """Partitions of AdamW's moments on this rank, by name; zeros before the first step."""
     states = [_adam_state(engine, partition) for partition in _partitions(engine)]
     return {name: [state[name] for state in states] for name in MOMENTS}
 
 
 def set_applied_steps(engine: Any, steps: int) -> None:
-    """Tell AdamW how many steps it has made."""
+    """Set AdamW's step count."""
     for partition in _partitions(engine):
         _adam_state(engine, partition)["step"].fill_(float(steps))
 
 
 @torch.no_grad()
 def gather_full(engine: Any, shards: Shards, keep: bool = True) -> dict[str, Tensor]:
-    """The whole float32 tensors of shards on the CPU, by parameter; all ranks must call it.
+    """The full float32 tensors of shards on the CPU, by parameter; all ranks must call it.
 
-    Ranks that do not `keep` them get an empty dict, and save the memory.
+    Ranks that do not `keep` them get an empty dict, which saves the memory.
     """
     from deepspeed.utils import safe_get_full_fp32_param
 
     tensors: dict[str, Tensor] = {}
-    with _in_place_of_the_weights(engine, shards):
+    with _swapped_into_weights(engine, shards):
         for name, parameter in engine.module.named_parameters():
             tensor = safe_get_full_fp32_param(parameter)
             if tensor is None:
@@ -64,9 +99,9 @@ def gather_full(engine: Any, shards: Shards, keep: bool = True) -> dict[str, Ten
 
 
 @torch.no_grad()
-def scatter(engine: Any, shards: Shards, read: Read) -> None:
-    """Fill this rank's shards from whole tensors; all ranks must call it, with any number of them."""
-    with _in_place_of_the_weights(engine, shards):
+def scatter(engine: Any, shards: Shards, read: ReadTensor) -> None:
+    """Fill this rank's shards from full tensors; all ranks, however many, must call it."""
+    with _swapped_into_weights(engine, shards):
         for name, parameter in engine.module.named_parameters():
             _set_float32(parameter, _from_rank_0(engine, parameter, name, read))
         for shard, weight in zip(shards, float32_partitions(engine), strict=True):
@@ -74,12 +109,12 @@ def scatter(engine: Any, shards: Shards, read: Read) -> None:
 
 
 @torch.no_grad()
-def set_weights(engine: Any, read: Read) -> None:
-    """Set the float32 weights and what the network computes with; all ranks must call it."""
+def set_weights(engine: Any, read: ReadTensor) -> None:
+    """Set the float32 weights and the weights the network computes with; all ranks must call it."""
     for name, parameter in engine.module.named_parameters():
         value = _from_rank_0(engine, parameter, name, read)
         _set_float32(parameter, value)
-        _set_computed_with(parameter, value)
+        _set_compute_weights(parameter, value)
 
 
 def _partitions(engine: Any) -> Shards:
@@ -88,7 +123,7 @@ def _partitions(engine: Any) -> Shards:
         if partitions is not None:
             return cast(Shards, list(partitions))
     raise RuntimeError(
-        f"{type(engine.optimizer).__name__} keeps its float32 weights where this version does not look"
+        f"{type(engine.optimizer).__name__} has none of the attributes {', '.join(_PARTITIONS)}"
     )
 
 
@@ -96,7 +131,7 @@ def _adam_state(engine: Any, partition: Tensor) -> dict[str, Tensor]:
     adam = engine.optimizer.optimizer
     state = adam.state[partition]
     if not state:
-        # What torch.optim.AdamW itself begins with.
+        # The initial state of torch.optim.AdamW.
         device = partition.device if adam.defaults["fused"] else torch.device("cpu")
         state["step"] = torch.zeros((), dtype=torch.float32, device=device)
         state |= {name: torch.zeros_like(partition) for name in MOMENTS}
@@ -104,19 +139,19 @@ def _adam_state(engine: Any, partition: Tensor) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _in_place_of_the_weights(engine: Any, shards: Shards) -> Generator[None]:
+def _swapped_into_weights(engine: Any, shards: Shards) -> Generator[None]:
     partitions = float32_partitions(engine)
-    kept = [part.clone() for part in partitions]
+    saved = [part.clone() for part in partitions]
     for part, shard in zip(partitions, shards, strict=True):
         part.copy_(shard)
     try:
         yield
     finally:
-        for part, own in zip(partitions, kept, strict=True):
+        for part, own in zip(partitions, saved, strict=True):
             part.copy_(own)
 
 
-def _from_rank_0(engine: Any, parameter: Any, name: str, read: Read) -> Tensor:
+def _from_rank_0(engine: Any, parameter: Any, name: str, read: ReadTensor) -> Tensor:
     device = float32_partitions(engine)[0].device
     if dist.get_rank() == 0:
         value = read(name).to(device, torch.float32).contiguous()
@@ -131,25 +166,26 @@ def _set_float32(parameter: Any, value: Tensor) -> None:
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 
     if hasattr(parameter, "ds_id"):
-        safe_set_local_fp32_param(parameter, _own_part(parameter, value))
+        safe_set_local_fp32_param(parameter, _own_partition(parameter, value))
     else:
         safe_set_full_fp32_param(parameter, value)
 
 
-def _set_computed_with(parameter: Any, value: Tensor) -> None:
+def _set_compute_weights(parameter: Any, value: Tensor) -> None:
     if not hasattr(parameter, "ds_id"):
         parameter.data.copy_(value)
         return
-    parameter.ds_tensor.data.copy_(_own_part(parameter, value))
-    # ZeRO 3 keeps small parameters whole on every rank as well.
+    parameter.ds_tensor.data.copy_(_own_partition(parameter, value))
+    # ZeRO 3 also keeps small parameters in full on every rank.
     if parameter.data.shape == value.shape:
         parameter.data.copy_(value)
 
 
-def _own_part(parameter: Any, value: Tensor) -> Tensor:
-    """The part, on this rank, of a parameter under ZeRO 3.
+def _own_partition(parameter: Any, value: Tensor) -> Tensor:
+    """The partition of a parameter on this rank under ZeRO 3.
 
-    It pads each parameter to equal parts, and DeepSpeed 0.19 forgets that when it cuts a whole value itself.
+    ZeRO 3 pads each parameter to equal partitions; DeepSpeed 0.19 ignores the padding when it partitions a
+    full value itself.
     """
     size = parameter.ds_tensor.ds_numel
     padded = value.new_zeros(size * dist.get_world_size())

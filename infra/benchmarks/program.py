@@ -19,10 +19,9 @@ from fm_core.models.build import build_method, build_network
 from fm_core.models.flops import flops_per_image
 from fm_core.storage.atomic_files import read_lines
 from fm_core.training.batch_source import BatchSource
-from fm_core.training.ema import ModelEMA
+from fm_core.training.ema import ModelEMA, ema_decays
 from fm_core.training.engine import initialize_process_group, make_engine
 from fm_core.training.loop import Trainer, run
-from fm_core.training.lr_schedule import ema_decays
 from fm_core.training.metrics import TrainLog
 
 

@@ -21,7 +21,8 @@ from fm_core.data.manifest import Manifest, load_manifest
 from fm_core.data.reader import ImageReader
 from fm_core.method.dequantization import Quantizer
 from fm_core.models.build import build_network
-from fm_core.training.lr_schedule import ema_decay, learning_rate
+from fm_core.training.ema import ema_decay
+from fm_core.training.lr_schedule import learning_rate
 
 
 def main(task: dict[str, Any]) -> None:

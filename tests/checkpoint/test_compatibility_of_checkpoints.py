@@ -1,4 +1,4 @@
-"""One train.checkpoint_root is one run's; a run that was moved keeps its own."""
+"""Compatibility of checkpoints: a train.checkpoint_root belongs to one run, which may be moved with it."""
 
 import json
 
@@ -58,8 +58,10 @@ def test_the_run_itself_goes_on(written):
 
 
 def test_another_run_with_the_same_root_is_refused_by_its_name(written):
-    said = refused(written(), asked(name="b"))
-    assert "is of another run: run.name was 'a' and is now 'b'; choose another train.checkpoint_root" in said
+    message = refused(written(), asked(name="b"))
+    assert (
+        "is of another run: run.name was 'a' and is now 'b'; choose another train.checkpoint_root" in message
+    )
 
 
 def test_a_run_directory_may_be_renamed_with_the_checkpoints_in_it(written):
@@ -67,9 +69,9 @@ def test_a_run_directory_may_be_renamed_with_the_checkpoints_in_it(written):
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_another_optimisation_is_refused_with_the_difference(written, shared):
-    said = refused(written(), asked(learning_rate=0.5), shared)
-    assert "train.learning_rate was 0.001 and is now 0.5" in said
+def test_another_optimization_is_refused_with_the_difference(written, shared):
+    message = refused(written(), asked(learning_rate=0.5), shared)
+    assert "train.learning_rate was 0.001 and is now 0.5" in message
 
 
 def test_a_checkpoint_of_a_version_that_did_not_say_whose_it_is_is_continued(written):

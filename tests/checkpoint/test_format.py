@@ -1,4 +1,4 @@
-"""Which checkpoint counts, from the files alone; tests/stages has the real ones."""
+"""On-disk format and retention on small made-up checkpoints; tests/stages has real ones."""
 
 import json
 import shutil
@@ -6,15 +6,8 @@ import shutil
 import pytest
 
 from fm_core.checkpoint.catalog import CheckpointCatalog
-from fm_core.checkpoint.format import (
-    COMPLETE,
-    Retention,
-    commit,
-    complete_steps,
-    read_state,
-    retain,
-    verify,
-)
+from fm_core.checkpoint.format import COMPLETE, commit, complete_steps, read_state, verify
+from fm_core.checkpoint.retention import Retention, retain_local
 from fm_core.checkpoint.train_state import TrainState
 from fm_core.errors import UserError
 from fm_core.storage.atomic_files import write_json
@@ -33,9 +26,9 @@ def make(root, step, complete=True):
 
 
 def newest(root):
-    """Name of the newest whole checkpoint."""
-    found = CheckpointCatalog(str(root), root / "nowhere", Retention(3)).newest()
-    return found and found.name
+    """Name of the newest intact checkpoint."""
+    directory = CheckpointCatalog(str(root), root / "nowhere", Retention(3)).newest()
+    return directory and directory.name
 
 
 def names(root):
@@ -78,9 +71,9 @@ def test_one_damaged_file_and_the_previous_checkpoint_is_taken_loudly(tmp_path, 
     make(tmp_path, 9)
     damage(make(tmp_path, 20) / file, how)
     assert newest(tmp_path) == "step-00000010"
-    told = capsys.readouterr().out
-    assert told.startswith("warning")
-    assert f"step-00000020/{file}" in told
+    output = capsys.readouterr().out
+    assert output.startswith("warning")
+    assert f"step-00000020/{file}" in output
 
 
 def test_where_none_is_whole_it_is_an_error_and_no_start_from_scratch(tmp_path):
@@ -111,39 +104,39 @@ def test_retention_keeps_the_newest_and_removes_incomplete_ones(tmp_path):
     make(tmp_path, 25, complete=False)
     make(tmp_path, 40, complete=False)
     (tmp_path / "notes.txt").write_text("not ours")
-    retain(tmp_path, Retention(2), newest=30)
+    retain_local(tmp_path, Retention(2), newest=30)
     assert names(tmp_path) == ["notes.txt", "step-00000020", "step-00000030"]
 
 
-def kept(retention, *facts):
-    """Steps that stay of checkpoints with (images seen, held-out loss), numbered from 1."""
+def retained(retention, *facts):
+    """Steps that stay of checkpoints with (images seen, validation loss), numbered from 1."""
     states = [
         TrainState(step=step, images_seen=images, held_out_loss=loss)
         for step, (images, loss) in enumerate(facts, 1)
     ]
-    return retention.kept(states)
+    return retention.retained(states)
 
 
 def test_the_last_every_mth_and_the_best_stay():
     facts = [(10, 0.9), (20, 0.2), (30, 0.5), (45, 0.6), (50, 0.4), (60, 0.3), (70, None), (80, 0.5)]
-    assert kept(Retention(2, best=False), *facts) == {7, 8}
-    assert kept(Retention(2), *facts) == {2, 7, 8}
+    assert retained(Retention(2, best=False), *facts) == {7, 8}
+    assert retained(Retention(2), *facts) == {2, 7, 8}
     # The first at or after 40 is the one of 45 images, and stays when those before it are gone.
-    assert kept(Retention(1, every_images=40, best=False), *facts) == {4, 8}
-    assert kept(Retention(1, every_images=20, best=False), *facts) == {2, 4, 6, 8}
-    assert kept(Retention(None), *facts) == set(range(1, 9))
-    assert kept(Retention(1, every_images=1000), (10, None)) == {1}
-    assert kept(Retention(1)) == set()
+    assert retained(Retention(1, every_images=40, best=False), *facts) == {4, 8}
+    assert retained(Retention(1, every_images=20, best=False), *facts) == {2, 4, 6, 8}
+    assert retained(Retention(None), *facts) == set(range(1, 9))
+    assert retained(Retention(1, every_images=1000), (10, None)) == {1}
+    assert retained(Retention(1)) == set()
 
 
 def test_of_two_equally_good_ones_the_later_stays():
-    assert kept(Retention(1), (10, 0.2), (20, 0.2), (30, 0.9)) == {2, 3}
+    assert retained(Retention(1), (10, 0.2), (20, 0.2), (30, 0.9)) == {2, 3}
 
 
-def test_incomplete_ones_do_not_count_towards_what_is_kept(tmp_path):
+def test_incomplete_ones_do_not_count_towards_what_stays(tmp_path):
     make(tmp_path, 10)
     make(tmp_path, 20, complete=False)
-    retain(tmp_path, Retention(1), newest=10)
+    retain_local(tmp_path, Retention(1), newest=10)
     assert names(tmp_path) == ["step-00000010"]
 
 
@@ -153,7 +146,7 @@ def test_retention_never_removes_the_only_good_one_for_later_damaged_ones(tmp_pa
     make(tmp_path, 15)
     for step in (20, 30):
         damage(make(tmp_path, step) / "raw.safetensors", "flipped")
-    retain(tmp_path, Retention(1), newest=15)
+    retain_local(tmp_path, Retention(1), newest=15)
     assert names(tmp_path) == ["step-00000015"]
     assert newest(tmp_path) == "step-00000015"
 
@@ -168,7 +161,7 @@ def test_a_removal_that_is_cut_short_leaves_nothing_that_counts(tmp_path, monkey
 
     monkeypatch.setattr(shutil, "rmtree", cut)
     with pytest.raises(OSError, match="Input/output"):
-        retain(tmp_path, Retention(1), newest=20)
+        retain_local(tmp_path, Retention(1), newest=20)
     assert complete_steps(tmp_path) == [20]
 
 

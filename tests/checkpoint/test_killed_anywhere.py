@@ -21,11 +21,12 @@ from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from safetensors.torch import save, save_file
 
-from fm_core.checkpoint import format
+from fm_core.checkpoint import weights_file
 from fm_core.checkpoint.catalog import CheckpointCatalog
-from fm_core.checkpoint.format import Retention, complete_steps, verify
+from fm_core.checkpoint.format import complete_steps, verify
+from fm_core.checkpoint.retention import Retention, retain_remote
 from fm_core.checkpoint.train_state import TrainState
-from fm_core.checkpoint.uploader import retain_remote, upload_checkpoint
+from fm_core.checkpoint.uploader import upload_checkpoint
 from fm_core.storage.store import Store
 
 CHANGES = {
@@ -57,7 +58,7 @@ def die_at(count, below):
 
     def hook(event, arguments):
         if event in CHANGES or (event == "open" and arguments[2] & WRITES):
-            change(whole_path(event, arguments))
+            change(full_path(event, arguments))
 
     def halfway(path, content):
         Path(path).write_bytes(content[: len(content) // 2])
@@ -71,11 +72,11 @@ def die_at(count, below):
         halfway(target, Path(source).read_bytes())
         return copyfile(source, target, **options)
 
-    format.save_file, shutil.copyfile = save_in_two, copy_in_two
+    weights_file.save_file, shutil.copyfile = save_in_two, copy_in_two
     sys.addaudithook(hook)
 
 
-def whole_path(event, arguments):
+def full_path(event, arguments):
     """What an event is about; rmtree names things from an open folder."""
     folder = arguments[RELATIVE[event]] if event in RELATIVE else -1
     path = os.fsdecode(arguments[0]) if isinstance(arguments[0], str | bytes | os.PathLike) else ""
@@ -137,11 +138,11 @@ def test_a_local_save_with_retention_leaves_the_old_or_the_new_newest(tmp_path):
         root = tmp_path / str(kills)
         for step in (10, 20):
             write(local(root), step)
-        whole = survives(lambda root=root: write(local(root), 30), kills + 1, root)
-        found = local(root).newest()
-        assert found.name in ("step-00000020", "step-00000030")
-        assert verify(found) is None
-        assert not whole or complete_steps(root / "checkpoints") == [20, 30]
+        survived = survives(lambda root=root: write(local(root), 30), kills + 1, root)
+        newest = local(root).newest()
+        assert newest.name in ("step-00000020", "step-00000030")
+        assert verify(newest) is None
+        assert not survived or complete_steps(root / "checkpoints") == [20, 30]
         # The next session goes on, whatever lies about.
         write(local(root), 30)
         write(local(root), 40)
@@ -150,7 +151,7 @@ def test_a_local_save_with_retention_leaves_the_old_or_the_new_newest(tmp_path):
             "step-00000030",
             "step-00000040",
         ]
-        if whole:
+        if survived:
             break
         kills += 1
     assert kills > 20
@@ -174,17 +175,17 @@ def test_an_upload_with_retention_leaves_the_old_or_the_new_newest(tmp_path):
             stage(root, step)
             if step < 30:
                 copied(root, step)
-        whole = survives(lambda root=root: copied(root, 30), kills + 1, root / "bucket")
-        found = elsewhere(root).newest()
-        assert found.name in ("step-00000020", "step-00000030")
-        assert not whole or found.name == "step-00000030"
-        assert verify(found) is None
+        survived = survives(lambda root=root: copied(root, 30), kills + 1, root / "bucket")
+        newest = elsewhere(root).newest()
+        assert newest.name in ("step-00000020", "step-00000030")
+        assert not survived or newest.name == "step-00000030"
+        assert verify(newest) is None
         copied(root, 30)
         assert sorted(path.name for path in (root / "bucket" / "checkpoints").iterdir()) == [
             "step-00000020",
             "step-00000030",
         ]
-        if whole:
+        if survived:
             break
         kills += 1
     assert kills > 12
@@ -197,10 +198,10 @@ def test_a_fetch_that_is_killed_leaves_nothing_that_counts(tmp_path):
     kills = 0
     while True:
         fresh = elsewhere(root, f"fetched-{kills}")
-        whole = survives(fresh.newest, kills + 1, fresh.folder)
+        survived = survives(fresh.newest, kills + 1, fresh.folder)
         assert complete_steps(fresh.folder) in ([], [10])
         assert verify(fresh.newest()) is None
-        if whole:
+        if survived:
             break
         kills += 1
     assert kills > 4
@@ -208,7 +209,7 @@ def test_a_fetch_that_is_killed_leaves_nothing_that_counts(tmp_path):
 
 def half(place):
     """A change when the file is opened, and one when half of it is there."""
-    format.save_file({"a": torch.zeros(3)}, place / "a.safetensors", {})
+    weights_file.save_file({"a": torch.zeros(3)}, place / "a.safetensors", {})
 
 
 def temporary(place):

@@ -10,9 +10,10 @@ import torch
 
 from fm_core.checkpoint import uploader
 from fm_core.checkpoint.catalog import CheckpointCatalog
-from fm_core.checkpoint.format import Retention, complete_steps, verify
+from fm_core.checkpoint.format import complete_steps, stored_steps, verify
+from fm_core.checkpoint.retention import Retention
 from fm_core.checkpoint.train_state import TrainState
-from fm_core.checkpoint.uploader import remote_steps, upload_checkpoint
+from fm_core.checkpoint.uploader import upload_checkpoint
 from fm_core.errors import UnreachableError, UserError
 from fm_core.storage import store as store_module
 from fm_core.storage.store import Store
@@ -79,15 +80,15 @@ def test_checkpoints_go_to_the_store_and_come_back_on_another_host(tmp_path, url
     for step, loss in ((10, 0.9), (20, 0.1), (30, 0.5), (40, 0.4)):
         write(here, step, loss)
         assert here.wait(60) is None
-    assert remote_steps(here.store) == [20, 30, 40]  # the best and the last two
+    assert stored_steps(here.store) == [20, 30, 40]  # the best and the last two
     assert here.store.folders() == ["step-00000020", "step-00000030", "step-00000040"]
     assert complete_steps(tmp_path / "here") == [40]
     assert here.problem_of("step-00000040") is None
     assert "is not complete" in here.problem_of("step-00000010")
-    found = at(url, tmp_path / "there").newest()
-    assert found == tmp_path / "there" / "step-00000040"
-    assert verify(found) is None
-    assert (found / "optimizer" / "exp_avg.safetensors").exists()
+    fetched = at(url, tmp_path / "there").newest()
+    assert fetched == tmp_path / "there" / "step-00000040"
+    assert verify(fetched) is None
+    assert (fetched / "optimizer" / "exp_avg.safetensors").exists()
 
 
 def test_a_store_that_is_away_stops_nothing_and_gets_the_newest_when_it_is_back(tmp_path, url, server):
@@ -104,7 +105,7 @@ def test_a_store_that_is_away_stops_nothing_and_gets_the_newest_when_it_is_back(
     assert complete_steps(tmp_path / "here")[-2:] == [40, 50]
     server.start()
     assert here.wait(60) is None
-    assert remote_steps(here.store)[-1] == 50
+    assert stored_steps(here.store)[-1] == 50
     assert at(url, tmp_path / "there").newest().name == "step-00000050"
 
 
@@ -118,11 +119,11 @@ def test_what_waited_when_the_run_ended_is_uploaded_by_the_next(tmp_path, url, s
     again = at(url, tmp_path / "here")
     assert again.newest().name == "step-00000010"
     assert again.wait(60) is None
-    assert remote_steps(again.store) == [10]
+    assert stored_steps(again.store) == [10]
 
 
 class SlowStore:
-    """Copies wait for a permit each, and are told."""
+    """Copies wait for a permit each, and are recorded."""
 
     def __init__(self, monkeypatch):
         self.permits, self.copied, self.began = threading.Semaphore(0), [], []
@@ -157,14 +158,14 @@ def test_what_is_to_stay_for_good_reaches_a_slow_store(tmp_path, slow):
         slow.permits.release()
     assert here.wait(30) is None
     assert slow.copied == [10, 80, 60, 30, 20]
-    assert remote_steps(here.store) == [20, 30, 60, 80]
+    assert stored_steps(here.store) == [20, 30, 60, 80]
     assert complete_steps(folder) == [80]
-    assert {step: here.problem_of(f"step-{step:08d}") for step in remote_steps(here.store)} == dict.fromkeys(
+    assert {step: here.problem_of(f"step-{step:08d}") for step in stored_steps(here.store)} == dict.fromkeys(
         (20, 30, 60, 80)
     )
 
 
-def test_a_checkpoint_that_is_spoilt_here_does_not_hold_up_the_others(tmp_path, slow, capsys):
+def test_a_checkpoint_that_is_corrupt_here_does_not_hold_up_the_others(tmp_path, slow, capsys):
     url, folder = f"memory://slow-{next(BUCKETS)}", tmp_path / "here"
     here = CheckpointCatalog(url, folder, Retention(3))
     write(here, 10)
@@ -177,9 +178,9 @@ def test_a_checkpoint_that_is_spoilt_here_does_not_hold_up_the_others(tmp_path, 
     for _ in range(9):
         slow.permits.release()
     assert here.wait(30) is None
-    assert remote_steps(here.store) == [10, 30]
+    assert stored_steps(here.store) == [10, 30]
     assert (
-        "raw.safetensors differs from its SHA-256; it is not copied to memory://" in capsys.readouterr().out
+        "raw.safetensors differs from its SHA-256; it is not uploaded to memory://" in capsys.readouterr().out
     )
 
 
@@ -196,7 +197,7 @@ def test_an_old_checkpoint_that_is_copied_late_removes_none_that_is_newer(tmp_pa
     again = CheckpointCatalog(url, tmp_path / "late", Retention(1, every_images=300))
     assert again.newest().name == "step-00000050"
     assert again.wait(30) is None
-    assert remote_steps(again.store) == [30, 50]
+    assert stored_steps(again.store) == [30, 50]
 
 
 def test_a_damaged_object_is_found_and_the_checkpoint_before_is_fetched(tmp_path, url, capsys):
@@ -210,11 +211,11 @@ def test_a_damaged_object_is_found_and_the_checkpoint_before_is_fetched(tmp_path
     here.store.write_bytes(name, bytes(content))
     there = at(url, tmp_path / "there")
     assert there.newest().name == "step-00000010"
-    told = capsys.readouterr().out
-    assert "step-00000020" in told
-    assert "differs from its SHA-256; trying an older" in told
+    output = capsys.readouterr().out
+    assert "step-00000020" in output
+    assert "differs from its SHA-256; trying an older" in output
     here.store.remove("step-00000010/state.json")
-    with pytest.raises(UserError, match=r"no checkpoint under s3://.* is whole") as caught:
+    with pytest.raises(UserError, match=r"no checkpoint under s3://.* is intact") as caught:
         at(url, tmp_path / "third").newest()
     assert "\n" not in str(caught.value)
     # The next checkpoint that counts retires the damaged ones behind which training went back.
@@ -223,21 +224,21 @@ def test_a_damaged_object_is_found_and_the_checkpoint_before_is_fetched(tmp_path
     assert there.store.folders() == ["step-00000010", "step-00000015"]
 
 
-def test_an_upload_that_arrives_spoilt_does_not_count(tmp_path, monkeypatch):
-    store = Store.at("memory://spoilt")
+def test_an_upload_that_arrives_corrupt_does_not_count(tmp_path, monkeypatch):
+    store = Store.at("memory://corrupt")
     put = store.filesystem.put_file
 
-    def spoil(source, target, **options):
+    def corrupt(source, target, **options):
         put(source, target, **options)
         if target.endswith("raw.safetensors"):
             size = store.filesystem.info(target)["size"]
             store.filesystem.pipe_file(target, b"x" * size)
 
-    monkeypatch.setattr(store.filesystem, "put_file", spoil)
+    monkeypatch.setattr(store.filesystem, "put_file", corrupt)
     write(CheckpointCatalog(str(tmp_path), tmp_path / "none", Retention(2)), 10)
-    with pytest.raises(OSError, match=r"raw.safetensors is not what was sent"):
+    with pytest.raises(OSError, match=r"raw.safetensors differs from what was sent"):
         upload_checkpoint(store, tmp_path, 10)
-    assert remote_steps(store) == []
+    assert stored_steps(store) == []
     monkeypatch.undo()
     upload_checkpoint(store, tmp_path, 10)
-    assert remote_steps(store) == [10]
+    assert stored_steps(store) == [10]

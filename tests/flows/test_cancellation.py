@@ -9,9 +9,9 @@ from prefect.exceptions import TerminationSignal
 from flows.cancellation import configuration, how_to_continue
 from flows.stage_tasks import ended_because_of
 from flows.train import train_digits
+from fm_core.checkpoint.upload_record import UploadRecord, write_upload_record
 from fm_core.config import RunConfig
 from fm_core.errors import StopRequested, UnrecoverableError, UserError
-from fm_core.launch.upload_handover import UploadRecord, write_upload_record
 from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Progress
 from fm_core.run.status import write_status

@@ -27,8 +27,8 @@ def test_a_run_gives_network_objective_and_sampler(config, run):
     label = torch.tensor([1, 2])
     assert loaded.network(torch.rand(2), x, label).shape == x.shape
     # The images of a batch are those that fm sample writes for it.
-    found = loaded.sample(4, first=4, solver="euler", steps=3)
-    assert torch.equal(found, pixels(make(config))[4:8])
+    images = loaded.sample(4, first=4, solver="euler", steps=3)
+    assert torch.equal(images, pixels(make(config))[4:8])
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def weights_of(run):
 
 
 def test_what_is_no_model_is_refused(tmp_path):
-    with pytest.raises(UserError, match="no run directory"):
+    with pytest.raises(UserError, match="neither a run directory"):
         fm_core.load(tmp_path)
     with pytest.raises(UserError, match=r"nothing\.safetensors cannot be read"):
         fm_core.load(tmp_path / "nothing.safetensors")
@@ -106,8 +106,8 @@ class TestWhichCheckpoint:
         (key,) = keys
         assert key.startswith("shared-euler-3-")
 
-    def test_best_is_the_lowest_held_out_loss(self, config):
-        with pytest.raises(UserError, match=r"no checkpoint in .* tells a held-out loss"):
+    def test_best_is_the_lowest_validation_loss(self, config):
+        with pytest.raises(UserError, match=r"no checkpoint in .* has a validation loss"):
             checkpoint_step(self.of(config, step="best"))
         for step, loss in ((9, 0.5), (11, 0.2), (13, 0.3)):
             write_json(checkpoint(config, step=step) / "state.json", {"held_out_loss": loss})

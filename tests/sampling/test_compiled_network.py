@@ -72,8 +72,8 @@ def test_a_unet_with_attention_is_one_graph_in_either_precision(monkeypatch, pre
     plain = made(t, x)
     fast = accelerated(made, SampleSection(compile=True, batch=2, precision=precision))
     torch._dynamo.utils.counters.clear()
-    found = fast(t, x)
+    accelerated_output = fast(t, x)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
-    assert found.dtype == torch.float32
+    assert accelerated_output.dtype == torch.float32
     within = 1e-5 if precision == "fp32" else 0.1
-    assert (found - plain).norm() / plain.norm() < within
+    assert (accelerated_output - plain).norm() / plain.norm() < within

@@ -118,14 +118,14 @@ class TestTrajectories:
         samples = make(config)
         before = pixels(samples)
         (file,) = samples.store.local.glob("trajectory-*.npy")
-        kept = np.load(file)
+        saved = np.load(file)
         file.unlink()
         assert samples.problems() == [0]
         again = make(config)
-        assert np.array_equal(np.load(file), kept)
+        assert np.array_equal(np.load(file), saved)
         assert torch.equal(pixels(again), before)
 
-    def test_none_are_kept_where_none_are_asked_for(self, tmp_path):
+    def test_none_are_saved_where_none_are_asked_for(self, tmp_path):
         config = config_at(tmp_path, trajectories=0)
         checkpoint(config)
         samples = make(config)

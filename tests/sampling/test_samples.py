@@ -29,14 +29,14 @@ class TestImages:
     def test_image_number_i_is_the_same_wherever_it_is_made(self, model):
         """To the bit but for the rounding of sums that depend on the batch's size: one grey level, rarely."""
         solver = Solver("euler", steps=3)
-        whole = generate(model, Draw(solver, 1), 0, 24, CPU)
+        batch_of_all = generate(model, Draw(solver, 1), 0, 24, CPU)
         for size in (1, 3, 8):
             batches = [generate(model, Draw(solver, 1), first, size, CPU) for first in range(0, 24, size)]
             parts = torch.cat([batch.images for batch in batches])
-            apart = (parts.int() - whole.images.int()).abs()
+            apart = (parts.int() - batch_of_all.images.int()).abs()
             assert apart.max() <= 1
             assert (apart > 0).double().mean() < 2e-3
-            assert torch.equal(torch.cat([batch.labels for batch in batches]), whole.labels)
+            assert torch.equal(torch.cat([batch.labels for batch in batches]), batch_of_all.labels)
 
     def test_the_same_batch_is_the_same_to_the_bit(self, model):
         solver = Solver("midpoint", steps=2)
@@ -53,18 +53,18 @@ class TestImages:
         assert not any(torch.equal(images[a], images[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
 
     def test_products_are_of_float32_unless_tf32_is_asked_for(self, model):
-        """Which a CPU does not have: what torch is told to do while the network is evaluated."""
-        told = []
+        """A CPU has no TF32, so this checks torch's settings while the network is evaluated."""
+        settings = []
 
         def look(*_):
-            told.append((torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()))
+            settings.append((torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()))
 
         before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
         hook = model.network.register_forward_pre_hook(look)
         for tf32 in (False, True):
             generate(model, Draw(Solver("euler", steps=1), 1, tf32=tf32), 0, 2, CPU)
         hook.remove()
-        assert told == [(False, "highest"), (True, "high")]
+        assert settings == [(False, "highest"), (True, "high")]
         assert (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()) == before
 
     def test_images_are_grey_levels_of_the_data(self, model):
@@ -228,11 +228,11 @@ class TestTars:
 
 
 def test_the_precision_that_is_asked_for_is_drawn_with_and_recorded(tmp_path):
-    told = {}
+    settings = {}
     for precision in ("fp32", "tf32", "bf16"):
         config = config_at(tmp_path)
         config = config.model_copy(
             update={"sample": config.sample.model_copy(update={"precision": precision})}
         )
-        told[precision] = (draw_of(config).tf32, protocol_of(config, "hash")["dtype"])
-    assert told == {"fp32": (False, "float32"), "tf32": (True, "tf32"), "bf16": (False, "bfloat16")}
+        settings[precision] = (draw_of(config).tf32, protocol_of(config, "hash")["dtype"])
+    assert settings == {"fp32": (False, "float32"), "tf32": (True, "tf32"), "bf16": (False, "bfloat16")}

@@ -1,4 +1,4 @@
-"""Weights of a checkpoint: found, checked, refused."""
+"""Weights of a checkpoint: located, verified, refused."""
 
 import os
 
@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fm_core.checkpoint.format import file_sha256
 from fm_core.errors import UserError
 from fm_core.sampling.checkpoint_source import checkpoint_step, load_model, weights_file
+from fm_core.storage.hashing import sha256_file
 from fm_core.storage.store import Store
 from tests.support.random_checkpoint import CPU, MODEL, checkpoint, config_at, config_path
 
@@ -90,7 +90,7 @@ class TestWeightsInAStore:
             made = checkpoint(config_at(tmp_path / f"{step}-{seed}"), step=step, seed=seed)
             for path in made.iterdir():
                 Store.at(root, made.name).write_bytes(path.name, path.read_bytes())
-            return file_sha256(made / "ema-0.999.safetensors")
+            return sha256_file(made / "ema-0.999.safetensors")
 
         return config, put
 

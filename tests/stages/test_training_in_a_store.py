@@ -64,8 +64,8 @@ def test_a_rank_that_hangs_is_named_with_its_host_and_nothing_is_left(story):
     hang = story["hang"]
     assert hang["code"] == 1
     assert len(hang["said"]) == 1
-    assert f"rank 1 on {socket.gethostname()} gives no sign of life" in hang["said"][0]
-    assert "nothing moved for 3 s" in hang["said"][0]
+    assert f"rank 1 on {socket.gethostname()} sends no heartbeat" in hang["said"][0]
+    assert "no progress for 3 s" in hang["said"][0]
     assert hang["steps"] == [4]
     assert story["left"] == []
     # Every rank that could said where it was.
@@ -109,4 +109,4 @@ def test_samples_are_made_of_an_average_that_training_did_not_keep(story):
     assert (run.path / "train" / "averages" / "step-00000020" / "ema-power-0.07.safetensors").exists()
     assert [path.name for path in (run.path / "samples" / "step-00000020").glob("ema-power-0.07-*")]
     assert story["none"]["code"] == 2
-    assert "ema-power-0.5: a relative width lies between 0 and 0.28" in story["none"]["said"][0]
+    assert "ema-power-0.5: a relative width must be between 0 and 0.28" in story["none"]["said"][0]

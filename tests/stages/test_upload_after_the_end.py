@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from fm_core.checkpoint.catalog import CheckpointCatalog
+from fm_core.checkpoint.upload_record import read_upload_record, write_upload_record
 from fm_core.config import RunConfig
 from fm_core.launch.dispatch import processes_of, submitted
 from fm_core.launch.job import CONTROL_VARIABLE, GRACE_SECONDS, JOB_VARIABLE, LOGS_VARIABLE, kill
@@ -19,10 +20,8 @@ from fm_core.launch.upload_handover import (
     LONGEST_SECONDS,
     SLURM,
     describe_upload,
-    read_upload_record,
     start_upload_worker,
     stop_upload_worker,
-    write_upload_record,
 )
 from fm_core.run.directory import RunDirectory
 from fm_core.run.lease import process_is
@@ -174,7 +173,7 @@ def test_it_ends_in_time_and_says_what_was_in_the_way(run: TinyRun, away: str, s
         s3.start()
     told = describe_upload(run.path)
     assert told.startswith("its upload to s3://bucket/stopped was not finished (")
-    assert told.endswith("); the next start does")
+    assert told.endswith("); the next start continues it")
 
 
 def test_one_that_was_killed_is_not_said_to_go_on(run: TinyRun, away: str):
@@ -192,7 +191,7 @@ def test_where_none_can_be_started_the_stop_stays_a_stop(run: TinyRun, away: str
     stop_upload_worker(run.path)
     monkeypatch.setattr(sys, "executable", "/no/such/python")
     assert start_upload_worker(run.config, step=1) is None
-    assert "no process goes on with the upload: " in capsys.readouterr().out
+    assert "cannot start a process that continues the upload: " in capsys.readouterr().out
     assert read_upload_record(run.path) is None
 
 

@@ -53,7 +53,7 @@ def moments_of(trainer):
 
 
 def resume(trainer):
-    return save_load.load(trainer.engine, trainer.averages, trainer.checkpoints, trainer.recipe)
+    return save_load.load(trainer.sharded, trainer.checkpoints, trainer.recipe)
 
 
 def averages_and_checkpoints(folder, device, **keys):
@@ -224,9 +224,7 @@ def full_disk(folder, device):
         resource.setrlimit(resource.RLIMIT_FSIZE, (300, before[1]))
     later = state.model_copy(update={"step": 9})
     save = save_load.save
-    messages = refused(
-        lambda: save(trainer.engine, trainer.averages, later, trainer.checkpoints, trainer.recipe)
-    )
+    messages = refused(lambda: save(trainer.sharded, later, trainer.checkpoints, trainer.recipe))
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
     names = sorted(path.name for path in (folder / "checkpoints").iterdir())
     again = resume(make_trainer(folder, device))

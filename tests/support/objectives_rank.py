@@ -30,9 +30,11 @@ def two_steps(folder, device, objective, **over):
     before = full_weights(trainer.engine)
     state = run(trainer, TrainState())
     moved = furthest(before, full_weights(trainer.engine))
-    held_out = ValidationLoss(trainer.source, 5, BATCH).loss(trainer.engine, trainer.objective, False, device)
+    validation_loss = ValidationLoss(trainer.source, 5, BATCH).loss(
+        trainer.engine, trainer.objective, False, device
+    )
     end = {"steps": state.step, "applied": state.applied_steps, "moved": moved, "losses": losses(folder)}
-    return {**end, "held_out": held_out}
+    return {**end, "validation_loss": validation_loss}
 
 
 if __name__ == "__main__":

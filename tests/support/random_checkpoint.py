@@ -5,7 +5,7 @@ import json
 import torch
 from safetensors.torch import save_file
 
-from fm_core.checkpoint.format import files_of
+from fm_core.checkpoint.format import seal
 from fm_core.config import RunConfig
 from fm_core.launch.worker_main import Rank
 from fm_core.models.build import build_network
@@ -13,7 +13,6 @@ from fm_core.run.directory import RunDirectory
 from fm_core.sampling.checkpoint_source import checkpoint_step, load_model, weights_file
 from fm_core.sampling.sample_store import SampleSet, protocol_of
 from fm_core.sampling.sample_worker import sample
-from fm_core.storage.atomic_files import write_json
 
 SHAPE = (1, 8, 8)
 MODEL = {"channels": 8, "channel_multipliers": [1], "attention_resolutions": [], "head_channels": 8}
@@ -51,7 +50,7 @@ def checkpoint(config, step=7, seed=0, **recipe):
     folder.mkdir(parents=True)
     for name in ("raw", "ema-0.999"):
         save_file(weights, folder / f"{name}.safetensors", {"recipe": json.dumps(recipe)})
-    write_json(folder / "COMPLETE", {"files": files_of(folder)})
+    seal(folder)
     return folder
 
 

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import nn
 
 from fm_core.checkpoint.catalog import CheckpointCatalog
-from fm_core.checkpoint.format import Retention
+from fm_core.checkpoint.retention import Retention
 from fm_core.config import MethodSection, TrainSection
 from fm_core.data.sampler import GlobalShuffleSampler
 from fm_core.launch.worker_main import Rank
@@ -15,10 +15,9 @@ from fm_core.method.dequantization import Quantizer
 from fm_core.models.build import build_method
 from fm_core.storage.atomic_files import read_lines
 from fm_core.training.batch_source import BatchSource
-from fm_core.training.ema import ModelEMA
+from fm_core.training.ema import ModelEMA, ema_decays
 from fm_core.training.engine import make_engine, micro_batch_of
 from fm_core.training.loop import Trainer
-from fm_core.training.lr_schedule import ema_decays
 from fm_core.training.metrics import TrainLog
 from fm_core.training.zero_state import float32_partitions, gather_full
 
@@ -105,7 +104,7 @@ def make_trainer(folder, device, dropout=True, bad=(), method=None, **keys):
         flops=1e6,
         checkpoints=None if rank else checkpoints_at(folder),
         log=None if rank else TrainLog(folder, folder / "metrics.jsonl", "engine", train.images),
-        setback=None if rank else folder / "setback.json",
+        rollback_record=None if rank else folder / "setback.json",
     )
 
 

@@ -92,12 +92,12 @@ def test_the_batches_of_all_ranks_are_the_global_batch_in_order(ranks, micro):
 @pytest.mark.parametrize("coupling", ["independent", "minibatch-optimal-transport"])
 @pytest.mark.parametrize("cuts", [[4] * 6, [8, 4, 12], [12, 12]])
 def test_draws_are_the_same_to_the_bit_however_the_batch_is_cut(coupling, cuts):
-    whole = parts(draw(source(coupling), 280, 24))  # across an epoch's end, at 300
+    undivided = parts(draw(source(coupling), 280, 24))  # across an epoch's end, at 300
     pieces, first = [], 280
     for count in cuts:
         pieces.append(draw(source(coupling), first, count))
         first += count
-    for a, b in zip(whole, joined(pieces), strict=True):
+    for a, b in zip(undivided, joined(pieces), strict=True):
         assert torch.equal(a, b)
 
 
@@ -107,7 +107,7 @@ def test_every_epoch_draws_afresh_and_shows_every_image_once():
         assert sorted(epoch[5].tolist()) == list(range(300))
     assert not torch.equal(one[5], two[5])
     order = [torch.argsort(epoch[5]) for epoch in (one, two)]
-    for column in (0, 1, 4):  # the same image has other noise, other dequantisation, another time
+    for column in (0, 1, 4):  # the same image has other noise, other dequantization, another time
         assert not torch.equal(one[column][order[0]], two[column][order[1]])
     # In the same bin, though.
     assert torch.equal(Quantizer(17).quantize(one[1][order[0]]), Quantizer(17).quantize(two[1][order[1]]))
@@ -127,7 +127,7 @@ def test_purposes_do_not_share_their_randomness():
         assert abs(np.corrcoef(a, b)[0, 1]) < 4 / 64
 
 
-def test_labels_are_hidden_by_stream_position_and_nothing_else_moves():
+def test_labels_are_dropped_by_stream_position_and_nothing_else_moves():
     shown, hidden = (draw(source(label_dropout=share), 100, 2000) for share in (0.0, 0.2))
     for a, b in zip(parts(shown)[:-1], parts(hidden)[:-1], strict=True):
         assert torch.equal(a, b)
@@ -140,10 +140,10 @@ def test_labels_are_hidden_by_stream_position_and_nothing_else_moves():
 def test_half_of_the_images_are_flipped_and_only_when_asked():
     ids = source().order.ids(0, 300)
     plain = Memory(300).read(ids)[0]
-    quantised = Quantizer(17).quantize(draw(source(flip=True), 0, 300)[0].x1)
+    quantized = Quantizer(17).quantize(draw(source(flip=True), 0, 300)[0].x1)
     asymmetric = (plain != plain.flip(-1)).flatten(1).any(1)
-    flipped = (quantised == plain.flip(-1)).flatten(1).all(1)[asymmetric]
-    assert ((quantised == plain).flatten(1).all(1)[asymmetric] | flipped).all()
+    flipped = (quantized == plain.flip(-1)).flatten(1).all(1)[asymmetric]
+    assert ((quantized == plain).flatten(1).all(1)[asymmetric] | flipped).all()
     assert 0.35 < flipped.double().mean() < 0.65
     unflipped = Quantizer(17).quantize(draw(source(flip=False), 0, 300)[0].x1)
     assert torch.equal(unflipped, plain)
@@ -181,8 +181,8 @@ def test_sizes_that_do_not_divide_are_refused_in_one_line(keys, ranks, named):
     with pytest.raises(UserError) as caught:
         micro_batch_of(TrainSection.model_validate(keys), ranks)
     assert "\n" not in str(caught.value)
-    for words in named:
-        assert words in str(caught.value)
+    for text in named:
+        assert text in str(caught.value)
 
 
 @pytest.mark.parametrize("batch", [16, 24, 100])

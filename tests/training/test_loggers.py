@@ -30,7 +30,7 @@ LINE = {
     "tflops_per_device": 320.0,
     "mfu": 0.32,
 }
-HELD_OUT = {"step": 40, "images_seen": 5120, "loss": 0.75}
+VALIDATION = {"step": 40, "images_seen": 5120, "loss": 0.75}
 
 
 def config(tmp_path: Path, **train) -> RunConfig:
@@ -48,8 +48,8 @@ def test_prometheus_reads_the_newest_values(tmp_path: Path):
     writer = log(config(tmp_path, prometheus=str(tmp_path)), tmp_path)
     writer.line(LINE)
     writer.line({**LINE, "step": 40, "images_seen": 5120, "loss": 0.125})
-    writer.held_out_line(HELD_OUT)
-    writer.held_out_line({**HELD_OUT, "loss": None})  # it was no number
+    writer.validation_line(VALIDATION)
+    writer.validation_line({**VALIDATION, "loss": None})  # it was no number
     text = (tmp_path / "flow-matching-a-run.prom").read_text()
     families = {family.name: family for family in text_string_to_metric_families(text)}
     values = {name: sample.value for name, family in families.items() for sample in family.samples}
@@ -62,9 +62,9 @@ def test_prometheus_reads_the_newest_values(tmp_path: Path):
     assert [values[f"flow_matching_loss_quarter_{number}"] for number in (1, 2, 3, 4)] == [0.1, 0.2, 0.3, 0.4]
     assert values["flow_matching_mfu"] == 0.32
     # What is not known, as a gradient that is no number, is absent and not zero.
-    told = {f"flow_matching_{key}" for key in (*GAUGES, "images_goal", "written")}
-    assert told - set(values) == {"flow_matching_grad_norm"}
-    assert set(families) == told
+    expected = {f"flow_matching_{key}" for key in (*GAUGES, "images_goal", "written")}
+    assert expected - set(values) == {"flow_matching_grad_norm"}
+    assert set(families) == expected
     assert all(sample.labels == {"run": "a-run"} for family in families.values() for sample in family.samples)
     assert all(family.documentation for family in families.values())
     assert [path.name for path in tmp_path.glob("*.prom*")] == ["flow-matching-a-run.prom"]
@@ -74,16 +74,16 @@ def events(folder: Path) -> list:
     """The records of the event files: length, its checksum, the event, its checksum."""
     from tensorboardX.proto.event_pb2 import Event
 
-    found = []
+    records = []
     for path in sorted(folder.glob("events.*")):
         content = path.read_bytes()
         while content:
             (length,) = struct.unpack("<Q", content[:8])
             event = Event()
             event.ParseFromString(content[12 : 12 + length])
-            found.append(event)
+            records.append(event)
             content = content[16 + length :]
-    return found
+    return records
 
 
 def test_tensorboard_reads_every_value_against_images_seen(tmp_path: Path):
@@ -92,20 +92,24 @@ def test_tensorboard_reads_every_value_against_images_seen(tmp_path: Path):
     log(settings, tmp_path).line(LINE)
     again = log(settings, tmp_path)
     again.line({**LINE, "loss": 0.5})  # a session that goes on from before that line
-    again.held_out_line(HELD_OUT)
+    again.validation_line(VALIDATION)
     folder = tmp_path / "a-run" / "train" / "tensorboard"
     deadline = time.monotonic() + 10
-    wanted = 2 * (len(GAUGES) - 2) + 3  # no gradient; the held-out loss is a line of its own
+    wanted = 2 * (len(GAUGES) - 2) + 3  # no gradient; the validation loss is a line of its own
     while sum(len(event.summary.value) for event in events(folder)) < wanted and time.monotonic() < deadline:
         time.sleep(0.05)  # a thread writes
-    told = events(folder)
-    values = [(value.tag, event.step, value.simple_value) for event in told for value in event.summary.value]
+    records = events(folder)
+    values = [
+        (value.tag, event.step, value.simple_value) for event in records for value in event.summary.value
+    ]
     assert ("train/loss", 2560, 0.25) in values
     assert ("train/loss", 2560, 0.5) in values
     assert ("train/held_out_loss", 5120, 0.75) in values
     assert len(values) == wanted
     assert {tag for tag, _, _ in values} == {f"train/{key}" for key in GAUGES if key != "grad_norm"}
-    assert any(event.session_log.status == event.session_log.START and event.step == 2560 for event in told)
+    assert any(
+        event.session_log.status == event.session_log.START and event.step == 2560 for event in records
+    )
 
 
 def test_nothing_is_written_unless_it_is_asked_for(tmp_path: Path):
@@ -122,21 +126,21 @@ def test_an_export_that_fails_costs_no_training(tmp_path: Path, capsys: pytest.C
     writer.line(LINE)
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
     assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])["grad_norm"] is None
-    assert capsys.readouterr().out.count("WARNING: no more prometheus export") == 1
+    assert capsys.readouterr().out.count("WARNING: the prometheus logger is disabled") == 1
 
 
 @pytest.mark.parametrize(
-    ("train", "told"),
+    ("train", "message"),
     [
-        ({"prometheus": "/nowhere"}, "train.prometheus: /nowhere is no directory"),
+        ({"prometheus": "/nowhere"}, "train.prometheus: /nowhere is not a directory"),
         ({"wandb": "a-project"}, "train.wandb: the package wandb is not installed; pip install wandb"),
     ],
 )
-def test_what_cannot_work_is_refused_before_training(tmp_path: Path, train: dict, told: str, monkeypatch):
+def test_what_cannot_work_is_refused_before_training(tmp_path: Path, train: dict, message: str, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError) as caught:
         check_loggers(config(tmp_path, **train).train)
-    assert str(caught.value).startswith(told)
+    assert str(caught.value).startswith(message)
 
 
 class Service:
@@ -150,7 +154,7 @@ class Service:
         if self.away:
             raise ConnectionError("the service is away")
         self.asked.append(keys)
-        return SimpleNamespace(define_metric=lambda *words, **keys: None, log=self.lines.append)
+        return SimpleNamespace(define_metric=lambda *names, **keys: None, log=self.lines.append)
 
 
 def test_a_service_that_is_away_when_training_begins_stops_nothing(tmp_path: Path, monkeypatch, capsys):
@@ -159,7 +163,7 @@ def test_a_service_that_is_away_when_training_begins_stops_nothing(tmp_path: Pat
     writer = log(config(tmp_path, wandb="a-project", tensorboard=False), tmp_path)
     writer.line(LINE)
     writer.line(LINE)
-    assert capsys.readouterr().out.count("WARNING: no more wandb export: the service is away") == 1
+    assert capsys.readouterr().out.count("WARNING: the wandb logger is disabled: the service is away") == 1
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
 
 
@@ -178,11 +182,11 @@ def test_the_service_gets_what_the_others_get(tmp_path: Path, monkeypatch):
     settings = config(tmp_path, wandb="a-project")
     writer = log(settings, tmp_path)
     writer.line(LINE)
-    writer.held_out_line(HELD_OUT)
-    line, held_out = service.lines
+    writer.validation_line(VALIDATION)
+    line, validation = service.lines
     assert set(line) == set(GAUGES) - {"grad_norm", "held_out_loss"}
     assert (line["loss"], line["loss_quarter_4"], line["rollbacks"]) == (0.25, 0.4, 1)
-    assert held_out == {"step": 40, "images_seen": 5120, "held_out_loss": 0.75}
+    assert validation == {"step": 40, "images_seen": 5120, "held_out_loss": 0.75}
     (asked,) = service.asked
     assert (asked["project"], asked["resume"]) == ("a-project", "allow")
     assert asked["config"]["train"]["images"] == 128_000

@@ -3,7 +3,8 @@ import math
 import pytest
 
 from fm_core.config import TrainSection
-from fm_core.training.lr_schedule import ema_decay, learning_rate
+from fm_core.training.ema import ema_decay
+from fm_core.training.lr_schedule import learning_rate
 
 
 def train(**keys):

@@ -1,4 +1,4 @@
-"""When it is time to go back because no step is applied; test_engine.py has the real ones."""
+"""Recovery from non-finite gradients, without processes; test_engine.py has the real ones."""
 
 import pytest
 
@@ -8,7 +8,13 @@ from fm_core.errors import NonFiniteGradientsError, UnrecoverableError
 from fm_core.run.directory import identity
 from fm_core.storage.atomic_files import read_json
 from fm_core.training import nonfinite_recovery
-from fm_core.training.nonfinite_recovery import check, continued, interval_steps, recalled, recovered
+from fm_core.training.nonfinite_recovery import (
+    check_skipped_steps,
+    clear_rollback,
+    interval_steps,
+    restore_rollback,
+    roll_back,
+)
 
 
 @pytest.mark.parametrize(
@@ -40,13 +46,13 @@ def test_it_is_time_after_the_limit_or_a_whole_interval_of_several_steps(skipped
         with pytest.raises(
             NonFiniteGradientsError, match=f"{skipped} steps in a row, the last of them step 4"
         ):
-            check(train, state, logged)
+            check_skipped_steps(train, state, logged)
     else:
-        check(train, state, logged)
+        check_skipped_steps(train, state, logged)
 
 
 def state_at(step, skipped=0, **facts):
-    """A state whose position is as far ahead as it is told."""
+    """A state whose position is ahead of its images by `ahead` steps."""
     ahead = facts.pop("ahead", 0)
     return TrainState(
         step=step,
@@ -71,41 +77,41 @@ def went_on(state, step, skipped=0):
 
 
 def test_trouble_at_the_same_place_ends_training_with_advice_that_can_be_followed(tmp_path):
-    back = continued(state_at(50, skipped=8, skipped_in_a_row=8), state_at(40), tmp_path / "setback.json")
+    back = roll_back(state_at(50, skipped=8, skipped_in_a_row=8), state_at(40), tmp_path / "setback.json")
     assert (back.step, back.position, back.rollbacks) == (40, 50 * 12, 1)
-    with pytest.raises(UnrecoverableError, match="after going back to a checkpoint once already") as caught:
-        continued(went_on(back, 48, skipped=8), state_at(40), None)
-    said = str(caught.value)
-    assert "another run.name with train.init_from = this run and a lower train.learning_rate" in said
+    with pytest.raises(UnrecoverableError, match="already rolled back once") as caught:
+        roll_back(went_on(back, 48, skipped=8), state_at(40), None)
+    message = str(caught.value)
+    assert "another run.name with train.init_from = this run and a lower train.learning_rate" in message
     # Of this run the rate cannot be changed.
     assert "learning_rate" in identity(RunConfig())["train"]
 
 
 def test_after_a_checkpoint_of_clean_steps_training_may_go_back_again(tmp_path):
     record = tmp_path / "setback.json"
-    back = continued(state_at(50, skipped=8), state_at(40), record)
+    back = roll_back(state_at(50, skipped=8), state_at(40), record)
     # One of these steps was skipped: not yet.
-    saved = recovered(went_on(back, 60, skipped=1))
+    saved = clear_rollback(went_on(back, 60, skipped=1))
     with pytest.raises(UnrecoverableError):
-        continued(went_on(saved, 68, skipped=8), saved, None)
-    saved = recovered(went_on(saved, 80))
-    again = continued(went_on(saved, 88, skipped=8), saved, record)
+        roll_back(went_on(saved, 68, skipped=8), saved, None)
+    saved = clear_rollback(went_on(saved, 80))
+    again = roll_back(went_on(saved, 88, skipped=8), saved, record)
     assert (again.step, again.rollbacks) == (80, 2)
     assert again.position == saved.position + 8 * 12
     assert read_json(record)["rollbacks"] == 2
     with pytest.raises(UnrecoverableError):
-        continued(went_on(again, 88, skipped=8), saved, None)
+        roll_back(went_on(again, 88, skipped=8), saved, None)
 
 
 def test_a_run_that_was_killed_after_going_back_goes_on_in_the_same_way(tmp_path, monkeypatch):
-    monkeypatch.setattr(nonfinite_recovery.dist, "broadcast_object_list", lambda told, src: None)
+    monkeypatch.setattr(nonfinite_recovery.dist, "broadcast_object_list", lambda objects, src: None)
     record = tmp_path / "setback.json"
-    found = state_at(40)
-    assert recalled(found, record) == found
-    back = continued(state_at(50, skipped=8), found, record)
-    assert recalled(found, record) == back
+    checkpoint = state_at(40)
+    assert restore_rollback(checkpoint, record) == checkpoint
+    back = roll_back(state_at(50, skipped=8), checkpoint, record)
+    assert restore_rollback(checkpoint, record) == back
     # The same step, come by again after another way back, is past it.
-    later = found.model_copy(update={"rollbacks": 1, "position": 7_777})
-    assert recalled(later, record) == later
-    second = continued(recovered(went_on(back, 60)), recovered(went_on(back, 60)), record)
-    assert recalled(recovered(went_on(back, 60)), record) == second
+    later = checkpoint.model_copy(update={"rollbacks": 1, "position": 7_777})
+    assert restore_rollback(later, record) == later
+    second = roll_back(clear_rollback(went_on(back, 60)), clear_rollback(went_on(back, 60)), record)
+    assert restore_rollback(clear_rollback(went_on(back, 60)), record) == second

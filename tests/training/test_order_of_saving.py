@@ -46,7 +46,7 @@ def test_a_run_that_is_killed_between_checkpoint_and_snapshot_has_lost_neither(m
     monkeypatch.setattr(loop, "_write_line", lambda *facts: None)
     monkeypatch.setattr(loop, "_after_step", after_step)
     monkeypatch.setattr(loop, "_agree_to_stop", lambda *facts: False)
-    monkeypatch.setattr(nonfinite_recovery, "check", lambda *facts: None)
+    monkeypatch.setattr(nonfinite_recovery, "check_skipped_steps", lambda *facts: None)
     monkeypatch.setattr(loop, "_save", lambda trainer, state, hurried: saved("checkpoint", state))
     monkeypatch.setattr(loop, "_save_snapshot", lambda trainer, state: saved("snapshot", state))
     trainer = SimpleNamespace(train=train, engine=None, device=None, control=None, log=None)

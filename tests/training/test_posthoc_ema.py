@@ -12,11 +12,18 @@ from fm_core.checkpoint.catalog import CheckpointCatalog
 from fm_core.checkpoint.train_state import TrainState
 from fm_core.config import RunConfig, TrainSection
 from fm_core.errors import UserError
-from fm_core.training.lr_schedule import ema_decays, power_name
+from fm_core.training.ema import (
+    Profile,
+    combination,
+    ema_decays,
+    mismatch,
+    power_decay,
+    power_exponent,
+    power_name,
+)
 from fm_core.training.posthoc_ema import average_file, reconstruct
-from fm_core.training.power import Profile, combination, mismatch, power_decay, power_exponent
 
-KEPT = (0.05, 0.1)
+STORED = (0.05, 0.1)
 STEPS = 400
 
 
@@ -61,30 +68,30 @@ def test_a_width_that_no_profile_has_is_refused(width):
 
 
 def profiles(*steps):
-    return [Profile(step, power_exponent(width)) for step in steps for width in KEPT]
+    return [Profile(step, power_exponent(width)) for step in steps for width in STORED]
 
 
 @pytest.mark.parametrize("which", range(6))
 def test_a_kept_average_is_itself(which):
-    kept = profiles(100, 200, 300)
-    coefficients = combination(kept, kept[which])
-    assert mismatch(kept, coefficients, kept[which]) < 1e-4
+    stored = profiles(100, 200, 300)
+    coefficients = combination(stored, stored[which])
+    assert mismatch(stored, coefficients, stored[which]) < 1e-4
     assert coefficients == pytest.approx(np.eye(6)[which], abs=1e-3)
 
 
 def test_more_snapshots_come_nearer():
-    wanted = Profile(400, power_exponent(0.07))
+    target = Profile(400, power_exponent(0.07))
     distances = []
     for every in (400, 200, 100, 50):
-        kept = profiles(*range(every, 401, every))
-        distances.append(mismatch(kept, combination(kept, wanted), wanted))
+        stored = profiles(*range(every, 401, every))
+        distances.append(mismatch(stored, combination(stored, target), target))
     assert distances == sorted(distances, reverse=True)
     assert distances[0] > 0.05
     assert distances[-1] < 0.02
 
 
 def config_at(root, **train):
-    keys = {"ema_power_widths": KEPT, "snapshot_images": 50, **train}
+    keys = {"ema_power_widths": STORED, "snapshot_images": 50, **train}
     return RunConfig.model_validate({"run": {"root": str(root), "name": "r"}, "train": keys})
 
 
@@ -96,7 +103,7 @@ def run(tmp_path):
         step = applied + 7
         recipe = {"recipe": json.dumps({"model": {"kind": "x"}, "step": step})}
         assert snapshots.begin(step) is None
-        for width in KEPT:
+        for width in STORED:
             tensors = {"w": trained(width, applied).float()}
             assert snapshots.write(step, power_name(width), tensors, recipe) is None
         assert snapshots.finish(TrainState(step=step, applied_steps=applied)) is None
@@ -125,12 +132,12 @@ def test_an_earlier_step_uses_what_was_kept_by_then(run):
 
 
 def test_what_cannot_be_made_is_refused_in_one_line(run, tmp_path):
-    for attempt, words in (
+    for attempt, message in (
         (lambda: reconstruct(run, 0.5), "between 0 and"),
         (lambda: reconstruct(run, 0.1, step=50), "no snapshot of step 50; there are: 57, 107"),
         (lambda: reconstruct(config_at(tmp_path / "none"), 0.1), "set train.ema_power_widths"),
     ):
-        with pytest.raises(UserError, match=words) as caught:
+        with pytest.raises(UserError, match=message) as caught:
             attempt()
         assert "\n" not in str(caught.value)
     damaged = tmp_path / "r" / "train" / "checkpoints" / "snapshots" / "step-00000107"

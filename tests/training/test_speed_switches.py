@@ -57,7 +57,7 @@ def test_what_the_optimizer_of_float32_sums_would_ignore_is_refused(key):
         if stage == 2:
             _require_buckets(train)
             continue
-        with pytest.raises(UserError, match=rf"train\.speed\.{key} does nothing where ZeRO 1"):
+        with pytest.raises(UserError, match=rf"train\.speed\.{key} has no effect where ZeRO 1"):
             _require_buckets(train)
 
 

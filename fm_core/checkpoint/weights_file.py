@@ -1,0 +1,133 @@
+"""Files of weights in checkpoints: writing, locating, fetching, and what they record about themselves."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, cast
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fm_core.checkpoint.format import (
+    COMPLETE,
+    TENSORS_SUFFIX,
+    checkpoint_directories,
+    recorded_files,
+    tensors_file,
+)
+from fm_core.errors import UserError
+from fm_core.run.directory import step_name
+from fm_core.storage.hashing import sha256_file
+from fm_core.storage.store import Store
+
+FETCHED_SECONDS = 600.0
+"""Fetched files of other steps stay this long, because another process may still be loading them."""
+
+
+def write_tensors(
+    directory: Path, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> None:
+    """Write one file of tensors into a checkpoint that is not complete yet."""
+    path = directory / tensors_file(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(dict(tensors), path, dict(metadata))
+
+
+def posthoc_file(run: Path, step: int, name: str) -> Path:
+    """Path of an average that was made after training.
+
+    It lies in the run directory, because checkpoints are never changed once they are complete.
+    """
+    return run / "train" / "averages" / step_name(step) / tensors_file(name)
+
+
+def locate_weights(checkpoints: Store, step: int, name: str, run: Path) -> Path | None:
+    """A local file of the weights `name` (raw, ema-...) of a step; None if its checkpoint has none.
+
+    Averages that were made after training count. From an object store the file is fetched into the run
+    directory `run`. Raises UserError if the checkpoint is removed meanwhile.
+    """
+    posthoc, file = posthoc_file(run, step, name), tensors_file(name)
+    if posthoc.exists():
+        return posthoc
+    checkpoint = Store.at(checkpoints.url, step_name(step))
+    if checkpoint.size(file) is None:
+        return None
+    if checkpoint.local:
+        return checkpoint.local / file
+    return _fetched(checkpoint, file, run / "train" / "fetched" / step_name(step))
+
+
+def weights_names(checkpoints: Store, step: int) -> list[str]:
+    """Names of all weights in a checkpoint."""
+    files = Store.at(checkpoints.url, step_name(step)).sizes()
+    return sorted(file.removesuffix(TENSORS_SUFFIX) for file in files if file.endswith(TENSORS_SUFFIX))
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The recipe in the metadata of a file of weights: network, method, data and progress of its training.
+
+    Raises UserError if the file cannot be read or has none.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    if "recipe" not in metadata:
+        raise UserError(f"{path} does not say what network it belongs to; it was not written by fm train")
+    return cast(dict[str, Any], json.loads(metadata["recipe"]))
+
+
+def verified_sha256(path: Path) -> str:
+    """SHA-256 of a file of weights, compared with that in its checkpoint where there is one.
+
+    Raises UserError if they differ or the file cannot be read.
+    """
+    try:
+        digest = sha256_file(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); name a file of weights") from None
+    files = recorded_files(path.parent)
+    if files is not None and files.get(path.name, {}).get("sha256") != digest:
+        raise UserError(
+            f"{path} differs from the hash in its checkpoint's {COMPLETE}; sample from another step"
+        )
+    return digest
+
+
+def _fetched(checkpoint: Store, file: str, folder: Path) -> Path:
+    """A local copy of a file of a checkpoint, beside a copy of COMPLETE, which holds its hash.
+
+    A step may have been trained again since the last fetch, so COMPLETE is fetched every time, and the file
+    if its hash has changed. Copies of other steps are removed.
+    """
+    _remove_old_copies(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        _fetch(checkpoint, COMPLETE, folder)
+        facts = (recorded_files(folder) or {}).get(file, {})
+        if not (folder / file).exists() or sha256_file(folder / file) != facts.get("sha256"):
+            _fetch(checkpoint, file, folder)
+    except FileNotFoundError as error:
+        raise UserError(f"{checkpoint.url} was removed meanwhile ({error}); run it again") from None
+    os.utime(folder)
+    return folder / file
+
+
+def _fetch(checkpoint: Store, name: str, folder: Path) -> None:
+    partial = folder / f".{name}.{os.getpid()}.partial"
+    checkpoint.fetch(name, partial)
+    partial.replace(folder / name)
+
+
+def _remove_old_copies(folder: Path) -> None:
+    for other in checkpoint_directories(folder.parent):
+        with suppress(OSError):
+            if other != folder and time.time() - other.stat().st_mtime > FETCHED_SECONDS:
+                shutil.rmtree(other)
