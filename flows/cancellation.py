@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -17,6 +16,7 @@ from fm_core.config import RunConfig
 from fm_core.launch.upload_handover import describe_upload
 from fm_core.run.directory import RunDirectory
 from fm_core.run.status import read_status
+from fm_core.storage.local_paths import local_path
 
 PATIENCE_SECONDS = 30.0
 """A worker sets the state within seconds of its hooks; the run's own process may have set it before."""
@@ -60,7 +60,8 @@ def how_to_continue(config: RunConfig, run_id: UUID | str) -> str:
 
 def newest_checkpoint(directory: RunDirectory) -> str | None:
     """Name of the newest complete checkpoint, where checkpoints lie on this file system."""
-    marks = Path(directory.checkpoints.removeprefix("file://")).glob("step-*/COMPLETE")
+    folder = local_path(directory.checkpoints)
+    marks = folder.glob("step-*/COMPLETE") if folder else ()
     return max((mark.parent.name for mark in marks), default=None)
 
 

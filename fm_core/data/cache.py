@@ -1,16 +1,18 @@
 """Copies of remote shards on this node, named by their hash and shared by all its processes."""
 
-import hashlib
 import os
 import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from fm_core.data.cache_quota import CacheQuota, file_lock
+from fm_core.data.cache_quota import CacheQuota
 from fm_core.data.manifest import Shard
 from fm_core.errors import UserError
-from fm_core.storage.store import CHUNK, Store, sync
+from fm_core.storage.atomic_files import sync
+from fm_core.storage.file_lock import file_lock
+from fm_core.storage.hashing import sha256_file
+from fm_core.storage.store import Store
 
 DOWNLOADS = 8
 
@@ -93,7 +95,7 @@ class NodeCache:
             try:
                 for _ in range(2):
                     store.fetch(shard.name, stage)
-                    if _sha256(stage) == shard.sha256:
+                    if sha256_file(stage) == shard.sha256:
                         sync(stage)  # else a power loss leaves an empty or short file under the name
                         stage.replace(path)
                         return
@@ -104,11 +106,3 @@ class NodeCache:
         raise UserError(
             f"{store.url}/{shard.name}: its SHA-256 is not the manifest's; run fm validate --repair"
         )
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()

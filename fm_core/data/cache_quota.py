@@ -5,13 +5,13 @@ takes no space. Whoever downloads holds a lock on x.lock, so what has no holder 
 that was killed.
 """
 
-import fcntl
 import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fm_core.errors import UserError
+from fm_core.storage.file_lock import file_lock
 
 POLL_SECONDS = 0.05
 
@@ -81,15 +81,3 @@ class CacheQuota:
                 facts = path.stat()
                 found.append((facts.st_mtime, facts.st_size, path))
         return found
-
-
-@contextmanager
-def file_lock(path: Path, wait: bool = True) -> Generator[None]:
-    """Hold a lock among processes and threads; BlockingIOError if it is held and `wait` is false.
-
-    Lock files are never removed: removing one would let two processes hold "the" lock.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield

@@ -24,6 +24,7 @@ from fm_core.launch.job import LOGS_VARIABLE
 from fm_core.launch.worker_main import Rank, run_worker
 from fm_core.run.directory import RunDirectory, environment
 from fm_core.storage.atomic_files import write_json
+from fm_core.storage.local_paths import local_path
 
 FACTS = "facts.json"
 TIMEOUT = timedelta(minutes=2)
@@ -81,14 +82,13 @@ def _all_reduce_speed(device: torch.device, size: int, ranks: int) -> dict[str, 
 def _checkpoints(config: RunConfig) -> dict[str, Any]:
     """Where this host would write checkpoints, how many are there, and the free bytes."""
     run = RunDirectory(config)
-    place = run.checkpoints.removeprefix("file://")
-    uploads = "://" in place
+    local = local_path(run.checkpoints)
     staging = config.train.checkpoint_staging or run.path / "train" / "staging"
-    folder = Path(staging if uploads else place).resolve()
+    folder = (local or Path(staging)).resolve()
     above = next(path for path in (folder, *folder.parents) if path.exists())
     return {
         "folder": str(folder),
-        "uploads": uploads,
+        "uploads": local is None,
         "there": len(list(folder.glob("step-*"))),
         "free_bytes": shutil.disk_usage(above).free,
     }

@@ -1,6 +1,5 @@
 """A model to a folder that loads anywhere."""
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -21,6 +20,7 @@ from fm_core.sampling.api import EXPORTED
 from fm_core.sampling.checkpoint_source import Model, checkpoint_step, load_model, weights_file
 from fm_core.sampling.sample_store import weights_name
 from fm_core.storage.atomic_files import read_json, write_json, write_text
+from fm_core.storage.hashing import sha256_file
 
 
 def export(config: RunConfig, observe: Observer = no_progress) -> StageResult:
@@ -44,7 +44,7 @@ def _export(config: RunConfig, run: RunDirectory, observe: Observer) -> StageRes
         partial = folder / f".{EXPORTED}.partial"
         shutil.copyfile(file, partial)
         partial.replace(target)
-    if _sha256(target) != model.weights_sha256:
+    if sha256_file(target) != model.weights_sha256:
         raise UserError(f"export.folder: {target} holds another model; name another folder")
     card = model_card(config.run.name, model.recipe, _train(config), _data_recipe(config, model), scores)
     written = {"README.md": card, "config.yaml": dump_yaml(config)}
@@ -88,8 +88,3 @@ def _data_recipe(config: RunConfig, model: Model) -> dict[str, Any] | None:
     except UserError:
         return None
     return dict(manifest.recipe) if manifest.version == model.data_version else None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

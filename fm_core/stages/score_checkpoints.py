@@ -5,7 +5,6 @@ does not know of it. A checkpoint's weights are linked there before they are sco
 the other; the best stay. Scores are the lines of <run>/evaluation/beside.jsonl.
 """
 
-import hashlib
 import json
 import os
 import select
@@ -27,6 +26,8 @@ from fm_core.run.directory import RunDirectory, step_name
 from fm_core.stages.evaluate import evaluate
 from fm_core.stages.sample import sample
 from fm_core.storage.atomic_files import append_line, read_json, write_json, write_text
+from fm_core.storage.hashing import sha256_file
+from fm_core.storage.local_paths import local_path
 from fm_core.training.lr_schedule import ema_decays
 
 POLL_SECONDS = 2.0
@@ -84,12 +85,19 @@ def _stands(line: dict[str, Any], marks: dict[int, str]) -> bool:
     return scored is None or there is None or scored == there
 
 
+def _checkpoints(config: RunConfig) -> Path:
+    """Folder of the checkpoints; `check_online_eval` has refused any other URL."""
+    folder = local_path(RunDirectory(config).checkpoints)
+    assert folder is not None
+    return folder
+
+
 def _marks(config: RunConfig) -> dict[int, str]:
     """For each complete checkpoint, by step, what tells it from another of the same step."""
     marks: dict[int, str] = {}
-    for mark in Path(RunDirectory(config).checkpoints.removeprefix("file://")).glob("step-*/COMPLETE"):
-        with suppress(FileNotFoundError):  # it was retired meanwhile
-            marks[int(mark.parent.name.removeprefix("step-"))] = hashlib.sha256(mark.read_bytes()).hexdigest()
+    for mark in _checkpoints(config).glob("step-*/COMPLETE"):
+        with suppress(FileNotFoundError):  # it was removed meanwhile
+            marks[int(mark.parent.name.removeprefix("step-"))] = sha256_file(mark)
     return marks
 
 
@@ -107,7 +115,7 @@ def score(config: RunConfig, step: int) -> None:
     distance = scores["frechet_distance"]
     record = {
         "step": step,
-        "checkpoint": hashlib.sha256((linked / "COMPLETE").read_bytes()).hexdigest(),
+        "checkpoint": sha256_file(linked / "COMPLETE"),
         "images_seen": scores["images_seen"],
         "frechet_distance": distance["value"],
         "stderr": distance["stderr"],
@@ -165,7 +173,7 @@ def _elsewhere(config: RunConfig, step: int) -> RunConfig:
 def _link(config: RunConfig, step: int) -> Path | None:
     """Weights and mark of a checkpoint under beside/checkpoints; None if they are gone."""
     run = RunDirectory(config)
-    source = Path(run.checkpoints.removeprefix("file://")) / step_name(step)
+    source = _checkpoints(config) / step_name(step)
     target = run.path / "beside" / "checkpoints" / step_name(step)
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)

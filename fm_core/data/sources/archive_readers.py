@@ -11,8 +11,9 @@ import numpy as np
 
 from fm_core.data.manifest import Input
 from fm_core.data.sources.file_listing import list_names, state_of
-from fm_core.data.sources.npz_members import FileSlice, damaged
+from fm_core.data.sources.npz_members import damaged
 from fm_core.errors import UserError
+from fm_core.storage.file_slice import FileSlice
 from fm_core.storage.store import Store
 
 PICTURES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")

@@ -5,7 +5,8 @@ from typing import Any, cast
 
 from fm_core.data.sources.archive_readers import is_image_file
 from fm_core.errors import UserError
-from fm_core.storage.store import Store, with_retries
+from fm_core.storage.retries import with_retries
+from fm_core.storage.store import Store
 
 # The first that matches a path at most two folders down wins.
 SIGNS: tuple[tuple[str, str], ...] = (

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import cast
 
-from fm_core.storage.store import Store, with_retries
+from fm_core.storage.retries import with_retries
+from fm_core.storage.store import Store
 
 # What object stores tell of an object's content or age, under the names of their fsspec libraries.
 MARKS_OF_CHANGE = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "mtime", "created")
