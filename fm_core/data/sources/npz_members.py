@@ -65,10 +65,10 @@ def zip_members(store: Store, path: str) -> list[Location]:
                 if not info.is_dir()
             ]
     except zipfile.BadZipFile as error:
-        raise UserError(damaged(store, path, error)) from None
+        raise UserError(damage_message(store, path, error)) from None
 
 
-def damaged(store: Store, path: str, error: Exception) -> str:
+def damage_message(store: Store, path: str, error: Exception) -> str:
     """One line about a file that does not hold what it should."""
     return f"{store.url}/{path}: damaged or incomplete ({error}); download it again"
 
