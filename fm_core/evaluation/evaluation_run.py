@@ -23,10 +23,12 @@ from fm_core.evaluation.image_sources import ImageSource, outside, sampler, samp
 from fm_core.evaluation.nfe_curve import curve_part, points
 from fm_core.evaluation.reference import VERSION, Reference, ReferenceSplit, imported
 from fm_core.evaluation.resumable_parts import ResumableParts, split_ranges
-from fm_core.run.directory import RunDirectory, fingerprint, step_name
+from fm_core.run.directory import RunDirectory, step_name
 from fm_core.sampling.checkpoint_source import Model, checkpoint_step, load_model, weights_file
 from fm_core.sampling.compiled_network import accelerated
 from fm_core.sampling.sample_store import SampleSet, draw_of, protocol_of
+from fm_core.storage.hashing import fingerprint
+from fm_core.storage.local_paths import local_path
 from fm_core.storage.store import Store
 
 PAIRS = {"kernel_distance", "precision_recall"}
@@ -231,7 +233,8 @@ def check_extractors(settings: EvaluateSection) -> None:
             raise UserError(f"evaluate.{key}: the classifier is trained here and takes no weights")
     for key in ("weights", "reference"):
         name = getattr(settings, key)
-        if name and name not in ("train", "val") and "://" not in name and not Path(name).exists():
+        path = local_path(name) if name and name not in ("train", "val") else None
+        if path and not path.exists():
             raise UserError(f"evaluate.{key}: {name} does not exist")
     if settings.nfe_curve.images:
         points(settings.nfe_curve)

@@ -19,7 +19,7 @@ from fm_core.evaluation.features.extractor import Extractor
 from fm_core.evaluation.metrics.feature_statistics import FeatureMoments, Gaussian
 from fm_core.evaluation.reference_statistics import read_statistics
 from fm_core.evaluation.resumable_parts import ResumableParts, split_ranges
-from fm_core.run.directory import fingerprint
+from fm_core.storage.hashing import fingerprint
 from fm_core.storage.store import Store
 
 VERSION = 2

@@ -10,6 +10,7 @@ from fm_core.config import Section, dump_yaml
 from fm_core.launch.job import Job
 from fm_core.launch.launcher import JobSpec
 from fm_core.run.directory import RunDirectory
+from fm_core.storage.local_paths import local_path
 
 FIRST_PORT, PORTS = 20_000, 10_000
 """Below the range that Linux gives to outgoing connections."""
@@ -95,9 +96,10 @@ def _marks(task: JobSpec) -> dict[str, str]:
     if task.job.stage not in roots:
         return {}
     key, root = roots[task.job.stage]
-    if "://" in root.removeprefix("file://"):
+    folder = local_path(root)
+    if folder is None:
         return {}
-    mark = Path(root.removeprefix("file://")).resolve() / f".{task.job.id}.seen"
+    mark = folder.resolve() / f".{task.job.id}.seen"
     mark.parent.mkdir(parents=True, exist_ok=True)
     mark.touch()
     return {key: str(mark)}

@@ -15,6 +15,7 @@ from fm_core.errors import UserError
 from fm_core.run.directory import RunDirectory
 from fm_core.run.lease import Lease
 from fm_core.storage.atomic_files import read_lines, write_text
+from fm_core.storage.local_paths import local_path
 
 MODULE = "fm_core.stages.score_checkpoints"
 MIN_IMAGES = 4
@@ -49,7 +50,7 @@ def check_online_eval(config: RunConfig) -> None:
     if beside.images < MIN_IMAGES:
         raise UserError(f"evaluate.beside.images {beside.images}: a distance needs at least {MIN_IMAGES}")
     Solver(method=beside.solver, steps=beside.steps)
-    if "://" in RunDirectory(config).checkpoints.removeprefix("file://"):
+    if local_path(RunDirectory(config).checkpoints) is None:
         raise UserError("evaluate.beside: train.checkpoint_root must be a directory, to link weights from")
 
 

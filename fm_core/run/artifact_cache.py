@@ -4,7 +4,6 @@ A part is <tensors>.safetensors and <part>.json, written last, which names the t
 they were made by. Whatever is cut short leaves no record and is made again.
 """
 
-import hashlib
 import os
 import socket
 import threading
@@ -22,6 +21,7 @@ from fm_core.errors import StopRequested, UserError
 from fm_core.run.directory import differences
 from fm_core.run.lease import Lease
 from fm_core.storage.atomic_files import read_json, write_bytes, write_json
+from fm_core.storage.hashing import sha256_bytes
 
 HEARTBEAT_SECONDS = 15.0
 """A process that works in a directory says so this often, for readers on other hosts."""
@@ -50,7 +50,7 @@ class ArtifactCache:
             content = self._tensors(tensors).read_bytes()
         except FileNotFoundError:
             return None
-        digest = hashlib.sha256(content).hexdigest()
+        digest = sha256_bytes(content)
         return CachedPart(record, digest) if digest == record.get("tensors_sha256") else None
 
     def write(
@@ -58,7 +58,7 @@ class ArtifactCache:
     ) -> CachedPart:
         """Write a part: its tensors, then its record."""
         data = save({name: value.detach().contiguous() for name, value in content.items()})
-        digest = hashlib.sha256(data).hexdigest()
+        digest = sha256_bytes(data)
         write_bytes(self._tensors(tensors), data)
         write_json(self.directory / f"{part}.json", {**record, "tensors_sha256": digest})
         return CachedPart({**record, "tensors_sha256": digest}, digest)

@@ -1,7 +1,5 @@
 """Where everything of a run lies (DESIGN: the run directory is the truth)."""
 
-import hashlib
-import json
 import os
 import platform
 import shutil
@@ -157,11 +155,6 @@ def identity(config: RunConfig) -> dict[str, Any]:
     data["source"] = {key: value for key, value in data["source"].items() if key != "url"}
     kept = {name: tree[name] for name in IDENTITY}
     return {"run": {"seed": config.run.seed}, **kept, "data": data, "train": train}
-
-
-def fingerprint(value: Any) -> str:
-    """SHA-256 of a plain value, as hex."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:

@@ -1,7 +1,5 @@
 """The lock of a run directory: a lease that names its holder and beats."""
 
-import fcntl
-import os
 import socket
 import time
 from collections.abc import Generator
@@ -12,6 +10,7 @@ from typing import Any
 import psutil
 
 from fm_core.storage.atomic_files import read_json, write_json
+from fm_core.storage.file_lock import file_lock
 
 STALE_SECONDS = 120.0
 """A holder on another host counts as gone when its heart has not beaten for this long."""
@@ -64,13 +63,8 @@ class Lease:
     @contextmanager
     def guard(self) -> Generator[None]:
         """Make looking and taking one act among all processes that share the file system."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path.with_name(f".{self.path.name}.guard"), os.O_CREAT | os.O_RDWR, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with file_lock(self.path.with_name(f".{self.path.name}.guard")):
             yield
-        finally:
-            os.close(descriptor)
 
 
 def process_is(pid: int, created: float) -> bool:

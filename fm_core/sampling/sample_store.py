@@ -17,8 +17,9 @@ from fm_core.data.shard_format import ShardFile
 from fm_core.data.sources.base import Samples
 from fm_core.errors import UserError
 from fm_core.method.ode import Solver
-from fm_core.run.directory import RunDirectory, fingerprint, step_name
+from fm_core.run.directory import RunDirectory, step_name
 from fm_core.sampling.generate import Draw, GeneratedBatch
+from fm_core.storage.hashing import fingerprint
 from fm_core.storage.store import Store
 
 SCHEMA = 1

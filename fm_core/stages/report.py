@@ -11,13 +11,14 @@ from fm_core.evaluation.features.classifier_features import MOST_IMAGES, first_i
 from fm_core.report.html import Figure, PageSection, Table, page
 from fm_core.report.image_grids import animation, data_uri, grid, loss_curve, nearest, png, strip
 from fm_core.report.score_table import WARNING, Entry, compared, scores_section
-from fm_core.run.directory import RunDirectory, fingerprint, step_name
+from fm_core.run.directory import RunDirectory, step_name
 from fm_core.run.progress import Observer, Progress, no_progress
 from fm_core.run.results import StageResult
 from fm_core.run.stage_runner import run_stage_function
 from fm_core.sampling.checkpoint_source import checkpoint_step, load_model, weights_file
 from fm_core.sampling.sample_store import SampleSet, protocol_of
 from fm_core.storage.atomic_files import read_json, read_lines, write_text
+from fm_core.storage.hashing import fingerprint
 
 FINGERPRINT_MARK = "<!-- made from "
 

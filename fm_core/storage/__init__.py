@@ -1,1 +1,1 @@
-"""The ground floor: atomic files, hashes, locks, stores at fsspec URLs, keyed randomness."""
+"""Atomic files, hashes, locks, local paths, stores at fsspec URLs, keyed randomness."""

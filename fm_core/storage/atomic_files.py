@@ -1,4 +1,4 @@
-"""Small files that are read whole or not at all."""
+"""Small files that are replaced atomically, JSON records and JSON lines; durable writes and renames."""
 
 import json
 import os
@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 from fm_core.errors import UserError
 
@@ -20,19 +20,42 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace a file atomically: a reader sees the old content or the new, even after a power loss."""
+    """Replace a file atomically: a reader sees the old content or the new, even after a power loss.
+
+    The file is on the disk before it gets its name. If anything fails, the old file stays.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            flush(file)
         Path(name).chmod(0o644)
         Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def flush(file: IO[bytes]) -> None:
+    """Write everything written to an open file to the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def sync(path: Path) -> None:
+    """Write a file's content to the disk; for a folder, which makes renames in it durable, its entries."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def publish(staged: Path, target: Path) -> None:
+    """Rename a file whose content is on the disk; the rename is durable when this returns."""
+    staged.replace(target)
+    sync(target.parent)
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
@@ -41,7 +64,7 @@ def write_json(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Read a JSON file of ours; None if there is none. UserError if a newer version wrote it."""
+    """Read a file of `write_json`; None if it does not exist. UserError for another schema or no JSON."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -55,18 +78,18 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def append_line(path: Path, record: Mapping[str, Any]) -> None:
-    """Append one JSON line in a single write; a line that a crash cut short before it costs only itself."""
+    """Append one JSON line in a single write; a truncated line before it, of a crash, is ended first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+") as file:
         end = file.seek(0, os.SEEK_END)
         file.seek(max(0, end - 1))
-        cut = file.read(1) not in (b"", b"\n")
+        truncated = file.read(1) not in (b"", b"\n")
         line = json.dumps(dict(record), allow_nan=False) + "\n"
-        file.write((f"\n{line}" if cut else line).encode())
+        file.write((f"\n{line}" if truncated else line).encode())
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read JSON lines; a line that a crash cut short is left out."""
+    """Read JSON lines; lines that a crash truncated are left out."""
     if not path.exists():
         return []
     records: list[dict[str, Any]] = []

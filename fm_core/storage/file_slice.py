@@ -1,28 +1,50 @@
-"""A file for reading that knows its size and where it is."""
+"""Seekable read-only files, and a slice of a file as a file."""
 
 import io
+from typing import IO
 
 
 class SeekableFile(io.RawIOBase):
-    """Reading and seeking by `_at` and `_size`, which the file itself keeps."""
+    """Base of raw files for reading that keep their position in `_at` and their size in `_size`."""
 
     _at = 0
     _size = 0
 
     def readable(self) -> bool:
-        """Yes."""
+        """True."""
         return True
 
     def seekable(self) -> bool:
-        """Yes."""
+        """True."""
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a byte of it."""
+        """Move to a byte offset, at least 0; the new position."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
         self._at = max(0, base + offset)
         return self._at
 
     def tell(self) -> int:
-        """The byte it is at."""
+        """Current position in bytes."""
         return self._at
+
+
+class FileSlice(SeekableFile):
+    """Bytes [start, start + size) of a file, which is closed with the slice if `owns`."""
+
+    def __init__(self, file: IO[bytes], start: int, size: int, owns: bool = True) -> None:
+        self._file, self._start, self._size, self._at, self._owns = file, start, size, 0, owns
+
+    def readinto(self, buffer: memoryview) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Fill the buffer up to the end of the slice; the number of bytes read."""
+        self._file.seek(self._start + self._at)
+        content = self._file.read(max(0, min(len(buffer), self._size - self._at)))
+        buffer[: len(content)] = content
+        self._at += len(content)
+        return len(content)
+
+    def close(self) -> None:
+        """Close the slice, and the file if the slice owns it."""
+        if self._owns and not self.closed:
+            self._file.close()
+        super().close()

@@ -1,4 +1,4 @@
-"""A file of an object store, read on through passing trouble."""
+"""A file of an object store whose reads are retried after temporary errors."""
 
 import io
 from collections.abc import Callable
@@ -6,26 +6,31 @@ from typing import IO
 
 from fm_core.storage.file_slice import SeekableFile
 
-Retried = Callable[[Callable[[], bytes]], bytes]
+Retry = Callable[[Callable[[], bytes]], bytes]
 
 
 class RemoteFile(SeekableFile):
-    """Bytes of a file that is opened again where a read of it failed; for reading and seeking."""
+    """A file for reading and seeking that is reopened after a failed read."""
 
-    def __init__(self, open_file: Callable[[], IO[bytes]], retried: Retried) -> None:
-        """Read the file that `open_file` opens; `retried` does an action again as the store has it.
+    def __init__(self, open_file: Callable[[], IO[bytes]], retry: Retry) -> None:
+        """Open the file.
 
-        Raises what `retried` raises: UserError or FileNotFoundError.
+        Args:
+            open_file: opens it, each time anew.
+            retry: calls an action, again after temporary errors.
+
+        Raises:
+            UserError, FileNotFoundError: as `retry` raises them.
         """
-        self._open_file, self._retried = open_file, retried
+        self._open_file, self._retry = open_file, retry
         self._file: IO[bytes] | None = None
         self._at = self._size = 0
-        self._retried(lambda: self._attempt(0))
+        self._retry(lambda: self._attempt(0))
 
     def readinto(self, buffer: memoryview) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Fill the buffer as far as the file goes."""
+        """Fill the buffer up to the end of the file; the number of bytes read."""
         count = max(0, min(len(buffer), self._size - self._at))
-        content = self._retried(lambda: self._attempt(count))
+        content = self._retry(lambda: self._attempt(count))
         buffer[:count] = content
         self._at += count
         return count
@@ -44,7 +49,7 @@ class RemoteFile(SeekableFile):
             self._file.seek(self._at)
             content = self._file.read(count)
             if len(content) != count:
-                raise OSError(f"{len(content)} of {count} bytes came")
+                raise OSError(f"received {len(content)} of {count} bytes")
         except BaseException:
             self._file = None
             raise

@@ -1,80 +1,75 @@
-"""A folder at an fsspec URL, written so that nothing half-written is ever seen under its own name."""
+"""Folders at fsspec URLs. A file appears under its name only when it is complete."""
 
 import errno
-import hashlib
 import io
 import os
 import re
 import shutil
 import socket
 import tempfile
-import time
 import uuid
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, TypeVar, cast
+from typing import IO, Any, cast
 
 import fsspec  # pyright: ignore[reportMissingTypeStubs]
 
-from fm_core.errors import UnreachableError, UserError
+from fm_core.errors import UserError
+from fm_core.storage.atomic_files import flush, publish
+from fm_core.storage.hashing import sha256_stream
 from fm_core.storage.remote_file import RemoteFile
+from fm_core.storage.retries import one_line, with_retries
 
-T = TypeVar("T")
-
-CHUNK = 8 * 2**20
-ATTEMPTS = 5
-FIRST_DELAY_S = 0.2
-# What is the user's to mend where files are written.
+# Errors in writing a file that the user has to fix.
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
-# An object that is not there or a request that is wrong: never retried.
-FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-# Their errors for a broken connection or a busy server are not all OSErrors.
-REMOTE_LIBRARIES = {"aiobotocore", "aiohttp", "azure", "botocore", "gcsfs", "google", "requests", "urllib3"}
 
 
 class Store:
-    """Files of one folder; names are paths below it.
+    """Files of one folder; names are paths relative to it.
 
-    Local folders are written by rename. On object stores an upload becomes visible when it is
+    Local files are written by rename. On object stores an upload becomes visible when it is
     complete; as an interrupted client may still publish a truncated object, sizes are compared
-    after each upload, and readers trust only files whose hash a later-written record holds.
+    after each upload, and readers trust only files whose hash is in a record that is written later.
+
+    All methods raise UserError where the store refuses and UnreachableError (a UserError) where it does not
+    answer after several attempts.
     """
 
     def __init__(self, filesystem: Any, path: str, url: str, local: Path | None) -> None:
         self.filesystem = filesystem
         self.path = path
         self.url = url
-        """How the folder is named to the user."""
+        """URL of the folder, as messages name it."""
         self.local = local
-        """The folder, where it is on this machine."""
+        """Path of the folder if it is on this machine, else None."""
 
     @classmethod
     def at(cls, url: str, *below: str) -> "Store":
-        """The folder `url`/`below`...; UserError for an unknown or unavailable protocol."""
-        whole = "/".join((url.rstrip("/") or "/", *below))
+        """Open the folder `url`/`below`...; UserError for an unknown or unavailable protocol."""
+        full_url = "/".join((url.rstrip("/") or "/", *below))
         try:
-            filesystem, path = cast(tuple[Any, str], fsspec.core.url_to_fs(whole))
+            filesystem, path = cast(tuple[Any, str], fsspec.core.url_to_fs(full_url))
         except (ValueError, ImportError) as error:
-            raise UserError(f"{whole}: {error}") from None
+            raise UserError(f"{full_url}: {error}") from None
         local = Path(path) if "file" in _protocols(filesystem) else None
-        return cls(filesystem, path.rstrip("/"), whole, local)
+        return cls(filesystem, path.rstrip("/"), full_url, local)
 
     @property
     def shared(self) -> bool:
-        """Whether other processes see the same folder."""
+        """Whether other processes see the same folder; false in memory."""
         return "memory" not in _protocols(self.filesystem)
 
     def full(self, name: str) -> str:
-        """Path of a file in the file system's own terms."""
+        """Path of a file within the fsspec file system."""
         return f"{self.path}/{name}"
 
     def read_bytes(self, name: str) -> bytes:
-        """The whole file; FileNotFoundError."""
+        """Content of a file; FileNotFoundError."""
         return cast(bytes, with_retries(lambda: self.filesystem.cat_file(self.full(name)), self._where(name)))
 
     def read_range(self, name: str, start: int, stop: int) -> bytes:
-        """Bytes [start, stop) of the file; fewer if it is shorter."""
+        """Bytes [start, stop) of a file; fewer if it is shorter."""
         return cast(
             bytes,
             with_retries(
@@ -83,14 +78,14 @@ class Store:
         )
 
     def size(self, name: str) -> int | None:
-        """Bytes of the file; None if it is not there."""
+        """Size of a file in bytes; None if it does not exist."""
         try:
             return int(with_retries(lambda: self._fresh().info(self.full(name)), self._where(name))["size"])
         except FileNotFoundError:
             return None
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of each file directly in the folder, by name; empty if there is no folder."""
+        """Size in bytes of each file directly in the folder, by name; empty without a folder."""
         try:
             rows = with_retries(lambda: self._fresh().ls(self.path, detail=True), self.url)
         except FileNotFoundError:
@@ -98,16 +93,16 @@ class Store:
         return {row["name"].rsplit("/", 1)[-1]: int(row["size"]) for row in rows if row["type"] == "file"}
 
     def folders(self) -> list[str]:
-        """Names of the folders directly in the folder; empty if there is no folder."""
+        """Sorted names of the subfolders; empty without a folder."""
         try:
             rows = with_retries(lambda: self._fresh().ls(self.path, detail=True), self.url)
         except FileNotFoundError:
             return []
-        found = (row["name"].rstrip("/").rsplit("/", 1)[-1] for row in rows if row["type"] == "directory")
-        return sorted(found)
+        names = (row["name"].rstrip("/").rsplit("/", 1)[-1] for row in rows if row["type"] == "directory")
+        return sorted(names)
 
     def open(self, name: str) -> IO[bytes]:
-        """Open a file for reading and seeking; FileNotFoundError, and UserError as with_retries."""
+        """Open a file for reading and seeking; FileNotFoundError."""
         if self.local:
             return (self.local / name).open("rb")
         file = RemoteFile(
@@ -118,29 +113,36 @@ class Store:
 
     def sha256(self, name: str) -> str:
         """SHA-256 of a file's content, in hexadecimal; FileNotFoundError."""
-        return with_retries(lambda: self._sha256(name), self._where(name))
+
+        def read() -> str:
+            with self.open(name) as file:
+                return sha256_stream(file)
+
+        return with_retries(read, self._where(name))
 
     def write_bytes(self, name: str, content: bytes) -> None:
-        """Write a file whole or not at all."""
+        """Write a file atomically."""
         with self.staged(name) as (_, file):
             file.write(content)
 
     @contextmanager
     def staged(self, name: str) -> Generator[tuple[Path, IO[bytes]]]:
-        """A local file to write; published under `name` if the block ends without an exception."""
-        folder = self.local or _scratch()
+        """Open a local file to write; it is published as `name` if the block ends without an exception.
+
+        Raises UserError where the file cannot be written: permissions, a full or read-only disk.
+        """
+        folder = self.local or _temporary_folder()
         stage = (folder / name).parent / f".{Path(name).name}.{_owner()}.partial"
         try:
             stage.parent.mkdir(parents=True, exist_ok=True)
             with stage.open("w+b") as file:
                 yield stage, file
-                file.flush()
-                os.fsync(file.fileno())
+                flush(file)
             self._publish(stage, name)
         except OSError as error:
             if error.errno in UNWRITABLE:
                 raise UserError(
-                    f"{error.filename or folder}: {error.strerror}; mend that and run it again"
+                    f"{error.filename or folder}: cannot write ({error.strerror}); fix the cause and rerun"
                 ) from None
             raise
         finally:
@@ -148,34 +150,34 @@ class Store:
                 stage.unlink(missing_ok=True)
 
     def send(self, source: Path, name: str) -> None:
-        """Copy a local file to an object store, where it replaces one of that name when it is whole."""
-        assert not self.local, "a local folder is written by `staged`"
+        """Upload a local file to an object store; it replaces an existing one when it is complete."""
+        assert not self.local, "use `staged` for a local folder"
         self._upload(source, name)
 
     def remove_folder(self, name: str) -> None:
-        """Remove a folder and all below it; nothing happens if it is not there."""
+        """Remove a folder and everything in it; no error if it does not exist."""
         with suppress(FileNotFoundError):
             with_retries(lambda: self._fresh().rm(self.full(name), recursive=True), self._where(name))
 
     def remove(self, name: str) -> None:
-        """Remove a file; nothing happens if it is not there."""
+        """Remove a file; no error if it does not exist."""
         with suppress(FileNotFoundError):
             with_retries(lambda: self.filesystem.rm_file(self.full(name)), self._where(name))
 
     def fetch(self, name: str, target: Path) -> None:
-        """Copy a file to a local path; FileNotFoundError. The caller gives a temporary path."""
+        """Download a file to a local path, which is not written atomically; FileNotFoundError."""
         with_retries(lambda: self.filesystem.get_file(self.full(name), str(target)), self._where(name))
 
     def free_bytes(self) -> int | None:
-        """Free space where the folder is, in bytes; None for an object store."""
+        """Free disk space at the folder, in bytes; None for an object store."""
         if not self.local:
             return None
         above = next(path for path in (self.local, *self.local.parents) if path.exists())
         return shutil.disk_usage(above).free
 
     def remove_stale_stages(self) -> None:
-        """Delete what dead processes of this host left half-written."""
-        folder = self.local or _scratch()
+        """Delete staged files of dead processes of this host."""
+        folder = self.local or _temporary_folder()
         for stage in [*folder.glob(".*.partial"), *folder.glob("*/.*.partial")]:
             match = re.search(r"\.([^.]+)\.(\d+)\.[0-9a-f]{8}\.partial$", stage.name)
             if match and match[1] == _host() and not _alive(int(match[2])):
@@ -183,9 +185,7 @@ class Store:
 
     def _publish(self, stage: Path, name: str) -> None:
         if self.local:
-            target = self.local / name
-            stage.replace(target)
-            sync(target.parent)
+            publish(stage, self.local / name)
             return
         self._upload(stage, name)
 
@@ -194,15 +194,15 @@ class Store:
 
         def upload() -> None:
             self.filesystem.put_file(str(source), self.full(name))
-            found = int(self._fresh().info(self.full(name))["size"])
-            if found != size:
-                raise OSError(f"{self.url}/{name} holds {found} bytes after an upload of {size}")
+            uploaded = int(self._fresh().info(self.full(name))["size"])
+            if uploaded != size:
+                raise OSError(f"{self.url}/{name} holds {uploaded} bytes after an upload of {size}")
 
         try:
             with_retries(upload, self._where(name))
         except FileNotFoundError as error:
             raise UserError(
-                f"{self.url}: cannot be written to ({_told(error)}); is there such a bucket?"
+                f"{self.url}: cannot be written to ({one_line(error)}); check that the bucket exists"
             ) from None
 
     def _where(self, name: str) -> str:
@@ -212,54 +212,13 @@ class Store:
         self.filesystem.invalidate_cache()
         return self.filesystem
 
-    def _sha256(self, name: str) -> str:
-        digest = hashlib.sha256()
-        with self.open(name) as file:
-            while chunk := file.read(CHUNK):
-                digest.update(chunk)
-        return digest.hexdigest()
-
-
-def with_retries(action: Callable[[], T], where: str) -> T:
-    """Do it; after a passing trouble of the store again, with growing, jittered pauses.
-
-    Raises, naming `where`, UnreachableError if it does not pass and UserError if the store refuses;
-    FileNotFoundError.
-    """
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            return action()
-        except FINAL as error:
-            if isinstance(error, FileNotFoundError):
-                raise
-            raise UserError(f"{where}: {_told(error)}; check the permissions or credentials") from None
-        except Exception as error:
-            if not _passing(error) or "Credentials" in type(error).__name__:
-                if type(error).__module__.split(".")[0] in REMOTE_LIBRARIES:
-                    raise UserError(f"{where}: {_told(error)}; the environment must hold them") from None
-                raise
-            if attempt == ATTEMPTS:
-                raise UnreachableError(f"{where}: tried {ATTEMPTS} times: {_told(error)}") from error
-        time.sleep(FIRST_DELAY_S * 2 ** (attempt - 1) * (0.5 + os.urandom(1)[0] / 255))
-    raise AssertionError("unreachable")
-
-
-def _passing(error: Exception) -> bool:
-    if isinstance(error, OSError):
-        return error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-    return type(error).__module__.split(".")[0] in REMOTE_LIBRARIES
-
-
-def _told(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
 
 def _protocols(filesystem: Any) -> tuple[str, ...]:
     protocol = filesystem.protocol
     return (protocol,) if isinstance(protocol, str) else tuple(protocol)
 
 
-def _scratch() -> Path:
+def _temporary_folder() -> Path:
     folder = Path(tempfile.gettempdir()) / f"flow-matching-{os.getuid()}"
     folder.mkdir(exist_ok=True)
     return folder
@@ -281,12 +240,3 @@ def _alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def sync(path: Path) -> None:
-    """Have a file's content written to the disk; a folder's, which makes renames in it durable."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -13,7 +13,8 @@ from typing import Any
 
 from fm_core.config import RunConfig, TrainSection
 from fm_core.errors import UserError
-from fm_core.run.directory import RunDirectory, fingerprint, identity
+from fm_core.run.directory import RunDirectory, identity
+from fm_core.storage.hashing import fingerprint
 
 MetricLogger = Callable[[Mapping[str, Any]], None]
 

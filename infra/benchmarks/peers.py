@@ -1,11 +1,12 @@
 """The environment of the public packages that speed and answers are held against."""
 
-import fcntl
 import subprocess
 import sys
 import sysconfig
 import venv
 from pathlib import Path
+
+from fm_core.storage.file_lock import file_lock
 
 CONSTRAINTS = Path(__file__).resolve().parents[1] / "constraints.txt"
 PACKAGES = ("torchcfm==1.0.7", "flow-matching==1.0.10", "pot==0.9.7.post1", "torchdyn==1.0.6")
@@ -18,8 +19,7 @@ def peers_python(folder: Path) -> Path:
     dependencies: everybody computes with the same torch.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # several processes may ask at once
+    with file_lock(folder.with_suffix(".lock")):  # several processes may ask at once
         complete = folder / "complete"
         if not complete.exists() or complete.read_text() != "\n".join(PACKAGES):
             _make(folder)

@@ -15,7 +15,7 @@ from fm_core.checkpoint.retention import Retention
 from fm_core.checkpoint.train_state import TrainState
 from fm_core.checkpoint.uploader import upload_checkpoint
 from fm_core.errors import UnreachableError, UserError
-from fm_core.storage import store as store_module
+from fm_core.storage import retries
 from fm_core.storage.store import Store
 
 moto_server = pytest.importorskip("moto.server")
@@ -54,7 +54,7 @@ def url(server, monkeypatch):
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.port}")
-    monkeypatch.setattr(store_module, "FIRST_DELAY_S", 0.01)
+    monkeypatch.setattr(retries, "FIRST_DELAY_S", 0.01)
     monkeypatch.setattr(uploader, "FIRST_PAUSE_SECONDS", 0.1)
     fsspec.filesystem("s3").clear_instance_cache()
     bucket = f"checkpoints-{next(BUCKETS)}"

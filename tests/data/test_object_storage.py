@@ -18,7 +18,7 @@ from fm_core.data.manifest import load_manifest
 from fm_core.data.reader import ImageReader
 from fm_core.data.verify import validate_dataset
 from fm_core.errors import UserError
-from fm_core.storage import store as store_module
+from fm_core.storage import retries
 from fm_core.storage.store import Store
 from tests.support.faulty_proxy import DELAY_SECONDS, FaultyProxy
 from tests.support.photographs import NpzFiles, crops, encoded, tar_of, write_tree
@@ -116,7 +116,7 @@ class Flaky(MemoryFile):
 
 @pytest.mark.parametrize("packed", ["npz in zips", "pictures in a tar", "parquet"])
 def test_a_source_on_a_store_that_hangs_up_is_read_on(tmp_path, monkeypatch, packed):
-    monkeypatch.setattr(store_module, "FIRST_DELAY_S", 0.001)
+    monkeypatch.setattr(retries, "FIRST_DELAY_S", 0.001)
     if packed == "npz in zips":
         files = {
             path.name: path.read_bytes() for path in NpzFiles(size=32).write_zips(tmp_path / "a").iterdir()
@@ -157,7 +157,7 @@ def test_a_source_on_a_store_that_hangs_up_is_read_on(tmp_path, monkeypatch, pac
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["drop", "truncate", "delay", "503"])
 def test_faults_on_the_way_are_ridden_out(tmp_path, server, monkeypatch, fault):
-    monkeypatch.setattr(store_module, "FIRST_DELAY_S", 0.01)
+    monkeypatch.setattr(retries, "FIRST_DELAY_S", 0.01)
     if fault == "delay":  # the client gives up before the answer comes
         waiting = {"read_timeout": DELAY_SECONDS / 3, "retries": {"max_attempts": 0}}
         monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": waiting})
@@ -180,7 +180,7 @@ def test_a_truncated_object_without_commit_mark_is_written_again(tmp_path, s3):
 
 def test_an_upload_that_arrives_short_is_made_again(tmp_path, monkeypatch):
     store = Store.at("memory://short-upload")
-    monkeypatch.setattr(store_module, "FIRST_DELAY_S", 0.001)
+    monkeypatch.setattr(retries, "FIRST_DELAY_S", 0.001)
     put, calls = store.filesystem.put_file, []
 
     def short(source, target, **options):
@@ -196,7 +196,7 @@ def test_an_upload_that_arrives_short_is_made_again(tmp_path, monkeypatch):
 
 
 def test_a_store_out_of_reach_is_one_line(tmp_path, server, monkeypatch):
-    monkeypatch.setattr(store_module, "FIRST_DELAY_S", 0.001)
+    monkeypatch.setattr(retries, "FIRST_DELAY_S", 0.001)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     for url in bucket_at(server, 9, monkeypatch):  # nothing listens there
         with pytest.raises(UserError) as caught:
@@ -217,7 +217,7 @@ def test_missing_credentials_are_one_line(tmp_path, s3, monkeypatch):
 
 
 def test_a_bucket_that_is_not_there_is_one_line(s3):
-    with pytest.raises(UserError, match="is there such a bucket"):
+    with pytest.raises(UserError, match="check that the bucket exists"):
         write_dataset(DataSection(root="s3://no-such-bucket/data"))
 
 

@@ -32,7 +32,7 @@ def read_all(config, manifest, split):
 
 
 def same_set(images, labels, expected, expected_labels):
-    """Whether two sets of labelled images are equal but for their order."""
+    """Whether two sets of labeled images are equal but for their order."""
     one = sorted((image.tobytes(), int(label)) for image, label in zip(images, labels, strict=True))
     other = sorted(
         (image.tobytes(), int(label)) for image, label in zip(expected, expected_labels, strict=True)

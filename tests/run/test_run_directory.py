@@ -8,12 +8,13 @@ import yaml
 
 from fm_core.config import RunConfig, load_config
 from fm_core.errors import UserError
-from fm_core.run.directory import RunDirectory, fingerprint, identity
+from fm_core.run.directory import RunDirectory, identity
 from fm_core.run.progress import no_progress
 from fm_core.run.results import StageResult
 from fm_core.run.stage_runner import run_stage_function
 from fm_core.stages.preflight import preflight
 from fm_core.storage.atomic_files import read_json
+from fm_core.storage.hashing import fingerprint
 
 
 def config_at(root, **sections):

@@ -11,11 +11,12 @@ import numpy as np
 
 from fm_core.data.manifest import Input
 from fm_core.data.sources.file_listing import list_names, state_of
-from fm_core.data.sources.npz_members import FileSlice, damaged
+from fm_core.data.sources.npz_members import damage_message
 from fm_core.errors import UserError
+from fm_core.storage.file_slice import FileSlice
 from fm_core.storage.store import Store
 
-PICTURES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")
+IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")
 
 
 class Archive(Protocol):
@@ -50,7 +51,7 @@ class FolderArchive:
         self.keys = sorted(keys)
 
     @classmethod
-    def pictures(cls, store: Store, depth: int, below: str = "") -> "FolderArchive":
+    def of_images(cls, store: Store, depth: int, below: str = "") -> "FolderArchive":
         """The image files under the folder `below`, at most `depth` folders down."""
         return cls(store, filter(is_image_file, list_names(store, depth, below)))
 
@@ -84,13 +85,13 @@ class TarArchive:
             with store.open(path) as file:
                 rows = sorted(_nested_members(file) if nested else _members(file, 0))
         except tarfile.TarError as error:
-            raise UserError(damaged(store, path, error)) from None
+            raise UserError(damage_message(store, path, error)) from None
         self.keys = [key for key, *_ in rows]
         self._offsets = np.array([offset for _, offset, _, _ in rows], np.int64)
         self._sizes = np.array([size for _, _, size, _ in rows], np.int64)
         self._digest = _digest((key, size, changed) for key, _, size, changed in rows)
         if len(rows) and int((self._offsets + self._sizes).max()) > self._size:
-            raise UserError(damaged(store, path, EOFError("its last file is cut")))
+            raise UserError(damage_message(store, path, EOFError("its last file is cut")))
 
     def read(self, number: int) -> bytes:
         """Content of a file."""
@@ -133,7 +134,7 @@ class ZipArchive:
                     if is_image_file(info.filename)
                 )
         except zipfile.BadZipFile as error:
-            raise UserError(damaged(store, path, error)) from None
+            raise UserError(damage_message(store, path, error)) from None
         self.keys = [name for name, *_ in infos]
         self._digest = _digest(infos)
 
@@ -165,14 +166,14 @@ class ZipArchive:
 
 
 def open_archive(store: Store, path: str) -> Archive:
-    """The shelf that a .tar or .zip is."""
+    """The archive that a .tar or .zip is."""
     return ZipArchive(store, path) if path.endswith(".zip") else TarArchive(store, path)
 
 
 def is_image_file(path: str) -> bool:
     """Whether a name ends as those of image files; hidden files do not count."""
     name = PurePosixPath(path).name.lower()
-    return name.endswith(PICTURES) and not name.startswith(".")
+    return name.endswith(IMAGE_SUFFIXES) and not name.startswith(".")
 
 
 def _digest(rows: Iterable[tuple[object, ...]]) -> str:

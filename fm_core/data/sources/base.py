@@ -60,7 +60,7 @@ class Classes:
     """Name of each class, where the source tells."""
 
 
-UNLABELLED = Classes(None, "none")
+UNLABELED = Classes(None, "none")
 
 
 @dataclass(frozen=True)
@@ -132,3 +132,26 @@ class DataSource(Protocol):
     def open(self, part: SourcePart) -> PartStream:
         """Start to read a part; UserError if its content is not what it should be."""
         ...
+
+
+class ArrayStream:
+    """Reads images [n, channels, height, width] and labels [n] from arrays."""
+
+    def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64] | None) -> None:
+        self._images = images
+        self._labels = labels
+        self._row = 0
+
+    def skip(self, rows: int) -> None:
+        """Leave out the next rows."""
+        self._row += rows
+
+    def read(self, rows: int) -> Samples:
+        """The next rows."""
+        chosen = slice(self._row, self._row + rows)
+        self._row += rows
+        labels = None if self._labels is None else self._labels[chosen]
+        return Samples(np.ascontiguousarray(self._images[chosen]), labels)
+
+    def close(self) -> None:
+        """Nothing to give back."""

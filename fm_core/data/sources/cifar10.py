@@ -9,10 +9,9 @@ from numpy.typing import NDArray
 
 from fm_core.config.data import DataSection
 from fm_core.data.manifest import Input
-from fm_core.data.sources.arrays import ArrayStream
-from fm_core.data.sources.base import Classes, SourceFacts, SourcePart
+from fm_core.data.sources.base import ArrayStream, Classes, SourceFacts, SourcePart
 from fm_core.data.sources.file_listing import list_files
-from fm_core.data.sources.npz_members import damaged
+from fm_core.data.sources.npz_members import damage_message
 from fm_core.data.sources.pickles import load_arrays
 from fm_core.errors import UserError
 from fm_core.storage.store import Store
@@ -121,10 +120,10 @@ class Cifar10Source:
                     if stream is not None:
                         content[name] = stream.read()
         except (tarfile.TarError, OSError, EOFError) as error:
-            raise UserError(damaged(self._store, ARCHIVE, error)) from None
+            raise UserError(damage_message(self._store, ARCHIVE, error)) from None
         missing = [name for name in wanted if name not in content]
         if missing:
-            raise UserError(damaged(self._store, ARCHIVE, KeyError(missing[0])))
+            raise UserError(damage_message(self._store, ARCHIVE, KeyError(missing[0])))
         return content
 
 

@@ -5,10 +5,11 @@ from typing import Any, cast
 
 from fm_core.data.sources.archive_readers import is_image_file
 from fm_core.errors import UserError
-from fm_core.storage.store import Store, with_retries
+from fm_core.storage.retries import with_retries
+from fm_core.storage.store import Store
 
 # The first that matches a path at most two folders down wins.
-SIGNS: tuple[tuple[str, str], ...] = (
+PATTERNS: tuple[tuple[str, str], ...] = (
     ("imagenet-npz", r"imagenet\d+_(train|val)[^/]*\.zip|(.*/)?(train_data_batch_\d+|val_data)(\.npz)?"),
     ("imagenet-png", r"(train|valid)_(32x32|64x64)(\.tar|\.zip|/.*)?"),
     ("imagenet-tar", r"ILSVRC2012_img_(train|val)\.tar"),
@@ -22,10 +23,10 @@ def detect(url: str) -> str:
     """The format; UserError that lists what is recognised."""
     store = Store.at(url)
     paths = _paths(store)
-    for kind, pattern in SIGNS:
+    for kind, pattern in PATTERNS:
         if any(re.fullmatch(pattern, path, re.IGNORECASE) for path in paths):
             return kind
-    if any(is_image_file(path) for path in paths) or _has_deeper_picture(store, paths):
+    if any(is_image_file(path) for path in paths) or _has_nested_image(store, paths):
         return "folder"
     raise UserError(
         f"data.source.url: nothing recognised under {url}; data.source.format names what it holds: "
@@ -54,7 +55,7 @@ def _entries(store: Store, folder: str) -> list[tuple[str, bool]]:
     return sorted((f"{folder}/{name}" if folder else name, is_folder) for name, is_folder in names if name)
 
 
-def _has_deeper_picture(store: Store, paths: list[str]) -> bool:
+def _has_nested_image(store: Store, paths: list[str]) -> bool:
     """Whether images lie two folders down, as in train/<class>/."""
     return any(
         is_image_file(path) for folder in paths if "/" in folder for path, _ in _entries(store, folder)[:100]

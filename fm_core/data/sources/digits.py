@@ -8,8 +8,7 @@ from numpy.typing import NDArray
 
 from fm_core.config.data import DataSection
 from fm_core.data.manifest import Input
-from fm_core.data.sources.arrays import ArrayStream
-from fm_core.data.sources.base import Classes, SourceFacts, SourcePart
+from fm_core.data.sources.base import ArrayStream, Classes, SourceFacts, SourcePart
 from fm_core.data.sources.splits import hold_out
 from fm_core.errors import UserError
 

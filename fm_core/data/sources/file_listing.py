@@ -6,18 +6,19 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import cast
 
-from fm_core.storage.store import Store, with_retries
+from fm_core.storage.retries import with_retries
+from fm_core.storage.store import Store
 
 # What object stores tell of an object's content or age, under the names of their fsspec libraries.
-MARKS_OF_CHANGE = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "mtime", "created")
+CHANGE_MARKERS = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "mtime", "created")
 
 
-def list_files(store: Store, depth: int, but_pictures: bool = False) -> dict[str, int]:
+def list_files(store: Store, depth: int, skip_image_folders: bool = False) -> dict[str, int]:
     """Sizes of the files at most `depth` folders down, by path below the store; empty without a folder.
 
-    With but_pictures, folders of many images are not looked into.
+    With skip_image_folders, folders of many images are not looked into.
     """
-    if store.local and but_pictures:
+    if store.local and skip_image_folders:
         return {path: (store.local / path).stat().st_size for path in list_names(store, depth, "", 2000)}
     found = cast(
         dict[str, dict[str, object]],
@@ -67,7 +68,7 @@ def state_of(store: Store, paths: Iterable[str]) -> str:
         )
         infos = [found.get(store.full(path), {}) for path in wanted]
         facts = [
-            (path, info.get("size"), *(str(info.get(key)) for key in MARKS_OF_CHANGE))
+            (path, info.get("size"), *(str(info.get(key)) for key in CHANGE_MARKERS))
             for path, info in zip(wanted, infos, strict=True)
         ]
     return f"sha256:{hashlib.sha256(repr(facts).encode()).hexdigest()}"

@@ -8,14 +8,14 @@ from numpy.typing import NDArray
 
 from fm_core.config.data import DataSection
 from fm_core.data.sources.archive_readers import FolderArchive, is_image_file
-from fm_core.data.sources.base import UNLABELLED, Classes
+from fm_core.data.sources.base import UNLABELED, Classes
 from fm_core.data.sources.file_listing import list_names
 from fm_core.data.sources.image_collection import (
     ImageCollection,
     ImageFileSource,
-    facts_of_pictures,
+    folder_labels,
+    image_file_facts,
     in_order,
-    labels_of_folders,
     shuffled,
 )
 from fm_core.data.sources.splits import hold_out, permutation
@@ -32,7 +32,7 @@ class FolderSource(ImageFileSource):
     def __init__(self, config: DataSection) -> None:
         self._held_out, self._seed = config.validation_images, config.split_seed
         extra = {"validation_images": config.validation_images}
-        super().__init__(facts_of_pictures(config, "folder", extra), config.source.resize)
+        super().__init__(image_file_facts(config, "folder", extra), config.source.resize)
         assert config.source.url
         self._store = Store.at(config.source.url)
 
@@ -49,35 +49,35 @@ class FolderSource(ImageFileSource):
             next((name for name in names if name in tops), None) for names in SPLIT_FOLDERS.values()
         )
         if train and val:
-            shelves = [
+            archives = [
                 FolderArchive(self._store, [key for key in keys if key.startswith(top + "/")])
                 for top in (train, val)
             ]
-            classes = classes_of([key for shelf in shelves for key in shelf.keys], depth=2)
-            labels = [self._labels(shelf, classes) for shelf in shelves]
+            classes = classes_of([key for archive in archives for key in archive.keys], depth=2)
+            labels = [self._labels(archive, classes) for archive in archives]
             return {
-                "train": shuffled(shelves[0], labels[0], self._seed),
-                "val": in_order(shelves[1], labels[1]),
+                "train": shuffled(archives[0], labels[0], self._seed),
+                "val": in_order(archives[1], labels[1]),
             }, classes
         return self._hold_out(FolderArchive(self._store, keys))
 
-    def _hold_out(self, shelf: FolderArchive) -> tuple[dict[str, ImageCollection], Classes]:
-        count = len(shelf.keys)
+    def _hold_out(self, archive: FolderArchive) -> tuple[dict[str, ImageCollection], Classes]:
+        count = len(archive.keys)
         if self._held_out >= count:
             raise UserError(
                 f"data.validation_images: {self._held_out} leaves nothing to train on of {count} images"
             )
-        classes = classes_of(shelf.keys, depth=1)
-        labels = self._labels(shelf, classes)
+        classes = classes_of(archive.keys, depth=1)
+        labels = self._labels(archive, classes)
         train, val = hold_out(count, self._held_out, self._seed)
         order = train[permutation(len(train), self._seed)]
         return {
-            "train": ImageCollection(shelf, labels, order),
-            "val": ImageCollection(shelf, labels, val),
+            "train": ImageCollection(archive, labels, order),
+            "val": ImageCollection(archive, labels, val),
         }, classes
 
-    def _labels(self, shelf: FolderArchive, classes: Classes) -> NDArray[np.int64] | None:
-        return None if classes.names is None else labels_of_folders(shelf.keys, classes.names)
+    def _labels(self, archive: FolderArchive, classes: Classes) -> NDArray[np.int64] | None:
+        return None if classes.names is None else folder_labels(archive.keys, classes.names)
 
 
 def classes_of(keys: Sequence[str], depth: int) -> Classes:
@@ -88,7 +88,7 @@ def classes_of(keys: Sequence[str], depth: int) -> Classes:
     names = tuple(sorted({key.split("/")[-2] for key in keys if key.count("/") >= depth}))
     loose = sum(key.count("/") < depth for key in keys)
     if not names:
-        return UNLABELLED
+        return UNLABELED
     if loose:
         raise UserError(
             f"data.source.url: {loose} of {len(keys)} images lie in no class folder; put all or none there"

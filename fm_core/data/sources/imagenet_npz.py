@@ -19,19 +19,20 @@ from numpy.typing import NDArray
 
 from fm_core.config.data import SourceSection
 from fm_core.data.manifest import Input
-from fm_core.data.sources.base import Classes, PartStream, Samples, SourceFacts, SourcePart
+from fm_core.data.sources.base import ArrayStream, Classes, PartStream, Samples, SourceFacts, SourcePart
 from fm_core.data.sources.file_listing import list_files, state_of
-from fm_core.data.sources.imagenet_pickled import open_pickled, pickled_shape, zero_based
 from fm_core.data.sources.npz_members import (
     Location,
     as_inputs,
-    damaged,
+    damage_message,
     open_location,
+    open_stream,
     peek_shape,
     read_array,
     read_npy_header,
     zip_members,
 )
+from fm_core.data.sources.pickles import load_arrays, peek_rows
 from fm_core.errors import UserError
 from fm_core.storage.store import Store
 
@@ -109,7 +110,7 @@ class ImagenetNpzSource:
         try:
             zero_based(read_array(self._store, location, "labels"), part.rows, CLASSES)
         except DAMAGE as error:
-            raise UserError(damaged(self._store, location.text, error)) from None
+            raise UserError(damage_message(self._store, location.text, error)) from None
 
     def open(self, part: SourcePart) -> PartStream:
         """Start to read a batch; its labels are read and checked at once."""
@@ -119,14 +120,14 @@ class ImagenetNpzSource:
                 return open_pickled(self._store, location, part.rows, self._size, CLASSES)
             return NpzStream(self._store, location, part.rows, self._size)
         except DAMAGE as error:
-            raise UserError(damaged(self._store, location.text, error)) from None
+            raise UserError(damage_message(self._store, location.text, error)) from None
 
     def _locations(self) -> dict[str, Location]:
         if self._found is None:
             found = self._search()
             missing = [name for name in (*BATCHES, "val_data") if name not in found]
             if missing if not self._partial else not found:
-                raise UserError(self._absent(missing))
+                raise UserError(self._missing_message(missing))
             order = [name for name in (*BATCHES, "val_data") if name in found]
             self._found = {name: found[name] for name in order}
         return self._found
@@ -139,18 +140,18 @@ class ImagenetNpzSource:
             if path.endswith(".zip") and re.search(rf"imagenet{self._size}_", path, re.IGNORECASE):
                 for member in zip_members(self._store, path):
                     if match := BATCH_NAME.fullmatch(member.name):
-                        _keep_better(found, match[1], member)
+                        _prefer(found, match[1], member)
             elif (match := BATCH_NAME.fullmatch(path.rsplit("/", 1)[-1])) and not self._of_another_size(path):
                 packed = zip_members(self._store, path) if match[2] else ()
                 digest = ",".join(item.digest for item in packed) or f"{size} bytes"
-                _keep_better(found, match[1], Location(path, None, size, digest))
+                _prefer(found, match[1], Location(path, None, size, digest))
         return found
 
     def _of_another_size(self, path: str) -> bool:
         sizes = re.findall(r"imagenet(\d+)", path, re.IGNORECASE)
         return bool(sizes) and str(self._size) not in sizes
 
-    def _absent(self, missing: list[str]) -> str:
+    def _missing_message(self, missing: list[str]) -> str:
         first, size = missing[0], self._size
         part = ("part1_" if first in BATCHES[:5] else "part2_") if size == 64 else ""
         kind = "val_" if first == "val_data" else f"train_{part}"
@@ -170,7 +171,7 @@ class ImagenetNpzSource:
             else:
                 shape = pickled_shape(self._store, location, width)
         except DAMAGE as error:
-            raise UserError(damaged(self._store, location.text, error)) from None
+            raise UserError(damage_message(self._store, location.text, error)) from None
         if len(shape) != 2 or shape[1] != width or shape[0] < 1:
             raise UserError(
                 f"{where}: data has the shape {list(shape)}; [n, {width}] was expected for "
@@ -179,7 +180,7 @@ class ImagenetNpzSource:
         return shape[0]
 
 
-def _keep_better(found: dict[str, Location], name: str, location: Location) -> None:
+def _prefer(found: dict[str, Location], name: str, location: Location) -> None:
     """Keep arrays before pickles, and of the same kind unpacked files before members of zips."""
 
     def rank(item: Location) -> tuple[bool, bool]:
@@ -241,9 +242,9 @@ class NpzStream:
         try:
             content = self._data.read(rows * self._row_bytes)
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise UserError(damaged(self._store, self._location.text, error)) from None
+            raise UserError(damage_message(self._store, self._location.text, error)) from None
         if len(content) != rows * self._row_bytes:
-            raise UserError(damaged(self._store, self._location.text, EOFError("data ends early")))
+            raise UserError(damage_message(self._store, self._location.text, EOFError("data ends early")))
         self._row += rows
         return content
 
@@ -253,3 +254,36 @@ def _read_labels(npz: zipfile.ZipFile, rows: int) -> NDArray[np.int64]:
     with npz.open("labels.npy") as file:
         labels = np.lib.format.read_array(file, allow_pickle=False)
     return zero_based(labels, rows, CLASSES)
+
+
+def pickled_shape(store: Store, location: Location, width: int) -> tuple[int, ...]:
+    """Shape [rows, width] of a pickled batch; the whole of it is read if its beginning does not tell."""
+    with open_stream(store, location) as file:
+        rows = peek_rows(file, width)
+    if rows is not None:
+        return rows, width
+    with open_stream(store, location) as file:
+        return np.asarray(load_arrays(file, f"{store.url}/{location.text}").get("data")).shape
+
+
+def open_pickled(store: Store, location: Location, rows: int, size: int, classes: int) -> ArrayStream:
+    """A batch, whole in memory (1.6 GB at 64 pixels, twice that while it is read).
+
+    Raises UserError for a pickle that asks for more than arrays, ValueError for wrong arrays.
+    """
+    where = f"{store.url}/{location.text}"
+    with open_location(store, location) as file:
+        table = load_arrays(file, where)
+    data, labels = np.asarray(table.get("data")), np.asarray(table.get("labels"))
+    if data.dtype != np.uint8 or data.shape != (rows, 3 * size**2):
+        raise ValueError(f"data is {data.dtype} {list(data.shape)}, not uint8 [{rows}, {3 * size**2}]")
+    return ArrayStream(data.reshape(rows, 3, size, size), zero_based(labels, rows, classes))
+
+
+def zero_based(labels: np.ndarray, rows: int, classes: int) -> np.ndarray:
+    """Labels 0 .. classes - 1, int64 [rows]; ValueError if they are not what was published."""
+    if labels.shape != (rows,) or labels.dtype.kind not in "iu":
+        raise ValueError(f"labels are {labels.dtype} {list(labels.shape)}, not integers [{rows}]")
+    if labels.min() < 1 or labels.max() > classes:
+        raise ValueError(f"labels are {labels.min()} .. {labels.max()}, not 1 .. {classes}")
+    return labels.astype(np.int64) - 1

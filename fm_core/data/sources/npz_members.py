@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fm_core.data.manifest import Input
 from fm_core.errors import UserError
-from fm_core.storage.file_slice import SeekableFile
+from fm_core.storage.file_slice import FileSlice
 from fm_core.storage.store import Store
 
 LOCAL_HEADER = struct.Struct("<4sHHHHHLLLHH")
@@ -65,10 +65,10 @@ def zip_members(store: Store, path: str) -> list[Location]:
                 if not info.is_dir()
             ]
     except zipfile.BadZipFile as error:
-        raise UserError(damaged(store, path, error)) from None
+        raise UserError(damage_message(store, path, error)) from None
 
 
-def damaged(store: Store, path: str, error: Exception) -> str:
+def damage_message(store: Store, path: str, error: Exception) -> str:
     """One line about a file that does not hold what it should."""
     return f"{store.url}/{path}: damaged or incomplete ({error}); download it again"
 
@@ -196,24 +196,3 @@ def _content_offset(file: IO[bytes], info: zipfile.ZipInfo) -> int:
     file.seek(info.header_offset)
     fields = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
     return info.header_offset + LOCAL_HEADER.size + fields[9] + fields[10]
-
-
-class FileSlice(SeekableFile):
-    """Bytes [start, start + size) of a file, which it closes if it owns it."""
-
-    def __init__(self, file: IO[bytes], start: int, size: int, owns: bool = True) -> None:
-        self._file, self._start, self._size, self._at, self._owns = file, start, size, 0, owns
-
-    def readinto(self, buffer: memoryview) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Fill the buffer as far as the window goes."""
-        self._file.seek(self._start + self._at)
-        content = self._file.read(max(0, min(len(buffer), self._size - self._at)))
-        buffer[: len(content)] = content
-        self._at += len(content)
-        return len(content)
-
-    def close(self) -> None:
-        """Close the file too, if it owns it."""
-        if self._owns and not self.closed:
-            self._file.close()
-        super().close()

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from fm_core.config.data import DataSection
 from fm_core.data.manifest import Input
-from fm_core.data.sources.base import UNLABELLED, Classes, Rejected, Samples, SourcePart
+from fm_core.data.sources.base import UNLABELED, Classes, Rejected, Samples, SourcePart
 from fm_core.data.sources.file_listing import list_files, state_of
-from fm_core.data.sources.image_collection import facts_of_pictures
+from fm_core.data.sources.image_collection import image_file_facts
 from fm_core.data.sources.image_decoding import decode
-from fm_core.data.sources.npz_members import damaged
+from fm_core.data.sources.npz_members import damage_message
 from fm_core.data.sources.splits import hold_out
 from fm_core.errors import ImageDecodingError, UserError
 from fm_core.storage.store import Store
@@ -37,7 +37,7 @@ class ParquetSource:
             "label_column": source.label_column,
             "validation_images": config.validation_images,
         }
-        self.facts = facts_of_pictures(config, "parquet", extra)
+        self.facts = image_file_facts(config, "parquet", extra)
         assert source.url
         self._store = Store.at(source.url)
         self._columns = (source.image_column, source.label_column)
@@ -136,7 +136,7 @@ class ParquetSource:
         try:
             return cast(Any, parquet).ParquetFile(self._store.open(path))
         except (ArrowException, OSError) as error:
-            raise UserError(damaged(self._store, path, error)) from None
+            raise UserError(damage_message(self._store, path, error)) from None
 
     def _find_classes(self) -> Classes:
         image, label = self._columns
@@ -149,7 +149,7 @@ class ParquetSource:
                     f"{paths[0]}, only {', '.join(schema.names)}"
                 )
         if label is None:
-            return UNLABELLED
+            return UNLABELED
         names = _class_names((schema.metadata or {}).get(b"huggingface"), label)
         if names:
             digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
@@ -213,8 +213,8 @@ class ParquetStream:
             else:
                 kept += 1
                 labels.append(label)
-        labelled = None if self._label is None else np.array(labels, np.int64)
-        return Samples(images[:kept], labelled, tuple(rejected))
+        labeled = None if self._label is None else np.array(labels, np.int64)
+        return Samples(images[:kept], labeled, tuple(rejected))
 
     def close(self) -> None:
         """Close the file."""

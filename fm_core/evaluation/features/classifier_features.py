@@ -15,7 +15,7 @@ from fm_core.data.reader import ImageReader
 from fm_core.errors import UserError
 from fm_core.evaluation.features.classifier import Classifier, accuracy, read, train_classifier
 from fm_core.evaluation.features.extractor import CLASSIFIER, Extractor
-from fm_core.run.directory import fingerprint
+from fm_core.storage.hashing import fingerprint
 from fm_core.storage.store import Store
 
 RECIPE = {"classifier": 3, "seed": 0}

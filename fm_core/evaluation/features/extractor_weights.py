@@ -1,6 +1,5 @@
 """Weights of extractors: a file that the user names, checked against its hash before it is opened."""
 
-import hashlib
 import shutil
 from pathlib import Path
 from typing import Any, cast
@@ -8,6 +7,7 @@ from typing import Any, cast
 import fsspec
 
 from fm_core.errors import UserError
+from fm_core.storage.hashing import sha256_bytes, sha256_file
 from fm_core.storage.store import Store
 
 
@@ -27,8 +27,7 @@ def verified_weights(where: str, sha256: str | None, root: str, name: str) -> tu
     """
     local = _fetched(where, root, name) if "://" in where else Path(where)
     try:
-        with local.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = sha256_file(local)
     except OSError as error:
         raise UserError(f"evaluate.weights: {where} cannot be read ({error.strerror})") from None
     if sha256 and found != sha256.lower():
@@ -44,7 +43,7 @@ def verified_weights(where: str, sha256: str | None, root: str, name: str) -> tu
 def _fetched(where: str, root: str, name: str) -> Path:
     store = Store.at(root, name, "evaluation")
     folder = store.local or Path.home() / ".cache" / "flow-matching-pipeline"
-    target = folder / f"weights-{hashlib.sha256(where.encode()).hexdigest()[:12]}{Path(where).suffix}"
+    target = folder / f"weights-{sha256_bytes(where.encode())[:12]}{Path(where).suffix}"
     if target.exists():
         return target
     folder.mkdir(parents=True, exist_ok=True)

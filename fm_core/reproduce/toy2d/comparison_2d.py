@@ -26,10 +26,11 @@ from fm_core.reproduce.toy2d.fit import fit, initial_network
 from fm_core.reproduce.toy2d.page import plane_page, plane_sections
 from fm_core.reproduce.toy2d.scoring import LIKELIHOOD_BATCH, PICTURE_TOLERANCE, judge
 from fm_core.run.artifact_cache import ArtifactCache, CachedPart, exclusive_lock
-from fm_core.run.directory import RunDirectory, environment, fingerprint
+from fm_core.run.directory import RunDirectory, environment
 from fm_core.run.progress import Observer, Progress, RateMeter
 from fm_core.run.results import StageResult
 from fm_core.storage.atomic_files import SCHEMA, read_json, write_json, write_text
+from fm_core.storage.hashing import fingerprint
 
 TRAINING, SCORING = 1000, 600
 """Parts of a cell's work, for the progress bar: about the shares of its time."""

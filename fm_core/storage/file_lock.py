@@ -1,0 +1,30 @@
+"""Advisory file lock (flock) among the processes and threads that share a file system."""
+
+import fcntl
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def file_lock(path: Path, wait: bool = True) -> Generator[None]:
+    """Hold an exclusive lock while the block runs; the lock file and its folder are created if missing.
+
+    A lock file is never removed: a process could then hold the lock of the removed file while another
+    holds the lock of a new one.
+
+    Args:
+        path: the lock file.
+        wait: whether to wait for the current holder.
+
+    Raises:
+        BlockingIOError: the lock is held and `wait` is false.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+    finally:
+        os.close(descriptor)
