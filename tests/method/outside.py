@@ -1,4 +1,4 @@
-"""A path, an objective, a coupling and a time distribution as a user would add them: each one class."""
+"""User-defined path, objective, coupling and timestep sampler: one class each."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -33,10 +33,10 @@ class Power(Path):
 
 
 @dataclass(frozen=True)
-class Whole(Power):
-    """A class from outside that says what it refuses in its own way."""
+class IntegerPower(Power):
+    """A class that refuses an option with a ValueError of two lines."""
 
-    name: ClassVar[str] = "whole"
+    name: ClassVar[str] = "integer-power"
 
     def __post_init__(self):
         if self.power % 1:

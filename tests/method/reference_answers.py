@@ -1,4 +1,4 @@
-"""What torchcfm, flow-matching and POT answer; run by test_public_packages.py where they are installed.
+"""Results of torchcfm, flow-matching and POT; run by test_public_packages.py where they are installed.
 
 Usage: python reference_answers.py inputs.npz answers.npz
 """

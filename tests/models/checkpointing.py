@@ -1,12 +1,12 @@
-"""What a network keeps for its backward pass, and the gradients that come of it."""
+"""Tensors that a network saves for its backward pass, and the resulting gradients."""
 
 import torch
 
 
-def backward(made, checkpointing, batch):
-    """Numbers saved by a forward pass of `made(checkpointing)`, and its gradients; same weights each time."""
+def backward(build, checkpointing, batch):
+    """Elements saved by a forward pass of `build(checkpointing)`, and its gradients, with fixed weights."""
     torch.manual_seed(0)
-    network, saved = made(checkpointing).train(), 0
+    network, saved = build(checkpointing).train(), 0
 
     def count(tensor):
         nonlocal saved

@@ -1,4 +1,4 @@
-"""Random UNets of torchcfm and what they answer: `python public_unets.py FOLDER CASES`."""
+"""Random UNets of torchcfm and their outputs: `python public_unets.py FOLDER CASES`."""
 
 import json
 import sys
