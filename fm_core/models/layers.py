@@ -58,7 +58,7 @@ def group_count(channels: int) -> int:
 
 
 class GroupNorm32(nn.Module):
-    """Group normalisation with optional scale, shift and SiLU, all in float32, returned in the dtype of x.
+    """Group normalization with optional scale, shift and SiLU, all in float32, returned in the dtype of x.
 
     Statistics of bfloat16 activations, and rounding between the operations of the affine step, cost accuracy;
     float32 throughout does not, and a compiler fuses it into a single kernel.

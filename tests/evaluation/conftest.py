@@ -1,4 +1,4 @@
-"""A sharded data set of real digits, and a model of random weights for it."""
+"""Fixtures: a sharded data set of real digits and its manifest."""
 
 import sys
 from pathlib import Path
@@ -14,7 +14,7 @@ sys.path.append(str(Path(__file__).parents[1] / "sampling"))
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory) -> RunConfig:
-    """A run whose data set is written."""
+    """Configuration of a run whose data set is sharded."""
     root = tmp_path_factory.mktemp("digits")
     config = RunConfig.model_validate(
         {

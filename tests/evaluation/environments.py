@@ -1,4 +1,4 @@
-"""Environments of their own for packages that only tests use."""
+"""Virtual environments for packages that only tests use."""
 
 import subprocess
 import sys
@@ -8,9 +8,9 @@ from pathlib import Path
 
 
 def environment_with(folder: Path, *packages: str) -> Path:
-    """The interpreter of a new environment with these packages, without what they depend on.
+    """Interpreter of a new environment with these packages, installed without their dependencies.
 
-    It sees the packages of the running interpreter as well.
+    It can also import the packages of the running interpreter.
     """
     venv.create(folder / "env", symlinks=True)
     python = folder / "env" / "bin" / "python"

@@ -1,4 +1,4 @@
-"""What our Inception extractor does where torch-fidelity is installed; runs in an environment of its own."""
+"""Results of the Inception extractor with torch-fidelity installed; runs in a separate environment."""
 
 import hashlib
 import importlib
@@ -22,7 +22,7 @@ from fm_core.evaluation.features.inception import torch_fidelity_module  # noqa:
 manifest = load_manifest(root, name)
 
 
-def tell(what, value):
+def report(what, value):
     print(what, value, sep="\t", flush=True)
 
 
@@ -46,7 +46,7 @@ def refusal(**keys):
 try:
     import torch_fidelity  # noqa: F401
 except Exception as error:
-    tell("whole package", f"{type(error).__name__}: {error}")
+    report("whole package", f"{type(error).__name__}: {error}")
 for module in [module for module in sys.modules if module.split(".")[0] == "torch_fidelity"]:
     del sys.modules[module]
 
@@ -66,29 +66,29 @@ torch.save({}, weights)
 torch.save(Fresh("x", ["2048"], feature_extractor_weights_path=str(weights)).state_dict(), weights)
 
 inception.BATCH = 2  # so that three images are two batches
-given = {"weights": str(weights), "weights_sha256": sha256(weights)}
-extractor = opened(**given)
+keys = {"weights": str(weights), "weights_sha256": sha256(weights)}
+extractor = opened(**keys)
 images = torch.randint(0, 17, (3, *manifest.image_shape), dtype=torch.uint8)
 features, probabilities = extractor(images)
-tell("features", f"{tuple(features.shape)} {tuple(probabilities.shape)}")
-tell("name", extractor.name)
-tell("sha256", extractor.sha256)
-tell("sha256 of the file", sha256(weights))
+report("features", f"{tuple(features.shape)} {tuple(probabilities.shape)}")
+report("name", extractor.name)
+report("sha256", extractor.sha256)
+report("sha256 of the file", sha256(weights))
 layers = ["2048", "logits_unbiased"]
 alone = module.FeatureExtractorInceptionV3("x", layers, feature_extractor_weights_path=str(weights))
 answers = [alone(as_rgb(part, 17)) for part in images.split(2)]
 theirs, logits = (torch.cat(each) for each in zip(*answers, strict=True))
-tell("largest difference of the features", (features - theirs).abs().amax().item())
-tell("largest difference of the probabilities", (probabilities - logits.softmax(1)).abs().amax().item())
-tell("spread of the features", features.std(0).amax().item())
-tell("published hash", refusal(weights=str(weights)))
+report("largest difference of the features", (features - theirs).abs().amax().item())
+report("largest difference of the probabilities", (probabilities - logits.softmax(1)).abs().amax().item())
+report("spread of the features", features.std(0).amax().item())
+report("published hash", refusal(weights=str(weights)))
 
 other = folder / "other.pth"
 torch.save(nn.Linear(2, 2).state_dict(), other)
-tell("other network", refusal(weights=str(other), weights_sha256=sha256(other)))
+report("other network", refusal(weights=str(other), weights_sha256=sha256(other)))
 evil = folder / "evil.pth"
 evil.write_bytes(pickle.dumps(print))
-tell("code in a pickle", refusal(weights=str(evil), weights_sha256=sha256(evil)))
+report("code in a pickle", refusal(weights=str(evil), weights_sha256=sha256(evil)))
 
 # Where torch-fidelity's module itself imported torchvision, its RuntimeError would be one line.
 broken = folder / "torch_fidelity"
@@ -98,4 +98,4 @@ broken.mkdir()
 for module in [module for module in sys.modules if module.split(".")[0] in ("torch_fidelity", "torchvision")]:
     del sys.modules[module]
 importlib.invalidate_caches()
-tell("broken module", refusal(**given))
+report("broken module", refusal(**keys))

@@ -1,7 +1,7 @@
-"""What torch-fidelity, torchmetrics and scipy say of the same features; runs in an environment of its own.
+"""Metrics of torch-fidelity, torchmetrics and scipy on the same features; runs in a separate environment.
 
-torch-fidelity's package wants a torchvision that fits torch, and torchmetrics imports it where it is
-installed. Its modules of formulas need neither, once a hollow package stands for the whole.
+torch-fidelity requires a torchvision that matches torch, and torchmetrics imports torchvision if it is
+installed. Their modules with the formulas need neither once stub packages replace the rest.
 """
 
 import importlib.util
@@ -13,7 +13,7 @@ import scipy.linalg
 import torch
 
 
-def hollow(name, **attributes):
+def stub(name, **attributes):
     module = types.ModuleType(name)
     vars(module).update(attributes)
     sys.modules[name] = module
@@ -27,13 +27,13 @@ class Anything:
 
 
 where = importlib.util.find_spec("torch_fidelity").submodule_search_locations
-hollow("torch_fidelity", __path__=where, __getattr__=lambda attribute: Anything)
+stub("torch_fidelity", __path__=where, __getattr__=lambda attribute: Anything)
 from torchmetrics.image.fid import _compute_fid  # noqa: E402
 from torchmetrics.image.kid import poly_mmd  # noqa: E402
 
-# What reads data, not what scores it:
+# Modules that read data and do not compute metrics:
 for name in ("torchvision", "torch_fidelity.datasets", "torch_fidelity.registry"):
-    hollow(name, __getattr__=lambda attribute: Anything)
+    stub(name, __getattr__=lambda attribute: Anything)
 from torch_fidelity.metric_fid import fid_statistics_to_metric  # noqa: E402
 from torch_fidelity.metric_isc import isc_features_to_metric  # noqa: E402
 from torch_fidelity.metric_kid import kid_features_to_metric  # noqa: E402
@@ -48,14 +48,14 @@ def main(source, target):
     difference = (mu[0] - mu[1]).numpy()
     root = scipy.linalg.sqrtm(sigma[0].numpy() @ sigma[1].numpy()).real
     as_many = y.double()[: len(x)]
-    whole = {"kid_subsets": 1, "kid_subset_size": len(x), "verbose": False}
+    options = {"kid_subsets": 1, "kid_subset_size": len(x), "verbose": False}
     prc = prc_features_to_metric(x, y, verbose=False, save_cpu_ram=True)
     answers = {
         "scipy.fid": difference @ difference + np.trace(sigma[0].numpy() + sigma[1].numpy() - 2 * root),
         "torch_fidelity.fid": fid_statistics_to_metric(*statistics, False)["frechet_inception_distance"],
         "torchmetrics.fid": _compute_fid(mu[0], sigma[0], mu[1], sigma[1]).item(),
         "torch_fidelity.isc": isc_features_to_metric(logits, splits=1)["inception_score_mean"],
-        "torch_fidelity.kid": kid_features_to_metric(x.double(), as_many, **whole)[
+        "torch_fidelity.kid": kid_features_to_metric(x.double(), as_many, **options)[
             "kernel_inception_distance_mean"
         ],
         "torchmetrics.kid": poly_mmd(x.double(), as_many).item(),
