@@ -1,1 +1,1 @@
-"""Feature extractors, Fréchet distance, bits/dim over a data set."""
+"""Evaluation: feature extractors, metrics, reference statistics, bits per dimension, NFE curve."""

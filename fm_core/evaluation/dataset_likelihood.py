@@ -1,4 +1,4 @@
-"""Bits per dimension of images of a data set, in batches that depend on the numbers of their images alone."""
+"""Bits per dimension of a data set, in batches that depend only on the indices of their images."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,35 +15,35 @@ from fm_core.sampling.compiled_network import matmul_precision
 from fm_core.storage import keyed_random
 
 PROBES = 2
-"""Independent Rademacher probes of an image: their difference measures what the estimate owes to them."""
-TIGHTER = 0.1
-"""Tolerances of the check, as a share of those that are checked."""
+"""Independent Rademacher probes per image: their difference measures the estimator's variance."""
+TOLERANCE_FACTOR = 0.1
+"""Tolerances of the solver check, relative to those that are checked."""
 
 
 @dataclass(frozen=True)
 class SolverCheck:
-    """What tighter tolerances change of the first images, in bits/dim."""
+    """Effect of tighter tolerances on the first images, in bits/dim."""
 
     images: int
     mean: float
-    """Mean of tight - usual."""
+    """Mean difference, tight - default."""
     largest: float
-    """Largest |tight - usual| of an image."""
+    """Largest |tight - default| over the images."""
 
 
 @dataclass(frozen=True)
 class Likelihood:
     """Bits/dim over a set of images."""
 
-    headline: BitsSummary
-    """With one dequantisation draw: an upper bound on the true value, in expectation."""
+    single_sample: BitsSummary
+    """With one dequantization draw: in expectation an upper bound on the true value."""
     k_sample: BitsSummary | None
-    """With all K draws, which share the probes; None for K = 1."""
+    """With all K draws, which share their probes; None for K = 1."""
     k: int
     nfe: float
-    """Forwards of the network for each image and draw."""
+    """Network evaluations per image and draw."""
     check: SolverCheck | None
-    """None where no image was solved again."""
+    """None if no image was solved again."""
 
 
 def batch_bits(
@@ -55,10 +55,14 @@ def batch_bits(
     seed: int,
     device: torch.device,
 ) -> dict[str, Tensor]:
-    """Score images uint8 [N, C, H, W], image i with draws and probes of (seed, i), in float32.
+    """Bits/dim of images uint8 [N, C, H, W], in float32; draws and probes of image i are keyed by (seed, i).
 
-    A conditional model is given the labels int64 [N]. The result, image by image: `image` int64 [N], `bits`
-    and `k_sample` float64 [N], `per_probe` float64 [N, P], `nfe` int64 [N], over all draws.
+    `numbers` are the indices of the images in the data set. A class-conditional model gets the labels int64
+    [N].
+
+    Returns:
+        For each image `image` int64 [N] (its index), `bits` and `k_sample` float64 [N], `per_probe` float64
+        [N, P], and `nfe` int64 [N], summed over all draws.
     """
     shape = model.image_shape
     draws = [
@@ -82,41 +86,43 @@ def batch_bits(
         )
     return {
         "image": torch.tensor(list(numbers)),
-        "bits": bits.first.cpu(),
+        "bits": bits.single_sample.cpu(),
         "k_sample": bits.k_sample.cpu(),
         "per_probe": bits.per_probe.cpu(),
         "nfe": torch.full((len(numbers),), bits.nfe),
     }
 
 
-def tightened(settings: LikelihoodSection) -> LikelihoodSection:
-    """The settings that the solver is checked by: one draw, a tenth of the tolerances."""
-    tight = {"rtol": settings.rtol * TIGHTER, "atol": settings.atol * TIGHTER}
-    return settings.model_copy(update={**tight, "draws": 1})
+def tighter_settings(settings: LikelihoodSection) -> LikelihoodSection:
+    """Settings of the solver check: one draw, a tenth of the tolerances."""
+    tolerances = {"rtol": settings.rtol * TOLERANCE_FACTOR, "atol": settings.atol * TOLERANCE_FACTOR}
+    return settings.model_copy(update={**tolerances, "draws": 1})
 
 
-def gathered(
+def combine(
     parts: Iterable[Mapping[str, Tensor]], checks: Iterable[Mapping[str, Tensor]], draws: int
 ) -> Likelihood:
-    """Put batches together, in the order of their images; `checks` are those of tighter tolerances."""
-    whole = _joined(parts)
-    single, k_sample = whole["bits"], whole["k_sample"]
+    """Combine batches, in the order of their images; `checks` are batches with the tighter tolerances."""
+    images = _concatenate(parts)
+    single_sample, k_sample = images["bits"], images["k_sample"]
     return Likelihood(
-        headline=summarize(single, whole["per_probe"]),
+        single_sample=summarize(single_sample, images["per_probe"]),
         k_sample=summarize(k_sample) if draws > 1 else None,
         k=draws,
-        nfe=whole["nfe"].double().mean().item() / draws,
-        check=_check(single, _joined(checks)),
+        nfe=images["nfe"].double().mean().item() / draws,
+        check=_solver_check(single_sample, _concatenate(checks)),
     )
 
 
-def _joined(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    listed = list(parts)
-    return {name: torch.cat([part[name] for part in listed]) for name in listed[0]} if listed else {}
+def _concatenate(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    batches = list(parts)
+    if not batches:
+        return {}
+    return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 
 
-def _check(usual: Tensor, tight: Mapping[str, Tensor]) -> SolverCheck | None:
+def _solver_check(default: Tensor, tight: Mapping[str, Tensor]) -> SolverCheck | None:
     if not tight:
         return None
-    change = tight["bits"] - usual[tight["image"]]
-    return SolverCheck(len(change), change.mean().item(), change.abs().amax().item())
+    difference = tight["bits"] - default[tight["image"]]
+    return SolverCheck(len(difference), difference.mean().item(), difference.abs().amax().item())

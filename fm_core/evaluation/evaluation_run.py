@@ -1,7 +1,7 @@
-"""All that one evaluation reads and makes: its images, extractor and reference, and the work they mean."""
+"""One evaluation of a configuration: its images, feature extractor and reference, and the resumable tasks."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -15,13 +15,13 @@ from fm_core.config import EvaluateSection, RunConfig
 from fm_core.data.manifest import Manifest, load_manifest
 from fm_core.data.reader import ImageReader
 from fm_core.errors import UserError
-from fm_core.evaluation.dataset_likelihood import batch_bits, tightened
+from fm_core.evaluation.dataset_likelihood import batch_bits, tighter_settings
 from fm_core.evaluation.features.classifier_features import RECIPE
 from fm_core.evaluation.features.extractor import Extractor, OnStep, open_extractor
 from fm_core.evaluation.features.inception import NO_WEIGHTS
-from fm_core.evaluation.image_sources import ImageSource, outside, sampler, samples_of_a_run
-from fm_core.evaluation.nfe_curve import curve_part, points
-from fm_core.evaluation.reference import VERSION, Reference, ReferenceSplit, imported
+from fm_core.evaluation.image_sources import ImageSource, external_images, run_samples, sampler_images
+from fm_core.evaluation.nfe_curve import curve_part, solver_settings
+from fm_core.evaluation.reference import STATISTICS_VERSION, Reference, ReferenceSplit, reference_from_npz
 from fm_core.evaluation.resumable_parts import ResumableParts, split_ranges
 from fm_core.run.directory import RunDirectory, step_name
 from fm_core.sampling.checkpoint_source import Model, checkpoint_step, load_model, weights_file
@@ -31,24 +31,24 @@ from fm_core.storage.hashing import fingerprint
 from fm_core.storage.local_paths import local_path
 from fm_core.storage.store import Store
 
-PAIRS = {"kernel_distance", "precision_recall"}
-"""Metrics that compare images pair by pair."""
-HELD_OUT_PART = 1_024
+PAIRWISE_METRICS = {"kernel_distance", "precision_recall"}
+"""Metrics that need the features of single reference images."""
+VALIDATION_PART_IMAGES = 1_024
 REFERENCE = "features of the reference"
 SAMPLES = "features of the samples"
-HELD_OUT = "features of held-out images"
-CURVE = "solutions in few evaluations"
-LIKELIHOOD = "bits per dimension of held-out images"
+VALIDATION = "features of the validation images"
+CURVE = "ODE solutions of the NFE curve"
+LIKELIHOOD = "bits per dimension of the validation images"
 CHECK = "bits per dimension at tighter tolerances"
-SOLVED = 500.0
-"""About how long an image takes whose ODE is solved, in images whose features are read."""
+ODE_SOLVE_COST = 500.0
+"""Approximate cost of solving the ODE of one image, in units of extracting the features of one image."""
 
 
 class EvaluationRun:
     """One evaluation of a configuration."""
 
     def __init__(self, config: RunConfig, device: torch.device) -> None:
-        """Find model, samples and reference, and refuse what does not fit. Raises UserError."""
+        """Open the model, samples and data set. Raises UserError if they are missing or do not match."""
         self.config, self.device, self.settings = config, device, config.evaluate
         self.manifest = load_manifest(config.data.root, config.data.name)
         self.run = RunDirectory(config)
@@ -59,36 +59,37 @@ class EvaluationRun:
 
     @property
     def of_model(self) -> bool:
-        """Whether the images are a model's, which then has a likelihood and a cost too."""
+        """Whether the images come from a model, which then has a likelihood and a sampling cost too."""
         return self.settings.samples in (None, "sampler")
 
     @cached_property
     def key(self) -> str:
-        """Name of the scores: that of the samples, and a hash of what judges them."""
-        skipped = {"processes", "reference_out", "beside"}
-        asked = self.settings.model_dump(mode="json", exclude=skipped)
+        """Name of the scores file: the key of the samples, and a hash of everything that scores them."""
+        excluded = {"processes", "reference_out", "beside"}
+        settings = self.settings.model_dump(mode="json", exclude=excluded)
         recipe = RECIPE if self.settings.features == "classifier" else None
         files = [
-            _stamp(name) for name in (self.settings.features, self.settings.weights, self.settings.reference)
+            _file_signature(name)
+            for name in (self.settings.features, self.settings.weights, self.settings.reference)
         ]
-        of = [asked, self.source.identity, self.manifest.version, VERSION, recipe, files]
-        judged_by = fingerprint(of)
-        return f"{self.samples.key if self.samples else self.source.name}-{judged_by[:6]}"
+        identity = [settings, self.source.identity, self.manifest.version, STATISTICS_VERSION, recipe, files]
+        samples = self.samples.key if self.samples else self.source.name
+        return f"{samples}-{fingerprint(identity)[:6]}"
 
     @property
     def folder(self) -> str:
-        """Directory of the scores below evaluation: the step of a model, or `images`."""
+        """Directory of the scores below evaluation/: the step of the model, or `images`."""
         return step_name(self.step) if self.of_model else "images"
 
     @cached_property
     def samples(self) -> SampleSet | None:
-        """The samples of the run that are meant; None for images from outside."""
+        """The samples of the run; None for external images."""
         if self.model is None:
             return None
         return SampleSet(self.config, self.step, protocol_of(self.config, self.model.weights_sha256))
 
     def open(self, on_step: OnStep) -> None:
-        """Load what reads the images; a classifier that is not there yet is trained."""
+        """Open the feature extractor and the reference; trains the classifier if it does not exist yet."""
         data = self.config.data
         self.extractor: Extractor = open_extractor(
             self.settings, data.root, self.manifest, self.device, on_step
@@ -98,53 +99,52 @@ class EvaluationRun:
             self.split = ReferenceSplit(data.root, self.manifest, self.settings, self.extractor)
 
     @cached_property
-    def works(self) -> dict[str, ResumableParts]:
-        """The work by its phase, in the order it is done; `open` comes first."""
-        found: list[ResumableParts | None] = [
-            self.split.work(REFERENCE) if self.split else None,
-            self._features(SAMPLES, "samples", self.source.ranges, self._sample_part),
-            self._features(
-                HELD_OUT, "held-out", split_ranges(self.held_out, HELD_OUT_PART), self._held_out_part
-            ),
-            *self._of_the_model(),
+    def tasks(self) -> dict[str, ResumableParts]:
+        """The resumable tasks by phase, in the order of their execution. Call `open` first."""
+        tasks: list[ResumableParts | None] = [
+            self.split.task(REFERENCE) if self.split else None,
+            self._feature_task(SAMPLES, "samples", self.source.ranges, self._sample_part),
+            self._feature_task(VALIDATION, "held-out", self._validation_ranges(), self._validation_part),
+            *self._model_tasks(),
         ]
-        return {work.phase: work for work in found if work}
+        return {task.phase: task for task in tasks if task}
 
     @cached_property
     def reference(self) -> Reference:
-        """What the images are compared with; the work of its phase must be done."""
+        """The reference statistics; the task of their phase must be complete."""
         if self.split:
-            return self.split.read(self.works.get(REFERENCE))
-        needs_rows = bool(PAIRS & set(self.settings.metrics))
-        return imported(self.settings, self.extractor, self.manifest, needs_rows)
+            return self.split.read(self.tasks.get(REFERENCE))
+        needs_rows = bool(PAIRWISE_METRICS & set(self.settings.metrics))
+        return reference_from_npz(self.settings, self.extractor, self.manifest, needs_rows)
 
     @property
-    def held_out(self) -> int:
-        """Real held-out images that are scored like samples."""
+    def validation_images(self) -> int:
+        """Number of real validation images that are scored like samples."""
         return min(self.settings.held_out_images, self.manifest.splits["val"].images)
 
-    def expected(self) -> dict[str, float]:
-        """About how long each phase takes, in images whose features are read."""
-        images, named = sum(map(len, self.source.ranges)), self.settings.reference
-        weights = {
-            REFERENCE: float(self.manifest.splits[named].images if named in self.manifest.splits else 1),
+    def phase_costs(self) -> dict[str, float]:
+        """Approximate cost of each phase, in units of extracting the features of one image."""
+        images, reference = sum(map(len, self.source.ranges)), self.settings.reference
+        splits = self.manifest.splits
+        costs = {
+            REFERENCE: float(splits[reference].images if reference in splits else 1),
             SAMPLES: images,
-            HELD_OUT: self.held_out,
+            VALIDATION: self.validation_images,
         }
         if self.model:
             likelihood, curve = self.settings.likelihood, self.settings.nfe_curve
-            weights |= {
-                LIKELIHOOD: SOLVED * likelihood.images * likelihood.draws,
-                CHECK: SOLVED * likelihood.check_images,
-                CURVE: SOLVED * curve.images,
+            costs |= {
+                LIKELIHOOD: ODE_SOLVE_COST * likelihood.images * likelihood.draws,
+                CHECK: ODE_SOLVE_COST * likelihood.check_images,
+                CURVE: ODE_SOLVE_COST * curve.images,
             }
-        return weights
+        return costs
 
     def finish(self) -> None:
-        """Remove what was only on the way to the scores; bits/dim of single images stay."""
-        for phase in (SAMPLES, HELD_OUT, CURVE):
-            if phase in self.works:
-                self.works[phase].remove()
+        """Remove intermediate results; the bits/dim of single images are kept."""
+        for phase in (SAMPLES, VALIDATION, CURVE):
+            if phase in self.tasks:
+                self.tasks[phase].remove()
 
     def _model(self) -> tuple[Model | None, int]:
         if not self.of_model:
@@ -161,58 +161,68 @@ class EvaluationRun:
     def _source(self) -> ImageSource:
         if self.model and self.samples:
             if self.settings.samples == "sampler":
-                # Its network may be made faster in place, which a likelihood in float32 must not notice.
+                # The network may be optimized in place, which must not affect the float32 likelihood.
                 model = load_model(weights_file(self.config, self.step), self.device)
-                fast = replace(model, network=accelerated(model.network, self.config.sample))
-                return sampler(self.config, self.samples, fast, self.device)
-            return samples_of_a_run(self.samples, self.model.image_shape)
-        return outside(str(self.settings.samples), self.manifest)
+                sampling_model = replace(model, network=accelerated(model.network, self.config.sample))
+                return sampler_images(self.config, self.samples, sampling_model, self.device)
+            return run_samples(self.samples, self.model.image_shape)
+        return external_images(str(self.settings.samples), self.manifest)
 
     def _store(self, name: str) -> Store:
         return Store.at(self.run.samples, self.folder, f"scores-{name}")
 
-    def _features(self, phase: str, name: str, ranges: list[range] | Any, make: Any) -> ResumableParts:
+    def _feature_task(
+        self,
+        phase: str,
+        name: str,
+        ranges: Sequence[range],
+        make: Callable[[int], Mapping[str, Tensor]],
+    ) -> ResumableParts:
         return ResumableParts(phase, self._store(self.key), name, ranges, make)
+
+    def _validation_ranges(self) -> list[range]:
+        return split_ranges(self.validation_images, VALIDATION_PART_IMAGES)
 
     def _sample_part(self, number: int) -> Mapping[str, Tensor]:
         images, cost = self.source.read(number)
-        content = self._read(images)
-        return {**content, "cost": cost.tensor()} if cost else content
+        content = self._extract(images)
+        return {**content, "cost": cost.to_tensor()} if cost else content
 
-    def _held_out_part(self, number: int) -> Mapping[str, Tensor]:
-        return self._read(self._real(split_ranges(self.held_out, HELD_OUT_PART)[number])[0])
+    def _validation_part(self, number: int) -> Mapping[str, Tensor]:
+        return self._extract(self._read_validation(self._validation_ranges()[number])[0])
 
-    def _read(self, images: Tensor) -> dict[str, Tensor]:
+    def _extract(self, images: Tensor) -> dict[str, Tensor]:
         features, probabilities = self.extractor(images)
-        given = {} if probabilities is None else {"probabilities": probabilities}
-        return {"features": features, "digests": digests(images), **given}
+        optional = {} if probabilities is None else {"probabilities": probabilities}
+        return {"features": features, "digests": digests(images), **optional}
 
-    def _real(self, images: range) -> tuple[Tensor, Tensor]:
+    def _read_validation(self, images: range) -> tuple[Tensor, Tensor]:
         with ImageReader(self.config.data.root, self.manifest, "val") as reader:
             return reader.read(np.arange(images.start, images.stop, dtype=np.int64))
 
-    def _of_the_model(self) -> list[ResumableParts]:
+    def _model_tasks(self) -> list[ResumableParts]:
         if self.model is None:
             return []
-        model, seed, found = self.model, self.config.sample.seed, list[ResumableParts]()
+        model, seed, tasks = self.model, self.config.sample.seed, list[ResumableParts]()
         likelihood, curve = self.settings.likelihood, self.settings.nfe_curve
         images = min(likelihood.images, self.manifest.splits["val"].images)
-        checked = min(likelihood.check_images, images)
+        check_images = min(likelihood.check_images, images)
         for phase, count, settings in (
             (LIKELIHOOD, images, likelihood),
-            (CHECK, checked, tightened(likelihood)),
+            (CHECK, check_images, tighter_settings(likelihood)),
         ):
             if count:
                 ranges = split_ranges(count, settings.batch)
-                # The number of images is not part of it: asked for more, it goes on with what is there.
-                how = settings.model_dump(mode="json", exclude={"images", "check_images"})
-                of = fingerprint([model.weights_sha256, self.manifest.version, how, seed])[:12]
+                # The number of images is not part of the hash: with more images the existing parts are
+                # reused.
+                options = settings.model_dump(mode="json", exclude={"images", "check_images"})
+                key = fingerprint([model.weights_sha256, self.manifest.version, options, seed])[:12]
 
                 def make(number: int, ranges: list[range] = ranges, settings: Any = settings) -> Any:
-                    pixels, labels = self._real(ranges[number])
+                    pixels, labels = self._read_validation(ranges[number])
                     return batch_bits(model, pixels, labels, ranges[number], settings, seed, self.device)
 
-                found.append(ResumableParts(phase, self._store(f"bits-{of}"), "bits", ranges, make))
+                tasks.append(ResumableParts(phase, self._store(f"bits-{key}"), "bits", ranges, make))
         if curve.images:
             ranges = split_ranges(curve.images, self.config.sample.batch)
 
@@ -220,49 +230,49 @@ class EvaluationRun:
                 draw = draw_of(self.config)
                 return curve_part(model, draw, curve, self.extractor, ranges[number], self.device)
 
-            found.append(ResumableParts(CURVE, self._store(self.key), "curve", ranges, solve))
-        return found
+            tasks.append(ResumableParts(CURVE, self._store(self.key), "curve", ranges, solve))
+        return tasks
 
 
 def check_extractors(settings: EvaluateSection) -> None:
-    """Refuse at once what needs no data to be refused. Raises UserError."""
+    """Check the extractor settings without reading data. Raises UserError."""
     if settings.features == "inception" and not settings.weights:
         raise UserError(NO_WEIGHTS)
     for key in ("weights", "weights_sha256"):
         if settings.features == "classifier" and getattr(settings, key):
-            raise UserError(f"evaluate.{key}: the classifier is trained here and takes no weights")
+            raise UserError(f"evaluate.{key}: the classifier is trained on the data set and takes no weights")
     for key in ("weights", "reference"):
         name = getattr(settings, key)
         path = local_path(name) if name and name not in ("train", "val") else None
         if path and not path.exists():
             raise UserError(f"evaluate.{key}: {name} does not exist")
     if settings.nfe_curve.images:
-        points(settings.nfe_curve)
+        solver_settings(settings.nfe_curve)
 
 
 def check_splits(settings: EvaluateSection, manifest: Manifest) -> None:
-    """Refuse a data set without the real images that an evaluation needs. Raises UserError."""
-    needed = {"val": "real held-out images are scored like samples"}
+    """Check that the data set has the splits that an evaluation needs. Raises UserError."""
+    needed = {"val": "real validation images are scored like samples"}
     if settings.features == "classifier":
         needed["train"] = "the classifier is trained on it"
     if settings.reference in ("train", "val"):
         needed[settings.reference] = "it is evaluate.reference"
-    for split, why in needed.items():
+    for split, reason in needed.items():
         if split not in manifest.splits:
             raise UserError(
-                f"data.name {manifest.name} has no split {split}, only {', '.join(manifest.splits)}: {why}; "
-                "shard a source that has one"
+                f"data.name {manifest.name} has no split {split}, only {', '.join(manifest.splits)}: {reason}"
+                "; shard a source that has one"
             )
 
 
-def _stamp(name: str | None) -> list[int] | None:
-    """What tells that a file on this machine is another one than before."""
+def _file_signature(name: str | None) -> list[int] | None:
+    """Size and modification time of a local file, to detect that it was replaced; None if there is none."""
     path = Path(name or "")
     return [path.stat().st_size, path.stat().st_mtime_ns] if path.is_file() else None
 
 
 def digests(images: Tensor) -> Tensor:
-    """64 bits of a hash of each image's pixels, int64 [N]."""
+    """64-bit hash of the pixels of each image, int64 [N]."""
     rows = images.cpu().contiguous().flatten(1).numpy()
-    hashed = [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows]
-    return torch.from_numpy(np.frombuffer(b"".join(hashed), dtype=np.int64).copy())
+    hashes = [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows]
+    return torch.from_numpy(np.frombuffer(b"".join(hashes), dtype=np.int64).copy())

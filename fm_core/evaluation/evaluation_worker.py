@@ -1,6 +1,6 @@
-"""One rank of an evaluation: `python -m fm_core.evaluation.evaluation_worker CONFIG` under torchrun.
+"""Evaluation worker, one rank: `python -m fm_core.evaluation.evaluation_worker CONFIG` under torchrun.
 
-Ranks share nothing: of each piece of work rank r makes the parts r, r + ranks, ... that are missing.
+Ranks do not communicate: of each task rank r computes the missing ones of the parts r, r + ranks, ...
 """
 
 import os
@@ -16,24 +16,24 @@ from fm_core.run.status import write_status
 
 
 def evaluate(config: RunConfig, rank: Rank) -> None:
-    """Make this rank's share of the parts that are missing."""
+    """Compute this rank's share of the missing parts."""
     device = torch.device("cuda", rank.local) if torch.cuda.is_available() else torch.device("cpu")
     evaluation = EvaluationRun(config, device)
-    # The classifier was trained by whoever submitted this job.
+    # The classifier was trained by the process that submitted this job.
     evaluation.open(lambda step, steps, loss: None)
-    pace = RateMeter()
-    total = sum(len(work.ranges) for work in evaluation.works.values())
-    for work in evaluation.works.values():
-        for number in work.missing():
+    rate_meter = RateMeter()
+    total = sum(len(task.ranges) for task in evaluation.tasks.values())
+    for task in evaluation.tasks.values():
+        for number in task.missing():
             if number % rank.count != rank.number:
                 continue
             if rank.stop_requested():
-                raise StopRequested(f"stopped during {work.phase}; what is finished stays")
+                raise StopRequested(f"stopped during {task.phase}; finished parts are kept")
             if rank.first:
-                done = total - sum(len(other.missing()) for other in evaluation.works.values())
-                progress = Progress("evaluate", done, total, "parts", work.phase, pace.rate(done))
+                done = total - sum(len(other.missing()) for other in evaluation.tasks.values())
+                progress = Progress("evaluate", done, total, "parts", task.phase, rate_meter.rate(done))
                 write_status(rank.control, progress, job=rank.job, process=os.getpid())
-            work.run(number)
+            task.run(number)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
-"""Where the images that are scored come from: tars of a run, the sampler itself, a folder, an .npz."""
+"""Sources of the images to score: the sample shards of a run, the sampler itself, a folder, an .npz file."""
 
-import hashlib
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,44 +18,58 @@ from fm_core.evaluation.resumable_parts import split_ranges
 from fm_core.sampling.checkpoint_source import Model
 from fm_core.sampling.generate import GeneratedBatch, generate
 from fm_core.sampling.sample_store import SampleSet, draw_of
+from fm_core.storage.hashing import sha256_bytes
 
 PART_IMAGES = 1_024
-"""Images of a folder or an .npz that are read together."""
-PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
-NOTES = {".csv", ".html", ".json", ".jsonl", ".log", ".md", ".npy", ".npz", ".tsv", ".txt", ".yaml", ".yml"}
-"""What people keep beside pictures and nobody takes for one; so are hidden files and folders."""
+"""Images per part of a folder or an .npz file."""
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
+IGNORED_SUFFIXES = {
+    ".csv",
+    ".html",
+    ".json",
+    ".jsonl",
+    ".log",
+    ".md",
+    ".npy",
+    ".npz",
+    ".tsv",
+    ".txt",
+    ".yaml",
+    ".yml",
+}
+"""Files that may lie beside the images and are ignored, as are hidden files and folders."""
 
 
 @dataclass(frozen=True)
 class SamplingCost:
-    """What a batch of images cost."""
+    """Sampling cost of a batch of images."""
 
     nfe: int
     accepted: int | None
     rejected: int | None
     forwards: int
 
-    def tensor(self) -> Tensor:
-        """int64 [4]; -1 where a solver does not tell."""
-        told = (self.nfe, self.accepted, self.rejected, self.forwards)
-        return torch.tensor([-1 if number is None else number for number in told])
+    def to_tensor(self) -> Tensor:
+        """Convert to int64 [4]; -1 where the solver does not report a count."""
+        values = (self.nfe, self.accepted, self.rejected, self.forwards)
+        return torch.tensor([-1 if number is None else number for number in values])
 
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Images uint8 in numbered parts."""
+    """Images uint8 [N, C, S, S], read in numbered parts."""
 
     name: str
     ranges: Sequence[range]
     read: Callable[[int], tuple[Tensor, SamplingCost | None]]
-    """Pixels uint8 [n, C, S, S] of a part and, of samples, what they cost. Raises UserError."""
+    """Reads a part: pixels uint8 [n, C, S, S] and, for samples, their cost. Raises UserError."""
     identity: Any
-    """A plain value that differs when other images are meant."""
+    """A plain value that identifies the images."""
     protocol: dict[str, Any]
 
 
-def samples_of_a_run(samples: SampleSet, shape: tuple[int, int, int]) -> ImageSource:
-    """The tars of a run. UserError if they are not complete."""
+def run_samples(samples: SampleSet, shape: tuple[int, int, int]) -> ImageSource:
+    """The sample shards of a run. Raises UserError if they are not complete."""
     if samples.done() is None:
         raise UserError(f"{samples.store.url} is not complete; run fm sample first")
 
@@ -69,8 +82,8 @@ def samples_of_a_run(samples: SampleSet, shape: tuple[int, int, int]) -> ImageSo
     return ImageSource("samples", ranges, read, samples.protocol, samples.protocol)
 
 
-def sampler(config: RunConfig, samples: SampleSet, model: Model, device: torch.device) -> ImageSource:
-    """The same images, made when they are read, and written nowhere."""
+def sampler_images(config: RunConfig, samples: SampleSet, model: Model, device: torch.device) -> ImageSource:
+    """The same images as `run_samples`, generated when they are read and not stored."""
     draw = draw_of(config)
     draw.check(model)
 
@@ -83,49 +96,49 @@ def sampler(config: RunConfig, samples: SampleSet, model: Model, device: torch.d
     return ImageSource("sampler", ranges, read, samples.protocol, samples.protocol)
 
 
-def outside(where: str, manifest: Manifest) -> ImageSource:
-    """A folder of pictures or an .npz. UserError for what is neither or does not fit the data set."""
-    path = Path(where)
+def external_images(location: str, manifest: Manifest) -> ImageSource:
+    """Images of a folder or an .npz file. Raises UserError if it is neither or does not fit the data set."""
+    path = Path(location)
     if path.is_dir():
         return _folder(path, manifest)
     if path.suffix == ".npz" and path.exists():
         return _npz(path, manifest)
-    raise UserError(f"evaluate.samples {where}: neither a folder of images nor an .npz file; or say sampler")
+    raise UserError(f"evaluate.samples {location}: neither a folder of images nor an .npz file, nor sampler")
 
 
 def _folder(folder: Path, manifest: Manifest) -> ImageSource:
-    files = _pictures(folder)
-    _enough(len(files), str(folder))
-    names = [(str(path.relative_to(folder)), *_stat(path)) for path in files]
+    files = _list_images(folder)
+    _check_count(len(files), str(folder))
+    names = [(str(path.relative_to(folder)), *_size_and_mtime(path)) for path in files]
     ranges = split_ranges(len(files), PART_IMAGES)
 
     def read(number: int) -> tuple[Tensor, SamplingCost | None]:
         images = ranges[number]
-        return torch.stack([_picture(path, manifest) for path in files[images.start : images.stop]]), None
+        return torch.stack([_read_image(path, manifest) for path in files[images.start : images.stop]]), None
 
-    identity = hashlib.sha256(repr(names).encode()).hexdigest()
+    identity = sha256_bytes(repr(names).encode())
     return ImageSource(folder.name, ranges, read, identity, {"images": len(files), "samples": "folder"})
 
 
-def _pictures(folder: Path) -> list[Path]:
-    """All pictures below a folder, in order. UserError for files that may be meant as such and cannot be."""
-    found = sorted(path for path in folder.rglob("*") if path.is_file())
-    visible = [path for path in found if not _hidden(path.relative_to(folder))]
-    strangers = [path for path in visible if path.suffix.lower() not in PICTURES | NOTES]
-    if strangers:
-        more = f" and {len(strangers) - 1:,} more files" if len(strangers) > 1 else ""
-        kinds = ", ".join(sorted(PICTURES))
+def _list_images(folder: Path) -> list[Path]:
+    """All images below a folder, sorted. Raises UserError for files that may be unsupported images."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    visible = [path for path in files if not _hidden(path.relative_to(folder))]
+    unsupported = [path for path in visible if path.suffix.lower() not in IMAGE_SUFFIXES | IGNORED_SUFFIXES]
+    if unsupported:
+        more = f" and {len(unsupported) - 1:,} more files" if len(unsupported) > 1 else ""
+        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
         raise UserError(
-            f"{strangers[0]}{more}: no picture that is read here ({kinds}); take it out or convert it"
+            f"{unsupported[0]}{more}: not a supported image format ({suffixes}); remove or convert it"
         )
-    return [path for path in visible if path.suffix.lower() in PICTURES]
+    return [path for path in visible if path.suffix.lower() in IMAGE_SUFFIXES]
 
 
 def _hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def _picture(path: Path, manifest: Manifest) -> Tensor:
+def _read_image(path: Path, manifest: Manifest) -> Tensor:
     channels, height, width = manifest.image_shape
     modes = {1: ("L", "P", "1"), 3: ("RGB", "L", "P")}[channels]
     try:
@@ -138,11 +151,11 @@ def _picture(path: Path, manifest: Manifest) -> Tensor:
     if array.shape[:2] != (height, width):
         raise UserError(f"{path}: {array.shape[0]} x {array.shape[1]} pixels, not {height} x {width}")
     pixels = torch.from_numpy(array.copy()).view(height, width, channels).permute(2, 0, 1)
-    return _in_levels(pixels, manifest, str(path))
+    return _check_levels(pixels, manifest, str(path))
 
 
 def _npz(path: Path, manifest: Manifest) -> ImageSource:
-    shape, start = _header(path, manifest)
+    shape, start = _npz_header(path, manifest)
     ranges = split_ranges(shape[0], PART_IMAGES)
     size = int(np.prod(shape[1:]))
 
@@ -157,21 +170,21 @@ def _npz(path: Path, manifest: Manifest) -> ImageSource:
         if len(content) != len(images) * size:
             raise UserError(f"{path} is damaged: arr_0 ends before image {images.stop}")
         pixels = torch.frombuffer(bytearray(content), dtype=torch.uint8).view(len(images), *shape[1:])
-        return _in_levels(pixels.permute(0, 3, 1, 2).contiguous(), manifest, str(path)), None
+        return _check_levels(pixels.permute(0, 3, 1, 2).contiguous(), manifest, str(path)), None
 
     return ImageSource(
-        path.stem, ranges, read, [path.name, *_stat(path)], {"images": shape[0], "samples": "npz"}
+        path.stem, ranges, read, [path.name, *_size_and_mtime(path)], {"images": shape[0], "samples": "npz"}
     )
 
 
-def _header(path: Path, manifest: Manifest) -> tuple[tuple[int, ...], int]:
-    """Shape of arr_0 and where its first pixel is."""
+def _npz_header(path: Path, manifest: Manifest) -> tuple[tuple[int, ...], int]:
+    """Shape of arr_0 and the offset of its first pixel."""
     try:
         with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
             shape, fortran, dtype = _npy_header(file)
             start = file.tell()
     except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
-        raise UserError(f"{path} holds no array arr_0: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path} contains no array arr_0: {' '.join(str(error).split())}") from None
     channels, height, width = manifest.image_shape
     if dtype != np.uint8:
         raise UserError(f"{path}: arr_0 is {dtype}; images are uint8 [N, height, width, channels]")
@@ -179,7 +192,7 @@ def _header(path: Path, manifest: Manifest) -> tuple[tuple[int, ...], int]:
         raise UserError(
             f"{path}: arr_0 is {list(shape)}; the data set's are [N, {height}, {width}, {channels}]"
         )
-    _enough(shape[0], str(path))
+    _check_count(shape[0], str(path))
     return shape, start
 
 
@@ -189,20 +202,20 @@ def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     return read[version](file)
 
 
-def _in_levels(pixels: Tensor, manifest: Manifest, where: str) -> Tensor:
+def _check_levels(pixels: Tensor, manifest: Manifest, location: str) -> Tensor:
     if int(pixels.max()) >= manifest.levels:
         raise UserError(
-            f"{where}: grey values up to {int(pixels.max())}; those of {manifest.name} are 0 .. "
+            f"{location}: intensity levels up to {int(pixels.max())}; those of {manifest.name} are 0 .. "
             f"{manifest.levels - 1}"
         )
     return pixels
 
 
-def _enough(count: int, where: str) -> None:
+def _check_count(count: int, location: str) -> None:
     if count < 4:
-        raise UserError(f"{where} holds {count} images; scores and their errors need at least 4")
+        raise UserError(f"{location} contains {count} images; scores and their errors need at least 4")
 
 
-def _stat(path: Path) -> tuple[int, int]:
-    facts = path.stat()
-    return facts.st_size, facts.st_mtime_ns
+def _size_and_mtime(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns

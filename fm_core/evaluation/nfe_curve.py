@@ -1,4 +1,4 @@
-"""What fewer evaluations of the network cost: error of the solution and distance to the data."""
+"""NFE curve: error of the ODE solution and Fréchet distance against the number of network evaluations."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,42 +11,52 @@ from fm_core.config import NfeCurveSection
 from fm_core.errors import UserError
 from fm_core.evaluation.features.extractor import Extractor
 from fm_core.evaluation.metrics.feature_statistics import Gaussian
-from fm_core.evaluation.metrics.frechet import distance
+from fm_core.evaluation.metrics.frechet import estimate_frechet_distance
 from fm_core.method.ode import ADAPTIVE, Solver, forwards_per_call, solve
 from fm_core.sampling.checkpoint_source import Model
 from fm_core.sampling.compiled_network import matmul_precision
 from fm_core.sampling.generate import Draw
 
-EVALUATIONS = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}
-"""Of the field, in one step of a method."""
+EVALUATIONS_PER_STEP = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}
+"""Evaluations of the vector field in one step of a fixed-step method."""
 DTYPE = "float32"
-"""Of the network, whatever sample.precision is: errors of solvers are not to drown in rounding."""
+"""Precision of the network, whatever sample.precision is: rounding must not hide solver errors."""
 
 
 @dataclass(frozen=True)
 class SolverSetting:
-    """A solver at one budget."""
+    """A solver at one budget: one point of the curve."""
 
     solver: Solver
 
     @property
-    def asked(self) -> dict[str, Any]:
-        """What a person would call it."""
-        told = {"rtol": self.solver.rtol} if self.solver.adaptive else {"steps": self.solver.steps}
-        return {"solver": self.solver.method, **told}
+    def record(self) -> dict[str, Any]:
+        """The solver and its one setting, as in the scores file."""
+        setting = {"rtol": self.solver.rtol} if self.solver.adaptive else {"steps": self.solver.steps}
+        return {"solver": self.solver.method, **setting}
 
 
-def points(settings: NfeCurveSection) -> list[SolverSetting]:
-    """Every solver at every budget that pays for a step. UserError for others than those of fixed steps."""
-    found = list[SolverSetting]()
+def solver_settings(settings: NfeCurveSection) -> list[SolverSetting]:
+    """Every solver at every budget that allows a step, and dopri5 at every tolerance.
+
+    Raises:
+        UserError: a solver has no fixed number of evaluations per step.
+    """
+    points = list[SolverSetting]()
     for name in settings.solvers:
         method = "heun2" if name == "heun" else name
-        if method not in EVALUATIONS:
-            advice = "dopri5 is always there" if name in ADAPTIVE else f"allowed: {', '.join(EVALUATIONS)}"
-            raise UserError(f"evaluate.nfe_curve.solvers: {name} takes no fixed steps of one cost; {advice}")
-        steps = [budget // EVALUATIONS[method] for budget in settings.nfe]
-        found += [SolverSetting(Solver(method, steps=count)) for count in dict.fromkeys(steps)]
-    return found + [SolverSetting(Solver("dopri5", rtol=t, atol=t)) for t in settings.tolerances]
+        if method not in EVALUATIONS_PER_STEP:
+            advice = (
+                "dopri5 is always included"
+                if name in ADAPTIVE
+                else f"allowed: {', '.join(EVALUATIONS_PER_STEP)}"
+            )
+            raise UserError(
+                f"evaluate.nfe_curve.solvers: {name} has no fixed number of evaluations per step; {advice}"
+            )
+        steps = [budget // EVALUATIONS_PER_STEP[method] for budget in settings.nfe]
+        points += [SolverSetting(Solver(method, steps=count)) for count in dict.fromkeys(steps)]
+    return points + [SolverSetting(Solver("dopri5", rtol=t, atol=t)) for t in settings.tolerances]
 
 
 def curve_part(
@@ -57,21 +67,22 @@ def curve_part(
     numbers: Sequence[int],
     device: torch.device,
 ) -> dict[str, Tensor]:
-    """All points for the images of these numbers, from the same noise.
+    """Solve the ODE of the images `numbers` at every point of the curve, from the same noise, in float32.
 
-    The model is in float32, as it is loaded. For point p: `error-p` float64 [n], the root mean square
-    difference from the exact solution over dimensions, in the model's units (the data span [-1, 1]);
-    `features-p` [n, D]; `nfe-p` int64 [n].
+    Returns:
+        For point p: `error-p` float64 [n], the root mean square over dimensions of the difference from the
+        exact solution, in the model's units (the data span [-1, 1]); `features-p` [n, D]; `nfe-p` int64 [n].
     """
     labels = draw.labels(model, numbers)
     velocity = draw.velocity(model, None if labels is None else labels.to(device))
     noise = draw.noise(model, numbers).to(device)
-    steps = settings.exact_nfe // EVALUATIONS["rk4"]
+    steps = settings.exact_nfe // EVALUATIONS_PER_STEP["rk4"]
     content = dict[str, Tensor]()
     with matmul_precision():
         exact = solve(velocity, noise, model.objective.interval, Solver("rk4", steps=steps)).x
         solutions = [
-            solve(velocity, noise, model.objective.interval, point.solver) for point in points(settings)
+            solve(velocity, noise, model.objective.interval, point.solver)
+            for point in solver_settings(settings)
         ]
     for number, solution in enumerate(solutions):
         difference = (solution.x - exact).double().flatten(1)
@@ -85,23 +96,25 @@ def curve_part(
 def curve_record(
     parts: Sequence[Mapping[str, Tensor]], settings: NfeCurveSection, reference: Gaussian, features: str
 ) -> dict[str, Any]:
-    """The curve as the scores file has it: a record for each point."""
+    """The record of the curve in the scores file: one record per point."""
     records = list[dict[str, Any]]()
-    for number, point in enumerate(points(settings)):
-        joined = {
+    for number, point in enumerate(solver_settings(settings)):
+        values = {
             name: torch.cat([part[f"{name}-{number}"] for part in parts])
             for name in ("error", "features", "nfe")
         }
-        found = distance(joined["features"].to(reference.mean.device), reference, limit=False)
-        error = joined["error"]
+        frechet = estimate_frechet_distance(
+            values["features"].to(reference.mean.device), reference, limit=False
+        )
+        error = values["error"]
         records.append(
             {
-                **point.asked,
-                "nfe": joined["nfe"].double().mean().item(),
+                **point.record,
+                "nfe": values["nfe"].double().mean().item(),
                 "error": error.mean().item(),
                 "error_stderr": error.std().item() / len(error) ** 0.5,
-                "frechet_distance": found.value,
-                "frechet_distance_stderr": found.stderr,
+                "frechet_distance": frechet.value,
+                "frechet_distance_stderr": frechet.stderr,
             }
         )
     return {

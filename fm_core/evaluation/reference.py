@@ -1,4 +1,4 @@
-"""What samples are compared with: a split of the data set, read once and kept beside it, or an .npz."""
+"""Reference statistics of a split of the data set, computed once and stored beside it, or of an .npz file."""
 
 import json
 from collections.abc import Mapping
@@ -22,27 +22,27 @@ from fm_core.evaluation.resumable_parts import ResumableParts, split_ranges
 from fm_core.storage.hashing import fingerprint
 from fm_core.storage.store import Store
 
-VERSION = 2
-"""Changes whenever the same images would give other statistics."""
+STATISTICS_VERSION = 2
+"""Increment it if the same images would give other statistics."""
 PART_IMAGES = 65_536
 READ_IMAGES = 4_096
-GUARD_TOLERANCE = 0.02
-"""Relative change of the distance of real images that arithmetic on another device may explain."""
+CHECK_TOLERANCE = 0.02
+"""Relative change of the distance of real images that arithmetic on another device can explain."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A mean and covariance, and single images for what compares pair by pair."""
+    """Mean and covariance, and features of single images for pairwise metrics."""
 
     gaussian: Gaussian
     rows: Tensor | None
-    """Features float32 [M, D] of evenly spaced images; None where imported statistics hold no images."""
+    """Features float32 [M, D] of evenly spaced images; None if imported statistics contain no images."""
     name: str
-    """What it is called wherever a number made with it is shown."""
+    """Name shown with every metric that uses it."""
 
 
 class ReferenceSplit:
-    """A split of the data set as a reference."""
+    """A split of the data set as the reference."""
 
     def __init__(
         self, root: str, manifest: Manifest, settings: EvaluateSection, extractor: Extractor
@@ -50,27 +50,34 @@ class ReferenceSplit:
         self.root, self.manifest, self.extractor = root, manifest, extractor
         self.split = settings.reference
         self.count = manifest.splits[self.split].images
-        self.kept = evenly_spaced(self.count, settings.pair_images)
-        of = [VERSION, manifest.version, extractor.sha256, extractor.protocol, self.split, len(self.kept)]
+        self.row_indices = evenly_spaced_indices(self.count, settings.pair_images)
+        identity = [
+            STATISTICS_VERSION,
+            manifest.version,
+            extractor.sha256,
+            extractor.protocol,
+            self.split,
+            len(self.row_indices),
+        ]
         self.store = Store.at(root, manifest.name, "evaluation")
-        self.file = f"{self.split}-{fingerprint(of)[:12]}.safetensors"
+        self.file = f"{self.split}-{fingerprint(identity)[:12]}.safetensors"
 
-    def work(self, phase: str) -> ResumableParts | None:
-        """What has to be read; None where all is there."""
+    def task(self, phase: str) -> ResumableParts | None:
+        """The task that computes the statistics; None if they exist."""
         if self.store.size(self.file) is not None:
             return None
         store = Store.at(self.store.url, self.file.removesuffix(".safetensors"))
         return ResumableParts(phase, store, "moments", split_ranges(self.count, PART_IMAGES), self._part)
 
-    def read(self, work: ResumableParts | None) -> Reference:
-        """The reference; what was read for it is put together and kept."""
-        if work is not None:
-            self._merge(work)
-        kept = load(self.store.read_bytes(self.file))
-        gaussian = Gaussian(kept["mean"], kept["covariance"], self.count)
-        # The root is what takes the time: it is kept too.
-        gaussian.__dict__["root"] = kept["root"]
-        return Reference(gaussian, kept["rows"], f"{self.split}, {self.count} images")
+    def read(self, task: ResumableParts | None) -> Reference:
+        """Read the reference, after merging and storing the parts of a completed task."""
+        if task is not None:
+            self._merge(task)
+        tensors = load(self.store.read_bytes(self.file))
+        gaussian = Gaussian(tensors["mean"], tensors["covariance"], self.count)
+        # The square root is expensive, so it is stored too.
+        gaussian.__dict__["root"] = tensors["root"]
+        return Reference(gaussian, tensors["rows"], f"{self.split}, {self.count} images")
 
     def _part(self, number: int) -> Mapping[str, Tensor]:
         images = split_ranges(self.count, PART_IMAGES)[number]
@@ -83,12 +90,13 @@ class ReferenceSplit:
                 features = self.extractor(pixels)[0]
                 part = FeatureMoments.of(features)
                 moments = part if moments is None else moments + part
-                rows.append(features[self.kept[(self.kept >= first) & (self.kept < last)] - first])
+                inside = (self.row_indices >= first) & (self.row_indices < last)
+                rows.append(features[self.row_indices[inside] - first])
         assert moments is not None, "a split has at least one image"
         return {"total": moments.total, "products": moments.products, "rows": torch.cat(rows)}
 
-    def _merge(self, work: ResumableParts) -> None:
-        parts = work.read_all()
+    def _merge(self, task: ResumableParts) -> None:
+        parts = task.read_all()
         moments = FeatureMoments(
             self.count,
             torch.stack([part["total"] for part in parts]).sum(0),
@@ -98,61 +106,72 @@ class ReferenceSplit:
         content = {"mean": gaussian.mean, "covariance": gaussian.covariance, "root": gaussian.root}
         rows = torch.cat([part["rows"] for part in parts])
         self.store.write_bytes(self.file, save({**content, "rows": rows}))
-        work.remove()
+        task.remove()
 
 
-def imported(
+def reference_from_npz(
     settings: EvaluateSection, extractor: Extractor, manifest: Manifest, needs_rows: bool
 ) -> Reference:
-    """The reference of an .npz file.
+    """Read the reference of an .npz file.
 
-    Raises UserError as `read_statistics`, and where images are needed and it holds none of the right size.
+    Raises:
+        UserError: as `read_statistics`, or single images are needed and the file has none of the right size.
     """
     path = Path(settings.reference)
     gaussian, images = read_statistics(path, extractor, manifest)
     if images is None and needs_rows:
         raise UserError(
-            f"evaluate.reference {path} holds no images (arr_0): leave kernel_distance and precision_recall "
-            "out of evaluate.metrics"
+            f"evaluate.reference {path} contains no images (arr_0): remove kernel_distance and "
+            "precision_recall from evaluate.metrics"
         )
     rows = None
     if images is not None and needs_rows:
-        chosen = images[evenly_spaced(len(images), settings.pair_images)]
-        rows = torch.cat([extractor(part)[0] for part in chosen.split(READ_IMAGES)])
-    told = f"{gaussian.count} images" if gaussian.count else "number of images not told"
-    return Reference(gaussian, rows, f"{path.name}, {told}")
+        selected = images[evenly_spaced_indices(len(images), settings.pair_images)]
+        rows = torch.cat([extractor(part)[0] for part in selected.split(READ_IMAGES)])
+    size = f"{gaussian.count} images" if gaussian.count else "number of images not told"
+    return Reference(gaussian, rows, f"{path.name}, {size}")
 
 
-def evenly_spaced(count: int, wanted: int) -> Tensor:
-    """At most `wanted` of the numbers 0 .. count - 1, as far apart as they can be, int64 and increasing."""
-    wanted = min(count, wanted)
-    return torch.arange(wanted) * count // wanted
+def evenly_spaced_indices(count: int, maximum: int) -> Tensor:
+    """At most `maximum` evenly spaced indices of 0 .. count - 1, int64 and increasing."""
+    size = min(count, maximum)
+    return torch.arange(size) * count // size
 
 
 def reference_check(
     root: str, manifest: Manifest, extractor: Extractor, reference: str, distance: float, images: int
 ) -> None:
-    """Refuse a reference whose distance to real held-out images is not what it was.
+    """Check that the distance of real validation images to the reference has not changed.
 
-    The first distance is written down beside the data set. A later one that differs means that resizing, the
-    range of pixels, the extractor or the statistics changed.
+    The first distance is stored beside the data set. If a later one differs, the resizing, the range of
+    pixels, the extractor or the statistics have changed.
 
     Raises:
-        UserError: it differs by more than 2%.
+        UserError: the distance differs by more than 2%.
     """
     store = Store.at(root, manifest.name, "evaluation")
-    of = [manifest.version, extractor.name, extractor.protocol.get("classifier_recipe"), reference, images]
-    name = f"guard-{fingerprint(of)[:12]}.json"
+    identity = [
+        manifest.version,
+        extractor.name,
+        extractor.protocol.get("classifier_recipe"),
+        reference,
+        images,
+    ]
+    name = f"guard-{fingerprint(identity)[:12]}.json"
     try:
-        before: dict[str, Any] = json.loads(store.read_bytes(name))
+        stored: dict[str, Any] = json.loads(store.read_bytes(name))
     except FileNotFoundError:
-        facts = {"features": extractor.name, "features_sha256": extractor.sha256, "reference": reference}
-        record = {"schema": 1, "distance": distance, "images": images, **facts}
+        identifiers = {
+            "features": extractor.name,
+            "features_sha256": extractor.sha256,
+            "reference": reference,
+        }
+        record = {"schema": 1, "distance": distance, "images": images, **identifiers}
         store.write_bytes(name, json.dumps(record, indent=1).encode())
         return
-    if abs(distance - before["distance"]) > GUARD_TOLERANCE * abs(before["distance"]) + 1e-9:
+    if abs(distance - stored["distance"]) > CHECK_TOLERANCE * abs(stored["distance"]) + 1e-9:
         raise UserError(
-            f"{images:,} real held-out images are at {distance:.4g} from the reference {reference}, and were "
-            f"at {before['distance']:.4g} when it was first used: pixels, resizing, extractor or statistics "
-            f"changed; if that is meant, remove {store.url}/{name}"
+            f"{images:,} real validation images are at {distance:.4g} from the reference {reference}, "
+            f"and were at {stored['distance']:.4g} when it was first used: pixels, resizing, extractor or "
+            f"statistics changed; if this is intended, remove {store.url}/{name}"
         )

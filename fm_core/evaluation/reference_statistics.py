@@ -1,6 +1,7 @@
-"""Statistics of a reference as .npz files: mu [D] and sigma [D, D], as ADM, EDM and pytorch-fid have them.
+"""Reference statistics as .npz files: mu [D] and sigma [D, D], the format of ADM, EDM and pytorch-fid.
 
-Ours also say what they are of; those of others do not, and are taken at their user's word.
+Files written here also record their extractor and data set, which are checked; files of other programs do
+not, and are trusted.
 """
 
 import io
@@ -20,9 +21,10 @@ from fm_core.storage.atomic_files import write_bytes
 
 
 def read_statistics(path: Path, extractor: Extractor, manifest: Manifest) -> tuple[Gaussian, Tensor | None]:
-    """Mean and covariance from a file, and the images uint8 [N, C, S, S] in it (arr_0), if there are any.
+    """Read mean and covariance, and the images uint8 [N, C, S, S] (arr_0) if the file contains them.
 
-    Raises UserError for a file without statistics, and for those of another extractor or data set.
+    Raises:
+        UserError: the file has no statistics, or those of another extractor or data set.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -33,51 +35,49 @@ def read_statistics(path: Path, extractor: Extractor, manifest: Manifest) -> tup
             "an .npz with mu and sigma"
         ) from None
     if not {"mu", "sigma"} <= content.keys():
-        raise UserError(f"evaluate.reference {path} holds {', '.join(content) or 'nothing'}, no mu and sigma")
+        raise UserError(
+            f"evaluate.reference {path} contains {', '.join(content) or 'nothing'}, but no mu and sigma"
+        )
     mu, sigma = (torch.from_numpy(np.asarray(content[name], dtype=np.float64)) for name in ("mu", "sigma"))
     if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)) or not torch.isfinite(sigma).all():
         raise UserError(
-            f"evaluate.reference {path}: mu {list(mu.shape)} and sigma {list(sigma.shape)} are no mean and "
-            "covariance"
+            f"evaluate.reference {path}: mu {list(mu.shape)} and sigma {list(sigma.shape)} are not a mean "
+            "and a covariance"
         )
-    _refuse_strangers(path, content, extractor, manifest)
-    dimension = _dimension(extractor, manifest)
+    _check_provenance(path, content, extractor, manifest)
+    dimension = _feature_dimension(extractor, manifest)
     if len(mu) != dimension:
-        raise UserError(
-            f"evaluate.reference {path} is of {len(mu)} features; {extractor.name} has {dimension}"
-        )
+        raise UserError(f"evaluate.reference {path} has {len(mu)} features; {extractor.name} has {dimension}")
     count = int(content["images"]) if "images" in content else None
     return Gaussian(mu, sigma, count), _images(content.get("arr_0"), manifest)
 
 
 def write_statistics(path: Path, reference: Gaussian, extractor: Extractor, manifest: Manifest) -> None:
-    """Write mu, sigma and what they are of; the suffix is .npz."""
+    """Write mu, sigma and their provenance to `path`, whose suffix is .npz."""
     buffer = io.BytesIO()
-    facts: dict[str, Any] = {
+    provenance: dict[str, Any] = {
         "features": extractor.name,
         "features_sha256": extractor.sha256,
         "data": manifest.name,
         "data_version": manifest.version,
         **({"images": reference.count} if reference.count else {}),
     }
-    np.savez(buffer, mu=reference.mean.cpu().numpy(), sigma=reference.covariance.cpu().numpy(), **facts)
+    np.savez(buffer, mu=reference.mean.cpu().numpy(), sigma=reference.covariance.cpu().numpy(), **provenance)
     write_bytes(path, buffer.getvalue())
 
 
-def _refuse_strangers(path: Path, content: dict[str, Any], extractor: Extractor, manifest: Manifest) -> None:
-    ours = {
+def _check_provenance(path: Path, content: dict[str, Any], extractor: Extractor, manifest: Manifest) -> None:
+    expected = {
         "features": extractor.name,
         "features_sha256": extractor.sha256,
         "data_version": manifest.version,
     }
-    for key, value in ours.items():
+    for key, value in expected.items():
         if key in content and str(content[key]) != value:
-            raise UserError(
-                f"evaluate.reference {path} has {key} {str(content[key])[:40]}; this is {value[:40]}"
-            )
+            raise UserError(f"evaluate.reference {path} has {key} {str(content[key])[:40]}, not {value[:40]}")
 
 
-def _dimension(extractor: Extractor, manifest: Manifest) -> int:
+def _feature_dimension(extractor: Extractor, manifest: Manifest) -> int:
     return extractor(torch.zeros(1, *manifest.image_shape, dtype=torch.uint8))[0].shape[1]
 
 

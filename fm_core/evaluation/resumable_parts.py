@@ -1,8 +1,8 @@
-"""Work cut into numbered parts, each a file that is whole or not there.
+"""Resumable computation in numbered parts, each one file that is written atomically.
 
-What a part holds depends on its number alone, so that any number of processes may share a piece of work,
-exchange nothing, be interrupted, and leave the same files: reading them in order gives the same numbers to
-the last bit, whoever made them.
+The content of a part depends only on its number. Any number of processes can therefore share the work without
+communication and be interrupted; the files, read in order, are identical to the last bit whoever computed
+them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,35 +17,35 @@ from fm_core.storage.store import Store
 
 @dataclass(frozen=True)
 class ResumableParts:
-    """One piece of work over a range of images."""
+    """A computation over a range of images, split into parts."""
 
     phase: str
-    """What a person reads beside the bar."""
+    """Description shown with the progress bar."""
     store: Store
     name: str
     """Files are <name>-<first image>-<end>.safetensors."""
     ranges: Sequence[range]
     """The images of each part."""
     make: Callable[[int], Mapping[str, Tensor]]
-    """The content of a part, by its number."""
+    """Computes the content of a part from its number."""
 
     @property
     def images(self) -> int:
-        """Images of all parts."""
+        """Number of images of all parts."""
         return sum(map(len, self.ranges))
 
     def missing(self) -> list[int]:
-        """Numbers of the parts that are not there."""
-        there = self.store.sizes()
-        return [number for number in range(len(self.ranges)) if self._file(number) not in there]
+        """Numbers of the parts whose files do not exist."""
+        existing = self.store.sizes()
+        return [number for number in range(len(self.ranges)) if self._file(number) not in existing]
 
     def run(self, number: int) -> None:
-        """Make a part and write it."""
+        """Compute a part and write its file."""
         content = {name: tensor.contiguous() for name, tensor in self.make(number).items()}
         self.store.write_bytes(self._file(number), save(content))
 
     def read(self, number: int) -> dict[str, Tensor]:
-        """The content of a part; one that is damaged is made again."""
+        """Read a part; a missing or damaged one is computed again."""
         try:
             return load(self.store.read_bytes(self._file(number)))
         except (SafetensorError, FileNotFoundError):
@@ -53,11 +53,11 @@ class ResumableParts:
             return load(self.store.read_bytes(self._file(number)))
 
     def read_all(self) -> list[dict[str, Tensor]]:
-        """The content of every part, in order."""
+        """Read every part, in order."""
         return [self.read(number) for number in range(len(self.ranges))]
 
     def remove(self) -> None:
-        """Remove all parts."""
+        """Remove the files of all parts."""
         for number in range(len(self.ranges)):
             self.store.remove(self._file(number))
 
@@ -67,5 +67,5 @@ class ResumableParts:
 
 
 def split_ranges(images: int, part: int) -> list[range]:
-    """0 .. images - 1 in ranges of `part`, the last one shorter."""
+    """Split 0 .. images - 1 into ranges of length `part`; the last one may be shorter."""
     return [range(first, min(first + part, images)) for first in range(0, images, part)]

@@ -1,4 +1,4 @@
-"""Sampling and scoring against closed forms, on this machine: no weights, no network, under a minute."""
+"""Self-tests of sampling and evaluation against closed forms: no weights, no downloads, under a minute."""
 
 import math
 from collections.abc import Callable
@@ -11,10 +11,10 @@ from fm_core.errors import UserError
 from fm_core.evaluation.features.inception import torch_fidelity_module
 from fm_core.evaluation.metrics.feature_statistics import FeatureMoments, Gaussian
 from fm_core.evaluation.metrics.frechet import (
-    distance,
-    distance_alone,
+    estimate_frechet_distance,
     frechet_distance,
-    frechet_distance_of_few,
+    frechet_distance_low_rank,
+    frechet_distance_of_features,
 )
 from fm_core.evaluation.metrics.inception_score import inception_score
 from fm_core.evaluation.metrics.kid import kernel_distance
@@ -26,45 +26,45 @@ from fm_core.method.ode import ADAPTIVE, FIXED, Solver, solve
 from fm_core.run.results import Check
 
 PIXELS = 4
-"""Of the images of the likelihood's tests: the divergence is exact, one backward pass a pixel."""
+"""Pixels per image in the likelihood tests: the divergence is exact, one backward pass per pixel."""
 
 
 def self_tests() -> list[Check]:
-    """Every check of sampling and evaluation, in a fixed order."""
+    """Run every check of sampling and evaluation, in a fixed order."""
     return [
-        _checked("bits/dim of a uniform model", _uniform_model),
-        _checked("bits/dim of a Gaussian model", _gaussian_model),
-        _checked("probes of the divergence", _probes),
-        _checked("quantizer", _quantizer),
-        _checked("Fréchet distance", _frechet),
-        _checked("Fréchet distance of few images", _few_images),
-        _checked("real digits against themselves", _digits),
-        _checked("order of the images", _order),
+        _run_check("bits/dim of a uniform model", _uniform_model),
+        _run_check("bits/dim of a Gaussian model", _gaussian_model),
+        _run_check("probes of the divergence", _probes),
+        _run_check("quantizer", _quantizer),
+        _run_check("Fréchet distance", _frechet),
+        _run_check("Fréchet distance of few images", _few_images),
+        _run_check("real digits against themselves", _digits),
+        _run_check("order of the images", _order),
         *(_solver(method) for method in (*ADAPTIVE, *FIXED)),
-        _checked("extractor classifier", _classifier),
+        _run_check("extractor classifier", _classifier),
         _inception(),
     ]
 
 
-def _checked(name: str, test: Callable[[], str]) -> Check:
+def _run_check(name: str, test: Callable[[], str]) -> Check:
     try:
         return Check(name, True, test())
     except AssertionError as error:
         return Check(name, False, str(error))
-    except Exception as error:  # whatever is wrong with this machine is a finding
+    except Exception as error:  # any failure on this machine is a result of the check
         return Check(name, False, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
 
 
-def _near(found: float, expected: float, within: float, what: str) -> str:
-    assert abs(found - expected) <= within, f"{what}: {found:.8g}, and {expected:.8g} would be right"
-    return f"{what}: {found:.6g}, as it must be"
+def _check_close(actual: float, expected: float, tolerance: float, what: str) -> str:
+    assert abs(actual - expected) <= tolerance, f"{what}: {actual:.8g}, expected {expected:.8g}"
+    return f"{what}: {actual:.6g}, as expected"
 
 
 def _uniform_model() -> str:
-    """Noise z goes straight to 2 Phi(z) - 1, which is uniform on [-1, 1): 8 bits for 256 levels."""
+    """Noise z moves straight to 2 Phi(z) - 1, which is uniform on [-1, 1): 8 bits for 256 levels."""
 
     def velocity(t: Tensor, x: Tensor) -> Tensor:
-        # Where the path through x began, by bisection; one step of Newton's makes it differentiable in x.
+        # The starting point of the path through x, by bisection; one Newton step makes it differentiable.
         low, high = torch.full_like(x, -9.0), torch.full_like(x, 9.0)
         for _ in range(60):
             middle = (low + high) / 2
@@ -85,12 +85,12 @@ def _uniform_model() -> str:
         Solver("rk4", steps=200),
         Exact(),
     )
-    worst = (bits.first - 8).abs().amax().item()
-    return _near(8 + worst, 8, 1e-3, "bits/dim of the image that is furthest off")
+    worst = (bits.single_sample - 8).abs().amax().item()
+    return _check_close(8 + worst, 8, 1e-3, "bits/dim of the image with the largest error")
 
 
 def _gaussian_model() -> str:
-    """The linear field a x carries N(0, 1) to N(0, exp(2 a))."""
+    """The linear vector field a x maps N(0, 1) to N(0, exp(2 a))."""
     rate, quantizer = -0.7, Quantizer(256)
     pixels = torch.arange(0, 256, 8, dtype=torch.uint8).view(-1, PIXELS)
     draws = torch.full((1, *pixels.shape), 0.25)
@@ -99,16 +99,18 @@ def _gaussian_model() -> str:
     x = quantizer.dequantize(pixels, draws[0]).double() / math.exp(rate)
     nats = 0.5 * x.square().mean(1) + rate + 0.5 * math.log(2 * math.pi)
     expected = (nats / math.log(2) + quantizer.bits_offset).mean().item()
-    return _near(bits.first.mean().item(), expected, 1e-4, "bits/dim")
+    return _check_close(bits.single_sample.mean().item(), expected, 1e-4, "bits/dim")
 
 
 def _probes() -> str:
     """Rademacher probes are exact where the Jacobian is diagonal."""
     x, generator = torch.linspace(-1, 1, 8).view(2, 4), torch.Generator().manual_seed(0)
     signs = torch.randint(0, 2, (3, 2, 4), generator=generator) * 2.0 - 1
-    _, found = Hutchinson(signs).with_velocity(lambda t, x: torch.sin(x), torch.tensor(0.5), x)
+    _, divergence = Hutchinson(signs).with_velocity(lambda t, x: torch.sin(x), torch.tensor(0.5), x)
     expected = torch.cos(x).sum(1, keepdim=True).expand(-1, 3)
-    return _near((found - expected).abs().amax().item(), 0, 1e-5, "difference from the exact divergence")
+    return _check_close(
+        (divergence - expected).abs().amax().item(), 0, 1e-5, "difference from the exact divergence"
+    )
 
 
 def _quantizer() -> str:
@@ -116,8 +118,8 @@ def _quantizer() -> str:
         pixels, quantizer = torch.arange(levels, dtype=torch.uint8), Quantizer(levels)
         for u in (0.0, 0.5, 1 - 2**-24):
             back = quantizer.quantize(quantizer.dequantize(pixels, torch.full((levels,), u)))
-            assert torch.equal(back, pixels), f"{levels} levels do not come back at u = {u}"
-    return "2, 17 and 256 levels come back from anywhere in their bins"
+            assert torch.equal(back, pixels), f"{levels} levels are not recovered at u = {u}"
+    return "2, 17 and 256 levels are recovered from anywhere in their bins"
 
 
 def _rows(count: int, dimension: int, seed: int, scale: float = 1.0) -> Tensor:
@@ -133,25 +135,27 @@ def _frechet() -> str:
     other = Gaussian(
         torch.tensor([1.0, 0.0, 3.5]).double(), torch.diag(torch.tensor([4.0, 4, 1]).double()), None
     )
-    found = frechet_distance(FeatureMoments(count, count * mean, products), other)
-    return _near(found, 4 + 0.25 + 1 + 0 + 4, 1e-8, "distance of two known Gaussians")
+    actual = frechet_distance(FeatureMoments(count, count * mean, products), other)
+    return _check_close(actual, 4 + 0.25 + 1 + 0 + 4, 1e-8, "distance of two known Gaussians")
 
 
 def _few_images() -> str:
     few, many = _rows(20, 64, 0), Gaussian.of(FeatureMoments.of(_rows(400, 64, 1)))
-    exact = frechet_distance_of_few(few, many)
-    return _near(
+    exact = frechet_distance_low_rank(few, many)
+    return _check_close(
         frechet_distance(FeatureMoments.of(few), many), exact, 1e-6 * exact, "20 images of 64 features"
     )
 
 
 def _digits() -> str:
     pixels = _digits_and_labels()[0].flatten(1).float()
-    found = distance_alone(pixels, Gaussian.of(FeatureMoments.of(pixels)))
-    near = precision_and_recall(pixels[:500], pixels[:500])
-    assert near.precision == near.recall == 1, f"precision {near.precision} and recall {near.recall}, not 1"
+    distance = frechet_distance_of_features(pixels, Gaussian.of(FeatureMoments.of(pixels)))
+    pr = precision_and_recall(pixels[:500], pixels[:500])
+    assert pr.precision == pr.recall == 1, f"precision {pr.precision} and recall {pr.recall}, not 1"
     trace = FeatureMoments.of(pixels).covariance.trace().item()
-    return _near(found / trace, 0, 1e-9, f"{len(pixels):,} digits, distance in units of their variance")
+    return _check_close(
+        distance / trace, 0, 1e-9, f"{len(pixels):,} digits, distance relative to their variance"
+    )
 
 
 def _digits_and_labels() -> tuple[Tensor, Tensor]:
@@ -169,51 +173,51 @@ def _order() -> str:
     shuffled = rows[torch.randperm(400, generator=torch.Generator().manual_seed(0))]
     reference = Gaussian.of(FeatureMoments.of(real))
     pairs = {
-        "Fréchet distance": [distance(part, reference).value for part in (rows, shuffled)],
+        "Fréchet distance": [estimate_frechet_distance(part, reference).value for part in (rows, shuffled)],
         "kernel distance": [kernel_distance(part, real).value for part in (rows, shuffled)],
         "Inception Score": [inception_score(part.softmax(1)).value for part in (rows, shuffled)],
         "precision": [precision_and_recall(part, real).precision for part in (rows, shuffled)],
     }
-    for name, (one, other) in pairs.items():
-        _near(one, other, 1e-8, name)
+    for name, (ordered, reordered) in pairs.items():
+        _check_close(reordered, ordered, 1e-8, name)
     return f"{', '.join(pairs)} do not depend on it"
 
 
 def _solver(method: str) -> Check:
-    """Du/dt = -x from 1 ends at exp(-1)."""
+    """Solve dx/dt = -x from 1 to exp(-1)."""
 
     def test() -> str:
         adaptive = method in ADAPTIVE
-        solver = Solver(method, 1e-6, 1e-6) if adaptive else _fixed(method)
-        run = solve(lambda t, x: -x, torch.ones(3, 2, dtype=torch.float64), (0.0, 1.0), solver)
-        within = 1e-4 if adaptive else 0.01 if method == "euler" else 1e-3
-        told = _near(run.x.mean().item(), math.exp(-1), within, "exp(-1)")
-        return f"{told}, in {run.nfe} evaluations"
+        solver = Solver(method, 1e-6, 1e-6) if adaptive else _fixed_step_solver(method)
+        solution = solve(lambda t, x: -x, torch.ones(3, 2, dtype=torch.float64), (0.0, 1.0), solver)
+        tolerance = 1e-4 if adaptive else 0.01 if method == "euler" else 1e-3
+        message = _check_close(solution.x.mean().item(), math.exp(-1), tolerance, "exp(-1)")
+        return f"{message}, in {solution.nfe} evaluations"
 
-    return _checked(f"solver {method}", test)
+    return _run_check(f"solver {method}", test)
 
 
-def _fixed(method: str) -> Solver:
+def _fixed_step_solver(method: str) -> Solver:
     tolerances = (1e-6, 1e-6) if method == "implicit_adams" else (None, None)
     return Solver(method, *tolerances, steps=40)
 
 
 def _classifier() -> str:
-    from fm_core.evaluation.features.classifier import read, train_classifier
+    from fm_core.evaluation.features.classifier import predict, train_classifier
 
     pixels, labels = _digits_and_labels()
     classifier = train_classifier(pixels[:64], labels[:64], 17, 10, seed=0, steps=2, batch_size=16)
-    features, _ = read(classifier, pixels[:8], 17)
+    features, _ = predict(classifier, pixels[:8], 17)
     assert torch.isfinite(features).all(), "its features are not finite"
-    return f"trains and gives {features.shape[1]} features (evaluate.features classifier)"
+    return f"trains and returns {features.shape[1]} features (evaluate.features classifier)"
 
 
 def _inception() -> Check:
-    """Not having it is no fault of the machine: it is an extra."""
+    """Check torch-fidelity, an optional extra: it passes if the package is not installed."""
     name = "extractor inception"
     try:
         torch_fidelity_module("feature_extractor_inceptionv3")
     except UserError as error:
         missing = "No module named" in str(error)
-        return Check(name, missing, f"not there ({error})" if missing else str(error))
-    return Check(name, True, "torch-fidelity's module imports; FID needs evaluate.weights besides")
+        return Check(name, missing, f"not installed ({error})" if missing else str(error))
+    return Check(name, True, "torch-fidelity's module can be imported; FID also needs evaluate.weights")

@@ -1,4 +1,4 @@
-"""A path from two functions of t."""
+"""Affine path given as two functions of t, differentiated by autograd."""
 
 from collections.abc import Callable
 
@@ -11,13 +11,16 @@ from fm_core.method.types import Interval
 
 
 class Affine(Path):
-    """Any path x_t = alpha(t) x1 + sigma(t) x0 given as two functions, which autograd differentiates.
+    """A path x_t = alpha(t) x1 + sigma(t) x0 from two arbitrary functions of t.
 
     Args:
         alpha: function of t, [N] -> [N], made of torch operations.
-        sigma: the same.
-        interval: where both functions and their derivatives are finite.
-        source_std: standard deviation of the ODE's source; sigma at the interval's start unless given.
+        sigma: function of t, [N] -> [N], made of torch operations.
+        interval: (start, end) inside [0, 1] on which both functions and their derivatives are finite.
+        source_std: standard deviation of the ODE's source; by default sigma at the interval's start.
+
+    Raises:
+        UserError: the interval is not increasing or not inside [0, 1].
     """
 
     def __init__(
@@ -35,28 +38,28 @@ class Affine(Path):
 
     @property
     def interval(self) -> Interval:
-        """As given."""
+        """The interval of t given to the constructor."""
         return self._interval
 
     @property
     def source_std(self) -> float:
-        """As given, or sigma at the start."""
+        """The value given to the constructor, or sigma at the interval's start."""
         return self._source_std
 
     def alpha(self, t: Tensor) -> Tensor:
-        """As given."""
+        """The function `alpha` given to the constructor."""
         return self._alpha(t)
 
     def sigma(self, t: Tensor) -> Tensor:
-        """As given."""
+        """The function `sigma` given to the constructor."""
         return self._sigma(t)
 
     def d_alpha(self, t: Tensor) -> Tensor:
-        """By autograd."""
+        """Derivative of alpha, by autograd."""
         return derivative(self._alpha, t)
 
     def d_sigma(self, t: Tensor) -> Tensor:
-        """By autograd."""
+        """Derivative of sigma, by autograd."""
         return derivative(self._sigma, t)
 
 

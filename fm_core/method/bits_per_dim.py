@@ -1,9 +1,10 @@
-"""Bits per dimension of images, by uniform dequantisation (the paper's App. C and eqs. 36, 37).
+"""Bits per dimension of images, by uniform dequantization (App. C and eqs. 36, 37).
 
-With u uniform in the bin of each pixel, log p(x + u) is on average a lower bound on the log-probability of
-the pixels, and log (1/K) sum_k p(x + u_k) a tighter one: but only as far as each log-density is exact.
-Hutchinson's noise enters the exponential and makes the K-sample number look better than it is, by as much as
-the whole gain when every draw has a fresh probe. So all K draws share the probes, and the headline is K = 1.
+With u uniform in the bin of each pixel, log p(x + u) is in expectation a lower bound on the log-probability
+of the pixels, and log (1/K) sum_k p(x + u_k) is a tighter one, provided that each log-density is exact. The
+noise of Hutchinson's estimator enters the exponential and biases the K-sample bound favorably, by as much as
+its entire gain if every draw has fresh probes. Therefore all K draws share their probes, and the number that
+is reported first has K = 1.
 """
 
 import math
@@ -23,11 +24,11 @@ from fm_core.method.types import Interval, Velocity
 class ImageBits:
     """Bits/dim of each image of a batch."""
 
-    first: Tensor  # [N] float64: K = 1, the headline
-    k_sample: Tensor  # [N] float64: all K draws; equals `first` when K = 1
-    per_probe: Tensor  # [N, P] float64: K = 1 by each probe alone
+    single_sample: Tensor  # [N] float64: K = 1, from draw 0
+    k_sample: Tensor  # [N] float64: all K draws; equals `single_sample` when K = 1
+    per_probe: Tensor  # [N, P] float64: K = 1, from each probe alone
     k: int
-    nfe: int  # forwards of the network for each image, over all K draws
+    nfe: int  # network evaluations per image, summed over the K draws
 
 
 def bits_per_dim(
@@ -44,16 +45,16 @@ def bits_per_dim(
 
     Args:
         velocity: u(t, x).
-        pixels: uint8 [N, ...], grey levels 0 .. quantizer.levels - 1.
-        quantizer: the map the model was trained with.
-        draws: uniform in [0, 1), [K, N, ...]; draw 0 is the headline's.
-        interval: the objective's.
-        solver: the method.
+        pixels: uint8 [N, ...], intensity levels 0 .. quantizer.levels - 1.
+        quantizer: the quantizer that the model was trained with.
+        draws: uniform in [0, 1), [K, N, ...]; draw 0 gives the K = 1 value.
+        interval: the objective's interval of t.
+        solver: the ODE solver.
         divergence: Exact() or Hutchinson(probes), shared by all draws.
-        source_std: the path's.
+        source_std: the path's source_std.
 
     Raises:
-        ValueError: the draws do not have the shape [K, *pixels.shape].
+        ValueError: `draws` is not of shape [K, *pixels.shape].
     """
     if draws.shape[1:] != pixels.shape or draws.shape[0] < 1:
         raise ValueError(f"draws must be [K, *{list(pixels.shape)}], not {list(draws.shape)}")
@@ -67,7 +68,7 @@ def bits_per_dim(
         return -log_densities / (dimension * math.log(2)) + quantizer.bits_offset
 
     return ImageBits(
-        first=bits(results[0].log_density),
+        single_sample=bits(results[0].log_density),
         k_sample=bits(log_mean_exp(torch.stack([result.log_density for result in results]))),
         per_probe=bits(results[0].per_probe),
         k=len(results),
@@ -77,16 +78,16 @@ def bits_per_dim(
 
 @dataclass(frozen=True)
 class BitsSummary:
-    """Bits/dim over a set of images."""
+    """Mean bits/dim over a set of images."""
 
     value: float  # mean over the images
-    stderr: float | None  # of that mean; None for a single image
+    stderr: float | None  # standard error of the mean; None for a single image
     images: int
-    probe_std: float | None  # of one image's value by one probe; None unless there were two probes or more
+    probe_std: float | None  # of one image's value from one probe; None with fewer than two probes
 
 
 def summarize(bits: Tensor, per_probe: Tensor | None = None) -> BitsSummary:
-    """Mean, standard error and probe deviation of bits/dim [N] and, if wanted, those by each probe [N, P]."""
+    """Mean and standard error of bits/dim [N]; standard deviation over probes from `per_probe` [N, P]."""
     images = bits.shape[0]
     stderr = float(bits.std() / math.sqrt(images)) if images > 1 else None
     several = per_probe is not None and per_probe.shape[1] > 1

@@ -1,4 +1,4 @@
-"""Which objective goes with which path, and over which interval of t.
+"""Compatibility of objectives and paths: the interval of t on which each pair is defined.
 
     objective            optimal-transport  variance-preserving  variance-exploding  cosine
     flow-matching        [0, 1]             [0, 1 - 1e-5]        [0, 1]              [0, 1]
@@ -8,17 +8,17 @@
     data-prediction      [0, 1 - 1e-3]      [0, 1 - 1e-5]        [0, 1]              [0, 1 - 6.4e-4]
     maximum-likelihood   [0, 1]             [0, 1 - 1e-5]        [0, 1]              [0, 1]
 
-The rules behind the table, which also judge paths and objectives from outside (`supported_pairs` in named.py
-computes it, and a test holds it to the text above):
+The rules behind the table; they apply to user-defined paths and objectives too (`supported_pairs` in
+registry.py computes the table, and a test compares it with the text above):
 
-* The score and the noise give a velocity by division by alpha_t. Where alpha_t = 0 the ODE's noise end is
-  lost; a start a little later would be from the wrong law, with the network's error blown up by 1 / alpha_t:
-  refused. ScoreFlow's weight, g_t^2, is infinite there too, and it must not be negative: noise must only grow
-  towards t = 0, as in a diffusion.
-* The data give a velocity by division by sigma_t. Stopping early only leaves noise of standard deviation
-  sigma_t on the sample, so the interval is cut where sigma_t falls below 1e-3: an eighth of a grey level, and
-  where the paper's epsilon cuts the VP path.
-* Maximum likelihood ignores alpha_t and sigma_t and takes the path's interval and source only.
+* A score or noise prediction is converted to a velocity by division by alpha_t. Where alpha_t = 0 the ODE
+  cannot start at noise, and starting slightly later would draw from the wrong distribution, with the
+  network's error amplified by 1 / alpha_t: refused. ScoreFlow's weight g_t^2 is infinite there too, and it
+  must not be negative: noise may only increase towards t = 0, as in a diffusion.
+* A data prediction is converted to a velocity by division by sigma_t. Stopping early only leaves noise of
+  standard deviation sigma_t on the sample, so the interval ends where sigma_t falls below 1e-3: an eighth of
+  an intensity level, and where the paper's epsilon ends the VP path.
+* Maximum likelihood ignores alpha_t and sigma_t; it uses the path's interval and source only.
 """
 
 import torch
@@ -32,10 +32,10 @@ SIGMA_FLOOR = 1e-3
 
 
 def require_positive_alpha(objective: str, path: Path) -> Interval:
-    """The path's interval, if alpha_t stays above ALPHA_FLOOR on it.
+    """Return the path's interval; refuse a path whose alpha_t falls below ALPHA_FLOOR on it.
 
     Raises:
-        UserError: it does not.
+        UserError: alpha_t falls below ALPHA_FLOOR.
     """
     start, end = path.interval
     pair = f"{objective} cannot be used on the path {path.name or type(path).__name__}"
@@ -51,11 +51,11 @@ def require_positive_alpha(objective: str, path: Path) -> Interval:
     return path.interval
 
 
-def require_diffusion(objective: str, path: Path) -> Interval:
-    """The path's interval, if alpha_t is positive and g_t^2 not negative on it.
+def require_diffusion_path(objective: str, path: Path) -> Interval:
+    """Return the path's interval; refuse a path that is not a diffusion: alpha_t > 0 and g_t^2 >= 0.
 
     Raises:
-        UserError: it is not.
+        UserError: alpha_t falls below ALPHA_FLOOR, or g_t^2 is negative.
     """
     interval = require_positive_alpha(objective, path)
     t = torch.linspace(*interval, 1001, dtype=torch.float64)
@@ -67,26 +67,26 @@ def require_diffusion(objective: str, path: Path) -> Interval:
     return interval
 
 
-def cut_where_sigma_vanishes(objective: str, path: Path) -> Interval:
-    """The path's interval up to the first t where sigma_t falls below SIGMA_FLOOR.
+def truncate_at_sigma_floor(objective: str, path: Path) -> Interval:
+    """Return the path's interval, ended where sigma_t falls below SIGMA_FLOOR.
 
     Raises:
-        UserError: it is below from the start.
+        UserError: sigma_t is below SIGMA_FLOOR at the start already.
     """
     start, end = path.interval
 
-    def noisy(t: float) -> bool:
+    def above_floor(t: float) -> bool:
         return float(path.sigma(torch.tensor(t, dtype=torch.float64))) >= SIGMA_FLOOR
 
-    if not noisy(start):
+    if not above_floor(start):
         raise UserError(
             f"{objective} cannot be used on the path {path.name or type(path).__name__}: its velocity "
             f"divides by sigma_t, which is below {SIGMA_FLOOR} from t = {start} on; use flow-matching"
         )
-    if noisy(end):
+    if above_floor(end):
         return path.interval
     low, high = start, end
     while high - low > 1e-12:
         middle = (low + high) / 2
-        low, high = (middle, high) if noisy(middle) else (low, middle)
+        low, high = (middle, high) if above_floor(middle) else (low, middle)
     return (start, low)

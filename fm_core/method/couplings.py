@@ -1,7 +1,7 @@
-"""Which noise goes with which data.
+"""Couplings: the joint distribution of noise x0 and data x1.
 
-A coupling pairs x0 with x1, both [N, ...]: it may reorder x0, and leaves x1, its label and its place in the
-stream where they are.
+A coupling pairs x0 with x1, both [N, ...]. It may reorder x0; x1, its label and its stream position stay
+where they are.
 """
 
 from abc import ABC, abstractmethod
@@ -12,34 +12,35 @@ from torch import Tensor
 
 from fm_core.errors import UserError
 
-Paired = tuple[Tensor, Tensor, Tensor | None]
+PairedBatch = tuple[Tensor, Tensor, Tensor | None]
 
 
 class Coupling(ABC):
-    """A rule of pairing.
+    """Base class of couplings; `name` is what configuration files call it.
 
     `block` is the number of consecutive stream positions that are paired among themselves. A micro-batch must
-    begin at a multiple of it and hold whole blocks: the pairing then does not depend on the number of
-    processes.
+    begin at a multiple of `block` and hold complete blocks, so that the pairing does not depend on the number
+    of processes.
     """
 
     name: ClassVar[str]
     block: int = 1
 
     @abstractmethod
-    def pair(self, x0: Tensor, x1: Tensor, label: Tensor | None = None) -> Paired:
-        """(x0, x1, label) paired; shapes [N, ...], [N, ...], [N]."""
+    def pair(self, x0: Tensor, x1: Tensor, label: Tensor | None = None) -> PairedBatch:
+        """Return (x0, x1, label) paired; shapes [N, ...], [N, ...], [N]."""
 
     def check(self, micro_batch: int, first_position: int = 0) -> None:
-        """Refuse a micro-batch that does not hold whole blocks.
+        """Refuse a micro-batch that does not consist of complete blocks.
 
         Raises:
-            UserError: it does not.
+            UserError: its size or first position is not a multiple of `block`.
         """
         if micro_batch % self.block or first_position % self.block:
             raise UserError(
-                f"{self.name} pairs blocks of {self.block} consecutive examples, so a micro-batch must hold "
-                f"whole blocks; one of {micro_batch} beginning at position {first_position} does not"
+                f"{self.name} pairs blocks of {self.block} consecutive examples: the size and first position "
+                f"of a micro-batch must be multiples of {self.block}, not {micro_batch} at position "
+                f"{first_position}"
             )
 
 
@@ -49,6 +50,6 @@ class Independent(Coupling):
 
     name: ClassVar[str] = "independent"
 
-    def pair(self, x0: Tensor, x1: Tensor, label: Tensor | None = None) -> Paired:
-        """As they came."""
+    def pair(self, x0: Tensor, x1: Tensor, label: Tensor | None = None) -> PairedBatch:
+        """Return the arguments unchanged."""
         return x0, x1, label

@@ -1,8 +1,9 @@
-"""Pixels to numbers and back: scaling, dequantising, quantising and the bits/dim offset, which must agree.
+"""Conversion between uint8 pixels and model inputs: scaling, dequantization, quantization, bits/dim offset.
 
-A pixel k in 0 .. levels-1 owns the bin [2 k / levels - 1, 2 (k + 1) / levels - 1) of [-1, 1). For 256 levels
-this is the paper's map x = 2^-7 (k + u) - 1 and its offset of 7 bits (eqs. 36 and 37). (Training on k / 127.5
-- 1 and scoring on this map would shift the data by up to half a bin.)
+All four must agree, hence one class. A pixel k in 0 .. levels-1 owns the bin
+[2 k / levels - 1, 2 (k + 1) / levels - 1) of [-1, 1). For 256 levels this is the paper's map
+x = 2^-7 (k + u) - 1 with its offset of 7 bits (eqs. 36 and 37). Training on k / 127.5 - 1 and evaluating with
+this map would shift the data by up to half a bin.
 """
 
 import math
@@ -16,10 +17,13 @@ from fm_core.errors import UserError
 
 @dataclass(frozen=True)
 class Quantizer:
-    """The one map between grey levels and the model's numbers.
+    """The map between intensity levels and the range [-1, 1) of the model.
 
     Args:
-        levels: number of grey levels, 2 to 256 (256 for photographs, 17 for scikit-learn's digits).
+        levels: number of intensity levels, 2 to 256 (256 for photographs, 17 for scikit-learn's digits).
+
+    Raises:
+        UserError: levels is out of range.
     """
 
     levels: int = 256
@@ -34,33 +38,33 @@ class Quantizer:
         return math.log2(self.levels / 2)
 
     def scale(self, pixels: Tensor) -> Tensor:
-        """Bin centres, float32, of uint8 pixels of any shape: 2 (k + 1/2) / levels - 1."""
-        return 2 * (self._checked(pixels) + 0.5) / self.levels - 1
+        """Bin centers 2 (k + 1/2) / levels - 1, float32, of uint8 pixels of any shape."""
+        return 2 * (self._as_float(pixels) + 0.5) / self.levels - 1
 
     def dequantize(self, pixels: Tensor, u: Tensor) -> Tensor:
-        """Uniform dequantisation 2 (k + u) / levels - 1, float32.
+        """Uniform dequantization 2 (k + u) / levels - 1, float32.
 
         Args:
             pixels: uint8, any shape.
             u: uniform in [0, 1), the same shape.
         """
-        # u is rounded to the middle of one of 2^15 cells: then k + u is exact in float32 (255.99999999 is
-        # not) and quantise() always gives the pixel back.
+        # u is rounded to the middle of one of 2^15 intervals: then k + u is exact in float32 (255.99999999
+        # is not) and quantize() always returns the pixel.
         u = (torch.floor(u.to(torch.float32) * 2**15) + 0.5) / 2**15
-        return 2 * (self._checked(pixels) + u) / self.levels - 1
+        return 2 * (self._as_float(pixels) + u) / self.levels - 1
 
     def quantize(self, x: Tensor) -> Tensor:
         """The pixel whose bin holds x, uint8: floor((x + 1) levels / 2), clamped to 0 .. levels-1.
 
         Raises:
-            ValueError: x holds a NaN, which would otherwise become a pixel.
+            ValueError: x contains a NaN, which would otherwise become a pixel.
         """
         if torch.isnan(x).any():
-            raise ValueError("cannot quantise an image with NaNs")
+            raise ValueError("cannot quantize an image with NaNs")
         pixels = torch.floor((x.to(torch.promote_types(x.dtype, torch.float32)) + 1) * (self.levels / 2))
         return pixels.clamp(0, self.levels - 1).to(torch.uint8)
 
-    def _checked(self, pixels: Tensor) -> Tensor:
+    def _as_float(self, pixels: Tensor) -> Tensor:
         if pixels.dtype != torch.uint8:
             raise TypeError(f"pixels must be uint8, not {pixels.dtype}")
         return pixels.to(torch.float32)

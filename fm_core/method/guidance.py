@@ -1,4 +1,4 @@
-"""Class-conditional (classifier-free) guidance of a velocity (Ho and Salimans 2022)."""
+"""Classifier-free guidance of a velocity (Ho and Salimans 2022)."""
 
 from dataclasses import dataclass
 
@@ -10,20 +10,20 @@ from fm_core.method.types import Network, Velocity
 
 
 @dataclass(frozen=True)
-class Guided:
-    """u_guided = u(x | no label) + scale (u(x | label) - u(x | no label)).
+class GuidedVelocity:
+    """Guided velocity u(x | no label) + scale (u(x | label) - u(x | no label)).
 
-    Every objective's velocity is affine in its prediction, so guiding the velocity is guiding the score, the
-    noise or the data by the same scale.
+    The velocity of every objective is affine in its prediction, so guiding the velocity equals guiding the
+    score, noise or data prediction with the same scale.
     """
 
     conditional: Velocity
     unconditional: Velocity
     scale: float
-    forwards: int = 2  # of the network, for each image and call
+    forwards: int = 2  # network evaluations per image and call
 
     def __call__(self, t: Tensor, x: Tensor) -> Tensor:
-        """The guided velocity at t, scalar or [N], and x [N, ...]."""
+        """Return the guided velocity [N, ...] at t, scalar or [N], and x [N, ...]."""
         unconditional = self.unconditional(t, x)
         return unconditional + self.scale * (self.conditional(t, x) - unconditional)
 
@@ -35,20 +35,21 @@ def guided_velocity(
     scale: float,
     null_label: Tensor | None = None,
 ) -> Velocity:
-    """The velocity of images of the given classes, with guidance.
+    """Class-conditional velocity with classifier-free guidance.
 
     Args:
-        objective: what the network was trained for.
-        network: trained with labels, and without them for a part of the examples.
+        objective: the objective that the network was trained with.
+        network: trained with label dropout: with labels, and for part of the examples without.
         label: int64 [N].
-        scale: 1 is the plain conditional velocity, at one forward a call; more trades diversity for fidelity.
-        null_label: what the network takes for no label: None, or int64 [N].
+        scale: 1 is the plain conditional velocity, at one network evaluation per call; more trades diversity
+            for fidelity.
+        null_label: what the network expects in place of a label: None, or int64 [N].
 
     Raises:
         UserError: the scale is negative.
     """
     if scale < 0:
-        raise UserError(f"the guidance scale must not be negative; 1 is no guidance; not {scale}")
+        raise UserError(f"the guidance scale must be at least 0 (1 is no guidance), not {scale}")
     if scale == 1:
         return objective.velocity(network, label)
-    return Guided(objective.velocity(network, label), objective.velocity(network, null_label), scale)
+    return GuidedVelocity(objective.velocity(network, label), objective.velocity(network, null_label), scale)

@@ -1,10 +1,10 @@
 """Log-densities by the instantaneous change of variables (eqs. 27 to 34).
 
-Time runs from t = 0 (noise) to t = 1 (data). From x1 at the interval's end the ODE is run back to its start,
+The ODE is solved from x1 at the end of the interval (data) back to its start (noise):
 
     log p(x1) = log N(x_start; 0, s^2 I) - integral of div u_t(x_t) dt over the interval,
 
-which is the exact log-density of the model: the pushforward of its stated source over its stated interval.
+which is the exact log-density of the model: the pushforward of its source N(0, s^2 I) over its interval.
 """
 
 import math
@@ -20,13 +20,13 @@ from fm_core.method.types import Interval, Velocity
 
 @dataclass(frozen=True)
 class LogDensity:
-    """The log-density of each example and what it cost."""
+    """The log-density of each example and the cost of computing it."""
 
     log_density: Tensor  # [N] float64, nats: the mean over probes, unbiased
-    per_probe: Tensor  # [N, P] float64, nats: by each probe alone (P = 1 if exact)
-    source: Tensor  # [N, ...]: the point the example came from
-    nfe: int  # forwards of the network for each image
-    accepted: int | None
+    per_probe: Tensor  # [N, P] float64, nats: from each probe alone (P = 1 if exact)
+    source: Tensor  # [N, ...]: the state at the start of the interval, noise
+    nfe: int  # network evaluations per image
+    accepted: int | None  # solver steps; None where the solver does not report them
     rejected: int | None
 
 
@@ -38,46 +38,46 @@ def log_density(
     divergence: Divergence,
     source_std: float = 1.0,
 ) -> LogDensity:
-    """Log-density at x1 of the model that carries N(0, source_std^2 I) along the velocity over the interval.
+    """Log-density at x1 of the pushforward of N(0, source_std^2 I) by the velocity over the interval.
 
     Args:
         velocity: u(t, x), t scalar, x [N, ...]; must be differentiable in x.
         x1: [N, ...], float32 or better, at interval[1].
-        interval: (start, end) with start < end, the objective's; the ODE is run from end to start.
-        solver: the method. Fixed Euler makes densities look better than they are.
+        interval: (start, end) with start < end, the objective's; the ODE is solved from end to start.
+        solver: the ODE solver. Fixed-step Euler overestimates densities.
         divergence: Exact() or Hutchinson(probes).
-        source_std: the path's.
+        source_std: the path's source_std.
 
     Raises:
-        ValueError: the interval does not increase.
-        ArithmeticError: from the solver.
+        ValueError: the interval is not increasing.
+        ArithmeticError: the solve failed, see `solve`.
     """
     start, end = interval
     if not start < end:
-        raise ValueError(f"the interval must run from noise to data, not {interval}")
+        raise ValueError(f"the interval must increase, from noise to data, not {interval}")
     dimension = x1[0].numel()
 
     def field(t: Tensor, state: State) -> State:
         u, trace = divergence.with_velocity(velocity, t, state[0])
-        # Per dimension, so that the solver's tolerance means nats a dimension: fewer steps, the same result.
+        # Per dimension, so that the solver's tolerance is in nats per dimension: fewer steps, same result.
         return u, trace / dimension
 
-    initial = (x1, x1.new_zeros(x1.shape[0], divergence.columns))
-    run = integrate(field, initial, (end, start), solver)
-    x0, change = run.states[0][-1], run.states[1][-1]
-    # Run from end to start, the state holds *minus* the integral from start to end.
+    initial = (x1, x1.new_zeros(x1.shape[0], divergence.probe_count))
+    result = integrate(field, initial, (end, start), solver)
+    x0, change = result.states[0][-1], result.states[1][-1]
+    # Solved from end to start, the state holds *minus* the integral from start to end.
     per_probe = normal_log_density(x0, source_std)[:, None] + change.double() * dimension
-    nfe = run.calls * forwards_per_call(velocity)
-    return LogDensity(per_probe.mean(1), per_probe, x0, nfe, run.accepted, run.rejected)
+    nfe = result.calls * forwards_per_call(velocity)
+    return LogDensity(per_probe.mean(1), per_probe, x0, nfe, result.accepted, result.rejected)
 
 
 def normal_log_density(x: Tensor, std: float) -> Tensor:
-    """The log-density of N(0, std^2 I) at x [N, ...] in nats, [N] float64: thousands of terms are summed."""
+    """Log-density of N(0, std^2 I) at x [N, ...] in nats, [N]; float64, as it sums thousands of terms."""
     flat = x.flatten(1).double()
     constant = flat.shape[1] * (math.log(std) + 0.5 * math.log(2 * math.pi))
     return -0.5 * (flat / std).square().sum(1) - constant
 
 
 def log_mean_exp(log_densities: Tensor) -> Tensor:
-    """The value log (1/K) sum_k exp(l_k) over the first dimension of [K, ...]."""
+    """Return log (1/K) sum_k exp(l_k) over the first dimension of [K, ...]."""
     return torch.logsumexp(log_densities, dim=0) - math.log(log_densities.shape[0])

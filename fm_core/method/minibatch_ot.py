@@ -1,7 +1,7 @@
-"""Minibatch optimal transport: noise and data of a block are paired by least squared distance.
+"""Minibatch optimal transport: pairing noise and data within a block by least total squared distance.
 
-Pooladian et al. (2023), "Multisample Flow Matching", and Tong et al. (2024). The plan between two uniform
-measures of one size is a permutation, so each block is an assignment problem.
+Pooladian et al. (2023), "Multisample Flow Matching", and Tong et al. (2024). The optimal plan between
+two uniform measures of equal size is a permutation, so each block is an assignment problem.
 """
 
 from dataclasses import dataclass
@@ -13,17 +13,21 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from fm_core.errors import UserError
-from fm_core.method.couplings import Coupling, Paired
+from fm_core.method.couplings import Coupling, PairedBatch
 
 
 @dataclass(frozen=True)
 class MinibatchOptimalTransport(Coupling):
     """Exact optimal transport inside each block, without replacement (Pooladian et al. 2023).
 
-    Label-blind: with class-conditional data it biases the noise a class sees (torchcfm issue 117).
+    It ignores labels: with class-conditional data this biases the noise that each class is paired with
+    (torchcfm issue 117).
 
     Args:
-        block: number of consecutive stream positions matched among themselves.
+        block: number of consecutive stream positions paired among themselves.
+
+    Raises:
+        UserError: block is below 2.
     """
 
     name: ClassVar[str] = "minibatch-optimal-transport"
@@ -33,8 +37,8 @@ class MinibatchOptimalTransport(Coupling):
         if self.block < 2:
             raise UserError(f"{self.name}: block must be at least 2, not {self.block}")
 
-    def pair(self, x0: Tensor, x1: Tensor, label: Tensor | None = None) -> Paired:
-        """x0 reordered inside each block to make the sum of |x1 - x0|^2 least.
+    def pair(self, x0: Tensor, x1: Tensor, label: Tensor | None = None) -> PairedBatch:
+        """Reorder x0 within each block to minimize the sum of |x1 - x0|^2.
 
         Raises:
             UserError: N is not a multiple of the block.
@@ -48,13 +52,13 @@ class MinibatchOptimalTransport(Coupling):
 
 
 def _assignment(x0: Tensor, x1: Tensor) -> np.ndarray:
-    """For each x1 of a block [B, ...] the index of its x0."""
-    # Summed over a permutation, |x1 - x0|^2 is -2 x1.x0 and a constant. Between uniform measures of one size
-    # the optimal plan is a permutation: scipy, a dependency already, finds it exactly, as POT would.
-    products = _rows(x1) @ _rows(x0).T
+    """For each x1 of a block [B, ...], the index of the x0 assigned to it."""
+    # Summed over a permutation, |x1 - x0|^2 is -2 x1.x0 plus a constant. The optimal plan between uniform
+    # measures of equal size is a permutation: scipy, already a dependency, finds it exactly, as POT would.
+    products = _flat_rows(x1) @ _flat_rows(x0).T
     return linear_sum_assignment(products.numpy(), maximize=True)[1]
 
 
-def _rows(x: Tensor) -> Tensor:
+def _flat_rows(x: Tensor) -> Tensor:
     """Examples as rows, [B, D] float64 on the CPU."""
     return x.detach().reshape(x.shape[0], -1).double().cpu()

@@ -1,12 +1,12 @@
-"""Probability paths: how noise becomes data.
+"""Probability paths between noise and data.
 
-Time runs from t = 0 (noise, x0) to t = 1 (data, x1), and a path is the pair (alpha_t, sigma_t) in
+t = 0 is noise (x0) and t = 1 is data (x1); a path is the pair (alpha_t, sigma_t) in
 
     x_t = alpha_t x1 + sigma_t x0,   x0 ~ N(0, I),   u_t(x_t | x1) = alpha'_t x1 + sigma'_t x0.
 
 Equation numbers are those of Lipman et al., "Flow Matching for Generative Modeling" (arXiv 2210.02747). The
 paper writes mu_t(x1) = alpha_t x1 (its eq. 10) and Theorem 3 (eq. 15) for the velocity; on the path,
-where x0 = (x - mu_t) / sigma_t, that is the form above, which needs no division.
+where x0 = (x - mu_t) / sigma_t, this equals the form above, which needs no division.
 """
 
 import math
@@ -22,10 +22,10 @@ from fm_core.method.types import Interval
 
 
 def expand_like(t: Tensor, x: Tensor) -> Tensor:
-    """Shape t, [N] or [], so that it multiplies x, [N, ...].
+    """Reshape t, [N] or [], to broadcast against x, [N, ...].
 
     Raises:
-        TypeError: t is coarser than float32: a bfloat16 time has steps of about 1e-2 near t = 1.
+        TypeError: t is not float32 or float64: bfloat16 has a resolution of about 1e-2 near t = 1.
     """
     if not t.is_floating_point() or torch.finfo(t.dtype).bits < 32:
         raise TypeError(f"time must be float32 or float64, not {t.dtype}")
@@ -34,7 +34,7 @@ def expand_like(t: Tensor, x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class PathSample:
-    """What one training example needs to know of its path."""
+    """Points on a path, with what the losses of a training batch need."""
 
     x_t: Tensor  # [N, ...], float32 or better: alpha_t x1 + sigma_t x0
     velocity: Tensor  # [N, ...]: the conditional velocity u_t(x_t | x1), the target of eq. 14
@@ -44,7 +44,7 @@ class PathSample:
 
 
 class Path(ABC):
-    """alpha_t, sigma_t and their derivatives; everything else follows.
+    """Base class of paths: alpha_t, sigma_t and their derivatives determine everything else.
 
     A new path is a subclass with these four methods; `name` is what configuration files call it.
     """
@@ -58,27 +58,27 @@ class Path(ABC):
 
     @property
     def source_std(self) -> float:
-        """The ODE starts from N(0, source_std^2 I). The x0 inside x_t is standard normal on every path."""
+        """Standard deviation of the ODE's source; x0 in x_t is standard normal on every path."""
         return 1.0
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
-        """alpha_t, in the shape and type of t; increases with t."""
+        """alpha_t, in the shape and dtype of t; increases with t."""
 
     @abstractmethod
     def sigma(self, t: Tensor) -> Tensor:
-        """sigma_t, in the shape and type of t; decreases with t."""
+        """sigma_t, in the shape and dtype of t; decreases with t."""
 
     @abstractmethod
     def d_alpha(self, t: Tensor) -> Tensor:
-        """Derivative of alpha_t, in the shape and type of t."""
+        """Derivative of alpha_t, in the shape and dtype of t."""
 
     @abstractmethod
     def d_sigma(self, t: Tensor) -> Tensor:
-        """Derivative of sigma_t, in the shape and type of t."""
+        """Derivative of sigma_t, in the shape and dtype of t."""
 
     def diffusion(self, t: Tensor) -> Tensor:
-        """g_t^2 of the diffusion with these marginals, 2 (sigma_t^2 alpha'_t / alpha_t - sigma_t sigma'_t).
+        """g_t^2 of the diffusion with these marginals: 2 (sigma_t^2 alpha'_t / alpha_t - sigma_t sigma'_t).
 
         VP: beta(1 - t). VE: -d sigma_t^2 / dt. Infinite where alpha_t = 0.
         """
@@ -91,11 +91,11 @@ class Path(ABC):
         Args:
             x0: standard normal noise [N, ...].
             x1: data [N, ...], the shape of x0.
-            t: times [N], float32 or float64; the arithmetic is done in this type at least.
+            t: times [N], float32 or float64; the arithmetic is in this dtype or a finer one.
 
         Raises:
-            TypeError: t is coarser than float32.
-            ValueError: the shapes do not fit.
+            TypeError: t is not float32 or float64.
+            ValueError: the shapes do not match.
         """
         if x0.shape != x1.shape or t.shape != x1.shape[:1]:
             raise ValueError(f"need x0 and x1 [N, ...] and t [N], not {x0.shape}, {x1.shape} and {t.shape}")
@@ -112,8 +112,9 @@ class Path(ABC):
 class OptimalTransport(Path):
     """Optimal-transport path, eq. 20: alpha_t = t, sigma_t = 1 - (1 - sigma_min) t.
 
-    The paper gives no number for sigma_min; 1e-5 is this project's choice, far below a grey level (8e-3).
-    Its velocity is eq. 23, x1 - (1 - sigma_min) x0; eq. 21 divides by sigma_t and loses float32 near t = 1.
+    The paper gives no value for sigma_min; 1e-5 is this project's choice, far below an intensity level
+    (8e-3). The velocity is eq. 23, x1 - (1 - sigma_min) x0; eq. 21 divides by sigma_t and loses float32
+    precision near t = 1.
     """
 
     name: ClassVar[str] = "optimal-transport"
@@ -124,19 +125,19 @@ class OptimalTransport(Path):
             raise UserError(f"optimal-transport: sigma_min must lie in [0, 1), not {self.sigma_min}")
 
     def alpha(self, t: Tensor) -> Tensor:
-        """Just t."""
+        """Coefficient alpha_t = t of the data."""
         return t
 
     def sigma(self, t: Tensor) -> Tensor:
-        """1 - (1 - sigma_min) t, summed so that t = 1 gives sigma_min exactly."""
+        """sigma_t = 1 - (1 - sigma_min) t, summed so that t = 1 gives sigma_min exactly."""
         return (1 - t) + self.sigma_min * t
 
     def d_alpha(self, t: Tensor) -> Tensor:
-        """1."""
+        """alpha'_t = 1."""
         return torch.ones_like(t)
 
     def d_sigma(self, t: Tensor) -> Tensor:
-        """-(1 - sigma_min)."""
+        """sigma'_t = -(1 - sigma_min)."""
         return torch.full_like(t, self.sigma_min - 1)
 
 
@@ -146,7 +147,7 @@ class VariancePreserving(Path):
 
     T(s) = s beta_min + s^2 (beta_max - beta_min) / 2 and beta(s) = T'(s) (the paper's App. E.1). sigma'_t is
     infinite at t = 1, so the interval ends at 1 - epsilon, for training, sampling and likelihood alike.
-    The ODE starts from N(0, I), though alpha_0 = 0.0066: a mismatch of about 1e-2 nats a dimension.
+    The ODE starts from N(0, I), though alpha_0 = 0.0066: a mismatch of about 1e-2 nats per dimension.
     """
 
     name: ClassVar[str] = "variance-preserving"
@@ -164,11 +165,11 @@ class VariancePreserving(Path):
 
     @property
     def interval(self) -> Interval:
-        """From 0 to 1 - epsilon."""
+        """The interval (0, 1 - epsilon)."""
         return (0.0, 1.0 - self.epsilon)
 
     def beta(self, t: Tensor) -> Tensor:
-        """The noise rate T' at s = 1 - t."""
+        """Noise rate T'(s), the paper's beta, at s = 1 - t."""
         return self.beta_min + (1 - t) * (self.beta_max - self.beta_min)
 
     def integrated_beta(self, t: Tensor) -> Tensor:
@@ -177,19 +178,19 @@ class VariancePreserving(Path):
         return s * self.beta_min + 0.5 * s**2 * (self.beta_max - self.beta_min)
 
     def alpha(self, t: Tensor) -> Tensor:
-        """exp(-T / 2)."""
+        """alpha_t = exp(-T(1 - t) / 2)."""
         return torch.exp(-0.5 * self.integrated_beta(t))
 
     def sigma(self, t: Tensor) -> Tensor:
-        """sqrt(1 - exp(-T)), by expm1: 1 - exp(-1e-6) keeps no correct digit but one in float32."""
+        """sigma_t = sqrt(1 - exp(-T)), by expm1: in float32 1 - exp(-1e-6) has one correct digit."""
         return torch.sqrt(-torch.expm1(-self.integrated_beta(t)))
 
     def d_alpha(self, t: Tensor) -> Tensor:
-        """Half of beta alpha."""
+        """alpha'_t = beta alpha / 2."""
         return 0.5 * self.beta(t) * self.alpha(t)
 
     def d_sigma(self, t: Tensor) -> Tensor:
-        """-beta alpha^2 / (2 sigma), as sigma^2 + alpha^2 = 1."""
+        """sigma'_t = -beta alpha^2 / (2 sigma), as sigma^2 + alpha^2 = 1."""
         return -0.5 * self.beta(t) * self.alpha(t) ** 2 / self.sigma(t)
 
 
@@ -197,8 +198,8 @@ class VariancePreserving(Path):
 class VarianceExploding(Path):
     """Variance-exploding diffusion path, eq. 16: alpha_t = 1, sigma_t = sigma_min^t sigma_max^(1 - t).
 
-    The geometric schedule and its two numbers are those of Song et al. 2021; the paper trains no VE path.
-    The ODE starts from N(0, sigma_max^2 I), in place of the data blurred by that much.
+    The geometric schedule and its two constants are those of Song et al. 2021; the paper trains no VE path.
+    The ODE starts from N(0, sigma_max^2 I) instead of the data convolved with it.
     """
 
     name: ClassVar[str] = "variance-exploding"
@@ -213,23 +214,23 @@ class VarianceExploding(Path):
 
     @property
     def source_std(self) -> float:
-        """sigma_max."""
+        """Equal to sigma_max."""
         return self.sigma_max
 
     def alpha(self, t: Tensor) -> Tensor:
-        """1."""
+        """alpha_t = 1."""
         return torch.ones_like(t)
 
     def sigma(self, t: Tensor) -> Tensor:
-        """sigma_min (sigma_max / sigma_min)^(1 - t)."""
+        """sigma_t = sigma_min (sigma_max / sigma_min)^(1 - t)."""
         return self.sigma_min * torch.exp((1 - t) * math.log(self.sigma_max / self.sigma_min))
 
     def d_alpha(self, t: Tensor) -> Tensor:
-        """0."""
+        """alpha'_t = 0."""
         return torch.zeros_like(t)
 
     def d_sigma(self, t: Tensor) -> Tensor:
-        """-sigma_t log(sigma_max / sigma_min)."""
+        """sigma'_t = -sigma_t log(sigma_max / sigma_min)."""
         return -math.log(self.sigma_max / self.sigma_min) * self.sigma(t)
 
 
@@ -240,17 +241,17 @@ class Cosine(Path):
     name: ClassVar[str] = "cosine"
 
     def alpha(self, t: Tensor) -> Tensor:
-        """sin(pi t / 2)."""
+        """alpha_t = sin(pi t / 2)."""
         return torch.sin(0.5 * math.pi * t)
 
     def sigma(self, t: Tensor) -> Tensor:
-        """cos(pi t / 2), as sin(pi (1 - t) / 2): 1 - t is exact near t = 1, so sigma keeps its digits."""
+        """sigma_t = cos(pi t / 2), as sin(pi (1 - t) / 2): 1 - t is exact near t = 1."""
         return torch.sin(0.5 * math.pi * (1 - t))
 
     def d_alpha(self, t: Tensor) -> Tensor:
-        """(pi / 2) sigma."""
+        """alpha'_t = (pi / 2) sigma."""
         return 0.5 * math.pi * self.sigma(t)
 
     def d_sigma(self, t: Tensor) -> Tensor:
-        """-(pi / 2) alpha."""
+        """sigma'_t = -(pi / 2) alpha."""
         return -0.5 * math.pi * self.alpha(t)

@@ -1,7 +1,8 @@
-"""Paths, objectives, couplings and time distributions by the names that configuration files use.
+"""Registry of paths, objectives, couplings and timestep samplers by their names in configuration files.
 
-A name is a built-in one, such as "optimal-transport", or the import path "package.module:Class" of a class
-from outside. A class joins by subclassing `Path`, `Objective`, `Coupling` or `Times` and giving a `name`.
+A name is a built-in one, such as "optimal-transport", or the import path "package.module:Class" of a
+user-defined class. Such a class subclasses `Path`, `Objective`, `Coupling` or `TimestepSampler`; a built-in
+one is registered by its class attribute `name`.
 """
 
 import importlib
@@ -18,15 +19,20 @@ from fm_core.method.types import Interval
 
 T = TypeVar("T")
 Option = float | int | str | bool
-KINDS: dict[object, str] = {int: "a whole number", float: "a number", str: "a word", bool: "true or false"}
-"""What an option's annotation asks for, in words."""
+TYPE_NAMES: dict[object, str] = {
+    int: "an integer",
+    float: "a number",
+    str: "a string",
+    bool: "true or false",
+}
+"""How error messages name the type in an option's annotation."""
 
 
 def path_named(name: str, options: Mapping[str, Option] | None = None) -> paths.Path:
-    """The path of that name.
+    """Build the path of this name.
 
     Raises:
-        UserError: an unknown name or option, or an option's value that the class refuses.
+        UserError: the name or an option is unknown, or the class refuses an option's value.
     """
     return _build(paths.Path, "path", name, (), options)
 
@@ -34,24 +40,28 @@ def path_named(name: str, options: Mapping[str, Option] | None = None) -> paths.
 def objective_named(
     name: str, path: paths.Path, options: Mapping[str, Option] | None = None
 ) -> objectives.Objective:
-    """The objective of that name on a path; raises UserError as `path_named`, and for an unsupported pair."""
+    """Build the objective of this name on a path.
+
+    Raises:
+        UserError: as `path_named`, or the objective is not defined on the path.
+    """
     return _build(objectives.Objective, "objective", name, (path,), options)
 
 
 def coupling_named(name: str, options: Mapping[str, Option] | None = None) -> couplings.Coupling:
-    """The coupling of that name; raises UserError as `path_named`."""
+    """Build the coupling of this name; raises UserError as `path_named`."""
     return _build(couplings.Coupling, "coupling", name, (), options)
 
 
-def times_named(
+def timestep_sampler_named(
     name: str, interval: Interval, options: Mapping[str, Option] | None = None
 ) -> timestep_samplers.TimestepSampler:
-    """The time distribution of that name on an interval; raises UserError as `path_named`."""
+    """Build the timestep sampler of this name on an interval; raises UserError as `path_named`."""
     return _build(timestep_samplers.TimestepSampler, "time distribution", name, (interval,), options)
 
 
 def supported_pairs() -> dict[tuple[str, str], Interval | str]:
-    """For each (objective, path) of this package, at defaults, the interval of t or the reason of refusal."""
+    """For each built-in (objective, path) with default options: the interval of t, or why it is refused."""
     pairs: dict[tuple[str, str], Interval | str] = {}
     for objective, cls in built_in(objectives.Objective).items():
         for path in built_in(paths.Path):
@@ -63,56 +73,57 @@ def supported_pairs() -> dict[tuple[str, str], Interval | str]:
 
 
 def built_in(kind: type[T]) -> dict[str, type[T]]:
-    """The classes of this package that have a name, by it: a new module here needs no entry anywhere."""
+    """The built-in subclasses of `kind` by name; modules of this package are discovered, not listed."""
     for module in pkgutil.iter_modules(fm_core.method.__path__):
         importlib.import_module(f"fm_core.method.{module.name}")
-    found: dict[str, type[T]] = {}
-    waiting = kind.__subclasses__()
-    while waiting:
-        cls = waiting.pop()
-        waiting.extend(cls.__subclasses__())
+    classes: dict[str, type[T]] = {}
+    pending = kind.__subclasses__()
+    while pending:
+        cls = pending.pop()
+        pending.extend(cls.__subclasses__())
         name = cls.__dict__.get("name")
         if isinstance(name, str) and name and cls.__module__.startswith("fm_core.method."):
-            found[name] = cls
-    return dict(sorted(found.items()))
+            classes[name] = cls
+    return dict(sorted(classes.items()))
 
 
 def _build(
-    kind: type[T], what: str, name: str, given: tuple[object, ...], options: Mapping[str, Option] | None
+    kind: type[T], what: str, name: str, positional: tuple[object, ...], options: Mapping[str, Option] | None
 ) -> T:
-    cls = _find(kind, what, name)
+    cls = _load_class(kind, what, name)
     options = dict(options or {})
-    allowed = dict(list(inspect.signature(cls).parameters.items())[len(given) :])
+    allowed = dict(list(inspect.signature(cls).parameters.items())[len(positional) :])
     for option, value in options.items():
         if option not in allowed:
-            listed = ", ".join(allowed) or "none"
-            raise UserError(f"unknown option {option!r} of the {what} {name}; allowed: {listed}")
-        if wanted := _mistyped(value, allowed[option].annotation):
+            names = ", ".join(allowed) or "none"
+            raise UserError(f"unknown option {option!r} of the {what} {name}; allowed: {names}")
+        if expected := _type_mismatch(value, allowed[option].annotation):
             raise UserError(
-                f"the {what} {name} cannot be made with {options}: {option} is {wanted}, not {value!r}"
+                f"the {what} {name} cannot be built with {options}: "
+                f"{option} must be {expected}, not {value!r}"
             )
     try:
-        return cls(*given, **options)
+        return cls(*positional, **options)
     except (TypeError, ValueError) as error:
-        told = " ".join(str(error).split())
-        raise UserError(f"the {what} {name} cannot be made with {options}: {told}") from error
+        reason = " ".join(str(error).split())
+        raise UserError(f"the {what} {name} cannot be built with {options}: {reason}") from error
 
 
-def _mistyped(value: Option, annotation: object) -> str:
-    """What is expected instead of a value, by a parameter's annotation; empty if the value will do."""
+def _type_mismatch(value: Option, annotation: object) -> str:
+    """Name the type that a parameter's annotation expects instead of this value; empty if the value fits."""
     kinds = [kind for kind in (typing.get_args(annotation) or (annotation,)) if kind is not type(None)]
-    if type(value) in kinds or (type(value) is int and float in kinds) or not set(kinds) <= KINDS.keys():
+    if type(value) in kinds or (type(value) is int and float in kinds) or not set(kinds) <= TYPE_NAMES.keys():
         return ""
-    return " or ".join(KINDS[kind] for kind in kinds)
+    return " or ".join(TYPE_NAMES[kind] for kind in kinds)
 
 
-def _find(kind: type[T], what: str, name: str) -> type[T]:
-    known = built_in(kind)
-    if name in known:
-        return known[name]
+def _load_class(kind: type[T], what: str, name: str) -> type[T]:
+    classes = built_in(kind)
+    if name in classes:
+        return classes[name]
     module, colon, attribute = name.partition(":")
     if not colon:
-        raise UserError(f"unknown {what} {name!r}; allowed: {', '.join(known)}, or package.module:Class")
+        raise UserError(f"unknown {what} {name!r}; allowed: {', '.join(classes)}, or package.module:Class")
     try:
         cls = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:

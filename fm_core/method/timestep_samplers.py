@@ -1,8 +1,8 @@
-"""How often each time t is trained at.
+"""Timestep samplers: the distribution of t in training.
 
-A time distribution is a function of a uniform number, its inverse distribution function, so that the number
-can be keyed elsewhere by stream position: `times(u)` with u [N] in [0, 1) gives t [N] in the interval, in u's
-type. Anything but `Uniform` reweights the loss over t, deliberately and without correction.
+A sampler is the quantile function (inverse CDF) of its distribution, so that the uniform numbers can be keyed
+by stream position elsewhere: `times(u)` maps u [N] in [0, 1) to t [N] in the interval, in the dtype of u. Any
+sampler but `Uniform` reweights the loss over t, deliberately and without correction.
 """
 
 from abc import ABC, abstractmethod
@@ -17,14 +17,17 @@ from fm_core.method.types import Interval
 
 
 class TimestepSampler(ABC):
-    """A distribution of t on an interval, in the form of its quantile function."""
+    """Base class: a distribution of t on an interval, given by its quantile function.
+
+    `name` is what configuration files call it.
+    """
 
     name: ClassVar[str]
     interval: Interval
 
     @abstractmethod
     def times(self, u: Tensor) -> Tensor:
-        """T, [N], at the quantiles u, [N] in [0, 1)."""
+        """Return the quantiles t [N] at the probabilities u [N] in [0, 1)."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +38,14 @@ class Uniform(TimestepSampler):
     interval: Interval = (0.0, 1.0)
 
     def times(self, u: Tensor) -> Tensor:
-        """Linear: start + (end - start) u."""
+        """Return start + (end - start) u."""
         start, end = self.interval
         return (start + (end - start) * u).clamp(max=end)
 
 
 @dataclass(frozen=True)
 class LogitNormal(TimestepSampler):
-    """logit(t) ~ N(mean, std^2), stretched to the interval (Esser et al. 2024)."""
+    """logit(t) ~ N(mean, std^2), with (0, 1) scaled to the interval (Esser et al. 2024)."""
 
     name: ClassVar[str] = "logit-normal"
     interval: Interval = (0.0, 1.0)
@@ -54,7 +57,7 @@ class LogitNormal(TimestepSampler):
             raise UserError(f"{self.name}: std must be positive, not {self.std}")
 
     def times(self, u: Tensor) -> Tensor:
-        """Stretched sigmoid(mean + std Phi^-1(u)); u = 0 gives the start."""
+        """Return sigmoid(mean + std Phi^-1(u)), scaled to the interval; u = 0 gives its start."""
         start, end = self.interval
         t = torch.sigmoid(self.mean + self.std * torch.special.ndtri(u))
         return (start + (end - start) * t).clamp(max=end)
@@ -62,10 +65,10 @@ class LogitNormal(TimestepSampler):
 
 @dataclass(frozen=True)
 class EDMSkewed(TimestepSampler):
-    """t = 1 / (1 + sigma) with log sigma ~ N(log_mean, log_std^2), the noise levels EDM trains at.
+    """t = 1 / (1 + sigma) with log sigma ~ N(log_mean, log_std^2), the training noise levels of EDM.
 
-    As sigma / 1 is the ratio sigma_t / alpha_t of the optimal-transport path, this is logit-normal in t with
-    mean -log_mean: skewed towards the data. The numbers are those of Karras et al. 2022.
+    sigma is the ratio sigma_t / alpha_t of the optimal-transport path, so t is logit-normal with mean
+    -log_mean: skewed towards the data. The default parameters are those of Karras et al. 2022.
     """
 
     name: ClassVar[str] = "edm"
@@ -78,6 +81,6 @@ class EDMSkewed(TimestepSampler):
             raise UserError(f"{self.name}: log_std must be positive, not {self.log_std}")
 
     def times(self, u: Tensor) -> Tensor:
-        """The quantile function of 1 / (1 + sigma), clamped to the interval."""
+        """Return the quantiles of 1 / (1 + sigma), clamped to the interval."""
         t = torch.sigmoid(-self.log_mean + self.log_std * torch.special.ndtri(u))
         return t.clamp(*self.interval)

@@ -1,15 +1,15 @@
-"""The shapes of the things that meet here: a network, a velocity, an interval of time."""
+"""Shared type aliases: interval of t, network and velocity, with their shapes."""
 
 from collections.abc import Callable
 
 from torch import Tensor
 
-# (start, end) of t; t = 0 is noise, t = 1 is data.
+# (start, end) of t.
 Interval = tuple[float, float]
 
-# network(t [N], x [N, ...], label int64 [N] or None) -> like x
+# network(t [N], x [N, ...], label int64 [N] or None) -> tensor shaped like x
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
-# velocity(t scalar or [N], x [N, ...]) -> like x. An attribute `forwards` says how often one call runs the
-# network.
+# velocity(t scalar or [N], x [N, ...]) -> tensor shaped like x. An attribute `forwards`, if present, is the
+# number of network evaluations per call.
 Velocity = Callable[[Tensor, Tensor], Tensor]

@@ -1,1 +1,1 @@
-"""Networks: every one maps (t [N], x [N, ...], label [N] or None) to a tensor shaped like x."""
+"""Networks: each maps (t [N], x [N, ...], label int64 [N] or None) to a tensor shaped like x."""

@@ -1,4 +1,4 @@
-"""The blocks of the UNet: residual block, attention, resampling. Every one maps (x, conditioning) to x."""
+"""UNet blocks: residual block, attention, resampling. Each maps (x, conditioning) to x."""
 
 from typing import Literal
 
@@ -10,20 +10,20 @@ from fm_core.models.layers import Conv2d, GroupNorm32, Linear
 Resample = Literal["none", "down", "up"]
 
 
-def resample(x: Tensor, how: Resample) -> Tensor:
-    """Halve (mean of 2x2), double (nearest) or keep the sides of x [N, C, H, W]."""
-    if how == "down":
+def resample(x: Tensor, mode: Resample) -> Tensor:
+    """Halve (mean of 2x2 pixels), double (nearest) or keep the height and width of x [N, C, H, W]."""
+    if mode == "down":
         return F.avg_pool2d(x, 2)
-    if how == "up":
+    if mode == "up":
         return F.interpolate(x, scale_factor=2.0, mode="nearest")
     return x
 
 
 class ResidualBlock(nn.Module):
-    """Two normalised convolutions around the conditioning, plus the input.
+    """Residual block: two normalized convolutions, conditioned in between, plus the input.
 
     (x [N, inputs, H, W], conditioning [N, conditioning]) -> [N, outputs, H', W'], with H' = H, H/2 or 2H. The
-    second convolution starts at zero, so that the block starts as its (resampled, projected) input.
+    second convolution is initialized to zero, so that the block starts as its (resampled, projected) input.
     """
 
     def __init__(
@@ -33,11 +33,11 @@ class ResidualBlock(nn.Module):
         conditioning: int,
         dropout: float,
         scale_shift: bool,
-        how: Resample = "none",
+        resampling: Resample = "none",
     ) -> None:
         super().__init__()
         self.scale_shift = scale_shift
-        self.how: Resample = how
+        self.resampling: Resample = resampling
         self.dropout = dropout
         self.first_norm = GroupNorm32(inputs)
         self.first = Conv2d(inputs, outputs)
@@ -48,7 +48,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, conditioning: Tensor) -> Tensor:
         """Apply the block."""
-        h = resample(self.first_norm(x, activate=True), self.how)
+        h = resample(self.first_norm(x, activate=True), self.resampling)
         h = self.first(h)
         vector: Tensor = self.condition(F.silu(conditioning))
         if self.scale_shift:
@@ -57,14 +57,15 @@ class ResidualBlock(nn.Module):
         else:
             h = self.second_norm(h + vector[:, :, None, None].to(h.dtype), activate=True)
         h = self.second(F.dropout(h, self.dropout, self.training))
-        x = resample(x, self.how)
+        x = resample(x, self.resampling)
         return h + (x if self.skip is None else self.skip(x))
 
 
 class Attention(nn.Module):
-    """Self-attention over the pixels of x [N, channels, H, W], added to x; starts as the identity.
+    """Multi-head self-attention over the pixels of x [N, channels, H, W], plus x; starts as the identity.
 
-    Raises ValueError unless ``head_channels`` divides ``channels``.
+    Raises:
+        ValueError: `head_channels` does not divide `channels`.
     """
 
     def __init__(self, channels: int, head_channels: int) -> None:
@@ -80,7 +81,7 @@ class Attention(nn.Module):
         self.projection = Linear(channels, channels, zero=True)
 
     def forward(self, x: Tensor, conditioning: Tensor) -> Tensor:
-        """Apply the block; ``conditioning`` is not used."""
+        """Apply the block; `conditioning` is unused."""
         n, channels, height, width = x.shape
         tokens = self.norm(x).permute(0, 2, 3, 1).reshape(n, height * width, channels)
         heads = self.queries_keys_values(tokens).view(n, height * width, 3, -1, self.head_channels)
@@ -91,24 +92,24 @@ class Attention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """A strided convolution: [N, channels, H, W] -> [N, channels, H/2, W/2]."""
+    """Strided convolution: [N, channels, H, W] -> [N, channels, H/2, W/2]."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.convolution = Conv2d(channels, channels, stride=2)
 
     def forward(self, x: Tensor, conditioning: Tensor) -> Tensor:
-        """Apply the block; ``conditioning`` is not used."""
+        """Apply the block; `conditioning` is unused."""
         return self.convolution(x)
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour doubling and a convolution: [N, channels, H, W] -> [N, channels, 2H, 2W]."""
+    """Nearest-neighbor upsampling and a convolution: [N, channels, H, W] -> [N, channels, 2H, 2W]."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.convolution = Conv2d(channels, channels)
 
     def forward(self, x: Tensor, conditioning: Tensor) -> Tensor:
-        """Apply the block; ``conditioning`` is not used."""
+        """Apply the block; `conditioning` is unused."""
         return self.convolution(resample(x, "up"))

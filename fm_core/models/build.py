@@ -1,4 +1,4 @@
-"""From the configuration to the network and the parts of the method."""
+"""Builds the network and the parts of the method from the configuration."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,18 +13,18 @@ from fm_core.config.model import OF_KIND
 from fm_core.errors import UserError
 from fm_core.method.couplings import Coupling
 from fm_core.method.objectives import Objective
-from fm_core.method.registry import coupling_named, objective_named, path_named, times_named
+from fm_core.method.registry import coupling_named, objective_named, path_named, timestep_sampler_named
 from fm_core.method.timestep_samplers import TimestepSampler
 from fm_core.models.transformer import Transformer
 from fm_core.models.unet import UNet
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {"unet": UNet, "transformer": Transformer}
-"""A network takes the keys of its kind by name, and what build_network adds to them."""
+"""Network classes by model.kind. Keyword arguments: the kind's keys, and those that build_network adds."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """The parts that a training step composes."""
+    """The parts of the method that a training step uses."""
 
     objective: Objective
     coupling: Coupling
@@ -32,9 +32,10 @@ class Method:
 
 
 def build_method(method: MethodSection) -> Method:
-    """The objective on its path, the coupling and the times.
+    """Build the objective on its path, the coupling and the timestep sampler.
 
-    Raises UserError for unknown names and for pairs that do not go together.
+    Raises:
+        UserError: a name is unknown, or two parts cannot be combined.
     """
     path = path_named(method.path, method.path_options)
     objective = objective_named(method.objective, path, method.objective_options)
@@ -43,21 +44,25 @@ def build_method(method: MethodSection) -> Method:
     return Method(
         objective=objective,
         coupling=coupling,
-        times=times_named(method.times, objective.interval, method.times_options),
+        times=timestep_sampler_named(method.times, objective.interval, method.times_options),
     )
 
 
 def build_network(
     model: ModelSection, image_shape: tuple[int, int, int], classes: int, gradient_checkpointing: bool = False
 ) -> nn.Module:
-    """The network for images of `image_shape` = (channels, height, width), float32, freshly initialised.
+    """Build the network for images of `image_shape` = (channels, height, width), float32, untrained.
 
-    `classes` is the data set's number of classes; it matters when model.class_conditional is true.
-    Raises UserError for a shape or sizes that the network cannot take.
+    `classes` is the data set's number of classes; it is used if model.class_conditional is true.
+
+    Raises:
+        UserError: the network cannot be built for this image shape or with these sizes.
     """
     channels, height, width = image_shape
     if height != width:
-        raise UserError(f"model.kind {model.kind} wants square images; the data set's are {height} x {width}")
+        raise UserError(
+            f"model.kind {model.kind} requires square images; those of the data set are {height} x {width}"
+        )
     sizes = {
         "image_size": height,
         "image_channels": channels,
@@ -72,14 +77,14 @@ def build_network(
         raise UserError(f"model: {error}") from None
 
 
-def network_shape(model: ModelSection, image_shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """The network on the meta device: what `build_network` makes and refuses, without numbers."""
-    with torch.device("meta"), _Unfilled():
+def build_meta_network(model: ModelSection, image_shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """Build the network on the meta device: same modules and errors as `build_network`, no storage."""
+    with torch.device("meta"), _SkipInit():
         return build_network(model, image_shape, classes)
 
 
-class _Unfilled(TorchFunctionMode):
-    """Initial values are left out: torch draws some of the meta device's by its compiler, 1.5 s to import."""
+class _SkipInit(TorchFunctionMode):
+    """Skips torch.nn.init: on the meta device some of it imports torch's compiler, which takes 1.5 s."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -1,20 +1,20 @@
-"""Floating-point operations of a network, counted and not estimated."""
+"""FLOP and parameter counts of a network, measured with torch's FLOP counter."""
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 TRAINING_PASSES = 3
-"""Operations of a training step in forward passes: the backward pass makes every product twice, once for the
-inputs' gradient and once for the weights'."""
+"""Cost of a training step in forward passes: the backward pass computes every product twice, once for the
+gradient of the inputs and once for that of the weights."""
 
 
 def flops_per_image(network: nn.Module, image_shape: tuple[int, ...]) -> float:
-    """Operations of one forward pass for one image of `image_shape` = (channels, height, width).
+    """Count the FLOPs of one forward pass for one image of `image_shape` = (channels, height, width).
 
-    A multiplication and an addition count as two. Convolutions and matrix products are counted, those of
-    attention included; normalisation, activations and sums are not. Nothing is computed: the network may be
-    on any device, the meta device included, and stays as it is.
+    A multiply-add counts as two. Convolutions and matrix products are counted, including those of attention;
+    normalization, activations and sums are not. Nothing is computed: the network may be on any device,
+    including the meta device, and is not changed.
     """
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
@@ -25,5 +25,5 @@ def flops_per_image(network: nn.Module, image_shape: tuple[int, ...]) -> float:
 
 
 def parameter_count(network: nn.Module) -> int:
-    """How many numbers are trained."""
+    """Number of trainable parameters."""
     return sum(parameter.numel() for parameter in network.parameters())

@@ -1,8 +1,8 @@
-"""What networks are made of: channels-last convolution, float32 normalisation, time and label embedding.
+"""Layers: channels-last convolution, float32 group normalization, time and label embedding.
 
-Images are [N, C, H, W] in shape and channels-last in memory. Weights of convolutions are kept as
-[out, height, width, in] so that ordinary contiguous storage *is* the channels-last layout: an optimizer that
-flattens and repartitions parameters (ZeRO) then cannot lose it.
+Images are [N, C, H, W] in shape and channels-last in memory. Weights of convolutions are stored as
+[out, height, width, in], so that contiguous storage *is* the channels-last layout and an optimizer that
+flattens and repartitions parameters (ZeRO) preserves it.
 """
 
 import math
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 class Conv2d(nn.Module):
     """Square convolution with "same" padding: [N, inputs, H, W] -> [N, outputs, H', W'].
 
-    H' = ceil(H / stride). The weight has shape [outputs, kernel, kernel, inputs]; ``zero`` makes the layer
-    start at zero.
+    H' = ceil(H / stride). The weight has shape [outputs, kernel, kernel, inputs]; `zero` initializes
+    weight and bias to zero.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Conv2d(nn.Module):
 
 
 class Linear(nn.Linear):
-    """A linear layer that can start at zero."""
+    """Linear layer; `zero` initializes weight and bias to zero."""
 
     def __init__(self, inputs: int, outputs: int, zero: bool = False) -> None:
         super().__init__(inputs, outputs)
@@ -48,20 +48,20 @@ class Linear(nn.Linear):
 
 
 def group_count(channels: int) -> int:
-    """The number of normalisation groups for ``channels``.
+    """Number of normalization groups for `channels`.
 
-    It is the largest divisor of ``channels`` that is at most 32 and leaves four channels or more in each
-    group (one group where that cannot be).
+    It is the largest divisor of `channels` that is at most 32 and leaves at least four channels per group
+    (one group where that is impossible).
     """
     most = max(1, min(32, channels // 4))
     return next(groups for groups in range(most, 0, -1) if channels % groups == 0)
 
 
 class GroupNorm32(nn.Module):
-    """Group normalisation with optional scale, shift and SiLU, all in float32, returned in the dtype of x.
+    """Group normalization with optional scale, shift and SiLU, all in float32, returned in the dtype of x.
 
-    Statistics over a bfloat16 activation, and an affine step rounded between operations, cost accuracy; one
-    float32 stretch does not, and a compiler makes a single kernel of it.
+    Statistics of bfloat16 activations, and rounding between the operations of the affine step, cost accuracy;
+    float32 throughout does not, and a compiler fuses it into a single kernel.
     """
 
     def __init__(self, channels: int) -> None:
@@ -73,7 +73,7 @@ class GroupNorm32(nn.Module):
     def forward(
         self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, activate: bool = False
     ) -> Tensor:
-        """Normalise x [N, C, H, W]; then y (1 + scale) + shift, both [N, C], where given; then SiLU."""
+        """Normalize x [N, C, H, W]; then y (1 + scale) + shift, both [N, C], if given; SiLU if `activate`."""
         y = F.group_norm(x.float(), self.groups, self.weight.float(), self.bias.float(), eps=1e-5)
         if scale is not None and shift is not None:
             y = torch.addcmul(shift.float()[:, :, None, None], y, 1 + scale.float()[:, :, None, None])
@@ -89,9 +89,9 @@ def require_shape(x: Tensor, image_shape: tuple[int, int, int]) -> None:
 
 
 def timestep_embedding(t: Tensor, width: int, scale: float = 1000.0) -> Tensor:
-    """Cosines and sines of scale * t: [N] in [0, 1] -> float32 [N, width], frequencies from 1 down to 1e-4.
+    """Sinusoidal embedding of scale * t: [N] in [0, 1] -> float32 [N, width], frequencies from 1 to 1e-4.
 
-    With a scale of 1 the features of times in [0, 1] are nearly constant.
+    With a scale of 1 the features are nearly constant over t in [0, 1].
     """
     half = width // 2
     exponents = torch.arange(half, dtype=torch.float32, device=t.device) / half
@@ -101,10 +101,10 @@ def timestep_embedding(t: Tensor, width: int, scale: float = 1000.0) -> Tensor:
 
 
 class Conditioning(nn.Module):
-    """Time and label as one vector: (t [N] in [0, 1], label int64 [N] or None) -> [N, outputs].
+    """Joint embedding of time and label: (t [N] in [0, 1], label int64 [N] or None) -> [N, outputs].
 
-    With ``classes`` > 0 labels run from 0 to ``classes``; the last one is the null label of classifier-free
-    guidance, and None stands for it.
+    With `classes` > 0 labels run from 0 to `classes`; label `classes`, or None, is the null label of
+    classifier-free guidance.
     """
 
     def __init__(self, features: int, outputs: int, classes: int = 0, time_scale: float = 1000.0) -> None:
@@ -117,7 +117,7 @@ class Conditioning(nn.Module):
         self.label = nn.Embedding(classes + 1, outputs) if classes > 0 else None
 
     def forward(self, t: Tensor, label: Tensor | None) -> Tensor:
-        """Embed; raises ValueError where labels are given to a network without classes."""
+        """Embed t and label; raises ValueError if labels are given to a network without classes."""
         features = timestep_embedding(t, self.features, self.time_scale).to(self.inner.weight.dtype)
         vector: Tensor = self.outer(F.silu(self.inner(features)))
         if self.label is None:

@@ -1,4 +1,4 @@
-"""The multilayer perceptron of the paper's experiments in the plane."""
+"""Multilayer perceptron of the paper's 2-D experiments."""
 
 import torch
 import torch.nn.functional as F
@@ -6,14 +6,15 @@ from torch import Tensor, nn
 
 
 class MLP(nn.Module):
-    """A velocity network for points: (t [N], x [N, ...] of ``dimensions`` numbers each, label) -> like x.
+    """Velocity network for points: (t [N], x [N, ...] of `dimensions` values each, label) -> shape of x.
 
-    Time enters as one more coordinate, as 2t - 1. ``layers`` hidden layers of ``width`` neurons (SiLU), then
-    a linear layer that starts at zero. With ``classes`` > 0 the label enters as a vector added to the first
-    hidden layer; label ``classes``, and None, is the null label.
+    Time is an additional input coordinate, 2t - 1. `layers` hidden layers of `width` units (SiLU) are
+    followed by a linear layer initialized to zero. With `classes` > 0 an embedding of the label is added to
+    the first hidden layer; label `classes`, or None, is the null label.
 
-    Raises ValueError for fewer than one layer, for points of another dimension, and for labels given to a
-    network without classes.
+    Raises:
+        ValueError: fewer than one layer, points of another dimension, or labels given to a network without
+            classes.
     """
 
     def __init__(self, dimensions: int = 2, width: int = 512, layers: int = 5, classes: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""The diffusion transformer of Peebles & Xie ("DiT", the network of SiT too), on pixels."""
+"""Diffusion transformer ("DiT", Peebles & Xie 2023; also the network of SiT), on pixels."""
 
 import math
 from typing import cast
@@ -11,11 +11,11 @@ from torch.utils.checkpoint import checkpoint
 from fm_core.models.layers import Conditioning, Linear, require_shape
 
 TIME_FEATURES = 256
-"""Sines and cosines of the time, whatever the width."""
+"""Width of the sinusoidal time embedding, independent of the transformer's width."""
 
 
-class Modulation(nn.Module):
-    """`count` vectors from the conditioning, zero at the start: [N, width] -> `count` of [N, 1, width]."""
+class AdaLNModulation(nn.Module):
+    """Modulation of adaLN-zero: conditioning [N, width] -> `count` of [N, 1, width], initially zero."""
 
     def __init__(self, width: int, count: int) -> None:
         super().__init__()
@@ -28,22 +28,22 @@ class Modulation(nn.Module):
         return vector[:, None, :].chunk(self.count, dim=2)
 
 
-def normalize(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Tokens x [N, T, width] normalised, times 1 + scale, plus shift; in float32, returned in x's dtype."""
+def modulated_layer_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Layer norm of tokens x [N, T, width], times 1 + scale, plus shift; float32 inside, dtype of x."""
     y = F.layer_norm(x.float(), x.shape[-1:], eps=1e-6)
     return torch.addcmul(shift.float(), y, 1 + scale.float()).to(x.dtype)
 
 
 class TransformerBlock(nn.Module):
-    """Attention and perceptron, each modulated and gated by the conditioning (adaLN-zero).
+    """Transformer block: attention and MLP, each modulated and gated by the conditioning (adaLN-zero).
 
-    (x [N, T, width], conditioning [N, width]) -> [N, T, width]. It starts as the identity.
+    (x [N, T, width], conditioning [N, width]) -> [N, T, width]. Initialized to the identity.
     """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.modulation = Modulation(width, 6)
+        self.modulation = AdaLNModulation(width, 6)
         self.queries_keys_values = Linear(width, 3 * width)
         self.projection = Linear(width, width)
         self.inner = Linear(width, 4 * width)
@@ -52,8 +52,8 @@ class TransformerBlock(nn.Module):
     def forward(self, x: Tensor, conditioning: Tensor) -> Tensor:
         """Apply the block."""
         shift, scale, gate, inner_shift, inner_scale, inner_gate = self.modulation(conditioning)
-        x = x + gate * self._attend(normalize(x, shift, scale))
-        hidden: Tensor = self.inner(normalize(x, inner_shift, inner_scale))
+        x = x + gate * self._attend(modulated_layer_norm(x, shift, scale))
+        hidden: Tensor = self.inner(modulated_layer_norm(x, inner_shift, inner_scale))
         return x + inner_gate * self.outer(F.gelu(hidden, approximate="tanh"))
 
     def _attend(self, x: Tensor) -> Tensor:
@@ -65,18 +65,20 @@ class TransformerBlock(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A velocity (or score, or noise) network for square images, with the interface of the UNet.
+    """Network (velocity, score, noise or data prediction) for square images, with the interface of the UNet.
 
     ``network(t [N] float32 in [0, 1], x [N, image_channels, S, S], label int64 [N] or None)`` -> a tensor of
-    the shape and dtype of x. A fresh network returns zeros. Weights may be bfloat16 with t and x float32.
+    the shape and dtype of x. An untrained network returns zeros. Weights may be bfloat16 with t and x
+    float32.
 
-    ``patch``: side of a patch in pixels; the image becomes (S / patch)^2 tokens of ``width`` numbers.
-    ``depth``: blocks. ``heads``: attention heads of each. ``classes``: 0 for none; label ``classes`` (and
-    None) is the null label. ``time_scale``: factor of t before its sines.
+    ``patch``: side of a patch in pixels; the image becomes (S / patch)^2 tokens of ``width`` channels.
+    ``depth``: number of blocks. ``heads``: attention heads per block. ``classes``: 0 for none; label
+    ``classes`` (or None) is the null label. ``time_scale``: factor of t in the sinusoidal embedding.
     ``gradient_checkpointing``: recompute activations block by block in the backward pass of training.
 
-    Raises ValueError (in the constructor) for sizes that cannot be built, and (in ``forward``) for images of
-    another shape and for labels given to a network without classes.
+    Raises:
+        ValueError: the sizes are invalid (constructor), or `forward` gets images of another shape, or labels
+            without having classes.
     """
 
     positions: Tensor
@@ -95,9 +97,9 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         if image_size % patch:
-            raise ValueError(f"patch {patch} does not divide images of {image_size} pixels")
+            raise ValueError(f"patch {patch} does not divide the image size {image_size}")
         if width % 4 or width % heads:
-            raise ValueError(f"width {width} must be a multiple of 4 and of heads {heads}")
+            raise ValueError(f"width {width} must be a multiple of 4 and of heads = {heads}")
         self.image_shape = (image_channels, image_size, image_size)
         self.classes = classes
         self.patch = patch
@@ -105,14 +107,14 @@ class Transformer(nn.Module):
         self.first = Linear(patch * patch * image_channels, width)
         self.conditioning = Conditioning(TIME_FEATURES, width, classes, time_scale)
         self.blocks = nn.ModuleList(TransformerBlock(width, heads) for _ in range(depth))
-        self.last_modulation = Modulation(width, 2)
+        self.last_modulation = AdaLNModulation(width, 2)
         self.last = Linear(width, patch * patch * image_channels, zero=True)
-        # Not among the weights: it is a function of the sizes.
-        self.register_buffer("positions", position_features(image_size // patch, width), persistent=False)
-        self._initialise()
+        # Not persistent: it is a function of the sizes.
+        self.register_buffer("positions", sinusoidal_positions(image_size // patch, width), persistent=False)
+        self._initialize()
 
-    def _initialise(self) -> None:
-        """Xavier's weights and no biases, except where a layer starts at zero."""
+    def _initialize(self) -> None:
+        """Xavier weights and zero biases, except for layers initialized to zero."""
         for block in self.blocks:
             for layer in block.children():
                 if isinstance(layer, Linear):
@@ -133,7 +135,7 @@ class Transformer(nn.Module):
         for block in self.blocks:
             tokens = self._run(block, tokens, conditioning)
         shift, scale = self.last_modulation(conditioning)
-        patches: Tensor = self.last(normalize(tokens, shift, scale))
+        patches: Tensor = self.last(modulated_layer_norm(tokens, shift, scale))
         return from_patches(patches, self.patch, self.image_shape).to(x.dtype)
 
     def _run(self, block: nn.Module, x: Tensor, conditioning: Tensor) -> Tensor:
@@ -143,23 +145,23 @@ class Transformer(nn.Module):
 
 
 def to_patches(x: Tensor, patch: int) -> Tensor:
-    """Images [N, C, S, S] -> tokens [N, (S / patch)^2, patch * patch * C], row by row."""
+    """Cut images [N, C, S, S] into tokens [N, (S / patch)^2, patch * patch * C], row by row."""
     n, channels, size, _ = x.shape
     side = size // patch
-    cut = x.reshape(n, channels, side, patch, side, patch)
-    return cut.permute(0, 2, 4, 3, 5, 1).reshape(n, side * side, patch * patch * channels)
+    grid = x.reshape(n, channels, side, patch, side, patch)
+    return grid.permute(0, 2, 4, 3, 5, 1).reshape(n, side * side, patch * patch * channels)
 
 
 def from_patches(tokens: Tensor, patch: int, image_shape: tuple[int, int, int]) -> Tensor:
-    """The inverse of to_patches."""
+    """Inverse of `to_patches`."""
     channels, size, _ = image_shape
     side = size // patch
-    cut = tokens.reshape(len(tokens), side, side, patch, patch, channels)
-    return cut.permute(0, 5, 1, 3, 2, 4).reshape(len(tokens), channels, size, size)
+    grid = tokens.reshape(len(tokens), side, side, patch, patch, channels)
+    return grid.permute(0, 5, 1, 3, 2, 4).reshape(len(tokens), channels, size, size)
 
 
-def position_features(side: int, width: int) -> Tensor:
-    """Sines and cosines of row and column: float32 [side^2, width], a quarter of the width for each."""
+def sinusoidal_positions(side: int, width: int) -> Tensor:
+    """Sinusoidal position embedding of row and column: float32 [side^2, width]."""
     frequencies = torch.exp(-math.log(10_000) * torch.arange(width // 4) / (width // 4))
     angles = torch.arange(side)[:, None] * frequencies[None, :]
     features = torch.cat([torch.sin(angles), torch.cos(angles)], dim=1)

@@ -1,4 +1,4 @@
-"""The UNet of Dhariwal & Nichol ("ADM"), the network of the paper's image experiments."""
+"""U-Net of Dhariwal & Nichol 2021 ("ADM"), the network of the paper's image experiments."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -12,7 +12,7 @@ from fm_core.models.layers import Conditioning, Conv2d, GroupNorm32, require_sha
 
 
 class TimestepSequential(nn.Module):
-    """Blocks applied one after another, each with the conditioning: (x, conditioning) -> x."""
+    """Sequence of blocks, each called with the conditioning: (x, conditioning) -> x."""
 
     def __init__(self, *blocks: nn.Module) -> None:
         super().__init__()
@@ -26,24 +26,26 @@ class TimestepSequential(nn.Module):
 
 
 class UNet(nn.Module):
-    """A velocity (or score, or noise) network for square images.
+    """Network (velocity, score, noise or data prediction) for square images.
 
     ``network(t [N] float32 in [0, 1], x [N, image_channels, S, S], label int64 [N] or None)`` -> a tensor of
-    the shape and dtype of x. A fresh network returns zeros. Weights may be bfloat16 with t and x float32.
+    the shape and dtype of x. An untrained network returns zeros. Weights may be bfloat16 with t and x
+    float32.
 
     ``image_size``: side S of the images in pixels; each resolution below it is half as large.
-    ``channels``: the unit of width; ``channel_multipliers``: width of each resolution in this unit.
-    ``residual_blocks``: blocks for each resolution on the way down (one more on the way up).
+    ``channels``: base width; ``channel_multipliers``: width of each resolution as a multiple of it.
+    ``residual_blocks``: blocks per resolution in the encoder (one more in the decoder).
     ``attention_resolutions``: sides, in pixels, of the resolutions with attention (the middle always has it).
-    ``head_channels``: channels for each attention head. ``dropout``: probability, inside residual blocks.
-    ``scale_shift``: the conditioning scales and shifts the normalised activation instead of being added.
+    ``head_channels``: channels per attention head. ``dropout``: probability, inside residual blocks.
+    ``scale_shift``: the conditioning scales and shifts the normalized activation instead of being added.
     ``resample_with_residual_blocks``: resample inside residual blocks instead of with plain convolutions.
-    ``classes``: number of classes, 0 for none; label ``classes`` (and None) is the null label.
-    ``time_scale``: factor of t before its sines and cosines.
+    ``classes``: number of classes, 0 for none; label ``classes`` (or None) is the null label.
+    ``time_scale``: factor of t in the sinusoidal embedding.
     ``gradient_checkpointing``: recompute activations stage by stage in the backward pass of training.
 
-    Raises ValueError (in the constructor) for sizes that cannot be built, and (in ``forward``) for images of
-    another shape and for labels given to a network without classes.
+    Raises:
+        ValueError: the sizes are invalid (constructor), or `forward` gets images of another shape, or labels
+            without having classes.
     """
 
     def __init__(
@@ -140,12 +142,13 @@ class UNet(nn.Module):
 def resolutions(
     image_size: int, channel_multipliers: Sequence[int], attention_resolutions: Sequence[int]
 ) -> list[int]:
-    """The sides in pixels of a UNet's resolutions, largest first.
+    """Image sizes, in pixels, of the resolutions of a U-Net, largest first.
 
-    Raises ValueError where the image cannot be halved so often or attention is asked for at another side.
+    Raises:
+        ValueError: the image size cannot be halved so often, or `attention_resolutions` has another size.
     """
     if not channel_multipliers:
-        raise ValueError("channel_multipliers is empty: a UNet has at least one resolution")
+        raise ValueError("channel_multipliers is empty: a U-Net needs at least one resolution")
     halvings = len(channel_multipliers) - 1
     if image_size % 2**halvings != 0:
         raise ValueError(
@@ -153,7 +156,7 @@ def resolutions(
             f"image_size {image_size} must be a multiple of {2**halvings}"
         )
     sides = [image_size // 2**level for level in range(halvings + 1)]
-    strangers = sorted(set(attention_resolutions) - set(sides))
-    if strangers:
-        raise ValueError(f"attention_resolutions {strangers} are not among the UNet's resolutions {sides}")
+    unknown = sorted(set(attention_resolutions) - set(sides))
+    if unknown:
+        raise ValueError(f"attention_resolutions {unknown} are not among the resolutions {sides}")
     return sides

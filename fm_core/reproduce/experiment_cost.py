@@ -11,7 +11,7 @@ import torch
 from fm_core.config import ImagesSection, PlaneSection, RunConfig
 from fm_core.errors import UserError
 from fm_core.evaluation.dataset_likelihood import PROBES
-from fm_core.evaluation.nfe_curve import EVALUATIONS, points
+from fm_core.evaluation.nfe_curve import EVALUATIONS_PER_STEP, solver_settings
 from fm_core.method.objectives import Objective, Regression
 from fm_core.method.ode import Solver
 from fm_core.models.flops import TRAINING_PASSES, flops_per_image, parameter_count
@@ -115,7 +115,7 @@ def image_experiment_cost(
     guided = 2 if sample.guidance != 1 else 1
     asked = solver_of(config)
     drawn = sample.images + images.curve_images * training.checkpoints
-    solvers = [point.solver for point in points(curve)] if curve.images else []
+    solvers = [point.solver for point in solver_settings(curve)] if curve.images else []
     fixed = sum(_evaluations(solver) for solver in solvers) * curve.images
     fixed += curve.images and curve.images * curve.exact_nfe
     fixed += drawn * _evaluations(asked) + images.shown_images * sum(images.shown_nfe)
@@ -161,4 +161,4 @@ def toy_experiment_cost(plane: PlaneSection, objective: Objective, steps: int) -
 
 def _evaluations(solver: Solver) -> int:
     """Of a solver of fixed steps, for an image; 0 for one that nobody knows before."""
-    return (solver.steps or 0) * EVALUATIONS.get(solver.method, 0)
+    return (solver.steps or 0) * EVALUATIONS_PER_STEP.get(solver.method, 0)

@@ -7,7 +7,7 @@ from fm_core.data.dataset_builder import check_source, read_complete
 from fm_core.errors import UserError
 from fm_core.evaluation.self_tests import self_tests
 from fm_core.launch.cluster_check import cluster_checks as launch_checks
-from fm_core.models.build import network_shape
+from fm_core.models.build import build_meta_network
 from fm_core.models.flops import TRAINING_PASSES, flops_per_image, parameter_count
 from fm_core.run.results import Check
 from fm_core.stages.environment_checks import machine_checks
@@ -49,7 +49,7 @@ def doctor(config: RunConfig | None, asked: Asked) -> list[Check]:
 
 def _model(config: RunConfig) -> list[Check]:
     shape, classes = images_of(config)
-    network = network_shape(config.model, shape, classes)
+    network = build_meta_network(config.model, shape, classes)
     forward = flops_per_image(network, shape)
     kind = config.model.size or config.model.kind
     training = TRAINING_PASSES * forward / 1e9

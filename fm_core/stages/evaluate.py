@@ -13,13 +13,13 @@ from torch import Tensor
 
 from fm_core.config import RunConfig
 from fm_core.errors import StopRequested, UserError
-from fm_core.evaluation.dataset_likelihood import gathered
-from fm_core.evaluation.evaluation_run import CHECK, CURVE, HELD_OUT, LIKELIHOOD, SAMPLES, EvaluationRun
-from fm_core.evaluation.metrics.frechet import distance_alone
+from fm_core.evaluation.dataset_likelihood import combine
+from fm_core.evaluation.evaluation_run import CHECK, CURVE, LIKELIHOOD, SAMPLES, VALIDATION, EvaluationRun
+from fm_core.evaluation.metrics.frechet import frechet_distance_of_features
 from fm_core.evaluation.nfe_curve import curve_record
 from fm_core.evaluation.reference import reference_check
 from fm_core.evaluation.reference_statistics import write_statistics
-from fm_core.evaluation.scores import Parts, cost_record, image_scores, joined, likelihood_record
+from fm_core.evaluation.scores import Parts, concatenate, cost_record, image_scores, likelihood_record
 from fm_core.evaluation.torch_threads import cpu_threads
 from fm_core.launch.dispatch import device_count, world
 from fm_core.launch.online_eval import MIN_IMAGES
@@ -55,12 +55,12 @@ def _evaluate(config: RunConfig, run: RunDirectory, observe: Observer) -> StageR
     # The ranks must all mean the same checkpoint, even if training adds one meanwhile.
     evaluation = EvaluationRun(config, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     config = _pinned(config, evaluation)
-    _enough(evaluation.held_out)
+    _enough(evaluation.validation_images)
     path = run.path / "evaluation" / evaluation.folder / f"{evaluation.key}.json"
     scores = read_json(path)
     state = "verified" if scores else "done"
     if scores is None:
-        weights = {CLASSIFIER: CLASSIFIER_WEIGHT, **evaluation.expected()}
+        weights = {CLASSIFIER: CLASSIFIER_WEIGHT, **evaluation.phase_costs()}
         phases = ProgressPhases("evaluate", observe, weights)
         # What asked an earlier start to stop has been obeyed.
         if Lease(run.path / "lock").holder() is None:
@@ -103,10 +103,10 @@ def _work(
     config: RunConfig, run: RunDirectory, evaluation: EvaluationRun, phases: ProgressPhases, observe: Observer
 ) -> None:
     """Make all parts: in this process, or in several that share them."""
-    works = evaluation.works.values()
+    tasks = evaluation.tasks.values()
     here = config.launch.kind in HERE
     processes = config.evaluate.processes or (max(1, device_count()) if here else None)
-    if processes != 1 and any(work.missing() for work in works):
+    if processes != 1 and any(task.missing() for task in tasks):
         launch = config.launch.model_copy(update={"processes": processes} if processes else {})
         duty = StageJob(
             control=run.path / "evaluation" / evaluation.folder / evaluation.key,
@@ -114,37 +114,37 @@ def _work(
             stage="evaluate",
             module="fm_core.evaluation.evaluation_worker",
             config=config.model_copy(update={"launch": launch}),
-            complete=lambda: not any(work.missing() for work in works),
+            complete=lambda: not any(task.missing() for task in tasks),
         )
         supervise(duty, observe)
         return
-    for work in works:
-        missing = set(work.missing())
-        for number, images in enumerate(work.ranges):
-            phases.at(work.phase, images.start, work.images, "images")
+    for task in tasks:
+        missing = set(task.missing())
+        for number, images in enumerate(task.ranges):
+            phases.at(task.phase, images.start, task.images, "images")
             _obey(run)
             if number in missing:
-                work.run(number)
+                task.run(number)
 
 
 def _scores(evaluation: EvaluationRun) -> dict[str, Any]:
-    works, settings, reference = evaluation.works, evaluation.settings, evaluation.reference
-    samples, held_out = works[SAMPLES].read_all(), works[HELD_OUT].read_all()
+    tasks, settings, reference = evaluation.tasks, evaluation.settings, evaluation.reference
+    samples, held_out = tasks[SAMPLES].read_all(), tasks[VALIDATION].read_all()
     _guard(evaluation, held_out)
     scores = image_scores(samples, held_out, reference, evaluation.extractor, settings, evaluation.device)
     head: dict[str, Any] = {"protocol": _protocol(evaluation, samples)}
     if evaluation.model:
         head |= {"step": evaluation.model.step, "images_seen": evaluation.model.images_seen}
         scores["nfe"] = cost_record(samples, evaluation.source.protocol)
-    if LIKELIHOOD in works:
-        checks = works[CHECK].read_all() if CHECK in works else []
+    if LIKELIHOOD in tasks:
+        checks = tasks[CHECK].read_all() if CHECK in tasks else []
         likelihood = settings.likelihood
-        result = gathered(works[LIKELIHOOD].read_all(), checks, likelihood.draws)
+        result = combine(tasks[LIKELIHOOD].read_all(), checks, likelihood.draws)
         tolerances = {"rtol": likelihood.rtol, "atol": likelihood.atol}
         scores["bits_per_dim"] = likelihood_record(result, tolerances)
-    if CURVE in works:
+    if CURVE in tasks:
         gaussian = reference.gaussian.to(evaluation.device)
-        parts = works[CURVE].read_all()
+        parts = tasks[CURVE].read_all()
         scores["nfe_curve"] = curve_record(parts, settings.nfe_curve, gaussian, evaluation.extractor.name)
     return {**head, **scores}
 
@@ -153,17 +153,17 @@ def _guard(evaluation: EvaluationRun, held_out: Parts) -> None:
     """Refuse to score anything where real images are scored otherwise than they were."""
     device, reference = evaluation.device, evaluation.reference.gaussian
     real = torch.cat([part["features"] for part in held_out]).to(device)
-    apart = distance_alone(real, reference.to(device))
+    apart = frechet_distance_of_features(real, reference.to(device))
     root, name = evaluation.config.data.root, evaluation.settings.reference
     reference_check(root, evaluation.manifest, evaluation.extractor, name, apart, len(real))
 
 
 def _write_bits(evaluation: EvaluationRun, path: Path) -> None:
     """Bits/dim image by image, a line each, for whoever wants to look closer."""
-    if LIKELIHOOD not in evaluation.works:
+    if LIKELIHOOD not in evaluation.tasks:
         return
     lines = list[str]()
-    for part in evaluation.works[LIKELIHOOD].read_all():
+    for part in evaluation.tasks[LIKELIHOOD].read_all():
         rows = zip(*(part[name].tolist() for name in ("image", "bits", "k_sample", "per_probe")), strict=True)
         for image, bits, k_sample, per_probe in rows:
             lines.append(
@@ -209,7 +209,7 @@ def summary(scores: dict[str, Any]) -> str:
 def _protocol(evaluation: EvaluationRun, samples: Parts) -> dict[str, Any]:
     versions, settings = environment()["versions"], evaluation.settings
     manifest, extractor, likelihood = evaluation.manifest, evaluation.extractor, settings.likelihood
-    pixels = joined(samples, "digests")
+    pixels = concatenate(samples, "digests")
     assert isinstance(pixels, Tensor), "every part has digests"
     return {
         **evaluation.source.protocol,
@@ -226,7 +226,7 @@ def _protocol(evaluation: EvaluationRun, samples: Parts) -> dict[str, Any]:
         "features_sha256": extractor.sha256,
         **extractor.protocol,
         "pair_images": settings.pair_images,
-        **({"likelihood": likelihood.model_dump(mode="json")} if LIKELIHOOD in evaluation.works else {}),
+        **({"likelihood": likelihood.model_dump(mode="json")} if LIKELIHOOD in evaluation.tasks else {}),
         "versions": {name: versions[name] for name in ("torch", "torchdiffeq", "numpy") if name in versions},
     }
 

@@ -12,7 +12,7 @@ from fm_core.data.sources import open_source
 from fm_core.errors import UserError
 from fm_core.evaluation.evaluation_run import check_extractors
 from fm_core.launch.online_eval import MIN_IMAGES, check_online_eval
-from fm_core.models.build import network_shape
+from fm_core.models.build import build_meta_network
 from fm_core.reproduce.experiments import experiments_of
 from fm_core.run.directory import RunDirectory
 from fm_core.sampling.sample_store import solver_of
@@ -75,7 +75,7 @@ def _rules_of_cells(config: RunConfig) -> Iterator[tuple[str, Rule]]:
 
 def _check_network(config: RunConfig) -> None:
     facts = open_source(config.data).facts
-    network_shape(config.model, facts.image_shape, classes=1)
+    build_meta_network(config.model, facts.image_shape, classes=1)
 
 
 def _check_initial_weights(config: RunConfig) -> None:

@@ -7,7 +7,7 @@ import torch
 from fm_core.config import RunConfig, dump_yaml
 from fm_core.data.manifest import Manifest, load_manifest
 from fm_core.errors import UserError
-from fm_core.evaluation.features.classifier_features import MOST_IMAGES, first_images
+from fm_core.evaluation.features.classifier_features import MAX_IMAGES, first_images
 from fm_core.report.html import Figure, PageSection, Table, page
 from fm_core.report.image_grids import animation, data_uri, grid, loss_curve, nearest, png, strip
 from fm_core.report.score_table import WARNING, Entry, compared, scores_section
@@ -105,7 +105,7 @@ def _samples_section(config: RunConfig, manifest: Manifest, samples: SampleSet) 
     count = min(config.report.neighbours, len(shown))
     note = ""
     if count:
-        training, _ = first_images(config.data.root, manifest, "train", MOST_IMAGES)
+        training, _ = first_images(config.data.root, manifest, "train", MAX_IMAGES)
         ids, distances = nearest(shown[:count], training)
         pairs = torch.stack([shown[:count], training[ids]], dim=1).flatten(0, 1)
         caption = "sample (left) and nearest training image (right), pair by pair"

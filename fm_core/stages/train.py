@@ -9,7 +9,7 @@ from fm_core.errors import UserError
 from fm_core.launch.dispatch import device_count, most_on_a_host, world
 from fm_core.launch.online_eval import check_online_eval, online_evaluation
 from fm_core.launch.supervisor import StageJob, supervise
-from fm_core.method.flow_ode import MaximumLikelihood
+from fm_core.method.cnf_objective import MaximumLikelihood
 from fm_core.models.build import build_method
 from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Observer, Progress, no_progress

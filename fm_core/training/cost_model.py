@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from fm_core.config import RunConfig
 from fm_core.errors import UserError
-from fm_core.models.build import network_shape
+from fm_core.models.build import build_meta_network
 from fm_core.models.flops import TRAINING_PASSES, flops_per_image, parameter_count
 from fm_core.run.results import Check
 
@@ -81,7 +81,7 @@ def training_cost(
     Raises UserError if the network cannot be built for such images.
     """
     train = config.train
-    network = network_shape(config.model, image_shape, classes)
+    network = build_meta_network(config.model, image_shape, classes)
     parameters = parameter_count(network)
     forward = flops_per_image(network, image_shape)
     passes = TRAINING_PASSES + train.gradient_checkpointing
@@ -122,7 +122,7 @@ def training_cost(
 
 def checkpoint_bytes_of(config: RunConfig, image_shape: tuple[int, int, int], classes: int) -> int:
     """Bytes of one checkpoint of a run on images of `image_shape` = (channels, height, width)."""
-    network = network_shape(config.model, image_shape, classes)
+    network = build_meta_network(config.model, image_shape, classes)
     return checkpoint_bytes(parameter_count(network), _averages(config))
 
 

@@ -79,10 +79,10 @@ def features(count: int, dimension: int, seed: int) -> torch.Tensor:
 
 def ours(name: str, rows: torch.Tensor, reference):
     from fm_core.evaluation.metrics.feature_statistics import FeatureMoments
-    from fm_core.evaluation.metrics.frechet import distance, frechet_distance
+    from fm_core.evaluation.metrics.frechet import estimate_frechet_distance, frechet_distance
 
     if name != "value":
-        return distance(rows, reference, limit=name == "evaluate").value, None
+        return estimate_frechet_distance(rows, reference, limit=name == "evaluate").value, None
     moments = FeatureMoments.of(rows[:BATCH])
     for first in range(BATCH, len(rows), BATCH):
         moments = moments + FeatureMoments.of(rows[first : first + BATCH])

@@ -9,7 +9,7 @@ import yaml
 
 from fm_core.config import RunConfig, config_class, dump_yaml, load_config, parse_config
 from fm_core.errors import UserError
-from fm_core.models.build import build_network, network_shape
+from fm_core.models.build import build_meta_network, build_network
 from fm_core.models.flops import parameter_count
 
 IMAGENET64 = Path(__file__).parents[2] / "infra" / "configs" / "imagenet64.yaml"
@@ -29,7 +29,7 @@ def model(**keys):
     ],
 )
 def test_a_named_size_is_the_paper_network(size, side, millions):
-    network = network_shape(model(size=size), (3, side, side), 1000)
+    network = build_meta_network(model(size=size), (3, side, side), 1000)
     assert round(parameter_count(network) / 1e6, 1) == millions
 
 
@@ -39,7 +39,7 @@ UNET = {"channels": 32, "attention_resolutions": [8]}
 @pytest.mark.parametrize("keys", [UNET, {"size": "DiT-S/4"}])
 def test_a_shape_is_that_of_the_network(keys):
     section = model(**keys, class_conditional=True)
-    shape, made = (make(section, (3, 16, 16), 10) for make in (network_shape, build_network))
+    shape, made = (make(section, (3, 16, 16), 10) for make in (build_meta_network, build_network))
     assert all(parameter.is_meta for parameter in shape.parameters())
     assert {name: p.shape for name, p in shape.named_parameters()} == {
         name: p.shape for name, p in made.named_parameters()
@@ -51,9 +51,9 @@ def test_the_shape_of_a_unet_is_had_without_the_compiler():
     code = (
         "import sys\n"
         "from fm_core.config import parse_config\n"
-        "from fm_core.models.build import network_shape\n"
+        "from fm_core.models.build import build_meta_network\n"
         f"section = parse_config({{'model': {UNET | {'class_conditional': True}}}}, 'here').model\n"
-        "network_shape(section, (3, 16, 16), 10)\n"
+        "build_meta_network(section, (3, 16, 16), 10)\n"
         "print('torch._dynamo' in sys.modules)"
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

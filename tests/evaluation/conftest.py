@@ -1,4 +1,4 @@
-"""A sharded data set of real digits, and a model of random weights for it."""
+"""Fixtures: a sharded data set of real digits and its manifest."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from fm_core.stages.shard import shard
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory) -> RunConfig:
-    """A run whose data set is written."""
+    """Configuration of a run whose data set is sharded."""
     root = tmp_path_factory.mktemp("digits")
     config = RunConfig.model_validate(
         {

@@ -7,8 +7,8 @@ from fm_core.evaluation.features.classifier import (
     Classifier,
     accuracy,
     ood_negatives,
-    read,
-    shifted,
+    predict,
+    random_shift,
     train_classifier,
 )
 
@@ -23,33 +23,36 @@ def digits():
 
 
 @pytest.mark.slow
-def test_it_reads_held_out_digits_and_says_when_it_is_sure(digits):
-    images, labels, held_out, held_out_labels = digits
+def test_it_classifies_validation_digits_and_is_confident_about_digits_only(digits):
+    images, labels, validation, validation_labels = digits
     classifier = train_classifier(images, labels, levels=17, classes=10, seed=0)
     assert not classifier.training
-    assert accuracy(classifier, held_out, held_out_labels, levels=17) >= 0.98
+    assert accuracy(classifier, validation, validation_labels, levels=17) >= 0.98
 
-    def sure(pixels):
-        _, probabilities = read(classifier, pixels.to(torch.uint8), levels=17)
+    def confident(pixels):
+        _, probabilities = predict(classifier, pixels.to(torch.uint8), levels=17)
         return (probabilities.amax(dim=1) > 0.9).double().mean().item()
 
     generator = torch.Generator().manual_seed(0)
-    assert sure(held_out) > 0.93
-    assert sure(torch.randint(0, 17, held_out.shape, generator=generator)) < 0.05
-    assert sure(held_out.flatten(2)[:, :, torch.randperm(64, generator=generator)].view_as(held_out)) < 0.05
-    # Half of each of two digits is no noise, but neither is it read as surely as one digit.
-    assert sure((held_out.int() + held_out.roll(1, 0).int()) // 2) < 0.6
+    assert confident(validation) > 0.93
+    assert confident(torch.randint(0, 17, validation.shape, generator=generator)) < 0.05
+    assert (
+        confident(validation.flatten(2)[:, :, torch.randperm(64, generator=generator)].view_as(validation))
+        < 0.05
+    )
+    # A blend of two digits is not noise, but the classifier is less confident about it than about a digit.
+    assert confident((validation.int() + validation.roll(1, 0).int()) // 2) < 0.6
 
 
 def test_the_seed_alone_decides_the_result(digits):
-    images, labels, held_out, _ = digits
+    images, labels, validation, _ = digits
     trained = []
     for seed, ambient in ((0, 1), (0, 2), (1, 1)):
         torch.manual_seed(ambient)
         before = torch.get_rng_state()
         classifier = train_classifier(images, labels, levels=17, classes=10, seed=seed, steps=5)
         assert torch.equal(torch.get_rng_state(), before)
-        trained.append(read(classifier, held_out, levels=17)[0])
+        trained.append(predict(classifier, validation, levels=17)[0])
     assert torch.equal(trained[0], trained[1])
     assert not torch.allclose(trained[0], trained[2])
 
@@ -63,16 +66,16 @@ def test_features_and_logits_of_any_square_image(channels, size):
     assert features.min() >= 0
 
 
-def test_reading_does_not_depend_on_the_batch(digits):
-    images, labels, held_out, _ = digits
+def test_predictions_do_not_depend_on_the_batch_size(digits):
+    images, labels, validation, _ = digits
     classifier = train_classifier(images, labels, levels=17, classes=10, seed=0, steps=5)
-    features, probabilities = read(classifier, held_out, levels=17, batch_size=7)
-    whole, _ = read(classifier, held_out, levels=17)
-    assert torch.allclose(features, whole, atol=1e-5)
+    features, probabilities = predict(classifier, validation, levels=17, batch_size=7)
+    unbatched, _ = predict(classifier, validation, levels=17)
+    assert torch.allclose(features, unbatched, atol=1e-5)
     assert torch.allclose(probabilities.sum(dim=1), torch.ones(500), atol=1e-5)
 
 
-def test_accuracy_is_the_share_read_right():
+def test_accuracy_is_the_fraction_classified_correctly():
     class Always(Classifier):
         def forward(self, images):
             bright = images.mean(dim=(1, 2, 3)) > 0
@@ -82,9 +85,9 @@ def test_accuracy_is_the_share_read_right():
     assert accuracy(Always(1, 8, 2), images, torch.tensor([0, 1, 1, 1]), levels=16) == 0.75
 
 
-def test_shifts_are_each_images_own_and_within_bounds():
+def test_each_image_has_its_own_shift_within_bounds():
     image = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8).expand(200, 2, 8, 8)
-    moved = shifted(image, 1, torch.Generator().manual_seed(0))
+    moved = random_shift(image, 1, torch.Generator().manual_seed(0))
     padded = torch.nn.functional.pad(image[:1].float(), (1, 1, 1, 1), mode="replicate").to(torch.uint8)[0]
     expected = {
         (row, column): padded[:, row : row + 8, column : column + 8]
@@ -92,32 +95,32 @@ def test_shifts_are_each_images_own_and_within_bounds():
         for column in range(3)
     }
     seen = set()
-    for one in moved:
-        matches = [place for place, view in expected.items() if torch.equal(one, view)]
+    for image_moved in moved:
+        matches = [place for place, view in expected.items() if torch.equal(image_moved, view)]
         assert len(matches) == 1
         seen.update(matches)
     assert seen == set(expected)
-    assert torch.equal(shifted(image, 0, torch.Generator()), image)
+    assert torch.equal(random_shift(image, 0, torch.Generator()), image)
 
 
-def test_impostors_are_blends_with_the_scrambled_pixels_of_other_images():
+def test_ood_negatives_are_blends_with_the_shuffled_pixels_of_other_images():
     generator = torch.Generator().manual_seed(0)
     x = torch.cat([torch.zeros(400, 2, 4, 4), torch.arange(1.0, 17).view(4, 4).expand(400, 2, 4, 4)])
     targets = torch.eye(5)[torch.tensor([0] * 400 + [1] * 400)]
-    blend, say = ood_negatives(x, targets, generator)
+    blend, soft_targets = ood_negatives(x, targets, generator)
     assert blend.shape == (400, 2, 4, 4)
-    assert torch.allclose(say.sum(dim=1), torch.ones(400), atol=1e-6)
+    assert torch.allclose(soft_targets.sum(dim=1), torch.ones(400), atol=1e-6)
     share = 1 - blend.flatten(1).mean(dim=1) / 8.5
     assert share.min() >= -1e-6
     assert 0.45 < share.max() <= 0.5
     pixels = blend / (1 - share)[:, None, None, None]
     assert torch.allclose(pixels[:, 0], pixels[:, 1])
     assert torch.allclose(pixels[:, 0].flatten(1).sort(dim=1).values, torch.arange(1.0, 17), atol=1e-3)
-    scrambled = (pixels[:, 0] - x[-1, 0]).abs().amax(dim=(1, 2)) > 0.5
-    assert scrambled.sum() > 390
+    shuffled = (pixels[:, 0] - x[-1, 0]).abs().amax(dim=(1, 2)) > 0.5
+    assert shuffled.sum() > 390
     rest = 1 - share
-    assert torch.allclose(say[:, 1], rest / 5, atol=1e-5)
-    assert torch.allclose(say[:, 0], share + rest / 5, atol=1e-5)
+    assert torch.allclose(soft_targets[:, 1], rest / 5, atol=1e-5)
+    assert torch.allclose(soft_targets[:, 0], share + rest / 5, atol=1e-5)
 
 
 def test_progress_is_reported_about_fifty_times_and_at_the_last_step(digits):
@@ -135,8 +138,12 @@ def test_progress_is_reported_about_fifty_times_and_at_the_last_step(digits):
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [
-        (torch.zeros(4, 1, 8, 8), torch.zeros(4, dtype=torch.int64), "images are uint8"),
-        (torch.zeros(4, 1, 8, 9, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64), "images are uint8"),
+        (torch.zeros(4, 1, 8, 8), torch.zeros(4, dtype=torch.int64), "images must be uint8"),
+        (
+            torch.zeros(4, 1, 8, 9, dtype=torch.uint8),
+            torch.zeros(4, dtype=torch.int64),
+            "images must be uint8",
+        ),
         (torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64), "as many labels"),
         (
             torch.zeros(4, 1, 8, 8, dtype=torch.uint8),

@@ -1,4 +1,4 @@
-"""The classifier that is kept beside a data set, and what is told of it."""
+"""The classifier stored beside a data set, and its record."""
 
 import json
 
@@ -8,7 +8,7 @@ import torch
 from fm_core.config import EvaluateSection
 from fm_core.evaluation.features import classifier_features
 from fm_core.evaluation.features.classifier import Classifier
-from fm_core.evaluation.features.classifier_features import data_set_extractor, first_images
+from fm_core.evaluation.features.classifier_features import classifier_extractor, first_images
 from fm_core.evaluation.reference import Reference
 from fm_core.evaluation.scores import image_scores
 
@@ -17,16 +17,16 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def extractor(digits, manifest, monkeypatch):
-    """One that was never trained: quick, and as good as any here."""
+    """An untrained classifier: fast, and sufficient here."""
     monkeypatch.setattr(classifier_features, "RECIPE", {"classifier": "untrained", "seed": 0})
     monkeypatch.setattr(
         classifier_features, "train_classifier", lambda *_, device, on_progress: Classifier(1, 8, 10).eval()
     )
-    return data_set_extractor(digits.data.root, manifest, CPU, lambda step, steps, loss: None)
+    return classifier_extractor(digits.data.root, manifest, CPU, lambda step, steps, loss: None)
 
 
-def test_its_accuracy_is_told_with_the_images_that_it_was_measured_on(digits, manifest, extractor):
-    """All that are held out, however few of them are scored like samples."""
+def test_its_accuracy_is_recorded_with_the_number_of_images_it_was_measured_on(digits, manifest, extractor):
+    """All validation images, however few of them are scored like samples."""
     pixels, _ = first_images(digits.data.root, manifest, "val", 60)
     features, probabilities = extractor(pixels)
     part = {"features": features, "probabilities": probabilities}
@@ -34,14 +34,14 @@ def test_its_accuracy_is_told_with_the_images_that_it_was_measured_on(digits, ma
     scores = image_scores([part], [part], Reference(None, None, ""), extractor, settings, CPU)
     assert scores["recognised"]["held_out_images"] == 60
     assert scores["classifier"]["held_out_images"] == 300
-    assert scores["classifier"]["held_out_accuracy"] == extractor.held_out_accuracy
+    assert scores["classifier"]["held_out_accuracy"] == extractor.validation_accuracy
 
 
-def test_a_record_of_before_that_was_told_is_read(digits, manifest, extractor):
+def test_a_record_of_an_earlier_version_without_that_number_is_read(digits, manifest, extractor):
     folder = classifier_features.Store.at(digits.data.root, manifest.name, "evaluation").local
     for path in folder.glob("classifier-*.json"):
         record = json.loads(path.read_text())
         if record["recipe"] == classifier_features.RECIPE:
             path.write_text(json.dumps({k: v for k, v in record.items() if k != "held_out_images"}))
-    again = data_set_extractor(digits.data.root, manifest, CPU, lambda step, steps, loss: None)
-    assert (again.sha256, again.held_out_images) == (extractor.sha256, 300)
+    again = classifier_extractor(digits.data.root, manifest, CPU, lambda step, steps, loss: None)
+    assert (again.sha256, again.validation_images) == (extractor.sha256, 300)

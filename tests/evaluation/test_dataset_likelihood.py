@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fm_core.config import LikelihoodSection, MethodSection, ModelSection
-from fm_core.evaluation.dataset_likelihood import batch_bits, gathered, tightened
+from fm_core.evaluation.dataset_likelihood import batch_bits, combine, tighter_settings
 from fm_core.evaluation.resumable_parts import split_ranges
 from fm_core.evaluation.scores import likelihood_record, recognition_record
 from fm_core.method.dequantization import Quantizer
@@ -47,20 +47,20 @@ def model(rate=0.0, levels=17, conditional=False):
 
 
 def score(network, pixels, labels=None, **settings):
-    """Batches as an evaluation makes them, and the check of its solver, put together."""
+    """Combine batches as in an evaluation, and the check of the solver."""
     settings = LikelihoodSection.model_validate(
         {"images": len(pixels), "rtol": 1e-6, "atol": 1e-6, **settings}
     )
     labels = torch.zeros(len(pixels), dtype=torch.int64) if labels is None else labels
 
-    def parts(count, how):
+    def parts(count, options):
         return [
-            batch_bits(network, pixels[r.start : r.stop], labels[r.start : r.stop], r, how, 3, CPU)
-            for r in split_ranges(count, how.batch)
+            batch_bits(network, pixels[r.start : r.stop], labels[r.start : r.stop], r, options, 3, CPU)
+            for r in split_ranges(count, options.batch)
         ]
 
-    checks = parts(settings.check_images, tightened(settings))
-    return gathered(parts(len(pixels), settings), checks, settings.draws)
+    checks = parts(settings.check_images, tighter_settings(settings))
+    return combine(parts(len(pixels), settings), checks, settings.draws)
 
 
 def images(count, levels=17, seed=0):
@@ -69,7 +69,7 @@ def images(count, levels=17, seed=0):
 
 
 def gaussian_bits(pixels, levels, std, draw=0):
-    """Bits/dim [N] of N(0, std^2) at the very points that are scored, in double."""
+    """Bits/dim [N] of N(0, std^2) at the points that are scored, in float64."""
     dither = keyed_random.uniform(3, f"likelihood-draw-{draw}", range(len(pixels)), SHAPE)
     x = Quantizer(levels).dequantize(pixels, dither).double().flatten(1)
     nats = 0.5 * (x / std).square().mean(1) + math.log(std) + 0.5 * math.log(2 * math.pi)
@@ -80,18 +80,20 @@ def gaussian_bits(pixels, levels, std, draw=0):
 def test_a_network_of_zeros_is_the_source_itself(levels):
     pixels = images(12, levels)
     result = score(model(levels=levels), pixels)
-    assert result.headline.value == pytest.approx(gaussian_bits(pixels, levels, 1.0).mean().item(), abs=1e-5)
-    assert (result.headline.images, result.k, result.k_sample) == (12, 1, None)
-    assert result.headline.probe_std == pytest.approx(0, abs=1e-6)
+    assert result.single_sample.value == pytest.approx(
+        gaussian_bits(pixels, levels, 1.0).mean().item(), abs=1e-5
+    )
+    assert (result.single_sample.images, result.k, result.k_sample) == (12, 1, None)
+    assert result.single_sample.probe_std == pytest.approx(0, abs=1e-6)
 
 
 def test_the_offset_is_that_of_the_bins():
     """The mean over uniform pixels of -log2 N(x; 0, 1) + log2(levels / 2), for uniform x in [-1, 1)."""
     expected = (0.5 / 3 + 0.5 * math.log(2 * math.pi)) / math.log(2) + math.log2(17 / 2)
     result = score(model(), images(400))
-    assert result.headline.value == pytest.approx(expected, abs=4 * result.headline.stderr)
+    assert result.single_sample.value == pytest.approx(expected, abs=4 * result.single_sample.stderr)
     # A uniform density on [-1, 1) costs log2(levels) exactly, and no model of uniform pixels costs less.
-    assert result.headline.value > math.log2(17)
+    assert result.single_sample.value > math.log2(17)
 
 
 @pytest.mark.parametrize("rate", [-0.5, 0.7])
@@ -99,26 +101,26 @@ def test_a_linear_field_is_a_wider_or_narrower_gaussian(rate):
     pixels = images(6)
     result = score(model(rate), pixels)
     exact = gaussian_bits(pixels, 17, math.exp(rate))
-    assert result.headline.value == pytest.approx(exact.mean().item(), abs=1e-4)
-    assert result.headline.stderr == pytest.approx((exact.std() / math.sqrt(6)).item(), rel=1e-3)
+    assert result.single_sample.value == pytest.approx(exact.mean().item(), abs=1e-4)
+    assert result.single_sample.stderr == pytest.approx((exact.std() / math.sqrt(6)).item(), rel=1e-3)
 
 
 def test_labels_reach_a_conditional_network_and_no_other():
     pixels, labels = images(4), torch.tensor([0, 1, 0, 1])
     result = score(model(0.0, conditional=True), pixels, labels)
     exact = torch.where(labels.bool(), gaussian_bits(pixels, 17, math.e), gaussian_bits(pixels, 17, 1.0))
-    assert result.headline.value == pytest.approx(exact.mean().item(), abs=1e-4)
-    assert score(model(0.0), pixels, labels).headline.value == pytest.approx(
+    assert result.single_sample.value == pytest.approx(exact.mean().item(), abs=1e-4)
+    assert score(model(0.0), pixels, labels).single_sample.value == pytest.approx(
         gaussian_bits(pixels, 17, 1.0).mean().item(), abs=1e-5
     )
 
 
-def test_images_are_scored_alike_in_any_batch():
+def test_bits_do_not_depend_on_the_batch():
     pixels = images(10)
-    whole, parts = (score(model(0.3), pixels, batch=batch, check_images=0) for batch in (10, 4))
-    assert parts.headline.value == pytest.approx(whole.headline.value, abs=1e-5)
-    assert parts.nfe == pytest.approx(whole.nfe, rel=0.3)
-    assert (whole.check, parts.headline.images) == (None, 10)
+    unsplit, parts = (score(model(0.3), pixels, batch=batch, check_images=0) for batch in (10, 4))
+    assert parts.single_sample.value == pytest.approx(unsplit.single_sample.value, abs=1e-5)
+    assert parts.nfe == pytest.approx(unsplit.nfe, rel=0.3)
+    assert (unsplit.check, parts.single_sample.images) == (None, 10)
 
 
 def test_the_solver_is_checked_at_tighter_tolerances():
@@ -129,13 +131,13 @@ def test_the_solver_is_checked_at_tighter_tolerances():
     assert loose.check.largest >= abs(loose.check.mean)
     tight = score(model(3.0), pixels, rtol=1e-6, atol=1e-6, check_images=6)
     assert tight.check.largest < loose.check.largest / 10
-    assert tight.headline.value == pytest.approx(exact.mean().item(), abs=1e-4)
+    assert tight.single_sample.value == pytest.approx(exact.mean().item(), abs=1e-4)
 
 
-def test_more_draws_tighten_the_bound_and_leave_the_headline():
+def test_more_draws_tighten_the_bound_and_do_not_change_the_single_sample_value():
     pixels = images(10)
-    one, many = score(model(-0.7), pixels), score(model(-0.7), pixels, draws=8)
-    assert many.headline == one.headline
+    single, many = score(model(-0.7), pixels), score(model(-0.7), pixels, draws=8)
+    assert many.single_sample == single.single_sample
     exact = torch.stack([gaussian_bits(pixels, 17, math.exp(-0.7), draw) for draw in range(8)])
     nats = -exact * 16 * math.log(2)
     expected = -(torch.logsumexp(nats, 0) - math.log(8)) / (16 * math.log(2))
@@ -143,7 +145,7 @@ def test_more_draws_tighten_the_bound_and_leave_the_headline():
     assert many.k_sample.value < exact.mean() - 1e-4
 
 
-def test_a_record_holds_what_was_asked_and_nothing_else():
+def test_a_record_has_the_requested_quantities_and_nothing_else():
     tolerances = {"rtol": 1e-6, "atol": 1e-6}
     plain = likelihood_record(score(model(), images(2), check_images=0), tolerances)
     assert set(plain) == {"value", "stderr", "images", "k", "probe_std", "nfe", "dtype", "rtol", "atol"}

@@ -1,4 +1,4 @@
-"""Extractors from outside: InceptionV3 through torch-fidelity, TorchScript, modules by import path."""
+"""Feature extractors: InceptionV3 by torch-fidelity, TorchScript, modules by import path."""
 
 import hashlib
 import os
@@ -51,64 +51,64 @@ def root(digits):
     return digits.data.root
 
 
-def refused(told, *arguments, **keys):
-    with pytest.raises(UserError, match=told) as caught:
+def assert_refused(message, *arguments, **keys):
+    with pytest.raises(UserError, match=message) as caught:
         opened(*arguments, **keys)
     assert "\n" not in str(caught.value)
 
 
-def test_grey_images_become_colour_of_256_levels():
+def test_gray_images_become_rgb_of_256_levels():
     images = torch.tensor([[[[0, 8, 16]]]], dtype=torch.uint8)
-    found = as_rgb(images, 17)
-    assert found.shape == (1, 3, 1, 3)
-    assert found[0, 2, 0].tolist() == [0, 128, 255]
-    colour = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
-    assert torch.equal(as_rgb(colour, 256), colour)
+    rgb = as_rgb(images, 17)
+    assert rgb.shape == (1, 3, 1, 3)
+    assert rgb[0, 2, 0].tolist() == [0, 128, 255]
+    color = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
+    assert torch.equal(as_rgb(color, 256), color)
 
 
-class TestImported:
+class TestCustom:
     def test_a_module_by_its_import_path(self, manifest, root):
-        found = opened(manifest, root, features="test_extractors:seeded")
+        extractor = opened(manifest, root, features="test_extractors:seeded")
         images = torch.randint(0, 17, (5, 1, 8, 8), dtype=torch.uint8)
-        features, probabilities = found(images)
+        features, probabilities = extractor(images)
         expected = as_rgb(images, 17).float().mean((2, 3))
         torch.testing.assert_close(features, expected)
         assert torch.allclose(probabilities.sum(1), torch.ones(5))
-        assert found.name == "test_extractors:seeded"
-        assert found.sha256 == opened(manifest, root, features="test_extractors:seeded").sha256
+        assert extractor.name == "test_extractors:seeded"
+        assert extractor.sha256 == opened(manifest, root, features="test_extractors:seeded").sha256
 
     def test_its_weights_may_be_named_and_are_checked(self, manifest, root, tmp_path):
         torch.manual_seed(1)
         torch.save(Brightness().state_dict(), tmp_path / "a.pt")
         digest = hashlib.sha256((tmp_path / "a.pt").read_bytes()).hexdigest()
         keys = {"features": "test_extractors:seeded", "weights": str(tmp_path / "a.pt")}
-        found = opened(manifest, root, **keys, weights_sha256=digest)
-        assert found.sha256 != opened(manifest, root, features="test_extractors:seeded").sha256
-        refused("was not loaded", manifest, root, **keys, weights_sha256="0" * 64)
+        extractor = opened(manifest, root, **keys, weights_sha256=digest)
+        assert extractor.sha256 != opened(manifest, root, features="test_extractors:seeded").sha256
+        assert_refused("was not loaded", manifest, root, **keys, weights_sha256="0" * 64)
         (tmp_path / "a.pt").write_bytes(b"nothing")
-        refused("does not fit the extractor", manifest, root, **keys)
+        assert_refused("does not fit the extractor", manifest, root, **keys)
 
     def test_a_torchscript_file(self, manifest, root, tmp_path):
         file = tmp_path / "brightness.pt"
         torch.jit.script(seeded()).save(file)
-        found = opened(manifest, root, features=str(file))
-        assert found.name == "torchscript-brightness"
-        assert found.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
-        assert found(torch.zeros(2, 1, 8, 8, dtype=torch.uint8))[0].shape == (2, 3)
+        extractor = opened(manifest, root, features=str(file))
+        assert extractor.name == "torchscript-brightness"
+        assert extractor.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+        assert extractor(torch.zeros(2, 1, 8, 8, dtype=torch.uint8))[0].shape == (2, 3)
         file.write_bytes(b"no script")
-        refused("is no TorchScript file", manifest, root, features=str(file))
+        assert_refused("is not a TorchScript file", manifest, root, features=str(file))
 
     @pytest.mark.parametrize(
-        ("features", "told"),
+        ("features", "message"),
         [
             ("clip", "allowed are classifier, inception, a TorchScript file"),
             ("no_such_module:Name", "No module named"),
             (f"{__name__}:Nothing", "has no attribute"),
-            ("builtins:dict", "makes a dict, not a torch.nn.Module"),
+            ("builtins:dict", "returns a dict, not a torch.nn.Module"),
         ],
     )
-    def test_what_is_none_is_refused(self, features, told, manifest, root):
-        refused(told, manifest, root, features=features)
+    def test_what_is_not_an_extractor_is_refused(self, features, message, manifest, root):
+        assert_refused(message, manifest, root, features=features)
 
     def test_a_module_that_gives_the_pixels_gives_features(self, manifest, root):
         images = torch.randint(0, 17, (2, 1, 8, 8), dtype=torch.uint8)
@@ -122,14 +122,14 @@ class TestWeights:
         (tmp_path / "w.pth").write_bytes(b"weights")
         digest = hashlib.sha256(b"weights").hexdigest()
         url = (tmp_path / "w.pth").as_uri()
-        kept, found = verified_weights(url, digest, root, "digits")
-        assert found == digest
+        cached, actual = verified_weights(url, digest, root, "digits")
+        assert actual == digest
         (tmp_path / "w.pth").unlink()
-        assert verified_weights(url, digest.upper(), root, "digits")[0] == kept
-        kept.write_bytes(b"tampered with")
-        with pytest.raises(UserError, match="it is not the file that was meant"):
+        assert verified_weights(url, digest.upper(), root, "digits")[0] == cached
+        cached.write_bytes(b"tampered with")
+        with pytest.raises(UserError, match="is expected"):
             verified_weights(url, digest, root, "digits")
-        assert not kept.exists()
+        assert not cached.exists()
 
     def test_a_url_that_leads_nowhere_is_one_line(self, root, tmp_path):
         with pytest.raises(UserError, match="cannot be fetched") as caught:
@@ -138,7 +138,7 @@ class TestWeights:
 
 
 @pytest.fixture(scope="module")
-def said(digits, tmp_path_factory):
+def answers(digits, tmp_path_factory):
     folder = tmp_path_factory.mktemp("inception")
     # A torchvision of another build of torch raises RuntimeError when it is imported.
     (folder / "torchvision").mkdir()
@@ -157,37 +157,37 @@ def said(digits, tmp_path_factory):
 
 @pytest.mark.slow
 class TestInception:
-    """In an environment of its own, with weights of the exact format and random values."""
+    """In a separate environment, with random weights of the exact format."""
 
-    def test_its_features_are_those_of_torch_fidelity(self, said):
-        assert said["features"] == "(3, 2048) (3, 1008)"
-        assert said["name"].startswith("inception-v3-")
-        assert float(said["largest difference of the features"]) == 0
-        assert float(said["largest difference of the probabilities"]) == 0
-        assert float(said["spread of the features"]) > 0
-        assert said["sha256"] == said["sha256 of the file"]
+    def test_its_features_are_those_of_torch_fidelity(self, answers):
+        assert answers["features"] == "(3, 2048) (3, 1008)"
+        assert answers["name"].startswith("inception-v3-")
+        assert float(answers["largest difference of the features"]) == 0
+        assert float(answers["largest difference of the probabilities"]) == 0
+        assert float(answers["spread of the features"]) > 0
+        assert answers["sha256"] == answers["sha256 of the file"]
 
-    def test_a_mismatched_torchvision_is_no_obstacle_and_one_line_where_it_is(self, said):
-        assert said["package"].startswith("RuntimeError")
-        assert said["broken module"].startswith(
+    def test_a_mismatched_torchvision_is_tolerated_or_refused_in_one_line(self, answers):
+        assert answers["package"].startswith("RuntimeError")
+        assert answers["broken module"].startswith(
             "evaluate.features inception: torch-fidelity does not import with torch"
         )
-        assert "install the torchvision made for this torch" in said["broken module"]
+        assert "install the torchvision built for this torch" in answers["broken module"]
 
-    def test_other_weights_are_not_loaded(self, said):
-        assert "not the file that was meant" in said["published hash"].replace("it is ", "")
-        assert "holds no InceptionV3" in said["other network"]
-        assert "holds no InceptionV3" in said["code in a pickle"]
+    def test_other_weights_are_not_loaded(self, answers):
+        assert "is expected" in answers["published hash"]
+        assert "does not contain InceptionV3" in answers["other network"]
+        assert "does not contain InceptionV3" in answers["code in a pickle"]
 
-    def test_weights_that_nobody_named_are_asked_for(self, manifest, root):
-        refused("needs evaluate.weights: path or URL", manifest, root, features="inception")
+    def test_missing_weights_are_asked_for(self, manifest, root):
+        assert_refused("needs evaluate.weights: path or URL", manifest, root, features="inception")
 
     def test_without_the_extra_it_says_what_to_install(self, manifest, root, tmp_path):
         if "torch_fidelity" in sys.modules:
-            pytest.fail("torch-fidelity is not to be imported by the tests' own process")
+            pytest.fail("the test process must not import torch-fidelity")
         (tmp_path / "w.pth").write_bytes(b"x")
         digest = hashlib.sha256(b"x").hexdigest()
-        refused(
+        assert_refused(
             r"No module named 'torch_fidelity'; pip install .* '\.\[inception\]'",
             manifest,
             root,

@@ -6,7 +6,11 @@ import scipy.linalg
 import torch
 
 from fm_core.evaluation.metrics.feature_statistics import FeatureMoments, Gaussian
-from fm_core.evaluation.metrics.frechet import distance, frechet_distance, frechet_distance_of_few
+from fm_core.evaluation.metrics.frechet import (
+    estimate_frechet_distance,
+    frechet_distance,
+    frechet_distance_low_rank,
+)
 
 
 def features(count, dimension, seed, scale=1.0, shift=0.0):
@@ -19,7 +23,7 @@ def reference(rows):
     return Gaussian.of(FeatureMoments.of(rows))
 
 
-def apart(a, b):
+def distance_of(a, b):
     return frechet_distance(FeatureMoments.of(a), reference(b))
 
 
@@ -35,9 +39,9 @@ def by_square_root(a, b):
 @pytest.mark.parametrize("dimension", [2, 16, 64])
 def test_it_is_the_formula_with_scipys_square_root(dimension):
     a, b = features(500, dimension, 1), features(300, dimension, 2, scale=0.7, shift=0.3)
-    ours = apart(a, b)
+    ours = distance_of(a, b)
     assert ours == pytest.approx(by_square_root(a, b), rel=1e-6)
-    assert apart(b, a) == pytest.approx(ours, rel=1e-9)
+    assert distance_of(b, a) == pytest.approx(ours, rel=1e-9)
 
 
 def moments_of_gaussian(mean, covariance, count=10**6):
@@ -60,78 +64,78 @@ def test_known_gaussians():
 
 def test_a_shift_is_its_square():
     a = features(400, 8, 3)
-    assert apart(a, a + 2) == pytest.approx(8 * 4, rel=1e-5)
+    assert distance_of(a, a + 2) == pytest.approx(8 * 4, rel=1e-5)
 
 
 @pytest.mark.parametrize(("count", "dimension"), [(1000, 8), (10, 64)])
-def test_identical_sets_are_at_no_distance(count, dimension):
-    """Ten images of 64 features, too: the covariance is singular."""
+def test_identical_sets_have_distance_zero(count, dimension):
+    """This includes ten images of 64 features, whose covariance is singular."""
     rows = features(count, dimension, 4)
     trace = FeatureMoments.of(rows).covariance.trace().item()
-    assert 0 <= apart(rows, rows) <= 1e-9 * trace
-    assert 0 <= frechet_distance_of_few(rows, reference(rows)) <= 1e-9 * trace
+    assert 0 <= distance_of(rows, rows) <= 1e-9 * trace
+    assert 0 <= frechet_distance_low_rank(rows, reference(rows)) <= 1e-9 * trace
 
 
 @pytest.mark.parametrize("count", [2, 5, 32, 64, 200])
 def test_few_images_are_exact(count):
-    """By the features and by the moments, with the published formula in 40 digits as the judge."""
+    """By the features and by the moments, against the published formula in 40 digits."""
     import mpmath
 
     few, many = features(count, 8, 11), features(500, 8, 12, scale=0.8)
     with mpmath.workdps(40):
-        centred = [mpmath.matrix((rows.double() - rows.double().mean(0)).tolist()) for rows in (few, many)]
-        first, second = (rows.T * rows / (rows.rows - 1) for rows in centred)
+        centered = [mpmath.matrix((rows.double() - rows.double().mean(0)).tolist()) for rows in (few, many)]
+        first, second = (rows.T * rows / (rows.rows - 1) for rows in centered)
         values = mpmath.eig(first * second, left=False, right=False)
         cross = sum(mpmath.sqrt(abs(mpmath.re(value))) for value in values if abs(value) > 1e-12)
     difference = few.double().mean(0) - many.double().mean(0)
     traces = sum(np.trace(np.cov(rows.double().numpy(), rowvar=False)) for rows in (few, many))
     expected = (difference @ difference).item() + traces - 2 * float(cross)
-    assert frechet_distance_of_few(few, reference(many)) == pytest.approx(expected, rel=1e-9)
-    assert apart(few, many) == pytest.approx(expected, rel=1e-6)
+    assert frechet_distance_low_rank(few, reference(many)) == pytest.approx(expected, rel=1e-9)
+    assert distance_of(few, many) == pytest.approx(expected, rel=1e-6)
 
 
-def test_the_errors_choose_the_exact_form_and_say_so():
+def test_few_images_use_the_exact_form_and_are_flagged():
     few, many = features(20, 32, 13), reference(features(400, 32, 14))
-    found = distance(few, many)
-    assert found.few
-    assert found.infinity is None
-    assert found.value == pytest.approx(frechet_distance_of_few(few, many), rel=1e-12)
-    assert not distance(features(200, 32, 13), many).few
+    estimate = estimate_frechet_distance(few, many)
+    assert estimate.singular
+    assert estimate.infinity is None
+    assert estimate.value == pytest.approx(frechet_distance_low_rank(few, many), rel=1e-12)
+    assert not estimate_frechet_distance(features(200, 32, 13), many).singular
 
 
-def test_the_order_of_the_images_is_nothing_to_the_distance():
+def test_the_distance_does_not_depend_on_the_order_of_the_images():
     rows = features(600, 6, 15)
     rows[:300] += 3
     ordered, shuffled = (
-        distance(part, reference(features(900, 6, 16)))
+        estimate_frechet_distance(part, reference(features(900, 6, 16)))
         for part in (rows, rows[torch.randperm(600, generator=torch.Generator().manual_seed(0))])
     )
     assert shuffled.value == pytest.approx(ordered.value, rel=1e-9)
-    # Sorted by class the blocks are stratified, and their error no larger.
+    # With images sorted by class the blocks are stratified, and the error is not larger.
     assert ordered.stderr < 1.3 * shuffled.stderr
 
 
-def test_dead_features_do_no_harm():
+def test_constant_features_do_not_change_the_distance():
     a, b = (torch.cat([features(300, 4, seed), torch.zeros(300, 3)], 1) for seed in (5, 6))
-    expected = apart(a[:, :4], b[:, :4])
-    assert apart(a, b) == pytest.approx(expected, rel=1e-9)
+    expected = distance_of(a[:, :4], b[:, :4])
+    assert distance_of(a, b) == pytest.approx(expected, rel=1e-9)
 
 
 def test_moments_add_up_over_parts():
     rows = features(1000, 8, 7)
     parts = [FeatureMoments.of(rows[first : first + 137]) for first in range(0, 1000, 137)]
-    whole = sum(parts[1:], parts[0])
+    combined = sum(parts[1:], parts[0])
     direct = FeatureMoments.of(rows)
-    assert whole.count == direct.count == 1000
-    assert torch.allclose(whole.mean, rows.double().mean(0), rtol=1e-12)
-    assert torch.allclose(whole.covariance, torch.cov(rows.double().T), rtol=1e-10)
+    assert combined.count == direct.count == 1000
+    assert torch.allclose(combined.mean, rows.double().mean(0), rtol=1e-12)
+    assert torch.allclose(combined.covariance, torch.cov(rows.double().T), rtol=1e-10)
 
 
-def test_whole_numbers_add_exactly():
+def test_moments_of_integers_add_exactly():
     rows = torch.randint(-100, 100, (64, 5), generator=torch.Generator().manual_seed(0)).float()
-    one, other = FeatureMoments.of(rows[:20]), FeatureMoments.of(rows[20:])
-    whole = one + other
-    assert torch.equal(whole.products, FeatureMoments.of(rows).products)
+    first, second = FeatureMoments.of(rows[:20]), FeatureMoments.of(rows[20:])
+    combined = first + second
+    assert torch.equal(combined.products, FeatureMoments.of(rows).products)
 
 
 def test_moments_are_double_whatever_the_features():
@@ -146,48 +150,58 @@ def test_one_image_has_no_covariance(count):
 
 
 def test_the_jackknife_error_is_the_spread_over_independent_draws():
-    """And the extrapolation comes closer to the distance of infinitely many images than any one set does."""
-    whole = reference(features(20_000, 6, 100))
+    """The extrapolation is also closer to the distance of infinitely many images than a single set is."""
+    target = reference(features(20_000, 6, 100))
     mixing = torch.randn(6, 6, generator=torch.Generator().manual_seed(100), dtype=torch.float64)
     generator = torch.Generator().manual_seed(8)
 
     def draw(count):
         return torch.randn(count, 6, generator=generator, dtype=torch.float64) @ mixing + 0.3
 
-    found = [distance(draw(400), whole) for _ in range(60)]
-    spread = float(np.std([one.value for one in found], ddof=1))
-    assert math.sqrt(np.mean([one.stderr**2 for one in found])) == pytest.approx(spread, rel=0.3)
-    limits = [one.infinity[0] for one in found]
+    estimates = [estimate_frechet_distance(draw(400), target) for _ in range(60)]
+    spread = float(np.std([estimate.value for estimate in estimates], ddof=1))
+    assert math.sqrt(np.mean([estimate.stderr**2 for estimate in estimates])) == pytest.approx(
+        spread, rel=0.3
+    )
+    limits = [estimate.infinity[0] for estimate in estimates]
     # An upper estimate (Efron and Stein 1981), since the limit is further from a sum over images.
     spread = float(np.std(limits, ddof=1))
-    assert 0.8 * spread < math.sqrt(np.mean([one.infinity[1] ** 2 for one in found])) < 1.8 * spread
-    truth = frechet_distance(FeatureMoments.of(draw(400_000)), whole)
-    assert abs(np.mean(limits) - truth) < 0.5 * abs(np.mean([one.value for one in found]) - truth)
+    assert (
+        0.8 * spread
+        < math.sqrt(np.mean([estimate.infinity[1] ** 2 for estimate in estimates]))
+        < 1.8 * spread
+    )
+    truth = frechet_distance(FeatureMoments.of(draw(400_000)), target)
+    assert abs(np.mean(limits) - truth) < 0.5 * abs(
+        np.mean([estimate.value for estimate in estimates]) - truth
+    )
 
 
 def test_four_images_are_enough_for_an_error_and_three_are_not():
-    whole = reference(features(100, 3, 9))
-    assert math.isfinite(distance(features(4, 3, 10), whole).stderr)
+    target = reference(features(100, 3, 9))
+    assert math.isfinite(estimate_frechet_distance(features(4, 3, 10), target).stderr)
     with pytest.raises(ValueError, match="at least four"):
-        distance(features(3, 3, 10), whole)
+        estimate_frechet_distance(features(3, 3, 10), target)
 
 
 @pytest.mark.parametrize(
     ("count", "limit", "roots"), [(400, True, 1 + 20 + 2 + 20), (400, False, 1 + 20), (30, True, 1 + 14)]
 )
-def test_the_limit_costs_as_many_roots_again_and_only_where_it_is_told(monkeypatch, count, limit, roots):
-    whole = reference(features(500, 16, 17))
-    _ = whole.root
+def test_the_extrapolation_doubles_the_number_of_roots_only_if_it_is_requested(
+    monkeypatch, count, limit, roots
+):
+    target = reference(features(500, 16, 17))
+    _ = target.root
     taken = []
     for name in ("eigvalsh", "svdvals"):
         root = getattr(torch.linalg, name)
         monkeypatch.setattr(torch.linalg, name, lambda m, root=root: (taken.append(0), root(m))[1])
-    found = distance(features(count, 16, 18), whole, limit=limit)
+    estimate = estimate_frechet_distance(features(count, 16, 18), target, limit=limit)
     assert len(taken) == roots
-    assert (found.infinity is not None) == (limit and count > 2 * 16)
+    assert (estimate.infinity is not None) == (limit and count > 2 * 16)
 
 
 def test_value_and_error_are_the_same_without_the_limit():
-    rows, whole = features(400, 16, 18), reference(features(500, 16, 17))
-    one, other = (distance(rows, whole, limit=limit) for limit in (True, False))
-    assert (other.value, other.stderr) == pytest.approx((one.value, one.stderr), rel=1e-9)
+    rows, target = features(400, 16, 18), reference(features(500, 16, 17))
+    with_limit, without = (estimate_frechet_distance(rows, target, limit=limit) for limit in (True, False))
+    assert (without.value, without.stderr) == pytest.approx((with_limit.value, with_limit.stderr), rel=1e-9)

@@ -1,4 +1,4 @@
-"""Error and distance against evaluations of the network, on a field whose solution is known."""
+"""NFE curve: error and distance against network evaluations, on a field with a known solution."""
 
 import math
 
@@ -10,7 +10,7 @@ from fm_core.config import MethodSection, ModelSection, NfeCurveSection
 from fm_core.errors import UserError
 from fm_core.evaluation.features.extractor import Extractor
 from fm_core.evaluation.metrics.feature_statistics import FeatureMoments, Gaussian
-from fm_core.evaluation.nfe_curve import curve_part, curve_record, points
+from fm_core.evaluation.nfe_curve import curve_part, curve_record, solver_settings
 from fm_core.method.dequantization import Quantizer
 from fm_core.method.ode import Solver
 from fm_core.models.build import build_method
@@ -60,9 +60,9 @@ def errors(record, solver):
     return {round(point["nfe"]): point["error"] for point in record["points"] if point["solver"] == solver}
 
 
-def test_every_solver_is_there_at_every_budget(record):
-    found = [(point["solver"], point.get("steps"), point.get("rtol")) for point in record["points"]]
-    assert found == [
+def test_the_curve_has_every_solver_at_every_budget(record):
+    points = [(point["solver"], point.get("steps"), point.get("rtol")) for point in record["points"]]
+    assert points == [
         *(("euler", steps, None) for steps in (4, 8, 16)),
         *(("midpoint", steps, None) for steps in (2, 4, 8)),
         *(("heun2", steps, None) for steps in (2, 4, 8)),
@@ -76,9 +76,9 @@ def test_every_solver_is_there_at_every_budget(record):
 
 @pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("midpoint", 2), ("heun2", 2), ("rk4", 4)])
 def test_errors_fall_by_the_order_of_the_method(record, solver, order):
-    found = errors(record, solver)
-    assert list(found) == [4, 8, 16]
-    assert math.log2(found[8] / found[16]) == pytest.approx(order, abs=0.7)
+    error = errors(record, solver)
+    assert list(error) == [4, 8, 16]
+    assert math.log2(error[8] / error[16]) == pytest.approx(order, abs=0.7)
 
 
 def test_errors_are_root_mean_squares_in_the_units_of_the_model(record):
@@ -102,9 +102,14 @@ def test_images_that_are_nearly_exact_are_nearer_to_the_data(record):
     assert all(point["frechet_distance_stderr"] > 0 for point in record["points"])
 
 
-def test_methods_without_a_cost_a_step_are_refused():
-    with pytest.raises(UserError, match=r"dopri8 takes no fixed steps of one cost; dopri5 is always there"):
-        points(NfeCurveSection(images=4, solvers=("dopri8",)))
+def test_methods_without_a_fixed_cost_per_step_are_refused():
+    with pytest.raises(
+        UserError, match=r"dopri8 has no fixed number of evaluations per step; dopri5 is always included"
+    ):
+        solver_settings(NfeCurveSection(images=4, solvers=("dopri8",)))
     with pytest.raises(UserError, match="allowed: euler, midpoint"):
-        points(NfeCurveSection(images=4, solvers=("implicit_adams",)))
-    assert points(NfeCurveSection(solvers=("heun",), nfe=(8,)))[0].asked == {"solver": "heun2", "steps": 4}
+        solver_settings(NfeCurveSection(images=4, solvers=("implicit_adams",)))
+    assert solver_settings(NfeCurveSection(solvers=("heun",), nfe=(8,)))[0].record == {
+        "solver": "heun2",
+        "steps": 4,
+    }

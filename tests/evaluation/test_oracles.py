@@ -1,6 +1,6 @@
-"""Our arithmetic against torch-fidelity, torchmetrics and scipy on identical features.
+"""Metrics against torch-fidelity, torchmetrics and scipy on identical features.
 
-Both packages are test-only, so they live in an environment of their own that this test makes.
+Both packages are used only by tests, so this test installs them in a separate environment.
 """
 
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fm_core.evaluation.metrics.feature_statistics import FeatureMoments, Gaussian
-from fm_core.evaluation.metrics.frechet import frechet_distance, frechet_distance_of_few
+from fm_core.evaluation.metrics.frechet import frechet_distance, frechet_distance_low_rank
 from fm_core.evaluation.metrics.inception_score import inception_score
 from fm_core.evaluation.metrics.kid import kernel_distance
 from fm_core.evaluation.metrics.precision_recall import precision_and_recall
@@ -58,7 +58,7 @@ def test_frechet_distance(answers, package):
     assert frechet_distance(FeatureMoments.of(X), reference) == pytest.approx(
         answers[f"{package}.fid"], rel=1e-6
     )
-    assert frechet_distance_of_few(X, reference) == pytest.approx(answers[f"{package}.fid"], rel=1e-6)
+    assert frechet_distance_low_rank(X, reference) == pytest.approx(answers[f"{package}.fid"], rel=1e-6)
 
 
 def test_inception_score(answers):
@@ -72,6 +72,6 @@ def test_kernel_distance(answers, package):
 
 
 def test_precision_and_recall(answers):
-    found = precision_and_recall(X, Y)
-    assert found.precision == pytest.approx(answers["torch_fidelity.precision"], rel=1e-6)
-    assert found.recall == pytest.approx(answers["torch_fidelity.recall"], rel=1e-6)
+    result = precision_and_recall(X, Y)
+    assert result.precision == pytest.approx(answers["torch_fidelity.precision"], rel=1e-6)
+    assert result.recall == pytest.approx(answers["torch_fidelity.recall"], rel=1e-6)

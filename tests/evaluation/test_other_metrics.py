@@ -1,4 +1,4 @@
-"""Kernel distance, Inception Score, precision and recall, copies: against what they must be."""
+"""Kernel distance, Inception Score, precision and recall, duplicates: against known values."""
 
 import math
 
@@ -35,17 +35,17 @@ class TestKernelDistance:
         assert kernel_distance(x, y).value == pytest.approx(self.by_hand(x, y), rel=1e-9)
 
     def test_its_error_is_the_spread_over_independent_draws_of_both_sets(self):
-        found = [
+        results = [
             kernel_distance(normal(150, 4, seed), normal(100, 4, 10_000 + seed, shift=0.3))
             for seed in range(80)
         ]
-        spread = float(np.std([one.value for one in found], ddof=1))
-        assert math.sqrt(np.mean([one.stderr**2 for one in found])) == pytest.approx(spread, rel=0.25)
+        spread = float(np.std([result.value for result in results], ddof=1))
+        assert math.sqrt(np.mean([result.stderr**2 for result in results])) == pytest.approx(spread, rel=0.25)
 
     def test_equal_distributions_are_at_zero_within_its_error(self):
-        found = [kernel_distance(normal(120, 4, seed), normal(120, 4, 500 + seed)) for seed in range(60)]
-        mean = np.mean([one.value for one in found])
-        assert abs(mean) < 3 * np.std([one.value for one in found]) / math.sqrt(60)
+        results = [kernel_distance(normal(120, 4, seed), normal(120, 4, 500 + seed)) for seed in range(60)]
+        mean = np.mean([result.value for result in results])
+        assert abs(mean) < 3 * np.std([result.value for result in results]) / math.sqrt(60)
 
     def test_three_images_are_refused(self):
         with pytest.raises(ValueError, match="at least four"):
@@ -53,12 +53,12 @@ class TestKernelDistance:
 
 
 class TestInceptionScore:
-    def test_sure_and_even_images_score_the_number_of_classes_and_equal_ones_1(self):
-        sure = torch.eye(10).repeat(5, 1)
-        assert inception_score(sure).value == pytest.approx(10, rel=1e-12)
+    def test_confident_and_balanced_images_score_the_number_of_classes_and_equal_ones_1(self):
+        confident = torch.eye(10).repeat(5, 1)
+        assert inception_score(confident).value == pytest.approx(10, rel=1e-12)
         assert inception_score(torch.full((40, 10), 0.1)).value == pytest.approx(1, rel=1e-6)
 
-    def test_the_order_of_classes_is_nothing_to_it(self):
+    def test_it_does_not_depend_on_the_order_of_images(self):
         probabilities = normal(500, 7, 0).mul(3).softmax(1)
         by_class = probabilities[probabilities.argmax(1).argsort()]
         assert inception_score(by_class).value == pytest.approx(
@@ -66,43 +66,43 @@ class TestInceptionScore:
         )
 
     def test_its_error_is_the_spread_over_independent_draws(self):
-        found = [inception_score(normal(200, 5, seed).mul(3).softmax(1)) for seed in range(80)]
-        spread = float(np.std([one.value for one in found], ddof=1))
-        assert math.sqrt(np.mean([one.stderr**2 for one in found])) == pytest.approx(spread, rel=0.25)
+        results = [inception_score(normal(200, 5, seed).mul(3).softmax(1)) for seed in range(80)]
+        spread = float(np.std([result.value for result in results], ddof=1))
+        assert math.sqrt(np.mean([result.stderr**2 for result in results])) == pytest.approx(spread, rel=0.25)
 
 
 class TestPrecisionAndRecall:
     def test_samples_of_a_part_of_the_data_are_precise_and_recall_that_part(self):
-        centres = torch.eye(4) * 100
-        real = torch.cat([normal(100, 4, i) + centre for i, centre in enumerate(centres)])
-        samples = torch.cat([normal(150, 4, 10 + i) + centre for i, centre in enumerate(centres[:2])])
-        found = precision_and_recall(samples, real)
-        assert found.precision > 0.8
-        assert found.recall == pytest.approx(0.5, abs=0.08)
-        assert found.recall_stderr == pytest.approx(math.sqrt(found.recall * (1 - found.recall) / 400))
+        centers = torch.eye(4) * 100
+        real = torch.cat([normal(100, 4, i) + center for i, center in enumerate(centers)])
+        samples = torch.cat([normal(150, 4, 10 + i) + center for i, center in enumerate(centers[:2])])
+        result = precision_and_recall(samples, real)
+        assert result.precision > 0.8
+        assert result.recall == pytest.approx(0.5, abs=0.08)
+        assert result.recall_stderr == pytest.approx(math.sqrt(result.recall * (1 - result.recall) / 400))
 
-    def test_far_samples_are_neither(self):
-        found = precision_and_recall(normal(50, 3, 0, shift=1e3), normal(60, 3, 1))
-        assert (found.precision, found.recall) == (0, 0)
+    def test_distant_samples_are_neither(self):
+        result = precision_and_recall(normal(50, 3, 0, shift=1e3), normal(60, 3, 1))
+        assert (result.precision, result.recall) == (0, 0)
 
     def test_real_images_against_themselves_are_both(self):
         rows = normal(80, 3, 2)
-        found = precision_and_recall(rows, rows)
-        assert (found.precision, found.recall) == (1, 1)
+        result = precision_and_recall(rows, rows)
+        assert (result.precision, result.recall) == (1, 1)
 
     def test_three_images_are_refused(self):
         with pytest.raises(ValueError, match="more than 3"):
             precision_and_recall(normal(3, 3, 0), normal(60, 3, 1))
 
 
-class TestCopies:
+class TestDuplicates:
     def test_images_that_repeat_are_counted(self):
         pixels = torch.randint(0, 256, (50, 3, 8, 8), generator=torch.Generator().manual_seed(0))
         pixels = pixels.to(torch.uint8)
         assert duplicates(digests(pixels)) == 0
         assert duplicates(digests(torch.cat([pixels, pixels[:7], pixels[:2]]))) == 9
 
-    def test_one_grey_level_makes_another_image(self):
+    def test_one_intensity_level_makes_another_image(self):
         pixels = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
         pixels[1, 0, 3, 3] = 1
         assert duplicates(digests(pixels)) == 0

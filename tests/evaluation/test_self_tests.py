@@ -1,4 +1,4 @@
-"""The checks of `fm doctor`: they pass here, in time, and can fail."""
+"""Self-tests of `fm doctor`: they pass on this machine, in time, and can fail."""
 
 import time
 
@@ -22,7 +22,7 @@ def test_every_check_passes_here_within_a_minute(timed):
     assert seconds < 60
 
 
-def test_every_solver_and_extractor_is_told(timed):
+def test_every_solver_and_extractor_is_listed(timed):
     names = {check.name for check in timed[0]}
     assert {f"solver {method}" for method in (*ADAPTIVE, *FIXED)} <= names
     assert {"extractor classifier", "extractor inception", "bits/dim of a uniform model"} <= names
@@ -41,25 +41,25 @@ def test_they_fail_where_arithmetic_is_wrong(monkeypatch, name):
         ),
     }[name]
     monkeypatch.setattr(module, wrong[0], wrong[1](getattr(module, wrong[0])))
-    found = module._checked(name, getattr(module, name))
-    assert not found.ok
-    assert "would be right" in found.detail
+    check = module._run_check(name, getattr(module, name))
+    assert not check.ok
+    assert ", expected " in check.detail
 
 
-def test_a_solver_that_ends_elsewhere_is_found(monkeypatch):
+def test_an_inaccurate_solver_is_detected(monkeypatch):
     right = module.solve
     monkeypatch.setattr(module, "solve", lambda field, *rest: right(lambda t, x: 1.05 * field(t, x), *rest))
-    found = [module._solver(method) for method in (*ADAPTIVE, *FIXED)]
-    assert [check.ok for check in found] == [False] * len(found)
+    checks = [module._solver(method) for method in (*ADAPTIVE, *FIXED)]
+    assert [check.ok for check in checks] == [False] * len(checks)
 
 
 def _shifted(bits):
-    return type(bits)(bits.first + 0.01, bits.k_sample, bits.per_probe, bits.k, bits.nfe)
+    return type(bits)(bits.single_sample + 0.01, bits.k_sample, bits.per_probe, bits.k, bits.nfe)
 
 
-def test_a_check_that_breaks_is_a_finding_and_no_crash():
+def test_a_check_that_raises_is_a_failure_and_not_a_crash():
     def broken():
         raise OSError("no such library")
 
-    found = module._checked("x", broken)
-    assert (found.ok, found.detail) == (False, "OSError: no such library")
+    check = module._run_check("x", broken)
+    assert (check.ok, check.detail) == (False, "OSError: no such library")

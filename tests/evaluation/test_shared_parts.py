@@ -1,4 +1,4 @@
-"""Reference, samples and held-out images in several parts, made by several ranks: the numbers of one."""
+"""Reference, samples and validation images in several parts, computed by several ranks: the scores of one."""
 
 import shutil
 from pathlib import Path
@@ -10,7 +10,7 @@ from torch import nn
 
 from fm_core.config import merge, parse_config
 from fm_core.evaluation import evaluation_run, image_sources, reference
-from fm_core.evaluation.evaluation_run import HELD_OUT, REFERENCE, SAMPLES, EvaluationRun
+from fm_core.evaluation.evaluation_run import REFERENCE, SAMPLES, VALIDATION, EvaluationRun
 from fm_core.evaluation.evaluation_worker import evaluate
 from fm_core.evaluation.scores import image_scores
 from fm_core.launch.worker_main import Rank
@@ -44,12 +44,12 @@ def images(tmp_path_factory):
 
 @pytest.fixture
 def scores(digits, images, tmp_path, monkeypatch):
-    """Scores by so many ranks, each of which makes its parts of so many images, and the numbers of parts."""
+    """Function of (ranks, images per part) that returns the scores and the numbers of parts."""
 
-    def made(ranks, part):
+    def compute(ranks, part):
         for module, name in (
             (reference, "PART_IMAGES"),
-            (evaluation_run, "HELD_OUT_PART"),
+            (evaluation_run, "VALIDATION_PART_IMAGES"),
             (image_sources, "PART_IMAGES"),
         ):
             monkeypatch.setattr(module, name, part)
@@ -62,30 +62,30 @@ def scores(digits, images, tmp_path, monkeypatch):
         }
         config = parse_config(merge(digits.model_dump(mode="json"), over), where="test")
         (root / "control").mkdir()
-        for number in reversed(range(ranks)):  # whoever comes first
+        for number in reversed(range(ranks)):  # in any order
             evaluate(config, Rank(number, ranks, number, root / "control", "job"))
         evaluation = EvaluationRun(config, CPU)
         evaluation.open(lambda step, steps, loss: None)
-        works = evaluation.works
-        assert not any(work.missing() for work in works.values())
-        counts = [len(works[phase].ranges) for phase in (REFERENCE, SAMPLES, HELD_OUT)]
-        parts = [works[phase].read_all() for phase in (SAMPLES, HELD_OUT)]
-        judges = (evaluation.reference, evaluation.extractor, evaluation.settings)
-        return image_scores(*parts, *judges, CPU), counts
+        tasks = evaluation.tasks
+        assert not any(task.missing() for task in tasks.values())
+        counts = [len(tasks[phase].ranges) for phase in (REFERENCE, SAMPLES, VALIDATION)]
+        parts = [tasks[phase].read_all() for phase in (SAMPLES, VALIDATION)]
+        scorers = (evaluation.reference, evaluation.extractor, evaluation.settings)
+        return image_scores(*parts, *scorers, CPU), counts
 
-    return made
+    return compute
 
 
 def test_parts_of_several_ranks_give_the_numbers_of_one_rank_and_nearly_those_of_one_part(scores):
-    """Whoever makes them: equal to the last bit. Cut otherwise: sums are rounded otherwise."""
-    one, counts = scores(1, 256)
+    """Equal to the last bit for any ranks; split differently, sums are rounded differently."""
+    single, counts = scores(1, 256)
     assert counts == [6, 3, 2]
-    assert {"frechet_distance", "kernel_distance", "inception_score", "precision", "recall"} <= one.keys()
-    assert one["frechet_distance"]["infinity"]
+    assert {"frechet_distance", "kernel_distance", "inception_score", "precision", "recall"} <= single.keys()
+    assert single["frechet_distance"]["infinity"]
     for ranks in (2, 3):
-        assert scores(ranks, 256) == (one, counts)
-    whole, counts = scores(2, 2_000)
+        assert scores(ranks, 256) == (single, counts)
+    unsplit, counts = scores(2, 2_000)
     assert counts == [1, 1, 1]
-    for key, record in whole.items():
+    for key, record in unsplit.items():
         for name in {"value", "stderr"} & record.keys():
-            assert one[key][name] == pytest.approx(record[name], rel=1e-10), (key, name)
+            assert single[key][name] == pytest.approx(record[name], rel=1e-10), (key, name)

@@ -14,34 +14,36 @@ def without(manifest, split):
     return manifest.model_copy(update={"splits": splits})
 
 
-def test_an_evaluation_without_held_out_images_is_refused_in_one_line(digits, manifest, monkeypatch):
+def test_an_evaluation_without_validation_images_is_refused_in_one_line(digits, manifest, monkeypatch):
     monkeypatch.setattr(evaluation_run, "load_manifest", lambda root, name: without(manifest, "val"))
     with pytest.raises(
-        UserError, match=r"data.name digits has no split val, only train: real held-out"
-    ) as told:
+        UserError, match=r"data.name digits has no split val, only train: real validation"
+    ) as caught:
         EvaluationRun(digits, torch.device("cpu"))
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("keys", "why"),
+    ("keys", "reason"),
     [
         ({"reference": "train"}, "no split train, only val: it is evaluate.reference"),
         ({"reference": "val", "features": "classifier"}, "the classifier is trained on it"),
     ],
 )
-def test_a_split_is_missed_where_something_is_made_of_it(manifest, keys, why):
+def test_a_missing_split_is_refused_if_it_is_needed(manifest, keys, reason):
     settings = EvaluateSection.model_validate({"features": "inception", **keys})
-    with pytest.raises(UserError, match=why):
+    with pytest.raises(UserError, match=reason):
         check_splits(settings, without(manifest, "train"))
 
 
-def test_statistics_from_outside_need_no_training_images(manifest):
+def test_external_statistics_need_no_training_images(manifest):
     settings = EvaluateSection.model_validate({"features": "inception", "reference": "statistics.npz"})
     check_splits(settings, without(manifest, "train"))
 
 
 def test_a_hash_of_weights_that_the_classifier_does_not_take_is_refused():
     settings = EvaluateSection.model_validate({"weights_sha256": "0" * 64})
-    with pytest.raises(UserError, match=r"evaluate.weights_sha256: the classifier is trained here"):
+    with pytest.raises(
+        UserError, match=r"evaluate.weights_sha256: the classifier is trained on the data set"
+    ):
         evaluation_run.check_extractors(settings)

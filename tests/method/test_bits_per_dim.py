@@ -1,4 +1,4 @@
-"""Pixels, dequantisation and bits per dimension."""
+"""Pixels, dequantization and bits per dimension."""
 
 import math
 
@@ -20,7 +20,7 @@ LEVELS = st.integers(2, 256)
 
 @settings(deadline=None, max_examples=100)
 @given(levels=LEVELS, u=st.floats(0, 1, exclude_max=True, width=32))
-def test_quantising_undoes_dequantising_at_every_level_and_every_u(levels, u):
+def test_quantization_inverts_dequantization_at_every_level_and_every_u(levels, u):
     quantizer = Quantizer(levels)
     pixels = torch.arange(levels, dtype=torch.uint8)
     x = quantizer.dequantize(pixels, torch.full((levels,), u))
@@ -33,8 +33,8 @@ def test_quantising_undoes_dequantising_at_every_level_and_every_u(levels, u):
 
 def test_the_map_is_the_papers_for_photographs():
     pixels, u = torch.tensor([0, 100, 255], dtype=torch.uint8), torch.tensor([0.25, 0.5, 0.75])
-    found = Quantizer(256).dequantize(pixels, u)
-    torch.testing.assert_close(found, (pixels + u) / 128 - 1, rtol=0, atol=2**-7 * 2**-15)
+    actual = Quantizer(256).dequantize(pixels, u)
+    torch.testing.assert_close(actual, (pixels + u) / 128 - 1, rtol=0, atol=2**-7 * 2**-15)
     assert Quantizer(256).bits_offset == 7
     assert Quantizer(17).bits_offset == pytest.approx(math.log2(8.5))
     assert float(Quantizer(256).scale(pixels)[0]) == -1 + 1 / 256
@@ -73,7 +73,7 @@ def test_bits_of_a_known_density(levels):
     density = (-0.5 * (x / scale) ** 2 - math.log(scale) - 0.5 * math.log(2 * math.pi)).sum(-1)
     # The probability of a pixel is density times bin width, 2 / levels a dimension.
     probability = density + 4 * math.log(2 / levels)
-    torch.testing.assert_close(bits.first, -probability[0] / (4 * math.log(2)), rtol=0, atol=1e-5)
+    torch.testing.assert_close(bits.single_sample, -probability[0] / (4 * math.log(2)), rtol=0, atol=1e-5)
     expected = -(probability.logsumexp(0) - math.log(2)) / (4 * math.log(2))
     torch.testing.assert_close(bits.k_sample, expected, rtol=0, atol=1e-5)
     assert bits.k == 2
@@ -84,7 +84,7 @@ NODES, WEIGHTS = map(torch.from_numpy, np.polynomial.legendre.leggauss(256))
 
 
 def towards_uniform(t, x):
-    """The marginal velocity of the straight path (sigma_min = 0) from noise to the uniform law on [-1, 1].
+    """Marginal velocity of the straight path (sigma_min = 0) from noise to a uniform law on [-1, 1].
 
     u_t(x) = (E[x1 | x_t = x] - x) / (1 - t), the mean over x1 by quadrature.
     """
@@ -94,15 +94,15 @@ def towards_uniform(t, x):
 
 
 def test_a_model_that_is_uniform_over_its_range_needs_eight_bits():
-    """At t = 0.98 the law is uniform on 0.98 [-1, 1], blurred at its ends alone: 8 bits but for log2 0.98."""
+    """At t = 0.98 it is uniform on 0.98 [-1, 1], blurred only at its ends: 8 + log2 0.98 bits."""
     end, levels = 0.98, torch.tensor([13, 77, 128, 200, 242], dtype=torch.uint8)
     draws = uniform(0, "u", range(5), (1, 1, 1))[None]
     solver = Solver(rtol=1e-7, atol=1e-7)
-    found = bits_per_dim(
+    actual = bits_per_dim(
         towards_uniform, levels.view(5, 1, 1, 1), Quantizer(256), draws, (0.0, end), solver, Exact()
     )
     expected = torch.full((5,), 8 + math.log2(end), dtype=torch.float64)
-    torch.testing.assert_close(found.first.double(), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(actual.single_sample.double(), expected, rtol=0, atol=1e-4)
 
 
 def correlated(dimension):
@@ -111,8 +111,8 @@ def correlated(dimension):
     return lambda t, x: (x.flatten(1) @ generator).reshape(x.shape)
 
 
-def test_all_draws_share_the_probe_so_that_its_noise_is_not_taken_for_likelihood():
-    # This Jacobian does not depend on x: with a shared probe K draws gain only what dequantisation gives.
+def test_all_draws_share_the_probe_so_that_its_noise_does_not_count_as_likelihood():
+    # This Jacobian does not depend on x: with a shared probe K draws gain only what dequantization gives.
     dimension, images, k = 16, 20, 8
     pixels = torch.randint(100, 156, (images, dimension), generator=torch.Generator().manual_seed(1)).to(
         torch.uint8
@@ -123,9 +123,9 @@ def test_all_draws_share_the_probe_so_that_its_noise_is_not_taken_for_likelihood
     exact = bits_per_dim(velocity, pixels, quantizer, draws, (0.0, 1.0), solver, Exact())
     shared = bits_per_dim(velocity, pixels, quantizer, draws, (0.0, 1.0), solver, Hutchinson(probes))
     torch.testing.assert_close(
-        shared.first - shared.k_sample, exact.first - exact.k_sample, rtol=1e-3, atol=1e-5
+        shared.single_sample - shared.k_sample, exact.single_sample - exact.k_sample, rtol=1e-3, atol=1e-5
     )
-    assert (shared.first - exact.first).abs().mean() > 0.01, (
+    assert (shared.single_sample - exact.single_sample).abs().mean() > 0.01, (
         "the probe must be noisy for this to say anything"
     )
 

@@ -1,4 +1,4 @@
-"""Every supported pair against Gaussian data whose marginals are known, in float64."""
+"""Every supported (objective, path) pair against Gaussian data with known marginals, in float64."""
 
 import math
 
@@ -17,12 +17,12 @@ TIGHT = Solver("dopri8", rtol=1e-8, atol=1e-8)
 
 
 def test_the_pairs_proved_here_are_all_that_are_supported():
-    told = supported_pairs()
-    supported = {pair for pair, found in told.items() if not isinstance(found, str)}
+    pairs = supported_pairs()
+    supported = {pair for pair, interval in pairs.items() if not isinstance(interval, str)}
     proved = {(objective, path) for objective, path in PAIRS if path != "affine"}
     assert proved == {(objective, path) for objective, path in supported if objective in REGRESSIONS}
     # The last one is proved in test_cnf_and_guidance.py; a new one must be proved somewhere.
-    assert {objective for objective, _ in told} == {*REGRESSIONS, "maximum-likelihood"}
+    assert {objective for objective, _ in pairs} == {*REGRESSIONS, "maximum-likelihood"}
 
 
 pairs = pytest.mark.parametrize(("objective", "path"), PAIRS, ids=lambda name: name)
@@ -125,13 +125,13 @@ def test_log_density_of_a_gaussian_is_exact(objective, path):
     source_std = PATHS[path].source_std
     mean, ratio = pushforward(mixture, pair.interval)
     x1 = mean + 0.9 * torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    found = log_density(
+    actual = log_density(
         pair.velocity(mixture.prediction(objective)), x1, pair.interval, TIGHT, Exact(), source_std
     )
     x0 = (x1 - mean) / ratio
-    torch.testing.assert_close(found.source, x0, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(actual.source, x0, rtol=1e-5, atol=1e-6)
     expected = source_log_density(x0, source_std) - ratio.log().sum()
-    torch.testing.assert_close(found.log_density, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(actual.log_density, expected, rtol=0, atol=1e-5)
 
 
 @pairs
@@ -139,16 +139,16 @@ def test_log_density_of_a_mixture_on_the_line_is_exact(objective, path):
     pair, mixture = REGRESSIONS[objective](PATHS[path]), line(PATHS[path])
     source_std = PATHS[path].source_std
     x1 = torch.linspace(-1.2, 1.2, 9, dtype=torch.float64)[:, None]
-    found = log_density(
+    actual = log_density(
         pair.velocity(mixture.prediction(objective)), x1, pair.interval, TIGHT, Exact(), source_std
     )
     # On the line the flow keeps quantiles: F_start(x0) = F_end(x1), whence its Jacobian too.
     start, end = (torch.full((9,), t, dtype=torch.float64) for t in pair.interval)
     x0 = quantile(mixture, start, mixture.distribution(end, x1))
-    torch.testing.assert_close(found.source, x0, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(actual.source, x0, rtol=1e-5, atol=1e-5)
     change = mixture.log_density(end, x1) - mixture.log_density(start, x0)
     expected = source_log_density(x0, source_std) + change
-    torch.testing.assert_close(found.log_density, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(actual.log_density, expected, rtol=0, atol=1e-5)
 
 
 def quantile(mixture, t, probability):
@@ -169,17 +169,17 @@ def test_log_density_of_a_mixture_in_the_plane_is_exact(objective, path):
     source_std = PATHS[path].source_std
     velocity = pair.velocity(mixture.prediction(objective))
     x1 = 0.8 * torch.randn(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    found = log_density(velocity, x1, pair.interval, TIGHT, Exact(), source_std)
+    actual = log_density(velocity, x1, pair.interval, TIGHT, Exact(), source_std)
     # The exact flow carries p_start to p_end, so its Jacobian is their ratio at corresponding points.
     start, end = (torch.full((6,), t, dtype=torch.float64) for t in pair.interval)
-    change = mixture.log_density(end, x1) - mixture.log_density(start, found.source)
-    expected = source_log_density(found.source, source_std) + change
-    torch.testing.assert_close(found.log_density, expected, rtol=0, atol=1e-5)
-    again = solve(velocity, found.source, pair.interval, TIGHT).x
+    change = mixture.log_density(end, x1) - mixture.log_density(start, actual.source)
+    expected = source_log_density(actual.source, source_std) + change
+    torch.testing.assert_close(actual.log_density, expected, rtol=0, atol=1e-5)
+    again = solve(velocity, actual.source, pair.interval, TIGHT).x
     torch.testing.assert_close(again, x1, rtol=0, atol=1e-6)
 
 
-def test_the_paths_own_mismatch_with_the_data_density_is_small_and_there():
+def test_the_mismatch_of_a_path_with_the_data_density_is_small_and_measurable():
     # A property of the diffusion paths: they start from N(0, s^2 I) and not from their own marginal at t = 0.
     mismatch = {}
     for name, path in PATHS.items():
@@ -214,21 +214,21 @@ def test_hutchinson_is_unbiased_and_its_error_falls_with_the_root_of_the_probes(
     generator = torch.Generator().manual_seed(5)
     x1 = torch.randn(3, 8, dtype=torch.float64, generator=generator)
     probes = torch.randint(0, 2, (256, 3, 8), generator=generator).double() * 2 - 1
-    found = log_density(velocity, x1, (0.0, 1.0), Solver(rtol=1e-6, atol=1e-6), Hutchinson(probes))
+    actual = log_density(velocity, x1, (0.0, 1.0), Solver(rtol=1e-6, atol=1e-6), Hutchinson(probes))
     exact = -0.5 * (((x1 @ vectors) ** 2 / values).sum(1) + values.log().sum() + 8 * math.log(2 * math.pi))
-    error = found.per_probe - exact[:, None]  # [N, P]
+    error = actual.per_probe - exact[:, None]  # [N, P]
     spread = error.std()
     assert spread > 0.3, "the test needs a Jacobian off the diagonal"
     assert error.mean().abs() < 4 * spread / math.sqrt(3 * 256)
-    torch.testing.assert_close(found.log_density, found.per_probe.mean(1))
+    torch.testing.assert_close(actual.log_density, actual.per_probe.mean(1))
     for count in (4, 16, 64):
         grouped = error.reshape(-1, count).mean(1)
         assert grouped.square().mean().sqrt() == pytest.approx(spread / math.sqrt(count), rel=0.25)
 
 
 @pytest.mark.parametrize("wrong", ["sign of the velocity", "sign of the divergence", "direction of time"])
-def test_a_swapped_sign_or_direction_is_seen(wrong):
-    """The closed forms tell the right formula from its mirror images by far more than their tolerance."""
+def test_a_swapped_sign_or_direction_is_detected(wrong):
+    """The closed forms distinguish the right formula from sign errors by far more than their tolerance."""
     mixture = plane(PATHS["optimal-transport"])
     velocity, divergence = mixture.velocity, Exact()
     if wrong == "sign of the velocity":
@@ -238,17 +238,17 @@ def test_a_swapped_sign_or_direction_is_seen(wrong):
     else:
         divergence = Negated()
     x1 = 0.5 * torch.randn(20, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
-    found = log_density(velocity, x1, (0.0, 1.0), Solver(rtol=1e-6, atol=1e-6), divergence)
+    actual = log_density(velocity, x1, (0.0, 1.0), Solver(rtol=1e-6, atol=1e-6), divergence)
     expected = mixture.log_density(torch.ones(20, dtype=torch.float64), x1)
-    assert (found.log_density - expected).abs().mean() > 0.3
+    assert (actual.log_density - expected).abs().mean() > 0.3
 
 
 class Negated(Exact):
-    def of(self, u, x, create_graph):
-        return -super().of(u, x, create_graph)
+    def compute(self, u, x, create_graph):
+        return -super().compute(u, x, create_graph)
 
 
-def test_a_wrong_sign_of_the_score_is_seen():
+def test_a_wrong_sign_of_the_score_is_detected():
     """Eqs. 43 and 46 of the paper hold for minus the score; taking one for the other is no small error."""
     path = PATHS["variance-preserving"]
     mixture, pair = plane(path), REGRESSIONS["score-matching"](path)

@@ -1,4 +1,4 @@
-"""Maximum likelihood through the ODE, and guidance."""
+"""The maximum-likelihood (CNF) objective and classifier-free guidance."""
 
 import pytest
 import torch
@@ -6,8 +6,8 @@ from torch import nn
 
 from fm_core.config import MethodSection
 from fm_core.errors import UserError
+from fm_core.method.cnf_objective import MaximumLikelihood
 from fm_core.method.divergence import Exact, Hutchinson
-from fm_core.method.flow_ode import MaximumLikelihood
 from fm_core.method.guidance import guided_velocity
 from fm_core.method.likelihood import log_density
 from fm_core.method.objectives import FlowMatching, NoisePrediction, ScoreMatching
@@ -76,21 +76,21 @@ def test_forward_and_adjoint_stop_exactly_at_their_ends():
     network, path = Small(), OptimalTransport()
     MaximumLikelihood(path, **TIGHT).loss(network, sample(path)).mean().backward()
     times = [low for low, _ in network.seen]
-    # Each solve starts at one end and stops a hair before the other; a step beyond would be clamped to it.
+    # Each solve starts at one end and stops just before the other; a step beyond would be clamped to it.
     assert (times.count(0.0), times.count(1.0)) == (1, 1)
 
 
 def test_training_raises_the_likelihood():
     path, network = OptimalTransport(), Small()
     objective = MaximumLikelihood(path, method="rk4", steps=6, divergence="exact")
-    optimiser, batch = torch.optim.Adam(network.parameters(), lr=0.02), sample(path, 64)
+    optimizer, batch = torch.optim.Adam(network.parameters(), lr=0.02), sample(path, 64)
     batch = path.sample(batch.x0, 0.2 * batch.x1 + 1, batch.t)
     losses = []
     for _ in range(25):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss = objective.loss(network, batch).mean()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0] - 0.5
 
@@ -107,37 +107,37 @@ def test_the_cnf_refuses_what_it_cannot_do():
         MaximumLikelihood(path).loss(lambda t, x, label: x, sample(path))
 
 
-def labelled(t, x, label):
+def labeled_network(t, x, label):
     return x * t[:, None] + (0.0 if label is None else label[:, None].to(x.dtype))
 
 
 def test_guidance_moves_away_from_the_unconditional_velocity_and_costs_two_forwards():
     objective, x, label = FlowMatching(OptimalTransport()), torch.randn(3, 2), torch.tensor([1, 2, 3])
     t = torch.tensor(0.5)
-    plain = objective.velocity(labelled, label)(t, x)
-    without = objective.velocity(labelled)(t, x)
+    plain = objective.velocity(labeled_network, label)(t, x)
+    without = objective.velocity(labeled_network)(t, x)
     for scale in (0.0, 1.0, 1.5, 4.0):
-        velocity = guided_velocity(objective, labelled, label, scale)
+        velocity = guided_velocity(objective, labeled_network, label, scale)
         torch.testing.assert_close(velocity(t, x), without + scale * (plain - without))
         solution = solve(velocity, x, objective.interval, Solver("midpoint", steps=5))
         assert solution.nfe == (10 if scale == 1 else 20)
     with pytest.raises(UserError, match="guidance scale"):
-        guided_velocity(objective, labelled, label, -1.0)
+        guided_velocity(objective, labeled_network, label, -1.0)
 
 
 def test_a_null_label_stands_for_none():
     objective, x = FlowMatching(OptimalTransport()), torch.randn(3, 2)
     label, null = torch.tensor([1, 2, 3]), torch.zeros(3, dtype=torch.int64)
-    by_none = guided_velocity(objective, labelled, label, 2.0)(torch.tensor(0.5), x)
-    by_null = guided_velocity(objective, labelled, label, 2.0, null)(torch.tensor(0.5), x)
+    by_none = guided_velocity(objective, labeled_network, label, 2.0)(torch.tensor(0.5), x)
+    by_null = guided_velocity(objective, labeled_network, label, 2.0, null)(torch.tensor(0.5), x)
     torch.testing.assert_close(by_none, by_null)
 
 
 def test_likelihood_counts_guided_forwards_too():
     objective, x = FlowMatching(OptimalTransport()), torch.randn(3, 2)
-    velocity = guided_velocity(objective, labelled, torch.tensor([1, 2, 3]), 2.0)
-    found = log_density(velocity, x, objective.interval, Solver("euler", steps=4), Exact())
-    assert found.nfe == 8
+    velocity = guided_velocity(objective, labeled_network, torch.tensor([1, 2, 3]), 2.0)
+    actual = log_density(velocity, x, objective.interval, Solver("euler", steps=4), Exact())
+    assert actual.nfe == 8
 
 
 @pytest.mark.parametrize("cls", [ScoreMatching, NoisePrediction])
@@ -146,12 +146,12 @@ def test_guiding_the_velocity_is_guiding_the_prediction(cls):
     x, label, t = torch.randn(3, 2), torch.tensor([1, 2, 3]), torch.tensor(0.7)
 
     def guided(t, x, label):
-        without = labelled(t, x, None)
-        return without + scale * (labelled(t, x, label) - without)
+        without = labeled_network(t, x, None)
+        return without + scale * (labeled_network(t, x, label) - without)
 
     expected = objective.velocity(guided, label)(t, x)
-    found = guided_velocity(objective, labelled, label, scale)(t, x)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    actual = guided_velocity(objective, labeled_network, label, scale)(t, x)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_coupling_that_ties_the_probe_to_the_data_is_refused():

@@ -1,4 +1,4 @@
-"""Couplings and time distributions."""
+"""Couplings and timestep samplers."""
 
 import itertools
 
@@ -44,8 +44,8 @@ def test_the_assignment_is_the_best_of_all_permutations(seed):
 def test_each_block_is_a_permutation_and_the_data_stay_in_place(blocks, block, shape):
     x0, x1 = batch(blocks * block, *shape)
     label = torch.arange(blocks * block)
-    paired, kept, labels = MinibatchOptimalTransport(block=block).pair(x0, x1, label)
-    assert kept is x1
+    paired, data, labels = MinibatchOptimalTransport(block=block).pair(x0, x1, label)
+    assert data is x1
     assert labels is label
     for start in range(0, len(x0), block):
         part = slice(start, start + block)
@@ -59,18 +59,18 @@ def test_each_block_is_a_permutation_and_the_data_stay_in_place(blocks, block, s
 def test_the_pairing_does_not_depend_on_the_number_of_processes():
     x0, x1 = batch(32, 3)
     coupling = MinibatchOptimalTransport(block=8)
-    whole = coupling.pair(x0, x1)[0]
+    expected = coupling.pair(x0, x1)[0]
     for processes in (2, 4):
         share = 32 // processes
         parts = [coupling.pair(x0[i : i + share], x1[i : i + share])[0] for i in range(0, 32, share)]
-        assert torch.equal(torch.cat(parts), whole)
-    assert not torch.equal(whole, x0)
+        assert torch.equal(torch.cat(parts), expected)
+    assert not torch.equal(expected, x0)
 
 
-def test_a_micro_batch_without_whole_blocks_is_refused():
+def test_a_micro_batch_without_complete_blocks_is_refused():
     coupling = MinibatchOptimalTransport(block=8)
     x0, x1 = batch(12, 3)
-    with pytest.raises(UserError, match="whole blocks"):
+    with pytest.raises(UserError, match="must be multiples of 8"):
         coupling.pair(x0, x1)
     with pytest.raises(UserError, match="position 4"):
         coupling.check(micro_batch=16, first_position=4)
@@ -79,7 +79,7 @@ def test_a_micro_batch_without_whole_blocks_is_refused():
         MinibatchOptimalTransport(block=1)
 
 
-LAWS = [
+DISTRIBUTIONS = [
     (Uniform(), stats.uniform().cdf),
     (Uniform((0.0, 0.5)), stats.uniform(0, 0.5).cdf),
     (LogitNormal(mean=0.5, std=0.8), lambda t: stats.norm.cdf((torch.logit(torch.as_tensor(t)) - 0.5) / 0.8)),
@@ -87,10 +87,10 @@ LAWS = [
 ]
 
 
-@pytest.mark.parametrize(("times", "law"), LAWS)
-def test_times_have_their_distribution(times, law):
+@pytest.mark.parametrize(("sampler", "cdf"), DISTRIBUTIONS)
+def test_times_have_their_distribution(sampler, cdf):
     u = torch.rand(20000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    assert stats.kstest(times.times(u).numpy(), law).pvalue > 1e-3
+    assert stats.kstest(sampler.times(u).numpy(), cdf).pvalue > 1e-3
 
 
 @settings(deadline=None, max_examples=50)

@@ -1,4 +1,4 @@
-"""Solving: accuracy, cost, the bounds of time, and refusals."""
+"""ODE solver: accuracy, cost, bounds of time, and refusals."""
 
 import math
 
@@ -14,7 +14,7 @@ STAGES = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}
 
 
 class Recorder:
-    """dx/dt = -x cos(3 t) times a rate, and the times at which it was asked."""
+    """dx/dt = -x cos(3 t) times a rate; records the times at which it was evaluated."""
 
     def __init__(self, rate=1.0):
         self.rate, self.times = rate, []
@@ -33,7 +33,7 @@ def points(dtype=torch.float64):
 
 @pytest.mark.parametrize("interval", [(0.0, 1.0), (1.0, 0.0), (0.1, 0.99999), (0.99999, 0.0)])
 @pytest.mark.parametrize("method", ADAPTIVE + FIXED)
-def test_every_method_solves_both_ways_without_leaving_the_interval(method, interval):
+def test_every_method_solves_in_both_directions_without_leaving_the_interval(method, interval):
     field = Recorder()
     solver = Solver(method) if method in ADAPTIVE else Solver(method, steps=200)
     solution = solve(field, points(), interval, solver)
@@ -48,8 +48,8 @@ def test_every_method_solves_both_ways_without_leaving_the_interval(method, inte
 
 @pytest.mark.parametrize("interval", [(0.0, 1.0), (1.0, 0.0)])
 def test_dopri5_steps_exactly_to_the_end(interval):
-    # Without step_t torchdiffeq steps past the end; the field, clamped, would be asked at the end itself.
-    # With it, the last two stages are asked a hair before the end, and nothing is beyond.
+    # Without step_t torchdiffeq steps past the end; the field, clamped, would be evaluated at the end itself.
+    # With it, the last two stages are evaluated just before the end, and nothing beyond it.
     field = Recorder(rate=2.0)
     solution = solve(field, points(torch.float32), interval, Solver("dopri5"))
     end = interval[1]
@@ -83,7 +83,7 @@ def test_the_first_probe_of_a_slow_field_does_not_leave_the_interval():
     end=st.floats(0.6, 1),
     backwards=st.booleans(),
 )
-def test_fixed_methods_take_the_steps_they_are_told(method, steps, start, end, backwards):
+def test_fixed_methods_take_the_requested_steps(method, steps, start, end, backwards):
     interval = (end, start) if backwards else (start, end)
     solution = solve(Recorder(), points(), interval, Solver(method, steps=steps))
     assert solution.nfe == steps * STAGES[method]
@@ -106,8 +106,8 @@ def test_euler_is_eulers():
     x = points()
     expected = x + 0.25 * (-x)
     expected = expected + 0.25 * (-expected * math.cos(0.75))
-    found = solve(Recorder(), points(), (0.0, 0.5), Solver("euler", steps=2)).x
-    torch.testing.assert_close(found, expected)
+    actual = solve(Recorder(), points(), (0.0, 0.5), Solver("euler", steps=2)).x
+    torch.testing.assert_close(actual, expected)
 
 
 @pytest.mark.parametrize("at", [[0.0, 0.3, 1.0], [0.25, 0.75], [1.0], [0.0]])
@@ -143,7 +143,7 @@ def test_backward_trajectories_run_backwards():
     ("settings", "message"),
     [
         ({"method": "rk45"}, "unknown solver"),
-        ({"method": "explicit_adams", "steps": 40}, "ends far off"),
+        ({"method": "explicit_adams", "steps": 40}, "is inaccurate"),
         ({"method": "dopri5", "steps": 10}, "ignore steps"),
         ({"method": "dopri5", "rtol": 0.0}, "rtol must be positive"),
         ({"method": "euler"}, "needs steps"),

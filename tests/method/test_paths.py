@@ -1,4 +1,4 @@
-"""Properties of the paths, and the numbers that float32 must survive."""
+"""Properties of the paths, and their precision in float32."""
 
 import math
 

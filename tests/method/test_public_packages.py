@@ -38,8 +38,8 @@ def answers(tmp_path_factory, public_python):
     return {name: torch.from_numpy(value) for name, value in np.load(folder / "answers.npz").items()}
 
 
-def close(found, expected):
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+def close(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6)
 
 
 def sample(path):
@@ -75,16 +75,16 @@ def test_velocities_from_data_and_noise_agree(answers, name, path):
     t, x = INPUTS["t"], INPUTS["x"]
     close(DataPrediction(path).velocity_from(INPUTS["x1"], t, x), answers[f"flow_matching.{name}.from_data"])
     if name == "vp":  # refused on the other two, whose formula divides by zero at t = 0
-        found = NoisePrediction(path).velocity_from(INPUTS["x0"], t, x)
-        close(found, answers[f"flow_matching.{name}.from_noise"])
+        actual = NoisePrediction(path).velocity_from(INPUTS["x0"], t, x)
+        close(actual, answers[f"flow_matching.{name}.from_noise"])
 
 
 def test_log_densities_agree(answers):
     def velocity(t, x):
         return torch.tanh(x @ INPUTS["matrix"]) * (1 + t)
 
-    found = log_density(velocity, INPUTS["x1"], (0.0, 1.0), Solver("rk4", steps=50), Exact())
-    close(found.log_density, answers["flow_matching.log_density"])
+    actual = log_density(velocity, INPUTS["x1"], (0.0, 1.0), Solver("rk4", steps=50), Exact())
+    close(actual.log_density, answers["flow_matching.log_density"])
 
 
 def test_the_optimal_coupling_agrees(answers):

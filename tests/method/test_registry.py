@@ -1,4 +1,4 @@
-"""Names, options, the matrix of pairs, and classes from outside."""
+"""Registry names and options, the compatibility table, and user-defined classes."""
 
 import pytest
 import torch
@@ -16,8 +16,10 @@ from fm_core.method.registry import (
     objective_named,
     path_named,
     supported_pairs,
-    times_named,
+    timestep_sampler_named,
 )
+from fm_core.method.times import Times
+from fm_core.method.timestep_samplers import TimestepSampler
 from tests.support.gaussian_mixtures import plane
 
 PLUGINS = "tests.support.plugins"
@@ -33,23 +35,23 @@ OBJECTIVES = [
 
 
 def test_the_matrix_in_the_documentation_is_the_one_computed():
-    pairs, written = supported_pairs(), {}
+    pairs, documented = supported_pairs(), {}
     lines = (fm_core.method.compatibility.__doc__ or "").splitlines()
     header = next(line.split()[1:] for line in lines if line.split()[:1] == ["objective"])
     for line in lines:
         objective, *cells = line.replace("[0, ", "[0,").replace(" - ", "-").split() or [""]
         if objective in OBJECTIVES:
-            written |= {(objective, path): cell for path, cell in zip(header, cells, strict=True)}
-    assert set(pairs) == set(written) == {(o, p) for o in OBJECTIVES for p in PATHS}
-    for pair, found in pairs.items():
-        if written[pair] == "refused":
-            assert isinstance(found, str)
-            assert "alpha_t" in found
-            assert "\n" not in found
+            documented |= {(objective, path): cell for path, cell in zip(header, cells, strict=True)}
+    assert set(pairs) == set(documented) == {(o, p) for o in OBJECTIVES for p in PATHS}
+    for pair, interval in pairs.items():
+        if documented[pair] == "refused":
+            assert isinstance(interval, str)
+            assert "alpha_t" in interval
+            assert "\n" not in interval
         else:
-            one, _, cut = written[pair].removeprefix("[0,").removesuffix("]").partition("-")
-            assert found == pytest.approx(
-                (0.0, float(one) - float(cut or 0)), abs=1e-5 if cut in ("1e-3", "6.4e-4") else 1e-12
+            end, _, cut = documented[pair].removeprefix("[0,").removesuffix("]").partition("-")
+            assert interval == pytest.approx(
+                (0.0, float(end) - float(cut or 0)), abs=1e-5 if cut in ("1e-3", "6.4e-4") else 1e-12
             )
 
 
@@ -64,7 +66,7 @@ def test_objectives_have_the_interval_of_the_matrix(objective):
             assert objective_named(objective, path_named(path)).interval == expected
 
 
-def test_paths_from_functions_are_judged_by_the_same_rules():
+def test_paths_from_functions_obey_the_same_rules():
     dips = Affine(lambda t: (t - 0.5) ** 2, lambda t: 1 - t)
     with pytest.raises(UserError, match=r"at t = 0\.5"):
         NoisePrediction(dips)
@@ -86,12 +88,12 @@ def test_paths_from_functions_are_judged_by_the_same_rules():
         (lambda o: path_named("variance-exploding", o), {"sigma_max": 9.0}, "source_std", 9.0),
         (lambda o: coupling_named("minibatch-optimal-transport", o), {"block": 16}, "block", 16),
         (lambda o: coupling_named("independent", o), {}, "block", 1),
-        (lambda o: times_named("logit-normal", (0.0, 0.5), o), {"mean": 2.0}, "mean", 2.0),
-        (lambda o: times_named("uniform", (0.0, 0.5), o), {}, "interval", (0.0, 0.5)),
-        (lambda o: times_named("edm", (0.0, 0.5), o), {}, "log_mean", -1.2),
+        (lambda o: timestep_sampler_named("logit-normal", (0.0, 0.5), o), {"mean": 2.0}, "mean", 2.0),
+        (lambda o: timestep_sampler_named("uniform", (0.0, 0.5), o), {}, "interval", (0.0, 0.5)),
+        (lambda o: timestep_sampler_named("edm", (0.0, 0.5), o), {}, "log_mean", -1.2),
     ],
 )
-def test_names_and_options_build_the_thing(make, options, attribute, value):
+def test_names_and_options_build_the_part(make, options, attribute, value):
     assert getattr(make(options), attribute) == value
 
 
@@ -106,20 +108,23 @@ def test_an_objective_takes_its_options():
         (lambda: path_named("straight"), "unknown path 'straight'; allowed: cosine, optimal-transport"),
         (lambda: path_named("cosine", {"a": 1}), "unknown option 'a' of the path cosine; allowed: none"),
         (lambda: path_named("optimal-transport", {"sigma": 1}), "allowed: sigma_min"),
-        (lambda: path_named("optimal-transport", {"sigma_min": "x"}), "cannot be made"),
+        (lambda: path_named("optimal-transport", {"sigma_min": "x"}), "cannot be built"),
         (lambda: path_named("optimal-transport", {"sigma_min": 2}), "sigma_min must lie in"),
-        (lambda: path_named("optimal-transport", {"sigma_min": True}), "sigma_min is a number, not True"),
+        (
+            lambda: path_named("optimal-transport", {"sigma_min": True}),
+            "sigma_min must be a number, not True",
+        ),
         (
             lambda: coupling_named("minibatch-optimal-transport", {"block": 16.5}),
-            "block is a whole number, not 16.5",
+            "block must be an integer, not 16.5",
         ),
         (
             lambda: objective_named("maximum-likelihood", OptimalTransport(), {"steps": "four"}),
-            "steps is a whole number, not 'four'",
+            "steps must be an integer, not 'four'",
         ),
         (
             lambda: objective_named("maximum-likelihood", OptimalTransport(), {"divergence": 3}),
-            "divergence is a word, not 3",
+            "divergence must be a string, not 3",
         ),
         (
             lambda: path_named(f"{PLUGINS}:IntegerPower", {"power": 1.5}),
@@ -132,8 +137,11 @@ def test_an_objective_takes_its_options():
         (lambda: objective_named("ddpm", OptimalTransport()), "unknown objective 'ddpm'; allowed: data-"),
         (lambda: objective_named("flow-matching", OptimalTransport(), {"path": 1}), "unknown option 'path'"),
         (lambda: coupling_named("sinkhorn"), "unknown coupling 'sinkhorn'; allowed: independent"),
-        (lambda: times_named("beta", (0.0, 1.0)), "unknown time distribution 'beta'; allowed: edm"),
-        (lambda: times_named("uniform", (0.0, 1.0), {"interval": 1}), "unknown option 'interval'"),
+        (
+            lambda: timestep_sampler_named("beta", (0.0, 1.0)),
+            "unknown time distribution 'beta'; allowed: edm",
+        ),
+        (lambda: timestep_sampler_named("uniform", (0.0, 1.0), {"interval": 1}), "unknown option 'interval'"),
     ],
 )
 def test_unknown_names_and_options_are_refused_in_one_line(make, message):
@@ -148,17 +156,21 @@ def test_a_path_and_an_objective_from_outside_train_sample_and_score_like_the_bu
     mixture = plane(path)
     velocity = objective.velocity(lambda t, x, label: mixture.velocity(t, x) / 2)
     x1 = 0.5 * torch.randn(4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    found = log_density(velocity, x1, objective.interval, Solver(rtol=1e-8, atol=1e-8), Exact())
+    actual = log_density(velocity, x1, objective.interval, Solver(rtol=1e-8, atol=1e-8), Exact())
     expected = mixture.log_density(torch.ones(4, dtype=torch.float64), x1)  # it starts from N(0, I) exactly
-    torch.testing.assert_close(found.log_density, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(actual.log_density, expected, rtol=0, atol=1e-5)
     sample = path.sample(torch.randn(4, 2), torch.randn(4, 2), torch.rand(4))
     assert objective.loss(lambda t, x, label: sample.velocity / 2, sample).abs().max() < 1e-12
     with pytest.raises(UserError, match="power"):
         objective_named("noise-prediction", path)
 
 
-def test_a_coupling_and_times_from_outside():
+def test_a_coupling_and_a_timestep_sampler_from_outside():
     x0, x1 = torch.randn(4, 2), torch.randn(4, 2)
     assert torch.equal(coupling_named(f"{PLUGINS}:Reversed").pair(x0, x1)[0], x0.flip(0))
-    times = times_named(f"{PLUGINS}:Squared", (0.0, 0.5))
-    assert times.times(torch.tensor([0.5])).tolist() == [0.125]
+    sampler = timestep_sampler_named(f"{PLUGINS}:Squared", (0.0, 0.5))
+    assert sampler.times(torch.tensor([0.5])).tolist() == [0.125]
+
+
+def test_the_former_name_of_the_timestep_sampler_can_be_subclassed():
+    assert Times is TimestepSampler

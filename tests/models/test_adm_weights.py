@@ -1,4 +1,4 @@
-"""Weights of torchcfm's UNet, in ours, compute what torchcfm computes."""
+"""Converted weights of torchcfm's UNet compute what torchcfm computes."""
 
 import json
 import subprocess
@@ -77,9 +77,9 @@ def test_what_does_not_fit_is_refused_by_name(theirs):
         from_adm({name: w for name, w in weights.items() if name != "middle_block.1.norm.bias"}, ours(PLAIN))
     with pytest.raises(ValueError, match=r"label_emb\.weight has no place"):
         from_adm({**weights, "label_emb.weight": torch.zeros(2, 512)}, ours(PLAIN))
-    with pytest.raises(ValueError, match=r"there and .* here"):
+    with pytest.raises(ValueError, match=r"in the weights and .* in the network"):
         from_adm(weights, ours({**PLAIN, "scale_shift": True}))
-    with pytest.raises(UserError, match=r"train.init_from: .*plain.safetensors: .* here"):
+    with pytest.raises(UserError, match=r"train.init_from: .*plain.safetensors: .* in the network"):
         pretrained_weights(str(theirs / "plain.safetensors"), ours({**PLAIN, "scale_shift": True}))
 
 

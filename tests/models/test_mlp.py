@@ -14,7 +14,7 @@ def test_the_paper_network_has_five_layers_of_512():
 
 
 @pytest.mark.parametrize("shape", [(2,), (2, 1, 1), (1, 2)])
-def test_points_keep_their_shape_and_a_fresh_network_returns_zeros(shape):
+def test_points_keep_their_shape_and_an_untrained_network_returns_zeros(shape):
     x = torch.randn(4, *shape)
     y = MLP(width=16)(torch.rand(4), x)
     assert torch.equal(y, torch.zeros_like(x))

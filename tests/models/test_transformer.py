@@ -10,8 +10,8 @@ from fm_core.models.transformer import (
     Transformer,
     TransformerBlock,
     from_patches,
-    normalize,
-    position_features,
+    modulated_layer_norm,
+    sinusoidal_positions,
     to_patches,
 )
 from tests.support.gradient_checkpointing import backward
@@ -28,7 +28,7 @@ def small(**changes):
 
 
 def awake(network):
-    """The network with every parameter random, so that no zero-initialised layer hides what is behind it."""
+    """The network with every parameter random, so that no zero layer hides the layers before it."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -40,7 +40,7 @@ def batch(n=3, channels=1, size=8):
     return torch.rand(n), torch.randn(n, channels, size, size)
 
 
-# Peebles & Xie (2023), Table 4: parameters in millions, and products (a multiplication with its addition) in
+# Peebles & Xie (2023), Table 4: parameters in millions, and multiply-adds in
 # billions, on their 32 x 32 x 4 latents with 1,000 classes.
 @pytest.mark.parametrize(
     ("size", "millions", "billions"),
@@ -59,13 +59,13 @@ def test_published_sizes_have_the_published_parameters_and_products(size, millio
     section = ModelSection.model_validate({"size": size, "class_conditional": True})
     with torch.device("meta"):
         network = build_network(section, (4, 32, 32), 1000)
-    # Theirs has an output twice as deep, for variances, and counts the fixed features of the positions.
+    # The published network has twice the output channels, for variances, and counts the position embedding.
     theirs = section.patch**2 * 4 * (section.width + 1) + (32 // section.patch) ** 2 * section.width
     assert abs((parameter_count(network) + theirs) / 1e6 - millions) < 1
     assert flops_per_image(network, (4, 32, 32)) / 2e9 == pytest.approx(billions, rel=5e-3)
 
 
-def test_patches_are_squares_in_rows_and_come_back():
+def test_patches_are_squares_in_row_order_and_can_be_inverted():
     x = torch.arange(2 * 3 * 4 * 4).view(2, 3, 4, 4)
     tokens = to_patches(x, 2)
     assert tokens.shape == (2, 4, 12)
@@ -73,8 +73,8 @@ def test_patches_are_squares_in_rows_and_come_back():
     assert torch.equal(from_patches(tokens, 2, (3, 4, 4)), x)
 
 
-def test_positions_tell_row_from_column():
-    features = position_features(4, 16)
+def test_positions_distinguish_rows_from_columns():
+    features = sinusoidal_positions(4, 16)
     assert features.shape == (16, 16)
     rows, columns = features.view(4, 4, 16).split(8, dim=2)
     assert torch.equal(rows[:, 0], rows[:, 3])
@@ -83,7 +83,7 @@ def test_positions_tell_row_from_column():
     assert (torch.cdist(features, features) + torch.eye(16)).min() > 0.1
 
 
-def test_a_fresh_network_returns_zeros_and_its_blocks_are_the_identity():
+def test_an_untrained_network_returns_zeros_and_its_blocks_are_the_identity():
     t, x = batch()
     assert torch.equal(small()(t, x), torch.zeros_like(x))
     tokens = torch.randn(2, 4, 32)
@@ -149,11 +149,11 @@ def test_images_of_another_shape_are_refused():
 
 
 def test_checkpointing_changes_memory_and_not_gradients():
-    def made(checkpointing):
+    def build(checkpointing):
         return awake(small(gradient_checkpointing=checkpointing))
 
     given = batch()
-    (plain_saved, plain), (saved, checkpointed) = (backward(made, each, given) for each in (False, True))
+    (plain_saved, plain), (saved, checkpointed) = (backward(build, each, given) for each in (False, True))
     assert saved < plain_saved / 2
     torch.testing.assert_close(checkpointed, plain, atol=1e-5, rtol=1e-5)
 
@@ -169,12 +169,12 @@ def test_bfloat16_weights_keep_time_exact_and_the_output_close():
     assert not torch.equal(*near)
 
 
-def test_normalisation_rounds_once_under_bfloat16():
+def test_normalization_rounds_once_under_bfloat16():
     x = (100 + torch.randn(2, 5, 64)).to(torch.bfloat16)
     shift, scale = torch.randn(2, 2, 1, 64).to(torch.bfloat16)
     exact = x.double()
     exact = (exact - exact.mean(2, keepdim=True)) / exact.var(2, correction=0, keepdim=True).sqrt()
-    y = normalize(x, shift, scale)
+    y = modulated_layer_norm(x, shift, scale)
     assert y.dtype == torch.bfloat16
     assert (y == (exact * (1 + scale.double()) + shift.double()).to(torch.bfloat16)).float().mean() > 0.99
 

@@ -40,7 +40,7 @@ def small_unet(**changes):
 
 
 def awake(network, seed=0):
-    """The network with every parameter random, so that no zero-initialised layer hides what is behind it."""
+    """The network with every parameter random, so that no zero layer hides the layers before it."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -81,7 +81,7 @@ def test_the_largest_paper_network_runs_from_end_to_end_in_shape():
     assert y.shape == (2, 3, size, size)
 
 
-def test_a_fresh_network_returns_zeros_and_its_blocks_are_the_identity():
+def test_an_untrained_network_returns_zeros_and_its_blocks_are_the_identity():
     t, x = batch()
     assert torch.equal(small_unet()(t, x), torch.zeros_like(x))
     h, vector = torch.randn(2, 8, 4, 4), torch.randn(2, 32)
@@ -117,7 +117,7 @@ def test_skip_connections_carry_detail_around_the_middle():
     assert (network(t, x) - network(t, x + 0.1)).abs().amin(dim=(1, 2, 3)).min() > 1e-4
 
 
-def test_images_of_a_batch_do_not_see_one_another():
+def test_images_of_a_batch_do_not_influence_one_another():
     network = awake(small_unet())
     t, x = batch(n=4)
     assert torch.allclose(network(t, x)[1:2], network(t[1:2], x[1:2]), atol=1e-5)
@@ -167,11 +167,11 @@ def test_images_of_another_shape_are_refused():
 
 
 def test_checkpointing_changes_memory_and_not_gradients():
-    def made(checkpointing):
+    def build(checkpointing):
         return awake(small_unet(gradient_checkpointing=checkpointing, dropout=0.3))
 
     given = batch()
-    (plain_saved, plain), (saved, checkpointed) = (backward(made, each, given) for each in (False, True))
+    (plain_saved, plain), (saved, checkpointed) = (backward(build, each, given) for each in (False, True))
     assert saved < plain_saved / 2
     torch.testing.assert_close(checkpointed, plain, atol=1e-5, rtol=1e-5)
 
@@ -190,12 +190,12 @@ def test_bfloat16_weights_keep_time_exact_and_the_output_close():
     got = network.to(torch.bfloat16)(t, x)
     assert got.dtype == torch.float32
     assert (got - expected).norm() / expected.norm() < 0.05
-    # Two times that bfloat16 cannot tell apart.
+    # Two times that are equal in bfloat16.
     near = network(torch.tensor([0.9985]), x[:1]), network(torch.tensor([0.9995]), x[:1])
     assert not torch.equal(*near)
 
 
-def test_normalisation_rounds_once_under_bfloat16():
+def test_normalization_rounds_once_under_bfloat16():
     norm, scale, shift = GroupNorm32(8).to(torch.bfloat16), torch.randn(2, 8), torch.randn(2, 8)
     x = (100 + torch.randn(2, 8, 16, 16)).to(torch.bfloat16)
     y = norm(x, scale, shift, activate=True)
@@ -204,7 +204,7 @@ def test_normalisation_rounds_once_under_bfloat16():
     assert (y == F.silu(exact).to(torch.bfloat16)).float().mean() > 0.99
 
 
-def test_scale_and_shift_follow_the_normalisation():
+def test_scale_and_shift_follow_the_normalization():
     norm, x = GroupNorm32(8), torch.randn(2, 8, 4, 4)
     scale, shift = torch.randn(2, 8), torch.randn(2, 8)
     expected = F.group_norm(x, 2) * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
@@ -253,7 +253,7 @@ def test_attention_is_the_softmax_formula():
     assert torch.allclose(block(x, torch.zeros(2, 1)), expected, atol=1e-5)
 
 
-def test_time_features_turn_a_thousand_times_as_fast_as_t():
+def test_the_time_embedding_scales_t_by_a_thousand():
     features = timestep_embedding(torch.tensor([0.25]), 8)[0]
     frequencies = torch.tensor([1.0, 0.1, 0.01, 0.001])
     assert torch.allclose(features[:4], torch.cos(250 * frequencies), atol=1e-5)
@@ -264,7 +264,7 @@ def test_time_features_turn_a_thousand_times_as_fast_as_t():
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointed"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_network_is_one_graph_forward_and_backward(dtype, checkpointing):
-    # The tracing of torch.compile without its code generation, which takes minutes for what it adds here.
+    # torch.compile's tracing without its code generation, which takes minutes and adds little here.
     network = awake(small_unet(classes=3, gradient_checkpointing=checkpointing)).to(dtype).train()
     t, x = batch()
     traced = torch.compile(network, fullgraph=True, backend="aot_eager")

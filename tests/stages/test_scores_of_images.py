@@ -214,7 +214,7 @@ def test_a_changed_reference_is_refused_by_the_guard(run, fm):
     only = ("--evaluate.metrics", '["frechet_distance"]', "--evaluate.held_out_images", "60")
     words = ("evaluate", "--evaluate.reference", "ours.npz", *only, "--evaluate.pair_images", "18")
     (error,) = fm(*words, code=2)
-    assert "real held-out images are at" in error
+    assert "real validation images are at" in error
     assert "if that is meant, remove" in error
 
 

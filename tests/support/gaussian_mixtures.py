@@ -76,7 +76,7 @@ class Mixture:
             return torch.autograd.grad(total, leaf, create_graph=x.requires_grad)[0]
 
     def posteriors(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of x1 given x_t = x: weights [N, K], means and variances [N, K, D]."""
+        """Posterior of x1 given x_t = x: weights [N, K], means and variances [N, K, D]."""
         means, variances = self._at(t)
         alpha, sigma = self.path.alpha(t)[:, None, None], self.path.sigma(t)[:, None, None]
         posterior = self.means + alpha * self.variances / variances * (x[:, None] - means)

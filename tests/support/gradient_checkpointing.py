@@ -3,10 +3,10 @@
 import torch
 
 
-def backward(made, checkpointing, batch):
-    """Elements that a forward pass of `made(checkpointing)` saves, and its gradients; weights are fixed."""
+def backward(build, checkpointing, batch):
+    """Elements saved by a forward pass of `build(checkpointing)`, and its gradients, with fixed weights."""
     torch.manual_seed(0)
-    network, saved = made(checkpointing).train(), 0
+    network, saved = build(checkpointing).train(), 0
 
     def count(tensor):
         nonlocal saved

@@ -10,7 +10,7 @@ from pathlib import Path
 def environment_with(folder: Path, *packages: str) -> Path:
     """Interpreter of a new virtual environment with these packages, without their dependencies.
 
-    It sees the packages of the running interpreter as well.
+    It can also import the packages of the running interpreter.
     """
     venv.create(folder / "env", symlinks=True)
     python = folder / "env" / "bin" / "python"

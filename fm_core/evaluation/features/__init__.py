@@ -1,1 +1,1 @@
-"""Feature extractors: Inception, a classifier of the data set, and modules from outside."""
+"""Feature extractors: InceptionV3, a classifier trained on the data set, and custom modules."""

@@ -1,9 +1,9 @@
-"""A classifier trained on a data set's own labels: the extractor where Inception weights are absent.
+"""Classifier trained on the labels of a data set, for features where Inception weights are unavailable.
 
-Its features are those of one data set and one training: a Fréchet distance on them is never called FID. The
-share of samples that it reads with confidence says whether they look like members of a class at all; a plain
-classifier is confident about nine in ten images of pure noise, so this one also learns what is not a member
-(`ood_negatives`).
+Its features are specific to one data set and one training run: a Fréchet distance on them is never called
+FID. The fraction of samples that it classifies with high confidence measures whether they look like members
+of a class at all. An ordinary classifier is confident about nine in ten images of pure noise; this one is
+therefore also trained on out-of-distribution negatives (`ood_negatives`).
 """
 
 import math
@@ -19,11 +19,11 @@ OnProgress = Callable[[int, int, float], None]
 
 
 class Classifier(nn.Module):
-    """A small network: images float32 [N, C, H, W] in [-1, 1] -> (features [N, D], logits [N, classes]).
+    """A small CNN: images float32 [N, C, H, W] in [-1, 1] -> (features [N, D], logits [N, classes]).
 
-    Each stage is two convolutions of twice the width of the stage before, then a halving, until sides are
-    about four pixels: one halving for 8 x 8 digits, four for 64 x 64 photographs. Features are non-negative
-    (after a ReLU), D = ``features``.
+    Each stage has two convolutions of twice the width of the previous stage, then pooling by 2, until the
+    image size is about four pixels: once for 8 x 8 digits, four times for 64 x 64 photographs. Features are
+    non-negative (after a ReLU), D = `features`.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Classifier(nn.Module):
         inputs = image_channels
         for level in range(halvings + 1):
             outputs = width * min(2**level, 8)
-            stages += [_convolution(inputs, outputs), _convolution(outputs, outputs)]
+            stages += [_conv_bn_relu(inputs, outputs), _conv_bn_relu(outputs, outputs)]
             stages.append(nn.MaxPool2d(2, ceil_mode=True) if level < halvings else nn.AdaptiveAvgPool2d(2))
             inputs = outputs
         self.stages = nn.Sequential(*stages)
@@ -49,7 +49,7 @@ class Classifier(nn.Module):
         return features, self.read(features)
 
 
-def _convolution(inputs: int, outputs: int) -> nn.Module:
+def _conv_bn_relu(inputs: int, outputs: int) -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
     )
@@ -69,14 +69,14 @@ def train_classifier(
 ) -> Classifier:
     """Train on images uint8 [N, C, S, S] in 0 .. levels - 1 with labels int64 [N] in 0 .. classes - 1.
 
-    AdamW with one learning-rate cycle over ``steps`` batches; every image is shifted by up to an eighth of
-    its side, and half as many impostors join each batch. All randomness comes from ``seed``, the caller's
-    generators are left alone: on one kind of machine with one number of threads the result is the same bit
-    for bit.
-    ``on_progress(step, steps, loss)`` is called about fifty times. The classifier comes back in eval mode, on
-    ``device``.
+    AdamW with one learning-rate cycle over `steps` batches. Every image is shifted by up to an eighth of its
+    size, and each batch is extended by half as many OOD negatives. All randomness comes from `seed`; global
+    generators are not touched: on the same kind of machine and number of threads the result is identical bit
+    for bit. `on_progress(step, steps, loss)` is called about fifty times. The classifier is returned in eval
+    mode, on `device`.
 
-    Raises ValueError where images and labels do not fit each other or the stated number of classes.
+    Raises:
+        ValueError: images and labels do not match each other or the number of classes.
     """
     _check(images, labels, classes)
     quantizer = Quantizer(levels)
@@ -91,11 +91,11 @@ def train_classifier(
     for step in range(1, steps + 1):
         while len(order) < batch_size:
             order = torch.cat([order, torch.randperm(len(images), generator=generator)])
-        chosen, order = order[:batch_size], order[batch_size:]
-        batch = shifted(images[chosen], images.shape[2] // 8, generator)
-        x, targets = quantizer.scale(batch), F.one_hot(labels[chosen], classes).float()
-        others, softened = ood_negatives(x, targets, generator)
-        x, targets = torch.cat([x, others]).to(device), torch.cat([targets, softened]).to(device)
+        indices, order = order[:batch_size], order[batch_size:]
+        batch = random_shift(images[indices], images.shape[2] // 8, generator)
+        x, targets = quantizer.scale(batch), F.one_hot(labels[indices], classes).float()
+        negatives, soft_targets = ood_negatives(x, targets, generator)
+        x, targets = torch.cat([x, negatives]).to(device), torch.cat([targets, soft_targets]).to(device)
         loss = F.cross_entropy(classifier(x)[1], targets)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -108,7 +108,7 @@ def train_classifier(
 
 def _check(images: Tensor, labels: Tensor, classes: int) -> None:
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[2] != images.shape[3]:
-        raise ValueError(f"images are uint8 [N, C, S, S], not {images.dtype} {tuple(images.shape)}")
+        raise ValueError(f"images must be uint8 [N, C, S, S], not {images.dtype} {tuple(images.shape)}")
     if len(images) == 0 or labels.shape != images.shape[:1]:
         raise ValueError(
             f"{len(images)} images need as many labels (at least one), not {tuple(labels.shape)}"
@@ -121,36 +121,38 @@ def _check(images: Tensor, labels: Tensor, classes: int) -> None:
 
 
 def ood_negatives(x: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Images that are no members, and what to say of them: ([N // 2, C, H, W], [N // 2, classes]).
+    """OOD negatives and their soft targets: ([N // 2, C, H, W], [N // 2, classes]).
 
-    The first half of the batch x [N, C, H, W] with class probabilities ``targets`` [N, classes] is blended
-    with the second half's images, their pixels in random order, of which nothing can be said (all classes
-    equal). At most half of a blend is its first image: more than that is still a member.
+    The first half of the batch x [N, C, H, W] with class probabilities `targets` [N, classes] is blended with
+    the images of the second half with shuffled pixels, whose target is uniform. The weight of the first image
+    is at most one half: with more it would still be a member of its class.
     """
     n = len(x) // 2
     order = torch.rand(n, 1, x[0, 0].numel(), generator=generator).argsort(dim=2).expand(-1, x.shape[1], -1)
-    scrambled = x[n : 2 * n].flatten(2).gather(2, order).view_as(x[:n])
-    nothing = torch.full_like(targets[:n], 1 / targets.shape[1])
-    share = 0.5 * torch.rand(n, generator=generator)
-    blend = share[:, None, None, None] * x[:n] + (1 - share)[:, None, None, None] * scrambled
-    return blend, share[:, None] * targets[:n] + (1 - share)[:, None] * nothing
+    shuffled = x[n : 2 * n].flatten(2).gather(2, order).view_as(x[:n])
+    uniform = torch.full_like(targets[:n], 1 / targets.shape[1])
+    weight = 0.5 * torch.rand(n, generator=generator)
+    blend = weight[:, None, None, None] * x[:n] + (1 - weight)[:, None, None, None] * shuffled
+    return blend, weight[:, None] * targets[:n] + (1 - weight)[:, None] * uniform
 
 
-def shifted(images: Tensor, most: int, generator: torch.Generator) -> Tensor:
-    """Images [N, C, H, W], each moved by its own -most .. most pixels both ways; edge pixels repeat."""
+def random_shift(images: Tensor, max_shift: int, generator: torch.Generator) -> Tensor:
+    """Shift each image of [N, C, H, W] by up to max_shift pixels per axis, repeating edge pixels."""
     n, _, height, width = images.shape
-    moves = torch.randint(-most, most + 1, (2, n, 1), generator=generator).to(images.device)
-    rows = (torch.arange(height, device=images.device) + moves[0]).clamp(0, height - 1)
-    columns = (torch.arange(width, device=images.device) + moves[1]).clamp(0, width - 1)
+    shifts = torch.randint(-max_shift, max_shift + 1, (2, n, 1), generator=generator).to(images.device)
+    rows = (torch.arange(height, device=images.device) + shifts[0]).clamp(0, height - 1)
+    columns = (torch.arange(width, device=images.device) + shifts[1]).clamp(0, width - 1)
     index = torch.arange(n, device=images.device)[:, None, None]
     return images.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 @torch.no_grad()
-def read(classifier: Classifier, images: Tensor, levels: int, batch_size: int = 500) -> tuple[Tensor, Tensor]:
+def predict(
+    classifier: Classifier, images: Tensor, levels: int, batch_size: int = 500
+) -> tuple[Tensor, Tensor]:
     """Features [N, D] and class probabilities [N, classes], float32 on the CPU, of uint8 images [N, C, S, S].
 
-    The classifier should be in eval mode, as ``train_classifier`` returns it.
+    The classifier should be in eval mode, as `train_classifier` returns it.
     """
     device = next(classifier.parameters()).device
     quantizer = Quantizer(levels)
@@ -164,6 +166,6 @@ def read(classifier: Classifier, images: Tensor, levels: int, batch_size: int = 
 
 
 def accuracy(classifier: Classifier, images: Tensor, labels: Tensor, levels: int) -> float:
-    """The share in [0, 1] of uint8 images [N, C, S, S] whose most probable class is their label int64 [N]."""
-    _, probabilities = read(classifier, images, levels)
+    """Fraction in [0, 1] of uint8 images [N, C, S, S] whose most probable class is their label int64 [N]."""
+    _, probabilities = predict(classifier, images, levels)
     return (probabilities.argmax(dim=1) == labels.cpu()).double().mean().item()

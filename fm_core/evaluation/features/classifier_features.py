@@ -1,6 +1,5 @@
-"""The classifier of a data set, trained once and kept beside it."""
+"""Feature extractor by a classifier of the data set, trained once and stored beside the data set."""
 
-import hashlib
 import json
 from collections.abc import Callable
 from typing import Any
@@ -13,24 +12,27 @@ from torch import Tensor
 from fm_core.data.manifest import Manifest
 from fm_core.data.reader import ImageReader
 from fm_core.errors import UserError
-from fm_core.evaluation.features.classifier import Classifier, accuracy, read, train_classifier
+from fm_core.evaluation.features.classifier import Classifier, accuracy, predict, train_classifier
 from fm_core.evaluation.features.extractor import CLASSIFIER, Extractor
-from fm_core.storage.hashing import fingerprint
+from fm_core.storage.hashing import fingerprint, sha256_bytes
 from fm_core.storage.store import Store
 
 RECIPE = {"classifier": 3, "seed": 0}
-"""Changes whenever the same data would give another classifier."""
+"""Version of the training recipe: increment it if the same data would give another classifier."""
 
-MOST_IMAGES = 200_000
-"""Training images and held-out images that are held in memory, at most."""
+MAX_IMAGES = 200_000
+"""Maximum number of training images, and of validation images, in memory."""
 
 
-def data_set_extractor(
+def classifier_extractor(
     root: str, manifest: Manifest, device: torch.device, on_step: Callable[[int, int, float], None]
 ) -> Extractor:
-    """Load the classifier kept beside a data set, or train it on the training images and keep it.
+    """Load the classifier stored beside a data set, or train it on the training split and store it.
 
-    `on_step` hears (step, steps, loss) while it trains. UserError for a data set without labels.
+    `on_step(step, steps, loss)` is called during training.
+
+    Raises:
+        UserError: the data set has no labels, or the stored weights do not match their record.
     """
     if not manifest.class_count:
         raise UserError(
@@ -47,26 +49,27 @@ def data_set_extractor(
         weights, record = _train(root, manifest, device, on_step)
         store.write_bytes(f"{name}.safetensors", weights)
         store.write_bytes(f"{name}.json", json.dumps(record, indent=1).encode())
-    if hashlib.sha256(weights).hexdigest() != record["sha256"]:
+    if sha256_bytes(weights) != record["sha256"]:
         raise UserError(
-            f"{store.url}/{name}.safetensors differs from its record; remove both files to train it again"
+            f"{store.url}/{name}.safetensors does not match the SHA-256 in {name}.json; remove both files to "
+            "train the classifier again"
         )
-    classifier = _classifier(manifest)
+    classifier = _untrained_classifier(manifest)
     classifier.load_state_dict(load(weights))
     classifier = classifier.to(device).eval()
     return Extractor(
         name=CLASSIFIER,
         sha256=record["sha256"],
-        read=lambda images: read(classifier, images, manifest.levels),
+        extract=lambda images: predict(classifier, images, manifest.levels),
         protocol={"classifier_recipe": RECIPE["classifier"]},
-        held_out_accuracy=record["held_out_accuracy"],
-        # Records of before this was told.
-        held_out_images=record.get("held_out_images", min(MOST_IMAGES, manifest.splits["val"].images)),
+        validation_accuracy=record["held_out_accuracy"],
+        # Records of earlier versions do not have this key.
+        validation_images=record.get("held_out_images", min(MAX_IMAGES, manifest.splits["val"].images)),
     )
 
 
 def first_images(root: str, manifest: Manifest, split: str, count: int) -> tuple[Tensor, Tensor]:
-    """The first images of a split and their labels: uint8 [n, C, S, S], int64 [n] (-1 without labels)."""
+    """First `count` images of a split and their labels: uint8 [n, C, S, S], int64 [n] (-1 if unlabeled)."""
     reader = ImageReader(root, manifest, split)
     return reader.read(np.arange(min(count, len(reader)), dtype=np.int64))
 
@@ -74,21 +77,21 @@ def first_images(root: str, manifest: Manifest, split: str, count: int) -> tuple
 def _train(
     root: str, manifest: Manifest, device: torch.device, on_step: Callable[[int, int, float], None]
 ) -> tuple[bytes, dict[str, Any]]:
-    images, labels = first_images(root, manifest, "train", MOST_IMAGES)
+    images, labels = first_images(root, manifest, "train", MAX_IMAGES)
     classes, seed = manifest.class_count or 0, RECIPE["seed"]
     classifier = train_classifier(
         images, labels, manifest.levels, classes, seed, device=device, on_progress=on_step
     )
-    real, classes_of_real = first_images(root, manifest, "val", MOST_IMAGES)
-    held_out = {
-        "held_out_accuracy": accuracy(classifier, real, classes_of_real, manifest.levels),
-        "held_out_images": len(real),
+    validation, validation_labels = first_images(root, manifest, "val", MAX_IMAGES)
+    scores = {
+        "held_out_accuracy": accuracy(classifier, validation, validation_labels, manifest.levels),
+        "held_out_images": len(validation),
     }
     weights = save({name: tensor.cpu().contiguous() for name, tensor in classifier.state_dict().items()})
-    facts = {"sha256": hashlib.sha256(weights).hexdigest(), **held_out, "recipe": RECIPE}
-    return weights, {"schema": 1, **facts}
+    record = {"schema": 1, "sha256": sha256_bytes(weights), **scores, "recipe": RECIPE}
+    return weights, record
 
 
-def _classifier(manifest: Manifest) -> Classifier:
+def _untrained_classifier(manifest: Manifest) -> Classifier:
     channels, side, _ = manifest.image_shape
     return Classifier(channels, side, manifest.class_count or 0)

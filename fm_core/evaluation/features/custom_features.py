@@ -1,7 +1,7 @@
-"""Extractors from outside: a TorchScript file, or an nn.Module by its import path.
+"""Custom feature extractors: a TorchScript file, or an nn.Module by its import path.
 
-Either takes images uint8 [N, 3, S, S] of 256 grey levels and gives features [N, D], or (features, logits
-[N, classes]).
+Either takes images uint8 [N, 3, S, S] of 256 intensity levels and returns features [N, D], or (features,
+logits [N, classes]).
 """
 
 import hashlib
@@ -18,87 +18,92 @@ from torch import Tensor, nn
 from fm_core.config import EvaluateSection
 from fm_core.data.manifest import Manifest
 from fm_core.errors import UserError
-from fm_core.evaluation.features.extractor import Extractor, read_in_batches
+from fm_core.evaluation.features.extractor import Extract, Extractor, extract_in_batches
 from fm_core.evaluation.features.extractor_weights import verified_weights
 
 BATCH = 128
-SCRIPTED = (".pt", ".ts", ".jit", ".torchscript")
+TORCHSCRIPT_SUFFIXES = (".pt", ".ts", ".jit", ".torchscript")
 
 
-def imported_extractor(
+def custom_extractor(
     settings: EvaluateSection, root: str, manifest: Manifest, device: torch.device
 ) -> Extractor:
-    """The extractor of evaluate.features = FILE.pt or package.module:Name.
+    """Build the extractor of evaluate.features = FILE.pt or package.module:Name.
 
-    A module of one's own is named by class or by a function that makes one, without arguments; its weights
-    are its own or those of evaluate.weights. Raises UserError for what cannot be imported, loaded or run.
+    Name is an nn.Module class or a function that returns an nn.Module, called without arguments; its weights
+    are its initial ones or those of evaluate.weights.
+
+    Raises:
+        UserError: the extractor cannot be imported, loaded or run.
     """
-    scripted = settings.features.endswith(SCRIPTED)
+    scripted = settings.features.endswith(TORCHSCRIPT_SUFFIXES)
     if scripted and settings.weights:
-        raise UserError("evaluate.weights: a TorchScript file holds its weights; leave this key out")
+        raise UserError("evaluate.weights: a TorchScript file contains its weights; leave this key out")
     if scripted:
         path, digest = verified_weights(settings.features, settings.weights_sha256, root, manifest.name)
-        network = _scripted(path)
+        network = _load_torchscript(path)
         name = f"torchscript-{path.stem}"
     else:
-        network = _module(settings.features)
+        network = _import_module(settings.features)
         if settings.weights:
             path, _ = verified_weights(settings.weights, settings.weights_sha256, root, manifest.name)
-            _fill(network, path)
-        digest, name = _digest(network), settings.features
+            _load_weights(network, path)
+        digest, name = _weights_sha256(network), settings.features
     network = network.to(device).eval()
-    read = read_in_batches(network, manifest.levels, device, BATCH)
-    _try(read, settings.features, manifest)
-    return Extractor(name=name, sha256=digest, read=read)
+    extract = extract_in_batches(network, manifest.levels, device, BATCH)
+    _check_output(extract, settings.features, manifest)
+    return Extractor(name=name, sha256=digest, extract=extract)
 
 
-def _scripted(path: Path) -> nn.Module:
+def _load_torchscript(path: Path) -> nn.Module:
     try:
         return torch.jit.load(path, map_location="cpu")
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"evaluate.features: {path} is no TorchScript file: {_line(error)}") from None
+        raise UserError(f"evaluate.features: {path} is not a TorchScript file: {_one_line(error)}") from None
 
 
-def _module(name: str) -> nn.Module:
+def _import_module(name: str) -> nn.Module:
     module, colon, attribute = name.partition(":")
     if not colon:
         raise UserError(
             f"evaluate.features {name}: allowed are classifier, inception, a TorchScript file "
-            f"({', '.join(SCRIPTED)}) and package.module:Name"
+            f"({', '.join(TORCHSCRIPT_SUFFIXES)}) and package.module:Name"
         )
     try:
-        made = getattr(importlib.import_module(module), attribute)()
-    except Exception as error:  # anything may go wrong in code from outside
-        raise UserError(f"evaluate.features {name}: {type(error).__name__}: {_line(error)}") from None
-    if not isinstance(made, nn.Module):
-        raise UserError(f"evaluate.features {name} makes a {type(made).__name__}, not a torch.nn.Module")
-    return made
+        network = getattr(importlib.import_module(module), attribute)()
+    except Exception as error:  # user code may raise anything
+        raise UserError(f"evaluate.features {name}: {type(error).__name__}: {_one_line(error)}") from None
+    if not isinstance(network, nn.Module):
+        raise UserError(f"evaluate.features {name} returns a {type(network).__name__}, not a torch.nn.Module")
+    return network
 
 
-def _fill(network: nn.Module, path: Path) -> None:
+def _load_weights(network: nn.Module, path: Path) -> None:
     try:
-        safe = path.suffix == ".safetensors"
-        weights: Any = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
+        is_safetensors = path.suffix == ".safetensors"
+        weights: Any = (
+            load_file(path) if is_safetensors else torch.load(path, map_location="cpu", weights_only=True)
+        )
         network.load_state_dict(weights)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, TypeError, EOFError) as error:
-        raise UserError(f"evaluate.weights: {path} does not fit the extractor: {_line(error)}") from None
+        raise UserError(f"evaluate.weights: {path} does not fit the extractor: {_one_line(error)}") from None
 
 
-def _try(read: Any, name: str, manifest: Manifest) -> None:
+def _check_output(extract: Extract, name: str, manifest: Manifest) -> None:
     images = torch.zeros(2, *manifest.image_shape, dtype=torch.uint8)
     try:
-        features, _ = read(images)
-    except Exception as error:  # anything may go wrong in code from outside
+        features, _ = extract(images)
+    except Exception as error:  # user code may raise anything
         raise UserError(
             f"evaluate.features {name} cannot read uint8 images {[2, 3, *manifest.image_shape[1:]]}: "
-            f"{type(error).__name__}: {_line(error)}"
+            f"{type(error).__name__}: {_one_line(error)}"
         ) from None
     if features.ndim != 2 or len(features) != 2:
-        raise UserError(f"evaluate.features {name} gives {list(features.shape)} for 2 images, not [2, D]")
+        raise UserError(f"evaluate.features {name} returns {list(features.shape)} for 2 images, not [2, D]")
 
 
-def _digest(network: nn.Module) -> str:
-    """SHA-256 over names and values of all weights."""
+def _weights_sha256(network: nn.Module) -> str:
+    """SHA-256 over the names and values of all weights."""
     digest = hashlib.sha256()
     state: dict[str, Tensor] = network.state_dict()
     for name in sorted(state):
@@ -107,5 +112,5 @@ def _digest(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]

@@ -1,4 +1,4 @@
-"""Where features come from: a name, a hash, and a function from pixels to features."""
+"""Feature extractors: a name, a weights hash, and a function from pixels to features."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,80 +10,82 @@ from torch import Tensor
 from fm_core.config import EvaluateSection
 from fm_core.data.manifest import Manifest
 
-Read = Callable[[Tensor], tuple[Tensor, Tensor | None]]
+Extract = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 OnStep = Callable[[int, int, float], None]
 
 INCEPTION = "inception-v3-2015-12-05"
-"""What the features of that file of weights are called; a Fréchet distance on them is FID."""
+"""Name of the features of the published Inception weights; a Fréchet distance on them is FID."""
 CLASSIFIER = "classifier"
-"""What those of a classifier of the data set's own labels are called."""
+"""Name of the features of a classifier trained on the data set's labels."""
 
 
 @dataclass(frozen=True)
 class Extractor:
-    """A source of features."""
+    """A feature extractor."""
 
     name: str
-    """What the features are called wherever a number made of them is shown."""
+    """Name of the features, shown with every metric that uses them."""
     sha256: str
-    """SHA-256 of its weights."""
-    read: Read
+    """SHA-256 of the weights."""
+    extract: Extract
     """uint8 [N, C, S, S] on any device -> float32 features [N, D] and class probabilities [N, classes]
-    (None where it gives none), on the CPU; each image for itself."""
+    (None if the extractor has no classes), on the CPU; the images of a batch do not influence each other."""
     protocol: dict[str, Any] = field(default_factory=dict[str, Any])
-    """What else moves the features, and is known of it."""
-    held_out_accuracy: float | None = None
-    """Of a classifier of the data set: share of the held-out images that it labels rightly, 0 to 1."""
-    held_out_images: int | None = None
-    """How many they were."""
+    """Everything else known to affect the features; part of the recorded protocol."""
+    validation_accuracy: float | None = None
+    """For a classifier of the data set: its accuracy on validation images, 0 to 1."""
+    validation_images: int | None = None
+    """Number of validation images of `validation_accuracy`."""
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Features and probabilities of images uint8 [N, C, S, S]."""
-        return self.read(images)
+        """Extract features and class probabilities of images uint8 [N, C, S, S]."""
+        return self.extract(images)
 
 
 def open_extractor(
     settings: EvaluateSection, root: str, manifest: Manifest, device: torch.device, on_step: OnStep
 ) -> Extractor:
-    """The extractor that evaluate.features names; a classifier is trained here if there is none yet.
+    """Build the extractor of evaluate.features; a classifier is trained if the data set has none yet.
 
-    Raises UserError for weights that are missing, differ from their hash or do not fit, and for packages
-    that are not installed.
+    Raises:
+        UserError: weights are missing, do not match their hash or do not fit, or a package is missing.
     """
     if settings.features == "classifier":
-        from fm_core.evaluation.features.classifier_features import data_set_extractor
+        from fm_core.evaluation.features.classifier_features import classifier_extractor
 
-        return data_set_extractor(root, manifest, device, on_step)
+        return classifier_extractor(root, manifest, device, on_step)
     if settings.features == "inception":
         from fm_core.evaluation.features.inception import inception_extractor
 
         return inception_extractor(settings, root, manifest, device)
-    from fm_core.evaluation.features.custom_features import imported_extractor
+    from fm_core.evaluation.features.custom_features import custom_extractor
 
-    return imported_extractor(settings, root, manifest, device)
+    return custom_extractor(settings, root, manifest, device)
 
 
 def as_rgb(images: Tensor, levels: int) -> Tensor:
-    """Images uint8 [N, 1 or 3, S, S] of `levels` grey levels as uint8 [N, 3, S, S] of 256."""
+    """Convert uint8 [N, 1 or 3, S, S] of `levels` intensity levels to RGB uint8 [N, 3, S, S] of 256."""
     if levels != 256:
         images = (images.float() * (255 / (levels - 1))).round().to(torch.uint8)
     return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
 
 
-def read_in_batches(module: Callable[[Tensor], Any], levels: int, device: torch.device, batch: int) -> Read:
-    """A network for uint8 [N, 3, S, S] of 256 grey levels as a source of features.
+def extract_in_batches(
+    module: Callable[[Tensor], Any], levels: int, device: torch.device, batch: int
+) -> Extract:
+    """Wrap a network for uint8 [N, 3, S, S] of 256 intensity levels as an `Extract` function.
 
-    It may give features alone, or features and logits.
+    The network returns features, or (features, logits).
     """
 
     @torch.no_grad()
-    def read(images: Tensor) -> tuple[Tensor, Tensor | None]:
+    def extract(images: Tensor) -> tuple[Tensor, Tensor | None]:
         features, probabilities = list[Tensor](), list[Tensor]()
         for part in images.split(batch):
-            given = module(as_rgb(part.to(device), levels))
-            first, *rest = given if isinstance(given, tuple | list) else (given,)
+            output = module(as_rgb(part.to(device), levels))
+            first, *rest = output if isinstance(output, tuple | list) else (output,)
             features.append(first.float().flatten(1).cpu())
             probabilities += [rest[0].float().softmax(1).cpu()] if rest else []
         return torch.cat(features), torch.cat(probabilities) if probabilities else None
 
-    return read
+    return extract

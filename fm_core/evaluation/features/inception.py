@@ -1,8 +1,8 @@
-"""InceptionV3 with the weights of 2015-12-05, through torch-fidelity's module.
+"""InceptionV3 with the weights of 2015-12-05 (FID), by torch-fidelity's implementation.
 
-That module resizes as TensorFlow 1 did, which moves the features. Of torch-fidelity only this module and what
-it imports is loaded: the whole package wants a torchvision that fits torch, which is not to be had for every
-build of torch.
+That implementation resizes like TensorFlow 1, which affects the features. Only this module of torch-fidelity
+and its imports are loaded: importing the complete package requires a torchvision that matches torch, which
+does not exist for every build of torch.
 """
 
 import importlib
@@ -20,11 +20,11 @@ from torch import nn
 from fm_core.config import EvaluateSection
 from fm_core.data.manifest import Manifest
 from fm_core.errors import UserError
-from fm_core.evaluation.features.extractor import INCEPTION, Extractor, read_in_batches
+from fm_core.evaluation.features.extractor import INCEPTION, Extractor, extract_in_batches
 from fm_core.evaluation.features.extractor_weights import verified_weights
 
 PUBLISHED_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-"""Of weights-inception-2015-12-05-6726825d.pth, as torch-fidelity and pytorch-fid publish it."""
+"""SHA-256 of weights-inception-2015-12-05-6726825d.pth as published by torch-fidelity and pytorch-fid."""
 NO_WEIGHTS = (
     "evaluate.features inception needs evaluate.weights: path or URL of "
     "weights-inception-2015-12-05-6726825d.pth (github.com/toshas/torch-fidelity, release v0.2.0)"
@@ -36,9 +36,10 @@ _PACKAGE, _DISTRIBUTION = "torch_fidelity", "torch-fidelity"
 def inception_extractor(
     settings: EvaluateSection, root: str, manifest: Manifest, device: torch.device
 ) -> Extractor:
-    """Pool features [N, 2048] and the probabilities of 1,008 classes.
+    """Build the extractor of pool features [N, 2048] and probabilities of 1,008 classes.
 
-    Raises UserError where torch-fidelity is missing or broken and for weights that are missing or others.
+    Raises:
+        UserError: torch-fidelity is missing or broken, or the weights are missing or have another hash.
     """
     if not settings.weights:
         raise UserError(NO_WEIGHTS)
@@ -48,7 +49,7 @@ def inception_extractor(
     return Extractor(
         name=INCEPTION if digest == PUBLISHED_SHA256 else f"inception-v3-{digest[:8]}",
         sha256=digest,
-        read=read_in_batches(network, manifest.levels, device, BATCH),
+        extract=extract_in_batches(network, manifest.levels, device, BATCH),
         protocol={
             "resize": "TensorFlow 1 bilinear to 299",
             "extractor": f"torch-fidelity {version(_DISTRIBUTION)}",
@@ -57,30 +58,34 @@ def inception_extractor(
 
 
 def inception_network(weights: Path) -> nn.Module:
-    """The network, uint8 [N, 3, S, S] -> (features [N, 2048], logits [N, 1008] without bias).
+    """Load the network: uint8 [N, 3, S, S] -> (features [N, 2048], logits [N, 1008] without bias).
 
-    Raises UserError as `inception_extractor`.
+    Raises:
+        UserError: as `inception_extractor`.
     """
-    make: Any = torch_fidelity_module("feature_extractor_inceptionv3").FeatureExtractorInceptionV3
+    network_class: Any = torch_fidelity_module("feature_extractor_inceptionv3").FeatureExtractorInceptionV3
     try:
-        # torch-fidelity unpickles without restraint: this refuses anything but tensors before it does.
+        # torch-fidelity unpickles without restriction: refuse anything but tensors before it does.
         torch.load(weights, map_location="cpu", weights_only=True)
         layers = ["2048", "logits_unbiased"]
-        return make("inception-v3-compat", layers, feature_extractor_weights_path=str(weights))
+        return network_class("inception-v3-compat", layers, feature_extractor_weights_path=str(weights))
     except (pickle.UnpicklingError, RuntimeError, TypeError, EOFError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"evaluate.weights: {weights} holds no InceptionV3: {reason}") from None
+        raise UserError(
+            f"evaluate.weights: {weights} does not contain InceptionV3 weights: {reason}"
+        ) from None
 
 
 def torch_fidelity_module(name: str) -> types.ModuleType:
-    """One module of torch-fidelity, without the rest of the package.
+    """Import one module of torch-fidelity without the rest of the package.
 
-    Raises UserError, in one line, where the package is missing or does not import.
+    Raises:
+        UserError: the package is missing or its module cannot be imported.
     """
     loaded = _PACKAGE in sys.modules
     try:
         if not loaded:
-            sys.modules[_PACKAGE] = _hollow_package()
+            sys.modules[_PACKAGE] = _stub_package()
         return importlib.import_module(f"{_PACKAGE}.{name}")
     except ImportError as error:
         raise UserError(
@@ -91,14 +96,14 @@ def torch_fidelity_module(name: str) -> types.ModuleType:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"evaluate.features inception: torch-fidelity does not import with torch {torch.__version__} "
-            f"({reason}); install the torchvision made for this torch, or none"
+            f"({reason}); install the torchvision built for this torch, or uninstall torchvision"
         ) from None
     finally:
         if not loaded:
             sys.modules.pop(_PACKAGE, None)
 
 
-def _hollow_package() -> types.ModuleType:
+def _stub_package() -> types.ModuleType:
     spec = importlib.util.find_spec(_PACKAGE)
     if spec is None or spec.submodule_search_locations is None:
         raise ImportError(f"No module named {_PACKAGE!r}", name=_PACKAGE)

@@ -1,4 +1,4 @@
-"""Means and covariances of features, as sums that add up over parts of a set, in float64."""
+"""Mean and covariance of features, from float64 sums that can be added over parts of a set."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class FeatureMoments:
-    """Sums of features; they add up over parts of a set."""
+    """Count, sum and sum of outer products of features; `+` combines disjoint sets of images."""
 
     count: int
     total: Tensor
@@ -40,7 +40,7 @@ class FeatureMoments:
 
     @property
     def covariance(self) -> Tensor:
-        """Unbiased covariance, [D, D]. ValueError for fewer than two rows."""
+        """Unbiased covariance, [D, D]. Raises ValueError for fewer than two images."""
         if self.count < 2:
             raise ValueError(f"a covariance needs at least two images, not {self.count}")
         mean = self.mean
@@ -49,18 +49,18 @@ class FeatureMoments:
 
 @dataclass(frozen=True)
 class Gaussian:
-    """What a Fréchet distance needs to know of a reference; the root is taken once."""
+    """Mean and covariance of a reference set; the square root of the covariance is computed once."""
 
     mean: Tensor
     """float64 [D]."""
     covariance: Tensor
     """float64 [D, D]."""
     count: int | None
-    """Images it was made of; None where imported statistics do not tell."""
+    """Number of images; None if imported statistics do not record it."""
 
     @classmethod
     def of(cls, moments: FeatureMoments) -> "Gaussian":
-        """The Gaussian of some moments; ValueError for fewer than two rows."""
+        """Build from moments. Raises ValueError for fewer than two images."""
         return cls(moments.mean, moments.covariance, moments.count)
 
     @property
@@ -71,26 +71,27 @@ class Gaussian:
     @cached_property
     def root(self) -> Tensor:
         """The symmetric square root of the covariance, float64 [D, D]."""
-        return symmetric_root(self.covariance)
+        return symmetric_sqrt(self.covariance)
 
     def to(self, device: torch.device) -> "Gaussian":
-        """The same on a device; a root that was taken goes along."""
+        """Copy to a device, including the cached square root."""
         moved = Gaussian(self.mean.to(device), self.covariance.to(device), self.count)
         if "root" in self.__dict__:
             moved.__dict__["root"] = self.root.to(device)
         return moved
 
 
-def symmetric_root(covariance: Tensor) -> Tensor:
-    """The square root of a positive semidefinite matrix [D, D] through its eigenvectors."""
+def symmetric_sqrt(covariance: Tensor) -> Tensor:
+    """Square root of a positive semidefinite matrix [D, D], by eigendecomposition."""
     values, vectors = torch.linalg.eigh(covariance)
-    return (vectors * without_rounding(values).sqrt()) @ vectors.T
+    return (vectors * zero_rounding_noise(values).sqrt()) @ vectors.T
 
 
-def without_rounding(eigenvalues: Tensor) -> Tensor:
-    """Eigenvalues [D] of a positive semidefinite matrix, those that are rounding noise set to zero.
+def zero_rounding_noise(eigenvalues: Tensor) -> Tensor:
+    """Set those eigenvalues [D] of a positive semidefinite matrix to zero that are rounding noise.
 
-    The noise is about 1e-16 of the largest, but its root 1e-8, and a covariance of few images has thousands.
+    The noise is about 1e-16 of the largest eigenvalue, but its square root 1e-8, and the covariance of few
+    images has thousands of such eigenvalues.
     """
     floor = eigenvalues.amax().clamp_min(0) * len(eigenvalues) * torch.finfo(eigenvalues.dtype).eps
     return torch.where(eigenvalues > floor, eigenvalues, torch.zeros_like(eigenvalues))

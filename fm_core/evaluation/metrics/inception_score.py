@@ -1,4 +1,4 @@
-"""The Inception Score: exp of the mean of KL(p(class | image) || p(class)) (Salimans et al. 2016)."""
+"""Inception Score: exp of the mean of KL(p(class | image) || p(class)) (Salimans et al. 2016)."""
 
 import math
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ from fm_core.evaluation.metrics.frechet import JACKKNIFE_BLOCKS, jackknife_error
 
 
 @dataclass(frozen=True)
-class Score:
-    """A score and its standard error."""
+class InceptionScore:
+    """An Inception Score and its standard error."""
 
     value: float
     stderr: float
 
 
-def inception_score(probabilities: Tensor, blocks: int = JACKKNIFE_BLOCKS) -> Score:
-    """The score of all images at once, so that their order is nothing to it; error by jackknife.
+def inception_score(probabilities: Tensor, blocks: int = JACKKNIFE_BLOCKS) -> InceptionScore:
+    """Inception Score over all images at once, independent of their order; error by jackknife.
 
     Args:
         probabilities: [N, classes], rows that sum to 1.
@@ -34,13 +34,13 @@ def inception_score(probabilities: Tensor, blocks: int = JACKKNIFE_BLOCKS) -> Sc
     number = torch.arange(len(p), device=p.device) % blocks
     counts = torch.bincount(number, minlength=blocks).double()
     totals = torch.zeros(blocks, p.shape[1], dtype=p.dtype, device=p.device).index_add_(0, number, p)
-    negentropy = torch.xlogy(p, p).sum(1)
-    sums = torch.zeros(blocks, dtype=p.dtype, device=p.device).index_add_(0, number, negentropy)
+    per_image = torch.xlogy(p, p).sum(1)
+    sums = torch.zeros(blocks, dtype=p.dtype, device=p.device).index_add_(0, number, per_image)
 
-    def score(count: Tensor, total: Tensor, negentropies: Tensor) -> float:
+    def score(count: Tensor, total: Tensor, negentropy: Tensor) -> float:
         mean = total / count
-        return math.exp((negentropies / count - torch.xlogy(mean, mean).sum()).item())
+        return math.exp((negentropy / count - torch.xlogy(mean, mean).sum()).item())
 
-    count, total, whole = counts.sum(), totals.sum(0), sums.sum()
-    without = [score(count - counts[b], total - totals[b], whole - sums[b]) for b in range(blocks)]
-    return Score(score(count, total, whole), jackknife_error(without))
+    count, total, negentropies = counts.sum(), totals.sum(0), sums.sum()
+    without = [score(count - counts[b], total - totals[b], negentropies - sums[b]) for b in range(blocks)]
+    return InceptionScore(score(count, total, negentropies), jackknife_error(without))

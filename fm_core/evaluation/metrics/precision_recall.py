@@ -1,4 +1,4 @@
-"""Precision and recall of samples by nearest neighbours, and images that are there twice."""
+"""Precision and recall by k-nearest neighbors (Kynkäänniemi et al. 2019), and duplicate images."""
 
 import math
 from collections.abc import Iterator
@@ -7,54 +7,56 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-NEIGHBOURS = 3
-"""k of Kynkäänniemi et al. (2019)."""
+NEIGHBORS = 3
+"""k, as in Kynkäänniemi et al. (2019)."""
 CHUNK_ROWS = 2_048
 
 
 @dataclass(frozen=True)
-class Coverage:
-    """Shares of images near those of the other set, each with its binomial standard error."""
+class PrecisionRecall:
+    """Precision and recall, each with its binomial standard error."""
 
     precision: float
-    """Share of samples in the ball of some real image to its k-th nearest real image."""
+    """Fraction of samples inside the ball of some real image that reaches to its k-th nearest real image."""
     precision_stderr: float
     recall: float
-    """Share of real images in the ball of some sample to its k-th nearest sample."""
+    """Fraction of real images inside the ball of some sample that reaches to its k-th nearest sample."""
     recall_stderr: float
 
 
-def precision_and_recall(samples: Tensor, real: Tensor, k: int = NEIGHBOURS) -> Coverage:
+def precision_and_recall(samples: Tensor, real: Tensor, k: int = NEIGHBORS) -> PrecisionRecall:
     """Precision and recall of features [N, D] against those of real images [M, D].
 
-    Both depend on the numbers of images. Errors take the balls as given. Raises ValueError for k images
-    or fewer in a set.
+    Both depend on the numbers of images. The errors treat the balls as fixed.
+
+    Raises:
+        ValueError: a set has at most k images.
     """
     if min(len(samples), len(real)) <= k:
         raise ValueError(
-            f"precision and recall need more than {k} images a side, not {len(samples)} and {len(real)}"
+            f"precision and recall need more than {k} images per set, not {len(samples)} and {len(real)}"
         )
-    precision, recall = _inside(samples, real, k), _inside(real, samples, k)
-    return Coverage(
+    precision, recall = _fraction_covered(samples, real, k), _fraction_covered(real, samples, k)
+    return PrecisionRecall(
         precision, _binomial_error(precision, len(samples)), recall, _binomial_error(recall, len(real))
     )
 
 
 def duplicates(digests: Tensor) -> int:
-    """Images that repeat an earlier one, from digests int64 [N] of their pixels."""
+    """Number of images that repeat an earlier one, from digests int64 [N] of their pixels."""
     return len(digests) - len(torch.unique(digests))
 
 
-def _inside(points: Tensor, centres: Tensor, k: int) -> float:
-    """The share of points [N, D] in the ball of some centre [M, D] to its k-th nearest other centre."""
-    # The nearest is the centre itself, or a copy of it.
-    radii = torch.cat([rows.kthvalue(k + 1, dim=1).values for rows in _distances(centres, centres)])
-    inside = [(rows <= radii).any(1).double().sum() for rows in _distances(points, centres)]
+def _fraction_covered(points: Tensor, centers: Tensor, k: int) -> float:
+    """Fraction of points [N, D] in the ball of some center [M, D] to its k-th nearest other center."""
+    # The nearest is the center itself, or a copy of it.
+    radii = torch.cat([rows.kthvalue(k + 1, dim=1).values for rows in _distances(centers, centers)])
+    inside = [(rows <= radii).any(1).double().sum() for rows in _distances(points, centers)]
     return (torch.stack(inside).sum() / len(points)).item()
 
 
 def _distances(a: Tensor, b: Tensor) -> Iterator[Tensor]:
-    """Distances float64 between rows, in chunks [n, M]."""
+    """Pairwise distances, float64, in chunks [n, M] of the rows of a."""
     b = b.double()
     return (torch.cdist(rows.double(), b) for rows in a.split(CHUNK_ROWS))
 

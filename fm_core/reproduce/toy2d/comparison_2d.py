@@ -15,7 +15,7 @@ from torch import nn
 from fm_core.config import ExperimentSection, PlaneSection, RunConfig
 from fm_core.errors import StopRequested, UserError
 from fm_core.evaluation.torch_threads import cpu_threads
-from fm_core.method.compatibility import require_diffusion
+from fm_core.method.compatibility import require_diffusion_path
 from fm_core.method.objectives import Objective
 from fm_core.method.paths import Path
 from fm_core.report.html import PageSection
@@ -247,7 +247,7 @@ def _plain(record: dict[str, Any]) -> dict[str, Any]:
 
 def _is_diffusion(path: Path) -> bool:
     try:
-        require_diffusion("the score", path)
+        require_diffusion_path("the score", path)
     except UserError:
         return False
     return True

@@ -1,8 +1,8 @@
-"""Maximum-likelihood training of a continuous normalising flow (Chen et al. 2018, Grathwohl et al. 2019).
+"""CNF objective: maximum-likelihood training of a continuous normalizing flow (neural ODE, FFJORD).
 
-The network is the velocity, as in flow matching, but the loss is -log p(x1), found by solving the ODE from
-data to noise (likelihood.py) and differentiated by the adjoint method: a second ODE in place of stored
-activations.
+Chen et al. 2018, Grathwohl et al. 2019. The network predicts the velocity, as in flow matching, but the loss
+is -log p(x1), computed by solving the ODE from data to noise (likelihood.py) and differentiated by the
+adjoint method (a second ODE instead of stored activations).
 """
 
 from functools import partial
@@ -23,15 +23,15 @@ from fm_core.method.types import Network
 
 
 class MaximumLikelihood(Objective):
-    """-log p(x1) / d, in nats a dimension.
+    """Maximum-likelihood objective of a CNF: -log p(x1) / d, in nats per dimension.
 
-    Of the path it takes the interval and the source only. The number of forwards depends on the data, so
-    under data parallelism nothing collective may happen inside the network (ZeRO stage 3 would hang).
+    It uses only the interval and the source of the path. The number of forward passes depends on the data, so
+    under data parallelism the network must not contain collective operations (ZeRO stage 3 would hang).
 
     Args:
         path: gives the interval and the source's standard deviation.
-        method, rtol, atol, steps: the solver, forward and adjoint; as in `Solver`.
-        divergence: "hutchinson", one Rademacher probe an example, or "exact" for a few dimensions.
+        method, rtol, atol, steps: the solver of the forward and the adjoint ODE; as in `Solver`.
+        divergence: "hutchinson", one Rademacher probe per example, or "exact" for a few dimensions.
 
     Raises:
         UserError: from `Solver`, or an unknown divergence.
@@ -54,14 +54,14 @@ class MaximumLikelihood(Objective):
         if self.solver.method == "scipy_solver":
             raise UserError("maximum-likelihood: scipy_solver cannot be differentiated")
         if divergence not in ("hutchinson", "exact"):
-            raise UserError(f"maximum-likelihood: divergence is hutchinson or exact, not {divergence!r}")
+            raise UserError(f"maximum-likelihood: divergence must be hutchinson or exact, not {divergence!r}")
         self.divergence = divergence
 
     def check_coupling(self, coupling: Coupling) -> None:
-        """Take the independent coupling only.
+        """Accept the independent coupling only.
 
         Raises:
-            UserError: another one, under which the probe, which is the signs of x0, depends on x1.
+            UserError: any other coupling: it would make the probe, the signs of x0, depend on x1.
         """
         if not isinstance(coupling, Independent):
             raise UserError(
@@ -70,20 +70,22 @@ class MaximumLikelihood(Objective):
             )
 
     def velocity_from(self, prediction: Tensor, t: Tensor, x: Tensor) -> Tensor:
-        """The prediction itself."""
+        """Return the prediction, which is the velocity."""
         return prediction
 
     def loss(self, network: Network, sample: PathSample, label: Tensor | None = None) -> Tensor:
         """-log p(x1) / d of each example, [N]; uses x1, and the signs of x0 as the probe.
 
-        Those signs are Rademacher, keyed by stream position like x0 itself, and independent of x1 under the
-        independent coupling (`check_coupling`).
+        The signs are Rademacher variables, keyed by stream position like x0 itself, and independent of x1
+        under the independent coupling (`check_coupling`).
 
         Raises:
-            TypeError: the network is not a torch module, so that its parameters are not known to the adjoint.
+            TypeError: the network is not a torch module: the adjoint method needs its parameters.
         """
         if not isinstance(network, nn.Module):
-            raise TypeError("maximum-likelihood needs a torch.nn.Module: the adjoint wants its parameters")
+            raise TypeError(
+                "maximum-likelihood needs a torch.nn.Module: the adjoint method needs its parameters"
+            )
         start, end = self.interval
         dimension = sample.x1[0].numel()
         velocity, divergence = self.velocity(network, label), self._divergence(sample)
@@ -95,8 +97,8 @@ class MaximumLikelihood(Objective):
         initial = (sample.x1, sample.x1.new_zeros(sample.x1.shape[0], 1))
         parameters = tuple(network.parameters())
         ode = partial(odeint_adjoint, adjoint_params=parameters, **self._adjoint_options(end))
-        run = integrate(field, initial, (end, start), self.solver, gradients=True, ode=ode)
-        x0, change = run.states[0][-1], run.states[1][-1, :, 0]
+        result = integrate(field, initial, (end, start), self.solver, gradients=True, ode=ode)
+        x0, change = result.states[0][-1], result.states[1][-1, :, 0]
         return -(normal_log_density(x0, self.path.source_std).to(x0.dtype) / dimension + change)
 
     def _divergence(self, sample: PathSample) -> Divergence:
@@ -105,10 +107,10 @@ class MaximumLikelihood(Objective):
         return Hutchinson(torch.where(sample.x0 >= 0, 1.0, -1.0).to(sample.x0.dtype)[None])
 
     def _adjoint_options(self, end: float) -> dict[str, object]:
-        """Options of the adjoint's own solve, from noise back to data."""
+        """Options of the adjoint ODE, which is solved from noise back to data."""
         if not self.solver.adaptive:
             return {}
-        # torchdiffeq runs our backward solve in -t, so the adjoint must stop at -end. The parameters' part of
-        # the adjoint is an integral that nothing depends on: leaving it out of the norm saves steps (Kidger
-        # et al. 2021).
+        # torchdiffeq solves from end to start in the variable -t, so the adjoint must stop at -end. The part
+        # of the adjoint state for the parameters is an integral that the other parts do not depend on:
+        # leaving it out of the error norm saves steps (Kidger et al. 2021).
         return {"adjoint_options": {"step_t": torch.tensor([-end], dtype=torch.float64), "norm": "seminorm"}}
