@@ -106,7 +106,7 @@ cancel_run() { # the trainer saves and ends within Prefect's 30 s
     local outcome="" patience=60
     while [ $patience -gt 0 ]; do
         outcome="$(state_of_run)"
-        case "$outcome" in *"to go on: "*) break ;; esac
+        case "$outcome" in *"to resume: "*) break ;; esac
         # The words follow the state.
         if is_final "$(head -n 1 <<<"$outcome")" && [ $patience -gt 12 ]; then patience=12; fi
         patience=$((patience - 1))
