@@ -24,7 +24,7 @@ from house import PROJECT, Demo
 from noisy import NOISY_STEPS
 from selenium.webdriver.remote.webdriver import WebDriver
 
-from flows.checkpoint_events import EVENT
+from flows.checkpoint_events import CHECKPOINT_EVENT
 from fm_core.launch.job import JOB_VARIABLE
 from fm_core.storage.atomic_files import read_lines
 
@@ -154,7 +154,7 @@ def test_a_line_of_progress_is_there_each_half_minute_and_no_more(hands: Hands, 
 
 
 def test_each_checkpoint_is_an_event(hands: Hands, run_id: str):
-    query = {"filter": {"event": {"name": [EVENT]}}, "limit": 5}
+    query = {"filter": {"event": {"name": [CHECKPOINT_EVENT]}}, "limit": 5}
 
     def found() -> list[dict[str, Any]]:
         events = hands.demo.api("/events/filter", query)["events"]
