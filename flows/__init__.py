@@ -1,1 +1,1 @@
-"""Prefect flows: they supervise the stages of fm_core and show them; they compute nothing."""
+"""Prefect flows: supervision and display of the stages of fm_core; nothing is computed here."""

@@ -1,8 +1,8 @@
-"""What a finished stage shows in the Prefect UI: pictures, curves and tables.
+"""Prefect artifacts of a finished stage: images, curves and tables.
 
-Everything is read from the files the stage names; what cannot be shown is logged and never fails a
-run. Pictures travel inside their artifacts as data: URIs, which both of Prefect's UIs show; Mermaid
-charts are drawn by neither dependably.
+Everything is read from the files that the stage's result names. An artifact that cannot be created is logged
+and never fails a run. Images are embedded in their artifacts as data: URIs, which both of Prefect's UIs show;
+neither renders Mermaid charts reliably.
 """
 
 import base64
@@ -24,70 +24,72 @@ from fm_core.storage.atomic_files import read_json, read_lines
 if TYPE_CHECKING:
     from fm_core.report.html import PageSection
 
-NEWEST_LINES = 20
-PICTURE_BYTES = 150_000
-"""The UI prints a picture's address below it, so that it must not be long."""
+METRICS_ROWS = 20
+"""The newest lines of metrics.jsonl that `train-metrics` shows."""
+MAX_IMAGE_BYTES = 150_000
+"""Maximum size of an embedded image: the UI also prints its data: URI below it."""
 
 
 def create_artifacts(config: RunConfig, result: StageResult) -> None:
-    """Show what a stage made."""
-    for show in ARTIFACTS.get(result.stage, ()):
+    """Create the artifacts of a finished stage."""
+    for create in ARTIFACTS.get(result.stage, ()):
         try:
-            show(config, result)
+            create(config, result)
         except Exception as error:
-            get_run_logger().warning("%s: the %s is not shown: %s", result.stage, show.__name__, error)
+            name = create.__name__
+            get_run_logger().warning("%s: could not create the artifact %s: %s", result.stage, name, error)
 
 
 def dataset_card(config: RunConfig, result: StageResult) -> None:
-    """What is in the data set, from its manifest."""
+    """Table of the manifest's entries."""
     from fm_core.data.manifest import load_manifest
 
     manifest = load_manifest(config.data.root, config.data.name)
     record = manifest.model_dump(mode="json", exclude={"shards"})
     record |= {"shards": len(manifest.shards), "bytes": sum(shard.bytes for shard in manifest.shards)}
-    rows = [{"fact": key, "value": value} for key, value in facts(record)]
+    rows = [{"fact": key, "value": value} for key, value in flatten_record(record)]
     create_table_artifact(rows, key="dataset-card", description=f"{manifest.name}: {result.summary}")
 
 
 def loss_curve(config: RunConfig, result: StageResult) -> None:
-    """The training loss against images seen."""
+    """Image of the training loss against images seen."""
     from fm_core.report import image_grids
 
     curve = image_grids.loss_curve(read_lines(Path(result.paths["metrics"])))
-    create_image_artifact(picture(curve), key="loss-curve", description=f"Training loss: {result.summary}")
+    create_image_artifact(image_uri(curve), key="loss-curve", description=f"Training loss: {result.summary}")
 
 
 def train_metrics(config: RunConfig, result: StageResult) -> None:
-    """The newest lines of metrics.jsonl."""
-    lines = read_lines(Path(result.paths["metrics"]))[-NEWEST_LINES:]
-    rows = [dict(facts(line)) for line in reversed(lines)]
+    """Table of the newest lines of metrics.jsonl."""
+    lines = read_lines(Path(result.paths["metrics"]))[-METRICS_ROWS:]
+    rows = [dict(flatten_record(line)) for line in reversed(lines)]
     create_table_artifact(rows, key="train-metrics", description=f"The last {len(rows)} measurements")
 
 
 def sample_grid(config: RunConfig, result: StageResult) -> None:
-    """The picture of the first samples."""
+    """Image of the first samples."""
     with cast(Any, fsspec.open(result.paths["grid"], "rb")) as file:
         content: bytes = file.read()
-    create_image_artifact(picture(content), key="sample-grid", description=f"Samples: {result.summary}")
+    create_image_artifact(image_uri(content), key="sample-grid", description=f"Samples: {result.summary}")
 
 
 def scores(config: RunConfig, result: StageResult) -> None:
-    """Each score with its error and what it was made of; the protocol below."""
+    """Table of the scores with standard errors and details, followed by the protocol."""
     record = read_json(Path(result.paths["scores"])) or {}
     protocol = record.pop("protocol", {})
     rows: list[dict[str, Any]] = []
     for name, score in record.items():
         entry: dict[str, Any] = dict(score) if isinstance(score, dict) else {"value": score}
         value, error = entry.pop("value", ""), entry.pop("stderr", None)
-        details = ", ".join(f"{key} {fact}" for key, fact in facts(entry))
-        told = dict(facts({"value": value, "stderr": error}))
-        rows.append({"score": name, "value": told["value"], "±": told["stderr"] or "", "of": details})
-    rows += [{"score": f"protocol.{key}", "value": value} for key, value in facts(protocol)]
+        details = ", ".join(f"{key} {detail}" for key, detail in flatten_record(entry))
+        shown = dict(flatten_record({"value": value, "stderr": error}))
+        rows.append({"score": name, "value": shown["value"], "±": shown["stderr"] or "", "of": details})
+    rows += [{"score": f"protocol.{key}", "value": value} for key, value in flatten_record(protocol)]
     create_table_artifact(rows, key="scores", description=result.summary)
 
 
 def run_directory(config: RunConfig, result: StageResult) -> None:
-    """Where everything lies and how to go on by hand."""
+    """Paths of the run's files and the command that runs a stage by hand."""
     path = RunDirectory(config).path
     create_markdown_artifact(
         f"""# {config.run.name}
@@ -99,28 +101,28 @@ def run_directory(config: RunConfig, result: StageResult) -> None:
 | metrics | `{path}/train/metrics.jsonl` |
 | full logs | `{path}/logs/` |
 
-Any stage again, by hand, from the project's root:
+To run a stage by hand, from the project's root:
 
 ```
 fm train --config {path}/config.yaml
 ```
 """,
         key="run-directory",
-        description=f"Where everything lies: {path.resolve()}",
+        description=f"Files of the run: {path.resolve()}",
     )
 
 
-def tables(config: RunConfig, result: StageResult) -> None:
-    """The tables of the comparison's page, verdicts on the paper's claims among them."""
+def comparison_tables(config: RunConfig, result: StageResult) -> None:
+    """The tables of the comparison's report, including the verdicts on the paper's claims."""
     from fm_core.reproduce.reproduce import shown
 
     report = Path(result.paths["report"]).resolve()
-    content = tables_as_markdown(shown(config), f"# {config.run.name}\n\nThe whole page: `{report}`")
+    content = tables_as_markdown(shown(config), f"# {config.run.name}\n\nFull report: `{report}`")
     create_markdown_artifact(content, key="comparison", description=result.summary)
 
 
-def figures(config: RunConfig, result: StageResult) -> None:
-    """The figures of the comparison's page."""
+def comparison_figures(config: RunConfig, result: StageResult) -> None:
+    """The figures of the comparison's report."""
     from fm_core.reproduce.reproduce import shown
 
     for key, uri, caption in figures_as_images(shown(config)):
@@ -128,29 +130,29 @@ def figures(config: RunConfig, result: StageResult) -> None:
 
 
 def tables_as_markdown(sections: Sequence["PageSection"], head: str) -> str:
-    """The tables of a page in Markdown, each under its heading and remark."""
+    """The tables of a report in Markdown, each below the title and the note of its section."""
     from fm_core.report.html import Table
 
     parts = [head]
     for section in sections:
-        found = [part.markdown() for part in section.parts if isinstance(part, Table)]
-        if found:
-            parts += [f"## {section.title}", *([section.note] if section.note else []), *found]
+        tables = [part.markdown() for part in section.parts if isinstance(part, Table)]
+        if tables:
+            parts += [f"## {section.title}", *([section.note] if section.note else []), *tables]
     return "\n\n".join(parts) + "\n"
 
 
 def figures_as_images(sections: Sequence["PageSection"]) -> list[tuple[str, str, str]]:
-    """Key, data: URI and caption of each figure of a page; several of one section are numbered."""
+    """Key, data: URI and caption of each figure of a report; several figures of one section are numbered."""
     from fm_core.report.html import Figure
 
-    found: list[tuple[str, str, str]] = []
+    images: list[tuple[str, str, str]] = []
     for section in sections:
-        drawn = [part for part in section.parts if isinstance(part, Figure)]
-        for number, figure in enumerate(drawn, start=1):
-            key = slug(f"comparison {section.title}") + (f"-{number}" if len(drawn) > 1 else "")
+        figures = [part for part in section.parts if isinstance(part, Figure)]
+        for number, figure in enumerate(figures, start=1):
+            key = slug(f"comparison {section.title}") + (f"-{number}" if len(figures) > 1 else "")
             png = base64.b64decode(figure.uri.partition(",")[2])
-            found.append((key, picture(png), f"{section.title}: {figure.caption}"))
-    return found
+            images.append((key, image_uri(png), f"{section.title}: {figure.caption}"))
+    return images
 
 
 ARTIFACTS: Mapping[str, tuple[Callable[[RunConfig, StageResult], None], ...]] = {
@@ -159,40 +161,40 @@ ARTIFACTS: Mapping[str, tuple[Callable[[RunConfig, StageResult], None], ...]] = 
     "sample": (sample_grid,),
     "evaluate": (scores,),
     "report": (run_directory,),
-    "reproduce": (tables, figures),
+    "reproduce": (comparison_tables, comparison_figures),
 }
 
 
-def facts(record: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The plain values of a nested record under dotted names; a long list is told by its length."""
+def flatten_record(record: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The scalar values of a nested record under dotted names; a long list is replaced by its length."""
     if isinstance(record, Mapping):
         for key, value in cast(Mapping[str, Any], record).items():
-            yield from facts(value, f"{prefix}.{key}" if prefix else key)
+            yield from flatten_record(value, f"{prefix}.{key}" if prefix else key)
     elif isinstance(record, list):
         entries = cast(list[Any], record)
-        plain = len(entries) <= 4 and all(isinstance(entry, str | int | float) for entry in entries)
-        yield prefix, ", ".join(map(str, entries)) if plain else f"{len(entries)} entries"
+        short = len(entries) <= 4 and all(isinstance(entry, str | int | float) for entry in entries)
+        yield prefix, ", ".join(map(str, entries)) if short else f"{len(entries)} entries"
     else:
         yield prefix, f"{record:.6g}" if isinstance(record, float) else record
 
 
-def picture(png: bytes) -> str:
-    """A data: URI of a picture, made smaller until it can travel inside an artifact."""
+def image_uri(png: bytes) -> str:
+    """The data: URI of a PNG; an image over MAX_IMAGE_BYTES is recompressed and scaled down until it fits."""
     from PIL import Image
 
     from fm_core.report.image_grids import data_uri
 
-    if len(png) <= PICTURE_BYTES:
+    if len(png) <= MAX_IMAGE_BYTES:
         return data_uri(png)
     image = Image.open(io.BytesIO(png)).convert("RGB")
     while True:
         encoded = io.BytesIO()
         image.save(encoded, "JPEG", quality=85)
-        if encoded.tell() <= PICTURE_BYTES:
+        if encoded.tell() <= MAX_IMAGE_BYTES:
             return data_uri(encoded.getvalue(), "image/jpeg")
         image = image.resize((max(1, image.width * 3 // 4), max(1, image.height * 3 // 4)))
 
 
 def slug(name: str) -> str:
-    """A name as part of a resource's id."""
+    """A name in the form that artifact keys and resource ids allow."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

@@ -1,4 +1,4 @@
-"""Installs infra/automations.yaml at the Prefect server: `python -m flows.automations [FILE]`."""
+"""Installation of infra/automations.yaml on the Prefect server: `python -m flows.automations [FILE]`."""
 
 import sys
 from pathlib import Path
@@ -13,16 +13,16 @@ AUTOMATIONS = PROJECT / "infra" / "automations.yaml"
 
 
 def main(path: Path = AUTOMATIONS) -> None:
-    """Create each automation of a file, or bring the one of its name up to date."""
+    """Create each automation of a file, or update the existing one of the same name."""
     with get_client(sync_client=True) as client:
         for record in yaml.safe_load(path.read_text(encoding="utf-8"))["automations"]:
             automation = AutomationCore.model_validate(record)
-            there = client.read_automations_by_name(automation.name)
-            for found in there:
-                client.update_automation(found.id, automation)
-            if not there:
+            existing = client.read_automations_by_name(automation.name)
+            for installed in existing:
+                client.update_automation(installed.id, automation)
+            if not existing:
                 client.create_automation(automation)
-            print(f"{automation.name}: {'brought up to date' if there else 'installed'}")
+            print(f"{automation.name}: {'updated' if existing else 'installed'}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a cancelled run leaves behind: no process, and a state that tells how to go on."""
+"""Cancellation of a flow run: end its processes and leave a state that says how to resume it."""
 
 import inspect
 import os
@@ -18,36 +18,38 @@ from fm_core.launch.upload_handover import describe_upload
 from fm_core.run.directory import RunDirectory
 from fm_core.run.status import read_status
 
-PATIENCE_SECONDS = 30.0
-"""A worker sets the state within seconds of its hooks; the run's own process may have set it before."""
+FINAL_STATE_SECONDS = 30.0
+"""How long to wait for the state Cancelled. A worker sets it within seconds of its hooks; the run's own
+process may have set it before."""
 
 
 def end_remaining_jobs(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Hook for on_cancellation: a worker calls it in a new process when it has ended the run's own.
+    """End a cancelled run's jobs: the `on_cancellation` hook of every flow.
 
-    Jobs that the run's process had no time to end are ended now. The worker's last state carries a
-    message of its own; another process replaces it by one that tells how to go on.
+    A worker calls it in a new process once it has ended the run's own process, which may not have had time to
+    end its jobs. The worker then sets a final state with a generic message; another process (see
+    `set_final_message`) replaces that by one that says how to resume.
     """
     from fm_core.launch.run_jobs import end_jobs
 
-    config = configuration(flow, flow_run.parameters or {})
+    config = effective_config(flow, flow_run.parameters or {})
     end_jobs(RunDirectory(config).path)
-    set_final_message(flow_run.id, how_to_continue(config, flow_run.id))
+    set_final_message(flow_run.id, resume_message(config, flow_run.id))
 
 
-def configuration(flow: Flow[..., Any], parameters: dict[str, Any]) -> RunConfig:
-    """What a flow run was asked for, the flow's own defaults included."""
+def effective_config(flow: Flow[..., Any], parameters: dict[str, Any]) -> RunConfig:
+    """The configuration of a flow run, with the flow's defaults where parameters are not given."""
     given = flow.validate_parameters(parameters)
     return given.get("config") or inspect.signature(flow.fn).parameters["config"].default
 
 
-def how_to_continue(config: RunConfig, run_id: UUID | str) -> str:
-    """Where the run stopped and the commands that continue it, in one line."""
+def resume_message(config: RunConfig, run_id: UUID | str) -> str:
+    """One line that says where the run stopped and which commands resume it."""
     directory = RunDirectory(config)
     status = read_status(directory.path)
-    again = f"to go on: prefect flow-run retry {run_id}"
+    resume = f"to resume: prefect flow-run retry {run_id}"
     if status is None:
-        return f"stopped before the first stage; {again}"
+        return f"stopped before the first stage; {resume}"
     where = f"stopped in stage {status['stage']}"
     if "step" in status:
         where = f"stopped at step {status['step']:,} ({status['images_seen']:,} images seen)"
@@ -55,29 +57,29 @@ def how_to_continue(config: RunConfig, run_id: UUID | str) -> str:
             where += f", checkpoint {last}"
         if uploaded := describe_upload(directory.path):
             where += f", {uploaded}"
-    return f"{where}; {again}, or fm {status['stage']} --config {directory.path}/config.yaml"
+    return f"{where}; {resume}, or fm {status['stage']} --config {directory.path}/config.yaml"
 
 
 def set_final_message(run_id: UUID, message: str) -> None:
-    """Have a process of its own wait for the run's last state and put the message into it."""
+    """Start a detached process that waits for the run's final state and replaces its message."""
     subprocess.Popen(
         [sys.executable, "-m", "flows.cancellation", str(run_id), message],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
-        env={**os.environ, "PREFECT_CLIENT_MAX_RETRIES": "1"},  # it must not outlive its server for long
+        env={**os.environ, "PREFECT_CLIENT_MAX_RETRIES": "1"},  # end soon when the server is gone
     )
 
 
 def main(run_id: str, message: str) -> None:
-    """Wait for a state Cancelled that does not say how to go on, and say it."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    """Wait for the state Cancelled and, unless its message says how to resume, replace the message."""
+    deadline = time.monotonic() + FINAL_STATE_SECONDS
     with get_client(sync_client=True) as client:
         while time.monotonic() < deadline:
             state = client.read_flow_run(UUID(run_id)).state
             if state is None or not (state.is_cancelling() or state.is_cancelled()):
-                return  # it was started again meanwhile
+                return  # restarted in the meantime
             if state.is_cancelled() and f"retry {run_id}" not in (state.message or ""):
                 client.set_flow_run_state(UUID(run_id), Cancelled(message=message), force=True)
                 return

@@ -1,8 +1,8 @@
-"""A run's own process looks after the run's state, since its worker may be gone.
+"""Cancellation without a worker: the run's own process polls its state on the server.
 
-A process worker cancels only what it started itself, and only as long as it hears of it: one that was
-restarted does not, nor one that lost its connection for half a minute. So the process reads its own
-state every few seconds and obeys it.
+A process worker cancels only runs that it started itself, and only while it receives the server's events: not
+after it was restarted, nor after it lost its connection for half a minute. So the run's process reads its own
+state every few seconds and acts on it.
 """
 
 import contextvars
@@ -22,94 +22,95 @@ from prefect.runtime import flow_run
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Running
 
-WATCH_SECONDS = 5.0
-"""The state is read this often."""
-ANSWER_SECONDS = 5.0
-"""How long the end of a run waits to hear whether it was cancelled."""
+POLL_SECONDS = 5.0
+"""Interval between two reads of the state."""
+REPLY_SECONDS = 5.0
+"""How long a run that ends waits for the server to say whether it was cancelled."""
 
-ALIVE = "its process lives and goes on"
+ALIVE = "its process is alive and continues"
 CANCELLED = (StateType.CANCELLING, StateType.CANCELLED)
 
 
 class CancellationWatch:
-    """While it is open, a flow run that is being cancelled interrupts the main thread, once.
+    """Context manager that sends this process SIGTERM, once, when its flow run is being cancelled.
 
-    Prefect's worker does so by SIGTERM; this does the same where no worker does. A process whose run
-    was started again elsewhere ends at once and without a word: its jobs belong to the new attempt.
+    It does what Prefect's worker does, for runs whose worker is gone. A process whose run was started again
+    elsewhere exits at once with status 0 and without changing any state: its jobs belong to the new attempt.
     """
 
     def __init__(self) -> None:
         self._run = UUID(flow_run.get_id())
         self._attempt: int | None = None
-        self._before: Any = None
+        self._previous_handler: Any = None
         self._interrupted = False
-        self._called_dead = False
+        self._was_crashed = False
         self._cancelled = False
         self._ended = threading.Event()
 
     def __enter__(self) -> Self:
-        self._before = signal.signal(signal.SIGTERM, self._interrupt)
-        self._beside(self._look_on)
+        self._previous_handler = signal.signal(signal.SIGTERM, self._interrupt)
+        self._start_thread(self._poll)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended.set()
-        signal.signal(signal.SIGTERM, self._before)
+        signal.signal(signal.SIGTERM, self._previous_handler)
 
     def cancelled(self) -> bool:
-        """Whether the server says that this run is to end; it is given seconds to answer."""
+        """Whether the server says that this run is cancelled; False without a reply in REPLY_SECONDS."""
         if not self._cancelled:
-            self._beside(self._look).join(ANSWER_SECONDS)
+            self._start_thread(self._read_state).join(REPLY_SECONDS)
         return self._cancelled
 
-    def _beside(self, work: Callable[[], None]) -> threading.Thread:
-        context = contextvars.copy_context()  # says which server this run has
+    def _start_thread(self, work: Callable[[], None]) -> threading.Thread:
+        context = contextvars.copy_context()  # holds the settings of this run's server
         thread = threading.Thread(target=context.run, args=(without_retries, work), daemon=True)
         thread.start()
         return thread
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        # The worker and this watch may both send one; a second would interrupt the saving.
+        # The worker and this watch may both send SIGTERM; a second one would interrupt the saving.
         if not self._interrupted:
             self._interrupted = True
-            self._before(number, frame)
+            self._previous_handler(number, frame)
 
-    def _look_on(self) -> None:
-        while not self._ended.wait(WATCH_SECONDS):
-            self._look()
+    def _poll(self) -> None:
+        while not self._ended.wait(POLL_SECONDS):
+            self._read_state()
             if self._cancelled and not self._ended.is_set():
-                # As a worker does: to the whole group, which is this process and what it fans out to.
+                # To the process group, as a worker does: this process and the pool of its task runner.
                 if os.getpgrp() == os.getpid():
                     os.killpg(os.getpid(), signal.SIGTERM)
                 else:
                     os.kill(os.getpid(), signal.SIGTERM)
                 return
 
-    def _look(self) -> None:
+    def _read_state(self) -> None:
         try:
             with get_client(sync_client=True) as client:
-                self._judge(client, client.read_flow_run(self._run))
-        except Exception as error:  # a server that is away is no reason to end
-            get_logger(__name__).debug("the state of the run is not known: %s", error)
+                self._act_on(client, client.read_flow_run(self._run))
+        except Exception as error:  # an unreachable server must not end the run
+            get_logger(__name__).debug("could not read the state of the flow run: %s", error)
 
-    def _judge(self, client: SyncPrefectClient, run: FlowRun) -> None:
+    def _act_on(self, client: SyncPrefectClient, run: FlowRun) -> None:
         if self._attempt is None:
             self._attempt = run.run_count
         if run.run_count > self._attempt:
             os._exit(0)
         kind = run.state.type if run.state else None
         self._cancelled = self._cancelled or kind in CANCELLED
-        # Lost heartbeats get a healthy run called dead; where nothing starts it again, that is mended.
-        if kind == StateType.CRASHED and self._called_dead:
+        # Lost heartbeats make the server mark a healthy run as Crashed. If it is still Crashed at the next
+        # read, nothing restarts it, and the state is set back to Running.
+        if kind == StateType.CRASHED and self._was_crashed:
             client.set_flow_run_state(self._run, Running(message=ALIVE), force=True)
             self._attempt = client.read_flow_run(self._run).run_count
-        self._called_dead = kind == StateType.CRASHED
+        self._was_crashed = kind == StateType.CRASHED
 
 
 def without_retries(work: Callable[[], None]) -> None:
-    """Call something that tries again by itself, soon, where the server does not answer."""
-    # Prefect's own pauses grow to half a minute, which is how late a returning server would be noticed.
+    """Call `work` with the retries of Prefect's client turned off; the caller tries again by itself."""
+    # The client's pauses grow to half a minute, so that a server that is back would be noticed that late.
     with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
         work()

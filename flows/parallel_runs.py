@@ -1,4 +1,4 @@
-"""Shards of one data set written by many processes: a Prefect task for each piece of the work."""
+"""Parallel sharding: one Prefect task per piece of a data set, in processes of the flow's task runner."""
 
 import random
 from typing import Any
@@ -14,20 +14,20 @@ from fm_core.config import DataSection, RunConfig
 from fm_core.errors import UserError
 from fm_core.run.progress import Progress, RateMeter
 
-LOOK_SECONDS = 3.0
-"""What is written is counted this often."""
+POLL_SECONDS = 3.0
+"""Interval between two counts of the images written."""
 
 
 def write_shards_in_parallel(config: RunConfig) -> None:
-    """Write every shard that is missing; the flow's task runner says how many pieces at a time.
+    """Write every missing shard; the flow's task runner sets how many pieces are written at a time.
 
-    Each flow run has an order of its own, so that those of several workers seldom write the same. What is
-    missing afterwards is nothing: the stage `shard` then writes the manifest. Raises UserError for the
-    first piece that was refused.
+    Each flow run takes the pieces in its own random order, so that flow runs of several workers seldom
+    write the same one. Afterwards no shard is missing, and the stage `shard` writes the manifest. Raises
+    UserError for the first piece that failed.
     """
     from fm_core.data.parallel_sharding import begin_dataset
 
-    data = DataSection.model_validate(config.data.model_dump())  # the flow's own class cannot travel
+    data = DataSection.model_validate(config.data.model_dump())  # the flow's own class cannot be pickled
     work = begin_dataset(data)
     if work is None:
         return
@@ -36,17 +36,17 @@ def write_shards_in_parallel(config: RunConfig) -> None:
         _write_piece.with_options(name=piece.name, task_run_name=piece.name).submit(data, piece.shards)
         for piece in pieces
     ]
-    pace = RateMeter()
-    with ProgressReport("shard", config) as show:
+    rate_meter = RateMeter()
+    with ProgressReport("shard", config) as report:
         for future in futures:
             while not future.state.is_final():
-                future.wait(LOOK_SECONDS)
+                future.wait(POLL_SECONDS)
                 written = work.written()
                 message = f"writing shards in {len(pieces)} tasks"
-                show(Progress("shard", written, work.images, "images", message, pace.rate(written)))
+                report(Progress("shard", written, work.images, "images", message, rate_meter.rate(written)))
     for future in futures:
         if not future.state.is_completed():
-            raise UserError(future.state.message or "a piece was not written")
+            raise UserError(future.state.message or "a piece of the data set was not written")
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
@@ -59,4 +59,4 @@ def _write_piece(data: DataSection, shards: tuple[str, ...]) -> State[Any]:
     except UserError as error:
         return State(type=StateType.FAILED, message=str(error))
     get_run_logger().info("%s: %d images", shards[0], images)
-    return Completed(message=f"{images:,} images" if images else "written meanwhile by another")
+    return Completed(message=f"{images:,} images" if images else "already written by another process")

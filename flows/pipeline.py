@@ -1,4 +1,4 @@
-"""What every flow of this project does: refuse early, run its stages, say what came out."""
+"""The body of every flow: check the configuration, run the stages, report the result as a final state."""
 
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from flows.cancellation_watch import CancellationWatch
-from flows.stage_tasks import ended_because_of, final_flow_state, run_stage
+from flows.stage_tasks import as_stage_ended, final_flow_state, run_stage
 from flows.subflows import NOTHING_TO_DO, run_subflow
 from fm_core.config import RunConfig
 from fm_core.errors import StageEndedError, StopRequested, UserError
@@ -27,10 +27,10 @@ def pipeline(
     apart: Collection[str] = (),
     before: Callable[[RunConfig], None] | None = None,
 ) -> State[Any]:
-    """Run stages one after another; the state that is returned carries the result in its message.
+    """Run stages one after another and return the flow's final state; its message carries the result.
 
-    Stages named in `apart` are flow runs of their own deployments. `before` is called when it is known
-    that the stages can run.
+    Stages named in `apart` run as flow runs of their own deployments. `before` is called once the preflight
+    checks have passed, before the first stage.
     """
     from fm_core.stages.preflight import preflight
 
@@ -44,23 +44,22 @@ def pipeline(
                 run_subflow(stage, config) if stage in apart else run_stage(stage, config, watch)
                 for stage in stages
             ]
-        except StageEndedError as end:
-            return final_flow_state(end)
+        except StageEndedError as ended:
+            return final_flow_state(ended)
         except (UserError, StopRequested) as error:
-            return final_flow_state(ended_because_of(error, config))
+            return final_flow_state(as_stage_ended(error, config))
         except TerminationSignal as signal:
             if not watch.cancelled():
                 raise
-            return final_flow_state(ended_because_of(signal, config))
-    return Completed(message=headline(results))
+            return final_flow_state(as_stage_ended(signal, config))
+    return Completed(message=result_message(results))
 
 
-def headline(results: Sequence[StageResult]) -> str:
-    """The result of a run in one line."""
+def result_message(results: Sequence[StageResult]) -> str:
+    """One line with the scores, or else the last stage's summary, and the path of the report."""
     by_stage = {result.stage: result for result in results}
     last = results[-1]
-    told = by_stage.get("evaluate", last)
-    line = told.summary
+    line = by_stage.get("evaluate", last).summary
     if all(result.state == "verified" for result in results):
         line += f"; {NOTHING_TO_DO}"
     report = last.paths.get("report")
@@ -68,17 +67,17 @@ def headline(results: Sequence[StageResult]) -> str:
 
 
 def run_name() -> str:
-    """Name of a flow run that can be read alone: data set, run and seed."""
+    """Name of a flow run: data set, run and seed, e.g. "digits-s0"."""
     config: RunConfig = flow_run.get_parameters()["config"]
     name, data = config.run.name, config.data.name
     return f"{name if name.startswith(data) else f'{data}-{name}'}-s{config.run.seed}"
 
 
 def _tag(config: RunConfig) -> None:
-    """Tag the flow run with its run directory's name; tags are a comfort and may fail."""
+    """Tag the flow run with its run and data set. A failure is logged and ignored."""
     try:
         with get_client(sync_client=True) as client:
             tags = {*flow_run.get_tags(), f"run:{config.run.name}", f"data:{config.data.name}"}
             client.update_flow_run(UUID(flow_run.get_id()), tags=sorted(tags))
     except Exception as error:
-        get_logger(__name__).debug("the run was not tagged: %s", error)
+        get_logger(__name__).debug("could not tag the flow run: %s", error)

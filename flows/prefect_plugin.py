@@ -1,8 +1,8 @@
-"""Let `prefect deployment run train-digits` stand for `train-digits/default`.
+"""Prefect plugin: `prefect deployment run train-digits` runs `train-digits/default`.
 
-A plugin for Prefect's startup hook. Prefect loads it on every import where pyproject.toml's
-`[tool.prefect]` is read, which is in the project root, so it imports nothing of this project and
-nothing heavy. Where Prefect has changed under it, Prefect is left as it is.
+It uses Prefect's startup hook. Prefect loads it on every import in a directory whose pyproject.toml turns
+plugins on (`[tool.prefect]`), which is the project root, so it imports nothing of this project and nothing
+heavy. If a version of Prefect lacks what the plugin replaces, Prefect stays as it is.
 """
 
 import contextlib
@@ -13,19 +13,21 @@ from prefect.plugins import HookContext, register_hook
 
 PREFECT_PLUGIN_API_REQUIRES = ">=0.1,<1"
 DEPLOYMENT = "default"
-"""The deployment that a flow's bare name stands for."""
+"""The deployment that a flow name without a deployment name refers to."""
 
 
 @register_hook
 def setup_environment(*, ctx: HookContext) -> None:
-    """Teach Prefect's client to look up a deployment by its flow's name alone."""
+    """Make Prefect's client look up a deployment by its flow's name alone."""
     try:
         from prefect.client.orchestration import PrefectClient
         from prefect.exceptions import ObjectNotFound
 
         stock = PrefectClient.read_deployment_by_name
     except (ImportError, AttributeError) as error:
-        ctx.logger_factory("prefect.plugins").debug("bare deployment names are off: %s", error)
+        ctx.logger_factory("prefect.plugins").debug(
+            "deployments cannot be named by their flow alone: %s", error
+        )
         return
 
     @functools.wraps(stock)
@@ -33,6 +35,6 @@ def setup_environment(*, ctx: HookContext) -> None:
         if "/" not in name:
             with contextlib.suppress(ObjectNotFound):
                 return await stock(self, f"{name}/{DEPLOYMENT}")
-        return await stock(self, name)  # a bare name that is nobody's gets Prefect's own message
+        return await stock(self, name)  # an unknown name gets Prefect's own message
 
     PrefectClient.read_deployment_by_name = read_deployment_by_name  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,7 +1,7 @@
-"""The configurations that come with the project, as types for flow parameters.
+"""The project's configuration files as types of flow parameters.
 
-A flow that takes one shows the values of infra/configs/<name>.yaml in its form, refuses unknown
-keys and wrong types when a run is created, and keeps the file's values for keys nobody named.
+A flow that takes one of them shows the values of infra/configs/<name>.yaml in its form, refuses unknown
+keys and wrong types when a run is created, and uses the file's values for keys that are not given.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The paper's comparison as flows: in the plane, and for each data set of images."""
+"""Flows of the paper's comparison: in two dimensions, and on each image data set."""
 
 from typing import Any
 
@@ -22,68 +22,68 @@ from flows.presets import (
 from fm_core.config import RunConfig
 
 
-def say_cost(config: RunConfig) -> None:
-    """Write a line to the run's log of what the comparison will take. UserError if it cannot be run so."""
+def log_cost_estimate(config: RunConfig) -> None:
+    """Log one line with the estimated cost. UserError if the comparison cannot run as configured."""
     from fm_core.reproduce.cost_estimate import estimate
 
     get_run_logger().info("%s", estimate(config).headline)
 
 
-def compared(config: RunConfig) -> State[Any]:
-    """Say what the comparison will take, and make it."""
-    return pipeline(config, ["reproduce"], before=say_cost)
+def run_comparison(config: RunConfig) -> State[Any]:
+    """Log the estimated cost, then run the comparison."""
+    return pipeline(config, ["reproduce"], before=log_cost_estimate)
 
 
 @flow(name="reproduce-paper", flow_run_name=run_name, on_cancellation=[end_remaining_jobs])
 def reproduce_paper(config: Checkerboard = CHECKERBOARD) -> State[Any]:
-    """Train, score and draw every objective of the paper's comparison, cell by cell.
+    """Train, score and plot every objective of the paper's comparison, one experiment after another.
 
-    * **in**: nothing for the checkerboard in the plane: 19 minutes of one CPU core
-    * **out**: `<run.root>/<run.name>/reproduce` with `report.html` and `results.json`
-    * **again**: a run of the same `run.name` makes what is missing, and continues a cell that was cut short
+    * **input**: none for the two-dimensional checkerboard; it takes 19 minutes on one CPU core
+    * **output**: `<run.root>/<run.name>/reproduce` with `report.html` and `results.json`
+    * **rerun**: a run with the same `run.name` does what is missing and continues an interrupted experiment
     """
-    return compared(config)
+    return run_comparison(config)
 
 
 @flow(name="reproduce-digits", flow_run_name=run_name, on_cancellation=[end_remaining_jobs])
 def reproduce_digits(config: ReproduceDigits = REPRODUCE_DIGITS) -> State[Any]:
-    """The paper's comparison on scikit-learn's handwritten digits: each objective is a run of its own.
+    """The paper's comparison on scikit-learn's handwritten digits, with one run per objective.
 
-    * **in**: nothing
-    * **out**: `<run.root>/<run.name>/reproduce` with the runs, `report.html` and `results.json`
-    * **again**: a run of the same `run.name` continues where the last one ended
+    * **input**: none
+    * **output**: `<run.root>/<run.name>/reproduce` with the runs, `report.html` and `results.json`
+    * **rerun**: a run with the same `run.name` continues where the last one ended
     """
-    return compared(config)
+    return run_comparison(config)
 
 
 @flow(name="reproduce-cifar10", flow_run_name=run_name, on_cancellation=[end_remaining_jobs])
 def reproduce_cifar10(config: ReproduceCifar10 = REPRODUCE_CIFAR10) -> State[Any]:
-    """The paper's comparison on CIFAR-10, with its hyper-parameters; the run's log says what it will take.
+    """The paper's comparison on CIFAR-10, with its hyper-parameters; the estimated cost is logged.
 
-    * **in**: `config.data.source.url`, the folder that holds `cifar-10-python.tar.gz`
-    * **out**: `<run.root>/<run.name>/reproduce` with the runs, `report.html` and `results.json`
-    * **again**: a run of the same `run.name` continues where the last one ended
+    * **input**: `config.data.source.url`, the folder with `cifar-10-python.tar.gz`
+    * **output**: `<run.root>/<run.name>/reproduce` with the runs, `report.html` and `results.json`
+    * **rerun**: a run with the same `run.name` continues where the last one ended
     """
-    return compared(config)
+    return run_comparison(config)
 
 
 @flow(name="reproduce-imagenet32", flow_run_name=run_name, on_cancellation=[end_remaining_jobs])
 def reproduce_imagenet32(config: ReproduceImageNet32 = REPRODUCE_IMAGENET32) -> State[Any]:
     """The paper's comparison on ImageNet at 32 x 32 pixels, with its hyper-parameters.
 
-    * **in**: `config.data.source.url`, the folder that holds the archives, as for `train-imagenet32`
-    * **out**: `<run.root>/<run.name>/reproduce` with the runs, `report.html` and `results.json`
-    * **again**: a run of the same `run.name` continues where the last one ended
+    * **input**: `config.data.source.url`, the folder with the archives, as for `train-imagenet32`
+    * **output**: `<run.root>/<run.name>/reproduce` with the runs, `report.html` and `results.json`
+    * **rerun**: a run with the same `run.name` continues where the last one ended
     """
-    return compared(config)
+    return run_comparison(config)
 
 
 @flow(name="reproduce-imagenet64", flow_run_name=run_name, on_cancellation=[end_remaining_jobs])
 def reproduce_imagenet64(config: ReproduceImageNet64 = REPRODUCE_IMAGENET64) -> State[Any]:
     """The paper's comparison on ImageNet at 64 x 64 pixels, with its hyper-parameters.
 
-    * **in**: `config.data.source.url`, the folder that holds the archives, as for `train-imagenet64`
-    * **out**: `<run.root>/<run.name>/reproduce` with the runs, `report.html` and `results.json`
-    * **again**: a run of the same `run.name` continues where the last one ended
+    * **input**: `config.data.source.url`, the folder with the archives, as for `train-imagenet64`
+    * **output**: `<run.root>/<run.name>/reproduce` with the runs, `report.html` and `results.json`
+    * **rerun**: a run with the same `run.name` continues where the last one ended
     """
-    return compared(config)
+    return run_comparison(config)

@@ -1,7 +1,7 @@
-"""Each stage as a Prefect task: one bar in the graph of a run.
+"""Stages as Prefect tasks: one bar each in the graph of a flow run.
 
-The tasks are called directly, never submitted: a cancelled run gets its signal in the main thread,
-and that is where the stage must be to stop its processes.
+The tasks are called directly, never submitted: a cancelled run gets its signal in the main thread, so the
+stage has to run there to be able to stop its processes.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from flows.artifacts import create_artifacts
-from flows.cancellation import how_to_continue
+from flows.cancellation import resume_message
 from flows.cancellation_watch import CancellationWatch
 from flows.progress import ProgressReport, duration
 from fm_core.config import RunConfig
@@ -43,34 +43,34 @@ def final_task_state(ended: StageEndedError) -> State[Any]:
 def final_flow_state(ended: StageEndedError) -> State[Any]:
     """The final state of the flow.
 
-    Prefect's engine raises what a state that is not Completed holds, with a traceback in the run's log,
-    unless it is the signal to end quietly.
+    Prefect's engine raises the data of a state that is not Completed, with a traceback in the run's log. An
+    Abort is the exception: the flow run ends without a traceback.
     """
     state = StateType(ended.outcome.prefect_state)
     return State(type=state, message=ended.message, data=Abort(ended.message))
 
 
-def ended_because_of(error: BaseException, config: RunConfig) -> StageEndedError:
-    """How a stage ended: refused, stopped on request, or interrupted by an accident.
+def as_stage_ended(error: BaseException, config: RunConfig) -> StageEndedError:
+    """Convert an exception to the outcome and the message of the stage: failed, stopped, or orphaned.
 
-    Crashed is what starts a run again (infra/automations.yaml), so it is for accidents alone: a job that
-    stopped although nobody asked for it, as when its launcher is killed.
+    A flow run in the state Crashed is started again (infra/automations.yaml), so Outcome.ORPHANED is only for
+    a job that stopped without a stop request, as when its launcher is killed.
     """
     if isinstance(error, UserError | UnrecoverableError):
         return StageEndedError(outcome_of(error), str(error))
-    message = how_to_continue(config, flow_run.get_id() or "")
+    message = resume_message(config, flow_run.get_id() or "")
     if isinstance(error, StopRequested) and not stop_requested(RunDirectory(config).path):
-        return StageEndedError(Outcome.ORPHANED, f"its processes were ended by nobody's request: {message}")
+        return StageEndedError(Outcome.ORPHANED, f"its processes ended without a stop request: {message}")
     return StageEndedError(Outcome.STOPPED, message)
 
 
 def run_stage(name: str, config: RunConfig, watch: CancellationWatch) -> StageResult:
-    """Run one stage under its bar; raises StageEndedError when it refused or was stopped."""
-    bar = _stage.with_options(name=name, task_run_name=bar_name(name, config))
-    last = bar(name, config, watch)
-    if last.is_completed():
-        return cast(StageResult, cast(Any, last.data).result)
-    raise StageEndedError(Outcome.from_prefect_state(last.type.value), last.message or name)
+    """Run one stage as a task. StageEndedError if it was refused, was stopped, or cannot continue."""
+    stage_task = _stage.with_options(name=name, task_run_name=task_name(name, config))
+    final = stage_task(name, config, watch)
+    if final.is_completed():
+        return cast(StageResult, cast(Any, final.data).result)
+    raise StageEndedError(Outcome.from_prefect_state(final.type.value), final.message or name)
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
@@ -79,23 +79,23 @@ def _stage(name: str, config: RunConfig, watch: CancellationWatch) -> State[Any]
     logger = get_run_logger()
     try:
         with ProgressReport(name, config) as progress:
-            result = stage_called(name)(config, progress)
+            result = load_stage(name)(config, progress)
     except (UserError, UnrecoverableError, StopRequested) as error:
-        # As a state and not as an exception: the line is for the user, a traceback would bury it.
-        return final_task_state(ended_because_of(error, config))
+        # Returned as a state, not raised: the message is for the user, and a traceback would bury it.
+        return final_task_state(as_stage_ended(error, config))
     except TerminationSignal as signal:
         if watch.cancelled():
-            return final_task_state(ended_because_of(signal, config))
+            return final_task_state(as_stage_ended(signal, config))
         raise
     logger.info("%s in %s: %s", result.state, duration(result.seconds), result.summary)
     create_artifacts(config, result)
-    # The stage has compared hashes and manifests; Prefect's own cache would not know what is on the disk.
-    kept = "Cached" if result.state == "verified" else None
-    return Completed(name=kept, message=result.summary, data=result)
+    # The stage has verified hashes and manifests itself; Prefect's cache does not know what is on the disk.
+    state_name = "Cached" if result.state == "verified" else None
+    return Completed(name=state_name, message=result.summary, data=result)
 
 
-def bar_name(name: str, config: RunConfig) -> str:
-    """Name of the stage's bar; that of a stage with processes of its own tells how many."""
+def task_name(name: str, config: RunConfig) -> str:
+    """Name of the stage's task run; with the number of processes where it launches a job: "train[2]"."""
     if name not in ("train", "sample"):
         return name
     from fm_core.launch.dispatch import world
@@ -103,9 +103,9 @@ def bar_name(name: str, config: RunConfig) -> str:
     return f"{name}[{world(config.launch)[0]}]"
 
 
-def stage_called(name: str) -> Stage:
-    """The stage's function. Imported when it is run, so that a flow can be deployed without torch."""
+def load_stage(name: str) -> Stage:
+    """The function of a stage, imported only when it runs, so that flows can be deployed without torch."""
     import importlib
 
-    room = "reproduce" if name == "reproduce" else "stages"
-    return cast(Stage, getattr(importlib.import_module(f"fm_core.{room}.{name}"), name))
+    package = "reproduce" if name == "reproduce" else "stages"
+    return cast(Stage, getattr(importlib.import_module(f"fm_core.{package}.{name}"), name))

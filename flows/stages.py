@@ -1,4 +1,4 @@
-"""Each stage as a flow of its own, for one step of a run or a machine of its own."""
+"""One flow per stage, to run a single stage or to run it on other machines."""
 
 from typing import Any, cast
 
@@ -21,27 +21,27 @@ from flows.presets import DIGITS, Digits
 def shard_dataset(config: Digits = DIGITS) -> State[Any]:
     """Write a data set as checksummed shards with a manifest, under `<data.root>/<data.name>`.
 
-    A task for each shard, or for each archive that can only be read from its beginning, as many at a time
-    as there are cores (`PREFECT_TASKS_RUNNER_PROCESS_POOL_MAX_WORKERS`). Runs of several workers on one data
-    set help each other: each has an order of its own and leaves alone what is written meanwhile, and a
-    shard written twice has the same bytes.
+    Runs one task per shard, or per archive where the archive can only be read sequentially; as many at a time
+    as there are cores (`PREFECT_TASKS_RUNNER_PROCESS_POOL_MAX_WORKERS`). Flow runs of several workers on the
+    same data set share the work: each processes the shards in its own random order and skips those that
+    another has written meanwhile. A shard that is written twice has the same bytes.
     """
     return pipeline(config, ["shard"], before=write_shards_in_parallel)
 
 
 @flow(name="train-model", flow_run_name=run_name, on_cancellation=[end_remaining_jobs])
 def train_model(config: Digits = DIGITS) -> State[Any]:
-    """Train on the shards, from the newest complete checkpoint of `<run.root>/<run.name>` on."""
+    """Train on the shards, starting from the newest complete checkpoint of `<run.root>/<run.name>`."""
     return pipeline(config, ["train"])
 
 
 @flow(name="sample-images", flow_run_name=run_name, on_cancellation=[end_remaining_jobs])
 def sample_images(config: Digits = DIGITS) -> State[Any]:
-    """Draw images from a checkpoint of `<run.root>/<run.name>`."""
+    """Sample images from a checkpoint of `<run.root>/<run.name>`."""
     return pipeline(config, ["sample"])
 
 
 @flow(name="evaluate-model", flow_run_name=run_name, on_cancellation=[end_remaining_jobs])
 def evaluate_model(config: Digits = DIGITS) -> State[Any]:
-    """Score the samples of `<run.root>/<run.name>` and renew its report."""
+    """Score the samples of `<run.root>/<run.name>` and update its report."""
     return pipeline(config, ["evaluate", "report"])

@@ -1,4 +1,4 @@
-"""Stages that run as flow runs of their own, in the work pools of their own deployments."""
+"""Stages as flow runs of their own deployments, in those deployments' work pools."""
 
 import time
 from typing import Literal, cast
@@ -21,66 +21,68 @@ DEPLOYMENTS = {
     "evaluate": "evaluate-model/default",
 }
 POLL_SECONDS = 2.0
-END_SECONDS = 25.0
-"""How long a cancelled run waits for the stage that it cancels; Prefect leaves it 30."""
-RESUMED_SECONDS = 60.0
-"""A stage that crashed is not lost before its automation had time to start it again."""
-CASCADE = "the run that it is part of was cancelled"
+CANCEL_SECONDS = 25.0
+"""How long a cancelled run waits for the flow run that it cancels in turn; Prefect kills it after 30."""
+CRASH_GRACE_SECONDS = 60.0
+"""How long a flow run may stay Crashed before it counts as failed: its automation may start it again."""
+PARENT_CANCELLED = "its parent flow run was cancelled"
 NOTHING_TO_DO = "nothing to do, everything was complete"
 
 
 def run_subflow(stage: str, config: RunConfig) -> StageResult:
-    """Run a stage's own deployment to its end; raises StageEndedError as it ended.
+    """Run a stage's own deployment until it ends. StageEndedError if it does not complete.
 
-    A signal that ends this run cancels that one first. This run started again takes up the flow run
-    that it made the first time.
+    A signal that ends this flow run first cancels the stage's. When this flow run is started again, it reuses
+    the flow run that it created the first time.
     """
-    made = run_deployment(
+    created = run_deployment(
         DEPLOYMENTS[stage],
         parameters={"config": config.model_dump(mode="json")},
         timeout=0,
         idempotency_key=f"{flow_run.get_id()}-{stage}",
     )
-    child = cast(FlowRun, made)  # outside an event loop the call is not a coroutine
+    child = cast(FlowRun, created)  # outside an event loop the call is not a coroutine
     if child.state and child.state.is_final():
         with get_client(sync_client=True) as client:
             client.set_flow_run_state(child.id, Scheduled(), force=True)
-    get_run_logger().info("%s runs apart, as %s of %s", stage, child.name, DEPLOYMENTS[stage])
-    began = time.monotonic()
+    get_run_logger().info("%s runs as flow run %s of %s", stage, child.name, DEPLOYMENTS[stage])
+    started = time.monotonic()
     try:
-        child = _ended(child)
+        child = _wait_until_final(child)
     except BaseException:
         with get_client(sync_client=True) as client:
-            client.set_flow_run_state(child.id, Cancelling(message=CASCADE))
-        _ended(child, END_SECONDS)
+            client.set_flow_run_state(child.id, Cancelling(message=PARENT_CANCELLED))
+        _wait_until_final(child, CANCEL_SECONDS)
         raise
-    last = child.state
-    if last is None or not last.is_completed():
-        outcome = Outcome.from_prefect_state(last.type.value) if last else Outcome.FAILED
-        raise StageEndedError(outcome, f"{stage}: {last.message if last else 'lost'}")
-    told = last.message or ""
+    final = child.state
+    if final is None or not final.is_completed():
+        outcome = Outcome.from_prefect_state(final.type.value) if final else Outcome.FAILED
+        message = final.message if final else "its flow run has no state"
+        raise StageEndedError(outcome, f"{stage}: {message}")
+    message = final.message or ""
     return StageResult(
         stage=stage,
-        state="verified" if NOTHING_TO_DO in told else "done",
-        seconds=round(time.monotonic() - began, 3),
-        summary=told.split("; report: ")[0].removesuffix(f"; {NOTHING_TO_DO}"),
+        state="verified" if NOTHING_TO_DO in message else "done",
+        seconds=round(time.monotonic() - started, 3),
+        summary=message.split("; report: ")[0].removesuffix(f"; {NOTHING_TO_DO}"),
     )
 
 
-def _ended(child: FlowRun, patience: float = float("inf")) -> FlowRun:
-    began = last_sign = time.monotonic()
-    while time.monotonic() - began < patience:
+def _wait_until_final(child: FlowRun, seconds: float = float("inf")) -> FlowRun:
+    """Poll a flow run for at most `seconds` and return it as last seen."""
+    started = last_alive = time.monotonic()
+    while time.monotonic() - started < seconds:
         time.sleep(POLL_SECONDS)
         try:
             with get_client(sync_client=True) as client:
                 child = client.read_flow_run(child.id)
-        except Exception as error:  # a server that is away is no reason to end
-            get_run_logger().debug("the state of %s is not known: %s", child.name, error)
+        except Exception as error:  # an unreachable server must not end the run
+            get_run_logger().debug("could not read the state of %s: %s", child.name, error)
             continue
         if not (child.state and child.state.is_crashed()):
-            last_sign = time.monotonic()
+            last_alive = time.monotonic()
         if child.state and child.state.is_final() and not child.state.is_crashed():
             break
-        if time.monotonic() - last_sign > RESUMED_SECONDS:
+        if time.monotonic() - last_alive > CRASH_GRACE_SECONDS:
             break
     return child

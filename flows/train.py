@@ -1,4 +1,4 @@
-"""From images to scores: one flow for each data set."""
+"""Flows of the full pipeline, from images to scores: one for each data set."""
 
 from typing import Any
 
@@ -15,15 +15,15 @@ from flows.subflows import Apart
 def train_digits(config: Digits = DIGITS, apart: tuple[Apart, ...] = ()) -> State[Any]:
     """Shard, train, sample, score and report scikit-learn's handwritten digits.
 
-    1,797 images of 8 x 8 pixels that come with scikit-learn. Needs two CPU cores, minutes of them,
-    and less than 1 GB of disk.
+    1,797 images of 8 x 8 pixels that come with scikit-learn. Takes minutes on two CPU cores and less than
+    1 GB of disk.
 
-    * **in**: nothing; `config` has runnable defaults
-    * **out**: the run directory `<run.root>/<run.name>` with shards, checkpoints, samples, scores
+    * **input**: none; `config` has runnable defaults
+    * **output**: the run directory `<run.root>/<run.name>` with shards, checkpoints, samples, scores
       and `report.html`
-    * **again**: a run of the same `run.name` continues where the last one ended, and verifies what is
+    * **rerun**: a run with the same `run.name` continues where the last one ended and verifies what is
       complete
-    * **apart**: stages that run as flow runs of their own deployments, in those work pools
+    * **apart**: stages to run as flow runs of their own deployments, in those deployments' work pools
     """
     return pipeline(config, ALL_STAGES, apart)
 
@@ -34,13 +34,13 @@ def train_imagenet32(config: ImageNet32 = IMAGENET32, apart: tuple[Apart, ...] =
 
     The network and the hyper-parameters of Lipman et al. (ICLR 2023).
 
-    * **in**: `config.data.source.url`, the folder that holds the archives of downsampled ImageNet
-      (Chrabaszcz et al.) in their npz form; a run without them is refused in its first seconds
-    * **out**: the run directory `<run.root>/<run.name>` with shards, checkpoints, samples, scores
+    * **input**: `config.data.source.url`, the folder with the archives of downsampled ImageNet
+      (Chrabaszcz et al.) in npz format; a run without them is refused within seconds
+    * **output**: the run directory `<run.root>/<run.name>` with shards, checkpoints, samples, scores
       and `report.html`
-    * **again**: a run of the same `run.name` continues where the last one ended, and verifies what is
+    * **rerun**: a run with the same `run.name` continues where the last one ended and verifies what is
       complete
-    * **apart**: stages that run as flow runs of their own deployments, in those work pools
+    * **apart**: stages to run as flow runs of their own deployments, in those deployments' work pools
     """
     return pipeline(config, ALL_STAGES, apart)
 
@@ -51,12 +51,12 @@ def train_imagenet64(config: ImageNet64 = IMAGENET64, apart: tuple[Apart, ...] =
 
     The network and the hyper-parameters of Lipman et al. (ICLR 2023).
 
-    * **in**: `config.data.source.url`, the folder that holds the archives of downsampled ImageNet
-      (Chrabaszcz et al.) in their npz form; a run without them is refused in its first seconds
-    * **out**: the run directory `<run.root>/<run.name>` with shards, checkpoints, samples, scores
+    * **input**: `config.data.source.url`, the folder with the archives of downsampled ImageNet
+      (Chrabaszcz et al.) in npz format; a run without them is refused within seconds
+    * **output**: the run directory `<run.root>/<run.name>` with shards, checkpoints, samples, scores
       and `report.html`
-    * **again**: a run of the same `run.name` continues where the last one ended, and verifies what is
+    * **rerun**: a run with the same `run.name` continues where the last one ended and verifies what is
       complete
-    * **apart**: stages that run as flow runs of their own deployments, in those work pools
+    * **apart**: stages to run as flow runs of their own deployments, in those deployments' work pools
     """
     return pipeline(config, ALL_STAGES, apart)

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# From nothing to scores: environment, Prefect server and worker, deployments, and the flow
-# train-digits on scikit-learn's handwritten digits. Run again, it continues, or verifies what is whole.
+# The whole pipeline on an empty machine: environment, Prefect server and worker, deployments, and the flow
+# train-digits on scikit-learn's handwritten digits. A second call continues, or verifies what is complete.
 usage() {
     cat <<'TEXT'
 usage: bash infra/demo.sh [--keep] [--stop] [--name NAME] [-- JSON]
 
   --keep        leave the Prefect server and worker running afterwards
-  --stop        stop those that an earlier --keep left, and end
-  --name NAME   a new run: its directory is runs/NAME (default: digits)
-  -- JSON       other configuration, e.g. --name short -- '{"train": {"images": 20000}}'
+  --stop        stop the server and worker of an earlier --keep, and exit
+  --name NAME   name of the run; its directory is runs/NAME (default: digits)
+  -- JSON       configuration to override, e.g. --name short -- '{"train": {"images": 20000}}'
 
-Needs Python >= 3.11. Everything it makes lies in .venv, runs and datasets.
-Exit status: 0 done, 2 something for you to mend, 3 stopped and resumable, 1 anything else.
+Needs Python >= 3.11. Writes to .venv, runs and datasets only.
+Exit status: 0 done, 2 an error that you can fix, 3 stopped and resumable, 1 anything else.
 TEXT
 }
 
@@ -34,28 +34,28 @@ done
 
 STATE="$ROOT/runs/.prefect"
 CONFIG="$STATE/demo.yaml"
-mkdir -p "$STATE" || refuse "$STATE cannot be made; the demo writes below $ROOT"
+mkdir -p "$STATE" || refuse "cannot create $STATE; the demo writes below $ROOT"
 exec 9>"$STATE/lock"
-flock --nonblock 9 || refuse "another demo is at work in $ROOT; wait for it or stop it"
+flock --nonblock 9 || refuse "another demo is running in $ROOT; wait for it or stop it"
 export PREFECT_HOME="$STATE" PREFECT_WORKER_QUERY_SECONDS=2 PYTHONUNBUFFERED=1 COLUMNS=200
 began=$SECONDS flow_run="" final=false watcher="" follower="" started=()
 
-is_kept() { # SERVICE: whether an earlier call left it running
+is_running() { # SERVICE: whether an earlier call left it running
     local pid
     pid="$(cat "$STATE/$1.pid" 2>/dev/null)" || return 1
     tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline" | grep -q "prefect $1 start"
 }
 
-start() { # SERVICE COMMAND...: in a session of its own, which is ended as a whole
+start() { # SERVICE COMMAND...: in a session of its own, so that all of its processes can be ended
     local service="$1"
     shift
-    # bash starts background processes deaf to SIGINT, and Prefect's worker ends itself with one.
+    # bash makes background processes ignore SIGINT, but Prefect's worker sends itself a SIGINT to exit.
     setsid env --default-signal=INT,QUIT "$@" >"$STATE/$service.log" 2>&1 </dev/null 9>&- &
     printf '%s' "$!" >"$STATE/$service.pid"
     started+=("$service")
 }
 
-end() { # SERVICE: SIGTERM to its session, SIGKILL after 20 s
+stop_service() { # SERVICE: SIGTERM to its session, SIGKILL after 20 s
     local pid
     pid="$(cat "$STATE/$1.pid")"
     rm -f "$STATE/$1.pid"
@@ -67,7 +67,7 @@ end() { # SERVICE: SIGTERM to its session, SIGKILL after 20 s
     kill -KILL -- "-$pid" 2>/dev/null || true
 }
 
-free_port() { # 4200 or, where somebody has it, one that nobody has
+free_port() { # 4200, or a free port if 4200 is in use
     python - <<'PYTHON'
 import socket
 for port in (4200, 0):
@@ -82,7 +82,7 @@ for port in (4200, 0):
 PYTHON
 }
 
-api() { # METHOD PATH [JSON]: ask our server
+api() { # METHOD PATH [JSON]: a request to our server
     python - "$PREFECT_API_URL" "$@" <<'PYTHON'
 import sys, urllib.request
 base, method, path, *body = sys.argv[1:]
@@ -100,16 +100,16 @@ print(state["type"], state["message"] or "", sep="\n")'
 
 is_final() { case "$1" in COMPLETED | CANCELLED | FAILED | CRASHED) ;; *) return 1 ;; esac; }
 
-cancel_run() { # the trainer saves and ends within Prefect's 30 s
-    say "stopping the run; what is complete is kept"
+cancel_run() { # the trainer saves and exits within Prefect's 30 s
+    say "stopping the run; complete checkpoints are kept"
     api POST "/flow_runs/$flow_run/set_state" '{"state": {"type": "CANCELLING"}}' >/dev/null
-    local outcome="" patience=60
-    while [ $patience -gt 0 ]; do
+    local outcome="" seconds=60
+    while [ $seconds -gt 0 ]; do
         outcome="$(state_of_run)"
-        case "$outcome" in *"to go on: "*) break ;; esac
-        # The words follow the state.
-        if is_final "$(head -n 1 <<<"$outcome")" && [ $patience -gt 12 ]; then patience=12; fi
-        patience=$((patience - 1))
+        case "$outcome" in *"to resume: "*) break ;; esac
+        # The message that says how to resume is set after the state.
+        if is_final "$(head -n 1 <<<"$outcome")" && [ $seconds -gt 12 ]; then seconds=12; fi
+        seconds=$((seconds - 1))
         sleep 1
     done
     say "$(tail -n +2 <<<"$outcome")"
@@ -124,7 +124,7 @@ clean_up() {
     [ -z "$flow_run" ] || $final || cancel_run || true
     if ! $keep || [ "$status" -eq 3 ]; then
         for service in worker server; do
-            case " ${started[*]-} " in *" $service "*) end "$service" ;; esac
+            case " ${started[*]-} " in *" $service "*) stop_service "$service" ;; esac
         done
     fi
     exit "$status"
@@ -135,15 +135,15 @@ created_run() { sed -n 's/.*UUID: \([0-9a-f-]*\).*/\1/p' "$STATE/run.log" 2>/dev
 wait_for_server() {
     for _ in $(seq 600); do
         api GET /health >/dev/null 2>&1 && return
-        is_kept server || break
+        is_running server || break
         sleep 0.2
     done
     tail -n 20 "$STATE/server.log" >&2
-    say "demo.sh: the Prefect server did not start; all it said: $STATE/server.log" >&2
+    say "demo.sh: the Prefect server did not start; its log: $STATE/server.log" >&2
     exit 1
 }
 
-write_config() { # the preset with --name and the JSON over it; the parameter for Prefect on stdout
+write_config() { # the preset overridden by --name and the JSON; prints the parameter for Prefect
     python - "$CONFIG" "$name" "$overrides" <<'PYTHON'
 import json, sys
 from pathlib import Path
@@ -166,7 +166,7 @@ PYTHON
 
 if $stop; then
     for service in worker server; do
-        if is_kept "$service"; then end "$service" && say "stopped the Prefect $service"; fi
+        if is_running "$service"; then stop_service "$service" && say "stopped the Prefect $service"; fi
     done
     exit 0
 fi
@@ -177,9 +177,9 @@ rm -f "$STATE/run.log"
 trap clean_up EXIT
 trap 'exit 3' INT TERM
 
-if is_kept server; then
+if is_running server; then
     port="$(cat "$STATE/port")"
-    say "using the Prefect server that runs here already"
+    say "using the Prefect server that is already running here"
 else
     port="$(free_port)"
     [ "$port" = 4200 ] || say "port 4200 is in use; the Prefect server takes $port"
@@ -192,9 +192,9 @@ wait_for_server
 
 {
     prefect work-pool create local --type process --overwrite
-    prefect work-pool set-concurrency-limit local 1  # a worker's own --limit ends it at a retry (infra/README.md)
+    prefect work-pool set-concurrency-limit local 1  # with its own --limit a worker exits at a retry (infra/README.md)
 } >"$STATE/deploy.log" 2>&1
-is_kept worker || start worker prefect worker start --pool local --type process
+is_running worker || start worker prefect worker start --pool local --type process
 prefect --no-prompt deploy --all --prefect-file infra/prefect.yaml >>"$STATE/deploy.log" 2>&1 ||
     { tail -n 30 "$STATE/deploy.log" >&2; exit 1; }
 say "deployed: $(grep -oE "'[a-z0-9-]+/default'" "$STATE/deploy.log" | sort -u | tr -d "'" | paste -sd ' ')"
@@ -211,7 +211,7 @@ watcher=""
 flow_run="$(created_run)"
 [ -n "$flow_run" ] || exit 1
 outcome="$(state_of_run)"
-until is_final "$(head -n 1 <<<"$outcome")"; do # the watching command may end early, the run does not
+until is_final "$(head -n 1 <<<"$outcome")"; do # the watching command may exit before the run ends
     sleep 2
     outcome="$(state_of_run)"
 done

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# The Python environment of this project: found, made or completed.
+# The Python environment of this project: find it, create it or complete it.
 #
-# Sourced by demo.sh and test.sh, which set EXTRAS ("" or "[test]"); run alone, it makes .venv.
-# Sets ROOT, changes into it, and puts the environment's commands first on PATH.
+# Sourced by demo.sh and test.sh, which set EXTRAS ("" or "[test]"); run by itself, it creates .venv.
+# Sets ROOT, changes to it, and puts the environment's commands first on PATH.
 #
-#   PYTHON           the Python >= 3.11 to make .venv with; by default the first on PATH
-#   FM_ENVIRONMENT   an environment that exists already, to be used as it is instead of .venv
+#   PYTHON           the Python >= 3.11 that creates .venv; by default the first on PATH
+#   FM_ENVIRONMENT   an existing environment to use unchanged instead of .venv
 #
-# pip is plain pip and obeys its own configuration (PIP_INDEX_URL, PIP_FIND_LINKS, pip.conf, ...).
+# pip uses its own configuration as usual (PIP_INDEX_URL, PIP_FIND_LINKS, pip.conf, ...).
 
 set -euo pipefail
 
@@ -18,7 +18,7 @@ EXTRAS="${EXTRAS-}"
 say() { printf '%s\n' "$@"; }
 refuse() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; exit 2; }
 
-# Nothing is told to anybody, and no setting of the user's own Prefect is used or changed.
+# No usage data is sent to anyone, and the user's own Prefect settings are neither used nor changed.
 unset_prefect() { local name; for name in $(compgen -e PREFECT_ || true); do unset "$name"; done; }
 unset_prefect
 export DO_NOT_TRACK=1 \
@@ -40,16 +40,16 @@ find_python() {
     for name in ${PYTHON:-python3.11 python3.12 python3.13 python3.14 python3 python}; do
         if is_recent "$name"; then command -v "$name"; return; fi
     done
-    refuse "no Python >= 3.11 with its venv module found${PYTHON:+ at $PYTHON}; install one, or name one: PYTHON=/path/to/python3.11"
+    refuse "no Python >= 3.11 with its venv module found${PYTHON:+ at $PYTHON}; install one, or set PYTHON=/path/to/python3.11"
 }
 
 has_gpu() { [ -e /dev/nvidiactl ] || [ -e /dev/kfd ]; }
 
-say_which_torch() {
+say_torch_build() {
     has_gpu && return
     cat <<'TEXT'
-No GPU found. The default torch build is a CUDA one: with its libraries several GB to download and to keep.
-A CPU build (0.2 GB) serves here. If pip's configuration does not point at one yet, stop now, look up PyTorch's
+No GPU found. The default torch build is the CUDA build: several GB to download and to store, with its libraries.
+The CPU build (0.2 GB) is sufficient here. If pip is not configured for it yet, stop now, look up PyTorch's
 index of CPU builds (pytorch.org, "Get started", CPU), and run
     PIP_EXTRA_INDEX_URL=<that index> bash infra/demo.sh      (or infra/test.sh)
 TEXT
@@ -71,12 +71,12 @@ install() {
     local python log=.venv/install.log
     python="$(find_python)"
     mkdir -p .venv && exec 8>.venv/lock
-    flock 8  # demo.sh and test.sh may be started together
+    flock 8  # demo.sh and test.sh may run at the same time
     if is_complete; then exec 8>&-; return; fi
     if has_gpu; then require_space 12288 "the environment, with a CUDA build of torch,"
     else require_space 3072 "the environment, with a CPU build of torch,"; fi
-    say_which_torch
-    say "Installing into $ROOT/.venv with $("$python" --version), once; everything pip says: $log"
+    say_torch_build
+    say "Installing into $ROOT/.venv with $("$python" --version); this happens once. pip's output: $log"
     is_recent .venv/bin/python || "$python" -m venv .venv
     .venv/bin/python -m pip install --disable-pip-version-check --progress-bar off \
         --constraint infra/constraints.txt --editable ".$EXTRAS" > >(tee "$log" | highlights) 2>&1 ||
@@ -87,7 +87,7 @@ install() {
 
 if [ -n "${FM_ENVIRONMENT-}" ]; then
     [ -x "$FM_ENVIRONMENT/bin/prefect" ] || refuse "FM_ENVIRONMENT=$FM_ENVIRONMENT has no bin/prefect"
-    # It was installed for another checkout: let this one's modules come first.
+    # It may be installed for another checkout: this checkout's modules take precedence.
     export PATH="$FM_ENVIRONMENT/bin:$PATH" PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
 else
     is_complete || install

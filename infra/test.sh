@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Everything this machine can test: format, lint, types, tests. Arguments go to pytest.
+# All checks that this machine can run: format, lint, types, tests. Arguments are passed to pytest.
 #
-#   bash infra/test.sh            all of it
-#   bash infra/test.sh -k flows   format, lint and those tests
+#   bash infra/test.sh            everything
+#   bash infra/test.sh -k flows   format, lint and the selected tests
 EXTRAS="[test]"
 # shellcheck source-path=SCRIPTDIR source=environment.sh
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
@@ -18,31 +18,31 @@ mkdir -p build
 pyright_pid=""
 check "format" ruff format --check .
 check "lint" ruff check .
-# pyright is a Node program that its Python package fetches when it is not there yet.
+# pyright is a Node program; its Python package downloads Node if it is not installed.
 if [ $# -gt 0 ]; then
-    skipped+=("types: they are checked when all is")
+    skipped+=("types: checked only without arguments")
 elif pyright --version >/dev/null 2>&1; then
-    pyright >build/pyright.log 2>&1 &  # beside the tests, which leave some of a core
+    pyright >build/pyright.log 2>&1 &  # in parallel with the tests, which do not use all of the CPU time
     pyright_pid=$!
 else
-    skipped+=("types: pyright cannot fetch Node here")
+    skipped+=("types: pyright cannot download Node here")
 fi
 command -v chromium >/dev/null && command -v chromedriver >/dev/null ||
     skipped+=("the browser tests: no chromium with chromedriver (apt-get install chromium chromium-driver)")
 PATH="$PATH:/usr/sbin" command -v sshd pdsh ip slurmctld munged >/dev/null && [ "$(id -u)" -eq 0 ] ||
-    skipped+=("the clusters, or one of them: they want root, and openssh-server, pdsh, iproute2, slurm-wlm, munge")
+    skipped+=("tests of one or both clusters: they need root and openssh-server, pdsh, iproute2, slurm-wlm, munge")
 command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 ||
-    skipped+=("the team's server: no PostgreSQL (apt-get install postgresql)")
+    skipped+=("the tests of the team server: no PostgreSQL (apt-get install postgresql)")
 command -v systemd-analyze >/dev/null || skipped+=("the check of the systemd units: no systemd-analyze")
 ls runs/digits/evaluation/step-*/*.json >/dev/null 2>&1 ||
-    skipped+=("how good the demo's digits are: no finished demo here (bash infra/demo.sh)")
+    skipped+=("the quality of the demo's digits: no finished demo here (bash infra/demo.sh)")
 [ ${#skipped[@]} -eq 0 ] || printf 'skipped: %s\n' "${skipped[@]}"
 [ ${#failed[@]} -eq 0 ] || say "failed before the tests: ${failed[*]}"
 
-# Tests that share a server or a run stay together in one process (tests/conftest.py). With more processes than
-# cores, Prefect's SQLite was locked so long that its automations lost events.
+# Tests that share a server or a run stay in one process (tests/conftest.py). With more processes than cores,
+# Prefect's SQLite database was locked so long that its automations lost events.
 workers=$(($(nproc) < 4 ? $(nproc) : 4))
-# Each has its share of the cores: torch's threads would spin for those of the others.
+# Each process gets its share of the cores: more threads of torch would compete with the other processes.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(($(nproc) / workers))}"
 status=0
 python -m pytest --numprocesses "$workers" --no-loadscope-reorder "$@" || status=$?

@@ -1,13 +1,13 @@
-"""Speed of reading and writing shards against other formats: the table of ratios in one command.
+"""Speed of reading and writing shards, compared with other formats.
 
     python infra/benchmarks/data.py                      # everything; installs the peers
-    python infra/benchmarks/data.py --only ours memmap   # some
+    python infra/benchmarks/data.py --only ours memmap   # a selection
     python infra/benchmarks/data.py --memory             # peak memory over 1.28 M images (17 GB of disk)
 
-50,000 crops of 64 x 64 pixels from real photographs. Each measurement is one shuffled pass in a process
-of its own, files in the page cache; the rounds of all are interleaved, and medians are compared. Slow
-readers read the first --slow-images of a pass. Rates are images per second of wall time, and per second
-of CPU time (children included), which other work on the machine disturbs less.
+50,000 crops of 64 x 64 pixels from real photographs. Each measurement is one shuffled pass in its own
+process, with the files in the page cache; rounds are interleaved, and medians are compared. Slow readers read
+only the first --slow-images of a pass. Rates are images per second of wall time, and per second of CPU time
+(including child processes), which is less sensitive to other load on the machine.
 """
 
 import argparse
@@ -47,7 +47,7 @@ RESUMES = {
 ALL = {**READERS, **WRITERS, **RESUMES}
 
 OURS = ("ours", "ours-direct")
-# What is ours and what it is held against: of both sides the best of its settings counts.
+# Our readers and the peers they are compared with: on both sides the fastest setting counts.
 TARGETS = (
     ("reading against webdataset PNG, its best", OURS, ("wds-png-0", "wds-png-1", "wds-png-2"), 40),
     ("reading against MDS raw, its best", OURS, ("mds-0", "mds-1", "mds-2"), 15),
@@ -107,10 +107,13 @@ def table(results: dict[str, list[dict]]) -> str:
         lines.append(f"| {ALL[name][0]} | {median(name, 'wall'):,.3g} | {median(name, 'cpu'):,.3g} |")
     lines += ["", "| work | at least | wall | CPU |", "|---|---|---|---|"]
     for row, ours, peers, least in TARGETS:
-        mine, there = ([name for name in side if results.get(name)] for side in (ours, peers))
-        if mine and there:
+        ours_measured, peers_measured = (
+            [name for name in side if results.get(name)] for side in (ours, peers)
+        )
+        if ours_measured and peers_measured:
             ratios = [
-                max(median(name, key) for name in mine) / max(median(name, key) for name in there)
+                max(median(name, key) for name in ours_measured)
+                / max(median(name, key) for name in peers_measured)
                 for key in ("wall", "cpu")
             ]
             lines.append(f"| {row} | {least}x | {ratios[0]:.2f}x | {ratios[1]:.2f}x |")
@@ -122,7 +125,7 @@ def needs_peers(options: argparse.Namespace) -> bool:
 
 
 def install_peers(options: argparse.Namespace) -> None:
-    """Into a folder of their own and without their dependencies, which would replace numpy and torch."""
+    """Install the peers into a separate folder, without dependencies, which would replace numpy and torch."""
     target = options.work / "peers"
     if needs_peers(options) and not (target / "litdata").exists():
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target)]

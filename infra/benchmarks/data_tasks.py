@@ -1,4 +1,4 @@
-"""What infra/benchmarks/data.py measures, each in a process of its own."""
+"""Measured tasks of infra/benchmarks/data.py; each runs in its own process."""
 
 import gc
 import importlib
@@ -35,7 +35,7 @@ def run(name: str, work: Path, images: int, total: int) -> dict:
 
 
 def read(name: str, work: Path, images: int, total: int) -> dict:
-    """One shuffled pass, or its beginning, as uint8 [128, 3, 64, 64] batches."""
+    """Read one shuffled pass, or its beginning, as uint8 [128, 3, 64, 64] batches."""
     array = np.load(work / "images.npy") if name == "ram" else None
     import_all(name, work)
     wall, cpu = usage()
@@ -52,12 +52,12 @@ def read(name: str, work: Path, images: int, total: int) -> dict:
         seen += len(pixels)
     wall = usage()[0] - wall
     del batches
-    gc.collect()  # workers end, and their CPU time is counted
+    gc.collect()  # ends the workers, so that their CPU time is counted
     return {"images": seen, "wall": wall, "cpu": usage()[1] - cpu}
 
 
 def import_all(name: str, work: Path) -> None:
-    """Imports are not measured, nor is the collection of the garbage that they leave."""
+    """Import everything in advance, so that neither imports nor their garbage collection are measured."""
     modules = ["fm_core.data.batches", "fm_core.data.dataset_builder", "fm_core.data.reader", "data_peers"]
     if name.startswith(("wds", "resume", "write")):
         modules += ["webdataset", "PIL.Image"]
@@ -129,7 +129,7 @@ def write(name: str, work: Path, images: int) -> dict:
 
 
 def write_blocks(root: Path, name: str, array: np.ndarray, labels: np.ndarray) -> None:
-    """Through the real writer, from an array instead of an archive."""
+    """Write shards with the program's writer, from an array instead of an archive."""
     from fm_core.config.data import DataSection
     from fm_core.data.dataset_builder import write_manifest, write_missing
     from fm_core.data.manifest import Packing
@@ -173,13 +173,13 @@ def resume(name: str, work: Path, total: int) -> dict:
 
 
 def usage() -> tuple[float, float]:
-    """Wall and CPU seconds, those of finished children included."""
+    """Wall and CPU seconds; the CPU time of finished child processes is included."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return time.perf_counter(), sum(item.ru_utime + item.ru_stime for item in used)
 
 
 def warm(work: Path) -> None:
-    """Everything into the page cache."""
+    """Read every file once, so that it is in the page cache."""
     for path in work.rglob("*"):
         if path.is_file() and "peers" not in path.parts:
             with path.open("rb") as file:
@@ -199,7 +199,7 @@ def prepare(work: Path, total: int) -> dict:
     if not (work / "blocks" / "manifest.json").exists():
         write_blocks(work, "blocks", array, np.arange(total) % 1000)
     if not (work / "png").exists():
-        # mtime 0 spares webdataset the PAX headers that halve its reading speed
+        # mtime 0 avoids the PAX headers that halve webdataset's reading speed
         data_peers.write_png(work / "png", array, mtime=0)
     return {}
 
@@ -222,7 +222,7 @@ def crops(count: int) -> np.ndarray:
 
 
 class Synthetic:
-    """Images of noise that are made when they are asked for."""
+    """Images of noise, generated on access."""
 
     def __init__(self, count: int) -> None:
         self._count = count

@@ -1,11 +1,11 @@
-"""From tar files to optimizer steps: how long a step waits for its data.
+"""Share of the training time that a step waits for its data, from tar files to optimizer steps.
 
     python infra/benchmarks/end_to_end.py                         # ImageNet-64 UNet on a GPU
     python infra/benchmarks/end_to_end.py --device cpu --size small --batch 16
 
 Crops of photographs are written as shards by the program's writer and read by its reader, in the order of
-training, with CRCs; noise, times and dequantisation are drawn as in training. The loop says itself how long
-it waited for the next batch and laid it on the path.
+training, with CRCs; noise, t and dequantization are drawn as in training. The loop itself measures the time
+for waiting for the next batch and computing its points on the path.
 """
 
 import json
@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 from interleaved import (
     Contender,
-    answer,
-    arguments,
     device_arguments,
+    make_parser,
     measure,
-    parsed,
+    parse_options,
+    print_result,
     report,
     step_arguments,
 )
@@ -32,15 +32,15 @@ CONTENDERS = (
 
 
 def main() -> None:
-    parser = arguments(__doc__, rounds=3)
+    parser = make_parser(__doc__, rounds=3)
     device_arguments(parser, ("imagenet64", "small"))
     parser.add_argument("--images", type=int, default=20_000, help="images in the shards")
     step_arguments(parser, steps=10)
-    options = parsed(parser)
+    options = parse_options(parser)
     keys = ("device", "size", "batch", "images", "warmup", "steps", "blocks")
-    found = measure("end_to_end.py", CONTENDERS, options, {key: getattr(options, key) for key in keys})
-    report(CONTENDERS, found, "tars", "seconds a step", options, {"memory": "at most 1.01"})
-    for name, rows in found.items():
+    measurements = measure("end_to_end.py", CONTENDERS, options, {key: getattr(options, key) for key in keys})
+    report(CONTENDERS, measurements, "tars", "seconds a step", options, {"memory": "at most 1.01"})
+    for name, rows in measurements.items():
         shares = ", ".join(f"{float(str(row['waited'])):.2%}" for row in rows)
         print(f"{name}: waited for data {shares} of the time (goal: below 1%)")
 
@@ -56,11 +56,11 @@ def child(task: dict) -> None:
         seconds = sum(after["seconds"] - before["seconds"] for before, after in run)
         waited = sum(after["data_seconds"] for _, after in run)
         blocks = [(after["seconds"] - before["seconds"]) / task["steps"] for before, after in run]
-        answer(blocks, waited=waited / seconds)
+        print_result(blocks, waited=waited / seconds)
 
 
 def shards(folder: Path, task: dict):
-    """A reader of shards that hold photographs at the size of the network's images."""
+    """A reader of shards with photographs at the size of the network's images."""
     import numpy as np
     from data_tasks import SIZE, crops, write_blocks
     from same_work import SIZES

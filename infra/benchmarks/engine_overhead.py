@@ -1,15 +1,15 @@
-"""The engine against plain DDP on one machine: 1 and 2 processes on the CPU, gloo.
+"""Overhead of the DeepSpeed engine over plain DDP on one machine: 1 and 2 processes on the CPU, gloo.
 
     python infra/benchmarks/engine_overhead.py
 
-The same UNet, batches, AdamW, clipping and average of the weights; one side is the program's loop with
-DeepSpeed ZeRO-1, the other the plain loop around torch's DistributedDataParallel.
+The same UNet, batches, AdamW, clipping and EMA of the weights; one side is the program's loop with
+DeepSpeed ZeRO-1, the other a plain loop with torch's DistributedDataParallel.
 """
 
 import json
 import sys
 
-from interleaved import Contender, answer, arguments, measure, parsed, report, step_arguments
+from interleaved import Contender, make_parser, measure, parse_options, print_result, report, step_arguments
 
 CONTENDERS = (
     Contender("zero-1", "the program's loop, DeepSpeed ZeRO-1, 1 process"),
@@ -20,24 +20,24 @@ CONTENDERS = (
 
 
 def main() -> None:
-    parser = arguments(__doc__, rounds=5)
+    parser = make_parser(__doc__, rounds=5)
     parser.add_argument("--size", default="digits", choices=("digits", "small"))
     step_arguments(parser, steps=20)
-    options = parsed(parser)
+    options = parse_options(parser)
     task = {key: getattr(options, key) for key in ("size", "batch", "warmup", "steps", "blocks")}
-    found = measure("engine_overhead.py", CONTENDERS, options, task)
+    measurements = measure("engine_overhead.py", CONTENDERS, options, task)
     for processes in (1, 2):
-        pair = [item for item in CONTENDERS if item.processes == processes and item.name in found]
+        pair = [item for item in CONTENDERS if item.processes == processes and item.name in measurements]
         if len(pair) == 2:
             goals = {pair[1].name: "at most 1.10"}
-            report(pair, found, pair[0].name, "seconds a step", options, goals, suffix=f"-{processes}")
+            report(pair, measurements, pair[0].name, "seconds a step", options, goals, suffix=f"-{processes}")
 
 
 def child(task: dict) -> None:
     import program
 
     blocks = program.loop(task) if task["contender"].startswith("zero") else program.plain_ddp(task)
-    answer(blocks)
+    print_result(blocks)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Contenders in processes of their own, round after round, and the ratios of their times.
+"""Interleaved measurement of contenders, each in its own process, and the ratios of their times.
 
-Whatever else the machine does falls on all contenders of a round alike, so that ratios within a round hold
-where times do not. The table shows the median of the rounds' ratios, with the lowest and the highest.
+Other load on the machine affects all contenders of a round alike, so that ratios within a round are
+meaningful where times are not. The table shows the median of the rounds' ratios, with the lowest and the
+highest.
 """
 
 import argparse
@@ -31,20 +32,20 @@ class Contender:
     processes: int = 1
 
 
-def arguments(description: str | None, rounds: int) -> argparse.ArgumentParser:
-    """What every benchmark understands."""
+def make_parser(description: str | None, rounds: int) -> argparse.ArgumentParser:
+    """Parser with the options of every benchmark."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=rounds, help="rounds of all contenders")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each process")
     parser.add_argument("--only", nargs="+", help="names of the contenders to measure")
-    parser.add_argument("--json", type=Path, help="where the measurements go, beside the table")
+    parser.add_argument("--json", type=Path, help="file for the measurements; the table is printed")
     return parser
 
 
 def step_arguments(parser: argparse.ArgumentParser, steps: int) -> None:
-    """What every benchmark of optimizer steps understands besides."""
+    """Add the options of benchmarks of optimizer steps."""
     parser.add_argument("--batch", type=int, default=64, help="images in a step of one process")
     parser.add_argument("--warmup", type=int, default=5, help="steps before the first block")
     parser.add_argument("--steps", type=int, default=steps, help="steps in a block")
@@ -52,13 +53,13 @@ def step_arguments(parser: argparse.ArgumentParser, steps: int) -> None:
 
 
 def device_arguments(parser: argparse.ArgumentParser, sizes: Sequence[str]) -> None:
-    """What every benchmark that wants a GPU understands besides; the first size is the default."""
+    """Add the options of benchmarks that need a GPU; the first size is the default."""
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--size", default=sizes[0], choices=sizes)
 
 
-def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """The options; refused where they want a GPU that is not there."""
+def parse_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Parse the options; exit with status 2 if they require a GPU and there is none."""
     import torch
 
     options = parser.parse_args()
@@ -76,23 +77,23 @@ def measure(
     task: dict[str, object],
     python: Path | str = sys.executable,
 ) -> dict[str, list[dict[str, object]]]:
-    """Run `script` of this folder for each contender in each round; what each printed last, by name."""
+    """Run `script` of this folder for each contender in each round; return the printed results by name."""
     chosen = [item for item in contenders if not options.only or item.name in options.only]
-    found: dict[str, list[dict[str, object]]] = {item.name: [] for item in chosen}
+    measurements: dict[str, list[dict[str, object]]] = {item.name: [] for item in chosen}
     for number in range(options.rounds):
-        # Turned from round to round, so that none always follows the same one.
+        # Rotated from round to round, so that no contender always follows the same one.
         turn = number % len(chosen)
         for item in chosen[turn:] + chosen[:turn]:
-            found[item.name].append(child(script, item, options.threads, task, python))
-            said = {key: value for key, value in found[item.name][-1].items() if key != "blocks"}
-            print(f"round {number + 1} {item.name}: {said}", file=sys.stderr, flush=True)
-    return found
+            measurements[item.name].append(child(script, item, options.threads, task, python))
+            shown = {key: value for key, value in measurements[item.name][-1].items() if key != "blocks"}
+            print(f"round {number + 1} {item.name}: {shown}", file=sys.stderr, flush=True)
+    return measurements
 
 
 def child(
     script: str, contender: Contender, threads: int, task: dict[str, object], python: Path | str
 ) -> dict[str, object]:
-    """One process, or one for each rank, of a contender."""
+    """Run one contender in one process, or in one per rank, and return its result."""
     command = [str(python)]
     if contender.processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
@@ -104,8 +105,8 @@ def child(
         "PYTHONWARNINGS": "ignore",
         "OMP_NUM_THREADS": str(threads),
         "GLOO_SOCKET_IFNAME": "lo",
-        **({} if contender.processes > 1 else alone()),
-        # What is measured on a CPU must not find a GPU on one side alone.
+        **({} if contender.processes > 1 else single_process_environment()),
+        # In a measurement on the CPU, no contender may use a GPU.
         **({} if task.get("device") == "cuda" else {"CUDA_VISIBLE_DEVICES": ""}),
     }
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment, cwd=ROOT)
@@ -113,8 +114,8 @@ def child(
     return json.loads(lines[-1])
 
 
-def alone() -> dict[str, str]:
-    """What torchrun tells a single process."""
+def single_process_environment() -> dict[str, str]:
+    """Environment variables that torchrun sets for a single process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -122,31 +123,33 @@ def alone() -> dict[str, str]:
     return {**world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
-def answer(blocks: Sequence[float], **facts: object) -> None:
-    """What a child says at its end, on rank 0: the median of its blocks' seconds, and what else there is."""
+def print_result(blocks: Sequence[float], **facts: object) -> None:
+    """Print the result of a child process, on rank 0: the median of its blocks' seconds, and `facts`."""
     if os.environ["RANK"] == "0":
         print(json.dumps({"seconds": statistics.median(blocks), **facts, "blocks": [*blocks]}), flush=True)
 
 
 def report(
     contenders: Sequence[Contender],
-    found: dict[str, list[dict[str, object]]],
+    measurements: dict[str, list[dict[str, object]]],
     base: str,
     unit: str,
     options: argparse.Namespace,
     goals: dict[str, str] | None = None,
     suffix: str = "",
 ) -> None:
-    """Print the table, ratios first, and write the JSON; where `base` was left out, the first is the base."""
-    base = base if base in found else next(item.name for item in contenders if item.name in found)
+    """Print the table, ratios first, and write the JSON; without `base`, the first contender is the base."""
+    base = (
+        base if base in measurements else next(item.name for item in contenders if item.name in measurements)
+    )
     lines = [f"| {base}, time against | ratio | lowest, highest | goal | {unit} |", "|---|---|---|---|---|"]
     for item in contenders:
-        if item.name not in found:
+        if item.name not in measurements:
             continue
-        seconds = statistics.median(float(str(row["seconds"])) for row in found[item.name])
+        seconds = statistics.median(float(str(row["seconds"])) for row in measurements[item.name])
         ratios = [
             float(str(ours["seconds"])) / float(str(theirs["seconds"]))
-            for ours, theirs in zip(found.get(base, []), found[item.name], strict=False)
+            for ours, theirs in zip(measurements.get(base, []), measurements[item.name], strict=False)
         ]
         ratio = f"{statistics.median(ratios):.2f} | {min(ratios):.2f}, {max(ratios):.2f}" if ratios else " | "
         if item.name == base:
@@ -157,13 +160,13 @@ def report(
     where = options.json or WORK / f"{Path(sys.argv[0]).stem}.json"
     where = where.with_stem(where.stem + suffix)
     where.parent.mkdir(parents=True, exist_ok=True)
-    facts = {"contenders": [asdict(item) for item in contenders], "machine": machine(), "found": found}
+    facts = {"contenders": [asdict(item) for item in contenders], "machine": machine(), "found": measurements}
     where.write_text(json.dumps({"command": sys.argv, **facts}, indent=1))
     print(f"\n{where}")
 
 
 def machine() -> dict[str, object]:
-    """Where this was measured, and with what."""
+    """Hardware and versions of this machine."""
     import torch
 
     names = ("torch", "deepspeed", "torchdiffeq", "numpy")

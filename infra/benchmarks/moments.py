@@ -1,13 +1,14 @@
-"""Moments and Fréchet distance of 50,000 x 2048 features, against pytorch-fid's formula.
+"""Time for moments and Fréchet distance of 50,000 x 2048 features, compared with pytorch-fid's formula.
 
     python infra/benchmarks/moments.py                       # as many threads as the machine has cores
     python infra/benchmarks/moments.py --images 2000 --features 128 --rounds 1
 
-`value`: float64 sums over batches of 1,000 as they come from an extractor, then the distance through the root
-of the reference, which is kept. `evaluate`: what `fm evaluate` works out for a set of samples: the distance,
-its error by leaving out each of 20 blocks, and its limit for infinitely many images; pytorch-fid has neither.
-`curve`: value and error alone, as for each point of a curve of evaluations. Theirs: all activations in one
-float64 array, numpy's mean and covariance, and scipy's square root of the product of the covariances.
+`value`: float64 sums over batches of 1,000 as they come from an extractor, then the distance with the stored
+matrix square root of the reference. `evaluate`: what `fm evaluate` computes for a set of samples: the
+distance, its jackknife error over 20 blocks, and its limit for infinitely many images; pytorch-fid has
+neither of the two. `curve`: value and error only, as for each point of an NFE curve. pytorch-fid: all
+activations in one float64 array, numpy's mean and covariance, and scipy's square root of the product of the
+covariances.
 """
 
 import json
@@ -18,7 +19,7 @@ import time
 import numpy as np
 import scipy.linalg
 import torch
-from interleaved import Contender, answer, arguments, measure, parsed, report
+from interleaved import Contender, make_parser, measure, parse_options, print_result, report
 
 CONTENDERS = (
     Contender("value", "moments and distance"),
@@ -30,19 +31,19 @@ BATCH = 1_000
 
 
 def main() -> None:
-    parser = arguments(__doc__, rounds=3)
+    parser = make_parser(__doc__, rounds=3)
     parser.set_defaults(threads=os.cpu_count())
     parser.add_argument("--images", type=int, default=50_000)
-    parser.add_argument("--features", type=int, default=2_048, help="numbers an image")
+    parser.add_argument("--features", type=int, default=2_048, help="features per image")
     parser.add_argument("--blocks", type=int, default=1, help="repetitions in a process")
-    options = parsed(parser)
+    options = parse_options(parser)
     task = {key: getattr(options, key) for key in ("images", "features", "blocks")}
-    found = measure("moments.py", CONTENDERS, options, task)
+    measurements = measure("moments.py", CONTENDERS, options, task)
     theirs = CONTENDERS[-1]
     for item in CONTENDERS[:-1]:
-        if item.name in found and theirs.name in found:
-            report((item, theirs), found, item.name, "seconds", options, suffix=f"-{item.name}")
-    values = [float(str(row["value"])) for rows in found.values() for row in rows]
+        if item.name in measurements and theirs.name in measurements:
+            report((item, theirs), measurements, item.name, "seconds", options, suffix=f"-{item.name}")
+    values = [float(str(row["value"])) for rows in measurements.values() for row in rows]
     print(f"largest relative difference of the distances: {max(values) / min(values) - 1:.1e}")
 
 
@@ -61,7 +62,7 @@ def child(task: dict) -> None:
         value, middle = work(task["contender"], rows, reference)
         seconds.append(time.perf_counter() - began)
         moments.append(middle - began if middle else None)
-    answer(seconds, value=value, seconds_of_moments=moments, root_of_the_reference_once=once)
+    print_result(seconds, value=value, seconds_of_moments=moments, root_of_the_reference_once=once)
 
 
 def features(count: int, dimension: int, seed: int) -> torch.Tensor:

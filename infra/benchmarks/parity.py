@@ -1,14 +1,14 @@
-"""Quality: a run of flow matching on the OT path against torchcfm's own loss and sampling, by one judge.
+"""Quality of a flow-matching run on the OT path, compared with torchcfm's own loss and sampling.
 
     fm reproduce --config infra/configs/reproduce-digits.yaml
     python infra/benchmarks/parity.py runs/reproduce-digits/reproduce/fm-ot-s0
 
-For each finished run that is named (one for each seed), torchcfm's ConditionalFlowMatcher trains the same
-network from the same initial weights in a plain PyTorch loop: as many images, in batches of the same size,
-of the same data, AdamW with the same course of the learning rate, clipping and moving average, the run's
-seed. Order of the images, noise and times are drawn by torch. Samples are torchdiffeq's dopri5 at the run's
-tolerances from torch.randn, as in torchcfm's compute_fid.py, as many and in batches as large as the run's.
-Both sets are scored as images from outside, by the classifier of the data set.
+For each given finished run (one per seed), torchcfm's ConditionalFlowMatcher trains the same network from the
+same initial weights in a plain PyTorch loop: the same number of images of the same data, in batches of the
+same size, AdamW with the same learning-rate schedule, clipping and EMA, and the run's seed. The order of the
+images, noise and t are drawn by torch. Samples are drawn with torchdiffeq's dopri5 at the run's tolerances
+from torch.randn, as in torchcfm's compute_fid.py, in the run's number and batch size. Both sets are scored as
+external images with the same feature extractor, the classifier of the data set.
 """
 
 import argparse
@@ -31,62 +31,62 @@ from fm_core.sampling.sample_store import SampleSet, protocol_of
 from fm_core.stages.evaluate import evaluate
 from fm_core.storage.atomic_files import read_json
 
-ASKED = {
+REQUIRED = {
     "objective": "flow-matching",
     "path": "optimal-transport",
     "coupling": "independent",
     "times": "uniform",
 }
-"""What ConditionalFlowMatcher is, in the words of the configuration."""
+"""The configuration that corresponds to ConditionalFlowMatcher."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", nargs="+", type=Path, help="finished runs, one for each seed")
+    parser.add_argument("runs", nargs="+", type=Path, help="finished runs, one per seed")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torchcfm's process")
-    parser.add_argument("--work", type=Path, default=WORK / "parity", help="where samples and scores go")
+    parser.add_argument("--work", type=Path, default=WORK / "parity", help="folder for samples and scores")
     parser.add_argument("--peers", type=Path, default=WORK / "peers", help="the environment with torchcfm")
-    parser.add_argument("--json", type=Path, help="where the numbers go, beside the table")
+    parser.add_argument("--json", type=Path, help="file for the numbers; the table is printed")
     options = parser.parse_args()
     try:
-        pairs = [compared(run, options) for run in options.runs]
+        pairs = [compare_run(run, options) for run in options.runs]
     except UserError as error:
         sys.exit(f"parity: {error}")
     report(pairs, options)
 
 
-def compared(run: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Scores of one run and of torchcfm's."""
-    config = resolved(run)
+def compare_run(run: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Score one run and torchcfm's counterpart."""
+    config = resolved_config(run)
     folder = options.work.resolve() / f"{run.resolve().parent.parent.name}-{config.run.name}"
     folder.mkdir(parents=True, exist_ok=True)
-    facts = {"ours": exported(config, folder / "ours.npz")}
+    sides = {"ours": export_samples(config, folder / "ours.npz")}
     (folder / "config.yaml").write_text(dump_yaml(config))
     task = {"config": str(folder / "config.yaml"), "samples": str(folder / "theirs.npz")}
     theirs = Contender("torchcfm", "ConditionalFlowMatcher, plain loop, odeint")
-    facts["theirs"] = child("torchcfm_run.py", theirs, options.threads, task, peers_python(options.peers))
-    facts["theirs"].pop("blocks")
-    for side, found in facts.items():
-        found |= scored(config, folder, f"{side}.npz")
-        print(f"{config.run.name} {side}: {found}", file=sys.stderr, flush=True)
-    return {"run": str(run), "seed": config.run.seed, **facts}
+    sides["theirs"] = child("torchcfm_run.py", theirs, options.threads, task, peers_python(options.peers))
+    sides["theirs"].pop("blocks")
+    for side, results in sides.items():
+        results |= score_file(config, folder, f"{side}.npz")
+        print(f"{config.run.name} {side}: {results}", file=sys.stderr, flush=True)
+    return {"run": str(run), "seed": config.run.seed, **sides}
 
 
-def resolved(run: Path) -> RunConfig:
-    """The configuration of a finished run, readable from any folder. UserError for another kind."""
+def resolved_config(run: Path) -> RunConfig:
+    """Configuration of a finished run with absolute paths. UserError if torchcfm cannot match it."""
     config = load_config(run / "config.yaml")
-    for key, asked in ASKED.items():
-        if getattr(config.method, key) != asked:
-            raise UserError(f"{run}: method.{key} {getattr(config.method, key)}; torchcfm's is {asked}")
+    for key, required in REQUIRED.items():
+        if getattr(config.method, key) != required:
+            raise UserError(f"{run}: method.{key} {getattr(config.method, key)}; torchcfm's is {required}")
     if config.sample.solver != "dopri5":
         raise UserError(f"{run}: sample.solver {config.sample.solver}; torchcfm samples by dopri5")
     if config.train.label_dropout or config.sample.guidance != 1 or config.sample.classes:
-        raise UserError(f"{run}: guidance is no part of this comparison")
+        raise UserError(f"{run}: this comparison does not support guidance")
     done = read_json(run / "train" / "DONE.json")
     if done is None or done["images_seen"] < config.train.images:
-        raise UserError(f"{run} is not trained to its end; run fm reproduce first")
+        raise UserError(f"{run} is not fully trained; run fm reproduce first")
     tree = config.model_dump(mode="json")
     tree["run"]["root"] = str(run.resolve().parent)
     if "://" not in config.data.root:
@@ -94,8 +94,8 @@ def resolved(run: Path) -> RunConfig:
     return parse_config(tree, where=str(run))
 
 
-def exported(config: RunConfig, file: Path) -> dict[str, Any]:
-    """Write the run's samples where the other's will be; what they cost."""
+def export_samples(config: RunConfig, file: Path) -> dict[str, Any]:
+    """Write the run's samples as .npz; return their NFE and the training's length."""
     step = checkpoint_step(config)
     model = load_model(weights_file(config, step), torch.device("cpu"))
     samples = SampleSet(config, step, protocol_of(config, model.weights_sha256))
@@ -107,8 +107,8 @@ def exported(config: RunConfig, file: Path) -> dict[str, Any]:
     return {"nfe": done["nfe"]["mean"], "images_seen": model.images_seen, "step": step}
 
 
-def scored(config: RunConfig, folder: Path, name: str) -> dict[str, Any]:
-    """The Fréchet distance of images in a file, by a run of its own that holds scores alone."""
+def score_file(config: RunConfig, folder: Path, name: str) -> dict[str, Any]:
+    """Fréchet distance of the images in a file, computed in a separate run directory for scores."""
     tree = config.model_dump(mode="json")
     tree["run"] |= {"root": str(folder), "name": "scores"}
     tree["evaluate"]["likelihood"]["images"] = 0
@@ -127,7 +127,7 @@ def report(pairs: list[dict[str, Any]], options: argparse.Namespace) -> None:
     held_out = pairs[0]["ours"]["frechet_distance_of_held_out"]["value"]
     images = pairs[0]["ours"]["frechet_distance"]["images"]
     print("\n".join(lines))
-    print(f"\nOurs is {verdict}; {images:,} images, real held-out images are at {held_out:.2f}.")
+    print(f"\nOurs is {verdict}; {images:,} images; distance of real validation images: {held_out:.2f}.")
     where = options.json or WORK / "parity.json"
     where.parent.mkdir(parents=True, exist_ok=True)
     facts = {
@@ -142,7 +142,7 @@ def report(pairs: list[dict[str, Any]], options: argparse.Namespace) -> None:
 
 
 def line(pair: dict[str, Any]) -> str:
-    """A row: the ratio with the error that both distances give it."""
+    """Table row: the ratio of the distances with its propagated error."""
     ours, theirs = distance(pair, "ours"), distance(pair, "theirs")
     ratio = theirs.value / ours.value
     error = abs(ratio) * math.hypot(theirs.stderr / theirs.value, ours.stderr / ours.value)
@@ -151,8 +151,8 @@ def line(pair: dict[str, Any]) -> str:
 
 
 def distance(pair: dict[str, Any], side: str) -> Measured:
-    found = pair[side]["frechet_distance"]
-    return Measured(found["value"], found["stderr"])
+    score = pair[side]["frechet_distance"]
+    return Measured(score["value"], score["stderr"])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The environment of the public packages that speed and answers are held against."""
+"""Virtual environment with the public packages that speed and results are compared with."""
 
 import subprocess
 import sys
@@ -13,13 +13,13 @@ PACKAGES = ("torchcfm==1.0.7", "flow-matching==1.0.10", "pot==0.9.7.post1", "tor
 
 
 def peers_python(folder: Path) -> Path:
-    """The Python of a virtual environment in `folder`, made if it is not there.
+    """The Python of the virtual environment in `folder`, which is created if it does not exist.
 
-    It sees the running interpreter's packages, torch above all, and holds the public ones without their
-    dependencies: everybody computes with the same torch.
+    It shares the running interpreter's packages and contains the public packages without their dependencies,
+    so that all contenders use the same torch.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with file_lock(folder.with_suffix(".lock")):  # several processes may ask at once
+    with file_lock(folder.with_suffix(".lock")):  # several processes may call this at the same time
         complete = folder / "complete"
         if not complete.exists() or complete.read_text() != "\n".join(PACKAGES):
             _make(folder)

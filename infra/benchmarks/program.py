@@ -1,4 +1,4 @@
-"""The program's own training loop on images in memory, as a contender; and the plain loop around DDP."""
+"""Contenders for training: the program's own loop on images in memory, and a plain DDP loop."""
 
 import tempfile
 from itertools import pairwise
@@ -25,8 +25,8 @@ from fm_core.training.loop import Trainer, run
 from fm_core.training.metrics import TrainLog
 
 
-class Memory:
-    """A reader whose images are in memory."""
+class MemoryReader:
+    """Reader of random images in memory."""
 
     remote = False
 
@@ -43,17 +43,17 @@ class Memory:
 
 
 Line = dict[str, Any]
-"""One of metrics.jsonl."""
+"""A line of metrics.jsonl."""
 
 
 def loop(task: dict[str, Any], speed: dict[str, Any] | None = None) -> list[float]:
-    """Seconds of a step, by blocks of steps, in the program's own loop and by its own log."""
+    """Seconds per step for each block of steps in the program's own loop, from its metrics."""
     lines = loop_lines(task, speed or {})
     return [(after["seconds"] - before["seconds"]) / task["steps"] for before, after in lines]
 
 
 def loop_lines(task: dict[str, Any], speed: dict[str, Any], reader: Any = None) -> list[tuple[Line, Line]]:
-    """The log's lines before and after each block of steps, on rank 0; images from memory by default."""
+    """The metrics before and after each block of steps, on rank 0; images are in memory by default."""
     device = initialize_process_group()
     train = _train_section(task, speed)
     torch.manual_seed(0)
@@ -84,7 +84,7 @@ def loop_lines(task: dict[str, Any], speed: dict[str, Any], reader: Any = None) 
 
 
 def plain_ddp(task: dict[str, Any]) -> list[float]:
-    """The same work in a plain loop: DistributedDataParallel, fused AdamW, clipping, a moving average."""
+    """The same work in a plain loop: DistributedDataParallel, fused AdamW, clipping, EMA."""
     device = initialize_process_group()
     train = _train_section(task, {})
     torch.manual_seed(0)
@@ -108,7 +108,7 @@ def plain_ddp(task: dict[str, Any]) -> list[float]:
 
 
 def forward_flops(size: str) -> float:
-    """Operations of a forward pass for one image."""
+    """FLOPs of a forward pass for one image."""
     with torch.device("meta"):
         return flops_per_image(_network({"size": size}), SIZES[size]["shape"])
 
@@ -119,7 +119,7 @@ def _network(task: dict[str, Any]) -> torch.nn.Module:
 
 def _source(task: dict[str, Any], reader: Any = None) -> BatchSource:
     method = build_method(MethodSection())
-    reader = reader or Memory(SIZES[task["size"]]["shape"])
+    reader = reader or MemoryReader(SIZES[task["size"]]["shape"])
     return BatchSource(
         reader,
         GlobalShuffleSampler(0, len(reader)),

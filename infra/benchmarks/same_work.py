@@ -1,12 +1,12 @@
-"""The same training step as several trainers do it.
+"""The same training step in several trainers.
 
 Every contender trains a UNet of the same blocks and widths on batches of the same shape, with Adam or AdamW,
-the norm of the gradient, and an average of the weights. Ours (program.py) goes through the program's own
-loop, with its data, noise, log and agreement of the ranks; the others get batches that wait in memory, which
-is less work.
+gradient norm, and EMA of the weights. Ours (program.py) runs the program's own loop, with its data, noise,
+metrics and synchronization of the ranks; the others use batches that are already in memory, which is less
+work.
 
-torchcfm and flow-matching follow the published image examples of their repositories: the order of the steps
-and the calls, on the UNet that torchcfm's wheel brings (the ADM UNet, which both examples use).
+torchcfm and flow-matching follow the published image examples of their repositories in the order of steps and
+calls, on the UNet in torchcfm's wheel (the ADM UNet, which both examples use).
 """
 
 import copy
@@ -46,7 +46,7 @@ RATE, CLIP, DECAY = 1e-4, 1.0, 0.9999
 
 
 def model_section(size: str) -> Any:
-    """The section of the configuration for a size."""
+    """The model section of the configuration for a size."""
     from fm_core.config import ModelSection
 
     return ModelSection.model_validate(SIZES[size]["model"])
@@ -72,13 +72,13 @@ def public_unet(size: str) -> torch.nn.Module:
 
 
 def ready_batches(task: dict[str, Any], device: torch.device) -> list[torch.Tensor]:
-    """Batches in [0, 1] that wait on the device."""
+    """Batches in [0, 1] on the device."""
     shape = (task["batch"], *SIZES[task["size"]]["shape"])
     return [torch.rand(shape, device=device) for _ in range(8)]
 
 
 def timed(step: Callable[[int], None], task: dict[str, Any], device: torch.device) -> list[float]:
-    """Seconds of a step in each block of steps, after the warm-up."""
+    """Seconds per step for each block of steps, after the warm-up."""
     for number in range(task["warmup"]):
         step(number)
     seconds = []
@@ -93,7 +93,7 @@ def timed(step: Callable[[int], None], task: dict[str, Any], device: torch.devic
 
 
 def torchcfm(task: dict[str, Any], device: torch.device) -> list[float]:
-    """As torchcfm's CIFAR-10 example trains: Adam, a warm-up, clipping, an average over the state dict."""
+    """Training as in torchcfm's CIFAR-10 example: Adam, warm-up, clipping, EMA over the state dict."""
     from torchcfm.conditional_flow_matching import ConditionalFlowMatcher
 
     network = public_unet(task["size"]).to(device)
@@ -122,9 +122,9 @@ def torchcfm(task: dict[str, Any], device: torch.device) -> list[float]:
 def flow_matching(
     task: dict[str, Any], device: torch.device, autocast: torch.dtype = torch.float16
 ) -> list[float]:
-    """As flow_matching's image example trains: DDP, fp16 autocast and GradScaler on a GPU, .item() a step.
+    """Training as in flow_matching's image example: DDP, fp16 autocast with GradScaler on a GPU, .item().
 
-    With bfloat16, which needs no scaler, the same otherwise.
+    With bfloat16, which needs no scaler, everything else is the same.
     """
     from flow_matching.path import CondOTProbPath
     from torch.nn.parallel import DistributedDataParallel
@@ -154,8 +154,8 @@ def flow_matching(
         torch.norm(torch.stack([torch.norm(weight.grad) for weight in network.parameters()]))
         scaler.step(optimizer)
         scaler.update()
-        for kept, weight in zip(average, network.parameters(), strict=True):
-            kept.sub_((1 - DECAY) * (kept - weight.detach()))
+        for averaged, weight in zip(average, network.parameters(), strict=True):
+            averaged.sub_((1 - DECAY) * (averaged - weight.detach()))
 
     return timed(step, task, device)
 
@@ -166,7 +166,7 @@ def _finish(device: torch.device) -> None:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The most memory held: on the GPU, or by the process."""
+    """Peak memory: allocated on the GPU, or resident in the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,11 +1,11 @@
-"""Images per second from one network: ours against flow-matching's ODESolver on an eager fp16 network.
+"""Sampling throughput of one network, compared with flow-matching's ODESolver on an eager fp16 network.
 
     python infra/benchmarks/sampling.py                              # on a GPU
     python infra/benchmarks/sampling.py --device cpu --size small --batch 4 --blocks 1
 
-Both have the same random weights (ours through the converter), so that an adaptive solver has the same way to
-go. On a CPU both are float32 and eager, ours compiled with --compile. `--batch 0` takes as many
-images as the GPU's memory allows, the same for both.
+Both have the same random weights (ours through the converter), so that an adaptive solver follows the same
+trajectories. On a CPU both are float32 and eager; --compile compiles ours. `--batch 0` uses the largest batch
+that fits into the GPU's memory, the same for both.
 """
 
 import json
@@ -13,14 +13,23 @@ import sys
 import time
 
 import torch
-from interleaved import WORK, Contender, answer, arguments, device_arguments, measure, parsed, report
+from interleaved import (
+    WORK,
+    Contender,
+    device_arguments,
+    make_parser,
+    measure,
+    parse_options,
+    print_result,
+    report,
+)
 from peers import peers_python
 
 SOLVERS = {"midpoint-20": {"method": "midpoint", "steps": 20}, "dopri5": {"method": "dopri5"}}
 
 
 def contenders(device: str, compiled: bool) -> tuple[Contender, ...]:
-    """Both sides with each solver, as they compute on a device."""
+    """Both sides with each solver, with the precision that they use on a device."""
     ours = f"float32, {'compiled' if compiled else 'eager'}"
     if device == "cuda":
         ours = "bf16 network compiled with CUDA graphs, float32 state"
@@ -34,23 +43,25 @@ def contenders(device: str, compiled: bool) -> tuple[Contender, ...]:
 
 
 def main() -> None:
-    parser = arguments(__doc__, rounds=3)
+    parser = make_parser(__doc__, rounds=3)
     device_arguments(parser, ("imagenet64", "small"))
-    parser.add_argument("--batch", type=int, default=0, help="images solved together; 0: by memory")
-    parser.add_argument("--blocks", type=int, default=3, help="batches that are timed in a process")
-    parser.add_argument("--compile", action="store_true", help="compile ours on a CPU as well")
-    options = parsed(parser)
+    parser.add_argument("--batch", type=int, default=0, help="images per batch; 0: as many as fit")
+    parser.add_argument("--blocks", type=int, default=3, help="timed batches per process")
+    parser.add_argument("--compile", action="store_true", help="compile ours on a CPU, too")
+    options = parse_options(parser)
     task = {key: getattr(options, key) for key in ("device", "size", "batch", "blocks", "compile")}
     if options.device == "cpu" and not options.batch:
-        parser.error("--batch: by memory on a GPU alone")
+        parser.error("--batch: 0 is for a GPU only; give a number")
     both = contenders(options.device, options.compile)
-    found = measure("sampling.py", both, options, task, peers_python(WORK / "peers"))
+    measurements = measure("sampling.py", both, options, task, peers_python(WORK / "peers"))
     for solver in SOLVERS:
-        pair = [item for item in both if item.name.endswith(solver) and item.name in found]
+        pair = [item for item in both if item.name.endswith(solver) and item.name in measurements]
         if pair:
             goals = {f"odesolver-{solver}": "at most 0.50 on an H200"}
-            report(pair, found, f"ours-{solver}", "seconds an image", options, goals, suffix=f"-{solver}")
-            print(", ".join(f"{item.name}: NFE {found[item.name][0]['nfe']}" for item in pair))
+            report(
+                pair, measurements, f"ours-{solver}", "seconds an image", options, goals, suffix=f"-{solver}"
+            )
+            print(", ".join(f"{item.name}: NFE {measurements[item.name][0]['nfe']}" for item in pair))
 
 
 def child(task: dict) -> None:
@@ -64,17 +75,17 @@ def child(task: dict) -> None:
         began = time.perf_counter()
         evaluations = sample()
         seconds.append((time.perf_counter() - began) / batch)
-    answer(seconds, images_per_s=1 / sorted(seconds)[len(seconds) // 2], batch=batch, nfe=evaluations)
+    print_result(seconds, images_per_s=1 / sorted(seconds)[len(seconds) // 2], batch=batch, nfe=evaluations)
 
 
 def sampler(task: dict, side: str, solver: str, device: torch.device, batch: int):
-    """A function that makes one batch of images and returns its number of evaluations."""
+    """A function that samples one batch of images and returns its NFE."""
     import same_work
 
     torch.manual_seed(0)
     public = same_work.public_unet(task["size"])
     with torch.no_grad():
-        for weight in public.parameters():  # many start at zero
+        for weight in public.parameters():  # many are initialized with zeros
             weight.add_(0.02 * torch.randn_like(weight))
     x = torch.randn(batch, *same_work.SIZES[task["size"]]["shape"]).to(device)
     make = ours if side == "ours" else odesolver
@@ -94,9 +105,9 @@ def ours(task: dict, public: torch.nn.Module, x: torch.Tensor, solver: dict):
     network = build_network(section, SIZES[task["size"]]["shape"], 0)
     network.load_state_dict(from_adm(public.state_dict(), network))
     gpu = x.device.type == "cuda"
-    wanted = {"batch": len(x), "compile": gpu or task["compile"], "cuda_graphs": gpu}
-    wanted["precision"] = "bf16" if gpu else "fp32"
-    network = accelerated(network.to(x.device).eval(), SampleSection.model_validate(wanted))
+    settings = {"batch": len(x), "compile": gpu or task["compile"], "cuda_graphs": gpu}
+    settings["precision"] = "bf16" if gpu else "fp32"
+    network = accelerated(network.to(x.device).eval(), SampleSection.model_validate(settings))
     objective = build_method(MethodSection()).objective
     velocity = objective.velocity(network, None)
 
@@ -112,7 +123,7 @@ def odesolver(task: dict, public: torch.nn.Module, x: torch.Tensor, solver: dict
     from flow_matching.solver import ODESolver
     from flow_matching.utils import ModelWrapper
 
-    class Counted(ModelWrapper):
+    class CountingWrapper(ModelWrapper):
         calls = 0
 
         def forward(self, x, t, **extras):
@@ -120,24 +131,24 @@ def odesolver(task: dict, public: torch.nn.Module, x: torch.Tensor, solver: dict
             with torch.autocast(x.device.type, torch.float16, enabled=x.device.type == "cuda"):
                 return self.model(t.expand(len(x)), x).float()
 
-    wrapped = Counted(public.to(x.device).eval())
-    own = ODESolver(velocity_model=wrapped)
+    wrapped = CountingWrapper(public.to(x.device).eval())
+    ode_solver = ODESolver(velocity_model=wrapped)
     step = {"step_size": 1 / solver["steps"]} if "steps" in solver else {"step_size": None}
     grid = torch.tensor([0.0, 1.0], device=x.device)
 
     def sample() -> int:
         wrapped.calls = 0
         method = solver["method"]
-        own.sample(x_init=x, method=method, time_grid=grid, atol=1e-5, rtol=1e-5, **step).cpu()
+        ode_solver.sample(x_init=x, method=method, time_grid=grid, atol=1e-5, rtol=1e-5, **step).cpu()
         return wrapped.calls
 
     return sample
 
 
 def largest_batch(task: dict, device: torch.device) -> int:
-    """Half of the largest power of two for which the eager float32 network fits: the same for both sides.
+    """Half of the largest power of two for which the eager float32 network fits; the same for both sides.
 
-    The other half is for the slopes that a solver keeps and for what compilers allocate.
+    The other half is reserved for the slopes that a solver stores and for the memory of compiled graphs.
     """
     import same_work
 

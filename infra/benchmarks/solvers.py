@@ -1,12 +1,13 @@
-"""Sampling throughput of one network against flow-matching's ODESolver and torchcfm's sampling script.
+"""Sampling throughput of one network, compared with flow-matching's ODESolver and torchcfm's sampling script.
 
     python infra/benchmarks/solvers.py                          # on a GPU
     python infra/benchmarks/solvers.py --device cpu --size 16 --channels 16 --batch 8
 
-The same weights, noise, tolerances and device for all, float32 and eager; torchcfm's script uses torchdyn's
-NeuralODE for Euler and torchdiffeq's odeint for dopri5, and so does this. What NeuralODE's package imports
-and does not use here (Lightning, torchsde, torchcde, torchvision) is left out. Ours is timed with what it
-adds: counting, keeping to the interval, the check for numbers that are not finite.
+All use the same weights, noise, tolerances and device, in float32 and eager mode. torchcfm's script uses
+torchdyn's NeuralODE for Euler and torchdiffeq's odeint for dopri5, and so does this benchmark. Packages that
+NeuralODE's package imports but does not use here (Lightning, torchsde, torchcde, torchvision) are replaced by
+stubs. Our time includes what our solver adds: counting, clamping to the interval, and the check for
+non-finite numbers.
 """
 
 import json
@@ -15,7 +16,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from interleaved import WORK, Contender, answer, arguments, measure, parsed, report
+from interleaved import WORK, Contender, make_parser, measure, parse_options, print_result, report
 from peers import peers_python
 
 UNUSED = ("pytorch_lightning", "torchsde", "torchcde", "torchvision")
@@ -30,21 +31,23 @@ CONTENDERS = tuple(
 
 
 def main() -> None:
-    parser = arguments(__doc__, rounds=5)
+    parser = make_parser(__doc__, rounds=5)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--batch", type=int, default=64, help="images solved together")
-    parser.add_argument("--size", type=int, default=32, help="pixels of a side")
-    parser.add_argument("--channels", type=int, default=32, help="of the network")
-    parser.add_argument("--blocks", type=int, default=3, help="batches that are timed in a process")
-    options = parsed(parser)
+    parser.add_argument("--batch", type=int, default=64, help="images per batch")
+    parser.add_argument("--size", type=int, default=32, help="image size in pixels")
+    parser.add_argument("--channels", type=int, default=32, help="channels of the network")
+    parser.add_argument("--blocks", type=int, default=3, help="timed batches per process")
+    options = parse_options(parser)
     task = {key: getattr(options, key) for key in ("device", "batch", "size", "channels", "blocks")}
-    found = measure("solvers.py", CONTENDERS, options, task, peers_python(WORK / "peers"))
+    measurements = measure("solvers.py", CONTENDERS, options, task, peers_python(WORK / "peers"))
     for solver in SOLVERS:
-        these = [item for item in CONTENDERS if item.name.endswith(solver) and item.name in found]
-        if these:
-            report(these, found, f"ours-{solver}", "seconds an image", options, suffix=f"-{solver}")
-    apart = max(float(str(row["largest_difference"])) for rows in found.values() for row in rows)
-    print(f"largest difference from our images: {apart:.1e} (data span [-1, 1])")
+        contenders = [item for item in CONTENDERS if item.name.endswith(solver) and item.name in measurements]
+        if contenders:
+            report(
+                contenders, measurements, f"ours-{solver}", "seconds an image", options, suffix=f"-{solver}"
+            )
+    difference = max(float(str(row["largest_difference"])) for rows in measurements.values() for row in rows)
+    print(f"largest difference from our images: {difference:.1e} (data range [-1, 1])")
 
 
 def child(task: dict) -> None:
@@ -55,14 +58,14 @@ def child(task: dict) -> None:
     samplers = {"ours": ours, "flow-matching": flow_matching, "torchcfm": torchcfm}
     sample = samplers[side](network, solver)
     _, expected = seconds_of(ours(network, solver), noise)
-    _, images = seconds_of(sample, noise)  # to warm up
+    _, images = seconds_of(sample, noise)  # warm-up
     seconds = [seconds_of(sample, noise)[0] / len(noise) for _ in range(task["blocks"])]
-    apart = (images - expected).abs().amax().item()
-    answer(seconds, images_per_s=1 / sorted(seconds)[len(seconds) // 2], largest_difference=apart)
+    difference = (images - expected).abs().amax().item()
+    print_result(seconds, images_per_s=1 / sorted(seconds)[len(seconds) // 2], largest_difference=difference)
 
 
 def network_of(size: int, channels: int, device: str) -> torch.nn.Module:
-    """A U-Net whose field has some curvature: random weights, the last layer scaled up from zero."""
+    """A U-Net whose velocity field has some curvature: random weights, and zero layers re-initialized."""
     from fm_core.config import ModelSection
     from fm_core.models.build import build_network
 
@@ -78,7 +81,7 @@ def network_of(size: int, channels: int, device: str) -> torch.nn.Module:
 
 
 Sample = Callable[[torch.Tensor], torch.Tensor]
-"""From noise to images."""
+"""A function from noise to images."""
 
 
 def ours(network: torch.nn.Module, solver: str) -> Sample:
@@ -121,7 +124,7 @@ def torchcfm(network: torch.nn.Module, solver: str) -> Sample:
 def seconds_of(sample: Sample, x: torch.Tensor) -> tuple[float, torch.Tensor]:
     began = time.perf_counter()
     with torch.no_grad():
-        images = sample(x).cpu()  # which waits for the device
+        images = sample(x).cpu()  # waits for the device
     return time.perf_counter() - began, images
 
 

@@ -1,4 +1,4 @@
-"""A run as torchcfm would make it: its loss in a plain loop, its way of sampling. For parity.py.
+"""Training and sampling with torchcfm: its loss in a plain loop, and its sampling. Used by parity.py.
 
 Runs in the environment with torchcfm: `python torchcfm_run.py '{"config": FILE, "samples": FILE}'`.
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from interleaved import answer
+from interleaved import print_result
 
 from fm_core.config import RunConfig, load_config
 from fm_core.data.manifest import Manifest, load_manifest
@@ -26,7 +26,7 @@ from fm_core.training.lr_schedule import learning_rate
 
 
 def main(task: dict[str, Any]) -> None:
-    """Train, sample, and say what it cost."""
+    """Train, sample, and print the result."""
     from torchcfm.conditional_flow_matching import ConditionalFlowMatcher
 
     config = load_config(task["config"])
@@ -56,14 +56,14 @@ def main(task: dict[str, Any]) -> None:
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(train, step * train.global_batch)
-        chosen = next(rows)
-        images = pixels[chosen]
+        indices = next(rows)
+        images = pixels[indices]
         if data.horizontal_flip:
             images = torch.where(torch.rand(len(images), 1, 1, 1) < 0.5, images.flip(-1), images)
         x1 = quantizer.dequantize(images, torch.rand(images.shape)).to(device)
         t, x_t, target = matcher.sample_location_and_conditional_flow(torch.randn_like(x1), x1)
-        known = labels[chosen].to(device) if config.model.class_conditional else None
-        loss = torch.mean((network(t, x_t, known) - target) ** 2)
+        label = labels[indices].to(device) if config.model.class_conditional else None
+        loss = torch.mean((network(t, x_t, label) - target) ** 2)
         optimizer.zero_grad()
         loss.backward()
         if train.gradient_clip:
@@ -74,11 +74,11 @@ def main(task: dict[str, Any]) -> None:
         torch._foreach_lerp_(average, [weight.detach() for weight in network.parameters()], share)
     seconds = time.perf_counter() - began
     with torch.no_grad():
-        for weight, kept in zip(network.parameters(), average, strict=True):
-            weight.copy_(kept)
-    nfe = sampled(network.eval(), config, manifest, quantizer, device, Path(task["samples"]))
+        for weight, averaged in zip(network.parameters(), average, strict=True):
+            weight.copy_(averaged)
+    nfe = draw_samples(network.eval(), config, manifest, quantizer, device, Path(task["samples"]))
     last = losses[-max(1, steps // 20) :]
-    answer(
+    print_result(
         [seconds / steps],
         nfe=nfe,
         images_seen=steps * train.global_batch,
@@ -90,17 +90,17 @@ def main(task: dict[str, Any]) -> None:
 
 
 def endless(images: int, batch: int) -> Iterator[torch.Tensor]:
-    """Rows of whole batches, shuffled anew for each pass over the images."""
+    """Row indices of full batches, reshuffled for each pass over the images."""
     left = torch.empty(0, dtype=torch.int64)
     while True:
         left = torch.cat([left, torch.randperm(images)])
-        whole = len(left) - len(left) % batch
-        yield from left[:whole].split(batch) if whole else ()
-        left = left[whole:]
+        count = len(left) - len(left) % batch
+        yield from left[:count].split(batch) if count else ()
+        left = left[count:]
 
 
 @torch.no_grad()
-def sampled(
+def draw_samples(
     network: torch.nn.Module,
     config: RunConfig,
     manifest: Manifest,
@@ -108,27 +108,27 @@ def sampled(
     device: torch.device,
     file: Path,
 ) -> float:
-    """Draw as many images as the run did, in batches as large; evaluations of the network for an image."""
+    """Draw the run's number of images in the run's batch size; return the NFE per image."""
     from torchdiffeq import odeint
 
     sample, drawn, calls = config.sample, [], 0
     times = torch.linspace(0, 1, 2, device=device)
     for first in range(0, sample.images, sample.batch):
         count = min(sample.batch, sample.images - first)
-        known = None
+        label = None
         if config.model.class_conditional:
-            known = torch.randint(manifest.class_count or 1, (count,)).to(device)
+            label = torch.randint(manifest.class_count or 1, (count,)).to(device)
         evaluations = 0
 
-        def velocity(t: torch.Tensor, x: torch.Tensor, known: Any = known) -> torch.Tensor:
+        def velocity(t: torch.Tensor, x: torch.Tensor, label: Any = label) -> torch.Tensor:
             nonlocal evaluations
             evaluations += 1
-            return network(t.expand(len(x)), x, known)
+            return network(t.expand(len(x)), x, label)
 
         noise = torch.randn(count, *manifest.image_shape).to(device)
         tolerances = {"rtol": sample.rtol or 1e-5, "atol": sample.atol or 1e-5}
-        way = odeint(velocity, noise, times, method="dopri5", **tolerances)
-        drawn.append(quantizer.quantize(way[-1]).cpu())
+        trajectory = odeint(velocity, noise, times, method="dopri5", **tolerances)
+        drawn.append(quantizer.quantize(trajectory[-1]).cpu())
         calls += evaluations * count
     np.savez(file, arr_0=torch.cat(drawn).permute(0, 2, 3, 1).numpy())
     return calls / sample.images

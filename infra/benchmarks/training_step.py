@@ -1,11 +1,11 @@
-"""A training step of the ImageNet-64 UNet on one device, against the reference trainer's way.
+"""Time of a training step of the ImageNet-64 UNet on one device, compared with a reference trainer.
 
     python infra/benchmarks/training_step.py                          # on a GPU
     python infra/benchmarks/training_step.py --device cpu --size small --batch 8 --steps 2 --blocks 2
 
-The reference way: torchcfm's UNet of the same size, DDP, fp16 autocast with GradScaler, NCHW, eager, .item()
-at each step, as flow_matching's image example does; plain-bf16 is the same in bf16. On a CPU nobody uses
-autocast and all is float32. cuDNN times its convolutions for all sides alike.
+The reference: torchcfm's UNet of the same size, DDP, fp16 autocast with GradScaler, NCHW, eager, .item() at
+each step, as in flow_matching's image example; plain-bf16 is the same in bf16. On a CPU everything is float32
+without autocast. cudnn.benchmark is on for all contenders.
 """
 
 import json
@@ -16,11 +16,11 @@ import torch
 from interleaved import (
     WORK,
     Contender,
-    answer,
-    arguments,
     device_arguments,
+    make_parser,
     measure,
-    parsed,
+    parse_options,
+    print_result,
     report,
     step_arguments,
 )
@@ -36,11 +36,11 @@ GOALS = {"reference": "at most 0.50 on an H200", "plain-bf16": "below 1", "ours-
 
 
 def contenders(device: str) -> tuple[Contender, ...]:
-    """All sides, as they compute on a device."""
+    """All contenders, with the precision that they use on a device."""
     gpu = device == "cuda"
     loop = f"the program's loop, {'bf16' if gpu else 'float32'}"
     reference = "fp16 autocast, GradScaler" if gpu else "float32"
-    plain = Contender("plain-bf16", "torchcfm's UNet in bf16 autocast, otherwise as the reference")
+    plain = Contender("plain-bf16", "torchcfm's UNet in bf16 autocast, otherwise like the reference")
     return (
         Contender("ours", f"{loop}, compiled"),
         Contender("ours-channels-last", f"{loop}, compiled, with train.speed.compile_channels_last"),
@@ -51,21 +51,21 @@ def contenders(device: str) -> tuple[Contender, ...]:
 
 
 def main() -> None:
-    parser = arguments(__doc__, rounds=3)
+    parser = make_parser(__doc__, rounds=3)
     device_arguments(parser, ("imagenet64", "small", "digits"))
     step_arguments(parser, steps=10)
-    options = parsed(parser)
+    options = parse_options(parser)
     keys = ("device", "size", "batch", "warmup", "steps", "blocks")
     task = {key: getattr(options, key) for key in keys}
     sides = contenders(options.device)
-    found = measure("training_step.py", sides, options, task, peers_python(WORK / "peers"))
-    report(sides, found, "ours", "seconds a step", options, GOALS)
-    for name, rows in found.items():
+    measurements = measure("training_step.py", sides, options, task, peers_python(WORK / "peers"))
+    report(sides, measurements, "ours", "seconds a step", options, GOALS)
+    for name, rows in measurements.items():
         rate, peak = (median(float(str(row[key])) for row in rows) for key in ("images_per_s", "peak_bytes"))
         mfu = [float(str(row["mfu_of_989_tflops"])) for row in rows if row["mfu_of_989_tflops"]]
         share = f"{median(mfu):.1%} of 989 TFLOP/s, " if mfu else ""
-        print(f"{name}: {rate:,.1f} images/s, {share}{peak / 1e9:,.2f} GB held at most")
-    print("goals: MFU of ours 30% on an H200; no more memory held than by the reference")
+        print(f"{name}: {rate:,.1f} images/s, {share}peak memory {peak / 1e9:,.2f} GB")
+    print("goals: MFU of ours 30% on an H200; peak memory not above the reference's")
 
 
 def child(task: dict) -> None:
@@ -82,7 +82,7 @@ def child(task: dict) -> None:
         blocks = program.loop(task, SPEED[task["contender"]])
     rate = task["batch"] / median(blocks)
     flops = 3 * program.forward_flops(task["size"]) * rate
-    answer(
+    print_result(
         blocks,
         images_per_s=rate,
         flops_per_s=flops,

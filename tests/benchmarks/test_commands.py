@@ -1,4 +1,4 @@
-"""Each benchmark with its smallest settings on a CPU: it runs, prints its ratio and writes its JSON."""
+"""Each benchmark runs with its smallest settings on a CPU, prints its ratios and writes its JSON."""
 
 import json
 import os
@@ -33,29 +33,29 @@ TABLES = {
     "moments": "-evaluate",
     "solvers": "-euler",
 }
-"""What the name of the JSON ends with."""
-NO_COMMANDS = {*("data_peers", "data_tasks", "interleaved", "peers", "program", "same_work", "torchcfm_run")}
-LEFT_OUT = {"data", "parity"}
-"""Not small: the one fetches peers of a hundred megabytes, the other wants a run that is trained."""
+"""Suffix of the name of the JSON file."""
+MODULES = {*("data_peers", "data_tasks", "interleaved", "peers", "program", "same_work", "torchcfm_run")}
+NOT_TESTED = {"data", "parity"}
+"""data downloads peers of a hundred megabytes; parity needs a trained run (tests of reproduce)."""
 
 
-def test_every_benchmark_is_here():
-    assert {path.stem for path in BENCHMARKS.glob("*.py")} == {*COMMANDS} | NO_COMMANDS | LEFT_OUT
+def test_every_benchmark_is_listed():
+    assert {path.stem for path in BENCHMARKS.glob("*.py")} == {*COMMANDS} | MODULES | NOT_TESTED
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_benchmark_prints_its_ratio_and_writes_what_it_measured(name, tmp_path):
+def test_a_benchmark_prints_its_ratio_and_writes_its_measurements(name, tmp_path):
     script, words = BENCHMARKS / f"{name}.py", COMMANDS[name]
     done = subprocess.run(
-        [sys.executable, script, "--rounds", "1", "--json", tmp_path / "found.json", *words],
+        [sys.executable, script, "--rounds", "1", "--json", tmp_path / "results.json", *words],
         cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    record = json.loads((tmp_path / f"found{TABLES.get(name, '')}.json").read_text())
+    record = json.loads((tmp_path / f"results{TABLES.get(name, '')}.json").read_text())
     assert {"command", "machine", "contenders"} <= record.keys()
     assert len(record["found"]) == 2
     assert all(row["seconds"] > 0 for (row,) in record["found"].values())
@@ -65,7 +65,7 @@ def test_a_benchmark_prints_its_ratio_and_writes_what_it_measured(name, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["training_step", "sampling", "end_to_end", "solvers"])
-def test_nothing_is_measured_on_a_cpu_that_was_to_be_on_a_gpu(name, tmp_path):
+def test_a_gpu_benchmark_without_a_gpu_is_refused(name, tmp_path):
     done = subprocess.run(
         [sys.executable, BENCHMARKS / f"{name}.py"],
         cwd=tmp_path,

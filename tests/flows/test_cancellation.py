@@ -1,4 +1,4 @@
-"""How a run ends, in words and as a state: mended by its user, stopped on request, or by an accident."""
+"""The final state and message of a run that failed, was stopped on request, or crashed."""
 
 from pathlib import Path
 
@@ -6,8 +6,8 @@ import pytest
 from prefect.client.schemas.objects import StateType
 from prefect.exceptions import TerminationSignal
 
-from flows.cancellation import configuration, how_to_continue
-from flows.stage_tasks import ended_because_of
+from flows.cancellation import effective_config, resume_message
+from flows.stage_tasks import as_stage_ended
 from flows.train import train_digits
 from fm_core.checkpoint.upload_record import UploadRecord, write_upload_record
 from fm_core.config import RunConfig
@@ -20,7 +20,7 @@ from fm_core.storage.atomic_files import write_json
 
 @pytest.fixture
 def config(tmp_path: Path) -> RunConfig:
-    """A run that stopped at step 1,234, before its next checkpoint was whole."""
+    """A run that stopped at step 1,234, before its next checkpoint was complete."""
     config = RunConfig.model_validate({"run": {"root": str(tmp_path), "name": "a-run"}})
     directory = RunDirectory(config)
     progress = Progress("train", 157_952, 179_200, "images")
@@ -31,29 +31,29 @@ def config(tmp_path: Path) -> RunConfig:
     return config
 
 
-def test_the_last_words_name_step_checkpoint_and_commands(config: RunConfig):
+def test_the_message_of_a_stopped_run_names_step_checkpoint_and_commands(config: RunConfig):
     path = RunDirectory(config).path
-    assert how_to_continue(config, "an-id") == (
-        "stopped at step 1,234 (157,952 images seen), checkpoint step-00001200; to go on: "
+    assert resume_message(config, "an-id") == (
+        "stopped at step 1,234 (157,952 images seen), checkpoint step-00001200; to resume: "
         f"prefect flow-run retry an-id, or fm train --config {path}/config.yaml"
     )
 
 
-def test_an_upload_that_goes_on_is_told_with_its_latest_end(config: RunConfig):
-    goes_on = UploadRecord(
+def test_the_message_names_an_upload_that_continues_and_its_deadline(config: RunConfig):
+    uploading = UploadRecord(
         url="s3://bucket/a-run", step=1200, host="another", pid=1, created=0.0, until=4102444800.0
     )
-    write_upload_record(RunDirectory(config).path, goes_on)
+    write_upload_record(RunDirectory(config).path, uploading)
     assert (
         ", checkpoint step-00001200, its upload to s3://bucket/a-run goes on until 2100-01-01 00:00 UTC at "
-        "the latest (logs/train-upload.log); to go on: prefect"
-    ) in how_to_continue(config, "an-id")
+        "the latest (logs/train-upload.log); to resume: prefect"
+    ) in resume_message(config, "an-id")
 
 
-def test_a_run_that_had_not_begun_is_told_as_well(tmp_path: Path):
+def test_the_message_says_when_no_stage_had_begun(tmp_path: Path):
     config = RunConfig.model_validate({"run": {"root": str(tmp_path), "name": "new"}})
-    assert how_to_continue(config, "an-id").startswith(
-        "stopped before the first stage; to go on: prefect flow-run retry"
+    assert resume_message(config, "an-id").startswith(
+        "stopped before the first stage; to resume: prefect flow-run retry"
     )
 
 
@@ -67,16 +67,16 @@ def test_a_run_that_had_not_begun_is_told_as_well(tmp_path: Path):
         (StopRequested("its launcher was killed"), False, StateType.CRASHED),
     ],
 )
-def test_only_accidents_start_a_run_again(config: RunConfig, error, stop: bool, kind: StateType):
+def test_only_an_unrequested_stop_restarts_a_run(config: RunConfig, error, stop: bool, kind: StateType):
     if stop:
         (RunDirectory(config).path / "STOP").touch()
-    end = ended_because_of(error, config)
-    assert end.outcome.prefect_state == kind.value
-    assert "\n" not in end.message
-    assert ("to go on: " in end.message) == (kind != StateType.FAILED)
+    ended = as_stage_ended(error, config)
+    assert ended.outcome.prefect_state == kind.value
+    assert "\n" not in ended.message
+    assert ("to resume: " in ended.message) == (kind != StateType.FAILED)
 
 
 def test_a_flow_run_s_configuration_is_its_parameters_over_the_preset():
-    assert configuration(train_digits, {}).run.name == "digits"
-    given = configuration(train_digits, {"config": {"run": {"name": "another"}}})
+    assert effective_config(train_digits, {}).run.name == "digits"
+    given = effective_config(train_digits, {"config": {"run": {"name": "another"}}})
     assert (given.run.name, given.train.images) == ("another", 179_200)

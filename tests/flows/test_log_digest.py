@@ -1,11 +1,11 @@
-"""What of the log files reaches the UI: each warning once, and the traceback of a failure."""
+"""The digest of log files for the UI: each warning once, and the traceback of a failure."""
 
 import logging
 from pathlib import Path
 
 import pytest
 
-from flows.log_digest import MOST_ENTRIES, TRACEBACK, LogDigest
+from flows.log_digest import MAX_ENTRIES, TRACEBACK, LogDigest
 
 FAILURE = f"""{TRACEBACK}
   File "loop.py", line 3, in run
@@ -25,70 +25,68 @@ def append(path: Path, text: str) -> None:
         file.write(text)
 
 
-def texts(bulletin: LogDigest, level: int = logging.WARNING) -> list[str]:
-    news = list(bulletin.news())
-    assert {entry[0] for entry in news} <= {level}
-    return [text for _, text in news]
+def texts(digest: LogDigest, level: int = logging.WARNING) -> list[str]:
+    entries = list(digest.new_entries())
+    assert {entry[0] for entry in entries} <= {level}
+    return [text for _, text in entries]
 
 
-def test_only_what_is_new_and_warns_is_shown_and_once(logs: Path):
-    bulletin = LogDigest(logs, "train")
+def test_each_new_warning_is_shown_once_and_nothing_else(logs: Path):
+    digest = LogDigest(logs, "train")
     append(logs / "train-0.log", "step 1\n[2026-11-22 21:00:00,123] [WARNING] [a.py:5] slow\na.py:3: UserWa")
     append(logs / "train-1.log", "[rank1]: [2026-11-22 21:00:07,001] [WARNING] [a.py:5] slow\n")
     append(logs / "sample-0.log", "WARNING: another stage\n")
-    assert texts(bulletin) == ["train-0.log: [WARNING] [a.py:5] slow"]
+    assert texts(digest) == ["train-0.log: [WARNING] [a.py:5] slow"]
     append(logs / "train-0.log", "rning: the rest of the line\nstep 2\n")
-    assert texts(bulletin) == ["train-0.log: a.py:3: UserWarning: the rest of the line"]
-    assert texts(bulletin) == []
+    assert texts(digest) == ["train-0.log: a.py:3: UserWarning: the rest of the line"]
+    assert texts(digest) == []
 
 
 def test_a_flood_of_warnings_is_counted(logs: Path):
-    bulletin = LogDigest(logs, "train")
-    append(
-        logs / "train-0.log", "".join(f"WARNING: number {number}\n" for number in range(MOST_ENTRIES + 50))
-    )
-    assert len(texts(bulletin)) == MOST_ENTRIES
-    assert bulletin.left_out == 50
+    digest = LogDigest(logs, "train")
+    append(logs / "train-0.log", "".join(f"WARNING: number {number}\n" for number in range(MAX_ENTRIES + 50)))
+    assert len(texts(digest)) == MAX_ENTRIES
+    assert digest.omitted == 50
 
 
-def test_a_traceback_is_shown_whole_when_it_is_complete(logs: Path):
-    bulletin = LogDigest(logs, "train")
+def test_a_traceback_is_shown_in_full_once_it_is_complete(logs: Path):
+    digest = LogDigest(logs, "train")
     lines = FAILURE.splitlines(keepends=True)
     append(logs / "train-1.log", "step 9\n" + "".join(lines[:3]))
-    assert texts(bulletin) == []
+    assert texts(digest) == []
     append(logs / "train-1.log", lines[3] + "more lines\n")
-    append(logs / "train-2.log", "".join(f"[rank2]: {line}" for line in lines))  # the same of another rank
-    assert texts(bulletin, logging.ERROR) == [f"train-1.log: {FAILURE.rstrip()}"]
+    append(logs / "train-2.log", "".join(f"[rank2]: {line}" for line in lines))  # the same from another rank
+    assert texts(digest, logging.ERROR) == [f"train-1.log: {FAILURE.rstrip()}"]
 
 
 @pytest.mark.parametrize("mark", ["", "[rank2]: "])
 def test_hosts_that_do_not_see_the_run_directory_are_read_in_the_log_of_the_job(logs: Path, mark: str):
     log = logs / "train.log"
     log.write_text("job 0af3 of train on h1.site, h2.site\n")
-    bulletin = LogDigest(logs, "train")
+    digest = LogDigest(logs, "train")
     other = FAILURE.replace("FloatingPointError: the loss is not a number", "ValueError: something else")
     pairs = zip(FAILURE.splitlines(), other.splitlines(), strict=True)
-    # Lines of two hosts arrive one among the other.
+    # Lines of two hosts arrive interleaved.
     for number, pair in enumerate(pairs):
         hosts = zip(("h2", "h3"), pair, strict=True)
         append(log, "".join(f"{host}: {mark}{line}\n" for host, line in hosts))
         append(log, f"h1: step {number}\n")
-    assert texts(bulletin, logging.ERROR) == [
+    assert texts(digest, logging.ERROR) == [
         f"train.log, h2: {FAILURE.rstrip()}",
         f"train.log, h3: {other.rstrip()}",
     ]
     append(log, f"h2: {mark}[2026-11-22 21:00:07,001] [WARNING] [a.py:5] slow\n")
-    assert texts(bulletin) == ["train.log, h2: [WARNING] [a.py:5] slow"]
+    assert texts(digest) == ["train.log, h2: [WARNING] [a.py:5] slow"]
 
 
 def test_slurm_numbers_its_hosts(logs: Path):
-    bulletin = LogDigest(logs, "train")
+    digest = LogDigest(logs, "train")
     append(logs / "train.log", "".join(f"1: {line}\n" for line in FAILURE.splitlines()))
-    assert texts(bulletin, logging.ERROR) == [f"train.log, 1: {FAILURE.rstrip()}"]
+    assert texts(digest, logging.ERROR) == [f"train.log, 1: {FAILURE.rstrip()}"]
 
 
-def test_what_failed_before_it_had_a_log_is_told_and_the_agent_of_the_ranks_is_not(logs: Path):
-    bulletin = LogDigest(logs, "train")
+def test_a_failure_before_a_rank_has_its_log_is_shown_and_the_agent_s_own_error_is_not(logs: Path):
+    digest = LogDigest(logs, "train")
     agent = FAILURE.replace("FloatingPointError: the loss is not a number", "x.errors.ChildFailedError: ")
     append(logs / "train.log", FAILURE + agent)
-    assert texts(bulletin, logging.ERROR) == [f"train.log: {FAILURE.rstrip()}"]
+    assert texts(digest, logging.ERROR) == [f"train.log: {FAILURE.rstrip()}"]

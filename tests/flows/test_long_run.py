@@ -18,7 +18,7 @@ import psutil
 import pytest
 from selenium.webdriver.remote.webdriver import WebDriver
 
-from flows.checkpoint_events import EVENT
+from flows.checkpoint_events import CHECKPOINT_EVENT
 from fm_core.launch.job import JOB_VARIABLE
 from fm_core.storage.atomic_files import read_lines
 from tests.support.demo_project import Demo
@@ -85,7 +85,7 @@ def listen_for(demo: Demo, seconds: int) -> None:
     )
     (demo.root / "rules.yaml").write_text(rules)
     told = demo.command("python", "-m", "flows.automations", "rules.yaml").stdout.splitlines()
-    assert told == [f"{rule}: brought up to date" for rule in RULES]
+    assert told == [f"{rule}: updated" for rule in RULES]
 
 
 def test_ranks_hold_no_connection_to_the_server(hands: Operator, run_id: str):
@@ -104,7 +104,7 @@ def test_the_database_holds_the_warnings_and_not_the_lines(hands: Operator, run_
     told = hands.messages(run_id)
     assert len(told) < 100
     assert sum("the noisy objective is tired" in message for message in told) == 1
-    assert "all that its processes say: runs/story/logs/train-*.log" in told
+    assert "full logs of its processes: runs/story/logs/train-*.log" in told
 
 
 def test_a_killed_flow_process_is_replaced_and_the_next_one_attaches(hands: Operator, run_id: str):
@@ -150,7 +150,7 @@ def test_a_line_of_progress_is_there_each_half_minute_and_no_more(hands: Operato
 
 
 def test_each_checkpoint_is_an_event(hands: Operator, run_id: str):
-    query = {"filter": {"event": {"name": [EVENT]}}, "limit": 5}
+    query = {"filter": {"event": {"name": [CHECKPOINT_EVENT]}}, "limit": 5}
 
     def found() -> list[dict[str, Any]]:
         events = hands.demo.api("/events/filter", query)["events"]
@@ -205,7 +205,7 @@ def test_a_run_whose_worker_is_gone_is_cancelled(hands: Operator, run_id: str, c
     told, step = hands.state(run_id)["message"], hands.steps()[-1]
     stopped = int(told.split("stopped at step ")[1].split(" (")[0].replace(",", ""))
     assert step <= stopped < step + 20
-    assert f"checkpoint step-{stopped:08d}; to go on: prefect flow-run retry {run_id}" in told
+    assert f"checkpoint step-{stopped:08d}; to resume: prefect flow-run retry {run_id}" in told
     until(lambda: not supervisor.is_running(), 30, "its process ends")
     # The run that was attached to the same job ends with it.
     until(lambda: hands.state(second)["type"] == "CANCELLED", 60, "the attached run ends")
@@ -220,7 +220,7 @@ def press_cancel(browser: WebDriver, demo: Demo, run_id: str) -> None:
 
 def test_the_command_of_the_message_continues_and_a_killed_launcher_is_replaced(hands: Operator, run_id: str):
     told = hands.state(run_id)["message"]
-    command = told.split("to go on: ")[1].split(", or ")[0].split()
+    command = told.split("to resume: ")[1].split(", or ")[0].split()
     stopped = hands.steps()[-1]
     assert hands.demo.command(*command).returncode == 0
     until(lambda: hands.steps()[-1] > stopped, 120, "training goes on")

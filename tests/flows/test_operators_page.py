@@ -70,7 +70,7 @@ def test_every_other_command_succeeds(demo: Demo):
     (demo.root / "runs" / "digits" / "STOP").unlink()
     rules = run(demo, "python -m flows.automations").splitlines()
     assert len(rules) == 3
-    assert all(line.endswith(": brought up to date") for line in rules)
+    assert all(line.endswith(": updated") for line in rules)
 
 
 def test_a_run_that_crashes_again_and_again_is_failed(demo: Demo):

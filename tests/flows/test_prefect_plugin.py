@@ -60,7 +60,7 @@ def test_a_prefect_that_has_changed_is_left_alone(missing: str):
         "the method": "del client.__mro__[[hasattr(c, '__dict__') and 'read_deployment_by_name' in c.__dict__"
         " for c in client.__mro__].index(True)].read_deployment_by_name",
     }[missing]
-    told = python(
+    output = python(
         "import logging, sys\n"
         "from prefect.client.orchestration import PrefectClient as client\n"
         "from flows import prefect_plugin\n"
@@ -70,4 +70,4 @@ def test_a_prefect_that_has_changed_is_left_alone(missing: str):
         " 'read_deployment_by_name' in client.__dict__)",
         cwd=Path("/"),
     )
-    assert told == "None False"
+    assert output == "None False"

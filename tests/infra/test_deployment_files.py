@@ -1,4 +1,4 @@
-"""Containers, units and the dashboard cannot be run here: their files are checked as far as that goes."""
+"""Static checks of the files for containers, systemd units and the dashboard, which cannot run here."""
 
 import json
 import re
@@ -21,7 +21,7 @@ def compose() -> dict:
     return yaml.safe_load((INFRA / "compose.yaml").read_text())
 
 
-def test_services_of_the_composition_wait_for_what_they_need():
+def test_compose_services_wait_for_the_services_they_need():
     services = compose()["services"]
     assert set(services) == {"database", "server", "setup", "worker"}
     for name, service in services.items():
@@ -35,7 +35,7 @@ def test_services_of_the_composition_wait_for_what_they_need():
             assert source in compose()["volumes"] or source.startswith("${FM_DATA"), volume
 
 
-def test_nothing_of_the_composition_is_reached_from_outside_and_no_secret_is_in_it():
+def test_the_compose_file_publishes_no_port_to_the_outside_and_contains_no_secret():
     services = compose()["services"]
     assert [port for service in services.values() for port in service.get("ports", [])] == [
         "127.0.0.1:4200:4200"
@@ -47,19 +47,19 @@ def test_nothing_of_the_composition_is_reached_from_outside_and_no_secret_is_in_
     assert services["server"]["command"] == ["bash", "infra/serve.sh"]
 
 
-def test_commands_of_the_composition_are_those_of_this_project():
+def test_the_setup_commands_of_the_compose_file_are_this_project_s():
     script = compose()["services"]["setup"]["command"][-1]
     assert "--prefect-file infra/prefect.yaml" in script
     assert "python -m flows.automations" in script
     assert subprocess.run(["bash", "-n", "-c", script]).returncode == 0
-    # The worker waits for its success: a step that fails must not be followed by the others.
+    # The worker waits for the success of the setup: a command after a failed one must not run.
     assert script.startswith("set -e\n")
     failing = f"prefect() {{ false; }}; python() {{ echo went on; }}\n{script}"
     done = subprocess.run(["bash", "-c", failing], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
 
 
-def test_the_image_copies_what_is_there_and_installs_the_pinned_versions():
+def test_the_image_copies_existing_files_and_installs_the_pinned_versions():
     lines = (INFRA / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
     copied = [word for line in lines if line.startswith("COPY") for word in line.split()[2:-1]]
     assert {"fm_core", "flows", "infra", "pyproject.toml"} <= set(copied)
@@ -78,7 +78,7 @@ def build_ignores() -> set[str]:
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda path: path.name)
-def test_units_are_understood_by_systemd(unit: Path, tmp_path: Path):
+def test_systemd_accepts_the_units(unit: Path, tmp_path: Path):
     if not shutil.which("systemd-analyze"):
         pytest.skip("no systemd-analyze on this machine")
     home = tmp_path / "home"
@@ -94,7 +94,7 @@ def test_units_are_understood_by_systemd(unit: Path, tmp_path: Path):
     assert (checked.returncode, ours) == (0, []), checked.stderr
 
 
-def test_units_start_what_is_there_and_leave_runs_alone():
+def test_units_start_existing_commands_and_do_not_kill_runs():
     server, worker = (unit.read_text() for unit in UNITS)
     assert "ExecStart=/bin/bash infra/serve.sh\n" in server
     assert (INFRA / "serve.sh").exists()
@@ -105,19 +105,19 @@ def test_units_start_what_is_there_and_leave_runs_alone():
         assert not re.search(r"(PASSWORD|AUTH_STRING|API_KEY)=\S", unit)
 
 
-def test_the_dashboard_asks_for_metrics_that_training_writes():
+def test_the_dashboard_queries_metrics_that_training_writes():
     dashboard = json.loads((INFRA / "grafana" / "training.json").read_text())
     written = {f"flow_matching_{key}" for key in GAUGES} | {
         "flow_matching_images_goal",
         "flow_matching_written",
     }
-    asked = set(re.findall(r"flow_matching_\w+", json.dumps(dashboard)))
-    assert asked <= written
-    assert {"flow_matching_loss", "flow_matching_images_per_s", "flow_matching_written"} <= asked
+    queried = set(re.findall(r"flow_matching_\w+", json.dumps(dashboard)))
+    assert queried <= written
+    assert {"flow_matching_loss", "flow_matching_images_per_s", "flow_matching_written"} <= queried
     identifiers = [panel["id"] for panel in dashboard["panels"]]
     assert len(set(identifiers)) == len(identifiers) >= 6
 
 
-def test_scripts_are_shell():
+def test_scripts_are_valid_bash():
     for script in INFRA.glob("*.sh"):
         assert subprocess.run(["bash", "-n", str(script)]).returncode == 0, script

@@ -138,7 +138,7 @@ class Operator:
 
         def moment_of_attaching() -> float:
             lines = self.lines_of_attempt(run_id)
-            return next(moment for moment, text in lines if text.startswith("all that its processes say"))
+            return next(moment for moment, text in lines if text.startswith("full logs of its processes"))
 
         return until(moment_of_attaching, 90, "the newest attempt attaches")
 

@@ -1,12 +1,12 @@
-"""What the flows tell a reader: progress in a line, facts in a table, a result in a headline."""
+"""Texts of the flows: progress lines, artifact tables and the message of the final state."""
 
 import io
 
 import pytest
 from PIL import Image
 
-from flows.artifacts import PICTURE_BYTES, facts, figures_as_images, picture, tables_as_markdown
-from flows.pipeline import headline
+from flows.artifacts import MAX_IMAGE_BYTES, figures_as_images, flatten_record, image_uri, tables_as_markdown
+from flows.pipeline import result_message
 from flows.progress import describe, duration, percentage
 from fm_core.report.html import Figure, PageSection, Table
 from fm_core.report.image_grids import data_uri
@@ -15,14 +15,14 @@ from fm_core.run.results import StageResult
 
 
 @pytest.mark.parametrize(
-    ("seconds", "told"),
+    ("seconds", "text"),
     [(0.4, "0 s"), (79, "1 min 19 s"), (15_000, "4 h 10 min"), (260_000, "3 d 0 h")],
 )
-def test_a_duration_has_two_units_at_most(seconds: float, told: str):
-    assert duration(seconds) == told
+def test_a_duration_has_two_units_at_most(seconds: float, text: str):
+    assert duration(seconds) == text
 
 
-def test_progress_is_told_with_step_loss_rate_and_time_left():
+def test_progress_is_described_with_step_loss_rate_and_time_left():
     progress = Progress("train", 64_000, 128_000, "images", "step 500, loss 0.31", 812.0)
     assert describe(progress) == (
         "step 500, loss 0.31, 64,000 of 128,000 images, 812 images/s, ETA 1 min 19 s"
@@ -35,22 +35,22 @@ def test_a_stage_that_has_not_begun_is_at_zero():
     assert describe(Progress("train", 0, 0, "", "starting")) == "starting"
 
 
-def test_facts_have_dotted_names_and_long_lists_are_counted():
+def test_flattened_records_have_dotted_names_and_long_lists_are_counted():
     record = {"a": {"b": 1.23456789, "c": [1, 8, 8]}, "d": list(range(9)), "e": None}
-    assert dict(facts(record)) == {"a.b": "1.23457", "a.c": "1, 8, 8", "d": "9 entries", "e": None}
+    assert dict(flatten_record(record)) == {"a.b": "1.23457", "a.c": "1, 8, 8", "d": "9 entries", "e": None}
 
 
-def test_a_large_picture_is_made_small_enough_to_travel():
+def test_a_large_image_is_made_small_enough_for_an_artifact():
     noise = Image.effect_noise((1200, 1200), 90)
     encoded = io.BytesIO()
     noise.save(encoded, "PNG")
-    assert len(encoded.getvalue()) > PICTURE_BYTES
-    address = picture(encoded.getvalue())
+    assert len(encoded.getvalue()) > MAX_IMAGE_BYTES
+    address = image_uri(encoded.getvalue())
     assert address.startswith("data:image/jpeg;base64,")
     assert len(address) < 200_000
 
 
-def test_a_comparison_is_told_by_the_tables_and_figures_of_its_page():
+def test_the_artifacts_of_a_comparison_are_the_tables_and_figures_of_its_report():
     encoded = io.BytesIO()
     Image.effect_noise((30, 20), 90).save(encoded, "PNG")
     uri = data_uri(encoded.getvalue())
@@ -81,11 +81,11 @@ def result(stage: str, state: str = "done", summary: str = "", **paths: str) -> 
     )
 
 
-def test_the_headline_is_the_score_and_the_report():
+def test_the_final_message_is_the_score_and_the_report():
     results = [result("train"), result("evaluate", summary="distance 3.1"), result("report", report="r.html")]
-    assert headline(results) == "distance 3.1; report: r.html"
+    assert result_message(results) == "distance 3.1; report: r.html"
 
 
-def test_the_headline_says_when_everything_was_there():
+def test_the_final_message_says_when_everything_was_complete():
     results = [result("train", "verified"), result("report", "verified", report="r.html")]
-    assert headline(results) == "report; nothing to do, everything was complete; report: r.html"
+    assert result_message(results) == "report; nothing to do, everything was complete; report: r.html"
