@@ -20,7 +20,7 @@ SourceFormat = Literal[
 
 
 class SourceSection(Section):
-    """Where the images come from."""
+    """Source of the images."""
 
     format: SourceFormat = "digits"
     """digits: scikit-learn's handwritten digits; imagenet-npz: downsampled ImageNet (Chrabaszcz et al.);
@@ -28,19 +28,19 @@ class SourceSection(Section):
     ILSVRC2012; folder: images, class by subfolder; parquet: columns of images and labels; cifar10: the
     python archive; auto: by what is at the URL."""
     url: str | None = None
-    """Folder or fsspec URL that holds the archives; not needed for digits."""
+    """Folder or fsspec URL that holds the files; not needed for digits."""
     image_size: int | None = Field(default=None, ge=4, le=1024)
-    """Height and width in pixels: which published size, or what to resize originals to."""
+    """Height and width in pixels: the published size to use, or the size that originals are resized to."""
     resize: Literal["squash-box", "crop-adm", "exact"] = "squash-box"
-    """Of originals. squash-box: the whole image to a square by the box filter (as Chrabaszcz et al.);
-    crop-adm: halve by the box filter, bicubic to the size, centre crop (as ADM, EDM2); exact: images must
+    """How originals are resized. squash-box: the full image to a square, box filter (as Chrabaszcz et al.);
+    crop-adm: halve by the box filter, bicubic to the size, center crop (as ADM, EDM2); exact: images must
     have the size already."""
     image_column: str = "image"
     """parquet: column of encoded images or of uint8 arrays."""
     label_column: str | None = "label"
     """parquet: column of 0-based classes; null for none."""
     allow_partial: bool = False
-    """Take a source that holds fewer images than the published set; its recipe then says so."""
+    """Accept a source with fewer images than the published set; its recipe records this."""
 
     @model_validator(mode="before")
     @classmethod
@@ -55,44 +55,44 @@ class SourceSection(Section):
         unread |= dict.fromkeys(("imagenet-npz", "imagenet-png", "cifar10"), ("resize",))
         for key in unread.get(self.format, ()):
             if getattr(self, key) != SourceSection.model_fields[key].default:
-                raise ValueError(f"data.source.{key} is no key of format {self.format}: leave it out")
+                raise ValueError(f"data.source.{key} is not used by format {self.format}: leave it out")
         return self
 
 
 class DataSection(Section):
-    """The data set: its source and its shards."""
+    """Data set: its source, its shards and the order in which they are read."""
 
     root: str = "datasets"
-    """fsspec URL under which data sets are written, as <data.root>/<data.name>."""
+    """fsspec URL of the folder of data sets; this one is <data.root>/<data.name>."""
     name: Name = "digits"
     """Name of the sharded data set."""
     source: SourceSection = SourceSection()
-    """Where the images come from."""
+    """Source of the images."""
     validation_images: int = Field(default=500, ge=1)
-    """Images held out by a seeded permutation, for sources without a split of their own."""
+    """Validation images, chosen by a seeded permutation, for sources without a split of their own."""
     split_seed: int = Field(default=0, ge=0, lt=2**31)
     """Seed of that permutation; it is part of the data set, not of the run."""
     block_bytes: int = Field(default=12 * 2**20, ge=1024)
-    """Bytes of pixels in one member pair of a shard."""
+    """Pixels in one block (member pair) of a shard, in bytes."""
     shard_blocks: int = Field(default=8, ge=1)
-    """Member pairs in one shard."""
+    """Blocks (member pairs) per shard."""
     layout: Literal["block", "image"] = "block"
-    """block: arrays of many images a member, quick to read; image: a PNG a member, for other tools."""
+    """block: members are arrays of many images, fast to read; image: members are PNGs, for other tools."""
     label_map: str | None = None
     """File that renumbers classes: map_clsloc.txt (to the order of sorted WordNet ids) or lines "old new"."""
     max_quarantined: float | None = Field(default=None, ge=0, le=1)
-    """Largest share of images that may be left out as unreadable; by default 0 for arrays, 1e-4 for files."""
+    """Largest fraction of images left out as unreadable; by default 0 for arrays, 1e-4 for files."""
     workers: int | None = Field(default=None, ge=1)
-    """Processes that write shards; by default one per core. The bytes do not depend on it."""
+    """Number of processes that write shards; by default one per core. The bytes do not depend on it."""
     cache: str | None = None
     """Local folder for copies of remote shards, shared by the processes of a node; by default in TMPDIR."""
     cache_bytes: int | None = Field(default=None, ge=2**20)
-    """Largest size of that folder in bytes; by default the whole data set."""
+    """Largest size of that folder in bytes; unlimited by default."""
     order: Literal["full", "blocks"] = "full"
-    """full: a permutation of all images each epoch; blocks: blocks and windows shuffled, for a small disk."""
+    """full: a permutation of all images each epoch; blocks: shuffled blocks and windows, for a small disk."""
     virtual_ranks: int = Field(default=64, ge=1)
-    """order blocks: streams that processes share out; the number of processes must divide it."""
+    """order blocks: number of streams shared by the processes; the number of processes must divide it."""
     window_blocks: int = Field(default=8, ge=1)
-    """order blocks: blocks among which a virtual rank shuffles."""
+    """order blocks: number of blocks among which a virtual rank shuffles."""
     horizontal_flip: bool = False
-    """Flip images left to right with probability 1/2, keyed by the stream position."""
+    """Flip images left to right with probability 1/2, keyed by stream position."""

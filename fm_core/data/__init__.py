@@ -1,1 +1,1 @@
-"""Sources, shards with a manifest, an exact global order, batches."""
+"""Image sources, shards with a manifest, samplers of an exact global order, and batches."""

@@ -1,19 +1,22 @@
-"""Batches of one data-parallel rank, read ahead on one background thread.
+"""Batches of one data-parallel rank, prefetched by one background thread.
 
-The global batch at position g is the ids at positions g .. g + B - 1 of the stream; rank r of W has the
-r-th of W equal slices. All ranks always have the same number of batches, and the stream has no end.
+The global batch at position g consists of the ids at positions g .. g + B - 1 of the stream; rank r of W
+reads the r-th of W equal slices. All ranks have the same number of batches, and the stream is endless.
 """
 
 import queue
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from fm_core.data.buffer_pool import BufferPool
 from fm_core.data.reader import ImageReader
 from fm_core.data.sampler import Sampler
 from fm_core.errors import UserError
@@ -27,11 +30,11 @@ class Batch:
     first: int
     """Stream position of the first image."""
     images: torch.Tensor
-    """Grey values, uint8 [n, C, H, W], on the CPU; pinned where there is a GPU."""
+    """Intensities, uint8 [n, C, H, W], on the CPU; pinned where there is a GPU."""
     labels: torch.Tensor
     """Classes, int64 [n]; -1 without labels."""
     prepared: tuple[torch.Tensor, ...] = ()
-    """What `prepare` made of it ahead of time; pinned where there is a GPU."""
+    """Result of `prepare` for this batch; pinned where there is a GPU."""
 
     @property
     def positions(self) -> range:
@@ -43,12 +46,12 @@ Prepare = Callable[[Batch], tuple[torch.Tensor, ...]]
 
 
 class Batches:
-    """Iterator over the micro-batches of a rank, from a stream position on."""
+    """Iterator over the micro-batches of a rank, starting at a stream position."""
 
     def __init__(
         self,
         reader: ImageReader,
-        order: Sampler,
+        sampler: Sampler,
         *,
         position: int,
         global_batch: int,
@@ -58,25 +61,25 @@ class Batches:
         flip_seed: int | None = None,
         prepare: Prepare | None = None,
         ahead: int = 4,
-        look: int = 64,
+        look_ahead: int = 64,
     ) -> None:
-        """Start to read at stream position `position`.
+        """Start reading at stream position `position`.
 
         Args:
-            reader: from here on used by the background thread alone.
-            order: the stream.
-            position: where the first global batch begins; a multiple of nothing.
-            global_batch: images of a step over all ranks; a multiple of ranks.
+            reader: used by the background thread alone until `close`.
+            sampler: the stream of ids.
+            position: stream position of the first global batch; any integer from 0.
+            global_batch: images per step over all ranks; a multiple of ranks.
             rank: data-parallel rank, 0 .. ranks - 1.
             ranks: data-parallel world size.
-            micro_batch: images yielded at a time, a divisor of the rank's share; by default the share.
+            micro_batch: images yielded at a time, a divisor of the rank's share; the share by default.
             flip_seed: seed of the horizontal flips; None leaves images as they are.
-            prepare: what the background thread makes of each batch as well.
-            ahead: batches read in advance.
-            look: global batches in advance whose remote shards begin to be copied to this node.
+            prepare: called with each batch in the background thread; fills Batch.prepared.
+            ahead: number of batches read in advance.
+            look_ahead: number of global batches in advance whose remote shards are copied to this node.
 
         Raises:
-            UserError: sizes that do not divide.
+            UserError: global_batch does not divide into ranks and micro-batches.
         """
         share, rest = divmod(global_batch, ranks)
         self._micro = micro_batch or share
@@ -85,14 +88,14 @@ class Batches:
                 f"train.global_batch: {global_batch} images do not divide into {ranks} processes "
                 f"with micro-batches of {self._micro}"
             )
-        self._reader, self._order = reader, order
+        self._reader, self._sampler = reader, sampler
         self._flip_seed, self._prepare = flip_seed, prepare
         self._position, self._step = position + rank * share, global_batch
-        self._share, self._look = share, look
-        # Handed over several at a time: waking the other thread costs as much as reading forty images.
-        self._together = max(1, ahead // 2)
-        self._queue: queue.Queue[list[Batch] | BaseException] = queue.Queue(max(1, ahead // self._together))
-        self._at_hand: list[Batch] = []
+        self._share, self._look_ahead = share, look_ahead
+        # Batches are queued in groups: waking the other thread costs as much as reading forty images.
+        self._group_size = max(1, ahead // 2)
+        self._queue: queue.Queue[list[Batch] | BaseException] = queue.Queue(max(1, ahead // self._group_size))
+        self._ready: list[Batch] = []
         self._buffers = BufferPool()
         self._closed = threading.Event()
         self._failed: BaseException | None = None
@@ -103,20 +106,20 @@ class Batches:
         return self
 
     def __next__(self) -> Batch:
-        """The next micro-batch; raises what reading it raised."""
-        if not self._at_hand:
+        """The next micro-batch; raises any exception of the background thread."""
+        if not self._ready:
             if self._failed is None:
                 item = self._queue.get()
                 if isinstance(item, BaseException):
                     self._failed = item
                 else:
-                    self._at_hand = item[::-1]
+                    self._ready = item[::-1]
             if self._failed is not None:
                 raise self._failed
-        return self._at_hand.pop()
+        return self._ready.pop()
 
     def close(self) -> None:
-        """Stop reading; the reader is free again."""
+        """Stop the background thread; the reader can be used again."""
         self._closed.set()
         with suppress(queue.Empty):
             while True:
@@ -131,16 +134,16 @@ class Batches:
 
     def _fill(self) -> None:
         try:
-            for step in range(self._look):
+            for step in range(self._look_ahead):
                 self._prefetch(self._position + step * self._step, self._share)
-            together, group = 1, list[Batch]()  # the first one is waited for
+            size, group = 1, list[Batch]()  # the first batch is queued alone, as it is being waited for
             for first in self._firsts():
-                self._prefetch(first + self._look * self._step, self._micro)
+                self._prefetch(first + self._look_ahead * self._step, self._micro)
                 group.append(self._batch(first))
-                if len(group) == together:
+                if len(group) == size:
                     if not self._put(group):
                         return
-                    together, group = self._together, []
+                    size, group = self._group_size, []
         except BaseException as error:
             self._put(error)
 
@@ -152,10 +155,10 @@ class Batches:
 
     def _prefetch(self, first: int, count: int) -> None:
         if self._reader.remote:
-            self._reader.prefetch(self._order.ids(first, count))
+            self._reader.prefetch(self._sampler.ids(first, count))
 
     def _batch(self, first: int) -> Batch:
-        ids = self._order.ids(first, self._micro)
+        ids = self._sampler.ids(first, self._micro)
         images = self._buffers.take((len(ids), *self._reader.image_shape))
         labels = self._reader.read_into(ids, images)
         if self._flip_seed is not None:
@@ -169,7 +172,7 @@ class Batches:
         return replace(batch, prepared=prepared)
 
     def _put(self, item: list[Batch] | BaseException) -> bool:
-        """Hand over unless closed."""
+        """Queue an item; false if closed."""
         while not self._closed.is_set():
             with suppress(queue.Full):
                 self._queue.put(item, timeout=0.1)
@@ -180,8 +183,43 @@ class Batches:
 def flip(images: torch.Tensor, seed: int, first: int) -> None:
     """Flip about half of the images [n, C, H, W] left to right, in place.
 
-    Which ones depends on (seed, stream position) alone; the first image is at position `first`.
+    The choice depends on (seed, stream position) alone; the first image is at position `first`.
     """
     draws = keyed_random.uniform(seed, "flip", range(first, first + len(images)), ())
-    chosen = draws < 0.5
-    images[chosen] = images[chosen].flip(-1)
+    flipped = draws < 0.5
+    images[flipped] = images[flipped].flip(-1)
+
+
+MAX_BUFFERS = 64
+
+# Reference count of an array that only a list holds; tensors made of an array hold a reference too.
+_LISTED_ONCE = [np.empty(1, np.uint8)]
+_UNUSED_REFERENCES = sys.getrefcount(_LISTED_ONCE[0])
+
+
+class BufferPool:
+    """Memory for batches, reused when no tensor refers to it any more.
+
+    Without a GPU: malloc returns blocks of a background thread to the system at once, and touching new
+    pages for every batch costs half as much as reading the images. With one, torch keeps pinned blocks
+    itself, and reuses none before the copies from it have ended.
+    """
+
+    def __init__(self) -> None:
+        self._arrays: list[NDArray[np.uint8]] = []
+
+    def take(self, shape: tuple[int, ...]) -> torch.Tensor:
+        """An uninitialized tensor uint8 [*shape] on the CPU, pinned where there is a GPU."""
+        if torch.cuda.is_available():
+            return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+        size = prod(shape)
+        for index in range(len(self._arrays)):
+            if (
+                sys.getrefcount(self._arrays[index]) == _UNUSED_REFERENCES
+                and self._arrays[index].size == size
+            ):
+                return torch.from_numpy(self._arrays[index]).view(shape)
+        array = np.empty(size, np.uint8)
+        if len(self._arrays) < MAX_BUFFERS:
+            self._arrays.append(array)
+        return torch.from_numpy(array).view(shape)

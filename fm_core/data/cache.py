@@ -1,4 +1,4 @@
-"""Copies of remote shards on this node, named by their hash and shared by all its processes."""
+"""Node-local cache of remote shards, named by their SHA-256 and shared by all processes of the node."""
 
 import os
 import tempfile
@@ -20,22 +20,22 @@ DOWNLOADS = 8
 class NodeCache:
     """A local folder of shards.
 
-    Processes that want the same shard wait for the one that downloads it. With a limit, the shards
-    that were longest unused make room (room.py); a process that has one open reads on from its handle.
+    Processes that need the same shard wait for the one that downloads it. With a limit, the least
+    recently used shards are evicted (cache_quota.py); a process that has one open can still read it.
     """
 
     def __init__(self, folder: str | None = None, limit_bytes: int | None = None) -> None:
         default = Path(tempfile.gettempdir()) / f"flow-matching-shards-{os.getuid()}"
         self.folder = Path(folder) if folder else default
         self.limit_bytes = limit_bytes
-        self._room = CacheQuota(self.folder, limit_bytes)
+        self._quota = CacheQuota(self.folder, limit_bytes)
         self._pool: ThreadPoolExecutor | None = None
 
     def open(self, store: Store, shard: Shard) -> int:
-        """A file handle of a copy of the shard; of the shard itself where the store is local.
+        """Open a copy of the shard, or the shard itself in a local store; a file descriptor.
 
-        A copy of another size is fetched again. Raises UserError if the shard is missing or, after a
-        second download, not what the manifest says.
+        A copy of the wrong size is downloaded again. Raises UserError if the shard is missing or, after
+        a second download, does not have the manifest's SHA-256.
         """
         if not store.local:
             return self._open_copy(store, shard)
@@ -47,14 +47,14 @@ class NodeCache:
             ) from None
 
     def discard(self, store: Store, shard: Shard) -> None:
-        """Forget the copy of a shard; nothing happens where the store is on this machine."""
+        """Remove the copy of a shard; does nothing for a local store."""
         if not store.local:
             path = self._path(shard)
             with file_lock(path.with_suffix(".lock")):
                 path.unlink(missing_ok=True)
 
     def prefetch(self, store: Store, shards: Iterable[Shard]) -> None:
-        """Begin to copy shards in the background; what fails here fails again, aloud, in open."""
+        """Start to download shards in the background; `open` raises the errors of those that fail here."""
         if store.local:
             return
         if self._pool is None:
@@ -63,7 +63,7 @@ class NodeCache:
             self._pool.submit(self._prefetch, store, shard)
 
     def close(self) -> None:
-        """Drop what prefetch has not begun."""
+        """Cancel downloads that have not started and wait for the others."""
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
@@ -75,7 +75,7 @@ class NodeCache:
                 try:
                     file = os.open(path, os.O_RDONLY)
                 except FileNotFoundError:
-                    self._download(store, shard, path)  # another process may evict it at once
+                    self._download(store, shard, path)  # another process may evict it before it is opened
                     continue
                 if os.fstat(file).st_size == shard.bytes:
                     os.utime(file)
@@ -91,12 +91,12 @@ class NodeCache:
 
     def _download(self, store: Store, shard: Shard, path: Path) -> None:
         stage = path.with_suffix(".partial")
-        with self._room.reserved(path, shard.bytes):
+        with self._quota.reserved(path, shard.bytes):
             try:
                 for _ in range(2):
                     store.fetch(shard.name, stage)
                     if sha256_file(stage) == shard.sha256:
-                        sync(stage)  # else a power loss leaves an empty or short file under the name
+                        sync(stage)  # otherwise a power loss could leave a truncated file under the name
                         stage.replace(path)
                         return
             except FileNotFoundError:

@@ -1,10 +1,9 @@
-"""Renumbering classes: from the order of the source to another, by a file.
+"""Class order: renumbering the classes of a source by a label map (data.label_map).
 
-The file is the devkit's map_clsloc.txt (lines "n02119789 1 kit_fox": WordNet id, class from 1), which
-leads to the order of sorted WordNet ids, or has lines "old new", both from 0.
+The map is the devkit's map_clsloc.txt (lines "n02119789 1 kit_fox": WordNet id, 1-based class), which
+gives the order of sorted WordNet ids, or a file with lines "old new", both 0-based.
 """
 
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,32 +14,33 @@ from numpy.typing import NDArray
 from fm_core.data.manifest import Input
 from fm_core.data.sources.base import Classes, DataSource, PartStream, Samples, SourcePart
 from fm_core.errors import UserError
+from fm_core.storage.hashing import sha256_bytes
 from fm_core.storage.store import Store
 
 
 @dataclass(frozen=True)
 class LabelMap:
-    """A renumbering."""
+    """New numbers for the classes of a source."""
 
     table: NDArray[np.int64]
     """New class of each old one, int64 [old classes]."""
     order: str
     """Name of the new order."""
     sha256: str
-    """Of the file."""
+    """SHA-256 of the file."""
     names: tuple[str, ...] | None = None
-    """Names of the new classes, where the file tells."""
+    """Names of the new classes, if the file has them."""
 
 
 def read_label_map(url: str) -> LabelMap:
-    """Read a label map; UserError if it is missing, or no line says what becomes of a class."""
+    """Read a label map; UserError if it is missing, malformed, or leaves out a class."""
     folder, _, name = url.rpartition("/")
     try:
         content = Store.at(folder or ".").read_bytes(name)
     except FileNotFoundError:
-        raise UserError(f"data.label_map: {url} is missing; it is a file such as map_clsloc.txt") from None
+        raise UserError(f"data.label_map: {url} does not exist; give a file such as map_clsloc.txt") from None
     rows = [line.split() for line in content.decode(errors="replace").splitlines() if line.strip()]
-    digest = hashlib.sha256(content).hexdigest()
+    digest = sha256_bytes(content)
     if rows and all(len(row) >= 2 and re.fullmatch(r"n\d{8}", row[0]) and row[1].isdigit() for row in rows):
         names = tuple(sorted(row[0] for row in rows))
         pairs = {int(row[1]) - 1: names.index(row[0]) for row in rows}
@@ -54,11 +54,11 @@ def read_label_map(url: str) -> LabelMap:
 
 def _table(pairs: dict[int, int], url: str) -> NDArray[np.int64]:
     if sorted(pairs) != list(range(len(pairs))):
-        raise UserError(f"data.label_map: {url}: the old classes are not 0 .. {len(pairs) - 1}, each once")
+        raise UserError(f"data.label_map: {url}: the old classes must be 0 .. {len(pairs) - 1}, each once")
     return np.array([pairs[old] for old in range(len(pairs))], np.int64)
 
 
-class RelabelledSource:
+class RelabeledSource:
     """A source with its classes renumbered."""
 
     def __init__(self, source: DataSource, label_map: LabelMap) -> None:
@@ -67,7 +67,7 @@ class RelabelledSource:
         self.facts = replace(source.facts, recipe=recipe)
 
     def classes(self) -> Classes:
-        """The new classes; UserError if the map is not of the source's classes."""
+        """The new classes; UserError if the map has another number of classes than the source."""
         old = self._source.classes()
         if old.count != len(self._map.table):
             raise UserError(
@@ -76,41 +76,41 @@ class RelabelledSource:
         return Classes(int(self._map.table.max()) + 1, self._map.order, self._map.names)
 
     def parts(self) -> Sequence[SourcePart]:
-        """Those of the source."""
+        """As the source."""
         return self._source.parts()
 
     def inputs(self) -> Sequence[Input]:
-        """Those of the source."""
+        """As the source."""
         return self._source.inputs()
 
     def state(self) -> str:
-        """That of the source's files."""
+        """As the source."""
         return self._source.state()
 
     def check_labels(self) -> None:
-        """Those of the source."""
+        """As the source."""
         self._source.check_labels()
 
-    def open(self, part: SourcePart) -> "RelabelledStream":
-        """Start to read a part."""
-        return RelabelledStream(self._source.open(part), self._map.table)
+    def open(self, part: SourcePart) -> "RelabeledStream":
+        """Open a part."""
+        return RelabeledStream(self._source.open(part), self._map.table)
 
 
-class RelabelledStream:
+class RelabeledStream:
     """An open part with its classes renumbered."""
 
     def __init__(self, stream: PartStream, table: NDArray[np.int64]) -> None:
         self._stream, self._table = stream, table
 
     def skip(self, rows: int) -> None:
-        """Leave out the next rows."""
+        """Skip the next rows."""
         self._stream.skip(rows)
 
     def read(self, rows: int) -> Samples:
-        """The next rows."""
-        read = self._stream.read(rows)
-        labels = None if read.labels is None else self._table[read.labels]
-        return Samples(read.images, labels, read.rejected)
+        """Read the next rows."""
+        samples = self._stream.read(rows)
+        labels = None if samples.labels is None else self._table[samples.labels]
+        return Samples(samples.images, labels, samples.rejected)
 
     def close(self) -> None:
         """Close the part."""

@@ -1,4 +1,4 @@
-"""Making a data set complete: what is missing is written, the manifest last; what is there is checked."""
+"""Building a data set: missing shards are written, the manifest last; existing shards are verified."""
 
 import json
 import os
@@ -9,14 +9,14 @@ from fm_core.data.manifest import MANIFEST_NAME, Manifest, Quarantine, Shard, Sp
 from fm_core.data.shard_plan import (
     ShardPlan,
     ShardTask,
-    compare_recipes,
-    labelled_source,
+    check_same_recipe,
+    labeled_source,
     make_plan,
     packing_of,
     record_plan,
 )
 from fm_core.data.shard_sidecar import PixelMoments, ShardSidecar, read_sidecars
-from fm_core.data.shard_writer import missing_tasks, uncommit, write_tasks
+from fm_core.data.shard_writer import missing_tasks, remove_sidecars, write_tasks
 from fm_core.data.verify import damaged_shards
 from fm_core.data.wids_index import write_indexes
 from fm_core.errors import DamagedRecordError, UserError
@@ -27,18 +27,18 @@ OnImages = Callable[[int], None]
 
 
 def check_source(config: DataSection) -> None:
-    """Check, in seconds, that a data set is there or can be made; UserError says what is missing."""
+    """Check, in seconds, that a data set exists or can be built; UserError names what is missing."""
     if read_complete(config) is None:
         make_plan(config)
 
 
 def write_dataset(config: DataSection, on_images: OnImages = lambda done: None) -> Manifest:
-    """Make the data set complete, or check every hash of one that is; its manifest.
+    """Complete the data set, or verify every hash of a complete one; returns its manifest.
 
-    on_images is called with the number of images (source rows) in committed or checked shards so
-    far; make_plan(config).images is their total. A shard whose hash is wrong is written again.
-    Raises UserError if the source is missing or wrong, if another recipe is at this name, if too many
-    images are unreadable, or if the disk has no room.
+    on_images is called with the number of images (source rows) in written or verified shards so
+    far; make_plan(config).images is their total. A shard whose hash is wrong is rewritten.
+    Raises UserError if the source is missing or wrong, if a data set of another recipe has this name, if
+    too many images are unreadable, or if the disk is too small.
     """
     store = Store.at(config.root, config.name)
     complete = read_complete(config)
@@ -47,74 +47,77 @@ def write_dataset(config: DataSection, on_images: OnImages = lambda done: None) 
         damaged = damaged_shards(store, complete, on_images)
         if not damaged:
             return complete
-        uncommit(store, damaged)
+        remove_sidecars(store, damaged)
     try:
         plan = make_plan(config)
     except UserError as error:
         if complete is None:
             raise
         names = ", ".join(damaged)
-        raise UserError(f"{store.url}: {names} damaged, and not to be made again: {error}") from None
-    record_plan(store, plan, same_files=complete is None)  # else `finish` compares the shards
+        raise UserError(f"{store.url}: {names} damaged, and cannot be rewritten: {error}") from None
+    record_plan(store, plan, same_files=complete is None)  # otherwise write_manifest compares the shards
     write_missing(store, plan, config, on_images)
-    return finish(store, plan, config, complete)
+    return write_manifest(store, plan, config, complete)
 
 
 def read_complete(config: DataSection) -> Manifest | None:
-    """The manifest, if there is one; UserError if it is of another recipe than the configuration's."""
+    """The manifest, or None without one; UserError if its recipe is not the configuration's."""
     store = Store.at(config.root, config.name)
     try:
         text = store.read_bytes(MANIFEST_NAME)
     except FileNotFoundError:
         return None
     manifest = parse_manifest(text, f"{store.url}/{MANIFEST_NAME}")
-    facts = labelled_source(config, found=str(manifest.recipe.get("source"))).facts
-    compare_recipes(store, manifest.recipe, manifest.packing, facts.recipe, packing_of(config, facts))
+    facts = labeled_source(config, detected=str(manifest.recipe.get("source"))).facts
+    check_same_recipe(store, manifest.recipe, manifest.packing, facts.recipe, packing_of(config, facts))
     return manifest
 
 
 def write_missing(store: Store, plan: ShardPlan, config: DataSection, on_images: OnImages) -> None:
-    """Write the shards that have no commit mark; UserError if too many images are rejected."""
+    """Write the shards that have no sidecar; UserError if too many images are rejected."""
     store.remove_stale_stages()
     missing, rejected = missing_tasks(store, plan)
     _require_space(store, plan, missing)
     done = plan.images - sum(task.rows for task in missing)
     on_images(done)
 
-    def told(rows: int, left_out: int) -> None:
+    def on_shard(rows: int, rejected_rows: int) -> None:
         nonlocal done, rejected
-        done, rejected = done + rows, rejected + left_out
+        done, rejected = done + rows, rejected + rejected_rows
         if rejected > allowed_rejections(plan, config):
             _refuse_quarantined(store, plan, config)
         on_images(done)
 
-    write_tasks(store, plan, missing, config.workers or os.cpu_count() or 1, told)
+    write_tasks(store, plan, missing, config.workers or os.cpu_count() or 1, on_shard)
 
 
 def allowed_rejections(plan: ShardPlan, config: DataSection) -> int:
-    """How many images may be left out."""
+    """Largest number of images that may be left out."""
     share = config.max_quarantined
     return int(plan.images * (plan.source.facts.max_quarantined if share is None else share))
 
 
-def finish(store: Store, plan: ShardPlan, config: DataSection, before: Manifest | None = None) -> Manifest:
-    """Gather the commit marks and write the manifest.
+def write_manifest(
+    store: Store, plan: ShardPlan, config: DataSection, before: Manifest | None = None
+) -> Manifest:
+    """Write the manifest from the shards' sidecars.
 
-    `before` is the manifest of shards that were written again: the new ones must equal the old.
+    `before` is the manifest of a data set of which shards were rewritten: the new ones must equal the old.
+    Raises UserError if shards are missing or differ, or if too many images are rejected.
     """
-    commits = read_sidecars(store, [task.name for task in plan.tasks])
-    absent = [task.name for task in plan.tasks if task.name not in commits]
-    if absent:
+    sidecars = read_sidecars(store, [task.name for task in plan.tasks])
+    missing = [task.name for task in plan.tasks if task.name not in sidecars]
+    if missing:
         raise UserError(
-            f"{store.url}: {len(absent)} shards are not written, {absent[0]} first; run fm shard again"
+            f"{store.url}: {len(missing)} shards are not written, first {missing[0]}; run fm shard again"
         )
-    ordered = [commits[task.name] for task in plan.tasks]
-    if sum(len(commit.rejected) for commit in ordered) > allowed_rejections(plan, config):
+    ordered = [sidecars[task.name] for task in plan.tasks]
+    if sum(len(sidecar.rejected) for sidecar in ordered) > allowed_rejections(plan, config):
         _refuse_quarantined(store, plan, config)
-    manifest = gather(config.name, plan, ordered)
+    manifest = build_manifest(config.name, plan, ordered)
     if before is not None and manifest.version != before.version:
         raise UserError(
-            f"{store.url}: the source has changed: shards written again differ from the manifest's; "
+            f"{store.url}: the source has changed: rewritten shards differ from the manifest; "
             "choose another data.name, or remove the folder"
         )
     _write_quarantine(store, ordered)
@@ -123,16 +126,16 @@ def finish(store: Store, plan: ShardPlan, config: DataSection, before: Manifest 
     return manifest
 
 
-def gather(name: str, plan: ShardPlan, commits: Sequence[ShardSidecar]) -> Manifest:
-    """The manifest of committed shards, in the plan's order."""
+def build_manifest(name: str, plan: ShardPlan, sidecars: Sequence[ShardSidecar]) -> Manifest:
+    """Manifest of written shards, in the plan's order."""
     shards: list[Shard] = []
     first: dict[str, int] = {}
     copied = {"name", "split", "bytes", "sha256", "images", "blocks", "index_offset"}
-    for commit in commits:
-        if commit.images:
-            shards.append(Shard(first_id=first.get(commit.split, 0), **commit.model_dump(include=copied)))
-        first[commit.split] = first.get(commit.split, 0) + commit.images
-    reasons = [item.reason for commit in commits for item in commit.rejected]
+    for sidecar in sidecars:
+        if sidecar.images:
+            shards.append(Shard(first_id=first.get(sidecar.split, 0), **sidecar.model_dump(include=copied)))
+        first[sidecar.split] = first.get(sidecar.split, 0) + sidecar.images
+    reasons = [item.reason for sidecar in sidecars for item in sidecar.rejected]
     return Manifest(
         name=name,
         levels=plan.source.facts.levels,
@@ -144,8 +147,8 @@ def gather(name: str, plan: ShardPlan, commits: Sequence[ShardSidecar]) -> Manif
         recipe=plan.source.facts.recipe,
         inputs=plan.inputs,
         splits={
-            split: _summary([commit for commit in commits if commit.split == split])
-            for split in dict.fromkeys(commit.split for commit in commits)
+            split: _summary([sidecar for sidecar in sidecars if sidecar.split == split])
+            for split in dict.fromkeys(sidecar.split for sidecar in sidecars)
         },
         shards=tuple(shards),
         quarantine=Quarantine(
@@ -154,22 +157,22 @@ def gather(name: str, plan: ShardPlan, commits: Sequence[ShardSidecar]) -> Manif
     )
 
 
-def _summary(commits: Sequence[ShardSidecar]) -> Split:
+def _summary(sidecars: Sequence[ShardSidecar]) -> Split:
     moments = PixelMoments()
-    for commit in commits:
-        moments = moments.plus(commit.moments)
-    histograms = [commit.class_histogram for commit in commits if commit.class_histogram is not None]
+    for sidecar in sidecars:
+        moments = moments.plus(sidecar.moments)
+    histograms = [sidecar.class_histogram for sidecar in sidecars if sidecar.class_histogram is not None]
     return Split(
-        images=sum(commit.images for commit in commits),
+        images=sum(sidecar.images for sidecar in sidecars),
         class_histogram=tuple(map(sum, zip(*histograms, strict=True))) if histograms else None,
         channel_mean=moments.mean(),
         channel_std=moments.std(),
     )
 
 
-def _write_quarantine(store: Store, commits: Sequence[ShardSidecar]) -> list[str]:
-    """One line for each rejected image, in the order of the source."""
-    rejected = [item for commit in commits for item in commit.rejected]
+def _write_quarantine(store: Store, sidecars: Sequence[ShardSidecar]) -> list[str]:
+    """Write quarantine.jsonl; one line of text for each rejected image, in the order of the source."""
+    rejected = [item for sidecar in sidecars for item in sidecar.rejected]
     lines = [json.dumps(item.model_dump()) for item in rejected]
     if lines:
         store.write_bytes(QUARANTINE_NAME, "".join(f"{line}\n" for line in lines).encode())
@@ -177,12 +180,12 @@ def _write_quarantine(store: Store, commits: Sequence[ShardSidecar]) -> list[str
 
 
 def _refuse_quarantined(store: Store, plan: ShardPlan, config: DataSection) -> None:
-    commits = read_sidecars(store, [task.name for task in plan.tasks])
-    lines = _write_quarantine(store, [commits[task.name] for task in plan.tasks if task.name in commits])
+    sidecars = read_sidecars(store, [task.name for task in plan.tasks])
+    lines = _write_quarantine(store, [sidecars[task.name] for task in plan.tasks if task.name in sidecars])
     raise UserError(
         f"data.max_quarantined: {len(lines)} of {plan.images} images cannot be used, "
         f"{allowed_rejections(plan, config)} may be left out; first {lines[0]}; "
-        f"all are in {store.url}/{QUARANTINE_NAME}"
+        f"{store.url}/{QUARANTINE_NAME} lists all"
     )
 
 
@@ -201,12 +204,12 @@ def repair_dataset(
     on_images: OnImages = lambda done: None,
     on_hashed: OnImages = lambda done: None,
 ) -> Manifest:
-    """Write damaged or missing shards again, and the manifest if that is damaged; the manifest.
+    """Rewrite damaged or missing shards, and a damaged manifest; returns the manifest.
 
-    on_hashed gets the images in shards that were looked at so far, then on_images those as in write_dataset.
-    Shards are checked by their commit marks' hashes where there is no manifest to go by. Raises
-    UserError if the source is needed and not to be had, or would give other bytes; and for a manifest
-    that cannot be read now or is of another schema, which is no damage and stays.
+    on_hashed gets the number of images in the shards hashed so far, then on_images as in write_dataset.
+    Without a manifest, shards are verified by the hashes in their sidecars. Raises UserError if the source
+    is needed and missing, or would give other bytes; and for a manifest that cannot be read at the moment
+    or has another schema, which is not damage: it is left alone.
     """
     store = Store.at(config.root, config.name)
     try:
@@ -215,12 +218,12 @@ def repair_dataset(
         pass
     except DamagedRecordError:
         store.remove(MANIFEST_NAME)
-    plan_names = [name for name in store.sizes() if name.endswith(".tar")]
-    marks = read_sidecars(store, plan_names)
+    shard_names = [name for name in store.sizes() if name.endswith(".tar")]
+    sidecars = read_sidecars(store, shard_names)
     hashed = 0
-    for name, mark in marks.items():
-        if store.sha256(name) != mark.sha256:
-            uncommit(store, [name])
-        hashed += mark.images + len(mark.rejected)
+    for name, sidecar in sidecars.items():
+        if store.sha256(name) != sidecar.sha256:
+            remove_sidecars(store, [name])
+        hashed += sidecar.images + len(sidecar.rejected)
         on_hashed(hashed)
     return write_dataset(config, on_images)

@@ -1,6 +1,6 @@
-"""The manifest: what a sharded data set holds, where, and the hash that names its content.
+"""Manifest of a sharded data set: its content, the offsets of it, and a version that identifies it.
 
-Ids are 0-based positions in a split, in the order of the shards. Grey values are 0 .. levels - 1.
+Ids are 0-based positions in a split, in the order of the shards. Intensities are 0 .. levels - 1.
 """
 
 import hashlib
@@ -20,26 +20,26 @@ Recipe = dict[str, str | int | bool | None]
 
 
 class Record(BaseModel):
-    """A closed, frozen piece of JSON."""
+    """Frozen model of a JSON object; unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Block(Record):
-    """One group of members of a shard: images, their labels and their CRCs."""
+    """Group of members of a shard: images, their labels and their CRCs."""
 
     images: int = Field(ge=1)
-    """Images in the block."""
+    """Number of images in the block."""
     x_offset: int
-    """Where the first pixel is in the shard, in bytes: past the tar and .npy headers."""
+    """Offset of the first pixel in the shard, in bytes: after the tar and .npy headers."""
     x_bytes: int
-    """Bytes of pixels, uint8 [images, channels, height, width]."""
+    """Size of the pixels in bytes, uint8 [images, channels, height, width]."""
     y_offset: int | None = None
-    """Where the labels are, int64 [images]; None without labels."""
+    """Offset of the labels, int64 [images]; None without labels."""
     y_bytes: int | None = None
-    """Bytes of labels; None without labels."""
+    """Size of the labels in bytes; None without labels."""
     crc_offset: int
-    """Where the CRC-32s of the images are, uint32 [images]."""
+    """Offset of the CRC-32s of the images, uint32 [images]."""
 
 
 class Shard(Record):
@@ -48,79 +48,79 @@ class Shard(Record):
     name: str
     """File name in the data set's folder."""
     split: str
-    """train or val."""
+    """train, or val for validation."""
     bytes: int
-    """Size of the file."""
+    """Size of the file in bytes."""
     sha256: str
     """SHA-256 of the file, in hexadecimal."""
     images: int = Field(ge=1)
-    """Images in the shard."""
+    """Number of images in the shard."""
     first_id: int = Field(ge=0)
     """Id of its first image in the split."""
     blocks: tuple[Block, ...]
-    """Its blocks, in order; none in layout image."""
+    """Blocks in order; none in layout image."""
     index_offset: int | None = None
-    """Layout image: where int64 [images, 4] is: offset and bytes of the PNG, label or -1, CRC-32."""
+    """Layout image: offset of int64 [images, 4]: offset and size of the PNG, label or -1, CRC-32."""
 
 
 class Split(Record):
     """Counts and moments of one split."""
 
     images: int
-    """Images in the split."""
+    """Number of images in the split."""
     class_histogram: tuple[int, ...] | None
-    """Images of each class; None without labels."""
+    """Number of images of each class; None without labels."""
     channel_mean: tuple[float, ...]
-    """Mean of each channel, in grey levels."""
+    """Mean of each channel, in intensity levels."""
     channel_std: tuple[float, ...]
-    """Standard deviation of each channel over all pixels, in grey levels."""
+    """Standard deviation of each channel over all pixels, in intensity levels."""
 
 
 class Input(Record):
-    """A file that the data set was made from."""
+    """Source file of a data set."""
 
     name: str
-    """Path below data.source.url; for a folder of images the folder itself."""
+    """Path relative to data.source.url; for a folder of images the folder itself."""
     bytes: int
-    """Size; 0 for a folder."""
+    """Size in bytes; 0 for a folder."""
     digest: str
-    """What identifies its content, e.g. "sha256:..." or "crc32:..." (from a zip's directory)."""
+    """Identifies the content, e.g. "sha256:..." or "crc32:..." (from a zip's directory)."""
 
 
 class Packing(Record):
-    """How images are laid into shards."""
+    """How images are packed into shards."""
 
     layout: Layout = "block"
-    """block: arrays of many images a member; image: one PNG a member."""
+    """block: members are arrays of many images; image: members are PNGs."""
     block_images: int = Field(ge=1)
-    """Rows of the source in one block."""
+    """Source rows per block."""
     shard_blocks: int = Field(ge=1)
-    """Blocks in one shard."""
+    """Blocks per shard."""
 
     @property
     def shard_images(self) -> int:
-        """Rows of the source in one shard."""
+        """Source rows per shard."""
         return self.block_images * self.shard_blocks
 
 
 class Quarantine(Record):
-    """Images that were left out."""
+    """Images that were left out as unreadable."""
 
     images: int = 0
-    """How many; each has a line in quarantine.jsonl."""
+    """Number of images; each has a line in quarantine.jsonl."""
     reasons: dict[str, int] = {}
-    """How many for each reason."""
+    """Number of images for each reason."""
 
 
 class Manifest(Record):
-    """A whole data set."""
+    """Description of a complete data set."""
 
     schema_version: Literal[1] = MANIFEST_SCHEMA
-    """Version of this file's form."""
+    """Schema version of the file."""
     name: str
     """data.name."""
     levels: int = Field(ge=2, le=256)
-    """Number of grey levels: 256 for photographs, 17 for the digits."""
+    """Number of intensity levels: 256 for photographs, 17 for the digits."""
     image_shape: tuple[int, int, int]
     """Channels, height, width."""
     class_count: int | None
@@ -128,23 +128,23 @@ class Manifest(Record):
     label_order: str
     """Name of the order of the classes; "none" without labels."""
     class_names: tuple[str, ...] | None = None
-    """Name of each class, where the source tells."""
+    """Name of each class, if the source has names."""
     packing: Packing
-    """How images are laid into shards."""
+    """How images are packed into shards."""
     recipe: Recipe
-    """How the pixels came about; two data sets compare only under equal recipes."""
+    """How the pixels were made; numbers on two data sets compare only if their recipes are equal."""
     inputs: tuple[Input, ...] = ()
-    """The source's files. They do not enter the version: the shards' hashes do."""
+    """Source files. They are not part of the version; the hashes of the shards are."""
     splits: dict[str, Split]
-    """By name: train, val."""
+    """Splits by name: train, and val for validation."""
     shards: tuple[Shard, ...]
     """All shards, train first."""
     quarantine: Quarantine = Quarantine()
-    """Images that were left out."""
+    """Images that were left out as unreadable."""
 
     @property
     def version(self) -> str:
-        """SHA-256, in hexadecimal, of the content that matters: shard hashes, labels' order, recipe."""
+        """SHA-256, in hexadecimal, of shard hashes, label order, recipe and image format."""
         content = {
             "levels": self.levels,
             "image_shape": self.image_shape,
@@ -162,7 +162,7 @@ class Manifest(Record):
         return tuple(shard for shard in self.shards if shard.split == split)
 
     def to_json(self) -> str:
-        """JSON with the version spelled out for readers of the file."""
+        """The manifest as JSON, including its version."""
         tree = {**self.model_dump(mode="json"), "version": self.version}
         return json.dumps(tree, indent=1) + "\n"
 
@@ -170,7 +170,7 @@ class Manifest(Record):
 def load_manifest(root_url: str, name: str) -> Manifest:
     """Read <root_url>/<name>/manifest.json.
 
-    Raises UserError, in one line, if it is missing, of another schema, or was altered.
+    Raises UserError if it is missing, has another schema, or was altered.
     """
     store = Store.at(root_url, name)
     try:
@@ -184,9 +184,9 @@ def load_manifest(root_url: str, name: str) -> Manifest:
 
 
 def parse_manifest(text: bytes, where: str) -> Manifest:
-    """Check and read a manifest's JSON.
+    """Parse and validate a manifest.
 
-    Raises DamagedRecordError or, of another schema, UserError; both name `where`.
+    Raises DamagedRecordError, or UserError for another schema; both name `where`.
     """
     tree = read_record(text, where, MANIFEST_SCHEMA)
     version = tree.pop("version", None)
@@ -197,20 +197,22 @@ def parse_manifest(text: bytes, where: str) -> Manifest:
         key = ".".join(str(part) for part in first["loc"])
         raise DamagedRecordError(f"{where}: {key}: {first['msg']}; run fm validate on the data set") from None
     if version != manifest.version:
-        raise DamagedRecordError(f"{where}: altered since it was written: its version is {manifest.version}")
+        raise DamagedRecordError(
+            f"{where}: altered since it was written: its content has the version {manifest.version}"
+        )
     return manifest
 
 
 def read_record(text: bytes, where: str, schema: int) -> dict[str, Any]:
     """Parse JSON that carries `schema_version`.
 
-    Raises DamagedRecordError where it is no JSON, UserError where its version is not `schema`.
+    Raises DamagedRecordError for invalid JSON, UserError if its version is not `schema`.
     """
     try:
         tree: object = json.loads(text)
     except ValueError:
-        raise DamagedRecordError(f"{where}: not JSON; write it again with fm shard") from None
-    found = cast(dict[str, Any], tree).get("schema_version") if isinstance(tree, dict) else None
-    if found != schema:
-        raise UserError(f"{where}: schema version {found}; this program reads version {schema}")
+        raise DamagedRecordError(f"{where}: not valid JSON; rewrite it with fm validate --repair") from None
+    version = cast(dict[str, Any], tree).get("schema_version") if isinstance(tree, dict) else None
+    if version != schema:
+        raise UserError(f"{where}: schema version {version}; this program reads version {schema}")
     return cast(dict[str, Any], tree)

@@ -1,4 +1,4 @@
-"""Images by id, straight from the shards, each checked against its CRC."""
+"""Random access to images by id, read from the shards and checked against their CRCs."""
 
 import os
 from collections.abc import Sequence
@@ -18,13 +18,13 @@ from fm_core.storage.hashing import crc32
 from fm_core.storage.store import Store
 
 Ids = NDArray[np.int64]
-PIECE = 256
+CHUNK_IMAGES = 256
 
 
 class ImageReader:
-    """Reads images of one split with positional reads; shards are opened when first needed.
+    """Reader of the images of one split, with positional reads; shards are opened when first needed.
 
-    A remote shard is first copied to the node's cache. Not for use by several threads at once.
+    A remote shard is first copied to the node's cache. Not thread-safe.
     """
 
     def __init__(self, root_url: str, manifest: Manifest, split: str, cache: NodeCache | None = None) -> None:
@@ -38,28 +38,28 @@ class ImageReader:
         self._shards = ShardIndex(store, shards, cache or NodeCache(), self._table)
 
     def __len__(self) -> int:
-        """Images in the split."""
+        """Number of images in the split."""
         return self.manifest.splits[self.split].images
 
     def read(self, ids: Ids) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images uint8 [n, C, H, W] and labels int64 [n] (-1 without labels) of ids [n].
+        """Read images uint8 [n, C, H, W] and labels int64 [n] (-1 without labels) of ids int64 [n].
 
-        Raises IndexError for an id that is not there; UserError, with the shard's name, for a shard
-        that is missing, too short, or damaged, after it was fetched once more.
+        Raises IndexError for an id out of range; UserError, naming the shard, for a shard that is
+        missing, truncated or damaged, after it was downloaded once more.
         """
         images = torch.empty((len(ids), *self.image_shape), dtype=torch.uint8)
         return images, self.read_into(ids, images)
 
     def read_into(self, ids: Ids, images: torch.Tensor) -> torch.Tensor:
-        """Like read, into a contiguous tensor on the CPU that is there already; the labels."""
+        """Read images into an existing contiguous CPU tensor, otherwise as `read`; returns the labels."""
         if len(ids) and not 0 <= ids.min() <= ids.max() < len(self):
             raise IndexError(f"ids {ids.min()} .. {ids.max()} are not in 0 .. {len(self) - 1}")
         pixels: NDArray[np.uint8] = images.numpy()
         target = pixels.data.cast("B")
         size = self._image_bytes
-        for first in range(0, len(ids), PIECE):
-            piece = ids[first : first + PIECE]
-            self._read_piece(piece, target[first * size : (first + len(piece)) * size])
+        for first in range(0, len(ids), CHUNK_IMAGES):
+            chunk = ids[first : first + CHUNK_IMAGES]
+            self._read_chunk(chunk, target[first * size : (first + len(chunk)) * size])
         return torch.from_numpy(self._table.labels[ids])
 
     @property
@@ -68,7 +68,7 @@ class ImageReader:
         return self._shards.remote
 
     def prefetch(self, ids: Ids) -> None:
-        """Begin to copy the shards of ids that will be read soon to this node."""
+        """Start to copy the shards of ids that will be read soon to this node."""
         self._shards.prefetch(np.unique(self._table.shards_of(ids)).tolist())
 
     def close(self) -> None:
@@ -81,14 +81,14 @@ class ImageReader:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _read_piece(self, ids: Ids, target: memoryview) -> None:
-        """Read so few images that the shards they need can be open together."""
+    def _read_chunk(self, ids: Ids, target: memoryview) -> None:
+        """Read at most CHUNK_IMAGES images, so that all their shards can be open at a time."""
         shards = self._table.shards_of(ids)
         damaged = self._damaged(ids, self._shards.files(shards), target)
         if not damaged:
             return
-        # A second look, at a fresh copy where there is one to be had.
-        self._shards.renew(sorted({int(shards[row]) for row in damaged}))
+        # Read again, from a new copy if the store is remote.
+        self._shards.refetch(sorted({int(shards[row]) for row in damaged}))
         damaged = self._damaged(ids, self._shards.files(shards), target)
         if damaged:
             row = damaged[0]
@@ -98,26 +98,26 @@ class ImageReader:
             )
 
     def _damaged(self, ids: Ids, files: Sequence[int], target: memoryview) -> list[int]:
-        """Read each image; the rows that are short or whose CRC differs."""
-        if self._table.pictures is not None:
-            return self._damaged_pictures(ids, files, self._table.pictures[ids], target)
+        """Read each image; returns the rows that are truncated or whose CRC differs."""
+        if self._table.png_places is not None:
+            return self._damaged_pngs(ids, files, self._table.png_places[ids], target)
         size, preadv = self._image_bytes, os.preadv
         views = [target[start : start + size] for start in range(0, len(ids) * size, size)]
-        # A short read has a CRC that no image has.
+        # -1, which is no CRC-32, stands for a short read.
         crcs = [
             crc32(view) if preadv(file, (view,), offset) == size else -1
             for file, offset, view in zip(files, self._table.offsets_of(ids).tolist(), views, strict=True)
         ]
         return np.flatnonzero(np.array(crcs, np.int64) != self._table.crcs[ids]).tolist()
 
-    def _damaged_pictures(self, ids: Ids, files: Sequence[int], places: Ids, target: memoryview) -> list[int]:
-        """The same for layout image, where each image is a PNG at places[n] = offset, bytes."""
+    def _damaged_pngs(self, ids: Ids, files: Sequence[int], places: Ids, target: memoryview) -> list[int]:
+        """As `_damaged`, for layout image, where each image is a PNG at places[n] = (offset, size)."""
         damaged: list[int] = []
         size = self._image_bytes
         for row, (file, (offset, length)) in enumerate(zip(files, places.tolist(), strict=True)):
             try:
                 pixels = decode_png(os.pread(file, length, offset))
-            except Exception:  # Pillow raises a dozen kinds for damaged files
+            except Exception:  # Pillow raises many kinds of exceptions for damaged files
                 damaged.append(row)
                 continue
             if pixels.nbytes != size or crc32(pixels.data) != self._table.crcs[ids[row]]:

@@ -1,14 +1,14 @@
 """Samplers: the global order of image ids, a function of (seed, stream position).
 
-A stream position counts images since the stream began. No sampler knows of batches or shards, so
-resuming needs one integer. GlobalShuffleSampler permutes each epoch as a whole; its stream is the same
-for any number of processes. BlockShuffleSampler is for data larger than a node's disk: it shuffles
-blocks, and images in a bounded window.
+A stream position counts images since the start of the stream. Samplers do not depend on batches or
+shards, so resuming needs one integer. GlobalShuffleSampler permutes all images each epoch; its stream is the
+same for any number of processes. BlockShuffleSampler is for data larger than a node's disk: it shuffles
+blocks, and images within a bounded window.
 
-Positions are dealt to V virtual ranks, `run` consecutive ones at a time. In each epoch the blocks are
-permuted and joined, the sequence is cut into V segments, and each virtual rank goes through its
-segment window by window, in random order inside a window. So a virtual rank needs the blocks of one
-window at a time, and every epoch still holds each image exactly once. With a global batch of V * run
+Positions are assigned to V virtual ranks, `run` consecutive ones at a time. In each epoch the blocks are
+permuted and concatenated, the sequence is split into V segments, and each virtual rank reads its
+segment window by window, in random order within a window. So a virtual rank needs the blocks of one
+window at a time, and every epoch still contains each image exactly once. With a global batch of V * run
 images and W processes, W a divisor of V, each process reads its own V / W virtual ranks only.
 """
 
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from fm_core.errors import UserError
 
 ORDER_VERSION = 1
-"""Changes whenever the same seed would give another stream."""
+"""Incremented whenever the same seed gives another stream."""
 
 Int64s = NDArray[np.int64]
 _BLOCKS, _WINDOW = 1, 2
@@ -37,42 +37,50 @@ class Sampler(Protocol):
 
 
 class GlobalShuffleSampler:
-    """Ids 0 .. images - 1, every one once in each epoch, in an order keyed by (seed, epoch)."""
+    """Sampler of ids 0 .. images - 1, each once per epoch, in an order keyed by (seed, epoch)."""
 
     def __init__(self, seed: int, images: int) -> None:
         if images < 1:
             raise ValueError(f"a stream needs at least one image, not {images}")
         self.seed = seed
         self.images = images
-        # Two epochs: a batch may straddle them, and a prefetching thread runs ahead of a reader.
+        # Two epochs: a batch may contain both, and prefetching is ahead of reading.
         self._permutation = lru_cache(maxsize=2)(self._permute)
 
     def ids(self, position: int, count: int) -> NDArray[np.int64]:
         """The ids at stream positions position .. position + count - 1; int64 [count]."""
         if position < 0 or count < 0:
             raise ValueError(f"position {position} and count {count} must not be negative")
-        pieces: list[NDArray[np.int64]] = []
+        parts: list[NDArray[np.int64]] = []
         while count:
             epoch, start = divmod(position, self.images)
-            piece = self._permutation(epoch)[start : start + count]
-            pieces.append(piece)
-            position += len(piece)
-            count -= len(piece)
-        return np.concatenate(pieces) if pieces else np.empty(0, np.int64)
+            part = self._permutation(epoch)[start : start + count]
+            parts.append(part)
+            position += len(part)
+            count -= len(part)
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
     def _permute(self, epoch: int) -> NDArray[np.int64]:
-        # The bit generator's raw stream is fixed for ever; Generator.permutation may change with numpy.
+        # The raw stream of the bit generator never changes; Generator.permutation may change with numpy.
         keys = np.random.Philox(key=np.array([self.seed, epoch], np.uint64)).random_raw(self.images)
         return np.argsort(keys, kind="stable").astype(np.int64, copy=False)
 
 
 class BlockShuffleSampler:
-    """Ids 0 .. images - 1, every one once in each epoch, keyed by (seed, epoch)."""
+    """Sampler of ids 0 .. images - 1, each once per epoch, shuffled by blocks, keyed by (seed, epoch)."""
 
     def __init__(
         self, seed: int, block_images: Sequence[int], virtual_ranks: int, run: int, window: int
     ) -> None:
-        """block_images: images of each block, in order of ids; run and window in images."""
+        """Set up the sampler.
+
+        Args:
+            seed: seed of the stream.
+            block_images: number of images in each block, in order of ids.
+            virtual_ranks: number of streams that processes share.
+            run: consecutive positions of one virtual rank.
+            window: number of images among which a virtual rank shuffles.
+        """
         self._seed = seed
         self._sizes = np.array(block_images, np.int64)
         self.images = int(self._sizes.sum())
@@ -81,22 +89,22 @@ class BlockShuffleSampler:
         self._first = np.cumsum(self._sizes) - self._sizes
         self._ranks, self._run, self._window = virtual_ranks, run, window
         self._epoch = lru_cache(maxsize=2)(self._make_epoch)
-        # Each virtual rank is in one window, and in two where a batch straddles windows.
-        self._in_window = lru_cache(maxsize=2 * virtual_ranks)(self._permute_window)
+        # Each virtual rank is in one window, and in two if a batch contains the border of windows.
+        self._window_order = lru_cache(maxsize=2 * virtual_ranks)(self._permute_window)
 
     def check_world(self, ranks: int, global_batch: int) -> None:
-        """UserError unless `ranks` processes can each read their own blocks."""
+        """Raise UserError unless each of `ranks` processes reads virtual ranks of its own."""
         if self._ranks % ranks or global_batch != self._ranks * self._run:
             raise UserError(
-                f"data.virtual_ranks: {self._ranks} virtual ranks of {self._run} images make batches of "
-                f"{self._ranks * self._run} for a number of processes that divides {self._ranks}, "
-                f"not batches of {global_batch} for {ranks}"
+                f"data.virtual_ranks: {self._ranks} virtual ranks of {self._run} images need batches of "
+                f"{self._ranks * self._run} and a number of processes that divides {self._ranks}, "
+                f"not batches of {global_batch} on {ranks} processes"
             )
 
     def blocks_at_a_time(self, ranks: range) -> Iterator[Int64s]:
-        """Blocks that virtual ranks `ranks` read together, window by window of epoch 0; int64 [blocks].
+        """Blocks that the virtual ranks `ranks` read at a time, for each window of epoch 0; int64 [blocks].
 
-        Two windows at a time, as the next one's are prefetched while one is read.
+        These are the blocks of two windows, as the next one is prefetched while one is read.
         """
         starts, order, ends = self._epoch(0)
         for first in range(0, int(np.diff(starts).max()), self._window):
@@ -128,27 +136,30 @@ class BlockShuffleSampler:
         """Ids at positions of one virtual rank in one epoch."""
         starts, order, ends = self._epoch(epoch)
         begin, length = int(starts[rank]), int(starts[rank + 1] - starts[rank])
-        index = self._dealt(positions, rank) - self._dealt(np.array(epoch * self.images), rank)
+        index = self._count_before(positions, rank) - self._count_before(np.array(epoch * self.images), rank)
         windows = index // self._window
         places = np.empty_like(index)
         for window in np.unique(windows).tolist():
             chosen = windows == window
             first = window * self._window
-            shuffled = self._in_window(epoch, rank, window, min(self._window, length - first))
+            shuffled = self._window_order(epoch, rank, window, min(self._window, length - first))
             places[chosen] = begin + first + shuffled[index[chosen] - first]
         slot = np.searchsorted(ends, places, "right")
         block = order[slot]
         return self._first[block] + places - (ends[slot] - self._sizes[block])
 
-    def _dealt(self, position: Int64s, rank: int) -> Int64s:
-        """How many positions below `position` were dealt to a virtual rank."""
+    def _count_before(self, position: Int64s, rank: int) -> Int64s:
+        """Number of positions below `position` that belong to a virtual rank."""
         rounds, rest = np.divmod(position, self._run * self._ranks)
         return rounds * self._run + np.clip(rest - rank * self._run, 0, self._run)
 
     def _make_epoch(self, epoch: int) -> tuple[Int64s, Int64s, Int64s]:
-        """Where segments begin, int64 [V + 1]; the blocks' order; where each ends in the sequence."""
+        """Starts of the segments, int64 [V + 1]; order of the blocks; end of each block in the sequence."""
         begin, end = np.array(epoch * self.images), np.array((epoch + 1) * self.images)
-        lengths = [int(self._dealt(end, rank) - self._dealt(begin, rank)) for rank in range(self._ranks)]
+        lengths = [
+            int(self._count_before(end, rank) - self._count_before(begin, rank))
+            for rank in range(self._ranks)
+        ]
         order = self._permutation(len(self._sizes), epoch, _BLOCKS, 0, 0)
         return np.cumsum([0, *lengths]), order, np.cumsum(self._sizes[order])
 
@@ -156,7 +167,7 @@ class BlockShuffleSampler:
         return self._permutation(length, epoch, _WINDOW, rank, window)
 
     def _permutation(self, length: int, epoch: int, kind: int, rank: int, window: int) -> Int64s:
-        # The counter's lowest word counts up to the length; the others tell windows apart.
+        # The counter's lowest word counts up to the length; the others identify the window.
         bits = np.random.Philox(
             key=np.array([self._seed, epoch], np.uint64),
             counter=np.array([0, window, rank, kind], np.uint64),

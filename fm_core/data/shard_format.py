@@ -1,10 +1,10 @@
-"""Writing one shard: a USTAR archive whose bytes depend on nothing but its content.
+"""Shard format: a USTAR archive whose bytes depend on its content alone.
 
 Layout block: a block is up to three members with one key, NNNNNN-BBBB.x.npy, uint8 [n, C, H, W]; .y.npy,
 int64 [n], absent without labels; .crc.npy, uint32 [n], the CRC-32 of each image's pixels.
 Layout image: an image is NNNNNN-IIIIII.png, .cls (absent without labels) and .json; at the end
-__index__ (a name that webdataset skips), a .npy, says where each is.
-(webdataset's own writer puts a PAX header with the time before each member.)
+__index__ (a name that webdataset skips), a .npy, holds the offset and size of each.
+(webdataset's own writer is not used, as it puts a PAX header with the time before each member.)
 """
 
 import hashlib
@@ -26,15 +26,15 @@ TAR_RECORD_BYTES = 10_240
 
 
 class Writable(Protocol):
-    """What takes bytes, such as a file."""
+    """Anything that bytes can be written to, such as a file."""
 
     def write(self, content: bytes | memoryview, /) -> int:
-        """Take them all."""
+        """Write all bytes; returns their number."""
         ...
 
 
 class ShardFile:
-    """A shard that is being written."""
+    """A shard being written."""
 
     def __init__(self, file: Writable, number: int, layout: Layout = "block") -> None:
         self._file = file
@@ -48,7 +48,7 @@ class ShardFile:
         self.index_offset: int | None = None
 
     def add(self, block_number: int, rows: Samples) -> None:
-        """Append a block; one without images leaves no trace."""
+        """Append a block; does nothing if it has no images."""
         if not len(rows.images):
             return
         images = np.ascontiguousarray(rows.images)
@@ -58,11 +58,11 @@ class ShardFile:
         else:
             for row, image in enumerate(images):
                 label = None if rows.labels is None else int(rows.labels[row])
-                self._add_picture(f"{self._number:06d}-{self.images + row:06d}", image, label, int(crcs[row]))
+                self._add_png(f"{self._number:06d}-{self.images + row:06d}", image, label, int(crcs[row]))
         self.images += len(images)
 
     def finish(self) -> str:
-        """Write the archive's end; the SHA-256 of the file, in hexadecimal."""
+        """Write the end of the archive; returns the SHA-256 of the file, in hexadecimal."""
         if self._layout == "image":
             index = np.array(self._index, np.int64).reshape(-1, 4)
             self.index_offset = self._add_array("__index__", index)
@@ -86,23 +86,23 @@ class ShardFile:
             )
         )
 
-    def _add_picture(self, key: str, image: NDArray[np.uint8], label: int | None, crc: int) -> None:
+    def _add_png(self, key: str, image: NDArray[np.uint8], label: int | None, crc: int) -> None:
         content = encode_png(image)
         offset = self._add(f"{key}.png", content)
-        facts: dict[str, int | str] = {"crc32": crc}
+        metadata: dict[str, int | str] = {"crc32": crc}
         if label is not None:
             self._add(f"{key}.cls", str(label).encode())
-            facts["label"] = label
-        self._add(f"{key}.json", json.dumps(facts).encode())
+            metadata["label"] = label
+        self._add(f"{key}.json", json.dumps(metadata).encode())
         self._index.append((offset, len(content), -1 if label is None else label, crc))
 
     def _add_array(self, name: str, array: NDArray[np.generic]) -> int:
-        """Append a member; where its first element is."""
+        """Append a .npy member; returns the offset of its first element."""
         array = np.ascontiguousarray(array)
         return self._add(name, npy_header(array), array.reshape(-1).view(np.uint8).data) + NPY_HEADER_BYTES
 
     def _add(self, name: str, *pieces: bytes | memoryview) -> int:
-        """Append a member; where its content begins."""
+        """Append a member; returns the offset of its content."""
         header = tarfile.TarInfo(name)
         header.size = sum(len(piece) for piece in pieces)
         self._write(header.tobuf(tarfile.USTAR_FORMAT))
@@ -119,7 +119,7 @@ class ShardFile:
 
 
 def encode_png(image: NDArray[np.uint8]) -> bytes:
-    """A PNG of uint8 [1 or 3, H, W], grey values as they are."""
+    """Encode uint8 [1 or 3, H, W] as a PNG, with unchanged intensities."""
     content = io.BytesIO()
     pixels = image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))
     Image.fromarray(pixels).save(content, "png")
@@ -127,7 +127,7 @@ def encode_png(image: NDArray[np.uint8]) -> bytes:
 
 
 def decode_png(content: bytes | memoryview) -> NDArray[np.uint8]:
-    """The inverse of encode_png: uint8 [1 or 3, H, W]."""
+    """Decode a PNG of `encode_png`: uint8 [1 or 3, H, W]."""
     pixels = np.asarray(Image.open(io.BytesIO(content)), np.uint8)
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
@@ -140,7 +140,7 @@ def image_crcs(images: NDArray[np.uint8]) -> NDArray[np.uint32]:
 def npy_header(array: NDArray[np.generic]) -> bytes:
     """The .npy header (version 1.0) of a C-contiguous array, always 128 bytes.
 
-    Spelled out here, as numpy's own spelling has changed between versions.
+    Built here, as numpy's own formatting has changed between versions.
     """
     shape = "(" + ", ".join(map(str, array.shape)) + ("," if array.ndim == 1 else "") + ")"
     text = f"{{'descr': '{array.dtype.str}', 'fortran_order': False, 'shape': {shape}, }}"

@@ -1,4 +1,4 @@
-"""Open shards of a split: file handles, and where each image, label and CRC is."""
+"""Index of a split's shards: open file descriptors, and the offset, label and CRC of each image."""
 
 import os
 from collections.abc import Sequence
@@ -11,12 +11,15 @@ from fm_core.data.manifest import Shard
 from fm_core.errors import UserError
 from fm_core.storage.store import Store
 
-# Below the usual limit of 1,024 files a process, and at least as many as one piece of a batch needs.
+# Below the usual limit of 1,024 files per process, and at least as many as one chunk of a batch needs.
 OPEN_SHARDS = 512
 
 
 class ShardTable:
-    """Where each image of a split is. Twelve bytes an image: 15 MB for ImageNet (layout image: 28)."""
+    """Offset, label and CRC of each image of a split.
+
+    Takes 12 bytes per image, 15 MB for ImageNet (28 bytes in layout image).
+    """
 
     def __init__(self, shards: Sequence[Shard], image_bytes: int) -> None:
         blocks = [block for shard in shards for block in shard.blocks]
@@ -26,47 +29,47 @@ class ShardTable:
         self._offset = np.array([block.x_offset for block in blocks], np.int64)
         self._shard_first = np.array([shard.first_id for shard in shards], np.int64)
         total = sum(shard.images for shard in shards)
-        self.pictures: NDArray[np.int64] | None = None
-        """Layout image: offset and bytes of each PNG of the shards that were opened; int64 [images, 2]."""
+        self.png_places: NDArray[np.int64] | None = None
+        """Layout image: offset and size of each PNG of the shards opened so far; int64 [images, 2]."""
         if not blocks:
-            self.pictures = np.zeros((total, 2), np.int64)
+            self.png_places = np.zeros((total, 2), np.int64)
         self.labels = np.full(total, -1, np.int64)
-        """Label of each image of the shards that were opened; int64 [images]."""
+        """Label of each image of the shards opened so far, -1 without labels; int64 [images]."""
         self.crcs = np.zeros(total, np.uint32)
-        """CRC-32 of each image of the shards that were opened; uint32 [images]."""
+        """CRC-32 of each image of the shards opened so far; uint32 [images]."""
 
     def shards_of(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Shard number of each id; int64 [n]."""
         return np.searchsorted(self._shard_first, ids, "right") - 1
 
     def offsets_of(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Layout block: where the pixels of each id begin in its shard; int64 [n]."""
+        """Layout block: offset of the pixels of each id in its shard; int64 [n]."""
         block = np.searchsorted(self._first, ids, "right") - 1
         return self._offset[block] + (ids - self._first[block]) * self._image_bytes
 
 
 class ShardIndex:
-    """File handles of shards, the least recently opened closed first."""
+    """Open file descriptors of shards; the least recently opened is closed first."""
 
     def __init__(self, store: Store, shards: Sequence[Shard], cache: NodeCache, table: ShardTable) -> None:
         self._store, self._shards, self._cache, self._table = store, shards, cache, table
         self._files: dict[int, int] = {}
         self._loaded: set[int] = set()
-        self._asked: set[int] = set()
+        self._prefetched: set[int] = set()
 
     def files(self, shards: NDArray[np.int64]) -> list[int]:
-        """A handle for each of the shard numbers; UserError if a shard cannot be had."""
+        """A file descriptor for each of the shard numbers; UserError if a shard is missing or damaged."""
         needed = np.unique(shards).tolist()
         for number in needed:
             if number not in self._files:
-                self._make_room(set(needed))
+                self._close_unneeded(set(needed))
                 self._files[number] = self._open(number)
-                self._asked.discard(number)
+                self._prefetched.discard(number)
         files = self._files
         return [files[number] for number in shards.tolist()]
 
-    def renew(self, numbers: Sequence[int]) -> None:
-        """Close shards and have them fetched once more."""
+    def refetch(self, numbers: Sequence[int]) -> None:
+        """Close shards and discard their copies, so that they are downloaded again."""
         for number in numbers:
             os.close(self._files.pop(number))
             self._loaded.discard(number)
@@ -78,22 +81,24 @@ class ShardIndex:
         return self._store.local is None
 
     def prefetch(self, numbers: Sequence[int]) -> None:
-        """Begin to copy shards that are neither open nor asked for already."""
-        wanted = [number for number in numbers if number not in self._files and number not in self._asked]
-        self._asked.update(wanted)
-        self._cache.prefetch(self._store, [self._shards[number] for number in wanted])
+        """Start to copy shards that are neither open nor prefetched already."""
+        numbers = [
+            number for number in numbers if number not in self._files and number not in self._prefetched
+        ]
+        self._prefetched.update(numbers)
+        self._cache.prefetch(self._store, [self._shards[number] for number in numbers])
 
     def where(self, number: int) -> str:
-        """How a shard is named to the user."""
+        """URL of a shard, for messages."""
         return f"{self._store.url}/{self._shards[number].name}"
 
     def close(self) -> None:
-        """Close all handles."""
+        """Close all files."""
         while self._files:
             os.close(self._files.popitem()[1])
 
-    def _make_room(self, needed: set[int]) -> None:
-        """Close one handle if there are many, and those whose copy was evicted: they hold its space."""
+    def _close_unneeded(self, needed: set[int]) -> None:
+        """Close one file if there are many, and those whose copy was evicted but still occupies space."""
         if self.remote:
             for number in [n for n in self._files if n not in needed]:
                 if os.fstat(self._files[number]).st_nlink == 0:
@@ -103,7 +108,7 @@ class ShardIndex:
             os.close(self._files.pop(oldest))
 
     def _open(self, number: int) -> int:
-        """A handle of a shard whose index is read; a copy that proves short is fetched once more."""
+        """Open a shard and read its index; a truncated copy is downloaded once more."""
         for _ in range(2):
             file = self._cache.open(self._store, self._shards[number])
             try:
@@ -134,12 +139,12 @@ class ShardIndex:
         self._loaded.add(number)
 
     def _load_index(self, file: int, shard: Shard, offset: int) -> None:
-        """Layout image: read where the PNGs are, their labels and CRCs."""
+        """Layout image: read the offsets of the PNGs, their labels and CRCs."""
         index = np.empty((shard.images, 4), np.int64)
         _fill(file, index, offset)
         rows = slice(shard.first_id, shard.first_id + shard.images)
-        assert self._table.pictures is not None
-        self._table.pictures[rows] = index[:, :2]
+        assert self._table.png_places is not None
+        self._table.png_places[rows] = index[:, :2]
         self._table.labels[rows] = index[:, 2]
         self._table.crcs[rows] = index[:, 3].astype(np.uint32)
 

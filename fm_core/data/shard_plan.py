@@ -1,12 +1,12 @@
-"""Which images of a source go into which shard, decided before anything is written."""
+"""Assignment of source images to shards, fixed before anything is written."""
 
 import json
 from dataclasses import dataclass
 from math import ceil, prod
 
 from fm_core.config.data import DataSection
-from fm_core.data.class_order import RelabelledSource, read_label_map
-from fm_core.data.manifest import Input, Packing, Recipe, read_record
+from fm_core.data.class_order import RelabeledSource, read_label_map
+from fm_core.data.manifest import Input, Packing, Recipe, load_manifest, read_record
 from fm_core.data.sources import open_source
 from fm_core.data.sources.base import Classes, DataSource, SourceFacts, SourcePart
 from fm_core.errors import UserError
@@ -14,6 +14,8 @@ from fm_core.storage.store import Store
 
 PLAN_NAME = "plan.json"
 PLAN_SCHEMA = 1
+ASSUMED_CLASSES = 1000
+"""Number of classes before a data set is sharded: that of ImageNet."""
 
 
 @dataclass(frozen=True)
@@ -23,27 +25,27 @@ class ShardTask:
     name: str
     """File name, e.g. train-000012.tar."""
     split: str
-    """train or val."""
+    """train, or val for validation."""
     number: int
-    """Its number in the split."""
+    """Number of the shard in its split, from 0."""
     part: SourcePart
-    """Where its images come from."""
+    """Part of the source that holds its images."""
     start: int
     """First row in the part."""
     rows: int
-    """Rows, the unreadable ones included."""
+    """Number of rows, including unreadable images."""
 
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """All shards of a data set."""
+    """All shards of a data set, to be written from a source."""
 
     source: DataSource
-    """Opened lazily; cheap to send to another process."""
+    """The source; it is opened lazily and cheap to send to another process."""
     classes: Classes
     """What the labels mean."""
     packing: Packing
-    """How images are laid into shards."""
+    """How images are packed into shards."""
     inputs: tuple[Input, ...]
     """The source's files."""
     tasks: tuple[ShardTask, ...]
@@ -56,13 +58,13 @@ class ShardPlan:
 
     @property
     def bytes(self) -> int:
-        """About how much space the shards take; PNGs take less."""
+        """Approximate size of the shards in bytes; PNGs take less."""
         return self.images * (prod(self.source.facts.image_shape) + 12) + len(self.tasks) * 20_480
 
 
 def make_plan(config: DataSection) -> ShardPlan:
-    """List the source and lay out the shards; UserError if files are missing or not what they should be."""
-    source = labelled_source(config)
+    """List the source and plan the shards; UserError if files are missing or not as published."""
+    source = labeled_source(config)
     packing = packing_of(config, source.facts)
     tasks: list[ShardTask] = []
     numbers: dict[str, int] = {}
@@ -77,10 +79,10 @@ def make_plan(config: DataSection) -> ShardPlan:
     return ShardPlan(source, source.classes(), packing, tuple(source.inputs()), tuple(tasks))
 
 
-def labelled_source(config: DataSection, found: str | None = None) -> DataSource:
-    """The source, its classes renumbered if data.label_map says so; `found` is for format auto."""
-    source = open_source(config, found)
-    return RelabelledSource(source, read_label_map(config.label_map)) if config.label_map else source
+def labeled_source(config: DataSection, detected: str | None = None) -> DataSource:
+    """The source, with its classes renumbered by data.label_map; `detected` is its format if that is auto."""
+    source = open_source(config, detected)
+    return RelabeledSource(source, read_label_map(config.label_map)) if config.label_map else source
 
 
 def packing_of(config: DataSection, facts: SourceFacts) -> Packing:
@@ -90,11 +92,11 @@ def packing_of(config: DataSection, facts: SourceFacts) -> Packing:
 
 
 def record_plan(store: Store, plan: ShardPlan, same_files: bool = True) -> None:
-    """Write down what is being made, or compare with what an earlier call wrote; UserError if it differs.
+    """Write plan.json, or compare the plan with that of an earlier call; UserError if it differs.
 
-    Before the first file is written, the labels of all parts are looked at; UserError for a wrong one. With
-    same_files, the source's files must be those of the earlier call: where the shards have a manifest to
-    be compared with, they need not.
+    Before the first file is written, the labels of all parts are checked; UserError for a wrong one. With
+    same_files, the source's files must be those of the earlier call; this is not needed where the shards
+    will be compared with a manifest.
     """
     try:
         text = store.read_bytes(PLAN_NAME)
@@ -109,35 +111,44 @@ def record_plan(store: Store, plan: ShardPlan, same_files: bool = True) -> None:
         }
         store.write_bytes(PLAN_NAME, (json.dumps(record, indent=1) + "\n").encode())
         return
-    before = read_record(text, f"{store.url}/{PLAN_NAME}", PLAN_SCHEMA)
-    refuse_other_recipe(store, before["recipe"], Packing.model_validate(before["packing"]), plan)
+    earlier = read_record(text, f"{store.url}/{PLAN_NAME}", PLAN_SCHEMA)
+    packing = Packing.model_validate(earlier["packing"])
+    check_same_recipe(store, earlier["recipe"], packing, plan.source.facts.recipe, plan.packing)
     inputs = [item.model_dump(mode="json") for item in plan.inputs]
     if same_files and (
-        before["inputs"] != inputs or before.get("state", "") not in ("", plan.source.state())
+        earlier["inputs"] != inputs or earlier.get("state", "") not in ("", plan.source.state())
     ):
         raise UserError(
-            f"{store.url}: begun with other source files than those of now, or they were touched since; "
-            "give the old ones back, or choose another data.name, or remove the folder"
+            f"{store.url}: the source files are not those that the earlier shards were written from, or were "
+            "modified since; restore them, choose another data.name, or remove the folder"
         )
 
 
-def refuse_other_recipe(store: Store, recipe: Recipe, packing: Packing, wanted: ShardPlan) -> None:
-    """UserError with the differences if what is at this name was made otherwise than is wanted now."""
-    compare_recipes(store, recipe, packing, wanted.source.facts.recipe, wanted.packing)
-
-
-def compare_recipes(
+def check_same_recipe(
     store: Store, recipe: Recipe, packing: Packing, asked: Recipe, asked_packing: Packing
 ) -> None:
-    """UserError with the differences between what is there and what is asked for."""
-    there = {**recipe, **packing.model_dump()}
-    here = {**asked, **asked_packing.model_dump()}
+    """Refuse a recipe that is not that of the existing data set; UserError lists the differences."""
+    existing = {**recipe, **packing.model_dump()}
+    requested = {**asked, **asked_packing.model_dump()}
     differences = [
-        f"{key} is {there.get(key)!r} there, {here.get(key)!r} here"
-        for key in dict.fromkeys((*there, *here))
-        if there.get(key) != here.get(key)
+        f"{key} is {existing.get(key)!r} there, {requested.get(key)!r} here"
+        for key in dict.fromkeys((*existing, *requested))
+        if existing.get(key) != requested.get(key)
     ]
     if differences:
         raise UserError(
             f"{store.url}: holds another data set ({'; '.join(differences)}); choose another data.name"
         )
+
+
+def image_shape_and_classes(data: DataSection) -> tuple[tuple[int, int, int], int]:
+    """Image shape (channels, height, width) and number of classes of a data set, 0 without labels.
+
+    Taken from the manifest; before there is one, the shape is the source's and the classes are assumed
+    to be 1,000. Raises UserError if neither is known.
+    """
+    try:
+        manifest = load_manifest(data.root, data.name)
+    except UserError:
+        return open_source(data).facts.image_shape, ASSUMED_CLASSES
+    return manifest.image_shape, manifest.class_count or 0

@@ -1,7 +1,7 @@
-"""The sidecar of a written shard: its commit mark, and what the manifest needs to know of it.
+"""Sidecar of a written shard: it marks the shard as complete and holds its entry for the manifest.
 
-commits/train-000012.json is written after train-000012.tar is whole in its place. A shard without
-it does not exist.
+commits/train-000012.json is written after train-000012.tar is complete under its name. A shard without
+a sidecar does not count.
 """
 
 from typing import Literal
@@ -14,8 +14,8 @@ from fm_core.data.manifest import Block, Record, read_record
 from fm_core.errors import UserError
 from fm_core.storage.store import Store
 
-COMMIT_SCHEMA = 1
-COMMIT_FOLDER = "commits"
+SIDECAR_SCHEMA = 1
+SIDECAR_FOLDER = "commits"
 MOMENTS_ROWS = 16
 
 
@@ -23,25 +23,25 @@ class RejectedImage(Record):
     """An image that was left out."""
 
     key: str
-    """What the source calls it."""
+    """Name of the image in the source, e.g. a path."""
     reason: str
-    """Why."""
+    """Why it was left out, in the words of the source."""
     sha256: str
-    """Of the bytes that were found."""
+    """SHA-256 of the bytes that were read."""
 
 
 class PixelMoments(Record):
-    """Exact sums over images, so that they do not depend on who added them up."""
+    """Exact integer sums over pixels, independent of the order of summation."""
 
     pixels: int = 0
-    """Pixels of one channel."""
+    """Number of pixels in one channel."""
     sums: tuple[int, ...] = ()
-    """Sum of the grey values of each channel."""
+    """Sum of the intensities of each channel."""
     squares: tuple[int, ...] = ()
-    """Sum of their squares."""
+    """Sum of the squared intensities of each channel."""
 
     def plus(self, other: "PixelMoments") -> "PixelMoments":
-        """Both together."""
+        """Sums over both sets of images."""
         if not self.pixels:
             return other
         return PixelMoments(
@@ -51,11 +51,11 @@ class PixelMoments(Record):
         )
 
     def mean(self) -> tuple[float, ...]:
-        """Mean of each channel, in grey levels."""
+        """Mean of each channel, in intensity levels."""
         return tuple(total / self.pixels for total in self.sums)
 
     def std(self) -> tuple[float, ...]:
-        """Standard deviation of each channel, in grey levels."""
+        """Standard deviation of each channel, in intensity levels."""
         return tuple(
             (max(0, square * self.pixels - total**2) ** 0.5) / self.pixels
             for total, square in zip(self.sums, self.squares, strict=True)
@@ -63,26 +63,26 @@ class PixelMoments(Record):
 
 
 class ShardSidecar(Record):
-    """One written shard."""
+    """Record of one written shard."""
 
-    schema_version: Literal[1] = COMMIT_SCHEMA
-    """Version of this file's form."""
+    schema_version: Literal[1] = SIDECAR_SCHEMA
+    """Schema version of the file."""
     name: str
-    """The shard's file."""
+    """File name of the shard."""
     split: str
-    """train or val."""
+    """train, or val for validation."""
     bytes: int
-    """Size of the file; 0 if all of its images were rejected and there is no file."""
+    """Size of the file in bytes; 0 if all of its images were rejected and there is no file."""
     sha256: str
-    """SHA-256 of the file."""
+    """SHA-256 of the file, in hexadecimal."""
     images: int
-    """Images in it."""
+    """Number of images in the shard."""
     blocks: tuple[Block, ...]
-    """Its blocks; none in layout image."""
+    """Blocks of the shard; none in layout image."""
     index_offset: int | None = None
-    """Layout image: where the index is."""
+    """Layout image: offset of the index in bytes."""
     class_histogram: tuple[int, ...] | None
-    """Images of each class; None without labels."""
+    """Number of images of each class; None without labels."""
     moments: PixelMoments
     """Sums over the pixels."""
     rejected: tuple[RejectedImage, ...] = ()
@@ -90,40 +90,40 @@ class ShardSidecar(Record):
 
 
 def moments_of(images: NDArray[np.uint8], levels: int) -> PixelMoments:
-    """Sums over images [n, C, H, W] with values below `levels`; UserError for a larger value."""
+    """Sums over images uint8 [n, C, H, W] with intensities below `levels`; UserError for a larger one."""
     if not len(images):
         return PixelMoments()
     if int(images.max()) >= levels:
-        raise UserError(f"the source holds grey values up to {images.max()}; {levels} levels were expected")
+        raise UserError(f"the source holds intensities up to {images.max()}; expected at most {levels - 1}")
     rows = images.reshape(*images.shape[:2], -1)
     sums, squares = np.zeros(len(rows[0]), np.int64), np.zeros(len(rows[0]), np.int64)
     for first in range(0, len(rows), MOMENTS_ROWS):
-        # Whole numbers below 2^53: exact in float64 whatever the order, and ten times as fast as counting.
-        piece = rows[first : first + MOMENTS_ROWS].astype(np.float64)
-        sums += piece.sum(axis=(0, 2)).astype(np.int64)
-        squares += (piece[:, :, None] @ piece[:, :, :, None]).sum(axis=(0, 2, 3)).astype(np.int64)
+        # Integers below 2^53: exact in float64 in any order, and ten times as fast as integer sums.
+        chunk = rows[first : first + MOMENTS_ROWS].astype(np.float64)
+        sums += chunk.sum(axis=(0, 2)).astype(np.int64)
+        squares += (chunk[:, :, None] @ chunk[:, :, :, None]).sum(axis=(0, 2, 3)).astype(np.int64)
     return PixelMoments(pixels=images[:, 0].size, sums=tuple(sums.tolist()), squares=tuple(squares.tolist()))
 
 
 def sidecar_path(shard_name: str) -> str:
-    """Where the sidecar of a shard is, below the data set's folder."""
-    return f"{COMMIT_FOLDER}/{shard_name.removesuffix('.tar')}.json"
+    """Path of a shard's sidecar relative to the data set's folder."""
+    return f"{SIDECAR_FOLDER}/{shard_name.removesuffix('.tar')}.json"
 
 
 def read_sidecars(store: Store, names: list[str]) -> dict[str, ShardSidecar]:
-    """The sidecars that are there and whose shard has the right size, by shard name."""
-    marks = Store.at(store.url, COMMIT_FOLDER).sizes()
+    """Sidecars that exist and whose shard has the right size, by shard name; UserError for a damaged one."""
+    files = Store.at(store.url, SIDECAR_FOLDER).sizes()
     sizes = store.sizes()
-    commits: dict[str, ShardSidecar] = {}
+    sidecars: dict[str, ShardSidecar] = {}
     for name in names:
         path = sidecar_path(name)
-        if path.rsplit("/", 1)[-1] not in marks:
+        if path.rsplit("/", 1)[-1] not in files:
             continue
         where = f"{store.url}/{path}"
         try:
-            commit = ShardSidecar.model_validate(read_record(store.read_bytes(path), where, COMMIT_SCHEMA))
+            sidecar = ShardSidecar.model_validate(read_record(store.read_bytes(path), where, SIDECAR_SCHEMA))
         except ValidationError:
             raise UserError(f"{where}: damaged; remove it and run fm shard again") from None
-        if commit.bytes == sizes.get(name, 0):
-            commits[name] = commit
-    return commits
+        if sidecar.bytes == sizes.get(name, 0):
+            sidecars[name] = sidecar
+    return sidecars

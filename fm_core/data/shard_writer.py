@@ -1,8 +1,8 @@
-"""Writing shards: each is staged, hashed, put in its place, and then marked as committed.
+"""Writing shards: each is staged, hashed, renamed, and then committed by its sidecar.
 
-At any moment the folder holds whole, committed shards and perhaps others that no record names. The
-shards of one part are written in order by one process; parts, and shards of parts that can be read
-from any row, are shared out over processes. The bytes do not depend on who writes.
+At any moment the folder holds complete shards with a sidecar, and possibly shards without one, which do
+not count. The shards of one part are written in order by one process; parts, and shards of seekable
+parts, are distributed over processes. The bytes do not depend on the number of processes.
 """
 
 import ctypes
@@ -31,31 +31,31 @@ from fm_core.data.sources.base import Samples
 from fm_core.errors import UserError
 from fm_core.storage.store import Store
 
-OnCommit = Callable[[int, int], None]
-"""Called with the rows and the rejected images of each shard that is committed."""
+OnShard = Callable[[int, int], None]
+"""Called with the numbers of rows and of rejected images of each shard that is written."""
 Job = tuple[ShardTask, ...]
 
-# Below this much data, starting processes takes longer than writing.
+# For less data, starting processes takes longer than writing.
 WORTH_A_POOL_BYTES = 200e6
 
 
 def write_tasks(
-    store: Store, plan: ShardPlan, tasks: Sequence[ShardTask], workers: int, told: OnCommit
+    store: Store, plan: ShardPlan, tasks: Sequence[ShardTask], workers: int, on_shard: OnShard
 ) -> None:
-    """Write shards, in this process or in several; what `told` raises ends it all."""
+    """Write shards, in this process or in several; an exception of `on_shard` stops all."""
     jobs = jobs_of(tasks)
     workers = min(workers, len(jobs))
     size = plan.bytes * sum(task.rows for task in tasks) / max(1, plan.images)
     if workers > 1 and size > WORTH_A_POOL_BYTES and store.shared:
-        _write_in_pool(store, plan, jobs, workers, told)
+        _write_in_pool(store, plan, jobs, workers, on_shard)
         return
     for job in jobs:
-        for commit in write_part(store, plan, job):
-            told(*_counts(commit))
+        for sidecar in write_part(store, plan, job):
+            on_shard(*_counts(sidecar))
 
 
 def jobs_of(tasks: Sequence[ShardTask]) -> list[Job]:
-    """What one process does in one go: a shard, or all shards of a part that cannot be entered anywhere."""
+    """Jobs of one process each: a shard, or all shards of a part that is not seekable."""
     jobs: list[Job] = []
     for part, group in groupby(tasks, key=lambda task: task.part):
         if part.seekable:
@@ -66,9 +66,10 @@ def jobs_of(tasks: Sequence[ShardTask]) -> list[Job]:
 
 
 def write_part(store: Store, plan: ShardPlan, tasks: Sequence[ShardTask]) -> Iterator[ShardSidecar]:
-    """Write shards of one part, in order; yields each when it is committed.
+    """Write shards of one part, in order; yields the sidecar of each written shard.
 
-    If the part proves damaged, its shards of this call are uncommitted: an archive's CRC comes last.
+    If the part proves damaged, the sidecars of this call are removed: an archive's CRC comes last.
+    Raises UserError for a damaged part.
     """
     stream = plan.source.open(tasks[0].part)
     row = 0
@@ -80,19 +81,19 @@ def write_part(store: Store, plan: ShardPlan, tasks: Sequence[ShardTask]) -> Ite
                 stream.read(min(plan.packing.block_images, task.rows - first))
                 for first in range(0, task.rows, plan.packing.block_images)
             )
-            commit = write_shard(store, plan, task, blocks)
+            sidecar = write_shard(store, plan, task, blocks)
             written.append(task.name)
             row = task.start + task.rows
-            yield commit
+            yield sidecar
     except UserError:
-        uncommit(store, written)
+        remove_sidecars(store, written)
         raise
     finally:
         stream.close()
 
 
 def write_shard(store: Store, plan: ShardPlan, task: ShardTask, blocks: Iterable[Samples]) -> ShardSidecar:
-    """Write one shard and its commit mark."""
+    """Write one shard and its sidecar."""
     moments = PixelMoments()
     histogram = np.zeros(plan.classes.count or 0, np.int64)
     rejected: list[RejectedImage] = []
@@ -104,7 +105,7 @@ def write_shard(store: Store, plan: ShardPlan, task: ShardTask, blocks: Iterable
             histogram += _histogram(task, rows, len(histogram))
             rejected += [RejectedImage(**vars(item)) for item in rows.rejected]
         sha256 = shard.finish()
-    commit = ShardSidecar(
+    sidecar = ShardSidecar(
         name=task.name,
         split=task.split,
         bytes=shard.bytes,
@@ -116,25 +117,25 @@ def write_shard(store: Store, plan: ShardPlan, task: ShardTask, blocks: Iterable
         moments=moments,
         rejected=tuple(rejected),
     )
-    store.write_bytes(sidecar_path(task.name), (commit.model_dump_json() + "\n").encode())
-    return commit
+    store.write_bytes(sidecar_path(task.name), (sidecar.model_dump_json() + "\n").encode())
+    return sidecar
 
 
-def uncommit(store: Store, names: Iterable[str]) -> None:
-    """Remove commit marks."""
+def remove_sidecars(store: Store, names: Iterable[str]) -> None:
+    """Remove the sidecars of shards, which then do not count any more."""
     for name in names:
         store.remove(sidecar_path(name))
 
 
 def missing_tasks(store: Store, plan: ShardPlan) -> tuple[list[ShardTask], int]:
-    """Tasks without commit mark, and the images rejected in the others."""
-    commits = read_sidecars(store, [task.name for task in plan.tasks])
-    missing = [task for task in plan.tasks if task.name not in commits]
-    return missing, sum(len(commit.rejected) for commit in commits.values())
+    """Tasks without a sidecar, and the number of images rejected in the others."""
+    sidecars = read_sidecars(store, [task.name for task in plan.tasks])
+    missing = [task for task in plan.tasks if task.name not in sidecars]
+    return missing, sum(len(sidecar.rejected) for sidecar in sidecars.values())
 
 
-def _counts(commit: ShardSidecar) -> tuple[int, int]:
-    return commit.images + len(commit.rejected), len(commit.rejected)
+def _counts(sidecar: ShardSidecar) -> tuple[int, int]:
+    return sidecar.images + len(sidecar.rejected), len(sidecar.rejected)
 
 
 def _histogram(task: ShardTask, rows: Samples, classes: int) -> Any:
@@ -142,26 +143,28 @@ def _histogram(task: ShardTask, rows: Samples, classes: int) -> Any:
         return 0
     if rows.labels.min() < 0 or rows.labels.max() >= classes:
         raise UserError(
-            f"{task.part.name}: labels {rows.labels.min()} .. {rows.labels.max()} are not all in "
+            f"{task.part.name}: labels are {rows.labels.min()} .. {rows.labels.max()}; expected "
             f"0 .. {classes - 1}"
         )
     return np.bincount(rows.labels, minlength=classes)
 
 
-def _write_in_pool(store: Store, plan: ShardPlan, jobs: Sequence[Job], workers: int, told: OnCommit) -> None:
-    # Not forked: the caller may have threads, of torch or of Prefect.
+def _write_in_pool(
+    store: Store, plan: ShardPlan, jobs: Sequence[Job], workers: int, on_shard: OnShard
+) -> None:
+    # Spawned rather than forked, as the caller may have threads, of torch or of Prefect.
     context = multiprocessing.get_context("spawn")
     reports: Any = context.SimpleQueue()
     stop = context.Event()
     with ProcessPoolExecutor(
-        workers, context, _begin_worker, (os.getpid(), store.url, plan, reports, stop)
+        workers, context, _start_worker, (os.getpid(), store.url, plan, reports, stop)
     ) as pool:
-        waiting: set[Future[None]] = {pool.submit(_work, job) for job in jobs}
+        waiting: set[Future[None]] = {pool.submit(_run_job, job) for job in jobs}
         try:
             while waiting:
                 done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
                 while not reports.empty():
-                    told(*reports.get())
+                    on_shard(*reports.get())
                 for future in done:
                     future.result()
         except BaseException:
@@ -169,27 +172,27 @@ def _write_in_pool(store: Store, plan: ShardPlan, jobs: Sequence[Job], workers: 
             pool.shutdown(cancel_futures=True)
             raise
         while not reports.empty():
-            told(*reports.get())
+            on_shard(*reports.get())
 
 
 _worker: tuple[Store, ShardPlan, Any, Any] | None = None
 
 
-def _begin_worker(parent: int, url: str, plan: ShardPlan, reports: Any, stop: Any) -> None:
+def _start_worker(parent: int, url: str, plan: ShardPlan, reports: Any, stop: Any) -> None:
     global _worker
     if sys.platform == "linux":
-        # kill -9 of the parent must not leave writers behind; 1 is PR_SET_PDEATHSIG.
+        # Writers must not survive a kill -9 of the parent; 1 is PR_SET_PDEATHSIG.
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before
+        if os.getppid() != parent:  # the parent died before the call
             os._exit(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _worker = Store.at(url), plan, reports, stop
 
 
-def _work(job: Job) -> None:
+def _run_job(job: Job) -> None:
     assert _worker is not None
     store, plan, reports, stop = _worker
-    for commit in write_part(store, plan, job):
-        reports.put(_counts(commit))
+    for sidecar in write_part(store, plan, job):
+        reports.put(_counts(sidecar))
         if stop.is_set():
             return

@@ -1,7 +1,7 @@
-"""Indexes that other WebDataset tools look for. A sample is what they count: one key of a tar.
+"""Shard indexes for other WebDataset tools, which count samples: the distinct keys of a tar.
 
-<split>.wids.json is the shard index of wids; sizes.json is open_clip's. In layout block a sample is a
-block, so both count blocks there.
+<split>.wids.json is the shard index of wids, sizes.json that of open_clip. In layout block a sample is a
+block, so both count blocks.
 """
 
 import json
@@ -11,7 +11,7 @@ from fm_core.storage.store import Store
 
 
 def write_indexes(store: Store, manifest: Manifest) -> None:
-    """Write both next to the shards."""
+    """Write both indexes next to the shards."""
     sizes = {shard.name: samples_of(shard) for shard in manifest.shards}
     store.write_bytes("sizes.json", (json.dumps(sizes, indent=1) + "\n").encode())
     for split in manifest.splits:
@@ -28,5 +28,5 @@ def write_indexes(store: Store, manifest: Manifest) -> None:
 
 
 def samples_of(shard: Shard) -> int:
-    """Samples of a shard, as WebDataset groups members."""
+    """Number of samples in a shard, as WebDataset groups its members."""
     return len(shard.blocks) or shard.images

@@ -131,11 +131,10 @@ def write(name: str, work: Path, images: int) -> dict:
 def write_blocks(root: Path, name: str, array: np.ndarray, labels: np.ndarray) -> None:
     """Through the real writer, from an array instead of an archive."""
     from fm_core.config.data import DataSection
-    from fm_core.data.dataset_builder import finish, write_missing
+    from fm_core.data.dataset_builder import write_manifest, write_missing
     from fm_core.data.manifest import Packing
     from fm_core.data.shard_plan import ShardPlan, ShardTask
-    from fm_core.data.sources.arrays import ArrayStream
-    from fm_core.data.sources.base import Classes, SourceFacts, SourcePart
+    from fm_core.data.sources.base import ArrayStream, Classes, SourceFacts, SourcePart
     from fm_core.storage.store import Store
 
     class ArraySource:
@@ -156,7 +155,7 @@ def write_blocks(root: Path, name: str, array: np.ndarray, labels: np.ndarray) -
     config = DataSection(root=str(root), name=name, workers=1)
     store = Store.at(config.root, config.name)
     write_missing(store, plan, config, lambda done: None)
-    finish(store, plan, config)
+    write_manifest(store, plan, config)
 
 
 def resume(name: str, work: Path, total: int) -> dict:

@@ -165,7 +165,7 @@ def test_parquet_files_with_splits(tmp_path, kind):
         (-1, None, "label holds -1"),
         (-1, ["x", "y", "z"], "label holds -1"),
         (3, ["x", "y", "z"], "label goes to 3; there are 3"),
-        (None, ["x", "y", "z"], "label is of float64 or misses values"),
+        (None, ["x", "y", "z"], "label is of float64 or has missing values"),
     ],
 )
 @pytest.mark.parametrize("where", ["train-1.parquet", "val-0.parquet"])
@@ -234,9 +234,9 @@ def test_a_users_table_renumbers_and_merges_classes(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (None, "is missing"),
+        (None, "does not exist"),
         ("a b c", "lines must be"),
-        ("0 1\n2 0\n", "not 0 .. 1"),
+        ("0 1\n2 0\n", "must be 0 .. 1"),
         ("0 1\n1 0\n", "maps 2 classes"),
     ],
 )

@@ -5,8 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fm_core.config.data import DataSection
-from fm_core.data.batches import Batches, flip
-from fm_core.data.buffer_pool import BufferPool
+from fm_core.data.batches import Batches, BufferPool, flip
 from fm_core.data.dataset_builder import write_dataset
 from fm_core.data.loader_factories import block_sizes
 from fm_core.data.reader import ImageReader

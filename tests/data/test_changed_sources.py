@@ -80,7 +80,8 @@ def test_content_that_changed_half_way_is_refused(tmp_path, kind):
     assert before != after
     write_tree(tmp_path / "source", after)
     with pytest.raises(
-        UserError, match="begun with other source files than those of now, or they were touched"
+        UserError,
+        match="the source files are not those that the earlier shards were written from, or were modified",
     ):
         write_dataset(config)
 

@@ -120,7 +120,7 @@ def test_prefetch_copies_shards_ahead_of_the_order(tmp_path, remote):
     cache = NodeCache(str(tmp_path))
     with ImageReader(root, manifest, "train", cache) as reader:
         with Batches(
-            reader, GlobalShuffleSampler(0, len(reader)), position=0, global_batch=1, ahead=1, look=60
+            reader, GlobalShuffleSampler(0, len(reader)), position=0, global_batch=1, ahead=1, look_ahead=60
         ) as it:
             next(it)
         cache.close()

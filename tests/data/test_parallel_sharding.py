@@ -42,7 +42,7 @@ def test_pieces_written_anywhere_in_any_order_make_the_same_data_set(config):
 
 def test_a_part_that_can_be_entered_anywhere_is_shared_out_by_shards(tmp_path, monkeypatch):
     """As the plain stage does it: images in folders are one part, and not the work of one process."""
-    monkeypatch.setattr(parallel_sharding, "MOST_PIECES", 3)
+    monkeypatch.setattr(parallel_sharding, "MAX_PIECES", 3)
     config = DataSection(root=str(tmp_path), block_bytes=6400, shard_blocks=3)  # five shards and two
     pieces = begin_dataset(config).pieces
     assert [piece.name for piece in pieces] == [
@@ -50,7 +50,7 @@ def test_a_part_that_can_be_entered_anywhere_is_shared_out_by_shards(tmp_path, m
         "train-000003 to val-000000",
         "val-000001",
     ]
-    monkeypatch.setattr(parallel_sharding, "MOST_PIECES", 256)
+    monkeypatch.setattr(parallel_sharding, "MAX_PIECES", 256)
     assert [piece.images for piece in begin_dataset(config).pieces] == [300, 300, 300, 300, 97, 300, 200]
 
 
@@ -87,7 +87,7 @@ def test_the_configuration_chooses_the_order(config):
     assert np.array_equal(np.sort(order.ids(0, images)), np.arange(images))
     with pytest.raises(UserError, match=r"data\.virtual_ranks"):
         make_order(blocks, manifest, "train", seed=3, global_batch=8, ranks=3)
-    with pytest.raises(UserError, match=r"train\.global_batch 6 is no multiple of 4"):
+    with pytest.raises(UserError, match=r"train\.global_batch 6 is not a multiple of 4"):
         make_order(blocks, manifest, "train", seed=3, global_batch=6, ranks=1)
 
 

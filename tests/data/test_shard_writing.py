@@ -121,7 +121,7 @@ def test_a_complete_data_set_needs_its_source_no_more(tmp_path):
     assert write_dataset(config) == first
     (tmp_path / "tiny/train-000000.tar").unlink()
     with pytest.raises(
-        UserError, match=r"train-000000\.tar damaged, and not to be made again: data\.source\.url"
+        UserError, match=r"train-000000\.tar damaged, and cannot be rewritten: data\.source\.url"
     ):
         write_dataset(config)
 
@@ -167,7 +167,7 @@ def test_a_source_that_changed_half_way_is_refused(tmp_path):
     (tmp_path / "tiny/manifest.json").unlink()
     files.images["val_data"][0] ^= 1
     files.write_folder(folder)
-    with pytest.raises(UserError, match="other source files"):
+    with pytest.raises(UserError, match="the source files are not those"):
         write_dataset(config)
 
 

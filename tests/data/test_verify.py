@@ -87,7 +87,7 @@ def test_a_store_that_does_not_answer_is_no_damage(config, tmp_path, monkeypatch
 
 def test_a_lost_commit_mark_is_found_quickly(config):
     Store.at(config.root, config.name).remove(sidecar_path("train-000000.tar"))
-    assert validate_dataset(config, "quick").problems == {"train-000000.tar": "its commit mark is missing"}
+    assert validate_dataset(config, "quick").problems == {"train-000000.tar": "its sidecar is missing"}
 
 
 def rewritten(config, change):
@@ -106,7 +106,7 @@ def rewritten(config, change):
 
 @pytest.mark.parametrize(
     ("part", "value", "depth", "said"),
-    [("x", 3, "deep", "does not have its CRC"), ("y", 9, "default", "do not have its histogram")],
+    [("x", 3, "deep", "has the wrong CRC"), ("y", 9, "default", "label histogram of train differs")],
 )
 def test_errors_that_hashes_do_not_show(tmp_path, part, value, depth, said):
     """As if the writer itself had been wrong."""
@@ -146,12 +146,10 @@ def test_deep_compares_with_the_source_and_counts_equal_images(tmp_path):
     write_dataset(config)
     found = validate_dataset(config, "deep")
     assert found.problems == {}
-    assert found.notes == ["1 images are equal to another one, to the pixel"]
+    assert found.notes == ["1 images are pixel-identical to another one"]
     files.images["val_data"][0] ^= 1
     files.write_folder(folder)
-    assert validate_dataset(config, "deep").problems == {
-        "val-000000.tar": "the source gives other bytes today"
-    }
+    assert validate_dataset(config, "deep").problems == {"val-000000.tar": "the source gives other bytes now"}
     assert validate_dataset(config, "default").problems == {}
     for path in folder.iterdir():
         path.unlink()

@@ -1,7 +1,7 @@
-"""The originals of ILSVRC2012, in class folders or in the tars of image-net.org.
+"""Original images of ILSVRC2012, in class folders or in the tars of image-net.org.
 
-Labels are positions in the sorted WordNet ids (tench = 0). The validation images lie flat, unless they
-were sorted into class folders; then a file beside them tells their classes.
+Labels are positions in the sorted WordNet ids (tench = 0). The validation images are in class folders, or
+in one folder; then a file with their classes is needed.
 """
 
 from dataclasses import replace
@@ -15,13 +15,13 @@ from fm_core.data.sources.base import Classes
 from fm_core.data.sources.image_collection import (
     ImageCollection,
     ImageFileSource,
-    facts_of_pictures,
+    folder_labels,
+    image_file_facts,
     in_order,
-    labels_of_folders,
     require_counts,
     shuffled,
 )
-from fm_core.data.sources.imagenet_val_labels import NO_TRUTH, validation_classes
+from fm_core.data.sources.imagenet_val_labels import LABEL_FILES, validation_classes
 from fm_core.errors import UserError
 from fm_core.storage.store import Store
 
@@ -32,11 +32,11 @@ FOLDERS = ("{split}", "ILSVRC/Data/CLS-LOC/{split}", "ILSVRC2012_img_{split}", "
 
 
 class ImagenetOriginalSource(ImageFileSource):
-    """imagenet-folder and imagenet-tar."""
+    """Source for the formats imagenet-folder and imagenet-tar."""
 
     def __init__(self, config: DataSection, kind: str) -> None:
         partial = config.source.allow_partial
-        facts = facts_of_pictures(config, kind, {"allow_partial": partial})
+        facts = image_file_facts(config, kind, {"allow_partial": partial})
         published = None if partial else sum(PUBLISHED.values())
         super().__init__(replace(facts, images=published), config.source.resize)
         assert config.source.url
@@ -44,27 +44,27 @@ class ImagenetOriginalSource(ImageFileSource):
         self._kind, self._partial, self._seed = kind, partial, config.split_seed
 
     def find(self) -> tuple[dict[str, ImageCollection], Classes]:
-        """Both splits, counted, with their classes."""
-        train, val = self._shelf("train"), self._shelf("val")
+        """Find both splits and their classes; the numbers of images are checked."""
+        train, val = self._archive("train"), self._archive("val")
         names = tuple(sorted({key.split("/")[-2] for key in train.keys if "/" in key}))
         if len(names) != CLASSES and not self._partial:
             raise UserError(
                 f"data.source.url: {self._store.url} holds {len(names)} training classes, "
-                f"ILSVRC2012 {CLASSES}; data.source.allow_partial accepts it"
+                f"ILSVRC2012 {CLASSES}; set data.source.allow_partial to accept it"
             )
-        labels = labels_of_folders(train.keys, names)
+        labels = folder_labels(train.keys, names)
         if labels.size and labels.min() < 0:
             stray = train.keys[int(labels.argmin())]
-            raise UserError(f"data.source.url: {stray} lies in no class folder under {self._store.url}")
-        piles = {
+            raise UserError(f"data.source.url: {stray} is in no class folder under {self._store.url}")
+        collections = {
             "train": shuffled(train, labels, self._seed),
             "val": in_order(val, self._validation_labels(val, names)),
         }
-        require_counts(self._store.url, piles, PUBLISHED, self._partial)
+        require_counts(self._store.url, collections, PUBLISHED, self._partial)
         order = "sorted-wnid" if len(names) == CLASSES else f"sorted-wnid-of-{len(names)}"
-        return piles, Classes(len(names), order, names)
+        return collections, Classes(len(names), order, names)
 
-    def _shelf(self, split: str) -> Archive:
+    def _archive(self, split: str) -> Archive:
         if self._kind == "imagenet-tar":
             if self._store.size(TARS[split]) is None:
                 raise UserError(
@@ -74,25 +74,27 @@ class ImagenetOriginalSource(ImageFileSource):
             return TarArchive(self._store, TARS[split], nested=split == "train")
         for template in FOLDERS:
             folder = template.format(split=split)
-            shelf = FolderArchive.pictures(self._store, depth=2, below=folder)
-            if shelf.keys:
-                return shelf
+            archive = FolderArchive.of_images(self._store, depth=2, below=folder)
+            if archive.keys:
+                return archive
         raise UserError(
             f"data.source.url: no images under {self._store.url}/{split}; put the training images there as "
             "train/<wnid>/*.JPEG, the validation images as val/<wnid>/*.JPEG, or as val/*.JPEG and "
-            f"{NO_TRUTH}"
+            f"{LABEL_FILES}"
         )
 
     def _validation_labels(self, val: Archive, names: tuple[str, ...]) -> NDArray[np.int64]:
-        labels = labels_of_folders(val.keys, names)
+        labels = folder_labels(val.keys, names)
         if labels.min() < 0:
-            labels = self._told_labels(val, names)
+            labels = self._labels_from_file(val, names)
         if labels.min() < 0:
-            raise UserError(f"data.source.url: {val.keys[int(labels.argmin())]} is of no training class")
+            raise UserError(
+                f"data.source.url: {val.keys[int(labels.argmin())]} is of a class without training images"
+            )
         return labels
 
-    def _told_labels(self, val: Archive, names: tuple[str, ...]) -> NDArray[np.int64]:
+    def _labels_from_file(self, val: Archive, names: tuple[str, ...]) -> NDArray[np.int64]:
         stems = [key.split("/")[-1].rsplit(".", 1)[0] for key in val.keys]
-        truth = validation_classes(self._store, stems)
+        classes = validation_classes(self._store, stems)
         numbers = {name: number for number, name in enumerate(names)}
-        return np.array([numbers.get(truth.get(stem, ""), -1) for stem in stems], np.int64)
+        return np.array([numbers.get(classes.get(stem, ""), -1) for stem in stems], np.int64)

@@ -1,12 +1,12 @@
-"""The older downsampled ImageNet of van den Oord et al. (2016): PNGs without labels.
+"""Older downsampled ImageNet of van den Oord et al. (2016): PNGs without labels.
 
-train_64x64 and valid_64x64 (or 32x32) as .tar, .zip or folder. Its resizing differs from that of the
-.npz set, and with it likelihoods do: numbers on the two are not comparable.
+train_64x64 and valid_64x64 (or 32x32) as .tar, .zip or folder. It was resized differently from the
+.npz set, so likelihoods on the two are not comparable.
 """
 
 from fm_core.config.data import DataSection
 from fm_core.data.sources.archive_readers import Archive, FolderArchive, open_archive
-from fm_core.data.sources.base import UNLABELLED, Classes, SourceFacts
+from fm_core.data.sources.base import UNLABELED, Classes, SourceFacts
 from fm_core.data.sources.file_listing import list_files
 from fm_core.data.sources.image_collection import (
     FILES_MAX_QUARANTINED,
@@ -24,7 +24,7 @@ STEMS = {"train": "train", "val": "valid"}
 
 
 class ImagenetPngSource(ImageFileSource):
-    """The PNGs, as they are."""
+    """Source of the PNGs, which are not resized."""
 
     def __init__(self, config: DataSection) -> None:
         source = config.source
@@ -52,23 +52,23 @@ class ImagenetPngSource(ImageFileSource):
         )
 
     def find(self) -> tuple[dict[str, ImageCollection], Classes]:
-        """Both splits, counted."""
-        train, val = self._shelf("train"), self._shelf("val")
-        piles = {"train": shuffled(train, None, self._seed), "val": in_order(val, None)}
-        require_counts(self._store.url, piles, PUBLISHED, self._partial)
-        return piles, UNLABELLED
+        """Find both splits; the numbers of images are checked."""
+        train, val = self._archive("train"), self._archive("val")
+        collections = {"train": shuffled(train, None, self._seed), "val": in_order(val, None)}
+        require_counts(self._store.url, collections, PUBLISHED, self._partial)
+        return collections, UNLABELED
 
-    def _shelf(self, split: str) -> Archive:
+    def _archive(self, split: str) -> Archive:
         stem = f"{STEMS[split]}_{self._size}x{self._size}"
         files = list_files(self._store, depth=1)
         for suffix in (".tar", ".zip"):
             if stem + suffix in files:
                 return open_archive(self._store, stem + suffix)
         folder = Store.at(self._store.url, stem)
-        shelf = FolderArchive.pictures(folder, depth=2)
-        if not shelf.keys:
+        archive = FolderArchive.of_images(folder, depth=2)
+        if not archive.keys:
             raise UserError(
                 f"data.source.url: no {stem}.tar (or .zip, or folder {stem}) under {self._store.url}; "
                 "the set is no longer on image-net.org, academictorrents.com has it: put both tars there"
             )
-        return shelf
+        return archive

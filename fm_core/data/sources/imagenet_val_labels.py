@@ -1,4 +1,4 @@
-"""Classes of the ILSVRC2012 validation images, from whichever file tells them."""
+"""Classes of the ILSVRC2012 validation images, from any of the files that list them."""
 
 import csv
 import io
@@ -7,22 +7,22 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from fm_core.data.sources.file_listing import list_files
-from fm_core.data.sources.npz_members import damaged
+from fm_core.data.sources.npz_members import damage_message
 from fm_core.errors import UserError
 from fm_core.storage.store import Store
 
-TRUTH = "ILSVRC2012_validation_ground_truth.txt"
+GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
-NO_TRUTH = f"{DEVKIT}, LOC_val_solution.csv or imagenet_2012_validation_synset_labels.txt beside them"
+LABEL_FILES = f"{DEVKIT}, LOC_val_solution.csv or imagenet_2012_validation_synset_labels.txt beside them"
 
 
 def validation_classes(store: Store, stems: Sequence[str]) -> dict[str, str]:
     """WordNet id of each image, by the stem of its name; `stems` are sorted.
 
     Read from Kaggle's LOC_val_solution.csv, from a list of WordNet ids, or from the devkit's numbers and
-    meta.mat, packed or not. UserError if none is there.
+    meta.mat, extracted or not. Raises UserError if there is none of these files.
     """
-    files = {path.rsplit("/", 1)[-1]: path for path in list_files(store, depth=3, but_pictures=True)}
+    files = {path.rsplit("/", 1)[-1]: path for path in list_files(store, depth=3, skip_image_folders=True)}
     if "LOC_val_solution.csv" in files:
         text = store.read_bytes(files["LOC_val_solution.csv"]).decode()
         return {
@@ -31,45 +31,45 @@ def validation_classes(store: Store, stems: Sequence[str]) -> dict[str, str]:
     lists = [path for name, path in files.items() if name.endswith("synset_labels.txt")]
     if lists:
         return _by_order(store, lists[0], store.read_bytes(lists[0]).decode().split(), stems)
-    if TRUTH in files and "meta.mat" in files:
-        truth, meta = store.read_bytes(files[TRUTH]), store.read_bytes(files["meta.mat"])
+    if GROUND_TRUTH in files and "meta.mat" in files:
+        truth, meta = store.read_bytes(files[GROUND_TRUTH]), store.read_bytes(files["meta.mat"])
     elif DEVKIT in files:
         truth, meta = _from_devkit(store, files[DEVKIT])
     else:
         raise UserError(
-            f"data.source.url: the classes of the validation images: put {NO_TRUTH} ({store.url})"
+            f"data.source.url: no classes of the validation images: put {LABEL_FILES} ({store.url})"
         )
     names = _names_of_numbers(meta)
-    return _by_order(store, TRUTH, [names[int(number)] for number in truth.split()], stems)
+    return _by_order(store, GROUND_TRUTH, [names[int(number)] for number in truth.split()], stems)
 
 
 def _by_order(store: Store, path: str, names: list[str], stems: Sequence[str]) -> dict[str, str]:
-    """Names in the order of the images' numbers: the last digits of their stems, from 1."""
+    """Names by the numbers of the images, from 1, which end their stems."""
     try:
         return {stem: names[int(stem.rsplit("_", 1)[-1]) - 1] for stem in stems}
     except (ValueError, IndexError):
         raise UserError(
-            f"{store.url}/{path}: {len(names)} lines do not fit images such as {stems[-1]}"
+            f"{store.url}/{path}: {len(names)} lines do not match images such as {stems[-1]}"
         ) from None
 
 
 def _from_devkit(store: Store, path: str) -> tuple[bytes, bytes]:
-    found: dict[str, bytes] = {}
+    contents: dict[str, bytes] = {}
     try:
         with store.open(path) as file, tarfile.open(fileobj=file, mode="r:gz") as archive:
             for member in archive:
                 name = member.name.rsplit("/", 1)[-1]
-                stream = archive.extractfile(member) if name in (TRUTH, "meta.mat") else None
+                stream = archive.extractfile(member) if name in (GROUND_TRUTH, "meta.mat") else None
                 if stream is not None:
-                    found[name] = stream.read()
-        return found[TRUTH], found["meta.mat"]
+                    contents[name] = stream.read()
+        return contents[GROUND_TRUTH], contents["meta.mat"]
     except (tarfile.TarError, OSError, EOFError, KeyError) as error:
-        raise UserError(damaged(store, path, error)) from None
+        raise UserError(damage_message(store, path, error)) from None
 
 
 def _names_of_numbers(meta: bytes) -> dict[int, str]:
     """WordNet id by ILSVRC2012_ID."""
-    from scipy.io import loadmat  # half a second to import, needed here alone
+    from scipy.io import loadmat  # imported here, as it takes half a second
 
     synsets = cast(Any, loadmat(io.BytesIO(meta), squeeze_me=True))["synsets"]
     return {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}

@@ -1,4 +1,4 @@
-"""Everything that one shard can be asked without its source."""
+"""Inspection of one shard: archive structure, labels, CRCs and image digests."""
 
 import hashlib
 import tarfile
@@ -18,51 +18,51 @@ _NO_DIGESTS = np.empty(0, np.uint64)
 
 @dataclass
 class ShardContent:
-    """What a shard holds."""
+    """Content of a shard."""
 
     problem: str = ""
-    """What is wrong; empty when nothing is."""
+    """What is wrong; "" if nothing is."""
     labels: NDArray[np.int64] = field(default_factory=lambda: _NO_LABELS)
     """Classes, int64 [images]; empty without labels."""
     digests: NDArray[np.uint64] = field(default_factory=lambda: _NO_DIGESTS)
-    """Eight bytes of a hash of each image's pixels; empty unless pixels were read."""
+    """64-bit hash of the pixels of each image, uint64 [images]; empty unless pixels were read."""
 
 
 def inspect_shard(store: Store, manifest: Manifest, shard: Shard, pixels: bool) -> ShardContent:
-    """Hash a shard, walk its headers, read its labels and, if `pixels`, every image."""
+    """Hash a shard, read its headers and labels and, if `pixels`, every image."""
     if store.sha256(shard.name) != shard.sha256:
         return ShardContent("its SHA-256 is not the manifest's")
     content = ShardContent()
     with store.open(shard.name) as file:
-        places = _members(file)
-        if isinstance(places, str):
-            return ShardContent(places)
+        members = _members(file)
+        if isinstance(members, str):
+            return ShardContent(members)
         if shard.index_offset is not None:
-            _inspect_pictures(file, shard, places, pixels, manifest, content)
+            _inspect_pngs(file, shard, members, pixels, manifest, content)
         else:
-            _inspect_blocks(file, shard, places, pixels, manifest, content)
+            _inspect_blocks(file, shard, members, pixels, manifest, content)
     if manifest.class_count is None:
         content.labels = _NO_LABELS
     return content
 
 
 def _members(file: IO[bytes]) -> dict[int, int] | str:
-    """Size by offset of the members, or what is wrong with the archive."""
+    """Size of each member by its offset, or what is wrong with the archive."""
     try:
         with tarfile.open(fileobj=file, mode="r:") as archive:
-            places = {member.offset_data: member.size for member in archive}
+            members = {member.offset_data: member.size for member in archive}
             end = int(cast(Any, archive).offset)
     except tarfile.TarError as error:
-        return f"no tar: {error}"
+        return f"not a tar archive: {error}"
     file.seek(end)
-    # tarfile takes a damaged header for the end.
-    return places if file.read(512) == bytes(512) else f"its header at byte {end} is damaged"
+    # tarfile takes a damaged header for the end of the archive.
+    return members if file.read(512) == bytes(512) else f"its header at byte {end} is damaged"
 
 
 def _inspect_blocks(
     file: IO[bytes],
     shard: Shard,
-    places: dict[int, int],
+    members: dict[int, int],
     pixels: bool,
     manifest: Manifest,
     content: ShardContent,
@@ -73,8 +73,8 @@ def _inspect_blocks(
         expected = {block.x_offset: block.x_bytes, block.crc_offset: 4 * block.images}
         if block.y_offset is not None:
             expected[block.y_offset] = 8 * block.images
-        if any(places.get(offset - 128) != size + 128 for offset, size in expected.items()):
-            content.problem = f"block {number} is not where the manifest says"
+        if any(members.get(offset - 128) != size + 128 for offset, size in expected.items()):
+            content.problem = f"block {number} is not at the offset in the manifest"
             return
         if block.y_offset is not None:
             labels.append(_array(file, block.y_offset, block.images, np.dtype("<i8")))
@@ -90,18 +90,18 @@ def _inspect_blocks(
     content.digests = np.concatenate(digests) if digests else _NO_DIGESTS
 
 
-def _inspect_pictures(
+def _inspect_pngs(
     file: IO[bytes],
     shard: Shard,
-    places: dict[int, int],
+    members: dict[int, int],
     pixels: bool,
     manifest: Manifest,
     content: ShardContent,
 ) -> None:
     assert shard.index_offset is not None
     index = _array(file, shard.index_offset, 4 * shard.images, np.dtype("<i8")).reshape(-1, 4)
-    if any(places.get(offset) != size for offset, size in index[:, :2].tolist()):
-        content.problem = "an image is not where the index says"
+    if any(members.get(offset) != size for offset, size in index[:, :2].tolist()):
+        content.problem = "an image is not at the offset in the index"
         return
     content.labels = index[:, 2]
     if not pixels:
@@ -119,9 +119,9 @@ def _inspect_pictures(
 
 def _pixel_problem(images: NDArray[np.uint8], crcs: NDArray[np.uint32], levels: int, number: int) -> str:
     if not np.array_equal(image_crcs(images), crcs):
-        return f"an image of block {number} does not have its CRC"
+        return f"an image of block {number} has the wrong CRC"
     if int(images.max()) >= levels:
-        return f"block {number} holds grey value {int(images.max())}; there are {levels} levels"
+        return f"block {number} holds intensity {int(images.max())}; the largest is {levels - 1}"
     return ""
 
 
