@@ -20,14 +20,14 @@ def list_files(store: Store, depth: int, skip_image_folders: bool = False) -> di
     """
     if store.local and skip_image_folders:
         return {path: (store.local / path).stat().st_size for path in list_names(store, depth, "", 2000)}
-    found = cast(
+    listing = cast(
         dict[str, dict[str, object]],
         with_retries(lambda: store.filesystem.find(store.path, maxdepth=depth, detail=True), store.url),
     )
     prefix = store.path.rstrip("/") + "/"
     return {
         path[len(prefix) :]: int(str(info["size"]))
-        for path, info in sorted(found.items())
+        for path, info in sorted(listing.items())
         if path.startswith(prefix)
     }
 
@@ -40,8 +40,8 @@ def list_names(store: Store, depth: int, below: str = "", max_files: int | None 
     """
     if store.local is None:
         where = f"{store.path}/{below}".rstrip("/")
-        found = with_retries(lambda: store.filesystem.find(where, maxdepth=depth), store.url)
-        return sorted(path[len(store.path) + 1 :] for path in cast(list[str], found))
+        listing = with_retries(lambda: store.filesystem.find(where, maxdepth=depth), store.url)
+        return sorted(path[len(store.path) + 1 :] for path in cast(list[str], listing))
     names: list[str] = []
     top = store.local / below
     for folder, folders, files in os.walk(top):
@@ -59,16 +59,16 @@ def state_of(store: Store, paths: Iterable[str]) -> str:
         return ""
     if store.local:
         stats = [(store.local / path).stat() for path in unique]
-        facts = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in zip(unique, stats, strict=True)]
+        states = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in zip(unique, stats, strict=True)]
     else:
         # One listing instead of one request per file.
-        found = cast(
+        listing = cast(
             dict[str, dict[str, object]],
             with_retries(lambda: store.filesystem.find(store.path, detail=True), store.url),
         )
-        infos = [found.get(store.full(path), {}) for path in unique]
-        facts = [
+        infos = [listing.get(store.full(path), {}) for path in unique]
+        states = [
             (path, info.get("size"), *(str(info.get(key)) for key in CHANGE_MARKERS))
             for path, info in zip(unique, infos, strict=True)
         ]
-    return f"sha256:{sha256_bytes(repr(facts).encode())}"
+    return f"sha256:{sha256_bytes(repr(states).encode())}"

@@ -82,8 +82,8 @@ class ImageFileSource(ABC):
 
     def inputs(self) -> Sequence[Input]:
         """The archives and folders."""
-        found = [item for collection in self._search()[0].values() for item in collection.archive.inputs()]
-        return list(dict.fromkeys(found))
+        inputs = [item for collection in self._search()[0].values() for item in collection.archive.inputs()]
+        return list(dict.fromkeys(inputs))
 
     def state(self) -> str:
         """State of the files that `inputs` does not identify by content."""
@@ -142,10 +142,10 @@ def require_counts(
 ) -> None:
     """Raise UserError unless the numbers of images are those published, or `partial` is true."""
     for split, count in published.items():
-        found = len(collections[split].rows) if split in collections else 0
-        if found != count and not partial:
+        images = len(collections[split].rows) if split in collections else 0
+        if images != count and not partial:
             raise UserError(
-                f"data.source.url: {url} holds {found:,} {split} images, the published set {count:,}; "
+                f"data.source.url: {url} holds {images:,} {split} images, the published set {count:,}; "
                 "set data.source.allow_partial to accept it"
             )
 

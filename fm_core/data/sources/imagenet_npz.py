@@ -125,28 +125,28 @@ class ImagenetNpzSource:
 
     def _locations(self) -> dict[str, Location]:
         if self._batches is None:
-            found = self._search()
-            missing = [name for name in (*BATCHES, "val_data") if name not in found]
-            if missing if not self._partial else not found:
+            locations = self._search()
+            missing = [name for name in (*BATCHES, "val_data") if name not in locations]
+            if missing if not self._partial else not locations:
                 raise UserError(self._missing_message(missing))
-            order = [name for name in (*BATCHES, "val_data") if name in found]
-            self._batches = {name: found[name] for name in order}
+            order = [name for name in (*BATCHES, "val_data") if name in locations]
+            self._batches = {name: locations[name] for name in order}
         return self._batches
 
     def _search(self) -> dict[str, Location]:
         """Find batches by name; extracted ones are preferred to those in zips."""
-        found: dict[str, Location] = {}
+        locations: dict[str, Location] = {}
         files = list_files(self._store, depth=3)
         for path, size in files.items():
             if path.endswith(".zip") and re.search(rf"imagenet{self._size}_", path, re.IGNORECASE):
                 for member in zip_members(self._store, path):
                     if match := BATCH_NAME.fullmatch(member.name):
-                        _prefer(found, match[1], member)
+                        _prefer(locations, match[1], member)
             elif (match := BATCH_NAME.fullmatch(path.rsplit("/", 1)[-1])) and not self._of_another_size(path):
                 packed = zip_members(self._store, path) if match[2] else ()
                 digest = ",".join(item.digest for item in packed) or f"{size} bytes"
-                _prefer(found, match[1], Location(path, None, size, digest))
-        return found
+                _prefer(locations, match[1], Location(path, None, size, digest))
+        return locations
 
     def _of_another_size(self, path: str) -> bool:
         sizes = re.findall(r"imagenet(\d+)", path, re.IGNORECASE)
@@ -181,14 +181,14 @@ class ImagenetNpzSource:
         return shape[0]
 
 
-def _prefer(found: dict[str, Location], name: str, location: Location) -> None:
+def _prefer(locations: dict[str, Location], name: str, location: Location) -> None:
     """Prefer arrays to pickles, and of the same kind extracted files to members of zips."""
 
     def rank(item: Location) -> tuple[bool, bool]:
         return item.name.endswith(".npz"), item.member is None
 
-    if name not in found or rank(location) > rank(found[name]):
-        found[name] = location
+    if name not in locations or rank(location) > rank(locations[name]):
+        locations[name] = location
 
 
 def _npz_shape(store: Store, location: Location) -> tuple[int, ...]:

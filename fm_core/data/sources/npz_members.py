@@ -139,8 +139,8 @@ def as_inputs(locations: Iterable[Location]) -> tuple[Input, ...]:
     return tuple(Input(name=item.text, bytes=item.bytes, digest=item.digest) for item in locations)
 
 
-def _read_shape(file: IO[bytes], wanted: str) -> tuple[int, ...] | None:
-    member = _seek_member(file, wanted)
+def _read_shape(file: IO[bytes], target: str) -> tuple[int, ...] | None:
+    member = _seek_member(file, target)
     if member is None:
         return None
     start = file.read(4096)
@@ -157,7 +157,7 @@ class _Member:
     """Compressed size in bytes; None if it is stored after the content only."""
 
 
-def _seek_member(file: IO[bytes], wanted: str) -> _Member | None:
+def _seek_member(file: IO[bytes], target: str) -> _Member | None:
     """Follow the local headers of a zip to a member, without seeking."""
     while len(head := file.read(LOCAL_HEADER.size)) == LOCAL_HEADER.size:
         magic, _, flags, method, _, _, _, stored, size, name_bytes, extra_bytes = LOCAL_HEADER.unpack(head)
@@ -166,7 +166,7 @@ def _seek_member(file: IO[bytes], wanted: str) -> _Member | None:
         name = file.read(name_bytes).decode(errors="replace")
         stored = _stored_bytes(stored, size, file.read(extra_bytes))
         stored = None if flags & 8 else stored
-        if name == wanted:
+        if name == target:
             return _Member(method == zipfile.ZIP_DEFLATED, stored)
         if stored is None:
             return None
