@@ -35,7 +35,7 @@ COMMANDS = {
 FLAGS = {
     "status": {"follow": "print a line every few seconds until interrupted"},
     "validate": {
-        "quick": "sizes and commit marks alone",
+        "quick": "sizes and sidecars alone",
         "deep": "every image's CRC, duplicates, and the source as well",
         "repair": "write damaged shards again first",
     },

@@ -69,7 +69,7 @@ class DataSection(Section):
     source: SourceSection = SourceSection()
     """Source of the images."""
     validation_images: int = Field(default=500, ge=1)
-    """Number of validation images, drawn by a seeded permutation, for sources without their own split."""
+    """Validation images, chosen by a seeded permutation, for sources without a split of their own."""
     split_seed: int = Field(default=0, ge=0, lt=2**31)
     """Seed of that permutation; it is part of the data set, not of the run."""
     block_bytes: int = Field(default=12 * 2**20, ge=1024)
@@ -81,7 +81,7 @@ class DataSection(Section):
     label_map: str | None = None
     """File that renumbers classes: map_clsloc.txt (to the order of sorted WordNet ids) or lines "old new"."""
     max_quarantined: float | None = Field(default=None, ge=0, le=1)
-    """Largest fraction of images that may be left out as unreadable; default 0 for arrays, 1e-4 for files."""
+    """Largest fraction of images left out as unreadable; by default 0 for arrays, 1e-4 for files."""
     workers: int | None = Field(default=None, ge=1)
     """Number of processes that write shards; by default one per core. The bytes do not depend on it."""
     cache: str | None = None

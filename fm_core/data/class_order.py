@@ -4,7 +4,6 @@ The map is the devkit's map_clsloc.txt (lines "n02119789 1 kit_fox": WordNet id,
 gives the order of sorted WordNet ids, or a file with lines "old new", both 0-based.
 """
 
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from fm_core.data.manifest import Input
 from fm_core.data.sources.base import Classes, DataSource, PartStream, Samples, SourcePart
 from fm_core.errors import UserError
+from fm_core.storage.hashing import sha256_bytes
 from fm_core.storage.store import Store
 
 
@@ -40,7 +40,7 @@ def read_label_map(url: str) -> LabelMap:
     except FileNotFoundError:
         raise UserError(f"data.label_map: {url} does not exist; give a file such as map_clsloc.txt") from None
     rows = [line.split() for line in content.decode(errors="replace").splitlines() if line.strip()]
-    digest = hashlib.sha256(content).hexdigest()
+    digest = sha256_bytes(content)
     if rows and all(len(row) >= 2 and re.fullmatch(r"n\d{8}", row[0]) and row[1].isdigit() for row in rows):
         names = tuple(sorted(row[0] for row in rows))
         pairs = {int(row[1]) - 1: names.index(row[0]) for row in rows}

@@ -101,21 +101,21 @@ class ShardFile:
         array = np.ascontiguousarray(array)
         return self._add(name, npy_header(array), array.reshape(-1).view(np.uint8).data) + NPY_HEADER_BYTES
 
-    def _add(self, name: str, *pieces: bytes | memoryview) -> int:
+    def _add(self, name: str, *chunks: bytes | memoryview) -> int:
         """Append a member; returns the offset of its content."""
         header = tarfile.TarInfo(name)
-        header.size = sum(len(piece) for piece in pieces)
+        header.size = sum(len(chunk) for chunk in chunks)
         self._write(header.tobuf(tarfile.USTAR_FORMAT))
         start = self.bytes
-        for piece in pieces:
-            self._write(piece)
+        for chunk in chunks:
+            self._write(chunk)
         self._write(bytes(-header.size % tarfile.BLOCKSIZE))
         return start
 
-    def _write(self, piece: bytes | memoryview) -> None:
-        self._file.write(piece)
-        self._digest.update(piece)
-        self.bytes += len(piece)
+    def _write(self, chunk: bytes | memoryview) -> None:
+        self._file.write(chunk)
+        self._digest.update(chunk)
+        self.bytes += len(chunk)
 
 
 def encode_png(image: NDArray[np.uint8]) -> bytes:

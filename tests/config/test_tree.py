@@ -127,7 +127,7 @@ def test_a_key_whose_switch_was_forgotten_is_refused(tree, key, off):
     ],
 )
 def test_what_a_format_does_not_read_is_refused(source, key):
-    assert f"data.source.{key} is no key of format" in refused({"data": {"source": source}})
+    assert f"data.source.{key} is not used by format" in refused({"data": {"source": source}})
 
 
 @pytest.mark.parametrize("betas", [[1.0, 0.999], [0.9, 1.0], [-0.1, 0.9], [0.9, 1.5]])

@@ -26,8 +26,8 @@ def section(tmp_path, url, kind="auto", size=32, name="set", partial=True, sourc
 
 def read_all(config, manifest, split):
     with ImageReader(config.root, manifest, split) as reader:
-        images, found = reader.read(np.arange(len(reader)))
-    return images.numpy(), found.numpy()
+        images, labels = reader.read(np.arange(len(reader)))
+    return images.numpy(), labels.numpy()
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
@@ -160,23 +160,23 @@ def test_parquet_files_with_splits(tmp_path, kind):
 
 
 @pytest.mark.parametrize(
-    ("spoilt", "names", "said"),
+    ("bad_label", "names", "message"),
     [
         (-1, None, "label holds -1"),
         (-1, ["x", "y", "z"], "label holds -1"),
         (3, ["x", "y", "z"], "label goes to 3; there are 3"),
-        (None, ["x", "y", "z"], "label is of float64 or misses values"),
+        (None, ["x", "y", "z"], "label is of float64 or has missing values"),
     ],
 )
 @pytest.mark.parametrize("where", ["train-1.parquet", "val-0.parquet"])
 def test_a_wrong_label_in_the_last_file_is_found_before_anything_is_written(
-    tmp_path, where, spoilt, names, said
+    tmp_path, where, bad_label, names, message
 ):
     images, classes = crops(6, 32), [0, 1, 2, 0, 1, 2]
     files = dict.fromkeys(("train-0.parquet", "train-1.parquet", "val-0.parquet"), (images, classes))
-    files[where] = images, [*classes[:-1], spoilt]
+    files[where] = images, [*classes[:-1], bad_label]
     source = {name: parquet(*content, "bytes", names) for name, content in files.items()}
-    with pytest.raises(UserError, match=f"{where}: {said}"):
+    with pytest.raises(UserError, match=f"{where}: {message}"):
         write_dataset(section(tmp_path, write_tree(tmp_path / "source", source)))
     assert not (tmp_path / "out").exists()
 
@@ -232,16 +232,16 @@ def test_a_users_table_renumbers_and_merges_classes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
-        (None, "is missing"),
+        (None, "does not exist"),
         ("a b c", "lines must be"),
-        ("0 1\n2 0\n", "not 0 .. 1"),
+        ("0 1\n2 0\n", "must be 0 .. 1"),
         ("0 1\n1 0\n", "maps 2 classes"),
     ],
 )
-def test_a_wrong_label_map_is_refused(tmp_path, text, said):
+def test_a_wrong_label_map_is_refused(tmp_path, text, message):
     if text is not None:
         (tmp_path / "map.txt").write_text(text)
-    with pytest.raises(UserError, match=rf"data\.label_map: .*{said}"):
+    with pytest.raises(UserError, match=rf"data\.label_map: .*{message}"):
         check_source(DataSection(root=str(tmp_path / "out"), label_map=str(tmp_path / "map.txt")))

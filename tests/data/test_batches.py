@@ -85,17 +85,17 @@ def test_a_resumed_stream_goes_on_where_it_ended_on_any_number_of_ranks(root, ma
 
 
 def test_flips_depend_on_the_position_alone(root, manifest):
-    whole = take(root, manifest, 1, position=64, global_batch=64, flip_seed=9)[0]
+    full = take(root, manifest, 1, position=64, global_batch=64, flip_seed=9)[0]
     halves = [
         take(root, manifest, 1, position=64, global_batch=64, flip_seed=9, rank=rank, ranks=2)[0]
         for rank in (0, 1)
     ]
     plain = stream(root, manifest, 64, 64)[0]
-    assert torch.equal(torch.cat([half.images for half in halves]), whole.images)
-    flipped = (whole.images == plain.flip(-1)).flatten(1).all(1)
-    kept = (whole.images == plain).flatten(1).all(1)
-    assert (flipped | kept).all()
-    assert 16 < int((flipped & ~kept).sum()) < 48
+    assert torch.equal(torch.cat([half.images for half in halves]), full.images)
+    flipped = (full.images == plain.flip(-1)).flatten(1).all(1)
+    unflipped = (full.images == plain).flatten(1).all(1)
+    assert (flipped | unflipped).all()
+    assert 16 < int((flipped & ~unflipped).sum()) < 48
 
 
 def test_about_half_of_the_images_are_flipped():

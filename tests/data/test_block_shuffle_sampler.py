@@ -26,12 +26,12 @@ def test_each_epoch_holds_every_image_once(order, epoch):
 @settings(max_examples=50, deadline=None)
 @given(order=orders, start=st.integers(0, 300), counts=st.lists(st.integers(1, 30), max_size=8))
 def test_the_stream_does_not_depend_on_how_it_is_read(order, start, counts):
-    whole = order.ids(start, sum(counts))
+    expected = order.ids(start, sum(counts))
     pieces, position = [], start
     for count in counts:
         pieces.append(order.ids(position, count))
         position += count
-    assert np.array_equal(np.concatenate([np.empty(0, np.int64), *pieces]), whole)
+    assert np.array_equal(np.concatenate([np.empty(0, np.int64), *pieces]), expected)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4, 8])
@@ -44,19 +44,19 @@ def test_a_process_needs_few_blocks_at_a_time(ranks):
     for step in range(4):  # 16 images of each virtual rank: an eighth of a window
         for rank in range(ranks):
             blocks[rank].update(order.ids(step * batch + rank * share, share) // 64)
-    assert all(len(found) <= 3 * 8 // ranks for found in blocks)
+    assert all(len(ids) <= 3 * 8 // ranks for ids in blocks)
     whole_epoch = [set(order.ids(p + r * share, share) // 64) for p in range(0, 12_800, batch) for r in [0]]
     assert len(set().union(*whole_epoch)) <= 200 // ranks + 8 // ranks + 1
 
 
 def test_the_blocks_read_at_a_time_are_those_that_are_told():
     order = BlockShuffleSampler(seed=0, block_images=[64] * 100, virtual_ranks=4, run=4, window=128)
-    told = list(order.blocks_at_a_time(range(1, 3)))
+    predicted = list(order.blocks_at_a_time(range(1, 3)))
     steps = np.arange(0, 6400, 16)[:, None] + np.arange(4, 12)  # positions of virtual ranks 1 and 2
     for step, positions in enumerate(steps):
         read = {int(order.ids(position, 1)[0]) // 64 for position in positions}
-        assert read <= set(told[4 * step // 128].tolist())
-    assert max(map(len, told)) <= 2 * (2 * 2 + 1)
+        assert read <= set(predicted[4 * step // 128].tolist())
+    assert max(map(len, predicted)) <= 2 * (2 * 2 + 1)
 
 
 def test_images_of_a_window_are_shuffled_and_epochs_differ():

@@ -23,13 +23,13 @@ def test_each_epoch_holds_every_image_once(seed, images, epoch):
 )
 def test_the_stream_is_the_same_for_every_world_and_batch_size(seed, images, start, batches):
     """World sizes and batches change as they like: the ranks' slices joined are the one stream."""
-    whole = GlobalShuffleSampler(seed, images).ids(start, sum(world * local for world, local in batches))
+    expected = GlobalShuffleSampler(seed, images).ids(start, sum(world * local for world, local in batches))
     seen, position = [], start
     for world, local in batches:
         for rank in range(world):  # a fresh order each, as after a restart
             seen.append(GlobalShuffleSampler(seed, images).ids(position + rank * local, local))
         position += world * local
-    assert np.array_equal(np.concatenate(seen), whole)
+    assert np.array_equal(np.concatenate(seen), expected)
 
 
 def test_epochs_and_seeds_give_different_orders():

@@ -52,9 +52,9 @@ def test_a_shard_that_is_cut_short_is_named(tmp_path, dataset):
 def test_a_flipped_bit_is_found_on_reading(tmp_path, dataset):
     path = tmp_path / "digits/train-000001.tar"
     offset = dataset.shards[1].blocks[0].x_offset + 2 * 64 + 5
-    whole = bytearray(path.read_bytes())
-    whole[offset] ^= 1
-    path.write_bytes(whole)
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1
+    path.write_bytes(content)
     with ImageReader(str(tmp_path), dataset, "train") as reader:
         reader.read(np.array([300, 301, 303]))
         with pytest.raises(UserError, match=r"train-000001\.tar: image 302 of train is damaged"):

@@ -112,15 +112,15 @@ def test_labels_from_zero_are_refused(tmp_path):
     assert "labels are 0" in line
 
 
-@pytest.mark.parametrize("spoilt", ["train_data_batch_2", "val_data"])
+@pytest.mark.parametrize("bad_batch", ["train_data_batch_2", "val_data"])
 @pytest.mark.parametrize("value", [-1, 1000])
 @pytest.mark.parametrize("labels_last", [False, True])
 @pytest.mark.parametrize("packed", ["folder", "stored zip", "deflated zip", "pickles"])
 def test_a_wrong_label_in_the_last_batch_is_found_before_anything_is_written(
-    tmp_path, packed, labels_last, value, spoilt
+    tmp_path, packed, labels_last, value, bad_batch
 ):
     files = NpzFiles()
-    files.labels[spoilt][-1] = value
+    files.labels[bad_batch][-1] = value
     options = {"compressed": labels_last, "labels_last": labels_last}
     if packed == "folder":
         url = files.write_folder(tmp_path / "source", **options)
@@ -130,7 +130,7 @@ def test_a_wrong_label_in_the_last_batch_is_found_before_anything_is_written(
         method = zipfile.ZIP_STORED if packed == "stored zip" else zipfile.ZIP_DEFLATED
         url = files.write_zips(tmp_path / "source", method, **options)
     line = refusal(section(tmp_path, url))
-    assert spoilt in line
+    assert bad_batch in line
     assert ("labels are 0" if value < 0 else ".. 1001") in line
     assert not (tmp_path / "datasets").exists()
 
@@ -154,9 +154,9 @@ def test_a_damaged_batch_leaves_none_of_its_shards_committed(tmp_path, compresse
     """A zip's CRC is known at its end, when shards of the batch are written already."""
     files = NpzFiles(rows=200)
     folder = files.write_folder(tmp_path / "source", compressed=compressed)
-    whole = bytearray((folder / "train_data_batch_1.npz").read_bytes())
-    whole[-3000 if compressed else -9000] ^= 16
-    (folder / "train_data_batch_1.npz").write_bytes(whole)
+    content = bytearray((folder / "train_data_batch_1.npz").read_bytes())
+    content[-3000 if compressed else -9000] ^= 16
+    (folder / "train_data_batch_1.npz").write_bytes(content)
     with pytest.raises(UserError, match=r"train_data_batch_1\.npz: damaged or incomplete"):
         write_dataset(section(tmp_path, folder))
     assert not list((tmp_path / "datasets/tiny/commits").glob("train-*"))

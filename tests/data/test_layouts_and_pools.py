@@ -79,9 +79,9 @@ def test_a_flipped_bit_in_a_png_is_found(tmp_path):
     config = npz_config(tmp_path, layout="image")
     manifest = write_dataset(config)
     path = tmp_path / "out/tiny/val-000000.tar"
-    whole = bytearray(path.read_bytes())
-    whole[whole.index(b"IDAT") + 30] ^= 4
-    path.write_bytes(whole)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"IDAT") + 30] ^= 4
+    path.write_bytes(content)
     with (
         ImageReader(config.root, manifest, "val") as reader,
         pytest.raises(UserError, match="image 0 of val"),
@@ -128,9 +128,9 @@ def test_an_error_in_a_process_arrives_as_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(shard_writer, "WORTH_A_POOL_BYTES", 0)
     config = npz_config(tmp_path, workers=2)
     path = tmp_path / "source/train_data_batch_2.npz"
-    whole = bytearray(path.read_bytes())
-    whole[-5000] ^= 1
-    path.write_bytes(whole)
+    content = bytearray(path.read_bytes())
+    content[-5000] ^= 1
+    path.write_bytes(content)
     with pytest.raises(UserError, match=r"train_data_batch_2\.npz: damaged"):
         write_dataset(config)
 
@@ -171,12 +171,12 @@ def test_kill_of_the_parent_leaves_no_writers_and_the_next_call_continues(tmp_pa
     assert children
     assert not alive
     assert not (tmp_path / "out/a/manifest.json").exists()
-    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/a").glob("*.tar")}
-    assert kept
+    mtimes = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/a").glob("*.tar")}
+    assert mtimes
     manifest = write_dataset(config)
     assert sum(split.images for split in manifest.splits.values()) == 400
-    same = [path for path, time_ns in kept.items() if path.stat().st_mtime_ns == time_ns]
-    assert len(same) >= len(kept) - 2
+    same = [path for path, time_ns in mtimes.items() if path.stat().st_mtime_ns == time_ns]
+    assert len(same) >= len(mtimes) - 2
 
 
 def _running(pid):

@@ -49,10 +49,10 @@ def test_reading_through_a_cache_smaller_than_the_data_is_right(tmp_path, remote
     limit = manifest.shards[0].bytes
     with (
         ImageReader(root, manifest, "train", NodeCache(str(tmp_path / "a"), limit)) as small,
-        ImageReader(root, manifest, "train", NodeCache(str(tmp_path / "b"))) as whole,
+        ImageReader(root, manifest, "train", NodeCache(str(tmp_path / "b"))) as full,
     ):
-        ids = GlobalShuffleSampler(0, len(whole)).ids(0, 400)
-        assert np.array_equal(small.read(ids)[0], whole.read(ids)[0])
+        ids = GlobalShuffleSampler(0, len(full)).ids(0, 400)
+        assert np.array_equal(small.read(ids)[0], full.read(ids)[0])
     assert len(copies(tmp_path / "a")) == 1
 
 
@@ -61,18 +61,18 @@ def test_a_copy_that_rots_is_fetched_again(tmp_path, remote):
     with ImageReader(root, manifest, "train", NodeCache(str(tmp_path))) as reader:
         before = reader.read(np.arange(50))[0]
         path = tmp_path / f"{manifest.shards[0].sha256}.tar"
-        whole = path.read_bytes()
+        content = path.read_bytes()
         offset = manifest.shards[0].blocks[0].x_offset
         with path.open("r+b") as file:
             file.seek(offset)
-            file.write(bytes([whole[offset] ^ 1]))
+            file.write(bytes([content[offset] ^ 1]))
         assert np.array_equal(reader.read(np.arange(50))[0], before)
-    assert path.read_bytes() == whole
+    assert path.read_bytes() == content
 
 
 @pytest.mark.parametrize("size", [0, 700, -1])
 def test_a_copy_that_a_power_loss_cut_is_fetched_again(tmp_path, remote, size):
-    """Nobody else would ever mend it: fm validate --repair looks at the store alone."""
+    """Nothing else would ever fix it: fm validate --repair looks at the store alone."""
     root, manifest = remote
     shard = manifest.shards[0]
     with ImageReader(root, manifest, "train", NodeCache(str(tmp_path))) as reader:
@@ -88,12 +88,12 @@ def test_a_copy_that_a_power_loss_cut_is_fetched_again(tmp_path, remote, size):
 @pytest.mark.parametrize("times", [1, 2])
 def test_a_copy_cut_once_it_is_open_is_fetched_once_more(tmp_path, remote, monkeypatch, times):
     root, manifest = remote
-    whole, cut = NodeCache.open, []
+    original_open, truncated = NodeCache.open, []
 
     def cutting(self, store, shard):
-        file = whole(self, store, shard)
-        if len(cut) < times:
-            cut.append(os.truncate(tmp_path / f"{shard.sha256}.tar", 700))
+        file = original_open(self, store, shard)
+        if len(truncated) < times:
+            truncated.append(os.truncate(tmp_path / f"{shard.sha256}.tar", 700))
         return file
 
     monkeypatch.setattr(NodeCache, "open", cutting)

@@ -64,7 +64,7 @@ def npz(tmp_path, root, **files):
     return DataSection(root=root, name="tiny", source=source, block_bytes=8000, shard_blocks=2)
 
 
-def whole(config, tmp_path):
+def is_complete(config, tmp_path):
     """Check every image against a data set on the local disk."""
     local = config.model_copy(update={"root": str(tmp_path / "local")})
     expected = write_dataset(local)
@@ -85,7 +85,7 @@ def whole(config, tmp_path):
 def test_shards_go_to_s3_and_come_back(tmp_path, s3):
     config = npz(tmp_path, s3)
     manifest = write_dataset(config)
-    assert whole(config, tmp_path)
+    assert is_complete(config, tmp_path)
     assert write_dataset(config) == manifest
     assert validate_dataset(config, "deep").problems == {}
 
@@ -165,17 +165,17 @@ def test_faults_on_the_way_are_ridden_out(tmp_path, server, monkeypatch, fault):
     for url in bucket_at(server, proxy.port, monkeypatch):
         config = npz(tmp_path, url)
         write_dataset(config)
-        assert whole(config, tmp_path)
+        assert is_complete(config, tmp_path)
         assert proxy.faults > 3
     proxy.close()
 
 
 def test_a_truncated_object_without_commit_mark_is_written_again(tmp_path, s3):
-    """What kill -9 or a failing client leaves: an object under the shard's name that is not whole."""
+    """What kill -9 or a failing client leaves: an object under the shard's name that is not complete."""
     config = npz(tmp_path, s3)
     fsspec.filesystem("s3").pipe_file(f"{s3}/tiny/train-000000.tar", b"x" * 700)
     write_dataset(config)
-    assert whole(config, tmp_path)
+    assert is_complete(config, tmp_path)
 
 
 def test_an_upload_that_arrives_short_is_made_again(tmp_path, monkeypatch):

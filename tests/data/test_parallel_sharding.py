@@ -59,11 +59,11 @@ def test_a_piece_leaves_alone_what_another_one_wrote_meanwhile(tmp_path, monkeyp
     shards = begin_dataset(config).pieces[0].shards + begin_dataset(config).pieces[1].shards
     meanwhile = []
 
-    def told(done):
+    def on_images(done):
         if not meanwhile:
             meanwhile.append(write_piece(config, shards[1:]))
 
-    assert write_piece(config, shards, told) == 300
+    assert write_piece(config, shards, on_images) == 300
     assert meanwhile == [300]
 
 

@@ -265,9 +265,9 @@ def test_unreadable_images_are_quarantined_up_to_a_share(tmp_path):
 
 def test_an_empty_or_strange_folder_says_what_is_recognised(tmp_path):
     write_tree(tmp_path / "source", {"notes.txt": b"x"})
-    with pytest.raises(UserError, match=r"nothing recognised under .*imagenet-npz"):
+    with pytest.raises(UserError, match=r"no format recognized under .*imagenet-npz"):
         check_source(section(tmp_path, tmp_path / "source"))
-    with pytest.raises(UserError, match="nothing recognised"):
+    with pytest.raises(UserError, match="no format recognized"):
         check_source(section(tmp_path, tmp_path / "absent"))
 
 

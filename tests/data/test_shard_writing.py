@@ -130,16 +130,16 @@ def test_a_complete_data_set_needs_its_source_no_more(tmp_path):
 def test_a_damaged_shard_is_found_and_written_again(digits, tmp_path, damage):
     first = write_dataset(digits)
     path = tmp_path / "digits/train-000002.tar"
-    whole = path.read_bytes()
+    content = path.read_bytes()
     if damage == "flip":
-        path.write_bytes(whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:])
+        path.write_bytes(content[:5000] + bytes([content[5000] ^ 1]) + content[5001:])
     elif damage == "cut":
-        path.write_bytes(whole[:-512])
+        path.write_bytes(content[:-512])
     else:
         path.unlink()
     assert list(validate_dataset(digits).problems) == ["train-000002.tar"]
     assert write_dataset(digits) == first
-    assert path.read_bytes() == whole
+    assert path.read_bytes() == content
     assert validate_dataset(digits).problems == {}
 
 
@@ -215,11 +215,11 @@ def test_kill_in_the_middle_loses_at_most_the_shard_in_hand(digits, tmp_path, sh
         process.wait()
     folder = tmp_path / "digits"
     assert not (folder / "manifest.json").exists()
-    kept = {path: path.stat().st_mtime_ns for path in folder.glob("train-*.tar")}
-    assert len(kept) >= shards
+    mtimes = {path: path.stat().st_mtime_ns for path in folder.glob("train-*.tar")}
+    assert len(mtimes) >= shards
     (folder / f".train-000004.tar.nohost.{process.pid}.0badcafe.partial").write_bytes(b"of another host")
     manifest = write_dataset(digits)
-    assert all(path.stat().st_mtime_ns == time for path, time in list(kept.items())[:shards])
+    assert all(path.stat().st_mtime_ns == time for path, time in list(mtimes.items())[:shards])
     assert (
         manifest.version == write_dataset(digits.model_copy(update={"root": str(tmp_path / "fresh")})).version
     )

@@ -3,6 +3,7 @@ import tarfile
 
 import numpy as np
 import pytest
+from photographs import NpzFiles
 
 from fm_core.config.data import DataSection, SourceSection
 from fm_core.data.dataset_builder import repair_dataset, write_dataset
@@ -11,7 +12,6 @@ from fm_core.data.shard_sidecar import sidecar_path
 from fm_core.data.verify import validate_dataset, validate_manifest
 from fm_core.errors import UserError
 from fm_core.storage.store import Store
-from tests.support.photographs import NpzFiles
 
 
 @pytest.fixture(params=["block", "image"])
@@ -22,47 +22,47 @@ def config(request, tmp_path):
 
 
 def damage(path, how):
-    whole = bytearray(path.read_bytes())
+    content = bytearray(path.read_bytes())
     if how == "flip":
-        whole[len(whole) // 2] ^= 1
+        content[len(content) // 2] ^= 1
     elif how == "cut":
-        whole = whole[:-512]
-    path.write_bytes(whole)
+        content = content[:-512]
+    path.write_bytes(content)
     if how == "remove":
         path.unlink()
 
 
 @pytest.mark.parametrize("depth", ["quick", "default", "deep"])
 def test_a_whole_data_set_has_no_problems(config, depth):
-    found = validate_dataset(config, depth)
-    assert found.problems == {}
-    assert found.images == 1797
-    assert json.loads(found.to_json())["depth"] == depth
+    result = validate_dataset(config, depth)
+    assert result.problems == {}
+    assert result.images == 1797
+    assert json.loads(result.to_json())["depth"] == depth
 
 
 @pytest.mark.parametrize("how", ["flip", "cut", "remove"])
 def test_damage_is_named_and_repaired(config, tmp_path, how):
     before = load_manifest(config.root, config.name)
     path = tmp_path / "digits/train-000001.tar"
-    whole = path.read_bytes()
+    content = path.read_bytes()
     damage(path, how)
     assert list(validate_dataset(config, "default").problems) == ["train-000001.tar"]
     assert bool(validate_dataset(config, "quick").problems) == (how != "flip")
     others = {p: p.stat().st_mtime_ns for p in path.parent.glob("*.tar") if p != path}
     assert repair_dataset(config) == before
-    assert path.read_bytes() == whole
+    assert path.read_bytes() == content
     assert {p: p.stat().st_mtime_ns for p in others} == others
 
 
 def test_a_damaged_manifest_is_made_again_from_the_commit_marks(config, tmp_path):
     path = tmp_path / "digits/manifest.json"
-    whole = path.read_text()
-    path.write_text(whole.replace('"levels": 17', '"levels": 16'))
+    content = path.read_text()
+    path.write_text(content.replace('"levels": 17', '"levels": 16'))
     with pytest.raises(UserError, match="altered"):
         validate_dataset(config)
     damage(tmp_path / "digits/val-000000.tar", "flip")
     repair_dataset(config)
-    assert path.read_text() == whole
+    assert path.read_text() == content
     assert validate_dataset(config).problems == {}
 
 
@@ -105,10 +105,10 @@ def rewritten(config, change):
 
 
 @pytest.mark.parametrize(
-    ("part", "value", "depth", "said"),
+    ("part", "value", "depth", "message"),
     [("x", 3, "deep", "has the wrong CRC"), ("y", 9, "default", "label histogram of train differs")],
 )
-def test_errors_that_hashes_do_not_show(tmp_path, part, value, depth, said):
+def test_errors_that_hashes_do_not_show(tmp_path, part, value, depth, message):
     """As if the writer itself had been wrong."""
     config = DataSection(root=str(tmp_path), block_bytes=6400, shard_blocks=3)
     write_dataset(config)
@@ -120,7 +120,7 @@ def test_errors_that_hashes_do_not_show(tmp_path, part, value, depth, said):
     store, manifest = rewritten(config, change)
     problems = validate_manifest(store, manifest, depth).problems
     assert len(problems) == 1
-    assert said in next(iter(problems.values()))
+    assert message in next(iter(problems.values()))
 
 
 def test_a_header_that_rots_is_no_end_of_the_archive(config):
@@ -144,9 +144,9 @@ def test_deep_compares_with_the_source_and_counts_equal_images(tmp_path):
     source = SourceSection(format="imagenet-npz", url=str(folder), image_size=8, allow_partial=True)
     config = DataSection(root=str(tmp_path), name="tiny", source=source, block_bytes=4096, shard_blocks=1)
     write_dataset(config)
-    found = validate_dataset(config, "deep")
-    assert found.problems == {}
-    assert found.notes == ["1 images are pixel-identical to another one"]
+    result = validate_dataset(config, "deep")
+    assert result.problems == {}
+    assert result.notes == ["1 images are pixel-identical to another one"]
     files.images["val_data"][0] ^= 1
     files.write_folder(folder)
     assert validate_dataset(config, "deep").problems == {"val-000000.tar": "the source gives other bytes now"}

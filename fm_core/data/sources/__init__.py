@@ -1,4 +1,4 @@
-"""Where images come from."""
+"""Sources of images, by the format of data.source."""
 
 from fm_core.config.data import DataSection
 from fm_core.data.sources.base import DataSource
@@ -13,14 +13,14 @@ from fm_core.data.sources.parquet import ParquetSource
 from fm_core.errors import UserError
 
 
-def open_source(config: DataSection, found: str | None = None) -> DataSource:
-    """The source that data.source names, or `found`, or what is detected, if it names none.
+def open_source(config: DataSection, detected: str | None = None) -> DataSource:
+    """Open the source of data.source; format auto stands for `detected`, or for what is at the URL.
 
-    But for detection nothing is read yet; UserError for keys that are missing.
+    Nothing is read, except for detection. Raises UserError for missing keys or an unknown format.
     """
     kind = config.source.format
     if kind == "auto":
-        kind = found or (detect(config.source.url) if config.source.url else "digits")
+        kind = detected or (detect(config.source.url) if config.source.url else "digits")
     match kind:
         case "digits":
             return DigitsSource(config)
@@ -37,4 +37,4 @@ def open_source(config: DataSection, found: str | None = None) -> DataSource:
         case "cifar10":
             return Cifar10Source(config)
         case _:
-            raise UserError(f"data.source.format: {kind} is unknown to this program")
+            raise UserError(f"data.source.format: {kind} is not a format of this version")

@@ -1,4 +1,4 @@
-"""Many small files: in folders, in a zip, in a tar, in a tar of tars. Each is read by number."""
+"""Readers of many small files by number: in folders, in a zip, in a tar, in a tar of tars."""
 
 import hashlib
 import tarfile
@@ -14,31 +14,32 @@ from fm_core.data.sources.file_listing import list_names, state_of
 from fm_core.data.sources.npz_members import damage_message
 from fm_core.errors import UserError
 from fm_core.storage.file_slice import FileSlice
+from fm_core.storage.hashing import sha256_bytes
 from fm_core.storage.store import Store
 
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")
 
 
 class Archive(Protocol):
-    """Files by number, in the order of their keys."""
+    """Files by number, sorted by their keys."""
 
     keys: list[str]
-    """What each file is called."""
+    """Path of each file in the archive."""
 
     def read(self, number: int) -> bytes:
         """Content of a file."""
         ...
 
     def close(self) -> None:
-        """Give back open archives."""
+        """Close open files; reading opens them again."""
         ...
 
     def inputs(self) -> tuple[Input, ...]:
-        """What identifies the content, as far as names, sizes and an archive's own records tell."""
+        """Inputs that identify the content, as far as names, sizes and the archive's metadata do."""
         ...
 
     def state(self) -> str:
-        """What changes when a file is touched; "" where the inputs hold the CRC of each file."""
+        """Value that changes if a file changes; "" if the inputs hold the CRC of each file."""
         ...
 
 
@@ -61,15 +62,15 @@ class FolderArchive:
         return (self._store.local / key).read_bytes() if self._store.local else self._store.read_bytes(key)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Does nothing."""
 
     def inputs(self) -> tuple[Input, ...]:
-        """One for the folder, named by what it holds."""
-        digest = hashlib.sha256("\n".join(self.keys).encode()).hexdigest()
+        """One input for the folder, identified by the names in it."""
+        digest = sha256_bytes("\n".join(self.keys).encode())
         return (Input(name=".", bytes=0, digest=f"{len(self.keys)} names sha256:{digest}"),)
 
     def state(self) -> str:
-        """Of all files."""
+        """Sizes and modification times of all files."""
         return state_of(self._store, self.keys)
 
 
@@ -77,7 +78,7 @@ class TarArchive:
     """Files in a tar, or in the tars that a tar holds."""
 
     def __init__(self, store: Store, path: str, nested: bool = False) -> None:
-        """Read all headers; UserError if it is no uncompressed tar."""
+        """Read all headers; UserError for a damaged or compressed tar."""
         self._store, self._path = store, path
         self._file: IO[bytes] | None = None
         self._size = store.size(path) or 0
@@ -91,7 +92,7 @@ class TarArchive:
         self._sizes = np.array([size for _, _, size, _ in rows], np.int64)
         self._digest = _digest((key, size, changed) for key, _, size, changed in rows)
         if len(rows) and int((self._offsets + self._sizes).max()) > self._size:
-            raise UserError(damage_message(store, path, EOFError("its last file is cut")))
+            raise UserError(damage_message(store, path, EOFError("its last file is truncated")))
 
     def read(self, number: int) -> bytes:
         """Content of a file."""
@@ -107,11 +108,11 @@ class TarArchive:
             self._file = None
 
     def inputs(self) -> tuple[Input, ...]:
-        """The tar, by the name, size and time of change of each file in it."""
+        """The tar, identified by the name, size and modification time of each file in it."""
         return (Input(name=self._path, bytes=self._size, digest=f"headers-{self._digest}"),)
 
     def state(self) -> str:
-        """Of the tar, which holds no CRCs."""
+        """Size and modification time of the tar, which has no CRCs."""
         return state_of(self._store, [self._path])
 
     def __getstate__(self) -> dict[str, Any]:
@@ -122,7 +123,7 @@ class ZipArchive:
     """Files in a zip."""
 
     def __init__(self, store: Store, path: str) -> None:
-        """Read the directory; UserError if it is no zip."""
+        """Read the directory; UserError for a damaged zip."""
         self._store, self._path = store, path
         self._zip: zipfile.ZipFile | None = None
         self._size = store.size(path) or 0
@@ -139,7 +140,7 @@ class ZipArchive:
         self._digest = _digest(infos)
 
     def read(self, number: int) -> bytes:
-        """Content of a file; b"" if its CRC differs, which no decoder takes for an image."""
+        """Content of a file; b"" if its CRC differs, which does not decode to an image."""
         if self._zip is None:
             self._zip = zipfile.ZipFile(self._store.open(self._path))
         try:
@@ -154,11 +155,11 @@ class ZipArchive:
             self._zip = None
 
     def inputs(self) -> tuple[Input, ...]:
-        """The zip, by the name, size and CRC of each file in it."""
+        """The zip, identified by the name, size and CRC of each file in it."""
         return (Input(name=self._path, bytes=self._size, digest=f"crcs-{self._digest}"),)
 
     def state(self) -> str:
-        """Nothing more: the CRCs tell."""
+        """Empty, as the inputs hold the CRCs."""
         return ""
 
     def __getstate__(self) -> dict[str, Any]:
@@ -166,12 +167,12 @@ class ZipArchive:
 
 
 def open_archive(store: Store, path: str) -> Archive:
-    """The archive that a .tar or .zip is."""
+    """Open a .tar or .zip archive."""
     return ZipArchive(store, path) if path.endswith(".zip") else TarArchive(store, path)
 
 
 def is_image_file(path: str) -> bool:
-    """Whether a name ends as those of image files; hidden files do not count."""
+    """Whether a path has the suffix of an image file and is not hidden."""
     name = PurePosixPath(path).name.lower()
     return name.endswith(IMAGE_SUFFIXES) and not name.startswith(".")
 
@@ -184,24 +185,24 @@ def _digest(rows: Iterable[tuple[object, ...]]) -> str:
 
 
 def _members(
-    file: IO[bytes], base: int, wanted: Callable[[str], bool] = is_image_file, prefix: str = ""
+    file: IO[bytes], base: int, select: Callable[[str], bool] = is_image_file, prefix: str = ""
 ) -> Iterable[tuple[str, int, int, float]]:
-    """Name, offset, size and time of change of the files of a tar that begins at `base`."""
+    """Name, offset, size and modification time of the files of a tar that starts at offset `base`."""
     with tarfile.open(fileobj=file, mode="r:") as archive:
         for member in archive:
-            if member.isfile() and wanted(member.name):
+            if member.isfile() and select(member.name):
                 yield prefix + member.name, base + member.offset_data, member.size, member.mtime
-            # tarfile would keep a kilobyte for each of a million members.
+            # Otherwise tarfile keeps a kilobyte for each of a million members.
             cast(Any, archive).members = []
-        # It also takes a damaged header for the end, and says nothing.
+        # tarfile silently takes a damaged header for the end of the archive.
         file.seek(cast(Any, archive).offset)
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise tarfile.ReadError(f"no end mark at byte {base + cast(Any, archive).offset:,}")
+            raise tarfile.ReadError(f"no end marker at byte {base + cast(Any, archive).offset:,}")
 
 
 def _nested_members(file: IO[bytes]) -> Iterable[tuple[str, int, int, float]]:
-    """The same for the tars in a tar; names begin with that of their tar, without .tar."""
+    """As `_members`, for the tars in a tar; names are prefixed by the name of their tar without .tar."""
     inner = list(_members(file, 0, lambda name: name.endswith(".tar")))
     for name, offset, size, _ in inner:
-        window = cast(IO[bytes], FileSlice(file, offset, size, owns=False))
-        yield from _members(window, offset, is_image_file, PurePosixPath(name).stem + "/")
+        inner_file = cast(IO[bytes], FileSlice(file, offset, size, owns=False))
+        yield from _members(inner_file, offset, is_image_file, PurePosixPath(name).stem + "/")

@@ -1,4 +1,4 @@
-"""What a source of images is to the shard writer."""
+"""Protocol of image sources, and the records that they exchange with the shard writer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,14 +12,14 @@ from fm_core.data.manifest import Input, Recipe
 
 @dataclass(frozen=True)
 class Rejected:
-    """An image that cannot be used."""
+    """Image that cannot be used."""
 
     key: str
-    """What the source calls it, e.g. a path."""
+    """Name in the source, e.g. a path."""
     reason: str
-    """A few words, the same for all images with this trouble."""
+    """Short reason, the same for all images with this problem."""
     sha256: str
-    """Of the bytes that were found."""
+    """SHA-256 of the bytes that were read, in hexadecimal."""
 
 
 @dataclass(frozen=True)
@@ -27,37 +27,37 @@ class Samples:
     """Consecutive images of a source."""
 
     images: NDArray[np.uint8]
-    """Grey values, uint8 [n, channels, height, width]."""
+    """Intensities, uint8 [n, channels, height, width]."""
     labels: NDArray[np.int64] | None
     """0-based classes, int64 [n]; None without labels."""
     rejected: tuple[Rejected, ...] = ()
-    """Rows that were left out."""
+    """Images that were left out."""
 
 
 @dataclass(frozen=True)
 class SourcePart:
-    """A piece of a source that is read from its beginning to its end."""
+    """Part of a source that is read from beginning to end."""
 
     name: str
-    """What the user knows it by, e.g. train_data_batch_1."""
+    """Name for messages, e.g. train_data_batch_1."""
     split: str
-    """train or val."""
+    """train, or val for validation."""
     rows: int
-    """Images in it, the unreadable ones included."""
+    """Number of images, including unreadable ones."""
     seekable: bool = True
-    """Whether skipping rows is free, so that several processes may share the part."""
+    """Whether skipping rows is free, so that several processes can share the part."""
 
 
 @dataclass(frozen=True)
 class Classes:
-    """What the labels mean."""
+    """Meaning of the labels."""
 
     count: int | None
     """Number of classes; None without labels."""
     order: str
     """Name of the order of the classes; "none" without labels."""
     names: tuple[str, ...] | None = None
-    """Name of each class, where the source tells."""
+    """Name of each class, if the source has names."""
 
 
 UNLABELED = Classes(None, "none")
@@ -65,77 +65,77 @@ UNLABELED = Classes(None, "none")
 
 @dataclass(frozen=True)
 class SourceFacts:
-    """What is true of all images of a source, by the configuration alone."""
+    """Properties of all images of a source that follow from the configuration alone."""
 
     levels: int
-    """Number of grey levels."""
+    """Number of intensity levels."""
     image_shape: tuple[int, int, int]
     """Channels, height, width."""
     recipe: Recipe = field(default_factory=dict)
-    """How the pixels come about, from the configuration alone."""
+    """How the pixels are made; recorded in the manifest."""
     max_quarantined: float = 0.0
-    """Largest share of images that may be left out, unless the user says otherwise."""
+    """Largest fraction of images that may be left out unless data.max_quarantined is set."""
     images: int | None = None
-    """How many there are in all splits, where that was published; None where only the files tell."""
+    """Published number of images in all splits; None if only the files tell."""
 
 
 class PartStream(Protocol):
-    """An open part."""
+    """Open part of a source."""
 
     def skip(self, rows: int) -> None:
-        """Leave out the next rows."""
+        """Skip the next rows."""
         ...
 
     def read(self, rows: int) -> Samples:
-        """The next rows; those kept and those rejected are together exactly `rows`."""
+        """Read the next rows; samples and rejected images together are exactly `rows`."""
         ...
 
     def close(self) -> None:
-        """Give back files."""
+        """Close all files."""
         ...
 
 
 class DataSource(Protocol):
-    """Images to be sharded. Cheap to pickle: other processes open the parts."""
+    """Images to be sharded. Cheap to pickle, as other processes open the parts."""
 
     @property
     def facts(self) -> SourceFacts:
-        """What is true of all images; known without looking at the files."""
+        """Properties of all images, known without reading the files."""
         ...
 
     def classes(self) -> Classes:
-        """What the labels mean; may look at the files."""
+        """Meaning of the labels; may read the files."""
         ...
 
     def parts(self) -> Sequence[SourcePart]:
-        """The parts, train first; UserError if files are missing or not what they should be."""
+        """The parts, train first; UserError if files are missing or not as published."""
         ...
 
     def inputs(self) -> Sequence[Input]:
-        """The files that the parts are made of."""
+        """The files that hold the parts."""
         ...
 
     def state(self) -> str:
-        """What changes when a file is touched that `inputs` does not name by its content; "" where it does.
+        """Value that changes with files that `inputs` does not identify by content; "" if there are none.
 
-        Compared when writing goes on that was interrupted; no part of the data set.
+        Compared when interrupted writing continues; not part of the data set.
         """
         ...
 
     def check_labels(self) -> None:
-        """Look at the labels of all parts before anything is written; UserError for one out of range.
+        """Check the labels of all parts before anything is written; UserError for one out of range.
 
-        May take as long as inflating the archives once.
+        May take as long as decompressing the archives once.
         """
         ...
 
     def open(self, part: SourcePart) -> PartStream:
-        """Start to read a part; UserError if its content is not what it should be."""
+        """Open a part; UserError if its content is not as published."""
         ...
 
 
 class ArrayStream:
-    """Reads images [n, channels, height, width] and labels [n] from arrays."""
+    """Part of a source in memory: images uint8 [n, channels, height, width] and labels int64 [n]."""
 
     def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64] | None) -> None:
         self._images = images
@@ -143,15 +143,15 @@ class ArrayStream:
         self._row = 0
 
     def skip(self, rows: int) -> None:
-        """Leave out the next rows."""
+        """Skip the next rows."""
         self._row += rows
 
     def read(self, rows: int) -> Samples:
-        """The next rows."""
-        chosen = slice(self._row, self._row + rows)
+        """Read the next rows."""
+        selected = slice(self._row, self._row + rows)
         self._row += rows
-        labels = None if self._labels is None else self._labels[chosen]
-        return Samples(np.ascontiguousarray(self._images[chosen]), labels)
+        labels = None if self._labels is None else self._labels[selected]
+        return Samples(np.ascontiguousarray(self._images[selected]), labels)
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Does nothing."""

@@ -25,13 +25,15 @@ SHAPE = (3, 32, 32)
 
 
 class Cifar10Source:
-    """All of CIFAR-10, in memory (185 MB)."""
+    """CIFAR-10, loaded into memory (185 MB)."""
 
     def __init__(self, config: DataSection) -> None:
         if not config.source.url:
-            raise UserError("data.source.format cifar10 needs data.source.url")
+            raise UserError("data.source.url: required by data.source.format cifar10")
         if config.source.image_size not in (None, 32):
-            raise UserError(f"data.source.image_size: {config.source.image_size}; CIFAR-10 has 32 pixels")
+            raise UserError(
+                f"data.source.image_size: {config.source.image_size}; images of CIFAR-10 have 32 pixels"
+            )
         self._store = Store.at(config.source.url)
         self._partial = config.source.allow_partial
         self._loaded: dict[str, tuple[NDArray[np.uint8], NDArray[np.int64]]] | None = None
@@ -54,7 +56,7 @@ class Cifar10Source:
             if part.rows != PUBLISHED[part.split] and not self._partial:
                 raise UserError(
                     f"data.source.url: {self._store.url} holds {part.rows:,} {part.split} images, CIFAR-10 "
-                    f"{PUBLISHED[part.split]:,}; data.source.allow_partial accepts it"
+                    f"{PUBLISHED[part.split]:,}; set data.source.allow_partial to accept it"
                 )
         return parts
 
@@ -64,11 +66,11 @@ class Cifar10Source:
         return self._inputs
 
     def state(self) -> str:
-        """`inputs` names the files by their content."""
+        """Empty, as `inputs` identifies the files by content."""
         return ""
 
     def check_labels(self) -> None:
-        """Nothing to look at: they are checked when they are loaded."""
+        """Does nothing: labels are checked when they are loaded."""
 
     def open(self, part: SourcePart) -> ArrayStream:
         """The images of a split."""
@@ -88,40 +90,40 @@ class Cifar10Source:
 
     def _files(self) -> dict[str, bytes]:
         """Content of the batches by name."""
-        found = list_files(self._store, depth=2)
-        wanted = [name for names in BATCHES.values() for name in names]
+        files = list_files(self._store, depth=2)
+        batches = [name for names in BATCHES.values() for name in names]
         for prefix in ("", f"{FOLDER}/"):
-            if all(prefix + name in found for name in wanted):
+            if all(prefix + name in files for name in batches):
                 self._inputs = tuple(
                     Input(
                         name=prefix + name,
-                        bytes=found[prefix + name],
+                        bytes=files[prefix + name],
                         digest=f"sha256:{self._store.sha256(prefix + name)}",
                     )
-                    for name in wanted
+                    for name in batches
                 )
-                return {name: self._store.read_bytes(prefix + name) for name in wanted}
-        if ARCHIVE not in found:
+                return {name: self._store.read_bytes(prefix + name) for name in batches}
+        if ARCHIVE not in files:
             raise UserError(
                 f"data.source.url: no {ARCHIVE} (or {FOLDER}/data_batch_1) under {self._store.url}; download "
                 "it from https://www.cs.toronto.edu/~kriz/cifar.html and put it there"
             )
         digest = f"sha256:{self._store.sha256(ARCHIVE)}"
-        self._inputs = (Input(name=ARCHIVE, bytes=found[ARCHIVE], digest=digest),)
-        return self._unpacked(wanted)
+        self._inputs = (Input(name=ARCHIVE, bytes=files[ARCHIVE], digest=digest),)
+        return self._extracted(batches)
 
-    def _unpacked(self, wanted: list[str]) -> dict[str, bytes]:
+    def _extracted(self, batches: list[str]) -> dict[str, bytes]:
         content: dict[str, bytes] = {}
         try:
             with self._store.open(ARCHIVE) as file, tarfile.open(fileobj=file, mode="r:gz") as archive:
                 for member in archive:
                     name = member.name.rsplit("/", 1)[-1]
-                    stream = archive.extractfile(member) if name in wanted else None
+                    stream = archive.extractfile(member) if name in batches else None
                     if stream is not None:
                         content[name] = stream.read()
         except (tarfile.TarError, OSError, EOFError) as error:
             raise UserError(damage_message(self._store, ARCHIVE, error)) from None
-        missing = [name for name in wanted if name not in content]
+        missing = [name for name in batches if name not in content]
         if missing:
             raise UserError(damage_message(self._store, ARCHIVE, KeyError(missing[0])))
         return content
@@ -134,7 +136,7 @@ def _arrays(content: bytes, where: str) -> tuple[NDArray[np.uint8], NDArray[np.i
         data = np.asarray(table["data"])
         labels = np.asarray(table["labels"], np.int64)
     except (KeyError, ValueError) as error:
-        raise UserError(f"{where}: holds no data and labels ({error}); download it again") from None
+        raise UserError(f"{where}: has no data and labels ({error}); download it again") from None
     if data.dtype != np.uint8 or data.shape != (len(labels), 3072) or not len(labels):
         raise UserError(f"{where}: data is {data.dtype} {list(data.shape)}, not uint8 [n, 3072]")
     if labels.min() < 0 or labels.max() > 9:

@@ -1,4 +1,4 @@
-"""Which format a source has, by the names of what lies at its URL."""
+"""Detection of the format of a source by the names of the files at its URL."""
 
 import re
 from typing import Any, cast
@@ -8,7 +8,7 @@ from fm_core.errors import UserError
 from fm_core.storage.retries import with_retries
 from fm_core.storage.store import Store
 
-# The first that matches a path at most two folders down wins.
+# The first pattern that matches a path at most two folders down decides.
 PATTERNS: tuple[tuple[str, str], ...] = (
     ("imagenet-npz", r"imagenet\d+_(train|val)[^/]*\.zip|(.*/)?(train_data_batch_\d+|val_data)(\.npz)?"),
     ("imagenet-png", r"(train|valid)_(32x32|64x64)(\.tar|\.zip|/.*)?"),
@@ -20,7 +20,7 @@ PATTERNS: tuple[tuple[str, str], ...] = (
 
 
 def detect(url: str) -> str:
-    """The format; UserError that lists what is recognised."""
+    """Detect the format; UserError lists the formats that are recognized."""
     store = Store.at(url)
     paths = _paths(store)
     for kind, pattern in PATTERNS:
@@ -29,14 +29,14 @@ def detect(url: str) -> str:
     if any(is_image_file(path) for path in paths) or _has_nested_image(store, paths):
         return "folder"
     raise UserError(
-        f"data.source.url: nothing recognised under {url}; data.source.format names what it holds: "
+        f"data.source.url: no format recognized under {url}; expected one of: "
         "imagenet-npz (Imagenet64_train_part1_npz.zip, ...), imagenet-png (train_64x64.tar), imagenet-tar "
         "(ILSVRC2012_img_train.tar), imagenet-folder (train/<wnid>/), cifar10, parquet, or folder"
     )
 
 
 def _paths(store: Store) -> list[str]:
-    """Files and folders at the top and one folder down, relative to the store."""
+    """Paths of files and folders at most one folder down, relative to the store."""
     tops = _entries(store, "")
     below = [path for name, is_folder in tops if is_folder for path, _ in _entries(store, name)]
     return [name for name, _ in tops] + below
@@ -56,7 +56,7 @@ def _entries(store: Store, folder: str) -> list[tuple[str, bool]]:
 
 
 def _has_nested_image(store: Store, paths: list[str]) -> bool:
-    """Whether images lie two folders down, as in train/<class>/."""
+    """Whether there are images two folders down, as in train/<class>/."""
     return any(
         is_image_file(path) for folder in paths if "/" in folder for path, _ in _entries(store, folder)[:100]
     )

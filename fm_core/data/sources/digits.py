@@ -1,6 +1,5 @@
-"""Scikit-learn's handwritten digits: 1,797 real images of 8 x 8 pixels in 17 grey levels."""
+"""Scikit-learn's handwritten digits: 1,797 images of 8 x 8 pixels with 17 intensity levels."""
 
-import hashlib
 from typing import Any, cast
 
 import numpy as np
@@ -9,14 +8,15 @@ from numpy.typing import NDArray
 from fm_core.config.data import DataSection
 from fm_core.data.manifest import Input
 from fm_core.data.sources.base import ArrayStream, Classes, SourceFacts, SourcePart
-from fm_core.data.sources.splits import hold_out
+from fm_core.data.sources.splits import split_validation
 from fm_core.errors import UserError
+from fm_core.storage.hashing import sha256_bytes
 
 DIGITS_IMAGES = 1797
 
 
 class DigitsSource:
-    """The digits, split by a seeded permutation into train and val."""
+    """The digits, split by a seeded permutation into training and validation."""
 
     def __init__(self, config: DataSection) -> None:
         if config.validation_images >= DIGITS_IMAGES:
@@ -24,7 +24,7 @@ class DigitsSource:
                 f"data.validation_images: {config.validation_images} leaves nothing to train on; "
                 f"there are {DIGITS_IMAGES} digits"
             )
-        self._held_out = config.validation_images
+        self._validation_images = config.validation_images
         self._seed = config.split_seed
         self.facts = SourceFacts(
             levels=17,
@@ -44,33 +44,33 @@ class DigitsSource:
     def parts(self) -> tuple[SourcePart, ...]:
         """One part for each split."""
         return (
-            SourcePart("digits-train", "train", DIGITS_IMAGES - self._held_out),
-            SourcePart("digits-val", "val", self._held_out),
+            SourcePart("digits-train", "train", DIGITS_IMAGES - self._validation_images),
+            SourcePart("digits-val", "val", self._validation_images),
         )
 
     def inputs(self) -> tuple[Input, ...]:
-        """The arrays that scikit-learn carries."""
+        """The arrays in scikit-learn."""
         images, labels = _load()
-        digest = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
+        digest = sha256_bytes(images.tobytes() + labels.tobytes())
         return (Input(name="sklearn.datasets.load_digits", bytes=images.nbytes, digest=f"sha256:{digest}"),)
 
     def state(self) -> str:
-        """The digits do not change."""
+        """Empty, as the digits do not change."""
         return ""
 
     def check_labels(self) -> None:
-        """Nothing to look at: they are scikit-learn's."""
+        """Does nothing: the labels are scikit-learn's."""
 
     def open(self, part: SourcePart) -> ArrayStream:
         """The images of one split, in scikit-learn's order."""
         images, labels = _load()
-        train, held_out = hold_out(DIGITS_IMAGES, self._held_out, self._seed)
-        chosen = held_out if part.split == "val" else train
-        return ArrayStream(images[chosen], labels[chosen])
+        train, validation = split_validation(DIGITS_IMAGES, self._validation_images, self._seed)
+        selected = validation if part.split == "val" else train
+        return ArrayStream(images[selected], labels[selected])
 
 
 def _load() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    from sklearn.datasets import load_digits  # a second to import, needed by this source alone
+    from sklearn.datasets import load_digits  # imported here, as it takes a second
 
     bunch = cast(Any, load_digits())
     images = np.asarray(bunch.images, np.float64)

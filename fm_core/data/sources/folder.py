@@ -1,6 +1,5 @@
-"""Any images, class by subfolder: <url>/<class>/<image>, or <url>/{train,val}/<class>/<image>."""
+"""Image folders with a subfolder per class: <url>/<class>/<image> or <url>/{train,val}/<class>/<image>."""
 
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,8 +17,9 @@ from fm_core.data.sources.image_collection import (
     in_order,
     shuffled,
 )
-from fm_core.data.sources.splits import hold_out, permutation
+from fm_core.data.sources.splits import permutation, split_validation
 from fm_core.errors import UserError
+from fm_core.storage.hashing import sha256_bytes
 from fm_core.storage.store import Store
 
 DEPTH = 4
@@ -27,17 +27,17 @@ SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation", "tes
 
 
 class FolderSource(ImageFileSource):
-    """Images in folders. Without folders train and val, some are held out."""
+    """Images in folders. Without folders train and val, validation images are chosen at random."""
 
     def __init__(self, config: DataSection) -> None:
-        self._held_out, self._seed = config.validation_images, config.split_seed
+        self._validation_images, self._seed = config.validation_images, config.split_seed
         extra = {"validation_images": config.validation_images}
         super().__init__(image_file_facts(config, "folder", extra), config.source.resize)
         assert config.source.url
         self._store = Store.at(config.source.url)
 
     def find(self) -> tuple[dict[str, ImageCollection], Classes]:
-        """The splits. Classes are the sorted names of the folders that hold images."""
+        """Find both splits. Classes are the sorted names of the folders that hold images."""
         keys = [key for key in list_names(self._store, DEPTH) if is_image_file(key)]
         if not keys:
             raise UserError(
@@ -59,17 +59,18 @@ class FolderSource(ImageFileSource):
                 "train": shuffled(archives[0], labels[0], self._seed),
                 "val": in_order(archives[1], labels[1]),
             }, classes
-        return self._hold_out(FolderArchive(self._store, keys))
+        return self._split_validation(FolderArchive(self._store, keys))
 
-    def _hold_out(self, archive: FolderArchive) -> tuple[dict[str, ImageCollection], Classes]:
+    def _split_validation(self, archive: FolderArchive) -> tuple[dict[str, ImageCollection], Classes]:
         count = len(archive.keys)
-        if self._held_out >= count:
+        if self._validation_images >= count:
             raise UserError(
-                f"data.validation_images: {self._held_out} leaves nothing to train on of {count} images"
+                f"data.validation_images: {self._validation_images} leaves nothing to train on of {count} "
+                "images"
             )
         classes = classes_of(archive.keys, depth=1)
         labels = self._labels(archive, classes)
-        train, val = hold_out(count, self._held_out, self._seed)
+        train, val = split_validation(count, self._validation_images, self._seed)
         order = train[permutation(len(train), self._seed)]
         return {
             "train": ImageCollection(archive, labels, order),
@@ -81,9 +82,9 @@ class FolderSource(ImageFileSource):
 
 
 def classes_of(keys: Sequence[str], depth: int) -> Classes:
-    """The sorted names of the folders that images lie in, no labels if they lie at the top.
+    """Classes by the sorted names of the folders of the images; no labels without folders.
 
-    UserError if some lie in folders and some do not.
+    Raises UserError if some images are in class folders and some are not.
     """
     names = tuple(sorted({key.split("/")[-2] for key in keys if key.count("/") >= depth}))
     loose = sum(key.count("/") < depth for key in keys)
@@ -91,7 +92,7 @@ def classes_of(keys: Sequence[str], depth: int) -> Classes:
         return UNLABELED
     if loose:
         raise UserError(
-            f"data.source.url: {loose} of {len(keys)} images lie in no class folder; put all or none there"
+            f"data.source.url: {loose} of {len(keys)} images are in no class folder; put all or none in one"
         )
-    digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
+    digest = sha256_bytes("\n".join(names).encode())[:8]
     return Classes(len(names), f"sorted-folder-names-{digest}", names)

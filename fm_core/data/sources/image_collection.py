@@ -1,6 +1,5 @@
-"""Sources that are collections of encoded image files."""
+"""Sources of encoded image files: a collection per split, decoded and resized when it is read."""
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from fm_core.data.sources.base import Classes, Rejected, Samples, SourceFacts, S
 from fm_core.data.sources.image_decoding import RESIZE_TEXTS, decode
 from fm_core.data.sources.splits import permutation
 from fm_core.errors import ImageDecodingError, UserError
+from fm_core.storage.hashing import sha256_bytes
 
 FILES_MAX_QUARANTINED = 1e-4
 
@@ -28,11 +28,11 @@ class ImageCollection:
     labels: NDArray[np.int64] | None
     """Class of each file of the archive, int64; None without labels."""
     rows: NDArray[np.int64]
-    """Which files of the archive, and in which order."""
+    """Numbers of the files in the split, in the order in which they are read; int64."""
 
 
 def shuffled(archive: Archive, labels: NDArray[np.int64] | None, seed: int) -> ImageCollection:
-    """All files in a seeded order: they lie sorted by class, which a shard should not."""
+    """All files in a seeded order, as archives are sorted by class, which shards should not be."""
     return ImageCollection(archive, labels, permutation(len(archive.keys), seed))
 
 
@@ -44,7 +44,7 @@ def in_order(archive: Archive, labels: NDArray[np.int64] | None) -> ImageCollect
 def image_file_facts(
     config: DataSection, kind: str, extra: Mapping[str, str | int | bool | None] | None = None
 ) -> SourceFacts:
-    """Facts of a source whose files are decoded and resized here; UserError without an image size."""
+    """Facts of a source whose files are decoded and resized here; UserError without URL or image size."""
     size = config.source.image_size
     if not (config.source.url and size):
         raise UserError(f"data.source.format {kind} needs data.source.url and data.source.image_size")
@@ -59,7 +59,7 @@ def image_file_facts(
 
 
 class ImageFileSource(ABC):
-    """A source over collections; what differs between formats is how the collections are found."""
+    """Base of sources of image files; formats differ in how the collections are found."""
 
     def __init__(self, facts: SourceFacts, resize: str) -> None:
         self.facts = facts
@@ -71,7 +71,7 @@ class ImageFileSource(ABC):
         """Collections by split, train first, and what their labels mean; UserError if files are missing."""
 
     def classes(self) -> Classes:
-        """What the labels mean."""
+        """Meaning of the labels."""
         return self._search()[1]
 
     def parts(self) -> Sequence[SourcePart]:
@@ -82,19 +82,19 @@ class ImageFileSource(ABC):
 
     def inputs(self) -> Sequence[Input]:
         """The archives and folders."""
-        found = [item for collection in self._search()[0].values() for item in collection.archive.inputs()]
-        return list(dict.fromkeys(found))
+        inputs = [item for collection in self._search()[0].values() for item in collection.archive.inputs()]
+        return list(dict.fromkeys(inputs))
 
     def state(self) -> str:
-        """Of the files that are not named by their content."""
+        """State of the files that `inputs` does not identify by content."""
         return " ".join(collection.archive.state() for collection in self._search()[0].values())
 
     def check_labels(self) -> None:
-        """Labels are made from names, and checked when the collections are found."""
+        """Find the collections; labels come from names and are checked there."""
         self._search()
 
     def open(self, part: SourcePart) -> "ImageFileStream":
-        """Start to read a split."""
+        """Open a split."""
         return ImageFileStream(self._search()[0][part.name], self.facts.image_shape[-1], self._resize)
 
     def _search(self) -> tuple[dict[str, ImageCollection], Classes]:
@@ -104,33 +104,33 @@ class ImageFileSource(ABC):
 
 
 class ImageFileStream:
-    """An open collection."""
+    """Open collection of image files."""
 
     def __init__(self, collection: ImageCollection, size: int, resize: str) -> None:
         self._collection, self._size, self._resize = collection, size, resize
         self._row = 0
 
     def skip(self, rows: int) -> None:
-        """Leave out the next rows."""
+        """Skip the next rows."""
         self._row += rows
 
     def read(self, rows: int) -> Samples:
-        """Decode the next rows."""
+        """Decode the next rows; those that cannot be decoded are rejected."""
         images = np.empty((rows, 3, self._size, self._size), np.uint8)
-        kept: list[int] = []
+        decoded: list[int] = []
         rejected: list[Rejected] = []
         for number in self._collection.rows[self._row : self._row + rows].tolist():
             content = self._collection.archive.read(number)
             try:
-                images[len(kept)] = decode(content, self._size, self._resize)
+                images[len(decoded)] = decode(content, self._size, self._resize)
             except ImageDecodingError as error:
                 key = self._collection.archive.keys[number]
-                rejected.append(Rejected(key, str(error), hashlib.sha256(content).hexdigest()))
+                rejected.append(Rejected(key, str(error), sha256_bytes(content)))
             else:
-                kept.append(number)
+                decoded.append(number)
         self._row += rows
-        labels = None if self._collection.labels is None else self._collection.labels[kept]
-        return Samples(images[: len(kept)], labels, tuple(rejected))
+        labels = None if self._collection.labels is None else self._collection.labels[decoded]
+        return Samples(images[: len(decoded)], labels, tuple(rejected))
 
     def close(self) -> None:
         """Close the archive."""
@@ -140,17 +140,17 @@ class ImageFileStream:
 def require_counts(
     url: str, collections: Mapping[str, ImageCollection], published: Mapping[str, int], partial: bool
 ) -> None:
-    """UserError if there are more or fewer images than were published."""
+    """Raise UserError unless the numbers of images are those published, or `partial` is true."""
     for split, count in published.items():
-        found = len(collections[split].rows) if split in collections else 0
-        if found != count and not partial:
+        images = len(collections[split].rows) if split in collections else 0
+        if images != count and not partial:
             raise UserError(
-                f"data.source.url: {url} holds {found:,} {split} images, the published set {count:,}; "
-                "data.source.allow_partial accepts it"
+                f"data.source.url: {url} holds {images:,} {split} images, the published set {count:,}; "
+                "set data.source.allow_partial to accept it"
             )
 
 
 def folder_labels(keys: Sequence[str], names: Sequence[str]) -> NDArray[np.int64]:
-    """The class of each key by its folder, int64; keys whose folder is none of `names` get -1."""
+    """Class of each key by its folder, int64; -1 if the folder is not in `names`."""
     numbers = {name: number for number, name in enumerate(names)}
     return np.array([numbers.get(key.split("/")[-2] if "/" in key else "", -1) for key in keys], np.int64)

@@ -1,7 +1,7 @@
-"""The originals of ILSVRC2012, in class folders or in the tars of image-net.org.
+"""Original images of ILSVRC2012, in class folders or in the tars of image-net.org.
 
-Labels are positions in the sorted WordNet ids (tench = 0). The validation images lie flat, unless they
-were sorted into class folders; then a file beside them tells their classes.
+Labels are positions in the sorted WordNet ids (tench = 0). The validation images are in class folders, or
+in one folder; then a file with their classes is needed.
 """
 
 from dataclasses import replace
@@ -32,7 +32,7 @@ FOLDERS = ("{split}", "ILSVRC/Data/CLS-LOC/{split}", "ILSVRC2012_img_{split}", "
 
 
 class ImagenetOriginalSource(ImageFileSource):
-    """imagenet-folder and imagenet-tar."""
+    """Source for the formats imagenet-folder and imagenet-tar."""
 
     def __init__(self, config: DataSection, kind: str) -> None:
         partial = config.source.allow_partial
@@ -44,18 +44,18 @@ class ImagenetOriginalSource(ImageFileSource):
         self._kind, self._partial, self._seed = kind, partial, config.split_seed
 
     def find(self) -> tuple[dict[str, ImageCollection], Classes]:
-        """Both splits, counted, with their classes."""
+        """Find both splits and their classes; the numbers of images are checked."""
         train, val = self._archive("train"), self._archive("val")
         names = tuple(sorted({key.split("/")[-2] for key in train.keys if "/" in key}))
         if len(names) != CLASSES and not self._partial:
             raise UserError(
                 f"data.source.url: {self._store.url} holds {len(names)} training classes, "
-                f"ILSVRC2012 {CLASSES}; data.source.allow_partial accepts it"
+                f"ILSVRC2012 {CLASSES}; set data.source.allow_partial to accept it"
             )
         labels = folder_labels(train.keys, names)
         if labels.size and labels.min() < 0:
             stray = train.keys[int(labels.argmin())]
-            raise UserError(f"data.source.url: {stray} lies in no class folder under {self._store.url}")
+            raise UserError(f"data.source.url: {stray} is in no class folder under {self._store.url}")
         collections = {
             "train": shuffled(train, labels, self._seed),
             "val": in_order(val, self._validation_labels(val, names)),
@@ -88,11 +88,13 @@ class ImagenetOriginalSource(ImageFileSource):
         if labels.min() < 0:
             labels = self._labels_from_file(val, names)
         if labels.min() < 0:
-            raise UserError(f"data.source.url: {val.keys[int(labels.argmin())]} is of no training class")
+            raise UserError(
+                f"data.source.url: {val.keys[int(labels.argmin())]} is of a class without training images"
+            )
         return labels
 
     def _labels_from_file(self, val: Archive, names: tuple[str, ...]) -> NDArray[np.int64]:
         stems = [key.split("/")[-1].rsplit(".", 1)[0] for key in val.keys]
-        truth = validation_classes(self._store, stems)
+        classes = validation_classes(self._store, stems)
         numbers = {name: number for number, name in enumerate(names)}
-        return np.array([numbers.get(truth.get(stem, ""), -1) for stem in stems], np.int64)
+        return np.array([numbers.get(classes.get(stem, ""), -1) for stem in stems], np.int64)

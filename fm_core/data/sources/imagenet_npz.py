@@ -1,10 +1,11 @@
-"""Downsampled ImageNet of Chrabaszcz et al. (2017) as image-net.org serves it: .npz or pickled batches.
+"""Downsampled ImageNet of Chrabaszcz et al. (2017) from image-net.org: .npz or pickled batches.
 
 Imagenet<S>_train_npz.zip (for 64 two parts) holds train_data_batch_1.npz .. _10.npz, and
 Imagenet<S>_val_npz.zip holds val_data.npz. In each, `data` is uint8 [n, 3 * S * S], a row being the
 red, the green and the blue plane, and `labels` [n] are 1 .. 1000 in the order of map_clsloc.txt
-(kit fox = 1), not that of sorted WordNet ids. The images were resized whole, by a box filter, to a
-square: the aspect ratio is not kept. The batches are shuffled.
+(kit fox = 1), not that of sorted WordNet ids. The publishers resized the full images to a square by a
+box filter, so the aspect ratio is not kept, and shuffled the batches. The older family of files holds
+Python pickles without a suffix.
 """
 
 import re
@@ -44,7 +45,7 @@ BATCH_NAME = re.compile(r"(train_data_batch_\d+|val_data)(\.npz)?", re.ASCII)
 
 
 class ImagenetNpzSource:
-    """The batches under a URL, in zips or unpacked, at most two folders down."""
+    """Batches under a URL, in zips or extracted, at most two folders down."""
 
     def __init__(self, source: SourceSection) -> None:
         if not (source.url and source.image_size):
@@ -54,7 +55,7 @@ class ImagenetNpzSource:
         self._store = Store.at(source.url)
         self._size = source.image_size
         self._partial = source.allow_partial
-        self._found: dict[str, Location] | None = None
+        self._batches: dict[str, Location] | None = None
         self.facts = SourceFacts(
             levels=256,
             image_shape=(3, self._size, self._size),
@@ -68,11 +69,11 @@ class ImagenetNpzSource:
         )
 
     def classes(self) -> Classes:
-        """The classes in the publishers' order."""
+        """The 1,000 classes in the order of map_clsloc.txt."""
         return Classes(CLASSES, "imagenet-clsloc")
 
     def parts(self) -> Sequence[SourcePart]:
-        """One part for each batch. Names, shapes and counts are checked against what was published."""
+        """One part for each batch. Names, shapes and counts are checked against the published set."""
         parts = [
             SourcePart(name, "val" if name == "val_data" else "train", self._rows(location), seekable=False)
             for name, location in self._locations().items()
@@ -82,7 +83,7 @@ class ImagenetNpzSource:
             if count != published and not self._partial:
                 raise UserError(
                     f"data.source.url: {self._store.url} holds {count:,} {split} images of {self._size} "
-                    f"pixels, the published set {published:,}; data.source.allow_partial accepts it"
+                    f"pixels, the published set {published:,}; set data.source.allow_partial to accept it"
                 )
         return parts
 
@@ -91,15 +92,15 @@ class ImagenetNpzSource:
         return as_inputs(self._locations().values())
 
     def state(self) -> str:
-        """Of the pickles; CRCs name the others."""
+        """State of the pickles; `inputs` identifies the other batches by their CRCs."""
         pickles = [item.path for item in self._locations().values() if not item.digest.startswith("crc32:")]
         return state_of(self._store, pickles)
 
     def check_labels(self) -> None:
-        """Read the labels of every batch, several batches at a time; a pickle is read whole."""
+        """Check the labels of all batches, several at a time; pickles are read entirely, one by one."""
         parts = self.parts()
-        several = 1 if any(not self._locations()[part.name].name.endswith(".npz") for part in parts) else None
-        with ThreadPoolExecutor(several) as pool:
+        threads = 1 if any(not self._locations()[part.name].name.endswith(".npz") for part in parts) else None
+        with ThreadPoolExecutor(threads) as pool:
             list(pool.map(self._check_labels, parts))
 
     def _check_labels(self, part: SourcePart) -> None:
@@ -113,7 +114,7 @@ class ImagenetNpzSource:
             raise UserError(damage_message(self._store, location.text, error)) from None
 
     def open(self, part: SourcePart) -> PartStream:
-        """Start to read a batch; its labels are read and checked at once."""
+        """Open a batch; its labels are read and checked."""
         location = self._locations()[part.name]
         try:
             if not location.name.endswith(".npz"):
@@ -123,29 +124,29 @@ class ImagenetNpzSource:
             raise UserError(damage_message(self._store, location.text, error)) from None
 
     def _locations(self) -> dict[str, Location]:
-        if self._found is None:
-            found = self._search()
-            missing = [name for name in (*BATCHES, "val_data") if name not in found]
-            if missing if not self._partial else not found:
+        if self._batches is None:
+            locations = self._search()
+            missing = [name for name in (*BATCHES, "val_data") if name not in locations]
+            if missing if not self._partial else not locations:
                 raise UserError(self._missing_message(missing))
-            order = [name for name in (*BATCHES, "val_data") if name in found]
-            self._found = {name: found[name] for name in order}
-        return self._found
+            order = [name for name in (*BATCHES, "val_data") if name in locations]
+            self._batches = {name: locations[name] for name in order}
+        return self._batches
 
     def _search(self) -> dict[str, Location]:
-        """Batches by name; unpacked ones go before those in zips."""
-        found: dict[str, Location] = {}
+        """Find batches by name; extracted ones are preferred to those in zips."""
+        locations: dict[str, Location] = {}
         files = list_files(self._store, depth=3)
         for path, size in files.items():
             if path.endswith(".zip") and re.search(rf"imagenet{self._size}_", path, re.IGNORECASE):
                 for member in zip_members(self._store, path):
                     if match := BATCH_NAME.fullmatch(member.name):
-                        _prefer(found, match[1], member)
+                        _prefer(locations, match[1], member)
             elif (match := BATCH_NAME.fullmatch(path.rsplit("/", 1)[-1])) and not self._of_another_size(path):
                 packed = zip_members(self._store, path) if match[2] else ()
                 digest = ",".join(item.digest for item in packed) or f"{size} bytes"
-                _prefer(found, match[1], Location(path, None, size, digest))
-        return found
+                _prefer(locations, match[1], Location(path, None, size, digest))
+        return locations
 
     def _of_another_size(self, path: str) -> bool:
         sizes = re.findall(r"imagenet(\d+)", path, re.IGNORECASE)
@@ -174,20 +175,20 @@ class ImagenetNpzSource:
             raise UserError(damage_message(self._store, location.text, error)) from None
         if len(shape) != 2 or shape[1] != width or shape[0] < 1:
             raise UserError(
-                f"{where}: data has the shape {list(shape)}; [n, {width}] was expected for "
+                f"{where}: data has the shape {list(shape)}; expected [n, {width}] for "
                 f"data.source.image_size {self._size}"
             )
         return shape[0]
 
 
-def _prefer(found: dict[str, Location], name: str, location: Location) -> None:
-    """Keep arrays before pickles, and of the same kind unpacked files before members of zips."""
+def _prefer(locations: dict[str, Location], name: str, location: Location) -> None:
+    """Prefer arrays to pickles, and of the same kind extracted files to members of zips."""
 
     def rank(item: Location) -> tuple[bool, bool]:
         return item.name.endswith(".npz"), item.member is None
 
-    if name not in found or rank(location) > rank(found[name]):
-        found[name] = location
+    if name not in locations or rank(location) > rank(locations[name]):
+        locations[name] = location
 
 
 def _npz_shape(store: Store, location: Location) -> tuple[int, ...]:
@@ -203,7 +204,7 @@ def _npz_shape(store: Store, location: Location) -> tuple[int, ...]:
 
 
 class NpzStream:
-    """An open batch, inflated a few images at a time."""
+    """Open .npz batch, decompressed a few images at a time."""
 
     def __init__(self, store: Store, location: Location, rows: int, size: int) -> None:
         self._store = store
@@ -220,14 +221,14 @@ class NpzStream:
         self._row = 0
 
     def skip(self, rows: int) -> None:
-        """Inflate and drop the next rows."""
+        """Decompress and discard the next rows."""
         while rows:
             step = min(rows, 1024)
             self._take(step)
             rows -= step
 
     def read(self, rows: int) -> Samples:
-        """The next rows."""
+        """Read the next rows."""
         labels = self._labels[self._row : self._row + rows]
         images = np.frombuffer(self._take(rows), np.uint8).reshape(rows, *self._shape)
         return Samples(images, labels)
@@ -244,20 +245,20 @@ class NpzStream:
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise UserError(damage_message(self._store, self._location.text, error)) from None
         if len(content) != rows * self._row_bytes:
-            raise UserError(damage_message(self._store, self._location.text, EOFError("data ends early")))
+            raise UserError(damage_message(self._store, self._location.text, EOFError("data is truncated")))
         self._row += rows
         return content
 
 
 def _read_labels(npz: zipfile.ZipFile, rows: int) -> NDArray[np.int64]:
-    """Labels 0 .. 999, int64 [rows]; ValueError if they are not what was published."""
+    """Labels 0 .. 999, int64 [rows]; ValueError if they are not as published."""
     with npz.open("labels.npy") as file:
         labels = np.lib.format.read_array(file, allow_pickle=False)
     return zero_based(labels, rows, CLASSES)
 
 
 def pickled_shape(store: Store, location: Location, width: int) -> tuple[int, ...]:
-    """Shape [rows, width] of a pickled batch; the whole of it is read if its beginning does not tell."""
+    """Shape [rows, width] of a pickled batch; all of it is read if its beginning is not enough."""
     with open_stream(store, location) as file:
         rows = peek_rows(file, width)
     if rows is not None:
@@ -267,9 +268,9 @@ def pickled_shape(store: Store, location: Location, width: int) -> tuple[int, ..
 
 
 def open_pickled(store: Store, location: Location, rows: int, size: int, classes: int) -> ArrayStream:
-    """A batch, whole in memory (1.6 GB at 64 pixels, twice that while it is read).
+    """Read a pickled batch into memory (1.6 GB at 64 pixels, twice that while it is read).
 
-    Raises UserError for a pickle that asks for more than arrays, ValueError for wrong arrays.
+    Raises UserError for a pickle that needs more than arrays, ValueError for wrong arrays.
     """
     where = f"{store.url}/{location.text}"
     with open_location(store, location) as file:
@@ -281,7 +282,7 @@ def open_pickled(store: Store, location: Location, rows: int, size: int, classes
 
 
 def zero_based(labels: np.ndarray, rows: int, classes: int) -> np.ndarray:
-    """Labels 0 .. classes - 1, int64 [rows]; ValueError if they are not what was published."""
+    """Convert labels 1 .. classes to 0 .. classes - 1, int64 [rows]; ValueError for others."""
     if labels.shape != (rows,) or labels.dtype.kind not in "iu":
         raise ValueError(f"labels are {labels.dtype} {list(labels.shape)}, not integers [{rows}]")
     if labels.min() < 1 or labels.max() > classes:

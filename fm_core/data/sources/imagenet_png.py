@@ -1,7 +1,7 @@
-"""The older downsampled ImageNet of van den Oord et al. (2016): PNGs without labels.
+"""Older downsampled ImageNet of van den Oord et al. (2016): PNGs without labels.
 
-train_64x64 and valid_64x64 (or 32x32) as .tar, .zip or folder. Its resizing differs from that of the
-.npz set, and with it likelihoods do: numbers on the two are not comparable.
+train_64x64 and valid_64x64 (or 32x32) as .tar, .zip or folder. It was resized differently from the
+.npz set, so likelihoods on the two are not comparable.
 """
 
 from fm_core.config.data import DataSection
@@ -24,7 +24,7 @@ STEMS = {"train": "train", "val": "valid"}
 
 
 class ImagenetPngSource(ImageFileSource):
-    """The PNGs, as they are."""
+    """Source of the PNGs, which are not resized."""
 
     def __init__(self, config: DataSection) -> None:
         source = config.source
@@ -52,7 +52,7 @@ class ImagenetPngSource(ImageFileSource):
         )
 
     def find(self) -> tuple[dict[str, ImageCollection], Classes]:
-        """Both splits, counted."""
+        """Find both splits; the numbers of images are checked."""
         train, val = self._archive("train"), self._archive("val")
         collections = {"train": shuffled(train, None, self._seed), "val": in_order(val, None)}
         require_counts(self._store.url, collections, PUBLISHED, self._partial)

@@ -1,4 +1,4 @@
-"""Classes of the ILSVRC2012 validation images, from whichever file tells them."""
+"""Classes of the ILSVRC2012 validation images, from any of the files that list them."""
 
 import csv
 import io
@@ -20,7 +20,7 @@ def validation_classes(store: Store, stems: Sequence[str]) -> dict[str, str]:
     """WordNet id of each image, by the stem of its name; `stems` are sorted.
 
     Read from Kaggle's LOC_val_solution.csv, from a list of WordNet ids, or from the devkit's numbers and
-    meta.mat, packed or not. UserError if none is there.
+    meta.mat, extracted or not. Raises UserError if there is none of these files.
     """
     files = {path.rsplit("/", 1)[-1]: path for path in list_files(store, depth=3, skip_image_folders=True)}
     if "LOC_val_solution.csv" in files:
@@ -37,39 +37,39 @@ def validation_classes(store: Store, stems: Sequence[str]) -> dict[str, str]:
         truth, meta = _from_devkit(store, files[DEVKIT])
     else:
         raise UserError(
-            f"data.source.url: the classes of the validation images: put {LABEL_FILES} ({store.url})"
+            f"data.source.url: no classes of the validation images: put {LABEL_FILES} ({store.url})"
         )
     names = _names_of_numbers(meta)
     return _by_order(store, GROUND_TRUTH, [names[int(number)] for number in truth.split()], stems)
 
 
 def _by_order(store: Store, path: str, names: list[str], stems: Sequence[str]) -> dict[str, str]:
-    """Names in the order of the images' numbers: the last digits of their stems, from 1."""
+    """Names by the numbers of the images, from 1, which end their stems."""
     try:
         return {stem: names[int(stem.rsplit("_", 1)[-1]) - 1] for stem in stems}
     except (ValueError, IndexError):
         raise UserError(
-            f"{store.url}/{path}: {len(names)} lines do not fit images such as {stems[-1]}"
+            f"{store.url}/{path}: {len(names)} lines do not match images such as {stems[-1]}"
         ) from None
 
 
 def _from_devkit(store: Store, path: str) -> tuple[bytes, bytes]:
-    found: dict[str, bytes] = {}
+    contents: dict[str, bytes] = {}
     try:
         with store.open(path) as file, tarfile.open(fileobj=file, mode="r:gz") as archive:
             for member in archive:
                 name = member.name.rsplit("/", 1)[-1]
                 stream = archive.extractfile(member) if name in (GROUND_TRUTH, "meta.mat") else None
                 if stream is not None:
-                    found[name] = stream.read()
-        return found[GROUND_TRUTH], found["meta.mat"]
+                    contents[name] = stream.read()
+        return contents[GROUND_TRUTH], contents["meta.mat"]
     except (tarfile.TarError, OSError, EOFError, KeyError) as error:
         raise UserError(damage_message(store, path, error)) from None
 
 
 def _names_of_numbers(meta: bytes) -> dict[int, str]:
     """WordNet id by ILSVRC2012_ID."""
-    from scipy.io import loadmat  # half a second to import, needed here alone
+    from scipy.io import loadmat  # imported here, as it takes half a second
 
     synsets = cast(Any, loadmat(io.BytesIO(meta), squeeze_me=True))["synsets"]
     return {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}

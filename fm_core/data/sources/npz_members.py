@@ -1,4 +1,4 @@
-"""Files in folders and in zips, found by name and opened for seeking without unpacking everything."""
+"""Arrays in .npz files, which may be members of zips; they are read without extracting everything."""
 
 import io
 import shutil
@@ -25,30 +25,30 @@ LOCAL_HEADER = struct.Struct("<4sHHHHHLLLHH")
 
 @dataclass(frozen=True)
 class Location:
-    """A file below the source's URL, or a member of a zip there."""
+    """File under the source's URL, or a member of a zip there."""
 
     path: str
-    """Path below the URL."""
+    """Path relative to the URL."""
     member: str | None = None
-    """Name in the zip; None for the file itself."""
+    """Name of the member; None for the file itself."""
     bytes: int = 0
-    """Size."""
+    """Size in bytes."""
     digest: str = ""
-    """What identifies the content."""
+    """Identifies the content, e.g. by its CRC-32."""
 
     @property
     def name(self) -> str:
-        """Last part of the name."""
+        """File name without folders."""
         return PurePosixPath(self.member or self.path).name
 
     @property
     def text(self) -> str:
-        """How the user is told."""
+        """Name for messages."""
         return f"{self.path}[{self.member}]" if self.member else self.path
 
 
 def open_stream(store: Store, location: Location) -> IO[bytes]:
-    """Open for reading from the beginning."""
+    """Open for sequential reading."""
     if location.member is None:
         return store.open(location.path)
     archive = zipfile.ZipFile(store.open(location.path))
@@ -56,7 +56,7 @@ def open_stream(store: Store, location: Location) -> IO[bytes]:
 
 
 def zip_members(store: Store, path: str) -> list[Location]:
-    """The files in a zip, with the CRC-32 that its directory holds; UserError if it is no zip."""
+    """Files in a zip, with the CRC-32s of its directory; UserError for a damaged zip."""
     try:
         with store.open(path) as file, zipfile.ZipFile(file) as archive:
             return [
@@ -69,12 +69,12 @@ def zip_members(store: Store, path: str) -> list[Location]:
 
 
 def damage_message(store: Store, path: str, error: Exception) -> str:
-    """One line about a file that does not hold what it should."""
+    """Error message for a file that is damaged or incomplete."""
     return f"{store.url}/{path}: damaged or incomplete ({error}); download it again"
 
 
 def open_location(store: Store, location: Location) -> IO[bytes]:
-    """Open for reading and seeking. A compressed member of a zip is first inflated to a nameless file."""
+    """Open for reading and seeking; a compressed member of a zip is first extracted to a temporary file."""
     if location.member is None:
         return store.open(location.path)
     file = store.open(location.path)
@@ -92,26 +92,26 @@ def open_location(store: Store, location: Location) -> IO[bytes]:
 
 
 def peek_shape(store: Store, location: Location, array: str) -> tuple[int, ...] | None:
-    """Shape of `array`.npy in an .npz, read from its beginning only; None if that does not tell."""
+    """Shape of `array`.npy in an .npz, from its beginning only; None if that is not enough."""
     if location.member is None:
         with store.open(location.path) as file:
-            return _walk_to_shape(file, f"{array}.npy")
+            return _read_shape(file, f"{array}.npy")
     with (
         store.open(location.path) as file,
         zipfile.ZipFile(file) as archive,
         archive.open(location.member) as member,
     ):
-        return _walk_to_shape(member, f"{array}.npy")
+        return _read_shape(member, f"{array}.npy")
 
 
 def read_array(store: Store, location: Location, array: str) -> NDArray[Any]:
-    """`array`.npy of an .npz. Of a deflated member only what lies before it is inflated, and not kept.
+    """Read `array`.npy of an .npz; of one in a zip, decompress only the bytes up to the array if possible.
 
-    Raises ValueError, KeyError or BadZipFile for what is no such file.
+    Raises ValueError, KeyError or BadZipFile for anything else.
     """
     if location.member is not None:
         with open_stream(store, location) as file:
-            member = _walk_to(file, f"{array}.npy")
+            member = _seek_member(file, f"{array}.npy")
             if member is not None and member.stored is not None:
                 content = file.read(member.stored)
                 content = zlib.decompress(content, -15) if member.deflated else content
@@ -125,7 +125,7 @@ def read_array(store: Store, location: Location, array: str) -> NDArray[Any]:
 
 
 def read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
-    """Shape, whether in Fortran order, and type; leaves the file at the first element. ValueError."""
+    """Shape, whether in Fortran order, and dtype; leaves the file at the first element. ValueError."""
     version = npy.read_magic(file)
     if version == (1, 0):
         return npy.read_array_header_1_0(file)
@@ -139,8 +139,8 @@ def as_inputs(locations: Iterable[Location]) -> tuple[Input, ...]:
     return tuple(Input(name=item.text, bytes=item.bytes, digest=item.digest) for item in locations)
 
 
-def _walk_to_shape(file: IO[bytes], wanted: str) -> tuple[int, ...] | None:
-    member = _walk_to(file, wanted)
+def _read_shape(file: IO[bytes], target: str) -> tuple[int, ...] | None:
+    member = _seek_member(file, target)
     if member is None:
         return None
     start = file.read(4096)
@@ -150,15 +150,15 @@ def _walk_to_shape(file: IO[bytes], wanted: str) -> tuple[int, ...] | None:
 
 @dataclass(frozen=True)
 class _Member:
-    """A member of a zip that is read as a stream, which is at its first byte."""
+    """Member of a zip that is read as a stream, now at its first byte."""
 
     deflated: bool
     stored: int | None
-    """Bytes in the zip; None if they are told after the content only."""
+    """Compressed size in bytes; None if it is stored after the content only."""
 
 
-def _walk_to(file: IO[bytes], wanted: str) -> _Member | None:
-    """Follow a zip's local headers from the beginning, as a stream that cannot seek must be read."""
+def _seek_member(file: IO[bytes], target: str) -> _Member | None:
+    """Follow the local headers of a zip to a member, without seeking."""
     while len(head := file.read(LOCAL_HEADER.size)) == LOCAL_HEADER.size:
         magic, _, flags, method, _, _, _, stored, size, name_bytes, extra_bytes = LOCAL_HEADER.unpack(head)
         if magic != b"PK\x03\x04":
@@ -166,7 +166,7 @@ def _walk_to(file: IO[bytes], wanted: str) -> _Member | None:
         name = file.read(name_bytes).decode(errors="replace")
         stored = _stored_bytes(stored, size, file.read(extra_bytes))
         stored = None if flags & 8 else stored
-        if name == wanted:
+        if name == target:
             return _Member(method == zipfile.ZIP_DEFLATED, stored)
         if stored is None:
             return None
@@ -179,7 +179,7 @@ def _walk_to(file: IO[bytes], wanted: str) -> _Member | None:
 
 
 def _stored_bytes(stored: int, size: int, extra: bytes) -> int | None:
-    """Compressed size of a member, which a zip64 field may hold."""
+    """Compressed size of a member, from the zip64 field if there is one."""
     if stored != 0xFFFFFFFF:
         return stored
     while len(extra) >= 4:

@@ -1,10 +1,9 @@
-"""Parquet files with a column of images and one of classes, as data sets of the Hugging Face hub have.
+"""Parquet files with a column of images and one of classes, as in data sets of the Hugging Face hub.
 
-Files named train* and validation*, valid*, val* or test* are the splits; without such names some rows are
-held out. Needs pyarrow.
+Files named train* and validation*, valid*, val* or test* are the splits; without such names validation rows
+are chosen at random. Needs pyarrow.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -20,15 +19,16 @@ from fm_core.data.sources.file_listing import list_files, state_of
 from fm_core.data.sources.image_collection import image_file_facts
 from fm_core.data.sources.image_decoding import decode
 from fm_core.data.sources.npz_members import damage_message
-from fm_core.data.sources.splits import hold_out
+from fm_core.data.sources.splits import split_validation
 from fm_core.errors import ImageDecodingError, UserError
+from fm_core.storage.hashing import sha256_bytes
 from fm_core.storage.store import Store
 
 SPLITS = {"train": re.compile(r"train"), "val": re.compile(r"val|test")}
 
 
 class ParquetSource:
-    """One part for each file and split."""
+    """Source with one part for each file and split."""
 
     def __init__(self, config: DataSection) -> None:
         source = config.source
@@ -42,19 +42,19 @@ class ParquetSource:
         self._store = Store.at(source.url)
         self._columns = (source.image_column, source.label_column)
         self._size, self._resize = self.facts.image_shape[-1], source.resize
-        self._held_out, self._seed = config.validation_images, config.split_seed
+        self._validation_images, self._seed = config.validation_images, config.split_seed
         self._files: dict[str, int] = {}
         self._rows: dict[str, NDArray[np.int64]] = {}
         self._classes: Classes | None = None
 
     def classes(self) -> Classes:
-        """Named classes, where the files carry the hub's description; else as many as labels go to."""
+        """Named classes, if the files have the hub's description; otherwise 0 .. the largest label."""
         if self._classes is None:
             self._classes = self._find_classes()
         return self._classes
 
     def parts(self) -> Sequence[SourcePart]:
-        """Train first, files in the order of their names."""
+        """Parts, train first, files in the order of their names."""
         counts = {path: self._open(path).metadata.num_rows for path in self._list()}
         named = {
             split: [path for path in counts if pattern.match(path.rsplit("/", 1)[-1])]
@@ -67,24 +67,24 @@ class ParquetSource:
                 for path in paths
             }
         else:
-            self._rows = self._hold_out(counts)
+            self._rows = self._split_validation(counts)
         return [
             SourcePart(name, name.split(":")[0], len(rows)) for name, rows in self._rows.items() if len(rows)
         ]
 
     def inputs(self) -> Sequence[Input]:
-        """The files; each is named by its footer, which holds the place and size of every column."""
+        """The files; each is identified by its footer, which holds the offset and size of every column."""
         return [
             Input(name=path, bytes=size, digest=f"footer-sha256:{self._footer_digest(path, size)}")
             for path, size in self._list().items()
         ]
 
     def state(self) -> str:
-        """Of all files: a footer does not tell all of the content."""
+        """State of all files, as a footer does not identify all of the content."""
         return state_of(self._store, self._list())
 
     def check_labels(self) -> None:
-        """Read the column of labels of every file."""
+        """Check the labels of every file."""
         count = self.classes().count
         if count is None:
             return
@@ -95,7 +95,7 @@ class ParquetSource:
                 raise UserError(f"{where} goes to {highest}; there are {count} classes")
 
     def open(self, part: SourcePart) -> "ParquetStream":
-        """Start to read the rows of a file that belong to a split."""
+        """Open the rows of a file that belong to a split."""
         if not self._rows:
             self.parts()
         path = part.name.split(":", 1)[1]
@@ -114,14 +114,17 @@ class ParquetSource:
             )
         return self._files
 
-    def _hold_out(self, counts: dict[str, int]) -> dict[str, NDArray[np.int64]]:
+    def _split_validation(self, counts: dict[str, int]) -> dict[str, NDArray[np.int64]]:
         total = sum(counts.values())
-        if self._held_out >= total:
+        if self._validation_images >= total:
             raise UserError(
-                f"data.validation_images: {self._held_out} leaves nothing to train on of {total} rows"
+                f"data.validation_images: {self._validation_images} leaves nothing to train on of {total} "
+                "rows"
             )
         rows: dict[str, NDArray[np.int64]] = {}
-        for split, chosen in zip(SPLITS, hold_out(total, self._held_out, self._seed), strict=True):
+        for split, chosen in zip(
+            SPLITS, split_validation(total, self._validation_images, self._seed), strict=True
+        ):
             first = 0
             for path, count in counts.items():
                 rows[f"{split}:{path}"] = chosen[(chosen >= first) & (chosen < first + count)] - first
@@ -132,7 +135,7 @@ class ParquetSource:
         try:
             from pyarrow import ArrowException, parquet
         except ImportError:
-            raise UserError("data.source.format parquet needs pyarrow: pip install pyarrow") from None
+            raise UserError("data.source.format: parquet needs pyarrow: pip install pyarrow") from None
         try:
             return cast(Any, parquet).ParquetFile(self._store.open(path))
         except (ArrowException, OSError) as error:
@@ -152,29 +155,31 @@ class ParquetSource:
             return UNLABELED
         names = _class_names((schema.metadata or {}).get(b"huggingface"), label)
         if names:
-            digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
+            digest = sha256_bytes("\n".join(names).encode())[:8]
             return Classes(len(names), f"parquet-{label}-{digest}", names)
         highest = max(int(np.max(self._labels_of(path), initial=-1)) for path in paths)
         return Classes(highest + 1, f"parquet-{label}")
 
     def _labels_of(self, path: str) -> NDArray[Any]:
-        """The column of labels of a file, integers; UserError for anything else and for negative ones."""
+        """Labels of a file; UserError unless they are integers from 0."""
         column = self._columns[1]
         labels = np.asarray(self._open(path).read([column])[column].to_numpy())
         where = f"{self._store.url}/{path}: {column}"
         if labels.dtype.kind not in "iub":
-            raise UserError(f"{where} is of {labels.dtype} or misses values; classes are integers from 0")
+            raise UserError(
+                f"{where} is of {labels.dtype} or has missing values; classes are integers from 0"
+            )
         if len(labels) and labels.min() < 0:
             raise UserError(f"{where} holds {labels.min()}; classes are integers from 0")
         return labels
 
     def _footer_digest(self, path: str, size: int) -> str:
         footer = int.from_bytes(self._store.read_range(path, size - 8, size - 4), "little")
-        return hashlib.sha256(self._store.read_range(path, max(0, size - 8 - footer), size)).hexdigest()
+        return sha256_bytes(self._store.read_range(path, max(0, size - 8 - footer), size))
 
 
 class ParquetStream:
-    """Rows of an open file, one row group in memory at a time."""
+    """Selected rows of an open file, one row group in memory at a time."""
 
     def __init__(
         self,
@@ -195,32 +200,32 @@ class ParquetStream:
         self._table: Any = None
 
     def skip(self, rows: int) -> None:
-        """Leave out the next rows."""
+        """Skip the next rows."""
         self._row += rows
 
     def read(self, rows: int) -> Samples:
-        """Decode the next rows."""
+        """Decode the next rows; those that cannot be decoded are rejected."""
         images = np.empty((rows, 3, self._size, self._size), np.uint8)
         labels: list[int] = []
         rejected: list[Rejected] = []
-        kept = 0
-        for row, content, label in self._cells(rows):
+        decoded = 0
+        for row, content, label in self._select(rows):
             try:
-                images[kept] = self._picture(content)
+                images[decoded] = self._image_of(content)
             except ImageDecodingError as error:
-                digest = hashlib.sha256(content if isinstance(content, bytes) else b"").hexdigest()
+                digest = sha256_bytes(content if isinstance(content, bytes) else b"")
                 rejected.append(Rejected(f"{self._key}{row}", str(error), digest))
             else:
-                kept += 1
+                decoded += 1
                 labels.append(label)
         labeled = None if self._label is None else np.array(labels, np.int64)
-        return Samples(images[:kept], labeled, tuple(rejected))
+        return Samples(images[:decoded], labeled, tuple(rejected))
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
 
-    def _cells(self, rows: int) -> Iterator[tuple[int, Any, int]]:
+    def _select(self, rows: int) -> Iterator[tuple[int, Any, int]]:
         """Row number, image cell and label of the next rows."""
         for row in self._rows[self._row : self._row + rows].tolist():
             group = int(np.searchsorted(self._ends, row, "right"))
@@ -232,7 +237,7 @@ class ParquetStream:
             yield row, self._table[self._image][place].as_py(), label
         self._row += rows
 
-    def _picture(self, cell: Any) -> NDArray[np.uint8]:
+    def _image_of(self, cell: Any) -> NDArray[np.uint8]:
         content = cell.get("bytes") if isinstance(cell, dict) else cell
         if isinstance(content, bytes):
             return decode(content, self._size, self._resize)
@@ -248,7 +253,7 @@ class ParquetStream:
 
 
 def _class_names(description: bytes | None, label: str) -> tuple[str, ...] | None:
-    """Names of classes from the hub's description of the columns."""
+    """Class names in the hub's description of the columns."""
     if description is None:
         return None
     feature = json.loads(description).get("info", {}).get("features", {}).get(label, {})

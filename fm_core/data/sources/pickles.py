@@ -1,4 +1,4 @@
-"""Pickled arrays from strangers: an unpickler that can build numpy arrays and built-in containers only."""
+"""Untrusted pickles of arrays: an unpickler restricted to numpy arrays and built-in containers."""
 
 import pickle
 import pickletools
@@ -11,7 +11,7 @@ from fm_core.errors import UserError
 
 
 def _array_builders() -> dict[tuple[str, str], Callable[..., Any]]:
-    """What a pickled array asks for, under the names of old and new versions of numpy and Python."""
+    """Callables that pickled arrays refer to, by their names in old and new versions of numpy and Python."""
     from numpy._core import multiarray, numeric
 
     reconstruct = cast(Any, multiarray)._reconstruct
@@ -19,7 +19,7 @@ def _array_builders() -> dict[tuple[str, str], Callable[..., Any]]:
     builders: dict[tuple[str, str], Callable[..., Any]] = {
         ("numpy", "ndarray"): np.ndarray,
         ("numpy", "dtype"): np.dtype,
-        # Python 3 writes bytes so in the protocols that Python 2 can read.
+        # For bytes in the protocols that Python 2 can read.
         ("_codecs", "encode"): _encode_latin1,
     }
     for core in ("numpy.core", "numpy._core"):
@@ -54,15 +54,15 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def load_arrays(file: IO[bytes], where: str) -> dict[str, Any]:
-    """The pickled dictionary of arrays, lists and numbers; keys as text.
+    """Unpickle a dictionary of arrays, lists and numbers; its keys become text.
 
-    Raises UserError, with `where`, if the pickle asks for anything else or is damaged.
+    Raises UserError, naming `where`, if the pickle refers to anything else or is damaged.
     """
     try:
         content: object = _ArrayUnpickler(file, where).load()
     except UserError:
         raise
-    except Exception as error:  # a damaged pickle raises whatever the wrong opcode does
+    except Exception as error:  # a damaged pickle can raise any exception
         raise UserError(f"{where}: damaged or incomplete ({error}); download it again") from None
     if not isinstance(content, dict):
         raise UserError(f"{where}: holds a {type(content).__name__}, not a dictionary of arrays")
@@ -74,7 +74,7 @@ def load_arrays(file: IO[bytes], where: str) -> dict[str, Any]:
 
 
 def peek_rows(file: IO[bytes], width: int) -> int | None:
-    """Rows of the first array [rows, width] of a pickle, without reading its numbers; None if not found."""
+    """Rows of the first array [rows, width] of a pickle, without reading its elements; None if not found."""
     numbers: list[int] = []
     try:
         for _, argument, _ in pickletools.genops(cast(Any, _Beginning(file))):
@@ -88,7 +88,7 @@ def peek_rows(file: IO[bytes], width: int) -> int | None:
 
 
 class _Beginning:
-    """A file that ends where a large read begins."""
+    """File that appears to end at the first large read."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
