@@ -215,7 +215,7 @@ def test_a_changed_reference_is_refused_by_the_guard(run, fm):
     words = ("evaluate", "--evaluate.reference", "ours.npz", *only, "--evaluate.pair_images", "18")
     (error,) = fm(*words, code=2)
     assert "real validation images are at" in error
-    assert "if that is meant, remove" in error
+    assert "if this is intended, remove" in error
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_a_changed_reference_is_refused_by_the_guard(run, fm):
     [
         (("--evaluate.features", "inception"), "needs evaluate.weights"),
         (("--evaluate.features", "inceptoin"), "allowed are classifier, inception"),
-        (("--evaluate.weights", "x.pth"), "the classifier is trained here"),
+        (("--evaluate.weights", "x.pth"), "the classifier is trained on the data set"),
         (("--evaluate.samples", "nowhere"), "neither a folder of images nor an .npz"),
         (("--evaluate.reference", "nowhere.npz"), "nowhere.npz does not exist"),
         (("--evaluate.nfe_curve.images", "9", "--evaluate.nfe_curve.solvers", '["x"]'), "allowed: euler"),

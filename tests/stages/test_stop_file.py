@@ -23,14 +23,14 @@ def test_an_evaluation_in_this_process_ends_after_the_part_that_it_is_at(tmp_pat
             run.stop.touch()
 
     ranges = [range(0, 4), range(4, 8), range(8, 12)]
-    work = SimpleNamespace(
+    task = SimpleNamespace(
         phase="features",
         ranges=ranges,
         images=12,
         missing=lambda: [number for number in range(3) if number not in made],
         run=make,
     )
-    evaluation = SimpleNamespace(works={"features": work}, folder="step", key="ema")
+    evaluation = SimpleNamespace(tasks={"features": task}, folder="step", key="ema")
     phases = ProgressPhases("evaluate", lambda progress: None, {"features": 1.0})
     with pytest.raises(StopRequested, match="what is finished stays"):
         _work(config, run, evaluation, phases, lambda progress: None)
