@@ -68,22 +68,22 @@ def test_grey_images_become_colour_of_256_levels():
 
 class TestImported:
     def test_a_module_by_its_import_path(self, manifest, root):
-        found = opened(manifest, root, features="test_extractors:seeded")
+        found = opened(manifest, root, features=f"{__name__}:seeded")
         images = torch.randint(0, 17, (5, 1, 8, 8), dtype=torch.uint8)
         features, probabilities = found(images)
         expected = as_rgb(images, 17).float().mean((2, 3))
         torch.testing.assert_close(features, expected)
         assert torch.allclose(probabilities.sum(1), torch.ones(5))
-        assert found.name == "test_extractors:seeded"
-        assert found.sha256 == opened(manifest, root, features="test_extractors:seeded").sha256
+        assert found.name == f"{__name__}:seeded"
+        assert found.sha256 == opened(manifest, root, features=f"{__name__}:seeded").sha256
 
     def test_its_weights_may_be_named_and_are_checked(self, manifest, root, tmp_path):
         torch.manual_seed(1)
         torch.save(Brightness().state_dict(), tmp_path / "a.pt")
         digest = hashlib.sha256((tmp_path / "a.pt").read_bytes()).hexdigest()
-        keys = {"features": "test_extractors:seeded", "weights": str(tmp_path / "a.pt")}
+        keys = {"features": f"{__name__}:seeded", "weights": str(tmp_path / "a.pt")}
         found = opened(manifest, root, **keys, weights_sha256=digest)
-        assert found.sha256 != opened(manifest, root, features="test_extractors:seeded").sha256
+        assert found.sha256 != opened(manifest, root, features=f"{__name__}:seeded").sha256
         refused("was not loaded", manifest, root, **keys, weights_sha256="0" * 64)
         (tmp_path / "a.pt").write_bytes(b"nothing")
         refused("does not fit the extractor", manifest, root, **keys)
