@@ -58,7 +58,7 @@ def scores(digits, images, tmp_path, monkeypatch):
         over = {
             "run": {"root": str(root / "runs")},
             "data": {"root": str(root / "data")},
-            "evaluate": {"samples": str(images), "features": "test_shared_parts:projection"},
+            "evaluate": {"samples": str(images), "features": f"{__name__}:projection"},
         }
         config = parse_config(merge(digits.model_dump(mode="json"), over), where="test")
         (root / "control").mkdir()
