@@ -51,9 +51,9 @@ def dataset_card(config: RunConfig, result: StageResult) -> None:
 
 def loss_curve(config: RunConfig, result: StageResult) -> None:
     """The training loss against images seen."""
-    from fm_core.report import image_grids
+    from fm_core.report import plots
 
-    curve = image_grids.loss_curve(read_lines(Path(result.paths["metrics"])))
+    curve = plots.loss_curve(read_lines(Path(result.paths["metrics"])))
     create_image_artifact(picture(curve), key="loss-curve", description=f"Training loss: {result.summary}")
 
 
@@ -112,18 +112,18 @@ fm train --config {path}/config.yaml
 
 def tables(config: RunConfig, result: StageResult) -> None:
     """The tables of the comparison's page, verdicts on the paper's claims among them."""
-    from fm_core.reproduce.reproduce import shown
+    from fm_core.reproduce.reproduce import page_sections
 
     report = Path(result.paths["report"]).resolve()
-    content = tables_as_markdown(shown(config), f"# {config.run.name}\n\nThe whole page: `{report}`")
+    content = tables_as_markdown(page_sections(config), f"# {config.run.name}\n\nThe whole page: `{report}`")
     create_markdown_artifact(content, key="comparison", description=result.summary)
 
 
 def figures(config: RunConfig, result: StageResult) -> None:
     """The figures of the comparison's page."""
-    from fm_core.reproduce.reproduce import shown
+    from fm_core.reproduce.reproduce import page_sections
 
-    for key, uri, caption in figures_as_images(shown(config)):
+    for key, uri, caption in figures_as_images(page_sections(config)):
         create_image_artifact(uri, key=key, description=caption)
 
 
@@ -180,7 +180,7 @@ def picture(png: bytes) -> str:
     """A data: URI of a picture, made smaller until it can travel inside an artifact."""
     from PIL import Image
 
-    from fm_core.report.image_grids import data_uri
+    from fm_core.report.html import data_uri
 
     if len(png) <= PICTURE_BYTES:
         return data_uri(png)

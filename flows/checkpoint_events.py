@@ -46,7 +46,7 @@ class CheckpointEvents:
 
 def show_distances(scores: list[dict[str, Any]]) -> None:
     """The distance of each scored checkpoint as a curve and a table."""
-    from fm_core.report.image_grids import distance_curve
+    from fm_core.report.plots import distance_curve
 
     best = min(scores, key=lambda line: line["frechet_distance"])
     what = f"Fréchet distance ({best['features']} features, {best['images']} images)"

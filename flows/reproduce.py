@@ -19,13 +19,12 @@ from flows.presets import (
     ReproduceImageNet32,
     ReproduceImageNet64,
 )
+from fm_core.commands import estimate
 from fm_core.config import RunConfig
 
 
 def say_cost(config: RunConfig) -> None:
     """Write a line to the run's log of what the comparison will take. UserError if it cannot be run so."""
-    from fm_core.reproduce.cost_estimate import estimate
-
     get_run_logger().info("%s", estimate(config).headline)
 
 

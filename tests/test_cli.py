@@ -253,7 +253,7 @@ def test_help_lists_the_commands(capsys):
 def test_status_of_a_run_that_never_was(place, capsys):
     code, out, err = fm(capsys, "status", "--config", "run.yaml")
     assert (code, err) == (0, "")
-    assert "nothing was run yet" in out
+    assert "no stage was run yet" in out
     assert not (place / "runs").exists()
 
 

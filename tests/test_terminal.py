@@ -5,11 +5,11 @@ from rich.console import Console
 
 import flows.progress
 from fm_core.run.progress import Progress
-from fm_core.terminal import Bar, describe
+from fm_core.terminal import ProgressBar, describe
 
 
 def test_brackets_in_what_is_shown_are_no_markup(capsys):
-    bar = Bar()
+    bar = ProgressBar()
     bar.console = Console(stderr=True, force_terminal=True, width=200)
     with bar:
         bar.observe(Progress("train", 1, 2, "images", "restart 1: [/third_party/gloo/pair.cc:1] closed"))
@@ -39,7 +39,7 @@ def test_slow_and_fast_rates_have_three_digits(rate, told):
 
 
 def test_without_a_terminal_there_is_a_line_now_and_then(capsys):
-    with Bar() as bar:
+    with ProgressBar() as bar:
         for done in (0, 1, 2, 3):
             bar.observe(Progress("shard", done, 3, "images"))
     assert capsys.readouterr().err.splitlines() == ["shard: 0/3 images", "shard: 3/3 images"]

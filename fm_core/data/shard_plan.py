@@ -6,7 +6,7 @@ from math import ceil, prod
 
 from fm_core.config.data import DataSection
 from fm_core.data.class_order import RelabelledSource, read_label_map
-from fm_core.data.manifest import Input, Packing, Recipe, read_record
+from fm_core.data.manifest import Input, Packing, Recipe, load_manifest, read_record
 from fm_core.data.sources import open_source
 from fm_core.data.sources.base import Classes, DataSource, SourceFacts, SourcePart
 from fm_core.errors import UserError
@@ -141,3 +141,18 @@ def compare_recipes(
         raise UserError(
             f"{store.url}: holds another data set ({'; '.join(differences)}); choose another data.name"
         )
+
+
+def image_shape_and_classes(data: DataSection) -> tuple[tuple[int, int, int], int]:
+    """Image shape (channels, height, width) and number of classes of a data set.
+
+    They are those of the shards; before there are any, the shape is the source's and the classes are 1,000.
+
+    Raises:
+        UserError: neither shards nor source are available.
+    """
+    try:
+        manifest = load_manifest(data.root, data.name)
+    except UserError:
+        return open_source(data).facts.image_shape, 1000
+    return manifest.image_shape, manifest.class_count or 0

@@ -12,8 +12,8 @@ CELL = {"name": "a", "objective": "flow-matching", "path": "cosine"}
 @pytest.mark.parametrize(
     ("section", "words"),
     [
-        ({"cells": [CELL, CELL]}, ["two cells have one name"]),
-        ({"cells": [{**CELL, "steps": 11}], "plane": {"steps": 10}}, ["a asks for 11 steps", "10"]),
+        ({"cells": [CELL, CELL]}, ["two experiments have the same name"]),
+        ({"cells": [{**CELL, "steps": 11}], "plane": {"steps": 10}}, ["a has 11 steps", "10"]),
         ({"cells": [{**CELL, "name": "../a"}]}, ["reproduce.cells.0.name"]),
         ({"cells": [{"name": "a", "path": "cosine"}]}, ["reproduce.cells.0.objective"]),
         ({"plane": {"nfe": [4, 5]}}, ["reproduce.plane.nfe.1", "multiple of 2"]),

@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from fm_core.config import PlaneSection
+from fm_core.config import Toy2dSection
 from fm_core.evaluation.torch_threads import cpu_threads
 from fm_core.method.registry import objective_named, path_named
 from fm_core.reproduce.toy2d.fit import draw, fit, initial_network
 
-SMALL = PlaneSection(steps=30, batch=32, width=16, layers=2)
+SMALL = Toy2dSection(steps=30, batch=32, width=16, layers=2)
 PAIRS = [
     ("noise-prediction", "variance-preserving"),
     ("score-matching", "variance-preserving"),

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from fm_core.config import PlaneSection
+from fm_core.config import Toy2dSection
 from fm_core.method.registry import objective_named, path_named
 from fm_core.reproduce.toy2d.checkerboard import ENTROPY, WINDOW, grid_centres, points
 from fm_core.reproduce.toy2d.scoring import INSTANTS, judge
 
-PLANE = PlaneSection(held_out=1100, samples=300, grid=24, nfe=(2, 4))
+PLANE = Toy2dSection(held_out=1100, samples=300, grid=24, nfe=(2, 4))
 STD, MEAN = 0.6, torch.tensor([0.5, -0.25])
 
 

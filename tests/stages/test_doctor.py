@@ -73,10 +73,10 @@ def test_a_missing_package_and_a_wrong_version_are_named(monkeypatch):
     [
         (
             (),
-            "not from here (launch.kind ssh): pdsh (of pdsh), ssh (of openssh-client) missing, nothing there",
+            "not from here (launch.kind ssh): pdsh (of pdsh), ssh (of openssh-client) missing, none present",
         ),
-        (("ssh",), "not from here (launch.kind ssh): pdsh (of pdsh) missing, ssh there"),
-        (("ssh", "pdsh"), "from here (launch.kind ssh): pdsh, ssh are there"),
+        (("ssh",), "not from here (launch.kind ssh): pdsh (of pdsh) missing, ssh present"),
+        (("ssh", "pdsh"), "from here (launch.kind ssh): pdsh, ssh are present"),
     ],
     ids=str,
 )
@@ -101,7 +101,16 @@ def test_rules_and_data_of_a_configuration(tmp_path, monkeypatch, capsys):
     code, lines, _ = doctor(capsys, "--config", "run.yaml")
     assert code == 0
     assert {name: mark for name, (mark, _) in lines.items()} == dict.fromkeys(
-        ("data", "training", "network", "initial weights", "scores beside", "judges", "samples"), "ok"
+        (
+            "data",
+            "training",
+            "network",
+            "initial weights",
+            "online evaluation",
+            "feature extractors",
+            "samples",
+        ),
+        "ok",
     )
     code, lines, _ = doctor(
         capsys,

@@ -135,7 +135,7 @@ def test_an_exported_folder_loads_anywhere_without_the_run(run, fm, tmp_path):
     )
     words = ("export", "--config", str(run.file), "--export.folder", str(folder), "--sample.weights", "raw")
     (error,) = fm(*words, code=2)
-    assert "holds another model" in error
+    assert "contains another model" in error
 
 
 class TestCompare:
@@ -148,7 +148,7 @@ class TestCompare:
         scores["protocol"] |= {"solver": "midpoint", "weights_sha256": "0" * 64}
         other.write_text(json.dumps(scores))
         alone = fm("compare", str(file), str(file))
-        assert "not made by one protocol" not in alone
+        assert "have different protocols" not in alone
         both = fm("compare", str(file), str(run.root / "other"))
         assert "| other step-00000040 | B |" in both
         assert "- solver: A: euler; B: midpoint" in both
@@ -156,9 +156,9 @@ class TestCompare:
 
     def test_what_has_no_scores_is_refused_in_one_line(self, run, fm, tmp_path):
         (error,) = fm("compare", str(tmp_path), code=2)
-        assert "holds no scores" in error
+        assert "has no scores" in error
         (error,) = fm("compare", str(run.path / "train" / "DONE.json"), code=2)
-        assert "holds no scores" in error
+        assert "has no scores" in error
 
 
 def test_training_starts_from_anothers_weights_only_where_they_fit(tiny, tmp_path):

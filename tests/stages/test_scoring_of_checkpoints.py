@@ -58,7 +58,8 @@ def test_one_that_cannot_be_scored_is_told_and_the_next_is_scored(config, monkey
     checkpoint(config, 10)
     assert scoring(monkeypatch, config, {10: None}) == []
     assert (
-        "WARNING: the checkpoint of step 10 has no score: its judge is not there" in capsys.readouterr().out
+        "WARNING: the checkpoint of step 10 could not be scored: its judge is not there"
+        in capsys.readouterr().out
     )
     checkpoint(config, 20)
     assert scoring(monkeypatch, config, {20: 3.0}) == [(20, 3.0)]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fm_core.config import load_config, merge, parse_config
-from fm_core.reproduce.deviations import deviations, trained
+from fm_core.reproduce.paper_results import deviations, training_budget
 
 CONFIGS = Path(__file__).parents[2] / "infra" / "configs"
 
@@ -40,4 +40,4 @@ def test_another_budget_and_sigma_min_are_told():
 
 
 def test_what_the_papers_networks_have_seen():
-    assert trained("ImageNet-64") == "321,536,000 images (157,000 iterations of 2,048)"
+    assert training_budget("ImageNet-64") == "321,536,000 images (157,000 iterations of 2,048)"
