@@ -1,20 +1,21 @@
-"""How tests are shared out among processes, and what those of several rooms share."""
+"""Distribution of the tests over processes, and fixtures of several rooms."""
 
 import os
-import sys
 from pathlib import Path
 
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-TOGETHER = ("tests/flows/", "tests/stages/", "tests/cluster/")
-"""Folders whose tests share a server, a run or a network; elsewhere those of one file stay together."""
+from infra.benchmarks.peers import peers_python
+
+TOGETHER = ("tests/flows/", "tests/stages/", "tests/reproduce/", "tests/cluster/")
+"""Folders whose tests share a server, a run, a comparison or a network; elsewhere the unit is a file."""
 ALONE = "tests/flows/test_team_server.py"
-"""It has a server of its own."""
+"""Uses its own server."""
 
 
 class Grouped(LoadScopeScheduling):
-    """Whole groups to processes. (The plugin's own groups are not honoured under pytest 9.2.)"""
+    """Scheduling of whole groups. (The plugin's own groups are not honored under pytest 9.2.)"""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.split("::")[0]
@@ -26,16 +27,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Grouped:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest groups."""
+    """Run the longest groups first."""
     items.sort(key=lambda item: not item.nodeid.startswith(TOGETHER))  # stable
 
 
 @pytest.fixture(scope="session")
 def public_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of an environment with the public packages that ours is held against."""
-    sys.path.append(str(Path(__file__).parents[1] / "infra" / "benchmarks"))
-    from peers import peers_python
-
+    """Python of an environment with the public packages that ours is compared with."""
     folder = tmp_path_factory.getbasetemp()
     # The processes of one session have one parent folder.
     shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder

@@ -1,7 +1,8 @@
 """Two hosts in network namespaces, with an sshd on each."""
 
 import pytest
-from hosts import PROGRAMS, make_pair, require
+
+from tests.support.two_hosts import PROGRAMS, make_pair, require
 
 
 @pytest.fixture(scope="module")

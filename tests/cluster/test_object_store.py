@@ -5,11 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from hosts import environment
-from small_run import BATCH, SmallRun
 
 from fm_core.launch.job import submitted
 from fm_core.storage.atomic_files import read_json
+from tests.support.two_host_run import BATCH, TwoHostRun
+from tests.support.two_hosts import environment
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("moto.server")
@@ -66,7 +66,7 @@ for _ in range(200):
         time.sleep(0.1)
 """
     assert pair.first.run("env", "-u", "http_proxy", sys.executable, "-c", make).strip() == "200"
-    run = SmallRun(folder, pair.first, launch, OVER, **VARIABLES)
+    run = TwoHostRun(folder, pair.first, launch, OVER, **VARIABLES)
     pair.second.hide(folder)
     told = {"run": run, "folder": folder}
     for stage in ("shard", "train", "sample", "evaluate"):
@@ -84,7 +84,7 @@ for _ in range(200):
 def test_every_stage_succeeds(story):
     assert {stage: story[stage].code for stage in ("shard", "train", "sample", "evaluate")} == dict.fromkeys(
         ("shard", "train", "sample", "evaluate"), 0
-    ), [story[stage].said for stage in ("shard", "train", "sample", "evaluate")]
+    ), [story[stage].errors for stage in ("shard", "train", "sample", "evaluate")]
     # Of the run the second host had, where its directory would be, the checkpoint it fetched.
     last = story["run"].path / "train" / "fetched" / f"step-{STEPS:08d}"
     files = [Path(path) for path in story["files of h2"]]

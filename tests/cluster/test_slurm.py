@@ -2,16 +2,15 @@
 
 import time
 
-import hosts
 import pytest
-import slurm_pair
-from slurm_pair import SlurmPair
-from small_run import BATCH, STEPS, SmallRun
 
 from fm_core.checkpoint.format import complete_steps
 from fm_core.launch.job import JOB_VARIABLE, submitted
 from fm_core.stages.shard import shard
 from fm_core.storage.atomic_files import read_json
+from tests.support import slurm_cluster, two_hosts
+from tests.support.slurm_cluster import SlurmCluster
+from tests.support.two_host_run import BATCH, STEPS, TwoHostRun
 
 pytestmark = pytest.mark.slow
 
@@ -19,18 +18,18 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def story(tmp_path_factory):
     """One run through all that can happen to it."""
-    hosts.require(hosts.PROGRAMS | slurm_pair.PROGRAMS)
+    two_hosts.require(two_hosts.PROGRAMS | slurm_cluster.PROGRAMS)
     folder = tmp_path_factory.mktemp("slurm")
-    pair = hosts.make_pair(folder)
+    pair = two_hosts.make_pair(folder)
     try:
-        yield _told(pair, SlurmPair(pair, folder), folder)
+        yield _told(pair, SlurmCluster(pair, folder), folder)
     finally:
         pair.close()
 
 
 def _told(pair, slurm, folder):
     launch = {"kind": "slurm", "slurm": {"nodes": 2, "options": {"partition": "low"}, "notice_seconds": 60}}
-    run = SmallRun(folder, pair.first, launch)
+    run = TwoHostRun(folder, pair.first, launch)
     shard(run.config)
     told = {"run": run}
 
@@ -62,12 +61,12 @@ def _told(pair, slurm, folder):
 
     # The second node is cut off; Slurm gives it up, ends the job on the first and queues it for both again.
     told["cut at"] = run.wait_beyond(run.steps()[-1] + 8)
-    pair.cut()
+    pair.disconnect()
     wait_for(job.slurm, lambda job: (job["Restarts"], job["JobState"]) == ("3", "PENDING"), 120)
     told["nodes"] = slurm.command("sinfo", "--noheader", "--partition=low", "--format=%T %N")
     told["left on the first"] = pair.first.processes(f"{JOB_VARIABLE}={job.id}")
     told["after the cut"] = complete_steps(run.checkpoints)
-    pair.mend()
+    pair.reconnect()
     slurm.command("scontrol", "update", "nodename=h2", "state=resume")  # Slurm itself looks after minutes
 
     # Somebody cancels it.
@@ -89,8 +88,8 @@ def _told(pair, slurm, folder):
 def test_what_sbatch_refuses_is_one_line(story):
     refused = story["refused"]
     assert refused.code == 2
-    assert len(refused.said) == 1
-    assert "partition" in refused.said[0]
+    assert len(refused.errors) == 1
+    assert "partition" in refused.errors[0]
 
 
 def test_it_runs_on_both_nodes_as_a_job_of_slurm(story):
@@ -118,7 +117,7 @@ def test_a_node_that_is_lost_ends_the_job_and_it_goes_on_when_the_node_is_back(s
 
 def test_a_cancelled_job_saves_and_leaves_nothing(story):
     assert story["cancel"].code == 3
-    assert len(story["cancel"].said) == 1
+    assert len(story["cancel"].errors) == 1
     assert story["state"] == "CANCELLED"
     assert story["after cancel"][-1] >= story["cancelled at"]
     assert story["left"] == [[], []]

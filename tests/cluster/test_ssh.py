@@ -8,13 +8,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from hosts import ROOT, environment
-from small_run import BATCH, SECRET, STEPS, SmallRun
 
 from fm_core.checkpoint.format import complete_steps
 from fm_core.launch.job import JOB_VARIABLE, submitted
 from fm_core.stages.shard import shard
 from fm_core.storage.atomic_files import read_json, read_lines
+from tests.support.two_host_run import BATCH, SECRET, STEPS, TwoHostRun
+from tests.support.two_hosts import environment
 
 pytestmark = pytest.mark.slow
 
@@ -50,8 +50,8 @@ def attempts(pair, hostfile, tmp_path_factory):
     listen = f"import socket, time; s = socket.create_server(('', {PORT})); time.sleep(600)"
     busy = subprocess.Popen(pair.first.inside(sys.executable, "-c", listen))
     done = subprocess.run(
-        pair.first.inside(sys.executable, str(Path(__file__).with_name("attempts.py")), str(folder)),
-        env=environment(PYTHONPATH=f"{ROOT}:{ROOT / 'tests' / 'run'}"),
+        pair.first.inside(sys.executable, "-m", "tests.support.fake_job_runner", str(folder)),
+        env=environment(),
         input=json.dumps(asked),
         capture_output=True,
         text=True,
@@ -142,7 +142,7 @@ def _holds(path: Path, word: str) -> bool:
 def story(pair, hostfile, tmp_path_factory):
     """One run through all that can happen to it."""
     folder = tmp_path_factory.mktemp("run")
-    run = SmallRun(folder, pair.first, {"kind": "ssh", "hostfile": str(hostfile)})
+    run = TwoHostRun(folder, pair.first, {"kind": "ssh", "hostfile": str(hostfile)})
     shard(run.config)
     told = {"run": run}
 
@@ -173,7 +173,7 @@ def story(pair, hostfile, tmp_path_factory):
     run.start("train", "--launch.restarts", "1", "--launch.restart_seconds", "0.5")
     told["cut at"] = run.wait_beyond(told["killed at"] + 8)
     told["cut job"] = submitted(run.path)
-    pair.cut()
+    pair.disconnect()
     cut = time.monotonic()
     cut_off = f"{JOB_VARIABLE}={told['cut job'].id}"
     told["working when cut off"] = len(pair.second.processes(cut_off))
@@ -185,7 +185,7 @@ def story(pair, hostfile, tmp_path_factory):
     while pair.second.processes(cut_off) and time.monotonic() < cut + 60:
         time.sleep(0.1)
     told["ended after"] = time.monotonic() - cut
-    pair.mend()
+    pair.reconnect()
 
     # It goes on by itself, and is stopped by a signal to the command.
     told["stopped after"] = run.wait_beyond(run.steps()[-1] + 4)
@@ -219,8 +219,8 @@ def test_kill_9_of_all_on_one_host_ends_the_job_and_names_the_host(story):
     kill = story["kill"]
     assert story["killed"] == 3
     assert kill.code == 1
-    assert len(kill.said) == 1
-    assert "host h2 was lost" in kill.said[0]
+    assert len(kill.errors) == 1
+    assert "host h2 was lost" in kill.errors[0]
     assert story["kill left"] == {"h1": [], "h2": []}
     assert story["kill steps"][-1] >= 16
 
@@ -238,7 +238,7 @@ def test_a_signal_saves_on_all_hosts_and_leaves_nothing(story):
     assert stop.code == 3
     step = story["stop steps"][-1]
     assert step >= story["stopped after"]
-    assert stop.said == ["fm: stopped; run it again to continue"]
+    assert stop.errors == ["fm: stopped; run it again to continue"]
     assert story["stop left"] == {"h1": [], "h2": []}
 
 

@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from photographs import NpzFiles, crops, encoded, labels, tar_of, write_tree
 
 from fm_core.config.data import DataSection, SourceSection
 from fm_core.data.dataset_builder import check_source, write_dataset
 from fm_core.data.reader import ImageReader
 from fm_core.data.sources.pickles import load_arrays, peek_rows
 from fm_core.errors import UserError
+from tests.support.photographs import NpzFiles, crops, encoded, labels, tar_of, write_tree
 
 
 def section(tmp_path, url, kind="auto", size=32, name="set", partial=True, source=None, **data):

@@ -8,11 +8,11 @@ import zipfile
 import pyarrow
 import pyarrow.parquet
 import pytest
-from photographs import NpzFiles, crops, encoded, labels, tar_of, write_tree
 
 from fm_core.config.data import DataSection, SourceSection
 from fm_core.data.dataset_builder import write_dataset
 from fm_core.errors import UserError
+from tests.support.photographs import NpzFiles, crops, encoded, labels, tar_of, write_tree
 
 KINDS = ("folder", "png tar", "png zip", "tar of tars", "pickles", "parquet")
 

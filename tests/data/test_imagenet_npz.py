@@ -3,12 +3,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from photographs import NpzFiles
 
 from fm_core.config.data import DataSection, SourceSection
 from fm_core.data.dataset_builder import check_source, write_dataset
 from fm_core.data.reader import ImageReader
 from fm_core.errors import UserError
+from tests.support.photographs import NpzFiles
 
 
 def section(tmp_path, url, size=8, name="tiny", **source):

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from photographs import NpzFiles, crops, encoded, write_tree
 
 from fm_core.config.data import DataSection, SourceSection
 from fm_core.data import shard_writer
 from fm_core.data.dataset_builder import write_dataset
 from fm_core.data.reader import ImageReader
 from fm_core.errors import UserError
+from tests.support.photographs import NpzFiles, crops, encoded, write_tree
 
 
 def npz_config(tmp_path, name="tiny", **data):

@@ -9,9 +9,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from faulty_proxy import DELAY_SECONDS, FaultyProxy
 from fsspec.implementations.memory import MemoryFile
-from photographs import NpzFiles, crops, encoded, tar_of, write_tree
 
 from fm_core.config.data import DataSection, SourceSection
 from fm_core.data.cache import NodeCache
@@ -22,6 +20,8 @@ from fm_core.data.verify import validate_dataset
 from fm_core.errors import UserError
 from fm_core.storage import store as store_module
 from fm_core.storage.store import Store
+from tests.support.faulty_proxy import DELAY_SECONDS, FaultyProxy
+from tests.support.photographs import NpzFiles, crops, encoded, tar_of, write_tree
 
 moto_server = pytest.importorskip("moto.server")
 s3fs = pytest.importorskip("s3fs")

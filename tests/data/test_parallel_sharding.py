@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-from photographs import NpzFiles
 
 from fm_core.config.data import DataSection, SourceSection
 from fm_core.data import parallel_sharding
@@ -10,6 +9,7 @@ from fm_core.data.parallel_sharding import begin_dataset, finish_dataset, write_
 from fm_core.data.sampler import GlobalShuffleSampler
 from fm_core.data.shard_plan import make_plan
 from fm_core.errors import UserError
+from tests.support.photographs import NpzFiles
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import zipfile
 
 import numpy as np
 import pytest
-from photographs import crops, encoded, tar_of, write_tree
 from PIL import Image
 from scipy.io import savemat
 
@@ -17,6 +16,7 @@ from fm_core.data.dataset_builder import check_source, write_dataset
 from fm_core.data.reader import ImageReader
 from fm_core.data.sources.image_decoding import decode
 from fm_core.errors import ImageDecodingError, UserError
+from tests.support.photographs import crops, encoded, tar_of, write_tree
 
 
 def section(tmp_path, url, kind="auto", size=32, name="set", partial=True, **data):

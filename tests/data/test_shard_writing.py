@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from photographs import NpzFiles
 
 from fm_core.config.data import DataSection, SourceSection
 from fm_core.data.dataset_builder import check_source, write_dataset
@@ -21,6 +20,7 @@ from fm_core.data.shard_plan import make_plan
 from fm_core.data.verify import validate_dataset
 from fm_core.errors import UserError
 from fm_core.storage.store import Store
+from tests.support.photographs import NpzFiles
 
 
 @pytest.fixture

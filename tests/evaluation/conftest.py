@@ -1,15 +1,10 @@
 """A sharded data set of real digits, and a model of random weights for it."""
 
-import sys
-from pathlib import Path
-
 import pytest
 
 from fm_core.config import RunConfig
 from fm_core.data.manifest import load_manifest
 from fm_core.stages.shard import shard
-
-sys.path.append(str(Path(__file__).parents[1] / "sampling"))
 
 
 @pytest.fixture(scope="session")

@@ -1,22 +1,22 @@
 """Extractors from outside: InceptionV3 through torch-fidelity, TorchScript, modules by import path."""
 
 import hashlib
+import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from environments import environment_with
 from torch import nn
 
 from fm_core.config import EvaluateSection
 from fm_core.errors import UserError
 from fm_core.evaluation.features.extractor import as_rgb, open_extractor
 from fm_core.evaluation.features.extractor_weights import verified_weights
+from tests.support import ROOT
+from tests.support.virtual_environment import environment_with
 
 CPU = torch.device("cpu")
-HERE = Path(__file__).parent
 
 
 class Brightness(nn.Module):
@@ -103,7 +103,7 @@ class TestImported:
         [
             ("clip", "allowed are classifier, inception, a TorchScript file"),
             ("no_such_module:Name", "No module named"),
-            ("test_extractors:Nothing", "has no attribute"),
+            (f"{__name__}:Nothing", "has no attribute"),
             ("builtins:dict", "makes a dict, not a torch.nn.Module"),
         ],
     )
@@ -146,10 +146,10 @@ def said(digits, tmp_path_factory):
         "raise RuntimeError('operator torchvision::nms does not exist')\n"
     )
     python = environment_with(folder, "torch-fidelity==0.4.0")
-    script = HERE / "inception_answers.py"
-    arguments = [python, script, digits.data.root, digits.data.name, folder]
+    arguments = [python, "-m", "tests.support.inception_probe", digits.data.root, digits.data.name, folder]
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
     done = subprocess.run(
-        arguments, check=False, capture_output=True, text=True, timeout=400, cwd=HERE.parents[1]
+        arguments, check=False, capture_output=True, text=True, timeout=400, cwd=ROOT, env=environment
     )
     assert done.returncode == 0, done.stderr
     return dict(line.split("\t", 1) for line in done.stdout.splitlines())
@@ -168,7 +168,7 @@ class TestInception:
         assert said["sha256"] == said["sha256 of the file"]
 
     def test_a_mismatched_torchvision_is_no_obstacle_and_one_line_where_it_is(self, said):
-        assert said["whole package"].startswith("RuntimeError")
+        assert said["package"].startswith("RuntimeError")
         assert said["broken module"].startswith(
             "evaluate.features inception: torch-fidelity does not import with torch"
         )

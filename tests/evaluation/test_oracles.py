@@ -4,18 +4,18 @@ Both packages are test-only, so they live in an environment of their own that th
 """
 
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from environments import environment_with
 
 from fm_core.evaluation.metrics.feature_statistics import FeatureMoments, Gaussian
 from fm_core.evaluation.metrics.frechet import frechet_distance, frechet_distance_of_few
 from fm_core.evaluation.metrics.inception_score import inception_score
 from fm_core.evaluation.metrics.kid import kernel_distance
 from fm_core.evaluation.metrics.precision_recall import precision_and_recall
+from tests.support import ROOT
+from tests.support.virtual_environment import environment_with
 
 pytestmark = pytest.mark.slow
 
@@ -39,9 +39,10 @@ def answers(tmp_path_factory):
         folder, "torch-fidelity==0.4.0", "torchmetrics==1.9.0", "lightning-utilities==0.15.3"
     )
     np.savez(folder / "inputs.npz", **{name: value.numpy() for name, value in INPUTS.items()})
-    script = Path(__file__).with_name("oracles.py")
+    script = ["-m", "tests.support.public_metrics"]
     done = subprocess.run(
-        [python, script, folder / "inputs.npz", folder / "answers.npz"],
+        [python, *script, folder / "inputs.npz", folder / "answers.npz"],
+        cwd=ROOT,
         check=False,
         capture_output=True,
         text=True,

@@ -6,15 +6,16 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
-from browsing import BROWSER, DRIVER, started
-from house import SHRUNKEN, Demo, copy_of_the_tree, demo_command
 from selenium.webdriver.remote.webdriver import WebDriver
+
+from tests.support.demo_project import SHRUNKEN, Demo, copy_of_the_tree, demo_command
+from tests.support.ui_driver import BROWSER, DRIVER, start_browser
 
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     """`infra/demo.sh --keep` on a shrunken configuration, on a machine whose port 4200 is taken."""
-    root = copy_of_the_tree(tmp_path_factory.mktemp("house"))
+    root = copy_of_the_tree(tmp_path_factory.mktemp("demo"))
     with socket.socket() as squatter:
         # What a server that has just ended leaves behind keeps others from the port, and means nothing.
         squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -32,7 +33,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
 def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebDriver]:
     if not (BROWSER and DRIVER):
         pytest.skip("no chromium with chromedriver on this machine")
-    with started(tmp_path_factory.mktemp("profile")) as driver:
+    with start_browser(tmp_path_factory.mktemp("profile")) as driver:
         yield driver
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from house import SHRUNKEN, Demo, clean_environment, copy_of_the_tree, demo_command
+
+from tests.support.demo_project import SHRUNKEN, Demo, clean_environment, copy_of_the_tree, demo_command
 
 pytestmark = pytest.mark.slow
 STAGES = ("shard", "train", "sample", "evaluate", "report")

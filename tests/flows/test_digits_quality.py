@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from house import PROJECT
 
 from fm_core.config import load_config
+from tests.support import ROOT
 
-RUN = PROJECT / "runs" / "digits"
+RUN = ROOT / "runs" / "digits"
 SCORES = sorted(RUN.glob("evaluation/step-*/*.json"))
 
 pytestmark = [
@@ -18,7 +18,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def scores() -> dict:
-    config = load_config(PROJECT / "infra" / "configs" / "digits.yaml")
+    config = load_config(ROOT / "infra" / "configs" / "digits.yaml")
     steps = -(-config.train.images // config.train.global_batch)
     found = sorted((RUN / "evaluation" / f"step-{steps:08d}").glob("*.json"))
     assert found, f"the demo in {RUN} is not one of the present configuration"

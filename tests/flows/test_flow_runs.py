@@ -4,7 +4,8 @@ import json
 import re
 
 import pytest
-from house import SHRUNKEN, Demo
+
+from tests.support.demo_project import SHRUNKEN, Demo
 
 pytestmark = pytest.mark.slow
 

@@ -8,31 +8,29 @@ import itertools
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from browsing import BROWSER, DRIVER, press
-from hands import Hands, Server, until, with_variable
-from house import PROJECT, Demo
-from noisy import NOISY_STEPS
 from selenium.webdriver.remote.webdriver import WebDriver
 
 from flows.checkpoint_events import EVENT
 from fm_core.launch.job import JOB_VARIABLE
 from fm_core.storage.atomic_files import read_lines
+from tests.support.demo_project import Demo
+from tests.support.fault_injection import NOISY_STEPS
+from tests.support.operator import Operator, PrefectServer, until, with_variable
+from tests.support.ui_driver import BROWSER, DRIVER, press
 
 pytestmark = pytest.mark.slow
 
 RUN = {
     "run": {"name": "story"},
-    "method": {"objective": "noisy:Noisy"},
+    "method": {"objective": "tests.support.fault_injection:NoisyObjective"},
     "model": {"channels": 8, "channel_multipliers": [1], "head_channels": 8},
     "train": {
         "images": 16_000_000,
@@ -52,9 +50,8 @@ APART = ("shard_dataset", "train_model")
 
 
 @pytest.fixture(scope="module")
-def hands(demo: Demo) -> Iterator[Hands]:
+def hands(demo: Demo) -> Iterator[Operator]:
     """An own pool and worker for train-model, automations with short times, and the run itself."""
-    noisy = Path(shutil.copy(PROJECT / "tests" / "flows" / "noisy.py", demo.root))
     told = demo.command("python", "-m", "flows.automations").stdout.splitlines()
     assert told == [f"{rule}: installed" for rule in RULES]
     assert demo.prefect("work-pool", "create", "gpu", "--type", "process").returncode == 0
@@ -65,18 +62,17 @@ def hands(demo: Demo) -> Iterator[Hands]:
         own = ("--name", f"flows.stages.{stage}/default", "--pool", "gpu")
         deployed = demo.prefect("--no-prompt", "deploy", "--prefect-file", "quick.yaml", *own)
         assert deployed.returncode == 0, deployed.stdout + deployed.stderr
-    hands = Hands(demo, RUN["run"]["name"])
+    hands = Operator(demo, RUN["run"]["name"])
     hands.worker("gpu")
     yield hands
     for process in [psutil.Process(worker.pid) for worker in hands.workers if worker.poll() is None]:
         process.kill()
     for process in with_variable(JOB_VARIABLE, hands.job()["id"]):
         process.kill()
-    noisy.unlink()  # what tests lint in this root is the project's
 
 
 @pytest.fixture(scope="module")
-def run_id(hands: Hands) -> str:
+def run_id(hands: Operator) -> str:
     run_id = hands.start("train-model", json.dumps(RUN))
     until(lambda: len(hands.steps()) > 2, 240, "training begins")
     return run_id
@@ -92,7 +88,7 @@ def listen_for(demo: Demo, seconds: int) -> None:
     assert told == [f"{rule}: brought up to date" for rule in RULES]
 
 
-def test_ranks_hold_no_connection_to_the_server(hands: Hands, run_id: str):
+def test_ranks_hold_no_connection_to_the_server(hands: Operator, run_id: str):
     ranks = hands.ranks()
     assert len(ranks) == 2
     for rank in ranks:
@@ -100,7 +96,7 @@ def test_ranks_hold_no_connection_to_the_server(hands: Hands, run_id: str):
         assert hands.demo.port not in others
 
 
-def test_the_database_holds_the_warnings_and_not_the_lines(hands: Hands, run_id: str):
+def test_the_database_holds_the_warnings_and_not_the_lines(hands: Operator, run_id: str):
     logs = hands.path / "logs"
     until(lambda: hands.steps()[-1] > NOISY_STEPS, 60, "the noise is over")
     lines = sum(1 for rank in (0, 1) for line in (logs / f"train-{rank}.log").open() if ", line " in line)
@@ -111,7 +107,7 @@ def test_the_database_holds_the_warnings_and_not_the_lines(hands: Hands, run_id:
     assert "all that its processes say: runs/story/logs/train-*.log" in told
 
 
-def test_a_killed_flow_process_is_replaced_and_the_next_one_attaches(hands: Hands, run_id: str):
+def test_a_killed_flow_process_is_replaced_and_the_next_one_attaches(hands: Operator, run_id: str):
     listen_for(hands.demo, SILENCE_SECONDS)
     job = hands.job()["id"]
     hands.supervisor(run_id).kill()
@@ -121,7 +117,7 @@ def test_a_killed_flow_process_is_replaced_and_the_next_one_attaches(hands: Hand
     assert hands.job()["id"] == job
 
 
-def test_a_host_that_falls_silent_is_noticed_and_a_second_configuration_refused(hands: Hands, run_id: str):
+def test_a_host_that_falls_silent_is_noticed_and_a_second_configuration_refused(hands: Operator, run_id: str):
     job = hands.job()["id"]
     os.killpg(hands.workers[-1].pid, signal.SIGKILL)
     hands.supervisor(run_id).kill()
@@ -142,7 +138,7 @@ def test_a_host_that_falls_silent_is_noticed_and_a_second_configuration_refused(
     assert hands.job()["id"] == job
 
 
-def test_a_line_of_progress_is_there_each_half_minute_and_no_more(hands: Hands, run_id: str):
+def test_a_line_of_progress_is_there_each_half_minute_and_no_more(hands: Operator, run_id: str):
     """Of the attempt that runs since it attached to the job."""
     began = hands.attached(run_id)
     until(lambda: time.time() - began > 75, 90, "it has run for a while")
@@ -153,7 +149,7 @@ def test_a_line_of_progress_is_there_each_half_minute_and_no_more(hands: Hands, 
     assert all(29 < gap < 75 for gap in gaps), gaps
 
 
-def test_each_checkpoint_is_an_event(hands: Hands, run_id: str):
+def test_each_checkpoint_is_an_event(hands: Operator, run_id: str):
     query = {"filter": {"event": {"name": [EVENT]}}, "limit": 5}
 
     def found() -> list[dict[str, Any]]:
@@ -164,8 +160,8 @@ def test_each_checkpoint_is_an_event(hands: Hands, run_id: str):
     assert event["payload"]["checkpoint"] == f"step-{event['payload']['step']:08d}"
 
 
-def test_training_does_not_notice_that_the_server_is_away(hands: Hands, run_id: str):
-    server = Server(hands.demo)
+def test_training_does_not_notice_that_the_server_is_away(hands: Operator, run_id: str):
+    server = PrefectServer(hands.demo)
     restart = server.kill()
     began, before = time.monotonic(), len(hands.steps())
     time.sleep(AWAY_SECONDS)
@@ -184,7 +180,7 @@ def test_training_does_not_notice_that_the_server_is_away(hands: Hands, run_id: 
 
 
 @pytest.fixture
-def cancel(hands: Hands, run_id: str, request: pytest.FixtureRequest) -> Callable[[], None]:
+def cancel(hands: Operator, run_id: str, request: pytest.FixtureRequest) -> Callable[[], None]:
     """The button of the UI, or the command on a machine without a browser."""
     if BROWSER and DRIVER:
         browser: WebDriver = request.getfixturevalue("browser")
@@ -196,7 +192,7 @@ def cancel(hands: Hands, run_id: str, request: pytest.FixtureRequest) -> Callabl
     return by_command
 
 
-def test_a_run_whose_worker_is_gone_is_cancelled(hands: Hands, run_id: str, cancel: Callable[[], None]):
+def test_a_run_whose_worker_is_gone_is_cancelled(hands: Operator, run_id: str, cancel: Callable[[], None]):
     os.killpg(hands.workers[-1].pid, signal.SIGKILL)
     hands.goes_on()
     hands.worker("gpu")
@@ -222,7 +218,7 @@ def press_cancel(browser: WebDriver, demo: Demo, run_id: str) -> None:
     press(browser, "Cancel Flow Run", "button")
 
 
-def test_the_command_of_the_message_continues_and_a_killed_launcher_is_replaced(hands: Hands, run_id: str):
+def test_the_command_of_the_message_continues_and_a_killed_launcher_is_replaced(hands: Operator, run_id: str):
     told = hands.state(run_id)["message"]
     command = told.split("to go on: ")[1].split(", or ")[0].split()
     stopped = hands.steps()[-1]
@@ -240,7 +236,7 @@ def test_the_command_of_the_message_continues_and_a_killed_launcher_is_replaced(
     assert hands.steps() == sorted(set(hands.steps()))  # no step twice
 
 
-def test_all_ranks_killed_at_once_are_named_and_training_goes_on(hands: Hands, run_id: str):
+def test_all_ranks_killed_at_once_are_named_and_training_goes_on(hands: Operator, run_id: str):
     first, runs = hands.job()["id"], hands.demo.run(run_id)["run_count"]
     ranks = hands.ranks()
     assert len(ranks) == 2
@@ -255,7 +251,7 @@ def test_all_ranks_killed_at_once_are_named_and_training_goes_on(hands: Hands, r
     assert hands.steps() == sorted(set(hands.steps()))
 
 
-def test_a_parent_whose_stages_run_apart_cancels_them(hands: Hands, run_id: str):
+def test_a_parent_whose_stages_run_apart_cancels_them(hands: Operator, run_id: str):
     """The shards are whole already; its train-model attaches to the job of the story and ends with it."""
     config = {**RUN, "sample": {"images": 16, "solver": "euler", "steps": 2}}
     words = ("--param", 'apart=["shard", "train"]', "--param", f"config={json.dumps(config)}")
@@ -284,7 +280,7 @@ def test_a_parent_whose_stages_run_apart_cancels_them(hands: Hands, run_id: str)
     until(lambda: hands.state(run_id)["type"] == "CANCELLED", 60, "so does the run that had the same job")
 
 
-def test_the_traceback_of_a_failing_rank_is_in_the_log(hands: Hands, run_id: str):
+def test_the_traceback_of_a_failing_rank_is_in_the_log(hands: Operator, run_id: str):
     (hands.demo.root / "FAIL").touch()
     assert hands.demo.prefect("flow-run", "retry", run_id).returncode == 0
 

@@ -12,16 +12,16 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hands import until
-from house import PROJECT, SHRUNKEN, Demo, clean_environment
-from test_team_server import SERVE, WORKER
 
 from fm_core.storage.atomic_files import write_json
 from fm_core.storage.store import Store
+from tests.support import ROOT
+from tests.support.demo_project import SERVE, SHRUNKEN, WORKER, Demo, clean_environment
+from tests.support.operator import until
 
 pytestmark = pytest.mark.slow
 
-PAGE = (PROJECT / "infra" / "README.md").read_text()
+PAGE = (ROOT / "infra" / "README.md").read_text()
 COMMANDS = [
     line
     for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
@@ -158,5 +158,5 @@ def test_cancelling_and_retrying(demo: Demo):
 def test_files_that_it_names_exist():
     named = set(re.findall(r"`((?:infra|tests)/[\w./-]+?)/?`", PAGE))
     assert named
-    missing = [name for name in named if not (PROJECT / name).exists()]
+    missing = [name for name in named if not (ROOT / name).exists()]
     assert [name for name in missing if name != "infra/.env"] == []

@@ -5,12 +5,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from house import PROJECT, Demo
+
+from tests.support import ROOT
+from tests.support.demo_project import Demo
 
 STOCK = "Invalid deployment name format: {}. Expected format: <FLOW_NAME>/<DEPLOYMENT_NAME>"
 
 
-def python(code: str, cwd: Path = PROJECT) -> str:
+def python(code: str, cwd: Path = ROOT) -> str:
     result = subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, check=True)
     return result.stdout.strip()
 

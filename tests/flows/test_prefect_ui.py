@@ -4,13 +4,15 @@ import io
 from pathlib import Path
 
 import pytest
-from browsing import BROWSER, DRIVER, press, text_of, wait
-from house import PROJECT, Demo
 from PIL import Image
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webdriver import WebDriver
 
-SCREENSHOTS = PROJECT / "build" / "screenshots"
+from tests.support import ROOT
+from tests.support.demo_project import Demo
+from tests.support.ui_driver import BROWSER, DRIVER, press, text_of, wait
+
+SCREENSHOTS = ROOT / "build" / "screenshots"
 STAGES = ["shard", "train[2]", "sample[2]", "evaluate", "report"]
 
 pytestmark = [

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from house import PROJECT, SHRUNKEN, Demo, clean_environment
+
+from tests.support import ROOT
+from tests.support.demo_project import SHRUNKEN, Demo, clean_environment
 
 pytestmark = pytest.mark.slow
 
-README = (PROJECT / "README.md").read_text()
+README = (ROOT / "README.md").read_text()
 COMMANDS = [
     line
     for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
@@ -50,7 +52,7 @@ def test_every_command_is_of_a_kind_that_is_tested_here():
 def test_its_pictures_and_files_exist_and_nothing_is_left_to_fill_in():
     links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
     assert links
-    assert [link for link in links if not (PROJECT / link).exists()] == []
+    assert [link for link in links if not (ROOT / link).exists()] == []
     assert re.findall(r"^[A-Z]+_[A-Z_]+$", README, re.MULTILINE) == []
 
 

@@ -16,14 +16,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from hands import until
-from house import clean_environment, copy_of_the_tree
+
+from tests.support.demo_project import SERVE, WORKER, clean_environment, copy_of_the_tree
+from tests.support.operator import until
 
 pytestmark = pytest.mark.slow
 PASSWORD = "operator:a-secret"
-SERVE = "bash infra/serve.sh"
-WORKER = "prefect worker start --pool local --type process"
-"""Two commands of the operator's page that do not end by themselves."""
 INSTALLED = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
 INITDB = shutil.which("initdb") or (str(INSTALLED[-1]) if INSTALLED else None)
 

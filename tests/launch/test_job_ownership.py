@@ -54,10 +54,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from fm_core import cli
 from fm_core.launch.supervisor import StageJob, supervise
+from tests.support.fake_job import FAKE_RANK
 
 def pretend(config, observe):
     control = Path(config.run.root)
-    supervise(StageJob(control, control / "logs", "pretend", "pretend_rank", config, lambda: False), observe)
+    supervise(StageJob(control, control / "logs", "pretend", FAKE_RANK, config, lambda: False), observe)
 
 sys.modules["fm_core.stages.train"] = SimpleNamespace(train=pretend)
 sys.exit(cli.main(["train", "--config", sys.argv[1]]))
@@ -114,7 +115,7 @@ def test_a_killed_supervisor_leaves_the_job_and_the_next_one_attaches(job):
     script = (
         "import sys; from pathlib import Path; from fm_core.config import RunConfig;"
         "from fm_core.launch.supervisor import StageJob, supervise; p = Path(sys.argv[1]);"
-        "supervise(StageJob(p, p / 'logs', 'pretend', 'pretend_rank', RunConfig.model_validate("
+        "supervise(StageJob(p, p / 'logs', 'pretend', 'tests.support.fake_rank', RunConfig.model_validate("
         "{'launch': {'processes': 2}}), lambda: False), print)"
     )
     supervisor = subprocess.Popen([sys.executable, "-c", script, str(job.control)])

@@ -5,13 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from closed_forms import PAIRS, PATHS, REGRESSIONS, gaussian, line, plane
 
 from fm_core.method.divergence import Exact, Hutchinson
 from fm_core.method.likelihood import log_density
 from fm_core.method.ode import Solver, solve
 from fm_core.method.paths import PathSample
 from fm_core.method.registry import supported_pairs
+from tests.support.gaussian_mixtures import PAIRS, PATHS, REGRESSIONS, gaussian, line, plane
 
 TIGHT = Solver("dopri8", rtol=1e-8, atol=1e-8)
 

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from closed_forms import PATHS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,6 +11,7 @@ from fm_core.errors import UserError
 from fm_core.method.affine import Affine, derivative
 from fm_core.method.objectives import FlowMatching, NoisePrediction
 from fm_core.method.paths import Cosine, OptimalTransport, VarianceExploding, VariancePreserving
+from tests.support.gaussian_mixtures import PATHS
 
 paths = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 shapes = st.lists(st.integers(1, 4), min_size=0, max_size=3).map(tuple)

@@ -1,7 +1,6 @@
 """The same formulas as the public packages torchcfm, flow-matching and POT."""
 
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from fm_core.method.minibatch_ot import MinibatchOptimalTransport
 from fm_core.method.objectives import DataPrediction, NoisePrediction
 from fm_core.method.ode import Solver
 from fm_core.method.paths import Cosine, OptimalTransport, VariancePreserving
+from tests.support import ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -32,10 +32,9 @@ INPUTS = make_inputs()
 def answers(tmp_path_factory, public_python):
     folder = tmp_path_factory.mktemp("answers")
     np.savez(folder / "inputs.npz", **{name: value.numpy() for name, value in INPUTS.items()})
-    script = Path(__file__).with_name("reference_answers.py")
-    subprocess.run(
-        [public_python, script, folder / "inputs.npz", folder / "answers.npz"], check=True, timeout=300
-    )
+    script = [public_python, "-m", "tests.support.public_flow_matching"]
+    arguments = [folder / "inputs.npz", folder / "answers.npz"]
+    subprocess.run([*script, *arguments], cwd=ROOT, check=True, timeout=300)
     return {name: torch.from_numpy(value) for name, value in np.load(folder / "answers.npz").items()}
 
 

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from closed_forms import plane
 
 import fm_core.method.compatibility
 from fm_core.errors import UserError
@@ -19,7 +18,9 @@ from fm_core.method.registry import (
     supported_pairs,
     times_named,
 )
+from tests.support.gaussian_mixtures import plane
 
+PLUGINS = "tests.support.plugins"
 PATHS = ["optimal-transport", "variance-preserving", "variance-exploding", "cosine"]
 OBJECTIVES = [
     "flow-matching",
@@ -120,11 +121,14 @@ def test_an_objective_takes_its_options():
             lambda: objective_named("maximum-likelihood", OptimalTransport(), {"divergence": 3}),
             "divergence is a word, not 3",
         ),
-        (lambda: path_named("outside:Whole", {"power": 1.5}), r"outside:Whole cannot .*: no half powers$"),
+        (
+            lambda: path_named(f"{PLUGINS}:IntegerPower", {"power": 1.5}),
+            r":IntegerPower cannot .*: no half powers$",
+        ),
         (lambda: path_named("no.such.module:Path"), "cannot import the path"),
-        (lambda: path_named("outside:Missing"), "cannot import the path"),
-        (lambda: path_named("outside:NotAPath"), "is not a subclass of"),
-        (lambda: path_named("outside:HalfVelocity"), "is not a subclass of"),
+        (lambda: path_named(f"{PLUGINS}:Missing"), "cannot import the path"),
+        (lambda: path_named(f"{PLUGINS}:NotAPath"), "is not a subclass of"),
+        (lambda: path_named(f"{PLUGINS}:HalfVelocity"), "is not a subclass of"),
         (lambda: objective_named("ddpm", OptimalTransport()), "unknown objective 'ddpm'; allowed: data-"),
         (lambda: objective_named("flow-matching", OptimalTransport(), {"path": 1}), "unknown option 'path'"),
         (lambda: coupling_named("sinkhorn"), "unknown coupling 'sinkhorn'; allowed: independent"),
@@ -139,8 +143,8 @@ def test_unknown_names_and_options_are_refused_in_one_line(make, message):
 
 
 def test_a_path_and_an_objective_from_outside_train_sample_and_score_like_the_built_in_ones():
-    path = path_named("outside:Power", {"power": 1.5})
-    objective = objective_named("outside:HalfVelocity", path)
+    path = path_named(f"{PLUGINS}:Power", {"power": 1.5})
+    objective = objective_named(f"{PLUGINS}:HalfVelocity", path)
     mixture = plane(path)
     velocity = objective.velocity(lambda t, x, label: mixture.velocity(t, x) / 2)
     x1 = 0.5 * torch.randn(4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -155,6 +159,6 @@ def test_a_path_and_an_objective_from_outside_train_sample_and_score_like_the_bu
 
 def test_a_coupling_and_times_from_outside():
     x0, x1 = torch.randn(4, 2), torch.randn(4, 2)
-    assert torch.equal(coupling_named("outside:Reversed").pair(x0, x1)[0], x0.flip(0))
-    times = times_named("outside:Squared", (0.0, 0.5))
+    assert torch.equal(coupling_named(f"{PLUGINS}:Reversed").pair(x0, x1)[0], x0.flip(0))
+    times = times_named(f"{PLUGINS}:Squared", (0.0, 0.5))
     assert times.times(torch.tensor([0.5])).tolist() == [0.125]

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from fm_core.errors import UserError
 from fm_core.models.adm_weights import from_adm, is_adm
 from fm_core.models.unet import UNet
 from fm_core.training.pretrained import pretrained_weights
+from tests.support import ROOT
 
 PLAIN = {"scale_shift": False, "resample": False, "classes": 0, "new_order": False}
 CASES = {
@@ -41,8 +41,8 @@ def ours(case, channels=128, time_scale=1.0):
 @pytest.fixture(scope="module")
 def theirs(public_python, tmp_path_factory):
     folder = tmp_path_factory.mktemp("public-unets")
-    script = Path(__file__).with_name("public_unets.py")
-    subprocess.run([public_python, script, folder, json.dumps(CASES)], check=True, timeout=300)
+    script = [public_python, "-m", "tests.support.public_unets"]
+    subprocess.run([*script, folder, json.dumps(CASES)], cwd=ROOT, check=True, timeout=300)
     return folder
 
 

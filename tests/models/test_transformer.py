@@ -2,7 +2,6 @@ import math
 
 import pytest
 import torch
-from checkpointing import backward
 
 from fm_core.config import ModelSection
 from fm_core.models.build import build_network
@@ -15,6 +14,7 @@ from fm_core.models.transformer import (
     position_features,
     to_patches,
 )
+from tests.support.gradient_checkpointing import backward
 
 
 @pytest.fixture(autouse=True)

@@ -3,11 +3,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from checkpointing import backward
 
 from fm_core.models.blocks import Attention, ResidualBlock
 from fm_core.models.layers import Conv2d, GroupNorm32, group_count, timestep_embedding
 from fm_core.models.unet import UNet
+from tests.support.gradient_checkpointing import backward
 
 PAPER = {
     "cifar10": (32, 256, (1, 2, 2, 2), 2, (16,)),

@@ -113,20 +113,20 @@ def record(cell, seed, distance, *, training=((100, 9), (200, 2)), budgets=((10,
 def test_the_three_claims_are_drawn_from_the_runs():
     slow = {"training": ((100, 9), (200, 4)), "budgets": ((10, 9), (20, 5))}
     records = [record("other", 0, 4.0, **slow), record("ours", 0, 2.0)]
-    found = claims(records, "ours")
-    assert found["samples"]["other"]["words"].startswith("better")
-    assert found["evaluations"]["other"]["factor"] == 2
-    assert found["training"]["other"]["factor"] == 1  # 9 at 100 images is not the 4 of the other's end
+    verdicts = claims(records, "ours")
+    assert verdicts["samples"]["other"]["words"].startswith("better")
+    assert verdicts["evaluations"]["other"]["factor"] == 2
+    assert verdicts["training"]["other"]["factor"] == 1  # 9 at 100 images is not the 4 of the other's end
     assert claims(records, "") == {}
 
 
 def test_numbers_of_several_seeds_are_means_with_deviations():
     seeds = [record("ours", 0, 2.0), record("ours", 1, 4.0)]
     (group,) = by_objective(seeds).values()
-    told = summary(group)
-    assert told["frechet_distance"] == {"value": 3.0, "stderr": pytest.approx(2**0.5)}
-    assert told["error_is"] == "deviation over seeds"
-    assert told["bits_per_dim"]["value"] == 1.5
+    record_of_group = summary(group)
+    assert record_of_group["frechet_distance"] == {"value": 3.0, "stderr": pytest.approx(2**0.5)}
+    assert record_of_group["error_is"] == "deviation over seeds"
+    assert record_of_group["bits_per_dim"]["value"] == 1.5
     drawn = curves(seeds)
     assert [p["images_seen"] for p in drawn["while_training"]["ours"]] == [100, 200]
     assert list(drawn["solvers"]) == ["midpoint"]

@@ -1,7 +1,8 @@
 """A run with one checkpoint."""
 
 import pytest
-from checkpoints import checkpoint, config_at
+
+from tests.support.random_checkpoint import checkpoint, config_at
 
 
 @pytest.fixture

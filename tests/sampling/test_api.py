@@ -4,7 +4,6 @@ import shutil
 
 import pytest
 import torch
-from checkpoints import CPU, SHAPE, checkpoint, config_at, config_path, make, pixels
 
 import fm_core
 from fm_core.config import dump_yaml
@@ -12,6 +11,7 @@ from fm_core.errors import UserError
 from fm_core.sampling import api as loaded_module
 from fm_core.sampling.checkpoint_source import checkpoint_step, weights_file
 from fm_core.storage.atomic_files import read_json, write_json
+from tests.support.random_checkpoint import CPU, SHAPE, checkpoint, config_at, config_path, make, pixels
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from checkpoints import CPU, MODEL, SHAPE, checkpoint, config_at, make, pixels, samples_of
 
 from fm_core.errors import UserError
 from fm_core.method.dequantization import Quantizer
@@ -11,6 +10,7 @@ from fm_core.method.ode import Solver
 from fm_core.sampling.checkpoint_source import load_model, weights_file
 from fm_core.sampling.generate import Draw, generate, time_grid
 from fm_core.sampling.sample_worker import TRAJECTORY_FRAMES
+from tests.support.random_checkpoint import CPU, MODEL, SHAPE, checkpoint, config_at, make, pixels, samples_of
 
 EULER = Solver("euler", steps=3)
 

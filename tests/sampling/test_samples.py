@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import webdataset
-from checkpoints import CPU, SHAPE, checkpoint, config_at, make, pixels, samples_of
 
 from fm_core.errors import StopRequested, UserError
 from fm_core.launch.worker_main import Rank
@@ -17,6 +16,7 @@ from fm_core.sampling.checkpoint_source import load_model
 from fm_core.sampling.generate import Draw, generate
 from fm_core.sampling.sample_store import draw_of, protocol_of, sample_key
 from fm_core.sampling.sample_worker import sample
+from tests.support.random_checkpoint import CPU, SHAPE, checkpoint, config_at, make, pixels, samples_of
 
 
 @pytest.fixture(scope="module")

@@ -4,13 +4,13 @@ import os
 
 import pytest
 import torch
-from checkpoints import CPU, MODEL, checkpoint, config_at, config_path
 from safetensors.torch import save_file
 
 from fm_core.checkpoint.format import file_sha256
 from fm_core.errors import UserError
 from fm_core.sampling.checkpoint_source import checkpoint_step, load_model, weights_file
 from fm_core.storage.store import Store
+from tests.support.random_checkpoint import CPU, MODEL, checkpoint, config_at, config_path
 
 
 class TestWeights:

@@ -1,30 +1,21 @@
-"""One tiny run, made by the command line, and one tiny comparison, that the tests of this folder look at."""
+"""One tiny run, made by the command line, and an S3 server, for all tests of this folder."""
 
 from collections.abc import Iterator
 
 import fsspec
 import pytest
-from s3_server import Server
-from tiny_images import configured
-from tiny_run import STAGES, Tiny
 
-from fm_core.reproduce.reproduce import reproduce
+from tests.support.s3_server import Server
+from tests.support.tiny_run import STAGES, TinyRun
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory) -> Tiny:
-    run = Tiny(tmp_path_factory.mktemp("tiny"))
+def tiny(tmp_path_factory) -> TinyRun:
+    run = TinyRun(tmp_path_factory.mktemp("tiny"))
     for stage in STAGES:
         run.first[stage] = run.fm(stage)
         assert run.first[stage].code == 0, run.first[stage].err
     return run
-
-
-@pytest.fixture(scope="session")
-def compared(tmp_path_factory):
-    """A finished comparison on images, not to be changed: (root, its StageResult, what was observed)."""
-    root, seen = tmp_path_factory.mktemp("both"), []
-    return root, reproduce(configured(root), seen.append), seen
 
 
 @pytest.fixture(scope="module")

@@ -2,16 +2,16 @@
 
 import numpy as np
 import pytest
-from tiny_run import Tiny, is_progress
 
 from fm_core.data.manifest import load_manifest
 from fm_core.launch.dispatch import processes_of, submitted
+from tests.support.tiny_run import TinyRun, is_progress
 
 pytestmark = pytest.mark.slow
 
 
 def test_training_on_a_damaged_shard_ends_on_all_ranks_with_its_name_and_the_remedy(tmp_path):
-    run = Tiny(tmp_path, "spoilt", {"train": {"held_out_images": 0}})
+    run = TinyRun(tmp_path, "spoilt", {"train": {"held_out_images": 0}})
     assert run.fm("shard").code == 0
     manifest = load_manifest(run.config.data.root, "digits")
     shard = manifest.split_shards("train")[0]

@@ -6,7 +6,6 @@ import re
 
 import pytest
 import torch
-from tiny_run import STAGES, is_progress
 
 from fm_core import cli
 from fm_core.checkpoint.format import verify
@@ -17,6 +16,7 @@ from fm_core.sampling.sample_store import SampleSet, protocol_of
 from fm_core.stages import evaluate, report, sample, shard, train
 from fm_core.storage.atomic_files import read_json, read_lines
 from fm_core.storage.store import Store
+from tests.support.tiny_run import STAGES, is_progress
 
 pytestmark = pytest.mark.slow
 MODULES = {"shard": shard, "train": train, "sample": sample, "evaluate": evaluate, "report": report}

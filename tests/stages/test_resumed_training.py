@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tiny_run import Tiny, is_progress
 
 from fm_core.checkpoint.format import complete_steps, verify
 from fm_core.launch.dispatch import processes_of, submitted
 from fm_core.storage.atomic_files import read_json, read_lines
+from tests.support.tiny_run import TinyRun, is_progress
 
 pytestmark = pytest.mark.slow
 
@@ -20,8 +20,8 @@ pytestmark = pytest.mark.slow
 def troubled(tiny):
     """What happened, start by start, to a run with the data and the seed of the tiny one."""
     # Unlike the tiny run it measures no held-out loss: that must not move training.
-    over = {"method": {"path": "sabotaged:Sabotaged"}, "train": {"held_out_images": 0}}
-    run = Tiny(tiny.root, "troubled", over)
+    over = {"method": {"path": "tests.support.fault_injection:FaultyPath"}, "train": {"held_out_images": 0}}
+    run = TinyRun(tiny.root, "troubled", over)
     checkpoints = run.path / "train" / "checkpoints"
     story = {"run": run, "checkpoints": checkpoints}
 
@@ -40,15 +40,15 @@ def troubled(tiny):
         }
 
     # Each start counts its own micro-batches: one for each step and rank.
-    start("stop", SABOTAGE="0:stop:5")
-    start("term", SABOTAGE="1:SIGTERM:5")
-    start("kill", "--launch.restarts", "0", SABOTAGE="1:SIGKILL:6")
+    start("stop", FAULT="0:stop:5")
+    start("term", FAULT="1:SIGTERM:5")
+    start("kill", "--launch.restarts", "0", FAULT="1:SIGKILL:6")
     damaged = checkpoints / "step-00000012" / "raw.safetensors"
     content = bytearray(damaged.read_bytes())
     content[-1] ^= 1
     damaged.write_bytes(content)
     # From step 10 to a kill in step 16, from step 12 to a kill in step 18, from step 16 to the end.
-    start("end", "--launch.restart_seconds", "0.1", SABOTAGE="1:SIGKILL:6")
+    start("end", "--launch.restart_seconds", "0.1", FAULT="1:SIGKILL:6")
     story["restarts"] = read_lines(run.path / "logs" / "restarts.jsonl")
     return story
 
@@ -133,7 +133,7 @@ def test_a_file_of_weights_says_what_it_belongs_to(troubled):
     with safe_open(troubled["checkpoints"] / "step-00000020" / "ema-0.9.safetensors", "pt") as file:
         recipe = json.loads(file.metadata()["recipe"])
     assert recipe["model"]["channels"] == 8
-    assert recipe["method"]["path"] == "sabotaged:Sabotaged"
+    assert recipe["method"]["path"] == "tests.support.fault_injection:FaultyPath"
     assert (recipe["levels"], recipe["image_shape"], recipe["classes"]) == (17, [1, 8, 8], 10)
     assert (recipe["step"], recipe["images_seen"]) == (20, 320)
     assert len(recipe["data"]["version"]) == 64

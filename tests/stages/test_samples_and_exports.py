@@ -9,7 +9,6 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from tiny_run import is_progress
 
 from fm_core import cli
 from fm_core.errors import UserError
@@ -18,6 +17,7 @@ from fm_core.sampling.sample_store import SampleSet
 from fm_core.sampling.sample_worker import TRAJECTORY_FRAMES
 from fm_core.storage.atomic_files import read_json
 from fm_core.training.pretrained import pretrained_weights
+from tests.support.tiny_run import is_progress
 
 pytestmark = pytest.mark.slow
 

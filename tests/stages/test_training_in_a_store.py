@@ -5,11 +5,11 @@ import socket
 import threading
 
 import pytest
-from tiny_run import Tiny, is_progress
 
 from fm_core.checkpoint.catalog import CheckpointCatalog
 from fm_core.launch.dispatch import processes_of, submitted
 from fm_core.storage.atomic_files import read_json, read_lines
+from tests.support.tiny_run import TinyRun, is_progress
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("moto.server")
@@ -26,7 +26,9 @@ def story(tiny, s3):
         "keep_checkpoints": 1,
         "keep_every_images": 128,
     }
-    run = Tiny(tiny.root, "stored", {"method": {"path": "sabotaged:Sabotaged"}, "train": keys})
+    run = TinyRun(
+        tiny.root, "stored", {"method": {"path": "tests.support.fault_injection:FaultyPath"}, "train": keys}
+    )
     story = {"run": run}
 
     def call(name, command, *words, **variables):
@@ -36,12 +38,12 @@ def story(tiny, s3):
 
     call("three", "train", "--launch.processes", "3")
     # Rank 1 draws four batches, four of held-out images at the checkpoint of step 4, then stops dead.
-    call("hang", "train", "--launch.restarts", "0", SABOTAGE="1:SIGSTOP:10")
+    call("hang", "train", "--launch.restarts", "0", FAULT="1:SIGSTOP:10")
     story["left"] = processes_of(submitted(run.path))
     shutil.rmtree(run.path / "train" / "staging")
     # The store is away when training starts again, and comes back while it is waited for.
     s3.stop()
-    back = threading.Thread(target=s3.come_back_after, args=(run.path / "logs" / "restarts.jsonl",))
+    back = threading.Thread(target=s3.start_after, args=(run.path / "logs" / "restarts.jsonl",))
     back.start()
     call("end", "train", "--launch.processes", "1", "--launch.restart_seconds", "1", AWS_MAX_ATTEMPTS="1")
     back.join()

@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator
 
 import psutil
 import pytest
-from s3_server import Server
-from tiny_run import HERE, Tiny
 
 from fm_core.checkpoint.catalog import CheckpointCatalog
 from fm_core.config import RunConfig
@@ -30,6 +28,9 @@ from fm_core.run.directory import RunDirectory
 from fm_core.run.lease import process_is
 from fm_core.run.status import read_status
 from fm_core.storage.atomic_files import read_lines, write_json
+from tests.support import ROOT
+from tests.support.s3_server import Server
+from tests.support.tiny_run import TinyRun
 
 pytestmark = pytest.mark.slow
 
@@ -53,7 +54,7 @@ def until(happened: Callable[[], object], seconds: float) -> None:
 class Training:
     """`fm train` in a process of its own."""
 
-    def __init__(self, run: Tiny) -> None:
+    def __init__(self, run: TinyRun) -> None:
         self.run = run
         self.before = len(self.lines())
         self.process = subprocess.Popen(
@@ -61,7 +62,7 @@ class Training:
             cwd=run.root,
             env={
                 **os.environ,
-                "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1])]),
+                "PYTHONPATH": str(ROOT),
                 "OMP_NUM_THREADS": "1",
                 "CUDA_VISIBLE_DEVICES": "",
                 "AWS_MAX_ATTEMPTS": "1",
@@ -89,8 +90,8 @@ class Training:
 
 
 @pytest.fixture(scope="module")
-def run(tiny, s3) -> Iterator[Tiny]:
-    run = Tiny(tiny.root, "stopped", {"train": ENDLESS})
+def run(tiny, s3) -> Iterator[TinyRun]:
+    run = TinyRun(tiny.root, "stopped", {"train": ENDLESS})
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv(SLURM, raising=False)
         yield run
@@ -100,14 +101,14 @@ def run(tiny, s3) -> Iterator[Tiny]:
 
 
 @pytest.fixture(scope="module")
-def away(run: Tiny, s3: Server) -> str:
+def away(run: TinyRun, s3: Server) -> str:
     """What was said when the run was stopped while the store was away."""
     training = Training(run).works()
     s3.stop()
     return training.stop()
 
 
-def test_its_last_words_name_the_place_and_the_latest_end(run: Tiny, away: str):
+def test_its_last_words_name_the_place_and_the_latest_end(run: TinyRun, away: str):
     assert away.startswith("fm: stopped; its upload to s3://bucket/stopped goes on until 20")
     record = read_upload_record(run.path)
     assert 0 < record.until - time.time() < LONGEST_SECONDS
@@ -118,7 +119,7 @@ def test_its_last_words_name_the_place_and_the_latest_end(run: Tiny, away: str):
     assert not {JOB_VARIABLE, CONTROL_VARIABLE, LOGS_VARIABLE} & process.environ().keys()
 
 
-def test_the_upload_ends_with_the_store_back_and_nobody_started_anything(run: Tiny, away: str, s3: Server):
+def test_the_upload_ends_with_the_store_back_and_nobody_started_anything(run: TinyRun, away: str, s3: Server):
     record = read_upload_record(run.path)
     s3.start()
     until(lambda: read_upload_record(run.path).ended, 90)
@@ -128,7 +129,7 @@ def test_the_upload_ends_with_the_store_back_and_nobody_started_anything(run: Ti
     until(lambda: not process_is(record.pid, record.created), 10)
 
 
-def test_the_next_start_ends_it_and_copies_the_rest_itself(run: Tiny, away: str, s3: Server):
+def test_the_next_start_ends_it_and_copies_the_rest_itself(run: TinyRun, away: str, s3: Server):
     training = Training(run).works()
     s3.stop()
     training.stop()
@@ -146,7 +147,7 @@ def test_the_next_start_ends_it_and_copies_the_rest_itself(run: Tiny, away: str,
     assert CheckpointCatalog.of(run.config).problem_of(read_status(run.path)["last_checkpoint"]) is None
 
 
-def test_a_start_that_fails_gives_the_upload_back(run: Tiny, away: str, s3: Server):
+def test_a_start_that_fails_gives_the_upload_back(run: TinyRun, away: str, s3: Server):
     step = read_status(run.path)["step"]
     s3.stop()
     try:
@@ -163,7 +164,7 @@ def test_a_start_that_fails_gives_the_upload_back(run: Tiny, away: str, s3: Serv
     assert "was finished afterwards" in describe_upload(run.path)
 
 
-def test_it_ends_in_time_and_says_what_was_in_the_way(run: Tiny, away: str, s3: Server, monkeypatch):
+def test_it_ends_in_time_and_says_what_was_in_the_way(run: TinyRun, away: str, s3: Server, monkeypatch):
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     s3.stop()
     try:
@@ -176,18 +177,18 @@ def test_it_ends_in_time_and_says_what_was_in_the_way(run: Tiny, away: str, s3: 
     assert told.endswith("); the next start does")
 
 
-def test_one_that_was_killed_is_not_said_to_go_on(run: Tiny, away: str):
+def test_one_that_was_killed_is_not_said_to_go_on(run: TinyRun, away: str):
     record = read_upload_record(run.path)
     write_upload_record(run.path, record.model_copy(update={"ended": False, "problem": None, "created": 1.0}))
     assert "was not finished (it was ended)" in describe_upload(run.path)
 
 
-def test_under_slurm_nothing_is_begun_that_slurm_would_end(run: Tiny, monkeypatch):
+def test_under_slurm_nothing_is_begun_that_slurm_would_end(run: TinyRun, monkeypatch):
     monkeypatch.setenv(SLURM, "7")
     assert start_upload_worker(run.config, step=1) is None
 
 
-def test_where_none_can_be_started_the_stop_stays_a_stop(run: Tiny, away: str, monkeypatch, capsys):
+def test_where_none_can_be_started_the_stop_stays_a_stop(run: TinyRun, away: str, monkeypatch, capsys):
     stop_upload_worker(run.path)
     monkeypatch.setattr(sys, "executable", "/no/such/python")
     assert start_upload_worker(run.config, step=1) is None

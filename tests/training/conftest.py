@@ -1,9 +1,10 @@
-"""The launches of lab_rank.py, each made once for all tests of this folder."""
+"""Launches of engine_rank.py, each made once for all tests of this folder."""
 
 import os
 
 import pytest
-from launched import launch
+
+from tests.support.torchrun import launch
 
 
 @pytest.fixture(autouse=True)
@@ -14,15 +15,15 @@ def no_waiting_for_the_disk(monkeypatch):
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("lab")
+    return tmp_path_factory.mktemp("engine")
 
 
 @pytest.fixture(scope="session")
 def two(folder):
-    return launch("lab_rank", folder, 2, "found-2.json")
+    return launch("engine_rank", folder, 2, "found-2.json")
 
 
 @pytest.fixture(scope="session")
 def others(folder, two):
     """One, three and four processes, after two."""
-    return {ranks: launch("lab_rank", folder, ranks, f"found-{ranks}.json") for ranks in (1, 3, 4)}
+    return {ranks: launch("engine_rank", folder, ranks, f"found-{ranks}.json") for ranks in (1, 3, 4)}

@@ -1,8 +1,9 @@
-"""The DeepSpeed engine, averages, checkpoints and skipped steps in real processes (lab_rank.py)."""
+"""The DeepSpeed engine, averages, checkpoints and skipped steps in real processes (engine_rank.py)."""
 
 import pytest
-from lab import losses
 from safetensors.torch import load_file
+
+from tests.support.trainer_lab import losses
 
 pytestmark = pytest.mark.slow
 KINDS = ["zero-1", "zero-2", "zero-3", "bf16", "bf16-accumulated", "bf16-zero-3"]

@@ -3,13 +3,13 @@
 import math
 
 import pytest
-from launched import launch
-from objectives_rank import METHODS
 
 from fm_core.config import RunConfig
 from fm_core.errors import UserError
 from fm_core.method.registry import supported_pairs
 from fm_core.stages.train import check_training
+from tests.support.objectives_rank import METHODS
+from tests.support.torchrun import launch
 
 pytestmark = pytest.mark.slow
 

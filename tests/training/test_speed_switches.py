@@ -1,12 +1,12 @@
 """The speed switches leave 20 steps' losses alone, but for rounding (speed_rank.py, two processes)."""
 
 import pytest
-from launched import launch
 
 from fm_core.config import TrainSection
 from fm_core.errors import UserError
 from fm_core.models.mlp import MLP
 from fm_core.training.engine import _require_buckets, bucket_elements
+from tests.support.torchrun import launch
 
 SWITCHED = ["fused", "buckets", "overlap", "overlap-2", "all", "checkpointing"]
 

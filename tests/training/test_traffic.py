@@ -1,9 +1,9 @@
 """What fm doctor --cost says of the network against what two processes send (traffic_rank.py)."""
 
 import pytest
-from launched import launch
 
 from fm_core.training.cost_model import FLOAT32, network_bytes
+from tests.support.torchrun import launch
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,64 @@
+"""Parts of the method that fail, stall or flood the log on request, named in configurations by import path.
+
+A run finds them as `tests.support.fault_injection:FaultyPath`, with the repository root on its PYTHONPATH.
+"""
+
+import os
+import signal
+import time
+import warnings
+from pathlib import Path
+
+from fm_core.method.objectives import FlowMatching
+from fm_core.method.paths import OptimalTransport
+from tests.support import ROOT
+
+LINES_PER_STEP, NOISY_STEPS = 3_000, 20
+"""With two ranks 120,000 lines."""
+
+
+class FaultyPath(OptimalTransport):
+    """The optimal-transport path with a fault at the n-th micro-batch of a process.
+
+    FAULT="RANK:WHAT:N": at its N-th micro-batch that rank touches STOP, or sends itself the signal WHAT.
+    """
+
+    drawn = 0
+
+    def sample(self, x0, x1, t):
+        type(self).drawn += 1
+        rank, what, at = os.environ.get("FAULT", "::").split(":")
+        if rank == os.environ.get("RANK") and str(self.drawn) == at:
+            if what == "stop":
+                Path(os.environ["FM_CONTROL"], "STOP").touch()
+            else:
+                os.kill(os.getpid(), getattr(signal, what))
+        return super().sample(x0, x1, t)
+
+
+class FailingObjective(FlowMatching):
+    """Flow matching whose loss raises at the first step."""
+
+    def loss(self, network, sample, label=None):
+        raise ArithmeticError("no loss today")
+
+
+class NoisyObjective(FlowMatching):
+    """Slow flow matching that prints far too much at first and fails on rank 1 while ROOT/FAIL exists."""
+
+    name = "noisy"
+
+    def __init__(self, path) -> None:
+        super().__init__(path)
+        self.steps = 0
+
+    def loss(self, network, sample, label=None):
+        if "RANK" in os.environ:
+            self.steps += 1
+            if self.steps <= NOISY_STEPS:
+                print("\n".join(f"step {self.steps}, line {line}" for line in range(LINES_PER_STEP)))
+                warnings.warn("the noisy objective is tired", stacklevel=1)
+            if (ROOT / "FAIL").exists() and os.environ["RANK"] == "1":
+                raise FloatingPointError("the test wants a failure")
+            time.sleep(0.4)
+        return super().loss(network, sample, label)

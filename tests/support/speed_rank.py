@@ -1,0 +1,121 @@
+"""20 steps of a small UNet with each performance option: `torchrun -m tests.support.speed_rank FOLDER`."""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch._dynamo.utils
+import torch.distributed as dist
+
+from fm_core.config import TrainSection
+from fm_core.config.performance import PerformanceSection
+from fm_core.models.layers import Conv2d
+from fm_core.models.unet import UNet
+from fm_core.storage.atomic_files import write_json
+from fm_core.training.engine import compile_options, initialize_process_group, make_engine
+from tests.support.trainer_lab import full_weights
+
+STEPS, BATCH = 20, 8
+PLAIN = {"fused_optimizer": False, "bucket_elements": 10**9}
+SWITCHES = {
+    "fused": {"fused_optimizer": True},
+    "buckets": {"bucket_elements": 1_000},
+    "overlap": {"bucket_elements": 1_000, "overlap": True},
+    # cudnn_benchmark and tf32 do nothing on a CPU: of them it is tested alone that they do no harm there.
+    "all": {
+        "compile": True,
+        "compile_channels_last": True,
+        "overlap": True,
+        "cudnn_benchmark": True,
+        "tf32": True,
+    },
+}
+
+
+def small_unet(gradient_checkpointing=False):
+    torch.manual_seed(0)
+    return UNet(
+        image_size=8,
+        image_channels=1,
+        channels=16,
+        channel_multipliers=(1,),
+        residual_blocks=1,
+        attention_resolutions=(),
+        head_channels=16,
+        dropout=0.0,
+        scale_shift=True,
+        resample_with_residual_blocks=True,
+        gradient_checkpointing=gradient_checkpointing,
+    )
+
+
+def train(device, speed, **keys):
+    """Losses of all steps and whether activations and weights stayed channels-last."""
+    options = {"global_batch": BATCH, "learning_rate": 1e-3, "speed": {**PLAIN, **speed}}
+    section = TrainSection.model_validate(options | keys)
+    engine = make_engine(small_unet(section.gradient_checkpointing), section, device)
+    layout = set()
+
+    def look(module, inputs, output):
+        weight = module.weight.permute(0, 3, 1, 2)
+        layout.add(weight.is_contiguous(memory_format=torch.channels_last))
+        layout.add(output.is_contiguous(memory_format=torch.channels_last))
+
+    convolutions = [module for module in engine.module.modules() if isinstance(module, Conv2d)]
+    hooks = [] if section.speed.compile else [module.register_forward_hook(look) for module in convolutions]
+    generator = torch.Generator().manual_seed(dist.get_rank())
+    losses = []
+    torch._dynamo.utils.counters.clear()
+    for _ in range(STEPS):
+        t = torch.rand(BATCH // dist.get_world_size(), generator=generator)
+        x = torch.randn(len(t), 1, 8, 8, generator=generator)
+        loss = (engine(t, x) - x).square().mean()
+        engine.backward(loss)
+        engine.step()
+        whole = loss.detach().clone()
+        dist.all_reduce(whole)
+        losses.append(whole.item() / dist.get_world_size())
+    for hook in hooks:
+        hook.remove()
+    weights = full_weights(engine)
+    return {
+        "losses": losses,
+        "layout": sorted(layout),
+        "graphs": torch._dynamo.utils.counters["stats"]["unique_graphs"],
+        "breaks": [*torch._dynamo.utils.counters["graph_break"]],
+        "norm": sum(weight.double().square().sum().item() for weight in weights.values()),
+    }
+
+
+def compile_once():
+    """Rank 0 compiles for all; the others find it in the compiler's cache."""
+    if dist.get_rank() == 0:
+        network = small_unet()
+        section = PerformanceSection.model_validate(SWITCHES["all"])
+        network.compile(fullgraph=True, **compile_options(section))
+        n = BATCH // dist.get_world_size()
+        (network(torch.rand(n), torch.randn(n, 1, 8, 8))).square().mean().backward()
+    dist.barrier()
+
+
+def main():
+    folder = Path(sys.argv[1])
+    device = initialize_process_group()
+    found = {f"zero-{stage}": train(device, {}, zero_stage=stage) for stage in (1, 2, 3)}
+    found["compiler"] = "torch._inductor.compile_fx" in sys.modules
+    compile_once()
+    found |= {name: train(device, speed) for name, speed in SWITCHES.items()}
+    found["overlap-2"] = train(device, SWITCHES["overlap"], zero_stage=2)
+    found["checkpointing"] = train(device, {}, gradient_checkpointing=True)
+    found["bf16"] = train(device, {}, precision="bf16")
+    for name in ("overlap", "all"):
+        found[f"bf16-{name}"] = train(device, SWITCHES[name], precision="bf16")
+    if dist.get_rank() == 0:
+        write_json(folder / "found.json", found)
+    dist.barrier()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""Image comparison that takes seconds: two objectives, one seed."""
+
+from pathlib import Path
+
+from fm_core.config import RunConfig, merge, parse_config
+from tests.support.tiny_run import TINY
+
+CELLS = [
+    {"name": "ddpm", "title": "DDPM", "objective": "noise-prediction", "path": "variance-preserving"},
+    {"name": "fm-ot", "title": "FM-OT", "objective": "flow-matching", "path": "optimal-transport"},
+]
+OVERRIDES = {
+    "run": {"name": "both"},
+    "train": {"images": 128, "warmup_images": 0, "checkpoint_images": 64, "keep_checkpoints": 2},
+    "sample": {"solver": "dopri5", "steps": None, "rtol": 0.1, "atol": 0.1},
+    "evaluate": {
+        "metrics": ["frechet_distance"],
+        "nfe_curve": {"images": 8, "solvers": ["euler"], "nfe": [4, 8], "tolerances": [0.1], "exact_nfe": 16},
+    },
+    "reproduce": {
+        "kind": "images",
+        "cells": CELLS,
+        "images": {"curve_images": 8, "shown_nfe": [2, 4], "shown_images": 3},
+    },
+}
+
+
+def configured(root: Path, **reproduce_keys) -> RunConfig:
+    places = {"run": {"root": str(root / "runs")}, "data": {"root": str(root / "data")}}
+    tree = merge(merge(merge(TINY, OVERRIDES), places), {"reproduce": reproduce_keys})
+    return parse_config(tree, where="both.yaml")

@@ -1,0 +1,58 @@
+"""Headless browser that drives the Prefect UI."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from selenium import webdriver
+from selenium.webdriver.chrome.options import Options
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webdriver import WebDriver
+from selenium.webdriver.support.ui import WebDriverWait
+
+BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-proxy-server",
+    "--window-size=1400,1500",
+]
+
+
+@contextmanager
+def start_browser(profile: Path) -> Iterator[WebDriver]:
+    """A browser with its own profile; requires chromium and chromedriver."""
+    options = Options()
+    options.binary_location = BROWSER or ""
+    for flag in [*FLAGS, f"--user-data-dir={profile}"]:
+        options.add_argument(flag)
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    yield driver
+    driver.quit()
+
+
+def text_of(browser: WebDriver) -> str:
+    return browser.find_element(By.TAG_NAME, "body").text
+
+
+def wait(browser: WebDriver, until: Callable[[], object], seconds: float = 40) -> None:
+    ignored = Exception  # elements come and go while a page is drawn
+    WebDriverWait(browser, seconds, ignored_exceptions=[ignored]).until(lambda _: until())
+
+
+def press(browser: WebDriver, name: str, kind: str = "*") -> None:
+    """Click the last element of a kind whose text is exactly `name`."""
+
+    def pressed() -> bool:
+        browser.find_elements(By.XPATH, f"//{kind}[normalize-space()='{name}']")[-1].click()
+        return True
+
+    wait(browser, pressed)
