@@ -37,7 +37,7 @@ def test_equal_protocols_stand_in_one_table_without_a_word():
     assert WARNING not in comparison.text()
 
 
-def test_differences_of_protocol_are_told_beside_the_numbers():
+def test_differences_of_protocol_are_listed_below_the_numbers():
     comparison = compare_scores(
         [
             ScoreEntry("one", scores()),
@@ -82,7 +82,7 @@ def test_only_inception_of_2015_is_called_fid(features, title):
     assert ("are not FID" in html) == (title != "FID")
 
 
-def test_the_section_tells_what_must_be_known_of_a_number():
+def test_the_section_states_what_must_be_known_about_a_number():
     record = scores(
         frechet_distance={
             **DISTANCE,
@@ -108,7 +108,7 @@ def test_the_section_tells_what_must_be_known_of_a_number():
         "copies of other samples",
         "22.5 steps accepted, 0.5 steps rejected",
         "K = 15, probes shared",
-        "3.0e-05 at most of 4 images",
+        "at most 3.0e-05 for 4 images",
         "probe deviation 0.020",
     ):
         assert text in html
@@ -121,7 +121,7 @@ def test_the_curve_is_a_picture():
     curve = {"images": 100, "features": "classifier", "exact": {"evaluations": 1000}, "points": points}
     html = scores_section(scores(nfe_curve=curve)).html()
     assert 'src="data:image/png;base64,' in html
-    assert "difference from a solution in 1,000 evaluations" in html
+    assert "difference from a reference solution with 1,000 evaluations" in html
 
 
 def runs_with(tmp_path, *protocols):
@@ -141,7 +141,7 @@ def test_class_conditional_runs_of_different_label_orders_are_refused(tmp_path):
     with pytest.raises(UserError) as caught:
         compare(runs)
     assert re.search(
-        r"orders of the classes: imagenet-clsloc \(run0 .*\), sorted-wnid \(run2 ", str(caught.value)
+        r"are not comparable: imagenet-clsloc \(run0 .*\), sorted-wnid \(run2 ", str(caught.value)
     )
     assert "\n" not in str(caught.value)
     assert cli.main(["compare", *runs]) == 2
