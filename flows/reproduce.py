@@ -1,4 +1,4 @@
-"""The paper's comparison as flows: in the plane, and for each data set of images."""
+"""The paper's comparison as flows: in 2-D, and for each data set of images."""
 
 from typing import Any
 
@@ -35,11 +35,11 @@ def compared(config: RunConfig) -> State[Any]:
 
 @flow(name="reproduce-paper", flow_run_name=run_name, on_cancellation=[end_remaining_jobs])
 def reproduce_paper(config: Checkerboard = CHECKERBOARD) -> State[Any]:
-    """Train, score and draw every objective of the paper's comparison, cell by cell.
+    """Train, score and draw every objective of the paper's comparison, one experiment after another.
 
-    * **in**: nothing for the checkerboard in the plane: 19 minutes of one CPU core
+    * **in**: nothing for the 2-D checkerboard: 19 minutes of one CPU core
     * **out**: `<run.root>/<run.name>/reproduce` with `report.html` and `results.json`
-    * **again**: a run of the same `run.name` makes what is missing, and continues a cell that was cut short
+    * **again**: a run of the same `run.name` makes what is missing, and continues an interrupted experiment
     """
     return compared(config)
 

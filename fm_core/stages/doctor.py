@@ -57,7 +57,7 @@ def _model(config: RunConfig) -> list[Check]:
     training = TRAINING_PASSES * forward / 1e9
     labels = f" of {classes:,} classes" if config.model.class_conditional else ""
     return [
-        Check("network", True, f"{kind} for images of shape {' x '.join(map(str, shape))}{labels}"),
+        Check("network", True, f"{kind} for images of {' x '.join(map(str, shape))}{labels}"),
         Check("parameters", True, f"{parameter_count(network):,}"),
         Check("FLOPs per image", True, f"{forward / 1e9:,.2f} G forward, {training:,.2f} G for training"),
     ]

@@ -8,8 +8,7 @@ from PIL import Image
 from flows.artifacts import PICTURE_BYTES, facts, figures_as_images, picture, tables_as_markdown
 from flows.pipeline import headline
 from flows.progress import describe, duration, percentage
-from fm_core.report.html import Figure, PageSection, Table
-from fm_core.report.image_grids import data_uri
+from fm_core.report.html import Figure, PageSection, Table, data_uri
 from fm_core.run.progress import Progress
 from fm_core.run.results import StageResult
 

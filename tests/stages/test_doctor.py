@@ -69,7 +69,7 @@ def test_a_missing_package_and_a_wrong_version_are_named(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("there", "told"),
+    ("present", "detail"),
     [
         (
             (),
@@ -80,19 +80,20 @@ def test_a_missing_package_and_a_wrong_version_are_named(monkeypatch):
     ],
     ids=str,
 )
-def test_a_launcher_is_told_with_what_it_misses(there, told, tmp_path, monkeypatch):
-    for name in there:
+def test_a_launcher_is_reported_with_its_missing_programs(present, detail, tmp_path, monkeypatch):
+    for name in present:
         (tmp_path / name).touch(mode=0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     found = environment_checks.launcher("ssh", ssh.PROGRAMS)
-    assert (found.name, found.ok, found.detail) == ("launcher ssh", True, told)
+    assert (found.name, found.ok, found.detail) == ("launcher ssh", True, detail)
 
 
-def test_processes_that_do_not_meet_are_a_local_launcher_that_does_not_work(monkeypatch):
-    monkeypatch.setattr(environment_checks, "_MEETING", environment_checks._MEETING.replace("== 3", "== 4"))
+def test_processes_that_cannot_connect_fail_the_check_of_the_local_launcher(monkeypatch):
+    script = environment_checks._RENDEZVOUS_SCRIPT.replace("== 3", "== 4")
+    monkeypatch.setattr(environment_checks, "_RENDEZVOUS_SCRIPT", script)
     found = environment_checks.processes()
     assert (found.name, found.ok) == ("launcher local", False)
-    assert found.detail == "two cannot meet: AssertionError: tensor([3])"
+    assert found.detail == "two processes cannot connect: AssertionError: tensor([3])"
 
 
 def test_rules_and_data_of_a_configuration(tmp_path, monkeypatch, capsys):
