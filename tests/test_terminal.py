@@ -17,12 +17,12 @@ def test_brackets_in_what_is_shown_are_no_markup(capsys):
 
 
 def test_counts_rate_and_time_left_are_told():
-    told = describe(Progress("train", 500, 2_000, "images", "loss 0.5", rate=100.0))
-    assert told == "500/2,000 images, 100 images/s, 0:00:15 left, loss 0.5"
+    text = describe(Progress("train", 500, 2_000, "images", "loss 0.5", rate=100.0))
+    assert text == "500/2,000 images, 100 images/s, 0:00:15 left, loss 0.5"
 
 
 @pytest.mark.parametrize(
-    ("rate", "told"),
+    ("rate", "text"),
     [
         (0.4, "0.4"),
         (0.0123, "0.0123"),
@@ -32,10 +32,10 @@ def test_counts_rate_and_time_left_are_told():
         (54321.0, "54,321"),
     ],
 )
-def test_slow_and_fast_rates_have_three_digits(rate, told):
+def test_slow_and_fast_rates_have_three_digits(rate, text):
     progress = Progress("train", 500, 2_000, "images", "", rate=rate)
-    assert f", {told} images/s, " in describe(progress)
-    assert f", {told} images/s, " in flows.progress.describe(progress)
+    assert f", {text} images/s, " in describe(progress)
+    assert f", {text} images/s, " in flows.progress.describe(progress)
 
 
 def test_without_a_terminal_there_is_a_line_now_and_then(capsys):

@@ -56,8 +56,8 @@ def test_the_shape_of_a_unet_is_had_without_the_compiler():
         "network_shape(section, (3, 16, 16), 10)\n"
         "print('torch._dynamo' in sys.modules)"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert told.stdout == "False\n", told.stderr
+    completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert completed.stdout == "False\n", completed.stderr
 
 
 def test_the_imagenet64_configuration_is_the_named_size():

@@ -24,9 +24,9 @@ IMAGENET64 = str(ROOT / "infra" / "configs" / "imagenet64.yaml")
 HOPPERS = Cluster(hosts=8, devices=8, peak=989e12, mfu=0.4, store_rate=2e9)
 
 
-def doctor(capsys, *words):
+def doctor(capsys, *arguments):
     """Exit status and lines: {name: (mark, detail)}."""
-    code = cli.main(("doctor", *words))
+    code = cli.main(("doctor", *arguments))
     out, err = capsys.readouterr()
     found = [re.match(r"(ok|NO)  (.{18}) (.*)", line) for line in out.splitlines()]
     assert bool(err) == (not found), err  # either checks or what is wrong with the question
@@ -58,8 +58,13 @@ def test_alone_it_tests_this_machine_in_less_than_a_minute(tmp_path):
 
 
 def test_a_missing_package_and_a_wrong_version_are_named(monkeypatch):
-    wanted = ["no-such-package>=1", "torch<1", "never; python_version < '3'", 'extra-one; extra == "test"']
-    monkeypatch.setattr(environment_checks.metadata, "requires", lambda name: wanted)
+    requirements = [
+        "no-such-package>=1",
+        "torch<1",
+        "never; python_version < '3'",
+        'extra-one; extra == "test"',
+    ]
+    monkeypatch.setattr(environment_checks.metadata, "requires", lambda name: requirements)
     found = environment_checks.versions()
     assert not found.ok
     assert "no-such-package is missing" in found.detail
@@ -143,8 +148,8 @@ def test_the_network_is_described(capsys):
 
 
 def test_a_cost_page_follows_from_the_numbers_given(capsys):
-    words = ("--hosts", "8", "--devices", "8", "--peak", "989e12", "--mfu", "0.4", "--store-rate", "2e9")
-    code, lines, _ = doctor(capsys, "--cost", "--config", IMAGENET64, *words)
+    arguments = ("--hosts", "8", "--devices", "8", "--peak", "989e12", "--mfu", "0.4", "--store-rate", "2e9")
+    code, lines, _ = doctor(capsys, "--cost", "--config", IMAGENET64, *arguments)
     assert code == 0
     cost = training_cost(load_config(IMAGENET64), (3, 64, 64), 0, HOPPERS)
     assert cost.images_per_s == pytest.approx(64 * 989e12 * 0.4 / (3 * cost.forward_flops))
@@ -212,7 +217,7 @@ def test_the_hosts_of_a_configuration_meet(tiny):
 
 
 @pytest.mark.parametrize(
-    ("words", "named"),
+    ("arguments", "named"),
     [
         (("--cost",), "--config"),
         (("--model",), "--config"),
@@ -222,8 +227,8 @@ def test_the_hosts_of_a_configuration_meet(tiny):
     ],
     ids=" ".join,
 )
-def test_what_cannot_be_looked_at_is_2_and_one_line(capsys, words, named):
-    code, lines, err = doctor(capsys, *words)
+def test_what_cannot_be_looked_at_is_2_and_one_line(capsys, arguments, named):
+    code, lines, err = doctor(capsys, *arguments)
     assert (code, lines) == (2, {})
     assert named in err
     assert len(err.splitlines()) == 1
