@@ -5,6 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+FINGERPRINT_MARK = "<!-- made from "
+"""Begins the comment at the end of a page that names the fingerprint of its content."""
+
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c2024; }
 body { max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }

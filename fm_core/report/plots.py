@@ -22,7 +22,7 @@ def loss_curve(metrics: list[dict[str, Any]]) -> bytes:
         axes.plot(seen, values, linewidth=0.9, alpha=0.6, label=f"t in quarter {quarter + 1}")
     axes.plot(seen, [line["loss"] for line in metrics], color="black", linewidth=1.6, label="all t")
     axes.legend(fontsize=7, ncols=5, loc="upper right")
-    return _png(figure)
+    return figure_png(figure)
 
 
 def distance_curve(scores: list[dict[str, Any]]) -> bytes:
@@ -35,7 +35,7 @@ def distance_curve(scores: list[dict[str, Any]]) -> bytes:
     seen = [line["images_seen"] for line in scores]
     distances = [line["frechet_distance"] for line in scores]
     axes.errorbar(seen, distances, [line["stderr"] for line in scores], color="black", marker="o", capsize=3)
-    return _png(figure)
+    return figure_png(figure)
 
 
 def nfe_curves(lines: Mapping[str, Mapping[str, Sequence[float]]], distance: str) -> bytes:
@@ -63,7 +63,7 @@ def nfe_curves(lines: Mapping[str, Mapping[str, Sequence[float]]], distance: str
         axes.set_title(title, fontsize=9)
         axes.grid(alpha=0.3, which="both")
         axes.legend(fontsize=7)
-    return _png(figure)
+    return figure_png(figure)
 
 
 def _figure(size: tuple[float, float], columns: int = 1) -> "tuple[Figure, list[Axes]]":
@@ -82,7 +82,8 @@ def _against_images_seen(axes: "Axes", label: str) -> None:
     axes.grid(alpha=0.3)
 
 
-def _png(figure: "Figure") -> bytes:
+def figure_png(figure: "Figure") -> bytes:
+    """A matplotlib figure as the bytes of a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()

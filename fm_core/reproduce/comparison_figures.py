@@ -1,6 +1,5 @@
 """The figures of a comparison on images, each as a PNG."""
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatt
 from torch import Tensor
 
 from fm_core.report.image_grids import strip
+from fm_core.report.plots import figure_png
 
 TRAJECTORY_COLUMNS = 9
 """Times of a trajectory that are shown, including the first and the last."""
@@ -37,7 +37,7 @@ def against_images(distances: Sequence[Curve], evaluations: Sequence[Curve]) -> 
     for axes in (left, right):
         axes.xaxis.set_major_locator(MaxNLocator(6))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 150k: full numbers would overlap
-    return _png(figure)
+    return figure_png(figure)
 
 
 def against_evaluations(
@@ -56,7 +56,7 @@ def against_evaluations(
             axes.set_xscale("log")
             _format_log_axis(axes.xaxis)
             axes.set_title(solver if row == 0 else "", fontsize=10)
-    return _png(figure)
+    return figure_png(figure)
 
 
 def trajectories_from_one_noise(trajectories: Mapping[str, Tensor], levels: int) -> bytes:
@@ -75,7 +75,7 @@ def trajectories_from_one_noise(trajectories: Mapping[str, Tensor], levels: int)
         axes.set_yticks([])
         axes.set_xticks([])
         axes.set_frame_on(False)
-    return _png(figure)
+    return figure_png(figure)
 
 
 def _plot(
@@ -108,9 +108,3 @@ def _panels(columns: int) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(4.6 * columns, 3.4), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     return figure, [figure.add_subplot(1, columns, number + 1) for number in range(columns)]
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()

@@ -8,7 +8,7 @@ from fm_core.config import RunConfig, dump_yaml
 from fm_core.data.manifest import Manifest, load_manifest
 from fm_core.errors import UserError
 from fm_core.evaluation.features.classifier_features import MOST_IMAGES, first_images
-from fm_core.report.html import Figure, PageSection, Table, data_uri, page
+from fm_core.report.html import FINGERPRINT_MARK, Figure, PageSection, Table, data_uri, page
 from fm_core.report.image_grids import animation, grid, nearest, png, strip
 from fm_core.report.plots import loss_curve
 from fm_core.report.score_table import WARNING, ScoreEntry, compare_scores, scores_section
@@ -19,8 +19,6 @@ from fm_core.run.stage_runner import run_stage_function
 from fm_core.sampling.checkpoint_source import checkpoint_step, load_model, weights_file
 from fm_core.sampling.sample_store import SampleSet, protocol_of
 from fm_core.storage.atomic_files import read_json, read_lines, write_text
-
-FINGERPRINT_MARK = "<!-- made from "
 
 
 def report(config: RunConfig, observe: Observer = no_progress) -> StageResult:

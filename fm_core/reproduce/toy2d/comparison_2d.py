@@ -11,7 +11,7 @@ from fm_core.errors import UserError
 from fm_core.evaluation.torch_threads import cpu_threads
 from fm_core.method.compatibility import require_diffusion
 from fm_core.method.paths import Path
-from fm_core.report.html import PageSection
+from fm_core.report.html import FINGERPRINT_MARK, PageSection
 from fm_core.reproduce.toy2d.checkerboard import ENTROPY, NAME
 from fm_core.reproduce.toy2d.experiment_2d import (
     ToyOutcome,
@@ -27,8 +27,6 @@ from fm_core.run.directory import RunDirectory, fingerprint
 from fm_core.run.progress import Observer
 from fm_core.run.results import StageResult
 from fm_core.storage.atomic_files import SCHEMA, read_json, write_json, write_text
-
-FINGERPRINT_MARK = "<!-- made from "
 
 
 def reproduce_2d(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResult:

@@ -1,6 +1,5 @@
 """The paper's 2-D figures (figures 2, 3, 4, 8 and 9), each as a PNG."""
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from fm_core.method.paths import Path
+from fm_core.report.plots import figure_png
 from fm_core.reproduce.toy2d.checkerboard import ENTROPY, WINDOW, grid_centers, on_squares
 
 BINS = 40
@@ -71,7 +71,7 @@ def conditional_fields(paths: Mapping[str, Path], scored: Sequence[str]) -> byte
         bar = figure.colorbar(ScalarMappable(norm, "turbo_r"), ax=list(axes[row]), shrink=0.85, pad=0.015)
         bar.set_label(f"length of the {kind}", fontsize=8)
         bar.ax.tick_params(labelsize=7)
-    return _png(figure)
+    return figure_png(figure)
 
 
 def conditional_trajectories(paths: Mapping[str, Path]) -> bytes:
@@ -89,7 +89,7 @@ def conditional_trajectories(paths: Mapping[str, Path]) -> bytes:
         panel.set_title(name, fontsize=10)
         _frame(panel, float(lines.abs().max()) * 1.05)
     _time_bar(figure, list(axes[0]))
-    return _png(figure)
+    return figure_png(figure)
 
 
 def samples_over_time_and_budget(experiments: Sequence[FigureData], budgets: Sequence[int]) -> bytes:
@@ -114,7 +114,7 @@ def samples_over_time_and_budget(experiments: Sequence[FigureData], budgets: Seq
         title = f"NFE = {budgets[budget]}" if budget >= 0 else f"t = {float(times[column]):.2f}"
         axes[0][column].set_title(title, fontsize=10)
     _density_bar(figure, [panel for line in axes for panel in line])
-    return _png(figure)
+    return figure_png(figure)
 
 
 def lines_and_densities(experiments: Sequence[FigureData]) -> bytes:
@@ -135,7 +135,7 @@ def lines_and_densities(experiments: Sequence[FigureData]) -> bytes:
     axes[0][0].set_ylabel("trajectories", fontsize=9)
     axes[1][0].set_ylabel("density", fontsize=9)
     _density_bar(figure, list(axes[1]))
-    return _png(figure)
+    return figure_png(figure)
 
 
 def histogram(points: Tensor) -> Tensor:
@@ -207,9 +207,3 @@ def _time_bar(figure: Figure, panels: list[Axes]) -> None:
 
 def _wrap_label(label: str) -> str:
     return label.replace(" (", "\n(")
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
