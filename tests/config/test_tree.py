@@ -131,7 +131,7 @@ def test_what_a_format_does_not_read_is_refused(source, key):
 
 
 @pytest.mark.parametrize("betas", [[1.0, 0.999], [0.9, 1.0], [-0.1, 0.9], [0.9, 1.5]])
-def test_rates_of_the_optimiser_are_rates(betas):
+def test_betas_of_the_optimizer_are_in_range(betas):
     message = refused({"train": {"betas": betas}})
     assert "train.betas must be at least 0 and below 1" in message
     assert parse_config({"train": {"betas": [0, 0.999]}}, where="x").train.betas == (0, 0.999)
