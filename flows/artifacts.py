@@ -53,9 +53,9 @@ def dataset_card(config: RunConfig, result: StageResult) -> None:
 
 def loss_curve(config: RunConfig, result: StageResult) -> None:
     """Image of the training loss against images seen."""
-    from fm_core.report import image_grids
+    from fm_core.report import plots
 
-    curve = image_grids.loss_curve(read_lines(Path(result.paths["metrics"])))
+    curve = plots.loss_curve(read_lines(Path(result.paths["metrics"])))
     create_image_artifact(image_uri(curve), key="loss-curve", description=f"Training loss: {result.summary}")
 
 
@@ -114,18 +114,23 @@ fm train --config {path}/config.yaml
 
 def comparison_tables(config: RunConfig, result: StageResult) -> None:
     """The tables of the comparison's report, including the verdicts on the paper's claims."""
-    from fm_core.reproduce.reproduce import shown
+    from fm_core.reproduce.reproduce import page_sections
 
     report = Path(result.paths["report"]).resolve()
-    content = tables_as_markdown(shown(config), f"# {config.run.name}\n\nFull report: `{report}`")
+    content = tables_as_markdown(
+        page_sections(config),
+        f"# {config.run.name}\
+\
+Full report: `{report}`",
+    )
     create_markdown_artifact(content, key="comparison", description=result.summary)
 
 
 def comparison_figures(config: RunConfig, result: StageResult) -> None:
     """The figures of the comparison's report."""
-    from fm_core.reproduce.reproduce import shown
+    from fm_core.reproduce.reproduce import page_sections
 
-    for key, uri, caption in figures_as_images(shown(config)):
+    for key, uri, caption in figures_as_images(page_sections(config)):
         create_image_artifact(uri, key=key, description=caption)
 
 
@@ -182,7 +187,7 @@ def image_uri(png: bytes) -> str:
     """The data: URI of a PNG; an image over MAX_IMAGE_BYTES is recompressed and scaled down until it fits."""
     from PIL import Image
 
-    from fm_core.report.image_grids import data_uri
+    from fm_core.report.html import data_uri
 
     if len(png) <= MAX_IMAGE_BYTES:
         return data_uri(png)

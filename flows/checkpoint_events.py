@@ -47,7 +47,7 @@ class CheckpointEvents:
 
 def publish_distances(scores: list[dict[str, Any]]) -> None:
     """Create the artifacts `distance-curve` and `distances` of all scored checkpoints."""
-    from fm_core.report.image_grids import distance_curve
+    from fm_core.report.plots import distance_curve
 
     best = min(scores, key=lambda line: line["frechet_distance"])
     metric = f"Fréchet distance ({best['features']} features, {best['images']} images)"

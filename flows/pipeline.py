@@ -14,6 +14,7 @@ from prefect.states import Completed
 from flows.cancellation_watch import CancellationWatch
 from flows.stage_tasks import as_stage_ended, final_flow_state, run_stage
 from flows.subflows import NOTHING_TO_DO, run_subflow
+from fm_core.commands import preflight
 from fm_core.config import RunConfig
 from fm_core.errors import StageEndedError, StopRequested, UserError
 from fm_core.run.results import StageResult
@@ -32,8 +33,6 @@ def pipeline(
     Stages named in `apart` run as flow runs of their own deployments. `before` is called once the preflight
     checks have passed, before the first stage.
     """
-    from fm_core.stages.preflight import preflight
-
     _tag(config)
     with CancellationWatch() as watch:
         try:

@@ -19,13 +19,12 @@ from flows.presets import (
     ReproduceImageNet32,
     ReproduceImageNet64,
 )
+from fm_core.commands import estimate
 from fm_core.config import RunConfig
 
 
 def log_cost_estimate(config: RunConfig) -> None:
     """Log one line with the estimated cost. UserError if the comparison cannot run as configured."""
-    from fm_core.reproduce.cost_estimate import estimate
-
     get_run_logger().info("%s", estimate(config).headline)
 
 

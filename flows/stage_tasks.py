@@ -4,7 +4,6 @@ The tasks are called directly, never submitted: a cancelled run gets its signal 
 stage has to run there to be able to stop its processes.
 """
 
-from collections.abc import Callable
 from typing import Any, cast
 
 from prefect import get_run_logger, task
@@ -18,6 +17,7 @@ from flows.artifacts import create_artifacts
 from flows.cancellation import resume_message
 from flows.cancellation_watch import CancellationWatch
 from flows.progress import ProgressReport, duration
+from fm_core.commands import stage_function
 from fm_core.config import RunConfig
 from fm_core.errors import (
     Outcome,
@@ -29,10 +29,7 @@ from fm_core.errors import (
 )
 from fm_core.launch.run_jobs import stop_requested
 from fm_core.run.directory import RunDirectory
-from fm_core.run.progress import Observer
 from fm_core.run.results import StageResult
-
-Stage = Callable[[RunConfig, Observer], StageResult]
 
 
 def final_task_state(ended: StageEndedError) -> State[Any]:
@@ -79,7 +76,7 @@ def _stage(name: str, config: RunConfig, watch: CancellationWatch) -> State[Any]
     logger = get_run_logger()
     try:
         with ProgressReport(name, config) as progress:
-            result = load_stage(name)(config, progress)
+            result = stage_function(name)(config, progress)
     except (UserError, UnrecoverableError, StopRequested) as error:
         # Returned as a state, not raised: the message is for the user, and a traceback would bury it.
         return final_task_state(as_stage_ended(error, config))
@@ -101,11 +98,3 @@ def task_name(name: str, config: RunConfig) -> str:
     from fm_core.launch.dispatch import world
 
     return f"{name}[{world(config.launch)[0]}]"
-
-
-def load_stage(name: str) -> Stage:
-    """The function of a stage, imported only when it runs, so that flows can be deployed without torch."""
-    import importlib
-
-    package = "reproduce" if name == "reproduce" else "stages"
-    return cast(Stage, getattr(importlib.import_module(f"fm_core.{package}.{name}"), name))

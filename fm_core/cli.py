@@ -1,68 +1,71 @@
 """The command line: `fm STAGE --config FILE [--section.key VALUE ...]`."""
 
 import argparse
-import importlib
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import FrameType
 from typing import Any, NoReturn, cast
 
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
 
+from fm_core.commands import estimate, stage_function
 from fm_core.config import RunConfig, load_config, parse_config
 from fm_core.errors import Outcome, StopRequested, UserError, outcome_of
 
 STAGES = {
-    "shard": "write a data set's shards and manifest, or verify them",
+    "shard": "write the shards and manifest of a data set, or verify them",
     "train": "train from the newest complete checkpoint to train.images",
-    "sample": "make images from a checkpoint",
-    "evaluate": "score samples and model",
+    "sample": "generate images from a checkpoint",
+    "evaluate": "score the samples and the model",
     "report": "write report.html",
-    "validate": "check a data set's shards, and mend them if asked",
-    "reproduce": "compare objectives as the paper does, with its figures",
-    "export": "write a folder with weights, configuration and model card that loads anywhere",
+    "validate": "check the shards of a data set, and repair them on request",
+    "reproduce": "reproduce the paper's comparison of objectives and its figures",
+    "export": "write a self-contained folder with weights, configuration and model card",
 }
 
 COMMANDS = {
     **STAGES,
-    "status": "what a run is doing now",
-    "compare": "scores of several runs in one table",
-    "doctor": "what works here, what is wrong with a configuration, what it will cost",
+    "status": "show what a run is doing",
+    "compare": "show the scores of several runs in one table",
+    "doctor": "check this machine or a configuration, and estimate its cost",
 }
 FLAGS = {
     "status": {"follow": "print a line every few seconds until interrupted"},
     "validate": {
-        "quick": "sizes and sidecars alone",
-        "deep": "every image's CRC, duplicates, and the source as well",
-        "repair": "write damaged shards again first",
+        "quick": "check sizes and sidecar files only",
+        "deep": "also check the CRC of every image, duplicates, and the source",
+        "repair": "first rewrite damaged shards",
     },
     "reproduce": {
-        "dry-run": "check the configuration, say what the comparison will take, and start nothing",
+        "dry-run": "check the configuration and estimate the cost of the comparison; start nothing",
     },
 }
 NUMBERS: dict[str, dict[str, tuple[float | None, str]]] = {
     "reproduce": {
-        "peak": (None, "FLOP/s of a device; by default this GPU's in bf16, or where none is known an H200's"),
+        "peak": (
+            None,
+            "peak FLOP/s of a device; by default that of this GPU in bf16 if known, otherwise an H200's",
+        ),
         "mfu": (0.3, "share of the peak that goes into the network's operations"),
-        "images-per-s": (None, "images that one device trains on in a second, measured; instead of both"),
-        "nfe": (None, "evaluations of dopri5 for an image; by default the paper's, or unknown"),
+        "images-per-s": (None, "measured training throughput of one device, instead of peak and mfu"),
+        "nfe": (None, "evaluations of dopri5 per image; by default the paper's, if known"),
     },
 }
 """For --dry-run."""
 DOCTOR_FLAGS = {
-    "--model": "parameters and operations of the network",
+    "--model": "parameters and FLOPs of the network",
     "--launch": "whether the hosts of the configuration can be reached and agree",
-    "--cost": "time, storage and traffic of training on --hosts times --devices devices",
+    "--cost": "time, storage and network traffic of training on --hosts x --devices devices",
 }
 DOCTOR_NUMBERS: dict[str, tuple[type, float, str]] = {
     "hosts": (int, 1, "for --cost: number of hosts"),
-    "devices": (int, 1, "for --cost: devices of each host"),
-    "peak": (float, 989e12, "for --cost: FLOP/s of a device; the default is bf16 on an H100 or H200"),
+    "devices": (int, 1, "for --cost: devices per host"),
+    "peak": (float, 989e12, "for --cost: peak FLOP/s of a device; the default is bf16 on an H100 or H200"),
     "mfu": (float, 0.3, "for --cost: share of the peak that goes into the network's operations"),
-    "store-rate": (float, 1e9, "for --cost: bytes per second to the store of checkpoints"),
+    "store-rate": (float, 1e9, "for --cost: bytes per second to the checkpoint store"),
 }
 
 
@@ -71,29 +74,27 @@ class _Overrides(RunConfig, BaseSettings):  # pyright: ignore[reportIncompatible
 
 
 class _Parser(argparse.ArgumentParser):
-    """Wrong arguments are one line and exit status 2."""
+    """Reports wrong arguments in one line, with exit status 2."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(Outcome.REFUSED.exit_code, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status is 0 done, 2 the user's mistake, 3 stopped and resumable, 1 else."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    """Run one command; exit status 0: done, 2: user error, 3: stopped and resumable, 1: anything else."""
+    command_line = list(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("DO_NOT_TRACK", "1")
     try:
-        if words[:1] == ["doctor"]:
-            return _doctor(words[1:])
-        if words[:1] == ["compare"]:
-            return _compare(words[1:])
-        command, config, flags, numbers = _parse(words)
+        if command_line[:1] == ["doctor"]:
+            return _doctor(command_line[1:])
+        if command_line[:1] == ["compare"]:
+            return _compare(command_line[1:])
+        command, config, flags, numbers = _parse(command_line)
         if command == "status":
             from fm_core.terminal import show_status
 
             return show_status(config, follow="follow" in flags)
         if "dry-run" in flags:
-            from fm_core.reproduce.cost_estimate import estimate
-
             print(estimate(config, **numbers).text())
             return 0
         _run_stage(command, config, flags)
@@ -111,41 +112,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run_stage(command: str, config: RunConfig, flags: set[str]) -> None:
-    from fm_core.terminal import Bar
+    from fm_core.terminal import ProgressBar
 
     signal.signal(signal.SIGTERM, _interrupt)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, _interrupt)
-    stage = cast(Callable[..., Any], getattr(importlib.import_module(_module_of(command)), command))
+    stage = stage_function(command)
     options: dict[str, Any] = {}
     if command == "validate":
         depth = "deep" if "deep" in flags else "quick" if "quick" in flags else "default"
         options = {"depth": depth, "repair": "repair" in flags}
     try:
-        with Bar() as bar:
+        with ProgressBar() as bar:
             result = stage(config, bar.observe, **options)
     except KeyboardInterrupt:
         from fm_core.launch.upload_handover import describe_upload
         from fm_core.run.directory import RunDirectory
 
         uploaded = describe_upload(RunDirectory(config).path) if command == "train" else None
-        told = "; ".join(filter(None, ("stopped", uploaded, "run it again to continue")))
-        raise StopRequested(told) from None
+        message = "; ".join(filter(None, ("stopped", uploaded, "run it again to continue")))
+        raise StopRequested(message) from None
     print(f"{command} {result.state} in {result.seconds:.1f} s: {result.summary}")
     for name, path in result.paths.items():
         print(f"  {name}: {path}")
 
 
-def _module_of(command: str) -> str:
-    return f"fm_core.{'reproduce' if command == 'reproduce' else 'stages'}.{command}"
-
-
-def _compare(words: list[str]) -> int:
+def _compare(arguments: list[str]) -> int:
     parser = _Parser(prog="fm compare", description=COMMANDS["compare"])
     parser.add_argument(
         "runs", nargs="+", metavar="RUN", help="run directory (its newest scores) or a file of scores"
     )
-    runs = cast(list[str], parser.parse_args(words).runs)
+    runs = cast(list[str], parser.parse_args(arguments).runs)
     from fm_core.stages.compare import compare
 
     print(compare(runs).text())
@@ -155,8 +152,8 @@ def _compare(words: list[str]) -> int:
 class _Interrupt(KeyboardInterrupt):
     """A signal to stop.
 
-    Once a plain KeyboardInterrupt has left a string that is executed, as modules do while they are imported,
-    Python ends itself by SIGINT, even where it was caught and there is an exit status.
+    A subclass, because of plain KeyboardInterrupt: once it has left code run by exec, as a module's while it
+    is imported, Python exits by SIGINT even if the exception was caught and there is an exit status.
     """
 
 
@@ -164,43 +161,45 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
     raise _Interrupt
 
 
-def _parse(words: list[str]) -> tuple[str, RunConfig, set[str], dict[str, Any]]:
-    """The command, its configuration, the flags that were given, and numbers by their arguments' names."""
+def _parse(arguments: list[str]) -> tuple[str, RunConfig, set[str], dict[str, Any]]:
+    """The command, its configuration, the given flags, and numbers by the names of their parameters."""
     parser = _Parser(
         prog="fm", description="Flow matching, stage by stage.", epilog="fm STAGE --help lists every key."
     )
     commands = parser.add_subparsers(dest="command", metavar="STAGE", required=True, parser_class=_Parser)
-    for name, what in COMMANDS.items():
-        sub = commands.add_parser(name, help=what, description=what, add_help=False)
+    for name, description in COMMANDS.items():
+        sub = commands.add_parser(name, help=description, description=description, add_help=False)
         sub.add_argument("rest", nargs=argparse.REMAINDER)
-    head = parser.parse_args(words[:1])
+    head = parser.parse_args(arguments[:1])
     sub = _Parser(prog=f"fm {head.command}", description=COMMANDS[head.command])
     sub.add_argument("--config", metavar="FILE", required=True, help="YAML file with the configuration")
-    known = FLAGS.get(head.command, {})
-    for flag, what in known.items():
-        sub.add_argument(f"--{flag}", action="store_true", help=what)
-    for name, (default, what) in NUMBERS.get(head.command, {}).items():
-        told = f"for --dry-run: {what}" + (f" (default: {default:g})" if default else "")
-        sub.add_argument(f"--{name}", type=float, default=default, help=told)
+    own_flags = FLAGS.get(head.command, {})
+    for flag, description in own_flags.items():
+        sub.add_argument(f"--{flag}", action="store_true", help=description)
+    for name, (default, description) in NUMBERS.get(head.command, {}).items():
+        text = f"for --dry-run: {description}" + (f" (default: {default:g})" if default else "")
+        sub.add_argument(f"--{name}", type=float, default=default, help=text)
     numbers = [name.replace("-", "_") for name in NUMBERS.get(head.command, {})]
-    named = {flag: flag.replace("-", "_") for flag in known}
-    namespace, overrides = _read(sub, words[1:], ("config", *named.values(), *numbers))
-    flags = {flag for flag, name in named.items() if getattr(namespace, name)}
+    attributes = {flag: flag.replace("-", "_") for flag in own_flags}
+    namespace, overrides = _read(sub, arguments[1:], ("config", *attributes.values(), *numbers))
+    flags = {flag for flag, name in attributes.items() if getattr(namespace, name)}
     values = {name: getattr(namespace, name) for name in numbers}
     return head.command, load_config(namespace.config, overrides), flags, values
 
 
-def _doctor(words: list[str]) -> int:
-    """Print a line for each check; 2 where something is for the user to mend."""
-    # Taken out here: to the parser --model and --launch are whole sections, as JSON.
-    flags = {flag for flag in DOCTOR_FLAGS if flag in words}
-    asked_for = "; ".join(f"{flag}: {what}" for flag, what in DOCTOR_FLAGS.items())
-    sub = _Parser(prog="fm doctor", description=f"{COMMANDS['doctor']}. {asked_for}.")
-    sub.add_argument("--config", metavar="FILE", help="YAML file with the configuration to look at")
-    for name, (kind, default, what) in DOCTOR_NUMBERS.items():
-        sub.add_argument(f"--{name}", type=kind, default=default, help=f"{what} (default: {default:g})")
+def _doctor(arguments: list[str]) -> int:
+    """Print a line for each check; the exit status is 2 if one failed."""
+    # Removed here, because for the parser --model and --launch are entire sections, as JSON.
+    flags = {flag for flag in DOCTOR_FLAGS if flag in arguments}
+    options = "; ".join(f"{flag}: {description}" for flag, description in DOCTOR_FLAGS.items())
+    sub = _Parser(prog="fm doctor", description=f"{COMMANDS['doctor']}. {options}.")
+    sub.add_argument("--config", metavar="FILE", help="YAML file with the configuration to check")
+    for name, (kind, default, description) in DOCTOR_NUMBERS.items():
+        sub.add_argument(
+            f"--{name}", type=kind, default=default, help=f"{description} (default: {default:g})"
+        )
     numbers = [name.replace("-", "_") for name in DOCTOR_NUMBERS]
-    rest = [word for word in words if word not in flags]
+    rest = [argument for argument in arguments if argument not in flags]
     namespace, overrides = _read(sub, rest, ("config", *numbers))
     config = None
     if namespace.config:
@@ -208,31 +207,31 @@ def _doctor(words: list[str]) -> int:
     elif overrides:
         config = parse_config(overrides, "fm doctor")
 
-    from fm_core.stages.doctor import Asked, doctor
+    from fm_core.stages.doctor import DoctorRequest, doctor
     from fm_core.terminal import show_checks
     from fm_core.training.cost_model import Cluster
 
     cluster = Cluster(**{name: getattr(namespace, name) for name in numbers})
-    asked = Asked(
+    request = DoctorRequest(
         model="--model" in flags,
         cost=cluster if "--cost" in flags else None,
         launch="--launch" in flags,
     )
-    return 0 if show_checks(doctor(config, asked)) else Outcome.REFUSED.exit_code
+    return 0 if show_checks(doctor(config, request)) else Outcome.REFUSED.exit_code
 
 
 def _read(
-    sub: argparse.ArgumentParser, words: list[str], own: Sequence[str]
+    parser: argparse.ArgumentParser, arguments: list[str], own: Sequence[str]
 ) -> tuple[argparse.Namespace, dict[str, Any]]:
-    """The words' own options of a command, and what they override in the configuration tree."""
+    """The command's own options in a namespace, and the nested overrides of the configuration tree."""
     source = CliSettingsSource[Any](
         _Overrides,
-        cli_prog_name=sub.prog,
+        cli_prog_name=parser.prog,
         cli_hide_none_type=True,
-        root_parser=sub,
+        root_parser=parser,
         cli_exit_on_error=True,
     )
-    namespace = sub.parse_args(words)
+    namespace = parser.parse_args(arguments)
     given = {key: value for key, value in vars(namespace).items() if key not in own}
     try:
         return namespace, source(parsed_args=argparse.Namespace(**given))()

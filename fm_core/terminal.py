@@ -1,4 +1,4 @@
-"""Progress on a terminal, or as plain lines where there is none."""
+"""Progress bars, checks and status lines for the terminal."""
 
 import sys
 import time
@@ -23,8 +23,8 @@ LINE_SECONDS = 10.0
 FOLLOW_SECONDS = 3.0
 
 
-class Bar:
-    """Shows a stage's progress: a bar with rate and ETA on a terminal, else a line every ten seconds."""
+class ProgressBar:
+    """A stage's progress: a bar with rate and ETA on a terminal, otherwise a line every ten seconds."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True)
@@ -34,7 +34,7 @@ class Bar:
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
-            # What is shown may hold brackets, which are no markup.
+            # Messages may contain brackets, which are not markup.
             stage = TextColumn("{task.fields[stage]}", markup=False)
             columns = (stage, BarColumn(), TextColumn("{task.description}", markup=False))
             self._bar = RichProgress(*columns, console=self.console)
@@ -48,7 +48,7 @@ class Bar:
             self._bar.stop()
 
     def observe(self, progress: Progress) -> None:
-        """Show the present state."""
+        """Show the current progress."""
         if self._bar:
             if self._task is None:
                 self._task = self._bar.add_task("", total=1.0, stage=progress.stage)
@@ -59,7 +59,7 @@ class Bar:
 
 
 def describe(progress: Progress) -> str:
-    """Counts, rate, time left and the stage's own words, in one line."""
+    """Counts, rate, time left and the stage's message, in one line."""
     parts = [f"{progress.done:,}/{progress.total:,} {progress.unit}"]
     if progress.rate:
         parts.append(f"{three_digits(progress.rate)} {progress.unit}/s")
@@ -69,23 +69,23 @@ def describe(progress: Progress) -> str:
 
 
 def show_checks(checks: Iterable[Check]) -> bool:
-    """Print a line for each check as it is made; whether all are ok."""
-    well = True
+    """Print a line for each check as soon as it is done; returns whether all are ok."""
+    all_ok = True
     for check in checks:
         print(f"{'ok' if check.ok else 'NO':2}  {check.name:18} {check.detail}", flush=True)
-        well &= check.ok
-    return well
+        all_ok &= check.ok
+    return all_ok
 
 
 def show_status(config: RunConfig, follow: bool) -> int:
-    """Print what a run is doing; with `follow`, whenever it changes, until interrupted."""
+    """Print the status of a run; with `follow`, whenever it changes, until interrupted."""
     directory = RunDirectory(config).path
-    shown = ""
+    printed = ""
     while True:
         line = _status_line(directory)
-        if line != shown:
+        if line != printed:
             print(line, flush=True)
-            shown = line
+            printed = line
         if not follow:
             return 0
         time.sleep(FOLLOW_SECONDS)
@@ -94,8 +94,8 @@ def show_status(config: RunConfig, follow: bool) -> int:
 def _status_line(directory: Path) -> str:
     status = read_status(directory)
     if status is None:
-        return f"{directory}: nothing was run yet"
-    told = [f"{status['stage']} {status['phase']}: {describe(progress_of(status))}"]
+        return f"{directory}: no stage was run yet"
+    parts = [f"{status['stage']} {status['phase']}: {describe(progress_of(status))}"]
     if status["stage"] == "train" and (uploaded := describe_upload(directory)):
-        told.append(uploaded)
-    return "; ".join(told)
+        parts.append(uploaded)
+    return "; ".join(parts)

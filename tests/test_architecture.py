@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from fm_core.cli import STAGES
+
 ROOT = Path(__file__).parents[1]
 CORE = ROOT / "fm_core"
 # A room may import from rooms of a later row; rooms of one row ignore each other unless PEERS says otherwise.
 ROWS = [
     {"cli"},
-    {"terminal"},
+    {"terminal", "commands"},
     {"stages", "reproduce"},
     {"training", "sampling", "evaluation", "report"},
     {"checkpoint", "data", "launch"},
@@ -26,13 +28,6 @@ ROWS = [
 ]
 PEERS = {("launch", "checkpoint"), ("evaluation", "sampling")}
 """Of one row, yet allowed: the cluster check asks for checkpoints; scores are made of samples and models."""
-TRANSITION = {
-    *(("launch", "stages"), ("reproduce", "stages"), ("stages", "reproduce"), ("models", "method")),
-    *(("run", "stages"), ("run", "launch")),
-}
-"""Imports against the order that are about to be removed."""
-
-
 def modules(*folders: Path):
     return sorted(path for folder in folders for path in folder.rglob("*.py"))
 
@@ -72,8 +67,23 @@ def test_arrows_point_down(path):
         there = room_of(imported)
         if there is None or there == here:
             continue
-        allowed = row_of(there) > row_of(here) or (here, there) in PEERS | TRANSITION
+        allowed = row_of(there) > row_of(here) or (here, there) in PEERS
         assert allowed, f"{name_of(path)} imports {imported}"
+
+
+def test_no_stage_imports_another():
+    compositions = {"preflight", "doctor", "score_checkpoints"}
+    for path in modules(CORE / "stages"):
+        stages = {".".join(imported.split(".")[:3]) for imported in imports_of(path)} & {
+            f"fm_core.stages.{name}" for name in STAGES
+        }
+        assert not stages or path.stem in compositions, f"{name_of(path)} imports {stages}"
+
+
+def test_the_report_is_a_leaf():
+    for path in modules(CORE / "report"):
+        rooms = {room_of(imported) for imported in imports_of(path)} - {None, "report"}
+        assert not rooms, f"{name_of(path)}: {rooms}"
 
 
 def test_the_method_imports_nothing_of_ours_but_errors():

@@ -26,17 +26,17 @@ def _keep_signal():
         signal.signal(number, handler)
 
 
-def fm(capsys, *words):
+def fm(capsys, *arguments):
     try:
-        code = cli.main(words)
+        code = cli.main(arguments)
     except SystemExit as end:
         code = end.code
     out = capsys.readouterr()
     return code, out.out, out.err
 
 
-def refused(capsys, *words) -> str:
-    code, out, err = fm(capsys, *words)
+def refused(capsys, *arguments) -> str:
+    code, out, err = fm(capsys, *arguments)
     assert code == 2, err
     assert out == ""
     assert len(err.splitlines()) == 1, err
@@ -49,14 +49,14 @@ def stage_that(monkeypatch, result):
     """Replace the report stage; it hears the configuration."""
     import fm_core.stages.report as module
 
-    heard = []
+    configs = []
 
     def stage(config, observe):
-        heard.append(config)
+        configs.append(config)
         return result() if callable(result) else result
 
     monkeypatch.setattr(module, "report", stage)
-    return heard
+    return configs
 
 
 def raise_(error):
@@ -111,7 +111,7 @@ def test_a_signal_while_a_string_is_executed_is_3(place, number):
 
 
 @pytest.mark.parametrize(
-    ("words", "named"),
+    ("arguments", "named"),
     [
         ((), "STAGE"),
         (("trian",), "trian"),
@@ -135,8 +135,8 @@ def test_a_signal_while_a_string_is_executed_is_3(place, number):
     ],
     ids=" ".join,
 )
-def test_wrong_words_are_2_and_one_line_that_names_them(place, capsys, words, named):
-    assert named in refused(capsys, *words)
+def test_wrong_words_are_2_and_one_line_that_names_them(place, capsys, arguments, named):
+    assert named in refused(capsys, *arguments)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_a_place_that_cannot_be_written_is_2(place, capsys, command):
 
 
 @pytest.mark.parametrize(
-    ("words", "named"),
+    ("arguments", "named"),
     [
         (("--sample.solver", "euler"), "steps"),
         (("--sample.steps", "5"), "steps"),
@@ -176,8 +176,8 @@ def test_a_place_that_cannot_be_written_is_2(place, capsys, command):
         (("--sample.solver", "euler", "--sample.steps", "2", "--sample.rtol", "0.1"), "rtol"),
     ],
 )
-def test_settings_that_a_solver_would_ignore_are_2_before_anything_else(place, capsys, words, named):
-    assert named in refused(capsys, "sample", "--config", "run.yaml", *words)
+def test_settings_that_a_solver_would_ignore_are_2_before_anything_else(place, capsys, arguments, named):
+    assert named in refused(capsys, "sample", "--config", "run.yaml", *arguments)
 
 
 def test_sizes_that_do_not_divide_are_2_before_a_process_starts(place, capsys):
@@ -193,11 +193,11 @@ def test_another_run_in_the_same_place_is_2_and_names_the_key(place, capsys):
 
 
 class TestOverrides:
-    def config(self, capsys, monkeypatch, *words):
-        heard = stage_that(monkeypatch, Result)
-        code, _, err = fm(capsys, "report", "--config", "run.yaml", *words)
+    def config(self, capsys, monkeypatch, *arguments):
+        configs = stage_that(monkeypatch, Result)
+        code, _, err = fm(capsys, "report", "--config", "run.yaml", *arguments)
         assert code == 0, err
-        return heard[0]
+        return configs[0]
 
     def test_every_kind_of_value(self, place, capsys, monkeypatch):
         config = self.config(
@@ -235,7 +235,7 @@ def test_help_says_what_every_key_means_with_its_default(capsys, command):
     assert "--config" in out
     text = " ".join(out.split())
     for key, meaning, default in (
-        ("--train.images", "Train until this many images were seen", "128000"),
+        ("--train.images", "Number of training images to see in total", "128000"),
         ("--evaluate.likelihood.rtol", "Relative tolerance of dopri5", "1e-05"),
         ("--sample.step", "Optimizer step of the checkpoint", "latest"),
     ):
@@ -253,7 +253,7 @@ def test_help_lists_the_commands(capsys):
 def test_status_of_a_run_that_never_was(place, capsys):
     code, out, err = fm(capsys, "status", "--config", "run.yaml")
     assert (code, err) == (0, "")
-    assert "nothing was run yet" in out
+    assert "no stage was run yet" in out
     assert not (place / "runs").exists()
 
 

@@ -5,11 +5,11 @@ from rich.console import Console
 
 import flows.progress
 from fm_core.run.progress import Progress
-from fm_core.terminal import Bar, describe
+from fm_core.terminal import ProgressBar, describe
 
 
 def test_brackets_in_what_is_shown_are_no_markup(capsys):
-    bar = Bar()
+    bar = ProgressBar()
     bar.console = Console(stderr=True, force_terminal=True, width=200)
     with bar:
         bar.observe(Progress("train", 1, 2, "images", "restart 1: [/third_party/gloo/pair.cc:1] closed"))
@@ -17,12 +17,12 @@ def test_brackets_in_what_is_shown_are_no_markup(capsys):
 
 
 def test_counts_rate_and_time_left_are_told():
-    told = describe(Progress("train", 500, 2_000, "images", "loss 0.5", rate=100.0))
-    assert told == "500/2,000 images, 100 images/s, 0:00:15 left, loss 0.5"
+    text = describe(Progress("train", 500, 2_000, "images", "loss 0.5", rate=100.0))
+    assert text == "500/2,000 images, 100 images/s, 0:00:15 left, loss 0.5"
 
 
 @pytest.mark.parametrize(
-    ("rate", "told"),
+    ("rate", "text"),
     [
         (0.4, "0.4"),
         (0.0123, "0.0123"),
@@ -32,14 +32,14 @@ def test_counts_rate_and_time_left_are_told():
         (54321.0, "54,321"),
     ],
 )
-def test_slow_and_fast_rates_have_three_digits(rate, told):
+def test_slow_and_fast_rates_have_three_digits(rate, text):
     progress = Progress("train", 500, 2_000, "images", "", rate=rate)
-    assert f", {told} images/s, " in describe(progress)
-    assert f", {told} images/s, " in flows.progress.describe(progress)
+    assert f", {text} images/s, " in describe(progress)
+    assert f", {text} images/s, " in flows.progress.describe(progress)
 
 
 def test_without_a_terminal_there_is_a_line_now_and_then(capsys):
-    with Bar() as bar:
+    with ProgressBar() as bar:
         for done in (0, 1, 2, 3):
             bar.observe(Progress("shard", done, 3, "images"))
     assert capsys.readouterr().err.splitlines() == ["shard: 0/3 images", "shard: 3/3 images"]

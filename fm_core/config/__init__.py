@@ -1,14 +1,14 @@
-"""One typed, closed configuration tree."""
+"""The configuration tree: typed sections that accept no unknown keys."""
 
-from fm_core.config.beside import OnlineEvalSection
 from fm_core.config.data import DataSection, SourceSection
 from fm_core.config.evaluate import EvaluateSection, LikelihoodSection, NfeCurveSection
 from fm_core.config.export import ExportSection
 from fm_core.config.launch import LaunchSection
 from fm_core.config.method import MethodSection
 from fm_core.config.model import ModelSection
+from fm_core.config.online_eval import OnlineEvalSection
 from fm_core.config.report import ReportSection
-from fm_core.config.reproduce import ExperimentSection, ImagesSection, PlaneSection, ReproduceSection
+from fm_core.config.reproduce import ExperimentSection, ImagesSection, ReproduceSection, Toy2dSection
 from fm_core.config.run import RunSection
 from fm_core.config.sample import SampleSection
 from fm_core.config.section import Section
@@ -35,7 +35,6 @@ __all__ = [
     "ModelSection",
     "NfeCurveSection",
     "OnlineEvalSection",
-    "PlaneSection",
     "ReportSection",
     "ReproduceSection",
     "RunConfig",
@@ -43,6 +42,7 @@ __all__ = [
     "SampleSection",
     "Section",
     "SourceSection",
+    "Toy2dSection",
     "TrainSection",
     "config_class",
     "dump_yaml",

@@ -1,10 +1,10 @@
-"""The export section: a model to give away."""
+"""The export section: exporting a trained model."""
 
 from fm_core.config.section import Section
 
 
 class ExportSection(Section):
-    """A folder with a model that loads anywhere; sample.step and sample.weights say which."""
+    """A self-contained folder with the model that sample.step and sample.weights select."""
 
     folder: str | None = None
-    """Where to write it; by default export/<step>-<weights> in the run directory."""
+    """Folder to write; by default export/<step>-<weights> in the run directory."""

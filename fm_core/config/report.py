@@ -1,4 +1,4 @@
-"""The report section: the page that shows a run."""
+"""The report section: the HTML report of a run."""
 
 from pydantic import Field
 
@@ -6,7 +6,7 @@ from fm_core.config.section import Section
 
 
 class ReportSection(Section):
-    """The page that shows a run."""
+    """The HTML report of a run."""
 
     neighbours: int = Field(default=16, ge=0)
     """Samples shown beside their nearest training images."""

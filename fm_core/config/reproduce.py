@@ -1,6 +1,6 @@
-"""The comparison of objectives: which are compared, on what, and how they are scored."""
+"""The reproduce section: the experiments of a comparison, their data, and how they are scored."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import Field, model_validator
 
@@ -10,93 +10,106 @@ Budget = Annotated[int, Field(ge=2, multiple_of=2)]
 
 
 class ExperimentSection(Section):
-    """One column of the comparison: an objective on a path."""
+    """One experiment of the comparison: an objective on a path."""
 
     name: Name
     """Short name; its directory is <run>/reproduce/<name>."""
     title: str = ""
-    """What tables and figures call it; by default the objective and the path."""
+    """Name in tables and figures; by default the objective and the path."""
     objective: str
     """A built-in objective (flow-matching, score-matching, ...) or package.module:Class."""
     objective_options: Options = {}
-    """The objective's own numbers and words."""
+    """Options of the objective."""
     path: str
     """A built-in path (optimal-transport, variance-preserving, ...) or package.module:Class."""
     path_options: Options = {}
-    """The path's own numbers and words."""
+    """Options of the path."""
     steps: int | None = Field(default=None, ge=1)
-    """Optimizer steps where they are fewer than everybody's; shown wherever the cell's numbers are."""
+    """Optimizer steps, if fewer than those of the other experiments; stated wherever its scores are shown."""
 
 
-class PlaneSection(Section):
-    """Training and scoring in the plane, the same for every cell."""
+class Toy2dSection(Section):
+    """Training and scoring of the 2-D experiments, the same for all."""
 
     steps: int = Field(default=6_000, ge=1)
-    """Optimizer steps of each cell."""
+    """Optimizer steps of each experiment."""
     batch: int = Field(default=128, ge=1)
     """Points in one optimizer step."""
     learning_rate: float = Field(default=2e-3, gt=0)
-    """Learning rate of Adam at the first step; it falls to zero along half a cosine."""
+    """Learning rate of Adam at the first step; it decays to zero by a cosine schedule."""
     gradient_clip: float = Field(default=1.0, gt=0)
-    """Largest norm of the gradient."""
+    """Maximum norm of the gradient."""
     width: int = Field(default=512, ge=1)
-    """Neurons of a hidden layer of the network."""
+    """Width of the hidden layers of the network."""
     layers: int = Field(default=5, ge=1)
-    """Hidden layers of the network."""
+    """Number of hidden layers of the network."""
     held_out: int = Field(default=2_048, ge=2)
-    """Held-out points whose log-density is computed."""
+    """Number of held-out points whose log-density is computed."""
     samples: int = Field(default=5_000, ge=1)
-    """Points that are drawn from each model, solved together."""
+    """Number of points sampled from each model, solved together."""
     nfe: tuple[Budget, ...] = (4, 8, 10, 20)
-    """Evaluations of the network a sample, for each picture made with the midpoint rule (2 a step)."""
+    """Evaluations of the network per sample, one image each, by the midpoint rule (2 per step)."""
     rtol: float = Field(default=1e-5, gt=0)
-    """Relative tolerance of dopri5, for trajectories and for the log-density of held-out points."""
+    """Relative tolerance of dopri5 for trajectories and for the log-density of held-out points."""
     atol: float = Field(default=1e-5, gt=0)
-    """Absolute tolerance of dopri5, likewise."""
+    """Absolute tolerance of dopri5 for the same."""
     grid: int = Field(default=40, ge=2)
-    """Points along each side of the picture of the density, solved at a tolerance of 1e-3."""
+    """Points along each side of the density image, solved at a tolerance of 1e-3."""
 
 
 class ImagesSection(Section):
-    """A comparison on images: each cell is a plain run with the settings of the other sections."""
+    """A comparison on images: each experiment is a plain run with the settings of the other sections."""
 
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
-    """Seeds of the runs; every cell is trained once with each."""
+    """Seeds of the runs; every experiment is trained once with each."""
     curve_images: int = Field(default=500, ge=0)
-    """Images sampled at every checkpoint, for distance and NFE against images seen; 0 leaves that out."""
+    """Images sampled at every checkpoint, for distance and NFE against images seen; 0: no curves."""
     shown_nfe: tuple[Budget, ...] = (10, 20, 40, 60, 100)
-    """Evaluations of the network for each picture of samples, by the midpoint rule (2 a step)."""
+    """Evaluations of the network per sample, one grid of samples each, by the midpoint rule (2 per step)."""
     shown_images: int = Field(default=16, ge=1)
-    """Images in each of those pictures, from number 0 on."""
+    """Images in each of those grids, from number 0."""
 
 
 class ReproduceSection(Section):
-    """The comparison of the paper."""
+    """Reproduction of the paper's comparison."""
 
     kind: Literal["plane", "images"] = "plane"
-    """plane: the two-dimensional checkerboard, with the multilayer perceptron of the paper; images: the data
-    set, network and budget of the other sections."""
+    """plane: the 2-D checkerboard with the multilayer perceptron of the paper; images: the data set, network
+    and budget of the other sections."""
     cells: tuple[ExperimentSection, ...] = ()
-    """What is compared, in the order of tables and figures."""
-    plane: PlaneSection = PlaneSection()
-    """Settings of the plane."""
+    """The experiments, in the order of tables and figures; a file may use the key `experiments` instead."""
+    plane: Toy2dSection = Toy2dSection()
+    """Settings of the 2-D experiments."""
     images: ImagesSection = ImagesSection()
     """Settings of a comparison on images."""
     parallel: int = Field(default=1, ge=1)
-    """On images: cells that are made at a time. The GPUs of this host are shared out among them; where there
-    are none, its cores; with launch.kind slurm each is a job of its own."""
+    """On images: number of experiments that run at once. They share the GPUs of this host, or its cores if it
+    has none; with launch.kind slurm each is a job of its own."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_alias(cls, keys: Any) -> Any:
+        if not isinstance(keys, dict) or "experiments" not in keys:
+            return keys
+        given = dict(cast(dict[str, Any], keys))
+        if "cells" in given:
+            raise ValueError("reproduce.experiments is an alias of reproduce.cells: give one of the two")
+        given["cells"] = given.pop("experiments")
+        return given
 
     @model_validator(mode="after")
-    def _cells_are_told_apart(self) -> Self:
+    def _check_experiments(self) -> Self:
         names = [cell.name for cell in self.cells]
         if len(set(names)) < len(names):
-            raise ValueError(f"reproduce.cells: two cells have one name among {', '.join(names)}")
+            raise ValueError(f"reproduce.cells: two experiments have the same name: {', '.join(names)}")
         if self.kind == "plane" and self.parallel > 1:
-            raise ValueError("reproduce.parallel: the cells of the plane are made one after another")
-        for cell in self.cells:
-            if self.kind == "plane" and cell.steps is not None and cell.steps > self.plane.steps:
+            raise ValueError(
+                "reproduce.parallel must be 1 with reproduce.kind plane: 2-D experiments run one at a time"
+            )
+        for section in self.cells:
+            if self.kind == "plane" and section.steps is not None and section.steps > self.plane.steps:
                 raise ValueError(
-                    f"reproduce.cells: {cell.name} asks for {cell.steps} steps, more than the others' "
+                    f"reproduce.cells: {section.name} has {section.steps} steps, more than "
                     f"reproduce.plane.steps = {self.plane.steps}"
                 )
         return self

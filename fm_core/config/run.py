@@ -1,4 +1,4 @@
-"""The run section: where it lies, its seed."""
+"""The run section: name, directory and seed."""
 
 from pydantic import Field
 
@@ -6,11 +6,11 @@ from fm_core.config.section import Name, Section
 
 
 class RunSection(Section):
-    """Where a run lives and the seed of everything random in it."""
+    """Name and directory of a run, and the seed of everything random in it."""
 
     name: Name = "run"
     """Name of the run; its directory is <run.root>/<run.name>."""
     root: str = "runs"
     """Directory that holds the run directories; a path of the submitting host."""
     seed: int = Field(default=0, ge=0, lt=2**31)
-    """Seed of data order, noise, times, dequantisation, initial weights and samples."""
+    """Seed of data order, noise, times, dequantization, initial weights and samples."""

@@ -1,4 +1,4 @@
-"""What all sections of the configuration tree share."""
+"""Base class and value types of the sections of the configuration tree."""
 
 from contextlib import suppress
 from math import isfinite
@@ -9,12 +9,12 @@ from pydantic_core import PydanticCustomError
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 Stage = Annotated[
-    Literal[1, 2, 3], BeforeValidator(lambda word: int(word) if word in ("1", "2", "3") else word)
+    Literal[1, 2, 3], BeforeValidator(lambda value: int(value) if value in ("1", "2", "3") else value)
 ]
 
 
 def _option(value: object) -> object:
-    """A number however it is written (YAML takes 1e-5 for a word), whole where it is whole; or a word."""
+    """Convert a number in any notation (YAML reads 1e-5 as a string) to int or float; keep other strings."""
     if isinstance(value, str) and value.strip(" +-.")[:1].isdigit():
         with suppress(ValueError):
             value = float(value)
@@ -22,24 +22,24 @@ def _option(value: object) -> object:
         return int(value) if value.is_integer() else value
     if isinstance(value, bool | int | str):
         return value
-    raise PydanticCustomError("option", "a finite number, a word, true or false was expected")
+    raise PydanticCustomError("option", "expected a finite number, a string, true or false")
 
 
 Option = Annotated[bool | int | float | str, BeforeValidator(_option)]
 Options = dict[str, Option]
-"""What a path, an objective, a coupling or a time distribution takes beside its name."""
+"""Options of a path, an objective, a coupling or a time distribution."""
 
 
 class Section(BaseModel):
-    """A closed group of keys."""
+    """A group of keys; unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     def idle(self, switch: str, *keys: str) -> list[str]:
-        """Those of `keys` that are set although `switch`, to which they belong, was left out.
+        """Those of `keys` that are set although `switch`, which enables them, was omitted.
 
-        Where the switch was given, somebody has turned it off for once and left the rest standing; or it is a
-        file that names every key.
+        Where the switch was given explicitly, the keys are accepted: the user turned it off temporarily, or
+        the file lists every key.
         """
         if switch in self.model_fields_set:
             return []

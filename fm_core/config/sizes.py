@@ -1,6 +1,6 @@
-"""Published sizes of the networks.
+"""Published architectures of the networks.
 
-The UNets are those of Lipman et al. (2023), Table 3; the transformers are those of Peebles & Xie (2023)
+The U-Nets are those of Lipman et al. (2023), Table 3; the transformers are those of Peebles & Xie (2023)
 and of SiT, Ma et al. (2024).
 """
 

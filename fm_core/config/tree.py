@@ -1,4 +1,4 @@
-"""The configuration of one run: one tree, read from YAML and overridden key by key."""
+"""The configuration of a run: one tree, read from YAML, with overrides key by key."""
 
 from collections.abc import Mapping
 from copy import copy
@@ -24,7 +24,7 @@ from fm_core.errors import UserError
 
 
 class RunConfig(Section):
-    """Everything that is asked of a run."""
+    """The configuration of a run."""
 
     run: RunSection = RunSection()
     data: DataSection = DataSection()
@@ -39,7 +39,7 @@ class RunConfig(Section):
     reproduce: ReproduceSection = ReproduceSection()
 
     @model_validator(mode="after")
-    def _sections_agree(self) -> Self:
+    def _check_sections(self) -> Self:
         source = self.data.source
         if source.format != "digits" and not source.url:
             raise ValueError(f"data.source.format {source.format} needs data.source.url")
@@ -48,20 +48,21 @@ class RunConfig(Section):
         if self.train.warmup_images > self.train.images:
             raise ValueError("train.warmup_images is more than train.images")
         if self.train.label_dropout and not self.model.class_conditional:
-            raise ValueError("train.label_dropout hides labels and needs model.class_conditional: true")
+            raise ValueError("train.label_dropout needs model.class_conditional: true")
         return self
 
 
 def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
-    """Read a YAML file and lay nested overrides over it.
+    """Read a YAML file and apply nested overrides.
 
-    Raises UserError, in one line, for a missing file, unknown keys and wrong values.
+    Raises:
+        UserError: in one line, for a missing file, unknown keys and invalid values.
     """
     return parse_config(merge(read_yaml(path), overrides or {}), where=str(path))
 
 
 def parse_config(tree: Mapping[str, Any], where: str) -> RunConfig:
-    """Validate a nested mapping; `where` is named in the error."""
+    """Validate a nested mapping; `where` is its source, for error messages."""
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
@@ -69,17 +70,17 @@ def parse_config(tree: Mapping[str, Any], where: str) -> RunConfig:
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a mapping from a YAML file; UserError if it is missing or is none."""
+    """Read a mapping from a YAML file. Raises UserError if the file is missing or is not a mapping."""
     try:
         tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); --config wants a YAML file") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror}); --config expects a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise UserError(f"{path}: holds a {type(tree).__name__}; a mapping of sections was expected")
+        raise UserError(f"{path}: contains a {type(tree).__name__}; expected a mapping of sections")
     return cast(dict[str, Any], tree)
 
 
@@ -89,18 +90,18 @@ def dump_yaml(config: RunConfig) -> str:
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay one nested mapping over another, key by key."""
+    """Merge one nested mapping into another, key by key; `over` wins."""
     merged = dict(base)
     for key, value in over.items():
-        below = merged.get(key)
+        nested = merged.get(key)
         merged[key] = (
-            merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+            merge(nested, value) if isinstance(nested, Mapping) and isinstance(value, Mapping) else value
         )
     return merged
 
 
 def one_line(error: ValidationError) -> str:
-    """What is wrong with which key, in one line."""
+    """All problems of a validation in one line: which key, and what is wrong."""
     parts: list[str] = []
     for item in error.errors():
         key = (
@@ -117,10 +118,10 @@ def one_line(error: ValidationError) -> str:
 
 
 def config_class(preset: RunConfig) -> type[RunConfig]:
-    """A RunConfig whose defaults, at every depth, are those of a preset.
+    """A RunConfig class whose defaults, at every depth, are the values of a preset.
 
-    A flow that takes one shows the preset's values in its form, in the order of the sections, and a
-    caller who names one key keeps the preset's other keys.
+    A flow with such a parameter shows the preset's values in its form, in the order of the sections, and a
+    caller who sets one key keeps the other values of the preset.
     """
     return cast(type[RunConfig], _with_defaults(RunConfig, preset))
 
@@ -133,18 +134,18 @@ def _with_defaults(section: type[BaseModel], preset: BaseModel) -> type[BaseMode
         if isinstance(value, Section):
             annotation = _with_defaults(type(value), value)
             value = annotation.model_validate(value.model_dump())
-        kept = copy(field)
-        kept.default = value
-        kept.annotation = annotation
-        # Prefect's forms sort by it; without it, by the alphabet.
-        kept.json_schema_extra = {"position": position}
-        fields[name] = (annotation, kept)
+        copied = copy(field)
+        copied.default = value
+        copied.annotation = annotation
+        # Prefect sorts its forms by position; without it, alphabetically.
+        copied.json_schema_extra = {"position": position}
+        fields[name] = (annotation, copied)
     return create_model(
         section.__name__,
         __base__=section,
         __doc__=section.__doc__,
         __module__=__name__,
-        # The fields bring their descriptions along; looking for them in sources again took seconds an import.
+        # The copied fields have their descriptions; parsing the sources again took seconds per import.
         __cls_kwargs__={"use_attribute_docstrings": False},
         **fields,
     )

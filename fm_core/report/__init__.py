@@ -1,1 +1,1 @@
-"""Pictures, tables and the HTML page."""
+"""Plots, image grids, tables, HTML pages and model cards. This package knows no experiment."""

@@ -1,8 +1,12 @@
-"""The report: one HTML page that needs no other file."""
+"""Self-contained HTML pages: sections with tables and figures."""
 
+import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+
+FINGERPRINT_MARK = "<!-- made from "
+"""Begins the comment at the end of a page that names the fingerprint of its content."""
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c2024; }
@@ -20,19 +24,19 @@ figure { display: inline-block; margin: 0 1.5rem 0 0; } figcaption { color: #606
 
 @dataclass(frozen=True)
 class Table:
-    """A table with a head."""
+    """A table with a head row."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
 
     def html(self) -> str:
-        """The table as HTML; cells that read as numbers are set to the right."""
+        """The table as HTML; cells that look like numbers are aligned to the right."""
         head = "".join(f"<th>{escape(cell)}</th>" for cell in self.head)
         rows = "".join(f"<tr>{''.join(_cell(cell) for cell in row)}</tr>" for row in self.rows)
         return f"<table><tr>{head}</tr>{rows}</table>"
 
     def markdown(self) -> str:
-        """The table as Markdown, without a line break at its end."""
+        """The table as Markdown, without a trailing line break."""
         rows = [[cell.replace("|", "\\|") for cell in row] for row in (self.head, *self.rows)]
         rows.insert(1, ["---"] * len(self.head))
         return "\n".join(f"| {' | '.join(row)} |" for row in rows)
@@ -40,15 +44,16 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture with a caption."""
+    """An image with a caption."""
 
     uri: str
+    """data: URI of the image."""
     caption: str
     plot: bool = False
-    """A plot is smoothed when it is scaled, pixels are not."""
+    """A plot is smoothed when it is scaled; an image of samples is not."""
 
     def html(self) -> str:
-        """The picture as HTML."""
+        """The figure as HTML."""
         kind = ' class="plot"' if self.plot else ""
         caption = escape(self.caption, quote=True)
         image = f'<img{kind} src="{self.uri}" alt="{caption}">'
@@ -57,7 +62,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class PageSection:
-    """A heading, what stands under it, and a remark."""
+    """A heading with a note, tables and figures, and preformatted text."""
 
     title: str
     parts: Sequence[Table | Figure]
@@ -74,13 +79,18 @@ class PageSection:
 
 
 def page(title: str, lead: str, sections: Sequence[PageSection]) -> str:
-    """The whole page."""
+    """The page as HTML."""
     body = "".join(section.html() for section in sections)
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head>"
         f"<body><h1>{escape(title)}</h1><p>{escape(lead)}</p>{body}</body></html>\n"
     )
+
+
+def data_uri(content: bytes, kind: str = "image/png") -> str:
+    """Bytes as a data: URI."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _cell(text: str) -> str:

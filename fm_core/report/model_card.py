@@ -1,10 +1,10 @@
-"""The model card: what a model is, for those who get it without its run."""
+"""The model card of an exported model, as Markdown."""
 
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fm_core.report.score_table import Entry, compared
+from fm_core.report.score_table import ScoreEntry, compare_scores
 
 
 def model_card(
@@ -12,24 +12,26 @@ def model_card(
     recipe: Mapping[str, Any],
     train: Mapping[str, Any],
     data_recipe: Mapping[str, Any] | None,
-    scores: Sequence[Entry],
+    scores: Sequence[ScoreEntry],
 ) -> str:
-    """A page in Markdown.
+    """The card as Markdown.
 
     Args:
-        name: of the run.
-        recipe: what the file of weights says of itself.
+        name: name of the run.
+        recipe: the recipe that is stored in the file of weights.
         train: the train section of the configuration.
-        data_recipe: how the pixels came about, where the data set is at hand.
+        data_recipe: how the pixels were made, where the data set is available.
         scores: every evaluation of these weights.
     """
     channels, height, width = recipe["image_shape"]
     data, method = recipe["data"], recipe["method"]
-    of_classes = f"{recipe['classes']} classes" if recipe["model"]["class_conditional"] else "unconditional"
+    classes = f"{recipe['classes']} classes" if recipe["model"]["class_conditional"] else "unconditional"
     facts = {
-        "images": f"{height} x {width}, {channels} channels, {recipe['levels']} grey levels, {of_classes}",
+        "images": f"{height} x {width}, {channels} channels, {recipe['levels']} intensity levels, {classes}",
         "data set": f"{data['name']}, version {data['version']}",
-        "data recipe": json.dumps(data_recipe) if data_recipe else "not at hand when this was written",
+        "data recipe": json.dumps(data_recipe)
+        if data_recipe
+        else "the data set was not available when this card was written",
         "objective": f"{method['objective']} on the path {method['path']}, coupling {method['coupling']}",
         "network": json.dumps(recipe["model"]),
         "training": json.dumps({key: value for key, value in train.items() if value is not None}),
@@ -55,8 +57,8 @@ def model_card(
         "",
     ]
     if not scores:
-        return "\n".join([*lines, "None were computed.", ""])
-    lines += [compared(scores).text(), ""]
+        return "\n".join([*lines, "No scores were computed.", ""])
+    lines += [compare_scores(scores).text(), ""]
     for entry in scores:
         lines += [f"Protocol of {entry.name}:", "", "```json"]
         lines += [json.dumps(entry.scores["protocol"], indent=1), "```", ""]

@@ -1,21 +1,51 @@
-"""Plots of numbers against numbers."""
+"""Curves of a run as PNG files: training loss, distance during training, scores against NFE."""
 
 import io
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-
-def curves(lines: Mapping[str, Mapping[str, Sequence[float]]], distance: str) -> bytes:
-    """PNG of error and distance against NFE, a line for each solver.
-
-    `lines` holds for each solver `nfe`, `error` and `distance`; `distance` names the latter.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9.2, 3.2), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+
+def loss_curve(metrics: list[dict[str, Any]]) -> bytes:
+    """Training loss, overall and by quarter of t, against images seen.
+
+    `metrics` are the lines of train/metrics.jsonl; at least one.
+    """
+    figure, (axes,) = _figure((7.2, 3.2))
+    _against_images_seen(axes, "loss per dimension")
+    seen = [line["images_seen"] for line in metrics]
+    for quarter in range(4):
+        values = [line["loss_by_quarter_of_t"][quarter] for line in metrics]
+        axes.plot(seen, values, linewidth=0.9, alpha=0.6, label=f"t in quarter {quarter + 1}")
+    axes.plot(seen, [line["loss"] for line in metrics], color="black", linewidth=1.6, label="all t")
+    axes.legend(fontsize=7, ncols=5, loc="upper right")
+    return figure_png(figure)
+
+
+def distance_curve(scores: list[dict[str, Any]]) -> bytes:
+    """Fréchet distance with its standard error against images seen.
+
+    `scores` are the lines of evaluation/beside.jsonl; at least one.
+    """
+    figure, (axes,) = _figure((7.2, 3.2))
+    _against_images_seen(axes, f"Fréchet distance ({scores[-1]['features']} features)")
+    seen = [line["images_seen"] for line in scores]
+    distances = [line["frechet_distance"] for line in scores]
+    axes.errorbar(seen, distances, [line["stderr"] for line in scores], color="black", marker="o", capsize=3)
+    return figure_png(figure)
+
+
+def nfe_curves(lines: Mapping[str, Mapping[str, Sequence[float]]], distance: str) -> bytes:
+    """Error and distance against NFE, a line for each solver.
+
+    `lines` holds for each solver `nfe`, `error` and `distance`; `distance` is the title of the latter.
+    """
+    figure, panels = _figure((9.2, 3.2), columns=2)
     for axes, key, title in zip(
-        figure.subplots(1, 2), ("error", "distance"), ("error of the solution (RMS)", distance), strict=True
+        panels, ("error", "distance"), ("error of the solution (RMS)", distance), strict=True
     ):
         for solver, line in lines.items():
             order = sorted(range(len(line["nfe"])), key=line["nfe"].__getitem__)
@@ -33,6 +63,27 @@ def curves(lines: Mapping[str, Mapping[str, Sequence[float]]], distance: str) ->
         axes.set_title(title, fontsize=9)
         axes.grid(alpha=0.3, which="both")
         axes.legend(fontsize=7)
+    return figure_png(figure)
+
+
+def _figure(size: tuple[float, float], columns: int = 1) -> "tuple[Figure, list[Axes]]":
+    # matplotlib is imported when something is drawn: `fm compare` does not.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, [figure.add_subplot(1, columns, number + 1) for number in range(columns)]
+
+
+def _against_images_seen(axes: "Axes", label: str) -> None:
+    axes.set_xlabel("images seen")
+    axes.set_ylabel(label)
+    axes.grid(alpha=0.3)
+
+
+def figure_png(figure: "Figure") -> bytes:
+    """A matplotlib figure as the bytes of a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()

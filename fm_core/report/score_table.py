@@ -1,22 +1,21 @@
-"""Scores as rows of tables; numbers of unequal protocol never stand in one table without a word."""
+"""Tables of scores. A table of scores with different protocols always states the differences."""
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fm_core.report.html import Figure, PageSection, Table
-from fm_core.report.image_grids import data_uri
-from fm_core.report.plots import curves
+from fm_core.report.html import Figure, PageSection, Table, data_uri
+from fm_core.report.plots import nfe_curves
 
 INCEPTION = "inception-v3-2015-12-05"
-"""Features on which a Fréchet distance is FID, as evaluation names them."""
-ITSELF = ("weights_sha256", "samples_digest")
-"""What differs between two models that are compared, and is no difference of protocol."""
+"""Name of the features with which a Fréchet distance is FID."""
+SUBJECT_KEYS = ("weights_sha256", "samples_digest")
+"""Keys of a protocol that identify what is scored; a difference in them is no difference of protocol."""
 
 
 @dataclass(frozen=True)
-class Entry:
+class ScoreEntry:
     """Scores of one set of samples."""
 
     name: str
@@ -24,20 +23,22 @@ class Entry:
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """All that moves the numbers, under dotted names, save what is being compared."""
-        return {key: value for key, value in _flat(self.scores["protocol"]).items() if key not in ITSELF}
+        """Everything that affects the numbers, under dotted names, except what is being compared."""
+        return {
+            key: value for key, value in _flat(self.scores["protocol"]).items() if key not in SUBJECT_KEYS
+        }
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Several sets of scores in one table, and how their protocols differ."""
+    """Several sets of scores in one table, and the differences between their protocols."""
 
     table: Table
     differences: Sequence[str]
-    """A line for each key of the protocol in which they differ; empty where the numbers compare."""
+    """A line for each key in which the protocols differ; empty where the numbers are comparable."""
 
     def text(self) -> str:
-        """The table as Markdown, differences below it."""
+        """The table as Markdown, followed by the differences."""
         rows = [self.table.head, ["---"] * len(self.table.head), *self.table.rows]
         lines = ["| " + " | ".join(row) + " |" for row in rows]
         if self.differences:
@@ -45,13 +46,13 @@ class Comparison:
         return "\n".join(lines)
 
 
-WARNING = "These numbers were not made by one protocol, and compare only as far as these differences allow:"
+WARNING = "These scores have different protocols and are comparable only as far as these differences allow:"
 
 
-def compared(entries: Sequence[Entry]) -> Comparison:
-    """One row for each set of scores, a letter for each protocol, and the differences.
+def compare_scores(entries: Sequence[ScoreEntry]) -> Comparison:
+    """One row for each set of scores, and the differences between protocols.
 
-    The letter stands in the first column where there is more than one protocol.
+    Where there is more than one protocol, a column has a letter for each.
     """
     protocols = list[dict[str, Any]]()
     for entry in entries:
@@ -75,39 +76,39 @@ def _differences(protocols: Sequence[Mapping[str, Any]], letters: Sequence[str])
     keys = sorted(set().union(*(protocol.keys() for protocol in protocols)))
     lines = list[str]()
     for key in keys:
-        values = [protocol.get(key, "not told") for protocol in protocols]
+        values = [protocol.get(key, "not recorded") for protocol in protocols]
         if any(value != values[0] for value in values):
-            told = "; ".join(f"{letter}: {value}" for letter, value in zip(letters, values, strict=True))
-            lines.append(f"{key}: {told}")
+            by_letter = zip(letters, values, strict=True)
+            lines.append(f"{key}: {'; '.join(f'{letter}: {value}' for letter, value in by_letter)}")
     return lines
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(value, dict):
         return {prefix: value}
-    found = dict[str, Any]()
-    for key, below in value.items():
-        found |= _flat(below, f"{prefix}.{key}" if prefix else str(key))
-    return found
+    flat = dict[str, Any]()
+    for key, nested in value.items():
+        flat |= _flat(nested, f"{prefix}.{key}" if prefix else str(key))
+    return flat
 
 
 @dataclass(frozen=True)
 class Column:
-    """A score of the comparison."""
+    """A score and how its column is shown."""
 
     key: str
     title: str
     digits: int
 
-    def head(self, entries: Sequence[Entry]) -> str:
-        """Its title; a Fréchet distance is FID where all of it is on Inception's features."""
+    def head(self, entries: Sequence[ScoreEntry]) -> str:
+        """The column's title; a Fréchet distance is called FID where all entries use Inception features."""
         kinds = {entry.scores[self.key].get("features") for entry in entries if self.key in entry.scores}
         if self.key == "frechet_distance":
-            return title_of_distance(kinds.pop()) if len(kinds) == 1 else self.title
+            return distance_title(kinds.pop()) if len(kinds) == 1 else self.title
         return self.title
 
     def cell(self, scores: Mapping[str, Any]) -> str:
-        """Value and standard error, or nothing."""
+        """Value, standard error and number of images; empty where the score is absent."""
         if self.key not in scores:
             return ""
         record = scores[self.key]
@@ -128,18 +129,18 @@ COLUMNS = (
 )
 
 
-def title_of_distance(features: str) -> str:
-    """FID for the features that FID is defined by, and no other."""
+def distance_title(features: str) -> str:
+    """FID for the features that define FID; the Fréchet distance of the named features otherwise."""
     return "FID" if features == INCEPTION else f"Fréchet distance ({features} features)"
 
 
 def scores_section(scores: Mapping[str, Any]) -> PageSection:
-    """One set of scores, each with its error and what it is of; the protocol below."""
+    """One set of scores, each with its error and the images behind it; the protocol follows."""
     rows = list[list[str]]()
     for key, what in (
         ("frechet_distance", "samples"),
         ("frechet_distance_of_as_many", "samples"),
-        ("frechet_distance_of_held_out", "real held-out images"),
+        ("frechet_distance_of_held_out", "real validation images"),
     ):
         if key in scores:
             rows += _distance_rows(scores[key], what)
@@ -150,19 +151,19 @@ def scores_section(scores: Mapping[str, Any]) -> PageSection:
             value = f"{record['value']:.{column.digits}f} ± {record['stderr']:.{column.digits}f}"
             of = f"{record['images']:,} samples{against}, {record['features']} features"
             rows.append([column.title, value, of])
-    rows += _recognition_rows(scores)
+    rows += _classifier_rows(scores)
     if copies := scores.get("duplicates"):
         rows.append(["copies of other samples", f"{copies['images']:,}", f"of {copies['of']:,} samples"])
     if nfe := scores.get("nfe"):
         steps = ", ".join(f"{nfe[key]:.1f} steps {key}" for key in ("accepted", "rejected") if key in nfe)
-        told = [f"{nfe['solver']}, batches of {nfe['batch_size']}", steps] if steps else [nfe["solver"]]
-        rows.append(["NFE", f"{nfe['mean']:.0f}", ", ".join(told)])
+        details = [f"{nfe['solver']}, batches of {nfe['batch_size']}", steps] if steps else [nfe["solver"]]
+        rows.append(["NFE", f"{nfe['mean']:.0f}", ", ".join(details)])
     rows += _likelihood_rows(scores)
     note = ""
     if distance := scores.get("frechet_distance"):
         note = f"Reference: {distance['reference']}."
         if distance["features"] != INCEPTION:
-            note = f"Distances on {distance['features']} features are not FID. {note}"
+            note = f"Distances with {distance['features']} features are not FID. {note}"
     figures = [_curve_figure(scores["nfe_curve"])] if "nfe_curve" in scores else []
     protocol = json.dumps(scores["protocol"], indent=1)
     return PageSection("Scores", [Table(["", "value", "of"], rows), *figures], note, text=protocol)
@@ -171,30 +172,34 @@ def scores_section(scores: Mapping[str, Any]) -> PageSection:
 def _distance_rows(record: Mapping[str, Any], what: str) -> list[list[str]]:
     value = f"{record['value']:.3f} ± {record['stderr']:.3f}"
     few = ", fewer than features" if record.get("fewer_images_than_features") else ""
-    rows = [[title_of_distance(record["features"]), value, f"{record['images']:,} {what}{few}"]]
+    rows = [[distance_title(record["features"]), value, f"{record['images']:,} {what}{few}"]]
     if limit := record.get("infinity"):
         value = f"{limit['value']:.3f} ± {limit['stderr']:.3f}"
         rows.append(["", value, f"extrapolated to infinitely many {what}"])
     return rows
 
 
-def _recognition_rows(scores: Mapping[str, Any]) -> list[list[str]]:
+def _classifier_rows(scores: Mapping[str, Any]) -> list[list[str]]:
     if "recognised" not in scores:
         return []
-    known, judge = scores["recognised"], scores["classifier"]
-    shares = known["class_shares"]
+    recognized, classifier = scores["recognised"], scores["classifier"]
+    shares = recognized["class_shares"]
     return [
-        ["recognised with confidence above 0.9", f"{known['value']:.1%}", f"{known['images']:,} samples"],
-        ["", f"{known['held_out']:.1%}", f"{known['held_out_images']:,} real held-out images"],
+        [
+            "recognized with confidence above 0.9",
+            f"{recognized['value']:.1%}",
+            f"{recognized['images']:,} samples",
+        ],
+        ["", f"{recognized['held_out']:.1%}", f"{recognized['held_out_images']:,} real validation images"],
         [
             "smallest and largest class share",
             f"{min(shares):.1%} to {max(shares):.1%}",
-            "of the samples, as the classifier reads them",
+            "of the samples, as the classifier labels them",
         ],
         [
-            "held-out accuracy of the classifier",
-            f"{judge['held_out_accuracy']:.2%}",
-            f"{judge['held_out_images']:,} images",
+            "validation accuracy of the classifier",
+            f"{classifier['held_out_accuracy']:.2%}",
+            f"{classifier['held_out_images']:,} images",
         ],
     ]
 
@@ -203,16 +208,15 @@ def _likelihood_rows(scores: Mapping[str, Any]) -> list[list[str]]:
     if "bits_per_dim" not in scores:
         return []
     bits = scores["bits_per_dim"]
-    detail = f"{bits['images']:,} held-out images, K = {bits['k']}, probe deviation {bits['probe_std']:.3f}"
+    detail = f"{bits['images']:,} validation images, K = {bits['k']}, probe deviation {bits['probe_std']:.3f}"
     rows = [["bits/dim", f"{bits['value']:.3f} ± {bits['stderr']:.3f}", detail]]
-    if several := bits.get("k_sample"):
-        value = f"{several['value']:.3f} ± {several['stderr']:.3f}"
-        rows.append(["", value, f"K = {several['k']}, probes shared by the draws"])
+    if k_sample := bits.get("k_sample"):
+        value = f"{k_sample['value']:.3f} ± {k_sample['stderr']:.3f}"
+        rows.append(["", value, f"K = {k_sample['k']}, probes shared by the draws"])
     if check := bits.get("solver_check"):
-        told = (
-            f"change at a tenth of the tolerances; {check['largest']:.1e} at most of {check['images']} images"
-        )
-        rows.append(["", f"{check['mean']:+.1e}", told])
+        largest = f"at most {check['largest']:.1e} for {check['images']} images"
+        detail = f"change at a tenth of the tolerances; {largest}"
+        rows.append(["", f"{check['mean']:+.1e}", detail])
     return rows
 
 
@@ -228,8 +232,9 @@ def _curve_figure(curve: Mapping[str, Any]) -> Figure:
         }
         for solver, points in by_solver.items()
     }
+    title = distance_title(curve["features"])
     caption = (
-        f"{curve['images']:,} images: difference from a solution in {curve['exact']['evaluations']:,} "
-        f"evaluations, and {title_of_distance(curve['features'])}, against evaluations of the network"
+        f"{curve['images']:,} images: difference from a reference solution with "
+        f"{curve['exact']['evaluations']:,} evaluations, and {title}, against evaluations of the network"
     )
-    return Figure(data_uri(curves(lines, title_of_distance(curve["features"]))), caption, plot=True)
+    return Figure(data_uri(nfe_curves(lines, title)), caption, plot=True)

@@ -1,4 +1,4 @@
-"""Runs of one comparison, put together: over seeds, and against each other."""
+"""Results of a comparison's runs, aggregated over seeds and compared with one another."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -13,65 +13,65 @@ from fm_core.reproduce.claims import (
     over_seeds,
 )
 
-FIXED = ("euler", "midpoint", "heun2", "rk4")
+FIXED_STEP_SOLVERS = ("euler", "midpoint", "heun2", "rk4")
 
 Record = Mapping[str, Any]
 
 
 def by_objective(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Runs by the name of their cell, in the order of cells; a list holds the seeds."""
-    found: dict[str, list[Record]] = {}
+    """Records by the name of their experiment, in the order of experiments; a list holds the seeds."""
+    groups: dict[str, list[Record]] = {}
     for record in records:
-        found.setdefault(record["cell"], []).append(record)
-    return found
+        groups.setdefault(record["cell"], []).append(record)
+    return groups
 
 
 def summary(seeds: Sequence[Record]) -> dict[str, Any]:
     """One objective's numbers: mean and deviation over seeds, or of one seed with its own error."""
     first = seeds[0]
-    found: dict[str, Any] = {
+    record: dict[str, Any] = {
         "title": first["title"] + (f" ({first['steps']:,} steps)" if first["fewer_steps"] else ""),
-        "runs": [record["run"] for record in seeds],
+        "runs": [seed["run"] for seed in seeds],
         "steps": first["steps"],
         "images_seen": first["images_seen"],
         "error_is": "deviation over seeds" if len(seeds) > 1 else "the estimator's standard error",
         "frechet_distance": _number(seeds, "frechet_distance"),
-        "nfe": asdict(over_seeds([Measured(record["scores"]["nfe"]["mean"], 0.0) for record in seeds])),
+        "nfe": asdict(over_seeds([Measured(seed["scores"]["nfe"]["mean"], 0.0) for seed in seeds])),
     }
-    if all("bits_per_dim" in record["scores"] for record in seeds):
-        found["bits_per_dim"] = _number(seeds, "bits_per_dim")
-    return found
+    if all("bits_per_dim" in seed["scores"] for seed in seeds):
+        record["bits_per_dim"] = _number(seeds, "bits_per_dim")
+    return record
 
 
-def claims(records: Sequence[Record], ours: str) -> dict[str, dict[str, dict[str, Any]]]:
-    """The paper's three claims against each other objective: claim -> its cell -> factor and words.
+def claims(records: Sequence[Record], candidate: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """The paper's three claims against each other objective: claim -> its experiment -> the verdict's record.
 
     Args:
         records: the runs.
-        ours: the cell of flow matching on the optimal-transport path.
+        candidate: name of the experiment of flow matching on the optimal-transport path.
     """
     groups = by_objective(records)
-    if ours not in groups:
+    if candidate not in groups:
         return {}
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    mine = groups[ours]
-    for cell, other in groups.items():
-        if cell == ours:
+    verdicts: dict[str, dict[str, dict[str, Any]]] = {}
+    candidate_seeds = groups[candidate]
+    for name, baseline in groups.items():
+        if name == candidate:
             continue
-        verdicts = {"samples": compare_quality(_distance(mine), _distance(other))}
-        budgets = over_budgets(mine), over_budgets(other)
+        by_claim = {"samples": compare_quality(_distance(candidate_seeds), _distance(baseline))}
+        budgets = over_budgets(candidate_seeds), over_budgets(baseline)
         if all(budgets):
-            verdicts["evaluations"] = compare_cost(*budgets, "evaluations")
-        training = while_training(mine), while_training(other)
+            by_claim["evaluations"] = compare_cost(*budgets, "evaluations")
+        training = while_training(candidate_seeds), while_training(baseline)
         if all(training):
-            verdicts["training"] = compare_cost(*training, "images")
-        for claim, verdict in verdicts.items():
-            found.setdefault(claim, {})[cell] = asdict(verdict)
-    return found
+            by_claim["training"] = compare_cost(*training, "images")
+        for claim, verdict in by_claim.items():
+            verdicts.setdefault(claim, {})[name] = verdict.record()
+    return verdicts
 
 
 def while_training(seeds: Sequence[Record]) -> list[CurvePoint]:
-    """Distance against images seen, where every seed was measured."""
+    """Distance against images seen, at the checkpoints where every seed was measured."""
     return [
         CurvePoint(seen, mean_of_seeds([Measured(p["frechet_distance"], p["stderr"]) for p in points]))
         for seen, points in _by_images_seen(seeds)
@@ -85,9 +85,9 @@ def _by_images_seen(seeds: Sequence[Record]) -> list[tuple[int, list[Record]]]:
 
 
 def over_budgets(seeds: Sequence[Record]) -> list[CurvePoint]:
-    """Distance against evaluations of the network, each budget by its best solver of fixed steps."""
+    """Distance against evaluations of the network: for each budget that of the best fixed-step solver."""
     best: dict[float, Measured] = {}
-    for solver in FIXED:
+    for solver in FIXED_STEP_SOLVERS:
         for nfe, distance, _ in solver_curve(seeds, solver):
             if nfe not in best or distance.value < best[nfe].value:
                 best[nfe] = distance
@@ -104,7 +104,7 @@ def solver_curve(seeds: Sequence[Record], solver: str) -> list[tuple[float, Meas
         ]
         for record in seeds
     ]
-    found = [
+    points_by_nfe = [
         (
             points[0]["nfe"],
             mean_of_seeds([Measured(p["frechet_distance"], p["frechet_distance_stderr"]) for p in points]),
@@ -112,26 +112,26 @@ def solver_curve(seeds: Sequence[Record], solver: str) -> list[tuple[float, Meas
         )
         for points in zip(*curves, strict=True)
     ]
-    return sorted(found, key=lambda point: point[0])
+    return sorted(points_by_nfe, key=lambda point: point[0])
 
 
 def curves(records: Sequence[Record]) -> dict[str, Any]:
-    """All curves as plain numbers: `while_training` by cell, `solvers` by solver and cell."""
+    """All curves as plain numbers: `while_training` by experiment, `solvers` by solver and experiment."""
     groups = by_objective(records)
     training = {
-        cell: [
+        name: [
             {"images_seen": p.cost, "value": p.distance.value, "stderr": p.distance.stderr, "nfe": nfe}
             for p, nfe in zip(while_training(seeds), _nfe_while_training(seeds), strict=True)
         ]
-        for cell, seeds in groups.items()
+        for name, seeds in groups.items()
     }
     solvers: dict[str, Any] = {}
-    for solver in (*FIXED, "dopri5"):
-        found = {cell: solver_curve(seeds, solver) for cell, seeds in groups.items()}
-        if all(found.values()):
+    for solver in (*FIXED_STEP_SOLVERS, "dopri5"):
+        by_name = {name: solver_curve(seeds, solver) for name, seeds in groups.items()}
+        if all(by_name.values()):
             solvers[solver] = {
-                cell: [{"nfe": n, "value": d.value, "stderr": d.stderr, "error": e} for n, d, e in points]
-                for cell, points in found.items()
+                name: [{"nfe": n, "value": d.value, "stderr": d.stderr, "error": e} for n, d, e in points]
+                for name, points in by_name.items()
             }
     return {"while_training": training, "solvers": solvers}
 
@@ -152,5 +152,5 @@ def _distance(seeds: Sequence[Record]) -> Measured:
 
 
 def _number(seeds: Sequence[Record], name: str) -> dict[str, float]:
-    found = over_seeds([Measured(r["scores"][name]["value"], r["scores"][name]["stderr"]) for r in seeds])
-    return {"value": found.value, "stderr": found.stderr}
+    number = over_seeds([Measured(r["scores"][name]["value"], r["scores"][name]["stderr"]) for r in seeds])
+    return {"value": number.value, "stderr": number.stderr}

@@ -1,4 +1,4 @@
-"""The page of a comparison on images: the paper's table and figures, and what they say of its claims."""
+"""The page of a comparison on images: the paper's table and figures, and the verdicts on its claims."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,29 +6,39 @@ from typing import Any
 
 from torch import Tensor
 
-from fm_core.report.html import Figure, PageSection, Table, page
-from fm_core.report.image_grids import data_uri, grid, png
-from fm_core.reproduce.comparison_figures import Curve, against_evaluations, against_images, from_one_noise
-from fm_core.reproduce.deviations import deviations, trained
-from fm_core.reproduce.paper_results import DRAWS, key_of, paper_results
+from fm_core.report.html import Figure, PageSection, Table, data_uri, page
+from fm_core.report.image_grids import grid, png
+from fm_core.reproduce.comparison_figures import (
+    Curve,
+    against_evaluations,
+    against_images,
+    trajectories_from_one_noise,
+)
+from fm_core.reproduce.paper_results import (
+    DRAWS,
+    deviations,
+    paper_results,
+    table_key,
+    training_budget,
+)
 
 CLAIMS = {
     "evaluations": "Reaches the other's quality with fewer evaluations of the network",
-    "training": "Distance falls faster while training",
+    "training": "Distance falls faster during training",
     "samples": "Samples are better",
 }
 NOTE_ON_TABLE = (
     "Every objective has the same data in the same order, the same noise by stream position, the same "
-    "initial weights, network, optimizer and budget; nothing was searched for one of them alone."
+    "initial weights, network, optimizer and budget; no objective was tuned by itself."
 )
-WAYS = 3
-"""Images whose way from noise is shown."""
+TRAJECTORIES = 3
+"""Images whose trajectories are shown."""
 Results = Mapping[str, Any]
-Pictures = Mapping[str, Mapping[str, Tensor]]
+ImagesByRun = Mapping[str, Mapping[str, Tensor]]
 
 
-def comparison_page(results: Results, pictures: Pictures) -> str:
-    """The whole page; arguments as `comparison_sections`."""
+def comparison_page(results: Results, images: ImagesByRun) -> str:
+    """The page as HTML; arguments as `comparison_sections`."""
     config = results["config"]
     seeds = config["reproduce"]["images"]["seeds"]
     lead = (
@@ -36,107 +46,106 @@ def comparison_page(results: Results, pictures: Pictures) -> str:
         f"by each unless the table says otherwise, seeds {', '.join(map(str, seeds))}."
     )
     last = PageSection("Configuration", [], text=json.dumps(config, indent=1))
-    sections = [*comparison_sections(results, pictures), last]
+    sections = [*comparison_sections(results, images), last]
     return page("Flow matching and what it was compared with", lead, sections)
 
 
-def comparison_sections(results: Results, pictures: Pictures) -> list[PageSection]:
+def comparison_sections(results: Results, images: ImagesByRun) -> list[PageSection]:
     """The table, the verdicts and the figures.
 
     Args:
         results: the content of results.json.
-        pictures: by run, `images` uint8 [budgets, n, C, H, W] and `levels`, and where it was kept
+        images: by run, `images` uint8 [budgets, n, C, H, W] and `levels`, and where trajectories are saved
             `trajectory` uint8 [T, n, C, H, W].
     """
-    sections = [_table(results), *_published(results), _verdicts(results)]
+    sections = [_table(results), *_paper_table(results), _verdicts(results)]
     if results["failed"]:
         rows = [[run, error] for run, error in results["failed"].items()]
         sections.insert(0, PageSection("Failed", [Table(["run", "error"], rows)]))
-    sections += [*_curves(results), *_ways(results, pictures), *_samples(results, pictures)]
-    unlike = Table(["", "here", "in the paper"], deviations(results["config"]))
-    return [*sections, PageSection("What differs from the paper", [unlike])]
+    sections += [*_curves(results), *_trajectories(results, images), *_samples(results, images)]
+    differences = Table(["", "here", "in the paper"], deviations(results["config"]))
+    return [*sections, PageSection("Differences from the paper", [differences])]
 
 
 def _table(results: Results) -> PageSection:
     head = ["objective", "bits/dim", "Fréchet distance", "NFE", "images seen"]
     rows = [
         [
-            cell["title"],
-            _with_error(cell.get("bits_per_dim"), 3),
-            _with_error(cell["frechet_distance"], 2),
-            _with_error(cell["nfe"], 0) if len(cell["runs"]) > 1 else f"{cell['nfe']['value']:.0f}",
-            f"{cell['images_seen']:,}",
+            row["title"],
+            _with_error(row.get("bits_per_dim"), 3),
+            _with_error(row["frechet_distance"], 2),
+            _with_error(row["nfe"], 0) if len(row["runs"]) > 1 else f"{row['nfe']['value']:.0f}",
+            f"{row['images_seen']:,}",
         ]
-        for cell in results["summary"].values()
+        for row in results["summary"].values()
     ]
-    errors = sorted({cell["error_is"] for cell in results["summary"].values()})
+    errors = sorted({row["error_is"] for row in results["summary"].values()})
     features = sorted({record["scores"]["frechet_distance"]["features"] for record in results["cells"]})
-    note = f"{NOTE_ON_TABLE}{_own_settings(results)} NFE: evaluations of the network a sample, by "
+    note = f"{NOTE_ON_TABLE}{_own_settings(results)} NFE: evaluations of the network per sample, by "
     note += f"{_solver(results)}. ±: {', '.join(errors)}. Features: {', '.join(features)}"
-    return PageSection("Table 1", [Table(head, rows)], note + _held_out(results))
+    return PageSection("Table 1", [Table(head, rows)], note + _validation_distance(results))
 
 
 def _own_settings(results: Results) -> str:
-    """Which cells have settings of their own, if any."""
-    cells = results["config"]["reproduce"]["cells"]
-    own = [
-        cell["title"] or cell["name"]
-        for cell in cells
-        if cell["objective_options"] or cell["path_options"] or cell["steps"]
+    """The experiments with settings of their own, if any, as a sentence."""
+    names = [
+        section["title"] or section["name"]
+        for section in results["config"]["reproduce"]["cells"]
+        if section["objective_options"] or section["path_options"] or section["steps"]
     ]
-    return f" Options or steps of their own have {', '.join(own)}." if own else ""
+    return f" With options or steps of their own: {', '.join(names)}." if names else ""
 
 
 def _solver(results: Results) -> str:
     sample = results["config"]["sample"]
-    how = f" in {sample['steps']} steps" if sample["steps"] else ""
-    tolerances = f" at {sample['rtol']:g}" if sample["rtol"] and not how else ""
-    return f"{sample['solver']}{tolerances}{how}"
+    steps = f" in {sample['steps']} steps" if sample["steps"] else ""
+    tolerances = f" at {sample['rtol']:g}" if sample["rtol"] and not steps else ""
+    return f"{sample['solver']}{tolerances}{steps}"
 
 
-def _held_out(results: Results) -> str:
+def _validation_distance(results: Results) -> str:
     real = [record["scores"].get("frechet_distance_of_held_out") for record in results["cells"]]
     if not real or not real[0]:
         return "."
-    return f"; real held-out images are at {real[0]['value']:.2f} from the same reference."
+    return f"; real validation images: {real[0]['value']:.2f} from the same reference."
 
 
-def _published(results: Results) -> list[PageSection]:
+def _paper_table(results: Results) -> list[PageSection]:
     rows = paper_results(results["data"])
     if rows is None:
         return []
     body = [[title, f"{bits:.2f}", f"{fid:.2f}", str(nfe)] for title, (bits, fid, nfe) in rows.items()]
-    draws = DRAWS[key_of(results["data"])]
+    draws = DRAWS[table_key(results["data"])]
     note = (
-        "Lipman et al. (2023), table 1. Not to be mixed with the numbers above: FID there by the "
-        f"TensorFlow-GAN library, bits/dim with K = {draws} dequantisation draws; moving averages and the "
-        f"number of images behind FID are not stated. Trained on {trained(results['data'])}; here on "
-        f"{results['config']['train']['images']:,} images."
+        "Lipman et al. (2023), table 1. Not comparable with the numbers above: the paper computes FID with "
+        f"the TensorFlow-GAN library and bits/dim with K = {draws} dequantization draws; it does not state "
+        "moving averages and the number of images behind FID. Trained on "
+        f"{training_budget(results['data'])}; here on {results['config']['train']['images']:,} images."
     )
-    return [PageSection("The paper's own", [Table(["objective", "bits/dim", "FID", "NFE"], body)], note)]
+    return [PageSection("Published results", [Table(["objective", "bits/dim", "FID", "NFE"], body)], note)]
 
 
 def _verdicts(results: Results) -> PageSection:
-    titles = {name: cell["title"] for name, cell in results["summary"].items()}
+    titles = {name: row["title"] for name, row in results["summary"].items()}
     rows = [
-        [CLAIMS[claim], titles[cell], verdict["words"]]
+        [CLAIMS[claim], titles[name], verdict["words"]]
         for claim in CLAIMS
-        for cell, verdict in results["claims"].get(claim, {}).items()
+        for name, verdict in results["claims"].get(claim, {}).items()
     ]
     note = (
-        "The paper claims three things of flow matching on the optimal-transport path. Costs are those that "
-        "were measured, not interpolated; a standard error of the other's best distance is granted to both. "
-        "Ranges (16% to 84%) come from drawing every distance anew within its error."
+        "The paper makes three claims about flow matching on the optimal-transport path. Costs are measured, "
+        "not interpolated; the target is the other's best distance plus its standard error. Ranges (16% to "
+        "84%) come from resampling every distance within its error."
     )
     if not rows:
-        note += " It is not among the cells, or alone."
+        note += " This objective is not among the experiments, or it is the only one."
     return PageSection(
         "The paper's claims", [Table(["claim", "against", "measured"], rows)] if rows else [], note
     )
 
 
 def _curves(results: Results) -> list[PageSection]:
-    titles = {name: cell["title"] for name, cell in results["summary"].items()}
+    titles = {name: row["title"] for name, row in results["summary"].items()}
     sections: list[PageSection] = []
     training = results["curves"]["while_training"]
     if any(training.values()):
@@ -155,16 +164,18 @@ def _curves(results: Results) -> list[PageSection]:
     solvers = results["curves"]["solvers"]
     if any(solvers.values()):
         errors = {
-            s: [Curve(titles[n], [p["nfe"] for p in c], [p["error"] for p in c]) for n, c in cells.items()]
-            for s, cells in solvers.items()
+            s: [Curve(titles[n], [p["nfe"] for p in c], [p["error"] for p in c]) for n, c in by_name.items()]
+            for s, by_name in solvers.items()
         }
         distances_by = {
-            s: [_line(titles[n], [(p["nfe"], p["value"], p["stderr"]) for p in c]) for n, c in cells.items()]
-            for s, cells in solvers.items()
+            s: [
+                _line(titles[n], [(p["nfe"], p["value"], p["stderr"]) for p in c]) for n, c in by_name.items()
+            ]
+            for s, by_name in solvers.items()
         }
         caption = (
-            "Above: root mean square difference from the solution with very many evaluations, from the same "
-            "noise. Below: Fréchet distance (figure 7)."
+            "Above: root mean square difference from a reference solution with many evaluations, from the "
+            "same noise. Below: Fréchet distance (figure 7)."
         )
         sections.append(
             PageSection("Fewer evaluations", [_plot(against_evaluations(errors, distances_by), caption)])
@@ -172,36 +183,34 @@ def _curves(results: Results) -> list[PageSection]:
     return sections
 
 
-def _ways(results: Results, pictures: Pictures) -> list[PageSection]:
-    shown = {cell["title"]: pictures[cell["runs"][0]] for cell in results["summary"].values()}
-    kept = {title: drawn for title, drawn in shown.items() if "trajectory" in drawn}
-    if not kept:
+def _trajectories(results: Results, images: ImagesByRun) -> list[PageSection]:
+    by_title = {row["title"]: images[row["runs"][0]] for row in results["summary"].values()}
+    by_title = {title: tensors for title, tensors in by_title.items() if "trajectory" in tensors}
+    if not by_title:
         return []
-    levels = int(next(iter(kept.values()))["levels"])
-    count = min(WAYS, *(drawn["trajectory"].shape[1] for drawn in kept.values()))
-    parts = [
-        _plot(
-            from_one_noise({title: drawn["trajectory"][:, number] for title, drawn in kept.items()}, levels),
-            f"The noise of image {number}, at equally spaced times from t = 0 (left) to t = 1 (right)",
-        )
-        for number in range(count)
-    ]
+    levels = int(next(iter(by_title.values()))["levels"])
+    count = min(TRAJECTORIES, *(tensors["trajectory"].shape[1] for tensors in by_title.values()))
+    figures: list[Table | Figure] = []
+    for number in range(count):
+        trajectories = {title: tensors["trajectory"][:, number] for title, tensors in by_title.items()}
+        caption = f"The noise of image {number}, at equally spaced times from t = 0 (left) to t = 1 (right)"
+        figures.append(_plot(trajectories_from_one_noise(trajectories, levels), caption))
     solver = results["config"]["sample"]["solver"]
-    note = f"Each objective's model carries the same noise to data, solved by {solver}. The paper's figure 6."
-    return [PageSection("Sampling paths from one noise", parts, note)]
+    note = f"Trajectories of each objective's model from the same noise, by {solver}. The paper's figure 6."
+    return [PageSection("Sampling paths from one noise", figures, note)]
 
 
-def _samples(results: Results, pictures: Pictures) -> list[PageSection]:
+def _samples(results: Results, images: ImagesByRun) -> list[PageSection]:
     budgets = results["config"]["reproduce"]["images"]["shown_nfe"]
-    parts: list[Table | Figure] = []
-    for cell in results["summary"].values():
-        drawn = pictures[cell["runs"][0]]
-        images, levels = drawn["images"], int(drawn["levels"])
-        sheet = grid(images.flatten(0, 1), levels, images.shape[1], max(1, 24 // images.shape[-1]))
-        caption = f"{cell['title']}: a row each for {', '.join(map(str, budgets))} evaluations (midpoint)"
-        parts.append(Figure(data_uri(png(sheet)), caption))
+    figures: list[Table | Figure] = []
+    for row in results["summary"].values():
+        tensors = images[row["runs"][0]]
+        samples, levels = tensors["images"], int(tensors["levels"])
+        sheet = grid(samples.flatten(0, 1), levels, samples.shape[1], max(1, 24 // samples.shape[-1]))
+        caption = f"{row['title']}: one row each for {', '.join(map(str, budgets))} evaluations (midpoint)"
+        figures.append(Figure(data_uri(png(sheet)), caption))
     note = "The same noise in every column. The paper's figures 16 and 17."
-    return [PageSection("Samples at few evaluations", parts, note)] if parts else []
+    return [PageSection("Samples at few evaluations", figures, note)] if figures else []
 
 
 def _line(label: str, points: Sequence[tuple[float, float, float]]) -> Curve:
@@ -209,7 +218,7 @@ def _line(label: str, points: Sequence[tuple[float, float, float]]) -> Curve:
 
 
 def _with_error(number: Mapping[str, float] | None, digits: int) -> str:
-    return f"{number['value']:.{digits}f} ± {number['stderr']:.{digits}f}" if number else "not asked for"
+    return f"{number['value']:.{digits}f} ± {number['stderr']:.{digits}f}" if number else "not requested"
 
 
 def _plot(content: bytes, caption: str) -> Figure:

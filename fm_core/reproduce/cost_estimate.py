@@ -6,30 +6,31 @@ import torch
 
 from fm_core.config import RunConfig
 from fm_core.data.manifest import load_manifest
+from fm_core.data.shard_plan import image_shape_and_classes
 from fm_core.data.sources import open_source
 from fm_core.errors import UserError
 from fm_core.reproduce.experiment_cost import (
+    Assumptions,
     ExperimentCost,
-    Stated,
     image_experiment_cost,
     toy_experiment_cost,
 )
 from fm_core.reproduce.experiments import experiments_of, objective_of
 from fm_core.reproduce.paper_results import paper_results
-from fm_core.reproduce.toy2d.comparison_2d import check
-from fm_core.stages.preflight import images_of, rules
+from fm_core.reproduce.stage_functions import Rules
+from fm_core.reproduce.toy2d.experiment_2d import toy_experiments
 from fm_core.training.cost_model import size
 from fm_core.training.mfu import peak_tflops
 
-ASSUMED = {"bf16": 989e12, "TF32": 494e12, "float32": 67e12}
-"""FLOP/s of an H100 or H200 (SXM, dense), where this machine has no GPU whose peak is known in that type."""
-SMALL = 10_000_000
-"""Networks of fewer parameters are bound by the starts of their operations and come nowhere near a peak."""
-PER = 100
-"""Evaluations by which hours are told where nobody knows how many there will be."""
-HOUR = 3600
+DEFAULT_PEAK = {"bf16": 989e12, "TF32": 494e12, "float32": 67e12}
+"""FLOP/s of an H100 or H200 (SXM, dense), where this machine has no GPU with a known peak for that type."""
+LATENCY_BOUND_PARAMETERS = 10_000_000
+"""Networks of fewer parameters are bound by kernel launches, so that a device's peak says nothing."""
+NFE_UNIT = 100
+"""Where the number of evaluations is unknown, hours are stated per this many."""
+SECONDS_PER_HOUR = 3600
 PRECISION = (
-    "a peak is that of the training's type; likelihoods are solved in float32, and so are samples unless "
+    "the peak is that of the training's type; likelihoods are solved in float32, and so are samples unless "
     "sample.precision says otherwise: their hours are a lower bound"
 )
 HEAD = ("objective", "runs", "steps", "training FLOPs", "training, h", "samples, h", "bits/dim, h")
@@ -37,19 +38,19 @@ STORED = ("checkpoints", "samples")
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """The cost of a comparison, in words."""
+class CostEstimate:
+    """The cost of a comparison, as text."""
 
     headline: str
     """All of it in one line."""
     facts: dict[str, str]
-    """Name -> what holds for all objectives, and what was assumed."""
+    """Name -> facts that hold for all objectives, and assumptions."""
     rows: list[tuple[str, ...]]
     """The columns of HEAD and STORED for each objective, and their sum. Hours are those of one device."""
 
     def text(self) -> str:
-        """For a terminal."""
-        lines = [self.headline, "", *(f"{name:12} {words}" for name, words in self.facts.items()), ""]
+        """The estimate for a terminal."""
+        lines = [self.headline, "", *(f"{name:12} {fact}" for name, fact in self.facts.items()), ""]
         table = [HEAD + STORED, *self.rows]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         for row in table:
@@ -59,57 +60,63 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class _Objective:
+class _ObjectiveCost:
     """One row of the table."""
 
     title: str
     runs: int
     cost: ExperimentCost
     nfe: float | None
-    """Evaluations of dopri5 for a sample, where somebody has told."""
+    """Evaluations of dopri5 per sample, where a number is known or assumed."""
 
 
 def estimate(
     config: RunConfig,
+    rules: Rules,
     peak: float | None = None,
     mfu: float = 0.3,
     images_per_s: float | None = None,
     nfe: float | None = None,
-) -> Estimate:
-    """Check the configuration of a comparison and say what it takes.
+) -> CostEstimate:
+    """Check the configuration of a comparison and estimate its cost.
 
     Args:
-        config: of the comparison; its data need not be there.
-        peak: FLOP/s of a device; by default this machine's GPU's, if its peak is known, or ASSUMED for the
-            type that is trained in; but for networks so small that it says nothing of their time.
+        config: configuration of the comparison; its data need not exist yet.
+        rules: the preflight rules of the stages.
+        peak: FLOP/s of a device; by default that of this machine's GPU, if it is known, or DEFAULT_PEAK for
+            the type that is trained in. Networks that are bound by latency have no default.
         mfu: share of the peak that goes into the network's operations.
-        images_per_s: that one device trains on, measured, in place of peak and mfu.
-        nfe: evaluations of the network that dopri5 takes for an image; by default the paper's where its
-            table has the data set, and otherwise unknown.
+        images_per_s: measured training throughput of one device, instead of peak and mfu.
+        nfe: evaluations of the network per image by dopri5; by default the paper's where its table has the
+            data set, and otherwise unknown.
 
     Raises:
-        UserError: the comparison cannot be run so, or a number above makes no sense.
+        UserError: the configuration is invalid, or a number above is out of range.
     """
-    stated = Stated(peak, mfu, images_per_s, nfe)
-    objectives = (_of_plane if config.reproduce.kind == "plane" else _of_images)(config, nfe)
-    first, thing = objectives[0].cost, "point" if config.reproduce.kind == "plane" else "image"
+    assumptions = Assumptions(peak, mfu, images_per_s, nfe)
+    if config.reproduce.kind == "plane":
+        unit, objectives = "point", _toy_costs(config, nfe)
+    else:
+        unit, objectives = "image", _image_costs(config, rules, nfe)
+    first = objectives[0].cost
     device = "as stated"
-    if not peak and first.parameters >= SMALL:
-        known, device = _peak_here(config)
-        stated = Stated(known, mfu, images_per_s, nfe)
-    speed = stated.flops_per_s(first.training_flops)
-    rate = f"{speed / first.training_flops:,.0f} {thing}s/s a device" if speed else "unknown throughput"
+    if not peak and first.parameters >= LATENCY_BOUND_PARAMETERS:
+        known, device = _device_peak(config)
+        assumptions = Assumptions(known, mfu, images_per_s, nfe)
+    speed = assumptions.flops_per_s(first.training_flops)
+    rate = f"{speed / first.training_flops:,.0f} {unit}s/s a device" if speed else "unknown throughput"
     facts = {
         "network": f"{first.parameters:,} parameters; {first.forward_flops:.4g} FLOPs forward and "
-        f"{first.training_flops:.4g} in training for one {thing}",
-        "throughput": f"{rate}: {_throughput(stated, device)}",
-        "NFE": _nfe(objectives, nfe),
-        **({"precision": PRECISION, "data set": _data(config)} if thing == "image" else {}),
-        "not counted": "features of images, reading data, saving; logs, scores and pages are small",
+        f"{first.training_flops:.4g} in training for one {unit}",
+        "throughput": f"{rate}: {_throughput(assumptions, device)}",
+        "NFE": _describe_nfe(objectives, nfe),
+        **({"precision": PRECISION, "data set": _describe_data(config)} if unit == "image" else {}),
+        "not counted": "feature extraction, reading data, saving; logs, scores and pages are small",
     }
-    rows = [_row(one.title, [one], stated) for one in objectives] + [_row("sum", objectives, stated)]
+    rows = [_row(objective.title, [objective], assumptions) for objective in objectives]
+    rows.append(_row("sum", objectives, assumptions))
     *_, training, samples, likelihood, _, _ = rows[-1]
-    stored = sum(one.runs * (one.cost.checkpoint_bytes + one.cost.sample_bytes) for one in objectives)
+    stored = sum(o.runs * (o.cost.checkpoint_bytes + o.cost.sample_bytes) for o in objectives)
     hours = (
         f"hours of one device, at {rate}: {training} to train, {samples} to sample, {likelihood} for bits/dim"
     )
@@ -117,44 +124,44 @@ def estimate(
         f"{config.run.name}: {len(objectives)} objectives, {rows[-1][1]} runs of {first.parameters:,} "
         f"parameters, {size(stored)} of checkpoints and samples; {hours if speed else 'hours unknown'}"
     )
-    return Estimate(headline, facts, rows)
+    return CostEstimate(headline, facts, rows)
 
 
-def _peak_here(config: RunConfig) -> tuple[float, str]:
-    """The peak of a device for the type that is trained in, and whose it is."""
+def _device_peak(config: RunConfig) -> tuple[float, str]:
+    """The peak of a device for the type that is trained in, and where it comes from."""
     exact = "TF32" if config.train.speed.tf32 else "float32"
     kind = exact if config.train.precision == "fp32" else "bf16"
     if torch.cuda.is_available() and kind == "bf16":
         name = torch.cuda.get_device_name(0)
         if known := peak_tflops(name):
             return known * 1e12, f"bf16 on this {name}"
-    return ASSUMED[kind], f"assumed: {kind} on an H100 or H200"
+    return DEFAULT_PEAK[kind], f"assumed: {kind} on an H100 or H200"
 
 
-def _of_images(config: RunConfig, nfe: float | None) -> list[_Objective]:
-    shape, classes = images_of(config)
+def _image_costs(config: RunConfig, rules: Rules, nfe: float | None) -> list[_ObjectiveCost]:
+    shape, classes = image_shape_and_classes(config.data)
     paper = paper_results(config.data.name) or {}
     seeds = len(config.reproduce.images.seeds)
-    found: list[_Objective] = []
-    for cell in experiments_of(config)[: len(config.reproduce.cells)]:
-        for _, rule in rules(cell.config, ("train", "sample", "evaluate")):
+    costs: list[_ObjectiveCost] = []
+    for experiment in experiments_of(config)[: len(config.reproduce.cells)]:
+        for _, rule in rules(experiment.config, ("train", "sample", "evaluate")):
             rule()
-        objective = objective_of(cell.section)
-        cost = image_experiment_cost(cell.config, config.reproduce.images, objective, shape, classes)
-        row = paper.get(cell.title)
-        found.append(_Objective(cell.title, seeds, cost, nfe or (row and row[2])))
-    return found
+        objective = objective_of(experiment.section)
+        cost = image_experiment_cost(experiment.config, config.reproduce.images, objective, shape, classes)
+        row = paper.get(experiment.title)
+        costs.append(_ObjectiveCost(experiment.title, seeds, cost, nfe or (row and row[2])))
+    return costs
 
 
-def _of_plane(config: RunConfig, nfe: float | None) -> list[_Objective]:
-    plane = config.reproduce.plane
+def _toy_costs(config: RunConfig, nfe: float | None) -> list[_ObjectiveCost]:
+    toy = config.reproduce.plane
     return [
-        _Objective(task.label, 1, toy_experiment_cost(plane, task.objective, task.steps), nfe)
-        for task in check(config)
+        _ObjectiveCost(e.label, 1, toy_experiment_cost(toy, e.objective, e.steps), nfe)
+        for e in toy_experiments(config)
     ]
 
 
-def _data(config: RunConfig) -> str:
+def _describe_data(config: RunConfig) -> str:
     try:
         manifest = load_manifest(config.data.root, config.data.name)
     except UserError:
@@ -162,54 +169,58 @@ def _data(config: RunConfig) -> str:
         channels, height, width = facts.image_shape
         each = channels * height * width
         if facts.images is None:
-            return f"unknown: how many images there are; {each:,} bytes each, the shards are not made"
-        return f"{size(facts.images * each)}: {facts.images:,} images of {each:,} bytes; not made yet"
-    there = sum(shard.bytes for shard in manifest.shards)
-    return f"{size(there)} in {len(manifest.shards)} shards, which are there"
+            return f"unknown number of images of {each:,} bytes; the shards are not written yet"
+        return f"{size(facts.images * each)}: {facts.images:,} images of {each:,} bytes; not written yet"
+    total = sum(shard.bytes for shard in manifest.shards)
+    return f"{size(total)} in {len(manifest.shards)} shards, already written"
 
 
-def _throughput(stated: Stated, device: str) -> str:
-    if stated.images_per_s:
+def _throughput(assumptions: Assumptions, device: str) -> str:
+    if assumptions.images_per_s:
         return "as stated"
-    if stated.peak:
-        return f"{stated.mfu:.0%} of {stated.peak / 1e12:,.0f} TFLOP/s ({device}; --peak, --mfu)"
-    return "so small a network comes nowhere near a device's peak; measure it and say --images-per-s"
+    if assumptions.peak:
+        return f"{assumptions.mfu:.0%} of {assumptions.peak / 1e12:,.0f} TFLOP/s ({device}; --peak, --mfu)"
+    return "a network this small does not come near a device's peak: measure it and pass --images-per-s"
 
 
-def _nfe(objectives: list[_Objective], nfe: float | None) -> str:
+def _describe_nfe(objectives: list[_ObjectiveCost], nfe: float | None) -> str:
     if nfe:
-        return f"{nfe:g} evaluations of dopri5 for a sample and for a likelihood, as stated"
-    if all(one.nfe for one in objectives):
-        told = ", ".join(f"{one.nfe:g}" for one in objectives)
+        return f"{nfe:g} evaluations of dopri5 per sample and per likelihood, as stated"
+    if all(objective.nfe for objective in objectives):
+        numbers = ", ".join(f"{objective.nfe:g}" for objective in objectives)
         return (
-            f"{told} evaluations of dopri5 for a sample, the paper's at 1e-5; for a likelihood unknown, "
-            f"so its hours are for each {PER} evaluations (--nfe)"
+            f"{numbers} evaluations of dopri5 per sample, the paper's at 1e-5; unknown for a likelihood, "
+            f"so its hours are per {NFE_UNIT} evaluations (--nfe)"
         )
-    return f"of dopri5 unknown before training: hours that hang on it are for each {PER} evaluations (--nfe)"
-
-
-def _row(title: str, objectives: list[_Objective], stated: Stated) -> tuple[str, ...]:
-    speed = stated.flops_per_s(objectives[0].cost.training_flops)
-    totals = [(one.runs * flops if (flops := one.cost.total_training_flops) else None) for one in objectives]
-    fixed = sum(one.runs * one.cost.fixed_flops for one in objectives)
-    solved = [(one.runs * one.cost.solved_flops(one.nfe or PER), one.nfe) for one in objectives]
-    scored = [(one.runs * one.cost.scored_flops(stated.nfe or PER), stated.nfe) for one in objectives]
     return (
-        title,
-        str(sum(one.runs for one in objectives)),
-        f"{sum(one.runs * one.cost.steps for one in objectives):,}",
-        _known(totals, 1.0),
-        _known(totals, speed and speed * HOUR),
-        _hours(fixed, solved, speed),
-        _hours(0.0, scored, speed),
-        size(sum(one.runs * one.cost.checkpoint_bytes for one in objectives)),
-        size(sum(one.runs * one.cost.sample_bytes for one in objectives)),
+        f"of dopri5 unknown before training: hours that depend on it are per {NFE_UNIT} evaluations (--nfe)"
     )
 
 
-def _known(flops: list[float | None], unit: float | None) -> str:
-    """The sum of what is known in a unit, and of how many it is not."""
-    known = [one for one in flops if one is not None]
+def _row(title: str, objectives: list[_ObjectiveCost], assumptions: Assumptions) -> tuple[str, ...]:
+    """The columns of HEAD and STORED for the sum of some objectives."""
+    speed = assumptions.flops_per_s(objectives[0].cost.training_flops)
+    training = [o.runs * flops if (flops := o.cost.total_training_flops) else None for o in objectives]
+    fixed = sum(o.runs * o.cost.fixed_flops for o in objectives)
+    solved = [(o.runs * o.cost.solved_flops(o.nfe or NFE_UNIT), o.nfe) for o in objectives]
+    nfe = assumptions.nfe
+    scored = [(o.runs * o.cost.scored_flops(nfe or NFE_UNIT), nfe) for o in objectives]
+    return (
+        title,
+        str(sum(o.runs for o in objectives)),
+        f"{sum(o.runs * o.cost.steps for o in objectives):,}",
+        _sum_of_known(training, 1.0),
+        _sum_of_known(training, speed and speed * SECONDS_PER_HOUR),
+        _hours(fixed, solved, speed),
+        _hours(0.0, scored, speed),
+        size(sum(o.runs * o.cost.checkpoint_bytes for o in objectives)),
+        size(sum(o.runs * o.cost.sample_bytes for o in objectives)),
+    )
+
+
+def _sum_of_known(flops: list[float | None], unit: float | None) -> str:
+    """The sum of the known costs in a unit, and the number of unknown ones."""
+    known = [cost for cost in flops if cost is not None]
     if not known or not unit:
         return "unknown"
     unknown = len(flops) - len(known)
@@ -217,10 +228,10 @@ def _known(flops: list[float | None], unit: float | None) -> str:
 
 
 def _hours(fixed: float, solved: list[tuple[float, float | None]], speed: float | None) -> str:
-    """Hours for operations, and for those that are either whole or only for each PER evaluations."""
+    """Hours for operations. Costs without a number of evaluations are stated per NFE_UNIT of them."""
     if not speed:
         return "unknown"
-    whole = (fixed + sum(flops for flops, nfe in solved if nfe)) / speed / HOUR
-    each = sum(flops for flops, nfe in solved if not nfe) / speed / HOUR
-    told = ([f"{whole:,.3g}"] if whole or not each else []) + ([f"{each:,.3g} per {PER} NFE"] if each else [])
-    return " + ".join(told)
+    total = (fixed + sum(flops for flops, nfe in solved if nfe)) / speed / SECONDS_PER_HOUR
+    per_unit = sum(flops for flops, nfe in solved if not nfe) / speed / SECONDS_PER_HOUR
+    terms = [f"{total:,.3g}"] if total or not per_unit else []
+    return " + ".join([*terms, *([f"{per_unit:,.3g} per {NFE_UNIT} NFE"] if per_unit else [])])

@@ -1,5 +1,6 @@
-"""The cells of a comparison: which objectives, and on images the plain run of each with each seed."""
+"""The experiments of a comparison: objectives on their paths and, on images, a plain run of each per seed."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fm_core.config import ExperimentSection, RunConfig, parse_config
@@ -7,7 +8,11 @@ from fm_core.errors import UserError
 from fm_core.launch.online_eval import MIN_IMAGES
 from fm_core.method.objectives import Objective
 from fm_core.method.registry import objective_named, path_named
+from fm_core.reproduce.stage_functions import Rule, Rules
 from fm_core.run.directory import RunDirectory
+
+SHARED_RULES = ("feature extractors", "samples")
+"""Preflight rules of the settings that all experiments of a comparison share."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +25,7 @@ class Experiment:
 
     @property
     def title(self) -> str:
-        """What tables call the objective."""
+        """Name of the objective in tables and figures."""
         return title_of(self.section)
 
     @property
@@ -30,12 +35,16 @@ class Experiment:
 
 
 def title_of(section: ExperimentSection) -> str:
-    """What tables call the objective."""
+    """Name of the objective in tables and figures."""
     return section.title or f"{section.objective}, {section.path}"
 
 
 def objective_of(section: ExperimentSection) -> Objective:
-    """The objective of a cell on its path. UserError, with the cell's name, for one that cannot be."""
+    """The objective of an experiment on its path.
+
+    Raises:
+        UserError: the objective cannot be built; the message names the experiment.
+    """
     try:
         path = path_named(section.path, section.path_options)
         return objective_named(section.objective, path, section.objective_options)
@@ -44,35 +53,39 @@ def objective_of(section: ExperimentSection) -> Objective:
 
 
 def experiments_of(config: RunConfig) -> list[Experiment]:
-    """The runs of a comparison on images, seed by seed. Raises UserError for cells that cannot be."""
+    """The runs of a comparison on images, seed by seed.
+
+    Raises:
+        UserError: an experiment cannot be built, or settings of the comparison do not agree.
+    """
     reproduce = config.reproduce
     if not reproduce.cells:
         raise UserError(
-            "reproduce.cells is empty; name what to compare, as infra/configs/reproduce-digits.yaml does"
+            "reproduce.cells is empty; list the experiments, as infra/configs/reproduce-digits.yaml does"
         )
     if "frechet_distance" not in config.evaluate.metrics:
         raise UserError("evaluate.metrics: a comparison needs frechet_distance")
     if 0 < reproduce.images.curve_images < MIN_IMAGES:
         raise UserError(
             f"reproduce.images.curve_images {reproduce.images.curve_images}: a distance needs at least "
-            f"{MIN_IMAGES}; 0 leaves the curves out"
+            f"{MIN_IMAGES} images; 0 turns the curves off"
         )
     if config.train.keep_checkpoints * config.train.checkpoint_images < config.train.images:
         raise UserError(
             f"train.keep_checkpoints: {config.train.keep_checkpoints} checkpoints, one every "
-            f"{config.train.checkpoint_images:,} images, do not reach over train.images = "
-            f"{config.train.images:,}; the curves need them all"
+            f"{config.train.checkpoint_images:,} images, do not cover train.images = "
+            f"{config.train.images:,}; the curves need every checkpoint"
         )
-    cells: list[Experiment] = []
+    experiments: list[Experiment] = []
     for seed in reproduce.images.seeds:
         for section in reproduce.cells:
             objective_of(section)
-            cells.append(Experiment(section, seed, _config_of(config, section, seed)))
-    return cells
+            experiments.append(Experiment(section, seed, _run_config(config, section, seed)))
+    return experiments
 
 
-def _config_of(config: RunConfig, section: ExperimentSection, seed: int) -> RunConfig:
-    """What a cell's run is asked: the comparison's own configuration but for the objective and its path."""
+def _run_config(config: RunConfig, section: ExperimentSection, seed: int) -> RunConfig:
+    """The configuration of an experiment's run: the comparison's own but for the objective and its path."""
     tree = config.model_dump(mode="json")
     tree["run"] = {
         "root": str(RunDirectory(config).path / "reproduce"),
@@ -84,17 +97,43 @@ def _config_of(config: RunConfig, section: ExperimentSection, seed: int) -> RunC
     tree["sample"]["seed"] = config.sample.seed + seed
     if section.steps:
         tree["train"]["images"] = section.steps * config.train.global_batch
-    # Every point of the curves stays, whatever a stop saves besides.
+    # Every point of the curves is retained, whatever else a stop saves.
     tree["train"]["keep_every_images"] = config.train.checkpoint_images
     for key in ("checkpoint_root", "checkpoint_staging"):
-        if where := tree["train"][key]:
-            tree["train"][key] = f"{where.rstrip('/')}/{section.name}-s{seed}"
+        if url := tree["train"][key]:
+            tree["train"][key] = f"{url.rstrip('/')}/{section.name}-s{seed}"
     del tree["reproduce"]
     return parse_config(tree, where=f"reproduce.cells.{section.name}")
 
 
-def ours(cells: list[Experiment]) -> str:
-    """The cell that the paper's claims are about; empty if there is none."""
-    asked = ("flow-matching", "optimal-transport")
-    found = [c.section.name for c in cells if (c.section.objective, c.section.path) == asked]
-    return found[0] if found else ""
+def comparison_rules(config: RunConfig, rules: Rules) -> Iterator[tuple[str, Rule]]:
+    """The preflight rules of a comparison on images, by name.
+
+    Sampling and scoring have the same settings in all experiments, so those rules are yielded once.
+    """
+    experiments = experiments_of(config)
+    by_name = dict(rules(experiments[0].config, ("train", "sample", "evaluate")))
+    yield from ((name, by_name[name]) for name in SHARED_RULES)
+    for experiment in experiments:
+        yield f"training of {experiment.name}", dict(rules(experiment.config, ("train",)))["training"]
+
+
+def check_comparison(config: RunConfig, rules: Rules) -> None:
+    """Check what can be refused before a comparison on images starts; one in 2-D checks itself.
+
+    Raises:
+        UserError: one line for the first thing that is wrong.
+    """
+    if config.reproduce.kind == "images":
+        for _, rule in comparison_rules(config, rules):
+            rule()
+
+
+def flow_matching_ot(experiments: list[Experiment]) -> str:
+    """Name of the experiment that the paper's claims are about, FM on the OT path; empty if there is none."""
+    names = [
+        experiment.section.name
+        for experiment in experiments
+        if (experiment.section.objective, experiment.section.path) == ("flow-matching", "optimal-transport")
+    ]
+    return names[0] if names else ""

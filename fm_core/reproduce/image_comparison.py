@@ -1,4 +1,4 @@
-"""The paper's comparison on images: each objective is a plain run, and every other command works on it."""
+"""The paper's comparison on images. Each experiment is a plain run, and every other command works on it."""
 
 import json
 import traceback
@@ -13,61 +13,60 @@ from fm_core.errors import StopRequested
 from fm_core.report.html import PageSection
 from fm_core.reproduce.aggregate import by_objective, claims, curves, summary
 from fm_core.reproduce.comparison_page import comparison_page, comparison_sections
-from fm_core.reproduce.experiments import Experiment, experiments_of, ours
-from fm_core.reproduce.image_experiment import PARTS, run_experiment, sample_images_of
+from fm_core.reproduce.experiments import Experiment, check_comparison, experiments_of, flow_matching_ot
+from fm_core.reproduce.image_experiment import (
+    PROGRESS_PARTS,
+    OnProgress,
+    run_experiment,
+    sample_images_of,
+)
 from fm_core.reproduce.parallel import ExperimentOutcome, device_shares, run_in_parallel
+from fm_core.reproduce.stage_functions import StageFunctions
 from fm_core.run.artifact_cache import exclusive_lock
 from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Observer, Progress
 from fm_core.run.results import StageResult
-from fm_core.stages.preflight import rules
-from fm_core.stages.shard import shard
 from fm_core.storage.atomic_files import read_json, write_json, write_text
 
 
-def reproduce_images(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResult:
-    """Train, sample and score every cell with every seed; what is there already is verified and kept."""
-    cells = experiments_of(config)
-    for _, rule in rules(config, ("reproduce",)):
-        rule()
+def reproduce_images(
+    config: RunConfig, run: RunDirectory, observe: Observer, stages: StageFunctions
+) -> StageResult:
+    """Train, sample and score every experiment with every seed; what exists already is verified and kept.
+
+    Raises UserError, StopRequested and RuntimeError as `reproduce`.
+    """
+    experiments = experiments_of(config)
+    check_comparison(config, stages.rules)
     directory = run.path / "reproduce"
     device_shares(config)
-    with exclusive_lock(directory) as beat:
-        bar = _Bar(len(cells), observe, beat)
-        shard(config)
-        make = _one_by_one if config.reproduce.parallel == 1 else _side_by_side
-        ended = make(config, cells, run, bar)
-        records = [one.record for one in ended if one.record is not None]
-        failures = {
-            cell.name: one.error for cell, one in zip(cells, ended, strict=True) if one.record is None
-        }
-        for cell, one in zip(cells, ended, strict=True):
-            if one.trace:
-                write_text(run.log("reproduce", cell.name), one.trace)
-        results = {
-            "kind": "images",
-            "data": config.data.name,
-            "summary": {name: summary(seeds) for name, seeds in by_objective(records).items()},
-            "claims": claims(records, ours(cells)),
-            "curves": curves(records),
-            "cells": records,
-            "failed": failures,
-            "config": config.model_dump(mode="json"),
-        }
-        changed = _write(directory, results, cells)
+    with exclusive_lock(directory) as heartbeat:
+        progress = _ComparisonProgress(len(experiments), observe, heartbeat)
+        stages.shard(config)
+        if config.reproduce.parallel == 1:
+            outcomes = _run_sequentially(config, experiments, progress.of_experiment, stages)
+        else:
+            logs = run.path / "logs" / "cells"
+            outcomes = run_in_parallel(config, experiments, logs, progress.of_experiment, stages)
+        for experiment, outcome in zip(experiments, outcomes, strict=True):
+            if outcome.traceback:
+                write_text(run.log("reproduce", experiment.name), outcome.traceback)
+        results = _results(config, experiments, outcomes)
+        changed = _write(directory, results, experiments)
     paths = {"report": str(directory / "report.html"), "results": str(directory / "results.json")}
-    if failures:
-        listed = "; ".join(f"{name}: {error}" for name, error in failures.items())
+    if failed := results["failed"]:
+        errors = "; ".join(f"{name}: {error}" for name, error in failed.items())
         raise RuntimeError(
-            f"{len(failures)} of {len(cells)} runs failed ({listed}); the others are in {paths['report']}; "
-            "run it again to try the failed ones again"
+            f"{len(failed)} of {len(experiments)} runs failed ({errors}); the others are in "
+            f"{paths['report']}; run it again to retry the failed ones"
         )
-    bar.finish(paths["report"])
+    progress.finish(paths["report"])
+    records: list[dict[str, Any]] = results["cells"]
     return StageResult(
         stage="reproduce",
         state="done" if changed else "verified",
         seconds=0.0,
-        summary=f"{len(cells)} runs compared; {paths['report']}",
+        summary=f"{len(experiments)} runs compared; {paths['report']}",
         paths=paths,
         counts={
             f"frechet_distance_{record['run']}": record["scores"]["frechet_distance"]["value"]
@@ -77,31 +76,55 @@ def reproduce_images(config: RunConfig, run: RunDirectory, observe: Observer) ->
     )
 
 
-def _one_by_one(
-    config: RunConfig, cells: list[Experiment], run: RunDirectory, bar: "_Bar"
+def image_page_sections(config: RunConfig, results: Mapping[str, Any]) -> list[PageSection]:
+    """The tables and figures of a comparison in results.json. Raises UserError as `experiments_of`."""
+    return comparison_sections(results, _images_by_run(results, experiments_of(config)))
+
+
+def _run_sequentially(
+    config: RunConfig,
+    experiments: list[Experiment],
+    on_progress: Callable[[int], OnProgress],
+    stages: StageFunctions,
 ) -> list[ExperimentOutcome]:
-    """Make every cell in this process."""
-    ended: list[ExperimentOutcome] = []
-    for number, cell in enumerate(cells):
+    """Run every experiment in this process."""
+    outcomes: list[ExperimentOutcome] = []
+    for number, experiment in enumerate(experiments):
+        report = on_progress(number)
         try:
-            ended.append(ExperimentOutcome(run_experiment(cell, config.reproduce.images, bar.cell(number))))
+            record = run_experiment(experiment, config.reproduce.images, report, stages)
+            outcomes.append(ExperimentOutcome(record))
         except StopRequested:
             raise
         except Exception as error:
-            said = f"{type(error).__name__}: {error}".splitlines()[0]
-            ended.append(ExperimentOutcome(None, said, traceback.format_exc()))
-        bar.cell(number)(PARTS, cell.title)
-    return ended
+            outcomes.append(ExperimentOutcome.of_error(error, traceback.format_exc()))
+        report(PROGRESS_PARTS, experiment.title)
+    return outcomes
 
 
-def _side_by_side(
-    config: RunConfig, cells: list[Experiment], run: RunDirectory, bar: "_Bar"
-) -> list[ExperimentOutcome]:
-    return run_in_parallel(config, cells, run.path / "logs" / "cells", bar.cell)
+def _results(
+    config: RunConfig, experiments: list[Experiment], outcomes: list[ExperimentOutcome]
+) -> dict[str, Any]:
+    """The content of results.json."""
+    records = [outcome.record for outcome in outcomes if outcome.record is not None]
+    return {
+        "kind": "images",
+        "data": config.data.name,
+        "summary": {name: summary(seeds) for name, seeds in by_objective(records).items()},
+        "claims": claims(records, flow_matching_ot(experiments)),
+        "curves": curves(records),
+        "cells": records,
+        "failed": {
+            experiment.name: outcome.error
+            for experiment, outcome in zip(experiments, outcomes, strict=True)
+            if outcome.record is None
+        },
+        "config": config.model_dump(mode="json"),
+    }
 
 
-def _write(directory: Path, results: Mapping[str, Any], cells: list[Experiment]) -> bool:
-    """Write results.json and the page unless they are there already; whether they were written."""
+def _write(directory: Path, results: Mapping[str, Any], experiments: list[Experiment]) -> bool:
+    """Write results.json and the page unless they are up to date; whether they were written."""
     file, page = directory / "results.json", directory / "report.html"
     before = read_json(file)
     if (
@@ -110,46 +133,42 @@ def _write(directory: Path, results: Mapping[str, Any], cells: list[Experiment])
         and {**before, "schema": 0} == {**json.loads(json.dumps(results)), "schema": 0}
     ):
         return False
-    write_text(page, comparison_page(results, _drawn(results, cells)))
+    write_text(page, comparison_page(results, _images_by_run(results, experiments)))
     write_json(file, results)
     return True
 
 
-def _drawn(results: Mapping[str, Any], cells: list[Experiment]) -> dict[str, dict[str, Tensor]]:
-    """What the cells that were made have to show, by run."""
-    made = {record["run"] for record in results["cells"]}
-    return {cell.name: sample_images_of(cell) for cell in cells if cell.name in made}
+def _images_by_run(results: Mapping[str, Any], experiments: list[Experiment]) -> dict[str, dict[str, Tensor]]:
+    """Images of the complete experiments, by run."""
+    complete = {record["run"] for record in results["cells"]}
+    return {
+        experiment.name: sample_images_of(experiment)
+        for experiment in experiments
+        if experiment.name in complete
+    }
 
 
-def images_shown(config: RunConfig, results: Mapping[str, Any]) -> list[PageSection]:
-    """The tables and figures of a comparison in results.json; raises UserError as `experiments_of`."""
-    return comparison_sections(results, _drawn(results, experiments_of(config)))
+class _ComparisonProgress:
+    """Progress over all experiments, each of PROGRESS_PARTS parts."""
 
+    def __init__(self, experiments: int, observe: Observer, heartbeat: Callable[[], None]) -> None:
+        self._observe, self._heartbeat = observe, heartbeat
+        self._done = [0] * experiments
+        self._total = experiments * PROGRESS_PARTS
 
-class _Bar:
-    """Progress over all cells, each of PARTS parts."""
+    def of_experiment(self, number: int) -> OnProgress:
+        """The callback that reports the progress of one experiment."""
 
-    def __init__(self, cells: int, observe: Observer, beat: Callable[[], None]) -> None:
-        self._observe, self._beat = observe, beat
-        self._done = [0] * cells
-
-    def cell(self, number: int) -> Callable[[int, str], None]:
-        """What hears how far one cell is."""
-
-        def show(parts: int, message: str) -> None:
-            self._beat()
+        def report(parts: int, message: str) -> None:
+            self._heartbeat()
             self._done[number] = max(self._done[number], parts)
-            self._say(min(sum(self._done), self._total - 1), message)
+            self._report(min(sum(self._done), self._total - 1), message)
 
-        return show
+        return report
 
     def finish(self, message: str) -> None:
-        """All is done."""
-        self._say(self._total, message)
+        """Report that everything is done."""
+        self._report(self._total, message)
 
-    @property
-    def _total(self) -> int:
-        return len(self._done) * PARTS
-
-    def _say(self, done: int, message: str) -> None:
+    def _report(self, done: int, message: str) -> None:
         self._observe(Progress("reproduce", done, self._total, "parts", message))

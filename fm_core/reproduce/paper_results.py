@@ -1,7 +1,14 @@
-"""The paper's own numbers, to stand beside measured ones and never among them.
+"""The paper's published results and settings, and how a comparison deviates from them.
 
-Lipman et al., "Flow Matching for Generative Modeling", ICLR 2023, table 1; NFE is dopri5's at 1e-5.
+Lipman et al., "Flow Matching for Generative Modeling", ICLR 2023, tables 1 and 3; NFE is dopri5's at 1e-5.
+Published numbers are shown beside measured ones, never in one table with them.
 """
+
+from collections.abc import Mapping
+from typing import Any
+
+from fm_core.method.paths import OptimalTransport
+from fm_core.method.registry import path_named
 
 Row = tuple[float, float, int]
 
@@ -30,10 +37,6 @@ TABLE_1: dict[str, dict[str, Row]] = {
 }
 """By data set, by objective: (bits/dim, FID, NFE)."""
 
-DRAWS = {"cifar10": 50, "imagenet32": 15, "imagenet64": 10}
-"""K, the dequantisation draws of each image behind the published bits/dim."""
-
-
 TABLE_3: dict[str, tuple[int, int, str, str]] = {
     "cifar10": (256, 391_000, "5e-04, linear decay after warm-up", "fp32"),
     "imagenet32": (1_024, 250_000, "1e-04, linear decay after warm-up", "fp32"),
@@ -41,12 +44,65 @@ TABLE_3: dict[str, tuple[int, int, str, str]] = {
 }
 """By data set: batch, iterations, learning rate, precision."""
 
+DRAWS = {"cifar10": 50, "imagenet32": 15, "imagenet64": 10}
+"""K, the dequantization draws of each image behind the published bits/dim."""
 
-def key_of(data_name: str) -> str:
-    """How the tables here call a data set."""
+NOT_STATED = "not stated"
+UNKNOWN_DATA_SET = "not among its data sets"
+
+
+def table_key(data_name: str) -> str:
+    """The key of a data set in the tables of this module."""
     return data_name.lower().replace("-", "").replace("_", "")
 
 
 def paper_results(data_name: str) -> dict[str, Row] | None:
     """The paper's rows for a data set of this name (cifar10, imagenet32, imagenet64); None for others."""
-    return TABLE_1.get(key_of(data_name))
+    return TABLE_1.get(table_key(data_name))
+
+
+def training_budget(data_name: str) -> str:
+    """How many images the paper's networks of a data set were trained on, as text."""
+    batch, steps, _, _ = TABLE_3[table_key(data_name)]
+    return f"{batch * steps:,} images ({steps:,} iterations of {batch:,})"
+
+
+def deviations(config: Mapping[str, Any]) -> list[list[str]]:
+    """Settings of a comparison beside the paper's, or where the paper does not state one.
+
+    `config` is the configuration as plain values; a row is (what, here, in the paper).
+    """
+    train, evaluate, sample = config["train"], config["evaluate"], config["sample"]
+    likelihood = evaluate["likelihood"]
+    steps = -(-train["images"] // train["global_batch"])
+    decays = ", ".join(f"decay {decay}" for decay in train["ema_decays"]) or "none"
+    budget, rate, precision = _paper_settings(config["data"]["name"])
+    return [
+        ["batch x iterations", f"{train['global_batch']:,} x {steps:,}", budget],
+        ["learning rate", f"{train['learning_rate']:g}, {train['schedule']}", rate],
+        ["precision", str(train["precision"]), precision],
+        ["gradient clipping", str(train["gradient_clip"]), NOT_STATED],
+        ["horizontal flips", "yes" if config["data"]["horizontal_flip"] else "no", NOT_STATED],
+        ["moving average of the weights", decays, "not mentioned"],
+        ["σ_min of the OT path", _sigma_min(config["reproduce"]["cells"]), NOT_STATED],
+        ["features of the Fréchet distance", str(evaluate["features"]), "InceptionV3, TensorFlow-GAN"],
+        ["samples of the Fréchet distance", f"{sample['images']:,}", NOT_STATED],
+        ["dequantization draws K", str(likelihood["draws"]), "50 (CIFAR-10), 15 (ImageNet-32), 10 (-64)"],
+        ["images behind bits/dim", f"{likelihood['images']:,}", NOT_STATED],
+        ["tolerance of bits/dim", f"{likelihood['rtol']:g}", "1e-05"],
+    ]
+
+
+def _paper_settings(data_name: str) -> tuple[str, str, str]:
+    """Batch and iterations, learning rate, and precision in the paper."""
+    row = TABLE_3.get(table_key(data_name))
+    if row is None:
+        return UNKNOWN_DATA_SET, UNKNOWN_DATA_SET, UNKNOWN_DATA_SET
+    batch, steps, rate, precision = row
+    return f"{batch:,} x {steps:,}", rate, precision
+
+
+def _sigma_min(experiments: list[Mapping[str, Any]]) -> str:
+    paths = [path_named(section["path"], section["path_options"]) for section in experiments]
+    values = sorted({path.sigma_min for path in paths if isinstance(path, OptimalTransport)})
+    return ", ".join(f"{sigma:g}" for sigma in values) or "no such path here"

@@ -1,7 +1,8 @@
-"""Cells of a comparison several at a time, each in a process of its own that has its share of the devices.
+"""Experiments of a comparison in parallel, each in a process of its own with its share of the devices.
 
-`python -m fm_core.reproduce.parallel CONFIG CELL FOLDER` is such a process: it runs the cell's stages, whose
-jobs are the launcher's as ever, and leaves how it ended in FOLDER.
+`python -m fm_core.reproduce.parallel CONFIG NAME FOLDER ENTRY_POINT` is such a process: it runs the stages of
+the experiment, whose jobs the launcher starts as usual, and writes its outcome to FOLDER. ENTRY_POINT is
+`StageFunctions.entry_point`.
 """
 
 import ctypes
@@ -26,106 +27,130 @@ from fm_core.evaluation.features.extractor import open_extractor
 from fm_core.evaluation.torch_threads import cpu_threads
 from fm_core.launch.dispatch import GRACE_SECONDS, device_count, world
 from fm_core.reproduce.experiments import Experiment, experiments_of
-from fm_core.reproduce.image_experiment import PARTS, OnParts, run_experiment
+from fm_core.reproduce.image_experiment import PROGRESS_PARTS, OnProgress, run_experiment
+from fm_core.reproduce.stage_functions import StageFunctions
 from fm_core.storage.atomic_files import read_json, write_json, write_text
 
 POLL_SECONDS = 0.5
-SAY_SECONDS = 1.0
-LAST_SECONDS = GRACE_SECONDS + 10
-"""How long a process may take to end its job when it is asked to."""
+PROGRESS_SECONDS = 1.0
+TERMINATION_SECONDS = GRACE_SECONDS + 10
+"""Time that a process gets to end its job after it was asked to stop."""
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
 class ExperimentOutcome:
-    """How a cell ended."""
+    """How an experiment ended."""
 
     record: dict[str, Any] | None
     """For results.json; None if it failed."""
     error: str = ""
-    trace: str = ""
+    traceback: str = ""
+
+    @classmethod
+    def of_error(cls, error: Exception, traceback: str) -> "ExperimentOutcome":
+        """The outcome of an experiment that raised an exception."""
+        return cls(None, f"{type(error).__name__}: {error}".splitlines()[0], traceback)
 
 
 @dataclass
-class _Running:
+class _ExperimentProcess:
     number: int
     folder: Path
     process: subprocess.Popen[bytes]
-    share: dict[str, str]
+    devices: dict[str, str]
 
 
 def device_shares(config: RunConfig) -> list[dict[str, str]]:
-    """What each of reproduce.parallel cells finds in its environment: its GPUs, where there are any.
+    """Environment variables of each of the reproduce.parallel processes: its GPUs, where there are any.
 
-    Raises UserError where devices do not suffice, or cannot be shared out.
+    Raises:
+        UserError: there are not enough devices, or they cannot be divided.
     """
     parallel, launch = config.reproduce.parallel, config.launch
     if parallel > 1 and launch.kind == "ssh":
         raise UserError(
-            f"reproduce.parallel {parallel}: with launch.kind ssh every cell takes all of launch.hostfile; "
-            "leave it at 1, or launch by slurm"
+            f"reproduce.parallel {parallel}: with launch.kind ssh every experiment uses all hosts of "
+            "launch.hostfile; leave it at 1, or launch by slurm"
         )
     if parallel == 1 or launch.kind != "local" or not device_count():
         return [{} for _ in range(parallel)]
-    named = os.environ.get(VISIBLE)
-    devices = named.split(",")[: device_count()] if named else [str(n) for n in range(device_count())]
+    visible = os.environ.get(VISIBLE)
+    devices = visible.split(",")[: device_count()] if visible else [str(n) for n in range(device_count())]
     each = launch.processes or max(1, len(devices) // parallel)
     if each * parallel > len(devices):
         raise UserError(
-            f"reproduce.parallel {parallel}: that many cells of {each} processes want {each * parallel} GPUs "
-            f"and this host has {len(devices)}"
+            f"reproduce.parallel {parallel}: that many experiments of {each} processes need "
+            f"{each * parallel} GPUs and this host has {len(devices)}"
         )
     return [{VISIBLE: ",".join(devices[n * each : (n + 1) * each])} for n in range(parallel)]
 
 
 def run_in_parallel(
-    config: RunConfig, cells: Sequence[Experiment], folder: Path, on_parts: Callable[[int], OnParts]
+    config: RunConfig,
+    experiments: Sequence[Experiment],
+    folder: Path,
+    on_progress: Callable[[int], OnProgress],
+    stages: StageFunctions,
 ) -> list[ExperimentOutcome]:
-    """Make every cell, reproduce.parallel at a time; how each ended, in their order.
+    """Run every experiment, reproduce.parallel at a time; their outcomes in the same order.
 
     Args:
-        config: of the comparison.
-        cells: its cells.
-        folder: where the processes are told what to do, and tell how they fare.
-        on_parts: what hears how far the cell of a number is.
+        config: configuration of the comparison.
+        experiments: its experiments.
+        folder: holds the processes' configuration, progress and outcomes.
+        on_progress: gives the progress callback of the experiment of a number.
+        stages: what an experiment is made of.
 
     Raises:
         StopRequested: one of them was asked to stop; the others were ended then.
-        UserError: devices do not suffice.
+        UserError: there are not enough devices.
     """
     free = device_shares(config)
     if config.evaluate.features == "classifier":
-        # It is trained when it is first asked for: cells that ask at once would train one each.
-        with cpu_threads(world(config.launch)[1]):
-            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-            manifest = load_manifest(config.data.root, config.data.name)
-            open_extractor(config.evaluate, config.data.root, manifest, device, _unheard)
+        _train_classifier(config)
     file = folder / "config.yaml"
-    write_text(file, dump_yaml(_with_a_share_of_the_cores(config)))
-    ended: dict[int, ExperimentOutcome] = {}
-    running: list[_Running] = []
-    waiting = list(range(len(cells)))
+    write_text(file, dump_yaml(_with_thread_share(config)))
+    outcomes: dict[int, ExperimentOutcome] = {}
+    running: list[_ExperimentProcess] = []
+    waiting = list(range(len(experiments)))
     try:
         while waiting or running:
             while waiting and free:
-                number = waiting.pop(0)
-                running.append(_start(number, cells[number], folder, file, free.pop(0)))
+                number, devices = waiting.pop(0), free.pop(0)
+                own = folder / experiments[number].name
+                process = _start(experiments[number], own, file, devices, stages.entry_point)
+                running.append(_ExperimentProcess(number, own, process, devices))
             time.sleep(POLL_SECONDS)
-            for one in list(running):
-                _tell(one, on_parts(one.number))
-                if one.process.poll() is not None:
-                    ended[one.number] = _ended(one)
-                    on_parts(one.number)(PARTS, cells[one.number].title)
-                    running.remove(one)
-                    free.append(one.share)
+            for child in list(running):
+                report = on_progress(child.number)
+                if progress := read_json(child.folder / "progress.json"):
+                    report(progress["parts"], progress["message"])
+                if child.process.poll() is not None:
+                    outcomes[child.number] = _read_outcome(child.folder)
+                    report(PROGRESS_PARTS, experiments[child.number].title)
+                    running.remove(child)
+                    free.append(child.devices)
     finally:
-        _end([one.process for one in running])
-    return [ended[number] for number in range(len(cells))]
+        _terminate([child.process for child in running])
+    return [outcomes[number] for number in range(len(experiments))]
 
 
-def _with_a_share_of_the_cores(config: RunConfig) -> RunConfig:
-    """Threads for the processes of each cell, where nobody has said how many and the cores do the work."""
+def _train_classifier(config: RunConfig) -> None:
+    """Train the classifier of the features once: experiments that need it at once would each train one."""
+    with cpu_threads(world(config.launch)[1]):
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        manifest = load_manifest(config.data.root, config.data.name)
+        open_extractor(config.evaluate, config.data.root, manifest, device, _ignore_progress)
+
+
+def _ignore_progress(step: int, steps: int, loss: float) -> None:
+    """The classifier's progress is not shown."""
+
+
+def _with_thread_share(config: RunConfig) -> RunConfig:
+    """Divide the cores among the experiments, unless launch.threads is set or GPUs do the work."""
     if config.launch.threads or config.launch.kind != "local" or device_count():
         return config
     _, threads = world(config.launch)
@@ -133,48 +158,40 @@ def _with_a_share_of_the_cores(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"launch": config.launch.model_copy(update={"threads": share})})
 
 
-def _unheard(step: int, steps: int, loss: float) -> None:
-    """A classifier's progress that nobody watches."""
-
-
-def _start(number: int, cell: Experiment, folder: Path, file: Path, share: dict[str, str]) -> _Running:
-    own = folder / cell.name
-    own.mkdir(parents=True, exist_ok=True)
+def _start(
+    experiment: Experiment, folder: Path, config_file: Path, devices: dict[str, str], entry_point: str
+) -> subprocess.Popen[bytes]:
+    folder.mkdir(parents=True, exist_ok=True)
     for name in ("ended.json", "progress.json"):
-        own.joinpath(name).unlink(missing_ok=True)
-    command = [sys.executable, "-m", "fm_core.reproduce.parallel", str(file), cell.name, str(own)]
-    with (own / "output.log").open("ab") as output:
-        process = subprocess.Popen(
-            command,
+        folder.joinpath(name).unlink(missing_ok=True)
+    arguments = [str(config_file), experiment.name, str(folder), entry_point]
+    with (folder / "output.log").open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "fm_core.reproduce.parallel", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            # The terminal's Ctrl-C comes to the comparison alone, which then ends its cells.
+            # The terminal's Ctrl-C reaches the comparison alone, which then ends its experiments.
             start_new_session=True,
-            env={**os.environ, **share},
+            env={**os.environ, **devices},
         )
-    return _Running(number, own, process, share)
 
 
-def _tell(one: _Running, on_parts: OnParts) -> None:
-    if said := read_json(one.folder / "progress.json"):
-        on_parts(said["parts"], said["message"])
+def _read_outcome(folder: Path) -> ExperimentOutcome:
+    """The outcome that an ended process has written. Raises StopRequested if it was asked to stop."""
+    outcome = read_json(folder / "ended.json")
+    if outcome is None:
+        return ExperimentOutcome(None, f"its process was killed (log: {folder / 'output.log'})")
+    if outcome["state"] == "stopped":
+        raise StopRequested(outcome["error"])
+    return ExperimentOutcome(outcome.get("record"), outcome.get("error", ""), outcome.get("trace", ""))
 
 
-def _ended(one: _Running) -> ExperimentOutcome:
-    said = read_json(one.folder / "ended.json")
-    if said is None:
-        return ExperimentOutcome(None, f"its process was killed (log: {one.folder / 'output.log'})")
-    if said["state"] == "stopped":
-        raise StopRequested(said["error"])
-    return ExperimentOutcome(said.get("record"), said.get("error", ""), said.get("trace", ""))
-
-
-def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Ask processes to end their jobs; kill what is left, whose jobs the next call takes up."""
+def _terminate(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Ask processes to end their jobs and kill those that do not; the next call attaches to their jobs."""
     for process in processes:
         process.terminate()
-    deadline = time.monotonic() + LAST_SECONDS
+    deadline = time.monotonic() + TERMINATION_SECONDS
     for process in processes:
         try:
             process.wait(max(0.0, deadline - time.monotonic()))
@@ -183,32 +200,32 @@ def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
             process.wait()
 
 
-def main(file: str, name: str, folder: Path) -> None:
-    """Make one cell; the end is written to <folder>/ended.json."""
+def main(file: str, name: str, folder: Path, entry_point: str) -> None:
+    """Run one experiment; its outcome is written to <folder>/ended.json."""
     signal.signal(signal.SIGTERM, _interrupt)
-    # Where the comparison is killed, its cells are: their jobs go on, and are found again.
+    # Where the comparison is killed, so are its experiments: their jobs go on, and are attached to again.
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     config = load_config(file)
-    (cell,) = (cell for cell in experiments_of(config) if cell.name == name)
-    said_at = 0.0
+    (experiment,) = (experiment for experiment in experiments_of(config) if experiment.name == name)
+    reported_at = 0.0
 
-    def say(parts: int, message: str) -> None:
-        nonlocal said_at
-        if time.monotonic() - said_at > SAY_SECONDS:
-            said_at = time.monotonic()
+    def report(parts: int, message: str) -> None:
+        nonlocal reported_at
+        if time.monotonic() - reported_at > PROGRESS_SECONDS:
+            reported_at = time.monotonic()
             write_json(folder / "progress.json", {"parts": parts, "message": message})
 
+    outcome: dict[str, Any]
     try:
-        ended: dict[str, Any] = {
-            "state": "done",
-            "record": run_experiment(cell, config.reproduce.images, say),
-        }
+        stages = StageFunctions.load(entry_point)
+        record = run_experiment(experiment, config.reproduce.images, report, stages)
+        outcome = {"state": "done", "record": record}
     except (StopRequested, KeyboardInterrupt) as stop:
-        ended = {"state": "stopped", "error": str(stop) or "stopped; run it again to continue"}
+        outcome = {"state": "stopped", "error": str(stop) or "stopped; run it again to continue"}
     except Exception as error:
-        said = f"{type(error).__name__}: {error}".splitlines()[0]
-        ended = {"state": "failed", "error": said, "trace": traceback.format_exc()}
-    write_json(folder / "ended.json", ended)
+        failure = ExperimentOutcome.of_error(error, traceback.format_exc())
+        outcome = {"state": "failed", "error": failure.error, "trace": failure.traceback}
+    write_json(folder / "ended.json", outcome)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -217,4 +234,4 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]), sys.argv[4])

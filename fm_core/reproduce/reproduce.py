@@ -1,9 +1,10 @@
-"""The paper's comparison as one command."""
+"""The stage that reproduces the paper's comparison, in 2-D or on images."""
 
 from fm_core.config import RunConfig
 from fm_core.report.html import PageSection
-from fm_core.reproduce.image_comparison import images_shown, reproduce_images
-from fm_core.reproduce.toy2d.comparison_2d import plane_shown, reproduce_plane
+from fm_core.reproduce.image_comparison import image_page_sections, reproduce_images
+from fm_core.reproduce.stage_functions import StageFunctions
+from fm_core.reproduce.toy2d.comparison_2d import page_sections_2d, reproduce_2d
 from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Observer, no_progress
 from fm_core.run.results import StageResult
@@ -11,21 +12,30 @@ from fm_core.run.stage_runner import run_stage_function
 from fm_core.storage.atomic_files import read_json
 
 
-def reproduce(config: RunConfig, observe: Observer = no_progress) -> StageResult:
-    """Make what is missing of the comparison and its page.
+def reproduce(config: RunConfig, observe: Observer = no_progress, *, stages: StageFunctions) -> StageResult:
+    """Run the experiments of the comparison that are missing, and write its page.
 
-    Raises UserError for cells that cannot be or that were made by other settings, StopRequested when asked to
-    stop, RuntimeError at the end if a cell failed; the others are kept and shown, and the next call tries
-    the failed one again.
+    `stages` are what the experiments on images are made of.
+
+    Raises:
+        UserError: an experiment cannot be built or was made with other settings.
+        StopRequested: the stage was asked to stop.
+        RuntimeError: at the end, if an experiment failed; the others are retained and reported, and the next
+            call tries the failed one again.
     """
-    kind = {"plane": reproduce_plane, "images": reproduce_images}[config.reproduce.kind]
-    return run_stage_function("reproduce", config, observe, lambda run, show: kind(config, run, show))
+    if config.reproduce.kind == "plane":
+        return run_stage_function(
+            "reproduce", config, observe, lambda run, show: reproduce_2d(config, run, show)
+        )
+    return run_stage_function(
+        "reproduce", config, observe, lambda run, show: reproduce_images(config, run, show, stages)
+    )
 
 
-def shown(config: RunConfig) -> list[PageSection]:
-    """The tables and figures that the page of a comparison shows, from its files; none before the first."""
+def page_sections(config: RunConfig) -> list[PageSection]:
+    """The tables and figures of a comparison's page, from its files; empty before the first results."""
     results = read_json(RunDirectory(config).path / "reproduce" / "results.json")
     if results is None:
         return []
-    kind = {"plane": plane_shown, "images": images_shown}[config.reproduce.kind]
+    kind = {"plane": page_sections_2d, "images": image_page_sections}[config.reproduce.kind]
     return kind(config, results)

@@ -1,4 +1,4 @@
-"""One cell of a comparison: a directory of parts that are whole or do not count.
+"""Cached results of one experiment: a directory of parts that are either complete or ignored.
 
 A part is <tensors>.safetensors and <part>.json, written last, which names the tensors' SHA-256 and the recipe
 they were made by. Whatever is cut short leaves no record and is made again.
@@ -36,7 +36,7 @@ class CachedPart:
 
 
 class ArtifactCache:
-    """The directory of a cell."""
+    """The directory with the results of one experiment."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -68,7 +68,7 @@ class ArtifactCache:
         return load_file(self._tensors(name))
 
     def refuse_another(self, part: str, recipe: Mapping[str, Any]) -> None:
-        """Refuse a cell whose part was made by another recipe.
+        """Refuse an experiment whose part was made with another recipe.
 
         Raises:
             UserError: naming each difference.
@@ -77,7 +77,8 @@ class ArtifactCache:
         found = differences(record["recipe"], dict(recipe)) if record else []
         if found:
             raise UserError(
-                f"{self.directory} is another cell: {'; '.join(found)}; choose another run.name or cell name"
+                f"{self.directory} has another experiment: {'; '.join(found)}; choose another run.name or "
+                "experiment name"
             )
 
     @property

@@ -18,9 +18,9 @@ from fm_core.models.build import build_network
 from fm_core.run.results import Check
 
 DISTRIBUTION = "flow-matching-pipeline"
-MEETING_SECONDS = 45
+RENDEZVOUS_SECONDS = 45
 
-_MEETING = """
+_RENDEZVOUS_SCRIPT = """
 import torch, torch.distributed as dist
 try:
     dist.init_process_group("gloo")
@@ -36,42 +36,45 @@ except BaseException as error:
 
 
 def machine_checks() -> list[Check]:
-    """Everything of this module; seconds, no network beyond the loopback interface, no files kept."""
-    elsewhere = {"ssh": ssh.PROGRAMS, "slurm": slurm.PROGRAMS}
-    return [versions(), *devices(), processes(), *(launcher(kind, elsewhere[kind]) for kind in elsewhere)]
+    """All checks of this module. They take seconds, use only the loopback interface, and leave no files."""
+    remote = {"ssh": ssh.PROGRAMS, "slurm": slurm.PROGRAMS}
+    launchers = [launcher(kind, programs) for kind, programs in remote.items()]
+    return [versions(), *devices(), processes(), *launchers]
 
 
 def versions() -> Check:
-    """Whether what is installed is what pyproject.toml asks for."""
-    wrong: list[str] = []
+    """Whether the installed packages satisfy pyproject.toml."""
+    problems: list[str] = []
     for line in metadata.requires(DISTRIBUTION) or []:
-        wanted = Requirement(line)
-        if wanted.marker and not wanted.marker.evaluate({"extra": ""}):
+        requirement = Requirement(line)
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
             continue
         try:
-            found = metadata.version(wanted.name)
+            installed = metadata.version(requirement.name)
         except metadata.PackageNotFoundError:
-            wrong.append(f"{wanted.name} is missing")
+            problems.append(f"{requirement.name} is missing")
             continue
-        if not wanted.specifier.contains(found, prereleases=True):
-            wrong.append(f"{wanted.name} {found} is not {wanted.specifier}")
-    if wrong:
-        return Check("versions", False, f"{'; '.join(wrong)}: install with infra/constraints.txt")
-    shown = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "deepspeed", "prefect"))
-    return Check("versions", True, f"Python {sys.version.split()[0]}, {shown}; all as pyproject.toml asks")
+        if not requirement.specifier.contains(installed, prereleases=True):
+            problems.append(f"{requirement.name} {installed} is not {requirement.specifier}")
+    if problems:
+        return Check("versions", False, f"{'; '.join(problems)}: install with infra/constraints.txt")
+    key_versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "deepspeed", "prefect"))
+    return Check(
+        "versions", True, f"Python {sys.version.split()[0]}, {key_versions}; all satisfy pyproject.toml"
+    )
 
 
 def devices() -> list[Check]:
-    """Whether each device gives a small network the gradients that the CPU gives it in float32."""
+    """Whether each device computes the gradients of a small network as the CPU does in float32."""
     names = [f"cuda:{number}" for number in range(torch.cuda.device_count())] or ["cpu"]
     return [_device(torch.device(name)) for name in names]
 
 
 def _device(device: torch.device) -> Check:
-    what = f"{torch.get_num_threads()} threads"
+    description = f"{torch.get_num_threads()} threads"
     if device.type == "cuda":
         facts = torch.cuda.get_device_properties(device)
-        what = f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB"
+        description = f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB"
     try:
         exact = _gradient(torch.device("cpu"), torch.float32)
         errors = {
@@ -79,13 +82,14 @@ def _device(device: torch.device) -> Check:
             for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))
         }
     except RuntimeError as error:
-        return Check(f"device {device}", False, f"{what}: {error}".splitlines()[0])
-    told = ", ".join(f"{name} gradients within {error:.0e}" for name, error in errors.items())
-    return Check(f"device {device}", errors["float32"] < 1e-3 and errors["bfloat16"] < 0.1, f"{what}: {told}")
+        return Check(f"device {device}", False, f"{description}: {error}".splitlines()[0])
+    ok = errors["float32"] < 1e-3 and errors["bfloat16"] < 0.1
+    accuracy = ", ".join(f"{name} gradients within {error:.0e}" for name, error in errors.items())
+    return Check(f"device {device}", ok, f"{description}: {accuracy}")
 
 
 def _gradient(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """The gradient of a small U-Net's loss, flat, float32, on the CPU."""
+    """The gradient of a small U-Net's loss as a flat float32 vector on the CPU."""
     generator = torch.Generator().manual_seed(0)
     section = ModelSection(channels=32, head_channels=32)
     network = build_network(section, (3, 8, 8), 0).to(device, dtype)
@@ -100,39 +104,43 @@ def _gradient(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
 
 
 def processes() -> Check:
-    """Whether two processes of this host meet and add up a number."""
+    """Whether two processes of this host can form a process group and all-reduce a number."""
     agent = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
     with tempfile.TemporaryDirectory() as folder:
-        script = Path(folder) / "meeting.py"
-        script.write_text(_MEETING)
+        script = Path(folder) / "rendezvous.py"
+        script.write_text(_RENDEZVOUS_SCRIPT)
         try:
             done = subprocess.run(
                 [*agent, "--nproc-per-node=2", str(script)],
                 env={**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
                 capture_output=True,
                 text=True,
-                timeout=MEETING_SECONDS,
+                timeout=RENDEZVOUS_SECONDS,
             )
         except subprocess.TimeoutExpired:
             return Check(
-                "launcher local", False, f"two did not meet over the loopback in {MEETING_SECONDS} s"
+                "launcher local",
+                False,
+                f"two processes did not connect over the loopback interface in {RENDEZVOUS_SECONDS} s",
             )
     if done.returncode:
-        # What a rank says itself; torchrun's own words end in a frame of signs.
-        said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip("=- ")]
-        return Check("launcher local", False, f"two cannot meet: {said[0] if said else done.returncode}")
-    return Check("launcher local", True, "two met through torchrun and added up a number")
+        # The first line that a rank prints; torchrun frames its own messages with = and -.
+        lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip("=- ")]
+        return Check(
+            "launcher local", False, f"two processes cannot connect: {lines[0] if lines else done.returncode}"
+        )
+    return Check("launcher local", True, "two processes connected through torchrun and all-reduced a number")
 
 
 def launcher(kind: str, programs: Mapping[str, str]) -> Check:
-    """Whether jobs can go to other hosts from here in this way; not to be able to is no fault of a machine.
+    """Whether this host has the programs of a launcher for other hosts; their absence is not a failure.
 
-    `programs` are those that are called, each with what brings it.
+    `programs` maps each program that is called to the package that provides it.
     """
-    found = {name: shutil.which(name) for name in programs}
-    missing = [f"{name} (of {programs[name]})" for name, path in found.items() if not path]
+    paths = {name: shutil.which(name) for name in programs}
+    missing = [f"{name} (of {programs[name]})" for name, path in paths.items() if not path]
     if missing:
-        there = ", ".join(name for name, path in found.items() if path) or "nothing"
-        told = f"not from here (launch.kind {kind}): {', '.join(missing)} missing, {there} there"
-        return Check(f"launcher {kind}", True, told)
-    return Check(f"launcher {kind}", True, f"from here (launch.kind {kind}): {', '.join(found)} are there")
+        present = ", ".join(name for name, path in paths.items() if path) or "none"
+        detail = f"not from here (launch.kind {kind}): {', '.join(missing)} missing, {present} present"
+        return Check(f"launcher {kind}", True, detail)
+    return Check(f"launcher {kind}", True, f"from here (launch.kind {kind}): {', '.join(paths)} are present")

@@ -1,4 +1,4 @@
-"""Samples and a model to scores."""
+"""The evaluate stage: scores of samples and of the model."""
 
 import hashlib
 import json
@@ -33,46 +33,49 @@ from fm_core.storage.atomic_files import read_json, write_json, write_text
 
 CLASSIFIER = "training the classifier"
 CLASSIFIER_WEIGHT = 25_000.0
-"""About how long it takes, in images whose features are read."""
-HERE = frozenset({"local"})
-"""Kinds of launching whose processes are on this host; elsewhere the work is done where training is."""
+"""Its approximate cost for the progress bar, in images whose features are computed."""
+LOCAL_KINDS = frozenset({"local"})
+"""Values of launch.kind with processes on this host; with others, the task is done where training is."""
 
 
 def evaluate(config: RunConfig, observe: Observer = no_progress) -> StageResult:
-    """Score the samples of the configuration; scores that are there for the same protocol are kept.
+    """Score the samples of the configuration; existing scores of the same protocol are kept.
 
-    Raises UserError if the samples are not complete, are of another data set, or what should judge them
-    is missing or others than it was; StopRequested when asked to stop, RuntimeError when the job failed.
+    Raises:
+        UserError: the samples are incomplete or of another data set, or the feature extractor is missing or
+            has changed.
+        StopRequested: the stage was asked to stop.
+        RuntimeError: the job failed.
     """
     with cpu_threads(world(config.launch)[1] if device_count() == 0 else cpu_count() or 1):
         return run_stage_function("evaluate", config, observe, lambda run, show: _evaluate(config, run, show))
 
 
 def _evaluate(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResult:
-    began = time.monotonic()
+    started = time.monotonic()
     if config.evaluate.samples in (None, "sampler"):
-        _enough(config.sample.images)
-    # The ranks must all mean the same checkpoint, even if training adds one meanwhile.
+        _check_image_count(config.sample.images)
+    # All ranks must use the same checkpoint, even if training adds one meanwhile.
     evaluation = EvaluationRun(config, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    config = _pinned(config, evaluation)
-    _enough(evaluation.validation_images)
+    config = _with_fixed_step(config, evaluation)
+    _check_image_count(evaluation.validation_images)
     path = run.path / "evaluation" / evaluation.folder / f"{evaluation.key}.json"
     scores = read_json(path)
     state = "verified" if scores else "done"
     if scores is None:
         weights = {CLASSIFIER: CLASSIFIER_WEIGHT, **evaluation.phase_costs()}
         phases = ProgressPhases("evaluate", observe, weights)
-        # What asked an earlier start to stop has been obeyed.
+        # A STOP file that ended an earlier start has no further effect.
         if Lease(run.path / "lock").holder() is None:
             run.stop.unlink(missing_ok=True)
         evaluation.open(_classifier_progress(phases, run))
-        _work(config, run, evaluation, phases, observe)
+        _run_parts(config, run, evaluation, phases, observe)
         scores = _scores(evaluation)
         _write_bits(evaluation, path.with_suffix(".bits.jsonl"))
-        write_json(path, {**scores, "seconds": round(time.monotonic() - began, 3)})
+        write_json(path, {**scores, "seconds": round(time.monotonic() - started, 3)})
         evaluation.finish()
-    if wanted := config.evaluate.reference_out:
-        _export(evaluation, wanted)
+    if reference_out := config.evaluate.reference_out:
+        _write_reference(evaluation, reference_out)
     observe(Progress("evaluate", 100, 100, "%", summary(scores)))
     return StageResult(
         stage="evaluate",
@@ -85,30 +88,30 @@ def _evaluate(config: RunConfig, run: RunDirectory, observe: Observer) -> StageR
     )
 
 
-def _enough(images: int) -> None:
+def _check_image_count(images: int) -> None:
     if images < MIN_IMAGES:
         raise UserError(
-            f"a Fréchet distance and its error need at least {MIN_IMAGES} samples and held-out images; "
+            f"a Fréchet distance and its error need at least {MIN_IMAGES} samples and validation images; "
             "see sample.images and data.validation_images"
         )
 
 
-def _pinned(config: RunConfig, evaluation: EvaluationRun) -> RunConfig:
+def _with_fixed_step(config: RunConfig, evaluation: EvaluationRun) -> RunConfig:
     if config.sample.step not in ("latest", "best") or not evaluation.of_model:
         return config
     return config.model_copy(update={"sample": config.sample.model_copy(update={"step": evaluation.step})})
 
 
-def _work(
+def _run_parts(
     config: RunConfig, run: RunDirectory, evaluation: EvaluationRun, phases: ProgressPhases, observe: Observer
 ) -> None:
-    """Make all parts: in this process, or in several that share them."""
+    """Compute all parts, in this process or in several that share them."""
     tasks = evaluation.tasks.values()
-    here = config.launch.kind in HERE
-    processes = config.evaluate.processes or (max(1, device_count()) if here else None)
+    local = config.launch.kind in LOCAL_KINDS
+    processes = config.evaluate.processes or (max(1, device_count()) if local else None)
     if processes != 1 and any(task.missing() for task in tasks):
         launch = config.launch.model_copy(update={"processes": processes} if processes else {})
-        duty = StageJob(
+        job = StageJob(
             control=run.path / "evaluation" / evaluation.folder / evaluation.key,
             logs=run.path / "logs",
             stage="evaluate",
@@ -116,13 +119,13 @@ def _work(
             config=config.model_copy(update={"launch": launch}),
             complete=lambda: not any(task.missing() for task in tasks),
         )
-        supervise(duty, observe)
+        supervise(job, observe)
         return
     for task in tasks:
         missing = set(task.missing())
         for number, images in enumerate(task.ranges):
             phases.at(task.phase, images.start, task.images, "images")
-            _obey(run)
+            _check_stop(run)
             if number in missing:
                 task.run(number)
 
@@ -130,7 +133,7 @@ def _work(
 def _scores(evaluation: EvaluationRun) -> dict[str, Any]:
     tasks, settings, reference = evaluation.tasks, evaluation.settings, evaluation.reference
     samples, held_out = tasks[SAMPLES].read_all(), tasks[VALIDATION].read_all()
-    _guard(evaluation, held_out)
+    _check_reference(evaluation, held_out)
     scores = image_scores(samples, held_out, reference, evaluation.extractor, settings, evaluation.device)
     head: dict[str, Any] = {"protocol": _protocol(evaluation, samples)}
     if evaluation.model:
@@ -149,17 +152,17 @@ def _scores(evaluation: EvaluationRun) -> dict[str, Any]:
     return {**head, **scores}
 
 
-def _guard(evaluation: EvaluationRun, held_out: Parts) -> None:
-    """Refuse to score anything where real images are scored otherwise than they were."""
+def _check_reference(evaluation: EvaluationRun, held_out: Parts) -> None:
+    """Refuse to score if the distance of real images differs from the recorded one."""
     device, reference = evaluation.device, evaluation.reference.gaussian
     real = torch.cat([part["features"] for part in held_out]).to(device)
-    apart = frechet_distance_of_features(real, reference.to(device))
+    distance = frechet_distance_of_features(real, reference.to(device))
     root, name = evaluation.config.data.root, evaluation.settings.reference
-    reference_check(root, evaluation.manifest, evaluation.extractor, name, apart, len(real))
+    reference_check(root, evaluation.manifest, evaluation.extractor, name, distance, len(real))
 
 
 def _write_bits(evaluation: EvaluationRun, path: Path) -> None:
-    """Bits/dim image by image, a line each, for whoever wants to look closer."""
+    """Write the bits/dim of each image, one JSON line each."""
     if LIKELIHOOD not in evaluation.tasks:
         return
     lines = list[str]()
@@ -172,13 +175,13 @@ def _write_bits(evaluation: EvaluationRun, path: Path) -> None:
     write_text(path, "\n".join(lines) + "\n")
 
 
-def _export(evaluation: EvaluationRun, where: str) -> None:
-    if not where.endswith(".npz"):
-        raise UserError(f"evaluate.reference_out {where}: the name of an .npz file is expected")
+def _write_reference(evaluation: EvaluationRun, file: str) -> None:
+    if not file.endswith(".npz"):
+        raise UserError(f"evaluate.reference_out {file}: expected the name of an .npz file")
     if not hasattr(evaluation, "extractor"):
         evaluation.open(lambda step, steps, loss: None)
     gaussian = evaluation.reference.gaussian
-    write_statistics(Path(where), gaussian, evaluation.extractor, evaluation.manifest)
+    write_statistics(Path(file), gaussian, evaluation.extractor, evaluation.manifest)
 
 
 def summary(scores: dict[str, Any]) -> str:
@@ -186,17 +189,18 @@ def summary(scores: dict[str, Any]) -> str:
     parts = list[str]()
     if frechet := scores.get("frechet_distance"):
         held_out = scores["frechet_distance_of_held_out"]
-        # The distance falls with the number of images: only equal numbers compare.
-        equal = scores.get("frechet_distance_of_as_many", frechet)
+        # The distance decreases with the number of images: only equal numbers are comparable.
+        same_size = scores.get("frechet_distance_of_as_many", frechet)
         parts.append(
-            f"Fréchet distance ({frechet['features']} features, {equal['images']} images) "
-            f"{equal['value']:.2f} ± {equal['stderr']:.2f}, real held-out images {held_out['value']:.2f}"
+            f"Fréchet distance ({frechet['features']} features, {same_size['images']} images) "
+            f"{same_size['value']:.2f} ± {same_size['stderr']:.2f}, "
+            f"real held-out images {held_out['value']:.2f}"
         )
     for key, name in (("kernel_distance", "kernel distance"), ("inception_score", "Inception Score")):
         if key in scores and not parts:
             parts.append(f"{name} {scores[key]['value']:.4g} ± {scores[key]['stderr']:.2g}")
-    if known := scores.get("recognised"):
-        parts.append(f"{known['value']:.1%} recognised (real: {known['held_out']:.1%})")
+    if recognized := scores.get("recognised"):
+        parts.append(f"{recognized['value']:.1%} recognised (real: {recognized['held_out']:.1%})")
     if copies := scores.get("duplicates"):
         parts.append(f"{copies['images']} of {copies['of']} images are copies of others")
     if nfe := scores.get("nfe"):
@@ -232,7 +236,7 @@ def _protocol(evaluation: EvaluationRun, samples: Parts) -> dict[str, Any]:
 
 
 def _counts(scores: dict[str, Any]) -> dict[str, float]:
-    valued = (
+    keys = (
         "frechet_distance",
         "frechet_distance_of_held_out",
         "kernel_distance",
@@ -242,22 +246,22 @@ def _counts(scores: dict[str, Any]) -> dict[str, float]:
         "recognised",
         "bits_per_dim",
     )
-    counts = {key: scores[key]["value"] for key in valued if key in scores}
-    if known := scores.get("recognised"):
-        counts["recognised_of_held_out"] = known["held_out"]
-    if judge := scores.get("classifier"):
-        counts["classifier_accuracy"] = judge["held_out_accuracy"]
+    counts = {key: scores[key]["value"] for key in keys if key in scores}
+    if recognized := scores.get("recognised"):
+        counts["recognised_of_held_out"] = recognized["held_out"]
+    if classifier := scores.get("classifier"):
+        counts["classifier_accuracy"] = classifier["held_out_accuracy"]
     return counts | ({"nfe": scores["nfe"]["mean"]} if "nfe" in scores else {})
 
 
 def _classifier_progress(phases: ProgressPhases, run: RunDirectory) -> Callable[[int, int, float], None]:
     def show(step: int, steps: int, loss: float) -> None:
-        _obey(run)
+        _check_stop(run)
         phases.at(CLASSIFIER, step, steps, f"steps, loss {loss:.3f}")
 
     return show
 
 
-def _obey(run: RunDirectory) -> None:
+def _check_stop(run: RunDirectory) -> None:
     if run.stop.exists():
-        raise StopRequested(f"stopped by {run.stop}; what is finished stays, run it again to continue")
+        raise StopRequested(f"stopped by {run.stop}; finished parts are kept, run it again to continue")

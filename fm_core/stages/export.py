@@ -1,4 +1,4 @@
-"""A model to a folder that loads anywhere."""
+"""Exporting a model: weights, configuration, scores and model card in one folder."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from fm_core.config import RunConfig, dump_yaml
 from fm_core.data.manifest import load_manifest
 from fm_core.errors import UserError
 from fm_core.report.model_card import model_card
-from fm_core.report.score_table import Entry
+from fm_core.report.score_table import ScoreEntry
 from fm_core.run.directory import RunDirectory, step_name
 from fm_core.run.progress import Observer, Progress, no_progress
 from fm_core.run.results import StageResult
@@ -24,9 +24,10 @@ from fm_core.storage.hashing import sha256_file
 
 
 def export(config: RunConfig, observe: Observer = no_progress) -> StageResult:
-    """Write weights, configuration, scores and model card, or verify that they are there.
+    """Write weights, configuration, scores and model card, or verify an existing export.
 
-    Raises UserError for weights that are missing or damaged, and for a folder that holds another model.
+    Raises:
+        UserError: the weights are missing or damaged, or the folder contains another model.
     """
     return run_stage_function("export", config, observe, lambda run, show: _export(config, run, show))
 
@@ -45,10 +46,10 @@ def _export(config: RunConfig, run: RunDirectory, observe: Observer) -> StageRes
         shutil.copyfile(file, partial)
         partial.replace(target)
     if sha256_file(target) != model.weights_sha256:
-        raise UserError(f"export.folder: {target} holds another model; name another folder")
+        raise UserError(f"export.folder: {target} contains another model; name another folder")
     card = model_card(config.run.name, model.recipe, _train(config), _data_recipe(config, model), scores)
-    written = {"README.md": card, "config.yaml": dump_yaml(config)}
-    for name, text in written.items():
+    files = {"README.md": card, "config.yaml": dump_yaml(config)}
+    for name, text in files.items():
         if not (folder / name).exists() or (folder / name).read_text() != text:
             state = "done"
             write_text(folder / name, text)
@@ -67,12 +68,12 @@ def _export(config: RunConfig, run: RunDirectory, observe: Observer) -> StageRes
     )
 
 
-def _scores(run: RunDirectory, model: Model) -> list[Entry]:
+def _scores(run: RunDirectory, model: Model) -> list[ScoreEntry]:
     """Every evaluation of exactly these weights."""
-    found = [(path, read_json(path)) for path in sorted(run.path.glob("evaluation/*/*.json"))]
+    records = [(path, read_json(path)) for path in sorted(run.path.glob("evaluation/*/*.json"))]
     return [
-        Entry(path.stem, record)
-        for path, record in found
+        ScoreEntry(path.stem, record)
+        for path, record in records
         if record and record["protocol"].get("weights_sha256") == model.weights_sha256
     ]
 
@@ -82,7 +83,7 @@ def _train(config: RunConfig) -> dict[str, Any]:
 
 
 def _data_recipe(config: RunConfig, model: Model) -> dict[str, Any] | None:
-    """How the pixels came about, if the data set is at hand and is the one the model was trained on."""
+    """How the pixels were made, if the data set is available and is the one the model was trained on."""
     try:
         manifest = load_manifest(config.data.root, config.data.name)
     except UserError:

@@ -1,4 +1,4 @@
-"""Everything a run made, on one page."""
+"""The report stage: everything a run made, on one page."""
 
 from pathlib import Path
 
@@ -8,9 +8,10 @@ from fm_core.config import RunConfig, dump_yaml
 from fm_core.data.manifest import Manifest, load_manifest
 from fm_core.errors import UserError
 from fm_core.evaluation.features.classifier_features import MAX_IMAGES, first_images
-from fm_core.report.html import Figure, PageSection, Table, page
-from fm_core.report.image_grids import animation, data_uri, grid, loss_curve, nearest, png, strip
-from fm_core.report.score_table import WARNING, Entry, compared, scores_section
+from fm_core.report.html import FINGERPRINT_MARK, Figure, PageSection, Table, data_uri, page
+from fm_core.report.image_grids import animation, grid, nearest, png, strip
+from fm_core.report.plots import loss_curve
+from fm_core.report.score_table import WARNING, ScoreEntry, compare_scores, scores_section
 from fm_core.run.directory import RunDirectory, step_name
 from fm_core.run.progress import Observer, Progress, no_progress
 from fm_core.run.results import StageResult
@@ -20,13 +21,12 @@ from fm_core.sampling.sample_store import SampleSet, protocol_of
 from fm_core.storage.atomic_files import read_json, read_lines, write_text
 from fm_core.storage.hashing import fingerprint
 
-FINGERPRINT_MARK = "<!-- made from "
-
 
 def report(config: RunConfig, observe: Observer = no_progress) -> StageResult:
-    """Write report.html, or leave it when nothing it shows has changed.
+    """Write report.html, unless nothing it shows has changed.
 
-    Raises UserError if the run has no complete samples.
+    Raises:
+        UserError: the run has no complete samples.
     """
     return run_stage_function("report", config, observe, lambda run, show: _report(config, run, show))
 
@@ -42,14 +42,14 @@ def _report(config: RunConfig, run: RunDirectory, observe: Observer) -> StageRes
         raise UserError(f"{samples.store.url} is not complete; run fm sample first")
     scores = [record for path in _score_files(run, step, samples.key) if (record := read_json(path))]
     others = sorted(str(path.relative_to(run.path)) for path in run.path.glob("evaluation/*/*.json"))
-    shown = [metrics[-1], done, scores, others, manifest.version, config.model_dump(mode="json")]
-    mark = f"{FINGERPRINT_MARK}{fingerprint(shown)} -->\n"
+    content = [metrics[-1], done, scores, others, manifest.version, config.model_dump(mode="json")]
+    mark = f"{FINGERPRINT_MARK}{fingerprint(content)} -->\n"
     state = "verified" if run.report.exists() and run.report.read_text().endswith(mark) else "done"
     if state == "done":
         observe(Progress("report", 0, 1, "page", "drawing"))
         sections = [
             *(scores_section(record) for record in scores),
-            *_beside(run),
+            *_all_scores(run),
             _samples_section(config, manifest, samples),
             PageSection(
                 "Loss",
@@ -69,16 +69,16 @@ def _report(config: RunConfig, run: RunDirectory, observe: Observer) -> StageRes
     )
 
 
-def _beside(run: RunDirectory) -> list[PageSection]:
-    """All scores of the run in one table, where there are several."""
+def _all_scores(run: RunDirectory) -> list[PageSection]:
+    """All scores of the run in one table, if there are several."""
     entries = [
-        Entry(f"{path.parent.name}/{path.stem}", record)
+        ScoreEntry(f"{path.parent.name}/{path.stem}", record)
         for path in sorted(run.path.glob("evaluation/*/*.json"))
         if (record := read_json(path))
     ]
     if len(entries) < 2:
         return []
-    comparison = compared(entries)
+    comparison = compare_scores(entries)
     note = " ".join([WARNING, *comparison.differences]) if comparison.differences else ""
     return [PageSection("All scores of this run", [comparison.table], note)]
 
@@ -90,31 +90,33 @@ def _score_files(run: RunDirectory, step: int, sample_key: str) -> list[Path]:
 def _samples_section(config: RunConfig, manifest: Manifest, samples: SampleSet) -> PageSection:
     shape, levels = manifest.image_shape, manifest.levels
     scale = max(1, 32 // shape[1])
-    shown = next(samples.read(shape))
-    pictures = [
+    images = next(samples.read(shape))
+    figures = [
         Figure(
-            data_uri(png(grid(shown[:64], levels, 8, scale))),
-            "the first samples, in the order of their numbers",
+            data_uri(png(grid(images[:64], levels, 8, scale))),
+            "the first samples, by number",
         )
     ]
-    way = samples.trajectory()
-    if way is not None:
-        caption = "from noise to image: the way of the first samples"
-        pictures.append(Figure(data_uri(animation(way, levels, 8, scale)), caption))
-        pictures.append(Figure(data_uri(png(strip(way, levels, 9, scale))), f"{caption}, at nine times"))
-    count = min(config.report.neighbours, len(shown))
+    trajectory = samples.trajectory()
+    if trajectory is not None:
+        caption = "from noise to image: trajectories of the first samples"
+        figures.append(Figure(data_uri(animation(trajectory, levels, 8, scale)), caption))
+        strips = png(strip(trajectory, levels, 9, scale))
+        figures.append(Figure(data_uri(strips), f"{caption}, at nine times"))
+    count = min(config.report.neighbours, len(images))
     note = ""
     if count:
         training, _ = first_images(config.data.root, manifest, "train", MAX_IMAGES)
-        ids, distances = nearest(shown[:count], training)
-        pairs = torch.stack([shown[:count], training[ids]], dim=1).flatten(0, 1)
+        ids, distances = nearest(images[:count], training)
+        pairs = torch.stack([images[:count], training[ids]], dim=1).flatten(0, 1)
         caption = "sample (left) and nearest training image (right), pair by pair"
-        pictures.append(Figure(data_uri(png(grid(pairs, levels, 8, scale))), caption))
+        figures.append(Figure(data_uri(png(grid(pairs, levels, 8, scale))), caption))
         note = (
             f"Nearest of {len(training):,} training images, by root mean square difference: "
-            f"{distances.min():.2f} to {distances.max():.2f} of {levels - 1} grey levels; near 0 is a copy."
+            f"{distances.min():.2f} to {distances.max():.2f} of {levels - 1} intensity levels; "
+            "a value near 0 is a copy."
         )
-    return PageSection("Samples", pictures, note)
+    return PageSection("Samples", figures, note)
 
 
 def _history_section(run: RunDirectory) -> PageSection:
@@ -122,21 +124,19 @@ def _history_section(run: RunDirectory) -> PageSection:
         [line["began"], line["stage"], line["state"], f"{line['seconds']:.1f} s", line["summary"]]
         for line in read_lines(run.history)
     ]
-    note = "Every call of a stage, from logs/stages.jsonl; verified means that all was there and whole."
-    return PageSection(
-        "What was run", [Table(["began (UTC)", "stage", "outcome", "time", "result"], rows)], note
-    )
+    note = "Every call of a stage, from logs/stages.jsonl; verified: its results were complete and intact."
+    return PageSection("History", [Table(["began (UTC)", "stage", "outcome", "time", "result"], rows)], note)
 
 
 def _data_section(manifest: Manifest) -> PageSection:
     rows = [
-        [split, f"{facts.images:,}", f"{facts.channel_mean[0]:.2f} ± {facts.channel_std[0]:.2f}"]
-        for split, facts in manifest.splits.items()
+        [split, f"{record.images:,}", f"{record.channel_mean[0]:.2f} ± {record.channel_std[0]:.2f}"]
+        for split, record in manifest.splits.items()
     ]
     channels, height, width = manifest.image_shape
     note = (
-        f"{manifest.name}: {height} × {width} pixels, {channels} channels, {manifest.levels} grey levels, "
-        f"{manifest.class_count or 'no'} classes; version {manifest.version[:16]}."
+        f"{manifest.name}: {height} × {width} pixels, {channels} channels, {manifest.levels} intensity "
+        f"levels, {manifest.class_count or 'no'} classes; version {manifest.version[:16]}."
     )
     return PageSection("Data", [Table(["split", "images", "first channel, mean ± deviation"], rows)], note)
 

@@ -1,4 +1,4 @@
-"""A checkpoint to images."""
+"""The sample stage: from a checkpoint to images."""
 
 from typing import Any
 
@@ -24,10 +24,12 @@ STRIP_COLUMNS = 9
 
 
 def sample(config: RunConfig, observe: Observer = no_progress) -> StageResult:
-    """Make exactly sample.images images, or check the hashes of those that are there.
+    """Generate exactly sample.images images, or verify the hashes of existing ones.
 
-    Raises UserError for missing checkpoints or settings that the solver would ignore, StopRequested when
-    asked to stop, RuntimeError when the job failed.
+    Raises:
+        UserError: a checkpoint is missing, or settings would be ignored by the solver.
+        StopRequested: the stage was asked to stop.
+        RuntimeError: the job failed.
     """
     return run_stage_function("sample", config, observe, lambda run, show: _sample(config, run, show))
 
@@ -36,25 +38,25 @@ def _sample(config: RunConfig, run: RunDirectory, observe: Observer) -> StageRes
     draw = draw_of(config)
     step = checkpoint_step(config)
     make_average(config, step)
-    # The ranks must all mean the same checkpoint, even if training adds one meanwhile.
+    # All ranks must use the same checkpoint, even if training adds one meanwhile.
     config = config.model_copy(update={"sample": config.sample.model_copy(update={"step": step})})
     model = load_model(weights_file(config, step), torch.device("cpu"))
     if not config.sample.weights.endswith(".safetensors"):
-        theirs, ours = model.section.model_dump(mode="json"), config.model.model_dump(mode="json")
-        if found := differences(theirs, ours, "model."):
-            raise UserError(f"{run.checkpoints} holds another network: {'; '.join(found)}")
+        saved, configured = model.section.model_dump(mode="json"), config.model.model_dump(mode="json")
+        if changes := differences(saved, configured, "model."):
+            raise UserError(f"{run.checkpoints} contains another network: {'; '.join(changes)}")
     draw.check(model)
     samples = SampleSet(config, step, protocol_of(config, model.weights_sha256))
     missing = samples.problems()
-    whole = not missing and samples.done() and all(samples.store.size(name) for name in _pictures(samples))
-    state = "verified" if whole else "done"
+    grids = all(samples.store.size(name) for name in _grid_files(samples))
+    state = "verified" if not missing and samples.done() and grids else "done"
     for number in missing:
-        # What is merely missing may be what a job is writing at this moment.
+        # A shard that does not exist yet may be one that a running job is writing.
         if samples.shard(number):
             samples.remove(number)
     if missing:
         observe(Progress("sample", 0, samples.images, "images", "starting the processes"))
-        duty = StageJob(
+        job = StageJob(
             control=samples.control,
             logs=run.path / "logs",
             stage="sample",
@@ -62,7 +64,7 @@ def _sample(config: RunConfig, run: RunDirectory, observe: Observer) -> StageRes
             config=config,
             complete=lambda: not samples.problems(),
         )
-        supervise(duty, observe)
+        supervise(job, observe)
     if state == "done":
         _finish(samples, model, step)
     nfe = (samples.done() or {})["nfe"]["mean"]
@@ -72,29 +74,34 @@ def _sample(config: RunConfig, run: RunDirectory, observe: Observer) -> StageRes
         state=state,
         seconds=0.0,
         summary=f"{samples.images:,} images of step {step:,} with {solver_of(config).method}, NFE {nfe:.0f}",
-        paths={"samples": samples.store.url, "grid": f"{samples.store.url}/grid.png", **_ways(samples)},
+        paths={
+            "samples": samples.store.url,
+            "grid": f"{samples.store.url}/grid.png",
+            **_trajectory_path(samples),
+        },
         counts={"images": samples.images, "nfe": nfe},
         hashes={"weights": model.weights_sha256},
     )
 
 
-def _pictures(samples: SampleSet) -> list[str]:
+def _grid_files(samples: SampleSet) -> list[str]:
     return ["grid.png", *(["trajectory.png", "trajectory-animated.png"] if samples.trajectories else [])]
 
 
-def _ways(samples: SampleSet) -> dict[str, str]:
+def _trajectory_path(samples: SampleSet) -> dict[str, str]:
     return {"trajectory": f"{samples.store.url}/trajectory.png"} if samples.trajectories else {}
 
 
 def _finish(samples: SampleSet, model: Model, step: int) -> None:
     scale = max(1, 32 // model.image_shape[1])
     levels = model.quantizer.levels
-    images, columns = _shown(samples, model)
+    images, columns = _grid_images(samples, model)
     samples.store.write_bytes("grid.png", png(grid(images, levels, columns, scale)))
-    way = samples.trajectory()
-    if way is not None:
-        samples.store.write_bytes("trajectory.png", png(strip(way, levels, STRIP_COLUMNS, scale)))
-        samples.store.write_bytes("trajectory-animated.png", animation(way, levels, GRID_COLUMNS, scale))
+    trajectory = samples.trajectory()
+    if trajectory is not None:
+        samples.store.write_bytes("trajectory.png", png(strip(trajectory, levels, STRIP_COLUMNS, scale)))
+        frames = animation(trajectory, levels, GRID_COLUMNS, scale)
+        samples.store.write_bytes("trajectory-animated.png", frames)
     shards = samples.finished()
     nfe: dict[str, Any] = {
         "mean": sum(shard.nfe * shard.images for shard in shards) / samples.images,
@@ -106,8 +113,8 @@ def _finish(samples: SampleSet, model: Model, step: int) -> None:
     samples.finish({"step": step, "images": samples.images, "nfe": nfe, "data_version": model.data_version})
 
 
-def _shown(samples: SampleSet, model: Model) -> tuple[Tensor, int]:
-    """The first images and how many go in a row; with classes, a row for each of the first ten classes."""
+def _grid_images(samples: SampleSet, model: Model) -> tuple[Tensor, int]:
+    """The first images and the number per row; with classes, a row for each of the first ten classes."""
     rows: dict[int, list[Tensor]] = {}
     first: list[Tensor] = []
     for number in range(samples.batches):

@@ -1,8 +1,9 @@
-"""Scores of each checkpoint while training goes on: `python -m fm_core.stages.score_checkpoints CONFIG`.
+"""Online evaluation, started by `python -m fm_core.stages.score_checkpoints CONFIG`.
 
-A process of the lowest priority beside the trainer, in a run directory of its own, <run>/beside: training
-does not know of it. A checkpoint's weights are linked there before they are scored, so that neither waits for
-the other; the best stay. Scores are the lines of <run>/evaluation/beside.jsonl.
+A process of the lowest priority scores each checkpoint during training, in a run directory of its own,
+<run>/beside; the trainer does not depend on it. The weights of a checkpoint are linked there before they are
+scored, so that neither waits for the other; the best weights are retained. Scores are the lines of
+<run>/evaluation/beside.jsonl.
 """
 
 import json
@@ -34,12 +35,12 @@ NICENESS = 19
 
 
 def score_checkpoints(config: RunConfig) -> None:
-    """Score the newest checkpoint that has no score yet, again and again until standard input ends.
+    """Repeatedly score the newest checkpoint without a score, until standard input is closed.
 
-    One that cannot be scored is told and passed over.
+    A checkpoint that cannot be scored is reported and skipped.
     """
     failed: set[str] = set()
-    with exclusive_lock(online_eval_directory(RunDirectory(config).path)) as obey:
+    with exclusive_lock(online_eval_directory(RunDirectory(config).path)) as check_stop:
         ended = False
         while True:
             step = newest_unscored(config, failed)
@@ -51,49 +52,49 @@ def score_checkpoints(config: RunConfig) -> None:
                 except Exception as error:
                     failed.add(CheckpointCatalog.of(config).fingerprints().get(step, ""))
                     traceback.print_exc()
-                    print(f"WARNING: the checkpoint of step {step} has no score: {error}", flush=True)
+                    print(f"WARNING: the checkpoint of step {step} could not be scored: {error}", flush=True)
             elif ended:
                 return
             else:
-                # Training's last checkpoint was complete before its end was told.
+                # The last checkpoint of training is complete before standard input is closed.
                 ended = bool(select.select([sys.stdin], [], [], POLL_SECONDS)[0])
-            obey()
+            check_stop()
 
 
 def newest_unscored(config: RunConfig, failed: Collection[str] = ()) -> int | None:
     """The step of the newest complete checkpoint, unless it or a later one has a score.
 
-    Scores of steps that were trained again since, after training went back, are forgotten first. `failed` are
-    marks of checkpoints that could not be scored.
+    First, scores of steps that were trained again after a rollback are deleted. `failed` are hashes of
+    checkpoints that could not be scored.
     """
-    marks = CheckpointCatalog.of(config).fingerprints()
-    newest = max(marks, default=None)
-    if newest is None or marks[newest] in failed:
+    hashes = CheckpointCatalog.of(config).fingerprints()
+    newest = max(hashes, default=None)
+    if newest is None or hashes[newest] in failed:
         return None
     path = RunDirectory(config).path
     lines = read_online_scores(path)
-    valid = [line for line in lines if line["step"] <= newest and _stands(line, marks)]
+    valid = [line for line in lines if line["step"] <= newest and _is_current(line, hashes)]
     if len(valid) < len(lines):
         write_text(scores_file(path), "".join(json.dumps(line) + "\n" for line in valid))
     return newest if newest > max((line["step"] for line in valid), default=0) else None
 
 
-def _stands(line: dict[str, Any], marks: dict[int, str]) -> bool:
-    """Whether a score is of the checkpoint of its step, as far as that can be told."""
-    scored, there = line.get("checkpoint"), marks.get(line["step"])
-    return scored is None or there is None or scored == there
+def _is_current(line: dict[str, Any], hashes: dict[int, str]) -> bool:
+    """Whether a score is of the present checkpoint of its step; True where that is not recorded."""
+    scored, present = line.get("checkpoint"), hashes.get(line["step"])
+    return scored is None or present is None or scored == present
 
 
 def score(config: RunConfig, step: int) -> None:
-    """Draw from a checkpoint, score it, note the distance, and keep its weights if they are the best."""
+    """Sample from a checkpoint, score it, record the distance, and retain its weights if it is the best."""
     run = RunDirectory(config)
-    began = time.monotonic()
+    started = time.monotonic()
     linked = _link(config, step)
     if linked is None:
-        return  # it was removed meanwhile; a newer one is there
-    elsewhere = _elsewhere(config, step)
-    sample(elsewhere)
-    result = evaluate(elsewhere)
+        return  # it was removed meanwhile, so there is a newer one
+    scoring = _scoring_config(config, step)
+    sample(scoring)
+    result = evaluate(scoring)
     scores = read_json(Path(result.paths["scores"])) or {}
     distance = scores["frechet_distance"]
     record = {
@@ -105,27 +106,27 @@ def score(config: RunConfig, step: int) -> None:
         "images": distance["images"],
         "features": distance["features"],
         "nfe": scores["nfe"]["mean"],
-        "seconds": round(time.monotonic() - began, 1),
+        "seconds": round(time.monotonic() - started, 1),
     }
-    before = read_json(run.path / "best.json")
-    # Where the best was of this very step, its weights have just been replaced.
-    best = before is None or before["step"] == step or distance["value"] < before["frechet_distance"]
+    previous = read_json(run.path / "best.json")
+    # If the previous best has this step, its weights have just been replaced.
+    best = previous is None or previous["step"] == step or distance["value"] < previous["frechet_distance"]
     if best:
         write_json(run.path / "best.json", {**record, "checkpoint": str(linked)})
     append_line(scores_file(run.path), record)
     for other in checkpoint_directories(linked.parent):
         if (other != linked) == best:
             shutil.rmtree(other)
-    shutil.rmtree(RunDirectory(elsewhere).samples, ignore_errors=True)
+    shutil.rmtree(RunDirectory(scoring).samples, ignore_errors=True)
 
 
-def _elsewhere(config: RunConfig, step: int) -> RunConfig:
-    """The configuration of the stages that score: another run directory, the same data, network and seed.
+def _scoring_config(config: RunConfig, step: int) -> RunConfig:
+    """The configuration of the scoring stages: another run directory, the same data, network and seed.
 
-    Of what is scored only the distance is wanted, of samples of the checkpoint itself.
+    Only the Fréchet distance is computed, of samples of the checkpoint itself.
     """
-    run, beside = RunDirectory(config).path, config.evaluate.beside
-    kept = ("ema", "raw", *ema_decays(config.train))
+    run, online = RunDirectory(config).path, config.evaluate.beside
+    available = ("ema", "raw", *ema_decays(config.train))
     tree = {
         "run": {"root": str(run), "name": "beside"},
         "train": {"checkpoint_root": str(run / "beside" / "checkpoints")},
@@ -137,17 +138,17 @@ def _elsewhere(config: RunConfig, step: int) -> RunConfig:
             "nfe_curve": {"images": 0},
             "beside": {"images": 0},
         },
-        "launch": LaunchSection(processes=beside.processes, threads=beside.threads).model_dump(),
+        "launch": LaunchSection(processes=online.processes, threads=online.threads).model_dump(),
         "sample": {
-            "images": beside.images,
-            "batch": min(beside.images, config.sample.batch),
+            "images": online.images,
+            "batch": min(online.images, config.sample.batch),
             "step": step,
-            "weights": config.sample.weights if config.sample.weights in kept else "ema",
-            "solver": beside.solver,
-            "steps": beside.steps,
+            "weights": config.sample.weights if config.sample.weights in available else "ema",
+            "solver": online.solver,
+            "steps": online.steps,
             "trajectories": 0,
             "root": None,
-            **({"rtol": None, "atol": None} if beside.steps else {}),
+            **({"rtol": None, "atol": None} if online.steps else {}),
         },
     }
     return RunConfig.model_validate(merge(config.model_dump(), tree))
@@ -167,16 +168,16 @@ def _link(config: RunConfig, step: int) -> Path | None:
 
 
 def main(config_file: str) -> None:
-    """Score until training has ended; SIGTERM ends what is being scored as well."""
+    """Score until training has ended; SIGTERM also ends the scoring in progress."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     os.nice(NICENESS)
     try:
         score_checkpoints(load_config(config_file))
-    except (UserError, StopRequested, KeyboardInterrupt) as end:
-        print(f"beside: {end or 'stopped'}", flush=True)
+    except (UserError, StopRequested, KeyboardInterrupt) as reason:
+        print(f"beside: {reason or 'stopped'}", flush=True)
     except Exception as error:
         traceback.print_exc()
-        print(f"WARNING: checkpoints are no longer scored: {error}", flush=True)
+        print(f"WARNING: online evaluation has ended, checkpoints are no longer scored: {error}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Source images to verified shards."""
+"""The shard stage: from source images to verified shards."""
 
 from fm_core.config import RunConfig
 from fm_core.data.dataset_builder import read_complete, write_dataset
@@ -11,30 +11,34 @@ from fm_core.run.stage_runner import run_stage_function
 
 
 def shard(config: RunConfig, observe: Observer = no_progress) -> StageResult:
-    """Write the data set of the configuration, or check every hash of the one that is there.
+    """Write the data set of the configuration, or verify every hash of an existing one.
 
-    Raises UserError for a missing or wrong source, another recipe at the same name, no disk.
+    Raises:
+        UserError: the source is missing or invalid, another recipe exists under the same name, or the disk is
+            full.
     """
     return run_stage_function("shard", config, observe, lambda run, show: _shard(config, run, show))
 
 
 def _shard(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResult:
-    before = read_complete(config.data)
-    total = sum(split.images for split in before.splits.values()) if before else make_plan(config.data).images
-    pace = RateMeter()
+    existing = read_complete(config.data)
+    total = (
+        sum(split.images for split in existing.splits.values()) if existing else make_plan(config.data).images
+    )
+    rate = RateMeter()
 
     def on_images(done: int) -> None:
-        message = "checking hashes" if before else "writing shards"
-        observe(Progress("shard", done, total, "images", message, pace.rate(done)))
+        message = "checking hashes" if existing else "writing shards"
+        observe(Progress("shard", done, total, "images", message, rate.rate(done)))
 
     on_images(0)
     manifest = write_dataset(config.data, on_images)
     on_images(total)
-    return _result(config, manifest, verified=before is not None)
+    return _result(config, manifest, verified=existing is not None)
 
 
 def _result(config: RunConfig, manifest: Manifest, verified: bool) -> StageResult:
-    counts = {split: float(facts.images) for split, facts in manifest.splits.items()}
+    counts = {split: float(record.images) for split, record in manifest.splits.items()}
     images = " + ".join(f"{int(count):,} {split}" for split, count in counts.items())
     return StageResult(
         stage="shard",

@@ -1,4 +1,4 @@
-"""Shards to checkpoints: a DeepSpeed job, watched to its end."""
+"""The train stage: a DeepSpeed job from shards to checkpoints."""
 
 from fm_core.checkpoint.catalog import CheckpointCatalog
 from fm_core.checkpoint.format import checkpoint_directories, step_of
@@ -24,46 +24,50 @@ from fm_core.training.loggers import check_loggers
 
 
 def train(config: RunConfig, observe: Observer = no_progress) -> StageResult:
-    """Train to train.images, from the newest complete checkpoint on; attach if a job does so already.
+    """Train to train.images from the newest complete checkpoint, or attach to a job that does.
 
-    Raises UserError for a missing data set or sizes that do not divide, StopRequested when the job was
-    asked to stop, RuntimeError when it failed.
+    Raises:
+        UserError: the data set is missing, or settings do not agree.
+        StopRequested: the job was asked to stop.
+        RuntimeError: the job failed.
     """
     return run_stage_function("train", config, observe, lambda run, show: _train(config, run, show))
 
 
-def check(config: RunConfig) -> None:
-    """Refuse what can be refused before a process starts. Raises UserError."""
+def check_training(config: RunConfig) -> None:
+    """Check the configuration before a process starts. Raises UserError."""
     CheckpointCatalog.of(config)
     processes, gpus = world(config.launch)[0], device_count()
     if config.launch.kind == "local" and gpus and processes > gpus:
-        raise UserError(f"launch.processes: {processes} processes want a GPU each and this host has {gpus}")
+        raise UserError(
+            f"launch.processes: {processes} processes need one GPU each, and this host has {gpus}"
+        )
     method = build_method(config.method)
     method.coupling.check(micro_batch_of(config.train, processes))
     if isinstance(method.objective, MaximumLikelihood) and config.train.zero_stage == 3:
-        # The adjoint asks for gradients of parameters that ZeRO 3 has already given away again.
-        raise UserError("train.zero_stage 3: maximum-likelihood trains through the solver; use 1 or 2")
+        # The adjoint needs gradients of parameters that ZeRO 3 has already released.
+        raise UserError("train.zero_stage 3: maximum-likelihood trains through the solver; use stage 1 or 2")
     check_loggers(config.train)
 
 
 def check_space(config: RunConfig, manifest: Manifest) -> None:
-    """Refuse a disk that the checkpoints that are still to come would fill. Raises UserError."""
+    """Check that the disk has space for the checkpoints to come. Raises UserError."""
     checkpoints = CheckpointCatalog.of(config)
     folder = checkpoints.folder
-    each = checkpoint_bytes_of(config, manifest.image_shape, manifest.class_count or 0)
-    # A new one is whole before an old one goes; on their way to a store there are two.
-    wanted = 2 if checkpoints.uploads else config.train.keep_checkpoints + 1
-    to_come = max(1, wanted - len(checkpoint_directories(folder)))
+    size = checkpoint_bytes_of(config, manifest.image_shape, manifest.class_count or 0)
+    # A new one is complete before an old one is removed; with uploads there are two.
+    needed = 2 if checkpoints.uploads else config.train.keep_checkpoints + 1
+    to_come = max(1, needed - len(checkpoint_directories(folder)))
     free = Store.at(str(folder)).free_bytes()
-    if free is not None and free < each * to_come:
+    if free is not None and free < size * to_come:
         raise UserError(
-            f"train.keep_checkpoints: {free >> 20:,} MiB free under {folder}; {to_come} checkpoints of "
-            f"{each / 2**20:,.1f} MiB are to come"
+            f"train.keep_checkpoints: {free >> 20:,} MiB free under {folder}, but {to_come} more checkpoints "
+            f"of {size / 2**20:,.1f} MiB are needed"
         )
 
 
 def _train(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResult:
-    check(config)
+    check_training(config)
     check_online_eval(config)
     manifest = load_manifest(config.data.root, config.data.name)
     state = "verified"
@@ -74,7 +78,7 @@ def _train(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResu
         check_streams(config.data, manifest, config.run.seed, batch, ranks, most_on_a_host(config.launch))
         total = config.train.images
         observe(Progress("train", 0, total, "images", "starting the processes"))
-        duty = StageJob(
+        job = StageJob(
             control=run.path,
             logs=run.path / "logs",
             stage="train",
@@ -85,7 +89,7 @@ def _train(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResu
             lasting=lambda: newest_step(run),
             submitted=run.remember,
         )
-        supervise(duty, observe)
+        supervise(job, observe)
     done = read_json(run.train_done) or {}
     lines = read_lines(run.metrics)
     loss = lines[-1]["loss"] if lines else None
@@ -110,13 +114,13 @@ def _train(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResu
 
 
 def newest_step(run: RunDirectory) -> int:
-    """Step of the newest checkpoint that the last job finished, as it said; 0 if it finished none."""
+    """Step of the newest checkpoint that the last job reported as complete; 0 if there is none."""
     name = (read_status(run.path) or {}).get("last_checkpoint")
     return step_of(name) if name else 0
 
 
 def complete(config: RunConfig) -> bool:
-    """Whether DONE.json says that enough images were seen and its checkpoint is whole."""
+    """Whether DONE.json records enough images seen and its checkpoint is valid."""
     run = RunDirectory(config)
     done = read_json(run.train_done)
     if done is None or done["images_seen"] < config.train.images:

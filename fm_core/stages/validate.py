@@ -1,4 +1,4 @@
-"""Looks closely at a written data set, and mends it if asked."""
+"""The validate stage: checking and repairing a written data set."""
 
 from collections.abc import Callable
 
@@ -16,9 +16,10 @@ from fm_core.run.stage_runner import run_stage_function
 def validate(
     config: RunConfig, observe: Observer = no_progress, depth: Depth = "default", repair: bool = False
 ) -> StageResult:
-    """Check the data set of the configuration: quick, default or deep; with `repair`, mend it first.
+    """Check the data set of the configuration: quick, default or deep; with `repair`, repair it first.
 
-    Raises UserError that names each damaged shard.
+    Raises:
+        UserError: shards are damaged; the message names each of them.
     """
     return run_stage_function(
         "validate", config, observe, lambda run, show: _validate(config, show, depth, repair)
@@ -31,19 +32,23 @@ def _validate(config: RunConfig, observe: Observer, depth: Depth, repair: bool) 
     manifest = load_manifest(config.data.root, config.data.name)
     total = sum(split.images for split in manifest.splits.values())
 
-    on_images = _shown(observe, total, f"{depth} check")
+    on_images = _progress(observe, total, f"{depth} check")
     on_images(0)
-    found = validate_dataset(config.data, depth, on_images)
+    validation = validate_dataset(config.data, depth, on_images)
     on_images(total)
-    if found.problems:
-        listed = "; ".join(f"{file}: {problem}" for file, problem in found.problems.items())
-        raise UserError(f"{config.data.root}/{config.data.name}: {listed}; fm validate --repair mends it")
+    if validation.problems:
+        problems = "; ".join(f"{file}: {problem}" for file, problem in validation.problems.items())
+        raise UserError(
+            f"{config.data.root}/{config.data.name}: {problems}; fm validate --repair rewrites damaged shards"
+        )
     return StageResult(
         stage="validate",
         state="verified",
         seconds=0.0,
-        summary="; ".join([f"{total:,} images in {len(manifest.shards)} shards are whole", *found.notes]),
-        counts={"images": float(found.images)},
+        summary="; ".join(
+            [f"{total:,} images in {len(manifest.shards)} shards are intact", *validation.notes]
+        ),
+        counts={"images": float(validation.images)},
         hashes={"data": manifest.version},
     )
 
@@ -52,13 +57,13 @@ def _repair(config: RunConfig, observe: Observer) -> None:
     try:
         manifest = load_manifest(config.data.root, config.data.name)
         total = sum(split.images for split in manifest.splits.values())
-    except UserError:  # it may be what is damaged; then the source is needed
+    except UserError:  # the manifest itself may be damaged; then the source is needed
         total = make_plan(config.data).images
-    hashing, writing = _shown(observe, total, "looking for damage"), _shown(observe, total, "mending")
+    hashing, writing = _progress(observe, total, "looking for damage"), _progress(observe, total, "repairing")
     hashing(0)
     repair_dataset(config.data, writing, hashing)
 
 
-def _shown(observe: Observer, total: int, message: str) -> Callable[[int], None]:
-    pace = RateMeter()
-    return lambda done: observe(Progress("validate", done, total, "images", message, pace.rate(done)))
+def _progress(observe: Observer, total: int, message: str) -> Callable[[int], None]:
+    rate = RateMeter()
+    return lambda done: observe(Progress("validate", done, total, "images", message, rate.rate(done)))

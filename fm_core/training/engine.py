@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from fm_core.config import TrainSection
-from fm_core.config.speed import SpeedSection
+from fm_core.config.performance import PerformanceSection
 from fm_core.errors import UserError
 from fm_core.method.objectives import Objective
 
@@ -140,7 +140,7 @@ def bucket_elements(network: torch.nn.Module, train: TrainSection) -> int:
     return train.speed.bucket_elements or sized
 
 
-def compile_options(speed: SpeedSection) -> dict[str, Any]:
+def compile_options(speed: PerformanceSection) -> dict[str, Any]:
     """Arguments of torch.compile for the network; shapes never change during training."""
     from torch._inductor import list_mode_options
 

@@ -123,7 +123,7 @@ def report(pairs: list[dict[str, Any]], options: argparse.Namespace) -> None:
     lines = ["| torchcfm's Fréchet distance to ours | ours | torchcfm's | NFE of both | seed |"]
     lines += ["|---|---|---|---|---|", *map(line, pairs)]
     ours, theirs = (mean_of_seeds([distance(pair, side) for pair in pairs]) for side in ("ours", "theirs"))
-    verdict = compare_quality(ours, theirs).words
+    verdict = compare_quality(ours, theirs).text
     held_out = pairs[0]["ours"]["frechet_distance_of_held_out"]["value"]
     images = pairs[0]["ours"]["frechet_distance"]["images"]
     print("\n".join(lines))

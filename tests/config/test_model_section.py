@@ -56,8 +56,8 @@ def test_the_shape_of_a_unet_is_had_without_the_compiler():
         "build_meta_network(section, (3, 16, 16), 10)\n"
         "print('torch._dynamo' in sys.modules)"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert told.stdout == "False\n", told.stderr
+    completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert completed.stdout == "False\n", completed.stderr
 
 
 def test_the_imagenet64_configuration_is_the_named_size():
@@ -82,8 +82,8 @@ def test_what_a_size_leaves_open_can_be_chosen():
     [
         ({"size": "imagenet64", "channels": 128}, "model.channels is 128 .* imagenet64 is 192"),
         ({"size": "DiT-S/2", "kind": "unet"}, "model.kind is unet"),
-        ({"kind": "transformer", "channels": 64}, "model.channels is no key of a transformer"),
-        ({"width": 64}, "model.width is no key of a unet"),
+        ({"kind": "transformer", "channels": 64}, "model.channels is not a key of model.kind transformer"),
+        ({"width": 64}, "model.width is not a key of model.kind unet"),
         ({"size": "imagenet65"}, "model.size"),
     ],
 )

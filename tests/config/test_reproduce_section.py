@@ -10,10 +10,10 @@ CELL = {"name": "a", "objective": "flow-matching", "path": "cosine"}
 
 
 @pytest.mark.parametrize(
-    ("section", "words"),
+    ("section", "fragments"),
     [
-        ({"cells": [CELL, CELL]}, ["two cells have one name"]),
-        ({"cells": [{**CELL, "steps": 11}], "plane": {"steps": 10}}, ["a asks for 11 steps", "10"]),
+        ({"cells": [CELL, CELL]}, ["two experiments have the same name"]),
+        ({"cells": [{**CELL, "steps": 11}], "plane": {"steps": 10}}, ["a has 11 steps", "10"]),
         ({"cells": [{**CELL, "name": "../a"}]}, ["reproduce.cells.0.name"]),
         ({"cells": [{"name": "a", "path": "cosine"}]}, ["reproduce.cells.0.objective"]),
         ({"plane": {"nfe": [4, 5]}}, ["reproduce.plane.nfe.1", "multiple of 2"]),
@@ -22,12 +22,12 @@ CELL = {"name": "a", "objective": "flow-matching", "path": "cosine"}
         ({"plane": {"step": 3}}, ["reproduce.plane.step", "unknown key"]),
     ],
 )
-def test_wrong_settings_are_refused_in_one_line(section, words):
+def test_wrong_settings_are_refused_in_one_line(section, fragments):
     with pytest.raises(UserError) as caught:
         parse_config({"reproduce": section}, where="x")
     assert "\n" not in str(caught.value)
-    for word in words:
-        assert word in str(caught.value)
+    for fragment in fragments:
+        assert fragment in str(caught.value)
 
 
 def test_options_keep_their_kinds(tmp_path):
@@ -54,3 +54,11 @@ def test_the_shipped_comparison_is_the_papers():
     ]
     assert not any(cell.path_options or cell.objective_options for cell in section.cells)
     assert (section.plane.layers, section.plane.width, section.plane.nfe) == (5, 512, (4, 8, 10, 20))
+
+
+def test_experiments_is_an_alias_of_cells():
+    config = parse_config({"reproduce": {"experiments": [CELL]}}, where="x")
+    assert config == parse_config({"reproduce": {"cells": [CELL]}}, where="x")
+    assert "experiments" not in config.model_dump()["reproduce"]
+    with pytest.raises(UserError, match=r"give one of the two"):
+        parse_config({"reproduce": {"experiments": [CELL], "cells": [CELL]}}, where="x")

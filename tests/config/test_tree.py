@@ -37,7 +37,7 @@ def sections(section: type[BaseModel]):
 
 
 @pytest.mark.parametrize(
-    ("tree", "words"),
+    ("tree", "fragments"),
     [
         ({"trian": {}}, ["trian", "unknown key"]),
         ({"train": {"imags": 5}}, ["train.imags", "unknown key"]),
@@ -54,10 +54,10 @@ def sections(section: type[BaseModel]):
         ({"method": {"path_options": {"sigma_min": [1]}}}, ["method.path_options.sigma_min", "[1]"]),
     ],
 )
-def test_a_wrong_key_is_refused_in_one_line_that_names_it(tree, words):
+def test_a_wrong_key_is_refused_in_one_line_that_names_it(tree, fragments):
     message = refused(tree)
-    for word in words:
-        assert word in message, message
+    for fragment in fragments:
+        assert fragment in message, message
 
 
 def test_several_mistakes_are_told_together():
@@ -131,15 +131,15 @@ def test_what_a_format_does_not_read_is_refused(source, key):
 
 
 @pytest.mark.parametrize("betas", [[1.0, 0.999], [0.9, 1.0], [-0.1, 0.9], [0.9, 1.5]])
-def test_rates_of_the_optimiser_are_rates(betas):
-    said = refused({"train": {"betas": betas}})
-    assert "train.betas must lie in 0 <= beta < 1" in said
+def test_betas_of_the_optimizer_are_in_range(betas):
+    message = refused({"train": {"betas": betas}})
+    assert "train.betas must be at least 0 and below 1" in message
     assert parse_config({"train": {"betas": [0, 0.999]}}, where="x").train.betas == (0, 0.999)
 
 
 @pytest.mark.parametrize("keys", [{"ema_decays": [0.9, 0.9]}, {"ema_power_widths": [0.1, 0.10000001]}])
 def test_two_averages_have_two_names(keys):
-    assert "two averages would have one name" in refused({"train": keys})
+    assert "two averages would have the same name" in refused({"train": keys})
 
 
 def test_options_of_the_method_are_finite():
@@ -164,9 +164,9 @@ def test_options_may_be_words_and_switches_in_both_sections(tmp_path):
         "reproduce": {"cells": [{**cell, "objective_options": options}]},
     }
     config = parse_config(tree, where="x")
-    for found in (config.method.objective_options, config.reproduce.cells[0].objective_options):
-        assert found == read
-        assert {key: type(value) for key, value in found.items()} == {
+    for options in (config.method.objective_options, config.reproduce.cells[0].objective_options):
+        assert options == read
+        assert {key: type(value) for key, value in options.items()} == {
             "divergence": str,
             "steps": int,
             "rtol": float,
@@ -178,8 +178,8 @@ def test_options_may_be_words_and_switches_in_both_sections(tmp_path):
 
 @pytest.mark.parametrize("value", [None, [1], {"a": 1}, float("nan")])
 def test_what_is_no_option_is_refused_by_its_key(value):
-    said = refused({"method": {"path_options": {"sigma_min": value}}})
-    assert "method.path_options.sigma_min: a finite number, a word, true or false was expected" in said
+    message = refused({"method": {"path_options": {"sigma_min": value}}})
+    assert "method.path_options.sigma_min: expected a finite number, a string, true or false" in message
 
 
 def test_a_standard_error_needs_two_images_to_score():

@@ -171,8 +171,8 @@ def test_the_stage_names_what_is_wrong_and_mends_it(tmp_path):
     assert result.state == "verified"
     assert "1,797 images" in result.summary
     assert seen[-1].done == seen[-1].total == 1797
-    for message in ("looking for damage", "mending", "deep check"):
+    for message in ("looking for damage", "repairing", "deep check"):
         done = [progress.done for progress in seen if progress.message == message]
         assert len(done) > 2, message
         assert done[-1] == 1797
-        assert message == "mending" or np.all(np.diff(done) >= 0)  # it begins anew where it writes
+        assert message == "repairing" or np.all(np.diff(done) >= 0)  # it begins anew where it writes

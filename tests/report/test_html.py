@@ -6,14 +6,15 @@ import pytest
 import torch
 from PIL import Image
 
-from fm_core.report.html import Figure, PageSection, Table, page
-from fm_core.report.image_grids import data_uri, grid, loss_curve, nearest, png
+from fm_core.report.html import Figure, PageSection, Table, data_uri, page
+from fm_core.report.image_grids import grid, nearest, png
+from fm_core.report.plots import loss_curve
 
 
 class Reader(HTMLParser):
     def __init__(self, text):
         super().__init__()
-        self.tags, self.words, self.open = [], [], []
+        self.tags, self.texts, self.open = [], [], []
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
@@ -25,7 +26,7 @@ class Reader(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        self.words.append(data)
+        self.texts.append(data)
 
 
 def test_the_page_is_well_formed_and_says_what_it_was_given():
@@ -34,9 +35,9 @@ def test_the_page_is_well_formed_and_says_what_it_was_given():
     text = page("Run <1>", "lead & more", [PageSection("Scores", [table, figure], "note", text="k: <v>\n")])
     reader = Reader(text)
     assert reader.open == []
-    words = "".join(reader.words)
-    for told in ("Run <1>", "lead & more", "Scores", "1.5 ± 0.2", "note", "k: <v>", 'a "caption" <b>'):
-        assert told in words
+    text = "".join(reader.texts)
+    for part in ("Run <1>", "lead & more", "Scores", "1.5 ± 0.2", "note", "k: <v>", 'a "caption" <b>'):
+        assert part in text
     image = next(attributes for tag, attributes in reader.tags if tag == "img")
     assert image["alt"] == 'a "caption" <b>'
     assert image["class"] == "plot"

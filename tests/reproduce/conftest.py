@@ -2,8 +2,10 @@
 
 import pytest
 
-from fm_core.reproduce.reproduce import reproduce
+from fm_core.commands import stage_function
 from tests.support.tiny_image_comparison import configured
+
+reproduce = stage_function("reproduce")
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from fm_core.reproduce.toy2d.checkerboard import (
     ENTROPY,
     by_position,
     checkerboard,
-    grid_centres,
+    grid_centers,
     on_squares,
     points,
 )
@@ -39,13 +39,13 @@ def test_off_the_squares_and_off_the_board_are_told():
 
 
 def test_the_entropy_is_the_logarithm_of_the_area():
-    x, y = grid_centres(400)
+    x, y = grid_centers(400)
     area = on_squares(torch.stack([x, y], dim=-1).view(-1, 2)).float().mean() * 100
     assert area.log() == pytest.approx(ENTROPY, abs=1e-3)
 
 
 def test_grid_rows_go_by_y():
-    x, y = grid_centres(4)
+    x, y = grid_centers(4)
     assert torch.equal(x[0], x[1])
     assert torch.equal(y[:, 0], x[0])
     assert x[0].tolist() == [-3.75, -1.25, 1.25, 3.75]

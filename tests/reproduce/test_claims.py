@@ -33,27 +33,27 @@ def test_the_first_cost_that_is_good_enough_counts_even_if_a_later_one_is_worse(
 def test_a_factor_counts_how_many_times_fewer():
     verdict = compare_cost(curve((4, 5), (8, 1.9)), curve((8, 9), (16, 4), (32, 2)), "evaluations")
     assert verdict.factor == 4
-    assert verdict.words.startswith("4 times fewer")
+    assert verdict.text.startswith("4 times fewer")
 
 
 def test_a_factor_below_one_is_told_as_more():
     verdict = compare_cost(curve((16, 5), (64, 2)), curve((8, 3), (16, 2)), "evaluations")
     assert verdict.factor == 0.25
-    assert verdict.words.startswith("4 times more")
+    assert verdict.text.startswith("4 times more")
 
 
 def test_one_standard_error_of_the_others_best_is_granted():
     other = curve((8, 2.05), (32, 2), stderr=0.1)
     verdict = compare_cost(curve((8, 2.05), stderr=0.1), other, "evaluations")
     assert verdict.factor == 1
-    assert verdict.words.startswith("not distinguishable")
+    assert verdict.text.startswith("not distinguishable")
 
 
 def test_a_factor_within_the_errors_is_not_told_from_one():
     other = curve((4, 9), (8, 2.2), (16, 2.0), stderr=0.5)
     verdict = compare_cost(curve((4, 9), (8, 2.1), (16, 2.0), stderr=0.5), other, "evaluations")
     assert verdict.low <= 1 <= verdict.high
-    assert verdict.words.startswith("not distinguishable")
+    assert verdict.text.startswith("not distinguishable")
     sure = compare_cost(curve((4, 1), stderr=1e-3), curve((8, 1), stderr=1e-3), "evaluations")
     assert (sure.low, sure.high) == (0, 2)  # half of the draws do not reach a distance that is the same
 
@@ -61,21 +61,21 @@ def test_a_factor_within_the_errors_is_not_told_from_one():
 def test_a_quality_that_is_not_reached_has_no_factor():
     verdict = compare_cost(curve((4, 5), (100, 3)), curve((50, 2)), "evaluations")
     assert verdict.factor is None
-    assert "not reached" in verdict.words
+    assert "not reached" in verdict.text
 
 
 @pytest.mark.parametrize(
     ("ours", "other", "word"), [(1, 2, "better"), (2, 1, "worse"), (1, 1.2, "not distinguishable")]
 )
 def test_samples_are_better_only_beyond_the_errors(ours, other, word):
-    assert compare_quality(Measured(ours, 0.1), Measured(other, 0.1)).words.startswith(word)
+    assert compare_quality(Measured(ours, 0.1), Measured(other, 0.1)).text.startswith(word)
 
 
 @pytest.mark.parametrize(
     ("ours", "other", "word"), [(1, 2, "better"), (2, 1, "worse"), (1, 1, "not distinguishable")]
 )
 def test_numbers_without_errors_are_told_apart_by_any_difference(ours, other, word):
-    assert compare_quality(Measured(ours, 0), Measured(other, 0)).words.startswith(word)
+    assert compare_quality(Measured(ours, 0), Measured(other, 0)).text.startswith(word)
 
 
 def record(cell, seed, distance, *, training=((100, 9), (200, 2)), budgets=((10, 5), (20, 2))):
@@ -113,20 +113,20 @@ def record(cell, seed, distance, *, training=((100, 9), (200, 2)), budgets=((10,
 def test_the_three_claims_are_drawn_from_the_runs():
     slow = {"training": ((100, 9), (200, 4)), "budgets": ((10, 9), (20, 5))}
     records = [record("other", 0, 4.0, **slow), record("ours", 0, 2.0)]
-    found = claims(records, "ours")
-    assert found["samples"]["other"]["words"].startswith("better")
-    assert found["evaluations"]["other"]["factor"] == 2
-    assert found["training"]["other"]["factor"] == 1  # 9 at 100 images is not the 4 of the other's end
+    verdicts = claims(records, "ours")
+    assert verdicts["samples"]["other"]["words"].startswith("better")
+    assert verdicts["evaluations"]["other"]["factor"] == 2
+    assert verdicts["training"]["other"]["factor"] == 1  # 9 at 100 images is not the 4 of the other's end
     assert claims(records, "") == {}
 
 
 def test_numbers_of_several_seeds_are_means_with_deviations():
     seeds = [record("ours", 0, 2.0), record("ours", 1, 4.0)]
     (group,) = by_objective(seeds).values()
-    told = summary(group)
-    assert told["frechet_distance"] == {"value": 3.0, "stderr": pytest.approx(2**0.5)}
-    assert told["error_is"] == "deviation over seeds"
-    assert told["bits_per_dim"]["value"] == 1.5
+    record_of_group = summary(group)
+    assert record_of_group["frechet_distance"] == {"value": 3.0, "stderr": pytest.approx(2**0.5)}
+    assert record_of_group["error_is"] == "deviation over seeds"
+    assert record_of_group["bits_per_dim"]["value"] == 1.5
     drawn = curves(seeds)
     assert [p["images_seen"] for p in drawn["while_training"]["ours"]] == [100, 200]
     assert list(drawn["solvers"]) == ["midpoint"]

@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 
 from fm_core import cli
+from fm_core.commands import estimate
 from fm_core.config import load_config, merge, parse_config
 from fm_core.errors import UserError
 from fm_core.reproduce import cost_estimate as module
-from fm_core.reproduce.cost_estimate import HEAD, STORED, estimate
-from fm_core.reproduce.experiment_cost import Stated, image_experiment_cost, toy_experiment_cost
+from fm_core.reproduce.cost_estimate import HEAD, STORED
+from fm_core.reproduce.experiment_cost import Assumptions, image_experiment_cost, toy_experiment_cost
 from fm_core.reproduce.experiments import experiments_of, objective_of
 from fm_core.training.cost_model import Cluster, training_cost
 
@@ -19,14 +20,14 @@ IMAGENET64 = CONFIGS / "reproduce-imagenet64.yaml"
 DIGITS = CONFIGS / "reproduce-digits.yaml"
 
 
-def dry_run(capsys, config, *words):
-    code = cli.main(("reproduce", "--config", str(config), "--dry-run", *words))
+def dry_run(capsys, config, *arguments):
+    code = cli.main(("reproduce", "--config", str(config), "--dry-run", *arguments))
     out, err = capsys.readouterr()
     return code, out, err
 
 
-def rows_of(found):
-    return {row[0]: dict(zip(HEAD + STORED, row, strict=True)) for row in found.rows}
+def rows_of(estimated):
+    return {row[0]: dict(zip(HEAD + STORED, row, strict=True)) for row in estimated.rows}
 
 
 @pytest.fixture(autouse=True)
@@ -41,21 +42,21 @@ def test_every_shipped_comparison_is_estimated_without_its_data_and_nothing_is_w
     monkeypatch.chdir(tmp_path)
     code, out, err = dry_run(capsys, file)
     assert (code, err) == (0, "")
-    for cell in load_config(file).reproduce.cells:
-        assert f"\n{cell.title}" in out
+    for section in load_config(file).reproduce.cells:
+        assert f"\n{section.title}" in out
     assert "\nsum " in out
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_numbers_of_imagenet64_are_the_arithmetic():
     config = load_config(IMAGENET64)
-    found = estimate(config, peak=500e12, mfu=0.4)
-    rows = rows_of(found)
+    estimated = estimate(config, peak=500e12, mfu=0.4)
+    rows = rows_of(estimated)
     cost = training_cost(config, (3, 64, 64), 1000, Cluster(1, 1, 500e12, 0.4, 1.0))
-    assert "295,131,267 parameters" in found.facts["network"]
+    assert "295,131,267 parameters" in estimated.facts["network"]
     assert (
         f"{cost.images_per_s:,.0f} images/s a device: 40% of 500 TFLOP/s (as stated"
-        in found.facts["throughput"]
+        in estimated.facts["throughput"]
     )
     assert rows["DDPM"]["training FLOPs"] == f"{cost.total_flops:,.3g}"
     assert rows["FM-OT"]["training, h"] == f"{cost.seconds / 3600:,.3g}"
@@ -64,14 +65,14 @@ def test_the_numbers_of_imagenet64_are_the_arithmetic():
     assert rows["sum"]["checkpoints"] == f"{5 * 20 * 16 * 295_131_267 / 1e9:.3g} GB"
     # 50,000 samples, 10,000 at each of 20 checkpoints, 10,000 at each of four tolerances; the paper's NFE
     solved = (50_000 + 10_000 * (20 + 4)) * 138
-    # euler, midpoint and rk4 at 8, 12, 20, 40, 60, 100, the exact solution, and 16 pictures at five budgets
+    # euler, midpoint and rk4 at 8, 12, 20, 40, 60, 100, the exact solution, and 16 images at five budgets
     fixed = 10_000 * (3 * 240 + 1000) + 16 * 230
     hours = (solved + fixed) * cost.forward_flops / (500e12 * 0.4) / 3600
     assert rows["FM-OT"]["samples, h"] == f"{hours:,.3g}"
     # 1,000 images of 10 draws and 4 checks; a forward pass and a backward one for either probe
     each = 10_004 * 3 * 100 * cost.forward_flops / (500e12 * 0.4) / 3600
     assert rows["FM-OT"]["bits/dim, h"] == f"{each:,.3g} per 100 NFE"
-    assert "16.4 GB: 1,331,167 images" in found.facts["data set"]
+    assert "16.4 GB: 1,331,167 images" in estimated.facts["data set"]
 
 
 def test_the_assumed_peak_is_said_to_be_assumed_and_a_known_one_to_be_this_gpus(monkeypatch):
@@ -86,47 +87,48 @@ def test_the_assumed_peak_is_said_to_be_assumed_and_a_known_one_to_be_this_gpus(
 
 def test_what_nobody_knows_is_said_to_be_unknown_and_what_is_stated_is_used():
     config = load_config(DIGITS)
-    untold = estimate(config)
-    assert {row[HEAD.index("training, h")] for row in untold.rows} == {"unknown"}
-    assert untold.headline.endswith("hours unknown")
-    assert "unknown before training" in untold.facts["NFE"]
+    unknown = estimate(config)
+    assert {row[HEAD.index("training, h")] for row in unknown.rows} == {"unknown"}
+    assert unknown.headline.endswith("hours unknown")
+    assert "unknown before training" in unknown.facts["NFE"]
     rows = rows_of(estimate(config, images_per_s=800))
     assert rows["DDPM"]["training, h"] == f"{179_200 / 800 / 3600:.3g}"
     assert rows["DDPM"]["samples, h"].endswith(" per 100 NFE")
-    told = rows_of(estimate(config, images_per_s=800, nfe=200))
+    stated = rows_of(estimate(config, images_per_s=800, nfe=200))
     # a forward pass takes a third of training on an image; 7 checkpoints; five tolerances less one
     solved = (1000 + 256 * 7 + 256 * 4) * 200 + 256 * (3 * 244 + 1000) + 16 * 230
-    assert told["DDPM"]["samples, h"] == f"{solved / 2400 / 3600:.3g}"
-    assert told["DDPM"]["bits/dim, h"] == f"{260 * 3 * 200 / 2400 / 3600:.3g}"
+    assert stated["DDPM"]["samples, h"] == f"{solved / 2400 / 3600:.3g}"
+    assert stated["DDPM"]["bits/dim, h"] == f"{260 * 3 * 200 / 2400 / 3600:.3g}"
 
 
 def test_seeds_and_fewer_steps_count():
     keys = {"reproduce": {"images": {"seeds": [0, 1, 2]}}}
     one, three = (rows_of(estimate(load_config(DIGITS, over), images_per_s=100)) for over in ({}, keys))
     assert float(three["sum"]["training, h"]) == pytest.approx(3 * float(one["sum"]["training, h"]), rel=0.01)
-    cells = [{**cell.model_dump(mode="json"), "steps": 140} for cell in load_config(DIGITS).reproduce.cells]
+    sections = load_config(DIGITS).reproduce.cells
+    cells = [{**section.model_dump(mode="json"), "steps": 140} for section in sections]
     short = load_config(DIGITS, {"reproduce": {"cells": cells}, "train": {"warmup_images": 0}})
-    found = rows_of(estimate(short, images_per_s=100))
-    assert found["sum"]["steps"] == "700"
-    assert float(found["sum"]["training, h"]) == pytest.approx(
+    estimated = rows_of(estimate(short, images_per_s=100))
+    assert estimated["sum"]["steps"] == "700"
+    assert float(estimated["sum"]["training, h"]) == pytest.approx(
         float(one["sum"]["training, h"]) / 10, rel=0.01
     )
 
 
 def test_a_step_that_solves_an_ode_has_no_cost_before_it_is_solved():
-    found = rows_of(estimate(load_config(CONFIGS / "checkerboard.yaml"), images_per_s=1000))
-    assert found["CNF (50 of 6,000 steps)"]["training, h"] == "unknown"
-    assert found["sum"]["training, h"].endswith(" + 1 unknown")
-    assert float(found["DDPM"]["training, h"]) == pytest.approx(6000 * 128 / 1000 / 3600, rel=0.01)
+    estimated = rows_of(estimate(load_config(CONFIGS / "checkerboard.yaml"), images_per_s=1000))
+    assert estimated["CNF (50 of 6,000 steps)"]["training, h"] == "unknown"
+    assert estimated["sum"]["training, h"].endswith(" + 1 unknown")
+    assert float(estimated["DDPM"]["training, h"]) == pytest.approx(6000 * 128 / 1000 / 3600, rel=0.01)
 
 
 def test_fixed_steps_are_counted_and_not_guessed():
     config = load_config(DIGITS, {"sample": {"solver": "heun", "steps": 10}})
-    cell = experiments_of(config)[0]
+    experiment = experiments_of(config)[0]
     settings = config.reproduce.images
     adaptive, fixed = (
-        image_experiment_cost(one, settings, objective_of(cell.section), (1, 8, 8), 10)
-        for one in (experiments_of(load_config(DIGITS))[0].config, cell.config)
+        image_experiment_cost(one, settings, objective_of(experiment.section), (1, 8, 8), 10)
+        for one in (experiments_of(load_config(DIGITS))[0].config, experiment.config)
     )
     drawn = 1000 + 256 * 7
     assert adaptive.solved_images - fixed.solved_images == drawn
@@ -134,7 +136,7 @@ def test_fixed_steps_are_counted_and_not_guessed():
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("arguments", "message"),
     [
         (("--mfu", "2"), "--mfu 2"),
         (("--images-per-s", "0"), "--images-per-s 0"),
@@ -145,11 +147,11 @@ def test_fixed_steps_are_counted_and_not_guessed():
         (("--model.attention_resolutions", "[3]"), "[3]"),
     ],
 )
-def test_what_cannot_be_is_one_line_and_status_two(words, told, tmp_path, monkeypatch, capsys):
+def test_what_cannot_be_is_one_line_and_status_two(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    code, out, err = dry_run(capsys, DIGITS, *words)
+    code, out, err = dry_run(capsys, DIGITS, *arguments)
     assert (code, out) == (2, "")
-    assert told in err
+    assert message in err
     assert len(err.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 
@@ -162,9 +164,9 @@ def test_an_objective_that_is_none_is_named():
 
 
 def test_throughput_comes_from_what_was_stated():
-    assert Stated(100.0, 0.5).flops_per_s(3.0) == 50
-    assert Stated(100.0, 0.5, images_per_s=7).flops_per_s(3.0) == 21
-    assert Stated(None).flops_per_s(3.0) is None
+    assert Assumptions(100.0, 0.5).flops_per_s(3.0) == 50
+    assert Assumptions(100.0, 0.5, images_per_s=7).flops_per_s(3.0) == 21
+    assert Assumptions(None).flops_per_s(3.0) is None
 
 
 def test_a_points_network_is_counted():

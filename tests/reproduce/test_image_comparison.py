@@ -6,22 +6,24 @@ from pathlib import Path
 import pytest
 import torch
 
+from fm_core.commands import estimate, stage_function
 from fm_core.config import merge, parse_config
 from fm_core.data.manifest import load_manifest
 from fm_core.errors import UserError
 from fm_core.models.build import build_method, build_network
-from fm_core.reproduce.cost_estimate import HEAD, STORED, estimate
+from fm_core.reproduce.cost_estimate import HEAD, STORED
 from fm_core.reproduce.experiments import experiments_of
 from fm_core.reproduce.image_experiment import sample_images_of
-from fm_core.reproduce.reproduce import reproduce
 from fm_core.storage.atomic_files import read_json, write_json
 from fm_core.training.train_worker import _batch_source
 from tests.support.tiny_image_comparison import configured
 
+reproduce = stage_function("reproduce")
+
 pytestmark = pytest.mark.slow
 
 
-def test_every_cell_is_a_plain_run_that_other_commands_know(compared):
+def test_every_experiment_is_a_plain_run_that_other_commands_know(compared):
     root, result, _ = compared
     assert result.state == "done"
     for name in ("ddpm-s0", "fm-ot-s0"):
@@ -31,7 +33,10 @@ def test_every_cell_is_a_plain_run_that_other_commands_know(compared):
 
 
 def test_runs_differ_in_their_objective_and_path_alone(compared):
-    asked = [asked_but_for_the_objective(cell.config) for cell in experiments_of(configured(compared[0]))]
+    asked = [
+        asked_but_for_the_objective(experiment.config)
+        for experiment in experiments_of(configured(compared[0]))
+    ]
     assert asked[0] == asked[1]
 
 
@@ -43,7 +48,7 @@ def asked_but_for_the_objective(config):
 
 def test_runs_share_images_noise_times_and_initial_weights(compared):
     """Both paths have a standard normal source, so that the draws themselves can be compared."""
-    drawn = [first_of(cell.config) for cell in experiments_of(configured(compared[0]))]
+    drawn = [first_of(experiment.config) for experiment in experiments_of(configured(compared[0]))]
     assert drawn[0]["x1"].std() > 0.1
     for name, tensor in drawn[0].items():
         assert torch.allclose(tensor, drawn[1][name], atol=1e-6), name
@@ -69,21 +74,24 @@ def first_of(config):
 
 def test_what_evaluation_would_refuse_is_refused_before_training(compared):
     root = compared[0]
-    for over, words in (
+    for over, message in (
         ({"evaluate": {"features": "inception"}}, "weights"),
         ({"evaluate": {"metrics": ["kernel_distance"]}}, "frechet_distance"),
         ({"reproduce": {"images": {"curve_images": 2}}}, "at least 4"),
     ):
         tree = merge(configured(root).model_dump(mode="json"), {"run": {"name": "refused"}, **over})
-        with pytest.raises(UserError, match=words):
+        with pytest.raises(UserError, match=message):
             reproduce(parse_config(tree, where="x"))
     assert not (root / "runs" / "refused" / "reproduce" / "ddpm-s0").exists()
 
 
-def test_cells_have_places_of_their_own_in_one_store(compared):
+def test_experiments_have_directories_of_their_own_in_one_store(compared):
     over = {"train": {"checkpoint_root": "memory://somewhere/else/"}}
     tree = merge(configured(compared[0]).model_dump(mode="json"), over)
-    roots = [cell.config.train.checkpoint_root for cell in experiments_of(parse_config(tree, where="x"))]
+    roots = [
+        experiment.config.train.checkpoint_root
+        for experiment in experiments_of(parse_config(tree, where="x"))
+    ]
     assert roots == ["memory://somewhere/else/ddpm-s0", "memory://somewhere/else/fm-ot-s0"]
 
 
@@ -91,16 +99,16 @@ def test_the_table_the_curves_and_the_claims_are_there(compared):
     _, result, _ = compared
     results = read_json(Path(result.paths["results"]))
     assert set(results["summary"]) == {"ddpm", "fm-ot"}
-    for cell in results["summary"].values():
-        assert cell["frechet_distance"]["value"] > 0
-        assert cell["bits_per_dim"]["stderr"] > 0
-        assert cell["nfe"]["value"] > 0
+    for row in results["summary"].values():
+        assert row["frechet_distance"]["value"] > 0
+        assert row["bits_per_dim"]["stderr"] > 0
+        assert row["nfe"]["value"] > 0
     assert [p["images_seen"] for p in results["curves"]["while_training"]["fm-ot"]] == [64, 128]
     assert [p["nfe"] for p in results["curves"]["solvers"]["euler"]["fm-ot"]] == [4, 8]
     assert set(results["claims"]) == {"samples", "evaluations", "training"}
     page = Path(result.paths["report"]).read_text()
-    for words in ("Table 1", "FM-OT", "While training", "Fewer evaluations", "claims", "not stated"):
-        assert words in page
+    for message in ("Table 1", "FM-OT", "While training", "Fewer evaluations", "claims", "not stated"):
+        assert message in page
     assert page.count("<img") >= 4
     assert page.count("The noise of image ") == 2 * 3  # each picture's caption is its text as well
     assert "http" not in page.split("</style>")[1]
@@ -108,15 +116,17 @@ def test_the_table_the_curves_and_the_claims_are_there(compared):
 
 def test_objectives_start_from_one_noise_and_end_at_their_samples(compared):
     root = compared[0]
-    cells = experiments_of(configured(root))
-    ways = [sample_images_of(cell)["trajectory"] for cell in cells]
-    assert ways[0].shape == ways[1].shape == (17, 8, 1, 8, 8)
+    experiments = experiments_of(configured(root))
+    trajectories = [sample_images_of(experiment)["trajectory"] for experiment in experiments]
+    assert trajectories[0].shape == trajectories[1].shape == (17, 8, 1, 8, 8)
     # Both sources are standard normal.
-    assert ways[0][0].equal(ways[1][0])
-    assert not ways[0][-1].equal(ways[1][-1])
-    for cell, way in zip(cells, ways, strict=True):
-        (tar,) = (Path(cell.config.run.root) / cell.name / "samples").glob("*/*/samples-000000.tar")
-        assert way[-1].numpy().tobytes() in tar.read_bytes()
+    assert trajectories[0][0].equal(trajectories[1][0])
+    assert not trajectories[0][-1].equal(trajectories[1][-1])
+    for experiment, trajectory in zip(experiments, trajectories, strict=True):
+        (tar,) = (Path(experiment.config.run.root) / experiment.name / "samples").glob(
+            "*/*/samples-000000.tar"
+        )
+        assert trajectory[-1].numpy().tobytes() in tar.read_bytes()
 
 
 def test_a_comparison_made_before_there_were_paths_gets_them(tmp_path, compared):
@@ -153,26 +163,26 @@ def test_called_again_it_verifies(compared):
     assert Path(result.paths["report"]).stat().st_mtime_ns == before
 
 
-def test_the_dry_run_foretold_steps_and_bytes(compared):
+def test_the_dry_run_predicts_steps_and_bytes(compared):
     root = compared[0]
-    found = estimate(configured(root))
-    row = dict(zip(HEAD + STORED, found.rows[-1], strict=True))
+    cost = estimate(configured(root))
+    row = dict(zip(HEAD + STORED, cost.rows[-1], strict=True))
     runs = [root / "runs" / "both" / "reproduce" / name for name in ("ddpm-s0", "fm-ot-s0")]
     steps = sum(read_json(run / "train" / "DONE.json")["step"] for run in runs)
     assert int(row["steps"]) == steps
-    there = sum(
+    size = sum(
         file.stat().st_size
         for run in runs
         for file in (run / "train" / "checkpoints").rglob("*")
         if file.is_file()
     )
-    told = {"kB": 1e3, "MB": 1e6}
+    factors = {"kB": 1e3, "MB": 1e6}
     number, unit = row["checkpoints"].split()
     # In a network as small as this, names and the state of the run weigh something.
-    assert 0.8 < float(number) * told[unit] / there < 1
+    assert 0.8 < float(number) * factors[unit] / size < 1
     assert (
         f"{sum(file.stat().st_size for file in (root / 'data' / 'digits').glob('*.tar')) / 1e3:.3g} kB"
-        in (found.facts["data set"])
+        in (cost.facts["data set"])
     )
 
 
@@ -182,7 +192,7 @@ def test_progress_only_grows(compared):
     assert done[-1] == compared[2][-1].total
 
 
-def test_checkpoints_that_do_not_reach_over_the_run_are_refused(tmp_path):
+def test_checkpoints_that_do_not_cover_the_run_are_refused(tmp_path):
     config = configured(tmp_path)
     short = config.model_copy(update={"train": config.train.model_copy(update={"keep_checkpoints": 1})})
     with pytest.raises(UserError, match=r"train\.keep_checkpoints"):

@@ -1,4 +1,4 @@
-"""Cells of a comparison side by side: shares of the devices, failures, ends, and the same numbers."""
+"""Experiments in parallel: shares of the devices, failures, stopping, and the same numbers."""
 
 import os
 import signal
@@ -11,14 +11,16 @@ import psutil
 import pytest
 import yaml
 
+from fm_core.commands import stage_function
 from fm_core.config import load_config, merge, parse_config
 from fm_core.errors import UserError
 from fm_core.reproduce import parallel as module
 from fm_core.reproduce.parallel import VISIBLE, device_shares
-from fm_core.reproduce.reproduce import reproduce
 from fm_core.storage.atomic_files import read_json
 from tests.support import ROOT
 from tests.support.tiny_image_comparison import CELLS, configured
+
+reproduce = stage_function("reproduce")
 
 DIGITS = ROOT / "infra" / "configs" / "reproduce-digits.yaml"
 
@@ -47,17 +49,17 @@ def test_gpus_that_somebody_chose_are_shared_out_by_their_names(eight, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("parallel", "launch", "words"),
+    ("parallel", "launch", "message"),
     [
-        (2, {"processes": 8}, "2: that many cells of 8 processes want 16 GPUs and this host has 8"),
-        (9, {}, "9: that many cells of 1 processes want 9 GPUs and this host has 8"),
+        (2, {"processes": 8}, "2: that many experiments of 8 processes need 16 GPUs and this host has 8"),
+        (9, {}, "9: that many experiments of 1 processes need 9 GPUs and this host has 8"),
         (2, {"kind": "ssh", "hostfile": "hosts"}, "launch by slurm"),
     ],
 )
-def test_more_than_there_is_is_refused_in_one_line(eight, parallel, launch, words):
+def test_more_than_there_is_is_refused_in_one_line(eight, parallel, launch, message):
     with pytest.raises(UserError) as caught:
         device_shares(asked(parallel, **launch))
-    assert words in str(caught.value)
+    assert message in str(caught.value)
     assert str(caught.value).startswith("reproduce.parallel")
     assert "\n" not in str(caught.value)
 
@@ -70,12 +72,12 @@ def test_cores_are_shared_out_where_there_is_no_gpu(monkeypatch):
     monkeypatch.setattr(module, "device_count", lambda: 0)
     monkeypatch.setattr(module, "world", lambda launch: (2, 12))
     assert device_shares(asked(3)) == [{}, {}, {}]
-    assert module._with_a_share_of_the_cores(asked(3)).launch.threads == 4
-    assert module._with_a_share_of_the_cores(asked(3, threads=5)).launch.threads == 5
-    assert module._with_a_share_of_the_cores(asked(20)).launch.threads == 1
+    assert module._with_thread_share(asked(3)).launch.threads == 4
+    assert module._with_thread_share(asked(3, threads=5)).launch.threads == 5
+    assert module._with_thread_share(asked(20)).launch.threads == 1
 
 
-def test_the_plane_refuses_what_it_would_ignore():
+def test_a_2d_comparison_refuses_what_it_would_ignore():
     with pytest.raises(UserError, match=r"reproduce\.parallel"):
         parse_config({"reproduce": {"kind": "plane", "parallel": 2}}, where="x")
 
@@ -109,7 +111,7 @@ def test_one_that_fails_costs_the_others_nothing_and_they_are_what_they_are_one_
         assert ours["while_training"] == theirs["while_training"]
     done = [progress.done for progress in seen if progress.stage == "reproduce"]
     assert done == sorted(done)
-    # The two cells were trained at the same time, beside each other.
+    # The two experiments were trained at the same time.
     spans = [trained(directory / name) for name in ("ddpm-s0", "broken-s0")]
     assert max(begun for begun, _ in spans) < min(ended for _, ended in spans)
     whole = parse_config(merge(tree, {"reproduce": {"cells": CELLS}}), where="x")
@@ -140,18 +142,18 @@ def test_asked_to_stop_it_saves_what_was_trained_and_leaves_no_process(tmp_path)
             assert time.monotonic() < deadline
             time.sleep(0.1)
         process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=120)
+        _, stderr = process.communicate(timeout=120)
     finally:
         process.terminate()
         process.wait(60)
-    assert (process.returncode, said.splitlines()[-1]) == (3, "fm: stopped; run it again to continue")
-    assert [other for other in psutil.process_iter() if str(tmp_path) in " ".join(words(other))] == []
+    assert (process.returncode, stderr.splitlines()[-1]) == (3, "fm: stopped; run it again to continue")
+    assert [other for other in psutil.process_iter() if str(tmp_path) in " ".join(arguments(other))] == []
     for folder in lines:
         assert not (folder / "DONE.json").exists()
         assert list(folder.glob("checkpoints/step-*/COMPLETE")), "what was trained is kept"
 
 
-def words(process: psutil.Process) -> list[str]:
+def arguments(process: psutil.Process) -> list[str]:
     try:
         return process.cmdline()
     except psutil.Error:

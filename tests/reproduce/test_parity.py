@@ -25,7 +25,7 @@ def parity(run, work, public_python):
     return subprocess.run(command, env=environment, cwd=work, capture_output=True, text=True, timeout=300)
 
 
-def test_torchcfm_gets_the_same_start_and_budget_and_is_scored_by_the_same_judge(
+def test_torchcfm_gets_the_same_start_and_budget_and_is_scored_by_the_same_feature_extractor(
     compared, tmp_path, public_python
 ):
     run = compared[0] / "runs" / "both" / "reproduce" / "fm-ot-s0"

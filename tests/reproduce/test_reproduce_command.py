@@ -39,8 +39,8 @@ def wait_until(ready, process):
     raise AssertionError("waited for a minute")
 
 
-def test_a_kill_costs_the_cell_in_hand_and_a_stop_says_so(tmp_path):
-    # The second cell lasts for seconds: the signals come while it is trained.
+def test_a_kill_costs_the_current_experiment_and_a_stop_is_reported(tmp_path):
+    # The second experiment lasts for seconds: the signals come while it is trained.
     long = {"steps": 300, "batch": 64}
     first = place(tmp_path, "ddpm", "result.json")
     process = start(tmp_path, **long)
@@ -54,12 +54,12 @@ def test_a_kill_costs_the_cell_in_hand_and_a_stop_says_so(tmp_path):
     # The killed process has left its lock behind: wait for that of the new one.
     wait_until(lambda: read_json(place(tmp_path, "lock"))["pid"] == process.pid, process)
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
-    assert (process.returncode, said.splitlines()[-1]) == (3, "fm: stopped; run it again to continue")
+    _, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stderr.splitlines()[-1]) == (3, "fm: stopped; run it again to continue")
 
     process = start(tmp_path, **long)
-    out, said = process.communicate(timeout=300)
-    assert process.returncode == 0, said
+    out, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
     assert out.startswith("reproduce done")
     assert first.stat().st_mtime_ns == kept
     assert json.loads(place(tmp_path, "results.json").read_text())["failed"] == {}
@@ -67,7 +67,7 @@ def test_a_kill_costs_the_cell_in_hand_and_a_stop_says_so(tmp_path):
 
 def test_nonsense_is_one_line_and_status_two(tmp_path):
     process = start(tmp_path, nfe=[3])
-    _, said = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert len(said.splitlines()) == 1
-    assert "reproduce.plane.nfe" in said
+    assert len(stderr.splitlines()) == 1
+    assert "reproduce.plane.nfe" in stderr

@@ -1,4 +1,4 @@
-"""`fm reproduce` on tiny networks: whole, again, interrupted, damaged, wrong, and with parts from outside."""
+"""The 2-D comparison on tiny networks: complete, resumed, damaged, refused, and with third-party parts."""
 
 import json
 import re
@@ -7,25 +7,28 @@ from typing import ClassVar
 
 import pytest
 
-import fm_core.reproduce.toy2d.comparison_2d as module
+import fm_core.reproduce.toy2d.comparison_2d as comparison_module
+import fm_core.reproduce.toy2d.experiment_2d as experiment_module
+from fm_core.commands import stage_function
 from fm_core.errors import UserError
 from fm_core.method.objectives import FlowMatching
 from fm_core.method.paths import OptimalTransport
-from fm_core.reproduce.reproduce import reproduce
 from fm_core.storage.atomic_files import read_json
 from tests.support.tiny_toy2d import CELLS, PLANE, configured, place
+
+reproduce = stage_function("reproduce")
 
 
 @dataclass(frozen=True)
 class Slower(OptimalTransport):
-    """A path from outside."""
+    """A path of another package."""
 
     name: ClassVar[str] = "slower"
     sigma_min: float = 0.25
 
 
-class Sabotaged(FlowMatching):
-    """An objective from outside, which fails when it is told to."""
+class FailsOnRequest(FlowMatching):
+    """An objective of another package, which fails while `broken` is set."""
 
     broken: ClassVar[bool] = False
 
@@ -35,7 +38,7 @@ class Sabotaged(FlowMatching):
         return super().loss(network, sample, label)
 
 
-OUTSIDE = {"name": "outside", "objective": f"{__name__}:Sabotaged", "path": f"{__name__}:Slower"}
+THIRD_PARTY = {"name": "outside", "objective": f"{__name__}:FailsOnRequest", "path": f"{__name__}:Slower"}
 
 
 def stamps(root):
@@ -47,71 +50,71 @@ def weights_of(root, name):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def finished(tmp_path_factory):
     """A finished comparison, not to be changed: (root, its StageResult, what was observed)."""
-    root, seen = tmp_path_factory.mktemp("whole"), []
+    root, seen = tmp_path_factory.mktemp("finished"), []
     return root, reproduce(configured(root), seen.append), seen
 
 
 @pytest.fixture(autouse=True)
 def _plain_page(monkeypatch):
-    """Drawing takes longer than the rest; only `whole`, which is made before, looks at the figures."""
-    monkeypatch.setattr(module, "plane_page", lambda results, cells, paths: json.dumps(results))
+    """Drawing takes longer than the rest; only `finished`, which is made before, has figures."""
+    monkeypatch.setattr(comparison_module, "page_2d", lambda results, data, paths: json.dumps(results))
 
 
-def test_every_cell_leaves_weights_and_scores(whole):
-    root, result, _ = whole
+def test_every_experiment_leaves_weights_and_scores(finished):
+    root, result, _ = finished
     assert (result.stage, result.state) == ("reproduce", "done")
-    for cell in CELLS:
-        names = {path.name for path in place(root, cell["name"]).iterdir()}
+    for record in CELLS:
+        names = {path.name for path in place(root, record["name"]).iterdir()}
         assert names == {"weights.safetensors", "training.json", "pictures.safetensors", "result.json"}
-        assert result.hashes[cell["name"]] == weights_of(root, cell["name"])
+        assert result.hashes[record["name"]] == weights_of(root, record["name"])
     assert not place(root, "lock").exists()
 
 
-def test_results_hold_protocol_bound_and_every_number(whole):
-    results = read_json(place(whole[0], "results.json"))
+def test_results_hold_protocol_bound_and_every_number(finished):
+    results = read_json(place(finished[0], "results.json"))
     assert results["kind"] == "plane"
     assert results["entropy"] == {"nats": pytest.approx(3.4657359), "bits": pytest.approx(5)}
     protocol = results["protocol"]
     assert {key: protocol[key] for key in PLANE} == PLANE
     assert protocol["seed"] == 0
     assert list(results["cells"]) == ["ddpm", "fm-ot", "cnf"]
-    for cell in results["cells"].values():
-        nll = cell["nll"]
+    for record in results["cells"].values():
+        nll = record["nll"]
         assert nll["excess_over_entropy_nats"] == pytest.approx(nll["nats"] - results["entropy"]["nats"])
-        assert set(cell["on_squares"]) == {"2", "4", "dopri5"}
-        assert cell["nfe"]["dopri5"] > 0
-        assert cell["training_seconds"] > 0
-        assert cell["made_with"]["threads"] == 1
-        assert cell["made_with"]["torch"]
+        assert set(record["on_squares"]) == {"2", "4", "dopri5"}
+        assert record["nfe"]["dopri5"] > 0
+        assert record["training_seconds"] > 0
+        assert record["made_with"]["threads"] == 1
+        assert record["made_with"]["torch"]
     assert results["failed"] == {}
 
 
-def test_a_smaller_budget_is_told_wherever_its_numbers_are(whole):
-    results = read_json(place(whole[0], "results.json"))
-    labels = [cell["label"] for cell in results["cells"].values()]
+def test_a_smaller_budget_is_stated_wherever_its_numbers_are(finished):
+    results = read_json(place(finished[0], "results.json"))
+    labels = [record["label"] for record in results["cells"].values()]
     assert labels == ["DDPM", "FM-OT", "CNF (2 of 12 steps)"]
-    html = place(whole[0], "report.html").read_text()
+    html = place(finished[0], "report.html").read_text()
     assert html.count("<td>CNF") == html.count("<td>CNF (2 of 12 steps)") == 2
 
 
-def test_the_page_needs_no_other_file(whole):
-    html = place(whole[0], "report.html").read_text()
+def test_the_page_needs_no_other_file(finished):
+    html = place(finished[0], "report.html").read_text()
     assert all(uri.startswith("data:image/png") for uri in re.findall(r'(?:src|href)="([^"]*)"', html))
     assert html.count("<img") == 4
 
 
-def test_progress_only_grows_and_ends(whole):
-    seen = whole[2]
+def test_progress_only_grows_and_ends(finished):
+    seen = finished[2]
     assert [p.done for p in seen] == sorted(p.done for p in seen)
     assert all(p.done < p.total for p in seen[:-1])
     assert seen[-1].done == seen[-1].total
     assert any("CNF (2 of 12 steps): step 2 of 2, loss" in p.message for p in seen)
 
 
-def test_called_again_it_verifies_and_changes_nothing(whole):
-    root, first, _ = whole
+def test_called_again_it_verifies_and_changes_nothing(finished):
+    root, first, _ = finished
     before = stamps(root)
     again = reproduce(configured(root))
     assert again.state == "verified"
@@ -119,18 +122,18 @@ def test_called_again_it_verifies_and_changes_nothing(whole):
     assert stamps(root) == before
 
 
-def test_a_cell_does_not_depend_on_the_cells_beside_it(whole, tmp_path):
+def test_an_experiment_does_not_depend_on_the_others(finished, tmp_path):
     alone = reproduce(configured(tmp_path, CELLS[1:2]))
-    assert alone.hashes["fm-ot"] == whole[1].hashes["fm-ot"]
+    assert alone.hashes["fm-ot"] == finished[1].hashes["fm-ot"]
     before = stamps(tmp_path)
     more = reproduce(configured(tmp_path, [CELLS[0], CELLS[1]]))
     assert more.state == "done"
-    assert more.hashes["ddpm"] == whole[1].hashes["ddpm"]
+    assert more.hashes["ddpm"] == finished[1].hashes["ddpm"]
     kept = place(tmp_path, "fm-ot", "result.json")
     assert stamps(tmp_path)[kept] == before[kept]
 
 
-def test_cells_that_were_there_do_not_count_into_the_rate(whole, tmp_path):
+def test_experiments_that_existed_do_not_count_into_the_rate(finished, tmp_path):
     reproduce(configured(tmp_path, CELLS[:1]))
     seen = []
     reproduce(configured(tmp_path, CELLS[:2]), seen.append)
@@ -139,24 +142,26 @@ def test_cells_that_were_there_do_not_count_into_the_rate(whole, tmp_path):
     assert any(p.rate for p in seen if p.done > begun.done)
 
 
-def test_another_seed_gives_other_weights(whole, tmp_path):
+def test_another_seed_gives_other_weights(finished, tmp_path):
     config = configured(tmp_path, CELLS[1:2])
     config = config.model_copy(update={"run": config.run.model_copy(update={"seed": 1})})
-    assert reproduce(config).hashes["fm-ot"] != whole[1].hashes["fm-ot"]
+    assert reproduce(config).hashes["fm-ot"] != finished[1].hashes["fm-ot"]
 
 
-def test_a_path_and_an_objective_from_outside_need_nothing_here(tmp_path):
-    cells = [{**OUTSIDE, "path_options": {"sigma_min": 0.5}}]
+def test_a_path_and_an_objective_of_another_package_need_nothing_here(tmp_path):
+    cells = [{**THIRD_PARTY, "path_options": {"sigma_min": 0.5}}]
     result = reproduce(configured(tmp_path, cells))
     assert result.state == "done"
     label = read_json(place(tmp_path, "results.json"))["cells"]["outside"]["label"]
-    assert label == f"{__name__}:Sabotaged, {__name__}:Slower"
+    assert label == f"{__name__}:FailsOnRequest, {__name__}:Slower"
 
 
-def test_a_failed_cell_is_told_and_does_not_lose_the_others(tmp_path, monkeypatch):
-    monkeypatch.setattr(Sabotaged, "broken", True)
-    config = configured(tmp_path, [OUTSIDE, CELLS[1]])
-    with pytest.raises(RuntimeError, match=r"1 of 2 cells failed \(outside: ArithmeticError: the loss of"):
+def test_a_failed_experiment_is_reported_and_does_not_lose_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(FailsOnRequest, "broken", True)
+    config = configured(tmp_path, [THIRD_PARTY, CELLS[1]])
+    with pytest.raises(
+        RuntimeError, match=r"1 of 2 experiments failed \(outside: ArithmeticError: the loss of"
+    ):
         reproduce(config)
     results = read_json(place(tmp_path, "results.json"))
     assert list(results["cells"]) == ["fm-ot"]
@@ -165,7 +170,7 @@ def test_a_failed_cell_is_told_and_does_not_lose_the_others(tmp_path, monkeypatc
     assert "Traceback" in (tmp_path / "tiny" / "logs" / "reproduce-outside.log").read_text()
     kept = stamps(tmp_path)[place(tmp_path, "fm-ot", "result.json")]
 
-    monkeypatch.setattr(Sabotaged, "broken", False)
+    monkeypatch.setattr(FailsOnRequest, "broken", False)
     assert reproduce(config).state == "done"
     assert stamps(tmp_path)[place(tmp_path, "fm-ot", "result.json")] == kept
     assert not place(tmp_path, "outside", "failure.json").exists()
@@ -177,17 +182,17 @@ def test_stopped_while_it_scores_it_does_not_train_again(tmp_path, monkeypatch):
     config = configured(tmp_path, CELLS[1:2])
     stopped = lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)  # noqa: E731
     with monkeypatch.context() as patch:
-        patch.setattr(module, "judge", stopped)
+        patch.setattr(experiment_module, "score_model", stopped)
         with pytest.raises(KeyboardInterrupt):
             reproduce(config)
     assert not place(tmp_path, "lock").exists()
     with monkeypatch.context() as patch:
-        patch.setattr(module, "fit", stopped)
+        patch.setattr(experiment_module, "fit", stopped)
         assert reproduce(config).state == "done"
 
 
 @pytest.mark.parametrize("file", ["pictures.safetensors", "weights.safetensors"])
-def test_damage_is_noticed_and_mended(whole, tmp_path, file):
+def test_damage_is_noticed_and_repaired(finished, tmp_path, file):
     config = configured(tmp_path, CELLS[1:2])
     first = reproduce(config)
     target = place(tmp_path, "fm-ot", file)
@@ -205,21 +210,21 @@ def test_a_lost_page_is_written_again_without_work(tmp_path, monkeypatch, file):
     reproduce(config)
     content = place(tmp_path, file).read_bytes()
     place(tmp_path, file).unlink()
-    monkeypatch.setattr(module, "judge", None)
+    monkeypatch.setattr(experiment_module, "score_model", None)
     assert reproduce(config).state == "done"
     assert place(tmp_path, file).read_bytes() == content
 
 
 def test_other_scoring_scores_the_same_weights_anew(tmp_path, monkeypatch):
     reproduce(configured(tmp_path, CELLS[1:2]))
-    monkeypatch.setattr(module, "fit", None)
+    monkeypatch.setattr(experiment_module, "fit", None)
     result = reproduce(configured(tmp_path, CELLS[1:2], held_out=16))
     assert result.state == "done"
     assert read_json(place(tmp_path, "fm-ot", "result.json"))["nll"]["points"] == 16
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         ({"cells": []}, "reproduce.cells is empty"),
         ({"cells": [{**CELLS[1], "objective": "flow"}]}, "fm-ot: unknown objective 'flow'"),
@@ -231,12 +236,12 @@ def test_other_scoring_scores_the_same_weights_anew(tmp_path, monkeypatch):
         ({"width": 9}, "width was 8 and is now 9"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_is_spent(tmp_path, monkeypatch, change, words):
+def test_what_cannot_be_is_refused_before_anything_is_spent(tmp_path, monkeypatch, change, message):
     reproduce(configured(tmp_path, CELLS[1:2]))
     before = stamps(tmp_path)
-    monkeypatch.setattr(module, "fit", None)
+    monkeypatch.setattr(experiment_module, "fit", None)
     with pytest.raises(UserError) as caught:
         reproduce(configured(tmp_path, **{"cells": [CELLS[2], CELLS[1]], **change}))
-    assert words in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert stamps(tmp_path) == before

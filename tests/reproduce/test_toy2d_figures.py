@@ -7,7 +7,7 @@ from PIL import Image
 
 from fm_core.method.registry import path_named
 from fm_core.reproduce.toy2d.figures import (
-    Shown,
+    FigureData,
     conditional_field,
     conditional_fields,
     conditional_trajectories,
@@ -15,26 +15,26 @@ from fm_core.reproduce.toy2d.figures import (
     lines_and_densities,
     samples_over_time_and_budget,
 )
-from fm_core.reproduce.toy2d.page import plane_page
+from fm_core.reproduce.toy2d.page import page_2d
 
 PATHS = {name: path_named(name) for name in ("variance-preserving", "optimal-transport")}
 
 
-def shown(label, points=30):
+def figure_data(label, points=30):
     g = torch.Generator().manual_seed(len(label))
-    pictures = {
+    tensors = {
         "times": torch.linspace(0, 1, 25, dtype=torch.float64),
         "trajectory": torch.randn(25, points, 2, generator=g),
         "samples-4": torch.randn(points, 2, generator=g),
         "density": torch.rand(10, 10, generator=g) / 32,
     }
-    return Shown(label, pictures)
+    return FigureData(label, tensors)
 
 
-CELLS = [shown("DDPM"), shown("CNF (60 of 6,000 steps)")]
+EXPERIMENTS = [figure_data("DDPM"), figure_data("CNF (60 of 6,000 steps)")]
 
 
-def colours(png):
+def colors(png):
     picture = Image.open(io.BytesIO(png))
     assert picture.width > 300
     assert picture.height > 150
@@ -48,13 +48,13 @@ def colours(png):
         lambda: conditional_fields({"cosine": path_named("cosine")}, []),
         lambda: conditional_trajectories({"variance-exploding": path_named("variance-exploding")}),
         lambda: conditional_trajectories(PATHS),
-        lambda: samples_over_time_and_budget(CELLS, [4]),
-        lambda: samples_over_time_and_budget(CELLS, []),
-        lambda: lines_and_densities(CELLS),
+        lambda: samples_over_time_and_budget(EXPERIMENTS, [4]),
+        lambda: samples_over_time_and_budget(EXPERIMENTS, []),
+        lambda: lines_and_densities(EXPERIMENTS),
     ],
 )
 def test_every_figure_is_a_picture_of_something(draw):
-    assert colours(draw()) > 100
+    assert colors(draw()) > 100
 
 
 def test_figures_are_the_same_every_time():
@@ -87,7 +87,7 @@ def test_conditional_fields_are_those_of_the_paper(t):
 
 
 def results(failed):
-    cell = {
+    record = {
         "label": "CNF (60 of 6,000 steps)",
         "steps": 60,
         "nll": {"nats": 2.5, "bits": 3.61, "stderr_nats": 0.01, "excess_over_entropy_nats": 0.42},
@@ -100,13 +100,13 @@ def results(failed):
         "protocol": {"nfe": [4], "data": "board", "layers": 5, "width": 512, "steps": 6000, "batch": 128},
         "entropy": {"nats": 3.4657, "bits": 5.0},
         "diffusion_paths": ["variance-preserving"],
-        "cells": {"cnf": cell},
+        "cells": {"cnf": record},
         "failed": failed,
     }
 
 
 def test_the_page_needs_no_other_file_and_tells_all_numbers():
-    html = plane_page(results({}), CELLS[1:], PATHS)
+    html = page_2d(results({}), EXPERIMENTS[1:], PATHS)
     sources = re.findall(r'(?:src|href)="([^"]*)"', html)
     assert len(sources) == 4
     assert all(source.startswith("data:image/png;base64,") for source in sources)
@@ -125,6 +125,6 @@ def test_the_page_needs_no_other_file_and_tells_all_numbers():
 
 
 def test_the_page_without_a_finished_cell_names_the_failed_ones():
-    html = plane_page({**results({"ddpm": "DDPM: ArithmeticError: <nan>"}), "cells": {}}, [], PATHS)
+    html = page_2d({**results({"ddpm": "DDPM: ArithmeticError: <nan>"}), "cells": {}}, [], PATHS)
     assert "DDPM: ArithmeticError: &lt;nan&gt;" in html
     assert html.count("<img") == 2

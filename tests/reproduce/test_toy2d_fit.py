@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from fm_core.config import PlaneSection
+from fm_core.config import Toy2dSection
 from fm_core.evaluation.torch_threads import cpu_threads
 from fm_core.method.registry import objective_named, path_named
 from fm_core.reproduce.toy2d.fit import draw, fit, initial_network
 
-SMALL = PlaneSection(steps=30, batch=32, width=16, layers=2)
+SMALL = Toy2dSection(steps=30, batch=32, width=16, layers=2)
 PAIRS = [
     ("noise-prediction", "variance-preserving"),
     ("score-matching", "variance-preserving"),
@@ -43,13 +43,13 @@ def test_every_objective_sees_the_same_data_noise_and_quantiles():
 
 def test_a_step_trains_on_the_positions_after_those_of_the_step_before(monkeypatch):
     seen = []
-    judged = objective("flow-matching", "optimal-transport")
-    loss = judged.loss
+    trained_objective = objective("flow-matching", "optimal-transport")
+    loss = trained_objective.loss
     monkeypatch.setattr(
-        judged, "loss", lambda network, sample: (seen.append(sample.x1), loss(network, sample))[1]
+        trained_objective, "loss", lambda network, sample: (seen.append(sample.x1), loss(network, sample))[1]
     )
-    fit(initial_network(SMALL, 0), judged, SMALL, 3, 7, lambda *_: None)
-    assert torch.equal(torch.cat(seen), draw(judged, 7, 0, 96).x1)
+    fit(initial_network(SMALL, 0), trained_objective, SMALL, 3, 7, lambda *_: None)
+    assert torch.equal(torch.cat(seen), draw(trained_objective, 7, 0, 96).x1)
 
 
 def test_initial_weights_are_those_of_the_seed_and_leave_torchs_generator_alone():
@@ -64,13 +64,15 @@ def test_initial_weights_are_those_of_the_seed_and_leave_torchs_generator_alone(
 
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
 def test_training_brings_the_loss_of_fresh_points_down_and_is_repeatable(pair):
-    judged, steps = objective(*pair), 10 if pair[0] == "maximum-likelihood" else 300
-    plane = SMALL.model_copy(update={"learning_rate": 1e-2, "batch": 64, "width": 32})
-    networks = [initial_network(plane, 0) for _ in range(3)]
-    losses = [fit(network, judged, plane, steps, 0, lambda *_: None) for network in networks[:2]]
+    trained_objective, steps = objective(*pair), 10 if pair[0] == "maximum-likelihood" else 300
+    settings = SMALL.model_copy(update={"learning_rate": 1e-2, "batch": 64, "width": 32})
+    networks = [initial_network(settings, 0) for _ in range(3)]
+    losses = [
+        fit(network, trained_objective, settings, steps, 0, lambda *_: None) for network in networks[:2]
+    ]
     assert losses[0] == losses[1]
-    fresh = draw(judged, 0, 10**6, 2048)
-    trained, again, initial = (judged.loss(network, fresh).mean().item() for network in networks)
+    fresh = draw(trained_objective, 0, 10**6, 2048)
+    trained, again, initial = (trained_objective.loss(network, fresh).mean().item() for network in networks)
     assert trained == again
     assert trained < 0.995 * initial
 
@@ -107,9 +109,9 @@ def test_the_learning_rate_falls_to_zero_along_half_a_cosine(monkeypatch):
 
 
 def test_a_loss_that_is_not_finite_stops_the_training():
-    judged = objective("flow-matching", "optimal-transport")
+    trained_objective = objective("flow-matching", "optimal-transport")
     network = initial_network(SMALL, 0)
     with torch.no_grad():
         network.last.bias.fill_(float("nan"))
     with pytest.raises(ArithmeticError, match="step 1"):
-        fit(network, judged, SMALL, 3, 0, lambda *_: None)
+        fit(network, trained_objective, SMALL, 3, 0, lambda *_: None)

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from fm_core.config import PlaneSection
+from fm_core.config import Toy2dSection
 from fm_core.method.registry import objective_named, path_named
-from fm_core.reproduce.toy2d.checkerboard import ENTROPY, WINDOW, grid_centres, points
-from fm_core.reproduce.toy2d.scoring import INSTANTS, judge
+from fm_core.reproduce.toy2d.checkerboard import ENTROPY, WINDOW, grid_centers, points
+from fm_core.reproduce.toy2d.scoring import TRAJECTORY_TIMES, score_model
 
-PLANE = PlaneSection(held_out=1100, samples=300, grid=24, nfe=(2, 4))
+PLANE = Toy2dSection(held_out=1100, samples=300, grid=24, nfe=(2, 4))
 STD, MEAN = 0.6, torch.tensor([0.5, -0.25])
 
 
@@ -24,10 +24,10 @@ class ToNormal(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def judged():
+def evaluation():
     heard = []
     objective = objective_named("flow-matching", path_named("optimal-transport"))
-    result = judge(ToNormal(), objective, PLANE, 0, lambda share, what: heard.append((share, what)))
+    result = score_model(ToNormal(), objective, PLANE, 0, lambda share, what: heard.append((share, what)))
     assert [share for share, _ in heard] == sorted(share for share, _ in heard)
     assert heard[-1][0] == 1
     return result
@@ -37,9 +37,9 @@ def log_normal(x):
     return -((x - MEAN) / STD).square().sum(-1) / 2 - math.log(2 * math.pi * STD**2)
 
 
-def test_the_nll_is_that_of_the_normal_distribution_on_held_out_points(judged):
+def test_the_nll_is_that_of_the_normal_distribution_on_held_out_points(evaluation):
     exact = -log_normal(points(0, "plane-held-out", 0, 1100).double())
-    nll = judged.scores["nll"]
+    nll = evaluation.scores["nll"]
     assert nll["nats"] == pytest.approx(float(exact.mean()), abs=1e-4)
     assert nll["bits"] == pytest.approx(nll["nats"] / math.log(2))
     assert nll["stderr_nats"] == pytest.approx(float(exact.std()) / math.sqrt(1100), rel=1e-3)
@@ -52,31 +52,35 @@ def test_held_out_points_are_no_training_points():
     assert not torch.equal(points(0, "plane-held-out", 0, 64), points(0, "plane-data", 0, 64))
 
 
-def test_the_picture_of_the_density_is_the_density(judged):
-    x, y = grid_centres(24)
+def test_the_picture_of_the_density_is_the_density(evaluation):
+    x, y = grid_centers(24)
     exact = log_normal(torch.stack([x, y], dim=-1)).exp()
-    assert torch.allclose(judged.pictures["density"], exact, rtol=0.02, atol=1e-4)
+    assert torch.allclose(evaluation.tensors["density"], exact, rtol=0.02, atol=1e-4)
     mass = float(exact.sum()) * (2 * WINDOW / 24) ** 2
-    assert judged.scores["mass_in_picture"] == pytest.approx(mass, rel=0.01)
+    assert evaluation.scores["mass_in_picture"] == pytest.approx(mass, rel=0.01)
 
 
-def test_trajectories_are_the_straight_lines_of_the_same_noise(judged):
-    times, lines = judged.pictures["times"], judged.pictures["trajectory"]
-    assert lines.shape == (INSTANTS, 300, 2)
+def test_trajectories_are_the_straight_lines_of_the_same_noise(evaluation):
+    times, lines = evaluation.tensors["times"], evaluation.tensors["trajectory"]
+    assert lines.shape == (TRAJECTORY_TIMES, 300, 2)
     assert (float(times[0]), float(times[-1])) == (0, 1)
     for t, x in zip(times.float(), lines, strict=True):
         assert torch.allclose(x, (1 - t + t * STD) * lines[0] + t * MEAN, atol=1e-4)
     assert torch.allclose(lines[-1].mean(0), MEAN, atol=0.15)
 
 
-def test_few_evaluations_start_from_the_noise_of_the_trajectories(judged):
+def test_few_evaluations_start_from_the_noise_of_the_trajectories(evaluation):
     # The field is constant along a line, so the midpoint rule is exact in a single step.
     for nfe in (2, 4):
-        assert torch.allclose(judged.pictures[f"samples-{nfe}"], judged.pictures["trajectory"][-1], atol=1e-4)
-    assert judged.scores["on_squares"]["2"] == pytest.approx(judged.scores["on_squares"]["dopri5"], abs=0.01)
+        assert torch.allclose(
+            evaluation.tensors[f"samples-{nfe}"], evaluation.tensors["trajectory"][-1], atol=1e-4
+        )
+    assert evaluation.scores["on_squares"]["2"] == pytest.approx(
+        evaluation.scores["on_squares"]["dopri5"], abs=0.01
+    )
 
 
-def test_evaluations_are_counted(judged):
-    nfe = judged.scores["nfe"]
+def test_evaluations_are_counted(evaluation):
+    nfe = evaluation.scores["nfe"]
     assert nfe["dopri5"] == 2 + 6 * (nfe["accepted"] + nfe["rejected"])
     assert nfe["batch"] == 300

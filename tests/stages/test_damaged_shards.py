@@ -21,10 +21,10 @@ def test_training_on_a_damaged_shard_ends_on_all_ranks_with_its_name_and_the_rem
     path.write_bytes(content.tobytes())
     called = run.fm("train", "--launch.restarts", "0")
     assert called.code == 2, called.err
-    said = [line for line in called.err.splitlines() if not is_progress(line)]
-    assert len(said) == 1, said
-    assert f"{shard.name}: image " in said[0]
-    assert said[0].endswith("is damaged or missing; run fm validate --repair")
+    lines = [line for line in called.err.splitlines() if not is_progress(line)]
+    assert len(lines) == 1, lines
+    assert f"{shard.name}: image " in lines[0]
+    assert lines[0].endswith("is damaged or missing; run fm validate --repair")
     assert processes_of(submitted(run.path)) == []
     assert not [*run.path.glob("train/checkpoints/step-*")]
     mended = run.fm("validate", "--repair")

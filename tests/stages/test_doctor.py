@@ -24,9 +24,9 @@ IMAGENET64 = str(ROOT / "infra" / "configs" / "imagenet64.yaml")
 HOPPERS = Cluster(hosts=8, devices=8, peak=989e12, mfu=0.4, store_rate=2e9)
 
 
-def doctor(capsys, *words):
+def doctor(capsys, *arguments):
     """Exit status and lines: {name: (mark, detail)}."""
-    code = cli.main(("doctor", *words))
+    code = cli.main(("doctor", *arguments))
     out, err = capsys.readouterr()
     found = [re.match(r"(ok|NO)  (.{18}) (.*)", line) for line in out.splitlines()]
     assert bool(err) == (not found), err  # either checks or what is wrong with the question
@@ -58,8 +58,13 @@ def test_alone_it_tests_this_machine_in_less_than_a_minute(tmp_path):
 
 
 def test_a_missing_package_and_a_wrong_version_are_named(monkeypatch):
-    wanted = ["no-such-package>=1", "torch<1", "never; python_version < '3'", 'extra-one; extra == "test"']
-    monkeypatch.setattr(environment_checks.metadata, "requires", lambda name: wanted)
+    requirements = [
+        "no-such-package>=1",
+        "torch<1",
+        "never; python_version < '3'",
+        'extra-one; extra == "test"',
+    ]
+    monkeypatch.setattr(environment_checks.metadata, "requires", lambda name: requirements)
     found = environment_checks.versions()
     assert not found.ok
     assert "no-such-package is missing" in found.detail
@@ -69,30 +74,31 @@ def test_a_missing_package_and_a_wrong_version_are_named(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("there", "told"),
+    ("present", "detail"),
     [
         (
             (),
-            "not from here (launch.kind ssh): pdsh (of pdsh), ssh (of openssh-client) missing, nothing there",
+            "not from here (launch.kind ssh): pdsh (of pdsh), ssh (of openssh-client) missing, none present",
         ),
-        (("ssh",), "not from here (launch.kind ssh): pdsh (of pdsh) missing, ssh there"),
-        (("ssh", "pdsh"), "from here (launch.kind ssh): pdsh, ssh are there"),
+        (("ssh",), "not from here (launch.kind ssh): pdsh (of pdsh) missing, ssh present"),
+        (("ssh", "pdsh"), "from here (launch.kind ssh): pdsh, ssh are present"),
     ],
     ids=str,
 )
-def test_a_launcher_is_told_with_what_it_misses(there, told, tmp_path, monkeypatch):
-    for name in there:
+def test_a_launcher_is_reported_with_its_missing_programs(present, detail, tmp_path, monkeypatch):
+    for name in present:
         (tmp_path / name).touch(mode=0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     found = environment_checks.launcher("ssh", ssh.PROGRAMS)
-    assert (found.name, found.ok, found.detail) == ("launcher ssh", True, told)
+    assert (found.name, found.ok, found.detail) == ("launcher ssh", True, detail)
 
 
-def test_processes_that_do_not_meet_are_a_local_launcher_that_does_not_work(monkeypatch):
-    monkeypatch.setattr(environment_checks, "_MEETING", environment_checks._MEETING.replace("== 3", "== 4"))
+def test_processes_that_cannot_connect_fail_the_check_of_the_local_launcher(monkeypatch):
+    script = environment_checks._RENDEZVOUS_SCRIPT.replace("== 3", "== 4")
+    monkeypatch.setattr(environment_checks, "_RENDEZVOUS_SCRIPT", script)
     found = environment_checks.processes()
     assert (found.name, found.ok) == ("launcher local", False)
-    assert found.detail == "two cannot meet: AssertionError: tensor([3])"
+    assert found.detail == "two processes cannot connect: AssertionError: tensor([3])"
 
 
 def test_rules_and_data_of_a_configuration(tmp_path, monkeypatch, capsys):
@@ -101,7 +107,16 @@ def test_rules_and_data_of_a_configuration(tmp_path, monkeypatch, capsys):
     code, lines, _ = doctor(capsys, "--config", "run.yaml")
     assert code == 0
     assert {name: mark for name, (mark, _) in lines.items()} == dict.fromkeys(
-        ("data", "training", "network", "initial weights", "scores beside", "judges", "samples"), "ok"
+        (
+            "data",
+            "training",
+            "network",
+            "initial weights",
+            "online evaluation",
+            "feature extractors",
+            "samples",
+        ),
+        "ok",
     )
     code, lines, _ = doctor(
         capsys,
@@ -133,8 +148,8 @@ def test_the_network_is_described(capsys):
 
 
 def test_a_cost_page_follows_from_the_numbers_given(capsys):
-    words = ("--hosts", "8", "--devices", "8", "--peak", "989e12", "--mfu", "0.4", "--store-rate", "2e9")
-    code, lines, _ = doctor(capsys, "--cost", "--config", IMAGENET64, *words)
+    arguments = ("--hosts", "8", "--devices", "8", "--peak", "989e12", "--mfu", "0.4", "--store-rate", "2e9")
+    code, lines, _ = doctor(capsys, "--cost", "--config", IMAGENET64, *arguments)
     assert code == 0
     cost = training_cost(load_config(IMAGENET64), (3, 64, 64), 0, HOPPERS)
     assert cost.images_per_s == pytest.approx(64 * 989e12 * 0.4 / (3 * cost.forward_flops))
@@ -202,7 +217,7 @@ def test_the_hosts_of_a_configuration_meet(tiny):
 
 
 @pytest.mark.parametrize(
-    ("words", "named"),
+    ("arguments", "named"),
     [
         (("--cost",), "--config"),
         (("--model",), "--config"),
@@ -212,8 +227,8 @@ def test_the_hosts_of_a_configuration_meet(tiny):
     ],
     ids=" ".join,
 )
-def test_what_cannot_be_looked_at_is_2_and_one_line(capsys, words, named):
-    code, lines, err = doctor(capsys, *words)
+def test_what_cannot_be_looked_at_is_2_and_one_line(capsys, arguments, named):
+    code, lines, err = doctor(capsys, *arguments)
     assert (code, lines) == (2, {})
     assert named in err
     assert len(err.splitlines()) == 1

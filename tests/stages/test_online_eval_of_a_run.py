@@ -67,14 +67,14 @@ def test_a_run_without_processes_has_nothing_to_end(tiny: TinyRun):
 
 
 @pytest.mark.parametrize(
-    ("beside", "told"),
+    ("beside", "message"),
     [
         ({"images": 2}, "evaluate.beside.images 2: a distance needs at least 4"),
         ({"images": 16, "solver": "leapfrog"}, "unknown solver 'leapfrog'"),
         ({"images": 16, "steps": None}, "solver midpoint"),
     ],
 )
-def test_settings_that_cannot_work_are_refused_before_training(tiny: TinyRun, beside: dict, told: str):
+def test_settings_that_cannot_work_are_refused_before_training(tiny: TinyRun, beside: dict, message: str):
     from fm_core.config import RunConfig, merge
     from fm_core.errors import UserError
     from fm_core.stages.preflight import preflight
@@ -83,4 +83,4 @@ def test_settings_that_cannot_work_are_refused_before_training(tiny: TinyRun, be
     config = RunConfig.model_validate(merge(json.loads(tiny.config.model_dump_json()), over))
     with pytest.raises(UserError) as caught:
         preflight(config, ["train"])
-    assert told in str(caught.value)
+    assert message in str(caught.value)

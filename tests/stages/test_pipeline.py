@@ -196,7 +196,7 @@ class TestReport:
         for line in read_lines(tiny.path / "logs" / "stages.jsonl")[:4]:
             assert f"{line['seconds']:.1f} s" in text
         assert "320 images seen in 20 steps" in text
-        assert "17 grey levels" in text
+        assert "17 intensity levels" in text
 
     def test_it_is_drawn_again_when_what_it_shows_changes(self, tiny):
         other = tiny.config.model_copy(

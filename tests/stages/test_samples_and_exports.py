@@ -31,8 +31,8 @@ def run(tiny):
 def fm(run, capsys, monkeypatch):
     monkeypatch.chdir(run.root)
 
-    def call(*words, code=0):
-        assert cli.main(list(words)) == code
+    def call(*arguments, code=0):
+        assert cli.main(list(arguments)) == code
         out = capsys.readouterr()
         return out.out if code == 0 else [line for line in out.err.splitlines() if not is_progress(line)]
 
@@ -63,8 +63,8 @@ def test_one_two_and_three_processes_make_the_same_images(run, processes, solver
     made = [] if solver else [tars_of(run.path)]  # by two processes, with euler
     for count in processes:
         root = run.root / f"samples-{len(solver)}-{count}"
-        words = ("--launch.processes", str(count), "--sample.root", str(root), *solver)
-        called = run.fm("sample", *words)
+        arguments = ("--launch.processes", str(count), "--sample.root", str(root), *solver)
+        called = run.fm("sample", *arguments)
         assert called.code == 0, called.err
         made.append(tars_of(root))
     assert len(made[0]) == 3
@@ -111,13 +111,13 @@ def test_an_exported_folder_loads_anywhere_without_the_run(run, fm, tmp_path):
     }
     card = (folder / "README.md").read_text()
     version = json.loads((run.root / "data" / "digits" / "manifest.json").read_text())["version"]
-    for words in (
+    for text in (
         version,
         "flow-matching on the path optimal-transport",
         "320 images in 20 steps",
         "Fréchet",
     ):
-        assert words in card
+        assert text in card
     assert "Protocol of" in card
     assert "FID" not in card
     script = (
@@ -133,9 +133,17 @@ def test_an_exported_folder_loads_anywhere_without_the_run(run, fm, tmp_path):
     assert fm("export", "--config", str(run.file), "--export.folder", str(folder)).startswith(
         "export verified"
     )
-    words = ("export", "--config", str(run.file), "--export.folder", str(folder), "--sample.weights", "raw")
-    (error,) = fm(*words, code=2)
-    assert "holds another model" in error
+    arguments = (
+        "export",
+        "--config",
+        str(run.file),
+        "--export.folder",
+        str(folder),
+        "--sample.weights",
+        "raw",
+    )
+    (error,) = fm(*arguments, code=2)
+    assert "contains another model" in error
 
 
 class TestCompare:
@@ -148,7 +156,7 @@ class TestCompare:
         scores["protocol"] |= {"solver": "midpoint", "weights_sha256": "0" * 64}
         other.write_text(json.dumps(scores))
         alone = fm("compare", str(file), str(file))
-        assert "not made by one protocol" not in alone
+        assert "have different protocols" not in alone
         both = fm("compare", str(file), str(run.root / "other"))
         assert "| other step-00000040 | B |" in both
         assert "- solver: A: euler; B: midpoint" in both
@@ -156,9 +164,9 @@ class TestCompare:
 
     def test_what_has_no_scores_is_refused_in_one_line(self, run, fm, tmp_path):
         (error,) = fm("compare", str(tmp_path), code=2)
-        assert "holds no scores" in error
+        assert "has no scores" in error
         (error,) = fm("compare", str(run.path / "train" / "DONE.json"), code=2)
-        assert "holds no scores" in error
+        assert "has no scores" in error
 
 
 def test_training_starts_from_anothers_weights_only_where_they_fit(tiny, tmp_path):

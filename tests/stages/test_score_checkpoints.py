@@ -41,7 +41,7 @@ def scoring(monkeypatch, config, distances):
     def evaluate(config):
         step = config.sample.step
         if distances[step] is None:
-            raise UserError("its judge is not there")
+            raise UserError("the feature extractor is missing")
         path = Path(config.run.root) / "scores.json"
         distance = {"value": distances[step], "stderr": 0.1, "images": 16, "features": "f"}
         write_json(path, {"images_seen": step, "frechet_distance": distance, "nfe": {"mean": 2}})
@@ -58,7 +58,8 @@ def test_one_that_cannot_be_scored_is_told_and_the_next_is_scored(config, monkey
     checkpoint(config, 10)
     assert scoring(monkeypatch, config, {10: None}) == []
     assert (
-        "WARNING: the checkpoint of step 10 has no score: its judge is not there" in capsys.readouterr().out
+        "WARNING: the checkpoint of step 10 could not be scored: the feature extractor is missing"
+        in capsys.readouterr().out
     )
     checkpoint(config, 20)
     assert scoring(monkeypatch, config, {20: 3.0}) == [(20, 3.0)]

@@ -56,8 +56,8 @@ def here(tiny):
 def fm(run, capsys, monkeypatch):
     monkeypatch.chdir(run.root)
 
-    def call(*words, code=0):
-        found = cli.main([words[0], "--config", str(run.file), *words[1:]])
+    def call(*arguments, code=0):
+        found = cli.main([arguments[0], "--config", str(run.file), *arguments[1:]])
         out = capsys.readouterr()
         assert found == code, out.err
         return out.out if code == 0 else [line for line in out.err.splitlines() if not is_progress(line)]
@@ -81,8 +81,8 @@ def test_any_number_of_processes_gives_the_numbers_of_one(run, here, processes):
     )
     data = run.root / f"data-{processes}"
     shutil.copytree(run.root / "data", data, ignore=shutil.ignore_patterns("train-*.safetensors", "guard-*"))
-    words = ("--run.name", moved.name, "--data.root", str(data), "--evaluate.processes", str(processes))
-    called = run.fm("evaluate", *words)
+    arguments = ("--run.name", moved.name, "--data.root", str(data), "--evaluate.processes", str(processes))
+    called = run.fm("evaluate", *arguments)
     assert called.code == 0, called.err
     assert {path.name for path in (moved / "logs").glob("evaluate-?.log")} == {
         f"evaluate-{rank}.log" for rank in range(processes)
@@ -130,10 +130,10 @@ def test_a_corrupted_tar_is_named_and_what_was_finished_stays(run, fm):
     samples, _ = samples_of(run)
     tar = samples.store.local / "samples-000001.tar"
     whole = tar.read_bytes()
-    words = ("evaluate", "--evaluate.pair_images", "19")
+    arguments = ("evaluate", "--evaluate.pair_images", "19")
     try:
         tar.write_bytes(whole[:-700] + b"\1" + whole[-699:])
-        (error,) = fm(*words, code=2)
+        (error,) = fm(*arguments, code=2)
         assert "samples-000001.tar is missing or damaged; run fm sample" in error
         kept = list(run.path.glob("samples/*/scores-*/samples-00000000-*"))
         assert len(kept) == 1
@@ -142,7 +142,7 @@ def test_a_corrupted_tar_is_named_and_what_was_finished_stays(run, fm):
         assert tar.read_bytes() == whole
         parts = run.path.glob("samples/*/scores-*/samples-*")
         assert [part.stat().st_mtime_ns for part in parts] == [before]
-        assert "evaluate done" in fm(*words)
+        assert "evaluate done" in fm(*arguments)
         assert not kept[0].exists()
     finally:
         tar.write_bytes(whole)
@@ -212,14 +212,14 @@ def test_a_changed_reference_is_refused_by_the_guard(run, fm):
     content["mu"] = content["mu"] + 0.3
     np.savez(run.root / "ours.npz", **content)
     only = ("--evaluate.metrics", '["frechet_distance"]', "--evaluate.held_out_images", "60")
-    words = ("evaluate", "--evaluate.reference", "ours.npz", *only, "--evaluate.pair_images", "18")
-    (error,) = fm(*words, code=2)
+    arguments = ("evaluate", "--evaluate.reference", "ours.npz", *only, "--evaluate.pair_images", "18")
+    (error,) = fm(*arguments, code=2)
     assert "real validation images are at" in error
     assert "if this is intended, remove" in error
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("arguments", "message"),
     [
         (("--evaluate.features", "inception"), "needs evaluate.weights"),
         (("--evaluate.features", "inceptoin"), "allowed are classifier, inception"),
@@ -233,6 +233,6 @@ def test_a_changed_reference_is_refused_by_the_guard(run, fm):
     ],
     ids=lambda value: value[-1] if isinstance(value, tuple) else "",
 )
-def test_what_cannot_be_scored_is_one_line(fm, words, told):
-    (error,) = fm("evaluate", *words, code=2)
-    assert told in error
+def test_what_cannot_be_scored_is_one_line(fm, arguments, message):
+    (error,) = fm("evaluate", *arguments, code=2)
+    assert message in error

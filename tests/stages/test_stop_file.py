@@ -8,7 +8,7 @@ from fm_core.config import RunConfig
 from fm_core.errors import StopRequested
 from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import ProgressPhases
-from fm_core.stages.evaluate import _work
+from fm_core.stages.evaluate import _run_parts
 
 
 def test_an_evaluation_in_this_process_ends_after_the_part_that_it_is_at(tmp_path):
@@ -32,6 +32,6 @@ def test_an_evaluation_in_this_process_ends_after_the_part_that_it_is_at(tmp_pat
     )
     evaluation = SimpleNamespace(tasks={"features": task}, folder="step", key="ema")
     phases = ProgressPhases("evaluate", lambda progress: None, {"features": 1.0})
-    with pytest.raises(StopRequested, match="what is finished stays"):
-        _work(config, run, evaluation, phases, lambda progress: None)
+    with pytest.raises(StopRequested, match="finished parts are kept"):
+        _run_parts(config, run, evaluation, phases, lambda progress: None)
     assert made == [0, 1]

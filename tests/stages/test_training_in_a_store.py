@@ -31,8 +31,8 @@ def story(tiny, s3):
     )
     story = {"run": run}
 
-    def call(name, command, *words, **variables):
-        called = run.fm(command, *words, **variables)
+    def call(name, command, *arguments, **variables):
+        called = run.fm(command, *arguments, **variables)
         lines = [line for line in called.err.splitlines() if not is_progress(line)]
         story[name] = {"code": called.code, "said": lines, "steps": CheckpointCatalog.of(run.config).steps()}
 

@@ -9,7 +9,7 @@ import torch._dynamo.utils
 import torch.distributed as dist
 
 from fm_core.config import TrainSection
-from fm_core.config.speed import SpeedSection
+from fm_core.config.performance import PerformanceSection
 from fm_core.models.layers import Conv2d
 from fm_core.models.unet import UNet
 from fm_core.storage.atomic_files import write_json
@@ -92,7 +92,7 @@ def compile_once():
     """Rank 0 compiles for all; the others find it in the compiler's cache."""
     if dist.get_rank() == 0:
         network = small_unet()
-        section = SpeedSection.model_validate(SWITCHES["all"])
+        section = PerformanceSection.model_validate(SWITCHES["all"])
         network.compile(fullgraph=True, **compile_options(section))
         n = BATCH // dist.get_world_size()
         (network(torch.rand(n), torch.randn(n, 1, 8, 8))).square().mean().backward()

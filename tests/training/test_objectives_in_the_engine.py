@@ -7,7 +7,7 @@ import pytest
 from fm_core.config import RunConfig
 from fm_core.errors import UserError
 from fm_core.method.registry import supported_pairs
-from fm_core.stages.train import check
+from fm_core.stages.train import check_training
 from tests.support.objectives_rank import METHODS
 from tests.support.torchrun import launch
 
@@ -44,7 +44,7 @@ def test_training_through_the_solver_under_zero_3_is_refused_before_anything_sta
         }
     )
     with pytest.raises(UserError, match=r"train\.zero_stage 3: maximum-likelihood"):
-        check(config)
+        check_training(config)
 
 
 def test_no_objective_is_left_out():

@@ -1,1 +1,1 @@
-"""The comparison on two-dimensional data: the checkerboard, a small network, scores, figures."""
+"""The 2-D experiments: the checkerboard, a small network, scores and figures."""

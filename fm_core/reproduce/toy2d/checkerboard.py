@@ -1,7 +1,7 @@
-"""The checkerboard of the paper's experiments in the plane.
+"""The checkerboard of the paper's 2-D experiments.
 
-The board is [-4, 4)^2, as is usual, four by four squares of side 2, of which the eight with an even sum of
-column and row carry the uniform distribution: density 1/32, entropy log 32 nats = 5 bits, which bounds every
+The board is [-4, 4)^2, as usual: four by four squares of side 2. The distribution is uniform on the eight
+squares with an even sum of column and row: density 1/32, entropy log 32 nats = 5 bits, which bounds every
 model's negative log-likelihood from below.
 """
 
@@ -18,11 +18,11 @@ SQUARE = 2.0
 ENTROPY = math.log(32)
 """Of the distribution, in nats."""
 WINDOW = 5.0
-"""Pictures show [-WINDOW, WINDOW]^2."""
+"""Figures show [-WINDOW, WINDOW]^2."""
 NAME = "checkerboard, 4 x 4 squares on [-4, 4)^2, density 1/32 on eight of them"
 
 BLOCK = 64
-"""Consecutive positions that are drawn together: drawing each alone would cost more than the network."""
+"""Consecutive positions drawn together: drawing each by itself would cost more than the network."""
 
 Draw = Callable[[int, str, Sequence[int], Sequence[int]], Tensor]
 
@@ -31,7 +31,7 @@ def checkerboard(u: Tensor) -> Tensor:
     """Points of the board, [N, 2], from uniform numbers in [0, 1), [N, 2]."""
     column, pair = (4 * u[:, 0]).floor(), (2 * u[:, 1]).floor()
     x = SQUARE * (4 * u[:, 0] - 2)
-    # In this order every sum is exact in float32; in another, a point could round to the edge it is below.
+    # In this order every sum is exact in float32; in another, a point could be rounded up to the edge.
     y = SQUARE * ((2 * u[:, 1] - pair) + (2 * pair + column % 2 - 2))
     return torch.stack([x, y], dim=1)
 
@@ -43,7 +43,7 @@ def on_squares(x: Tensor) -> Tensor:
 
 
 def points(seed: int, purpose: str, first: int, count: int) -> Tensor:
-    """Points number first, first + 1, ... of the board, float32 [count, 2]."""
+    """Points first, first + 1, ... of the stream of the board's points, float32 [count, 2]."""
     return checkerboard(by_position(keyed_random.uniform, seed, purpose, first, count, (2,)))
 
 
@@ -52,8 +52,8 @@ def by_position(
 ) -> Tensor:
     """Random numbers of the stream positions first, first + 1, ..., [count, *shape].
 
-    `draw` is a function of `keyed_random`. What a position gets depends on (seed, purpose, position) alone,
-    not on how positions are grouped into batches.
+    `draw` is a function of `keyed_random`. The numbers of a position depend on (seed, purpose, position)
+    alone, not on how positions are grouped into batches.
     """
     blocks = range(first // BLOCK, -(-(first + count) // BLOCK))
     rows = draw(seed, purpose, blocks, (BLOCK, *shape)).flatten(0, 1)
@@ -61,8 +61,8 @@ def by_position(
     return rows[start : start + count]
 
 
-def grid_centres(side: int) -> tuple[Tensor, Tensor]:
-    """The x and y of the centres of side times side cells of a picture, each [side, side], rows by y."""
+def grid_centers(side: int) -> tuple[Tensor, Tensor]:
+    """The x and y of the centers of side x side grid cells of the window, each [side, side], rows by y."""
     axis = (torch.arange(side) + 0.5) * (2 * WINDOW / side) - WINDOW
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     return x, y

@@ -1,6 +1,5 @@
-"""The paper's figures of the plane (its figures 2, 3, 4, 8 and 9), each a PNG."""
+"""The paper's 2-D figures (figures 2, 3, 4, 8 and 9), each as a PNG."""
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,26 +15,27 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from fm_core.method.paths import Path
-from fm_core.reproduce.toy2d.checkerboard import ENTROPY, WINDOW, grid_centres, on_squares
+from fm_core.report.plots import figure_png
+from fm_core.reproduce.toy2d.checkerboard import ENTROPY, WINDOW, grid_centers, on_squares
 
 BINS = 40
-"""Bins of a histogram along each axis: eight to a square of the board."""
+"""Bins of a histogram along each axis: eight per square of the board."""
 PEAK = 2.0
 """Brightest value of all densities and histograms, in multiples of the data's density on its squares."""
 DENSITY = math.exp(-ENTROPY)
 """Of the data on its squares."""
 SNAPSHOTS = 5
-"""Instants at which a model's distribution is shown."""
+"""Times at which a model's distribution is shown."""
 LINES = 160
-"""Trajectories that are drawn."""
+"""Number of trajectories that are drawn."""
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A finished cell as figures need it."""
+class FigureData:
+    """The tensors of one complete experiment that figures are made of."""
 
     label: str
-    pictures: Mapping[str, Tensor]
+    tensors: Mapping[str, Tensor]
     """times [T], trajectory [T, S, 2], samples-<nfe> [S, 2], density [G, G]."""
 
 
@@ -44,21 +44,21 @@ def conditional_fields(paths: Mapping[str, Path], scored: Sequence[str]) -> byte
 
     Args:
         paths: name -> path; each gets a row with its velocity.
-        scored: names of those that also get a row with their score, above.
+        scored: names of the paths that also get a row with their score, above.
     """
     rows = [
         (name, kind) for name in paths for kind in ("score", "velocity") if kind != "score" or name in scored
     ]
-    instants = (0.0, 1 / 3, 2 / 3, 0.95)
-    figure, axes = _sheet(len(rows), len(instants), 2.05, extra_width=1.5)
+    times = (0.0, 1 / 3, 2 / 3, 0.95)
+    figure, axes = _panels(len(rows), len(times), 2.05, extra_width=1.5)
     axis = torch.linspace(-1.8, 1.8, 13)
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     points, x1 = torch.stack([x, y], dim=-1).reshape(-1, 2), torch.tensor([0.8, 0.8])
     for row, (name, kind) in enumerate(rows):
-        fields = [conditional_field(paths[name], kind, points, x1, t) for t in instants]
+        fields = [conditional_field(paths[name], kind, points, x1, t) for t in times]
         lengths = torch.stack(fields).norm(dim=-1).clamp_min(1e-3)
         norm = LogNorm(float(lengths.min()), float(lengths.max()))
-        for column, (t, field) in enumerate(zip(instants, fields, strict=True)):
+        for column, (t, field) in enumerate(zip(times, fields, strict=True)):
             panel = axes[row][column]
             arrows = field / field.norm(dim=-1, keepdim=True).clamp_min(1e-6)
             values = [v.numpy() for v in (x, y, arrows[:, 0], arrows[:, 1], lengths[column])]
@@ -71,73 +71,75 @@ def conditional_fields(paths: Mapping[str, Path], scored: Sequence[str]) -> byte
         bar = figure.colorbar(ScalarMappable(norm, "turbo_r"), ax=list(axes[row]), shrink=0.85, pad=0.015)
         bar.set_label(f"length of the {kind}", fontsize=8)
         bar.ax.tick_params(labelsize=7)
-    return _png(figure)
+    return figure_png(figure)
 
 
 def conditional_trajectories(paths: Mapping[str, Path]) -> bytes:
-    """Figure 3: where noise goes on its way to one data point, psi_t(x0) = alpha_t x1 + sigma_t x0."""
-    figure, axes = _sheet(1, len(paths), 3.4)
+    """Figure 3: trajectories from noise to one data point, psi_t(x0) = alpha_t x1 + sigma_t x0."""
+    figure, axes = _panels(1, len(paths), 3.4)
     x0 = torch.randn(24, 2, generator=torch.Generator().manual_seed(3))
     x1 = torch.tensor([1.6, 1.2])
     for panel, (name, path) in zip(axes[0], paths.items(), strict=True):
         start, end = path.interval
         t = torch.linspace(start, end, 101)
         lines = path.alpha(t)[:, None, None] * x1 + path.sigma(t)[:, None, None] * x0
-        _coloured_lines(panel, lines, linewidth=1.3)
+        _colored_lines(panel, lines, linewidth=1.3)
         panel.plot(*lines[0].T.numpy(), ".", color="#444444", markersize=4)
         panel.plot(*x1.tolist(), "k*", markersize=10, zorder=5)
         panel.set_title(name, fontsize=10)
         _frame(panel, float(lines.abs().max()) * 1.05)
     _time_bar(figure, list(axes[0]))
-    return _png(figure)
+    return figure_png(figure)
 
 
-def samples_over_time_and_budget(cells: Sequence[Shown], budgets: Sequence[int]) -> bytes:
-    """Figures 4 and 9: left the model's distribution over time, right its samples in few evaluations."""
-    times = cells[0].pictures["times"]
+def samples_over_time_and_budget(experiments: Sequence[FigureData], budgets: Sequence[int]) -> bytes:
+    """Figures 4 and 9: the model's distribution over time (left), samples at few evaluations (right)."""
+    times = experiments[0].tensors["times"]
     chosen = [round(i * (len(times) - 1) / (SNAPSHOTS - 1)) for i in range(SNAPSHOTS)]
-    instants = times[chosen]
-    count = len(instants) + len(budgets)
-    figure, axes = _sheet(
-        len(cells), count, 1.28, extra_width=2.4, extra_height=-0.1, gap_after=len(instants)
+    times = times[chosen]
+    count = len(times) + len(budgets)
+    figure, axes = _panels(
+        len(experiments), count, 1.28, extra_width=2.4, extra_height=-0.1, gap_after=len(times)
     )
-    for row, cell in enumerate(cells):
-        snapshots = [cell.pictures["trajectory"][i] for i in chosen]
-        few = [cell.pictures[f"samples-{nfe}"] for nfe in budgets]
+    for row, experiment in enumerate(experiments):
+        snapshots = [experiment.tensors["trajectory"][i] for i in chosen]
+        few = [experiment.tensors[f"samples-{nfe}"] for nfe in budgets]
         for column, points in enumerate([*snapshots, *few]):
             _density_image(axes[row][column], histogram(points))
-        axes[row][0].set_ylabel(_broken(cell.label), fontsize=9, rotation=0, ha="right", va="center")
+        axes[row][0].set_ylabel(
+            _wrap_label(experiment.label), fontsize=9, rotation=0, ha="right", va="center"
+        )
     for column in range(count):
-        late = column - len(instants)
-        title = f"NFE = {budgets[late]}" if late >= 0 else f"t = {float(instants[column]):.2f}"
+        budget = column - len(times)
+        title = f"NFE = {budgets[budget]}" if budget >= 0 else f"t = {float(times[column]):.2f}"
         axes[0][column].set_title(title, fontsize=10)
     _density_bar(figure, [panel for line in axes for panel in line])
-    return _png(figure)
+    return figure_png(figure)
 
 
-def lines_and_densities(cells: Sequence[Shown]) -> bytes:
-    """Trajectories from the same noise for every cell, and under them the densities that they end in."""
-    figure, axes = _sheet(2, len(cells) + 1, 1.75, extra_width=0.8, extra_height=0.75)
-    for column, cell in enumerate(cells):
-        lines = cell.pictures["trajectory"][:, :LINES]
-        _coloured_lines(axes[0][column], lines, linewidth=0.6)
+def lines_and_densities(experiments: Sequence[FigureData]) -> bytes:
+    """Trajectories from the same noise for every experiment, with the model densities below."""
+    figure, axes = _panels(2, len(experiments) + 1, 1.75, extra_width=0.8, extra_height=0.75)
+    for column, experiment in enumerate(experiments):
+        lines = experiment.tensors["trajectory"][:, :LINES]
+        _colored_lines(axes[0][column], lines, linewidth=0.6)
         axes[0][column].plot(*lines[-1].T.numpy(), ".", color="black", markersize=1.6)
         _frame(axes[0][column], WINDOW)
-        axes[0][column].set_title(_broken(cell.label), fontsize=9)
-        _density_image(axes[1][column], cell.pictures["density"])
+        axes[0][column].set_title(_wrap_label(experiment.label), fontsize=9)
+        _density_image(axes[1][column], experiment.tensors["density"])
     axes[0][-1].axis("off")
     _time_bar(figure, list(axes[0]))
-    board = on_squares(torch.stack(grid_centres(200), dim=-1).reshape(-1, 2)).view(200, 200)
+    board = on_squares(torch.stack(grid_centers(200), dim=-1).reshape(-1, 2)).view(200, 200)
     _density_image(axes[1][-1], board * DENSITY)
     axes[1][-1].set_title("the data", fontsize=9)
     axes[0][0].set_ylabel("trajectories", fontsize=9)
     axes[1][0].set_ylabel("density", fontsize=9)
     _density_bar(figure, list(axes[1]))
-    return _png(figure)
+    return figure_png(figure)
 
 
 def histogram(points: Tensor) -> Tensor:
-    """Density of points [S, 2] by counting, [BINS, BINS], rows by y; what lies outside counts in S."""
+    """Histogram density of points [S, 2], [BINS, BINS], rows by y; points outside the window count in S."""
     edges = np.linspace(-WINDOW, WINDOW, BINS + 1)
     counts, _, _ = np.histogram2d(points[:, 1].numpy(), points[:, 0].numpy(), bins=[edges, edges])
     return torch.from_numpy(counts / (len(points) * (2 * WINDOW / BINS) ** 2))
@@ -153,7 +155,7 @@ def conditional_field(path: Path, kind: str, x: Tensor, x1: Tensor, t: float) ->
     return path.sample(x0, x1.expand_as(x0).double(), time).velocity
 
 
-def _sheet(
+def _panels(
     rows: int,
     columns: int,
     size: float,
@@ -170,19 +172,19 @@ def _sheet(
     if gap_after is not None:
         widths.insert(gap_after, 0.12)
     grid = figure.add_gridspec(rows, len(widths), width_ratios=widths)
-    kept = [column for column in range(len(widths)) if gap_after is None or column != gap_after]
-    return figure, [[figure.add_subplot(grid[row, column]) for column in kept] for row in range(rows)]
+    panels = [column for column in range(len(widths)) if gap_after is None or column != gap_after]
+    return figure, [[figure.add_subplot(grid[row, column]) for column in panels] for row in range(rows)]
 
 
 def _frame(panel: Axes, half: float) -> None:
     panel.set(xlim=(-half, half), ylim=(-half, half), aspect="equal", xticks=[], yticks=[])
 
 
-def _coloured_lines(panel: Axes, lines: Tensor, linewidth: float) -> None:
-    """Lines [T, N, 2] coloured by time from blue (noise) to red (data)."""
+def _colored_lines(panel: Axes, lines: Tensor, linewidth: float) -> None:
+    """Lines [T, N, 2] colored by time from blue (noise) to red (data)."""
     pieces = torch.stack([lines[:-1], lines[1:]], dim=2).flatten(0, 1).numpy()
-    colours = np.repeat(np.linspace(0, 1, len(lines) - 1), lines.shape[1])
-    panel.add_collection(LineCollection(list(pieces), array=colours, cmap="coolwarm", linewidth=linewidth))
+    colors = np.repeat(np.linspace(0, 1, len(lines) - 1), lines.shape[1])
+    panel.add_collection(LineCollection(list(pieces), array=colors, cmap="coolwarm", linewidth=linewidth))
 
 
 def _density_image(panel: Axes, density: Tensor) -> None:
@@ -203,11 +205,5 @@ def _time_bar(figure: Figure, panels: list[Axes]) -> None:
     bar.ax.set_yticklabels(["noise", "data"], fontsize=8)
 
 
-def _broken(label: str) -> str:
+def _wrap_label(label: str) -> str:
     return label.replace(" (", "\n(")
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()

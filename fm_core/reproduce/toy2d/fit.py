@@ -1,4 +1,4 @@
-"""Training in the plane: one small network, one process, no engine."""
+"""Training in 2-D: a small network in one process, without DeepSpeed."""
 
 import math
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from fm_core.config import PlaneSection
+from fm_core.config import Toy2dSection
 from fm_core.method.objectives import Objective
 from fm_core.method.paths import PathSample
 from fm_core.method.timestep_samplers import Uniform
@@ -15,15 +15,15 @@ from fm_core.models.mlp import MLP
 from fm_core.reproduce.toy2d.checkerboard import by_position, points
 from fm_core.storage import keyed_random
 
-MARKS = 100
-"""Points of the loss curve that is kept."""
+CURVE_POINTS = 100
+"""Points of the saved loss curve."""
 
 
-def initial_network(plane: PlaneSection, seed: int) -> MLP:
-    """The network with its initial weights, a function of the seed alone: every objective starts here."""
+def initial_network(toy: Toy2dSection, seed: int) -> MLP:
+    """The network with its initial weights, a function of the seed alone: the same for every objective."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return MLP(dimensions=2, width=plane.width, layers=plane.layers)
+        return MLP(dimensions=2, width=toy.width, layers=toy.layers)
 
 
 def draw(objective: Objective, seed: int, first: int, count: int) -> PathSample:
@@ -41,31 +41,31 @@ def draw(objective: Objective, seed: int, first: int, count: int) -> PathSample:
 def fit(
     network: nn.Module,
     objective: Objective,
-    plane: PlaneSection,
+    toy: Toy2dSection,
     steps: int,
     seed: int,
     on_step: Callable[[int, float], None],
 ) -> list[float]:
-    """Train the network in place for `steps` steps; the loss by hundredths of the training.
+    """Train the network in place for `steps` steps; returns the loss in hundredths of the training.
 
-    `on_step` hears how many steps are finished, and the loss of the last one.
+    `on_step` is called with the number of finished steps and the loss of the last one.
 
     Raises:
         ArithmeticError: the loss is not finite.
     """
-    optimizer = torch.optim.AdamW(network.parameters(), plane.learning_rate, weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(network.parameters(), toy.learning_rate, weight_decay=0.0, fused=True)
     losses: list[float] = []
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = plane.learning_rate * (1 + math.cos(math.pi * step / steps)) / 2
-        loss = objective.loss(network, draw(objective, seed, step * plane.batch, plane.batch)).mean()
+            group["lr"] = toy.learning_rate * (1 + math.cos(math.pi * step / steps)) / 2
+        loss = objective.loss(network, draw(objective, seed, step * toy.batch, toy.batch)).mean()
         losses.append(_finite(loss, step))
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), plane.gradient_clip, error_if_nonfinite=True)
+        nn.utils.clip_grad_norm_(network.parameters(), toy.gradient_clip, error_if_nonfinite=True)
         optimizer.step()
         on_step(step + 1, losses[-1])
-    return _thinned(losses)
+    return _averaged(losses)
 
 
 def _finite(loss: Tensor, step: int) -> float:
@@ -75,8 +75,8 @@ def _finite(loss: Tensor, step: int) -> float:
     return value
 
 
-def _thinned(losses: list[float]) -> list[float]:
-    """Means over at most MARKS stretches of nearly equal length."""
-    edges = [round(mark * len(losses) / MARKS) for mark in range(MARKS + 1)]
-    stretches = [losses[a:b] for a, b in pairwise(edges) if b > a]
-    return [sum(stretch) / len(stretch) for stretch in stretches]
+def _averaged(losses: list[float]) -> list[float]:
+    """Means over at most CURVE_POINTS intervals of nearly equal length."""
+    edges = [round(point * len(losses) / CURVE_POINTS) for point in range(CURVE_POINTS + 1)]
+    intervals = [losses[a:b] for a, b in pairwise(edges) if b > a]
+    return [sum(interval) / len(interval) for interval in intervals]

@@ -1,14 +1,13 @@
-"""The page of the comparison in the plane: tables of numbers and the figures."""
+"""The page of the 2-D comparison: tables of numbers and the figures."""
 
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fm_core.method.paths import Path
-from fm_core.report.html import Figure, PageSection, Table, page
-from fm_core.report.image_grids import data_uri
+from fm_core.report.html import Figure, PageSection, Table, data_uri, page
 from fm_core.reproduce.toy2d.figures import (
-    Shown,
+    FigureData,
     conditional_fields,
     conditional_trajectories,
     lines_and_densities,
@@ -17,9 +16,9 @@ from fm_core.reproduce.toy2d.figures import (
 
 NOTE_ON_SCORES = (
     "NLL: exact trace, dopri5, on held-out points; the standard error is that of the mean over points. The "
-    "data's own entropy is a bound that no model can beat. NFE: evaluations of the network to draw a sample "
+    "entropy of the data is a lower bound for every model. NFE: evaluations of the network to draw a sample "
     "with dopri5. Every objective had the same data, noise and times by stream position, the same initial "
-    "weights, and the same optimizer; nothing was tuned for one of them."
+    "weights, and the same optimizer; no objective was tuned by itself."
 )
 NOTE_ON_SHARES = (
     "Share of samples that lie on one of the data's squares, by number of evaluations of the network "
@@ -28,8 +27,8 @@ NOTE_ON_SHARES = (
 )
 
 
-def plane_page(results: Mapping[str, Any], cells: Sequence[Shown], paths: Mapping[str, Path]) -> str:
-    """The whole page; arguments as `plane_sections`."""
+def page_2d(results: Mapping[str, Any], experiments: Sequence[FigureData], paths: Mapping[str, Path]) -> str:
+    """The page as HTML; arguments as `sections_2d`."""
     protocol = results["protocol"]
     lead = (
         f"{protocol['data']}; a multilayer perceptron of {protocol['layers']} layers of {protocol['width']} "
@@ -37,25 +36,29 @@ def plane_page(results: Mapping[str, Any], cells: Sequence[Shown], paths: Mappin
         f"table says otherwise."
     )
     last = PageSection("Protocol", [], text=json.dumps(protocol, indent=1))
-    return page("Flow matching in the plane", lead, [*plane_sections(results, cells, paths), last])
+    return page("Flow matching in 2-D", lead, [*sections_2d(results, experiments, paths), last])
 
 
-def plane_sections(
-    results: Mapping[str, Any], cells: Sequence[Shown], paths: Mapping[str, Path]
+def sections_2d(
+    results: Mapping[str, Any], experiments: Sequence[FigureData], paths: Mapping[str, Path]
 ) -> list[PageSection]:
     """The tables of numbers and the figures.
 
     Args:
         results: the content of results.json.
-        cells: what the finished cells drew; may be empty.
-        paths: the distinct paths of the cells by name, in their order.
+        experiments: tensors of the complete experiments; may be empty.
+        paths: the distinct paths of the experiments by name, in their order.
     """
     sections = [_scores(results), _shares(results)]
     if results["failed"]:
         rows = [[label, error] for label, error in results["failed"].items()]
         sections.insert(0, PageSection("Failed", [Table(["objective", "error"], rows)]))
     budgets = results["protocol"]["nfe"]
-    return [*sections, *_model_figures(cells, budgets), *_path_figures(paths, results["diffusion_paths"])]
+    return [
+        *sections,
+        *_model_figures(experiments, budgets),
+        *_path_figures(paths, results["diffusion_paths"]),
+    ]
 
 
 def _scores(results: Mapping[str, Any]) -> PageSection:
@@ -64,18 +67,18 @@ def _scores(results: Mapping[str, Any]) -> PageSection:
     ]  # fmt: skip
     entropy = results["entropy"]
     rows = [["the data's entropy", "", f"{entropy['nats']:.3f}", f"{entropy['bits']:.3f}", "0", "", "", ""]]
-    for cell in results["cells"].values():
-        nll = cell["nll"]
+    for record in results["cells"].values():
+        nll = record["nll"]
         rows.append(
             [
-                cell["label"],
-                f"{cell['steps']:,}",
+                record["label"],
+                f"{record['steps']:,}",
                 f"{nll['nats']:.3f} ± {nll['stderr_nats']:.3f}",
                 f"{nll['bits']:.3f}",
                 f"{nll['excess_over_entropy_nats']:.3f}",
-                f"{cell['nfe']['dopri5']}",
-                f"{cell['training_seconds']:.0f} s",
-                f"{cell['scoring_seconds']:.0f} s",
+                f"{record['nfe']['dopri5']}",
+                f"{record['training_seconds']:.0f} s",
+                f"{record['scoring_seconds']:.0f} s",
             ]
         )
     return PageSection("Scores", [Table(head, rows)], NOTE_ON_SCORES)
@@ -84,35 +87,35 @@ def _scores(results: Mapping[str, Any]) -> PageSection:
 def _shares(results: Mapping[str, Any]) -> PageSection:
     budgets = [str(nfe) for nfe in results["protocol"]["nfe"]]
     rows = [
-        [cell["label"], *(f"{cell['on_squares'][key]:.1%}" for key in [*budgets, "dopri5"])]
-        for cell in results["cells"].values()
+        [record["label"], *(f"{record['on_squares'][key]:.1%}" for key in [*budgets, "dopri5"])]
+        for record in results["cells"].values()
     ]
     head = ["objective", *(f"NFE {budget}" for budget in budgets), "dopri5"]
     return PageSection("Samples on the squares", [Table(head, rows)], NOTE_ON_SHARES)
 
 
-def _model_figures(cells: Sequence[Shown], budgets: Sequence[int]) -> list[PageSection]:
-    if not cells:
+def _model_figures(experiments: Sequence[FigureData], budgets: Sequence[int]) -> list[PageSection]:
+    if not experiments:
         return []
     evolution = (
-        "Left: where the same noise is at five times on its way (dopri5). Right: where it ends after few "
-        "evaluations of the network (midpoint rule). One colour scale for all. The paper's figures 4 and 9."
+        "Left: the same noise transported to five times (dopri5). Right: samples at few evaluations of the "
+        "network (midpoint rule). One color scale for all. The paper's figures 4 and 9."
     )
     lines = (
-        "Above: trajectories from the same noise, blue at its start and red at its end. Below: the density "
-        "of the model, by the instantaneous change of variables with the exact trace, on one colour scale."
+        "Above: trajectories from the same noise, blue at the start and red at the end. Below: the density "
+        "of the model, by the instantaneous change of variables with the exact trace, on one color scale."
     )
-    drawn = samples_over_time_and_budget(cells, budgets)
+    snapshots = samples_over_time_and_budget(experiments, budgets)
     return [
-        PageSection("Trajectories and samples", [_plot(drawn, evolution)]),
-        PageSection("Trajectories and densities", [_plot(lines_and_densities(cells), lines)]),
+        PageSection("Trajectories and samples", [_plot(snapshots, evolution)]),
+        PageSection("Trajectories and densities", [_plot(lines_and_densities(experiments), lines)]),
     ]
 
 
 def _path_figures(paths: Mapping[str, Path], diffusions: Sequence[str]) -> list[PageSection]:
     fields = (
-        "The star is the data point x1. Arrows show directions, colours lengths (blue long, red short; one "
-        "scale a row). The paper's figures 2 (first and last row) and 8."
+        "The star is the data point x1. Arrows show directions, colors lengths (blue long, red short; one "
+        "scale per row). The paper's figures 2 (first and last row) and 8."
     )
     lines = "From the same noise to one data point, the star. The paper's figure 3."
     return [

@@ -1,4 +1,4 @@
-"""Scores and pictures of a model of the plane."""
+"""Scores of a 2-D model: likelihood, NFE, share of samples on the board, and tensors for figures."""
 
 import math
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from fm_core.config import PlaneSection
+from fm_core.config import Toy2dSection
 from fm_core.method.divergence import Exact
 from fm_core.method.likelihood import LogDensity, log_density
 from fm_core.method.objectives import Objective
@@ -18,37 +18,37 @@ from fm_core.reproduce.toy2d.checkerboard import (
     ENTROPY,
     WINDOW,
     by_position,
-    grid_centres,
+    grid_centers,
     on_squares,
     points,
 )
 from fm_core.storage import keyed_random
 
-INSTANTS = 25
-"""Times of a trajectory, equally spaced over the interval; pictures show five of them."""
+TRAJECTORY_TIMES = 25
+"""Times of a trajectory, equally spaced over the interval; figures show five of them."""
 LIKELIHOOD_BATCH = 1_024
 """Points whose log-density is solved together; adaptive steps depend on it."""
-PICTURE_TOLERANCE = 1e-3
-"""Of dopri5, in nats, for the picture of the density: below what colour shows."""
+DENSITY_TOLERANCE = 1e-3
+"""Tolerance of dopri5, in nats, for the density image: below what its colors resolve."""
 
 Scores = dict[str, Any]
 OnPart = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A judged model of the plane."""
+class ToyEvaluation:
+    """Scores of a model, and the tensors of its figures."""
 
     scores: Scores
     """Plain numbers for result.json."""
-    pictures: dict[str, Tensor]
+    tensors: dict[str, Tensor]
     """times [T], trajectory [T, S, 2], samples-<nfe> [S, 2], density [G, G] (y, x)."""
 
 
-def judge(
-    network: nn.Module, objective: Objective, plane: PlaneSection, seed: int, on_part: OnPart
-) -> Judged:
-    """Score a trained network; `on_part` hears the finished share, 0 to 1, and what was finished.
+def score_model(
+    network: nn.Module, objective: Objective, toy: Toy2dSection, seed: int, on_part: OnPart
+) -> ToyEvaluation:
+    """Score a trained network; `on_part` is called with the finished share, 0 to 1, and what was finished.
 
     Noise and held-out points are functions of (seed, number), the same for every objective.
 
@@ -56,43 +56,43 @@ def judge(
         ArithmeticError: from the solver.
     """
     velocity, path = objective.velocity(network), objective.path
-    noise = path.source_std * by_position(keyed_random.normal, seed, "plane-samples", 0, plane.samples, (2,))
-    dopri5 = Solver("dopri5", rtol=plane.rtol, atol=plane.atol)
+    noise = path.source_std * by_position(keyed_random.normal, seed, "plane-samples", 0, toy.samples, (2,))
+    dopri5 = Solver("dopri5", rtol=toy.rtol, atol=toy.atol)
     start, end = objective.interval
-    instants = [start + (end - start) * i / (INSTANTS - 1) for i in range(INSTANTS - 1)] + [end]
-    run = solve(velocity, noise, objective.interval, dopri5, instants)
-    on_part(0.25, f"trajectories of {plane.samples:,} points in {run.nfe} evaluations")
-    pictures = _few_evaluations(velocity, noise, objective, plane)
-    on_part(0.4, "samples in few evaluations")
-    held_out = points(seed, "plane-held-out", 0, plane.held_out)
+    times = [start + (end - start) * i / (TRAJECTORY_TIMES - 1) for i in range(TRAJECTORY_TIMES - 1)] + [end]
+    run = solve(velocity, noise, objective.interval, dopri5, times)
+    on_part(0.25, f"trajectories of {toy.samples:,} points in {run.nfe} evaluations")
+    samples = _low_nfe_samples(velocity, noise, objective, toy)
+    on_part(0.4, "samples at few evaluations")
+    held_out = points(seed, "plane-held-out", 0, toy.held_out)
     likelihood = _log_density(velocity, held_out, objective, dopri5)
-    on_part(0.7, f"log-density of {plane.held_out:,} held-out points")
-    density = _density(velocity, objective, plane.grid)
-    on_part(1.0, "picture of the density")
-    cell = (2 * WINDOW / plane.grid) ** 2
+    on_part(0.7, f"log-density of {toy.held_out:,} held-out points")
+    density = _density(velocity, objective, toy.grid)
+    on_part(1.0, "density image")
+    cell_area = (2 * WINDOW / toy.grid) ** 2
     scores: Scores = {
         "nll": _nll(likelihood, held_out),
         "nfe": _nfe(run),
         "on_squares": {
-            **{str(nfe): _share(pictures[f"samples-{nfe}"]) for nfe in plane.nfe},
+            **{str(nfe): _share(samples[f"samples-{nfe}"]) for nfe in toy.nfe},
             "dopri5": _share(run.x),
         },
-        "mass_in_picture": float(density.sum()) * cell,
+        "mass_in_picture": float(density.sum()) * cell_area,
     }
     trajectory = {"times": cast(Tensor, run.times), "trajectory": cast(Tensor, run.trajectory)}
-    return Judged(scores, {**trajectory, **pictures, "density": density})
+    return ToyEvaluation(scores, {**trajectory, **samples, "density": density})
 
 
-def _few_evaluations(
-    velocity: Velocity, noise: Tensor, objective: Objective, plane: PlaneSection
+def _low_nfe_samples(
+    velocity: Velocity, noise: Tensor, objective: Objective, toy: Toy2dSection
 ) -> dict[str, Tensor]:
     """Samples by the midpoint rule at each budget of evaluations."""
-    drawn: dict[str, Tensor] = {}
-    for nfe in plane.nfe:
+    samples: dict[str, Tensor] = {}
+    for nfe in toy.nfe:
         run = solve(velocity, noise, objective.interval, Solver("midpoint", steps=nfe // 2))
         assert run.nfe == nfe, f"a budget of {nfe} evaluations cost {run.nfe}"
-        drawn[f"samples-{nfe}"] = run.x
-    return drawn
+        samples[f"samples-{nfe}"] = run.x
+    return samples
 
 
 def _log_density(velocity: Velocity, x1: Tensor, objective: Objective, solver: Solver) -> list[LogDensity]:
@@ -103,9 +103,9 @@ def _log_density(velocity: Velocity, x1: Tensor, objective: Objective, solver: S
 
 
 def _density(velocity: Velocity, objective: Objective, side: int) -> Tensor:
-    """The model's density at the centres of the picture's cells, float32 [side, side], rows by y."""
-    x, y = grid_centres(side)
-    solver = Solver("dopri5", rtol=PICTURE_TOLERANCE, atol=PICTURE_TOLERANCE)
+    """The model's density at the centers of the grid cells, float32 [side, side], rows by y."""
+    x, y = grid_centers(side)
+    solver = Solver("dopri5", rtol=DENSITY_TOLERANCE, atol=DENSITY_TOLERANCE)
     parts = _log_density(velocity, torch.stack([x, y], dim=-1).reshape(-1, 2), objective, solver)
     return torch.cat([part.log_density for part in parts]).exp().float().view(side, side)
 

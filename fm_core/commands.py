@@ -1,0 +1,70 @@
+"""The stages by name, for the command line and for flows.
+
+Functions are imported when they are asked for: neither `fm --help` nor the start of a flow waits for torch.
+This is also where the comparison of the paper gets the stages that it is made of; it imports none itself.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib import import_module
+from typing import TYPE_CHECKING, cast
+
+from fm_core.config import RunConfig
+from fm_core.run.results import StageResult
+
+if TYPE_CHECKING:
+    from fm_core.reproduce.cost_estimate import CostEstimate
+    from fm_core.reproduce.stage_functions import StageFunctions
+
+
+def stage_function(name: str) -> Callable[..., StageResult]:
+    """The function of a stage: it takes a RunConfig and an Observer, and returns a StageResult."""
+    if name == "reproduce":
+        from fm_core.reproduce.reproduce import reproduce
+
+        return partial(reproduce, stages=stage_functions())
+    return cast(Callable[..., StageResult], getattr(import_module(f"fm_core.stages.{name}"), name))
+
+
+def stage_functions() -> "StageFunctions":
+    """The stages of an experiment on images; processes of `fm reproduce` call this function by its name."""
+    from fm_core.reproduce.stage_functions import StageFunctions
+    from fm_core.stages.preflight import rules
+
+    return StageFunctions(
+        shard=stage_function("shard"),
+        train=stage_function("train"),
+        sample=stage_function("sample"),
+        evaluate=stage_function("evaluate"),
+        rules=rules,
+        entry_point=f"{__name__}:stage_functions",
+    )
+
+
+def preflight(config: RunConfig, stages: Sequence[str]) -> None:
+    """Check what can be refused before these stages start, and open the run directory.
+
+    Raises:
+        UserError: one line for the first thing that is wrong.
+    """
+    from fm_core.stages import preflight as stage_preflight
+
+    if "reproduce" in stages:
+        from fm_core.reproduce.experiments import check_comparison
+
+        check_comparison(config, stage_preflight.rules)
+    stage_preflight.preflight(config, stages)
+
+
+def estimate(
+    config: RunConfig,
+    peak: float | None = None,
+    mfu: float = 0.3,
+    images_per_s: float | None = None,
+    nfe: float | None = None,
+) -> "CostEstimate":
+    """What `fm reproduce` will take; arguments as `fm_core.reproduce.cost_estimate.estimate`."""
+    from fm_core.reproduce import cost_estimate
+    from fm_core.stages.preflight import rules
+
+    return cost_estimate.estimate(config, rules, peak, mfu, images_per_s, nfe)

@@ -1,0 +1,45 @@
+"""The stages that an experiment on images is made of, passed in by the caller.
+
+The comparison is a peer of the stages and imports none of them. A process of its own (reproduce/parallel.py)
+finds the same functions by the entry point.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pkgutil import resolve_name
+from typing import Protocol
+
+from fm_core.config import RunConfig
+from fm_core.run.progress import Observer, no_progress
+from fm_core.run.results import StageResult
+
+Rule = Callable[[], None]
+"""Raises UserError, in one line, for what is wrong."""
+Rules = Callable[[RunConfig, Sequence[str]], Iterator[tuple[str, Rule]]]
+"""The preflight rules of a configuration for the stages of these names, by name."""
+
+
+class StageFunction(Protocol):
+    """A stage as a function."""
+
+    def __call__(self, config: RunConfig, observe: Observer = no_progress, /) -> StageResult:
+        """Run the stage, or verify what it made before."""
+        ...
+
+
+@dataclass(frozen=True)
+class StageFunctions:
+    """The stages by name, and their preflight rules."""
+
+    shard: StageFunction
+    train: StageFunction
+    sample: StageFunction
+    evaluate: StageFunction
+    rules: Rules
+    entry_point: str
+    """`module:attribute` of a function that returns an equal object in another process."""
+
+    @classmethod
+    def load(cls, entry_point: str) -> "StageFunctions":
+        """The object that the function at an entry point returns."""
+        return resolve_name(entry_point)()

@@ -1,0 +1,203 @@
+"""One experiment in 2-D: training and scoring of one objective, each cached by its recipe."""
+
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from fm_core.config import ExperimentSection, RunConfig
+from fm_core.errors import StopRequested, UserError
+from fm_core.method.objectives import Objective
+from fm_core.reproduce.experiments import objective_of, title_of
+from fm_core.reproduce.toy2d.checkerboard import NAME
+from fm_core.reproduce.toy2d.fit import fit, initial_network
+from fm_core.reproduce.toy2d.scoring import score_model
+from fm_core.run.artifact_cache import ArtifactCache, CachedPart
+from fm_core.run.directory import RunDirectory, environment
+from fm_core.run.progress import Observer, Progress, RateMeter
+from fm_core.storage.atomic_files import write_json, write_text
+
+TRAINING_PARTS, SCORING_PARTS = 1000, 600
+"""Parts of an experiment's work, for the progress bar: about the shares of its time."""
+
+_OBJECTIVE_KEYS = {"objective", "objective_options", "path", "path_options"}
+_TRAINING_KEYS = {"batch", "learning_rate", "gradient_clip", "width", "layers"}
+_SCORING_KEYS = {"held_out", "samples", "nfe", "rtol", "atol", "grid"}
+
+
+@dataclass(frozen=True)
+class ToyExperiment:
+    """An objective of a 2-D comparison, and where its results are cached."""
+
+    section: ExperimentSection
+    label: str
+    """The title, with the number of steps where it is smaller than that of the others."""
+    objective: Objective
+    steps: int
+    cache: ArtifactCache
+    recipe: dict[str, Any]
+    """Everything that determines the weights."""
+
+    @property
+    def name(self) -> str:
+        """Short name, and that of its directory."""
+        return self.section.name
+
+
+@dataclass(frozen=True)
+class ToyOutcome:
+    """How an experiment ended."""
+
+    experiment: ToyExperiment
+    record: dict[str, Any]
+    """Its result.json; empty if it failed."""
+    changed: bool = False
+    """Whether any of it was computed now."""
+    error: str = ""
+
+
+def toy_experiments(config: RunConfig) -> list[ToyExperiment]:
+    """The experiments of a 2-D comparison.
+
+    Raises:
+        UserError: one cannot be built, or its directory holds a training with another recipe.
+    """
+    if not config.reproduce.cells:
+        raise UserError(
+            "reproduce.cells is empty; list the experiments, as infra/configs/checkerboard.yaml does"
+        )
+    experiments = [_toy_experiment(config, section) for section in config.reproduce.cells]
+    for experiment in experiments:
+        experiment.cache.refuse_another("training", experiment.recipe)
+    return experiments
+
+
+def run_toy_experiment(
+    experiment: ToyExperiment, config: RunConfig, run: RunDirectory, progress: "ToyProgress"
+) -> ToyOutcome:
+    """Run an experiment, or verify it if it is complete. Any error but StopRequested becomes its outcome."""
+    progress.start(experiment.label)
+    try:
+        record, changed = _train_and_score(experiment, config, progress)
+        experiment.cache.failure.unlink(missing_ok=True)
+        return ToyOutcome(experiment, record, changed)
+    except StopRequested:
+        raise
+    except Exception as error:
+        message = f"{type(error).__name__}: {error}".splitlines()[0]
+        write_json(experiment.cache.failure, {"error": message})
+        write_text(run.log("reproduce", experiment.name), traceback.format_exc())
+        return ToyOutcome(experiment, {}, error=message)
+
+
+def _toy_experiment(config: RunConfig, section: ExperimentSection) -> ToyExperiment:
+    toy, objective = config.reproduce.plane, objective_of(section)
+    steps = section.steps or toy.steps
+    fewer = f" ({steps:,} of {toy.steps:,} steps)" if steps < toy.steps else ""
+    recipe = {
+        "data": NAME,
+        "seed": config.run.seed,
+        "steps": steps,
+        **section.model_dump(mode="json", include=_OBJECTIVE_KEYS),
+        **toy.model_dump(mode="json", include=_TRAINING_KEYS),
+    }
+    cache = ArtifactCache(RunDirectory(config).path / "reproduce" / section.name)
+    return ToyExperiment(section, title_of(section) + fewer, objective, steps, cache, recipe)
+
+
+def _train_and_score(
+    experiment: ToyExperiment, config: RunConfig, progress: "ToyProgress"
+) -> tuple[dict[str, Any], bool]:
+    """The experiment's result.json, and whether any of it was computed now."""
+    toy, seed, cache = config.reproduce.plane, config.run.seed, experiment.cache
+    network = initial_network(toy, seed)
+    trained = cache.read("training", "weights")
+    if trained:
+        progress.skip()
+    training = trained or _train(experiment, network, config, progress)
+    recipe = {
+        "weights": training.tensors_sha256,
+        **toy.model_dump(mode="json", include=_SCORING_KEYS),
+    }
+    scored = cache.read("result", "pictures")
+    if trained and scored and scored.record["scoring"] == recipe:
+        return scored.record, False
+    network.load_state_dict(cache.tensors("weights"))
+    clock, cpu = time.monotonic(), time.process_time()
+    on_part = partial(progress.scored, experiment.label)
+    evaluation = score_model(network, experiment.objective, toy, seed, on_part)
+    keys = ("recipe", "steps", "training_seconds", "training_cpu_seconds")
+    record = {
+        **{key: training.record[key] for key in keys},
+        "scoring": recipe,
+        "weights_sha256": training.tensors_sha256,
+        **evaluation.scores,
+        "scoring_seconds": round(time.monotonic() - clock, 2),
+        "scoring_cpu_seconds": round(time.process_time() - cpu, 2),
+        "made_with": _versions(),
+    }
+    return cache.write("result", "pictures", record, evaluation.tensors).record, True
+
+
+def _train(
+    experiment: ToyExperiment, network: nn.Module, config: RunConfig, progress: "ToyProgress"
+) -> CachedPart:
+    clock, cpu = time.monotonic(), time.process_time()
+    on_step = partial(progress.trained, experiment.label, experiment.steps)
+    toy, seed = config.reproduce.plane, config.run.seed
+    losses = fit(network, experiment.objective, toy, experiment.steps, seed, on_step)
+    record = {
+        "recipe": experiment.recipe,
+        "steps": experiment.steps,
+        "training_seconds": round(time.monotonic() - clock, 2),
+        "training_cpu_seconds": round(time.process_time() - cpu, 2),
+        "loss_by_hundredths": losses,
+        "made_with": _versions(),
+    }
+    return experiment.cache.write("training", "weights", record, network.state_dict())
+
+
+def _versions() -> dict[str, Any]:
+    versions = environment()["versions"]
+    return {"threads": torch.get_num_threads(), **{key: versions[key] for key in ("torch", "torchdiffeq")}}
+
+
+class ToyProgress:
+    """Progress over all experiments: TRAINING_PARTS of each for training, SCORING_PARTS for scoring."""
+
+    def __init__(self, experiments: int, observe: Observer, heartbeat: Callable[[], None]) -> None:
+        self._total = experiments * (TRAINING_PARTS + SCORING_PARTS)
+        self._observe, self._heartbeat, self._rate = observe, heartbeat, RateMeter()
+        self._current = -1
+
+    def start(self, label: str) -> None:
+        """Begin the next experiment."""
+        self._current += 1
+        self._report(0, label)
+
+    def skip(self) -> None:
+        """Leave work that was done before out of the rate."""
+        self._rate = RateMeter()
+
+    def trained(self, label: str, steps: int, step: int, loss: float) -> None:
+        """Report a training step."""
+        message = f"{label}: step {step:,} of {steps:,}, loss {loss:.3f}"
+        self._report(TRAINING_PARTS * step // steps, message)
+
+    def scored(self, label: str, share: float, message: str) -> None:
+        """Report a finished share, 0 to 1, of the scoring."""
+        self._report(TRAINING_PARTS + int(SCORING_PARTS * share), f"{label}: {message}")
+
+    def finish(self, message: str) -> None:
+        """Report that everything is done."""
+        self._observe(Progress("reproduce", self._total, self._total, "parts", message))
+
+    def _report(self, parts: int, message: str) -> None:
+        self._heartbeat()
+        done = min(self._current * (TRAINING_PARTS + SCORING_PARTS) + parts, self._total - 1)
+        self._observe(Progress("reproduce", done, self._total, "parts", message, self._rate.rate(done)))
