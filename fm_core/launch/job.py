@@ -1,6 +1,6 @@
 """The handle of a job, and its processes on this host.
 
-Every process of a job carries its id in the environment, so that none is lost sight of.
+Every process of a job carries the job's id in its environment, so that all of them can be found.
 """
 
 import os
@@ -27,11 +27,11 @@ class Job(Section):
 
     id: str
     stage: str
-    kind: Literal["local", "ssh", "slurm"] = "local"
+    kind: Literal["debug", "local", "ssh", "slurm"] = "local"
     host: str
     """Where it was submitted."""
     pid: int | None = None
-    """The agent on that host; none for Slurm, which is asked by its own number."""
+    """The agent on that host; none for Slurm, which has ids of its own, nor after the end of a debug job."""
     created: float | None = None
     """Start of the agent, in seconds since 1970: pid and start together name one process."""
     slurm: int | None = None

@@ -24,6 +24,7 @@ from fm_core.data.manifest import load_manifest
 from fm_core.errors import StopRequested, UserError
 from fm_core.evaluation.features.extractor import open_extractor
 from fm_core.evaluation.torch_threads import cpu_threads
+from fm_core.launch.detached import spawn_detached
 from fm_core.launch.dispatch import GRACE_SECONDS, device_count, world
 from fm_core.reproduce.experiments import Experiment, experiments_of
 from fm_core.reproduce.image_experiment import PARTS, OnParts, run_experiment
@@ -61,6 +62,10 @@ def device_shares(config: RunConfig) -> list[dict[str, str]]:
     Raises UserError where devices do not suffice, or cannot be shared out.
     """
     parallel, launch = config.reproduce.parallel, config.launch
+    if parallel > 1 and launch.kind == "debug":
+        raise UserError(
+            f"reproduce.parallel {parallel}: launch.kind debug runs one process; set it to 1 or launch.kind to local"
+        )
     if parallel > 1 and launch.kind == "ssh":
         raise UserError(
             f"reproduce.parallel {parallel}: with launch.kind ssh every cell takes all of launch.hostfile; "
@@ -143,16 +148,8 @@ def _start(number: int, cell: Experiment, folder: Path, file: Path, share: dict[
     for name in ("ended.json", "progress.json"):
         own.joinpath(name).unlink(missing_ok=True)
     command = [sys.executable, "-m", "fm_core.reproduce.parallel", str(file), cell.name, str(own)]
-    with (own / "output.log").open("ab") as output:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            # The terminal's Ctrl-C comes to the comparison alone, which then ends its cells.
-            start_new_session=True,
-            env={**os.environ, **share},
-        )
+    # The terminal's Ctrl-C comes to the comparison alone, which then ends its cells.
+    process = spawn_detached(command, own / "output.log", share)
     return _Running(number, own, process, share)
 
 

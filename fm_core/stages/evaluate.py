@@ -34,7 +34,7 @@ from fm_core.storage.atomic_files import read_json, write_json, write_text
 CLASSIFIER = "training the classifier"
 CLASSIFIER_WEIGHT = 25_000.0
 """About how long it takes, in images whose features are read."""
-HERE = frozenset({"local"})
+HERE = frozenset({"debug", "local"})
 """Kinds of launching whose processes are on this host; elsewhere the work is done where training is."""
 
 
@@ -44,6 +44,11 @@ def evaluate(config: RunConfig, observe: Observer = no_progress) -> StageResult:
     Raises UserError if the samples are not complete, are of another data set, or what should judge them
     is missing or others than it was; StopRequested when asked to stop, RuntimeError when the job failed.
     """
+    if config.launch.kind == "debug" and config.evaluate.processes not in (None, 1):
+        raise UserError(
+            f"evaluate.processes {config.evaluate.processes}: launch.kind debug runs one process; "
+            "leave it out or set it to 1"
+        )
     with cpu_threads(world(config.launch)[1] if device_count() == 0 else cpu_count() or 1):
         return run_stage_function("evaluate", config, observe, lambda run, show: _evaluate(config, run, show))
 
@@ -105,14 +110,14 @@ def _work(
     """Make all parts: in this process, or in several that share them."""
     works = evaluation.works.values()
     here = config.launch.kind in HERE
-    processes = config.evaluate.processes or (max(1, device_count()) if here else None)
+    processes = config.evaluate.processes or (_default_processes(config) if here else None)
     if processes != 1 and any(work.missing() for work in works):
         launch = config.launch.model_copy(update={"processes": processes} if processes else {})
         duty = StageJob(
             control=run.path / "evaluation" / evaluation.folder / evaluation.key,
             logs=run.path / "logs",
             stage="evaluate",
-            module="fm_core.evaluation.evaluation_worker",
+            worker="fm_core.evaluation.evaluation_worker:evaluate",
             config=config.model_copy(update={"launch": launch}),
             complete=lambda: not any(work.missing() for work in works),
         )
@@ -125,6 +130,10 @@ def _work(
             _obey(run)
             if number in missing:
                 work.run(number)
+
+
+def _default_processes(config: RunConfig) -> int:
+    return 1 if config.launch.kind == "debug" else max(1, device_count())
 
 
 def _scores(evaluation: EvaluationRun) -> dict[str, Any]:

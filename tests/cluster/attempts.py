@@ -32,7 +32,7 @@ def attempt(
     began = time.monotonic()
     try:
         made = control / "made-0.json"
-        duty = StageJob(control, control / "logs", stage, "pretend_rank", config, made.exists)
+        duty = StageJob(control, control / "logs", stage, "pretend_rank:work", config, made.exists)
         supervise(duty, lambda progress: None)
         kind, message = "done", ""
     except Exception as error:

@@ -32,7 +32,9 @@ class PretendedJob:
 
     def run(self, complete=lambda: False, observe=None, **more):
         observe = observe or self.seen.append
-        duty = StageJob(self.control, self.logs, "pretend", "pretend_rank", self.config, complete, **more)
+        duty = StageJob(
+            self.control, self.logs, "pretend", "pretend_rank:work", self.config, complete, **more
+        )
         return supervise(duty, observe)
 
     def in_thread(self, **arguments):
