@@ -65,10 +65,19 @@ class LaunchSection(Section):
         for key, kind in (("hostfile", "ssh"), ("slurm", "slurm")):
             if self.kind != kind and self.idle("kind", key):
                 raise ValueError(f"launch.{key} does nothing without launch.kind: {kind}")
-        if self.kind == "debug" and self.processes not in (None, 1):
-            raise ValueError(
-                f"launch.processes {self.processes}: launch.kind debug runs one process; leave it out or set it to 1"
-            )
+        if self.kind == "debug":
+            self._check_debug()
         if self.kind == "slurm" and not self.processes:
             raise ValueError("launch.kind slurm needs launch.processes, the processes on each node")
         return self
+
+    def _check_debug(self) -> None:
+        if self.processes not in (None, 1):
+            raise ValueError(
+                f"launch.processes {self.processes}: launch.kind debug runs one process; set it to 1"
+            )
+        for key, default in (("hostfile", None), ("slurm", SlurmSection())):
+            if getattr(self, key) != default:
+                raise ValueError(
+                    f"launch.{key}: launch.kind debug runs one process on this host; take it out"
+                )

@@ -1,8 +1,8 @@
 """Node agent: runs one torchrun on each host of a job, and ends it on request or when the host is cut off.
 
 `python -m fm_core.launch.node_agent HOST` reads its node specification from the connection that ssh holds
-open (ssh_tunnel.sh), or from the environment under Slurm. `python -m fm_core.launch.node_agent --end JOB` ends
-the remaining processes of a job on this host.
+open (ssh_tunnel.sh), or from the environment under Slurm. `python -m fm_core.launch.node_agent --end JOB`
+ends the remaining processes of a job on this host.
 """
 
 import ctypes

@@ -1,7 +1,7 @@
 """Supervision of a job to its end: attach or submit, report progress, restart, cancel, and explain failures.
 
-A job that fails is restarted (restart_policy.py), but not one that the user must fix, that was asked to stop or
-that cannot be recovered. With launch.kind debug the one rank runs in this process instead (debug.py).
+A job that fails is restarted (restart_policy.py), but not one that the user must fix, that was asked to stop
+or that cannot be recovered. With launch.kind debug the one rank runs in this process instead (debug.py).
 """
 
 import time

@@ -63,9 +63,7 @@ def device_shares(config: RunConfig) -> list[dict[str, str]]:
     """
     parallel, launch = config.reproduce.parallel, config.launch
     if parallel > 1 and launch.kind == "debug":
-        raise UserError(
-            f"reproduce.parallel {parallel}: launch.kind debug runs one process; set it to 1 or launch.kind to local"
-        )
+        raise UserError(f"reproduce.parallel {parallel}: launch.kind debug runs one process; set it to 1")
     if parallel > 1 and launch.kind == "ssh":
         raise UserError(
             f"reproduce.parallel {parallel}: with launch.kind ssh every cell takes all of launch.hostfile; "
