@@ -208,11 +208,8 @@ def _torch_settings(threads: int) -> Generator[None]:
     """As many threads as a rank of its own would have; what stages set for themselves is undone."""
     import torch
 
-    count, precision, cudnn = (
-        torch.get_num_threads(),
-        torch.get_float32_matmul_precision(),
-        torch.backends.cudnn,
-    )
+    cudnn: Any = torch.backends.cudnn
+    count, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     benchmark, allow_tf32 = cudnn.benchmark, cudnn.allow_tf32
     generator = torch.get_rng_state()
     torch.set_num_threads(threads)

@@ -39,7 +39,7 @@ def test_a_hostfile_gives_the_processes_of_each_host_in_its_order(tmp_path):
     [
         ("", "names no host"),
         ("# nothing\n", "names no host"),
-        ("a slots=2\na slots=2", "line 2 of .*a is there twice"),
+        ("a slots=2\na slots=2", "line 2 of .*a appears twice"),
         ("a slots=two", "line 1 of .*'a slots=two'"),
         ("root@a slots=2", "line 1 of .*'root@a slots=2'"),
         ("node[1-4] slots=2", "line 1"),
