@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 # Two threads, where the commands' environment says one: both launchers must set them.
 LOCAL = {"launch": {"processes": 1, "threads": 2}}
 DEBUG = {"launch": {"kind": "debug", "processes": 1, "threads": 2}}
-TIMES = ("seconds", "images_per_s", "data_seconds", "memory_bytes", "tflops_per_s", "mfu")
+TIMES = ("seconds", "images_per_s", "data_seconds", "memory_bytes", "tflops_per_device", "mfu")
 
 
 @pytest.fixture(scope="module")
