@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from types import FrameType
 from typing import Any, NoReturn, cast
@@ -122,9 +123,15 @@ def _run_stage(command: str, config: RunConfig, flags: set[str]) -> None:
     if command == "validate":
         depth = "deep" if "deep" in flags else "quick" if "quick" in flags else "default"
         options = {"depth": depth, "repair": "repair" in flags}
+    debug = config.launch.kind == "debug"
     try:
-        with ProgressBar() as bar:
+        # A bar redraws the terminal, which a debugger prompt needs for itself.
+        with ProgressBar(live=not debug) as bar:
             result = stage(config, bar.observe, **options)
+    except Exception as error:
+        if debug and outcome_of(error) in (Outcome.FAILED, Outcome.UNRECOVERABLE):
+            traceback.print_exc()
+        raise
     except KeyboardInterrupt:
         from fm_core.launch.upload_handover import describe_upload
         from fm_core.run.directory import RunDirectory

@@ -26,14 +26,16 @@ FOLLOW_SECONDS = 3.0
 class ProgressBar:
     """A stage's progress: a bar with rate and ETA on a terminal, otherwise a line every ten seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, live: bool = True) -> None:
+        """Without `live` there is no bar, on a terminal either."""
+        self._live = live
         self.console = Console(stderr=True)
         self._bar: RichProgress | None = None
         self._task: TaskID | None = None
         self._line_at = 0.0
 
     def __enter__(self) -> Self:
-        if self.console.is_terminal:
+        if self._live and self.console.is_terminal:
             # Messages may contain brackets, which are not markup.
             stage = TextColumn("{task.fields[stage]}", markup=False)
             columns = (stage, BarColumn(), TextColumn("{task.description}", markup=False))

@@ -28,6 +28,8 @@ ROWS = [
 ]
 PEERS = {("launch", "checkpoint"), ("evaluation", "sampling")}
 """Of one row, yet allowed: the cluster check asks for checkpoints; scores are made of samples and models."""
+
+
 def modules(*folders: Path):
     return sorted(path for folder in folders for path in folder.rglob("*.py"))
 

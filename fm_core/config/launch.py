@@ -38,8 +38,9 @@ class SlurmSection(Section):
 class LaunchSection(Section):
     """The processes that train and sample, and the hosts they run on."""
 
-    kind: Literal["local", "ssh", "slurm"] = "local"
-    """local: torchrun on this machine; ssh: on the hosts of launch.hostfile; slurm: on nodes of Slurm."""
+    kind: Literal["debug", "local", "ssh", "slurm"] = "local"
+    """debug: one process, the command itself, for breakpoint() and profilers; local: torchrun on this
+    machine; ssh: on the hosts of launch.hostfile; slurm: on nodes of Slurm."""
     processes: int | None = Field(default=None, ge=1)
     """Processes on each host; by default one per GPU, or two where there is none. Slurm wants a number."""
     threads: int | None = Field(default=None, ge=1)
@@ -64,6 +65,19 @@ class LaunchSection(Section):
         for key, kind in (("hostfile", "ssh"), ("slurm", "slurm")):
             if self.kind != kind and self.idle("kind", key):
                 raise ValueError(f"launch.{key} does nothing without launch.kind: {kind}")
+        if self.kind == "debug":
+            self._check_debug()
         if self.kind == "slurm" and not self.processes:
             raise ValueError("launch.kind slurm needs launch.processes, the processes on each node")
         return self
+
+    def _check_debug(self) -> None:
+        if self.processes not in (None, 1):
+            raise ValueError(
+                f"launch.processes {self.processes}: launch.kind debug runs one process; set it to 1"
+            )
+        for key, default in (("hostfile", None), ("slurm", SlurmSection())):
+            if getattr(self, key) != default:
+                raise ValueError(
+                    f"launch.{key}: launch.kind debug runs one process on this host; take it out"
+                )

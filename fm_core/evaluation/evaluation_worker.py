@@ -1,4 +1,4 @@
-"""Evaluation worker, one rank: `python -m fm_core.evaluation.evaluation_worker CONFIG` under torchrun.
+"""Evaluation worker: the work of one rank.
 
 Ranks do not communicate: of each task rank r computes the missing ones of the parts r, r + ranks, ...
 """
@@ -10,7 +10,7 @@ import torch
 from fm_core.config import RunConfig
 from fm_core.errors import StopRequested
 from fm_core.evaluation.evaluation_run import EvaluationRun
-from fm_core.launch.worker_main import Rank, run_worker
+from fm_core.launch.worker_main import Rank
 from fm_core.run.progress import Progress, RateMeter
 from fm_core.run.status import write_status
 
@@ -34,7 +34,3 @@ def evaluate(config: RunConfig, rank: Rank) -> None:
                 progress = Progress("evaluate", done, total, "parts", task.phase, rate_meter.rate(done))
                 write_status(rank.control, progress, job=rank.job, process=os.getpid())
             task.run(number)
-
-
-if __name__ == "__main__":
-    run_worker("evaluate", evaluate)

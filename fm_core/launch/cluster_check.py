@@ -1,4 +1,4 @@
-"""Whether the hosts of a run can work together: asked of all of them, through the launcher itself."""
+"""Cluster check: whether the hosts of a run can work together, tested through the launcher itself."""
 
 import shutil
 import uuid
@@ -17,7 +17,7 @@ from fm_core.run.results import Check
 from fm_core.storage.atomic_files import read_json
 
 CLOCK_SECONDS = 2.0
-"""Clocks that differ by more make leases and time stamps of hosts incomparable."""
+"""Leases and time stamps of hosts whose clocks differ by more than this cannot be compared."""
 SCRATCH_BYTES = 2 * 2**30
 
 Ranks = list[dict[str, Any]]
@@ -29,7 +29,7 @@ def cluster_checks(config: RunConfig, checkpoint_bytes: int | None = None) -> li
     Starts one job of the size that training would have, under run.root, and leaves nothing behind. Space for
     checkpoints is asked for where the bytes of one are known.
     """
-    checks = _reached(config) if config.launch.kind == "ssh" else []
+    checks = _check_ssh(config) if config.launch.kind == "ssh" else []
     if not all(check.ok for check in checks):
         return checks
     control = Path(config.run.root).resolve() / f".preflight-{uuid.uuid4().hex[:8]}"
@@ -37,7 +37,7 @@ def cluster_checks(config: RunConfig, checkpoint_bytes: int | None = None) -> li
         (control / "logs").mkdir(parents=True)
         facts = control / FACTS
         probe = StageJob(
-            control, control / "logs", "preflight", "fm_core.launch.cluster_probe", config, facts.exists
+            control, control / "logs", "preflight", "fm_core.launch.cluster_probe:probe", config, facts.exists
         )
         supervise(probe, no_progress)
         record = read_json(facts) or {}
@@ -51,7 +51,7 @@ def cluster_checks(config: RunConfig, checkpoint_bytes: int | None = None) -> li
 def assess(
     config: RunConfig, ranks: Ranks, speed: dict[str, float], checkpoint_bytes: int | None = None
 ) -> list[Check]:
-    """What the facts of all ranks mean."""
+    """The checks that follow from the facts of all ranks."""
     size, milliseconds = int(speed["bytes"]) >> 20, speed["seconds"] * 1e3
     hosts = {rank["host"] for rank in ranks}
     return [
@@ -72,49 +72,49 @@ def assess(
     ]
 
 
-def _reached(config: RunConfig) -> list[Check]:
+def _check_ssh(config: RunConfig) -> list[Check]:
     try:
         hosts = hosts_of(config.launch)
     except UserError as error:
         return [Check("hostfile", False, str(error))]
     if not shutil.which("pdsh"):
         return [Check("pdsh", False, "there is no pdsh on this host; install it")]
-    silent = unreached(hosts)
-    return [Check(f"ssh to {host}", host not in silent, silent.get(host) or "answers") for host in hosts]
+    failed = unreached(hosts)
+    return [Check(f"ssh to {host}", host not in failed, failed.get(host) or "answers") for host in hosts]
 
 
 def _versions(ranks: Ranks) -> Check:
     known = ranks[0]["versions"]
     first = ranks[0]["host"]
-    other = [
+    mismatches = [
         f"{name} is {known.get(name)} on {first} and {rank['versions'].get(name)} on {rank['host']}"
         for rank in _one_per_host(ranks)
         for name in sorted({*known, *rank["versions"]})
         if rank["versions"].get(name) != known.get(name)
     ]
-    if other:
-        return Check("versions", False, "; ".join(other))
+    if mismatches:
+        return Check("versions", False, "; ".join(mismatches))
     return Check("versions", True, ", ".join(f"{name} {version}" for name, version in known.items()))
 
 
 def _devices(ranks: Ranks) -> Check:
     hosts = _one_per_host(ranks)
     wanted = {host["host"]: sum(rank["host"] == host["host"] for rank in ranks) for host in hosts}
-    found = ", ".join(f"{host['host']}: {host['devices']} x {host['device']}" for host in hosts)
+    devices = ", ".join(f"{host['host']}: {host['devices']} x {host['device']}" for host in hosts)
     short = [host["host"] for host in hosts if wanted[host["host"]] > host["devices"]]
     if short:
-        return Check("devices", False, f"{found}; fewer than processes on {', '.join(short)}")
+        return Check("devices", False, f"{devices}; fewer than processes on {', '.join(short)}")
     if len({host["device"] for host in hosts}) > 1:
-        return Check("devices", False, f"{found}; all hosts should have the same")
-    return Check("devices", True, found)
+        return Check("devices", False, f"{devices}; all hosts should have the same")
+    return Check("devices", True, devices)
 
 
 def _run_directory(config: RunConfig, ranks: Ranks) -> Check:
     blind = ", ".join(host["host"] for host in _one_per_host(ranks) if not host["run_directory"])
     if blind and not config.train.checkpoint_root:
-        told = f"out of sight of {blind}; give train.checkpoint_root a URL or a path that all hosts share"
-        return Check("run directory", False, told)
-    return Check("run directory", True, f"out of sight of {blind}" if blind else "all hosts see it")
+        message = f"not visible on {blind}; give train.checkpoint_root a URL or a path that all hosts share"
+        return Check("run directory", False, message)
+    return Check("run directory", True, f"not visible on {blind}" if blind else "all hosts see it")
 
 
 def _data(config: RunConfig, ranks: Ranks) -> Check:
@@ -129,30 +129,30 @@ def _data(config: RunConfig, ranks: Ranks) -> Check:
 
 def _space(ranks: Ranks) -> Check:
     free = {host["host"]: host["scratch_bytes"] for host in _one_per_host(ranks)}
-    told = ", ".join(f"{host}: {size / 2**30:.0f} GiB" for host, size in free.items())
+    space = ", ".join(f"{host}: {size / 2**30:.0f} GiB" for host, size in free.items())
     ok = min(free.values()) >= SCRATCH_BYTES
-    return Check("free scratch space", ok, told if ok else f"{told}; {SCRATCH_BYTES >> 30} GiB are needed")
+    return Check("free scratch space", ok, space if ok else f"{space}; {SCRATCH_BYTES >> 30} GiB are needed")
 
 
 def _checkpoint_space(config: RunConfig, writer: dict[str, Any], each: int) -> Check:
-    """Room for what the first rank is still to write; as when training starts."""
+    """Space for the checkpoints that the first rank is still to write."""
     facts = writer["checkpoints"]
-    # A new one is whole before an old one goes; on their way to a store there are two.
+    # A new one is complete before an old one is removed; while they are uploaded there are two.
     wanted = 2 if facts["uploads"] else config.train.keep_checkpoints + 1
     to_come = max(1, wanted - facts["there"])
     free = facts["free_bytes"]
     key = "train.checkpoint_staging" if facts["uploads"] else "train.checkpoint_root"
-    told = (
+    message = (
         f"{writer['host']}: {free / 2**30:,.1f} GiB free for {key} at {facts['folder']}; "
         f"{to_come} checkpoints of {each / 2**30:,.2f} GiB are to come"
     )
-    return Check("space for checkpoints", free >= to_come * each, told)
+    return Check("space for checkpoints", free >= to_come * each, message)
 
 
 def _clocks(ranks: Ranks) -> Check:
-    # Read after a barrier: what differs is the clocks and the milliseconds in which ranks leave it.
-    moments = [rank["clock"] for rank in ranks]
-    apart = max(moments) - min(moments)
+    # Read after a barrier: they differ by the clocks and by the milliseconds in which ranks leave it.
+    times = [rank["clock"] for rank in ranks]
+    apart = max(times) - min(times)
     ok = apart < CLOCK_SECONDS
     return Check("clocks", ok, f"{apart:.3f} s apart" + ("" if ok else "; let NTP set them"))
 

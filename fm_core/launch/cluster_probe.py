@@ -1,7 +1,6 @@
-"""One rank of the preflight: `python -m fm_core.launch.cluster_probe CONFIG` under torchrun.
+"""Cluster probe: the worker of the cluster check.
 
-Leaves facts.json in the control directory: what each rank sees of its host, and how fast all ranks together
-add up a tensor.
+Writes facts.json to the control directory: what each rank sees of its host, and the speed of an all-reduce.
 """
 
 import hashlib
@@ -23,7 +22,7 @@ from fm_core.checkpoint.catalog import staging_folder
 from fm_core.checkpoint.format import checkpoint_directories
 from fm_core.config import RunConfig
 from fm_core.launch.job import LOGS_VARIABLE
-from fm_core.launch.worker_main import Rank, run_worker
+from fm_core.launch.worker_main import Rank
 from fm_core.run.directory import RunDirectory, environment
 from fm_core.storage.atomic_files import write_json
 from fm_core.storage.local_paths import local_path
@@ -40,7 +39,8 @@ def probe(config: RunConfig, rank: Rank) -> None:
     device = torch.device("cuda", rank.local) if gpu else torch.device("cpu")
     if gpu:
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if gpu else "gloo", timeout=TIMEOUT)
+    if not dist.is_initialized():  # as it is with launch.kind debug
+        dist.init_process_group("nccl" if gpu else "gloo", timeout=TIMEOUT)
     facts = _facts(config, device)
     dist.barrier()
     facts["clock"] = time.time()
@@ -105,7 +105,3 @@ def _code_hash() -> str:
     for path in sorted(root.rglob("*.py")):
         digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
     return digest.hexdigest()[:12]
-
-
-if __name__ == "__main__":
-    run_worker("preflight", probe)

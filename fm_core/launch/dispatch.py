@@ -1,7 +1,7 @@
-"""Jobs of several processes: submit, poll, cancel, on this machine, over ssh or through Slurm.
+"""Dispatch of jobs to their launcher: debug, local, ssh or slurm.
 
-A job does not depend on whoever submitted it: a supervisor that dies leaves it running, and the next
-one attaches.
+Except for debug, a job does not depend on the process that submitted it: a supervisor that dies leaves it
+running, and the next one attaches.
 """
 
 import os
@@ -10,7 +10,8 @@ import uuid
 from pathlib import Path
 
 from fm_core.config import LaunchSection, load_config
-from fm_core.launch import local, slurm, ssh
+from fm_core.launch import debug, local, slurm, ssh
+from fm_core.launch.exit_records import remove_exit_records
 from fm_core.launch.hostfile import read_hostfile
 from fm_core.launch.job import GRACE_SECONDS, JOB_VARIABLE, Job, processes_of, submitted
 from fm_core.launch.launcher import JobSpec, JobStatus, Launcher
@@ -34,13 +35,13 @@ __all__ = [
     "world",
 ]
 
-LAUNCHERS: dict[str, Launcher] = {"local": local, "ssh": ssh, "slurm": slurm}
-POLL_SECONDS = {"local": 0.5, "ssh": 0.5, "slurm": 3.0}
-"""How often a supervisor asks; Slurm's controller serves a whole cluster."""
+LAUNCHERS: dict[str, Launcher] = {"debug": debug, "local": local, "ssh": ssh, "slurm": slurm}
+POLL_SECONDS = {"debug": 0.5, "local": 0.5, "ssh": 0.5, "slurm": 3.0}
+"""Interval of polling; Slurm's controller serves a whole cluster."""
 
 
 def device_count() -> int:
-    """GPUs of this host; asked of the driver's own tool's library through torch."""
+    """GPUs of this host."""
     import torch
 
     return torch.cuda.device_count()
@@ -49,11 +50,14 @@ def device_count() -> int:
 def hosts_of(launch: LaunchSection) -> dict[str, int]:
     """Processes on each host that is known before the start: those of the hostfile, or this one.
 
-    Raises UserError for a hostfile that is none.
+    Raises UserError for an invalid hostfile.
     """
     if launch.kind == "ssh":
         return read_hostfile(launch.hostfile or "", launch.processes)
-    return {} if launch.kind == "slurm" else {socket.gethostname(): launch.processes or device_count() or 2}
+    if launch.kind == "slurm":
+        return {}
+    default = 1 if launch.kind == "debug" else device_count() or 2
+    return {socket.gethostname(): launch.processes or default}
 
 
 def world(launch: LaunchSection) -> tuple[int, int]:
@@ -69,9 +73,9 @@ def most_on_a_host(launch: LaunchSection) -> int:
 
 
 def submit(
-    control: Path, logs: Path, stage: str, module: str, config_file: Path, launch: LaunchSection
+    control: Path, logs: Path, stage: str, worker: str, config_file: Path, launch: LaunchSection
 ) -> Job:
-    """Start the ranks `python -m module config_file` and write the handle to control/job.json.
+    """Start the ranks of a job and write its handle to control/job.json.
 
     Raises UserError for what can be refused before: a host that cannot be reached, an option that
     sbatch does not know.
@@ -83,19 +87,20 @@ def submit(
         kind=launch.kind,
         host=socket.gethostname(),
         processes=processes,
-        # The cores of this host say nothing of others'.
-        threads=threads if launch.kind == "local" else launch.threads or 0,
+        # Other hosts may have another number of cores.
+        threads=threads if launch.kind in ("debug", "local") else launch.threads or 0,
         log=str(logs.resolve() / f"{stage}.log"),
         hosts=hosts_of(launch),
     )
     logs.parent.joinpath("STOP").unlink(missing_ok=True)
-    for pattern in ("STOP", f"{stage}-*.end.json", "*.lost", "*.ssh"):
+    remove_exit_records(control, stage)
+    for pattern in ("STOP", "*.lost", "*.ssh"):
         for stale in control.glob(pattern):
             stale.unlink(missing_ok=True)
-    task = JobSpec(
-        draft, control.resolve(), logs.resolve(), module, config_file.resolve(), load_config(config_file)
+    spec = JobSpec(
+        draft, control.resolve(), logs.resolve(), worker, config_file.resolve(), load_config(config_file)
     )
-    job = LAUNCHERS[launch.kind].submit(task)
+    job = LAUNCHERS[launch.kind].submit(spec)
     write_json(control / "job.json", job.model_dump())
     return job
 
@@ -111,15 +116,15 @@ def alive(job: Job) -> bool:
 
 
 def cancel(job: Job, control: Path, grace: float = GRACE_SECONDS) -> None:
-    """Ask the ranks to save and end, wait until no process of the job is left, kill what stays."""
+    """Ask the ranks to save and exit, wait until no process of the job is left, kill what remains."""
     LAUNCHERS[job.kind].cancel(job, control, grace)
 
 
 def collect(job: Job, control: Path) -> list[str]:
-    """After a job has ended: gather what its hosts left; what befell hosts, in words."""
+    """Gather exit records after a job has ended; return messages about lost hosts."""
     return LAUNCHERS[job.kind].collect(job, control)
 
 
 def cleanup(job: Job) -> None:
-    """Before a directory is used again: see to it that no process of a dead job is left anywhere."""
+    """End the remaining processes of a dead job before its directory is used again."""
     LAUNCHERS[job.kind].cleanup(job)

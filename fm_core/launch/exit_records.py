@@ -1,6 +1,7 @@
-"""What the hosts of a job said in its log, each line behind the name of its host.
+"""Exit records: how each rank of a job ended, in `<stage>-<rank>.end.json` of the control directory.
 
-A host that does not see the control directory says there how its ranks ended.
+A rank without a record was killed. A host that does not see the control directory prints its records, and
+the submitting host gathers them from the job's log, where each line follows the name of its host.
 """
 
 import json
@@ -9,45 +10,71 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from fm_core.errors import Outcome
 from fm_core.launch.job import Job
-from fm_core.storage.atomic_files import write_json
+from fm_core.storage.atomic_files import read_json, write_json
 
-END_WORD = "fm-end "
-"""Before the record of an ended rank."""
+PREFIX = "fm-end "
+"""Precedes an exit record in a job's log."""
+
+
+def write_exit_record(control: Path, stage: str, job: str, rank: int, outcome: Outcome, message: str) -> None:
+    """Record how a rank ended, for the supervisor."""
+    record = {"job": job, "rank": rank, "kind": outcome.record, "message": message}
+    write_json(_path(control, stage, rank), record)
+
+
+def read_exit_records(control: Path, job: Job) -> dict[int, dict[str, Any]]:
+    """The exit records of a job by rank, in order; a rank that was killed is absent."""
+    records = [read_json(path) for path in control.glob(f"{job.stage}-*.end.json")]
+    own = [record for record in records if record and record["job"] == job.id]
+    return {record["rank"]: record for record in sorted(own, key=lambda record: record["rank"])}
+
+
+def remove_exit_records(control: Path, stage: str, ranks: range | None = None) -> None:
+    """Remove the records that earlier jobs left, of these ranks or of all."""
+    paths = [_path(control, stage, rank) for rank in ranks] if ranks else control.glob(f"{stage}-*.end.json")
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 def open_log(job: Job) -> None:
-    """Begin the part of the log that is this job's."""
+    """Write the line that begins this job's part of the log."""
     with Path(job.log).open("a") as log:
-        log.write(f"{_head(job)} {', '.join(job.hosts) or f'{job.processes} processes'}\n")
+        log.write(f"{_header(job)} {', '.join(job.hosts) or f'{job.processes} processes'}\n")
 
 
 def print_exit_record(record: Mapping[str, Any]) -> None:
-    """Say how a rank ended, for `collect_exit_records` on the submitting host."""
-    print(f"{END_WORD}{json.dumps(dict(record))}", flush=True)
+    """Print an exit record for `collect_exit_records` on the submitting host."""
+    print(f"{PREFIX}{json.dumps(dict(record))}", flush=True)
 
 
 def collect_exit_records(job: Job, control: Path) -> None:
-    """Write down how ranks ended, where that is only in the log."""
+    """Write the exit records that are only in the log to the control directory."""
     for line in _lines(job):
-        _, word, text = line.partition(END_WORD)
-        if not word:
+        _, prefix, text = line.partition(PREFIX)
+        if not prefix:
             continue
         with suppress(ValueError, KeyError, TypeError):
             record = json.loads(text)
-            path = control / f"{job.stage}-{int(record['rank'])}.end.json"
+            path = _path(control, job.stage, int(record["rank"]))
             if record["job"] == job.id and not path.exists():
                 write_json(path, {key: value for key, value in record.items() if key != "schema"})
 
 
-def _head(job: Job) -> str:
+def _path(control: Path, stage: str, rank: int) -> Path:
+    return control / f"{stage}-{rank}.end.json"
+
+
+def _header(job: Job) -> str:
     return f"job {job.id} of {job.stage} on"
 
 
 def _lines(job: Job) -> Iterator[str]:
-    ours = False
+    """The lines of the log since the job began."""
+    begun = False
     with Path(job.log).open(errors="replace") as log:
         for line in log:
-            ours = ours or line.startswith(_head(job))
-            if ours:
+            begun = begun or line.startswith(_header(job))
+            if begun:
                 yield line.rstrip("\n")

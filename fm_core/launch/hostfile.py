@@ -25,12 +25,12 @@ def read_hostfile(path: str, processes: int | None) -> dict[str, int]:
         where = f"launch.hostfile: line {number} of {path}"
         match = _LINE.fullmatch(text)
         if not match:
-            raise UserError(f"{where}: {text!r}; a name or IPv4 address and slots=NUMBER were expected")
+            raise UserError(f"{where}: {text!r}; expected a name or IPv4 address and slots=NUMBER")
         slots = int(match["slots"]) if match["slots"] else processes
         if not slots:
             raise UserError(f"{where}: {match['host']} has no slots=NUMBER; add it or set launch.processes")
         if match["host"] in hosts:
-            raise UserError(f"{where}: {match['host']} is there twice; give all its slots in one line")
+            raise UserError(f"{where}: {match['host']} appears twice; give all its slots in one line")
         hosts[match["host"]] = slots
     if not hosts:
         raise UserError(f"launch.hostfile: {path} names no host")

@@ -1,6 +1,6 @@
 """The handle of a job, and its processes on this host.
 
-Every process of a job carries its id in the environment, so that none is lost sight of.
+Every process of a job carries the job's id in its environment, so that all of them can be found.
 """
 
 import os
@@ -19,7 +19,7 @@ JOB_VARIABLE = "FM_JOB"
 CONTROL_VARIABLE = "FM_CONTROL"
 LOGS_VARIABLE = "FM_LOGS"
 GRACE_SECONDS = 25.0
-"""How long ranks may take to save and end after they were asked to stop; Prefect gives 30."""
+"""How long ranks may take to save and exit after they were asked to stop; Prefect allows 30."""
 
 
 class Job(Section):
@@ -27,11 +27,11 @@ class Job(Section):
 
     id: str
     stage: str
-    kind: Literal["local", "ssh", "slurm"] = "local"
+    kind: Literal["debug", "local", "ssh", "slurm"] = "local"
     host: str
     """Where it was submitted."""
     pid: int | None = None
-    """The agent on that host; none for Slurm, which is asked by its own number."""
+    """The agent on that host; none for Slurm, which has ids of its own, nor after the end of a debug job."""
     created: float | None = None
     """Start of the agent, in seconds since 1970: pid and start together name one process."""
     slurm: int | None = None
@@ -44,7 +44,7 @@ class Job(Section):
     hosts: dict[str, int] = {}
     """Processes on each host, in the order of their ranks; empty where Slurm has not chosen yet."""
     marks: dict[str, str] = {}
-    """Files that every host must see, by the key of the configuration that places them."""
+    """Marker files that every host must see, by the configuration key of their directory."""
 
     def host_of(self, rank: int) -> str:
         """Name of the host of a rank; that of the job where it is not known."""
@@ -78,12 +78,12 @@ def processes_of(job: Job) -> list[psutil.Process]:
 
 
 def tunnel_mark(identifier: str) -> str:
-    """What the lines to a job's hosts carry instead: the host that holds them may be one of its hosts."""
+    """The mark of the connections to a job's hosts: the submitting host may be one of those hosts."""
     return f"{identifier}.line"
 
 
 def processes_marked(*marks: str) -> list[psutil.Process]:
-    """Every live process on this host that carries a mark: a job's id or that of its lines."""
+    """Every live process on this host that carries one of the marks: a job's id or its tunnel mark."""
     return [process for process in psutil.process_iter() if is_marked(process, *marks)]
 
 
@@ -97,24 +97,24 @@ def is_marked(process: psutil.Process, *marks: str) -> bool:
 
 
 def end_processes(mark: str, grace: float, spare: frozenset[int] = frozenset()) -> None:
-    """Ask the marked processes on this host to save and end; kill what is left after `grace` seconds.
+    """Ask the marked processes on this host to save and exit; kill what is left after `grace` seconds.
 
-    Only those that no other of them started are asked: each of them hands the request down.
+    Only those without a marked parent are asked: each of them passes the request on to its children.
     """
 
-    def left() -> list[psutil.Process]:
+    def remaining() -> list[psutil.Process]:
         return [process for process in processes_marked(mark) if process.pid not in spare]
 
-    mine = left()
-    numbers = {process.pid for process in mine}
-    for process in mine:
+    processes = remaining()
+    numbers = {process.pid for process in processes}
+    for process in processes:
         with suppress(psutil.NoSuchProcess):
             if process.ppid() not in numbers:
                 process.terminate()
     deadline = time.monotonic() + grace
-    while (mine := left()) and time.monotonic() < deadline:
+    while (processes := remaining()) and time.monotonic() < deadline:
         time.sleep(0.1)
-    kill(mine)
+    kill(processes)
 
 
 def kill(processes: list[psutil.Process]) -> None:

@@ -1,6 +1,8 @@
-"""What a launcher is asked to start, and what it answers."""
+"""Launcher protocol: what a job consists of, and what each way of launching one implements."""
 
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -12,63 +14,91 @@ from fm_core.launch.job import CONTROL_VARIABLE, JOB_VARIABLE, LOGS_VARIABLE, Jo
 
 
 @dataclass(frozen=True)
+class StageJob:
+    """The work of one stage that runs as a job."""
+
+    control: Path
+    """Control directory of the job: its handle, lock, status and STOP file."""
+    logs: Path
+    stage: str
+    worker: str
+    """Entry point of a rank, "module:function", called with the configuration and the Rank."""
+    config: RunConfig
+    complete: Callable[[], bool]
+    """Whether the stage is complete, asked after the last process has ended; exit codes are not believed."""
+    meanwhile: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Opened once a job is submitted or attached to, and closed when all is over, restarts included."""
+    lasting: Callable[[], int] = lambda: 0
+    """Amount of work that is finished for good, in any unit; progress beyond the previous maximum resets the
+    count of restarts."""
+    submitted: Callable[[], None] = lambda: None
+    """Called when a job was submitted, not when a running one is attached to."""
+
+
+@dataclass(frozen=True)
 class JobSpec:
-    """`python -m module config_file` as a number of ranks."""
+    """What a launcher is asked to start: the ranks of one job."""
 
     job: Job
     """The handle, as far as it is known before the start."""
     control: Path
     logs: Path
-    module: str
+    worker: str
+    """Entry point of a rank, "module:function"."""
     config_file: Path
     config: RunConfig
 
 
 @dataclass(frozen=True)
 class JobStatus:
-    """What a job is doing."""
+    """Whether a job is alive."""
 
     alive: bool
     """Whether it runs or will run."""
-    word: str = ""
-    """Why it does not run yet, for a person."""
+    reason: str = ""
+    """Why it does not run yet, as a message for the user."""
 
 
 class Launcher(Protocol):
-    """An engine that starts jobs; each is a module of this room."""
+    """A way to launch jobs; each is a module of this package."""
 
-    def submit(self, task: JobSpec) -> Job:
+    def submit(self, spec: JobSpec) -> Job:
         """Start the ranks. Raises UserError for what can be refused before."""
         ...
 
     def poll(self, job: Job) -> JobStatus:
-        """Whether the job is going on."""
+        """Whether the job runs or will run."""
         ...
 
     def cancel(self, job: Job, control: Path, grace: float) -> None:
-        """Ask the ranks to save and end, and see to it that all are gone; kills after `grace` seconds."""
+        """Ask the ranks to save and exit; kill what is left after `grace` seconds."""
         ...
 
     def collect(self, job: Job, control: Path) -> list[str]:
-        """After the job ended: gather what its hosts left; what befell hosts, in words."""
+        """Gather exit records after the job has ended; return messages about lost hosts."""
         ...
 
     def cleanup(self, job: Job) -> None:
-        """Before a directory is used again: see to it that no process of a dead job is left anywhere."""
+        """End the remaining processes of a dead job before its directory is used again."""
         ...
 
 
+def worker_command(stage: str, worker: str, config_file: Path) -> list[str]:
+    """Arguments of Python (or of torchrun) that start one rank."""
+    return ["-m", "fm_core.launch.worker_main", stage, worker, str(config_file)]
+
+
 def with_agent(job: Job, pid: int) -> Job:
-    """The handle with its agent."""
+    """The handle with the process id and start time of its agent."""
     return job.model_copy(update={"pid": pid, "created": psutil.Process(pid).create_time()})
 
 
-def worker_environment(job: Job, control: Path, logs: Path | None, here: int) -> dict[str, str]:
-    """What an agent and its ranks find in their environment; without `logs` they speak to their output.
+def worker_environment(job: Job, control: Path, logs: Path | None, processes_on_host: int) -> dict[str, str]:
+    """Environment variables of an agent and its ranks; without `logs` they write to their standard output.
 
-    `here`: processes on this host, among which its cores are divided where the job names no threads.
+    Where the job names no threads, the cores of this host are divided among its processes.
     """
-    threads = job.threads or max(1, len(os.sched_getaffinity(0)) // here)
+    threads = job.threads or max(1, len(os.sched_getaffinity(0)) // processes_on_host)
     return {
         JOB_VARIABLE: job.id,
         CONTROL_VARIABLE: str(control.resolve()),

@@ -1,33 +1,25 @@
-"""Jobs on this host: a torchrun agent in a session of its own, and its ranks."""
+"""Local launcher: a torchrun agent on this host, in a session of its own, and its ranks."""
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
+from fm_core.launch.detached import spawn_detached
 from fm_core.launch.job import GRACE_SECONDS, Job, agent_lives, end_processes
-from fm_core.launch.launcher import JobSpec, JobStatus, with_agent, worker_environment
+from fm_core.launch.launcher import JobSpec, JobStatus, with_agent, worker_command, worker_environment
 
 
-def submit(task: JobSpec) -> Job:
-    """Start the ranks under an agent of this host."""
+def submit(spec: JobSpec) -> Job:
+    """Start the ranks under a torchrun agent on this host."""
     agent = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
-    command = [*agent, f"--nproc-per-node={task.job.processes}", "-m", task.module, str(task.config_file)]
-    # One host: the loopback interface serves, and nothing listens to the outside.
+    ranks = worker_command(spec.job.stage, spec.worker, spec.config_file)
+    command = [*agent, f"--nproc-per-node={spec.job.processes}", *ranks]
+    # One host: the loopback interface suffices, and nothing listens on others.
     variables = {
-        **worker_environment(task.job, task.control, task.logs, task.job.processes),
+        **worker_environment(spec.job, spec.control, spec.logs, spec.job.processes),
         "GLOO_SOCKET_IFNAME": "lo",
     }
-    with Path(task.job.log).open("ab") as output:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env={**os.environ, **variables},
-        )
-    return with_agent(task.job, process.pid)
+    process = spawn_detached(command, Path(spec.job.log), variables)
+    return with_agent(spec.job, process.pid)
 
 
 def poll(job: Job) -> JobStatus:
@@ -36,13 +28,13 @@ def poll(job: Job) -> JobStatus:
 
 
 def cancel(job: Job, control: Path, grace: float = GRACE_SECONDS) -> None:
-    """Ask the ranks to save and end, wait until no process of the job is left, kill what stays."""
+    """Ask the ranks to save and exit, wait until no process of the job is left, kill what remains."""
     control.joinpath("STOP").touch()
     end_processes(job.id, grace)
 
 
 def collect(job: Job, control: Path) -> list[str]:
-    """End what the agent left behind; what befell this host is known from the ranks."""
+    """End what the agent left behind; the ranks' exit records are already in the control directory."""
     end_processes(job.id, GRACE_SECONDS)
     return []
 

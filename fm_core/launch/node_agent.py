@@ -1,8 +1,8 @@
 """Node agent: runs one torchrun on each host of a job, and ends it on request or when the host is cut off.
 
-`python -m fm_core.launch.node_agent HOST` reads its node spec from the connection that ssh holds open
-(ssh_tunnel.sh), or from the environment under Slurm. `python -m fm_core.launch.node_agent --end JOB` ends the
-remaining processes of a job on this host.
+`python -m fm_core.launch.node_agent HOST` reads its node specification from the connection that ssh holds
+open (ssh_tunnel.sh), or from the environment under Slurm. `python -m fm_core.launch.node_agent --end JOB`
+ends the remaining processes of a job on this host.
 """
 
 import ctypes
@@ -19,42 +19,47 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO
+from typing import TextIO
 
 import psutil
 
 from fm_core.errors import Outcome, UserError
-from fm_core.launch.exit_records import print_exit_record
+from fm_core.launch.exit_records import (
+    print_exit_record,
+    read_exit_records,
+    remove_exit_records,
+    write_exit_record,
+)
 from fm_core.launch.job import Job, end_processes, submitted
-from fm_core.launch.launcher import worker_environment
+from fm_core.launch.launcher import worker_command, worker_environment
 from fm_core.launch.node_spec import NodeSpec, interface_towards
 from fm_core.launch.worker_main import ADOPTION_SECONDS, PR_SET_PDEATHSIG
-from fm_core.storage.atomic_files import read_json, write_json, write_text
+from fm_core.storage.atomic_files import write_json, write_text
 
-NODE_SPEC_VARIABLE, HOSTS_VARIABLE = "FM_ORDER", "FM_HOSTS"
+NODE_SPEC_VARIABLE, HOSTS_VARIABLE = "FM_NODE_SPEC", "FM_HOSTS"
 SILENCE_SECONDS = 20.0
-"""A host that hears no beat for so long counts itself as cut off."""
+"""A host that receives no heartbeat for this long considers itself cut off."""
 GRACE_SECONDS = 22.0
-"""How long ranks may take to save and end; less than their supervisor waits."""
+"""How long ranks may take to save and exit; less than their supervisor waits."""
 LOST_GRACE_SECONDS = 5.0
 """The same where a host is lost: nothing can be saved any more."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where the ranks of this host leave their records."""
+    """Where the ranks of this host write their records."""
 
     control: Path
     logs: Path | None
-    """None where the run directory is out of sight: the ranks then speak to the job's log."""
+    """None where this host does not see the run directory: the ranks then write to the job's log."""
     config_file: Path
 
 
 class Uplink:
-    """The line to the submitting host: the ranks may go on while beats come."""
+    """Connection from the submitting host: the ranks may go on while heartbeats arrive."""
 
     def __init__(self, stream: TextIO | None) -> None:
-        self._heard, self._last, self._closed = time.monotonic(), "", False
+        self._heard_at, self._last, self._closed = time.monotonic(), "", False
         self._listens = stream is not None
         signal.signal(signal.SIGTERM, self._close)
         signal.signal(signal.SIGHUP, self._close)
@@ -62,77 +67,77 @@ class Uplink:
             threading.Thread(target=self._listen, args=(stream,), daemon=True).start()
 
     def grace(self) -> float | None:
-        """Seconds in which the ranks must end; None while they may go on."""
-        silent = self._listens and time.monotonic() - self._heard > SILENCE_SECONDS
+        """Seconds in which the ranks must exit; None while they may go on."""
+        silent = self._listens and time.monotonic() - self._heard_at > SILENCE_SECONDS
         if silent or self._last == "lost":
             return LOST_GRACE_SECONDS
         return GRACE_SECONDS if self._closed else None
 
     def _listen(self, stream: TextIO) -> None:
-        for word in stream:
-            self._heard, self._last = time.monotonic(), word.strip()
+        for line in stream:
+            self._heard_at, self._last = time.monotonic(), line.strip()
         self._closed = True
 
     def _close(self, number: int, frame: FrameType | None) -> None:
         self._closed = True
 
 
-def main(words: list[str]) -> int:
-    """Do what the module's first lines say; 0 done, 3 stopped on request, 2 refused, 1 anything else."""
-    if words[0] == "--end":
-        end_processes(words[1], LOST_GRACE_SECONDS, spare=_lineage())
+def main(arguments: list[str]) -> int:
+    """Run a node; 0 done, 3 stopped on request, 2 refused, 1 anything else."""
+    if arguments[0] == "--end":
+        end_processes(arguments[1], LOST_GRACE_SECONDS, spare=_lineage())
         return 0
-    ordered = _ordered(words[0])
-    if ordered is None:
+    received = _receive(arguments[0])
+    if received is None:
         return 0
-    order, host, stream = ordered
-    with _place(order) as place:
+    spec, host, stream = received
+    with _place(spec) as place:
         try:
-            _check(order, host, place)
-            if order.job.kind == "slurm" and _is_first(order.job, host):
+            _check(spec, host, place)
+            if spec.job.kind == "slurm" and _is_first(spec.job, host):
                 # Only now is it known which hosts Slurm has chosen.
-                write_json(place.control / "job.json", order.job.model_dump())
-            code = _run(order, host, place, stream)
+                write_json(place.control / "job.json", spec.job.model_dump())
+            code = _run(spec, host, place, stream)
         except UserError as error:
-            rank = _ranks(order.job, host)[0]
-            _write_end(order.job, place, rank, str(error))
+            job, rank = spec.job, _ranks(spec.job, host)[0]
+            write_exit_record(place.control, job.stage, job.id, rank, Outcome.REFUSED, str(error))
             code = Outcome.REFUSED.exit_code
-        end_processes(order.job.id, LOST_GRACE_SECONDS, spare=_lineage())
+        end_processes(spec.job.id, LOST_GRACE_SECONDS, spare=_lineage())
         if place.logs is None:
-            for end in _ends(order.job, place).values():
-                print_exit_record(end)
+            for record in read_exit_records(place.control, spec.job).values():
+                print_exit_record(record)
     return code
 
 
-def _ordered(host: str) -> tuple[NodeSpec, str, TextIO | None] | None:
-    """The order, this host's name in it, and the line; None where the line gave no order."""
+def _receive(host: str) -> tuple[NodeSpec, str, TextIO | None] | None:
+    """The specification, this host's name in it, and the connection; None if it was closed before."""
     text = os.environ.pop(NODE_SPEC_VARIABLE, None)
     if text is None:
         text = sys.stdin.readline()
         return (NodeSpec.model_validate_json(text), host, sys.stdin) if text else None
-    order = NodeSpec.model_validate_json(text)
+    spec = NodeSpec.model_validate_json(text)
     names = os.environ[HOSTS_VARIABLE].split()
-    each = order.job.processes // len(names)
+    each = spec.job.processes // len(names)
     chosen = {"hosts": dict.fromkeys(names, each), "slurm": int(os.environ["SLURM_JOB_ID"])}
-    job = order.job.model_copy(update=chosen)
-    return order.model_copy(update={"job": job}), os.environ["SLURMD_NODENAME"], None
+    job = spec.job.model_copy(update=chosen)
+    return spec.model_copy(update={"job": job}), os.environ["SLURMD_NODENAME"], None
 
 
 @contextmanager
-def _place(order: NodeSpec) -> Generator[Place]:
-    control, logs = Path(order.control), Path(order.logs)
-    if _knows(control, order.job):
-        yield Place(control, logs, logs / f"{order.job.stage}.yaml")
+def _place(spec: NodeSpec) -> Generator[Place]:
+    control, logs = Path(spec.control), Path(spec.logs)
+    if _belongs_to(control, spec.job):
+        yield Place(control, logs, logs / f"{spec.job.stage}.yaml")
         return
     with tempfile.TemporaryDirectory(prefix="fm-") as name:
         place = Place(Path(name), None, Path(name) / "config.yaml")
-        write_text(place.config_file, order.config)
-        write_json(place.control / "job.json", order.job.model_dump())
+        write_text(place.config_file, spec.config)
+        write_json(place.control / "job.json", spec.job.model_dump())
         yield place
 
 
-def _knows(control: Path, job: Job) -> bool:
-    """Whether a control directory is in sight and of this job, which Slurm may start before it is noted."""
+def _belongs_to(control: Path, job: Job) -> bool:
+    """Whether this host sees the job's control directory. Slurm may start a job before job.json names it."""
     deadline = time.monotonic() + ADOPTION_SECONDS
     while control.is_dir():
         record = submitted(control)
@@ -144,22 +149,22 @@ def _knows(control: Path, job: Job) -> bool:
     return False
 
 
-def _check(order: NodeSpec, host: str, place: Place) -> None:
-    first = _is_first(order.job, host)
-    if not Path(order.folder).is_dir():
-        raise UserError(f"{host} has no directory {order.folder}; start from one that all hosts have")
+def _check(spec: NodeSpec, host: str, place: Place) -> None:
+    first = _is_first(spec.job, host)
+    if not Path(spec.folder).is_dir():
+        raise UserError(f"{host} has no directory {spec.folder}; start from one that all hosts have")
     if first and place.logs is None:
         raise UserError(
-            f"run.root: {host} does not see {order.control}; the first host must: start from it, or name a "
+            f"run.root: {host} does not see {spec.control}; the first host must: start from it, or name a "
             "path that it shares with this host"
         )
-    for key, mark in order.job.marks.items():
+    for key, mark in spec.job.marks.items():
         if not Path(mark).exists():
             raise UserError(
                 f"{key}: {host} does not see {Path(mark).parent}; name a URL or a path that all hosts share"
             )
     if first:
-        _check_port(order.port, host)
+        _check_port(spec.port, host)
 
 
 def _check_port(port: int, host: str) -> None:
@@ -171,20 +176,19 @@ def _check_port(port: int, host: str) -> None:
             raise UserError(f"launch.port: {port} of {host} cannot be used ({error.strerror})") from None
 
 
-def _run(order: NodeSpec, host: str, place: Place, stream: TextIO | None) -> int:
-    ranks = _ranks(order.job, host)
-    for rank in ranks:
-        # A job that Slurm has queued again has left the words of its earlier life.
-        _end_file(order.job, place, rank).unlink(missing_ok=True)
+def _run(spec: NodeSpec, host: str, place: Place, stream: TextIO | None) -> int:
+    ranks = _ranks(spec.job, host)
+    # A job that Slurm has queued again has left records of its earlier attempt.
+    remove_exit_records(place.control, spec.job.stage, ranks)
     agent = subprocess.Popen(
-        _torchrun(order, host, place),
+        _torchrun(spec, host, place),
         stdin=subprocess.DEVNULL,
-        env=_environment(order, host, place),
-        cwd=order.folder,
+        env=_environment(spec, host, place),
+        cwd=spec.folder,
         preexec_fn=_agent_signals,
     )
-    line = Uplink(stream)
-    while agent.poll() is None and line.grace() is None:
+    uplink = Uplink(stream)
+    while agent.poll() is None and uplink.grace() is None:
         time.sleep(0.1)
     if agent.poll() is None:
         started = psutil.Process(agent.pid).children()
@@ -192,34 +196,35 @@ def _run(order: NodeSpec, host: str, place: Place, stream: TextIO | None) -> int
             with suppress(psutil.NoSuchProcess):
                 rank.terminate()
         if not started:
-            # It still waits for the other hosts: there is nothing to save.
+            # It is still waiting for the other hosts: there is nothing to save.
             agent.kill()
-    end_processes(order.job.id, line.grace() or GRACE_SECONDS, spare=_lineage())
+    end_processes(spec.job.id, uplink.grace() or GRACE_SECONDS, spare=_lineage())
     agent.wait()
-    ends = _ends(order.job, place)
-    kinds = {ends[rank]["kind"] if rank in ends else "killed" for rank in ranks}
+    records = read_exit_records(place.control, spec.job)
+    kinds = {records[rank]["kind"] if rank in records else "killed" for rank in ranks}
     if kinds == {Outcome.DONE.record}:
         return Outcome.DONE.exit_code
     stopped = kinds <= {Outcome.DONE.record, Outcome.STOPPED.record}
     return (Outcome.STOPPED if stopped else Outcome.FAILED).exit_code
 
 
-def _torchrun(order: NodeSpec, host: str, place: Place) -> list[str]:
-    hosts = list(order.job.hosts)
+def _torchrun(spec: NodeSpec, host: str, place: Place) -> list[str]:
+    hosts = list(spec.job.hosts)
     return [
         *(sys.executable, "-m", "torch.distributed.run"),
         *(f"--nnodes={len(hosts)}", f"--node-rank={hosts.index(host)}"),
-        *(f"--nproc-per-node={order.job.hosts[host]}", "--signals-to-handle=SIGINT"),
-        *(f"--master-addr={hosts[0]}", f"--master-port={order.port}"),
-        *("-m", order.module, str(place.config_file)),
+        *(f"--nproc-per-node={spec.job.hosts[host]}", "--signals-to-handle=SIGINT"),
+        *(f"--master-addr={hosts[0]}", f"--master-port={spec.port}"),
+        *worker_command(spec.job.stage, spec.worker, place.config_file),
     ]
 
 
-def _environment(order: NodeSpec, host: str, place: Place) -> dict[str, str]:
-    hosts = list(order.job.hosts)
-    ours = worker_environment(order.job, place.control, place.logs, order.job.hosts[host])
-    variables = {**order.environment, **ours}
-    # A host's own name often leads to its loopback interface, where no other host can reach gloo.
+def _environment(spec: NodeSpec, host: str, place: Place) -> dict[str, str]:
+    hosts = list(spec.job.hosts)
+    variables = spec.environment | worker_environment(
+        spec.job, place.control, place.logs, spec.job.hosts[host]
+    )
+    # A host's own name often resolves to its loopback interface, where no other host can reach gloo.
     interface = interface_towards(hosts[0] if host != hosts[0] else hosts[-1])
     if interface:
         variables.setdefault("GLOO_SOCKET_IFNAME", interface)
@@ -227,8 +232,8 @@ def _environment(order: NodeSpec, host: str, place: Place) -> dict[str, str]:
 
 
 def _agent_signals() -> None:
-    # torchrun breaks down at a second SIGTERM, and Slurm sends several to all processes of a step: the ranks
-    # hear of a stop from this node or from Slurm, and where the agent dies, from the kernel.
+    # torchrun fails at a second SIGTERM, and Slurm sends several to all processes of a step: the ranks get
+    # theirs from this node or from Slurm, and where the agent dies, from the kernel.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -241,20 +246,6 @@ def _ranks(job: Job, host: str) -> range:
     names = list(job.hosts)
     first = sum(job.hosts[name] for name in names[: names.index(host)])
     return range(first, first + job.hosts[host])
-
-
-def _end_file(job: Job, place: Place, rank: int) -> Path:
-    return place.control / f"{job.stage}-{rank}.end.json"
-
-
-def _ends(job: Job, place: Place) -> dict[int, dict[str, Any]]:
-    records = (read_json(path) for path in place.control.glob(f"{job.stage}-*.end.json"))
-    return {record["rank"]: record for record in records if record and record["job"] == job.id}
-
-
-def _write_end(job: Job, place: Place, rank: int, message: str) -> None:
-    record = {"job": job.id, "rank": rank, "kind": "user", "message": message}
-    write_json(_end_file(job, place, rank), record)
 
 
 def _lineage() -> frozenset[int]:

@@ -1,6 +1,5 @@
-"""The process that scores checkpoints while training goes on, seen from the training's side."""
+"""Online evaluation: start and stop of the process that scores checkpoints during training."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Generator
@@ -12,6 +11,7 @@ import psutil
 
 from fm_core.config import RunConfig, dump_yaml
 from fm_core.errors import UserError
+from fm_core.launch.detached import spawn_detached
 from fm_core.run.directory import RunDirectory
 from fm_core.run.lease import Lease
 from fm_core.storage.atomic_files import read_lines, write_text
@@ -19,32 +19,32 @@ from fm_core.storage.local_paths import local_path
 
 MODULE = "fm_core.stages.score_checkpoints"
 MIN_IMAGES = 4
-"""A Fréchet distance and its error need so many samples."""
+"""Samples that a Fréchet distance and its standard error need at least."""
 END_SECONDS = 40.0
 """How long the process may take to end its own jobs when it is stopped."""
 
 
 def read_online_scores(run: Path) -> list[dict[str, Any]]:
-    """The scores so far, in the order they were made: step, images_seen, frechet_distance, stderr, ..."""
+    """The scores so far, oldest first: step, images_seen, frechet_distance, stderr, ..."""
     return read_lines(scores_file(run))
 
 
 def scores_file(run: Path) -> Path:
-    """Where they are: one JSON line for each scored checkpoint."""
+    """File of the scores: one JSON line for each scored checkpoint."""
     return run / "evaluation" / "beside.jsonl"
 
 
 def online_eval_directory(run: Path) -> Path:
-    """The directory of which the process holds the lease."""
+    """Directory whose lease the process holds."""
     return run / "beside" / "scoring"
 
 
 def check_online_eval(config: RunConfig) -> None:
-    """Refuse settings by which nothing could be scored. Raises UserError."""
+    """Check the settings of evaluate.beside. Raises UserError for those that could not be scored."""
     beside = config.evaluate.beside
     if not beside.images:
         return
-    # Here and not above, since torch takes seconds that the start of a flow need not wait for.
+    # Imported here: torch takes seconds, which the start of a flow need not wait for.
     from fm_core.method.ode import Solver
 
     if beside.images < MIN_IMAGES:
@@ -56,9 +56,9 @@ def check_online_eval(config: RunConfig) -> None:
 
 @contextmanager
 def online_evaluation(config: RunConfig) -> Generator[None]:
-    """While it is open a process scores the checkpoints; when all went well it finishes the last one first.
+    """Score checkpoints in another process inside the block; at a regular end, wait for the last score.
 
-    What goes wrong over there stays over there, in logs/train-beside.log.
+    Errors of that process do not affect training; they are in logs/train-beside.log.
     """
     if not config.evaluate.beside.images:
         yield
@@ -68,7 +68,7 @@ def online_evaluation(config: RunConfig) -> Generator[None]:
     process = _start(config, run)
     try:
         yield
-        process.communicate()  # its standard input ends: so has training
+        process.communicate()  # closes its standard input, the sign that training has ended
     finally:
         process.terminate()
         stop_online_eval(run)
@@ -91,12 +91,9 @@ def _start(config: RunConfig, run: Path) -> subprocess.Popen[bytes]:
     config_file = run / "logs" / "beside.yaml"
     write_text(config_file, dump_yaml(config))
     devices = config.evaluate.beside.devices
-    with (run / "logs" / "train-beside.log").open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", MODULE, str(config_file)],
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env={**os.environ, **({"CUDA_VISIBLE_DEVICES": devices} if devices is not None else {})},
-        )
+    return spawn_detached(
+        [sys.executable, "-m", MODULE, str(config_file)],
+        run / "logs" / "train-beside.log",
+        {"CUDA_VISIBLE_DEVICES": devices} if devices is not None else {},
+        stdin=subprocess.PIPE,
+    )

@@ -1,4 +1,4 @@
-"""All jobs of one run directory."""
+"""All jobs of one run directory: their control directories, stop requests, and how to end them."""
 
 from pathlib import Path
 
@@ -7,32 +7,32 @@ from fm_core.launch.online_eval import stop_online_eval
 
 
 def controls(run: Path) -> list[Path]:
-    """The control directories of a run: its own is that of training, each set of samples and scores has one.
+    """Control directories of a run: itself for training, and one for each set of samples and scores.
 
-    The runs that a comparison is made of are its own too.
+    Those of the experiments of a comparison are included.
     """
     below = ("samples/*/*", "beside/samples/*/*", "evaluation/*/*", "beside/evaluation/*/*")
     return [
         control
-        for one in runs(run)
-        for control in (one, *(record.parent for place in below for record in one.glob(f"{place}/job.json")))
+        for path in runs(run)
+        for control in (path, *(job.parent for place in below for job in path.glob(f"{place}/job.json")))
     ]
 
 
 def runs(run: Path) -> list[Path]:
-    """A run and, where it is a comparison, the runs that it is made of."""
+    """A run and, where it is a comparison, the runs of its experiments."""
     return [run, *sorted(record.parent for record in run.glob("reproduce/*/config.yaml"))]
 
 
 def stop_requested(run: Path) -> bool:
-    """Whether anybody asked a job of the run to stop since it was submitted."""
+    """Whether a job of the run was asked to stop since it was submitted."""
     return any(control.joinpath("STOP").exists() for control in controls(run))
 
 
 def end_jobs(run: Path) -> list[Job]:
-    """End every job that still has processes, by saving where it can; the jobs that were ended."""
-    for one in runs(run):
-        stop_online_eval(one)
+    """End every job that still has processes, saving where possible; return the jobs that were ended."""
+    for path in runs(run):
+        stop_online_eval(path)
     ended: list[Job] = []
     for control in controls(run):
         job = submitted(control)

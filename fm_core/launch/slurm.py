@@ -1,7 +1,7 @@
-"""Jobs through Slurm: sbatch with one task per node, each a node that runs one torchrun.
+"""Slurm launcher: sbatch with one task per node, each a node agent that runs one torchrun.
 
-Slurm ends all nodes when one fails, and queues a job again that was preempted, lost a node or came to
-its time limit; its ranks then continue from their last checkpoint.
+Slurm ends all nodes when one fails, and requeues a job that was preempted, lost a node or reached its
+time limit; its ranks then continue from their last checkpoint.
 """
 
 import os
@@ -16,65 +16,72 @@ from fm_core.launch.job import GRACE_SECONDS, Job
 from fm_core.launch.launcher import JobSpec, JobStatus
 from fm_core.launch.node_agent import NODE_SPEC_VARIABLE
 from fm_core.launch.node_spec import DEVICES, node_spec_of, remove_visibility_marks
-from fm_core.launch.ssh import node_words
+from fm_core.launch.ssh import node_arguments
 
 PROGRAMS: dict[str, str] = dict.fromkeys(("sbatch", "squeue", "scancel"), "slurm-client")
-"""What is called on this host, by the package that brings it."""
+"""Programs that are called on this host, with the package of each."""
 _BATCH = Path(__file__).with_name("slurm_batch.sh")
-_OVER = {
+_ENDED_STATES = {
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"),
     *("REVOKED", "TIMEOUT"),
 }
 _UNKNOWN = "Invalid job id"
-"""How squeue speaks of a job that ended long ago."""
+"""What squeue prints for a job that ended long ago."""
 
 
-def submit(task: JobSpec) -> Job:
-    """Queue the job. Raises UserError with the words of sbatch if it refuses."""
+def submit(spec: JobSpec) -> Job:
+    """Queue the job. Raises UserError with the message of sbatch if it refuses."""
     if not shutil.which("sbatch"):
         raise UserError(
             "launch.kind slurm: there is no sbatch on this host; start from a login node of Slurm"
         )
-    launch = task.config.launch
+    launch = spec.config.launch
     if not launch.threads and "cpus-per-task" not in launch.slurm.options:
         raise UserError(
             "launch.threads: Slurm must know how many cores to reserve; name the threads of each process, or "
             "cpus-per-task in launch.slurm.options"
         )
-    order = node_spec_of(task, {})
+    node_spec = node_spec_of(spec, {})
     options: dict[str, str | int] = {
-        "job-name": f"{task.job.stage}-{task.config.run.name}",
+        "job-name": f"{spec.job.stage}-{spec.config.run.name}",
         "nodes": launch.slurm.nodes,
         "ntasks-per-node": 1,
         "cpus-per-task": (launch.processes or 1) * (launch.threads or 1),
-        "output": task.job.log.replace("%", "%%"),
+        "output": spec.job.log.replace("%", "%%"),
         "open-mode": "append",
         "signal": f"B:USR1@{launch.slurm.notice_seconds}",
         "export": "ALL",
         **launch.slurm.options,
     }
-    words = [f"--{name}={value}" for name, value in options.items()]
-    command = ["sbatch", "--parsable", "--requeue", *words, str(_BATCH), *node_words(task.job.id, "slurm")]
-    open_log(task.job)
+    flags = [f"--{name}={value}" for name, value in options.items()]
+    command = [
+        "sbatch",
+        "--parsable",
+        "--requeue",
+        *flags,
+        str(_BATCH),
+        *node_arguments(spec.job.id, "slurm"),
+    ]
+    open_log(spec.job)
     environment = {name: value for name, value in os.environ.items() if name not in DEVICES}
-    environment[NODE_SPEC_VARIABLE] = order.model_dump_json()
+    environment[NODE_SPEC_VARIABLE] = node_spec.model_dump_json()
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
-        remove_visibility_marks(order.job)
+        remove_visibility_marks(node_spec.job)
         raise UserError(f"launch.slurm: {' '.join(done.stderr.split())}")
-    return order.job.model_copy(update={"slurm": int(done.stdout.partition(";")[0])})
+    return node_spec.job.model_copy(update={"slurm": int(done.stdout.partition(";")[0])})
 
 
 def poll(job: Job) -> JobStatus:
     """Whether Slurm holds the job, and why it does not run yet."""
     state, reason = _state(job)
     waits = state not in ("RUNNING", "COMPLETING")
-    word = f"Slurm job {job.slurm} is {state.lower()} ({reason})" if waits else ""
-    return JobStatus(state not in _OVER, word)
+    message = f"Slurm job {job.slurm} is {state.lower()} ({reason})" if waits else ""
+    return JobStatus(state not in _ENDED_STATES, message)
 
 
 def cancel(job: Job, control: Path, grace: float = GRACE_SECONDS) -> None:
-    """Ask the ranks to save and end through scancel; kill what stays."""
+    """Ask the ranks to save and exit through scancel; kill what remains."""
     control.joinpath("STOP").touch()
     _command("scancel", str(job.slurm))
     if not _ended_within(job, grace):
@@ -83,26 +90,26 @@ def cancel(job: Job, control: Path, grace: float = GRACE_SECONDS) -> None:
 
 
 def collect(job: Job, control: Path) -> list[str]:
-    """Gather the words of nodes that do not see the control directory; how Slurm says the job ended."""
+    """Gather exit records of nodes that do not see the control directory; return Slurm's end state."""
     collect_exit_records(job, control)
     remove_visibility_marks(job)
     state, reason = _state(job)
     if state == "CANCELLED":
-        # By whoever: that is a request to stop.
+        # Whoever did it: that is a request to stop.
         control.joinpath("STOP").touch()
     return [] if state in ("COMPLETED", "FAILED") else [f"Slurm job {job.slurm}: {state.lower()} ({reason})"]
 
 
 def cleanup(job: Job) -> None:
-    """Nothing: Slurm calls no job ended that has processes left."""
+    """Nothing: for Slurm no job has ended that has processes left."""
 
 
 def _state(job: Job) -> tuple[str, str]:
-    """State and reason in Slurm's words; a controller that does not answer has not ended the job."""
+    """Slurm's state and reason; where the controller does not answer, the state is UNKNOWN, not ended."""
     done = _command("squeue", "--noheader", "--states=all", f"--jobs={job.slurm}", "--format=%T|%r")
     if done.returncode:
-        said = " ".join(done.stderr.split())
-        return ("COMPLETED", "ended some time ago") if _UNKNOWN in said else ("UNKNOWN", said)
+        message = " ".join(done.stderr.split())
+        return ("COMPLETED", "ended some time ago") if _UNKNOWN in message else ("UNKNOWN", message)
     state, _, reason = done.stdout.strip().partition("|")
     return state or "COMPLETED", reason.strip()
 
@@ -116,5 +123,5 @@ def _ended_within(job: Job, seconds: float) -> bool:
     return True
 
 
-def _command(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+def _command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(arguments, capture_output=True, text=True, stdin=subprocess.DEVNULL)

@@ -1,8 +1,8 @@
 #!/bin/bash
-# The batch script of a job: one node_agent.py on each node. Arguments: the command of a node.
+# The batch script of a job: one node_agent.py on each node. Arguments: the command of a node agent.
 #
-# Shortly before the time limit Slurm sends USR1: the ranks save and end, and the job is queued again.
-# After a preemption or the loss of a node Slurm queues it again by itself.
+# Shortly before the time limit Slurm sends USR1: the ranks save and exit, and the job is requeued.
+# After a preemption or the loss of a node Slurm requeues it by itself.
 notice=
 trap 'notice=1; scancel --signal=TERM "$SLURM_JOB_ID.0"' USR1
 

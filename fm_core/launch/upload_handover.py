@@ -24,6 +24,7 @@ from fm_core.checkpoint.upload_record import (
     write_upload_record,
 )
 from fm_core.config import RunConfig, dump_yaml
+from fm_core.launch.detached import spawn_detached
 from fm_core.launch.job import CONTROL_VARIABLE, JOB_VARIABLE, LOGS_VARIABLE
 from fm_core.run.directory import RunDirectory
 from fm_core.run.lease import STALE_SECONDS, process_is
@@ -96,15 +97,7 @@ def stop_upload_worker(run: Path) -> int | None:
 def _spawn(run: RunDirectory) -> subprocess.Popen[bytes]:
     log = run.log("train", "upload")
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as out:
-        return subprocess.Popen(
-            [sys.executable, "-m", MODULE],
-            stdin=subprocess.PIPE,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env={name: value for name, value in os.environ.items() if name not in MARKS},
-        )
+    return spawn_detached([sys.executable, "-m", MODULE], log, without=MARKS, stdin=subprocess.PIPE)
 
 
 def _is_alive(run: Path, record: UploadRecord) -> bool:

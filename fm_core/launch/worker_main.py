@@ -1,30 +1,31 @@
-"""What every rank of a job does around its work: log, signals, errors, death with its agent."""
+"""Worker entry point: logging, signal handling, exit records, and termination with the parent agent.
+
+`python -m fm_core.launch.worker_main STAGE MODULE:FUNCTION CONFIG` is one rank of a job, under torchrun.
+"""
 
 import ctypes
 import faulthandler
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
 
 import psutil
 
 from fm_core.config import RunConfig, load_config
-from fm_core.errors import Outcome, UserError, outcome_of
+from fm_core.errors import Outcome, outcome_of
+from fm_core.launch.exit_records import write_exit_record
 from fm_core.launch.job import CONTROL_VARIABLE, JOB_VARIABLE, LOGS_VARIABLE, is_marked, submitted
 from fm_core.run.lease import Lease
-from fm_core.storage.atomic_files import write_json
 
 PR_SET_PDEATHSIG = 1
 
-HEARTBEAT_SECONDS = 10.0
 ADOPTION_SECONDS = 30.0
 """A supervisor writes job.json some milliseconds after it started the agent."""
 
@@ -37,32 +38,45 @@ class Rank:
     count: int
     local: int
     control: Path
-    """Directory of the job: its handle, lock, status and STOP file."""
+    """Control directory of the job: its handle, lock, status and STOP file."""
     job: str
     run: Path | None = None
     """The run directory, where a STOP file is obeyed as well."""
-    _asked: bool = field(default=False)
+    watched: bool = True
+    """Whether a rank that hangs is to be detected; not in a debugger."""
+    _stop_signaled: bool = field(default=False)
 
     @property
     def first(self) -> bool:
-        """Whether this rank writes the files that there are once."""
+        """Whether this rank writes the files that exist once per job."""
         return self.number == 0
 
     def stop_requested(self) -> bool:
-        """Whether this process got SIGTERM or, on rank 0, the STOP file is there."""
-        places = (self.control, self.run or self.control)
-        return self._asked or (self.first and any(place.joinpath("STOP").exists() for place in places))
+        """Whether this process received SIGTERM or, on rank 0, a STOP file exists."""
+        directories = (self.control, self.run or self.control)
+        return self._stop_signaled or (
+            self.first and any(directory.joinpath("STOP").exists() for directory in directories)
+        )
 
-    def ask(self, number: int, frame: FrameType | None) -> None:
-        """Signal handler: only a flag, since launchers send the signal more than once."""
-        self._asked = True
+    def request_stop(self, number: int, frame: FrameType | None) -> None:
+        """Signal handler: only sets a flag, since launchers send the signal more than once."""
+        self._stop_signaled = True
 
 
-def run_worker(stage: str, work: Callable[[RunConfig, Rank], None]) -> None:
-    """Run the work of one rank: argv is the configuration file, the rest comes from torchrun's environment.
+Worker = Callable[[RunConfig, Rank], None]
 
-    How it ended is written to <stage>-<rank>.end.json in the control directory, for the supervisor: a
-    rank that left no such file was killed.
+
+def load_worker(entry_point: str) -> Worker:
+    """The function that an entry point "module:function" names."""
+    module, _, function = entry_point.partition(":")
+    return getattr(import_module(module), function)
+
+
+def run_worker(stage: str, work: Worker, config_file: str) -> None:
+    """Run the work of one rank and end this process; what torchrun sets says which rank it is.
+
+    How it ended is written to <stage>-<rank>.end.json in the control directory, for the supervisor. A rank
+    without that record was killed.
     """
     environment = os.environ
     control, logs = Path(environment[CONTROL_VARIABLE]), environment[LOGS_VARIABLE]
@@ -74,23 +88,27 @@ def run_worker(stage: str, work: Callable[[RunConfig, Rank], None]) -> None:
         job=environment[JOB_VARIABLE],
         run=Path(logs).parent if logs else None,
     )
-    signal.signal(signal.SIGTERM, rank.ask)
+    signal.signal(signal.SIGTERM, rank.request_stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A rank whose agent was killed gets SIGTERM from the kernel: it saves and ends, no orphan stays.
+    # A rank whose agent was killed gets SIGTERM from the kernel: it saves and exits, no orphan stays.
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if logs:
         _log_to(Path(logs), stage, rank.number)
     faulthandler.enable()
     if not _adopted(rank):
         print(
-            f"{control} knows nothing of this job, or its agent is dead; rank {rank.number} ends", flush=True
+            f"control directory {control} does not belong to this job, or the launcher has died; "
+            f"rank {rank.number} exits",
+            flush=True,
         )
         os._exit(1)
-    if rank.first:
-        threading.Thread(target=_heartbeat, args=(Lease(control / "lock"), rank.job), daemon=True).start()
     code = 1
     try:
-        code = _work(stage, rank, work)
+        if rank.first:
+            with Lease(control / "lock").keep_alive(job=rank.job):
+                code = _work(stage, rank, work, config_file)
+        else:
+            code = _work(stage, rank, work, config_file)
         sys.stdout.flush()
         sys.stderr.flush()
     finally:
@@ -98,53 +116,39 @@ def run_worker(stage: str, work: Callable[[RunConfig, Rank], None]) -> None:
         os._exit(code)
 
 
-def _work(stage: str, rank: Rank, work: Callable[[RunConfig, Rank], None]) -> int:
+def _work(stage: str, rank: Rank, work: Worker, config_file: str) -> int:
     outcome, message = Outcome.DONE, ""
     try:
-        work(load_config(sys.argv[1]), rank)
+        work(load_config(config_file), rank)
     except BaseException as error:
-        outcome = outcome_of(error)
-        if outcome is Outcome.STOPPED and not _agent_is_there(rank):
-            outcome = Outcome.ORPHANED  # the kernel asked, because the agent was killed
-        message = str(error)
+        outcome, message = outcome_of(error), str(error)
+        if outcome is Outcome.STOPPED and not _agent_is_alive(rank):
+            outcome = Outcome.ORPHANED  # the kernel sent the signal, because the agent was killed
         if outcome is Outcome.FAILED:
             traceback.print_exc()
             message = f"{type(error).__name__}: {error}".splitlines()[0]
-    write_exit_record(stage, rank, outcome, message)
+    write_exit_record(rank.control, stage, rank.job, rank.number, outcome, message)
     return outcome.exit_code
 
 
-def write_exit_record(stage: str, rank: Rank, outcome: Outcome, message: str) -> None:
-    """Record how a rank ended, for the supervisor."""
-    record = {"job": rank.job, "rank": rank.number, "kind": outcome.record, "message": message}
-    write_json(rank.control / f"{stage}-{rank.number}.end.json", record)
-
-
 def _adopted(rank: Rank) -> bool:
-    """Whether job.json names this job and its agent lives.
+    """Whether job.json names this job and its agent is alive.
 
-    Where a supervisor was killed before it could write job.json, the next start knows nothing of this
-    job; and an agent may have died before this rank asked the kernel to be told.
+    Where a supervisor was killed before it could write job.json, the next start does not know of this job;
+    and an agent may have died before this rank asked the kernel to be signaled.
     """
     deadline = time.monotonic() + ADOPTION_SECONDS
     while True:
         job = submitted(rank.control)
         if job and job.id == rank.job:
-            return _agent_is_there(rank)
+            return _agent_is_alive(rank)
         if time.monotonic() > deadline:
             return False
         time.sleep(0.1)
 
 
-def _agent_is_there(rank: Rank) -> bool:
+def _agent_is_alive(rank: Rank) -> bool:
     return is_marked(psutil.Process(os.getppid()), rank.job)
-
-
-def _heartbeat(lease: Lease, job: str) -> None:
-    while True:
-        with suppress(OSError, UserError):
-            lease.beat(job=job)
-        time.sleep(HEARTBEAT_SECONDS)
 
 
 def _log_to(directory: Path, stage: str, number: int) -> None:
@@ -152,3 +156,21 @@ def _log_to(directory: Path, stage: str, number: int) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
+
+
+def main(arguments: list[str]) -> None:
+    """Run the rank that the command line names."""
+    stage, entry_point, config_file = arguments
+
+    def work(config: RunConfig, rank: Rank) -> None:
+        # Imported here, so that an import that fails is in the rank's log and exit record.
+        load_worker(entry_point)(config, rank)
+
+    run_worker(stage, work, config_file)
+
+
+if __name__ == "__main__":
+    # By its own name, so that there is one class Rank in the process.
+    from fm_core.launch.worker_main import main as main_by_name
+
+    main_by_name(sys.argv[1:])

@@ -25,6 +25,7 @@ from fm_core.data.manifest import load_manifest
 from fm_core.errors import StopRequested, UserError
 from fm_core.evaluation.features.extractor import open_extractor
 from fm_core.evaluation.torch_threads import cpu_threads
+from fm_core.launch.detached import spawn_detached
 from fm_core.launch.dispatch import GRACE_SECONDS, device_count, world
 from fm_core.reproduce.experiments import Experiment, experiments_of
 from fm_core.reproduce.image_experiment import PROGRESS_PARTS, OnProgress, run_experiment
@@ -69,6 +70,8 @@ def device_shares(config: RunConfig) -> list[dict[str, str]]:
         UserError: there are not enough devices, or they cannot be divided.
     """
     parallel, launch = config.reproduce.parallel, config.launch
+    if parallel > 1 and launch.kind == "debug":
+        raise UserError(f"reproduce.parallel {parallel}: launch.kind debug runs one process; set it to 1")
     if parallel > 1 and launch.kind == "ssh":
         raise UserError(
             f"reproduce.parallel {parallel}: with launch.kind ssh every experiment uses all hosts of "
@@ -165,16 +168,9 @@ def _start(
     for name in ("ended.json", "progress.json"):
         folder.joinpath(name).unlink(missing_ok=True)
     arguments = [str(config_file), experiment.name, str(folder), entry_point]
-    with (folder / "output.log").open("ab") as output:
-        return subprocess.Popen(
-            [sys.executable, "-m", "fm_core.reproduce.parallel", *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            # The terminal's Ctrl-C reaches the comparison alone, which then ends its experiments.
-            start_new_session=True,
-            env={**os.environ, **devices},
-        )
+    command = [sys.executable, "-m", "fm_core.reproduce.parallel", *arguments]
+    # The terminal's Ctrl-C reaches the comparison alone, which then ends its experiments.
+    return spawn_detached(command, folder / "output.log", devices)
 
 
 def _read_outcome(folder: Path) -> ExperimentOutcome:

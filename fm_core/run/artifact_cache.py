@@ -1,14 +1,13 @@
-"""Cached results of one experiment: a directory of parts that are either complete or ignored.
+"""Artifact cache of one experiment: a directory of parts, each of which is either complete or absent.
 
-A part is <tensors>.safetensors and <part>.json, written last, which names the tensors' SHA-256 and the recipe
-they were made by. Whatever is cut short leaves no record and is made again.
+A part is <tensors>.safetensors and <part>.json, written last, which records the tensors' SHA-256 and the
+recipe they were made by. An interrupted write leaves no record, and the part is made again.
 """
 
 import os
 import socket
-import threading
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,6 @@ from fm_core.run.lease import Lease
 from fm_core.storage.atomic_files import read_json, write_bytes, write_json
 from fm_core.storage.hashing import sha256_bytes
 
-HEARTBEAT_SECONDS = 15.0
-"""A process that works in a directory says so this often, for readers on other hosts."""
-
 
 @dataclass(frozen=True)
 class CachedPart:
@@ -36,13 +32,13 @@ class CachedPart:
 
 
 class ArtifactCache:
-    """The directory with the results of one experiment."""
+    """The parts in the directory of one experiment."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
     def read(self, part: str, tensors: str) -> CachedPart | None:
-        """A part, if it is there and its tensors are those that were written."""
+        """A part, if it exists and its tensors match their recorded hash."""
         record = read_json(self.directory / f"{part}.json")
         if record is None:
             return None
@@ -68,17 +64,17 @@ class ArtifactCache:
         return load_file(self._tensors(name))
 
     def refuse_another(self, part: str, recipe: Mapping[str, Any]) -> None:
-        """Refuse an experiment whose part was made with another recipe.
+        """Refuse a directory whose part was made by another recipe.
 
         Raises:
             UserError: naming each difference.
         """
         record = read_json(self.directory / f"{part}.json")
-        found = differences(record["recipe"], dict(recipe)) if record else []
-        if found:
+        changes = differences(record["recipe"], dict(recipe)) if record else []
+        if changes:
             raise UserError(
-                f"{self.directory} has another experiment: {'; '.join(found)}; choose another run.name or "
-                "experiment name"
+                f"{self.directory} holds another experiment: {'; '.join(changes)}; "
+                "choose another run.name or name of the experiment"
             )
 
     @property
@@ -92,17 +88,21 @@ class ArtifactCache:
 
 @contextmanager
 def exclusive_lock(directory: Path) -> Generator[Callable[[], None]]:
-    """Hold the lease of a directory; yields a function to call between pieces of work.
+    """Hold the lease of a directory; yield a function to call between pieces of work.
 
     That function raises StopRequested once there is a STOP file in the directory or in the run directory
-    above it. A STOP file from before belongs to an earlier start and is removed. A thread renews the lease
-    however long it is between two calls.
+    above it. STOP files that exist at the start belong to an earlier start and are removed. A thread renews
+    the lease, however long it is between two calls.
 
     Raises:
-        UserError: another process works there.
+        UserError: another process holds the lease.
     """
     lease = Lease(directory / "lock")
-    me = {"host": socket.gethostname(), "pid": os.getpid(), "created": psutil.Process().create_time()}
+    holder_facts = {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "created": psutil.Process().create_time(),
+    }
     requests = [place / "STOP" for place in (directory, directory.parent)]
 
     def check_stop() -> None:
@@ -113,22 +113,12 @@ def exclusive_lock(directory: Path) -> Generator[Callable[[], None]]:
     with lease.guard():
         if holder := lease.holder():
             who = f"process {holder['pid']} on {holder['host']}" if "pid" in holder else holder["host"]
-            raise UserError(f"{directory}: {who} works here; wait for it or stop it")
+            raise UserError(f"{directory} is in use by {who}; wait for it or stop it")
         lease.take(os.getpid())
         for request in requests:
             request.unlink(missing_ok=True)
-    ended = threading.Event()
-    beating = threading.Thread(target=_heartbeat, args=(lease, me, ended), name="lease", daemon=True)
-    beating.start()
     try:
-        yield check_stop
+        with lease.keep_alive(**holder_facts):
+            yield check_stop
     finally:
-        ended.set()
-        beating.join()
-        lease.release(**me)
-
-
-def _heartbeat(lease: Lease, me: Mapping[str, Any], ended: threading.Event) -> None:
-    while not ended.wait(HEARTBEAT_SECONDS):
-        with suppress(OSError, UserError):
-            lease.beat(**me)
+        lease.release(**holder_facts)

@@ -1,4 +1,4 @@
-"""Where everything of a run lies (DESIGN: the run directory is the truth)."""
+"""Run directory: the paths of a run, its identity, and the record of its environment."""
 
 import os
 import platform
@@ -18,7 +18,7 @@ FREE_BYTES = 256 * 2**20
 """A stage refuses to start with less free disk than this."""
 
 IDENTITY = ("data", "model", "method")
-"""Sections that make a run what it is: they cannot change between two starts."""
+"""Sections that are the identity of a run: they cannot change between two starts."""
 
 _ELASTIC_TRAIN_KEYS = {
     "images",
@@ -79,7 +79,7 @@ class RunDirectory:
 
     @property
     def stop(self) -> Path:
-        """Whoever makes this file asks what works on the run to stop."""
+        """Creating this file asks the processes of the run to stop."""
         return self.path / "STOP"
 
     @property
@@ -96,12 +96,12 @@ class RunDirectory:
         return self.path / "logs" / f"{stage}-{rank}.log"
 
     def open(self) -> None:
-        """Make the directory, or check that what is there is the same run.
+        """Create the directory, or check that an existing one belongs to the same run.
 
         config.yaml is written where there is none, and from then on by training alone (`remember`).
 
         Raises UserError for a directory that cannot be written, a full disk, or a run whose
-        data, network, method, seed or optimisation differ from what is asked now.
+        data, network, method, seed or optimization differ from this configuration.
         """
         try:
             self._open()
@@ -111,9 +111,9 @@ class RunDirectory:
             ) from None
 
     def remember(self) -> None:
-        """Write this configuration down as what was asked of the run: config.yaml.
+        """Write this configuration to config.yaml.
 
-        Only training does so, when it is really started; what other stages are given holds for one call.
+        Only training does so, when it actually starts; the configuration of another stage is not recorded.
         """
         write_text(self.path / "config.yaml", dump_yaml(self.config))
 
@@ -129,9 +129,9 @@ class RunDirectory:
         Path(probe).unlink()
         recorded = self.path / "config.yaml"
         if recorded.exists():
-            found = differences(identity(_recorded(recorded)), identity(self.config))
-            if found:
-                raise UserError(f"{self.path} is another run: {'; '.join(found)}; choose another run.name")
+            changes = differences(identity(_recorded(recorded)), identity(self.config))
+            if changes:
+                raise UserError(f"{self.path} is another run: {'; '.join(changes)}; choose another run.name")
         else:
             self.remember()
         if not (self.path / "environment.json").exists():
@@ -144,33 +144,33 @@ def step_name(step: int) -> str:
 
 
 def identity(config: RunConfig) -> dict[str, Any]:
-    """What two starts of one run must have in common, as plain values."""
+    """The values that all starts of one run must have in common."""
     tree = config.model_dump(mode="json")
     elastic = set(_ELASTIC_TRAIN_KEYS)
     if config.train.schedule != "constant":
-        # The learning rate falls towards train.images: another end is another course.
+        # The learning rate depends on train.images: another end is another schedule.
         elastic.remove("images")
     train = {key: value for key, value in tree["train"].items() if key not in elastic}
     data = {key: value for key, value in tree["data"].items() if key not in _ELASTIC_DATA_KEYS}
     data["source"] = {key: value for key, value in data["source"].items() if key != "url"}
-    kept = {name: tree[name] for name in IDENTITY}
-    return {"run": {"seed": config.run.seed}, **kept, "data": data, "train": train}
+    sections = {name: tree[name] for name in IDENTITY}
+    return {"run": {"seed": config.run.seed}, **sections, "data": data, "train": train}
 
 
 def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
-    """What differs between two nested plain values, key by key, for a person."""
-    found: list[str] = []
+    """The differences between two nested plain values, key by key, as messages."""
+    changes: list[str] = []
     for key in sorted(before.keys() | now.keys()):
         old, new = before.get(key), now.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            found += differences(old, new, f"{prefix}{key}.")
+            changes += differences(old, new, f"{prefix}{key}.")
         elif old != new:
-            found.append(f"{prefix}{key} was {old!r} and is now {new!r}")
-    return found
+            changes.append(f"{prefix}{key} was {old!r} and is now {new!r}")
+    return changes
 
 
 def environment() -> dict[str, Any]:
-    """Versions, host and code of this moment."""
+    """Host, devices, versions and git commit of this process."""
     names = ("torch", "deepspeed", "torchdiffeq", "webdataset", "fsspec", "numpy", "prefect", "pydantic")
     return {
         "host": socket.gethostname(),
@@ -183,9 +183,9 @@ def environment() -> dict[str, Any]:
 
 
 def recorded_config(run: Path) -> RunConfig:
-    """What was asked of the run in a directory, which may have been moved since.
+    """The configuration recorded in a run directory, which may have been moved since.
 
-    Raises UserError if another version wrote it, or nobody did.
+    Raises UserError if it is missing or of an incompatible version.
     """
     place = {"root": str(run.resolve().parent), "name": run.resolve().name}
     config = _recorded(run / "config.yaml")

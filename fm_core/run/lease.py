@@ -1,6 +1,7 @@
-"""The lock of a run directory: a lease that names its holder and beats."""
+"""Lease of a directory: a lock file that names its holder and carries a heartbeat."""
 
 import socket
+import threading
 import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
@@ -9,11 +10,14 @@ from typing import Any
 
 import psutil
 
+from fm_core.errors import UserError
 from fm_core.storage.atomic_files import read_json, write_json
 from fm_core.storage.file_lock import file_lock
 
 STALE_SECONDS = 120.0
-"""A holder on another host counts as gone when its heart has not beaten for this long."""
+"""A holder on another host counts as dead after this long without a heartbeat."""
+HEARTBEAT_SECONDS = 10.0
+"""Interval of the heartbeat that readers on other hosts rely on."""
 
 
 class Lease:
@@ -28,7 +32,7 @@ class Lease:
         return record if record and _alive(record) else None
 
     def process(self) -> psutil.Process | None:
-        """The live holder, if it is a process of this host; numbers of other hosts mean nothing here."""
+        """The live holder, if it is a process of this host; process ids of other hosts mean nothing here."""
         record = self.holder()
         if record is None or record["host"] != socket.gethostname():
             return None
@@ -37,23 +41,23 @@ class Lease:
         return None
 
     def take(self, pid: int, **facts: Any) -> None:
-        """Write a process of this host down as the holder; call it inside `guard`."""
+        """Record a process of this host as the holder; call it inside `guard`."""
         record = {"host": socket.gethostname(), "pid": pid, "created": psutil.Process(pid).create_time()}
         write_json(self.path, {**record, **facts, "heartbeat": time.time()})
 
     def take_for(self, host: str, **facts: Any) -> None:
-        """Write down a holder that is no process of this host; it lives while it beats."""
+        """Record a holder that is not a process of this host; it is alive while its heartbeat is recent."""
         write_json(self.path, {"host": host, **facts, "heartbeat": time.time()})
 
     def release(self, **facts: Any) -> None:
-        """Give the directory free, if the record says these facts of its holder."""
+        """Remove the lock if its record contains these facts."""
         with self.guard():
             record = read_json(self.path)
             if record and facts.items() <= record.items():
                 self.path.unlink()
 
-    def beat(self, **facts: Any) -> None:
-        """Say that the holder lives, if the record says these facts of it; for readers on other hosts."""
+    def heartbeat(self, **facts: Any) -> None:
+        """Renew the heartbeat if the record contains these facts; readers on other hosts rely on it."""
         with self.guard():
             record = read_json(self.path)
             if record and facts.items() <= record.items():
@@ -61,14 +65,34 @@ class Lease:
                 write_json(self.path, {**record, "heartbeat": time.time()})
 
     @contextmanager
+    def keep_alive(self, **facts: Any) -> Generator[None]:
+        """Renew the heartbeat from a thread inside the block, however long the main thread is blocked."""
+        ended = threading.Event()
+
+        def renew() -> None:
+            while True:
+                with suppress(OSError, UserError):
+                    self.heartbeat(**facts)
+                if ended.wait(HEARTBEAT_SECONDS):
+                    return
+
+        thread = threading.Thread(target=renew, name="lease", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    @contextmanager
     def guard(self) -> Generator[None]:
-        """Make looking and taking one act among all processes that share the file system."""
+        """Make checking and taking the lease atomic among all processes that share the file system."""
         with file_lock(self.path.with_name(f".{self.path.name}.guard")):
             yield
 
 
 def process_is(pid: int, created: float) -> bool:
-    """Whether that very process (not a later one with its number) is alive on this host."""
+    """Whether that process, and not a later one with the same id, is alive on this host."""
     try:
         process = psutil.Process(pid)
         return abs(process.create_time() - created) < 1.0 and process.status() != psutil.STATUS_ZOMBIE

@@ -1,4 +1,4 @@
-"""What a stage tells whoever watches it."""
+"""Progress of a stage, as its observers receive it."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a stage is."""
+    """State of progress of a stage."""
 
     stage: str
     """shard, train, sample, evaluate or report."""
@@ -18,7 +18,7 @@ class Progress:
     unit: str
     """What is counted, e.g. "images"."""
     message: str = ""
-    """What an observer reads beside the bar, e.g. "step 120, loss 0.31"."""
+    """Shown beside the bar, e.g. "step 120, loss 0.31"."""
     rate: float | None = None
     """Units per second, where known."""
 
@@ -37,7 +37,7 @@ Observer = Callable[[Progress], None]
 
 
 def no_progress(progress: Progress) -> None:
-    """Observer for when nobody watches."""
+    """Observer that ignores progress."""
 
 
 class RateMeter:
@@ -57,30 +57,30 @@ class RateMeter:
 
 
 class ProgressPhases:
-    """Reports the share of the whole work that is done, so that a bar never runs back or ends early.
+    """Progress over several phases as one share of all work, so that a bar never runs back or ends early.
 
     `weights` holds, for each phase in order, about how much of the time it takes.
     """
 
     def __init__(self, stage: str, observe: Observer, weights: Mapping[str, float]) -> None:
         self._stage, self._observe = stage, observe
-        whole = sum(weights.values())
+        total = sum(weights.values())
         self._shares: dict[str, tuple[float, float]] = {}
         before = 0.0
         for phase, weight in weights.items():
-            self._shares[phase] = (before / whole, weight / whole)
+            self._shares[phase] = (before / total, weight / total)
             before += weight
-        self._pace = RateMeter()
+        self._rate = RateMeter()
 
     def at(self, phase: str, done: int, total: int, unit: str) -> None:
-        """Say that `done` of `total` units of a phase are finished."""
+        """Report that `done` of `total` units of a phase are finished."""
         before, share = self._shares[phase]
         # The last percent is the end of the stage, which its caller reports.
         percent = min(99, int(100 * (before + share * done / max(1, total))))
         message = f"{phase}, {done:,}/{total:,} {unit}"
-        self._observe(Progress(self._stage, percent, 100, "%", message, self._pace.rate(percent)))
+        self._observe(Progress(self._stage, percent, 100, "%", message, self._rate.rate(percent)))
 
 
 def three_digits(value: float) -> str:
-    """Three significant digits, and all of those before the point: 0.4, 12.3, 1,234."""
+    """Three significant digits, and all digits before the point: 0.4, 12.3, 1,234."""
     return f"{value:,.3g}" if abs(value) < 999.5 else f"{value:,.0f}"

@@ -1,4 +1,4 @@
-"""What a stage and what a check return."""
+"""Results of stages and of checks."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -7,12 +7,12 @@ from fm_core.config import Section
 
 
 class StageResult(Section):
-    """A small record of a finished stage; the files it names are the truth."""
+    """Summary of a finished stage; the files that it names are authoritative."""
 
     stage: str
     """shard, train, sample, evaluate or report."""
     state: Literal["done", "verified"]
-    """done: something was made now; verified: everything was there already and is whole."""
+    """done: something was made now; verified: everything existed already and is intact."""
     seconds: float
     """Wall time of this call."""
     summary: str
@@ -30,8 +30,8 @@ class Check:
     """One line of `fm doctor`."""
 
     name: str
-    """What was looked at."""
+    """What was checked."""
     ok: bool
     """Whether it works here."""
     detail: str
-    """What was found, in one line; if not ok, what would be right."""
+    """The finding in one line; if not ok, what would be right."""

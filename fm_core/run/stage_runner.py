@@ -1,4 +1,4 @@
-"""What every stage does around its work: open the run, keep time, write history."""
+"""Stage runner: opens the run directory, measures time, and appends to the history of stages."""
 
 import time
 import traceback
@@ -20,22 +20,22 @@ Work = Callable[[RunDirectory, Observer], StageResult]
 
 
 def run_stage_function(stage: str, config: RunConfig, observe: Observer, work: Work) -> StageResult:
-    """Open the run directory, do the work, and append a line to logs/stages.jsonl whatever happens."""
+    """Open the run directory, do the work, and append a line to logs/stages.jsonl even if it fails."""
     run = RunDirectory(config)
     run.open()
     began, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
     outcome = {"state": "failed", "summary": ""}
     try:
-        result = work(run, _shown(run, observe))
+        result = work(run, _with_status(run, observe))
         result = result.model_copy(update={"seconds": round(time.monotonic() - clock, 3)})
         outcome = {"state": result.state, "summary": result.summary}
         _end_status(run, stage, "done")
         return result
     except BaseException as error:
         outcome["summary"] = f"{type(error).__name__}: {error}".splitlines()[0]
-        # What is no Exception is a signal of whoever runs this: Ctrl-C, a cancelled flow run.
-        asked = isinstance(error, StopRequested) or not isinstance(error, Exception)
-        outcome["state"] = "stopped" if asked else "failed"
+        # A BaseException that is no Exception comes from a signal: Ctrl-C, a canceled flow run.
+        on_request = isinstance(error, StopRequested) or not isinstance(error, Exception)
+        outcome["state"] = "stopped" if on_request else "failed"
         if isinstance(error, Exception) and not isinstance(error, StopRequested | UserError):
             with run.log(stage, "error").open("a") as log:
                 traceback.print_exc(file=log)
@@ -47,15 +47,15 @@ def run_stage_function(stage: str, config: RunConfig, observe: Observer, work: W
 
 
 def _end_status(run: RunDirectory, stage: str, phase: str) -> None:
-    """What status.json said last is no longer going on, unless a job is still at it."""
+    """Set the phase in status.json to that of the end, unless a job still runs."""
     status = read_status(run.path)
     if status and status["stage"] == stage and Lease(run.path / "lock").holder() is None:
         status.pop("schema")
         write_json(run.path / "status.json", {**status, "phase": phase})
 
 
-def _shown(run: RunDirectory, observe: Observer) -> Observer:
-    """The observer, and status.json beside it, unless a trainer is at work and writes that itself."""
+def _with_status(run: RunDirectory, observe: Observer) -> Observer:
+    """The observer, which also writes status.json unless a job runs and writes it itself."""
     last = 0.0
 
     def show(progress: Progress) -> None:

@@ -1,4 +1,4 @@
-"""status.json: what a run is doing now."""
+"""Status file: what a run is doing now, in status.json."""
 
 import time
 from pathlib import Path

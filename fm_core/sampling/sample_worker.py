@@ -1,4 +1,4 @@
-"""Worker of sampling, one per rank: `python -m fm_core.sampling.sample_worker CONFIG` under torchrun.
+"""Sampling worker: the work of one rank.
 
 Ranks do not communicate: rank r makes batches r, r + ranks, ... and skips those that exist.
 """
@@ -10,7 +10,7 @@ import torch
 
 from fm_core.config import RunConfig
 from fm_core.errors import StopRequested
-from fm_core.launch.worker_main import Rank, run_worker
+from fm_core.launch.worker_main import Rank
 from fm_core.run.progress import Progress, RateMeter
 from fm_core.run.status import write_status
 from fm_core.sampling.checkpoint_source import checkpoint_step, load_model, weights_file
@@ -52,7 +52,3 @@ def _report(samples: SampleSet, rank: Rank, meter: RateMeter) -> None:
     nfe = f"NFE {sum(shard.nfe * shard.images for shard in finished) / done:.0f}" if done else ""
     progress = Progress("sample", done, samples.images, "images", nfe, meter.rate(done))
     write_status(samples.control, progress, job=rank.job, process=os.getpid())
-
-
-if __name__ == "__main__":
-    run_worker("sample", sample)

@@ -34,8 +34,8 @@ from fm_core.storage.atomic_files import read_json, write_json, write_text
 CLASSIFIER = "training the classifier"
 CLASSIFIER_WEIGHT = 25_000.0
 """Its approximate cost for the progress bar, in images whose features are computed."""
-LOCAL_KINDS = frozenset({"local"})
-"""Values of launch.kind with processes on this host; with others, the task is done where training is."""
+LOCAL_KINDS = frozenset({"debug", "local"})
+"""Values of launch.kind with processes on this host; with others, the work is done where training is."""
 
 
 def evaluate(config: RunConfig, observe: Observer = no_progress) -> StageResult:
@@ -47,6 +47,11 @@ def evaluate(config: RunConfig, observe: Observer = no_progress) -> StageResult:
         StopRequested: the stage was asked to stop.
         RuntimeError: the job failed.
     """
+    if config.launch.kind == "debug" and config.evaluate.processes not in (None, 1):
+        raise UserError(
+            f"evaluate.processes {config.evaluate.processes}: launch.kind debug runs one process; "
+            "leave it out or set it to 1"
+        )
     with cpu_threads(world(config.launch)[1] if device_count() == 0 else cpu_count() or 1):
         return run_stage_function("evaluate", config, observe, lambda run, show: _evaluate(config, run, show))
 
@@ -108,14 +113,14 @@ def _run_parts(
     """Compute all parts, in this process or in several that share them."""
     tasks = evaluation.tasks.values()
     local = config.launch.kind in LOCAL_KINDS
-    processes = config.evaluate.processes or (max(1, device_count()) if local else None)
+    processes = config.evaluate.processes or (_default_processes(config) if local else None)
     if processes != 1 and any(task.missing() for task in tasks):
         launch = config.launch.model_copy(update={"processes": processes} if processes else {})
         job = StageJob(
             control=run.path / "evaluation" / evaluation.folder / evaluation.key,
             logs=run.path / "logs",
             stage="evaluate",
-            module="fm_core.evaluation.evaluation_worker",
+            worker="fm_core.evaluation.evaluation_worker:evaluate",
             config=config.model_copy(update={"launch": launch}),
             complete=lambda: not any(task.missing() for task in tasks),
         )
@@ -128,6 +133,10 @@ def _run_parts(
             _check_stop(run)
             if number in missing:
                 task.run(number)
+
+
+def _default_processes(config: RunConfig) -> int:
+    return 1 if config.launch.kind == "debug" else max(1, device_count())
 
 
 def _scores(evaluation: EvaluationRun) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def _sample(config: RunConfig, run: RunDirectory, observe: Observer) -> StageRes
             control=samples.control,
             logs=run.path / "logs",
             stage="sample",
-            module="fm_core.sampling.sample_worker",
+            worker="fm_core.sampling.sample_worker:sample",
             config=config,
             complete=lambda: not samples.problems(),
         )

@@ -82,7 +82,7 @@ def _train(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResu
             control=run.path,
             logs=run.path / "logs",
             stage="train",
-            module="fm_core.training.train_worker",
+            worker="fm_core.training.train_worker:train",
             config=config,
             complete=lambda: complete(config),
             meanwhile=lambda: online_evaluation(config),

@@ -21,8 +21,9 @@ import psutil
 import torch.distributed as dist
 
 from fm_core.errors import Outcome
+from fm_core.launch.exit_records import write_exit_record
 from fm_core.launch.job import is_marked
-from fm_core.launch.worker_main import Rank, write_exit_record
+from fm_core.launch.worker_main import Rank
 
 CONFIRM_SECONDS = 3.0
 """Time between the two looks at all heartbeats; a live rank publishes several in this span."""
@@ -100,7 +101,8 @@ class HangWatchdog:
         message = f"no progress for {limit:g} s: {details or reason}"
         print(message, flush=True)
         faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
-        write_exit_record(self._stage, self._rank, Outcome.FAILED, message)
+        rank = self._rank
+        write_exit_record(rank.control, self._stage, rank.job, rank.number, Outcome.FAILED, message)
         for number in culprits:
             # Its agent would wait half a minute for a stopped process.
             if number != self._rank.number and now[number].host == socket.gethostname():

@@ -1,4 +1,4 @@
-"""Worker of training, one per rank: `python -m fm_core.training.train_worker CONFIG` under torchrun."""
+"""Training worker: the work of one rank."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from fm_core.data.reader import ImageReader
 from fm_core.data.sampler import ORDER_VERSION
 from fm_core.errors import StopRequested, UserError
 from fm_core.launch.upload_handover import start_upload_worker, stop_upload_worker
-from fm_core.launch.worker_main import Rank, run_worker
+from fm_core.launch.worker_main import Rank
 from fm_core.method.dequantization import Quantizer
 from fm_core.models.build import Method, build_method, build_network
 from fm_core.models.flops import flops_per_image
@@ -46,14 +46,17 @@ def train(config: RunConfig, rank: Rank) -> None:
     if trainer.log:
         trainer.log.forget_after(state.step)
         trainer.log.status(state, now=True)
-    trainer.watchdog = HangWatchdog("train", rank, config.train.hang_seconds)
+    if rank.watched:
+        trainer.watchdog = HangWatchdog("train", rank, config.train.hang_seconds)
     try:
         state = run(trainer, state)
     except StopRequested as stop:
-        trainer.watchdog.stop()
+        if trainer.watchdog:
+            trainer.watchdog.stop()
         raise _after_stop(config, trainer, stop) from None
     # The other ranks are done; they wait for rank 0 outside of collectives, which would time out.
-    trainer.watchdog.stop()
+    if trainer.watchdog:
+        trainer.watchdog.stop()
     if trainer.checkpoints and trainer.log:
         _finish(config, trainer, trainer.checkpoints, trainer.log, state)
 
@@ -205,7 +208,3 @@ def _batch_source(config: RunConfig, manifest: Manifest, method: Method, ranks: 
         label_dropout=config.train.label_dropout,
         null_label=manifest.class_count or 0,
     )
-
-
-if __name__ == "__main__":
-    run_worker("train", train)

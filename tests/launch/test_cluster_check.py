@@ -40,7 +40,7 @@ def test_equal_hosts_pass():
         ({"versions": {"torch": "2.13.0"}}, "versions", "fm_core is abc on a and None on b"),
         ({"device": "A100"}, "devices", "a: 2 x CPU, b: 2 x A100; all hosts should have the same"),
         ({"devices": 0}, "devices", "fewer than processes on b"),
-        ({"run_directory": False}, "run directory", "out of sight of b; give train.checkpoint_root"),
+        ({"run_directory": False}, "run directory", "not visible on b; give train.checkpoint_root"),
         ({"data": False}, "data", "on b; fm shard"),
         ({"scratch_bytes": 2**30}, "free scratch space", "b: 1 GiB; 2 GiB are needed"),
         ({"clock": 1060.5}, "clocks", "60.500 s apart; let NTP set them"),

@@ -4,7 +4,7 @@ import pytest
 
 from fm_core.errors import JobFailedError, StopRequested, UserError
 from fm_core.launch.dispatch import Job
-from fm_core.launch.supervisor import _failure_of
+from fm_core.launch.failure_reasons import failure_of
 from fm_core.storage.atomic_files import write_json
 
 
@@ -36,8 +36,8 @@ class TestVerdict:
             (("error", "user"), False, UserError, "word 1"),
             (("unreachable", "unreachable"), False, JobFailedError, "rank 0: word 0"),
             (("unreachable", None), False, JobFailedError, "rank 1 on h was killed; rank 0: word 0"),
-            ((None, None), False, JobFailedError, "without a word from ranks 0 to 1 on h: all were killed"),
-            ((None,), False, JobFailedError, "without a word from rank 0 on h: all were killed"),
+            ((None, None), False, JobFailedError, "no exit record from ranks 0 to 1 on h: all were killed"),
+            ((None,), False, JobFailedError, "no exit record from rank 0 on h: all were killed"),
             ((None, None), False, JobFailedError, "one\ntwo"),
             (("done", "done"), False, JobFailedError, "not complete"),
         ],
@@ -46,10 +46,10 @@ class TestVerdict:
         job = self.job(tmp_path, *kinds)
         if stop:
             (tmp_path / "STOP").touch()
-        verdict = _failure_of(job, tmp_path)
+        verdict = failure_of(job, tmp_path)
         assert type(verdict) is error
         assert words in str(verdict)
 
     def test_words_of_an_earlier_job_do_not_count(self, tmp_path):
         job = self.job(tmp_path, "user", "user").model_copy(update={"id": "b2"})
-        assert "without a word" in str(_failure_of(job, tmp_path))
+        assert "no exit record" in str(failure_of(job, tmp_path))

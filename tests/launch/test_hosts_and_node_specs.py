@@ -12,7 +12,8 @@ import pytest
 from fm_core.config import RunConfig, dump_yaml
 from fm_core.errors import JobFailedError, StopRequested, UserError
 from fm_core.launch.dispatch import submit, world
-from fm_core.launch.exit_records import END_WORD, collect_exit_records, open_log
+from fm_core.launch.exit_records import PREFIX, collect_exit_records, open_log
+from fm_core.launch.failure_reasons import failure_of
 from fm_core.launch.hostfile import read_hostfile
 from fm_core.launch.job import JOB_VARIABLE, Job, end_processes, processes_marked
 from fm_core.launch.launcher import JobSpec, worker_environment
@@ -22,7 +23,6 @@ from fm_core.launch.node_spec import (
     portable_environment,
     remove_visibility_marks,
 )
-from fm_core.launch.supervisor import _failure_of
 from fm_core.storage.atomic_files import read_json, write_json
 
 FACTS = {"id": "00a1", "stage": "train", "host": "h1", "processes": 3, "threads": 1, "log": "x"}
@@ -39,7 +39,7 @@ def test_a_hostfile_gives_the_processes_of_each_host_in_its_order(tmp_path):
     [
         ("", "names no host"),
         ("# nothing\n", "names no host"),
-        ("a slots=2\na slots=2", "line 2 of .*a is there twice"),
+        ("a slots=2\na slots=2", "line 2 of .*a appears twice"),
         ("a slots=two", "line 1 of .*'a slots=two'"),
         ("root@a slots=2", "line 1 of .*'root@a slots=2'"),
         ("node[1-4] slots=2", "line 1"),
@@ -184,12 +184,12 @@ def test_words_of_hosts_out_of_sight_are_gathered_from_the_log(tmp_path):
 
     def end(host, rank, of):
         record = {"schema": 1, "job": of, "rank": rank, "kind": "error", "message": f"of {of}"}
-        return f"{host}: {END_WORD}{json.dumps(record)}\n"
+        return f"{host}: {PREFIX}{json.dumps(record)}\n"
 
     log.write_text(end("h2", 1, "00a1"))  # before the job began: not its own
     open_log(job)
     with log.open("a") as file:
-        file.write("h2: step 3\n" + end("h2", 1, "00a1") + end("h3", 2, "b2") + f"h3: {END_WORD}{{cut")
+        file.write("h2: step 3\n" + end("h2", 1, "00a1") + end("h3", 2, "b2") + f"h3: {PREFIX}{{cut")
     write_json(tmp_path / "train-0.end.json", {"job": "00a1", "rank": 0, "kind": "done", "message": ""})
     collect_exit_records(job, tmp_path)
     assert read_json(tmp_path / "train-1.end.json")["message"] == "of 00a1"
@@ -247,7 +247,7 @@ class TestVerdict:
         for rank, kind in kinds.items():
             record = {"job": job.id, "rank": rank, "kind": kind, "message": f"word {rank}"}
             write_json(path / f"train-{rank}.end.json", record)
-        return _failure_of(job, path, lost)
+        return failure_of(job, path, lost)
 
     @pytest.mark.parametrize(
         ("kinds", "words"),

@@ -58,7 +58,8 @@ from tests.support.fake_job import FAKE_RANK
 
 def pretend(config, observe):
     control = Path(config.run.root)
-    supervise(StageJob(control, control / "logs", "pretend", FAKE_RANK, config, lambda: False), observe)
+    job = StageJob(control, control / "logs", "pretend", FAKE_RANK, config, lambda: False)
+    supervise(job, observe)
 
 sys.modules["fm_core.stages.train"] = SimpleNamespace(train=pretend)
 sys.exit(cli.main(["train", "--config", sys.argv[1]]))
@@ -115,7 +116,8 @@ def test_a_killed_supervisor_leaves_the_job_and_the_next_one_attaches(job):
     script = (
         "import sys; from pathlib import Path; from fm_core.config import RunConfig;"
         "from fm_core.launch.supervisor import StageJob, supervise; p = Path(sys.argv[1]);"
-        "supervise(StageJob(p, p / 'logs', 'pretend', 'tests.support.fake_rank', RunConfig.model_validate("
+        "supervise(StageJob(p, p / 'logs', 'pretend', 'tests.support.fake_rank:work',"
+        "RunConfig.model_validate("
         "{'launch': {'processes': 2}}), lambda: False), print)"
     )
     supervisor = subprocess.Popen([sys.executable, "-c", script, str(job.control)])
@@ -159,8 +161,7 @@ def test_a_rank_that_nobody_knows_of_does_not_work(tmp_path, monkeypatch, record
         write_json(tmp_path / "job.json", {**facts, "pid": os.getpid() + 1})
     script = (
         "import fm_core.launch.worker_main as r, sys; r.ADOPTION_SECONDS = 0.5;"
-        "sys.argv = ['x', 'none.yaml'];"
-        "r.run_worker('pretend', lambda config, rank: open('worked', 'w'))"
+        "r.run_worker('pretend', lambda config, rank: open('worked', 'w'), 'none.yaml')"
     )
     variables = {"FM_CONTROL": str(tmp_path), "FM_LOGS": str(tmp_path), "FM_JOB": "a1"}
     variables |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
@@ -173,7 +174,7 @@ def test_a_rank_that_nobody_knows_of_does_not_work(tmp_path, monkeypatch, record
     assert done.returncode == 1
     assert not (tmp_path / "worked").exists()
     assert list(tmp_path.glob("*.end.json")) == []
-    assert "rank 0 ends" in (tmp_path / "pretend-0.log").read_text()
+    assert "rank 0 exits" in (tmp_path / "pretend-0.log").read_text()
 
 
 def test_a_directory_held_by_another_host_is_refused_in_one_line(tmp_path):

@@ -8,7 +8,9 @@ import pytest
 from fm_core.config import RunConfig
 from fm_core.errors import JobFailedError, StopRequested, UnrecoverableError, UserError
 from fm_core.launch.dispatch import submitted
-from fm_core.launch.supervisor import StageJob, _failure_of, _pause, supervise
+from fm_core.launch.failure_reasons import failure_of
+from fm_core.launch.restart_policy import pause
+from fm_core.launch.supervisor import StageJob, supervise
 from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Progress
 from fm_core.run.status import write_status
@@ -123,10 +125,10 @@ def test_what_lasts_of_training_is_its_newest_checkpoint(tmp_path):
 def test_a_stop_file_ends_the_pause_before_a_restart(tmp_path):
     (tmp_path / "STOP").touch()
     with pytest.raises(StopRequested):
-        _pause(100, tmp_path)
+        pause(100, tmp_path)
     with pytest.raises(StopRequested):
-        _pause(0, tmp_path / "control", tmp_path)
-    _pause(0, tmp_path / "control")
+        pause(0, tmp_path / "control", tmp_path)
+    pause(0, tmp_path / "control")
 
 
 @pytest.mark.slow
@@ -139,7 +141,7 @@ def test_what_ended_each_rank_reaches_the_caller(job):
     assert job.processes() == []
     # Without the refusal it would have been a failure, told in one line.
     job.control.joinpath("pretend-0.end.json").unlink()
-    verdict = str(_failure_of(handle, job.control))
+    verdict = str(failure_of(handle, job.control))
     assert f"rank 2 on {socket.gethostname()} was killed" in verdict
     assert "rank 1: ZeroDivisionError: a number" in verdict
     assert "\n" not in verdict

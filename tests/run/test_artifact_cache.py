@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fm_core.errors import StopRequested, UserError
-from fm_core.run import artifact_cache as cell_module
+from fm_core.run import lease as lease_module
 from fm_core.run.artifact_cache import ArtifactCache, exclusive_lock
 from fm_core.run.lease import Lease
 from fm_core.storage.atomic_files import read_json, write_json
@@ -98,7 +98,7 @@ def test_who_works_alone_hears_of_a_stop_file(tmp_path, place):
 
 
 def test_who_works_alone_says_so_between_two_calls_as_well(tmp_path, monkeypatch):
-    monkeypatch.setattr(cell_module, "HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr(lease_module, "HEARTBEAT_SECONDS", 0.05)
     with exclusive_lock(tmp_path):
         first = read_json(tmp_path / "lock")["heartbeat"]
         deadline = time.monotonic() + 30
@@ -110,7 +110,7 @@ def test_who_works_alone_says_so_between_two_calls_as_well(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("other", [{"host": "elsewhere"}, {"pid": 1}, {"created": 1.0}])
 def test_a_lock_that_has_become_another_s_is_left_to_it(tmp_path, monkeypatch, other):
-    monkeypatch.setattr(cell_module, "HEARTBEAT_SECONDS", 0.02)
+    monkeypatch.setattr(lease_module, "HEARTBEAT_SECONDS", 0.02)
     with exclusive_lock(tmp_path):
         record = read_json(tmp_path / "lock")
         record.pop("schema")
@@ -123,5 +123,5 @@ def test_a_lock_that_has_become_another_s_is_left_to_it(tmp_path, monkeypatch, o
 
 def test_a_holder_without_a_process_is_told_by_its_name(tmp_path):
     Lease(tmp_path / "lock").take_for("Slurm job 7")
-    with pytest.raises(UserError, match="Slurm job 7 works here"), exclusive_lock(tmp_path):
+    with pytest.raises(UserError, match="is in use by Slurm job 7"), exclusive_lock(tmp_path):
         pass

@@ -11,7 +11,7 @@ from fm_core.launch.dispatch import JOB_VARIABLE, submitted
 from fm_core.launch.supervisor import StageJob, supervise
 from tests.support import ROOT
 
-FAKE_RANK = "tests.support.fake_rank"
+FAKE_RANK = "tests.support.fake_rank:work"
 LAUNCH = {"processes": 2, "restarts": 0, "restart_seconds": 0.2}
 
 

@@ -32,7 +32,8 @@ def run_job(
     began = time.monotonic()
     try:
         made = control / "made-0.json"
-        duty = StageJob(control, control / "logs", stage, "tests.support.fake_rank", config, made.exists)
+        worker = "tests.support.fake_rank:work"
+        duty = StageJob(control, control / "logs", stage, worker, config, made.exists)
         supervise(duty, lambda progress: None)
         kind, message = "done", ""
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Fake rank of a job, with few imports: `python -m tests.support.fake_rank CONFIG`.
+"""Fake rank of a job, with few imports.
 
 FAKE_RANKS says what each rank does, e.g. "write;raise": rank 0 writes its file, rank 1 raises.
 """
@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 from fm_core.errors import StopRequested, UnreachableError, UnrecoverableError, UserError
-from fm_core.launch.worker_main import run_worker
 from fm_core.run.progress import Progress
 from fm_core.run.status import write_status
 from fm_core.storage.atomic_files import write_json
@@ -53,7 +52,3 @@ def work(config, rank):
             time.sleep(0.1)
     elif does != "nothing":
         raise ValueError(does)
-
-
-if __name__ == "__main__":
-    run_worker("pretend", work)

@@ -36,6 +36,13 @@ class FaultyPath(OptimalTransport):
         return super().sample(x0, x1, t)
 
 
+class FailingPath(OptimalTransport):
+    """The optimal-transport path that raises at the first micro-batch, with a message of two lines."""
+
+    def sample(self, x0, x1, t):
+        raise ZeroDivisionError("a number\nof two lines")
+
+
 class FailingObjective(FlowMatching):
     """Flow matching whose loss raises at the first step."""
 

@@ -1,0 +1,244 @@
+"""Debug launcher: the one rank of a job runs in this process, so that a debugger and a profiler see it.
+
+There is no agent, no watchdog and no restart, and standard input and output stay the terminal's. While the
+rank runs, this process has what a rank of a local job has: the environment, threads, signal handlers, and a
+process group of one. All of that is restored afterwards, so that several stages run in one interpreter.
+"""
+
+import bdb
+import faulthandler
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import psutil
+
+from fm_core.config import load_config
+from fm_core.errors import Outcome, StopRequested, UserError, outcome_of
+from fm_core.launch.exit_records import write_exit_record
+from fm_core.launch.job import GRACE_SECONDS, Job, agent_lives, end_processes, kill
+from fm_core.launch.launcher import JobSpec, JobStatus, StageJob, with_agent, worker_environment
+from fm_core.launch.worker_main import Rank, load_worker
+from fm_core.run.lease import Lease
+from fm_core.run.progress import Observer, no_progress
+from fm_core.run.status import progress_of, read_status
+from fm_core.storage.atomic_files import write_json
+
+OBSERVE_SECONDS = 0.5
+DEBUGGERS = ("pdb", "bdb", "cmd", "code", "IPython", "ipdb", "pudb", "pydevd", "_pydevd_bundle", "debugpy")
+"""Modules whose frames mean that a debugger has the control."""
+
+
+def submit(spec: JobSpec) -> Job:
+    """Name this process as the agent of the job; `run_in_process` is what runs the rank."""
+    with (spec.logs / f"{spec.job.stage}-0.log").open("a") as log:
+        log.write(
+            f"job {spec.job.id}: launch.kind debug, in process {os.getpid()} on {spec.job.host}; "
+            "its output went to its terminal\n"
+        )
+    return with_agent(spec.job, os.getpid())
+
+
+def poll(job: Job) -> JobStatus:
+    """Whether the process runs the rank; `collect` clears the process id."""
+    return JobStatus(agent_lives(job))
+
+
+def cancel(job: Job, control: Path, grace: float = GRACE_SECONDS) -> None:
+    """Ask the process to save and exit; kill it after `grace` seconds, unless it is this one."""
+    control.joinpath("STOP").touch()
+    if job.pid is None or job.pid == os.getpid() or not agent_lives(job):
+        return
+    process = psutil.Process(job.pid)
+    with suppress(psutil.NoSuchProcess):
+        process.terminate()
+    deadline = time.monotonic() + grace
+    while agent_lives(job) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    if agent_lives(job):
+        kill([process])
+
+
+def collect(job: Job, control: Path) -> list[str]:
+    """Record that no process runs the job any more, and end the processes that the rank started."""
+    end_processes(job.id, GRACE_SECONDS, spare=frozenset({os.getpid()}))
+    write_json(control / "job.json", job.model_copy(update={"pid": None, "created": None}).model_dump())
+    return []
+
+
+def cleanup(job: Job) -> None:
+    """End the processes that the rank started."""
+    end_processes(job.id, GRACE_SECONDS, spare=frozenset({os.getpid()}))
+
+
+@dataclass
+class DebugRank(Rank):
+    """The only rank of a job, in the process of its stage."""
+
+    observe: Observer = no_progress
+    _observed_at: float = 0.0
+
+    def stop_requested(self) -> bool:
+        """Whether to stop; called between pieces of work, where it also reports progress."""
+        now = time.monotonic()
+        if now - self._observed_at > OBSERVE_SECONDS:
+            self._observed_at = now
+            status = read_status(self.control)
+            if status and status.get("job") == self.job:
+                self.observe(progress_of(status))
+        return super().stop_requested()
+
+    def handle_interrupt(self, number: int, frame: FrameType | None) -> None:
+        """SIGINT handler: in a debugger, and the second time, a KeyboardInterrupt; else a request to stop."""
+        if self._stop_signaled or in_debugger(frame):
+            raise KeyboardInterrupt
+        self.request_stop(number, frame)
+        print("stopping after this step; Ctrl-C again to stop at once", file=sys.stderr, flush=True)
+
+
+def run_in_process(job: Job, stage_job: StageJob, observe: Observer) -> None:
+    """Run the rank of a job that was submitted; its exceptions are raised with their own traceback.
+
+    Raises:
+        StopRequested: it was asked to stop, or the debugger was quit.
+    """
+    control, stage = stage_job.control.resolve(), stage_job.stage
+    rank = DebugRank(
+        number=0,
+        count=1,
+        local=0,
+        control=control,
+        job=job.id,
+        run=stage_job.logs.resolve().parent,
+        watched=False,
+        observe=observe,
+    )
+    outcome, message = Outcome.DONE, ""
+    with ExitStack() as restored:
+        restored.enter_context(Lease(control / "lock").keep_alive(job=job.id))
+        restored.enter_context(_environment(job, stage_job))
+        restored.enter_context(_streams())
+        restored.enter_context(_signal_handlers(rank))
+        restored.enter_context(_torch_settings(job.threads))
+        restored.enter_context(_process_group())
+        try:
+            load_worker(stage_job.worker)(load_config(stage_job.logs / f"{stage}.yaml"), rank)
+        except bdb.BdbQuit:
+            outcome, message = Outcome.STOPPED, "the debugger was quit; run it again to continue"
+            raise StopRequested(message) from None
+        except BaseException as error:
+            outcome, message = outcome_of(error), str(error)
+            raise
+        finally:
+            write_exit_record(control, stage, job.id, 0, outcome, message)
+
+
+def in_debugger(frame: FrameType | None) -> bool:
+    """Whether a debugger has the control: one of its frames lies above that of `run_in_process`."""
+    while frame and frame.f_code is not run_in_process.__code__:
+        if str(frame.f_globals.get("__name__")).partition(".")[0] in DEBUGGERS:
+            return True
+        frame = frame.f_back
+    return False
+
+
+@contextmanager
+def _environment(job: Job, stage_job: StageJob) -> Generator[None]:
+    before = dict(os.environ)
+    os.environ.update(worker_environment(job, stage_job.control, stage_job.logs, 1))
+    ranks = dict.fromkeys(("RANK", "LOCAL_RANK", "GROUP_RANK"), "0") | dict.fromkeys(
+        ("WORLD_SIZE", "LOCAL_WORLD_SIZE"), "1"
+    )
+    # The process group is made from a store in memory: nobody listens at this address.
+    os.environ.update(ranks | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "GLOO_SOCKET_IFNAME": "lo"})
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
+
+
+@contextmanager
+def _streams() -> Generator[None]:
+    before = sys.stdin, sys.stdout, sys.stderr
+    try:
+        yield
+    finally:
+        sys.stdin, sys.stdout, sys.stderr = before
+
+
+@contextmanager
+def _signal_handlers(rank: DebugRank) -> Generator[None]:
+    """SIGINT and SIGTERM stop the rank after its step; a crash prints the stacks of all threads."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python lets the main thread alone set handlers
+        return
+    handlers = {signal.SIGTERM: rank.request_stop, signal.SIGINT: rank.handle_interrupt}
+    before = {number: signal.getsignal(number) for number in handlers}
+    before = {number: old for number, old in before.items() if old not in (None, signal.SIG_IGN)}
+    for number in before:
+        signal.signal(number, handlers[number])
+    faults = faulthandler.is_enabled()
+    if not faults and sys.__stderr__ is not None:
+        faulthandler.enable(sys.__stderr__)
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+        if not faults:
+            faulthandler.disable()
+        debugger: Any = sys.modules.get("pdb")
+        if debugger and getattr(debugger.Pdb, "_previous_sigint_handler", None):
+            # It keeps the handler that it found, and would set it again at the next prompt.
+            debugger.Pdb._previous_sigint_handler = None
+
+
+@contextmanager
+def _torch_settings(threads: int) -> Generator[None]:
+    """As many threads as a rank of its own would have; what stages set for themselves is undone."""
+    import torch
+
+    cudnn: Any = torch.backends.cudnn
+    count, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    benchmark, allow_tf32 = cudnn.benchmark, cudnn.allow_tf32
+    generator = torch.get_rng_state()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(count)
+        torch.set_float32_matmul_precision(precision)
+        cudnn.benchmark, cudnn.allow_tf32 = benchmark, allow_tf32
+        torch.set_rng_state(generator)
+
+
+@contextmanager
+def _process_group() -> Generator[None]:
+    """A process group of one rank, made without a connection; DeepSpeed joins it."""
+    import torch
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        raise UserError("launch.kind debug: this interpreter already has a process group; destroy it first")
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # pyright: ignore[reportPrivateImportUsage]
+    try:
+        yield
+    finally:
+        deepspeed: Any = sys.modules.get("deepspeed.comm.comm")
+        if deepspeed and deepspeed.cdb:
+            # With the groups that it has made of its own.
+            deepspeed.destroy_process_group()
+            deepspeed.cdb = None
+        if dist.is_initialized():
+            dist.destroy_process_group()

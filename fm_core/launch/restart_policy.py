@@ -1,0 +1,75 @@
+"""Restart policy of a job: how often in a row it is restarted, after which pauses, and what resets the count.
+
+Each restart is a line of logs/restarts.jsonl. The pause doubles from one restart in a row to the next; more
+progress than ever before makes the next failure the first of a row.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fm_core.config import LaunchSection
+from fm_core.errors import StopRequested
+from fm_core.storage.atomic_files import append_line
+
+PAUSE_STEP_SECONDS = 0.5
+LONGEST_PAUSE_SECONDS = 300.0
+
+
+@dataclass(frozen=True)
+class Restart:
+    """One restart."""
+
+    number: int
+    """In the row, from 1."""
+    limit: int
+    """launch.restarts."""
+    pause_seconds: float
+    reason: str
+    """The failure, in one line."""
+
+    @property
+    def message(self) -> str:
+        """Progress message during the pause."""
+        return f"restart {self.number} of {self.limit} in {self.pause_seconds:g} s: {self.reason}"
+
+
+class RestartPolicy:
+    """Counts the restarts of one job."""
+
+    def __init__(self, stage: str, launch: LaunchSection, logs: Path, lasting: Callable[[], int]) -> None:
+        """`lasting` returns how much is finished for good, in any unit."""
+        self._stage, self._launch, self._logs, self._lasting = stage, launch, logs, lasting
+        self._row = self._most = 0
+
+    def next_restart(self, failure: Exception) -> Restart | None:
+        """The restart after a failure, recorded in restarts.jsonl; None if the limit is reached."""
+        if (progress := self._lasting()) > self._most:
+            self._row, self._most = 0, progress
+        limit = self._launch.restarts
+        if self._row == limit:
+            return None
+        pause = min(self._launch.restart_seconds * 2**self._row, LONGEST_PAUSE_SECONDS)
+        self._row += 1
+        record = {
+            "stage": self._stage,
+            "restart": self._row,
+            "of": limit,
+            "pause_seconds": pause,
+            "failed": time.time(),
+            "because": str(failure),
+        }
+        append_line(self._logs / "restarts.jsonl", record)
+        return Restart(self._row, limit, pause, str(failure).splitlines()[0])
+
+
+def pause(seconds: float, *directories: Path) -> None:
+    """Wait before a restart. Raises StopRequested once there is a STOP file in one of the directories."""
+    deadline = time.monotonic() + seconds
+    while True:
+        if any(directory.joinpath("STOP").exists() for directory in directories):
+            raise StopRequested("stopped before a restart; run it again to continue")
+        if time.monotonic() >= deadline:
+            return
+        time.sleep(min(PAUSE_STEP_SECONDS, seconds))
