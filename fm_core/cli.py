@@ -14,7 +14,7 @@ from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
 
 from fm_core.commands import estimate, stage_function
 from fm_core.config import RunConfig, load_config, parse_config
-from fm_core.errors import Outcome, StopRequested, UserError, outcome_of
+from fm_core.errors import FlowMatchingError, Outcome, StopRequested, UserError, outcome_of
 
 STAGES = {
     "shard": "write the shards and manifest of a data set, or verify them",
@@ -107,6 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif not isinstance(error, UserError):
             logging.getLogger("fm_core").debug("failed", exc_info=True)
             message = f"{type(error).__name__}: {error}"
+            if not isinstance(error, FlowMatchingError):
+                message = message.splitlines()[0]
         print(f"fm: {message}", file=sys.stderr)
         return outcome.exit_code
     return 0

@@ -17,8 +17,9 @@ from fm_core.data.reader import ImageReader
 from fm_core.errors import UserError
 from fm_core.evaluation.dataset_likelihood import batch_bits, tighter_settings
 from fm_core.evaluation.features.classifier_features import RECIPE
-from fm_core.evaluation.features.extractor import Extractor, OnStep, open_extractor
+from fm_core.evaluation.features.extractor import Extractor, OnStep
 from fm_core.evaluation.features.inception import NO_WEIGHTS
+from fm_core.evaluation.features.open_extractor import open_extractor
 from fm_core.evaluation.image_sources import ImageSource, external_images, run_samples, sampler_images
 from fm_core.evaluation.nfe_curve import curve_part, solver_settings
 from fm_core.evaluation.reference import STATISTICS_VERSION, Reference, ReferenceSplit, reference_from_npz

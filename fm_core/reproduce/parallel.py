@@ -23,7 +23,7 @@ import torch
 from fm_core.config import RunConfig, dump_yaml, load_config
 from fm_core.data.manifest import load_manifest
 from fm_core.errors import StopRequested, UserError
-from fm_core.evaluation.features.extractor import open_extractor
+from fm_core.evaluation.features.open_extractor import open_extractor
 from fm_core.evaluation.torch_threads import cpu_threads
 from fm_core.launch.detached import spawn_detached
 from fm_core.launch.dispatch import GRACE_SECONDS, device_count, world

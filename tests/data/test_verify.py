@@ -3,7 +3,6 @@ import tarfile
 
 import numpy as np
 import pytest
-from photographs import NpzFiles
 
 from fm_core.config.data import DataSection, SourceSection
 from fm_core.data.dataset_builder import repair_dataset, write_dataset
@@ -12,6 +11,7 @@ from fm_core.data.shard_sidecar import sidecar_path
 from fm_core.data.verify import validate_dataset, validate_manifest
 from fm_core.errors import UserError
 from fm_core.storage.store import Store
+from tests.support.photographs import NpzFiles
 
 
 @pytest.fixture(params=["block", "image"])

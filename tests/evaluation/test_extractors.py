@@ -11,8 +11,9 @@ from torch import nn
 
 from fm_core.config import EvaluateSection
 from fm_core.errors import UserError
-from fm_core.evaluation.features.extractor import as_rgb, open_extractor
+from fm_core.evaluation.features.extractor import as_rgb
 from fm_core.evaluation.features.extractor_weights import verified_weights
+from fm_core.evaluation.features.open_extractor import open_extractor
 from tests.support import ROOT
 from tests.support.virtual_environment import environment_with
 

@@ -18,8 +18,9 @@ from fm_core.config import EvaluateSection
 from fm_core.data.manifest import load_manifest
 from fm_core.errors import UserError
 from fm_core.evaluation.features import inception
-from fm_core.evaluation.features.extractor import as_rgb, open_extractor
+from fm_core.evaluation.features.extractor import as_rgb
 from fm_core.evaluation.features.inception import torch_fidelity_module
+from fm_core.evaluation.features.open_extractor import open_extractor
 
 root, name, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
 manifest = load_manifest(root, name)

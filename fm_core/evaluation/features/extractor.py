@@ -7,9 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fm_core.config import EvaluateSection
-from fm_core.data.manifest import Manifest
-
 Extract = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 OnStep = Callable[[int, int, float], None]
 
@@ -40,27 +37,6 @@ class Extractor:
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Extract features and class probabilities of images uint8 [N, C, S, S]."""
         return self.extract(images)
-
-
-def open_extractor(
-    settings: EvaluateSection, root: str, manifest: Manifest, device: torch.device, on_step: OnStep
-) -> Extractor:
-    """Build the extractor of evaluate.features; a classifier is trained if the data set has none yet.
-
-    Raises:
-        UserError: weights are missing, do not match their hash or do not fit, or a package is missing.
-    """
-    if settings.features == "classifier":
-        from fm_core.evaluation.features.classifier_features import classifier_extractor
-
-        return classifier_extractor(root, manifest, device, on_step)
-    if settings.features == "inception":
-        from fm_core.evaluation.features.inception import inception_extractor
-
-        return inception_extractor(settings, root, manifest, device)
-    from fm_core.evaluation.features.custom_features import custom_extractor
-
-    return custom_extractor(settings, root, manifest, device)
 
 
 def as_rgb(images: Tensor, levels: int) -> Tensor:

@@ -1,0 +1,133 @@
+"""Names and sizes of modules: each name once, no cycles inside a room, few very short files."""
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+from tests.test_architecture import CORE, ROOT, imports_of, modules, name_of, room_of
+
+SHORT = 60
+"""A module of fewer lines needs a reason in SHORT_MODULES."""
+SHORT_MODULES = {
+    # Sections of the configuration are as long as they have keys.
+    "fm_core.config.export": "one section of the configuration",
+    "fm_core.config.method": "one section of the configuration",
+    "fm_core.config.online_eval": "one section of the configuration",
+    "fm_core.config.performance": "one section of the configuration",
+    "fm_core.config.report": "one section of the configuration",
+    "fm_core.config.run": "one section of the configuration",
+    "fm_core.config.sample": "one section of the configuration",
+    "fm_core.config.section": "the base class of the sections",
+    "fm_core.config.sizes": "a table of published sizes",
+    "flows.automations": "a command of its own",
+    "flows.checkpoint_events": "the events that automations listen for",
+    "flows.prefect_plugin": "loaded by Prefect at every import, so it must import nothing else",
+    "flows.presets": "the configuration types of the flows, one line each",
+    "flows.stages": "the four single-stage flows",
+    "fm_core.checkpoint.train_state": "the schema of a file on disk",
+    "fm_core.data.sources.image_decoding": "one function that all image sources share",
+    "fm_core.data.sources.splits": "the permutation that every source must share",
+    "fm_core.data.wids_index": "the index format of another tool",
+    "fm_core.evaluation.evaluation_worker": "entry point of the ranks",
+    "fm_core.evaluation.features.open_extractor": "the only module that knows all extractors",
+    "fm_core.evaluation.metrics.inception_score": "one metric",
+    "fm_core.evaluation.torch_threads": "one rule that stages and comparisons share",
+    "fm_core.launch.detached": "the one way to spawn a process that outlives its parent",
+    "fm_core.launch.hostfile": "a file format of its own",
+    "fm_core.launch.local": "one launcher",
+    "fm_core.launch.run_jobs": "all jobs of a run, for cancellation",
+    "fm_core.method.couplings": "the base class that couplings extend",
+    "fm_core.method.guidance": "one technique",
+    "fm_core.method.times": "the former name of timestep_samplers, which plug-ins import",
+    "fm_core.method.types": "type aliases that every module of the room imports",
+    "fm_core.models.flops": "one count",
+    "fm_core.models.mlp": "one network",
+    "fm_core.reproduce.reproduce": "the entry point of the command",
+    "fm_core.reproduce.stage_functions": "what the comparisons are given instead of importing stages",
+    "fm_core.run.results": "the two result types",
+    "fm_core.run.status": "the schema of a file on disk",
+    "fm_core.sampling.compiled_network": "one wrapper",
+    "fm_core.sampling.sample_worker": "entry point of the ranks",
+    "fm_core.stages.compare": "a stage",
+    "fm_core.stages.shard": "a stage",
+    "fm_core.storage.file_lock": "one rule, written once",
+    "fm_core.storage.file_slice": "one class",
+    "fm_core.storage.hashing": "one rule, written once",
+    "fm_core.storage.local_paths": "one rule, written once",
+    "fm_core.storage.remote_file": "one class",
+    "fm_core.training.label_dropout": "one technique",
+    "fm_core.training.lr_schedule": "one function",
+    "fm_core.training.mfu": "one measurement",
+}
+"""Module -> why it stands alone."""
+NAMED_AFTER_STAGES = {"config", "flows"}
+"""Rooms whose files are named after the stages that they configure and supervise."""
+
+
+def room_or_flows(path: Path) -> str:
+    name = name_of(path)
+    return room_of(name) or name.split(".")[0]
+
+
+def test_no_file_name_is_used_in_two_rooms():
+    rooms: dict[str, set[str]] = defaultdict(set)
+    for path in modules(CORE):
+        room = room_or_flows(path)
+        if path.stem != "__init__" and room not in NAMED_AFTER_STAGES:
+            rooms[path.stem].add(room)
+    assert {stem: names for stem, names in rooms.items() if len(names) > 1} == {}
+
+
+def test_no_file_name_is_used_twice_in_one_room():
+    seen: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for path in modules(CORE, ROOT / "flows"):
+        if path.stem != "__init__":
+            seen[room_or_flows(path), path.stem].append(name_of(path))
+    assert [names for names in seen.values() if len(names) > 1] == []
+
+
+def test_no_public_class_name_is_defined_twice():
+    classes: dict[str, list[str]] = defaultdict(list)
+    for path in modules(CORE, ROOT / "flows"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                classes[node.name].append(name_of(path))
+    assert {name: places for name, places in classes.items() if len(places) > 1} == {}
+
+
+def test_no_import_cycle_inside_a_room():
+    """Imports inside functions count: a cycle that is broken so is one all the same."""
+    names = {name_of(path) for path in modules(CORE, ROOT / "flows")}
+    graph: dict[str, set[str]] = {}
+    for path in modules(CORE, ROOT / "flows"):
+        here, targets = name_of(path), set[str]()
+        for imported in imports_of(path):
+            module = imported if imported in names else imported.rpartition(".")[0]
+            if module in names and room_or_flows_of(module) == room_or_flows_of(here):
+                targets.add(module)
+        graph[here] = targets - {here}
+    finished: set[str] = set()
+
+    def visit(module: str, above: tuple[str, ...]) -> None:
+        assert module not in above, f"cycle: {' -> '.join([*above[above.index(module) :], module])}"
+        if module not in finished:
+            for target in sorted(graph[module]):
+                visit(target, (*above, module))
+            finished.add(module)
+
+    for module in sorted(graph):
+        visit(module, ())
+
+
+def room_or_flows_of(module: str) -> str:
+    return room_of(module) or module.split(".")[0]
+
+
+def test_short_modules_have_a_reason():
+    short = {
+        name_of(path)
+        for path in modules(CORE, ROOT / "flows")
+        if path.stem not in ("__init__", "__main__") and len(path.read_text().splitlines()) < SHORT
+    }
+    assert short - SHORT_MODULES.keys() == set(), "merge them, or give each a reason"
+    assert SHORT_MODULES.keys() - short == set(), "these are no longer short"
