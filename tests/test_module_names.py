@@ -1,4 +1,4 @@
-"""Names and sizes of modules: each name once, no cycles inside a room, few very short files."""
+"""Names and sizes of modules: unique names, no import cycles inside a package, few very short files."""
 
 import ast
 from collections import defaultdict

@@ -46,9 +46,9 @@ def test_every_benchmark_is_listed():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_benchmark_prints_its_ratio_and_writes_its_measurements(name, tmp_path):
-    script, words = BENCHMARKS / f"{name}.py", COMMANDS[name]
+    script, arguments = BENCHMARKS / f"{name}.py", COMMANDS[name]
     done = subprocess.run(
-        [sys.executable, script, "--rounds", "1", "--json", tmp_path / "results.json", *words],
+        [sys.executable, script, "--rounds", "1", "--json", tmp_path / "results.json", *arguments],
         cwd=tmp_path,
         capture_output=True,
         text=True,

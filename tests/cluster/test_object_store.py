@@ -1,4 +1,4 @@
-"""Two hosts that share no directory: data, checkpoints and samples lie on a real S3 server on the first."""
+"""Two hosts without a shared directory: data, checkpoints and samples are on an S3 server on the first."""
 
 import subprocess
 import sys
@@ -47,7 +47,7 @@ def objects(pair) -> list[str]:
 
 @pytest.fixture(scope="module")
 def story(pair, hostfile, tmp_path_factory):
-    """All stages; how each ended, and the objects there were afterwards."""
+    """Outcome of each stage, and the objects that exist afterwards."""
     folder = tmp_path_factory.mktemp("stored")
     launch = {"kind": "ssh", "hostfile": str(hostfile), "restarts": 0}
     server = subprocess.Popen(
@@ -68,17 +68,17 @@ for _ in range(200):
     assert pair.first.run("env", "-u", "http_proxy", sys.executable, "-c", make).strip() == "200"
     run = TwoHostRun(folder, pair.first, launch, OVER, **VARIABLES)
     pair.second.hide(folder)
-    told = {"run": run, "folder": folder}
+    outcomes = {"run": run, "folder": folder}
     for stage in ("shard", "train", "sample", "evaluate"):
         run.start(stage)
-        told[stage] = run.end()
-        told[f"{stage} hosts"] = submitted(run.path).hosts if submitted(run.path) else None
-    told["objects"] = objects(pair)
-    told["files of h2"] = pair.second.run("find", str(folder), "-type", "f").split()
+        outcomes[stage] = run.end()
+        outcomes[f"{stage} hosts"] = submitted(run.path).hosts if submitted(run.path) else None
+    outcomes["objects"] = objects(pair)
+    outcomes["files of h2"] = pair.second.run("find", str(folder), "-type", "f").split()
     run.close()
     server.terminate()
     server.wait()
-    return told
+    return outcomes
 
 
 def test_every_stage_succeeds(story):

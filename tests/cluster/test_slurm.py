@@ -1,4 +1,4 @@
-"""Training through a real Slurm of two nodes: preempted, warned of its end, cut off, cancelled, finished."""
+"""Training on a two-node Slurm cluster: preemption, time-limit warning, node loss, cancellation, resuming."""
 
 import time
 
@@ -17,21 +17,21 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def story(tmp_path_factory):
-    """One run through all that can happen to it."""
+    """Outcomes of one run that is preempted, warned, cut off, cancelled and resumed."""
     two_hosts.require(two_hosts.PROGRAMS | slurm_cluster.PROGRAMS)
     folder = tmp_path_factory.mktemp("slurm")
     pair = two_hosts.make_pair(folder)
     try:
-        yield _told(pair, SlurmCluster(pair, folder), folder)
+        yield _run_scenario(pair, SlurmCluster(pair, folder), folder)
     finally:
         pair.close()
 
 
-def _told(pair, slurm, folder):
+def _run_scenario(pair, slurm, folder):
     launch = {"kind": "slurm", "slurm": {"nodes": 2, "options": {"partition": "low"}, "notice_seconds": 60}}
     run = TwoHostRun(folder, pair.first, launch)
     shard(run.config)
-    told = {"run": run}
+    outcomes = {"run": run}
 
     def wait_for(number, wanted, seconds=60):
         deadline = time.monotonic() + seconds
@@ -42,47 +42,49 @@ def _told(pair, slurm, folder):
 
     # It is refused first, for an option that sbatch does not know.
     run.start("train", "--launch.slurm.options", '{"partition": "none"}')
-    told["refused"] = run.end()
+    outcomes["refused"] = run.end()
 
     # A job of higher priority takes both nodes for a moment.
     run.start("train")
-    told["preempted at"] = run.wait_beyond(8)
+    outcomes["preempted at"] = run.wait_beyond(8)
     job = submitted(run.path)
-    told["working"] = [len(host.processes(f"{JOB_VARIABLE}={job.id}")) for host in (pair.first, pair.second)]
+    outcomes["working"] = [
+        len(host.processes(f"{JOB_VARIABLE}={job.id}")) for host in (pair.first, pair.second)
+    ]
     slurm.command("sbatch", "--partition=high", "--nodes=2", "--output=/dev/null", "--wrap=sleep 1")
     wait_for(job.slurm, lambda job: (job["Restarts"], job["JobState"]) == ("1", "PENDING"))
-    told["after preemption"] = complete_steps(run.checkpoints)
+    outcomes["after preemption"] = complete_steps(run.checkpoints)
 
     # Slurm's warning before the time limit, as it would send it.
-    told["warned at"] = run.wait_beyond(run.steps()[-1] + 8)
+    outcomes["warned at"] = run.wait_beyond(run.steps()[-1] + 8)
     slurm.command("scancel", "--batch", "--signal=USR1", str(job.slurm))
     wait_for(job.slurm, lambda job: (job["Restarts"], job["JobState"]) == ("2", "PENDING"))
-    told["after warning"] = complete_steps(run.checkpoints)
+    outcomes["after warning"] = complete_steps(run.checkpoints)
 
     # The second node is cut off; Slurm gives it up, ends the job on the first and queues it for both again.
-    told["cut at"] = run.wait_beyond(run.steps()[-1] + 8)
+    outcomes["cut at"] = run.wait_beyond(run.steps()[-1] + 8)
     pair.disconnect()
     wait_for(job.slurm, lambda job: (job["Restarts"], job["JobState"]) == ("3", "PENDING"), 120)
-    told["nodes"] = slurm.command("sinfo", "--noheader", "--partition=low", "--format=%T %N")
-    told["left on the first"] = pair.first.processes(f"{JOB_VARIABLE}={job.id}")
-    told["after the cut"] = complete_steps(run.checkpoints)
+    outcomes["nodes"] = slurm.command("sinfo", "--noheader", "--partition=low", "--format=%T %N")
+    outcomes["left on the first"] = pair.first.processes(f"{JOB_VARIABLE}={job.id}")
+    outcomes["after the cut"] = complete_steps(run.checkpoints)
     pair.reconnect()
     slurm.command("scontrol", "update", "nodename=h2", "state=resume")  # Slurm itself looks after minutes
 
     # Somebody cancels it.
-    told["cancelled at"] = run.wait_beyond(run.steps()[-1] + 8, 180)
+    outcomes["cancelled at"] = run.wait_beyond(run.steps()[-1] + 8, 180)
     slurm.command("scancel", str(job.slurm))
-    told["cancel"] = run.end()
-    told["state"] = slurm.job(job.slurm)["JobState"]
-    told["left"] = [host.processes(f"{JOB_VARIABLE}={job.id}") for host in (pair.first, pair.second)]
-    told["after cancel"] = complete_steps(run.checkpoints)
-    told["first job"] = job
+    outcomes["cancel"] = run.end()
+    outcomes["state"] = slurm.job(job.slurm)["JobState"]
+    outcomes["left"] = [host.processes(f"{JOB_VARIABLE}={job.id}") for host in (pair.first, pair.second)]
+    outcomes["after cancel"] = complete_steps(run.checkpoints)
+    outcomes["first job"] = job
 
     run.start("train")
-    told["end"] = run.end()
-    told["last job"] = submitted(run.path)
+    outcomes["end"] = run.end()
+    outcomes["last job"] = submitted(run.path)
     run.close()
-    return told
+    return outcomes
 
 
 def test_what_sbatch_refuses_is_one_line(story):

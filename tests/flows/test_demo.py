@@ -1,4 +1,4 @@
-"""`infra/demo.sh`: from a clean tree to a report, again, in a wrong place, and interrupted."""
+"""`infra/demo.sh`: a first and a second run, refusals, and an interruption."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def test_the_demo_ends_with_a_report(demo: Demo):
     assert "<img" in Path(report.removeprefix("report: ")).read_text()
 
 
-def test_a_taken_port_is_said_and_another_one_is_used(demo: Demo):
+def test_a_taken_port_is_reported_and_another_one_is_used(demo: Demo):
     lines = demo.result.stdout.splitlines()
     assert demo.port != 4200
     assert lines[0] == f"port 4200 is in use; the Prefect server takes {demo.port}"
@@ -89,7 +89,7 @@ def test_the_second_demo_verifies_and_says_so(demo: Demo):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--", '{"trian": {}}'], "demo.sh: infra/configs/digits.yaml: trian: unknown key\n"),
         (["--", "{"], "demo.sh: after -- JSON is expected"),
@@ -98,10 +98,10 @@ def test_the_second_demo_verifies_and_says_so(demo: Demo):
         (["--kepe"], "demo.sh: --kepe is not an option; see --help\n"),
     ],
 )
-def test_a_wrong_word_is_refused_in_one_line(tmp_path: Path, options: list[str], told: str):
+def test_a_wrong_argument_is_refused_in_one_line(tmp_path: Path, options: list[str], message: str):
     refused = demo_command(copy_of_the_tree(tmp_path), *options)
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert refused.stderr.startswith(told)
+    assert refused.stderr.startswith(message)
     assert refused.stderr.count("\n") == 1
 
 
@@ -133,15 +133,15 @@ def test_a_full_disk_is_refused_in_one_line(small_disk: Path):
 
 
 def processes_below(root: Path) -> list[psutil.Process]:
-    found: list[psutil.Process] = []
+    matches: list[psutil.Process] = []
     for process in psutil.process_iter():
         try:
             ours = str(root) in (process.environ().get("PYTHONPATH") or "")
             if ours and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
+                matches.append(process)
         except psutil.Error:
             continue
-    return found
+    return matches
 
 
 def test_an_interrupted_demo_leaves_checkpoints_and_no_process(tmp_path: Path):
@@ -169,8 +169,8 @@ def test_an_interrupted_demo_leaves_checkpoints_and_no_process(tmp_path: Path):
         for process in processes_below(root):
             process.kill()
         raise
-    told = (tmp_path / "output.txt").read_text()
-    assert metrics.exists(), told
-    assert status == 3, told
-    assert list((root / "runs" / "digits" / "train" / "checkpoints").glob("step-*/COMPLETE")), told
+    printed = (tmp_path / "output.txt").read_text()
+    assert metrics.exists(), printed
+    assert status == 3, printed
+    assert list((root / "runs" / "digits" / "train" / "checkpoints").glob("step-*/COMPLETE")), printed
     assert processes_below(root) == []

@@ -1,4 +1,4 @@
-"""How good the digits of a full demo are, in figures that infra/demo.sh left in runs/digits."""
+"""Sample quality of a full demo, from the scores that infra/demo.sh left in runs/digits."""
 
 import json
 from pathlib import Path
@@ -20,17 +20,17 @@ pytestmark = [
 def scores() -> dict:
     config = load_config(ROOT / "infra" / "configs" / "digits.yaml")
     steps = -(-config.train.images // config.train.global_batch)
-    found = sorted((RUN / "evaluation" / f"step-{steps:08d}").glob("*.json"))
-    assert found, f"the demo in {RUN} is not one of the present configuration"
-    return json.loads(found[-1].read_text())
+    files = sorted((RUN / "evaluation" / f"step-{steps:08d}").glob("*.json"))
+    assert files, f"the demo in {RUN} is not one of the present configuration"
+    return json.loads(files[-1].read_text())
 
 
-def test_the_judge_reads_real_held_out_digits(scores: dict):
+def test_the_classifier_recognizes_real_validation_digits(scores: dict):
     assert scores["classifier"]["held_out_accuracy"] >= 0.97
     assert scores["recognised"]["held_out"] > 0.9
 
 
-def test_samples_are_read_nearly_as_surely_as_real_digits(scores: dict):
+def test_samples_are_recognized_nearly_as_often_as_real_digits(scores: dict):
     known = scores["recognised"]
     assert (known["images"], known["confidence"]) == (1000, 0.9)
     assert known["value"] >= 0.9 * known["held_out"]
@@ -52,5 +52,5 @@ def test_distances_of_samples_and_of_real_digits_are_of_equally_many_images(scor
 def test_samples_are_no_copies(scores: dict):
     page = (RUN / "report.html").read_text()
     least = float(page.split("by root mean square difference: ")[1].split(" to ")[0])
-    assert least > 0.5  # of 16 grey levels
+    assert least > 0.5  # of 16 intensity levels
     assert Path(RUN / "report.html").stat().st_size > 50_000

@@ -1,4 +1,4 @@
-"""What a flow run tells Prefect: name, bars, artifacts, final message; and what it refuses."""
+"""What a flow run reports to Prefect (name, task runs, artifacts, final message) and what it refuses."""
 
 import json
 import re
@@ -20,7 +20,7 @@ def test_the_final_message_carries_the_result(demo: Demo):
     )
 
 
-def test_a_run_can_be_recognised_by_its_name_and_tags(demo: Demo):
+def test_a_run_can_be_recognized_by_its_name_and_tags(demo: Demo):
     run = demo.run()
     assert run["name"] == "digits-s0"
     assert {"pipeline", "digits", "run:digits", "data:digits"} <= set(run["tags"])
@@ -33,8 +33,8 @@ def test_there_is_one_bar_for_each_stage(demo: Demo):
 
 
 def artifacts(demo: Demo, run_id: str | None = None) -> dict[str, dict]:
-    found = demo.api("/artifacts/filter", {"flow_runs": {"id": {"any_": [run_id or demo.run_id]}}})
-    return {artifact["key"]: artifact for artifact in found}
+    records = demo.api("/artifacts/filter", {"flow_runs": {"id": {"any_": [run_id or demo.run_id]}}})
+    return {artifact["key"]: artifact for artifact in records}
 
 
 def test_every_stage_shows_its_progress(demo: Demo):
@@ -42,8 +42,8 @@ def test_every_stage_shows_its_progress(demo: Demo):
     for stage in ("shard", "train", "sample", "evaluate", "report"):
         bar = shown[f"{stage}-progress"]
         assert (bar["type"], bar["data"]) == ("progress", 100.0)
-    told = shown["train-progress"]["description"]
-    assert re.search(r"step \d+, loss [\d.]+, 5,120 of 5,120 images, [\d.,]+ images/s", told)
+    description = shown["train-progress"]["description"]
+    assert re.search(r"step \d+, loss [\d.]+, 5,120 of 5,120 images, [\d.,]+ images/s", description)
 
 
 def test_results_are_pictures_and_tables(demo: Demo):
@@ -72,7 +72,7 @@ def test_the_database_holds_a_line_in_half_a_minute_and_not_more(demo: Demo):
 
 
 @pytest.mark.parametrize(
-    ("config", "told"),
+    ("config", "message"),
     [
         (
             {"trian": {}},
@@ -87,20 +87,20 @@ def test_the_database_holds_a_line_in_half_a_minute_and_not_more(demo: Demo):
         ({"model": {"kind": "cnn"}}, "'config.model.kind'. Failure reason: "),
     ],
 )
-def test_wrong_parameters_are_refused_when_a_run_is_created(demo: Demo, config: dict, told: str):
+def test_wrong_parameters_are_refused_when_a_run_is_created(demo: Demo, config: dict, message: str):
     result = demo.prefect("deployment", "run", "train-digits", "--param", f"config={json.dumps(config)}")
     assert result.returncode == 1
     assert "UUID" not in result.stdout
-    assert told in " ".join((result.stdout + result.stderr).split())
+    assert message in " ".join((result.stdout + result.stderr).split())
 
 
 def test_imagenet_without_its_archives_is_refused_in_seconds_and_one_line(demo: Demo):
     run = demo.watched("train-imagenet64")
     assert run["state"]["type"] == "FAILED"
     assert run["total_run_time"] < 30
-    told = run["state"]["message"]
-    assert "\n" not in told
-    assert "datasets/downloads/imagenet64" in told
+    message = run["state"]["message"]
+    assert "\n" not in message
+    assert "datasets/downloads/imagenet64" in message
     logs = demo.api("/logs/filter", {"logs": {"flow_run_id": {"any_": [run["id"]]}}})
     assert not any("Traceback" in line["message"] for line in logs)
     assert not (demo.root / "datasets" / "imagenet64").exists()
@@ -153,7 +153,7 @@ def test_the_papers_comparison_says_what_it_takes_and_shows_its_tables_and_figur
         assert len(shown[key]["data"]) < 210_000
 
 
-def test_a_comparison_that_cannot_be_is_refused_in_one_line(demo: Demo):
+def test_an_invalid_comparison_is_refused_in_one_line(demo: Demo):
     cells = [{**COMPARISON["reproduce"]["cells"][0], "path": "no-such-path"}]
     config = {**COMPARISON, "run": {"name": "odd"}, "reproduce": {"cells": cells}}
     run = demo.watched("reproduce-paper", "--param", f"config={json.dumps(config)}")

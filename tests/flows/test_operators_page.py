@@ -1,4 +1,4 @@
-"""Every command of the operator's page (infra/README.md) on a machine that ran the demo."""
+"""Every command of the operator's page (infra/README.md), run on a finished demo."""
 
 import json
 import re
@@ -29,20 +29,20 @@ COMMANDS = [
     if line.strip()
 ]
 ELSEWHERE = (SERVE, WORKER)
-"""Commands that do not end by themselves: test_team_server.py runs them, from these very words."""
+"""Commands that do not end by themselves: test_team_server.py runs them, from these same strings."""
 INLINE = [" ".join(command.split()) for command in re.findall(r"`(fm [^`]+)`", PAGE)]
 """Commands of a stage in running text."""
 ON_A_RUN = ("prefect flow-run cancel RUN_ID", "prefect flow-run retry RUN_ID")
 
 
 def run(demo: Demo, command: str) -> str:
-    words = shlex.split(command)
-    if words[0] in ("prefect", "python"):
-        done = demo.command(*words)
+    arguments = shlex.split(command)
+    if arguments[0] in ("prefect", "python"):
+        done = demo.command(*arguments)
     else:
         environment = clean_environment()
         done = subprocess.run(
-            words, cwd=demo.root, env=environment, capture_output=True, text=True, timeout=180
+            arguments, cwd=demo.root, env=environment, capture_output=True, text=True, timeout=180
         )
     assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
     return done.stdout
@@ -94,17 +94,17 @@ def test_a_run_that_crashes_again_and_again_is_failed(demo: Demo):
 def test_commands_in_running_text_succeed(demo: Demo):
     run_directory = demo.root / "runs" / "digits"
     (newest,) = [path for path in [max(run_directory.glob("train/checkpoints/step-*"))] if path.is_dir()]
-    kept = run_directory / "beside" / "checkpoints" / newest.name
-    shutil.copytree(newest, kept, ignore=shutil.ignore_patterns("optimizer"))
+    best = run_directory / "beside" / "checkpoints" / newest.name
+    shutil.copytree(newest, best, ignore=shutil.ignore_patterns("optimizer"))
     samples = set(run_directory.glob("samples/*/*"))
     asked = (run_directory / "config.yaml").read_bytes()
     few = ("--sample.images", "8", "--sample.solver", "euler", "--sample.steps", "2")
     seen: set[str] = set()
     for command in INLINE:
-        words = command.replace("<run.name>", "digits").split()
-        if "--config" in words:
-            seen.add(words[1])
-            done = demo.command(*words, *(few if words[1] == "sample" else ()))
+        arguments = command.replace("<run.name>", "digits").split()
+        if "--config" in arguments:
+            seen.add(arguments[1])
+            done = demo.command(*arguments, *(few if arguments[1] == "sample" else ()))
             assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
     assert seen == {"status", "sample"}
     assert (run_directory / "config.yaml").read_bytes() == asked
@@ -113,7 +113,7 @@ def test_commands_in_running_text_succeed(demo: Demo):
     shutil.rmtree(run_directory / "beside")
 
 
-def test_a_backup_holds_what_is_whole_and_nothing_that_is_being_written(tmp_path: Path):
+def test_a_backup_holds_complete_files_and_none_that_is_being_written(tmp_path: Path):
     (command,) = [command for command in COMMANDS if command.startswith("tar ")]
     folder = tmp_path / "runs" / "a" / "train" / "checkpoints"
     (folder / "step-00000010").mkdir(parents=True)

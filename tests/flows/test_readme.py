@@ -1,4 +1,4 @@
-"""Every command of the README on a machine that ran the demo, shrunken where it takes long."""
+"""Every command of the README, run on a finished demo; long ones with a smaller configuration."""
 
 import json
 import re
@@ -29,18 +29,18 @@ SMALLER = {**SHRUNKEN, "train": {**SHRUNKEN["train"], "images": 1280, "log_image
 
 def flags(tree: dict[str, Any], prefix: str = "--") -> list[str]:
     """A nested mapping as command-line options."""
-    found: list[str] = []
+    options: list[str] = []
     for key, value in tree.items():
-        found += (
+        options += (
             flags(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}", str(value)]
         )
-    return found
+    return options
 
 
 def commands(beginning: str) -> list[str]:
-    found = [command for command in COMMANDS if command.startswith(beginning)]
-    assert found, f"the README no longer shows {beginning}"
-    return found
+    matches = [command for command in COMMANDS if command.startswith(beginning)]
+    assert matches, f"the README no longer shows {beginning}"
+    return matches
 
 
 def test_every_command_is_of_a_kind_that_is_tested_here():
@@ -70,18 +70,18 @@ def test_the_test_command_finds_the_tests(demo: Demo):
 
 def test_the_stages_by_hand(demo: Demo):
     for command in commands("fm "):
-        words = shlex.split(command)
-        words[0] = str(Path(sys.prefix) / "bin" / "fm")
-        overrides = dict(SHRUNKEN) if "--run.name" not in words else dict(SMALLER)
-        other_run = "--run.name" in words or "runs/" in command
-        if words[1] == "reproduce":
+        arguments = shlex.split(command)
+        arguments[0] = str(Path(sys.prefix) / "bin" / "fm")
+        overrides = dict(SHRUNKEN) if "--run.name" not in arguments else dict(SMALLER)
+        other_run = "--run.name" in arguments or "runs/" in command
+        if arguments[1] == "reproduce":
             overrides = {"reproduce": {"plane": {**SMALL_PLANE, "rtol": 0.01, "atol": 0.01}}}
         if "runs/" in command:  # what was asked of that run is in its own configuration, but for the samples
             overrides = {"sample": {"images": 16, "batch": 16}}
-        result = shell(demo.root, [*words, *flags(overrides)])
+        result = shell(demo.root, [*arguments, *flags(overrides)])
         assert result.returncode == 0, f"{command}\n{result.stdout}{result.stderr}"
-        if not other_run and words[1] in STAGES:
-            assert f"{words[1]} verified" in result.stdout, command
+        if not other_run and arguments[1] in STAGES:
+            assert f"{arguments[1]} verified" in result.stdout, command
 
 
 def test_the_server_and_worker_commands_are_those_of_the_demo(demo: Demo):
@@ -109,14 +109,16 @@ def test_the_deployments_and_their_runs(demo: Demo):
 
 def deployment_run(command: str) -> tuple[str, dict[str, Any]]:
     """The deployment a command names and its configuration, shrunken."""
-    words = shlex.split(command)
-    given = next((word.removeprefix("config=") for word in words if word.startswith("config=")), "{}")
+    arguments = shlex.split(command)
+    given = next(
+        (argument.removeprefix("config=") for argument in arguments if argument.startswith("config=")), "{}"
+    )
     config: dict[str, Any] = json.loads(given)
-    if words[3] == "train-imagenet64":
-        return words[3], config
-    return words[3], {**(SMALLER if config else SHRUNKEN), **config}
+    if arguments[3] == "train-imagenet64":
+        return arguments[3], config
+    return arguments[3], {**(SMALLER if config else SHRUNKEN), **config}
 
 
-def shell(root: Path, words: list[str]) -> subprocess.CompletedProcess[str]:
+def shell(root: Path, arguments: list[str]) -> subprocess.CompletedProcess[str]:
     environment = clean_environment() | {"PYTHONPATH": str(root)}
-    return subprocess.run(words, cwd=root, env=environment, capture_output=True, text=True, timeout=400)
+    return subprocess.run(arguments, cwd=root, env=environment, capture_output=True, text=True, timeout=400)

@@ -1,4 +1,4 @@
-"""A team's server: PostgreSQL behind it and a password before it, both by a setting."""
+"""A team's Prefect server with PostgreSQL and a password, both enabled by settings."""
 
 import os
 import pwd
@@ -40,10 +40,10 @@ class Postgres:
     folder: Path
     port: int
 
-    def run(self, program: str, *words: str) -> str:
+    def run(self, program: str, *arguments: str) -> str:
         """Run a program as whoever may run PostgreSQL: not root."""
         as_user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
-        command = [*as_user, str(self.programs / program), *words]
+        command = [*as_user, str(self.programs / program), *arguments]
         done = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -79,9 +79,9 @@ class Team:
     port: int
     environment: dict[str, str]
 
-    def prefect(self, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    def prefect(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [str(Path(sys.prefix) / "bin" / "prefect"), *words],
+            [str(Path(sys.prefix) / "bin" / "prefect"), *arguments],
             cwd=self.root,
             env=self.environment | variables,
             capture_output=True,
@@ -140,7 +140,7 @@ def test_a_request_without_the_password_is_refused(team: Team):
     assert refused.returncode != 0
 
 
-def test_the_server_listens_on_the_loopback_interface_unless_told_otherwise(team: Team):
+def test_the_server_listens_on_the_loopback_interface_by_default(team: Team):
     listening = [c.laddr.ip for c in psutil.net_connections("tcp") if c.laddr and c.laddr.port == team.port]
     assert set(listening) == {"127.0.0.1"}
 
@@ -148,8 +148,8 @@ def test_the_server_listens_on_the_loopback_interface_unless_told_otherwise(team
 def test_a_run_goes_through_worker_password_and_postgresql(team: Team, postgres: Postgres):
     """shard-dataset: a task for each shard, in processes of their own."""
     assert team.prefect("work-pool", "create", "local", "--type", "process").returncode == 0
-    words = ("--prefect-file", "infra/prefect.yaml", "--name", "flows.stages.shard_dataset/default")
-    deployed = team.prefect("--no-prompt", "deploy", *words)
+    arguments = ("--prefect-file", "infra/prefect.yaml", "--name", "flows.stages.shard_dataset/default")
+    deployed = team.prefect("--no-prompt", "deploy", *arguments)
     assert deployed.returncode == 0, deployed.stdout + deployed.stderr
     created = team.prefect("deployment", "run", "shard-dataset")
     assert created.returncode == 0, created.stdout + created.stderr

@@ -1,4 +1,4 @@
-"""The architecture page and the glossary name files that exist, and all topics that they should name."""
+"""The architecture page and the glossary name existing files and cover all required topics."""
 
 import re
 from pathlib import Path

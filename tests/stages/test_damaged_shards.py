@@ -1,4 +1,4 @@
-"""A shard that is damaged after it was verified, while two processes train."""
+"""Training with two processes on a shard that was damaged after it was verified."""
 
 import numpy as np
 import pytest
@@ -27,6 +27,6 @@ def test_training_on_a_damaged_shard_ends_on_all_ranks_with_its_name_and_the_rem
     assert lines[0].endswith("is damaged or missing; run fm validate --repair")
     assert processes_of(submitted(run.path)) == []
     assert not [*run.path.glob("train/checkpoints/step-*")]
-    mended = run.fm("validate", "--repair")
-    assert mended.code == 0, mended.err
+    repaired = run.fm("validate", "--repair")
+    assert repaired.code == 0, repaired.err
     assert load_manifest(run.config.data.root, "digits") == manifest

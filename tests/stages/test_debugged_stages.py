@@ -148,14 +148,14 @@ def test_an_error_shows_its_own_traceback_on_the_terminal(local):
 
 
 def test_more_than_one_process_or_host_is_refused_in_one_line(sharded):
-    for words, named in (
+    for arguments, named in (
         (("train", "--launch.processes", "2"), "launch.processes 2"),
         (("sample", "--launch.hostfile", "hosts"), "launch.hostfile"),
         (("train", "--launch.slurm.nodes", "2"), "launch.slurm"),
         (("evaluate", "--evaluate.processes", "2"), "evaluate.processes 2"),
     ):
         run = TinyRun(sharded, "refused-debug", {"launch": {"processes": None, "kind": "debug"}})
-        refused = run.fm(*words)
+        refused = run.fm(*arguments)
         assert refused.code == 2, refused.err
         assert named in refused.err
         assert refused.err.count("\n") == 1
@@ -243,13 +243,13 @@ def test_the_command_of_the_readme_debugs_a_stage(sharded):
         for line in README.read_text().splitlines()
         if line.startswith("fm ") and "launch.kind debug" in line
     ]
-    words = command.split()
-    assert words[:2] == ["fm", "train"]
-    config = words[words.index("--config") + 1]
+    arguments = command.split()
+    assert arguments[:2] == ["fm", "train"]
+    config = arguments[arguments.index("--config") + 1]
     assert (README.parent / config).exists()
     run = TinyRun(sharded, "from-the-readme", {"launch": {"processes": None}})
     shutil.rmtree(run.path, ignore_errors=True)
-    done = run.fm("train", *words[words.index("--config") + 2 :])
+    done = run.fm("train", *arguments[arguments.index("--config") + 2 :])
     assert done.code == 0, done.err
 
 

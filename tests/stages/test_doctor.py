@@ -1,4 +1,4 @@
-"""fm doctor: self-tests, rules, sizes and cost; what it predicts against what was measured."""
+"""fm doctor: self-tests, configuration rules, sizes and cost; its predictions against measurements."""
 
 import os
 import re
@@ -28,13 +28,13 @@ def doctor(capsys, *arguments):
     """Exit status and lines: {name: (mark, detail)}."""
     code = cli.main(("doctor", *arguments))
     out, err = capsys.readouterr()
-    found = [re.match(r"(ok|NO)  (.{18}) (.*)", line) for line in out.splitlines()]
-    assert bool(err) == (not found), err  # either checks or what is wrong with the question
-    return code, {match[2].strip(): (match[1], match[3]) for match in found}, err
+    matches = [re.match(r"(ok|NO)  (.{18}) (.*)", line) for line in out.splitlines()]
+    assert bool(err) == (not matches), err  # either checks or what is wrong with the question
+    return code, {match[2].strip(): (match[1], match[3]) for match in matches}, err
 
 
 @pytest.mark.slow
-def test_alone_it_tests_this_machine_in_less_than_a_minute(tmp_path):
+def test_without_arguments_it_tests_this_machine_in_less_than_a_minute(tmp_path):
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [sys.executable, "-m", "fm_core", "doctor"],
@@ -65,12 +65,12 @@ def test_a_missing_package_and_a_wrong_version_are_named(monkeypatch):
         'extra-one; extra == "test"',
     ]
     monkeypatch.setattr(environment_checks.metadata, "requires", lambda name: requirements)
-    found = environment_checks.versions()
-    assert not found.ok
-    assert "no-such-package is missing" in found.detail
-    assert re.search(r"torch 2\.\S+ is not <1", found.detail)
-    assert "never" not in found.detail
-    assert "extra-one" not in found.detail
+    check = environment_checks.versions()
+    assert not check.ok
+    assert "no-such-package is missing" in check.detail
+    assert re.search(r"torch 2\.\S+ is not <1", check.detail)
+    assert "never" not in check.detail
+    assert "extra-one" not in check.detail
 
 
 @pytest.mark.parametrize(
@@ -89,16 +89,16 @@ def test_a_launcher_is_reported_with_its_missing_programs(present, detail, tmp_p
     for name in present:
         (tmp_path / name).touch(mode=0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    found = environment_checks.launcher("ssh", ssh.PROGRAMS)
-    assert (found.name, found.ok, found.detail) == ("launcher ssh", True, detail)
+    check = environment_checks.launcher("ssh", ssh.PROGRAMS)
+    assert (check.name, check.ok, check.detail) == ("launcher ssh", True, detail)
 
 
 def test_processes_that_cannot_connect_fail_the_check_of_the_local_launcher(monkeypatch):
     script = environment_checks._RENDEZVOUS_SCRIPT.replace("== 3", "== 4")
     monkeypatch.setattr(environment_checks, "_RENDEZVOUS_SCRIPT", script)
-    found = environment_checks.processes()
-    assert (found.name, found.ok) == ("launcher local", False)
-    assert found.detail == "two processes cannot connect: AssertionError: tensor([3])"
+    check = environment_checks.processes()
+    assert (check.name, check.ok) == ("launcher local", False)
+    assert check.detail == "two processes cannot connect: AssertionError: tensor([3])"
 
 
 def test_rules_and_data_of_a_configuration(tmp_path, monkeypatch, capsys):
@@ -194,8 +194,8 @@ def test_predicted_bytes_are_those_of_a_checkpoint(tiny):
         weights = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118
     assert cost.parameters == weights
     # All that is there; names and shapes weigh something in a network as small as this.
-    found = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
-    assert cost.checkpoint_bytes < found < 1.2 * cost.checkpoint_bytes
+    size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+    assert cost.checkpoint_bytes < size < 1.2 * cost.checkpoint_bytes
 
 
 @pytest.mark.slow
@@ -227,7 +227,7 @@ def test_the_hosts_of_a_configuration_meet(tiny):
     ],
     ids=" ".join,
 )
-def test_what_cannot_be_looked_at_is_2_and_one_line(capsys, arguments, named):
+def test_unusable_arguments_are_2_and_one_line(capsys, arguments, named):
     code, lines, err = doctor(capsys, *arguments)
     assert (code, lines) == (2, {})
     assert named in err

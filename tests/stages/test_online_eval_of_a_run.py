@@ -1,4 +1,4 @@
-"""Checkpoints are scored while training goes on, and training does not know of it."""
+"""Online evaluation during training; it does not change the training."""
 
 import json
 
@@ -9,20 +9,20 @@ from fm_core.launch.run_jobs import end_jobs
 from fm_core.storage.atomic_files import read_json, read_lines
 from tests.support.tiny_run import TinyRun
 
-BESIDE = {"evaluate": {"beside": {"images": 16, "solver": "euler", "steps": 2}}}
+ONLINE_EVAL = {"evaluate": {"beside": {"images": 16, "solver": "euler", "steps": 2}}}
 
 
 @pytest.fixture(scope="module")
 def scored(tiny: TinyRun) -> TinyRun:
-    """The tiny run again, with scores beside it."""
-    run = TinyRun(tiny.root, name="beside", over=BESIDE)
+    """The tiny run again, with online evaluation."""
+    run = TinyRun(tiny.root, name="online-eval", over=ONLINE_EVAL)
     called = run.fm("train")
     assert called.code == 0, called.err
     return run
 
 
 @pytest.mark.slow
-def test_losses_are_those_of_a_run_without(tiny: TinyRun, scored: TinyRun):
+def test_losses_are_those_of_a_run_without_online_evaluation(tiny: TinyRun, scored: TinyRun):
     measured = ("step", "images_seen", "loss", "loss_by_quarter_of_t", "grad_norm", "lr")
 
     def course(run: TinyRun) -> list[dict]:
@@ -34,7 +34,7 @@ def test_losses_are_those_of_a_run_without(tiny: TinyRun, scored: TinyRun):
 
 
 @pytest.mark.slow
-def test_the_last_checkpoint_is_scored_and_the_best_is_kept(scored: TinyRun):
+def test_the_last_checkpoint_is_scored_and_the_best_is_retained(scored: TinyRun):
     scores = read_online_scores(scored.path)
     log = (scored.path / "logs" / "train-beside.log").read_text()
     assert scores, log
@@ -44,15 +44,16 @@ def test_the_last_checkpoint_is_scored_and_the_best_is_kept(scored: TinyRun):
     best = min(scores, key=lambda line: line["frechet_distance"])
     record = read_json(scored.path / "best.json")
     assert (record["step"], record["frechet_distance"]) == (best["step"], best["frechet_distance"])
-    kept = scored.path / "beside" / "checkpoints"
-    assert [path.name for path in kept.iterdir()] == [f"step-{best['step']:08d}"]
+    best_checkpoints = scored.path / "beside" / "checkpoints"
+    assert [path.name for path in best_checkpoints.iterdir()] == [f"step-{best['step']:08d}"]
     assert not (scored.path / "beside" / "samples").exists()
 
 
 @pytest.mark.slow
 def test_the_best_can_be_sampled_from(scored: TinyRun):
-    kept, asked = scored.path / "beside" / "checkpoints", (scored.path / "config.yaml").read_bytes()
-    called = scored.fm("sample", "--train.checkpoint_root", str(kept), "--sample.images", "8")
+    best_checkpoints = scored.path / "beside" / "checkpoints"
+    asked = (scored.path / "config.yaml").read_bytes()
+    called = scored.fm("sample", "--train.checkpoint_root", str(best_checkpoints), "--sample.images", "8")
     assert called.code == 0, called.err
     best = read_json(scored.path / "best.json")["step"]
     assert f"8 images of step {best}" in called.out
@@ -67,19 +68,19 @@ def test_a_run_without_processes_has_nothing_to_end(tiny: TinyRun):
 
 
 @pytest.mark.parametrize(
-    ("beside", "message"),
+    ("settings", "message"),
     [
         ({"images": 2}, "evaluate.beside.images 2: a distance needs at least 4"),
         ({"images": 16, "solver": "leapfrog"}, "unknown solver 'leapfrog'"),
         ({"images": 16, "steps": None}, "solver midpoint"),
     ],
 )
-def test_settings_that_cannot_work_are_refused_before_training(tiny: TinyRun, beside: dict, message: str):
+def test_settings_that_cannot_work_are_refused_before_training(tiny: TinyRun, settings: dict, message: str):
     from fm_core.config import RunConfig, merge
     from fm_core.errors import UserError
     from fm_core.stages.preflight import preflight
 
-    over = {"run": {"name": "refused"}, "evaluate": {"beside": beside}}
+    over = {"run": {"name": "refused"}, "evaluate": {"beside": settings}}
     config = RunConfig.model_validate(merge(json.loads(tiny.config.model_dump_json()), over))
     with pytest.raises(UserError) as caught:
         preflight(config, ["train"])

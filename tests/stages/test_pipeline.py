@@ -1,4 +1,4 @@
-"""From images to a report by the command line, once; then everything that must hold of what it left."""
+"""The command line from images to a report, run once, and checks of everything that it produced."""
 
 import base64
 import json
@@ -23,13 +23,13 @@ MODULES = {"shard": shard, "train": train, "sample": sample, "evaluate": evaluat
 
 
 def files_of(tiny):
-    """Everything but the record that a stage was called."""
-    told = {"stages.jsonl", "status.json", ".lock.guard"}
+    """Content and time of every file except those that each call of a stage rewrites."""
+    rewritten = {"stages.jsonl", "status.json", ".lock.guard"}
     return {
         path: (path.read_bytes(), path.stat().st_mtime_ns)
         for place in ("runs/tiny", "data")
         for path in (tiny.root / place).rglob("*")
-        if path.is_file() and path.name not in told
+        if path.is_file() and path.name not in rewritten
     }
 
 
@@ -124,7 +124,7 @@ def no_empty(value, where=""):
         assert value is not None, where
 
 
-def test_scores_hold_what_the_house_promises(scores):
+def test_scores_hold_every_promised_field(scores):
     frechet = scores["frechet_distance"]
     assert {"value", "stderr", "features", "images", "reference"} <= frechet.keys()
     assert (frechet["features"], frechet["images"]) == ("classifier", 20)
@@ -187,9 +187,9 @@ class TestReport:
         bodies = re.findall(r"data:image/png;base64,([A-Za-z0-9+/=]+)", text)
         assert all(base64.b64decode(body).startswith(b"\x89PNG") for body in bodies)
 
-    def test_it_shows_loss_samples_neighbours_scores_and_times(self, text, scores, tiny):
-        for words in ("training loss against images seen", "the first samples", "nearest training image"):
-            assert f'alt="{words}' in text or words in text
+    def test_it_shows_loss_samples_neighbors_scores_and_times(self, text, scores, tiny):
+        for phrase in ("training loss against images seen", "the first samples", "nearest training image"):
+            assert f'alt="{phrase}' in text or phrase in text
         assert f"{scores['frechet_distance']['value']:.3f}" in text
         assert f"{scores['bits_per_dim']['value']:.3f}" in text
         assert "classifier features" in text
@@ -202,23 +202,23 @@ class TestReport:
         other = tiny.config.model_copy(
             update={"report": tiny.config.report.model_copy(update={"neighbours": 0})}
         )
-        kept = (tiny.path / "report.html").read_bytes()
+        before = (tiny.path / "report.html").read_bytes()
         try:
             assert report.report(other).state == "done"
             assert b"nearest training image" not in (tiny.path / "report.html").read_bytes()
         finally:
             assert report.report(tiny.config).state == "done"
-        assert len((tiny.path / "report.html").read_bytes()) >= len(kept) - 500
+        assert len((tiny.path / "report.html").read_bytes()) >= len(before) - 500
 
 
 def test_a_lost_picture_is_drawn_again_without_new_samples(tiny):
     samples, _ = samples_of(tiny.config)
     picture = samples.store.local / "grid.png"
-    kept = picture.read_bytes()
+    before = picture.read_bytes()
     tar = (samples.store.local / "samples-000000.tar").stat().st_mtime_ns
     picture.unlink()
     assert sample.sample(tiny.config).state == "done"
-    assert picture.read_bytes() == kept
+    assert picture.read_bytes() == before
     assert (samples.store.local / "samples-000000.tar").stat().st_mtime_ns == tar
 
 

@@ -1,4 +1,4 @@
-"""A run that was stopped, signalled, killed and damaged ends as one that was left alone."""
+"""A run that was stopped, signaled, killed and damaged has the results of an undisturbed run."""
 
 import json
 import socket
@@ -25,13 +25,13 @@ def troubled(tiny):
     checkpoints = run.path / "train" / "checkpoints"
     story = {"run": run, "checkpoints": checkpoints}
 
-    def start(name, *words, **variables):
-        called = run.fm("train", *words, **variables)
+    def start(name, *arguments, **variables):
+        called = run.fm("train", *arguments, **variables)
         logs = [(run.path / "logs" / f"train-{rank}.log").read_text() for rank in (0, 1)]
         lines = [line for line in called.err.splitlines() if not is_progress(line)]
         story[name] = {
             "code": called.code,
-            "said": lines,
+            "errors": lines,
             "steps": complete_steps(checkpoints),
             "folders": sorted(path.name for path in checkpoints.glob("step-*")),
             "lines": [line["step"] for line in read_lines(run.path / "train" / "metrics.jsonl")],
@@ -56,7 +56,7 @@ def troubled(tiny):
 def test_the_stop_file_ends_it_between_two_steps_with_status_3(troubled):
     stop = troubled["stop"]
     assert stop["code"] == 3
-    assert stop["said"] == ["fm: stopped at step 5 (80 images seen); run it again to continue"]
+    assert stop["errors"] == ["fm: stopped at step 5 (80 images seen); run it again to continue"]
     assert stop["steps"] == [4, 5]
     assert stop["left"] == []
 
@@ -64,7 +64,7 @@ def test_the_stop_file_ends_it_between_two_steps_with_status_3(troubled):
 def test_a_signal_to_one_rank_ends_all_at_the_same_step(troubled):
     term = troubled["term"]
     assert term["code"] == 3
-    assert term["said"] == ["fm: stopped at step 10 (160 images seen); run it again to continue"]
+    assert term["errors"] == ["fm: stopped at step 10 (160 images seen); run it again to continue"]
     assert term["steps"] == [8, 10]
     assert term["left"] == []
 
@@ -72,14 +72,14 @@ def test_a_signal_to_one_rank_ends_all_at_the_same_step(troubled):
 def test_kill_of_a_rank_loses_nothing_complete(troubled):
     kill = troubled["kill"]
     assert kill["code"] == 1
-    assert len(kill["said"]) == 1
-    assert f"rank 1 on {socket.gethostname()} was killed" in kill["said"][0]
+    assert len(kill["errors"]) == 1
+    assert f"rank 1 on {socket.gethostname()} was killed" in kill["errors"][0]
     assert kill["steps"] == [10, 12]
     assert kill["lines"] == [3, 6, 9, 12, 15]
     assert kill["left"] == []
 
 
-def test_a_damaged_checkpoint_is_found_and_the_one_before_is_taken(troubled):
+def test_a_damaged_checkpoint_is_detected_and_the_previous_one_is_loaded(troubled):
     end = troubled["end"]
     assert end["code"] == 0
     assert "step-00000012/raw.safetensors differs from its SHA-256; trying an older" in end["log"]
@@ -94,7 +94,7 @@ def test_a_killed_rank_is_named_and_the_job_starts_again_by_itself(troubled):
         assert f"rank 1 on {socket.gethostname()} was killed" in record["because"]
 
 
-def test_only_the_newest_checkpoints_stay_and_they_are_whole(troubled):
+def test_only_the_newest_checkpoints_stay_and_they_are_complete(troubled):
     assert troubled["end"]["folders"] == ["step-00000016", "step-00000020"]
     for name in troubled["end"]["folders"]:
         assert verify(troubled["checkpoints"] / name) is None

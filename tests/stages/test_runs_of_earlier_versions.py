@@ -1,4 +1,4 @@
-"""A run that an earlier version began is continued, sampled, scored and reported.
+"""A run that an earlier version started is resumed, sampled, scored and reported.
 
 tests/support/fixtures/run-of-0522e96.tar.gz holds what commit 0522e96 left when `fm train` was killed after
 step 8 of 20: shards, the checkpoint, samples and scores of it; and the metrics of the same run undisturbed.
@@ -56,7 +56,7 @@ def test_it_is_trained_to_its_end_as_if_nothing_had_happened(folder):
     assert fm_core.load(folder / "runs" / "old").model.step == 20
 
 
-def test_its_shards_samples_and_scores_are_found_complete(folder):
+def test_its_shards_samples_and_scores_are_verified(folder):
     assert shard(old_config()).state == "verified"
     assert validate(old_config(), depth="deep").counts["images"] == 1797
     assert sample(old_config(step=STEP)).state == "verified"

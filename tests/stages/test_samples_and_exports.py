@@ -1,4 +1,4 @@
-"""Samples by any number of processes, their pictures, and models that are given away and started from."""
+"""Sampling with any number of processes, image grids, exported models and pretrained weights."""
 
 import json
 import subprocess
@@ -147,7 +147,7 @@ def test_an_exported_folder_loads_anywhere_without_the_run(run, fm, tmp_path):
 
 
 class TestCompare:
-    def test_runs_stand_in_one_table_and_their_differences_beside_them(self, run, fm):
+    def test_runs_share_one_table_and_their_differences_are_listed(self, run, fm):
         out = fm("evaluate", "--config", str(run.file))
         file = run.root / out.split("  scores: ")[1].strip()
         other = run.root / "other" / "evaluation" / "step-00000040" / file.name

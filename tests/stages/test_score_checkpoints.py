@@ -1,4 +1,4 @@
-"""Which checkpoints are scored beside training, and by what; without any process."""
+"""Which checkpoints online evaluation scores, and with which settings; starts no process."""
 
 import io
 import sys
@@ -54,7 +54,7 @@ def scoring(monkeypatch, config, distances):
     ]
 
 
-def test_one_that_cannot_be_scored_is_told_and_the_next_is_scored(config, monkeypatch, capsys):
+def test_a_checkpoint_that_cannot_be_scored_is_reported_and_the_next_is_scored(config, monkeypatch, capsys):
     checkpoint(config, 10)
     assert scoring(monkeypatch, config, {10: None}) == []
     assert (
@@ -76,7 +76,7 @@ def test_steps_that_were_trained_again_are_scored_again(config, monkeypatch):
     checkpoint(config, 20, "again")
     assert scoring(monkeypatch, config, {20: 4.5}) == [(10, 5.0), (20, 4.5)]
     assert scoring(monkeypatch, config, {}) == [(10, 5.0), (20, 4.5)]
-    # What was kept as the best is still there; the score of its own step replaces it.
+    # The retained best checkpoint is still there; the score of its own step replaces it.
     assert read_json(RunDirectory(config).path / "best.json")["step"] == 30
     checkpoint(config, 30, "again")
     scoring(monkeypatch, config, {30: 6.0})

@@ -1,4 +1,4 @@
-"""One set of images scored by every way there is: the same numbers, whoever reads them."""
+"""The same images have the same scores from every source and with any number of processes."""
 
 import json
 import shutil
@@ -57,9 +57,9 @@ def fm(run, capsys, monkeypatch):
     monkeypatch.chdir(run.root)
 
     def call(*arguments, code=0):
-        found = cli.main([arguments[0], "--config", str(run.file), *arguments[1:]])
+        status = cli.main([arguments[0], "--config", str(run.file), *arguments[1:]])
         out = capsys.readouterr()
-        assert found == code, out.err
+        assert status == code, out.err
         return out.out if code == 0 else [line for line in out.err.splitlines() if not is_progress(line)]
 
     return call
@@ -117,7 +117,7 @@ def test_the_same_pixels_in_an_npz_score_the_same_and_have_no_cost(run, here, fm
     assert theirs["protocol"]["samples_digest"] == here["protocol"]["samples_digest"]
 
 
-def test_copies_among_the_samples_are_told(run, fm):
+def test_copies_among_the_samples_are_reported(run, fm):
     samples, model = samples_of(run)
     pixels = torch.cat(list(samples.read(model.image_shape))).permute(0, 2, 3, 1).numpy()
     np.savez(run.root / "copies.npz", np.concatenate([pixels, pixels[:6]]))
@@ -129,23 +129,23 @@ def test_copies_among_the_samples_are_told(run, fm):
 def test_a_corrupted_tar_is_named_and_what_was_finished_stays(run, fm):
     samples, _ = samples_of(run)
     tar = samples.store.local / "samples-000001.tar"
-    whole = tar.read_bytes()
+    intact = tar.read_bytes()
     arguments = ("evaluate", "--evaluate.pair_images", "19")
     try:
-        tar.write_bytes(whole[:-700] + b"\1" + whole[-699:])
+        tar.write_bytes(intact[:-700] + b"\1" + intact[-699:])
         (error,) = fm(*arguments, code=2)
         assert "samples-000001.tar is missing or damaged; run fm sample" in error
-        kept = list(run.path.glob("samples/*/scores-*/samples-00000000-*"))
-        assert len(kept) == 1
-        before = kept[0].stat().st_mtime_ns
+        finished = list(run.path.glob("samples/*/scores-*/samples-00000000-*"))
+        assert len(finished) == 1
+        before = finished[0].stat().st_mtime_ns
         fm("sample")
-        assert tar.read_bytes() == whole
+        assert tar.read_bytes() == intact
         parts = run.path.glob("samples/*/scores-*/samples-*")
         assert [part.stat().st_mtime_ns for part in parts] == [before]
         assert "evaluate done" in fm(*arguments)
-        assert not kept[0].exists()
+        assert not finished[0].exists()
     finally:
-        tar.write_bytes(whole)
+        tar.write_bytes(intact)
 
 
 def test_more_images_go_on_with_the_bits_that_are_there(run, fm):
@@ -173,20 +173,20 @@ def test_the_curve_of_evaluations_is_in_scores_and_report(run, fm):
         *("--evaluate.nfe_curve.images", "8", "--evaluate.nfe_curve.exact_nfe", "40"),
         *("--evaluate.nfe_curve.nfe", "[4, 8]", "--evaluate.nfe_curve.tolerances", "[0.1]"),
     )
-    found = scores_at(run, fm("evaluate", *curve))["nfe_curve"]
-    assert found["images"] == 8
-    assert [point["solver"] for point in found["points"]] == [
+    curve_scores = scores_at(run, fm("evaluate", *curve))["nfe_curve"]
+    assert curve_scores["images"] == 8
+    assert [point["solver"] for point in curve_scores["points"]] == [
         *("euler", "euler", "midpoint", "midpoint", "heun2", "heun2", "rk4", "rk4", "dopri5")
     ]
-    assert [point["nfe"] for point in found["points"][:8]] == [4, 8] * 4
-    assert all(point["error"] > 0 and point["frechet_distance"] > 0 for point in found["points"])
+    assert [point["nfe"] for point in curve_scores["points"][:8]] == [4, 8] * 4
+    assert all(point["error"] > 0 and point["frechet_distance"] > 0 for point in curve_scores["points"])
     fm("report")
     page = (run.path / "report.html").read_text()
     assert "difference from a solution in 40 evaluations" in page
     assert "All scores of this run" in page
 
 
-def test_what_is_worked_out_in_float32_says_so_beside_samples_in_bfloat16(run, fm):
+def test_scores_computed_in_float32_record_it_when_samples_are_in_bfloat16(run, fm):
     fast = ("--sample.precision", "bf16", "--evaluate.samples", "sampler")
     curve = (
         *("--evaluate.nfe_curve.images", "4", "--evaluate.nfe_curve.exact_nfe", "8"),
@@ -206,7 +206,7 @@ def test_a_reference_is_written_out_and_read_back(run, here, fm):
     assert theirs["frechet_distance"]["reference"] == "ours.npz, 1737 images"
 
 
-def test_a_changed_reference_is_refused_by_the_guard(run, fm):
+def test_a_changed_reference_is_refused_by_the_reference_check(run, fm):
     with np.load(run.root / "ours.npz") as file:
         content = dict(file)
     content["mu"] = content["mu"] + 0.3

@@ -1,4 +1,4 @@
-"""`touch runs/<name>/STOP` while the command itself does the work."""
+"""The STOP file during an evaluation that runs in the calling process."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""A run whose checkpoints are on a real S3 server: a rank hangs, the host is lost, one process goes on."""
+"""A run with checkpoints on an S3 server: a rank hangs, local files are lost, one process resumes it."""
 
 import shutil
 import socket
@@ -34,7 +34,11 @@ def story(tiny, s3):
     def call(name, command, *arguments, **variables):
         called = run.fm(command, *arguments, **variables)
         lines = [line for line in called.err.splitlines() if not is_progress(line)]
-        story[name] = {"code": called.code, "said": lines, "steps": CheckpointCatalog.of(run.config).steps()}
+        story[name] = {
+            "code": called.code,
+            "errors": lines,
+            "steps": CheckpointCatalog.of(run.config).steps(),
+        }
 
     call("three", "train", "--launch.processes", "3")
     # Rank 1 draws four batches, four of held-out images at the checkpoint of step 4, then stops dead.
@@ -55,7 +59,7 @@ def story(tiny, s3):
 
 def test_a_world_that_does_not_divide_the_batch_is_one_line(story):
     assert story["three"]["code"] == 2
-    assert story["three"]["said"] == [
+    assert story["three"]["errors"] == [
         "fm: train.global_batch 16 does not divide over 3 processes; change it or launch.processes"
     ]
 
@@ -63,18 +67,18 @@ def test_a_world_that_does_not_divide_the_batch_is_one_line(story):
 def test_a_rank_that_hangs_is_named_with_its_host_and_nothing_is_left(story):
     hang = story["hang"]
     assert hang["code"] == 1
-    assert len(hang["said"]) == 1
-    assert f"rank 1 on {socket.gethostname()} sends no heartbeat" in hang["said"][0]
-    assert "no progress for 3 s" in hang["said"][0]
+    assert len(hang["errors"]) == 1
+    assert f"rank 1 on {socket.gethostname()} sends no heartbeat" in hang["errors"][0]
+    assert "no progress for 3 s" in hang["errors"][0]
     assert hang["steps"] == [4]
     assert story["left"] == []
-    # Every rank that could said where it was.
+    # Every rank that was able to wrote its stack trace.
     log = (story["run"].path / "logs" / "train-0.log").read_text()
     assert "most recent call first" in log
 
 
-def test_one_process_on_a_bare_host_ends_what_two_began(story):
-    assert story["end"]["code"] == 0, story["end"]["said"]
+def test_one_process_without_local_files_finishes_what_two_began(story):
+    assert story["end"]["code"] == 0, story["end"]["errors"]
     run = story["run"]
     log = (run.path / "logs" / "train-0.log").read_text()
     assert "written by 2 processes, cut again for 1" in log
@@ -104,9 +108,9 @@ def test_called_again_it_asks_the_store_and_is_done(story):
 
 
 def test_samples_are_made_of_an_average_that_training_did_not_keep(story):
-    assert story["sample"]["code"] == 0, story["sample"]["said"]
+    assert story["sample"]["code"] == 0, story["sample"]["errors"]
     run = story["run"]
     assert (run.path / "train" / "averages" / "step-00000020" / "ema-power-0.07.safetensors").exists()
     assert [path.name for path in (run.path / "samples" / "step-00000020").glob("ema-power-0.07-*")]
     assert story["none"]["code"] == 2
-    assert "ema-power-0.5: a relative width must be between 0 and 0.28" in story["none"]["said"][0]
+    assert "ema-power-0.5: a relative width must be between 0 and 0.28" in story["none"]["errors"][0]

@@ -1,4 +1,4 @@
-"""A run that is stopped while its store is away: another process, of no job, goes on with the upload."""
+"""Upload handover: a detached process continues the upload of a run stopped while its store is away."""
 
 import os
 import signal
@@ -78,14 +78,14 @@ class Training:
         return read_lines(self.run.path / "train" / "metrics.jsonl")
 
     def stop(self) -> str:
-        """SIGTERM; what it says last."""
+        """Send SIGTERM; the last line on stderr."""
         began = time.monotonic()
         self.process.send_signal(signal.SIGTERM)
-        said = self.process.communicate(timeout=90)[1].splitlines()
+        errors = self.process.communicate(timeout=90)[1].splitlines()
         assert time.monotonic() - began < GRACE_SECONDS + 10  # its patience and its own end besides
         assert self.process.returncode == 3
         assert processes_of(submitted(self.run.path)) == []
-        return said[-1]
+        return errors[-1]
 
 
 @pytest.fixture(scope="module")
@@ -101,13 +101,13 @@ def run(tiny, s3) -> Iterator[TinyRun]:
 
 @pytest.fixture(scope="module")
 def away(run: TinyRun, s3: Server) -> str:
-    """What was said when the run was stopped while the store was away."""
+    """The last line on stderr of a run that was stopped while the store was away."""
     training = Training(run).works()
     s3.stop()
     return training.stop()
 
 
-def test_its_last_words_name_the_place_and_the_latest_end(run: TinyRun, away: str):
+def test_the_last_line_names_the_destination_and_the_deadline(run: TinyRun, away: str):
     assert away.startswith("fm: stopped; its upload to s3://bucket/stopped goes on until 20")
     record = read_upload_record(run.path)
     assert 0 < record.until - time.time() < LONGEST_SECONDS
@@ -171,12 +171,12 @@ def test_it_ends_in_time_and_says_what_was_in_the_way(run: TinyRun, away: str, s
         until(lambda: read_upload_record(run.path).ended, 60)
     finally:
         s3.start()
-    told = describe_upload(run.path)
-    assert told.startswith("its upload to s3://bucket/stopped was not finished (")
-    assert told.endswith("); the next start continues it")
+    description = describe_upload(run.path)
+    assert description.startswith("its upload to s3://bucket/stopped was not finished (")
+    assert description.endswith("); the next start continues it")
 
 
-def test_one_that_was_killed_is_not_said_to_go_on(run: TinyRun, away: str):
+def test_an_upload_that_was_killed_is_not_reported_as_running(run: TinyRun, away: str):
     record = read_upload_record(run.path)
     write_upload_record(run.path, record.model_copy(update={"ended": False, "problem": None, "created": 1.0}))
     assert "was not finished (it was ended)" in describe_upload(run.path)
@@ -187,7 +187,7 @@ def test_under_slurm_nothing_is_begun_that_slurm_would_end(run: TinyRun, monkeyp
     assert start_upload_worker(run.config, step=1) is None
 
 
-def test_where_none_can_be_started_the_stop_stays_a_stop(run: TinyRun, away: str, monkeypatch, capsys):
+def test_a_stop_succeeds_where_no_upload_process_can_be_started(run: TinyRun, away: str, monkeypatch, capsys):
     stop_upload_worker(run.path)
     monkeypatch.setattr(sys, "executable", "/no/such/python")
     assert start_upload_worker(run.config, step=1) is None

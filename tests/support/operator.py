@@ -1,4 +1,4 @@
-"""Actions of an operator, and accidents, on the processes of a demo."""
+"""Operator actions and injected failures on the processes of a demo."""
 
 import os
 import signal
