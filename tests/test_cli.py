@@ -1,4 +1,4 @@
-"""The front door: exit codes and the one line that says what is wrong."""
+"""Command line: exit codes and one-line error messages."""
 
 import json
 import signal
@@ -135,7 +135,7 @@ def test_a_signal_while_a_string_is_executed_is_3(place, number):
     ],
     ids=" ".join,
 )
-def test_wrong_words_are_2_and_one_line_that_names_them(place, capsys, arguments, named):
+def test_wrong_arguments_are_2_and_one_line_that_names_them(place, capsys, arguments, named):
     assert named in refused(capsys, *arguments)
 
 
@@ -250,14 +250,14 @@ def test_help_lists_the_commands(capsys):
     assert all(stage in out for stage in cli.STAGES)
 
 
-def test_status_of_a_run_that_never_was(place, capsys):
+def test_status_of_a_run_that_does_not_exist(place, capsys):
     code, out, err = fm(capsys, "status", "--config", "run.yaml")
     assert (code, err) == (0, "")
     assert "no stage was run yet" in out
     assert not (place / "runs").exists()
 
 
-def test_a_micro_batch_that_does_not_hold_whole_blocks_is_refused_before_a_job(place, capsys):
+def test_a_micro_batch_that_does_not_hold_complete_blocks_is_refused_before_a_job(place, capsys):
     """64 images on two processes: 32 each, which hold no block of 48."""
     options = "--method.coupling", "minibatch-optimal-transport", "--method.coupling_options", '{"block": 48}'
     err = refused(capsys, "train", "--config", "run.yaml", *options, "--launch.processes", "2")

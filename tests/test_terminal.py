@@ -1,4 +1,4 @@
-"""What is shown of a stage's progress."""
+"""Display of a stage's progress."""
 
 import pytest
 from rich.console import Console
@@ -16,7 +16,7 @@ def test_brackets_in_what_is_shown_are_no_markup(capsys):
     assert "[/third_party/gloo/pair.cc:1]" in capsys.readouterr().err
 
 
-def test_counts_rate_and_time_left_are_told():
+def test_counts_rate_and_time_left_are_shown():
     text = describe(Progress("train", 500, 2_000, "images", "loss 0.5", rate=100.0))
     assert text == "500/2,000 images, 100 images/s, 0:00:15 left, loss 0.5"
 
