@@ -1,4 +1,4 @@
-"""Distribution of the tests over processes, and fixtures of several rooms."""
+"""Distribution of the tests over processes, and fixtures of several folders."""
 
 import os
 from pathlib import Path
@@ -8,9 +8,9 @@ from xdist.scheduler import LoadScopeScheduling
 
 from infra.benchmarks.peers import peers_python
 
-TOGETHER = ("tests/flows/", "tests/stages/", "tests/reproduce/", "tests/cluster/")
+SHARED_FOLDERS = ("tests/flows/", "tests/stages/", "tests/reproduce/", "tests/cluster/")
 """Folders whose tests share a server, a run, a comparison or a network; elsewhere the unit is a file."""
-ALONE = "tests/flows/test_team_server.py"
+OWN_SERVER = "tests/flows/test_team_server.py"
 """Uses its own server."""
 
 
@@ -19,7 +19,7 @@ class Grouped(LoadScopeScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.split("::")[0]
-        return file if file == ALONE else next((f for f in TOGETHER if file.startswith(f)), file)
+        return file if file == OWN_SERVER else next((f for f in SHARED_FOLDERS if file.startswith(f)), file)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Grouped:
@@ -28,7 +28,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Grouped:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the longest groups first."""
-    items.sort(key=lambda item: not item.nodeid.startswith(TOGETHER))  # stable
+    items.sort(key=lambda item: not item.nodeid.startswith(SHARED_FOLDERS))  # stable
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The arrows between the rooms of the house, read from the imports."""
+"""Import rules: the packages of fm_core form layers, and imports only go from higher to lower layers."""
 
 import ast
 import os
@@ -14,8 +14,8 @@ from fm_core.cli import STAGES
 
 ROOT = Path(__file__).parents[1]
 CORE = ROOT / "fm_core"
-# A room may import from rooms of a later row; rooms of one row ignore each other unless PEERS says otherwise.
-ROWS = [
+# Highest layer first. A package imports only from lower layers; ALLOWED_WITHIN_LAYER lists the exceptions.
+LAYERS = [
     {"cli"},
     {"terminal", "commands"},
     {"stages", "reproduce"},
@@ -24,10 +24,10 @@ ROWS = [
     {"run", "models"},
     {"method", "config"},
     {"storage"},
-    {"check", "errors"},
+    {"errors"},
 ]
-PEERS = {("launch", "checkpoint"), ("evaluation", "sampling")}
-"""Of one row, yet allowed: the cluster check asks for checkpoints; scores are made of samples and models."""
+ALLOWED_WITHIN_LAYER = {("launch", "checkpoint"), ("evaluation", "sampling")}
+"""(importer, imported): the cluster check reads checkpoints, evaluation reads samples and models."""
 
 
 def modules(*folders: Path):
@@ -41,35 +41,35 @@ def name_of(path: Path) -> str:
 
 def imports_of(path: Path) -> set[str]:
     """Full names of all that a module imports, wherever in the file."""
-    found: set[str] = set()
+    names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{path}: relative import"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
 
 
-def room_of(module: str) -> str | None:
+def package_of(module: str) -> str | None:
     parts = module.split(".")
     return parts[1] if parts[0] == "fm_core" and len(parts) > 1 else None
 
 
-def row_of(room: str) -> int:
-    return next(number for number, row in enumerate(ROWS) if room in row)
+def layer_of(package: str) -> int:
+    return next(number for number, layer in enumerate(LAYERS) if package in layer)
 
 
 @pytest.mark.parametrize("path", modules(CORE), ids=name_of)
-def test_arrows_point_down(path):
-    here = room_of(name_of(path))
+def test_packages_import_only_from_lower_layers(path):
+    here = package_of(name_of(path))
     if here in (None, "__main__"):
         return
     for imported in imports_of(path):
-        there = room_of(imported)
+        there = package_of(imported)
         if there is None or there == here:
             continue
-        allowed = row_of(there) > row_of(here) or (here, there) in PEERS
+        allowed = layer_of(there) > layer_of(here) or (here, there) in ALLOWED_WITHIN_LAYER
         assert allowed, f"{name_of(path)} imports {imported}"
 
 
@@ -82,16 +82,16 @@ def test_no_stage_imports_another():
         assert not stages or path.stem in compositions, f"{name_of(path)} imports {stages}"
 
 
-def test_the_report_is_a_leaf():
+def test_the_report_imports_no_other_package():
     for path in modules(CORE / "report"):
-        rooms = {room_of(imported) for imported in imports_of(path)} - {None, "report"}
-        assert not rooms, f"{name_of(path)}: {rooms}"
+        packages = {package_of(imported) for imported in imports_of(path)} - {None, "report"}
+        assert not packages, f"{name_of(path)}: {packages}"
 
 
 def test_the_method_imports_nothing_of_ours_but_errors():
     for path in modules(CORE / "method"):
-        rooms = {room_of(imported) for imported in imports_of(path)} - {None, "method"}
-        assert rooms <= {"errors"}, f"{name_of(path)}: {rooms}"
+        packages = {package_of(imported) for imported in imports_of(path)} - {None, "method"}
+        assert packages <= {"errors"}, f"{name_of(path)}: {packages}"
 
 
 def test_the_configuration_knows_no_heavy_library():
@@ -115,24 +115,24 @@ def test_a_flow_starts_and_is_deployed_without_heavy_libraries():
     """Neither by itself nor through the core: each flow run and each deployment waits for its imports."""
     flows = ", ".join(sorted(name_of(path) for path in modules(ROOT / "flows")))
     heavy = {"torch", "scipy", "numpy", "torchdiffeq", "deepspeed", "webdataset", "matplotlib"}
-    told = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", f"import {flows}, sys; print(sorted({heavy} & set(sys.modules)))"],
         cwd=ROOT,
         capture_output=True,
         text=True,
     )
-    assert told.stdout == "[]\n", told.stderr
+    assert done.stdout == "[]\n", done.stderr
 
 
 def test_only_checkpoint_knows_the_files_of_a_checkpoint():
     """No string constant elsewhere holds their names; everyone else asks fm_core/checkpoint."""
     for path in modules(CORE, ROOT / "flows"):
-        if room_of(name_of(path)) == "checkpoint":
+        if package_of(name_of(path)) == "checkpoint":
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                words = set(re.split(r"[^\w.]+", node.value))
-                assert not words & {"COMPLETE", "state.json"}, f"{name_of(path)}:{node.lineno}"
+                file_names = set(re.split(r"[^\w.]+", node.value))
+                assert not file_names & {"COMPLETE", "state.json"}, f"{name_of(path)}:{node.lineno}"
                 if name_of(path) != "fm_core.run.directory":  # step_name
                     assert not node.value.startswith("step-"), f"{name_of(path)}:{node.lineno}"
 
@@ -144,9 +144,9 @@ def test_modules_are_short_and_named_for_what_they_hold():
         assert not parts & {"util", "utils", "helper", "helpers", "misc", "manager", "common"}, name_of(path)
 
 
-def test_the_walls_are_where_the_test_looks_for_them():
-    rooms = {room_of(name_of(path)) for path in modules(CORE)} - {None, "__main__"}
-    assert rooms <= set().union(*ROWS), "a new room needs a place in ROWS"
+def test_every_package_has_a_layer():
+    packages = {package_of(name_of(path)) for path in modules(CORE)} - {None, "__main__"}
+    assert packages <= set().union(*LAYERS), "a new package needs a place in LAYERS"
 
 
 @pytest.mark.slow

@@ -250,7 +250,7 @@ def test_help_lists_the_commands(capsys):
     assert all(stage in out for stage in cli.STAGES)
 
 
-def test_status_of_a_run_that_never_was(place, capsys):
+def test_status_of_a_run_that_does_not_exist(place, capsys):
     code, out, err = fm(capsys, "status", "--config", "run.yaml")
     assert (code, err) == (0, "")
     assert "no stage was run yet" in out

@@ -1,15 +1,15 @@
-"""Names and sizes of modules: unique names, no import cycles inside a package, few very short files."""
+"""Module names are unique, packages have no import cycles, and short modules have a stated reason."""
 
 import ast
 from collections import defaultdict
 from pathlib import Path
 
-from tests.test_architecture import CORE, ROOT, imports_of, modules, name_of, room_of
+from tests.test_architecture import CORE, ROOT, imports_of, modules, name_of, package_of
 
 SHORT = 60
 """A module of fewer lines needs a reason in SHORT_MODULES."""
 SHORT_MODULES = {
-    # Sections of the configuration are as long as they have keys.
+    # The length of a configuration section depends only on its number of keys.
     "fm_core.config.export": "one section of the configuration",
     "fm_core.config.method": "one section of the configuration",
     "fm_core.config.online_eval": "one section of the configuration",
@@ -39,7 +39,7 @@ SHORT_MODULES = {
     "fm_core.method.couplings": "the base class that couplings extend",
     "fm_core.method.guidance": "one technique",
     "fm_core.method.times": "the former name of timestep_samplers, which plug-ins import",
-    "fm_core.method.types": "type aliases that every module of the room imports",
+    "fm_core.method.types": "type aliases that every module of the package imports",
     "fm_core.models.flops": "one count",
     "fm_core.models.mlp": "one network",
     "fm_core.reproduce.reproduce": "the entry point of the command",
@@ -59,30 +59,30 @@ SHORT_MODULES = {
     "fm_core.training.lr_schedule": "one function",
     "fm_core.training.mfu": "one measurement",
 }
-"""Module -> why it stands alone."""
+"""Short module -> why it is a file of its own."""
 NAMED_AFTER_STAGES = {"config", "flows"}
-"""Rooms whose files are named after the stages that they configure and supervise."""
+"""Packages whose files are named after the stages that they configure or supervise."""
 
 
-def room_or_flows(path: Path) -> str:
+def package_or_flows(path: Path) -> str:
     name = name_of(path)
-    return room_of(name) or name.split(".")[0]
+    return package_of(name) or name.split(".")[0]
 
 
-def test_no_file_name_is_used_in_two_rooms():
-    rooms: dict[str, set[str]] = defaultdict(set)
+def test_no_file_name_is_used_in_two_packages():
+    packages: dict[str, set[str]] = defaultdict(set)
     for path in modules(CORE):
-        room = room_or_flows(path)
-        if path.stem != "__init__" and room not in NAMED_AFTER_STAGES:
-            rooms[path.stem].add(room)
-    assert {stem: names for stem, names in rooms.items() if len(names) > 1} == {}
+        package = package_or_flows(path)
+        if path.stem != "__init__" and package not in NAMED_AFTER_STAGES:
+            packages[path.stem].add(package)
+    assert {stem: names for stem, names in packages.items() if len(names) > 1} == {}
 
 
-def test_no_file_name_is_used_twice_in_one_room():
+def test_no_file_name_is_used_twice_in_one_package():
     seen: dict[tuple[str, str], list[str]] = defaultdict(list)
     for path in modules(CORE, ROOT / "flows"):
         if path.stem != "__init__":
-            seen[room_or_flows(path), path.stem].append(name_of(path))
+            seen[package_or_flows(path), path.stem].append(name_of(path))
     assert [names for names in seen.values() if len(names) > 1] == []
 
 
@@ -95,15 +95,15 @@ def test_no_public_class_name_is_defined_twice():
     assert {name: places for name, places in classes.items() if len(places) > 1} == {}
 
 
-def test_no_import_cycle_inside_a_room():
-    """Imports inside functions count: a cycle that is broken so is one all the same."""
+def test_no_import_cycle_inside_a_package():
+    """Imports inside functions count, so a cycle cannot be hidden by them."""
     names = {name_of(path) for path in modules(CORE, ROOT / "flows")}
     graph: dict[str, set[str]] = {}
     for path in modules(CORE, ROOT / "flows"):
         here, targets = name_of(path), set[str]()
         for imported in imports_of(path):
             module = imported if imported in names else imported.rpartition(".")[0]
-            if module in names and room_or_flows_of(module) == room_or_flows_of(here):
+            if module in names and package_or_flows_of(module) == package_or_flows_of(here):
                 targets.add(module)
         graph[here] = targets - {here}
     finished: set[str] = set()
@@ -119,8 +119,8 @@ def test_no_import_cycle_inside_a_room():
         visit(module, ())
 
 
-def room_or_flows_of(module: str) -> str:
-    return room_of(module) or module.split(".")[0]
+def package_or_flows_of(module: str) -> str:
+    return package_of(module) or module.split(".")[0]
 
 
 def test_short_modules_have_a_reason():

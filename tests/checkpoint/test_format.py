@@ -66,7 +66,7 @@ def damage(path, how):
 
 @pytest.mark.parametrize("how", ["removed", "truncated", "lengthened", "flipped"])
 @pytest.mark.parametrize("file", ["raw.safetensors", "shards/rank-1.pt", "state.json"])
-def test_one_damaged_file_and_the_previous_checkpoint_is_taken_loudly(tmp_path, capsys, how, file):
+def test_one_damaged_file_falls_back_to_the_previous_checkpoint_with_a_warning(tmp_path, capsys, how, file):
     make(tmp_path, 10)
     make(tmp_path, 9)
     damage(make(tmp_path, 20) / file, how)
@@ -76,7 +76,7 @@ def test_one_damaged_file_and_the_previous_checkpoint_is_taken_loudly(tmp_path, 
     assert f"step-00000020/{file}" in output
 
 
-def test_where_none_is_whole_it_is_an_error_and_no_start_from_scratch(tmp_path):
+def test_without_an_intact_checkpoint_there_is_an_error_and_no_start_from_scratch(tmp_path):
     for step in (10, 20):
         damage(make(tmp_path, step) / "raw.safetensors", "flipped")
     with pytest.raises(UserError) as caught:

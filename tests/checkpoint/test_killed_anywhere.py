@@ -112,7 +112,7 @@ def local(root):
 
 
 def remote(root):
-    """A store that is worse than an object store: one sees its files while they are copied."""
+    """A store without atomic uploads: its files are visible while they are copied."""
     (root / "bucket").mkdir(exist_ok=True)
     filesystem = DirFileSystem(path=str(root / "bucket"), fs=LocalFileSystem(auto_mkdir=True))
     return Store(filesystem, "checkpoints", "dir://bucket/checkpoints", None)
@@ -143,7 +143,7 @@ def test_a_local_save_with_retention_leaves_the_old_or_the_new_newest(tmp_path):
         assert newest.name in ("step-00000020", "step-00000030")
         assert verify(newest) is None
         assert not survived or complete_steps(root / "checkpoints") == [20, 30]
-        # The next session goes on, whatever lies about.
+        # The next session continues, whatever files are left.
         write(local(root), 30)
         write(local(root), 40)
         assert complete_steps(root / "checkpoints") == [30, 40]

@@ -1,4 +1,4 @@
-"""Checkpoints on a real S3 server on loopback, which comes and goes."""
+"""Checkpoint uploads to a real S3 server on loopback that is stopped and restarted."""
 
 import itertools
 import threading
@@ -200,7 +200,7 @@ def test_an_old_checkpoint_that_is_copied_late_removes_none_that_is_newer(tmp_pa
     assert stored_steps(again.store) == [30, 50]
 
 
-def test_a_damaged_object_is_found_and_the_checkpoint_before_is_fetched(tmp_path, url, capsys):
+def test_a_damaged_object_is_detected_and_the_checkpoint_before_is_fetched(tmp_path, url, capsys):
     here = at(url, tmp_path / "here")
     for step in (10, 20):
         write(here, step)

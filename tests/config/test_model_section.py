@@ -92,7 +92,7 @@ def test_keys_that_contradict_one_another_are_refused(keys, message):
         model(**keys)
 
 
-def test_over_a_preset_another_size_is_whole():
+def test_another_size_replaces_the_complete_shape_of_a_preset():
     preset = config_class(load_config(IMAGENET64))
     assert preset().model.channels == 192
     assert preset.model_validate({"model": {"dropout": 0.1}}).model.channels == 192

@@ -1,4 +1,4 @@
-"""A class made of a preset stands for it wherever its defaults are asked for."""
+"""Configuration classes whose defaults are those of a preset."""
 
 import pytest
 
@@ -20,7 +20,7 @@ def test_its_defaults_are_the_presets_at_every_depth():
     assert issubclass(MADE, RunConfig)
 
 
-def test_naming_one_key_keeps_its_neighbours():
+def test_naming_one_key_keeps_the_other_keys():
     config = MADE.model_validate(
         {"evaluate": {"likelihood": {"rtol": 1e-4}}, "data": {"source": {"image_size": 32}}}
     )

@@ -33,9 +33,9 @@ def test_wrong_settings_are_refused_in_one_line(section, fragments):
 def test_options_keep_their_kinds(tmp_path):
     options = {"sigma_min": 0.1, "steps": 3, "method": "rk4", "flag": True}
     config = parse_config({"reproduce": {"cells": [{**CELL, "path_options": options}]}}, where="x")
-    kept = config.reproduce.cells[0].path_options
-    assert kept == options
-    assert [type(value) for value in kept.values()] == [float, int, str, bool]
+    parsed = config.reproduce.cells[0].path_options
+    assert parsed == options
+    assert [type(value) for value in parsed.values()] == [float, int, str, bool]
     (tmp_path / "c.yaml").write_text(dump_yaml(config))
     assert load_config(tmp_path / "c.yaml") == config
 

@@ -60,7 +60,7 @@ def test_a_wrong_key_is_refused_in_one_line_that_names_it(tree, fragments):
         assert fragment in message, message
 
 
-def test_several_mistakes_are_told_together():
+def test_several_mistakes_are_reported_together():
     message = refused({"train": {"imags": 5, "global_batch": 0}})
     assert "train.imags" in message
     assert "train.global_batch" in message
@@ -146,7 +146,7 @@ def test_options_of_the_method_are_finite():
     assert "sigma_min" in refused({"method": {"path_options": {"sigma_min": float("inf")}}})
 
 
-def test_options_of_the_method_keep_whole_numbers_whole():
+def test_integer_options_of_the_method_stay_integers():
     config = parse_config(
         {"method": {"coupling_options": {"block": 64}, "path_options": {"a": "1e-5"}}}, where="x"
     )
@@ -155,7 +155,7 @@ def test_options_of_the_method_keep_whole_numbers_whole():
     assert parse_config(config.model_dump(mode="json"), where="x") == config
 
 
-def test_options_may_be_words_and_switches_in_both_sections(tmp_path):
+def test_options_may_be_strings_and_booleans_in_both_sections(tmp_path):
     options = {"divergence": "exact", "steps": "4", "rtol": "1e-5", "on": True}
     read = {"divergence": "exact", "steps": 4, "rtol": 1e-5, "on": True}
     cell = {"name": "cnf", "objective": "maximum-likelihood", "path": "optimal-transport"}
@@ -220,7 +220,7 @@ def test_a_tree_survives_yaml(tmp_path):
     assert load_config(file).data.name == "1e3"
 
 
-def test_overrides_change_one_key_and_keep_its_neighbours(tmp_path):
+def test_overrides_change_one_key_and_keep_the_others(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("train: {images: 640, global_batch: 64}\nevaluate: {likelihood: {images: 8, batch: 4}}\n")
     config = load_config(file, {"evaluate": {"likelihood": {"images": 2}}})

@@ -169,7 +169,7 @@ def test_parquet_files_with_splits(tmp_path, kind):
     ],
 )
 @pytest.mark.parametrize("where", ["train-1.parquet", "val-0.parquet"])
-def test_a_wrong_label_in_the_last_file_is_found_before_anything_is_written(
+def test_a_wrong_label_in_the_last_file_is_detected_before_anything_is_written(
     tmp_path, where, bad_label, names, message
 ):
     images, classes = crops(6, 32), [0, 1, 2, 0, 1, 2]
@@ -181,7 +181,7 @@ def test_a_wrong_label_in_the_last_file_is_found_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_parquet_without_splits_holds_rows_out_and_names_classes(tmp_path):
+def test_parquet_without_splits_gets_a_validation_split_and_named_classes(tmp_path):
     images, classes = crops(30, 32), labels(30, 3)
     files = {
         "a.parquet": parquet(images[:12], classes[:12], "encoded", ["x", "y", "z"]),

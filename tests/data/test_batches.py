@@ -84,7 +84,7 @@ def test_a_resumed_stream_goes_on_where_it_ended_on_any_number_of_ranks(root, ma
     assert torch.equal(torch.cat([got[first] for first in sorted(got)]), expected)
 
 
-def test_flips_depend_on_the_position_alone(root, manifest):
+def test_flips_depend_only_on_the_position(root, manifest):
     full = take(root, manifest, 1, position=64, global_batch=64, flip_seed=9)[0]
     halves = [
         take(root, manifest, 1, position=64, global_batch=64, flip_seed=9, rank=rank, ranks=2)[0]
@@ -138,7 +138,7 @@ def test_memory_is_used_again_only_when_nobody_holds_the_batch():
     assert buffers.take((4, 3)).data_ptr() == place
 
 
-def test_batches_that_are_kept_keep_their_images(root, manifest):
+def test_retained_batches_keep_their_images(root, manifest):
     batches = take(root, manifest, 60, position=0, global_batch=16)
     images, _ = stream(root, manifest, 0, 960)
     assert torch.equal(torch.cat([batch.images for batch in batches]), images)

@@ -45,11 +45,13 @@ def test_a_process_needs_few_blocks_at_a_time(ranks):
         for rank in range(ranks):
             blocks[rank].update(order.ids(step * batch + rank * share, share) // 64)
     assert all(len(ids) <= 3 * 8 // ranks for ids in blocks)
-    whole_epoch = [set(order.ids(p + r * share, share) // 64) for p in range(0, 12_800, batch) for r in [0]]
-    assert len(set().union(*whole_epoch)) <= 200 // ranks + 8 // ranks + 1
+    blocks_per_batch = [
+        set(order.ids(p + r * share, share) // 64) for p in range(0, 12_800, batch) for r in [0]
+    ]
+    assert len(set().union(*blocks_per_batch)) <= 200 // ranks + 8 // ranks + 1
 
 
-def test_the_blocks_read_at_a_time_are_those_that_are_told():
+def test_the_blocks_read_at_a_time_are_those_predicted():
     order = BlockShuffleSampler(seed=0, block_images=[64] * 100, virtual_ranks=4, run=4, window=128)
     predicted = list(order.blocks_at_a_time(range(1, 3)))
     steps = np.arange(0, 6400, 16)[:, None] + np.arange(4, 12)  # positions of virtual ranks 1 and 2

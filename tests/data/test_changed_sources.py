@@ -23,7 +23,7 @@ def bitmaps(count, seed=0):
 
 
 def files_of(kind, seed):
-    """A source; those of different seeds differ in pixels alone: no name, size or count tells."""
+    """A source; those of different seeds differ only in pixels, not in names, sizes or counts."""
     images = bitmaps(12, seed)
     if kind == "folder":
         return {f"{'ab'[n % 2]}/{n}.bmp": image for n, image in enumerate(images)}
@@ -101,7 +101,7 @@ def test_files_that_hold_crcs_may_be_copied_meanwhile(tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_times_of_change_are_no_part_of_a_data_set(tmp_path, kind):
-    """Neither of its version nor of its manifest; and a complete one is mended from touched files."""
+    """Neither of its version nor of its manifest; and a complete one is repaired from touched files."""
     write_tree(tmp_path / "source", files_of(kind, seed=0))
     config = config_of(tmp_path)
     manifest = write_dataset(config)

@@ -34,7 +34,7 @@ def test_the_splits_are_disjoint_and_hold_every_digit(tmp_path):
     assert got == real
 
 
-def test_the_split_depends_on_its_seed_alone(tmp_path):
+def test_the_split_depends_only_on_its_seed(tmp_path):
     section = DataSection(root=str(tmp_path / "a"), split_seed=3)
     write_dataset(section)
     write_dataset(section.model_copy(update={"root": str(tmp_path / "b")}))
@@ -53,6 +53,6 @@ def test_the_manifest_has_the_moments_of_the_images(tmp_path):
     assert split.class_histogram == tuple(np.bincount(labels, minlength=10))
 
 
-def test_more_held_out_images_than_digits_are_refused(tmp_path):
+def test_more_validation_images_than_digits_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"data\.validation_images: 1797"):
         check_source(DataSection(root=str(tmp_path), validation_images=1797))

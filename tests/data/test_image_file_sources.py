@@ -145,7 +145,7 @@ def truth_files(kind):
 
 @pytest.mark.parametrize("truth", ["kaggle", "list", "devkit", "packed devkit"])
 @pytest.mark.parametrize("kind", ["folder", "tar", "kaggle folder"])
-def test_originals_are_squashed_by_the_box_filter_and_labelled_by_sorted_wnid(tmp_path, kind, truth):
+def test_originals_are_squashed_by_the_box_filter_and_labeled_by_sorted_wnid(tmp_path, kind, truth):
     train, val = originals()
     if kind == "tar":
         inner = {f"{wnid}.tar": tar_of(files) for wnid, files in train.items()}
@@ -173,7 +173,7 @@ def squashed(content):
     return np.asarray(picture).transpose(2, 0, 1)
 
 
-def test_validation_images_without_classes_are_told_what_to_add(tmp_path):
+def test_the_error_for_validation_images_without_classes_says_what_to_add(tmp_path):
     train, val = originals()
     files = {f"train/{wnid}/{name}": c for wnid, group in train.items() for name, c in group.items()}
     files |= {f"val/{name}": content for name, content in val.items()}
@@ -195,12 +195,12 @@ def test_the_adm_crop_is_admss(tmp_path):
     assert np.array_equal(ours, array[y : y + 32, x : x + 32])
 
 
-def test_sixteen_bits_are_scaled_and_grey_is_spread():
-    grey = np.arange(1024, dtype=np.uint16).reshape(32, 32) * 64
+def test_sixteen_bits_are_scaled_and_gray_becomes_three_channels():
+    gray = np.arange(1024, dtype=np.uint16).reshape(32, 32) * 64
     file = io.BytesIO()
-    Image.fromarray(grey).save(file, "png")
+    Image.fromarray(gray).save(file, "png")
     image = decode(file.getvalue(), 32, "exact")
-    assert np.array_equal(image, np.stack([(grey >> 8).astype(np.uint8)] * 3))
+    assert np.array_equal(image, np.stack([(gray >> 8).astype(np.uint8)] * 3))
 
 
 def test_another_size_is_unusable_in_exact_mode():
@@ -263,7 +263,7 @@ def test_unreadable_images_are_quarantined_up_to_a_share(tmp_path):
     assert same_set([*train, *val], [*train_labels, *val_labels], images[2:], np.arange(2, 30) % 3)
 
 
-def test_an_empty_or_strange_folder_says_what_is_recognised(tmp_path):
+def test_the_error_for_an_empty_or_unknown_folder_says_what_is_recognized(tmp_path):
     write_tree(tmp_path / "source", {"notes.txt": b"x"})
     with pytest.raises(UserError, match=r"no format recognized under .*imagenet-npz"):
         check_source(section(tmp_path, tmp_path / "source"))

@@ -49,7 +49,7 @@ def test_a_shard_that_is_cut_short_is_named(tmp_path, dataset):
             reader.read(np.array([599]))
 
 
-def test_a_flipped_bit_is_found_on_reading(tmp_path, dataset):
+def test_a_flipped_bit_is_detected_on_reading(tmp_path, dataset):
     path = tmp_path / "digits/train-000001.tar"
     offset = dataset.shards[1].blocks[0].x_offset + 2 * 64 + 5
     content = bytearray(path.read_bytes())

@@ -74,7 +74,7 @@ def refusal(config):
     return str(caught.value)
 
 
-def test_an_empty_folder_is_told_what_to_put_where(tmp_path):
+def test_the_error_for_an_empty_folder_says_what_to_put_where(tmp_path):
     config = section(tmp_path, tmp_path / "nothing", size=64, allow_partial=False)
     line = refusal(config)
     assert line.startswith(
@@ -91,14 +91,14 @@ def test_a_missing_batch_is_named(tmp_path):
     assert "train_data_batch_10.npz" in line
 
 
-def test_fewer_images_than_published_are_said_with_both_counts(tmp_path):
+def test_fewer_images_than_published_are_reported_with_both_counts(tmp_path):
     files = NpzFiles(batches=10, rows=10)
     line = refusal(section(tmp_path, files.write_folder(tmp_path / "source"), allow_partial=False))
     assert "155 train images" in line
     assert "1,281,167" in line
 
 
-def test_the_wrong_size_is_said_with_the_shape(tmp_path):
+def test_the_wrong_size_is_reported_with_the_shape(tmp_path):
     files = NpzFiles(size=16)
     line = refusal(section(tmp_path, files.write_folder(tmp_path / "source"), size=8))
     assert "[51, 768]" in line
@@ -116,7 +116,7 @@ def test_labels_from_zero_are_refused(tmp_path):
 @pytest.mark.parametrize("value", [-1, 1000])
 @pytest.mark.parametrize("labels_last", [False, True])
 @pytest.mark.parametrize("packed", ["folder", "stored zip", "deflated zip", "pickles"])
-def test_a_wrong_label_in_the_last_batch_is_found_before_anything_is_written(
+def test_a_wrong_label_in_the_last_batch_is_detected_before_anything_is_written(
     tmp_path, packed, labels_last, value, bad_batch
 ):
     files = NpzFiles()

@@ -75,7 +75,7 @@ def test_plain_webdataset_reads_layout_image(tmp_path):
     assert {row[2]["label"] for row in rows} == set(labels.tolist())
 
 
-def test_a_flipped_bit_in_a_png_is_found(tmp_path):
+def test_a_flipped_bit_in_a_png_is_detected(tmp_path):
     config = npz_config(tmp_path, layout="image")
     manifest = write_dataset(config)
     path = tmp_path / "out/tiny/val-000000.tar"
@@ -105,13 +105,13 @@ def test_several_processes_write_the_same_bytes(tmp_path, monkeypatch):
     seen = []
     write_dataset(npz_config(tmp_path, "pool", workers=3), seen.append)
     monkeypatch.setattr(shard_writer, "WORTH_A_POOL_BYTES", 1e12)
-    manifest = write_dataset(npz_config(tmp_path, "alone", workers=1))
-    assert hashes(tmp_path / "out/pool") == hashes(tmp_path / "out/alone")
+    manifest = write_dataset(npz_config(tmp_path, "single", workers=1))
+    assert hashes(tmp_path / "out/pool") == hashes(tmp_path / "out/single")
     assert seen[-1] == sum(split.images for split in manifest.splits.values())
     assert len(seen) > 3
 
 
-def test_pictures_are_shared_out_shard_by_shard(tmp_path, monkeypatch):
+def test_images_are_distributed_shard_by_shard(tmp_path, monkeypatch):
     files = {f"{n % 2}/{n}.png": encoded(image) for n, image in enumerate(crops(40, 16))}
     source = SourceSection(format="folder", url=str(write_tree(tmp_path / "source", files)), image_size=16)
     config = DataSection(

@@ -56,7 +56,7 @@ def test_reading_through_a_cache_smaller_than_the_data_is_right(tmp_path, remote
     assert len(copies(tmp_path / "a")) == 1
 
 
-def test_a_copy_that_rots_is_fetched_again(tmp_path, remote):
+def test_a_corrupted_copy_is_fetched_again(tmp_path, remote):
     root, manifest = remote
     with ImageReader(root, manifest, "train", NodeCache(str(tmp_path))) as reader:
         before = reader.read(np.arange(50))[0]
@@ -72,7 +72,7 @@ def test_a_copy_that_rots_is_fetched_again(tmp_path, remote):
 
 @pytest.mark.parametrize("size", [0, 700, -1])
 def test_a_copy_that_a_power_loss_cut_is_fetched_again(tmp_path, remote, size):
-    """Nothing else would ever fix it: fm validate --repair looks at the store alone."""
+    """fm validate --repair would not fix it, as it reads only the store."""
     root, manifest = remote
     shard = manifest.shards[0]
     with ImageReader(root, manifest, "train", NodeCache(str(tmp_path))) as reader:
@@ -196,7 +196,7 @@ def test_downloads_at_one_time_keep_the_limit_together(tmp_path, remote, monkeyp
     assert not [*tmp_path.glob("*.partial"), *tmp_path.glob("*.reserved")]
 
 
-def test_what_a_killed_download_left_is_removed_and_holds_no_room(tmp_path, remote):
+def test_what_a_killed_download_left_is_removed_and_takes_no_space(tmp_path, remote):
     root, manifest = remote
     shards = manifest.split_shards("train")
     for shard in shards[:2]:  # the second one is downloaded here, the first one by nobody
@@ -233,7 +233,7 @@ with ImageReader(root, manifest, "train", NodeCache(folder, limit)) as reader:
 """
 
 
-def test_processes_share_and_evict_without_hurting_one_another(tmp_path):
+def test_processes_share_and_evict_without_disturbing_one_another(tmp_path):
     write_dataset(DataSection(root=str(tmp_path / "data"), block_bytes=6400, shard_blocks=2))
     command = [sys.executable, "-c", READ, f"slow://{tmp_path}/data", str(tmp_path / "cache")]
     running = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]

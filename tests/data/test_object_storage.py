@@ -1,4 +1,4 @@
-"""Real S3 protocol on loopback, with and without faults on the way."""
+"""Real S3 protocol on loopback, with and without faults of the connection."""
 
 import io
 import itertools
@@ -156,7 +156,7 @@ def test_a_source_on_a_store_that_hangs_up_is_read_on(tmp_path, monkeypatch, pac
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["drop", "truncate", "delay", "503"])
-def test_faults_on_the_way_are_ridden_out(tmp_path, server, monkeypatch, fault):
+def test_requests_that_fail_are_retried(tmp_path, server, monkeypatch, fault):
     monkeypatch.setattr(retries, "FIRST_DELAY_S", 0.01)
     if fault == "delay":  # the client gives up before the answer comes
         waiting = {"read_timeout": DELAY_SECONDS / 3, "retries": {"max_attempts": 0}}

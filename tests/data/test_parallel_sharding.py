@@ -40,7 +40,7 @@ def test_pieces_written_anywhere_in_any_order_make_the_same_data_set(config):
     assert manifest.version == write_dataset(config.model_copy(update={"name": "b"})).version
 
 
-def test_a_part_that_can_be_entered_anywhere_is_shared_out_by_shards(tmp_path, monkeypatch):
+def test_a_part_with_random_access_is_distributed_by_shards(tmp_path, monkeypatch):
     """As the plain stage does it: images in folders are one part, and not the work of one process."""
     monkeypatch.setattr(parallel_sharding, "MAX_PIECES", 3)
     config = DataSection(root=str(tmp_path), block_bytes=6400, shard_blocks=3)  # five shards and two
@@ -54,7 +54,7 @@ def test_a_part_that_can_be_entered_anywhere_is_shared_out_by_shards(tmp_path, m
     assert [piece.images for piece in begin_dataset(config).pieces] == [300, 300, 300, 300, 97, 300, 200]
 
 
-def test_a_piece_leaves_alone_what_another_one_wrote_meanwhile(tmp_path, monkeypatch):
+def test_a_piece_skips_what_another_one_wrote_meanwhile(tmp_path, monkeypatch):
     config = DataSection(root=str(tmp_path), block_bytes=6400, shard_blocks=3)
     shards = begin_dataset(config).pieces[0].shards + begin_dataset(config).pieces[1].shards
     meanwhile = []

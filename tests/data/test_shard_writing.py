@@ -127,7 +127,7 @@ def test_a_complete_data_set_needs_its_source_no_more(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
-def test_a_damaged_shard_is_found_and_written_again(digits, tmp_path, damage):
+def test_a_damaged_shard_is_detected_and_written_again(digits, tmp_path, damage):
     first = write_dataset(digits)
     path = tmp_path / "digits/train-000002.tar"
     content = path.read_bytes()
@@ -183,7 +183,7 @@ def test_an_exception_while_writing_publishes_nothing(digits, tmp_path):
     assert write_dataset(digits).splits["train"].images == 1297
 
 
-def test_staged_files_appear_whole_or_not_at_all(tmp_path):
+def test_staged_files_appear_complete_or_not_at_all(tmp_path):
     for url in (str(tmp_path / "x"), "memory://staged-test"):
         store = Store.at(url)
         with pytest.raises(ZeroDivisionError), store.staged("a") as (_, file):
@@ -205,7 +205,7 @@ write_dataset(DataSection.model_validate_json(sys.argv[1]), slowly)
 
 
 @pytest.mark.parametrize("shards", [1, 3])
-def test_kill_in_the_middle_loses_at_most_the_shard_in_hand(digits, tmp_path, shards):
+def test_kill_in_the_middle_loses_at_most_the_current_shard(digits, tmp_path, shards):
     command = [sys.executable, "-c", KILLED, digits.model_dump_json()]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
@@ -226,7 +226,7 @@ def test_kill_in_the_middle_loses_at_most_the_shard_in_hand(digits, tmp_path, sh
     assert validate_dataset(digits).problems == {}
 
 
-def test_no_room_is_said_before_anything_is_written(digits, monkeypatch):
+def test_a_lack_of_space_is_reported_before_anything_is_written(digits, monkeypatch):
     monkeypatch.setattr(Store, "free_bytes", lambda self: 1000)
     with pytest.raises(UserError, match=r"data\.root: .* GB free"):
         write_dataset(digits)
@@ -266,7 +266,7 @@ def test_an_altered_manifest_is_refused(digits, tmp_path):
         load_manifest(str(tmp_path), "digits")
 
 
-def test_the_version_is_of_the_content_alone(digits, tmp_path):
+def test_the_version_depends_only_on_the_content(digits, tmp_path):
     manifest = write_dataset(digits)
     other = manifest.model_copy(update={"name": "other", "inputs": ()})
     assert other.version == manifest.version

@@ -33,7 +33,7 @@ def damage(path, how):
 
 
 @pytest.mark.parametrize("depth", ["quick", "default", "deep"])
-def test_a_whole_data_set_has_no_problems(config, depth):
+def test_a_complete_data_set_has_no_problems(config, depth):
     result = validate_dataset(config, depth)
     assert result.problems == {}
     assert result.images == 1797
@@ -85,7 +85,7 @@ def test_a_store_that_does_not_answer_is_no_damage(config, tmp_path, monkeypatch
     assert (tmp_path / "digits/manifest.json").exists()
 
 
-def test_a_lost_commit_mark_is_found_quickly(config):
+def test_a_lost_commit_mark_is_detected_quickly(config):
     Store.at(config.root, config.name).remove(sidecar_path("train-000000.tar"))
     assert validate_dataset(config, "quick").problems == {"train-000000.tar": "its sidecar is missing"}
 
@@ -123,7 +123,7 @@ def test_errors_that_hashes_do_not_show(tmp_path, part, value, depth, message):
     assert message in next(iter(problems.values()))
 
 
-def test_a_header_that_rots_is_no_end_of_the_archive(config):
+def test_a_corrupted_header_is_not_the_end_of_the_archive(config):
     store, manifest = rewritten(
         config, lambda content, shard: content.__setitem__(_second_header(content), 1)
     )
@@ -156,7 +156,7 @@ def test_deep_compares_with_the_source_and_counts_equal_images(tmp_path):
     assert "not compared with the source" in validate_dataset(config, "deep").notes[-1]
 
 
-def test_the_stage_names_what_is_wrong_and_mends_it(tmp_path):
+def test_the_stage_names_what_is_wrong_and_repairs_it(tmp_path):
     from fm_core.config import RunConfig
     from fm_core.stages.validate import validate
 

@@ -44,7 +44,7 @@ def test_it_classifies_validation_digits_and_is_confident_about_digits_only(digi
     assert confident((validation.int() + validation.roll(1, 0).int()) // 2) < 0.6
 
 
-def test_the_seed_alone_decides_the_result(digits):
+def test_the_result_depends_only_on_the_seed(digits):
     images, labels, validation, _ = digits
     trained = []
     for seed, ambient in ((0, 1), (0, 2), (1, 1)):

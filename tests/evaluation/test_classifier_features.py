@@ -1,4 +1,4 @@
-"""The classifier stored beside a data set, and its record."""
+"""The classifier stored with a data set, and its record."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""External images: folders and .npz files, and their refusals in one line."""
+"""External images: folders and .npz files, and their one-line errors."""
 
 import io
 import zipfile

@@ -1,4 +1,4 @@
-"""What the preflight makes of the facts of all hosts; on two real hosts it is tested in tests/cluster."""
+"""Cluster check on made-up facts of all hosts; tests/cluster runs it on two real hosts."""
 
 import pytest
 
@@ -16,21 +16,21 @@ def rank(host, **other):
     return {**facts, **other}
 
 
-def found(*ranks, **sections):
+def checks_of(*ranks, **sections):
     checks = assess(RunConfig.model_validate(sections), list(ranks), SPEED)
     assert all("\n" not in check.detail for check in checks)
     return {check.name: check for check in checks}
 
 
 def test_equal_hosts_pass():
-    checks = found(rank("a"), rank("a"), rank("b"), rank("b"))
+    checks = checks_of(rank("a"), rank("a"), rank("b"), rank("b"))
     assert all(check.ok for check in checks.values())
     assert checks["launch"].detail == "4 processes met on a, b"
     assert checks["all-reduce"].detail == "16 MiB over 4 processes in 20.0 ms, 0.80 GB/s through each"
 
 
 @pytest.mark.parametrize(
-    ("other", "name", "words"),
+    ("other", "name", "detail"),
     [
         (
             {"versions": {"torch": "2.9.0", "fm_core": "abc"}},
@@ -46,14 +46,14 @@ def test_equal_hosts_pass():
         ({"clock": 1060.5}, "clocks", "60.500 s apart; let NTP set them"),
     ],
 )
-def test_a_host_that_differs_fails_by_name(other, name, words):
-    checks = found(rank("a"), rank("b", **other))
-    assert words in checks[name].detail
+def test_a_host_that_differs_fails_by_name(other, name, detail):
+    checks = checks_of(rank("a"), rank("b", **other))
+    assert detail in checks[name].detail
     assert [check.name for check in checks.values() if not check.ok] == [name]
 
 
 @pytest.mark.parametrize(
-    ("keep", "place", "each", "ok", "words"),
+    ("keep", "place", "each", "ok", "detail"),
     [
         (3, {}, 2.5, True, "a: 10.0 GiB free for train.checkpoint_root at /r; 4 checkpoints of 2.50 GiB"),
         (3, {}, 2.6, False, "4 checkpoints of 2.60 GiB are to come"),
@@ -63,14 +63,14 @@ def test_a_host_that_differs_fails_by_name(other, name, words):
         (3, {"uploads": True}, 5.1, False, "2 checkpoints of"),
     ],
 )
-def test_checkpoints_have_room_where_the_first_rank_writes_them(keep, place, each, ok, words):
+def test_checkpoints_have_room_where_the_first_rank_writes_them(keep, place, each, ok, detail):
     first, other = rank("a"), rank("b")
     first["checkpoints"] |= place
     other["checkpoints"] |= {"free_bytes": 0}
     config = RunConfig.model_validate({"train": {"keep_checkpoints": keep}})
     checks = assess(config, [first, other], SPEED, checkpoint_bytes=int(each * 2**30))
     (check,) = [check for check in checks if check.name == "space for checkpoints"]
-    assert (check.ok, words in check.detail) == (ok, True), check.detail
+    assert (check.ok, detail in check.detail) == (ok, True), check.detail
 
 
 def test_space_for_checkpoints_is_asked_where_they_are_staged(tmp_path):
@@ -89,13 +89,15 @@ def test_space_for_checkpoints_is_asked_where_they_are_staged(tmp_path):
     assert staged["free_bytes"] > 0
 
 
-def test_a_host_without_the_run_directory_is_well_where_checkpoints_go_elsewhere():
-    checks = found(rank("a"), rank("b", run_directory=False), train={"checkpoint_root": "s3://bucket/run"})
+def test_a_host_without_the_run_directory_passes_where_checkpoints_go_elsewhere():
+    checks = checks_of(
+        rank("a"), rank("b", run_directory=False), train={"checkpoint_root": "s3://bucket/run"}
+    )
     assert checks["run directory"].ok
 
 
 @pytest.mark.slow
-def test_this_machine_passes_save_for_data_that_are_not_there(tmp_path):
+def test_this_machine_passes_except_for_missing_data(tmp_path):
     sections = {"run": {"root": str(tmp_path / "runs")}, "data": {"root": str(tmp_path / "data")}}
     checks = cluster_checks(RunConfig.model_validate({**sections, "launch": {"processes": 2, "threads": 1}}))
     assert [check.name for check in checks if not check.ok] == ["data"]
@@ -103,7 +105,7 @@ def test_this_machine_passes_save_for_data_that_are_not_there(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_hostfile_that_is_none_is_a_line_and_no_exception(tmp_path):
+def test_a_missing_hostfile_is_a_failed_check_and_no_exception(tmp_path):
     launch = {"kind": "ssh", "hostfile": str(tmp_path / "none")}
     checks = cluster_checks(RunConfig.model_validate({"launch": launch}))
     assert [(check.name, check.ok) for check in checks] == [("hostfile", False)]

@@ -1,4 +1,4 @@
-"""Jobs of one rank in this very process: what the rank finds, what is restored, and who is refused."""
+"""Debug launcher, which runs one rank in this process: its environment, cleanup, and refusals."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ from fm_core.storage.atomic_files import read_json
 
 THREADS = 3
 PLACE = {}
-"""What the workers of this module are told, and what they saw."""
+"""Written by the workers of this module, read by its tests."""
 
 
 def run(path, worker, observe=lambda progress: None, complete=lambda: True, **launch):

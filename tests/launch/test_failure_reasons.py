@@ -1,4 +1,4 @@
-"""Who is to blame when a job has ended."""
+"""Reasons why a job ended, from the exit records of its ranks."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from fm_core.storage.atomic_files import write_json
 
 
 class TestVerdict:
-    """Who is to blame, from the words that the ranks left."""
+    """The exception and message for each combination of exit records."""
 
     def job(self, path, *kinds):
         log = path / "pretend.log"
@@ -22,7 +22,7 @@ class TestVerdict:
         return Job.model_validate({**facts, "processes": len(kinds), "log": str(log)})
 
     @pytest.mark.parametrize(
-        ("kinds", "stop", "error", "words"),
+        ("kinds", "stop", "error", "message"),
         [
             (("stopped", "stopped"), False, StopRequested, "word 0"),
             (("done", "stopped"), False, StopRequested, "word 1"),
@@ -42,14 +42,14 @@ class TestVerdict:
             (("done", "done"), False, JobFailedError, "not complete"),
         ],
     )
-    def test_verdict(self, tmp_path, kinds, stop, error, words):
+    def test_verdict(self, tmp_path, kinds, stop, error, message):
         job = self.job(tmp_path, *kinds)
         if stop:
             (tmp_path / "STOP").touch()
         verdict = failure_of(job, tmp_path)
         assert type(verdict) is error
-        assert words in str(verdict)
+        assert message in str(verdict)
 
-    def test_words_of_an_earlier_job_do_not_count(self, tmp_path):
+    def test_exit_records_of_an_earlier_job_are_ignored(self, tmp_path):
         job = self.job(tmp_path, "user", "user").model_copy(update={"id": "b2"})
         assert "no exit record" in str(failure_of(job, tmp_path))

@@ -1,4 +1,4 @@
-"""Hostfiles, what goes to the hosts of a job, and what they say of its end."""
+"""Hostfiles, node specifications of a job, and exit records of its hosts."""
 
 import json
 import os
@@ -121,12 +121,12 @@ def test_each_host_divides_its_own_cores_unless_threads_are_named(tmp_path, monk
 
 
 class Sbatch:
-    """Stands for sbatch: takes every job and keeps how it was called."""
+    """Fake sbatch: accepts every job and records its arguments and environment."""
 
     def __init__(self, folder, monkeypatch):
         self.folder = folder
         program = folder / "sbatch"
-        program.write_text(f'#!/bin/sh\necho "$@" >{folder}/words\nenv >{folder}/env\necho 7\n')
+        program.write_text(f'#!/bin/sh\necho "$@" >{folder}/arguments\nenv >{folder}/env\necho 7\n')
         program.chmod(0o755)
         monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
 
@@ -137,11 +137,13 @@ class Sbatch:
         logs = self.folder / "logs"
         logs.mkdir(exist_ok=True)
         job = submit(self.folder, logs, "train", "module", self.folder / "train.yaml", config.launch)
-        words = dict(
-            word.split("=", 1) for word in (self.folder / "words").read_text().split() if "=" in word
+        arguments = dict(
+            argument.split("=", 1)
+            for argument in (self.folder / "arguments").read_text().split()
+            if "=" in argument
         )
         environment = (self.folder / "env").read_text()
-        return job, words["--cpus-per-task"], environment
+        return job, arguments["--cpus-per-task"], environment
 
 
 def test_slurm_is_asked_for_the_cores_that_are_named_and_not_for_those_of_this_host(tmp_path, monkeypatch):
@@ -173,12 +175,12 @@ def test_a_program_that_is_not_installed_is_named(tmp_path, monkeypatch, launch,
     assert not (tmp_path / "job.json").exists()
 
 
-def test_the_interface_of_an_address_is_found():
+def test_the_interface_of_an_address():
     assert interface_towards("127.0.0.1") == "lo"
     assert interface_towards("no-such-host.invalid") is None
 
 
-def test_words_of_hosts_out_of_sight_are_gathered_from_the_log(tmp_path):
+def test_exit_records_of_remote_hosts_are_collected_from_the_log(tmp_path):
     log = tmp_path / "train.log"
     job = Job.model_validate({**FACTS, "log": str(log), "hosts": {"h1": 1, "h2": 1, "h3": 1}})
 
@@ -199,7 +201,7 @@ def test_words_of_hosts_out_of_sight_are_gathered_from_the_log(tmp_path):
     ]
 
 
-def test_processes_are_asked_from_the_top_and_killed_if_they_do_not_hear():
+def test_process_trees_are_terminated_and_killed_after_the_grace_period():
     ignore = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)"
     deaf = f"{ignore}; print('up', flush=True); time.sleep(60)"
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {deaf!r}])"
@@ -238,7 +240,7 @@ def test_a_launch_section_that_cannot_be_is_refused_by_key(tmp_path, launch, nam
 
 
 class TestVerdict:
-    """What is told of a job on several hosts."""
+    """Failure messages of a job on several hosts."""
 
     def verdict(self, path, kinds, lost):
         job = Job.model_validate({**FACTS, "log": str(path / "x"), "hosts": {"h1": 2, "h2": 1}})
@@ -250,22 +252,22 @@ class TestVerdict:
         return failure_of(job, path, lost)
 
     @pytest.mark.parametrize(
-        ("kinds", "words"),
+        ("kinds", "message"),
         [
             ({0: "stopped", 1: "stopped"}, "train failed: host h2 was lost (why)"),
             ({0: "error", 1: "stopped", 2: "stopped"}, "train failed: host h2 was lost (why)"),
             ({}, "train failed: host h2 was lost (why)"),
         ],
     )
-    def test_a_lost_host_is_the_cause(self, tmp_path, kinds, words):
+    def test_a_lost_host_is_the_cause(self, tmp_path, kinds, message):
         verdict = self.verdict(tmp_path, kinds, ["host h2 was lost (why)"])
         assert isinstance(verdict, JobFailedError)
-        assert str(verdict).startswith(words)
+        assert str(verdict).startswith(message)
         assert "rank" not in str(verdict)
 
     def test_ranks_are_named_with_their_hosts(self, tmp_path):
-        told = str(self.verdict(tmp_path, {0: "error", 1: "stopped"}, []))
-        assert told.startswith("train failed: rank 2 on h2 was killed; rank 0 on h1: word 0")
+        message = str(self.verdict(tmp_path, {0: "error", 1: "stopped"}, []))
+        assert message.startswith("train failed: rank 2 on h2 was killed; rank 0 on h1: word 0")
 
     def test_what_was_cancelled_before_it_began_was_stopped(self, tmp_path):
         (tmp_path / "STOP").touch()

@@ -1,4 +1,4 @@
-"""Who may end a job, who takes it up, and that no process of it is left."""
+"""Job ownership: which processes end a job or attach to it, and that none of its processes is left."""
 
 import os
 import signal
@@ -47,7 +47,7 @@ def test_a_second_supervisor_attaches_and_the_stop_file_ends_both(job):
     assert job.processes() == []
 
 
-# `fm train` itself, but for what it starts.
+# `fm train` with a fake stage.
 COMMAND = """
 import sys
 from pathlib import Path
@@ -79,20 +79,20 @@ def test_a_signal_to_any_process_of_the_tree_ends_all_with_status_3(job, whom):
         (second,) = (child for child in agent.children() if child.environ().get("RANK") == "1")
         began = time.monotonic()
         {"the command": command, "the agent": agent, "the second rank": second}[whom].terminate()
-        said = command.communicate(timeout=60)[1]
+        stderr = command.communicate(timeout=60)[1]
         took = time.monotonic() - began
     finally:
         command.kill()
-    assert command.returncode == 3, said
+    assert command.returncode == 3, stderr
     assert took < 25, f"{took:.1f} s"
-    assert "Traceback" not in said
+    assert "Traceback" not in stderr
     assert job.processes() == []
     for rank in (0, 1):
         assert read_json(job.control / f"pretend-{rank}.end.json")["kind"] == "stopped"
 
 
 @pytest.mark.slow
-def test_an_interrupted_supervisor_leaves_no_process_not_even_a_deaf_one(job, monkeypatch):
+def test_an_interrupted_supervisor_leaves_no_process_even_one_that_ignores_signals(job, monkeypatch):
     monkeypatch.setattr("fm_core.launch.supervisor.cancel", partial(cancel, grace=2.0))
     job.does("wait;deaf")
     alive_before = []
@@ -131,7 +131,7 @@ def test_a_killed_supervisor_leaves_the_job_and_the_next_one_attaches(job):
         time.sleep(0.05)
         assert thread.is_alive(), outcome
     assert submitted(job.control).id == handle.id
-    # And kill -9 of the agent: the ranks hear of it, save and end; nobody asked for that, and nothing stays.
+    # After kill -9 of the agent the ranks save and exit; that is a failure, and no process is left.
     os.kill(handle.pid, signal.SIGKILL)
     thread.join(60)
     assert isinstance(outcome[0], JobFailedError)
@@ -151,7 +151,7 @@ def test_a_killed_supervisor_leaves_the_job_and_the_next_one_attaches(job):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("record", ["absent", "of another job", "of another agent"])
-def test_a_rank_that_nobody_knows_of_does_not_work(tmp_path, monkeypatch, record):
+def test_a_rank_without_a_matching_job_record_does_not_work(tmp_path, monkeypatch, record):
     """Its supervisor was killed before job.json was written: a second start would double it."""
     facts = {"id": "a1", "stage": "pretend", "host": "h", "pid": os.getpid(), "created": 0.0}
     facts |= {"processes": 1, "threads": 1, "log": "x"}
@@ -186,22 +186,22 @@ def test_a_directory_held_by_another_host_is_refused_in_one_line(tmp_path):
     opened = []
 
     @contextmanager
-    def beside():
+    def meanwhile():
         opened.append(True)
         yield
 
     duty = StageJob(
-        *(tmp_path, tmp_path, "pretend", "none", RunConfig(), lambda: True, beside),
+        *(tmp_path, tmp_path, "pretend", "none", RunConfig(), lambda: True, meanwhile),
         submitted=lambda: opened.append(True),
     )
     with pytest.raises(UserError) as caught:
         supervise(duty, print)
-    assert not opened, "nothing begins, or is ended, beside a job that is not ours"
+    assert not opened, "nothing is started or ended while another host's job runs"
     assert "elsewhere" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_processes_of_a_job_are_found_by_its_mark(tmp_path):
+def test_processes_of_a_job_are_identified_by_its_mark(tmp_path):
     facts = {"id": "a-mark-of-this-test", "stage": "s", "host": "h", "pid": 1, "created": 0.0}
     job = Job.model_validate({**facts, "processes": 1, "threads": 1, "log": "x"})
     assert processes_of(job) == []

@@ -1,4 +1,4 @@
-"""The process that scores beside training is ended on its own host alone."""
+"""The online evaluation of a run is ended only on its own host."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ def test_the_scoring_of_this_host_is_ended(tmp_path, scorer):
 
 
 @pytest.mark.parametrize("other", [{"host": "elsewhere"}, {"created": 1.0}])
-def test_a_process_that_only_has_the_number_of_a_scoring_is_left_alone(tmp_path, scorer, other):
+def test_a_process_that_only_has_the_pid_of_a_scoring_is_not_ended(tmp_path, scorer, other):
     lock = online_eval_directory(tmp_path) / "lock"
     record = read_json(lock)
     record.pop("schema")
@@ -34,6 +34,6 @@ def test_a_process_that_only_has_the_number_of_a_scoring_is_left_alone(tmp_path,
     assert scorer.poll() is None
 
 
-def test_a_holder_without_a_process_is_left_alone(tmp_path):
+def test_a_holder_without_a_process_is_not_ended(tmp_path):
     Lease(online_eval_directory(tmp_path) / "lock").take_for("Slurm job 7")
     stop_online_eval(tmp_path)

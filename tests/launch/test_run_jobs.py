@@ -1,4 +1,4 @@
-"""Everything that works on a run is found, those of a comparison's runs included."""
+"""All jobs of a run are listed, including those of the runs of a comparison."""
 
 import subprocess
 import sys
@@ -22,35 +22,35 @@ JOB = Job(id="x", stage="sample", host="h", processes=1, threads=1, log="l")
 
 @pytest.fixture
 def comparison(tmp_path):
-    """A run with the runs of two cells; each has jobs of its own."""
-    for cell in ("fm-s0", "sm-s0"):
-        write_text(tmp_path / "reproduce" / cell / "config.yaml", "")
+    """A run with the runs of two experiments; each has jobs of its own."""
+    for experiment in ("fm-s0", "sm-s0"):
+        write_text(tmp_path / "reproduce" / experiment / "config.yaml", "")
         for below in BELOW:
-            write_json(tmp_path / "reproduce" / cell / below / "job.json", JOB.model_dump())
+            write_json(tmp_path / "reproduce" / experiment / below / "job.json", JOB.model_dump())
     for below in BELOW:
         write_json(tmp_path / below / "job.json", JOB.model_dump())
     return tmp_path
 
 
 def test_every_job_has_its_control_directory(comparison):
-    cells = [comparison / "reproduce" / cell for cell in ("fm-s0", "sm-s0")]
-    expected = {one / below for one in (comparison, *cells) for below in (".", *BELOW)}
+    experiments = [comparison / "reproduce" / experiment for experiment in ("fm-s0", "sm-s0")]
+    expected = {one / below for one in (comparison, *experiments) for below in (".", *BELOW)}
     assert set(controls(comparison)) == expected
 
 
 @pytest.mark.parametrize("below", [".", *BELOW, "reproduce/sm-s0", f"reproduce/sm-s0/{BELOW[1]}"])
-def test_whoever_asks_any_of_them_to_stop_is_heard(comparison, below):
+def test_a_stop_request_to_any_of_them_is_seen(comparison, below):
     assert not stop_requested(comparison)
     (comparison / below / "STOP").touch()
     assert stop_requested(comparison)
 
 
-def test_what_works_on_a_cell_is_ended_with_the_comparison(comparison):
+def test_processes_of_an_experiment_are_ended_with_the_comparison(comparison):
     sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
     control = comparison / "reproduce" / "fm-s0" / BELOW[1]
     scorer = subprocess.Popen(sleep)
     Lease(online_eval_directory(comparison / "reproduce" / "sm-s0") / "lock").take(scorer.pid)
-    job = JOB.model_copy(update={"id": f"cell-{scorer.pid}"})
+    job = JOB.model_copy(update={"id": f"experiment-{scorer.pid}"})
     rank = subprocess.Popen(sleep, env={JOB_VARIABLE: job.id})
     write_json(control / "job.json", job.model_dump())
     assert end_jobs(comparison) == [job]

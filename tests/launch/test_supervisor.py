@@ -1,4 +1,4 @@
-"""How a job ends and starts again."""
+"""Supervisor: the end of a job and its restarts."""
 
 import socket
 from contextlib import contextmanager
@@ -26,16 +26,16 @@ def test_ranks_that_end_well_without_finishing_are_a_failure(job):
 
 
 @pytest.mark.slow
-def test_a_job_whose_rank_is_killed_starts_again_and_each_restart_is_told(job):
+def test_a_job_whose_rank_is_killed_starts_again_and_each_restart_is_reported(job):
     job.launch(restarts=3)
     job.does("killed-2;write")
-    beside = []
+    events = []
 
     @contextmanager
     def meanwhile():
-        beside.append(submitted(job.control).id)
+        events.append(submitted(job.control).id)
         yield
-        beside.append("closed")
+        events.append("closed")
 
     submissions = []
     job.run(
@@ -43,9 +43,9 @@ def test_a_job_whose_rank_is_killed_starts_again_and_each_restart_is_told(job):
         meanwhile=meanwhile,
         submitted=lambda: submissions.append(submitted(job.control).id),
     )
-    assert beside[1:] == ["closed"]
+    assert events[1:] == ["closed"]
     assert len(set(submissions)) == 3
-    assert beside[0] != submitted(job.control).id
+    assert events[0] != submitted(job.control).id
     records = read_lines(job.logs / "restarts.jsonl")
     assert [(record["restart"], record["of"], record["pause_seconds"]) for record in records] == [
         (1, 3, 0.2),
@@ -53,8 +53,8 @@ def test_a_job_whose_rank_is_killed_starts_again_and_each_restart_is_told(job):
     ]
     host = socket.gethostname()
     assert all(f"rank 0 on {host} was killed" in record["because"] for record in records)
-    told = [progress.message for progress in job.seen]
-    assert any(message.startswith("restart 2 of 3 in 0.4 s: pretend failed") for message in told)
+    messages = [progress.message for progress in job.seen]
+    assert any(message.startswith("restart 2 of 3 in 0.4 s: pretend failed") for message in messages)
     assert len(list(job.control.glob("here-0-*"))) == 3
 
 
@@ -82,7 +82,7 @@ def test_restarts_come_to_an_end_and_one_that_gave_up_has_none(job):
 
 
 def starts_until_given_up(tmp_path, monkeypatch, lasting):
-    """Jobs that fail, one after another; what had lasted after each is given."""
+    """Number of starts and the recorded restarts of jobs that fail, with the lasting progress after each."""
     starts = []
     launch = {"restarts": 2, "restart_seconds": 0.0}
     config = RunConfig.model_validate({"run": {"root": str(tmp_path)}, "launch": launch})
@@ -111,11 +111,11 @@ def starts_until_given_up(tmp_path, monkeypatch, lasting):
         ([100, 90, 200, 100, 90], 5, [1, 2, 1, 2]),  # only more than ever before counts
     ],
 )
-def test_what_was_finished_for_good_begins_the_count_anew(tmp_path, monkeypatch, lasting, starts, restarts):
+def test_lasting_progress_resets_the_restart_count(tmp_path, monkeypatch, lasting, starts, restarts):
     assert starts_until_given_up(tmp_path, monkeypatch, lasting) == (starts, restarts)
 
 
-def test_what_lasts_of_training_is_its_newest_checkpoint(tmp_path):
+def test_the_lasting_progress_of_training_is_its_newest_checkpoint(tmp_path):
     run = RunDirectory(RunConfig.model_validate({"run": {"root": str(tmp_path), "name": "a"}}))
     assert newest_step(run) == 0
     write_status(run.path, Progress("train", 1, 9, "images"), last_checkpoint="step-00000120")
@@ -139,7 +139,7 @@ def test_what_ended_each_rank_reaches_the_caller(job):
         job.run()
     handle = submitted(job.control)
     assert job.processes() == []
-    # Without the refusal it would have been a failure, told in one line.
+    # Without the refusal it would have been a failure, reported in one line.
     job.control.joinpath("pretend-0.end.json").unlink()
     verdict = str(failure_of(handle, job.control))
     assert f"rank 2 on {socket.gethostname()} was killed" in verdict

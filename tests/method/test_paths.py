@@ -75,9 +75,9 @@ def test_samples_have_the_shape_of_the_data_and_a_type_no_coarser_than_float32(
         assert value.dtype == expected
         assert torch.isfinite(value).all()
     for n in range(batch):  # broadcasting: each example has its own time
-        alone = path.sample(x0[n : n + 1], x1[n : n + 1], t[n : n + 1])
-        torch.testing.assert_close(sample.x_t[n : n + 1], alone.x_t)
-        torch.testing.assert_close(sample.velocity[n : n + 1], alone.velocity)
+        single = path.sample(x0[n : n + 1], x1[n : n + 1], t[n : n + 1])
+        torch.testing.assert_close(sample.x_t[n : n + 1], single.x_t)
+        torch.testing.assert_close(sample.velocity[n : n + 1], single.velocity)
 
 
 @quick

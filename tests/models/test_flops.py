@@ -43,7 +43,7 @@ def test_counts_are_those_by_hand(network, shape, products):
     assert flops_per_image(network, shape) == 2 * products
 
 
-def test_the_count_does_not_depend_on_where_the_network_is_and_leaves_it_alone():
+def test_the_count_does_not_depend_on_the_device_of_the_network_and_does_not_change_it():
     sizes = (8, 1, 8, (1, 2), 1, (4,), 8, 0.1, True, True)
     network = UNet(*sizes, classes=3, gradient_checkpointing=True)
     before = {name: weight.clone() for name, weight in network.state_dict().items()}

@@ -69,7 +69,7 @@ def test_a_grid_shows_every_image_in_its_place_at_full_range(channels):
     assert picture.convert("L").getpixel((17, 9)) == 0
 
 
-def test_a_png_in_a_page_is_the_picture():
+def test_a_png_in_a_page_is_the_image():
     picture = grid(torch.full((1, 1, 2, 2), 16, dtype=torch.uint8), 17, 1)
     uri = data_uri(png(picture))
     head, _, body = uri.partition(",")

@@ -1,4 +1,4 @@
-"""Scores in tables: numbers of unequal protocol never without a word."""
+"""Score tables: differences of protocol are always stated with the numbers."""
 
 import json
 import re
@@ -29,7 +29,7 @@ def scores(protocol=None, **over):
     }
 
 
-def test_equal_protocols_stand_in_one_table_without_a_word():
+def test_equal_protocols_share_one_table_without_a_warning():
     both = [ScoreEntry("one", scores()), ScoreEntry("two", scores({"weights_sha256": "b" * 64}))]
     comparison = compare_scores(both)
     assert comparison.differences == []
@@ -114,7 +114,7 @@ def test_the_section_states_what_must_be_known_about_a_number():
         assert text in html
 
 
-def test_the_curve_is_a_picture():
+def test_the_curve_is_an_image():
     points = [
         {"solver": "euler", "nfe": nfe, "error": 1 / nfe, "frechet_distance": 10 / nfe} for nfe in (4, 8)
     ]
@@ -147,7 +147,7 @@ def test_class_conditional_runs_of_different_label_orders_are_refused(tmp_path):
     assert cli.main(["compare", *runs]) == 2
 
 
-def test_other_runs_of_different_label_orders_are_compared_with_a_word(tmp_path):
+def test_other_runs_of_different_label_orders_are_compared_with_a_note(tmp_path):
     protocols = conditional("imagenet-clsloc"), conditional("sorted-wnid", yes=False)
     assert (
         "label_order: A: imagenet-clsloc; B: sorted-wnid"

@@ -33,7 +33,7 @@ def test_corners_of_the_unit_square_stay_on_the_board():
     assert on_squares(checkerboard(u)).all()
 
 
-def test_off_the_squares_and_off_the_board_are_told():
+def test_points_off_the_squares_and_off_the_board_are_recognized():
     x = torch.tensor([[-3.0, -3.0], [-1.0, -3.0], [5.0, 5.0], [-5.0, 1.0], [3.0, 3.0]])
     assert on_squares(x).tolist() == [True, False, False, False, True]
 
@@ -53,9 +53,9 @@ def test_grid_rows_go_by_y():
 
 @pytest.mark.parametrize("shape", [(), (2,)])
 def test_a_position_gets_the_same_number_in_any_batch(shape):
-    whole = by_position(keyed_random.normal, 3, "noise", 0, 5 * BLOCK, shape)
+    complete = by_position(keyed_random.normal, 3, "noise", 0, 5 * BLOCK, shape)
     for first, count in [(0, 1), (5, 7), (BLOCK - 1, 2), (BLOCK, BLOCK), (100, 150), (2 * BLOCK, 3 * BLOCK)]:
         part = by_position(keyed_random.normal, 3, "noise", first, count, shape)
-        assert torch.equal(part, whole[first : first + count])
-    assert not torch.equal(whole, by_position(keyed_random.normal, 4, "noise", 0, 5 * BLOCK, shape))
-    assert not torch.equal(whole, by_position(keyed_random.normal, 3, "other", 0, 5 * BLOCK, shape))
+        assert torch.equal(part, complete[first : first + count])
+    assert not torch.equal(complete, by_position(keyed_random.normal, 4, "noise", 0, 5 * BLOCK, shape))
+    assert not torch.equal(complete, by_position(keyed_random.normal, 3, "other", 0, 5 * BLOCK, shape))

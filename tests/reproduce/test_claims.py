@@ -1,4 +1,4 @@
-"""The paper's claims, decided by numbers that are made up so that the answer is known."""
+"""Verdicts on the paper's claims, from made-up numbers with known answers."""
 
 import pytest
 
@@ -36,7 +36,7 @@ def test_a_factor_counts_how_many_times_fewer():
     assert verdict.text.startswith("4 times fewer")
 
 
-def test_a_factor_below_one_is_told_as_more():
+def test_a_factor_below_one_is_reported_as_more():
     verdict = compare_cost(curve((16, 5), (64, 2)), curve((8, 3), (16, 2)), "evaluations")
     assert verdict.factor == 0.25
     assert verdict.text.startswith("4 times more")
@@ -49,7 +49,7 @@ def test_one_standard_error_of_the_others_best_is_granted():
     assert verdict.text.startswith("not distinguishable")
 
 
-def test_a_factor_within_the_errors_is_not_told_from_one():
+def test_a_factor_within_the_errors_is_not_distinguished_from_one():
     other = curve((4, 9), (8, 2.2), (16, 2.0), stderr=0.5)
     verdict = compare_cost(curve((4, 9), (8, 2.1), (16, 2.0), stderr=0.5), other, "evaluations")
     assert verdict.low <= 1 <= verdict.high
@@ -74,7 +74,7 @@ def test_samples_are_better_only_beyond_the_errors(ours, other, word):
 @pytest.mark.parametrize(
     ("ours", "other", "word"), [(1, 2, "better"), (2, 1, "worse"), (1, 1, "not distinguishable")]
 )
-def test_numbers_without_errors_are_told_apart_by_any_difference(ours, other, word):
+def test_numbers_without_errors_are_distinguished_by_any_difference(ours, other, word):
     assert compare_quality(Measured(ours, 0), Measured(other, 0)).text.startswith(word)
 
 

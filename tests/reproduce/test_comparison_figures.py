@@ -1,4 +1,4 @@
-"""Figures of a comparison on images: what is drawn is what was given."""
+"""Figures of a comparison on images show the given data."""
 
 import io
 

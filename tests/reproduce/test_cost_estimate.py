@@ -1,4 +1,4 @@
-"""fm reproduce --dry-run: what a comparison takes, against the arithmetic and against what was made."""
+"""fm reproduce --dry-run: cost estimates against hand calculations and a finished comparison."""
 
 from pathlib import Path
 
@@ -75,7 +75,7 @@ def test_the_numbers_of_imagenet64_are_the_arithmetic():
     assert "16.4 GB: 1,331,167 images" in estimated.facts["data set"]
 
 
-def test_the_assumed_peak_is_said_to_be_assumed_and_a_known_one_to_be_this_gpus(monkeypatch):
+def test_an_assumed_peak_is_marked_as_assumed_and_a_known_one_as_this_gpus(monkeypatch):
     config = load_config(IMAGENET64)
     assert "989 TFLOP/s (assumed: bf16 on an H100 or H200" in estimate(config).facts["throughput"]
     monkeypatch.setattr(module.torch.cuda, "is_available", lambda: True)
@@ -85,7 +85,7 @@ def test_the_assumed_peak_is_said_to_be_assumed_and_a_known_one_to_be_this_gpus(
     assert " 67 TFLOP/s (assumed: float32 on an H100 or H200" in estimate(exact).facts["throughput"]
 
 
-def test_what_nobody_knows_is_said_to_be_unknown_and_what_is_stated_is_used():
+def test_unknown_quantities_are_marked_unknown_and_stated_ones_are_used():
     config = load_config(DIGITS)
     unknown = estimate(config)
     assert {row[HEAD.index("training, h")] for row in unknown.rows} == {"unknown"}

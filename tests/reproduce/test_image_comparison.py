@@ -1,4 +1,4 @@
-"""The comparison on images: two tiny runs, made once, verified, and put side by side."""
+"""Image comparison of two tiny runs: made once, verified, and reported."""
 
 import shutil
 from pathlib import Path
@@ -32,7 +32,7 @@ def test_every_experiment_is_a_plain_run_that_other_commands_know(compared):
         assert read_json(run / "train" / "DONE.json")["images_seen"] == 128
 
 
-def test_runs_differ_in_their_objective_and_path_alone(compared):
+def test_runs_differ_only_in_their_objective_and_path(compared):
     asked = [
         asked_but_for_the_objective(experiment.config)
         for experiment in experiments_of(configured(compared[0]))

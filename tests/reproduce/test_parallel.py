@@ -1,4 +1,4 @@
-"""Experiments in parallel: shares of the devices, failures, stopping, and the same numbers."""
+"""Experiments in parallel: device shares, failures, stopping, and results equal to serial ones."""
 
 import os
 import signal
@@ -35,14 +35,14 @@ def eight(monkeypatch):
     monkeypatch.delenv(VISIBLE, raising=False)
 
 
-def test_gpus_are_shared_out_and_none_twice(eight):
+def test_gpus_are_distributed_and_none_twice(eight):
     assert device_shares(asked(2)) == [{VISIBLE: "0,1,2,3"}, {VISIBLE: "4,5,6,7"}]
     assert device_shares(asked(3)) == [{VISIBLE: "0,1"}, {VISIBLE: "2,3"}, {VISIBLE: "4,5"}]
     assert device_shares(asked(4, processes=1)) == [{VISIBLE: str(n)} for n in range(4)]
     assert device_shares(asked(1)) == [{}]
 
 
-def test_gpus_that_somebody_chose_are_shared_out_by_their_names(eight, monkeypatch):
+def test_visible_gpus_are_distributed_by_their_names(eight, monkeypatch):
     monkeypatch.setattr(module, "device_count", lambda: 2)
     monkeypatch.setenv(VISIBLE, "5,7")
     assert device_shares(asked(2)) == [{VISIBLE: "5"}, {VISIBLE: "7"}]
@@ -64,11 +64,11 @@ def test_more_than_there_is_is_refused_in_one_line(eight, parallel, launch, mess
     assert "\n" not in str(caught.value)
 
 
-def test_slurm_shares_out_devices_itself(eight):
+def test_slurm_distributes_devices_itself(eight):
     assert device_shares(asked(3, kind="slurm", processes=8)) == [{}, {}, {}]
 
 
-def test_cores_are_shared_out_where_there_is_no_gpu(monkeypatch):
+def test_cores_are_distributed_where_there_is_no_gpu(monkeypatch):
     monkeypatch.setattr(module, "device_count", lambda: 0)
     monkeypatch.setattr(module, "world", lambda launch: (2, 12))
     assert device_shares(asked(3)) == [{}, {}, {}]
@@ -114,9 +114,9 @@ def test_one_that_fails_costs_the_others_nothing_and_they_are_what_they_are_one_
     # The two experiments were trained at the same time.
     spans = [trained(directory / name) for name in ("ddpm-s0", "broken-s0")]
     assert max(begun for begun, _ in spans) < min(ended for _, ended in spans)
-    whole = parse_config(merge(tree, {"reproduce": {"cells": CELLS}}), where="x")
-    assert reproduce(whole).state == "done"
-    assert reproduce(whole).state == "verified"
+    complete = parse_config(merge(tree, {"reproduce": {"cells": CELLS}}), where="x")
+    assert reproduce(complete).state == "done"
+    assert reproduce(complete).state == "verified"
 
 
 def trained(run: Path) -> tuple[float, float]:

@@ -33,8 +33,8 @@ def test_torchcfm_gets_the_same_start_and_budget_and_is_scored_by_the_same_featu
     done = parity(run, tmp_path, public_python)
     assert done.returncode == 0, done.stderr
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
-    found = json.loads((tmp_path / "p.json").read_text())
-    (pair,) = found["pairs"]
+    result = json.loads((tmp_path / "p.json").read_text())
+    (pair,) = result["pairs"]
     ours, theirs = pair["ours"], pair["theirs"]
     assert (ours["images_seen"], ours["step"]) == (theirs["images_seen"], theirs["step"]) == (128, 8)
     config = load_config(run / "config.yaml")
@@ -54,7 +54,7 @@ def test_torchcfm_gets_the_same_start_and_budget_and_is_scored_by_the_same_featu
     assert (a != b).any()
     ratio = theirs["frechet_distance"]["value"] / ours["frechet_distance"]["value"]
     assert f"| {ratio:.2f} ± " in done.stdout
-    assert found["verdict"] in done.stdout
+    assert result["verdict"] in done.stdout
 
 
 def sha256(network: torch.nn.Module) -> str:

@@ -1,4 +1,4 @@
-"""`fm reproduce` itself, killed, stopped, and given nonsense."""
+"""The command `fm reproduce` when it is killed, stopped, or given invalid settings."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def test_a_kill_costs_the_current_experiment_and_a_stop_is_reported(tmp_path):
     wait_until(first.exists, process)
     process.kill()
     process.communicate()
-    kept = first.stat().st_mtime_ns
+    modified = first.stat().st_mtime_ns
     assert not place(tmp_path, "fm-ot", "result.json").exists()
 
     process = start(tmp_path, **long)
@@ -61,7 +61,7 @@ def test_a_kill_costs_the_current_experiment_and_a_stop_is_reported(tmp_path):
     out, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
     assert out.startswith("reproduce done")
-    assert first.stat().st_mtime_ns == kept
+    assert first.stat().st_mtime_ns == modified
     assert json.loads(place(tmp_path, "results.json").read_text())["failed"] == {}
 
 

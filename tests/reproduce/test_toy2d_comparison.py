@@ -123,14 +123,14 @@ def test_called_again_it_verifies_and_changes_nothing(finished):
 
 
 def test_an_experiment_does_not_depend_on_the_others(finished, tmp_path):
-    alone = reproduce(configured(tmp_path, CELLS[1:2]))
-    assert alone.hashes["fm-ot"] == finished[1].hashes["fm-ot"]
+    single = reproduce(configured(tmp_path, CELLS[1:2]))
+    assert single.hashes["fm-ot"] == finished[1].hashes["fm-ot"]
     before = stamps(tmp_path)
     more = reproduce(configured(tmp_path, [CELLS[0], CELLS[1]]))
     assert more.state == "done"
     assert more.hashes["ddpm"] == finished[1].hashes["ddpm"]
-    kept = place(tmp_path, "fm-ot", "result.json")
-    assert stamps(tmp_path)[kept] == before[kept]
+    existing = place(tmp_path, "fm-ot", "result.json")
+    assert stamps(tmp_path)[existing] == before[existing]
 
 
 def test_experiments_that_existed_do_not_count_into_the_rate(finished, tmp_path):
@@ -168,11 +168,11 @@ def test_a_failed_experiment_is_reported_and_does_not_lose_the_others(tmp_path, 
     assert "ArithmeticError: the loss of step 7 is nan" in results["failed"]["outside"]
     assert "step 7 is nan" in place(tmp_path, "report.html").read_text()
     assert "Traceback" in (tmp_path / "tiny" / "logs" / "reproduce-outside.log").read_text()
-    kept = stamps(tmp_path)[place(tmp_path, "fm-ot", "result.json")]
+    modified = stamps(tmp_path)[place(tmp_path, "fm-ot", "result.json")]
 
     monkeypatch.setattr(FailsOnRequest, "broken", False)
     assert reproduce(config).state == "done"
-    assert stamps(tmp_path)[place(tmp_path, "fm-ot", "result.json")] == kept
+    assert stamps(tmp_path)[place(tmp_path, "fm-ot", "result.json")] == modified
     assert not place(tmp_path, "outside", "failure.json").exists()
     assert "step 7 is nan" not in place(tmp_path, "report.html").read_text()
     assert reproduce(config).state == "verified"

@@ -53,7 +53,7 @@ def colors(png):
         lambda: lines_and_densities(EXPERIMENTS),
     ],
 )
-def test_every_figure_is_a_picture_of_something(draw):
+def test_every_figure_is_an_image_with_content(draw):
     assert colors(draw()) > 100
 
 
@@ -105,7 +105,7 @@ def results(failed):
     }
 
 
-def test_the_page_needs_no_other_file_and_tells_all_numbers():
+def test_the_page_needs_no_other_file_and_shows_all_numbers():
     html = page_2d(results({}), EXPERIMENTS[1:], PATHS)
     sources = re.findall(r'(?:src|href)="([^"]*)"', html)
     assert len(sources) == 4
@@ -124,7 +124,7 @@ def test_the_page_needs_no_other_file_and_tells_all_numbers():
     assert "Failed" not in html
 
 
-def test_the_page_without_a_finished_cell_names_the_failed_ones():
+def test_the_page_without_a_finished_experiment_names_the_failed_ones():
     html = page_2d({**results({"ddpm": "DDPM: ArithmeticError: <nan>"}), "cells": {}}, [], PATHS)
     assert "DDPM: ArithmeticError: &lt;nan&gt;" in html
     assert html.count("<img") == 2

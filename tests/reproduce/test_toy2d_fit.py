@@ -52,7 +52,7 @@ def test_a_step_trains_on_the_positions_after_those_of_the_step_before(monkeypat
     assert torch.equal(torch.cat(seen), draw(trained_objective, 7, 0, 96).x1)
 
 
-def test_initial_weights_are_those_of_the_seed_and_leave_torchs_generator_alone():
+def test_initial_weights_depend_only_on_the_seed_and_do_not_advance_torchs_generator():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -79,7 +79,7 @@ def test_training_brings_the_loss_of_fresh_points_down_and_is_repeatable(pair):
 
 def test_the_loss_curve_holds_every_step_once():
     losses = []
-    kept = fit(
+    loss_curve = fit(
         initial_network(SMALL, 0),
         objective("flow-matching", "optimal-transport"),
         SMALL,
@@ -88,7 +88,7 @@ def test_the_loss_curve_holds_every_step_once():
         lambda step, loss: losses.append((step, loss)),
     )
     assert [step for step, _ in losses] == list(range(1, 31))
-    assert kept == pytest.approx([loss for _, loss in losses])
+    assert loss_curve == pytest.approx([loss for _, loss in losses])
 
 
 def test_the_learning_rate_falls_to_zero_along_half_a_cosine(monkeypatch):

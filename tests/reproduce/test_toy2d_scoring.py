@@ -1,4 +1,4 @@
-"""Scores of a model that is known: the network that gives the exact velocity to a normal distribution."""
+"""Scores of a known model: a network with the exact velocity to a normal distribution."""
 
 import math
 
@@ -37,7 +37,7 @@ def log_normal(x):
     return -((x - MEAN) / STD).square().sum(-1) / 2 - math.log(2 * math.pi * STD**2)
 
 
-def test_the_nll_is_that_of_the_normal_distribution_on_held_out_points(evaluation):
+def test_the_nll_is_that_of_the_normal_distribution_on_validation_points(evaluation):
     exact = -log_normal(points(0, "plane-held-out", 0, 1100).double())
     nll = evaluation.scores["nll"]
     assert nll["nats"] == pytest.approx(float(exact.mean()), abs=1e-4)
@@ -48,11 +48,11 @@ def test_the_nll_is_that_of_the_normal_distribution_on_held_out_points(evaluatio
     assert (nll["points"], nll["batch"]) == (1100, 1024)
 
 
-def test_held_out_points_are_no_training_points():
+def test_validation_points_are_no_training_points():
     assert not torch.equal(points(0, "plane-held-out", 0, 64), points(0, "plane-data", 0, 64))
 
 
-def test_the_picture_of_the_density_is_the_density(evaluation):
+def test_the_density_image_is_the_density(evaluation):
     x, y = grid_centers(24)
     exact = log_normal(torch.stack([x, y], dim=-1)).exp()
     assert torch.allclose(evaluation.tensors["density"], exact, rtol=0.02, atol=1e-4)

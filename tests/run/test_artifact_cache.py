@@ -14,50 +14,50 @@ CONTENT = {"a": torch.arange(6.0).view(2, 3).T, "b": torch.tensor([1])}
 
 
 @pytest.fixture
-def cell(tmp_path):
+def cache(tmp_path):
     return ArtifactCache(tmp_path / "reproduce" / "fm-ot")
 
 
-def test_a_part_is_read_as_it_was_written(cell):
-    assert cell.read("training", "weights") is None
-    written = cell.write("training", "weights", {"recipe": {"steps": 3}}, CONTENT)
-    part = cell.read("training", "weights")
+def test_a_part_is_read_as_it_was_written(cache):
+    assert cache.read("training", "weights") is None
+    written = cache.write("training", "weights", {"recipe": {"steps": 3}}, CONTENT)
+    part = cache.read("training", "weights")
     assert part.tensors_sha256 == written.tensors_sha256
     assert part.record["recipe"] == {"steps": 3}
-    assert torch.equal(cell.tensors("weights")["a"], CONTENT["a"])
-    assert {path.name for path in cell.directory.iterdir()} == {"weights.safetensors", "training.json"}
+    assert torch.equal(cache.tensors("weights")["a"], CONTENT["a"])
+    assert {path.name for path in cache.directory.iterdir()} == {"weights.safetensors", "training.json"}
 
 
-def test_a_part_without_record_or_with_other_tensors_does_not_count(cell):
-    cell.write("training", "weights", {"recipe": {}}, CONTENT)
-    file = cell.directory / "weights.safetensors"
-    whole = file.read_bytes()
-    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    assert cell.read("training", "weights") is None
+def test_a_part_without_record_or_with_other_tensors_does_not_count(cache):
+    cache.write("training", "weights", {"recipe": {}}, CONTENT)
+    file = cache.directory / "weights.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert cache.read("training", "weights") is None
     file.unlink()
-    assert cell.read("training", "weights") is None
-    file.write_bytes(whole)
-    assert cell.read("training", "weights") is not None
-    (cell.directory / "training.json").unlink()
-    assert cell.read("training", "weights") is None
+    assert cache.read("training", "weights") is None
+    file.write_bytes(content)
+    assert cache.read("training", "weights") is not None
+    (cache.directory / "training.json").unlink()
+    assert cache.read("training", "weights") is None
 
 
-def test_tensors_are_on_the_disk_before_the_record_that_names_them(cell, monkeypatch):
+def test_tensors_are_on_the_disk_before_the_record_that_names_them(cache, monkeypatch):
     order = []
     replace = os.replace
     monkeypatch.setattr(
         "pathlib.Path.replace", lambda self, target: (order.append(target.name), replace(self, target))[1]
     )
-    cell.write("training", "weights", {}, CONTENT)
+    cache.write("training", "weights", {}, CONTENT)
     assert order == ["weights.safetensors", "training.json"]
 
 
-def test_another_recipe_is_refused_by_its_differences(cell):
-    cell.refuse_another("training", {"steps": 3})
-    cell.write("training", "weights", {"recipe": {"steps": 3, "seed": 0}}, CONTENT)
-    cell.refuse_another("training", {"steps": 3, "seed": 0})
+def test_another_recipe_is_refused_by_its_differences(cache):
+    cache.refuse_another("training", {"steps": 3})
+    cache.write("training", "weights", {"recipe": {"steps": 3, "seed": 0}}, CONTENT)
+    cache.refuse_another("training", {"steps": 3, "seed": 0})
     with pytest.raises(UserError, match=r"steps was 3 and is now 4; choose another run\.name") as caught:
-        cell.refuse_another("training", {"steps": 4, "seed": 0})
+        cache.refuse_another("training", {"steps": 4, "seed": 0})
     assert "seed" not in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -84,8 +84,8 @@ def test_the_directory_is_free_again_after_a_failure_and_after_a_kill(tmp_path):
 
 
 @pytest.mark.parametrize("place", ["", "reproduce"])
-def test_who_works_alone_hears_of_a_stop_file(tmp_path, place):
-    """In the run directory or in the comparison's own; one of an earlier start is removed."""
+def test_the_holder_of_the_lock_notices_a_stop_file(tmp_path, place):
+    """In the run directory or in that of the comparison; one of an earlier start is removed."""
     (tmp_path / "reproduce").mkdir()
     stop = tmp_path / place / "STOP"
     stop.touch()
@@ -97,7 +97,7 @@ def test_who_works_alone_hears_of_a_stop_file(tmp_path, place):
             beat()
 
 
-def test_who_works_alone_says_so_between_two_calls_as_well(tmp_path, monkeypatch):
+def test_the_lock_is_renewed_between_two_calls(tmp_path, monkeypatch):
     monkeypatch.setattr(lease_module, "HEARTBEAT_SECONDS", 0.05)
     with exclusive_lock(tmp_path):
         first = read_json(tmp_path / "lock")["heartbeat"]
@@ -109,7 +109,7 @@ def test_who_works_alone_says_so_between_two_calls_as_well(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("other", [{"host": "elsewhere"}, {"pid": 1}, {"created": 1.0}])
-def test_a_lock_that_has_become_another_s_is_left_to_it(tmp_path, monkeypatch, other):
+def test_a_lock_that_another_process_has_taken_over_is_not_renewed(tmp_path, monkeypatch, other):
     monkeypatch.setattr(lease_module, "HEARTBEAT_SECONDS", 0.02)
     with exclusive_lock(tmp_path):
         record = read_json(tmp_path / "lock")
@@ -121,7 +121,7 @@ def test_a_lock_that_has_become_another_s_is_left_to_it(tmp_path, monkeypatch, o
     assert read_json(tmp_path / "lock") == {"schema": 1, **taken}
 
 
-def test_a_holder_without_a_process_is_told_by_its_name(tmp_path):
+def test_a_holder_without_a_process_is_named(tmp_path):
     Lease(tmp_path / "lock").take_for("Slurm job 7")
     with pytest.raises(UserError, match="is in use by Slurm job 7"), exclusive_lock(tmp_path):
         pass

@@ -38,7 +38,7 @@ def test_a_live_process_holds_what_it_took(lease, sleeper):
     assert (holder["pid"], holder["stage"], holder["job"]) == (sleeper.pid, "train", "a1")
 
 
-def test_the_dead_hold_nothing(lease, sleeper):
+def test_dead_processes_hold_nothing(lease, sleeper):
     lease.take(sleeper.pid)
     sleeper.kill()
     time.sleep(0.2)
@@ -65,7 +65,7 @@ def test_a_process_is_itself_and_no_other():
     assert not process_is(2**22 + 1, created)
 
 
-def test_another_host_holds_while_its_heart_beats(lease):
+def test_another_host_holds_while_its_heartbeat_is_recent(lease):
     lease.take(os.getpid())
     # The number of a process there says nothing here.
     rewrite(lease, host="elsewhere", pid=2**22 + 1, heartbeat=time.time() - STALE_SECONDS + 30)
@@ -99,7 +99,7 @@ def _look_and_take(path, start, results):
     time.sleep(1)
 
 
-def test_of_many_that_look_at_once_one_takes(tmp_path):
+def test_of_many_that_try_at_once_one_takes(tmp_path):
     context = multiprocessing.get_context("fork")
     start, results = context.Event(), context.Queue()
     path = tmp_path / "lock"

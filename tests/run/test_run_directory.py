@@ -88,7 +88,7 @@ def test_another_run_in_the_same_place_is_refused_by_key(tmp_path, section, chan
         ("data", {"workers": 3}),
     ],
 )
-def test_what_leaves_the_run_itself_alone_may_change(tmp_path, section, change):
+def test_settings_that_do_not_affect_the_run_itself_may_change(tmp_path, section, change):
     config = config_at(tmp_path)
     RunDirectory(config).open()
     changed = config_at(tmp_path, **{section: change})

@@ -1,4 +1,4 @@
-"""A run with one checkpoint."""
+"""Fixtures of the sampling tests: a run with one checkpoint."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""`fm_core.load`: a model in one line, from wherever it lies."""
+"""`fm_core.load`: models from run directories, moved runs and single files."""
 
 import shutil
 
@@ -67,10 +67,10 @@ def test_no_batch_is_larger_than_asked(run, monkeypatch):
         loaded.sample(4, solver="euler", steps=1, batch=0)
 
 
-def test_a_file_alone_and_a_run_that_was_moved_are_enough(run, tmp_path):
+def test_a_single_file_and_a_run_that_was_moved_are_enough(run, tmp_path):
     (tmp_path / "elsewhere").mkdir()
-    alone = shutil.copy(weights_of(run), tmp_path / "elsewhere" / "ema-0.999.safetensors")
-    one = fm_core.load(alone, device="cpu").sample(2, solver="euler", steps=2)
+    file = shutil.copy(weights_of(run), tmp_path / "elsewhere" / "ema-0.999.safetensors")
+    one = fm_core.load(file, device="cpu").sample(2, solver="euler", steps=2)
     moved = shutil.move(run, tmp_path / "moved")
     other = fm_core.load(moved, weights="raw", device="cpu").sample(2, solver="euler", steps=2)
     assert torch.equal(one, other)  # raw and averaged weights are the same in this checkpoint

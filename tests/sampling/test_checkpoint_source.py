@@ -123,7 +123,7 @@ class TestWeightsInAStore:
                 os.utime(folders[0], (0, 0))
         assert [folder.exists() for folder in folders] == [False, True, True]
 
-    def test_one_that_is_removed_meanwhile_is_told_in_one_line(self, stored):
+    def test_one_that_is_removed_meanwhile_is_reported_in_one_line(self, stored):
         config, put = stored
         put(7, 0)
         Store.at(config.train.checkpoint_root).remove("step-00000007/COMPLETE")

@@ -1,4 +1,4 @@
-"""The faster field is the same field."""
+"""Compiled and bfloat16 networks give the same velocity field within rounding."""
 
 from functools import partial
 
@@ -30,7 +30,7 @@ def test_nothing_is_done_unless_it_is_asked_for():
     assert network.first.weight.dtype == torch.float32
 
 
-def test_bfloat16_weights_leave_the_state_float32_and_the_way_close():
+def test_bfloat16_weights_leave_the_state_float32_and_the_result_close():
     plain = solved(awake(), 16)
     fast = solved(accelerated(awake(), SampleSection(precision="bf16")), 16)
     assert fast.dtype == torch.float32
@@ -39,7 +39,7 @@ def test_bfloat16_weights_leave_the_state_float32_and_the_way_close():
 
 
 @pytest.mark.slow
-def test_a_compiled_network_goes_the_same_way_and_compiles_one_shape():
+def test_a_compiled_network_gives_the_same_result_and_compiles_one_shape():
     network = accelerated(awake(), SampleSection(compile=True, batch=16))
     assert isinstance(network, Compiled)
     torch._dynamo.utils.counters.clear()
@@ -51,7 +51,7 @@ def test_a_compiled_network_goes_the_same_way_and_compiles_one_shape():
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_unet_with_attention_is_one_graph_in_either_precision(monkeypatch, precision):
-    """The graph alone, without the compiler behind it: `fullgraph` refuses whatever would break it."""
+    """Traced without code generation; `fullgraph` raises for anything that would break the graph."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     torch.manual_seed(0)
     made = UNet(

@@ -1,4 +1,4 @@
-"""Guidance, classes and trajectories: what else can be asked of a model."""
+"""Sampling options: guidance, classes and trajectories."""
 
 import numpy as np
 import pytest
@@ -77,7 +77,7 @@ class TestGuidance:
 
 
 class TestClasses:
-    def test_they_are_taken_in_turn_by_the_number_of_the_image(self, model):
+    def test_they_are_taken_in_turn_by_the_index_of_the_image(self, model):
         draw = Draw(EULER, 1, classes=[7, 0, 4])
         assert generate(model, draw, 0, 5, CPU).labels.tolist() == [7, 0, 4, 7, 0]
         assert generate(model, draw, 4, 3, CPU).labels.tolist() == [0, 4, 7]
@@ -86,7 +86,7 @@ class TestClasses:
         with pytest.raises(UserError, match=r"sample.classes: 10 is not in 0 .. 9"):
             Draw(EULER, 1, classes=[3, 10]).check(model)
 
-    def test_the_tars_tell_them(self, tmp_path):
+    def test_the_tars_record_them(self, tmp_path):
         config = config_at(tmp_path, classes=[7, 0, 4])
         checkpoint(config)
         samples = make(config)

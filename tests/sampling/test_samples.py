@@ -1,4 +1,4 @@
-"""Images by number, and the tars that hold them; networks with random weights, no processes."""
+"""Per-index seeding of samples, and their tar files; random weights, no processes."""
 
 import io
 import json
@@ -26,8 +26,8 @@ def model(tmp_path_factory):
 
 
 class TestImages:
-    def test_image_number_i_is_the_same_wherever_it_is_made(self, model):
-        """To the bit but for the rounding of sums that depend on the batch's size: one grey level, rarely."""
+    def test_image_i_is_the_same_wherever_it_is_made(self, model):
+        """Exactly, except that rounding depends on the batch size: rarely by one intensity level."""
         solver = Solver("euler", steps=3)
         batch_of_all = generate(model, Draw(solver, 1), 0, 24, CPU)
         for size in (1, 3, 8):
@@ -44,7 +44,7 @@ class TestImages:
         assert torch.equal(one.images, two.images)
         assert (one.first, one.nfe) == (8, 4)
 
-    def test_the_seed_and_the_number_move_the_image(self, model):
+    def test_the_seed_and_the_index_change_the_image(self, model):
         solver = Solver("euler", steps=2)
         images = [
             generate(model, Draw(solver, seed), first, 1, CPU).images
@@ -67,7 +67,7 @@ class TestImages:
         assert settings == [(False, "highest"), (True, "high")]
         assert (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()) == before
 
-    def test_images_are_grey_levels_of_the_data(self, model):
+    def test_images_have_the_intensity_levels_of_the_data(self, model):
         batch = generate(model, Draw(Solver("euler", steps=2), 1), 0, 16, CPU)
         assert batch.images.dtype == torch.uint8
         assert batch.images.shape == (16, *SHAPE)
@@ -101,19 +101,19 @@ class TestKey:
         ],
         ids=str,
     )
-    def test_every_setting_that_moves_pixels_moves_the_key(self, change):
+    def test_every_setting_that_changes_pixels_changes_the_key(self, change):
         other = config_at("/nowhere", **change)
         assert sample_key(other, protocol_of(other, "w")) != sample_key(
             self.base, protocol_of(self.base, "w")
         )
 
     @pytest.mark.parametrize("change", [{"rtol": 1e-4}, {"atol": 1e-4}, {"rtol": 1.1e-5}])
-    def test_tolerances_move_the_key(self, change):
+    def test_tolerances_change_the_key(self, change):
         adaptive = {"solver": "dopri5", "steps": None}
         one, other = config_at("/x", **adaptive), config_at("/x", **adaptive, **change)
         assert sample_key(one, protocol_of(one, "w")) != sample_key(other, protocol_of(other, "w"))
 
-    def test_the_weights_themselves_move_the_key(self):
+    def test_the_weights_themselves_change_the_key(self):
         assert sample_key(self.base, protocol_of(self.base, "w")) != sample_key(
             self.base, protocol_of(self.base, "v")
         )
@@ -173,7 +173,7 @@ class TestTars:
         assert len(samples.finished()) == 2
 
     @pytest.mark.parametrize("how", ["flipped", "truncated", "removed"])
-    def test_a_damaged_tar_is_found_refused_and_made_again(self, config, how):
+    def test_a_damaged_tar_is_detected_refused_and_made_again(self, config, how):
         samples = make(config)
         good = pixels(samples)
         tar = samples.store.local / "samples-000001.tar"

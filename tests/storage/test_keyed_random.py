@@ -19,10 +19,10 @@ kinds = pytest.mark.parametrize("kind", KINDS)
 @settings(deadline=None, max_examples=20)
 @given(indices=indices, shape=st.sampled_from([(), (3,), (2, 3, 5)]), seed=st.integers(-(2**70), 2**70))
 def test_a_row_does_not_depend_on_the_batch(kind, indices, shape, seed):
-    whole = kind(seed, "x", indices, shape)
-    assert whole.shape == (len(indices), *shape)
-    assert whole.dtype == torch.float32
-    for row, index in zip(whole, indices, strict=True):
+    batch = kind(seed, "x", indices, shape)
+    assert batch.shape == (len(indices), *shape)
+    assert batch.dtype == torch.float32
+    for row, index in zip(batch, indices, strict=True):
         assert torch.equal(row, kind(seed, "x", torch.tensor([index]), shape)[0])
 
 
@@ -41,7 +41,7 @@ def test_kinds_of_number_do_not_share_bits():
     assert (table - torch.eye(35)).abs().max() < 5 / 4000**0.5
 
 
-def test_neighbours_share_no_stretch_of_the_stream():
+def test_adjacent_indices_share_no_part_of_the_stream():
     rows = uniform(1, "x", range(20), (300,))
     for low, high in pairwise(rows):
         assert torch.isin(high, low).sum() < 5  # by chance: 300 * 300 / 2^24
@@ -49,7 +49,7 @@ def test_neighbours_share_no_stretch_of_the_stream():
 
 @kinds
 @pytest.mark.parametrize("apart", [1, 2, 256, 2**32])
-def test_neighbours_are_not_correlated(kind, apart):
+def test_nearby_indices_are_not_correlated(kind, apart):
     low = kind(3, "x", [7 + 10 * apart * n for n in range(40)], (500,))
     high = kind(3, "x", [7 + 10 * apart * n + apart for n in range(40)], (500,))
     for shift in (0, 1):  # element by element, and one apart

@@ -77,7 +77,7 @@ def averages_and_checkpoints(folder, device, **keys):
     results = {
         "steps": steps[:],
         "moved": furthest(before, raw),
-        "apart": furthest(raw, ours["ema-0.9"]),
+        "average_distance": furthest(raw, ours["ema-0.9"]),
         "naive": max(furthest(naive[name], ours[name]) for name in naive),
         "looking_changes_nothing": equal(raw, full_weights(trainer.engine)),
     }
@@ -117,15 +117,15 @@ def first_half(folder, device, **keys):
     trainer = make_trainer(folder, device, dropout=False, log_images=12, **keys)
     state = run(trainer, TrainState())
     if trainer.log:
-        shutil.copytree(folder / "checkpoints", folder / "kept")
+        shutil.copytree(folder / "checkpoints", folder / "retained")
     dist.barrier()
     return _second_half(trainer, state, folder)
 
 
 def second_half(source, folder, device, **keys):
-    """Continue from the kept checkpoint with the processes, and the ZeRO stage, of this launch."""
+    """Continue from the retained checkpoint with the processes, and the ZeRO stage, of this launch."""
     if dist.get_rank() == 0:
-        shutil.copytree(source / "kept", folder / "checkpoints")
+        shutil.copytree(source / "retained", folder / "checkpoints")
     dist.barrier()
     trainer = make_trainer(folder, device, dropout=False, log_images=12, **keys)
     return _second_half(trainer, resume(trainer), folder)
@@ -155,7 +155,7 @@ def train_through(folder, device, **keys):
 
 
 def one_bad_batch(folder, device, **keys):
-    """A NaN on the last rank alone, in step 3 of 6."""
+    """A NaN only on the last rank, in step 3 of 6."""
     trainer = make_trainer(folder, device, bad=[3], **keys)
     seen = [full_weights(trainer.engine)]
     update = trainer.averages.update
@@ -261,7 +261,7 @@ def main():
     folder = Path(sys.argv[1])
     device = initialize_process_group()
     ranks = dist.get_world_size()
-    results = {"whole": train_through(folder / f"whole-{ranks}", device)}
+    results = {"unaccumulated": train_through(folder / f"unaccumulated-{ranks}", device)}
     if ranks == 2:
         for kind, keys in KINDS.items():
             results[kind] = averages_and_checkpoints(folder / kind, device, **keys)
@@ -279,7 +279,7 @@ def main():
             results[f"half {kind}"] = second_half(folder / f"half-{kind}", place, device, **keys)
         stage = {"zero_stage": 1}
         results["stage"] = second_half(folder / "half-zero-3", folder / f"stage-{ranks}", device, **stage)
-        results["written_by"] = read_state(folder / "half-zero-1" / "kept" / "step-00000006").processes
+        results["written_by"] = read_state(folder / "half-zero-1" / "retained" / "step-00000006").processes
     if dist.get_rank() == 0:
         write_json(folder / f"results-{ranks}.json", results)
     dist.barrier()

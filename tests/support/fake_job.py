@@ -57,11 +57,11 @@ class FakeJob:
     def processes(self):
         """Every live process with this job's id in its environment, from /proc itself."""
         mark = f"{JOB_VARIABLE}={submitted(self.control).id}".encode()
-        found = []
+        matches = []
         for process in psutil.process_iter():
             try:
                 if mark in Path(f"/proc/{process.pid}/environ").read_bytes():
-                    found.append(process)
+                    matches.append(process)
             except OSError:
                 continue
-        return found
+        return matches

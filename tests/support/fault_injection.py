@@ -1,4 +1,4 @@
-"""Parts of the method that fail, stall or flood the log on request, named in configurations by import path.
+"""Parts of the method that fail, stall or flood the log on request, configured by import path.
 
 A run finds them as `tests.support.fault_injection:FaultyPath`, with the repository root on its PYTHONPATH.
 """

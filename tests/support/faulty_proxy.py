@@ -1,4 +1,4 @@
-"""TCP proxy in front of a server that breaks some connections, as networks and busy stores do."""
+"""TCP proxy in front of a server that breaks some connections, for tests of retries."""
 
 import contextlib
 import itertools

@@ -79,8 +79,8 @@ report("name", extractor.name)
 report("sha256", extractor.sha256)
 report("sha256 of the file", sha256(weights))
 layers = ["2048", "logits_unbiased"]
-alone = module.FeatureExtractorInceptionV3("x", layers, feature_extractor_weights_path=str(weights))
-answers = [alone(as_rgb(part, 17)) for part in images.split(2)]
+original = module.FeatureExtractorInceptionV3("x", layers, feature_extractor_weights_path=str(weights))
+answers = [original(as_rgb(part, 17)) for part in images.split(2)]
 theirs, logits = (torch.cat(each) for each in zip(*answers, strict=True))
 report("largest difference of the features", (features - theirs).abs().amax().item())
 report("largest difference of the probabilities", (probabilities - logits.softmax(1)).abs().amax().item())

@@ -1,4 +1,4 @@
-"""A command in a pseudo-terminal, driven as a person would: wait for a text, type a line."""
+"""Commands in a pseudo-terminal: wait for a text, type a line."""
 
 import os
 import pty

@@ -22,7 +22,7 @@ SWITCHES = {
     "fused": {"fused_optimizer": True},
     "buckets": {"bucket_elements": 1_000},
     "overlap": {"bucket_elements": 1_000, "overlap": True},
-    # cudnn_benchmark and tf32 do nothing on a CPU: of them it is tested alone that they do no harm there.
+    # cudnn_benchmark and tf32 do nothing on a CPU: only their harmlessness is tested there.
     "all": {
         "compile": True,
         "compile_channels_last": True,
@@ -73,9 +73,9 @@ def train(device, speed, **keys):
         loss = (engine(t, x) - x).square().mean()
         engine.backward(loss)
         engine.step()
-        whole = loss.detach().clone()
-        dist.all_reduce(whole)
-        losses.append(whole.item() / dist.get_world_size())
+        total = loss.detach().clone()
+        dist.all_reduce(total)
+        losses.append(total.item() / dist.get_world_size())
     for hook in hooks:
         hook.remove()
     weights = full_weights(engine)

@@ -1,4 +1,4 @@
-"""What is saved first, with everything that takes a process left out of the loop."""
+"""Order of saves in the training loop, with everything that needs a process replaced."""
 
 from contextlib import suppress
 from types import SimpleNamespace
@@ -55,7 +55,7 @@ def test_a_run_that_is_killed_between_checkpoint_and_snapshot_has_lost_neither(m
         with suppress(Killed):
             loop._steps(trainer, checkpoint, None, 1)
             break
-        # A snapshot that is there is written over at once; it is the kill that comes later the next time.
+        # An existing snapshot is overwritten at once, so the next kill comes at a later save.
         monkeypatch.setattr(
             loop, "_save_snapshot", lambda trainer, state: state.step in snapshots or saved("snapshot", state)
         )

@@ -46,7 +46,7 @@ def test_past_the_end_the_rate_stays_at_zero(schedule):
     assert learning_rate(section, 1000) == learning_rate(section, 5000) == pytest.approx(0.0, abs=1e-12)
 
 
-def test_warm_up_over_the_whole_run():
+def test_warm_up_over_the_entire_run():
     section = train(schedule="cosine", warmup_images=1000)
     assert learning_rate(section, 999) == pytest.approx(0.4995)
     assert learning_rate(section, 1000) == 0.5

@@ -3,7 +3,7 @@ import pytest
 from fm_core.training.mfu import peak_tflops, utilization
 
 
-def test_utilisation_is_three_forward_passes_of_a_device_over_its_peak():
+def test_utilization_is_three_forward_passes_of_a_device_over_its_peak():
     # 295.9 M parameters at 64 x 64: 219.3 GFLOP forward; 100% of an H200 is 1,503 images/s.
     speed = utilization(8 * 1503.0, 219.3e9, 8, "NVIDIA H200", bf16=True)
     assert speed["tflops_per_device"] == pytest.approx(988.8, abs=0.1)

@@ -39,7 +39,7 @@ def test_the_steps_of_a_logging_interval_are_a_function_of_progress(batch, every
     ("skipped", "logged", "raises"),
     [(3, False, True), (2, False, False), (2, True, True), (1, True, False), (0, True, False)],
 )
-def test_it_is_time_after_the_limit_or_a_whole_interval_of_several_steps(skipped, logged, raises):
+def test_recovery_starts_after_the_limit_or_a_full_interval_of_several_steps(skipped, logged, raises):
     train = TrainSection(global_batch=12, log_images=24, skipped_limit=3)
     state = TrainState(step=4, images_seen=48, position=48, skipped_in_a_row=skipped)
     if raises:
@@ -83,7 +83,7 @@ def test_trouble_at_the_same_place_ends_training_with_advice_that_can_be_followe
         roll_back(went_on(back, 48, skipped=8), state_at(40), None)
     message = str(caught.value)
     assert "another run.name with train.init_from = this run and a lower train.learning_rate" in message
-    # Of this run the rate cannot be changed.
+    # The learning rate of an existing run cannot be changed.
     assert "learning_rate" in identity(RunConfig())["train"]
 
 
@@ -110,7 +110,7 @@ def test_a_run_that_was_killed_after_going_back_goes_on_in_the_same_way(tmp_path
     assert restore_rollback(checkpoint, record) == checkpoint
     back = roll_back(state_at(50, skipped=8), checkpoint, record)
     assert restore_rollback(checkpoint, record) == back
-    # The same step, come by again after another way back, is past it.
+    # The same step, reached again after another rollback, is past it.
     later = checkpoint.model_copy(update={"rollbacks": 1, "position": 7_777})
     assert restore_rollback(later, record) == later
     second = roll_back(clear_rollback(went_on(back, 60)), clear_rollback(went_on(back, 60)), record)

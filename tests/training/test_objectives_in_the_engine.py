@@ -15,13 +15,13 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
+def results(tmp_path_factory):
     return launch("objectives_rank", tmp_path_factory.mktemp("objectives"), 1, "results-objectives.json")
 
 
 @pytest.mark.parametrize("objective", METHODS)
-def test_two_steps_are_taken_and_move_the_weights(found, objective):
-    end = found[objective]
+def test_two_steps_are_taken_and_move_the_weights(results, objective):
+    end = results[objective]
     assert (end["steps"], end["applied"]) == (2, 2)
     assert len(end["losses"]) == 2
     assert all(math.isfinite(loss) for loss in end["losses"])
@@ -29,10 +29,10 @@ def test_two_steps_are_taken_and_move_the_weights(found, objective):
     assert math.isfinite(end["validation_loss"])
 
 
-def test_training_through_the_solver_is_the_same_under_zero_2_and_close_to_it_in_bfloat16(found):
-    losses = found["maximum-likelihood"]["losses"]
-    assert found["maximum-likelihood zero_stage"]["losses"] == pytest.approx(losses, rel=1e-5)
-    assert found["maximum-likelihood precision"]["losses"] == pytest.approx(losses, rel=0.02)
+def test_training_through_the_solver_is_the_same_under_zero_2_and_close_to_it_in_bfloat16(results):
+    losses = results["maximum-likelihood"]["losses"]
+    assert results["maximum-likelihood zero_stage"]["losses"] == pytest.approx(losses, rel=1e-5)
+    assert results["maximum-likelihood precision"]["losses"] == pytest.approx(losses, rel=0.02)
 
 
 def test_training_through_the_solver_under_zero_3_is_refused_before_anything_starts(tmp_path):

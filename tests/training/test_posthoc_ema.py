@@ -1,4 +1,4 @@
-"""Power-function averages against their closed forms, and any width from snapshots of two."""
+"""Power-function EMA against its closed forms, and post-hoc EMA of any width from two stored ones."""
 
 import json
 
@@ -72,7 +72,7 @@ def profiles(*steps):
 
 
 @pytest.mark.parametrize("which", range(6))
-def test_a_kept_average_is_itself(which):
+def test_a_retained_average_is_returned_unchanged(which):
     stored = profiles(100, 200, 300)
     coefficients = combination(stored, stored[which])
     assert mismatch(stored, coefficients, stored[which]) < 1e-4
@@ -125,7 +125,7 @@ def test_any_width_made_afterwards_is_the_one_that_training_would_have_held(run,
     assert recipe["step"] == 407
 
 
-def test_an_earlier_step_uses_what_was_kept_by_then(run):
+def test_an_earlier_step_uses_what_was_retained_by_then(run):
     ours = load_file(reconstruct(run, 0.08, step=207))["w"].double()
     spread = (trained(0.02, 200) - trained(0.25, 200)).abs()
     assert ((ours - trained(0.08, 200)).abs() / spread).max() < 0.05

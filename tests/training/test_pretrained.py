@@ -1,4 +1,4 @@
-"""train.init_from a run: which file, from where, and when it is not looked at."""
+"""train.init_from a run: which weights are loaded, from where, and when it is ignored."""
 
 import pytest
 import torch

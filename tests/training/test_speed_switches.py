@@ -1,4 +1,4 @@
-"""The speed switches leave 20 steps' losses alone, but for rounding (speed_rank.py, two processes)."""
+"""The performance options change the losses of 20 steps only by rounding (speed_rank.py, two processes)."""
 
 import pytest
 
@@ -12,42 +12,42 @@ SWITCHED = ["fused", "buckets", "overlap", "overlap-2", "all", "checkpointing"]
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
+def results(tmp_path_factory):
     return launch("speed_rank", tmp_path_factory.mktemp("speed"), 2, "results.json")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SWITCHED)
-def test_a_switch_changes_losses_and_weights_by_rounding_alone(found, name):
-    plain = found["zero-1"]
+def test_a_switch_changes_losses_and_weights_only_by_rounding(results, name):
+    plain = results["zero-1"]
     assert len(plain["losses"]) == 20
     assert plain["losses"][-1] < 0.9 * plain["losses"][0]
-    assert found[name]["losses"] == pytest.approx(plain["losses"], rel=1e-4)
-    assert found[name]["norm"] == pytest.approx(plain["norm"], rel=1e-5)
+    assert results[name]["losses"] == pytest.approx(plain["losses"], rel=1e-4)
+    assert results[name]["norm"] == pytest.approx(plain["norm"], rel=1e-5)
 
 
 @pytest.mark.slow
-def test_bfloat16_has_the_losses_of_float32_within_its_own_rounding(found):
-    assert found["bf16"]["losses"] == pytest.approx(found["zero-1"]["losses"], rel=0.02)
+def test_bfloat16_has_the_losses_of_float32_within_its_own_rounding(results):
+    assert results["bf16"]["losses"] == pytest.approx(results["zero-1"]["losses"], rel=0.02)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["bf16-overlap", "bf16-all"])
-def test_a_switch_changes_losses_of_bfloat16_by_its_rounding_alone(found, name):
-    assert found[name]["losses"] == pytest.approx(found["bf16"]["losses"], rel=0.01)
-    assert found[name]["norm"] == pytest.approx(found["bf16"]["norm"], rel=1e-3)
+def test_a_switch_changes_losses_of_bfloat16_only_by_its_rounding(results, name):
+    assert results[name]["losses"] == pytest.approx(results["bf16"]["losses"], rel=0.01)
+    assert results[name]["norm"] == pytest.approx(results["bf16"]["norm"], rel=1e-3)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["all", "bf16-all"])
-def test_the_engine_leaves_the_network_one_graph(found, name):
-    assert found["zero-1"]["graphs"] == 0
-    assert (found[name]["graphs"], found[name]["breaks"]) == (1, [])
+def test_the_engine_leaves_the_network_one_graph(results, name):
+    assert results["zero-1"]["graphs"] == 0
+    assert (results[name]["graphs"], results[name]["breaks"]) == (1, [])
 
 
 @pytest.mark.slow
-def test_a_rank_that_compiles_nothing_starts_without_the_compiler(found):
-    assert found["compiler"] is False
+def test_a_rank_that_compiles_nothing_starts_without_the_compiler(results):
+    assert results["compiler"] is False
 
 
 @pytest.mark.parametrize("key", ["overlap", "bucket_elements"])
@@ -63,9 +63,9 @@ def test_what_the_optimizer_of_float32_sums_would_ignore_is_refused(key):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_convolutions_stay_channels_last_under_zero(found, stage):
-    assert found[f"zero-{stage}"]["layout"] == [True]
-    assert found[f"zero-{stage}"]["losses"] == pytest.approx(found["zero-1"]["losses"], rel=1e-5)
+def test_convolutions_stay_channels_last_under_zero(results, stage):
+    assert results[f"zero-{stage}"]["layout"] == [True]
+    assert results[f"zero-{stage}"]["losses"] == pytest.approx(results["zero-1"]["losses"], rel=1e-5)
 
 
 def test_buckets_are_an_eighth_of_the_network_within_limits():

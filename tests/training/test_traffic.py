@@ -1,4 +1,4 @@
-"""What fm doctor --cost says of the network against what two processes send (traffic_rank.py)."""
+"""Network traffic predicted by fm doctor --cost against that of two processes (traffic_rank.py)."""
 
 import pytest
 
@@ -15,9 +15,9 @@ def sent(tmp_path_factory):
 @pytest.mark.parametrize("micro_batches", [1, 3])
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_predicted_traffic_is_what_the_collectives_carry(sent, stage, micro_batches):
-    found = sent[f"{stage}-{micro_batches}"]
-    predicted = network_bytes(found["parameters"], stage, 2, micro_batches)
-    assert found["bytes"] == pytest.approx(predicted, rel=0.02)
+    measured = sent[f"{stage}-{micro_batches}"]
+    predicted = network_bytes(measured["parameters"], stage, 2, micro_batches)
+    assert measured["bytes"] == pytest.approx(predicted, rel=0.02)
 
 
 @pytest.mark.slow
