@@ -5,6 +5,7 @@ Outcome. An Outcome knows the exit code of a command, the state of a Prefect run
 exit record.
 """
 
+from bdb import BdbQuit
 from enum import Enum
 from typing import Any
 
@@ -111,6 +112,7 @@ def outcome_of(error: BaseException) -> Outcome:
     for kind, outcome in (
         (StopRequested, Outcome.STOPPED),
         (KeyboardInterrupt, Outcome.STOPPED),
+        (BdbQuit, Outcome.STOPPED),
         (UnreachableError, Outcome.UNREACHABLE),
         (UserError, Outcome.REFUSED),
         (UnrecoverableError, Outcome.UNRECOVERABLE),

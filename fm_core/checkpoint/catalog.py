@@ -166,6 +166,11 @@ class CheckpointCatalog:
         """Wait at most so long until everything is in the store; returns what is in the way, or None."""
         return self.uploads.wait(seconds) if self.uploads else None
 
+    def close(self) -> None:
+        """Stop uploading; a later session uploads what is left."""
+        if self.uploads:
+            self.uploads.close()
+
     def problem_of(self, name: str) -> str | None:
         """What is wrong with a checkpoint at train.checkpoint_root, or None; in a store, by file sizes."""
         if self.store.local:

@@ -47,6 +47,7 @@ class CheckpointUploader:
         """States of the checkpoints in the store when it was last listed."""
         self._problem: str | None = None
         self._thread: threading.Thread | None = None
+        self._closed = False
 
     def add(self, step: int) -> None:
         """Queue a new complete checkpoint; those that then need not stay leave the queue."""
@@ -70,7 +71,13 @@ class CheckpointUploader:
         """Wait at most so long until nothing is left to upload; returns what is in the way, or None."""
         with self._change:
             done = self._change.wait_for(lambda: not self._waiting and self._copying is None, seconds)
-            return None if done else self._problem or "the upload takes longer"
+            return None if done else self._problem or f"still uploading after {seconds:g} s"
+
+    def close(self) -> None:
+        """Start no further upload and remove nothing more; an upload in progress goes on to its end."""
+        with self._change:
+            self._closed = True
+            self._change.notify_all()
 
     def _enqueue(self, *steps: int) -> None:
         """Queue these beside those that wait, if they are to stay; called with the lock held."""
@@ -89,7 +96,9 @@ class CheckpointUploader:
     def _work(self) -> None:
         while True:
             with self._change:
-                self._change.wait_for(lambda: bool(self._waiting))
+                self._change.wait_for(lambda: bool(self._waiting) or self._closed)
+                if self._closed:
+                    return
                 # The newest first: the others are worth less the longer the store is slow.
                 self._copying = step = self._waiting.pop()
             finished = self._copy(step)
@@ -106,7 +115,8 @@ class CheckpointUploader:
             try:
                 upload_checkpoint(self.store, self.folder, step)
                 self._copied.add(step)
-                self._retire()
+                if not self._closed:
+                    self._retire()
                 return True
             except Exception as error:
                 self._problem = " ".join(str(error).split()) or type(error).__name__
@@ -116,7 +126,10 @@ class CheckpointUploader:
                     return True
                 print(f"warning: {self._problem}; retrying the upload in {pause:g} s", flush=True)
             with self._change:
-                if self._change.wait_for(lambda: any(other > step for other in self._waiting), pause):
+                newer = self._change.wait_for(
+                    lambda: self._closed or any(other > step for other in self._waiting), pause
+                )
+                if newer:
                     return False
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 

@@ -44,7 +44,7 @@ class SourceSection(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _detect_what_is_not_named(cls, keys: Any) -> Any:
+    def _default_format_to_auto(cls, keys: Any) -> Any:
         if isinstance(keys, dict) and "url" in keys and keys["url"] and "format" not in keys:
             return {**cast(dict[str, Any], keys), "format": "auto"}
         return keys

@@ -23,11 +23,11 @@ class SlurmSection(Section):
     """So many seconds before the time limit the run saves, ends and is queued again."""
 
     @model_validator(mode="after")
-    def _options_are_free(self) -> Self:
+    def _check_sbatch_options(self) -> Self:
         for name in self.options:
             if name in _OURS or name.startswith("-"):
                 raise ValueError(
-                    f"launch.slurm.options.{name} is set by this program or no long option of sbatch"
+                    f"launch.slurm.options.{name} is set by this program, or is not a long option of sbatch"
                 )
         if isinstance(self.options.get("time"), int):
             # YAML reads 24:00:00 as a number of base 60.
@@ -59,11 +59,11 @@ class LaunchSection(Section):
     """For Slurm: nodes and options."""
 
     @model_validator(mode="after")
-    def _kind_has_its_keys(self) -> Self:
+    def _check_keys_of_kind(self) -> Self:
         if self.kind == "ssh" and not self.hostfile:
             raise ValueError("launch.kind ssh needs launch.hostfile")
         for key, kind in (("hostfile", "ssh"), ("slurm", "slurm")):
-            if self.kind != kind and self.idle("kind", key):
+            if self.kind != kind and self.set_without("kind", key):
                 raise ValueError(f"launch.{key} does nothing without launch.kind: {kind}")
         if self.kind == "debug":
             self._check_debug()

@@ -71,7 +71,7 @@ class ModelSection(Section):
         sized = SIZES.get(str(given.get("size")), {})
         # Where a preset of another kind is overridden, its keys must not remain.
         kind = given.get("kind") or sized.get("kind")
-        return {**(_defaults_of_others(kind) if kind else {}), **sized, **given}
+        return {**(_defaults_of_other_kinds(kind) if kind else {}), **sized, **given}
 
     @model_validator(mode="after")
     def _check_keys(self) -> Self:
@@ -82,12 +82,12 @@ class ModelSection(Section):
                     f"model.{key} is {given}, but model.size {self.size} has {value}: remove one of the two, "
                     "or set model.size to null"
                 )
-        for key, default in _defaults_of_others(self.kind).items():
+        for key, default in _defaults_of_other_kinds(self.kind).items():
             if getattr(self, key) != default:
                 raise ValueError(f"model.{key} is not a key of model.kind {self.kind}: remove it")
         return self
 
 
-def _defaults_of_others(kind: str) -> dict[str, Any]:
+def _defaults_of_other_kinds(kind: str) -> dict[str, Any]:
     others = [key for other, keys in OF_KIND.items() if other != kind for key in keys]
     return {key: ModelSection.model_fields[key].default for key in others}

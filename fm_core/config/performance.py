@@ -31,6 +31,6 @@ class PerformanceSection(Section):
     @model_validator(mode="after")
     def _check_compile(self) -> Self:
         if not self.compile:
-            for key in self.idle("compile", "compile_mode", "compile_channels_last"):
+            for key in self.set_without("compile", "compile_mode", "compile_channels_last"):
                 raise ValueError(f"train.speed.{key} does nothing without train.speed.compile: true")
         return self

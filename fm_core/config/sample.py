@@ -47,6 +47,6 @@ class SampleSection(Section):
 
     @model_validator(mode="after")
     def _check_compile(self) -> Self:
-        if not self.compile and self.idle("compile", "cuda_graphs"):
+        if not self.compile and self.set_without("compile", "cuda_graphs"):
             raise ValueError("sample.cuda_graphs does nothing without sample.compile: true")
         return self

@@ -35,7 +35,7 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
-    def idle(self, switch: str, *keys: str) -> list[str]:
+    def set_without(self, switch: str, *keys: str) -> list[str]:
         """Those of `keys` that are set although `switch`, which enables them, was omitted.
 
         Where the switch was given explicitly, the keys are accepted: the user turned it off temporarily, or

@@ -81,7 +81,7 @@ class TrainSection(Section):
 
     @model_validator(mode="after")
     def _check_values(self) -> "TrainSection":
-        if not self.init_from and self.idle("init_from", "init_attention_order"):
+        if not self.init_from and self.set_without("init_from", "init_attention_order"):
             raise ValueError("train.init_attention_order does nothing without train.init_from")
         if any(not 0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"train.betas must be at least 0 and below 1, not {list(self.betas)}")

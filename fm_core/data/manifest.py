@@ -14,6 +14,7 @@ from fm_core.storage.store import Store
 
 MANIFEST_SCHEMA = 1
 MANIFEST_NAME = "manifest.json"
+REWRITE_MANIFEST = "rewrite it with fm validate --repair"
 
 Layout = Literal["block", "image"]
 Recipe = dict[str, str | int | bool | None]
@@ -188,30 +189,31 @@ def parse_manifest(text: bytes, where: str) -> Manifest:
 
     Raises DamagedRecordError, or UserError for another schema; both name `where`.
     """
-    tree = read_record(text, where, MANIFEST_SCHEMA)
+    tree = read_record(text, where, MANIFEST_SCHEMA, REWRITE_MANIFEST)
     version = tree.pop("version", None)
     try:
         manifest = Manifest.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise DamagedRecordError(f"{where}: {key}: {first['msg']}; run fm validate on the data set") from None
+        raise DamagedRecordError(f"{where}: {key}: {first['msg']}; {REWRITE_MANIFEST}") from None
     if version != manifest.version:
         raise DamagedRecordError(
-            f"{where}: altered since it was written: its content has the version {manifest.version}"
+            f"{where}: altered since it was written (its content has version {manifest.version}); "
+            f"{REWRITE_MANIFEST}"
         )
     return manifest
 
 
-def read_record(text: bytes, where: str, schema: int) -> dict[str, Any]:
-    """Parse JSON that carries `schema_version`.
+def read_record(text: bytes, where: str, schema: int, remedy: str) -> dict[str, Any]:
+    """Parse JSON that carries `schema_version`; `remedy` is what the user can do if it is damaged.
 
     Raises DamagedRecordError for invalid JSON, UserError if its version is not `schema`.
     """
     try:
         tree: object = json.loads(text)
     except ValueError:
-        raise DamagedRecordError(f"{where}: not valid JSON; rewrite it with fm validate --repair") from None
+        raise DamagedRecordError(f"{where}: not valid JSON; {remedy}") from None
     version = cast(dict[str, Any], tree).get("schema_version") if isinstance(tree, dict) else None
     if version != schema:
         raise UserError(f"{where}: schema version {version}; this program reads version {schema}")

@@ -14,6 +14,7 @@ from fm_core.storage.store import Store
 
 PLAN_NAME = "plan.json"
 PLAN_SCHEMA = 1
+REMOVE_PLAN = "remove it and run fm shard again"
 ASSUMED_CLASSES = 1000
 """Number of classes before a data set is sharded: that of ImageNet."""
 
@@ -111,7 +112,7 @@ def record_plan(store: Store, plan: ShardPlan, same_files: bool = True) -> None:
         }
         store.write_bytes(PLAN_NAME, (json.dumps(record, indent=1) + "\n").encode())
         return
-    earlier = read_record(text, f"{store.url}/{PLAN_NAME}", PLAN_SCHEMA)
+    earlier = read_record(text, f"{store.url}/{PLAN_NAME}", PLAN_SCHEMA, REMOVE_PLAN)
     packing = Packing.model_validate(earlier["packing"])
     check_same_recipe(store, earlier["recipe"], packing, plan.source.facts.recipe, plan.packing)
     inputs = [item.model_dump(mode="json") for item in plan.inputs]

@@ -16,6 +16,7 @@ from fm_core.storage.store import Store
 
 SIDECAR_SCHEMA = 1
 SIDECAR_FOLDER = "commits"
+REMOVE = "remove it and run fm shard again"
 MOMENTS_ROWS = 16
 
 
@@ -121,9 +122,11 @@ def read_sidecars(store: Store, names: list[str]) -> dict[str, ShardSidecar]:
             continue
         where = f"{store.url}/{path}"
         try:
-            sidecar = ShardSidecar.model_validate(read_record(store.read_bytes(path), where, SIDECAR_SCHEMA))
+            sidecar = ShardSidecar.model_validate(
+                read_record(store.read_bytes(path), where, SIDECAR_SCHEMA, REMOVE)
+            )
         except ValidationError:
-            raise UserError(f"{where}: damaged; remove it and run fm shard again") from None
+            raise UserError(f"{where}: damaged; {REMOVE}") from None
         if sidecar.bytes == sizes.get(name, 0):
             sidecars[name] = sidecar
     return sidecars

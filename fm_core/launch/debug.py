@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 
 from fm_core.config import load_config
-from fm_core.errors import Outcome, StopRequested, UserError, outcome_of
+from fm_core.errors import JobFailedError, Outcome, StopRequested, UserError, outcome_of
 from fm_core.launch.exit_records import write_exit_record
 from fm_core.launch.job import GRACE_SECONDS, Job, agent_lives, end_processes, kill
 from fm_core.launch.launcher import JobSpec, JobStatus, StageJob, with_agent, worker_environment
@@ -33,6 +33,11 @@ from fm_core.run.status import progress_of, read_status
 from fm_core.storage.atomic_files import write_json
 
 OBSERVE_SECONDS = 0.5
+HELPER_MODULES = (
+    "multiprocessing.resource_tracker",
+    "multiprocessing.forkserver",
+    "compile_worker",
+)
 DEBUGGERS = ("pdb", "bdb", "cmd", "code", "IPython", "ipdb", "pudb", "pydevd", "_pydevd_bundle", "debugpy")
 """Modules whose frames mean that a debugger has the control."""
 
@@ -69,14 +74,25 @@ def cancel(job: Job, control: Path, grace: float = GRACE_SECONDS) -> None:
 
 def collect(job: Job, control: Path) -> list[str]:
     """Record that no process runs the job any more, and end the processes that the rank started."""
-    end_processes(job.id, GRACE_SECONDS, spare=frozenset({os.getpid()}))
+    cleanup(job)
     write_json(control / "job.json", job.model_copy(update={"pid": None, "created": None}).model_dump())
     return []
 
 
 def cleanup(job: Job) -> None:
-    """End the processes that the rank started."""
-    end_processes(job.id, GRACE_SECONDS, spare=frozenset({os.getpid()}))
+    """End the processes that the rank started, but not those that serve this interpreter until it ends."""
+    end_processes(job.id, GRACE_SECONDS, spare=frozenset({os.getpid(), *_interpreter_helpers()}))
+
+
+def _interpreter_helpers() -> list[int]:
+    """Children that Python and torch keep for later use: the resource tracker and the compile workers."""
+    helpers: list[int] = []
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            command = " ".join(child.cmdline())
+            if any(module in command for module in HELPER_MODULES):
+                helpers.append(child.pid)
+    return helpers
 
 
 @dataclass
@@ -134,6 +150,9 @@ def run_in_process(job: Job, stage_job: StageJob, observe: Observer) -> None:
         except bdb.BdbQuit:
             outcome, message = Outcome.STOPPED, "the debugger was quit; run it again to continue"
             raise StopRequested(message) from None
+        except SystemExit as error:
+            outcome, message = Outcome.FAILED, f"the rank called sys.exit({error.code!r})"
+            raise JobFailedError(message) from error
         except BaseException as error:
             outcome, message = outcome_of(error), str(error)
             raise

@@ -27,7 +27,7 @@ __all__ = [
     "collect",
     "device_count",
     "hosts_of",
-    "most_on_a_host",
+    "max_processes_per_host",
     "poll",
     "processes_of",
     "submit",
@@ -62,12 +62,12 @@ def hosts_of(launch: LaunchSection) -> dict[str, int]:
 
 def world(launch: LaunchSection) -> tuple[int, int]:
     """Processes on all hosts and threads of each, from the configuration and this machine."""
-    here = most_on_a_host(launch)
+    here = max_processes_per_host(launch)
     processes = here * launch.slurm.nodes if launch.kind == "slurm" else sum(hosts_of(launch).values())
     return processes, launch.threads or max(1, (os.cpu_count() or 1) // here)
 
 
-def most_on_a_host(launch: LaunchSection) -> int:
+def max_processes_per_host(launch: LaunchSection) -> int:
     """Processes on the host that has most of them."""
     return launch.processes or 1 if launch.kind == "slurm" else max(hosts_of(launch).values())
 

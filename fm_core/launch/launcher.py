@@ -28,10 +28,10 @@ class StageJob:
     """Whether the stage is complete, asked after the last process has ended; exit codes are not believed."""
     meanwhile: Callable[[], AbstractContextManager[None]] = nullcontext
     """Opened once a job is submitted or attached to, and closed when all is over, restarts included."""
-    lasting: Callable[[], int] = lambda: 0
+    durable_progress: Callable[[], int] = lambda: 0
     """Amount of work that is finished for good, in any unit; progress beyond the previous maximum resets the
     count of restarts."""
-    submitted: Callable[[], None] = lambda: None
+    on_submitted: Callable[[], None] = lambda: None
     """Called when a job was submitted, not when a running one is attached to."""
 
 

@@ -38,30 +38,32 @@ class Restart:
 class RestartPolicy:
     """Counts the restarts of one job."""
 
-    def __init__(self, stage: str, launch: LaunchSection, logs: Path, lasting: Callable[[], int]) -> None:
-        """`lasting` returns how much is finished for good, in any unit."""
-        self._stage, self._launch, self._logs, self._lasting = stage, launch, logs, lasting
-        self._row = self._most = 0
+    def __init__(
+        self, stage: str, launch: LaunchSection, logs: Path, durable_progress: Callable[[], int]
+    ) -> None:
+        """`durable_progress` returns how much is finished for good, in any unit."""
+        self._stage, self._launch, self._logs, self._durable_progress = stage, launch, logs, durable_progress
+        self._consecutive = self._best = 0
 
     def next_restart(self, failure: Exception) -> Restart | None:
         """The restart after a failure, recorded in restarts.jsonl; None if the limit is reached."""
-        if (progress := self._lasting()) > self._most:
-            self._row, self._most = 0, progress
+        if (progress := self._durable_progress()) > self._best:
+            self._consecutive, self._best = 0, progress
         limit = self._launch.restarts
-        if self._row == limit:
+        if self._consecutive == limit:
             return None
-        pause = min(self._launch.restart_seconds * 2**self._row, LONGEST_PAUSE_SECONDS)
-        self._row += 1
+        pause = min(self._launch.restart_seconds * 2**self._consecutive, LONGEST_PAUSE_SECONDS)
+        self._consecutive += 1
         record = {
             "stage": self._stage,
-            "restart": self._row,
+            "restart": self._consecutive,
             "of": limit,
             "pause_seconds": pause,
             "failed": time.time(),
             "because": str(failure),
         }
         append_line(self._logs / "restarts.jsonl", record)
-        return Restart(self._row, limit, pause, str(failure).splitlines()[0])
+        return Restart(self._consecutive, limit, pause, str(failure).splitlines()[0])
 
 
 def pause(seconds: float, *directories: Path) -> None:

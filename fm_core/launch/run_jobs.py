@@ -6,7 +6,7 @@ from fm_core.launch.dispatch import Job, alive, cancel, processes_of, submitted
 from fm_core.launch.online_eval import stop_online_eval
 
 
-def controls(run: Path) -> list[Path]:
+def control_directories(run: Path) -> list[Path]:
     """Control directories of a run: itself for training, and one for each set of samples and scores.
 
     Those of the experiments of a comparison are included.
@@ -26,7 +26,7 @@ def runs(run: Path) -> list[Path]:
 
 def stop_requested(run: Path) -> bool:
     """Whether a job of the run was asked to stop since it was submitted."""
-    return any(control.joinpath("STOP").exists() for control in controls(run))
+    return any(control.joinpath("STOP").exists() for control in control_directories(run))
 
 
 def end_jobs(run: Path) -> list[Job]:
@@ -34,7 +34,7 @@ def end_jobs(run: Path) -> list[Job]:
     for path in runs(run):
         stop_online_eval(path)
     ended: list[Job] = []
-    for control in controls(run):
+    for control in control_directories(run):
         job = submitted(control)
         if job and (alive(job) or processes_of(job)):
             cancel(job, control)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fm_core.config import RunConfig, dump_yaml, load_config
-from fm_core.errors import JobFailedError, UnreachableError, UserError
+from fm_core.errors import JobFailedError, StopRequested, UnreachableError, UserError
 from fm_core.launch import debug
 from fm_core.launch.dispatch import (
     POLL_SECONDS,
@@ -53,7 +53,7 @@ def supervise(stage_job: StageJob, observe: Observer) -> None:
     if launch.kind == "debug":
         _run_in_process(stage_job, observe)
         return None
-    policy = RestartPolicy(stage_job.stage, launch, stage_job.logs, stage_job.lasting)
+    policy = RestartPolicy(stage_job.stage, launch, stage_job.logs, stage_job.durable_progress)
     with ExitStack() as meanwhile:
         job: Job | None = None
         while True:
@@ -100,9 +100,13 @@ def _run_in_process(stage_job: StageJob, observe: Observer) -> None:
     try:
         with stage_job.meanwhile():
             debug.run_in_process(job, stage_job, observe)
+    except StopRequested:
+        # As `cancel` does for other jobs: whoever looks at the run sees that it was asked to stop.
+        (control / "STOP").touch()
+        raise
     finally:
-        collect(job, control)
         Lease(control / "lock").release(job=job.id)
+        collect(job, control)
     if not stage_job.complete():
         raise failure_of(job, control)
 
@@ -132,7 +136,7 @@ def _attach_or_submit(stage_job: StageJob) -> Job:
         write_text(config_file, dump_yaml(config))
         job = submit(control, logs, stage, stage_job.worker, config_file, config.launch)
         _take_lease(lease, job)
-        stage_job.submitted()
+        stage_job.on_submitted()
         return job
 
 

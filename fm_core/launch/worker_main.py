@@ -105,7 +105,7 @@ def run_worker(stage: str, work: Worker, config_file: str) -> None:
     code = 1
     try:
         if rank.first:
-            with Lease(control / "lock").keep_alive(job=rank.job):
+            with Lease(control / "lock").keep_alive(wait=False, job=rank.job):
                 code = _work(stage, rank, work, config_file)
         else:
             code = _work(stage, rank, work, config_file)

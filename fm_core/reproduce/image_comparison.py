@@ -40,8 +40,8 @@ def reproduce_images(
     check_comparison(config, stages.rules)
     directory = run.path / "reproduce"
     device_shares(config)
-    with exclusive_lock(directory) as heartbeat:
-        progress = _ComparisonProgress(len(experiments), observe, heartbeat)
+    with exclusive_lock(directory) as check_stop:
+        progress = _ComparisonProgress(len(experiments), observe, check_stop)
         stages.shard(config)
         if config.reproduce.parallel == 1:
             outcomes = _run_sequentially(config, experiments, progress.of_experiment, stages)
@@ -151,8 +151,8 @@ def _images_by_run(results: Mapping[str, Any], experiments: list[Experiment]) ->
 class _ComparisonProgress:
     """Progress over all experiments, each of PROGRESS_PARTS parts."""
 
-    def __init__(self, experiments: int, observe: Observer, heartbeat: Callable[[], None]) -> None:
-        self._observe, self._heartbeat = observe, heartbeat
+    def __init__(self, experiments: int, observe: Observer, check_stop: Callable[[], None]) -> None:
+        self._observe, self._check_stop = observe, check_stop
         self._done = [0] * experiments
         self._total = experiments * PROGRESS_PARTS
 
@@ -160,7 +160,7 @@ class _ComparisonProgress:
         """The callback that reports the progress of one experiment."""
 
         def report(parts: int, message: str) -> None:
-            self._heartbeat()
+            self._check_stop()
             self._done[number] = max(self._done[number], parts)
             self._report(min(sum(self._done), self._total - 1), message)
 

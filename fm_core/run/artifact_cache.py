@@ -98,7 +98,7 @@ def exclusive_lock(directory: Path) -> Generator[Callable[[], None]]:
         UserError: another process holds the lease.
     """
     lease = Lease(directory / "lock")
-    holder_facts = {
+    holder_facts: dict[str, Any] = {
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "created": psutil.Process().create_time(),

@@ -65,8 +65,12 @@ class Lease:
                 write_json(self.path, {**record, "heartbeat": time.time()})
 
     @contextmanager
-    def keep_alive(self, **facts: Any) -> Generator[None]:
-        """Renew the heartbeat from a thread inside the block, however long the main thread is blocked."""
+    def keep_alive(self, wait: bool = True, **facts: Any) -> Generator[None]:
+        """Renew the heartbeat from a thread inside the block, however long the main thread is blocked.
+
+        Without `wait` the block does not wait for that thread at its end: a process that is about to exit
+        must not hang because another one holds the guard.
+        """
         ended = threading.Event()
 
         def renew() -> None:
@@ -82,7 +86,8 @@ class Lease:
             yield
         finally:
             ended.set()
-            thread.join()
+            if wait:
+                thread.join()
 
     @contextmanager
     def guard(self) -> Generator[None]:

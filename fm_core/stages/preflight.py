@@ -73,7 +73,8 @@ def _check_samples(config: RunConfig, trained_here: bool, scored: bool) -> None:
             raise UserError(f"sample.weights: {weights} does not exist")
     elif weights not in ("ema", "raw", *averages) and not made_later:
         raise UserError(
-            f"sample.weights {config.sample.weights}: must be one of ema, raw, {', '.join(averages)}"
+            f"sample.weights {config.sample.weights}: must be one of ema, raw, {', '.join(averages)}, "
+            "or a .safetensors file"
         )
     steps = -(-config.train.images // config.train.global_batch)
     if trained_here and config.sample.step not in ("latest", "best", steps):

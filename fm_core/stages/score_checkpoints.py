@@ -174,7 +174,7 @@ def main(config_file: str) -> None:
     try:
         score_checkpoints(load_config(config_file))
     except (UserError, StopRequested, KeyboardInterrupt) as reason:
-        print(f"beside: {reason or 'stopped'}", flush=True)
+        print(f"online evaluation: {reason or 'stopped'}", flush=True)
     except Exception as error:
         traceback.print_exc()
         print(f"WARNING: online evaluation has ended, checkpoints are no longer scored: {error}", flush=True)

@@ -6,7 +6,7 @@ from fm_core.config import RunConfig
 from fm_core.data.loader_factories import check_streams
 from fm_core.data.manifest import Manifest, load_manifest
 from fm_core.errors import UserError
-from fm_core.launch.dispatch import device_count, most_on_a_host, world
+from fm_core.launch.dispatch import device_count, max_processes_per_host, world
 from fm_core.launch.online_eval import check_online_eval, online_evaluation
 from fm_core.launch.supervisor import StageJob, supervise
 from fm_core.method.cnf_objective import MaximumLikelihood
@@ -75,7 +75,9 @@ def _train(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResu
         check_space(config, manifest)
         state = "done"
         batch, ranks = config.train.global_batch, world(config.launch)[0]
-        check_streams(config.data, manifest, config.run.seed, batch, ranks, most_on_a_host(config.launch))
+        check_streams(
+            config.data, manifest, config.run.seed, batch, ranks, max_processes_per_host(config.launch)
+        )
         total = config.train.images
         observe(Progress("train", 0, total, "images", "starting the processes"))
         job = StageJob(
@@ -86,8 +88,8 @@ def _train(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResu
             config=config,
             complete=lambda: complete(config),
             meanwhile=lambda: online_evaluation(config),
-            lasting=lambda: newest_step(run),
-            submitted=run.remember,
+            durable_progress=lambda: newest_step(run),
+            on_submitted=run.remember,
         )
         supervise(job, observe)
     done = read_json(run.train_done) or {}

@@ -43,6 +43,16 @@ def train(config: RunConfig, rank: Rank) -> None:
     """Train until train.images were seen, from the newest checkpoint if there is one."""
     device = initialize_process_group()
     trainer, state = build_or_resume(config, rank, device)
+    try:
+        _train_from(config, rank, trainer, state)
+    finally:
+        # Under launch.kind debug this process goes on, and may train again in the same place.
+        for catalog in (trainer.checkpoints, trainer.snapshots):
+            if catalog:
+                catalog.close()
+
+
+def _train_from(config: RunConfig, rank: Rank, trainer: Trainer, state: TrainState) -> None:
     if trainer.log:
         trainer.log.forget_after(state.step)
         trainer.log.status(state, now=True)

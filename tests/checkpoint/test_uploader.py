@@ -242,3 +242,29 @@ def test_an_upload_that_arrives_corrupt_does_not_count(tmp_path, monkeypatch):
     monkeypatch.undo()
     upload_checkpoint(store, tmp_path, 10)
     assert stored_steps(store) == [10]
+
+
+def test_a_closed_catalog_uploads_and_removes_nothing_more(tmp_path, monkeypatch):
+    """Under launch.kind debug the next training in this process has an uploader of its own."""
+    url = f"memory://closed-{next(BUCKETS)}"
+    first, second = at(url, tmp_path / "first"), at(url, tmp_path / "second")
+    allowed, upload = threading.Event(), uploader.upload_checkpoint
+
+    def slow_upload(store, folder, step):
+        assert allowed.wait(60)
+        upload(store, folder, step)
+
+    monkeypatch.setattr(uploader, "upload_checkpoint", slow_upload)
+    write(first, 10)
+    first.close()
+    monkeypatch.setattr(uploader, "upload_checkpoint", upload)
+    for step in (20, 30):
+        write(second, step)
+        assert second.wait(60) is None
+    allowed.set()
+    first.uploads._thread.join(60)
+    assert not first.uploads._thread.is_alive()
+    write(first, 40)
+    assert first.wait(0.1) is not None
+    assert {20, 30} <= set(stored_steps(second.store))
+    assert 40 not in stored_steps(second.store)

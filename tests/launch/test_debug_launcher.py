@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from fm_core.config import RunConfig, parse_config
-from fm_core.errors import StopRequested, UserError
+from fm_core.errors import JobFailedError, StopRequested, UserError
 from fm_core.launch.debug import cancel, poll
 from fm_core.launch.dispatch import submitted, world
 from fm_core.launch.supervisor import StageJob, supervise
@@ -63,6 +63,10 @@ def fail(config, rank):
 def stop(config, rank):
     if rank.stop_requested():
         raise StopRequested("stopped at thing 3")
+
+
+def exit_quietly(config, rank):
+    sys.exit(0)
 
 
 def touch_stop(config, rank):
@@ -152,6 +156,20 @@ def test_a_stop_file_and_the_first_signal_stop_it_between_two_pieces_of_work(tmp
     with pytest.raises(StopRequested, match=r"^stopped at thing 3$"):
         run(tmp_path, worker)
     assert read_json(tmp_path / "pretend-0.end.json")["kind"] == "stopped"
+
+
+def test_a_stop_is_recorded_as_a_request_and_the_next_start_clears_it(tmp_path):
+    with pytest.raises(StopRequested):
+        run(tmp_path, terminate)
+    assert (tmp_path / "STOP").exists()
+    run(tmp_path, look)
+    assert not (tmp_path / "STOP").exists()
+
+
+def test_a_rank_that_calls_sys_exit_has_failed(tmp_path):
+    with pytest.raises(JobFailedError, match=r"the rank called sys.exit\(0\)"):
+        run(tmp_path, exit_quietly)
+    assert read_json(tmp_path / "pretend-0.end.json")["kind"] == "error"
 
 
 @pytest.mark.parametrize("worker", [interrupt_twice, interrupt_the_debugger])

@@ -192,7 +192,7 @@ def test_a_directory_held_by_another_host_is_refused_in_one_line(tmp_path):
 
     duty = StageJob(
         *(tmp_path, tmp_path, "pretend", "none", RunConfig(), lambda: True, meanwhile),
-        submitted=lambda: opened.append(True),
+        on_submitted=lambda: opened.append(True),
     )
     with pytest.raises(UserError) as caught:
         supervise(duty, print)

@@ -7,7 +7,7 @@ import pytest
 
 from fm_core.launch.job import JOB_VARIABLE, Job
 from fm_core.launch.online_eval import online_eval_directory
-from fm_core.launch.run_jobs import controls, end_jobs, stop_requested
+from fm_core.launch.run_jobs import control_directories, end_jobs, stop_requested
 from fm_core.run.lease import Lease
 from fm_core.storage.atomic_files import write_json, write_text
 
@@ -35,7 +35,7 @@ def comparison(tmp_path):
 def test_every_job_has_its_control_directory(comparison):
     experiments = [comparison / "reproduce" / experiment for experiment in ("fm-s0", "sm-s0")]
     expected = {one / below for one in (comparison, *experiments) for below in (".", *BELOW)}
-    assert set(controls(comparison)) == expected
+    assert set(control_directories(comparison)) == expected
 
 
 @pytest.mark.parametrize("below", [".", *BELOW, "reproduce/sm-s0", f"reproduce/sm-s0/{BELOW[1]}"])

@@ -41,7 +41,7 @@ def test_a_job_whose_rank_is_killed_starts_again_and_each_restart_is_reported(jo
     job.run(
         complete=lambda: (job.control / "made-0.json").exists(),
         meanwhile=meanwhile,
-        submitted=lambda: submissions.append(submitted(job.control).id),
+        on_submitted=lambda: submissions.append(submitted(job.control).id),
     )
     assert events[1:] == ["closed"]
     assert len(set(submissions)) == 3
@@ -95,7 +95,7 @@ def starts_until_given_up(tmp_path, monkeypatch, lasting):
     monkeypatch.setattr("fm_core.launch.supervisor._watch", fail)
     duty = StageJob(
         *(tmp_path, tmp_path, "pretend", "none", config, lambda: False),
-        lasting=lambda: lasting[min(len(starts), len(lasting)) - 1],
+        durable_progress=lambda: lasting[min(len(starts), len(lasting)) - 1],
     )
     with pytest.raises(JobFailedError):
         supervise(duty, lambda progress: None)

@@ -2,6 +2,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 import time
 
 import psutil
@@ -128,3 +129,15 @@ def test_the_guard_is_free_again_after_an_error_and_after_death(lease):
 
 def test_stale_is_longer_than_several_beats():
     assert module.STALE_SECONDS >= 3 * module.HEARTBEAT_SECONDS
+
+
+def test_a_process_that_exits_does_not_wait_for_the_guard(lease):
+    """The supervisor holds the guard while it ends the ranks of a dead job."""
+    lease.take(os.getpid(), job="a")
+    with lease.guard():  # of another open file: the heartbeat has to wait for it
+        with lease.keep_alive(wait=False, job="a"):
+            pass
+        (thread,) = (thread for thread in threading.enumerate() if thread.name == "lease")
+        assert thread.daemon
+    thread.join(60)
+    assert not thread.is_alive()

@@ -77,7 +77,7 @@ def peek_rows(file: IO[bytes], width: int) -> int | None:
     """Rows of the first array [rows, width] of a pickle, without reading its elements; None if not found."""
     numbers: list[int] = []
     try:
-        for _, argument, _ in pickletools.genops(cast(Any, _Beginning(file))):
+        for _, argument, _ in pickletools.genops(cast(Any, _TruncatedFile(file))):
             if isinstance(argument, int):
                 numbers.append(argument)
                 if argument == width and len(numbers) > 1:
@@ -87,7 +87,7 @@ def peek_rows(file: IO[bytes], width: int) -> int | None:
     return None
 
 
-class _Beginning:
+class _TruncatedFile:
     """File that appears to end at the first large read."""
 
     def __init__(self, file: IO[bytes]) -> None:

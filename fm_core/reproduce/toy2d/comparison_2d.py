@@ -40,8 +40,8 @@ def reproduce_2d(config: RunConfig, run: RunDirectory, observe: Observer) -> Sta
     experiments = toy_experiments(config)
     directory = run.path / "reproduce"
     threads = config.launch.threads or torch.get_num_threads()
-    with exclusive_lock(directory) as heartbeat, cpu_threads(threads):
-        progress = ToyProgress(len(experiments), observe, heartbeat)
+    with exclusive_lock(directory) as check_stop, cpu_threads(threads):
+        progress = ToyProgress(len(experiments), observe, check_stop)
         outcomes = [run_toy_experiment(experiment, config, run, progress) for experiment in experiments]
         written = _write_results(config, run, outcomes)
     failed = [outcome for outcome in outcomes if outcome.error]

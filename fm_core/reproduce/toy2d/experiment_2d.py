@@ -170,9 +170,9 @@ def _versions() -> dict[str, Any]:
 class ToyProgress:
     """Progress over all experiments: TRAINING_PARTS of each for training, SCORING_PARTS for scoring."""
 
-    def __init__(self, experiments: int, observe: Observer, heartbeat: Callable[[], None]) -> None:
+    def __init__(self, experiments: int, observe: Observer, check_stop: Callable[[], None]) -> None:
         self._total = experiments * (TRAINING_PARTS + SCORING_PARTS)
-        self._observe, self._heartbeat, self._rate = observe, heartbeat, RateMeter()
+        self._observe, self._check_stop, self._rate = observe, check_stop, RateMeter()
         self._current = -1
 
     def start(self, label: str) -> None:
@@ -198,6 +198,6 @@ class ToyProgress:
         self._observe(Progress("reproduce", self._total, self._total, "parts", message))
 
     def _report(self, parts: int, message: str) -> None:
-        self._heartbeat()
+        self._check_stop()
         done = min(self._current * (TRAINING_PARTS + SCORING_PARTS) + parts, self._total - 1)
         self._observe(Progress("reproduce", done, self._total, "parts", message, self._rate.rate(done)))
