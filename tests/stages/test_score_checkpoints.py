@@ -101,7 +101,8 @@ def test_only_the_distance_of_the_checkpoint_s_own_samples_is_made(config):
         "beside": {"images": 16},
     }
     over = {"evaluate": asked, "sample": {"weights": "other.safetensors", "trajectories": 9}}
-    elsewhere = score_checkpoints._elsewhere(RunConfig.model_validate({**config.model_dump(), **over}), 10)
+    trained = RunConfig.model_validate({**config.model_dump(), **over})
+    elsewhere = score_checkpoints._scoring_config(trained, 10)
     evaluate = elsewhere.evaluate
     assert (evaluate.nfe_curve.images, evaluate.likelihood.images, evaluate.beside.images) == (0, 0, 0)
     assert (evaluate.samples, evaluate.reference_out, evaluate.metrics) == (None, None, ("frechet_distance",))

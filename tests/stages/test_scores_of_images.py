@@ -182,7 +182,7 @@ def test_the_curve_of_evaluations_is_in_scores_and_report(run, fm):
     assert all(point["error"] > 0 and point["frechet_distance"] > 0 for point in curve_scores["points"])
     fm("report")
     page = (run.path / "report.html").read_text()
-    assert "difference from a solution in 40 evaluations" in page
+    assert "difference from a reference solution with 40 evaluations" in page
     assert "All scores of this run" in page
 
 
