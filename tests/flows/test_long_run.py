@@ -1,7 +1,6 @@
 """Recovery of a long run when its process, worker or server is killed or it is cancelled.
 
-The tests run in file order: each continues the run that the one before left. The noisy objective sleeps, so
-that they cost little computing.
+The tests run in file order: each continues the run that the one before left. The objective mostly sleeps.
 """
 
 import itertools
