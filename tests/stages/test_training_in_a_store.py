@@ -81,7 +81,7 @@ def test_one_process_without_local_files_finishes_what_two_began(story):
     assert story["end"]["code"] == 0, story["end"]["errors"]
     run = story["run"]
     log = (run.path / "logs" / "train-0.log").read_text()
-    assert "written by 2 processes, cut again for 1" in log
+    assert "written by 2 processes, resharded for 1" in log
     done = read_json(run.path / "train" / "DONE.json")
     assert (done["checkpoint"], done["images_seen"], done["position"]) == ("step-00000020", 320, 320)
     assert [line["step"] for line in read_lines(run.path / "train" / "metrics.jsonl")][-1] == 20
