@@ -14,7 +14,14 @@ from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
 
 from fm_core.commands import estimate, stage_function
 from fm_core.config import RunConfig, load_config, parse_config
-from fm_core.errors import FlowMatchingError, Outcome, StopRequested, UserError, outcome_of
+from fm_core.errors import (
+    FlowMatchingError,
+    LeaseLostError,
+    Outcome,
+    StopRequested,
+    UserError,
+    outcome_of,
+)
 
 STAGES = {
     "shard": "write the shards and manifest of a data set, or verify them",
@@ -104,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message = str(error)
         if outcome is Outcome.STOPPED:
             message = message or "stopped; run it again to continue"
-        elif not isinstance(error, UserError):
+        elif not isinstance(error, UserError | LeaseLostError):
             logging.getLogger("fm_core").debug("failed", exc_info=True)
             message = f"{type(error).__name__}: {error}"
             if not isinstance(error, FlowMatchingError):

@@ -1,7 +1,12 @@
 """Fence of a job: checks, before it commits or deletes anything, that the run directory is still its own."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
+
+from fm_core.errors import LeaseLostError
+from fm_core.run.lease import Lease
 
 
 class Fence(Protocol):
@@ -40,3 +45,26 @@ class Unfenced:
 
     def check(self) -> None:
         """Do nothing."""
+
+
+@dataclass(frozen=True)
+class LeaseFence:
+    """The fence of the process that writes for a job."""
+
+    lease: Lease
+    job: str
+    epoch: int
+
+    def check(self) -> None:
+        """Check that the lease is still this job's; raises LeaseLostError, or OSError: see `Fence`."""
+        self.lease.check(**self._facts())
+
+    def keep_alive(
+        self, on_lost: Callable[[LeaseLostError], None] | None = None, wait: bool = True
+    ) -> AbstractContextManager[Callable[[], None]]:
+        """Renew the heartbeat inside the block; see `Lease.keep_alive`."""
+        return self.lease.keep_alive(wait, on_lost, **self._facts())
+
+    def _facts(self) -> dict[str, Any]:
+        # A job that an earlier version submitted has no epoch.
+        return {"job": self.job} | ({"epoch": self.epoch} if self.epoch else {})
