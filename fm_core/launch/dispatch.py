@@ -134,7 +134,7 @@ def cancel(job: Job, control: Path, grace: float = GRACE_SECONDS) -> None:
     have nothing to save, and a STOP file would stop the other job.
     """
     if successor(job, control):
-        kill(processes_of(job))
+        _end_replaced(job)
         return
     LAUNCHERS[job.kind].cancel(job, control, grace)
 
@@ -142,7 +142,7 @@ def cancel(job: Job, control: Path, grace: float = GRACE_SECONDS) -> None:
 def collect(job: Job, control: Path) -> list[str]:
     """Gather exit records after a job has ended; return messages about lost hosts."""
     if successor(job, control):
-        kill(processes_of(job))
+        _end_replaced(job)
         return []
     return LAUNCHERS[job.kind].collect(job, control)
 
@@ -150,3 +150,10 @@ def collect(job: Job, control: Path) -> list[str]:
 def cleanup(job: Job) -> None:
     """End the remaining processes of a dead job before its directory is used again."""
     LAUNCHERS[job.kind].cleanup(job)
+
+
+def _end_replaced(job: Job) -> None:
+    if job.kind == "debug":
+        cleanup(job)  # this interpreter needs some of its children
+    else:
+        kill(processes_of(job))

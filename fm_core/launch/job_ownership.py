@@ -134,11 +134,10 @@ def _submit(stage_job: StageJob, lease: Lease, previous: Job | None) -> Job:
 
 
 def _record(lease: Lease, job: Job) -> None:
-    facts = {"epoch": job.epoch, "job": job.id, "stage": job.stage}
     if job.pid is None:
-        lease.take_for(f"Slurm job {job.slurm}", **facts)
+        lease.take_for(f"Slurm job {job.slurm}", job.epoch, job=job.id, stage=job.stage)
     else:
-        lease.take(job.pid, **facts)
+        lease.take(job.pid, job.epoch, job=job.id, stage=job.stage)
 
 
 def _check_same_work(job: Job, logs: Path, config: RunConfig) -> None:

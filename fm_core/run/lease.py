@@ -119,7 +119,7 @@ class Lease:
 
     def release(self, **facts: Any) -> None:
         """Remove the lock if its record contains these facts; the epoch stays in the file of the guard."""
-        with self.guard():
+        with suppress(FileNotFoundError), self.guard(create=False):
             self.release_guarded(**facts)
 
     def release_guarded(self, **facts: Any) -> None:
@@ -272,8 +272,9 @@ def read_epoch(guard: Path) -> tuple[int, bool]:
 
 
 def write_epoch(guard: Path, epoch: int, held: bool) -> None:
-    """Record the epoch in the file of a guard that this process holds, in place: its lock is on the file."""
-    descriptor = os.open(guard, os.O_WRONLY)
+    """Record the epoch in the file of a guard, in place: a lock is on that file."""
+    guard.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(guard, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW, 0o666)
     try:
         os.pwrite(descriptor, f"{epoch:019} {'held' if held else 'free'}\n".encode(), 0)
         os.fsync(descriptor)

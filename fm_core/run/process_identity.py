@@ -125,6 +125,6 @@ def _check_proc() -> None:
         return
     if seen != str(os.getpid()):
         raise UserError(
-            f"/proc belongs to another PID namespace (this process is {os.getpid()} and {seen} there); mount it "
-            "in this one, e.g. with unshare --mount-proc"
+            f"/proc belongs to another PID namespace (process {os.getpid()} is {seen} there); mount it in "
+            "this one, e.g. with unshare --mount-proc"
         )
