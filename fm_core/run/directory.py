@@ -190,7 +190,8 @@ def load_run_config(path: str | Path, overrides: Mapping[str, Any] | None = None
     directory is, unless the overrides name another run.
     """
     config, directory = load_config(path, overrides), Path(path).resolve().parent
-    if Path(path).name != "config.yaml" or not (directory / "environment.json").exists():
+    of_a_run = any((directory / name).exists() for name in ("environment.json", "status.json"))
+    if Path(path).name != "config.yaml" or not of_a_run:
         return config
     named = {"root", "name"} & ((overrides or {}).get("run") or {}).keys()
     if named or RunDirectory(config).path.resolve() == directory:

@@ -155,7 +155,7 @@ class Lease:
             OSError: the directory is out of reach, e.g. because its disk is not mounted.
         """
         with self.guard(create=False):
-            record = self._checked(self.record() or self._removed(), facts)
+            record = self._checked(self.record() or self._removed(facts), facts)
             beat = {"heartbeat": self._wall_clock(), "beats": record.get("beats", 0) + 1}
             self._own = {key: value for key, value in record.items() if key != "schema"} | beat
             write_json(self.path, self._own)
@@ -216,15 +216,16 @@ class Lease:
 
     def _take(self, holder: Mapping[str, Any], epoch: int | None, facts: Mapping[str, Any]) -> int:
         epoch = self.next_epoch() if epoch is None else epoch
-        record = {**holder, **facts, "epoch": epoch, "heartbeat": self._wall_clock(), "beats": 0}
+        self._own = {**holder, **facts, "epoch": epoch, "heartbeat": self._wall_clock(), "beats": 0}
         write_epoch(self._guard, epoch, held=True)
-        write_json(self.path, record)
+        write_json(self.path, self._own)
         return epoch
 
-    def _removed(self) -> dict[str, Any] | None:
+    def _removed(self, facts: Mapping[str, Any]) -> dict[str, Any] | None:
         """The record that this holder last wrote or read, if nobody has taken or released the lease since."""
         epoch, held = read_epoch(self._guard)
-        if self._own and (self._own.get("epoch", 0) < epoch or not held):
+        own = facts.get("epoch", self._own.get("epoch", 0) if self._own else None)
+        if own is not None and (own < epoch or not held):
             raise LeaseLostError(f"{self.path.parent} was released or taken over; {_ENDS}")
         return self._own
 

@@ -16,8 +16,11 @@ from fm_core.launch.dispatch import Job, alive, cancel, collect, submitted
 from fm_core.launch.exit_records import read_exit_records, write_exit_record
 from fm_core.launch.job import successor
 from fm_core.launch.launcher import with_agent
+from fm_core.launch.node_agent import _begin_attempt
+from fm_core.launch.node_spec import NodeSpec
 from fm_core.launch.supervisor import StageJob, supervise
 from fm_core.run import lease as lease_module
+from fm_core.run.fence import LeaseFence
 from fm_core.run.lease import Lease
 from fm_core.storage.atomic_files import read_json, write_json
 
@@ -185,6 +188,37 @@ def test_a_rank_of_a_replaced_job_leaves_no_exit_record(tmp_path):
     assert list(tmp_path.glob("*.end.json")) == []
     write_exit_record(tmp_path, "pretend", "b2", 0, Outcome.DONE, "")
     assert list(read_exit_records(tmp_path, submitted(tmp_path))) == [0]
+
+
+def node_spec(control, job):
+    places = {"control": str(control), "logs": "l", "folder": "f", "port": 1}
+    return NodeSpec(job=job, worker="w", config="", environment={}, **places)
+
+
+@pytest.mark.parametrize(("restarts", "epoch"), [(None, 1), ("0", 1), ("2", 2)])
+def test_an_attempt_that_slurm_has_queued_again_takes_the_lease_anew(tmp_path, monkeypatch, restarts, epoch):
+    """The node that was lost may run the earlier attempt still."""
+    if restarts is None:
+        monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
+    else:
+        monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
+    job = Job.model_validate({**FACTS, "id": "a1", "kind": "slurm", "slurm": 7, "epoch": 1})
+    lease = Lease(tmp_path / "lock")
+    lease.take_for("Slurm job 7", 1, job="a1", stage="pretend")
+    begun = _begin_attempt(node_spec(tmp_path, job), tmp_path)
+    assert begun.job.epoch == submitted(tmp_path).epoch == lease.record()["epoch"] == epoch
+    LeaseFence(lease, "a1", begun.job.epoch).check()
+    if epoch > 1:
+        with pytest.raises(LeaseLostError):
+            LeaseFence(lease, "a1", 1).check()
+
+
+def test_an_attempt_of_a_job_that_was_replaced_does_not_begin(tmp_path):
+    job = Job.model_validate({**FACTS, "id": "a1", "kind": "slurm", "slurm": 7, "epoch": 1})
+    take_elsewhere(tmp_path, job="b2")
+    with pytest.raises(LeaseLostError, match="on elsewhere; Slurm job 7 ends"):
+        _begin_attempt(node_spec(tmp_path, job), tmp_path)
+    assert submitted(tmp_path) is None
 
 
 def test_the_command_says_in_one_line_that_its_job_was_replaced(tmp_path, monkeypatch, capsys):
