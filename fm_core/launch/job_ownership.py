@@ -8,7 +8,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from fm_core.launch.dispatch import Job, alive, cleanup, submit, submitted
 from fm_core.launch.job import kill, processes_of, successor
 from fm_core.launch.launcher import StageJob
 from fm_core.run.directory import differences
-from fm_core.run.lease import LOOK_INTERVAL_SECONDS, Lease, Verdict, holder_name, waiting_message
+from fm_core.run.lease import LOOK_INTERVAL_SECONDS, HolderState, Lease, holder_name, waiting_message
 from fm_core.run.progress import Observer, Progress
 from fm_core.storage.atomic_files import write_text
 
@@ -37,14 +37,14 @@ def attach_or_submit(stage_job: StageJob, observe: Observer) -> Job:
     while True:
         with lease.guard():
             previous = submitted(stage_job.control)
-            verdict, holder = lease.look()
-            if previous and _is_attachable(previous, verdict, holder):
+            state, holder = lease.look()
+            if previous and _is_attachable(previous, state, holder):
                 return _attach(stage_job, lease, previous, holder)
             # What Slurm says of its job is final.
             ended = previous and previous.kind == "slurm" and holder and holder.get("job") == previous.id
-            if verdict is Verdict.FREE or ended:
+            if state is HolderState.FREE or ended:
                 return _submit(stage_job, lease, previous)
-        if holder and verdict is Verdict.HELD:
+        if holder and state is HolderState.HELD:
             raise _in_use(stage_job.control, holder)
         if holder and not told:
             told = True
@@ -98,10 +98,10 @@ def _is_here(control: Path) -> bool:
     return latest is not None and alive(latest)
 
 
-def _is_attachable(previous: Job, verdict: Verdict, holder: dict[str, Any] | None) -> bool:
+def _is_attachable(previous: Job, state: HolderState, holder: dict[str, Any] | None) -> bool:
     """Whether the job of job.json lives, and no other job holds the lease."""
     others = holder is not None and holder.get("job") not in (None, previous.id)
-    return not (others and verdict is not Verdict.FREE) and alive(previous)
+    return not (others and state is not HolderState.FREE) and alive(previous)
 
 
 def _attach(stage_job: StageJob, lease: Lease, previous: Job, holder: dict[str, Any] | None) -> Job:
@@ -128,7 +128,9 @@ def _submit(stage_job: StageJob, lease: Lease, previous: Job | None) -> Job:
     except BaseException:
         lease.release_guarded(job=identifier)
         raise
-    _record(lease, job)
+    # Without this record the next start finds the agent in job.json.
+    with suppress(OSError):
+        _record(lease, job)
     stage_job.on_submitted()
     return job
 

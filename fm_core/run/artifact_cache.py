@@ -20,7 +20,7 @@ from torch import Tensor
 from fm_core.errors import StopRequested, UserError
 from fm_core.run.directory import differences
 from fm_core.run.fence import LeaseFence
-from fm_core.run.lease import LOOK_INTERVAL_SECONDS, Lease, Verdict, holder_name, waiting_message
+from fm_core.run.lease import LOOK_INTERVAL_SECONDS, HolderState, Lease, holder_name, waiting_message
 from fm_core.storage.atomic_files import read_json, write_bytes, write_json
 from fm_core.storage.hashing import sha256_bytes
 
@@ -133,14 +133,14 @@ def _take(lease: Lease, requests: Sequence[Path], tell: Callable[[str], None]) -
     told = False
     while True:
         with lease.guard():
-            verdict, holder = lease.look()
-            if verdict is Verdict.FREE:
+            state, holder = lease.look()
+            if state is HolderState.FREE:
                 identifier = uuid.uuid4().hex
                 epoch = lease.take(os.getpid(), job=identifier)
                 for request in requests:
                     request.unlink(missing_ok=True)
                 return LeaseFence(lease, identifier, epoch)
-        if holder and verdict is Verdict.HELD:
+        if holder and state is HolderState.HELD:
             raise UserError(f"{lease.path.parent} is in use by {holder_name(holder)}; wait for it or stop it")
         if holder and not told:
             told = True

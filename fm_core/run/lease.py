@@ -36,7 +36,7 @@ STALE_SECONDS = 120.0
 _ENDS = "this job ends without writing anything there"
 
 
-class Verdict(Enum):
+class HolderState(Enum):
     """What one look at a lease says about its holder."""
 
     FREE = "nobody, or a dead process"
@@ -68,16 +68,16 @@ class Lease:
         """The record of the holder, dead or alive; None if the lease was released or never taken."""
         return read_json(self.path)
 
-    def look(self) -> tuple[Verdict, dict[str, Any] | None]:
-        """Judge the holder. While the verdict is UNDECIDED, look again every second or so."""
+    def look(self) -> tuple[HolderState, dict[str, Any] | None]:
+        """Judge the holder. While the state is UNDECIDED, look again every second or so."""
         record = self.record()
         if record is None:
-            return Verdict.FREE, None
+            return HolderState.FREE, None
         process = ProcessIdentity.from_record(record)
         alive = process.alive() if process and process.here else None
         if alive is None:
             return self._watch(record), record
-        return (Verdict.HELD if alive else Verdict.FREE), record
+        return (HolderState.HELD if alive else HolderState.FREE), record
 
     def holder(self) -> dict[str, Any] | None:
         """The record of a live holder, or None, without waiting.
@@ -85,11 +85,11 @@ class Lease:
         For a holder elsewhere that was not watched long enough, the age of its heartbeat decides. That
         compares clocks: good enough for what is shown, not for taking the lease.
         """
-        verdict, record = self.look()
-        if record is None or verdict is Verdict.FREE:
+        state, record = self.look()
+        if record is None or state is HolderState.FREE:
             return None
         recent = self._age(record) < STALE_SECONDS
-        return record if verdict is Verdict.HELD or recent else None
+        return record if state is HolderState.HELD or recent else None
 
     def process(self) -> psutil.Process | None:
         """The live holder, if it is a process of this host; process ids of other hosts mean nothing here."""
@@ -229,7 +229,7 @@ class Lease:
             raise LeaseLostError(f"{self.path.parent} was released or taken over; {_ENDS}")
         return self._own
 
-    def _watch(self, record: dict[str, Any]) -> Verdict:
+    def _watch(self, record: dict[str, Any]) -> HolderState:
         """Judge a holder that is not a process this host can see."""
         now, seen = self._clock(), self._seen
         self._watched = (
@@ -237,12 +237,12 @@ class Lease:
         )
         self._seen, self._seen_at = record, now
         if seen is not None and record != seen:
-            return Verdict.HELD
+            return HolderState.HELD
         if "epoch" in record:
             stale = self._watched >= WATCHED_HEARTBEATS * HEARTBEAT_SECONDS
         else:
             stale = max(self._watched, self._age(record)) >= STALE_SECONDS
-        return Verdict.FREE if stale else Verdict.UNDECIDED
+        return HolderState.FREE if stale else HolderState.UNDECIDED
 
     def _age(self, record: Mapping[str, Any]) -> float:
         return self._wall_clock() - record["heartbeat"]

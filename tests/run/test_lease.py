@@ -10,7 +10,7 @@ import pytest
 
 from fm_core.errors import LeaseLostError
 from fm_core.run import lease as module
-from fm_core.run.lease import HEARTBEAT_SECONDS, STALE_SECONDS, Lease, Verdict
+from fm_core.run.lease import HEARTBEAT_SECONDS, STALE_SECONDS, HolderState, Lease
 from fm_core.storage.atomic_files import read_json, write_json
 
 ELSEWHERE = {"host": "elsewhere", "host_id": "another boot/4026531836"}
@@ -57,14 +57,14 @@ def rewrite(lease, *removed, **facts):
 
 
 def watch(lease, clocks, seconds):
-    """The last verdict of a start that looks every second."""
-    verdict = lease.look()[0]
+    """The last state of a start that looks every second."""
+    state = lease.look()[0]
     for _ in range(int(seconds)):
-        if verdict is not Verdict.UNDECIDED:
+        if state is not HolderState.UNDECIDED:
             break
         clocks.sleep(1.0)
-        verdict = lease.look()[0]
-    return verdict
+        state = lease.look()[0]
+    return state
 
 
 def test_a_live_process_holds_what_it_took(lease, sleeper):
@@ -84,7 +84,7 @@ def test_dead_processes_hold_nothing(lease, sleeper):
     assert lease.holder() is None
     sleeper.wait()
     assert lease.holder() is None
-    assert lease.look()[0] is Verdict.FREE
+    assert lease.look()[0] is HolderState.FREE
 
 
 def test_a_later_process_with_the_same_number_holds_nothing(lease, sleeper):
@@ -103,7 +103,7 @@ def test_a_step_of_the_clock_changes_nothing_for_a_process_of_this_host(lease, s
     start = psutil.Process(sleeper.pid).create_time()
     monkeypatch.setattr(psutil.Process, "create_time", lambda self: start + 3600)
     clocks.wall += 3600
-    assert lease.look()[0] is Verdict.HELD
+    assert lease.look()[0] is HolderState.HELD
     assert lease.process().pid == sleeper.pid
 
 
@@ -111,7 +111,7 @@ def test_a_frozen_process_of_this_host_holds_its_lease(lease, sleeper, clocks):
     lease.take(sleeper.pid)
     psutil.Process(sleeper.pid).suspend()
     clocks.sleep(10 * STALE_SECONDS)
-    assert lease.look()[0] is Verdict.HELD
+    assert lease.look()[0] is HolderState.HELD
 
 
 @pytest.mark.parametrize("other", [ELSEWHERE, {"host_id": "same host name/4026532000"}])
@@ -121,35 +121,35 @@ def test_a_holder_elsewhere_is_alive_if_its_record_changes_whatever_its_clock(le
     lease.take(os.getpid(), job="a1")
     rewrite(lease, **other)
     there = Clocks(clocks.wall + skew)
-    assert lease.look()[0] is Verdict.UNDECIDED
+    assert lease.look()[0] is HolderState.UNDECIDED
     clocks.sleep(HEARTBEAT_SECONDS)
     there.lease(lease.path).heartbeat(job="a1")
-    assert lease.look()[0] is Verdict.HELD
+    assert lease.look()[0] is HolderState.HELD
 
 
 @pytest.mark.parametrize("skew", [-3600, 0, 3600])
 def test_a_holder_elsewhere_is_dead_once_its_record_did_not_change_for_three_heartbeats(lease, clocks, skew):
     lease.take(os.getpid())
     rewrite(lease, **ELSEWHERE, heartbeat=clocks.wall + skew)
-    assert watch(lease, clocks, WATCHED - 1) is Verdict.UNDECIDED
-    assert watch(lease, clocks, 1) is Verdict.FREE
+    assert watch(lease, clocks, WATCHED - 1) is HolderState.UNDECIDED
+    assert watch(lease, clocks, 1) is HolderState.FREE
 
 
 def test_a_heartbeat_is_seen_even_if_the_clock_stands_still(lease, clocks):
     lease.take(os.getpid(), job="a1")
     rewrite(lease, **ELSEWHERE)
-    assert lease.look()[0] is Verdict.UNDECIDED
+    assert lease.look()[0] is HolderState.UNDECIDED
     clocks.lease(lease.path).heartbeat(job="a1")
-    assert lease.look()[0] is Verdict.HELD
+    assert lease.look()[0] is HolderState.HELD
 
 
 def test_time_in_which_the_watching_process_was_frozen_does_not_count(lease, clocks):
     lease.take(os.getpid())
     rewrite(lease, **ELSEWHERE)
-    assert lease.look()[0] is Verdict.UNDECIDED
+    assert lease.look()[0] is HolderState.UNDECIDED
     clocks.sleep(3600)
-    assert lease.look()[0] is Verdict.UNDECIDED
-    assert watch(lease, clocks, WATCHED) is Verdict.FREE
+    assert lease.look()[0] is HolderState.UNDECIDED
+    assert watch(lease, clocks, WATCHED) is HolderState.FREE
 
 
 def test_a_process_that_this_user_cannot_see_is_watched(lease, clocks, monkeypatch):
@@ -160,9 +160,9 @@ def test_a_process_that_this_user_cannot_see_is_watched(lease, clocks, monkeypat
         raise FileNotFoundError(pid)
 
     monkeypatch.setattr("fm_core.run.process_identity._start_and_state", hidden)
-    assert watch(lease, clocks, 5) is Verdict.UNDECIDED
+    assert watch(lease, clocks, 5) is HolderState.UNDECIDED
     lease.heartbeat(job="a1")
-    assert lease.look()[0] is Verdict.HELD
+    assert lease.look()[0] is HolderState.HELD
 
 
 def old_record(clocks, **facts):
@@ -175,25 +175,25 @@ def old_record(clocks, **facts):
 
 def test_records_of_earlier_versions_are_judged_by_host_name_process_start_and_age(lease, clocks):
     write_json(lease.path, old_record(clocks))
-    assert lease.look()[0] is Verdict.HELD
+    assert lease.look()[0] is HolderState.HELD
     assert lease.process().pid == os.getpid()
     write_json(lease.path, old_record(clocks, created=psutil.Process().create_time() - 60))
-    assert lease.look()[0] is Verdict.FREE
+    assert lease.look()[0] is HolderState.FREE
     write_json(lease.path, old_record(clocks, host="elsewhere", heartbeat=clocks.wall - STALE_SECONDS - 1))
-    assert lease.look()[0] is Verdict.FREE
+    assert lease.look()[0] is HolderState.FREE
     assert lease.process() is None
 
 
 def test_a_recent_record_of_an_earlier_version_elsewhere_is_watched_until_it_is_stale(tmp_path, clocks):
     lease = clocks.lease(tmp_path / "lock")
     write_json(lease.path, old_record(clocks, host="elsewhere", heartbeat=clocks.wall - 100))
-    assert watch(lease, clocks, 19) is Verdict.UNDECIDED
-    assert watch(lease, clocks, 1) is Verdict.FREE
+    assert watch(lease, clocks, 19) is HolderState.UNDECIDED
+    assert watch(lease, clocks, 1) is HolderState.FREE
     lease = clocks.lease(tmp_path / "lock")
     write_json(lease.path, old_record(clocks, host="elsewhere"))
-    assert lease.look()[0] is Verdict.UNDECIDED
+    assert lease.look()[0] is HolderState.UNDECIDED
     write_json(lease.path, old_record(clocks, host="elsewhere", heartbeat=clocks.wall + 10))
-    assert lease.look()[0] is Verdict.HELD
+    assert lease.look()[0] is HolderState.HELD
 
 
 def test_where_nobody_can_wait_the_age_of_the_heartbeat_elsewhere_decides(lease, clocks):
