@@ -183,7 +183,10 @@ def test_it_ends_in_time_and_says_what_was_in_the_way(run: TinyRun, away: str, s
 
 def test_an_upload_that_was_killed_is_not_reported_as_running(run: TinyRun, away: str):
     record = read_upload_record(run.path)
-    write_upload_record(run.path, record.model_copy(update={"ended": False, "problem": None, "created": 1.0}))
+    write_upload_record(
+        run.path,
+        record.model_copy(update={"ended": False, "problem": None, "created": 1.0, "start_ticks": 1}),
+    )
     assert "was not finished (it was ended)" in describe_upload(run.path)
 
 
