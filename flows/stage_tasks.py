@@ -20,6 +20,7 @@ from flows.progress import ProgressReport, duration
 from fm_core.commands import stage_function
 from fm_core.config import RunConfig
 from fm_core.errors import (
+    LeaseLostError,
     Outcome,
     StageEndedError,
     StopRequested,
@@ -53,7 +54,7 @@ def as_stage_ended(error: BaseException, config: RunConfig) -> StageEndedError:
     A flow run in the state Crashed is started again (infra/automations.yaml), so Outcome.ORPHANED is only for
     a job that stopped without a stop request, as when its launcher is killed.
     """
-    if isinstance(error, UserError | UnrecoverableError):
+    if isinstance(error, UserError | UnrecoverableError | LeaseLostError):
         return StageEndedError(outcome_of(error), str(error))
     message = resume_message(config, flow_run.get_id() or "")
     if isinstance(error, StopRequested) and not stop_requested(RunDirectory(config).path):
@@ -77,7 +78,7 @@ def _stage(name: str, config: RunConfig, watch: CancellationWatch) -> State[Any]
     try:
         with ProgressReport(name, config) as progress:
             result = stage_function(name)(config, progress)
-    except (UserError, UnrecoverableError, StopRequested) as error:
+    except (UserError, UnrecoverableError, LeaseLostError, StopRequested) as error:
         # Returned as a state, not raised: the message is for the user, and a traceback would bury it.
         return final_task_state(as_stage_ended(error, config))
     except TerminationSignal as signal:

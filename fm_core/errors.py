@@ -44,6 +44,10 @@ class UnrecoverableError(FlowMatchingError):
     """The stage cannot continue, and a restart would end in the same way (exit status 1)."""
 
 
+class LeaseLostError(FlowMatchingError):
+    """Another job has taken over the directory; this one ends without writing anything (exit status 1)."""
+
+
 class NonFiniteGradientsError(FlowMatchingError):
     """Too many optimizer steps in a row were skipped; all ranks raise it at the same step."""
 
@@ -75,6 +79,8 @@ class Outcome(Enum):
     """A host or a store did not answer; a restart may help."""
     UNRECOVERABLE = "gave up", 1, "FAILED"
     """A restart would end in the same way."""
+    LEASE_LOST = "lease lost", 1, "FAILED"
+    """Another job has taken over the run directory; a restart would only meet that job."""
     FAILED = "error", 1, "FAILED"
     """Anything else."""
 
@@ -116,6 +122,7 @@ def outcome_of(error: BaseException) -> Outcome:
         (UnreachableError, Outcome.UNREACHABLE),
         (UserError, Outcome.REFUSED),
         (UnrecoverableError, Outcome.UNRECOVERABLE),
+        (LeaseLostError, Outcome.LEASE_LOST),
     ):
         if isinstance(error, kind):
             return outcome

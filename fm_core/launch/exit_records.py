@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fm_core.errors import Outcome
-from fm_core.launch.job import Job
+from fm_core.launch.job import Job, submitted
 from fm_core.storage.atomic_files import read_json, write_json
 
 PREFIX = "fm-end "
@@ -19,7 +19,9 @@ PREFIX = "fm-end "
 
 
 def write_exit_record(control: Path, stage: str, job: str, rank: int, outcome: Outcome, message: str) -> None:
-    """Record how a rank ended, for the supervisor."""
+    """Record how a rank ended, for the supervisor, unless the directory belongs to a later job by now."""
+    if outcome is Outcome.LEASE_LOST or ((latest := submitted(control)) and latest.id != job):
+        return
     record = {"job": job, "rank": rank, "kind": outcome.record, "message": message}
     write_json(_path(control, stage, rank), record)
 

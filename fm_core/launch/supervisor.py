@@ -5,33 +5,21 @@ or that cannot be recovered. With launch.kind debug the one rank runs in this pr
 """
 
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from fm_core.config import RunConfig, dump_yaml, load_config
-from fm_core.errors import JobFailedError, StopRequested, UnreachableError, UserError
+from fm_core.errors import JobFailedError, StopRequested, UnreachableError
 from fm_core.launch import debug
-from fm_core.launch.dispatch import (
-    POLL_SECONDS,
-    Job,
-    alive,
-    cancel,
-    cleanup,
-    collect,
-    poll,
-    submit,
-    submitted,
-)
+from fm_core.launch.dispatch import POLL_SECONDS, Job, cancel, collect, poll, submitted
 from fm_core.launch.failure_reasons import failure_of
+from fm_core.launch.job_ownership import attach_or_submit, keep_lease
 from fm_core.launch.launcher import StageJob
 from fm_core.launch.restart_policy import RestartPolicy, pause
-from fm_core.run.directory import differences
 from fm_core.run.lease import Lease
 from fm_core.run.progress import Observer, Progress
 from fm_core.run.status import progress_of, read_status
-from fm_core.storage.atomic_files import write_text
 
 __all__ = ["StageJob", "supervise"]
 
@@ -39,13 +27,14 @@ __all__ = ["StageJob", "supervise"]
 def supervise(stage_job: StageJob, observe: Observer) -> None:
     """Run a stage as a job until it is complete.
 
-    A job that already runs there is attached to, never doubled. A job that failed is restarted at most
-    launch.restarts times in a row. Any exception in here, including one from a signal handler, cancels the
-    job first.
+    A job that already runs there is attached to, never doubled (job_ownership.py). A job that failed is
+    restarted at most launch.restarts times in a row. Any exception in here, including one from a signal
+    handler, cancels the job first.
 
     Raises:
         StopRequested: the ranks stopped on request.
         UserError: the ranks refused their configuration, or nothing could be submitted.
+        LeaseLostError: another host has taken over the directory.
         UnrecoverableError: the ranks reported that a restart would not help.
         JobFailedError: anything else, with what is known.
     """
@@ -58,8 +47,9 @@ def supervise(stage_job: StageJob, observe: Observer) -> None:
         job: Job | None = None
         while True:
             try:
-                first, job = job is None, _attach_or_submit(stage_job)
-                return _watch(stage_job, job, observe, meanwhile if first else None)
+                first, job = job is None, attach_or_submit(stage_job, observe)
+                with keep_lease(job, stage_job.control) as check_lease:
+                    return _watch(stage_job, job, observe, meanwhile if first else None, check_lease)
             except (JobFailedError, UnreachableError) as failure:
                 restart = policy.next_restart(failure) if job else None
                 if restart is None:
@@ -68,7 +58,13 @@ def supervise(stage_job: StageJob, observe: Observer) -> None:
                 pause(restart.pause_seconds, stage_job.control, stage_job.logs.parent)
 
 
-def _watch(stage_job: StageJob, job: Job, observe: Observer, meanwhile: ExitStack | None) -> None:
+def _watch(
+    stage_job: StageJob,
+    job: Job,
+    observe: Observer,
+    meanwhile: ExitStack | None,
+    check_lease: Callable[[], None],
+) -> None:
     """Watch one job to its end."""
     control = stage_job.control
     lost: list[str] = []
@@ -76,6 +72,7 @@ def _watch(stage_job: StageJob, job: Job, observe: Observer, meanwhile: ExitStac
         if meanwhile:
             meanwhile.enter_context(stage_job.meanwhile())
         while (job_status := poll(job)).alive:
+            check_lease()
             status = read_status(control)
             if job_status.reason:
                 observe(Progress(stage_job.stage, 0, 1, "jobs", job_status.reason))
@@ -96,7 +93,7 @@ def _watch(stage_job: StageJob, job: Job, observe: Observer, meanwhile: ExitStac
 def _run_in_process(stage_job: StageJob, observe: Observer) -> None:
     """Run the one rank of a job here; its exceptions are raised as they are, and nothing is restarted."""
     control = stage_job.control
-    job = _attach_or_submit(stage_job)
+    job = attach_or_submit(stage_job, observe)
     try:
         with stage_job.meanwhile():
             debug.run_in_process(job, stage_job, observe)
@@ -111,61 +108,8 @@ def _run_in_process(stage_job: StageJob, observe: Observer) -> None:
         raise failure_of(job, control)
 
 
-def _attach_or_submit(stage_job: StageJob) -> Job:
-    control, logs, stage, config = stage_job.control, stage_job.logs, stage_job.stage, stage_job.config
-    control.mkdir(parents=True, exist_ok=True)
-    lease = Lease(control / "lock")
-    with lease.guard():
-        previous = submitted(control)
-        if previous and alive(previous):
-            if "debug" in (previous.kind, config.launch.kind):
-                raise _in_use(control, lease.holder() or previous.model_dump())
-            _check_same_work(previous, logs, config)
-            # Whoever submitted it may have been killed before it took the lease.
-            _take_lease(lease, previous)
-            return previous
-        # What Slurm says of its job is final; any other lease may belong to a host that is out of sight.
-        ended = [previous.id] if previous and previous.kind == "slurm" else []
-        holder = lease.holder()
-        if holder and holder.get("job") not in ended:
-            raise _in_use(control, holder)
-        if previous:
-            # The agent is dead; ranks it left behind must be gone before new ones start.
-            cleanup(previous)
-        config_file = logs / f"{stage}.yaml"
-        write_text(config_file, dump_yaml(config))
-        job = submit(control, logs, stage, stage_job.worker, config_file, config.launch)
-        _take_lease(lease, job)
-        stage_job.on_submitted()
-        return job
-
-
 def _last_progress(control: Path, stage: str, message: str) -> Progress:
     """Where the stage stands, with a message."""
     status = read_status(control)
     last = progress_of(status) if status and status["stage"] == stage else Progress(stage, 0, 1, "jobs")
     return replace(last, message=message, rate=None)
-
-
-def _take_lease(lease: Lease, job: Job) -> None:
-    if job.pid is None:
-        lease.take_for(f"Slurm job {job.slurm}", job=job.id, stage=job.stage)
-    else:
-        lease.take(job.pid, job=job.id, stage=job.stage)
-
-
-def _check_same_work(job: Job, logs: Path, config: RunConfig) -> None:
-    running = load_config(logs / f"{job.stage}.yaml")
-    section = job.stage if job.stage in ("train", "evaluate") else "sample"
-    changes = differences(getattr(running, section).model_dump(), getattr(config, section).model_dump())
-    if changes:
-        raise UserError(
-            f"a {job.stage} job runs in {logs.parent} with another configuration: {section}.{changes[0]}; "
-            "wait for it or stop it"
-        )
-
-
-def _in_use(control: Path, holder: dict[str, Any]) -> UserError:
-    who = f"process {holder['pid']} on {holder['host']}" if holder.get("pid") else holder["host"]
-    stage = holder.get("stage", "unknown stage")
-    return UserError(f"{control} is in use by {who} ({stage}); wait for it or stop it there")

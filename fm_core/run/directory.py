@@ -6,11 +6,12 @@ import shutil
 import socket
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from fm_core.config import RunConfig, dump_yaml, merge, parse_config, read_yaml
+from fm_core.config import RunConfig, dump_yaml, load_config, merge, parse_config, read_yaml
 from fm_core.errors import UserError
 from fm_core.storage.atomic_files import write_json, write_text
 
@@ -180,6 +181,23 @@ def environment() -> dict[str, Any]:
         "versions": {name: version for name in names if (version := _version(name))},
         "git_commit": _git_commit(),
     }
+
+
+def load_run_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
+    """Read a configuration file and apply nested overrides, as `load_config`.
+
+    config.yaml inside a run directory means that directory, wherever it was moved and whatever the working
+    directory is, unless the overrides name another run.
+    """
+    config, directory = load_config(path, overrides), Path(path).resolve().parent
+    of_a_run = any((directory / name).exists() for name in ("environment.json", "status.json"))
+    if Path(path).name != "config.yaml" or not of_a_run:
+        return config
+    named = {"root", "name"} & ((overrides or {}).get("run") or {}).keys()
+    if named or RunDirectory(config).path.resolve() == directory:
+        return config
+    place = {"run": {"root": str(directory.parent), "name": directory.name}}
+    return load_config(path, merge(overrides or {}, place))
 
 
 def recorded_config(run: Path) -> RunConfig:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from fm_core.config import RunConfig
-from fm_core.errors import StopRequested, UserError
+from fm_core.errors import LeaseLostError, StopRequested, UserError
 from fm_core.run.directory import RunDirectory
 from fm_core.run.lease import Lease
 from fm_core.run.progress import Observer, Progress
@@ -23,38 +23,39 @@ def run_stage_function(stage: str, config: RunConfig, observe: Observer, work: W
     """Open the run directory, do the work, and append a line to logs/stages.jsonl even if it fails."""
     run = RunDirectory(config)
     run.open()
+    lease = Lease(run.path / "lock")
     began, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
     outcome = {"state": "failed", "summary": ""}
     try:
-        result = work(run, _with_status(run, observe))
+        result = work(run, _with_status(run, lease, observe))
         result = result.model_copy(update={"seconds": round(time.monotonic() - clock, 3)})
         outcome = {"state": result.state, "summary": result.summary}
-        _end_status(run, stage, "done")
+        _end_status(run, lease, stage, "done")
         return result
     except BaseException as error:
         outcome["summary"] = f"{type(error).__name__}: {error}".splitlines()[0]
         # A BaseException that is no Exception comes from a signal: Ctrl-C, a canceled flow run.
         on_request = isinstance(error, StopRequested) or not isinstance(error, Exception)
         outcome["state"] = "stopped" if on_request else "failed"
-        if isinstance(error, Exception) and not isinstance(error, StopRequested | UserError):
+        if isinstance(error, Exception) and not isinstance(error, StopRequested | UserError | LeaseLostError):
             with run.log(stage, "error").open("a") as log:
                 traceback.print_exc(file=log)
-        _end_status(run, stage, outcome["state"])
+        _end_status(run, lease, stage, outcome["state"])
         raise
     finally:
         seconds = round(time.monotonic() - clock, 3)
         append_line(run.history, {"stage": stage, "began": began, "seconds": seconds, **outcome})
 
 
-def _end_status(run: RunDirectory, stage: str, phase: str) -> None:
+def _end_status(run: RunDirectory, lease: Lease, stage: str, phase: str) -> None:
     """Set the phase in status.json to that of the end, unless a job still runs."""
     status = read_status(run.path)
-    if status and status["stage"] == stage and Lease(run.path / "lock").holder() is None:
+    if status and status["stage"] == stage and lease.holder() is None:
         status.pop("schema")
         write_json(run.path / "status.json", {**status, "phase": phase})
 
 
-def _with_status(run: RunDirectory, observe: Observer) -> Observer:
+def _with_status(run: RunDirectory, lease: Lease, observe: Observer) -> Observer:
     """The observer, which also writes status.json unless a job runs and writes it itself."""
     last = 0.0
 
@@ -62,7 +63,7 @@ def _with_status(run: RunDirectory, observe: Observer) -> Observer:
         nonlocal last
         now = time.monotonic()
         finished = progress.done >= progress.total
-        if (now - last > STATUS_SECONDS or finished) and Lease(run.path / "lock").holder() is None:
+        if (now - last > STATUS_SECONDS or finished) and lease.holder() is None:
             last = now
             write_status(run.path, progress)
         observe(progress)
