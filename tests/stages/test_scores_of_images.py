@@ -12,7 +12,7 @@ from fm_core.config import load_config
 from fm_core.sampling.checkpoint_source import checkpoint_step, load_model, weights_file
 from fm_core.sampling.sample_store import SampleSet, protocol_of
 from fm_core.storage.atomic_files import read_json
-from tests.support.tiny_run import is_progress
+from tests.support.tiny_run import DEBUG, is_progress
 
 IMAGE_SCORES = (
     "frechet_distance",
@@ -154,7 +154,7 @@ def test_a_corrupted_tar_is_named_and_what_was_finished_stays(run, fm):
         finished = list(run.path.glob("samples/*/scores-*/samples-00000000-*"))
         assert len(finished) == 1
         before = finished[0].stat().st_mtime_ns
-        fm("sample")
+        fm("sample", *DEBUG)
         assert tar.read_bytes() == intact
         parts = run.path.glob("samples/*/scores-*/samples-*")
         assert [part.stat().st_mtime_ns for part in parts] == [before]

@@ -112,6 +112,8 @@ class TinyRun:
         shutil.copytree(source / "data", root / "data")
         outputs = (source / "outputs.json").read_text().replace(str(source), str(root))
         run.first = {stage: CommandOutput(**output) for stage, output in json.loads(outputs).items()}
+        # The report names the place of the run.
+        assert run.fm("report").code == 0
         return run
 
     def fm(self, command: str, *arguments: str, **variables: str) -> CommandOutput:
