@@ -48,7 +48,7 @@ def weights(run: TinyRun) -> dict[str, torch.Tensor]:
     }
 
 
-def assert_equal(run: TinyRun, local: TinyRun) -> None:
+def assert_equal(run: TinyRun, local_run: TinyRun) -> None:
     assert metrics(run) == metrics(local_run)
     ours, theirs = weights(run), weights(local_run)
     assert ours.keys() == theirs.keys()
