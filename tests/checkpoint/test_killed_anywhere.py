@@ -11,7 +11,6 @@ import shutil
 import signal
 import sys
 import tempfile
-import time
 from functools import partial
 from pathlib import Path
 
@@ -225,7 +224,6 @@ def test_the_hook_kills(tmp_path):
     assert not survives(lambda: (tmp_path / "a").write_text("x"), 1, tmp_path)
     assert not (tmp_path / "a").exists()
     assert survives(lambda: (tmp_path / "a").write_text("x"), 2, tmp_path)
-    began = time.monotonic()
     for changes, action in ((2, half), (1, temporary), (4, removed)):
         place = tmp_path / action.__name__
         for count in range(1, changes + 1):
@@ -237,4 +235,3 @@ def test_the_hook_kills(tmp_path):
         assert survives(partial(action, place), changes + 1, place), action
     with pytest.raises(AssertionError, match="failed by itself"):
         survives(lambda: 1 / 0, 1, tmp_path)
-    assert time.monotonic() - began < 10

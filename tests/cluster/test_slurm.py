@@ -10,13 +10,11 @@ from fm_core.stages.shard import shard
 from fm_core.storage.atomic_files import read_json
 from tests.support import slurm_cluster, two_hosts
 from tests.support.slurm_cluster import SlurmCluster
-from tests.support.two_host_run import BATCH, STEPS, TwoHostRun
-
-pytestmark = pytest.mark.slow
+from tests.support.two_host_run import BATCH, LIMIT_SECONDS, STEPS, TwoHostRun
 
 
 @pytest.fixture(scope="module")
-def story(tmp_path_factory):
+def slurm_run(tmp_path_factory):
     """Outcomes of one run that is preempted, warned, cut off, cancelled and resumed."""
     two_hosts.require(two_hosts.PROGRAMS | slurm_cluster.PROGRAMS)
     folder = tmp_path_factory.mktemp("slurm")
@@ -33,7 +31,7 @@ def _run_scenario(pair, slurm, folder):
     shard(run.config)
     outcomes = {"run": run}
 
-    def wait_for(number, wanted, seconds=60):
+    def wait_for(number, wanted, seconds=LIMIT_SECONDS):
         deadline = time.monotonic() + seconds
         while not wanted(job := slurm.job(number)):
             assert time.monotonic() < deadline, (job, run.log())
@@ -64,7 +62,7 @@ def _run_scenario(pair, slurm, folder):
     # The second node is cut off; Slurm gives it up, ends the job on the first and queues it for both again.
     outcomes["cut at"] = run.wait_beyond(run.steps()[-1] + 8)
     pair.disconnect()
-    wait_for(job.slurm, lambda job: (job["Restarts"], job["JobState"]) == ("3", "PENDING"), 120)
+    wait_for(job.slurm, lambda job: (job["Restarts"], job["JobState"]) == ("3", "PENDING"))
     outcomes["nodes"] = slurm.command("sinfo", "--noheader", "--partition=low", "--format=%T %N")
     outcomes["left on the first"] = pair.first.processes(f"{JOB_VARIABLE}={job.id}")
     outcomes["after the cut"] = complete_steps(run.checkpoints)
@@ -72,7 +70,7 @@ def _run_scenario(pair, slurm, folder):
     slurm.command("scontrol", "update", "nodename=h2", "state=resume")  # Slurm itself looks after minutes
 
     # Somebody cancels it.
-    outcomes["cancelled at"] = run.wait_beyond(run.steps()[-1] + 8, 180)
+    outcomes["cancelled at"] = run.wait_beyond(run.steps()[-1] + 8)
     slurm.command("scancel", str(job.slurm))
     outcomes["cancel"] = run.end()
     outcomes["state"] = slurm.job(job.slurm)["JobState"]
@@ -87,48 +85,48 @@ def _run_scenario(pair, slurm, folder):
     return outcomes
 
 
-def test_what_sbatch_refuses_is_one_line(story):
-    refused = story["refused"]
+def test_what_sbatch_refuses_is_one_line(slurm_run):
+    refused = slurm_run["refused"]
     assert refused.code == 2
     assert len(refused.errors) == 1
     assert "partition" in refused.errors[0]
 
 
-def test_it_runs_on_both_nodes_as_a_job_of_slurm(story):
-    assert story["first job"].kind == "slurm"
+def test_it_runs_on_both_nodes_as_a_job_of_slurm(slurm_run):
+    assert slurm_run["first job"].kind == "slurm"
     # The node, its agent and its rank.
-    assert story["working"] == [3, 3]
+    assert slurm_run["working"] == [3, 3]
 
 
-def test_a_preempted_job_saves_waits_and_goes_on(story):
-    assert story["after preemption"][-1] >= story["preempted at"]
-    assert story["warned at"] > story["after preemption"][-1]
+def test_a_preempted_job_saves_waits_and_goes_on(slurm_run):
+    assert slurm_run["after preemption"][-1] >= slurm_run["preempted at"]
+    assert slurm_run["warned at"] > slurm_run["after preemption"][-1]
 
 
-def test_before_its_time_limit_it_saves_and_is_queued_again(story):
-    assert story["after warning"][-1] >= story["warned at"]
-    assert story["cancelled at"] > story["after warning"][-1]
+def test_before_its_time_limit_it_saves_and_is_queued_again(slurm_run):
+    assert slurm_run["after warning"][-1] >= slurm_run["warned at"]
+    assert slurm_run["cancelled at"] > slurm_run["after warning"][-1]
 
 
-def test_a_node_that_is_lost_ends_the_job_and_it_goes_on_when_the_node_is_back(story):
-    assert "down" in story["nodes"]
-    assert story["left on the first"] == []
-    assert story["after the cut"][-1] >= story["after warning"][-1]
-    assert story["cancelled at"] > story["cut at"]
+def test_a_node_that_is_lost_ends_the_job_and_it_goes_on_when_the_node_is_back(slurm_run):
+    assert "down" in slurm_run["nodes"]
+    assert slurm_run["left on the first"] == []
+    assert slurm_run["after the cut"][-1] >= slurm_run["after warning"][-1]
+    assert slurm_run["cancelled at"] > slurm_run["cut at"]
 
 
-def test_a_cancelled_job_saves_and_leaves_nothing(story):
-    assert story["cancel"].code == 3
-    assert len(story["cancel"].errors) == 1
-    assert story["state"] == "CANCELLED"
-    assert story["after cancel"][-1] >= story["cancelled at"]
-    assert story["left"] == [[], []]
+def test_a_cancelled_job_saves_and_leaves_nothing(slurm_run):
+    assert slurm_run["cancel"].code == 3
+    assert len(slurm_run["cancel"].errors) == 1
+    assert slurm_run["state"] == "CANCELLED"
+    assert slurm_run["after cancel"][-1] >= slurm_run["cancelled at"]
+    assert slurm_run["left"] == [[], []]
 
 
-def test_the_run_goes_on_in_another_job_to_its_end(story):
-    run = story["run"]
-    assert story["end"].code == 0
-    assert story["last job"].slurm > story["first job"].slurm
+def test_the_run_goes_on_in_another_job_to_its_end(slurm_run):
+    run = slurm_run["run"]
+    assert slurm_run["end"].code == 0
+    assert slurm_run["last job"].slurm > slurm_run["first job"].slurm
     done = read_json(run.path / "train" / "DONE.json")
     assert (done["step"], done["images_seen"]) == (STEPS, STEPS * BATCH)
     assert run.steps() == list(range(4, STEPS + 1, 4))

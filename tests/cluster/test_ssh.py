@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -13,16 +12,15 @@ from fm_core.checkpoint.format import complete_steps
 from fm_core.launch.job import JOB_VARIABLE, submitted
 from fm_core.stages.shard import shard
 from fm_core.storage.atomic_files import read_json, read_lines
-from tests.support.two_host_run import BATCH, SECRET, STEPS, TwoHostRun
+from tests.support.operator import until
+from tests.support.two_host_run import BATCH, LIMIT_SECONDS, SECRET, STEPS, TwoHostRun
 from tests.support.two_hosts import environment
-
-pytestmark = pytest.mark.slow
 
 PORT = 31_123
 
 
 @pytest.fixture(scope="module")
-def attempts(pair, hostfile, tmp_path_factory):
+def ssh_attempts(pair, hostfile, tmp_path_factory):
     """Jobs that are refused or fail, one after another in one process of h1."""
     folder = tmp_path_factory.mktemp("attempts")
     for name in ("runs", "own"):
@@ -55,7 +53,7 @@ def attempts(pair, hostfile, tmp_path_factory):
         input=json.dumps(asked),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=LIMIT_SECONDS,
     )
     busy.kill()
     busy.wait()
@@ -63,36 +61,36 @@ def attempts(pair, hostfile, tmp_path_factory):
     return folder, json.loads(done.stdout)
 
 
-def test_a_host_that_cannot_be_reached_is_named_before_anything_starts(attempts):
-    folder, results = attempts
+def test_a_host_that_cannot_be_reached_is_named_before_anything_starts(ssh_attempts):
+    folder, results = ssh_attempts
     assert results["far"]["kind"] == "UnreachableError"
     assert results["far"]["message"].startswith("launch.hostfile: 10.99.0.9 cannot be reached by ssh")
     assert "\n" not in results["far"]["message"]
     assert not (folder / "runs" / "far" / "job.json").exists()
 
 
-def test_a_port_in_use_is_named(attempts):
-    _, results = attempts
+def test_a_port_in_use_is_named(ssh_attempts):
+    _, results = ssh_attempts
     assert results["port"]["kind"] == "UserError"
     assert results["port"]["message"].startswith(f"launch.port: {PORT} of 10.99.0.1 cannot be used")
 
 
-def test_a_place_for_checkpoints_that_a_host_does_not_see_is_named(attempts):
-    folder, results = attempts
+def test_a_place_for_checkpoints_that_a_host_does_not_see_is_named(ssh_attempts):
+    folder, results = ssh_attempts
     assert results["own"]["kind"] == "UserError"
     assert results["own"]["message"].startswith(f"train.checkpoint_root: h2 does not see {folder / 'own'}")
     assert list((folder / "own").iterdir()) == []
 
 
-def test_a_rank_that_fails_ends_the_job_and_is_named_with_its_host(attempts):
-    folder, results = attempts
+def test_a_rank_that_fails_ends_the_job_and_is_named_with_its_host(ssh_attempts):
+    folder, results = ssh_attempts
     assert results["raises"]["kind"] == "JobFailedError"
     assert "rank 1 on h2: ZeroDivisionError: a number" in results["raises"]["message"]
     assert read_json(folder / "runs" / "raises" / "pretend-0.end.json")["kind"] == "stopped"
 
 
-def test_kill_9_of_the_agent_ends_the_ranks_of_all_hosts(pair, attempts):
-    folder, results = attempts
+def test_kill_9_of_the_agent_ends_the_ranks_of_all_hosts(pair, ssh_attempts):
+    folder, results = ssh_attempts
     assert results["killed"]["kind"] == "StopRequested"
     control = folder / "runs" / "killed"
     assert [read_json(control / f"pretend-{rank}.end.json")["kind"] for rank in (0, 1)] == ["stopped"] * 2
@@ -100,16 +98,16 @@ def test_kill_9_of_the_agent_ends_the_ranks_of_all_hosts(pair, attempts):
     assert [host.processes(word) for host in (pair.first, pair.second)] == [[], []]
 
 
-def test_environment_and_configuration_reach_every_host(attempts):
-    folder, results = attempts
+def test_environment_and_configuration_reach_every_host(ssh_attempts):
+    folder, results = ssh_attempts
     assert results["writes"]["kind"] == "done"
     for rank in (0, 1):
         # What each rank does is set in the environment of the submitting process alone.
         assert read_json(folder / "runs" / "writes" / f"made-{rank}.json")["run"] == "writes"
 
 
-def test_the_preflight_asks_all_hosts(attempts):
-    folder, results = attempts
+def test_the_preflight_asks_all_hosts(ssh_attempts):
+    folder, results = ssh_attempts
     checks = {check["name"]: check for check in results["preflight"]["checks"]}
     assert checks["ssh to h2"]["ok"]
     assert "2 processes met on h1, h2" in checks["launch"]["detail"]
@@ -123,8 +121,8 @@ def test_the_preflight_asks_all_hosts(attempts):
     assert list((folder / "runs").glob(".preflight-*")) == []
 
 
-def test_the_preflight_names_a_host_that_does_not_answer(attempts):
-    _, results = attempts
+def test_the_preflight_names_a_host_that_does_not_answer(ssh_attempts):
+    _, results = ssh_attempts
     checks = {check["name"]: check for check in results["far-preflight"]["checks"]}
     assert checks["ssh to 10.99.0.1"]["ok"]
     assert not checks["ssh to 10.99.0.9"]["ok"]
@@ -139,7 +137,7 @@ def _holds(path: Path, word: str) -> bool:
 
 
 @pytest.fixture(scope="module")
-def story(pair, hostfile, tmp_path_factory):
+def ssh_run(pair, hostfile, tmp_path_factory):
     """Outcomes of one run that is killed, cut off, stopped and resumed."""
     folder = tmp_path_factory.mktemp("run")
     run = TwoHostRun(folder, pair.first, {"kind": "ssh", "hostfile": str(hostfile)})
@@ -174,17 +172,14 @@ def story(pair, hostfile, tmp_path_factory):
     outcomes["cut at"] = run.wait_beyond(outcomes["killed at"] + 8)
     outcomes["cut job"] = submitted(run.path)
     pair.disconnect()
-    cut = time.monotonic()
     cut_off = f"{JOB_VARIABLE}={outcomes['cut job'].id}"
     outcomes["working when cut off"] = len(pair.second.processes(cut_off))
-    while not (restarts := read_lines(run.path / "logs" / "restarts.jsonl")):
-        assert time.monotonic() < cut + 60, run.log()
-        time.sleep(0.1)
-    outcomes["noticed after"], outcomes["restarts"] = time.monotonic() - cut, restarts
+    restarts = run.path / "logs" / "restarts.jsonl"
+    until(lambda: read_lines(restarts), LIMIT_SECONDS, "the network cut is noticed")
+    outcomes["restarts"] = read_lines(restarts)
     outcomes["cut steps"] = complete_steps(run.checkpoints)
-    while pair.second.processes(cut_off) and time.monotonic() < cut + 60:
-        time.sleep(0.1)
-    outcomes["ended after"] = time.monotonic() - cut
+    # The host that was cut off ends its ranks by itself, before anybody can reach it again.
+    until(lambda: not pair.second.processes(cut_off), LIMIT_SECONDS, "the ranks that were cut off end")
     pair.reconnect()
 
     # It goes on by itself, and is stopped by a signal to the command.
@@ -196,83 +191,69 @@ def story(pair, hostfile, tmp_path_factory):
 
     run.start("train")
     ended("end")
-    run.start("sample")
-    outcomes["sample"] = run.end()
     run.close()
     return outcomes
 
 
-def test_both_hosts_work_at_one_run(story):
+def test_both_hosts_work_at_one_run(ssh_run):
     # pdsh, two lines of a shell, a beating half and an ssh each, and the node, agent and rank of the host.
-    assert story["working"]["h2"] == 3
-    assert story["working"]["h1"] > 3
-    job = submitted(story["run"].path)
+    assert ssh_run["working"]["h2"] == 3
+    assert ssh_run["working"]["h1"] > 3
+    job = submitted(ssh_run["run"].path)
     assert (job.kind, job.host, job.hosts) == ("ssh", "h1", {"10.99.0.1": 1, "h2": 1})
 
 
-def test_the_environment_reaches_the_other_host_and_nobody_else(story):
-    assert story["with the key"] == 2  # the agent and the rank
-    assert story["telling the key"] == []
+def test_the_environment_reaches_the_other_host_and_nobody_else(ssh_run):
+    assert ssh_run["with the key"] == 2  # the agent and the rank
+    assert ssh_run["telling the key"] == []
 
 
-def test_kill_9_of_all_on_one_host_ends_the_job_and_names_the_host(story):
-    kill = story["kill"]
-    assert story["killed"] == 3
+def test_kill_9_of_all_on_one_host_ends_the_job_and_names_the_host(ssh_run):
+    kill = ssh_run["kill"]
+    assert ssh_run["killed"] == 3
     assert kill.code == 1
     assert len(kill.errors) == 1
     assert "host h2 was lost" in kill.errors[0]
-    assert story["kill left"] == {"h1": [], "h2": []}
-    assert story["kill steps"][-1] >= 16
+    assert ssh_run["kill left"] == {"h1": [], "h2": []}
+    assert ssh_run["kill steps"][-1] >= 16
 
 
-def test_a_host_that_does_not_see_the_run_directory_works_all_the_same(story):
-    run = story["run"]
-    assert not story["rank 1 log"]
+def test_a_host_that_does_not_see_the_run_directory_works_all_the_same(ssh_run):
+    run = ssh_run["run"]
+    assert not ssh_run["rank 1 log"]
     assert (run.path / "logs" / "train-0.log").exists()
     # How its rank ended after the stop came over the line.
     assert "h2: fm-end {" in run.log()
 
 
-def test_a_signal_saves_on_all_hosts_and_leaves_nothing(story):
-    stop = story["stop"]
+def test_a_signal_saves_on_all_hosts_and_leaves_nothing(ssh_run):
+    stop = ssh_run["stop"]
     assert stop.code == 3
-    step = story["stop steps"][-1]
-    assert step >= story["stopped after"]
+    step = ssh_run["stop steps"][-1]
+    assert step >= ssh_run["stopped after"]
     assert stop.errors == ["fm: stopped; run it again to continue"]
-    assert story["stop left"] == {"h1": [], "h2": []}
+    assert ssh_run["stop left"] == {"h1": [], "h2": []}
 
 
-def test_a_network_cut_is_a_clear_failure_and_the_run_goes_on_after_it(story):
-    assert len(story["restarts"]) == 1
-    because = story["restarts"][0]["because"]
+def test_a_network_cut_is_a_clear_failure_and_the_run_goes_on_after_it(ssh_run):
+    assert len(ssh_run["restarts"]) == 1
+    because = ssh_run["restarts"][0]["because"]
     assert "host h2 was lost" in because
     assert "not responding" in because
     assert "\n" not in because
-    assert story["noticed after"] < 35
-    assert story["cut steps"][-1] >= story["kill steps"][-1]
-    assert story["stopped after"] > story["cut at"]
-    # The host that was cut off ends its ranks by itself.
-    assert story["working when cut off"] == 3
-    assert story["ended after"] < 45
+    assert ssh_run["cut steps"][-1] >= ssh_run["kill steps"][-1]
+    assert ssh_run["stopped after"] > ssh_run["cut at"]
+    assert ssh_run["working when cut off"] == 3
     # Of what was cut off nothing was left when the next job began.
-    assert story["left of the cut"] == []
+    assert ssh_run["left of the cut"] == []
 
 
-def test_the_run_goes_on_from_its_checkpoint_to_its_end(story):
-    run = story["run"]
-    assert story["end"].code == 0
-    assert story["end left"] == {"h1": [], "h2": []}
+def test_the_run_goes_on_from_its_checkpoint_to_its_end(ssh_run):
+    run = ssh_run["run"]
+    assert ssh_run["end"].code == 0
+    assert ssh_run["end left"] == {"h1": [], "h2": []}
     done = read_json(run.path / "train" / "DONE.json")
     assert (done["step"], done["images_seen"]) == (STEPS, STEPS * BATCH)
     # No step is missing or there twice, whatever happened in between.
     assert run.steps() == list(range(4, STEPS + 1, 4))
     assert list(run.checkpoints.glob(".*.seen")) == []
-
-
-def test_samples_are_made_by_the_same_launcher(story):
-    run = story["run"]
-    assert story["sample"].code == 0
-    places = list(run.path.glob("samples/*/*/job.json"))
-    assert len(places) == 1
-    assert submitted(places[0].parent).hosts == {"10.99.0.1": 1, "h2": 1}
-    assert len(list((run.folder / "shared" / "samples").glob("*/*/samples-*.tar"))) == 3

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import pytest
@@ -201,18 +200,32 @@ def test_exit_records_of_remote_hosts_are_collected_from_the_log(tmp_path):
     ]
 
 
-def test_process_trees_are_terminated_and_killed_after_the_grace_period():
-    ignore = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)"
-    deaf = f"{ignore}; print('up', flush=True); time.sleep(60)"
-    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {deaf!r}])"
+def marked_process(script, *arguments):
+    """A process with a mark in its environment, which has printed a line."""
     marked = {**os.environ, JOB_VARIABLE: "a-mark-of-this-test"}
-    process = subprocess.Popen([sys.executable, "-c", parent], env=marked, stdout=subprocess.PIPE)
+    command = [sys.executable, "-c", script, *arguments]
+    process = subprocess.Popen(command, env=marked, stdout=subprocess.PIPE)
     process.stdout.readline()
+    return process
+
+
+def test_process_trees_are_killed_after_the_grace_period():
+    ignore = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+    deaf = f"{ignore}; print('up', flush=True); time.sleep(600)"
+    marked_process(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {deaf!r}])")
     assert len(processes_marked("a-mark-of-this-test")) == 2
-    began = time.monotonic()
     end_processes("a-mark-of-this-test", grace=0.5)
     assert processes_marked("a-mark-of-this-test") == []
-    assert 0.4 < time.monotonic() - began < 10
+
+
+def test_within_the_grace_period_a_terminated_process_ends_by_itself(tmp_path):
+    saved = tmp_path / "saved"
+    save = "lambda *_: (time.sleep(0.3), pathlib.Path(sys.argv[1]).touch(), sys.exit(3))"
+    script = f"import pathlib, signal, sys, time; signal.signal(signal.SIGTERM, {save}); print(flush=True)"
+    process = marked_process(f"{script}; time.sleep(600)", str(saved))
+    end_processes("a-mark-of-this-test", grace=300)
+    assert saved.exists()
+    assert process.wait() == 3
 
 
 @pytest.mark.parametrize(

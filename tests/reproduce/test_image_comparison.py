@@ -20,8 +20,6 @@ from tests.support.tiny_image_comparison import configured
 
 reproduce = stage_function("reproduce")
 
-pytestmark = pytest.mark.slow
-
 
 def test_every_experiment_is_a_plain_run_that_other_commands_know(compared):
     root, result, _ = compared

@@ -1,10 +1,12 @@
 """Experiments in parallel: device shares, failures, stopping, and results equal to serial ones."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -16,6 +18,7 @@ from fm_core.config import load_config, merge, parse_config
 from fm_core.errors import UserError
 from fm_core.reproduce import parallel as module
 from fm_core.reproduce.parallel import VISIBLE, device_shares
+from fm_core.run.progress import Progress
 from fm_core.storage.atomic_files import read_json
 from tests.support import ROOT
 from tests.support.tiny_image_comparison import CELLS, configured
@@ -90,31 +93,56 @@ BROKEN = {
 }
 
 
-@pytest.mark.slow
+LOCAL = {"launch": {"kind": "local", "restarts": 0}, "reproduce": {"parallel": 2}}
+
+
+@dataclass
+class FailedComparison:
+    """A comparison of three experiments, two at a time, of which one fails."""
+
+    root: Path
+    message: str
+    seen: list[Progress]
+
+    @property
+    def directory(self) -> Path:
+        return self.root / "runs" / "both" / "reproduce"
+
+
+@pytest.fixture(scope="module")
+def failed_in_parallel(tmp_path_factory) -> FailedComparison:
+    root, seen = tmp_path_factory.mktemp("parallel"), []
+    tree = configured(root, cells=[BROKEN, *CELLS]).model_dump(mode="json")
+    config = parse_config(merge(tree, LOCAL), where="x")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT))
+        with pytest.raises(RuntimeError) as caught:
+            reproduce(config, seen.append)
+    return FailedComparison(root, str(caught.value), seen)
+
+
 def test_one_that_fails_costs_the_others_nothing_and_they_are_what_they_are_one_by_one(
-    compared, tmp_path, monkeypatch
+    compared, failed_in_parallel
 ):
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    tree = configured(tmp_path, cells=[BROKEN, *CELLS], parallel=2).model_dump(mode="json")
-    config = parse_config(merge(tree, {"launch": {"restarts": 0}}), where="x")
-    seen = []
-    with pytest.raises(RuntimeError, match=r"1 of 3 runs failed \(broken-s0: .*no loss today"):
-        reproduce(config, seen.append)
-    directory = tmp_path / "runs" / "both" / "reproduce"
+    assert re.search(r"1 of 3 runs failed \(broken-s0: .*no loss today", failed_in_parallel.message)
+    directory = failed_in_parallel.directory
     results, before = read_json(directory / "results.json"), read_json(Path(compared[1].paths["results"]))
     assert list(results["failed"]) == ["broken-s0"]
-    assert "no loss today" in (tmp_path / "runs" / "both" / "logs" / "reproduce-broken-s0.log").read_text()
+    assert "no loss today" in (directory.parent / "logs" / "reproduce-broken-s0.log").read_text()
     for ours, theirs in zip(results["cells"], before["cells"], strict=True):
         for key in ("run", "steps", "trajectories_sha256"):
             assert ours[key] == theirs[key]
         assert ours["scores"]["frechet_distance"] == theirs["scores"]["frechet_distance"]
         assert ours["while_training"] == theirs["while_training"]
-    done = [progress.done for progress in seen if progress.stage == "reproduce"]
+    done = [progress.done for progress in failed_in_parallel.seen if progress.stage == "reproduce"]
     assert done == sorted(done)
     # The two experiments were trained at the same time.
     spans = [trained(directory / name) for name in ("ddpm-s0", "broken-s0")]
     assert max(begun for begun, _ in spans) < min(ended for _, ended in spans)
-    complete = parse_config(merge(tree, {"reproduce": {"cells": CELLS}}), where="x")
+
+
+def test_without_the_one_that_failed_the_comparison_is_complete(failed_in_parallel):
+    complete = configured(failed_in_parallel.root)
     assert reproduce(complete).state == "done"
     assert reproduce(complete).state == "verified"
 
@@ -125,30 +153,39 @@ def trained(run: Path) -> tuple[float, float]:
     return began, (run / "logs" / "stages.jsonl").stat().st_mtime
 
 
-@pytest.mark.slow
-def test_asked_to_stop_it_saves_what_was_trained_and_leaves_no_process(tmp_path):
-    tree = configured(tmp_path, parallel=2).model_dump(mode="json")
-    long = merge(tree, {"train": {"images": 64_000, "checkpoint_images": 32_000}})
+@pytest.fixture
+def stopped_in_parallel(tmp_path) -> tuple[Path, int, str]:
+    """Root, exit status and last line of a comparison that was stopped while it trained two networks."""
+    tree = configured(tmp_path).model_dump(mode="json")
+    long = merge(merge(tree, LOCAL), {"train": {"images": 64_000, "checkpoint_images": 32_000}})
     file = tmp_path / "both.yaml"
     file.write_text(yaml.safe_dump(long))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "fm_core", "reproduce", "--config", str(file)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=tmp_path)
-    lines = [tmp_path / "runs" / "both" / "reproduce" / name / "train" for name in ("ddpm-s0", "fm-ot-s0")]
     try:
         deadline = time.monotonic() + 500
-        while not all((folder / "metrics.jsonl").exists() for folder in lines):
+        while not all((folder / "metrics.jsonl").exists() for folder in training_folders(tmp_path)):
             assert process.poll() is None, process.communicate()[1]
             assert time.monotonic() < deadline
             time.sleep(0.1)
         process.send_signal(signal.SIGTERM)
-        _, stderr = process.communicate(timeout=120)
+        _, stderr = process.communicate(timeout=300)
     finally:
         process.terminate()
         process.wait(60)
-    assert (process.returncode, stderr.splitlines()[-1]) == (3, "fm: stopped; run it again to continue")
-    assert [other for other in psutil.process_iter() if str(tmp_path) in " ".join(arguments(other))] == []
-    for folder in lines:
+    return tmp_path, process.returncode, stderr.splitlines()[-1]
+
+
+def training_folders(root: Path) -> list[Path]:
+    return [root / "runs" / "both" / "reproduce" / name / "train" for name in ("ddpm-s0", "fm-ot-s0")]
+
+
+def test_asked_to_stop_it_saves_what_was_trained_and_leaves_no_process(stopped_in_parallel):
+    root, status, line = stopped_in_parallel
+    assert (status, line) == (3, "fm: stopped; run it again to continue")
+    assert [other for other in psutil.process_iter() if str(root) in " ".join(arguments(other))] == []
+    for folder in training_folders(root):
         assert not (folder / "DONE.json").exists()
         assert list(folder.glob("checkpoints/step-*/COMPLETE")), "what was trained is kept"
 

@@ -15,8 +15,6 @@ from fm_core.models.build import build_network
 
 ROOT = Path(__file__).parents[2]
 
-pytestmark = pytest.mark.slow
-
 
 def parity(run, work, public_python):
     command = [sys.executable, str(ROOT / "infra" / "benchmarks" / "parity.py"), str(run)]

@@ -38,9 +38,14 @@ def test_bfloat16_weights_leave_the_state_float32_and_the_result_close():
     torch.testing.assert_close(fast, plain, rtol=0.02, atol=0.02)
 
 
-@pytest.mark.slow
-def test_a_compiled_network_gives_the_same_result_and_compiles_one_shape():
-    network = accelerated(awake(), SampleSection(compile=True, batch=16))
+@pytest.fixture
+def compiled_network():
+    """A network whose first call runs the C++ compiler."""
+    return accelerated(awake(), SampleSection(compile=True, batch=16))
+
+
+def test_a_compiled_network_gives_the_same_result_and_compiles_one_shape(compiled_network):
+    network = compiled_network
     assert isinstance(network, Compiled)
     torch._dynamo.utils.counters.clear()
     torch.testing.assert_close(solved(network, 16), solved(awake(), 16), rtol=1e-5, atol=1e-5)

@@ -1,21 +1,36 @@
 """One tiny run, made by the command line, and an S3 server, for all tests of this folder."""
 
+import os
 from collections.abc import Iterator
 
 import fsspec
 import pytest
 
+from fm_core.stages import evaluate, sample
+from fm_core.storage.file_lock import file_lock
+from tests.support.forked_ranks import supervise
 from tests.support.s3_server import Server
-from tests.support.tiny_run import STAGES, TinyRun
+from tests.support.tiny_run import TinyRun
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> TinyRun:
-    run = TinyRun(tmp_path_factory.mktemp("tiny"))
-    for stage in STAGES:
-        run.first[stage] = run.fm(stage)
-        assert run.first[stage].code == 0, run.first[stage].err
-    return run
+    """The run is made once per session; each process of the session has a copy of it."""
+    folder = tmp_path_factory.getbasetemp()
+    # The processes of one session have one parent folder.
+    source = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "tiny-run"
+    source.mkdir(exist_ok=True)
+    with file_lock(source / "guard"):
+        if not (source / "outputs.json").exists():
+            TinyRun.complete(source)
+    return TinyRun.copied(source, tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def forked_ranks(monkeypatch):
+    """Jobs of the stages sample and evaluate have forked ranks (forked_ranks.py) while this is used."""
+    for module in (sample, evaluate):
+        monkeypatch.setattr(module, "supervise", supervise)
 
 
 @pytest.fixture(scope="module")

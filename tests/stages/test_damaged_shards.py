@@ -7,10 +7,10 @@ from fm_core.data.manifest import load_manifest
 from fm_core.launch.dispatch import processes_of, submitted
 from tests.support.tiny_run import TinyRun, is_progress
 
-pytestmark = pytest.mark.slow
 
-
-def test_training_on_a_damaged_shard_ends_on_all_ranks_with_its_name_and_the_remedy(tmp_path):
+@pytest.fixture
+def trained_on_damage(tmp_path):
+    """A run, its intact manifest, the damaged shard, and the output of training on it."""
     run = TinyRun(tmp_path, "spoilt", {"train": {"held_out_images": 0}})
     assert run.fm("shard").code == 0
     manifest = load_manifest(run.config.data.root, "digits")
@@ -19,7 +19,11 @@ def test_training_on_a_damaged_shard_ends_on_all_ranks_with_its_name_and_the_rem
     content = np.fromfile(path, np.uint8)
     content[shard.blocks[0].x_offset :][: shard.blocks[0].x_bytes : 64] ^= 1  # a pixel of every image
     path.write_bytes(content.tobytes())
-    called = run.fm("train", "--launch.restarts", "0")
+    return run, manifest, shard, run.fm("train", "--launch.restarts", "0")
+
+
+def test_training_on_a_damaged_shard_ends_on_all_ranks_with_its_name_and_the_remedy(trained_on_damage):
+    run, manifest, shard, called = trained_on_damage
     assert called.code == 2, called.err
     lines = [line for line in called.err.splitlines() if not is_progress(line)]
     assert len(lines) == 1, lines

@@ -1,21 +1,22 @@
 """Stages under launch.kind debug: results equal to those of one local process, and a debugger that works."""
 
 import os
-import shutil
-import subprocess
+import signal
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from fm_core.stages.sample import sample
+from fm_core.stages.train import train
 from fm_core.storage.atomic_files import read_json, read_lines
 from tests.support import ROOT
 from tests.support.pseudo_terminal import Terminal
-from tests.support.tiny_run import TinyRun
+from tests.support.tiny_run import DEBUG as IN_PROCESS
+from tests.support.tiny_run import VARIABLES, TinyRun
 
-pytestmark = pytest.mark.slow
+README = ROOT / "README.md"
 
 # Two threads, where the commands' environment says one: both launchers must set them.
 LOCAL = {"launch": {"processes": 1, "threads": 2}}
@@ -24,21 +25,11 @@ TIMES = ("seconds", "images_per_s", "data_seconds", "memory_bytes", "tflops_per_
 
 
 @pytest.fixture(scope="module")
-def sharded(tmp_path_factory) -> Path:
-    """Root of runs whose data set is there."""
-    root = tmp_path_factory.mktemp("debugged")
-    called = TinyRun(root, "shards").fm("shard")
+def local_run(tiny) -> TinyRun:
+    """A run of one local process, trained."""
+    run = TinyRun(tiny.root, "one-local", LOCAL)
+    called = run.fm("train")
     assert called.code == 0, called.err
-    return root
-
-
-@pytest.fixture(scope="module")
-def local(sharded) -> TinyRun:
-    """A run of one local process, trained and sampled."""
-    run = TinyRun(sharded, "one-local", LOCAL)
-    for stage in ("train", "sample"):
-        called = run.fm(stage)
-        assert called.code == 0, called.err
     return run
 
 
@@ -57,25 +48,15 @@ def weights(run: TinyRun) -> dict[str, torch.Tensor]:
     }
 
 
-def sample_files(run: TinyRun) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(run.path.glob("samples/*/*/*.tar"))}
-
-
-def assert_equal(run: TinyRun, local: TinyRun) -> None:
-    assert metrics(run) == metrics(local)
-    ours, theirs = weights(run), weights(local)
+def assert_equal(run: TinyRun, local_run: TinyRun) -> None:
+    assert metrics(run) == metrics(local_run)
+    ours, theirs = weights(run), weights(local_run)
     assert ours.keys() == theirs.keys()
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
 
 
-TWO_STAGES = """
-import os, signal, sys
-import torch, torch.distributed
-from fm_core.config import load_config
-from fm_core.stages.sample import sample
-from fm_core.stages.train import train
-
-def state():
+def state() -> dict[str, object]:
+    """What a rank changes in its process."""
     return {
         "environment": dict(os.environ),
         "signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
@@ -84,31 +65,18 @@ def state():
         "process group": torch.distributed.is_initialized(),
     }
 
-before = state()
-for stage, file in zip((train, train, sample), sys.argv[1:], strict=True):
-    stage(load_config(file))
-    now = state()
-    assert now == before, [key for key in now if now[key] != before[key]]
-print("restored")
-"""
 
-
-def test_stages_in_one_interpreter_equal_those_of_local_processes(local):
-    first, second = TinyRun(local.root, "debug-1", DEBUG), TinyRun(local.root, "debug-2", DEBUG)
-    files = [first.file, second.file, second.file]
-    done = subprocess.run(
-        [sys.executable, "-c", TWO_STAGES, *map(str, files)],
-        env={**os.environ, **variables()},
-        cwd=local.root,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.stdout.endswith("restored\n"), done.stderr
-    assert_equal(first, local)
-    assert_equal(second, local)
-    assert sample_files(second)
-    assert sample_files(second) == sample_files(local)
+def test_stages_in_one_interpreter_equal_those_of_local_processes(local_run, monkeypatch):
+    for name, value in VARIABLES.items():
+        monkeypatch.setenv(name, value)
+    first, second = TinyRun(local_run.root, "debug-1", DEBUG), TinyRun(local_run.root, "debug-2", DEBUG)
+    before = state()
+    for stage, run in ((train, first), (train, second), (sample, second)):
+        stage(run.config)
+        now = state()
+        assert now == before, [key for key in now if now[key] != before[key]]
+    assert_equal(first, local_run)
+    assert_equal(second, local_run)
     for record in ("train-0.end.json", "samples/*/*/sample-0.end.json"):
         (path,) = second.path.glob(record)
         assert read_json(path)["kind"] == "done"
@@ -116,9 +84,9 @@ def test_stages_in_one_interpreter_equal_those_of_local_processes(local):
     assert "launch.kind debug" in (second.path / "logs" / "train-0.log").read_text()
 
 
-def test_a_local_job_continues_what_was_stopped_in_the_debugger(local):
+def test_a_local_job_continues_what_was_stopped_in_the_debugger(local_run):
     over = {**DEBUG, "method": {"path": "tests.support.fault_injection:FaultyPath"}}
-    run = TinyRun(local.root, "stopped-debug", over)
+    run = TinyRun(local_run.root, "stopped-debug", over)
     stopped = run.fm("train", FAULT="0:stop:5")
     assert stopped.code == 3, stopped.err
     assert stopped.err.endswith("fm: stopped at step 5 (80 images seen); run it again to continue\n")
@@ -127,12 +95,12 @@ def test_a_local_job_continues_what_was_stopped_in_the_debugger(local):
     assert signaled.code == 3, signaled.err
     finished = run.fm("train", "--launch.kind", "local")
     assert finished.code == 0, finished.err
-    assert_equal(run, local)
+    assert_equal(run, local_run)
 
 
-def test_an_error_shows_its_own_traceback_on_the_terminal(local):
+def test_an_error_shows_its_own_traceback_on_the_terminal(tiny):
     run = TinyRun(
-        local.root,
+        tiny.root,
         "failing-debug",
         {**DEBUG, "method": {"path": "tests.support.fault_injection:FailingPath"}},
     )
@@ -147,14 +115,14 @@ def test_an_error_shows_its_own_traceback_on_the_terminal(local):
     assert not (run.path / "lock").exists()
 
 
-def test_more_than_one_process_or_host_is_refused_in_one_line(sharded):
+def test_more_than_one_process_or_host_is_refused_in_one_line(tiny):
     for arguments, named in (
         (("train", "--launch.processes", "2"), "launch.processes 2"),
         (("sample", "--launch.hostfile", "hosts"), "launch.hostfile"),
         (("train", "--launch.slurm.nodes", "2"), "launch.slurm"),
         (("evaluate", "--evaluate.processes", "2"), "evaluate.processes 2"),
     ):
-        run = TinyRun(sharded, "refused-debug", {"launch": {"processes": None, "kind": "debug"}})
+        run = TinyRun(tiny.root, "refused-debug", {"launch": {"processes": None, "kind": "debug"}})
         refused = run.fm(*arguments)
         assert refused.code == 2, refused.err
         assert named in refused.err
@@ -162,29 +130,25 @@ def test_more_than_one_process_or_host_is_refused_in_one_line(sharded):
         assert not run.path.exists()
 
 
-def variables(**more: str) -> dict[str, str]:
-    return {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **more}
-
-
 def terminal(run: TinyRun, stage: str, at: str) -> Terminal:
     command = [sys.executable, "-m", "fm_core", stage, "--config", str(run.file), "--launch.kind", "debug"]
-    environment = {**os.environ, **variables(BREAKPOINT=at, TERM="dumb")}
+    environment = {**os.environ, **VARIABLES, "BREAKPOINT": at, "TERM": "dumb"}
     environment.pop("PYTHONBREAKPOINT", None)
     return Terminal(command, run.root, environment)
 
 
 @pytest.fixture(scope="module")
-def stopping(sharded) -> TinyRun:
+def debugged_run(tiny) -> TinyRun:
     """A run whose ranks stop in the debugger, not trained yet."""
     over = {
         "launch": {"processes": 1, "threads": 1},
         "method": {"objective": "tests.support.breakpoints:Stopping"},
     }
-    return TinyRun(sharded, "stopping", over)
+    return TinyRun(tiny.root, "stopping", over)
 
 
-def test_a_breakpoint_in_the_training_step_opens_the_debugger(stopping):
-    fm = terminal(stopping, "train", "loss")
+def test_a_breakpoint_in_the_training_step_opens_the_debugger(debugged_run):
+    fm = terminal(debugged_run, "train", "loss")
     try:
         fm.wait_for("(Pdb)")
         fm.type("x_t.shape\n")
@@ -194,7 +158,7 @@ def test_a_breakpoint_in_the_training_step_opens_the_debugger(stopping):
         fm.wait_for("pass")
         fm.type("\x03")
         assert "KeyboardInterrupt" in fm.wait_for("(Pdb)")
-        refused = stopping.fm("train")
+        refused = debugged_run.fm("train")
         assert refused.code == 2
         assert "is in use by process" in refused.err
         fm.type("c\n")
@@ -202,42 +166,28 @@ def test_a_breakpoint_in_the_training_step_opens_the_debugger(stopping):
     finally:
         fm.kill()
     assert "train done" in fm.output
-    assert read_json(stopping.path / "train" / "DONE.json")["step"] == 20
+    assert read_json(debugged_run.path / "train" / "DONE.json")["step"] == 20
 
 
-def test_a_breakpoint_in_a_sampling_rank_opens_the_debugger(stopping):
-    if not (stopping.path / "train" / "DONE.json").exists():
-        assert stopping.fm("train").code == 0
-    fm = terminal(stopping, "sample", "velocity")
+def test_quitting_the_debugger_in_a_sampling_rank_stops_the_stage_with_status_3(debugged_run):
+    if not (debugged_run.path / "train" / "DONE.json").exists():
+        assert debugged_run.fm("train", *IN_PROCESS).code == 0
+    fm = terminal(debugged_run, "sample", "velocity")
     try:
         fm.wait_for("(Pdb)")
         fm.type("t.shape\n")
         assert "torch.Size([8])" in fm.wait_for("(Pdb)")
-        fm.type("c\n")
-        assert fm.wait() == 0, fm.output
-    finally:
-        fm.kill()
-    assert "sample done" in fm.output
-
-
-def test_quitting_the_debugger_stops_the_stage_with_status_3(sharded):
-    over = {
-        "launch": {"processes": 1, "threads": 1},
-        "method": {"objective": "tests.support.breakpoints:Stopping"},
-    }
-    run = TinyRun(sharded, "quit", over)
-    fm = terminal(run, "train", "loss")
-    try:
-        fm.wait_for("(Pdb)")
         fm.type("q\n")
         assert fm.wait() == 3, fm.output
     finally:
         fm.kill()
     assert "fm: the debugger was quit; run it again to continue" in fm.output
-    assert not (run.path / "lock").exists()
+    assert not list(debugged_run.path.rglob("lock"))
+    again = debugged_run.fm("sample", *IN_PROCESS)
+    assert again.out.startswith("sample done"), again.err
 
 
-def test_the_command_of_the_readme_debugs_a_stage(sharded):
+def test_the_command_of_the_readme_debugs_a_stage(tiny):
     (command,) = [
         line
         for line in README.read_text().splitlines()
@@ -247,10 +197,6 @@ def test_the_command_of_the_readme_debugs_a_stage(sharded):
     assert arguments[:2] == ["fm", "train"]
     config = arguments[arguments.index("--config") + 1]
     assert (README.parent / config).exists()
-    run = TinyRun(sharded, "from-the-readme", {"launch": {"processes": None}})
-    shutil.rmtree(run.path, ignore_errors=True)
+    run = TinyRun(tiny.root, "from-the-readme", {"launch": {"processes": None}})
     done = run.fm("train", *arguments[arguments.index("--config") + 2 :])
     assert done.code == 0, done.err
-
-
-README = ROOT / "README.md"

@@ -1,9 +1,6 @@
 """fm doctor: self-tests, configuration rules, sizes and cost; its predictions against measurements."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -29,26 +26,33 @@ def doctor(capsys, *arguments):
     out, err = capsys.readouterr()
     matches = [re.match(r"(ok|NO)  (.{18}) (.*)", line) for line in out.splitlines()]
     assert bool(err) == (not matches), err  # either checks or what is wrong with the question
-    return code, {match[2].strip(): (match[1], match[3]) for match in matches}, err
+    lines = {match[2].strip(): (match[1], match[3]) for match in matches}
+    assert len(lines) == len(matches)
+    return code, lines, err
 
 
-@pytest.mark.slow
-def test_without_arguments_it_tests_this_machine(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "fm_core", "doctor"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    names = [line[4:22].strip() for line in done.stdout.splitlines()]
-    assert {"versions", "solver dopri5", "solver euler"} <= {*names}
-    assert [name for name in names if name.startswith("launcher")] == [
+@pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    """Two processes may take long to meet on a busy machine."""
+    monkeypatch.setattr(environment_checks, "RENDEZVOUS_SECONDS", 400)
+
+
+@pytest.fixture
+def machine_report(patience, tmp_path, monkeypatch, capsys):
+    """Exit status and checks of `fm doctor` in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    code, lines, _ = doctor(capsys)
+    return code, lines
+
+
+def test_without_arguments_it_tests_this_machine(machine_report, tmp_path):
+    code, lines = machine_report
+    assert code == 0, lines
+    assert {"versions", "solver dopri5", "solver euler"} <= {*lines}
+    assert [name for name in lines if name.startswith("launcher")] == [
         *("launcher local", "launcher ssh", "launcher slurm")
     ]
-    assert len(names) == len({*names})
+    assert {mark for mark, _ in lines.values()} == {"ok"}
     assert list(tmp_path.iterdir()) == []
 
 
@@ -88,10 +92,16 @@ def test_a_launcher_is_reported_with_its_missing_programs(present, detail, tmp_p
     assert (check.name, check.ok, check.detail) == ("launcher ssh", True, detail)
 
 
-def test_processes_that_cannot_connect_fail_the_check_of_the_local_launcher(monkeypatch):
+@pytest.fixture
+def failed_rendezvous(patience, monkeypatch):
+    """The check of two processes that count themselves wrongly."""
     script = environment_checks._RENDEZVOUS_SCRIPT.replace("== 3", "== 4")
     monkeypatch.setattr(environment_checks, "_RENDEZVOUS_SCRIPT", script)
-    check = environment_checks.processes()
+    return environment_checks.processes()
+
+
+def test_processes_that_cannot_connect_fail_the_check_of_the_local_launcher(failed_rendezvous):
+    check = failed_rendezvous
     assert (check.name, check.ok) == ("launcher local", False)
     assert check.detail == "two processes cannot connect: AssertionError: tensor([3])"
 
@@ -181,7 +191,6 @@ def test_float32_training_sends_and_holds_longer_numbers():
         assert other.memory_bytes[stage] - plain.memory_bytes[stage] == pytest.approx(more)
 
 
-@pytest.mark.slow
 def test_predicted_bytes_are_those_of_a_checkpoint(tiny):
     cost = training_cost(tiny.config, (1, 8, 8), 10, HOPPERS)
     directory = tiny.path / "train" / "checkpoints" / "step-00000020"
@@ -193,7 +202,6 @@ def test_predicted_bytes_are_those_of_a_checkpoint(tiny):
     assert cost.checkpoint_bytes < size < 1.2 * cost.checkpoint_bytes
 
 
-@pytest.mark.slow
 def test_predicted_speed_is_what_a_run_logged_with_its_operations(tiny):
     """The share of the peak is the one that the run had: operations and images are counted alike."""
     line = read_lines(tiny.path / "train" / "metrics.jsonl")[-1]
@@ -202,9 +210,14 @@ def test_predicted_speed_is_what_a_run_logged_with_its_operations(tiny):
     assert cost.images_per_s == pytest.approx(line["images_per_s"], rel=1e-6)
 
 
-@pytest.mark.slow
-def test_the_hosts_of_a_configuration_meet(tiny):
-    called = tiny.fm("doctor", "--launch")
+@pytest.fixture
+def launch_report(tiny):
+    """Output of `fm doctor --launch`, which starts the processes of the tiny run."""
+    return tiny.fm("doctor", "--launch")
+
+
+def test_the_hosts_of_a_configuration_meet(launch_report):
+    called = launch_report
     assert called.code == 0, called.out + called.err
     assert "\nok  launch" in f"\n{called.out}"
     assert "2 processes met" in called.out

@@ -18,7 +18,6 @@ from fm_core.storage.atomic_files import read_json, read_lines
 from fm_core.storage.store import Store
 from tests.support.tiny_run import STAGES, is_progress
 
-pytestmark = pytest.mark.slow
 MODULES = {"shard": shard, "train": train, "sample": sample, "evaluate": evaluate, "report": report}
 
 

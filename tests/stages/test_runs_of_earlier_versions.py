@@ -32,7 +32,9 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 
 def old_config(**sample_keys) -> RunConfig:
-    return load_config("old.yaml", {"sample": sample_keys})
+    """Its configuration, with the ranks in this process."""
+    launch = {"kind": "debug", "processes": 1}
+    return load_config("old.yaml", {"sample": sample_keys, "launch": launch})
 
 
 def lines_of(path: Path) -> list[dict]:

@@ -10,16 +10,15 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from fm_core import cli
+from fm_core import cli, load
 from fm_core.errors import UserError
 from fm_core.models.build import build_network
 from fm_core.sampling.sample_store import SampleSet
 from fm_core.sampling.sample_worker import TRAJECTORY_FRAMES
 from fm_core.storage.atomic_files import read_json
 from fm_core.training.pretrained import pretrained_weights
+from tests.support import ROOT
 from tests.support.tiny_run import is_progress
-
-pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -55,20 +54,31 @@ DOPRI5 = (
 )
 
 
-@pytest.mark.parametrize(
-    ("processes", "solver"), [((1, 2, 3), DOPRI5), ((1, 3), ())], ids=["adaptive", "fixed"]
-)
-def test_one_two_and_three_processes_make_the_same_images(run, processes, solver):
+@pytest.mark.parametrize("solver", [DOPRI5, ()], ids=["adaptive", "fixed"])
+def test_one_two_and_three_processes_make_the_same_images(run, forked_ranks, solver):
     """On one kind of machine, with the same threads a process, to the last bit."""
-    made = [] if solver else [tars_of(run.path)]  # by two processes, with euler
-    for count in processes:
+    made = [] if solver else [tars_of(run.path)]  # in the calling process, with euler
+    for count in (1, 2, 3):
         root = run.root / f"samples-{len(solver)}-{count}"
-        arguments = ("--launch.processes", str(count), "--sample.root", str(root), *solver)
-        called = run.fm("sample", *arguments)
+        called = run.fm("sample", "--launch.processes", str(count), "--sample.root", str(root), *solver)
         assert called.code == 0, called.err
         made.append(tars_of(root))
     assert len(made[0]) == 3
     assert all(tars == made[0] for tars in made)
+
+
+@pytest.fixture(scope="module")
+def sampled_by_a_job(run):
+    """Folder of the samples that two processes of the local launcher made."""
+    root = run.root / "samples-of-a-job"
+    called = run.fm("sample", "--sample.root", str(root))
+    assert called.code == 0, called.err
+    return root
+
+
+def test_a_job_makes_the_images_that_the_calling_process_makes(run, sampled_by_a_job):
+    assert len(tars_of(run.path)) == 3
+    assert tars_of(sampled_by_a_job) == tars_of(run.path)
 
 
 def test_a_grid_has_a_row_for_each_class(run):
@@ -99,17 +109,23 @@ def test_trajectories_are_a_strip_and_an_animated_picture(run):
     assert "from noise to image" in (run.path / "report.html").read_text()
 
 
-def test_an_exported_folder_loads_anywhere_without_the_run(run, fm, tmp_path):
-    folder = tmp_path / "given-away"
-    out = fm("export", "--config", str(run.file), "--export.folder", str(folder))
-    assert out.startswith("export done")
-    assert {path.name for path in folder.iterdir()} == {
+@pytest.fixture(scope="module")
+def exported(run):
+    """Folder of an exported model."""
+    folder = run.root / "given-away"
+    called = run.fm("export", "--export.folder", str(folder))
+    assert called.out.startswith("export done"), called.err
+    return folder
+
+
+def test_an_exported_folder_describes_its_model(run, exported, fm):
+    assert {path.name for path in exported.iterdir()} == {
         "model.safetensors",
         "config.yaml",
         "README.md",
         "scores.json",
     }
-    card = (folder / "README.md").read_text()
+    card = (exported / "README.md").read_text()
     version = json.loads((run.root / "data" / "digits" / "manifest.json").read_text())["version"]
     for text in (
         version,
@@ -120,30 +136,27 @@ def test_an_exported_folder_loads_anywhere_without_the_run(run, fm, tmp_path):
         assert text in card
     assert "Protocol of" in card
     assert "FID" not in card
+    arguments = ("export", "--config", str(run.file), "--export.folder", str(exported))
+    assert fm(*arguments).startswith("export verified")
+    (error,) = fm(*arguments, "--sample.weights", "raw", code=2)
+    assert "contains another model" in error
+
+
+@pytest.fixture(scope="module")
+def drawn_elsewhere(exported):
+    """Images drawn from the exported folder by a process that knows nothing of the run."""
     script = (
         "import fm_core, torch; model = fm_core.load('given-away', device='cpu'); "
         "images = model.sample(8, solver='euler', steps=4); torch.save(images, 'images.pt')"
     )
-    environment = {"PYTHONPATH": str(run.root.__class__(cli.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True, timeout=120)
-    from fm_core import load
+    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", script], cwd=exported.parent, env=environment, check=True)
+    return torch.load(exported.parent / "images.pt")
 
+
+def test_an_exported_folder_loads_anywhere_without_the_run(run, drawn_elsewhere):
     expected = load(run.path, device="cpu").sample(8, solver="euler", steps=4)
-    assert torch.equal(torch.load(tmp_path / "images.pt"), expected)
-    assert fm("export", "--config", str(run.file), "--export.folder", str(folder)).startswith(
-        "export verified"
-    )
-    arguments = (
-        "export",
-        "--config",
-        str(run.file),
-        "--export.folder",
-        str(folder),
-        "--sample.weights",
-        "raw",
-    )
-    (error,) = fm(*arguments, code=2)
-    assert "contains another model" in error
+    assert torch.equal(drawn_elsewhere, expected)
 
 
 class TestCompare:

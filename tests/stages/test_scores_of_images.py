@@ -12,9 +12,7 @@ from fm_core.config import load_config
 from fm_core.sampling.checkpoint_source import checkpoint_step, load_model, weights_file
 from fm_core.sampling.sample_store import SampleSet, protocol_of
 from fm_core.storage.atomic_files import read_json
-from tests.support.tiny_run import is_progress
-
-pytestmark = pytest.mark.slow
+from tests.support.tiny_run import DEBUG, is_progress
 
 IMAGE_SCORES = (
     "frechet_distance",
@@ -72,9 +70,8 @@ def samples_of(run):
     return SampleSet(config, step, protocol_of(config, model.weights_sha256)), model
 
 
-@pytest.mark.parametrize("processes", [2, 3])
-def test_any_number_of_processes_gives_the_numbers_of_one(run, here, processes):
-    """To the last bit: parts are cut by the numbers of the images and put together in their order."""
+def scored_by(run, processes):
+    """The scores that so many processes made, and the folder of a copy of the run that they made them in."""
     moved = run.path.with_name(f"by-{processes}")
     shutil.copytree(
         run.path, moved, ignore=shutil.ignore_patterns("evaluation", "scores-*", "lock", "job.json")
@@ -84,14 +81,33 @@ def test_any_number_of_processes_gives_the_numbers_of_one(run, here, processes):
     arguments = ("--run.name", moved.name, "--data.root", str(data), "--evaluate.processes", str(processes))
     called = run.fm("evaluate", *arguments)
     assert called.code == 0, called.err
-    assert {path.name for path in (moved / "logs").glob("evaluate-?.log")} == {
-        f"evaluate-{rank}.log" for rank in range(processes)
-    }
-    theirs = scores_at(run, called.out)
+    return scores_at(run, called.out), moved
+
+
+def assert_same_scores(theirs, here):
+    """To the last bit: parts are cut by the numbers of the images and put together in their order."""
     assert here["bits_per_dim"]["images"] == 2  # each a part of its own
     for name in SHARED_SCORES:
         assert flat(theirs[name]) == flat(here[name])
     assert theirs["protocol"]["samples_digest"] == here["protocol"]["samples_digest"]
+
+
+@pytest.fixture(scope="module")
+def scored_by_a_job(run):
+    """What two processes of the local launcher made."""
+    return scored_by(run, 2)
+
+
+def test_two_processes_of_a_job_give_the_numbers_of_one(here, scored_by_a_job):
+    theirs, moved = scored_by_a_job
+    assert_same_scores(theirs, here)
+    assert {path.name for path in (moved / "logs").glob("evaluate-?.log")} == {
+        f"evaluate-{rank}.log" for rank in range(2)
+    }
+
+
+def test_three_processes_give_the_numbers_of_one(run, here, forked_ranks):
+    assert_same_scores(scored_by(run, 3)[0], here)
 
 
 def test_the_sampler_itself_is_scored_like_its_tars_and_writes_none(run, here, fm):
@@ -138,7 +154,7 @@ def test_a_corrupted_tar_is_named_and_what_was_finished_stays(run, fm):
         finished = list(run.path.glob("samples/*/scores-*/samples-00000000-*"))
         assert len(finished) == 1
         before = finished[0].stat().st_mtime_ns
-        fm("sample")
+        fm("sample", *DEBUG)
         assert tar.read_bytes() == intact
         parts = run.path.glob("samples/*/scores-*/samples-*")
         assert [part.stat().st_mtime_ns for part in parts] == [before]

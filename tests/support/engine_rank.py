@@ -1,12 +1,10 @@
-"""Experiments with the real engine, several per launch: `torchrun -m tests.support.engine_rank FOLDER`.
+"""Experiments with the real engine, several per job of forked ranks (forked_ranks.py).
 
 Rank 0 writes the results to results-RANKS.json, which test_engine.py reads.
 """
 
-import os
 import resource
 import shutil
-import sys
 from pathlib import Path
 
 import torch.distributed as dist
@@ -257,8 +255,8 @@ def flip(path):
     dist.barrier()
 
 
-def main():
-    folder = Path(sys.argv[1])
+def main(path):
+    folder = Path(path)
     device = initialize_process_group()
     ranks = dist.get_world_size()
     results = {"unaccumulated": train_through(folder / f"unaccumulated-{ranks}", device)}
@@ -283,8 +281,3 @@ def main():
     if dist.get_rank() == 0:
         write_json(folder / f"results-{ranks}.json", results)
     dist.barrier()
-    os._exit(0)
-
-
-if __name__ == "__main__":
-    main()

@@ -49,7 +49,7 @@ class FakeJob:
         return thread, outcome
 
     def wait_ready(self, *ranks):
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 300
         while not all(self.control.joinpath(f"ready-{rank}").exists() for rank in ranks):
             assert time.monotonic() < deadline, "the ranks did not start"
             time.sleep(0.05)

@@ -20,7 +20,8 @@ LINES_PER_STEP, NOISY_STEPS = 3_000, 20
 class FaultyPath(OptimalTransport):
     """The optimal-transport path with a fault at the n-th micro-batch of a process.
 
-    FAULT="RANK:WHAT:N": at its N-th micro-batch that rank touches STOP, or sends itself the signal WHAT.
+    FAULT="RANK:WHAT:N": at its N-th micro-batch that rank touches STOP, or sends itself the signal WHAT, or
+    (damage) flips a bit of the newest checkpoint and kills itself.
     """
 
     drawn = 0
@@ -29,11 +30,22 @@ class FaultyPath(OptimalTransport):
         type(self).drawn += 1
         rank, what, at = os.environ.get("FAULT", "::").split(":")
         if rank == os.environ.get("RANK") and str(self.drawn) == at:
+            control = Path(os.environ["FM_CONTROL"])
             if what == "stop":
-                Path(os.environ["FM_CONTROL"], "STOP").touch()
+                (control / "STOP").touch()
+            elif what == "damage":
+                flip_last_bit(max(control.glob("train/checkpoints/step-*/raw.safetensors")))
+                os.kill(os.getpid(), signal.SIGKILL)
             else:
                 os.kill(os.getpid(), getattr(signal, what))
         return super().sample(x0, x1, t)
+
+
+def flip_last_bit(path: Path) -> None:
+    """Damage a file as a failing disk does."""
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
 
 
 class FailingPath(OptimalTransport):

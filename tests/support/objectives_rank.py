@@ -1,7 +1,5 @@
-"""Two steps of each objective through the real engine: `torchrun -m tests.support.objectives_rank FOLDER`."""
+"""Two steps of each objective through the real engine, on a forked rank (forked_ranks.py)."""
 
-import os
-import sys
 from pathlib import Path
 
 from fm_core.checkpoint.train_state import TrainState
@@ -37,11 +35,10 @@ def two_steps(folder, device, objective, **over):
     return {**end, "validation_loss": validation_loss}
 
 
-if __name__ == "__main__":
-    folder, device = Path(sys.argv[1]), initialize_process_group()
+def main(path):
+    folder, device = Path(path), initialize_process_group()
     results = {objective: two_steps(folder / objective, device, objective) for objective in METHODS}
     for keys in ({"zero_stage": 2}, {"precision": "bf16"}):
         name = "maximum-likelihood " + " ".join(keys)
         results[name] = two_steps(folder / name, device, "maximum-likelihood", **keys)
     write_json(folder / "results-objectives.json", results)
-    os._exit(0)

@@ -22,8 +22,8 @@ class Server:
         self.server.stop()
 
     def start_after(self, file: Path) -> None:
-        """Start again when this file exists, or after two minutes."""
-        deadline = time.monotonic() + 120
+        """Start again when this file exists, or after five minutes."""
+        deadline = time.monotonic() + 300
         while not file.exists() and time.monotonic() < deadline:
             time.sleep(0.1)
         self.start()

@@ -77,7 +77,7 @@ class SlurmCluster:
         host.run("/usr/sbin/slurmd", "-N", host.name, "-L", str(folder / f"slurmd-{host.name}.log"))
 
     def _wait_idle(self, folder: Path) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         query = self.login.inside("sinfo", "--noheader", "--partition=low", "--format=%T %D")
         while subprocess.run(query, capture_output=True, text=True).stdout.strip() != "idle 2":
             assert time.monotonic() < deadline, (folder / "slurmctld.log").read_text()[-3000:]

@@ -11,6 +11,7 @@ CELLS = [
 ]
 OVERRIDES = {
     "run": {"name": "both"},
+    "launch": {"kind": "debug", "processes": 1},
     "train": {"images": 128, "warmup_images": 0, "checkpoint_images": 64, "keep_checkpoints": 2},
     "sample": {"solver": "dopri5", "steps": None, "rtol": 0.1, "atol": 0.1},
     "evaluate": {

@@ -1,19 +1,29 @@
 """Tiny run on digits: its configuration and its commands."""
 
+import io
+import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import pytest
 import yaml
 
+from fm_core import cli
 from fm_core.config import RunConfig, load_config, merge
 from tests.support import ROOT
+from tests.support.fault_injection import FaultyPath
 
 STAGES = ("shard", "train", "sample", "evaluate", "report")
+DEBUG = ("--launch.kind", "debug", "--launch.processes", "1")
+"""Arguments that run the rank of a stage in the calling process."""
+VARIABLES = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 TINY = {
     "run": {"name": "tiny", "seed": 5},
@@ -42,6 +52,8 @@ TINY = {
     "evaluate": {"likelihood": {"images": 2, "batch": 1, "rtol": 0.1, "atol": 0.1}},
     "report": {"neighbours": 4},
 }
+
+NOT_COPIED = shutil.ignore_patterns("lock", "job.json")
 
 
 @dataclass
@@ -78,26 +90,59 @@ class TinyRun:
     def copy(self, name: str) -> "TinyRun":
         """A copy of the run under another name, for tests that add to it; the data set is shared."""
         other = TinyRun(self.root, name)
-        shutil.copytree(self.path, other.path, ignore=shutil.ignore_patterns("lock", "job.json"))
+        shutil.copytree(self.path, other.path, ignore=NOT_COPIED)
         return other
 
+    @classmethod
+    def complete(cls, root: Path) -> "TinyRun":
+        """A run after all stages: its training has two ranks under the local launcher."""
+        run = cls(root)
+        for stage in STAGES:
+            run.first[stage] = run.fm(stage, *(DEBUG if stage == "sample" else ()))
+            assert run.first[stage].code == 0, run.first[stage].err
+        outputs = {stage: asdict(output) for stage, output in run.first.items()}
+        (root / "outputs.json").write_text(json.dumps(outputs))
+        return run
+
+    @classmethod
+    def copied(cls, source: Path, root: Path) -> "TinyRun":
+        """A copy of a complete run, of its data set and of its outputs, in another root directory."""
+        run = cls(root)
+        shutil.copytree(source / "runs", root / "runs", ignore=NOT_COPIED)
+        shutil.copytree(source / "data", root / "data")
+        outputs = (source / "outputs.json").read_text().replace(str(source), str(root))
+        run.first = {stage: CommandOutput(**output) for stage, output in json.loads(outputs).items()}
+        # The report names the place of the run.
+        assert run.fm("report").code == 0
+        return run
+
     def fm(self, command: str, *arguments: str, **variables: str) -> CommandOutput:
+        """The command in this process."""
+        out, err = io.StringIO(), io.StringIO()
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        FaultyPath.drawn = 0  # a debugged rank counts in this process
+        try:
+            with pytest.MonkeyPatch.context() as patch, chdir(self.root):
+                for name, value in {**VARIABLES, **variables}.items():
+                    patch.setenv(name, value)
+                with redirect_stdout(out), redirect_stderr(err):
+                    code = cli.main([command, "--config", str(self.file), *arguments])
+        except SystemExit as wrong_arguments:
+            code = wrong_arguments.code
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        return CommandOutput(code, out.getvalue(), err.getvalue())
+
+    def start(self, command: str, *arguments: str, **variables: str) -> subprocess.Popen[str]:
         """The command in a process of its own."""
-        done = subprocess.run(
+        return subprocess.Popen(
             [sys.executable, "-m", "fm_core", command, "--config", str(self.file), *arguments],
             cwd=self.root,
-            env={
-                **os.environ,
-                "PYTHONPATH": str(ROOT),
-                "OMP_NUM_THREADS": "1",
-                "CUDA_VISIBLE_DEVICES": "",
-                **variables,
-            },
-            capture_output=True,
+            env={**os.environ, **VARIABLES, **variables},
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=300,
         )
-        return CommandOutput(done.returncode, done.stdout, done.stderr)
 
 
 def is_progress(line: str) -> bool:

@@ -1,7 +1,5 @@
-"""Bytes sent per step under each ZeRO stage: `torchrun -m tests.support.traffic_rank FOLDER`."""
+"""Bytes sent per step under each ZeRO stage, on forked ranks (forked_ranks.py)."""
 
-import os
-import sys
 from pathlib import Path
 
 import torch
@@ -64,7 +62,7 @@ def sent_in_a_step(device, stage, accumulated, precision="bf16"):
     return {"parameters": parameters, "bytes": SENT["bytes"]}
 
 
-def main():
+def main(path):
     for name in COLLECTIVES:
         count(name)
     device = initialize_process_group()
@@ -75,10 +73,5 @@ def main():
     }
     results["fp32"] = sent_in_a_step(device, 1, 1, "fp32")
     if dist.get_rank() == 0:
-        write_json(Path(sys.argv[1]) / "traffic.json", results)
+        write_json(Path(path) / "traffic.json", results)
     dist.barrier()
-    os._exit(0)
-
-
-if __name__ == "__main__":
-    main()

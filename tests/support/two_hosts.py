@@ -81,7 +81,7 @@ class Host:
 
     def run(self, *arguments: str) -> str:
         """Run a command in this host, which must succeed; its output."""
-        done = subprocess.run(self.inside(*arguments), capture_output=True, text=True, timeout=60)
+        done = subprocess.run(self.inside(*arguments), capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, f"{arguments}: {done.stderr}"
         return done.stdout
 
@@ -171,7 +171,7 @@ def _start(folder: Path, key: Path, name: str, address: str) -> Host:
         stdout=(etc / "log").open("wb"),
         stderr=subprocess.STDOUT,
     )
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while not (etc / "up").exists():
         assert keeper.poll() is None, (etc / "log").read_text()
         assert time.monotonic() < deadline

@@ -1,10 +1,10 @@
-"""Launches of engine_rank.py, each made once for all tests of this folder."""
+"""Jobs of engine_rank.py, each made once for all tests of this folder."""
 
 import os
 
 import pytest
 
-from tests.support.torchrun import launch
+from tests.support.forked_ranks import run_experiments
 
 
 @pytest.fixture(autouse=True)
@@ -19,11 +19,13 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def two(folder):
-    return launch("engine_rank", folder, 2, "results-2.json")
+def two_ranks(folder):
+    return run_experiments("engine_rank", folder, 2, "results-2.json")
 
 
 @pytest.fixture(scope="session")
-def others(folder, two):
+def other_ranks(folder, two_ranks):
     """One, three and four processes, after two."""
-    return {ranks: launch("engine_rank", folder, ranks, f"results-{ranks}.json") for ranks in (1, 3, 4)}
+    return {
+        ranks: run_experiments("engine_rank", folder, ranks, f"results-{ranks}.json") for ranks in (1, 3, 4)
+    }

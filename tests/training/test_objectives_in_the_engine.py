@@ -8,20 +8,19 @@ from fm_core.config import RunConfig
 from fm_core.errors import UserError
 from fm_core.method.registry import supported_pairs
 from fm_core.stages.train import check_training
+from tests.support.forked_ranks import run_experiments
 from tests.support.objectives_rank import METHODS
-from tests.support.torchrun import launch
-
-pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    return launch("objectives_rank", tmp_path_factory.mktemp("objectives"), 1, "results-objectives.json")
+def objective_results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("objectives")
+    return run_experiments("objectives_rank", folder, 1, "results-objectives.json")
 
 
 @pytest.mark.parametrize("objective", METHODS)
-def test_two_steps_are_taken_and_move_the_weights(results, objective):
-    end = results[objective]
+def test_two_steps_are_taken_and_move_the_weights(objective_results, objective):
+    end = objective_results[objective]
     assert (end["steps"], end["applied"]) == (2, 2)
     assert len(end["losses"]) == 2
     assert all(math.isfinite(loss) for loss in end["losses"])
@@ -29,10 +28,10 @@ def test_two_steps_are_taken_and_move_the_weights(results, objective):
     assert math.isfinite(end["validation_loss"])
 
 
-def test_training_through_the_solver_is_the_same_under_zero_2_and_close_to_it_in_bfloat16(results):
-    losses = results["maximum-likelihood"]["losses"]
-    assert results["maximum-likelihood zero_stage"]["losses"] == pytest.approx(losses, rel=1e-5)
-    assert results["maximum-likelihood precision"]["losses"] == pytest.approx(losses, rel=0.02)
+def test_training_through_the_solver_is_the_same_under_zero_2_and_close_to_it_in_bfloat16(objective_results):
+    losses = objective_results["maximum-likelihood"]["losses"]
+    assert objective_results["maximum-likelihood zero_stage"]["losses"] == pytest.approx(losses, rel=1e-5)
+    assert objective_results["maximum-likelihood precision"]["losses"] == pytest.approx(losses, rel=0.02)
 
 
 def test_training_through_the_solver_under_zero_3_is_refused_before_anything_starts(tmp_path):

@@ -6,48 +6,43 @@ from fm_core.config import TrainSection
 from fm_core.errors import UserError
 from fm_core.models.mlp import MLP
 from fm_core.training.engine import _require_buckets, bucket_elements
-from tests.support.torchrun import launch
+from tests.support.forked_ranks import run_experiments
 
 SWITCHED = ["fused", "buckets", "overlap", "overlap-2", "all", "checkpointing"]
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    return launch("speed_rank", tmp_path_factory.mktemp("speed"), 2, "results.json")
+def speed_results(tmp_path_factory):
+    return run_experiments("speed_rank", tmp_path_factory.mktemp("speed"), 2, "results.json")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", SWITCHED)
-def test_a_switch_changes_losses_and_weights_only_by_rounding(results, name):
-    plain = results["zero-1"]
+def test_a_switch_changes_losses_and_weights_only_by_rounding(speed_results, name):
+    plain = speed_results["zero-1"]
     assert len(plain["losses"]) == 20
     assert plain["losses"][-1] < 0.9 * plain["losses"][0]
-    assert results[name]["losses"] == pytest.approx(plain["losses"], rel=1e-4)
-    assert results[name]["norm"] == pytest.approx(plain["norm"], rel=1e-5)
+    assert speed_results[name]["losses"] == pytest.approx(plain["losses"], rel=1e-4)
+    assert speed_results[name]["norm"] == pytest.approx(plain["norm"], rel=1e-5)
 
 
-@pytest.mark.slow
-def test_bfloat16_has_the_losses_of_float32_within_its_own_rounding(results):
-    assert results["bf16"]["losses"] == pytest.approx(results["zero-1"]["losses"], rel=0.02)
+def test_bfloat16_has_the_losses_of_float32_within_its_own_rounding(speed_results):
+    assert speed_results["bf16"]["losses"] == pytest.approx(speed_results["zero-1"]["losses"], rel=0.02)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bf16-overlap", "bf16-all"])
-def test_a_switch_changes_losses_of_bfloat16_only_by_its_rounding(results, name):
-    assert results[name]["losses"] == pytest.approx(results["bf16"]["losses"], rel=0.01)
-    assert results[name]["norm"] == pytest.approx(results["bf16"]["norm"], rel=1e-3)
+def test_a_switch_changes_losses_of_bfloat16_only_by_its_rounding(speed_results, name):
+    assert speed_results[name]["losses"] == pytest.approx(speed_results["bf16"]["losses"], rel=0.01)
+    assert speed_results[name]["norm"] == pytest.approx(speed_results["bf16"]["norm"], rel=1e-3)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["all", "bf16-all"])
-def test_the_engine_leaves_the_network_one_graph(results, name):
-    assert results["zero-1"]["graphs"] == 0
-    assert (results[name]["graphs"], results[name]["breaks"]) == (1, [])
+def test_the_engine_leaves_the_network_one_graph(speed_results, name):
+    assert speed_results["zero-1"]["graphs"] == 0
+    assert (speed_results[name]["graphs"], speed_results[name]["breaks"]) == (1, [])
 
 
-@pytest.mark.slow
-def test_a_rank_that_compiles_nothing_starts_without_the_compiler(results):
-    assert results["compiler"] is False
+def test_a_rank_that_compiles_nothing_starts_without_the_compiler(speed_results):
+    assert speed_results["compiler"] is False
 
 
 @pytest.mark.parametrize("key", ["overlap", "bucket_elements"])
@@ -61,11 +56,11 @@ def test_what_the_optimizer_of_float32_sums_would_ignore_is_refused(key):
             _require_buckets(train)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_convolutions_stay_channels_last_under_zero(results, stage):
-    assert results[f"zero-{stage}"]["layout"] == [True]
-    assert results[f"zero-{stage}"]["losses"] == pytest.approx(results["zero-1"]["losses"], rel=1e-5)
+def test_convolutions_stay_channels_last_under_zero(speed_results, stage):
+    result = speed_results[f"zero-{stage}"]
+    assert result["layout"] == [True]
+    assert result["losses"] == pytest.approx(speed_results["zero-1"]["losses"], rel=1e-5)
 
 
 def test_buckets_are_an_eighth_of_the_network_within_limits():
