@@ -61,3 +61,9 @@ def test_it_is_as_closed_as_the_tree():
 def test_the_tree_itself_keeps_its_defaults():
     assert RunConfig().train.images != 1234
     assert RunConfig().evaluate.likelihood.images != 77
+
+
+def test_a_caller_sets_launch_kind_debug_over_a_preset():
+    """Sections of the generated class equal no section of the class that they come from."""
+    kind = MADE.model_validate({"launch": {"kind": "debug"}}).launch.kind
+    assert kind == "debug"

@@ -1,9 +1,10 @@
-"""One demo for all tests of the flows: a real Prefect server and worker, nothing mocked."""
+"""One demo for the tests of what it leaves: a real Prefect server and worker, nothing mocked."""
 
 import json
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import Any
 
 import pytest
 from selenium.webdriver.remote.webdriver import WebDriver
@@ -25,8 +26,16 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
         result = demo_command(root, "--keep", "--", json.dumps(SHRUNKEN))
     port = root / "runs" / ".prefect" / "port"
     assert port.exists(), result.stdout + result.stderr
-    yield Demo(root, result, int(port.read_text()))
+    demo = Demo(root, int(port.read_text()), result=result)
+    yield demo
+    demo.close()
     demo_command(root, "--stop")
+
+
+@pytest.fixture(scope="session")
+def imagenet_without_archives(demo: Demo) -> dict[str, Any]:
+    """The flow run of `prefect deployment run train-imagenet64` where its archives are missing."""
+    return demo.watched("train-imagenet64")
 
 
 @pytest.fixture(scope="session")

@@ -7,27 +7,18 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-import time
 from contextlib import suppress
 from pathlib import Path
-
-import pytest
 
 from fm_core.storage.atomic_files import write_json
 from fm_core.storage.store import Store
 from tests.support import ROOT
-from tests.support.demo_project import SERVE, SHRUNKEN, WORKER, Demo, clean_environment
+from tests.support.demo_project import SERVE, SHRUNKEN, WORKER, Demo, created_run
 from tests.support.operator import until
-
-pytestmark = pytest.mark.slow
+from tests.support.page_commands import page_commands
 
 PAGE = (ROOT / "infra" / "README.md").read_text()
-COMMANDS = [
-    line
-    for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
-    for line in block.splitlines()
-    if line.strip()
-]
+COMMANDS = page_commands(ROOT / "infra" / "README.md")
 ELSEWHERE = (SERVE, WORKER)
 """Commands that do not end by themselves: test_team_server.py runs them, from these same strings."""
 INLINE = [" ".join(command.split()) for command in re.findall(r"`(fm [^`]+)`", PAGE)]
@@ -35,22 +26,9 @@ INLINE = [" ".join(command.split()) for command in re.findall(r"`(fm [^`]+)`", P
 ON_A_RUN = ("prefect flow-run cancel RUN_ID", "prefect flow-run retry RUN_ID")
 
 
-def run(demo: Demo, command: str) -> str:
-    arguments = shlex.split(command)
-    if arguments[0] in ("prefect", "python"):
-        done = demo.command(*arguments)
-    else:
-        environment = clean_environment()
-        done = subprocess.run(
-            arguments, cwd=demo.root, env=environment, capture_output=True, text=True, timeout=180
-        )
-    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
-    return done.stdout
-
-
 def later(demo: Demo, command: str) -> str:
     """Create the run of a command, for another time; its id."""
-    return run(demo, f"{command} --start-in '2 hours'").split("UUID: ")[1].split()[0]
+    return created_run(demo.command(*shlex.split(command), "--start-in", "2 hours"))
 
 
 def test_commands_that_do_not_end_run_in_another_test(demo: Demo):
@@ -64,12 +42,13 @@ def test_every_other_command_succeeds(demo: Demo):
     others = [command for command in COMMANDS if command not in (*ELSEWHERE, *ON_A_RUN)]
     for command in others:
         if command.startswith("prefect deployment run"):
-            run(demo, f"prefect flow-run delete {later(demo, command)}")
+            assert demo.prefect("flow-run", "delete", later(demo, command)).returncode == 0
         elif command != "git pull":
-            run(demo, command)
+            demo.page_command(command)
     (demo.root / "runs" / "digits" / "STOP").unlink()
-    rules = run(demo, "python -m flows.automations").splitlines()
-    assert len(rules) == 3
+    again = demo.command("python", "-m", "flows.automations")
+    rules = again.stdout.splitlines()
+    assert len(rules) == 3, again.stderr
     assert all(line.endswith(": updated") for line in rules)
 
 
@@ -78,17 +57,23 @@ def test_a_run_that_crashes_again_and_again_is_failed(demo: Demo):
     text = (demo.root / "infra" / "automations.yaml").read_text()
     assert text.count("threshold: 6") == 1
     (demo.root / "rules.yaml").write_text(text.replace("threshold: 6", "threshold: 2"))
-    run(demo, "python -m flows.automations rules.yaml")
+    assert demo.command("python", "-m", "flows.automations", "rules.yaml").returncode == 0
     flow = demo.api("/flows/", {"name": "crashing"})["id"]
     run_id = demo.api("/flow_runs/", {"flow_id": flow, "tags": ["auto-resume"]})["id"]
     again = {"state": {"type": "SCHEDULED", "name": "AwaitingRetry"}, "force": True}
+    query = {"filter": {"event": {"name": ["prefect.flow-run.AwaitingRetry"]}}, "limit": 50}
+
+    def restarts() -> int:
+        events = demo.api("/events/filter", query)["events"]
+        return sum(event["resource"]["prefect.resource.id"].endswith(run_id) for event in events)
+
     demo.api(f"/flow_runs/{run_id}/set_state", again)
-    time.sleep(3)
+    until(lambda: restarts() == 1, "the server has seen the first crash")
     assert demo.run(run_id)["state"]["name"] == "AwaitingRetry"
     demo.api(f"/flow_runs/{run_id}/set_state", again)
-    until(lambda: demo.run(run_id)["state"]["type"] == "FAILED", 45, "the run is given up")
+    until(lambda: demo.run(run_id)["state"]["type"] == "FAILED", "the run is given up")
     assert demo.run(run_id)["state"]["message"].startswith("it crashed six times within a day")
-    run(demo, "python -m flows.automations")
+    assert demo.command("python", "-m", "flows.automations").returncode == 0
 
 
 def test_commands_in_running_text_succeed(demo: Demo):
@@ -143,16 +128,18 @@ def test_pulling_is_all_that_a_clone_needs(tmp_path: Path):
     assert done.stdout.splitlines()[-1] == "two", done.stderr
 
 
-def test_cancelling_and_retrying(demo: Demo):
-    """Before it began; one that trains is cancelled and retried in test_long_run.py."""
+def test_a_stage_alone_is_cancelled_before_it_begins_and_retried(demo: Demo):
+    """One that trains is cancelled and retried in test_long_run.py."""
     assert set(ON_A_RUN) <= set(COMMANDS)
-    run_id = later(demo, f"prefect deployment run train-digits --param 'config={json.dumps(SHRUNKEN)}'")
+    config = {**SHRUNKEN, "sample": {"images": 24, "batch": 24, "solver": "euler", "steps": 4}}
+    config["launch"] = {"kind": "debug"}  # two processes sample in the demo
+    run_id = later(demo, f"prefect deployment run sample-images --param 'config={json.dumps(config)}'")
     cancel, retry = (command.replace("RUN_ID", run_id) for command in ON_A_RUN)
-    run(demo, cancel)
+    demo.page_command(cancel)
     assert demo.run(run_id)["state"]["type"] == "CANCELLED"
-    run(demo, retry)
-    until(lambda: demo.run(run_id)["state"]["type"] == "COMPLETED", 120, "the worker takes it up")
-    assert "nothing to do, everything was complete" in demo.run(run_id)["state"]["message"]
+    demo.page_command(retry)
+    until(lambda: demo.run(run_id)["state"]["type"] == "COMPLETED", "the worker takes it up")
+    assert demo.run(run_id)["state"]["message"] == "24 images of step 10 with euler, NFE 4"
 
 
 def test_files_that_it_names_exist():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import ROOT
-from tests.support.demo_project import Demo
+from tests.support.demo_project import Demo, created_run
 
 STOCK = "Invalid deployment name format: {}. Expected format: <FLOW_NAME>/<DEPLOYMENT_NAME>"
 
@@ -17,12 +17,10 @@ def python(code: str, cwd: Path = ROOT) -> str:
     return result.stdout.strip()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["train-digits", "train-digits/default", "train-imagenet64"])
 def test_a_bare_name_is_the_default_deployment(demo: Demo, name: str):
     result = demo.prefect("deployment", "run", name, "--start-in", "2 hours")
-    assert result.returncode == 0, result.stderr
-    run_id = result.stdout.split("UUID: ")[1].split()[0]
+    run_id = created_run(result)
     run = demo.run(run_id)
     deployment = demo.api(f"/deployments/{run['deployment_id']}")
     flow = demo.api(f"/flows/{run['flow_id']}")
@@ -30,14 +28,12 @@ def test_a_bare_name_is_the_default_deployment(demo: Demo, name: str):
     assert demo.prefect("flow-run", "delete", run_id).returncode == 0
 
 
-@pytest.mark.slow
 def test_a_name_that_is_no_flow_gets_prefects_own_message(demo: Demo):
     result = demo.prefect("deployment", "run", "train-nothing")
     assert result.returncode == 1
     assert STOCK.format("train-nothing") in result.stdout + result.stderr
 
 
-@pytest.mark.slow
 def test_without_the_plugin_prefect_is_as_it_was(demo: Demo):
     result = demo.prefect("deployment", "run", "train-digits", PREFECT_PLUGINS_ENABLED="false")
     assert result.returncode == 1

@@ -3,44 +3,25 @@
 import json
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
+from fm_core.config import load_config
 from tests.support import ROOT
-from tests.support.demo_project import SHRUNKEN, Demo, clean_environment
-
-pytestmark = pytest.mark.slow
+from tests.support.demo_project import SHRUNKEN, Demo, created_run
+from tests.support.page_commands import flags, page_commands, starting_with
 
 README = (ROOT / "README.md").read_text()
-COMMANDS = [
-    line
-    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-    for line in block.splitlines()
-    if line.strip()
-]
+COMMANDS = page_commands(ROOT / "README.md")
 STAGES = ("shard", "train", "sample", "evaluate", "report")
 SMALL_PLANE = {"steps": 60, "batch": 16, "width": 8, "layers": 1, "held_out": 8, "samples": 64, "grid": 4}
-SMALLER = {**SHRUNKEN, "train": {**SHRUNKEN["train"], "images": 1280, "log_images": 640}}
-
-
-def flags(tree: dict[str, Any], prefix: str = "--") -> list[str]:
-    """A nested mapping as command-line options."""
-    options: list[str] = []
-    for key, value in tree.items():
-        options += (
-            flags(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}", str(value)]
-        )
-    return options
+SMALL_PLANE |= {"rtol": 0.01, "atol": 0.01}
+DEBUG = {**SHRUNKEN, "launch": {"kind": "debug"}}
+"""For runs beside the demo's: one process, the command's or the flow run's own. The demo trains with two."""
 
 
 def commands(beginning: str) -> list[str]:
-    matches = [command for command in COMMANDS if command.startswith(beginning)]
-    assert matches, f"the README no longer shows {beginning}"
-    return matches
+    return starting_with(beginning, COMMANDS)
 
 
 def test_every_command_is_of_a_kind_that_is_tested_here():
@@ -63,7 +44,7 @@ def test_the_demo_command_is_the_one_that_was_run(demo: Demo):
 
 def test_the_test_command_finds_the_tests(demo: Demo):
     (command,) = commands("bash infra/test.sh")
-    result = shell(demo.root, [*shlex.split(command), "tests/flows", "--collect-only", "-q"])
+    result = demo.shell(*shlex.split(command), "tests/flows/test_readme.py", "--collect-only", "-q")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "test_the_test_command_finds_the_tests" in result.stdout
 
@@ -71,14 +52,19 @@ def test_the_test_command_finds_the_tests(demo: Demo):
 def test_the_stages_by_hand(demo: Demo):
     for command in commands("fm "):
         arguments = shlex.split(command)
-        arguments[0] = str(Path(sys.prefix) / "bin" / "fm")
-        overrides = dict(SHRUNKEN) if "--run.name" not in arguments else dict(SMALLER)
+        overrides = dict(SHRUNKEN) if "--run.name" not in arguments else dict(DEBUG)
         other_run = "--run.name" in arguments or "runs/" in command
         if arguments[1] == "reproduce":
-            overrides = {"reproduce": {"plane": {**SMALL_PLANE, "rtol": 0.01, "atol": 0.01}}}
+            cells = load_config(demo.root / "infra" / "configs" / "checkerboard.yaml").reproduce.cells[:2]
+            asked = [cell.model_dump(mode="json", exclude_unset=True) for cell in cells]
+            overrides = {"reproduce": {"plane": SMALL_PLANE, "cells": json.dumps(asked)}}
         if "runs/" in command:  # what was asked of that run is in its own configuration, but for the samples
             overrides = {"sample": {"images": 16, "batch": 16}}
-        result = shell(demo.root, [*arguments, *flags(overrides)])
+        if "--launch.kind" in arguments:
+            del overrides["launch"]
+        if arguments[1] == "doctor":
+            overrides = {}
+        result = demo.command(*arguments, *flags(overrides))
         assert result.returncode == 0, f"{command}\n{result.stdout}{result.stderr}"
         if not other_run and arguments[1] in STAGES:
             assert f"{arguments[1]} verified" in result.stdout, command
@@ -92,33 +78,23 @@ def test_the_server_and_worker_commands_are_those_of_the_demo(demo: Demo):
         assert set(shlex.split(command)[1:]) <= set(running)
 
 
-def test_the_deployments_and_their_runs(demo: Demo):
+def test_the_deployments_and_their_runs(demo: Demo, imagenet_without_archives: dict[str, Any]):
     (deploy,) = commands("prefect --no-prompt deploy")
-    result = demo.prefect(*shlex.split(deploy)[1:])
-    assert result.returncode == 0, result.stdout + result.stderr
+    demo.page_command(deploy)
     for command in commands("prefect deployment run"):
-        deployment, config = deployment_run(command)
-        state = demo.watched(deployment, "--param", f"config={json.dumps(config)}")["state"]
-        if deployment == "train-imagenet64":
+        arguments = shlex.split(command)
+        if arguments[3] == "train-imagenet64":
+            assert command == "prefect deployment run train-imagenet64"
+            state = imagenet_without_archives["state"]
             assert state["type"] == "FAILED"
             for archive in re.findall(r"`(Imagenet64_\w+\.zip)`", README):
                 assert archive.split("_part")[0] in state["message"]
+        elif "--param" not in arguments:  # a run of minutes; the demo ran the same on its configuration
+            run_id = created_run(demo.command(*arguments, "--start-in", "2 hours"))
+            assert demo.run(run_id)["deployment_id"] == demo.run(demo.run_id)["deployment_id"]
+            assert demo.prefect("flow-run", "delete", run_id).returncode == 0
         else:
+            config = json.loads(arguments[arguments.index("--param") + 1].removeprefix("config="))
+            arguments[arguments.index("--param") + 1] = f"config={json.dumps(DEBUG | config)}"
+            state = demo.run(created_run(demo.command(*arguments)))["state"]
             assert state["type"] == "COMPLETED", state
-
-
-def deployment_run(command: str) -> tuple[str, dict[str, Any]]:
-    """The deployment a command names and its configuration, shrunken."""
-    arguments = shlex.split(command)
-    given = next(
-        (argument.removeprefix("config=") for argument in arguments if argument.startswith("config=")), "{}"
-    )
-    config: dict[str, Any] = json.loads(given)
-    if arguments[3] == "train-imagenet64":
-        return arguments[3], config
-    return arguments[3], {**(SMALLER if config else SHRUNKEN), **config}
-
-
-def shell(root: Path, arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    environment = clean_environment() | {"PYTHONPATH": str(root)}
-    return subprocess.run(arguments, cwd=root, env=environment, capture_output=True, text=True, timeout=400)

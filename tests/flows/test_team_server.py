@@ -3,9 +3,7 @@
 import os
 import pwd
 import shutil
-import socket
 import subprocess
-import sys
 import tempfile
 import urllib.error
 import urllib.request
@@ -17,19 +15,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support.demo_project import SERVE, WORKER, clean_environment, copy_of_the_tree
-from tests.support.operator import until
+from tests.support.demo_project import WORKER, free_port
+from tests.support.served_project import ServedProject, served_project
 
-pytestmark = pytest.mark.slow
 PASSWORD = "operator:a-secret"
 INSTALLED = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
 INITDB = shutil.which("initdb") or (str(INSTALLED[-1]) if INSTALLED else None)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @dataclass
@@ -44,7 +35,7 @@ class Postgres:
         """Run a program as whoever may run PostgreSQL: not root."""
         as_user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
         command = [*as_user, str(self.programs / program), *arguments]
-        done = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -73,62 +64,31 @@ def postgres() -> Iterator[Postgres]:
 
 @dataclass
 class Team:
-    """The server, and what a terminal of the team has in its environment."""
+    """The project with its server, as those see it who know the password and those who do not."""
 
-    root: Path
-    port: int
-    environment: dict[str, str]
+    project: ServedProject
 
     def prefect(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [str(Path(sys.prefix) / "bin" / "prefect"), *arguments],
-            cwd=self.root,
-            env=self.environment | variables,
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
+        return self.project.prefect(*arguments, **variables)
 
     def status(self, path: str, password: str | None = None) -> int:
         """HTTP status of a request."""
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}/api{path}")
+        request = urllib.request.Request(f"http://127.0.0.1:{self.project.port}/api{path}")
         if password:
             request.add_header("Authorization", f"Basic {b64encode(password.encode()).decode()}")
         try:
             opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-            return opener.open(request, timeout=20).status
+            return opener.open(request, timeout=60).status
         except urllib.error.HTTPError as error:
             return error.code
 
 
 @pytest.fixture(scope="module")
 def team(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
-    root = copy_of_the_tree(tmp_path_factory.mktemp("team"))
-    port = free_port()
-    environment = clean_environment() | {
-        "PATH": f"{Path(sys.prefix) / 'bin'}:{os.environ['PATH']}",
-        "PYTHONPATH": str(root),
-        "PREFECT_HOME": str(root / "prefect"),
-        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
-        "PREFECT_API_AUTH_STRING": PASSWORD,
-    }
     database = f"postgresql+asyncpg://prefect@127.0.0.1:{postgres.port}/postgres"
-    with (root / "server.log").open("wb") as log:
-        server = subprocess.Popen(
-            SERVE.split(),
-            cwd=root,
-            env=environment | {"FM_PORT": str(port), "PREFECT_SERVER_DATABASE_CONNECTION_URL": database},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    team = Team(root, port, environment)
-    try:
-        until(lambda: team.status("/health") == 200, 180, "the server answers")
-        yield team
-    finally:
-        os.killpg(server.pid, 15)
-        server.wait(30)
+    folder, password = tmp_path_factory.mktemp("team"), {"PREFECT_API_AUTH_STRING": PASSWORD}
+    with served_project(folder, password, PREFECT_SERVER_DATABASE_CONNECTION_URL=database) as project:
+        yield Team(project)
 
 
 def test_a_request_without_the_password_is_refused(team: Team):
@@ -141,7 +101,8 @@ def test_a_request_without_the_password_is_refused(team: Team):
 
 
 def test_the_server_listens_on_the_loopback_interface_by_default(team: Team):
-    listening = [c.laddr.ip for c in psutil.net_connections("tcp") if c.laddr and c.laddr.port == team.port]
+    port = team.project.port
+    listening = [c.laddr.ip for c in psutil.net_connections("tcp") if c.laddr and c.laddr.port == port]
     assert set(listening) == {"127.0.0.1"}
 
 
@@ -159,4 +120,4 @@ def test_a_run_goes_through_worker_password_and_postgresql(team: Team, postgres:
     bars = postgres.ask("select name, state_type from task_run order by start_time").splitlines()
     assert bars[-1] == "shard|COMPLETED"
     assert set(bars[:-1]) == {"train-000000|COMPLETED", "val-000000|COMPLETED"}
-    assert (team.root / "datasets" / "digits" / "manifest.json").exists()
+    assert (team.project.root / "datasets" / "digits" / "manifest.json").exists()

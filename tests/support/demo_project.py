@@ -1,28 +1,36 @@
-"""A copy of the working tree in which infra/demo.sh was run, with its Prefect server and worker."""
+"""A copy of the working tree with a Prefect server, and the one that infra/demo.sh leaves."""
 
 import json
 import os
+import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
+from base64 import b64encode
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from tests.support import ROOT
+from tests.support.command_server import CommandServer
 
 SERVE = "bash infra/serve.sh"
 WORKER = "prefect worker start --pool local --type process"
 """Two commands of the operator's page that do not end by themselves."""
 
+SMALL_NETWORK = {"channels": 8, "channel_multipliers": [1], "head_channels": 8}
 SHRUNKEN = {
-    "train": {"images": 5120, "log_images": 640, "checkpoint_images": 2560, "warmup_images": 0},
+    "model": SMALL_NETWORK,
+    "train": {"images": 1280, "log_images": 640, "checkpoint_images": 640, "warmup_images": 0},
     "sample": {"images": 200, "solver": "euler", "steps": 10},
     "evaluate": {"likelihood": {"images": 0}},
 }
+"""What a test asks of infra/configs/digits.yaml: every stage, ten steps of training."""
 
 
 def copy_of_the_tree(target: Path) -> Path:
@@ -48,7 +56,7 @@ def clean_environment() -> dict[str, str]:
     return inherited | {"FM_ENVIRONMENT": sys.prefix, "CUDA_VISIBLE_DEVICES": ""}
 
 
-def demo_command(root: Path, *options: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+def demo_command(root: Path, *options: str, timeout: float = 900) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["bash", "infra/demo.sh", *options],
         cwd=root,
@@ -59,50 +67,81 @@ def demo_command(root: Path, *options: str, timeout: float = 600) -> subprocess.
     )
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 @dataclass
-class Demo:
-    """A finished demo, and the server and worker it left running."""
+class Project:
+    """A copy of the tree, its Prefect server, and a terminal of its operator."""
 
     root: Path
-    result: subprocess.CompletedProcess[str]
     port: int
-
-    @property
-    def run_id(self) -> str:
-        """The flow run that the demo watched."""
-        return self.result.stdout.split("UUID: ")[1].split()[0]
+    variables: dict[str, str] = field(default_factory=dict)
+    """Of the operator's environment, beyond the server's address."""
+    documented: dict[str, subprocess.CompletedProcess[str]] = field(default_factory=dict)
 
     def environment(self) -> dict[str, str]:
-        """Environment of a terminal of the demo's operator."""
+        """Environment of a terminal of the operator."""
         return clean_environment() | {
+            "PATH": f"{Path(sys.prefix) / 'bin'}:{os.environ['PATH']}",
             "PREFECT_HOME": str(self.root / "runs" / ".prefect"),
             "PREFECT_API_URL": f"http://127.0.0.1:{self.port}/api",
             "PYTHONPATH": str(self.root),
             "COLUMNS": "300",
+            **self.variables,
         }
 
+    @cached_property
+    def commands(self) -> CommandServer:
+        return CommandServer(self.root, self.environment())
+
+    def close(self) -> None:
+        if "commands" in self.__dict__:
+            self.commands.close()
+
     def command(self, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-        """Run a command of the environment in the project's root."""
+        """Run a command of the environment in the project's root; with settings, in a new process."""
+        if not settings:
+            return self.commands.run(*arguments)
         return subprocess.run(
             [str(Path(sys.prefix) / "bin" / arguments[0]), *arguments[1:]],
             cwd=self.root,
             env=self.environment() | settings,
             capture_output=True,
             text=True,
-            timeout=180,
+            timeout=600,
+        )
+
+    def shell(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a command of the system in the project's root."""
+        return subprocess.run(
+            arguments, cwd=self.root, env=clean_environment(), capture_output=True, text=True, timeout=600
         )
 
     def prefect(self, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
         """Run Prefect's own command in the project's root."""
         return self.command("prefect", *arguments, **settings)
 
+    def page_command(self, command: str) -> str:
+        """The output of a command of a page, which has to succeed; a command on several pages runs once."""
+        if command not in self.documented:
+            arguments = shlex.split(command)
+            prepared = arguments[0] in ("prefect", "python", "fm")
+            self.documented[command] = (self.command if prepared else self.shell)(*arguments)
+        done = self.documented[command]
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
     def api(self, path: str, query: dict[str, Any] | None = None, patience: int = 5) -> Any:
         """GET, or POST a query; again, as Prefect's own client does, where SQLite lets nobody write now."""
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}/api{path}",
-            None if query is None else json.dumps(query).encode(),
-            {"content-type": "application/json"},
-        )
+        headers = {"content-type": "application/json"}
+        if password := self.variables.get("PREFECT_API_AUTH_STRING"):
+            headers["authorization"] = f"Basic {b64encode(password.encode()).decode()}"
+        body = None if query is None else json.dumps(query).encode()
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}/api{path}", body, headers)
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
             return json.load(opener.open(request, timeout=60))
@@ -112,11 +151,38 @@ class Demo:
         time.sleep(2)
         return self.api(path, query, patience - 1)
 
-    def run(self, run_id: str | None = None) -> dict[str, Any]:
-        return self.api(f"/flow_runs/{run_id or self.run_id}")
+    def run(self, run_id: str) -> dict[str, Any]:
+        """A flow run's record."""
+        return self.api(f"/flow_runs/{run_id}")
+
+    def artifacts(self, run_id: str) -> dict[str, dict[str, Any]]:
+        """The artifacts of a flow run, by key."""
+        records = self.api("/artifacts/filter", {"flow_runs": {"id": {"any_": [run_id]}}})
+        return {artifact["key"]: artifact for artifact in records}
+
+    def log_messages(self, run_id: str) -> list[str]:
+        lines = self.api("/logs/filter", {"logs": {"flow_run_id": {"any_": [run_id]}}})
+        return [line["message"] for line in lines]
 
     def watched(self, deployment: str, *options: str) -> dict[str, Any]:
         """Run a deployment to its end; the flow run's record on the server."""
         result = self.prefect("deployment", "run", deployment, "--watch", *options)
-        assert "UUID: " in result.stdout, result.stdout + result.stderr
-        return self.run(result.stdout.split("UUID: ")[1].split()[0])
+        return self.run(created_run(result))
+
+
+@dataclass
+class Demo(Project):
+    """A finished demo, and the server and worker it left running."""
+
+    result: subprocess.CompletedProcess[str] = field(kw_only=True)
+
+    @property
+    def run_id(self) -> str:
+        """The flow run that the demo watched."""
+        return created_run(self.result)
+
+
+def created_run(result: subprocess.CompletedProcess[str]) -> str:
+    """The id of the flow run that `prefect deployment run` has created."""
+    assert "UUID: " in result.stdout, result.stdout + result.stderr
+    return result.stdout.split("UUID: ")[1].split()[0]

@@ -1,13 +1,10 @@
-"""Operator actions and injected failures on the processes of a demo."""
+"""Operator actions and injected failures on the processes of a project."""
 
-import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +12,13 @@ import psutil
 
 from fm_core.launch.job import JOB_VARIABLE
 from fm_core.storage.atomic_files import read_json, read_lines
-from tests.support.demo_project import Demo
+from tests.support.demo_project import Project, created_run
+
+PATIENCE_SECONDS = 300.0
+"""How long to wait for what has to happen, on a machine as busy as it may be."""
 
 
-def until(happened: Callable[[], Any], seconds: float, what: str) -> Any:
+def until(happened: Callable[[], Any], what: str, seconds: float = PATIENCE_SECONDS) -> Any:
     """Wait until `happened` returns something true; that value. Exceptions until then are ignored."""
     deadline = time.monotonic() + seconds
     error: Exception | None = None
@@ -44,32 +44,27 @@ def with_variable(name: str, value: str) -> list[psutil.Process]:
     return matches
 
 
-def moment_of(timestamp: str) -> float:
-    """Seconds since 1970 of a server's timestamp."""
-    return datetime.fromisoformat(timestamp).timestamp()
-
-
 @dataclass
 class Operator:
-    """The operator of a demo and one run of it, with the workers that this operator started."""
+    """The operator of a project and one run of it, with the workers that this operator started."""
 
-    demo: Demo
+    project: Project
     run: str
     workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
     def path(self) -> Path:
         """The run directory."""
-        return self.demo.root / "runs" / self.run
+        return self.project.root / "runs" / self.run
 
     def worker(self, pool: str, **settings: str) -> subprocess.Popen[bytes]:
         """A worker in a session of its own, as systemd would start it."""
         arguments = ("worker", "start", "--pool", pool, "--type", "process")
-        with (self.demo.root / f"worker-{len(self.workers)}.log").open("wb") as log:
+        with (self.project.root / f"worker-{len(self.workers)}.log").open("wb") as log:
             worker = subprocess.Popen(
                 [str(Path(sys.prefix) / "bin" / "prefect"), *arguments],
-                cwd=self.demo.root,
-                env=self.demo.environment() | {"PREFECT_WORKER_QUERY_SECONDS": "2"} | settings,
+                cwd=self.project.root,
+                env=self.project.environment() | {"PREFECT_WORKER_QUERY_SECONDS": "2"} | settings,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -80,12 +75,12 @@ class Operator:
 
     def start(self, deployment: str, config: str) -> str:
         """Create a flow run; its id."""
-        result = self.demo.prefect("deployment", "run", deployment, "--param", f"config={config}")
+        result = self.project.prefect("deployment", "run", deployment, "--param", f"config={config}")
         assert result.returncode == 0, result.stdout + result.stderr
-        return result.stdout.split("UUID: ")[1].split()[0]
+        return created_run(result)
 
     def state(self, run_id: str) -> dict[str, Any]:
-        return self.demo.run(run_id)["state"]
+        return self.project.run(run_id)["state"]
 
     def supervisor(self, run_id: str) -> psutil.Process:
         """The one process of a flow run; of two attempts the older one exits when it sees the other."""
@@ -98,7 +93,7 @@ class Operator:
             ]
             return matches[0] if len(matches) == 1 else None
 
-        return until(alone, 30, "the run has one process")
+        return until(alone, "the run has one process")
 
     def job(self) -> dict[str, Any]:
         record = read_json(self.path / "job.json")
@@ -113,63 +108,45 @@ class Operator:
     def steps(self) -> list[int]:
         return [line["step"] for line in read_lines(self.path / "train" / "metrics.jsonl")]
 
-    def goes_on(self, seconds: float = 90, lines: int = 2) -> None:
+    def goes_on(self, lines: int = 2) -> None:
         """Wait for new lines in the metrics file."""
         before = len(self.steps())
-        until(lambda: len(self.steps()) >= before + lines, seconds, "training goes on")
+        until(lambda: len(self.steps()) >= before + lines, "training goes on")
 
     def messages(self, run_id: str) -> list[str]:
         """Log messages of a flow run on the server."""
-        return [text for _, text in self.log_lines(run_id)]
+        return self.project.log_messages(run_id)
 
-    def log_lines(self, run_id: str) -> list[tuple[float, str]]:
-        """Log messages with the time of each, in seconds since 1970."""
-        query = {"logs": {"flow_run_id": {"any_": [run_id]}}, "limit": 200, "sort": "TIMESTAMP_ASC"}
-        lines = self.demo.api("/logs/filter", query)
-        return [(moment_of(line["timestamp"]), line["message"]) for line in lines]
+    def attached(self, run_id: str) -> None:
+        """Wait until the run's newest attempt is attached to a job."""
 
-    def lines_of_attempt(self, run_id: str) -> list[tuple[float, str]]:
-        """Log lines since the run entered its state: of a running one, those of its newest attempt."""
-        since = moment_of(self.state(run_id)["timestamp"])
-        return [(moment, text) for moment, text in self.log_lines(run_id) if moment > since]
+        def says_so() -> bool:
+            since = self.state(run_id)["timestamp"]  # when it entered its state, running
+            query = {
+                "logs": {"flow_run_id": {"any_": [run_id]}, "timestamp": {"after_": since}},
+                "limit": 200,
+            }
+            lines = [line["message"] for line in self.project.api("/logs/filter", query)]
+            return any(line.startswith("full logs of its processes") for line in lines)
 
-    def attached(self, run_id: str) -> float:
-        """Wait until the run's newest attempt is attached to a job; the time of that."""
+        until(says_so, "the newest attempt attaches")
 
-        def moment_of_attaching() -> float:
-            lines = self.lines_of_attempt(run_id)
-            return next(moment for moment, text in lines if text.startswith("full logs of its processes"))
+    def heard_of(self, run_id: str) -> None:
+        """Wait for a heartbeat of the run's newest attempt: silence counts from the first one."""
+        resource = f"prefect.flow-run.{run_id}"
 
-        return until(moment_of_attaching, 90, "the newest attempt attaches")
+        def beats() -> bool:
+            since = {"since": self.state(run_id)["timestamp"]}
+            names = {"name": ["prefect.flow-run.heartbeat"]}
+            query = {"filter": {"event": names, "occurred": since}, "limit": 50}
+            events = self.project.api("/events/filter", query)["events"]
+            return any(event["resource"]["prefect.resource.id"] == resource for event in events)
 
+        until(beats, "the newest attempt is heard of")
 
-@dataclass
-class PrefectServer:
-    """The demo's Prefect server as a process that can be killed and started again."""
-
-    demo: Demo
-
-    @property
-    def record(self) -> Path:
-        return self.demo.root / "runs" / ".prefect" / "server.pid"
-
-    def kill(self) -> tuple[list[str], dict[str, str]]:
-        """kill -9; the command and environment to start it again."""
-        process = psutil.Process(int(self.record.read_text()))
-        command, environment = process.cmdline(), process.environ()
-        os.killpg(process.pid, signal.SIGKILL)
-        return command, environment
-
-    def start(self, command: list[str], environment: dict[str, str]) -> None:
-        with (self.record.parent / "server.log").open("ab") as log:
-            process = subprocess.Popen(
-                command,
-                cwd=self.demo.root,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        self.record.write_text(str(process.pid))
-        until(lambda: self.demo.api("/health"), 120, "the server is there again")
+    def progress(self, run_id: str) -> str:
+        """Description of the progress artifact of the run's newest attempt to train."""
+        query = {"flow_runs": {"id": {"any_": [run_id]}}, "artifacts": {"key": {"any_": ["train-progress"]}}}
+        return max(self.project.api("/artifacts/filter", query), key=lambda bar: bar["updated"])[
+            "description"
+        ]

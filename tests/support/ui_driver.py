@@ -43,7 +43,7 @@ def text_of(browser: WebDriver) -> str:
     return browser.find_element(By.TAG_NAME, "body").text
 
 
-def wait(browser: WebDriver, until: Callable[[], object], seconds: float = 40) -> None:
+def wait(browser: WebDriver, until: Callable[[], object], seconds: float = 300) -> None:
     ignored = Exception  # elements come and go while a page is drawn
     WebDriverWait(browser, seconds, ignored_exceptions=[ignored]).until(lambda _: until())
 
@@ -56,3 +56,11 @@ def press(browser: WebDriver, name: str, kind: str = "*") -> None:
         return True
 
     wait(browser, pressed)
+
+
+def press_cancel(browser: WebDriver, page: str) -> None:
+    """Cancel a flow run on its page of the second UI."""
+    browser.get(page)
+    press(browser, "Open menu", "button")
+    press(browser, "Cancel", "*[@role='menuitem']")
+    press(browser, "Cancel Flow Run", "button")
