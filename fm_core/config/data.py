@@ -85,7 +85,8 @@ class DataSection(Section):
     workers: int | None = Field(default=None, ge=1)
     """Number of processes that write shards; by default one per core. The bytes do not depend on it."""
     cache: str | None = None
-    """Local folder for copies of remote shards, shared by the processes of a node; by default in TMPDIR."""
+    """Local folder for copies of remote shards, shared by the processes of a node, which no other user can
+    write to; by default below XDG_CACHE_HOME, or TMPDIR where that is not set."""
     cache_bytes: int | None = Field(default=None, ge=2**20)
     """Largest size of that folder in bytes; unlimited by default."""
     order: Literal["full", "blocks"] = "full"

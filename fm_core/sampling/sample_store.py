@@ -19,7 +19,8 @@ from fm_core.errors import UserError
 from fm_core.method.ode import Solver
 from fm_core.run.directory import RunDirectory, step_name
 from fm_core.sampling.generate import Draw, GeneratedBatch
-from fm_core.storage.hashing import fingerprint
+from fm_core.storage.hashing import Sha256, fingerprint
+from fm_core.storage.local_paths import RelativeName
 from fm_core.storage.store import Store
 
 SCHEMA = 1
@@ -29,9 +30,9 @@ class SampleShard(Section):
     """Sidecar of a tar, written after it: the tar is complete if its size matches."""
 
     schema_version: int = SCHEMA
-    name: str
+    name: RelativeName
     bytes: int
-    sha256: str
+    sha256: Sha256
     first: int
     """Index of the first image."""
     images: int

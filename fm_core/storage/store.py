@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import socket
-import tempfile
 import uuid
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
@@ -18,6 +17,7 @@ import fsspec  # pyright: ignore[reportMissingTypeStubs]
 from fm_core.errors import UserError
 from fm_core.storage.atomic_files import flush, publish
 from fm_core.storage.hashing import sha256_stream
+from fm_core.storage.local_paths import expand_home, is_relative_name, private_temporary_folder
 from fm_core.storage.remote_file import RemoteFile
 from fm_core.storage.retries import one_line, with_retries
 
@@ -46,7 +46,14 @@ class Store:
 
     @classmethod
     def at(cls, url: str, *below: str) -> "Store":
-        """Open the folder `url`/`below`...; UserError for an unknown or unavailable protocol."""
+        """Open the folder `url`/`below`...; ~ is expanded.
+
+        Raises UserError for an unknown or unavailable protocol, and for a `below` that leads elsewhere.
+        """
+        if url.startswith("~"):
+            url = str(expand_home(url))
+        for name in below:
+            _require_below(url, name)
         full_url = "/".join((url.rstrip("/") or "/", *below))
         try:
             filesystem, path = cast(tuple[Any, str], fsspec.core.url_to_fs(full_url))
@@ -61,7 +68,8 @@ class Store:
         return "memory" not in _protocols(self.filesystem)
 
     def full(self, name: str) -> str:
-        """Path of a file within the fsspec file system."""
+        """Path of a file within the fsspec file system; UserError for a name that leads out of the folder."""
+        _require_below(self.url, name)
         return f"{self.path}/{name}"
 
     def read_bytes(self, name: str) -> bytes:
@@ -90,7 +98,8 @@ class Store:
             rows = with_retries(lambda: self._fresh().ls(self.path, detail=True), self.url)
         except FileNotFoundError:
             return {}
-        return {row["name"].rsplit("/", 1)[-1]: int(row["size"]) for row in rows if row["type"] == "file"}
+        sizes = {row["name"].rsplit("/", 1)[-1]: int(row["size"]) for row in rows if row["type"] == "file"}
+        return {name: size for name, size in sizes.items() if is_relative_name(name)}
 
     def folders(self) -> list[str]:
         """Sorted names of the subfolders; empty without a folder."""
@@ -99,11 +108,13 @@ class Store:
         except FileNotFoundError:
             return []
         names = (row["name"].rstrip("/").rsplit("/", 1)[-1] for row in rows if row["type"] == "directory")
-        return sorted(names)
+        # An object store may hold a key with a part "..", which no writer of ours creates.
+        return sorted(name for name in names if is_relative_name(name))
 
     def open(self, name: str) -> IO[bytes]:
         """Open a file for reading and seeking; FileNotFoundError."""
         if self.local:
+            _require_below(self.url, name)
             return (self.local / name).open("rb")
         file = RemoteFile(
             lambda: cast(IO[bytes], self.filesystem.open(self.full(name), "rb")),
@@ -131,6 +142,7 @@ class Store:
 
         Raises UserError where the file cannot be written: permissions, a full or read-only disk.
         """
+        _require_below(self.url, name)
         folder = self.local or _temporary_folder()
         stage = (folder / name).parent / f".{Path(name).name}.{_owner()}.partial"
         try:
@@ -218,10 +230,13 @@ def _protocols(filesystem: Any) -> tuple[str, ...]:
     return (protocol,) if isinstance(protocol, str) else tuple(protocol)
 
 
+def _require_below(url: str, name: str) -> None:
+    if name.startswith("/") or "\0" in name or ".." in name.split("/"):
+        raise UserError(f"{url}: the name {name[:200]!r} leads out of this folder; it is refused")
+
+
 def _temporary_folder() -> Path:
-    folder = Path(tempfile.gettempdir()) / f"flow-matching-{os.getuid()}"
-    folder.mkdir(exist_ok=True)
-    return folder
+    return private_temporary_folder("flow-matching")
 
 
 def _host() -> str:
