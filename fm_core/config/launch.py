@@ -39,7 +39,7 @@ class LaunchSection(Section):
     """The processes that train and sample, and the hosts they run on."""
 
     kind: Literal["debug", "local", "ssh", "slurm"] = "local"
-    """debug: one process, the command itself, for breakpoint() and profilers; local: torchrun on this
+    """debug: one process, the command itself, for breakpoint() and profilers; local: ranks on this
     machine; ssh: on the hosts of launch.hostfile; slurm: on nodes of Slurm."""
     processes: int | None = Field(default=None, ge=1)
     """Processes on each host; by default one per GPU, or two where there is none. Slurm wants a number."""

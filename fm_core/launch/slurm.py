@@ -1,4 +1,4 @@
-"""Slurm launcher: sbatch with one task per node, each a node agent that runs one torchrun.
+"""Slurm launcher: sbatch with one task per node, each a node agent that runs one rank group.
 
 Slurm ends all nodes when one fails, and requeues a job that was preempted, lost a node or reached its
 time limit; its ranks then continue from their last checkpoint.

@@ -1,6 +1,6 @@
 """Worker entry point: logging, signal handling, exit records, and termination with the parent agent.
 
-`python -m fm_core.launch.worker_main STAGE MODULE:FUNCTION CONFIG` is one rank of a job, under torchrun.
+`python -m fm_core.launch.worker_main STAGE MODULE:FUNCTION CONFIG` is one rank of a job, in a rank group.
 """
 
 import ctypes
@@ -73,7 +73,7 @@ def load_worker(entry_point: str) -> Worker:
 
 
 def run_worker(stage: str, work: Worker, config_file: str) -> None:
-    """Run the work of one rank and end this process; what torchrun sets says which rank it is.
+    """Run the work of one rank and end this process; its rank group sets the variables that say which.
 
     How it ended is written to <stage>-<rank>.end.json in the control directory, for the supervisor. A rank
     without that record was killed.

@@ -1,4 +1,4 @@
-"""Local paths behind URLs, names below a folder, and folders that no other user of the machine can write to."""
+"""Local paths behind URLs, names below a folder, and folders that no other user can write to."""
 
 import os
 import stat

@@ -56,8 +56,8 @@ def test_a_hash_that_is_not_hexadecimal_is_refused():
 @pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/etc/passwd"])
 def test_a_store_neither_reads_nor_writes_outside_its_folder(name: str, tmp_path: Path):
     (tmp_path / "evil").write_text("kept")
+    target = tmp_path / "target"
     for store in (Store.at(str(tmp_path / "folder")), Store.at("memory://names/folder")):
-        target = tmp_path / "target"
         actions = [
             lambda store=store: store.fetch(name, target),
             lambda store=store: store.read_bytes(name),
