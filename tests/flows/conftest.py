@@ -9,7 +9,7 @@ import pytest
 from selenium.webdriver.remote.webdriver import WebDriver
 
 from tests.support.demo_project import SHRUNKEN, Demo, copy_of_the_tree, demo_command
-from tests.support.ui_driver import BROWSER, DRIVER, start_browser
+from tests.support.ui_driver import BROWSER, DRIVER, sign_in, start_browser
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +38,11 @@ def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebDriver]:
 
 
 @pytest.fixture
-def browser(window: WebDriver) -> Iterator[WebDriver]:
-    """Empty again afterwards: the page of a run draws and asks the server all the time, for half a core."""
+def browser(window: WebDriver, demo: Demo) -> Iterator[WebDriver]:
+    """Signed in at the demo's server.
+
+    Empty again afterwards: the page of a run draws and asks the server all the time, for half a core.
+    """
+    sign_in(window, demo.port, demo.secret)
     yield window
     window.get("about:blank")

@@ -44,6 +44,11 @@ def test_the_compose_file_publishes_no_port_to_the_outside_and_contains_no_secre
     for secret in ("POSTGRES_PASSWORD", "PREFECT_API_AUTH_STRING"):
         assert re.findall(rf"{secret}: (.*)", text)
         assert all(value.startswith("${" + secret) for value in re.findall(rf"{secret}: (\S+)", text))
+    # The containers share the volume in which the server keeps the password that it generates.
+    folder, name = services["worker"]["environment"]["FM_API_AUTH_FILE"].rsplit("/", 1)
+    assert name == "api-auth-4200"
+    assert all(f"prefect:{folder}" in services[name]["volumes"] for name in ("server", "setup", "worker"))
+    assert f"PREFECT_HOME={folder}" in (INFRA / "Dockerfile").read_text()
     assert services["server"]["command"] == ["bash", "infra/serve.sh"]
 
 

@@ -8,6 +8,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from base64 import b64encode
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,16 @@ class Demo:
         """The flow run that the demo watched."""
         return self.result.stdout.split("UUID: ")[1].split()[0]
 
+    @property
+    def password(self) -> str:
+        """The generated password of the server, "user:password"."""
+        return (self.root / "runs" / ".prefect" / f"api-auth-{self.port}").read_text().strip()
+
+    @property
+    def secret(self) -> str:
+        """The password as it is sent, and as the UI keeps it."""
+        return b64encode(self.password.encode()).decode()
+
     def environment(self) -> dict[str, str]:
         """Environment of a terminal of the demo's operator."""
         return clean_environment() | {
@@ -101,7 +112,7 @@ class Demo:
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}/api{path}",
             None if query is None else json.dumps(query).encode(),
-            {"content-type": "application/json"},
+            {"content-type": "application/json", "authorization": f"Basic {self.secret}"},
         )
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
