@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -51,8 +52,21 @@ def with_retries(action: Callable[[], T], where: str) -> T:
 
 
 def one_line(error: Exception) -> str:
-    """Message of an error on one line; the name of its class if it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """Message of an error on one line, without credentials; the name of its class if it has none.
+
+    Libraries quote the URL of a request, which may be signed or hold a password.
+    """
+    return without_secrets(" ".join(str(error).split())) or type(error).__name__
+
+
+def without_secrets(text: str) -> str:
+    """A text in which *** stands for passwords and signatures of the URLs that it quotes."""
+    text = re.sub(r"://[^/@\s]+:[^/@\s]+@", "://***@", text)
+    return re.sub(
+        r"(?i)([?&][\w.-]*(?:key|token|secret|sig|signature|password|credential)s?=)[^&\s'\"<>)]+",
+        r"\1***",
+        text,
+    )
 
 
 def _is_temporary(error: Exception) -> bool:

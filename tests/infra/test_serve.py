@@ -110,6 +110,7 @@ def test_without_a_home_one_line_says_what_to_set(serve: Serve):
 
 def test_other_web_pages_may_not_use_the_api(serve: Serve):
     serve()
+    assert serve.environment["PREFECT_SERVER_UI_API_URL"] == "/api"
     assert serve.environment["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] == (
         "http://127.0.0.1:4200,http://localhost:4200"
     )
