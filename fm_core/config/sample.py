@@ -46,6 +46,10 @@ class SampleSection(Section):
     root: Location | None = None
     """fsspec URL for samples; by default samples in the run directory."""
 
+    trust_code: bool = False
+    """Import classes that only the file of weights names, not this configuration (also: --trust-code).
+    Importing a module runs its code."""
+
     @model_validator(mode="after")
     def _check_compile(self) -> Self:
         if not self.compile and self.set_without("compile", "cuda_graphs"):

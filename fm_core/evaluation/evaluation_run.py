@@ -151,7 +151,7 @@ class EvaluationRun:
         if not self.of_model:
             return None, 0
         step = checkpoint_step(self.config)
-        model = load_model(weights_file(self.config, step), self.device)
+        model = load_model(weights_file(self.config, step), self.device, self.config)
         if model.data_version != self.manifest.version:
             raise UserError(
                 f"{self.run.checkpoints} was trained on version {model.data_version[:12]} of the data; "
@@ -163,7 +163,7 @@ class EvaluationRun:
         if self.model and self.samples:
             if self.settings.samples == "sampler":
                 # The network may be optimized in place, which must not affect the float32 likelihood.
-                model = load_model(weights_file(self.config, self.step), self.device)
+                model = load_model(weights_file(self.config, self.step), self.device, self.config)
                 sampling_model = replace(model, network=accelerated(model.network, self.config.sample))
                 return sampler_images(self.config, self.samples, sampling_model, self.device)
             return run_samples(self.samples, self.model.image_shape)
