@@ -10,7 +10,7 @@ import psutil
 from fm_core.config import Section, dump_yaml
 from fm_core.launch.job import Job
 from fm_core.launch.launcher import JobSpec
-from fm_core.launch.rank_group import LOOPBACK
+from fm_core.launch.rank_group import LOOPBACK, PREFECT_SECRETS
 from fm_core.run.directory import RunDirectory
 from fm_core.storage.local_paths import local_path
 
@@ -23,8 +23,7 @@ DEVICES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICE
 _HOST_VARIABLES = {
     *("HOME", "HOSTNAME", "LD_LIBRARY_PATH", "LD_PRELOAD", "LOGNAME", "MAIL", "OLDPWD", "PWD", "PYTHONPATH"),
     *("SHELL", "SHLVL", "TERM", "TMPDIR", "USER", "_"),
-    # Ranks need no Prefect.
-    *("PREFECT_API_AUTH_STRING", "PREFECT_API_KEY", "PREFECT_SERVER_API_AUTH_STRING"),
+    *PREFECT_SECRETS,
     *DEVICES,
 }
 _SESSION_PREFIXES = ("DBUS_", "DISPLAY", "SSH_", "XDG_")

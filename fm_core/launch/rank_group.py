@@ -23,10 +23,13 @@ POLL_SECONDS = 0.1
 LOOPBACK = "127.0.0.1"
 LOOPBACK_INTERFACE = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "=lo"}
 """Environment variables that keep the connections among ranks of one host on its loopback interface."""
-_INHERITED_PREFIXES = ("PET_", "TORCHELASTIC_", "GROUP_", "ROLE_")
-_INHERITED = {
+PREFECT_SECRETS = ("PREFECT_API_AUTH_STRING", "PREFECT_API_KEY", "PREFECT_SERVER_API_AUTH_STRING")
+"""Variables that ranks, which need no Prefect, do not get."""
+_LEFT_OUT_PREFIXES = ("PET_", "TORCHELASTIC_", "GROUP_", "ROLE_")
+_LEFT_OUT = {
     *("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
     *("CROSS_RANK", "CROSS_SIZE", "NCCL_COMM_ID"),
+    *PREFECT_SECRETS,
 }
 """What torchrun, Kubeflow and others set to say which rank a process is. In a user's environment it would
 move the ranks of this job elsewhere."""
@@ -114,7 +117,7 @@ def main(arguments: list[str]) -> int:
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "TORCHELASTIC_RESTART_COUNT": "0",
     }
-    inherited = {name: value for name, value in os.environ.items() if not _describes_a_rank(name)}
+    inherited = {name: value for name, value in os.environ.items() if not _is_left_out(name)}
     for local in range(options.count):
         number = {"RANK": str(options.first + local), "LOCAL_RANK": str(local)}
         group.start(options.first + local, [sys.executable, *options.command], inherited | world | number)
@@ -154,8 +157,8 @@ def _store(address: str, listener: socket.socket) -> Any:
     )
 
 
-def _describes_a_rank(name: str) -> bool:
-    return name in _INHERITED or name.startswith(_INHERITED_PREFIXES)
+def _is_left_out(name: str) -> bool:
+    return name in _LEFT_OUT or name.startswith(_LEFT_OUT_PREFIXES)
 
 
 def _described(code: int) -> str:
