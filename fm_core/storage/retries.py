@@ -12,6 +12,8 @@ from fm_core.errors import UnreachableError, UserError
 T = TypeVar("T")
 
 ATTEMPTS = 5
+CREDENTIAL_ATTEMPTS = 3
+"""A metadata service that all ranks of a job ask at the same time has none for some of them."""
 FIRST_DELAY_S = 0.2
 # A missing object or a wrong request: never retried.
 FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
@@ -39,7 +41,8 @@ def with_retries(action: Callable[[], T], where: str) -> T:
                 raise
             raise UserError(f"{where}: {one_line(error)}; check the permissions or credentials") from None
         except Exception as error:
-            if not _is_temporary(error) or "Credentials" in type(error).__name__:
+            credentials = "Credentials" in type(error).__name__
+            if not _is_temporary(error) or (credentials and attempt == CREDENTIAL_ATTEMPTS):
                 if _is_remote(error):
                     raise UserError(
                         f"{where}: {one_line(error)}; credentials are read from the environment"

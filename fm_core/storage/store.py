@@ -7,10 +7,10 @@ import re
 import shutil
 import socket
 import uuid
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, TypeVar, cast
 
 import fsspec  # pyright: ignore[reportMissingTypeStubs]
 
@@ -20,6 +20,8 @@ from fm_core.storage.hashing import sha256_stream
 from fm_core.storage.local_paths import expand_home, is_relative_name, private_temporary_folder
 from fm_core.storage.remote_file import RemoteFile
 from fm_core.storage.retries import one_line, with_retries
+
+T = TypeVar("T")
 
 # Errors in writing a file that the user has to fix.
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
@@ -67,6 +69,20 @@ class Store:
         """Whether other processes see the same folder; false in memory."""
         return "memory" not in _protocols(self.filesystem)
 
+    def _retry(self, action: Callable[[], T], where: str) -> T:
+        """`with_retries`; a client that found no credentials keeps to that, so it is made anew."""
+
+        def attempt() -> T:
+            try:
+                return action()
+            except Exception as error:
+                if type(error).__name__ == "NoCredentialsError" and hasattr(self.filesystem, "connect"):
+                    with suppress(Exception):
+                        self.filesystem.connect(refresh=True)
+                raise
+
+        return with_retries(attempt, where)
+
     def full(self, name: str) -> str:
         """Path of a file within the fsspec file system; UserError for a name that leads out of the folder."""
         _require_below(self.url, name)
@@ -74,13 +90,13 @@ class Store:
 
     def read_bytes(self, name: str) -> bytes:
         """Content of a file; FileNotFoundError."""
-        return cast(bytes, with_retries(lambda: self.filesystem.cat_file(self.full(name)), self._where(name)))
+        return cast(bytes, self._retry(lambda: self.filesystem.cat_file(self.full(name)), self._where(name)))
 
     def read_range(self, name: str, start: int, stop: int) -> bytes:
         """Bytes [start, stop) of a file; fewer if it is shorter."""
         return cast(
             bytes,
-            with_retries(
+            self._retry(
                 lambda: self.filesystem.cat_file(self.full(name), start=start, end=stop), self._where(name)
             ),
         )
@@ -88,14 +104,14 @@ class Store:
     def size(self, name: str) -> int | None:
         """Size of a file in bytes; None if it does not exist."""
         try:
-            return int(with_retries(lambda: self._fresh().info(self.full(name)), self._where(name))["size"])
+            return int(self._retry(lambda: self._fresh().info(self.full(name)), self._where(name))["size"])
         except FileNotFoundError:
             return None
 
     def sizes(self) -> dict[str, int]:
         """Size in bytes of each file directly in the folder, by name; empty without a folder."""
         try:
-            rows = with_retries(lambda: self._fresh().ls(self.path, detail=True), self.url)
+            rows = self._retry(lambda: self._fresh().ls(self.path, detail=True), self.url)
         except FileNotFoundError:
             return {}
         sizes = {row["name"].rsplit("/", 1)[-1]: int(row["size"]) for row in rows if row["type"] == "file"}
@@ -104,7 +120,7 @@ class Store:
     def folders(self) -> list[str]:
         """Sorted names of the subfolders; empty without a folder."""
         try:
-            rows = with_retries(lambda: self._fresh().ls(self.path, detail=True), self.url)
+            rows = self._retry(lambda: self._fresh().ls(self.path, detail=True), self.url)
         except FileNotFoundError:
             return []
         names = (row["name"].rstrip("/").rsplit("/", 1)[-1] for row in rows if row["type"] == "directory")
@@ -118,7 +134,7 @@ class Store:
             return (self.local / name).open("rb")
         file = RemoteFile(
             lambda: cast(IO[bytes], self.filesystem.open(self.full(name), "rb")),
-            lambda action: with_retries(action, self._where(name)),
+            lambda action: self._retry(action, self._where(name)),
         )
         return cast(IO[bytes], io.BufferedReader(file))
 
@@ -129,7 +145,7 @@ class Store:
             with self.open(name) as file:
                 return sha256_stream(file)
 
-        return with_retries(read, self._where(name))
+        return self._retry(read, self._where(name))
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write a file atomically."""
@@ -169,16 +185,16 @@ class Store:
     def remove_folder(self, name: str) -> None:
         """Remove a folder and everything in it; no error if it does not exist."""
         with suppress(FileNotFoundError):
-            with_retries(lambda: self._fresh().rm(self.full(name), recursive=True), self._where(name))
+            self._retry(lambda: self._fresh().rm(self.full(name), recursive=True), self._where(name))
 
     def remove(self, name: str) -> None:
         """Remove a file; no error if it does not exist."""
         with suppress(FileNotFoundError):
-            with_retries(lambda: self.filesystem.rm_file(self.full(name)), self._where(name))
+            self._retry(lambda: self.filesystem.rm_file(self.full(name)), self._where(name))
 
     def fetch(self, name: str, target: Path) -> None:
         """Download a file to a local path, which is not written atomically; FileNotFoundError."""
-        with_retries(lambda: self.filesystem.get_file(self.full(name), str(target)), self._where(name))
+        self._retry(lambda: self.filesystem.get_file(self.full(name), str(target)), self._where(name))
 
     def free_bytes(self) -> int | None:
         """Free disk space at the folder, in bytes; None for an object store."""
@@ -211,7 +227,7 @@ class Store:
                 raise OSError(f"{self.url}/{name} holds {uploaded} bytes after an upload of {size}")
 
         try:
-            with_retries(upload, self._where(name))
+            self._retry(upload, self._where(name))
         except FileNotFoundError as error:
             raise UserError(
                 f"{self.url}: cannot be written to ({one_line(error)}); check that the bucket exists"
