@@ -14,12 +14,17 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from datetime import timedelta
 from types import FrameType
 from typing import Any
 
 GRACE_SECONDS = 30.0
 """How long the other ranks may take to save and exit once one has failed, or once the group was asked to."""
 POLL_SECONDS = 0.1
+ATTEMPT = timedelta(seconds=3)
+"""How long the first host's store may take to answer before it is asked again."""
+RANKS_KEY = "fm/ranks"
+"""Counter in the store: ranks of the hosts that are there."""
 LOOPBACK = "127.0.0.1"
 LOOPBACK_INTERFACE = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "=lo"}
 """Environment variables that keep the connections among ranks of one host on its loopback interface."""
@@ -65,11 +70,12 @@ class RankGroup:
     """The ranks of this host as child processes, by number."""
 
     ranks: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict[int, "subprocess.Popen[bytes]"])
-    _asked: bool = False
+    asked: bool = False
+    """Whether this process was asked to end."""
 
     def ask(self, number: int, frame: FrameType | None) -> None:
         """Signal handler: the ranks are asked to save and exit."""
-        self._asked = True
+        self.asked = True
 
     def start(self, number: int, command: list[str], variables: dict[str, str]) -> None:
         """Start one rank."""
@@ -81,13 +87,16 @@ class RankGroup:
         When one fails, or when this process is asked to end, the others get SIGTERM, and SIGKILL later.
         """
         failed, deadline = False, None
-        while running := [rank for rank in self.ranks.values() if rank.poll() is None]:
+        while True:
             for number, rank in self.ranks.items():
-                if rank.returncode and not failed:
+                if rank.poll() and not failed:
                     failed = True
                     print(f"rank {number} ended with {_described(rank.returncode)}", flush=True)
+            running = [rank for rank in self.ranks.values() if rank.returncode is None]
+            if not running:
+                break
             now = time.monotonic()
-            if deadline is None and (failed or self._asked):
+            if deadline is None and (failed or self.asked):
                 deadline = now + GRACE_SECONDS
                 for rank in running:
                     rank.terminate()
@@ -117,12 +126,19 @@ def main(arguments: list[str]) -> int:
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "TORCHELASTIC_RESTART_COUNT": "0",
     }
+    store = None
+    if options.world > options.count:
+        # No rank starts before all hosts are there: until then there is nothing to save, and all end at once.
+        store = _store(address, listener) if listener else _reached(address, int(port), group)
+        if store is None or not _all_are_there(store, options.count, options.world, group):
+            return 1
     inherited = {name: value for name, value in os.environ.items() if not _is_left_out(name)}
     for local in range(options.count):
         number = {"RANK": str(options.first + local), "LOCAL_RANK": str(local)}
         group.start(options.first + local, [sys.executable, *options.command], inherited | world | number)
-    # Ranks that arrive before the store wait in the backlog of its socket; importing torch takes seconds.
-    store = _store(address, listener) if listener else None
+    if store is None and listener:
+        # Ranks that arrive before the store wait in the backlog of its socket; importing torch takes seconds.
+        store = _store(address, listener)
     code = group.wait()
     del store
     return code
@@ -155,6 +171,29 @@ def _store(address: str, listener: socket.socket) -> Any:
     return dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
         address, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
     )
+
+
+def _reached(address: str, port: int, group: RankGroup) -> Any:
+    """The store of the first host once it answers; None if this group is asked to end before."""
+    import torch.distributed as dist
+
+    while not group.asked:
+        try:
+            # Torch would log every attempt.
+            socket.create_connection((address, port), ATTEMPT.total_seconds()).close()
+            return dist.TCPStore(address, port, is_master=False, timeout=ATTEMPT)  # pyright: ignore[reportPrivateImportUsage]
+        except (OSError, RuntimeError):
+            time.sleep(POLL_SECONDS)
+    return None
+
+
+def _all_are_there(store: Any, count: int, world: int, group: RankGroup) -> bool:
+    """Wait until the groups of all hosts have entered their ranks; False if asked to end before."""
+    there = store.add(RANKS_KEY, count)
+    while there < world and not group.asked:
+        time.sleep(POLL_SECONDS)
+        there = store.add(RANKS_KEY, 0)
+    return there >= world
 
 
 def _is_left_out(name: str) -> bool:
