@@ -123,6 +123,19 @@ def test_the_dashboard_queries_metrics_that_training_writes():
     assert len(set(identifiers)) == len(identifiers) >= 6
 
 
+def test_the_pool_s_template_is_prefect_s_own_without_the_command():
+    from prefect.workers.process import ProcessWorker
+
+    template = ProcessWorker.get_default_base_job_template()
+    assert template["job_configuration"].pop("command")
+    assert template["variables"]["properties"].pop("command")
+    assert json.loads((INFRA / "work-pool.json").read_text()) == template
+    texts = [path.read_text() for path in (INFRA / "README.md", INFRA / "compose.yaml", INFRA / "demo.sh")]
+    created = [line for text in texts for line in text.splitlines() if "prefect work-pool create" in line]
+    assert len(created) >= 4
+    assert all("--base-job-template infra/work-pool.json" in line for line in created)
+
+
 def test_scripts_are_valid_bash():
     for script in INFRA.glob("*.sh"):
         assert subprocess.run(["bash", "-n", str(script)]).returncode == 0, script
