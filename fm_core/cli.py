@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
 from fm_core.commands import estimate, stage_function
 from fm_core.config import RunConfig, load_config, merge, parse_config
 from fm_core.errors import FlowMatchingError, Outcome, StopRequested, UserError, outcome_of
+from fm_core.storage.local_paths import provide_home
 
 STAGES = {
     "shard": "write the shards and manifest of a data set, or verify them",
@@ -88,6 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command_line = list(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("DO_NOT_TRACK", "1")
     try:
+        provide_home()
         if command_line[:1] == ["doctor"]:
             return _doctor(command_line[1:])
         if command_line[:1] == ["compare"]:

@@ -23,6 +23,7 @@ from fm_core.errors import Outcome, outcome_of
 from fm_core.launch.exit_records import write_exit_record
 from fm_core.launch.job import CONTROL_VARIABLE, JOB_VARIABLE, LOGS_VARIABLE, is_marked, submitted
 from fm_core.run.lease import Lease
+from fm_core.storage.local_paths import provide_home
 
 PR_SET_PDEATHSIG = 1
 
@@ -161,6 +162,7 @@ def _log_to(directory: Path, stage: str, number: int) -> None:
 def main(arguments: list[str]) -> None:
     """Run the rank that the command line names."""
     stage, entry_point, config_file = arguments
+    provide_home()
 
     def work(config: RunConfig, rank: Rank) -> None:
         # Imported here, so that an import that fails is in the rank's log and exit record.

@@ -1,6 +1,7 @@
 """Local paths behind URLs, names below a folder, and folders that no other user can write to."""
 
 import os
+import pwd
 import stat
 import tempfile
 from pathlib import Path
@@ -97,6 +98,25 @@ def private_temporary_folder(name: str, key: str = "TMPDIR") -> Path:
     if folder.stat().st_mode & 0o077:
         folder.chmod(0o700)
     return folder
+
+
+def provide_home() -> None:
+    """Give the libraries a home directory and a user name where this user has none.
+
+    Containers often run under an arbitrary uid without a passwd entry; torch, triton and others then fail
+    with a KeyError. HOME becomes a private folder as `private_temporary_folder` makes it. Raises UserError.
+    """
+    try:
+        pwd.getpwuid(os.getuid())
+        known = True
+    except KeyError:
+        known = False
+        if not os.environ.get("LOGNAME") and not os.environ.get("USER"):
+            os.environ["USER"] = f"uid-{os.getuid()}"
+    home = os.environ.get("HOME")
+    if known if not home else Path(home).is_dir() and (home != "/" or os.access(home, os.W_OK)):
+        return
+    os.environ["HOME"] = str(private_temporary_folder("flow-matching-home", "HOME"))
 
 
 def cache_home() -> Path:

@@ -179,6 +179,27 @@ def test_a_tilde_is_the_home_directory_everywhere(tmp_path: Path, monkeypatch: p
         expand_home("~nobody-of-this-name/runs")
 
 
+@pytest.mark.parametrize("home", [{}, {"HOME": "/"}, {"HOME": "/nonexistent"}])
+def test_a_user_without_passwd_entry_and_home_gets_both(home: dict[str, str], tmp_path: Path):
+    stranger = ["unshare", "--user", "--map-user=12345", "--map-group=12345"]
+    if subprocess.run([*stranger, "true"], capture_output=True).returncode:
+        pytest.skip("no right to make a user namespace")
+    code = (
+        "import os, getpass, pathlib\n"
+        "os.access = lambda *_: False\n"  # the namespace leaves root's rights on files
+        "from fm_core.storage.local_paths import cache_home, provide_home\n"
+        "provide_home()\n"
+        "print(getpass.getuser(), pathlib.Path.home(), os.path.expanduser('~/x'))\n"
+    )
+    variables = {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path), "PATH": os.environ["PATH"], **home}
+    done = subprocess.run(
+        [*stranger, sys.executable, "-c", code], env=variables, capture_output=True, text=True
+    )
+    folder = tmp_path / "flow-matching-home-12345"
+    assert done.stdout.split() == ["uid-12345", str(folder), f"{folder}/x"], done.stderr
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
 def test_without_a_home_caches_go_to_the_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
