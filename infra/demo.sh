@@ -189,7 +189,7 @@ else
     FM_HOST=127.0.0.1 FM_PORT="$port" PREFECT_API_URL="http://127.0.0.1:$port/api" start server bash infra/serve.sh
 fi
 export PREFECT_API_URL="http://127.0.0.1:$port/api"
-say "Prefect UI: http://127.0.0.1:$port (its login asks once for the password in $STATE/api-auth-$port)"
+say "Prefect UI: http://127.0.0.1:$port" "its login asks once for the password in $STATE/api-auth-$port"
 wait_for_server
 
 {

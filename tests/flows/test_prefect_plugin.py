@@ -42,7 +42,8 @@ def test_a_name_that_is_no_flow_gets_prefects_own_message(demo: Demo):
 
 @pytest.mark.slow
 def test_without_the_plugin_prefect_is_as_it_was(demo: Demo):
-    result = demo.prefect("deployment", "run", "train-digits", PREFECT_PLUGINS_ENABLED="false")
+    variables = {"PREFECT_PLUGINS_ENABLED": "false", "PREFECT_API_AUTH_STRING": demo.password}
+    result = demo.prefect("deployment", "run", "train-digits", **variables)
     assert result.returncode == 1
     assert STOCK.format("train-digits") in result.stdout + result.stderr
 
