@@ -7,7 +7,6 @@ fsspec's own configuration (~/.config/fsspec/*.json), which every library behind
 
 import re
 from typing import Annotated
-from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import AfterValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
@@ -17,15 +16,20 @@ from fm_core.storage.local_paths import expand_home
 
 NO_PASSWORD = frozenset({"git", "github"})
 """Protocols of fsspec in which user:password@ has another meaning: organization:repository@branch."""
+PASSWORD = r"[^/@:?#]*:(?!\d*(?:[/?#]|$))\S*@"
+"""What follows :// in a URL with a password, which may hold a slash; a port is none."""
 SECRET = re.compile(
-    r"(?i)(^|[-_.])(access|api|auth|account)?[-_]?(key|token|secret|signature|sig|password|passwd|pwd|credentials?)$"
+    r"(?i)(^|[-_.])(aws|access|api|auth|account|private|secret)*[-_]?"
+    r"(key|key[-_]?id|token|secret|signature|sig|password|passwd|pwd|auth|authorization|credentials?)$"
 )
+"""Names of secrets in the query of a URL."""
 _SCHEMA = {
     "type": "string",
     # For Prefect, which stores the parameters of a run before anything of this program sees them.
     "not": {
-        "pattern": r"^(?!git://|github://)[A-Za-z0-9+.:-]+://[^/?#]*:[^/?#]*@|"
-        r"[?&;]([A-Za-z0-9._-]*[-_.])?([Kk]ey|[Tt]oken|[Ss]ecret|[Ss]ig|[Ss]ignature|[Pp]assword)="
+        "pattern": rf"(^|::)(?!git://|github://)[A-Za-z0-9+.-]+://{PASSWORD}|(^|::)https?://[^/@?#]+@|"
+        r"[?&;#]([A-Za-z0-9._-]*[-_.])?(AWS|aws|[Aa]ccess|[Aa]pi|[Aa]uth|[Aa]ccount|[Pp]rivate|[Ss]ecret)*"
+        r"([Kk]ey|[Kk]eyId|[Tt]oken|[Ss]ecret|[Ss]ig|[Ss]ignature|[Pp]assword|[Aa]uth|[Cc]redentials?)="
     },
 }
 
@@ -33,18 +37,14 @@ _SCHEMA = {
 def holds_secret(location: str) -> bool:
     """Whether a URL names a password (user:password@) or a secret in its query, such as ?token=."""
     for part in location.split("::"):
-        if "://" not in part:
+        protocol, separator, rest = part.partition("://")
+        if not separator:
             continue
-        try:
-            url = urlsplit(part)
-            authority, protocol = url.netloc, url.scheme
-            names = [name for name, _ in parse_qsl(f"{url.query}&{url.fragment}".replace(";", "&"))]
-        except ValueError:
-            continue
-        account, at, _ = authority.rpartition("@")
-        if at and ":" in account and protocol not in NO_PASSWORD:
+        if protocol not in NO_PASSWORD and re.match(PASSWORD, rest):
             return True
-        if any(SECRET.search(name) for name in names):
+        if protocol in ("http", "https") and re.match(r"[^/@?#]+@", rest):
+            return True  # a token in the place of the user
+        if any(SECRET.search(name) for name in re.findall(r"[?&;#]([^=&;#?]+)=", rest)):
             return True
     return False
 

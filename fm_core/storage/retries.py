@@ -64,9 +64,9 @@ def one_line(error: Exception) -> str:
 
 def without_secrets(text: str) -> str:
     """A text in which *** stands for passwords and signatures of the URLs that it quotes."""
-    text = re.sub(r"://[^/@\s]+:[^/@\s]+@", "://***@", text)
+    text = re.sub(r"://[^/@:?#\s'\"]*:(?!\d*(?:[/?#]|$))[^\s'\"]*@", "://***@", text)
     return re.sub(
-        r"(?i)([?&][\w.-]*(?:key|token|secret|sig|signature|password|credential)s?=)[^&\s'\"<>)]+",
+        r"(?i)([?&][\w.-]*(?:key|keyid|token|secret|sig|signature|password|auth|credential)s?=)[^&\s'\"<>)]+",
         r"\1***",
         text,
     )

@@ -20,6 +20,12 @@ SECRETS = [
     "https://account.blob/x?sv=2024&sig=very-secret",
     "simplecache::https://host/x?access_token=very-secret",
     "filecache::s3://key:very-secret@bucket/x",
+    "s3://AKIAKEY:a/slash/very-secret@bucket/x",
+    "sftp://me:2222very-secret@host/x",
+    "https://host/x?AWSAccessKeyId=very-secret&Expires=1",
+    "https://host/x?X-Goog-Signature=very-secret",
+    "https://host/x?api_key=very-secret",
+    "https://host/x?a=b&refresh_token=very-secret#part",
 ]
 HARMLESS = [
     "datasets",
@@ -31,6 +37,9 @@ HARMLESS = [
     "hf://datasets/a/b@main",
     "https://host/x?version=2&monkey=1",
     "memory://x",
+    "https://host:8080/a@b",
+    "s3://bucket/monkey=1/donkey=2",
+    "sftp://me@host:2222/x",
 ]
 
 
@@ -61,6 +70,11 @@ def test_a_url_with_credentials_is_refused_for_every_key_without_repeating_them(
         assert message.startswith(f"file.yaml: {key}: a URL with a password or a token in it")
         assert "AWS_ACCESS_KEY_ID" in message
         assert "very-secret" not in message
+
+
+def test_a_token_in_the_place_of_the_user_is_refused():
+    with pytest.raises(UserError, match="a password or a token"):
+        parse_config({"data": {"root": "https://very-secret@host/x"}}, "")
 
 
 def test_urls_without_credentials_are_accepted():
