@@ -89,11 +89,16 @@ def meeting_address(hosts: list[str]) -> str:
     """
     if len(hosts) == 1:
         return LOOPBACK
+    named: list[str] = []
     with suppress(OSError):
-        for _, _, _, _, address in socket.getaddrinfo(hosts[0], None, type=socket.SOCK_STREAM):
-            if _interface_of(str(address[0])) not in (None, "lo"):
-                return str(address[0])
-    return _address_towards(hosts[-1]) or "0.0.0.0"
+        found = socket.getaddrinfo(hosts[0], None, type=socket.SOCK_STREAM)
+        named = [str(address[0]) for *_, address in found]
+    for address in named:
+        if _interface_of(address) not in (None, "lo"):
+            return address
+    towards = _address_towards(hosts[-1])
+    # Hosts that are all on this machine.
+    return named[0] if towards == LOOPBACK and named else towards or "0.0.0.0"
 
 
 def _address_towards(host: str) -> str | None:
