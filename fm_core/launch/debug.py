@@ -174,6 +174,7 @@ def in_debugger(frame: FrameType | None) -> bool:
 def _environment(job: Job, stage_job: StageJob) -> Generator[None]:
     before = dict(os.environ)
     os.environ.update(worker_environment(job, stage_job.control, stage_job.logs, 1))
+    os.environ.pop("NCCL_COMM_ID", None)  # it would move NCCL's bootstrap to that address
     ranks = dict.fromkeys(("RANK", "LOCAL_RANK", "GROUP_RANK"), "0") | dict.fromkeys(
         ("WORLD_SIZE", "LOCAL_WORLD_SIZE"), "1"
     )
