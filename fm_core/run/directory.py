@@ -199,7 +199,9 @@ def _recorded(path: Path) -> RunConfig:
 
 
 def _devices() -> list[str]:
-    import torch
+    if not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd")):
+        return [f"{os.cpu_count()} CPU cores"]
+    import torch  # takes seconds: only where there may be a GPU to name
 
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     return gpus or [f"{os.cpu_count()} CPU cores"]

@@ -55,7 +55,7 @@ def attempts(pair, hostfile, tmp_path_factory):
         input=json.dumps(asked),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=400,
     )
     busy.kill()
     busy.wait()

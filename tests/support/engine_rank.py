@@ -1,4 +1,4 @@
-"""Experiments with the real engine, several per launch: `torchrun -m tests.support.engine_rank FOLDER`.
+"""Experiments with the real engine, several per launch, under rank_launch.py.
 
 Rank 0 writes the results to results-RANKS.json, which test_engine.py reads.
 """

@@ -1,4 +1,4 @@
-"""Two steps of each objective through the real engine: `torchrun -m tests.support.objectives_rank FOLDER`."""
+"""Two steps of each objective through the real engine, under rank_launch.py."""
 
 import os
 import sys

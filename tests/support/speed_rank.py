@@ -1,4 +1,4 @@
-"""20 steps of a small UNet with each performance option: `torchrun -m tests.support.speed_rank FOLDER`."""
+"""20 steps of a small UNet with each performance option, under rank_launch.py."""
 
 import os
 import sys

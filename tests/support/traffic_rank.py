@@ -1,4 +1,4 @@
-"""Bytes sent per step under each ZeRO stage: `torchrun -m tests.support.traffic_rank FOLDER`."""
+"""Bytes sent per step under each ZeRO stage, under rank_launch.py."""
 
 import os
 import sys

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from tests.support.torchrun import launch
+from tests.support.rank_launch import launch
 
 
 @pytest.fixture(autouse=True)

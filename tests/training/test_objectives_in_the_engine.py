@@ -9,7 +9,7 @@ from fm_core.errors import UserError
 from fm_core.method.registry import supported_pairs
 from fm_core.stages.train import check_training
 from tests.support.objectives_rank import METHODS
-from tests.support.torchrun import launch
+from tests.support.rank_launch import launch
 
 pytestmark = pytest.mark.slow
 

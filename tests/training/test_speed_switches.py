@@ -6,7 +6,7 @@ from fm_core.config import TrainSection
 from fm_core.errors import UserError
 from fm_core.models.mlp import MLP
 from fm_core.training.engine import _require_buckets, bucket_elements
-from tests.support.torchrun import launch
+from tests.support.rank_launch import launch
 
 SWITCHED = ["fused", "buckets", "overlap", "overlap-2", "all", "checkpointing"]
 

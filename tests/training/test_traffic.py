@@ -3,7 +3,7 @@
 import pytest
 
 from fm_core.training.cost_model import FLOAT32, network_bytes
-from tests.support.torchrun import launch
+from tests.support.rank_launch import launch
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,10 @@
-"""torchrun launches of the rank modules of tests/support, as a job launches its ranks."""
+"""Launches of the rank modules of tests/support, as a job launches its ranks."""
 
 import os
 import signal
 import subprocess
-import sys
 
+from fm_core.launch.rank_group import LOOPBACK, LOOPBACK_INTERFACE, rank_group_command
 from fm_core.storage.atomic_files import read_json
 from tests.support import ROOT
 
@@ -16,11 +16,11 @@ def launch(module, folder, ranks, result):
         "OMP_NUM_THREADS": "1",
         "DS_ACCELERATOR": "cpu",
         "CUDA_VISIBLE_DEVICES": "",
-        "GLOO_SOCKET_IFNAME": "lo",
+        **LOOPBACK_INTERFACE,
     }
-    agent = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
+    rank = ["-m", f"tests.support.{module}", str(folder)]
     process = subprocess.Popen(
-        [*agent, f"--nproc-per-node={ranks}", "-m", f"tests.support.{module}", str(folder)],
+        rank_group_command(rank, ranks, meet=f"{LOOPBACK}:0"),
         env={**os.environ, **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
