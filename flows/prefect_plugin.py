@@ -1,4 +1,4 @@
-"""Prefect plugin: `prefect deployment run train-digits` runs `train-digits/default`.
+"""Prefect plugin: deployments by their flow's name alone, and the password of the project's own server.
 
 It uses Prefect's startup hook. Prefect loads it on every import in a directory whose pyproject.toml turns
 plugins on (`[tool.prefect]`), which is the project root, so it imports nothing of this project and nothing
@@ -7,18 +7,70 @@ heavy. If a version of Prefect lacks what the plugin replaces, Prefect stays as 
 
 import contextlib
 import functools
+import os
+import stat
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from prefect.plugins import HookContext, register_hook
+from prefect.plugins import HookContext, SetupResult, register_hook
+from prefect.settings import get_current_settings
 
 PREFECT_PLUGIN_API_REQUIRES = ">=0.1,<1"
 DEPLOYMENT = "default"
 """The deployment that a flow name without a deployment name refers to."""
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+FILE_VARIABLE = "FM_API_AUTH_FILE"
+"""Names the file of the password where the server is on another host, as in containers."""
 
 
 @register_hook
-def setup_environment(*, ctx: HookContext) -> None:
-    """Make Prefect's client look up a deployment by its flow's name alone."""
+def setup_environment(*, ctx: HookContext) -> SetupResult | None:
+    """Give Prefect the password of the server, and make its client look up bare deployment names."""
+    _accept_bare_names(ctx)
+    settings = get_current_settings().api
+    if (settings.auth_string and settings.auth_string.get_secret_value()) or settings.key:
+        return None
+    password = api_password(ctx.api_url)
+    return SetupResult(env={"PREFECT_API_AUTH_STRING": password}) if password else None
+
+
+def api_password(url: str | None) -> str | None:
+    """The generated password ("user:password") of the server at an API URL, which infra/serve.sh keeps.
+
+    A password is sent to no other server than that for which it was generated: on the loopback interface, the
+    one on the same port. Of several files that of the server that was started last counts. None if there is
+    no file that only this user can read.
+    """
+    if not url:
+        return None
+    if named := os.environ.get(FILE_VARIABLE):
+        files = [Path(named)]
+    else:
+        address = urlsplit(url)
+        if address.hostname not in LOOPBACK:
+            return None
+        folders = [os.environ.get("PREFECT_HOME"), Path(__file__).parents[1] / "runs" / ".prefect"]
+        with contextlib.suppress(RuntimeError):
+            folders.append(Path.home() / ".prefect")
+        files = [Path(folder) / f"api-auth-{address.port or 80}" for folder in folders if folder]
+    kept = [file for file in files if _is_private(file)]
+    if not kept:
+        return None
+    with contextlib.suppress(OSError):
+        return max(kept, key=lambda file: file.stat().st_mtime).read_text(encoding="utf-8").strip() or None
+    return None
+
+
+def _is_private(file: Path) -> bool:
+    try:
+        facts = file.lstat()
+    except OSError:
+        return False
+    return stat.S_ISREG(facts.st_mode) and facts.st_uid == os.geteuid() and not facts.st_mode & 0o077
+
+
+def _accept_bare_names(ctx: HookContext) -> None:
     try:
         from prefect.client.orchestration import PrefectClient
         from prefect.exceptions import ObjectNotFound

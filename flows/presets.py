@@ -10,11 +10,17 @@ from typing import TYPE_CHECKING
 from fm_core.config import RunConfig, config_class, load_config
 
 PROJECT = Path(__file__).resolve().parent.parent
+CONFIGS = PROJECT / "infra" / "configs"
+if not CONFIGS.is_dir():
+    raise ImportError(
+        f"the flows read their presets from {CONFIGS}, which does not exist: they run from a clone of the "
+        "project, installed with pip install --editable"
+    )
 
 
 def preset(name: str) -> type[RunConfig]:
     """RunConfig with the defaults of infra/configs/<name>.yaml."""
-    return config_class(load_config(PROJECT / "infra" / "configs" / f"{name}.yaml"))
+    return config_class(load_config(CONFIGS / f"{name}.yaml"))
 
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn, cast
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
 
 from fm_core.commands import estimate, stage_function
-from fm_core.config import RunConfig, parse_config
+from fm_core.config import RunConfig, merge, parse_config
 from fm_core.errors import (
     FlowMatchingError,
     LeaseLostError,
@@ -23,6 +23,7 @@ from fm_core.errors import (
     outcome_of,
 )
 from fm_core.run.directory import load_run_config
+from fm_core.storage.local_paths import provide_home
 
 STAGES = {
     "shard": "write the shards and manifest of a data set, or verify them",
@@ -41,7 +42,9 @@ COMMANDS = {
     "compare": "show the scores of several runs in one table",
     "doctor": "check this machine or a configuration, and estimate its cost",
 }
+TRUST = {"trust-code": "import classes that only the file of weights names; importing a module runs its code"}
 FLAGS = {
+    **dict.fromkeys(("sample", "evaluate", "report", "export"), TRUST),
     "status": {"follow": "print a line every few seconds until interrupted"},
     "validate": {
         "quick": "check sizes and sidecar files only",
@@ -94,6 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command_line = list(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("DO_NOT_TRACK", "1")
     try:
+        provide_home()
         if command_line[:1] == ["doctor"]:
             return _doctor(command_line[1:])
         if command_line[:1] == ["compare"]:
@@ -200,6 +204,8 @@ def _parse(arguments: list[str]) -> tuple[str, RunConfig, set[str], dict[str, An
     attributes = {flag: flag.replace("-", "_") for flag in own_flags}
     namespace, overrides = _read(sub, arguments[1:], ("config", *attributes.values(), *numbers))
     flags = {flag for flag, name in attributes.items() if getattr(namespace, name)}
+    if "trust-code" in flags:
+        overrides = merge(overrides, {"sample": {"trust_code": True}})
     values = {name: getattr(namespace, name) for name in numbers}
     return head.command, load_run_config(namespace.config, overrides), flags, values
 

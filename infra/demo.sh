@@ -43,7 +43,7 @@ began=$SECONDS flow_run="" final=false watcher="" follower="" started=()
 is_running() { # SERVICE: whether an earlier call left it running
     local pid
     pid="$(cat "$STATE/$1.pid" 2>/dev/null)" || return 1
-    tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline" | grep -q "prefect $1 start"
+    tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline" | grep -qE "prefect $1 start|infra/serve.sh"
 }
 
 start() { # SERVICE COMMAND...: in a session of its own, so that all of its processes can be ended
@@ -82,12 +82,14 @@ for port in (4200, 0):
 PYTHON
 }
 
-api() { # METHOD PATH [JSON]: a request to our server
-    python - "$PREFECT_API_URL" "$@" <<'PYTHON'
-import sys, urllib.request
+api() { # METHOD PATH [JSON]: a request to our server, with the password that serve.sh keeps
+    API_AUTH="$(cat "$STATE/api-auth-$port" 2>/dev/null || true)" python - "$PREFECT_API_URL" "$@" <<'PYTHON'
+import base64, os, sys, urllib.request
 base, method, path, *body = sys.argv[1:]
 data = body[0].encode() if body else None
-request = urllib.request.Request(base + path, data, {"content-type": "application/json"}, method=method)
+secret = base64.b64encode(os.environ["API_AUTH"].encode()).decode()
+headers = {"content-type": "application/json", "authorization": f"Basic {secret}"}
+request = urllib.request.Request(base + path, data, headers, method=method)
 print(urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=20).read().decode())
 PYTHON
 }
@@ -184,14 +186,14 @@ else
     port="$(free_port)"
     [ "$port" = 4200 ] || say "port 4200 is in use; the Prefect server takes $port"
     printf '%s' "$port" >"$STATE/port"
-    PREFECT_API_URL="http://127.0.0.1:$port/api" start server prefect server start --host 127.0.0.1 --port "$port"
+    FM_HOST=127.0.0.1 FM_PORT="$port" PREFECT_API_URL="http://127.0.0.1:$port/api" start server bash infra/serve.sh
 fi
 export PREFECT_API_URL="http://127.0.0.1:$port/api"
-say "Prefect UI: http://127.0.0.1:$port"
+say "Prefect UI: http://127.0.0.1:$port" "its login asks once for the password in $STATE/api-auth-$port"
 wait_for_server
 
 {
-    prefect work-pool create local --type process --overwrite
+    prefect work-pool create local --type process --base-job-template infra/work-pool.json --overwrite
     prefect work-pool set-concurrency-limit local 1  # with its own --limit a worker exits at a retry (infra/README.md)
 } >"$STATE/deploy.log" 2>&1
 is_running worker || start worker prefect worker start --pool local --type process

@@ -7,7 +7,8 @@
 #   PYTHON           the Python >= 3.11 that creates .venv; by default the first on PATH
 #   FM_ENVIRONMENT   an existing environment to use unchanged instead of .venv
 #
-# pip uses its own configuration as usual (PIP_INDEX_URL, PIP_FIND_LINKS, pip.conf, ...).
+# pip uses its own configuration as usual (PIP_INDEX_URL, PIP_FIND_LINKS, pip.conf, ...), but for the settings that
+# would install elsewhere: PIP_USER, PIP_TARGET, PIP_PREFIX and PIP_ROOT do not hold here.
 
 set -euo pipefail
 
@@ -55,6 +56,11 @@ index of CPU builds (pytorch.org, "Get started", CPU), and run
 TEXT
 }
 
+installs_elsewhere() { # whether pip.conf has a setting that no option of pip takes back; prints it
+    env -u PIP_TARGET -u PIP_PREFIX -u PIP_ROOT .venv/bin/python -m pip --disable-pip-version-check config list 2>/dev/null |
+        grep -E "^(global|install)\.(target|prefix|root)="
+}
+
 fingerprint() { cat infra/constraints.txt pyproject.toml <(printf '%s' "$ROOT") | sha256sum | cut -d' ' -f1; }
 
 is_complete() {
@@ -78,18 +84,25 @@ install() {
     say_torch_build
     say "Installing into $ROOT/.venv with $("$python" --version); this happens once. pip's output: $log"
     is_recent .venv/bin/python || "$python" -m venv .venv
-    .venv/bin/python -m pip install --disable-pip-version-check --progress-bar off \
+    if installs_elsewhere >"$log"; then
+        refuse "pip.conf says $(paste -sd ' ' "$log"), so pip would not install into .venv; set PIP_CONFIG_FILE=/dev/null or change it"
+    fi
+    env -u PIP_TARGET -u PIP_PREFIX -u PIP_ROOT PIP_USER=0 \
+        .venv/bin/python -m pip install --disable-pip-version-check --progress-bar off \
         --constraint infra/constraints.txt --editable ".$EXTRAS" > >(tee "$log" | highlights) 2>&1 ||
         { say "pip could not install the environment; see $log" >&2; exit 1; }
+    [ -x .venv/bin/prefect ] || refuse "pip did not install into $ROOT/.venv; see $log"
     fingerprint >".venv/complete$EXTRAS"
     exec 8>&-
 }
 
 if [ -n "${FM_ENVIRONMENT-}" ]; then
     [ -x "$FM_ENVIRONMENT/bin/prefect" ] || refuse "FM_ENVIRONMENT=$FM_ENVIRONMENT has no bin/prefect"
-    # It may be installed for another checkout: this checkout's modules take precedence.
-    export PATH="$FM_ENVIRONMENT/bin:$PATH" PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
+    export PATH="$FM_ENVIRONMENT/bin:$PATH"
 else
     is_complete || install
     export PATH="$ROOT/.venv/bin:$PATH"
 fi
+# The environment may be installed for another checkout, and PYTHONPATH may hold another package "flows": this
+# checkout's modules take precedence.
+export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"

@@ -13,13 +13,14 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from fm_core.checkpoint.train_state import TrainState, parse_state
-from fm_core.errors import UserError
+from fm_core.errors import DamagedRecordError, UserError
 from fm_core.run.directory import step_name
 from fm_core.storage.atomic_files import read_json, write_json
-from fm_core.storage.hashing import sha256_bytes, sha256_file
+from fm_core.storage.hashing import is_sha256, sha256_bytes, sha256_file
+from fm_core.storage.local_paths import require_relative_name
 from fm_core.storage.store import Store
 
 COMPLETE = "COMPLETE"
@@ -71,7 +72,22 @@ def seal(directory: Path) -> None:
 def recorded_files(directory: Path) -> dict[str, dict[str, Any]] | None:
     """Size ("bytes") and SHA-256 ("sha256") of every file by name, from COMPLETE; None if it is missing."""
     record = read_json(directory / COMPLETE)
-    return None if record is None else record["files"]
+    return None if record is None else checked_files(record["files"], str(directory / COMPLETE))
+
+
+def checked_files(files: object, where: str) -> dict[str, dict[str, Any]]:
+    """The files that a COMPLETE names, once every name leads below its folder and every hash is one.
+
+    Raises DamagedRecordError, which names `where`; nothing was fetched or opened by these names.
+    """
+    if not isinstance(files, dict):
+        raise DamagedRecordError(f"{where}: the record of its files is damaged")
+    checked = cast(dict[str, dict[str, Any]], files)
+    for name, facts in checked.items():
+        require_relative_name(name, where)
+        if not is_sha256(facts.get("sha256")):
+            raise DamagedRecordError(f"{where}: the SHA-256 of {name} is not 64 hexadecimal digits")
+    return checked
 
 
 def verify(directory: Path) -> str | None:
@@ -142,11 +158,15 @@ def stored_steps(store: Store) -> list[int]:
 
 
 def stored_files(store: Store, name: str) -> dict[str, dict[str, Any]] | None:
-    """Size and SHA-256 of every file of a checkpoint in a store, as `recorded_files`; None if unreadable."""
+    """Size and SHA-256 of every file of a checkpoint in a store, as `recorded_files`; None if unreadable.
+
+    Raises DamagedRecordError as `checked_files`.
+    """
     try:
-        return dict(json.loads(store.read_bytes(f"{name}/{COMPLETE}"))["files"])
+        files = json.loads(store.read_bytes(f"{name}/{COMPLETE}"))["files"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
+    return checked_files(files, f"{store.url}/{name}/{COMPLETE}")
 
 
 def stored_state(store: Store, step: int) -> TrainState:

@@ -4,6 +4,7 @@ from typing import Any, Literal, Self, cast
 
 from pydantic import Field, model_validator
 
+from fm_core.config.location import Location
 from fm_core.config.section import Name, Section
 
 SourceFormat = Literal[
@@ -27,7 +28,7 @@ class SourceSection(Section):
     imagenet-png: the older one (van den Oord et al.); imagenet-folder, imagenet-tar: the originals of
     ILSVRC2012; folder: images, class by subfolder; parquet: columns of images and labels; cifar10: the
     python archive; auto: by what is at the URL."""
-    url: str | None = None
+    url: Location | None = None
     """Folder or fsspec URL that holds the files; not needed for digits."""
     image_size: int | None = Field(default=None, ge=4, le=1024)
     """Height and width in pixels: the published size to use, or the size that originals are resized to."""
@@ -45,7 +46,9 @@ class SourceSection(Section):
     @model_validator(mode="before")
     @classmethod
     def _default_format_to_auto(cls, keys: Any) -> Any:
-        if isinstance(keys, dict) and "url" in keys and keys["url"] and "format" not in keys:
+        # A preset's format (tree.py `config_class`) stays when a URL alone is given.
+        named = cls.model_fields["format"].default != "digits"
+        if isinstance(keys, dict) and keys.get("url") and "format" not in keys and not named:
             return {**cast(dict[str, Any], keys), "format": "auto"}
         return keys
 
@@ -62,7 +65,7 @@ class SourceSection(Section):
 class DataSection(Section):
     """Data set: its source, its shards and the order in which they are read."""
 
-    root: str = "datasets"
+    root: Location = "datasets"
     """fsspec URL of the folder of data sets; this one is <data.root>/<data.name>."""
     name: Name = "digits"
     """Name of the sharded data set."""
@@ -78,14 +81,15 @@ class DataSection(Section):
     """Blocks (member pairs) per shard."""
     layout: Literal["block", "image"] = "block"
     """block: members are arrays of many images, fast to read; image: members are PNGs, for other tools."""
-    label_map: str | None = None
+    label_map: Location | None = None
     """File that renumbers classes: map_clsloc.txt (to the order of sorted WordNet ids) or lines "old new"."""
     max_quarantined: float | None = Field(default=None, ge=0, le=1)
     """Largest fraction of images left out as unreadable; by default 0 for arrays, 1e-4 for files."""
     workers: int | None = Field(default=None, ge=1)
     """Number of processes that write shards; by default one per core. The bytes do not depend on it."""
-    cache: str | None = None
-    """Local folder for copies of remote shards, shared by the processes of a node; by default in TMPDIR."""
+    cache: Location | None = None
+    """Local folder for copies of remote shards, shared by the processes of a node, which no other user can
+    write to; by default below XDG_CACHE_HOME, or TMPDIR where that is not set."""
     cache_bytes: int | None = Field(default=None, ge=2**20)
     """Largest size of that folder in bytes; unlimited by default."""
     order: Literal["full", "blocks"] = "full"

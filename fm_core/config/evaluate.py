@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from fm_core.config.location import Location
 from fm_core.config.online_eval import OnlineEvalSection
 from fm_core.config.section import Section
 
@@ -65,7 +66,7 @@ class EvaluateSection(Section):
     """Feature extractor. classifier: a network trained on the labels of the data set, whose distances are not
     called FID; inception: InceptionV3 of 2015-12-05 (needs evaluate.weights); or a TorchScript file, or
     package.module:Name of an nn.Module."""
-    weights: str | None = None
+    weights: Location | None = None
     """Path or URL of the extractor's weights; for inception weights-inception-2015-12-05-6726825d.pth."""
     weights_sha256: str | None = Field(default=None, pattern=r"^[0-9a-fA-F]{64}$")
     """Expected SHA-256 of those weights; for inception, by default that of the published file."""
@@ -76,13 +77,13 @@ class EvaluateSection(Section):
         "precision_recall",
     )
     """Metrics of the samples."""
-    samples: str | None = None
+    samples: Location | None = None
     """Images to score: by default this run's samples; sampler: the same images, generated but not written;
     or a folder of images, or an .npz with uint8 arr_0 [N, height, width, channels]."""
-    reference: str = "train"
+    reference: Location = "train"
     """train or val, a split of the data set; or an .npz with mu and sigma (as written by ADM, EDM,
     pytorch-fid, or evaluate.reference_out)."""
-    reference_out: str | None = None
+    reference_out: Location | None = None
     """Write the statistics of the reference to this .npz: mu, sigma, and a description of their source."""
     pair_images: int = Field(default=10_000, ge=4)
     """Images per set for metrics that compare pairs: kernel distance, precision and recall. A larger set is

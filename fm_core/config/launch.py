@@ -4,6 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from fm_core.config.location import Location
 from fm_core.config.section import Section
 
 _OURS = {
@@ -39,7 +40,7 @@ class LaunchSection(Section):
     """The processes that train and sample, and the hosts they run on."""
 
     kind: Literal["debug", "local", "ssh", "slurm"] = "local"
-    """debug: one process, the command itself, for breakpoint() and profilers; local: torchrun on this
+    """debug: one process, the command itself, for breakpoint() and profilers; local: ranks on this
     machine; ssh: on the hosts of launch.hostfile; slurm: on nodes of Slurm."""
     processes: int | None = Field(default=None, ge=1)
     """Processes on each host; by default one per GPU, or two where there is none. Slurm wants a number."""
@@ -51,7 +52,7 @@ class LaunchSection(Section):
     training that finished a new checkpoint since the last failure counts anew."""
     restart_seconds: float = Field(default=5.0, ge=0)
     """Pause before the first restart, in seconds; it doubles from one to the next, up to five minutes."""
-    hostfile: str | None = None
+    hostfile: Location | None = None
     """For ssh: file with a line `HOST slots=PROCESSES` for each host; the first must see run.root."""
     port: int | None = Field(default=None, ge=1024, lt=65536)
     """TCP port of the first host where all hosts meet; by default another from 20000 on for each job."""

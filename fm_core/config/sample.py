@@ -4,6 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from fm_core.config.location import Location
 from fm_core.config.section import Section
 
 
@@ -16,7 +17,7 @@ class SampleSection(Section):
     """Images solved together; adaptive step sizes depend on it, so it is part of the evaluation protocol."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Seed of the noise of the samples."""
-    weights: str = "ema"
+    weights: Location = "ema"
     """ema (the first of train.ema_decays), ema-<decay>, raw, or a .safetensors file of weights."""
     step: int | Literal["latest", "best"] = "latest"
     """Optimizer step of the checkpoint to sample from; best: the one with the lowest
@@ -42,8 +43,12 @@ class SampleSection(Section):
     """Compile the network with torch.compile for batches of sample.batch; the first batch takes minutes."""
     cuda_graphs: bool = False
     """With sample.compile: replay the network as one CUDA graph."""
-    root: str | None = None
+    root: Location | None = None
     """fsspec URL for samples; by default samples in the run directory."""
+
+    trust_code: bool = False
+    """Import classes that only the file of weights names, not this configuration (also: --trust-code).
+    Importing a module runs its code."""
 
     @model_validator(mode="after")
     def _check_compile(self) -> Self:

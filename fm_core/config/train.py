@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from fm_core.config.location import Location
 from fm_core.config.performance import PerformanceSection
 from fm_core.config.section import Section, Stage
 
@@ -53,9 +54,9 @@ class TrainSection(Section):
     """Logging interval in images."""
     checkpoint_images: int = Field(default=64_000, ge=1)
     """Checkpoint interval in images."""
-    checkpoint_root: str | None = None
+    checkpoint_root: Location | None = None
     """fsspec URL for checkpoints; by default train/checkpoints in the run directory."""
-    checkpoint_staging: str | None = None
+    checkpoint_staging: Location | None = None
     """Local folder for checkpoints until they are uploaded; by default train/staging in the run directory."""
     keep_checkpoints: int = Field(default=3, ge=1)
     """Number of newest complete checkpoints to retain, besides the one with the lowest validation loss."""
@@ -67,12 +68,12 @@ class TrainSection(Section):
     """Fail the job if no rank makes progress for this many seconds (three times that for the first step)."""
     skipped_limit: int = Field(default=8, ge=1)
     """Consecutive steps with non-finite gradients before training rolls back, once, to a checkpoint."""
-    init_from: str | None = None
+    init_from: Location | None = None
     """Run directory or .safetensors file with the initial weights; a file may also contain the weights of a
     public U-Net under the names of guided-diffusion, as saved by torchcfm."""
     init_attention_order: Literal["legacy", "new"] = "legacy"
     """Attention order of such a public file: new if its use_new_attention_order was set."""
-    prometheus: str | None = None
+    prometheus: Location | None = None
     """Directory of node_exporter's textfile collector, to write the newest metrics of the run to."""
     tensorboard: bool = False
     """Write TensorBoard event files to train/tensorboard in the run directory; needs tensorboardX."""

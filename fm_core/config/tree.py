@@ -1,6 +1,6 @@
 """The configuration of a run: one tree, read from YAML, with overrides key by key."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from copy import copy
 from pathlib import Path
 from typing import Any, Self, cast
@@ -21,6 +21,31 @@ from fm_core.config.sample import SampleSection
 from fm_core.config.section import Section
 from fm_core.config.train import TrainSection
 from fm_core.errors import UserError
+from fm_core.storage.local_paths import expand_home
+
+
+class _RepeatedKeyError(yaml.constructor.ConstructorError):
+    pass
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that stands twice in one mapping, whose first value, often a section, would be lost."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping of a node. Raises ConstructorError for a key that it holds twice."""
+        lines: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
+            if isinstance(key, Hashable) and key in lines:
+                raise _RepeatedKeyError(
+                    None,
+                    None,
+                    f"the key {key} of line {lines[key]} stands again in line {line}; merge the two",
+                )
+            lines[key] = line
+        return super().construct_mapping(node, deep)
 
 
 class RunConfig(Section):
@@ -72,9 +97,11 @@ def parse_config(tree: Mapping[str, Any], where: str) -> RunConfig:
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read a mapping from a YAML file. Raises UserError if the file is missing or is not a mapping."""
     try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        tree = yaml.load(expand_home(path).read_text(encoding="utf-8"), Loader=_UniqueKeys)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); --config expects a YAML file") from None
+    except _RepeatedKeyError as error:
+        raise UserError(f"{path}: {error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if tree is None:
@@ -110,6 +137,11 @@ def one_line(error: ValidationError) -> str:
         )
         if item["type"] == "extra_forbidden":
             parts.append(f"{key}: unknown key")
+        elif item["type"] == "secret":
+            parts.append(
+                f"{key}: {item['msg']}; it would be written to config.yaml and the report. Credentials come "
+                "from the environment (AWS_ACCESS_KEY_ID, ...) or fsspec's configuration (~/.config/fsspec)"
+            )
         elif item["type"] == "value_error":
             parts.append(str(item["ctx"]["error"]) if "ctx" in item else item["msg"])
         else:

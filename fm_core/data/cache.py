@@ -1,20 +1,24 @@
 """Node-local cache of remote shards, named by their SHA-256 and shared by all processes of the node."""
 
 import os
-import tempfile
+import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 
 from fm_core.data.cache_quota import CacheQuota
-from fm_core.data.manifest import Shard
+from fm_core.data.manifest import MANIFEST_NAME, Manifest, Shard, load_manifest, parse_manifest
 from fm_core.errors import UserError
-from fm_core.storage.atomic_files import sync
+from fm_core.storage.atomic_files import sync, write_text
 from fm_core.storage.file_lock import file_lock
-from fm_core.storage.hashing import sha256_file
+from fm_core.storage.hashing import sha256_bytes, sha256_file
+from fm_core.storage.local_paths import expand_home, private_folder, private_temporary_folder
 from fm_core.storage.store import Store
 
 DOWNLOADS = 8
+MANIFEST_SECONDS = 86_400.0
+"""Copies of manifests of other jobs stay this long."""
 
 
 class NodeCache:
@@ -25,11 +29,39 @@ class NodeCache:
     """
 
     def __init__(self, folder: str | None = None, limit_bytes: int | None = None) -> None:
-        default = Path(tempfile.gettempdir()) / f"flow-matching-shards-{os.getuid()}"
-        self.folder = Path(folder) if folder else default
         self.limit_bytes = limit_bytes
-        self._quota = CacheQuota(self.folder, limit_bytes)
+        self._named = folder
         self._pool: ThreadPoolExecutor | None = None
+
+    @cached_property
+    def folder(self) -> Path:
+        """The folder, created with mode 0700; UserError if another user could write to it."""
+        if self._named is None:
+            return private_temporary_folder("flow-matching-shards", "data.cache")
+        return private_folder(expand_home(self._named).resolve(), "data.cache to another folder")
+
+    def manifest(self, root_url: str, name: str, job: str) -> Manifest:
+        """The manifest of a data set, fetched once per node for all processes of a job; see `load_manifest`.
+
+        Args:
+            root_url: data.root.
+            name: data.name.
+            job: identifies the job; another one fetches the manifest again.
+        """
+        store = Store.at(root_url, name)
+        if store.local:
+            return load_manifest(root_url, name)
+        where = f"{store.url}/{MANIFEST_NAME}"
+        copy = self.folder / f"manifest-{sha256_bytes(f'{job} {where}'.encode())[:32]}.json"
+        with file_lock(self.folder / "manifest.lock"):
+            if not copy.exists():
+                for old in self.folder.glob("manifest-*.json"):
+                    if time.time() - old.stat().st_mtime > MANIFEST_SECONDS:
+                        old.unlink(missing_ok=True)
+                manifest = load_manifest(root_url, name)
+                write_text(copy, manifest.to_json())
+                return manifest
+        return parse_manifest(copy.read_bytes(), where)
 
     def open(self, store: Store, shard: Shard) -> int:
         """Open a copy of the shard, or the shard itself in a local store; a file descriptor.
@@ -73,7 +105,7 @@ class NodeCache:
         with file_lock(path.with_suffix(".lock")):
             while True:
                 try:
-                    file = os.open(path, os.O_RDONLY)
+                    file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
                 except FileNotFoundError:
                     self._download(store, shard, path)  # another process may evict it before it is opened
                     continue
@@ -91,7 +123,7 @@ class NodeCache:
 
     def _download(self, store: Store, shard: Shard, path: Path) -> None:
         stage = path.with_suffix(".partial")
-        with self._quota.reserved(path, shard.bytes):
+        with CacheQuota(self.folder, self.limit_bytes).reserved(path, shard.bytes):
             try:
                 for _ in range(2):
                     store.fetch(shard.name, stage)

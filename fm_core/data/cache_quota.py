@@ -50,7 +50,7 @@ class CacheQuota:
                 if reserved + size > self._limit:
                     return False
                 self._evict(self._limit - reserved - size)
-            with reservation.open("wb") as file:
+            with reservation.open("xb") as file:  # in a folder that no other user can write to (cache.py)
                 file.truncate(size)
         return True
 

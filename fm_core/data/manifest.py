@@ -10,6 +10,8 @@ from typing import Any, Literal, cast
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fm_core.errors import DamagedRecordError, UserError
+from fm_core.storage.hashing import Sha256
+from fm_core.storage.local_paths import RelativeName
 from fm_core.storage.store import Store
 
 MANIFEST_SCHEMA = 1
@@ -46,13 +48,13 @@ class Block(Record):
 class Shard(Record):
     """One tar file."""
 
-    name: str
+    name: RelativeName
     """File name in the data set's folder."""
     split: str
     """train, or val for validation."""
     bytes: int
     """Size of the file in bytes."""
-    sha256: str
+    sha256: Sha256
     """SHA-256 of the file, in hexadecimal."""
     images: int = Field(ge=1)
     """Number of images in the shard."""
@@ -118,7 +120,7 @@ class Manifest(Record):
 
     schema_version: Literal[1] = MANIFEST_SCHEMA
     """Schema version of the file."""
-    name: str
+    name: RelativeName
     """data.name."""
     levels: int = Field(ge=2, le=256)
     """Number of intensity levels: 256 for photographs, 17 for the digits."""

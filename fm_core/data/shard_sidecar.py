@@ -8,10 +8,11 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from fm_core.data.manifest import Block, Record, read_record
 from fm_core.errors import UserError
+from fm_core.storage.local_paths import RelativeName
 from fm_core.storage.store import Store
 
 SIDECAR_SCHEMA = 1
@@ -68,14 +69,14 @@ class ShardSidecar(Record):
 
     schema_version: Literal[1] = SIDECAR_SCHEMA
     """Schema version of the file."""
-    name: str
+    name: RelativeName
     """File name of the shard."""
     split: str
     """train, or val for validation."""
     bytes: int
     """Size of the file in bytes; 0 if all of its images were rejected and there is no file."""
-    sha256: str
-    """SHA-256 of the file, in hexadecimal."""
+    sha256: str = Field(pattern=r"^([0-9a-f]{64})?$")
+    """SHA-256 of the file, in hexadecimal; empty if there is no file."""
     images: int
     """Number of images in the shard."""
     blocks: tuple[Block, ...]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fm_core.config import EvaluateSection, RunConfig
+from fm_core.data.cache import NodeCache
 from fm_core.data.manifest import Manifest, load_manifest
 from fm_core.data.reader import ImageReader
 from fm_core.errors import UserError
@@ -48,10 +49,14 @@ ODE_SOLVE_COST = 500.0
 class EvaluationRun:
     """One evaluation of a configuration."""
 
-    def __init__(self, config: RunConfig, device: torch.device) -> None:
-        """Open the model, samples and data set. Raises UserError if they are missing or do not match."""
+    def __init__(self, config: RunConfig, device: torch.device, job: str | None = None) -> None:
+        """Open the model, samples and data set; the ranks of a `job` fetch the manifest once per node.
+
+        Raises UserError if they are missing or do not match.
+        """
         self.config, self.device, self.settings = config, device, config.evaluate
-        self.manifest = load_manifest(config.data.root, config.data.name)
+        place = config.data.root, config.data.name
+        self.manifest = NodeCache(config.data.cache).manifest(*place, job) if job else load_manifest(*place)
         self.run = RunDirectory(config)
         check_extractors(self.settings)
         check_splits(self.settings, self.manifest)
@@ -151,7 +156,7 @@ class EvaluationRun:
         if not self.of_model:
             return None, 0
         step = checkpoint_step(self.config)
-        model = load_model(weights_file(self.config, step), self.device)
+        model = load_model(weights_file(self.config, step), self.device, self.config)
         if model.data_version != self.manifest.version:
             raise UserError(
                 f"{self.run.checkpoints} was trained on version {model.data_version[:12]} of the data; "
@@ -163,7 +168,7 @@ class EvaluationRun:
         if self.model and self.samples:
             if self.settings.samples == "sampler":
                 # The network may be optimized in place, which must not affect the float32 likelihood.
-                model = load_model(weights_file(self.config, self.step), self.device)
+                model = load_model(weights_file(self.config, self.step), self.device, self.config)
                 sampling_model = replace(model, network=accelerated(model.network, self.config.sample))
                 return sampler_images(self.config, self.samples, sampling_model, self.device)
             return run_samples(self.samples, self.model.image_shape)

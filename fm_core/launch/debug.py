@@ -26,6 +26,7 @@ from fm_core.errors import JobFailedError, Outcome, StopRequested, UserError, ou
 from fm_core.launch.exit_records import write_exit_record
 from fm_core.launch.job import GRACE_SECONDS, Job, agent_lives, end_processes, kill
 from fm_core.launch.launcher import JobSpec, JobStatus, StageJob, with_agent, worker_environment
+from fm_core.launch.rank_group import LOOPBACK, LOOPBACK_INTERFACE
 from fm_core.launch.worker_main import Rank, load_worker
 from fm_core.run.fence import LeaseFence
 from fm_core.run.lease import Lease
@@ -176,11 +177,12 @@ def in_debugger(frame: FrameType | None) -> bool:
 def _environment(job: Job, stage_job: StageJob) -> Generator[None]:
     before = dict(os.environ)
     os.environ.update(worker_environment(job, stage_job.control, stage_job.logs, 1))
+    os.environ.pop("NCCL_COMM_ID", None)  # it would move NCCL's bootstrap to that address
     ranks = dict.fromkeys(("RANK", "LOCAL_RANK", "GROUP_RANK"), "0") | dict.fromkeys(
         ("WORLD_SIZE", "LOCAL_WORLD_SIZE"), "1"
     )
     # The process group is made from a store in memory: nobody listens at this address.
-    os.environ.update(ranks | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "GLOO_SOCKET_IFNAME": "lo"})
+    os.environ.update(ranks | {"MASTER_ADDR": LOOPBACK, "MASTER_PORT": "0"} | LOOPBACK_INTERFACE)
     try:
         yield
     finally:

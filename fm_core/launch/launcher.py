@@ -83,7 +83,7 @@ class Launcher(Protocol):
 
 
 def worker_command(stage: str, worker: str, config_file: Path) -> list[str]:
-    """Arguments of Python (or of torchrun) that start one rank."""
+    """Arguments of Python that start one rank."""
     return ["-m", "fm_core.launch.worker_main", stage, worker, str(config_file)]
 
 

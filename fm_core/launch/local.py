@@ -1,23 +1,18 @@
-"""Local launcher: a torchrun agent on this host, in a session of its own, and its ranks."""
+"""Local launcher: a rank group on the loopback interface, in a session of its own."""
 
-import sys
 from pathlib import Path
 
 from fm_core.launch.detached import spawn_detached
 from fm_core.launch.job import GRACE_SECONDS, Job, agent_lives, end_processes
 from fm_core.launch.launcher import JobSpec, JobStatus, with_agent, worker_command, worker_environment
+from fm_core.launch.rank_group import LOOPBACK, LOOPBACK_INTERFACE, rank_group_command
 
 
 def submit(spec: JobSpec) -> Job:
-    """Start the ranks under a torchrun agent on this host."""
-    agent = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
+    """Start the ranks as a rank group of this host."""
     ranks = worker_command(spec.job.stage, spec.worker, spec.config_file)
-    command = [*agent, f"--nproc-per-node={spec.job.processes}", *ranks]
-    # One host: the loopback interface suffices, and nothing listens on others.
-    variables = {
-        **worker_environment(spec.job, spec.control, spec.logs, spec.job.processes),
-        "GLOO_SOCKET_IFNAME": "lo",
-    }
+    command = rank_group_command(ranks, spec.job.processes, meet=f"{LOOPBACK}:0")
+    variables = worker_environment(spec.job, spec.control, spec.logs, spec.job.processes) | LOOPBACK_INTERFACE
     process = spawn_detached(command, Path(spec.job.log), variables)
     return with_agent(spec.job, process.pid)
 

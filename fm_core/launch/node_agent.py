@@ -1,4 +1,4 @@
-"""Node agent: runs one torchrun on each host of a job, and ends it on request or when the host is cut off.
+"""Node agent: runs one rank group on each host of a job, and ends it on request or when the host is cut off.
 
 `python -m fm_core.launch.node_agent HOST` reads its node specification from the connection that ssh holds
 open (ssh_tunnel.sh), or from the environment under Slurm. `python -m fm_core.launch.node_agent --end JOB`
@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -32,7 +32,8 @@ from fm_core.launch.exit_records import (
 )
 from fm_core.launch.job import Job, end_processes, submitted, successor
 from fm_core.launch.launcher import worker_command, worker_environment
-from fm_core.launch.node_spec import NodeSpec, interface_towards
+from fm_core.launch.node_spec import NodeSpec, interface_towards, meeting_address
+from fm_core.launch.rank_group import LOOPBACK_INTERFACE, rank_group_command
 from fm_core.launch.worker_main import ADOPTION_SECONDS, PR_SET_PDEATHSIG
 from fm_core.run.lease import Lease, holder_name
 from fm_core.storage.atomic_files import write_json, write_text
@@ -188,14 +189,14 @@ def _check(spec: NodeSpec, host: str, place: Place) -> None:
                 f"{key}: {host} does not see {Path(mark).parent}; name a URL or a path that all hosts share"
             )
     if first:
-        _check_port(spec.port, host)
+        _check_port(meeting_address(list(spec.job.hosts)), spec.port, host)
 
 
-def _check_port(port: int, host: str) -> None:
-    with socket.socket() as probe:
+def _check_port(address: str, port: int, host: str) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("", port))
+            probe.bind((address, port))
         except OSError as error:
             raise UserError(f"launch.port: {port} of {host} cannot be used ({error.strerror})") from None
 
@@ -205,23 +206,15 @@ def _run(spec: NodeSpec, host: str, place: Place, stream: TextIO | None) -> int:
     # A job that Slurm has queued again has left records of its earlier attempt.
     remove_exit_records(place.control, spec.job.stage, ranks)
     agent = subprocess.Popen(
-        _torchrun(spec, host, place),
+        _rank_group(spec, host, place),
         stdin=subprocess.DEVNULL,
         env=_environment(spec, host, place),
         cwd=spec.folder,
-        preexec_fn=_agent_signals,
+        preexec_fn=_die_with_agent,
     )
     uplink = Uplink(stream)
     while agent.poll() is None and uplink.grace() is None:
         time.sleep(0.1)
-    if agent.poll() is None:
-        started = psutil.Process(agent.pid).children()
-        for rank in started:
-            with suppress(psutil.NoSuchProcess):
-                rank.terminate()
-        if not started:
-            # It is still waiting for the other hosts: there is nothing to save.
-            agent.kill()
     end_processes(spec.job.id, uplink.grace() or GRACE_SECONDS, spare=_lineage())
     agent.wait()
     records = read_exit_records(place.control, spec.job)
@@ -232,15 +225,16 @@ def _run(spec: NodeSpec, host: str, place: Place, stream: TextIO | None) -> int:
     return (Outcome.STOPPED if stopped else Outcome.FAILED).exit_code
 
 
-def _torchrun(spec: NodeSpec, host: str, place: Place) -> list[str]:
-    hosts = list(spec.job.hosts)
-    return [
-        *(sys.executable, "-m", "torch.distributed.run"),
-        *(f"--nnodes={len(hosts)}", f"--node-rank={hosts.index(host)}"),
-        *(f"--nproc-per-node={spec.job.hosts[host]}", "--signals-to-handle=SIGINT"),
-        *(f"--master-addr={hosts[0]}", f"--master-port={spec.port}"),
-        *worker_command(spec.job.stage, spec.worker, place.config_file),
-    ]
+def _rank_group(spec: NodeSpec, host: str, place: Place) -> list[str]:
+    hosts, ranks = list(spec.job.hosts), _ranks(spec.job, host)
+    return rank_group_command(
+        worker_command(spec.job.stage, spec.worker, place.config_file),
+        len(ranks),
+        first=ranks[0],
+        world=spec.job.processes,
+        meet=f"{meeting_address(hosts) if host == hosts[0] else hosts[0]}:{spec.port}",
+        listen=host == hosts[0],
+    )
 
 
 def _environment(spec: NodeSpec, host: str, place: Place) -> dict[str, str]:
@@ -250,15 +244,14 @@ def _environment(spec: NodeSpec, host: str, place: Place) -> dict[str, str]:
     )
     # A host's own name often resolves to its loopback interface, where no other host can reach gloo.
     interface = interface_towards(hosts[0] if host != hosts[0] else hosts[-1])
-    if interface:
+    if len(hosts) == 1:
+        variables |= LOOPBACK_INTERFACE
+    elif interface:
         variables.setdefault("GLOO_SOCKET_IFNAME", interface)
     return {**os.environ, **variables}
 
 
-def _agent_signals() -> None:
-    # torchrun fails at a second SIGTERM, and Slurm sends several to all processes of a step: the ranks get
-    # theirs from this node or from Slurm, and where the agent dies, from the kernel.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _die_with_agent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

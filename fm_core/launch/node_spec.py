@@ -2,6 +2,7 @@
 
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -9,6 +10,7 @@ import psutil
 from fm_core.config import Section, dump_yaml
 from fm_core.launch.job import Job
 from fm_core.launch.launcher import JobSpec
+from fm_core.launch.rank_group import LOOPBACK, PREFECT_SECRETS
 from fm_core.run.directory import RunDirectory
 from fm_core.storage.local_paths import local_path
 
@@ -21,6 +23,7 @@ DEVICES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICE
 _HOST_VARIABLES = {
     *("HOME", "HOSTNAME", "LD_LIBRARY_PATH", "LD_PRELOAD", "LOGNAME", "MAIL", "OLDPWD", "PWD", "PYTHONPATH"),
     *("SHELL", "SHLVL", "TERM", "TMPDIR", "USER", "_"),
+    *PREFECT_SECRETS,
     *DEVICES,
 }
 _SESSION_PREFIXES = ("DBUS_", "DISPLAY", "SSH_", "XDG_")
@@ -74,13 +77,41 @@ def remove_visibility_marks(job: Job) -> None:
 
 def interface_towards(host: str) -> str | None:
     """Name of this host's network interface that leads to another host; None if there is none."""
+    return _interface_of(_address_towards(host))
+
+
+def meeting_address(hosts: list[str]) -> str:
+    """The one address of this host, the first of a job, on which the store of the ranks listens.
+
+    Other hosts connect to the name of this host, so it is the address behind that name. Where the name leads
+    to the loopback interface here, as on Debian, it is the address that leads to the last host; with one host
+    it is the loopback interface.
+    """
+    if len(hosts) == 1:
+        return LOOPBACK
+    named: list[str] = []
+    with suppress(OSError):
+        found = socket.getaddrinfo(hosts[0], None, type=socket.SOCK_STREAM)
+        named = [str(address[0]) for *_, address in found]
+    for address in named:
+        if _interface_of(address) not in (None, "lo"):
+            return address
+    towards = _address_towards(hosts[-1])
+    # Hosts that are all on this machine.
+    return named[0] if towards == LOOPBACK and named else towards or "0.0.0.0"
+
+
+def _address_towards(host: str) -> str | None:
     try:
         family, *_, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect(address)
-            own_address = probe.getsockname()[0]
+            return str(probe.getsockname()[0])
     except OSError:
         return None
+
+
+def _interface_of(own_address: str | None) -> str | None:
     for name, addresses in psutil.net_if_addrs().items():
         if any(address.address.partition("%")[0] == own_address for address in addresses):
             return name

@@ -1,4 +1,4 @@
-"""Slurm launcher: sbatch with one task per node, each a node agent that runs one torchrun.
+"""Slurm launcher: sbatch with one task per node, each a node agent that runs one rank group.
 
 Slurm ends all nodes when one fails, and requeues a job that was preempted, lost a node or reached its
 time limit; its ranks then continue from their last checkpoint.
@@ -16,6 +16,7 @@ from fm_core.launch.job import GRACE_SECONDS, Job
 from fm_core.launch.launcher import JobSpec, JobStatus
 from fm_core.launch.node_agent import NODE_SPEC_VARIABLE
 from fm_core.launch.node_spec import DEVICES, node_spec_of, remove_visibility_marks
+from fm_core.launch.rank_group import PREFECT_SECRETS
 from fm_core.launch.ssh import node_arguments
 
 PROGRAMS: dict[str, str] = dict.fromkeys(("sbatch", "squeue", "scancel"), "slurm-client")
@@ -63,7 +64,9 @@ def submit(spec: JobSpec) -> Job:
         *node_arguments(spec.job.id, "slurm"),
     ]
     open_log(spec.job)
-    environment = {name: value for name, value in os.environ.items() if name not in DEVICES}
+    environment = {
+        name: value for name, value in os.environ.items() if name not in (*DEVICES, *PREFECT_SECRETS)
+    }
     environment[NODE_SPEC_VARIABLE] = node_spec.model_dump_json()
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:

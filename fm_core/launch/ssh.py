@@ -1,4 +1,4 @@
-"""SSH launcher: pdsh holds a connection to each host of the hostfile, where a node agent runs one torchrun.
+"""SSH launcher: pdsh holds a connection to each host of the hostfile, where a node agent runs one rank group.
 
 A connection that breaks ends the job on both of its sides: ssh notices within 20 s and the other connections
 end; the host that was cut off receives no heartbeat and ends its ranks.

@@ -1,6 +1,6 @@
 """Worker entry point: logging, signal handling, exit records, and termination with the parent agent.
 
-`python -m fm_core.launch.worker_main STAGE MODULE:FUNCTION CONFIG` is one rank of a job, under torchrun.
+`python -m fm_core.launch.worker_main STAGE MODULE:FUNCTION CONFIG` is one rank of a job, in a rank group.
 """
 
 import ctypes
@@ -32,6 +32,7 @@ from fm_core.launch.job import (
 )
 from fm_core.run.fence import Fence, LeaseFence, Unfenced
 from fm_core.run.lease import Lease
+from fm_core.storage.local_paths import provide_home
 
 PR_SET_PDEATHSIG = 1
 
@@ -94,7 +95,7 @@ def load_worker(entry_point: str) -> Worker:
 
 
 def run_worker(stage: str, work: Worker, config_file: str) -> None:
-    """Run the work of one rank and end this process; what torchrun sets says which rank it is.
+    """Run the work of one rank and end this process; its rank group sets the variables that say which.
 
     How it ended is written to <stage>-<rank>.end.json in the control directory, for the supervisor. A rank
     without that record was killed.
@@ -196,6 +197,7 @@ def _log_to(directory: Path, stage: str, number: int) -> None:
 def main(arguments: list[str]) -> None:
     """Run the rank that the command line names."""
     stage, entry_point, config_file = arguments
+    provide_home()
 
     def work(config: RunConfig, rank: Rank) -> None:
         # Imported here, so that an import that fails is in the rank's log and exit record.

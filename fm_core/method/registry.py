@@ -9,7 +9,7 @@ import importlib
 import inspect
 import pkgutil
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TypeVar
 
 import fm_core.method
@@ -58,6 +58,25 @@ def timestep_sampler_named(
 ) -> timestep_samplers.TimestepSampler:
     """Build the timestep sampler of this name on an interval; raises UserError as `path_named`."""
     return _build(timestep_samplers.TimestepSampler, "time distribution", name, (interval,), options)
+
+
+def require_known_code(names: Mapping[str, str], known: Collection[str], where: str) -> None:
+    """Refuse to import a class that only a file of weights names: importing a module runs its code.
+
+    Args:
+        names: names of a recipe by what they are ("path", "objective", ...).
+        known: names that are trusted beside the built-in ones, as those of a run's own configuration.
+        where: the file, for the message.
+
+    Raises:
+        UserError: a name is neither built in nor known.
+    """
+    for what, name in names.items():
+        if ":" in name and name not in known:
+            raise UserError(
+                f"{where} names code of its own, the {what} {name}, which loading would run; if you trust "
+                "it, pass trust_code=True, or --trust-code on the command line"
+            )
 
 
 def supported_pairs() -> dict[tuple[str, str], Interval | str]:

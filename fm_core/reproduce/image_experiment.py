@@ -115,7 +115,7 @@ def _cache_low_nfe_images(experiment: Experiment, settings: ImagesSection) -> st
     """Save samples at few evaluations, uint8 [budgets, n, C, H, W], in the run; the file's SHA-256."""
     step = checkpoint_steps(experiment.config)[-1]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_model(weights_file(experiment.config, step), device)
+    model = load_model(weights_file(experiment.config, step), device, experiment.config)
     seed = experiment.config.sample.seed
     recipe: dict[str, Any] = {
         "weights": model.weights_sha256,

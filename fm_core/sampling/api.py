@@ -15,6 +15,7 @@ from fm_core.method.objectives import Objective
 from fm_core.method.ode import Solver
 from fm_core.sampling.checkpoint_source import Model, checkpoint_step, load_model, weights_file
 from fm_core.sampling.generate import Draw, generate
+from fm_core.storage.local_paths import expand_home
 
 EXPORTED = "model.safetensors"
 """File name of the weights in an exported folder."""
@@ -78,6 +79,7 @@ def load(
     weights: str = "ema",
     step: int | Literal["latest", "best"] = "latest",
     device: torch.device | str | None = None,
+    trust_code: bool = False,
 ) -> LoadedModel:
     """A model from a run directory, an exported folder, or a .safetensors file of weights.
 
@@ -86,18 +88,20 @@ def load(
         weights: of a run: ema, ema-<decay> or raw.
         step: of a run: optimizer step of the checkpoint, latest, or best (lowest validation loss).
         device: by default the first GPU, or the CPU.
+        trust_code: import user-defined classes that a file of weights or an exported folder names; those of a
+            run directory's own config.yaml are imported in any case. Importing a module runs its code.
 
     Raises:
-        UserError: there is nothing to load, or its hash differs.
+        UserError: there is nothing to load, its hash differs, or it names code that is not trusted.
     """
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    path = Path(where)
+    path, config = expand_home(where), None
     if path.is_dir() and (path / EXPORTED).exists():
         path = path / EXPORTED
     elif path.is_dir():
         config = _config_of(path, weights, step)
         path = weights_file(config, checkpoint_step(config))
-    return LoadedModel(load_model(path, chosen), chosen)
+    return LoadedModel(load_model(path, chosen, config, trust_code), chosen)
 
 
 def _config_of(run: Path, weights: str, step: int | str) -> RunConfig:

@@ -15,6 +15,7 @@ from fm_core.config import MethodSection, ModelSection, RunConfig
 from fm_core.errors import UserError
 from fm_core.method.dequantization import Quantizer
 from fm_core.method.objectives import Objective
+from fm_core.method.registry import require_known_code
 from fm_core.models.build import build_method, build_network
 from fm_core.run.directory import RunDirectory, step_name
 
@@ -89,13 +90,27 @@ def weights_file(config: RunConfig, step: int) -> Path:
     return file
 
 
-def load_model(path: Path, device: torch.device) -> Model:
+def load_model(
+    path: Path, device: torch.device, config: RunConfig | None = None, trust_code: bool = False
+) -> Model:
     """Build the network that a file of weights describes and load the weights.
 
-    Raises UserError if the file was not written by training or differs from the hash in its checkpoint.
+    Args:
+        path: the file of weights.
+        device: where the network goes.
+        config: a run's own configuration: user-defined classes that it names are imported.
+        trust_code: import also those that only the file names.
+
+    Raises:
+        UserError: the file was not written by training, differs from the hash in its checkpoint, or names
+            code that is not trusted.
     """
     digest = verified_sha256(path)
     recipe, weights = read_recipe(path), load_file(path)
+    method = MethodSection.model_validate(recipe["method"])
+    if not (trust_code or (config is not None and config.sample.trust_code)):
+        known = _classes(config.method).values() if config else ()
+        require_known_code(_classes(method), [*known], str(path))
     shape = cast(tuple[int, int, int], tuple(recipe["image_shape"]))
     try:
         model = ModelSection.model_validate(recipe["model"])
@@ -107,7 +122,7 @@ def load_model(path: Path, device: torch.device) -> Model:
     return Model(
         network=network.to(device).eval().requires_grad_(False),
         section=model,
-        objective=build_method(MethodSection.model_validate(recipe["method"])).objective,
+        objective=build_method(method).objective,
         quantizer=Quantizer(recipe["levels"]),
         image_shape=shape,
         classes=recipe["classes"],
@@ -118,3 +133,13 @@ def load_model(path: Path, device: torch.device) -> Model:
         weights_sha256=digest,
         recipe=recipe,
     )
+
+
+def _classes(method: MethodSection) -> dict[str, str]:
+    """The names that may be import paths, by what they are."""
+    return {
+        "path": method.path,
+        "objective": method.objective,
+        "coupling": method.coupling,
+        "time distribution": method.times,
+    }

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from fm_core.errors import UserError
 from fm_core.method.ode import Solver
 from fm_core.run.directory import RunDirectory, step_name
 from fm_core.sampling.generate import Draw, GeneratedBatch
-from fm_core.storage.hashing import fingerprint
+from fm_core.storage.hashing import Sha256, fingerprint
+from fm_core.storage.local_paths import RelativeName
 from fm_core.storage.store import Store
 
 SCHEMA = 1
@@ -29,9 +30,9 @@ class SampleShard(Section):
     """Sidecar of a tar, written after it: the tar is complete if its size matches."""
 
     schema_version: int = SCHEMA
-    name: str
+    name: RelativeName
     bytes: int
-    sha256: str
+    sha256: Sha256
     first: int
     """Index of the first image."""
     images: int
@@ -103,6 +104,10 @@ class SampleSet:
         self.store = Store.at(directory.samples, step_name(step), self.key)
         self.control = directory.path / "samples" / step_name(step) / self.key
         """Directory of the sampling job's lock, job.json and status, always on the submitting host."""
+        self._sizes: dict[str, int] | None = None
+        """The files at the last listing."""
+        self._records: dict[int, SampleShard] = {}
+        """Sidecars of the batches that were seen complete, by number."""
 
     @property
     def batches(self) -> int:
@@ -139,39 +144,61 @@ class SampleSet:
             forwards=batch.forwards,
         )
         self.store.write_bytes(_sidecar(number), record.model_dump_json(indent=1).encode())
+        self._records[number] = record
 
     def shard(self, number: int) -> SampleShard | None:
         """The sidecar of a batch; None if the batch is missing or incomplete."""
+        record = self._read_sidecar(number)
+        return record if record and self.store.size(record.name) == record.bytes else None
+
+    def _read_sidecar(self, number: int) -> SampleShard | None:
         content = self._record(_sidecar(number), "schema_version")
         if content is None:
             return None
         try:
-            record = SampleShard.model_validate(content)
+            return SampleShard.model_validate(content)
         except ValidationError:
             return None
-        return record if self.store.size(record.name) == record.bytes else None
 
     def complete(self, number: int) -> bool:
-        """Whether a batch (by its size) and its trajectory are there."""
-        if number == 0 and self.trajectories and self.store.size(self._trajectory) is None:
+        """Whether a batch (by its size) and its trajectory are there.
+
+        The folder is listed once, at the first call: nobody else makes the batches of this rank, and requests
+        for all batches after each of them would be quadratic.
+        """
+        if self._sizes is None:
+            self._sizes = self.store.sizes()
+        if number == 0 and self.trajectories and self._trajectory not in self._sizes:
             return False
-        return self.shard(number) is not None
+        return self._complete_record(number, self._sizes) is not None
 
     def finished(self) -> list[SampleShard]:
-        """Sidecars of the batches that are there."""
-        records = (self.shard(number) for number in range(self.batches))
+        """Sidecars of the batches that are there: one listing, and one request for each that is new."""
+        self._sizes = self.store.sizes()
+        records = (self._complete_record(number, self._sizes) for number in range(self.batches))
         return [record for record in records if record]
 
     def problems(self) -> list[int]:
-        """Numbers of batches that are missing or differ from their hash."""
-        damaged: list[int] = []
-        for number in range(self.batches):
-            if not self.complete(number) or not self._intact(self.shard(number)):
-                damaged.append(number)
-        return damaged
+        """Numbers of batches that are missing or differ from their hash; every one is read again."""
+        self._sizes = None
+        self._records.clear()
+        return [
+            number
+            for number in range(self.batches)
+            if not self.complete(number) or not self._intact(self._records.get(number))
+        ]
+
+    def _complete_record(self, number: int, sizes: Mapping[str, int]) -> SampleShard | None:
+        """The sidecar of a batch that a listing shows with the right size; it is read once."""
+        if number not in self._records and _sidecar(number) in sizes:
+            record = self._read_sidecar(number)
+            if record and sizes.get(record.name) == record.bytes:
+                self._records[number] = record
+        return self._records.get(number)
 
     def remove(self, number: int) -> None:
         """Remove a batch, so that it is made again."""
+        self._records.pop(number, None)
         self.store.remove(_sidecar(number))
         self.store.remove(_tar(number))
 

@@ -4,6 +4,7 @@ Ranks do not communicate: rank r makes batches r, r + ranks, ... and skips those
 """
 
 import os
+import time
 from dataclasses import replace
 
 import torch
@@ -20,20 +21,22 @@ from fm_core.sampling.sample_store import SampleSet, draw_of, protocol_of
 
 TRAJECTORY_FRAMES = 17
 """Number of times at which a trajectory is saved."""
+REPORT_SHARE = 0.05
+"""Largest share of its time that rank 0 spends on reports; a listing of a store may take seconds."""
 
 
 def sample(config: RunConfig, rank: Rank) -> None:
     """Make this rank's share of the missing batches."""
     device = torch.device("cuda", rank.local) if torch.cuda.is_available() else torch.device("cpu")
     step = checkpoint_step(config)
-    model = load_model(weights_file(config, step), device)
+    model = load_model(weights_file(config, step), device, config)
     model = replace(model, network=accelerated(model.network, config.sample))
     samples = SampleSet(config, step, protocol_of(config, model.weights_sha256))
     draw = draw_of(config)
-    meter = RateMeter()
+    report = _Reporter(samples, rank)
     for number in range(rank.number, samples.batches, rank.count):
         if rank.first:
-            _report(samples, rank, meter)
+            report()
         if rank.stop_requested():
             raise StopRequested(f"stopped after {sum(shard.images for shard in samples.finished()):,} images")
         if samples.complete(number):
@@ -43,12 +46,25 @@ def sample(config: RunConfig, rank: Rank) -> None:
         times = time_grid(model.objective.interval, TRAJECTORY_FRAMES) if with_trajectory else None
         samples.write(number, generate(model, draw, first, count, device, times))
     if rank.first:
-        _report(samples, rank, meter)
+        report(last=True)
 
 
-def _report(samples: SampleSet, rank: Rank, meter: RateMeter) -> None:
-    finished = samples.finished()
-    done = sum(shard.images for shard in finished)
-    nfe = f"NFE {sum(shard.nfe * shard.images for shard in finished) / done:.0f}" if done else ""
-    progress = Progress("sample", done, samples.images, "images", nfe, meter.rate(done))
-    write_status(samples.control, progress, job=rank.job, process=os.getpid())
+class _Reporter:
+    """Reports of rank 0 on what all ranks have finished, which take a small share of its time."""
+
+    def __init__(self, samples: SampleSet, rank: Rank) -> None:
+        self._samples, self._rank, self._meter = samples, rank, RateMeter()
+        self._next = 0.0
+
+    def __call__(self, last: bool = False) -> None:
+        """Write the status, unless the last report is too recent for the time that it took."""
+        began = time.monotonic()
+        if began < self._next and not last:
+            return
+        finished = self._samples.finished()
+        done = sum(shard.images for shard in finished)
+        nfe = f"NFE {sum(shard.nfe * shard.images for shard in finished) / done:.0f}" if done else ""
+        progress = Progress("sample", done, self._samples.images, "images", nfe, self._meter.rate(done))
+        write_status(self._samples.control, progress, job=self._rank.job, process=os.getpid())
+        now = time.monotonic()
+        self._next = now + (now - began) / REPORT_SHARE

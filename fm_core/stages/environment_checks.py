@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 
 from fm_core.config import ModelSection
 from fm_core.launch import slurm, ssh
+from fm_core.launch.rank_group import LOOPBACK, LOOPBACK_INTERFACE, rank_group_command
 from fm_core.models.build import build_network
 from fm_core.run.results import Check
 
@@ -105,14 +106,13 @@ def _gradient(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
 
 def processes() -> Check:
     """Whether two processes of this host can form a process group and all-reduce a number."""
-    agent = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "rendezvous.py"
         script.write_text(_RENDEZVOUS_SCRIPT)
         try:
             done = subprocess.run(
-                [*agent, "--nproc-per-node=2", str(script)],
-                env={**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
+                rank_group_command([str(script)], 2, meet=f"{LOOPBACK}:0"),
+                env={**os.environ, **LOOPBACK_INTERFACE, "OMP_NUM_THREADS": "1"},
                 capture_output=True,
                 text=True,
                 timeout=RENDEZVOUS_SECONDS,
@@ -124,12 +124,11 @@ def processes() -> Check:
                 f"two processes did not connect over the loopback interface in {RENDEZVOUS_SECONDS} s",
             )
     if done.returncode:
-        # The first line that a rank prints; torchrun frames its own messages with = and -.
-        lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip("=- ")]
+        lines = [line for line in (done.stdout + done.stderr).splitlines() if line]
         return Check(
             "launcher local", False, f"two processes cannot connect: {lines[0] if lines else done.returncode}"
         )
-    return Check("launcher local", True, "two processes connected through torchrun and all-reduced a number")
+    return Check("launcher local", True, "two processes connected on 127.0.0.1 and all-reduced a number")
 
 
 def launcher(kind: str, programs: Mapping[str, str]) -> Check:

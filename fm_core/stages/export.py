@@ -35,7 +35,7 @@ def export(config: RunConfig, observe: Observer = no_progress) -> StageResult:
 def _export(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResult:
     step = checkpoint_step(config)
     file = weights_file(config, step)
-    model = load_model(file, torch.device("cpu"))
+    model = load_model(file, torch.device("cpu"), config)
     folder = Path(config.export.folder or run.path / "export" / f"{step_name(step)}-{weights_name(config)}")
     target, scores = folder / EXPORTED, _scores(run, model)
     state = "verified"

@@ -35,7 +35,7 @@ def _report(config: RunConfig, run: RunDirectory, observe: Observer) -> StageRes
     manifest = load_manifest(config.data.root, config.data.name)
     metrics = read_lines(run.metrics)
     step = checkpoint_step(config)
-    model = load_model(weights_file(config, step), torch.device("cpu"))
+    model = load_model(weights_file(config, step), torch.device("cpu"), config)
     samples = SampleSet(config, step, protocol_of(config, model.weights_sha256))
     done = samples.done()
     if done is None or not metrics:

@@ -40,7 +40,7 @@ def _sample(config: RunConfig, run: RunDirectory, observe: Observer) -> StageRes
     make_average(config, step)
     # All ranks must use the same checkpoint, even if training adds one meanwhile.
     config = config.model_copy(update={"sample": config.sample.model_copy(update={"step": step})})
-    model = load_model(weights_file(config, step), torch.device("cpu"))
+    model = load_model(weights_file(config, step), torch.device("cpu"), config)
     if not config.sample.weights.endswith(".safetensors"):
         saved, configured = model.section.model_dump(mode="json"), config.model.model_dump(mode="json")
         if changes := differences(saved, configured, "model."):

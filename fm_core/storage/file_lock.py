@@ -1,10 +1,13 @@
 """Advisory file lock (flock) among the processes and threads that share a file system."""
 
+import errno
 import fcntl
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+
+from fm_core.errors import UserError
 
 
 @contextmanager
@@ -20,9 +23,15 @@ def file_lock(path: Path, wait: bool = True) -> Generator[None]:
 
     Raises:
         BlockingIOError: the lock is held and `wait` is false.
+        UserError: the lock file is a symbolic link, which another user may have placed there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
+    try:
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise UserError(f"{path} is a symbolic link, not a lock file; remove it") from None
+        raise
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield

@@ -2,17 +2,28 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any
+
+from pydantic import StringConstraints
 
 try:
     from isal.isal_zlib import crc32  # the same number as zlib's, computed ten times as fast
 except ImportError:
     from zlib import crc32
 
-__all__ = ["crc32", "fingerprint", "sha256_bytes", "sha256_file", "sha256_stream"]
+__all__ = ["Sha256", "crc32", "fingerprint", "is_sha256", "sha256_bytes", "sha256_file", "sha256_stream"]
 
 CHUNK_BYTES = 8 * 2**20
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+"""A SHA-256 in hexadecimal, as a pydantic type of records."""
+
+
+def is_sha256(digest: object) -> bool:
+    """Whether a value is a SHA-256 in lowercase hexadecimal, so that it may serve as a file name."""
+    return isinstance(digest, str) and re.fullmatch(r"[0-9a-f]{64}", digest) is not None
 
 
 def sha256_bytes(data: bytes | memoryview) -> str:

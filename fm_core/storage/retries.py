@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -11,6 +12,8 @@ from fm_core.errors import UnreachableError, UserError
 T = TypeVar("T")
 
 ATTEMPTS = 5
+CREDENTIAL_ATTEMPTS = 3
+"""A metadata service that all ranks of a job ask at the same time has none for some of them."""
 FIRST_DELAY_S = 0.2
 # A missing object or a wrong request: never retried.
 FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
@@ -38,7 +41,8 @@ def with_retries(action: Callable[[], T], where: str) -> T:
                 raise
             raise UserError(f"{where}: {one_line(error)}; check the permissions or credentials") from None
         except Exception as error:
-            if not _is_temporary(error) or "Credentials" in type(error).__name__:
+            credentials = "Credentials" in type(error).__name__
+            if not _is_temporary(error) or (credentials and attempt == CREDENTIAL_ATTEMPTS):
                 if _is_remote(error):
                     raise UserError(
                         f"{where}: {one_line(error)}; credentials are read from the environment"
@@ -51,8 +55,21 @@ def with_retries(action: Callable[[], T], where: str) -> T:
 
 
 def one_line(error: Exception) -> str:
-    """Message of an error on one line; the name of its class if it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """Message of an error on one line, without credentials; the name of its class if it has none.
+
+    Libraries quote the URL of a request, which may be signed or hold a password.
+    """
+    return without_secrets(" ".join(str(error).split())) or type(error).__name__
+
+
+def without_secrets(text: str) -> str:
+    """A text in which *** stands for passwords and signatures of the URLs that it quotes."""
+    text = re.sub(r"://[^/@:?#\s'\"]*:(?!\d*(?:[/?#]|$))[^\s'\"]*@", "://***@", text)
+    return re.sub(
+        r"(?i)([?&][\w.-]*(?:key|keyid|token|secret|sig|signature|password|auth|credential)s?=)[^&\s'\"<>)]+",
+        r"\1***",
+        text,
+    )
 
 
 def _is_temporary(error: Exception) -> bool:

@@ -6,20 +6,22 @@ import os
 import re
 import shutil
 import socket
-import tempfile
 import uuid
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, TypeVar, cast
 
 import fsspec  # pyright: ignore[reportMissingTypeStubs]
 
 from fm_core.errors import UserError
 from fm_core.storage.atomic_files import flush, publish
 from fm_core.storage.hashing import sha256_stream
+from fm_core.storage.local_paths import expand_home, is_relative_name, private_temporary_folder
 from fm_core.storage.remote_file import RemoteFile
 from fm_core.storage.retries import one_line, with_retries
+
+T = TypeVar("T")
 
 # Errors in writing a file that the user has to fix.
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
@@ -46,7 +48,14 @@ class Store:
 
     @classmethod
     def at(cls, url: str, *below: str) -> "Store":
-        """Open the folder `url`/`below`...; UserError for an unknown or unavailable protocol."""
+        """Open the folder `url`/`below`...; ~ is expanded.
+
+        Raises UserError for an unknown or unavailable protocol, and for a `below` that leads elsewhere.
+        """
+        if url.startswith("~"):
+            url = str(expand_home(url))
+        for name in below:
+            _require_below(url, name)
         full_url = "/".join((url.rstrip("/") or "/", *below))
         try:
             filesystem, path = cast(tuple[Any, str], fsspec.core.url_to_fs(full_url))
@@ -60,19 +69,34 @@ class Store:
         """Whether other processes see the same folder; false in memory."""
         return "memory" not in _protocols(self.filesystem)
 
+    def _retry(self, action: Callable[[], T], where: str) -> T:
+        """`with_retries`; a client that found no credentials keeps to that, so it is made anew."""
+
+        def attempt() -> T:
+            try:
+                return action()
+            except Exception as error:
+                if type(error).__name__ == "NoCredentialsError" and hasattr(self.filesystem, "connect"):
+                    with suppress(Exception):
+                        self.filesystem.connect(refresh=True)
+                raise
+
+        return with_retries(attempt, where)
+
     def full(self, name: str) -> str:
-        """Path of a file within the fsspec file system."""
+        """Path of a file within the fsspec file system; UserError for a name that leads out of the folder."""
+        _require_below(self.url, name)
         return f"{self.path}/{name}"
 
     def read_bytes(self, name: str) -> bytes:
         """Content of a file; FileNotFoundError."""
-        return cast(bytes, with_retries(lambda: self.filesystem.cat_file(self.full(name)), self._where(name)))
+        return cast(bytes, self._retry(lambda: self.filesystem.cat_file(self.full(name)), self._where(name)))
 
     def read_range(self, name: str, start: int, stop: int) -> bytes:
         """Bytes [start, stop) of a file; fewer if it is shorter."""
         return cast(
             bytes,
-            with_retries(
+            self._retry(
                 lambda: self.filesystem.cat_file(self.full(name), start=start, end=stop), self._where(name)
             ),
         )
@@ -80,34 +104,37 @@ class Store:
     def size(self, name: str) -> int | None:
         """Size of a file in bytes; None if it does not exist."""
         try:
-            return int(with_retries(lambda: self._fresh().info(self.full(name)), self._where(name))["size"])
+            return int(self._retry(lambda: self._fresh().info(self.full(name)), self._where(name))["size"])
         except FileNotFoundError:
             return None
 
     def sizes(self) -> dict[str, int]:
         """Size in bytes of each file directly in the folder, by name; empty without a folder."""
         try:
-            rows = with_retries(lambda: self._fresh().ls(self.path, detail=True), self.url)
+            rows = self._retry(lambda: self._fresh().ls(self.path, detail=True), self.url)
         except FileNotFoundError:
             return {}
-        return {row["name"].rsplit("/", 1)[-1]: int(row["size"]) for row in rows if row["type"] == "file"}
+        sizes = {row["name"].rsplit("/", 1)[-1]: int(row["size"]) for row in rows if row["type"] == "file"}
+        return {name: size for name, size in sizes.items() if is_relative_name(name)}
 
     def folders(self) -> list[str]:
         """Sorted names of the subfolders; empty without a folder."""
         try:
-            rows = with_retries(lambda: self._fresh().ls(self.path, detail=True), self.url)
+            rows = self._retry(lambda: self._fresh().ls(self.path, detail=True), self.url)
         except FileNotFoundError:
             return []
         names = (row["name"].rstrip("/").rsplit("/", 1)[-1] for row in rows if row["type"] == "directory")
-        return sorted(names)
+        # An object store may hold a key with a part "..", which no writer of ours creates.
+        return sorted(name for name in names if is_relative_name(name))
 
     def open(self, name: str) -> IO[bytes]:
         """Open a file for reading and seeking; FileNotFoundError."""
         if self.local:
+            _require_below(self.url, name)
             return (self.local / name).open("rb")
         file = RemoteFile(
             lambda: cast(IO[bytes], self.filesystem.open(self.full(name), "rb")),
-            lambda action: with_retries(action, self._where(name)),
+            lambda action: self._retry(action, self._where(name)),
         )
         return cast(IO[bytes], io.BufferedReader(file))
 
@@ -118,7 +145,7 @@ class Store:
             with self.open(name) as file:
                 return sha256_stream(file)
 
-        return with_retries(read, self._where(name))
+        return self._retry(read, self._where(name))
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write a file atomically."""
@@ -131,6 +158,7 @@ class Store:
 
         Raises UserError where the file cannot be written: permissions, a full or read-only disk.
         """
+        _require_below(self.url, name)
         folder = self.local or _temporary_folder()
         stage = (folder / name).parent / f".{Path(name).name}.{_owner()}.partial"
         try:
@@ -157,16 +185,16 @@ class Store:
     def remove_folder(self, name: str) -> None:
         """Remove a folder and everything in it; no error if it does not exist."""
         with suppress(FileNotFoundError):
-            with_retries(lambda: self._fresh().rm(self.full(name), recursive=True), self._where(name))
+            self._retry(lambda: self._fresh().rm(self.full(name), recursive=True), self._where(name))
 
     def remove(self, name: str) -> None:
         """Remove a file; no error if it does not exist."""
         with suppress(FileNotFoundError):
-            with_retries(lambda: self.filesystem.rm_file(self.full(name)), self._where(name))
+            self._retry(lambda: self.filesystem.rm_file(self.full(name)), self._where(name))
 
     def fetch(self, name: str, target: Path) -> None:
         """Download a file to a local path, which is not written atomically; FileNotFoundError."""
-        with_retries(lambda: self.filesystem.get_file(self.full(name), str(target)), self._where(name))
+        self._retry(lambda: self.filesystem.get_file(self.full(name), str(target)), self._where(name))
 
     def free_bytes(self) -> int | None:
         """Free disk space at the folder, in bytes; None for an object store."""
@@ -199,7 +227,7 @@ class Store:
                 raise OSError(f"{self.url}/{name} holds {uploaded} bytes after an upload of {size}")
 
         try:
-            with_retries(upload, self._where(name))
+            self._retry(upload, self._where(name))
         except FileNotFoundError as error:
             raise UserError(
                 f"{self.url}: cannot be written to ({one_line(error)}); check that the bucket exists"
@@ -218,10 +246,13 @@ def _protocols(filesystem: Any) -> tuple[str, ...]:
     return (protocol,) if isinstance(protocol, str) else tuple(protocol)
 
 
+def _require_below(url: str, name: str) -> None:
+    if name.startswith("/") or "\0" in name or ".." in name.split("/"):
+        raise UserError(f"{url}: the name {name[:200]!r} leads out of this folder; it is refused")
+
+
 def _temporary_folder() -> Path:
-    folder = Path(tempfile.gettempdir()) / f"flow-matching-{os.getuid()}"
-    folder.mkdir(exist_ok=True)
-    return folder
+    return private_temporary_folder("flow-matching")
 
 
 def _host() -> str:

@@ -18,7 +18,7 @@ SMALLEST_BUCKET, LARGEST_BUCKET = 2**20, 25_000_000
 
 
 def initialize_process_group() -> torch.device:
-    """Join the ranks of this job (torchrun's environment): NCCL with GPUs, gloo without."""
+    """Join the ranks of this job (the environment of their rank group): NCCL with GPUs, gloo without."""
     if not torch.cuda.is_available():
         # Set here and not by the launcher, which may run on a host with other devices.
         os.environ["DS_ACCELERATOR"] = "cpu"

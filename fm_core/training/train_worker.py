@@ -10,8 +10,9 @@ from fm_core.checkpoint.catalog import CheckpointCatalog
 from fm_core.checkpoint.format import step_of
 from fm_core.checkpoint.train_state import TrainState
 from fm_core.config import RunConfig
+from fm_core.data.cache import NodeCache
 from fm_core.data.loader_factories import make_cache, make_order
-from fm_core.data.manifest import Manifest, load_manifest
+from fm_core.data.manifest import Manifest
 from fm_core.data.reader import ImageReader
 from fm_core.data.sampler import ORDER_VERSION
 from fm_core.errors import StopRequested, UserError
@@ -122,7 +123,7 @@ def _finish(
 
 
 def _build_trainer(config: RunConfig, rank: Rank, device: torch.device) -> Trainer:
-    manifest = load_manifest(config.data.root, config.data.name)
+    manifest = NodeCache(config.data.cache).manifest(config.data.root, config.data.name, rank.job)
     method = build_method(config.method)
     method.coupling.check(micro_batch_of(config.train, rank.count))
     torch.manual_seed(config.run.seed)

@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 
+from fm_core.launch.rank_group import LOOPBACK, rank_group_command
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 WORK = ROOT / "build" / "benchmarks"
@@ -96,8 +98,7 @@ def child(
     """Run one contender in one process, or in one per rank, and return its result."""
     command = [str(python)]
     if contender.processes > 1:
-        command += ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
-        command += [f"--nproc-per-node={contender.processes}"]
+        command += rank_group_command([], contender.processes, meet=f"{LOOPBACK}:0")[1:]
     command += [str(HERE / script), json.dumps({**task, "contender": contender.name})]
     environment = {
         **os.environ,
@@ -115,7 +116,7 @@ def child(
 
 
 def single_process_environment() -> dict[str, str]:
-    """Environment variables that torchrun sets for a single process."""
+    """Environment variables of a rank, for a single process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -209,6 +209,25 @@ def test_what_a_killed_download_left_is_removed_and_takes_no_space(tmp_path, rem
     assert copies(tmp_path) == {shards[1].sha256}
 
 
+def test_the_manifest_is_fetched_once_per_node_and_job(tmp_path, remote, monkeypatch):
+    root, manifest = remote
+    fetched = []
+    stock = Store.read_bytes
+    monkeypatch.setattr(Store, "read_bytes", lambda self, name: fetched.append(name) or stock(self, name))
+    ranks = [
+        threading.Thread(target=NodeCache(str(tmp_path)).manifest, args=(root, "digits", "job-a"))
+        for _ in range(8)
+    ]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
+    assert NodeCache(str(tmp_path)).manifest(root, "digits", "job-a") == manifest
+    assert fetched == ["manifest.json"]
+    assert NodeCache(str(tmp_path)).manifest(root, "digits", "job-b") == manifest
+    assert fetched == ["manifest.json", "manifest.json"]
+
+
 def test_a_limit_below_one_shard_is_one_line(tmp_path, remote):
     root, manifest = remote
     with pytest.raises(UserError, match=r"data\.cache_bytes: 700 bytes do not hold one shard of \d+ bytes"):

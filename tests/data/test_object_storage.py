@@ -216,6 +216,24 @@ def test_missing_credentials_are_one_line(tmp_path, s3, monkeypatch):
     assert "AWS_ACCESS_KEY_ID" not in os.environ
 
 
+def test_credentials_that_a_busy_metadata_service_withholds_are_asked_for_again(monkeypatch):
+    withheld = pytest.importorskip("botocore.exceptions").NoCredentialsError
+    store, asked = Store.at("memory://credentials"), []
+    store.write_bytes("a", b"content")
+    kind = type(store.filesystem)
+    stock = kind.cat_file
+
+    def cat_file(self, *arguments, **options):
+        if len(asked) < 2:
+            raise withheld
+        return stock(self, *arguments, **options)
+
+    monkeypatch.setattr(kind, "cat_file", cat_file)
+    monkeypatch.setattr(kind, "connect", lambda self, refresh: asked.append(refresh), raising=False)
+    assert store.read_bytes("a") == b"content"
+    assert asked == [True, True]
+
+
 def test_a_bucket_that_is_not_there_is_one_line(s3):
     with pytest.raises(UserError, match="check that the bucket exists"):
         write_dataset(DataSection(root="s3://no-such-bucket/data"))

@@ -2,6 +2,8 @@
 
 import json
 import subprocess
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,6 +36,9 @@ def test_a_taken_port_is_reported_and_another_one_is_used(demo: Demo):
     assert demo.port != 4200
     assert lines[0] == f"port 4200 is in use; the Prefect server takes {demo.port}"
     assert lines[1] == f"Prefect UI: http://127.0.0.1:{demo.port}"
+    kept = demo.root / "runs" / ".prefect" / f"api-auth-{demo.port}"
+    assert lines[2] == f"its login asks once for the password in {kept}"
+    assert kept.stat().st_mode & 0o777 == 0o600
 
 
 def test_progress_is_on_the_terminal(demo: Demo):
@@ -70,6 +75,22 @@ def test_everything_is_deployed(demo: Demo):
         assert deployment["enforce_parameter_schema"]
         assert deployment["description"]
         assert deployment["tags"]
+
+
+def test_the_api_wants_the_password_and_nothing_shows_it(demo: Demo):
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
+            f"http://127.0.0.1:{demo.port}/api/admin/version", timeout=60
+        )
+    assert refused.value.code == 401
+    secret = demo.password.partition(":")[2].encode()
+    assert secret not in (demo.result.stdout + demo.result.stderr).encode()
+    files = [
+        path for path in (demo.root / "runs").rglob("*") if path.is_file() and "api-auth-" not in path.name
+    ]
+    assert [path for path in files if secret in path.read_bytes()] == []
+    commands = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
+    assert [command for command in commands if secret.decode() in command] == []
 
 
 def test_the_server_listens_on_the_loopback_interface_alone(demo: Demo):

@@ -23,7 +23,7 @@ from tests.support.demo_project import created_run
 from tests.support.fault_injection import NOISY_STEPS
 from tests.support.operator import Operator, until, with_variable
 from tests.support.served_project import ServedProject, served_project
-from tests.support.ui_driver import BROWSER, DRIVER, press_cancel
+from tests.support.ui_driver import BROWSER, DRIVER, press_cancel, sign_in
 
 RUN = {
     "run": {"name": "story"},
@@ -186,6 +186,7 @@ def cancel(
     """The button of the UI, or the command on a machine without a browser."""
     if BROWSER and DRIVER:
         browser: WebDriver = request.getfixturevalue("browser")
+        sign_in(browser, served.port, served.secret)
         return lambda: press_cancel(browser, f"http://127.0.0.1:{served.port}/v2/runs/flow-run/{run_id}")
 
     def by_command() -> None:

@@ -1,19 +1,22 @@
-"""`prefect deployment run train-digits` means train-digits/default, and nothing else changes."""
+"""The plugin resolves bare deployment names and finds the server's password, and nothing else changes."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from flows.prefect_plugin import api_password
 from tests.support import ROOT
 from tests.support.demo_project import Demo, created_run
 
 STOCK = "Invalid deployment name format: {}. Expected format: <FLOW_NAME>/<DEPLOYMENT_NAME>"
 
 
-def python(code: str, cwd: Path = ROOT) -> str:
-    result = subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, check=True)
+def python(code: str, cwd: Path = ROOT, **variables: str) -> str:
+    command, environment = [sys.executable, "-c", code], {**os.environ, **variables}
+    result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=True)
     return result.stdout.strip()
 
 
@@ -35,7 +38,8 @@ def test_a_name_that_is_no_flow_gets_prefects_own_message(demo: Demo):
 
 
 def test_without_the_plugin_prefect_is_as_it_was(demo: Demo):
-    result = demo.prefect("deployment", "run", "train-digits", PREFECT_PLUGINS_ENABLED="false")
+    variables = {"PREFECT_PLUGINS_ENABLED": "false", "PREFECT_API_AUTH_STRING": demo.password}
+    result = demo.prefect("deployment", "run", "train-digits", **variables)
     assert result.returncode == 1
     assert STOCK.format("train-digits") in result.stdout + result.stderr
 
@@ -67,3 +71,60 @@ def test_a_prefect_that_has_changed_is_left_alone(missing: str):
         cwd=Path("/"),
     )
     assert output == "None False"
+
+
+@pytest.fixture
+def homes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """Two homes of servers: PREFECT_HOME and the user's own."""
+    named, user = tmp_path / "named", tmp_path / "user" / ".prefect"
+    for home in (named, user):
+        home.mkdir(parents=True)
+    monkeypatch.setenv("PREFECT_HOME", str(named))
+    monkeypatch.setenv("HOME", str(user.parent))
+    monkeypatch.delenv("FM_API_AUTH_FILE", raising=False)
+    monkeypatch.setattr("flows.prefect_plugin.__file__", str(tmp_path / "project" / "flows" / "x.py"))
+    return named, user
+
+
+def keep(folder: Path, port: int, password: str, age: float = 0, mode: int = 0o600) -> Path:
+    file = folder / f"api-auth-{port}"
+    file.write_text(password + "\n")
+    file.chmod(mode)
+    os.utime(file, (1e9 - age, 1e9 - age))
+    return file
+
+
+def test_the_password_of_the_project_s_server_is_found(homes: tuple[Path, Path]):
+    named, user = homes
+    assert api_password("http://127.0.0.1:4200/api") is None
+    assert api_password(None) is None
+    keep(named, 4200, "operator:older", age=60)
+    keep(user, 4200, "operator:newer")
+    assert api_password("http://127.0.0.1:4200/api") == "operator:newer"
+    assert api_password("http://localhost:4200/api") == "operator:newer"
+
+
+def test_the_password_goes_to_no_other_server(homes: tuple[Path, Path]):
+    keep(homes[0], 4200, "operator:secret")
+    for url in ("http://127.0.0.1:4201/api", "http://host:4200/api", "https://api.prefect.cloud/api"):
+        assert api_password(url) is None
+
+
+def test_a_file_that_others_can_read_or_that_is_a_link_does_not_count(homes: tuple[Path, Path]):
+    readable = keep(homes[0], 4200, "operator:secret", mode=0o644)
+    (homes[1] / "api-auth-4200").symlink_to(keep(homes[0], 4201, "operator:secret"))
+    assert readable.exists()
+    assert api_password("http://127.0.0.1:4200/api") is None
+
+
+def test_containers_name_the_file(homes: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("FM_API_AUTH_FILE", str(keep(homes[0], 4200, "operator:shared")))
+    assert api_password("http://server:4200/api") == "operator:shared"
+
+
+def test_prefect_sends_the_password_that_was_found_and_prefers_one_that_was_set(tmp_path: Path):
+    keep(tmp_path, 4200, "operator:found")
+    code = "from prefect.settings import PREFECT_API_AUTH_STRING as s; print(s.value())"
+    variables = {"PREFECT_HOME": str(tmp_path), "PREFECT_API_URL": "http://127.0.0.1:4200/api"}
+    found = [python(code, **variables), python(code, **variables, PREFECT_API_AUTH_STRING="me:mine")]
+    assert found == ["operator:found", "me:mine"]

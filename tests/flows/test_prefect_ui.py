@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webdriver import WebDriver
 
 from tests.support import ROOT
 from tests.support.demo_project import Demo
-from tests.support.ui_driver import BROWSER, DRIVER, press, text_of, wait
+from tests.support.ui_driver import BROWSER, DRIVER, press, sign_in, text_of, wait
 
 SCREENSHOTS = ROOT / "build" / "screenshots"
 STAGES = ["shard", "train[2]", "sample[2]", "evaluate", "report"]
@@ -31,7 +32,8 @@ def green_pixels(browser: WebDriver) -> int:
 
 
 @pytest.fixture(scope="module", params=["", "/v2"], ids=["first UI", "second UI"])
-def site(request: pytest.FixtureRequest, demo: Demo) -> str:
+def site(request: pytest.FixtureRequest, demo: Demo, window: WebDriver) -> str:
+    sign_in(window, demo.port, demo.secret)
     return f"http://127.0.0.1:{demo.port}{request.param}"
 
 
@@ -58,6 +60,17 @@ def test_the_flow_run_page_shows_name_bars_artifacts_and_result(demo: Demo, brow
     wait(browser, lambda: all(key in text_of(browser) for key in shown))
     assert "1,280 of 1,280 images" in text_of(browser)
     keep(browser, site, "flow-run-artifacts")
+
+
+def test_the_ui_asks_for_the_password_once(demo: Demo, browser: WebDriver, site: str):
+    browser.execute_script("localStorage.clear()")
+    browser.get(f"{site}/dashboard")
+    field = '//input[@type="password"]'
+    wait(browser, lambda: browser.find_element(By.XPATH, field).send_keys(demo.password + Keys.ENTER) is None)
+    wait(browser, lambda: browser.execute_script("return localStorage['prefect-password']") == demo.secret)
+    browser.get(f"{site}/runs/flow-run/{demo.run_id}")
+    wait(browser, lambda: "digits-s0" in text_of(browser))
+    assert browser.find_elements(By.XPATH, field) == []
 
 
 @pytest.mark.parametrize("key", ["sample-grid", "loss-curve"])

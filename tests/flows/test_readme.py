@@ -25,7 +25,7 @@ def commands(beginning: str) -> list[str]:
 
 
 def test_every_command_is_of_a_kind_that_is_tested_here():
-    kinds = ("bash infra/demo.sh", "bash infra/test.sh", "fm ", "prefect ")
+    kinds = ("bash infra/demo.sh", "bash infra/test.sh", "bash infra/serve.sh", "fm ", "prefect ")
     assert COMMANDS
     assert [command for command in COMMANDS if not command.startswith(kinds)] == []
 
@@ -71,8 +71,9 @@ def test_the_stages_by_hand(demo: Demo):
 
 
 def test_the_server_and_worker_commands_are_those_of_the_demo(demo: Demo):
-    for service in ("server", "worker"):
-        (command,) = commands(f"prefect {service} start")
+    assert commands("bash infra/serve.sh") == ["bash infra/serve.sh"]
+    (worker,) = commands("prefect worker start")
+    for service, command in {"server": "prefect server start", "worker": worker}.items():
         pid = (demo.root / "runs" / ".prefect" / f"{service}.pid").read_text()
         running = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
         assert set(shlex.split(command)[1:]) <= set(running)

@@ -44,6 +44,11 @@ def test_the_compose_file_publishes_no_port_to_the_outside_and_contains_no_secre
     for secret in ("POSTGRES_PASSWORD", "PREFECT_API_AUTH_STRING"):
         assert re.findall(rf"{secret}: (.*)", text)
         assert all(value.startswith("${" + secret) for value in re.findall(rf"{secret}: (\S+)", text))
+    # The containers share the volume in which the server keeps the password that it generates.
+    folder, name = services["worker"]["environment"]["FM_API_AUTH_FILE"].rsplit("/", 1)
+    assert name == "api-auth-4200"
+    assert all(f"prefect:{folder}" in services[name]["volumes"] for name in ("server", "setup", "worker"))
+    assert f"PREFECT_HOME={folder}" in (INFRA / "Dockerfile").read_text()
     assert services["server"]["command"] == ["bash", "infra/serve.sh"]
 
 
@@ -116,6 +121,19 @@ def test_the_dashboard_queries_metrics_that_training_writes():
     assert {"flow_matching_loss", "flow_matching_images_per_s", "flow_matching_written"} <= queried
     identifiers = [panel["id"] for panel in dashboard["panels"]]
     assert len(set(identifiers)) == len(identifiers) >= 6
+
+
+def test_the_pool_s_template_is_prefect_s_own_without_the_command():
+    from prefect.workers.process import ProcessWorker
+
+    template = ProcessWorker.get_default_base_job_template()
+    assert template["job_configuration"].pop("command")
+    assert template["variables"]["properties"].pop("command")
+    assert json.loads((INFRA / "work-pool.json").read_text()) == template
+    texts = [path.read_text() for path in (INFRA / "README.md", INFRA / "compose.yaml", INFRA / "demo.sh")]
+    created = [line for text in texts for line in text.splitlines() if "prefect work-pool create" in line]
+    assert len(created) >= 4
+    assert all("--base-job-template infra/work-pool.json" in line for line in created)
 
 
 def test_scripts_are_valid_bash():

@@ -83,6 +83,17 @@ class Project:
     """Of the operator's environment, beyond the server's address."""
     documented: dict[str, subprocess.CompletedProcess[str]] = field(default_factory=dict)
 
+    @property
+    def password(self) -> str:
+        """user:password of the server: the operator's, or the one that infra/serve.sh has generated."""
+        kept = self.root / "runs" / ".prefect" / f"api-auth-{self.port}"
+        return self.variables.get("PREFECT_API_AUTH_STRING") or kept.read_text().strip()
+
+    @property
+    def secret(self) -> str:
+        """The password as it is sent, and as the UI keeps it."""
+        return b64encode(self.password.encode()).decode()
+
     def environment(self) -> dict[str, str]:
         """Environment of a terminal of the operator."""
         return clean_environment() | {
@@ -137,9 +148,7 @@ class Project:
 
     def api(self, path: str, query: dict[str, Any] | None = None, patience: int = 5) -> Any:
         """GET, or POST a query; again, as Prefect's own client does, where SQLite lets nobody write now."""
-        headers = {"content-type": "application/json"}
-        if password := self.variables.get("PREFECT_API_AUTH_STRING"):
-            headers["authorization"] = f"Basic {b64encode(password.encode()).decode()}"
+        headers = {"content-type": "application/json", "authorization": f"Basic {self.secret}"}
         body = None if query is None else json.dumps(query).encode()
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}/api{path}", body, headers)
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))

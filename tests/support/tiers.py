@@ -13,6 +13,7 @@ EXTENDED = {
     "window": "a browser",
     "postgres": "PostgreSQL",
     "pair": "two hosts over ssh",
+    "second_interface": "a host with two network interfaces",
     "story": "a long story of one run",
     "public_python": "public packages as peers",
     "public_environment": "public packages as peers",

@@ -39,6 +39,12 @@ def start_browser(profile: Path) -> Iterator[WebDriver]:
     driver.quit()
 
 
+def sign_in(browser: WebDriver, port: int, secret: str) -> None:
+    """Give the UI of a server its password, as its login page does."""
+    browser.get(f"http://127.0.0.1:{port}/api/health")
+    browser.execute_script("localStorage.setItem('prefect-password', arguments[0])", secret)
+
+
 def text_of(browser: WebDriver) -> str:
     return browser.find_element(By.TAG_NAME, "body").text
 

@@ -8,6 +8,7 @@ import fsspec
 
 from fm_core.errors import UserError
 from fm_core.storage.hashing import sha256_bytes, sha256_file
+from fm_core.storage.local_paths import cache_home, expand_home
 from fm_core.storage.store import Store
 
 
@@ -25,7 +26,7 @@ def verified_weights(where: str, sha256: str | None, root: str, name: str) -> tu
     Raises:
         UserError: the file cannot be read or fetched, or its hash differs.
     """
-    local = _fetch(where, root, name) if "://" in where else Path(where)
+    local = _fetch(where, root, name) if "://" in where else expand_home(where)
     try:
         actual = sha256_file(local)
     except OSError as error:
@@ -42,7 +43,7 @@ def verified_weights(where: str, sha256: str | None, root: str, name: str) -> tu
 
 def _fetch(where: str, root: str, name: str) -> Path:
     store = Store.at(root, name, "evaluation")
-    folder = store.local or Path.home() / ".cache" / "flow-matching-pipeline"
+    folder = store.local or cache_home() / "flow-matching-pipeline"
     target = folder / f"weights-{sha256_bytes(where.encode())[:12]}{Path(where).suffix}"
     if target.exists():
         return target
