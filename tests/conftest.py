@@ -12,10 +12,25 @@ from infra.benchmarks.peers import peers_python
 from tests.support.tiers import keep_default, summary
 from tests.support.virtual_environment import environment_with
 
-SHARED_FOLDERS = ("tests/flows/", "tests/stages/", "tests/reproduce/", "tests/cluster/")
-"""Folders whose tests share a server, a run, a comparison or a network; elsewhere the unit is a file."""
-OWN_SERVER = "tests/flows/test_team_server.py"
-"""Uses its own server."""
+DEMO = tuple(
+    f"tests/flows/test_{name}.py"
+    for name in ("demo", "flow_runs", "prefect_plugin", "readme", "operators_page", "prefect_ui")
+)
+"""Modules that share the server of one demo."""
+SHARED = {"the demo": DEMO, "the comparison": ("tests/reproduce/",)}
+"""Groups of tests that share a server or a comparison; elsewhere the unit of scheduling is a module."""
+LONGEST = (
+    *DEMO,
+    "tests/flows/test_long_run.py",
+    "tests/cluster/",
+    "tests/stages/",
+    "tests/training/",
+    "tests/reproduce/",
+    "tests/flows/",
+    "tests/benchmarks/",
+    "tests/launch/",
+)
+"""What begins first, so that no process is left alone with a long group at the end."""
 PUBLIC_METRICS = ("torch-fidelity==0.4.0", "torchmetrics==1.9.0", "lightning-utilities==0.15.3")
 REMOVED = pytest.StashKey[Counter[str]]()
 """How many tests the tier leaves out, by what they need."""
@@ -26,7 +41,7 @@ class Grouped(LoadScopeScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.split("::")[0]
-        return file if file == OWN_SERVER else next((f for f in SHARED_FOLDERS if file.startswith(f)), file)
+        return next((group for group, paths in SHARED.items() if file.startswith(paths)), file)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Grouped:
@@ -49,7 +64,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.stash[REMOVED] = keep_default(items)
         remaining = set(items)
         config.hook.pytest_deselected(items=[item for item in before if item not in remaining])
-    items.sort(key=lambda item: not item.nodeid.startswith(SHARED_FOLDERS))  # stable
+    order = {path: number for number, path in enumerate(LONGEST)}
+    items.sort(  # stable
+        key=lambda item: next((n for path, n in order.items() if item.nodeid.startswith(path)), len(order))
+    )
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -8,17 +8,50 @@ from collections.abc import Iterable
 
 import pytest
 
-EXTENDED = {
-    "demo": "the demo with its Prefect server and worker",
-    "window": "a browser",
-    "postgres": "PostgreSQL",
-    "pair": "two hosts over ssh",
-    "second_interface": "a host with two network interfaces",
-    "story": "a long story of one run",
-    "public_python": "public packages as peers",
-    "public_environment": "public packages as peers",
-    "benchmark": "benchmarks",
+_BY_NEED = {
+    "the demo with its Prefect server and worker": (
+        "demo",
+        "imagenet_without_archives",
+        "interrupted_demo",
+        "small_disk",
+    ),
+    "a Prefect server and worker": ("served", "operator", "comparison_run"),
+    "a browser": ("window", "browser"),
+    "PostgreSQL": ("postgres", "team"),
+    "two hosts over ssh": ("pair", "ssh_attempts", "ssh_run", "stored_run"),
+    "two nodes of Slurm": ("slurm_run",),
+    "namespaces of the kernel": ("second_interface", "pid_namespaces"),
+    "public packages as peers": ("public_python", "public_environment"),
+    "benchmarks": ("benchmark",),
+    "an object store": ("s3", "silent_store", "run_in_a_store"),
+    "jobs of several processes": (
+        "stopped_run",
+        "local_run",
+        "debugged_run",
+        "sampled_by_a_job",
+        "drawn_elsewhere",
+        "forked_ranks",
+        "scored_by_a_job",
+        "online_eval_run",
+        "trained_on_damage",
+        "machine_report",
+        "failed_rendezvous",
+        "launch_report",
+        "two_ranks",
+        "other_ranks",
+        "objective_results",
+        "speed_results",
+        "sent_bytes",
+    ),
+    "comparisons of objectives": (
+        "failed_in_parallel",
+        "stopped_in_parallel",
+        "killed_comparison",
+        "compared",
+    ),
+    "compiled networks": ("compiled_network",),
 }
+EXTENDED = {name: need for need, names in _BY_NEED.items() for name in names}
 """Fixture -> what it stands for in the summary."""
 
 
