@@ -96,12 +96,10 @@ def test_the_server_listens_on_the_loopback_interface_alone(demo: Demo):
 
 
 def test_the_second_demo_verifies_and_says_so(demo: Demo):
-    began = time.monotonic()
     again = demo_command(demo.root, "--keep", "--", json.dumps(SHRUNKEN))
     assert again.returncode == 0, again.stdout + again.stderr
     assert "nothing to do, everything was complete" in again.stdout
     assert "using the Prefect server that is already running here" in again.stdout
-    assert time.monotonic() - began < 120
     # The graph says so too: hashes were compared, nothing was made.
     second = again.stdout.split("UUID: ")[1].split()[0]
     bars = demo.api("/task_runs/filter", {"flow_runs": {"id": {"any_": [second]}}})
