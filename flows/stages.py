@@ -15,6 +15,7 @@ from flows.presets import DIGITS, Digits
 @flow(
     name="shard-dataset",
     flow_run_name=run_name,
+    retries=0,
     on_cancellation=[end_remaining_jobs],
     task_runner=cast(Any, ProcessPoolTaskRunner()),
 )
@@ -29,19 +30,19 @@ def shard_dataset(config: Digits = DIGITS) -> State[Any]:
     return pipeline(config, ["shard"], before=write_shards_in_parallel)
 
 
-@flow(name="train-model", flow_run_name=run_name, on_cancellation=[end_remaining_jobs])
+@flow(name="train-model", flow_run_name=run_name, retries=0, on_cancellation=[end_remaining_jobs])
 def train_model(config: Digits = DIGITS) -> State[Any]:
     """Train on the shards, starting from the newest complete checkpoint of `<run.root>/<run.name>`."""
     return pipeline(config, ["train"])
 
 
-@flow(name="sample-images", flow_run_name=run_name, on_cancellation=[end_remaining_jobs])
+@flow(name="sample-images", flow_run_name=run_name, retries=0, on_cancellation=[end_remaining_jobs])
 def sample_images(config: Digits = DIGITS) -> State[Any]:
     """Sample images from a checkpoint of `<run.root>/<run.name>`."""
     return pipeline(config, ["sample"])
 
 
-@flow(name="evaluate-model", flow_run_name=run_name, on_cancellation=[end_remaining_jobs])
+@flow(name="evaluate-model", flow_run_name=run_name, retries=0, on_cancellation=[end_remaining_jobs])
 def evaluate_model(config: Digits = DIGITS) -> State[Any]:
     """Score the samples of `<run.root>/<run.name>` and update its report."""
     return pipeline(config, ["evaluate", "report"])

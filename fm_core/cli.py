@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
 from fm_core.commands import estimate, stage_function
 from fm_core.config import RunConfig, load_config, parse_config
 from fm_core.errors import FlowMatchingError, Outcome, StopRequested, UserError, outcome_of
+from fm_core.output import flush_streams, print_line
 
 STAGES = {
     "shard": "write the shards and manifest of a data set, or verify them",
@@ -83,6 +84,13 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; exit status 0: done, 2: user error, 3: stopped and resumable, 1: anything else."""
+    try:
+        return _run_command(arguments)
+    finally:
+        flush_streams()
+
+
+def _run_command(arguments: Sequence[str] | None) -> int:
     command_line = list(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("DO_NOT_TRACK", "1")
     try:
@@ -96,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             return show_status(config, follow="follow" in flags)
         if "dry-run" in flags:
-            print(estimate(config, **numbers).text())
+            print_line(estimate(config, **numbers).text())
             return 0
         _run_stage(command, config, flags)
     except (Exception, KeyboardInterrupt) as error:
@@ -109,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             message = f"{type(error).__name__}: {error}"
             if not isinstance(error, FlowMatchingError):
                 message = message.splitlines()[0]
-        print(f"fm: {message}", file=sys.stderr)
+        print_line(f"fm: {message}", sys.stderr)
         return outcome.exit_code
     return 0
 
@@ -141,9 +149,9 @@ def _run_stage(command: str, config: RunConfig, flags: set[str]) -> None:
         uploaded = describe_upload(RunDirectory(config).path) if command == "train" else None
         message = "; ".join(filter(None, ("stopped", uploaded, "run it again to continue")))
         raise StopRequested(message) from None
-    print(f"{command} {result.state} in {result.seconds:.1f} s: {result.summary}")
+    print_line(f"{command} {result.state} in {result.seconds:.1f} s: {result.summary}")
     for name, path in result.paths.items():
-        print(f"  {name}: {path}")
+        print_line(f"  {name}: {path}")
 
 
 def _compare(arguments: list[str]) -> int:
@@ -154,7 +162,7 @@ def _compare(arguments: list[str]) -> int:
     runs = cast(list[str], parser.parse_args(arguments).runs)
     from fm_core.stages.compare import compare
 
-    print(compare(runs).text())
+    print_line(compare(runs).text())
     return 0
 
 

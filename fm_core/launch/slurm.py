@@ -17,6 +17,7 @@ from fm_core.launch.launcher import JobSpec, JobStatus
 from fm_core.launch.node_agent import NODE_SPEC_VARIABLE
 from fm_core.launch.node_spec import DEVICES, node_spec_of, remove_visibility_marks
 from fm_core.launch.ssh import node_arguments
+from fm_core.run.stop_file import request_stop
 
 PROGRAMS: dict[str, str] = dict.fromkeys(("sbatch", "squeue", "scancel"), "slurm-client")
 """Programs that are called on this host, with the package of each."""
@@ -82,7 +83,7 @@ def poll(job: Job) -> JobStatus:
 
 def cancel(job: Job, control: Path, grace: float = GRACE_SECONDS) -> None:
     """Ask the ranks to save and exit through scancel; kill what remains."""
-    control.joinpath("STOP").touch()
+    request_stop(control)
     _command("scancel", str(job.slurm))
     if not _ended_within(job, grace):
         _command("scancel", "--full", "--signal=KILL", str(job.slurm))
@@ -96,7 +97,7 @@ def collect(job: Job, control: Path) -> list[str]:
     state, reason = _state(job)
     if state == "CANCELLED":
         # Whoever did it: that is a request to stop.
-        control.joinpath("STOP").touch()
+        request_stop(control)
     return [] if state in ("COMPLETED", "FAILED") else [f"Slurm job {job.slurm}: {state.lower()} ({reason})"]
 
 

@@ -30,6 +30,7 @@ from fm_core.launch.job import (
 from fm_core.launch.launcher import JobSpec, JobStatus, with_agent
 from fm_core.launch.node_agent import LOST_GRACE_SECONDS, NODE_SPEC_VARIABLE, SILENCE_SECONDS
 from fm_core.launch.node_spec import node_spec_of, portable_environment, remove_visibility_marks
+from fm_core.run.stop_file import request_stop
 
 FENCE_SECONDS = SILENCE_SECONDS + LOST_GRACE_SECONDS + 10.0
 """After this long nothing of a job is left even on a host that cannot be reached."""
@@ -69,7 +70,7 @@ def poll(job: Job) -> JobStatus:
 
 def cancel(job: Job, control: Path, grace: float = GRACE_SECONDS) -> None:
     """End the connections: each host asks its ranks to save and exit, and kills what remains."""
-    control.joinpath("STOP").touch()
+    request_stop(control)
     deadline = time.monotonic() + grace
     while (left := processes_of(job)) and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -19,6 +19,7 @@ from torch import Tensor
 from fm_core.errors import StopRequested, UserError
 from fm_core.run.directory import differences
 from fm_core.run.lease import Lease
+from fm_core.run.stop_file import mark_obeyed, pending_request, refuse_pending_request
 from fm_core.storage.atomic_files import read_json, write_bytes, write_json
 from fm_core.storage.hashing import sha256_bytes
 
@@ -91,11 +92,11 @@ def exclusive_lock(directory: Path) -> Generator[Callable[[], None]]:
     """Hold the lease of a directory; yield a function to call between pieces of work.
 
     That function raises StopRequested once there is a STOP file in the directory or in the run directory
-    above it. STOP files that exist at the start belong to an earlier start and are removed. A thread renews
-    the lease, however long it is between two calls.
+    above it, and removes it. A thread renews the lease, however long it is between two calls.
 
     Raises:
         UserError: another process holds the lease.
+        StopRequested: there was a STOP file already; it is removed.
     """
     lease = Lease(directory / "lock")
     holder_facts: dict[str, Any] = {
@@ -103,20 +104,19 @@ def exclusive_lock(directory: Path) -> Generator[Callable[[], None]]:
         "pid": os.getpid(),
         "created": psutil.Process().create_time(),
     }
-    requests = [place / "STOP" for place in (directory, directory.parent)]
+    places = (directory.parent, directory)
 
     def check_stop() -> None:
-        for request in requests:
-            if request.exists():
-                raise StopRequested(f"stopped by {request}; run it again to continue")
+        if request := pending_request(*places):
+            mark_obeyed(*places)
+            raise StopRequested(f"stopped by {request}; run it again to continue")
 
     with lease.guard():
         if holder := lease.holder():
             who = f"process {holder['pid']} on {holder['host']}" if "pid" in holder else holder["host"]
             raise UserError(f"{directory} is in use by {who}; wait for it or stop it")
+        refuse_pending_request(*places)
         lease.take(os.getpid())
-        for request in requests:
-            request.unlink(missing_ok=True)
     try:
         with lease.keep_alive(**holder_facts):
             yield check_stop

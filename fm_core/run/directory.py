@@ -12,6 +12,7 @@ from typing import Any
 
 from fm_core.config import RunConfig, dump_yaml, merge, parse_config, read_yaml
 from fm_core.errors import UserError
+from fm_core.run.resource_limits import available_cores
 from fm_core.storage.atomic_files import write_json, write_text
 
 FREE_BYTES = 256 * 2**20
@@ -202,7 +203,7 @@ def _devices() -> list[str]:
     import torch
 
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-    return gpus or [f"{os.cpu_count()} CPU cores"]
+    return gpus or [f"{available_cores()} CPU cores"]
 
 
 def _version(name: str) -> str | None:
