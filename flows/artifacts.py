@@ -1,8 +1,8 @@
 """Prefect artifacts of a finished stage: images, curves and tables.
 
 Everything is read from the files that the stage's result names. An artifact that cannot be created is logged
-and never fails a run; while the server is away, it is tried again. Images are embedded in their artifacts as data: URIs, which both of Prefect's UIs show;
-neither renders Mermaid charts reliably.
+and never fails a run; while the server is away, it is tried again. Images are embedded in their artifacts as
+data: URIs, which both of Prefect's UIs show; neither renders Mermaid charts reliably.
 """
 
 import base64

@@ -23,8 +23,8 @@ CHECKPOINT_EVENT = "flow-matching.checkpoint.finished"
 class CheckpointEvents:
     """Publishes the new checkpoints and online scores of a run directory.
 
-    logs/checkpoint-events.json records the newest checkpoint whose event was emitted: those that finish while no
-    flow run supervises the job are published by the next one.
+    logs/checkpoint-events.json records the newest checkpoint whose event was emitted: those that finish while
+    no flow run supervises the job are published by the next one.
     """
 
     def __init__(self, config: RunConfig) -> None:

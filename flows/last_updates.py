@@ -1,7 +1,7 @@
 """The last updates of a stage, e.g. its bar at 100 % and its tables: repeated until the server has them.
 
-The stages that follow do not wait for them. The end of the flow run does, at most LAST_UPDATE_SECONDS after the
-stage that they belong to.
+The stages that follow do not wait for them. The end of the flow run does, at most LAST_UPDATE_SECONDS after
+the stage that they belong to.
 """
 
 import contextvars
@@ -69,13 +69,13 @@ last_updates = LastUpdates()
 
 
 def server_answers() -> bool:
-    """Whether the server answers now: then the final state of the run, which is not repeated, reaches it too."""
+    """Whether the server answers now: then it also gets the final state of the run, which is not repeated."""
     with get_client(sync_client=True) as client:
         return client.api_healthcheck() is None
 
 
 def server_away(error: BaseException) -> bool:
-    """Whether an error of Prefect's client is of a kind that ends by itself: no connection, a timeout, overload."""
+    """Whether an error of Prefect's client ends by itself: no connection, a timeout, overload."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, httpx.HTTPStatusError):

@@ -31,8 +31,8 @@ class LogDigest:
     """Follows the log files of a stage's processes from their present end.
 
     Processes on hosts that do not share the run directory log to the job's own log, where each line is
-    prefixed with its host. A log that was truncated or replaced (logrotate) is read from its beginning; one that
-    cannot be read now is read later.
+    prefixed with its host. A log that was truncated or replaced (logrotate) is read from its beginning; one
+    that cannot be read now is read later.
     """
 
     def __init__(self, logs: Path, stage: str) -> None:
@@ -41,7 +41,7 @@ class LogDigest:
         """Number of entries beyond MAX_ENTRIES, which were not returned."""
         self._offsets: dict[Path, int] = {}
         self._before: dict[Path, bytes] = {}
-        """The last bytes before the offset, by which a file that has grown again after a truncation is known."""
+        """The last bytes before the offset: they tell a file that has grown again after a truncation."""
         for path in self._paths():
             with suppress(OSError):
                 self._offsets[path] = path.stat().st_size

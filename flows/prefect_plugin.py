@@ -1,7 +1,7 @@
-"""Prefect plugin: flows are named without their deployment, and a worker that is ended lets its runs save first.
+"""Prefect plugin: flows named without their deployment, and workers that let their runs save when they end.
 
-`prefect deployment run train-digits` runs `train-digits/default`. On SIGTERM or Ctrl-C a worker asks its flow runs
-to save before it ends (worker_shutdown.py).
+`prefect deployment run train-digits` runs `train-digits/default`. On SIGTERM or Ctrl-C a worker asks its flow
+runs to save before it ends (worker_shutdown.py).
 
 It uses Prefect's startup hook. Prefect loads it on every import in a directory whose pyproject.toml turns
 plugins on (`[tool.prefect]`), which is the project root, so it imports nothing of this project and nothing

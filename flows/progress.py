@@ -100,7 +100,7 @@ class ProgressReport:
             self._survive(lambda: self._logger.warning("%d more warnings are only in the log files", omitted))
 
     def _survive(self, part: Callable[[], None]) -> BaseException | None:
-        """Do a part of the publishing; its error, which does not end the thread. The next round tries again."""
+        """Do a part of the publishing and return its error, which does not end the thread."""
         try:
             part()
         # Prefect's console handler raises SystemExit where its terminal or pipe is gone.
@@ -125,7 +125,7 @@ class ProgressReport:
                 update_progress_artifact(self._artifact, self._percent, description=describe(latest))
             except ObjectNotFound:  # somebody has deleted it, or the database was replaced
                 self._artifact = None
-                return self._update_bar()
+                self._update_bar()
         self._published = latest
 
     def _publish_checkpoint_events(self) -> None:

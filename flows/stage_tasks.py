@@ -51,9 +51,9 @@ def final_flow_state(ended: StageEndedError) -> State[Any]:
 def as_stage_ended(error: BaseException, config: RunConfig, cancelled: bool = True) -> StageEndedError:
     """Convert an exception to the outcome and the message of the stage: failed, stopped, or orphaned.
 
-    A flow run in the state Crashed is started again (infra/automations.yaml), so Outcome.ORPHANED is for a job
-    that stopped without a stop request, as when its launcher is killed, and for a signal to this process that
-    is no cancellation of its run, as when its worker or host is shut down.
+    A flow run in the state Crashed is started again (infra/automations.yaml), so Outcome.ORPHANED is for a
+    job that stopped without a stop request, as when its launcher is killed, and for a signal to this process
+    that is no cancellation of its run, as when its worker or host is shut down.
     """
     if isinstance(error, StageEndedError):
         return error

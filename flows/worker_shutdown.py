@@ -1,8 +1,9 @@
 """Shutdown of a Prefect worker: its flow runs save and report their state before the worker ends.
 
-Prefect's worker kills the processes of its runs on SIGTERM and Ctrl-C. Their jobs would go on without a supervisor
-(in a container, die without saving), and the runs would be Running for ever. prefect_plugin.py installs these
-handlers in workers that are started in the project's root; infra/entrypoint.py uses the same functions.
+Prefect's worker kills the processes of its runs on SIGTERM and Ctrl-C. Their jobs would go on without a
+supervisor (in a container, die without saving), and the runs would be Running for ever. prefect_plugin.py
+installs these handlers in workers that are started in the project's root; infra/entrypoint.py uses the same
+functions.
 """
 
 import os
@@ -25,7 +26,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def install(print_line: Callable[[str], Any]) -> None:
-    """Put handlers before those that are installed: at the first signal runs save, then the others are called."""
+    """Put handlers before the installed ones: at the first signal runs save, then the others are called."""
     shutdown = _Shutdown(print_line)
     for number in SIGNALS:
         previous = signal.getsignal(number)
@@ -44,7 +45,7 @@ def job_processes(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
 
 
 def ask_to_end(find: Callable[[], list[psutil.Process]], seconds: float = SAVE_SECONDS) -> bool:
-    """Send SIGTERM once to each process that `find` returns, until it finds none; False after so many seconds."""
+    """Send SIGTERM once to each process that `find` finds, until it finds none; False if it does not."""
     asked: set[tuple[int, float]] = set()
     deadline = time.monotonic() + seconds
     while processes := find():

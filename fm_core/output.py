@@ -1,7 +1,7 @@
 """Standard output and standard error of a command, which may be closed, full or gone while it works.
 
-A reader that has ended (`| head`), a terminal that was closed or a full disk behind a redirection is no reason
-to end: what cannot be written is dropped.
+A reader that has ended (`| head`), a terminal that was closed or a full disk behind a redirection is no
+reason to end: what cannot be written is dropped.
 """
 
 import os

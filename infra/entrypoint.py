@@ -2,8 +2,9 @@
 
     python infra/entrypoint.py prefect worker start --pool local --type process
 
-The kernel kills everything in a container when its first process ends. On SIGTERM, as `docker stop` sends it, or on
-SIGINT, every flow run and every job is asked to save; the command is ended when they are gone. Orphans are reaped.
+The kernel kills everything in a container when its first process ends. On SIGTERM, as `docker stop` sends it,
+or on SIGINT, every flow run and every job is asked to save; the command is ended when they are gone. Orphans
+are reaped.
 """
 
 import ctypes
@@ -19,7 +20,7 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the project itself, wherever it lies
 
-from flows.worker_shutdown import ask_to_end, flow_processes, job_processes  # noqa: E402
+from flows.worker_shutdown import ask_to_end, flow_processes, job_processes
 
 PR_SET_CHILD_SUBREAPER = 36
 JOB_SECONDS = 25.0

@@ -1,4 +1,4 @@
-"""The first process of a container: on SIGTERM runs and jobs save before it ends, in a PID namespace of its own."""
+"""The first process of a container, as that of a PID namespace: runs and jobs save before it ends."""
 
 import os
 import shutil
