@@ -134,7 +134,7 @@ class ShardIndex:
             os.close(self._files.popitem()[1])
 
     def _close_evicted(self, keep: set[int]) -> None:
-        """Close files whose copy was evicted but still occupies space: a few are checked each time, in turn."""
+        """Close files whose copy was evicted but still occupies space: a few are checked each time."""
         if not self.remote:
             return
         for _ in range(CHECKED_COPIES):

@@ -133,6 +133,8 @@ def _watch(
             raise _detached(stage_job, error) from error
         _cancel(job, stage_job, effort)
         raise
+    # The last status may be newer than the last poll.
+    effort.call("read the status of the job", lambda: _observe(job, JobStatus(False), control, observe), None)
     lost = _collect(job, control, effort)
     if effort.retry("check whether the stage is complete", stage_job.complete):
         return

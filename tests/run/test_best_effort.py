@@ -31,7 +31,10 @@ def test_an_error_is_logged_once_until_it_worked_again(caplog, error: BaseExcept
 @pytest.mark.parametrize("error", [StopRequested("now"), KeyboardInterrupt()])
 def test_requests_to_stop_pass_through(error: BaseException):
     effort = BestEffort()
-    for attempt in (lambda: effort.call("do it", raising(error), None), lambda: effort.retry("x", raising(error))):
+    for attempt in (
+        lambda: effort.call("do it", raising(error), None),
+        lambda: effort.retry("x", raising(error)),
+    ):
         with pytest.raises(type(error)):
             attempt()
 

@@ -28,7 +28,14 @@ def kernel(folder: Path, files: dict[str, str]) -> tuple[Path, Path]:
         ({}, 6),
         ({"proc/self/cgroup": "0::/\n", "cgroup/cpu.max": "max 100000\n"}, 6),
         ({"proc/self/cgroup": "0::/\n", "cgroup/cpu.max": "100000 100000\n"}, 1),  # docker run --cpus 1
-        ({"proc/self/cgroup": "0::/a/b\n", "cgroup/a/cpu.max": "250000 100000\n", "cgroup/a/b/cpu.max": "max 1"}, 3),
+        (
+            {
+                "proc/self/cgroup": "0::/a/b\n",
+                "cgroup/a/cpu.max": "250000 100000\n",
+                "cgroup/a/b/cpu.max": "max 1",
+            },
+            3,
+        ),
         ({"proc/self/cgroup": "0::/elsewhere\n", "cgroup/cpu.max": "5000 100000\n"}, 1),
         ({"proc/self/cgroup": "0::/\n", "cgroup/cpu.max": "9900000 100000\n"}, 6),
         (

@@ -26,7 +26,9 @@ def places(tmp_path: Path) -> tuple[Path, Path]:
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_request_while_nothing_ran_ends_the_next_start_and_only_that(places, number: int):
     (places[number] / "STOP").touch()
-    with pytest.raises(StopRequested, match="STOP was created while nothing ran: not started, and the file is"):
+    with pytest.raises(
+        StopRequested, match="STOP was created while nothing ran: not started, and the file is"
+    ):
         refuse_pending_request(*places)
     assert was_stopped(places[0])
     assert pending_request(*places) is None
