@@ -12,7 +12,15 @@ from fm_core.launch import slurm
 from fm_core.launch.dispatch import submit
 from fm_core.launch.job import Job
 
-FACTS = {"id": "00a1", "stage": "train", "host": "h1", "processes": 1, "threads": 1, "log": "x", "kind": "slurm"}
+FACTS = {
+    "id": "00a1",
+    "stage": "train",
+    "host": "h1",
+    "processes": 1,
+    "threads": 1,
+    "log": "x",
+    "kind": "slurm",
+}
 JOB = Job.model_validate({**FACTS, "slurm": 4711})
 
 
@@ -82,7 +90,13 @@ def test_a_time_that_another_reader_took_for_a_number_is_refused():
 
 @pytest.mark.parametrize(
     "output",
-    ["4711", "4711;cluster", "Project X: 10% used\n4711\n", "Submitted batch job 4711", "4711\nSee https://x/y 1\n"],
+    [
+        "4711",
+        "4711;cluster",
+        "Project X: 10% used\n4711\n",
+        "Submitted batch job 4711",
+        "4711\nSee https://x/y 1\n",
+    ],
 )
 def test_the_number_is_found_among_the_lines_of_a_site(programs: Programs, output: str):
     programs.write("sbatch", f"printf '%s\\n' '{output}'")
@@ -91,7 +105,9 @@ def test_the_number_is_found_among_the_lines_of_a_site(programs: Programs, outpu
 
 def test_an_output_without_a_number_is_quoted_with_the_name_of_the_job(programs: Programs):
     programs.write("sbatch", "echo 'Your project is out of hours, 12 left'")
-    with pytest.raises(UserError, match=r"'Your project is out of hours, 12 left'; .* scancel --name=train-") as caught:
+    with pytest.raises(
+        UserError, match=r"'Your project is out of hours, 12 left'; .* scancel --name=train-"
+    ) as caught:
         programs.submit()
     assert "\n" not in str(caught.value)
     assert not (programs.folder / "job.json").exists()
