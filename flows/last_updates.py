@@ -32,11 +32,11 @@ class LastUpdates:
     def add(self, update: Callable[[], bool]) -> None:
         """Repeat an update until it returns true, which means that it must not be repeated."""
         deadline = time.monotonic() + self._seconds
+        given_up = self._given_up
 
         def repeat() -> None:
-            while not update() and time.monotonic() < deadline:
-                if self._given_up.wait(self._pause):
-                    return
+            while not given_up.is_set() and not update() and time.monotonic() < deadline:
+                given_up.wait(self._pause)
 
         # The context names the flow run, the task run and the server.
         arguments = (without_retries, repeat)
@@ -53,9 +53,13 @@ class LastUpdates:
     def wait(self) -> None:
         """Wait until the server has every update and answers, or the time for it is over."""
         self.add(server_answers)
+        self.wait_for_threads()
+        self.give_up()
+
+    def wait_for_threads(self) -> None:
+        """Wait for the updates so far, each within its time."""
         for thread, deadline in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
-        self.give_up()
 
     def give_up(self) -> None:
         """Repeat no update any more: a cancelled run has only seconds left."""
@@ -70,6 +74,13 @@ last_updates = LastUpdates()
 
 def server_answers() -> bool:
     """Whether the server answers now: then it also gets the final state of the run, which is not repeated."""
+    try:
+        return _healthy()
+    except Exception as error:
+        return not server_away(error)
+
+
+def _healthy() -> bool:
     with get_client(sync_client=True) as client:
         return client.api_healthcheck() is None
 
