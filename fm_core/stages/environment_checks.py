@@ -108,13 +108,14 @@ def processes() -> Check:
     agent = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "rendezvous.py"
-        script.write_text(_RENDEZVOUS_SCRIPT)
+        script.write_text(_RENDEZVOUS_SCRIPT, encoding="utf-8")
         try:
             done = subprocess.run(
                 [*agent, "--nproc-per-node=2", str(script)],
                 env={**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
                 capture_output=True,
-                text=True,
+                encoding="utf-8",
+                errors="replace",
                 timeout=RENDEZVOUS_SECONDS,
             )
         except subprocess.TimeoutExpired:
