@@ -14,7 +14,7 @@ from prefect.states import Completed
 from flows.cancellation_watch import CancellationWatch
 from flows.last_updates import last_updates
 from flows.stage_tasks import as_stage_ended, final_flow_state, run_stage
-from flows.subflows import NOTHING_TO_DO, run_subflow
+from flows.subflows import NOTHING_TO_DO, check_slots, run_subflow
 from fm_core.commands import preflight
 from fm_core.config import RunConfig
 from fm_core.errors import DetachedError, Outcome, StageEndedError, StopRequested, UserError
@@ -38,6 +38,7 @@ def pipeline(
     with CancellationWatch() as watch:
         try:
             preflight(config, [stage for stage in stages if stage not in apart])
+            check_slots(apart)
             if before:
                 before(config)
             results = [
