@@ -21,6 +21,7 @@ from fm_core.commands import stage_function
 from fm_core.config import RunConfig
 from fm_core.errors import (
     DetachedError,
+    LeaseLostError,
     Outcome,
     StageEndedError,
     StopRequested,
@@ -57,7 +58,7 @@ def as_stage_ended(error: BaseException, config: RunConfig, cancelled: bool = Tr
     """
     if isinstance(error, StageEndedError):
         return error
-    if isinstance(error, UserError | UnrecoverableError | DetachedError):
+    if isinstance(error, UserError | UnrecoverableError | LeaseLostError | DetachedError):
         return StageEndedError(outcome_of(error), str(error))
     message = resume_message(config, flow_run.get_id() or "")
     if isinstance(error, StopRequested) and not stop_requested(RunDirectory(config).path):
@@ -83,7 +84,10 @@ def _stage(name: str, config: RunConfig, watch: CancellationWatch) -> State[Any]
     try:
         with ProgressReport(name, config) as progress:
             result = stage_function(name)(config, progress)
-    except (UserError, UnrecoverableError, StopRequested, DetachedError, TerminationSignal) as error:
+    except (
+        *(UserError, UnrecoverableError, LeaseLostError, DetachedError),
+        *(StopRequested, TerminationSignal),
+    ) as error:
         # Returned as a state, not raised: the message is for the user, and a traceback would bury it.
         cancelled = isinstance(error, TerminationSignal) and watch.cancelled()
         return final_task_state(as_stage_ended(error, config, cancelled))

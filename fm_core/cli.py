@@ -13,9 +13,17 @@ from typing import Any, NoReturn, cast
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
 
 from fm_core.commands import estimate, stage_function
-from fm_core.config import RunConfig, load_config, parse_config
-from fm_core.errors import FlowMatchingError, Outcome, StopRequested, UserError, outcome_of
+from fm_core.config import RunConfig, parse_config
+from fm_core.errors import (
+    FlowMatchingError,
+    LeaseLostError,
+    Outcome,
+    StopRequested,
+    UserError,
+    outcome_of,
+)
 from fm_core.output import flush_streams, print_line
+from fm_core.run.directory import load_run_config
 
 STAGES = {
     "shard": "write the shards and manifest of a data set, or verify them",
@@ -112,7 +120,7 @@ def _run_command(arguments: Sequence[str] | None) -> int:
         message = str(error)
         if outcome is Outcome.STOPPED:
             message = message or "stopped; run it again to continue"
-        elif not isinstance(error, UserError):
+        elif not isinstance(error, UserError | LeaseLostError):
             logging.getLogger("fm_core").debug("failed", exc_info=True)
             message = f"{type(error).__name__}: {error}"
             if not isinstance(error, FlowMatchingError):
@@ -201,7 +209,7 @@ def _parse(arguments: list[str]) -> tuple[str, RunConfig, set[str], dict[str, An
     namespace, overrides = _read(sub, arguments[1:], ("config", *attributes.values(), *numbers))
     flags = {flag for flag, name in attributes.items() if getattr(namespace, name)}
     values = {name: getattr(namespace, name) for name in numbers}
-    return head.command, load_config(namespace.config, overrides), flags, values
+    return head.command, load_run_config(namespace.config, overrides), flags, values
 
 
 def _doctor(arguments: list[str]) -> int:
@@ -220,7 +228,7 @@ def _doctor(arguments: list[str]) -> int:
     namespace, overrides = _read(sub, rest, ("config", *numbers))
     config = None
     if namespace.config:
-        config = load_config(namespace.config, overrides)
+        config = load_run_config(namespace.config, overrides)
     elif overrides:
         config = parse_config(overrides, "fm doctor")
 

@@ -44,6 +44,10 @@ class UnrecoverableError(FlowMatchingError):
     """The stage cannot continue, and a restart would end in the same way (exit status 1)."""
 
 
+class LeaseLostError(FlowMatchingError):
+    """Another job has taken over the directory; this one ends without writing anything (exit status 1)."""
+
+
 class NonFiniteGradientsError(FlowMatchingError):
     """Too many optimizer steps in a row were skipped; all ranks raise it at the same step."""
 
@@ -88,6 +92,8 @@ class Outcome(Enum):
     """A restart would end in the same way."""
     DETACHED = "detached", 1, "CRASHED"
     """Only the supervisor ended; a flow run is started again and attaches to the job."""
+    LEASE_LOST = "lease lost", 1, "FAILED"
+    """Another job has taken over the run directory; a restart would only meet that job."""
     FAILED = "error", 1, "FAILED"
     """Anything else."""
 
@@ -131,6 +137,7 @@ def outcome_of(error: BaseException) -> Outcome:
         (UnrecoverableError, Outcome.UNRECOVERABLE),
         (SolverError, Outcome.UNRECOVERABLE),
         (DetachedError, Outcome.DETACHED),
+        (LeaseLostError, Outcome.LEASE_LOST),
     ):
         if isinstance(error, kind):
             return outcome

@@ -8,7 +8,9 @@ import sys
 import pytest
 
 from fm_core import cli
+from fm_core.config import RunConfig
 from fm_core.errors import StopRequested, UserError
+from fm_core.run.directory import RunDirectory
 
 
 @pytest.fixture
@@ -263,3 +265,14 @@ def test_a_micro_batch_that_does_not_divide_into_blocks_is_refused_before_a_job(
     err = refused(capsys, "train", "--config", "run.yaml", *options, "--launch.processes", "2")
     assert "minibatch-optimal-transport pairs blocks of 48" in err
     assert not [*place.rglob("job.json")]
+
+
+def test_a_command_on_the_config_yaml_of_a_moved_run_means_the_moved_run(place, capsys):
+    RunDirectory(RunConfig.model_validate({"run": {"root": "runs", "name": "r"}})).open()
+    (place / "elsewhere").mkdir()
+    moved = (place / "runs" / "r").rename(place / "elsewhere" / "r")
+    (place / "runs").rmdir()
+    code, out, err = fm(capsys, "status", "--config", "elsewhere/r/config.yaml")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"{moved}: ")
+    assert {path.name for path in place.iterdir()} == {"run.yaml", "elsewhere"}

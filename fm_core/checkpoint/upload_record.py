@@ -22,7 +22,11 @@ class UploadRecord(Section):
     host: str
     pid: int
     created: float
-    """Start of the process in seconds since 1970; pid and start together name one process."""
+    """Start of the process in seconds since 1970."""
+    host_id: str | None = None
+    """Boot and PID namespace of its host; None in a record of an earlier version."""
+    start_ticks: int | None = None
+    """Start of the process in clock ticks since boot; pid and start together name one process."""
     until: float
     """When the worker gives up at the latest, in seconds since 1970."""
     ended: bool = False

@@ -27,6 +27,7 @@ from fm_core.launch.exit_records import write_exit_record
 from fm_core.launch.job import GRACE_SECONDS, Job, agent_lives, end_processes, kill
 from fm_core.launch.launcher import JobSpec, JobStatus, StageJob, with_agent, worker_environment
 from fm_core.launch.worker_main import Rank, load_worker
+from fm_core.run.fence import LeaseFence
 from fm_core.run.lease import Lease
 from fm_core.run.progress import Observer, no_progress
 from fm_core.run.status import progress_of, read_status
@@ -129,6 +130,7 @@ def run_in_process(job: Job, stage_job: StageJob, observe: Observer) -> None:
         StopRequested: it was asked to stop, or the debugger was quit.
     """
     control, stage = stage_job.control.resolve(), stage_job.stage
+    fence = LeaseFence(Lease(control / "lock"), job.id, job.epoch)
     rank = DebugRank(
         number=0,
         count=1,
@@ -137,11 +139,12 @@ def run_in_process(job: Job, stage_job: StageJob, observe: Observer) -> None:
         job=job.id,
         run=stage_job.logs.resolve().parent,
         watched=False,
+        fence=fence,
         observe=observe,
     )
     outcome, message = Outcome.DONE, ""
     with ExitStack() as restored:
-        restored.enter_context(Lease(control / "lock").keep_alive(job=job.id))
+        restored.enter_context(fence.keep_alive(rank.record_loss))
         restored.enter_context(_environment(job, stage_job))
         restored.enter_context(_streams())
         restored.enter_context(_signal_handlers(rank))

@@ -12,8 +12,9 @@ from fm_core.config import LaunchSection, load_config
 from fm_core.launch import debug, local, slurm, ssh
 from fm_core.launch.exit_records import open_log, remove_exit_records
 from fm_core.launch.hostfile import read_hostfile
-from fm_core.launch.job import GRACE_SECONDS, JOB_VARIABLE, Job, processes_of, submitted
+from fm_core.launch.job import GRACE_SECONDS, JOB_VARIABLE, Job, kill, processes_of, submitted, successor
 from fm_core.launch.launcher import JobSpec, JobStatus, Launcher
+from fm_core.run.process_identity import host_id
 from fm_core.run.resource_limits import available_cores
 from fm_core.run.stop_file import mark_obeyed
 from fm_core.storage.atomic_files import write_json
@@ -74,19 +75,30 @@ def max_processes_per_host(launch: LaunchSection) -> int:
 
 
 def submit(
-    control: Path, logs: Path, stage: str, worker: str, config_file: Path, launch: LaunchSection
+    control: Path,
+    logs: Path,
+    stage: str,
+    worker: str,
+    config_file: Path,
+    launch: LaunchSection,
+    identifier: str | None = None,
+    epoch: int = 0,
 ) -> Job:
     """Start the ranks of a job and write its handle to control/job.json.
+
+    `identifier` and `epoch` are those of the lease that was taken for it.
 
     Raises UserError for what can be refused before: a host that cannot be reached, an option that
     sbatch does not know.
     """
     processes, threads = world(launch)
     draft = Job(
-        id=uuid.uuid4().hex,
+        id=identifier or uuid.uuid4().hex,
+        epoch=epoch,
         stage=stage,
         kind=launch.kind,
         host=socket.gethostname(),
+        host_id=host_id(),
         processes=processes,
         # Other hosts may have another number of cores.
         threads=threads if launch.kind in ("debug", "local") else launch.threads or 0,
@@ -124,15 +136,32 @@ def alive(job: Job) -> bool:
 
 
 def cancel(job: Job, control: Path, grace: float = GRACE_SECONDS) -> None:
-    """Ask the ranks to save and exit, wait until no process of the job is left, kill what remains."""
+    """Ask the ranks to save and exit, wait until no process of the job is left, kill what remains.
+
+    Where another job has taken the directory, those of its processes that are on this host are killed: they
+    have nothing to save, and a STOP file would stop the other job.
+    """
+    if successor(job, control):
+        _end_replaced(job)
+        return
     LAUNCHERS[job.kind].cancel(job, control, grace)
 
 
 def collect(job: Job, control: Path) -> list[str]:
     """Gather exit records after a job has ended; return messages about lost hosts."""
+    if successor(job, control):
+        _end_replaced(job)
+        return []
     return LAUNCHERS[job.kind].collect(job, control)
 
 
 def cleanup(job: Job) -> None:
     """End the remaining processes of a dead job before its directory is used again."""
     LAUNCHERS[job.kind].cleanup(job)
+
+
+def _end_replaced(job: Job) -> None:
+    if job.kind == "debug":
+        cleanup(job)  # this interpreter needs some of its children
+    else:
+        kill(processes_of(job))

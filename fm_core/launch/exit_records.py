@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fm_core.errors import Outcome
-from fm_core.launch.job import Job
+from fm_core.launch.job import Job, submitted
 from fm_core.storage.atomic_files import read_json, write_json
 
 PREFIX = "fm-end "
@@ -23,7 +23,13 @@ TAIL_BYTES = 65_536
 
 
 def write_exit_record(control: Path, stage: str, job: str, rank: int, outcome: Outcome, message: str) -> None:
-    """Record how a rank ended, for the supervisor; printed where the file cannot be written."""
+    """Record how a rank ended, for the supervisor; printed where the file cannot be written.
+
+    Nothing is recorded where the directory belongs to a later job by now.
+    """
+    with suppress(OSError):
+        if outcome is Outcome.LEASE_LOST or ((latest := submitted(control)) and latest.id != job):
+            return
     record = {"job": job, "rank": rank, "kind": outcome.record, "message": message}
     try:
         write_json(_path(control, stage, rank), record)

@@ -7,17 +7,20 @@ import os
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import psutil
 
 from fm_core.config import Section
-from fm_core.run.lease import process_is
+from fm_core.errors import UserError
+from fm_core.run.lease import Lease
+from fm_core.run.process_identity import ProcessIdentity
 from fm_core.storage.atomic_files import read_json
 
 JOB_VARIABLE = "FM_JOB"
 CONTROL_VARIABLE = "FM_CONTROL"
 LOGS_VARIABLE = "FM_LOGS"
+EPOCH_VARIABLE = "FM_EPOCH"
 GRACE_SECONDS = 25.0
 """How long ranks may take to save and exit after they were asked to stop; Prefect allows 30."""
 
@@ -28,12 +31,18 @@ class Job(Section):
     id: str
     stage: str
     kind: Literal["debug", "local", "ssh", "slurm"] = "local"
+    epoch: int = 0
+    """Epoch of its lease, the fencing token; 0 for a job of an earlier version."""
     host: str
     """Where it was submitted."""
+    host_id: str | None = None
+    """Boot and PID namespace of that host: the pid means something only there."""
     pid: int | None = None
     """The agent on that host; none for Slurm, which has ids of its own, nor after the end of a debug job."""
     created: float | None = None
-    """Start of the agent, in seconds since 1970: pid and start together name one process."""
+    """Start of the agent, in seconds since 1970."""
+    start_ticks: int | None = None
+    """Start of the agent, in clock ticks since boot: pid and start together name one process."""
     slurm: int | None = None
     """Slurm's number of the job."""
     processes: int
@@ -67,11 +76,26 @@ def submitted(control: Path) -> Job | None:
 
 
 def agent_lives(job: Job) -> bool:
-    """Whether the process that was started for a job runs on this host."""
-    if job.pid is None or job.created is None:
+    """Whether the process that was started for a job runs on this host: host, pid and start must match."""
+    agent = ProcessIdentity.from_record(job.model_dump())
+    if agent is None or not agent.here:
         return False
-    _reap(job.pid)
-    return process_is(job.pid, job.created)
+    _reap(agent.pid)
+    return agent.alive() is True
+
+
+def successor(job: Job, control: Path) -> dict[str, Any] | None:
+    """The lease record, or the handle, of another job that has taken the control directory since.
+
+    If there is one, this job must not change anything there.
+    """
+    with suppress(OSError, UserError):
+        record = Lease(control / "lock").record()
+        if record is None and (latest := submitted(control)):
+            record = {**latest.model_dump(), "job": latest.id}
+        if record and record.get("job") not in (None, job.id):
+            return record
+    return None
 
 
 def processes_of(job: Job) -> list[psutil.Process]:

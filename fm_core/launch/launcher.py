@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import psutil
-
 from fm_core.config import RunConfig
-from fm_core.launch.job import CONTROL_VARIABLE, JOB_VARIABLE, LOGS_VARIABLE, Job
+from fm_core.launch.job import CONTROL_VARIABLE, EPOCH_VARIABLE, JOB_VARIABLE, LOGS_VARIABLE, Job
+from fm_core.run.process_identity import ProcessIdentity
 from fm_core.run.resource_limits import available_cores
 
 
@@ -89,8 +88,8 @@ def worker_command(stage: str, worker: str, config_file: Path) -> list[str]:
 
 
 def with_agent(job: Job, pid: int) -> Job:
-    """The handle with the process id and start time of its agent."""
-    return job.model_copy(update={"pid": pid, "created": psutil.Process(pid).create_time()})
+    """The handle with the identity of its agent, a process of this host."""
+    return job.model_copy(update=ProcessIdentity.of(pid).facts())
 
 
 def worker_environment(job: Job, control: Path, logs: Path | None, processes_on_host: int) -> dict[str, str]:
@@ -101,6 +100,7 @@ def worker_environment(job: Job, control: Path, logs: Path | None, processes_on_
     threads = job.threads or max(1, available_cores() // processes_on_host)
     return {
         JOB_VARIABLE: job.id,
+        EPOCH_VARIABLE: str(job.epoch),
         CONTROL_VARIABLE: str(control.resolve()),
         LOGS_VARIABLE: str(logs.resolve()) if logs else "",
         "OMP_NUM_THREADS": str(threads),

@@ -23,17 +23,18 @@ from typing import TextIO
 
 import psutil
 
-from fm_core.errors import Outcome, UserError
+from fm_core.errors import LeaseLostError, Outcome, UserError
 from fm_core.launch.exit_records import (
     print_exit_record,
     read_exit_records,
     remove_exit_records,
     write_exit_record,
 )
-from fm_core.launch.job import Job, end_processes, submitted
+from fm_core.launch.job import Job, end_processes, submitted, successor
 from fm_core.launch.launcher import worker_command, worker_environment
 from fm_core.launch.node_spec import NodeSpec, interface_towards
 from fm_core.launch.worker_main import ADOPTION_SECONDS, PR_SET_PDEATHSIG
+from fm_core.run.lease import Lease, holder_name
 from fm_core.run.resource_limits import OomCounter
 from fm_core.storage.atomic_files import write_json, write_text
 
@@ -96,13 +97,15 @@ def main(arguments: list[str]) -> int:
         try:
             _check(spec, host, place)
             if spec.job.kind == "slurm" and _is_first(spec.job, host):
-                # Only now is it known which hosts Slurm has chosen.
-                write_json(place.control / "job.json", spec.job.model_dump())
+                spec = _begin_attempt(spec, place.control)
             code = _run(spec, host, place, stream)
         except UserError as error:
             job, rank = spec.job, _ranks(spec.job, host)[0]
             write_exit_record(place.control, job.stage, job.id, rank, Outcome.REFUSED, str(error))
             code = Outcome.REFUSED.exit_code
+        except LeaseLostError as error:
+            print(error, flush=True)
+            code = Outcome.LEASE_LOST.exit_code
         end_processes(spec.job.id, LOST_GRACE_SECONDS, spare=_lineage())
         if place.logs is None:
             for record in read_exit_records(place.control, spec.job).values():
@@ -122,6 +125,27 @@ def _receive(host: str) -> tuple[NodeSpec, str, TextIO | None] | None:
     chosen = {"hosts": dict.fromkeys(names, each), "slurm": int(os.environ["SLURM_JOB_ID"])}
     job = spec.job.model_copy(update=chosen)
     return spec.model_copy(update={"job": job}), os.environ["SLURMD_NODENAME"], None
+
+
+def _begin_attempt(spec: NodeSpec, control: Path) -> NodeSpec:
+    """Record the hosts that Slurm has chosen; an attempt after the first takes the lease anew.
+
+    Slurm queues a job again when it has lost a node. That node may be cut off from Slurm alone, so that its
+    ranks go on: they find another epoch in the lease.
+
+    Raises LeaseLostError if another job has taken the directory.
+    """
+    job, lease = spec.job, Lease(control / "lock")
+    with lease.guard():
+        if holder := successor(job, control):
+            raise LeaseLostError(
+                f"{control} was taken over by {holder_name(holder)}; Slurm job {job.slurm} ends"
+            )
+        if int(os.environ.get("SLURM_RESTART_COUNT") or 0):
+            epoch = lease.take_for(f"Slurm job {job.slurm}", job=job.id, stage=job.stage)
+            job = job.model_copy(update={"epoch": epoch})
+        write_json(control / "job.json", job.model_dump())
+    return spec.model_copy(update={"job": job})
 
 
 @contextmanager

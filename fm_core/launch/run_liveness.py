@@ -1,6 +1,5 @@
 """Whether anything of a run still lives, for `fm status`: status.json alone would say "running" for ever."""
 
-import socket
 import time
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -8,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from fm_core.errors import UserError
-from fm_core.launch.dispatch import Job, alive, submitted
+from fm_core.launch.dispatch import alive, submitted
 from fm_core.launch.run_jobs import control_directories
-from fm_core.run.lease import STALE_SECONDS, Lease, process_is
+from fm_core.run.lease import STALE_SECONDS, Lease
+from fm_core.run.process_identity import ProcessIdentity
 from fm_core.storage.atomic_files import read_lines
 
 RESTART_SECONDS = 60.0
@@ -45,20 +45,17 @@ def _lives(control: Path) -> bool:
         job = submitted(control)
         if job is None:
             return False
-        return _seen_here(job) or Lease(control / "lock").holder() is not None
+        return alive(job) or Lease(control / "lock").holder() is not None
     except (OSError, UserError):
         return True
 
 
-def _seen_here(job: Job) -> bool:
-    return (job.kind == "slurm" or job.host == socket.gethostname()) and alive(job)
-
-
 def _supervisor_lives(supervisor: dict[str, Any], silence: float) -> bool:
     """Whether the process that supervises a stage lives; on another host, whether it was heard of lately."""
-    if supervisor["host"] != socket.gethostname():
+    process = ProcessIdentity.from_record(supervisor)
+    if process is None or not process.here:
         return silence < STALE_SECONDS
-    return process_is(supervisor["pid"], supervisor["created"])
+    return process.alive() is not False
 
 
 def _restarts(run: Path, stage: str, now: float) -> bool:

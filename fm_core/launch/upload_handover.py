@@ -6,7 +6,6 @@ processes but this one, which exits by itself, at the latest after LONGEST_SECON
 """
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -27,7 +26,8 @@ from fm_core.config import RunConfig, dump_yaml
 from fm_core.launch.detached import spawn_detached
 from fm_core.launch.job import CONTROL_VARIABLE, JOB_VARIABLE, LOGS_VARIABLE
 from fm_core.run.directory import RunDirectory
-from fm_core.run.lease import STALE_SECONDS, process_is
+from fm_core.run.lease import STALE_SECONDS
+from fm_core.run.process_identity import ProcessIdentity
 
 MODULE = "fm_core.checkpoint.upload_worker"
 LONGEST_SECONDS = 1800.0
@@ -53,10 +53,8 @@ def start_upload_worker(config: RunConfig, step: int, seconds: float = LONGEST_S
         record = UploadRecord(
             url=run.checkpoints,
             step=step,
-            host=socket.gethostname(),
-            pid=process.pid,
-            created=psutil.Process(process.pid).create_time(),
             until=time.time() + seconds,
+            **ProcessIdentity.of(process.pid).facts(),
         )
         write_upload_record(run.path, record)
         assert process.stdin
@@ -101,8 +99,9 @@ def _spawn(run: RunDirectory) -> subprocess.Popen[bytes]:
 
 
 def _is_alive(run: Path, record: UploadRecord) -> bool:
-    if record.host == socket.gethostname():
-        return process_is(record.pid, record.created)
+    process = ProcessIdentity.from_record(record.model_dump())
+    if process and process.here:
+        return process.alive() is not False
     with suppress(OSError):
         return time.time() - upload_record_path(run).stat().st_mtime < STALE_SECONDS
     return False

@@ -20,10 +20,18 @@ from types import FrameType
 import psutil
 
 from fm_core.config import RunConfig, load_config
-from fm_core.errors import Outcome
+from fm_core.errors import LeaseLostError, Outcome
 from fm_core.launch.exit_records import write_exit_record
-from fm_core.launch.job import CONTROL_VARIABLE, JOB_VARIABLE, LOGS_VARIABLE, is_marked, submitted
+from fm_core.launch.job import (
+    CONTROL_VARIABLE,
+    EPOCH_VARIABLE,
+    JOB_VARIABLE,
+    LOGS_VARIABLE,
+    is_marked,
+    submitted,
+)
 from fm_core.launch.rank_errors import outcome_and_message
+from fm_core.run.fence import Fence, LeaseFence, Unfenced
 from fm_core.run.lease import Lease
 from fm_core.run.resource_limits import raise_open_file_limit
 
@@ -47,7 +55,10 @@ class Rank:
     """The run directory, where a STOP file is obeyed as well."""
     watched: bool = True
     """Whether a rank that hangs is to be detected; not in a debugger."""
+    fence: Fence = field(default_factory=Unfenced)
+    """Of the first rank, the writer: to be checked before anything is committed or deleted."""
     _stop_signaled: bool = field(default=False)
+    _lost: LeaseLostError | None = field(default=None)
 
     @property
     def first(self) -> bool:
@@ -55,7 +66,12 @@ class Rank:
         return self.number == 0
 
     def stop_requested(self) -> bool:
-        """Whether this process received SIGTERM or, on rank 0, a STOP file exists."""
+        """Whether this process received SIGTERM or, on rank 0, a STOP file exists.
+
+        Raises LeaseLostError in a rank that could not end itself at once, because it runs in a debugger.
+        """
+        if self._lost:
+            raise self._lost
         directories = (self.control, self.run or self.control)
         return self._stop_signaled or (
             self.first and any(directory.joinpath("STOP").exists() for directory in directories)
@@ -64,6 +80,10 @@ class Rank:
     def request_stop(self, number: int, frame: FrameType | None) -> None:
         """Signal handler: only sets a flag, since launchers send the signal more than once."""
         self._stop_signaled = True
+
+    def record_loss(self, error: LeaseLostError) -> None:
+        """Let the next `stop_requested` raise the error."""
+        self._lost = error
 
 
 Worker = Callable[[RunConfig, Rank], None]
@@ -109,7 +129,10 @@ def run_worker(stage: str, work: Worker, config_file: str) -> None:
     code = 1
     try:
         if rank.first:
-            with Lease(control / "lock").keep_alive(wait=False, job=rank.job):
+            rank.fence = LeaseFence(
+                Lease(control / "lock"), rank.job, int(environment.get(EPOCH_VARIABLE, "0"))
+            )
+            with rank.fence.keep_alive(_exit_without_lease, wait=False):
                 code = _work(stage, rank, work, config_file)
         else:
             code = _work(stage, rank, work, config_file)
@@ -126,6 +149,8 @@ def _work(stage: str, rank: Rank, work: Worker, config_file: str) -> int:
     # For the exit record of a rank that has no descriptor left.
     reserved = os.open(os.devnull, os.O_RDONLY)
     try:
+        with suppress(OSError):
+            rank.fence.check()
         work(load_config(config_file), rank)
     except BaseException as error:
         outcome, message = outcome_and_message(error, stage)
@@ -139,6 +164,13 @@ def _work(stage: str, rank: Rank, work: Worker, config_file: str) -> int:
     with suppress(OSError):
         write_exit_record(rank.control, stage, rank.job, rank.number, outcome, message)
     return outcome.exit_code
+
+
+def _exit_without_lease(error: LeaseLostError) -> None:
+    # At once, and not at the next step: the main thread may wait for other ranks, or write. The agent ends
+    # the other ranks, as after a kill.
+    print(error, flush=True)
+    os._exit(Outcome.LEASE_LOST.exit_code)
 
 
 def _adopted(rank: Rank) -> bool:

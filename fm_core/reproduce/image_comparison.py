@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from fm_core.config import RunConfig
-from fm_core.errors import StopRequested
+from fm_core.errors import LeaseLostError, StopRequested
 from fm_core.report.html import PageSection
 from fm_core.reproduce.aggregate import by_objective, claims, curves, summary
 from fm_core.reproduce.comparison_page import comparison_page, comparison_sections
@@ -52,6 +52,7 @@ def reproduce_images(
             if outcome.traceback:
                 write_text(run.log("reproduce", experiment.name), outcome.traceback)
         results = _results(config, experiments, outcomes)
+        check_stop()
         changed = _write(directory, results, experiments)
     paths = {"report": str(directory / "report.html"), "results": str(directory / "results.json")}
     if failed := results["failed"]:
@@ -94,7 +95,7 @@ def _run_sequentially(
         try:
             record = run_experiment(experiment, config.reproduce.images, report, stages)
             outcomes.append(ExperimentOutcome(record))
-        except StopRequested:
+        except (LeaseLostError, StopRequested):
             raise
         except Exception as error:
             outcomes.append(ExperimentOutcome.of_error(error, traceback.format_exc()))

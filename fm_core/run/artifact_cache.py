@@ -5,20 +5,22 @@ recipe they were made by. An interrupted write leaves no record, and the part is
 """
 
 import os
-import socket
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+import sys
+import time
+import uuid
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from fm_core.errors import StopRequested, UserError
 from fm_core.run.directory import differences
-from fm_core.run.lease import Lease
+from fm_core.run.fence import LeaseFence
+from fm_core.run.lease import LOOK_INTERVAL_SECONDS, HolderState, Lease, holder_name, waiting_message
 from fm_core.run.stop_file import mark_obeyed, pending_request, refuse_pending_request
 from fm_core.storage.atomic_files import read_json, write_bytes, write_json
 from fm_core.storage.hashing import sha256_bytes
@@ -87,38 +89,60 @@ class ArtifactCache:
         return self.directory / f"{name}.safetensors"
 
 
+def print_waiting(message: str) -> None:
+    """Print a message to standard error."""
+    print(message, file=sys.stderr, flush=True)
+
+
 @contextmanager
-def exclusive_lock(directory: Path) -> Generator[Callable[[], None]]:
+def exclusive_lock(
+    directory: Path, tell: Callable[[str], None] = print_waiting
+) -> Generator[Callable[[], None]]:
     """Hold the lease of a directory; yield a function to call between pieces of work.
 
     That function raises StopRequested once there is a STOP file in the directory or in the run directory
-    above it, and removes it. A thread renews the lease, however long it is between two calls.
+    above it, which it removes, and LeaseLostError once another process has taken the lease. A thread renews
+    the lease, however long it is between two calls.
+
+    Args:
+        directory: what to lock; created if missing.
+        tell: called with a message if a holder elsewhere has to be watched first, to see whether it lives.
 
     Raises:
         UserError: another process holds the lease.
         StopRequested: there was a STOP file already; it is removed.
     """
-    lease = Lease(directory / "lock")
-    holder_facts: dict[str, Any] = {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "created": psutil.Process().create_time(),
-    }
     places = (directory.parent, directory)
+    fence = _take(Lease(directory / "lock"), places, tell)
 
-    def check_stop() -> None:
+    def check() -> None:
+        with suppress(OSError):
+            fence.check()
         if request := pending_request(*places):
             mark_obeyed(*places)
             raise StopRequested(f"stopped by {request}; run it again to continue")
 
-    with lease.guard():
-        if holder := lease.holder():
-            who = f"process {holder['pid']} on {holder['host']}" if "pid" in holder else holder["host"]
-            raise UserError(f"{directory} is in use by {who}; wait for it or stop it")
-        refuse_pending_request(*places)
-        lease.take(os.getpid())
     try:
-        with lease.keep_alive(**holder_facts):
-            yield check_stop
+        with fence.keep_alive():
+            yield check
     finally:
-        lease.release(**holder_facts)
+        fence.lease.release(job=fence.job, epoch=fence.epoch)
+
+
+def _take(lease: Lease, places: Sequence[Path], tell: Callable[[str], None]) -> LeaseFence:
+    """Take a lease once its holder is known to be dead. Raises UserError if it is alive."""
+    told = False
+    while True:
+        with lease.guard():
+            state, holder = lease.look()
+            if state is HolderState.FREE:
+                refuse_pending_request(*places)
+                identifier = uuid.uuid4().hex
+                epoch = lease.take(os.getpid(), job=identifier)
+                return LeaseFence(lease, identifier, epoch)
+        if holder and state is HolderState.HELD:
+            raise UserError(f"{lease.path.parent} is in use by {holder_name(holder)}; wait for it or stop it")
+        if holder and not told:
+            told = True
+            tell(waiting_message(lease.path.parent, holder))
+        time.sleep(LOOK_INTERVAL_SECONDS)

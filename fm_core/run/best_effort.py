@@ -1,7 +1,7 @@
 """Best-effort calls: status, progress, logs and polling, whose errors must not end a job.
 
-An error is logged once when the work begins to fail, and not again before it has succeeded. A request to stop
-and what is no `Exception` (a signal, Ctrl-C) pass through.
+An error is logged once when the work begins to fail, and not again before it has succeeded. Requests to stop,
+a lost lease and what is no `Exception` (a signal, Ctrl-C) pass through.
 """
 
 import logging
@@ -11,10 +11,12 @@ from contextlib import AbstractContextManager, suppress
 from types import TracebackType
 from typing import TypeVar
 
-from fm_core.errors import StopRequested, UnreachableError, UserError
+from fm_core.errors import LeaseLostError, StopRequested, UnreachableError, UserError
 from fm_core.run.progress import Observer, Progress
 
 Result = TypeVar("Result")
+
+FINAL_ERRORS = (StopRequested, LeaseLostError, UserError)
 
 logger = logging.getLogger("fm_core")
 
@@ -31,7 +33,7 @@ class BestEffort:
         """The result of `work`, or `default` if it raises. `what` completes "cannot ..." in the log."""
         try:
             result = work()
-        except StopRequested:
+        except (StopRequested, LeaseLostError):
             raise
         # rich, which Prefect logs through, raises SystemExit where its terminal or pipe is gone.
         except (Exception, SystemExit) as error:
@@ -54,7 +56,9 @@ class BestEffort:
             try:
                 return work()
             except Exception as error:
-                if isinstance(error, StopRequested | UserError) and not isinstance(error, UnreachableError):
+                if isinstance(error, StopRequested | LeaseLostError | UserError) and not isinstance(
+                    error, UnreachableError
+                ):
                     raise
                 self._failed(what, error)
                 self._sleep(pause)

@@ -6,11 +6,12 @@ import shutil
 import socket
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from fm_core.config import RunConfig, dump_yaml, merge, parse_config, read_yaml
+from fm_core.config import RunConfig, dump_yaml, load_config, merge, parse_config, read_yaml
 from fm_core.errors import UserError
 from fm_core.run.resource_limits import available_cores
 from fm_core.storage.atomic_files import write_json, write_text
@@ -183,6 +184,23 @@ def environment() -> dict[str, Any]:
     }
 
 
+def load_run_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
+    """Read a configuration file and apply nested overrides, as `load_config`.
+
+    config.yaml inside a run directory means that directory, wherever it was moved and whatever the working
+    directory is, unless the overrides name another run.
+    """
+    config, directory = load_config(path, overrides), Path(path).resolve().parent
+    of_a_run = any((directory / name).exists() for name in ("environment.json", "status.json"))
+    if Path(path).name != "config.yaml" or not of_a_run:
+        return config
+    named = {"root", "name"} & ((overrides or {}).get("run") or {}).keys()
+    if named or RunDirectory(config).path.resolve() == directory:
+        return config
+    place = {"run": {"root": str(directory.parent), "name": directory.name}}
+    return load_config(path, merge(overrides or {}, place))
+
+
 def recorded_config(run: Path) -> RunConfig:
     """The configuration recorded in a run directory, which may have been moved since.
 
@@ -200,7 +218,9 @@ def _recorded(path: Path) -> RunConfig:
 
 
 def _devices() -> list[str]:
-    import torch
+    if not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd")):
+        return [f"{os.cpu_count()} CPU cores"]
+    import torch  # takes seconds: only where there may be a GPU to name
 
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     return gpus or [f"{available_cores()} CPU cores"]

@@ -1,111 +1,288 @@
-"""Lease of a directory: a lock file that names its holder and carries a heartbeat."""
+"""Lease of a directory: a lock file that names its holder and carries a heartbeat and an epoch.
 
-import socket
+The epoch grows by one whenever another holder takes the lease: it is the fencing token by which a holder
+finds out that it has lost the lease. It is also kept in the file of the guard, which is never removed.
+"""
+
+import errno
+import os
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from fm_core.errors import UserError
+from fm_core.errors import LeaseLostError, UserError
+from fm_core.run.process_identity import ProcessIdentity
 from fm_core.storage.atomic_files import read_json, write_json
 from fm_core.storage.file_lock import file_lock
 
-STALE_SECONDS = 120.0
-"""A holder on another host counts as dead after this long without a heartbeat."""
 HEARTBEAT_SECONDS = 10.0
-"""Interval of the heartbeat that readers on other hosts rely on."""
+"""Interval of the heartbeat."""
+WATCHED_HEARTBEATS = 3
+"""A holder elsewhere counts as dead if its record does not change for so many intervals of watching."""
+LOOK_INTERVAL_SECONDS = 1.0
+"""How often a start looks at a holder that it watches."""
+LONGEST_LOOK_SECONDS = 5.0
+"""More than this between two looks does not count as watched: this process may itself have been frozen."""
+STALE_SECONDS = 120.0
+"""Age of the heartbeat, by this host's clock, from which a record of an earlier version counts as dead."""
+
+
+_ENDS = "this job ends without writing anything there"
+
+
+class HolderState(Enum):
+    """What one look at a lease says about its holder."""
+
+    FREE = "nobody, or a dead process"
+    HELD = "alive"
+    UNDECIDED = "elsewhere: to be watched"
 
 
 class Lease:
-    """Who may work in a directory. The record stays behind when its holder dies; then it is stale."""
+    """Who may work in a directory. The record stays behind when its holder dies; then it is stale.
 
-    def __init__(self, path: Path) -> None:
+    A holder on this host is alive while its process exists, even if it is frozen and sends no heartbeat. Any
+    other is alive while its record changes: neither its host name nor two hosts' clocks are compared.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
         self.path = path
+        self._guard = path.with_name(f".{path.name}.guard")
+        self._clock, self._wall_clock = clock, wall_clock
+        self._seen: dict[str, Any] | None = None
+        self._seen_at = self._watched = 0.0
+        self._own: dict[str, Any] | None = None
+
+    def record(self) -> dict[str, Any] | None:
+        """The record of the holder, dead or alive; None if the lease was released or never taken."""
+        return read_json(self.path)
+
+    def look(self) -> tuple[HolderState, dict[str, Any] | None]:
+        """Judge the holder. While the state is UNDECIDED, look again every second or so."""
+        record = self.record()
+        if record is None:
+            return HolderState.FREE, None
+        process = ProcessIdentity.from_record(record)
+        alive = process.alive() if process and process.here else None
+        if alive is None:
+            return self._watch(record), record
+        return (HolderState.HELD if alive else HolderState.FREE), record
 
     def holder(self) -> dict[str, Any] | None:
-        """The record of a live holder, or None when the directory is free."""
-        record = read_json(self.path)
-        return record if record and _alive(record) else None
+        """The record of a live holder, or None, without waiting.
+
+        For a holder elsewhere that was not watched long enough, the age of its heartbeat decides. That
+        compares clocks: good enough for what is shown, not for taking the lease.
+        """
+        state, record = self.look()
+        if record is None or state is HolderState.FREE:
+            return None
+        recent = self._age(record) < STALE_SECONDS
+        return record if state is HolderState.HELD or recent else None
 
     def process(self) -> psutil.Process | None:
         """The live holder, if it is a process of this host; process ids of other hosts mean nothing here."""
-        record = self.holder()
-        if record is None or record["host"] != socket.gethostname():
+        record = self.record()
+        process = ProcessIdentity.from_record(record) if record else None
+        if process is None or not process.alive():
             return None
         with suppress(psutil.NoSuchProcess):
-            return psutil.Process(record["pid"])
+            return psutil.Process(process.pid)
         return None
 
-    def take(self, pid: int, **facts: Any) -> None:
-        """Record a process of this host as the holder; call it inside `guard`."""
-        record = {"host": socket.gethostname(), "pid": pid, "created": psutil.Process(pid).create_time()}
-        write_json(self.path, {**record, **facts, "heartbeat": time.time()})
+    def next_epoch(self, at_least: int = 0) -> int:
+        """The epoch of the next holder: higher than that of the last one and than `at_least`."""
+        recorded = (read_json(self.path) or {}).get("epoch", 0)
+        return max(recorded, read_epoch(self._guard)[0], at_least) + 1
 
-    def take_for(self, host: str, **facts: Any) -> None:
-        """Record a holder that is not a process of this host; it is alive while its heartbeat is recent."""
-        write_json(self.path, {"host": host, **facts, "heartbeat": time.time()})
+    def take(self, pid: int, epoch: int | None = None, **facts: Any) -> int:
+        """Record a process of this host as the holder; call it inside `guard`. Returns the epoch.
+
+        `epoch` is given where the same job is recorded again; otherwise it is the next one.
+        """
+        return self._take(ProcessIdentity.of(pid).facts(), epoch, facts)
+
+    def take_for(self, host: str, epoch: int | None = None, **facts: Any) -> int:
+        """Record a holder that is not a process of this host; it is alive while its record changes."""
+        return self._take({"host": host}, epoch, facts)
 
     def release(self, **facts: Any) -> None:
-        """Remove the lock if its record contains these facts."""
-        with self.guard():
+        """Remove the lock if its record contains these facts; the epoch stays in the file of the guard."""
+        with suppress(FileNotFoundError), self.guard(create=False):
+            self.release_guarded(**facts)
+
+    def release_guarded(self, **facts: Any) -> None:
+        """`release` for a caller that is inside `guard`."""
+        record = self.record()
+        if record and facts.items() <= record.items():
+            write_epoch(self._guard, record.get("epoch", 0), held=False)
+            self.path.unlink()
+
+    def check(self, **facts: Any) -> None:
+        """Check that the record contains these facts, without waiting for the guard.
+
+        Raises:
+            LeaseLostError: the lease was released, or another holder has taken it.
+            OSError: the lease cannot be read now.
+        """
+        try:
             record = read_json(self.path)
-            if record and facts.items() <= record.items():
-                self.path.unlink()
+        except UserError as error:
+            raise OSError(str(error)) from None
+        if record is None:
+            self.heartbeat(**facts)
+        else:
+            self._own = self._checked(record, facts)
 
     def heartbeat(self, **facts: Any) -> None:
-        """Renew the heartbeat if the record contains these facts; readers on other hosts rely on it."""
-        with self.guard():
-            record = read_json(self.path)
-            if record and facts.items() <= record.items():
-                record.pop("schema")
-                write_json(self.path, {**record, "heartbeat": time.time()})
+        """Renew the heartbeat of a lease whose record contains these facts.
+
+        A lock file that was removed by hand is written again.
+
+        Raises:
+            LeaseLostError: the lease was released, or another holder has taken it.
+            OSError: the directory is out of reach, e.g. because its disk is not mounted.
+        """
+        with self.guard(create=False):
+            record = self._checked(self.record() or self._removed(facts), facts)
+            beat = {"heartbeat": self._wall_clock(), "beats": record.get("beats", 0) + 1}
+            self._own = {key: value for key, value in record.items() if key != "schema"} | beat
+            write_json(self.path, self._own)
 
     @contextmanager
-    def keep_alive(self, wait: bool = True, **facts: Any) -> Generator[None]:
+    def keep_alive(
+        self, wait: bool = True, on_lost: Callable[[LeaseLostError], None] | None = None, **facts: Any
+    ) -> Generator[Callable[[], None]]:
         """Renew the heartbeat from a thread inside the block, however long the main thread is blocked.
+
+        Yields a function that raises LeaseLostError once the thread has found that the lease was lost, and
+        calls `on_lost` on the thread at that moment. What cannot be read or written now is tried again.
 
         Without `wait` the block does not wait for that thread at its end: a process that is about to exit
         must not hang because another one holds the guard.
         """
         ended = threading.Event()
+        lost: list[LeaseLostError] = []
 
         def renew() -> None:
             while True:
-                with suppress(OSError, UserError):
+                try:
                     self.heartbeat(**facts)
+                except LeaseLostError as error:
+                    lost.append(error)
+                    if on_lost and not ended.is_set():
+                        on_lost(error)
+                    return
+                except (OSError, UserError):
+                    pass
                 if ended.wait(HEARTBEAT_SECONDS):
                     return
+
+        def check() -> None:
+            if lost:
+                raise lost[0]
 
         thread = threading.Thread(target=renew, name="lease", daemon=True)
         thread.start()
         try:
-            yield
+            yield check
         finally:
             ended.set()
             if wait:
                 thread.join()
 
     @contextmanager
-    def guard(self) -> Generator[None]:
-        """Make checking and taking the lease atomic among all processes that share the file system."""
-        with file_lock(self.path.with_name(f".{self.path.name}.guard")):
+    def guard(self, create: bool = True) -> Generator[None]:
+        """Make checking and taking the lease atomic among all processes that share the file system.
+
+        Without `create`, FileNotFoundError is raised where no lease was ever taken. The file of the guard is
+        never removed, so this tells an empty mount point from a lock file that was removed.
+        """
+        if not create:
+            self._guard.stat()
+        with file_lock(self._guard):
             yield
 
+    def _take(self, holder: Mapping[str, Any], epoch: int | None, facts: Mapping[str, Any]) -> int:
+        epoch = self.next_epoch() if epoch is None else epoch
+        self._own = {**holder, **facts, "epoch": epoch, "heartbeat": self._wall_clock(), "beats": 0}
+        write_epoch(self._guard, epoch, held=True)
+        write_json(self.path, self._own)
+        return epoch
 
-def process_is(pid: int, created: float) -> bool:
-    """Whether that process, and not a later one with the same id, is alive on this host."""
+    def _removed(self, facts: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The record that this holder last wrote or read, if nobody has taken or released the lease since."""
+        epoch, held = read_epoch(self._guard)
+        own = facts.get("epoch", self._own.get("epoch", 0) if self._own else None)
+        if own is not None and (own < epoch or not held):
+            raise LeaseLostError(f"{self.path.parent} was released or taken over; {_ENDS}")
+        return self._own
+
+    def _watch(self, record: dict[str, Any]) -> HolderState:
+        """Judge a holder that is not a process this host can see."""
+        now, seen = self._clock(), self._seen
+        self._watched = (
+            self._watched + min(now - self._seen_at, LONGEST_LOOK_SECONDS) if record == seen else 0.0
+        )
+        self._seen, self._seen_at = record, now
+        if seen is not None and record != seen:
+            return HolderState.HELD
+        if "epoch" in record:
+            stale = self._watched >= WATCHED_HEARTBEATS * HEARTBEAT_SECONDS
+        else:
+            stale = max(self._watched, self._age(record)) >= STALE_SECONDS
+        return HolderState.FREE if stale else HolderState.UNDECIDED
+
+    def _age(self, record: Mapping[str, Any]) -> float:
+        return self._wall_clock() - record["heartbeat"]
+
+    def _checked(self, record: dict[str, Any] | None, facts: Mapping[str, Any]) -> dict[str, Any]:
+        if record is None:
+            raise FileNotFoundError(errno.ENOENT, "there is no lock file", str(self.path))
+        if not facts.items() <= record.items():
+            raise LeaseLostError(f"{self.path.parent} was taken over by {holder_name(record)}; {_ENDS}")
+        return record
+
+
+def waiting_message(directory: Path, record: Mapping[str, Any]) -> str:
+    """What a start says while it watches a holder elsewhere."""
+    seconds = WATCHED_HEARTBEATS * HEARTBEAT_SECONDS if "epoch" in record else STALE_SECONDS
+    return (
+        f"{directory} was last used by {holder_name(record)}: waiting up to {seconds:g} s to see whether it "
+        "still sends a heartbeat"
+    )
+
+
+def read_epoch(guard: Path) -> tuple[int, bool]:
+    """The last epoch of a lease and whether it is held, from the file of its guard; 0 where there is none."""
+    with suppress(FileNotFoundError, ValueError):
+        epoch, state = guard.read_text().split()
+        return int(epoch), state == "held"
+    return 0, True
+
+
+def write_epoch(guard: Path, epoch: int, held: bool) -> None:
+    """Record the epoch in the file of a guard, in place: a lock is on that file."""
+    guard.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(guard, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW, 0o666)
     try:
-        process = psutil.Process(pid)
-        return abs(process.create_time() - created) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+        os.pwrite(descriptor, f"{epoch:019} {'held' if held else 'free'}\n".encode(), 0)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
-def _alive(record: dict[str, Any]) -> bool:
-    if record["host"] == socket.gethostname():
-        return process_is(record["pid"], record["created"])
-    return time.time() - record["heartbeat"] < STALE_SECONDS
+def holder_name(record: Mapping[str, Any]) -> str:
+    """The holder of a lease, or the agent of a job, for a person."""
+    return f"process {record['pid']} on {record['host']}" if record.get("pid") else record["host"]

@@ -1,19 +1,18 @@
 """Stage runner: opens the run directory, measures time, and appends to the history of stages."""
 
-import socket
+import os
 import time
 import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-import psutil
-
 from fm_core.config import RunConfig
-from fm_core.errors import StopRequested, UserError
+from fm_core.errors import LeaseLostError, StopRequested, UserError
 from fm_core.run.best_effort import BestEffort
 from fm_core.run.directory import RunDirectory
 from fm_core.run.lease import Lease
+from fm_core.run.process_identity import ProcessIdentity
 from fm_core.run.progress import Observer, Progress
 from fm_core.run.resource_limits import raise_open_file_limit
 from fm_core.run.results import StageResult
@@ -29,25 +28,26 @@ def run_stage_function(stage: str, config: RunConfig, observe: Observer, work: W
     """Open the run directory, do the work, and append a line to logs/stages.jsonl even if it fails."""
     run = RunDirectory(config)
     run.open()
+    lease = Lease(run.path / "lock")
     began, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
     outcome = {"state": "failed", "summary": ""}
     effort = BestEffort()
     raise_open_file_limit()
     try:
-        result = work(run, _with_status(run, observe, effort))
+        result = work(run, _with_status(run, lease, observe, effort))
         result = result.model_copy(update={"seconds": round(time.monotonic() - clock, 3)})
         outcome = {"state": result.state, "summary": result.summary}
-        effort.call("write the status", lambda: _end_status(run, stage, "done"), None)
+        effort.call("write the status", lambda: _end_status(run, lease, stage, "done"), None)
         return result
     except BaseException as error:
         outcome["summary"] = f"{type(error).__name__}: {error}".splitlines()[0]
         # A BaseException that is no Exception comes from a signal: Ctrl-C, a canceled flow run.
         on_request = isinstance(error, StopRequested) or not isinstance(error, Exception)
         outcome["state"] = "stopped" if on_request else "failed"
-        if isinstance(error, Exception) and not isinstance(error, StopRequested | UserError):
+        if isinstance(error, Exception) and not isinstance(error, StopRequested | UserError | LeaseLostError):
             trace = traceback.format_exc()
             effort.call("write the log of errors", lambda: _append(run.log(stage, "error"), trace), None)
-        effort.call("write the status", lambda: _end_status(run, stage, outcome["state"]), None)
+        effort.call("write the status", lambda: _end_status(run, lease, stage, outcome["state"]), None)
         raise
     finally:
         seconds = round(time.monotonic() - clock, 3)
@@ -60,25 +60,24 @@ def _append(file: Path, text: str) -> None:
         log.write(text)
 
 
-def _end_status(run: RunDirectory, stage: str, phase: str) -> None:
+def _end_status(run: RunDirectory, lease: Lease, stage: str, phase: str) -> None:
     """Set the phase in status.json to that of the end, unless a job still runs."""
     status = read_status(run.path)
-    if status and status["stage"] == stage and Lease(run.path / "lock").holder() is None:
+    if status and status["stage"] == stage and lease.holder() is None:
         status.pop("schema")
         write_json(run.path / "status.json", {**status, "phase": phase})
 
 
-def _with_status(run: RunDirectory, observe: Observer, effort: BestEffort) -> Observer:
+def _with_status(run: RunDirectory, lease: Lease, observe: Observer, effort: BestEffort) -> Observer:
     """The observer, which also writes status.json unless a job runs and writes it itself.
 
     What cannot be written or shown is logged once; a request to stop from the observer passes through.
     """
     last = 0.0
-    process = psutil.Process()
-    supervisor = {"host": socket.gethostname(), "pid": process.pid, "created": process.create_time()}
+    supervisor = ProcessIdentity.of(os.getpid()).facts()
 
     def write(progress: Progress) -> None:
-        if Lease(run.path / "lock").holder() is None:
+        if lease.holder() is None:
             write_status(run.path, progress, supervisor=supervisor)
 
     def show(progress: Progress) -> None:

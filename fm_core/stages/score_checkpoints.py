@@ -21,7 +21,7 @@ from typing import Any
 from fm_core.checkpoint.catalog import CheckpointCatalog
 from fm_core.checkpoint.format import checkpoint_directories, fingerprint_of, link_weights
 from fm_core.config import LaunchSection, RunConfig, load_config, merge
-from fm_core.errors import StopRequested, UserError
+from fm_core.errors import LeaseLostError, StopRequested, UserError
 from fm_core.launch.online_eval import online_eval_directory, read_online_scores, scores_file
 from fm_core.run.artifact_cache import exclusive_lock
 from fm_core.run.directory import RunDirectory, step_name
@@ -47,7 +47,7 @@ def score_checkpoints(config: RunConfig) -> None:
             if step is not None:
                 try:
                     score(config, step)
-                except StopRequested:
+                except (LeaseLostError, StopRequested):
                     raise
                 except Exception as error:
                     failed.add(CheckpointCatalog.of(config).fingerprints().get(step, ""))
@@ -173,7 +173,7 @@ def main(config_file: str) -> None:
     os.nice(NICENESS)
     try:
         score_checkpoints(load_config(config_file))
-    except (UserError, StopRequested, KeyboardInterrupt) as reason:
+    except (UserError, LeaseLostError, StopRequested, KeyboardInterrupt) as reason:
         print(f"online evaluation: {reason or 'stopped'}", flush=True)
     except Exception as error:
         traceback.print_exc()

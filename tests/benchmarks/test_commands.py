@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -43,17 +44,26 @@ def test_every_benchmark_is_listed():
     assert {path.stem for path in BENCHMARKS.glob("*.py")} == {*COMMANDS} | MODULES | NOT_TESTED
 
 
-@pytest.mark.slow
+@pytest.fixture
+def benchmark(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a benchmark's script in an empty folder, on a machine that shows no GPU."""
+
+    def run(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, BENCHMARKS / f"{name}.py", *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+
+    return run
+
+
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_benchmark_prints_its_ratio_and_writes_its_measurements(name, tmp_path):
-    script, arguments = BENCHMARKS / f"{name}.py", COMMANDS[name]
-    done = subprocess.run(
-        [sys.executable, script, "--rounds", "1", "--json", tmp_path / "results.json", *arguments],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+def test_a_benchmark_prints_its_ratio_and_writes_its_measurements(benchmark, name, tmp_path):
+    done = benchmark(name, "--rounds", "1", "--json", tmp_path / "results.json", *COMMANDS[name])
     assert done.returncode == 0, done.stderr[-3000:]
     record = json.loads((tmp_path / f"results{TABLES.get(name, '')}.json").read_text())
     assert {"command", "machine", "contenders"} <= record.keys()
@@ -63,16 +73,8 @@ def test_a_benchmark_prints_its_ratio_and_writes_its_measurements(name, tmp_path
     assert re.search(r"^\| \S+: .* \| \d+\.\d\d \| \d+\.\d\d, \d+\.\d\d \|", table, re.MULTILINE)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["training_step", "sampling", "end_to_end", "solvers"])
-def test_a_gpu_benchmark_without_a_gpu_is_refused(name, tmp_path):
-    done = subprocess.run(
-        [sys.executable, BENCHMARKS / f"{name}.py"],
-        cwd=tmp_path,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+def test_a_gpu_benchmark_without_a_gpu_is_refused(benchmark, name):
+    done = benchmark(name)
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(rf"{name}\.py: no GPU here; for a small run: --device cpu .*\n", done.stderr)

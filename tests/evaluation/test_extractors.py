@@ -15,7 +15,6 @@ from fm_core.evaluation.features.extractor import as_rgb
 from fm_core.evaluation.features.extractor_weights import verified_weights
 from fm_core.evaluation.features.open_extractor import open_extractor
 from tests.support import ROOT
-from tests.support.virtual_environment import environment_with
 
 CPU = torch.device("cpu")
 
@@ -139,15 +138,21 @@ class TestWeights:
 
 
 @pytest.fixture(scope="module")
-def answers(digits, tmp_path_factory):
+def answers(digits, tmp_path_factory, public_environment):
     folder = tmp_path_factory.mktemp("inception")
     # A torchvision of another build of torch raises RuntimeError when it is imported.
     (folder / "torchvision").mkdir()
     (folder / "torchvision" / "__init__.py").write_text(
         "raise RuntimeError('operator torchvision::nms does not exist')\n"
     )
-    python = environment_with(folder, "torch-fidelity==0.4.0")
-    arguments = [python, "-m", "tests.support.inception_probe", digits.data.root, digits.data.name, folder]
+    arguments = [
+        public_environment,
+        "-m",
+        "tests.support.inception_probe",
+        digits.data.root,
+        digits.data.name,
+        folder,
+    ]
     environment = {**os.environ, "PYTHONPATH": str(folder)}
     done = subprocess.run(
         arguments, check=False, capture_output=True, text=True, timeout=400, cwd=ROOT, env=environment
@@ -156,7 +161,6 @@ def answers(digits, tmp_path_factory):
     return dict(line.split("\t", 1) for line in done.stdout.splitlines())
 
 
-@pytest.mark.slow
 class TestInception:
     """In a separate environment, with random weights of the exact format."""
 

@@ -15,7 +15,6 @@ from fm_core.evaluation.metrics.inception_score import inception_score
 from fm_core.evaluation.metrics.kid import kernel_distance
 from fm_core.evaluation.metrics.precision_recall import precision_and_recall
 from tests.support import ROOT
-from tests.support.virtual_environment import environment_with
 
 pytestmark = pytest.mark.slow
 
@@ -33,15 +32,12 @@ X, Y = INPUTS["x"], INPUTS["y"]
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("oracles")
-    python = environment_with(
-        folder, "torch-fidelity==0.4.0", "torchmetrics==1.9.0", "lightning-utilities==0.15.3"
-    )
+def answers(tmp_path_factory, public_environment):
+    folder = tmp_path_factory.mktemp("answers")
     np.savez(folder / "inputs.npz", **{name: value.numpy() for name, value in INPUTS.items()})
     script = ["-m", "tests.support.public_metrics"]
     done = subprocess.run(
-        [python, *script, folder / "inputs.npz", folder / "answers.npz"],
+        [public_environment, *script, folder / "inputs.npz", folder / "answers.npz"],
         cwd=ROOT,
         check=False,
         capture_output=True,

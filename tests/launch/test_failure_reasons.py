@@ -46,9 +46,9 @@ class TestVerdict:
         job = self.job(tmp_path, *kinds)
         if stop:
             (tmp_path / "STOP").touch()
-        verdict = failure_of(job, tmp_path)
-        assert type(verdict) is error
-        assert message in str(verdict)
+        state = failure_of(job, tmp_path)
+        assert type(state) is error
+        assert message in str(state)
 
     def test_exit_records_of_an_earlier_job_are_ignored(self, tmp_path):
         job = self.job(tmp_path, "user", "user").model_copy(update={"id": "b2"})

@@ -264,7 +264,7 @@ def test_a_launch_section_that_cannot_be_is_refused_by_key(tmp_path, launch, nam
 class TestVerdict:
     """Failure messages of a job on several hosts."""
 
-    def verdict(self, path, kinds, lost):
+    def state(self, path, kinds, lost):
         job = Job.model_validate({**FACTS, "log": str(path / "x"), "hosts": {"h1": 2, "h2": 1}})
         job_log = path / "x"
         job_log.write_text("last words\n")
@@ -282,17 +282,17 @@ class TestVerdict:
         ],
     )
     def test_a_lost_host_is_the_cause(self, tmp_path, kinds, message):
-        verdict = self.verdict(tmp_path, kinds, ["host h2 was lost (why)"])
-        assert isinstance(verdict, JobFailedError)
-        assert str(verdict).startswith(message)
-        assert "rank" not in str(verdict)
+        state = self.state(tmp_path, kinds, ["host h2 was lost (why)"])
+        assert isinstance(state, JobFailedError)
+        assert str(state).startswith(message)
+        assert "rank" not in str(state)
 
     def test_ranks_are_named_with_their_hosts(self, tmp_path):
-        message = str(self.verdict(tmp_path, {0: "error", 1: "stopped"}, []))
+        message = str(self.state(tmp_path, {0: "error", 1: "stopped"}, []))
         assert message.startswith("train failed: rank 2 on h2 was killed; rank 0 on h1: word 0")
 
     def test_what_was_cancelled_before_it_began_was_stopped(self, tmp_path):
         (tmp_path / "STOP").touch()
-        verdict = self.verdict(tmp_path, {}, ["Slurm job 3: cancelled (None)"])
-        assert isinstance(verdict, StopRequested)
-        assert str(verdict) == "Slurm job 3: cancelled (None)"
+        state = self.state(tmp_path, {}, ["Slurm job 3: cancelled (None)"])
+        assert isinstance(state, StopRequested)
+        assert str(state) == "Slurm job 3: cancelled (None)"

@@ -6,17 +6,15 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 
-from fm_core.config import RunConfig, dump_yaml
-from fm_core.errors import JobFailedError, StopRequested, UserError
+from fm_core.config import dump_yaml
+from fm_core.errors import JobFailedError, StopRequested
 from fm_core.launch.dispatch import JOB_VARIABLE, Job, alive, cancel, processes_of, submitted
-from fm_core.launch.supervisor import StageJob, supervise
 from fm_core.run.lease import Lease
 from fm_core.storage.atomic_files import read_json, write_json
 
@@ -53,7 +51,6 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 from fm_core import cli
-from fm_core.launch.supervisor import StageJob, supervise
 from tests.support.fake_job import FAKE_RANK
 
 def pretend(config, observe):
@@ -77,14 +74,11 @@ def test_a_signal_to_any_process_of_the_tree_ends_all_with_status_3(job, whom):
         job.wait_ready(0, 1)
         agent = psutil.Process(submitted(job.control).pid)
         (second,) = (child for child in agent.children() if child.environ().get("RANK") == "1")
-        began = time.monotonic()
         {"the command": command, "the agent": agent, "the second rank": second}[whom].terminate()
         stderr = command.communicate(timeout=60)[1]
-        took = time.monotonic() - began
     finally:
         command.kill()
     assert command.returncode == 3, stderr
-    assert took < 25, f"{took:.1f} s"
     assert "Traceback" not in stderr
     assert job.processes() == []
     for rank in (0, 1):
@@ -175,30 +169,6 @@ def test_a_rank_without_a_matching_job_record_does_not_work(tmp_path, monkeypatc
     assert not (tmp_path / "worked").exists()
     assert list(tmp_path.glob("*.end.json")) == []
     assert "rank 0 exits" in (tmp_path / "pretend-0.log").read_text()
-
-
-def test_a_directory_held_by_another_host_is_refused_in_one_line(tmp_path):
-    lease = Lease(tmp_path / "lock")
-    lease.take(os.getpid(), stage="train")
-    record = read_json(lease.path)
-    record.pop("schema")
-    write_json(lease.path, {**record, "host": "elsewhere"})
-    opened = []
-
-    @contextmanager
-    def meanwhile():
-        opened.append(True)
-        yield
-
-    duty = StageJob(
-        *(tmp_path, tmp_path, "pretend", "none", RunConfig(), lambda: True, meanwhile),
-        on_submitted=lambda: opened.append(True),
-    )
-    with pytest.raises(UserError) as caught:
-        supervise(duty, print)
-    assert not opened, "nothing is started or ended while another host's job runs"
-    assert "elsewhere" in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 def test_processes_of_a_job_are_identified_by_its_mark(tmp_path):

@@ -24,7 +24,7 @@ def test_the_scoring_of_this_host_is_ended(tmp_path, scorer):
     assert scorer.poll() is not None
 
 
-@pytest.mark.parametrize("other", [{"host": "elsewhere"}, {"created": 1.0}])
+@pytest.mark.parametrize("other", [{"host_id": "another boot/4026531836"}, {"start_ticks": 1}])
 def test_a_process_that_only_has_the_pid_of_a_scoring_is_not_ended(tmp_path, scorer, other):
     lock = online_eval_directory(tmp_path) / "lock"
     record = read_json(lock)

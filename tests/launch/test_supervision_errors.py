@@ -3,13 +3,13 @@
 import errno
 import logging
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
 
 from fm_core.config import RunConfig
-from fm_core.errors import DetachedError, JobFailedError, StopRequested
+from fm_core.errors import DetachedError, JobFailedError, LeaseLostError, StopRequested
 from fm_core.launch import supervisor
 from fm_core.launch.job import Job
 from fm_core.launch.launcher import JobStatus
@@ -31,12 +31,14 @@ class Watched:
         self.answers: list[object] = []
         """What each poll does: True is a live job, an exception is raised; after them, the job has ended."""
         self.start_errors: list[OSError | None] = []
+        self.lease_error: Exception | None = None
         (path / "logs").mkdir()
         self.job = Job.model_validate({**JOB, "log": str(path / "logs" / "pretend.log")})
         (path / "logs" / "pretend.log").write_text("")
         launch = {"restarts": 1, "restart_seconds": 0.0}
         self.config = RunConfig.model_validate({"run": {"root": str(path)}, "launch": launch})
-        monkeypatch.setattr(supervisor, "_attach_or_submit", self._start)
+        monkeypatch.setattr(supervisor, "attach_or_submit", self._start)
+        monkeypatch.setattr(supervisor, "keep_lease", lambda job, control: nullcontext(self.check_lease))
         monkeypatch.setattr(supervisor, "poll", self._poll)
         monkeypatch.setattr(supervisor, "cancel", self._cancel)
         monkeypatch.setattr(supervisor, "collect", lambda job, control: [])
@@ -50,7 +52,11 @@ class Watched:
         )
         supervise(stage_job, observe or self.seen.append)
 
-    def _start(self, stage_job: StageJob) -> Job:
+    def check_lease(self) -> None:
+        if self.lease_error:
+            raise self.lease_error
+
+    def _start(self, stage_job: StageJob, observe: object) -> Job:
         self.starts += 1
         if self.start_errors and (error := self.start_errors.pop(0)):
             raise error
@@ -129,6 +135,14 @@ def test_only_a_request_cancels_the_job(watched: Watched, request_: BaseExceptio
     assert watched.cancelled == 1
     assert not (watched.path / "STOP").exists(), "it was obeyed"
     assert (watched.path / "STOPPED").exists()
+
+
+@pytest.mark.parametrize(("error", "ends"), [(LeaseLostError("another host has it"), True), (STALE, False)])
+def test_a_lost_lease_ends_the_job_and_one_that_cannot_be_read_does_not(watched: Watched, error, ends: bool):
+    watched.answers, watched.lease_error = [True, True], error
+    with pytest.raises(LeaseLostError) if ends else nullcontext():
+        watched.supervise()
+    assert watched.cancelled == ends
 
 
 def test_a_supervisor_that_cannot_go_on_detaches_and_says_how_to_attach(watched: Watched, monkeypatch):

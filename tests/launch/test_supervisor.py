@@ -7,7 +7,7 @@ import pytest
 
 from fm_core.config import RunConfig
 from fm_core.errors import JobFailedError, StopRequested, UnrecoverableError, UserError
-from fm_core.launch.dispatch import submitted
+from fm_core.launch.dispatch import Job, submitted
 from fm_core.launch.failure_reasons import failure_of
 from fm_core.launch.restart_policy import pause
 from fm_core.launch.supervisor import StageJob, supervise
@@ -91,7 +91,9 @@ def starts_until_given_up(tmp_path, monkeypatch, lasting):
         starts.append(True)
         raise JobFailedError("a rank was killed")
 
-    monkeypatch.setattr("fm_core.launch.supervisor._attach_or_submit", lambda duty: "a job")
+    facts = {"id": "a1", "stage": "pretend", "host": "h", "processes": 1, "threads": 1, "log": "l"}
+    job = Job.model_validate(facts)
+    monkeypatch.setattr("fm_core.launch.supervisor.attach_or_submit", lambda duty, observe: job)
     monkeypatch.setattr("fm_core.launch.supervisor._watch", fail)
     duty = StageJob(
         *(tmp_path, tmp_path, "pretend", "none", config, lambda: False),

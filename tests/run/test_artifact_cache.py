@@ -1,10 +1,12 @@
 import os
 import time
 
+import psutil
 import pytest
 import torch
 
-from fm_core.errors import StopRequested, UserError
+from fm_core.errors import LeaseLostError, StopRequested, UserError
+from fm_core.run import artifact_cache
 from fm_core.run import lease as lease_module
 from fm_core.run.artifact_cache import ArtifactCache, exclusive_lock
 from fm_core.run.lease import Lease
@@ -12,6 +14,13 @@ from fm_core.run.stop_file import was_stopped
 from fm_core.storage.atomic_files import read_json, write_json
 
 CONTENT = {"a": torch.arange(6.0).view(2, 3).T, "b": torch.tensor([1])}
+
+
+def until(happened):
+    deadline = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -64,8 +73,8 @@ def test_another_recipe_is_refused_by_its_differences(cache):
 
 
 def test_only_one_process_works_in_a_directory(tmp_path):
-    with exclusive_lock(tmp_path) as beat:
-        beat()
+    with exclusive_lock(tmp_path) as check:
+        check()
         with pytest.raises(UserError, match=f"process {os.getpid()} on"), exclusive_lock(tmp_path):
             pass
     with exclusive_lock(tmp_path):
@@ -75,13 +84,11 @@ def test_only_one_process_works_in_a_directory(tmp_path):
 def test_the_directory_is_free_again_after_a_failure_and_after_a_kill(tmp_path):
     with pytest.raises(ArithmeticError), exclusive_lock(tmp_path):
         raise ArithmeticError
-    with exclusive_lock(tmp_path):
-        record = (tmp_path / "lock").read_text()
-    assert record
+    assert not (tmp_path / "lock").exists()
     gone = {"host": os.uname().nodename, "pid": 2**22 + 1, "created": 1.0, "heartbeat": 1.0}
-    write_json(tmp_path / "lock", gone)
+    write_json(tmp_path / "lock", gone)  # by an earlier version
     with exclusive_lock(tmp_path):
-        pass
+        assert read_json(tmp_path / "lock")["epoch"] == 2
 
 
 @pytest.mark.parametrize("place", ["", "reproduce"])
@@ -104,28 +111,58 @@ def test_the_holder_of_the_lock_notices_a_stop_file(tmp_path, place):
 def test_the_lock_is_renewed_between_two_calls(tmp_path, monkeypatch):
     monkeypatch.setattr(lease_module, "HEARTBEAT_SECONDS", 0.05)
     with exclusive_lock(tmp_path):
-        first = read_json(tmp_path / "lock")["heartbeat"]
-        deadline = time.monotonic() + 30
-        while read_json(tmp_path / "lock")["heartbeat"] == first:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        first = read_json(tmp_path / "lock")["beats"]
+        until(lambda: read_json(tmp_path / "lock")["beats"] > first + 1)
     assert not (tmp_path / "lock").exists()
 
 
-@pytest.mark.parametrize("other", [{"host": "elsewhere"}, {"pid": 1}, {"created": 1.0}])
-def test_a_lock_that_another_process_has_taken_over_is_not_renewed(tmp_path, monkeypatch, other):
-    monkeypatch.setattr(lease_module, "HEARTBEAT_SECONDS", 0.02)
+def test_a_step_of_the_clock_lets_no_second_process_in(tmp_path, monkeypatch):
     with exclusive_lock(tmp_path):
-        record = read_json(tmp_path / "lock")
-        record.pop("schema")
-        taken = {**record, **other, "heartbeat": 1.0}
-        with Lease(tmp_path / "lock").guard():
-            write_json(tmp_path / "lock", taken)
-        time.sleep(0.1)
-    assert read_json(tmp_path / "lock") == {"schema": 1, **taken}
+        start = psutil.Process().create_time()
+        monkeypatch.setattr(psutil.Process, "create_time", lambda self: start - 2)
+        with pytest.raises(UserError, match="is in use by"), exclusive_lock(tmp_path):
+            pass
 
 
-def test_a_holder_without_a_process_is_named(tmp_path):
-    Lease(tmp_path / "lock").take_for("Slurm job 7")
-    with pytest.raises(UserError, match="is in use by Slurm job 7"), exclusive_lock(tmp_path):
+@pytest.mark.parametrize("by", ["this host", "another host"])
+def test_a_holder_that_lost_the_lock_notices_and_leaves_it_alone(tmp_path, by):
+    lock = Lease(tmp_path / "lock")
+    with exclusive_lock(tmp_path) as check:
+        check()
+        with lock.guard():
+            lock.take(os.getpid(), job="b2", **({"host_id": "other"} if by == "another host" else {}))
+        before = read_json(lock.path)
+        with pytest.raises(LeaseLostError, match="was taken over by process"):
+            check()
+    assert read_json(lock.path) == before
+
+
+def test_a_directory_that_cannot_be_reached_for_a_moment_does_not_end_the_work(tmp_path):
+    with exclusive_lock(tmp_path / "cell") as check:
+        hidden = (tmp_path / "cell").rename(tmp_path / "unmounted")
+        check()
+        hidden.rename(tmp_path / "cell")
+        check()
+    assert not (tmp_path / "cell" / "lock").exists()
+
+
+def take_for(lease, name):
+    with lease.guard():
+        lease.take_for(name, job="b2")
+
+
+def test_a_holder_elsewhere_is_watched_and_then_refused_or_replaced(tmp_path, monkeypatch):
+    monkeypatch.setattr(lease_module, "HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr(artifact_cache, "LOOK_INTERVAL_SECONDS", 0.02)
+    lease, told = Lease(tmp_path / "lock"), []
+
+    def tell_and_beat(message):
+        told.append(message)
+        lease.heartbeat(job="b2")
+
+    take_for(lease, "Slurm job 7")
+    with pytest.raises(UserError, match="is in use by Slurm job 7"), exclusive_lock(tmp_path, tell_and_beat):
         pass
+    with exclusive_lock(tmp_path, told.append) as check:
+        check()
+    assert [message.partition(":")[0] for message in told] == [f"{tmp_path} was last used by Slurm job 7"] * 2

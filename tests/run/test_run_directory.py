@@ -8,7 +8,7 @@ import yaml
 
 from fm_core.config import RunConfig, load_config
 from fm_core.errors import UserError
-from fm_core.run.directory import RunDirectory, identity
+from fm_core.run.directory import RunDirectory, identity, load_run_config
 from fm_core.run.progress import no_progress
 from fm_core.run.results import StageResult
 from fm_core.run.stage_runner import run_stage_function
@@ -206,3 +206,48 @@ def test_where_things_lie_follows_the_configuration(tmp_path):
     )
     assert (elsewhere.checkpoints, elsewhere.samples) == ("/c", "s3://bucket/s")
     assert elsewhere.path == Path(tmp_path, "tiny")
+
+
+def where(config) -> Path:
+    return RunDirectory(config).path.resolve()
+
+
+def test_config_yaml_of_a_run_means_its_directory_wherever_it_is(tmp_path, monkeypatch):
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path)
+    RunDirectory(config_at("runs")).open()
+    recorded = load_run_config("runs/tiny/config.yaml")
+    assert (recorded.run.root, recorded.run.name) == ("runs", "tiny")  # as it was asked
+    monkeypatch.chdir(tmp_path / "there")
+    assert where(load_run_config("../runs/tiny/config.yaml")) == tmp_path / "runs" / "tiny"
+    shutil.move(tmp_path / "runs" / "tiny", tmp_path / "there" / "renamed")
+    moved = load_run_config("renamed/config.yaml", {"sample": {"images": 5}})
+    assert where(moved) == tmp_path / "there" / "renamed"
+    assert moved.sample.images == 5
+    assert load_run_config(tmp_path / "there" / "renamed" / "config.yaml").run == moved.run
+    RunDirectory(moved).open()
+
+
+def test_another_run_can_be_made_of_the_recorded_configuration(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    RunDirectory(config_at("runs")).open()
+    file = tmp_path / "runs" / "tiny" / "config.yaml"
+    monkeypatch.chdir("/")
+    assert load_run_config(file, {"run": {"name": "other"}}).run.name == "other"
+    assert load_run_config(file, {"run": {"root": "/elsewhere"}}).run.root == "/elsewhere"
+    assert where(load_run_config(file, {"run": {"seed": 0}})) == file.parent
+
+
+def test_a_configuration_outside_of_a_run_directory_means_what_it_says(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("run: {root: runs, name: tiny}")
+    assert load_run_config(file) == load_config(file)
+
+
+def test_a_directory_whose_name_is_no_name_of_a_run_is_refused(tmp_path):
+    run = RunDirectory(config_at(tmp_path / "runs"))
+    run.open()
+    shutil.move(run.path, tmp_path / "my run")
+    with pytest.raises(UserError, match=r"config\.yaml: run\.name") as caught:
+        load_run_config(tmp_path / "my run" / "config.yaml")
+    assert "\n" not in str(caught.value)

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from fm_core.checkpoint.catalog import CheckpointCatalog
-from fm_core.checkpoint.upload_record import read_upload_record, write_upload_record
+from fm_core.checkpoint.upload_record import UploadRecord, read_upload_record, write_upload_record
 from fm_core.config import RunConfig
 from fm_core.launch.dispatch import processes_of, submitted
 from fm_core.launch.job import CONTROL_VARIABLE, GRACE_SECONDS, JOB_VARIABLE, LOGS_VARIABLE, kill
@@ -24,7 +24,7 @@ from fm_core.launch.upload_handover import (
     stop_upload_worker,
 )
 from fm_core.run.directory import RunDirectory
-from fm_core.run.lease import process_is
+from fm_core.run.process_identity import ProcessIdentity
 from fm_core.run.status import read_status
 from fm_core.storage.atomic_files import read_lines, write_json
 from tests.support import ROOT
@@ -48,6 +48,11 @@ def until(happened: Callable[[], object], seconds: float) -> None:
     while not happened():
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def alive(record: UploadRecord) -> bool:
+    process = ProcessIdentity.from_record(record.model_dump())
+    return process is not None and process.alive() is True
 
 
 class Training:
@@ -125,7 +130,7 @@ def test_the_upload_ends_with_the_store_back_and_nobody_started_anything(run: Ti
     assert describe_upload(run.path) == "its upload to s3://bucket/stopped was finished afterwards"
     assert CheckpointCatalog.of(run.config).steps() == [read_status(run.path)["step"]]
     assert CheckpointCatalog.of(run.config).problem_of(read_status(run.path)["last_checkpoint"]) is None
-    until(lambda: not process_is(record.pid, record.created), 10)
+    until(lambda: not alive(record), 10)
 
 
 def test_the_next_start_ends_it_and_copies_the_rest_itself(run: TinyRun, away: str, s3: Server):
@@ -133,10 +138,10 @@ def test_the_next_start_ends_it_and_copies_the_rest_itself(run: TinyRun, away: s
     s3.stop()
     training.stop()
     first, step = read_upload_record(run.path), read_status(run.path)["step"]
-    assert process_is(first.pid, first.created)
+    assert alive(first)
     s3.start()
     training = Training(run).works()
-    until(lambda: not process_is(first.pid, first.created), 10)
+    until(lambda: not alive(first), 10)
     assert read_upload_record(run.path) is None
     until(lambda: step in CheckpointCatalog.of(run.config).steps(), 60)
     last = training.stop()
@@ -178,7 +183,10 @@ def test_it_ends_in_time_and_says_what_was_in_the_way(run: TinyRun, away: str, s
 
 def test_an_upload_that_was_killed_is_not_reported_as_running(run: TinyRun, away: str):
     record = read_upload_record(run.path)
-    write_upload_record(run.path, record.model_copy(update={"ended": False, "problem": None, "created": 1.0}))
+    write_upload_record(
+        run.path,
+        record.model_copy(update={"ended": False, "problem": None, "created": 1.0, "start_ticks": 1}),
+    )
     assert "was not finished (it was ended)" in describe_upload(run.path)
 
 

@@ -1,6 +1,6 @@
 """Supervisor runs of fake jobs, given as JSON: `python -m tests.support.fake_job_runner FOLDER < jobs.json`.
 
-Prints as JSON how the supervisor of each job ended.
+Prints as JSON how the supervisor of each job ended. FAKE_HEARTBEAT is the interval of heartbeats in seconds.
 """
 
 import json
@@ -16,6 +16,7 @@ from fm_core.config import RunConfig
 from fm_core.launch.cluster_check import cluster_checks
 from fm_core.launch.job import submitted
 from fm_core.launch.supervisor import StageJob, supervise
+from fm_core.run import lease
 
 
 def run_job(
@@ -23,7 +24,7 @@ def run_job(
 ) -> dict:
     """Supervise a job; with `kill`, kill its agent on this host once both ranks work."""
     control = folder / "runs" / name
-    (control / "logs").mkdir(parents=True)
+    (control / "logs").mkdir(parents=True, exist_ok=True)
     os.environ["FAKE_RANKS"] = does
     run = {"root": str(folder / "runs"), "name": name}
     config = RunConfig.model_validate({"run": run, **sections})
@@ -34,7 +35,7 @@ def run_job(
         made = control / "made-0.json"
         worker = "tests.support.fake_rank:work"
         duty = StageJob(control, control / "logs", stage, worker, config, made.exists)
-        supervise(duty, lambda progress: None)
+        supervise(duty, lambda progress: print(progress.message, file=sys.stderr, flush=True))
         kind, message = "done", ""
     except Exception as error:
         kind, message = type(error).__name__, str(error)
@@ -55,6 +56,7 @@ def check_cluster(folder: Path, name: str, **sections) -> dict:
 
 
 if __name__ == "__main__":
+    lease.HEARTBEAT_SECONDS = float(os.environ.get("FAKE_HEARTBEAT", lease.HEARTBEAT_SECONDS))
     results = {
         request["name"]: (run_job if "does" in request else check_cluster)(Path(sys.argv[1]), **request)
         for request in json.load(sys.stdin)

@@ -43,6 +43,7 @@ def reproduce_2d(config: RunConfig, run: RunDirectory, observe: Observer) -> Sta
     with exclusive_lock(directory) as check_stop, cpu_threads(threads):
         progress = ToyProgress(len(experiments), observe, check_stop)
         outcomes = [run_toy_experiment(experiment, config, run, progress) for experiment in experiments]
+        check_stop()
         written = _write_results(config, run, outcomes)
     failed = [outcome for outcome in outcomes if outcome.error]
     paths = {"report": str(directory / "report.html"), "results": str(directory / "results.json")}

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fm_core.config import ExperimentSection, RunConfig
-from fm_core.errors import StopRequested, UserError
+from fm_core.errors import LeaseLostError, StopRequested, UserError
 from fm_core.method.objectives import Objective
 from fm_core.reproduce.experiments import objective_of, title_of
 from fm_core.reproduce.toy2d.checkerboard import NAME
@@ -86,7 +86,7 @@ def run_toy_experiment(
         record, changed = _train_and_score(experiment, config, progress)
         experiment.cache.failure.unlink(missing_ok=True)
         return ToyOutcome(experiment, record, changed)
-    except StopRequested:
+    except (LeaseLostError, StopRequested):
         raise
     except Exception as error:
         message = f"{type(error).__name__}: {error}".splitlines()[0]

@@ -1,0 +1,163 @@
+"""Which job a control directory belongs to: whether a start attaches to a job, is refused, or replaces it.
+
+A start attaches to a job whose agent lives on this host. It is refused while another holder is alive. It
+takes the lease of a holder that is dead, with a higher epoch, and submits a job of its own.
+"""
+
+import os
+import time
+import uuid
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from fm_core.config import RunConfig, dump_yaml, load_config
+from fm_core.errors import FlowMatchingError, JobFailedError, LeaseLostError, Outcome, UserError
+from fm_core.launch.dispatch import Job, alive, cleanup, submit, submitted
+from fm_core.launch.exit_records import ended_at
+from fm_core.launch.job import kill, processes_of, successor
+from fm_core.launch.launcher import StageJob
+from fm_core.run.directory import differences
+from fm_core.run.lease import LOOK_INTERVAL_SECONDS, HolderState, Lease, holder_name, waiting_message
+from fm_core.run.progress import Observer, Progress
+from fm_core.run.stop_file import refuse_pending_request
+from fm_core.storage.atomic_files import write_text
+
+
+def attach_or_submit(stage_job: StageJob, observe: Observer) -> Job:
+    """Attach to the job of a control directory, or submit one.
+
+    A holder elsewhere is watched until its heartbeat is seen or has been missing for long enough.
+
+    Raises:
+        UserError: the directory is in use, or the ranks cannot be started.
+        StopRequested: a STOP file was created while nothing ran.
+    """
+    stage_job.control.mkdir(parents=True, exist_ok=True)
+    lease = Lease(stage_job.control / "lock")
+    told = False
+    while True:
+        with lease.guard():
+            previous = submitted(stage_job.control)
+            state, holder = lease.look()
+            if previous and _is_attachable(previous, state, holder):
+                return _attach(stage_job, lease, previous, holder)
+            # What Slurm says of its job is final.
+            ended = previous and previous.kind == "slurm" and holder and holder.get("job") == previous.id
+            if state is HolderState.FREE or ended:
+                return _submit(stage_job, lease, previous)
+        if holder and state is HolderState.HELD:
+            raise _in_use(stage_job.control, holder)
+        if holder and not told:
+            told = True
+            message = waiting_message(stage_job.control, holder)
+            observe(Progress(stage_job.stage, 0, 1, "jobs", message))
+        time.sleep(LOOK_INTERVAL_SECONDS)
+
+
+@contextmanager
+def keep_lease(job: Job, control: Path) -> Generator[Callable[[], None]]:
+    """Renew the heartbeat of a job's lease while its supervisor watches it.
+
+    Yields a function that raises LeaseLostError once the lease is another job's. However the block fails
+    then, the processes of this job on this host are killed, and nothing else is touched.
+
+    Raises:
+        LeaseLostError: another job has taken the lease, on another host.
+        JobFailedError: another job has taken it on this host, where the next attempt attaches to it.
+    """
+
+    def check() -> None:
+        try:
+            check_heartbeat()
+        except LeaseLostError:
+            # A supervisor that saw the end of the job before this one has released the lease.
+            if successor(job, control):
+                raise
+
+    with Lease(control / "lock").keep_alive(job=job.id) as check_heartbeat:
+        try:
+            yield check
+        except FlowMatchingError as error:
+            holder = successor(job, control)
+            if holder is None:
+                raise
+            kill(processes_of(job))
+            if not _is_here(control):
+                raise LeaseLostError(
+                    f"{control} was taken over by {holder_name(holder)}; this job has ended without writing "
+                    "anything more there"
+                ) from None
+            if isinstance(error, LeaseLostError):
+                raise JobFailedError(str(error)) from None
+            raise
+
+
+def _is_here(control: Path) -> bool:
+    """Whether the latest job lives on this host. Waits for a start that is submitting it."""
+    with Lease(control / "lock").guard():
+        latest = submitted(control)
+    return latest is not None and alive(latest)
+
+
+def _is_attachable(previous: Job, state: HolderState, holder: dict[str, Any] | None) -> bool:
+    """Whether the job of job.json lives, and no other job holds the lease."""
+    others = holder is not None and holder.get("job") not in (None, previous.id)
+    return not (others and state is not HolderState.FREE) and alive(previous)
+
+
+def _attach(stage_job: StageJob, lease: Lease, previous: Job, holder: dict[str, Any] | None) -> Job:
+    if "debug" in (previous.kind, stage_job.config.launch.kind):
+        raise _in_use(stage_job.control, holder or previous.model_dump())
+    _check_same_work(previous, stage_job.logs, stage_job.config)
+    # Whoever submitted it may have been killed before it recorded the agent.
+    _record(lease, previous)
+    return previous
+
+
+def _submit(stage_job: StageJob, lease: Lease, previous: Job | None) -> Job:
+    control, logs, stage, config = stage_job.control, stage_job.logs, stage_job.stage, stage_job.config
+    obeyed_at = ended_at(control, previous, Outcome.STOPPED) if previous else 0.0
+    refuse_pending_request(control, logs.parent, obeyed_at=obeyed_at)
+    if previous:
+        # The agent is dead; ranks it left behind must be gone before new ones start.
+        cleanup(previous)
+    config_file = logs / f"{stage}.yaml"
+    write_text(config_file, dump_yaml(config))
+    # The lease is this process's until the agent is known: its ranks must find it taken when they begin.
+    identifier, epoch = uuid.uuid4().hex, lease.next_epoch(previous.epoch if previous else 0)
+    lease.take(os.getpid(), epoch, job=identifier, stage=stage)
+    try:
+        job = submit(control, logs, stage, stage_job.worker, config_file, config.launch, identifier, epoch)
+    except BaseException:
+        lease.release_guarded(job=identifier)
+        raise
+    # Without this record the next start finds the agent in job.json.
+    with suppress(OSError):
+        _record(lease, job)
+    stage_job.on_submitted()
+    return job
+
+
+def _record(lease: Lease, job: Job) -> None:
+    if job.pid is None:
+        lease.take_for(f"Slurm job {job.slurm}", job.epoch, job=job.id, stage=job.stage)
+    else:
+        lease.take(job.pid, job.epoch, job=job.id, stage=job.stage)
+
+
+def _check_same_work(job: Job, logs: Path, config: RunConfig) -> None:
+    running = load_config(logs / f"{job.stage}.yaml")
+    section = job.stage if job.stage in ("train", "evaluate") else "sample"
+    changes = differences(getattr(running, section).model_dump(), getattr(config, section).model_dump())
+    if changes:
+        raise UserError(
+            f"a {job.stage} job runs in {logs.parent} with another configuration: {section}.{changes[0]}; "
+            "wait for it or stop it"
+        )
+
+
+def _in_use(control: Path, holder: dict[str, Any]) -> UserError:
+    stage = holder.get("stage", "unknown stage")
+    return UserError(f"{control} is in use by {holder_name(holder)} ({stage}); wait for it or stop it there")

@@ -1,0 +1,160 @@
+"""How many small faults the tests notice.
+
+    python -m infra.mutation record --tier default       which test executes which lines (for each tier)
+    python -m infra.mutation run --seed 1 --per-room 5   try mutants; goes on where it was interrupted
+    python -m infra.mutation report                      what was caught, and what survived
+
+Each mutant is tried in a copy of the tree, against the default tests that execute its lines, the quickest
+first, until one fails; a survivor then against the other tests of `--all`. Results are in
+build/mutation/results.jsonl.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+from infra.mutation.mutants import Mutant, sample
+from infra.mutation.recording import ExecutedLines, record
+
+ROOT = Path(__file__).resolve().parents[2]
+BUILD = ROOT / "build" / "mutation"
+RESULTS = BUILD / "results.jsonl"
+BATCH_SECONDS = 60.0
+"""Tests of one pytest process, by their recorded durations."""
+FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
+
+
+def main() -> int:
+    """Run one of the commands."""
+    parser = argparse.ArgumentParser(prog="python -m infra.mutation", description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    recording = commands.add_parser("record")
+    recording.add_argument("--tier", choices=["default", "all"], required=True)
+    recording.add_argument("arguments", nargs="*", help="for pytest")
+    running = commands.add_parser("run")
+    running.add_argument("--seed", type=int, default=1)
+    running.add_argument("--per-room", type=int, default=5)
+    running.add_argument("--tier", choices=["default", "all"], default="all", help="the last one to try")
+    commands.add_parser("report")
+    options = parser.parse_args()
+    if options.command == "record":
+        arguments = [*(["--tier", "default"] if options.tier == "default" else []), *options.arguments]
+        return record(ROOT, BUILD / options.tier, arguments)
+    if options.command == "run":
+        run(sample(ROOT, options.per_room, options.seed), options.tier)
+    report()
+    return 0
+
+
+def run(mutants: list[Mutant], last_tier: str) -> None:
+    """Try each mutant that has no result yet and append its result."""
+    tree = _copy_of_the_tree()
+    tiers = ["default", "all"][: 1 if last_tier == "default" else 2]
+    maps = {tier: ExecutedLines.read(BUILD / tier / "lines.json") for tier in tiers}
+    results = _results()
+    for number, mutant in enumerate(mutants, 1):
+        result = results.get(mutant.name, mutant.record() | {"tried": [], "killed by": None, "tier": None})
+        tried = set(result["tried"])
+        for tier in tiers:
+            if tier in tried or result["killed by"]:
+                continue
+            seen = set(maps["default"].seconds) if tier == "all" else set[str]()
+            last = mutant.line + mutant.old.count("\n")
+            tests = [test for test in maps[tier].tests_of(mutant.file, mutant.line, last) if test not in seen]
+            killer = _first_failure(tree, mutant, tests, maps[tier].seconds)
+            result["tried"].append(tier)
+            result[f"tests of {tier}"] = len(tests)
+            if killer:
+                result["killed by"], result["tier"] = killer, tier
+            with RESULTS.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(result) + "\n")
+            outcome = killer or f"survives {len(tests)} tests of {tier}"
+            print(f"{number}/{len(mutants)} {mutant.name}: {outcome}", flush=True)
+
+
+def report() -> None:
+    """Print the share of mutants that each tier catches, and the survivors."""
+    results = list(_results().values())
+    caught = Counter(result["tier"] for result in results if result["killed by"])
+    total = len(results)
+    if not total:
+        print("no mutant was tried yet")
+        return
+    of_all = sum(caught.values())
+    print(
+        f"{total} mutants; the default tests catch {caught['default']} ({caught['default'] / total:.0%}), ",
+        end="",
+    )
+    print(f"all tests {of_all} ({of_all / total:.0%})")
+    for result in results:
+        if not result["killed by"]:
+            print(f"survives {', '.join(result['tried'])}: {result['name']}")
+            print(f"    {result['old']}\n    -> {result['new']}")
+
+
+def _first_failure(tree: Path, mutant: Mutant, tests: list[str], seconds: dict[str, float]) -> str | None:
+    """The test that fails on the mutated tree, or None; taking far too long counts as a failure."""
+    source = (ROOT / mutant.file).read_bytes()
+    (tree / mutant.file).write_bytes(mutant.apply(source))
+    try:
+        while tests:
+            batch = [tests.pop(0)]
+            while tests and sum(seconds[test] for test in batch) + seconds[tests[0]] < BATCH_SECONDS:
+                batch.append(tests.pop(0))
+            limit = 120 + 5 * sum(seconds[test] for test in batch)
+            command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *batch]
+            try:
+                done = subprocess.run(
+                    command, cwd=tree, env=_environment(tree), capture_output=True, text=True, timeout=limit
+                )
+            except subprocess.TimeoutExpired:
+                return f"no end after {limit:.0f} s: {batch[0]} or one of {len(batch) - 1} others"
+            if done.returncode:
+                match = FAILED.search(done.stdout)
+                return (
+                    match.group(1)
+                    if match
+                    else f"pytest ends with status {done.returncode}: {done.stdout[-200:]}"
+                )
+    finally:
+        (tree / mutant.file).write_bytes(source)
+    return None
+
+
+def _environment(tree: Path) -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def _copy_of_the_tree() -> Path:
+    """A fresh copy of what git knows or does not ignore."""
+    tree = BUILD / "tree"
+    shutil.rmtree(tree, ignore_errors=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    )
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        if (ROOT / name).exists():
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, tree / name)
+    return tree
+
+
+def _results() -> dict[str, dict]:
+    """The newest result of each mutant by its name."""
+    if not RESULTS.exists():
+        return {}
+    records = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
+    return {record["name"]: record for record in records}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
