@@ -145,7 +145,7 @@ def _watch(
     # Slurm's choice of hosts was recorded after the job had begun.
     failure = failure_of(submitted(control) or job, control, lost, oom_counter.new_kills())
     if isinstance(failure, StopRequested):
-        mark_obeyed(control, stage_job.logs.parent)
+        _mark_obeyed(job, stage_job)
     raise failure
 
 
@@ -163,8 +163,13 @@ def _cancel(job: Job, stage_job: StageJob, effort: BestEffort) -> None:
     with suppress(Exception):
         effort.retry("end the job", lambda: cancel(job, control))
         _collect(job, control, effort)
-        if successor(job, control) is None:  # otherwise the requests are for that job
-            mark_obeyed(control, stage_job.logs.parent)
+        _mark_obeyed(job, stage_job)
+
+
+def _mark_obeyed(job: Job, stage_job: StageJob) -> None:
+    """Requests to stop are spent, unless another job has taken the directory: then they are for that one."""
+    if successor(job, stage_job.control) is None:
+        mark_obeyed(stage_job.control, stage_job.logs.parent)
 
 
 def _collect(job: Job, control: Path, effort: BestEffort) -> list[str]:

@@ -70,7 +70,6 @@ def first_process(container: subprocess.Popen[bytes]) -> int:
     return int(children.read_text().split()[0])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_everything_saves_before_the_worker_is_ended(pid_namespace, tmp_path: Path, number: signal.Signals):
     entrypoint = [sys.executable, str(ROOT / "infra" / "entrypoint.py")]

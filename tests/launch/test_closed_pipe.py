@@ -3,8 +3,6 @@
 import subprocess
 import sys
 
-import pytest
-
 from fm_core.config import dump_yaml
 from fm_core.launch.dispatch import alive, submitted
 from tests.launch.test_job_ownership import COMMAND
@@ -21,7 +19,6 @@ terminal.print_line = print_line
 """
 
 
-@pytest.mark.slow
 def test_a_reader_that_has_ended_does_not_end_the_job(job, tmp_path):
     job.does("wait;wait")
     asked, failed = job.control / "asked.yaml", tmp_path / "a-line-was-not-written"
