@@ -19,6 +19,7 @@ from fm_core.errors import (
     LeaseLostError,
     Outcome,
     StopRequested,
+    UnrecoverableError,
     UserError,
     outcome_of,
 )
@@ -149,6 +150,11 @@ def _run_stage(command: str, config: RunConfig, flags: set[str]) -> None:
     except Exception as error:
         if debug and outcome_of(error) in (Outcome.FAILED, Outcome.UNRECOVERABLE):
             traceback.print_exc()
+        from fm_core.launch.rank_errors import outcome_and_message
+
+        outcome, message = outcome_and_message(error, command)
+        if outcome is Outcome.UNRECOVERABLE and not isinstance(error, UnrecoverableError):
+            raise UnrecoverableError(message) from error  # the message names the key to change
         raise
     except KeyboardInterrupt:
         from fm_core.launch.upload_handover import describe_upload
