@@ -87,7 +87,7 @@ def supervise(stage_job: StageJob, observe: Observer) -> None:
 
 def _start_or_undo(stage_job: StageJob, again: bool, observe: Observer, effort: BestEffort) -> Job:
     """As `_start`; a signal in the middle leaves no job behind."""
-    before = submitted(stage_job.control)
+    before = effort.call("read the last job", lambda: submitted(stage_job.control), None)
     try:
         return _start(stage_job, again, observe)
     except BaseException as error:
@@ -142,18 +142,21 @@ def _watch(
     lost = _collect(job, control, effort)
     if effort.retry("check whether the stage is complete", stage_job.complete):
         return
-    # Slurm's choice of hosts was recorded after the job had begun.
-    failure = failure_of(submitted(control) or job, control, lost, oom_counter.new_kills())
+
+    def explain() -> Exception:
+        # Slurm's choice of hosts was recorded after the job had begun.
+        return failure_of(submitted(control) or job, control, lost, oom_counter.new_kills())
+
+    failure = effort.retry("find out why the job ended", explain)
     if isinstance(failure, StopRequested):
         _mark_obeyed(job, stage_job)
     raise failure
 
 
 def _observe(job: Job, job_status: JobStatus, control: Path, observe: Observer) -> None:
-    status = read_status(control)
     if job_status.reason:
         observe(Progress(job.stage, 0, 1, "jobs", job_status.reason))
-    elif status and status.get("job") == job.id:
+    elif (status := read_status(control)) and status.get("job") == job.id:
         observe(progress_of(status))
 
 

@@ -16,6 +16,7 @@ from fm_core.run.progress import Observer, Progress
 
 Result = TypeVar("Result")
 
+WITHOUT = "going on without it"
 FINAL_ERRORS = (StopRequested, LeaseLostError, UserError)
 
 logger = logging.getLogger("fm_core")
@@ -29,7 +30,9 @@ class BestEffort:
         self._failing: set[str] = set()
         self._sleep = sleep
 
-    def call(self, what: str, work: Callable[[], Result], default: Result) -> Result:
+    def call(
+        self, what: str, work: Callable[[], Result], default: Result, then: str = "trying again"
+    ) -> Result:
         """The result of `work`, or `default` if it raises. `what` completes "cannot ..." in the log."""
         try:
             result = work()
@@ -37,7 +40,7 @@ class BestEffort:
             raise
         # rich, which Prefect logs through, raises SystemExit where its terminal or pipe is gone.
         except (Exception, SystemExit) as error:
-            self._failed(what, error)
+            self._failed(what, error, then)
             return default
         if what in self._failing:
             self._failing.remove(what)
@@ -60,7 +63,7 @@ class BestEffort:
                     error, UnreachableError
                 ):
                     raise
-                self._failed(what, error)
+                self._failed(what, error, "trying again")
                 self._sleep(pause)
         return work()
 
@@ -76,12 +79,12 @@ class BestEffort:
         """A context whose start and end may fail without an effect on the block."""
         return _BestEffortContext(self, what, context)
 
-    def _failed(self, what: str, error: BaseException) -> None:
+    def _failed(self, what: str, error: BaseException, then: str) -> None:
         if what not in self._failing:
             self._failing.add(what)
             message = " ".join(str(error).split())
             with suppress(Exception, SystemExit):
-                logger.warning("cannot %s (%s: %s); trying again", what, type(error).__name__, message)
+                logger.warning("cannot %s (%s: %s); %s", what, type(error).__name__, message, then)
 
 
 class _BestEffortContext(AbstractContextManager[None]):
@@ -90,13 +93,14 @@ class _BestEffortContext(AbstractContextManager[None]):
         self._entered = False
 
     def __enter__(self) -> None:
-        self._entered = self._effort.call(f"start {self._what}", self._enter, False)
+        self._entered = self._effort.call(f"start {self._what}", self._enter, False, WITHOUT)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._entered:
-            self._effort.call(f"end {self._what}", lambda: self._context.__exit__(kind, error, trace), None)
+            end = f"end {self._what}"
+            self._effort.call(end, lambda: self._context.__exit__(kind, error, trace), None, WITHOUT)
 
     def _enter(self) -> bool:
         self._context.__enter__()
