@@ -62,11 +62,13 @@ class ProgressReport:
         self._latest = progress
         if time.monotonic() - self._logged >= LOG_SECONDS:
             self._logged = time.monotonic()
-            self._logger.info("%3.0f%%  %s", 100 * progress.fraction, describe(progress))
+            line = f"{100 * progress.fraction:3.0f}%  {describe(progress)}"
+            self._survive(lambda: self._logger.info("%s", line))
 
     def __enter__(self) -> Self:
         if self._stage in STAGES_WITH_PROCESSES:
-            self._logger.info("full logs of its processes: %s/%s-*.log", self._logs, self._stage)
+            where = f"{self._logs}/{self._stage}-*.log"
+            self._survive(lambda: self._logger.info("full logs of its processes: %s", where))
         logging.getLogger("fm_core").addHandler(self._warnings)
         self._thread.start()
         return self
