@@ -16,7 +16,7 @@ from fm_core.launch.launcher import JobStatus
 from fm_core.launch.supervisor import StageJob, supervise
 from fm_core.run.progress import Progress
 from fm_core.run.status import write_status
-from fm_core.storage.atomic_files import read_lines
+from fm_core.storage.atomic_files import read_lines, write_json
 
 JOB = {"id": "a1", "stage": "pretend", "host": "h", "processes": 1, "threads": 1}
 STALE = OSError(errno.ESTALE, "Stale file handle")
@@ -143,6 +143,23 @@ def test_a_lost_lease_ends_the_job_and_one_that_cannot_be_read_does_not(watched:
     with pytest.raises(LeaseLostError) if ends else nullcontext():
         watched.supervise()
     assert watched.cancelled == ends
+
+
+@pytest.mark.parametrize("submits", [True, False])
+def test_a_signal_during_the_submission_leaves_no_job_and_touches_no_other(
+    watched: Watched, monkeypatch, submits
+):
+    write_json(watched.path / "job.json", {**watched.job.model_dump(), "id": "of another start"})
+
+    def interrupted(*_: object) -> None:
+        if submits:
+            write_json(watched.path / "job.json", watched.job.model_dump())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(supervisor, "attach_or_submit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        watched.supervise()
+    assert watched.cancelled == submits
 
 
 def test_a_supervisor_that_cannot_go_on_detaches_and_says_how_to_attach(watched: Watched, monkeypatch):
