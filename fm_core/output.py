@@ -4,6 +4,7 @@ A reader that has ended (`| head`), a terminal that was closed or a full disk be
 reason to end: what cannot be written is dropped.
 """
 
+import io
 import os
 import sys
 from contextlib import suppress
@@ -31,6 +32,30 @@ def flush_streams() -> None:
                 stream.flush()
             except (OSError, ValueError):
                 discard(stream)
+
+
+class DroppingStream(io.TextIOWrapper):
+    """An unbuffered UTF-8 stream to a descriptor that drops what cannot be written, without an error."""
+
+    def __init__(self, descriptor: int) -> None:
+        raw = open(descriptor, "wb", buffering=0, closefd=False)  # noqa: SIM115
+        super().__init__(raw, encoding="utf-8", errors="backslashreplace", write_through=True)  # pyright: ignore[reportArgumentType]
+
+    def write(self, text: str, /) -> int:
+        """Write text, or nothing."""
+        with suppress(OSError):
+            return super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, or do nothing."""
+        with suppress(OSError):
+            super().flush()
+
+
+def drop_unwritable_output() -> None:
+    """Let nothing that this process prints raise: its log may be on a full disk."""
+    sys.stdout, sys.stderr = DroppingStream(1), DroppingStream(2)
 
 
 def discard(stream: TextIO) -> None:

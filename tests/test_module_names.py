@@ -41,7 +41,6 @@ SHORT_MODULES = {
     "fm_core.method.types": "type aliases that every module of the package imports",
     "fm_core.models.flops": "one count",
     "fm_core.models.mlp": "one network",
-    "fm_core.output": "the streams of a command, which no other module may depend on",
     "fm_core.reproduce.reproduce": "the entry point of the command",
     "fm_core.reproduce.stage_functions": "what the comparisons are given instead of importing stages",
     "fm_core.run.results": "the two result types",

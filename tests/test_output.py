@@ -40,6 +40,22 @@ def test_a_full_disk_or_a_closed_stream_is_no_error():
     assert not print_line("a line", closed)
 
 
+def test_a_process_whose_log_is_on_a_full_disk_goes_on():
+    code = (
+        "import logging, sys, warnings; from fm_core.output import drop_unwritable_output\n"
+        "drop_unwritable_output(); print('caf\\xe9' * 9999); print('x', file=sys.stderr, flush=True)\n"
+        "warnings.warn('w'); logging.warning('l'); sys.stdout.flush(); sys.exit(4)"
+    )
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "LC_ALL": "C", "PYTHONUTF8": "0"},
+            stdout=full,
+            stderr=full,
+        )
+    assert done.returncode == 4
+
+
 def test_a_character_that_the_locale_does_not_have_is_escaped():
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, "ascii")

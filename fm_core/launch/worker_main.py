@@ -31,6 +31,7 @@ from fm_core.launch.job import (
     submitted,
 )
 from fm_core.launch.rank_errors import outcome_and_message
+from fm_core.output import drop_unwritable_output
 from fm_core.run.fence import Fence, LeaseFence, Unfenced
 from fm_core.run.lease import Lease
 from fm_core.run.resource_limits import raise_open_file_limit
@@ -118,6 +119,7 @@ def run_worker(stage: str, work: Worker, config_file: str) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if logs:
         _log_to(Path(logs), stage, rank.number)
+    drop_unwritable_output()
     faulthandler.enable()
     if not _adopted(rank):
         print(
