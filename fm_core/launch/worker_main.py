@@ -155,6 +155,7 @@ def _work(stage: str, rank: Rank, work: Worker, config_file: str) -> int:
             rank.fence.check()
         work(load_config(config_file), rank)
     except BaseException as error:
+        os.close(reserved)
         outcome, message = outcome_and_message(error, stage)
         if outcome is Outcome.STOPPED and not _agent_is_alive(rank):
             outcome = Outcome.ORPHANED  # the kernel sent the signal, because the agent was killed
@@ -162,7 +163,8 @@ def _work(stage: str, rank: Rank, work: Worker, config_file: str) -> int:
             if outcome in (Outcome.FAILED, Outcome.UNRECOVERABLE):
                 traceback.print_exc()
             print(f"rank {rank.number} exits ({outcome.record}): {message}", flush=True)
-    os.close(reserved)
+    else:
+        os.close(reserved)
     with suppress(OSError):
         write_exit_record(rank.control, stage, rank.job, rank.number, outcome, message)
     return outcome.exit_code
