@@ -51,6 +51,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 from fm_core import cli
+from fm_core.launch.supervisor import StageJob, supervise
 from tests.support.fake_job import FAKE_RANK
 
 def pretend(config, observe):
