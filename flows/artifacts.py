@@ -1,8 +1,8 @@
 """Prefect artifacts of a finished stage: images, curves and tables.
 
 Everything is read from the files that the stage's result names. An artifact that cannot be created is logged
-and never fails a run. Images are embedded in their artifacts as data: URIs, which both of Prefect's UIs show;
-neither renders Mermaid charts reliably.
+and never fails a run; while the server is away, it is tried again. Images are embedded in their artifacts as
+data: URIs, which both of Prefect's UIs show; neither renders Mermaid charts reliably.
 """
 
 import base64
@@ -16,6 +16,7 @@ import fsspec
 from prefect import get_run_logger
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 
+from flows.last_updates import LastUpdates, last_updates, server_away
 from fm_core.config import RunConfig
 from fm_core.run.directory import RunDirectory
 from fm_core.run.results import StageResult
@@ -24,20 +25,38 @@ from fm_core.storage.atomic_files import read_json, read_lines
 if TYPE_CHECKING:
     from fm_core.report.html import PageSection
 
+Creator = Callable[[RunConfig, StageResult], None]
 METRICS_ROWS = 20
 """The newest lines of metrics.jsonl that `train-metrics` shows."""
 MAX_IMAGE_BYTES = 150_000
 """Maximum size of an embedded image: the UI also prints its data: URI below it."""
 
 
-def create_artifacts(config: RunConfig, result: StageResult) -> None:
-    """Create the artifacts of a finished stage."""
-    for create in ARTIFACTS.get(result.stage, ()):
-        try:
-            create(config, result)
-        except Exception as error:
-            name = create.__name__
-            get_run_logger().warning("%s: could not create the artifact %s: %s", result.stage, name, error)
+def create_artifacts(config: RunConfig, result: StageResult, updates: LastUpdates = last_updates) -> None:
+    """Create the artifacts of a finished stage, in the order of ARTIFACTS."""
+    creators = list(ARTIFACTS.get(result.stage, ()))
+
+    def create_the_rest() -> bool:
+        while creators:
+            if not _created(creators[0], config, result):
+                return False
+            creators.pop(0)
+        return True
+
+    if creators:
+        updates.add(create_the_rest)
+
+
+def _created(create: Creator, config: RunConfig, result: StageResult) -> bool:
+    """Create one artifact; False where the server is away."""
+    try:
+        create(config, result)
+    except Exception as error:
+        if server_away(error):
+            return False
+        name = create.__name__
+        get_run_logger().warning("%s: could not create the artifact %s: %s", result.stage, name, error)
+    return True
 
 
 def dataset_card(config: RunConfig, result: StageResult) -> None:
@@ -160,7 +179,7 @@ def figures_as_images(sections: Sequence["PageSection"]) -> list[tuple[str, str,
     return images
 
 
-ARTIFACTS: Mapping[str, tuple[Callable[[RunConfig, StageResult], None], ...]] = {
+ARTIFACTS: Mapping[str, tuple[Creator, ...]] = {
     "shard": (dataset_card,),
     "train": (loss_curve, train_metrics),
     "sample": (sample_grid,),

@@ -8,6 +8,7 @@ import time
 from typing import Any
 from uuid import UUID
 
+import httpx
 from prefect import Flow, get_client
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.states import Cancelled
@@ -18,7 +19,7 @@ from fm_core.launch.upload_handover import describe_upload
 from fm_core.run.directory import RunDirectory
 from fm_core.run.status import read_status
 
-FINAL_STATE_SECONDS = 30.0
+FINAL_STATE_SECONDS = 120.0
 """How long to wait for the state Cancelled. A worker sets it within seconds of its hooks; the run's own
 process may have set it before."""
 
@@ -33,8 +34,10 @@ def end_remaining_jobs(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any
     from fm_core.launch.run_jobs import end_jobs
 
     config = effective_config(flow, flow_run.parameters or {})
-    end_jobs(RunDirectory(config).path)
-    set_final_message(flow_run.id, resume_message(config, flow_run.id))
+    try:
+        end_jobs(RunDirectory(config).path)
+    finally:
+        set_final_message(flow_run.id, resume_message(config, flow_run.id))
 
 
 def effective_config(flow: Flow[..., Any], parameters: dict[str, Any]) -> RunConfig:
@@ -77,12 +80,15 @@ def main(run_id: str, message: str) -> None:
     deadline = time.monotonic() + FINAL_STATE_SECONDS
     with get_client(sync_client=True) as client:
         while time.monotonic() < deadline:
-            state = client.read_flow_run(UUID(run_id)).state
-            if state is None or not (state.is_cancelling() or state.is_cancelled()):
-                return  # restarted in the meantime
-            if state.is_cancelled() and f"retry {run_id}" not in (state.message or ""):
-                client.set_flow_run_state(UUID(run_id), Cancelled(message=message), force=True)
-                return
+            try:
+                state = client.read_flow_run(UUID(run_id)).state
+                if state is None or not (state.is_cancelling() or state.is_cancelled()):
+                    return  # restarted in the meantime
+                if state.is_cancelled() and f"retry {run_id}" not in (state.message or ""):
+                    client.set_flow_run_state(UUID(run_id), Cancelled(message=message), force=True)
+                    return
+            except httpx.HTTPError:  # the server is away for a moment, or for good
+                time.sleep(1.0)
             time.sleep(0.5)
 
 

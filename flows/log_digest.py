@@ -7,6 +7,7 @@ logged.
 import logging
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 WARNING = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b|[Ww]arning: ")
@@ -22,6 +23,7 @@ AGENT_ERROR = "ChildFailedError"
 MAX_ENTRIES = 100
 """Limit of distinct entries per stage; further ones are only counted."""
 MAX_CHARACTERS = 500
+COMPARED_BYTES = 64
 MAX_TRACEBACK_LINES = 100
 
 
@@ -29,14 +31,21 @@ class LogDigest:
     """Follows the log files of a stage's processes from their present end.
 
     Processes on hosts that do not share the run directory log to the job's own log, where each line is
-    prefixed with its host.
+    prefixed with its host. A log that was truncated or replaced (logrotate) is read from its beginning; one
+    that cannot be read now is read later.
     """
 
     def __init__(self, logs: Path, stage: str) -> None:
         self.logs, self.stage = logs, stage
         self.omitted = 0
         """Number of entries beyond MAX_ENTRIES, which were not returned."""
-        self._offsets = {path: path.stat().st_size for path in self._paths()}
+        self._offsets: dict[Path, int] = {}
+        self._before: dict[Path, bytes] = {}
+        """The last bytes before the offset: they tell a file that has grown again after a truncation."""
+        for path in self._paths():
+            with suppress(OSError):
+                self._offsets[path] = path.stat().st_size
+                self._before[path] = _bytes_before(path, self._offsets[path])
         self._tracebacks: dict[tuple[Path, str], list[str]] = {}
         self._hosts: set[str] = set()
         self._seen: set[str] = set()
@@ -91,14 +100,29 @@ class LogDigest:
         return None
 
     def _paths(self) -> list[Path]:
-        job_log = self.logs / f"{self.stage}.log"
-        return [*sorted(self.logs.glob(f"{self.stage}-*.log")), *([job_log] if job_log.exists() else [])]
+        with suppress(OSError):
+            return [*sorted(self.logs.glob(f"{self.stage}-*.log")), *self.logs.glob(f"{self.stage}.log")]
+        return []
 
     def _new_lines(self, path: Path) -> Iterator[str]:
-        with path.open("rb") as file:
-            file.seek(self._offsets.get(path, 0))
-            for line in file:
-                if not line.endswith(b"\n"):
-                    return  # incomplete, still being written
-                self._offsets[path] = file.tell()
-                yield line.decode(errors="replace").rstrip("\n")
+        with suppress(OSError):
+            offset, size = self._offsets.get(path, 0), path.stat().st_size
+            if size == offset:
+                return
+            if size < offset or _bytes_before(path, offset) != self._before.get(path, b""):
+                offset = self._offsets[path] = 0
+                self._before[path] = b""
+            with path.open("rb") as file:
+                file.seek(offset)
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        return  # incomplete, still being written
+                    self._offsets[path] = file.tell()
+                    self._before[path] = (self._before.get(path, b"") + line)[-COMPARED_BYTES:]
+                    yield line.decode(errors="replace").rstrip("\n")
+
+
+def _bytes_before(path: Path, offset: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(max(0, offset - COMPARED_BYTES))
+        return file.read(min(offset, COMPARED_BYTES))

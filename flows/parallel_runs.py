@@ -44,12 +44,12 @@ def write_shards_in_parallel(config: RunConfig) -> None:
                 written = work.written()
                 message = f"writing shards in {len(pieces)} tasks"
                 report(Progress("shard", written, work.images, "images", message, rate_meter.rate(written)))
-    for future in futures:
-        if not future.state.is_completed():
-            raise UserError(future.state.message or "a piece of the data set was not written")
+        for future in futures:
+            if not future.state.is_completed():
+                raise UserError(future.state.message or "a piece of the data set was not written")
 
 
-@task(cache_policy=NO_CACHE, persist_result=False)
+@task(cache_policy=NO_CACHE, persist_result=False, retries=0)
 def _write_piece(data: DataSection, shards: tuple[str, ...]) -> State[Any]:
     """Write some shards."""
     from fm_core.data.parallel_sharding import write_piece

@@ -12,11 +12,12 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from flows.cancellation_watch import CancellationWatch
+from flows.last_updates import last_updates
 from flows.stage_tasks import as_stage_ended, final_flow_state, run_stage
-from flows.subflows import NOTHING_TO_DO, run_subflow
+from flows.subflows import NOTHING_TO_DO, check_slots, run_subflow
 from fm_core.commands import preflight
 from fm_core.config import RunConfig
-from fm_core.errors import StageEndedError, StopRequested, UserError
+from fm_core.errors import DetachedError, Outcome, StageEndedError, StopRequested, UserError
 from fm_core.run.results import StageResult
 
 ALL_STAGES = ("shard", "train", "sample", "evaluate", "report")
@@ -37,21 +38,21 @@ def pipeline(
     with CancellationWatch() as watch:
         try:
             preflight(config, [stage for stage in stages if stage not in apart])
+            check_slots(apart)
             if before:
                 before(config)
             results = [
                 run_subflow(stage, config) if stage in apart else run_stage(stage, config, watch)
                 for stage in stages
             ]
-        except StageEndedError as ended:
+            last_updates.wait()
+            return Completed(message=result_message(results))
+        except (StageEndedError, UserError, StopRequested, DetachedError, TerminationSignal) as error:
+            cancelled = isinstance(error, TerminationSignal) and watch.cancelled()
+            ended = as_stage_ended(error, config, cancelled)
+            if ended.outcome is Outcome.REFUSED:
+                last_updates.wait()
             return final_flow_state(ended)
-        except (UserError, StopRequested) as error:
-            return final_flow_state(as_stage_ended(error, config))
-        except TerminationSignal as signal:
-            if not watch.cancelled():
-                raise
-            return final_flow_state(as_stage_ended(signal, config))
-    return Completed(message=result_message(results))
 
 
 def result_message(results: Sequence[StageResult]) -> str:

@@ -1,4 +1,7 @@
-"""Prefect plugin: deployments by their flow's name alone, and the password of the project's own server.
+"""Prefect plugin: flows named without their deployment, workers that let runs save, the server's password.
+
+`prefect deployment run train-digits` runs `train-digits/default`. On SIGTERM or Ctrl-C a worker asks its flow
+runs to save before it ends (worker_shutdown.py). The password of the project's own server need not be typed.
 
 It uses Prefect's startup hook. Prefect loads it on every import in a directory whose pyproject.toml turns
 plugins on (`[tool.prefect]`), which is the project root, so it imports nothing of this project and nothing
@@ -26,8 +29,9 @@ FILE_VARIABLE = "FM_API_AUTH_FILE"
 
 @register_hook
 def setup_environment(*, ctx: HookContext) -> SetupResult | None:
-    """Give Prefect the password of the server, and make its client look up bare deployment names."""
-    _accept_bare_names(ctx)
+    """Install all three in this process."""
+    _find_deployments_by_flow(ctx)
+    _let_runs_save(ctx)
     settings = get_current_settings().api
     if (settings.auth_string and settings.auth_string.get_secret_value()) or settings.key:
         return None
@@ -70,7 +74,28 @@ def _is_private(file: Path) -> bool:
     return stat.S_ISREG(facts.st_mode) and facts.st_uid == os.geteuid() and not facts.st_mode & 0o077
 
 
-def _accept_bare_names(ctx: HookContext) -> None:
+def _let_runs_save(ctx: HookContext) -> None:
+    """Make a worker ask its runs to save when it is ended."""
+    try:
+        from prefect.utilities import processutils
+
+        stock = processutils.setup_signal_handlers_worker
+    except (ImportError, AttributeError) as error:
+        ctx.logger_factory("prefect.plugins").debug("runs cannot save when their worker is ended: %s", error)
+        return
+
+    @functools.wraps(stock)
+    def setup_signal_handlers_worker(pid: int, process_name: str, print_fn: Any) -> None:
+        from flows.worker_shutdown import install
+
+        stock(pid, process_name, print_fn)
+        install(print_fn)
+
+    processutils.setup_signal_handlers_worker = setup_signal_handlers_worker
+
+
+def _find_deployments_by_flow(ctx: HookContext) -> None:
+    """Make Prefect's client look up a deployment by its flow's name alone."""
     try:
         from prefect.client.orchestration import PrefectClient
         from prefect.exceptions import ObjectNotFound

@@ -1,17 +1,23 @@
 """Progress of a stage as a Prefect artifact and as a log line every half minute."""
 
 import contextvars
+import logging
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from types import TracebackType
 from typing import Self, cast
 from uuid import UUID
 
 from prefect import get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.exceptions import ObjectNotFound
 
 from flows.cancellation_watch import without_retries
 from flows.checkpoint_events import CheckpointEvents
+from flows.last_updates import LAST_UPDATE_SECONDS, last_updates, server_away
 from flows.log_digest import LogDigest
 from fm_core.config import RunConfig
 from fm_core.run.directory import RunDirectory
@@ -23,14 +29,14 @@ LOG_SECONDS = 30.0
 """Interval between two log lines; everything else is in the run directory's logs."""
 STAGES_WITH_PROCESSES = ("train", "sample")
 FLUSH_SECONDS = 10.0
-"""How long the end of a stage waits for the last update to reach the server."""
+"""How long the next stage waits for the last update of this one to reach the server."""
 
 
 class ProgressReport:
     """Observer that publishes the artifact `<stage>-progress` and the warnings of the stage's processes.
 
-    One daemon thread talks to the server. The stage's own thread never waits for it; while the server is
-    unreachable, only updates are lost.
+    One daemon thread talks to the server, and no error ends it. The stage's own thread does not wait for it
+    before the stage has ended. The last update is repeated until the server has it (last_updates.py).
     """
 
     def __init__(self, stage: str, config: RunConfig) -> None:
@@ -39,8 +45,13 @@ class ProgressReport:
         self._digest = LogDigest(self._logs, stage)
         self._checkpoint_events = CheckpointEvents(config) if stage == "train" else None
         self._logger = get_run_logger()
+        self._warnings = _ForwardedWarnings(self._logger)
+        self._artifact: UUID | None = None
+        self._percent = 0.0
         self._latest = Progress(stage, 0, 0, "", "starting")
+        self._published: Progress | None = None
         self._ended = threading.Event()
+        self._deadline = float("inf")
         self._logged = time.monotonic()
         context = contextvars.copy_context()  # names the flow run and task run of the artifact
         publish = (without_retries, self._publish)
@@ -51,58 +62,99 @@ class ProgressReport:
         self._latest = progress
         if time.monotonic() - self._logged >= LOG_SECONDS:
             self._logged = time.monotonic()
-            self._logger.info("%3.0f%%  %s", 100 * progress.fraction, describe(progress))
+            line = f"{100 * progress.fraction:3.0f}%  {describe(progress)}"
+            self._survive(lambda: self._logger.info("%s", line))
 
     def __enter__(self) -> Self:
         if self._stage in STAGES_WITH_PROCESSES:
-            self._logger.info("full logs of its processes: %s/%s-*.log", self._logs, self._stage)
+            where = f"{self._logs}/{self._stage}-*.log"
+            self._survive(lambda: self._logger.info("full logs of its processes: %s", where))
+        logging.getLogger("fm_core").addHandler(self._warnings)
         self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._ended.set()
+        logging.getLogger("fm_core").removeHandler(self._warnings)
+        if kind is None:  # its last line may be older than its end
+            self._latest = finished(self._latest)
         # A cancelled run has only seconds left; it does not wait for the artifact.
-        self._thread.join(FLUSH_SECONDS if kind is None or issubclass(kind, Exception) else 0)
+        cancelled = kind is not None and not issubclass(kind, Exception)
+        self._deadline = time.monotonic() + (0.0 if cancelled else LAST_UPDATE_SECONDS)
+        self._ended.set()
+        if not cancelled:
+            last_updates.wait_for(self._thread, self._deadline)
+            self._thread.join(FLUSH_SECONDS)
 
     def _publish(self) -> None:
-        artifact = None
-        published = None
-        percent = 0.0
-        last_round = False
-        while not last_round:
-            last_round = self._ended.is_set()
-            latest = self._latest
-            if latest is not published:
-                percent = max(percent, percentage(latest))
-                try:
-                    if artifact is None:
-                        created = create_progress_artifact(
-                            percent, key=f"{self._stage}-progress", description=describe(latest)
-                        )
-                        artifact = cast(UUID, created)  # outside an event loop the call is not a coroutine
-                    else:
-                        update_progress_artifact(artifact, percent, description=describe(latest))
-                    published = latest
-                except Exception as error:
-                    self._logger.debug("could not update %s-progress: %s", self._stage, error)
-            self._log_new_entries(last_round)
-            self._publish_checkpoint_events()
-            self._ended.wait(PUBLISH_SECONDS)
+        while True:
+            ending = self._ended.is_set()
+            self._survive(self._log_new_entries)
+            self._survive(self._publish_checkpoint_events)
+            error = self._survive(self._update_bar)
+            if ending and (error is None or not server_away(error) or time.monotonic() > self._deadline):
+                break
+            # After the end there is no event to wait for, only the server.
+            time.sleep(PUBLISH_SECONDS) if ending else self._ended.wait(PUBLISH_SECONDS)
+        if self._digest.omitted:
+            omitted = self._digest.omitted
+            self._survive(lambda: self._logger.warning("%d more warnings are only in the log files", omitted))
+
+    def _survive(self, part: Callable[[], None]) -> BaseException | None:
+        """Do a part of the publishing and return its error, which does not end the thread."""
+        try:
+            part()
+        # Prefect's console handler raises SystemExit where its terminal or pipe is gone.
+        except (Exception, SystemExit) as error:
+            with suppress(Exception, SystemExit):
+                self._logger.debug("%s: could not publish everything: %s", self._stage, error)
+            return error
+        return None
+
+    def _update_bar(self) -> None:
+        latest = self._latest
+        if latest is self._published:
+            return
+        self._percent = max(self._percent, percentage(latest))
+        if self._artifact is None:
+            created = create_progress_artifact(
+                self._percent, key=f"{self._stage}-progress", description=describe(latest)
+            )
+            self._artifact = cast(UUID, created)  # outside an event loop the call is not a coroutine
+        else:
+            try:
+                update_progress_artifact(self._artifact, self._percent, description=describe(latest))
+            except ObjectNotFound:  # somebody has deleted it, or the database was replaced
+                self._artifact = None
+                self._update_bar()
+        self._published = latest
 
     def _publish_checkpoint_events(self) -> None:
-        try:
-            if self._checkpoint_events:
-                self._checkpoint_events.publish()
-        except Exception as error:
-            self._logger.debug("could not publish checkpoint events: %s", error)
+        if self._checkpoint_events:
+            self._checkpoint_events.publish()
 
-    def _log_new_entries(self, last_round: bool) -> None:
+    def _log_new_entries(self) -> None:
         for level, text in self._digest.new_entries():
             self._logger.log(level, "%s", text)
-        if last_round and self._digest.omitted:
-            self._logger.warning("%d more warnings are only in the log files", self._digest.omitted)
+
+
+class _ForwardedWarnings(logging.Handler):
+    """Sends the package's warnings, e.g. of a scheduler that does not answer, to the log of the flow run."""
+
+    def __init__(self, logger: "logging.Logger | logging.LoggerAdapter[logging.Logger]") -> None:
+        super().__init__(logging.WARNING)
+        self._logger = logger
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Log the record's message."""
+        self._logger.log(record.levelno, "%s", record.getMessage())
+
+
+def finished(latest: Progress) -> Progress:
+    """The progress of a stage that has ended well, from what it last reported."""
+    total = latest.total or 1
+    return replace(latest, done=total, total=total, unit=latest.unit or "stage", rate=None)
 
 
 def percentage(progress: Progress) -> float:

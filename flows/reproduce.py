@@ -33,7 +33,7 @@ def run_comparison(config: RunConfig) -> State[Any]:
     return pipeline(config, ["reproduce"], before=log_cost_estimate)
 
 
-@flow(name="reproduce-paper", flow_run_name=run_name, on_cancellation=[end_remaining_jobs])
+@flow(name="reproduce-paper", flow_run_name=run_name, retries=0, on_cancellation=[end_remaining_jobs])
 def reproduce_paper(config: Checkerboard = CHECKERBOARD) -> State[Any]:
     """Train, score and plot every objective of the paper's comparison, one experiment after another.
 
@@ -44,7 +44,7 @@ def reproduce_paper(config: Checkerboard = CHECKERBOARD) -> State[Any]:
     return run_comparison(config)
 
 
-@flow(name="reproduce-digits", flow_run_name=run_name, on_cancellation=[end_remaining_jobs])
+@flow(name="reproduce-digits", flow_run_name=run_name, retries=0, on_cancellation=[end_remaining_jobs])
 def reproduce_digits(config: ReproduceDigits = REPRODUCE_DIGITS) -> State[Any]:
     """The paper's comparison on scikit-learn's handwritten digits, with one run per objective.
 
@@ -55,7 +55,7 @@ def reproduce_digits(config: ReproduceDigits = REPRODUCE_DIGITS) -> State[Any]:
     return run_comparison(config)
 
 
-@flow(name="reproduce-cifar10", flow_run_name=run_name, on_cancellation=[end_remaining_jobs])
+@flow(name="reproduce-cifar10", flow_run_name=run_name, retries=0, on_cancellation=[end_remaining_jobs])
 def reproduce_cifar10(config: ReproduceCifar10 = REPRODUCE_CIFAR10) -> State[Any]:
     """The paper's comparison on CIFAR-10, with its hyper-parameters; the estimated cost is logged.
 
@@ -66,7 +66,7 @@ def reproduce_cifar10(config: ReproduceCifar10 = REPRODUCE_CIFAR10) -> State[Any
     return run_comparison(config)
 
 
-@flow(name="reproduce-imagenet32", flow_run_name=run_name, on_cancellation=[end_remaining_jobs])
+@flow(name="reproduce-imagenet32", flow_run_name=run_name, retries=0, on_cancellation=[end_remaining_jobs])
 def reproduce_imagenet32(config: ReproduceImageNet32 = REPRODUCE_IMAGENET32) -> State[Any]:
     """The paper's comparison on ImageNet at 32 x 32 pixels, with its hyper-parameters.
 
@@ -77,7 +77,7 @@ def reproduce_imagenet32(config: ReproduceImageNet32 = REPRODUCE_IMAGENET32) -> 
     return run_comparison(config)
 
 
-@flow(name="reproduce-imagenet64", flow_run_name=run_name, on_cancellation=[end_remaining_jobs])
+@flow(name="reproduce-imagenet64", flow_run_name=run_name, retries=0, on_cancellation=[end_remaining_jobs])
 def reproduce_imagenet64(config: ReproduceImageNet64 = REPRODUCE_IMAGENET64) -> State[Any]:
     """The paper's comparison on ImageNet at 64 x 64 pixels, with its hyper-parameters.
 

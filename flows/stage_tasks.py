@@ -20,6 +20,7 @@ from flows.progress import ProgressReport, duration
 from fm_core.commands import stage_function
 from fm_core.config import RunConfig
 from fm_core.errors import (
+    DetachedError,
     LeaseLostError,
     Outcome,
     StageEndedError,
@@ -48,17 +49,22 @@ def final_flow_state(ended: StageEndedError) -> State[Any]:
     return State(type=state, message=ended.message, data=Abort(ended.message))
 
 
-def as_stage_ended(error: BaseException, config: RunConfig) -> StageEndedError:
+def as_stage_ended(error: BaseException, config: RunConfig, cancelled: bool = True) -> StageEndedError:
     """Convert an exception to the outcome and the message of the stage: failed, stopped, or orphaned.
 
-    A flow run in the state Crashed is started again (infra/automations.yaml), so Outcome.ORPHANED is only for
-    a job that stopped without a stop request, as when its launcher is killed.
+    A flow run in the state Crashed is started again (infra/automations.yaml), so Outcome.ORPHANED is for a
+    job that stopped without a stop request, as when its launcher is killed, and for a signal to this process
+    that is no cancellation of its run, as when its worker or host is shut down.
     """
-    if isinstance(error, UserError | UnrecoverableError | LeaseLostError):
+    if isinstance(error, StageEndedError):
+        return error
+    if isinstance(error, UserError | UnrecoverableError | LeaseLostError | DetachedError):
         return StageEndedError(outcome_of(error), str(error))
     message = resume_message(config, flow_run.get_id() or "")
     if isinstance(error, StopRequested) and not stop_requested(RunDirectory(config).path):
         return StageEndedError(Outcome.ORPHANED, f"its processes ended without a stop request: {message}")
+    if isinstance(error, TerminationSignal) and not cancelled:
+        return StageEndedError(Outcome.ORPHANED, f"its worker or its host was shut down: {message}")
     return StageEndedError(Outcome.STOPPED, message)
 
 
@@ -71,20 +77,20 @@ def run_stage(name: str, config: RunConfig, watch: CancellationWatch) -> StageRe
     raise StageEndedError(Outcome.from_prefect_state(final.type.value), final.message or name)
 
 
-@task(cache_policy=NO_CACHE, persist_result=False)
+@task(cache_policy=NO_CACHE, persist_result=False, retries=0)
 def _stage(name: str, config: RunConfig, watch: CancellationWatch) -> State[Any]:
     """One stage of the pipeline."""
     logger = get_run_logger()
     try:
         with ProgressReport(name, config) as progress:
             result = stage_function(name)(config, progress)
-    except (UserError, UnrecoverableError, LeaseLostError, StopRequested) as error:
+    except (
+        *(UserError, UnrecoverableError, LeaseLostError, DetachedError),
+        *(StopRequested, TerminationSignal),
+    ) as error:
         # Returned as a state, not raised: the message is for the user, and a traceback would bury it.
-        return final_task_state(as_stage_ended(error, config))
-    except TerminationSignal as signal:
-        if watch.cancelled():
-            return final_task_state(as_stage_ended(signal, config))
-        raise
+        cancelled = isinstance(error, TerminationSignal) and watch.cancelled()
+        return final_task_state(as_stage_ended(error, config, cancelled))
     logger.info("%s in %s: %s", result.state, duration(result.seconds), result.summary)
     create_artifacts(config, result)
     # The stage has verified hashes and manifests itself; Prefect's cache does not know what is on the disk.

@@ -1,7 +1,10 @@
 """Stages as flow runs of their own deployments, in those deployments' work pools."""
 
 import time
+from collections.abc import Collection
+from contextlib import suppress
 from typing import Literal, cast
+from uuid import UUID
 
 from prefect import get_client, get_run_logger
 from prefect.client.schemas.objects import FlowRun
@@ -10,7 +13,7 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelling, Scheduled
 
 from fm_core.config import RunConfig
-from fm_core.errors import Outcome, StageEndedError
+from fm_core.errors import Outcome, StageEndedError, UserError
 from fm_core.run.results import StageResult
 
 Apart = Literal["shard", "train", "sample", "evaluate"]
@@ -25,8 +28,29 @@ CANCEL_SECONDS = 25.0
 """How long a cancelled run waits for the flow run that it cancels in turn; Prefect kills it after 30."""
 CRASH_GRACE_SECONDS = 60.0
 """How long a flow run may stay Crashed before it counts as failed: its automation may start it again."""
+WAITING_SECONDS = 60.0
+"""After so long a flow run that has not begun is named in the log, once."""
 PARENT_CANCELLED = "its parent flow run was cancelled"
 NOTHING_TO_DO = "nothing to do, everything was complete"
+
+
+def check_slots(apart: Collection[str]) -> None:
+    """Check that the work pools of these stages have a slot besides the one that this flow run holds.
+
+    Raises:
+        UserError: a pool has one slot, which this flow run would hold while it waits for it.
+    """
+    if not apart:
+        return
+    with get_client(sync_client=True) as client:
+        own = client.read_flow_run(UUID(flow_run.get_id())).work_pool_name
+        for stage in apart:
+            pool = client.read_deployment_by_name(DEPLOYMENTS[stage]).work_pool_name
+            if pool and pool == own and client.read_work_pool(pool).concurrency_limit == 1:
+                raise UserError(
+                    f"apart: {DEPLOYMENTS[stage]} is in the work pool {pool}, whose only slot this flow run "
+                    f"holds; deploy it to another pool, or: prefect work-pool set-concurrency-limit {pool} 2"
+                )
 
 
 def run_subflow(stage: str, config: RunConfig) -> StageResult:
@@ -50,7 +74,7 @@ def run_subflow(stage: str, config: RunConfig) -> StageResult:
     try:
         child = _wait_until_final(child)
     except BaseException:
-        with get_client(sync_client=True) as client:
+        with suppress(Exception), get_client(sync_client=True) as client:  # the server may be away
             client.set_flow_run_state(child.id, Cancelling(message=PARENT_CANCELLED))
         _wait_until_final(child, CANCEL_SECONDS)
         raise
@@ -71,6 +95,7 @@ def run_subflow(stage: str, config: RunConfig) -> StageResult:
 def _wait_until_final(child: FlowRun, seconds: float = float("inf")) -> FlowRun:
     """Poll a flow run for at most `seconds` and return it as last seen."""
     started = last_alive = time.monotonic()
+    told = False
     while time.monotonic() - started < seconds:
         time.sleep(POLL_SECONDS)
         try:
@@ -81,8 +106,22 @@ def _wait_until_final(child: FlowRun, seconds: float = float("inf")) -> FlowRun:
             continue
         if not (child.state and child.state.is_crashed()):
             last_alive = time.monotonic()
+        waits = child.state is None or child.state.is_scheduled() or child.state.is_pending()
+        if waits and not told and time.monotonic() - started > WAITING_SECONDS:
+            told = True
+            get_run_logger().warning("%s", waiting_message(child))
         if child.state and child.state.is_final() and not child.state.is_crashed():
             break
         if time.monotonic() - last_alive > CRASH_GRACE_SECONDS:
             break
     return child
+
+
+def waiting_message(child: FlowRun) -> str:
+    """Why a flow run that was created has not begun."""
+    state = child.state.name if child.state else "not scheduled"
+    pool = child.work_pool_name or "of its deployment"
+    return (
+        f"flow run {child.name} is still {state}: it waits for a worker or a free slot of the work pool "
+        f"{pool}; see prefect work-pool inspect {pool}"
+    )

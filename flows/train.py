@@ -11,7 +11,7 @@ from flows.presets import DIGITS, IMAGENET32, IMAGENET64, Digits, ImageNet32, Im
 from flows.subflows import Apart
 
 
-@flow(name="train-digits", flow_run_name=run_name, on_cancellation=[end_remaining_jobs])
+@flow(name="train-digits", flow_run_name=run_name, retries=0, on_cancellation=[end_remaining_jobs])
 def train_digits(config: Digits = DIGITS, apart: tuple[Apart, ...] = ()) -> State[Any]:
     """Shard, train, sample, score and report scikit-learn's handwritten digits.
 
@@ -28,7 +28,7 @@ def train_digits(config: Digits = DIGITS, apart: tuple[Apart, ...] = ()) -> Stat
     return pipeline(config, ALL_STAGES, apart)
 
 
-@flow(name="train-imagenet32", flow_run_name=run_name, on_cancellation=[end_remaining_jobs])
+@flow(name="train-imagenet32", flow_run_name=run_name, retries=0, on_cancellation=[end_remaining_jobs])
 def train_imagenet32(config: ImageNet32 = IMAGENET32, apart: tuple[Apart, ...] = ()) -> State[Any]:
     """Shard, train, sample, score and report ImageNet at 32 x 32 pixels.
 
@@ -45,7 +45,7 @@ def train_imagenet32(config: ImageNet32 = IMAGENET32, apart: tuple[Apart, ...] =
     return pipeline(config, ALL_STAGES, apart)
 
 
-@flow(name="train-imagenet64", flow_run_name=run_name, on_cancellation=[end_remaining_jobs])
+@flow(name="train-imagenet64", flow_run_name=run_name, retries=0, on_cancellation=[end_remaining_jobs])
 def train_imagenet64(config: ImageNet64 = IMAGENET64, apart: tuple[Apart, ...] = ()) -> State[Any]:
     """Shard, train, sample, score and report ImageNet at 64 x 64 pixels.
 

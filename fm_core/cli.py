@@ -19,9 +19,11 @@ from fm_core.errors import (
     LeaseLostError,
     Outcome,
     StopRequested,
+    UnrecoverableError,
     UserError,
     outcome_of,
 )
+from fm_core.output import flush_streams, print_line
 from fm_core.run.directory import load_run_config
 from fm_core.storage.local_paths import provide_home
 
@@ -94,6 +96,13 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; exit status 0: done, 2: user error, 3: stopped and resumable, 1: anything else."""
+    try:
+        return _run_command(arguments)
+    finally:
+        flush_streams()
+
+
+def _run_command(arguments: Sequence[str] | None) -> int:
     command_line = list(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("DO_NOT_TRACK", "1")
     try:
@@ -108,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             return show_status(config, follow="follow" in flags)
         if "dry-run" in flags:
-            print(estimate(config, **numbers).text())
+            print_line(estimate(config, **numbers).text())
             return 0
         _run_stage(command, config, flags)
     except (Exception, KeyboardInterrupt) as error:
@@ -121,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             message = f"{type(error).__name__}: {error}"
             if not isinstance(error, FlowMatchingError):
                 message = message.splitlines()[0]
-        print(f"fm: {message}", file=sys.stderr)
+        print_line(f"fm: {message}", sys.stderr)
         return outcome.exit_code
     return 0
 
@@ -145,6 +154,11 @@ def _run_stage(command: str, config: RunConfig, flags: set[str]) -> None:
     except Exception as error:
         if debug and outcome_of(error) in (Outcome.FAILED, Outcome.UNRECOVERABLE):
             traceback.print_exc()
+        from fm_core.launch.rank_errors import outcome_and_message
+
+        outcome, message = outcome_and_message(error, command)
+        if outcome is Outcome.UNRECOVERABLE and not isinstance(error, UnrecoverableError):
+            raise UnrecoverableError(message) from error  # the message names the key to change
         raise
     except KeyboardInterrupt:
         from fm_core.launch.upload_handover import describe_upload
@@ -153,9 +167,9 @@ def _run_stage(command: str, config: RunConfig, flags: set[str]) -> None:
         uploaded = describe_upload(RunDirectory(config).path) if command == "train" else None
         message = "; ".join(filter(None, ("stopped", uploaded, "run it again to continue")))
         raise StopRequested(message) from None
-    print(f"{command} {result.state} in {result.seconds:.1f} s: {result.summary}")
+    print_line(f"{command} {result.state} in {result.seconds:.1f} s: {result.summary}")
     for name, path in result.paths.items():
-        print(f"  {name}: {path}")
+        print_line(f"  {name}: {path}")
 
 
 def _compare(arguments: list[str]) -> int:
@@ -166,7 +180,7 @@ def _compare(arguments: list[str]) -> int:
     runs = cast(list[str], parser.parse_args(arguments).runs)
     from fm_core.stages.compare import compare
 
-    print(compare(runs).text())
+    print_line(compare(runs).text())
     return 0
 
 

@@ -65,6 +65,17 @@ class JobFailedError(FlowMatchingError, RuntimeError):
     """A job ended before it was complete, and nobody asked it to stop."""
 
 
+class SolverError(FlowMatchingError, ArithmeticError):
+    """An ODE cannot be solved: the step size underflowed or the state is not finite (exit status 1).
+
+    A restart would end in the same way.
+    """
+
+
+class DetachedError(FlowMatchingError):
+    """The supervisor cannot go on; the job does, and the next start attaches to it (exit status 1)."""
+
+
 class Outcome(Enum):
     """The ways in which a rank, a stage or a run can end."""
 
@@ -79,6 +90,8 @@ class Outcome(Enum):
     """A host or a store did not answer; a restart may help."""
     UNRECOVERABLE = "gave up", 1, "FAILED"
     """A restart would end in the same way."""
+    DETACHED = "detached", 1, "CRASHED"
+    """Only the supervisor ended; a flow run is started again and attaches to the job."""
     LEASE_LOST = "lease lost", 1, "FAILED"
     """Another job has taken over the run directory; a restart would only meet that job."""
     FAILED = "error", 1, "FAILED"
@@ -122,6 +135,8 @@ def outcome_of(error: BaseException) -> Outcome:
         (UnreachableError, Outcome.UNREACHABLE),
         (UserError, Outcome.REFUSED),
         (UnrecoverableError, Outcome.UNRECOVERABLE),
+        (SolverError, Outcome.UNRECOVERABLE),
+        (DetachedError, Outcome.DETACHED),
         (LeaseLostError, Outcome.LEASE_LOST),
     ):
         if isinstance(error, kind):

@@ -3,6 +3,8 @@
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +15,9 @@ from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 
 from fm_core.config import RunConfig
+from fm_core.launch.run_liveness import death_notice
 from fm_core.launch.upload_handover import describe_upload
+from fm_core.output import print_line
 from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Progress, three_digits
 from fm_core.run.results import Check
@@ -33,6 +37,8 @@ class ProgressBar:
         self._bar: RichProgress | None = None
         self._task: TaskID | None = None
         self._line_at = 0.0
+        self._last = self._printed = ""
+        self._finished: set[str] = set()
 
     def __enter__(self) -> Self:
         if self._live and self.console.is_terminal:
@@ -47,7 +53,11 @@ class ProgressBar:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._bar:
-            self._bar.stop()
+            # rich raises SystemExit where nobody reads its terminal any more.
+            with suppress(OSError, ValueError, SystemExit):
+                self._bar.stop()
+        elif self._last and self._last != self._printed:
+            self._print(self._last)
 
     def observe(self, progress: Progress) -> None:
         """Show the current progress."""
@@ -55,9 +65,18 @@ class ProgressBar:
             if self._task is None:
                 self._task = self._bar.add_task("", total=1.0, stage=progress.stage)
             self._bar.update(self._task, completed=progress.fraction, description=describe(progress))
-        elif time.monotonic() - self._line_at > LINE_SECONDS or progress.fraction == 1.0:
+            return
+        self._last = f"{progress.stage}: {describe(progress)}"
+        # A stage that has counted to its end may still write or upload for minutes.
+        finished = progress.fraction == 1.0 and progress.stage not in self._finished
+        if time.monotonic() - self._line_at > LINE_SECONDS or finished:
             self._line_at = time.monotonic()
-            print(f"{progress.stage}: {describe(progress)}", file=sys.stderr, flush=True)
+            self._finished |= {progress.stage} if finished else set()
+            self._print(self._last)
+
+    def _print(self, line: str) -> None:
+        self._printed = line
+        print_line(line, sys.stderr)
 
 
 def describe(progress: Progress) -> str:
@@ -74,7 +93,7 @@ def show_checks(checks: Iterable[Check]) -> bool:
     """Print a line for each check as soon as it is done; returns whether all are ok."""
     all_ok = True
     for check in checks:
-        print(f"{'ok' if check.ok else 'NO':2}  {check.name:18} {check.detail}", flush=True)
+        print_line(f"{'ok' if check.ok else 'NO':2}  {check.name:18} {check.detail}")
         all_ok &= check.ok
     return all_ok
 
@@ -85,9 +104,9 @@ def show_status(config: RunConfig, follow: bool) -> int:
     printed = ""
     while True:
         line = _status_line(directory)
-        if line != printed:
-            print(line, flush=True)
-            printed = line
+        if line != printed and not print_line(line) and follow:
+            return 0  # nobody reads it any more
+        printed = line
         if not follow:
             return 0
         time.sleep(FOLLOW_SECONDS)
@@ -97,7 +116,13 @@ def _status_line(directory: Path) -> str:
     status = read_status(directory)
     if status is None:
         return f"{directory}: no stage was run yet"
-    parts = [f"{status['stage']} {status['phase']}: {describe(progress_of(status))}"]
+    stage, progress = status["stage"], progress_of(status)
+    if notice := death_notice(directory, status):
+        where = describe(replace(progress, rate=None))
+        command = f"fm {stage} --config {directory / 'config.yaml'}"
+        parts = [f"{stage} {notice}, at {where}; to continue: {command}"]
+    else:
+        parts = [f"{stage} {status['phase']}: {describe(progress)}"]
     if status["stage"] == "train" and (uploaded := describe_upload(directory)):
         parts.append(uploaded)
     return "; ".join(parts)

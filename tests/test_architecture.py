@@ -24,7 +24,7 @@ LAYERS = [
     {"run", "models"},
     {"method", "config"},
     {"storage"},
-    {"errors"},
+    {"errors", "output"},
 ]
 ALLOWED_WITHIN_LAYER = {("launch", "checkpoint"), ("evaluation", "sampling")}
 """(importer, imported): the cluster check reads checkpoints, evaluation reads samples and models."""

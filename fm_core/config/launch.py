@@ -1,8 +1,8 @@
 """The launch section: the processes, and the hosts they run on."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from fm_core.config.location import Location
 from fm_core.config.section import Section
@@ -13,13 +13,24 @@ _OURS = {
 }
 
 
+def _sbatch_value(value: object) -> object:
+    """An option without a value is true; the words of YAML and JSON mean the same in quotes."""
+    words = {"": True, "true": True, "false": False, "null": None}
+    return words.get(value.strip().lower(), value) if isinstance(value, str) else value
+
+
+SbatchValue = Annotated[bool | int | str | None, BeforeValidator(_sbatch_value)]
+
+
 class SlurmSection(Section):
     """What is asked of Slurm."""
 
     nodes: int = Field(default=1, ge=1)
     """Nodes of a job; launch.processes run on each."""
-    options: dict[str, str | int] = {}
-    """Further options of sbatch by their long names, e.g. {partition: gpu, gpus-per-node: 8}."""
+    options: dict[str, SbatchValue] = {}
+    """Other options of sbatch by their long names, e.g. {partition: gpu, gpus-per-node: 8, exclusive: true}.
+    true gives an option without a value, false and null leave it out. In a YAML file, other values of this
+    table are taken as they are written: 0123, 16:00:00 and on are texts."""
     notice_seconds: int = Field(default=120, ge=1)
     """So many seconds before the time limit the run saves, ends and is queued again."""
 
@@ -30,9 +41,11 @@ class SlurmSection(Section):
                 raise ValueError(
                     f"launch.slurm.options.{name} is set by this program, or is not a long option of sbatch"
                 )
-        if isinstance(self.options.get("time"), int):
-            # YAML reads 24:00:00 as a number of base 60.
-            raise ValueError('launch.slurm.options.time: write it in quotes, e.g. "24:00:00"')
+        for name in ("time", "time-min", "begin", "deadline"):
+            value = self.options.get(name)
+            if isinstance(value, int) and (value >= 3600 or isinstance(value, bool)):
+                # Other readers of YAML than ours take 24:00:00 for a number of base 60.
+                raise ValueError(f'launch.slurm.options.{name}: write it in quotes, e.g. "24:00:00"')
         return self
 
 

@@ -1,6 +1,7 @@
 """The configuration of a run: one tree, read from YAML, with overrides key by key."""
 
-from collections.abc import Hashable, Mapping
+import re
+from collections.abc import Hashable, Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any, Self, cast
@@ -46,6 +47,11 @@ class _UniqueKeys(yaml.SafeLoader):
                 )
             lines[key] = line
         return super().construct_mapping(node, deep)
+
+
+AS_WRITTEN = ("launch", "slurm", "options")
+"""The table whose values are passed on to another program as they are written."""
+_UNAMBIGUOUS = re.compile(r"true|false|null|~||0|-?[1-9][0-9]*", re.IGNORECASE)
 
 
 class RunConfig(Section):
@@ -97,7 +103,9 @@ def parse_config(tree: Mapping[str, Any], where: str) -> RunConfig:
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read a mapping from a YAML file. Raises UserError if the file is missing or is not a mapping."""
     try:
-        tree = yaml.load(expand_home(path).read_text(encoding="utf-8"), Loader=_UniqueKeys)
+        text = expand_home(path).read_text(encoding="utf-8")
+        tree = yaml.load(text, Loader=_UniqueKeys)
+        _keep_written(text, tree, AS_WRITTEN)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); --config expects a YAML file") from None
     except _RepeatedKeyError as error:
@@ -109,6 +117,24 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise UserError(f"{path}: contains a {type(tree).__name__}; expected a mapping of sections")
     return cast(dict[str, Any], tree)
+
+
+def _keep_written(text: str, tree: Any, keys: Sequence[str]) -> None:
+    """Replace the plain scalars of the table at `keys` by their text: YAML 1.1 reads 0123 as 83, on as true.
+
+    true, false, null and decimal numbers keep their meaning.
+    """
+    node: Any = yaml.compose(text, Loader=yaml.SafeLoader)
+    for key in keys:
+        entries = node.value if isinstance(node, yaml.MappingNode) else []
+        node = next((value for name, value in entries if name.value == key), None)
+        tree = cast(dict[str, Any], tree).get(key) if isinstance(tree, dict) else None
+    if not isinstance(node, yaml.MappingNode) or not isinstance(tree, dict):
+        return
+    for name, value in node.value:
+        plain = isinstance(value, yaml.ScalarNode) and value.style is None
+        if plain and not _UNAMBIGUOUS.fullmatch(value.value):
+            tree[name.value] = value.value
 
 
 def dump_yaml(config: RunConfig) -> str:

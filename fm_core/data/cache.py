@@ -73,7 +73,8 @@ class NodeCache:
             return self._open_copy(store, shard)
         try:
             return os.open(store.local / shard.name, os.O_RDONLY)
-        except OSError as error:
+        except (FileNotFoundError, PermissionError, NotADirectoryError) as error:
+            # Other errors, e.g. too many open files or a file server that is away, are not the shard's.
             raise UserError(
                 f"{store.url}/{shard.name}: {error.strerror}; run fm validate --repair to write it again"
             ) from None

@@ -1,7 +1,6 @@
 """Building a data set: missing shards are written, the manifest last; existing shards are verified."""
 
 import json
-import os
 from collections.abc import Callable, Sequence
 
 from fm_core.config.data import DataSection
@@ -20,6 +19,8 @@ from fm_core.data.shard_writer import missing_tasks, remove_sidecars, write_task
 from fm_core.data.verify import damaged_shards
 from fm_core.data.wids_index import write_indexes
 from fm_core.errors import DamagedRecordError, UserError
+from fm_core.run.progress import byte_size
+from fm_core.run.resource_limits import available_cores
 from fm_core.storage.store import Store
 
 QUARANTINE_NAME = "quarantine.jsonl"
@@ -88,7 +89,7 @@ def write_missing(store: Store, plan: ShardPlan, config: DataSection, on_images:
             _refuse_quarantined(store, plan, config)
         on_images(done)
 
-    write_tasks(store, plan, missing, config.workers or os.cpu_count() or 1, on_shard)
+    write_tasks(store, plan, missing, config.workers or available_cores(), on_shard)
 
 
 def allowed_rejections(plan: ShardPlan, config: DataSection) -> int:
@@ -194,7 +195,7 @@ def _require_space(store: Store, plan: ShardPlan, missing: Sequence[ShardTask]) 
     needed = plan.bytes * sum(task.rows for task in missing) // max(1, plan.images)
     if free is not None and free < needed:
         raise UserError(
-            f"data.root: {store.url} has {free / 1e9:.1f} GB free, the shards need {needed / 1e9:.1f} GB; "
+            f"data.root: {store.url} has {byte_size(free)} free, the shards need {byte_size(needed)}; "
             "free some space or choose another data.root"
         )
 

@@ -57,8 +57,10 @@ class ImageReader:
         pixels: NDArray[np.uint8] = images.numpy()
         target = pixels.data.cast("B")
         size = self._image_bytes
-        for first in range(0, len(ids), CHUNK_IMAGES):
-            chunk = ids[first : first + CHUNK_IMAGES]
+        # No more images than shards can be open at a time.
+        images_per_chunk = min(CHUNK_IMAGES, self._shards.limit)
+        for first in range(0, len(ids), images_per_chunk):
+            chunk = ids[first : first + images_per_chunk]
             self._read_chunk(chunk, target[first * size : (first + len(chunk)) * size])
         return torch.from_numpy(self._table.labels[ids])
 
@@ -82,7 +84,7 @@ class ImageReader:
         self.close()
 
     def _read_chunk(self, ids: Ids, target: memoryview) -> None:
-        """Read at most CHUNK_IMAGES images, so that all their shards can be open at a time."""
+        """Read a chunk of images, all of whose shards are open at a time."""
         shards = self._table.shards_of(ids)
         damaged = self._damaged(ids, self._shards.files(shards), target)
         if not damaged:

@@ -1,6 +1,7 @@
 """Index of a split's shards: open file descriptors, and the offset, label and CRC of each image."""
 
 import os
+import weakref
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,10 +10,21 @@ from numpy.typing import NDArray
 from fm_core.data.cache import NodeCache
 from fm_core.data.manifest import Shard
 from fm_core.errors import UserError
+from fm_core.run.resource_limits import open_file_limit
 from fm_core.storage.store import Store
 
-# Below the usual limit of 1,024 files per process, and at least as many as one chunk of a batch needs.
-OPEN_SHARDS = 512
+SHARE_OF_FILES = 2
+"""One half of the files that the process may open are for shards; sockets and checkpoints need the others."""
+CHECKED_COPIES = 4
+"""How many open copies are checked for having been evicted each time that a shard is opened."""
+
+_indexes: "weakref.WeakSet[ShardIndex]" = weakref.WeakSet()
+"""All indexes of this process: they share one budget of open files."""
+
+
+def open_shards_each() -> int:
+    """How many shards each index of this process may keep open, at least 1."""
+    return max(1, open_file_limit() // SHARE_OF_FILES // max(1, len(_indexes)))
 
 
 class ShardTable:
@@ -49,23 +61,46 @@ class ShardTable:
 
 
 class ShardIndex:
-    """Open file descriptors of shards; the least recently opened is closed first."""
+    """Open file descriptors of shards; the least recently used is closed first.
+
+    All indexes of a process share its limit of open files. What opening a shard costs does not depend on the
+    number of shards.
+    """
 
     def __init__(self, store: Store, shards: Sequence[Shard], cache: NodeCache, table: ShardTable) -> None:
         self._store, self._shards, self._cache, self._table = store, shards, cache, table
         self._files: dict[int, int] = {}
+        """The least recently used first."""
         self._loaded: set[int] = set()
         self._prefetched: set[int] = set()
+        self._unchecked: list[int] = []
+        _indexes.add(self)
+
+    @property
+    def limit(self) -> int:
+        """How many different shards one call of `files` may ask for."""
+        return open_shards_each()
 
     def files(self, shards: NDArray[np.int64]) -> list[int]:
         """A file descriptor for each of the shard numbers; UserError if a shard is missing or damaged."""
-        needed = np.unique(shards).tolist()
-        for number in needed:
-            if number not in self._files:
-                self._close_unneeded(set(needed))
-                self._files[number] = self._open(number)
-                self._prefetched.discard(number)
         files = self._files
+        needed: list[int] = np.unique(shards).tolist()
+        missing = [number for number in needed if number not in files]
+        if missing:
+            _indexes.add(self)
+            for number in needed:
+                if number in files:
+                    files[number] = files.pop(number)
+            keep = set(needed)
+            for _ in range(min(len(files), len(files) + len(missing) - self.limit)):
+                oldest = next(iter(files))
+                if oldest in keep:
+                    break
+                os.close(files.pop(oldest))
+            for number in missing:
+                self._close_evicted(keep)
+                files[number] = self._open(number)
+                self._prefetched.discard(number)
         return [files[number] for number in shards.tolist()]
 
     def refetch(self, numbers: Sequence[int]) -> None:
@@ -94,18 +129,22 @@ class ShardIndex:
 
     def close(self) -> None:
         """Close all files."""
+        _indexes.discard(self)
         while self._files:
             os.close(self._files.popitem()[1])
 
-    def _close_unneeded(self, needed: set[int]) -> None:
-        """Close one file if there are many, and those whose copy was evicted but still occupies space."""
-        if self.remote:
-            for number in [n for n in self._files if n not in needed]:
-                if os.fstat(self._files[number]).st_nlink == 0:
-                    os.close(self._files.pop(number))
-        if len(self._files) >= OPEN_SHARDS:
-            oldest = next(number for number in self._files if number not in needed)
-            os.close(self._files.pop(oldest))
+    def _close_evicted(self, keep: set[int]) -> None:
+        """Close files whose copy was evicted but still occupies space: a few are checked each time."""
+        if not self.remote:
+            return
+        for _ in range(CHECKED_COPIES):
+            if not self._unchecked:
+                self._unchecked = list(self._files)[::-1]
+            if not self._unchecked:
+                return
+            number = self._unchecked.pop()
+            if number in self._files and number not in keep and os.fstat(self._files[number]).st_nlink == 0:
+                os.close(self._files.pop(number))
 
     def _open(self, number: int) -> int:
         """Open a shard and read its index; a truncated copy is downloaded once more."""

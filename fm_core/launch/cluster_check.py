@@ -10,6 +10,7 @@ from fm_core.config import RunConfig
 from fm_core.errors import StopRequested, UserError
 from fm_core.launch.cluster_probe import FACTS
 from fm_core.launch.dispatch import hosts_of
+from fm_core.launch.hostfile import read_logins
 from fm_core.launch.ssh import unreached
 from fm_core.launch.supervisor import StageJob, supervise
 from fm_core.run.progress import no_progress
@@ -79,7 +80,7 @@ def _check_ssh(config: RunConfig) -> list[Check]:
         return [Check("hostfile", False, str(error))]
     if not shutil.which("pdsh"):
         return [Check("pdsh", False, "there is no pdsh on this host; install it")]
-    failed = unreached(hosts)
+    failed = unreached(hosts, tuple(read_logins(config.launch.hostfile or "").values()))
     return [Check(f"ssh to {host}", host not in failed, failed.get(host) or "answers") for host in hosts]
 
 

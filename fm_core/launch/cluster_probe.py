@@ -24,6 +24,7 @@ from fm_core.config import RunConfig
 from fm_core.launch.job import LOGS_VARIABLE
 from fm_core.launch.worker_main import Rank
 from fm_core.run.directory import RunDirectory, environment
+from fm_core.run.resource_limits import available_cores
 from fm_core.storage.atomic_files import write_json
 from fm_core.storage.local_paths import local_path
 
@@ -58,7 +59,7 @@ def _facts(config: RunConfig, device: torch.device) -> dict[str, Any]:
         "host": socket.gethostname(),
         "versions": {**known["versions"], "python": known["python"], "fm_core": _code_hash()},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
-        "devices": torch.cuda.device_count() or os.cpu_count() or 1,
+        "devices": torch.cuda.device_count() or available_cores(),
         "scratch_bytes": shutil.disk_usage(tempfile.gettempdir()).free,
         "checkpoints": _checkpoints(config),
         "data": _sees_data(config),

@@ -32,6 +32,7 @@ from fm_core.run.fence import LeaseFence
 from fm_core.run.lease import Lease
 from fm_core.run.progress import Observer, no_progress
 from fm_core.run.status import progress_of, read_status
+from fm_core.run.stop_file import request_stop
 from fm_core.storage.atomic_files import write_json
 
 OBSERVE_SECONDS = 0.5
@@ -46,7 +47,7 @@ DEBUGGERS = ("pdb", "bdb", "cmd", "code", "IPython", "ipdb", "pudb", "pydevd", "
 
 def submit(spec: JobSpec) -> Job:
     """Name this process as the agent of the job; `run_in_process` is what runs the rank."""
-    with (spec.logs / f"{spec.job.stage}-0.log").open("a") as log:
+    with (spec.logs / f"{spec.job.stage}-0.log").open("a", encoding="utf-8") as log:
         log.write(
             f"job {spec.job.id}: launch.kind debug, in process {os.getpid()} on {spec.job.host}; "
             "its output went to its terminal\n"
@@ -61,7 +62,7 @@ def poll(job: Job) -> JobStatus:
 
 def cancel(job: Job, control: Path, grace: float = GRACE_SECONDS) -> None:
     """Ask the process to save and exit; kill it after `grace` seconds, unless it is this one."""
-    control.joinpath("STOP").touch()
+    request_stop(control)
     if job.pid is None or job.pid == os.getpid() or not agent_lives(job):
         return
     process = psutil.Process(job.pid)
@@ -109,9 +110,10 @@ class DebugRank(Rank):
         now = time.monotonic()
         if now - self._observed_at > OBSERVE_SECONDS:
             self._observed_at = now
-            status = read_status(self.control)
-            if status and status.get("job") == self.job:
-                self.observe(progress_of(status))
+            with suppress(OSError, UserError):  # to show it is no reason to end the rank
+                status = read_status(self.control)
+                if status and status.get("job") == self.job:
+                    self.observe(progress_of(status))
         return super().stop_requested()
 
     def handle_interrupt(self, number: int, frame: FrameType | None) -> None:

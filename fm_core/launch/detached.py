@@ -12,6 +12,7 @@ def spawn_detached(
     variables: Mapping[str, str] | None = None,
     without: Sequence[str] = (),
     stdin: int = subprocess.DEVNULL,
+    descriptors: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
     """Start a command in a session of its own, so that the terminal's Ctrl-C and hangup do not reach it.
 
@@ -21,6 +22,7 @@ def spawn_detached(
         variables: added to this process's environment.
         without: names of variables that the process does not inherit.
         stdin: subprocess.DEVNULL or subprocess.PIPE.
+        descriptors: open files that the process gets under the same numbers.
     """
     inherited = {name: value for name, value in os.environ.items() if name not in without}
     with log.open("ab") as output:
@@ -30,5 +32,6 @@ def spawn_detached(
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            pass_fds=descriptors,
             env={**inherited, **(variables or {})},
         )

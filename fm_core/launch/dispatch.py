@@ -4,18 +4,19 @@ Except for debug, a job does not depend on the process that submitted it: a supe
 running, and the next one attaches.
 """
 
-import os
 import socket
 import uuid
 from pathlib import Path
 
 from fm_core.config import LaunchSection, load_config
 from fm_core.launch import debug, local, slurm, ssh
-from fm_core.launch.exit_records import remove_exit_records
+from fm_core.launch.exit_records import open_log, remove_exit_records
 from fm_core.launch.hostfile import read_hostfile
 from fm_core.launch.job import GRACE_SECONDS, JOB_VARIABLE, Job, kill, processes_of, submitted, successor
 from fm_core.launch.launcher import JobSpec, JobStatus, Launcher
 from fm_core.run.process_identity import host_id
+from fm_core.run.resource_limits import available_cores
+from fm_core.run.stop_file import mark_obeyed
 from fm_core.storage.atomic_files import write_json
 
 __all__ = [
@@ -65,7 +66,7 @@ def world(launch: LaunchSection) -> tuple[int, int]:
     """Processes on all hosts and threads of each, from the configuration and this machine."""
     here = max_processes_per_host(launch)
     processes = here * launch.slurm.nodes if launch.kind == "slurm" else sum(hosts_of(launch).values())
-    return processes, launch.threads or max(1, (os.cpu_count() or 1) // here)
+    return processes, launch.threads or max(1, available_cores() // here)
 
 
 def max_processes_per_host(launch: LaunchSection) -> int:
@@ -104,16 +105,23 @@ def submit(
         log=str(logs.resolve() / f"{stage}.log"),
         hosts=hosts_of(launch),
     )
-    logs.parent.joinpath("STOP").unlink(missing_ok=True)
     remove_exit_records(control, stage)
-    for pattern in ("STOP", "*.lost", "*.ssh"):
+    for pattern in ("*.lost", "*.ssh"):
         for stale in control.glob(pattern):
             stale.unlink(missing_ok=True)
     spec = JobSpec(
         draft, control.resolve(), logs.resolve(), worker, config_file.resolve(), load_config(config_file)
     )
+    if launch.kind == "local":
+        open_log(draft)  # the others do so once their hosts were reached
     job = LAUNCHERS[launch.kind].submit(spec)
-    write_json(control / "job.json", job.model_dump())
+    try:
+        write_json(control / "job.json", job.model_dump())
+    except BaseException:
+        # Nobody would know of this job.
+        cancel(job, control, grace=0.0)
+        mark_obeyed(control)
+        raise
     return job
 
 

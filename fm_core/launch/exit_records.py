@@ -1,10 +1,12 @@
 """Exit records: how each rank of a job ended, in `<stage>-<rank>.end.json` of the control directory.
 
-A rank without a record was killed. A host that does not see the control directory prints its records, and
+A rank without a record was killed. A rank that cannot write its record, for lack of space or of descriptors,
+prints it to its log. A host that does not see the control directory prints its records, and
 the submitting host gathers them from the job's log, where each line follows the name of its host.
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -16,21 +18,44 @@ from fm_core.storage.atomic_files import read_json, write_json
 
 PREFIX = "fm-end "
 """Precedes an exit record in a job's log."""
+TAIL_BYTES = 65_536
+"""How much of the end of a rank's log is searched for an exit record."""
 
 
 def write_exit_record(control: Path, stage: str, job: str, rank: int, outcome: Outcome, message: str) -> None:
-    """Record how a rank ended, for the supervisor, unless the directory belongs to a later job by now."""
-    if outcome is Outcome.LEASE_LOST or ((latest := submitted(control)) and latest.id != job):
-        return
+    """Record how a rank ended, for the supervisor; printed where the file cannot be written.
+
+    Nothing is recorded where the directory belongs to a later job by now.
+    """
+    with suppress(OSError):
+        if outcome is Outcome.LEASE_LOST or ((latest := submitted(control)) and latest.id != job):
+            return
     record = {"job": job, "rank": rank, "kind": outcome.record, "message": message}
-    write_json(_path(control, stage, rank), record)
+    try:
+        write_json(_path(control, stage, rank), record)
+    except OSError as error:
+        print(f"cannot write the exit record of rank {rank} ({error})", flush=True)
+        print_exit_record(record)
 
 
 def read_exit_records(control: Path, job: Job) -> dict[int, dict[str, Any]]:
     """The exit records of a job by rank, in order; a rank that was killed is absent."""
     records = [read_json(path) for path in control.glob(f"{job.stage}-*.end.json")]
-    own = [record for record in records if record and record["job"] == job.id]
-    return {record["rank"]: record for record in sorted(own, key=lambda record: record["rank"])}
+    own = {record["rank"]: record for record in records if record and record["job"] == job.id}
+    for rank in set(range(job.processes)) - own.keys():
+        if record := _printed_by(job, rank):
+            own[rank] = record
+    return {rank: own[rank] for rank in sorted(own)}
+
+
+def ended_at(control: Path, job: Job, outcome: Outcome) -> float:
+    """When the last rank of a job ended in this way, in seconds since 1970 by the files' clock, or 0."""
+    times = [0.0]
+    for rank, record in read_exit_records(control, job).items():
+        if record["kind"] == outcome.record:
+            with suppress(OSError):
+                times.append(_path(control, job.stage, rank).stat().st_mtime)
+    return max(times)
 
 
 def remove_exit_records(control: Path, stage: str, ranks: range | None = None) -> None:
@@ -42,7 +67,7 @@ def remove_exit_records(control: Path, stage: str, ranks: range | None = None) -
 
 def open_log(job: Job) -> None:
     """Write the line that begins this job's part of the log."""
-    with Path(job.log).open("a") as log:
+    with Path(job.log).open("a", encoding="utf-8") as log:
         log.write(f"{_header(job)} {', '.join(job.hosts) or f'{job.processes} processes'}\n")
 
 
@@ -54,14 +79,38 @@ def print_exit_record(record: Mapping[str, Any]) -> None:
 def collect_exit_records(job: Job, control: Path) -> None:
     """Write the exit records that are only in the log to the control directory."""
     for line in _lines(job):
-        _, prefix, text = line.partition(PREFIX)
-        if not prefix:
-            continue
+        if record := _record_in(line, job):
+            path = _path(control, job.stage, record["rank"])
+            if not path.exists():
+                write_json(path, {key: value for key, value in record.items() if key != "schema"})
+
+
+def log_lines(job: Job) -> Iterator[str]:
+    """The lines of a job's log since the job began; none where the log cannot be read."""
+    with suppress(OSError):
+        yield from _lines(job)
+
+
+def _printed_by(job: Job, rank: int) -> dict[str, Any] | None:
+    """The exit record that a rank has printed to its own log, because it could not write it."""
+    with suppress(OSError), Path(job.log).with_name(f"{job.stage}-{rank}.log").open("rb") as log:
+        log.seek(max(0, log.seek(0, os.SEEK_END) - TAIL_BYTES))
+        for line in reversed(log.read().decode(errors="replace").splitlines()):
+            record = _record_in(line, job)
+            if record and record["rank"] == rank:
+                return record
+    return None
+
+
+def _record_in(line: str, job: Job) -> dict[str, Any] | None:
+    """The exit record of this job in a line of a log."""
+    _, prefix, text = line.partition(PREFIX)
+    if prefix:
         with suppress(ValueError, KeyError, TypeError):
             record = json.loads(text)
-            path = _path(control, job.stage, int(record["rank"]))
-            if record["job"] == job.id and not path.exists():
-                write_json(path, {key: value for key, value in record.items() if key != "schema"})
+            if record["job"] == job.id:
+                return {**record, "rank": int(record["rank"])}
+    return None
 
 
 def _path(control: Path, stage: str, rank: int) -> Path:
@@ -75,7 +124,7 @@ def _header(job: Job) -> str:
 def _lines(job: Job) -> Iterator[str]:
     """The lines of the log since the job began."""
     begun = False
-    with Path(job.log).open(errors="replace") as log:
+    with Path(job.log).open(encoding="utf-8", errors="replace") as log:
         for line in log:
             begun = begun or line.startswith(_header(job))
             if begun:

@@ -4,15 +4,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fm_core.errors import JobFailedError, Outcome, StopRequested, UnrecoverableError, UserError
-from fm_core.launch.exit_records import read_exit_records
+from fm_core.launch.exit_records import log_lines, read_exit_records
 from fm_core.launch.job import Job
+from fm_core.run.stop_file import pending_request, was_stopped
 
 TAIL_LINES = 30
 STOPPED = (Outcome.STOPPED, Outcome.ORPHANED)
+TRACEBACK = "Traceback (most recent call last):"
+EXPECTED_AGENT_ERRORS = ("ChildFailedError", "SignalException")
+"""How torchrun's agent ends when a rank has failed, or on SIGTERM."""
 
 
-def failure_of(job: Job, control: Path, lost: Sequence[str] = ()) -> Exception:
-    """The exception for a job that ended incomplete; `lost` are messages about hosts that were lost.
+def failure_of(job: Job, control: Path, lost: Sequence[str] = (), oom_kills: int = 0) -> Exception:
+    """The exception for a job that ended incomplete.
+
+    `lost` are messages about hosts that were lost; `oom_kills` is how many processes the kernel of this host
+    killed for lack of memory while the job ran.
 
     A user error or an unrecoverable one of any rank comes first; then a lost host; then killed ranks, since a
     rank that is killed leaves no record and makes the others fail or stop.
@@ -23,11 +30,12 @@ def failure_of(job: Job, control: Path, lost: Sequence[str] = ()) -> Exception:
             return UserError(record["message"])
         if record["kind"] == Outcome.UNRECOVERABLE.record:
             return UnrecoverableError(record["message"])
-    stop_file = control.joinpath("STOP").exists()
+    stop_file = was_stopped(control) or pending_request(Path(job.log).parent.parent) is not None
+    hint = _memory_hint(oom_kills)
     if not records:
         if lost:
             return StopRequested(lost[0]) if stop_file else _failed(job, lost)
-        return _no_exit_record(job)
+        return _no_exit_record(job, hint)
     outcomes = {rank: Outcome.from_record(record["kind"]) for rank, record in records.items()}
     messages = {rank: record["message"] for rank, record in records.items()}
     failed = [
@@ -41,13 +49,15 @@ def failure_of(job: Job, control: Path, lost: Sequence[str] = ()) -> Exception:
     # Where a host was lost, its ranks were killed and the others could not go on.
     causes = list(lost) or [
         *(
-            f"rank {rank} on {job.host_of(rank)} was killed"
+            f"rank {rank} on {job.host_of(rank)} was killed{hint}"
             for rank in range(job.processes)
             if rank not in records
         ),
         *(f"the launcher on {host} was killed; {message}" for host, message in orphaned.items()),
     ]
     stopped = [messages[rank] for rank, outcome in outcomes.items() if outcome in STOPPED]
+    if stopped and not failed and not causes and not stop_file and (error := _agent_error(job)):
+        causes = [f"the launcher on {job.host} broke ({error}); {stopped[0]}"]
     if stopped and not failed and (not causes or stop_file):
         return StopRequested(stopped[0])
     causes += [] if lost else failed[:1]
@@ -64,10 +74,33 @@ def _failed(job: Job, causes: Sequence[str], where: str = "", log: bool = False)
     )
 
 
-def _no_exit_record(job: Job) -> JobFailedError:
-    lines = "\n".join(Path(job.log).read_text(errors="replace").splitlines()[-TAIL_LINES:])
+def _memory_hint(oom_kills: int) -> str:
+    if not oom_kills:
+        return ""
+    processes = "a process" if oom_kills == 1 else f"{oom_kills} processes"
+    return f" (out of memory: the kernel killed {processes} of this host meanwhile)"
+
+
+def _agent_error(job: Job) -> str | None:
+    """The error that ended the job's agent, which then stopped its ranks; None if it ended as it should."""
+    last, inside = None, False
+    for line in log_lines(job):
+        if line.startswith(TRACEBACK):
+            inside = True
+        elif inside and line[:1].strip():
+            last, inside = line, False
+    return None if last is None or any(name in last for name in EXPECTED_AGENT_ERRORS) else last
+
+
+def _no_exit_record(job: Job, hint: str) -> JobFailedError:
+    try:
+        text = Path(job.log).read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        text = f"(it cannot be read: {error})"
+    lines = "\n".join(text.splitlines()[-TAIL_LINES:])
     return JobFailedError(
-        f"{job.stage} failed: no exit record from {_ranks_by_host(job)}: all were killed, or none started; "
+        f"{job.stage} failed: no exit record from {_ranks_by_host(job)}: "
+        f"all were killed, or none started{hint}; "
         f"end of {job.log}:\n{lines}"
     )
 

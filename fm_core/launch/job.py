@@ -52,6 +52,8 @@ class Job(Section):
     log: str
     hosts: dict[str, int] = {}
     """Processes on each host, in the order of their ranks; empty where Slurm has not chosen yet."""
+    logins: tuple[str, ...] = ()
+    """USER@HOST of the hosts where ssh logs in as another user."""
     marks: dict[str, str] = {}
     """Marker files that every host must see, by the configuration key of their directory."""
 

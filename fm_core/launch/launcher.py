@@ -1,6 +1,5 @@
 """Launcher protocol: what a job consists of, and what each way of launching one implements."""
 
-import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Protocol
 from fm_core.config import RunConfig
 from fm_core.launch.job import CONTROL_VARIABLE, EPOCH_VARIABLE, JOB_VARIABLE, LOGS_VARIABLE, Job
 from fm_core.run.process_identity import ProcessIdentity
+from fm_core.run.resource_limits import available_cores
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def worker_environment(job: Job, control: Path, logs: Path | None, processes_on_
 
     Where the job names no threads, the cores of this host are divided among its processes.
     """
-    threads = job.threads or max(1, len(os.sched_getaffinity(0)) // processes_on_host)
+    threads = job.threads or max(1, available_cores() // processes_on_host)
     return {
         JOB_VARIABLE: job.id,
         EPOCH_VARIABLE: str(job.epoch),

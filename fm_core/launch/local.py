@@ -6,6 +6,7 @@ from fm_core.launch.detached import spawn_detached
 from fm_core.launch.job import GRACE_SECONDS, Job, agent_lives, end_processes
 from fm_core.launch.launcher import JobSpec, JobStatus, with_agent, worker_command, worker_environment
 from fm_core.launch.rank_group import LOOPBACK, LOOPBACK_INTERFACE, rank_group_command
+from fm_core.run.stop_file import request_stop
 
 
 def submit(spec: JobSpec) -> Job:
@@ -24,7 +25,7 @@ def poll(job: Job) -> JobStatus:
 
 def cancel(job: Job, control: Path, grace: float = GRACE_SECONDS) -> None:
     """Ask the ranks to save and exit, wait until no process of the job is left, kill what remains."""
-    control.joinpath("STOP").touch()
+    request_stop(control)
     end_processes(job.id, grace)
 
 

@@ -36,6 +36,7 @@ from fm_core.launch.node_spec import NodeSpec, interface_towards, meeting_addres
 from fm_core.launch.rank_group import LOOPBACK_INTERFACE, rank_group_command
 from fm_core.launch.worker_main import ADOPTION_SECONDS, PR_SET_PDEATHSIG
 from fm_core.run.lease import Lease, holder_name
+from fm_core.run.resource_limits import OomCounter
 from fm_core.storage.atomic_files import write_json, write_text
 
 NODE_SPEC_VARIABLE, HOSTS_VARIABLE = "FM_NODE_SPEC", "FM_HOSTS"
@@ -205,6 +206,7 @@ def _run(spec: NodeSpec, host: str, place: Place, stream: TextIO | None) -> int:
     ranks = _ranks(spec.job, host)
     # A job that Slurm has queued again has left records of its earlier attempt.
     remove_exit_records(place.control, spec.job.stage, ranks)
+    oom_counter = OomCounter()
     agent = subprocess.Popen(
         _rank_group(spec, host, place),
         stdin=subprocess.DEVNULL,
@@ -218,6 +220,17 @@ def _run(spec: NodeSpec, host: str, place: Place, stream: TextIO | None) -> int:
     end_processes(spec.job.id, uplink.grace() or GRACE_SECONDS, spare=_lineage())
     agent.wait()
     records = read_exit_records(place.control, spec.job)
+    if kills := oom_counter.new_kills():
+        message = f"was killed; the kernel of {host} ended {kills} process(es) for lack of memory meanwhile"
+        for rank in set(ranks) - records.keys():
+            write_exit_record(
+                place.control,
+                spec.job.stage,
+                spec.job.id,
+                rank,
+                Outcome.FAILED,
+                f"out of memory: it {message}",
+            )
     kinds = {records[rank]["kind"] if rank in records else "killed" for rank in ranks}
     if kinds == {Outcome.DONE.record}:
         return Outcome.DONE.exit_code

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from fm_core.config import LaunchSection
 from fm_core.errors import StopRequested
+from fm_core.run.best_effort import BestEffort
+from fm_core.run.stop_file import pending_request
 from fm_core.storage.atomic_files import append_line
 
 PAUSE_STEP_SECONDS = 0.5
@@ -39,15 +41,22 @@ class RestartPolicy:
     """Counts the restarts of one job."""
 
     def __init__(
-        self, stage: str, launch: LaunchSection, logs: Path, durable_progress: Callable[[], int]
+        self,
+        stage: str,
+        launch: LaunchSection,
+        logs: Path,
+        durable_progress: Callable[[], int],
+        effort: BestEffort,
     ) -> None:
         """`durable_progress` returns how much is finished for good, in any unit."""
         self._stage, self._launch, self._logs, self._durable_progress = stage, launch, logs, durable_progress
+        self._effort = effort
         self._consecutive = self._best = 0
 
     def next_restart(self, failure: Exception) -> Restart | None:
         """The restart after a failure, recorded in restarts.jsonl; None if the limit is reached."""
-        if (progress := self._durable_progress()) > self._best:
+        progress = self._effort.call("see how far the stage is", self._durable_progress, self._best)
+        if progress > self._best:
             self._consecutive, self._best = 0, progress
         limit = self._launch.restarts
         if self._consecutive == limit:
@@ -62,7 +71,8 @@ class RestartPolicy:
             "failed": time.time(),
             "because": str(failure),
         }
-        append_line(self._logs / "restarts.jsonl", record)
+        file = self._logs / "restarts.jsonl"
+        self._effort.call("record the restart", lambda: append_line(file, record), None)
         return Restart(self._consecutive, limit, pause, str(failure).splitlines()[0])
 
 
@@ -70,7 +80,7 @@ def pause(seconds: float, *directories: Path) -> None:
     """Wait before a restart. Raises StopRequested once there is a STOP file in one of the directories."""
     deadline = time.monotonic() + seconds
     while True:
-        if any(directory.joinpath("STOP").exists() for directory in directories):
+        if pending_request(*directories):
             raise StopRequested("stopped before a restart; run it again to continue")
         if time.monotonic() >= deadline:
             return

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from fm_core.launch.dispatch import Job, alive, cancel, processes_of, submitted
 from fm_core.launch.online_eval import stop_online_eval
+from fm_core.run.stop_file import mark_obeyed, was_stopped
 
 
 def control_directories(run: Path) -> list[Path]:
@@ -26,7 +27,7 @@ def runs(run: Path) -> list[Path]:
 
 def stop_requested(run: Path) -> bool:
     """Whether a job of the run was asked to stop since it was submitted."""
-    return any(control.joinpath("STOP").exists() for control in control_directories(run))
+    return any(was_stopped(control) for control in control_directories(run))
 
 
 def end_jobs(run: Path) -> list[Job]:
@@ -38,5 +39,6 @@ def end_jobs(run: Path) -> list[Job]:
         job = submitted(control)
         if job and (alive(job) or processes_of(job)):
             cancel(job, control)
+            mark_obeyed(control)
             ended.append(job)
     return ended

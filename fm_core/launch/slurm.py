@@ -4,10 +4,14 @@ Slurm ends all nodes when one fails, and requeues a job that was preempted, lost
 time limit; its ranks then continue from their last checkpoint.
 """
 
+import errno
+import logging
 import os
+import re
 import shutil
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from fm_core.errors import UserError
@@ -18,6 +22,10 @@ from fm_core.launch.node_agent import NODE_SPEC_VARIABLE
 from fm_core.launch.node_spec import DEVICES, node_spec_of, remove_visibility_marks
 from fm_core.launch.rank_group import PREFECT_SECRETS
 from fm_core.launch.ssh import node_arguments
+from fm_core.run.progress import byte_size
+from fm_core.run.stop_file import request_stop
+
+logger = logging.getLogger("fm_core")
 
 PROGRAMS: dict[str, str] = dict.fromkeys(("sbatch", "squeue", "scancel"), "slurm-client")
 """Programs that are called on this host, with the package of each."""
@@ -26,6 +34,14 @@ _ENDED_STATES = {
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"),
     *("REVOKED", "TIMEOUT"),
 }
+_JOB_NUMBER = re.compile(r"(?:Submitted batch job )?(\d+)(?:;\S*)?(?: on cluster \S+)?")
+"""The last line of sbatch: with --parsable, and with a wrapper that drops it."""
+_STATE = re.compile(r"([A-Z_]+)\|(.*)")
+_NO_ANSWER = "UNKNOWN"
+EMPTY_ANSWERS, EMPTY_SECONDS = 3, 2.0
+"""A job has ended when squeue says nothing of it so many times in a row, at these intervals."""
+COMMAND_SECONDS = 120.0
+"""After so long a command of Slurm counts as one that does not answer."""
 _UNKNOWN = "Invalid job id"
 """What squeue prints for a job that ended long ago."""
 
@@ -43,7 +59,7 @@ def submit(spec: JobSpec) -> Job:
             "cpus-per-task in launch.slurm.options"
         )
     node_spec = node_spec_of(spec, {})
-    options: dict[str, str | int] = {
+    options: dict[str, str | int | bool | None] = {
         "job-name": f"{spec.job.stage}-{spec.config.run.name}",
         "nodes": launch.slurm.nodes,
         "ntasks-per-node": 1,
@@ -54,7 +70,11 @@ def submit(spec: JobSpec) -> Job:
         "export": "ALL",
         **launch.slurm.options,
     }
-    flags = [f"--{name}={value}" for name, value in options.items()]
+    flags = [
+        f"--{name}" if value is True else f"--{name}={value}"
+        for name, value in options.items()
+        if value is not None and value is not False
+    ]
     command = [
         "sbatch",
         "--parsable",
@@ -68,16 +88,38 @@ def submit(spec: JobSpec) -> Job:
         name: value for name, value in os.environ.items() if name not in (*DEVICES, *PREFECT_SECRETS)
     }
     environment[NODE_SPEC_VARIABLE] = node_spec.model_dump_json()
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    try:
+        done = _run(command, environment)
+    except OSError as error:
+        remove_visibility_marks(node_spec.job)
+        raise UserError(f"launch.slurm: sbatch cannot be started: {_why(error, environment)}") from None
     if done.returncode:
         remove_visibility_marks(node_spec.job)
         raise UserError(f"launch.slurm: {' '.join(done.stderr.split())}")
-    return node_spec.job.model_copy(update={"slurm": int(done.stdout.partition(";")[0])})
+    return node_spec.job.model_copy(update={"slurm": job_number(done.stdout, str(options["job-name"]))})
+
+
+def job_number(output: str, name: str) -> int:
+    """The number of the queued job in the output of sbatch, among the lines that a site's wrapper adds to it.
+
+    Raises:
+        UserError: there is none; the message names the job, which may be queued.
+    """
+    for line in reversed(output.splitlines()):
+        if match := _JOB_NUMBER.fullmatch(line.strip()):
+            return int(match[1])
+    shown = " ".join(output.split())[:200]
+    raise UserError(
+        f"launch.slurm: sbatch printed no number of a job, but {shown!r}; the job may be queued "
+        f"(it ends by itself, or: scancel --name={name})"
+    )
 
 
 def poll(job: Job) -> JobStatus:
     """Whether Slurm holds the job, and why it does not run yet."""
     state, reason = _state(job)
+    if state == _NO_ANSWER:
+        return JobStatus(True, f"Slurm does not say how job {job.slurm} is ({reason})")
     waits = state not in ("RUNNING", "COMPLETING")
     message = f"Slurm job {job.slurm} is {state.lower()} ({reason})" if waits else ""
     return JobStatus(state not in _ENDED_STATES, message)
@@ -85,10 +127,10 @@ def poll(job: Job) -> JobStatus:
 
 def cancel(job: Job, control: Path, grace: float = GRACE_SECONDS) -> None:
     """Ask the ranks to save and exit through scancel; kill what remains."""
-    control.joinpath("STOP").touch()
-    _command("scancel", str(job.slurm))
+    request_stop(control)
+    _scancel(str(job.slurm))
     if not _ended_within(job, grace):
-        _command("scancel", "--full", "--signal=KILL", str(job.slurm))
+        _scancel("--full", "--signal=KILL", str(job.slurm))
         _ended_within(job, GRACE_SECONDS)
 
 
@@ -99,7 +141,7 @@ def collect(job: Job, control: Path) -> list[str]:
     state, reason = _state(job)
     if state == "CANCELLED":
         # Whoever did it: that is a request to stop.
-        control.joinpath("STOP").touch()
+        request_stop(control)
     return [] if state in ("COMPLETED", "FAILED") else [f"Slurm job {job.slurm}: {state.lower()} ({reason})"]
 
 
@@ -108,13 +150,26 @@ def cleanup(job: Job) -> None:
 
 
 def _state(job: Job) -> tuple[str, str]:
-    """Slurm's state and reason; where the controller does not answer, the state is UNKNOWN, not ended."""
-    done = _command("squeue", "--noheader", "--states=all", f"--jobs={job.slurm}", "--format=%T|%r")
-    if done.returncode:
-        message = " ".join(done.stderr.split())
-        return ("COMPLETED", "ended some time ago") if _UNKNOWN in message else ("UNKNOWN", message)
-    state, _, reason = done.stdout.strip().partition("|")
-    return state or "COMPLETED", reason.strip()
+    """Slurm's state and reason; _NO_ANSWER where squeue or the controller does not answer."""
+    query = ("squeue", "--noheader", "--states=all", f"--jobs={job.slurm}", "--format=%T|%r")
+    for attempt in range(EMPTY_ANSWERS):
+        try:
+            done = _run(query)
+        except (
+            OSError,
+            subprocess.TimeoutExpired,
+        ) as error:  # not installed just now, or no process can start
+            return _NO_ANSWER, str(error)
+        if done.returncode:
+            message = " ".join(done.stderr.split())
+            return ("COMPLETED", "ended some time ago") if _UNKNOWN in message else (_NO_ANSWER, message)
+        states = [match for line in done.stdout.splitlines() if (match := _STATE.fullmatch(line.strip()))]
+        if states:
+            return states[-1][1], states[-1][2].strip()
+        # Slurm forgets ended jobs; one empty answer may also be a controller that has just started.
+        if attempt + 1 < EMPTY_ANSWERS:
+            time.sleep(EMPTY_SECONDS)
+    return "COMPLETED", ""
 
 
 def _ended_within(job: Job, seconds: float) -> bool:
@@ -126,5 +181,36 @@ def _ended_within(job: Job, seconds: float) -> bool:
     return True
 
 
-def _command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(arguments, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+def _scancel(*arguments: str) -> None:
+    try:
+        done = _run(("scancel", *arguments))
+        problem = " ".join(done.stderr.split()) if done.returncode else ""
+    except (OSError, subprocess.TimeoutExpired) as error:
+        problem = str(error)
+    if problem:
+        logger.warning("scancel %s: %s; the ranks obey the STOP file", " ".join(arguments), problem)
+
+
+def _run(
+    arguments: Sequence[str], environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        arguments,
+        env=environment,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        stdin=subprocess.DEVNULL,
+        timeout=COMMAND_SECONDS,
+    )
+
+
+def _why(error: OSError, environment: dict[str, str]) -> str:
+    """The message of an error of exec; with the largest variables where they are too large for it."""
+    if error.errno != errno.E2BIG:
+        return str(error)
+    sizes = {name: len(f"{name}={value}".encode()) for name, value in environment.items()}
+    largest = sorted(sizes, key=lambda name: sizes[name], reverse=True)[:3]
+    shown = ", ".join(f"{name} {byte_size(sizes[name])}" for name in largest)
+    total = byte_size(sum(sizes.values()))
+    return f"the environment has {total}, more than the kernel passes on; the largest variables: {shown}"

@@ -10,13 +10,16 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import fm_core
 from fm_core.errors import UnreachableError, UserError
 from fm_core.launch.detached import spawn_detached
 from fm_core.launch.exit_records import collect_exit_records, open_log
+from fm_core.launch.hostfile import read_logins
 from fm_core.launch.job import (
     GRACE_SECONDS,
     JOB_VARIABLE,
@@ -30,6 +33,7 @@ from fm_core.launch.job import (
 from fm_core.launch.launcher import JobSpec, JobStatus, with_agent
 from fm_core.launch.node_agent import LOST_GRACE_SECONDS, NODE_SPEC_VARIABLE, SILENCE_SECONDS
 from fm_core.launch.node_spec import node_spec_of, portable_environment, remove_visibility_marks
+from fm_core.run.stop_file import request_stop
 
 FENCE_SECONDS = SILENCE_SECONDS + LOST_GRACE_SECONDS + 10.0
 """After this long nothing of a job is left even on a host that cannot be reached."""
@@ -42,24 +46,47 @@ _TUNNEL = Path(__file__).with_name("ssh_tunnel.sh")
 _REACHED = "fm-reached"
 PROGRAMS: dict[str, str] = {"pdsh": "pdsh", "ssh": "openssh-client"}
 """Programs that are called on this host, with the package of each."""
-_SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10")
+_SSH_OPTIONS = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=10")
+LOGINS_VARIABLE = "FM_LOGINS"
+"""USER@HOST of the hosts where another user logs in, separated by spaces."""
+_SSH_TO = """host=$1 command=$2; shift 2
+for login in $FM_LOGINS; do [ "${login#*@}" != "$host" ] || host=$login; done
+exec ssh "$@" "$host" "$command" """
+"""Shell script: one connection, with the login of its host."""
 
 
 def submit(spec: JobSpec) -> Job:
     """Open a connection to each host. Raises UnreachableError for hosts that cannot be reached."""
     hosts = list(spec.job.hosts)
-    _require(hosts)
+    logins = read_logins(spec.config.launch.hostfile or "")
+    spec = replace(spec, job=spec.job.model_copy(update={"logins": tuple(logins.values())}))
+    _require(hosts, spec.job.logins)
     node_spec = node_spec_of(spec, portable_environment())
     open_log(node_spec.job)
     identifier = spec.job.id
     tunnel = ["sh", str(_TUNNEL), "%h", str(spec.control), identifier, node_command(identifier, "%h")]
-    # The specification holds the environment, which may hold credentials: no file, no command line.
-    variables = {
-        JOB_VARIABLE: tunnel_mark(identifier),
-        NODE_SPEC_VARIABLE: node_spec.model_dump_json(),
-    }
-    process = spawn_detached(_pdsh(hosts, tunnel), Path(spec.job.log), variables)
+    variables = {JOB_VARIABLE: tunnel_mark(identifier), LOGINS_VARIABLE: " ".join(node_spec.job.logins)}
+    with _in_memory(node_spec.model_dump_json()) as file:
+        variables[NODE_SPEC_VARIABLE] = str(file)
+        log = Path(spec.job.log)
+        process = spawn_detached(_pdsh(hosts, tunnel), log, variables, descriptors=(file,))
     return with_agent(node_spec.job, process.pid)
+
+
+@contextmanager
+def _in_memory(text: str) -> Generator[int]:
+    """A descriptor of a file without a name that holds one line.
+
+    The specification holds the environment, which may hold credentials: it is in no file and on no command
+    line. As a variable it would have to be below 128 KiB.
+    """
+    file = os.memfd_create("node-spec")
+    try:
+        with os.fdopen(os.dup(file), "w", encoding="utf-8") as stream:
+            stream.write(f"{text}\n")
+        yield file
+    finally:
+        os.close(file)
 
 
 def poll(job: Job) -> JobStatus:
@@ -69,7 +96,7 @@ def poll(job: Job) -> JobStatus:
 
 def cancel(job: Job, control: Path, grace: float = GRACE_SECONDS) -> None:
     """End the connections: each host asks its ranks to save and exit, and kills what remains."""
-    control.joinpath("STOP").touch()
+    request_stop(control)
     deadline = time.monotonic() + grace
     while (left := processes_of(job)) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -83,7 +110,7 @@ def collect(job: Job, control: Path) -> list[str]:
     remove_visibility_marks(job)
     record = control / f"{job.id}.lost"
     lost: list[str] = []
-    for line in record.read_text().splitlines() if record.exists() else []:
+    for line in record.read_text(encoding="utf-8", errors="replace").splitlines() if record.exists() else []:
         host, code, *message = line.split()
         if int(code) == SSH_FAILED:
             reason = " ".join(message) or "all its processes were killed"
@@ -98,7 +125,7 @@ def cleanup(job: Job) -> None:
     _end_here(job)
     command, left = node_command(job.id, "--end", job.id), dict.fromkeys(job.hosts, "")
     deadline = time.monotonic() + FENCE_SECONDS
-    while (left := unreached(left, command)) and time.monotonic() < deadline:
+    while (left := unreached(left, job.logins, command)) and time.monotonic() < deadline:
         time.sleep(1.0)
 
 
@@ -108,16 +135,22 @@ def _end_here(job: Job) -> None:
     end_processes(job.id, GRACE_SECONDS)
 
 
-def unreached(hosts: Iterable[str], command: str = "true") -> dict[str, str]:
-    """Hosts on which a command could not be run over ssh, with the message of ssh."""
+def unreached(hosts: Iterable[str], logins: Sequence[str] = (), command: str = "true") -> dict[str, str]:
+    """Hosts on which a command could not be run over ssh, with the message of ssh or of the login shell.
+
+    `logins` holds USER@HOST for hosts where another user logs in.
+    """
     output: dict[str, list[str]] = {host: [] for host in hosts}
-    remote = [*_SSH, "%h", f"{{ {command}; }} </dev/null && echo {_REACHED}"]
+    # The login shell there may be csh or fish: it only gets words in quotes.
+    remote = shlex.join(["sh", "-c", f"{{ {command}; }} </dev/null && echo {_REACHED}"])
     done = subprocess.run(
-        _pdsh(output, remote),
+        _pdsh(output, ["sh", "-c", _SSH_TO, "ssh", "%h", remote, *_SSH_OPTIONS]),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
+        env={**os.environ, LOGINS_VARIABLE: " ".join(logins)},
     )
     # pdsh omits a domain that all hosts share.
     labels = {host.partition(".")[0]: host for host in output} | {host: host for host in output}
@@ -141,11 +174,11 @@ def node_arguments(job: str, *arguments: str) -> list[str]:
     return ["env", f"{JOB_VARIABLE}={job}", f"PYTHONPATH={path}", *python, *arguments]
 
 
-def _require(hosts: list[str]) -> None:
+def _require(hosts: list[str], logins: Sequence[str]) -> None:
     for program, package in PROGRAMS.items():
         if not shutil.which(program):
             raise UserError(f"launch.kind ssh: there is no {program} on this host; install {package}")
-    for host, message in unreached(hosts).items():
+    for host, message in unreached(hosts, logins).items():
         raise UnreachableError(
             f"launch.hostfile: {host} cannot be reached by ssh without a password "
             f"({message or 'it did not answer'}); fix that or take it out of the file"

@@ -5,8 +5,11 @@
 # output of the host comes out. The connection ends when STOP appears, when another host is lost (then it sends
 # "lost"), or with pdsh.
 host=$1 control=$2 job=$3 command=$4
-spec=$FM_NODE_SPEC pdsh=$PPID
+# A file without a name, which pdsh holds open.
+pdsh=$PPID spec=/proc/$PPID/fd/$FM_NODE_SPEC
 unset FM_NODE_SPEC
+login=$host
+for other in $FM_LOGINS; do [ "${other#*@}" != "$host" ] || login=$other; done
 
 adopted() { grep -qs "$job" "$control/job.json"; }
 lost() { [ -e "$control/$job.lost" ]; }
@@ -19,7 +22,7 @@ send() {
         if over || [ $((waited += 1)) -gt 300 ]; then return; fi
         sleep 0.1
     done
-    printf '%s\n' "$spec"
+    cat "$spec"
     second=0
     until over; do
         if [ $((second % 4)) -eq 0 ]; then
@@ -35,7 +38,7 @@ send() {
 # ssh probes the remote side only after three seconds in which nothing was sent, heartbeats included.
 messages="$control/$job.$host.ssh" # of ssh itself, apart from what it carries
 send | ssh -E "$messages" -o LogLevel=INFO -o BatchMode=yes -o ConnectTimeout=10 \
-    -o ServerAliveInterval=3 -o ServerAliveCountMax=4 "$host" "$command"
+    -o ServerAliveInterval=3 -o ServerAliveCountMax=4 "$login" "$command"
 code=$?
 case $code in
 0) ;;

@@ -1,93 +1,213 @@
 """Supervision of a job to its end: attach or submit, report progress, restart, cancel, and explain failures.
 
 A job that fails is restarted (restart_policy.py), but not one that the user must fix, that was asked to stop
-or that cannot be recovered. With launch.kind debug the one rank runs in this process instead (debug.py).
+or that cannot be recovered. What only watches a job never ends it: an error of polling, status or progress is
+logged and tried again, and a supervisor that cannot go on detaches. With launch.kind debug the one rank runs
+in this process instead (debug.py).
 """
 
+import errno
+import logging
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from fm_core.errors import JobFailedError, StopRequested, UnreachableError
+from fm_core.errors import (
+    DetachedError,
+    JobFailedError,
+    LeaseLostError,
+    StopRequested,
+    UnreachableError,
+    UserError,
+)
 from fm_core.launch import debug
 from fm_core.launch.dispatch import POLL_SECONDS, Job, cancel, collect, poll, submitted
 from fm_core.launch.failure_reasons import failure_of
+from fm_core.launch.job import successor
 from fm_core.launch.job_ownership import attach_or_submit, keep_lease
-from fm_core.launch.launcher import StageJob
-from fm_core.launch.restart_policy import RestartPolicy, pause
+from fm_core.launch.launcher import JobStatus, StageJob
+from fm_core.launch.restart_policy import LONGEST_PAUSE_SECONDS, RestartPolicy, pause
+from fm_core.run.best_effort import BestEffort
 from fm_core.run.lease import Lease
 from fm_core.run.progress import Observer, Progress
+from fm_core.run.resource_limits import OomCounter
 from fm_core.run.status import progress_of, read_status
+from fm_core.run.stop_file import mark_obeyed
 
 __all__ = ["StageJob", "supervise"]
+
+TEMPORARY_ERRORS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.EIO, errno.EAGAIN, errno.ENOMEM, errno.EMFILE),
+    *(errno.ENFILE, errno.ETIMEDOUT, errno.EROFS, errno.ENOTCONN, errno.EHOSTDOWN, errno.ENETUNREACH),
+}
+"""A restart that meets one of these waits until it is over: a full disk, a file server that is away."""
+
+logger = logging.getLogger("fm_core")
 
 
 def supervise(stage_job: StageJob, observe: Observer) -> None:
     """Run a stage as a job until it is complete.
 
     A job that already runs there is attached to, never doubled (job_ownership.py). A job that failed is
-    restarted at most launch.restarts times in a row. Any exception in here, including one from a signal
-    handler, cancels the job first.
+    restarted at most launch.restarts times in a row. A signal, Ctrl-C or StopRequested from `observe` cancels
+    the job first; other exceptions of `observe` are logged.
 
     Raises:
-        StopRequested: the ranks stopped on request.
+        StopRequested: the ranks stopped on request, or a STOP file was created while nothing ran.
         UserError: the ranks refused their configuration, or nothing could be submitted.
         LeaseLostError: another host has taken over the directory.
         UnrecoverableError: the ranks reported that a restart would not help.
+        DetachedError: the supervisor cannot go on; the job does.
         JobFailedError: anything else, with what is known.
     """
     launch = stage_job.config.launch
+    effort = BestEffort()
+    observe = effort.observer(observe)
     if launch.kind == "debug":
         _run_in_process(stage_job, observe)
-        return None
-    policy = RestartPolicy(stage_job.stage, launch, stage_job.logs, stage_job.durable_progress)
+        return
+    policy = RestartPolicy(stage_job.stage, launch, stage_job.logs, stage_job.durable_progress, effort)
     with ExitStack() as meanwhile:
         job: Job | None = None
         while True:
             try:
-                first, job = job is None, attach_or_submit(stage_job, observe)
+                first, job = job is None, _start_or_undo(stage_job, job is not None, observe, effort)
                 with keep_lease(job, stage_job.control) as check_lease:
-                    return _watch(stage_job, job, observe, meanwhile if first else None, check_lease)
+                    _watch(stage_job, job, observe, effort, meanwhile if first else None, check_lease)
+                    return
             except (JobFailedError, UnreachableError) as failure:
                 restart = policy.next_restart(failure) if job else None
                 if restart is None:
                     raise
-                observe(_last_progress(stage_job.control, stage_job.stage, restart.message))
-                pause(restart.pause_seconds, stage_job.control, stage_job.logs.parent)
+                _report(stage_job, observe, restart.message)
+                _pause(stage_job, restart.pause_seconds)
+
+
+def _start_or_undo(stage_job: StageJob, again: bool, observe: Observer, effort: BestEffort) -> Job:
+    """As `_start`; a signal in the middle leaves no job behind."""
+    before = effort.call("read the last job", lambda: submitted(stage_job.control), None)
+    try:
+        return _start(stage_job, again, observe)
+    except BaseException as error:
+        job = None if isinstance(error, Exception) else submitted(stage_job.control)
+        if job and (before is None or job.id != before.id):
+            _cancel(job, stage_job, effort)
+        raise
+
+
+def _start(stage_job: StageJob, again: bool, observe: Observer) -> Job:
+    """Attach or submit; a restart waits for a disk or a file server, and nobody has to start it by hand."""
+    seconds = max(1.0, stage_job.config.launch.restart_seconds)
+    while True:
+        try:
+            return attach_or_submit(stage_job, observe)
+        except OSError as error:
+            if not again or error.errno not in TEMPORARY_ERRORS:
+                raise
+            message = f"cannot be started again ({error}); the next attempt is in {seconds:g} s"
+            logger.warning("%s: %s", stage_job.stage, message)
+            _report(stage_job, observe, message)
+            _pause(stage_job, seconds)
+            seconds = min(2 * seconds, LONGEST_PAUSE_SECONDS)
 
 
 def _watch(
     stage_job: StageJob,
     job: Job,
     observe: Observer,
+    effort: BestEffort,
     meanwhile: ExitStack | None,
     check_lease: Callable[[], None],
 ) -> None:
     """Watch one job to its end."""
-    control = stage_job.control
-    lost: list[str] = []
+    control, oom_counter = stage_job.control, OomCounter()
     try:
         if meanwhile:
-            meanwhile.enter_context(stage_job.meanwhile())
-        while (job_status := poll(job)).alive:
-            check_lease()
-            status = read_status(control)
-            if job_status.reason:
-                observe(Progress(stage_job.stage, 0, 1, "jobs", job_status.reason))
-            elif status and status.get("job") == job.id:
-                observe(progress_of(status))
+            meanwhile.enter_context(effort.context("what runs beside the job", stage_job.meanwhile()))
+        while (job_status := effort.call("ask for the job", lambda: poll(job), JobStatus(True))).alive:
+            effort.call("check the lease", check_lease, None)
+            effort.call(
+                "read the status of the job", lambda: _observe(job, job_status, control, observe), None
+            )
             time.sleep(POLL_SECONDS[job.kind])
-    except BaseException:
-        cancel(job, control)
+    except BaseException as error:
+        if isinstance(error, Exception) and not isinstance(error, StopRequested | LeaseLostError):
+            raise _detached(stage_job, error) from error
+        _cancel(job, stage_job, effort)
         raise
-    finally:
-        lost += collect(job, control)
-        Lease(control / "lock").release(job=job.id)
-    if not stage_job.complete():
+    # The last status may be newer than the last poll.
+    effort.call("read the status of the job", lambda: _observe(job, JobStatus(False), control, observe), None)
+    lost = _collect(job, control, effort)
+    if effort.retry("check whether the stage is complete", stage_job.complete):
+        return
+
+    def explain() -> Exception:
         # Slurm's choice of hosts was recorded after the job had begun.
-        raise failure_of(submitted(control) or job, control, lost)
+        return failure_of(submitted(control) or job, control, lost, oom_counter.new_kills())
+
+    failure = effort.retry("find out why the job ended", explain)
+    if isinstance(failure, StopRequested):
+        _mark_obeyed(job, stage_job)
+    raise failure
+
+
+def _observe(job: Job, job_status: JobStatus, control: Path, observe: Observer) -> None:
+    if job_status.reason:
+        observe(Progress(job.stage, 0, 1, "jobs", job_status.reason))
+    elif (status := read_status(control)) and status.get("job") == job.id:
+        observe(progress_of(status))
+
+
+def _cancel(job: Job, stage_job: StageJob, effort: BestEffort) -> None:
+    """End the job on request, whatever of it fails; its ranks obey the STOP file by themselves."""
+    control = stage_job.control
+    with suppress(Exception):
+        effort.retry("end the job", lambda: cancel(job, control))
+        _collect(job, control, effort)
+        _mark_obeyed(job, stage_job)
+
+
+def _mark_obeyed(job: Job, stage_job: StageJob) -> None:
+    """Requests to stop are spent, unless another job has taken the directory: then they are for that one."""
+    if successor(job, stage_job.control) is None:
+        mark_obeyed(stage_job.control, stage_job.logs.parent)
+
+
+def _collect(job: Job, control: Path, effort: BestEffort) -> list[str]:
+    """Exit records and lost hosts of a job that has ended, and its lease returned."""
+    lost: list[str] = []
+    with suppress(Exception):
+        lost = effort.retry("gather the exit records of the job", lambda: collect(job, control))
+    effort.call("release the lease", lambda: Lease(control / "lock").release(job=job.id), None)
+    return lost
+
+
+def _detached(stage_job: StageJob, error: Exception) -> DetachedError:
+    config = stage_job.logs / f"{stage_job.stage}.yaml"
+    return DetachedError(
+        f"its supervisor ended ({type(error).__name__}: {error}), the job of {stage_job.control} goes on; "
+        f"to attach to it: fm {stage_job.stage} --config {config}"
+    )
+
+
+def _report(stage_job: StageJob, observe: Observer, message: str) -> None:
+    """Show where the stage stands, with a message."""
+    last = Progress(stage_job.stage, 0, 1, "jobs")
+    with suppress(OSError, UserError, KeyError):
+        status = read_status(stage_job.control)
+        last = progress_of(status) if status and status["stage"] == stage_job.stage else last
+    observe(replace(last, message=message, rate=None))
+
+
+def _pause(stage_job: StageJob, seconds: float) -> None:
+    directories = (stage_job.control, stage_job.logs.parent)
+    try:
+        pause(seconds, *directories)
+    except StopRequested:
+        mark_obeyed(*directories)
+        raise
 
 
 def _run_in_process(stage_job: StageJob, observe: Observer) -> None:
@@ -98,18 +218,11 @@ def _run_in_process(stage_job: StageJob, observe: Observer) -> None:
         with stage_job.meanwhile():
             debug.run_in_process(job, stage_job, observe)
     except StopRequested:
-        # As `cancel` does for other jobs: whoever looks at the run sees that it was asked to stop.
-        (control / "STOP").touch()
+        # As for other jobs: whoever looks at the run sees that it was asked to stop.
+        mark_obeyed(control, stage_job.logs.parent)
         raise
     finally:
         Lease(control / "lock").release(job=job.id)
         collect(job, control)
     if not stage_job.complete():
         raise failure_of(job, control)
-
-
-def _last_progress(control: Path, stage: str, message: str) -> Progress:
-    """Where the stage stands, with a message."""
-    status = read_status(control)
-    last = progress_of(status) if status and status["stage"] == stage else Progress(stage, 0, 1, "jobs")
-    return replace(last, message=message, rate=None)

@@ -20,7 +20,7 @@ from types import FrameType
 import psutil
 
 from fm_core.config import RunConfig, load_config
-from fm_core.errors import LeaseLostError, Outcome, outcome_of
+from fm_core.errors import LeaseLostError, Outcome
 from fm_core.launch.exit_records import write_exit_record
 from fm_core.launch.job import (
     CONTROL_VARIABLE,
@@ -30,8 +30,11 @@ from fm_core.launch.job import (
     is_marked,
     submitted,
 )
+from fm_core.launch.rank_errors import outcome_and_message
+from fm_core.output import drop_unwritable_output
 from fm_core.run.fence import Fence, LeaseFence, Unfenced
 from fm_core.run.lease import Lease
+from fm_core.run.resource_limits import raise_open_file_limit
 from fm_core.storage.local_paths import provide_home
 
 PR_SET_PDEATHSIG = 1
@@ -112,10 +115,12 @@ def run_worker(stage: str, work: Worker, config_file: str) -> None:
     )
     signal.signal(signal.SIGTERM, rank.request_stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise_open_file_limit()
     # A rank whose agent was killed gets SIGTERM from the kernel: it saves and exits, no orphan stays.
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if logs:
         _log_to(Path(logs), stage, rank.number)
+    drop_unwritable_output()
     faulthandler.enable()
     if not _adopted(rank):
         print(
@@ -134,8 +139,9 @@ def run_worker(stage: str, work: Worker, config_file: str) -> None:
                 code = _work(stage, rank, work, config_file)
         else:
             code = _work(stage, rank, work, config_file)
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
     finally:
         # Threads and process groups of a failed rank may never end by themselves.
         os._exit(code)
@@ -143,20 +149,25 @@ def run_worker(stage: str, work: Worker, config_file: str) -> None:
 
 def _work(stage: str, rank: Rank, work: Worker, config_file: str) -> int:
     outcome, message = Outcome.DONE, ""
+    # For the exit record of a rank that has no descriptor left.
+    reserved = os.open(os.devnull, os.O_RDONLY)
     try:
         with suppress(OSError):
             rank.fence.check()
         work(load_config(config_file), rank)
     except BaseException as error:
-        outcome, message = outcome_of(error), str(error)
+        os.close(reserved)
+        outcome, message = outcome_and_message(error, stage)
         if outcome is Outcome.STOPPED and not _agent_is_alive(rank):
             outcome = Outcome.ORPHANED  # the kernel sent the signal, because the agent was killed
-        if outcome is Outcome.LEASE_LOST:
-            print(message, flush=True)
-        if outcome is Outcome.FAILED:
-            traceback.print_exc()
-            message = f"{type(error).__name__}: {error}".splitlines()[0]
-    write_exit_record(rank.control, stage, rank.job, rank.number, outcome, message)
+        with suppress(OSError):  # its log may be on a full disk
+            if outcome in (Outcome.FAILED, Outcome.UNRECOVERABLE):
+                traceback.print_exc()
+            print(f"rank {rank.number} exits ({outcome.record}): {message}", flush=True)
+    else:
+        os.close(reserved)
+    with suppress(OSError):
+        write_exit_record(rank.control, stage, rank.job, rank.number, outcome, message)
     return outcome.exit_code
 
 

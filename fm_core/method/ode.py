@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
-from fm_core.errors import UserError
+from fm_core.errors import SolverError, UserError
 from fm_core.method.types import Interval, Velocity
 
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun", "scipy_solver")
@@ -121,7 +121,7 @@ def solve(
             linearly between their steps. Costs no evaluations.
 
     Raises:
-        ArithmeticError: the step size underflowed or the state is not finite.
+        SolverError: the step size underflowed or the state is not finite.
         ValueError: `at` leaves the interval or is not strictly monotonic in its direction.
     """
 
@@ -173,7 +173,7 @@ def integrate(
         ode: `torchdiffeq.odeint` or a function with its signature, such as `odeint_adjoint`.
 
     Raises:
-        ArithmeticError: the step size underflowed or the state is not finite.
+        SolverError: the step size underflowed or the state is not finite.
         ValueError: the interval is empty, or `at` is not as in `solve`.
     """
     start, end = interval
@@ -185,11 +185,9 @@ def integrate(
         with nullcontext() if gradients else torch.no_grad():
             states = ode(counted, state, t, method=solver.method, **_odeint_arguments(solver, t))
     except AssertionError as error:  # torchdiffeq asserts that t + dt > t
-        raise ArithmeticError(
-            f"solver {solver.method} failed between t = {start} and {end}: {error}"
-        ) from error
+        raise SolverError(f"solver {solver.method} failed between t = {start} and {end}: {error}") from error
     if not all(bool(torch.isfinite(part[-1]).all()) for part in states):
-        raise ArithmeticError(f"solver {solver.method} reached t = {end} with a state that is not finite")
+        raise SolverError(f"solver {solver.method} reached t = {end} with a state that is not finite")
     return Integration(cast(State, states), requested, counted.calls, counted.accepted, counted.rejected)
 
 

@@ -21,6 +21,7 @@ from fm_core.errors import StopRequested, UserError
 from fm_core.run.directory import differences
 from fm_core.run.fence import LeaseFence
 from fm_core.run.lease import LOOK_INTERVAL_SECONDS, HolderState, Lease, holder_name, waiting_message
+from fm_core.run.stop_file import mark_obeyed, pending_request, refuse_pending_request
 from fm_core.storage.atomic_files import read_json, write_bytes, write_json
 from fm_core.storage.hashing import sha256_bytes
 
@@ -100,9 +101,8 @@ def exclusive_lock(
     """Hold the lease of a directory; yield a function to call between pieces of work.
 
     That function raises StopRequested once there is a STOP file in the directory or in the run directory
-    above it, and LeaseLostError once another process has taken the lease. STOP files that exist at the start
-    belong to an earlier start and are removed. A thread renews the lease, however long it is between two
-    calls.
+    above it, which it removes, and LeaseLostError once another process has taken the lease. A thread renews
+    the lease, however long it is between two calls.
 
     Args:
         directory: what to lock; created if missing.
@@ -110,16 +110,17 @@ def exclusive_lock(
 
     Raises:
         UserError: another process holds the lease.
+        StopRequested: there was a STOP file already; it is removed.
     """
-    requests = [place / "STOP" for place in (directory, directory.parent)]
-    fence = _take(Lease(directory / "lock"), requests, tell)
+    places = (directory.parent, directory)
+    fence = _take(Lease(directory / "lock"), places, tell)
 
     def check() -> None:
         with suppress(OSError):
             fence.check()
-        for request in requests:
-            if request.exists():
-                raise StopRequested(f"stopped by {request}; run it again to continue")
+        if request := pending_request(*places):
+            mark_obeyed(*places)
+            raise StopRequested(f"stopped by {request}; run it again to continue")
 
     try:
         with fence.keep_alive():
@@ -128,17 +129,16 @@ def exclusive_lock(
         fence.lease.release(job=fence.job, epoch=fence.epoch)
 
 
-def _take(lease: Lease, requests: Sequence[Path], tell: Callable[[str], None]) -> LeaseFence:
+def _take(lease: Lease, places: Sequence[Path], tell: Callable[[str], None]) -> LeaseFence:
     """Take a lease once its holder is known to be dead. Raises UserError if it is alive."""
     told = False
     while True:
         with lease.guard():
             state, holder = lease.look()
             if state is HolderState.FREE:
+                refuse_pending_request(*places)
                 identifier = uuid.uuid4().hex
                 epoch = lease.take(os.getpid(), job=identifier)
-                for request in requests:
-                    request.unlink(missing_ok=True)
                 return LeaseFence(lease, identifier, epoch)
         if holder and state is HolderState.HELD:
             raise UserError(f"{lease.path.parent} is in use by {holder_name(holder)}; wait for it or stop it")

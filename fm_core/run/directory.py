@@ -13,6 +13,7 @@ from typing import Any
 
 from fm_core.config import RunConfig, dump_yaml, load_config, merge, parse_config, read_yaml
 from fm_core.errors import UserError
+from fm_core.run.resource_limits import available_cores
 from fm_core.storage.atomic_files import write_json, write_text
 
 FREE_BYTES = 256 * 2**20
@@ -222,7 +223,7 @@ def _devices() -> list[str]:
     import torch  # takes seconds: only where there may be a GPU to name
 
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-    return gpus or [f"{os.cpu_count()} CPU cores"]
+    return gpus or [f"{available_cores()} CPU cores"]
 
 
 def _version(name: str) -> str | None:
@@ -235,6 +236,7 @@ def _version(name: str) -> str | None:
 def _git_commit() -> str | None:
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True, timeout=10)
+        return done.stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None

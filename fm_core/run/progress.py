@@ -84,3 +84,11 @@ class ProgressPhases:
 def three_digits(value: float) -> str:
     """Three significant digits, and all digits before the point: 0.4, 12.3, 1,234."""
     return f"{value:,.3g}" if abs(value) < 999.5 else f"{value:,.0f}"
+
+
+def byte_size(size: float) -> str:
+    """A number of bytes with three digits and its unit: 0 bytes, 812 kB, 12.3 GB."""
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= scale:
+            return f"{three_digits(size / scale)} {unit}"
+    return f"{size:.0f} bytes"

@@ -1,15 +1,20 @@
 """Stage runner: opens the run directory, measures time, and appends to the history of stages."""
 
+import os
 import time
 import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 
 from fm_core.config import RunConfig
 from fm_core.errors import LeaseLostError, StopRequested, UserError
+from fm_core.run.best_effort import BestEffort
 from fm_core.run.directory import RunDirectory
 from fm_core.run.lease import Lease
+from fm_core.run.process_identity import ProcessIdentity
 from fm_core.run.progress import Observer, Progress
+from fm_core.run.resource_limits import raise_open_file_limit
 from fm_core.run.results import StageResult
 from fm_core.run.status import read_status, write_status
 from fm_core.storage.atomic_files import append_line, write_json
@@ -26,11 +31,13 @@ def run_stage_function(stage: str, config: RunConfig, observe: Observer, work: W
     lease = Lease(run.path / "lock")
     began, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
     outcome = {"state": "failed", "summary": ""}
+    effort = BestEffort()
+    raise_open_file_limit()
     try:
-        result = work(run, _with_status(run, lease, observe))
+        result = work(run, _with_status(run, lease, observe, effort))
         result = result.model_copy(update={"seconds": round(time.monotonic() - clock, 3)})
         outcome = {"state": result.state, "summary": result.summary}
-        _end_status(run, lease, stage, "done")
+        effort.call("write the status", lambda: _end_status(run, lease, stage, "done"), None)
         return result
     except BaseException as error:
         outcome["summary"] = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -38,13 +45,19 @@ def run_stage_function(stage: str, config: RunConfig, observe: Observer, work: W
         on_request = isinstance(error, StopRequested) or not isinstance(error, Exception)
         outcome["state"] = "stopped" if on_request else "failed"
         if isinstance(error, Exception) and not isinstance(error, StopRequested | UserError | LeaseLostError):
-            with run.log(stage, "error").open("a") as log:
-                traceback.print_exc(file=log)
-        _end_status(run, lease, stage, outcome["state"])
+            trace = traceback.format_exc()
+            effort.call("write the log of errors", lambda: _append(run.log(stage, "error"), trace), None)
+        effort.call("write the status", lambda: _end_status(run, lease, stage, outcome["state"]), None)
         raise
     finally:
         seconds = round(time.monotonic() - clock, 3)
-        append_line(run.history, {"stage": stage, "began": began, "seconds": seconds, **outcome})
+        record = {"stage": stage, "began": began, "seconds": seconds, **outcome}
+        effort.call("record the stage", lambda: append_line(run.history, record), None)
+
+
+def _append(file: Path, text: str) -> None:
+    with file.open("a", encoding="utf-8") as log:
+        log.write(text)
 
 
 def _end_status(run: RunDirectory, lease: Lease, stage: str, phase: str) -> None:
@@ -55,17 +68,25 @@ def _end_status(run: RunDirectory, lease: Lease, stage: str, phase: str) -> None
         write_json(run.path / "status.json", {**status, "phase": phase})
 
 
-def _with_status(run: RunDirectory, lease: Lease, observe: Observer) -> Observer:
-    """The observer, which also writes status.json unless a job runs and writes it itself."""
+def _with_status(run: RunDirectory, lease: Lease, observe: Observer, effort: BestEffort) -> Observer:
+    """The observer, which also writes status.json unless a job runs and writes it itself.
+
+    What cannot be written or shown is logged once; a request to stop from the observer passes through.
+    """
     last = 0.0
+    supervisor = ProcessIdentity.of(os.getpid()).facts()
+
+    def write(progress: Progress) -> None:
+        if lease.holder() is None:
+            write_status(run.path, progress, supervisor=supervisor)
 
     def show(progress: Progress) -> None:
         nonlocal last
         now = time.monotonic()
         finished = progress.done >= progress.total
-        if (now - last > STATUS_SECONDS or finished) and lease.holder() is None:
+        if now - last > STATUS_SECONDS or finished:
             last = now
-            write_status(run.path, progress)
-        observe(progress)
+            effort.call("write the status", lambda: write(progress), None)
+        effort.call("show the progress", lambda: observe(progress), None)
 
     return show

@@ -108,13 +108,14 @@ def processes() -> Check:
     """Whether two processes of this host can form a process group and all-reduce a number."""
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "rendezvous.py"
-        script.write_text(_RENDEZVOUS_SCRIPT)
+        script.write_text(_RENDEZVOUS_SCRIPT, encoding="utf-8")
         try:
             done = subprocess.run(
                 rank_group_command([str(script)], 2, meet=f"{LOOPBACK}:0"),
                 env={**os.environ, **LOOPBACK_INTERFACE, "OMP_NUM_THREADS": "1"},
                 capture_output=True,
-                text=True,
+                encoding="utf-8",
+                errors="replace",
                 timeout=RENDEZVOUS_SECONDS,
             )
         except subprocess.TimeoutExpired:

@@ -4,7 +4,6 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from os import cpu_count
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,10 @@ from fm_core.launch.supervisor import StageJob, supervise
 from fm_core.run.directory import RunDirectory, environment
 from fm_core.run.lease import Lease
 from fm_core.run.progress import Observer, Progress, ProgressPhases, no_progress
+from fm_core.run.resource_limits import available_cores
 from fm_core.run.results import StageResult
 from fm_core.run.stage_runner import run_stage_function
+from fm_core.run.stop_file import mark_obeyed, pending_request, refuse_pending_request
 from fm_core.storage.atomic_files import read_json, write_json, write_text
 
 CLASSIFIER = "training the classifier"
@@ -52,7 +53,7 @@ def evaluate(config: RunConfig, observe: Observer = no_progress) -> StageResult:
             f"evaluate.processes {config.evaluate.processes}: launch.kind debug runs one process; "
             "leave it out or set it to 1"
         )
-    with cpu_threads(world(config.launch)[1] if device_count() == 0 else cpu_count() or 1):
+    with cpu_threads(world(config.launch)[1] if device_count() == 0 else available_cores()):
         return run_stage_function("evaluate", config, observe, lambda run, show: _evaluate(config, run, show))
 
 
@@ -70,9 +71,8 @@ def _evaluate(config: RunConfig, run: RunDirectory, observe: Observer) -> StageR
     if scores is None:
         weights = {CLASSIFIER: CLASSIFIER_WEIGHT, **evaluation.phase_costs()}
         phases = ProgressPhases("evaluate", observe, weights)
-        # A STOP file that ended an earlier start has no further effect.
-        if Lease(run.path / "lock").holder() is None:
-            run.stop.unlink(missing_ok=True)
+        if Lease(run.path / "lock").holder() is None:  # otherwise a request is for the job that holds it
+            refuse_pending_request(run.path)
         evaluation.open(_classifier_progress(phases, run))
         _run_parts(config, run, evaluation, phases, observe)
         scores = _scores(evaluation)
@@ -272,5 +272,7 @@ def _classifier_progress(phases: ProgressPhases, run: RunDirectory) -> Callable[
 
 
 def _check_stop(run: RunDirectory) -> None:
-    if run.stop.exists():
+    if pending_request(run.path):
+        if Lease(run.path / "lock").holder() is None:
+            mark_obeyed(run.path)
         raise StopRequested(f"stopped by {run.stop}; finished parts are kept, run it again to continue")

@@ -50,7 +50,7 @@ def _export(config: RunConfig, run: RunDirectory, observe: Observer) -> StageRes
     card = model_card(config.run.name, model.recipe, _train(config), _data_recipe(config, model), scores)
     files = {"README.md": card, "config.yaml": dump_yaml(config)}
     for name, text in files.items():
-        if not (folder / name).exists() or (folder / name).read_text() != text:
+        if not (folder / name).exists() or (folder / name).read_text(encoding="utf-8") != text:
             state = "done"
             write_text(folder / name, text)
     record = {"scores": [{"name": entry.name, **entry.scores} for entry in scores]}

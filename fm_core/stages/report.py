@@ -44,7 +44,8 @@ def _report(config: RunConfig, run: RunDirectory, observe: Observer) -> StageRes
     others = sorted(str(path.relative_to(run.path)) for path in run.path.glob("evaluation/*/*.json"))
     content = [metrics[-1], done, scores, others, manifest.version, config.model_dump(mode="json")]
     mark = f"{FINGERPRINT_MARK}{fingerprint(content)} -->\n"
-    state = "verified" if run.report.exists() and run.report.read_text().endswith(mark) else "done"
+    current = run.report.exists() and run.report.read_text(encoding="utf-8").endswith(mark)
+    state = "verified" if current else "done"
     if state == "done":
         observe(Progress("report", 0, 1, "page", "drawing"))
         sections = [

@@ -12,7 +12,7 @@ from fm_core.launch.supervisor import StageJob, supervise
 from fm_core.method.cnf_objective import MaximumLikelihood
 from fm_core.models.build import build_method
 from fm_core.run.directory import RunDirectory
-from fm_core.run.progress import Observer, Progress, no_progress
+from fm_core.run.progress import Observer, Progress, byte_size, no_progress
 from fm_core.run.results import StageResult
 from fm_core.run.stage_runner import run_stage_function
 from fm_core.run.status import read_status
@@ -61,8 +61,8 @@ def check_space(config: RunConfig, manifest: Manifest) -> None:
     free = Store.at(str(folder)).free_bytes()
     if free is not None and free < size * to_come:
         raise UserError(
-            f"train.keep_checkpoints: {free >> 20:,} MiB free under {folder}, but {to_come} more checkpoints "
-            f"of {size / 2**20:,.1f} MiB are needed"
+            f"train.keep_checkpoints: {byte_size(free)} free under {folder}, but {to_come} more checkpoints "
+            f"of {byte_size(size)} are needed"
         )
 
 

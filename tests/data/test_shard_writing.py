@@ -228,7 +228,7 @@ def test_kill_in_the_middle_loses_at_most_the_current_shard(digits, tmp_path, sh
 
 def test_a_lack_of_space_is_reported_before_anything_is_written(digits, monkeypatch):
     monkeypatch.setattr(Store, "free_bytes", lambda self: 1000)
-    with pytest.raises(UserError, match=r"data\.root: .* GB free"):
+    with pytest.raises(UserError, match=r"data\.root: .* free, the shards need"):
         write_dataset(digits)
 
 

@@ -11,7 +11,7 @@ from flows.stage_tasks import as_stage_ended
 from flows.train import train_digits
 from fm_core.checkpoint.upload_record import UploadRecord, write_upload_record
 from fm_core.config import RunConfig
-from fm_core.errors import StopRequested, UnrecoverableError, UserError
+from fm_core.errors import DetachedError, StopRequested, UnrecoverableError, UserError
 from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Progress
 from fm_core.run.status import write_status
@@ -74,6 +74,20 @@ def test_only_an_unrequested_stop_restarts_a_run(config: RunConfig, error, stop:
     assert ended.outcome.prefect_state == kind.value
     assert "\n" not in ended.message
     assert ("to resume: " in ended.message) == (kind != StateType.FAILED)
+
+
+@pytest.mark.parametrize(("cancelled", "kind"), [(True, StateType.CANCELLED), (False, StateType.CRASHED)])
+def test_a_signal_that_is_no_cancellation_leaves_a_run_that_is_started_again(config, cancelled, kind):
+    ended = as_stage_ended(TerminationSignal(15), config, cancelled)
+    assert ended.outcome.prefect_state == kind.value
+    assert ended.message.startswith(
+        "stopped at step" if cancelled else "its worker or its host was shut down: "
+    )
+
+
+def test_a_supervisor_that_detached_leaves_a_run_that_is_started_again(config: RunConfig):
+    ended = as_stage_ended(DetachedError("its supervisor ended"), config)
+    assert (ended.outcome.prefect_state, ended.message) == ("CRASHED", "its supervisor ended")
 
 
 def test_a_flow_run_s_configuration_is_its_parameters_over_the_preset():

@@ -10,7 +10,7 @@ from fm_core.config import RunConfig
 from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Progress
 from fm_core.run.status import write_status
-from fm_core.storage.atomic_files import append_line
+from fm_core.storage.atomic_files import append_line, write_json
 
 SCORE = {"frechet_distance": 9.0, "stderr": 0.5, "images": 64, "features": "classifier", "nfe": 8}
 
@@ -63,6 +63,65 @@ def test_each_checkpoint_that_finishes_after_the_start_is_one_event(run: RunDire
     payloads = [{"checkpoint": f"step-{step:08d}", "step": step, "run": str(run.path)} for step in (20, 30)]
     assert CHECKPOINT_EVENT == "flow-matching.checkpoint.finished"
     assert server.events == [((CHECKPOINT_EVENT, resource), {"payload": payload}) for payload in payloads]
+
+
+def complete(run: RunDirectory, step: int) -> None:
+    write_json(run.path / "train" / "checkpoints" / f"step-{step:08d}" / "COMPLETE", {"files": {}})
+    finish(run, step)
+
+
+def steps(server: Server) -> list[int]:
+    return [keys["payload"]["step"] for _, keys in server.events]
+
+
+def test_checkpoints_that_finish_between_two_looks_are_all_published(run: RunDirectory, server: Server):
+    complete(run, 10)
+    events = CheckpointEvents(run.config)
+    for step in (20, 30, 40):
+        complete(run, step)
+    events.publish()
+    events.publish()
+    assert steps(server) == [20, 30, 40]
+
+
+def test_checkpoints_that_finish_while_nobody_looks_are_published_by_the_next_flow_run(
+    run: RunDirectory, server: Server
+):
+    run.history.parent.mkdir(parents=True)
+    CheckpointEvents(run.config).publish()
+    for step in (10, 20):
+        complete(run, step)
+    CheckpointEvents(run.config).publish()
+    CheckpointEvents(run.config).publish()
+    assert steps(server) == [10, 20]
+
+
+def test_an_event_that_could_not_be_emitted_is_emitted_later(run: RunDirectory, server: Server, monkeypatch):
+    events = CheckpointEvents(run.config)
+    complete(run, 10)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_events, "emit_event", lambda *_, **__: 1 // 0)
+        with pytest.raises(ZeroDivisionError):
+            events.publish()
+    events.publish()
+    assert steps(server) == [10]
+
+
+def test_checkpoints_after_a_return_to_an_earlier_one_are_published_again(run: RunDirectory, server: Server):
+    events = CheckpointEvents(run.config)
+    for step in (10, 20, 10, 20):
+        complete(run, step)
+        events.publish()
+    assert steps(server) == [10, 20, 10, 20]
+
+
+def test_a_status_that_cannot_be_read_at_the_start_does_not_end_the_stage(run: RunDirectory, server: Server):
+    run.path.mkdir()
+    (run.path / "status.json").write_text("cut")
+    events = CheckpointEvents(run.config)
+    (run.path / "status.json").unlink()
+    events.publish()
+    assert server.events == []
 
 
 def test_a_run_without_a_status_publishes_nothing(run: RunDirectory, server: Server):

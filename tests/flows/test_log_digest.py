@@ -79,6 +79,28 @@ def test_hosts_that_do_not_see_the_run_directory_are_read_in_the_log_of_the_job(
     assert texts(digest) == ["train.log, h2: [WARNING] [a.py:5] slow"]
 
 
+@pytest.mark.parametrize("regrown", [False, True])
+def test_a_log_that_logrotate_truncates_in_place_is_read_from_its_beginning(logs: Path, regrown: bool):
+    log = logs / "train-0.log"
+    digest = LogDigest(logs, "train")
+    append(log, "WARNING: one\n")
+    assert texts(digest) == ["train-0.log: WARNING: one"]
+    more = "".join(f"step {step}\n" for step in range(500 if regrown else 0))
+    log.write_text(f"WARNING: two\n{more}")
+    assert texts(digest) == ["train-0.log: WARNING: two"]
+    append(log, "WARNING: three\n")
+    assert texts(digest) == ["train-0.log: WARNING: three"]
+
+
+def test_a_log_that_cannot_be_read_now_is_read_later(logs: Path, monkeypatch):
+    digest = LogDigest(logs, "train")
+    append(logs / "train-0.log", "WARNING: one\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", lambda *_, **__: (_ for _ in ()).throw(OSError(116, "Stale file handle")))
+        assert texts(digest) == []
+    assert texts(digest) == ["train-0.log: WARNING: one"]
+
+
 def test_slurm_numbers_its_hosts(logs: Path):
     digest = LogDigest(logs, "train")
     append(logs / "train.log", "".join(f"1: {line}\n" for line in FAILURE.splitlines()))

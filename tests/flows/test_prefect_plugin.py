@@ -1,6 +1,7 @@
 """The plugin resolves bare deployment names and finds the server's password, and nothing else changes."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,47 @@ def test_without_the_plugin_prefect_is_as_it_was(demo: Demo):
     result = demo.prefect("deployment", "run", "train-digits", **variables)
     assert result.returncode == 1
     assert STOCK.format("train-digits") in result.stdout + result.stderr
+
+
+WORKER = """
+import os, signal, subprocess, sys, time
+import prefect.main
+from prefect.utilities.processutils import setup_signal_handlers_worker
+setup_signal_handlers_worker(os.getpid(), "the worker", lambda text: print(text, flush=True))
+environment = {**os.environ, "PREFECT__FLOW_RUN_ID": "1"}
+run = subprocess.Popen([sys.executable, "-c", sys.argv[1]], env=environment, start_new_session=True)
+try:
+    while True:
+        run.poll()
+        time.sleep(0.1)
+except KeyboardInterrupt:
+    print("the run ended with", run.poll(), flush=True)
+"""
+RUN = """
+import signal, sys, time
+def save(number, frame):
+    time.sleep(1.0)
+    sys.exit(5)
+signal.signal(signal.SIGTERM, save)
+print("running", flush=True)
+time.sleep(300)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_worker_that_is_ended_lets_its_runs_save_first(number: signal.Signals):
+    worker = subprocess.Popen(
+        [sys.executable, "-c", WORKER, RUN], cwd=ROOT, stdout=subprocess.PIPE, text=True, bufsize=1
+    )
+    try:
+        assert worker.stdout
+        assert worker.stdout.readline() == "running\n"
+        worker.send_signal(number)
+        printed = worker.communicate(timeout=60)[0]
+    finally:
+        worker.kill()
+    assert printed.startswith("asking 1 flow run(s) to save")
+    assert printed.endswith("the run ended with 5\n")
 
 
 def test_the_plugin_is_loaded_and_brings_nothing_heavy():

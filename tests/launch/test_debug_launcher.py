@@ -21,6 +21,7 @@ from fm_core.run import lease as lease_module
 from fm_core.run.lease import Lease
 from fm_core.run.progress import Progress
 from fm_core.run.status import write_status
+from fm_core.run.stop_file import was_stopped
 from fm_core.stages.evaluate import evaluate
 from fm_core.storage.atomic_files import read_json
 
@@ -152,7 +153,6 @@ def test_what_is_not_complete_afterwards_is_a_failure(tmp_path):
 
 @pytest.mark.parametrize("worker", [touch_stop, terminate, interrupt])
 def test_a_stop_file_and_the_first_signal_stop_it_between_two_pieces_of_work(tmp_path, worker):
-    (tmp_path / "STOP").touch()  # of an earlier start
     with pytest.raises(StopRequested, match=r"^stopped at thing 3$"):
         run(tmp_path, worker)
     assert read_json(tmp_path / "pretend-0.end.json")["kind"] == "stopped"
@@ -161,9 +161,16 @@ def test_a_stop_file_and_the_first_signal_stop_it_between_two_pieces_of_work(tmp
 def test_a_stop_is_recorded_as_a_request_and_the_next_start_clears_it(tmp_path):
     with pytest.raises(StopRequested):
         run(tmp_path, terminate)
-    assert (tmp_path / "STOP").exists()
+    assert was_stopped(tmp_path)
     run(tmp_path, look)
-    assert not (tmp_path / "STOP").exists()
+    assert not was_stopped(tmp_path)
+
+
+def test_a_stop_file_of_before_the_start_ends_it_once(tmp_path):
+    (tmp_path / "STOP").touch()
+    with pytest.raises(StopRequested, match="was created while nothing ran"):
+        run(tmp_path, look)
+    run(tmp_path, look)
 
 
 def test_a_rank_that_calls_sys_exit_has_failed(tmp_path):

@@ -34,13 +34,35 @@ def test_a_hostfile_gives_the_processes_of_each_host_in_its_order(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "node-a slots=8",
+        "\ufeffnode-a slots=8",
+        "node-a slots=8\r\n",
+        "node-a slots = 8",
+        "node-a\tslots=8 max_slots=16",
+        "node-a slots=8 max-slots=8",
+        "node-a max_slots=8",
+        "root@node-a slots=8",
+        "first.last@node-a  # eight by launch.processes",
+    ],
+)
+def test_other_forms_of_a_line_mean_the_same(tmp_path, text):
+    file = tmp_path / "hosts"
+    file.write_text(text, encoding="utf-8", newline="")
+    assert read_hostfile(str(file), 8) == {"node-a": 8}
+
+
+@pytest.mark.parametrize(
     ("text", "named"),
     [
         ("", "names no host"),
         ("# nothing\n", "names no host"),
         ("a slots=2\na slots=2", "line 2 of .*a appears twice"),
         ("a slots=two", "line 1 of .*'a slots=two'"),
-        ("root@a slots=2", "line 1 of .*'root@a slots=2'"),
+        ("a:8", "line 1 of .*'a:8'; expected a name"),
+        ("[::1] slots=8", "line 1"),
+        ("a slots=8 max_slots=4", "8 slots of a are more than its max_slots"),
         ("node[1-4] slots=2", "line 1"),
         ("a slots=0", "line 1 of .*a has no slots"),
         ("a", "a has no slots=NUMBER; add it or set launch.processes"),

@@ -54,6 +54,7 @@ def test_processes_of_an_experiment_are_ended_with_the_comparison(comparison):
     rank = subprocess.Popen(sleep, env={JOB_VARIABLE: job.id})
     write_json(control / "job.json", job.model_dump())
     assert end_jobs(comparison) == [job]
-    assert (control / "STOP").exists()
+    assert stop_requested(comparison)
+    assert not (control / "STOP").exists(), "it was obeyed"
     assert scorer.poll() is not None
     assert rank.poll() is not None

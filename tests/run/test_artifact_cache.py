@@ -10,6 +10,7 @@ from fm_core.run import artifact_cache
 from fm_core.run import lease as lease_module
 from fm_core.run.artifact_cache import ArtifactCache, exclusive_lock
 from fm_core.run.lease import Lease
+from fm_core.run.stop_file import was_stopped
 from fm_core.storage.atomic_files import read_json, write_json
 
 CONTENT = {"a": torch.arange(6.0).view(2, 3).T, "b": torch.tensor([1])}
@@ -92,16 +93,19 @@ def test_the_directory_is_free_again_after_a_failure_and_after_a_kill(tmp_path):
 
 @pytest.mark.parametrize("place", ["", "reproduce"])
 def test_the_holder_of_the_lock_notices_a_stop_file(tmp_path, place):
-    """In the run directory or in that of the comparison; one of an earlier start is removed."""
+    """In the run directory or in that of the comparison; one of before the start ends it, once."""
     (tmp_path / "reproduce").mkdir()
     stop = tmp_path / place / "STOP"
     stop.touch()
-    with exclusive_lock(tmp_path / "reproduce") as check:
-        check()
-        assert not stop.exists()
+    with pytest.raises(StopRequested, match=f"{stop} was created while nothing ran"):
+        exclusive_lock(tmp_path / "reproduce").__enter__()
+    with exclusive_lock(tmp_path / "reproduce") as beat:
+        beat()
         stop.touch()
         with pytest.raises(StopRequested, match=f"stopped by {stop}; run it again"):
-            check()
+            beat()
+        assert not stop.exists()
+    assert was_stopped(tmp_path)
 
 
 def test_the_lock_is_renewed_between_two_calls(tmp_path, monkeypatch):

@@ -49,9 +49,12 @@ class FakeJob:
         return thread, outcome
 
     def wait_ready(self, *ranks):
+        self.wait_for(lambda: all(self.control.joinpath(f"ready-{rank}").exists() for rank in ranks))
+
+    def wait_for(self, happened):
         deadline = time.monotonic() + 300
-        while not all(self.control.joinpath(f"ready-{rank}").exists() for rank in ranks):
-            assert time.monotonic() < deadline, "the ranks did not start"
+        while not happened():
+            assert time.monotonic() < deadline, "it did not happen"
             time.sleep(0.05)
 
     def processes(self):

@@ -1,0 +1,74 @@
+"""Standard output and standard error of a command, which may be closed, full or gone while it works.
+
+A reader that has ended (`| head`), a terminal that was closed or a full disk behind a redirection is no
+reason to end: what cannot be written is dropped.
+"""
+
+import io
+import os
+import sys
+from contextlib import suppress
+from typing import TextIO
+
+
+def print_line(text: str, stream: TextIO | None = None) -> bool:
+    """Print one line, by default to standard output, and flush it; False if it could not be written."""
+    stream = sys.stdout if stream is None else stream
+    try:
+        _write(stream, text)
+    except BrokenPipeError:
+        discard(stream)
+        return False
+    except (OSError, ValueError):  # ValueError: the stream is closed
+        return False
+    return True
+
+
+def flush_streams() -> None:
+    """Flush both streams before the interpreter does, which would end with status 120 where that fails."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError):  # None in a program without a terminal
+            try:
+                stream.flush()
+            except (OSError, ValueError):
+                discard(stream)
+
+
+class DroppingStream(io.TextIOWrapper):
+    """An unbuffered UTF-8 stream to a descriptor that drops what cannot be written, without an error."""
+
+    def __init__(self, descriptor: int) -> None:
+        raw = open(descriptor, "wb", buffering=0, closefd=False)  # noqa: SIM115
+        super().__init__(raw, encoding="utf-8", errors="backslashreplace", write_through=True)  # pyright: ignore[reportArgumentType]
+
+    def write(self, text: str, /) -> int:
+        """Write text, or nothing."""
+        with suppress(OSError):
+            return super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, or do nothing."""
+        with suppress(OSError):
+            super().flush()
+
+
+def drop_unwritable_output() -> None:
+    """Let nothing that this process prints raise: its log may be on a full disk."""
+    sys.stdout, sys.stderr = DroppingStream(1), DroppingStream(2)
+
+
+def discard(stream: TextIO) -> None:
+    """Send what is still written to a stream nowhere: nobody reads it any more."""
+    with suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+def _write(stream: TextIO, text: str) -> None:
+    try:
+        print(text, file=stream, flush=True)
+    except UnicodeEncodeError:  # the locale's encoding has no such character
+        encoding = stream.encoding or "ascii"
+        print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)

@@ -1,0 +1,77 @@
+"""STOP files: requests to stop a run.
+
+`STOP` in the control directory of a job or in its run directory is a request. Once it was obeyed, `STOPPED`
+replaces it, so that the next start continues. A request that was made while nothing ran ends the next start,
+which removes it.
+"""
+
+import json
+import logging
+from contextlib import suppress
+from pathlib import Path
+
+from fm_core.errors import StopRequested
+from fm_core.storage.atomic_files import write_text
+
+STOP, STOPPED = "STOP", "STOPPED"
+
+logger = logging.getLogger("fm_core")
+
+
+def request_stop(control: Path) -> bool:
+    """Ask the job of a control directory to stop; False where the request cannot be written."""
+    try:
+        control.joinpath(STOP).touch()
+    except OSError as error:
+        logger.warning("cannot create %s (%s)", control / STOP, error.strerror)
+        return False
+    return True
+
+
+def pending_request(*directories: Path) -> Path | None:
+    """The first STOP file of these directories; one that cannot be seen now counts as absent."""
+    for directory in directories:
+        with suppress(OSError):
+            directory.joinpath(STOP).stat()
+            return directory / STOP
+    return None
+
+
+def was_stopped(control: Path) -> bool:
+    """Whether a job of this control directory was asked to stop since it was submitted."""
+    return pending_request(control) is not None or control.joinpath(STOPPED).exists()
+
+
+def mark_obeyed(*directories: Path) -> None:
+    """Replace the requests of these directories by a STOPPED file in the first, the control directory."""
+    with suppress(OSError):
+        write_text(directories[0] / STOPPED, json.dumps({"schema": 1}) + "\n")
+    for directory in directories:
+        with suppress(OSError):
+            directory.joinpath(STOP).unlink(missing_ok=True)
+
+
+def refuse_pending_request(*directories: Path, obeyed_at: float = 0.0) -> None:
+    """Make sure that nobody asked to stop while nothing ran; forget requests that were obeyed.
+
+    Args:
+        directories: the control directory of the job to come, and its run directory.
+        obeyed_at: when the last job ended because it was asked to, in seconds since 1970 by the clock of
+            these files; earlier requests were obeyed, even if their supervisor was killed.
+
+    Raises:
+        StopRequested: there is a request that no job has obeyed; it is removed.
+    """
+    for directory in directories:
+        with suppress(OSError):
+            stop = directory / STOP
+            if stop.stat().st_mtime > obeyed_at:
+                mark_obeyed(*directories)
+                raise StopRequested(
+                    f"{stop} was created while nothing ran: not started, and the file is removed; "
+                    "run it again to continue"
+                )
+    for directory in directories:
+        for name in (STOP, STOPPED):
+            with suppress(OSError):
+                directory.joinpath(name).unlink(missing_ok=True)

@@ -1,0 +1,69 @@
+"""STOP files: obeyed once, also those that were created while nothing ran."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from fm_core.errors import StopRequested
+from fm_core.run.stop_file import (
+    mark_obeyed,
+    pending_request,
+    refuse_pending_request,
+    request_stop,
+    was_stopped,
+)
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> tuple[Path, Path]:
+    """A control directory and its run directory."""
+    control = tmp_path / "samples" / "key"
+    control.mkdir(parents=True)
+    return control, tmp_path
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_request_while_nothing_ran_ends_the_next_start_and_only_that(places, number: int):
+    (places[number] / "STOP").touch()
+    with pytest.raises(
+        StopRequested, match="STOP was created while nothing ran: not started, and the file is"
+    ):
+        refuse_pending_request(*places)
+    assert was_stopped(places[0])
+    assert pending_request(*places) is None
+    refuse_pending_request(*places)
+    assert not was_stopped(places[0])
+
+
+def test_a_request_that_was_obeyed_does_not_end_the_next_start(places):
+    assert request_stop(places[0])
+    (places[1] / "STOP").touch()
+    mark_obeyed(*places)
+    assert pending_request(*places) is None
+    assert was_stopped(places[0])
+    refuse_pending_request(*places)
+
+
+@pytest.mark.parametrize(("asked", "obeyed"), [(100.0, True), (102.0, False)])
+def test_a_request_is_spent_by_a_job_that_stopped_after_it(places, asked: float, obeyed: bool):
+    """Even if its supervisor was killed and could not say so."""
+    (places[1] / "STOP").touch()
+    os.utime(places[1] / "STOP", (asked, asked))
+    if obeyed:
+        refuse_pending_request(*places, obeyed_at=101.0)
+        assert pending_request(*places) is None
+    else:
+        with pytest.raises(StopRequested):
+            refuse_pending_request(*places, obeyed_at=101.0)
+
+
+def test_a_directory_that_cannot_be_seen_holds_no_request(tmp_path: Path, monkeypatch):
+    def stale(*_: object, **__: object) -> None:
+        raise OSError(116, "Stale file handle")
+
+    (tmp_path / "STOP").touch()
+    monkeypatch.setattr(Path, "stat", stale)
+    assert pending_request(tmp_path) is None
+    monkeypatch.setattr(Path, "touch", stale)
+    assert not request_stop(tmp_path)
