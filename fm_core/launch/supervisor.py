@@ -27,7 +27,7 @@ from fm_core.launch.dispatch import (
 from fm_core.launch.failure_reasons import failure_of
 from fm_core.launch.launcher import StageJob
 from fm_core.launch.restart_policy import RestartPolicy, pause
-from fm_core.run.directory import differences
+from fm_core.run.directory import differences, identity
 from fm_core.run.lease import Lease
 from fm_core.run.progress import Observer, Progress
 from fm_core.run.status import progress_of, read_status
@@ -132,11 +132,11 @@ def _attach_or_submit(stage_job: StageJob) -> Job:
         if previous:
             # The agent is dead; ranks it left behind must be gone before new ones start.
             cleanup(previous)
+        stage_job.before_submit()
         config_file = logs / f"{stage}.yaml"
         write_text(config_file, dump_yaml(config))
         job = submit(control, logs, stage, stage_job.worker, config_file, config.launch)
         _take_lease(lease, job)
-        stage_job.on_submitted()
         return job
 
 
@@ -157,10 +157,15 @@ def _take_lease(lease: Lease, job: Job) -> None:
 def _check_same_work(job: Job, logs: Path, config: RunConfig) -> None:
     running = load_config(logs / f"{job.stage}.yaml")
     section = job.stage if job.stage in ("train", "evaluate") else "sample"
-    changes = differences(getattr(running, section).model_dump(), getattr(config, section).model_dump())
+    changes = differences(
+        getattr(running, section).model_dump(), getattr(config, section).model_dump(), f"{section}."
+    )
+    if job.stage == "train":
+        # Before its first step, the run directory does not say which run it is.
+        changes = changes or differences(identity(running), identity(config))
     if changes:
         raise UserError(
-            f"a {job.stage} job runs in {logs.parent} with another configuration: {section}.{changes[0]}; "
+            f"a {job.stage} job runs in {logs.parent} with another configuration: {changes[0]}; "
             "wait for it or stop it"
         )
 

@@ -1,4 +1,4 @@
-"""Stage runner: opens the run directory, measures time, and appends to the history of stages."""
+"""Stage runner: checks the run directory, measures time, and appends to the history of stages."""
 
 import time
 import traceback
@@ -20,9 +20,13 @@ Work = Callable[[RunDirectory, Observer], StageResult]
 
 
 def run_stage_function(stage: str, config: RunConfig, observe: Observer, work: Work) -> StageResult:
-    """Open the run directory, do the work, and append a line to logs/stages.jsonl even if it fails."""
+    """Check the run directory, do the work, and append a line to logs/stages.jsonl even if it fails.
+
+    The work calls `run.begin()` after the last check of its configuration. A start that is refused before
+    leaves no trace.
+    """
     run = RunDirectory(config)
-    run.open()
+    run.check()
     began, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
     outcome = {"state": "failed", "summary": ""}
     try:
@@ -37,18 +41,20 @@ def run_stage_function(stage: str, config: RunConfig, observe: Observer, work: W
         on_request = isinstance(error, StopRequested) or not isinstance(error, Exception)
         outcome["state"] = "stopped" if on_request else "failed"
         if isinstance(error, Exception) and not isinstance(error, StopRequested | UserError):
+            run.begin()
             with run.log(stage, "error").open("a") as log:
                 traceback.print_exc(file=log)
         _end_status(run, stage, outcome["state"])
         raise
     finally:
-        seconds = round(time.monotonic() - clock, 3)
-        append_line(run.history, {"stage": stage, "began": began, "seconds": seconds, **outcome})
+        if run.begun:
+            seconds = round(time.monotonic() - clock, 3)
+            append_line(run.history, {"stage": stage, "began": began, "seconds": seconds, **outcome})
 
 
 def _end_status(run: RunDirectory, stage: str, phase: str) -> None:
     """Set the phase in status.json to that of the end, unless a job still runs."""
-    status = read_status(run.path)
+    status = read_status(run.path) if run.begun else None
     if status and status["stage"] == stage and Lease(run.path / "lock").holder() is None:
         status.pop("schema")
         write_json(run.path / "status.json", {**status, "phase": phase})
@@ -62,7 +68,8 @@ def _with_status(run: RunDirectory, observe: Observer) -> Observer:
         nonlocal last
         now = time.monotonic()
         finished = progress.done >= progress.total
-        if (now - last > STATUS_SECONDS or finished) and Lease(run.path / "lock").holder() is None:
+        due = run.begun and (now - last > STATUS_SECONDS or finished)
+        if due and Lease(run.path / "lock").holder() is None:
             last = now
             write_status(run.path, progress)
         observe(progress)
