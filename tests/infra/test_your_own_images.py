@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import yaml
 from fm_core import cli
 from fm_core.config import RunConfig, load_config
 from fm_core.config.derived_defaults import DatasetSize, absent_keys, with_derived
+from fm_core.evaluation.features import classifier_features
+from fm_core.evaluation.features.classifier import train_classifier
 from fm_core.run.directory import RunDirectory
 from tests.support import ROOT
 
@@ -43,6 +46,7 @@ def project(tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.setattr("fm_core.training.throughput.MEASURED_SECONDS", 0.0)
+        patch.setattr(classifier_features, "train_classifier", partial(train_classifier, steps=20))
         make_crops(30)
         for command in commands():
             if command[0] == "fm":
@@ -135,7 +139,7 @@ def test_two_keys_are_enough_and_a_refused_start_leaves_no_trace(two_keys, monke
     assert recorded.train == expected.train
     assert (recorded.data.name, recorded.data.validation_images) == ("photographs", 6)
     # Later starts take what they do not name from the run.
-    code, message = fm(monkeypatch, capsys, two_keys, "sample", *file, *SAMPLE)
+    code, message = fm(monkeypatch, capsys, two_keys, "sample", *file, *SAMPLE, *short)
     assert code == 0, message
     code, message = fm(monkeypatch, capsys, two_keys, "train", *file, *short, "--model.channels", "16")
     assert (code, "model.channels was 8 and is now 16" in message) == (2, True), message
