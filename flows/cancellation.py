@@ -13,6 +13,7 @@ from prefect import Flow, get_client
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.states import Cancelled
 
+from flows.parameters import config_of
 from fm_core.checkpoint.catalog import newest_local_checkpoint
 from fm_core.config import RunConfig
 from fm_core.launch.upload_handover import describe_upload
@@ -42,8 +43,9 @@ def end_remaining_jobs(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any
 
 def effective_config(flow: Flow[..., Any], parameters: dict[str, Any]) -> RunConfig:
     """The configuration of a flow run, with the flow's defaults where parameters are not given."""
-    given = flow.validate_parameters(parameters)
-    return given.get("config") or inspect.signature(flow.fn).parameters["config"].default
+    default: object = inspect.signature(flow.fn).parameters["config"].default
+    own = default if isinstance(default, RunConfig) else None
+    return config_of(flow.validate_parameters(parameters), own)
 
 
 def resume_message(config: RunConfig, run_id: UUID | str) -> str:
@@ -60,7 +62,10 @@ def resume_message(config: RunConfig, run_id: UUID | str) -> str:
             where += f", checkpoint {last}"
         if uploaded := describe_upload(directory.path):
             where += f", {uploaded}"
-    return f"{where}; {resume}, or fm {status['stage']} --config {directory.path}/config.yaml"
+    # Before the first training step there is no config.yaml.
+    trained = status.get("step") or (directory.path / "config.yaml").exists()
+    by_hand = f", or fm {status['stage']} --config {directory.path}/config.yaml" if trained else ""
+    return f"{where}; {resume}{by_hand}"
 
 
 def set_final_message(run_id: UUID, message: str) -> None:

@@ -13,10 +13,12 @@ from prefect.states import Completed
 
 from flows.cancellation_watch import CancellationWatch
 from flows.last_updates import last_updates
+from flows.parameters import config_of
 from flows.stage_tasks import as_stage_ended, final_flow_state, run_stage
 from flows.subflows import NOTHING_TO_DO, check_slots, run_subflow
-from fm_core.commands import preflight
+from fm_core.commands import preflight, resolve
 from fm_core.config import RunConfig
+from fm_core.config.derived_defaults import dataset_name
 from fm_core.errors import DetachedError, Outcome, StageEndedError, StopRequested, UserError
 from fm_core.run.results import StageResult
 
@@ -42,7 +44,7 @@ def pipeline(
             if before:
                 before(config)
             results = [
-                run_subflow(stage, config) if stage in apart else run_stage(stage, config, watch)
+                run_subflow(stage, resolve(config)) if stage in apart else run_stage(stage, config, watch)
                 for stage in stages
             ]
             last_updates.wait()
@@ -67,17 +69,26 @@ def result_message(results: Sequence[StageResult]) -> str:
 
 
 def run_name() -> str:
-    """Name of a flow run: data set, run and seed, e.g. "digits-s0"."""
-    config: RunConfig = flow_run.get_parameters()["config"]
-    name, data = config.run.name, config.data.name
+    """Name of a flow run: data set, run and seed, e.g. "digits-s0"; "refused" for a wrong file or key."""
+    try:
+        config = config_of(flow_run.get_parameters())
+    except UserError:
+        return "refused"  # the flow run fails with the message
+    name, data = config.run.name, _data_name(config)
     return f"{name if name.startswith(data) else f'{data}-{name}'}-s{config.run.seed}"
+
+
+def _data_name(config: RunConfig) -> str:
+    """Name of the data set; where none is given, the one that the stages derive from its URL."""
+    data = config.data
+    return data.name if data.given("name") or not data.source.url else dataset_name(data)
 
 
 def _tag(config: RunConfig) -> None:
     """Tag the flow run with its run and data set. A failure is logged and ignored."""
     try:
         with get_client(sync_client=True) as client:
-            tags = {*flow_run.get_tags(), f"run:{config.run.name}", f"data:{config.data.name}"}
+            tags = {*flow_run.get_tags(), f"run:{config.run.name}", f"data:{_data_name(config)}"}
             client.update_flow_run(UUID(flow_run.get_id()), tags=sorted(tags))
     except Exception as error:
         get_logger(__name__).debug("could not tag the flow run: %s", error)

@@ -39,6 +39,7 @@ STAGES = {
 }
 
 COMMANDS = {
+    "init": "write a configuration file for a folder of images",
     **STAGES,
     "status": "show what a run is doing",
     "compare": "show the scores of several runs in one table",
@@ -111,6 +112,8 @@ def _run_command(arguments: Sequence[str] | None) -> int:
             return _doctor(command_line[1:])
         if command_line[:1] == ["compare"]:
             return _compare(command_line[1:])
+        if command_line[:1] == ["init"]:
+            return _init(command_line[1:])
         command, config, flags, numbers = _parse(command_line)
         if command == "status":
             from fm_core.terminal import show_status
@@ -181,6 +184,29 @@ def _compare(arguments: list[str]) -> int:
     from fm_core.stages.compare import compare
 
     print_line(compare(runs).text())
+    return 0
+
+
+def _init(arguments: list[str]) -> int:
+    parser = _Parser(
+        prog="fm init",
+        description="Look at images and at this machine, write NAME.yaml with a network, a batch and a "
+        "length of training that fit them, and print the two commands that come next.",
+    )
+    parser.add_argument("source", metavar="FOLDER_OR_URL", help="folder or fsspec URL of the images")
+    parser.add_argument(
+        "--size",
+        type=int,
+        help="height and width to resize the images to, in pixels (default: 64, or the published size)",
+    )
+    parser.add_argument(
+        "--name", help="name of the run, its data set and the file (default: that of the folder)"
+    )
+    given = parser.parse_args(arguments)
+    print("measuring the speed of training on this machine", file=sys.stderr, flush=True)
+    from fm_core.stages.init import init
+
+    print(init(given.source, given.size, given.name).text())
     return 0
 
 

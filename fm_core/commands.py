@@ -5,11 +5,11 @@ This is also where the comparison of the paper gets the stages that it is made o
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, cast
 
 from fm_core.config import RunConfig
+from fm_core.run.progress import Observer, no_progress
 from fm_core.run.results import StageResult
 
 if TYPE_CHECKING:
@@ -22,8 +22,32 @@ def stage_function(name: str) -> Callable[..., StageResult]:
     if name == "reproduce":
         from fm_core.reproduce.reproduce import reproduce
 
-        return partial(reproduce, stages=stage_functions())
+        def reproduce_resolved(config: RunConfig, observe: Observer = no_progress) -> StageResult:
+            return reproduce(resolve_comparison(config), observe, stages=stage_functions())
+
+        return reproduce_resolved
     return cast(Callable[..., StageResult], getattr(import_module(f"fm_core.stages.{name}"), name))
+
+
+def resolve_comparison(config: RunConfig) -> RunConfig:
+    """The configuration of a comparison with the keys that it does not name; in 2-D none is derived."""
+    if config.reproduce.kind == "plane":
+        return config
+    return resolve(config)
+
+
+def resolve(config: RunConfig) -> RunConfig:
+    """The configuration with the keys that it does not name, for another process. Raises UserError."""
+    from fm_core.stages.resolve import resolve as resolve_from
+
+    return resolve_from(config, from_source=True)
+
+
+def can_be_scored(config: RunConfig) -> bool:
+    """Whether evaluate has what it needs: labels for its classifier, or another feature extractor."""
+    from fm_core.stages.preflight import has_features
+
+    return has_features(config)
 
 
 def stage_functions() -> "StageFunctions":
@@ -50,6 +74,7 @@ def preflight(config: RunConfig, stages: Sequence[str]) -> None:
     from fm_core.stages import preflight as stage_preflight
 
     if "reproduce" in stages:
+        config = resolve_comparison(config)
         from fm_core.reproduce.experiments import check_comparison
 
         check_comparison(config, stage_preflight.rules)
@@ -67,4 +92,5 @@ def estimate(
     from fm_core.reproduce import cost_estimate
     from fm_core.stages.preflight import rules
 
+    config = resolve_comparison(config)
     return cost_estimate.estimate(config, rules, peak, mfu, images_per_s, nfe)

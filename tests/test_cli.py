@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from fm_core import cli
-from fm_core.config import RunConfig
+from fm_core.config import RunConfig, load_config
 from fm_core.errors import StopRequested, UserError
 from fm_core.run.directory import RunDirectory
 
@@ -94,6 +94,7 @@ INTERRUPTED_IN_A_STRING = """
 import os, signal, sys, time
 import fm_core.stages.report as module
 from fm_core import cli
+from fm_core.config import load_config
 
 def report(config, observe):
     exec(f"os.kill(os.getpid(), {sys.argv[1]}); time.sleep(30)")
@@ -189,9 +190,15 @@ def test_sizes_that_do_not_divide_are_2_before_a_process_starts(place, capsys):
 
 
 def test_another_run_in_the_same_place_is_2_and_names_the_key(place, capsys):
-    refused(capsys, "train", "--config", "run.yaml")  # no data set yet; the run is written down
+    RunDirectory(load_config("run.yaml")).bind()  # as the first step of training does
     error = refused(capsys, "train", "--config", "run.yaml", "--model.channels", "64")
     assert "model.channels was 32 and is now 64" in error
+
+
+@pytest.mark.parametrize("stage", [stage for stage in cli.STAGES if stage not in ("shard", "reproduce")])
+def test_a_refused_start_leaves_no_trace(place, capsys, stage):
+    refused(capsys, stage, "--config", "run.yaml")
+    assert [path.name for path in place.iterdir()] == ["run.yaml"]
 
 
 class TestOverrides:

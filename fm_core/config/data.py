@@ -68,11 +68,12 @@ class DataSection(Section):
     root: Location = "datasets"
     """fsspec URL of the folder of data sets; this one is <data.root>/<data.name>."""
     name: Name = "digits"
-    """Name of the sharded data set."""
+    """Name of the sharded data set; by default that of the folder at data.source.url, if it is set."""
     source: SourceSection = SourceSection()
     """Source of the images."""
     validation_images: int = Field(default=500, ge=1)
-    """Validation images, chosen by a seeded permutation, for sources without a split of their own."""
+    """Validation images, chosen by a seeded permutation, for sources without a split of their own; by default
+    a tenth of the images if there are fewer than 1,500."""
     split_seed: int = Field(default=0, ge=0, lt=2**31)
     """Seed of that permutation; it is part of the data set, not of the run."""
     block_bytes: int = Field(default=12 * 2**20, ge=1024)

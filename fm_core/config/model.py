@@ -24,7 +24,11 @@ OF_KIND = {
 
 
 class ModelSection(Section):
-    """The network."""
+    """The network.
+
+    Keys that are given nowhere are derived from the resolution and the number of images; the defaults shown
+    are those for the digits (8 x 8 pixels).
+    """
 
     size: Size | None = None
     """A published architecture: it sets kind and the keys of that architecture, which can then be omitted.

@@ -2,7 +2,7 @@
 
 from contextlib import suppress
 from math import isfinite
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
@@ -34,6 +34,13 @@ class Section(BaseModel):
     """A group of keys; unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    preset_keys: ClassVar[frozenset[str]] = frozenset()
+    """Keys whose defaults come from a preset (`config_class`)."""
+
+    def given(self, key: str) -> bool:
+        """Whether a file, an override or a preset names the key."""
+        return key in self.model_fields_set or key in self.preset_keys
 
     def set_without(self, switch: str, *keys: str) -> list[str]:
         """Those of `keys` that are set although `switch`, which enables them, was omitted.

@@ -13,13 +13,14 @@ class TrainSection(Section):
     """Optimization, checkpoints and metrics."""
 
     images: int = Field(default=128_000, ge=1)
-    """Number of training images to see in total."""
+    """Number of training images to see in total. By default more for more and larger images; the value shown
+    is that for the digits."""
     global_batch: int = Field(default=128, ge=1)
     """Images in one optimizer step, over all processes; independent of the hardware."""
     micro_batch: int | None = Field(default=None, ge=1)
     """Largest number of images in one forward pass of one process; by default global_batch / processes."""
     learning_rate: float = Field(default=1e-3, gt=0)
-    """Peak learning rate of AdamW."""
+    """Peak learning rate of AdamW; by default lower for wider networks."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Learning-rate schedule after warm-up; linear and cosine decay to zero at train.images."""
     warmup_images: int = Field(default=0, ge=0)
@@ -35,7 +36,8 @@ class TrainSection(Section):
     gradient_clip: float = Field(default=1.0, ge=0)
     """Maximum norm of the gradient; 0 turns clipping off."""
     ema_decays: tuple[float, ...] = (0.999,)
-    """Decay per optimizer step of each exponential moving average of the weights."""
+    """Decay per optimizer step of each exponential moving average of the weights; by default 0.9999 from
+    10,000 steps on."""
     ema_warmup: bool = True
     """Use min(decay, (1 + steps) / (10 + steps)) so that early averages forget the initial weights."""
     ema_power_widths: tuple[float, ...] = ()
@@ -53,7 +55,7 @@ class TrainSection(Section):
     log_images: int = Field(default=12_800, ge=1)
     """Logging interval in images."""
     checkpoint_images: int = Field(default=64_000, ge=1)
-    """Checkpoint interval in images."""
+    """Checkpoint interval in images; by default at least a twentieth of train.images."""
     checkpoint_root: Location | None = None
     """fsspec URL for checkpoints; by default train/checkpoints in the run directory."""
     checkpoint_staging: Location | None = None

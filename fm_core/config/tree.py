@@ -76,7 +76,7 @@ class RunConfig(Section):
             raise ValueError(f"data.source.format {source.format} needs data.source.url")
         if source.format == "imagenet-npz" and not source.image_size:
             raise ValueError("data.source.format imagenet-npz needs data.source.image_size")
-        if self.train.warmup_images > self.train.images:
+        if self.train.given("images") and self.train.warmup_images > self.train.images:
             raise ValueError("train.warmup_images is more than train.images")
         if self.train.label_dropout and not self.model.class_conditional:
             raise ValueError("train.label_dropout needs model.class_conditional: true")
@@ -191,14 +191,14 @@ def _with_defaults(section: type[BaseModel], preset: BaseModel) -> type[BaseMode
         annotation: Any = field.annotation
         if isinstance(value, Section):
             annotation = _with_defaults(type(value), value)
-            value = annotation.model_validate(value.model_dump())
+            value = annotation.model_validate(value.model_dump(exclude_unset=True))
         copied = copy(field)
         copied.default = value
         copied.annotation = annotation
         # Prefect sorts its forms by position; without it, alphabetically.
         copied.json_schema_extra = {"position": position}
         fields[name] = (annotation, copied)
-    return create_model(
+    made = create_model(
         section.__name__,
         __base__=section,
         __doc__=section.__doc__,
@@ -207,3 +207,6 @@ def _with_defaults(section: type[BaseModel], preset: BaseModel) -> type[BaseMode
         __cls_kwargs__={"use_attribute_docstrings": False},
         **fields,
     )
+    if isinstance(preset, Section) and issubclass(made, Section):
+        made.preset_keys = type(preset).preset_keys | preset.model_fields_set
+    return made

@@ -18,7 +18,7 @@ from fm_core.launch.dispatch import Job, alive, cleanup, submit, submitted
 from fm_core.launch.exit_records import ended_at
 from fm_core.launch.job import kill, processes_of, successor
 from fm_core.launch.launcher import StageJob
-from fm_core.run.directory import differences
+from fm_core.run.directory import differences, identity
 from fm_core.run.lease import LOOK_INTERVAL_SECONDS, HolderState, Lease, holder_name, waiting_message
 from fm_core.run.progress import Observer, Progress
 from fm_core.run.stop_file import refuse_pending_request
@@ -123,6 +123,7 @@ def _submit(stage_job: StageJob, lease: Lease, previous: Job | None) -> Job:
     if previous:
         # The agent is dead; ranks it left behind must be gone before new ones start.
         cleanup(previous)
+    stage_job.before_submit()
     config_file = logs / f"{stage}.yaml"
     write_text(config_file, dump_yaml(config))
     # The lease is this process's until the agent is known: its ranks must find it taken when they begin.
@@ -136,7 +137,6 @@ def _submit(stage_job: StageJob, lease: Lease, previous: Job | None) -> Job:
     # Without this record the next start finds the agent in job.json.
     with suppress(OSError):
         _record(lease, job)
-    stage_job.on_submitted()
     return job
 
 
@@ -150,10 +150,15 @@ def _record(lease: Lease, job: Job) -> None:
 def _check_same_work(job: Job, logs: Path, config: RunConfig) -> None:
     running = load_config(logs / f"{job.stage}.yaml")
     section = job.stage if job.stage in ("train", "evaluate") else "sample"
-    changes = differences(getattr(running, section).model_dump(), getattr(config, section).model_dump())
+    changes = differences(
+        getattr(running, section).model_dump(), getattr(config, section).model_dump(), f"{section}."
+    )
+    if job.stage == "train":
+        # Before its first step, the run directory does not say which run it is.
+        changes = changes or differences(identity(running), identity(config))
     if changes:
         raise UserError(
-            f"a {job.stage} job runs in {logs.parent} with another configuration: {section}.{changes[0]}; "
+            f"a {job.stage} job runs in {logs.parent} with another configuration: {changes[0]}; "
             "wait for it or stop it"
         )
 

@@ -30,8 +30,8 @@ class StageJob:
     durable_progress: Callable[[], int] = lambda: 0
     """Amount of work that is finished for good, in any unit; progress beyond the previous maximum resets the
     count of restarts."""
-    on_submitted: Callable[[], None] = lambda: None
-    """Called when a job was submitted, not when a running one is attached to."""
+    before_submit: Callable[[], None] = lambda: None
+    """Called before a job is submitted, while no other start can submit one; a UserError refuses it."""
 
 
 @dataclass(frozen=True)

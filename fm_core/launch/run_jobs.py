@@ -22,7 +22,7 @@ def control_directories(run: Path) -> list[Path]:
 
 def runs(run: Path) -> list[Path]:
     """A run and, where it is a comparison, the runs of its experiments."""
-    return [run, *sorted(record.parent for record in run.glob("reproduce/*/config.yaml"))]
+    return [run, *sorted(path for path in run.glob("reproduce/*") if path.is_dir())]
 
 
 def stop_requested(run: Path) -> bool:

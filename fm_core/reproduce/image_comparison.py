@@ -40,6 +40,7 @@ def reproduce_images(
     check_comparison(config, stages.rules)
     directory = run.path / "reproduce"
     device_shares(config)
+    run.begin()
     with exclusive_lock(directory) as check_stop:
         progress = _ComparisonProgress(len(experiments), observe, check_stop)
         stages.shard(config)

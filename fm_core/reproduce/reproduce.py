@@ -23,13 +23,17 @@ def reproduce(config: RunConfig, observe: Observer = no_progress, *, stages: Sta
         RuntimeError: at the end, if an experiment failed; the others are retained and reported, and the next
             call tries the failed one again.
     """
-    if config.reproduce.kind == "plane":
-        return run_stage_function(
-            "reproduce", config, observe, lambda run, show: reproduce_2d(config, run, show)
-        )
-    return run_stage_function(
-        "reproduce", config, observe, lambda run, show: reproduce_images(config, run, show, stages)
-    )
+
+    def work(run: RunDirectory, show: Observer) -> StageResult:
+        if config.reproduce.kind == "plane":
+            result = reproduce_2d(config, run, show)
+        else:
+            result = reproduce_images(config, run, show, stages)
+        # Each experiment is bound to its own configuration, from its first step on.
+        run.bind()
+        return result
+
+    return run_stage_function("reproduce", config, observe, work)
 
 
 def page_sections(config: RunConfig) -> list[PageSection]:

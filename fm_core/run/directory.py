@@ -6,7 +6,8 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,8 @@ class RunDirectory:
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         self.path = Path(config.run.root) / config.run.name
+        self.begun = False
+        """Whether `begin` was called: this start was not refused."""
 
     @property
     def metrics(self) -> Path:
@@ -97,47 +100,76 @@ class RunDirectory:
         """Everything one process of a stage printed."""
         return self.path / "logs" / f"{stage}-{rank}.log"
 
-    def open(self) -> None:
-        """Create the directory, or check that an existing one belongs to the same run.
+    def check(self) -> None:
+        """Check that this configuration may run here; nothing is left behind.
 
-        config.yaml is written where there is none, and from then on by training alone (`remember`).
-
-        Raises UserError for a directory that cannot be written, a full disk, or a run whose
+        Raises UserError for a directory that cannot be written, a full disk, or a trained run whose
         data, network, method, seed or optimization differ from this configuration.
         """
+        with self._writable():
+            existing = next(place for place in (self.path, *self.path.parents) if place.exists())
+            free = shutil.disk_usage(existing).free
+            if free < FREE_BYTES:
+                raise UserError(
+                    f"run.root: {free >> 20} MiB free under {self.path}; "
+                    f"at least {FREE_BYTES >> 20} are needed"
+                )
+            descriptor, probe = tempfile.mkstemp(prefix=".writable.", dir=existing)
+            os.close(descriptor)
+            Path(probe).unlink()
+        self.check_identity()
+
+    def check_identity(self) -> None:
+        """Check that the run, if it was trained, is this configuration's. Raises UserError."""
+        recorded = self.bound_config()
+        changes = differences(identity(recorded), identity(self.config)) if recorded else []
+        if changes:
+            raise UserError(f"{self.path} is another run: {'; '.join(changes)}; choose another run.name")
+
+    def begin(self) -> None:
+        """Create the directory and record the environment. UserError if it cannot be written.
+
+        A stage calls this after the last check that may refuse its configuration: a refused start leaves
+        nothing behind.
+        """
+        with self._writable():
+            (self.path / "logs").mkdir(parents=True, exist_ok=True)
+            if not (self.path / "environment.json").exists():
+                write_json(self.path / "environment.json", environment())
+        self.begun = True
+
+    def bind(self) -> None:
+        """Write this configuration to config.yaml: from now on the run is this one.
+
+        Training does so after the first applied step of each start; no other stage of a run does.
+
+        Raises UserError if the run was bound to another configuration meanwhile.
+        """
+        self.check_identity()
+        if not self._has_results():
+            self.metrics.parent.mkdir(parents=True, exist_ok=True)
+        write_text(self.path / "config.yaml", dump_yaml(self.config))
+
+    def bound_config(self) -> RunConfig | None:
+        """The configuration that the run is bound to; None before its first training step.
+
+        Earlier versions also wrote config.yaml for starts that were refused or that only wrote shards:
+        without anything trained, the file means nothing. UserError if it is of an incompatible version.
+        """
+        file = self.path / "config.yaml"
+        return _recorded(file) if file.exists() and self._has_results() else None
+
+    def _has_results(self) -> bool:
+        return any((self.path / name).exists() for name in ("train", "reproduce"))
+
+    @contextmanager
+    def _writable(self) -> Generator[None]:
         try:
-            self._open()
+            yield
         except OSError as error:
             raise UserError(
                 f"run.root: {self.path} cannot be written ({error.strerror}); name a writable directory"
             ) from None
-
-    def remember(self) -> None:
-        """Write this configuration to config.yaml.
-
-        Only training does so, when it actually starts; the configuration of another stage is not recorded.
-        """
-        write_text(self.path / "config.yaml", dump_yaml(self.config))
-
-    def _open(self) -> None:
-        (self.path / "logs").mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(self.path).free
-        if free < FREE_BYTES:
-            raise UserError(
-                f"run.root: {free >> 20} MiB free under {self.path}; at least {FREE_BYTES >> 20} are needed"
-            )
-        descriptor, probe = tempfile.mkstemp(prefix=".writable.", dir=self.path)
-        os.close(descriptor)
-        Path(probe).unlink()
-        recorded = self.path / "config.yaml"
-        if recorded.exists():
-            changes = differences(identity(_recorded(recorded)), identity(self.config))
-            if changes:
-                raise UserError(f"{self.path} is another run: {'; '.join(changes)}; choose another run.name")
-        else:
-            self.remember()
-        if not (self.path / "environment.json").exists():
-            write_json(self.path / "environment.json", environment())
 
 
 def step_name(step: int) -> str:

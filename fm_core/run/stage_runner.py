@@ -1,11 +1,10 @@
-"""Stage runner: opens the run directory, measures time, and appends to the history of stages."""
+"""Stage runner: checks the run directory, measures time, and appends to the history of stages."""
 
 import os
 import time
 import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 
 from fm_core.config import RunConfig
 from fm_core.errors import LeaseLostError, StopRequested, UserError
@@ -25,9 +24,13 @@ Work = Callable[[RunDirectory, Observer], StageResult]
 
 
 def run_stage_function(stage: str, config: RunConfig, observe: Observer, work: Work) -> StageResult:
-    """Open the run directory, do the work, and append a line to logs/stages.jsonl even if it fails."""
+    """Check the run directory, do the work, and append a line to logs/stages.jsonl even if it fails.
+
+    The work calls `run.begin()` after the last check of its configuration. A start that is refused before
+    leaves no trace.
+    """
     run = RunDirectory(config)
-    run.open()
+    run.check()
     lease = Lease(run.path / "lock")
     began, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
     outcome = {"state": "failed", "summary": ""}
@@ -46,23 +49,25 @@ def run_stage_function(stage: str, config: RunConfig, observe: Observer, work: W
         outcome["state"] = "stopped" if on_request else "failed"
         if isinstance(error, Exception) and not isinstance(error, StopRequested | UserError | LeaseLostError):
             trace = traceback.format_exc()
-            effort.call("write the log of errors", lambda: _append(run.log(stage, "error"), trace), None)
+            effort.call("write the log of errors", lambda: _log_error(run, stage, trace), None)
         effort.call("write the status", lambda: _end_status(run, lease, stage, outcome["state"]), None)
         raise
     finally:
-        seconds = round(time.monotonic() - clock, 3)
-        record = {"stage": stage, "began": began, "seconds": seconds, **outcome}
-        effort.call("record the stage", lambda: append_line(run.history, record), None)
+        if run.begun:
+            seconds = round(time.monotonic() - clock, 3)
+            record = {"stage": stage, "began": began, "seconds": seconds, **outcome}
+            effort.call("record the stage", lambda: append_line(run.history, record), None)
 
 
-def _append(file: Path, text: str) -> None:
-    with file.open("a", encoding="utf-8") as log:
+def _log_error(run: RunDirectory, stage: str, text: str) -> None:
+    run.begin()
+    with run.log(stage, "error").open("a", encoding="utf-8") as log:
         log.write(text)
 
 
 def _end_status(run: RunDirectory, lease: Lease, stage: str, phase: str) -> None:
     """Set the phase in status.json to that of the end, unless a job still runs."""
-    status = read_status(run.path)
+    status = read_status(run.path) if run.begun else None
     if status and status["stage"] == stage and lease.holder() is None:
         status.pop("schema")
         write_json(run.path / "status.json", {**status, "phase": phase})
@@ -84,7 +89,7 @@ def _with_status(run: RunDirectory, lease: Lease, observe: Observer, effort: Bes
         nonlocal last
         now = time.monotonic()
         finished = progress.done >= progress.total
-        if now - last > STATUS_SECONDS or finished:
+        if run.begun and (now - last > STATUS_SECONDS or finished):
             last = now
             effort.call("write the status", lambda: write(progress), None)
         effort.call("show the progress", lambda: observe(progress), None)

@@ -1,5 +1,6 @@
 """Checks of this machine, and of a configuration: its rules, network, cost and hosts."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 from fm_core.config import RunConfig
@@ -13,6 +14,7 @@ from fm_core.models.flops import TRAINING_PASSES, flops_per_image, parameter_cou
 from fm_core.run.results import Check
 from fm_core.stages.environment_checks import machine_checks
 from fm_core.stages.preflight import rules
+from fm_core.stages.resolve import resolve
 from fm_core.training.cost_model import Cluster, checkpoint_bytes_of, cost_checks, training_cost
 
 
@@ -38,6 +40,8 @@ def doctor(config: RunConfig | None, request: DoctorRequest) -> list[Check]:
         if request != DoctorRequest():
             raise UserError("--model, --launch and --cost need --config FILE")
         return [*machine_checks(), *self_tests()]
+    with suppress(UserError):  # which `_data` reports
+        config = resolve(config, from_source=True)
     checks: list[Check] = []
     if request.model:
         checks += _model(config)

@@ -30,6 +30,7 @@ from fm_core.run.resource_limits import available_cores
 from fm_core.run.results import StageResult
 from fm_core.run.stage_runner import run_stage_function
 from fm_core.run.stop_file import mark_obeyed, pending_request, refuse_pending_request
+from fm_core.stages.resolve import resolve
 from fm_core.storage.atomic_files import read_json, write_json, write_text
 
 CLASSIFIER = "training the classifier"
@@ -48,6 +49,7 @@ def evaluate(config: RunConfig, observe: Observer = no_progress) -> StageResult:
         StopRequested: the stage was asked to stop.
         RuntimeError: the job failed.
     """
+    config = resolve(config)
     if config.launch.kind == "debug" and config.evaluate.processes not in (None, 1):
         raise UserError(
             f"evaluate.processes {config.evaluate.processes}: launch.kind debug runs one process; "
@@ -65,6 +67,7 @@ def _evaluate(config: RunConfig, run: RunDirectory, observe: Observer) -> StageR
     evaluation = EvaluationRun(config, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     config = _with_fixed_step(config, evaluation)
     _check_image_count(evaluation.validation_images)
+    run.begin()
     path = run.path / "evaluation" / evaluation.folder / f"{evaluation.key}.json"
     scores = read_json(path)
     state = "verified" if scores else "done"

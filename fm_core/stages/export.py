@@ -19,6 +19,7 @@ from fm_core.run.stage_runner import run_stage_function
 from fm_core.sampling.api import EXPORTED
 from fm_core.sampling.checkpoint_source import Model, checkpoint_step, load_model, weights_file
 from fm_core.sampling.sample_store import weights_name
+from fm_core.stages.resolve import resolve
 from fm_core.storage.atomic_files import read_json, write_json, write_text
 from fm_core.storage.hashing import sha256_file
 
@@ -29,6 +30,7 @@ def export(config: RunConfig, observe: Observer = no_progress) -> StageResult:
     Raises:
         UserError: the weights are missing or damaged, or the folder contains another model.
     """
+    config = resolve(config)
     return run_stage_function("export", config, observe, lambda run, show: _export(config, run, show))
 
 
@@ -36,6 +38,7 @@ def _export(config: RunConfig, run: RunDirectory, observe: Observer) -> StageRes
     step = checkpoint_step(config)
     file = weights_file(config, step)
     model = load_model(file, torch.device("cpu"), config)
+    run.begin()
     folder = Path(config.export.folder or run.path / "export" / f"{step_name(step)}-{weights_name(config)}")
     target, scores = folder / EXPORTED, _scores(run, model)
     state = "verified"

@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from fm_core.checkpoint.catalog import CheckpointCatalog
 from fm_core.config import RunConfig
-from fm_core.data.dataset_builder import check_source
+from fm_core.config.derived_defaults import DatasetSize, with_derived
+from fm_core.data.dataset_builder import check_source, read_complete
+from fm_core.data.shard_plan import make_plan
 from fm_core.data.sources import open_source
 from fm_core.errors import UserError
 from fm_core.evaluation.evaluation_run import check_extractors
@@ -14,7 +15,8 @@ from fm_core.launch.online_eval import MIN_IMAGES, check_online_eval
 from fm_core.models.build import build_meta_network
 from fm_core.run.directory import RunDirectory
 from fm_core.sampling.sample_store import solver_of
-from fm_core.stages.train import check_training
+from fm_core.stages.resolve import resolve
+from fm_core.stages.train import check_initial_weights, check_training
 from fm_core.training.ema import POWER, ema_decays
 
 STAGES = ("shard", "train", "sample", "evaluate", "report")
@@ -29,11 +31,25 @@ def preflight(config: RunConfig, stages: Sequence[str] = STAGES) -> None:
     Raises:
         UserError: one line for the first thing that is wrong.
     """
+    config = resolve(config, from_source="shard" in stages)
     if "shard" in stages:
         check_source(config.data)
     for _, rule in rules(config, stages):
         rule()
-    RunDirectory(config).open()
+    RunDirectory(config).check()
+
+
+def has_features(config: RunConfig) -> bool:
+    """Whether samples can be scored: the classifier needs labels. True where the data set is not known."""
+    if config.evaluate.features != "classifier":
+        return True
+    try:
+        data = resolve(config, from_source=True).data
+        manifest = read_complete(data)
+        classes = manifest.class_count if manifest else make_plan(data).classes.count
+    except UserError:
+        return True
+    return classes is not None
 
 
 def rules(config: RunConfig, stages: Sequence[str] = STAGES) -> Iterator[tuple[str, Rule]]:
@@ -41,7 +57,7 @@ def rules(config: RunConfig, stages: Sequence[str] = STAGES) -> Iterator[tuple[s
     if "train" in stages:
         yield "training", partial(check_training, config)
         yield "network", partial(_check_network, config)
-        yield "initial weights", partial(_check_initial_weights, config)
+        yield "initial weights", partial(check_initial_weights, config)
         yield "online evaluation", partial(check_online_eval, config)
     if "evaluate" in stages:
         yield "feature extractors", partial(check_extractors, config.evaluate)
@@ -50,18 +66,10 @@ def rules(config: RunConfig, stages: Sequence[str] = STAGES) -> Iterator[tuple[s
 
 
 def _check_network(config: RunConfig) -> None:
-    facts = open_source(config.data).facts
-    build_meta_network(config.model, facts.image_shape, classes=1)
-
-
-def _check_initial_weights(config: RunConfig) -> None:
-    source = config.train.init_from
-    if not source or "://" in source or Path(source).exists():
-        return
-    if not CheckpointCatalog.of(config).steps():  # a resumed run does not need it
-        raise UserError(
-            f"train.init_from: {source} does not exist; name a run directory or a .safetensors file"
-        )
+    shape = open_source(config.data).facts.image_shape
+    # Whether the network can be built does not depend on the number of images, which may not be known.
+    config = with_derived(config, DatasetSize(side=shape[-1], images=1))
+    build_meta_network(config.model, shape, classes=1)
 
 
 def _check_samples(config: RunConfig, trained_here: bool, scored: bool) -> None:

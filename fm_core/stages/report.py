@@ -18,6 +18,7 @@ from fm_core.run.results import StageResult
 from fm_core.run.stage_runner import run_stage_function
 from fm_core.sampling.checkpoint_source import checkpoint_step, load_model, weights_file
 from fm_core.sampling.sample_store import SampleSet, protocol_of
+from fm_core.stages.resolve import resolve
 from fm_core.storage.atomic_files import read_json, read_lines, write_text
 from fm_core.storage.hashing import fingerprint
 
@@ -28,6 +29,7 @@ def report(config: RunConfig, observe: Observer = no_progress) -> StageResult:
     Raises:
         UserError: the run has no complete samples.
     """
+    config = resolve(config)
     return run_stage_function("report", config, observe, lambda run, show: _report(config, run, show))
 
 
@@ -40,6 +42,7 @@ def _report(config: RunConfig, run: RunDirectory, observe: Observer) -> StageRes
     done = samples.done()
     if done is None or not metrics:
         raise UserError(f"{samples.store.url} is not complete; run fm sample first")
+    run.begin()
     scores = [record for path in _score_files(run, step, samples.key) if (record := read_json(path))]
     others = sorted(str(path.relative_to(run.path)) for path in run.path.glob("evaluation/*/*.json"))
     content = [metrics[-1], done, scores, others, manifest.version, config.model_dump(mode="json")]

@@ -15,6 +15,7 @@ from fm_core.run.results import StageResult
 from fm_core.run.stage_runner import run_stage_function
 from fm_core.sampling.checkpoint_source import Model, checkpoint_step, load_model, weights_file
 from fm_core.sampling.sample_store import SampleSet, draw_of, protocol_of, solver_of
+from fm_core.stages.resolve import resolve
 from fm_core.training.posthoc_ema import make_average
 
 GRID_IMAGES = 64
@@ -31,6 +32,7 @@ def sample(config: RunConfig, observe: Observer = no_progress) -> StageResult:
         StopRequested: the stage was asked to stop.
         RuntimeError: the job failed.
     """
+    config = resolve(config)
     return run_stage_function("sample", config, observe, lambda run, show: _sample(config, run, show))
 
 
@@ -46,6 +48,7 @@ def _sample(config: RunConfig, run: RunDirectory, observe: Observer) -> StageRes
         if changes := differences(saved, configured, "model."):
             raise UserError(f"{run.checkpoints} contains another network: {'; '.join(changes)}")
     draw.check(model)
+    run.begin()
     samples = SampleSet(config, step, protocol_of(config, model.weights_sha256))
     missing = samples.problems()
     grids = all(samples.store.size(name) for name in _grid_files(samples))

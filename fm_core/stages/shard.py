@@ -8,6 +8,7 @@ from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Observer, Progress, RateMeter, no_progress
 from fm_core.run.results import StageResult
 from fm_core.run.stage_runner import run_stage_function
+from fm_core.stages.resolve import resolve_data
 
 
 def shard(config: RunConfig, observe: Observer = no_progress) -> StageResult:
@@ -17,6 +18,7 @@ def shard(config: RunConfig, observe: Observer = no_progress) -> StageResult:
         UserError: the source is missing or invalid, another recipe exists under the same name, or the disk is
             full.
     """
+    config = resolve_data(config)
     return run_stage_function("shard", config, observe, lambda run, show: _shard(config, run, show))
 
 
@@ -25,6 +27,7 @@ def _shard(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResu
     total = (
         sum(split.images for split in existing.splits.values()) if existing else make_plan(config.data).images
     )
+    run.begin()
     rate = RateMeter()
 
     def on_images(done: int) -> None:

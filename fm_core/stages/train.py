@@ -1,5 +1,7 @@
 """The train stage: a DeepSpeed job from shards to checkpoints."""
 
+from pathlib import Path
+
 from fm_core.checkpoint.catalog import CheckpointCatalog
 from fm_core.checkpoint.format import checkpoint_directories, step_of
 from fm_core.config import RunConfig
@@ -16,6 +18,7 @@ from fm_core.run.progress import Observer, Progress, byte_size, no_progress
 from fm_core.run.results import StageResult
 from fm_core.run.stage_runner import run_stage_function
 from fm_core.run.status import read_status
+from fm_core.stages.resolve import resolve
 from fm_core.storage.atomic_files import read_json, read_lines
 from fm_core.storage.store import Store
 from fm_core.training.cost_model import checkpoint_bytes_of
@@ -31,6 +34,7 @@ def train(config: RunConfig, observe: Observer = no_progress) -> StageResult:
         StopRequested: the job was asked to stop.
         RuntimeError: the job failed.
     """
+    config = resolve(config)
     return run_stage_function("train", config, observe, lambda run, show: _train(config, run, show))
 
 
@@ -48,6 +52,17 @@ def check_training(config: RunConfig) -> None:
         # The adjoint needs gradients of parameters that ZeRO 3 has already released.
         raise UserError("train.zero_stage 3: maximum-likelihood trains through the solver; use stage 1 or 2")
     check_loggers(config.train)
+
+
+def check_initial_weights(config: RunConfig) -> None:
+    """Check that train.init_from exists, unless there is a checkpoint to resume from. Raises UserError."""
+    source = config.train.init_from
+    if not source or "://" in source or Path(source).exists():
+        return
+    if not CheckpointCatalog.of(config).steps():  # a resumed run does not need it
+        raise UserError(
+            f"train.init_from: {source} does not exist; name a run directory or a .safetensors file"
+        )
 
 
 def check_space(config: RunConfig, manifest: Manifest) -> None:
@@ -68,16 +83,20 @@ def check_space(config: RunConfig, manifest: Manifest) -> None:
 
 def _train(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResult:
     check_training(config)
+    check_initial_weights(config)
     check_online_eval(config)
     manifest = load_manifest(config.data.root, config.data.name)
     state = "verified"
-    if not complete(config):
+    if complete(config):
+        run.begin()
+    else:
         check_space(config, manifest)
         state = "done"
         batch, ranks = config.train.global_batch, world(config.launch)[0]
         check_streams(
             config.data, manifest, config.run.seed, batch, ranks, max_processes_per_host(config.launch)
         )
+        run.begin()
         total = config.train.images
         observe(Progress("train", 0, total, "images", "starting the processes"))
         job = StageJob(
@@ -89,7 +108,7 @@ def _train(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResu
             complete=lambda: complete(config),
             meanwhile=lambda: online_evaluation(config),
             durable_progress=lambda: newest_step(run),
-            on_submitted=run.remember,
+            before_submit=run.check_identity,
         )
         supervise(job, observe)
     done = read_json(run.train_done) or {}

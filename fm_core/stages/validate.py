@@ -8,9 +8,11 @@ from fm_core.data.manifest import load_manifest
 from fm_core.data.shard_plan import make_plan
 from fm_core.data.verify import Depth, validate_dataset
 from fm_core.errors import UserError
+from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Observer, Progress, RateMeter, no_progress
 from fm_core.run.results import StageResult
 from fm_core.run.stage_runner import run_stage_function
+from fm_core.stages.resolve import resolve_data
 
 
 def validate(
@@ -21,15 +23,20 @@ def validate(
     Raises:
         UserError: shards are damaged; the message names each of them.
     """
+    config = resolve_data(config)
     return run_stage_function(
-        "validate", config, observe, lambda run, show: _validate(config, show, depth, repair)
+        "validate", config, observe, lambda run, show: _validate(config, run, show, depth, repair)
     )
 
 
-def _validate(config: RunConfig, observe: Observer, depth: Depth, repair: bool) -> StageResult:
+def _validate(
+    config: RunConfig, run: RunDirectory, observe: Observer, depth: Depth, repair: bool
+) -> StageResult:
     if repair:
+        run.begin()
         _repair(config, observe)
     manifest = load_manifest(config.data.root, config.data.name)
+    run.begin()
     total = sum(split.images for split in manifest.splits.values())
 
     on_images = _progress(observe, total, f"{depth} check")

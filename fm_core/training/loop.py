@@ -1,6 +1,7 @@
 """Training loop: steps, logging, validation, checkpoints, stop requests and rollbacks."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,8 @@ class Trainer:
     """On rank 0 only: the file that records a rollback."""
     validation: ValidationLoss | None = None
     """None if there are no validation images."""
+    on_first_step: Callable[[], None] | None = None
+    """On rank 0 only: called once, after the first step that was applied."""
     watchdog: HangWatchdog | None = None
     """None if ranks that hang are not detected."""
     step_start: float = field(default_factory=time.monotonic)
@@ -146,6 +149,9 @@ def _after_step(trainer: Trainer, state: TrainState, interval: MetricAccumulator
     applied = bool(trainer.engine.was_step_applied())
     if applied:
         trainer.averages.update(state.applied_steps)
+        if trainer.on_first_step:
+            trainer.on_first_step()
+            trainer.on_first_step = None
     interval.images += trainer.train.global_batch
     now = time.monotonic()
     seconds, trainer.step_start = now - trainer.step_start, now

@@ -152,6 +152,7 @@ def _build_trainer(config: RunConfig, rank: Rank, device: torch.device) -> Train
         else None,
         validation=_validation_loss(config, manifest, method, rank.count),
         log=_train_log(config, rank) if rank.first else None,
+        on_first_step=directory.bind if rank.first else None,
         rollback_record=directory.path / "train" / "setback.json" if rank.first else None,
     )
 

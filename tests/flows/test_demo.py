@@ -55,6 +55,7 @@ def test_everything_is_deployed(demo: Demo):
     }
     assert set(deployed) == {
         "train-digits/default",
+        "train-images/default",
         "train-imagenet32/default",
         "train-imagenet64/default",
         "reproduce-paper/default",

@@ -95,7 +95,7 @@ def test_a_directory_is_refused_in_one_line_while_another_host_sends_heartbeats(
         said.append(progress.message)
         Lease(tmp_path / "lock").heartbeat(job="b2")
 
-    more = {"meanwhile": meanwhile, "on_submitted": lambda: opened.append(True)}
+    more = {"meanwhile": meanwhile, "before_submit": lambda: opened.append(True)}
     with pytest.raises(UserError, match=r"is in use by process \d+ on elsewhere \(train\)") as caught:
         supervise(stage_job(tmp_path, remember, **more), observe)
     assert not opened, "nothing is started or ended while another host's job runs"

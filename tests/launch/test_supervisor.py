@@ -41,7 +41,7 @@ def test_a_job_whose_rank_is_killed_starts_again_and_each_restart_is_reported(jo
     job.run(
         complete=lambda: (job.control / "made-0.json").exists(),
         meanwhile=meanwhile,
-        on_submitted=lambda: submissions.append(submitted(job.control).id),
+        before_submit=lambda: submissions.append(getattr(submitted(job.control), "id", None)),
     )
     assert events[1:] == ["closed"]
     assert len(set(submissions)) == 3

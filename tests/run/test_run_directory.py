@@ -22,17 +22,31 @@ def config_at(root, **sections):
     return RunConfig.model_validate(sections)
 
 
+def begin(config) -> RunDirectory:
+    """The directory of an accepted start."""
+    run = RunDirectory(config)
+    run.check()
+    run.begin()
+    return run
+
+
+def trained(config) -> RunDirectory:
+    """The directory of a run whose first step was applied."""
+    run = begin(config)
+    run.bind()
+    return run
+
+
 def refused(config) -> str:
     with pytest.raises(UserError) as caught:
-        RunDirectory(config).open()
+        begin(config)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def test_what_was_asked_and_where_is_written_down(tmp_path):
     config = config_at(tmp_path, train={"learning_rate": 3e-4})
-    run = RunDirectory(config)
-    run.open()
+    run = trained(config)
     assert load_config(run.path / "config.yaml") == config
     environment = read_json(run.path / "environment.json")
     assert environment["versions"]["torch"]
@@ -40,10 +54,9 @@ def test_what_was_asked_and_where_is_written_down(tmp_path):
 
 
 def test_opening_again_is_no_change(tmp_path):
-    run = RunDirectory(config_at(tmp_path))
-    run.open()
+    run = trained(config_at(tmp_path))
     before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
-    run.open()
+    begin(config_at(tmp_path))
     assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
 
 
@@ -63,8 +76,7 @@ def test_opening_again_is_no_change(tmp_path):
     ],
 )
 def test_another_run_in_the_same_place_is_refused_by_key(tmp_path, section, change, named):
-    run = RunDirectory(config_at(tmp_path))
-    run.open()
+    run = trained(config_at(tmp_path))
     before = (run.path / "config.yaml").read_bytes()
     assert named in refused(config_at(tmp_path, **{section: change}))
     assert (run.path / "config.yaml").read_bytes() == before
@@ -90,22 +102,22 @@ def test_another_run_in_the_same_place_is_refused_by_key(tmp_path, section, chan
 )
 def test_settings_that_do_not_affect_the_run_itself_may_change(tmp_path, section, change):
     config = config_at(tmp_path)
-    RunDirectory(config).open()
+    trained(config)
     changed = config_at(tmp_path, **{section: change})
-    run = RunDirectory(changed)
-    run.open()
+    run = begin(changed)
     assert load_config(run.path / "config.yaml") == config
-    run.remember()
+    run.bind()
     assert load_config(run.path / "config.yaml") == changed
 
 
 @pytest.mark.parametrize("end", [None, UserError("a file is missing"), KeyboardInterrupt()])
 def test_what_a_stage_is_given_for_one_call_is_not_what_was_asked_of_the_run(tmp_path, end):
-    RunDirectory(config_at(tmp_path)).open()
+    trained(config_at(tmp_path))
     recorded_file = RunDirectory(config_at(tmp_path)).path / "config.yaml"
     before = recorded_file.read_bytes(), recorded_file.stat().st_mtime_ns
 
     def work(run, observe):
+        run.begin()
         if end:
             raise end
         return StageResult(stage="sample", state="done", seconds=0, summary="", paths={}, counts={})
@@ -124,38 +136,35 @@ def test_a_pipeline_that_is_refused_leaves_nothing(tmp_path):
 
 def test_the_end_of_a_falling_learning_rate_is_part_of_the_run(tmp_path):
     falling = {"schedule": "cosine", "images": 128_000}
-    RunDirectory(config_at(tmp_path, train=falling)).open()
+    trained(config_at(tmp_path, train=falling))
     longer = config_at(tmp_path, train={**falling, "images": 256_000})
     assert "train.images was 128000 and is now 256000" in refused(longer)
 
 
 def test_a_run_may_be_moved(tmp_path):
-    run = RunDirectory(config_at(tmp_path / "a"))
-    run.open()
+    trained(config_at(tmp_path / "a"))
     shutil.move(tmp_path / "a", tmp_path / "b")
-    RunDirectory(config_at(tmp_path / "b")).open()
+    begin(config_at(tmp_path / "b"))
 
 
 def test_the_archives_may_be_moved(tmp_path):
     source = {"format": "imagenet-npz", "image_size": 64}
-    RunDirectory(config_at(tmp_path, data={"source": {**source, "url": "/here"}})).open()
-    RunDirectory(config_at(tmp_path, data={"source": {**source, "url": "/there"}})).open()
+    trained(config_at(tmp_path, data={"source": {**source, "url": "/here"}}))
+    begin(config_at(tmp_path, data={"source": {**source, "url": "/there"}}))
 
 
 def test_a_key_that_an_older_version_did_not_know_has_its_default(tmp_path):
-    run = RunDirectory(config_at(tmp_path))
-    run.open()
+    run = trained(config_at(tmp_path))
     file = run.path / "config.yaml"
     tree = yaml.safe_load(file.read_text())
     del tree["train"]["epsilon"], tree["report"]
     file.write_text(yaml.safe_dump(tree))
-    run.open()
+    begin(config_at(tmp_path))
     assert "train.epsilon" in refused(config_at(tmp_path, train={"epsilon": 0.5}))
 
 
 def test_a_configuration_of_a_newer_version_is_refused(tmp_path):
-    run = RunDirectory(config_at(tmp_path))
-    run.open()
+    run = trained(config_at(tmp_path))
     file = run.path / "config.yaml"
     file.write_text(file.read_text() + "distillation: {teacher: x}\n")
     message = refused(config_at(tmp_path))
@@ -171,7 +180,7 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path, place):
 
 
 def test_a_directory_that_takes_no_new_files_is_refused(tmp_path, monkeypatch):
-    RunDirectory(config_at(tmp_path)).open()
+    begin(config_at(tmp_path))
 
     def read_only(*_, **__):
         raise PermissionError(13, "Permission denied")
@@ -188,7 +197,7 @@ def test_a_full_disk_is_refused_before_anything_is_written(tmp_path, monkeypatch
     config = config_at(tmp_path)
     message = refused(config)
     assert "1 MiB free" in message
-    assert not (RunDirectory(config).path / "config.yaml").exists()
+    assert not RunDirectory(config).path.exists()
 
 
 def test_the_identity_is_plain_and_complete():
@@ -246,7 +255,8 @@ def test_a_configuration_outside_of_a_run_directory_means_what_it_says(tmp_path)
 
 def test_a_directory_whose_name_is_no_name_of_a_run_is_refused(tmp_path):
     run = RunDirectory(config_at(tmp_path / "runs"))
-    run.open()
+    run.begin()
+    run.bind()
     shutil.move(run.path, tmp_path / "my run")
     with pytest.raises(UserError, match=r"config\.yaml: run\.name") as caught:
         load_run_config(tmp_path / "my run" / "config.yaml")

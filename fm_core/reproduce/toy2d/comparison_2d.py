@@ -39,6 +39,7 @@ def reproduce_2d(config: RunConfig, run: RunDirectory, observe: Observer) -> Sta
     """
     experiments = toy_experiments(config)
     directory = run.path / "reproduce"
+    run.begin()
     threads = config.launch.threads or torch.get_num_threads()
     with exclusive_lock(directory) as check_stop, cpu_threads(threads):
         progress = ToyProgress(len(experiments), observe, check_stop)

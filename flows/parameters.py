@@ -1,0 +1,30 @@
+"""The configuration that the parameters of a flow run name."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fm_core.config import RunConfig, merge, parse_config, read_yaml
+from fm_core.errors import UserError
+
+
+def config_of(parameters: Mapping[str, Any], default: RunConfig | None = None) -> RunConfig:
+    """The configuration of the parameter `config`, or of `config_file` with the keys of `config` over it.
+
+    `default` is the flow's own, for a run without the parameter. Keys that are named nowhere stay absent,
+    so that their defaults can be derived from the data set.
+
+    Raises:
+        UserError: in one line, if nothing is named, or for a wrong file or key.
+    """
+    config, file = parameters.get("config"), parameters.get("config_file")
+    if isinstance(config, RunConfig):
+        return config
+    if file:
+        return parse_config(merge(read_yaml(file), config or {}), where=str(file))
+    if config:
+        return parse_config(config, where="config")
+    if default is not None:
+        return default
+    raise UserError(
+        "config_file: name a configuration file, e.g. one that fm init has written, or give config"
+    )
