@@ -28,6 +28,10 @@ class UnreachableError(UserError):
     """
 
 
+class ForeignCheckpointsError(UserError):
+    """A place for checkpoints belongs to another run."""
+
+
 class DamagedRecordError(UserError):
     """A manifest or sidecar is not valid JSON of its schema."""
 
@@ -53,8 +57,12 @@ class NonFiniteGradientsError(FlowMatchingError):
         self.state = state
 
 
+class LeaseLostError(FlowMatchingError):
+    """Another job has taken over the run; this one ends without writing anything further."""
+
+
 class CorruptCheckpointError(FlowMatchingError, OSError):
-    """A file of a checkpoint differs from its SHA-256, so it is not uploaded."""
+    """A checkpoint is damaged or of another run, so it is not uploaded."""
 
 
 class JobFailedError(FlowMatchingError, RuntimeError):

@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -22,10 +23,13 @@ from fm_core.config import RunConfig, load_config
 from fm_core.errors import Outcome, outcome_of
 from fm_core.launch.exit_records import write_exit_record
 from fm_core.launch.job import CONTROL_VARIABLE, JOB_VARIABLE, LOGS_VARIABLE, is_marked, submitted
+from fm_core.run.fence import Fence, Unfenced
 from fm_core.run.lease import Lease
 
 PR_SET_PDEATHSIG = 1
 
+STOP_SECONDS = 2.0
+"""Interval at which rank 0 looks for a STOP file."""
 ADOPTION_SECONDS = 30.0
 """A supervisor writes job.json some milliseconds after it started the agent."""
 
@@ -44,7 +48,11 @@ class Rank:
     """The run directory, where a STOP file is obeyed as well."""
     watched: bool = True
     """Whether a rank that hangs is to be detected; not in a debugger."""
+    fence: Fence = field(default_factory=Unfenced)
+    """Whether the run is still this job's; asked before what cannot be undone."""
     _stop_signaled: bool = field(default=False)
+    _looked_at: float = field(default=float("-inf"))
+    _stop_file: bool = field(default=False)
 
     @property
     def first(self) -> bool:
@@ -52,11 +60,18 @@ class Rank:
         return self.number == 0
 
     def stop_requested(self) -> bool:
-        """Whether this process received SIGTERM or, on rank 0, a STOP file exists."""
-        directories = (self.control, self.run or self.control)
-        return self._stop_signaled or (
-            self.first and any(directory.joinpath("STOP").exists() for directory in directories)
-        )
+        """Whether this process received SIGTERM or, on rank 0, a STOP file exists.
+
+        Rank 0 looks every few seconds: a file server that is slow must not slow down the work. A directory
+        that cannot be read now holds no request; it is read again later.
+        """
+        now = time.monotonic()
+        if self.first and not self._stop_file and now - self._looked_at >= STOP_SECONDS:
+            self._looked_at = now
+            with suppress(OSError):
+                directories = (self.control, self.run or self.control)
+                self._stop_file = any(directory.joinpath("STOP").exists() for directory in directories)
+        return self._stop_signaled or self._stop_file
 
     def request_stop(self, number: int, frame: FrameType | None) -> None:
         """Signal handler: only sets a flag, since launchers send the signal more than once."""

@@ -29,6 +29,7 @@ _ELASTIC_TRAIN_KEYS = {
     "checkpoint_images",
     "checkpoint_root",
     "checkpoint_staging",
+    "start_over",
     "keep_checkpoints",
     "keep_every_images",
     "skipped_limit",

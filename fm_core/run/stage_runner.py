@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from fm_core.config import RunConfig
 from fm_core.errors import StopRequested, UserError
 from fm_core.run.directory import RunDirectory
+from fm_core.run.history import preserve_history
 from fm_core.run.lease import Lease
 from fm_core.run.progress import Observer, Progress
 from fm_core.run.results import StageResult
@@ -23,6 +24,7 @@ def run_stage_function(stage: str, config: RunConfig, observe: Observer, work: W
     """Open the run directory, do the work, and append a line to logs/stages.jsonl even if it fails."""
     run = RunDirectory(config)
     run.open()
+    preserve_history(run.path)
     began, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
     outcome = {"state": "failed", "summary": ""}
     try:

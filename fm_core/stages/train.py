@@ -2,6 +2,7 @@
 
 from fm_core.checkpoint.catalog import CheckpointCatalog
 from fm_core.checkpoint.format import checkpoint_directories, step_of
+from fm_core.checkpoint.places import begin_history
 from fm_core.config import RunConfig
 from fm_core.data.loader_factories import check_streams
 from fm_core.data.manifest import Manifest, load_manifest
@@ -12,6 +13,7 @@ from fm_core.launch.supervisor import StageJob, supervise
 from fm_core.method.cnf_objective import MaximumLikelihood
 from fm_core.models.build import build_method
 from fm_core.run.directory import RunDirectory
+from fm_core.run.history import read_history
 from fm_core.run.progress import Observer, Progress, no_progress
 from fm_core.run.results import StageResult
 from fm_core.run.stage_runner import run_stage_function
@@ -74,6 +76,7 @@ def _train(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResu
     if not complete(config):
         check_space(config, manifest)
         state = "done"
+        begin_history(config)
         batch, ranks = config.train.global_batch, world(config.launch)[0]
         check_streams(
             config.data, manifest, config.run.seed, batch, ranks, max_processes_per_host(config.launch)
@@ -124,6 +127,9 @@ def newest_step(run: RunDirectory) -> int:
 def complete(config: RunConfig) -> bool:
     """Whether DONE.json records enough images seen and its checkpoint is valid."""
     run = RunDirectory(config)
+    history = read_history(run.path)
+    if config.train.start_over and not (history and history.start_over_obeyed):
+        return False
     done = read_json(run.train_done)
     if done is None or done["images_seen"] < config.train.images:
         return False

@@ -8,7 +8,7 @@ import shutil
 import socket
 import tempfile
 import uuid
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, cast
@@ -16,7 +16,7 @@ from typing import IO, Any, cast
 import fsspec  # pyright: ignore[reportMissingTypeStubs]
 
 from fm_core.errors import UserError
-from fm_core.storage.atomic_files import flush, publish
+from fm_core.storage.atomic_files import create_exclusively, flush, publish
 from fm_core.storage.hashing import sha256_stream
 from fm_core.storage.remote_file import RemoteFile
 from fm_core.storage.retries import one_line, with_retries
@@ -54,6 +54,11 @@ class Store:
             raise UserError(f"{full_url}: {error}") from None
         local = Path(path) if "file" in _protocols(filesystem) else None
         return cls(filesystem, path.rstrip("/"), full_url, local)
+
+    def below(self, name: str) -> "Store":
+        """The store of a subfolder."""
+        local = self.local / name if self.local else None
+        return Store(self.filesystem, f"{self.path}/{name}", f"{self.url}/{name}", local)
 
     @property
     def shared(self) -> bool:
@@ -149,10 +154,43 @@ class Store:
             with suppress(OSError):
                 stage.unlink(missing_ok=True)
 
+    def create(self, name: str, content: bytes) -> bool:
+        """Write a file that does not exist yet; whether the file is now this one.
+
+        Of several writers one succeeds: by a hard link or O_EXCL on a disk, by a conditional request in a
+        store that has those. In any other store the file is read back.
+        """
+        if self.local:
+            return create_exclusively(self.local / name, content)
+        if self.size(name) is not None:
+            return self.read_bytes(name) == content
+        filesystem, path = self.filesystem, self.full(name)
+        if not self._conditional(lambda: filesystem.pipe_file(path, content, mode="create"), name):
+            self.write_bytes(name, content)
+        return self.read_bytes(name) == content
+
     def send(self, source: Path, name: str) -> None:
         """Upload a local file to an object store; it replaces an existing one when it is complete."""
         assert not self.local, "use `staged` for a local folder"
         self._upload(source, name)
+
+    def send_new(self, source: Path, name: str, digest: str) -> None:
+        """Upload a local file with this SHA-256 to an object store, to a name that does not exist yet.
+
+        A file of this content is left as it is; FileExistsError if there is another one.
+        """
+        if self.size(name) is None:
+            filesystem, path = self.filesystem, self.full(name)
+            if not self._conditional(lambda: filesystem.put_file(str(source), path, mode="create"), name):
+                self._upload(source, name)
+        if self.sha256(name) != digest:
+            raise FileExistsError(f"{self.url}/{name} differs from what was sent")
+
+    def move_folder(self, name: str, target: str) -> None:
+        """Rename a folder; in an object store every file is copied, then removed. FileNotFoundError."""
+        with_retries(
+            lambda: self._fresh().mv(self.full(name), self.full(target), recursive=True), self._where(name)
+        )
 
     def remove_folder(self, name: str) -> None:
         """Remove a folder and everything in it; no error if it does not exist."""
@@ -182,6 +220,18 @@ class Store:
             match = re.search(r"\.([^.]+)\.(\d+)\.[0-9a-f]{8}\.partial$", stage.name)
             if match and match[1] == _host() and not _alive(int(match[2])):
                 stage.unlink(missing_ok=True)
+
+    def _conditional(self, write: Callable[[], Any], name: str) -> bool:
+        """Make a request that creates a file; False if the store has no such requests."""
+        try:
+            with_retries(write, self._where(name))
+        except (TypeError, ValueError, NotImplementedError):
+            return False
+        except OSError as error:
+            if not isinstance(error, FileExistsError) and error.errno != errno.ENOSYS:
+                raise
+            return isinstance(error, FileExistsError)
+        return True
 
     def _publish(self, stage: Path, name: str) -> None:
         if self.local:

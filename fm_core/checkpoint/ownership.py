@@ -1,0 +1,151 @@
+"""Ownership of a place for checkpoints: OWNER.json names the one run that may write and remove there.
+
+It is created exclusively before the first file of a checkpoint. A place in which it is missing although the
+run has written there is out of sight, e.g. an empty mount point, and nothing is written to it.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fm_core.errors import ForeignCheckpointsError, UnreachableError, UserError
+from fm_core.run.fence import Fence, Unfenced
+from fm_core.storage.store import Store
+
+OWNER = "OWNER.json"
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """Which run a checkpoint belongs to."""
+
+    id: str
+    """Random id from the history of the run; empty where the run directory has none."""
+    name: str
+    directory: str = ""
+    """The run directory, for messages."""
+
+    def record(self) -> dict[str, str]:
+        """As COMPLETE and OWNER.json hold it."""
+        return {"id": self.id, "name": self.name}
+
+    def is_of(self, origin: dict[str, Any]) -> bool:
+        """Whether the origin in a COMPLETE may be this run; an earlier version recorded none."""
+        run = origin.get("run")
+        return run is None or not self.id or run.get("id") == self.id
+
+
+@dataclass
+class WriteAccess:
+    """The right of one job to write and remove checkpoints in one place."""
+
+    store: Store
+    identity: RunIdentity | None = None
+    """None: a place without an owner record, for use as a library."""
+    fence: Fence = field(default_factory=Unfenced)
+    key: str = "train.checkpoint_root"
+    """The configuration key that names the place."""
+    claimed: bool = False
+    """Whether this job has found or made the owner record; from then on it must be there."""
+
+    @property
+    def tag(self) -> str:
+        """What distinguishes names of this job that are not committed from those of any other."""
+        return f"e{self.fence.epoch}-{self.fence.job[:8]}"
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What COMPLETE records of this job and its run."""
+        if self.identity is None:
+            return {}
+        return {"run": self.identity.record(), "job": self.fence.job, "epoch": self.fence.epoch}
+
+    def check(self) -> None:
+        """Raise unless this job may still write here.
+
+        Raises:
+            LeaseLostError: another job has taken over the run.
+            UnreachableError: the owner record is gone or another run's: something else is mounted there.
+        """
+        self.fence.check()
+        if self.identity is None or not self.claimed:
+            return
+        try:
+            if self._is_mine():
+                return
+        except ForeignCheckpointsError as error:
+            raise UnreachableError(
+                f"{error} (it was this run's at first; is something else mounted?)"
+            ) from None
+        raise UnreachableError(
+            f"{self.store.url} has no {OWNER} any more; is it mounted? Nothing is written there until then"
+        )
+
+    def find(self) -> bool:
+        """Whether the place has an owner record, of this run; ForeignCheckpointsError if of another."""
+        if self.identity is None or not self._is_mine():
+            return False
+        self.claimed = True
+        return True
+
+    def claim(self) -> None:
+        """Make this run the owner of a place that has none, and check as `check`.
+
+        Raises ForeignCheckpointsError if it belongs to another run.
+        """
+        self.fence.check()
+        if self.identity and not self.claimed and not self.find():
+            record = {
+                "schema": SCHEMA,
+                "run": self.identity.record(),
+                "directory": self.identity.directory,
+                "job": self.fence.job,
+            }
+            self.store.create(OWNER, (json.dumps(record, indent=1) + "\n").encode())
+            if not self.find():
+                raise UnreachableError(f"{self.store.url}/{OWNER} cannot be read back")
+        self.check()
+
+    def _is_mine(self) -> bool:
+        """Whether the owner record names this run; False without one; ForeignCheckpointsError."""
+        assert self.identity
+        record = read_owner(self.store)
+        if record is None:
+            return False
+        owner = record["run"]
+        if owner["id"] != self.identity.id:
+            place = f" ({record['directory']})" if record.get("directory") else ""
+            raise ForeignCheckpointsError(
+                f"{self.store.url} holds the checkpoints of another run, {owner['name']}{place}: choose "
+                f"another {self.key}, or remove {OWNER} there if that run directory is gone for good"
+            )
+        return True
+
+
+def read_owner(store: Store) -> dict[str, Any] | None:
+    """The owner record of a place; None without one. Raises UserError if it is not one."""
+    try:
+        content = (store.local / OWNER).read_bytes() if store.local else store.read_bytes(OWNER)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        record = json.loads(content)
+        record["run"]["id"], record["run"]["name"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{store.url}/{OWNER} is not an owner record; remove it if no run writes there"
+        ) from None
+    return record
+
+
+def owner_of(store: Store) -> str | None:
+    """Id of the run that owns a place; None without an owner."""
+    record = read_owner(store)
+    return record["run"]["id"] if record else None
+
+
+def local_access(folder: Path, access: WriteAccess) -> WriteAccess:
+    """The access of the same job to a local folder that belongs to its run alone."""
+    return WriteAccess(Store.at(str(folder)), None, access.fence, access.key)
