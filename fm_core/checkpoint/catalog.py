@@ -22,11 +22,12 @@ from fm_core.checkpoint.format import (
     recorded_files,
     stored_files,
     stored_names,
+    stored_origin,
     stored_steps,
     stored_validation_loss,
     verify,
 )
-from fm_core.checkpoint.ownership import WriteAccess, local_access
+from fm_core.checkpoint.ownership import WriteAccess, local_access, owner_of
 from fm_core.checkpoint.places import identity_of, is_shared, staging_folder
 from fm_core.checkpoint.remote_removal import RemoteRemoval
 from fm_core.checkpoint.retention import Retention, best_step, remove_old, retain_local
@@ -137,7 +138,7 @@ class CheckpointCatalog:
         """
         self.access.find()
         if self.folder.is_dir():
-            tidy(self.folder, self.writer.local, starting=True)
+            tidy(self.folder, self.writer.local)
         local = set(complete_steps(self.folder))
         remote = set(stored_steps(self.store)) if self.uploads else set[int]()
         problem = None
@@ -187,6 +188,18 @@ class CheckpointCatalog:
         if problem:
             raise UserError(problem)
         return local
+
+    def foreign(self, step: int) -> str | None:
+        """Why a stored checkpoint is not this run's, by the owner of the place and its COMPLETE, or None."""
+        identity = self.access.identity
+        if identity is None:
+            return None
+        owner = owner_of(self.store)
+        if owner == identity.id or (
+            owner is None and identity.is_of(stored_origin(self.store, step_name(step)))
+        ):
+            return None
+        return f"{self.store.url} holds the checkpoints of another run; choose another {self.access.key}"
 
     def catch_up(self, newest: int | None = None) -> None:
         """Upload what an earlier session could not, up to the step `newest` where that is known."""

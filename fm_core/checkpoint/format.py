@@ -188,12 +188,18 @@ def link_weights(source: Path, target: Path) -> None:
     """
     target.mkdir(parents=True)
     for path in (*source.glob(f"*{TENSORS_SUFFIX}"), source / STATE, source / COMPLETE):
-        try:
-            os.link(path, target / path.name)
-        except FileNotFoundError:
-            raise
-        except OSError:  # another file system
-            shutil.copy2(path, target / path.name)
+        link_or_copy(path, target / path.name)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Hard-link a file, or copy it where that is not possible. FileNotFoundError if it is not there."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:  # another file system
+        shutil.copy2(source, target)
 
 
 def stored_names(store: Store) -> list[str]:

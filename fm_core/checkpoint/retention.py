@@ -77,7 +77,7 @@ def retain_local(
     Raises what `WriteAccess.check` raises; OSError.
     """
     access = access or WriteAccess(Store.at(str(root)))
-    tidy(root, access)
+    tidy(root, access, newest)
     states: list[TrainState] = []
     for directory in checkpoint_directories(root):
         step = step_of(directory.name)

@@ -11,7 +11,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from fm_core.checkpoint.format import STEP_PREFIX, is_complete, remove
+from fm_core.checkpoint.format import STEP_PREFIX, is_complete, remove, step_of
 from fm_core.checkpoint.ownership import WriteAccess
 from fm_core.storage.atomic_files import sync
 
@@ -30,7 +30,10 @@ def temporary(kind: str, path: Path, access: WriteAccess) -> Path:
 
 
 def set_aside(path: Path, access: WriteAccess, reason: str) -> None:
-    """Rename a checkpoint that must not be used, so that nobody loses it; FileNotFoundError if it is gone."""
+    """Rename a checkpoint that must not be used, so that nobody loses it.
+
+    Raises what `access.check` raises, FileNotFoundError if it is gone.
+    """
     access.check()
     target = path.with_name(f"{ASIDE}-{path.name}.{access.tag}")
     number = 1
@@ -38,6 +41,11 @@ def set_aside(path: Path, access: WriteAccess, reason: str) -> None:
         number += 1
         target = path.with_name(f"{ASIDE}-{path.name}.{access.tag}-{number}")
     path.rename(target)
+    try:
+        access.check()
+    except BaseException:
+        put_back(target, path)
+        raise
     sync(path.parent)
     LOG.warning("warning: %s: set aside as %s; nothing removes it by itself", reason, target.name)
 
@@ -69,26 +77,32 @@ def put_back(removing: Path, path: Path) -> None:
         removing.rename(path)
 
 
-def tidy(root: Path, access: WriteAccess, starting: bool = False) -> None:
+def tidy(root: Path, access: WriteAccess, newest: int | None = None) -> None:
     """Put back what an interrupted removal left complete, and remove what no job of this run needs any more.
 
-    `starting`: a checkpoint whose job was killed before it could rename it counts as well. Names of a later
-    epoch are left alone.
+    `newest` is the step that supersedes what earlier jobs have written and not renamed; at a start, without
+    it, such a checkpoint counts if it is complete. Names of a later epoch are left alone.
     """
     for path in root.glob(".*-*"):
         match = _TEMPORARY.fullmatch(path.name)
         if match is None or int(match["epoch"]) > access.fence.epoch:
             continue
-        own, complete = match["tag"] == access.tag, is_complete(path)
-        if complete and (match["kind"] == REMOVING or starting):
+        kind, own, complete, target = (
+            match["kind"],
+            match["tag"] == access.tag,
+            is_complete(path),
+            root / match["name"],
+        )
+        superseded = target.exists() or (newest is not None and step_of(target.name) <= newest)
+        if complete and not target.exists() and (kind == REMOVING or (kind == WRITING and newest is None)):
             access.check()
-            put_back(path, root / match["name"])
-        elif not complete and (match["kind"] == REMOVING or not own):
-            _discard(path, root / match["name"], access)
+            put_back(path, target)
+        elif (kind == REMOVING or not own) and (not complete or superseded):
+            _discard(path, target, access)
 
 
 def _discard(path: Path, checkpoint: Path, access: WriteAccess) -> None:
-    """Remove an incomplete directory under a name of this job."""
+    """Remove a directory that nobody needs under a name of this job."""
     removing = temporary(REMOVING, checkpoint, access)
     access.check()
     with suppress(FileNotFoundError):
@@ -96,4 +110,4 @@ def _discard(path: Path, checkpoint: Path, access: WriteAccess) -> None:
             shutil.rmtree(removing, ignore_errors=True)
             path.rename(removing)
             access.check()
-        shutil.rmtree(removing)
+        remove(removing)

@@ -89,6 +89,7 @@ class CheckpointWriter:
         try:
             action()
         except (OSError, UnreachableError) as error:
+            self.place.fence.check()  # a successor may be what was in the way
             message = " ".join(str(error).split())
             number = error.errno if isinstance(error, OSError) else None
             return SaveProblem(

@@ -29,6 +29,7 @@ from fm_core.run.lease import Lease
 from fm_core.run.progress import Observer, Progress, ProgressPhases, no_progress
 from fm_core.run.results import StageResult
 from fm_core.run.stage_runner import run_stage_function
+from fm_core.sampling.checkpoint_source import pin_weights, unpin_weights
 from fm_core.storage.atomic_files import read_json, write_json, write_text
 
 CLASSIFIER = "training the classifier"
@@ -124,7 +125,10 @@ def _run_parts(
             config=config.model_copy(update={"launch": launch}),
             complete=lambda: not any(task.missing() for task in tasks),
         )
+        if evaluation.of_model:
+            pin_weights(evaluation.weights, job.control)
         supervise(job, observe)
+        unpin_weights(job.control)
         return
     for task in tasks:
         missing = set(task.missing())

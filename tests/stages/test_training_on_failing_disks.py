@@ -1,0 +1,68 @@
+"""Training whose disks are unmounted, mounted again, and full, in a mount namespace of its own."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.support import ROOT
+
+
+@pytest.fixture(scope="module")
+def mounted(tmp_path_factory):
+    """What tests/support/mounted_training.py went through."""
+    command = ["unshare", "--mount", "--map-root-user"] if os.getuid() else ["unshare", "--mount"]
+    if subprocess.run([*command, "true"], capture_output=True).returncode:
+        pytest.skip("no mount namespace here")
+    folder = tmp_path_factory.mktemp("mounted")
+    done = subprocess.run(
+        [*command, sys.executable, "-m", "tests.support.mounted_training", str(folder)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return {**json.loads((folder / "results.json").read_text()), "stderr": done.stderr}
+
+
+def test_a_run_whose_disk_is_away_does_not_begin_again(mounted):
+    first, away = mounted["unmounted"]["first"], mounted["unmounted"]["away"]
+    assert first["outcome"] == "done"
+    assert away["outcome"] == "UnreachableError"
+    assert "this run has completed step-00000010 in " in away["message"]
+    assert "is that disk mounted" in away["message"]
+    assert "\n" not in away["message"]
+    assert (away["lines"], away["validation"]) == (first["lines"], first["validation"])
+    assert mounted["unmounted"]["left"] == []
+
+
+def test_a_disk_that_is_away_while_training_costs_one_checkpoint(mounted):
+    blinked = mounted["unmounted"]["blinked"]
+    assert blinked["outcome"] == "done", blinked["message"]
+    assert blinked["steps"][-2:] == [16, 20]
+    # Nothing was written to the empty mount point.
+    assert mounted["unmounted"]["below"] == []
+    assert "has no OWNER.json any more; is it mounted?" in mounted["stderr"]
+
+
+def test_its_metrics_are_those_of_a_run_left_alone(mounted):
+    for key in ("lines", "losses"):
+        assert mounted["unmounted"]["blinked"][key] == mounted["reference"][key]
+
+
+def test_a_full_disk_of_checkpoints_costs_one_checkpoint(mounted):
+    assert mounted["full"]["outcome"] == "done", mounted["full"]["message"]
+    assert mounted["full"]["steps"][-2:] == [8, 10]
+    assert "No space left on device" in mounted["stderr"]
+    assert mounted["full"]["losses"] == mounted["reference"]["losses"][:10]
+
+
+def test_a_full_run_directory_costs_no_line_of_metrics(mounted):
+    assert mounted["full-run"]["outcome"] == "done", mounted["full-run"]["message"]
+    assert mounted["full-run"]["lines"] == list(range(1, 11))
+    assert mounted["full-run"]["losses"] == mounted["reference"]["losses"][:10]
+    assert mounted["full-run"]["status"]["phase"] == "done"
