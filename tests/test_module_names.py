@@ -44,6 +44,7 @@ SHORT_MODULES = {
     "fm_core.models.mlp": "one network",
     "fm_core.reproduce.reproduce": "the entry point of the command",
     "fm_core.reproduce.stage_functions": "what the comparisons are given instead of importing stages",
+    "fm_core.run.fence": "the interface between the lease and those who write",
     "fm_core.run.results": "the two result types",
     "fm_core.run.status": "the schema of a file on disk",
     "fm_core.sampling.compiled_network": "one wrapper",
@@ -58,6 +59,7 @@ SHORT_MODULES = {
     "fm_core.training.label_dropout": "one technique",
     "fm_core.training.lr_schedule": "one function",
     "fm_core.training.mfu": "one measurement",
+    "fm_core.training.start_over": "one key of the configuration",
 }
 """Short module -> why it is a file of its own."""
 NAMED_AFTER_STAGES = {"config", "flows"}

@@ -27,8 +27,14 @@ from fm_core.checkpoint.format import (
     stored_validation_loss,
     verify,
 )
-from fm_core.checkpoint.ownership import WriteAccess, local_access, owner_of
-from fm_core.checkpoint.places import identity_of, is_shared, staging_folder
+from fm_core.checkpoint.ownership import (
+    WriteAccess,
+    identity_of,
+    is_shared,
+    local_access,
+    owner_of,
+    staging_folder,
+)
 from fm_core.checkpoint.remote_removal import RemoteRemoval
 from fm_core.checkpoint.retention import Retention, best_step, remove_old, retain_local
 from fm_core.checkpoint.set_aside import FETCHING, set_aside, temporary, tidy

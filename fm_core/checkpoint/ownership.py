@@ -9,8 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fm_core.config import RunConfig
 from fm_core.errors import ForeignCheckpointsError, UnreachableError, UserError
+from fm_core.run.directory import RunDirectory
 from fm_core.run.fence import Fence, Unfenced
+from fm_core.run.history import open_history, read_history
+from fm_core.storage.local_paths import local_path
 from fm_core.storage.store import Store
 
 OWNER = "OWNER.json"
@@ -149,3 +153,37 @@ def owner_of(store: Store) -> str | None:
 def local_access(folder: Path, access: WriteAccess) -> WriteAccess:
     """The access of the same job to a local folder that belongs to its run alone."""
     return WriteAccess(Store.at(str(folder)), None, access.fence, access.key)
+
+
+def identity_of(config: RunConfig) -> RunIdentity | None:
+    """Which run the checkpoints of a configuration belong to; None before it was ever trained."""
+    directory = RunDirectory(config)
+    history = read_history(directory.path)
+    return RunIdentity(history.id, config.run.name, str(directory.path.resolve())) if history else None
+
+
+def is_shared(config: RunConfig) -> bool:
+    """Whether train.checkpoint_root names a place outside of the run directory, as other runs may, too."""
+    root = config.train.checkpoint_root
+    local = local_path(root) if root else None
+    inside = local is not None and local.resolve().is_relative_to(RunDirectory(config).path.resolve())
+    return root is not None and not inside
+
+
+def begin_history(config: RunConfig) -> None:
+    """Write the history of a run that has none, before it is trained. Raises OSError, UserError."""
+    directory = RunDirectory(config)
+    known = None if is_shared(config) else owner_of(Store.at(directory.checkpoints))
+    open_history(directory.path, known)
+
+
+def staging_folder(config: RunConfig) -> Path:
+    """The local folder in which a run's checkpoints wait for their upload to a store.
+
+    Below train.checkpoint_staging each run has its own, by name and id.
+    """
+    if config.train.checkpoint_staging is None:
+        return RunDirectory(config).path / "train" / "staging"
+    identity = identity_of(config)
+    name = f"{config.run.name}-{identity.id[:8]}" if identity else config.run.name
+    return Path(config.train.checkpoint_staging) / name

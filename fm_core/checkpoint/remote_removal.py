@@ -44,12 +44,14 @@ class RemoteRemoval:
                 self.store.create(f"{name}/{COMPLETE}", content)
                 self.store.remove(marker)
             raise
-        self.store.remove_folder(name)
+        self._delete(name, content)
 
     def recover(self, name: str) -> None:
         """Undo the removal that an earlier job has begun, or finish it if files are missing already."""
         folder = self.store.below(name)
         sizes = folder.sizes()
+        if not sizes and self.store.is_empty(name):
+            self.store.remove_folder(name)  # what a removal left on a file system that has folders
         markers = [file for file in sizes if file.startswith(f"{REMOVING}.") and not self._is_later(file)]
         if not markers or COMPLETE in sizes:
             return
@@ -60,7 +62,13 @@ class RemoteRemoval:
             folder.create(COMPLETE, content)
             folder.remove(markers[0])
         else:
-            self.store.remove_folder(name)
+            self._delete(name, content)
+
+    def _delete(self, name: str, content: bytes) -> None:
+        """Delete the files of a checkpoint, and the record that proves that this was right last."""
+        for file in files_of(json.loads(content), name):
+            self.store.remove(f"{name}/{file}")
+        self.store.remove_folder(name)
 
     def _is_later(self, marker: str) -> bool:
         epoch = marker.removeprefix(f"{REMOVING}.e").partition("-")[0]
@@ -72,4 +80,11 @@ class RemoteRemoval:
         target = f"{ASIDE}-{name}.{self.access.tag}"
         with suppress(FileNotFoundError):
             self.store.move_folder(name, target)
+            try:
+                self.access.check()
+            except BaseException:
+                with suppress(OSError, UserError):
+                    if self.store.size(f"{name}/{COMPLETE}") is None:
+                        self.store.move_folder(target, name)
+                raise
             LOG.warning("warning: %s: set aside as %s; nothing removes it by itself", reason, target)

@@ -32,10 +32,19 @@ from safetensors import safe_open
 from torch import Tensor
 
 from fm_core.checkpoint.catalog import CheckpointCatalog
-from fm_core.checkpoint.format import RAW, no_progress, read_state, tensors_file
+from fm_core.checkpoint.format import (
+    RAW,
+    checkpoint_directories,
+    is_complete,
+    no_progress,
+    read_state,
+    tensors_file,
+)
+from fm_core.checkpoint.ownership import staging_folder
 from fm_core.checkpoint.train_state import TrainState
 from fm_core.checkpoint.weights_file import read_recipe
 from fm_core.checkpoint.writer import FINAL, SaveProblem
+from fm_core.config import RunConfig
 from fm_core.errors import LeaseLostError, UnreachableError, UserError
 from fm_core.run.directory import differences
 
@@ -178,6 +187,17 @@ def incompatibilities(directory: Path, recipe: dict[str, Any], shared: bool) -> 
         ours[section] = {key: value for key, value in ours.get(section, {}).items() if key in recorded}
         theirs[section] = {key: recorded[key] for key in ours[section]}
     return differences({key: theirs.get(key) for key in ours}, ours)
+
+
+def adopt_staged(config: RunConfig, recipe: dict[str, Any]) -> None:
+    """Move what an earlier version staged directly in train.checkpoint_staging to this run's folder there."""
+    root = config.train.checkpoint_staging
+    folder = staging_folder(config)
+    for path in checkpoint_directories(Path(root)) if root else []:
+        target = folder / path.name
+        if is_complete(path) and not target.exists() and not incompatibilities(path, recipe, shared=True):
+            folder.mkdir(parents=True, exist_ok=True)
+            path.rename(target)
 
 
 def _attempt(action: Callable[[], SaveProblem | None]) -> SaveProblem | Exception | None:

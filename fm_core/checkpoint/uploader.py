@@ -232,6 +232,7 @@ def upload_checkpoint(
         _send(store, folder / name / file, f"{name}/{file}", facts["sha256"], access)
     access.check()
     if not store.create(f"{name}/{COMPLETE}", content):
+        access.check()
         raise OSError(f"{store.url}/{name}/{COMPLETE} was written by another job meanwhile")
 
 

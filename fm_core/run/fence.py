@@ -1,29 +1,39 @@
-"""Fence of a job: whether the run is still its own, asked before everything that cannot be undone.
-
-A job carries an epoch, which grows with every job of a run. The check narrows the window in which a job that
-lost its lease still acts; what it writes is safe because its names carry the epoch until they are committed.
-"""
+"""Fence of a job: checks, before it commits or deletes anything, that the run directory is still its own."""
 
 from dataclasses import dataclass
 from typing import Protocol
 
 
 class Fence(Protocol):
-    """The right of a job to write in its run."""
+    """The fencing token of a job: its id and the epoch of its lease.
 
-    job: str
-    """Id of the job."""
-    epoch: int
-    """Grows with every job that takes the lease of the run."""
+    A lease gets a higher epoch whenever another job takes it over. The check only narrows the window in which
+    a job that lost its lease can write: files that are not committed yet carry the epoch in their names.
+    """
+
+    @property
+    def job(self) -> str:
+        """Id of the job; empty without a job."""
+        ...
+
+    @property
+    def epoch(self) -> int:
+        """Epoch of the job's lease, from 1; 0 without a lease."""
+        ...
 
     def check(self) -> None:
-        """Raise LeaseLostError when the lease is no longer this job's."""
+        """Check that the lease is still this job's.
+
+        Raises:
+            LeaseLostError: another job has taken it over.
+            OSError: the lease cannot be read now; whether it was lost is not known.
+        """
         ...
 
 
-@dataclass
+@dataclass(frozen=True)
 class Unfenced:
-    """The fence of a single process that nobody else can take the run from."""
+    """The fence of a process without a lease, e.g. of a library call: it checks nothing."""
 
     job: str = ""
     epoch: int = 0

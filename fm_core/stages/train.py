@@ -2,7 +2,7 @@
 
 from fm_core.checkpoint.catalog import CheckpointCatalog
 from fm_core.checkpoint.format import checkpoint_directories, step_of
-from fm_core.checkpoint.places import begin_history
+from fm_core.checkpoint.ownership import begin_history
 from fm_core.config import RunConfig
 from fm_core.data.loader_factories import check_streams
 from fm_core.data.manifest import Manifest, load_manifest

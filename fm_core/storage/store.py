@@ -186,6 +186,10 @@ class Store:
         if self.sha256(name) != digest:
             raise FileExistsError(f"{self.url}/{name} differs from what was sent")
 
+    def is_empty(self, name: str) -> bool:
+        """Whether there is no file in a folder or below it."""
+        return not with_retries(lambda: self._fresh().find(self.full(name)), self._where(name))
+
     def move_folder(self, name: str, target: str) -> None:
         """Rename a folder; in an object store every file is copied, then removed. FileNotFoundError."""
         with_retries(

@@ -8,7 +8,7 @@ import logging
 from pathlib import Path
 
 from fm_core.checkpoint.catalog import CheckpointCatalog
-from fm_core.checkpoint.places import begin_history
+from fm_core.checkpoint.ownership import begin_history
 from fm_core.config import RunConfig
 from fm_core.run.directory import RunDirectory
 from fm_core.run.fence import Fence

@@ -7,7 +7,7 @@ import torch.distributed as dist
 
 from fm_core.checkpoint.catalog import CheckpointCatalog
 from fm_core.checkpoint.format import step_of
-from fm_core.checkpoint.places import adopt_staged
+from fm_core.checkpoint.save_load import adopt_staged
 from fm_core.checkpoint.train_state import TrainState
 from fm_core.config import RunConfig
 from fm_core.data.loader_factories import make_cache, make_order
@@ -138,10 +138,10 @@ def _finish(
     problem = checkpoints.problem_of(last)
     if problem:
         raise RuntimeError(f"the last checkpoint is damaged: {problem}")
-    rank.fence.check()
     done = RunDirectory(config).train_done
     try:
         log.sync()
+        rank.fence.check()
         write_json(done, {**state.model_dump(), "checkpoint": last})
     except OSError as error:
         raise UnreachableError(f"{done} cannot be written: {error}; run it again") from None

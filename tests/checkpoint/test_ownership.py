@@ -8,8 +8,16 @@ import torch
 
 from fm_core.checkpoint.catalog import CheckpointCatalog
 from fm_core.checkpoint.format import complete_steps, stored_steps
-from fm_core.checkpoint.ownership import OWNER, RunIdentity, WriteAccess, owner_of
-from fm_core.checkpoint.places import begin_history, identity_of, is_shared, staging_folder
+from fm_core.checkpoint.ownership import (
+    OWNER,
+    RunIdentity,
+    WriteAccess,
+    begin_history,
+    identity_of,
+    is_shared,
+    owner_of,
+    staging_folder,
+)
 from fm_core.checkpoint.retention import Retention
 from fm_core.checkpoint.train_state import TrainState
 from fm_core.config import RunConfig

@@ -61,6 +61,46 @@ def test_a_full_disk_of_checkpoints_costs_one_checkpoint(mounted):
     assert mounted["full"]["losses"] == mounted["reference"]["losses"][:10]
 
 
+def test_a_run_without_a_checkpoint_begins_again_and_keeps_its_metrics(mounted):
+    history = mounted["history"]
+    assert history["died"]["lines"] == [1, 2]
+    assert history["first"]["outcome"] == "done"
+    assert history["first"]["losses"] == mounted["reference"]["losses"][:10]
+    assert history["set aside"][:2] == [1, 2]
+
+
+@pytest.mark.parametrize("which", ["gone", "gone, of an earlier version"])
+def test_a_run_that_had_a_checkpoint_does_not_begin_again(mounted, which):
+    gone = mounted["history"][which]
+    assert gone["outcome"] == "UnreachableError"
+    assert "this run has completed step-00000010" in gone["message"]
+    assert "train.start_over true" in gone["message"]
+    assert gone["lines"] == list(range(1, 11))
+
+
+def test_start_over_begins_at_step_0_once_and_deletes_nothing(mounted):
+    history = mounted["history"]
+    assert history["over"]["outcome"] == "StopRequested"
+    assert history["over"]["lines"][0] == 1
+    assert history["on"]["lines"] == list(range(1, 11))
+    assert history["on"]["losses"] == mounted["reference"]["losses"][:10]
+    assert (history["again"]["outcome"], history["again"]["message"]) == ("done", "verified")
+    aside = [name for name in history["checkpoints"] if name.startswith("set-aside-")]
+    assert [name.split(".")[0] for name in aside] == ["set-aside-step-00000008", "set-aside-step-00000010"]
+    assert "DONE.set-aside-1.json" in history["names"]
+    assert "metrics.set-aside.jsonl" in history["names"]
+
+
+def test_another_run_with_the_same_place_is_refused(mounted):
+    story = mounted["two runs"]
+    assert story["a"]["outcome"] == "done"
+    assert story["b"]["outcome"] == "ForeignCheckpointsError"
+    assert "another run, a" in story["b"]["message"]
+    assert "choose another train.checkpoint_root" in story["b"]["message"]
+    assert story["b"]["steps"] == story["a"]["steps"]
+    assert "run.name was 'a' and is now 'b'" in story["sampled"]
+
+
 def test_a_full_run_directory_costs_no_line_of_metrics(mounted):
     assert mounted["full-run"]["outcome"] == "done", mounted["full-run"]["message"]
     assert mounted["full-run"]["lines"] == list(range(1, 11))

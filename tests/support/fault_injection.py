@@ -9,6 +9,7 @@ import time
 import warnings
 from pathlib import Path
 
+from fm_core.launch import worker_main
 from fm_core.method.objectives import FlowMatching
 from fm_core.method.paths import OptimalTransport
 from tests.support import ROOT
@@ -31,6 +32,7 @@ class FaultyPath(OptimalTransport):
         if rank == os.environ.get("RANK") and str(self.drawn) == at:
             if what == "stop":
                 Path(os.environ["FM_CONTROL"], "STOP").touch()
+                worker_main.STOP_SECONDS = 0.0  # this step, and not one some seconds later, is the last
             else:
                 os.kill(os.getpid(), getattr(signal, what))
         return super().sample(x0, x1, t)

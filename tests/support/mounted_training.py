@@ -5,6 +5,8 @@ small one. It trains in this process (launch.kind debug) and writes what happene
 """
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from contextlib import suppress
@@ -13,12 +15,13 @@ from pathlib import Path
 from fm_core.checkpoint.catalog import CheckpointCatalog
 from fm_core.checkpoint.format import complete_steps
 from fm_core.config import RunConfig
-from fm_core.errors import FlowMatchingError
+from fm_core.errors import FlowMatchingError, StopRequested, UserError
 from fm_core.method.objectives import FlowMatching
 from fm_core.run.status import read_status
+from fm_core.stages.sample import sample
 from fm_core.stages.shard import shard
 from fm_core.stages.train import train
-from fm_core.storage.atomic_files import read_lines
+from fm_core.storage.atomic_files import read_lines, write_json
 from tests.support.tiny_run import TinyRun
 
 DEBUG = {"launch": {"kind": "debug", "processes": 1, "threads": 1}}
@@ -118,12 +121,62 @@ def full(folder: Path) -> dict:
     return story
 
 
+def begun_again(folder: Path) -> dict:
+    """Checkpoints that are gone, under this version and an earlier one; train.start_over; none completed."""
+    config = tiny(folder, "history")
+    train_folder = Path(config.run.root) / "history" / "train"
+    checkpoints, history = train_folder / "checkpoints", train_folder / "history.json"
+    # Ended before its first checkpoint; step 1 and 2 are in its metrics.
+    at_steps({3: die})
+    story = {"died": attempt(config)}
+    story["first"] = attempt(config)
+    story["set aside"] = [line["step"] for line in read_lines(train_folder / "metrics.set-aside.jsonl")]
+    checkpoints.rename(folder / "gone")
+    longer = tiny(folder, "history", images=320)
+    story["gone"] = attempt(longer)
+    history.rename(folder / "history.json")
+    (train_folder / "DONE.json").rename(folder / "DONE.json")
+    status = read_status(train_folder.parent)
+    write_json(
+        train_folder.parent / "status.json", {**status, "schema": 1, "last_checkpoint": "step-00000010"}
+    )
+    story["gone, of an earlier version"] = attempt(longer)
+    (folder / "history.json").rename(history)
+    (folder / "gone").rename(checkpoints)
+    (folder / "DONE.json").rename(train_folder / "DONE.json")
+    over = tiny(folder, "history", start_over=True)
+    at_steps({6: lambda: os.kill(os.getpid(), signal.SIGTERM)})
+    story["over"] = attempt(over)
+    story["on"] = attempt(over)
+    story["again"] = attempt(over)
+    story["names"] = sorted(path.name for path in train_folder.iterdir())
+    story["checkpoints"] = sorted(path.name for path in checkpoints.iterdir())
+    return story
+
+
+def die():
+    raise StopRequested("the test wants an end without a checkpoint")
+
+
+def two_runs(folder: Path) -> dict:
+    """Two runs with one place for their checkpoints, and a sample of the wrong one."""
+    root = str(folder / "one-place")
+    story = {name: attempt(tiny(folder, name, checkpoint_root=root)) for name in ("a", "b")}
+    config = tiny(folder, "b", checkpoint_root=root)
+    try:
+        sample(config)
+    except UserError as error:
+        story["sampled"] = str(error)
+    return story
+
+
 def main() -> None:
     folder = Path(sys.argv[1])
     subprocess.run(["mount", "--make-rprivate", "/"], check=True)
     shard(tiny(folder, "reference"))
     results = {"reference": attempt(tiny(folder, "reference", images=320))}
     results |= {"unmounted": unmounted(folder), **full(folder)}
+    results |= {"history": begun_again(folder), "two runs": two_runs(folder)}
     (folder / "results.json").write_text(json.dumps(results))
 
 
