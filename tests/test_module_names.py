@@ -59,7 +59,6 @@ SHORT_MODULES = {
     "fm_core.training.label_dropout": "one technique",
     "fm_core.training.lr_schedule": "one function",
     "fm_core.training.mfu": "one measurement",
-    "fm_core.training.start_over": "one key of the configuration",
 }
 """Short module -> why it is a file of its own."""
 NAMED_AFTER_STAGES = {"config", "flows"}

@@ -14,15 +14,12 @@ from typing import TYPE_CHECKING, Self
 from fm_core.checkpoint.format import (
     COMPLETE,
     Progress,
-    checkpoint_directories,
     complete_steps,
     fingerprint_of,
     is_complete,
     no_progress,
     recorded_files,
     stored_files,
-    stored_names,
-    stored_origin,
     stored_steps,
     stored_validation_loss,
     verify,
@@ -32,10 +29,8 @@ from fm_core.checkpoint.ownership import (
     identity_of,
     is_shared,
     local_access,
-    owner_of,
     staging_folder,
 )
-from fm_core.checkpoint.remote_removal import RemoteRemoval
 from fm_core.checkpoint.retention import Retention, best_step, remove_old, retain_local
 from fm_core.checkpoint.set_aside import FETCHING, set_aside, temporary, tidy
 from fm_core.checkpoint.train_state import TrainState
@@ -167,18 +162,6 @@ class CheckpointCatalog:
             raise UserError(f"no checkpoint under {self.store.url} is intact: {problem}")
         return None
 
-    def set_all_aside(self, reason: str) -> None:
-        """Rename every checkpoint, here and in the store, so that none is used, and none is removed.
-
-        Raises as `begin`, and UnreachableError if the store does not answer; OSError.
-        """
-        self.access.find()
-        for path in checkpoint_directories(self.folder):
-            set_aside(path, self.writer.local, reason)
-        if self.uploads:
-            for name in stored_names(self.store):
-                RemoteRemoval(self.store, self.access).set_aside(name, reason)
-
     def adopt(self) -> None:
         """Make the run the owner of a place without one, whose newest checkpoint was found to be its own.
 
@@ -194,18 +177,6 @@ class CheckpointCatalog:
         if problem:
             raise UserError(problem)
         return local
-
-    def foreign(self, step: int) -> str | None:
-        """Why a stored checkpoint is not this run's, by the owner of the place and its COMPLETE, or None."""
-        identity = self.access.identity
-        if identity is None:
-            return None
-        owner = owner_of(self.store)
-        if owner == identity.id or (
-            owner is None and identity.is_of(stored_origin(self.store, step_name(step)))
-        ):
-            return None
-        return f"{self.store.url} holds the checkpoints of another run; choose another {self.access.key}"
 
     def catch_up(self, newest: int | None = None) -> None:
         """Upload what an earlier session could not, up to the step `newest` where that is known."""

@@ -144,6 +144,17 @@ def read_owner(store: Store) -> dict[str, Any] | None:
     return record
 
 
+def foreign_problem(access: WriteAccess, origin: dict[str, Any]) -> str | None:
+    """Why a checkpoint of this origin is not the run's, by the owner of its place if it has one, or None."""
+    identity = access.identity
+    if identity is None:
+        return None
+    owner = owner_of(access.store)
+    if owner == identity.id or (owner is None and identity.is_of(origin)):
+        return None
+    return f"{access.store.url} holds the checkpoints of another run; choose another {access.key}"
+
+
 def owner_of(store: Store) -> str | None:
     """Id of the run that owns a place; None without an owner."""
     record = read_owner(store)

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fm_core.checkpoint.catalog import CheckpointCatalog
-from fm_core.checkpoint.format import link_or_copy
+from fm_core.checkpoint.format import link_or_copy, stored_origin
+from fm_core.checkpoint.ownership import foreign_problem
 from fm_core.checkpoint.weights_file import locate_weights, read_recipe, verified_sha256, weights_names
 from fm_core.config import MethodSection, ModelSection, RunConfig
 from fm_core.errors import UserError
@@ -137,7 +138,7 @@ def check_run(config: RunConfig, model: Model, step: int) -> None:
         changes.append(f"run.name was {name!r} and is now {config.run.name!r}")
     if changes:
         raise UserError(f"{catalog.store.url} contains another network: {'; '.join(changes)}")
-    if problem := catalog.foreign(step):
+    if problem := foreign_problem(catalog.access, stored_origin(catalog.store, step_name(step))):
         raise UserError(problem)
 
 

@@ -8,7 +8,10 @@ import logging
 from pathlib import Path
 
 from fm_core.checkpoint.catalog import CheckpointCatalog
+from fm_core.checkpoint.format import checkpoint_directories, stored_names
 from fm_core.checkpoint.ownership import begin_history
+from fm_core.checkpoint.remote_removal import RemoteRemoval
+from fm_core.checkpoint.set_aside import set_aside
 from fm_core.config import RunConfig
 from fm_core.run.directory import RunDirectory
 from fm_core.run.fence import Fence
@@ -39,7 +42,7 @@ def prepare_history(config: RunConfig, fence: Fence) -> RunHistory:
     number = history.start_overs + 1
     catalogs = [CheckpointCatalog.of(config, fence), CheckpointCatalog.snapshots_of(config, fence)]
     for catalog in catalogs:
-        catalog.set_all_aside("train.start_over")
+        _set_all_aside(catalog)
         catalog.close()
     for name in ("DONE.json", "setback.json", "averages"):
         _rename(run.path / "train" / name, number)
@@ -55,3 +58,13 @@ def prepare_history(config: RunConfig, fence: Fence) -> RunHistory:
 def _rename(path: Path, number: int) -> None:
     if path.exists():
         path.rename(path.with_name(f"{path.stem}.set-aside-{number}{path.suffix}"))
+
+
+def _set_all_aside(catalog: CheckpointCatalog) -> None:
+    """Rename every checkpoint, here and in the store, so that none is used, and none is removed."""
+    catalog.access.find()
+    for path in checkpoint_directories(catalog.folder):
+        set_aside(path, catalog.writer.local, "train.start_over")
+    if catalog.uploads:
+        for name in stored_names(catalog.store):
+            RemoteRemoval(catalog.store, catalog.access).set_aside(name, "train.start_over")
