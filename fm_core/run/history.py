@@ -7,6 +7,8 @@ checkpoint never begins at step 0 because a disk is not mounted. Importing this 
 import uuid
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from fm_core.config import Section
 from fm_core.errors import UnreachableError, UserError
 from fm_core.storage.atomic_files import read_json, sync, write_json
@@ -37,7 +39,11 @@ def read_history(run: Path) -> RunHistory | None:
     record = read_json(history_path(run))
     if record is None:
         return None
-    return RunHistory.model_validate({key: value for key, value in record.items() if key != "schema"})
+    try:
+        return RunHistory.model_validate({key: value for key, value in record.items() if key != "schema"})
+    except ValidationError as error:
+        message = " ".join(str(error).split())
+        raise UserError(f"{history_path(run)} was written by another version: {message}") from None
 
 
 def open_history(run: Path, identifier: str | None = None) -> RunHistory:
@@ -51,6 +57,13 @@ def open_history(run: Path, identifier: str | None = None) -> RunHistory:
         history = RunHistory(id=identifier or uuid.uuid4().hex, completed_step=_completed_before(run))
         write_history(run, history)
     return history
+
+
+def rearm_start_over(run: Path) -> None:
+    """Let the next train.start_over have its effect, at a start without it. Raises OSError."""
+    history = read_history(run)
+    if history and history.start_over_obeyed:
+        write_history(run, history.model_copy(update={"start_over_obeyed": False}))
 
 
 def preserve_history(run: Path) -> None:

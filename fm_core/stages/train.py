@@ -13,7 +13,7 @@ from fm_core.launch.supervisor import StageJob, supervise
 from fm_core.method.cnf_objective import MaximumLikelihood
 from fm_core.models.build import build_method
 from fm_core.run.directory import RunDirectory
-from fm_core.run.history import read_history
+from fm_core.run.history import read_history, rearm_start_over
 from fm_core.run.progress import Observer, Progress, no_progress
 from fm_core.run.results import StageResult
 from fm_core.run.stage_runner import run_stage_function
@@ -95,6 +95,8 @@ def _train(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResu
             on_submitted=run.remember,
         )
         supervise(job, observe)
+    elif not config.train.start_over:
+        rearm_start_over(run.path)
     done = read_json(run.train_done) or {}
     lines = read_lines(run.metrics)
     loss = lines[-1]["loss"] if lines else None

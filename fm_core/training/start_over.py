@@ -15,7 +15,7 @@ from fm_core.checkpoint.set_aside import set_aside
 from fm_core.config import RunConfig
 from fm_core.run.directory import RunDirectory
 from fm_core.run.fence import Fence
-from fm_core.run.history import RunHistory, open_history, write_history
+from fm_core.run.history import RunHistory, open_history, rearm_start_over, write_history
 from fm_core.training.train_log import set_lines_aside
 
 LOG = logging.getLogger(__name__)
@@ -29,12 +29,10 @@ def prepare_history(config: RunConfig, fence: Fence) -> RunHistory:
     """
     run = RunDirectory(config)
     begin_history(config)
-    history = open_history(run.path)
     if not config.train.start_over:
-        if history.start_over_obeyed:
-            history = history.model_copy(update={"start_over_obeyed": False})
-            write_history(run.path, history)
-        return history
+        rearm_start_over(run.path)
+        return open_history(run.path)
+    history = open_history(run.path)
     if history.start_over_obeyed:
         LOG.info("train.start_over: obeyed by an earlier start; training continues")
         return history
