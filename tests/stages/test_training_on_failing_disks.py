@@ -7,7 +7,9 @@ import sys
 
 import pytest
 
+from fm_core.checkpoint.format import complete_steps
 from tests.support import ROOT
+from tests.support.tiny_run import TinyRun
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +29,18 @@ def mounted(tmp_path_factory):
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return {**json.loads((folder / "results.json").read_text()), "stderr": done.stderr}
+
+
+def test_a_save_that_makes_progress_is_no_hang_however_long_it_takes(tiny):
+    """Each fsync takes a second, a checkpoint needs a dozen, and two seconds without progress are a hang."""
+    over = {
+        "method": {"path": "tests.support.fault_injection:FaultyPath"},
+        "train": {"hang_seconds": 2.0, "images": 64, "schedule": "constant", "checkpoint_images": 64},
+    }
+    run = TinyRun(tiny.root, "slow-disk", over)
+    done = run.fm("train", "--launch.restarts", "0", FAULT="0:slow:2")
+    assert done.code == 0, done.err
+    assert complete_steps(run.path / "train" / "checkpoints") == [4]
 
 
 def test_a_run_whose_disk_is_away_does_not_begin_again(mounted):

@@ -21,7 +21,8 @@ LINES_PER_STEP, NOISY_STEPS = 3_000, 20
 class FaultyPath(OptimalTransport):
     """The optimal-transport path with a fault at the n-th micro-batch of a process.
 
-    FAULT="RANK:WHAT:N": at its N-th micro-batch that rank touches STOP, or sends itself the signal WHAT.
+    FAULT="RANK:WHAT:N": at its N-th micro-batch that rank touches STOP, begins to wait a second for each
+    fsync, or sends itself the signal WHAT.
     """
 
     drawn = 0
@@ -33,6 +34,8 @@ class FaultyPath(OptimalTransport):
             if what == "stop":
                 Path(os.environ["FM_CONTROL"], "STOP").touch()
                 worker_main.STOP_SECONDS = 0.0  # this step, and not one some seconds later, is the last
+            elif what == "slow":
+                os.fsync = lambda file, fsync=os.fsync: (time.sleep(1.0), fsync(file))
             else:
                 os.kill(os.getpid(), getattr(signal, what))
         return super().sample(x0, x1, t)
