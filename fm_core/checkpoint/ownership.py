@@ -5,6 +5,7 @@ run has written there is out of sight, e.g. an empty mount point, and nothing is
 """
 
 import json
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from fm_core.storage.store import Store
 
 OWNER = "OWNER.json"
 SCHEMA = 1
+WRITTEN_SECONDS = 2.0
+"""On a file system without hard links, the record of another run may be half written for a moment."""
 
 
 @dataclass(frozen=True)
@@ -130,18 +133,22 @@ class WriteAccess:
 
 def read_owner(store: Store) -> dict[str, Any] | None:
     """The owner record of a place; None without one. Raises UserError if it is not one."""
-    try:
-        content = (store.local / OWNER).read_bytes() if store.local else store.read_bytes(OWNER)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    try:
-        record = json.loads(content)
-        record["run"]["id"], record["run"]["name"]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(
-            f"{store.url}/{OWNER} is not an owner record; remove it if no run writes there"
-        ) from None
-    return record
+    deadline = time.monotonic() + WRITTEN_SECONDS
+    while True:
+        try:
+            content = (store.local / OWNER).read_bytes() if store.local else store.read_bytes(OWNER)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        try:
+            record = json.loads(content)
+            record["run"]["id"], record["run"]["name"]
+            return record
+        except (ValueError, KeyError, TypeError):
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"{store.url}/{OWNER} is not an owner record; remove it if no run writes there"
+                ) from None
+            time.sleep(0.05)
 
 
 def foreign_problem(access: WriteAccess, origin: dict[str, Any]) -> str | None:

@@ -208,7 +208,7 @@ def test_a_fetch_that_is_killed_leaves_nothing_that_counts(tmp_path):
 
 
 def half(place):
-    """A change when the file is opened, one in its header, and one in its tensor."""
+    """A change for its folder, one when the file is opened, one in its header, and one in its tensor."""
     weights_file.write_tensors(place, "a", {"a": torch.zeros(3)}, {})
 
 
@@ -226,7 +226,7 @@ def test_the_hook_kills(tmp_path):
     assert not (tmp_path / "a").exists()
     assert survives(lambda: (tmp_path / "a").write_text("x"), 2, tmp_path)
     began = time.monotonic()
-    for changes, action in ((3, half), (1, temporary), (4, removed)):
+    for changes, action in ((4, half), (1, temporary), (4, removed)):
         place = tmp_path / action.__name__
         for count in range(1, changes + 1):
             shutil.rmtree(place, ignore_errors=True)

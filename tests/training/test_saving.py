@@ -161,7 +161,7 @@ def test_every_tensor_and_file_is_a_sign_of_life(lab):
 
 def test_a_lost_lease_ends_the_job_without_another_write(lab, tmp_path):
     class Lost:
-        job, epoch, left = "a1", 1, 4
+        job, epoch, left = "a1", 1, 2
 
         def check(self):
             self.left -= 1
