@@ -2,6 +2,10 @@
 
 The record that takes the place of COMPLETE carries the epoch and the job. A removal that is interrupted is
 undone by the next job from that record, or finished where files are gone already.
+
+One window is left: a job that is frozen between its last check and the deletion deletes the files of that
+step even if a successor has uploaded the same step again meanwhile. A successor resumes from a newer
+checkpoint than any that retention removes, so it comes to such a step only if all newer ones are damaged.
 """
 
 import json
