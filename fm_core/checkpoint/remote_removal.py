@@ -54,7 +54,7 @@ class RemoteRemoval:
         """Undo the removal that an earlier job has begun, or finish it if files are missing already."""
         folder = self.store.below(name)
         sizes = folder.sizes()
-        if not sizes and self.store.is_empty(name):
+        if not sizes and not self.store.filesystem.find(self.store.full(name)):
             self.store.remove_folder(name)  # what a removal left on a file system that has folders
         markers = [file for file in sizes if file.startswith(f"{REMOVING}.") and not self._is_later(file)]
         if not markers or COMPLETE in sizes:

@@ -10,6 +10,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -186,15 +187,16 @@ class Store:
         if self.sha256(name) != digest:
             raise FileExistsError(f"{self.url}/{name} differs from what was sent")
 
-    def is_empty(self, name: str) -> bool:
-        """Whether there is no file in a folder or below it."""
-        return not with_retries(lambda: self._fresh().find(self.full(name)), self._where(name))
-
     def move_folder(self, name: str, target: str) -> None:
-        """Rename a folder; in an object store every file is copied, then removed. FileNotFoundError."""
-        with_retries(
-            lambda: self._fresh().mv(self.full(name), self.full(target), recursive=True), self._where(name)
-        )
+        """Rename a folder of an object store: copy each file, then remove all. FileNotFoundError."""
+        source, where = self.full(name), self._where(name)
+        files = cast(list[str], with_retries(lambda: self._fresh().find(source), where))
+        if not files:
+            raise FileNotFoundError(where)
+        for path in files:
+            copy = f"{self.full(target)}{path[len(source) :]}"
+            with_retries(partial(self.filesystem.cp_file, path, copy), where)
+        self.remove_folder(name)
 
     def remove_folder(self, name: str) -> None:
         """Remove a folder and everything in it; no error if it does not exist."""
