@@ -141,7 +141,8 @@ def read_owner(store: Store) -> dict[str, Any] | None:
             return None
         try:
             record = json.loads(content)
-            record["run"]["id"], record["run"]["name"]
+            if not (record["run"]["id"] and record["run"]["name"]):
+                raise ValueError
             return record
         except (ValueError, KeyError, TypeError):
             if time.monotonic() > deadline:

@@ -99,7 +99,7 @@ def old_job(place, fence):
         write(checkpoints, step)
 
 
-@pytest.mark.parametrize("steps", [(10, 20, 30, 40), (30, 40, 50), (20,), (40,)])
+@pytest.mark.parametrize("steps", [(10, 20, 30, 40), (30, 40, 50), (40,)])
 def test_nothing_of_the_successor_is_lost_locally(tmp_path, steps):
     def take_over(place):
         successor = catalog(place, FileFence(place / "epoch", 2))
