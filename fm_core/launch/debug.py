@@ -107,9 +107,10 @@ class DebugRank(Rank):
         now = time.monotonic()
         if now - self._observed_at > OBSERVE_SECONDS:
             self._observed_at = now
-            status = read_status(self.control)
-            if status and status.get("job") == self.job:
-                self.observe(progress_of(status))
+            with suppress(OSError, UserError):
+                status = read_status(self.control)
+                if status and status.get("job") == self.job:
+                    self.observe(progress_of(status))
         return super().stop_requested()
 
     def handle_interrupt(self, number: int, frame: FrameType | None) -> None:
