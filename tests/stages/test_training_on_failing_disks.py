@@ -32,10 +32,10 @@ def mounted(tmp_path_factory):
 
 
 def test_a_save_that_makes_progress_is_no_hang_however_long_it_takes(tiny):
-    """Each fsync takes a second, a checkpoint needs a dozen, and two seconds without progress are a hang."""
+    """Each fsync takes a second, a checkpoint needs a dozen, and five seconds without progress are a hang."""
     over = {
         "method": {"path": "tests.support.fault_injection:FaultyPath"},
-        "train": {"hang_seconds": 2.0, "images": 64, "schedule": "constant", "checkpoint_images": 64},
+        "train": {"hang_seconds": 5.0, "images": 64, "schedule": "constant", "checkpoint_images": 64},
     }
     run = TinyRun(tiny.root, "slow-disk", over)
     done = run.fm("train", "--launch.restarts", "0", FAULT="0:slow:2")
