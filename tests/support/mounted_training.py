@@ -35,7 +35,7 @@ class Faults:
         self.steps, self.actions = 0, {}
 
     def loss(self, objective, network, sample, label=None):
-        if network.training:
+        if getattr(network, "module", network).training:  # not for the validation loss
             self.steps += 1
             self.actions.pop(self.steps, lambda: None)()
         return LOSS(objective, network, sample, label)
