@@ -28,6 +28,10 @@ class UnreachableError(UserError):
     """
 
 
+class ForeignCheckpointsError(UserError):
+    """A place for checkpoints belongs to another run."""
+
+
 class DamagedRecordError(UserError):
     """A manifest or sidecar is not valid JSON of its schema."""
 
@@ -58,7 +62,7 @@ class NonFiniteGradientsError(FlowMatchingError):
 
 
 class CorruptCheckpointError(FlowMatchingError, OSError):
-    """A file of a checkpoint differs from its SHA-256, so it is not uploaded."""
+    """A checkpoint is damaged or of another run, so it is not uploaded."""
 
 
 class JobFailedError(FlowMatchingError, RuntimeError):

@@ -13,11 +13,11 @@ from typing import TextIO
 
 def print_line(text: str, stream: TextIO | None = None) -> bool:
     """Print one line, by default to standard output, and flush it; False if it could not be written."""
-    stream = sys.stdout if stream is None else stream
+    target: TextIO = sys.stdout if stream is None else stream
     try:
-        _write(stream, text)
+        _write(target, text)
     except BrokenPipeError:
-        discard(stream)
+        discard(target)
         return False
     except (OSError, ValueError):  # ValueError: the stream is closed
         return False

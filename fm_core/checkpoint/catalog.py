@@ -5,72 +5,107 @@ folder, where it is valid at once, and uploaded while training continues; resumi
 places. Importing this module does not import torch.
 """
 
+import logging
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from safetensors import SafetensorError
-
 from fm_core.checkpoint.format import (
     COMPLETE,
-    commit,
+    Progress,
     complete_steps,
     fingerprint_of,
     is_complete,
+    no_progress,
     recorded_files,
-    remove,
     stored_files,
     stored_steps,
     stored_validation_loss,
     verify,
 )
+from fm_core.checkpoint.ownership import (
+    WriteAccess,
+    identity_of,
+    is_shared,
+    local_access,
+    staging_folder,
+)
 from fm_core.checkpoint.retention import Retention, best_step, remove_old, retain_local
+from fm_core.checkpoint.set_aside import FETCHING, set_aside, temporary, tidy
 from fm_core.checkpoint.train_state import TrainState
 from fm_core.checkpoint.uploader import CheckpointUploader
+from fm_core.checkpoint.writer import CheckpointWriter, SaveProblem
 from fm_core.config import RunConfig
-from fm_core.errors import UserError
+from fm_core.errors import DamagedRecordError, UserError
 from fm_core.run.directory import RunDirectory, step_name
+from fm_core.run.fence import Fence, Unfenced
+from fm_core.run.history import record_completed
 from fm_core.storage.local_paths import local_path
 from fm_core.storage.store import Store
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+LOG = logging.getLogger(__name__)
 SNAPSHOTS = "snapshots"
 
 
 class CheckpointCatalog:
     """The checkpoints of one run. Rank 0 alone writes; anyone may list."""
 
-    def __init__(self, url: str, staging: Path, retention: Retention, shared: bool = False) -> None:
+    def __init__(
+        self,
+        url: str,
+        staging: Path,
+        retention: Retention,
+        shared: bool = False,
+        access: WriteAccess | None = None,
+        on_complete: Callable[[int], None] = lambda step: None,
+    ) -> None:
         """`staging` holds checkpoints on their way to a store that is not local.
 
-        `shared`: `url` is outside the run directory, so other runs may name it, too.
+        `shared`: `url` is outside the run directory, so other runs may name it, too. `access`: the right to
+        write there. `on_complete` is called with the step of each checkpoint that was completed.
         """
         self.store = Store.at(url)
         self.folder = self.store.local or staging
         """Local folder that checkpoints are written to."""
         self.retention, self.shared = retention, shared
-        self.uploads = None if self.store.local else CheckpointUploader(self.store, staging, retention)
+        self.access = access or WriteAccess(self.store)
+        local = self.access if self.store.local else local_access(self.folder, self.access)
+        self.writer = CheckpointWriter(self.folder, self.access, local)
+        self.damaged: dict[int, str] = {}
+        """Local checkpoints that were found damaged: the problem by step."""
+        self.progress: Progress = no_progress
+        self._on_complete = on_complete
+        self.uploads = (
+            None if self.store.local else CheckpointUploader(self.store, staging, retention, self.access)
+        )
 
     @classmethod
-    def snapshots_of(cls, config: RunConfig) -> Self:
+    def snapshots_of(cls, config: RunConfig, fence: Fence | None = None) -> Self:
         """The snapshots of a run's power-function averages; all of them stay."""
-        run = cls.of(config)
-        return cls(f"{run.store.url}/{SNAPSHOTS}", run.folder / SNAPSHOTS, Retention(None))
+        run = cls.of(config, fence)
+        url = f"{run.store.url}/{SNAPSHOTS}"
+        return cls(url, run.folder / SNAPSHOTS, Retention(None), access=run.access)
 
     @classmethod
-    def of(cls, config: RunConfig) -> Self:
+    def of(cls, config: RunConfig, fence: Fence | None = None) -> Self:
         """The checkpoints of a run; those that go to a store are staged in the run directory by default.
 
         Raises UserError for a URL with an unknown or unavailable protocol.
         """
         directory, train = RunDirectory(config), config.train
+        url = directory.checkpoints
         retention = Retention(train.keep_checkpoints, train.keep_every_images)
-        return cls(
-            directory.checkpoints, staging_folder(config), retention, shared=train.checkpoint_root is not None
-        )
+        access = WriteAccess(Store.at(url), identity_of(config), fence or Unfenced())
+
+        def record(step: int) -> None:
+            if access.identity:
+                record_completed(directory.path, access.identity.id, step, url)
+
+        return cls(url, staging_folder(config), retention, is_shared(config), access, record)
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, staged or stored, oldest first."""
@@ -99,26 +134,41 @@ class CheckpointCatalog:
     def newest(self) -> Path | None:
         """A local folder that holds the newest intact checkpoint; None if there is no checkpoint at all.
 
-        Reports every damaged one on the way. Raises UserError if there are checkpoints and none is intact,
-        UnreachableError if the store does not answer.
+        Reports every damaged one on the way. Raises UserError if the place is another run's, or if there are
+        checkpoints and none is intact; UnreachableError if the store does not answer.
         """
+        self.access.find()
+        if self.folder.is_dir():
+            tidy(self.folder, self.writer.local)
         local = set(complete_steps(self.folder))
         remote = set(stored_steps(self.store)) if self.uploads else set[int]()
         problem = None
         for step in sorted(local | remote, reverse=True):
-            for get in (
-                *([self._verify_local] if step in local else []),
-                *([self._fetch] if step in remote else []),
-            ):
-                problem = get(step)
-                if problem is None:
-                    if self.uploads:
-                        self.uploads.catch_up(self._not_stored(step), newest=step)
-                    return self.folder / step_name(step)
-                print(f"warning: {problem}; trying an older checkpoint", flush=True)
+            if step in local:
+                problem = self._verify_local(step)
+                if problem:
+                    self.damaged[step] = problem
+                    LOG.warning("warning: %s; trying an older checkpoint", problem)
+            if self.uploads and step in remote and (problem or step not in local):
+                problem = self._fetch(step)
+                if problem:
+                    self.uploads.damaged[step] = problem
+                    LOG.warning("warning: %s; trying an older checkpoint", problem)
+            if problem is None:
+                if self.uploads:
+                    self.uploads.catch_up(self._not_stored(step), newest=step)
+                return self.folder / step_name(step)
         if problem:
             raise UserError(f"no checkpoint under {self.store.url} is intact: {problem}")
         return None
+
+    def adopt(self) -> None:
+        """Make the run the owner of a place without one, whose newest checkpoint was found to be its own.
+
+        That of a store is claimed before the first upload.
+        """
+        if self.store.local:
+            self.access.claim()
 
     def folder_of(self, step: int) -> Path:
         """A local folder that holds an intact checkpoint, fetched if need be; UserError if damaged."""
@@ -133,34 +183,47 @@ class CheckpointCatalog:
         if self.uploads:
             self.uploads.catch_up(self._not_stored(newest), newest=newest)
 
-    def begin(self, step: int) -> str | None:
-        """Make an empty directory for a checkpoint of this step; returns what failed, or None."""
-        return _attempt(self.folder, lambda: self._clear(step))
+    def begin(self, step: int) -> SaveProblem | None:
+        """Make an empty directory for a checkpoint of this step; returns what failed, or None.
+
+        Raises LeaseLostError, and UserError if the place belongs to another run.
+        """
+        self.writer.progress = self.progress
+        if self.uploads and self.uploads.refusal:
+            raise self.uploads.refusal
+        return self.writer.begin(step)
 
     def write(
         self, step: int, name: str, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]
-    ) -> str | None:
+    ) -> SaveProblem | None:
         """Write one file of tensors of the checkpoint; returns what failed, or None."""
-        # Not at the top: torch takes seconds to import, which a flow need not wait for.
-        from fm_core.checkpoint.weights_file import write_tensors
+        return self.writer.write(step, name, tensors, metadata)
 
-        directory = self.folder / step_name(step)
-        return _attempt(directory, lambda: write_tensors(directory, name, tensors, metadata))
+    def finish(self, state: TrainState) -> SaveProblem | None:
+        """Make the checkpoint valid, remove old ones, start its upload; returns what failed, or None.
 
-    def finish(self, state: TrainState) -> str | None:
-        """Make the checkpoint valid, remove old ones, start its upload; returns what failed, or None."""
-        directory = self.folder / step_name(state.step)
-        problem = _attempt(directory, lambda: commit(directory, state))
-        if problem is None:
-            if self.uploads:
-                self.uploads.add(state.step)
-            else:
-                remove_old(lambda: retain_local(self.folder, self.retention, newest=state.step))
-        return problem
+        Raises as `begin`.
+        """
+        problem = self.writer.commit(state)
+        if problem:
+            return problem
+        self.damaged.pop(state.step, None)
+        try:
+            self._on_complete(state.step)
+        except (OSError, UserError) as error:
+            # The next one is recorded again; until then this one's own record must be enough.
+            LOG.warning("warning: cannot record that step %s is complete: %s", state.step, error)
+        if self.uploads:
+            self.uploads.add(state.step)
+        else:
+            remove_old(
+                lambda: retain_local(self.folder, self.retention, state.step, self.access, self.damaged)
+            )
+        return None
 
     def give_up(self, step: int) -> None:
         """Free the space of a checkpoint that could not be written."""
-        shutil.rmtree(self.folder / step_name(step), ignore_errors=True)
+        self.writer.give_up(step)
 
     def wait(self, seconds: float) -> str | None:
         """Wait at most so long until everything is in the store; returns what is in the way, or None."""
@@ -175,7 +238,10 @@ class CheckpointCatalog:
         """What is wrong with a checkpoint at train.checkpoint_root, or None; in a store, by file sizes."""
         if self.store.local:
             return verify(self.store.local / name)
-        files = stored_files(self.store, name)
+        try:
+            files = stored_files(self.store, name)
+        except DamagedRecordError as error:
+            return str(error)
         if files is None:
             return f"{self.store.url}/{name} is not complete"
         for file, facts in files.items():
@@ -190,43 +256,40 @@ class CheckpointCatalog:
 
     def _is_stored(self, step: int) -> bool:
         """Whether the store has this very checkpoint, and not one of the same step that was damaged."""
-        return stored_files(self.store, step_name(step)) == recorded_files(self.folder / step_name(step))
-
-    def _clear(self, step: int) -> None:
-        directory = self.folder / step_name(step)
-        if directory.exists():
-            remove(directory)
-        directory.mkdir(parents=True)
+        try:
+            return stored_files(self.store, step_name(step)) == recorded_files(self.folder / step_name(step))
+        except DamagedRecordError:
+            return False
 
     def _verify_local(self, step: int) -> str | None:
-        return verify(self.folder / step_name(step))
+        return verify(self.folder / step_name(step), self.progress)
 
     def _fetch(self, step: int) -> str | None:
         """Fetch a checkpoint from the store into the local folder; returns what is wrong with it, or None."""
         name = step_name(step)
-        partial = self.folder / f".fetch-{name}"
+        target = self.folder / name
+        partial = temporary(FETCHING, target, self.access)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        files = stored_files(self.store, name)
-        if files is None:
-            return f"{self.store.url}/{name}/{COMPLETE} cannot be read"
         try:
+            files = stored_files(self.store, name)
+            if files is None:
+                return f"{self.store.url}/{name}/{COMPLETE} cannot be read"
             for file in (*files, COMPLETE):
+                self.progress(f"fetching {self.store.url}/{name}/{file}")
                 (partial / file).parent.mkdir(parents=True, exist_ok=True)
                 self.store.fetch(f"{name}/{file}", partial / file)
         except FileNotFoundError as error:
             return f"{self.store.url}/{name}: {error} is missing"
-        problem = verify(partial)
+        except DamagedRecordError as error:
+            return str(error)
+        problem = verify(partial, self.progress)
         if problem:
             return f"{self.store.url}/{name}: {problem}"
-        shutil.rmtree(self.folder / name, ignore_errors=True)
-        partial.replace(self.folder / name)
+        if target.exists():
+            set_aside(target, self.writer.local, self.damaged.pop(step, f"{target} is not complete"))
+        partial.replace(target)
         return None
-
-
-def staging_folder(config: RunConfig) -> Path:
-    """The local folder in which a run's checkpoints wait for their upload to a store."""
-    return Path(config.train.checkpoint_staging or RunDirectory(config).path / "train" / "staging")
 
 
 def newest_local_checkpoint(url: str) -> str | None:
@@ -234,15 +297,3 @@ def newest_local_checkpoint(url: str) -> str | None:
     root = local_path(url)
     steps = complete_steps(root) if root else []
     return step_name(steps[-1]) if steps else None
-
-
-def _attempt(where: Path, action: Callable[[], None]) -> str | None:
-    try:
-        action()
-    except (OSError, SafetensorError) as error:
-        message = " ".join(str(error).split())
-        return (
-            f"cannot write checkpoint {where} ({message}); earlier checkpoints are intact: "
-            "fix the cause and rerun"
-        )
-    return None

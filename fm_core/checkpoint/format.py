@@ -2,25 +2,26 @@
 
 A checkpoint is a directory such as step-00001000 that holds files of float32 weights (raw.safetensors and one
 ema-*.safetensors for each average), AdamW's moments (optimizer/), state.json, and COMPLETE. COMPLETE names
-every file with its size and SHA-256 and is written last. A directory without COMPLETE, or whose files do not
-match it, is never loaded. Nothing in a checkpoint is pickled, and nothing in it depends on the number of
-processes that wrote it.
+every file with its size and SHA-256, the run, the job and its epoch, and is written last. A directory without
+COMPLETE, or whose files do not match it, is never loaded. Nothing in a checkpoint is pickled, and nothing in
+it depends on the number of processes that wrote it.
 
 This module does not import torch: the command line and the flows, which start quickly, ask it too.
 """
 
 import json
 import os
+import re
 import shutil
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 from fm_core.checkpoint.train_state import TrainState, parse_state
 from fm_core.errors import DamagedRecordError, UserError
 from fm_core.run.directory import step_name
-from fm_core.storage.atomic_files import read_json, write_json
-from fm_core.storage.hashing import is_sha256, sha256_bytes, sha256_file
-from fm_core.storage.local_paths import require_relative_name
+from fm_core.storage.atomic_files import read_json, sync, write_json
+from fm_core.storage.hashing import sha256_bytes, sha256_stream
 from fm_core.storage.store import Store
 
 COMPLETE = "COMPLETE"
@@ -31,6 +32,13 @@ OPTIMIZER = "optimizer"
 """Folder of AdamW's moments."""
 TENSORS_SUFFIX = ".safetensors"
 STEP_PREFIX = "step-"
+
+Progress = Callable[[str], None]
+"""Called with what is done next, at least once for each file and for each few megabytes of it."""
+
+
+def no_progress(at: str) -> None:
+    """Progress that nobody watches."""
 
 
 def tensors_file(name: str) -> str:
@@ -45,7 +53,7 @@ def step_of(name: str) -> int:
 
 def checkpoint_directories(root: Path) -> list[Path]:
     """Directories of checkpoints below a local folder, complete or not, in no particular order."""
-    return list(root.glob(f"{STEP_PREFIX}*"))
+    return [path for path in root.glob(f"{STEP_PREFIX}*") if re.fullmatch(rf"{STEP_PREFIX}\d+", path.name)]
 
 
 def is_complete(directory: Path) -> bool:
@@ -58,41 +66,85 @@ def complete_steps(root: Path) -> list[int]:
     return sorted(step_of(path.name) for path in checkpoint_directories(root) if is_complete(path))
 
 
-def commit(directory: Path, state: TrainState) -> None:
+def commit(
+    directory: Path,
+    state: TrainState,
+    origin: Mapping[str, Any] | None = None,
+    progress: Progress = no_progress,
+) -> None:
     """Make a checkpoint valid: write state.json, sync everything to the disk, write COMPLETE last."""
     write_json(directory / STATE, state.model_dump())
-    seal(directory)
+    seal(directory, origin, progress)
 
 
-def seal(directory: Path) -> None:
-    """Write COMPLETE for the files that are in a directory."""
-    write_json(directory / COMPLETE, {"files": _synced_files(directory)})
+def seal(directory: Path, origin: Mapping[str, Any] | None = None, progress: Progress = no_progress) -> None:
+    """Write COMPLETE for the files that are in a directory; `origin` says which run and job wrote them."""
+    files = _synced_files(directory, progress)
+    write_json(directory / COMPLETE, {"files": files, **(origin or {})})
+    sync(directory)
 
 
 def recorded_files(directory: Path) -> dict[str, dict[str, Any]] | None:
-    """Size ("bytes") and SHA-256 ("sha256") of every file by name, from COMPLETE; None if it is missing."""
-    record = read_json(directory / COMPLETE)
-    return None if record is None else checked_files(record["files"], str(directory / COMPLETE))
+    """Size ("bytes") and SHA-256 ("sha256") of every file by name, from COMPLETE; None if it is missing.
 
-
-def checked_files(files: object, where: str) -> dict[str, dict[str, Any]]:
-    """The files that a COMPLETE names, once every name leads below its folder and every hash is one.
-
-    Raises DamagedRecordError, which names `where`; nothing was fetched or opened by these names.
+    Raises DamagedRecordError (a UserError) if COMPLETE names a file outside of its checkpoint.
     """
+    path = directory / COMPLETE
+    try:
+        record = read_json(path)
+    except UserError as error:
+        if "not JSON" in str(error):  # damaged, and not of another version
+            raise DamagedRecordError(str(error)) from None
+        raise
+    return None if record is None else files_of(record, str(path))
+
+
+def recorded_origin(directory: Path) -> dict[str, Any]:
+    """Run ("run": id and name), "job" and "epoch" in COMPLETE; empty for an earlier version or without it."""
+    return _origin_of(read_json(directory / COMPLETE) or {})
+
+
+def files_of(record: Mapping[str, Any], where: str) -> dict[str, dict[str, Any]]:
+    """The files that a COMPLETE names, by name.
+
+    Raises DamagedRecordError for names that are not below the checkpoint, and hashes that are none: whoever
+    can write to a store must not choose where a fetched file goes.
+    """
+    files = record.get("files")
     if not isinstance(files, dict):
-        raise DamagedRecordError(f"{where}: the record of its files is damaged")
-    checked = cast(dict[str, dict[str, Any]], files)
-    for name, facts in checked.items():
-        require_relative_name(name, where)
-        if not is_sha256(facts.get("sha256")):
-            raise DamagedRecordError(f"{where}: the SHA-256 of {name} is not 64 hexadecimal digits")
-    return checked
+        raise DamagedRecordError(f"{where} names no files")
+    for name, facts in cast(dict[str, Any], files).items():
+        parts = PurePosixPath(name).parts
+        if (
+            not parts
+            or name.startswith("/")
+            or {"..", COMPLETE} & {*parts}
+            or re.search(r"[\\\x00-\x1f]", name)
+        ):
+            raise DamagedRecordError(f"{where}: {name!r} is not the name of a file of a checkpoint")
+        size, digest = (facts.get("bytes"), facts.get("sha256")) if isinstance(facts, dict) else (None, None)
+        if not isinstance(size, int) or size < 0 or not re.fullmatch("[0-9a-f]{64}", str(digest)):
+            raise DamagedRecordError(f"{where}: size and SHA-256 of {name} are missing or not valid")
+    return cast(dict[str, dict[str, Any]], files)
 
 
-def verify(directory: Path) -> str | None:
-    """What is wrong with a local checkpoint, or None; reads every file."""
-    files = recorded_files(directory)
+def verify(directory: Path, progress: Progress = no_progress) -> str | None:
+    """What is wrong with a local checkpoint, or None; reads every file. OSError if one is unreadable."""
+    problem = size_problem(directory)
+    if problem:
+        return problem
+    for name, facts in (recorded_files(directory) or {}).items():
+        if _sha256(directory / name, progress) != facts["sha256"]:
+            return f"{directory / name} differs from its SHA-256"
+    return None
+
+
+def size_problem(directory: Path) -> str | None:
+    """What is wrong with a local checkpoint by COMPLETE and the sizes of its files, or None."""
+    try:
+        files = recorded_files(directory)
+    except DamagedRecordError as error:
+        return str(error)
     if files is None:
         return f"{directory} is not complete"
     for name, facts in files.items():
@@ -101,8 +153,6 @@ def verify(directory: Path) -> str | None:
             return f"{path} is missing"
         if path.stat().st_size != facts["bytes"]:
             return f"{path} has {path.stat().st_size} bytes, not {facts['bytes']}"
-        if sha256_file(path) != facts["sha256"]:
-            return f"{path} differs from its SHA-256"
     return None
 
 
@@ -138,17 +188,23 @@ def link_weights(source: Path, target: Path) -> None:
     """
     target.mkdir(parents=True)
     for path in (*source.glob(f"*{TENSORS_SUFFIX}"), source / STATE, source / COMPLETE):
-        try:
-            os.link(path, target / path.name)
-        except FileNotFoundError:
-            raise
-        except OSError:  # another file system
-            shutil.copy2(path, target / path.name)
+        link_or_copy(path, target / path.name)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Hard-link a file, or copy it where that is not possible. FileNotFoundError if it is not there."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:  # another file system
+        shutil.copy2(source, target)
 
 
 def stored_names(store: Store) -> list[str]:
     """Names of the checkpoint directories in a store, complete or not, oldest first."""
-    return [name for name in store.folders() if name.startswith(STEP_PREFIX)]
+    return [name for name in store.folders() if re.fullmatch(rf"{STEP_PREFIX}\d+", name)]
 
 
 def stored_steps(store: Store) -> list[int]:
@@ -158,15 +214,13 @@ def stored_steps(store: Store) -> list[int]:
 
 
 def stored_files(store: Store, name: str) -> dict[str, dict[str, Any]] | None:
-    """Size and SHA-256 of every file of a checkpoint in a store, as `recorded_files`; None if unreadable.
+    """As `recorded_files`, of a checkpoint in a store; None also if it is not JSON of an object."""
+    return files_of(record, f"{store.url}/{name}/{COMPLETE}") if (record := _stored(store, name)) else None
 
-    Raises DamagedRecordError as `checked_files`.
-    """
-    try:
-        files = json.loads(store.read_bytes(f"{name}/{COMPLETE}"))["files"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None
-    return checked_files(files, f"{store.url}/{name}/{COMPLETE}")
+
+def stored_origin(store: Store, name: str) -> dict[str, Any]:
+    """As `recorded_origin`, of a checkpoint in a store."""
+    return _origin_of(_stored(store, name) or {})
 
 
 def stored_state(store: Store, step: int) -> TrainState:
@@ -186,17 +240,32 @@ def stored_validation_loss(store: Store, step: int) -> float | None:
         return None
 
 
-def _synced_files(directory: Path) -> dict[str, dict[str, Any]]:
+def _stored(store: Store, name: str) -> dict[str, Any] | None:
+    """The content of COMPLETE in a store; None if there is none that can be read."""
+    try:
+        record = json.loads(store.read_bytes(f"{name}/{COMPLETE}"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return cast(dict[str, Any], record) if isinstance(record, dict) and "files" in record else None
+
+
+def _origin_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: record[key] for key in ("run", "job", "epoch") if key in record}
+
+
+def _synced_files(directory: Path, progress: Progress) -> dict[str, dict[str, Any]]:
     """Size and SHA-256 of every file by name, once all are on the disk and not only in its cache."""
     paths = sorted(directory.rglob("*"))
     files = [path for path in paths if path.is_file() and path.name != COMPLETE]
     for path in (*files, *(path for path in paths if path.is_dir()), directory):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        progress(f"writing {path} to the disk")
+        sync(path)
     return {
-        str(path.relative_to(directory)): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        str(path.relative_to(directory)): {"bytes": path.stat().st_size, "sha256": _sha256(path, progress)}
         for path in files
     }
+
+
+def _sha256(path: Path, progress: Progress) -> str:
+    with path.open("rb") as file:
+        return sha256_stream(file, lambda: progress(f"hashing {path}"))

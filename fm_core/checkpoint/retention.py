@@ -1,23 +1,31 @@
 """Checkpoint retention: which checkpoints stay, locally and in a store, and removal of the others."""
 
-from collections.abc import Callable, Collection, Sequence
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fm_core.checkpoint.format import (
-    COMPLETE,
     checkpoint_directories,
-    complete_steps,
+    is_complete,
     read_state_or_default,
-    remove,
+    recorded_origin,
+    size_problem,
+    step_of,
+    stored_files,
     stored_names,
+    stored_origin,
     stored_state,
-    stored_steps,
 )
+from fm_core.checkpoint.ownership import RunIdentity, WriteAccess
+from fm_core.checkpoint.remote_removal import RemoteRemoval
+from fm_core.checkpoint.set_aside import remove_checkpoint, set_aside, tidy
 from fm_core.checkpoint.train_state import TrainState
-from fm_core.errors import UserError
+from fm_core.errors import DamagedRecordError, UserError
 from fm_core.run.directory import step_name
 from fm_core.storage.store import Store
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,30 +62,80 @@ def best_step(states: Sequence[TrainState]) -> int | None:
     return min(measured, key=lambda state: (state.held_out_loss, -state.step)).step
 
 
-def retain_local(root: Path, retention: Retention, newest: int) -> None:
-    """Remove incomplete checkpoints, and complete ones that need not stay, up to step `newest`.
+def retain_local(
+    root: Path,
+    retention: Retention,
+    newest: int,
+    access: WriteAccess | None = None,
+    damaged: Mapping[int, str] = {},
+) -> None:
+    """Remove complete checkpoints of this run that step `newest` has superseded and that need not stay.
 
-    Later checkpoints were found damaged when this session resumed from one before them. They are removed too,
-    and they are not counted: otherwise they would displace the intact ones.
+    Every other directory stays: later steps, and what cannot be read as complete. Only those that this job
+    found `damaged` (problem by step), and older ones that were never completed, are set aside.
+
+    Raises what `WriteAccess.check` raises; OSError.
     """
-    states = [read_state_or_default(root, step) for step in complete_steps(root) if step <= newest]
-    names = {step_name(step) for step in retention.retained(states)}
+    access = access or WriteAccess(Store.at(str(root)))
+    tidy(root, access, newest)
+    states: list[TrainState] = []
     for directory in checkpoint_directories(root):
-        if directory.name not in names:
-            remove(directory)
+        step = step_of(directory.name)
+        if step in damaged and step != newest:
+            set_aside(directory, access, damaged[step])
+        elif step < newest and not is_complete(directory):
+            set_aside(directory, access, f"{directory} was never completed")
+        elif step <= newest and proof_problem(directory, access.identity) is None:
+            states.append(read_state_or_default(root, step))
+    retained = retention.retained(states)
+    if newest not in retained:
+        return  # what supersedes the others is out of sight
+    for step in sorted({state.step for state in states} - retained):
+        remove_checkpoint(root / step_name(step), access)
 
 
-def retain_remote(store: Store, retention: Retention, newest: int) -> list[TrainState]:
+def proof_problem(directory: Path, identity: RunIdentity | None) -> str | None:
+    """Why a checkpoint must not be removed even if superseded; None if it is complete and of this run."""
+    problem = size_problem(directory)
+    if problem is None and identity and not identity.is_of(recorded_origin(directory)):
+        return f"{directory} is of another run"
+    return problem
+
+
+def retain_remote(
+    store: Store,
+    retention: Retention,
+    newest: int,
+    access: WriteAccess | None = None,
+    damaged: Mapping[int, str] = {},
+) -> list[TrainState]:
     """As `retain_local` in a store; returns the states of the checkpoints that stay."""
-    states = [stored_state(store, step) for step in stored_steps(store) if step <= newest]
-    steps = retention.retained(states)
-    names = {step_name(step) for step in steps}
-    for name in stored_names(store):
-        if name not in names:
-            # COMPLETE goes first: an interrupted removal leaves an invalid checkpoint.
-            store.remove(f"{name}/{COMPLETE}")
-            store.remove_folder(name)
-    return [state for state in states if state.step in steps]
+    access = access or WriteAccess(store)
+    names = stored_names(store)
+    removal = RemoteRemoval(store, access)
+    states: list[TrainState] = []
+    for name in names:
+        step = step_of(name)
+        if step in damaged and step != newest:
+            removal.set_aside(name, damaged[step])
+            continue
+        removal.recover(name)
+        if step <= newest and _is_proven(store, name, access.identity):
+            states.append(stored_state(store, step))
+    retained = retention.retained(states)
+    if newest not in retained:
+        return states
+    for step in sorted({state.step for state in states} - retained):
+        removal.remove(step_name(step))
+    return [state for state in states if state.step in retained]
+
+
+def _is_proven(store: Store, name: str, identity: RunIdentity | None) -> bool:
+    try:
+        files = stored_files(store, name)
+    except DamagedRecordError:
+        return False
+    return files is not None and (identity is None or identity.is_of(stored_origin(store, name)))
 
 
 def superfluous_staged(
@@ -100,4 +158,4 @@ def remove_old(action: Callable[[], None]) -> None:
     try:
         action()
     except (OSError, UserError) as error:
-        print(f"warning: cannot remove old checkpoints: {error}", flush=True)
+        LOG.warning("warning: cannot remove old checkpoints: %s", error)

@@ -11,6 +11,10 @@ Guarantees, tested with real processes:
 - Whatever is killed while a checkpoint is written, uploaded or retired, the next start loads the newest
   complete one and no other. Rank 0 finds a damaged one by its hashes, for all ranks, reports it, and takes
   the one before it. If there are checkpoints and none is intact, that is an error.
+- A run that has ever completed a checkpoint never begins at step 0 by itself: where no checkpoint is found,
+  the job ends and is restarted as when a store does not answer.
+- Whatever happens to the disk, training goes on: a checkpoint that cannot be written is a problem that `save`
+  returns, on all ranks. Only another job or another run that owns the place ends the job at once.
 
 Why not DeepSpeed's own files: they are sharded for one number of processes and one stage, pickled, spread
 over the hosts that wrote them, and can be converted to a Universal Checkpoint only where all of them are in
@@ -28,12 +32,24 @@ from safetensors import safe_open
 from torch import Tensor
 
 from fm_core.checkpoint.catalog import CheckpointCatalog
-from fm_core.checkpoint.format import RAW, read_state, tensors_file
+from fm_core.checkpoint.format import (
+    RAW,
+    checkpoint_directories,
+    is_complete,
+    no_progress,
+    read_state,
+    tensors_file,
+)
+from fm_core.checkpoint.ownership import staging_folder
 from fm_core.checkpoint.train_state import TrainState
 from fm_core.checkpoint.weights_file import read_recipe
-from fm_core.errors import UserError
+from fm_core.checkpoint.writer import FINAL, SaveProblem
+from fm_core.config import RunConfig
+from fm_core.errors import LeaseLostError, UnreachableError, UserError
 from fm_core.run.directory import differences
 
+Heartbeat = Callable[[str], None]
+"""Called with what is done next."""
 ReadTensor = Callable[[str], Tensor]
 """Returns the full float32 tensor of a parameter by name; called on rank 0 alone."""
 
@@ -49,10 +65,11 @@ class ShardedState(Protocol):
         """
         ...
 
-    def gather(self, part: str, keep: bool) -> dict[str, Tensor]:
+    def gather(self, part: str, keep: bool, heartbeat: Heartbeat = no_progress) -> dict[str, Tensor]:
         """The full float32 tensors of a part on the CPU, by parameter; all ranks must call it.
 
-        Ranks that do not `keep` them get an empty dict, which saves the memory.
+        Ranks that do not `keep` them get an empty dict, which saves the memory. `heartbeat` is called before
+        each tensor, equally often on all ranks.
         """
         ...
 
@@ -71,55 +88,70 @@ def save(
     checkpoints: CheckpointCatalog | None,
     recipe: dict[str, Any],
     parts: Sequence[str] | None = None,
-) -> None:
-    """Write a checkpoint of these `parts`, by default of all.
+    heartbeat: Heartbeat = no_progress,
+    before_commit: Callable[[], SaveProblem | None] = lambda: None,
+) -> SaveProblem | None:
+    """Write a checkpoint of these `parts`, by default of all; returns why it could not be written, or None.
 
     `checkpoints` is given on rank 0 alone; `recipe` describes what the weights belong to and is recorded in
-    every file of tensors.
+    every file of tensors. `heartbeat` is called equally often on all ranks. `before_commit` is called on rank
+    0 before the checkpoint becomes valid, to write to the disk what it covers; an OSError of it counts as one
+    of the checkpoint. All ranks return the same.
 
-    Raises UserError, on all ranks, if the checkpoint cannot be written; then it is not valid and earlier
-    ones stay.
+    Raises, on all ranks:
+        LeaseLostError: another job has taken over the run.
+        UserError: the place belongs to another run.
     """
     metadata = {"recipe": json.dumps({**recipe, "step": state.step, "images_seen": state.images_seen})}
     state = state.model_copy(update={"processes": dist.get_world_size()})
-    problem = checkpoints.begin(state.step) if checkpoints else None
+    result = _attempt(lambda: checkpoints.begin(state.step)) if checkpoints else None
     for part in sharded.parts if parts is None else parts:
         # After a failure too: the other ranks are in this call.
-        tensors = sharded.gather(part, keep=checkpoints is not None)
-        if checkpoints and not problem:
-            problem = checkpoints.write(state.step, part, tensors, metadata)
+        tensors = sharded.gather(part, checkpoints is not None, heartbeat)
+        if checkpoints and not result:
+            result = _attempt(lambda: checkpoints.write(state.step, part, tensors, metadata))  # noqa: B023
     if checkpoints:
-        problem = problem or checkpoints.finish(state)
-        if problem:
+        result = result or _attempt(before_commit) or _attempt(lambda: checkpoints.finish(state))
+        if result and not isinstance(result, LeaseLostError):
             checkpoints.give_up(state.step)
-    shared = [problem]
+    # On rank 0 after its work, so that it is the one behind where that does not end.
+    heartbeat(f"the end of saving step {state.step}")
+    shared: list[SaveProblem | Exception | None] = [result]
     dist.broadcast_object_list(shared, src=0)
-    if shared[0]:
-        raise UserError(shared[0])
+    if isinstance(shared[0], Exception):
+        raise shared[0]
+    return shared[0]
 
 
 def load(
-    sharded: ShardedState, checkpoints: CheckpointCatalog | None, recipe: dict[str, Any]
+    sharded: ShardedState,
+    checkpoints: CheckpointCatalog | None,
+    recipe: dict[str, Any],
+    completed: str | None = None,
+    heartbeat: Heartbeat = no_progress,
 ) -> TrainState | None:
     """Resume from the newest checkpoint that is complete and matches its hashes.
 
     Rank 0, which alone is given `checkpoints`, chooses and reads; all ranks get their shards from it. Returns
-    None if there is no checkpoint.
+    None if there is no checkpoint and, by the run's history, never was one; `completed`, on rank 0, names the
+    last one that was.
 
     Raises, on all ranks:
-        UserError: there are checkpoints but none is intact, or the newest belongs to another recipe.
-        UnreachableError: the store does not answer.
+        UserError: there are checkpoints but none is intact, or the newest belongs to another recipe or run.
+        UnreachableError: the store does not answer, or the checkpoints that there were are out of sight.
     """
     choice: list[Any] = [None, None]
     if checkpoints:
-        choice = _choose(checkpoints, sharded.parts, recipe)
+        choice = _choose(checkpoints, sharded.parts, recipe, completed)
+    heartbeat("choosing a checkpoint")
     dist.broadcast_object_list(choice, src=0)
     directory, state = choice
-    if isinstance(directory, UserError):
+    if isinstance(directory, Exception):
         raise directory
     if directory is None:
         return None
     for part in sharded.parts:
+        heartbeat(f"loading {part}")
         with _reader(directory, part) as read:
             sharded.scatter(part, read)
     sharded.set_applied_steps(state.applied_steps)
@@ -134,6 +166,17 @@ def check_compatible(directory: Path, recipe: dict[str, Any], parts: Sequence[st
     `shared`: other runs may name the same checkpoint root, so the run's name must match as well; elsewhere
     it changes with a directory that is renamed. Raises UserError, which names every difference.
     """
+    files = [tensors_file(part) for part in parts]
+    problems = incompatibilities(directory, recipe, shared)
+    problems += [f"no {file}" for file in files if not (directory / file).exists()]
+    if problems:
+        raise UserError(
+            f"{directory} is of another run: {'; '.join(problems)}; choose another train.checkpoint_root"
+        )
+
+
+def incompatibilities(directory: Path, recipe: dict[str, Any], shared: bool) -> list[str]:
+    """What differs between the recipe of a checkpoint and this one, as messages."""
     theirs = read_recipe(directory / tensors_file(RAW))
     ours = json.loads(json.dumps(recipe))
     if not shared:
@@ -143,27 +186,55 @@ def check_compatible(directory: Path, recipe: dict[str, Any], parts: Sequence[st
         recorded = theirs.get(section, {})
         ours[section] = {key: value for key, value in ours.get(section, {}).items() if key in recorded}
         theirs[section] = {key: recorded[key] for key in ours[section]}
-    problems = differences({key: theirs.get(key) for key in ours}, ours)
-    files = [tensors_file(part) for part in parts]
-    problems += [f"no {file}" for file in files if not (directory / file).exists()]
-    if problems:
-        raise UserError(
-            f"{directory} is of another run: {'; '.join(problems)}; choose another train.checkpoint_root"
-        )
+    return differences({key: theirs.get(key) for key in ours}, ours)
 
 
-def _choose(checkpoints: CheckpointCatalog, parts: Sequence[str], recipe: dict[str, Any]) -> list[Any]:
+def adopt_staged(config: RunConfig, recipe: dict[str, Any]) -> None:
+    """Move what an earlier version staged directly in train.checkpoint_staging to this run's folder there."""
+    root = config.train.checkpoint_staging
+    folder = staging_folder(config)
+    for path in checkpoint_directories(Path(root)) if root else []:
+        target = folder / path.name
+        if is_complete(path) and not target.exists() and not incompatibilities(path, recipe, shared=True):
+            folder.mkdir(parents=True, exist_ok=True)
+            path.rename(target)
+
+
+def _attempt(action: Callable[[], SaveProblem | None]) -> SaveProblem | Exception | None:
+    """What failed on rank 0; exceptions are for all ranks to raise."""
+    try:
+        return action()
+    except UnreachableError as error:
+        return SaveProblem(str(error), temporary=True)
+    except (LeaseLostError, UserError) as error:
+        return error
+    except OSError as error:
+        return SaveProblem(" ".join(str(error).split()), temporary=error.errno not in FINAL)
+
+
+def _choose(
+    checkpoints: CheckpointCatalog, parts: Sequence[str], recipe: dict[str, Any], completed: str | None
+) -> list[Any]:
     """Directory and state of the checkpoint to resume from, or the error."""
     try:
         directory = checkpoints.newest()
         if directory is None:
-            return [None, None]
+            return [_missing(checkpoints, completed) if completed else None, None]
         check_compatible(directory, recipe, parts, checkpoints.shared)
+        checkpoints.adopt()
         return [directory, read_state(directory)]
-    except UserError as error:
+    except (LeaseLostError, UserError) as error:
         return [error, None]
     except OSError as error:
-        return [UserError(str(error)), None]
+        return [UnreachableError(f"{checkpoints.store.url}: {' '.join(str(error).split())}"), None]
+
+
+def _missing(checkpoints: CheckpointCatalog, completed: str) -> UnreachableError:
+    return UnreachableError(
+        f"train.checkpoint_root: no checkpoint in {checkpoints.store.url}, but this run has completed "
+        f"{completed}: is that disk mounted, that bucket right? To begin at step 0 again, set "
+        "train.start_over true"
+    )
 
 
 @contextmanager

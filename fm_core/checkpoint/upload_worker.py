@@ -17,10 +17,11 @@ from fm_core.checkpoint.upload_record import (
     UploadRecord,
     read_upload_record,
     touch_upload_record,
+    upload_record_path,
     write_upload_record,
 )
 from fm_core.config import parse_config
-from fm_core.errors import UserError
+from fm_core.errors import LeaseLostError, UserError
 from fm_core.run.directory import RunDirectory, step_name
 
 POLL_SECONDS = 0.5
@@ -39,14 +40,31 @@ def main() -> None:
     if record is None or record.pid != os.getpid():
         return
     threading.Thread(target=_watch_record, args=(run, record), daemon=True).start()
-    checkpoints = CheckpointCatalog.of(config)
-    snapshots = [CheckpointCatalog.snapshots_of(config)] if config.train.snapshot_images else []
+    fence = UploadFence(run, record)
+    checkpoints = CheckpointCatalog.of(config, fence)
+    snapshots = [CheckpointCatalog.snapshots_of(config, fence)] if config.train.snapshot_images else []
     problems = [
         problem
         for catalog in (checkpoints, *snapshots)
         if (problem := _upload(catalog, record, check_last=catalog is checkpoints))
     ]
     _end(run, record, "; ".join(problems) or None)
+
+
+class UploadFence:
+    """The right to upload after the end of a job, until the next start of the run removes the record."""
+
+    def __init__(self, run: Path, record: UploadRecord) -> None:
+        self.job, self.epoch = f"upload-{record.pid}", 0
+        self._run, self._pid = run, record.pid
+
+    def check(self) -> None:
+        """Raise LeaseLostError once the record is gone or another worker's; OSError if it is out of sight."""
+        record = read_upload_record(self._run)
+        if record is None and upload_record_path(self._run).exists():
+            raise OSError(f"{upload_record_path(self._run)} cannot be read")
+        if record is None or record.pid != self._pid:
+            raise LeaseLostError("the run was started again and uploads the rest itself")
 
 
 def _upload(catalog: CheckpointCatalog, record: UploadRecord, check_last: bool) -> str | None:
@@ -56,6 +74,8 @@ def _upload(catalog: CheckpointCatalog, record: UploadRecord, check_last: bool) 
             catalog.catch_up(newest=record.step)
             problem = catalog.wait(max(record.until - time.time(), 0))
             return problem or (catalog.problem_of(step_name(record.step)) if check_last else None)
+        except LeaseLostError as error:
+            return str(error)
         except (OSError, UserError) as error:
             if time.time() + RETRY_SECONDS > record.until:
                 return " ".join(str(error).split())

@@ -1,15 +1,17 @@
 """Checkpoint upload to a store, in a thread beside training.
 
 The thread copies the newest checkpoint that waits: its files, then a read-back of each against its SHA-256,
-then COMPLETE. Failures are retried until they succeed; training goes on meanwhile. A checkpoint that is to
+then COMPLETE. Nothing is overwritten: each object is created where there is none, so that a job that was
+frozen and lost its lease changes nothing that its successor has uploaded. Failures are retried until they
+succeed; training goes on meanwhile. A checkpoint that is to
 stay in the store (the last ones, every M-th, the best) is uploaded however slow the store is; one that a
 newer checkpoint makes superfluous is not. Old checkpoints are removed only after the newest is valid in the
 store.
 """
 
-import json
+import logging
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,15 +20,27 @@ from fm_core.checkpoint.format import (
     complete_steps,
     is_complete,
     read_state_or_default,
-    remove,
+    recorded_files,
+    recorded_origin,
+    stored_files,
 )
-from fm_core.checkpoint.retention import Retention, retain_remote, superfluous_staged
+from fm_core.checkpoint.ownership import WriteAccess, local_access
+from fm_core.checkpoint.remote_removal import RemoteRemoval
+from fm_core.checkpoint.retention import Retention, proof_problem, retain_remote, superfluous_staged
+from fm_core.checkpoint.set_aside import remove_checkpoint
 from fm_core.checkpoint.train_state import TrainState
-from fm_core.errors import CorruptCheckpointError, UserError
+from fm_core.errors import (
+    CorruptCheckpointError,
+    DamagedRecordError,
+    ForeignCheckpointsError,
+    LeaseLostError,
+    UserError,
+)
 from fm_core.run.directory import step_name
 from fm_core.storage.hashing import sha256_file
 from fm_core.storage.store import Store
 
+LOG = logging.getLogger(__name__)
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
 
@@ -34,8 +48,15 @@ LONGEST_PAUSE_SECONDS = 60.0
 class CheckpointUploader:
     """The thread that uploads checkpoints, and its queue."""
 
-    def __init__(self, store: Store, folder: Path, retention: Retention) -> None:
+    def __init__(
+        self, store: Store, folder: Path, retention: Retention, access: WriteAccess | None = None
+    ) -> None:
         self.store, self.folder, self.retention = store, folder, retention
+        self.access = access or WriteAccess(store)
+        self.refusal: LeaseLostError | ForeignCheckpointsError | None = None
+        """Why this job must not write there any more: another job or another run does."""
+        self.damaged: dict[int, str] = {}
+        """Checkpoints in the store that were found damaged: the problem by step."""
         self._change = threading.Condition()
         self._waiting: list[int] = []
         """Ascending."""
@@ -68,9 +89,14 @@ class CheckpointUploader:
             self._enqueue(*missing)
 
     def wait(self, seconds: float) -> str | None:
-        """Wait at most so long until nothing is left to upload; returns what is in the way, or None."""
+        """Wait at most so long until nothing is left to upload; returns what is in the way, or None.
+
+        Raises LeaseLostError or ForeignCheckpointsError if nothing more may be uploaded.
+        """
         with self._change:
             done = self._change.wait_for(lambda: not self._waiting and self._copying is None, seconds)
+            if self.refusal:
+                raise self.refusal
             return None if done else self._problem or f"still uploading after {seconds:g} s"
 
     def close(self) -> None:
@@ -78,6 +104,13 @@ class CheckpointUploader:
         with self._change:
             self._closed = True
             self._change.notify_all()
+
+    def _refuse(self, error: LeaseLostError | ForeignCheckpointsError) -> None:
+        """Upload nothing more; training ends at its next checkpoint, with this error."""
+        with self._change:
+            self.refusal = error
+            self._closed = True
+            self._waiting.clear()
 
     def _enqueue(self, *steps: int) -> None:
         """Queue these beside those that wait, if they are to stay; called with the lock held."""
@@ -113,18 +146,23 @@ class CheckpointUploader:
         pause = FIRST_PAUSE_SECONDS
         while True:
             try:
-                upload_checkpoint(self.store, self.folder, step)
+                self.access.claim()
+                upload_checkpoint(self.store, self.folder, step, self.access, self.damaged)
+                self.damaged.pop(step, None)
                 self._copied.add(step)
                 if not self._closed:
                     self._retire()
                 return True
             except Exception as error:
                 self._problem = " ".join(str(error).split()) or type(error).__name__
+                if isinstance(error, LeaseLostError | ForeignCheckpointsError):
+                    self._refuse(error)
+                    return True
                 complete = is_complete(self.folder / step_name(step))
                 if isinstance(error, CorruptCheckpointError) or not complete:
-                    print(f"warning: {self._problem}; it is not uploaded to {self.store.url}", flush=True)
+                    LOG.warning("warning: %s; it is not uploaded to %s", self._problem, self.store.url)
                     return True
-                print(f"warning: {self._problem}; retrying the upload in {pause:g} s", flush=True)
+                LOG.warning("warning: %s; retrying the upload in %g s", self._problem, pause)
             with self._change:
                 newer = self._change.wait_for(
                     lambda: self._closed or any(other > step for other in self._waiting), pause
@@ -138,9 +176,9 @@ class CheckpointUploader:
         newest = self._newest
         if newest in self._copied:
             try:
-                self._stored = retain_remote(self.store, self.retention, newest)
+                self._stored = retain_remote(self.store, self.retention, newest, self.access, self.damaged)
             except (OSError, UserError) as error:
-                print(f"warning: cannot remove old checkpoints in {self.store.url}: {error}", flush=True)
+                LOG.warning("warning: cannot remove old checkpoints in %s: %s", self.store.url, error)
         self._free_staging()
 
     def _free_staging(self) -> None:
@@ -151,26 +189,60 @@ class CheckpointUploader:
                 return
             steps = complete_steps(self.folder)
             for step in superfluous_staged(steps, newest, self._waiting, self._copying, self._copied):
+                path = self.folder / step_name(step)
                 with suppress(OSError):
-                    remove(self.folder / step_name(step))
+                    if proof_problem(path, self.access.identity) is None:
+                        remove_checkpoint(path, local_access(self.folder, self.access))
 
 
-def upload_checkpoint(store: Store, folder: Path, step: int) -> None:
+def upload_checkpoint(
+    store: Store,
+    folder: Path,
+    step: int,
+    access: WriteAccess | None = None,
+    damaged: Mapping[int, str] = {},
+) -> None:
     """Copy a complete checkpoint to a store: files, then a read-back of each, then COMPLETE.
 
-    Raises CorruptCheckpointError if a local file differs from its SHA-256, OSError or UserError if the store
-    fails; the copy is then not valid.
+    `damaged` are checkpoints that this job found damaged in the store. Any other one of this step that it has
+    is set aside there.
+
+    Raises CorruptCheckpointError if a local file differs from its SHA-256 or the checkpoint is of another
+    run, LeaseLostError if another job has taken over, OSError or UserError if the store fails; the copy is
+    then not valid.
     """
+    access = access or WriteAccess(store)
     name = step_name(step)
     content = (folder / name / COMPLETE).read_bytes()
-    files = json.loads(content)["files"]
-    if store.size(f"{name}/{COMPLETE}") is not None:
-        store.remove(f"{name}/{COMPLETE}")
-    for file in files:
-        store.send(folder / name / file, f"{name}/{file}")
+    files = recorded_files(folder / name) or {}
+    if access.identity and not access.identity.is_of(recorded_origin(folder / name)):
+        raise CorruptCheckpointError(f"{folder / name} is of another run; check train.checkpoint_staging")
+    reason = damaged.get(step)
+    try:
+        stored = stored_files(store, name)
+    except DamagedRecordError as error:
+        stored, reason = {}, str(error)
+    if stored == files and not reason:
+        return
+    if stored is not None:
+        reason = reason or f"{store.url}/{name} is another checkpoint of that step"
+        RemoteRemoval(store, access).set_aside(name, reason)
     for file, facts in files.items():
-        if store.sha256(f"{name}/{file}") != facts["sha256"]:
-            if sha256_file(folder / name / file) != facts["sha256"]:
-                raise CorruptCheckpointError(f"{folder / name / file} differs from its SHA-256")
-            raise OSError(f"{store.url}/{name}/{file} differs from what was sent")
-    store.write_bytes(f"{name}/{COMPLETE}", content)
+        access.check()
+        _send(store, folder / name / file, f"{name}/{file}", facts["sha256"], access)
+    access.check()
+    if not store.create(f"{name}/{COMPLETE}", content):
+        access.check()
+        raise OSError(f"{store.url}/{name}/{COMPLETE} was written by another job meanwhile")
+
+
+def _send(store: Store, source: Path, name: str, digest: str, access: WriteAccess) -> None:
+    """Upload a file; what an interrupted upload left under its name is replaced."""
+    try:
+        store.send_new(source, name, digest)
+    except FileExistsError:
+        if sha256_file(source) != digest:
+            raise CorruptCheckpointError(f"{source} differs from its SHA-256") from None
+        access.check()
+        store.remove(name)
+        store.send_new(source, name, digest)

@@ -3,20 +3,24 @@
 import json
 import os
 import shutil
+import struct
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fm_core.checkpoint.format import (
     COMPLETE,
     TENSORS_SUFFIX,
+    Progress,
     checkpoint_directories,
+    no_progress,
     recorded_files,
     tensors_file,
 )
@@ -25,17 +29,63 @@ from fm_core.run.directory import step_name
 from fm_core.storage.hashing import sha256_file
 from fm_core.storage.store import Store
 
+CHUNK_BYTES = 8 * 2**20
+SYNC_BYTES = 256 * 2**20
+DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+}
+"""Names of dtypes in a file of safetensors."""
 FETCHED_SECONDS = 600.0
 """Fetched files of other steps stay this long, because another process may still be loading them."""
 
 
 def write_tensors(
-    directory: Path, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+    directory: Path,
+    name: str,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    progress: Progress = no_progress,
 ) -> None:
-    """Write one file of tensors into a checkpoint that is not complete yet."""
+    """Write one file of tensors into a checkpoint that is not complete yet.
+
+    In the format of safetensors, tensor by tensor: its own writer says nothing until a file of gigabytes is
+    written, and holds a second copy of it.
+    """
     path = directory / tensors_file(name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(dict(tensors), path, dict(metadata))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for key in sorted(tensors):
+        tensor, begin = tensors[key], end
+        end += tensor.numel() * tensor.element_size()
+        header[key] = {
+            "dtype": DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, end],
+        }
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    with path.open("wb", buffering=0) as file:
+        write_chunks(file, memoryview(struct.pack("<Q", len(head)) + head), progress)
+        for key in sorted(tensors):
+            content = tensors[key].detach().contiguous().reshape(-1).view(torch.uint8)
+            write_chunks(file, content.numpy().data, progress)
+
+
+def write_chunks(file: FileIO, content: memoryview, progress: Progress) -> None:
+    """Write bytes, and each few hundred megabytes to the disk, so that no single call takes minutes."""
+    while content:
+        progress(f"writing {file.name}")
+        before = file.tell()
+        content = content[file.write(content[:CHUNK_BYTES]) :]
+        if file.tell() // SYNC_BYTES > before // SYNC_BYTES:
+            os.fsync(file.fileno())
 
 
 def posthoc_file(run: Path, step: int, name: str) -> Path:

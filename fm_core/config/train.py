@@ -60,6 +60,8 @@ class TrainSection(Section):
     """fsspec URL for checkpoints; by default train/checkpoints in the run directory."""
     checkpoint_staging: Location | None = None
     """Local folder for checkpoints until they are uploaded; by default train/staging in the run directory."""
+    start_over: bool = False
+    """Begin at step 0 again, once; checkpoints and metrics are set aside under other names, not deleted."""
     keep_checkpoints: int = Field(default=3, ge=1)
     """Number of newest complete checkpoints to retain, besides the one with the lowest validation loss."""
     keep_every_images: int | None = Field(default=None, ge=1)

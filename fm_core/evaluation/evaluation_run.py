@@ -26,7 +26,14 @@ from fm_core.evaluation.nfe_curve import curve_part, solver_settings
 from fm_core.evaluation.reference import STATISTICS_VERSION, Reference, ReferenceSplit, reference_from_npz
 from fm_core.evaluation.resumable_parts import ResumableParts, split_ranges
 from fm_core.run.directory import RunDirectory, step_name
-from fm_core.sampling.checkpoint_source import Model, checkpoint_step, load_model, weights_file
+from fm_core.sampling.checkpoint_source import (
+    Model,
+    check_run,
+    checkpoint_step,
+    job_weights,
+    load_model,
+    weights_file,
+)
 from fm_core.sampling.compiled_network import accelerated
 from fm_core.sampling.sample_store import SampleSet, draw_of, protocol_of
 from fm_core.storage.hashing import fingerprint
@@ -49,12 +56,20 @@ ODE_SOLVE_COST = 500.0
 class EvaluationRun:
     """One evaluation of a configuration."""
 
-    def __init__(self, config: RunConfig, device: torch.device, job: str | None = None) -> None:
-        """Open the model, samples and data set; the ranks of a `job` fetch the manifest once per node.
+    def __init__(
+        self,
+        config: RunConfig,
+        device: torch.device,
+        control: Path | None = None,
+        job: str | None = None,
+    ) -> None:
+        """Open the model, samples and data set. Raises UserError if they are missing or do not match.
 
-        Raises UserError if they are missing or do not match.
+        `control` and `job` are given on the ranks of a job: the weights are at hand in its control directory,
+        and they fetch the manifest once per node.
         """
         self.config, self.device, self.settings = config, device, config.evaluate
+        self.control = control
         place = config.data.root, config.data.name
         self.manifest = NodeCache(config.data.cache).manifest(*place, job) if job else load_manifest(*place)
         self.run = RunDirectory(config)
@@ -155,8 +170,14 @@ class EvaluationRun:
     def _model(self) -> tuple[Model | None, int]:
         if not self.of_model:
             return None, 0
-        step = checkpoint_step(self.config)
-        model = load_model(weights_file(self.config, step), self.device, self.config)
+        if self.control:
+            step, self.weights = job_weights(self.config, self.control)
+        else:
+            step = checkpoint_step(self.config)
+            self.weights = weights_file(self.config, step)
+        model = load_model(self.weights, self.device, self.config)
+        if self.control is None:
+            check_run(self.config, model, step)
         if model.data_version != self.manifest.version:
             raise UserError(
                 f"{self.run.checkpoints} was trained on version {model.data_version[:12]} of the data; "
@@ -168,7 +189,7 @@ class EvaluationRun:
         if self.model and self.samples:
             if self.settings.samples == "sampler":
                 # The network may be optimized in place, which must not affect the float32 likelihood.
-                model = load_model(weights_file(self.config, self.step), self.device, self.config)
+                model = load_model(self.weights, self.device, self.config)
                 sampling_model = replace(model, network=accelerated(model.network, self.config.sample))
                 return sampler_images(self.config, self.samples, sampling_model, self.device)
             return run_samples(self.samples, self.model.image_shape)

@@ -18,7 +18,7 @@ from fm_core.run.status import write_status
 def evaluate(config: RunConfig, rank: Rank) -> None:
     """Compute this rank's share of the missing parts."""
     device = torch.device("cuda", rank.local) if torch.cuda.is_available() else torch.device("cpu")
-    evaluation = EvaluationRun(config, device, rank.job)
+    evaluation = EvaluationRun(config, device, rank.control, rank.job)
     # The classifier was trained by the process that submitted this job.
     evaluation.open(lambda step, steps, loss: None)
     rate_meter = RateMeter()

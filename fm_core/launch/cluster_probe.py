@@ -18,8 +18,8 @@ import torch
 import torch.distributed as dist
 
 import fm_core
-from fm_core.checkpoint.catalog import staging_folder
 from fm_core.checkpoint.format import checkpoint_directories
+from fm_core.checkpoint.ownership import staging_folder
 from fm_core.config import RunConfig
 from fm_core.launch.job import LOGS_VARIABLE
 from fm_core.launch.worker_main import Rank

@@ -39,6 +39,8 @@ from fm_core.storage.local_paths import provide_home
 
 PR_SET_PDEATHSIG = 1
 
+STOP_SECONDS = 2.0
+"""Interval at which rank 0 looks for a STOP file."""
 ADOPTION_SECONDS = 30.0
 """A supervisor writes job.json some milliseconds after it started the agent."""
 
@@ -59,8 +61,10 @@ class Rank:
     """Whether a rank that hangs is to be detected; not in a debugger."""
     fence: Fence = field(default_factory=Unfenced)
     """Of the first rank, the writer: to be checked before anything is committed or deleted."""
-    _stop_signaled: bool = field(default=False)
     _lost: LeaseLostError | None = field(default=None)
+    _stop_signaled: bool = field(default=False)
+    _looked_at: float = field(default=float("-inf"))
+    _stop_file: bool = field(default=False)
 
     @property
     def first(self) -> bool:
@@ -70,14 +74,20 @@ class Rank:
     def stop_requested(self) -> bool:
         """Whether this process received SIGTERM or, on rank 0, a STOP file exists.
 
+        Rank 0 looks every few seconds: a file server that is slow must not slow down the work. A directory
+        that cannot be read now holds no request; it is read again later.
+
         Raises LeaseLostError in a rank that could not end itself at once, because it runs in a debugger.
         """
         if self._lost:
             raise self._lost
-        directories = (self.control, self.run or self.control)
-        return self._stop_signaled or (
-            self.first and any(directory.joinpath("STOP").exists() for directory in directories)
-        )
+        now = time.monotonic()
+        if self.first and not self._stop_file and now - self._looked_at >= STOP_SECONDS:
+            self._looked_at = now
+            with suppress(OSError):
+                directories = (self.control, self.run or self.control)
+                self._stop_file = any(directory.joinpath("STOP").exists() for directory in directories)
+        return self._stop_signaled or self._stop_file
 
     def request_stop(self, number: int, frame: FrameType | None) -> None:
         """Signal handler: only sets a flag, since launchers send the signal more than once."""

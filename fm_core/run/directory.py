@@ -32,6 +32,7 @@ _ELASTIC_TRAIN_KEYS = {
     "checkpoint_images",
     "checkpoint_root",
     "checkpoint_staging",
+    "start_over",
     "keep_checkpoints",
     "keep_every_images",
     "skipped_limit",
@@ -148,6 +149,7 @@ class RunDirectory:
         self.check_identity()
         if not self._has_results():
             self.metrics.parent.mkdir(parents=True, exist_ok=True)
+            self.metrics.touch()
         write_text(self.path / "config.yaml", dump_yaml(self.config))
 
     def bound_config(self) -> RunConfig | None:
@@ -160,7 +162,10 @@ class RunDirectory:
         return _recorded(file) if file.exists() and self._has_results() else None
 
     def _has_results(self) -> bool:
-        return any((self.path / name).exists() for name in ("train", "reproduce"))
+        # The history of training is begun before the first step.
+        trained = self.path / "train"
+        begun = trained.exists() and any(file.name != "history.json" for file in trained.iterdir())
+        return begun or (self.path / "reproduce").exists()
 
     @contextmanager
     def _writable(self) -> Generator[None]:

@@ -1,5 +1,6 @@
 """Trained models from checkpoints: which checkpoint and weights sample.* names, and how to load them."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -10,6 +11,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fm_core.checkpoint.catalog import CheckpointCatalog
+from fm_core.checkpoint.format import link_or_copy, stored_origin
+from fm_core.checkpoint.ownership import foreign_problem
 from fm_core.checkpoint.weights_file import locate_weights, read_recipe, verified_sha256, weights_names
 from fm_core.config import MethodSection, ModelSection, RunConfig
 from fm_core.errors import UserError
@@ -17,7 +20,10 @@ from fm_core.method.dequantization import Quantizer
 from fm_core.method.objectives import Objective
 from fm_core.method.registry import require_known_code
 from fm_core.models.build import build_method, build_network
-from fm_core.run.directory import RunDirectory, step_name
+from fm_core.run.directory import RunDirectory, differences, step_name
+
+PINNED = "weights.safetensors"
+"""The weights of a job, in its control directory."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,53 @@ def weights_file(config: RunConfig, step: int) -> Path:
         available = ", ".join(weights_names(store, step)) or "no weights"
         raise UserError(f"sample.weights {weights}: {store.url}/{step_name(step)} has {available}")
     return file
+
+
+def pin_weights(file: Path, control: Path) -> None:
+    """Keep the weights of a job at hand in its control directory, by a link where that is possible.
+
+    Training may retire their checkpoint between the submission of the job and its start. Raises OSError.
+    """
+    pinned, partial = control / PINNED, control / f".{PINNED}.{os.getpid()}"
+    control.mkdir(parents=True, exist_ok=True)
+    link_or_copy(file, partial)
+    partial.replace(pinned)
+
+
+def unpin_weights(control: Path) -> None:
+    """Remove what `pin_weights` has made."""
+    (control / PINNED).unlink(missing_ok=True)
+
+
+def job_weights(config: RunConfig, control: Path) -> tuple[int, Path]:
+    """Step and file of the weights of a job: the pinned ones, or on a host that does not see them, others."""
+    pinned = control / PINNED
+    if pinned.exists():
+        return int(read_recipe(pinned)["step"]), pinned
+    step = checkpoint_step(config)
+    return step, weights_file(config, step)
+
+
+def check_run(config: RunConfig, model: Model, step: int) -> None:
+    """Refuse weights that the run of this configuration has not trained. Raises UserError.
+
+    A file that sample.weights names is used as it is.
+    """
+    if config.sample.weights.endswith(".safetensors"):
+        return
+    catalog = CheckpointCatalog.of(config)
+    changes = differences(
+        model.section.model_dump(mode="json"), config.model.model_dump(mode="json"), "model."
+    )
+    if "seed" in model.recipe and model.recipe["seed"] != config.run.seed:
+        changes.append(f"run.seed was {model.recipe['seed']!r} and is now {config.run.seed!r}")
+    name = model.recipe.get("run", {}).get("name", config.run.name)
+    if catalog.shared and name != config.run.name:
+        changes.append(f"run.name was {name!r} and is now {config.run.name!r}")
+    if changes:
+        raise UserError(f"{catalog.store.url} contains another network: {'; '.join(changes)}")
+    if problem := foreign_problem(catalog.access, stored_origin(catalog.store, step_name(step))):
+        raise UserError(problem)
 
 
 def load_model(

@@ -14,7 +14,7 @@ from fm_core.errors import StopRequested
 from fm_core.launch.worker_main import Rank
 from fm_core.run.progress import Progress, RateMeter
 from fm_core.run.status import write_status
-from fm_core.sampling.checkpoint_source import checkpoint_step, load_model, weights_file
+from fm_core.sampling.checkpoint_source import job_weights, load_model
 from fm_core.sampling.compiled_network import accelerated
 from fm_core.sampling.generate import generate, time_grid
 from fm_core.sampling.sample_store import SampleSet, draw_of, protocol_of
@@ -28,8 +28,8 @@ REPORT_SHARE = 0.05
 def sample(config: RunConfig, rank: Rank) -> None:
     """Make this rank's share of the missing batches."""
     device = torch.device("cuda", rank.local) if torch.cuda.is_available() else torch.device("cpu")
-    step = checkpoint_step(config)
-    model = load_model(weights_file(config, step), device, config)
+    step, weights = job_weights(config, rank.control)
+    model = load_model(weights, device, config)
     model = replace(model, network=accelerated(model.network, config.sample))
     samples = SampleSet(config, step, protocol_of(config, model.weights_sha256))
     draw = draw_of(config)

@@ -30,6 +30,7 @@ from fm_core.run.resource_limits import available_cores
 from fm_core.run.results import StageResult
 from fm_core.run.stage_runner import run_stage_function
 from fm_core.run.stop_file import mark_obeyed, pending_request, refuse_pending_request
+from fm_core.sampling.checkpoint_source import pin_weights, unpin_weights
 from fm_core.stages.resolve import resolve
 from fm_core.storage.atomic_files import read_json, write_json, write_text
 
@@ -127,7 +128,10 @@ def _run_parts(
             config=config.model_copy(update={"launch": launch}),
             complete=lambda: not any(task.missing() for task in tasks),
         )
+        if evaluation.of_model:
+            pin_weights(evaluation.weights, job.control)
         supervise(job, observe)
+        unpin_weights(job.control)
         return
     for task in tasks:
         missing = set(task.missing())

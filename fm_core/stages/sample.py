@@ -6,14 +6,21 @@ import torch
 from torch import Tensor
 
 from fm_core.config import RunConfig
-from fm_core.errors import UserError
 from fm_core.launch.supervisor import StageJob, supervise
 from fm_core.report.image_grids import animation, grid, png, strip
-from fm_core.run.directory import RunDirectory, differences
+from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Observer, Progress, no_progress
 from fm_core.run.results import StageResult
 from fm_core.run.stage_runner import run_stage_function
-from fm_core.sampling.checkpoint_source import Model, checkpoint_step, load_model, weights_file
+from fm_core.sampling.checkpoint_source import (
+    Model,
+    check_run,
+    checkpoint_step,
+    load_model,
+    pin_weights,
+    unpin_weights,
+    weights_file,
+)
 from fm_core.sampling.sample_store import SampleSet, draw_of, protocol_of, solver_of
 from fm_core.stages.resolve import resolve
 from fm_core.training.posthoc_ema import make_average
@@ -42,11 +49,9 @@ def _sample(config: RunConfig, run: RunDirectory, observe: Observer) -> StageRes
     make_average(config, step)
     # All ranks must use the same checkpoint, even if training adds one meanwhile.
     config = config.model_copy(update={"sample": config.sample.model_copy(update={"step": step})})
-    model = load_model(weights_file(config, step), torch.device("cpu"), config)
-    if not config.sample.weights.endswith(".safetensors"):
-        saved, configured = model.section.model_dump(mode="json"), config.model.model_dump(mode="json")
-        if changes := differences(saved, configured, "model."):
-            raise UserError(f"{run.checkpoints} contains another network: {'; '.join(changes)}")
+    weights = weights_file(config, step)
+    model = load_model(weights, torch.device("cpu"), config)
+    check_run(config, model, step)
     draw.check(model)
     run.begin()
     samples = SampleSet(config, step, protocol_of(config, model.weights_sha256))
@@ -67,7 +72,9 @@ def _sample(config: RunConfig, run: RunDirectory, observe: Observer) -> StageRes
             config=config,
             complete=lambda: not samples.problems(),
         )
+        pin_weights(weights, samples.control)
         supervise(job, observe)
+        unpin_weights(samples.control)
     if state == "done":
         _finish(samples, model, step)
     nfe = (samples.done() or {})["nfe"]["mean"]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from fm_core.checkpoint.catalog import CheckpointCatalog
 from fm_core.checkpoint.format import checkpoint_directories, step_of
+from fm_core.checkpoint.ownership import begin_history
 from fm_core.config import RunConfig
 from fm_core.data.loader_factories import check_streams
 from fm_core.data.manifest import Manifest, load_manifest
@@ -14,6 +15,7 @@ from fm_core.launch.supervisor import StageJob, supervise
 from fm_core.method.cnf_objective import MaximumLikelihood
 from fm_core.models.build import build_method
 from fm_core.run.directory import RunDirectory
+from fm_core.run.history import read_history, rearm_start_over
 from fm_core.run.progress import Observer, Progress, byte_size, no_progress
 from fm_core.run.results import StageResult
 from fm_core.run.stage_runner import run_stage_function
@@ -89,6 +91,8 @@ def _train(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResu
     state = "verified"
     if complete(config):
         run.begin()
+        if not config.train.start_over:
+            rearm_start_over(run.path)
     else:
         check_space(config, manifest)
         state = "done"
@@ -97,6 +101,7 @@ def _train(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResu
             config.data, manifest, config.run.seed, batch, ranks, max_processes_per_host(config.launch)
         )
         run.begin()
+        begin_history(config)
         total = config.train.images
         observe(Progress("train", 0, total, "images", "starting the processes"))
         job = StageJob(
@@ -143,6 +148,9 @@ def newest_step(run: RunDirectory) -> int:
 def complete(config: RunConfig) -> bool:
     """Whether DONE.json records enough images seen and its checkpoint is valid."""
     run = RunDirectory(config)
+    history = read_history(run.path)
+    if config.train.start_over and not (history and history.start_over_obeyed):
+        return False
     done = read_json(run.train_done)
     if done is None or done["images_seen"] < config.train.images:
         return False

@@ -1,5 +1,6 @@
 """Small files that are replaced atomically, JSON records and JSON lines; durable writes and renames."""
 
+import errno
 import json
 import os
 import tempfile
@@ -58,6 +59,32 @@ def publish(staged: Path, target: Path) -> None:
     sync(target.parent)
 
 
+def create_exclusively(path: Path, content: bytes) -> bool:
+    """Write a file that does not exist yet, durably; whether the file is now this one.
+
+    Of several processes one succeeds, and a reader never sees half of it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            flush(file)
+        Path(name).chmod(0o644)
+        try:
+            os.link(name, path)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without hard links
+            with suppress(FileExistsError), path.open("xb") as file:
+                file.write(content)
+                flush(file)
+    finally:
+        Path(name).unlink(missing_ok=True)
+    sync(path.parent)
+    return path.read_bytes() == content
+
+
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
     """Replace a JSON file atomically; the schema version goes first."""
     write_text(path, json.dumps({"schema": SCHEMA, **record}, indent=1, allow_nan=False) + "\n")
@@ -78,14 +105,24 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def append_line(path: Path, record: Mapping[str, Any]) -> None:
-    """Append one JSON line in a single write; a truncated line before it, of a crash, is ended first."""
+    """Append one JSON line in a single write; a truncated line before it, of a crash, is ended first.
+
+    Where the line cannot be written to its end (a full disk), the file is as before.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as file:
+    with path.open("ab+", buffering=0) as file:
         end = file.seek(0, os.SEEK_END)
         file.seek(max(0, end - 1))
         truncated = file.read(1) not in (b"", b"\n")
-        line = json.dumps(dict(record), allow_nan=False) + "\n"
-        file.write((f"\n{line}" if truncated else line).encode())
+        line = (json.dumps(dict(record), allow_nan=False) + "\n").encode()
+        line = b"\n" + line if truncated else line
+        try:
+            if (file.write(line) or 0) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        except OSError:
+            with suppress(OSError):
+                os.ftruncate(file.fileno(), end)
+            raise
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Annotated, Any
 
@@ -31,11 +32,16 @@ def sha256_bytes(data: bytes | memoryview) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def sha256_stream(file: IO[bytes]) -> str:
-    """SHA-256 of an open file from its current position to its end, in hexadecimal."""
+def sha256_stream(file: IO[bytes], progress: Callable[[], None] = lambda: None) -> str:
+    """SHA-256 of an open file from its current position to its end, in hexadecimal.
+
+    `progress` is called before each chunk is read.
+    """
     digest = hashlib.sha256()
+    progress()
     while chunk := file.read(CHUNK_BYTES):
         digest.update(chunk)
+        progress()
     return digest.hexdigest()
 
 

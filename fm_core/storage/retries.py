@@ -16,7 +16,9 @@ CREDENTIAL_ATTEMPTS = 3
 """A metadata service that all ranks of a job ask at the same time has none for some of them."""
 FIRST_DELAY_S = 0.2
 # A missing object or a wrong request: never retried.
-FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+FINAL = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
+CONDITION_FAILED = "pre-conditions you specified"
+"""S3's answer to a request to create an object that exists."""
 # Their errors for a broken connection or a busy server are not all OSErrors.
 REMOTE_LIBRARIES = {"aiobotocore", "aiohttp", "azure", "botocore", "gcsfs", "google", "requests", "urllib3"}
 
@@ -31,16 +33,18 @@ def with_retries(action: Callable[[], T], where: str) -> T:
     Raises:
         UnreachableError: the error did not go away.
         UserError: the store refuses: permissions or credentials.
-        FileNotFoundError: as `action` raised it.
+        FileNotFoundError, FileExistsError: as `action` raised it.
     """
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return action()
         except FINAL as error:
-            if isinstance(error, FileNotFoundError):
+            if isinstance(error, FileNotFoundError | FileExistsError):
                 raise
             raise UserError(f"{where}: {one_line(error)}; check the permissions or credentials") from None
         except Exception as error:
+            if CONDITION_FAILED in str(error):  # s3fs says no more about it
+                raise FileExistsError(f"{where}: {one_line(error)}") from None
             credentials = "Credentials" in type(error).__name__
             if not _is_temporary(error) or (credentials and attempt == CREDENTIAL_ATTEMPTS):
                 if _is_remote(error):
@@ -74,7 +78,7 @@ def without_secrets(text: str) -> str:
 
 def _is_temporary(error: Exception) -> bool:
     if isinstance(error, OSError):
-        return error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+        return error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOSYS)
     return _is_remote(error)
 
 

@@ -9,13 +9,14 @@ import socket
 import uuid
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
 import fsspec  # pyright: ignore[reportMissingTypeStubs]
 
 from fm_core.errors import UserError
-from fm_core.storage.atomic_files import flush, publish
+from fm_core.storage.atomic_files import create_exclusively, flush, publish
 from fm_core.storage.hashing import sha256_stream
 from fm_core.storage.local_paths import expand_home, is_relative_name, private_temporary_folder
 from fm_core.storage.remote_file import RemoteFile
@@ -63,6 +64,11 @@ class Store:
             raise UserError(f"{full_url}: {error}") from None
         local = Path(path) if "file" in _protocols(filesystem) else None
         return cls(filesystem, path.rstrip("/"), full_url, local)
+
+    def below(self, name: str) -> "Store":
+        """The store of a subfolder."""
+        local = self.local / name if self.local else None
+        return Store(self.filesystem, f"{self.path}/{name}", f"{self.url}/{name}", local)
 
     @property
     def shared(self) -> bool:
@@ -177,10 +183,48 @@ class Store:
             with suppress(OSError):
                 stage.unlink(missing_ok=True)
 
+    def create(self, name: str, content: bytes) -> bool:
+        """Write a file that does not exist yet; whether the file is now this one.
+
+        Of several writers one succeeds: by a hard link or O_EXCL on a disk, by a conditional request in a
+        store that has those. In any other store the file is read back.
+        """
+        if self.local:
+            return create_exclusively(self.local / name, content)
+        if self.size(name) is not None:
+            return self.read_bytes(name) == content
+        filesystem, path = self.filesystem, self.full(name)
+        if not self._conditional(lambda: filesystem.pipe_file(path, content, mode="create"), name):
+            self.write_bytes(name, content)
+        return self.read_bytes(name) == content
+
     def send(self, source: Path, name: str) -> None:
         """Upload a local file to an object store; it replaces an existing one when it is complete."""
         assert not self.local, "use `staged` for a local folder"
         self._upload(source, name)
+
+    def send_new(self, source: Path, name: str, digest: str) -> None:
+        """Upload a local file with this SHA-256 to an object store, to a name that does not exist yet.
+
+        A file of this content is left as it is; FileExistsError if there is another one.
+        """
+        if self.size(name) is None:
+            filesystem, path = self.filesystem, self.full(name)
+            if not self._conditional(lambda: filesystem.put_file(str(source), path, mode="create"), name):
+                self._upload(source, name)
+        if self.sha256(name) != digest:
+            raise FileExistsError(f"{self.url}/{name} differs from what was sent")
+
+    def move_folder(self, name: str, target: str) -> None:
+        """Rename a folder of an object store: copy each file, then remove all. FileNotFoundError."""
+        source, where = self.full(name), self._where(name)
+        files = cast(list[str], with_retries(lambda: self._fresh().find(source), where))
+        if not files:
+            raise FileNotFoundError(where)
+        for path in files:
+            copy = f"{self.full(target)}{path[len(source) :]}"
+            with_retries(partial(self.filesystem.cp_file, path, copy), where)
+        self.remove_folder(name)
 
     def remove_folder(self, name: str) -> None:
         """Remove a folder and everything in it; no error if it does not exist."""
@@ -210,6 +254,18 @@ class Store:
             match = re.search(r"\.([^.]+)\.(\d+)\.[0-9a-f]{8}\.partial$", stage.name)
             if match and match[1] == _host() and not _alive(int(match[2])):
                 stage.unlink(missing_ok=True)
+
+    def _conditional(self, write: Callable[[], Any], name: str) -> bool:
+        """Make a request that creates a file; False if the store has no such requests."""
+        try:
+            with_retries(write, self._where(name))
+        except (TypeError, ValueError, NotImplementedError):
+            return False
+        except OSError as error:
+            if not isinstance(error, FileExistsError) and error.errno != errno.ENOSYS:
+                raise
+            return isinstance(error, FileExistsError)
+        return True
 
     def _publish(self, stage: Path, name: str) -> None:
         if self.local:

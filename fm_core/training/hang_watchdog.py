@@ -1,9 +1,10 @@
 """Hang watchdog: finds the rank that hangs, names it in the exit record, and ends the job.
 
-The loop calls `heartbeat` before everything that needs the other ranks. A thread on every rank publishes its
-heartbeat through the store of the process group. If nothing makes progress for train.hang_seconds, the thread
-determines which ranks are silent or behind, prints the stacks of its own process, writes an exit record for
-the supervisor, and exits.
+The loop calls `heartbeat` before everything that needs the other ranks, and `progress` during work that one
+rank does while the others wait, such as writing a checkpoint. A thread on every rank publishes both through
+the store of the process group. If no rank makes progress for train.hang_seconds, the thread determines which
+ranks are silent or behind, prints the stacks of its own process, writes an exit record for the supervisor,
+and exits. A single operation on a file during a save may take longer (SAVE_FACTOR).
 """
 
 import faulthandler
@@ -31,6 +32,8 @@ PUBLISH_SECONDS = 0.5
 FIRST_STEP_BEATS = 3
 FIRST_STEP_FACTOR = 3
 """The first step may take this many times longer: kernels are compiled and caches filled."""
+SAVE_FACTOR = 6
+"""So may one fsync or one write of a few megabytes while a checkpoint is saved: a file server may be away."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class Heartbeat:
     """Grows as long as the process runs at all."""
     at: str
     """What the rank is doing, for a person."""
+    moves: int = 0
+    """Grows with every heartbeat, and with work that this rank does while the others wait."""
 
 
 class HangWatchdog:
@@ -52,14 +57,26 @@ class HangWatchdog:
     def __init__(self, stage: str, rank: Rank, seconds: float) -> None:
         """Start watching; if the job makes no progress for `seconds`, it is ended."""
         self._stage, self._rank, self._seconds = stage, rank, seconds
-        self._beats, self._at, self._since = 0, "the start", time.monotonic()
+        self._beats, self._moves, self._at, self._since = 0, 0, "the start", time.monotonic()
+        self._patience = 1
+        self._moves_seen: dict[int, int] = {}
         self._stopped = False
         self._store = _store()
         threading.Thread(target=self._work, name="hang-watchdog", daemon=True).start()
 
-    def heartbeat(self, at: str) -> None:
-        """Record progress of this rank; `at` is what it does next, for a person."""
+    def heartbeat(self, at: str, patience: int = 1) -> None:
+        """Record progress of this rank; `at` is what it does next, for a person.
+
+        All ranks must call it equally often. `patience` multiplies the seconds that it may take.
+        """
         self._beats += 1
+        self._patience = patience
+        self.progress(at)
+
+    def progress(self, at: str) -> None:
+        """Record progress in work of this rank alone, for which the others wait."""
+        self._moves += 1
+        self._moves_seen = {}
         self._at, self._since = at, time.monotonic()
 
     def stop(self) -> None:
@@ -71,19 +88,32 @@ class HangWatchdog:
         while not self._stopped:
             ticks += 1
             self._publish(ticks)
-            limit = self._seconds * (FIRST_STEP_FACTOR if self._beats <= FIRST_STEP_BEATS else 1)
+            limit = self._limit()
+            if time.monotonic() - self._since > limit / 2 and self._others_moved():
+                self._since = time.monotonic()
             if time.monotonic() - self._since > limit:
                 before = self._heartbeats()
                 for _ in range(int(CONFIRM_SECONDS / PUBLISH_SECONDS)):
                     time.sleep(PUBLISH_SECONDS)
                     ticks += 1
                     self._publish(ticks)
-                if time.monotonic() - self._since > limit:
+                if time.monotonic() - self._since > limit and not self._others_moved():
                     self._end(before, self._heartbeats(), limit)
             time.sleep(PUBLISH_SECONDS)
 
+    def _limit(self) -> float:
+        first = FIRST_STEP_FACTOR if self._beats <= FIRST_STEP_BEATS else 1
+        return self._seconds * max(first, self._patience)
+
+    def _others_moved(self) -> bool:
+        """Whether a rank has made progress since this was last asked; no when a wait has just begun."""
+        moves = {number: heartbeat.moves for number, heartbeat in self._heartbeats().items()}
+        moved = any(moves[number] != self._moves_seen.get(number, moves[number]) for number in moves)
+        self._moves_seen = moves
+        return moved
+
     def _publish(self, ticks: int) -> None:
-        facts = [socket.gethostname(), os.getpid(), self._beats, ticks, self._at]
+        facts = [socket.gethostname(), os.getpid(), self._beats, ticks, self._at, self._moves]
         with suppress(Exception):
             self._store.set(f"fm/watch/{self._rank.number}", "\0".join(map(str, facts)))
 
@@ -91,8 +121,9 @@ class HangWatchdog:
         heartbeats: dict[int, Heartbeat] = {}
         for number in range(self._rank.count):
             with suppress(Exception):
-                host, pid, beats, ticks, at = self._store.get(f"fm/watch/{number}").decode().split("\0")
-                heartbeats[number] = Heartbeat(host, int(pid), int(beats), int(ticks), at)
+                facts = self._store.get(f"fm/watch/{number}").decode().split("\0")
+                host, pid, beats, ticks, at, moves = facts
+                heartbeats[number] = Heartbeat(host, int(pid), int(beats), int(ticks), at, int(moves))
         return heartbeats
 
     def _end(self, before: dict[int, Heartbeat], now: dict[int, Heartbeat], limit: float) -> NoReturn:

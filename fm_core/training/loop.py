@@ -1,75 +1,23 @@
 """Training loop: steps, logging, validation, checkpoints, stop requests and rollbacks."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from fm_core.checkpoint import save_load
-from fm_core.checkpoint.catalog import CheckpointCatalog
 from fm_core.checkpoint.train_state import TrainState
-from fm_core.config import TrainSection
 from fm_core.data.batches import Batches
 from fm_core.errors import NonFiniteGradientsError, StopRequested
 from fm_core.launch.worker_main import Rank
-from fm_core.method.objectives import Objective
-from fm_core.run.directory import step_name
 from fm_core.training import nonfinite_recovery
-from fm_core.training.batch_source import BatchSource, ambient_seed, seed_generators
-from fm_core.training.ema import ModelEMA, power_name
+from fm_core.training.batch_source import ambient_seed, seed_generators
 from fm_core.training.engine import micro_batch_of, network_for, set_learning_rate, use_bf16
-from fm_core.training.hang_watchdog import HangWatchdog
 from fm_core.training.lr_schedule import crossed, learning_rate
-from fm_core.training.metrics import MetricAccumulator, TrainLog
+from fm_core.training.metrics import MetricAccumulator
 from fm_core.training.mfu import utilization
-from fm_core.training.validation_loss import ValidationLoss
-from fm_core.training.zero_state import ZeroState
-
-
-@dataclass
-class Trainer:
-    """Everything the loop works with, on one rank."""
-
-    train: TrainSection
-    engine: Any
-    objective: Objective
-    averages: ModelEMA
-    source: BatchSource
-    rank: Rank
-    device: torch.device
-    recipe: dict[str, Any]
-    """What the weights belong to: network, method, data; recorded in every file of weights."""
-    conditional: bool
-    """Whether the network sees the labels."""
-    flops: float
-    """FLOPs of one forward pass for one image."""
-    checkpoints: CheckpointCatalog | None
-    """On rank 0 only."""
-    log: TrainLog | None
-    """On rank 0 only."""
-    snapshots: CheckpointCatalog | None = None
-    """On rank 0 only: snapshots of the power-function averages, all of which stay."""
-    rollback_record: Path | None = None
-    """On rank 0 only: the file that records a rollback."""
-    validation: ValidationLoss | None = None
-    """None if there are no validation images."""
-    on_first_step: Callable[[], None] | None = None
-    """On rank 0 only: called once, after the first step that was applied."""
-    watchdog: HangWatchdog | None = None
-    """None if ranks that hang are not detected."""
-    step_start: float = field(default_factory=time.monotonic)
-    """When the current step started."""
-    control: Any = field(default_factory=lambda: dist.new_group(backend="gloo"))
-    """Process group on the CPU, for what the ranks agree on besides tensors of the device."""
-
-    @property
-    def sharded(self) -> ZeroState:
-        """The tensors that go into a checkpoint."""
-        return ZeroState(self.engine, self.averages.shards)
+from fm_core.training.saving import load_checkpoint, save_checkpoint, save_snapshot
+from fm_core.training.trainer import Trainer
 
 
 def run(trainer: Trainer, state: TrainState) -> TrainState:
@@ -77,6 +25,8 @@ def run(trainer: Trainer, state: TrainState) -> TrainState:
 
     Raises:
         StopRequested: training was asked to stop; a checkpoint was saved.
+        UnreachableError: the last checkpoint, or that of a stop, could not be written.
+        LeaseLostError: another job has taken over the run.
         UnrecoverableError: steps cannot be applied and a rollback to a checkpoint has not helped.
     """
     train, rank = trainer.train, trainer.rank
@@ -109,16 +59,22 @@ def _steps(trainer: Trainer, state: TrainState, batches: Batches, accumulated: i
         if logged:
             _write_line(trainer, state, interval, rate)
             interval = MetricAccumulator(trainer.device, trainer.objective.interval)
-        every = train.snapshot_images
-        if every and (ended or crossed(every, state.images_seen, train.global_batch)):
-            # Before the checkpoint: a run that resumes from it does not come by here again.
-            _save_snapshot(trainer, state)
         stop = _agree_to_stop(trainer.rank, trainer.control)
-        if stop or ended or crossed(train.checkpoint_images, state.images_seen, train.global_batch):
+        scheduled = ended or crossed(train.checkpoint_images, state.images_seen, train.global_batch)
+        every = train.snapshot_images
+        if every and (
+            ended
+            or crossed(every, state.images_seen, train.global_batch)
+            or (trainer.snapshot_missing and scheduled)
+        ):
+            # Before the checkpoint: a run that resumes from it does not come by here again.
+            save_snapshot(trainer, state, last=ended)
+        if stop or scheduled:
             # A stop may come after a step or two, which is too few to count as recovered.
             state = state if stop else nonfinite_recovery.clear_rollback(state)
             sums = interval.gathered(trainer.control)
-            _save(trainer, state.model_copy(update={"interval_sums": sums}), hurried=stop)
+            saved = state.model_copy(update={"interval_sums": sums})
+            save_checkpoint(trainer, saved, scheduled, last=stop or ended)
         if trainer.log:
             trainer.log.status(state)
         if stop and not ended:
@@ -129,17 +85,17 @@ def _steps(trainer: Trainer, state: TrainState, batches: Batches, accumulated: i
 
 
 def _micro_step(trainer: Trainer, batches: Batches, interval: MetricAccumulator, step: int) -> None:
-    _heartbeat(trainer, f"the data of step {step}")
+    trainer.heartbeat(f"the data of step {step}")
     waiting = time.monotonic()
     batch = next(batches)
     sample, label = trainer.source.draw(batch, trainer.device)
     interval.waited += time.monotonic() - waiting
-    _heartbeat(trainer, f"the forward pass of step {step}")
+    trainer.heartbeat(f"the forward pass of step {step}")
     # Dropout, too, must be a function of the position, or a resumed run would differ.
     seed_generators(ambient_seed(trainer.source.seed, batch.first), trainer.device)
     network = network_for(trainer.objective, trainer.engine)
     losses = trainer.objective.loss(network, sample, label if trainer.conditional else None)
-    _heartbeat(trainer, f"the backward pass and the update of step {step}")
+    trainer.heartbeat(f"the backward pass and the update of step {step}")
     trainer.engine.backward(losses.mean())
     trainer.engine.step()
     interval.add(losses, sample.t)
@@ -205,34 +161,9 @@ def _agree_to_stop(rank: Rank, control: Any) -> bool:
 def _roll_back(trainer: Trainer, failed: TrainState) -> TrainState:
     checkpoint = None
     if nonfinite_recovery.may_roll_back(failed):
-        checkpoint = save_load.load(trainer.sharded, trainer.checkpoints, trainer.recipe)
+        checkpoint = load_checkpoint(trainer)
     state = nonfinite_recovery.roll_back(failed, checkpoint, trainer.rollback_record)
     if trainer.log:
         trainer.log.forget_after(state.step)
         trainer.log.status(state, now=True)
     return state
-
-
-def _heartbeat(trainer: Trainer, at: str) -> None:
-    if trainer.watchdog:
-        trainer.watchdog.heartbeat(at)
-
-
-def _save_snapshot(trainer: Trainer, state: TrainState) -> None:
-    names = [power_name(width) for width in trainer.train.ema_power_widths]
-    save_load.save(trainer.sharded, state, trainer.snapshots, trainer.recipe, parts=names)
-
-
-def _save(trainer: Trainer, state: TrainState, hurried: bool) -> None:
-    """Save a checkpoint, with the validation loss unless the save is hurried by a stop request."""
-    if trainer.validation and not hurried:
-        _heartbeat(trainer, f"the validation loss of step {state.step}")
-        loss = trainer.validation.loss(trainer.engine, trainer.objective, trainer.conditional, trainer.device)
-        state = state.model_copy(update={"held_out_loss": loss})
-        if trainer.log:
-            trainer.log.validation_line({"step": state.step, "images_seen": state.images_seen, "loss": loss})
-    _heartbeat(trainer, f"saving step {state.step}")
-    save_load.save(trainer.sharded, state, trainer.checkpoints, trainer.recipe)
-    if trainer.log:
-        trainer.log.facts["last_checkpoint"] = step_name(state.step)
-        trainer.log.status(state, now=True)

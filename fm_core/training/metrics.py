@@ -1,24 +1,16 @@
-"""Training metrics: sums over a logging interval, metrics.jsonl, held_out.jsonl and status.json."""
+"""Training metrics: sums over a logging interval, for one line of metrics.jsonl."""
 
-import json
 import math
 import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fm_core.checkpoint.train_state import TrainState
-from fm_core.run.progress import Progress
-from fm_core.run.status import write_status
-from fm_core.storage.atomic_files import append_line, read_lines, write_text
 from fm_core.training.mfu import memory_bytes
 
 QUARTERS = 4
-STATUS_SECONDS = 1.0
 
 
 class MetricAccumulator:
@@ -72,65 +64,6 @@ class MetricAccumulator:
             "data_seconds": most[0].item(),
             "memory_bytes": int(most[1].item()),
         }
-
-
-class TrainLog:
-    """Writes metrics.jsonl, held_out.jsonl and status.json, on rank 0 only; `export` gets each line, too."""
-
-    def __init__(
-        self,
-        directory: Path,
-        metrics: Path,
-        job: str,
-        images: int,
-        export: Callable[[Mapping[str, Any]], None] = lambda record: None,
-    ) -> None:
-        self.directory, self.metrics, self.job, self.images = directory, metrics, job, images
-        self.export = export
-        self.validation = metrics.with_name("held_out.jsonl")
-        self.facts: dict[str, Any] = {"job": job}
-        self._status_at = 0.0
-
-    def forget_after(self, step: int) -> None:
-        """Drop the lines of steps that a resumed run will train again."""
-        for path in (self.metrics, self.validation):
-            if path.exists():
-                records = [record for record in read_lines(path) if record["step"] <= step]
-                write_text(path, "".join(f"{json.dumps(record)}\n" for record in records))
-
-    def line(self, record: dict[str, Any]) -> None:
-        """Append one metrics line."""
-        line = {key: finite(value) for key, value in record.items()}
-        append_line(self.metrics, line)
-        self.export(line)
-        self.facts |= {key: finite(record[key]) for key in ("loss", "lr", "images_per_s")}
-
-    def validation_line(self, record: dict[str, Any]) -> None:
-        """Append one measurement of the validation loss."""
-        append_line(self.validation, record)
-        if record["loss"] is not None:
-            self.facts["held_out_loss"] = record["loss"]
-            self.export({**record, "loss": None, "held_out_loss": record["loss"]})
-
-    def status(self, state: TrainState, phase: str = "running", now: bool = False) -> None:
-        """Rewrite status.json, at most once a second unless `now`."""
-        seconds = time.monotonic()
-        if not now and seconds - self._status_at < STATUS_SECONDS:
-            return
-        self._status_at = seconds
-        loss = self.facts.get("loss")
-        message = f"step {state.step:,}" + (f", loss {loss:.4f}" if loss is not None else "")
-        rate = self.facts.get("images_per_s")
-        progress = Progress(
-            "train", min(state.images_seen, self.images), self.images, "images", message, rate
-        )
-        facts = {
-            "step": state.step,
-            "images_seen": state.images_seen,
-            "position": state.position,
-            **self.facts,
-        }
-        write_status(self.directory, progress, phase, **facts)
 
 
 def finite(value: Any) -> Any:

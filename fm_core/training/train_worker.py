@@ -5,9 +5,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from fm_core.checkpoint import save_load
 from fm_core.checkpoint.catalog import CheckpointCatalog
 from fm_core.checkpoint.format import step_of
+from fm_core.checkpoint.save_load import adopt_staged
 from fm_core.checkpoint.train_state import TrainState
 from fm_core.config import RunConfig
 from fm_core.data.cache import NodeCache
@@ -15,13 +15,14 @@ from fm_core.data.loader_factories import make_cache, make_order
 from fm_core.data.manifest import Manifest
 from fm_core.data.reader import ImageReader
 from fm_core.data.sampler import ORDER_VERSION
-from fm_core.errors import StopRequested, UserError
+from fm_core.errors import StopRequested, UnreachableError
 from fm_core.launch.upload_handover import start_upload_worker, stop_upload_worker
 from fm_core.launch.worker_main import Rank
 from fm_core.method.dequantization import Quantizer
 from fm_core.models.build import Method, build_method, build_network
 from fm_core.models.flops import flops_per_image
 from fm_core.run.directory import RunDirectory, identity, step_name
+from fm_core.run.history import history_path, record_completed
 from fm_core.storage.atomic_files import write_json
 from fm_core.training import nonfinite_recovery
 from fm_core.training.batch_source import BatchSource
@@ -29,9 +30,12 @@ from fm_core.training.ema import ModelEMA, ema_decays
 from fm_core.training.engine import initialize_process_group, make_engine, micro_batch_of
 from fm_core.training.hang_watchdog import HangWatchdog
 from fm_core.training.loggers import MetricLoggers
-from fm_core.training.loop import Trainer, run
-from fm_core.training.metrics import TrainLog
+from fm_core.training.loop import run
 from fm_core.training.pretrained import pretrained_weights
+from fm_core.training.saving import load_checkpoint
+from fm_core.training.start_over import prepare_history
+from fm_core.training.train_log import TrainLog
+from fm_core.training.trainer import Trainer
 from fm_core.training.validation_loss import SEED, SequentialSampler, ValidationLoss
 
 UPLOAD_SECONDS = 600.0
@@ -55,7 +59,10 @@ def train(config: RunConfig, rank: Rank) -> None:
 
 def _train_from(config: RunConfig, rank: Rank, trainer: Trainer, state: TrainState) -> None:
     if trainer.log:
-        trainer.log.forget_after(state.step)
+        try:
+            trainer.log.forget_after(state.step)
+        except OSError as error:
+            raise UnreachableError(f"{trainer.log.metrics} cannot be written: {error}") from None
         trainer.log.status(state, now=True)
     if rank.watched:
         trainer.watchdog = HangWatchdog("train", rank, config.train.hang_seconds)
@@ -69,17 +76,26 @@ def _train_from(config: RunConfig, rank: Rank, trainer: Trainer, state: TrainSta
     if trainer.watchdog:
         trainer.watchdog.stop()
     if trainer.checkpoints and trainer.log:
-        _finish(config, trainer, trainer.checkpoints, trainer.log, state)
+        _finish(config, rank, trainer, trainer.checkpoints, trainer.log, state)
 
 
 def build_or_resume(config: RunConfig, rank: Rank, device: torch.device) -> tuple[Trainer, TrainState]:
     """The trainer of this rank, and the state to train from: the newest checkpoint's or a fresh one."""
     unfinished = stop_upload_worker(RunDirectory(config).path) if rank.first else None
     try:
+        history = prepare_history(config, rank.fence) if rank.first else None
         trainer = _build_trainer(config, rank, device)
+        if history and history.completed_step is not None:
+            trainer.completed = step_name(history.completed_step)
+            if history.completed_at:
+                trainer.completed += f" in {history.completed_at}"
         if trainer.snapshots:
             trainer.snapshots.catch_up()
-        checkpoint = save_load.load(trainer.sharded, trainer.checkpoints, trainer.recipe)
+        if rank.first:
+            adopt_staged(config, trainer.recipe)
+        checkpoint = load_checkpoint(trainer)
+        if checkpoint and history and history.completed_step is None:
+            record_completed(RunDirectory(config).path, history.id, checkpoint.step, "")
     except Exception:
         if unfinished is not None:  # this start failed, so it does not upload what the last stop left
             start_upload_worker(config, unfinished)
@@ -104,12 +120,17 @@ def _after_stop(config: RunConfig, trainer: Trainer, stop: StopRequested) -> Sto
 
 
 def _finish(
-    config: RunConfig, trainer: Trainer, checkpoints: CheckpointCatalog, log: TrainLog, state: TrainState
+    config: RunConfig,
+    rank: Rank,
+    trainer: Trainer,
+    checkpoints: CheckpointCatalog,
+    log: TrainLog,
+    state: TrainState,
 ) -> None:
     """Write DONE.json once all checkpoints are uploaded and the last one is verified."""
     for catalog in (checkpoints, trainer.snapshots):
         if catalog and (problem := catalog.wait(UPLOAD_SECONDS)):
-            raise UserError(
+            raise UnreachableError(
                 f"cannot upload the last checkpoint to {catalog.store.url} ({problem}); it waits in "
                 f"{catalog.folder}: run it again when the store is back"
             )
@@ -118,7 +139,13 @@ def _finish(
     problem = checkpoints.problem_of(last)
     if problem:
         raise RuntimeError(f"the last checkpoint is damaged: {problem}")
-    write_json(RunDirectory(config).train_done, {**state.model_dump(), "checkpoint": last})
+    done = RunDirectory(config).train_done
+    try:
+        log.sync()
+        rank.fence.check()
+        write_json(done, {**state.model_dump(), "checkpoint": last})
+    except OSError as error:
+        raise UnreachableError(f"{done} cannot be written: {error}; run it again") from None
     log.status(state, phase="done", now=True)
 
 
@@ -146,8 +173,8 @@ def _build_trainer(config: RunConfig, rank: Rank, device: torch.device) -> Train
         recipe=recipe(config, manifest),
         conditional=config.model.class_conditional,
         flops=flops,
-        checkpoints=CheckpointCatalog.of(config) if rank.first else None,
-        snapshots=CheckpointCatalog.snapshots_of(config)
+        checkpoints=CheckpointCatalog.of(config, rank.fence) if rank.first else None,
+        snapshots=CheckpointCatalog.snapshots_of(config, rank.fence)
         if rank.first and config.train.snapshot_images
         else None,
         validation=_validation_loss(config, manifest, method, rank.count),
@@ -186,8 +213,9 @@ def _validation_loss(
 
 
 def _train_log(config: RunConfig, rank: Rank) -> TrainLog:
-    metrics = RunDirectory(config).metrics
-    return TrainLog(rank.control, metrics, rank.job, config.train.images, MetricLoggers(config))
+    run = RunDirectory(config)
+    loggers, landmark = MetricLoggers(config), history_path(run.path)
+    return TrainLog(rank.control, run.metrics, rank.job, config.train.images, loggers, landmark)
 
 
 def recipe(config: RunConfig, manifest: Manifest) -> dict[str, Any]:

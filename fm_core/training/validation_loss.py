@@ -1,5 +1,6 @@
 """Validation loss: on the same images, times and noise for every run and any number of processes."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -35,11 +36,17 @@ class ValidationLoss:
 
     @torch.no_grad()
     def loss(
-        self, engine: Any, objective: Objective, conditional: bool, device: torch.device
+        self,
+        engine: Any,
+        objective: Objective,
+        conditional: bool,
+        device: torch.device,
+        heartbeat: Callable[[], None] = lambda: None,
     ) -> float | None:
         """Mean loss without dropout, None if it is not finite; all ranks must call it.
 
-        Training is unaffected: nothing is drawn from a generator that it uses.
+        `heartbeat` is called before each forward pass. Training is unaffected: nothing is drawn from a
+        generator that it uses.
         """
         rank, ranks = dist.get_rank(), dist.get_world_size()
         # Under ZeRO 3 all ranks must make the same number of forward passes; surplus images are not counted.
@@ -52,6 +59,7 @@ class ValidationLoss:
                 0, rounds * ranks * self.micro_batch, rank, ranks, self.micro_batch
             ) as batches:
                 for _ in range(rounds):
+                    heartbeat()
                     batch = next(batches)
                     sample, label = self.source.draw(batch, device)
                     losses = objective.loss(network, sample, label if conditional else None)

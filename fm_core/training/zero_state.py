@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fm_core.checkpoint.format import OPTIMIZER, RAW
-from fm_core.checkpoint.save_load import ReadTensor
+from fm_core.checkpoint.format import OPTIMIZER, RAW, no_progress
+from fm_core.checkpoint.save_load import Heartbeat, ReadTensor
 
 Shards = list[Tensor]
 
@@ -40,9 +40,11 @@ class ZeroState:
         """Names of the parts: the weights, each moment, each average."""
         return [RAW, *(f"{OPTIMIZER}/{name}" for name in MOMENTS), *self.averages]
 
-    def gather(self, part: str, keep: bool = True) -> dict[str, Tensor]:
+    def gather(self, part: str, keep: bool = True, heartbeat: Heartbeat = no_progress) -> dict[str, Tensor]:
         """The full float32 tensors of a part, as `gather_full`."""
-        return gather_full(self.engine, self._shards(part), keep)
+        return gather_full(
+            self.engine, self._shards(part), keep, lambda name: heartbeat(f"gathering {name} of {part}")
+        )
 
     def scatter(self, part: str, read: ReadTensor) -> None:
         """Fill this rank's shards of a part from full tensors; all ranks, however many, must call it."""
@@ -80,16 +82,20 @@ def set_applied_steps(engine: Any, steps: int) -> None:
 
 
 @torch.no_grad()
-def gather_full(engine: Any, shards: Shards, keep: bool = True) -> dict[str, Tensor]:
+def gather_full(
+    engine: Any, shards: Shards, keep: bool = True, before: Heartbeat = no_progress
+) -> dict[str, Tensor]:
     """The full float32 tensors of shards on the CPU, by parameter; all ranks must call it.
 
-    Ranks that do not `keep` them get an empty dict, which saves the memory.
+    Ranks that do not `keep` them get an empty dict, which saves the memory. `before` is called with the name
+    of each tensor before it is gathered.
     """
     from deepspeed.utils import safe_get_full_fp32_param
 
     tensors: dict[str, Tensor] = {}
     with _swapped_into_weights(engine, shards):
         for name, parameter in engine.module.named_parameters():
+            before(name)
             tensor = safe_get_full_fp32_param(parameter)
             if tensor is None:
                 raise RuntimeError(f"ZeRO has no float32 weight for {name}")

@@ -22,7 +22,7 @@ from fm_core.training.batch_source import BatchSource
 from fm_core.training.ema import ModelEMA, ema_decays
 from fm_core.training.engine import initialize_process_group, make_engine
 from fm_core.training.loop import Trainer, run
-from fm_core.training.metrics import TrainLog
+from fm_core.training.train_log import TrainLog
 
 
 class MemoryReader:

@@ -11,7 +11,7 @@ from fm_core.checkpoint.retention import Retention, retain_local
 from fm_core.checkpoint.train_state import TrainState
 from fm_core.errors import UserError
 from fm_core.storage.atomic_files import write_json
-from fm_core.training.metrics import TrainLog
+from fm_core.training.train_log import TrainLog
 
 
 def make(root, step, complete=True):
@@ -66,14 +66,13 @@ def damage(path, how):
 
 @pytest.mark.parametrize("how", ["removed", "truncated", "lengthened", "flipped"])
 @pytest.mark.parametrize("file", ["raw.safetensors", "shards/rank-1.pt", "state.json"])
-def test_one_damaged_file_falls_back_to_the_previous_checkpoint_with_a_warning(tmp_path, capsys, how, file):
+def test_one_damaged_file_falls_back_to_the_previous_checkpoint_with_a_warning(tmp_path, caplog, how, file):
     make(tmp_path, 10)
     make(tmp_path, 9)
     damage(make(tmp_path, 20) / file, how)
     assert newest(tmp_path) == "step-00000010"
-    output = capsys.readouterr().out
-    assert output.startswith("warning")
-    assert f"step-00000020/{file}" in output
+    assert caplog.messages[0].startswith("warning")
+    assert f"step-00000020/{file}" in caplog.messages[0]
 
 
 def test_without_an_intact_checkpoint_there_is_an_error_and_no_start_from_scratch(tmp_path):
@@ -98,14 +97,21 @@ def test_no_checkpoint_at_all_is_a_start_from_scratch(tmp_path):
     assert newest(tmp_path / "not-made-yet") is None
 
 
-def test_retention_keeps_the_newest_and_removes_incomplete_ones(tmp_path):
-    for step in (10, 20, 30):
+def test_retention_keeps_the_newest_and_leaves_what_it_has_not_read(tmp_path):
+    for step in (10, 20, 30, 50):
         make(tmp_path, step)
     make(tmp_path, 25, complete=False)
     make(tmp_path, 40, complete=False)
     (tmp_path / "notes.txt").write_text("not ours")
     retain_local(tmp_path, Retention(2), newest=30)
-    assert names(tmp_path) == ["notes.txt", "step-00000020", "step-00000030"]
+    assert names(tmp_path) == [
+        "notes.txt",
+        "set-aside-step-00000025.e0-",
+        "step-00000020",
+        "step-00000030",
+        "step-00000040",
+        "step-00000050",
+    ]
 
 
 def retained(retention, *facts):
@@ -137,7 +143,7 @@ def test_incomplete_ones_do_not_count_towards_what_stays(tmp_path):
     make(tmp_path, 10)
     make(tmp_path, 20, complete=False)
     retain_local(tmp_path, Retention(1), newest=10)
-    assert names(tmp_path) == ["step-00000010"]
+    assert names(tmp_path) == ["step-00000010", "step-00000020"]
 
 
 def test_retention_never_removes_the_only_good_one_for_later_damaged_ones(tmp_path):
@@ -146,8 +152,9 @@ def test_retention_never_removes_the_only_good_one_for_later_damaged_ones(tmp_pa
     make(tmp_path, 15)
     for step in (20, 30):
         damage(make(tmp_path, step) / "raw.safetensors", "flipped")
-    retain_local(tmp_path, Retention(1), newest=15)
-    assert names(tmp_path) == ["step-00000015"]
+    retain_local(tmp_path, Retention(1), newest=15, damaged={20: "flipped", 30: "flipped"})
+    aside = ["set-aside-step-00000020.e0-", "set-aside-step-00000030.e0-"]
+    assert names(tmp_path) == [*aside, "step-00000015"]
     assert newest(tmp_path) == "step-00000015"
 
 
@@ -159,10 +166,14 @@ def test_a_removal_that_is_cut_short_leaves_nothing_that_counts(tmp_path, monkey
         (path / "raw.safetensors").unlink()
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(shutil, "rmtree", cut)
-    with pytest.raises(OSError, match="Input/output"):
-        retain_local(tmp_path, Retention(1), newest=20)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", cut)
+        with pytest.raises(OSError, match="Input/output"):
+            retain_local(tmp_path, Retention(1), newest=20)
     assert complete_steps(tmp_path) == [20]
+    assert names(tmp_path) == [".removing-step-00000010.e0-", "step-00000020"]
+    retain_local(tmp_path, Retention(1), newest=20)
+    assert names(tmp_path) == ["step-00000020"]
 
 
 def test_a_state_with_unknown_keys_is_refused(tmp_path):
@@ -178,7 +189,7 @@ def test_a_state_survives_its_file(tmp_path):
     assert read_state(tmp_path) == state
 
 
-def test_lines_of_steps_that_will_be_trained_again_are_dropped(tmp_path):
+def test_lines_of_steps_that_will_be_trained_again_are_set_aside(tmp_path):
     metrics = tmp_path / "metrics.jsonl"
     log = TrainLog(tmp_path, metrics, "a1", 100)
     log.forget_after(0)  # no file yet
@@ -188,3 +199,7 @@ def test_lines_of_steps_that_will_be_trained_again_are_dropped(tmp_path):
     metrics.write_text("\n".join([*before[:2], '{"step": 2, "lo', *before[2:]]) + '\n{"step": 5')
     log.forget_after(3)
     assert metrics.read_text().splitlines() == before[:3]
+    aside = tmp_path / "metrics.set-aside.jsonl"
+    assert aside.read_text().splitlines() == ['{"step": 2, "lo', before[3], '{"step": 5']
+    log.forget_after(3)
+    assert len(aside.read_text().splitlines()) == 3

@@ -128,10 +128,10 @@ class SlowStore:
         self.copy = uploader.upload_checkpoint
         monkeypatch.setattr(uploader, "upload_checkpoint", self)
 
-    def __call__(self, store, folder, step):
+    def __call__(self, store, folder, step, *rights):
         self.began.append(step)
         self.permits.acquire()
-        self.copy(store, folder, step)
+        self.copy(store, folder, step, *rights)
         self.copied.append(step)
 
 
@@ -163,7 +163,7 @@ def test_what_is_to_stay_for_good_reaches_a_slow_store(tmp_path, slow):
     )
 
 
-def test_a_checkpoint_that_is_corrupt_here_does_not_hold_up_the_others(tmp_path, slow, capsys):
+def test_a_checkpoint_that_is_corrupt_here_does_not_hold_up_the_others(tmp_path, slow, caplog):
     url, folder = f"memory://slow-{next(BUCKETS)}", tmp_path / "here"
     here = CheckpointCatalog(url, folder, Retention(3))
     write(here, 10)
@@ -177,9 +177,7 @@ def test_a_checkpoint_that_is_corrupt_here_does_not_hold_up_the_others(tmp_path,
         slow.permits.release()
     assert here.wait(30) is None
     assert stored_steps(here.store) == [10, 30]
-    assert (
-        "raw.safetensors differs from its SHA-256; it is not uploaded to memory://" in capsys.readouterr().out
-    )
+    assert "raw.safetensors differs from its SHA-256; it is not uploaded to memory://" in caplog.text
 
 
 def test_an_old_checkpoint_that_is_copied_late_removes_none_that_is_newer(tmp_path):
@@ -198,7 +196,7 @@ def test_an_old_checkpoint_that_is_copied_late_removes_none_that_is_newer(tmp_pa
     assert stored_steps(again.store) == [30, 50]
 
 
-def test_a_damaged_object_is_detected_and_the_checkpoint_before_is_fetched(tmp_path, url, capsys):
+def test_a_damaged_object_is_detected_and_the_checkpoint_before_is_fetched(tmp_path, url, caplog):
     here = at(url, tmp_path / "here")
     for step in (10, 20):
         write(here, step)
@@ -209,17 +207,16 @@ def test_a_damaged_object_is_detected_and_the_checkpoint_before_is_fetched(tmp_p
     here.store.write_bytes(name, bytes(content))
     there = at(url, tmp_path / "there")
     assert there.newest().name == "step-00000010"
-    output = capsys.readouterr().out
-    assert "step-00000020" in output
-    assert "differs from its SHA-256; trying an older" in output
+    assert "step-00000020" in caplog.text
+    assert "differs from its SHA-256; trying an older" in caplog.text
     here.store.remove("step-00000010/state.json")
     with pytest.raises(UserError, match=r"no checkpoint under s3://.* is intact") as caught:
         at(url, tmp_path / "third").newest()
     assert "\n" not in str(caught.value)
-    # The next checkpoint that counts retires the damaged ones behind which training went back.
+    # The next checkpoint that counts sets the damaged ones aside behind which training went back.
     write(there, 15)
     assert there.wait(60) is None
-    assert there.store.folders() == ["step-00000010", "step-00000015"]
+    assert there.store.folders() == ["set-aside-step-00000020.e0-", "step-00000010", "step-00000015"]
 
 
 def test_an_upload_that_arrives_corrupt_does_not_count(tmp_path, monkeypatch):
@@ -248,9 +245,9 @@ def test_a_closed_catalog_uploads_and_removes_nothing_more(tmp_path, monkeypatch
     first, second = at(url, tmp_path / "first"), at(url, tmp_path / "second")
     allowed, upload = threading.Event(), uploader.upload_checkpoint
 
-    def slow_upload(store, folder, step):
+    def slow_upload(store, folder, step, *rights):
         assert allowed.wait(60)
-        upload(store, folder, step)
+        upload(store, folder, step, *rights)
 
     monkeypatch.setattr(uploader, "upload_checkpoint", slow_upload)
     write(first, 10)

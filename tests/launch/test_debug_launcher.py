@@ -73,6 +73,7 @@ def exit_quietly(config, rank):
 def touch_stop(config, rank):
     stop(config, rank)
     (rank.control / "STOP").touch()
+    rank._looked_at = float("-inf")  # some seconds later
     stop(config, rank)
 
 

@@ -221,8 +221,9 @@ def full_disk(folder, device):
     if trainer.log:
         resource.setrlimit(resource.RLIMIT_FSIZE, (300, before[1]))
     later = state.model_copy(update={"step": 9})
-    save = save_load.save
-    messages = refused(lambda: save(trainer.sharded, later, trainer.checkpoints, trainer.recipe))
+    problem = save_load.save(trainer.sharded, later, trainer.checkpoints, trainer.recipe)
+    messages = [None] * dist.get_world_size()
+    dist.all_gather_object(messages, problem and problem.message)
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
     names = sorted(path.name for path in (folder / "checkpoints").iterdir())
     again = resume(make_trainer(folder, device))

@@ -9,6 +9,7 @@ import time
 import warnings
 from pathlib import Path
 
+from fm_core.launch import worker_main
 from fm_core.method.objectives import FlowMatching
 from fm_core.method.paths import OptimalTransport
 from tests.support import ROOT
@@ -20,8 +21,9 @@ LINES_PER_STEP, NOISY_STEPS = 3_000, 20
 class FaultyPath(OptimalTransport):
     """The optimal-transport path with a fault at the n-th micro-batch of a process.
 
-    FAULT="RANK:WHAT:N": at its N-th micro-batch that rank touches STOP, or sends itself the signal WHAT, or
-    (damage) flips a bit of the newest checkpoint and kills itself.
+    FAULT="RANK:WHAT:N": at its N-th micro-batch that rank touches STOP, begins to wait a second for each
+    fsync (slow), flips a bit of the newest checkpoint and kills itself (damage), or sends itself the signal
+    WHAT.
     """
 
     drawn = 0
@@ -33,6 +35,9 @@ class FaultyPath(OptimalTransport):
             control = Path(os.environ["FM_CONTROL"])
             if what == "stop":
                 (control / "STOP").touch()
+                worker_main.STOP_SECONDS = 0.0  # this step, and not one some seconds later, is the last
+            elif what == "slow":
+                os.fsync = lambda file, fsync=os.fsync: (time.sleep(1.0), fsync(file))
             elif what == "damage":
                 flip_last_bit(max(control.glob("train/checkpoints/step-*/raw.safetensors")))
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -18,7 +18,7 @@ from fm_core.training.batch_source import BatchSource
 from fm_core.training.ema import ModelEMA, ema_decays
 from fm_core.training.engine import make_engine, micro_batch_of
 from fm_core.training.loop import Trainer
-from fm_core.training.metrics import TrainLog
+from fm_core.training.train_log import TrainLog
 from fm_core.training.zero_state import float32_partitions, gather_full
 
 BATCH = 12

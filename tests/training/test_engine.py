@@ -107,11 +107,11 @@ def test_where_every_checkpoint_is_damaged_it_is_an_error_and_no_fresh_start(two
         assert "\n" not in message
 
 
-def test_a_full_disk_ends_all_ranks_in_one_line_and_loses_nothing(two_ranks):
+def test_a_full_disk_is_the_same_problem_on_all_ranks_and_loses_nothing(two_ranks):
     result = two_ranks["full_disk"]
     assert len(result["messages"]) == 2
     for message in result["messages"]:
-        assert message.startswith("UserError: ")
+        assert message.startswith("cannot write checkpoint ")
         assert "step-00000009 (" in message
         assert "File too large" in message
         assert "\n" not in message

@@ -12,7 +12,7 @@ import pytest
 from fm_core.config import RunConfig
 from fm_core.errors import UserError
 from fm_core.training.loggers import GAUGES, MetricLoggers, check_loggers
-from fm_core.training.metrics import TrainLog
+from fm_core.training.train_log import TrainLog
 
 LINE = {
     "step": 20,

@@ -47,9 +47,13 @@ def test_a_run_that_is_killed_between_checkpoint_and_snapshot_has_lost_neither(m
     monkeypatch.setattr(loop, "_after_step", after_step)
     monkeypatch.setattr(loop, "_agree_to_stop", lambda *facts: False)
     monkeypatch.setattr(nonfinite_recovery, "check_skipped_steps", lambda *facts: None)
-    monkeypatch.setattr(loop, "_save", lambda trainer, state, hurried: saved("checkpoint", state))
-    monkeypatch.setattr(loop, "_save_snapshot", lambda trainer, state: saved("snapshot", state))
-    trainer = SimpleNamespace(train=train, engine=None, device=None, control=None, log=None)
+    monkeypatch.setattr(
+        loop, "save_checkpoint", lambda trainer, state, scheduled, last: saved("checkpoint", state)
+    )
+    monkeypatch.setattr(loop, "save_snapshot", lambda trainer, state, last: saved("snapshot", state))
+    trainer = SimpleNamespace(
+        train=train, engine=None, device=None, control=None, log=None, snapshot_missing=False
+    )
     trainer.objective, trainer.rank = SimpleNamespace(interval=(0, 1)), SimpleNamespace(number=0)
     for _ in range(12):
         with suppress(Killed):
@@ -57,7 +61,9 @@ def test_a_run_that_is_killed_between_checkpoint_and_snapshot_has_lost_neither(m
             break
         # An existing snapshot is overwritten at once, so the next kill comes at a later save.
         monkeypatch.setattr(
-            loop, "_save_snapshot", lambda trainer, state: state.step in snapshots or saved("snapshot", state)
+            loop,
+            "save_snapshot",
+            lambda trainer, state, last: state.step in snapshots or saved("snapshot", state),
         )
     assert checkpoint.step == 6
     assert snapshots == {2, 4, 6}

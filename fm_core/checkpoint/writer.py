@@ -1,0 +1,100 @@
+"""Writer of checkpoints in a local folder: under a name of its job until one rename makes them valid."""
+
+import errno
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fm_core.checkpoint.format import Progress, commit, no_progress
+from fm_core.checkpoint.ownership import WriteAccess
+from fm_core.checkpoint.set_aside import WRITING, set_aside, temporary
+from fm_core.checkpoint.train_state import TrainState
+from fm_core.errors import UnreachableError
+from fm_core.run.directory import step_name
+from fm_core.storage.atomic_files import sync
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FINAL = {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EINVAL}
+"""Errors that do not go away by themselves."""
+
+
+@dataclass(frozen=True)
+class SaveProblem:
+    """Why a checkpoint could not be written now."""
+
+    message: str
+    temporary: bool
+    """Whether it may go away by itself: space, I/O, a place that is out of sight."""
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of one folder; each method returns what failed, or None.
+
+    What the fence or the owner of the place forbids is raised: LeaseLostError, UserError.
+    """
+
+    def __init__(self, folder: Path, place: WriteAccess, local: WriteAccess) -> None:
+        """`place` is train.checkpoint_root; `local` the folder, where that is a staging folder."""
+        self.folder, self.place, self.local = folder, place, local
+        self.progress: Progress = no_progress
+
+    def begin(self, step: int) -> SaveProblem | None:
+        """Make an empty directory for a checkpoint of this step."""
+        return self._attempt(step, lambda: self._begin(step))
+
+    def write(
+        self, step: int, name: str, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]
+    ) -> SaveProblem | None:
+        """Write one file of tensors of the checkpoint."""
+        # Not at the top: torch takes seconds to import, which a flow need not wait for.
+        from fm_core.checkpoint.weights_file import write_tensors
+
+        directory = self._directory(step)
+        return self._attempt(step, lambda: write_tensors(directory, name, tensors, metadata, self.progress))
+
+    def commit(self, state: TrainState) -> SaveProblem | None:
+        """Make the checkpoint valid; it is on the disk under its name when this returns."""
+        return self._attempt(state.step, lambda: self._commit(state))
+
+    def give_up(self, step: int) -> None:
+        """Free the space of a checkpoint that could not be written."""
+        shutil.rmtree(self._directory(step), ignore_errors=True)
+
+    def _directory(self, step: int) -> Path:
+        return temporary(WRITING, self.folder / step_name(step), self.place)
+
+    def _begin(self, step: int) -> None:
+        self.local.claim()
+        directory = self._directory(step)
+        if directory.exists():
+            shutil.rmtree(directory)
+        directory.mkdir(parents=True)
+
+    def _commit(self, state: TrainState) -> None:
+        directory, target = self._directory(state.step), self.folder / step_name(state.step)
+        commit(directory, state, self.place.origin, self.progress)
+        self.local.check()
+        if target.exists():
+            # Of an earlier job, which this one did not resume from: damaged, or of another past.
+            set_aside(target, self.local, f"{target} was there before this run came to that step")
+            self.local.check()
+        directory.rename(target)
+        sync(self.folder)
+
+    def _attempt(self, step: int, action: Callable[[], None]) -> SaveProblem | None:
+        try:
+            action()
+        except (OSError, UnreachableError) as error:
+            self.place.fence.check()  # a successor may be what was in the way
+            message = " ".join(str(error).split())
+            number = error.errno if isinstance(error, OSError) else None
+            return SaveProblem(
+                f"cannot write checkpoint {self.folder / step_name(step)} ({message}); earlier checkpoints "
+                "are intact: fix the cause and rerun",
+                temporary=number not in FINAL,
+            )
+        return None

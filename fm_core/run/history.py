@@ -1,0 +1,113 @@
+"""History of a run's training: its identity, and what it has ever completed, in train/history.json.
+
+History decides where training may begin, not what can be seen at the moment: a run that has completed a
+checkpoint never begins at step 0 because a disk is not mounted. Importing this module does not import torch.
+"""
+
+import uuid
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from fm_core.config import Section
+from fm_core.errors import UnreachableError, UserError
+from fm_core.storage.atomic_files import read_json, sync, write_json
+
+
+class RunHistory(Section):
+    """What a run directory knows of its training, whatever is mounted."""
+
+    id: str
+    """Random; tells this run from any other, also from one of the same name and configuration."""
+    completed_step: int | None = None
+    """Step of the last checkpoint that was complete; None if there never was one."""
+    completed_at: str | None = None
+    """URL or folder where that was."""
+    start_overs: int = 0
+    """How often training began at step 0 again because of train.start_over."""
+    start_over_obeyed: bool = False
+    """Whether the present train.start_over has had its effect."""
+
+
+def history_path(run: Path) -> Path:
+    """Path of the history in a run directory."""
+    return run / "train" / "history.json"
+
+
+def read_history(run: Path) -> RunHistory | None:
+    """The history of a run directory; None if it was never trained by a version that keeps one."""
+    record = read_json(history_path(run))
+    if record is None:
+        return None
+    try:
+        return RunHistory.model_validate({key: value for key, value in record.items() if key != "schema"})
+    except ValidationError as error:
+        message = " ".join(str(error).split())
+        raise UserError(f"{history_path(run)} was written by another version: {message}") from None
+
+
+def open_history(run: Path, identifier: str | None = None) -> RunHistory:
+    """The history of a run directory, which is written if it has none.
+
+    What an earlier version left then counts as well. `identifier` is the id of the run if its history was
+    lost. Raises OSError, UserError.
+    """
+    history = read_history(run)
+    if history is None:
+        history = RunHistory(id=identifier or uuid.uuid4().hex, completed_step=_completed_before(run))
+        write_history(run, history)
+    return history
+
+
+def rearm_start_over(run: Path) -> None:
+    """Let the next train.start_over have its effect, at a start without it. Raises OSError."""
+    history = read_history(run)
+    if history and history.start_over_obeyed:
+        write_history(run, history.model_copy(update={"start_over_obeyed": False}))
+
+
+def preserve_history(run: Path) -> None:
+    """Write the history of a run that an earlier version trained, before anything replaces its status."""
+    if not history_path(run).exists() and _completed_before(run) is not None:
+        open_history(run)
+
+
+def record_completed(run: Path, identifier: str, step: int, where: str) -> None:
+    """Record durably that the checkpoint of a step is complete.
+
+    Raises UnreachableError if the run directory is out of sight, OSError if it cannot be written.
+    """
+    history = read_history(run)
+    if history is None or history.id != identifier:
+        raise UnreachableError(f"{history_path(run)} is gone; is the run directory mounted?")
+    write_history(run, history.model_copy(update={"completed_step": step, "completed_at": where}))
+
+
+def write_history(run: Path, history: RunHistory) -> None:
+    """Write the history; it is on the disk when this returns. Raises OSError."""
+    path = history_path(run)
+    write_json(path, history.model_dump())
+    sync(path.parent)
+
+
+def _completed_before(run: Path) -> int | None:
+    """Step of the last checkpoint that a run completed under a version without history.json."""
+    steps = [
+        _step(run / "status.json", "last_checkpoint"),
+        _step(run / "train" / "DONE.json", "step"),
+        # A rollback goes to a checkpoint, and an upload needs one.
+        _step(run / "train" / "setback.json", "step"),
+        _step(run / "train" / "afterwards.json", "step"),
+        _step(run / "best.json", "step"),
+    ]
+    return max((step for step in steps if step is not None), default=None)
+
+
+def _step(path: Path, key: str) -> int | None:
+    """The step in a record, as a number or in the name of a checkpoint."""
+    try:
+        value = (read_json(path) or {}).get(key)
+    except UserError:
+        return None
+    digits = str(value).rpartition("-")[2]
+    return int(digits) if digits.isdecimal() else None

@@ -1,0 +1,93 @@
+"""Saving and loading in the training loop: validation loss, checkpoint, snapshot, and what fails of them."""
+
+import logging
+
+from fm_core.checkpoint import save_load
+from fm_core.checkpoint.catalog import CheckpointCatalog
+from fm_core.checkpoint.train_state import TrainState
+from fm_core.checkpoint.writer import SaveProblem
+from fm_core.errors import UnreachableError, UserError
+from fm_core.run.directory import step_name
+from fm_core.training.ema import power_name
+from fm_core.training.hang_watchdog import FIRST_STEP_FACTOR, SAVE_FACTOR
+from fm_core.training.trainer import Trainer
+
+LOG = logging.getLogger(__name__)
+NOT_SAVED = "checkpoint_problem"
+"""Key in status.json: why the newest checkpoint could not be written, until one is."""
+
+
+def load_checkpoint(trainer: Trainer) -> TrainState | None:
+    """The state of the newest checkpoint, which is loaded; None if the run never had one. See `load`."""
+    if trainer.checkpoints and trainer.watchdog:
+        trainer.checkpoints.progress = trainer.watchdog.progress
+    return save_load.load(
+        trainer.sharded,
+        trainer.checkpoints,
+        trainer.recipe,
+        trainer.completed,
+        lambda at: trainer.heartbeat(at, SAVE_FACTOR),
+    )
+
+
+def save_snapshot(trainer: Trainer, state: TrainState, last: bool) -> None:
+    """Save a snapshot of the averages; one that cannot be written now follows with the next checkpoint."""
+    names = [power_name(width) for width in trainer.train.ema_power_widths]
+    problem = _write(trainer, state, trainer.snapshots, names)
+    trainer.snapshot_missing = problem is not None
+    if problem:
+        _report(trainer, state, problem, last)
+
+
+def save_checkpoint(trainer: Trainer, state: TrainState, scheduled: bool, last: bool) -> None:
+    """Save a checkpoint; where it cannot be written, training goes on unless this is its `last`.
+
+    Its validation loss is measured where it is `scheduled`, and not for a stop request in between.
+    """
+    if trainer.validation and scheduled:
+        trainer.heartbeat(f"the validation loss of step {state.step}", FIRST_STEP_FACTOR)
+        loss = trainer.validation.loss(
+            trainer.engine,
+            trainer.objective,
+            trainer.conditional,
+            trainer.device,
+            lambda: trainer.heartbeat(f"the validation loss of step {state.step}", FIRST_STEP_FACTOR),
+        )
+        state = state.model_copy(update={"held_out_loss": loss})
+        if trainer.log:
+            trainer.log.validation_line({"step": state.step, "images_seen": state.images_seen, "loss": loss})
+    problem = _write(trainer, state, trainer.checkpoints)
+    if problem:
+        _report(trainer, state, problem, last)
+    elif trainer.log:
+        trainer.completed = trainer.log.facts["last_checkpoint"] = step_name(state.step)
+        trainer.log.facts.pop(NOT_SAVED, None)
+        trainer.log.status(state, now=True)
+
+
+def _write(
+    trainer: Trainer, state: TrainState, catalog: CheckpointCatalog | None, parts: list[str] | None = None
+) -> SaveProblem | None:
+    trainer.heartbeat(f"saving step {state.step}", SAVE_FACTOR)
+    if catalog and trainer.watchdog:
+        catalog.progress = trainer.watchdog.progress
+    return save_load.save(
+        trainer.sharded,
+        state,
+        catalog,
+        trainer.recipe,
+        parts,
+        lambda at: trainer.heartbeat(f"{at}, saving step {state.step}", SAVE_FACTOR),
+        # What a checkpoint covers must be on the disk before it is.
+        trainer.log.sync if trainer.log else lambda: None,
+    )
+
+
+def _report(trainer: Trainer, state: TrainState, problem: SaveProblem, last: bool) -> None:
+    """Say that a checkpoint could not be written. Raises UserError where no later one will follow."""
+    if last:
+        raise UnreachableError(problem.message) if problem.temporary else UserError(problem.message)
+    if trainer.log:
+        LOG.error("ERROR: %s. Training goes on, and the next checkpoint is tried", problem.message)
+        trainer.log.facts[NOT_SAVED] = problem.message
+        trainer.log.status(state, now=True)

@@ -1,0 +1,68 @@
+"""train.start_over: training begins at step 0 again, and everything that was there is set aside.
+
+The key has its effect once: the same command, and every restart of its job, continues what it began. It is
+ready for use again after a start without it.
+"""
+
+import logging
+from pathlib import Path
+
+from fm_core.checkpoint.catalog import CheckpointCatalog
+from fm_core.checkpoint.format import checkpoint_directories, stored_names
+from fm_core.checkpoint.ownership import begin_history
+from fm_core.checkpoint.remote_removal import RemoteRemoval
+from fm_core.checkpoint.set_aside import set_aside
+from fm_core.config import RunConfig
+from fm_core.run.directory import RunDirectory
+from fm_core.run.fence import Fence
+from fm_core.run.history import RunHistory, open_history, rearm_start_over, write_history
+from fm_core.training.train_log import set_lines_aside
+
+LOG = logging.getLogger(__name__)
+
+
+def prepare_history(config: RunConfig, fence: Fence) -> RunHistory:
+    """The history of the run that is trained, on rank 0, after train.start_over was obeyed.
+
+    Raises UserError if the checkpoint root belongs to another run, UnreachableError if a store does not
+    answer, LeaseLostError; OSError.
+    """
+    run = RunDirectory(config)
+    begin_history(config)
+    if not config.train.start_over:
+        rearm_start_over(run.path)
+        return open_history(run.path)
+    history = open_history(run.path)
+    if history.start_over_obeyed:
+        LOG.info("train.start_over: obeyed by an earlier start; training continues")
+        return history
+    fence.check()
+    number = history.start_overs + 1
+    catalogs = [CheckpointCatalog.of(config, fence), CheckpointCatalog.snapshots_of(config, fence)]
+    for catalog in catalogs:
+        _set_all_aside(catalog)
+        catalog.close()
+    for name in ("DONE.json", "setback.json", "averages"):
+        _rename(run.path / "train" / name, number)
+    for name in ("metrics.jsonl", "held_out.jsonl"):
+        set_lines_aside(run.path / "train" / name, step=0)
+    update = {"completed_step": None, "completed_at": None, "start_overs": number, "start_over_obeyed": True}
+    history = history.model_copy(update=update)
+    write_history(run.path, history)
+    LOG.warning("warning: train.start_over: training begins at step 0; what was there is set aside")
+    return history
+
+
+def _rename(path: Path, number: int) -> None:
+    if path.exists():
+        path.rename(path.with_name(f"{path.stem}.set-aside-{number}{path.suffix}"))
+
+
+def _set_all_aside(catalog: CheckpointCatalog) -> None:
+    """Rename every checkpoint, here and in the store, so that none is used, and none is removed."""
+    catalog.access.find()
+    for path in checkpoint_directories(catalog.folder):
+        set_aside(path, catalog.writer.local, "train.start_over")
+    if catalog.uploads:
+        for name in stored_names(catalog.store):
+            RemoteRemoval(catalog.store, catalog.access).set_aside(name, "train.start_over")

@@ -1,0 +1,163 @@
+"""Log of a training run: metrics.jsonl, held_out.jsonl and status.json.
+
+Nothing in it stops training: what cannot be written now is told once, kept, and written later. A checkpoint
+counts only once the lines that it covers are on the disk. No line is ever deleted: those of steps that are
+trained again are set aside in another file first.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fm_core.checkpoint.train_state import TrainState
+from fm_core.errors import UserError
+from fm_core.run.progress import Progress
+from fm_core.run.status import write_status
+from fm_core.storage.atomic_files import append_line, flush, sync, write_bytes
+from fm_core.training.metrics import finite
+
+LOG = logging.getLogger(__name__)
+STATUS_SECONDS = 3.0
+"""A file server that is slow must not slow down training: status.json is rewritten no more often."""
+
+
+class TrainLog:
+    """Writes metrics.jsonl, held_out.jsonl and status.json, on rank 0 only; `export` gets each line, too."""
+
+    def __init__(
+        self,
+        directory: Path,
+        metrics: Path,
+        job: str,
+        images: int,
+        export: Callable[[Mapping[str, Any]], None] = lambda record: None,
+        landmark: Path | None = None,
+    ) -> None:
+        """`landmark`: a file of the run directory; where it is missing, the directory is out of sight."""
+        self.directory, self.metrics, self.job, self.images = directory, metrics, job, images
+        self.export, self.landmark = export, landmark
+        self.validation = metrics.with_name("held_out.jsonl")
+        self.facts: dict[str, Any] = {"job": job}
+        self._status_at = float("-inf")
+        self._waiting: list[tuple[Path, dict[str, Any]]] = []
+        """Lines that could not be written yet, in order."""
+        self._told: set[str] = set()
+
+    def forget_after(self, step: int) -> None:
+        """Set aside the lines of steps that a resumed run will train again. Raises OSError."""
+        self._waiting = [(path, record) for path, record in self._waiting if record["step"] <= step]
+        for path in (self.metrics, self.validation):
+            set_lines_aside(path, step)
+
+    def line(self, record: dict[str, Any]) -> None:
+        """Append one metrics line."""
+        line = {key: finite(value) for key, value in record.items()}
+        self._append(self.metrics, line)
+        self.export(line)
+        self.facts |= {key: finite(record[key]) for key in ("loss", "lr", "images_per_s")}
+
+    def validation_line(self, record: dict[str, Any]) -> None:
+        """Append one measurement of the validation loss."""
+        self._append(self.validation, record)
+        if record["loss"] is not None:
+            self.facts["held_out_loss"] = record["loss"]
+            self.export({**record, "loss": None, "held_out_loss": record["loss"]})
+
+    def sync(self) -> None:
+        """Write every line to the disk. Raises OSError for what cannot be written now; it is kept."""
+        self._write_waiting()
+        for path in (self.metrics, self.validation):
+            if path.exists():
+                sync(path)
+        if self.metrics.parent.exists():
+            sync(self.metrics.parent)
+
+    def status(self, state: TrainState, phase: str = "running", now: bool = False) -> None:
+        """Rewrite status.json, at most once in a few seconds unless `now`; never raises."""
+        seconds = time.monotonic()
+        if not now and seconds - self._status_at < STATUS_SECONDS:
+            return
+        self._status_at = seconds
+        loss = self.facts.get("loss")
+        message = f"step {state.step:,}" + (f", loss {loss:.4f}" if loss is not None else "")
+        if "checkpoint_problem" in self.facts:
+            message += ", the last checkpoint could not be written"
+        rate = self.facts.get("images_per_s")
+        progress = Progress(
+            "train", min(state.images_seen, self.images), self.images, "images", message, rate
+        )
+        facts = {
+            "step": state.step,
+            "images_seen": state.images_seen,
+            "position": state.position,
+            **self.facts,
+        }
+        self._attempt("status.json", lambda: self._write_status(progress, phase, facts))
+        if self._waiting:
+            self._attempt("metrics", self._write_waiting)
+
+    def _append(self, path: Path, record: dict[str, Any]) -> None:
+        self._waiting.append((path, record))
+        self._attempt("metrics", self._write_waiting)
+
+    def _write_waiting(self) -> None:
+        self._check_sight()
+        while self._waiting:
+            path, record = self._waiting[0]
+            append_line(path, record)
+            self._waiting.pop(0)
+
+    def _write_status(self, progress: Progress, phase: str, facts: dict[str, Any]) -> None:
+        self._check_sight()
+        write_status(self.directory, progress, phase, **facts)
+
+    def _check_sight(self) -> None:
+        """Raise OSError where the run directory is out of sight: what is written there would be lost."""
+        if self.landmark and not self.landmark.exists():
+            raise FileNotFoundError(f"{self.landmark} is gone; is the run directory mounted?")
+
+    def _attempt(self, what: str, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except (OSError, UserError) as error:
+            if what not in self._told:
+                LOG.warning(
+                    "warning: cannot write %s now: %s; it is tried again, and training goes on", what, error
+                )
+            self._told.add(what)
+        else:
+            self._told.discard(what)
+
+
+def set_lines_aside(path: Path, step: int) -> None:
+    """Move the lines of later steps than `step` to <name>.set-aside.jsonl beside; all are on the disk then.
+
+    A line that a crash truncated goes there, too. Raises OSError.
+    """
+    try:
+        lines = [line for line in path.read_bytes().split(b"\n") if line.strip()]
+    except FileNotFoundError:
+        return
+    kept = [line for line in lines if _step(line) <= step]
+    later = b"".join(line + b"\n" for line in lines if _step(line) > step)
+    if not later:
+        return
+    aside = path.with_name(f"{path.stem}.set-aside{path.suffix}")
+    # After a crash between the two writes they are there already.
+    if not (aside.exists() and aside.read_bytes().endswith(later)):
+        with aside.open("ab") as file:
+            file.write(later)
+            flush(file)
+    sync(path.parent)
+    write_bytes(path, b"".join(line + b"\n" for line in kept))
+    sync(path.parent)
+
+
+def _step(line: bytes) -> float:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")

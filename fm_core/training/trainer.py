@@ -1,0 +1,72 @@
+"""Trainer: everything that the training loop works with, on one rank."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from fm_core.checkpoint.catalog import CheckpointCatalog
+from fm_core.config import TrainSection
+from fm_core.launch.worker_main import Rank
+from fm_core.method.objectives import Objective
+from fm_core.training.batch_source import BatchSource
+from fm_core.training.ema import ModelEMA
+from fm_core.training.hang_watchdog import HangWatchdog
+from fm_core.training.train_log import TrainLog
+from fm_core.training.validation_loss import ValidationLoss
+from fm_core.training.zero_state import ZeroState
+
+
+@dataclass
+class Trainer:
+    """Everything the loop works with, on one rank."""
+
+    train: TrainSection
+    engine: Any
+    objective: Objective
+    averages: ModelEMA
+    source: BatchSource
+    rank: Rank
+    device: torch.device
+    recipe: dict[str, Any]
+    """What the weights belong to: network, method, data; recorded in every file of weights."""
+    conditional: bool
+    """Whether the network sees the labels."""
+    flops: float
+    """FLOPs of one forward pass for one image."""
+    checkpoints: CheckpointCatalog | None
+    """On rank 0 only."""
+    log: TrainLog | None
+    """On rank 0 only."""
+    snapshots: CheckpointCatalog | None = None
+    """On rank 0 only: snapshots of the power-function averages, all of which stay."""
+    rollback_record: Path | None = None
+    """On rank 0 only: the file that records a rollback."""
+    validation: ValidationLoss | None = None
+    """None if there are no validation images."""
+    on_first_step: Callable[[], None] | None = None
+    """On rank 0 only: called once, after the first step that was applied."""
+    watchdog: HangWatchdog | None = None
+    """None if ranks that hang are not detected."""
+    completed: str | None = None
+    """On rank 0 only: the last checkpoint that the run has completed, as messages name it."""
+    snapshot_missing: bool = False
+    """Whether the last snapshot could not be written."""
+    step_start: float = field(default_factory=time.monotonic)
+    """When the current step started."""
+    control: Any = field(default_factory=lambda: dist.new_group(backend="gloo"))
+    """Process group on the CPU, for what the ranks agree on besides tensors of the device."""
+
+    def heartbeat(self, at: str, patience: int = 1) -> None:
+        """Tell the hang watchdog what all ranks do next, and how much longer than usual it may take."""
+        if self.watchdog:
+            self.watchdog.heartbeat(at, patience)
+
+    @property
+    def sharded(self) -> ZeroState:
+        """The tensors that go into a checkpoint."""
+        return ZeroState(self.engine, self.averages.shards)

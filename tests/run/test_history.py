@@ -1,0 +1,77 @@
+"""History of a run: what it remembers whatever is mounted, and what an earlier version left."""
+
+import json
+
+import pytest
+
+from fm_core.errors import UnreachableError, UserError
+from fm_core.run.history import (
+    RunHistory,
+    history_path,
+    open_history,
+    preserve_history,
+    read_history,
+    rearm_start_over,
+    record_completed,
+    write_history,
+)
+from fm_core.storage.atomic_files import write_json
+
+
+def test_it_is_made_once_and_names_one_run(tmp_path):
+    assert read_history(tmp_path) is None
+    history = open_history(tmp_path)
+    assert open_history(tmp_path) == read_history(tmp_path) == history
+    assert history.completed_step is None
+    assert open_history(tmp_path / "other").id != history.id
+    assert open_history(tmp_path / "third", history.id).id == history.id
+
+
+def test_a_completed_checkpoint_is_recorded(tmp_path):
+    history = open_history(tmp_path)
+    record_completed(tmp_path, history.id, 300, "s3://bucket/run")
+    assert read_history(tmp_path).completed_step == 300
+    history_path(tmp_path).unlink()
+    with pytest.raises(UnreachableError, match="is the run directory mounted"):
+        record_completed(tmp_path, history.id, 310, "s3://bucket/run")
+    open_history(tmp_path)
+    with pytest.raises(UnreachableError):
+        record_completed(tmp_path, history.id, 310, "s3://bucket/run")
+
+
+@pytest.mark.parametrize(
+    ("file", "record"),
+    [
+        ("status.json", {"stage": "train", "last_checkpoint": "step-00000300"}),
+        ("train/DONE.json", {"step": 300, "checkpoint": "step-00000300"}),
+        ("train/setback.json", {"step": 300, "position": 5000}),
+        ("train/afterwards.json", {"url": "s3://bucket/run", "step": 300}),
+        ("best.json", {"step": 300}),
+    ],
+)
+def test_what_an_earlier_version_left_counts(tmp_path, file, record):
+    write_json(tmp_path / file, record)
+    preserve_history(tmp_path)
+    (tmp_path / file).unlink()  # the next stage replaces the status
+    assert open_history(tmp_path).completed_step == 300
+
+
+def test_a_run_that_completed_nothing_is_left_alone(tmp_path):
+    write_json(tmp_path / "status.json", {"stage": "train", "step": 7})
+    preserve_history(tmp_path)
+    assert not history_path(tmp_path).exists()
+    assert open_history(tmp_path).completed_step is None
+
+
+def test_start_over_can_be_used_again_after_a_start_without_it(tmp_path):
+    history = open_history(tmp_path)
+    write_history(tmp_path, history.model_copy(update={"start_over_obeyed": True, "start_overs": 1}))
+    rearm_start_over(tmp_path)
+    assert read_history(tmp_path) == RunHistory(id=history.id, start_overs=1)
+
+
+def test_one_of_another_version_is_refused(tmp_path):
+    history_path(tmp_path).parent.mkdir(parents=True)
+    history_path(tmp_path).write_text(json.dumps({"schema": 1, "id": "a", "tokens": 3}))
+    with pytest.raises(UserError, match="another version"):
+        read_history(tmp_path)

@@ -1,0 +1,209 @@
+"""Checkpoints that cannot be written now, in the real save with one rank: training goes on and says so."""
+
+import errno
+import logging
+import os
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from fm_core.checkpoint import format as checkpoint_format
+from fm_core.checkpoint import weights_file
+from fm_core.checkpoint.catalog import CheckpointCatalog
+from fm_core.checkpoint.format import RAW, complete_steps
+from fm_core.checkpoint.retention import Retention
+from fm_core.checkpoint.train_state import TrainState
+from fm_core.errors import LeaseLostError, UnreachableError, UserError
+from fm_core.run.status import read_status
+from fm_core.storage.atomic_files import read_lines
+from fm_core.training.saving import load_checkpoint, save_checkpoint
+from fm_core.training.train_log import TrainLog
+from fm_core.training.trainer import Trainer
+
+RECIPE = {"model": {"channels": 8}}
+
+
+class OneTensor:
+    """A state of one tensor."""
+
+    parts = (RAW, "ema-0.9")
+
+    def __init__(self):
+        self.value = torch.zeros(4)
+
+    def gather(self, part, keep, heartbeat):
+        heartbeat(f"gathering {part}")
+        return {"a": self.value.clone()}
+
+    def scatter(self, part, read):
+        self.value = read("a")
+
+    def set_applied_steps(self, steps):
+        pass
+
+
+class Watchdog:
+    """Records what it is told."""
+
+    def __init__(self):
+        self.told = []
+
+    def heartbeat(self, at, patience=1):
+        self.told.append((at, patience))
+
+    def progress(self, at):
+        self.told.append(at)
+
+
+@pytest.fixture(scope="module")
+def group():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+class Lab(Trainer):
+    """A trainer of which only what saving needs is real."""
+
+    sharded = None
+
+    def __init__(self, folder):
+        self.sharded, self.watchdog, self.validation, self.completed = OneTensor(), Watchdog(), None, None
+        self.checkpoints = CheckpointCatalog(str(folder / "checkpoints"), folder / "none", Retention(2))
+        self.recipe = RECIPE
+        self.log = TrainLog(folder, folder / "metrics.jsonl", "a1", 100)
+        self.engine = self.objective = self.device = None
+        self.conditional = False
+
+    def save(self, step, last=False, scheduled=True):
+        self.log.line({"step": step, "loss": 0.5, "lr": 1e-3, "images_per_s": 5.0})
+        self.sharded.value = torch.full((4,), float(step))
+        save_checkpoint(self, TrainState(step=step, images_seen=step), scheduled, last)
+
+
+@pytest.fixture
+def lab(group, tmp_path):
+    return Lab(tmp_path)
+
+
+def failing(number):
+    def fail(*arguments, **options):
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+PLACES = {
+    "writing": (weights_file, "write_chunks"),
+    "syncing": (checkpoint_format, "sync"),
+    "the record": (checkpoint_format, "write_json"),
+    "the directory": (os, "mkdir"),
+    "the rename": (os, "rename"),
+}
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.ESTALE, errno.EROFS])
+@pytest.mark.parametrize("place", PLACES)
+def test_training_goes_on_loudly_and_the_next_interval_tries_again(
+    lab, tmp_path, monkeypatch, caplog, place, number
+):
+    lab.save(10)
+    with monkeypatch.context() as patch:
+        patch.setattr(*PLACES[place], failing(number))
+        lab.save(20)
+    assert [record.levelno for record in caplog.records].count(logging.ERROR) == 1
+    assert os.strerror(number) in caplog.text
+    assert complete_steps(tmp_path / "checkpoints") == [10]
+    lab.log.status(TrainState(step=25), now=True)
+    status = read_status(tmp_path)
+    assert os.strerror(number) in status["checkpoint_problem"]
+    assert status["message"].endswith("the last checkpoint could not be written")
+    lab.save(30)
+    assert complete_steps(tmp_path / "checkpoints") == [10, 30]
+    assert "checkpoint_problem" not in read_status(tmp_path)
+    assert [line["step"] for line in read_lines(lab.log.metrics)] == [10, 20, 30]
+    assert not list((tmp_path / "checkpoints").glob(".writing*"))
+
+
+@pytest.mark.parametrize(("number", "kind"), [(errno.ENOSPC, UnreachableError), (errno.EACCES, UserError)])
+def test_at_its_end_or_a_stop_a_run_says_that_it_could_not_be_saved(lab, monkeypatch, number, kind):
+    monkeypatch.setattr(weights_file, "write_chunks", failing(number))
+    with pytest.raises(UserError, match=r"cannot write checkpoint .*step-00000010") as caught:
+        lab.save(10, last=True)
+    assert type(caught.value) is kind
+    assert "\n" not in str(caught.value)
+
+
+def test_metrics_that_are_not_on_the_disk_make_no_checkpoint_valid(lab, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("fm_core.training.train_log.sync", failing(errno.EIO))
+        lab.save(10)
+    assert complete_steps(tmp_path / "checkpoints") == []
+    lab.save(20)
+    assert complete_steps(tmp_path / "checkpoints") == [20]
+
+
+def test_every_tensor_and_file_is_a_sign_of_life(lab):
+    lab.save(10)
+    told = lab.watchdog.told
+    assert [
+        at for at, patience in (entry for entry in told if isinstance(entry, tuple)) if patience == 1
+    ] == []
+    gathered = [index for index, entry in enumerate(told) if "gathering" in str(entry)]
+    assert len(gathered) == 2
+    for what in ("writing", "hashing"):
+        for file in ("raw.safetensors", "ema-0.9.safetensors", "state.json"):
+            if (what, file) != ("writing", "state.json"):
+                assert any(what in str(entry) and file in str(entry) for entry in told), (what, file)
+
+
+def test_a_lost_lease_ends_the_job_without_another_write(lab, tmp_path):
+    class Lost:
+        job, epoch, left = "a1", 1, 2
+
+        def check(self):
+            self.left -= 1
+            if self.left < 0:
+                raise LeaseLostError("another job has taken over")
+
+    lab.save(10)
+    lab.checkpoints.access.fence = Lost()
+    with pytest.raises(LeaseLostError):
+        lab.save(20)
+    left = {path: path.stat().st_mtime_ns for path in (tmp_path / "checkpoints").rglob("*")}
+    with pytest.raises(LeaseLostError):
+        lab.save(30)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "checkpoints").rglob("*")} == left
+    assert complete_steps(tmp_path / "checkpoints")[0] == 10
+
+
+@pytest.mark.parametrize(("scheduled", "measured"), [(True, [10]), (False, [])])
+def test_a_stop_on_a_scheduled_step_keeps_its_validation_loss(lab, scheduled, measured):
+    lab.validation = SimpleNamespace(loss=lambda *facts: 0.25)
+    lab.save(10, last=True, scheduled=scheduled)
+    assert [line["step"] for line in read_lines(lab.log.validation)] == measured
+    state = load_checkpoint(lab)
+    assert state.held_out_loss == (0.25 if scheduled else None)
+
+
+def test_a_run_that_had_a_checkpoint_never_begins_again(lab, tmp_path):
+    assert load_checkpoint(lab) is None
+    lab.save(10)
+    (tmp_path / "checkpoints").rename(tmp_path / "unmounted")
+    with pytest.raises(UnreachableError, match="this run has completed step-00000010: is that disk mounted"):
+        load_checkpoint(lab)
+    (tmp_path / "unmounted").rename(tmp_path / "checkpoints")
+    assert load_checkpoint(lab).step == 10
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_not_damaged(lab, tmp_path, monkeypatch):
+    lab.save(10)
+    lab.save(20)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_format, "sha256_stream", failing(errno.EIO))
+        with pytest.raises(UnreachableError):
+            load_checkpoint(lab)
+    assert load_checkpoint(lab).step == 20
+    assert complete_steps(tmp_path / "checkpoints") == [10, 20]
