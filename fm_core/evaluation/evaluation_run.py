@@ -1,6 +1,5 @@
 """One evaluation of a configuration: its images, feature extractor and reference, and the resumable tasks."""
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -22,6 +21,7 @@ from fm_core.evaluation.features.extractor import Extractor, OnStep
 from fm_core.evaluation.features.inception import NO_WEIGHTS
 from fm_core.evaluation.features.open_extractor import open_extractor
 from fm_core.evaluation.image_sources import ImageSource, external_images, run_samples, sampler_images
+from fm_core.evaluation.metrics.precision_recall import digests
 from fm_core.evaluation.nfe_curve import curve_part, solver_settings
 from fm_core.evaluation.reference import STATISTICS_VERSION, Reference, ReferenceSplit, reference_from_npz
 from fm_core.evaluation.resumable_parts import ResumableParts, split_ranges
@@ -296,10 +296,3 @@ def _file_signature(name: str | None) -> list[int] | None:
     """Size and modification time of a local file, to detect that it was replaced; None if there is none."""
     path = Path(name or "")
     return [path.stat().st_size, path.stat().st_mtime_ns] if path.is_file() else None
-
-
-def digests(images: Tensor) -> Tensor:
-    """64-bit hash of the pixels of each image, int64 [N]."""
-    rows = images.cpu().contiguous().flatten(1).numpy()
-    hashes = [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows]
-    return torch.from_numpy(np.frombuffer(b"".join(hashes), dtype=np.int64).copy())

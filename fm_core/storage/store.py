@@ -2,11 +2,7 @@
 
 import errno
 import io
-import os
-import re
 import shutil
-import socket
-import uuid
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -18,9 +14,10 @@ import fsspec  # pyright: ignore[reportMissingTypeStubs]
 from fm_core.errors import UserError
 from fm_core.storage.atomic_files import create_exclusively, flush, publish
 from fm_core.storage.hashing import sha256_stream
-from fm_core.storage.local_paths import expand_home, is_relative_name, private_temporary_folder
+from fm_core.storage.local_paths import expand_home, is_relative_name
 from fm_core.storage.remote_file import RemoteFile
 from fm_core.storage.retries import one_line, with_retries
+from fm_core.storage.staged_files import remove_stale, stage_of, staging_folder
 
 T = TypeVar("T")
 
@@ -165,8 +162,8 @@ class Store:
         Raises UserError where the file cannot be written: permissions, a full or read-only disk.
         """
         _require_below(self.url, name)
-        folder = self.local or _temporary_folder()
-        stage = (folder / name).parent / f".{Path(name).name}.{_owner()}.partial"
+        folder = self.local or staging_folder()
+        stage = stage_of(folder / name)
         try:
             stage.parent.mkdir(parents=True, exist_ok=True)
             with stage.open("w+b") as file:
@@ -249,11 +246,7 @@ class Store:
 
     def remove_stale_stages(self) -> None:
         """Delete staged files of dead processes of this host."""
-        folder = self.local or _temporary_folder()
-        for stage in [*folder.glob(".*.partial"), *folder.glob("*/.*.partial")]:
-            match = re.search(r"\.([^.]+)\.(\d+)\.[0-9a-f]{8}\.partial$", stage.name)
-            if match and match[1] == _host() and not _alive(int(match[2])):
-                stage.unlink(missing_ok=True)
+        remove_stale(self.local or staging_folder())
 
     def _conditional(self, write: Callable[[], Any], name: str) -> bool:
         """Make a request that creates a file; False if the store has no such requests."""
@@ -305,25 +298,3 @@ def _protocols(filesystem: Any) -> tuple[str, ...]:
 def _require_below(url: str, name: str) -> None:
     if name.startswith("/") or "\0" in name or ".." in name.split("/"):
         raise UserError(f"{url}: the name {name[:200]!r} leads out of this folder; it is refused")
-
-
-def _temporary_folder() -> Path:
-    return private_temporary_folder("flow-matching")
-
-
-def _host() -> str:
-    return socket.gethostname().split(".")[0]
-
-
-def _owner() -> str:
-    return f"{_host()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -7,6 +7,8 @@ from fm_core.launch.dispatch import Job
 from fm_core.launch.failure_reasons import failure_of
 from fm_core.storage.atomic_files import write_json
 
+FACTS = {"id": "00a1", "stage": "train", "host": "h1", "processes": 3, "threads": 1, "log": "x"}
+
 
 class TestVerdict:
     """The exception and message for each combination of exit records."""
@@ -53,3 +55,40 @@ class TestVerdict:
     def test_exit_records_of_an_earlier_job_are_ignored(self, tmp_path):
         job = self.job(tmp_path, "user", "user").model_copy(update={"id": "b2"})
         assert "no exit record" in str(failure_of(job, tmp_path))
+
+
+class TestSeveralHosts:
+    """Failure messages of a job on several hosts."""
+
+    def state(self, path, kinds, lost):
+        job = Job.model_validate({**FACTS, "log": str(path / "x"), "hosts": {"h1": 2, "h2": 1}})
+        job_log = path / "x"
+        job_log.write_text("last words\n")
+        for rank, kind in kinds.items():
+            record = {"job": job.id, "rank": rank, "kind": kind, "message": f"word {rank}"}
+            write_json(path / f"train-{rank}.end.json", record)
+        return failure_of(job, path, lost)
+
+    @pytest.mark.parametrize(
+        ("kinds", "message"),
+        [
+            ({0: "stopped", 1: "stopped"}, "train failed: host h2 was lost (why)"),
+            ({0: "error", 1: "stopped", 2: "stopped"}, "train failed: host h2 was lost (why)"),
+            ({}, "train failed: host h2 was lost (why)"),
+        ],
+    )
+    def test_a_lost_host_is_the_cause(self, tmp_path, kinds, message):
+        state = self.state(tmp_path, kinds, ["host h2 was lost (why)"])
+        assert isinstance(state, JobFailedError)
+        assert str(state).startswith(message)
+        assert "rank" not in str(state)
+
+    def test_ranks_are_named_with_their_hosts(self, tmp_path):
+        message = str(self.state(tmp_path, {0: "error", 1: "stopped"}, []))
+        assert message.startswith("train failed: rank 2 on h2 was killed; rank 0 on h1: word 0")
+
+    def test_what_was_cancelled_before_it_began_was_stopped(self, tmp_path):
+        (tmp_path / "STOP").touch()
+        state = self.state(tmp_path, {}, ["Slurm job 3: cancelled (None)"])
+        assert isinstance(state, StopRequested)
+        assert str(state) == "Slurm job 3: cancelled (None)"

@@ -9,10 +9,9 @@ from dataclasses import replace
 import pytest
 
 from fm_core.config import RunConfig, dump_yaml
-from fm_core.errors import JobFailedError, StopRequested, UserError
+from fm_core.errors import UserError
 from fm_core.launch.dispatch import submit, world
 from fm_core.launch.exit_records import PREFIX, collect_exit_records, open_log
-from fm_core.launch.failure_reasons import failure_of
 from fm_core.launch.hostfile import read_hostfile
 from fm_core.launch.job import JOB_VARIABLE, Job, end_processes, processes_marked
 from fm_core.launch.launcher import JobSpec, worker_environment
@@ -272,40 +271,3 @@ def test_a_launch_section_that_cannot_be_is_refused_by_key(tmp_path, launch, nam
         parse_config({"launch": launch}, where="x.yaml")
     assert named in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-class TestVerdict:
-    """Failure messages of a job on several hosts."""
-
-    def state(self, path, kinds, lost):
-        job = Job.model_validate({**FACTS, "log": str(path / "x"), "hosts": {"h1": 2, "h2": 1}})
-        job_log = path / "x"
-        job_log.write_text("last words\n")
-        for rank, kind in kinds.items():
-            record = {"job": job.id, "rank": rank, "kind": kind, "message": f"word {rank}"}
-            write_json(path / f"train-{rank}.end.json", record)
-        return failure_of(job, path, lost)
-
-    @pytest.mark.parametrize(
-        ("kinds", "message"),
-        [
-            ({0: "stopped", 1: "stopped"}, "train failed: host h2 was lost (why)"),
-            ({0: "error", 1: "stopped", 2: "stopped"}, "train failed: host h2 was lost (why)"),
-            ({}, "train failed: host h2 was lost (why)"),
-        ],
-    )
-    def test_a_lost_host_is_the_cause(self, tmp_path, kinds, message):
-        state = self.state(tmp_path, kinds, ["host h2 was lost (why)"])
-        assert isinstance(state, JobFailedError)
-        assert str(state).startswith(message)
-        assert "rank" not in str(state)
-
-    def test_ranks_are_named_with_their_hosts(self, tmp_path):
-        message = str(self.state(tmp_path, {0: "error", 1: "stopped"}, []))
-        assert message.startswith("train failed: rank 2 on h2 was killed; rank 0 on h1: word 0")
-
-    def test_what_was_cancelled_before_it_began_was_stopped(self, tmp_path):
-        (tmp_path / "STOP").touch()
-        state = self.state(tmp_path, {}, ["Slurm job 3: cancelled (None)"])
-        assert isinstance(state, StopRequested)
-        assert str(state) == "Slurm job 3: cancelled (None)"

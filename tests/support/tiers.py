@@ -20,7 +20,7 @@ _BY_NEED = {
     "PostgreSQL": ("postgres", "team"),
     "two hosts over ssh": ("pair", "ssh_attempts", "ssh_run", "stored_run"),
     "two nodes of Slurm": ("slurm_run",),
-    "namespaces of the kernel": ("second_interface", "pid_namespaces"),
+    "namespaces of the kernel": ("second_interface", "pid_namespace", "pid_namespaces", "mounted"),
     "public packages as peers": ("public_python", "public_environment"),
     "benchmarks": ("benchmark",),
     "an object store": ("s3", "silent_store", "run_in_a_store"),

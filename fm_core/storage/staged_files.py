@@ -1,0 +1,43 @@
+"""Staged files: what is being written, under a name of its process until it is complete."""
+
+import os
+import re
+import socket
+import uuid
+from pathlib import Path
+
+from fm_core.storage.local_paths import private_temporary_folder
+
+_NAME = re.compile(r"\.([^.]+)\.(\d+)\.[0-9a-f]{8}\.partial$")
+
+
+def staging_folder() -> Path:
+    """Local folder for what goes to a store."""
+    return private_temporary_folder("flow-matching")
+
+
+def stage_of(path: Path) -> Path:
+    """A new name beside a path, which tells the host and the process that write it."""
+    return path.parent / f".{path.name}.{_host()}.{os.getpid()}.{uuid.uuid4().hex[:8]}.partial"
+
+
+def remove_stale(folder: Path) -> None:
+    """Delete the staged files of dead processes of this host in a folder and in those right below it."""
+    for stage in [*folder.glob(".*.partial"), *folder.glob("*/.*.partial")]:
+        match = _NAME.search(stage.name)
+        if match and match[1] == _host() and not _alive(int(match[2])):
+            stage.unlink(missing_ok=True)
+
+
+def _host() -> str:
+    return socket.gethostname().split(".")[0]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
