@@ -12,7 +12,7 @@ from typing import Any, NoReturn, cast
 
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
 
-from fm_core.commands import estimate, stage_function
+from fm_core.commands import dry_run, stage_function
 from fm_core.config import RunConfig, load_config, parse_config
 from fm_core.errors import FlowMatchingError, Outcome, StopRequested, UserError, outcome_of
 
@@ -35,6 +35,9 @@ COMMANDS = {
 }
 FLAGS = {
     "status": {"follow": "print a line every few seconds until interrupted"},
+    "shard": {
+        "dry-run": "show which splits, classes and images would be read; write nothing but a picture of them",
+    },
     "validate": {
         "quick": "check sizes and sidecar files only",
         "deep": "also check the CRC of every image, duplicates, and the source",
@@ -96,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             return show_status(config, follow="follow" in flags)
         if "dry-run" in flags:
-            print(estimate(config, **numbers).text())
+            print(dry_run(command, config, **numbers))
             return 0
         _run_stage(command, config, flags)
     except (Exception, KeyboardInterrupt) as error:

@@ -14,7 +14,7 @@ from fm_core.launch.online_eval import MIN_IMAGES, check_online_eval
 from fm_core.models.build import build_meta_network
 from fm_core.run.directory import RunDirectory
 from fm_core.sampling.sample_store import solver_of
-from fm_core.stages.train import check_training
+from fm_core.stages.train import check_labels, check_training
 from fm_core.training.ema import POWER, ema_decays
 
 STAGES = ("shard", "train", "sample", "evaluate", "report")
@@ -30,7 +30,9 @@ def preflight(config: RunConfig, stages: Sequence[str] = STAGES) -> None:
         UserError: one line for the first thing that is wrong.
     """
     if "shard" in stages:
-        check_source(config.data)
+        classes = check_source(config.data)
+        if "train" in stages:
+            check_labels(config, classes)
     for _, rule in rules(config, stages):
         rule()
     RunDirectory(config).open()

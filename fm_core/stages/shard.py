@@ -1,9 +1,15 @@
 """The shard stage: from source images to verified shards."""
 
+import os
+import tempfile
+from pathlib import Path
+
 from fm_core.config import RunConfig
 from fm_core.data.dataset_builder import read_complete, write_dataset
 from fm_core.data.manifest import Manifest
 from fm_core.data.shard_plan import make_plan
+from fm_core.data.source_preview import contact_sheet, preview_source
+from fm_core.data.sources.file_listing import endings_text
 from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Observer, Progress, RateMeter, no_progress
 from fm_core.run.results import StageResult
@@ -18,6 +24,18 @@ def shard(config: RunConfig, observe: Observer = no_progress) -> StageResult:
             full.
     """
     return run_stage_function("shard", config, observe, lambda run, show: _shard(config, run, show))
+
+
+def shard_dry_run(config: RunConfig) -> str:
+    """What sharding would do, as lines of text; writes nothing but a picture to the temporary folder.
+
+    Raises:
+        UserError: as `shard`.
+    """
+    preview = preview_source(config.data)
+    picture = Path(tempfile.gettempdir()) / f"fm-shard-{config.data.name}-{os.getuid()}.png"
+    contact_sheet(preview).save(picture)
+    return "\n".join([*preview.lines(), f"picture: {picture}"])
 
 
 def _shard(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResult:
@@ -40,11 +58,13 @@ def _shard(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResu
 def _result(config: RunConfig, manifest: Manifest, verified: bool) -> StageResult:
     counts = {split: float(record.images) for split, record in manifest.splits.items()}
     images = " + ".join(f"{int(count):,} {split}" for split, count in counts.items())
+    not_read = manifest.interpretation.not_read if manifest.interpretation else {}
+    others = f"; not read: {endings_text(not_read)}" if not_read else ""
     return StageResult(
         stage="shard",
         state="verified" if verified else "done",
         seconds=0.0,
-        summary=f"{images} images in {len(manifest.shards)} shards",
+        summary=f"{images} images in {len(manifest.shards)} shards{others}",
         paths={"manifest": f"{config.data.root.rstrip('/')}/{config.data.name}/manifest.json"},
         counts=counts,
         hashes={"data": manifest.version},
