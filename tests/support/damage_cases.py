@@ -62,6 +62,14 @@ def latin_1(folder: Path) -> None:
         Path(os.fsdecode(below + b"/" + name)).write_bytes(content)
 
 
+def latin_1_splits(folder: Path) -> None:
+    """Splits in a folder whose name is no UTF-8, in which a picture is damaged."""
+    below = Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9"))
+    write_tree(
+        below, tree(classes("train/") | classes("val/", 11) | {"val/cat/x.png": b"x", "test/1.png": 1})
+    )
+
+
 def latin_1_damaged(folder: Path) -> None:
     latin_1(folder)
     Path(os.fsdecode(os.fsencode(folder) + b"/cat/\xe9.png")).write_bytes(b"no picture")
@@ -152,6 +160,14 @@ CASES = [
     ),
     Case("a pipe", pipe, both=TWO),
     Case("names that are not UTF-8", latin_1, both={"cat": [1, 2], "caf\\xe9": [3, 4]}),
+    Case(
+        "splits in a folder whose name is not UTF-8",
+        latin_1_splits,
+        train=numbered(1),
+        val=numbered(11),
+        quarantined=UNREADABLE,
+        says=r"train from caf\\xe9/train",
+    ),
     Case(
         "a damaged picture whose name is not UTF-8",
         latin_1_damaged,

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fm_core.data.sources.file_listing import printable
+
 SPLIT_WORDS = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "dev"),
@@ -174,7 +176,7 @@ def describe_folders(places: Sequence[ImagePlace], split: str | None) -> str:
     """The folders of a split in a few words, e.g. "Training/ (1,200 images)"."""
     counts = Counter(place.folder or "." for place in places if place.split == split)
     names = sorted(counts)
-    shown = ", ".join(f"{name} ({counts[name]:,} images)" for name in names[:3])
+    shown = ", ".join(f"{printable(name)} ({counts[name]:,} images)" for name in names[:3])
     return shown + (f" and {len(names) - 3:,} more folders" if len(names) > 3 else "")
 
 
