@@ -92,14 +92,15 @@ class EvaluationRun:
 
     @property
     def classes_in_turn(self) -> bool:
-        """Whether the samples may be in the order of their classes: they are mixed before they are split."""
-        return bool(self.config.sample.classes) or not self.of_model
+        """Whether the samples take their classes in turn, so that they are mixed before they are split."""
+        return self.of_model and bool(self.config.sample.classes)
 
     def _order_identity(self) -> list[str]:
         """What tells scores from those of earlier versions, which took images in another order."""
         samples = sum(map(len, self.source.ranges))
         reference = self.manifest.splits.get(self.settings.reference)
         subset = self.settings.pair_images < max(samples, reference.images if reference else 0)
+        subset = subset or samples > self.validation_images
         unfair = not has_fair_order(self.manifest, "val")
         changes = {"samples": self.classes_in_turn, SUBSET_ORDER: subset, "validation": unfair}
         return [name for name, changed in changes.items() if changed]

@@ -94,7 +94,7 @@ def _frechet_records(
     validation = real[: len(features)]
     scores = {"frechet_distance": record(features), "frechet_distance_of_held_out": record(validation)}
     if len(features) > len(real):
-        scores["frechet_distance_of_as_many"] = record(features[: len(real)])
+        scores["frechet_distance_of_as_many"] = record(features[subset_indices(len(features), len(real))])
     return scores
 
 
