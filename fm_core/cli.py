@@ -12,7 +12,8 @@ from typing import Any, NoReturn, cast
 
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
 
-from fm_core.commands import estimate, stage_function
+from fm_core.command_options import COMMANDS, DOCTOR_FLAGS, DOCTOR_NUMBERS, FLAGS, NUMBERS
+from fm_core.commands import dry_run, stage_function
 from fm_core.config import RunConfig, merge, parse_config
 from fm_core.errors import (
     FlowMatchingError,
@@ -26,62 +27,6 @@ from fm_core.errors import (
 from fm_core.output import flush_streams, print_line
 from fm_core.run.directory import load_run_config
 from fm_core.storage.local_paths import provide_home
-
-STAGES = {
-    "shard": "write the shards and manifest of a data set, or verify them",
-    "train": "train from the newest complete checkpoint to train.images",
-    "sample": "generate images from a checkpoint",
-    "evaluate": "score the samples and the model",
-    "report": "write report.html",
-    "validate": "check the shards of a data set, and repair them on request",
-    "reproduce": "reproduce the paper's comparison of objectives and its figures",
-    "export": "write a self-contained folder with weights, configuration and model card",
-}
-
-COMMANDS = {
-    "init": "write a configuration file for a folder of images",
-    **STAGES,
-    "status": "show what a run is doing",
-    "compare": "show the scores of several runs in one table",
-    "doctor": "check this machine or a configuration, and estimate its cost",
-}
-TRUST = {"trust-code": "import classes that only the file of weights names; importing a module runs its code"}
-FLAGS = {
-    **dict.fromkeys(("sample", "evaluate", "report", "export"), TRUST),
-    "status": {"follow": "print a line every few seconds until interrupted"},
-    "validate": {
-        "quick": "check sizes and sidecar files only",
-        "deep": "also check the CRC of every image, duplicates, and the source",
-        "repair": "first rewrite damaged shards",
-    },
-    "reproduce": {
-        "dry-run": "check the configuration and estimate the cost of the comparison; start nothing",
-    },
-}
-NUMBERS: dict[str, dict[str, tuple[float | None, str]]] = {
-    "reproduce": {
-        "peak": (
-            None,
-            "peak FLOP/s of a device; by default that of this GPU in bf16 if known, otherwise an H200's",
-        ),
-        "mfu": (0.3, "share of the peak that goes into the network's operations"),
-        "images-per-s": (None, "measured training throughput of one device, instead of peak and mfu"),
-        "nfe": (None, "evaluations of dopri5 per image; by default the paper's, if known"),
-    },
-}
-"""For --dry-run."""
-DOCTOR_FLAGS = {
-    "--model": "parameters and FLOPs of the network",
-    "--launch": "whether the hosts of the configuration can be reached and agree",
-    "--cost": "time, storage and network traffic of training on --hosts x --devices devices",
-}
-DOCTOR_NUMBERS: dict[str, tuple[type, float, str]] = {
-    "hosts": (int, 1, "for --cost: number of hosts"),
-    "devices": (int, 1, "for --cost: devices per host"),
-    "peak": (float, 989e12, "for --cost: peak FLOP/s of a device; the default is bf16 on an H100 or H200"),
-    "mfu": (float, 0.3, "for --cost: share of the peak that goes into the network's operations"),
-    "store-rate": (float, 1e9, "for --cost: bytes per second to the checkpoint store"),
-}
 
 
 class _Overrides(RunConfig, BaseSettings):  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -120,7 +65,7 @@ def _run_command(arguments: Sequence[str] | None) -> int:
 
             return show_status(config, follow="follow" in flags)
         if "dry-run" in flags:
-            print_line(estimate(config, **numbers).text())
+            print_line(dry_run(command, config, **numbers))
             return 0
         _run_stage(command, config, flags)
     except (Exception, KeyboardInterrupt) as error:

@@ -81,6 +81,15 @@ def preflight(config: RunConfig, stages: Sequence[str]) -> None:
     stage_preflight.preflight(config, stages)
 
 
+def dry_run(command: str, config: RunConfig, **numbers: float | None) -> str:
+    """What a stage would do, in lines of text: shard, or reproduce with the arguments of `estimate`."""
+    if command == "shard":
+        from fm_core.stages.shard import shard_dry_run
+
+        return shard_dry_run(config)
+    return cast(Callable[..., "CostEstimate"], estimate)(config, **numbers).text()
+
+
 def estimate(
     config: RunConfig,
     peak: float | None = None,

@@ -40,6 +40,10 @@ class ImageDecodingError(FlowMatchingError):
     """An image file cannot be decoded; it is quarantined and counted."""
 
 
+class AmbiguousIntensitiesError(ImageDecodingError):
+    """Floats or 32-bit integers whose black and white only the user can tell; the message is their type."""
+
+
 class StopRequested(FlowMatchingError):
     """The stage ended early because it was asked to; running it again continues (exit status 3)."""
 

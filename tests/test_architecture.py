@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from fm_core.cli import STAGES
+from fm_core.command_options import STAGES
 
 ROOT = Path(__file__).parents[1]
 CORE = ROOT / "fm_core"
 # Highest layer first. A package imports only from lower layers; ALLOWED_WITHIN_LAYER lists the exceptions.
 LAYERS = [
     {"cli"},
-    {"terminal", "commands"},
+    {"terminal", "commands", "command_options"},
     {"stages", "reproduce"},
     {"training", "sampling", "evaluation", "report"},
     {"checkpoint", "data", "launch"},

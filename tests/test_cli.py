@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from fm_core import cli
+from fm_core.command_options import STAGES
 from fm_core.config import RunConfig, load_config
 from fm_core.errors import StopRequested, UserError
 from fm_core.run.directory import RunDirectory
@@ -94,6 +95,7 @@ INTERRUPTED_IN_A_STRING = """
 import os, signal, sys, time
 import fm_core.stages.report as module
 from fm_core import cli
+from fm_core.command_options import STAGES
 from fm_core.config import load_config
 
 def report(config, observe):
@@ -195,7 +197,7 @@ def test_another_run_in_the_same_place_is_2_and_names_the_key(place, capsys):
     assert "model.channels was 32 and is now 64" in error
 
 
-@pytest.mark.parametrize("stage", [stage for stage in cli.STAGES if stage not in ("shard", "reproduce")])
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage not in ("shard", "reproduce")])
 def test_a_refused_start_leaves_no_trace(place, capsys, stage):
     refused(capsys, stage, "--config", "run.yaml")
     assert [path.name for path in place.iterdir()] == ["run.yaml"]
@@ -237,7 +239,7 @@ class TestOverrides:
         assert (config.train.images, config.run.name) == (640, "r")
 
 
-@pytest.mark.parametrize("command", [*cli.STAGES, "status"])
+@pytest.mark.parametrize("command", [*STAGES, "status"])
 def test_help_says_what_every_key_means_with_its_default(capsys, command):
     code, out, _ = fm(capsys, command, "--help")
     assert code == 0
@@ -256,7 +258,7 @@ def test_help_says_what_every_key_means_with_its_default(capsys, command):
 def test_help_lists_the_commands(capsys):
     code, out, _ = fm(capsys, "--help")
     assert code == 0
-    assert all(stage in out for stage in cli.STAGES)
+    assert all(stage in out for stage in STAGES)
 
 
 def test_status_of_a_run_that_does_not_exist(place, capsys):

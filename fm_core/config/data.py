@@ -16,8 +16,12 @@ SourceFormat = Literal[
     "imagenet-tar",
     "folder",
     "parquet",
+    "webdataset",
     "cifar10",
 ]
+
+
+BACKGROUND = r"^(white|black|gray|#[0-9a-fA-F]{6})$"
 
 
 class SourceSection(Section):
@@ -26,10 +30,13 @@ class SourceSection(Section):
     format: SourceFormat = "digits"
     """digits: scikit-learn's handwritten digits; imagenet-npz: downsampled ImageNet (Chrabaszcz et al.);
     imagenet-png: the older one (van den Oord et al.); imagenet-folder, imagenet-tar: the originals of
-    ILSVRC2012; folder: images, class by subfolder; parquet: columns of images and labels; cifar10: the
-    python archive; auto: by what is at the URL."""
+    ILSVRC2012; folder: images in folders, zips or tars, split and class by folder; parquet: columns of images
+    and labels; webdataset: tars with an image and a .cls, .json or .txt per sample; cifar10: the python
+    archive; auto: by what is at the URL."""
     url: Location | None = None
-    """Folder or fsspec URL that holds the files; not needed for digits."""
+    """Folder or fsspec URL (s3://, hf://datasets/..., ...) that holds the files; not for digits.
+    folder and webdataset also take the URL of a .zip or .tar, webdataset with braces: {000000..000146}.tar
+    is 147 tars."""
     image_size: int | None = Field(default=None, ge=4, le=1024)
     """Height and width in pixels: the published size to use, or the size that originals are resized to."""
     resize: Literal["squash-box", "crop-adm", "exact"] = "squash-box"
@@ -37,9 +44,14 @@ class SourceSection(Section):
     crop-adm: halve by the box filter, bicubic to the size, center crop (as ADM, EDM2); exact: images must
     have the size already."""
     image_column: str = "image"
-    """parquet: column of encoded images or of uint8 arrays."""
+    """parquet: column of encoded images or of arrays."""
     label_column: str | None = "label"
-    """parquet: column of 0-based classes; null for none."""
+    """parquet: column of 0-based classes; webdataset: key of the class in a .json; null for no labels."""
+    background: str = Field(default="white", pattern=BACKGROUND)
+    """Color under transparent pixels: white, black, gray, or "#rrggbb"."""
+    value_range: tuple[float, float] | None = None
+    """Values of black and white, e.g. [0, 1] or [-1, 1], in floats and 32-bit integers, which are refused
+    without it; 8 and 16 bits need none."""
     allow_partial: bool = False
     """Accept a source with fewer images than the published set; its recipe records this."""
 
@@ -54,11 +66,17 @@ class SourceSection(Section):
 
     @model_validator(mode="after")
     def _format_reads_its_keys(self) -> Self:
-        unread = {"digits": ("url", "image_size", "resize")}
-        unread |= dict.fromkeys(("imagenet-npz", "imagenet-png", "cifar10"), ("resize",))
+        pixels = ("background", "value_range")
+        unread: dict[str, tuple[str, ...]] = {"digits": ("url", "image_size", "resize", *pixels)}
+        unread |= dict.fromkeys(("imagenet-npz", "cifar10"), ("resize", *pixels))
+        unread["imagenet-png"] = ("resize",)
         for key in unread.get(self.format, ()):
             if getattr(self, key) != SourceSection.model_fields[key].default:
                 raise ValueError(f"data.source.{key} is not used by format {self.format}: leave it out")
+        if self.value_range and not self.value_range[0] < self.value_range[1]:
+            raise ValueError(
+                f"data.source.value_range is {list(self.value_range)}: the value of black is the smaller one"
+            )
         return self
 
 

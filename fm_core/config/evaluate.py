@@ -87,7 +87,7 @@ class EvaluateSection(Section):
     """Write the statistics of the reference to this .npz: mu, sigma, and a description of their source."""
     pair_images: int = Field(default=10_000, ge=4)
     """Images per set for metrics that compare pairs: kernel distance, precision and recall. A larger set is
-    subsampled at even spacing."""
+    subsampled by a fixed permutation."""
     held_out_images: int = Field(default=50_000, ge=4)
     """Largest number of real validation images that are scored like samples."""
     processes: int | None = Field(default=None, ge=1)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fm_core.data.manifest import Input
+from fm_core.data.manifest import Input, Interpretation
 from fm_core.data.sources.base import Classes, DataSource, PartStream, Samples, SourcePart
 from fm_core.errors import UserError
 from fm_core.storage.hashing import sha256_bytes
@@ -63,8 +63,13 @@ class RelabeledSource:
 
     def __init__(self, source: DataSource, label_map: LabelMap) -> None:
         self._source, self._map = source, label_map
-        recipe = {**source.facts.recipe, "label_map": label_map.sha256}
-        self.facts = replace(source.facts, recipe=recipe)
+        added = {"label_map": label_map.sha256}
+        earlier = source.facts.earlier_recipe
+        self.facts = replace(
+            source.facts,
+            recipe={**source.facts.recipe, **added},
+            earlier_recipe=None if earlier is None else {**earlier, **added},
+        )
 
     def classes(self) -> Classes:
         """The new classes; UserError if the map has another number of classes than the source."""
@@ -74,6 +79,13 @@ class RelabeledSource:
                 f"data.label_map: maps {len(self._map.table)} classes, the source has {old.count or 'none'}"
             )
         return Classes(int(self._map.table.max()) + 1, self._map.order, self._map.names)
+
+    def interpretation(self) -> Interpretation:
+        """As the source, with a note on the map."""
+        found = self._source.interpretation()
+        return found.model_copy(
+            update={"remarks": (*found.remarks, f"classes renumbered by data.label_map to {self._map.order}")}
+        )
 
     def parts(self) -> Sequence[SourcePart]:
         """As the source."""
@@ -90,6 +102,10 @@ class RelabeledSource:
     def check_labels(self) -> None:
         """As the source."""
         self._source.check_labels()
+
+    def release(self) -> None:
+        """As the source."""
+        self._source.release()
 
     def open(self, part: SourcePart) -> "RelabeledStream":
         """Open a part."""

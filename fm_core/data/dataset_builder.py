@@ -1,7 +1,7 @@
 """Building a data set: missing shards are written, the manifest last; existing shards are verified."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from fm_core.config.data import DataSection
 from fm_core.data.manifest import MANIFEST_NAME, Manifest, Quarantine, Shard, Split, parse_manifest
@@ -27,10 +27,13 @@ QUARANTINE_NAME = "quarantine.jsonl"
 OnImages = Callable[[int], None]
 
 
-def check_source(config: DataSection) -> None:
-    """Check, in seconds, that a data set exists or can be built; UserError names what is missing."""
-    if read_complete(config) is None:
-        make_plan(config)
+def check_source(config: DataSection) -> int | None:
+    """Check, in seconds, that a data set exists or can be built; returns its number of classes.
+
+    That is None without labels. Raises UserError that names what is missing.
+    """
+    complete = read_complete(config)
+    return make_plan(config).classes.count if complete is None else complete.class_count
 
 
 def write_dataset(config: DataSection, on_images: OnImages = lambda done: None) -> Manifest:
@@ -48,6 +51,7 @@ def write_dataset(config: DataSection, on_images: OnImages = lambda done: None) 
         damaged = damaged_shards(store, complete, on_images)
         if not damaged:
             return complete
+        _require_same_version(store, config, complete, damaged)
         remove_sidecars(store, damaged)
     try:
         plan = make_plan(config)
@@ -56,13 +60,19 @@ def write_dataset(config: DataSection, on_images: OnImages = lambda done: None) 
             raise
         names = ", ".join(damaged)
         raise UserError(f"{store.url}: {names} damaged, and cannot be rewritten: {error}") from None
-    record_plan(store, plan, same_files=complete is None)  # otherwise write_manifest compares the shards
-    write_missing(store, plan, config, on_images)
-    return write_manifest(store, plan, config, complete)
+    try:
+        record_plan(store, plan, same_files=complete is None)  # otherwise write_manifest compares the shards
+        write_missing(store, plan, config, on_images)
+        return write_manifest(store, plan, config, complete)
+    finally:
+        plan.source.release()
 
 
 def read_complete(config: DataSection) -> Manifest | None:
-    """The manifest, or None without one; UserError if its recipe is not the configuration's."""
+    """The manifest, or None without one; UserError if its recipe is not the configuration's.
+
+    The recipe of an earlier version of this program is the configuration's, too.
+    """
     store = Store.at(config.root, config.name)
     try:
         text = store.read_bytes(MANIFEST_NAME)
@@ -70,8 +80,23 @@ def read_complete(config: DataSection) -> Manifest | None:
         return None
     manifest = parse_manifest(text, f"{store.url}/{MANIFEST_NAME}")
     facts = labeled_source(config, detected=str(manifest.recipe.get("source"))).facts
-    check_same_recipe(store, manifest.recipe, manifest.packing, facts.recipe, packing_of(config, facts))
+    asked = facts.earlier_recipe if manifest.recipe == facts.earlier_recipe else facts.recipe
+    check_same_recipe(
+        store, manifest.recipe, manifest.packing, asked or facts.recipe, packing_of(config, facts)
+    )
     return manifest
+
+
+def _require_same_version(
+    store: Store, config: DataSection, manifest: Manifest, damaged: Mapping[str, str]
+) -> None:
+    """Raise UserError for damaged shards in an order of images that this version does not make any more."""
+    earlier = labeled_source(config, detected=str(manifest.recipe.get("source"))).facts.earlier_recipe
+    if manifest.recipe == earlier:
+        raise UserError(
+            f"{store.url}: {', '.join(damaged)} damaged, and written by an earlier version, which orders "
+            "images in another way: restore them from a copy, or shard the source under another data.name"
+        )
 
 
 def write_missing(store: Store, plan: ShardPlan, config: DataSection, on_images: OnImages) -> None:
@@ -118,7 +143,8 @@ def write_manifest(
     manifest = build_manifest(config.name, plan, ordered)
     if before is not None and manifest.version != before.version:
         raise UserError(
-            f"{store.url}: the source has changed: rewritten shards differ from the manifest; "
+            f"{store.url}: the source has changed (or an earlier version read it in another order): "
+            "rewritten shards differ from the manifest; "
             "choose another data.name, or remove the folder"
         )
     _write_quarantine(store, ordered)
@@ -145,7 +171,7 @@ def build_manifest(name: str, plan: ShardPlan, sidecars: Sequence[ShardSidecar])
         label_order=plan.classes.order,
         class_names=plan.classes.names,
         packing=plan.packing,
-        recipe=plan.source.facts.recipe,
+        recipe=plan.recipe,
         inputs=plan.inputs,
         splits={
             split: _summary([sidecar for sidecar in sidecars if sidecar.split == split])
@@ -155,6 +181,7 @@ def build_manifest(name: str, plan: ShardPlan, sidecars: Sequence[ShardSidecar])
         quarantine=Quarantine(
             images=len(reasons), reasons={reason: reasons.count(reason) for reason in sorted(set(reasons))}
         ),
+        interpretation=plan.interpretation,
     )
 
 

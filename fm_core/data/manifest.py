@@ -115,6 +115,37 @@ class Quarantine(Record):
     """Number of images for each reason."""
 
 
+class Interpretation(Record):
+    """How a source was read: what a person checks. It is not part of the version."""
+
+    splits: str = ""
+    """Where training and validation images came from, and which splits were left alone."""
+    classes: str = ""
+    """What the classes are."""
+    pixels: str = ""
+    """Orientation, transparency and range of values."""
+    order: str = ""
+    """Order of the images in the shards."""
+    own_validation: bool = False
+    """Whether the source has validation images, so that data.validation_images has no effect."""
+    fair_order: bool = False
+    """Whether the first images of a split are a fair sample of it."""
+    not_read: dict[str, int] = {}
+    """Number of files that are no images, by ending."""
+    remarks: tuple[str, ...] = ()
+    """Anything that may surprise, e.g. classes without training images."""
+
+    def lines(self) -> list[str]:
+        """The interpretation as lines of text."""
+        named = {"splits": self.splits, "classes": self.classes, "pixels": self.pixels, "order": self.order}
+        endings = ", ".join(f"{count:,} {ending}" for ending, count in self.not_read.items())
+        return [
+            *(f"{name}: {text}" for name, text in named.items() if text),
+            *([f"not read: {endings}"] if endings else []),
+            *(f"note: {remark}" for remark in self.remarks),
+        ]
+
+
 class Manifest(Record):
     """Description of a complete data set."""
 
@@ -144,6 +175,8 @@ class Manifest(Record):
     """All shards, train first."""
     quarantine: Quarantine = Quarantine()
     """Images that were left out as unreadable."""
+    interpretation: Interpretation | None = None
+    """How the source was read; None in manifests of earlier versions."""
 
     @property
     def version(self) -> str:

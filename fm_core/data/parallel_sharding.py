@@ -94,7 +94,13 @@ def write_piece(
 def finish_dataset(config: DataSection) -> Manifest:
     """Write the manifest once every shard is written, and return it; UserError counts missing shards."""
     complete = read_complete(config)
-    return complete or write_manifest(Store.at(config.root, config.name), make_plan(config), config)
+    if complete is not None:
+        return complete
+    plan = make_plan(config)
+    try:
+        return write_manifest(Store.at(config.root, config.name), plan, config)
+    finally:
+        plan.source.release()
 
 
 def _pieces(tasks: Sequence[ShardTask]) -> list[Piece]:

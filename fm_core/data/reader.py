@@ -13,12 +13,32 @@ from fm_core.data.cache import NodeCache
 from fm_core.data.manifest import Manifest
 from fm_core.data.shard_format import decode_png
 from fm_core.data.shard_index import ShardIndex, ShardTable
+from fm_core.data.sources.splits import permutation
 from fm_core.errors import UserError
 from fm_core.storage.hashing import crc32
 from fm_core.storage.store import Store
 
 Ids = NDArray[np.int64]
 CHUNK_IMAGES = 256
+PUBLISHED_IN_RANDOM_ORDER = {"digits", "imagenet-npz", "imagenet-png", "imagenet-tar", "cifar10"}
+"""Sources whose images were mixed before they were published, as far as the published set is complete."""
+SHUFFLED_FOR_TRAINING = {"imagenet-png", "imagenet-tar", "imagenet-folder", "folder"}
+"""Sources whose training images, but not validation images, earlier versions shuffled at sharding."""
+
+
+def has_fair_order(manifest: Manifest, split: str) -> bool:
+    """Whether the first images of a split, by id, are a fair sample of it and not, say, of one class."""
+    if manifest.interpretation is not None:
+        return manifest.interpretation.fair_order
+    source = manifest.recipe.get("source")
+    complete = source in PUBLISHED_IN_RANDOM_ORDER and not manifest.recipe.get("allow_partial")
+    return complete or (split == "train" and source in SHUFFLED_FOR_TRAINING)
+
+
+def fair_order(manifest: Manifest, split: str) -> Ids:
+    """All ids of a split, int64, in an order of which any first N are a fair sample; always the same."""
+    count = manifest.splits[split].images
+    return np.arange(count, dtype=np.int64) if has_fair_order(manifest, split) else permutation(count, seed=0)
 
 
 class ImageReader:

@@ -6,13 +6,16 @@ from math import ceil, prod
 
 from fm_core.config.data import DataSection
 from fm_core.data.class_order import RelabeledSource, read_label_map
-from fm_core.data.manifest import Input, Packing, Recipe, load_manifest, read_record
+from fm_core.data.manifest import Input, Interpretation, Packing, Recipe, load_manifest, read_record
+from fm_core.data.shard_sidecar import SIDECAR_FOLDER
 from fm_core.data.sources import open_source
 from fm_core.data.sources.base import Classes, DataSource, SourceFacts, SourcePart
+from fm_core.data.sources.imagenet_ilsvrc import ORDER_BY_NUMBER
 from fm_core.errors import UserError
 from fm_core.storage.store import Store
 
 PLAN_NAME = "plan.json"
+VALIDATION_KEY = "validation_images"
 PLAN_SCHEMA = 1
 REMOVE_PLAN = "remove it and run fm shard again"
 ASSUMED_CLASSES = 1000
@@ -51,6 +54,16 @@ class ShardPlan:
     """The source's files."""
     tasks: tuple[ShardTask, ...]
     """The shards, train first, parts in their order."""
+    interpretation: Interpretation
+    """How splits, classes and pixels were decided."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe; without the number of validation images where the source has some of its own."""
+        recipe = self.source.facts.recipe
+        if self.interpretation.own_validation and VALIDATION_KEY in recipe:
+            return {**recipe, VALIDATION_KEY: None}
+        return recipe
 
     @property
     def images(self) -> int:
@@ -77,7 +90,9 @@ def make_plan(config: DataSection) -> ShardPlan:
             rows = min(packing.shard_images, part.rows - start)
             name = f"{part.split}-{number:06d}.tar"
             tasks.append(ShardTask(name, part.split, number, part, start, rows))
-    return ShardPlan(source, source.classes(), packing, tuple(source.inputs()), tuple(tasks))
+    return ShardPlan(
+        source, source.classes(), packing, tuple(source.inputs()), tuple(tasks), source.interpretation()
+    )
 
 
 def labeled_source(config: DataSection, detected: str | None = None) -> DataSource:
@@ -95,26 +110,39 @@ def packing_of(config: DataSection, facts: SourceFacts) -> Packing:
 def record_plan(store: Store, plan: ShardPlan, same_files: bool = True) -> None:
     """Write plan.json, or compare the plan with that of an earlier call; UserError if it differs.
 
-    Before the first file is written, the labels of all parts are checked; UserError for a wrong one. With
+    Before the first shard is written, the labels of all parts are checked; UserError for a wrong one. A plan
+    of which no shard was written yet binds nothing, and is replaced. With
     same_files, the source's files must be those of the earlier call; this is not needed where the shards
     will be compared with a manifest.
     """
     try:
         text = store.read_bytes(PLAN_NAME)
+        begun = bool(Store.at(store.url, SIDECAR_FOLDER).sizes())
     except FileNotFoundError:
+        text, begun = b"", False
+    if not begun:
         plan.source.check_labels()
         record = {
             "schema_version": PLAN_SCHEMA,
-            "recipe": plan.source.facts.recipe,
+            "recipe": plan.recipe,
             "packing": plan.packing.model_dump(mode="json"),
             "inputs": [item.model_dump(mode="json") for item in plan.inputs],
             "state": plan.source.state(),
+            "order": plan.interpretation.order,
         }
-        store.write_bytes(PLAN_NAME, (json.dumps(record, indent=1) + "\n").encode())
+        content = (json.dumps(record, indent=1) + "\n").encode()
+        if content != text:
+            store.write_bytes(PLAN_NAME, content)
         return
     earlier = read_record(text, f"{store.url}/{PLAN_NAME}", PLAN_SCHEMA, REMOVE_PLAN)
     packing = Packing.model_validate(earlier["packing"])
-    check_same_recipe(store, earlier["recipe"], packing, plan.source.facts.recipe, plan.packing)
+    check_same_recipe(store, earlier["recipe"], packing, plan.recipe, plan.packing)
+    reordered = plan.interpretation.order != earlier.get("order", ORDER_BY_NUMBER)
+    if reordered and plan.recipe["source"] == "imagenet-folder":
+        raise UserError(
+            f"{store.url}: an earlier version began it, which did not shuffle validation images in class "
+            "folders; choose another data.name, or remove the folder"
+        )
     inputs = [item.model_dump(mode="json") for item in plan.inputs]
     if same_files and (
         earlier["inputs"] != inputs or earlier.get("state", "") not in ("", plan.source.state())
@@ -131,6 +159,8 @@ def check_same_recipe(
     """Refuse a recipe that is not that of the existing data set; UserError lists the differences."""
     existing = {**recipe, **packing.model_dump()}
     requested = {**asked, **asked_packing.model_dump()}
+    if VALIDATION_KEY in existing and existing[VALIDATION_KEY] is None:
+        requested[VALIDATION_KEY] = None  # the source has validation images, so the key has no effect
     differences = [
         f"{key} is {existing.get(key)!r} there, {requested.get(key)!r} here"
         for key in dict.fromkeys((*existing, *requested))

@@ -138,7 +138,12 @@ def _compare_with_source(
 ) -> None:
     try:
         plan = make_plan(config)
-        differing = differing_shards(plan, manifest)
+        if manifest.recipe == plan.source.facts.earlier_recipe:
+            raise UserError("an earlier version wrote the shards, which orders images in another way")
+        try:
+            differing = differing_shards(plan, manifest)
+        finally:
+            plan.source.release()
     except UserError as error:
         validation.notes.append(f"not compared with the source: {error}")
         return

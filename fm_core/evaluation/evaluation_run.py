@@ -8,22 +8,35 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from fm_core.config import EvaluateSection, RunConfig
+from fm_core.config import RunConfig
 from fm_core.data.cache import NodeCache
-from fm_core.data.manifest import Manifest, load_manifest
-from fm_core.data.reader import ImageReader
+from fm_core.data.manifest import load_manifest
+from fm_core.data.reader import ImageReader, fair_order, has_fair_order
 from fm_core.errors import UserError
 from fm_core.evaluation.dataset_likelihood import batch_bits, tighter_settings
 from fm_core.evaluation.features.classifier_features import RECIPE
 from fm_core.evaluation.features.extractor import Extractor, OnStep
-from fm_core.evaluation.features.inception import NO_WEIGHTS
 from fm_core.evaluation.features.open_extractor import open_extractor
-from fm_core.evaluation.image_sources import ImageSource, external_images, run_samples, sampler_images
-from fm_core.evaluation.metrics.precision_recall import digests
-from fm_core.evaluation.nfe_curve import curve_part, solver_settings
-from fm_core.evaluation.reference import STATISTICS_VERSION, Reference, ReferenceSplit, reference_from_npz
+from fm_core.evaluation.image_sources import (
+    ImageSource,
+    digests,
+    external_images,
+    file_signature,
+    run_samples,
+    sampler_images,
+)
+from fm_core.evaluation.nfe_curve import curve_part
+from fm_core.evaluation.reference import (
+    STATISTICS_VERSION,
+    SUBSET_ORDER,
+    Reference,
+    ReferenceSplit,
+    reference_from_npz,
+)
+from fm_core.evaluation.requirements import check_extractors, check_splits
 from fm_core.evaluation.resumable_parts import ResumableParts, split_ranges
 from fm_core.run.directory import RunDirectory, step_name
 from fm_core.sampling.checkpoint_source import (
@@ -37,7 +50,6 @@ from fm_core.sampling.checkpoint_source import (
 from fm_core.sampling.compiled_network import accelerated
 from fm_core.sampling.sample_store import SampleSet, draw_of, protocol_of
 from fm_core.storage.hashing import fingerprint
-from fm_core.storage.local_paths import local_path
 from fm_core.storage.store import Store
 
 PAIRWISE_METRICS = {"kernel_distance", "precision_recall"}
@@ -90,12 +102,28 @@ class EvaluationRun:
         settings = self.settings.model_dump(mode="json", exclude=excluded)
         recipe = RECIPE if self.settings.features == "classifier" else None
         files = [
-            _file_signature(name)
+            file_signature(name)
             for name in (self.settings.features, self.settings.weights, self.settings.reference)
         ]
         identity = [settings, self.source.identity, self.manifest.version, STATISTICS_VERSION, recipe, files]
+        identity += self._order_identity()
         samples = self.samples.key if self.samples else self.source.name
         return f"{samples}-{fingerprint(identity)[:6]}"
+
+    @property
+    def classes_in_turn(self) -> bool:
+        """Whether the samples take their classes in turn, so that they are mixed before they are split."""
+        return self.of_model and bool(self.config.sample.classes)
+
+    def _order_identity(self) -> list[str]:
+        """What tells scores from those of earlier versions, which took images in another order."""
+        samples = sum(map(len, self.source.ranges))
+        reference = self.manifest.splits.get(self.settings.reference)
+        subset = self.settings.pair_images < max(samples, reference.images if reference else 0)
+        subset = subset or samples > self.validation_images
+        unfair = not has_fair_order(self.manifest, "val")
+        changes = {"samples": self.classes_in_turn, SUBSET_ORDER: subset, "validation": unfair}
+        return [name for name, changed in changes.items() if changed]
 
     @property
     def folder(self) -> str:
@@ -223,9 +251,13 @@ class EvaluationRun:
         optional = {} if probabilities is None else {"probabilities": probabilities}
         return {"features": features, "digests": digests(images), **optional}
 
+    @cached_property
+    def _validation_order(self) -> NDArray[np.int64]:
+        return fair_order(self.manifest, "val")
+
     def _read_validation(self, images: range) -> tuple[Tensor, Tensor]:
         with ImageReader(self.config.data.root, self.manifest, "val") as reader:
-            return reader.read(np.arange(images.start, images.stop, dtype=np.int64))
+            return reader.read(self._validation_order[images.start : images.stop])
 
     def _model_tasks(self) -> list[ResumableParts]:
         if self.model is None:
@@ -243,7 +275,8 @@ class EvaluationRun:
                 # The number of images is not part of the hash: with more images the existing parts are
                 # reused.
                 options = settings.model_dump(mode="json", exclude={"images", "check_images"})
-                key = fingerprint([model.weights_sha256, self.manifest.version, options, seed])[:12]
+                order = [] if has_fair_order(self.manifest, "val") else ["fair order"]
+                key = fingerprint([model.weights_sha256, self.manifest.version, options, seed, *order])[:12]
 
                 def make(number: int, ranges: list[range] = ranges, settings: Any = settings) -> Any:
                     pixels, labels = self._read_validation(ranges[number])
@@ -259,40 +292,3 @@ class EvaluationRun:
 
             tasks.append(ResumableParts(CURVE, self._store(self.key), "curve", ranges, solve))
         return tasks
-
-
-def check_extractors(settings: EvaluateSection) -> None:
-    """Check the extractor settings without reading data. Raises UserError."""
-    if settings.features == "inception" and not settings.weights:
-        raise UserError(NO_WEIGHTS)
-    for key in ("weights", "weights_sha256"):
-        if settings.features == "classifier" and getattr(settings, key):
-            raise UserError(f"evaluate.{key}: the classifier is trained on the data set and takes no weights")
-    for key in ("weights", "reference"):
-        name = getattr(settings, key)
-        path = local_path(name) if name and name not in ("train", "val") else None
-        if path and not path.exists():
-            raise UserError(f"evaluate.{key}: {name} does not exist")
-    if settings.nfe_curve.images:
-        solver_settings(settings.nfe_curve)
-
-
-def check_splits(settings: EvaluateSection, manifest: Manifest) -> None:
-    """Check that the data set has the splits that an evaluation needs. Raises UserError."""
-    needed = {"val": "real validation images are scored like samples"}
-    if settings.features == "classifier":
-        needed["train"] = "the classifier is trained on it"
-    if settings.reference in ("train", "val"):
-        needed[settings.reference] = "it is evaluate.reference"
-    for split, reason in needed.items():
-        if split not in manifest.splits:
-            raise UserError(
-                f"data.name {manifest.name} has no split {split}, only {', '.join(manifest.splits)}: {reason}"
-                "; shard a source that has one"
-            )
-
-
-def _file_signature(name: str | None) -> list[int] | None:
-    """Size and modification time of a local file, to detect that it was replaced; None if there is none."""
-    path = Path(name or "")
-    return [path.stat().st_size, path.stat().st_mtime_ns] if path.is_file() else None

@@ -1,5 +1,6 @@
 """Sources of the images to score: the sample shards of a run, the sampler itself, a folder, an .npz file."""
 
+import hashlib
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,12 +14,15 @@ from torch import Tensor
 
 from fm_core.config import RunConfig
 from fm_core.data.manifest import Manifest
+from fm_core.data.sources.file_listing import list_names, printable
+from fm_core.data.sources.image_decoding import PixelRules
 from fm_core.errors import UserError
 from fm_core.evaluation.resumable_parts import split_ranges
 from fm_core.sampling.checkpoint_source import Model
 from fm_core.sampling.generate import GeneratedBatch, generate
 from fm_core.sampling.sample_store import SampleSet, draw_of
 from fm_core.storage.hashing import sha256_bytes
+from fm_core.storage.store import Store
 
 PART_IMAGES = 1_024
 """Images per part of a folder or an .npz file."""
@@ -37,7 +41,7 @@ IGNORED_SUFFIXES = {
     ".yaml",
     ".yml",
 }
-"""Files that may lie beside the images and are ignored, as are hidden files and folders."""
+"""Files that may lie beside the images and are ignored, as are hidden entries (file_listing.is_hidden)."""
 
 
 @dataclass(frozen=True)
@@ -122,30 +126,30 @@ def _folder(folder: Path, manifest: Manifest) -> ImageSource:
 
 def _list_images(folder: Path) -> list[Path]:
     """All images below a folder, sorted. Raises UserError for files that may be unsupported images."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    visible = [path for path in files if not _hidden(path.relative_to(folder))]
+    visible = [folder / name for name in list_names(Store.at(str(folder)))]
     unsupported = [path for path in visible if path.suffix.lower() not in IMAGE_SUFFIXES | IGNORED_SUFFIXES]
     if unsupported:
         more = f" and {len(unsupported) - 1:,} more files" if len(unsupported) > 1 else ""
         suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
         raise UserError(
-            f"{unsupported[0]}{more}: not a supported image format ({suffixes}); remove or convert it"
+            f"{printable(str(unsupported[0]))}{more}: not a supported image format "
+            f"({suffixes}); remove or convert it"
         )
     return [path for path in visible if path.suffix.lower() in IMAGE_SUFFIXES]
 
 
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
-
-
 def _read_image(path: Path, manifest: Manifest) -> Tensor:
     channels, height, width = manifest.image_shape
-    modes = {1: ("L", "P", "1"), 3: ("RGB", "L", "P")}[channels]
+    gray = ("L", "LA", "P", "PA", "1")
+    modes = gray if channels == 1 else (*gray, "RGB", "RGBA")
+    # As at sharding; the recipes of earlier versions, and of official sets, have no transparency.
+    rules = PixelRules(str(manifest.recipe.get("background") or "white"), orientation=True)
     try:
         with Image.open(path) as picture:
             if picture.mode not in modes:
                 raise UserError(f"{path}: mode {picture.mode}; {channels} channels of 8 bits are expected")
-            array = np.asarray(picture.convert("L" if channels == 1 else "RGB"), dtype=np.uint8)
+            opaque = rules.to_rgb(picture)
+            array = np.asarray(opaque.convert("L") if channels == 1 else opaque, dtype=np.uint8)
     except (OSError, UnidentifiedImageError, SyntaxError) as error:
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
     if array.shape[:2] != (height, width):
@@ -188,7 +192,9 @@ def _npz_header(path: Path, manifest: Manifest) -> tuple[tuple[int, ...], int]:
     channels, height, width = manifest.image_shape
     if dtype != np.uint8:
         raise UserError(f"{path}: arr_0 is {dtype}; images are uint8 [N, height, width, channels]")
-    if fortran or shape[1:] != (height, width, channels):
+    if fortran:
+        raise UserError(f"{path}: arr_0 is in Fortran order; save np.ascontiguousarray(images)")
+    if shape[1:] != (height, width, channels):
         raise UserError(
             f"{path}: arr_0 is {list(shape)}; the data set's are [N, {height}, {width}, {channels}]"
         )
@@ -217,5 +223,21 @@ def _check_count(count: int, location: str) -> None:
 
 
 def _size_and_mtime(path: Path) -> tuple[int, int]:
-    status = path.stat()
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise UserError(f"{printable(str(path))} cannot be read: {error.strerror}") from None
     return status.st_size, status.st_mtime_ns
+
+
+def digests(images: Tensor) -> Tensor:
+    """64-bit hash of the pixels of each image, int64 [N]."""
+    rows = images.cpu().contiguous().flatten(1).numpy()
+    hashes = [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows]
+    return torch.from_numpy(np.frombuffer(b"".join(hashes), dtype=np.int64).copy())
+
+
+def file_signature(name: str | None) -> list[int] | None:
+    """Size and modification time of a local file, to detect that it was replaced; None if there is none."""
+    path = Path(name or "")
+    return list(_size_and_mtime(path)) if path.is_file() else None

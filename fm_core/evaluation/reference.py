@@ -14,6 +14,7 @@ from torch import Tensor
 from fm_core.config import EvaluateSection
 from fm_core.data.manifest import Manifest
 from fm_core.data.reader import ImageReader
+from fm_core.data.sources.splits import permutation
 from fm_core.errors import UserError
 from fm_core.evaluation.features.extractor import Extractor
 from fm_core.evaluation.metrics.feature_statistics import FeatureMoments, Gaussian
@@ -22,6 +23,8 @@ from fm_core.evaluation.resumable_parts import ResumableParts, split_ranges
 from fm_core.storage.hashing import fingerprint
 from fm_core.storage.store import Store
 
+SUBSET_ORDER = "permutation"
+"""How a subset of the images is chosen; earlier versions took every k-th."""
 STATISTICS_VERSION = 2
 """Increment it if the same images would give other statistics."""
 PART_IMAGES = 65_536
@@ -36,7 +39,7 @@ class Reference:
 
     gaussian: Gaussian
     rows: Tensor | None
-    """Features float32 [M, D] of evenly spaced images; None if imported statistics contain no images."""
+    """Features float32 [M, D] of a random choice of images; None if imported statistics contain no images."""
     name: str
     """Name shown with every metric that uses it."""
 
@@ -50,7 +53,7 @@ class ReferenceSplit:
         self.root, self.manifest, self.extractor = root, manifest, extractor
         self.split = settings.reference
         self.count = manifest.splits[self.split].images
-        self.row_indices = evenly_spaced_indices(self.count, settings.pair_images)
+        self.row_indices = subset_indices(self.count, settings.pair_images)
         identity = [
             STATISTICS_VERSION,
             manifest.version,
@@ -58,6 +61,7 @@ class ReferenceSplit:
             extractor.protocol,
             self.split,
             len(self.row_indices),
+            *([SUBSET_ORDER] if len(self.row_indices) < self.count else []),
         ]
         self.store = Store.at(root, manifest.name, "evaluation")
         self.file = f"{self.split}-{fingerprint(identity)[:12]}.safetensors"
@@ -126,16 +130,18 @@ def reference_from_npz(
         )
     rows = None
     if images is not None and needs_rows:
-        selected = images[evenly_spaced_indices(len(images), settings.pair_images)]
+        selected = images[subset_indices(len(images), settings.pair_images)]
         rows = torch.cat([extractor(part)[0] for part in selected.split(READ_IMAGES)])
     size = f"{gaussian.count} images" if gaussian.count else "number of images not told"
     return Reference(gaussian, rows, f"{path.name}, {size}")
 
 
-def evenly_spaced_indices(count: int, maximum: int) -> Tensor:
-    """At most `maximum` evenly spaced indices of 0 .. count - 1, int64 and increasing."""
-    size = min(count, maximum)
-    return torch.arange(size) * count // size
+def subset_indices(count: int, maximum: int) -> Tensor:
+    """At most `maximum` of the indices 0 .. count - 1, int64 and increasing.
+
+    They are chosen by a fixed permutation: every k-th image could be always of the same class.
+    """
+    return torch.from_numpy(np.sort(permutation(count, seed=0)[:maximum]))
 
 
 def reference_check(

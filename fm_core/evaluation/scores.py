@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 
 from fm_core.config import EvaluateSection
+from fm_core.data.sources.splits import permutation
 from fm_core.evaluation.dataset_likelihood import Likelihood
 from fm_core.evaluation.features.extractor import Extractor
 from fm_core.evaluation.metrics.frechet import estimate_frechet_distance
 from fm_core.evaluation.metrics.inception_score import inception_score
 from fm_core.evaluation.metrics.kid import kernel_distance
 from fm_core.evaluation.metrics.precision_recall import NEIGHBORS, duplicates, precision_and_recall
-from fm_core.evaluation.reference import Reference, evenly_spaced_indices
+from fm_core.evaluation.reference import Reference, subset_indices
 
 CONFIDENCE = 0.9
 """An image counts as recognized if the classifier gives one class a higher probability than this."""
@@ -35,12 +36,17 @@ def image_scores(
     extractor: Extractor,
     settings: EvaluateSection,
     device: torch.device,
+    classes_in_turn: bool = False,
 ) -> Record:
     """Compute all scores from parts with `features`, `probabilities` and `digests`.
 
-    Scores that were not requested, or that the extractor does not support, are absent.
+    Samples whose classes may follow each other are mixed first (`classes_in_turn`): otherwise a block of the
+    jackknife, image i mod 20, could be of one class. Scores that were not requested, or that the extractor
+    does not support, are absent.
     """
     features, real = (torch.cat([part["features"] for part in parts]) for parts in (samples, validation))
+    mixed = torch.from_numpy(permutation(len(features), seed=0)) if classes_in_turn else slice(None)
+    features = features[mixed]
     scores: Record = {}
     if "frechet_distance" in settings.metrics:
         scores |= _frechet_records(features.to(device), real.to(device), reference, extractor, device)
@@ -52,7 +58,7 @@ def image_scores(
     )
     if probabilities is not None and real_probabilities is not None:
         if "inception_score" in settings.metrics:
-            score = inception_score(probabilities)
+            score = inception_score(probabilities[mixed])
             source = {"features": extractor.name, "images": len(features)}
             scores["inception_score"] = {"value": score.value, "stderr": score.stderr, **source}
         if extractor.validation_accuracy is not None:
@@ -88,14 +94,14 @@ def _frechet_records(
     validation = real[: len(features)]
     scores = {"frechet_distance": record(features), "frechet_distance_of_held_out": record(validation)}
     if len(features) > len(real):
-        scores["frechet_distance_of_as_many"] = record(features[: len(real)])
+        scores["frechet_distance_of_as_many"] = record(features[subset_indices(len(features), len(real))])
     return scores
 
 
 def _pairwise_records(
     features: Tensor, rows: Tensor, extractor: Extractor, settings: EvaluateSection, device: torch.device
 ) -> Record:
-    selected = features[evenly_spaced_indices(len(features), settings.pair_images)].to(device)
+    selected = features[subset_indices(len(features), settings.pair_images)].to(device)
     real = rows.to(device)
     source = {"features": extractor.name, "images": len(selected), "reference_images": len(real)}
     scores: Record = {}

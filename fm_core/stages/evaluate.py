@@ -150,7 +150,15 @@ def _scores(evaluation: EvaluationRun) -> dict[str, Any]:
     tasks, settings, reference = evaluation.tasks, evaluation.settings, evaluation.reference
     samples, held_out = tasks[SAMPLES].read_all(), tasks[VALIDATION].read_all()
     _check_reference(evaluation, held_out)
-    scores = image_scores(samples, held_out, reference, evaluation.extractor, settings, evaluation.device)
+    scores = image_scores(
+        samples,
+        held_out,
+        reference,
+        evaluation.extractor,
+        settings,
+        evaluation.device,
+        classes_in_turn=evaluation.classes_in_turn,
+    )
     head: dict[str, Any] = {"protocol": _protocol(evaluation, samples)}
     if evaluation.model:
         head |= {"step": evaluation.model.step, "images_seen": evaluation.model.images_seen}

@@ -10,13 +10,13 @@ from fm_core.data.dataset_builder import check_source, read_complete
 from fm_core.data.shard_plan import make_plan
 from fm_core.data.sources import open_source
 from fm_core.errors import UserError
-from fm_core.evaluation.evaluation_run import check_extractors
+from fm_core.evaluation.requirements import check_extractors
 from fm_core.launch.online_eval import MIN_IMAGES, check_online_eval
 from fm_core.models.build import build_meta_network
 from fm_core.run.directory import RunDirectory
 from fm_core.sampling.sample_store import solver_of
 from fm_core.stages.resolve import resolve
-from fm_core.stages.train import check_initial_weights, check_training
+from fm_core.stages.train import check_initial_weights, check_labels, check_training
 from fm_core.training.ema import POWER, ema_decays
 
 STAGES = ("shard", "train", "sample", "evaluate", "report")
@@ -33,7 +33,9 @@ def preflight(config: RunConfig, stages: Sequence[str] = STAGES) -> None:
     """
     config = resolve(config, from_source="shard" in stages)
     if "shard" in stages:
-        check_source(config.data)
+        classes = check_source(config.data)
+        if "train" in stages:
+            check_labels(config, classes)
     for _, rule in rules(config, stages):
         rule()
     RunDirectory(config).check()

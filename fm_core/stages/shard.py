@@ -4,11 +4,14 @@ from fm_core.config import RunConfig
 from fm_core.data.dataset_builder import read_complete, write_dataset
 from fm_core.data.manifest import Manifest
 from fm_core.data.shard_plan import make_plan
+from fm_core.data.source_preview import contact_sheet, preview_source
+from fm_core.data.sources.file_listing import endings_text
 from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Observer, Progress, RateMeter, no_progress
 from fm_core.run.results import StageResult
 from fm_core.run.stage_runner import run_stage_function
 from fm_core.stages.resolve import resolve_data
+from fm_core.storage.local_paths import private_temporary_folder
 
 
 def shard(config: RunConfig, observe: Observer = no_progress) -> StageResult:
@@ -20,6 +23,19 @@ def shard(config: RunConfig, observe: Observer = no_progress) -> StageResult:
     """
     config = resolve_data(config)
     return run_stage_function("shard", config, observe, lambda run, show: _shard(config, run, show))
+
+
+def shard_dry_run(config: RunConfig) -> str:
+    """What sharding would do, as lines of text; writes nothing but a picture to the temporary folder.
+
+    Raises:
+        UserError: as `shard`.
+    """
+    config = resolve_data(config)
+    preview = preview_source(config.data)
+    picture = private_temporary_folder("flow-matching") / f"shard-{config.data.name}.png"
+    contact_sheet(preview).save(picture)
+    return "\n".join([*preview.lines(), f"picture: {picture}"])
 
 
 def _shard(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResult:
@@ -43,11 +59,13 @@ def _shard(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResu
 def _result(config: RunConfig, manifest: Manifest, verified: bool) -> StageResult:
     counts = {split: float(record.images) for split, record in manifest.splits.items()}
     images = " + ".join(f"{int(count):,} {split}" for split, count in counts.items())
+    not_read = manifest.interpretation.not_read if manifest.interpretation else {}
+    others = f"; not read: {endings_text(not_read)}" if not_read else ""
     return StageResult(
         stage="shard",
         state="verified" if verified else "done",
         seconds=0.0,
-        summary=f"{images} images in {len(manifest.shards)} shards",
+        summary=f"{images} images in {len(manifest.shards)} shards{others}",
         paths={"manifest": f"{config.data.root.rstrip('/')}/{config.data.name}/manifest.json"},
         counts=counts,
         hashes={"data": manifest.version},

@@ -67,6 +67,15 @@ def check_initial_weights(config: RunConfig) -> None:
         )
 
 
+def check_labels(config: RunConfig, classes: int | None) -> None:
+    """Check that a conditional model has `classes` to learn; None or 0 without labels. Raises UserError."""
+    if config.model.class_conditional and not classes:
+        raise UserError(
+            f"model.class_conditional: the data set {config.data.name} has no labels; set it to "
+            "false, or shard a source with classes"
+        )
+
+
 def check_space(config: RunConfig, manifest: Manifest) -> None:
     """Check that the disk has space for the checkpoints to come. Raises UserError."""
     checkpoints = CheckpointCatalog.of(config)
@@ -88,6 +97,7 @@ def _train(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResu
     check_initial_weights(config)
     check_online_eval(config)
     manifest = load_manifest(config.data.root, config.data.name)
+    check_labels(config, manifest.class_count)
     state = "verified"
     if complete(config):
         run.begin()

@@ -53,7 +53,11 @@ def _validate(
         state="verified",
         seconds=0.0,
         summary="; ".join(
-            [f"{total:,} images in {len(manifest.shards)} shards are intact", *validation.notes]
+            [
+                f"{total:,} images in {len(manifest.shards)} shards are intact",
+                *validation.notes,
+                *(manifest.interpretation.lines() if manifest.interpretation else []),
+            ]
         ),
         counts={"images": float(validation.images)},
         hashes={"data": manifest.version},

@@ -13,7 +13,7 @@ from fm_core.config import RunConfig
 from fm_core.data.cache import NodeCache
 from fm_core.data.loader_factories import make_cache, make_order
 from fm_core.data.manifest import Manifest
-from fm_core.data.reader import ImageReader
+from fm_core.data.reader import ImageReader, fair_order
 from fm_core.data.sampler import ORDER_VERSION
 from fm_core.errors import StopRequested, UnreachableError
 from fm_core.launch.upload_handover import start_upload_worker, stop_upload_worker
@@ -201,7 +201,7 @@ def _validation_loss(
     reader = ImageReader(config.data.root, manifest, "val", make_cache(config.data, manifest))
     source = BatchSource(
         reader=reader,
-        order=SequentialSampler(available),
+        order=SequentialSampler(fair_order(manifest, "val")),
         quantizer=Quantizer(manifest.levels),
         path=method.objective.path,
         coupling=method.coupling,

@@ -17,18 +17,18 @@ SEED = 0
 
 
 class SequentialSampler:
-    """The ids 0, 1, 2, ..., over and over."""
+    """The ids of a split in a fixed order, over and over."""
 
-    def __init__(self, images: int) -> None:
-        self.images = images
+    def __init__(self, order: NDArray[np.int64]) -> None:
+        self.order = order
 
     def ids(self, position: int, count: int) -> NDArray[np.int64]:
         """The ids at stream positions position .. position + count - 1; int64 [count]."""
-        return np.arange(position, position + count, dtype=np.int64) % self.images
+        return self.order[np.arange(position, position + count, dtype=np.int64) % len(self.order)]
 
 
 class ValidationLoss:
-    """The mean loss on the first images of the validation split."""
+    """The mean loss on the first images of the validation split, in a fair order."""
 
     def __init__(self, source: BatchSource, images: int, micro_batch: int) -> None:
         """`source` reads the images in order; each rank evaluates `micro_batch` of them at a time."""

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from fm_core.evaluation.image_sources import digests
 from fm_core.evaluation.metrics.inception_score import inception_score
 from fm_core.evaluation.metrics.kid import kernel_distance
-from fm_core.evaluation.metrics.precision_recall import digests, duplicates, precision_and_recall
+from fm_core.evaluation.metrics.precision_recall import duplicates, precision_and_recall
 
 
 def normal(count, dimension, seed, shift=0.0):

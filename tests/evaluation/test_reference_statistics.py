@@ -15,9 +15,9 @@ from fm_core.evaluation.metrics.feature_statistics import FeatureMoments, Gaussi
 from fm_core.evaluation.metrics.frechet import frechet_distance_of_features
 from fm_core.evaluation.reference import (
     ReferenceSplit,
-    evenly_spaced_indices,
     reference_check,
     reference_from_npz,
+    subset_indices,
 )
 from fm_core.evaluation.reference_statistics import read_statistics, write_statistics
 
@@ -47,7 +47,7 @@ class TestSplit:
         torch.testing.assert_close(result.gaussian.mean, expected.mean, rtol=1e-12, atol=0)
         torch.testing.assert_close(result.gaussian.covariance, expected.covariance, rtol=1e-10, atol=1e-8)
         torch.testing.assert_close(result.gaussian.root, expected.root, rtol=1e-6, atol=1e-6)
-        assert torch.equal(result.rows, features[evenly_spaced_indices(1497, 100)])
+        assert torch.equal(result.rows, features[subset_indices(1497, 100)])
         assert result.name == "train, 1497 images"
         again = ReferenceSplit(digits.data.root, manifest, settings(pair_images=100), EXTRACTOR)
         assert again.task("phase") is None
@@ -66,10 +66,11 @@ class TestSplit:
         }[change]()
         assert reference.file != other.file
 
-    def test_evenly_spaced_images_are_spread_over_all(self):
-        assert evenly_spaced_indices(10, 4).tolist() == [0, 2, 5, 7]
-        assert evenly_spaced_indices(3, 10).tolist() == [0, 1, 2]
-        assert len(set(evenly_spaced_indices(1_281_167, 10_000).tolist())) == 10_000
+    def test_a_subset_is_chosen_by_a_fixed_permutation(self):
+        assert subset_indices(10, 4).tolist() == sorted(subset_indices(10, 4).tolist())
+        assert set(subset_indices(10, 4).tolist()) < set(subset_indices(10, 5).tolist())
+        assert subset_indices(3, 10).tolist() == [0, 1, 2]
+        assert len(set(subset_indices(1_281_167, 10_000).tolist())) == 10_000
 
 
 class TestFiles:

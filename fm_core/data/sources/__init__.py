@@ -10,6 +10,7 @@ from fm_core.data.sources.imagenet_ilsvrc import ImagenetOriginalSource
 from fm_core.data.sources.imagenet_npz import ImagenetNpzSource
 from fm_core.data.sources.imagenet_png import ImagenetPngSource
 from fm_core.data.sources.parquet import ParquetSource
+from fm_core.data.sources.webdataset_tars import WebDatasetSource
 from fm_core.errors import UserError
 
 
@@ -34,6 +35,8 @@ def open_source(config: DataSection, detected: str | None = None) -> DataSource:
             return FolderSource(config)
         case "parquet":
             return ParquetSource(config)
+        case "webdataset":
+            return WebDatasetSource(config)
         case "cifar10":
             return Cifar10Source(config)
         case _:

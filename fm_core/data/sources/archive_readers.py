@@ -1,33 +1,78 @@
-"""Readers of many small files by number: in folders, in a zip, in a tar, in a tar of tars."""
+"""Readers of many small files by number: in folders, in a zip, in several archives (tars: tar_archive.py)."""
 
+import errno
 import hashlib
-import tarfile
+import lzma
+import os
 import zipfile
-from collections.abc import Callable, Iterable
+import zlib
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
-from typing import IO, Any, Protocol, cast
-
-import numpy as np
+from typing import Any, Protocol
 
 from fm_core.data.manifest import Input
-from fm_core.data.sources.file_listing import list_names, state_of
-from fm_core.data.sources.npz_members import damage_message
-from fm_core.errors import UserError
-from fm_core.storage.file_slice import FileSlice
+from fm_core.data.sources.file_listing import is_hidden, list_names, name_bytes, printable, state_of
+from fm_core.data.sources.npz_members import check_zip_member, damage_message
+from fm_core.errors import ImageDecodingError, UserError
 from fm_core.storage.hashing import sha256_bytes
 from fm_core.storage.store import Store
 
-IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")
+IMAGE_SUFFIXES = (
+    *(
+        ".jpeg",
+        ".jpg",
+        ".jpe",
+        ".jfif",
+        ".jif",
+        ".png",
+        ".apng",
+        ".webp",
+        ".avif",
+        ".bmp",
+        ".dib",
+        ".tif",
+        ".tiff",
+    ),
+    *(".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".tga", ".qoi"),
+)
+"""Endings of the image files that Pillow reads."""
+MAX_FILE_BYTES = 2**30
+"""Size of the largest image file that is read."""
+OPEN_ARCHIVES = 128
+"""Archives of a group that are open at a time, as a process may open 1,024 files only."""
+UNREADABLE = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.ENXIO}
+"""Errors of one file, which is quarantined; others concern the disk or the machine."""
+ZIP_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+)
 
 
 class Archive(Protocol):
     """Files by number, sorted by their keys."""
 
-    keys: list[str]
-    """Path of each file in the archive."""
+    @property
+    def keys(self) -> Sequence[str]:
+        """Path of each image file in the archive."""
+        ...
+
+    @property
+    def others(self) -> Sequence[str]:
+        """Paths of the other files that are not hidden."""
+        ...
 
     def read(self, number: int) -> bytes:
-        """Content of a file."""
+        """Content of an image file; ImageDecodingError if this file cannot be read."""
+        ...
+
+    def read_other(self, path: str) -> bytes:
+        """Content of a file in `others`."""
         ...
 
     def close(self) -> None:
@@ -46,107 +91,107 @@ class Archive(Protocol):
 class FolderArchive:
     """Files below a folder."""
 
-    def __init__(self, store: Store, keys: Iterable[str]) -> None:
-        """keys: paths of the files below the store."""
+    def __init__(self, store: Store, paths: Iterable[str], empty_folders: Iterable[str] = ()) -> None:
+        """paths: files below the store, none of them hidden; empty_folders end in "/"."""
+        self.empty_folders = sorted(empty_folders)
         self._store = store
-        self.keys = sorted(keys)
+        self.keys: list[str] = []
+        self.others: list[str] = []
+        for path in sorted(paths):
+            (self.keys if is_image_file(path) else self.others).append(path)
 
     @classmethod
-    def of_images(cls, store: Store, depth: int, below: str = "") -> "FolderArchive":
-        """The image files under the folder `below`, at most `depth` folders down."""
-        return cls(store, filter(is_image_file, list_names(store, depth, below)))
+    def listed(cls, store: Store, depth: int | None = None, below: str = "") -> "FolderArchive":
+        """The files under the folder `below`, at most `depth` folders down."""
+        empty: list[str] = []
+        return cls(store, list_names(store, depth, below, empty_folders=empty), empty)
 
     def read(self, number: int) -> bytes:
-        """Content of a file."""
+        """Content of an image file; ImageDecodingError for a link to nowhere, or without permission."""
         key = self.keys[number]
-        return (self._store.local / key).read_bytes() if self._store.local else self._store.read_bytes(key)
+        try:
+            if self._store.local is None:
+                return self._store.read_bytes(key)
+            with open(os.path.join(self._store.local, key), "rb", buffering=0) as file:  # noqa: PTH118, PTH123
+                if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
+                    raise ImageDecodingError("too large")
+                return file.readall()
+        except OSError as error:
+            if error.errno in UNREADABLE or isinstance(error, FileNotFoundError):
+                reason = error.strerror or os.strerror(errno.ENOENT)
+                raise ImageDecodingError(f"cannot be read ({reason})") from None
+            where = f"{self._store.url}/{printable(key)}"
+            raise UserError(
+                f"{where}: cannot be read ({error.strerror or error}); fix the cause and rerun"
+            ) from None
+
+    def read_other(self, path: str) -> bytes:
+        """Content of another file; UserError if it cannot be read."""
+        try:
+            return self._store.read_bytes(path)
+        except OSError as error:
+            where = f"{self._store.url}/{printable(path)}"
+            raise UserError(f"{where}: cannot be read ({error.strerror or error})") from None
 
     def close(self) -> None:
         """Does nothing."""
 
     def inputs(self) -> tuple[Input, ...]:
         """One input for the folder, identified by the names in it."""
-        digest = sha256_bytes("\n".join(self.keys).encode())
+        digest = sha256_bytes(name_bytes("\n".join(self.keys)))
         return (Input(name=".", bytes=0, digest=f"{len(self.keys)} names sha256:{digest}"),)
 
     def state(self) -> str:
-        """Sizes and modification times of all files."""
+        """Sizes and modification times of all image files."""
         return state_of(self._store, self.keys)
-
-
-class TarArchive:
-    """Files in a tar, or in the tars that a tar holds."""
-
-    def __init__(self, store: Store, path: str, nested: bool = False) -> None:
-        """Read all headers; UserError for a damaged or compressed tar."""
-        self._store, self._path = store, path
-        self._file: IO[bytes] | None = None
-        self._size = store.size(path) or 0
-        try:
-            with store.open(path) as file:
-                rows = sorted(_nested_members(file) if nested else _members(file, 0))
-        except tarfile.TarError as error:
-            raise UserError(damage_message(store, path, error)) from None
-        self.keys = [key for key, *_ in rows]
-        self._offsets = np.array([offset for _, offset, _, _ in rows], np.int64)
-        self._sizes = np.array([size for _, _, size, _ in rows], np.int64)
-        self._digest = _digest((key, size, changed) for key, _, size, changed in rows)
-        if len(rows) and int((self._offsets + self._sizes).max()) > self._size:
-            raise UserError(damage_message(store, path, EOFError("its last file is truncated")))
-
-    def read(self, number: int) -> bytes:
-        """Content of a file."""
-        if self._file is None:
-            self._file = self._store.open(self._path)
-        self._file.seek(int(self._offsets[number]))
-        return self._file.read(int(self._sizes[number]))
-
-    def close(self) -> None:
-        """Close the tar."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-    def inputs(self) -> tuple[Input, ...]:
-        """The tar, identified by the name, size and modification time of each file in it."""
-        return (Input(name=self._path, bytes=self._size, digest=f"headers-{self._digest}"),)
-
-    def state(self) -> str:
-        """Size and modification time of the tar, which has no CRCs."""
-        return state_of(self._store, [self._path])
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_file": None}
 
 
 class ZipArchive:
     """Files in a zip."""
 
     def __init__(self, store: Store, path: str) -> None:
-        """Read the directory; UserError for a damaged zip."""
+        """Read the directory; UserError for a damaged or encrypted zip, or an unknown compression."""
         self._store, self._path = store, path
         self._zip: zipfile.ZipFile | None = None
         self._size = store.size(path) or 0
+        images: list[tuple[str, int, int, zipfile.ZipInfo]] = []
+        self._others: dict[str, zipfile.ZipInfo] = {}
         try:
             with store.open(path) as file, zipfile.ZipFile(file) as archive:
-                infos = sorted(
-                    (info.filename, info.file_size, info.CRC)
-                    for info in archive.infolist()
-                    if is_image_file(info.filename)
-                )
-        except zipfile.BadZipFile as error:
-            raise UserError(damage_message(store, path, error)) from None
-        self.keys = [name for name, *_ in infos]
-        self._digest = _digest(infos)
+                members = [info for info in archive.infolist() if not info.is_dir()]
+        except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as error:
+            raise UserError(damage_message(store, printable(path), error)) from None
+        for info in members:
+            name = info.filename.replace("\\", "/")  # some programs write the separator of Windows
+            if is_image_file(name):
+                check_zip_member(store, path, info)
+                images.append((name, info.file_size, info.CRC, info))
+            elif not is_hidden(name):
+                self._others[name] = info
+        images.sort(key=lambda row: row[:3])
+        # By its record, not by its name, which two members of a zip may share.
+        self._members = [info for *_, info in images]
+        self.keys = [name for name, *_ in images]
+        self.others = sorted(self._others)
+        self._digest = digest_of(row[:3] for row in images)
 
     def read(self, number: int) -> bytes:
-        """Content of a file; b"" if its CRC differs, which does not decode to an image."""
-        if self._zip is None:
-            self._zip = zipfile.ZipFile(self._store.open(self._path))
+        """Content of an image file; b"" if its CRC differs, which does not decode to an image."""
+        info = self._members[number]
+        if info.file_size > MAX_FILE_BYTES:
+            raise ImageDecodingError("too large")
         try:
-            return self._zip.read(self.keys[number])
-        except zipfile.BadZipFile:
+            return self._open().read(info)
+        except ZIP_DAMAGE:
             return b""
+
+    def read_other(self, path: str) -> bytes:
+        """Content of another file; UserError if it is damaged."""
+        check_zip_member(self._store, self._path, self._others[path])
+        try:
+            return self._open().read(self._others[path])
+        except ZIP_DAMAGE as error:
+            raise UserError(damage_message(self._store, f"{self._path}[{path}]", error)) from None
 
     def close(self) -> None:
         """Close the zip."""
@@ -155,8 +200,8 @@ class ZipArchive:
             self._zip = None
 
     def inputs(self) -> tuple[Input, ...]:
-        """The zip, identified by the name, size and CRC of each file in it."""
-        return (Input(name=self._path, bytes=self._size, digest=f"crcs-{self._digest}"),)
+        """The zip, identified by the name, size and CRC of each image file in it."""
+        return (Input(name=printable(self._path), bytes=self._size, digest=f"crcs-{self._digest}"),)
 
     def state(self) -> str:
         """Empty, as the inputs hold the CRCs."""
@@ -165,44 +210,68 @@ class ZipArchive:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_zip": None}
 
+    def _open(self) -> zipfile.ZipFile:
+        if self._zip is None:
+            self._zip = zipfile.ZipFile(self._store.open(self._path))
+        return self._zip
 
-def open_archive(store: Store, path: str) -> Archive:
-    """Open a .tar or .zip archive."""
-    return ZipArchive(store, path) if path.endswith(".zip") else TarArchive(store, path)
+
+class ArchiveGroup:
+    """The files of several archives; keys begin with the name of the archive, as if that were a folder."""
+
+    def __init__(self, archives: Sequence[tuple[str, Archive]]) -> None:
+        """archives: names and archives; they are sorted by name."""
+        self._archives = dict(sorted(archives, key=lambda item: item[0]))
+        self.keys = [f"{name}/{key}" for name, archive in self._archives.items() for key in archive.keys]
+        self.others = [
+            f"{name}/{path}" for name, archive in self._archives.items() for path in archive.others
+        ]
+        counts = [len(archive.keys) for archive in self._archives.values()]
+        self._starts = [sum(counts[:number]) for number in range(len(counts))]
+        self._names = list(self._archives)
+        self._open: dict[str, None] = {}  # the longest unused first
+
+    def read(self, number: int) -> bytes:
+        """Content of an image file."""
+        place = bisect_right(self._starts, number) - 1
+        name = self._names[place]
+        self._open.pop(name, None)
+        self._open[name] = None
+        if len(self._open) > OPEN_ARCHIVES:
+            oldest = next(iter(self._open))
+            del self._open[oldest]
+            self._archives[oldest].close()
+        return self._archives[name].read(number - self._starts[place])
+
+    def read_other(self, path: str) -> bytes:
+        """Content of another file."""
+        name = next(name for name in self._archives if path.startswith(f"{name}/"))
+        return self._archives[name].read_other(path[len(name) + 1 :])
+
+    def close(self) -> None:
+        """Close all archives."""
+        for archive in self._archives.values():
+            archive.close()
+
+    def inputs(self) -> tuple[Input, ...]:
+        """The inputs of all archives."""
+        return tuple(item for archive in self._archives.values() for item in archive.inputs())
+
+    def state(self) -> str:
+        """The states of all archives."""
+        return " ".join(archive.state() for archive in self._archives.values())
 
 
 def is_image_file(path: str) -> bool:
-    """Whether a path has the suffix of an image file and is not hidden."""
-    name = PurePosixPath(path).name.lower()
-    return name.endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+    """Whether a path has the ending of an image file and is not hidden."""
+    return (
+        path.lower().endswith(IMAGE_SUFFIXES) and "." in PurePosixPath(path).name[1:] and not is_hidden(path)
+    )
 
 
-def _digest(rows: Iterable[tuple[object, ...]]) -> str:
+def digest_of(rows: Iterable[tuple[object, ...]]) -> str:
+    """Hash of rows of plain values."""
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(repr(row).encode())
+        digest.update(repr(row).encode("utf-8", "surrogateescape"))
     return f"sha256:{digest.hexdigest()}"
-
-
-def _members(
-    file: IO[bytes], base: int, select: Callable[[str], bool] = is_image_file, prefix: str = ""
-) -> Iterable[tuple[str, int, int, float]]:
-    """Name, offset, size and modification time of the files of a tar that starts at offset `base`."""
-    with tarfile.open(fileobj=file, mode="r:") as archive:
-        for member in archive:
-            if member.isfile() and select(member.name):
-                yield prefix + member.name, base + member.offset_data, member.size, member.mtime
-            # Otherwise tarfile keeps a kilobyte for each of a million members.
-            cast(Any, archive).members = []
-        # tarfile silently takes a damaged header for the end of the archive.
-        file.seek(cast(Any, archive).offset)
-        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise tarfile.ReadError(f"no end marker at byte {base + cast(Any, archive).offset:,}")
-
-
-def _nested_members(file: IO[bytes]) -> Iterable[tuple[str, int, int, float]]:
-    """As `_members`, for the tars in a tar; names are prefixed by the name of their tar without .tar."""
-    inner = list(_members(file, 0, lambda name: name.endswith(".tar")))
-    for name, offset, size, _ in inner:
-        inner_file = cast(IO[bytes], FileSlice(file, offset, size, owns=False))
-        yield from _members(inner_file, offset, is_image_file, PurePosixPath(name).stem + "/")

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fm_core.data.manifest import Input, Recipe
+from fm_core.data.manifest import Input, Interpretation, Recipe
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,8 @@ class SourceFacts:
     """Largest fraction of images that may be left out unless data.max_quarantined is set."""
     images: int | None = None
     """Published number of images in all splits; None if only the files tell."""
+    earlier_recipe: Recipe | None = None
+    """Recipe of earlier versions for this configuration; such data sets are read, but not rewritten."""
 
 
 class PartStream(Protocol):
@@ -107,6 +109,10 @@ class DataSource(Protocol):
         """Meaning of the labels; may read the files."""
         ...
 
+    def interpretation(self) -> Interpretation:
+        """How splits, classes and pixels were decided; may read the files."""
+        ...
+
     def parts(self) -> Sequence[SourcePart]:
         """The parts, train first; UserError if files are missing or not as published."""
         ...
@@ -131,6 +137,10 @@ class DataSource(Protocol):
 
     def open(self, part: SourcePart) -> PartStream:
         """Open a part; UserError if its content is not as published."""
+        ...
+
+    def release(self) -> None:
+        """Remove temporary copies; a later read makes them again."""
         ...
 
 

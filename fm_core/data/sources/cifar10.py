@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fm_core.config.data import DataSection
-from fm_core.data.manifest import Input
+from fm_core.data.manifest import Input, Interpretation
 from fm_core.data.sources.base import ArrayStream, Classes, SourceFacts, SourcePart
 from fm_core.data.sources.file_listing import list_files
 from fm_core.data.sources.npz_members import damage_message
@@ -49,6 +49,16 @@ class Cifar10Source:
         """The ten classes, in the order of batches.meta."""
         return Classes(10, "cifar10", NAMES)
 
+    def interpretation(self) -> Interpretation:
+        """The batches of the archive."""
+        return Interpretation(
+            splits="train from the data batches, val from the test batch",
+            classes=f"10: {', '.join(NAMES)}",
+            order="as published",
+            own_validation=True,
+            fair_order=not self._partial,
+        )
+
     def parts(self) -> tuple[SourcePart, ...]:
         """One part for each split, counted."""
         parts = tuple(SourcePart(split, split, len(arrays[1])) for split, arrays in self._load().items())
@@ -75,6 +85,9 @@ class Cifar10Source:
     def open(self, part: SourcePart) -> ArrayStream:
         """The images of a split."""
         return ArrayStream(*self._load()[part.split])
+
+    def release(self) -> None:
+        """Does nothing."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_loaded": None}

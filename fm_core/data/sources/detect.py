@@ -4,6 +4,9 @@ import re
 from typing import Any, cast
 
 from fm_core.data.sources.archive_readers import is_image_file
+from fm_core.data.sources.file_listing import is_hidden, list_names
+from fm_core.data.sources.folder import ARCHIVE_SUFFIXES
+from fm_core.data.sources.tar_archive import TarArchive
 from fm_core.errors import UserError
 from fm_core.storage.retries import with_retries
 from fm_core.storage.store import Store
@@ -17,22 +20,51 @@ PATTERNS: tuple[tuple[str, str], ...] = (
     ("parquet", r".*\.parquet"),
     ("imagenet-folder", r"(train|train_blurred|ILSVRC2012_img_train)/n\d{8}|ILSVRC/Data"),
 )
+LABEL_SUFFIXES = (".cls", ".json", ".txt")
 
 
 def detect(url: str) -> str:
     """Detect the format; UserError lists the formats that are recognized."""
+    folder, _, name = url.rstrip("/").rpartition("/")
+    if "{" in name:
+        return "webdataset"
+    if name.lower().endswith(ARCHIVE_SUFFIXES):
+        return _kind_of_archive(Store.at(folder or ("/" if url.startswith("/") else ".")), name)
     store = Store.at(url)
     paths = _paths(store)
     for kind, pattern in PATTERNS:
-        if any(re.fullmatch(pattern, path, re.IGNORECASE) for path in paths):
+        # The folders of ImageNet are as published; a folder Train may be of any data set.
+        flags = re.NOFLAG if kind == "imagenet-folder" else re.IGNORECASE
+        if any(re.fullmatch(pattern, path, flags) for path in paths):
+            # tiny-imagenet has the folders of ImageNet, and images one folder further down
+            if kind == "imagenet-folder" and not _has_images(store, paths):
+                continue
             return kind
-    if any(is_image_file(path) for path in paths) or _has_nested_image(store, paths):
+    names = list_names(store)
+    if any(is_image_file(path) for path in names):
         return "folder"
+    if any(path.lower().endswith(".parquet") for path in names):
+        return "parquet"
+    archives = [path for path in names if path.lower().endswith(ARCHIVE_SUFFIXES)]
+    if archives:
+        return _kind_of_archive(store, archives[0])
     raise UserError(
         f"data.source.url: no format recognized under {url}; expected one of: "
         "imagenet-npz (Imagenet64_train_part1_npz.zip, ...), imagenet-png (train_64x64.tar), imagenet-tar "
-        "(ILSVRC2012_img_train.tar), imagenet-folder (train/<wnid>/), cifar10, parquet, or folder"
+        "(ILSVRC2012_img_train.tar), imagenet-folder (train/<wnid>/), cifar10, parquet, webdataset, or folder"
     )
+
+
+def _kind_of_archive(store: Store, path: str) -> str:
+    """Webdataset for a tar with labels beside the images, otherwise folder."""
+    if path.lower().endswith(".zip") or store.size(path) is None:
+        return "folder"
+    tar = TarArchive(store, path)
+    stems = {key.rpartition(".")[0] for key in tar.keys}
+    labeled = any(
+        other.lower().endswith(LABEL_SUFFIXES) and other.rpartition(".")[0] in stems for other in tar.others
+    )
+    return "webdataset" if labeled else "folder"
 
 
 def _paths(store: Store) -> list[str]:
@@ -52,11 +84,16 @@ def _entries(store: Store, folder: str) -> list[tuple[str, bool]]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     names = [(str(row["name"]).rstrip("/").rsplit("/", 1)[-1], row["type"] == "directory") for row in rows]
-    return sorted((f"{folder}/{name}" if folder else name, is_folder) for name, is_folder in names if name)
+    return sorted(
+        (f"{folder}/{name}" if folder else name, is_folder)
+        for name, is_folder in names
+        if name and not is_hidden(name)
+    )
 
 
-def _has_nested_image(store: Store, paths: list[str]) -> bool:
-    """Whether there are images two folders down, as in train/<class>/."""
-    return any(
-        is_image_file(path) for folder in paths if "/" in folder for path, _ in _entries(store, folder)[:100]
+def _has_images(store: Store, paths: list[str]) -> bool:
+    """Whether class folders hold images directly; the first few are looked at."""
+    folders = [path for path in paths if re.fullmatch(r".*/n\d{8}", path)][:3]
+    return not folders or any(
+        is_image_file(path) for folder in folders for path, _ in _entries(store, folder)[:100]
     )

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fm_core.config.data import DataSection
-from fm_core.data.manifest import Input
+from fm_core.data.manifest import Input, Interpretation
 from fm_core.data.sources.base import ArrayStream, Classes, SourceFacts, SourcePart
 from fm_core.data.sources.splits import split_validation
 from fm_core.errors import UserError
@@ -41,6 +41,16 @@ class DigitsSource:
         """The ten digits."""
         return Classes(10, "digits", tuple("0123456789"))
 
+    def interpretation(self) -> Interpretation:
+        """The split by the seed."""
+        return Interpretation(
+            splits=f"val: {self._validation_images:,} of {DIGITS_IMAGES:,}, chosen by data.split_seed",
+            classes="10: the digits",
+            pixels="17 intensity levels, one channel",
+            order="by the numbers of scikit-learn",
+            fair_order=True,
+        )
+
     def parts(self) -> tuple[SourcePart, ...]:
         """One part for each split."""
         return (
@@ -67,6 +77,9 @@ class DigitsSource:
         train, validation = split_validation(DIGITS_IMAGES, self._validation_images, self._seed)
         selected = validation if part.split == "val" else train
         return ArrayStream(images[selected], labels[selected])
+
+    def release(self) -> None:
+        """Does nothing."""
 
 
 def _load() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

@@ -1,25 +1,72 @@
-"""Listing of the files under a URL, and detection of changes to them."""
+"""Listing of the files under a URL: which entries count, links, and detection of changes."""
 
 import os
-from collections.abc import Iterable
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import PurePosixPath
 from typing import cast
 
+from fm_core.errors import UserError
 from fm_core.storage.hashing import sha256_bytes
 from fm_core.storage.retries import with_retries
 from fm_core.storage.store import Store
 
 # Keys of the fsspec libraries for the content or age of an object.
 CHANGE_MARKERS = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "mtime", "created")
+SYSTEM_NAMES = {
+    "@eadir",
+    "#recycle",
+    "#snapshot",
+    "@recycle",
+    "@recently-snapshot",
+    "$recycle.bin",
+    "__macosx",
+    "__pycache__",
+    "desktop.ini",
+    "lost+found",
+    "system volume information",
+    "thumbs.db",
+}
+"""Folders and files that operating systems and network storage put beside the images; in lower case."""
 
 
-def list_files(store: Store, depth: int, skip_image_folders: bool = False) -> dict[str, int]:
+def is_hidden(path: str) -> bool:
+    """Whether a relative path, or a folder on it, is hidden or of the system, so that it holds no images."""
+    return any(
+        (part.startswith(".") and part not in (".", "..")) or part.lower() in SYSTEM_NAMES
+        for part in path.split("/")
+    )
+
+
+def printable(name: str) -> str:
+    """A file name for messages and records: bytes that are not UTF-8 are shown escaped."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def name_bytes(name: str) -> bytes:
+    """The bytes of a file name as the file system has them."""
+    return name.encode("utf-8", "surrogateescape")
+
+
+def count_endings(paths: Iterable[str]) -> dict[str, int]:
+    """Number of files by ending, in lower case and the most frequent first; "no ending" without one."""
+    counts = Counter(printable(PurePosixPath(path).suffix.lower()) or "no ending" for path in paths)
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def endings_text(counts: Mapping[str, int]) -> str:
+    """Counts of `count_endings` in one line, e.g. "12 .heic, 3 .txt"."""
+    return ", ".join(f"{count:,} {ending}" for ending, count in counts.items())
+
+
+def list_files(store: Store, depth: int | None, skip_image_folders: bool = False) -> dict[str, int]:
     """Sizes of the files at most `depth` folders down, by path relative to the store; empty without a folder.
 
-    With skip_image_folders, local folders of more than 2,000 files are skipped.
+    Hidden entries are left out. With skip_image_folders, local folders of more than 2,000 files are skipped.
     """
-    if store.local and skip_image_folders:
-        return {path: (store.local / path).stat().st_size for path in list_names(store, depth, "", 2000)}
+    if store.local:
+        names = list_names(store, depth, "", 2000 if skip_image_folders else None)
+        return {path: _status(os.path.join(store.local, path))[0] for path in names}  # noqa: PTH118
     listing = cast(
         dict[str, dict[str, object]],
         with_retries(lambda: store.filesystem.find(store.path, maxdepth=depth, detail=True), store.url),
@@ -28,28 +75,69 @@ def list_files(store: Store, depth: int, skip_image_folders: bool = False) -> di
     return {
         path[len(prefix) :]: int(str(info["size"]))
         for path, info in sorted(listing.items())
-        if path.startswith(prefix)
+        if path.startswith(prefix) and not is_hidden(path[len(prefix) :])
     }
 
 
-def list_names(store: Store, depth: int, below: str = "", max_files: int | None = None) -> list[str]:
+def list_names(
+    store: Store,
+    depth: int | None = None,
+    below: str = "",
+    max_files: int | None = None,
+    empty_folders: list[str] | None = None,
+) -> list[str]:
     """Paths, relative to the store, of the files under `below`, at most `depth` folders down.
 
-    Local folders are listed without sizes, which would take a minute for a million files. Folders with
-    more than `max_files` files are skipped.
+    Hidden entries are left out; links are followed, but not back into a folder that they are in. Local
+    folders are listed without sizes, which would take a minute for a million files. Folders with more than
+    `max_files` files are skipped; local folders with nothing in them are appended to `empty_folders`.
+    Raises UserError for a folder that cannot be listed.
     """
     if store.local is None:
         where = f"{store.path}/{below}".rstrip("/")
         listing = with_retries(lambda: store.filesystem.find(where, maxdepth=depth), store.url)
-        return sorted(path[len(store.path) + 1 :] for path in cast(list[str], listing))
-    names: list[str] = []
-    top = store.local / below
-    for folder, folders, files in os.walk(top):
-        if len(Path(folder).relative_to(top).parts) + 1 >= depth:
-            folders.clear()
-        if max_files is None or len(files) <= max_files:
-            names += [os.path.relpath(os.path.join(folder, name), store.local) for name in files]  # noqa: PTH118
-    return sorted(names)
+        names = (path[len(store.path.rstrip("/")) + 1 :] for path in cast(list[str], listing))
+        return sorted(name for name in names if not is_hidden(name))
+    top = os.path.join(store.local, below) if below else str(store.local)  # noqa: PTH118
+    if not os.path.isdir(top):  # noqa: PTH112
+        return []
+    found = list(_walk(top, f"{below.rstrip('/')}/" if below else "", depth, max_files, frozenset()))
+    if empty_folders is not None:
+        empty_folders += [name for name in found if name.endswith("/")]
+    return sorted(name for name in found if not name.endswith("/"))
+
+
+def _walk(
+    folder: str, prefix: str, depth: int | None, max_files: int | None, above: frozenset[tuple[int, int]]
+) -> Iterator[str]:
+    """Paths of the files in a local folder, and of empty folders, each after `prefix`.
+
+    `above` are the folders on the way; paths of folders end in "/".
+    """
+    try:
+        status = os.stat(folder)  # noqa: PTH116
+        identity = (status.st_dev, status.st_ino)
+        if identity in above:
+            return
+        with os.scandir(folder) as scan:
+            entries = [entry for entry in scan if not is_hidden(entry.name)]
+    except OSError as error:
+        raise UserError(
+            f"{printable(folder)}: cannot be listed ({error.strerror}); fix its permissions"
+        ) from None
+    folders = [entry.name for entry in entries if entry.is_dir()]
+    # A link to nowhere counts as a file: it is quarantined by name. Pipes and devices do not count.
+    files = [
+        entry.name for entry in entries if entry.is_file() or (entry.is_symlink() and not entry.is_dir())
+    ]
+    if not entries:
+        yield prefix or "/"
+    if max_files is None or len(files) <= max_files:
+        yield from (prefix + name for name in files)
+    if depth is None or depth > 1:
+        for name in folders:
+            below = None if depth is None else depth - 1
+            yield from _walk(f"{folder}/{name}", f"{prefix}{name}/", below, max_files, above | {identity})
 
 
 def state_of(store: Store, paths: Iterable[str]) -> str:
@@ -58,8 +146,7 @@ def state_of(store: Store, paths: Iterable[str]) -> str:
     if not unique:
         return ""
     if store.local:
-        stats = [(store.local / path).stat() for path in unique]
-        states = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in zip(unique, stats, strict=True)]
+        states = [(path, *_status(os.path.join(store.local, path))) for path in unique]  # noqa: PTH118
     else:
         # One listing instead of one request per file.
         listing = cast(
@@ -71,4 +158,13 @@ def state_of(store: Store, paths: Iterable[str]) -> str:
             (path, info.get("size"), *(str(info.get(key)) for key in CHANGE_MARKERS))
             for path, info in zip(unique, infos, strict=True)
         ]
-    return f"sha256:{sha256_bytes(repr(states).encode())}"
+    return f"sha256:{sha256_bytes(repr(states).encode('utf-8', 'surrogateescape'))}"
+
+
+def _status(path: str) -> tuple[int, int]:
+    """Size and modification time in nanoseconds; zeros for a link to nowhere."""
+    try:
+        status = os.stat(path)  # noqa: PTH116
+    except OSError:
+        return 0, 0
+    return status.st_size, status.st_mtime_ns

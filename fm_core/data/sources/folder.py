@@ -1,98 +1,252 @@
-"""Image folders with a subfolder per class: <url>/<class>/<image> or <url>/{train,val}/<class>/<image>."""
+"""Images in folders, or in zips and tars: the split and the class of each by the folders that it is in."""
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fm_core.config.data import DataSection
-from fm_core.data.sources.archive_readers import FolderArchive, is_image_file
-from fm_core.data.sources.base import UNLABELED, Classes
-from fm_core.data.sources.file_listing import list_names
+from fm_core.data.manifest import Interpretation
+from fm_core.data.sources.archive_readers import Archive, ArchiveGroup, FolderArchive
+from fm_core.data.sources.base import Classes
+from fm_core.data.sources.class_folders import (
+    annotated_classes,
+    class_folders,
+    classes_of,
+    describe_classes,
+    edm_labels,
+    is_label_list,
+    numbers_of,
+    ordered,
+    untrained,
+)
+from fm_core.data.sources.file_listing import count_endings, endings_text, printable
 from fm_core.data.sources.image_collection import (
+    FoundImages,
     ImageCollection,
     ImageFileSource,
-    folder_labels,
     image_file_facts,
-    in_order,
-    shuffled,
+    pixel_rules,
 )
-from fm_core.data.sources.splits import permutation, split_validation
+from fm_core.data.sources.split_selection import assign_rows, choose_splits, describe_choice, left_alone
+from fm_core.data.sources.splits import (
+    ImagePlace,
+    describe_folders,
+    is_filler,
+    place_images,
+    split_of_folder,
+)
+from fm_core.data.sources.tar_archive import open_archive
 from fm_core.errors import UserError
-from fm_core.storage.hashing import sha256_bytes
 from fm_core.storage.store import Store
 
-DEPTH = 4
-SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation", "test")}
+RECIPE_VERSION = 2
+"""2: validation images are shuffled, the class is the first folder below the split, pictures are upright."""
+ARCHIVE_SUFFIXES = (".zip", ".tar")
+SHUFFLED = "all splits shuffled by data.split_seed"
 
 
 class FolderSource(ImageFileSource):
-    """Images in folders. Without folders train and val, validation images are chosen at random."""
+    """Images in folders or archives. Without a validation split, validation images are chosen at random."""
 
     def __init__(self, config: DataSection) -> None:
         self._validation_images, self._seed = config.validation_images, config.split_seed
-        extra = {"validation_images": config.validation_images}
-        super().__init__(image_file_facts(config, "folder", extra), config.source.resize)
+        facts = image_file_facts(
+            config, "folder", {"validation_images": config.validation_images}, RECIPE_VERSION
+        )
         assert config.source.url
-        self._store = Store.at(config.source.url)
+        super().__init__(facts, config.source.resize, pixel_rules(config, True), config.source.url)
 
-    def find(self) -> tuple[dict[str, ImageCollection], Classes]:
-        """Find both splits. Classes are the sorted names of the folders that hold images."""
-        keys = [key for key in list_names(self._store, DEPTH) if is_image_file(key)]
-        if not keys:
+    def find(self) -> FoundImages:
+        """Find the splits and their classes."""
+        archive, wrappers = open_tree(self._url)
+        if not archive.keys:
+            there = endings_text(count_endings(archive.others))
             raise UserError(
-                f"data.source.url: no images under {self._store.url}; put them there as <class>/<name>.png "
-                "(or .jpg, ...), or as train/<class>/... and val/<class>/..."
+                f"data.source.url: no images under {self._url}{f' (but {there})' if there else ''}; put them "
+                "there as <class>/<name>.png (or .jpg, ...), or as train/<class>/... and val/<class>/..."
             )
-        tops = {key.split("/")[0] for key in keys}
-        train, val = (
-            next((name for name in names if name in tops), None) for names in SPLIT_FOLDERS.values()
-        )
-        if train and val:
-            archives = [
-                FolderArchive(self._store, [key for key in keys if key.startswith(top + "/")])
-                for top in (train, val)
-            ]
-            classes = classes_of([key for archive in archives for key in archive.keys], depth=2)
-            labels = [self._labels(archive, classes) for archive in archives]
-            return {
-                "train": shuffled(archives[0], labels[0], self._seed),
-                "val": in_order(archives[1], labels[1]),
-            }, classes
-        return self._split_validation(FolderArchive(self._store, keys))
-
-    def _split_validation(self, archive: FolderArchive) -> tuple[dict[str, ImageCollection], Classes]:
-        count = len(archive.keys)
-        if self._validation_images >= count:
-            raise UserError(
-                f"data.validation_images: {self._validation_images} leaves nothing to train on of {count} "
-                "images"
-            )
-        classes = classes_of(archive.keys, depth=1)
-        labels = self._labels(archive, classes)
-        train, val = split_validation(count, self._validation_images, self._seed)
-        order = train[permutation(len(train), self._seed)]
-        return {
-            "train": ImageCollection(archive, labels, order),
-            "val": ImageCollection(archive, labels, val),
-        }, classes
-
-    def _labels(self, archive: FolderArchive, classes: Classes) -> NDArray[np.int64] | None:
-        return None if classes.names is None else folder_labels(archive.keys, classes.names)
+        tree = _Tree(archive, place_images(archive.keys), wrappers, self._url)
+        return split_images(tree, self._validation_images, self._seed)
 
 
-def classes_of(keys: Sequence[str], depth: int) -> Classes:
-    """Classes by the sorted names of the folders of the images; no labels without folders.
+def open_tree(url: str) -> tuple[Archive, set[str]]:
+    """The files at a URL: of a folder, of the archive that it names, or of the archives in the folder.
 
-    Raises UserError if some images are in class folders and some are not.
+    Also names, in lower case, that a folder with everything in it may have without being a class.
     """
-    names = tuple(sorted({key.split("/")[-2] for key in keys if key.count("/") >= depth}))
-    loose = sum(key.count("/") < depth for key in keys)
+    url = url.rstrip("/")
+    folder, _, name = url.rpartition("/")
+    if name.lower().endswith(ARCHIVE_SUFFIXES):
+        store = Store.at(folder or ("/" if url.startswith("/") else "."))
+        if store.size(name) is not None and not (store.local and (store.local / name).is_dir()):
+            return open_archive(store, name), {PurePosixPath(name).stem.lower()}
+    store = Store.at(url)
+    archive = FolderArchive.listed(store)
+    if archive.keys:
+        return archive, set()
+    names = [path for path in archive.others if path.lower().endswith(ARCHIVE_SUFFIXES)]
     if not names:
-        return UNLABELED
-    if loose:
-        raise UserError(
-            f"data.source.url: {loose} of {len(keys)} images are in no class folder; put all or none in one"
+        return archive, set()
+    stems = {PurePosixPath(path).stem.lower() for path in names}
+    return ArchiveGroup([(path, open_archive(store, path)) for path in names]), stems
+
+
+class _Tree:
+    """Images with their places and classes."""
+
+    def __init__(self, archive: Archive, places: Sequence[ImagePlace], wrappers: set[str], url: str) -> None:
+        self.archive, self.places, self.wrappers, self.url = archive, places, wrappers, url
+        self.edm = edm_labels(archive, url)
+
+    def rows_of(self, split: str | None) -> NDArray[np.int64]:
+        """Numbers of the images of a split, int64."""
+        return np.flatnonzero([place.split == split for place in self.places])
+
+    def names_of(self, rows: NDArray[np.int64]) -> list[str | None]:
+        """Name of the class of each of the images of a split; None without one."""
+        numbers = rows.tolist()
+        keys = [self.archive.keys[int(number)] for number in numbers]
+        if self.edm is not None:
+            return [None if key not in self.edm else str(self.edm[key]) for key in keys]
+        places = _inside_archives([self.places[number] for number in numbers])
+        names = [name and _stem(name) for name in class_folders(places, self.wrappers)]
+        if not any(names):
+            return annotated_classes(self.archive, places[0].folder, keys) or names
+        return names
+
+    def require_all_or_none(self, names: Sequence[str | None]) -> None:
+        """Raise UserError if only some of the training images have a class."""
+        loose = sum(name is None for name in names)
+        if self.edm is not None and loose:
+            raise UserError(
+                f"{self.url}: dataset.json has no label for {loose} of {len(names)} training images; add "
+                "them, or remove the file to take classes from folders"
+            )
+        if 0 < loose < len(names):
+            raise UserError(
+                f"data.source.url: {loose} of {len(names)} images are in no class folder under {self.url}; "
+                "put all or none in one"
+            )
+
+    def unread(self) -> list[str]:
+        """Files that are neither images nor lists of labels."""
+        return [path for path in self.archive.others if not is_label_list(path, self.edm is not None)]
+
+    def empty_classes(self, split: str | None, names: set[str]) -> list[str]:
+        """Remark on class folders of the training split that hold no images; archives do not list them."""
+        paths = list(self.archive.others)
+        if isinstance(self.archive, FolderArchive):
+            paths += self.archive.empty_folders
+        tops = {f"{place.folder}/" if place.folder else "" for place in self.places if place.split == split}
+        below = {
+            path[len(top) :].split("/")[0]
+            for top in tops
+            for path in paths
+            if "/" in path[len(top) :] and path.startswith(top)
+        }
+        empty = sorted(
+            printable(name) for name in below - names if not is_filler(name) and not split_of_folder(name)
         )
-    digest = sha256_bytes("\n".join(names).encode())[:8]
-    return Classes(len(names), f"sorted-folder-names-{digest}", names)
+        return [f"no images in class folder {', '.join(empty[:5])}"] if empty and self.edm is None else []
+
+    def describe(self, split: str | None) -> str:
+        """Folders of a split and their numbers of images."""
+        return describe_folders(self.places, split)
+
+
+def _inside_archives(places: Sequence[ImagePlace]) -> Sequence[ImagePlace]:
+    """Places inside of archives; of several archives of loose images, each is a class."""
+    inside: dict[ImagePlace, ImagePlace] = {}
+    archives: set[tuple[str, ...]] = set()
+    for place in dict.fromkeys(places):
+        depths = [depth for depth, name in enumerate(place.below) if name.lower().endswith(ARCHIVE_SUFFIXES)]
+        if not depths:
+            return places
+        archives.add(place.below[: depths[0] + 1])
+        inside[place] = replace(place, below=place.below[depths[0] + 1 :])
+    if len(archives) > 1 and not any(place.below for place in inside.values()):
+        inside = {place: replace(place, below=place.below[-1:]) for place in inside}
+    return [inside[place] for place in places]
+
+
+def _stem(name: str) -> str:
+    return name[:-4] if name.lower().endswith(ARCHIVE_SUFFIXES) else name
+
+
+def split_images(tree: _Tree, validation_images: int, seed: int) -> FoundImages:
+    """Training and validation images of a tree, and how they were found.
+
+    Raises UserError without training images, or for validation images whose class is not known.
+    """
+    rows: dict[str | None, NDArray[np.int64]] = {
+        split: found for split in ("train", "val", "test", None) if len(found := tree.rows_of(split))
+    }
+    names = {split: tree.names_of(numbers) for split, numbers in rows.items()}
+    training = names.get("train", names.get(None, []))
+    tree.require_all_or_none(training)
+    labeled = bool(training) and training[0] is not None
+
+    def usable(split: str) -> bool:
+        known = None not in names[split] and bool(set(names[split]) & set(training))
+        if labeled and not known and split == "val":
+            raise UserError(_unknown_classes(names[split], tree.url))
+        return known or not labeled
+
+    choice = choose_splits(list(rows), tree.url, usable)
+    used = (
+        {name for split in choice.used for name in names[split] if name is not None}
+        if labeled
+        else set[str]()
+    )
+    classes, in_order = _classes(tree, used)
+    labels = None
+    if labeled:
+        labels = np.full(len(tree.places), -1, np.int64)
+        for split in choice.used:
+            labels[rows[split]] = numbers_of(names[split], in_order)
+    selected = assign_rows(choice, rows, validation_images, seed)
+    how = "dataset.json" if tree.edm is not None else "the first folder below the split"
+    trained = Counter(map(str, training)) if labeled else {}
+    return FoundImages(
+        {split: ImageCollection(tree.archive, labels, numbers) for split, numbers in selected.items()},
+        classes,
+        Interpretation(
+            splits=describe_choice(choice, tree.describe, validation_images),
+            classes=describe_classes(classes) + (f" (by {how})" if labeled else ""),
+            order=SHUFFLED,
+            own_validation=choice.own_validation,
+            fair_order=True,
+            not_read=count_endings(
+                path for path in tree.archive.others if not is_label_list(path, tree.edm is not None)
+            ),
+            remarks=(
+                *left_alone(choice, tree.describe),
+                *untrained(trained, in_order),
+                *(tree.empty_classes(choice.train, set(in_order)) if labeled else ()),
+            ),
+        ),
+    )
+
+
+def _classes(tree: _Tree, names: set[str]) -> tuple[Classes, list[str]]:
+    """The classes, and their names in order; those of dataset.json are numbers already."""
+    if tree.edm is None or not names:
+        return classes_of(names), ordered(names)
+    count = max(map(int, names)) + 1
+    return Classes(count, "edm-dataset-json"), [str(number) for number in range(count)]
+
+
+def _unknown_classes(names: Sequence[str | None], url: str) -> str:
+    loose = sum(name is None for name in names)
+    known = sorted({printable(name) for name in names if name is not None})[:3]
+    what = f"{loose:,} validation images are in no class folder"
+    if not loose:
+        what = f"no training images of any class of the validation images ({', '.join(known)})"
+    return (
+        f"data.source.url: {what} under {url}; put them in the class folders of the training images, or "
+        "remove them to choose validation images at random"
+    )

@@ -1,16 +1,25 @@
-"""Decoding and resizing of encoded image files."""
+"""Decoding of image files and arrays to RGB of 8 bits, and resizing; nothing is ever clipped."""
 
 import io
 import warnings
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageColor, ImageOps
 
-from fm_core.errors import ImageDecodingError
+from fm_core.errors import AmbiguousIntensitiesError, ImageDecodingError
 
-Image.MAX_IMAGE_PIXELS = None  # some valid images of ILSVRC exceed the limit
+Image.MAX_IMAGE_PIXELS = None  # some valid images of ILSVRC exceed the limit; ours is MAX_PIXELS
 
+MAX_PIXELS = 2**28
+"""Pixels of the largest picture that is decoded: 800 MB in memory."""
+MAX_ASPECT = 128
+"""Longest side of a picture that is resized, in units of its shortest side."""
+NPY_MAGIC = b"\x93NUMPY"
+ORIENTATION_TAG = 0x0112
 RESIZE_TEXTS = {
     "squash-box": "whole image squashed to a square by the box filter",
     "crop-adm": "halved by the box filter, bicubic to the size, centre crop",
@@ -18,21 +27,126 @@ RESIZE_TEXTS = {
 }
 
 
-def decode(content: bytes, size: int, resize: str) -> NDArray[np.uint8]:
-    """Decode an image to uint8 [3, size, size]; gray, CMYK and palette images are converted to RGB.
+@dataclass(frozen=True)
+class PixelRules:
+    """How the values of a picture become 8-bit intensities."""
 
-    Raises ImageDecodingError.
+    background: str = "white"
+    """Color under transparent pixels, as Pillow names it."""
+    value_range: tuple[float, float] | None = None
+    """Values of black and white in floats and 32-bit integers; None if there are none of these."""
+    orientation: bool = False
+    """Whether the EXIF orientation is applied."""
+
+    def to_uint8(self, values: NDArray[Any]) -> NDArray[np.uint8]:
+        """Intensities of 0 .. 255 for an array of any type and shape.
+
+        16-bit integers are scaled by their full range. Raises AmbiguousIntensitiesError for other types than
+        uint8, uint16 and bool without `value_range`, and ImageDecodingError for values outside of it.
+        """
+        if values.dtype == np.uint8:
+            return values
+        if values.dtype == np.uint16:
+            return (values >> 8).astype(np.uint8)
+        if values.dtype == np.bool_:
+            return values.astype(np.uint8) * np.uint8(255)
+        if values.dtype.kind not in "iuf":
+            raise ImageDecodingError("no image")
+        if self.value_range is None:
+            raise AmbiguousIntensitiesError(f"{values.dtype}")
+        low, high = self.value_range
+        scaled = (values.astype(np.float64) - low) * (255 / (high - low))
+        if not bool(np.all((scaled >= -1e-3) & (scaled <= 255 + 1e-3))):  # false for NaN
+            raise ImageDecodingError("values outside data.source.value_range")
+        return np.rint(scaled).astype(np.uint8)
+
+    def to_rgb(self, image: Image.Image) -> Image.Image:
+        """The picture in RGB, turned upright if `orientation`, on the background where it is transparent."""
+        image.load()
+        kind = image.format
+        if self.orientation and image.getexif().get(ORIENTATION_TAG, 1) != 1:
+            with suppress(Exception):  # damaged metadata does not concern the pixels
+                image = ImageOps.exif_transpose(image)
+        if image.mode == "RGB" and "transparency" not in image.info:
+            return image
+        transparent = image.info.get("transparency")
+        if image.mode == "F" or image.mode.startswith("I"):
+            values = np.asarray(image)
+            if image.mode.startswith("I;16") or kind in ("PNG", "PPM"):
+                # Pillow would clip 16-bit values to 8 bits instead of scaling them; it reads PGM into mode I.
+                bits = _tiff_bits(image)
+                image = Image.fromarray(
+                    self.to_uint8((values.astype(np.uint32) << (16 - bits)).astype(np.uint16))
+                )
+                if isinstance(transparent, int):
+                    image.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+            else:
+                image = Image.fromarray(self.to_uint8(values))
+        if not image.has_transparency_data:
+            return image.convert("RGB")
+        layer = image.convert("RGBA")
+        below = Image.new("RGBA", layer.size, (*ImageColor.getrgb(self.background)[:3], 255))
+        return Image.alpha_composite(below, layer).convert("RGB")
+
+
+def decode(content: bytes, size: int, resize: str, rules: PixelRules = PixelRules()) -> NDArray[np.uint8]:
+    """Decode an image file, or a .npy file, to uint8 [3, size, size]; all modes are converted to RGB.
+
+    Raises ImageDecodingError, or its subclass AmbiguousIntensitiesError.
     """
     try:
+        if content.startswith(NPY_MAGIC):
+            return decode_array(np.load(io.BytesIO(content), allow_pickle=False), size, resize, rules)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # warnings of EXIF data and palettes do not concern the pixels
-            image = _to_rgb(Image.open(io.BytesIO(content)))
+            image = Image.open(io.BytesIO(content))
+            _check_size(image.size, size, resize)
+            return _fit(rules.to_rgb(image), size, resize)
+    except ImageDecodingError:
+        raise
+    except MemoryError:
+        raise ImageDecodingError("too large") from None
     except Exception:  # Pillow raises many kinds of exceptions, struct.error among them
         raise ImageDecodingError("unreadable") from None
-    if resize == "exact" and image.size != (size, size):
+
+
+def decode_array(
+    values: NDArray[Any], size: int, resize: str, rules: PixelRules = PixelRules()
+) -> NDArray[np.uint8]:
+    """Convert an image array to uint8 [3, size, size].
+
+    It is [H, W], or has an axis of 1 (gray), 2 (gray and alpha), 3 or 4 (alpha) channels at its end or
+    beginning. Integers of other than 8 or 16 bits, as lists in parquet often are, have to be 0 .. 255 unless
+    there is a range of values. Raises ImageDecodingError, or its subclass AmbiguousIntensitiesError.
+    """
+    if values.ndim == 3 and (values.shape[1:] == (size, size) or values.shape[-1] > 4):
+        values = values.transpose(1, 2, 0)
+    if values.ndim == 3 and values.shape[-1] == 1:
+        values = values[..., 0]
+    if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[-1] > 4):
+        raise ImageDecodingError("no image")
+    _check_size((values.shape[1], values.shape[0]), size, resize)
+    if values.dtype.kind in "iu" and values.dtype != np.uint16 and rules.value_range is None:
+        if values.size and (values.min() < 0 or values.max() > 255):
+            raise ImageDecodingError("values outside 0 .. 255")
+        values = values.astype(np.uint8)
+    image = Image.fromarray(np.ascontiguousarray(rules.to_uint8(values)))
+    return _fit(rules.to_rgb(image), size, resize)
+
+
+def _check_size(shape: tuple[int, int], size: int, resize: str) -> None:
+    """Refuse what would take too much memory, before the pixels are decoded."""
+    if resize == "exact" and shape != (size, size):
         raise ImageDecodingError("another size")
-    if min(image.size) < 1:
+    if min(shape) < 1:
         raise ImageDecodingError("empty")
+    if shape[0] * shape[1] > MAX_PIXELS:
+        raise ImageDecodingError("too large")
+    if max(shape) > MAX_ASPECT * min(shape):
+        raise ImageDecodingError("too narrow")
+
+
+def _fit(image: Image.Image, size: int, resize: str) -> NDArray[np.uint8]:
     if resize == "squash-box":
         image = image.resize((size, size), Image.Resampling.BOX)
     elif resize == "crop-adm":
@@ -40,12 +154,10 @@ def decode(content: bytes, size: int, resize: str) -> NDArray[np.uint8]:
     return np.ascontiguousarray(np.asarray(image, np.uint8).transpose(2, 0, 1))
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        # Pillow would clip 16-bit values to 8 bits instead of scaling them.
-        gray = (np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)
-        return Image.fromarray(gray).convert("RGB")
-    return image.convert("RGB")
+def _tiff_bits(image: Image.Image) -> int:
+    """Bits of the integers in a 16-bit picture: a TIFF may have 12."""
+    bits = getattr(image, "tag_v2", {}).get(258, (16,))
+    return 12 if bits == (12,) else 16
 
 
 def _crop_adm(image: Image.Image, size: int) -> Image.Image:

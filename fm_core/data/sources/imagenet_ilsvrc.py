@@ -10,24 +10,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fm_core.config.data import DataSection
-from fm_core.data.sources.archive_readers import Archive, FolderArchive, TarArchive
+from fm_core.data.manifest import Interpretation
+from fm_core.data.sources.archive_readers import Archive, FolderArchive
 from fm_core.data.sources.base import Classes
+from fm_core.data.sources.class_folders import describe_classes
+from fm_core.data.sources.file_listing import count_endings
 from fm_core.data.sources.image_collection import (
-    ImageCollection,
+    FoundImages,
     ImageFileSource,
     folder_labels,
     image_file_facts,
     in_order,
+    pixel_rules,
     require_counts,
     shuffled,
 )
 from fm_core.data.sources.imagenet_val_labels import LABEL_FILES, validation_classes
+from fm_core.data.sources.tar_archive import TarArchive
 from fm_core.errors import UserError
 from fm_core.storage.store import Store
 
 PUBLISHED = {"train": 1_281_167, "val": 50_000}
 CLASSES = 1000
 TARS = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
+ORDER_BY_NUMBER = "train shuffled by data.split_seed, val by number"
 FOLDERS = ("{split}", "ILSVRC/Data/CLS-LOC/{split}", "ILSVRC2012_img_{split}", "{split}_blurred")
 
 
@@ -38,12 +44,17 @@ class ImagenetOriginalSource(ImageFileSource):
         partial = config.source.allow_partial
         facts = image_file_facts(config, kind, {"allow_partial": partial})
         published = None if partial else sum(PUBLISHED.values())
-        super().__init__(replace(facts, images=published), config.source.resize)
         assert config.source.url
+        super().__init__(
+            replace(facts, images=published),
+            config.source.resize,
+            pixel_rules(config, orientation=False),
+            config.source.url,
+        )
         self._store = Store.at(config.source.url)
         self._kind, self._partial, self._seed = kind, partial, config.split_seed
 
-    def find(self) -> tuple[dict[str, ImageCollection], Classes]:
+    def find(self) -> FoundImages:
         """Find both splits and their classes; the numbers of images are checked."""
         train, val = self._archive("train"), self._archive("val")
         names = tuple(sorted({key.split("/")[-2] for key in train.keys if "/" in key}))
@@ -56,13 +67,28 @@ class ImagenetOriginalSource(ImageFileSource):
         if labels.size and labels.min() < 0:
             stray = train.keys[int(labels.argmin())]
             raise UserError(f"data.source.url: {stray} is in no class folder under {self._store.url}")
+        validation = self._validation_labels(val, names)
+        # The numbers of the images are in a random order, class folders are not.
+        in_folders = bool(val.keys) and folder_labels(val.keys, names).min() >= 0
         collections = {
             "train": shuffled(train, labels, self._seed),
-            "val": in_order(val, self._validation_labels(val, names)),
+            "val": shuffled(val, validation, self._seed) if in_folders else in_order(val, validation),
         }
         require_counts(self._store.url, collections, PUBLISHED, self._partial)
         order = "sorted-wnid" if len(names) == CLASSES else f"sorted-wnid-of-{len(names)}"
-        return collections, Classes(len(names), order, names)
+        classes = Classes(len(names), order, names)
+        return FoundImages(
+            collections,
+            classes,
+            Interpretation(
+                splits=f"train and val of ILSVRC2012 ({len(train.keys):,} and {len(val.keys):,} images)",
+                classes=f"{describe_classes(classes)} (WordNet ids, sorted)",
+                order="all splits shuffled by data.split_seed" if in_folders else ORDER_BY_NUMBER,
+                own_validation=True,
+                fair_order=in_folders or not self._partial,
+                not_read=count_endings([*train.others, *val.others]),
+            ),
+        )
 
     def _archive(self, split: str) -> Archive:
         if self._kind == "imagenet-tar":
@@ -71,10 +97,13 @@ class ImagenetOriginalSource(ImageFileSource):
                     f"data.source.url: no {TARS[split]} under {self._store.url}; download both tars and "
                     "ILSVRC2012_devkit_t12.tar.gz from image-net.org (login needed) and put them there"
                 )
-            return TarArchive(self._store, TARS[split], nested=split == "train")
+            tar = TarArchive(self._store, TARS[split], nested=split == "train")
+            if not tar.keys:
+                raise UserError(f"data.source.url: no images in {self._store.url}/{TARS[split]}")
+            return tar
         for template in FOLDERS:
             folder = template.format(split=split)
-            archive = FolderArchive.of_images(self._store, depth=2, below=folder)
+            archive = FolderArchive.listed(self._store, depth=2, below=folder)
             if archive.keys:
                 return archive
         raise UserError(

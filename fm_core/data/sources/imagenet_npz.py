@@ -8,6 +8,7 @@ box filter, so the aspect ratio is not kept, and shuffled the batches. The older
 Python pickles without a suffix.
 """
 
+import io
 import re
 import zipfile
 import zlib
@@ -19,28 +20,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fm_core.config.data import SourceSection
-from fm_core.data.manifest import Input
-from fm_core.data.sources.base import ArrayStream, Classes, PartStream, Samples, SourceFacts, SourcePart
+from fm_core.data.manifest import Input, Interpretation
+from fm_core.data.sources.base import Classes, PartStream, Samples, SourceFacts, SourcePart
 from fm_core.data.sources.file_listing import list_files, state_of
 from fm_core.data.sources.npz_members import (
     Location,
     as_inputs,
     damage_message,
     open_location,
-    open_stream,
     peek_shape,
     read_array,
     read_npy_header,
     zip_members,
 )
-from fm_core.data.sources.pickles import load_arrays, peek_rows
+from fm_core.data.sources.pickled_batches import open_pickled, pickled_shape, zero_based
 from fm_core.errors import UserError
 from fm_core.storage.store import Store
 
 CLASSES = 1000
 BATCHES = tuple(f"train_data_batch_{number}" for number in range(1, 11))
 PUBLISHED = {"train": 1_281_167, "val": 50_000}
-DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError)
+DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    KeyError,
+    ValueError,
+    NotImplementedError,  # a compression that Python does not know
+    RuntimeError,  # an encrypted member
+    OSError,
+)
 BATCH_NAME = re.compile(r"(train_data_batch_\d+|val_data)(\.npz)?", re.ASCII)
 
 
@@ -71,6 +80,17 @@ class ImagenetNpzSource:
     def classes(self) -> Classes:
         """The 1,000 classes in the order of map_clsloc.txt."""
         return Classes(CLASSES, "imagenet-clsloc")
+
+    def interpretation(self) -> Interpretation:
+        """The batches of the publishers."""
+        return Interpretation(
+            splits="train from the training batches, val from val_data",
+            classes=f"{CLASSES:,}, by number, in the order of map_clsloc.txt",
+            pixels="as published: 8 bits, resized by the publishers",
+            order="as published: shuffled",
+            own_validation=True,
+            fair_order=not self._partial,
+        )
 
     def parts(self) -> Sequence[SourcePart]:
         """One part for each batch. Names, shapes and counts are checked against the published set."""
@@ -122,6 +142,9 @@ class ImagenetNpzSource:
             return NpzStream(self._store, location, part.rows, self._size)
         except DAMAGE as error:
             raise UserError(damage_message(self._store, location.text, error)) from None
+
+    def release(self) -> None:
+        """Does nothing."""
 
     def _locations(self) -> dict[str, Location]:
         if self._batches is None:
@@ -216,8 +239,12 @@ class NpzStream:
         self._labels = _read_labels(self._npz, rows)
         self._data: IO[bytes] = self._npz.open("data.npy")
         shape, fortran, dtype = read_npy_header(self._data)
-        if dtype != np.uint8 or fortran or shape != (rows, self._row_bytes):
+        if dtype != np.uint8 or shape != (rows, self._row_bytes):
             raise ValueError(f"data is {dtype} {list(shape)}, not uint8 [{rows}, {self._row_bytes}]")
+        if fortran:
+            # Pixel by pixel instead of row by row: all of it is needed for the first image.
+            content = np.frombuffer(self._data.read(), np.uint8).reshape(shape[::-1])
+            self._data = io.BytesIO(np.ascontiguousarray(content.T).tobytes())
         self._row = 0
 
     def skip(self, rows: int) -> None:
@@ -255,36 +282,3 @@ def _read_labels(npz: zipfile.ZipFile, rows: int) -> NDArray[np.int64]:
     with npz.open("labels.npy") as file:
         labels = np.lib.format.read_array(file, allow_pickle=False)
     return zero_based(labels, rows, CLASSES)
-
-
-def pickled_shape(store: Store, location: Location, width: int) -> tuple[int, ...]:
-    """Shape [rows, width] of a pickled batch; all of it is read if its beginning is not enough."""
-    with open_stream(store, location) as file:
-        rows = peek_rows(file, width)
-    if rows is not None:
-        return rows, width
-    with open_stream(store, location) as file:
-        return np.asarray(load_arrays(file, f"{store.url}/{location.text}").get("data")).shape
-
-
-def open_pickled(store: Store, location: Location, rows: int, size: int, classes: int) -> ArrayStream:
-    """Read a pickled batch into memory (1.6 GB at 64 pixels, twice that while it is read).
-
-    Raises UserError for a pickle that needs more than arrays, ValueError for wrong arrays.
-    """
-    where = f"{store.url}/{location.text}"
-    with open_location(store, location) as file:
-        table = load_arrays(file, where)
-    data, labels = np.asarray(table.get("data")), np.asarray(table.get("labels"))
-    if data.dtype != np.uint8 or data.shape != (rows, 3 * size**2):
-        raise ValueError(f"data is {data.dtype} {list(data.shape)}, not uint8 [{rows}, {3 * size**2}]")
-    return ArrayStream(data.reshape(rows, 3, size, size), zero_based(labels, rows, classes))
-
-
-def zero_based(labels: np.ndarray, rows: int, classes: int) -> np.ndarray:
-    """Convert labels 1 .. classes to 0 .. classes - 1, int64 [rows]; ValueError for others."""
-    if labels.shape != (rows,) or labels.dtype.kind not in "iu":
-        raise ValueError(f"labels are {labels.dtype} {list(labels.shape)}, not integers [{rows}]")
-    if labels.min() < 1 or labels.max() > classes:
-        raise ValueError(f"labels are {labels.min()} .. {labels.max()}, not 1 .. {classes}")
-    return labels.astype(np.int64) - 1

@@ -20,6 +20,12 @@ from fm_core.errors import UserError
 from fm_core.storage.file_slice import FileSlice
 from fm_core.storage.store import Store
 
+KNOWN_METHODS = {
+    getattr(zipfile, name)
+    for name in ("ZIP_STORED", "ZIP_DEFLATED", "ZIP_BZIP2", "ZIP_LZMA", "ZIP_ZSTANDARD")
+    if hasattr(zipfile, name)
+}
+METHOD_NAMES = {1: "Shrink", 6: "Implode", 9: "Deflate64", 93: "Zstandard", 95: "XZ", 98: "PPMd"}
 LOCAL_HEADER = struct.Struct("<4sHHHHHLLLHH")
 
 
@@ -59,13 +65,22 @@ def zip_members(store: Store, path: str) -> list[Location]:
     """Files in a zip, with the CRC-32s of its directory; UserError for a damaged zip."""
     try:
         with store.open(path) as file, zipfile.ZipFile(file) as archive:
-            return [
-                Location(path, info.filename, info.file_size, f"crc32:{info.CRC:08x}")
-                for info in archive.infolist()
-                if not info.is_dir()
-            ]
-    except zipfile.BadZipFile as error:
+            members = [info for info in archive.infolist() if not info.is_dir()]
+    except (zipfile.BadZipFile, NotImplementedError, OSError) as error:
         raise UserError(damage_message(store, path, error)) from None
+    for info in members:
+        check_zip_member(store, path, info)
+    return [Location(path, info.filename, info.file_size, f"crc32:{info.CRC:08x}") for info in members]
+
+
+def check_zip_member(store: Store, path: str, info: zipfile.ZipInfo) -> None:
+    """Raise UserError for a member that is encrypted, or packed by a method that Python does not know."""
+    where = f"{store.url}/{path}: {info.filename} is"
+    if info.flag_bits & 1:
+        raise UserError(f"{where} encrypted; unpack the archive")
+    if info.compress_type not in KNOWN_METHODS:
+        name = METHOD_NAMES.get(info.compress_type, f"method {info.compress_type}")
+        raise UserError(f"{where} packed by {name}, which Python cannot read; unpack the archive")
 
 
 def damage_message(store: Store, path: str, error: Exception) -> str:

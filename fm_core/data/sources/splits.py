@@ -1,7 +1,183 @@
-"""Seeded permutations that never change: selection of validation images, and shuffling of sorted files."""
+"""Splits: the words that name them, which files belong to which, and permutations that never change."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fm_core.data.sources.file_listing import printable
+
+SPLIT_WORDS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+"""Words for each split, in any case; "set" may follow, as in testset."""
+FILLERS = frozenset(
+    [
+        *("blurred", "data", "dataset", "files", "full", "ilsvrc", "image", "images", "img", "imgs", "jpeg"),
+        *(
+            "jpg",
+            "partial",
+            "photos",
+            "pictures",
+            "png",
+            "px",
+            "raw",
+            "sample",
+            "samples",
+            "set",
+            "split",
+            "x",
+        ),
+    ]
+)
+"""Words that say nothing: beside a split word in a folder's name, or as the name of a folder of images."""
+_KINDS = {
+    word + suffix: kind for kind, words in SPLIT_WORDS.items() for word in words for suffix in ("", "set")
+}
+_ARCHIVE = re.compile(r"\.(tar|zip)$", re.IGNORECASE)
+
+
+def words_of(name: str) -> list[str]:
+    """The words in a name, in lower case: runs of letters."""
+    return re.findall(r"[^\W\d_]+", name.lower())
+
+
+def split_of_folder(name: str) -> str | None:
+    """train, val or test for a folder or archive named after a split, e.g. "Validation" or "train_64x64"."""
+    words = words_of(_ARCHIVE.sub("", name))
+    kinds = {_KINDS[word] for word in words if word in _KINDS}
+    rest = [word for word in words if word not in _KINDS and word not in FILLERS]
+    return kinds.pop() if len(kinds) == 1 and not rest else None
+
+
+def split_of_data_file(path: str) -> str | None:
+    """train, val or test by the first split word in the name of a data file or the nearest folder."""
+    for name in reversed(path.split("/")):
+        kind = next((_KINDS[word] for word in words_of(name) if word in _KINDS), None)
+        if kind:
+            return kind
+    return None
+
+
+def is_filler(name: str) -> bool:
+    """Whether a folder's name says nothing about its images, e.g. "images"."""
+    words = words_of(_ARCHIVE.sub("", name))
+    return bool(words) and all(word in FILLERS for word in words)
+
+
+@dataclass(frozen=True)
+class ImagePlace:
+    """Where an image is: its split, and the folders around the folder of that split."""
+
+    split: str | None
+    """train, val or test; None outside of the splits' folders."""
+    folder: str
+    """The folder of the split, relative to the source; "" without one."""
+    above: tuple[str, ...]
+    """Folders from the top to that of the split."""
+    below: tuple[str, ...]
+    """Folders from that of the split, or from the top, to the image."""
+
+
+class _Folder:
+    """A folder of a tree of images."""
+
+    def __init__(self) -> None:
+        self.folders: dict[str, _Folder] = {}
+        self.files = 0
+        self.splits: dict[str, str] = {}
+        """Split of each folder that is one; set by `_find_splits`."""
+
+
+def place_images(paths: Sequence[str]) -> list[ImagePlace]:
+    """The place of each image, from the folders or else the file names of all.
+
+    A folder named after a split counts as one at the top, below folders that hold nothing else, or where all
+    images lie in such folders. A folder "train" beside others, without validation or test, is a class.
+    """
+    top = _Folder()
+    for path in paths:
+        folder = top
+        for name in path.split("/")[:-1]:
+            folder = folder.folders.setdefault(name, _Folder())
+        folder.files += 1
+    if not _find_splits(top):
+        return _place_by_file_names(paths)
+    by_folder: dict[str, ImagePlace] = {}  # one object for all images of a folder
+    places: list[ImagePlace] = []
+    for path in paths:
+        name = path.rpartition("/")[0]
+        if name not in by_folder:
+            by_folder[name] = _place_folder(top, name.split("/") if name else [])
+        places.append(by_folder[name])
+    return places
+
+
+def _place_folder(top: _Folder, names: list[str]) -> ImagePlace:
+    folder = top
+    for depth, name in enumerate(names):
+        if name in folder.splits:
+            above, below = tuple(names[:depth]), tuple(names[depth + 1 :])
+            return ImagePlace(folder.splits[name], "/".join(names[: depth + 1]), above, below)
+        folder = folder.folders[name]
+    return ImagePlace(None, "", (), tuple(names))
+
+
+def _find_splits(folder: _Folder) -> bool:
+    """Mark the folders of splits in a tree; false if there are none."""
+    splits = {name: kind for name in folder.folders if (kind := split_of_folder(name))}
+    kinds = set(splits.values())
+    alone = not folder.files and len(splits) == len(folder.folders)
+    if kinds == {"train"} and not alone:
+        splits = {}  # a class of pictures of trains
+    if splits:
+        folder.splits = splits
+        return True
+    if folder.files or not folder.folders:
+        return False
+    found = [_find_splits(below) for below in folder.folders.values()]  # all are marked
+    if all(found):
+        return all(len(below.splits) == len(below.folders) and not below.files for below in _marked(folder))
+    return False
+
+
+def _marked(folder: _Folder) -> list[_Folder]:
+    """Folders below with marked splits; one that holds everything may have others beside its splits."""
+    if len(folder.folders) == 1:
+        below = next(iter(folder.folders.values()))
+        return [] if below.splits else _marked(below)
+    return [
+        marked
+        for below in folder.folders.values()
+        for marked in ([below] if below.splits else _marked(below))
+    ]
+
+
+def _place_by_file_names(paths: Sequence[str]) -> list[ImagePlace]:
+    """Places by names such as train_0001.png, if all are so named and some are for training, some are not."""
+    kinds = [_KINDS.get(next(iter(words_of(path.rsplit("/", 1)[-1])), "")) for path in paths]
+    if None in kinds or "train" not in kinds or len(set(kinds)) == 1:
+        kinds = [None] * len(paths)
+    places: dict[tuple[str | None, str], ImagePlace] = {}
+    for kind, path in zip(kinds, paths, strict=True):
+        folder = path.rpartition("/")[0]
+        if (kind, folder) not in places:
+            below = tuple(folder.split("/")) if folder else ()
+            places[kind, folder] = ImagePlace(kind, f"files named {kind}" if kind else "", (), below)
+    return [places[kind, path.rpartition("/")[0]] for kind, path in zip(kinds, paths, strict=True)]
+
+
+def describe_folders(places: Sequence[ImagePlace], split: str | None) -> str:
+    """The folders of a split in a few words, e.g. "Training/ (1,200 images)"."""
+    counts = Counter(place.folder or "." for place in places if place.split == split)
+    names = sorted(counts)
+    shown = ", ".join(f"{printable(name)} ({counts[name]:,} images)" for name in names[:3])
+    return shown + (f" and {len(names) - 3:,} more folders" if len(names) > 3 else "")
 
 
 def permutation(count: int, seed: int) -> NDArray[np.int64]:

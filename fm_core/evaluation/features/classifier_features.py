@@ -2,15 +2,15 @@
 
 import json
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
 from fm_core.data.manifest import Manifest
-from fm_core.data.reader import ImageReader
+from fm_core.data.reader import ImageReader, fair_order
 from fm_core.errors import UserError
 from fm_core.evaluation.features.classifier import Classifier, accuracy, predict, train_classifier
 from fm_core.evaluation.features.extractor import CLASSIFIER, Extractor
@@ -22,6 +22,8 @@ RECIPE = {"classifier": 3, "seed": 0}
 
 MAX_IMAGES = 200_000
 """Maximum number of training images, and of validation images, in memory."""
+MAX_BYTES = 4 * 2**30
+"""Maximum size of these images in memory, in bytes: 200,000 images of up to 84 pixels."""
 
 
 def classifier_extractor(
@@ -69,9 +71,13 @@ def classifier_extractor(
 
 
 def first_images(root: str, manifest: Manifest, split: str, count: int) -> tuple[Tensor, Tensor]:
-    """First `count` images of a split and their labels: uint8 [n, C, S, S], int64 [n] (-1 if unlabeled)."""
-    reader = ImageReader(root, manifest, split)
-    return reader.read(np.arange(min(count, len(reader)), dtype=np.int64))
+    """At most `count` images of a split, a fair sample of it, and their labels.
+
+    No more than fit into MAX_BYTES: uint8 [n, C, S, S], int64 [n] (-1 if unlabeled).
+    """
+    count = min(count, MAX_BYTES // prod(manifest.image_shape))
+    with ImageReader(root, manifest, split) as reader:
+        return reader.read(fair_order(manifest, split)[:count])
 
 
 def _train(

@@ -1,11 +1,9 @@
 """Precision and recall by k-nearest neighbors (Kynkäänniemi et al. 2019), and duplicate images."""
 
-import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,13 +40,6 @@ def precision_and_recall(samples: Tensor, real: Tensor, k: int = NEIGHBORS) -> P
     return PrecisionRecall(
         precision, _binomial_error(precision, len(samples)), recall, _binomial_error(recall, len(real))
     )
-
-
-def digests(images: Tensor) -> Tensor:
-    """64-bit hash of the pixels of each image, int64 [N]."""
-    rows = images.cpu().contiguous().flatten(1).numpy()
-    hashes = [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows]
-    return torch.from_numpy(np.frombuffer(b"".join(hashes), dtype=np.int64).copy())
 
 
 def duplicates(digests: Tensor) -> int:

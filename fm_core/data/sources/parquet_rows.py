@@ -1,0 +1,175 @@
+"""Images in the rows of parquet files, by number. Needs pyarrow.
+
+A parquet file is read a group of rows at a time, and the shards take the rows in a random order: the first
+read copies the column of images to a local file.
+"""
+
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fm_core.data.manifest import Input
+from fm_core.data.sources.file_listing import printable, state_of
+from fm_core.data.sources.npz_members import damage_message
+from fm_core.data.sources.scratch_folder import ScratchFolder
+from fm_core.errors import ImageDecodingError, UserError
+from fm_core.storage.hashing import sha256_bytes
+from fm_core.storage.store import Store
+
+CONTENT, OFFSETS = "content", "offsets.npy"
+
+
+class RowKeys(Sequence[str]):
+    """Names of rows, path#row, which are made when they are asked for."""
+
+    def __init__(self, counts: dict[str, int]) -> None:
+        self._paths = list(counts)
+        self._ends = np.cumsum(list(counts.values()))
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        file = int(np.searchsorted(self._ends, index, "right"))
+        return f"{self._paths[file]}#{index - (int(self._ends[file - 1]) if file else 0)}"
+
+
+class ParquetRows:
+    """The column of images of several parquet files."""
+
+    def __init__(self, store: Store, sizes: dict[str, int], counts: dict[str, int], column: str) -> None:
+        """sizes, counts: bytes and rows of each file."""
+        self._store, self._sizes, self._column = store, sizes, column
+        self.keys: Sequence[str] = RowKeys(counts)
+        self.others: Sequence[str] = []
+        self._offsets: NDArray[np.int64] | None = None
+        self._file: Any = None
+
+    def read(self, number: int) -> bytes:
+        """Content of an image file, or of a .npy file for an array; ImageDecodingError without either."""
+        if self._offsets is None or self._file is None:
+            folder = self._scratch().fill(self._copy, sum(self._sizes.values()))
+            self._offsets = cast(NDArray[np.int64], np.load(folder / OFFSETS, mmap_mode="r"))
+            self._file = (folder / CONTENT).open("rb")
+        start, stop = int(self._offsets[number]), int(self._offsets[number + 1])
+        if start == stop:
+            raise ImageDecodingError("no image")
+        self._file.seek(start)
+        return self._file.read(stop - start)
+
+    def read_other(self, path: str) -> bytes:
+        """There are no other files."""
+        raise FileNotFoundError(path)
+
+    def close(self) -> None:
+        """Close the copy."""
+        if self._file is not None:
+            self._file.close()
+        self._file, self._offsets = None, None
+
+    def release(self) -> None:
+        """Remove the copy."""
+        self.close()
+        self._scratch().remove()
+
+    def inputs(self) -> tuple[Input, ...]:
+        """The files; each is identified by its footer, which holds the offset and size of every column."""
+        return tuple(
+            Input(name=printable(path), bytes=size, digest=f"footer-sha256:{self._footer_digest(path, size)}")
+            for path, size in self._sizes.items()
+        )
+
+    def state(self) -> str:
+        """State of all files, as a footer does not identify all of the content."""
+        return state_of(self._store, self._sizes)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_file": None, "_offsets": None}
+
+    def _scratch(self) -> ScratchFolder:
+        return ScratchFolder(f"{self._store.url} {self._column} {self.inputs()} {self.state()}")
+
+    def _copy(self, folder: Path) -> None:
+        """Write the images of all rows to a file, and their offsets."""
+        offsets = [0]
+        with (folder / CONTENT).open("wb") as file:
+            for path in self._sizes:
+                for cell in self._cells(path):
+                    offsets.append(offsets[-1] + file.write(cell))
+        np.save(folder / OFFSETS, np.array(offsets, np.int64))
+
+    def _cells(self, path: str) -> Iterator[bytes]:
+        from pyarrow import ArrowException
+
+        file = open_parquet(self._store, path)
+        try:
+            field = file.schema_arrow.field(self._column)
+            kind = values_dtype(field.type)
+            for group in range(file.num_row_groups):
+                column = file.read_row_group(group, columns=[self._column])[self._column]
+                for cell in column:
+                    yield _content(cell.as_py(), kind)
+        except (ArrowException, OSError) as error:
+            raise UserError(damage_message(self._store, path, error)) from None
+        finally:
+            file.close()
+
+    def _footer_digest(self, path: str, size: int) -> str:
+        footer = int.from_bytes(self._store.read_range(path, size - 8, size - 4), "little")
+        return sha256_bytes(self._store.read_range(path, max(0, size - 8 - footer), size))
+
+
+def open_parquet(store: Store, path: str) -> Any:
+    """Open a file; UserError if it is damaged, or pyarrow is not installed."""
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        raise UserError("data.source.format: parquet needs pyarrow: pip install pyarrow") from None
+    try:
+        return cast(Any, parquet).ParquetFile(store.open(path))
+    except (ArrowException, OSError) as error:
+        raise UserError(damage_message(store, printable(path), error)) from None
+
+
+def values_dtype(kind: Any) -> np.dtype[Any] | None:
+    """Type of the values of nested lists; None for a column of files."""
+    from pyarrow import types
+
+    while True:
+        if hasattr(kind, "storage_type"):
+            kind = kind.storage_type
+        elif any(getattr(types, test)(kind) for test in ("is_list", "is_large_list", "is_fixed_size_list")):
+            kind = kind.value_type
+            nested = kind
+            if not any(
+                getattr(types, test)(nested) for test in ("is_list", "is_large_list", "is_fixed_size_list")
+            ):
+                return np.dtype(nested.to_pandas_dtype())
+        else:
+            return None
+
+
+def _content(cell: Any, kind: np.dtype[Any] | None) -> bytes:
+    """Content of a file for a cell: an encoded image as it is, an array as .npy; b"" for neither."""
+    content = cell.get("bytes") if isinstance(cell, dict) else cell
+    if isinstance(content, bytes):
+        return content
+    if kind is None or not isinstance(content, list):
+        return b""
+    try:
+        array = np.asarray(content, kind)
+    except (ValueError, TypeError, OverflowError):
+        return b""
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
+    return file.getvalue()
