@@ -51,17 +51,23 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Grouped:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--tier",
-        choices=["default", "all"],
+        choices=["default", "extended", "all"],
         default="all",
-        help="default: only tests that use no expensive fixture (tests/support/tiers.py)",
+        help="default: only tests that use no expensive fixture (tests/support/tiers.py); extended: the others",
     )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep the tests of the tier, and run the longest groups first."""
-    if config.getoption("--tier") == "default":
+    tier = config.getoption("--tier")
+    if tier != "all":
         before = list(items)
-        config.stash[REMOVED] = keep_default(items)
+        removed = keep_default(items)
+        default = set(items)
+        if tier == "default":
+            config.stash[REMOVED] = removed
+        else:
+            items[:] = [item for item in before if item not in default]
         remaining = set(items)
         config.hook.pytest_deselected(items=[item for item in before if item not in remaining])
     order = {path: number for number, path in enumerate(LONGEST)}

@@ -92,7 +92,7 @@ def test_what_an_earlier_version_left_of_a_refused_start_binds_nothing(tmp_path)
 
 def test_a_job_before_its_first_step_is_not_joined_by_another_configuration(tmp_path, monkeypatch):
     """config.yaml does not exist yet; the running job's own configuration decides."""
-    from fm_core.launch import supervisor
+    from fm_core.launch import job_ownership
     from fm_core.launch.job import Job
 
     run = begun = RunDirectory(config_at(tmp_path))
@@ -100,7 +100,7 @@ def test_a_job_before_its_first_step_is_not_joined_by_another_configuration(tmp_
     write_text(run.path / "logs" / "train.yaml", dump_yaml(run.config))
     job = Job(id="x", stage="train", host="h", processes=1, threads=1, log="l")
     write_json(run.path / "job.json", job.model_dump())
-    monkeypatch.setattr(supervisor, "alive", lambda job: True)
+    monkeypatch.setattr(job_ownership, "alive", lambda job: True)
     other = config_at(tmp_path, model={"channels": 64})
     stage_job = StageJob(run.path, run.path / "logs", "train", "a:b", other, lambda: False)
     with pytest.raises(UserError, match=r"another configuration: model\.channels was 32 and is now 64"):

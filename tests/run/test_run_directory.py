@@ -217,6 +217,13 @@ def test_where_things_lie_follows_the_configuration(tmp_path):
     assert elsewhere.path == Path(tmp_path, "tiny")
 
 
+def bound_run(config) -> None:
+    run = RunDirectory(config)
+    run.check()
+    run.begin()
+    run.bind()
+
+
 def where(config) -> Path:
     return RunDirectory(config).path.resolve()
 
@@ -224,7 +231,7 @@ def where(config) -> Path:
 def test_config_yaml_of_a_run_means_its_directory_wherever_it_is(tmp_path, monkeypatch):
     (tmp_path / "there").mkdir()
     monkeypatch.chdir(tmp_path)
-    RunDirectory(config_at("runs")).open()
+    bound_run(config_at("runs"))
     recorded = load_run_config("runs/tiny/config.yaml")
     assert (recorded.run.root, recorded.run.name) == ("runs", "tiny")  # as it was asked
     monkeypatch.chdir(tmp_path / "there")
@@ -234,12 +241,12 @@ def test_config_yaml_of_a_run_means_its_directory_wherever_it_is(tmp_path, monke
     assert where(moved) == tmp_path / "there" / "renamed"
     assert moved.sample.images == 5
     assert load_run_config(tmp_path / "there" / "renamed" / "config.yaml").run == moved.run
-    RunDirectory(moved).open()
+    bound_run(moved)
 
 
 def test_another_run_can_be_made_of_the_recorded_configuration(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    RunDirectory(config_at("runs")).open()
+    bound_run(config_at("runs"))
     file = tmp_path / "runs" / "tiny" / "config.yaml"
     monkeypatch.chdir("/")
     assert load_run_config(file, {"run": {"name": "other"}}).run.name == "other"
@@ -254,10 +261,8 @@ def test_a_configuration_outside_of_a_run_directory_means_what_it_says(tmp_path)
 
 
 def test_a_directory_whose_name_is_no_name_of_a_run_is_refused(tmp_path):
-    run = RunDirectory(config_at(tmp_path / "runs"))
-    run.begin()
-    run.bind()
-    shutil.move(run.path, tmp_path / "my run")
+    bound_run(config_at(tmp_path / "runs"))
+    shutil.move(tmp_path / "runs" / "tiny", tmp_path / "my run")
     with pytest.raises(UserError, match=r"config\.yaml: run\.name") as caught:
         load_run_config(tmp_path / "my run" / "config.yaml")
     assert "\n" not in str(caught.value)
