@@ -5,10 +5,12 @@ This is also where the comparison of the paper gets the stages that it is made o
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, cast
 
 from fm_core.config import RunConfig
+from fm_core.errors import UserError
 from fm_core.run.progress import Observer, no_progress
 from fm_core.run.results import StageResult
 
@@ -101,5 +103,7 @@ def estimate(
     from fm_core.reproduce import cost_estimate
     from fm_core.stages.preflight import rules
 
-    config = resolve_comparison(config)
+    # Before the source is there, the sections' own defaults have to do.
+    with suppress(UserError):
+        config = resolve_comparison(config)
     return cost_estimate.estimate(config, rules, peak, mfu, images_per_s, nfe)

@@ -53,7 +53,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--tier",
         choices=["default", "extended", "all"],
         default="all",
-        help="default: only tests that use no expensive fixture (tests/support/tiers.py); extended: the others",
+        help="default: tests that use no expensive fixture (tests/support/tiers.py); extended: the others",
     )
 
 

@@ -277,7 +277,9 @@ def test_a_micro_batch_that_does_not_divide_into_blocks_is_refused_before_a_job(
 
 
 def test_a_command_on_the_config_yaml_of_a_moved_run_means_the_moved_run(place, capsys):
-    RunDirectory(RunConfig.model_validate({"run": {"root": "runs", "name": "r"}})).open()
+    run = RunDirectory(RunConfig.model_validate({"run": {"root": "runs", "name": "r"}}))
+    run.begin()
+    run.bind()
     (place / "elsewhere").mkdir()
     moved = (place / "runs" / "r").rename(place / "elsewhere" / "r")
     (place / "runs").rmdir()

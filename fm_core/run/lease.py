@@ -267,7 +267,7 @@ def waiting_message(directory: Path, record: Mapping[str, Any]) -> str:
 def read_epoch(guard: Path) -> tuple[int, bool]:
     """The last epoch of a lease and whether it is held, from the file of its guard; 0 where there is none."""
     with suppress(FileNotFoundError, ValueError):
-        epoch, state = guard.read_text().split()
+        epoch, state = guard.read_text(encoding="utf-8").split()
         return int(epoch), state == "held"
     return 0, True
 

@@ -91,7 +91,7 @@ class ProcessIdentity:
 def host_id() -> str:
     """Identity of this host: boot id and PID namespace; the host's name where there is no /proc."""
     try:
-        boot = (_PROC / "sys/kernel/random/boot_id").read_text().strip()
+        boot = (_PROC / "sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         return f"{boot}/{(_PROC / 'self/ns/pid').stat().st_ino}"
     except OSError:
         return socket.gethostname()
@@ -104,7 +104,9 @@ def _start_and_state(pid: int) -> tuple[int, str]:
         zombie = process.status() == psutil.STATUS_ZOMBIE
         return round(process.create_time() * 100), "Z" if zombie else "R"
     # The second field, the name in parentheses, may contain spaces and parentheses.
-    fields = (_PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()
+    fields = (
+        (_PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    )
     return int(fields[19]), fields[0]
 
 

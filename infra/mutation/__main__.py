@@ -111,7 +111,12 @@ def _first_failure(tree: Path, mutant: Mutant, tests: list[str], seconds: dict[s
             command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *batch]
             try:
                 done = subprocess.run(
-                    command, cwd=tree, env=_environment(tree), capture_output=True, text=True, timeout=limit
+                    command,
+                    cwd=tree,
+                    env=_environment(tree),
+                    capture_output=True,
+                    encoding="utf-8",
+                    timeout=limit,
                 )
             except subprocess.TimeoutExpired:
                 return f"no end after {limit:.0f} s: {batch[0]} or one of {len(batch) - 1} others"

@@ -43,7 +43,7 @@ def test_a_store_cannot_choose_where_a_file_goes(tmp_path):
     catalog.store.write_bytes(
         "step-00000010/COMPLETE", json.dumps({"schema": 1, "files": {name: FACTS}}).encode()
     )
-    catalog.store.write_bytes(f"step-00000010/{name}", b"x")
+    catalog.store.filesystem.pipe_file(f"{catalog.store.path}/step-00000010/{name}", b"x")
     with pytest.raises(UserError, match="not the name of a file of a checkpoint"):
         catalog.newest()
     assert "not the name" in catalog.problem_of("step-00000010")

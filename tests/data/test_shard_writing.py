@@ -242,7 +242,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(digits, tmp_path, monkeypatc
     def full(file):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("fm_core.storage.store.os.fsync", full)
+    monkeypatch.setattr("fm_core.storage.atomic_files.os.fsync", full)
     with pytest.raises(UserError, match="No space left on device"):
         write_dataset(digits)
     assert not [path for path in (tmp_path / "digits").rglob("*") if path.is_file()]

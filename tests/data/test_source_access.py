@@ -229,6 +229,7 @@ def test_a_conditional_model_of_images_without_labels_is_refused_before_anything
             "run": {"root": str(tmp_path / "runs"), "name": "r"},
             "data": {
                 "root": str(tmp_path / "sets"),
+                "name": "digits",
                 "source": {"format": "folder", "url": str(root), "image_size": 8},
                 "validation_images": 2,
             },

@@ -29,4 +29,4 @@ def test_flows_and_tasks_are_never_repeated_by_prefect():
         text=True,
         check=True,
     )
-    assert done.stdout.split() == ["14", "{0}"]
+    assert done.stdout.split() == ["15", "{0}"]

@@ -58,9 +58,9 @@ def test_entry_points_of_scheduled_flow_runs_still_load(name):
 
 @pytest.mark.parametrize(("flow", "preset"), [(train_digits, "digits"), (train_imagenet64, "imagenet64")])
 def test_a_preset_flow_runs_its_file_with_the_keys_that_are_given(flow, preset, started):
-    flow.fn(**flow.validate_parameters({"config": {"train": {"images": 640}}, "apart": ["shard"]}))
+    flow.fn(**flow.validate_parameters({"config": {"train": {"images": 64000}}, "apart": ["shard"]}))
     ((config, stages, apart),) = started
-    expected = load_config(CONFIGS / f"{preset}.yaml", {"train": {"images": 640}})
+    expected = load_config(CONFIGS / f"{preset}.yaml", {"train": {"images": 64000}})
     assert config.model_dump() == expected.model_dump()
     assert stages == ("shard", "train", "sample", "evaluate", "report")
     assert tuple(apart) == ("shard",)

@@ -85,7 +85,7 @@ def test_space_for_checkpoints_is_asked_where_they_are_staged(tmp_path):
     )
     train = {"checkpoint_root": "s3://bucket/run", "checkpoint_staging": str(staging)}
     staged = _checkpoints(RunConfig.model_validate({**sections, "train": train}))
-    assert (staged["folder"], staged["uploads"], staged["there"]) == (str(staging), True, 0)
+    assert (staged["folder"], staged["uploads"], staged["there"]) == (str(staging / "run"), True, 0)
     assert staged["free_bytes"] > 0
 
 

@@ -10,7 +10,7 @@ from fm_core.config import RunConfig, dump_yaml
 from fm_core.errors import UserError
 from fm_core.launch.worker_main import Rank
 from fm_core.run.directory import RunDirectory
-from fm_core.stages.preflight import _check_initial_weights
+from fm_core.stages.train import check_initial_weights
 from fm_core.storage.atomic_files import write_text
 from fm_core.storage.store import Store
 from fm_core.training import train_worker as rank_module
@@ -91,8 +91,8 @@ def test_a_run_that_has_begun_does_not_need_it_any_more(run, monkeypatch):
     config = config.model_copy(update={"train": config.train.model_copy(update={"init_from": "gone"})})
     first = Rank(0, 1, 0, RunDirectory(config).path, "job")
     assert _has_checkpoint(config, first)
-    _check_initial_weights(config)
+    check_initial_weights(config)
     (RunDirectory(config).path / "train" / "checkpoints" / "step-00000010" / "COMPLETE").unlink()
     assert not _has_checkpoint(config, first)
     with pytest.raises(UserError, match=r"train.init_from: gone does not exist"):
-        _check_initial_weights(config)
+        check_initial_weights(config)
