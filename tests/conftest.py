@@ -108,3 +108,8 @@ def public_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def public_environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Python of an environment with the public metrics that ours are compared with."""
     return environment_with(tmp_path_factory.mktemp("public-metrics"), *PUBLIC_METRICS)
+
+
+@pytest.fixture
+def compiler() -> None:
+    """torch.compile, for tests that wait for it for many seconds."""

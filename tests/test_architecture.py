@@ -149,7 +149,6 @@ def test_every_package_has_a_layer():
     assert packages <= set().union(*LAYERS), "a new package needs a place in LAYERS"
 
 
-@pytest.mark.slow
 def test_every_module_imports_where_prefect_is_not_installed():
     script = """
         import importlib, sys

@@ -40,20 +40,20 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server():
-    server = Server()
-    yield server
-    server.stop()
+def object_store():
+    object_store = Server()
+    yield object_store
+    object_store.stop()
 
 
 @pytest.fixture
-def url(server, monkeypatch):
+def url(object_store, monkeypatch):
     """An empty place on the server; the credentials come from the environment, as everywhere."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.port}")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{object_store.port}")
     monkeypatch.setattr(retries, "FIRST_DELAY_S", 0.01)
     monkeypatch.setattr(uploader, "FIRST_PAUSE_SECONDS", 0.1)
     fsspec.filesystem("s3").clear_instance_cache()
@@ -91,29 +91,29 @@ def test_checkpoints_go_to_the_store_and_come_back_on_another_host(tmp_path, url
     assert (fetched / "optimizer" / "exp_avg.safetensors").exists()
 
 
-def test_a_store_that_is_away_stops_nothing_and_gets_the_newest_when_it_is_back(tmp_path, url, server):
+def test_a_store_that_is_away_stops_nothing_and_gets_the_newest_when_it_is_back(tmp_path, url, object_store):
     here = at(url, tmp_path / "here")
     write(here, 10)
     assert here.wait(60) is None
-    server.stop()
+    object_store.stop()
     for step in (20, 30, 40, 50):
         write(here, step)  # returns, though the store is away until all are written
     assert here.wait(1.0) is not None
     # Meanwhile the local ones count, as far as they are needed.
     assert complete_steps(tmp_path / "here")[-2:] == [40, 50]
-    server.start()
+    object_store.start()
     assert here.wait(60) is None
     assert stored_steps(here.store)[-1] == 50
     assert at(url, tmp_path / "there").newest().name == "step-00000050"
 
 
-def test_what_waited_when_the_run_ended_is_uploaded_by_the_next(tmp_path, url, server):
+def test_what_waited_when_the_run_ended_is_uploaded_by_the_next(tmp_path, url, object_store):
     here = at(url, tmp_path / "here")
-    server.stop()
+    object_store.stop()
     write(here, 10)
     with pytest.raises(UnreachableError, match="tried 5 times"):
         at(url, tmp_path / "here").newest()  # not silently from what lies here: there may be a newer one
-    server.start()
+    object_store.start()
     again = at(url, tmp_path / "here")
     assert again.newest().name == "step-00000010"
     assert again.wait(60) is None

@@ -28,27 +28,27 @@ s3fs = pytest.importorskip("s3fs")
 
 
 @pytest.fixture(scope="module")
-def server():
-    server = moto_server.ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    yield server.get_host_and_port()
-    server.stop()
+def object_store():
+    object_store = moto_server.ThreadedMotoServer(port=0, verbose=False)
+    object_store.start()
+    yield object_store.get_host_and_port()
+    object_store.stop()
 
 
 BUCKETS = itertools.count()
 
 
 @pytest.fixture
-def s3(server, monkeypatch):
+def s3(object_store, monkeypatch):
     """URL of an empty bucket; the credentials come from the environment, as everywhere."""
-    yield from bucket_at(server, server[1], monkeypatch)
+    yield from bucket_at(object_store, object_store[1], monkeypatch)
 
 
-def bucket_at(server, port, monkeypatch):
+def bucket_at(object_store, port, monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server[1]}")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{object_store[1]}")
     fsspec.filesystem("s3").clear_instance_cache()
     bucket = f"bucket-{next(BUCKETS)}"
     fsspec.filesystem("s3").mkdir(bucket)
@@ -154,15 +154,14 @@ def test_a_source_on_a_store_that_hangs_up_is_read_on(tmp_path, monkeypatch, pac
     memory.rm(f"/{tmp_path.name}", recursive=True)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["drop", "truncate", "delay", "503"])
-def test_requests_that_fail_are_retried(tmp_path, server, monkeypatch, fault):
+def test_requests_that_fail_are_retried(tmp_path, object_store, monkeypatch, fault):
     monkeypatch.setattr(retries, "FIRST_DELAY_S", 0.01)
     if fault == "delay":  # the client gives up before the answer comes
         waiting = {"read_timeout": DELAY_SECONDS / 3, "retries": {"max_attempts": 0}}
         monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": waiting})
-    proxy = FaultyProxy(server, fault, every=5)
-    for url in bucket_at(server, proxy.port, monkeypatch):
+    proxy = FaultyProxy(object_store, fault, every=5)
+    for url in bucket_at(object_store, proxy.port, monkeypatch):
         config = npz(tmp_path, url)
         write_dataset(config)
         assert is_complete(config, tmp_path)
@@ -195,10 +194,10 @@ def test_an_upload_that_arrives_short_is_made_again(tmp_path, monkeypatch):
     assert store.read_bytes("a") == b"whole content"
 
 
-def test_a_store_out_of_reach_is_one_line(tmp_path, server, monkeypatch):
+def test_a_store_out_of_reach_is_one_line(tmp_path, object_store, monkeypatch):
     monkeypatch.setattr(retries, "FIRST_DELAY_S", 0.001)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    for url in bucket_at(server, 9, monkeypatch):  # nothing listens there
+    for url in bucket_at(object_store, 9, monkeypatch):  # nothing listens there
         with pytest.raises(UserError) as caught:
             check_source(DataSection(root=url))
     assert "\n" not in str(caught.value)

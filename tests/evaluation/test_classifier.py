@@ -22,7 +22,6 @@ def digits():
     return images[500:], labels[500:], images[:500], labels[:500]
 
 
-@pytest.mark.slow
 def test_it_classifies_validation_digits_and_is_confident_about_digits_only(digits):
     images, labels, validation, validation_labels = digits
     classifier = train_classifier(images, labels, levels=17, classes=10, seed=0)

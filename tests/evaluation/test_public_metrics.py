@@ -16,8 +16,6 @@ from fm_core.evaluation.metrics.kid import kernel_distance
 from fm_core.evaluation.metrics.precision_recall import precision_and_recall
 from tests.support import ROOT
 
-pytestmark = pytest.mark.slow
-
 
 def make_inputs():
     generator = torch.Generator().manual_seed(0)

@@ -96,7 +96,6 @@ def test_a_host_without_the_run_directory_passes_where_checkpoints_go_elsewhere(
     assert checks["run directory"].ok
 
 
-@pytest.mark.slow
 def test_this_machine_passes_except_for_missing_data(tmp_path):
     sections = {"run": {"root": str(tmp_path / "runs")}, "data": {"root": str(tmp_path / "data")}}
     checks = cluster_checks(RunConfig.model_validate({**sections, "launch": {"processes": 2, "threads": 1}}))
@@ -104,7 +103,6 @@ def test_this_machine_passes_except_for_missing_data(tmp_path):
     assert list((tmp_path / "runs").iterdir()) == []
 
 
-@pytest.mark.slow
 def test_a_missing_hostfile_is_a_failed_check_and_no_exception(tmp_path):
     launch = {"kind": "ssh", "hostfile": str(tmp_path / "none")}
     checks = cluster_checks(RunConfig.model_validate({"launch": launch}))

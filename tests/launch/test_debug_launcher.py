@@ -207,7 +207,6 @@ def test_progress_reaches_the_observer_on_the_main_thread(tmp_path):
     assert seen[0][1] is threading.main_thread()
 
 
-@pytest.mark.slow
 def test_a_running_local_job_is_not_attached_to(job):
     job.does("wait;wait")
     thread, outcome = job.in_thread()

@@ -21,7 +21,6 @@ from fm_core.storage.atomic_files import read_json, write_json
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.slow
 def test_a_second_supervisor_attaches_and_the_stop_file_ends_both(job):
     job.does("wait;wait")
     first, first_outcome = job.in_thread()
@@ -64,7 +63,6 @@ sys.exit(cli.main(["train", "--config", sys.argv[1]]))
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("whom", ["the command", "the agent", "the second rank"])
 def test_a_signal_to_any_process_of_the_tree_ends_all_with_status_3(job, whom):
     job.does("wait;wait")
@@ -86,7 +84,6 @@ def test_a_signal_to_any_process_of_the_tree_ends_all_with_status_3(job, whom):
         assert read_json(job.control / f"pretend-{rank}.end.json")["kind"] == "stopped"
 
 
-@pytest.mark.slow
 def test_an_interrupted_supervisor_leaves_no_process_even_one_that_ignores_signals(job, monkeypatch):
     monkeypatch.setattr("fm_core.launch.supervisor.cancel", partial(cancel, grace=2.0))
     job.does("wait;deaf")
@@ -105,7 +102,6 @@ def test_an_interrupted_supervisor_leaves_no_process_even_one_that_ignores_signa
     assert not (job.control / "pretend-1.end.json").exists()
 
 
-@pytest.mark.slow
 def test_a_killed_supervisor_leaves_the_job_and_the_next_one_attaches(job):
     job.does("wait;wait")
     script = (
@@ -144,7 +140,6 @@ def test_a_killed_supervisor_leaves_the_job_and_the_next_one_attaches(job):
     assert job.processes() == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("record", ["absent", "of another job", "of another agent"])
 def test_a_rank_without_a_matching_job_record_does_not_work(tmp_path, monkeypatch, record):
     """Its supervisor was killed before job.json was written: a second start would double it."""

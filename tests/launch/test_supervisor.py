@@ -18,14 +18,12 @@ from fm_core.stages.train import newest_step
 from fm_core.storage.atomic_files import read_lines
 
 
-@pytest.mark.slow
 def test_ranks_that_end_well_without_finishing_are_a_failure(job):
     job.does("write;nothing")
     with pytest.raises(RuntimeError, match="not complete"):
         job.run(complete=lambda: (job.control / "made-1.json").exists())
 
 
-@pytest.mark.slow
 def test_a_job_whose_rank_is_killed_starts_again_and_each_restart_is_reported(job):
     job.launch(restarts=3)
     job.does("killed-2;write")
@@ -58,7 +56,6 @@ def test_a_job_whose_rank_is_killed_starts_again_and_each_restart_is_reported(jo
     assert len(list(job.control.glob("here-0-*"))) == 3
 
 
-@pytest.mark.slow
 def test_a_store_that_is_away_is_waited_for(job):
     job.launch(restarts=2)
     job.does("unreachable-1;write")
@@ -67,7 +64,6 @@ def test_a_store_that_is_away_is_waited_for(job):
     assert "rank 0: s3://bucket: tried 5 times" in record["because"]
 
 
-@pytest.mark.slow
 def test_restarts_come_to_an_end_and_one_that_gave_up_has_none(job):
     job.launch(restarts=1)
     job.does("killed-9;write")
@@ -133,7 +129,6 @@ def test_a_stop_file_ends_the_pause_before_a_restart(tmp_path):
     pause(0, tmp_path / "control")
 
 
-@pytest.mark.slow
 def test_what_ended_each_rank_reaches_the_caller(job):
     job.launch(processes=3)
     job.does("refuse;raise;killed")

@@ -14,8 +14,6 @@ from fm_core.method.ode import Solver
 from fm_core.method.paths import Cosine, OptimalTransport, VariancePreserving
 from tests.support import ROOT
 
-pytestmark = pytest.mark.slow
-
 
 def make_inputs():
     generator = torch.Generator().manual_seed(0)

@@ -46,7 +46,6 @@ def theirs(public_python, tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_converted_weights_compute_what_torchcfm_computes(theirs, name):
     case = CASES[name]
@@ -70,7 +69,6 @@ def test_converted_weights_compute_what_torchcfm_computes(theirs, name):
         assert (network(t, answers["x"], label) - expected).abs().max() > 1e-2
 
 
-@pytest.mark.slow
 def test_what_does_not_fit_is_refused_by_name(theirs):
     weights = load_file(theirs / "plain.safetensors")
     with pytest.raises(ValueError, match=r"middle_block\.1\.norm\.bias is missing"):

@@ -181,7 +181,7 @@ def test_normalization_rounds_once_under_bfloat16():
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointed"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_network_is_one_graph_forward_and_backward(dtype, checkpointing):
+def test_the_network_is_one_graph_forward_and_backward(compiler, dtype, checkpointing):
     network = awake(small(classes=3, gradient_checkpointing=checkpointing)).to(dtype).train()
     t, x = batch()
     traced = torch.compile(network, fullgraph=True, backend="aot_eager")

@@ -263,7 +263,7 @@ def test_the_time_embedding_scales_t_by_a_thousand():
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointed"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_network_is_one_graph_forward_and_backward(dtype, checkpointing):
+def test_the_network_is_one_graph_forward_and_backward(compiler, dtype, checkpointing):
     # torch.compile's tracing without its code generation, which takes minutes and adds little here.
     network = awake(small_unet(classes=3, gradient_checkpointing=checkpointing)).to(dtype).train()
     t, x = batch()

@@ -55,7 +55,7 @@ def test_a_compiled_network_gives_the_same_result_and_compiles_one_shape(compile
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_unet_with_attention_is_one_graph_in_either_precision(monkeypatch, precision):
+def test_a_unet_with_attention_is_one_graph_in_either_precision(compiler, monkeypatch, precision):
     """Traced without code generation; `fullgraph` raises for anything that would break the graph."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     torch.manual_seed(0)

@@ -98,13 +98,16 @@ def test_a_local_job_continues_what_was_stopped_in_the_debugger(local_run):
     assert_equal(run, local_run)
 
 
-def test_an_error_shows_its_own_traceback_on_the_terminal(tiny):
-    run = TinyRun(
-        tiny.root,
-        "failing-debug",
-        {**DEBUG, "method": {"path": "tests.support.fault_injection:FailingPath"}},
-    )
-    failed = run.fm("train")
+@pytest.fixture
+def failed_in_debugger(tiny):
+    """A run whose path fails, and the outcome of its training in this process."""
+    over = {**DEBUG, "method": {"path": "tests.support.fault_injection:FailingPath"}}
+    run = TinyRun(tiny.root, "failing-debug", over)
+    return run, run.fm("train")
+
+
+def test_an_error_shows_its_own_traceback_on_the_terminal(failed_in_debugger):
+    run, failed = failed_in_debugger
     assert failed.code == 1
     assert "Traceback (most recent call last):" in failed.err
     assert "fault_injection.py" in failed.err

@@ -31,14 +31,20 @@ def mounted(tmp_path_factory):
     return {**json.loads((folder / "results.json").read_text()), "stderr": done.stderr}
 
 
-def test_a_save_that_makes_progress_is_no_hang_however_long_it_takes(tiny):
-    """Each fsync takes a second, a checkpoint needs a dozen, and five seconds without progress are a hang."""
+@pytest.fixture
+def slow_disk(tiny):
+    """A run whose fsync takes a second each time, and the outcome of its training."""
     over = {
         "method": {"path": "tests.support.fault_injection:FaultyPath"},
         "train": {"hang_seconds": 5.0, "images": 64, "schedule": "constant", "checkpoint_images": 64},
     }
     run = TinyRun(tiny.root, "slow-disk", over)
-    done = run.fm("train", "--launch.restarts", "0", FAULT="0:slow:2")
+    return run, run.fm("train", "--launch.restarts", "0", FAULT="0:slow:2")
+
+
+def test_a_save_that_makes_progress_is_no_hang_however_long_it_takes(slow_disk):
+    """A checkpoint needs a dozen of them, and five seconds without progress are a hang."""
+    run, done = slow_disk
     assert done.code == 0, done.err
     assert complete_steps(run.path / "train" / "checkpoints") == [4]
 

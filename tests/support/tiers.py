@@ -23,8 +23,11 @@ _BY_NEED = {
     "namespaces of the kernel": ("second_interface", "pid_namespace", "pid_namespaces", "mounted"),
     "public packages as peers": ("public_python", "public_environment"),
     "benchmarks": ("benchmark",),
-    "an object store": ("s3", "silent_store", "run_in_a_store"),
+    "an object store": ("s3", "silent_store", "object_store", "run_in_a_store"),
     "jobs of several processes": (
+        "job",
+        "slow_disk",
+        "failed_in_debugger",
         "stopped_run",
         "local_run",
         "debugged_run",
@@ -49,7 +52,7 @@ _BY_NEED = {
         "killed_comparison",
         "compared",
     ),
-    "compiled networks": ("compiled_network",),
+    "compiled networks": ("compiled_network", "compiler"),
 }
 EXTENDED = {name: need for need, names in _BY_NEED.items() for name in names}
 """Fixture -> what it stands for in the summary."""
