@@ -175,11 +175,11 @@ def ssh_run(pair, hostfile, tmp_path_factory):
     cut_off = f"{JOB_VARIABLE}={outcomes['cut job'].id}"
     outcomes["working when cut off"] = len(pair.second.processes(cut_off))
     restarts = run.path / "logs" / "restarts.jsonl"
-    until(lambda: read_lines(restarts), LIMIT_SECONDS, "the network cut is noticed")
+    until(lambda: read_lines(restarts), "the network cut is noticed", LIMIT_SECONDS)
     outcomes["restarts"] = read_lines(restarts)
     outcomes["cut steps"] = complete_steps(run.checkpoints)
     # The host that was cut off ends its ranks by itself, before anybody can reach it again.
-    until(lambda: not pair.second.processes(cut_off), LIMIT_SECONDS, "the ranks that were cut off end")
+    until(lambda: not pair.second.processes(cut_off), "the ranks that were cut off end", LIMIT_SECONDS)
     pair.reconnect()
 
     # It goes on by itself, and is stopped by a signal to the command.
