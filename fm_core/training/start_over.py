@@ -38,8 +38,8 @@ def prepare_history(config: RunConfig, fence: Fence) -> RunHistory:
         return history
     fence.check()
     number = history.start_overs + 1
-    catalogs = [CheckpointCatalog.of(config, fence), CheckpointCatalog.snapshots_of(config, fence)]
-    for catalog in catalogs:
+    checkpoints = CheckpointCatalog.of(config, fence)
+    for catalog in (checkpoints, checkpoints.snapshots()):
         _set_all_aside(catalog)
         catalog.close()
     for name in ("DONE.json", "setback.json", "averages"):
