@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from fm_core.config import RunConfig, dump_yaml, load_config
-from fm_core.errors import FlowMatchingError, JobFailedError, LeaseLostError, Outcome, UserError
+from fm_core.errors import FlowMatchingError, JobFailedError, LeaseLostError, UserError
 from fm_core.launch.dispatch import Job, alive, cleanup, submit, submitted
-from fm_core.launch.exit_records import ended_at
+from fm_core.launch.exit_records import stopped_at
 from fm_core.launch.job import kill, processes_of, successor
 from fm_core.launch.launcher import StageJob
 from fm_core.run.directory import differences, identity
 from fm_core.run.lease import LOOK_INTERVAL_SECONDS, HolderState, Lease, holder_name, waiting_message
 from fm_core.run.progress import Observer, Progress
-from fm_core.run.stop_file import refuse_pending_request
+from fm_core.run.stop_file import own_directories, refuse_pending_request
 from fm_core.storage.atomic_files import write_text
 
 
@@ -118,8 +118,8 @@ def _attach(stage_job: StageJob, lease: Lease, previous: Job, holder: dict[str, 
 
 def _submit(stage_job: StageJob, lease: Lease, previous: Job | None) -> Job:
     control, logs, stage, config = stage_job.control, stage_job.logs, stage_job.stage, stage_job.config
-    obeyed_at = ended_at(control, previous, Outcome.STOPPED) if previous else 0.0
-    refuse_pending_request(control, logs.parent, obeyed_at=obeyed_at)
+    obeyed_at = {place: max(stopped_at(control), stopped_at(place)) for place in (logs.parent, control)}
+    refuse_pending_request(*own_directories(control, logs.parent), obeyed_at=obeyed_at)
     if previous:
         # The agent is dead; ranks it left behind must be gone before new ones start.
         cleanup(previous)

@@ -34,7 +34,7 @@ from fm_core.run.lease import Lease
 from fm_core.run.progress import Observer, Progress
 from fm_core.run.resource_limits import OomCounter
 from fm_core.run.status import progress_of, read_status
-from fm_core.run.stop_file import mark_obeyed
+from fm_core.run.stop_file import mark_obeyed, own_directories
 
 __all__ = ["StageJob", "supervise"]
 
@@ -172,7 +172,7 @@ def _cancel(job: Job, stage_job: StageJob, effort: BestEffort) -> None:
 def _mark_obeyed(job: Job, stage_job: StageJob) -> None:
     """Requests to stop are spent, unless another job has taken the directory: then they are for that one."""
     if successor(job, stage_job.control) is None:
-        mark_obeyed(stage_job.control, stage_job.logs.parent)
+        mark_obeyed(*own_directories(stage_job.control, stage_job.logs.parent))
 
 
 def _collect(job: Job, control: Path, effort: BestEffort) -> list[str]:
@@ -202,11 +202,11 @@ def _report(stage_job: StageJob, observe: Observer, message: str) -> None:
 
 
 def _pause(stage_job: StageJob, seconds: float) -> None:
-    directories = (stage_job.control, stage_job.logs.parent)
+    control, run = stage_job.control, stage_job.logs.parent
     try:
-        pause(seconds, *directories)
+        pause(seconds, control, run)
     except StopRequested:
-        mark_obeyed(*directories)
+        mark_obeyed(*own_directories(control, run))
         raise
 
 
@@ -219,7 +219,7 @@ def _run_in_process(stage_job: StageJob, observe: Observer) -> None:
             debug.run_in_process(job, stage_job, observe)
     except StopRequested:
         # As for other jobs: whoever looks at the run sees that it was asked to stop.
-        mark_obeyed(control, stage_job.logs.parent)
+        mark_obeyed(*own_directories(control, stage_job.logs.parent))
         raise
     finally:
         Lease(control / "lock").release(job=job.id)
