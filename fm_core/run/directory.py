@@ -142,7 +142,8 @@ class RunDirectory:
     def bind(self) -> None:
         """Write this configuration to config.yaml: from now on the run is this one.
 
-        Training does so after the first applied step of each start; no other stage of a run does.
+        Training does so after the first applied step of each start; no other stage of a run does. A
+        train.start_over was obeyed by then, so whoever continues from config.yaml does not ask for it again.
 
         Raises UserError if the run was bound to another configuration meanwhile.
         """
@@ -150,7 +151,8 @@ class RunDirectory:
         if not self._has_results():
             self.metrics.parent.mkdir(parents=True, exist_ok=True)
             self.metrics.touch()
-        write_text(self.path / "config.yaml", dump_yaml(self.config))
+        train = self.config.train.model_copy(update={"start_over": False})
+        write_text(self.path / "config.yaml", dump_yaml(self.config.model_copy(update={"train": train})))
 
     def bound_config(self) -> RunConfig | None:
         """The configuration that the run is bound to; None before its first training step.

@@ -71,6 +71,12 @@ def test_the_first_step_binds(tmp_path):
         stage(config_at(tmp_path, model={"channels": 64}), begins=True, refuses=False)
 
 
+def test_what_is_continued_from_the_directory_does_not_start_over_again(tmp_path):
+    config = config_at(tmp_path, train={"start_over": True})
+    RunDirectory(config).bind()
+    assert load_config(RunDirectory(config).path / "config.yaml") == config_at(tmp_path)
+
+
 def test_a_run_that_another_start_has_bound_meanwhile_is_not_bound_again(tmp_path):
     late = RunDirectory(config_at(tmp_path, model={"channels": 64}))
     late.check()
