@@ -73,7 +73,7 @@ def supervise(stage_job: StageJob, observe: Observer) -> None:
         job: Job | None = None
         while True:
             try:
-                first, job = job is None, _start_or_undo(stage_job, job is not None, observe, effort)
+                first, job = job is None, _start_or_undo(stage_job, job, observe, effort)
                 with keep_lease(job, stage_job.control) as check_lease:
                     _watch(stage_job, job, observe, effort, meanwhile if first else None, check_lease)
                     return
@@ -85,11 +85,11 @@ def supervise(stage_job: StageJob, observe: Observer) -> None:
                 _pause(stage_job, restart.pause_seconds)
 
 
-def _start_or_undo(stage_job: StageJob, again: bool, observe: Observer, effort: BestEffort) -> Job:
+def _start_or_undo(stage_job: StageJob, last: Job | None, observe: Observer, effort: BestEffort) -> Job:
     """As `_start`; a signal in the middle leaves no job behind."""
     before = effort.call("read the last job", lambda: submitted(stage_job.control), None)
     try:
-        return _start(stage_job, again, observe)
+        return _start(stage_job, last, observe)
     except BaseException as error:
         job = None if isinstance(error, Exception) else submitted(stage_job.control)
         if job and (before is None or job.id != before.id):
@@ -97,14 +97,14 @@ def _start_or_undo(stage_job: StageJob, again: bool, observe: Observer, effort: 
         raise
 
 
-def _start(stage_job: StageJob, again: bool, observe: Observer) -> Job:
+def _start(stage_job: StageJob, last: Job | None, observe: Observer) -> Job:
     """Attach or submit; a restart waits for a disk or a file server, and nobody has to start it by hand."""
     seconds = max(1.0, stage_job.config.launch.restart_seconds)
     while True:
         try:
-            return attach_or_submit(stage_job, observe)
+            return attach_or_submit(stage_job, observe, last)
         except OSError as error:
-            if not again or error.errno not in TEMPORARY_ERRORS:
+            if last is None or error.errno not in TEMPORARY_ERRORS:
                 raise
             message = f"cannot be started again ({error}); the next attempt is in {seconds:g} s"
             logger.warning("%s: %s", stage_job.stage, message)
