@@ -14,11 +14,9 @@ from fm_core.config import RunConfig
 from fm_core.errors import ForeignCheckpointsError, UnreachableError, UserError
 from fm_core.run.directory import RunDirectory
 from fm_core.run.fence import Fence, Unfenced
-from fm_core.run.history import open_history, read_history
-from fm_core.storage.local_paths import local_path
+from fm_core.run.history import OWNER, open_history, read_history
 from fm_core.storage.store import Store
 
-OWNER = "OWNER.json"
 SCHEMA = 1
 WRITTEN_SECONDS = 2.0
 """On a file system without hard links, the record of another run may be half written for a moment."""
@@ -200,10 +198,7 @@ def access_of(config: RunConfig, fence: Fence) -> WriteAccess:
 
 def is_shared(config: RunConfig) -> bool:
     """Whether train.checkpoint_root names a place outside of the run directory, as other runs may, too."""
-    root = config.train.checkpoint_root
-    local = local_path(root) if root else None
-    inside = local is not None and local.resolve().is_relative_to(RunDirectory(config).path.resolve())
-    return root is not None and not inside
+    return RunDirectory(config).own_checkpoints is None
 
 
 def begin_history(config: RunConfig) -> None:

@@ -14,8 +14,10 @@ from typing import Any
 
 from fm_core.config import RunConfig, dump_yaml, load_config, merge, parse_config, read_yaml
 from fm_core.errors import UserError
+from fm_core.run.history import preserve_history
 from fm_core.run.resource_limits import available_cores
 from fm_core.storage.atomic_files import write_json, write_text
+from fm_core.storage.local_paths import local_path
 
 FREE_BYTES = 256 * 2**20
 """A stage refuses to start with less free disk than this."""
@@ -72,6 +74,14 @@ class RunDirectory:
     def checkpoints(self) -> str:
         """URL of the checkpoints."""
         return self.config.train.checkpoint_root or str(self.path / "train" / "checkpoints")
+
+    @property
+    def own_checkpoints(self) -> Path | None:
+        """The folder of the checkpoints if it is inside the run directory, where no other run may write."""
+        place = local_path(self.checkpoints)
+        named = self.config.train.checkpoint_root is not None
+        outside = place is None or not place.resolve().is_relative_to(self.path.resolve())
+        return None if named and outside else place
 
     @property
     def samples(self) -> str:
@@ -137,6 +147,7 @@ class RunDirectory:
             (self.path / "logs").mkdir(parents=True, exist_ok=True)
             if not (self.path / "environment.json").exists():
                 write_json(self.path / "environment.json", environment())
+            preserve_history(self.path, self.own_checkpoints)
         self.begun = True
 
     def bind(self) -> None:

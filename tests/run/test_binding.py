@@ -8,6 +8,7 @@ from fm_core.config import RunConfig, dump_yaml, load_config
 from fm_core.errors import UserError
 from fm_core.launch.supervisor import StageJob, supervise
 from fm_core.run.directory import RunDirectory
+from fm_core.run.history import read_history
 from fm_core.run.progress import Progress, no_progress
 from fm_core.run.results import StageResult
 from fm_core.run.stage_runner import run_stage_function
@@ -53,6 +54,18 @@ def test_a_refused_start_changes_nothing_of_a_finished_run(tmp_path):
     stage(config_at(tmp_path, train={"images": 256_000}), begins=False, refuses=True)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     assert (read_status(run.path) or {})["phase"] == "done"
+
+
+def test_only_an_accepted_start_keeps_what_an_earlier_version_knew(tmp_path):
+    config = config_at(tmp_path)
+    status = {"stage": "train", "phase": "done", "last_checkpoint": "step-00000300"}
+    write_json(RunDirectory(config).path / "status.json", status)
+    stage(config, begins=False, refuses=True)
+    assert read_history(RunDirectory(config).path) is None
+    stage(config, begins=True, refuses=True)
+    history = read_history(RunDirectory(config).path)
+    assert history
+    assert history.completed_step == 300
 
 
 def test_an_accepted_start_is_in_the_history_but_binds_nothing(tmp_path):
