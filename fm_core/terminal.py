@@ -119,8 +119,11 @@ def _status_line(directory: Path) -> str:
     stage, progress = status["stage"], progress_of(status)
     if notice := death_notice(directory, status):
         where = describe(replace(progress, rate=None))
-        command = f"fm {stage} --config {directory / 'config.yaml'}"
-        parts = [f"{stage} {notice}, at {where}; to continue: {command}"]
+        parts = [f"{stage} {notice}, at {where}"]
+        # Before the first training step the run is not bound to a configuration.
+        files = (directory / "config.yaml", directory / "logs" / f"{stage}.yaml")
+        if file := next((file for file in files if file.exists()), None):
+            parts.append(f"to continue: fm {stage} --config {file}")
     else:
         parts = [f"{stage} {status['phase']}: {describe(progress)}"]
     if status["stage"] == "train" and (uploaded := describe_upload(directory)):

@@ -26,7 +26,7 @@ from fm_core.checkpoint.format import (
 )
 from fm_core.checkpoint.ownership import (
     WriteAccess,
-    identity_of,
+    access_of,
     is_shared,
     local_access,
     staging_folder,
@@ -83,12 +83,10 @@ class CheckpointCatalog:
             None if self.store.local else CheckpointUploader(self.store, staging, retention, self.access)
         )
 
-    @classmethod
-    def snapshots_of(cls, config: RunConfig, fence: Fence | None = None) -> Self:
-        """The snapshots of a run's power-function averages; all of them stay."""
-        run = cls.of(config, fence)
-        url = f"{run.store.url}/{SNAPSHOTS}"
-        return cls(url, run.folder / SNAPSHOTS, Retention(None), access=run.access)
+    def snapshots(self) -> "CheckpointCatalog":
+        """The snapshots of the run's power-function averages, below its checkpoints; all of them stay."""
+        url = f"{self.store.url}/{SNAPSHOTS}"
+        return CheckpointCatalog(url, self.folder / SNAPSHOTS, Retention(None), access=self.access)
 
     @classmethod
     def of(cls, config: RunConfig, fence: Fence | None = None) -> Self:
@@ -99,7 +97,7 @@ class CheckpointCatalog:
         directory, train = RunDirectory(config), config.train
         url = directory.checkpoints
         retention = Retention(train.keep_checkpoints, train.keep_every_images)
-        access = WriteAccess(Store.at(url), identity_of(config), fence or Unfenced())
+        access = access_of(config, fence or Unfenced())
 
         def record(step: int) -> None:
             if access.identity:
@@ -168,6 +166,7 @@ class CheckpointCatalog:
         That of a store is claimed before the first upload.
         """
         if self.store.local:
+            self.access.may_create = True
             self.access.claim()
 
     def folder_of(self, step: int) -> Path:

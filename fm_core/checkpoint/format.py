@@ -162,8 +162,11 @@ def fingerprint_of(directory: Path) -> str:
 
 
 def read_state(directory: Path) -> TrainState:
-    """state.json of a local checkpoint; UserError if another version wrote it."""
-    return parse_state(read_json(directory / STATE), str(directory / STATE))
+    """state.json of a local checkpoint; UserError if it is missing, damaged or of another version."""
+    record = read_json(directory / STATE)
+    if record is None:
+        raise DamagedRecordError(f"{directory / STATE} is missing")
+    return parse_state(record, str(directory / STATE))
 
 
 def read_state_or_default(root: Path, step: int) -> TrainState:
@@ -223,13 +226,14 @@ def stored_origin(store: Store, name: str) -> dict[str, Any]:
     return _origin_of(_stored(store, name) or {})
 
 
-def stored_state(store: Store, step: int) -> TrainState:
-    """state.json of a checkpoint in a store; a state with the step alone where it cannot be read."""
+def stored_state(store: Store, step: int) -> TrainState | None:
+    """state.json of a checkpoint in a store; None where it is missing, damaged or of another version."""
     where = f"{step_name(step)}/{STATE}"
     try:
-        return parse_state(json.loads(store.read_bytes(where)), where)
+        record = json.loads(store.read_bytes(where))
+        return parse_state(record, where) if isinstance(record, dict) else None
     except (FileNotFoundError, ValueError, UserError):
-        return TrainState(step=step)
+        return None
 
 
 def stored_validation_loss(store: Store, step: int) -> float | None:

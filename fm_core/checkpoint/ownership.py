@@ -14,11 +14,9 @@ from fm_core.config import RunConfig
 from fm_core.errors import ForeignCheckpointsError, UnreachableError, UserError
 from fm_core.run.directory import RunDirectory
 from fm_core.run.fence import Fence, Unfenced
-from fm_core.run.history import open_history, read_history
-from fm_core.storage.local_paths import local_path
+from fm_core.run.history import OWNER, open_history, read_history
 from fm_core.storage.store import Store
 
-OWNER = "OWNER.json"
 SCHEMA = 1
 WRITTEN_SECONDS = 2.0
 """On a file system without hard links, the record of another run may be half written for a moment."""
@@ -56,6 +54,8 @@ class WriteAccess:
     """The configuration key that names the place."""
     claimed: bool = False
     """Whether this job has found or made the owner record; from then on it must be there."""
+    may_create: bool = True
+    """Whether a missing owner record may be made: not where the run has written to a local place before."""
 
     @property
     def tag(self) -> str:
@@ -86,9 +86,7 @@ class WriteAccess:
             raise UnreachableError(
                 f"{error} (it was this run's at first; is something else mounted?)"
             ) from None
-        raise UnreachableError(
-            f"{self.store.url} has no {OWNER} any more; is it mounted? Nothing is written there until then"
-        )
+        raise self._out_of_sight()
 
     def find(self) -> bool:
         """Whether the place has an owner record, of this run; ForeignCheckpointsError if of another."""
@@ -100,10 +98,13 @@ class WriteAccess:
     def claim(self) -> None:
         """Make this run the owner of a place that has none, and check as `check`.
 
-        Raises ForeignCheckpointsError if it belongs to another run.
+        Raises ForeignCheckpointsError if it belongs to another run, UnreachableError if it has lost the
+        record of this one.
         """
         self.fence.check()
         if self.identity and not self.claimed and not self.find():
+            if not self.may_create:
+                raise self._out_of_sight()
             record = {
                 "schema": SCHEMA,
                 "run": self.identity.record(),
@@ -114,6 +115,11 @@ class WriteAccess:
             if not self.find():
                 raise UnreachableError(f"{self.store.url}/{OWNER} cannot be read back")
         self.check()
+
+    def _out_of_sight(self) -> UnreachableError:
+        return UnreachableError(
+            f"{self.store.url} has no {OWNER} any more; is it mounted? Nothing is written there until then"
+        )
 
     def _is_mine(self) -> bool:
         """Whether the owner record names this run; False without one; ForeignCheckpointsError."""
@@ -181,12 +187,18 @@ def identity_of(config: RunConfig) -> RunIdentity | None:
     return RunIdentity(history.id, config.run.name, str(directory.path.resolve())) if history else None
 
 
+def access_of(config: RunConfig, fence: Fence) -> WriteAccess:
+    """The right of a job of a run to write to train.checkpoint_root."""
+    directory = RunDirectory(config)
+    store, history = Store.at(directory.checkpoints), read_history(directory.path)
+    # A bucket is never an empty mount point; a folder may be.
+    begun = store.local is not None and history is not None and history.completed_step is not None
+    return WriteAccess(store, identity_of(config), fence, may_create=not begun)
+
+
 def is_shared(config: RunConfig) -> bool:
     """Whether train.checkpoint_root names a place outside of the run directory, as other runs may, too."""
-    root = config.train.checkpoint_root
-    local = local_path(root) if root else None
-    inside = local is not None and local.resolve().is_relative_to(RunDirectory(config).path.resolve())
-    return root is not None and not inside
+    return RunDirectory(config).own_checkpoints is None
 
 
 def begin_history(config: RunConfig) -> None:

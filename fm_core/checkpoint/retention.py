@@ -8,7 +8,7 @@ from pathlib import Path
 from fm_core.checkpoint.format import (
     checkpoint_directories,
     is_complete,
-    read_state_or_default,
+    read_state,
     recorded_origin,
     size_problem,
     step_of,
@@ -86,7 +86,7 @@ def retain_local(
         elif step < newest and not is_complete(directory):
             set_aside(directory, access, f"{directory} was never completed")
         elif step <= newest and proof_problem(directory, access.identity) is None:
-            states.append(read_state_or_default(root, step))
+            states.append(read_state(directory))
     retained = retention.retained(states)
     if newest not in retained:
         return  # what supersedes the others is out of sight
@@ -95,10 +95,17 @@ def retain_local(
 
 
 def proof_problem(directory: Path, identity: RunIdentity | None) -> str | None:
-    """Why a checkpoint must not be removed even if superseded; None if it is complete and of this run."""
+    """Why a checkpoint must not be removed even if superseded; None if it is complete and of this run.
+
+    One whose state cannot be read may be the best.
+    """
     problem = size_problem(directory)
     if problem is None and identity and not identity.is_of(recorded_origin(directory)):
         return f"{directory} is of another run"
+    try:
+        read_state(directory)
+    except UserError as error:
+        return problem or str(error)
     return problem
 
 
@@ -121,7 +128,8 @@ def retain_remote(
             continue
         removal.recover(name)
         if step <= newest and _is_proven(store, name, access.identity):
-            states.append(stored_state(store, step))
+            state = stored_state(store, step)
+            states += [state] if state else []  # another one may be the best: it stays
     retained = retention.retained(states)
     if newest not in retained:
         return states

@@ -233,7 +233,7 @@ def _missing(checkpoints: CheckpointCatalog, completed: str) -> UnreachableError
     return UnreachableError(
         f"train.checkpoint_root: no checkpoint in {checkpoints.store.url}, but this run has completed "
         f"{completed}: is that disk mounted, that bucket right? To begin at step 0 again, set "
-        "train.start_over true"
+        "train.start_over true once it is in sight; if it is gone for good, choose another run.name"
     )
 
 

@@ -42,7 +42,7 @@ def main() -> None:
     threading.Thread(target=_watch_record, args=(run, record), daemon=True).start()
     fence = UploadFence(run, record)
     checkpoints = CheckpointCatalog.of(config, fence)
-    snapshots = [CheckpointCatalog.snapshots_of(config, fence)] if config.train.snapshot_images else []
+    snapshots = [checkpoints.snapshots()] if config.train.snapshot_images else []
     problems = [
         problem
         for catalog in (checkpoints, *snapshots)

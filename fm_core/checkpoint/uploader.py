@@ -222,6 +222,8 @@ def upload_checkpoint(
         stored = stored_files(store, name)
     except DamagedRecordError as error:
         stored, reason = {}, str(error)
+    if stored is None and store.size(f"{name}/{COMPLETE}") is not None:
+        stored, reason = {}, reason or f"{store.url}/{name}/{COMPLETE} cannot be read"
     if stored == files and not reason:
         return
     if stored is not None:

@@ -106,7 +106,7 @@ def submit(
         hosts=hosts_of(launch),
     )
     remove_exit_records(control, stage)
-    for pattern in ("*.lost", "*.ssh"):
+    for pattern in ("*.lost", "*.stopped", "*.ssh"):
         for stale in control.glob(pattern):
             stale.unlink(missing_ok=True)
     spec = JobSpec(

@@ -48,6 +48,12 @@ def read_exit_records(control: Path, job: Job) -> dict[int, dict[str, Any]]:
     return {rank: own[rank] for rank in sorted(own)}
 
 
+def stopped_at(control: Path) -> float:
+    """When the last job of a control directory ended because it was asked to, as `ended_at`."""
+    job = submitted(control)
+    return ended_at(control, job, Outcome.STOPPED) if job else 0.0
+
+
 def ended_at(control: Path, job: Job, outcome: Outcome) -> float:
     """When the last rank of a job ended in this way, in seconds since 1970 by the files' clock, or 0."""
     times = [0.0]

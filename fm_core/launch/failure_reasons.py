@@ -31,6 +31,7 @@ def failure_of(job: Job, control: Path, lost: Sequence[str] = (), oom_kills: int
         if record["kind"] == Outcome.UNRECOVERABLE.record:
             return UnrecoverableError(record["message"])
     stop_file = was_stopped(control) or pending_request(Path(job.log).parent.parent) is not None
+    stop_file = stop_file or control.joinpath(f"{job.id}.stopped").exists()  # of ssh_tunnel.sh
     hint = _memory_hint(oom_kills)
     if not records:
         if lost:

@@ -4,6 +4,7 @@ A start attaches to a job whose agent lives on this host. It is refused while an
 takes the lease of a holder that is dead, with a higher epoch, and submits a job of its own.
 """
 
+import errno
 import os
 import time
 import uuid
@@ -13,27 +14,32 @@ from pathlib import Path
 from typing import Any
 
 from fm_core.config import RunConfig, dump_yaml, load_config
-from fm_core.errors import FlowMatchingError, JobFailedError, LeaseLostError, Outcome, UserError
+from fm_core.errors import FlowMatchingError, JobFailedError, LeaseLostError, UserError
 from fm_core.launch.dispatch import Job, alive, cleanup, submit, submitted
-from fm_core.launch.exit_records import ended_at
+from fm_core.launch.exit_records import stopped_at
 from fm_core.launch.job import kill, processes_of, successor
 from fm_core.launch.launcher import StageJob
 from fm_core.run.directory import differences, identity
 from fm_core.run.lease import LOOK_INTERVAL_SECONDS, HolderState, Lease, holder_name, waiting_message
+from fm_core.run.process_identity import ProcessIdentity
 from fm_core.run.progress import Observer, Progress
-from fm_core.run.stop_file import refuse_pending_request
+from fm_core.run.stop_file import own_directories, refuse_pending_request
 from fm_core.storage.atomic_files import write_text
 
 
-def attach_or_submit(stage_job: StageJob, observe: Observer) -> Job:
+def attach_or_submit(stage_job: StageJob, observe: Observer, last: Job | None = None) -> Job:
     """Attach to the job of a control directory, or submit one.
 
-    A holder elsewhere is watched until its heartbeat is seen or has been missing for long enough.
+    A holder elsewhere is watched until its heartbeat is seen or has been missing for long enough. At a
+    restart, `last` is the job that ended.
 
     Raises:
         UserError: the directory is in use, or the ranks cannot be started.
         StopRequested: a STOP file was created while nothing ran.
+        OSError: ESTALE where the directory does not know the last job: something else is mounted.
     """
+    if last:
+        _check_in_sight(stage_job.control, last)
     stage_job.control.mkdir(parents=True, exist_ok=True)
     lease = Lease(stage_job.control / "lock")
     told = False
@@ -56,6 +62,13 @@ def attach_or_submit(stage_job: StageJob, observe: Observer) -> Job:
         time.sleep(LOOK_INTERVAL_SECONDS)
 
 
+def _check_in_sight(control: Path, last: Job) -> None:
+    """Check that job.json names the last job or a later one; an empty mount point names none."""
+    latest = submitted(control)
+    if latest is None or (latest.id != last.id and latest.epoch <= last.epoch):
+        raise OSError(errno.ESTALE, "does not hold the last job; is the directory mounted?", str(control))
+
+
 @contextmanager
 def keep_lease(job: Job, control: Path) -> Generator[Callable[[], None]]:
     """Renew the heartbeat of a job's lease while its supervisor watches it.
@@ -65,7 +78,8 @@ def keep_lease(job: Job, control: Path) -> Generator[Callable[[], None]]:
 
     Raises:
         LeaseLostError: another job has taken the lease, on another host.
-        JobFailedError: another job has taken it on this host, where the next attempt attaches to it.
+        JobFailedError: another job has taken it on this host, where the next attempt attaches to it, or
+            replaces it if it is dead.
     """
 
     def check() -> None:
@@ -84,7 +98,7 @@ def keep_lease(job: Job, control: Path) -> Generator[Callable[[], None]]:
             if holder is None:
                 raise
             kill(processes_of(job))
-            if not _is_here(control):
+            if not _is_here(control, holder):
                 raise LeaseLostError(
                     f"{control} was taken over by {holder_name(holder)}; this job has ended without writing "
                     "anything more there"
@@ -94,11 +108,13 @@ def keep_lease(job: Job, control: Path) -> Generator[Callable[[], None]]:
             raise
 
 
-def _is_here(control: Path) -> bool:
-    """Whether the latest job lives on this host. Waits for a start that is submitting it."""
+def _is_here(control: Path, holder: dict[str, Any]) -> bool:
+    """Whether the latest job lives or has died on this host. Waits for a start that is submitting it."""
     with Lease(control / "lock").guard():
         latest = submitted(control)
-    return latest is not None and alive(latest)
+    process = ProcessIdentity.from_record(holder)
+    died_here = process is not None and process.here and process.alive() is False
+    return died_here or (latest is not None and alive(latest))
 
 
 def _is_attachable(previous: Job, state: HolderState, holder: dict[str, Any] | None) -> bool:
@@ -118,8 +134,8 @@ def _attach(stage_job: StageJob, lease: Lease, previous: Job, holder: dict[str, 
 
 def _submit(stage_job: StageJob, lease: Lease, previous: Job | None) -> Job:
     control, logs, stage, config = stage_job.control, stage_job.logs, stage_job.stage, stage_job.config
-    obeyed_at = ended_at(control, previous, Outcome.STOPPED) if previous else 0.0
-    refuse_pending_request(control, logs.parent, obeyed_at=obeyed_at)
+    obeyed_at = {place: max(stopped_at(control), stopped_at(place)) for place in (logs.parent, control)}
+    refuse_pending_request(*own_directories(control, logs.parent), obeyed_at=obeyed_at)
     if previous:
         # The agent is dead; ranks it left behind must be gone before new ones start.
         cleanup(previous)

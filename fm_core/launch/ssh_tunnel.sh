@@ -2,8 +2,8 @@
 # Connection to one host of a job, run by pdsh on the submitting host; the other end is node_agent.py.
 #
 # The node specification goes in, then a heartbeat every four seconds for as long as the job may go on; the
-# output of the host comes out. The connection ends when STOP appears, when another host is lost (then it sends
-# "lost"), or with pdsh.
+# output of the host comes out. The connection ends when STOP appears, when the ranks of another host have stopped,
+# when another host is lost (then it sends "lost"), or with pdsh.
 host=$1 control=$2 job=$3 command=$4
 # A file without a name, which pdsh holds open.
 pdsh=$PPID spec=/proc/$PPID/fd/$FM_NODE_SPEC
@@ -13,7 +13,9 @@ for other in $FM_LOGINS; do [ "${other#*@}" != "$host" ] || login=$other; done
 
 adopted() { grep -qs "$job" "$control/job.json"; }
 lost() { [ -e "$control/$job.lost" ]; }
-over() { [ -e "$control/STOP" ] || lost || ! kill -0 "$pdsh" 2>/dev/null; }
+# Not STOP for both: written after the supervisor has removed that, it would end the next start.
+stopped() { [ -e "$control/STOP" ] || [ -e "$control/$job.stopped" ]; }
+over() { stopped || lost || ! kill -0 "$pdsh" 2>/dev/null; }
 
 send() {
     # A supervisor that was killed before it wrote job.json has no job: nothing else would know of it.
@@ -32,7 +34,7 @@ send() {
         second=$((second + 1))
         sleep 1
     done
-    if lost && ! [ -e "$control/STOP" ]; then echo lost; fi
+    if lost && ! stopped; then echo lost; fi
 }
 
 # ssh probes the remote side only after three seconds in which nothing was sent, heartbeats included.
@@ -42,7 +44,7 @@ send | ssh -E "$messages" -o LogLevel=INFO -o BatchMode=yes -o ConnectTimeout=10
 code=$?
 case $code in
 0) ;;
-3) lost || touch "$control/STOP" ;; # Ranks there were asked to stop: so are the others.
+3) lost || touch "$control/$job.stopped" ;; # Ranks there were asked to stop: so are the others.
 *) echo "$host $code $(grep -v ^Warning: "$messages" | tail -n 1)" >>"$control/$job.lost" ;;
 esac
 rm -f "$messages"

@@ -34,7 +34,7 @@ from fm_core.run.lease import Lease
 from fm_core.run.progress import Observer, Progress
 from fm_core.run.resource_limits import OomCounter
 from fm_core.run.status import progress_of, read_status
-from fm_core.run.stop_file import mark_obeyed
+from fm_core.run.stop_file import mark_obeyed, own_directories
 
 __all__ = ["StageJob", "supervise"]
 
@@ -73,7 +73,7 @@ def supervise(stage_job: StageJob, observe: Observer) -> None:
         job: Job | None = None
         while True:
             try:
-                first, job = job is None, _start_or_undo(stage_job, job is not None, observe, effort)
+                first, job = job is None, _start_or_undo(stage_job, job, observe, effort)
                 with keep_lease(job, stage_job.control) as check_lease:
                     _watch(stage_job, job, observe, effort, meanwhile if first else None, check_lease)
                     return
@@ -85,11 +85,11 @@ def supervise(stage_job: StageJob, observe: Observer) -> None:
                 _pause(stage_job, restart.pause_seconds)
 
 
-def _start_or_undo(stage_job: StageJob, again: bool, observe: Observer, effort: BestEffort) -> Job:
+def _start_or_undo(stage_job: StageJob, last: Job | None, observe: Observer, effort: BestEffort) -> Job:
     """As `_start`; a signal in the middle leaves no job behind."""
     before = effort.call("read the last job", lambda: submitted(stage_job.control), None)
     try:
-        return _start(stage_job, again, observe)
+        return _start(stage_job, last, observe)
     except BaseException as error:
         job = None if isinstance(error, Exception) else submitted(stage_job.control)
         if job and (before is None or job.id != before.id):
@@ -97,14 +97,14 @@ def _start_or_undo(stage_job: StageJob, again: bool, observe: Observer, effort: 
         raise
 
 
-def _start(stage_job: StageJob, again: bool, observe: Observer) -> Job:
+def _start(stage_job: StageJob, last: Job | None, observe: Observer) -> Job:
     """Attach or submit; a restart waits for a disk or a file server, and nobody has to start it by hand."""
     seconds = max(1.0, stage_job.config.launch.restart_seconds)
     while True:
         try:
-            return attach_or_submit(stage_job, observe)
+            return attach_or_submit(stage_job, observe, last)
         except OSError as error:
-            if not again or error.errno not in TEMPORARY_ERRORS:
+            if last is None or error.errno not in TEMPORARY_ERRORS:
                 raise
             message = f"cannot be started again ({error}); the next attempt is in {seconds:g} s"
             logger.warning("%s: %s", stage_job.stage, message)
@@ -172,7 +172,7 @@ def _cancel(job: Job, stage_job: StageJob, effort: BestEffort) -> None:
 def _mark_obeyed(job: Job, stage_job: StageJob) -> None:
     """Requests to stop are spent, unless another job has taken the directory: then they are for that one."""
     if successor(job, stage_job.control) is None:
-        mark_obeyed(stage_job.control, stage_job.logs.parent)
+        mark_obeyed(*own_directories(stage_job.control, stage_job.logs.parent))
 
 
 def _collect(job: Job, control: Path, effort: BestEffort) -> list[str]:
@@ -202,11 +202,11 @@ def _report(stage_job: StageJob, observe: Observer, message: str) -> None:
 
 
 def _pause(stage_job: StageJob, seconds: float) -> None:
-    directories = (stage_job.control, stage_job.logs.parent)
+    control, run = stage_job.control, stage_job.logs.parent
     try:
-        pause(seconds, *directories)
+        pause(seconds, control, run)
     except StopRequested:
-        mark_obeyed(*directories)
+        mark_obeyed(*own_directories(control, run))
         raise
 
 
@@ -219,7 +219,7 @@ def _run_in_process(stage_job: StageJob, observe: Observer) -> None:
             debug.run_in_process(job, stage_job, observe)
     except StopRequested:
         # As for other jobs: whoever looks at the run sees that it was asked to stop.
-        mark_obeyed(control, stage_job.logs.parent)
+        mark_obeyed(*own_directories(control, stage_job.logs.parent))
         raise
     finally:
         Lease(control / "lock").release(job=job.id)

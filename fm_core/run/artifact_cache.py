@@ -8,7 +8,7 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from fm_core.errors import StopRequested, UserError
 from fm_core.run.directory import differences
 from fm_core.run.fence import LeaseFence
 from fm_core.run.lease import LOOK_INTERVAL_SECONDS, HolderState, Lease, holder_name, waiting_message
-from fm_core.run.stop_file import mark_obeyed, pending_request, refuse_pending_request
+from fm_core.run.stop_file import mark_obeyed, own_directories, pending_request, refuse_pending_request
 from fm_core.storage.atomic_files import read_json, write_bytes, write_json
 from fm_core.storage.hashing import sha256_bytes
 
@@ -113,13 +113,13 @@ def exclusive_lock(
         StopRequested: there was a STOP file already; it is removed.
     """
     places = (directory.parent, directory)
-    fence = _take(Lease(directory / "lock"), places, tell)
+    fence = _take(directory, tell)
 
     def check() -> None:
         with suppress(OSError):
             fence.check()
         if request := pending_request(*places):
-            mark_obeyed(*places)
+            mark_obeyed(*reversed(own_directories(directory, directory.parent)))
             raise StopRequested(f"stopped by {request}; run it again to continue")
 
     try:
@@ -129,14 +129,14 @@ def exclusive_lock(
         fence.lease.release(job=fence.job, epoch=fence.epoch)
 
 
-def _take(lease: Lease, places: Sequence[Path], tell: Callable[[str], None]) -> LeaseFence:
+def _take(directory: Path, tell: Callable[[str], None]) -> LeaseFence:
     """Take a lease once its holder is known to be dead. Raises UserError if it is alive."""
-    told = False
+    lease, told = Lease(directory / "lock"), False
     while True:
         with lease.guard():
             state, holder = lease.look()
             if state is HolderState.FREE:
-                refuse_pending_request(*places)
+                refuse_pending_request(*reversed(own_directories(directory, directory.parent)))
                 identifier = uuid.uuid4().hex
                 epoch = lease.take(os.getpid(), job=identifier)
                 return LeaseFence(lease, identifier, epoch)

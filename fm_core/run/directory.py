@@ -14,8 +14,10 @@ from typing import Any
 
 from fm_core.config import RunConfig, dump_yaml, load_config, merge, parse_config, read_yaml
 from fm_core.errors import UserError
+from fm_core.run.history import preserve_history
 from fm_core.run.resource_limits import available_cores
 from fm_core.storage.atomic_files import write_json, write_text
+from fm_core.storage.local_paths import local_path
 
 FREE_BYTES = 256 * 2**20
 """A stage refuses to start with less free disk than this."""
@@ -72,6 +74,14 @@ class RunDirectory:
     def checkpoints(self) -> str:
         """URL of the checkpoints."""
         return self.config.train.checkpoint_root or str(self.path / "train" / "checkpoints")
+
+    @property
+    def own_checkpoints(self) -> Path | None:
+        """The folder of the checkpoints if it is inside the run directory, where no other run may write."""
+        place = local_path(self.checkpoints)
+        named = self.config.train.checkpoint_root is not None
+        outside = place is None or not place.resolve().is_relative_to(self.path.resolve())
+        return None if named and outside else place
 
     @property
     def samples(self) -> str:
@@ -137,12 +147,14 @@ class RunDirectory:
             (self.path / "logs").mkdir(parents=True, exist_ok=True)
             if not (self.path / "environment.json").exists():
                 write_json(self.path / "environment.json", environment())
+            preserve_history(self.path, self.own_checkpoints)
         self.begun = True
 
     def bind(self) -> None:
         """Write this configuration to config.yaml: from now on the run is this one.
 
-        Training does so after the first applied step of each start; no other stage of a run does.
+        Training does so after the first applied step of each start; no other stage of a run does. A
+        train.start_over was obeyed by then, so whoever continues from config.yaml does not ask for it again.
 
         Raises UserError if the run was bound to another configuration meanwhile.
         """
@@ -150,7 +162,8 @@ class RunDirectory:
         if not self._has_results():
             self.metrics.parent.mkdir(parents=True, exist_ok=True)
             self.metrics.touch()
-        write_text(self.path / "config.yaml", dump_yaml(self.config))
+        train = self.config.train.model_copy(update={"start_over": False})
+        write_text(self.path / "config.yaml", dump_yaml(self.config.model_copy(update={"train": train})))
 
     def bound_config(self) -> RunConfig | None:
         """The configuration that the run is bound to; None before its first training step.

@@ -4,6 +4,7 @@ History decides where training may begin, not what can be seen at the moment: a 
 checkpoint never begins at step 0 because a disk is not mounted. Importing this module does not import torch.
 """
 
+import json
 import uuid
 from pathlib import Path
 
@@ -11,7 +12,10 @@ from pydantic import ValidationError
 
 from fm_core.config import Section
 from fm_core.errors import UnreachableError, UserError
-from fm_core.storage.atomic_files import read_json, sync, write_json
+from fm_core.storage.atomic_files import SCHEMA, create_exclusively, read_json, sync, write_json
+
+OWNER = "OWNER.json"
+"""The record in a place for checkpoints that names the run that owns it; see checkpoint/ownership.py."""
 
 
 class RunHistory(Section):
@@ -54,8 +58,12 @@ def open_history(run: Path, identifier: str | None = None) -> RunHistory:
     """
     history = read_history(run)
     if history is None:
-        history = RunHistory(id=identifier or uuid.uuid4().hex, completed_step=_completed_before(run))
-        write_history(run, history)
+        new = RunHistory(id=identifier or uuid.uuid4().hex, completed_step=_completed_before(run))
+        content = json.dumps({"schema": SCHEMA, **new.model_dump()}, indent=1) + "\n"
+        create_exclusively(history_path(run), content.encode())
+        history = read_history(run)  # of two starts, that of the first counts
+    if history is None:
+        raise UnreachableError(f"{history_path(run)} is gone; is the run directory mounted?")
     return history
 
 
@@ -66,10 +74,15 @@ def rearm_start_over(run: Path) -> None:
         write_history(run, history.model_copy(update={"start_over_obeyed": False}))
 
 
-def preserve_history(run: Path) -> None:
-    """Write the history of a run that an earlier version trained, before anything replaces its status."""
+def preserve_history(run: Path, checkpoints: Path | None) -> None:
+    """Write the history of a run that was trained and has none, before anything replaces its status.
+
+    An earlier version wrote none. Where it was lost, the owner record in the folder `checkpoints` of the run,
+    if there is one, knows the id. Raises OSError, UserError.
+    """
     if not history_path(run).exists() and _completed_before(run) is not None:
-        open_history(run)
+        owner = (read_json(checkpoints / OWNER) if checkpoints else None) or {}
+        open_history(run, owner.get("run", {}).get("id"))
 
 
 def record_completed(run: Path, identifier: str, step: int, where: str) -> None:

@@ -10,7 +10,6 @@ from fm_core.config import RunConfig
 from fm_core.errors import LeaseLostError, StopRequested, UserError
 from fm_core.run.best_effort import BestEffort
 from fm_core.run.directory import RunDirectory
-from fm_core.run.history import preserve_history
 from fm_core.run.lease import Lease
 from fm_core.run.process_identity import ProcessIdentity
 from fm_core.run.progress import Observer, Progress
@@ -33,7 +32,6 @@ def run_stage_function(stage: str, config: RunConfig, observe: Observer, work: W
     run = RunDirectory(config)
     run.check()
     lease = Lease(run.path / "lock")
-    preserve_history(run.path)
     began, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
     outcome = {"state": "failed", "summary": ""}
     effort = BestEffort()

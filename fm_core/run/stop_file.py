@@ -2,15 +2,18 @@
 
 `STOP` in the control directory of a job or in its run directory is a request. Once it was obeyed, `STOPPED`
 replaces it, so that the next start continues. A request that was made while nothing ran ends the next start,
-which removes it.
+which removes it. A request in the run directory is for all of its jobs; as long as training holds the lease
+there, no other job removes it.
 """
 
 import json
 import logging
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from fm_core.errors import StopRequested
+from fm_core.errors import StopRequested, UserError
+from fm_core.run.lease import Lease
 from fm_core.storage.atomic_files import write_text
 
 STOP, STOPPED = "STOP", "STOPPED"
@@ -42,6 +45,17 @@ def was_stopped(control: Path) -> bool:
     return pending_request(control) is not None or control.joinpath(STOPPED).exists()
 
 
+def own_directories(control: Path, run: Path) -> tuple[Path, ...]:
+    """The directories whose requests a job may remove: not those of its run while another job holds it."""
+    if control == run:
+        return (control,)
+    try:
+        held = Lease(run / "lock").holder() is not None
+    except (OSError, UserError):  # cannot be read now
+        held = True
+    return (control,) if held else (control, run)
+
+
 def mark_obeyed(*directories: Path) -> None:
     """Replace the requests of these directories by a STOPPED file in the first, the control directory."""
     with suppress(OSError):
@@ -51,13 +65,13 @@ def mark_obeyed(*directories: Path) -> None:
             directory.joinpath(STOP).unlink(missing_ok=True)
 
 
-def refuse_pending_request(*directories: Path, obeyed_at: float = 0.0) -> None:
+def refuse_pending_request(*directories: Path, obeyed_at: Mapping[Path, float] = {}) -> None:
     """Make sure that nobody asked to stop while nothing ran; forget requests that were obeyed.
 
     Args:
-        directories: the control directory of the job to come, and its run directory.
-        obeyed_at: when the last job ended because it was asked to, in seconds since 1970 by the clock of
-            these files; earlier requests were obeyed, even if their supervisor was killed.
+        directories: the control directory of the job to come, and its run directory: `own_directories`.
+        obeyed_at: for each of them, when the last job ended because it was asked to, in seconds since 1970 by
+            the clock of these files; earlier requests were obeyed, even if their supervisor was killed.
 
     Raises:
         StopRequested: there is a request that no job has obeyed; it is removed.
@@ -65,7 +79,7 @@ def refuse_pending_request(*directories: Path, obeyed_at: float = 0.0) -> None:
     for directory in directories:
         with suppress(OSError):
             stop = directory / STOP
-            if stop.stat().st_mtime > obeyed_at:
+            if stop.stat().st_mtime > obeyed_at.get(directory, 0.0):
                 mark_obeyed(*directories)
                 raise StopRequested(
                     f"{stop} was created while nothing ran: not started, and the file is removed; "

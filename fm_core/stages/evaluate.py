@@ -21,6 +21,7 @@ from fm_core.evaluation.reference_statistics import write_statistics
 from fm_core.evaluation.scores import Parts, concatenate, cost_record, image_scores, likelihood_record
 from fm_core.evaluation.torch_threads import cpu_threads
 from fm_core.launch.dispatch import device_count, world
+from fm_core.launch.exit_records import stopped_at
 from fm_core.launch.online_eval import MIN_IMAGES
 from fm_core.launch.supervisor import StageJob, supervise
 from fm_core.run.directory import RunDirectory, environment
@@ -76,7 +77,7 @@ def _evaluate(config: RunConfig, run: RunDirectory, observe: Observer) -> StageR
         weights = {CLASSIFIER: CLASSIFIER_WEIGHT, **evaluation.phase_costs()}
         phases = ProgressPhases("evaluate", observe, weights)
         if Lease(run.path / "lock").holder() is None:  # otherwise a request is for the job that holds it
-            refuse_pending_request(run.path)
+            refuse_pending_request(run.path, obeyed_at={run.path: stopped_at(run.path)})
         evaluation.open(_classifier_progress(phases, run))
         _run_parts(config, run, evaluation, phases, observe)
         scores = _scores(evaluation)

@@ -1,6 +1,8 @@
 """Training loop: steps, logging, validation, checkpoints, stop requests and rollbacks."""
 
+import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +20,8 @@ from fm_core.training.metrics import MetricAccumulator
 from fm_core.training.mfu import utilization
 from fm_core.training.saving import load_checkpoint, save_checkpoint, save_snapshot
 from fm_core.training.trainer import Trainer
+
+LOG = logging.getLogger(__name__)
 
 
 def run(trainer: Trainer, state: TrainState) -> TrainState:
@@ -106,8 +110,7 @@ def _after_step(trainer: Trainer, state: TrainState, interval: MetricAccumulator
     if applied:
         trainer.averages.update(state.applied_steps)
         if trainer.on_first_step:
-            trainer.on_first_step()
-            trainer.on_first_step = None
+            _bind(trainer, trainer.on_first_step)
     interval.images += trainer.train.global_batch
     now = time.monotonic()
     seconds, trainer.step_start = now - trainer.step_start, now
@@ -121,6 +124,22 @@ def _after_step(trainer: Trainer, state: TrainState, interval: MetricAccumulator
             "seconds": state.seconds + seconds,
         }
     )
+
+
+def _bind(trainer: Trainer, bind: Callable[[], None]) -> None:
+    """Bind the run to its configuration; where the disk refuses that, it is tried again after the next step.
+
+    Raises LeaseLostError if the run is another job's by now, UserError if it is bound to something else.
+    """
+    try:
+        trainer.rank.fence.check()
+        bind()
+    except OSError as error:
+        if not trainer.binding_failed:
+            LOG.warning("warning: cannot write config.yaml (%s); it is tried again after each step", error)
+        trainer.binding_failed = True
+        return
+    trainer.on_first_step, trainer.binding_failed = None, False
 
 
 def _write_line(trainer: Trainer, state: TrainState, interval: MetricAccumulator, rate: float) -> None:

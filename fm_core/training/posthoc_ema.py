@@ -56,7 +56,7 @@ def reconstruct(config: RunConfig, width: float, step: int | None = None) -> Pat
     Raises:
         UserError: there is no such snapshot, one is damaged, or no profile has this width.
     """
-    snapshots = CheckpointCatalog.snapshots_of(config)
+    snapshots = CheckpointCatalog.of(config).snapshots()
     steps = snapshots.steps()
     last = step if step is not None else max(steps, default=0)
     if last not in steps:

@@ -8,11 +8,19 @@ import logging
 from pathlib import Path
 
 from fm_core.checkpoint.catalog import CheckpointCatalog
-from fm_core.checkpoint.format import checkpoint_directories, stored_names
-from fm_core.checkpoint.ownership import begin_history
+from fm_core.checkpoint.format import (
+    checkpoint_directories,
+    is_complete,
+    recorded_origin,
+    stored_names,
+    stored_origin,
+)
+from fm_core.checkpoint.ownership import RunIdentity, begin_history
 from fm_core.checkpoint.remote_removal import RemoteRemoval
+from fm_core.checkpoint.save_load import incompatibilities
 from fm_core.checkpoint.set_aside import set_aside
 from fm_core.config import RunConfig
+from fm_core.errors import ForeignCheckpointsError, UnreachableError
 from fm_core.run.directory import RunDirectory
 from fm_core.run.fence import Fence
 from fm_core.run.history import RunHistory, open_history, rearm_start_over, write_history
@@ -24,8 +32,8 @@ LOG = logging.getLogger(__name__)
 def prepare_history(config: RunConfig, fence: Fence) -> RunHistory:
     """The history of the run that is trained, on rank 0, after train.start_over was obeyed.
 
-    Raises UserError if the checkpoint root belongs to another run, UnreachableError if a store does not
-    answer, LeaseLostError; OSError.
+    Raises UserError if the checkpoint root holds checkpoints of another run, UnreachableError if a store does
+    not answer or nothing of this run is to be seen there, LeaseLostError; OSError.
     """
     run = RunDirectory(config)
     begin_history(config)
@@ -38,8 +46,10 @@ def prepare_history(config: RunConfig, fence: Fence) -> RunHistory:
         return history
     fence.check()
     number = history.start_overs + 1
-    catalogs = [CheckpointCatalog.of(config, fence), CheckpointCatalog.snapshots_of(config, fence)]
-    for catalog in catalogs:
+    checkpoints = CheckpointCatalog.of(config, fence)
+    if not checkpoints.access.find():
+        _check_unowned(config, checkpoints, history)
+    for catalog in (checkpoints, checkpoints.snapshots()):
         _set_all_aside(catalog)
         catalog.close()
     for name in ("DONE.json", "setback.json", "averages"):
@@ -51,6 +61,29 @@ def prepare_history(config: RunConfig, fence: Fence) -> RunHistory:
     write_history(run.path, history)
     LOG.warning("warning: train.start_over: training begins at step 0; what was there is set aside")
     return history
+
+
+def _check_unowned(config: RunConfig, checkpoints: CheckpointCatalog, history: RunHistory) -> None:
+    """Check that a place without an owner record is in sight, and that what is there is this run's."""
+    store = checkpoints.store
+    paths = [path for path in checkpoint_directories(checkpoints.folder) if is_complete(path)]
+    names = stored_names(store) if checkpoints.uploads else []
+    if history.completed_step is not None and not (paths or names):
+        raise UnreachableError(
+            f"train.start_over: no checkpoint in {store.url}, but this run has completed step "
+            f"{history.completed_step}: is that disk mounted? If it is gone for good, choose another run.name"
+        )
+    origins = {str(path): recorded_origin(path) for path in paths}
+    origins |= {f"{store.url}/{name}": stored_origin(store, name) for name in names}
+    recipe = {"run": {"name": config.run.name}}
+    foreign = [
+        *(place for place, origin in origins.items() if not RunIdentity(history.id, "").is_of(origin)),
+        *(str(path) for path in paths if checkpoints.shared and incompatibilities(path, recipe, shared=True)),
+    ]
+    if foreign:
+        raise ForeignCheckpointsError(
+            f"train.start_over: {foreign[0]} is of another run; choose another train.checkpoint_root"
+        )
 
 
 def _rename(path: Path, number: int) -> None:

@@ -89,11 +89,11 @@ def build_or_resume(config: RunConfig, rank: Rank, device: torch.device) -> tupl
             trainer.completed = step_name(history.completed_step)
             if history.completed_at:
                 trainer.completed += f" in {history.completed_at}"
-        if trainer.snapshots:
-            trainer.snapshots.catch_up()
         if rank.first:
             adopt_staged(config, trainer.recipe)
         checkpoint = load_checkpoint(trainer)
+        if trainer.snapshots:  # now that the place was found to be the run's own
+            trainer.snapshots.catch_up()
         if checkpoint and history and history.completed_step is None:
             record_completed(RunDirectory(config).path, history.id, checkpoint.step, "")
     except Exception:
@@ -162,6 +162,7 @@ def _build_trainer(config: RunConfig, rank: Rank, device: torch.device) -> Train
     flops = flops_per_image(network, manifest.image_shape)
     engine = make_engine(network, config.train, device)
     directory = RunDirectory(config)
+    checkpoints = CheckpointCatalog.of(config, rank.fence) if rank.first else None
     return Trainer(
         train=config.train,
         engine=engine,
@@ -173,10 +174,8 @@ def _build_trainer(config: RunConfig, rank: Rank, device: torch.device) -> Train
         recipe=recipe(config, manifest),
         conditional=config.model.class_conditional,
         flops=flops,
-        checkpoints=CheckpointCatalog.of(config, rank.fence) if rank.first else None,
-        snapshots=CheckpointCatalog.snapshots_of(config, rank.fence)
-        if rank.first and config.train.snapshot_images
-        else None,
+        checkpoints=checkpoints,
+        snapshots=checkpoints.snapshots() if checkpoints and config.train.snapshot_images else None,
         validation=_validation_loss(config, manifest, method, rank.count),
         log=_train_log(config, rank) if rank.first else None,
         on_first_step=directory.bind if rank.first else None,

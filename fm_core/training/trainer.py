@@ -49,7 +49,9 @@ class Trainer:
     validation: ValidationLoss | None = None
     """None if there are no validation images."""
     on_first_step: Callable[[], None] | None = None
-    """On rank 0 only: called once, after the first step that was applied."""
+    """On rank 0 only: called after the first step that was applied, and again after an OSError."""
+    binding_failed: bool = False
+    """Whether `on_first_step` has raised an OSError."""
     watchdog: HangWatchdog | None = None
     """None if ranks that hang are not detected."""
     completed: str | None = None

@@ -6,11 +6,12 @@ import shutil
 import pytest
 
 from fm_core.checkpoint.catalog import CheckpointCatalog
-from fm_core.checkpoint.format import COMPLETE, commit, complete_steps, read_state, verify
-from fm_core.checkpoint.retention import Retention, retain_local
+from fm_core.checkpoint.format import COMPLETE, commit, complete_steps, read_state, seal, stored_steps, verify
+from fm_core.checkpoint.retention import Retention, retain_local, retain_remote
 from fm_core.checkpoint.train_state import TrainState
 from fm_core.errors import UserError
 from fm_core.storage.atomic_files import write_json
+from fm_core.storage.store import Store
 from fm_core.training.train_log import TrainLog
 
 
@@ -112,6 +113,27 @@ def test_retention_keeps_the_newest_and_leaves_what_it_has_not_read(tmp_path):
         "step-00000040",
         "step-00000050",
     ]
+
+
+@pytest.mark.parametrize("content", [None, "{}}", '{"schema": 1, "tokens": 3}'])
+def test_what_cannot_be_read_is_not_removed(tmp_path, content):
+    store = Store.at(f"memory://unread-{tmp_path.name}")
+    for step in (10, 20, 30):
+        directory = make(tmp_path, step)
+        if step == 10:
+            (directory / "state.json").unlink()
+            if content:
+                (directory / "state.json").write_text(content)
+                seal(directory)
+        for path in directory.rglob("*"):
+            if path.is_file():
+                store.write_bytes(str(path.relative_to(tmp_path)), path.read_bytes())
+    retain_local(tmp_path, Retention(1), newest=30)
+    assert names(tmp_path) == ["step-00000010", "step-00000030"]
+    assert [state.step for state in retain_remote(store, Retention(1), newest=30)] == [30]
+    assert stored_steps(store) == [10, 30]
+    with pytest.raises(UserError, match=r"state\.json"):
+        read_state(tmp_path / "step-00000010")
 
 
 def retained(retention, *facts):

@@ -97,6 +97,22 @@ def test_a_place_that_is_out_of_sight_is_not_written_to_until_it_is_back(tmp_pat
     assert complete_steps(tmp_path / "disk") == [10, 30]
 
 
+def test_a_snapshot_does_not_claim_an_empty_mount_point(tmp_path):
+    """The disk is away when a job that has resumed from it writes its first snapshot."""
+    config = configured(tmp_path, "a", checkpoint_root=str(tmp_path / "disk"))
+    begin_history(config)
+    assert write(CheckpointCatalog.of(config), 10) is None
+    resumed, blind = CheckpointCatalog.of(config), CheckpointCatalog.of(config)
+    assert resumed.newest() is not None
+    (tmp_path / "disk").rename(tmp_path / "unmounted")
+    (tmp_path / "disk").mkdir()
+    for catalog in (resumed.snapshots(), resumed, blind.snapshots(), blind):
+        problem = write(catalog, 20)
+        assert problem.temporary
+        assert f"has no {OWNER} any more" in problem.message
+    assert list((tmp_path / "disk").iterdir()) == []
+
+
 def test_another_disk_in_its_place_is_not_written_to(tmp_path):
     checkpoints = at(tmp_path / "disk", ONE)
     assert write(checkpoints, 10) is None

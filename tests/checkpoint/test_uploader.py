@@ -10,7 +10,7 @@ import torch
 
 from fm_core.checkpoint import uploader
 from fm_core.checkpoint.catalog import CheckpointCatalog
-from fm_core.checkpoint.format import complete_steps, stored_steps, verify
+from fm_core.checkpoint.format import complete_steps, recorded_files, stored_files, stored_steps, verify
 from fm_core.checkpoint.retention import Retention
 from fm_core.checkpoint.train_state import TrainState
 from fm_core.checkpoint.uploader import upload_checkpoint
@@ -217,6 +217,16 @@ def test_a_damaged_object_is_detected_and_the_checkpoint_before_is_fetched(tmp_p
     write(there, 15)
     assert there.wait(60) is None
     assert there.store.folders() == ["set-aside-step-00000020.e0-", "step-00000010", "step-00000015"]
+
+
+@pytest.mark.parametrize("content", [b"", b'{"schema": 1, "fi', b"[]", b'{"schema": 1}', b"\xff"])
+def test_a_complete_that_cannot_be_read_does_not_hold_up_the_upload(tmp_path, content):
+    store = Store.at(f"memory://unreadable-{tmp_path.name}")
+    store.write_bytes("step-00000010/COMPLETE", content)
+    write(CheckpointCatalog(str(tmp_path), tmp_path / "none", Retention(2)), 10)
+    upload_checkpoint(store, tmp_path, 10)
+    assert stored_files(store, "step-00000010") == recorded_files(tmp_path / "step-00000010")
+    assert store.read_bytes("set-aside-step-00000010.e0-/COMPLETE") == content
 
 
 def test_an_upload_that_arrives_corrupt_does_not_count(tmp_path, monkeypatch):

@@ -11,10 +11,11 @@ import pytest
 
 from fm_core.errors import JobFailedError, Outcome, SolverError, StopRequested, UnreachableError, UserError
 from fm_core.launch import exit_records
-from fm_core.launch.exit_records import ended_at, open_log, read_exit_records, write_exit_record
+from fm_core.launch.exit_records import ended_at, open_log, read_exit_records, stopped_at, write_exit_record
 from fm_core.launch.failure_reasons import failure_of
 from fm_core.launch.job import Job
 from fm_core.launch.rank_errors import outcome_and_message
+from fm_core.storage.atomic_files import write_json
 from tests.support import ROOT
 
 AGENT = """Traceback (most recent call last):
@@ -154,6 +155,9 @@ def test_the_end_of_the_last_rank_that_stopped_is_known(job: Job, tmp_path: Path
     os.utime(tmp_path / "train-0.end.json", (50.0, 50.0))
     assert ended_at(tmp_path, job, Outcome.STOPPED) == 50.0
     assert ended_at(tmp_path, job, Outcome.ORPHANED) == 0.0
+    assert stopped_at(tmp_path) == 0.0  # there is no job.json
+    write_json(tmp_path / "job.json", job.model_dump())
+    assert stopped_at(tmp_path) == 50.0
 
 
 class OutOfMemoryError(RuntimeError):

@@ -1,5 +1,6 @@
 """Which job a start attaches to, is refused for, or replaces; and the end of a job that was replaced."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 
 from fm_core import cli
 from fm_core.config import RunConfig
-from fm_core.errors import LeaseLostError, Outcome, UserError
+from fm_core.errors import JobFailedError, LeaseLostError, Outcome, UserError
 from fm_core.launch import job_ownership
 from fm_core.launch.dispatch import Job, alive, cancel, collect, submitted
 from fm_core.launch.exit_records import read_exit_records, write_exit_record
@@ -132,6 +133,35 @@ def test_a_start_that_is_refused_by_its_launcher_releases_the_lease(tmp_path, fa
         supervise(stage_job(tmp_path, remember), print)
     assert not (tmp_path / "lock").exists()
     assert submitted(tmp_path) is None
+
+
+@pytest.mark.parametrize("there", ["nothing", "an earlier job"])
+def test_a_restart_does_not_begin_where_the_last_job_is_not_known(tmp_path, fast, there):
+    """The disk of the run directory is away, or another one is mounted there."""
+    last = Job.model_validate({**FACTS, "id": "b2", "epoch": 2})
+    beginning = stage_job(tmp_path / "runs", remember)
+    (tmp_path / "runs" / "logs").rmdir()
+    if there == "an earlier job":
+        write_json(tmp_path / "runs" / "job.json", {**FACTS, "id": "a1", "epoch": 1})
+    before = list((tmp_path / "runs").iterdir())
+    with pytest.raises(OSError, match="is the directory mounted") as caught:
+        job_ownership.attach_or_submit(beginning, print, last)
+    assert caught.value.errno == errno.ESTALE
+    assert list((tmp_path / "runs").iterdir()) == before
+
+
+def test_a_job_that_was_replaced_by_one_that_died_here_is_restarted(tmp_path, agent):
+    job = Job.model_validate({**FACTS, "id": "a1", "kind": "debug"})
+    lease = Lease(tmp_path / "lock")
+    with lease.guard():
+        lease.take(agent.pid, job="b2")
+    agent.kill()
+    agent.wait()
+    with pytest.raises(JobFailedError, match="lost"), job_ownership.keep_lease(job, tmp_path):
+        raise LeaseLostError("lost")
+    take_elsewhere(tmp_path, job="b2")
+    with pytest.raises(LeaseLostError, match="on elsewhere"), job_ownership.keep_lease(job, tmp_path):
+        raise LeaseLostError("lost")
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from fm_core.launch.run_liveness import death_notice
 from fm_core.run.lease import Lease
 from fm_core.run.progress import Progress
 from fm_core.run.status import read_status, write_status
-from fm_core.storage.atomic_files import append_line, write_json
+from fm_core.storage.atomic_files import append_line, write_json, write_text
 from fm_core.terminal import show_status
 
 PROGRESS = Progress("train", 120, 500, "images", "step 12, loss 0.5", rate=3.0)
@@ -43,8 +43,21 @@ def notice(run: Path, later: float = 0.0) -> str | None:
     return death_notice(run, status, time.time() + later)
 
 
+@pytest.mark.parametrize("file", ["config.yaml", "logs/train.yaml", None])
+def test_the_command_to_continue_names_a_file_that_is_there(run: Path, file: str | None, capsys):
+    """config.yaml is written after the first step, that of the stage when its job is submitted."""
+    write_status(run, PROGRESS, job="a1")
+    write_json(run / "job.json", {**FACTS, **agent(False)})
+    if file:
+        write_text(run / file, "")
+    show_status(RunConfig.model_validate({"run": {"root": str(run.parent), "name": "run"}}), False)
+    line = capsys.readouterr().out.strip()
+    assert line.endswith(f"loss 0.5; to continue: fm train --config {run / file}" if file else "loss 0.5")
+
+
 @pytest.mark.parametrize("alive", [True, False])
 def test_a_run_whose_job_is_gone_is_dead(run: Path, alive: bool, capsys):
+    write_text(run / "config.yaml", "")
     write_status(run, PROGRESS, job="a1")
     write_json(run / "job.json", {**FACTS, **agent(alive)})
     assert (notice(run) is None) is alive

@@ -2,7 +2,9 @@
 
 import json
 import os
+import shlex
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,6 +16,7 @@ from fm_core.launch import ssh
 from fm_core.launch.dispatch import submit
 from fm_core.launch.hostfile import read_hostfile, read_logins
 from fm_core.launch.job import end_processes, tunnel_mark
+from fm_core.run.stop_file import pending_request
 
 pytestmark = pytest.mark.skipif(
     not shutil.which("pdsh"), reason="no pdsh on this machine (apt-get install pdsh)"
@@ -61,6 +64,21 @@ def test_the_user_of_a_hostfile_logs_in(record: Path, tmp_path: Path):
     assert read_hostfile(str(hosts), None) == {"node-a": 1, "node-b": 1}
     assert ssh.unreached(["node-a", "node-b"], tuple(read_logins(str(hosts)).values())) == {}
     assert sorted(record.read_text().split()) == ["alice@node-a", "node-b"]
+
+
+def test_ranks_that_stopped_on_one_host_leave_no_request_for_the_next_start(record: Path, tmp_path: Path):
+    """The connection may end after the supervisor has removed STOP."""
+    (tmp_path / "job.json").write_text('{"id": "a1"}')
+    command = shlex.join([sys.executable, "-c", "raise SystemExit(3)"])
+    done = subprocess.run(
+        ["sh", str(ssh._TUNNEL), "node-a", str(tmp_path), "a1", command],
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, ssh.NODE_SPEC_VARIABLE: str(os.open(os.devnull, os.O_RDONLY))},
+        timeout=60,
+    )
+    assert done.returncode == 3
+    assert (tmp_path / "a1.stopped").exists()
+    assert pending_request(tmp_path) is None
 
 
 def test_an_environment_larger_than_a_variable_reaches_every_host(record: Path, tmp_path: Path, monkeypatch):

@@ -56,7 +56,7 @@ class Watched:
         if self.lease_error:
             raise self.lease_error
 
-    def _start(self, stage_job: StageJob, observe: object) -> Job:
+    def _start(self, stage_job: StageJob, observe: object, last: Job | None) -> Job:
         self.starts += 1
         if self.start_errors and (error := self.start_errors.pop(0)):
             raise error

@@ -89,7 +89,7 @@ def starts_until_given_up(tmp_path, monkeypatch, lasting):
 
     facts = {"id": "a1", "stage": "pretend", "host": "h", "processes": 1, "threads": 1, "log": "l"}
     job = Job.model_validate(facts)
-    monkeypatch.setattr("fm_core.launch.supervisor.attach_or_submit", lambda duty, observe: job)
+    monkeypatch.setattr("fm_core.launch.supervisor.attach_or_submit", lambda duty, observe, last: job)
     monkeypatch.setattr("fm_core.launch.supervisor._watch", fail)
     duty = StageJob(
         *(tmp_path, tmp_path, "pretend", "none", config, lambda: False),

@@ -8,6 +8,7 @@ from fm_core.config import RunConfig, dump_yaml, load_config
 from fm_core.errors import UserError
 from fm_core.launch.supervisor import StageJob, supervise
 from fm_core.run.directory import RunDirectory
+from fm_core.run.history import read_history
 from fm_core.run.progress import Progress, no_progress
 from fm_core.run.results import StageResult
 from fm_core.run.stage_runner import run_stage_function
@@ -55,6 +56,18 @@ def test_a_refused_start_changes_nothing_of_a_finished_run(tmp_path):
     assert (read_status(run.path) or {})["phase"] == "done"
 
 
+def test_only_an_accepted_start_keeps_what_an_earlier_version_knew(tmp_path):
+    config = config_at(tmp_path)
+    status = {"stage": "train", "phase": "done", "last_checkpoint": "step-00000300"}
+    write_json(RunDirectory(config).path / "status.json", status)
+    stage(config, begins=False, refuses=True)
+    assert read_history(RunDirectory(config).path) is None
+    stage(config, begins=True, refuses=True)
+    history = read_history(RunDirectory(config).path)
+    assert history
+    assert history.completed_step == 300
+
+
 def test_an_accepted_start_is_in_the_history_but_binds_nothing(tmp_path):
     run = stage(config_at(tmp_path), begins=True, refuses=False)
     assert [line["state"] for line in read_lines(run.history)] == ["done"]
@@ -69,6 +82,12 @@ def test_the_first_step_binds(tmp_path):
     assert load_config(run.path / "config.yaml") == config
     with pytest.raises(UserError, match=r"model\.channels was 32 and is now 64; choose another run\.name"):
         stage(config_at(tmp_path, model={"channels": 64}), begins=True, refuses=False)
+
+
+def test_what_is_continued_from_the_directory_does_not_start_over_again(tmp_path):
+    config = config_at(tmp_path, train={"start_over": True})
+    RunDirectory(config).bind()
+    assert load_config(RunDirectory(config).path / "config.yaml") == config_at(tmp_path)
 
 
 def test_a_run_that_another_start_has_bound_meanwhile_is_not_bound_again(tmp_path):

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from fm_core.errors import UnreachableError, UserError
+from fm_core.run import history
 from fm_core.run.history import (
     RunHistory,
     history_path,
@@ -51,14 +52,34 @@ def test_a_completed_checkpoint_is_recorded(tmp_path):
 )
 def test_what_an_earlier_version_left_counts(tmp_path, file, record):
     write_json(tmp_path / file, record)
-    preserve_history(tmp_path)
+    preserve_history(tmp_path, None)
     (tmp_path / file).unlink()  # the next stage replaces the status
     assert open_history(tmp_path).completed_step == 300
 
 
+def test_a_history_that_was_lost_gets_the_id_of_its_owner_record_back(tmp_path):
+    write_json(tmp_path / "status.json", {"stage": "train", "last_checkpoint": "step-00000300"})
+    checkpoints = tmp_path / "train" / "checkpoints"
+    write_json(checkpoints / "OWNER.json", {"run": {"id": "1" * 32, "name": "a"}})
+    preserve_history(tmp_path, checkpoints)
+    assert read_history(tmp_path) == RunHistory(id="1" * 32, completed_step=300)
+
+
+def test_of_two_that_begin_together_both_have_the_history_of_the_first(tmp_path, monkeypatch):
+    real, first = history.create_exclusively, []
+
+    def overtaken(path, content):
+        monkeypatch.setattr(history, "create_exclusively", real)
+        first.append(open_history(tmp_path))
+        return real(path, content)
+
+    monkeypatch.setattr(history, "create_exclusively", overtaken)
+    assert open_history(tmp_path) == first[0] == read_history(tmp_path)
+
+
 def test_a_run_that_completed_nothing_is_left_alone(tmp_path):
     write_json(tmp_path / "status.json", {"stage": "train", "step": 7})
-    preserve_history(tmp_path)
+    preserve_history(tmp_path, None)
     assert not history_path(tmp_path).exists()
     assert open_history(tmp_path).completed_step is None
 

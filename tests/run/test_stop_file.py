@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from fm_core.errors import StopRequested
+from fm_core.run.lease import Lease
 from fm_core.run.stop_file import (
     mark_obeyed,
+    own_directories,
     pending_request,
     refuse_pending_request,
     request_stop,
@@ -51,11 +53,32 @@ def test_a_request_is_spent_by_a_job_that_stopped_after_it(places, asked: float,
     (places[1] / "STOP").touch()
     os.utime(places[1] / "STOP", (asked, asked))
     if obeyed:
-        refuse_pending_request(*places, obeyed_at=101.0)
+        refuse_pending_request(*places, obeyed_at={places[1]: 101.0})
         assert pending_request(*places) is None
     else:
         with pytest.raises(StopRequested):
-            refuse_pending_request(*places, obeyed_at=101.0)
+            refuse_pending_request(*places, obeyed_at={places[1]: 101.0})
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_a_request_is_left_to_the_job_that_holds_the_run(places, held: bool):
+    """Sampling stops at it too, but only training removes it."""
+    control, run = places
+    lease = Lease(run / "lock")
+    with lease.guard():
+        lease.take(os.getpid(), job="training")
+    if not held:
+        lease.release(job="training")
+    (run / "STOP").touch()
+    if held:
+        refuse_pending_request(*own_directories(control, run))
+        mark_obeyed(*own_directories(control, run))
+        assert pending_request(run) == run / "STOP"
+    else:
+        with pytest.raises(StopRequested):
+            refuse_pending_request(*own_directories(control, run))
+        assert pending_request(run) is None
+    assert own_directories(run, run) == (run,)
 
 
 def test_a_directory_that_cannot_be_seen_holds_no_request(tmp_path: Path, monkeypatch):

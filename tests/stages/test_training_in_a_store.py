@@ -102,7 +102,7 @@ def test_the_store_holds_the_last_every_mth_and_the_best_and_here_only_the_last(
     best = min(held_out, key=lambda line: line["loss"])["step"]
     assert run_in_a_store["end"]["steps"] == sorted({8, 16, 20, best})
     assert [path.name for path in (run.path / "train" / "staging").glob("step-*")] == ["step-00000020"]
-    assert CheckpointCatalog.snapshots_of(run.config).steps() == [4, 8, 12, 16, 20]
+    assert CheckpointCatalog.of(run.config).snapshots().steps() == [4, 8, 12, 16, 20]
 
 
 def test_called_again_it_asks_the_store_and_is_done(run_in_a_store):

@@ -1,13 +1,54 @@
 """Order of saves in the training loop, with everything that needs a process replaced."""
 
+import errno
 from contextlib import suppress
 from types import SimpleNamespace
 
+import pytest
+
 from fm_core.checkpoint.train_state import TrainState
 from fm_core.config import TrainSection
+from fm_core.errors import LeaseLostError, UserError
 from fm_core.training import loop, nonfinite_recovery
 
 BATCH = 4
+
+
+class Fence:
+    """A fence whose lease may be lost."""
+
+    lost = False
+
+    def check(self):
+        if self.lost:
+            raise LeaseLostError("taken over")
+
+
+def test_a_configuration_that_cannot_be_written_is_written_after_a_later_step(caplog):
+    attempts = []
+
+    def bind():
+        attempts.append(len(attempts))
+        if len(attempts) < 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    trainer = SimpleNamespace(rank=SimpleNamespace(fence=Fence()), on_first_step=bind, binding_failed=False)
+    while trainer.on_first_step:
+        loop._bind(trainer, trainer.on_first_step)
+    assert attempts == [0, 1, 2]
+    assert len(caplog.records) == 1
+    assert "No space left" in caplog.text
+
+
+def test_a_job_that_was_replaced_does_not_bind_the_run_and_a_refusal_is_final():
+    fence, bound = Fence(), []
+    trainer = SimpleNamespace(rank=SimpleNamespace(fence=fence), on_first_step=None, binding_failed=False)
+    with pytest.raises(UserError, match="another run"):
+        loop._bind(trainer, lambda: (_ for _ in ()).throw(UserError("another run")))
+    fence.lost = True
+    with pytest.raises(LeaseLostError):
+        loop._bind(trainer, lambda: bound.append(1))
+    assert bound == []
 
 
 class Killed(BaseException):

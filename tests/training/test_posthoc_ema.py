@@ -99,7 +99,7 @@ def config_at(root, **train):
 def run(tmp_path):
     config = config_at(tmp_path)
     for applied in range(50, STEPS + 1, 50):
-        snapshots = CheckpointCatalog.snapshots_of(config)
+        snapshots = CheckpointCatalog.of(config).snapshots()
         step = applied + 7
         recipe = {"recipe": json.dumps({"model": {"kind": "x"}, "step": step})}
         assert snapshots.begin(step) is None
