@@ -171,7 +171,9 @@ def one_line(error: ValidationError) -> str:
         elif item["type"] == "value_error":
             parts.append(str(item["ctx"]["error"]) if "ctx" in item else item["msg"])
         else:
-            parts.append(f"{key}: {item['msg'][0].lower()}{item['msg'][1:]}, not {item['input']!r}")
+            value = repr(item["input"])
+            shown = "a URL" if "://" in value else value  # which may hold a password
+            parts.append(f"{key}: {item['msg'][0].lower()}{item['msg'][1:]}, not {shown}")
     return "; ".join(parts)
 
 

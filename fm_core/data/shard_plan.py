@@ -1,6 +1,7 @@
 """Assignment of source images to shards, fixed before anything is written."""
 
 import json
+import os
 from dataclasses import dataclass
 from math import ceil, prod
 
@@ -10,8 +11,10 @@ from fm_core.data.manifest import Input, Interpretation, Packing, Recipe, load_m
 from fm_core.data.shard_sidecar import SIDECAR_FOLDER
 from fm_core.data.sources import open_source
 from fm_core.data.sources.base import Classes, DataSource, SourceFacts, SourcePart
+from fm_core.data.sources.file_listing import printable
 from fm_core.data.sources.imagenet_ilsvrc import ORDER_BY_NUMBER
 from fm_core.errors import UserError
+from fm_core.storage.local_paths import expand_home
 from fm_core.storage.store import Store
 
 PLAN_NAME = "plan.json"
@@ -56,6 +59,8 @@ class ShardPlan:
     """The shards, train first, parts in their order."""
     interpretation: Interpretation
     """How splits, classes and pixels were decided."""
+    source_url: str | None = None
+    """Where the images are; None for the digits."""
 
     @property
     def recipe(self) -> Recipe:
@@ -79,7 +84,14 @@ class ShardPlan:
 def make_plan(config: DataSection) -> ShardPlan:
     """List the source and plan the shards; UserError if files are missing or not as published."""
     source = labeled_source(config)
-    packing = packing_of(config, source.facts)
+    try:
+        return _planned(source, packing_of(config, source.facts), source_url(config))
+    except BaseException:
+        source.release()  # nobody else would remove the copies of a source that cannot be planned
+        raise
+
+
+def _planned(source: DataSource, packing: Packing, url: str | None) -> ShardPlan:
     tasks: list[ShardTask] = []
     numbers: dict[str, int] = {}
     for part in source.parts():
@@ -91,8 +103,16 @@ def make_plan(config: DataSection) -> ShardPlan:
             name = f"{part.split}-{number:06d}.tar"
             tasks.append(ShardTask(name, part.split, number, part, start, rows))
     return ShardPlan(
-        source, source.classes(), packing, tuple(source.inputs()), tuple(tasks), source.interpretation()
+        source, source.classes(), packing, tuple(source.inputs()), tuple(tasks), source.interpretation(), url
     )
+
+
+def source_url(config: DataSection) -> str | None:
+    """data.source.url in one spelling; a local path is absolute, without symbolic links."""
+    url = config.source.url
+    if url is None or "://" in url:
+        return url and url.rstrip("/")
+    return printable(os.path.realpath(expand_home(url)))
 
 
 def labeled_source(config: DataSection, detected: str | None = None) -> DataSource:
@@ -129,6 +149,7 @@ def record_plan(store: Store, plan: ShardPlan, same_files: bool = True) -> None:
             "inputs": [item.model_dump(mode="json") for item in plan.inputs],
             "state": plan.source.state(),
             "order": plan.interpretation.order,
+            "source_url": plan.source_url,
         }
         content = (json.dumps(record, indent=1) + "\n").encode()
         if content != text:
