@@ -7,7 +7,15 @@ from math import ceil, prod
 
 from fm_core.config.data import DataSection
 from fm_core.data.class_order import RelabeledSource, read_label_map
-from fm_core.data.manifest import Input, Interpretation, Packing, Recipe, load_manifest, read_record
+from fm_core.data.manifest import (
+    MANIFEST_NAME,
+    Input,
+    Interpretation,
+    Packing,
+    Recipe,
+    load_manifest,
+    read_record,
+)
 from fm_core.data.shard_sidecar import SIDECAR_FOLDER
 from fm_core.data.sources import open_source
 from fm_core.data.sources.base import Classes, DataSource, SourceFacts, SourcePart
@@ -84,6 +92,8 @@ class ShardPlan:
 def make_plan(config: DataSection) -> ShardPlan:
     """List the source and plan the shards; UserError if files are missing or not as published."""
     source = labeled_source(config)
+    if source.facts.recipe["source"] == "imagenet-folder" and _recorded_order(config) == ORDER_BY_NUMBER:
+        source = labeled_source(config, val_by_number=True)
     try:
         return _planned(source, packing_of(config, source.facts), source_url(config))
     except BaseException:
@@ -115,9 +125,32 @@ def source_url(config: DataSection) -> str | None:
     return printable(os.path.realpath(expand_home(url)))
 
 
-def labeled_source(config: DataSection, detected: str | None = None) -> DataSource:
-    """The source, with its classes renumbered by data.label_map; `detected` is its format if that is auto."""
-    source = open_source(config, detected)
+def _recorded_order(config: DataSection) -> str | None:
+    """Order of the images of a data set that exists or was begun; None without one.
+
+    Earlier versions recorded none, and did not shuffle validation images in class folders.
+    """
+    store = Store.at(config.root, config.name)
+    for name in (MANIFEST_NAME, PLAN_NAME):
+        try:
+            record = json.loads(store.read_bytes(name))
+        except (FileNotFoundError, ValueError):
+            continue
+        if name == MANIFEST_NAME:
+            return (record.get("interpretation") or {}).get("order", ORDER_BY_NUMBER)
+        return record.get("order", ORDER_BY_NUMBER) if _begun(store) else None
+    return None
+
+
+def _begun(store: Store) -> bool:
+    return bool(Store.at(store.url, SIDECAR_FOLDER).sizes())
+
+
+def labeled_source(
+    config: DataSection, detected: str | None = None, val_by_number: bool = False
+) -> DataSource:
+    """The source, with its classes renumbered by data.label_map; otherwise as `open_source`."""
+    source = open_source(config, detected, val_by_number)
     return RelabeledSource(source, read_label_map(config.label_map)) if config.label_map else source
 
 
@@ -137,7 +170,7 @@ def record_plan(store: Store, plan: ShardPlan, same_files: bool = True) -> None:
     """
     try:
         text = store.read_bytes(PLAN_NAME)
-        begun = bool(Store.at(store.url, SIDECAR_FOLDER).sizes())
+        begun = _begun(store)
     except FileNotFoundError:
         text, begun = b"", False
     if not begun:
@@ -158,12 +191,6 @@ def record_plan(store: Store, plan: ShardPlan, same_files: bool = True) -> None:
     earlier = read_record(text, f"{store.url}/{PLAN_NAME}", PLAN_SCHEMA, REMOVE_PLAN)
     packing = Packing.model_validate(earlier["packing"])
     check_same_recipe(store, earlier["recipe"], packing, plan.recipe, plan.packing)
-    reordered = plan.interpretation.order != earlier.get("order", ORDER_BY_NUMBER)
-    if reordered and plan.recipe["source"] == "imagenet-folder":
-        raise UserError(
-            f"{store.url}: an earlier version began it, which did not shuffle validation images in class "
-            "folders; choose another data.name, or remove the folder"
-        )
     inputs = [item.model_dump(mode="json") for item in plan.inputs]
     if same_files and (
         earlier["inputs"] != inputs or earlier.get("state", "") not in ("", plan.source.state())

@@ -228,9 +228,9 @@ def _refuse_pooled_files(paths: Sequence[str]) -> None:
 
 def _unplaced(training: str, held_out: str) -> UserError:
     return UserError(
-        f"data.source.url: {printable(training)} and {printable(held_out)} look like training and test images "
-        "but are not laid out as splits: put them into folders train and test with no other folder beside "
-        "them, or give them names without such words"
+        f"data.source.url: {printable(training)} and {printable(held_out)} look like training and test "
+        "images, but are not laid out as splits: put them into folders train and test with no other "
+        "folder beside them, or give them names without such words"
     )
 
 
