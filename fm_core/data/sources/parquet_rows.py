@@ -54,11 +54,12 @@ class ParquetRows:
         self.others: Sequence[str] = []
         self._offsets: NDArray[np.int64] | None = None
         self._file: Any = None
+        self._scratch: ScratchFolder | None = None
 
     def read(self, number: int) -> bytes:
         """Content of an image file, or of a .npy file for an array; ImageDecodingError without either."""
         if self._offsets is None or self._file is None:
-            folder = self._scratch().fill(self._copy, sum(self._sizes.values()))
+            folder = self._copies().fill(self._copy, sum(self._sizes.values()))
             self._offsets = cast(NDArray[np.int64], np.load(folder / OFFSETS, mmap_mode="r"))
             self._file = (folder / CONTENT).open("rb")
         start, stop = int(self._offsets[number]), int(self._offsets[number + 1])
@@ -72,15 +73,17 @@ class ParquetRows:
         raise FileNotFoundError(path)
 
     def close(self) -> None:
-        """Close the copy."""
+        """Close the copy; another process may remove it, and a later read makes it again."""
         if self._file is not None:
             self._file.close()
+        if self._scratch is not None:
+            self._scratch.leave()
         self._file, self._offsets = None, None
 
     def release(self) -> None:
         """Remove the copy."""
         self.close()
-        self._scratch().remove()
+        self._copies().remove()
 
     def inputs(self) -> tuple[Input, ...]:
         """The files; each is identified by its footer, which holds the offset and size of every column."""
@@ -96,8 +99,11 @@ class ParquetRows:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_file": None, "_offsets": None}
 
-    def _scratch(self) -> ScratchFolder:
-        return ScratchFolder(f"{self._store.url} {self._column} {self.inputs()} {self.state()}")
+    def _copies(self) -> ScratchFolder:
+        if self._scratch is None:
+            identity = f"{self._store.url} {self._column} {self.inputs()} {self.state()}"
+            self._scratch = ScratchFolder(identity)
+        return self._scratch
 
     def _copy(self, folder: Path) -> None:
         """Write the images of all rows to a file, and their offsets."""
