@@ -149,20 +149,45 @@ def open_parquet(store: Store, path: str) -> Any:
 
 def values_dtype(kind: Any) -> np.dtype[Any] | None:
     """Type of the values of nested lists; None for a column of files."""
+    nested = False
+    while hasattr(kind, "storage_type") or _is_list(kind):
+        nested = nested or _is_list(kind)
+        kind = kind.storage_type if hasattr(kind, "storage_type") else kind.value_type
+    return np.dtype(kind.to_pandas_dtype()) if nested else None
+
+
+def _is_list(kind: Any) -> bool:
     from pyarrow import types
 
-    while True:
-        if hasattr(kind, "storage_type"):
-            kind = kind.storage_type
-        elif any(getattr(types, test)(kind) for test in ("is_list", "is_large_list", "is_fixed_size_list")):
-            kind = kind.value_type
-            nested = kind
-            if not any(
-                getattr(types, test)(nested) for test in ("is_list", "is_large_list", "is_fixed_size_list")
-            ):
-                return np.dtype(nested.to_pandas_dtype())
+    return any(getattr(types, test)(kind) for test in ("is_list", "is_large_list", "is_fixed_size_list"))
+
+
+def largest_value(file: Any, column: str) -> int | None:
+    """Largest integer in the lists of a column, or the first largest of a group above 1; None without any."""
+    largest: int | None = None
+    for number in range(file.num_row_groups):
+        group = file.metadata.row_group(number)
+        leaves = [group.column(leaf) for leaf in range(group.num_columns)]
+        found = [leaf.statistics for leaf in leaves if leaf.path_in_schema.split(".")[0] == column]
+        if len(found) == 1 and found[0] is not None and found[0].has_min_max:
+            value = found[0].max
         else:
-            return None
+            value = _largest_of(file.read_row_group(number, columns=[column])[column])
+        if value is not None:
+            largest = int(value) if largest is None else max(largest, int(value))
+        if largest is not None and largest > 1:
+            break
+    return largest
+
+
+def _largest_of(column: Any) -> int | None:
+    values: list[int] = []
+    for chunk in column.chunks:
+        while hasattr(chunk, "storage") or _is_list(chunk.type):
+            chunk = chunk.storage if hasattr(chunk, "storage") else chunk.flatten()
+        array = np.asarray(chunk.drop_null())
+        values += [int(array.max())] if array.size else []
+    return max(values, default=None)
 
 
 def _content(cell: Any, kind: np.dtype[Any] | None) -> bytes:
