@@ -160,7 +160,7 @@ class ParquetSource(ImageFileSource):
                 found = values_dtype(file.schema_arrow.field(self._image).type)
                 if not file.metadata.num_rows:
                     continue
-                bits = found is not None and found.kind in "iu" and found not in (np.uint8, np.uint16)
+                bits = found is not None and found.kind in "iu" and found.name not in ("uint8", "uint16")
                 if not bits or largest_value(file, self._image) != 1:
                     return
                 first, kind = first or path, kind or found
