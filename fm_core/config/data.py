@@ -86,7 +86,8 @@ class DataSection(Section):
     root: Location = "datasets"
     """fsspec URL of the folder of data sets; this one is <data.root>/<data.name>."""
     name: Name = "digits"
-    """Name of the sharded data set; by default that of the folder at data.source.url, if it is set."""
+    """Name of the sharded data set; by default that of the folder at data.source.url, if it is set. Then a
+    data set of that name which was made from another URL is refused; where the name is written, it is not."""
     source: SourceSection = SourceSection()
     """Source of the images."""
     validation_images: int = Field(default=500, ge=1)

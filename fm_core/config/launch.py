@@ -2,11 +2,13 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
 from fm_core.config.location import Location
 from fm_core.config.section import Section
 
+RECORDED = "recorded"
+"""Context of the validation of what an earlier start recorded, and nobody gives now."""
 _OURS = {
     *("nodes", "ntasks", "ntasks-per-node", "array", "job-name", "output", "error", "open-mode", "input"),
     *("requeue", "no-requeue", "signal", "export", "export-file", "chdir", "wrap", "parsable", "wait"),
@@ -35,13 +37,15 @@ class SlurmSection(Section):
     """So many seconds before the time limit the run saves, ends and is queued again."""
 
     @model_validator(mode="after")
-    def _check_sbatch_options(self) -> Self:
+    def _check_sbatch_options(self, info: ValidationInfo) -> Self:
         for name in self.options:
             if name in _OURS or name.startswith("-"):
                 raise ValueError(
                     f"launch.slurm.options.{name} is set by this program, or is not a long option of sbatch"
                 )
-        for name in ("time", "time-min", "begin", "deadline"):
+        # Earlier versions recorded such numbers; their runs have to be readable.
+        times = () if info.context == RECORDED else ("time", "time-min", "begin", "deadline")
+        for name in times:
             value = self.options.get(name)
             if isinstance(value, int) and (value >= 3600 or isinstance(value, bool)):
                 # Other readers of YAML than ours take 24:00:00 for a number of base 60.

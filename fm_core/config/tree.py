@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError, create_model, model_validator
 from fm_core.config.data import DataSection
 from fm_core.config.evaluate import EvaluateSection
 from fm_core.config.export import ExportSection
-from fm_core.config.launch import LaunchSection
+from fm_core.config.launch import RECORDED, LaunchSection
 from fm_core.config.method import MethodSection
 from fm_core.config.model import ModelSection
 from fm_core.config.report import ReportSection
@@ -83,19 +83,24 @@ class RunConfig(Section):
         return self
 
 
-def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
-    """Read a YAML file and apply nested overrides.
+def load_config(
+    path: str | Path, overrides: Mapping[str, Any] | None = None, recorded: bool = False
+) -> RunConfig:
+    """Read a YAML file and apply nested overrides; `recorded` as for `parse_config`.
 
     Raises:
         UserError: in one line, for a missing file, unknown keys and invalid values.
     """
-    return parse_config(merge(read_yaml(path), overrides or {}), where=str(path))
+    return parse_config(merge(read_yaml(path), overrides or {}), where=str(path), recorded=recorded)
 
 
-def parse_config(tree: Mapping[str, Any], where: str) -> RunConfig:
-    """Validate a nested mapping; `where` is its source, for error messages."""
+def parse_config(tree: Mapping[str, Any], where: str, recorded: bool = False) -> RunConfig:
+    """Validate a nested mapping; `where` is its source, for error messages.
+
+    `recorded`: an earlier start wrote it, perhaps of a version that accepted more.
+    """
     try:
-        return RunConfig.model_validate(tree)
+        return RunConfig.model_validate(tree, context=RECORDED if recorded else None)
     except ValidationError as error:
         raise UserError(f"{where}: {one_line(error)}") from None
 
@@ -171,7 +176,9 @@ def one_line(error: ValidationError) -> str:
         elif item["type"] == "value_error":
             parts.append(str(item["ctx"]["error"]) if "ctx" in item else item["msg"])
         else:
-            parts.append(f"{key}: {item['msg'][0].lower()}{item['msg'][1:]}, not {item['input']!r}")
+            value = repr(item["input"])
+            shown = "a URL" if "://" in value else value  # which may hold a password
+            parts.append(f"{key}: {item['msg'][0].lower()}{item['msg'][1:]}, not {shown}")
     return "; ".join(parts)
 
 

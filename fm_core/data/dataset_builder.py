@@ -33,7 +33,11 @@ def check_source(config: DataSection) -> int | None:
     That is None without labels. Raises UserError that names what is missing.
     """
     complete = read_complete(config)
-    return make_plan(config).classes.count if complete is None else complete.class_count
+    if complete is not None:
+        return complete.class_count
+    plan = make_plan(config)
+    plan.source.release()
+    return plan.classes.count
 
 
 def write_dataset(config: DataSection, on_images: OnImages = lambda done: None) -> Manifest:
@@ -147,6 +151,9 @@ def write_manifest(
             "rewritten shards differ from the manifest; "
             "choose another data.name, or remove the folder"
         )
+    if before is not None:  # what an earlier version did not record says how that version read the source
+        kept = {"interpretation": before.interpretation, "source_url": before.source_url}
+        manifest = manifest.model_copy(update=kept)
     _write_quarantine(store, ordered)
     write_indexes(store, manifest)
     store.write_bytes(MANIFEST_NAME, manifest.to_json().encode())
@@ -182,6 +189,7 @@ def build_manifest(name: str, plan: ShardPlan, sidecars: Sequence[ShardSidecar])
             images=len(reasons), reasons={reason: reasons.count(reason) for reason in sorted(set(reasons))}
         ),
         interpretation=plan.interpretation,
+        source_url=plan.source_url,
     )
 
 

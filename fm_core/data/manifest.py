@@ -177,6 +177,8 @@ class Manifest(Record):
     """Images that were left out as unreadable."""
     interpretation: Interpretation | None = None
     """How the source was read; None in manifests of earlier versions."""
+    source_url: str | None = None
+    """Where the images came from; None for the digits and in manifests of earlier versions."""
 
     @property
     def version(self) -> str:

@@ -1,17 +1,28 @@
 """Assignment of source images to shards, fixed before anything is written."""
 
 import json
+import os
 from dataclasses import dataclass
 from math import ceil, prod
 
 from fm_core.config.data import DataSection
 from fm_core.data.class_order import RelabeledSource, read_label_map
-from fm_core.data.manifest import Input, Interpretation, Packing, Recipe, load_manifest, read_record
+from fm_core.data.manifest import (
+    MANIFEST_NAME,
+    Input,
+    Interpretation,
+    Packing,
+    Recipe,
+    load_manifest,
+    read_record,
+)
 from fm_core.data.shard_sidecar import SIDECAR_FOLDER
 from fm_core.data.sources import open_source
 from fm_core.data.sources.base import Classes, DataSource, SourceFacts, SourcePart
+from fm_core.data.sources.file_listing import printable
 from fm_core.data.sources.imagenet_ilsvrc import ORDER_BY_NUMBER
 from fm_core.errors import UserError
+from fm_core.storage.local_paths import expand_home
 from fm_core.storage.store import Store
 
 PLAN_NAME = "plan.json"
@@ -56,6 +67,8 @@ class ShardPlan:
     """The shards, train first, parts in their order."""
     interpretation: Interpretation
     """How splits, classes and pixels were decided."""
+    source_url: str | None = None
+    """Where the images are; None for the digits."""
 
     @property
     def recipe(self) -> Recipe:
@@ -79,7 +92,16 @@ class ShardPlan:
 def make_plan(config: DataSection) -> ShardPlan:
     """List the source and plan the shards; UserError if files are missing or not as published."""
     source = labeled_source(config)
-    packing = packing_of(config, source.facts)
+    if source.facts.recipe["source"] == "imagenet-folder" and _recorded_order(config) == ORDER_BY_NUMBER:
+        source = labeled_source(config, val_by_number=True)
+    try:
+        return _planned(source, packing_of(config, source.facts), source_url(config))
+    except BaseException:
+        source.release()  # nobody else would remove the copies of a source that cannot be planned
+        raise
+
+
+def _planned(source: DataSource, packing: Packing, url: str | None) -> ShardPlan:
     tasks: list[ShardTask] = []
     numbers: dict[str, int] = {}
     for part in source.parts():
@@ -91,13 +113,44 @@ def make_plan(config: DataSection) -> ShardPlan:
             name = f"{part.split}-{number:06d}.tar"
             tasks.append(ShardTask(name, part.split, number, part, start, rows))
     return ShardPlan(
-        source, source.classes(), packing, tuple(source.inputs()), tuple(tasks), source.interpretation()
+        source, source.classes(), packing, tuple(source.inputs()), tuple(tasks), source.interpretation(), url
     )
 
 
-def labeled_source(config: DataSection, detected: str | None = None) -> DataSource:
-    """The source, with its classes renumbered by data.label_map; `detected` is its format if that is auto."""
-    source = open_source(config, detected)
+def source_url(config: DataSection) -> str | None:
+    """data.source.url in one spelling; a local path is absolute, without symbolic links."""
+    url = config.source.url
+    if url is None or "://" in url:
+        return url and url.rstrip("/")
+    return printable(os.path.realpath(expand_home(url)))
+
+
+def _recorded_order(config: DataSection) -> str | None:
+    """Order of the images of a data set that exists or was begun; None without one.
+
+    Earlier versions recorded none, and did not shuffle validation images in class folders.
+    """
+    store = Store.at(config.root, config.name)
+    for name in (MANIFEST_NAME, PLAN_NAME):
+        try:
+            record = json.loads(store.read_bytes(name))
+        except (FileNotFoundError, ValueError):
+            continue
+        if name == MANIFEST_NAME:
+            return (record.get("interpretation") or {}).get("order", ORDER_BY_NUMBER)
+        return record.get("order", ORDER_BY_NUMBER) if _begun(store) else None
+    return None
+
+
+def _begun(store: Store) -> bool:
+    return bool(Store.at(store.url, SIDECAR_FOLDER).sizes())
+
+
+def labeled_source(
+    config: DataSection, detected: str | None = None, val_by_number: bool = False
+) -> DataSource:
+    """The source, with its classes renumbered by data.label_map; otherwise as `open_source`."""
+    source = open_source(config, detected, val_by_number)
     return RelabeledSource(source, read_label_map(config.label_map)) if config.label_map else source
 
 
@@ -117,7 +170,7 @@ def record_plan(store: Store, plan: ShardPlan, same_files: bool = True) -> None:
     """
     try:
         text = store.read_bytes(PLAN_NAME)
-        begun = bool(Store.at(store.url, SIDECAR_FOLDER).sizes())
+        begun = _begun(store)
     except FileNotFoundError:
         text, begun = b"", False
     if not begun:
@@ -129,6 +182,7 @@ def record_plan(store: Store, plan: ShardPlan, same_files: bool = True) -> None:
             "inputs": [item.model_dump(mode="json") for item in plan.inputs],
             "state": plan.source.state(),
             "order": plan.interpretation.order,
+            "source_url": plan.source_url,
         }
         content = (json.dumps(record, indent=1) + "\n").encode()
         if content != text:
@@ -137,12 +191,6 @@ def record_plan(store: Store, plan: ShardPlan, same_files: bool = True) -> None:
     earlier = read_record(text, f"{store.url}/{PLAN_NAME}", PLAN_SCHEMA, REMOVE_PLAN)
     packing = Packing.model_validate(earlier["packing"])
     check_same_recipe(store, earlier["recipe"], packing, plan.recipe, plan.packing)
-    reordered = plan.interpretation.order != earlier.get("order", ORDER_BY_NUMBER)
-    if reordered and plan.recipe["source"] == "imagenet-folder":
-        raise UserError(
-            f"{store.url}: an earlier version began it, which did not shuffle validation images in class "
-            "folders; choose another data.name, or remove the folder"
-        )
     inputs = [item.model_dump(mode="json") for item in plan.inputs]
     if same_files and (
         earlier["inputs"] != inputs or earlier.get("state", "") not in ("", plan.source.state())

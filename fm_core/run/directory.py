@@ -240,15 +240,18 @@ def load_run_config(path: str | Path, overrides: Mapping[str, Any] | None = None
     config.yaml inside a run directory means that directory, wherever it was moved and whatever the working
     directory is, unless the overrides name another run.
     """
-    config, directory = load_config(path, overrides), Path(path).resolve().parent
-    of_a_run = any((directory / name).exists() for name in ("environment.json", "status.json"))
-    if Path(path).name != "config.yaml" or not of_a_run:
+    directory = Path(path).resolve().parent
+    of_a_run = Path(path).name == "config.yaml" and any(
+        (directory / name).exists() for name in ("environment.json", "status.json")
+    )
+    config = load_config(path, overrides, recorded=of_a_run)
+    if not of_a_run:
         return config
     named = {"root", "name"} & ((overrides or {}).get("run") or {}).keys()
     if named or RunDirectory(config).path.resolve() == directory:
         return config
     place = {"run": {"root": str(directory.parent), "name": directory.name}}
-    return load_config(path, merge(overrides or {}, place))
+    return load_config(path, merge(overrides or {}, place), recorded=True)
 
 
 def recorded_config(run: Path) -> RunConfig:
@@ -264,7 +267,7 @@ def recorded_config(run: Path) -> RunConfig:
 def _recorded(path: Path) -> RunConfig:
     # A recorded file names every key; one written before a key existed gets that key's default.
     tree = merge(RunConfig().model_dump(mode="json"), read_yaml(path))
-    return parse_config(tree, where=f"{path} is not of a run that this version can read")
+    return parse_config(tree, where=f"{path} is not of a run that this version can read", recorded=True)
 
 
 def _devices() -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from fm_core.config import LaunchSection, RunConfig, parse_config, read_yaml
 from fm_core.config.derived_defaults import dataset_name, learning_rate_for, with_values
+from fm_core.config.location import holds_secret
 from fm_core.config.starter_file import SourceSummary, TimeEstimate, duration, starter_file
 from fm_core.data.shard_plan import ShardPlan, make_plan
 from fm_core.data.sources.detect import detect
@@ -101,6 +102,12 @@ def init(
 
 def _url(source: str) -> str:
     """The URL; a local path becomes absolute, as workers may have another current directory."""
+    if holds_secret(source):
+        raise UserError(
+            "the source is a URL with a password or a token in it; it would be written to the file. "
+            "Credentials come from the environment (AWS_ACCESS_KEY_ID, ...) or fsspec's configuration "
+            "(~/.config/fsspec)"
+        )
     if "://" in source:
         return source
     path = Path(source).expanduser()
@@ -117,8 +124,10 @@ def _inspect(url: str, size: int | None, name: str | None) -> tuple[RunConfig, S
     for image_size in sizes:
         source = {"format": kind, "url": url, **({"image_size": image_size} if image_size else {})}
         config = parse_config({"data": {"source": source}}, "fm init")
-        name = name or dataset_name(config.data)
-        names = {"run": {"name": name}, "data": {"name": name, "source": source}}
+        names = {
+            "run": {"name": name or dataset_name(config.data)},
+            "data": {"source": source, **({"name": name} if name else {})},
+        }
         config = parse_config(names, "fm init --name")
         if _path(config).exists():
             raise UserError(f"{_path(config)} exists; remove it, or choose another name with --name")
@@ -127,6 +136,7 @@ def _inspect(url: str, size: int | None, name: str | None) -> tuple[RunConfig, S
         try:
             config = resolve(config, from_source=True)
             plan = make_plan(config.data)
+            plan.source.release()
         except UserError as error:
             first_error = first_error or error
             continue
@@ -150,7 +160,7 @@ def _summary(url: str, config: RunConfig, plan: ShardPlan) -> SourceSummary:
         url=url,
         format=str(config.data.source.format),
         splits=splits,
-        own_split=not (seeded and splits.get("val") == config.data.validation_images),
+        own_split=not seeded or plan.interpretation.own_validation,
         classes=plan.classes.count,
         class_names=plan.classes.names or (),
     )

@@ -7,7 +7,6 @@ from pathlib import Path
 from fm_core.config import RunConfig
 from fm_core.config.derived_defaults import DatasetSize, with_derived
 from fm_core.data.dataset_builder import check_source, read_complete
-from fm_core.data.shard_plan import make_plan
 from fm_core.data.sources import open_source
 from fm_core.errors import UserError
 from fm_core.evaluation.requirements import check_extractors
@@ -48,7 +47,7 @@ def has_features(config: RunConfig) -> bool:
     try:
         data = resolve(config, from_source=True).data
         manifest = read_complete(data)
-        classes = manifest.class_count if manifest else make_plan(data).classes.count
+        classes = manifest.class_count if manifest else check_source(data)
     except UserError:
         return True
     return classes is not None

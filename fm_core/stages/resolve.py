@@ -6,8 +6,10 @@ config.yaml records, whatever a later version would derive.
 """
 
 import json
+from typing import Any, cast
 
 from fm_core.config import RunConfig
+from fm_core.config.data import DataSection
 from fm_core.config.derived_defaults import (
     DatasetSize,
     absent_keys,
@@ -17,8 +19,8 @@ from fm_core.config.derived_defaults import (
     with_values_of,
 )
 from fm_core.data.dataset_builder import read_complete
-from fm_core.data.manifest import MANIFEST_NAME, Manifest, load_manifest
-from fm_core.data.shard_plan import PLAN_NAME, make_plan
+from fm_core.data.manifest import MANIFEST_NAME, Manifest, Recipe, load_manifest
+from fm_core.data.shard_plan import PLAN_NAME, make_plan, source_url
 from fm_core.data.sources import open_source
 from fm_core.errors import UserError
 from fm_core.run.directory import RunDirectory
@@ -40,8 +42,9 @@ def resolve(config: RunConfig, from_source: bool = False) -> RunConfig:
     bound = RunDirectory(config).bound_config()
     if bound is not None:
         return with_values_of(config, bound)
+    config = _with_name(config)
     try:
-        config = _with_data_keys(config)
+        config = _with_validation_images(config, from_source)
         size = (
             _planned_size(config)
             if from_source
@@ -62,13 +65,16 @@ def resolve_data(config: RunConfig) -> RunConfig:
     if not absent_keys(config).get("data"):
         return config
     bound = RunDirectory(config).bound_config()
-    return _with_data_keys(config) if bound is None else with_values_of(config, bound)
+    if bound is not None:
+        return with_values_of(config, bound)
+    return _with_validation_images(_with_name(config), from_source=True)
 
 
 def _planned_size(config: RunConfig) -> DatasetSize:
     if (manifest := read_complete(config.data)) is not None:
         return _size_of(manifest)
     plan = make_plan(config.data)
+    plan.source.release()
     images = sum(task.rows for task in plan.tasks if task.split == "train")
     return DatasetSize(plan.source.facts.image_shape[-1], images)
 
@@ -77,26 +83,71 @@ def _size_of(manifest: Manifest) -> DatasetSize:
     return DatasetSize(manifest.image_shape[-1], manifest.splits["train"].images)
 
 
-def _with_data_keys(config: RunConfig) -> RunConfig:
-    absent, data = absent_keys(config).get("data", []), config.data
-    if "name" in absent:
-        data = data.model_copy(update={"name": dataset_name(data)})
-    if "validation_images" in absent:
-        recorded = _recorded_validation_images(Store.at(data.root, data.name))
-        if recorded is None:
-            source = open_source(data.model_copy(update={"validation_images": 1}))
-            if "validation_images" in source.facts.recipe:
-                recorded = validation_images_for(sum(part.rows for part in source.parts()))
-        if recorded is not None:
-            data = data.model_copy(update={"validation_images": recorded})
+def _with_name(config: RunConfig) -> RunConfig:
+    if "name" not in absent_keys(config).get("data", []):
+        return config
+    data = config.data.model_copy(update={"name": dataset_name(config.data)})
+    _require_source(data)
     return config.model_copy(update={"data": data})
 
 
-def _recorded_validation_images(store: Store) -> int | None:
-    """data.validation_images of a data set that exists or was begun."""
-    for name in (MANIFEST_NAME, PLAN_NAME):
-        try:
-            return int(json.loads(store.read_bytes(name))["recipe"]["validation_images"])
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
-            continue
-    return None
+def _require_source(data: DataSection) -> None:
+    """Raise UserError for a data set that was made from another URL whose last part is the same.
+
+    Only a derived name is checked: who writes data.name may move the source. Records of earlier versions do
+    not name the URL, and pass.
+    """
+    store, here = Store.at(data.root, data.name), source_url(data)
+    there = _recorded(store, MANIFEST_NAME).get("source_url", here)
+    if there not in (None, here):
+        raise UserError(
+            f"{store.url}: holds the images of {there}, not those of {here}; write data.name: another name, "
+            f"or {data.name} if these are the same images"
+        )
+
+
+def _with_validation_images(config: RunConfig, from_source: bool) -> RunConfig:
+    """The configuration with data.validation_images; the source is opened only before there is a data set."""
+    if "validation_images" not in absent_keys(config).get("data", []):
+        return config
+    data = config.data
+    recipe = _recorded_recipe(data)
+    if recipe is not None:
+        # None where the source has validation images of its own: the section's default has no effect.
+        images = recipe.get("validation_images")
+    else:
+        images = _planned_validation_images(data) if from_source else None
+    if images is None:
+        return config
+    data = data.model_copy(update={"validation_images": int(images)})
+    return config.model_copy(update={"data": data})
+
+
+def _planned_validation_images(data: DataSection) -> int | None:
+    source = open_source(data.model_copy(update={"validation_images": 1}))
+    if "validation_images" not in source.facts.recipe:
+        return None
+    try:
+        return validation_images_for(sum(part.rows for part in source.parts()))
+    except BaseException:
+        source.release()  # otherwise the copies are read again when the shards are planned
+        raise
+
+
+def _recorded_recipe(data: DataSection) -> Recipe | None:
+    """The recipe of a data set that exists or was begun; a plan for another URL may be replaced."""
+    store, here = Store.at(data.root, data.name), source_url(data)
+    plan = _recorded(store, PLAN_NAME)
+    recipe = _recorded(store, MANIFEST_NAME).get("recipe")
+    if recipe is None and plan.get("source_url", here) == here:
+        recipe = plan.get("recipe")
+    return recipe
+
+
+def _recorded(store: Store, name: str) -> dict[str, Any]:
+    """A record of a data set as it is; empty where there is none, or a damaged one."""
+    try:
+        record = json.loads(store.read_bytes(name))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return cast(dict[str, Any], record) if isinstance(record, dict) else {}

@@ -267,3 +267,9 @@ def test_a_comparison_trains_the_network_of_the_plain_run_by_its_recipe(name):
     assert compared.model == plain.model
     watched = {"log_images", "checkpoint_images", "keep_checkpoints", "held_out_images", "speed"}
     assert compared.train.model_dump(exclude=watched) == plain.train.model_dump(exclude=watched)
+
+
+def test_a_url_in_the_place_of_a_section_is_not_quoted():
+    with pytest.raises(UserError, match=r"data\.source: .*, not a URL") as refusal:
+        parse_config({"data": {"source": "s3://key:hunter2@bucket/pets"}}, "file")
+    assert "hunter2" not in str(refusal.value)

@@ -17,6 +17,7 @@ from fm_core.data.sources.splits import (
     split_of_data_file,
     split_of_folder,
 )
+from fm_core.errors import UserError
 from tests.support.photographs import write_tree
 from tests.support.source_cases import Case, numbers_by_class, tree, zip_of
 
@@ -96,6 +97,46 @@ def test_every_split_word_names_its_split_in_any_case(kind, word, form):
 )
 def test_a_word_that_contains_a_split_word_names_none(name):
     assert split_of_folder(name) is None
+
+
+@pytest.mark.parametrize(
+    ("files", "named"),
+    [
+        (["pets-train/1.png", "pets-test/2.png"], "pets-train and pets-test"),
+        (["pets-train.tar/1.png", "pets-val.tar/2.png"], "pets-train.tar and pets-val.tar"),
+        (["train_v2/cat/1.png", "test_v2/cat/2.png"], "train_v2 and test_v2"),
+        (["trainA/1.png", "trainB/2.png", "testA/3.png", "testB/4.png"], "trainA and testA"),
+        (["train/1.png", "pets-test/2.png"], "train and pets-test"),
+        (["img_train_0.png", "img_test_0.png"], "img_train_0 and img_test_0"),
+        (["cat/train_1.png", "cat/test_1.png", "dog/1.png"], "cat/train_1 and cat/test_1"),
+        (
+            ["cat/train/1.png", "cat/test/1.png", "cat/extra/1.png", "dog/train/1.png"],
+            "cat/train and cat/test",
+        ),
+        (["data/train/1.png", "data/test/1.png", "docs/logo.png"], "data/train and data/test"),
+        (["train/train/1.png", "train/test/1.png", "val/1.png"], "train/train and train/test"),
+    ],
+)
+def test_names_of_splits_that_would_be_pooled_are_refused(files, named):
+    with pytest.raises(UserError, match=f"data.source.url: {named} look like training and test images"):
+        place_images(files)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["train_station/1.png", "test tube/2.png"],
+        ["train/1.png", "car/2.png", "test tube/3.png"],
+        ["train station.png", "test tube.png", "a test of a train.png"],
+        ["cat/1.png", "test/2.png"],
+    ],
+)
+def test_names_of_classes_that_hold_a_split_word_are_not(files):
+    assert {place.split for place in place_images(files)} <= {None, "test"}
+
+
+def test_a_holdout_is_not_trained_on():
+    assert [place.split for place in place_images(["train/1.png", "holdout/2.png"])] == ["train", "test"]
 
 
 def test_images_of_a_folder_share_their_place():

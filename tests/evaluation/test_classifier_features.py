@@ -1,11 +1,13 @@
 """The classifier stored with a data set, and its record."""
 
 import json
+from contextlib import suppress
 
 import pytest
 import torch
 
 from fm_core.config import EvaluateSection
+from fm_core.errors import UserError
 from fm_core.evaluation.features import classifier_features
 from fm_core.evaluation.features.classifier import Classifier
 from fm_core.evaluation.features.classifier_features import classifier_extractor, first_images
@@ -45,3 +47,35 @@ def test_a_record_of_an_earlier_version_without_that_number_is_read(digits, mani
             path.write_text(json.dumps({k: v for k, v in record.items() if k != "held_out_images"}))
     again = classifier_extractor(digits.data.root, manifest, CPU, lambda step, steps, loss: None)
     assert (again.sha256, again.validation_images) == (extractor.sha256, 300)
+
+
+@pytest.mark.parametrize(
+    ("fair", "most_images", "most_bytes", "trained_again"),
+    [
+        (True, 200_000, 2**32, False),
+        (False, 200_000, 2**32, False),
+        (True, 100, 2**32, False),
+        (False, 100, 2**32, True),
+        (True, 200_000, 64 * 100, True),
+        (True, 100, 64 * 100, False),
+    ],
+)
+def test_another_choice_of_training_images_is_another_classifier(
+    digits, manifest, extractor, monkeypatch, fair, most_images, most_bytes, trained_again
+):
+    """Earlier versions took the first images by id, whatever their order and size."""
+    asked = []
+    monkeypatch.setattr(classifier_features, "MAX_IMAGES", most_images)
+    monkeypatch.setattr(classifier_features, "MAX_BYTES", most_bytes)
+    monkeypatch.setattr(classifier_features, "has_fair_order", lambda *_: fair)
+    monkeypatch.setattr(
+        classifier_features, "_train", lambda *_: asked.append(1) or (b"", {"sha256": "not these"})
+    )
+    with suppress(UserError):
+        classifier_extractor(digits.data.root, manifest, CPU, lambda step, steps, loss: None)
+    folder = classifier_features.Store.at(digits.data.root, manifest.name, "evaluation").local
+    for path in folder.glob("classifier-*.safetensors"):
+        if not path.read_bytes():
+            path.unlink()
+            path.with_suffix(".json").unlink()
+    assert bool(asked) == trained_again

@@ -163,6 +163,20 @@ def test_a_key_that_an_older_version_did_not_know_has_its_default(tmp_path):
     assert "train.epsilon" in refused(config_at(tmp_path, train={"epsilon": 0.5}))
 
 
+def test_a_time_that_an_older_version_recorded_as_a_number_is_read(tmp_path):
+    run = trained(config_at(tmp_path))
+    (run.path / "environment.json").touch()
+    tree = yaml.safe_load((run.path / "config.yaml").read_text())
+    tree["launch"] |= {"kind": "slurm", "processes": 1}
+    tree["launch"]["slurm"]["options"] = {"time-min": 43_200}
+    (run.path / "config.yaml").write_text(yaml.safe_dump(tree))
+    begin(config_at(tmp_path))
+    assert load_run_config(run.path / "config.yaml").launch.slurm.options == {"time-min": 43_200}
+    shutil.copy(run.path / "config.yaml", tmp_path / "given.yaml")
+    with pytest.raises(UserError, match="write it in quotes"):
+        load_run_config(tmp_path / "given.yaml")
+
+
 def test_a_configuration_of_a_newer_version_is_refused(tmp_path):
     run = trained(config_at(tmp_path))
     file = run.path / "config.yaml"

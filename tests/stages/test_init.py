@@ -7,6 +7,7 @@ import yaml
 
 from fm_core import cli
 from fm_core.config import load_config
+from fm_core.config.derived_defaults import validation_images_for
 from fm_core.errors import UserError
 from fm_core.launch.dispatch import world
 from fm_core.models.build import build_meta_network
@@ -78,6 +79,14 @@ def test_a_split_of_its_own_is_named_and_not_drawn(here):
     assert "validation_images" not in yaml.safe_load(made.path.read_text())["data"]
 
 
+def test_a_split_of_its_own_may_have_the_size_of_a_drawn_one(here):
+    photographs(here / "split", prefix="train/", count=20)
+    photographs(here / "split", prefix="val/", count=2)
+    made = init("split", size=8, measure=fast)
+    assert made.source.splits == {"train": 40, "val": validation_images_for(40)}
+    assert made.source.own_split
+
+
 def test_by_default_images_become_64_pixels(here):
     photographs(here / "pets")
     made = init("pets", measure=fast)
@@ -114,6 +123,7 @@ def test_what_does_not_fit_into_a_gpu_is_divided(here):
         (("pets", "--name", "../up"), "run.name"),
         (("pets", "--name", "taken"), "taken.yaml exists"),
         (("pets", "--name", "trained"), "runs/trained is a trained run"),
+        (("https://me:secret@host/pets",), "a URL with a password or a token in it"),
         ((), "FOLDER_OR_URL"),
     ],
     ids=" ".join,
@@ -133,6 +143,7 @@ def test_what_cannot_be_is_refused_in_one_line_and_writes_nothing(here, capsys, 
     assert code == 2
     assert len(err) == 1
     assert named in err[0]
+    assert "secret" not in err[0]
     assert sorted(here.rglob("*")) == before
     assert (here / "taken.yaml").read_text() == "kept"
 

@@ -14,9 +14,10 @@ from fm_core.data.sources.webdataset_tars import WebDatasetSource
 from fm_core.errors import UserError
 
 
-def open_source(config: DataSection, detected: str | None = None) -> DataSource:
+def open_source(config: DataSection, detected: str | None = None, val_by_number: bool = False) -> DataSource:
     """Open the source of data.source; format auto stands for `detected`, or for what is at the URL.
 
+    `val_by_number`: imagenet-folder leaves validation images in class folders as earlier versions did.
     Nothing is read, except for detection. Raises UserError for missing keys or an unknown format.
     """
     kind = config.source.format
@@ -30,7 +31,7 @@ def open_source(config: DataSection, detected: str | None = None) -> DataSource:
         case "imagenet-png":
             return ImagenetPngSource(config)
         case "imagenet-folder" | "imagenet-tar":
-            return ImagenetOriginalSource(config, kind)
+            return ImagenetOriginalSource(config, kind, val_by_number)
         case "folder":
             return FolderSource(config)
         case "parquet":

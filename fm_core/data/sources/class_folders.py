@@ -150,6 +150,15 @@ def describe_classes(classes: Classes) -> str:
     return f"{classes.count:,}: {shown}{more}"
 
 
+def untrained_numbers(classes: Classes, labels: NDArray[np.int64]) -> list[str]:
+    """Remark on the classes without any of the training labels, int64 [n]."""
+    if not classes.count:
+        return []
+    names = classes.names or [str(number) for number in range(classes.count)]
+    counts = np.bincount(labels, minlength=classes.count).tolist()
+    return untrained(dict(zip(names, counts, strict=True)), names)
+
+
 def untrained(counts: Mapping[str, int] | Counter[str], names: Sequence[str]) -> list[str]:
     """Remark on the classes that have no training images, if there are any."""
     missing = [printable(name) for name in names if not counts.get(name)]

@@ -1,6 +1,8 @@
 """Detection of the format of a source by the names of the files at its URL."""
 
+import os
 import re
+from collections.abc import Mapping
 from typing import Any, cast
 
 from fm_core.data.sources.archive_readers import is_image_file
@@ -83,12 +85,19 @@ def _entries(store: Store, folder: str) -> list[tuple[str, bool]]:
         )
     except (FileNotFoundError, NotADirectoryError):
         return []
-    names = [(str(row["name"]).rstrip("/").rsplit("/", 1)[-1], row["type"] == "directory") for row in rows]
+    names = [(str(row["name"]).rstrip("/").rsplit("/", 1)[-1], _is_folder(store, row)) for row in rows]
     return sorted(
         (f"{folder}/{name}" if folder else name, is_folder)
         for name, is_folder in names
         if name and not is_hidden(name)
     )
+
+
+def _is_folder(store: Store, row: Mapping[str, Any]) -> bool:
+    """Whether a row of a listing is a folder, or a link to one, which fsspec calls "other"."""
+    if store.local is not None and row["type"] not in ("directory", "file"):
+        return os.path.isdir(row["name"])  # noqa: PTH112
+    return row["type"] == "directory"
 
 
 def _has_images(store: Store, paths: list[str]) -> bool:

@@ -1,6 +1,7 @@
 """Listing of the files under a URL: which entries count, links, and detection of changes."""
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
@@ -13,6 +14,8 @@ from fm_core.storage.store import Store
 
 # Keys of the fsspec libraries for the content or age of an object.
 CHANGE_MARKERS = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "mtime", "created")
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+"""Characters that would break a line, or steer a terminal."""
 SYSTEM_NAMES = {
     "@eadir",
     "#recycle",
@@ -39,8 +42,9 @@ def is_hidden(path: str) -> bool:
 
 
 def printable(name: str) -> str:
-    """A file name for messages and records: bytes that are not UTF-8 are shown escaped."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    """A file name for messages and records: line breaks and bytes that are not UTF-8 are shown escaped."""
+    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def name_bytes(name: str) -> bytes:

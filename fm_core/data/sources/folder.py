@@ -46,6 +46,10 @@ from fm_core.storage.store import Store
 RECIPE_VERSION = 2
 """2: validation images are shuffled, the class is the first folder below the split, pictures are upright."""
 ARCHIVE_SUFFIXES = (".zip", ".tar")
+OTHER_ARCHIVE_SUFFIXES = (
+    *(".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar.lz4"),
+    *(".7z", ".rar"),
+)
 SHUFFLED = "all splits shuffled by data.split_seed"
 
 
@@ -62,44 +66,58 @@ class FolderSource(ImageFileSource):
 
     def find(self) -> FoundImages:
         """Find the splits and their classes."""
-        archive, wrappers = open_tree(self._url)
+        archive, wrappers, beside = open_tree(self._url)
         if not archive.keys:
             there = endings_text(count_endings(archive.others))
             raise UserError(
                 f"data.source.url: no images under {self._url}{f' (but {there})' if there else ''}; put them "
                 "there as <class>/<name>.png (or .jpg, ...), or as train/<class>/... and val/<class>/..."
             )
-        tree = _Tree(archive, place_images(archive.keys), wrappers, self._url)
+        tree = _Tree(archive, place_images(archive.keys), wrappers, self._url, beside)
         return split_images(tree, self._validation_images, self._seed)
 
 
-def open_tree(url: str) -> tuple[Archive, set[str]]:
+def open_tree(url: str) -> tuple[Archive, set[str], list[str]]:
     """The files at a URL: of a folder, of the archive that it names, or of the archives in the folder.
 
-    Also names, in lower case, that a folder with everything in it may have without being a class.
+    Also names, in lower case, that a folder with everything in it may have without being a class; and the
+    files beside the archives. Raises UserError for an archive among these of a kind that is not read.
     """
     url = url.rstrip("/")
     folder, _, name = url.rpartition("/")
     if name.lower().endswith(ARCHIVE_SUFFIXES):
         store = Store.at(folder or ("/" if url.startswith("/") else "."))
         if store.size(name) is not None and not (store.local and (store.local / name).is_dir()):
-            return open_archive(store, name), {PurePosixPath(name).stem.lower()}
+            return open_archive(store, name), {PurePosixPath(name).stem.lower()}, []
     store = Store.at(url)
     archive = FolderArchive.listed(store)
-    if archive.keys:
-        return archive, set()
     names = [path for path in archive.others if path.lower().endswith(ARCHIVE_SUFFIXES)]
-    if not names:
-        return archive, set()
+    if archive.keys or not names:
+        return archive, set(), []
+    beside = [path for path in archive.others if path not in set(names)]
+    if other := next((path for path in beside if path.lower().endswith(OTHER_ARCHIVE_SUFFIXES)), None):
+        raise UserError(
+            f"data.source.url: {store.url}/{printable(other)} is not read, only .zip and .tar are; "
+            "unpack it to one of these, or remove it"
+        )
     stems = {PurePosixPath(path).stem.lower() for path in names}
-    return ArchiveGroup([(path, open_archive(store, path)) for path in names]), stems
+    return ArchiveGroup([(path, open_archive(store, path)) for path in names]), stems, beside
 
 
 class _Tree:
     """Images with their places and classes."""
 
-    def __init__(self, archive: Archive, places: Sequence[ImagePlace], wrappers: set[str], url: str) -> None:
+    def __init__(
+        self,
+        archive: Archive,
+        places: Sequence[ImagePlace],
+        wrappers: set[str],
+        url: str,
+        beside: Sequence[str] = (),
+    ) -> None:
+        """beside: files beside the archives."""
         self.archive, self.places, self.wrappers, self.url = archive, places, wrappers, url
+        self.beside = beside
         self.edm = edm_labels(archive, url)
 
     def rows_of(self, split: str | None) -> NDArray[np.int64]:
@@ -134,7 +152,8 @@ class _Tree:
 
     def unread(self) -> list[str]:
         """Files that are neither images nor lists of labels."""
-        return [path for path in self.archive.others if not is_label_list(path, self.edm is not None)]
+        others = [path for path in self.archive.others if not is_label_list(path, self.edm is not None)]
+        return [*others, *self.beside]
 
     def empty_classes(self, split: str | None, names: set[str]) -> list[str]:
         """Remark on class folders of the training split that hold no images; archives do not list them."""
@@ -220,9 +239,7 @@ def split_images(tree: _Tree, validation_images: int, seed: int) -> FoundImages:
             order=SHUFFLED,
             own_validation=choice.own_validation,
             fair_order=True,
-            not_read=count_endings(
-                path for path in tree.archive.others if not is_label_list(path, tree.edm is not None)
-            ),
+            not_read=count_endings(tree.unread()),
             remarks=(
                 *left_alone(choice, tree.describe),
                 *untrained(trained, in_order),

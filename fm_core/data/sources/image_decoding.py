@@ -64,9 +64,10 @@ class PixelRules:
         """The picture in RGB, turned upright if `orientation`, on the background where it is transparent."""
         image.load()
         kind = image.format
-        if self.orientation and image.getexif().get(ORIENTATION_TAG, 1) != 1:
+        if self.orientation:
             with suppress(Exception):  # damaged metadata does not concern the pixels
-                image = ImageOps.exif_transpose(image)
+                if image.getexif().get(ORIENTATION_TAG, 1) != 1:
+                    image = ImageOps.exif_transpose(image)
         if image.mode == "RGB" and "transparency" not in image.info:
             return image
         transparent = image.info.get("transparency")

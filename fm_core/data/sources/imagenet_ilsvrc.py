@@ -40,7 +40,8 @@ FOLDERS = ("{split}", "ILSVRC/Data/CLS-LOC/{split}", "ILSVRC2012_img_{split}", "
 class ImagenetOriginalSource(ImageFileSource):
     """Source for the formats imagenet-folder and imagenet-tar."""
 
-    def __init__(self, config: DataSection, kind: str) -> None:
+    def __init__(self, config: DataSection, kind: str, val_by_number: bool = False) -> None:
+        """val_by_number: leave validation images in class folders in the order of their paths."""
         partial = config.source.allow_partial
         facts = image_file_facts(config, kind, {"allow_partial": partial})
         published = None if partial else sum(PUBLISHED.values())
@@ -52,6 +53,7 @@ class ImagenetOriginalSource(ImageFileSource):
             config.source.url,
         )
         self._store = Store.at(config.source.url)
+        self._val_by_number = val_by_number
         self._kind, self._partial, self._seed = kind, partial, config.split_seed
 
     def find(self) -> FoundImages:
@@ -70,9 +72,10 @@ class ImagenetOriginalSource(ImageFileSource):
         validation = self._validation_labels(val, names)
         # The numbers of the images are in a random order, class folders are not.
         in_folders = bool(val.keys) and folder_labels(val.keys, names).min() >= 0
+        shuffle = in_folders and not self._val_by_number
         collections = {
             "train": shuffled(train, labels, self._seed),
-            "val": shuffled(val, validation, self._seed) if in_folders else in_order(val, validation),
+            "val": shuffled(val, validation, self._seed) if shuffle else in_order(val, validation),
         }
         require_counts(self._store.url, collections, PUBLISHED, self._partial)
         order = "sorted-wnid" if len(names) == CLASSES else f"sorted-wnid-of-{len(names)}"
@@ -83,9 +86,9 @@ class ImagenetOriginalSource(ImageFileSource):
             Interpretation(
                 splits=f"train and val of ILSVRC2012 ({len(train.keys):,} and {len(val.keys):,} images)",
                 classes=f"{describe_classes(classes)} (WordNet ids, sorted)",
-                order="all splits shuffled by data.split_seed" if in_folders else ORDER_BY_NUMBER,
+                order="all splits shuffled by data.split_seed" if shuffle else ORDER_BY_NUMBER,
                 own_validation=True,
-                fair_order=in_folders or not self._partial,
+                fair_order=shuffle or not (in_folders or self._partial),
                 not_read=count_endings([*train.others, *val.others]),
             ),
         )

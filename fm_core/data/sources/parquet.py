@@ -5,6 +5,7 @@ random. Rows are shuffled, as they are often sorted by class. Needs pyarrow.
 """
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from fm_core.config.data import DataSection
 from fm_core.data.manifest import Interpretation
 from fm_core.data.sources.base import UNLABELED, Classes
-from fm_core.data.sources.class_folders import describe_classes
+from fm_core.data.sources.class_folders import describe_classes, untrained_numbers
 from fm_core.data.sources.file_listing import count_endings, list_files, printable
 from fm_core.data.sources.image_collection import (
     FoundImages,
@@ -23,7 +24,7 @@ from fm_core.data.sources.image_collection import (
     image_file_facts,
     pixel_rules,
 )
-from fm_core.data.sources.parquet_rows import ParquetRows, open_parquet, values_dtype
+from fm_core.data.sources.parquet_rows import ParquetRows, largest_value, open_parquet, values_dtype
 from fm_core.data.sources.split_selection import (
     SplitChoice,
     assign_rows,
@@ -70,6 +71,7 @@ class ParquetSource(ImageFileSource):
                 "validation-*.parquet there"
             )
         counts = {path: self._rows(path) for path in files}
+        self._refuse_bits(files)
         splits: dict[str | None, list[str]] = {}
         for path in files:
             splits.setdefault(split_of_data_file(path), []).append(path)
@@ -106,7 +108,10 @@ class ParquetSource(ImageFileSource):
                 own_validation=choice.own_validation,
                 fair_order=True,
                 not_read=count_endings(path for path in listed if path not in files),
-                remarks=tuple(left_alone(choice, describe)),
+                remarks=(
+                    *left_alone(choice, describe),
+                    *(untrained_numbers(classes, labels[rows[choice.train]]) if labels is not None else ()),
+                ),
             ),
         )
 
@@ -144,6 +149,23 @@ class ParquetSource(ImageFileSource):
             if kind is not None and kind.kind == "f" and self._rules.value_range is None:
                 raise ambiguous_values(f"{self._url}/{printable(path)}: {self._image}", str(kind))
             return int(file.metadata.num_rows)
+
+    def _refuse_bits(self, paths: Iterable[str]) -> None:
+        """Raise UserError for integers of which 1 is the largest in all files, as it is white."""
+        if self._rules.value_range is not None:
+            return
+        first, kind = "", None
+        for path in paths:
+            with open_parquet(self._store, path) as file:
+                found = values_dtype(file.schema_arrow.field(self._image).type)
+                if not file.metadata.num_rows:
+                    continue
+                bits = found is not None and found.kind in "iu" and found.name not in ("uint8", "uint16")
+                if not bits or largest_value(file, self._image) != 1:
+                    return
+                first, kind = first or path, kind or found
+        if kind is not None:
+            raise ambiguous_values(f"{self._url}/{printable(first)}: {self._image} (0 and 1 only)", str(kind))
 
     def _has_labels(self, paths: list[str]) -> bool:
         """Whether any row has a label; those of a test set are often all -1 or missing."""

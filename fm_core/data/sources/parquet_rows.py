@@ -54,11 +54,12 @@ class ParquetRows:
         self.others: Sequence[str] = []
         self._offsets: NDArray[np.int64] | None = None
         self._file: Any = None
+        self._scratch: ScratchFolder | None = None
 
     def read(self, number: int) -> bytes:
         """Content of an image file, or of a .npy file for an array; ImageDecodingError without either."""
         if self._offsets is None or self._file is None:
-            folder = self._scratch().fill(self._copy, sum(self._sizes.values()))
+            folder = self._copies().fill(self._copy, sum(self._sizes.values()))
             self._offsets = cast(NDArray[np.int64], np.load(folder / OFFSETS, mmap_mode="r"))
             self._file = (folder / CONTENT).open("rb")
         start, stop = int(self._offsets[number]), int(self._offsets[number + 1])
@@ -72,15 +73,17 @@ class ParquetRows:
         raise FileNotFoundError(path)
 
     def close(self) -> None:
-        """Close the copy."""
+        """Close the copy; another process may remove it, and a later read makes it again."""
         if self._file is not None:
             self._file.close()
+        if self._scratch is not None:
+            self._scratch.leave()
         self._file, self._offsets = None, None
 
     def release(self) -> None:
         """Remove the copy."""
         self.close()
-        self._scratch().remove()
+        self._copies().remove()
 
     def inputs(self) -> tuple[Input, ...]:
         """The files; each is identified by its footer, which holds the offset and size of every column."""
@@ -96,8 +99,11 @@ class ParquetRows:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_file": None, "_offsets": None}
 
-    def _scratch(self) -> ScratchFolder:
-        return ScratchFolder(f"{self._store.url} {self._column} {self.inputs()} {self.state()}")
+    def _copies(self) -> ScratchFolder:
+        if self._scratch is None:
+            identity = f"{self._store.url} {self._column} {self.inputs()} {self.state()}"
+            self._scratch = ScratchFolder(identity)
+        return self._scratch
 
     def _copy(self, folder: Path) -> None:
         """Write the images of all rows to a file, and their offsets."""
@@ -143,20 +149,45 @@ def open_parquet(store: Store, path: str) -> Any:
 
 def values_dtype(kind: Any) -> np.dtype[Any] | None:
     """Type of the values of nested lists; None for a column of files."""
+    nested = False
+    while hasattr(kind, "storage_type") or _is_list(kind):
+        nested = nested or _is_list(kind)
+        kind = kind.storage_type if hasattr(kind, "storage_type") else kind.value_type
+    return np.dtype(kind.to_pandas_dtype()) if nested else None
+
+
+def _is_list(kind: Any) -> bool:
     from pyarrow import types
 
-    while True:
-        if hasattr(kind, "storage_type"):
-            kind = kind.storage_type
-        elif any(getattr(types, test)(kind) for test in ("is_list", "is_large_list", "is_fixed_size_list")):
-            kind = kind.value_type
-            nested = kind
-            if not any(
-                getattr(types, test)(nested) for test in ("is_list", "is_large_list", "is_fixed_size_list")
-            ):
-                return np.dtype(nested.to_pandas_dtype())
+    return any(getattr(types, test)(kind) for test in ("is_list", "is_large_list", "is_fixed_size_list"))
+
+
+def largest_value(file: Any, column: str) -> int | None:
+    """Largest integer in the lists of a column, or the first largest of a group above 1; None without any."""
+    largest: int | None = None
+    for number in range(file.num_row_groups):
+        group = file.metadata.row_group(number)
+        leaves = [group.column(leaf) for leaf in range(group.num_columns)]
+        found = [leaf.statistics for leaf in leaves if leaf.path_in_schema.split(".")[0] == column]
+        if len(found) == 1 and found[0] is not None and found[0].has_min_max:
+            value = found[0].max
         else:
-            return None
+            value = _largest_of(file.read_row_group(number, columns=[column])[column])
+        if value is not None:
+            largest = int(value) if largest is None else max(largest, int(value))
+        if largest is not None and largest > 1:
+            break
+    return largest
+
+
+def _largest_of(column: Any) -> int | None:
+    values: list[int] = []
+    for chunk in column.chunks:
+        while hasattr(chunk, "storage") or _is_list(chunk.type):
+            chunk = chunk.storage if hasattr(chunk, "storage") else chunk.flatten()
+        array = np.asarray(chunk.drop_null())
+        values += [int(array.max())] if array.size else []
+    return max(values, default=None)
 
 
 def _content(cell: Any, kind: np.dtype[Any] | None) -> bytes:

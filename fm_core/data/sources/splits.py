@@ -2,18 +2,19 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fm_core.data.sources.file_listing import printable
+from fm_core.errors import UserError
 
 SPLIT_WORDS = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "dev"),
-    "test": ("test", "testing", "eval", "evaluation"),
+    "test": ("test", "testing", "eval", "evaluation", "holdout", "heldout"),
 }
 """Words for each split, in any case; "set" may follow, as in testset."""
 FILLERS = frozenset(
@@ -40,6 +41,10 @@ _KINDS = {
     word + suffix: kind for kind, words in SPLIT_WORDS.items() for word in words for suffix in ("", "set")
 }
 _ARCHIVE = re.compile(r"\.(tar|zip)$", re.IGNORECASE)
+
+
+_SPLIT_WORD = re.compile("|".join(_KINDS), re.IGNORECASE)
+_KINDS_HELD_OUT = {"val", "test"}
 
 
 def words_of(name: str) -> list[str]:
@@ -99,6 +104,7 @@ def place_images(paths: Sequence[str]) -> list[ImagePlace]:
 
     A folder named after a split counts as one at the top, below folders that hold nothing else, or where all
     images lie in such folders. A folder "train" beside others, without validation or test, is a class.
+    Raises UserError for names of training and of test images that are placed in neither.
     """
     top = _Folder()
     for path in paths:
@@ -107,9 +113,15 @@ def place_images(paths: Sequence[str]) -> list[ImagePlace]:
             folder = folder.folders.setdefault(name, _Folder())
         folder.files += 1
     if not _find_splits(top):
-        return _place_by_file_names(paths)
+        _unmark(top)
+        _refuse_pooled(top, "")
+        places = _place_by_file_names(paths)
+        if places[0].split is None:
+            _refuse_pooled_files(paths)
+        return places
+    _refuse_pooled(top, "")
     by_folder: dict[str, ImagePlace] = {}  # one object for all images of a folder
-    places: list[ImagePlace] = []
+    places = []
     for path in paths:
         name = path.rpartition("/")[0]
         if name not in by_folder:
@@ -156,6 +168,70 @@ def _marked(folder: _Folder) -> list[_Folder]:
         for below in folder.folders.values()
         for marked in ([below] if below.splits else _marked(below))
     ]
+
+
+def _unmark(folder: _Folder) -> None:
+    folder.splits = {}
+    for below in folder.folders.values():
+        _unmark(below)
+
+
+def _split_and_rest(name: str) -> tuple[str | None, tuple[str, ...]]:
+    """The only split word anywhere in a name, e.g. in trainA, and the other words."""
+    words = words_of(re.sub(r"(?<=[a-z])(?=[A-Z])", " ", _ARCHIVE.sub("", name)))
+    kinds = {_KINDS[word] for word in words if word in _KINDS}
+    rest = tuple(word for word in words if word not in _KINDS and word not in FILLERS)
+    return (kinds.pop() if len(kinds) == 1 else None), rest
+
+
+def _pooled_pair(names: Iterable[str]) -> tuple[str, str] | None:
+    """A name of training images and one of validation or test images that differ in the split word only."""
+    found: dict[tuple[str, ...], dict[bool, str]] = {}
+    for name in filter(_SPLIT_WORD.search, names):
+        kind, rest = _split_and_rest(name)
+        if kind:
+            pair = found.setdefault(rest, {})
+            pair.setdefault(kind == "train", name)
+            if len(pair) == 2:
+                return pair[True], pair[False]
+    return None
+
+
+def _refuse_pooled(folder: _Folder, path: str) -> None:
+    """Raise UserError for folders that look like splits, where all would become training images."""
+    if not folder.splits:
+        pair = _pooled_pair(folder.folders)
+        if pair is None and len(folder.folders) == 2:
+            kinds = {_split_and_rest(name)[0]: name for name in folder.folders}
+            if (
+                "train" in kinds
+                and len(kinds.keys() & _KINDS_HELD_OUT) == 1
+                and any(map(split_of_folder, kinds.values()))
+            ):
+                pair = kinds.pop("train"), next(iter(kinds.values()))
+        if pair is not None:
+            raise _unplaced(*(path + name for name in pair))
+    for name, below in folder.folders.items():
+        if folder.splits.get(name, "train") == "train" and (name in folder.splits or not folder.splits):
+            _refuse_pooled(below, f"{path}{name}/")
+
+
+def _refuse_pooled_files(paths: Sequence[str]) -> None:
+    names: dict[str, list[str]] = {}
+    for path in paths:
+        folder, _, name = path.rpartition("/")
+        names.setdefault(folder, []).append(name.rpartition(".")[0])
+    for folder, stems in names.items():
+        if pair := _pooled_pair(stems):
+            raise _unplaced(*(f"{folder}/{name}".lstrip("/") for name in pair))
+
+
+def _unplaced(training: str, held_out: str) -> UserError:
+    return UserError(
+        f"data.source.url: {printable(training)} and {printable(held_out)} look like training and test "
+        "images, but are not laid out as splits: put them into folders train and test with no other "
+        "folder beside them, or give them names without such words"
+    )
 
 
 def _place_by_file_names(paths: Sequence[str]) -> list[ImagePlace]:

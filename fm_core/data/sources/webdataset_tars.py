@@ -15,7 +15,7 @@ from fm_core.config.data import DataSection
 from fm_core.data.manifest import Input, Interpretation
 from fm_core.data.sources.archive_readers import IMAGE_SUFFIXES, ArchiveGroup
 from fm_core.data.sources.base import UNLABELED, Classes
-from fm_core.data.sources.class_folders import classes_of, describe_classes, ordered
+from fm_core.data.sources.class_folders import classes_of, describe_classes, ordered, untrained_numbers
 from fm_core.data.sources.file_listing import count_endings, list_files, printable, state_of
 from fm_core.data.sources.image_collection import (
     FoundImages,
@@ -108,6 +108,7 @@ class WebDatasetSource(ImageFileSource):
             split: np.array(found, np.int64) for split, found in rows.items()
         }
         selected = assign_rows(choice, arrays, self._validation_images, self._seed)
+        untrained = [] if table is None else untrained_numbers(classes, table[arrays[choice.train]])
         others = (path for path in group.others if not _is_label_file(path))
         return FoundImages(
             {split: ImageCollection(group, table, found) for split, found in selected.items()},
@@ -119,7 +120,7 @@ class WebDatasetSource(ImageFileSource):
                 own_validation=choice.own_validation,
                 fair_order=True,
                 not_read=count_endings(others),
-                remarks=(*left_alone(choice, describe), *remarks),
+                remarks=(*left_alone(choice, describe), *untrained, *remarks),
             ),
         )
 
@@ -144,13 +145,17 @@ class WebDatasetSource(ImageFileSource):
 
         urls = cast(list[str], cast(Any, webdataset).shardlists.expand_urls(self._url))
         tars: dict[str, tuple[Store, str]] = {}
+        folders = [url.rstrip("/").rpartition("/")[0].split("/") for url in urls]
+        levels = enumerate(zip(*folders, strict=False))
+        # The names of the folders that all are in say nothing about splits.
+        above = next((depth for depth, names in levels if len(set(names)) > 1), min(map(len, folders)))
         for url in urls:
             folder, _, name = url.rstrip("/").rpartition("/")
             if name.lower().endswith(".tar"):
                 store = Store.at(folder or ("/" if url.startswith("/") else "."))
                 if store.size(name) is None:
                     raise UserError(f"data.source.url: {url} does not exist")
-                tars[name if len(urls) > 1 and name not in tars else url] = (store, name)
+                tars["/".join(url.rstrip("/").split("/")[above:])] = (store, name)
                 continue
             store = Store.at(url)
             for path in list_files(store, depth=None):

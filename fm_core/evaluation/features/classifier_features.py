@@ -10,7 +10,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from fm_core.data.manifest import Manifest
-from fm_core.data.reader import ImageReader, fair_order
+from fm_core.data.reader import ImageReader, fair_order, has_fair_order
 from fm_core.errors import UserError
 from fm_core.evaluation.features.classifier import Classifier, accuracy, predict, train_classifier
 from fm_core.evaluation.features.extractor import CLASSIFIER, Extractor
@@ -41,7 +41,7 @@ def classifier_extractor(
             f"evaluate.features classifier: the data set {manifest.name} has no labels to train it on"
         )
     store = Store.at(root, manifest.name, "evaluation")
-    name = f"classifier-{fingerprint([RECIPE, manifest.version])[:12]}"
+    name = f"classifier-{fingerprint([RECIPE, manifest.version, *_selection(manifest)])[:12]}"
     try:
         weights, record = (
             store.read_bytes(f"{name}.safetensors"),
@@ -68,6 +68,19 @@ def classifier_extractor(
         # Records of earlier versions do not have this key.
         validation_images=record.get("held_out_images", min(MAX_IMAGES, manifest.splits["val"].images)),
     )
+
+
+def _selection(manifest: Manifest) -> list[str]:
+    """What distinguishes the training images from those of earlier versions: the first MAX_IMAGES by id.
+
+    Empty where these are the same, so that their classifiers are used.
+    """
+    images = manifest.splits["train"].images
+    limit = MAX_BYTES // prod(manifest.image_shape)
+    selection = [f"at most {limit} images"] if limit < min(MAX_IMAGES, images) else []
+    if min(MAX_IMAGES, limit) < images and not has_fair_order(manifest, "train"):
+        selection.append("in fair order")
+    return selection
 
 
 def first_images(root: str, manifest: Manifest, split: str, count: int) -> tuple[Tensor, Tensor]:
