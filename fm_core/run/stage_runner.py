@@ -5,6 +5,7 @@ import time
 import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Any
 
 from fm_core.config import RunConfig
 from fm_core.errors import LeaseLostError, StopRequested, UserError
@@ -73,6 +74,13 @@ def _end_status(run: RunDirectory, lease: Lease, stage: str, phase: str) -> None
         write_json(run.path / "status.json", {**status, "phase": phase})
 
 
+def _is_newer(status: dict[str, Any] | None, progress: Progress) -> bool:
+    """Whether a job that has ended wrote more than this progress says: its step, and as many images."""
+    if status is None or status["stage"] != progress.stage or "step" not in status:
+        return False
+    return status["done"] >= progress.done
+
+
 def _with_status(run: RunDirectory, lease: Lease, observe: Observer, effort: BestEffort) -> Observer:
     """The observer, which also writes status.json unless a job runs and writes it itself.
 
@@ -82,7 +90,7 @@ def _with_status(run: RunDirectory, lease: Lease, observe: Observer, effort: Bes
     supervisor = ProcessIdentity.of(os.getpid()).facts()
 
     def write(progress: Progress) -> None:
-        if lease.holder() is None:
+        if lease.holder() is None and not _is_newer(read_status(run.path), progress):
             write_status(run.path, progress, supervisor=supervisor)
 
     def show(progress: Progress) -> None:

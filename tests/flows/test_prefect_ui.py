@@ -63,8 +63,9 @@ def test_the_flow_run_page_shows_name_bars_artifacts_and_result(demo: Demo, brow
 
 
 def test_the_ui_asks_for_the_password_once(demo: Demo, browser: WebDriver, site: str):
-    browser.execute_script("localStorage.clear()")
     browser.get(f"{site}/dashboard")
+    browser.execute_script("localStorage.clear()")
+    browser.refresh()
     field = '//input[@type="password"]'
     wait(browser, lambda: browser.find_element(By.XPATH, field).send_keys(demo.password + Keys.ENTER) is None)
     wait(browser, lambda: browser.execute_script("return localStorage['prefect-password']") == demo.secret)

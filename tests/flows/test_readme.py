@@ -96,6 +96,10 @@ def test_the_deployments_and_their_runs(demo: Demo, imagenet_without_archives: d
             assert state["type"] == "FAILED"
             for archive in re.findall(r"`(Imagenet64_\w+\.zip)`", README):
                 assert archive.split("_part")[0] in state["message"]
+        elif arguments[3] == "train-images":  # tests/infra/test_your_own_images.py runs its stages
+            run_id = created_run(demo.command(*arguments, "--start-in", "2 hours"))
+            assert demo.run(run_id)["parameters"]["config_file"] == "photographs.yaml"
+            assert demo.prefect("flow-run", "delete", run_id).returncode == 0
         elif "--param" not in arguments:  # a run of minutes; the demo ran the same on its configuration
             run_id = created_run(demo.command(*arguments, "--start-in", "2 hours"))
             assert demo.run(run_id)["deployment_id"] == demo.run(demo.run_id)["deployment_id"]
