@@ -61,11 +61,17 @@ def test_the_demo_command_is_the_one_that_was_run(demo: Demo):
     assert demo.result.returncode == 0
 
 
-def test_the_test_command_finds_the_tests(demo: Demo):
+def test_the_test_command_finds_the_default_tests_and_with_all_the_others(demo: Demo):
     (command,) = commands("bash infra/test.sh")
-    result = shell(demo.root, [*shlex.split(command), "tests/flows", "--collect-only", "-q"])
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "test_the_test_command_finds_the_tests" in result.stdout
+    files = ("tests/flows/test_readme.py", "tests/test_tiers.py", "--collect-only", "-q")
+    default, everything = (
+        shell(demo.root, [*shlex.split(command), *more, *files]) for more in ((), ("--all",))
+    )
+    assert (default.returncode, everything.returncode) == (0, 0), default.stdout + everything.stdout
+    assert "tests/test_tiers.py::" in default.stdout
+    assert "test_the_stages_by_hand" not in default.stdout
+    assert "--all adds" in default.stdout
+    assert "test_the_stages_by_hand" in everything.stdout
 
 
 def test_the_stages_by_hand(demo: Demo):
