@@ -9,7 +9,7 @@ from prefect.client.schemas.objects import State, StateType
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
-from flows.progress import ProgressReport
+from flows.progress_report import ProgressReport
 from fm_core.config import DataSection, RunConfig
 from fm_core.errors import UserError
 from fm_core.run.progress import Progress, RateMeter

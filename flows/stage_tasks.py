@@ -16,7 +16,7 @@ from prefect.states import Completed
 from flows.artifacts import create_artifacts
 from flows.cancellation import resume_message
 from flows.cancellation_watch import CancellationWatch
-from flows.progress import ProgressReport, duration
+from flows.progress_report import ProgressReport, duration
 from fm_core.commands import stage_function
 from fm_core.config import RunConfig
 from fm_core.errors import (

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Format, lint, types and tests.
 #
-#   bash infra/test.sh              the default tests: a few minutes, every room
+#   bash infra/test.sh              the default tests: those that need no expensive fixture (tests/support/tiers.py)
 #   bash infra/test.sh --all        everything that this machine can run
 #   bash infra/test.sh -k shards    further arguments go to pytest; types are not checked then
 EXTRAS="[test]"

@@ -3,7 +3,7 @@
 import pytest
 from rich.console import Console
 
-import flows.progress
+import flows.progress_report
 from fm_core.run.progress import Progress
 from fm_core.terminal import ProgressBar, describe
 
@@ -35,7 +35,7 @@ def test_counts_rate_and_time_left_are_shown():
 def test_slow_and_fast_rates_have_three_digits(rate, text):
     progress = Progress("train", 500, 2_000, "images", "", rate=rate)
     assert f", {text} images/s, " in describe(progress)
-    assert f", {text} images/s, " in flows.progress.describe(progress)
+    assert f", {text} images/s, " in flows.progress_report.describe(progress)
 
 
 def test_without_a_terminal_there_is_a_line_now_and_then(capsys):

@@ -7,7 +7,7 @@ from PIL import Image
 
 from flows.artifacts import MAX_IMAGE_BYTES, figures_as_images, flatten_record, image_uri, tables_as_markdown
 from flows.pipeline import result_message
-from flows.progress import describe, duration, percentage
+from flows.progress_report import describe, duration, percentage
 from fm_core.report.html import Figure, PageSection, Table, data_uri
 from fm_core.run.progress import Progress
 from fm_core.run.results import StageResult
