@@ -4,7 +4,7 @@ import ast
 from collections import defaultdict
 from pathlib import Path
 
-from fm_core.cli import STAGES
+from fm_core.command_options import STAGES
 from tests.test_architecture import CORE, ROOT, imports_of, modules, name_of, package_of
 
 SHORT = 60

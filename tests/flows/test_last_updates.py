@@ -9,7 +9,7 @@ import pytest
 
 from flows import artifacts, last_updates, progress
 from flows.last_updates import LastUpdates, server_away
-from flows.progress import ProgressReport
+from flows.progress_report import ProgressReport
 from fm_core.config import RunConfig
 from fm_core.run.progress import Progress
 from fm_core.run.results import StageResult

@@ -11,7 +11,7 @@ import pytest
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES
 
 from flows import progress as module
-from flows.progress import ProgressReport, describe
+from flows.progress_report import ProgressReport, describe
 from fm_core.config import RunConfig
 from fm_core.run.progress import Progress
 from tests.support.operator import until
