@@ -28,7 +28,6 @@ SHORT_MODULES = {
     "fm_core.storage.staged_files": "names of files that are being written",
     "fm_core.checkpoint.train_state": "the schema of a file on disk",
     "fm_core.data.sources.pickled_batches": "an older family of files",
-    "fm_core.data.sources.scratch_folder": "one class",
     "fm_core.data.wids_index": "the index format of another tool",
     "fm_core.evaluation.evaluation_worker": "entry point of the ranks",
     "fm_core.evaluation.features.open_extractor": "the only module that knows all extractors",

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES
 
-from flows import progress as module
+from flows import progress_report as module
 from flows.progress_report import ProgressReport, describe
 from fm_core.config import RunConfig
 from fm_core.run.progress import Progress
