@@ -1,10 +1,9 @@
 """Flows of the full pipeline, from images to scores: one for each preset, and one for any data set."""
 
-from typing import Annotated, Any
+from typing import Any
 
 from prefect import Flow, flow, get_run_logger
 from prefect.client.schemas.objects import State
-from pydantic import Field
 
 from flows.cancellation import end_remaining_jobs
 from flows.parameters import config_of
@@ -23,9 +22,6 @@ COMMON = """
       complete
     * **apart**: stages to run as flow runs of their own deployments, in those deployments' work pools
 """
-CONFIG_FILE = "a configuration file as `fm init` writes it; a path on the worker's machine"
-CONFIG = "a tree of configuration keys: alone, or to replace values of the file"
-APART = "stages to run as flow runs of their own deployments"
 IMAGENET = """
     The network and the hyper-parameters of Lipman et al. (ICLR 2023).
 
@@ -84,21 +80,22 @@ train_imagenet64 = preset_flow(
 
 @flow(name="train-images", flow_run_name=run_name, retries=0, on_cancellation=[end_remaining_jobs])
 def train_images(
-    config_file: Annotated[str | None, Field(description=CONFIG_FILE)] = None,
-    config: Annotated[dict[str, Any] | None, Field(description=CONFIG)] = None,
-    apart: Annotated[tuple[Apart, ...], Field(description=APART)] = (),
+    config_file: str | None = None, config: dict[str, Any] | None = None, apart: tuple[Apart, ...] = ()
 ) -> State[Any]:
     """Shard, train, sample, score and report your own images, or any configuration.
 
-    * **config_file**: a configuration file as `fm init` writes it; a path on the worker's machine, relative
-      to the project's root
-    * **config**: a tree of configuration keys, e.g. `{"train": {"images": 1000000}}`: alone, or to replace
-      values of the file. Keys that neither names have defaults for the resolution and number of the images
     * **output**: the run directory `<run.root>/<run.name>` with shards, checkpoints, samples, scores
       and `report.html`; without labels there are no scores
     * **rerun**: a run with the same `run.name` continues where the last one ended and verifies what is
       complete
-    * **apart**: stages to run as flow runs of their own deployments, in those deployments' work pools
+
+    Args:
+        config_file: a configuration file as `fm init` writes it: a path on the worker's machine, relative to
+            the project's root
+        config: a tree of configuration keys, e.g. `{"train": {"images": 1000000}}`: alone, or to replace
+            values of the file. Keys that neither names have defaults for the resolution and number of the
+            images
+        apart: stages to run as flow runs of their own deployments, in those deployments' work pools
     """
     try:
         given = config_of({"config_file": config_file, "config": config})
