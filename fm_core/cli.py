@@ -27,7 +27,7 @@ from fm_core.errors import (
     UserError,
     outcome_of,
 )
-from fm_core.output import flush_streams, print_line
+from fm_core.output import flush_streams, log_to_stderr, print_line
 from fm_core.run.directory import load_run_config
 from fm_core.storage.local_paths import provide_home
 
@@ -59,6 +59,7 @@ def _run_command(arguments: Sequence[str] | None) -> int:
     os.environ.setdefault("DO_NOT_TRACK", "1")
     try:
         provide_home()
+        log_to_stderr()
         _find_modules_here()
         if command_line[:1] == ["doctor"]:
             return _doctor(command_line[1:])

@@ -5,10 +5,38 @@ reason to end: what cannot be written is dropped.
 """
 
 import io
+import logging
 import os
 import sys
 from contextlib import suppress
 from typing import TextIO
+
+LOG_FORMAT = "[%(asctime)s] [%(levelname)s] [%(name)s] %(message)s"
+"""Of all log lines; as DeepSpeed's. flows/log_digest.py reads the level from it."""
+
+
+class _StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to what sys.stderr is at the time of each line."""
+
+    @property
+    def stream(self) -> TextIO:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, value: TextIO) -> None:
+        """Ignore the stream of the time when the handler was made."""
+
+
+def log_to_stderr(level: int = logging.WARNING) -> None:
+    """Log the messages of this package, and Python's warnings, to standard error in one format."""
+    package = logging.getLogger("fm_core")
+    package.setLevel(level)
+    logging.captureWarnings(True)
+    for logger in (package, logging.getLogger("py.warnings")):
+        if not any(isinstance(handler, _StderrHandler) for handler in logger.handlers):
+            handler = _StderrHandler()
+            handler.setFormatter(logging.Formatter(LOG_FORMAT))
+            logger.addHandler(handler)
 
 
 def print_line(text: str, stream: TextIO | None = None) -> bool:

@@ -47,7 +47,7 @@ def set_aside(path: Path, access: WriteAccess, reason: str) -> None:
         put_back(target, path)
         raise
     sync(path.parent)
-    LOG.warning("warning: %s: set aside as %s; nothing removes it by itself", reason, target.name)
+    LOG.warning("%s: set aside as %s, which is never removed automatically", reason, target.name)
 
 
 def remove_checkpoint(path: Path, access: WriteAccess) -> None:

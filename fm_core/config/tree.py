@@ -44,7 +44,7 @@ class _UniqueKeys(yaml.SafeLoader):
                 raise _RepeatedKeyError(
                     None,
                     None,
-                    f"the key {key} of line {lines[key]} stands again in line {line}; merge the two",
+                    f"the key {key} appears in lines {lines[key]} and {line}; merge the two",
                 )
             lines[key] = line
         return super().construct_mapping(node, deep)

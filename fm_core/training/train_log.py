@@ -36,7 +36,7 @@ class TrainLog:
         export: Callable[[Mapping[str, Any]], None] = lambda record: None,
         landmark: Path | None = None,
     ) -> None:
-        """`landmark`: a file of the run directory; where it is missing, the directory is out of sight."""
+        """`landmark`: a file of the run directory; where it is missing, the directory is not mounted."""
         self.directory, self.metrics, self.job, self.images = directory, metrics, job, images
         self.export, self.landmark = export, landmark
         self.validation = metrics.with_name("held_out.jsonl")
@@ -115,18 +115,16 @@ class TrainLog:
         write_status(self.directory, progress, phase, **facts)
 
     def _check_sight(self) -> None:
-        """Raise OSError where the run directory is out of sight: what is written there would be lost."""
+        """Raise OSError if the run directory is not mounted: what is written there would be lost."""
         if self.landmark and not self.landmark.exists():
-            raise FileNotFoundError(f"{self.landmark} is gone; is the run directory mounted?")
+            raise FileNotFoundError(f"{self.landmark} is missing; check that the run directory is mounted")
 
     def _attempt(self, what: str, action: Callable[[], None]) -> None:
         try:
             action()
         except (OSError, UserError) as error:
             if what not in self._told:
-                LOG.warning(
-                    "warning: cannot write %s now: %s; it is tried again, and training goes on", what, error
-                )
+                LOG.warning("cannot write %s: %s; retrying, training continues", what, error)
             self._told.add(what)
         else:
             self._told.discard(what)

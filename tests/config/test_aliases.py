@@ -57,7 +57,7 @@ def test_prefect_s_schema_accepts_every_alias():
     jsonschema.validate(OLD, schema)
     jsonschema.validate({"reproduce": {"experiments": []}}, schema)
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate({"report": {"neighbour": 4}}, schema)
+        jsonschema.validate({"report": {"nearest": 4}}, schema)
     assert {alias for alias, key in all_keys().items() if alias != key} == {
         "report.neighbours",
         "reproduce.experiments",
@@ -69,7 +69,7 @@ def test_prefect_s_schema_accepts_every_alias():
     [
         ({"trian": {}}, "trian: unknown key; did you mean train?"),
         ({"train": {"learning_rat": 1}}, "unknown key; did you mean train.learning_rate?"),
-        ({"model": {"colour": 1}}, "x: model.colour: unknown key"),
+        ({"model": {"color": 1}}, "x: model.color: unknown key"),
     ],
 )
 def test_an_unknown_key_is_answered_with_the_one_that_resembles_it(tree, message: str):

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from pydantic import BaseModel
 
 from fm_core.cli import main
 from fm_core.command_options import COMMANDS
 from fm_core.config import RunConfig, parse_config
+from fm_core.config.tree import all_keys
 from fm_core.method.couplings import Coupling
 from fm_core.method.objectives import Objective
 from fm_core.method.paths import Path as ProbabilityPath
@@ -34,7 +34,7 @@ TESTS = {
     "infra/docs/extending.md": "tests/infra/test_extending.py",
     "infra/docs/glossary.md": "tests/infra/test_architecture_page.py",
     "infra/docs/operations.md": "tests/flows/test_operators_page.py",
-    "infra/docs/sampling-and-evaluation.md": "tests/stages/test_samples_and_exports.py",
+    "infra/docs/sampling-and-evaluation.md": "tests/sampling/test_api.py",
     "infra/docs/security.md": "tests/infra/test_documentation.py",
     "infra/docs/training.md": "tests/infra/test_documentation.py",
     "infra/docs/your-own-images.md": "tests/infra/test_your_own_images.py",
@@ -59,15 +59,6 @@ def quoted(page: str) -> list[str]:
 
 def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text_of(page), re.DOTALL)
-
-
-def keys_of(section: type[BaseModel], prefix: str = "") -> set[str]:
-    names: set[str] = set()
-    for name, field in section.model_fields.items():
-        names.add(prefix + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            names |= keys_of(field.annotation, f"{prefix}{name}.")
-    return names
 
 
 def anchors_of(page: Path) -> set[str]:
@@ -111,7 +102,7 @@ def test_files_in_backticks_exist(page: str):
 
 @pages
 def test_keys_in_backticks_are_keys_of_the_configuration(page: str):
-    known = keys_of(RunConfig)
+    known = all_keys()
     named = {match[1] for text in quoted(page) if (match := KEY.fullmatch(text))}
     assert sorted(name for name in named if not name.endswith(NO_KEYS) and name not in known) == []
 

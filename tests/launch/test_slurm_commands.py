@@ -167,4 +167,4 @@ def test_a_job_is_cancelled_even_without_scancel(programs: Programs, caplog):
     with caplog.at_level(logging.WARNING, "fm_core"):
         slurm.cancel(JOB, programs.folder)
     assert (programs.folder / "STOP").exists()
-    assert "the ranks obey the STOP file" in caplog.text
+    assert "the ranks stop because of the STOP file" in caplog.text
