@@ -18,13 +18,10 @@ LOG_FORMAT = "[%(asctime)s] [%(levelname)s] [%(name)s] %(message)s"
 class _StderrHandler(logging.StreamHandler[TextIO]):
     """Writes to what sys.stderr is at the time of each line."""
 
-    @property
-    def stream(self) -> TextIO:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return sys.stderr
-
-    @stream.setter
-    def stream(self, value: TextIO) -> None:
-        """Ignore the stream of the time when the handler was made."""
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        self.stream = sys.stderr
+        super().emit(record)
 
 
 def log_to_stderr(level: int = logging.WARNING) -> None:

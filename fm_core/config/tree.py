@@ -172,7 +172,7 @@ def one_line(error: ValidationError) -> str:
         if item["type"] == "extra_forbidden":
             parts.append(f"{key}: unknown key{did_you_mean(key, all_keys())}")
         elif item["type"] == "alias":
-            alias, name = (f"{key}.{item['ctx'][part]}" for part in ("alias", "key"))
+            alias, name = (f"{key}.{item.get('ctx', {})[part]}" for part in ("alias", "key"))
             parts.append(f"{alias} is an alias of {name}: give one of the two")
         elif item["type"] == "secret":
             parts.append(

@@ -161,7 +161,7 @@ def _observe(job: Job, job_status: JobStatus, control: Path, observe: Observer) 
 
 
 def _cancel(job: Job, stage_job: StageJob, effort: BestEffort) -> None:
-    """End the job on request; each part may fail, because the ranks also stop at the STOP file."""
+    """End the job on request; parts of this may fail, since the ranks also stop at the STOP file."""
     control = stage_job.control
     with suppress(Exception):
         effort.retry("end the job", lambda: cancel(job, control))
