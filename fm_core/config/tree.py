@@ -214,7 +214,8 @@ def present_names(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of a message on an unknown name: the known name that resembles it, if there is one."""
-    matches = get_close_matches(name, known, n=1, cutoff=0.75)
+    alike = [each for each in known if each.count(".") == name.count(".")]
+    matches = get_close_matches(name, alike, n=1, cutoff=0.75)
     return f"; did you mean {matches[0]}?" if matches else ""
 
 

@@ -109,7 +109,7 @@ def test_a_snapshot_does_not_claim_an_empty_mount_point(tmp_path):
     for catalog in (resumed.snapshots(), resumed, blind.snapshots(), blind):
         problem = write(catalog, 20)
         assert problem.temporary
-        assert f"has no {OWNER} any more" in problem.message
+        assert f"{OWNER} is missing from" in problem.message
     assert list((tmp_path / "disk").iterdir()) == []
 
 

@@ -70,6 +70,7 @@ def test_prefect_s_schema_accepts_every_alias():
         ({"trian": {}}, "trian: unknown key; did you mean train?"),
         ({"train": {"learning_rat": 1}}, "unknown key; did you mean train.learning_rate?"),
         ({"model": {"color": 1}}, "x: model.color: unknown key"),
+        ({"train": {"lr": 1}}, "x: train.lr: unknown key"),  # and not: did you mean train?
     ],
 )
 def test_an_unknown_key_is_answered_with_the_one_that_resembles_it(tree, message: str):
