@@ -84,7 +84,7 @@ def drop_unwritable_output() -> None:
 
 
 def discard(stream: TextIO) -> None:
-    """Send what is still written to a stream nowhere: nobody reads it any more."""
+    """Redirect a stream to the null device, because its reader is gone."""
     with suppress(OSError, ValueError, AttributeError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())

@@ -30,7 +30,7 @@ def temporary(kind: str, path: Path, access: WriteAccess) -> Path:
 
 
 def set_aside(path: Path, access: WriteAccess, reason: str) -> None:
-    """Rename a checkpoint that must not be used, so that nobody loses it.
+    """Rename a checkpoint that must not be used; nothing is deleted.
 
     Raises what `access.check` raises, FileNotFoundError if it is gone.
     """
@@ -102,7 +102,7 @@ def tidy(root: Path, access: WriteAccess, newest: int | None = None) -> None:
 
 
 def _discard(path: Path, checkpoint: Path, access: WriteAccess) -> None:
-    """Remove a directory that nobody needs under a name of this job."""
+    """Rename a superfluous directory to a name of this job, then remove it."""
     removing = temporary(REMOVING, checkpoint, access)
     access.check()
     with suppress(FileNotFoundError):

@@ -146,7 +146,7 @@ def collect(job: Job, control: Path) -> list[str]:
 
 
 def cleanup(job: Job) -> None:
-    """Nothing: for Slurm no job has ended that has processes left."""
+    """Do nothing: Slurm does not report a job as ended while it has processes."""
 
 
 def _state(job: Job) -> tuple[str, str]:

@@ -98,7 +98,7 @@ def _start_or_undo(stage_job: StageJob, last: Job | None, observe: Observer, eff
 
 
 def _start(stage_job: StageJob, last: Job | None, observe: Observer) -> Job:
-    """Attach or submit; a restart waits for a disk or a file server, and nobody has to start it by hand."""
+    """Attach or submit; a restart is retried while a disk or a file server is unavailable."""
     seconds = max(1.0, stage_job.config.launch.restart_seconds)
     while True:
         try:
@@ -170,7 +170,7 @@ def _cancel(job: Job, stage_job: StageJob, effort: BestEffort) -> None:
 
 
 def _mark_obeyed(job: Job, stage_job: StageJob) -> None:
-    """Requests to stop are spent, unless another job has taken the directory: then they are for that one."""
+    """Mark requests to stop as handled, unless another job has taken over the directory."""
     if successor(job, stage_job.control) is None:
         mark_obeyed(*own_directories(stage_job.control, stage_job.logs.parent))
 
