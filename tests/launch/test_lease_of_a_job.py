@@ -144,7 +144,7 @@ def test_a_restart_does_not_begin_where_the_last_job_is_not_known(tmp_path, fast
     if there == "an earlier job":
         write_json(tmp_path / "runs" / "job.json", {**FACTS, "id": "a1", "epoch": 1})
     before = list((tmp_path / "runs").iterdir())
-    with pytest.raises(OSError, match="is the directory mounted") as caught:
+    with pytest.raises(OSError, match="check that the directory is mounted") as caught:
         job_ownership.attach_or_submit(beginning, print, last)
     assert caught.value.errno == errno.ESTALE
     assert list((tmp_path / "runs").iterdir()) == before

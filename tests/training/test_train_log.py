@@ -40,7 +40,7 @@ def test_lines_that_cannot_be_written_are_kept_told_once_and_written_in_order(
         with pytest.raises(OSError, match="injected"):
             log.sync()
     assert len(caplog.messages) == 1
-    assert "cannot write metrics now" in caplog.messages[0]
+    assert "cannot write metrics" in caplog.messages[0]
     log.line(line(4))
     assert [record["step"] for record in read_lines(log.metrics)] == [1, 2, 3, 4]
     assert [record["step"] for record in read_lines(log.validation)] == [3]
