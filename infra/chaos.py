@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-IMAGES = 3200
-"""200 steps."""
+IMAGES = 1600
+"""100 steps."""
 
 
 def main() -> int:
@@ -28,7 +28,7 @@ def main() -> int:
     parser.add_argument(
         "--at-least",
         type=int,
-        help="fail if a possible fault occurred less often; default 1 for each ten minutes",
+        help="fail if a possible fault occurred less often; default 1 for each half hour",
     )
     parser.add_argument("--images", type=int, default=IMAGES, help=f"length of each run (default {IMAGES})")
     options = parser.parse_args()
@@ -43,7 +43,7 @@ def main() -> int:
     from infra.chaos_faults.campaign import ChaosCampaign
 
     directory = (options.directory or ROOT / "build" / "chaos" / f"seed-{options.seed}").resolve()
-    least = int(options.minutes // 10) if options.at_least is None else options.at_least
+    least = int(options.minutes // 30) if options.at_least is None else options.at_least
     try:
         campaign = ChaosCampaign(directory, options.seed, options.minutes, options.images)
     except ValueError as error:

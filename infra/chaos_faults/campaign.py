@@ -1,9 +1,11 @@
 """A sequence of episodes within a budget of minutes: its state on disk, its deck of faults, and its table."""
 
 import json
+import os
 import shutil
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -186,6 +188,7 @@ class ChaosCampaign:
                 other.close()
             if store:
                 store.close()
+            _reap()
         for disk in (run_disk, checkpoint_disk):
             result.remarks += [f"written while unmounted: {name}" for name in (disk.shadow() if disk else [])]
         shutil.rmtree(work, ignore_errors=True)
@@ -214,6 +217,13 @@ class ChaosCampaign:
         temporary = self.file.with_suffix(".tmp")
         temporary.write_text(json.dumps({**self.record, "not_run": self.not_run}, indent=1), encoding="utf-8")
         temporary.replace(self.file)
+
+
+def _reap() -> None:
+    """Forget orphans of the run that have ended: they are children of the first process of the namespace."""
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
 
 
 def _sum(episodes: list[dict[str, Any]], key: str) -> int:

@@ -18,7 +18,7 @@ from infra.chaos_faults.tiny_training import KEPT, TinyTraining, TrainingStart
 POLL_SECONDS = 0.1
 LONGEST_SECONDS = 1800.0
 """An episode that has not come to its end by then is a violation."""
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 60.0
 """How long a fault waits for its moment before the next kind is tried."""
 EXPLAINED_SECONDS = 60.0
 """A start may suffer for so long from a fault that was over before it began."""
@@ -161,7 +161,7 @@ class Episode:
         now = time.monotonic()
         self._next_at = now + self.rng.choice((0.1, 1.0, 4.0, 8.0))
         self._waiting_since = self._next_at
-        self._wanted_lines = self.lab.lines() + self.rng.choice((-10000, 1, 3, 8))
+        self._wanted_lines = self.lab.lines() + self.rng.choice((-10000, 1, 3, 8, 15))
 
     def _inject(self, now: float) -> None:
         kind = self._next
@@ -247,10 +247,10 @@ def keep(lab: EpisodeLab, target: Path, everything: bool) -> None:
     for path in lab.training.folder.glob("*"):
         if path.is_file():
             shutil.copy2(path, target / path.name)
-    if not everything:
-        return
-    places = {"run": lab.run_disk.backing, "objects": lab.training.folder / "objects"}
-    if lab.checkpoint_disk:
+    places = {"logs": lab.run_disk.backing / "logs"}
+    if everything:
+        places |= {"run": lab.run_disk.backing, "objects": lab.training.folder / "objects"}
+    if everything and lab.checkpoint_disk:
         places["checkpoints"] = lab.checkpoint_disk.backing
     for name, place in places.items():
         if place.exists():

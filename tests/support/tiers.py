@@ -45,6 +45,7 @@ _BY_NEED = {
         "objective_results",
         "speed_results",
         "sent_bytes",
+        "chaos_run",
     ),
     "comparisons of objectives": (
         "failed_in_parallel",
