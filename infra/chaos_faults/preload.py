@@ -95,3 +95,8 @@ class Preload:
     def fired(self) -> int:
         """How many calls have failed since `arm`."""
         return self._control.fired
+
+    @property
+    def spent(self) -> bool:
+        """Whether all calls that were to fail have failed."""
+        return self._control.left <= 0

@@ -10,7 +10,7 @@ from infra.chaos_faults.lab import ActiveFault, EpisodeLab, FaultKind, Inject, N
 from infra.chaos_faults.tiny_training import RunProcess, read_record
 
 ROLES = ("supervisor", "rank group", "rank 0", "rank 1")
-TAKEOVER_SECONDS = 240.0
+TAKEOVER_SECONDS = 600.0
 """Within this time another host must have noticed that the first is dead, and must have trained."""
 FREEZE_SECONDS = (0.2, 2.0, 5.0, 12.0)
 

@@ -10,7 +10,7 @@ from infra.chaos_faults.preload import CLOCK_STEPS_SECONDS
 SECONDS = (0.5, 2.0, 5.0, 12.0)
 """How long a fault lasts."""
 LONG_SECONDS = (2.0, 8.0, 20.0)
-ERROR_SECONDS = 6.0
+ERROR_SECONDS = 20.0
 """How long a call that is to fail is waited for."""
 
 
@@ -61,6 +61,7 @@ def fail_calls(lab: EpisodeLab, rng: Random) -> ActiveFault:
         detail,
         preload.disarm,
         ERROR_SECONDS,
+        is_over=lambda: preload.spent,
         occurred=lambda: preload.fired > 0,
     )
 
