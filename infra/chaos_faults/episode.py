@@ -22,6 +22,7 @@ PATIENCE_SECONDS = 60.0
 """How long a fault waits for its moment before the next kind is tried."""
 EXPLAINED_SECONDS = 60.0
 """A start may suffer for so long from a fault that was over before it began."""
+QUIET_SECONDS = 20.0
 MOST_STARTS = 80
 END_SECONDS = 120.0
 """How long processes of a complete run may take to end."""
@@ -199,6 +200,8 @@ class Episode:
         fault.heal()
         self.active.remove(fault)
         self._last_fault_at = time.monotonic()
+        if fault.exclusive:  # what it has left is to be seen before anything else happens
+            self._next_at = max(self._next_at, self._last_fault_at + QUIET_SECONDS)
         occurred = fault.occurred()
         self._tell("over", kind=fault.kind, occurred=occurred)
         if occurred:
