@@ -1,8 +1,10 @@
 """Namespaces of the chaos test: mounts, network and processes of its own, so that the machine keeps its."""
 
+import ctypes
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ import psutil
 
 VARIABLE = "CHAOS_NAMESPACES"
 SPACES = ("--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc")
+ENTER = "infra.chaos_faults.namespaces"
 HOST_SPACES = (
     *("--mount", "--propagation", "slave", "--pid", "--fork", "--kill-child", "--mount-proc"),
     *("sleep", "infinity"),
@@ -72,7 +75,8 @@ class ProcessHost:
 
     def inside(self, command: Sequence[str]) -> list[str]:
         """The command line that runs a command there."""
-        return ["nsenter", "--target", str(self.first), "--mount", "--pid", "--", *command]
+        # nsenter would stop with the command and pass SIGCONT on to it.
+        return [sys.executable, "-m", ENTER, str(self.first), *command]
 
     def close(self) -> None:
         """End every process of the host."""
@@ -80,8 +84,29 @@ class ProcessHost:
         self.keeper.wait()
 
 
+def main(first: str, command: Sequence[str]) -> None:
+    """Run a command in the mount and PID namespaces of a process, and end as it does."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    files = [os.open(f"/proc/{first}/ns/{space}", os.O_RDONLY) for space in ("pid", "mnt")]
+    for file in files:
+        if libc.setns(file, 0):
+            raise OSError(ctypes.get_errno(), "setns")
+        os.close(file)
+    child = os.fork()
+    if child == 0:
+        os.execvp(command[0], command)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code < 0:
+        os.kill(os.getpid(), -code)
+    sys.exit(code)
+
+
 def _succeeds(*command: str) -> bool:
     try:
         return subprocess.run(command, capture_output=True).returncode == 0
     except OSError:
         return False
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])

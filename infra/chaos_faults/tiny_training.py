@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import yaml
 
-from infra.chaos_faults.namespaces import ProcessHost
+from infra.chaos_faults.namespaces import ENTER, ProcessHost
 
 ROOT = Path(__file__).resolve().parents[2]
 MARK = "CHAOS_EPISODE"
@@ -159,7 +159,7 @@ class RunProcess:
 
 def _role(command: list[str], environment: Mapping[str, str]) -> str | None:
     line = " ".join(command)
-    if "nsenter" in line[:10]:
+    if ENTER in line:
         return None
     if "fm_core.launch.rank_group" in line:
         return "rank group"
