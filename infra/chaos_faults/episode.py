@@ -16,10 +16,10 @@ from infra.chaos_faults.lab import ActiveFault, EpisodeLab, FaultKind, NotNowErr
 from infra.chaos_faults.tiny_training import KEPT, TinyTraining, TrainingStart
 
 POLL_SECONDS = 0.1
-LONGEST_SECONDS = 1800.0
+LONGEST_SECONDS = 3600.0
 """An episode that has not come to its end by then is a violation."""
-PATIENCE_SECONDS = 60.0
-"""How long a fault waits for its moment before the next kind is tried."""
+PATIENCE_SECONDS = 300.0
+"""How long a fault waits for its moment, mostly some progress, before the next kind is tried."""
 EXPLAINED_SECONDS = 60.0
 """A start may suffer for so long from a fault that was over before it began."""
 QUIET_SECONDS = 20.0
