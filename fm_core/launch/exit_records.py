@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from fm_core.errors import Outcome
+from fm_core.errors import Outcome, UserError
 from fm_core.launch.job import Job, submitted
 from fm_core.storage.atomic_files import read_json, write_json
 
@@ -22,15 +22,18 @@ TAIL_BYTES = 65_536
 """How much of the end of a rank's log is searched for an exit record."""
 
 
-def write_exit_record(control: Path, stage: str, job: str, rank: int, outcome: Outcome, message: str) -> None:
+def write_exit_record(
+    control: Path, stage: str, job: str, rank: int, outcome: Outcome, message: str, epoch: int = 0
+) -> None:
     """Record how a rank ended, for the supervisor; printed where the file cannot be written or is lost.
 
-    Nothing is recorded where the directory belongs to a later job by now.
+    Nothing is recorded where the directory belongs to a later job by now, or to an attempt of this one with
+    a higher epoch: Slurm queues a job again whose ranks may still run on a node that was cut off.
     """
     latest = None
-    with suppress(OSError):
+    with suppress(OSError, UserError):
         latest = submitted(control)
-    if outcome is Outcome.LEASE_LOST or (latest and latest.id != job):
+    if outcome is Outcome.LEASE_LOST or (latest and (latest.id != job or latest.epoch > epoch > 0)):
         return
     record = {"job": job, "rank": rank, "kind": outcome.record, "message": message}
     if latest is None:  # an empty mount point: the file will not be there once the directory is

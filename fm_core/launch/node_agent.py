@@ -15,8 +15,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TextIO
@@ -38,6 +39,7 @@ from fm_core.launch.worker_main import ADOPTION_SECONDS, PR_SET_PDEATHSIG
 from fm_core.run.lease import Lease, holder_name
 from fm_core.run.resource_limits import OomCounter
 from fm_core.storage.atomic_files import write_json, write_text
+from fm_core.storage.retries import with_retries
 
 NODE_SPEC_VARIABLE, HOSTS_VARIABLE = "FM_NODE_SPEC", "FM_HOSTS"
 SILENCE_SECONDS = 20.0
@@ -98,7 +100,7 @@ def main(arguments: list[str]) -> int:
         try:
             _check(spec, host, place)
             if spec.job.kind == "slurm" and _is_first(spec.job, host):
-                spec = _begin_attempt(spec, place.control)
+                spec = with_retries(partial(_begin_attempt, spec, place.control), str(place.control))
             code = _run(spec, host, place, stream)
         except UserError as error:
             job, rank = spec.job, _ranks(spec.job, host)[0]
@@ -166,9 +168,10 @@ def _belongs_to(control: Path, job: Job) -> bool:
     """Whether this host sees the job's control directory. Slurm may start a job before job.json names it."""
     deadline = time.monotonic() + ADOPTION_SECONDS
     while control.is_dir():
-        record = submitted(control)
-        if record and record.id == job.id:
-            return True
+        with suppress(OSError, UserError):  # a file server that does not answer now
+            record = submitted(control)
+            if record and record.id == job.id:
+                return True
         if job.kind != "slurm" or time.monotonic() > deadline:
             return False
         time.sleep(0.1)

@@ -20,7 +20,7 @@ from types import FrameType
 import psutil
 
 from fm_core.config import RunConfig, load_config
-from fm_core.errors import LeaseLostError, Outcome
+from fm_core.errors import LeaseLostError, Outcome, UserError
 from fm_core.launch.exit_records import write_exit_record
 from fm_core.launch.job import (
     CONTROL_VARIABLE,
@@ -177,7 +177,7 @@ def _work(stage: str, rank: Rank, work: Worker, config_file: str) -> int:
     else:
         os.close(reserved)
     with suppress(OSError):
-        write_exit_record(rank.control, stage, rank.job, rank.number, outcome, message)
+        write_exit_record(rank.control, stage, rank.job, rank.number, outcome, message, rank.fence.epoch)
     return outcome.exit_code
 
 
@@ -196,9 +196,10 @@ def _adopted(rank: Rank) -> bool:
     """
     deadline = time.monotonic() + ADOPTION_SECONDS
     while True:
-        job = submitted(rank.control)
-        if job and job.id == rank.job:
-            return _agent_is_alive(rank)
+        with suppress(OSError, UserError):  # a file server that does not answer now
+            job = submitted(rank.control)
+            if job and job.id == rank.job:
+                return _agent_is_alive(rank)
         if time.monotonic() > deadline:
             return False
         time.sleep(0.1)

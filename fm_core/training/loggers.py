@@ -112,22 +112,27 @@ def prometheus(path: Path, run: str, images: int) -> MetricLogger:
 
 def tensorboard(directory: Path) -> MetricLogger:
     """Logger of every value against images seen, in TensorBoard's event files."""
-    library: Any = importlib.import_module("tensorboardX")
-    writer: Any = None
+    # EventsWriter writes where it is called. The thread of a SummaryWriter loses the last lines when a rank
+    # exits, and with flush_secs=0 it keeps one core busy.
+    writers: Any = importlib.import_module("tensorboardX.event_file_writer")
+    events: Any = importlib.import_module("tensorboardX.proto.event_pb2")
+    summary: Any = importlib.import_module("tensorboardX.summary")
+    directory.mkdir(parents=True, exist_ok=True)
+    # File names have a resolution of seconds; the suffix tells sessions of one second apart.
+    writer: Any = writers.EventsWriter(str(directory / "events"), f".{time.time_ns()}")
+    started = False
 
     def export(values: Mapping[str, Any]) -> None:
-        nonlocal writer
-        if writer is None:
-            # A resumed session hides what an earlier one wrote for the same images. The suffix is needed
-            # because file names have a resolution of seconds, and flush_secs because ranks do not join
-            # threads at exit.
-            suffix = f".{time.time_ns()}"
-            purge = values["images_seen"]
-            writer = library.SummaryWriter(
-                str(directory), purge_step=purge, flush_secs=0, filename_suffix=suffix
-            )
+        nonlocal started
+        step = values["images_seen"]
+        if not started:  # TensorBoard hides what an earlier session wrote from this step on
+            start = events.SessionLog(status=events.SessionLog.START)
+            writer.write_event(events.Event(wall_time=time.time(), step=step, session_log=start))
+            started = True
         for key, value in values.items():
-            writer.add_scalar(f"train/{key}", value, values["images_seen"])
+            scalar = summary.scalar(f"train/{key}", value)
+            writer.write_event(events.Event(wall_time=time.time(), step=step, summary=scalar))
+        writer.flush()
 
     return export
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from fm_core.checkpoint.train_state import TrainState
 from fm_core.errors import UserError
+from fm_core.run.fence import Fence, Unfenced
 from fm_core.run.progress import Progress
 from fm_core.run.status import write_status
 from fm_core.storage.atomic_files import append_line, flush, sync, write_bytes
@@ -35,8 +36,11 @@ class TrainLog:
         images: int,
         export: Callable[[Mapping[str, Any]], None] = lambda record: None,
         landmark: Path | None = None,
+        fence: Fence | None = None,
     ) -> None:
         """`landmark`: a file of the run directory; where it is missing, the directory is out of sight."""
+        self.fence = fence or Unfenced()
+        self._fenced_at: tuple[float, float] | None = None
         self.directory, self.metrics, self.job, self.images = directory, metrics, job, images
         self.export, self.landmark = export, landmark
         self.validation = metrics.with_name("held_out.jsonl")
@@ -47,10 +51,15 @@ class TrainLog:
         self._told: set[str] = set()
 
     def forget_after(self, step: int) -> None:
-        """Set aside the lines of steps that a resumed run will train again. Raises OSError."""
+        """Set aside the lines of steps that a resumed run will train again.
+
+        Raises OSError, also where the run directory is out of sight: its lines would be there twice later.
+        """
+        self._check_sight()
         self._waiting = [(path, record) for path, record in self._waiting if record["step"] <= step]
         for path in (self.metrics, self.validation):
             set_lines_aside(path, step)
+        self._check_sight()
 
     def line(self, record: dict[str, Any]) -> None:
         """Append one metrics line."""
@@ -115,7 +124,16 @@ class TrainLog:
         write_status(self.directory, progress, phase, **facts)
 
     def _check_sight(self) -> None:
-        """Raise OSError where the run directory is out of sight: what is written there would be lost."""
+        """Raise OSError where the run directory is out of sight: what is written there would be lost.
+
+        Raises LeaseLostError where it is another job's by now. A machine that was paused may notice that by
+        its wall clock alone.
+        """
+        now = (time.monotonic(), time.time())
+        last = self._fenced_at
+        if last is None or any(abs(a - b) >= STATUS_SECONDS for a, b in zip(now, last, strict=True)):
+            self.fence.check()
+            self._fenced_at = now
         if self.landmark and not self.landmark.exists():
             raise FileNotFoundError(f"{self.landmark} is gone; is the run directory mounted?")
 

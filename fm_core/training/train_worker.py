@@ -214,7 +214,7 @@ def _validation_loss(
 def _train_log(config: RunConfig, rank: Rank) -> TrainLog:
     run = RunDirectory(config)
     loggers, landmark = MetricLoggers(config), history_path(run.path)
-    return TrainLog(rank.control, run.metrics, rank.job, config.train.images, loggers, landmark)
+    return TrainLog(rank.control, run.metrics, rank.job, config.train.images, loggers, landmark, rank.fence)
 
 
 def recipe(config: RunConfig, manifest: Manifest) -> dict[str, Any]:

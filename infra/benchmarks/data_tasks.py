@@ -132,7 +132,7 @@ def write_blocks(root: Path, name: str, array: np.ndarray, labels: np.ndarray) -
     """Write shards with the program's writer, from an array instead of an archive."""
     from fm_core.config.data import DataSection
     from fm_core.data.dataset_builder import write_manifest, write_missing
-    from fm_core.data.manifest import Packing
+    from fm_core.data.manifest import Interpretation, Packing
     from fm_core.data.shard_plan import ShardPlan, ShardTask
     from fm_core.data.sources.base import ArrayStream, Classes, SourceFacts, SourcePart
     from fm_core.storage.store import Store
@@ -151,7 +151,7 @@ def write_blocks(root: Path, name: str, array: np.ndarray, labels: np.ndarray) -
         ShardTask(f"train-{n:06d}.tar", "train", n, part, first, min(step, len(array) - first))
         for n, first in enumerate(range(0, len(array), step))
     )
-    plan = ShardPlan(ArraySource(), Classes(1000, "benchmark"), packing, (), tasks)
+    plan = ShardPlan(ArraySource(), Classes(1000, "benchmark"), packing, (), tasks, Interpretation())
     config = DataSection(root=str(root), name=name, workers=1)
     store = Store.at(config.root, config.name)
     write_missing(store, plan, config, lambda done: None)

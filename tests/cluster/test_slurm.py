@@ -1,4 +1,4 @@
-"""Training on a two-node Slurm cluster: preemption, time-limit warning, node loss, cancellation, resuming."""
+"""A run on a two-node Slurm cluster: preemption, time-limit warning, node loss, cancellation, resuming."""
 
 import time
 
@@ -6,11 +6,17 @@ import pytest
 
 from fm_core.checkpoint.format import complete_steps
 from fm_core.launch.job import JOB_VARIABLE, submitted
+from fm_core.launch.run_jobs import control_directories
 from fm_core.stages.shard import shard
-from fm_core.storage.atomic_files import read_json
+from fm_core.storage.atomic_files import read_json, read_lines
 from tests.support import slurm_cluster, two_hosts
 from tests.support.slurm_cluster import SlurmCluster
 from tests.support.two_host_run import BATCH, LIMIT_SECONDS, STEPS, TwoHostRun
+
+SMALL_SCORES = [
+    *("--evaluate.likelihood.images", "2", "--evaluate.likelihood.batch", "1"),
+    *("--evaluate.likelihood.rtol", "0.1", "--evaluate.likelihood.atol", "0.1"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +87,12 @@ def _run_scenario(pair, slurm, folder):
     run.start("train")
     outcomes["end"] = run.end()
     outcomes["last job"] = submitted(run.path)
+
+    for stage in ("sample", "evaluate"):
+        run.start(stage, *(SMALL_SCORES if stage == "evaluate" else ()))
+        outcomes[stage] = run.end()
+    jobs = [submitted(control) for control in control_directories(run.path)]
+    outcomes["jobs"] = {job.stage: job for job in jobs if job}
     run.close()
     return outcomes
 
@@ -131,3 +143,16 @@ def test_the_run_goes_on_in_another_job_to_its_end(slurm_run):
     assert (done["step"], done["images_seen"]) == (STEPS, STEPS * BATCH)
     assert run.steps() == list(range(4, STEPS + 1, 4))
     assert not (run.path / "lock").exists()
+
+
+def test_samples_and_scores_are_jobs_of_slurm_on_both_nodes(slurm_run):
+    run, jobs = slurm_run["run"], slurm_run["jobs"]
+    for stage in ("sample", "evaluate"):
+        assert slurm_run[stage].code == 0, slurm_run[stage].errors
+        assert (jobs[stage].kind, len(jobs[stage].hosts)) == ("slurm", 2)
+        assert jobs[stage].slurm > slurm_run["last job"].slurm
+    (samples,) = (read_json(path) for path in (run.folder / "shared" / "samples").rglob("DONE.json"))
+    assert sum(shard["images"] for shard in samples["shards"]) == 12
+    (bits,) = (run.path / "evaluation").rglob("*.bits.jsonl")
+    assert len(read_lines(bits)) == 2
+    assert read_json(bits.with_name(bits.name.replace(".bits.jsonl", ".json")))["frechet_distance"]

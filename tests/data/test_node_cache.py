@@ -252,10 +252,15 @@ with ImageReader(root, manifest, "train", NodeCache(folder, limit)) as reader:
 """
 
 
-def test_processes_share_and_evict_without_disturbing_one_another(tmp_path):
+@pytest.fixture
+def reading_processes(tmp_path) -> list[subprocess.Popen[str]]:
+    """Three processes that read a remote data set through one cache of two shards."""
     write_dataset(DataSection(root=str(tmp_path / "data"), block_bytes=6400, shard_blocks=2))
     command = [sys.executable, "-c", READ, f"slow://{tmp_path}/data", str(tmp_path / "cache")]
-    running = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
-    for process in running:
+    return [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+
+
+def test_processes_share_and_evict_without_disturbing_one_another(tmp_path, reading_processes):
+    for process in reading_processes:
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors

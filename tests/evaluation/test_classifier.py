@@ -22,9 +22,15 @@ def digits():
     return images[500:], labels[500:], images[:500], labels[:500]
 
 
-def test_it_classifies_validation_digits_and_is_confident_about_digits_only(digits):
-    images, labels, validation, validation_labels = digits
-    classifier = train_classifier(images, labels, levels=17, classes=10, seed=0)
+@pytest.fixture(scope="module")
+def trained_classifier(digits) -> Classifier:
+    images, labels, _, _ = digits
+    return train_classifier(images, labels, levels=17, classes=10, seed=0)
+
+
+def test_it_classifies_validation_digits_and_is_confident_about_digits_only(digits, trained_classifier):
+    _, _, validation, validation_labels = digits
+    classifier = trained_classifier
     assert not classifier.training
     assert accuracy(classifier, validation, validation_labels, levels=17) >= 0.98
 

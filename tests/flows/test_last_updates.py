@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from flows import artifacts, last_updates, progress
+from flows import artifacts, last_updates, progress_report
 from flows.last_updates import LastUpdates, server_away
 from flows.progress_report import ProgressReport
 from fm_core.config import RunConfig
@@ -24,20 +24,20 @@ class Server:
         self.answers: list[BaseException | None] = []
         self.bars: list[tuple[float, str]] = []
         self.answered = threading.Condition()
-        monkeypatch.setattr(progress, "get_run_logger", lambda: logging.getLogger("a-flow-run"))
+        monkeypatch.setattr(progress_report, "get_run_logger", lambda: logging.getLogger("a-flow-run"))
         monkeypatch.setattr(artifacts, "get_run_logger", lambda: logging.getLogger("a-flow-run"))
         monkeypatch.setattr(
-            progress,
+            progress_report,
             "create_progress_artifact",
             lambda percent, key, description: self.put(percent, description),
         )
         monkeypatch.setattr(
-            progress,
+            progress_report,
             "update_progress_artifact",
             lambda _, percent, description: self.put(percent, description),
         )
-        monkeypatch.setattr(progress, "PUBLISH_SECONDS", 0.01)
-        monkeypatch.setattr(progress, "last_updates", LastUpdates(60.0, 0.01))
+        monkeypatch.setattr(progress_report, "PUBLISH_SECONDS", 0.01)
+        monkeypatch.setattr(progress_report, "last_updates", LastUpdates(60.0, 0.01))
 
     def put(self, percent: float, description: str) -> str:
         with self.answered:
@@ -69,7 +69,7 @@ def test_a_stage_that_has_ended_well_is_shown_at_100_percent(server: Server, con
         report(Progress("train", 95, 100, "images", "step 95", rate=3.0))
         server.wait_for(95.0)
         server.answers = [AWAY] * 5
-    progress.last_updates.wait_for_threads()
+    progress_report.last_updates.wait_for_threads()
     assert server.bars[-1] == (100.0, "step 95, 100 of 100 images")
 
 
@@ -95,8 +95,8 @@ def test_no_error_of_logs_or_events_ends_the_thread(server: Server, config: RunC
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(progress.LogDigest, "new_entries", fail)
-    monkeypatch.setattr(progress.CheckpointEvents, "publish", fail)
+    monkeypatch.setattr(progress_report.LogDigest, "new_entries", fail)
+    monkeypatch.setattr(progress_report.CheckpointEvents, "publish", fail)
     with ProgressReport("train", config) as report:
         for done in (10, 20, 30):
             report(Progress("train", done, 100, "images"))

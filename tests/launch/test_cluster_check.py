@@ -5,6 +5,7 @@ import pytest
 from fm_core.config import RunConfig
 from fm_core.launch.cluster_check import assess, cluster_checks
 from fm_core.launch.cluster_probe import _checkpoints
+from fm_core.run.results import Check
 
 SPEED = {"bytes": 2**24, "seconds": 0.02, "bytes_per_s": 8e8}
 
@@ -96,10 +97,15 @@ def test_a_host_without_the_run_directory_passes_where_checkpoints_go_elsewhere(
     assert checks["run directory"].ok
 
 
-def test_this_machine_passes_except_for_missing_data(tmp_path):
+@pytest.fixture
+def checked_machine(tmp_path) -> list[Check]:
+    """The checks of this machine, with a group of two processes."""
     sections = {"run": {"root": str(tmp_path / "runs")}, "data": {"root": str(tmp_path / "data")}}
-    checks = cluster_checks(RunConfig.model_validate({**sections, "launch": {"processes": 2, "threads": 1}}))
-    assert [check.name for check in checks if not check.ok] == ["data"]
+    return cluster_checks(RunConfig.model_validate({**sections, "launch": {"processes": 2, "threads": 1}}))
+
+
+def test_this_machine_passes_except_for_missing_data(tmp_path, checked_machine):
+    assert [check.name for check in checked_machine if not check.ok] == ["data"]
     assert list((tmp_path / "runs").iterdir()) == []
 
 

@@ -8,6 +8,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from uuid import uuid4
 
 import psutil
 import pytest
@@ -48,6 +49,7 @@ def test_a_second_supervisor_attaches_and_the_stop_file_ends_both(job):
 COMMAND = """
 import sys
 from pathlib import Path
+from uuid import uuid4
 from types import SimpleNamespace
 from fm_core import cli
 from fm_core.launch.supervisor import StageJob, supervise
@@ -143,7 +145,8 @@ def test_a_killed_supervisor_leaves_the_job_and_the_next_one_attaches(job):
 @pytest.mark.parametrize("record", ["absent", "of another job", "of another agent"])
 def test_a_rank_without_a_matching_job_record_does_not_work(tmp_path, monkeypatch, record):
     """Its supervisor was killed before job.json was written: a second start would double it."""
-    facts = {"id": "a1", "stage": "pretend", "host": "h", "pid": os.getpid(), "created": 0.0}
+    mark = uuid4().hex  # tests beside this one end the processes of their jobs by their marks
+    facts = {"id": mark, "stage": "pretend", "host": "h", "pid": os.getpid(), "created": 0.0}
     facts |= {"processes": 1, "threads": 1, "log": "x"}
     if record == "of another job":
         write_json(tmp_path / "job.json", {**facts, "id": "b2"})
@@ -153,7 +156,7 @@ def test_a_rank_without_a_matching_job_record_does_not_work(tmp_path, monkeypatc
         "import fm_core.launch.worker_main as r, sys; r.ADOPTION_SECONDS = 0.5;"
         "r.run_worker('pretend', lambda config, rank: open('worked', 'w'), 'none.yaml')"
     )
-    variables = {"FM_CONTROL": str(tmp_path), "FM_LOGS": str(tmp_path), "FM_JOB": "a1"}
+    variables = {"FM_CONTROL": str(tmp_path), "FM_LOGS": str(tmp_path), "FM_JOB": mark}
     variables |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
     done = subprocess.run(
         [sys.executable, "-c", script],

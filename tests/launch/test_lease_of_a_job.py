@@ -220,6 +220,15 @@ def test_a_rank_of_a_replaced_job_leaves_no_exit_record(tmp_path):
     assert list(read_exit_records(tmp_path, submitted(tmp_path))) == [0]
 
 
+def test_a_rank_of_an_earlier_attempt_leaves_no_exit_record(tmp_path):
+    """Slurm queues a job again, with its id, whose ranks may still run on a node that was cut off."""
+    write_json(tmp_path / "job.json", {**FACTS, "id": "a1", "epoch": 2})
+    write_exit_record(tmp_path, "pretend", "a1", 0, Outcome.FAILED, "gloo: connection closed", epoch=1)
+    assert list(tmp_path.glob("*.end.json")) == []
+    write_exit_record(tmp_path, "pretend", "a1", 0, Outcome.DONE, "", epoch=2)
+    assert list(read_exit_records(tmp_path, submitted(tmp_path))) == [0]
+
+
 def node_spec(control, job):
     places = {"control": str(control), "logs": "l", "folder": "f", "port": 1}
     return NodeSpec(job=job, worker="w", config="", environment={}, **places)

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +22,7 @@ from tests.support.tiny_run import TinyRun
 LISTEN = "0A"
 """State of a listening socket in /proc/net/tcp."""
 
-GLOO = """
+GLOO = r"""
 import os, psutil, torch.distributed as dist
 dist.init_process_group("gloo")
 group = dist.new_group(backend="gloo")
@@ -29,9 +30,9 @@ dist.barrier(group=group)
 own = [*psutil.Process().net_connections("tcp"), *psutil.Process().parent().net_connections("tcp")]
 for connection in own:
     if connection.status == psutil.CONN_LISTEN:
-        print("listens on", connection.laddr.ip)
+        os.write(1, f"listens on {connection.laddr.ip}\n".encode())  # two ranks write to one pipe
 left = [name for name in os.environ if name.startswith("PET_")]
-print("rank", dist.get_rank(), "of", dist.get_world_size(), left)
+os.write(1, f"rank {dist.get_rank()} of {dist.get_world_size()} {left}\n".encode())
 dist.barrier()
 """
 LEFT_BY_KUBEFLOW = {
@@ -50,21 +51,27 @@ LEFT_BY_KUBEFLOW = {
 }
 
 
-def group_of(script: str, tmp_path: Path, count: int = 2) -> subprocess.Popen[str]:
-    file = tmp_path / "rank.py"
-    file.write_text(script)
-    return subprocess.Popen(
-        rank_group_command([str(file)], count, meet=f"{LOOPBACK}:0"),
-        env={**os.environ, **LEFT_BY_KUBEFLOW, **LOOPBACK_INTERFACE, "OMP_NUM_THREADS": "1"},
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+@pytest.fixture
+def rank_group(tmp_path: Path) -> Callable[[str], subprocess.Popen[str]]:
+    """Start a script as two ranks."""
+
+    def start(script: str) -> subprocess.Popen[str]:
+        file = tmp_path / "rank.py"
+        file.write_text(script)
+        return subprocess.Popen(
+            rank_group_command([str(file)], 2, meet=f"{LOOPBACK}:0"),
+            env={**os.environ, **LEFT_BY_KUBEFLOW, **LOOPBACK_INTERFACE, "OMP_NUM_THREADS": "1"},
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    return start
 
 
-def test_a_gloo_group_and_its_store_listen_on_loopback_whatever_torchrun_settings_are_left(tmp_path: Path):
-    group = group_of(GLOO, tmp_path)
+def test_a_gloo_group_and_its_store_listen_on_loopback_whatever_torchrun_settings_are_left(rank_group):
+    group = rank_group(GLOO)
     output = group.communicate(timeout=120)[0]
     assert group.returncode == 0, output
     lines = output.splitlines()
@@ -74,15 +81,14 @@ def test_a_gloo_group_and_its_store_listen_on_loopback_whatever_torchrun_setting
     assert set(addresses) == {LOOPBACK}
 
 
-def test_one_rank_s_failure_ends_the_others(tmp_path: Path):
-    group = group_of(
+def test_one_rank_s_failure_ends_the_others(tmp_path: Path, rank_group):
+    group = rank_group(
         "import os, signal, sys, time\n"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(print('asked') or 3))\n"
         f"open({str(tmp_path)!r} + '/up-' + os.environ['RANK'], 'w').close()\n"
         f"while not os.path.exists({str(tmp_path)!r} + '/up-1'): time.sleep(0.05)\n"
         "if os.environ['RANK'] == '0': os.kill(os.getpid(), signal.SIGKILL)\n"
         "time.sleep(100)\n",
-        tmp_path,
     )
     output = group.communicate(timeout=60)[0]
     assert group.returncode == 1
@@ -90,8 +96,8 @@ def test_one_rank_s_failure_ends_the_others(tmp_path: Path):
     assert "asked" in output
 
 
-def test_a_group_that_is_asked_to_end_asks_its_ranks_once_and_waits(tmp_path: Path):
-    group = group_of(
+def test_a_group_that_is_asked_to_end_asks_its_ranks_once_and_waits(tmp_path: Path, rank_group):
+    group = rank_group(
         "import os, signal, time\n"
         "asked = []\n"
         "signal.signal(signal.SIGTERM, lambda *_: asked.append(1))\n"
@@ -99,7 +105,6 @@ def test_a_group_that_is_asked_to_end_asks_its_ranks_once_and_waits(tmp_path: Pa
         "while not asked: time.sleep(0.05)\n"
         "time.sleep(0.5)\n"
         "os.write(1, b'saved %d\\n' % len(asked))\n",
-        tmp_path,
     )
     deadline = time.monotonic() + 60
     while len(list(tmp_path.glob("up-*"))) < 2 and time.monotonic() < deadline:
@@ -163,7 +168,7 @@ def test_nothing_of_a_real_training_listens_on_another_interface(tmp_path: Path,
     seen: set[str] = set()
     while training.poll() is None:
         try:
-            if "fm_core" in psutil.Process(training.pid).cmdline():  # the namespace is entered by then
+            if Path(f"/proc/{training.pid}/ns/net").readlink() != Path("/proc/self/ns/net").readlink():
                 seen |= listening(training.pid)
         except (OSError, psutil.Error):
             pass

@@ -119,8 +119,7 @@ def pushforward(mixture, interval):
     return (alpha[1] * mixture.means - ratio * alpha[0] * mixture.means)[0], ratio
 
 
-@pairs
-def test_log_density_of_a_gaussian_is_exact(objective, path):
+def gaussian_density(objective, path):
     pair, mixture = REGRESSIONS[objective](PATHS[path]), gaussian(PATHS[path])
     source_std = PATHS[path].source_std
     mean, ratio = pushforward(mixture, pair.interval)
@@ -134,8 +133,7 @@ def test_log_density_of_a_gaussian_is_exact(objective, path):
     torch.testing.assert_close(actual.log_density, expected, rtol=0, atol=1e-5)
 
 
-@pairs
-def test_log_density_of_a_mixture_on_the_line_is_exact(objective, path):
+def line_density(objective, path):
     pair, mixture = REGRESSIONS[objective](PATHS[path]), line(PATHS[path])
     source_std = PATHS[path].source_std
     x1 = torch.linspace(-1.2, 1.2, 9, dtype=torch.float64)[:, None]
@@ -163,8 +161,7 @@ def quantile(mixture, t, probability):
     return low
 
 
-@pairs
-def test_log_density_of_a_mixture_in_the_plane_is_exact(objective, path):
+def plane_density(objective, path):
     pair, mixture = REGRESSIONS[objective](PATHS[path]), plane(PATHS[path])
     source_std = PATHS[path].source_std
     velocity = pair.velocity(mixture.prediction(objective))
@@ -177,6 +174,26 @@ def test_log_density_of_a_mixture_in_the_plane_is_exact(objective, path):
     torch.testing.assert_close(actual.log_density, expected, rtol=0, atol=1e-5)
     again = solve(velocity, actual.source, pair.interval, TIGHT).x
     torch.testing.assert_close(again, x1, rtol=0, atol=1e-6)
+
+
+densities = pytest.mark.parametrize("check", [gaussian_density, line_density, plane_density])
+
+
+@pytest.fixture(params=[pair for pair in PAIRS if pair[0] != "flow-matching"], ids="-".join)
+def other_pair(request) -> tuple[str, str]:
+    """A pair whose velocity is compared with the marginal one at many times and places above."""
+    return request.param
+
+
+@paths
+@densities
+def test_the_log_density_on_a_path_is_exact(check, path):
+    check("flow-matching", path)
+
+
+@densities
+def test_the_log_density_of_every_other_pair_is_exact(check, other_pair):
+    check(*other_pair)
 
 
 def test_the_mismatch_of_a_path_with_the_data_density_is_small_and_measurable():

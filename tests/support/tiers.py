@@ -44,6 +44,9 @@ _BY_NEED = {
         "other_ranks",
         "objective_results",
         "speed_results",
+        "rank_group",
+        "checked_machine",
+        "reading_processes",
         "sent_bytes",
         "chaos_run",
     ),
@@ -53,6 +56,8 @@ _BY_NEED = {
         "killed_comparison",
         "compared",
     ),
+    "networks trained to their end": ("trained_classifier",),
+    "closed forms of every objective on every path": ("other_pair",),
     "compiled networks": ("compiled_network", "compiler"),
 }
 EXTENDED = {name: need for need, names in _BY_NEED.items() for name in names}

@@ -2,11 +2,15 @@
 
 import errno
 import os
+import time
 from pathlib import Path
 
 import pytest
 
 from fm_core.checkpoint.train_state import TrainState
+from fm_core.errors import LeaseLostError
+from fm_core.run.fence import LeaseFence
+from fm_core.run.lease import Lease
 from fm_core.run.status import read_status
 from fm_core.storage import atomic_files
 from fm_core.storage.atomic_files import append_line, read_lines
@@ -106,6 +110,25 @@ def test_nothing_is_written_to_a_run_directory_that_is_out_of_sight(tmp_path):
     assert [record["step"] for record in read_lines(log.metrics)] == [1, 2, 3]
 
 
+def test_nothing_is_written_to_the_run_of_a_successor_however_long_the_machine_was_paused(
+    tmp_path, monkeypatch
+):
+    lease = Lease(tmp_path / "lock")
+    epoch = lease.take(os.getpid(), job="a1", stage="train")
+    log = TrainLog(tmp_path, tmp_path / "metrics.jsonl", "a1", 100, fence=LeaseFence(lease, "a1", epoch))
+    log.line(line(1))
+    log.status(TrainState(step=1), now=True)
+    lease.take_for("elsewhere", job="b2", stage="train")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    wall = time.time() + 60  # a paused machine's monotonic clock may stand still
+    monkeypatch.setattr(train_log.time, "time", lambda: wall)
+    with pytest.raises(LeaseLostError, match="elsewhere"):
+        log.line(line(2))
+    with pytest.raises(LeaseLostError, match="elsewhere"):
+        log.status(TrainState(step=2), now=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_lines_are_on_the_disk_before_the_checkpoint_that_covers_them(log, monkeypatch):
     synced = []
     monkeypatch.setattr(train_log, "sync", lambda path: synced.append(Path(path).name))
@@ -135,3 +158,20 @@ def test_lines_are_set_aside_durably_before_the_file_is_rewritten(tmp_path, monk
     # They were there already.
     assert (tmp_path / "metrics.set-aside.jsonl").read_text() == '{"step": 2}\n{"step": 3}\n'
     assert atomic_files.read_lines(path) == [{"step": 1}]
+
+
+def test_lines_are_not_set_aside_in_a_run_directory_that_is_out_of_sight(tmp_path):
+    run = tmp_path / "run"
+    landmark = run / "train" / "history.json"
+    landmark.parent.mkdir(parents=True)
+    landmark.touch()
+    log = TrainLog(run, run / "train" / "metrics.jsonl", "a1", 100, landmark=landmark)
+    for step in (1, 2, 3):
+        log.line(line(step))
+    run.rename(tmp_path / "unmounted")
+    with pytest.raises(OSError, match="is the run directory mounted"):
+        log.forget_after(1)
+    (tmp_path / "unmounted").rename(run)
+    log.forget_after(1)
+    log.line(line(2))
+    assert [record["step"] for record in read_lines(log.metrics)] == [1, 2]
