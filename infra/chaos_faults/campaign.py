@@ -86,7 +86,9 @@ class ChaosCampaign:
         library = preload.compile_library(self.directory) if "compiler" in self.allowed else None
         while self.record["seconds"] < self.minutes * 60:
             number = len(self.record["episodes"])
-            place = "store" if "store" in self.allowed and number % STORE_EVERY == 1 else "folder"
+            place = (
+                "store" if "store" in self.allowed and (number + self.seed) % STORE_EVERY == 1 else "folder"
+            )
             began = time.monotonic()
             result = self._episode(number, place, work, reference, library)
             self.record["seconds"] += time.monotonic() - began
