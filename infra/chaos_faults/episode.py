@@ -160,9 +160,9 @@ class Episode:
         """Choose the next kind of fault and its moment: any, or after some lines of metrics."""
         self._next = self._draw()
         now = time.monotonic()
-        self._next_at = now + self.rng.choice((0.1, 1.0, 4.0, 8.0))
+        self._next_at = now + self.rng.choice((0.1, 0.5, 1.5, 4.0))
         self._waiting_since = self._next_at
-        self._wanted_lines = self.lab.lines() + self.rng.choice((-10000, 1, 3, 8, 15))
+        self._wanted_lines = self.lab.lines() + self.rng.choice((-10000, 1, 2, 4, 8))
 
     def _inject(self, now: float) -> None:
         kind = self._next
