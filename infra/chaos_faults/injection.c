@@ -29,7 +29,7 @@ struct control {
     char prefix[1024];
 };
 
-enum { OPEN, READ, WRITE, FSYNC, RENAME, UNLINK, MKDIR, STAT, FLOCK, OPENDIR };
+enum { OPEN, READ, WRITE, FSYNC, RENAME, UNLINK, MKDIR, STAT, FLOCK, OPENDIR, CLOSE, LINK };
 
 static struct control *control;
 
@@ -136,6 +136,17 @@ int fstatat64(int at, const char *path, struct stat64 *facts, int flags) {
 int flock(int file, int operation) {
     REAL(int, flock, int, int);
     return fails(FLOCK, NULL, file) ? -1 : real(file, operation);
+}
+int close(int file) {
+    REAL(int, close, int);
+    int failed = fails(CLOSE, NULL, file), error = errno;
+    int result = real(file); /* as on Linux: the descriptor is gone whatever close returns */
+    if (failed) errno = error;
+    return failed ? -1 : result;
+}
+int link(const char *from, const char *to) {
+    REAL(int, link, const char *, const char *);
+    return fails(LINK, to, -1) ? -1 : real(from, to);
 }
 DIR *opendir(const char *path) {
     REAL(DIR *, opendir, const char *);

@@ -9,7 +9,20 @@ from pathlib import Path
 from random import Random
 
 SOURCE = Path(__file__).with_name("injection.c")
-FUNCTIONS = ("open", "read", "write", "fsync", "rename", "unlink", "mkdir", "stat", "flock", "opendir")
+FUNCTIONS = (
+    "open",
+    "read",
+    "write",
+    "fsync",
+    "rename",
+    "unlink",
+    "mkdir",
+    "stat",
+    "flock",
+    "opendir",
+    "close",
+    "link",
+)
 """In the order of the enum in injection.c."""
 ERRORS = {
     "open": ("EIO", "EMFILE", "ENFILE", "ESTALE", "ENOMEM", "EACCES", "ENOSPC"),
@@ -22,6 +35,8 @@ ERRORS = {
     "stat": ("EIO", "ESTALE", "EACCES", "ENOMEM"),
     "flock": ("EIO", "ENOLCK", "EINTR"),
     "opendir": ("EIO", "ESTALE", "EMFILE"),
+    "close": ("EIO", "ENOSPC", "EDQUOT"),
+    "link": ("EIO", "EPERM", "ENOSPC"),
 }
 CLOCK_STEPS_SECONDS = (-(10 * 365 * 86400), -86400, -3600, -61, -1.5, 1.5, 61, 3600, 86400, 10 * 365 * 86400)
 

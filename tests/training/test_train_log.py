@@ -175,3 +175,19 @@ def test_lines_are_not_set_aside_in_a_run_directory_that_is_out_of_sight(tmp_pat
     log.forget_after(1)
     log.line(line(2))
     assert [record["step"] for record in read_lines(log.metrics)] == [1, 2]
+
+
+def test_a_line_whose_file_could_not_be_closed_is_there_once(log, monkeypatch):
+    append = train_log.append_line
+
+    def append_and_fail(path, record):
+        append(path, record)
+        raise OSError(5, "Input/output error")  # of close
+
+    log.line(line(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(train_log, "append_line", append_and_fail)
+        log.line(line(2))
+    log.line(line(3))
+    log.line(line(3))  # an equal line is none that was written by a failed attempt
+    assert [record["step"] for record in read_lines(log.metrics)] == [1, 2, 3, 3]
