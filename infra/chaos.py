@@ -30,6 +30,8 @@ def main() -> int:
         type=int,
         help="fail if a possible fault occurred less often; default 1 for each half hour",
     )
+    parser.add_argument("--episodes", type=int, help="end after so many episodes, if minutes are left")
+    parser.add_argument("--only", nargs="+", default=[], metavar="FAULT", help='e.g. kill "full disk" freeze')
     parser.add_argument("--images", type=int, default=IMAGES, help=f"length of each run (default {IMAGES})")
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT))
@@ -45,13 +47,13 @@ def main() -> int:
     directory = (options.directory or ROOT / "build" / "chaos" / f"seed-{options.seed}").resolve()
     least = int(options.minutes // 30) if options.at_least is None else options.at_least
     try:
-        campaign = ChaosCampaign(directory, options.seed, options.minutes, options.images)
+        campaign = ChaosCampaign(directory, options.seed, options.minutes, options.images, options.only)
     except ValueError as error:
         print(f"chaos: {error}", file=sys.stderr)
         return 2
     for name, reason in campaign.not_run.items():
         print(f"not run: {name}: {reason}", flush=True)
-    campaign.run()
+    campaign.run(options.episodes)
     print(campaign.table(least))
     return int(bool(campaign.violations() or campaign.missing(least)))
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from random import Random
@@ -48,8 +49,14 @@ def capabilities() -> set[str]:
 class ChaosCampaign:
     """Episodes of one seed in one directory."""
 
-    def __init__(self, directory: Path, seed: int, minutes: float, images: int) -> None:
-        """Continue what an earlier call in the directory has begun. ValueError for another seed."""
+    def __init__(
+        self, directory: Path, seed: int, minutes: float, images: int, only: Sequence[str] = ()
+    ) -> None:
+        """Continue what an earlier call in the directory has begun.
+
+        `only` names the kinds of faults to inject, or the part of their names before the colon; by default all.
+        Raises ValueError for another seed, and for a kind that does not exist.
+        """
         self.directory, self.seed, self.minutes, self.images = directory, seed, minutes, images
         directory.mkdir(parents=True, exist_ok=True)
         self.file = directory / "results.json"
@@ -67,25 +74,32 @@ class ChaosCampaign:
                 raise ValueError(f"{self.file} is of another seed or size; choose another --directory")
         self.allowed = capabilities()
         self.kinds = (*process_faults.KINDS, *world_faults.KINDS)
+        self.only = {
+            kind.name for kind in self.kinds if not only or {kind.name, kind.name.partition(":")[0]} & {*only}
+        }
+        if not self.only:
+            raise ValueError(f"--only: none of {', '.join(kind.name for kind in self.kinds)}")
         self._decks: dict[str, list[FaultKind]] = {"folder": [], "store": []}
 
     @property
     def not_run(self) -> dict[str, str]:
-        """The kinds that are impossible here, and why."""
+        """The kinds that are impossible here or not wanted, and why."""
         return {
-            kind.name: "; ".join(MISSING[need] for need in sorted(kind.needs - self.allowed))
+            kind.name: "; ".join(MISSING[need] for need in sorted(kind.needs - self.allowed)) or "not chosen"
             for kind in self.kinds
-            if kind.needs - self.allowed
+            if kind.needs - self.allowed or kind.name not in self.only
         }
 
-    def run(self) -> None:
-        """Run episodes until the minutes are spent."""
+    def run(self, episodes: int | None = None) -> None:
+        """Run episodes until the minutes are spent, or until there are so many."""
         work = self.directory / "work"
         shutil.rmtree(work, ignore_errors=True)  # of an episode that was interrupted
         reference = self._reference()
         library = preload.compile_library(self.directory) if "compiler" in self.allowed else None
         while self.record["seconds"] < self.minutes * 60:
             number = len(self.record["episodes"])
+            if number == episodes:
+                return
             place = (
                 "store" if "store" in self.allowed and (number + self.seed) % STORE_EVERY == 1 else "folder"
             )
@@ -207,7 +221,7 @@ class ChaosCampaign:
         kinds = [
             kind for kind in self.kinds if kind.name not in self.not_run and kind.episodes in ("all", place)
         ]
-        Random(f"{self.seed}/{number}/{len(deck)}/{place}").shuffle(kinds)
+        Random(f"{self.seed}/{number}/{place}").shuffle(kinds)
         deck += sorted(kinds, key=lambda kind: -self.record["faults"].get(kind.name, 0))
 
     def _draw(self, deck: list[FaultKind], place: str) -> FaultKind:

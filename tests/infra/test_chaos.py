@@ -11,17 +11,18 @@ from infra.chaos_faults.campaign import ChaosCampaign
 from tests.support import ROOT
 
 SEED, IMAGES = 3, 640
+QUICK = ("kill", "freeze", "unmount", "full disk", "error of a system call", "clock step", "stop request")
 
 
 def chaos(directory: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, ROOT / "infra" / "chaos.py", "--directory", directory, "--seed", SEED]
-    command += ["--images", IMAGES, "--minutes", 0.7, *arguments]
+    command += ["--images", IMAGES, "--minutes", 20, "--episodes", 1, "--only", *QUICK, *arguments]
     return subprocess.run([str(part) for part in command], capture_output=True, text=True, cwd=directory)
 
 
 @pytest.fixture(scope="module")
 def chaos_run(tmp_path_factory):
-    """A campaign of one or two short episodes."""
+    """A campaign of one short episode."""
     directory = tmp_path_factory.mktemp("chaos")
     return directory, chaos(directory, "--at-least", 0)
 
@@ -30,13 +31,13 @@ def test_a_disturbed_run_equals_the_undisturbed_one(chaos_run):
     directory, done = chaos_run
     assert done.returncode == 0, done.stdout + done.stderr
     record = json.loads((directory / "results.json").read_text())
-    assert sum(record["faults"].values()) >= 2, record["faults"]
-    assert [episode["violations"] for episode in record["episodes"]] == [[]] * len(record["episodes"])
+    assert sum(record["faults"].values()) >= 1
+    assert [episode["violations"] for episode in record["episodes"]] == [[]]
     assert all(episode["checkpoints_completed"] for episode in record["episodes"])
     assert "every run equals the undisturbed one bit for bit" in done.stdout
 
 
-def test_a_campaign_whose_minutes_are_spent_only_reports_and_fails_without_enough_faults(chaos_run):
+def test_a_campaign_that_has_ended_only_reports_and_fails_without_enough_faults(chaos_run):
     directory, _ = chaos_run
     before = (directory / "results.json").read_text()
     again = chaos(directory, "--at-least", 50)
@@ -68,3 +69,11 @@ def test_the_deck_begins_with_what_occurred_least(tmp_path):
     }
     assert all(reason for reason in campaign.not_run.values())
     assert "not run: no C compiler" in campaign.table(0)
+
+
+def test_kinds_are_chosen_by_their_names(tmp_path):
+    campaign = ChaosCampaign(tmp_path, 1, 1.0, IMAGES, ["kill", "freeze"])
+    assert {name for name in campaign.only if not name.startswith("kill: ")} == {"freeze"}
+    assert campaign.not_run["second start"] == "not chosen"
+    with pytest.raises(ValueError, match="none of kill: supervisor"):
+        ChaosCampaign(tmp_path, 1, 1.0, IMAGES, ["chill"])
