@@ -54,7 +54,7 @@ class ChaosCampaign:
     ) -> None:
         """Continue what an earlier call in the directory has begun.
 
-        `only` names the kinds of faults to inject, or the part of their names before the colon; by default all.
+        `only` names the kinds of faults to inject, whole or up to the colon; by default all of them.
         Raises ValueError for another seed, and for a kind that does not exist.
         """
         self.directory, self.seed, self.minutes, self.images = directory, seed, minutes, images
