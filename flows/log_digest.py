@@ -10,7 +10,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-WARNING = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b|[Ww]arning: ")
+LEVEL = re.compile(r"\[?(WARNING|ERROR|CRITICAL)\b[\]:]?|([WEF])\d{4} [\d:.]+ ")
+"""Level of a log line, in the formats of this package and of DeepSpeed, of logging's default and of glog."""
+LEVELS = {"WARNING": logging.WARNING, "W": logging.WARNING}
+"""Levels that are not errors."""
 PREFIX = re.compile(r"\[?\d{4}-\d\d-\d\d[ T][\d:,.]+\]? ?|\[rank\d+\]: ?")
 """Time stamp and rank at the beginning of a line: removed, so that equal messages are recognized as equal."""
 HOST_PREFIX = re.compile(r"([\w.-]+): ")
@@ -95,8 +98,8 @@ class LogDigest:
             if line[:1].strip() or len(self._tracebacks[source]) >= MAX_TRACEBACK_LINES:
                 text = "\n".join(self._tracebacks.pop(source))
                 return None if AGENT_ERROR in line else (logging.ERROR, text)
-        elif WARNING.search(line):
-            return logging.WARNING, line.strip()[:MAX_CHARACTERS]
+        elif level := LEVEL.match(line):
+            return LEVELS.get(level[1] or level[2], logging.ERROR), line.strip()[:MAX_CHARACTERS]
         return None
 
     def _paths(self) -> list[Path]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from fm_core.config import RunConfig, merge, parse_config, read_yaml
+from fm_core.config import RunConfig, merge, parse_config, present_names, read_yaml
 from fm_core.errors import UserError
 
 
@@ -20,7 +20,7 @@ def config_of(parameters: Mapping[str, Any], default: RunConfig | None = None) -
     if isinstance(config, RunConfig):
         return config
     if file:
-        return parse_config(merge(read_yaml(file), config or {}), where=str(file))
+        return parse_config(merge(read_yaml(file), present_names(config or {})), where=str(file))
     if config:
         return parse_config(config, where="config")
     if default is not None:

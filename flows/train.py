@@ -34,7 +34,7 @@ def train_pipeline(config: RunConfig, apart: tuple[Apart, ...]) -> State[Any]:
     stages = [stage for stage in ALL_STAGES if stage != "evaluate" or can_be_scored(config)]
     if "evaluate" not in stages:
         get_run_logger().info(
-            "evaluate is left out: evaluate.features classifier needs labels, and the data set has none"
+            "skipping evaluate: evaluate.features classifier needs labels, and the data set has none"
         )
     return pipeline(config, stages, apart)
 

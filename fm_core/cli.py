@@ -7,6 +7,8 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, cast
 
@@ -15,6 +17,7 @@ from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
 from fm_core.command_options import COMMANDS, DOCTOR_FLAGS, DOCTOR_NUMBERS, FLAGS, NUMBERS
 from fm_core.commands import dry_run, stage_function
 from fm_core.config import RunConfig, merge, parse_config
+from fm_core.config.tree import all_keys, did_you_mean
 from fm_core.errors import (
     FlowMatchingError,
     LeaseLostError,
@@ -24,7 +27,7 @@ from fm_core.errors import (
     UserError,
     outcome_of,
 )
-from fm_core.output import flush_streams, print_line
+from fm_core.output import flush_streams, log_to_stderr, print_line
 from fm_core.run.directory import load_run_config
 from fm_core.storage.local_paths import provide_home
 
@@ -37,6 +40,9 @@ class _Parser(argparse.ArgumentParser):
     """Reports wrong arguments in one line, with exit status 2."""
 
     def error(self, message: str) -> NoReturn:
+        if message.startswith("unrecognized arguments: "):
+            known = [option for option in self._option_string_actions if option.startswith("--")]
+            message += did_you_mean(message.split()[2].partition("=")[0], known)
         self.exit(Outcome.REFUSED.exit_code, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
@@ -53,6 +59,8 @@ def _run_command(arguments: Sequence[str] | None) -> int:
     os.environ.setdefault("DO_NOT_TRACK", "1")
     try:
         provide_home()
+        log_to_stderr()
+        _find_modules_here()
         if command_line[:1] == ["doctor"]:
             return _doctor(command_line[1:])
         if command_line[:1] == ["compare"]:
@@ -81,6 +89,16 @@ def _run_command(arguments: Sequence[str] | None) -> int:
         print_line(f"fm: {message}", sys.stderr)
         return outcome.exit_code
     return 0
+
+
+def _find_modules_here() -> None:
+    """Let `package.module:Class` name a module of the working directory, as in the ranks (`python -m`).
+
+    At the end of the path, so that no file there replaces an installed package.
+    """
+    with suppress(OSError):  # the directory was removed
+        if (here := str(Path.cwd())) not in sys.path:
+            sys.path.append(here)
 
 
 def _run_stage(command: str, config: RunConfig, flags: set[str]) -> None:
@@ -177,7 +195,11 @@ def _parse(arguments: list[str]) -> tuple[str, RunConfig, set[str], dict[str, An
         sub = commands.add_parser(name, help=description, description=description, add_help=False)
         sub.add_argument("rest", nargs=argparse.REMAINDER)
     head = parser.parse_args(arguments[:1])
-    sub = _Parser(prog=f"fm {head.command}", description=COMMANDS[head.command])
+    sub = _Parser(
+        prog=f"fm {head.command}",
+        usage=f"fm {head.command} --config FILE [--SECTION.KEY VALUE ...] [OPTIONS]",
+        description=COMMANDS[head.command],
+    )
     sub.add_argument("--config", metavar="FILE", required=True, help="YAML file with the configuration")
     own_flags = FLAGS.get(head.command, {})
     for flag, description in own_flags.items():
@@ -200,7 +222,11 @@ def _doctor(arguments: list[str]) -> int:
     # Removed here, because for the parser --model and --launch are entire sections, as JSON.
     flags = {flag for flag in DOCTOR_FLAGS if flag in arguments}
     options = "; ".join(f"{flag}: {description}" for flag, description in DOCTOR_FLAGS.items())
-    sub = _Parser(prog="fm doctor", description=f"{COMMANDS['doctor']}. {options}.")
+    sub = _Parser(
+        prog="fm doctor",
+        usage="fm doctor [--config FILE [--SECTION.KEY VALUE ...]] [OPTIONS]",
+        description=f"{COMMANDS['doctor']}. {options}.",
+    )
     sub.add_argument("--config", metavar="FILE", help="YAML file with the configuration to check")
     for name, (kind, default, description) in DOCTOR_NUMBERS.items():
         sub.add_argument(
@@ -239,12 +265,19 @@ def _read(
         root_parser=parser,
         cli_exit_on_error=True,
     )
-    namespace = parser.parse_args(arguments)
+    namespace = parser.parse_args([_present_option(argument) for argument in arguments])
     given = {key: value for key, value in vars(namespace).items() if key not in own}
     try:
         return namespace, source(parsed_args=argparse.Namespace(**given))()
     except SettingsError as error:
         raise UserError(" ".join(str(error).split())) from None
+
+
+def _present_option(argument: str) -> str:
+    """An option of the configuration tree by its present name."""
+    option, equals, value = argument.partition("=")
+    key = option.removeprefix("--")
+    return f"--{all_keys().get(key, key)}{equals}{value}" if option.startswith("--") else argument
 
 
 if __name__ == "__main__":

@@ -5,10 +5,35 @@ reason to end: what cannot be written is dropped.
 """
 
 import io
+import logging
 import os
 import sys
 from contextlib import suppress
 from typing import TextIO
+
+LOG_FORMAT = "[%(asctime)s] [%(levelname)s] [%(name)s] %(message)s"
+"""Of all log lines; as DeepSpeed's. flows/log_digest.py reads the level from it."""
+
+
+class _StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to what sys.stderr is at the time of each line."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        self.stream = sys.stderr
+        super().emit(record)
+
+
+def log_to_stderr(level: int = logging.WARNING) -> None:
+    """Log the messages of this package, and Python's warnings, to standard error in one format."""
+    package = logging.getLogger("fm_core")
+    package.setLevel(level)
+    logging.captureWarnings(True)
+    for logger in (package, logging.getLogger("py.warnings")):
+        if not any(isinstance(handler, _StderrHandler) for handler in logger.handlers):
+            handler = _StderrHandler()
+            handler.setFormatter(logging.Formatter(LOG_FORMAT))
+            logger.addHandler(handler)
 
 
 def print_line(text: str, stream: TextIO | None = None) -> bool:
@@ -59,7 +84,7 @@ def drop_unwritable_output() -> None:
 
 
 def discard(stream: TextIO) -> None:
-    """Send what is still written to a stream nowhere: nobody reads it any more."""
+    """Redirect a stream to the null device, because its reader is gone."""
     with suppress(OSError, ValueError, AttributeError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())

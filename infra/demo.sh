@@ -194,7 +194,7 @@ wait_for_server
 
 {
     prefect work-pool create local --type process --base-job-template infra/work-pool.json --overwrite
-    prefect work-pool set-concurrency-limit local 1  # with its own --limit a worker exits at a retry (infra/README.md)
+    prefect work-pool set-concurrency-limit local 1  # with its own --limit a worker exits at a retry (infra/docs/operations.md)
 } >"$STATE/deploy.log" 2>&1
 is_running worker || start worker prefect worker start --pool local --type process
 prefect --no-prompt deploy --all --prefect-file infra/prefect.yaml >>"$STATE/deploy.log" 2>&1 ||

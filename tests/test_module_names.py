@@ -18,7 +18,6 @@ SHORT_MODULES = {
     "fm_core.config.report": "one section of the configuration",
     "fm_core.config.run": "one section of the configuration",
     "fm_core.config.sample": "one section of the configuration",
-    "fm_core.config.section": "the base class of the sections",
     "fm_core.config.sizes": "a table of published sizes",
     "flows.automations": "a command of its own",
     "flows.parameters": "what the three flows with a configuration file or tree share",

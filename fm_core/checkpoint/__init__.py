@@ -1,1 +1,1 @@
-"""Checkpoints: on-disk format, catalog, save and load, upload. The only room that knows their file names."""
+"""Checkpoints: on-disk format, catalog, save and load, upload. No other package knows their file names."""

@@ -146,12 +146,12 @@ class CheckpointCatalog:
                 problem = self._verify_local(step)
                 if problem:
                     self.damaged[step] = problem
-                    LOG.warning("warning: %s; trying an older checkpoint", problem)
+                    LOG.warning("%s; trying an older checkpoint", problem)
             if self.uploads and step in remote and (problem or step not in local):
                 problem = self._fetch(step)
                 if problem:
                     self.uploads.damaged[step] = problem
-                    LOG.warning("warning: %s; trying an older checkpoint", problem)
+                    LOG.warning("%s; trying an older checkpoint", problem)
             if problem is None:
                 if self.uploads:
                     self.uploads.catch_up(self._not_stored(step), newest=step)
@@ -208,7 +208,7 @@ class CheckpointCatalog:
             self._on_complete(state.step)
         except (OSError, UserError) as error:
             # The next one is recorded again; until then this one's own record must be enough.
-            LOG.warning("warning: cannot record that step %s is complete: %s", state.step, error)
+            LOG.warning("cannot record that step %s is complete: %s", state.step, error)
         if self.uploads:
             self.uploads.add(state.step)
         else:

@@ -38,7 +38,7 @@ Progress = Callable[[str], None]
 
 
 def no_progress(at: str) -> None:
-    """Progress that nobody watches."""
+    """Do nothing: the default callback for progress."""
 
 
 def tensors_file(name: str) -> str:

@@ -84,7 +84,7 @@ class WriteAccess:
                 return
         except ForeignCheckpointsError as error:
             raise UnreachableError(
-                f"{error} (it was this run's at first; is something else mounted?)"
+                f"{error} (it belonged to this run before: check what is mounted there)"
             ) from None
         raise self._out_of_sight()
 
@@ -118,7 +118,8 @@ class WriteAccess:
 
     def _out_of_sight(self) -> UnreachableError:
         return UnreachableError(
-            f"{self.store.url} has no {OWNER} any more; is it mounted? Nothing is written there until then"
+            f"{OWNER} is missing from {self.store.url}; check that it is mounted. Nothing is written there "
+            "until it is back"
         )
 
     def _is_mine(self) -> bool:
@@ -132,7 +133,7 @@ class WriteAccess:
             place = f" ({record['directory']})" if record.get("directory") else ""
             raise ForeignCheckpointsError(
                 f"{self.store.url} holds the checkpoints of another run, {owner['name']}{place}: choose "
-                f"another {self.key}, or remove {OWNER} there if that run directory is gone for good"
+                f"another {self.key}, or remove {OWNER} there if that run no longer exists"
             )
         return True
 

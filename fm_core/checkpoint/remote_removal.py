@@ -91,4 +91,4 @@ class RemoteRemoval:
                     if self.store.size(f"{name}/{COMPLETE}") is None:
                         self.store.move_folder(target, name)
                 raise
-            LOG.warning("warning: %s: set aside as %s; nothing removes it by itself", reason, target)
+            LOG.warning("%s: set aside as %s, which is never removed automatically", reason, target)

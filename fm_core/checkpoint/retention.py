@@ -166,4 +166,4 @@ def remove_old(action: Callable[[], None]) -> None:
     try:
         action()
     except (OSError, UserError) as error:
-        LOG.warning("warning: cannot remove old checkpoints: %s", error)
+        LOG.warning("cannot remove old checkpoints: %s", error)

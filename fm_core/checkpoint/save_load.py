@@ -243,8 +243,8 @@ def _cause(checkpoints: CheckpointCatalog, error: Exception) -> Exception:
 def _missing(checkpoints: CheckpointCatalog, completed: str) -> UnreachableError:
     return UnreachableError(
         f"train.checkpoint_root: no checkpoint in {checkpoints.store.url}, but this run has completed "
-        f"{completed}: is that disk mounted, that bucket right? To begin at step 0 again, set "
-        "train.start_over true once it is in sight; if it is gone for good, choose another run.name"
+        f"{completed}: check that the disk is mounted and the URL is right. To start again from step 0, "
+        "make it available and set train.start_over true; if it is lost, choose another run.name"
     )
 
 

@@ -30,7 +30,7 @@ def temporary(kind: str, path: Path, access: WriteAccess) -> Path:
 
 
 def set_aside(path: Path, access: WriteAccess, reason: str) -> None:
-    """Rename a checkpoint that must not be used, so that nobody loses it.
+    """Rename a checkpoint that must not be used; nothing is deleted.
 
     Raises what `access.check` raises, FileNotFoundError if it is gone.
     """
@@ -47,7 +47,7 @@ def set_aside(path: Path, access: WriteAccess, reason: str) -> None:
         put_back(target, path)
         raise
     sync(path.parent)
-    LOG.warning("warning: %s: set aside as %s; nothing removes it by itself", reason, target.name)
+    LOG.warning("%s: set aside as %s, which is never removed automatically", reason, target.name)
 
 
 def remove_checkpoint(path: Path, access: WriteAccess) -> None:
@@ -102,7 +102,7 @@ def tidy(root: Path, access: WriteAccess, newest: int | None = None) -> None:
 
 
 def _discard(path: Path, checkpoint: Path, access: WriteAccess) -> None:
-    """Remove a directory that nobody needs under a name of this job."""
+    """Rename a superfluous directory to a name of this job, then remove it."""
     removing = temporary(REMOVING, checkpoint, access)
     access.check()
     with suppress(FileNotFoundError):

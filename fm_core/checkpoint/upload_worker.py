@@ -3,6 +3,7 @@
 fm_core.launch.upload_handover starts and describes it, fm_core.checkpoint.upload_record is its record.
 """
 
+import logging
 import os
 import sys
 import threading
@@ -22,7 +23,10 @@ from fm_core.checkpoint.upload_record import (
 )
 from fm_core.config import parse_config
 from fm_core.errors import LeaseLostError, UserError
+from fm_core.output import log_to_stderr
 from fm_core.run.directory import RunDirectory, step_name
+
+LOG = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
 """How often the worker looks whether its record is still there."""
@@ -34,6 +38,7 @@ MARGIN_SECONDS = 5.0
 
 def main() -> None:
     """Upload until everything is in the store, the deadline has passed, or the record is gone."""
+    log_to_stderr(logging.INFO)
     config = parse_config(yaml.safe_load(sys.stdin), "standard input")
     run = RunDirectory(config).path
     record = read_upload_record(run)
@@ -59,7 +64,7 @@ class UploadFence:
         self._run, self._pid = run, record.pid
 
     def check(self) -> None:
-        """Raise LeaseLostError once the record is gone or another worker's; OSError if it is out of sight."""
+        """Raise LeaseLostError once the record is gone or another worker's; OSError if it cannot be read."""
         record = read_upload_record(self._run)
         if record is None and upload_record_path(self._run).exists():
             raise OSError(f"{upload_record_path(self._run)} cannot be read")
@@ -79,7 +84,7 @@ def _upload(catalog: CheckpointCatalog, record: UploadRecord, check_last: bool) 
         except (OSError, UserError) as error:
             if time.time() + RETRY_SECONDS > record.until:
                 return " ".join(str(error).split())
-            _print(f"warning: {error}; retrying the upload in {RETRY_SECONDS:g} s")
+            LOG.warning("%s; retrying the upload in %g s", error, RETRY_SECONDS)
             time.sleep(RETRY_SECONDS)
 
 

@@ -160,9 +160,9 @@ class CheckpointUploader:
                     return True
                 complete = is_complete(self.folder / step_name(step))
                 if isinstance(error, CorruptCheckpointError) or not complete:
-                    LOG.warning("warning: %s; it is not uploaded to %s", self._problem, self.store.url)
+                    LOG.warning("%s; it is not uploaded to %s", self._problem, self.store.url)
                     return True
-                LOG.warning("warning: %s; retrying the upload in %g s", self._problem, pause)
+                LOG.warning("%s; retrying the upload in %g s", self._problem, pause)
             with self._change:
                 newer = self._change.wait_for(
                     lambda: self._closed or any(other > step for other in self._waiting), pause
@@ -178,7 +178,7 @@ class CheckpointUploader:
             try:
                 self._stored = retain_remote(self.store, self.retention, newest, self.access, self.damaged)
             except (OSError, UserError) as error:
-                LOG.warning("warning: cannot remove old checkpoints in %s: %s", self.store.url, error)
+                LOG.warning("cannot remove old checkpoints in %s: %s", self.store.url, error)
         self._free_staging()
 
     def _free_staging(self) -> None:

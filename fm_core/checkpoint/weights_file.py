@@ -165,7 +165,9 @@ def _fetched(checkpoint: Store, file: str, folder: Path) -> Path:
         if not (folder / file).exists() or sha256_file(folder / file) != facts.get("sha256"):
             _fetch(checkpoint, file, folder)
     except FileNotFoundError as error:
-        raise UserError(f"{checkpoint.url} was removed meanwhile ({error}); run it again") from None
+        raise UserError(
+            f"{checkpoint.url} was removed while it was read ({error}); run the command again"
+        ) from None
     os.utime(folder)
     return folder / file
 

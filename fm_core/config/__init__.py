@@ -20,6 +20,7 @@ from fm_core.config.tree import (
     load_config,
     merge,
     parse_config,
+    present_names,
     read_yaml,
 )
 
@@ -49,5 +50,6 @@ __all__ = [
     "load_config",
     "merge",
     "parse_config",
+    "present_names",
     "read_yaml",
 ]

@@ -21,6 +21,8 @@ UNET_KEYS = (
     "attention_resolutions",
     "head_channels",
 )
+MODEL_KEYS: dict[str, tuple[str, ...]] = {"unet": UNET_KEYS, "transformer": ("patch",)}
+"""By model.kind: keys of the network that are derived. A kind that is not listed has none."""
 TRAIN_KEYS = ("images", "learning_rate", "ema_decays", "checkpoint_images")
 DATA_KEYS = ("name", "validation_images")
 
@@ -52,8 +54,8 @@ class DatasetSize:
 
 def absent_keys(config: RunConfig) -> dict[str, list[str]]:
     """The keys, by section, that are derived because nothing names them."""
-    unet = UNET_KEYS if config.model.kind == "unet" else ("patch",)
-    names: dict[str, tuple[str, ...]] = {"model": unet, "train": TRAIN_KEYS}
+    model = MODEL_KEYS.get(config.model.kind, ())
+    names: dict[str, tuple[str, ...]] = {"model": model, "train": TRAIN_KEYS}
     if config.data.source.url:
         names["data"] = DATA_KEYS
     absent = {
@@ -98,7 +100,7 @@ def with_derived(config: RunConfig, size: DatasetSize) -> RunConfig:
 
 def network_for(model: ModelSection, size: DatasetSize, keys: tuple[str, ...] | list[str]) -> dict[str, Any]:
     """Values of `keys` of the model section for images of this size; keys that were given are respected."""
-    if model.kind == "transformer":
+    if model.kind != "unet":
         return {"patch": patch_for(size.side)} if "patch" in keys else {}
     plan: dict[str, Any] = {key: getattr(model, key) for key in UNET_KEYS}
     derived = unet_for(size)
@@ -158,7 +160,7 @@ def patch_for(side: int) -> int:
 
 
 def learning_rate_for(width: int | None) -> float:
-    """Peak learning rate of AdamW for a U-Net of this base width; None is a transformer."""
+    """Peak learning rate of AdamW for a U-Net of this base width; None is another network."""
     if width is None:
         return 2e-4
     return 1e-3 if width <= 32 else 5e-4 if width <= 64 else 2e-4

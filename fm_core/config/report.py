@@ -1,5 +1,8 @@
 """The report section: the HTML report of a run."""
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from pydantic import Field
 
 from fm_core.config.section import Section
@@ -8,5 +11,7 @@ from fm_core.config.section import Section
 class ReportSection(Section):
     """The HTML report of a run."""
 
-    neighbours: int = Field(default=16, ge=0)
+    aliases: ClassVar[Mapping[str, str]] = {"neighbours": "neighbors"}
+
+    neighbors: int = Field(default=16, ge=0)
     """Samples shown beside their nearest training images."""

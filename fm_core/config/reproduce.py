@@ -1,6 +1,7 @@
 """The reproduce section: the experiments of a comparison, their data, and how they are scored."""
 
-from typing import Annotated, Any, Literal, Self, cast
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -73,6 +74,8 @@ class ImagesSection(Section):
 class ReproduceSection(Section):
     """Reproduction of the paper's comparison."""
 
+    aliases: ClassVar[Mapping[str, str]] = {"experiments": "cells"}
+
     kind: Literal["plane", "images"] = "plane"
     """plane: the 2-D checkerboard with the multilayer perceptron of the paper; images: the data set, network
     and budget of the other sections."""
@@ -85,17 +88,6 @@ class ReproduceSection(Section):
     parallel: int = Field(default=1, ge=1)
     """On images: number of experiments that run at once. They share the GPUs of this host, or its cores if it
     has none; with launch.kind slurm each is a job of its own."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _accept_alias(cls, keys: Any) -> Any:
-        if not isinstance(keys, dict) or "experiments" not in keys:
-            return keys
-        given = dict(cast(dict[str, Any], keys))
-        if "cells" in given:
-            raise ValueError("reproduce.experiments is an alias of reproduce.cells: give one of the two")
-        given["cells"] = given.pop("experiments")
-        return given
 
     @model_validator(mode="after")
     def _check_experiments(self) -> Self:

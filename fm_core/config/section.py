@@ -1,10 +1,11 @@
 """Base class and value types of the sections of the configuration tree."""
 
+from collections.abc import Mapping
 from contextlib import suppress
 from math import isfinite
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
@@ -30,13 +31,41 @@ Options = dict[str, Option]
 """Options of a path, an objective, a coupling or a time distribution."""
 
 
+def _add_aliases(schema: dict[str, Any], section: type[BaseModel]) -> None:
+    """Let a closed schema accept the aliases too; forms do not send a key without a default."""
+    for alias, key in cast(type[Section], section).aliases.items():
+        described = schema["properties"][key]
+        kept = {name: value for name, value in described.items() if name not in ("default", "position")}
+        schema["properties"][alias] = {**kept, "title": f"{alias} (alias of {key})", "deprecated": True}
+
+
 class Section(BaseModel):
     """A group of keys; unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        json_schema_extra=cast(Any, _add_aliases),
+    )
+
+    aliases: ClassVar[Mapping[str, str]] = {}
+    """Other accepted names of keys, such as former ones, with the key of each."""
 
     preset_keys: ClassVar[frozenset[str]] = frozenset()
     """Keys whose defaults come from a preset (`config_class`)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rename_aliases(cls, keys: Any) -> Any:
+        if not isinstance(keys, dict) or not cls.aliases.keys() & keys.keys():
+            return keys
+        named = cast(dict[str, Any], keys)
+        for alias, key in cls.aliases.items():
+            if alias in named and key in named:
+                raise PydanticCustomError("alias", "{alias} {key}", {"alias": alias, "key": key})
+        return {cls.aliases.get(name, name): value for name, value in named.items()}
 
     def given(self, key: str) -> bool:
         """Whether a file, an override or a preset names the key."""

@@ -1,8 +1,9 @@
 """The configuration of a run: one tree, read from YAML, with overrides key by key."""
 
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from copy import copy
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -43,7 +44,7 @@ class _UniqueKeys(yaml.SafeLoader):
                 raise _RepeatedKeyError(
                     None,
                     None,
-                    f"the key {key} of line {lines[key]} stands again in line {line}; merge the two",
+                    f"the key {key} appears in lines {lines[key]} and {line}; merge the two",
                 )
             lines[key] = line
         return super().construct_mapping(node, deep)
@@ -91,7 +92,9 @@ def load_config(
     Raises:
         UserError: in one line, for a missing file, unknown keys and invalid values.
     """
-    return parse_config(merge(read_yaml(path), overrides or {}), where=str(path), recorded=recorded)
+    return parse_config(
+        merge(read_yaml(path), present_names(overrides or {})), where=str(path), recorded=recorded
+    )
 
 
 def parse_config(tree: Mapping[str, Any], where: str, recorded: bool = False) -> RunConfig:
@@ -121,7 +124,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         return {}
     if not isinstance(tree, dict):
         raise UserError(f"{path}: contains a {type(tree).__name__}; expected a mapping of sections")
-    return cast(dict[str, Any], tree)
+    return present_names(cast(dict[str, Any], tree))
 
 
 def _keep_written(text: str, tree: Any, keys: Sequence[str]) -> None:
@@ -167,7 +170,10 @@ def one_line(error: ValidationError) -> str:
             or "configuration"
         )
         if item["type"] == "extra_forbidden":
-            parts.append(f"{key}: unknown key")
+            parts.append(f"{key}: unknown key{did_you_mean(key, all_keys())}")
+        elif item["type"] == "alias":
+            alias, name = (f"{key}.{item.get('ctx', {})[part]}" for part in ("alias", "key"))
+            parts.append(f"{alias} is an alias of {name}: give one of the two")
         elif item["type"] == "secret":
             parts.append(
                 f"{key}: {item['msg']}; it would be written to config.yaml and the report. Credentials come "
@@ -180,6 +186,37 @@ def one_line(error: ValidationError) -> str:
             shown = "a URL" if "://" in value else value  # which may hold a password
             parts.append(f"{key}: {item['msg'][0].lower()}{item['msg'][1:]}, not {shown}")
     return "; ".join(parts)
+
+
+def all_keys(section: type[Section] = RunConfig, prefix: str = "") -> dict[str, str]:
+    """Every key with its dots, and every alias, with the present name of each."""
+    names = {f"{prefix}{alias}": f"{prefix}{key}" for alias, key in section.aliases.items()}
+    for key, field in section.model_fields.items():
+        names[f"{prefix}{key}"] = f"{prefix}{key}"
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            names |= all_keys(field.annotation, f"{prefix}{key}.")
+    return names
+
+
+def present_names(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping with the present names of its keys, so that it can be merged with another.
+
+    Where a key has both names, both stay; validation refuses that.
+    """
+    known, renamed = all_keys(), dict[str, Any]()
+    for name, value in tree.items():
+        key = known.get(f"{prefix}{name}", name).removeprefix(prefix)
+        key = name if key in tree else key
+        nested = isinstance(value, Mapping)
+        renamed[key] = present_names(cast(Mapping[str, Any], value), f"{prefix}{key}.") if nested else value
+    return renamed
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a message on an unknown name: the known name that resembles it, if there is one."""
+    alike = [each for each in known if each.count(".") == name.count(".")]
+    matches = get_close_matches(name, alike, n=1, cutoff=0.75)
+    return f"; did you mean {matches[0]}?" if matches else ""
 
 
 def config_class(preset: RunConfig) -> type[RunConfig]:

@@ -66,7 +66,9 @@ def _check_in_sight(control: Path, last: Job) -> None:
     """Check that job.json names the last job or a later one; an empty mount point names none."""
     latest = submitted(control)
     if latest is None or (latest.id != last.id and latest.epoch <= last.epoch):
-        raise OSError(errno.ESTALE, "does not hold the last job; is the directory mounted?", str(control))
+        raise OSError(
+            errno.ESTALE, "does not contain the last job; check that the directory is mounted", str(control)
+        )
 
 
 @contextmanager

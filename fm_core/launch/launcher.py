@@ -28,8 +28,7 @@ class StageJob:
     meanwhile: Callable[[], AbstractContextManager[None]] = nullcontext
     """Opened once a job is submitted or attached to, and closed when all is over, restarts included."""
     durable_progress: Callable[[], int] = lambda: 0
-    """Amount of work that is finished for good, in any unit; progress beyond the previous maximum resets the
-    count of restarts."""
+    """Work that is permanently finished, in any unit; a new maximum resets the count of restarts."""
     before_submit: Callable[[], None] = lambda: None
     """Called before a job is submitted, while no other start can submit one; a UserError refuses it."""
 

@@ -282,7 +282,7 @@ def _ranks(job: Job, host: str) -> range:
 
 
 def _lineage() -> frozenset[int]:
-    """Numbers of this process and of those above it."""
+    """Process ids of this process and its ancestors."""
     return frozenset({os.getpid(), *(process.pid for process in psutil.Process().parents())})
 
 

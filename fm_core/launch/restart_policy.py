@@ -48,7 +48,7 @@ class RestartPolicy:
         durable_progress: Callable[[], int],
         effort: BestEffort,
     ) -> None:
-        """`durable_progress` returns how much is finished for good, in any unit."""
+        """`durable_progress` returns how much work is permanently finished, in any unit."""
         self._stage, self._launch, self._logs, self._durable_progress = stage, launch, logs, durable_progress
         self._effort = effort
         self._consecutive = self._best = 0

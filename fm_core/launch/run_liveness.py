@@ -1,4 +1,4 @@
-"""Whether anything of a run still lives, for `fm status`: status.json alone would say "running" for ever."""
+"""Liveness of a run, for `fm status`: after a crash, status.json alone would still say "running"."""
 
 import time
 from contextlib import suppress
@@ -40,7 +40,7 @@ def death_notice(run: Path, status: dict[str, Any], now: float | None = None) ->
 
 
 def _lives(control: Path) -> bool:
-    """Whether the job of a control directory runs or waits; also where that cannot be told."""
+    """Whether the job of a control directory runs or waits; True if that cannot be determined."""
     try:
         job = submitted(control)
         if job is None:

@@ -110,8 +110,8 @@ def job_number(output: str, name: str) -> int:
             return int(match[1])
     shown = " ".join(output.split())[:200]
     raise UserError(
-        f"launch.slurm: sbatch printed no number of a job, but {shown!r}; the job may be queued "
-        f"(it ends by itself, or: scancel --name={name})"
+        f"launch.slurm: sbatch printed {shown!r} instead of a job id; the job may be queued nevertheless: "
+        f"cancel it with scancel --name={name}"
     )
 
 
@@ -146,7 +146,7 @@ def collect(job: Job, control: Path) -> list[str]:
 
 
 def cleanup(job: Job) -> None:
-    """Nothing: for Slurm no job has ended that has processes left."""
+    """Do nothing: Slurm does not report a job as ended while it has processes."""
 
 
 def _state(job: Job) -> tuple[str, str]:
@@ -188,7 +188,9 @@ def _scancel(*arguments: str) -> None:
     except (OSError, subprocess.TimeoutExpired) as error:
         problem = str(error)
     if problem:
-        logger.warning("scancel %s: %s; the ranks obey the STOP file", " ".join(arguments), problem)
+        logger.warning(
+            "scancel %s failed (%s); the ranks stop because of the STOP file", " ".join(arguments), problem
+        )
 
 
 def _run(

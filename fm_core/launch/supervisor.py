@@ -98,7 +98,7 @@ def _start_or_undo(stage_job: StageJob, last: Job | None, observe: Observer, eff
 
 
 def _start(stage_job: StageJob, last: Job | None, observe: Observer) -> Job:
-    """Attach or submit; a restart waits for a disk or a file server, and nobody has to start it by hand."""
+    """Attach or submit; a restart is retried while a disk or a file server is unavailable."""
     seconds = max(1.0, stage_job.config.launch.restart_seconds)
     while True:
         try:
@@ -106,7 +106,7 @@ def _start(stage_job: StageJob, last: Job | None, observe: Observer) -> Job:
         except OSError as error:
             if last is None or error.errno not in TEMPORARY_ERRORS:
                 raise
-            message = f"cannot be started again ({error}); the next attempt is in {seconds:g} s"
+            message = f"cannot restart ({error}); retrying in {seconds:g} s"
             logger.warning("%s: %s", stage_job.stage, message)
             _report(stage_job, observe, message)
             _pause(stage_job, seconds)
@@ -161,7 +161,7 @@ def _observe(job: Job, job_status: JobStatus, control: Path, observe: Observer) 
 
 
 def _cancel(job: Job, stage_job: StageJob, effort: BestEffort) -> None:
-    """End the job on request, whatever of it fails; its ranks obey the STOP file by themselves."""
+    """End the job on request; parts of this may fail, since the ranks also stop at the STOP file."""
     control = stage_job.control
     with suppress(Exception):
         effort.retry("end the job", lambda: cancel(job, control))
@@ -170,7 +170,7 @@ def _cancel(job: Job, stage_job: StageJob, effort: BestEffort) -> None:
 
 
 def _mark_obeyed(job: Job, stage_job: StageJob) -> None:
-    """Requests to stop are spent, unless another job has taken the directory: then they are for that one."""
+    """Mark requests to stop as handled, unless another job has taken over the directory."""
     if successor(job, stage_job.control) is None:
         mark_obeyed(*own_directories(stage_job.control, stage_job.logs.parent))
 
@@ -187,8 +187,8 @@ def _collect(job: Job, control: Path, effort: BestEffort) -> list[str]:
 def _detached(stage_job: StageJob, error: Exception) -> DetachedError:
     config = stage_job.logs / f"{stage_job.stage}.yaml"
     return DetachedError(
-        f"its supervisor ended ({type(error).__name__}: {error}), the job of {stage_job.control} goes on; "
-        f"to attach to it: fm {stage_job.stage} --config {config}"
+        f"supervision failed ({type(error).__name__}: {error}); the job in {stage_job.control} is still "
+        f"running: attach to it with fm {stage_job.stage} --config {config}"
     )
 
 

@@ -5,6 +5,7 @@ processes but this one, which exits by itself, at the latest after LONGEST_SECON
 (fm_core.checkpoint.upload_record) says what it does; removing the record, as the next start does, ends it.
 """
 
+import logging
 import os
 import subprocess
 import sys
@@ -29,6 +30,8 @@ from fm_core.run.directory import RunDirectory
 from fm_core.run.lease import STALE_SECONDS
 from fm_core.run.process_identity import ProcessIdentity
 
+LOG = logging.getLogger(__name__)
+
 MODULE = "fm_core.checkpoint.upload_worker"
 LONGEST_SECONDS = 1800.0
 SLURM = "SLURM_JOB_ID"
@@ -47,7 +50,7 @@ def start_upload_worker(config: RunConfig, step: int, seconds: float = LONGEST_S
     try:
         process = _spawn(run)
     except OSError as error:
-        print(f"warning: cannot start a process that continues the upload: {error}", flush=True)
+        LOG.warning("cannot start a process that continues the upload: %s", error)
         return None
     try:
         record = UploadRecord(
@@ -61,7 +64,7 @@ def start_upload_worker(config: RunConfig, step: int, seconds: float = LONGEST_S
         with process.stdin as pipe:  # the job's own file may be gone with the job
             pipe.write(dump_yaml(config).encode())
     except (OSError, psutil.Error) as error:
-        print(f"warning: cannot start a process that continues the upload: {error}", flush=True)
+        LOG.warning("cannot start a process that continues the upload: %s", error)
         process.kill()
         stop_upload_worker(run.path)
         return None

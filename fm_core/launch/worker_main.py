@@ -5,6 +5,7 @@
 
 import ctypes
 import faulthandler
+import logging
 import os
 import signal
 import sys
@@ -31,7 +32,7 @@ from fm_core.launch.job import (
     submitted,
 )
 from fm_core.launch.rank_errors import outcome_and_message
-from fm_core.output import drop_unwritable_output
+from fm_core.output import drop_unwritable_output, log_to_stderr
 from fm_core.run.fence import Fence, LeaseFence, Unfenced
 from fm_core.run.lease import Lease
 from fm_core.run.resource_limits import raise_open_file_limit
@@ -131,6 +132,7 @@ def run_worker(stage: str, work: Worker, config_file: str) -> None:
     if logs:
         _log_to(Path(logs), stage, rank.number)
     drop_unwritable_output()
+    log_to_stderr(logging.INFO)
     faulthandler.enable()
     if not _adopted(rank):
         print(

@@ -146,7 +146,13 @@ def _load_class(kind: type[T], what: str, name: str) -> type[T]:
     try:
         cls = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"cannot import the {what} {name}: {error}") from error
+        hint = "; put it into the working directory or on PYTHONPATH" if _is_missing(module, error) else ""
+        raise UserError(f"cannot import the {what} {name}: {error}{hint}") from error
     if not (isinstance(cls, type) and issubclass(cls, kind)):
         raise UserError(f"the {what} {name} is not a subclass of {kind.__module__}.{kind.__name__}")
     return cls
+
+
+def _is_missing(module: str, error: Exception) -> bool:
+    """Whether the module itself was not found, rather than one that it imports."""
+    return isinstance(error, ModuleNotFoundError) and module.startswith(error.name or module)

@@ -45,7 +45,7 @@ class BestEffort:
         if what in self._failing:
             self._failing.remove(what)
             with suppress(Exception, SystemExit):
-                logger.info("it works again to %s", what)
+                logger.info("recovered: can %s again", what)
         return result
 
     def retry(

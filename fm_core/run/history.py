@@ -63,7 +63,7 @@ def open_history(run: Path, identifier: str | None = None) -> RunHistory:
         create_exclusively(history_path(run), content.encode())
         history = read_history(run)  # of two starts, that of the first counts
     if history is None:
-        raise UnreachableError(f"{history_path(run)} is gone; is the run directory mounted?")
+        raise UnreachableError(f"{history_path(run)} is missing; check that the run directory is mounted")
     return history
 
 
@@ -92,7 +92,7 @@ def record_completed(run: Path, identifier: str, step: int, where: str) -> None:
     """
     history = read_history(run)
     if history is None or history.id != identifier:
-        raise UnreachableError(f"{history_path(run)} is gone; is the run directory mounted?")
+        raise UnreachableError(f"{history_path(run)} is missing; check that the run directory is mounted")
     write_history(run, history.model_copy(update={"completed_step": step, "completed_at": where}))
 
 

@@ -69,7 +69,7 @@ class Lease:
         return read_json(self.path)
 
     def look(self) -> tuple[HolderState, dict[str, Any] | None]:
-        """Judge the holder. While the state is UNDECIDED, look again every second or so."""
+        """State of the holder. While it is UNDECIDED, look again every second or so."""
         record = self.record()
         if record is None:
             return HolderState.FREE, None
@@ -230,7 +230,7 @@ class Lease:
         return self._own
 
     def _watch(self, record: dict[str, Any]) -> HolderState:
-        """Judge a holder that is not a process this host can see."""
+        """State of a holder that is not a process of this host."""
         now, seen = self._clock(), self._seen
         self._watched = (
             self._watched + min(now - self._seen_at, LONGEST_LOOK_SECONDS) if record == seen else 0.0

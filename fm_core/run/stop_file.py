@@ -66,7 +66,7 @@ def mark_obeyed(*directories: Path) -> None:
 
 
 def refuse_pending_request(*directories: Path, obeyed_at: Mapping[Path, float] = {}) -> None:
-    """Make sure that nobody asked to stop while nothing ran; forget requests that were obeyed.
+    """Refuse to start if a stop was requested while nothing was running; remove handled requests.
 
     Args:
         directories: the control directory of the job to come, and its run directory: `own_directories`.
@@ -82,7 +82,7 @@ def refuse_pending_request(*directories: Path, obeyed_at: Mapping[Path, float] =
             if stop.stat().st_mtime > obeyed_at.get(directory, 0.0):
                 mark_obeyed(*directories)
                 raise StopRequested(
-                    f"{stop} was created while nothing ran: not started, and the file is removed; "
+                    f"{stop} was created while nothing was running: this start ends and removes it; "
                     "run it again to continue"
                 )
     for directory in directories:

@@ -107,7 +107,7 @@ def _samples_section(config: RunConfig, manifest: Manifest, samples: SampleSet) 
         figures.append(Figure(data_uri(animation(trajectory, levels, 8, scale)), caption))
         strips = png(strip(trajectory, levels, 9, scale))
         figures.append(Figure(data_uri(strips), f"{caption}, at nine times"))
-    count = min(config.report.neighbours, len(images))
+    count = min(config.report.neighbors, len(images))
     note = ""
     if count:
         training, _ = first_images(config.data.root, manifest, "train", MAX_IMAGES)

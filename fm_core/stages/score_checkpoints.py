@@ -7,6 +7,7 @@ scored, so that neither waits for the other; the best weights are retained. Scor
 """
 
 import json
+import logging
 import os
 import select
 import shutil
@@ -23,12 +24,15 @@ from fm_core.checkpoint.format import checkpoint_directories, fingerprint_of, li
 from fm_core.config import LaunchSection, RunConfig, load_config, merge
 from fm_core.errors import LeaseLostError, StopRequested, UserError
 from fm_core.launch.online_eval import online_eval_directory, read_online_scores, scores_file
+from fm_core.output import log_to_stderr
 from fm_core.run.artifact_cache import exclusive_lock
 from fm_core.run.directory import RunDirectory, step_name
 from fm_core.stages.evaluate import evaluate
 from fm_core.stages.sample import sample
 from fm_core.storage.atomic_files import append_line, read_json, write_json, write_text
 from fm_core.training.ema import ema_decays
+
+LOG = logging.getLogger(__name__)
 
 POLL_SECONDS = 2.0
 NICENESS = 19
@@ -52,7 +56,7 @@ def score_checkpoints(config: RunConfig) -> None:
                 except Exception as error:
                     failed.add(CheckpointCatalog.of(config).fingerprints().get(step, ""))
                     traceback.print_exc()
-                    print(f"WARNING: the checkpoint of step {step} could not be scored: {error}", flush=True)
+                    LOG.warning("the checkpoint of step %s could not be scored: %s", step, error)
             elif ended:
                 return
             else:
@@ -170,6 +174,7 @@ def _link(config: RunConfig, step: int) -> Path | None:
 def main(config_file: str) -> None:
     """Score until training has ended; SIGTERM also ends the scoring in progress."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    log_to_stderr()
     os.nice(NICENESS)
     try:
         score_checkpoints(load_config(config_file))
@@ -177,7 +182,7 @@ def main(config_file: str) -> None:
         print(f"online evaluation: {reason or 'stopped'}", flush=True)
     except Exception as error:
         traceback.print_exc()
-        print(f"WARNING: online evaluation has ended, checkpoints are no longer scored: {error}", flush=True)
+        LOG.warning("online evaluation has ended, checkpoints are no longer scored: %s", error)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ away) never stops training: the log reports it once.
 
 import importlib
 import importlib.util
+import logging
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +16,8 @@ from fm_core.config import RunConfig, TrainSection
 from fm_core.errors import UserError
 from fm_core.run.directory import RunDirectory, identity
 from fm_core.storage.hashing import fingerprint
+
+LOG = logging.getLogger(__name__)
 
 MetricLogger = Callable[[Mapping[str, Any]], None]
 
@@ -84,7 +87,7 @@ class MetricLoggers:
                     self._opened[name] = make()
                 self._opened[name](values)
             except Exception as error:
-                print(f"WARNING: the {name} logger is disabled: {error}", flush=True)
+                LOG.warning("the %s logger is disabled: %s", name, error)
                 del self._makers[name]
 
 

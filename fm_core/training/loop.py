@@ -136,7 +136,7 @@ def _bind(trainer: Trainer, bind: Callable[[], None]) -> None:
         bind()
     except OSError as error:
         if not trainer.binding_failed:
-            LOG.warning("warning: cannot write config.yaml (%s); it is tried again after each step", error)
+            LOG.warning("cannot write config.yaml (%s); retrying after each step", error)
         trainer.binding_failed = True
         return
     trainer.on_first_step, trainer.binding_failed = None, False

@@ -7,6 +7,7 @@ position differ. If that happens again before a checkpoint without skipped steps
 with the facts.
 """
 
+import logging
 from pathlib import Path
 
 import torch.distributed as dist
@@ -15,6 +16,8 @@ from fm_core.checkpoint.train_state import TrainState
 from fm_core.config import TrainSection
 from fm_core.errors import NonFiniteGradientsError, UnrecoverableError
 from fm_core.storage.atomic_files import read_json, write_json
+
+LOG = logging.getLogger(__name__)
 
 
 def check_skipped_steps(train: TrainSection, state: TrainState, logged: bool) -> None:
@@ -60,9 +63,7 @@ def roll_back(failed: TrainState, checkpoint: TrainState | None, record: Path | 
         )
     state = _rolled_back(checkpoint, failed.position, failed.rollbacks + 1)
     if record:
-        print(
-            f"warning: {describe(failed)}; rolled back to step {state.step}, skipping that data", flush=True
-        )
+        LOG.warning("%s; rolled back to step %s, skipping that data", describe(failed), state.step)
         where = {"step": state.step, "position": state.position, "rollbacks": state.rollbacks}
         write_json(record, {**where, "because": describe(failed)})
     return state

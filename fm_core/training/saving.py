@@ -88,6 +88,6 @@ def _report(trainer: Trainer, state: TrainState, problem: SaveProblem, last: boo
     if last:
         raise UnreachableError(problem.message) if problem.temporary else UserError(problem.message)
     if trainer.log:
-        LOG.error("ERROR: %s. Training goes on, and the next checkpoint is tried", problem.message)
+        LOG.error("%s. Training continues; the next checkpoint is attempted as scheduled", problem.message)
         trainer.log.facts[NOT_SAVED] = problem.message
         trainer.log.status(state, now=True)

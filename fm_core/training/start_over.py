@@ -30,7 +30,7 @@ LOG = logging.getLogger(__name__)
 
 
 def prepare_history(config: RunConfig, fence: Fence) -> RunHistory:
-    """The history of the run that is trained, on rank 0, after train.start_over was obeyed.
+    """The history of the run that is trained, on rank 0, after applying train.start_over.
 
     Raises UserError if the checkpoint root holds checkpoints of another run, UnreachableError if a store does
     not answer or nothing of this run is to be seen there, LeaseLostError; OSError.
@@ -44,7 +44,7 @@ def prepare_history(config: RunConfig, fence: Fence) -> RunHistory:
         return open_history(run.path)
     history = open_history(run.path)
     if history.start_over_obeyed:
-        LOG.info("train.start_over: obeyed by an earlier start; training continues")
+        LOG.info("train.start_over was applied by an earlier start; training continues")
         return history
     fence.check()
     number = history.start_overs + 1
@@ -61,7 +61,7 @@ def prepare_history(config: RunConfig, fence: Fence) -> RunHistory:
     update = {"completed_step": None, "completed_at": None, "start_overs": number, "start_over_obeyed": True}
     history = history.model_copy(update=update)
     write_history(run.path, history)
-    LOG.warning("warning: train.start_over: training begins at step 0; what was there is set aside")
+    LOG.warning("train.start_over: training starts at step 0; earlier checkpoints and metrics were renamed")
     return history
 
 
@@ -74,14 +74,14 @@ def _check_in_sight(run: RunDirectory, fence: Fence) -> None:
 
 
 def _check_unowned(config: RunConfig, checkpoints: CheckpointCatalog, history: RunHistory) -> None:
-    """Check that a place without an owner record is in sight, and that what is there is this run's."""
+    """Check that a place without an owner record is mounted, and that its checkpoints are of this run."""
     store = checkpoints.store
     paths = [path for path in checkpoint_directories(checkpoints.folder) if is_complete(path)]
     names = stored_names(store) if checkpoints.uploads else []
     if history.completed_step is not None and not (paths or names):
         raise UnreachableError(
             f"train.start_over: no checkpoint in {store.url}, but this run has completed step "
-            f"{history.completed_step}: is that disk mounted? If it is gone for good, choose another run.name"
+            f"{history.completed_step}: check that the disk is mounted, or choose another run.name"
         )
     origins = {str(path): recorded_origin(path) for path in paths}
     origins |= {f"{store.url}/{name}": stored_origin(store, name) for name in names}

@@ -38,7 +38,7 @@ class TrainLog:
         landmark: Path | None = None,
         fence: Fence | None = None,
     ) -> None:
-        """`landmark`: a file of the run directory; where it is missing, the directory is out of sight."""
+        """`landmark`: a file of the run directory; where it is missing, the directory is not mounted."""
         self.fence = fence or Unfenced()
         self._fenced_at: tuple[float, float] | None = None
         self.directory, self.metrics, self.job, self.images = directory, metrics, job, images
@@ -130,10 +130,10 @@ class TrainLog:
         write_status(self.directory, progress, phase, **facts)
 
     def _check_sight(self) -> None:
-        """Raise OSError where the run directory is out of sight: what is written there would be lost.
+        """Raise OSError if the run directory is not mounted: what is written there would be lost.
 
-        Raises LeaseLostError where it is another job's by now. A machine that was paused may notice that by
-        its wall clock alone.
+        Raises LeaseLostError if it belongs to another job by now. A machine that was paused may notice that
+        by its wall clock alone.
         """
         now = (time.monotonic(), time.time())
         last = self._fenced_at
@@ -141,16 +141,14 @@ class TrainLog:
             self.fence.check()
             self._fenced_at = now
         if self.landmark and not self.landmark.exists():
-            raise FileNotFoundError(f"{self.landmark} is gone; is the run directory mounted?")
+            raise FileNotFoundError(f"{self.landmark} is missing; check that the run directory is mounted")
 
     def _attempt(self, what: str, action: Callable[[], None]) -> None:
         try:
             action()
         except (OSError, UserError) as error:
             if what not in self._told:
-                LOG.warning(
-                    "warning: cannot write %s now: %s; it is tried again, and training goes on", what, error
-                )
+                LOG.warning("cannot write %s: %s; retrying, training continues", what, error)
             self._told.add(what)
         else:
             self._told.discard(what)

@@ -1,5 +1,6 @@
 """Training worker: the work of one rank."""
 
+import logging
 from typing import Any
 
 import torch
@@ -37,6 +38,8 @@ from fm_core.training.start_over import prepare_history
 from fm_core.training.train_log import TrainLog
 from fm_core.training.trainer import Trainer
 from fm_core.training.validation_loss import SEED, SequentialSampler, ValidationLoss
+
+LOG = logging.getLogger(__name__)
 
 UPLOAD_SECONDS = 600.0
 """How long the end of training waits for uploads to a store that fails."""
@@ -115,7 +118,7 @@ def _after_stop(config: RunConfig, trainer: Trainer, stop: StopRequested) -> Sto
     step = step_of(str(trainer.log.facts["last_checkpoint"]))
     message = start_upload_worker(config, step)
     message = message or f"the next start uploads what waits in {catalogs[0].folder}: {problems[0]}"
-    print(f"warning: {message}", flush=True)
+    LOG.warning("%s", message)
     return StopRequested(f"{stop}; {message}")
 
 

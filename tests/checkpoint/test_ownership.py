@@ -91,7 +91,7 @@ def test_a_place_that_is_out_of_sight_is_not_written_to_until_it_is_back(tmp_pat
     (tmp_path / "disk").mkdir()
     problem = write(checkpoints, 20)
     assert problem.temporary
-    assert f"has no {OWNER} any more; is it mounted?" in problem.message
+    assert f"{OWNER} is missing from" in problem.message
     assert list((tmp_path / "disk").iterdir()) == []
     (tmp_path / "disk").rmdir()
     (tmp_path / "unmounted").rename(tmp_path / "disk")
@@ -111,7 +111,7 @@ def test_a_snapshot_does_not_claim_an_empty_mount_point(tmp_path):
     for catalog in (resumed.snapshots(), resumed, blind.snapshots(), blind):
         problem = write(catalog, 20)
         assert problem.temporary
-        assert f"has no {OWNER} any more" in problem.message
+        assert f"{OWNER} is missing from" in problem.message
     assert list((tmp_path / "disk").iterdir()) == []
 
 

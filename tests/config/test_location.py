@@ -128,10 +128,7 @@ def test_a_key_that_stands_twice_is_refused_with_its_lines(
     with pytest.raises(UserError) as refused:
         load_config(file)
     first, second = lines
-    assert (
-        str(refused.value)
-        == f"{file}: the key {key} of line {first} stands again in line {second}; merge the two"
-    )
+    assert str(refused.value) == f"{file}: the key {key} appears in lines {first} and {second}; merge the two"
 
 
 def test_merged_mappings_may_override_their_keys(tmp_path: Path):

@@ -113,7 +113,10 @@ def test_the_second_demo_verifies_and_says_so(demo: Demo):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--", '{"trian": {}}'], "demo.sh: infra/configs/digits.yaml: trian: unknown key\n"),
+        (
+            ["--", '{"trian": {}}'],
+            "demo.sh: infra/configs/digits.yaml: trian: unknown key; did you mean train?\n",
+        ),
         (["--", "{"], "demo.sh: after -- JSON is expected"),
         (["--", "3"], "demo.sh: after -- a JSON object of sections is expected, not 3\n"),
         (["--name", "a/b"], "demo.sh: infra/configs/digits.yaml: run.name: "),

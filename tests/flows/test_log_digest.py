@@ -1,11 +1,14 @@
 """The digest of log files for the UI: each warning once, and the traceback of a failure."""
 
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from flows.log_digest import MAX_ENTRIES, TRACEBACK, LogDigest
+from tests.support import ROOT
 
 FAILURE = f"""{TRACEBACK}
   File "loop.py", line 3, in run
@@ -33,13 +36,43 @@ def texts(digest: LogDigest, level: int = logging.WARNING) -> list[str]:
 
 def test_each_new_warning_is_shown_once_and_nothing_else(logs: Path):
     digest = LogDigest(logs, "train")
-    append(logs / "train-0.log", "step 1\n[2026-11-22 21:00:00,123] [WARNING] [a.py:5] slow\na.py:3: UserWa")
+    append(
+        logs / "train-0.log",
+        "step 1\n[2026-11-22 21:00:00,123] [WARNING] [a.py:5] slow\n[2026-11-22 21:00:08,003] [WARN",
+    )
     append(logs / "train-1.log", "[rank1]: [2026-11-22 21:00:07,001] [WARNING] [a.py:5] slow\n")
     append(logs / "sample-0.log", "WARNING: another stage\n")
     assert texts(digest) == ["train-0.log: [WARNING] [a.py:5] slow"]
-    append(logs / "train-0.log", "rning: the rest of the line\nstep 2\n")
-    assert texts(digest) == ["train-0.log: a.py:3: UserWarning: the rest of the line"]
+    append(logs / "train-0.log", "ING] [b.py:6] the rest of the line\nstep 2\n")
+    assert texts(digest) == ["train-0.log: [WARNING] [b.py:6] the rest of the line"]
     assert texts(digest) == []
+
+
+def test_the_level_decides_and_not_a_word_of_the_message(logs: Path):
+    digest = LogDigest(logs, "train")
+    append(logs / "train-0.log", "warning: of no logger\nan ERROR of 1e-5\n2 WARNING lights\n")
+    append(logs / "train-0.log", "[2026-11-22 21:00:00,123] [INFO] [a] Warning: none\n")
+    assert texts(digest) == []
+    append(logs / "train-0.log", "W1122 21:00:00.000000 123 torch/a.cpp:1] slow\n")
+    assert texts(digest) == ["train-0.log: W1122 21:00:00.000000 123 torch/a.cpp:1] slow"]
+    append(logs / "train-0.log", "[2026-11-22 21:00:00,123] [ERROR] [a] no checkpoint was written\n")
+    assert texts(digest, logging.ERROR) == ["train-0.log: [ERROR] [a] no checkpoint was written"]
+
+
+def test_every_log_line_of_a_rank_is_read_with_its_level(logs: Path):
+    """The lines of a real process: of this package, and of Python's warnings."""
+    digest = LogDigest(logs, "train")
+    code = (
+        "import logging, warnings; from fm_core.output import log_to_stderr; log_to_stderr(logging.INFO)\n"
+        "logging.getLogger('fm_core.training.x').warning('the %s is away', 'store')\n"
+        "logging.getLogger('fm_core').info('the store is back'); warnings.warn('old')"
+    )
+    with (logs / "train-0.log").open("a") as log:
+        subprocess.run([sys.executable, "-c", code], stderr=log, cwd=ROOT, check=True)
+    first, second = texts(digest)
+    assert first == "train-0.log: [WARNING] [fm_core.training.x] the store is away"
+    assert second == "train-0.log: [WARNING] [py.warnings] <string>:3: UserWarning: old"
+    assert "[INFO] [fm_core] the store is back" in (logs / "train-0.log").read_text()
 
 
 def test_a_flood_of_warnings_is_counted(logs: Path):

@@ -1,4 +1,4 @@
-"""Every command of the operator's page (infra/README.md), run on a finished demo."""
+"""Every command of the page on operations, run on a finished demo."""
 
 import json
 import re
@@ -17,8 +17,9 @@ from tests.support.demo_project import SERVE, SHRUNKEN, WORKER, Demo, created_ru
 from tests.support.operator import until
 from tests.support.page_commands import page_commands
 
-PAGE = (ROOT / "infra" / "README.md").read_text()
-COMMANDS = page_commands(ROOT / "infra" / "README.md")
+OPERATIONS = ROOT / "infra" / "docs" / "operations.md"
+PAGE = OPERATIONS.read_text()
+COMMANDS = page_commands(OPERATIONS)
 ELSEWHERE = (SERVE, WORKER)
 """Commands that do not end by themselves: test_team_server.py runs them, from these same strings."""
 INLINE = [" ".join(command.split()) for command in re.findall(r"`(fm [^`]+)`", PAGE)]

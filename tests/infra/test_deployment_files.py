@@ -130,7 +130,10 @@ def test_the_pool_s_template_is_prefect_s_own_without_the_command():
     assert template["job_configuration"].pop("command")
     assert template["variables"]["properties"].pop("command")
     assert json.loads((INFRA / "work-pool.json").read_text()) == template
-    texts = [path.read_text() for path in (INFRA / "README.md", INFRA / "compose.yaml", INFRA / "demo.sh")]
+    texts = [
+        path.read_text()
+        for path in (INFRA / "docs" / "operations.md", INFRA / "compose.yaml", INFRA / "demo.sh")
+    ]
     created = [line for text in texts for line in text.splitlines() if "prefect work-pool create" in line]
     assert len(created) >= 4
     assert all("--base-job-template infra/work-pool.json" in line for line in created)

@@ -169,7 +169,7 @@ def test_a_stop_is_recorded_as_a_request_and_the_next_start_clears_it(tmp_path):
 
 def test_a_stop_file_of_before_the_start_ends_it_once(tmp_path):
     (tmp_path / "STOP").touch()
-    with pytest.raises(StopRequested, match="was created while nothing ran"):
+    with pytest.raises(StopRequested, match="was created while nothing was running"):
         run(tmp_path, look)
     run(tmp_path, look)
 

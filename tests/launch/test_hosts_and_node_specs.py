@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from uuid import uuid4
 
 import pytest
 
@@ -221,9 +222,13 @@ def test_exit_records_of_remote_hosts_are_collected_from_the_log(tmp_path):
     ]
 
 
+MARK = uuid4().hex
+"""Of this process alone: tests beside it look for the processes of their own jobs."""
+
+
 def marked_process(script, *arguments):
     """A process with a mark in its environment, which has printed a line."""
-    marked = {**os.environ, JOB_VARIABLE: "a-mark-of-this-test"}
+    marked = {**os.environ, JOB_VARIABLE: MARK}
     command = [sys.executable, "-c", script, *arguments]
     process = subprocess.Popen(command, env=marked, stdout=subprocess.PIPE)
     process.stdout.readline()
@@ -234,9 +239,9 @@ def test_process_trees_are_killed_after_the_grace_period():
     ignore = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)"
     deaf = f"{ignore}; print('up', flush=True); time.sleep(600)"
     marked_process(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {deaf!r}])")
-    assert len(processes_marked("a-mark-of-this-test")) == 2
-    end_processes("a-mark-of-this-test", grace=0.5)
-    assert processes_marked("a-mark-of-this-test") == []
+    assert len(processes_marked(MARK)) == 2
+    end_processes(MARK, grace=0.5)
+    assert processes_marked(MARK) == []
 
 
 def test_within_the_grace_period_a_terminated_process_ends_by_itself(tmp_path):
@@ -244,7 +249,7 @@ def test_within_the_grace_period_a_terminated_process_ends_by_itself(tmp_path):
     save = "lambda *_: (time.sleep(0.3), pathlib.Path(sys.argv[1]).touch(), sys.exit(3))"
     script = f"import pathlib, signal, sys, time; signal.signal(signal.SIGTERM, {save}); print(flush=True)"
     process = marked_process(f"{script}; time.sleep(600)", str(saved))
-    end_processes("a-mark-of-this-test", grace=300)
+    end_processes(MARK, grace=300)
     assert saved.exists()
     assert process.wait() == 3
 

@@ -171,7 +171,7 @@ def test_a_rank_without_a_matching_job_record_does_not_work(tmp_path, monkeypatc
 
 
 def test_processes_of_a_job_are_identified_by_its_mark(tmp_path):
-    facts = {"id": "a-mark-of-this-test", "stage": "s", "host": "h", "pid": 1, "created": 0.0}
+    facts = {"id": uuid4().hex, "stage": "s", "host": "h", "pid": 1, "created": 0.0}
     job = Job.model_validate({**facts, "processes": 1, "threads": 1, "log": "x"})
     assert processes_of(job) == []
     child = subprocess.Popen(

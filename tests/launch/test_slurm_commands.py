@@ -106,7 +106,8 @@ def test_the_number_is_found_among_the_lines_of_a_site(programs: Programs, outpu
 def test_an_output_without_a_number_is_quoted_with_the_name_of_the_job(programs: Programs):
     programs.write("sbatch", "echo 'Your project is out of hours, 12 left'")
     with pytest.raises(
-        UserError, match=r"'Your project is out of hours, 12 left'; .* scancel --name=train-"
+        UserError,
+        match=r"'Your project is out of hours, 12 left' instead of a job id; .* scancel --name=train-",
     ) as caught:
         programs.submit()
     assert "\n" not in str(caught.value)
@@ -167,4 +168,4 @@ def test_a_job_is_cancelled_even_without_scancel(programs: Programs, caplog):
     with caplog.at_level(logging.WARNING, "fm_core"):
         slurm.cancel(JOB, programs.folder)
     assert (programs.folder / "STOP").exists()
-    assert "the ranks obey the STOP file" in caplog.text
+    assert "the ranks stop because of the STOP file" in caplog.text

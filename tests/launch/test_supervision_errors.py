@@ -169,7 +169,7 @@ def test_a_supervisor_that_cannot_go_on_detaches_and_says_how_to_attach(watched:
     watched.answers = [True, True]
     monkeypatch.setattr(time, "sleep", broken)
     with pytest.raises(
-        DetachedError, match=r"\(RuntimeError: no clock\), the job of .* goes on; to attach"
+        DetachedError, match=r"\(RuntimeError: no clock\); the job in .* is still running: attach"
     ) as caught:
         watched.supervise()
     assert f"fm pretend --config {watched.path / 'logs' / 'pretend.yaml'}" in str(caught.value)
@@ -207,7 +207,7 @@ def test_a_restart_waits_for_a_full_disk_and_no_attempt_is_lost(watched: Watched
     watched.supervise(complete=lambda: answers.pop(0))
     assert watched.starts == 5
     assert len(read_lines(watched.path / "logs" / "restarts.jsonl")) == 1
-    assert any("cannot be started again ([Errno 28]" in progress.message for progress in watched.seen)
+    assert any("cannot restart ([Errno 28]" in progress.message for progress in watched.seen)
 
 
 def test_the_first_start_and_lasting_errors_are_raised(watched: Watched):

@@ -97,7 +97,7 @@ def test_the_holder_of_the_lock_notices_a_stop_file(tmp_path, place):
     (tmp_path / "reproduce").mkdir()
     stop = tmp_path / place / "STOP"
     stop.touch()
-    with pytest.raises(StopRequested, match=f"{stop} was created while nothing ran"):
+    with pytest.raises(StopRequested, match=f"{stop} was created while nothing was running"):
         exclusive_lock(tmp_path / "reproduce").__enter__()
     with exclusive_lock(tmp_path / "reproduce") as beat:
         beat()

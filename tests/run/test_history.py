@@ -33,7 +33,7 @@ def test_a_completed_checkpoint_is_recorded(tmp_path):
     record_completed(tmp_path, history.id, 300, "s3://bucket/run")
     assert read_history(tmp_path).completed_step == 300
     history_path(tmp_path).unlink()
-    with pytest.raises(UnreachableError, match="is the run directory mounted"):
+    with pytest.raises(UnreachableError, match="check that the run directory is mounted"):
         record_completed(tmp_path, history.id, 310, "s3://bucket/run")
     open_history(tmp_path)
     with pytest.raises(UnreachableError):

@@ -29,7 +29,7 @@ def places(tmp_path: Path) -> tuple[Path, Path]:
 def test_a_request_while_nothing_ran_ends_the_next_start_and_only_that(places, number: int):
     (places[number] / "STOP").touch()
     with pytest.raises(
-        StopRequested, match="STOP was created while nothing ran: not started, and the file is"
+        StopRequested, match="STOP was created while nothing was running: this start ends and"
     ):
         refuse_pending_request(*places)
     assert was_stopped(places[0])

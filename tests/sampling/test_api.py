@@ -1,5 +1,6 @@
 """`fm_core.load`: models from run directories, moved runs and single files."""
 
+import re
 import shutil
 
 import pytest
@@ -11,6 +12,7 @@ from fm_core.errors import UserError
 from fm_core.sampling import api as loaded_module
 from fm_core.sampling.checkpoint_source import checkpoint_step, weights_file
 from fm_core.storage.atomic_files import read_json, write_json
+from tests.support import ROOT
 from tests.support.random_checkpoint import CPU, SHAPE, checkpoint, config_at, config_path, make, pixels
 
 
@@ -114,3 +116,16 @@ class TestWhichCheckpoint:
         assert read_json(config_path(config) / "train/checkpoints/step-00000011/state.json")
         assert checkpoint_step(self.of(config, step="best")) == 11
         assert checkpoint_step(config) == 13
+
+
+def test_the_example_of_sampling_and_evaluation_md_runs(config, run, tmp_path, monkeypatch):
+    page = (ROOT / "infra" / "docs" / "sampling-and-evaluation.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "clone" / "runs").mkdir(parents=True)
+    (tmp_path / "clone" / "runs" / "digits").symlink_to(run)
+    monkeypatch.chdir(tmp_path / "clone")
+    names: dict = {}
+    exec(compile(example, "sampling-and-evaluation.md", "exec"), names)
+    assert (names["images"].dtype, len(names["images"])) == (torch.uint8, 16)
+    x = torch.randn(2, *SHAPE)
+    assert names["velocity"](torch.tensor(0.5), x).shape == x.shape

@@ -127,6 +127,6 @@ class TestWeightsInAStore:
         config, put = stored
         put(7, 0)
         Store.at(config.train.checkpoint_root).remove("step-00000007/COMPLETE")
-        with pytest.raises(UserError, match="was removed meanwhile") as caught:
+        with pytest.raises(UserError, match="was removed while it was read") as caught:
             weights_file(config, 7)
         assert "\n" not in str(caught.value)

@@ -199,7 +199,7 @@ class TestReport:
 
     def test_it_is_drawn_again_when_what_it_shows_changes(self, tiny):
         other = tiny.config.model_copy(
-            update={"report": tiny.config.report.model_copy(update={"neighbours": 0})}
+            update={"report": tiny.config.report.model_copy(update={"neighbors": 0})}
         )
         before = (tiny.path / "report.html").read_bytes()
         try:

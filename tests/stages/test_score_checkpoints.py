@@ -54,13 +54,12 @@ def scoring(monkeypatch, config, distances):
     ]
 
 
-def test_a_checkpoint_that_cannot_be_scored_is_reported_and_the_next_is_scored(config, monkeypatch, capsys):
+def test_a_checkpoint_that_cannot_be_scored_is_reported_and_the_next_is_scored(config, monkeypatch, caplog):
     checkpoint(config, 10)
     assert scoring(monkeypatch, config, {10: None}) == []
-    assert (
-        "WARNING: the checkpoint of step 10 could not be scored: the feature extractor is missing"
-        in capsys.readouterr().out
-    )
+    assert caplog.messages == [
+        "the checkpoint of step 10 could not be scored: the feature extractor is missing"
+    ]
     checkpoint(config, 20)
     assert scoring(monkeypatch, config, {20: 3.0}) == [(20, 3.0)]
 

@@ -54,7 +54,7 @@ def test_a_run_whose_disk_is_away_does_not_begin_again(mounted):
     assert first["outcome"] == "done"
     assert away["outcome"] == "UnreachableError"
     assert "this run has completed step-00000010 in " in away["message"]
-    assert "is that disk mounted" in away["message"]
+    assert "check that the disk is mounted" in away["message"]
     assert "\n" not in away["message"]
     assert (away["lines"], away["validation"]) == (first["lines"], first["validation"])
     assert mounted["unmounted"]["left"] == []
@@ -66,7 +66,7 @@ def test_a_disk_that_is_away_while_training_costs_one_checkpoint(mounted):
     assert blinked["steps"][-2:] == [16, 20]
     # Nothing was written to the empty mount point.
     assert mounted["unmounted"]["below"] == []
-    assert "has no OWNER.json any more; is it mounted?" in mounted["stderr"]
+    assert "OWNER.json is missing from" in mounted["stderr"]
 
 
 def test_its_metrics_are_those_of_a_run_left_alone(mounted):

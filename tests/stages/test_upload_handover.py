@@ -180,11 +180,11 @@ def test_under_slurm_nothing_is_begun_that_slurm_would_end(run: TinyRun, monkeyp
     assert start_upload_worker(run.config, step=1) is None
 
 
-def test_a_stop_succeeds_where_no_upload_process_can_be_started(run: TinyRun, away: str, monkeypatch, capsys):
+def test_a_stop_succeeds_where_no_upload_process_can_be_started(run: TinyRun, away: str, monkeypatch, caplog):
     stop_upload_worker(run.path)
     monkeypatch.setattr(sys, "executable", "/no/such/python")
     assert start_upload_worker(run.config, step=1) is None
-    assert "cannot start a process that continues the upload: " in capsys.readouterr().out
+    assert "cannot start a process that continues the upload: " in caplog.text
     assert read_upload_record(run.path) is None
 
 

@@ -124,3 +124,12 @@ def plane(path: Path) -> Mixture:
     means = torch.stack([double(-0.6, 0.5), double(0.7, 0.6), double(0.1, -0.8)])
     variances = torch.stack([double(0.10, 0.20), double(0.15, 0.08), double(0.30, 0.12)])
     return Mixture(double(0.2, 0.5, 0.3), means, variances, path)
+
+
+def pushforward(mixture, interval):
+    """Mean and per-unit-of-source deviation, [D], of the flow of Gaussian data with a diagonal covariance."""
+    ends = torch.tensor(interval, dtype=torch.float64)
+    alpha, sigma = mixture.path.alpha(ends)[:, None], mixture.path.sigma(ends)[:, None]
+    std = (alpha**2 * mixture.variances + sigma**2).sqrt()
+    ratio = std[1] / std[0]
+    return (alpha[1] * mixture.means - ratio * alpha[0] * mixture.means)[0], ratio

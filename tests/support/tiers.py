@@ -35,6 +35,7 @@ _BY_NEED = {
         "drawn_elsewhere",
         "forked_ranks",
         "scored_by_a_job",
+        "extended_run",
         "online_eval_run",
         "trained_on_damage",
         "machine_report",
@@ -59,6 +60,7 @@ _BY_NEED = {
     "networks trained to their end": ("trained_classifier",),
     "closed forms of every objective on every path": ("other_pair",),
     "compiled networks": ("compiled_network", "compiler"),
+    "the training of the notebook": ("trained_notebook",),
 }
 EXTENDED = {name: need for need, names in _BY_NEED.items() for name in names}
 """Fixture -> what it stands for in the summary."""

@@ -115,7 +115,7 @@ def test_nothing_is_written_unless_it_is_asked_for(tmp_path: Path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl"]
 
 
-def test_an_export_that_fails_costs_no_training(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_an_export_that_fails_costs_no_training(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     folder = tmp_path / "collector"
     folder.mkdir()
     writer = log(config(tmp_path, prometheus=str(folder)), tmp_path)
@@ -124,7 +124,7 @@ def test_an_export_that_fails_costs_no_training(tmp_path: Path, capsys: pytest.C
     writer.line(LINE)
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
     assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])["grad_norm"] is None
-    assert capsys.readouterr().out.count("WARNING: the prometheus logger is disabled") == 1
+    assert caplog.text.count("the prometheus logger is disabled") == 1
 
 
 @pytest.mark.parametrize(
@@ -155,13 +155,13 @@ class Service:
         return SimpleNamespace(define_metric=lambda *names, **keys: None, log=self.lines.append)
 
 
-def test_a_service_that_is_away_when_training_begins_stops_nothing(tmp_path: Path, monkeypatch, capsys):
+def test_a_service_that_is_away_when_training_begins_stops_nothing(tmp_path: Path, monkeypatch, caplog):
     service = Service(monkeypatch)
     service.away = True
     writer = log(config(tmp_path, wandb="a-project", tensorboard=False), tmp_path)
     writer.line(LINE)
     writer.line(LINE)
-    assert capsys.readouterr().out.count("WARNING: the wandb logger is disabled: the service is away") == 1
+    assert caplog.messages == ["the wandb logger is disabled: the service is away"]
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
 
 

@@ -192,7 +192,7 @@ def test_a_run_that_had_a_checkpoint_never_begins_again(lab, tmp_path):
     assert load_checkpoint(lab) is None
     lab.save(10)
     (tmp_path / "checkpoints").rename(tmp_path / "unmounted")
-    with pytest.raises(UnreachableError, match="this run has completed step-00000010: is that disk mounted"):
+    with pytest.raises(UnreachableError, match="this run has completed step-00000010: check that the disk"):
         load_checkpoint(lab)
     (tmp_path / "unmounted").rename(tmp_path / "checkpoints")
     assert load_checkpoint(lab).step == 10

@@ -45,7 +45,7 @@ def test_it_waits_for_a_disk_that_is_out_of_sight(config, tmp_path):
     before = read_history(RunDirectory(config).path)
     (tmp_path / "disk").rename(tmp_path / "unmounted")
     (tmp_path / "disk").mkdir()
-    with pytest.raises(UnreachableError, match=r"has completed step 10: is that disk mounted\?"):
+    with pytest.raises(UnreachableError, match="has completed step 10: check that the disk is mounted"):
         prepare_history(config, Unfenced())
     assert read_history(RunDirectory(config).path) == before
     assert list((tmp_path / "disk").iterdir()) == []
