@@ -70,7 +70,7 @@ def _check_in_sight(run: RunDirectory, fence: Fence) -> None:
     try:
         fence.check()
     except OSError as error:
-        raise UnreachableError(f"{run.path}: {error}; is the run directory mounted?") from None
+        raise UnreachableError(f"{run.path}: {error}; check that the run directory is mounted") from None
 
 
 def _check_unowned(config: RunConfig, checkpoints: CheckpointCatalog, history: RunHistory) -> None:

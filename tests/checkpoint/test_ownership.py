@@ -229,7 +229,7 @@ def test_a_place_that_is_unmounted_while_its_checkpoints_are_verified_has_no_dam
         assert newest is not None
         assert newest.name == "step-00000020"
     else:
-        with pytest.raises(UnreachableError, match="is it mounted"):
+        with pytest.raises(UnreachableError, match="check that it is mounted"):
             checkpoints.newest()
     assert checkpoints.damaged == {}
 

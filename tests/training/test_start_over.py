@@ -72,6 +72,6 @@ def test_a_rank_makes_no_history_in_an_empty_mount_point(tmp_path):
     """The supervisor has written it before it started the ranks."""
     config = RunConfig.model_validate({"run": {"root": str(tmp_path), "name": "a"}})
     (tmp_path / "a").mkdir()
-    with pytest.raises(UnreachableError, match="is the run directory mounted"):
+    with pytest.raises(UnreachableError, match="run directory is mounted"):
         prepare_history(config, LeaseOutOfSight())
     assert list((tmp_path / "a").iterdir()) == []
