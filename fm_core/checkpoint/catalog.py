@@ -161,11 +161,8 @@ class CheckpointCatalog:
         return None
 
     def adopt(self) -> None:
-        """Make the run the owner of a place without one, whose newest checkpoint was found to be its own.
-
-        That of a store is claimed before the first upload.
-        """
-        if self.store.local:
+        """Make the run the owner of a place without one, whose newest checkpoint was found to be its own."""
+        if self.store.local:  # a store is claimed before the first upload
             self.access.may_create = True
             self.access.claim()
 
@@ -261,7 +258,11 @@ class CheckpointCatalog:
             return False
 
     def _verify_local(self, step: int) -> str | None:
-        return verify(self.folder / step_name(step), self.progress)
+        directory = self.folder / step_name(step)
+        if verify(directory, self.progress):
+            self.access.check()  # it may be unmounted; the second time, it may be mounted again
+            return verify(directory, self.progress)
+        return None
 
     def _fetch(self, step: int) -> str | None:
         """Fetch a checkpoint from the store into the local folder; returns what is wrong with it, or None."""

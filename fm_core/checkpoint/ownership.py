@@ -202,6 +202,18 @@ def is_shared(config: RunConfig) -> bool:
     return RunDirectory(config).own_checkpoints is None
 
 
+def check_owner(config: RunConfig) -> None:
+    """Check that a run without a history does not begin where another has its checkpoints.
+
+    It may be that other run, whose directory is not mounted; nothing is left in the mount point then. Raises
+    ForeignCheckpointsError, OSError. A store is asked later, by the ranks, which try again.
+    """
+    access = access_of(config, Unfenced())
+    if access.store.local and is_shared(config):
+        access.identity = access.identity or RunIdentity("", config.run.name)
+        access.find()
+
+
 def begin_history(config: RunConfig) -> None:
     """Write the history of a run that has none, before it is trained. Raises OSError, UserError."""
     directory = RunDirectory(config)

@@ -224,9 +224,20 @@ def _choose(
         checkpoints.adopt()
         return [directory, read_state(directory)]
     except (LeaseLostError, UserError) as error:
-        return [error, None]
+        return [_cause(checkpoints, error), None]
     except OSError as error:
         return [UnreachableError(f"{checkpoints.store.url}: {' '.join(str(error).split())}"), None]
+
+
+def _cause(checkpoints: CheckpointCatalog, error: Exception) -> Exception:
+    """The error, or that the place is out of sight, which explains any other."""
+    try:
+        checkpoints.access.check()
+    except (LeaseLostError, UserError) as cause:
+        return cause
+    except OSError as cause:
+        return UnreachableError(f"{checkpoints.store.url}: {' '.join(str(cause).split())}")
+    return error
 
 
 def _missing(checkpoints: CheckpointCatalog, completed: str) -> UnreachableError:

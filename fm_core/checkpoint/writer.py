@@ -3,6 +3,7 @@
 import errno
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -89,7 +90,8 @@ class CheckpointWriter:
         try:
             action()
         except (OSError, UnreachableError) as error:
-            self.place.fence.check()  # a successor may be what was in the way
+            with suppress(OSError):  # what is told is the error of the checkpoint
+                self.place.fence.check()  # a successor may be what was in the way
             message = " ".join(str(error).split())
             number = error.errno if isinstance(error, OSError) else None
             return SaveProblem(

@@ -25,16 +25,19 @@ TAIL_BYTES = 65_536
 def write_exit_record(
     control: Path, stage: str, job: str, rank: int, outcome: Outcome, message: str, epoch: int = 0
 ) -> None:
-    """Record how a rank ended, for the supervisor; printed where the file cannot be written.
+    """Record how a rank ended, for the supervisor; printed where the file cannot be written or is lost.
 
     Nothing is recorded where the directory belongs to a later job by now, or to an attempt of this one with
     a higher epoch: Slurm queues a job again whose ranks may still run on a node that was cut off.
     """
+    latest = None
     with suppress(OSError, UserError):
         latest = submitted(control)
-        if outcome is Outcome.LEASE_LOST or (latest and (latest.id != job or latest.epoch > epoch > 0)):
-            return
+    if outcome is Outcome.LEASE_LOST or (latest and (latest.id != job or latest.epoch > epoch > 0)):
+        return
     record = {"job": job, "rank": rank, "kind": outcome.record, "message": message}
+    if latest is None:  # an empty mount point: the file will not be there once the directory is
+        print_exit_record(record)
     try:
         write_json(_path(control, stage, rank), record)
     except OSError as error:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from fm_core.checkpoint.catalog import CheckpointCatalog
 from fm_core.checkpoint.format import checkpoint_directories, step_of
-from fm_core.checkpoint.ownership import begin_history
+from fm_core.checkpoint.ownership import begin_history, check_owner
 from fm_core.config import RunConfig
 from fm_core.data.loader_factories import check_streams
 from fm_core.data.manifest import Manifest, load_manifest
@@ -110,6 +110,7 @@ def _train(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResu
         check_streams(
             config.data, manifest, config.run.seed, batch, ranks, max_processes_per_host(config.launch)
         )
+        check_owner(config)
         run.begin()
         begin_history(config)
         total = config.train.images

@@ -114,8 +114,7 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
         end = file.seek(0, os.SEEK_END)
         file.seek(max(0, end - 1))
         truncated = file.read(1) not in (b"", b"\n")
-        line = (json.dumps(dict(record), allow_nan=False) + "\n").encode()
-        line = b"\n" + line if truncated else line
+        line = (b"\n" if truncated else b"") + _line_of(record)
         try:
             if (file.write(line) or 0) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
@@ -123,6 +122,21 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
             with suppress(OSError):
                 os.ftruncate(file.fileno(), end)
             raise
+
+
+def ends_with_line(path: Path, record: Mapping[str, Any]) -> bool:
+    """Whether the last line of a file is this record: an `append_line` that failed may have written it."""
+    line = _line_of(record)
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - len(line)))
+            return file.read() == line
+    except FileNotFoundError:
+        return False
+
+
+def _line_of(record: Mapping[str, Any]) -> bytes:
+    return (json.dumps(dict(record), allow_nan=False) + "\n").encode()
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -36,7 +36,9 @@ def prepare_history(config: RunConfig, fence: Fence) -> RunHistory:
     not answer or nothing of this run is to be seen there, LeaseLostError; OSError.
     """
     run = RunDirectory(config)
+    _check_in_sight(run, fence)
     begin_history(config)
+    _check_in_sight(run, fence)
     if not config.train.start_over:
         rearm_start_over(run.path)
         return open_history(run.path)
@@ -61,6 +63,14 @@ def prepare_history(config: RunConfig, fence: Fence) -> RunHistory:
     write_history(run.path, history)
     LOG.warning("train.start_over: training starts at step 0; earlier checkpoints and metrics were renamed")
     return history
+
+
+def _check_in_sight(run: RunDirectory, fence: Fence) -> None:
+    """Check that the lease of this job is there: an empty mount point is no run without a history."""
+    try:
+        fence.check()
+    except OSError as error:
+        raise UnreachableError(f"{run.path}: {error}; check that the run directory is mounted") from None
 
 
 def _check_unowned(config: RunConfig, checkpoints: CheckpointCatalog, history: RunHistory) -> None:

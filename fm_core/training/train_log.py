@@ -17,7 +17,7 @@ from fm_core.errors import UserError
 from fm_core.run.fence import Fence, Unfenced
 from fm_core.run.progress import Progress
 from fm_core.run.status import write_status
-from fm_core.storage.atomic_files import append_line, flush, sync, write_bytes
+from fm_core.storage.atomic_files import append_line, ends_with_line, flush, sync, write_bytes
 from fm_core.training.metrics import finite
 
 LOG = logging.getLogger(__name__)
@@ -48,13 +48,20 @@ class TrainLog:
         self._status_at = float("-inf")
         self._waiting: list[tuple[Path, dict[str, Any]]] = []
         """Lines that could not be written yet, in order."""
+        self._unsure = False
+        """Whether the first of them may have been written by an attempt that failed."""
         self._told: set[str] = set()
 
     def forget_after(self, step: int) -> None:
-        """Set aside the lines of steps that a resumed run will train again. Raises OSError."""
+        """Set aside the lines of steps that a resumed run will train again.
+
+        Raises OSError, also where the run directory is out of sight: its lines would be there twice later.
+        """
+        self._check_sight()
         self._waiting = [(path, record) for path, record in self._waiting if record["step"] <= step]
         for path in (self.metrics, self.validation):
             set_lines_aside(path, step)
+        self._check_sight()
 
     def line(self, record: dict[str, Any]) -> None:
         """Append one metrics line."""
@@ -111,7 +118,11 @@ class TrainLog:
         self._check_sight()
         while self._waiting:
             path, record = self._waiting[0]
-            append_line(path, record)
+            # An error of close, as of a file server, comes after the line was written.
+            if not (self._unsure and ends_with_line(path, record)):
+                self._unsure = True
+                append_line(path, record)
+            self._unsure = False
             self._waiting.pop(0)
 
     def _write_status(self, progress: Progress, phase: str, facts: dict[str, Any]) -> None:

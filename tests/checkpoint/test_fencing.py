@@ -206,3 +206,18 @@ def test_complete_says_which_job_of_which_run_wrote_it(tmp_path):
     write(catalog(tmp_path, FileFence(tmp_path / "epoch", 7)), 10)
     origin = recorded_origin(tmp_path / "checkpoints" / "step-00000010")
     assert origin == {"run": {"id": "a" * 32, "name": "run"}, "job": "job-7", "epoch": 7}
+
+
+def test_a_lease_that_cannot_be_read_does_not_hide_why_a_checkpoint_cannot_be_written(tmp_path):
+    (tmp_path / "epoch").write_text("1")
+    fence = FileFence(tmp_path / "epoch", 1)
+    checkpoints = catalog(tmp_path, fence)
+    write(checkpoints, 10)
+    (tmp_path / "epoch").unlink()
+    problem = checkpoints.begin(20)
+    assert problem is not None
+    assert problem.temporary
+    assert str(tmp_path / "checkpoints" / step_name(20)) in problem.message
+    (tmp_path / "epoch").write_text("2")
+    with pytest.raises(LeaseLostError):
+        checkpoints.begin(20)

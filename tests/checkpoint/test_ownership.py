@@ -6,6 +6,7 @@ import threading
 import pytest
 import torch
 
+from fm_core.checkpoint import catalog as catalog_module
 from fm_core.checkpoint.catalog import CheckpointCatalog
 from fm_core.checkpoint.format import complete_steps, stored_steps
 from fm_core.checkpoint.ownership import (
@@ -13,6 +14,7 @@ from fm_core.checkpoint.ownership import (
     RunIdentity,
     WriteAccess,
     begin_history,
+    check_owner,
     identity_of,
     is_shared,
     owner_of,
@@ -21,7 +23,7 @@ from fm_core.checkpoint.ownership import (
 from fm_core.checkpoint.retention import Retention
 from fm_core.checkpoint.train_state import TrainState
 from fm_core.config import RunConfig
-from fm_core.errors import ForeignCheckpointsError
+from fm_core.errors import ForeignCheckpointsError, UnreachableError
 from fm_core.storage.store import Store
 
 ONE, OTHER = RunIdentity("1" * 32, "one", "/runs/one"), RunIdentity("2" * 32, "other")
@@ -197,3 +199,49 @@ def test_a_lost_history_is_restored_from_the_place_in_the_run_directory(tmp_path
     (tmp_path / "runs" / "a" / "train" / "history.json").unlink()
     begin_history(config)
     assert identity_of(config) == before
+
+
+@pytest.mark.parametrize("back", [True, False])
+def test_a_place_that_is_unmounted_while_its_checkpoints_are_verified_has_no_damage(
+    tmp_path, monkeypatch, back
+):
+    place, unmounted = tmp_path / "place", tmp_path / "unmounted"
+    for step in (10, 20):
+        assert write(at(place, ONE), step) is None
+    verify, left = catalog_module.verify, [1]
+
+    def interrupted(directory, progress):
+        if not left:
+            return verify(directory, progress)
+        left.clear()
+        place.rename(unmounted)
+        place.mkdir()
+        problem = verify(directory, progress)
+        if back:
+            place.rmdir()
+            unmounted.rename(place)
+        return problem
+
+    monkeypatch.setattr(catalog_module, "verify", interrupted)
+    checkpoints = at(place, ONE)
+    if back:
+        newest = checkpoints.newest()
+        assert newest is not None
+        assert newest.name == "step-00000020"
+    else:
+        with pytest.raises(UnreachableError, match="check that it is mounted"):
+            checkpoints.newest()
+    assert checkpoints.damaged == {}
+
+
+def test_a_run_without_a_history_does_not_begin_where_another_has_its_checkpoints(tmp_path):
+    """Its directory may be an empty mount point: nothing is written there."""
+    config = configured(tmp_path, "a", checkpoint_root=str(tmp_path / "place"))
+    check_owner(config)
+    begin_history(config)
+    assert write(CheckpointCatalog.of(config), 10) is None
+    check_owner(config)
+    (tmp_path / "runs").rename(tmp_path / "unmounted")
+    with pytest.raises(ForeignCheckpointsError, match="holds the checkpoints of another run, a"):
+        check_owner(config)
+    assert not (tmp_path / "runs").exists()

@@ -54,6 +54,17 @@ def test_a_rank_without_space_for_its_record_prints_it(job: Job, tmp_path: Path,
     assert (type(verdict), str(verdict)) == (UserError, "data.root: a\ncannot be read")
 
 
+def test_the_record_of_a_rank_whose_directory_is_not_mounted_is_in_its_log(job: Job, tmp_path: Path, capsys):
+    empty = tmp_path / "mount-point"
+    empty.mkdir()
+    write_exit_record(empty, "train", "a1", 0, Outcome.UNREACHABLE, "cannot write the last checkpoint")
+    (tmp_path / "logs" / "train-0.log").write_text(capsys.readouterr().out)
+    assert read_exit_records(tmp_path, job)[0]["message"] == "cannot write the last checkpoint"
+    write_json(tmp_path / "job.json", job.model_dump())
+    write_exit_record(tmp_path, "train", "a1", 0, Outcome.FAILED, "no file")
+    assert capsys.readouterr().out == ""
+
+
 def test_a_record_that_another_job_has_printed_is_ignored(job: Job, tmp_path: Path):
     record = '{"job": "b2", "rank": 0, "kind": "user", "message": "not ours"}'
     (tmp_path / "logs" / "train-0.log").write_text(f"{exit_records.PREFIX}{record}\n")

@@ -49,6 +49,7 @@ _BY_NEED = {
         "checked_machine",
         "reading_processes",
         "sent_bytes",
+        "chaos_run",
     ),
     "comparisons of objectives": (
         "failed_in_parallel",

@@ -61,3 +61,17 @@ def test_in_a_place_without_an_owner_nothing_of_another_run_is_renamed(config, t
     with pytest.raises(ForeignCheckpointsError, match="step-00000020 is of another run"):
         prepare_history(config, Unfenced())
     assert names(config) == ["step-00000010", "step-00000020"]
+
+
+class LeaseOutOfSight(Unfenced):
+    def check(self):
+        raise FileNotFoundError(2, "No such file or directory", "lock")
+
+
+def test_a_rank_makes_no_history_in_an_empty_mount_point(tmp_path):
+    """The supervisor has written it before it started the ranks."""
+    config = RunConfig.model_validate({"run": {"root": str(tmp_path), "name": "a"}})
+    (tmp_path / "a").mkdir()
+    with pytest.raises(UnreachableError, match="run directory is mounted"):
+        prepare_history(config, LeaseOutOfSight())
+    assert list((tmp_path / "a").iterdir()) == []

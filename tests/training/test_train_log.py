@@ -158,3 +158,36 @@ def test_lines_are_set_aside_durably_before_the_file_is_rewritten(tmp_path, monk
     # They were there already.
     assert (tmp_path / "metrics.set-aside.jsonl").read_text() == '{"step": 2}\n{"step": 3}\n'
     assert atomic_files.read_lines(path) == [{"step": 1}]
+
+
+def test_lines_are_not_set_aside_in_a_run_directory_that_is_out_of_sight(tmp_path):
+    run = tmp_path / "run"
+    landmark = run / "train" / "history.json"
+    landmark.parent.mkdir(parents=True)
+    landmark.touch()
+    log = TrainLog(run, run / "train" / "metrics.jsonl", "a1", 100, landmark=landmark)
+    for step in (1, 2, 3):
+        log.line(line(step))
+    run.rename(tmp_path / "unmounted")
+    with pytest.raises(OSError, match="run directory is mounted"):
+        log.forget_after(1)
+    (tmp_path / "unmounted").rename(run)
+    log.forget_after(1)
+    log.line(line(2))
+    assert [record["step"] for record in read_lines(log.metrics)] == [1, 2]
+
+
+def test_a_line_whose_file_could_not_be_closed_is_there_once(log, monkeypatch):
+    append = train_log.append_line
+
+    def append_and_fail(path, record):
+        append(path, record)
+        raise OSError(5, "Input/output error")  # of close
+
+    log.line(line(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(train_log, "append_line", append_and_fail)
+        log.line(line(2))
+    log.line(line(3))
+    log.line(line(3))  # an equal line is none that was written by a failed attempt
+    assert [record["step"] for record in read_lines(log.metrics)] == [1, 2, 3, 3]

@@ -1,0 +1,1 @@
+"""Parts of the chaos test, `python infra/chaos.py`."""
