@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from fm_core.data.sources.archive_readers import is_image_file
-from fm_core.data.sources.file_listing import is_hidden, list_names
+from fm_core.data.sources.file_listing import is_hidden, list_names, remote_listing
 from fm_core.data.sources.folder import ARCHIVE_SUFFIXES
 from fm_core.data.sources.tar_archive import TarArchive
 from fm_core.errors import UserError
-from fm_core.storage.retries import with_retries
 from fm_core.storage.store import Store
 
 # The first pattern that matches a path at most two folders down decides.
@@ -81,7 +80,7 @@ def _entries(store: Store, folder: str) -> list[tuple[str, bool]]:
     try:
         rows = cast(
             list[dict[str, Any]],
-            with_retries(lambda: store.filesystem.ls(where, detail=True), store.url),
+            remote_listing(store, lambda: store.filesystem.ls(where, detail=True)),
         )
     except (FileNotFoundError, NotADirectoryError):
         return []
