@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from fm_core.data.sources.archive_readers import Archive
 from fm_core.data.sources.base import UNLABELED, Classes
 from fm_core.data.sources.file_listing import printable
-from fm_core.data.sources.splits import ImagePlace, is_filler, split_of_folder
+from fm_core.data.sources.split_words import is_filler, split_of_folder
+from fm_core.data.sources.splits import ImagePlace
 from fm_core.errors import UserError
 from fm_core.storage.hashing import sha256_bytes
 

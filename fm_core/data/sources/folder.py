@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fm_core.config.data import DataSection
 from fm_core.data.manifest import Interpretation
+from fm_core.data.sources.annotation_images import ANNOTATION_WORDS, refuse_pairs
 from fm_core.data.sources.archive_readers import Archive, ArchiveGroup, FolderArchive
 from fm_core.data.sources.base import Classes
 from fm_core.data.sources.class_folders import (
@@ -32,13 +33,8 @@ from fm_core.data.sources.image_collection import (
     pixel_rules,
 )
 from fm_core.data.sources.split_selection import assign_rows, choose_splits, describe_choice, left_alone
-from fm_core.data.sources.splits import (
-    ImagePlace,
-    describe_folders,
-    is_filler,
-    place_images,
-    split_of_folder,
-)
+from fm_core.data.sources.split_words import humps_of, is_filler, split_of_folder
+from fm_core.data.sources.splits import ImagePlace, describe_folders, place_images
 from fm_core.data.sources.tar_archive import open_archive
 from fm_core.errors import UserError
 from fm_core.storage.store import Store
@@ -50,6 +46,7 @@ OTHER_ARCHIVE_SUFFIXES = (
     *(".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar.lz4"),
     *(".7z", ".rar"),
 )
+READ = ("train", "val", "test")
 SHUFFLED = "all splits shuffled by data.split_seed"
 
 
@@ -168,7 +165,9 @@ class _Tree:
             if "/" in path[len(top) :] and path.startswith(top)
         }
         empty = sorted(
-            printable(name) for name in below - names if not is_filler(name) and not split_of_folder(name)
+            printable(name)
+            for name in below - names
+            if not (is_filler(name) or split_of_folder(name) or ANNOTATION_WORDS & set(humps_of(name)))
         )
         return [f"no images in class folder {', '.join(empty[:5])}"] if empty and self.edm is None else []
 
@@ -201,12 +200,16 @@ def split_images(tree: _Tree, validation_images: int, seed: int) -> FoundImages:
 
     Raises UserError without training images, or for validation images whose class is not known.
     """
+    left = sorted({place.split for place in tree.places if place.split not in (*READ, None)}, key=str)
     rows: dict[str | None, NDArray[np.int64]] = {
-        split: found for split in ("train", "val", "test", None) if len(found := tree.rows_of(split))
+        split: found for split in (*READ, None, *left) if len(found := tree.rows_of(split))
     }
-    names = {split: tree.names_of(numbers) for split, numbers in rows.items()}
+    names = {split: tree.names_of(rows[split]) for split in (*READ, None) if split in rows}
     training = names.get("train", names.get(None, []))
     tree.require_all_or_none(training)
+    if tree.edm is None and training:
+        rows_of_training = rows["train" if "train" in rows else None]
+        refuse_pairs([tree.archive.keys[int(row)] for row in rows_of_training.tolist()], training)
     labeled = bool(training) and training[0] is not None
 
     def usable(split: str) -> bool:

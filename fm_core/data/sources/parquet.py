@@ -25,6 +25,7 @@ from fm_core.data.sources.image_collection import (
     pixel_rules,
 )
 from fm_core.data.sources.parquet_rows import ParquetRows, largest_value, open_parquet, values_dtype
+from fm_core.data.sources.split_conflicts import splits_of_data_files
 from fm_core.data.sources.split_selection import (
     SplitChoice,
     assign_rows,
@@ -32,7 +33,6 @@ from fm_core.data.sources.split_selection import (
     describe_choice,
     left_alone,
 )
-from fm_core.data.sources.splits import split_of_data_file
 from fm_core.errors import UserError
 from fm_core.storage.hashing import sha256_bytes
 from fm_core.storage.store import Store
@@ -73,8 +73,8 @@ class ParquetSource(ImageFileSource):
         counts = {path: self._rows(path) for path in files}
         self._refuse_bits(files)
         splits: dict[str | None, list[str]] = {}
-        for path in files:
-            splits.setdefault(split_of_data_file(path), []).append(path)
+        for path, split in splits_of_data_files(list(files), self._url).items():
+            splits.setdefault(split, []).append(path)
 
         def usable(split: str) -> bool:
             return split == "val" or self._label is None or self._has_labels(splits[split])

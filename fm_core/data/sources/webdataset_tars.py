@@ -25,8 +25,8 @@ from fm_core.data.sources.image_collection import (
     pixel_rules,
 )
 from fm_core.data.sources.scratch_folder import ScratchFolder
+from fm_core.data.sources.split_conflicts import splits_of_data_files
 from fm_core.data.sources.split_selection import assign_rows, choose_splits, describe_choice, left_alone
-from fm_core.data.sources.splits import split_of_data_file
 from fm_core.data.sources.tar_archive import TarArchive
 from fm_core.errors import UserError
 from fm_core.storage.store import Store
@@ -65,8 +65,8 @@ class WebDatasetSource(ImageFileSource):
         rows: dict[str | None, list[int]] = {}
         labels: dict[int, int | str] = {}
         captions = unlabeled = without_image = 0
-        for name in sorted(tars):
-            split = split_of_data_file(name)
+        split_of = splits_of_data_files(sorted(tars), self._url)
+        for name, split in split_of.items():
             tar = tars[name]
             read = partial(_read_member, tar, name)
             for sample in samples_of(name, tar, self._url):
@@ -98,7 +98,7 @@ class WebDatasetSource(ImageFileSource):
             return split == "val" or not labels or _valid(labels.get(number) for number in rows[split])
 
         def describe(split: str | None) -> str:
-            of = [name for name in sorted(tars) if split_of_data_file(name) == split]
+            of = [name for name in split_of if split_of[name] == split]
             return f"{len(of)} tars, {printable(of[0])} first ({len(rows[split]):,} samples)"
 
         choice = choose_splits(list(rows), self._url, usable)

@@ -1,0 +1,107 @@
+"""Pictures that describe other images, as the masks of a segmentation set do, and the two sides of pairs."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+from fm_core.data.sources.file_listing import printable
+from fm_core.data.sources.split_words import IMAGE_WORDS, humps_of
+from fm_core.errors import UserError
+
+ANNOTATION_WORDS = frozenset(
+    [
+        *("alpha", "alphas", "annotation", "annotations", "boundaries", "contours", "depth", "depths"),
+        *("disparity", "disparities", "groundtruth", "groundtruths", "gt", "gts", "heatmaps", "instances"),
+        *("label", "labels", "landmarks", "mask", "masks", "matte", "mattes", "normals", "saliency", "seg"),
+        *(
+            "segmentation",
+            "segmentations",
+            "segs",
+            "semantic",
+            "target",
+            "targets",
+            "trimap",
+            "trimaps",
+            "truth",
+        ),
+    ]
+)
+"""Words for pictures that describe images."""
+PAIRED_WORDS = frozenset(
+    [
+        *("blur", "blurred", "blurry", "clean", "color", "gray", "grayscale", "grey", "hq", "hr", "input"),
+        *("inputs", "lq", "lr", "noise", "noisy", "output", "outputs", "sharp", "source", "sources"),
+    ]
+)
+"""Words for the sides of pairs of images, beside those for annotations and images."""
+_SUFFIX = re.compile(
+    rf"(?P<of>.+?)[ _.-]*[ _.-](?P<word>{'|'.join(sorted(ANNOTATION_WORDS))})(?:[ _.-]*\d+)?$", re.IGNORECASE
+)
+LEFT_ALONE = "annotations"
+"""Name of what holds these pictures, as a split that is left alone."""
+
+
+def annotation_images(paths: Sequence[str]) -> set[str]:
+    """The paths of pictures that describe images.
+
+    They lie in a folder such as masks beside one such as images, or are named after an image beside them,
+    as 1_mask.png after 1.jpg. A class "mask" beside other classes is none of these.
+    """
+    folders = _annotation_folders(paths)
+    found = (
+        {path for path in paths if any(above in folders for above in _above(path))} if folders else set[str]()
+    )
+    return found | _named_after_images([path for path in paths if path not in found])
+
+
+def _annotation_folders(paths: Iterable[str]) -> set[str]:
+    """Folders of annotations that lie beside folders of images."""
+    children: dict[str, set[str]] = {}
+    for folder in {path.rpartition("/")[0] for path in paths}:
+        above = folder
+        while above:
+            parent, _, name = above.rpartition("/")
+            children.setdefault(parent, set()).add(name)
+            above = parent
+    found: set[str] = set()
+    for parent, names in children.items():
+        annotations = {name for name in names if ANNOTATION_WORDS & set(humps_of(name))}
+        images = {name for name in names - annotations if IMAGE_WORDS & set(humps_of(name))}
+        if annotations and images:
+            found |= {f"{parent}/{name}".lstrip("/") for name in annotations}
+    return found
+
+
+def _above(path: str) -> list[str]:
+    """The folders that a path is in."""
+    names = path.split("/")[:-1]
+    return ["/".join(names[: depth + 1]) for depth in range(len(names))]
+
+
+def _named_after_images(paths: Sequence[str]) -> set[str]:
+    """Pictures whose name is that of an image in the same folder and a word for annotations."""
+    suffixed = {path: match for path in paths if (match := _SUFFIX.fullmatch(path.rpartition(".")[0]))}
+    if not suffixed:
+        return set()
+    stems = {path.rpartition(".")[0] for path in paths}
+    return {path for path, match in suffixed.items() if match["of"] in stems}
+
+
+def refuse_pairs(keys: Sequence[str], classes: Sequence[str | None]) -> None:
+    """Raise UserError for classes of images of the same names that are called like the sides of pairs.
+
+    keys: paths of the training images; classes: that of each.
+    """
+    words = PAIRED_WORDS | ANNOTATION_WORDS | IMAGE_WORDS
+    names = sorted({name for name in classes if name is not None})
+    if len(names) < 2 or any(not humps_of(name) or set(humps_of(name)) - words for name in names):
+        return
+    stems: dict[str, set[str]] = {name: set() for name in names}
+    for key, name in zip(keys, classes, strict=True):
+        if name is not None:
+            stems[name].add(key.rpartition("/")[2].rpartition(".")[0])
+    if all(found == stems[names[0]] for found in stems.values()):
+        shown = " and ".join(map(printable, names[:3]))
+        raise UserError(
+            f"data.source.url: {shown} hold images of the same names, as the sides of pairs do; "
+            "leave one of them there, or rename the folders if they are classes"
+        )

@@ -1,0 +1,158 @@
+"""Variants beside what is trained on: masks, sides of pairs, other editions of a split."""
+
+from tests.support.container_cases import HUB, PARQUET, WDS, hub, hub_numbers, samples
+from tests.support.layout_cases import classes, numbered
+from tests.support.source_cases import Case, tar, zip_of
+
+CASES = [
+    Case(
+        "images and their masks",
+        {f"{c}/{n}.png": n + k for c, k in (("images", 0), ("masks", 100)) for n in range(4)},
+        both={None: [0, 1, 2, 3]},
+        says=r"annotations is left alone: masks \(4 images\)",
+    ),
+    Case(
+        "images and masks below splits",
+        {f"{s}/{c}/{n}.png": n for s in ("train", "val") for c in ("images", "masks") for n in range(3)},
+        train={None: [0, 1, 2]},
+        val={None: [0, 1, 2]},
+        says="annotations is left alone",
+    ),
+    Case(
+        "splits below images and masks",
+        {f"{c}/{s}/{n}.png": n for s in ("train", "val") for c in ("JPEGImages", "gtFine") for n in range(3)},
+        train={None: [0, 1, 2]},
+        val={None: [0, 1, 2]},
+    ),
+    Case(
+        "masks named after the images beside them",
+        {
+            f"{c}/{c} ({n}){m}.png": n
+            for c in ("cat", "dog")
+            for n in range(2)
+            for m in ("", "_mask", "_mask_1")
+        },
+        both={"cat": [0, 1], "dog": [0, 1]},
+    ),
+    Case(
+        "trimaps in a folder of annotations",
+        {
+            "images/a_1.png": 1,
+            "images/a_2.png": 2,
+            "annotations/trimaps/a_1.png": 9,
+            "annotations/a.xml": b"x",
+        },
+        both={None: [1, 2]},
+        data={"validation_images": 1},
+    ),
+    Case(
+        "people with masks and without",
+        {f"{c}/{n}.png": n for c in ("mask", "without_mask") for n in range(3)},
+        both={"mask": [0, 1, 2], "without_mask": [0, 1, 2]},
+    ),
+    *(
+        Case(
+            f"pairs of {first} and {second}",
+            {f"{s}{c}/{n}.png": n for s in ("train/", "val/") for c in (first, second) for n in range(3)},
+            refused=f"({first} and {second}|{second} and {first}) hold images of the same names",
+        )
+        for first, second in (("HR", "LR"), ("input", "target"), ("blurred", "sharp"), ("noisy", "clean"))
+    ),
+    *(
+        Case(
+            f"train beside train_{name}",
+            classes("train/")
+            | classes(f"train_{name}/", 11)
+            | classes("val/", 21)
+            | classes(f"val_{name}/", 31),
+            train=numbered(1),
+            val=numbered(21),
+            says=f"left alone: .*train_{name}",
+        )
+        for name in ("blurred", "cleaned", "small", "raw", "32x32", "old")
+    ),
+    *(
+        Case(
+            f"{first} beside {second}",
+            classes(f"{first}/") | classes(f"{second}/", 11),
+            refused=f"{first} and {second} are both train images; leave one",
+        )
+        for first, second in (("train", "train_clean"), ("trainA", "trainB"), ("train_hr", "train_lr"))
+    ),
+    Case(
+        "training images of two years",
+        classes("train2014/") | classes("train2017/", 11) | classes("val2017/", 21),
+        refused="train2014 and train2017 are both train images",
+    ),
+    *(
+        Case(
+            f"training images in the parts {first} and {second}",
+            classes(f"{first}/") | classes(f"{second}/", 11) | classes("val/", 21),
+            train={"cat": [1, 2, 11, 12], "dog": [3, 4, 13, 14]},
+            val=numbered(21),
+        )
+        for first, second in (("train", "train2"), ("train_1", "train_2"), ("Train-001", "Train-002"))
+    ),
+    *(
+        Case(
+            f"parquet of a variant: {other}",
+            {"data/train-0.parquet": hub(), other: hub(11), "data/test-0.parquet": hub(21)},
+            train=HUB,
+            val=hub_numbers(21),
+            source=PARQUET,
+            says=rf"left alone: {other} \(5 rows\)",
+        )
+        for other in ("data/train_clean-0.parquet", "data/train-small-0.parquet")
+    ),
+    Case(
+        "parquet of two configurations",
+        {f"{c}/{s}/0000.parquet": hub() for c in ("160px", "full_size") for s in ("train", "test")},
+        source=PARQUET,
+        refused="160px and full_size under .* both hold (train|test) files; add one of these folders",
+    ),
+    Case(
+        "parquet in files with hashes",
+        {
+            "data/train-00000-of-00002-0a1b2c3d4e5f6071.parquet": hub(),
+            "data/train-00001-of-00002-deadbeefcafeabcd.parquet": hub(11),
+            "data/validation-00000-of-00001-1f2e3d4c5b6a7988.parquet": hub(21),
+        },
+        train={"cat": [1, 2, 3, 11, 12, 13], "dog": [4, 5, 14, 15]},
+        val=hub_numbers(21),
+        source=PARQUET,
+    ),
+    Case(
+        "parquet in files of Spark",
+        {
+            f"{s}/part-00000-1d2c3b4a-aaaa-{n}-c000.snappy.parquet": hub(n)
+            for s, n in (("train", 1), ("val", 11))
+        },
+        train=HUB,
+        val=hub_numbers(11),
+        source=PARQUET,
+    ),
+    Case(
+        "parquet with a file for each class in a folder for each split",
+        {"train/a.parquet": hub(), "train/b.parquet": hub(11), "val/a.parquet": hub(21)},
+        train={"cat": [1, 2, 3, 11, 12, 13], "dog": [4, 5, 14, 15]},
+        val=hub_numbers(21),
+        source=PARQUET,
+    ),
+    Case(
+        "webdataset of two sets",
+        {"coco-train-0.tar": tar(samples(1)), "laion-train-0.tar": tar(samples(11))},
+        source=WDS,
+        refused="coco-train-0.tar and laion-train-0.tar are both train files; leave one",
+    ),
+    Case(
+        "a zip of a variant",
+        {
+            "train.zip": zip_of(classes("")),
+            "train_raw.zip": zip_of(classes("", 11)),
+            "val.zip": zip_of(classes("", 21)),
+        },
+        train=numbered(1),
+        val=numbered(21),
+        says=r"left alone: train_raw\.zip",
+    ),
+]
