@@ -1,8 +1,12 @@
 """Variants beside what is trained on: masks, sides of pairs, other editions of a split."""
 
+import pyarrow
+
 from tests.support.container_cases import HUB, PARQUET, WDS, hub, hub_numbers, samples
 from tests.support.layout_cases import classes, numbered
-from tests.support.source_cases import Case, tar, zip_of
+from tests.support.source_cases import Case, parquet, tar, zip_of
+
+AB = {"b": [1, 4], "a": [2, 3]}
 
 CASES = [
     Case(
@@ -154,5 +158,66 @@ CASES = [
         train=numbered(1),
         val=numbered(21),
         says=r"left alone: train_raw\.zip",
+    ),
+    *(
+        Case(
+            f"parquet with {name}",
+            {
+                "train-0.parquet": parquet([1, 2, 3, 4], labels, names),
+                "val-0.parquet": parquet([5], labels[:1], names),
+            },
+            train=train,
+            val={next(iter(train)): [5]},
+            classes=classes,
+            source=PARQUET,
+        )
+        for name, labels, names, train, classes in (
+            ("names", ["dog", "cat", "cat", "dog"], None, {"dog": [1, 4], "cat": [2, 3]}, ["cat", "dog"]),
+            (
+                "numbers as names",
+                ["10", "9", "2", "9"],
+                None,
+                {"10": [1], "9": [2, 4], "2": [3]},
+                ["2", "9", "10"],
+            ),
+            ("names of the hub", ["b", "a", "a", "b"], ["b", "a"], {"b": [1, 4], "a": [2, 3]}, ["b", "a"]),
+            ("long texts", pyarrow.array(["b", "a", "a", "b"], pyarrow.large_string()), None, AB, ["a", "b"]),
+            ("a dictionary", pyarrow.array(["b", "a", "a", "b"]).dictionary_encode(), None, AB, ["a", "b"]),
+            ("one class", ["a"] * 4, None, {"a": [1, 2, 3, 4]}, ["a"]),
+        )
+    ),
+    Case(
+        "parquet with a name missing",
+        {"a.parquet": parquet([1, 2, 3], ["a", None, "b"])},
+        source=PARQUET,
+        refused=r"a\.parquet: label is missing in 1 of 3 rows",
+    ),
+    Case(
+        "parquet with names and a test set without",
+        {
+            "train.parquet": parquet([1, 2, 3], ["a", "a", "b"]),
+            "test.parquet": parquet([4], pyarrow.array([""])),
+        },
+        both={"a": [1, 2], "b": [3]},
+        source=PARQUET,
+        says="test is left alone",
+    ),
+    Case(
+        "parquet with names and numbers",
+        {"a.parquet": parquet([1, 2], ["a", "b"]), "b.parquet": parquet([3, 4], [0, 1])},
+        source=PARQUET,
+        refused=r"label is text in a\.parquet and numbers in b\.parquet",
+    ),
+    Case(
+        "parquet with other names in another file",
+        {"a.parquet": parquet([1, 2], [0, 1], ["x", "y"]), "b.parquet": parquet([3, 4], [0, 1], ["y", "x"])},
+        source=PARQUET,
+        refused=r"label has other class names in a\.parquet than in b\.parquet",
+    ),
+    Case(
+        "parquet with captions",
+        {"a.parquet": parquet(list(range(20)), [f"photo {n}" for n in range(20)])},
+        source=PARQUET,
+        refused="label has 20 different texts in 20 rows, which are no classes",
     ),
 ]

@@ -2,6 +2,7 @@
 
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
@@ -22,6 +23,13 @@ CHANGE_MARKERS = (
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 """Characters that would break a line, or steer a terminal."""
 SYSTEM_NAMES = {
+    "@__thumb",
+    "_thumbnails",
+    "_thumbs",
+    "thumbnails",
+    "ehthumbs.db",
+    "found.000",
+    "recycler",
     "@eadir",
     "#recycle",
     "#snapshot",
@@ -35,7 +43,7 @@ SYSTEM_NAMES = {
     "system volume information",
     "thumbs.db",
 }
-"""Folders and files that operating systems and network storage put beside the images; in lower case."""
+"""Folders and files that systems, network storage and viewers put beside the images; in lower case."""
 
 
 def is_hidden(path: str) -> bool:
@@ -50,6 +58,11 @@ def printable(name: str) -> str:
     """A file name for messages and records: line breaks and bytes that are not UTF-8 are shown escaped."""
     text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def composed(name: str) -> str:
+    """A name in the composed form of Unicode, as macOS and Linux write the same name in two forms."""
+    return unicodedata.normalize("NFC", name)
 
 
 def name_bytes(name: str) -> bytes:

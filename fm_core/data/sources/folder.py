@@ -24,7 +24,7 @@ from fm_core.data.sources.class_folders import (
     ordered,
     untrained,
 )
-from fm_core.data.sources.file_listing import count_endings, endings_text, printable
+from fm_core.data.sources.file_listing import composed, count_endings, endings_text, printable
 from fm_core.data.sources.image_collection import (
     FoundImages,
     ImageCollection,
@@ -128,7 +128,7 @@ class _Tree:
         if self.edm is not None:
             return [None if key not in self.edm else str(self.edm[key]) for key in keys]
         places = _inside_archives([self.places[number] for number in numbers])
-        names = [name and _stem(name) for name in class_folders(places, self.wrappers)]
+        names = [name and composed(_stem(name)) for name in class_folders(places, self.wrappers)]
         if not any(names):
             return annotated_classes(self.archive, places[0].folder, keys) or names
         return names
@@ -159,7 +159,7 @@ class _Tree:
             paths += self.archive.empty_folders
         tops = {f"{place.folder}/" if place.folder else "" for place in self.places if place.split == split}
         below = {
-            path[len(top) :].split("/")[0]
+            composed(path[len(top) :].split("/")[0])
             for top in tops
             for path in paths
             if "/" in path[len(top) :] and path.startswith(top)

@@ -16,7 +16,7 @@ from fm_core.data.manifest import Input, Interpretation
 from fm_core.data.sources.archive_readers import IMAGE_SUFFIXES, ArchiveGroup
 from fm_core.data.sources.base import UNLABELED, Classes
 from fm_core.data.sources.class_folders import classes_of, describe_classes, ordered, untrained_numbers
-from fm_core.data.sources.file_listing import count_endings, list_files, printable, state_of
+from fm_core.data.sources.file_listing import composed, count_endings, list_files, printable, state_of
 from fm_core.data.sources.image_collection import (
     FoundImages,
     ImageCollection,
@@ -194,7 +194,7 @@ class WebDatasetSource(ImageFileSource):
             if field == "json":
                 value = cast(dict[str, Any], value).get(str(self._field)) if isinstance(value, dict) else None
             if isinstance(value, str):
-                text = value.strip()
+                text = composed(value.strip())
                 value = int(text) if text.lstrip("-").isdecimal() else text
             if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
                 continue
