@@ -13,7 +13,9 @@ from fm_core.config.location import holds_secret
 from fm_core.data.dataset_builder import check_source, write_dataset
 from fm_core.data.shard_plan import make_plan
 from fm_core.errors import UnreachableError, UserError
+from fm_core.stages.init import init
 from fm_core.storage import retries
+from fm_core.training.throughput import Throughput
 from tests.support.container_cases import hub as hub_rows
 from tests.support.container_cases import hub_numbers, samples
 from tests.support.hub_server import SIGNATURE, HubServer
@@ -185,6 +187,20 @@ def test_the_command_reads_the_hub_that_the_environment_names(tmp_path, private_
     assert numbers_by_class(tmp_path / "sets/pets", "train") == numbered(1)
     texts = [done.stdout, done.stderr, *(path.read_text("latin-1") for path in files(tmp_path))]
     assert all(TOKEN not in text for text in texts)
+
+
+def test_fm_init_writes_a_configuration_for_a_data_set_of_the_hub(tmp_path, private_hub, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    url = private_hub.publish("someone/pets", tree(ROWS))
+    made = init(url, size=8, measure=lambda *_: Throughput(1e5, 1, "a test", None))
+    assert made.path.name == "pets.yaml"
+    assert made.source.splits == {"train": 5, "val": 5}
+    assert url in made.path.read_text()
+    assert TOKEN not in made.path.read_text() + made.text()
+    with pytest.raises(UserError, match="a password or a token in it") as refusal:
+        init(f"{url}?token={TOKEN}", measure=lambda *_: Throughput(1e5, 1, "a test", None))
+    assert TOKEN not in str(refusal.value)
 
 
 @pytest.mark.parametrize(

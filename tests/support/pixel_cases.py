@@ -73,6 +73,13 @@ def pgm(array: np.ndarray, largest: int) -> bytes:
     return b"P5 8 8 %d\n" % largest + array.astype(">u2").tobytes()
 
 
+def pages(kind: str, second: tuple[int, int]) -> bytes:
+    """A white picture and a black one of another size."""
+    return encode(
+        Image.new("RGB", (8, 8), WHITE), kind, save_all=True, append_images=[Image.new("RGB", second)]
+    )
+
+
 def wide(width: int, height: int) -> bytes:
     return encode(Image.new("1", (width, height)))
 
@@ -261,4 +268,9 @@ CASES = [
     PixelCase("8 bits beside floats", image(halves(0, 255)), GRAY[0], WHITE, source=RANGE),
     PixelCase("a picture of bits in bytes", image(halves(0, 1)), refused="0 and 1 of 255"),
     PixelCase("all black", image(halves(0, 0)), GRAY[0], GRAY[0]),
+    PixelCase("a stack of pages", pages("tiff", (8, 8)), ending="tif", rejected="several pages"),
+    PixelCase("a page and its thumbnail", pages("tiff", (4, 4)), WHITE, WHITE, ending="tif"),
+    PixelCase("the first frame of a GIF", pages("gif", (8, 8)), WHITE, WHITE, ending="gif"),
+    PixelCase("turned TIFF", turned(6, "tiff"), left=GRAY[0], ending="tif"),
+    PixelCase("turned WebP", turned(6, "webp"), left=GRAY[0], ending="webp"),
 ]

@@ -220,4 +220,26 @@ CASES = [
         source=PARQUET,
         refused="label has 20 different texts in 20 rows, which are no classes",
     ),
+    Case(
+        "names in two forms of Unicode",
+        {"caf\u00e9/1.png": 1, "cafe\u0301/2.png": 2, "x/3.png": 3, "x/4.png": 4},
+        both={"caf\u00e9": [1, 2], "x": [3, 4]},
+    ),
+    Case(
+        "numbers below zero",
+        {f"{n}/1.png": n + 3 for n in (-2, -1, 0, 1, 2, 10)},
+        both={str(n): [n + 3] for n in (-2, -1, 0, 1, 2, 10)},
+        classes=["-2", "-1", "0", "1", "2", "10"],
+    ),
+    Case(
+        "thumbnails of viewers",
+        classes("") | {"cat/thumbnails/1.png": 9, "_thumbs/1.png": 9},
+        both={"cat": [1, 2], "dog": [3, 4]},
+    ),
+    Case(
+        "a table of labels that is not read",
+        {f"train/{n}.png": n for n in range(4)} | {"train/metadata.jsonl": b"{}"},
+        both={None: [0, 1, 2, 3]},
+        says=r"note: no classes: train/metadata\.jsonl is not read",
+    ),
 ]

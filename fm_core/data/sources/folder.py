@@ -46,6 +46,9 @@ OTHER_ARCHIVE_SUFFIXES = (
     *(".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar.lz4"),
     *(".7z", ".rar"),
 )
+_ARCHIVES = (*OTHER_ARCHIVE_SUFFIXES, *ARCHIVE_SUFFIXES)
+LABEL_TABLES = (".csv", ".json", ".jsonl", ".mat", ".parquet", ".tsv")
+"""Endings of tables that may hold the classes of images."""
 READ = ("train", "val", "test")
 SHUFFLED = "all splits shuffled by data.split_seed"
 
@@ -90,6 +93,7 @@ def open_tree(url: str) -> tuple[Archive, set[str], list[str]]:
     archive = FolderArchive.listed(store)
     names = [path for path in archive.others if path.lower().endswith(ARCHIVE_SUFFIXES)]
     if archive.keys or not names:
+        _refuse_packed_split(archive, store.url)
         return archive, set(), []
     beside = [path for path in archive.others if path not in set(names)]
     if other := next((path for path in beside if path.lower().endswith(OTHER_ARCHIVE_SUFFIXES)), None):
@@ -99,6 +103,19 @@ def open_tree(url: str) -> tuple[Archive, set[str], list[str]]:
         )
     stems = {PurePosixPath(path).stem.lower() for path in names}
     return ArchiveGroup([(path, open_archive(store, path)) for path in names]), stems, beside
+
+
+def _refuse_packed_split(archive: FolderArchive, url: str) -> None:
+    """Raise UserError for images in the folders of splits beside an archive of another split."""
+    kinds = {split_of_folder(name) for key in archive.keys for name in key.split("/")[:-1]} - {None}
+    for path in archive.others if kinds else ():
+        ending = next((end for end in _ARCHIVES if path.lower().endswith(end)), None)
+        kind = ending and split_of_folder(path.rpartition("/")[2][: -len(ending)])
+        if kind and kind not in kinds:
+            raise UserError(
+                f"data.source.url: {url}/{printable(path)} is not read beside folders of images; unpack "
+                "it, or remove it"
+            )
 
 
 class _Tree:
@@ -152,6 +169,13 @@ class _Tree:
         others = [path for path in self.archive.others if not is_label_list(path, self.edm is not None)]
         return [*others, *self.beside]
 
+    def unread_labels(self) -> list[str]:
+        """Remark on a table beside images without classes, which may hold them."""
+        tables = [path for path in self.unread() if path.lower().endswith(LABEL_TABLES)]
+        if not tables:
+            return []
+        return [f"no classes: {printable(tables[0])} is not read; put the images of a class into its folder"]
+
     def empty_classes(self, split: str | None, names: set[str]) -> list[str]:
         """Remark on class folders of the training split that hold no images; archives do not list them."""
         paths = list(self.archive.others)
@@ -168,6 +192,7 @@ class _Tree:
             printable(name)
             for name in below - names
             if not (is_filler(name) or split_of_folder(name) or ANNOTATION_WORDS & set(humps_of(name)))
+            and not name.lower().endswith(ARCHIVE_SUFFIXES)
         )
         return [f"no images in class folder {', '.join(empty[:5])}"] if empty and self.edm is None else []
 
@@ -246,7 +271,7 @@ def split_images(tree: _Tree, validation_images: int, seed: int) -> FoundImages:
             remarks=(
                 *left_alone(choice, tree.describe),
                 *untrained(trained, in_order),
-                *(tree.empty_classes(choice.train, set(in_order)) if labeled else ()),
+                *(tree.empty_classes(choice.train, set(in_order)) if labeled else tree.unread_labels()),
             ),
         ),
     )
