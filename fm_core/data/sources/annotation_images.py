@@ -1,6 +1,5 @@
 """Pictures that describe other images, as the masks of a segmentation set do, and the two sides of pairs."""
 
-import re
 from collections.abc import Iterable, Sequence
 
 from fm_core.data.sources.file_listing import printable
@@ -33,9 +32,7 @@ PAIRED_WORDS = frozenset(
     ]
 )
 """Words for the sides of pairs of images, beside those for annotations and images."""
-_SUFFIX = re.compile(
-    rf"(?P<of>.+?)[ _.-]*[ _.-](?P<word>{'|'.join(sorted(ANNOTATION_WORDS))})(?:[ _.-]*\d+)?$", re.IGNORECASE
-)
+_SEPARATORS = " _.-"
 LEFT_ALONE = "annotations"
 """Name of what holds these pictures, as a split that is left alone."""
 
@@ -79,11 +76,20 @@ def _above(path: str) -> list[str]:
 
 def _named_after_images(paths: Sequence[str]) -> set[str]:
     """Pictures whose name is that of an image in the same folder and a word for annotations."""
-    suffixed = {path: match for path in paths if (match := _SUFFIX.fullmatch(path.rpartition(".")[0]))}
-    if not suffixed:
+    described = {path: of for path in paths if (of := _described_by(path))}
+    if not described:
         return set()
     stems = {path.rpartition(".")[0] for path in paths}
-    return {path for path, match in suffixed.items() if match["of"] in stems}
+    return {path for path, of in described.items() if of in stems}
+
+
+def _described_by(path: str) -> str | None:
+    """Path, without ending, of the image that a picture describes by its name, e.g. a/1 of a/1_mask_2.png."""
+    tail = path.rpartition(".")[0].rstrip(f"0123456789{_SEPARATORS}")
+    cut = max(map(tail.rfind, _SEPARATORS))
+    if cut <= tail.rfind("/") + 1 or tail[cut + 1 :].lower() not in ANNOTATION_WORDS:
+        return None
+    return tail[:cut].rstrip(_SEPARATORS)
 
 
 def refuse_pairs(keys: Sequence[str], classes: Sequence[str | None]) -> None:
