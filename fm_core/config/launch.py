@@ -43,18 +43,14 @@ class SlurmSection(Section):
                 raise ValueError(
                     f"launch.slurm.options.{name} is set by this program, or is not a long option of sbatch"
                 )
-        # Earlier versions recorded such numbers; their runs have to be readable, and no job is queued so.
-        if info.context != RECORDED and (message := self.unclear_time()):
-            raise ValueError(message)
-        return self
-
-    def unclear_time(self) -> str | None:
-        """What is wrong with a time that another reader of YAML took for a number of base 60; else None."""
-        for name in ("time", "time-min", "begin", "deadline"):
+        # Earlier versions recorded such numbers; their runs have to be readable.
+        times = () if info.context == RECORDED else ("time", "time-min", "begin", "deadline")
+        for name in times:
             value = self.options.get(name)
             if isinstance(value, int) and (value >= 3600 or isinstance(value, bool)):
-                return f'launch.slurm.options.{name}: write it in quotes, e.g. "24:00:00"'
-        return None
+                # Other readers of YAML than ours take 24:00:00 for a number of base 60.
+                raise ValueError(f'launch.slurm.options.{name}: write it in quotes, e.g. "24:00:00"')
+        return self
 
 
 class LaunchSection(Section):

@@ -58,8 +58,6 @@ def submit(spec: JobSpec) -> Job:
             "launch.threads: Slurm must know how many cores to reserve; name the threads of each process, or "
             "cpus-per-task in launch.slurm.options"
         )
-    if message := launch.slurm.unclear_time():  # a recorded one, which is read without this check
-        raise UserError(message)
     node_spec = node_spec_of(spec, {})
     options: dict[str, str | int | bool | None] = {
         "job-name": f"{spec.job.stage}-{spec.config.run.name}",

@@ -6,11 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.demo_project import SHRUNKEN, Demo
-from tests.support.photographs import write_tree
-from tests.support.source_cases import numbers_by_class, tree
-
-PETS = {name: list(range(first, first + 30)) for name, first in (("cat", 0), ("dog", 100))}
+from tests.support.demo_project import Demo
 
 
 def test_the_final_message_carries_the_result(demo: Demo):
@@ -66,29 +62,6 @@ def test_the_database_holds_a_line_in_half_a_minute_and_not_more(demo: Demo):
     warnings = [message for message in messages if re.match(r"(train|sample)-\d\.log: ", message)]
     assert len(messages) - len(warnings) < 12 + 2 * 5 + 2 + run["total_run_time"] / 30 + 3
     assert len(warnings) < 20
-
-
-@pytest.fixture(scope="session")
-def own_images(demo: Demo) -> dict[str, Any]:
-    """The flow run of `prefect deployment run train-images` for a folder of tiny pictures."""
-    write_tree(
-        demo.root / "pets", tree({f"{name}/{n}.png": n for name, numbers in PETS.items() for n in numbers})
-    )
-    source = {"url": "pets", "image_size": 8, "resize": "exact"}
-    (demo.root / "pets.yaml").write_text(json.dumps(SHRUNKEN | {"data": {"source": source}}))
-    return demo.watched(
-        "train-images", "--param", "config_file=pets.yaml", "--param", 'config={"sample": {"images": 32}}'
-    )
-
-
-def test_own_images_are_trained_on_to_the_end(demo: Demo, own_images: dict[str, Any]):
-    assert own_images["state"]["type"] == "COMPLETED", own_images["state"]["message"]
-    assert own_images["state"]["message"].endswith("report: runs/pets/report.html")
-    assert (demo.root / "runs/pets/report.html").exists()
-    train, val = (numbers_by_class(demo.root / "datasets/pets", split) for split in ("train", "val"))
-    assert {name: sorted(train[name] + val[name]) for name in PETS} == PETS
-    assert {"pipeline", "run:pets", "data:pets"} <= set(own_images["tags"])
-    assert {"sample-grid", "loss-curve", "scores"} <= set(demo.artifacts(own_images["id"]))
 
 
 @pytest.mark.parametrize(

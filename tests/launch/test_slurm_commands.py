@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fm_core.config import LaunchSection, RunConfig, dump_yaml, load_config
-from fm_core.config.launch import RECORDED
+from fm_core.config import RunConfig, dump_yaml, load_config
 from fm_core.errors import UserError
 from fm_core.launch import slurm
 from fm_core.launch.dispatch import submit
@@ -87,17 +86,6 @@ def test_a_time_that_another_reader_took_for_a_number_is_refused():
     options = {"time-min": 43_200}
     with pytest.raises(ValueError, match=r'options.time-min: write it in quotes, e.g. "24:00:00"'):
         RunConfig.model_validate({"launch": {"kind": "slurm", "processes": 1, "slurm": {"options": options}}})
-
-
-def test_such_a_time_in_the_record_of_an_earlier_version_is_read_and_queues_no_job(programs: Programs):
-    options = {"time-min": 43_200}
-    tree = {"kind": "slurm", "processes": 1, "threads": 1, "slurm": {"options": options}}
-    recorded = LaunchSection.model_validate(tree, context=RECORDED)
-    assert recorded.slurm.options == options
-    (programs.folder / "train.yaml").write_text(f"run: {{root: {programs.folder}}}\n")
-    with pytest.raises(UserError, match=r"options\.time-min: write it in quotes"):
-        submit(programs.folder, programs.folder, "train", "module", programs.folder / "train.yaml", recorded)
-    assert not (programs.folder / "arguments").exists()
 
 
 @pytest.mark.parametrize(

@@ -242,4 +242,26 @@ CASES = [
         both={None: [0, 1, 2, 3]},
         says=r"note: no classes: train/metadata\.jsonl is not read",
     ),
+    Case(
+        "variants of a set with classes",
+        {f"{f}/{c}/{n}.png": n for f in ("color", "gray", "segmented") for c in "ab" for n in range(2)},
+        refused="color and gray and segmented hold images of the same names",
+    ),
+    Case(
+        "two names of test beside validation",
+        classes("train/") | classes("val/", 11) | classes("test/", 21) | classes("eval/", 31),
+        train=numbered(1),
+        val=numbered(11),
+        says="test is left alone: eval .*, test ",
+    ),
+    Case(
+        "two names of validation",
+        classes("train/") | classes("val/", 11) | classes("dev/", 21),
+        refused="dev and val are both val images; leave one",
+    ),
+    Case(
+        "training images under two names beside test",
+        classes("train-a/") | classes("train-b/", 11) | classes("test/", 21),
+        refused="train-a and test look like training and test images",
+    ),
 ]

@@ -1,5 +1,6 @@
 """Pictures that describe other images, as the masks of a segmentation set do, and the two sides of pairs."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from fm_core.data.sources.file_listing import printable
@@ -93,21 +94,25 @@ def _described_by(path: str) -> str | None:
 
 
 def refuse_pairs(keys: Sequence[str], classes: Sequence[str | None]) -> None:
-    """Raise UserError for classes of images of the same names that are called like the sides of pairs.
+    """Raise UserError for folders of images of the same names that are no classes.
 
+    These are called like the sides of pairs, or hold the same folders, as variants of one set do.
     keys: paths of the training images; classes: that of each.
     """
     words = PAIRED_WORDS | ANNOTATION_WORDS | IMAGE_WORDS
-    names = sorted({name for name in classes if name is not None})
-    if len(names) < 2 or any(not humps_of(name) or set(humps_of(name)) - words for name in names):
-        return
-    stems: dict[str, set[str]] = {name: set() for name in names}
+    if len(set(Counter(name for name in classes if name is not None).values())) != 1:
+        return  # before a set of a million names is made
+    stems: dict[str, set[str]] = {name: set() for name in classes if name is not None}
     for key, name in zip(keys, classes, strict=True):
         if name is not None:
-            stems[name].add(key.rpartition("/")[2].rpartition(".")[0])
-    if all(found == stems[names[0]] for found in stems.values()):
+            stems[name].add(key.partition(f"{name}/")[2].rpartition(".")[0])
+    names = sorted(stems)
+    if len(names) < 2 or any(found != stems[names[0]] for found in stems.values()):
+        return
+    paired = all(humps_of(name) and not set(humps_of(name)) - words for name in names)
+    if paired or len({stem.rpartition("/")[0] for stem in stems[names[0]]}) > 1:
         shown = " and ".join(map(printable, names[:3]))
         raise UserError(
-            f"data.source.url: {shown} hold images of the same names, as the sides of pairs do; "
-            "leave one of them there, or rename the folders if they are classes"
+            f"data.source.url: {shown} hold images of the same names, as the sides of pairs and variants of "
+            "one set do; leave one of them there, or rename the folders if they are classes"
         )

@@ -56,7 +56,8 @@ def one_folder_for_each(splits: Mapping[str, str], path: str) -> dict[str, str]:
     chosen = dict(splits)
     for kind in set(splits.values()):
         names = sorted(name for name, of in splits.items() if of == kind)
-        if len(names) == 1 or _are_parts(names):
+        unused = kind == "test" and "val" in splits.values()
+        if len(names) == 1 or _are_parts(names) or unused:
             continue
         bare = [name for name in names if is_bare(name)]
         if len(bare) != 1:
@@ -80,7 +81,8 @@ def splits_of_data_files(paths: Sequence[str], url: str) -> dict[str, str | None
     UserError if it is not clear which is, as for the folders of several configurations of the hub.
     """
     splits = {path: split_of_data_file(path) for path in paths}
-    for kind in {kind for kind in splits.values() if kind is not None}:
+    kinds = {kind for kind in splits.values() if kind is not None}
+    for kind in kinds - ({"test"} if "val" in kinds else set[str]()):
         folders: dict[str, dict[tuple[str, ...], list[str]]] = {}
         for path in (path for path in paths if splits[path] == kind):
             folder, words = variant_of_data_file(path)
@@ -128,6 +130,10 @@ def refuse_pooled(folder: ImageFolder, path: str = "") -> None:
         if pair is not None:
             raise _unplaced(*(path + name for name in pair))
         _refuse_variants(list(folder.folders), path)
+    elif "train" not in folder.splits.values():
+        others = [name for name in folder.folders if name not in folder.splits]
+        if others and all(split_and_rest(name)[0] == "train" for name in others):
+            raise _unplaced(path + others[0], path + next(iter(folder.splits)))
     for name, below in folder.folders.items():
         if folder.splits.get(name, "train") == "train" and (name in folder.splits or not folder.splits):
             refuse_pooled(below, f"{path}{name}/")
