@@ -176,7 +176,7 @@ def test_own_images_are_trained_on_to_the_end(call, tmp_path: Path, monkeypatch:
     }
     own = {"data": {"root": str(tmp_path / "datasets"), "source": source}}
     (tmp_path / "pets.yaml").write_text(yaml.safe_dump(small | own))
-    config = {"run": {"root": str(tmp_path / "runs")}}
+    config = {"run": {"root": str(tmp_path / "runs"), "name": "pets"}}
     ended = call(train_images, config, stages=5, config_file=str(tmp_path / "pets.yaml"))
     assert ended.state.type == "COMPLETED", ended.state.message
     stages = [task.name.split("[")[0] for task in ended.task_runs]
