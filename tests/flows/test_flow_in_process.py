@@ -2,12 +2,10 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from prefect import Flow, get_client
 from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter, LogFilter
 from prefect.client.schemas.objects import Artifact, FlowRun, State, TaskRun
@@ -16,14 +14,10 @@ from prefect.testing.utilities import prefect_test_harness
 from flows.presets import Digits
 from flows.reproduce import reproduce_paper
 from flows.stages import train_model
-from flows.train import train_digits, train_imagenet64, train_images
+from flows.train import train_digits, train_imagenet64
 from fm_core.commands import stage_function
-from fm_core.evaluation.features import classifier_features
-from fm_core.evaluation.features.classifier import train_classifier
 from tests.support.demo_project import SMALL_NETWORK
 from tests.support.operator import PATIENCE_SECONDS, until
-from tests.support.photographs import write_tree
-from tests.support.source_cases import numbers_by_class, tree
 
 
 @dataclass
@@ -44,9 +38,9 @@ def call() -> Iterator[Callable[..., EndedFlow]]:
         yield called
 
 
-def called(flow: Flow[..., Any], config: dict[str, Any], stages: int = 0, **parameters: Any) -> EndedFlow:
+def called(flow: Flow[..., Any], config: dict[str, Any], stages: int = 0) -> EndedFlow:
     """Call the flow, and wait until the server has the task runs of so many stages."""
-    state = flow(config=config, return_state=True, **parameters)
+    state = flow(config, return_state=True)
     run_id = state.state_details.flow_run_id
     this = FlowRunFilter.model_validate({"id": {"any_": [run_id]}})
     with get_client(sync_client=True) as client:
@@ -157,32 +151,3 @@ def test_the_papers_comparison_says_what_it_takes_and_shows_its_tables_and_figur
     for image in drawn.values():
         assert image.startswith("data:image/")
         assert len(image) < 210_000
-
-
-def test_own_images_are_trained_on_to_the_end(call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """As `prefect deployment run train-images --param config_file=pets.yaml` does, in this process."""
-    train = partial(train_classifier, steps=5)
-    monkeypatch.setattr(classifier_features, "train_classifier", train)
-    pets = {name: list(range(first, first + 20)) for name, first in (("cat", 0), ("dog", 100))}
-    files = {f"{name}/{number}.png": number for name, numbers in pets.items() for number in numbers}
-    write_tree(tmp_path / "pets", tree(files))
-    source = {"url": str(tmp_path / "pets"), "image_size": 8, "resize": "exact"}
-    small = {
-        "model": SMALL_NETWORK,
-        "train": {"images": 64, "global_batch": 16, "log_images": 32, "warmup_images": 0},
-        "sample": {"images": 16, "solver": "euler", "steps": 2},
-        "evaluate": {"likelihood": {"images": 0}},
-        "launch": {"kind": "debug", "threads": 1},
-    }
-    own = {"data": {"root": str(tmp_path / "datasets"), "source": source}}
-    (tmp_path / "pets.yaml").write_text(yaml.safe_dump(small | own))
-    config = {"run": {"root": str(tmp_path / "runs"), "name": "pets"}}
-    ended = call(train_images, config, stages=5, config_file=str(tmp_path / "pets.yaml"))
-    assert ended.state.type == "COMPLETED", ended.state.message
-    stages = [task.name.split("[")[0] for task in ended.task_runs]
-    assert sorted(stages) == ["evaluate", "report", "sample", "shard", "train"]
-    assert {"run:pets", "data:pets"} <= set(ended.run.tags)
-    assert {"sample-grid", "loss-curve", "scores"} <= set(ended.artifacts)
-    assert (tmp_path / "runs/pets/report.html").exists()
-    written = [numbers_by_class(tmp_path / "datasets/pets", split) for split in ("train", "val")]
-    assert {name: sorted(written[0][name] + written[1].get(name, [])) for name in pets} == pets
