@@ -264,4 +264,15 @@ CASES = [
         classes("train-a/") | classes("train-b/", 11) | classes("test/", 21),
         refused="train-a and test look like training and test images",
     ),
+    Case(
+        "webdataset with a folder for each split in one tar",
+        {
+            "a.tar": tar(
+                {f"{s}/{n}": v for s, k in (("train", 1), ("val", 11)) for n, v in samples(k).items()}
+            )
+        },
+        train={0: [1, 3], 1: [2]},
+        val={0: [11, 13], 1: [12]},
+        source=WDS,
+    ),
 ]
