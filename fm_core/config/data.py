@@ -51,7 +51,8 @@ class SourceSection(Section):
     """Color under transparent pixels: white, black, gray, or "#rrggbb"."""
     value_range: tuple[float, float] | None = None
     """Values of black and white, e.g. [0, 1] or [-1, 1], in floats and 32-bit integers, which are refused
-    without it; 8 and 16 bits need none."""
+    without it, in 16-bit integers (without it 0 and 65535), and in 8-bit arrays in parquet, not in 8-bit
+    pictures."""
     allow_partial: bool = False
     """Accept a source with fewer images than the published set; its recipe records this."""
 

@@ -23,19 +23,24 @@ SECRET = re.compile(
     r"(key|key[-_]?id|token|secret|signature|sig|password|passwd|pwd|auth|authorization|credentials?)$"
 )
 """Names of secrets in the query of a URL."""
+HUB_TOKEN = r"\bhf_[A-Za-z0-9]{30,}"
+"""An access token of the Hugging Face hub, wherever it stands."""
 _SCHEMA = {
     "type": "string",
     # For Prefect, which stores the parameters of a run before anything of this program sees them.
     "not": {
         "pattern": rf"(^|::)(?!git://|github://)[A-Za-z0-9+.-]+://{PASSWORD}|(^|::)https?://[^/@?#]+@|"
         r"[?&;#]([A-Za-z0-9._-]*[-_.])?(AWS|aws|[Aa]ccess|[Aa]pi|[Aa]uth|[Aa]ccount|[Pp]rivate|[Ss]ecret)*"
-        r"([Kk]ey|[Kk]eyId|[Tt]oken|[Ss]ecret|[Ss]ig|[Ss]ignature|[Pp]assword|[Aa]uth|[Cc]redentials?)="
+        r"([Kk]ey|[Kk]eyId|[Tt]oken|[Ss]ecret|[Ss]ig|[Ss]ignature|[Pp]assword|[Aa]uth|[Cc]redentials?)=|"
+        + HUB_TOKEN
     },
 }
 
 
 def holds_secret(location: str) -> bool:
     """Whether a URL names a password (user:password@) or a secret in its query, such as ?token=."""
+    if re.search(HUB_TOKEN, location):
+        return True
     for part in location.split("::"):
         protocol, separator, rest = part.partition("://")
         if not separator:

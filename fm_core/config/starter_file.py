@@ -30,6 +30,8 @@ class SourceSummary:
     """Number of classes; None without labels."""
     class_names: Sequence[str] = ()
     """Names of the classes, if they have names."""
+    notes: Sequence[str] = ()
+    """What was left alone or not read, and whatever else may surprise; one line each."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ def starter_file(source: SourceSummary, tree: dict[str, dict[str, Any]], time: T
         *_comment(f"Source: {total:,} images at {_plain(source.url)}, format {source.format}."),
         *_comment(_splits(source)),
         *_comment(_classes(source)),
+        *(line for note in source.notes for line in _comment(_plain(note))),
         "#",
         *_comment(
             f"Next: fm shard --config {name}.yaml, then fm train --config {name}.yaml, fm sample, "

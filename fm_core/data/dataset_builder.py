@@ -145,6 +145,13 @@ def write_manifest(
     if sum(len(sidecar.rejected) for sidecar in ordered) > allowed_rejections(plan, config):
         _refuse_quarantined(store, plan, config)
     manifest = build_manifest(config.name, plan, ordered)
+    empty = [split for split, summary in manifest.splits.items() if not summary.images]
+    if empty:
+        first = _write_quarantine(store, ordered)[0]
+        raise UserError(
+            f"{store.url}: none of the {empty[0]} images can be used; first {first}; {QUARANTINE_NAME} lists "
+            "all"
+        )
     if before is not None and manifest.version != before.version:
         raise UserError(
             f"{store.url}: the source has changed (or an earlier version read it in another order): "

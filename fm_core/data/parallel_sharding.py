@@ -59,9 +59,13 @@ def begin_dataset(config: DataSection) -> ParallelSharding | None:
         return None
     store = Store.at(config.root, config.name)
     plan = make_plan(config)
-    record_plan(store, plan)
-    store.remove_stale_stages()
-    return ParallelSharding(store, plan)
+    try:
+        record_plan(store, plan)
+        store.remove_stale_stages()
+        return ParallelSharding(store, plan)
+    except BaseException:
+        plan.source.release()
+        raise
 
 
 def write_piece(

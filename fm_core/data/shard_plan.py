@@ -28,6 +28,8 @@ from fm_core.storage.store import Store
 PLAN_NAME = "plan.json"
 VALIDATION_KEY = "validation_images"
 PLAN_SCHEMA = 1
+PROBED_IMAGES = 64
+"""Images whose values are looked at before anything is written."""
 REMOVE_PLAN = "remove it and run fm shard again"
 ASSUMED_CLASSES = 1000
 """Number of classes before a data set is sharded: that of ImageNet."""
@@ -174,7 +176,7 @@ def record_plan(store: Store, plan: ShardPlan, same_files: bool = True) -> None:
     except FileNotFoundError:
         text, begun = b"", False
     if not begun:
-        plan.source.check_labels()
+        check_plan(plan)
         record = {
             "schema_version": PLAN_SCHEMA,
             "recipe": plan.recipe,
@@ -198,6 +200,28 @@ def record_plan(store: Store, plan: ShardPlan, same_files: bool = True) -> None:
         raise UserError(
             f"{store.url}: the source files are not those that the earlier shards were written from, or were "
             "modified since; restore them, choose another data.name, or remove the folder"
+        )
+
+
+def check_plan(plan: ShardPlan) -> None:
+    """Check the labels of all parts, and look at the values of the first images.
+
+    Raises UserError for a wrong label, for values whose range is not known, and if the images hold 0 and 1
+    only, which are two nearly black levels of 256.
+    """
+    plan.source.check_labels()
+    if not plan.tasks or plan.source.facts.levels != 256:
+        return
+    part = plan.tasks[0].part
+    stream = plan.source.open(part)
+    try:
+        images = stream.read(min(PROBED_IMAGES, part.rows)).images
+    finally:
+        stream.close()
+    if images.size and images.max() == 1:
+        raise UserError(
+            f"data.source.url: the first images of {plan.source_url} have only intensities 0 and 1 of 255; "
+            "multiply them, or set data.source.value_range if they are arrays or of 16 bits"
         )
 
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from fm_core.config.data import DataSection
-from fm_core.data.shard_plan import ShardPlan, make_plan
+from fm_core.data.shard_plan import ShardPlan, check_plan, make_plan
 from fm_core.data.sources.base import Classes
 
 SHOWN_CLASSES = 16
@@ -58,7 +58,7 @@ def preview_source(config: DataSection) -> SourcePreview:
     """
     plan = make_plan(config)
     try:
-        plan.source.check_labels()
+        check_plan(plan)
         images, names = _first_of_classes(plan)
     finally:
         plan.source.release()

@@ -56,6 +56,7 @@ class StarterConfig:
         return "\n".join(
             [
                 f"{self.path}: {counts} images ({source.format}), {classes}{size}",
+                *(f"  {note}" for note in source.notes),
                 f"  network: {self.time.parameters / 1e6:.1f} M parameters; training: "
                 f"{duration(self.time.seconds)} at {self.time.images_per_s:,.3g} images/s, measured on "
                 f"{self.time.device}",
@@ -163,6 +164,7 @@ def _summary(url: str, config: RunConfig, plan: ShardPlan) -> SourceSummary:
         own_split=not seeded or plan.interpretation.own_validation,
         classes=plan.classes.count,
         class_names=plan.classes.names or (),
+        notes=[line for line in plan.interpretation.lines() if line.startswith(("not read", "note"))],
     )
 
 

@@ -20,7 +20,15 @@ FINAL = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError,
 CONDITION_FAILED = "pre-conditions you specified"
 """S3's answer to a request to create an object that exists."""
 # Their errors for a broken connection or a busy server are not all OSErrors.
-REMOTE_LIBRARIES = {"aiobotocore", "aiohttp", "azure", "botocore", "gcsfs", "google", "requests", "urllib3"}
+REMOTE_LIBRARIES = {
+    *("aiobotocore", "aiohttp", "azure", "botocore", "gcsfs", "google", "httpcore", "httpcore2", "httpx"),
+    *("httpx2", "huggingface_hub", "requests", "urllib3"),
+}
+RETRIED_BY_LIBRARY = {"httpcore", "httpcore2", "httpx", "httpx2", "huggingface_hub"}
+"""huggingface_hub makes five attempts of its own, which take half a minute."""
+LIBRARY_ATTEMPTS = 2
+TEMPORARY_STATUS = {408, 425, 429}
+"""Statuses of HTTP below 500 that may change without a change of the request."""
 
 
 def with_retries(action: Callable[[], T], where: str) -> T:
@@ -45,6 +53,10 @@ def with_retries(action: Callable[[], T], where: str) -> T:
         except Exception as error:
             if CONDITION_FAILED in str(error):  # s3fs says no more about it
                 raise FileExistsError(f"{where}: {one_line(error)}") from None
+            if _is_refused(error):
+                raise UserError(f"{where}: {one_line(error)}; check the URL and the credentials") from None
+            if isinstance(error, ValueError) and _is_remote(error):
+                raise UserError(f"{where}: {one_line(error)}; check the URL") from None
             credentials = "Credentials" in type(error).__name__
             if not _is_temporary(error) or (credentials and attempt == CREDENTIAL_ATTEMPTS):
                 if _is_remote(error):
@@ -52,8 +64,8 @@ def with_retries(action: Callable[[], T], where: str) -> T:
                         f"{where}: {one_line(error)}; credentials are read from the environment"
                     ) from None
                 raise
-            if attempt == ATTEMPTS:
-                raise UnreachableError(f"{where}: tried {ATTEMPTS} times: {one_line(error)}") from error
+            if attempt == (LIBRARY_ATTEMPTS if _library(error) in RETRIED_BY_LIBRARY else ATTEMPTS):
+                raise UnreachableError(f"{where}: tried {attempt} times: {one_line(error)}") from error
         time.sleep(FIRST_DELAY_S * 2 ** (attempt - 1) * (0.5 + os.urandom(1)[0] / 255))
     raise AssertionError("unreachable")
 
@@ -83,4 +95,14 @@ def _is_temporary(error: Exception) -> bool:
 
 
 def _is_remote(error: Exception) -> bool:
-    return type(error).__module__.split(".")[0] in REMOTE_LIBRARIES
+    return _library(error) in REMOTE_LIBRARIES
+
+
+def _is_refused(error: Exception) -> bool:
+    """Whether a server has refused the request, so that the same one would be refused again."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return isinstance(status, int) and 400 <= status < 500 and status not in TEMPORARY_STATUS
+
+
+def _library(error: Exception) -> str:
+    return type(error).__module__.split(".")[0]

@@ -8,7 +8,7 @@ import pytest
 from fm_core.config.data import DataSection, SourceFormat
 from fm_core.data.dataset_builder import write_dataset
 from fm_core.data.sources.image_decoding import MAX_ASPECT, MAX_PIXELS
-from fm_core.data.sources.splits import SPLIT_WORDS
+from fm_core.data.sources.split_words import SPLIT_WORDS
 
 PAGE = (Path(__file__).parents[2] / "infra/docs/data.md").read_text()
 

@@ -1,12 +1,15 @@
 """Temporary copies of a source: private, shared by processes, and removed by the last."""
 
+import os
 import pickle
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from fm_core.data.sources.scratch_folder import ScratchFolder
+from fm_core.data.sources.scratch_folder import COMPLETE, STALE_SECONDS, ScratchFolder
 from fm_core.errors import UserError
 
 
@@ -53,6 +56,44 @@ def test_who_leaves_does_not_hold_it():
     pickle.loads(pickle.dumps(second)).remove()
     assert not path.exists()
     assert (first.fill(copy, 1) / "content").exists()
+
+
+def test_a_process_that_ends_without_releasing_it_removes_it(temporary):
+    """As one of two flow processes that write pieces does, when the other one released its copy before."""
+    program = (
+        "import sys; from fm_core.data.sources.scratch_folder import ScratchFolder\n"
+        "s = ScratchFolder('source')\n"
+        "print(s.fill(lambda path: (path / 'content').touch(), 1), flush=True); sys.stdin.read()"
+    )
+    first = ScratchFolder("source")
+    path = first.fill(copy, 1)
+    environment = {name: value for name, value in os.environ.items() if name != "XDG_CACHE_HOME"}
+    other = subprocess.Popen(
+        [sys.executable, "-c", program],
+        env=environment | {"TMPDIR": str(temporary)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert other.stdout is not None
+    assert other.stdout.readline().strip() == str(path)
+    first.remove()
+    assert (path / "content").exists(), "the other process reads it"
+    other.communicate("")
+    assert not path.exists()
+
+
+def test_what_a_killed_process_left_is_removed_a_day_later():
+    left, read = ScratchFolder("left"), ScratchFolder("read")
+    paths = [left.fill(copy, 1), read.fill(copy, 1)]
+    left.leave()
+    ScratchFolder("new").fill(copy, 1)
+    assert paths[0].exists()
+    for path in paths:
+        long_ago = (path / COMPLETE).stat().st_mtime - STALE_SECONDS - 1
+        os.utime(path / COMPLETE, (long_ago, long_ago))
+    ScratchFolder("new").fill(copy, 1)
+    assert [path.exists() for path in paths] == [False, True]
 
 
 def test_a_full_disk_is_refused_in_one_line_that_names_the_variable(monkeypatch, temporary):

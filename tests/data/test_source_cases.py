@@ -9,11 +9,11 @@ from fm_core.config.data import DataSection, SourceSection
 from fm_core.data.dataset_builder import write_dataset
 from fm_core.data.manifest import load_manifest
 from fm_core.errors import UserError
-from tests.support import container_cases, damage_cases, layout_cases, pixel_cases
+from tests.support import container_cases, damage_cases, layout_cases, pixel_cases, variant_cases
 from tests.support.photographs import write_tree
 from tests.support.source_cases import SIZE, numbers_by_class, read_split
 
-TABLES = (layout_cases, container_cases, damage_cases)
+TABLES = (layout_cases, container_cases, damage_cases, variant_cases)
 CASES = {case.name: case for table in TABLES for case in table.CASES}
 PIXEL_CASES = {case.name: case for case in pixel_cases.CASES}
 

@@ -10,13 +10,15 @@ from hypothesis import strategies as st
 
 from fm_core.data.dataset_builder import write_dataset
 from fm_core.data.shard_plan import make_plan
-from fm_core.data.sources.splits import (
+from fm_core.data.sources.annotation_images import ANNOTATION_WORDS, PAIRED_WORDS
+from fm_core.data.sources.split_words import (
     FILLERS,
     SPLIT_WORDS,
-    place_images,
+    humps_of,
     split_of_data_file,
     split_of_folder,
 )
+from fm_core.data.sources.splits import place_images
 from fm_core.errors import UserError
 from tests.support.photographs import write_tree
 from tests.support.source_cases import Case, numbers_by_class, tree, zip_of
@@ -27,6 +29,7 @@ NAMES = st.text(string.ascii_letters + string.digits + "é _", min_size=1, max_s
         name == name.strip()
         and split_of_folder(name) is None
         and not set(name.lower().split("_")) & FILLERS
+        and not set(humps_of(name)) & (ANNOTATION_WORDS | PAIRED_WORDS | FILLERS)
         and not any(
             character.isalpha() and name.lower().strip("0123456789_ ") in FILLERS for character in name
         )

@@ -87,6 +87,15 @@ def test_a_split_of_its_own_may_have_the_size_of_a_drawn_one(here):
     assert made.source.own_split
 
 
+def test_what_is_left_alone_is_in_the_file_and_among_its_last_lines(here):
+    photographs(here / "pets", classes=("images", "masks"))
+    write_tree(here / "pets", {"images/notes.pdf": b"x"})
+    made = init("pets", size=8, measure=fast)
+    for note in ("note: annotations is left alone: masks (30 images)", "not read: 1 .pdf"):
+        assert f"# {note}" in made.path.read_text()
+        assert note in made.text()
+
+
 def test_by_default_images_become_64_pixels(here):
     photographs(here / "pets")
     made = init("pets", measure=fast)

@@ -259,4 +259,27 @@ CASES = [
         train=numbered(1),
         val=numbered(11),
     ),
+    Case(
+        "no usable validation images",
+        {f"train/{n}.png": n for n in range(4)} | {"val/1.png": b"x", "val/2.png": b"x"},
+        data={"max_quarantined": 0.9},
+        refused=r"none of the val images can be used; first val/[12]\.png: unreadable",
+    ),
+    Case(
+        "an archive of another split beside folders",
+        classes("train/") | {"val.zip": zip_of(classes("", 11))},
+        refused=r"val\.zip is not read beside folders of images; unpack it",
+    ),
+    Case(
+        "a packed test set beside folders",
+        classes("train/") | {"test.tar.gz": b"x"},
+        refused=r"test\.tar\.gz is not read beside folders of images",
+    ),
+    Case(
+        "the archive that was unpacked here",
+        classes("train/") | classes("val/", 11) | {"train.zip": b"x", "pets.tar.gz": b"x"},
+        train=numbered(1),
+        val=numbered(11),
+        says=r"not read: 1 \.gz, 1 \.zip",
+    ),
 ]

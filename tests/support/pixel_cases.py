@@ -73,6 +73,13 @@ def pgm(array: np.ndarray, largest: int) -> bytes:
     return b"P5 8 8 %d\n" % largest + array.astype(">u2").tobytes()
 
 
+def pages(kind: str, second: tuple[int, int]) -> bytes:
+    """A white picture and a black one of another size."""
+    return encode(
+        Image.new("RGB", (8, 8), WHITE), kind, save_all=True, append_images=[Image.new("RGB", second)]
+    )
+
+
 def wide(width: int, height: int) -> bytes:
     return encode(Image.new("1", (width, height)))
 
@@ -126,7 +133,8 @@ CASES = [
         "transparent WebP", image(HIDDEN, "webp", lossless=True, exact=True), WHITE, WHITE, ending="webp"
     ),
     PixelCase("16 bits", image(halves(257 * 9, 65535, np.uint16)), GRAY[9], WHITE),
-    PixelCase("16 bits, dark", image(halves(0, 256, np.uint16)), GRAY[0], GRAY[1]),
+    PixelCase("16 bits, dark", image(halves(0, 512, np.uint16)), GRAY[0], GRAY[2]),
+    PixelCase("16 bits of 9", image(halves(0, 500, np.uint16)), refused="only intensities 0 and 1 of 255"),
     PixelCase(
         "16 bits in TIFF", image(halves(257 * 9, 65535, np.uint16), "tiff"), GRAY[9], WHITE, ending="tif"
     ),
@@ -233,4 +241,36 @@ CASES = [
         source={"resize": "squash-box"},
     ),
     array_case("array without a picture", np.zeros(8, np.uint8), rejected="no image"),
+    array_case(
+        "array of one image", halves((9, 8, 7), (1, 2, 3)).transpose(2, 0, 1)[None], (9, 8, 7), (1, 2, 3)
+    ),
+    array_case("array of two images", np.zeros((2, 3, 8, 8), np.uint8), rejected="no image"),
+    array_case("array of bits", halves(False, True, bool), GRAY[0], WHITE),
+    array_case("array of bits in bytes", halves(0, 1), refused="0 and 1 of 255; multiply them"),
+    array_case("array of bits in bytes with a range", halves(0, 1), GRAY[0], WHITE, source=RANGE),
+    array_case("array of half floats", halves(0, 1, np.float16), refused="values are float16"),
+    array_case(
+        "array of bytes outside of the range",
+        halves(0, 255),
+        source=RANGE,
+        rejected="values outside data.source",
+    ),
+    array_case(
+        "array of 12 bits", halves(0, 4095, np.uint16), GRAY[0], WHITE, source={"value_range": [0, 4095]}
+    ),
+    PixelCase(
+        "12 bits in a picture",
+        image(halves(0, 4095, np.uint16)),
+        GRAY[0],
+        WHITE,
+        source={"value_range": [0, 4095]},
+    ),
+    PixelCase("8 bits beside floats", image(halves(0, 255)), GRAY[0], WHITE, source=RANGE),
+    PixelCase("a picture of bits in bytes", image(halves(0, 1)), refused="0 and 1 of 255"),
+    PixelCase("all black", image(halves(0, 0)), GRAY[0], GRAY[0]),
+    PixelCase("a stack of pages", pages("tiff", (8, 8)), ending="tif", rejected="several pages"),
+    PixelCase("a page and its thumbnail", pages("tiff", (4, 4)), WHITE, WHITE, ending="tif"),
+    PixelCase("the first frame of a GIF", pages("gif", (8, 8)), WHITE, WHITE, ending="gif"),
+    PixelCase("turned TIFF", turned(6, "tiff"), left=GRAY[0], ending="tif"),
+    PixelCase("turned WebP", turned(6, "webp"), left=GRAY[0], ending="webp"),
 ]

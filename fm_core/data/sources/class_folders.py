@@ -1,6 +1,7 @@
 """Classes of image files: by their folders, or by the lists of labels that lie beside them."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, cast
@@ -11,7 +12,8 @@ from numpy.typing import NDArray
 from fm_core.data.sources.archive_readers import Archive
 from fm_core.data.sources.base import UNLABELED, Classes
 from fm_core.data.sources.file_listing import printable
-from fm_core.data.sources.splits import ImagePlace, is_filler, split_of_folder
+from fm_core.data.sources.split_words import is_filler, split_of_folder
+from fm_core.data.sources.splits import ImagePlace
 from fm_core.errors import UserError
 from fm_core.storage.hashing import sha256_bytes
 
@@ -62,7 +64,7 @@ def _holds_classes(places: Sequence[ImagePlace], depth: int) -> bool:
 
 def ordered(names: Collection[str]) -> list[str]:
     """Names in the order of their classes: by value if all are integers, otherwise by their characters."""
-    if names and all(name.isascii() and name.isdecimal() for name in names):
+    if names and all(re.fullmatch(r"[+-]?[0-9]+", name) for name in names):
         return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
 

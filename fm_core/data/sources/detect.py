@@ -6,11 +6,16 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from fm_core.data.sources.archive_readers import is_image_file
-from fm_core.data.sources.file_listing import is_hidden, list_names
+from fm_core.data.sources.file_listing import (
+    count_endings,
+    endings_text,
+    is_hidden,
+    list_names,
+    remote_listing,
+)
 from fm_core.data.sources.folder import ARCHIVE_SUFFIXES
 from fm_core.data.sources.tar_archive import TarArchive
 from fm_core.errors import UserError
-from fm_core.storage.retries import with_retries
 from fm_core.storage.store import Store
 
 # The first pattern that matches a path at most two folders down decides.
@@ -50,8 +55,9 @@ def detect(url: str) -> str:
     archives = [path for path in names if path.lower().endswith(ARCHIVE_SUFFIXES)]
     if archives:
         return _kind_of_archive(store, archives[0])
+    there = f" (but {endings_text(count_endings(names))})" if names else ""
     raise UserError(
-        f"data.source.url: no format recognized under {url}; expected one of: "
+        f"data.source.url: no format recognized under {url}{there}; expected one of: "
         "imagenet-npz (Imagenet64_train_part1_npz.zip, ...), imagenet-png (train_64x64.tar), imagenet-tar "
         "(ILSVRC2012_img_train.tar), imagenet-folder (train/<wnid>/), cifar10, parquet, webdataset, or folder"
     )
@@ -81,7 +87,7 @@ def _entries(store: Store, folder: str) -> list[tuple[str, bool]]:
     try:
         rows = cast(
             list[dict[str, Any]],
-            with_retries(lambda: store.filesystem.ls(where, detail=True), store.url),
+            remote_listing(store, lambda: store.filesystem.ls(where, detail=True)),
         )
     except (FileNotFoundError, NotADirectoryError):
         return []

@@ -2,21 +2,34 @@
 
 import os
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
-from typing import cast
+from typing import TypeVar, cast
 
 from fm_core.errors import UserError
 from fm_core.storage.hashing import sha256_bytes
-from fm_core.storage.retries import with_retries
+from fm_core.storage.retries import one_line, with_retries
 from fm_core.storage.store import Store
 
+T = TypeVar("T")
+
 # Keys of the fsspec libraries for the content or age of an object.
-CHANGE_MARKERS = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "mtime", "created")
+CHANGE_MARKERS = (
+    *("blob_id", "xet_hash"),
+    *("ETag", "etag", "md5Hash", "LastModified", "last_modified", "mtime", "created"),
+)
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 """Characters that would break a line, or steer a terminal."""
 SYSTEM_NAMES = {
+    "@__thumb",
+    "_thumbnails",
+    "_thumbs",
+    "thumbnails",
+    "ehthumbs.db",
+    "found.000",
+    "recycler",
     "@eadir",
     "#recycle",
     "#snapshot",
@@ -30,7 +43,7 @@ SYSTEM_NAMES = {
     "system volume information",
     "thumbs.db",
 }
-"""Folders and files that operating systems and network storage put beside the images; in lower case."""
+"""Folders and files that systems, network storage and viewers put beside the images; in lower case."""
 
 
 def is_hidden(path: str) -> bool:
@@ -45,6 +58,11 @@ def printable(name: str) -> str:
     """A file name for messages and records: line breaks and bytes that are not UTF-8 are shown escaped."""
     text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def composed(name: str) -> str:
+    """A name in the composed form of Unicode, as macOS and Linux write the same name in two forms."""
+    return unicodedata.normalize("NFC", name)
 
 
 def name_bytes(name: str) -> bytes:
@@ -71,10 +89,7 @@ def list_files(store: Store, depth: int | None, skip_image_folders: bool = False
     if store.local:
         names = list_names(store, depth, "", 2000 if skip_image_folders else None)
         return {path: _status(os.path.join(store.local, path))[0] for path in names}  # noqa: PTH118
-    listing = cast(
-        dict[str, dict[str, object]],
-        with_retries(lambda: store.filesystem.find(store.path, maxdepth=depth, detail=True), store.url),
-    )
+    listing = _found_at(store, store.path, depth)
     prefix = store.path.rstrip("/") + "/"
     return {
         path[len(prefix) :]: int(str(info["size"]))
@@ -98,9 +113,8 @@ def list_names(
     Raises UserError for a folder that cannot be listed.
     """
     if store.local is None:
-        where = f"{store.path}/{below}".rstrip("/")
-        listing = with_retries(lambda: store.filesystem.find(where, maxdepth=depth), store.url)
-        names = (path[len(store.path.rstrip("/")) + 1 :] for path in cast(list[str], listing))
+        listing = _found_at(store, f"{store.path}/{below}".rstrip("/"), depth)
+        names = (path[len(store.path.rstrip("/")) + 1 :] for path in listing)
         return sorted(name for name in names if not is_hidden(name))
     top = os.path.join(store.local, below) if below else str(store.local)  # noqa: PTH118
     if not os.path.isdir(top):  # noqa: PTH112
@@ -109,6 +123,30 @@ def list_names(
     if empty_folders is not None:
         empty_folders += [name for name in found if name.endswith("/")]
     return sorted(name for name in found if not name.endswith("/"))
+
+
+def remote_listing(store: Store, action: Callable[[], T]) -> T:
+    """What a listing of a remote store returns, with retries; FileNotFoundError without such a folder.
+
+    Raises UserError for what the store does not have at all, e.g. a data set of the Hugging Face hub.
+    """
+    try:
+        return with_retries(action, store.url)
+    except FileNotFoundError as error:
+        if error.__cause__ is None:  # without the library's reason
+            raise
+        raise UserError(f"data.source.url: {store.url}: {one_line(error)}") from None
+    except (ValueError, NotImplementedError) as error:
+        raise UserError(f"data.source.url: {store.url}: {one_line(error)}") from None
+
+
+def _found_at(store: Store, path: str, depth: int | None) -> dict[str, dict[str, object]]:
+    """Properties of the files below a path of a remote store by their paths; empty without such a folder."""
+    try:
+        found = remote_listing(store, lambda: store.filesystem.find(path, maxdepth=depth, detail=True))
+    except FileNotFoundError:
+        return {}
+    return cast(dict[str, dict[str, object]], found)
 
 
 def _walk(
@@ -153,10 +191,7 @@ def state_of(store: Store, paths: Iterable[str]) -> str:
         states = [(path, *_status(os.path.join(store.local, path))) for path in unique]  # noqa: PTH118
     else:
         # One listing instead of one request per file.
-        listing = cast(
-            dict[str, dict[str, object]],
-            with_retries(lambda: store.filesystem.find(store.path, detail=True), store.url),
-        )
+        listing = _found_at(store, store.path, None)
         infos = [listing.get(store.full(path), {}) for path in unique]
         states = [
             (path, info.get("size"), *(str(info.get(key)) for key in CHANGE_MARKERS))

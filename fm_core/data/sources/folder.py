@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fm_core.config.data import DataSection
 from fm_core.data.manifest import Interpretation
+from fm_core.data.sources.annotation_images import ANNOTATION_WORDS, refuse_pairs
 from fm_core.data.sources.archive_readers import Archive, ArchiveGroup, FolderArchive
 from fm_core.data.sources.base import Classes
 from fm_core.data.sources.class_folders import (
@@ -23,7 +24,7 @@ from fm_core.data.sources.class_folders import (
     ordered,
     untrained,
 )
-from fm_core.data.sources.file_listing import count_endings, endings_text, printable
+from fm_core.data.sources.file_listing import composed, count_endings, endings_text, printable
 from fm_core.data.sources.image_collection import (
     FoundImages,
     ImageCollection,
@@ -32,13 +33,8 @@ from fm_core.data.sources.image_collection import (
     pixel_rules,
 )
 from fm_core.data.sources.split_selection import assign_rows, choose_splits, describe_choice, left_alone
-from fm_core.data.sources.splits import (
-    ImagePlace,
-    describe_folders,
-    is_filler,
-    place_images,
-    split_of_folder,
-)
+from fm_core.data.sources.split_words import humps_of, is_filler, split_of_folder
+from fm_core.data.sources.splits import ImagePlace, describe_folders, place_images
 from fm_core.data.sources.tar_archive import open_archive
 from fm_core.errors import UserError
 from fm_core.storage.store import Store
@@ -50,6 +46,10 @@ OTHER_ARCHIVE_SUFFIXES = (
     *(".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar.lz4"),
     *(".7z", ".rar"),
 )
+_ARCHIVES = (*OTHER_ARCHIVE_SUFFIXES, *ARCHIVE_SUFFIXES)
+LABEL_TABLES = (".csv", ".json", ".jsonl", ".mat", ".parquet", ".tsv")
+"""Endings of tables that may hold the classes of images."""
+READ = ("train", "val", "test")
 SHUFFLED = "all splits shuffled by data.split_seed"
 
 
@@ -93,6 +93,7 @@ def open_tree(url: str) -> tuple[Archive, set[str], list[str]]:
     archive = FolderArchive.listed(store)
     names = [path for path in archive.others if path.lower().endswith(ARCHIVE_SUFFIXES)]
     if archive.keys or not names:
+        _refuse_packed_split(archive, store.url)
         return archive, set(), []
     beside = [path for path in archive.others if path not in set(names)]
     if other := next((path for path in beside if path.lower().endswith(OTHER_ARCHIVE_SUFFIXES)), None):
@@ -102,6 +103,19 @@ def open_tree(url: str) -> tuple[Archive, set[str], list[str]]:
         )
     stems = {PurePosixPath(path).stem.lower() for path in names}
     return ArchiveGroup([(path, open_archive(store, path)) for path in names]), stems, beside
+
+
+def _refuse_packed_split(archive: FolderArchive, url: str) -> None:
+    """Raise UserError for images in the folders of splits beside an archive of another split."""
+    kinds = {split_of_folder(name) for key in archive.keys for name in key.split("/")[:-1]} - {None}
+    for path in archive.others if kinds else ():
+        ending = next((end for end in _ARCHIVES if path.lower().endswith(end)), None)
+        kind = ending and split_of_folder(path.rpartition("/")[2][: -len(ending)])
+        if kind and kind not in kinds:
+            raise UserError(
+                f"data.source.url: {url}/{printable(path)} is not read beside folders of images; unpack "
+                "it, or remove it"
+            )
 
 
 class _Tree:
@@ -131,7 +145,7 @@ class _Tree:
         if self.edm is not None:
             return [None if key not in self.edm else str(self.edm[key]) for key in keys]
         places = _inside_archives([self.places[number] for number in numbers])
-        names = [name and _stem(name) for name in class_folders(places, self.wrappers)]
+        names = [name and composed(_stem(name)) for name in class_folders(places, self.wrappers)]
         if not any(names):
             return annotated_classes(self.archive, places[0].folder, keys) or names
         return names
@@ -155,6 +169,13 @@ class _Tree:
         others = [path for path in self.archive.others if not is_label_list(path, self.edm is not None)]
         return [*others, *self.beside]
 
+    def unread_labels(self) -> list[str]:
+        """Remark on a table beside images without classes, which may hold them."""
+        tables = [path for path in self.unread() if path.lower().endswith(LABEL_TABLES)]
+        if not tables:
+            return []
+        return [f"no classes: {printable(tables[0])} is not read; put the images of a class into its folder"]
+
     def empty_classes(self, split: str | None, names: set[str]) -> list[str]:
         """Remark on class folders of the training split that hold no images; archives do not list them."""
         paths = list(self.archive.others)
@@ -162,13 +183,16 @@ class _Tree:
             paths += self.archive.empty_folders
         tops = {f"{place.folder}/" if place.folder else "" for place in self.places if place.split == split}
         below = {
-            path[len(top) :].split("/")[0]
+            composed(path[len(top) :].split("/")[0])
             for top in tops
             for path in paths
             if "/" in path[len(top) :] and path.startswith(top)
         }
         empty = sorted(
-            printable(name) for name in below - names if not is_filler(name) and not split_of_folder(name)
+            printable(name)
+            for name in below - names
+            if not (is_filler(name) or split_of_folder(name) or ANNOTATION_WORDS & set(humps_of(name)))
+            and not name.lower().endswith(ARCHIVE_SUFFIXES)
         )
         return [f"no images in class folder {', '.join(empty[:5])}"] if empty and self.edm is None else []
 
@@ -201,12 +225,16 @@ def split_images(tree: _Tree, validation_images: int, seed: int) -> FoundImages:
 
     Raises UserError without training images, or for validation images whose class is not known.
     """
+    left = sorted({place.split for place in tree.places if place.split not in (*READ, None)}, key=str)
     rows: dict[str | None, NDArray[np.int64]] = {
-        split: found for split in ("train", "val", "test", None) if len(found := tree.rows_of(split))
+        split: found for split in (*READ, None, *left) if len(found := tree.rows_of(split))
     }
-    names = {split: tree.names_of(numbers) for split, numbers in rows.items()}
+    names = {split: tree.names_of(rows[split]) for split in (*READ, None) if split in rows}
     training = names.get("train", names.get(None, []))
     tree.require_all_or_none(training)
+    if tree.edm is None and training:
+        rows_of_training = rows["train" if "train" in rows else None]
+        refuse_pairs([tree.archive.keys[int(row)] for row in rows_of_training.tolist()], training)
     labeled = bool(training) and training[0] is not None
 
     def usable(split: str) -> bool:
@@ -243,7 +271,7 @@ def split_images(tree: _Tree, validation_images: int, seed: int) -> FoundImages:
             remarks=(
                 *left_alone(choice, tree.describe),
                 *untrained(trained, in_order),
-                *(tree.empty_classes(choice.train, set(in_order)) if labeled else ()),
+                *(tree.empty_classes(choice.train, set(in_order)) if labeled else tree.unread_labels()),
             ),
         ),
     )

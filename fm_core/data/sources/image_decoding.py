@@ -41,12 +41,13 @@ class PixelRules:
     def to_uint8(self, values: NDArray[Any]) -> NDArray[np.uint8]:
         """Intensities of 0 .. 255 for an array of any type and shape.
 
-        16-bit integers are scaled by their full range. Raises AmbiguousIntensitiesError for other types than
-        uint8, uint16 and bool without `value_range`, and ImageDecodingError for values outside of it.
+        16-bit integers are scaled by `value_range`, or without one by their full range. Raises
+        AmbiguousIntensitiesError for other types than uint8, uint16 and bool without `value_range`, and
+        ImageDecodingError for values outside of it.
         """
         if values.dtype == np.uint8:
             return values
-        if values.dtype == np.uint16:
+        if values.dtype == np.uint16 and self.value_range is None:
             return (values >> 8).astype(np.uint8)
         if values.dtype == np.bool_:
             return values.astype(np.uint8) * np.uint8(255)
@@ -102,6 +103,7 @@ def decode(content: bytes, size: int, resize: str, rules: PixelRules = PixelRule
             warnings.simplefilter("ignore")  # warnings of EXIF data and palettes do not concern the pixels
             image = Image.open(io.BytesIO(content))
             _check_size(image.size, size, resize)
+            _refuse_pages(image)
             return _fit(rules.to_rgb(image), size, resize)
     except ImageDecodingError:
         raise
@@ -117,9 +119,12 @@ def decode_array(
     """Convert an image array to uint8 [3, size, size].
 
     It is [H, W], or has an axis of 1 (gray), 2 (gray and alpha), 3 or 4 (alpha) channels at its end or
-    beginning. Integers of other than 8 or 16 bits, as lists in parquet often are, have to be 0 .. 255 unless
-    there is a range of values. Raises ImageDecodingError, or its subclass AmbiguousIntensitiesError.
+    beginning, perhaps after an axis of 1 image. Without a range of values, integers of other than 8 or 16
+    bits, as lists in parquet often are, have to be 0 .. 255. Raises ImageDecodingError, or its subclass
+    AmbiguousIntensitiesError.
     """
+    if values.ndim == 4 and values.shape[0] == 1:
+        values = values[0]
     if values.ndim == 3 and (values.shape[1:] == (size, size) or values.shape[-1] > 4):
         values = values.transpose(1, 2, 0)
     if values.ndim == 3 and values.shape[-1] == 1:
@@ -131,8 +136,22 @@ def decode_array(
         if values.size and (values.min() < 0 or values.max() > 255):
             raise ImageDecodingError("values outside 0 .. 255")
         values = values.astype(np.uint8)
+    elif values.dtype == np.uint8 and rules.value_range is not None:
+        values = values.astype(np.int32)  # unlike the 8 bits of a picture, those of an array have the range
     image = Image.fromarray(np.ascontiguousarray(rules.to_uint8(values)))
     return _fit(rules.to_rgb(image), size, resize)
+
+
+def _refuse_pages(image: Image.Image) -> None:
+    """Refuse a TIFF of several pictures, such as a stack; smaller ones are copies of the first."""
+    if image.format != "TIFF" or not getattr(image, "is_animated", False):
+        return
+    first = image.size
+    image.seek(1)
+    second = image.size
+    image.seek(0)
+    if second == first:
+        raise ImageDecodingError("several pages")
 
 
 def _check_size(shape: tuple[int, int], size: int, resize: str) -> None:

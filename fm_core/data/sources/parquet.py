@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from fm_core.config.data import DataSection
 from fm_core.data.manifest import Interpretation
 from fm_core.data.sources.base import UNLABELED, Classes
-from fm_core.data.sources.class_folders import describe_classes, untrained_numbers
-from fm_core.data.sources.file_listing import count_endings, list_files, printable
+from fm_core.data.sources.class_folders import describe_classes, ordered, untrained_numbers
+from fm_core.data.sources.file_listing import composed, count_endings, list_files, printable
 from fm_core.data.sources.image_collection import (
     FoundImages,
     ImageCollection,
@@ -24,7 +24,8 @@ from fm_core.data.sources.image_collection import (
     image_file_facts,
     pixel_rules,
 )
-from fm_core.data.sources.parquet_rows import ParquetRows, largest_value, open_parquet, values_dtype
+from fm_core.data.sources.parquet_rows import ParquetRows, is_text, largest_value, open_parquet, values_dtype
+from fm_core.data.sources.split_conflicts import splits_of_data_files
 from fm_core.data.sources.split_selection import (
     SplitChoice,
     assign_rows,
@@ -32,13 +33,16 @@ from fm_core.data.sources.split_selection import (
     describe_choice,
     left_alone,
 )
-from fm_core.data.sources.splits import split_of_data_file
 from fm_core.errors import UserError
 from fm_core.storage.hashing import sha256_bytes
 from fm_core.storage.store import Store
 
 RECIPE_VERSION = 2
 """2: rows are shuffled; splits also by folders, and a test split is left alone."""
+
+CAPTION_SHARE = 0.5
+FEWEST_CAPTIONS = 20
+"""From this number of rows on, texts of which more than CAPTION_SHARE are distinct are no classes."""
 
 
 class ParquetSource(ImageFileSource):
@@ -73,8 +77,8 @@ class ParquetSource(ImageFileSource):
         counts = {path: self._rows(path) for path in files}
         self._refuse_bits(files)
         splits: dict[str | None, list[str]] = {}
-        for path in files:
-            splits.setdefault(split_of_data_file(path), []).append(path)
+        for path, split in splits_of_data_files(list(files), self._url).items():
+            splits.setdefault(split, []).append(path)
 
         def usable(split: str) -> bool:
             return split == "val" or self._label is None or self._has_labels(splits[split])
@@ -171,36 +175,88 @@ class ParquetSource(ImageFileSource):
         """Whether any row has a label; those of a test set are often all -1 or missing."""
         for path in paths:
             column = open_parquet(self._store, path).read([self._label])[self._label]
-            if any(label is not None and label != -1 for label in column.to_pylist()):
+            if any(label not in (None, -1, "") for label in column.to_pylist()):
                 return True
         return False
 
     def _labels_of_all(self, paths: list[str]) -> tuple[Classes, NDArray[np.int64] | None]:
-        """Named classes if the files have the hub's description, otherwise 0 .. the largest; all labels."""
+        """The classes, and the class of each row of all files.
+
+        Numbers have the names in the hub's description of the columns, if there is one; texts are names.
+        """
         if self._label is None:
             return UNLABELED, None
         labels = {path: self._labels_of(path) for path in paths}
-        schema = open_parquet(self._store, paths[0]).schema_arrow
-        names = _class_names((schema.metadata or {}).get(b"huggingface"), self._label)
+        filled = {path: values for path, values in labels.items() if len(values)}
+        texts = [path for path, values in filled.items() if values.dtype.kind == "U"]
+        if texts and len(texts) < len(filled):
+            other = next(path for path in filled if path not in texts)
+            raise UserError(
+                f"{self._store.url}: {self._label} is text in {printable(texts[0])} and numbers in "
+                f"{printable(other)}; classes are all names or all numbers"
+            )
+        described = self._described_names(paths)
+        if texts:
+            found = {str(name) for values in filled.values() for name in np.unique(values)}
+            self._refuse_captions(len(found), sum(map(len, filled.values())))
+            names = described if described and found <= set(described) else tuple(ordered(found))
+            numbers = {name: number for number, name in enumerate(names)}
+            values = {path: [numbers[str(name)] for name in values] for path, values in labels.items()}
+            return self._named(names), np.concatenate([np.array(v, np.int64) for v in values.values()])
         highest = {path: int(np.max(values, initial=-1)) for path, values in labels.items()}
-        count = len(names) if names else max(highest.values()) + 1
+        count = len(described) if described else max(highest.values()) + 1
         for path, largest in highest.items():
             if largest >= count:
                 where = f"{self._store.url}/{printable(path)}: {self._label}"
                 raise UserError(f"{where} goes to {largest}; there are {count} classes")
-        digest = f"-{sha256_bytes(chr(10).join(names).encode())[:8]}" if names else ""
-        return Classes(count, f"parquet-{self._label}{digest}", names), np.concatenate(list(labels.values()))
+        classes = self._named(described) if described else Classes(count, f"parquet-{self._label}")
+        return classes, np.concatenate(list(labels.values()))
 
-    def _labels_of(self, path: str) -> NDArray[np.int64]:
-        """Labels of a file, int64; UserError unless they are integers from 0."""
-        column = self._label
-        labels: NDArray[Any] = np.asarray(open_parquet(self._store, path).read([column])[column].to_numpy())
-        where = f"{self._store.url}/{printable(path)}: {column}"
-        if not len(labels):
+    def _refuse_captions(self, distinct: int, rows: int) -> None:
+        """Raise UserError for texts most of which are in one row only."""
+        if rows >= FEWEST_CAPTIONS and distinct > CAPTION_SHARE * rows:
+            raise UserError(
+                f"data.source.label_column: {self._label} has {distinct:,} different texts in {rows:,} rows, "
+                "which are no classes; set it to a column of classes, or to null"
+            )
+
+    def _named(self, names: tuple[str, ...]) -> Classes:
+        digest = sha256_bytes("\n".join(names).encode("utf-8", "surrogateescape"))[:8]
+        return Classes(len(names), f"parquet-{self._label}-{digest}", tuple(map(printable, names)))
+
+    def _described_names(self, paths: list[str]) -> tuple[str, ...] | None:
+        """Class names in the hub's description of the columns; UserError if two files have different ones."""
+        found: dict[tuple[str, ...], str] = {}
+        for path in paths:
+            schema = open_parquet(self._store, path).schema_arrow
+            names = _class_names((schema.metadata or {}).get(b"huggingface"), str(self._label))
+            if names:
+                found.setdefault(names, path)
+        if len(found) > 1:
+            first, second = list(found.values())[:2]
+            raise UserError(
+                f"{self._store.url}: {self._label} has other class names in {printable(first)} than in "
+                f"{printable(second)}; add the folder of one of them to data.source.url"
+            )
+        return next(iter(found), None)
+
+    def _labels_of(self, path: str) -> NDArray[Any]:
+        """Labels of a file, int64 or texts; UserError unless they are integers from 0 or names."""
+        column = open_parquet(self._store, path).read([self._label])[self._label]
+        where = f"{self._store.url}/{printable(path)}: {self._label}"
+        if not len(column):
             return np.empty(0, np.int64)
+        if is_text(column.type):
+            texts = column.to_pylist()
+            if missing := sum(text is None or not text for text in texts):
+                raise UserError(
+                    f"{where} is missing in {missing:,} of {len(texts):,} rows; each needs a class"
+                )
+            return np.array([composed(text) for text in texts], np.str_)
+        labels: NDArray[Any] = np.asarray(column.to_numpy())
         if labels.dtype.kind not in "iub":
             raise UserError(
-                f"{where} is of {labels.dtype} or has missing values; classes are integers from 0"
+                f"{where} is of {labels.dtype} or has missing values; classes are integers from 0, or names"
             )
         if labels.min() < 0:
             raise UserError(f"{where} holds {labels.min()}; classes are integers from 0")
@@ -216,4 +272,4 @@ def _class_names(description: bytes | None, label: str) -> tuple[str, ...] | Non
         names = feature.get("names")
     except (ValueError, AttributeError):
         return None
-    return tuple(map(str, names)) if names else None
+    return tuple(composed(str(name)) for name in names) if names else None

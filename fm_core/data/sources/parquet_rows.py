@@ -162,6 +162,15 @@ def _is_list(kind: Any) -> bool:
     return any(getattr(types, test)(kind) for test in ("is_list", "is_large_list", "is_fixed_size_list"))
 
 
+def is_text(kind: Any) -> bool:
+    """Whether the values of a type are texts, or numbers of texts in a dictionary."""
+    from pyarrow import types
+
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+
+
 def largest_value(file: Any, column: str) -> int | None:
     """Largest integer in the lists of a column, or the first largest of a group above 1; None without any."""
     largest: int | None = None

@@ -1,9 +1,16 @@
-"""Local copies of a source that cannot be read in a random order: made once per node, removed afterwards."""
+"""Local copies of a source that cannot be read in a random order: made once per node, removed afterwards.
 
+The last process that reads them removes them, at its end if not before. Copies that a killed process left are
+removed by the next one that makes some, a day later.
+"""
+
+import atexit
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,6 +21,8 @@ from fm_core.storage.local_paths import private_temporary_folder
 
 COMPLETE = "ready"
 """File that is written when the copies are complete."""
+STALE_SECONDS = 86_400
+"""Age from which copies that no process reads are removed."""
 
 
 class ScratchFolder:
@@ -31,7 +40,10 @@ class ScratchFolder:
         than `bytes_needed` free, or becomes full, or if the folder belongs to somebody else.
         """
         path = self._path()
+        _remove_stale(path.parent, time.time() - STALE_SECONDS)
         with file_lock(path.with_suffix(".lock")):
+            atexit.unregister(self._remove_at_exit)
+            atexit.register(self._remove_at_exit, path, os.getpid())
             if self._use is None:
                 self._use = path.with_suffix(".users").open("ab")
                 fcntl.flock(self._use, fcntl.LOCK_SH)
@@ -64,19 +76,38 @@ class ScratchFolder:
     def remove(self) -> None:
         """Remove the copies, if there are any and no other process reads them; the lock files stay."""
         self.leave()
-        path = self._path()
-        with file_lock(path.with_suffix(".lock")), path.with_suffix(".users").open("ab") as use:
-            try:
-                fcntl.flock(use, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return
-            shutil.rmtree(path, ignore_errors=True)
+        atexit.unregister(self._remove_at_exit)
+        _remove_unused(self._path())
+
+    def _remove_at_exit(self, path: Path, process: int) -> None:
+        """Remove what nobody released, as a process of a flow run may write a part of the shards only."""
+        self.leave()
+        if process == os.getpid() and path.exists():
+            with suppress(OSError):
+                _remove_unused(path)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_use": None}
 
     def _path(self) -> Path:
         return private_temporary_folder("flow-matching-sources", _variable()) / self._name
+
+
+def _remove_unused(path: Path) -> None:
+    with file_lock(path.with_suffix(".lock")), path.with_suffix(".users").open("ab") as use:
+        try:
+            fcntl.flock(use, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove_stale(parent: Path, before: float) -> None:
+    """Remove copies that were made before a time and that no process reads."""
+    for mark in parent.glob(f"*/{COMPLETE}"):
+        with suppress(OSError):
+            if mark.stat().st_mtime < before:
+                _remove_unused(mark.parent)
 
 
 def _variable() -> str:

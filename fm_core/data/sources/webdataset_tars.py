@@ -16,7 +16,7 @@ from fm_core.data.manifest import Input, Interpretation
 from fm_core.data.sources.archive_readers import IMAGE_SUFFIXES, ArchiveGroup
 from fm_core.data.sources.base import UNLABELED, Classes
 from fm_core.data.sources.class_folders import classes_of, describe_classes, ordered, untrained_numbers
-from fm_core.data.sources.file_listing import count_endings, list_files, printable, state_of
+from fm_core.data.sources.file_listing import composed, count_endings, list_files, printable, state_of
 from fm_core.data.sources.image_collection import (
     FoundImages,
     ImageCollection,
@@ -25,8 +25,9 @@ from fm_core.data.sources.image_collection import (
     pixel_rules,
 )
 from fm_core.data.sources.scratch_folder import ScratchFolder
+from fm_core.data.sources.split_conflicts import splits_of_data_files
 from fm_core.data.sources.split_selection import assign_rows, choose_splits, describe_choice, left_alone
-from fm_core.data.sources.splits import split_of_data_file
+from fm_core.data.sources.split_words import split_of_folder
 from fm_core.data.sources.tar_archive import TarArchive
 from fm_core.errors import UserError
 from fm_core.storage.store import Store
@@ -63,10 +64,11 @@ class WebDatasetSource(ImageFileSource):
         group = ArchiveGroup(list(tars.items()))
         numbers = {key: number for number, key in enumerate(group.keys)}
         rows: dict[str | None, list[int]] = {}
+        tars_of: dict[str | None, list[str]] = {}
         labels: dict[int, int | str] = {}
         captions = unlabeled = without_image = 0
-        for name in sorted(tars):
-            split = split_of_data_file(name)
+        split_of = splits_of_data_files(sorted(tars), self._url)
+        for name, split in split_of.items():
             tar = tars[name]
             read = partial(_read_member, tar, name)
             for sample in samples_of(name, tar, self._url):
@@ -74,7 +76,11 @@ class WebDatasetSource(ImageFileSource):
                 if image is None:
                     without_image += 1
                     continue
-                rows.setdefault(split, []).append(numbers[image])
+                # A tar of a name without a split may hold a folder for each.
+                inner = split or _split_within(image[len(name) + 1 :])
+                rows.setdefault(inner, []).append(numbers[image])
+                if name not in tars_of.setdefault(inner, []):
+                    tars_of[inner].append(name)
                 label = None if self._field is None else self._label_of(sample, read)
                 if label is None:
                     unlabeled += 1
@@ -98,7 +104,7 @@ class WebDatasetSource(ImageFileSource):
             return split == "val" or not labels or _valid(labels.get(number) for number in rows[split])
 
         def describe(split: str | None) -> str:
-            of = [name for name in sorted(tars) if split_of_data_file(name) == split]
+            of = tars_of[split]
             return f"{len(of)} tars, {printable(of[0])} first ({len(rows[split]):,} samples)"
 
         choice = choose_splits(list(rows), self._url, usable)
@@ -194,7 +200,7 @@ class WebDatasetSource(ImageFileSource):
             if field == "json":
                 value = cast(dict[str, Any], value).get(str(self._field)) if isinstance(value, dict) else None
             if isinstance(value, str):
-                text = value.strip()
+                text = composed(value.strip())
                 value = int(text) if text.lstrip("-").isdecimal() else text
             if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
                 continue
@@ -226,6 +232,11 @@ class WebDatasetSource(ImageFileSource):
             numbers = {number: in_order[name] for number, name in names.items()}
         table[list(numbers)] = list(numbers.values())
         return classes, table
+
+
+def _split_within(path: str) -> str | None:
+    """Split of a file in a tar by its folders."""
+    return next((kind for name in path.split("/")[:-1] if (kind := split_of_folder(name))), None)
 
 
 def _is_label_file(path: str) -> bool:
