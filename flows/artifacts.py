@@ -63,7 +63,8 @@ def dataset_card(config: RunConfig, result: StageResult) -> None:
     """Table of the manifest's entries."""
     from fm_core.data.manifest import load_manifest
 
-    manifest = load_manifest(config.data.root, config.data.name)
+    root, name, _ = result.paths["manifest"].rsplit("/", 2)  # the configuration may not name the data set
+    manifest = load_manifest(root, name)
     record = manifest.model_dump(mode="json", exclude={"shards"})
     record |= {"shards": len(manifest.shards), "bytes": sum(shard.bytes for shard in manifest.shards)}
     rows = [{"fact": key, "value": value} for key, value in flatten_record(record)]

@@ -86,12 +86,15 @@ def _healthy() -> bool:
 
 
 def server_away(error: BaseException) -> bool:
-    """Whether an error of Prefect's client ends by itself: no connection, a timeout, overload."""
+    """Whether an error of Prefect's client ends by itself: no connection, a timeout, overload.
+
+    httpx wraps every error of a socket; another OSError is one of a file that an update reads.
+    """
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, httpx.HTTPStatusError):
             return cause.response.status_code in (408, 429) or cause.response.status_code >= 500
-        if isinstance(cause, httpx.TransportError | OSError):
+        if isinstance(cause, httpx.TransportError | ConnectionError | TimeoutError):
             return True
         cause = cause.__cause__ or cause.__context__
     return False

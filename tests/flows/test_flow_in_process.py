@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from prefect import Flow, get_client
 from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter, LogFilter
 from prefect.client.schemas.objects import Artifact, FlowRun, State, TaskRun
@@ -14,10 +16,17 @@ from prefect.testing.utilities import prefect_test_harness
 from flows.presets import Digits
 from flows.reproduce import reproduce_paper
 from flows.stages import train_model
-from flows.train import train_digits, train_imagenet64
+from flows.train import train_digits, train_imagenet64, train_images
 from fm_core.commands import stage_function
+from fm_core.evaluation.features import classifier_features
+from fm_core.evaluation.features.classifier import train_classifier
 from tests.support.demo_project import SMALL_NETWORK
 from tests.support.operator import PATIENCE_SECONDS, until
+from tests.support.photographs import write_tree
+from tests.support.source_cases import numbers_by_class, tree
+
+PETS = {"cat": list(range(20)), "dog": list(range(100, 120))}
+"""Numbers of the pictures of each class."""
 
 
 @dataclass
@@ -38,9 +47,9 @@ def call() -> Iterator[Callable[..., EndedFlow]]:
         yield called
 
 
-def called(flow: Flow[..., Any], config: dict[str, Any], stages: int = 0) -> EndedFlow:
+def called(flow: Flow[..., Any], config: dict[str, Any], stages: int = 0, **parameters: Any) -> EndedFlow:
     """Call the flow, and wait until the server has the task runs of so many stages."""
-    state = flow(config, return_state=True)
+    state = flow(config=config, return_state=True, **parameters)
     run_id = state.state_details.flow_run_id
     this = FlowRunFilter.model_validate({"id": {"any_": [run_id]}})
     with get_client(sync_client=True) as client:
@@ -151,3 +160,38 @@ def test_the_papers_comparison_says_what_it_takes_and_shows_its_tables_and_figur
     for image in drawn.values():
         assert image.startswith("data:image/")
         assert len(image) < 210_000
+
+
+@pytest.fixture(scope="module")
+def own_images_run(call, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, EndedFlow]:
+    """`train-images` on 40 pictures of two classes, with a configuration file."""
+    folder = tmp_path_factory.mktemp("own-images")
+    files = {f"{name}/{number}.png": number for name, numbers in PETS.items() for number in numbers}
+    write_tree(folder / "pets", tree(files))
+    small = {
+        "run": {"name": "pets"},
+        "data": {"source": {"url": str(folder / "pets"), "image_size": 8, "resize": "exact"}},
+        "model": SMALL_NETWORK,
+        "train": {"images": 64, "global_batch": 16, "log_images": 32, "warmup_images": 0},
+        "sample": {"images": 16, "solver": "euler", "steps": 2},
+        "evaluate": {"likelihood": {"images": 0}},
+        "launch": {"kind": "debug", "threads": 1},
+    }
+    (folder / "pets.yaml").write_text(yaml.safe_dump(small))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(classifier_features, "train_classifier", partial(train_classifier, steps=5))
+        keys = places(folder, "pets")
+        return folder, call(train_images, keys, stages=5, config_file=str(folder / "pets.yaml"))
+
+
+def test_own_images_are_trained_on_to_the_end(own_images_run):
+    folder, ended = own_images_run
+    assert ended.state.type == "COMPLETED", ended.state.message
+    stages = [task.name.split("[")[0] for task in ended.task_runs]
+    assert sorted(stages) == ["evaluate", "report", "sample", "shard", "train"]
+    assert {"run:pets", "data:pets"} <= set(ended.run.tags)
+    assert [line for line in ended.log if "could not create" in line] == []
+    assert {"dataset-card", "sample-grid", "loss-curve", "scores"} <= set(ended.artifacts)
+    assert (folder / "runs" / "pets" / "report.html").exists()
+    written = [numbers_by_class(folder / "datasets" / "pets", split) for split in ("train", "val")]
+    assert {name: sorted(written[0][name] + written[1].get(name, [])) for name in PETS} == PETS

@@ -11,6 +11,8 @@ from flows import artifacts, last_updates, progress_report
 from flows.last_updates import LastUpdates, server_away
 from flows.progress_report import ProgressReport
 from fm_core.config import RunConfig
+from fm_core.data.manifest import load_manifest
+from fm_core.errors import UserError
 from fm_core.run.progress import Progress
 from fm_core.run.results import StageResult
 
@@ -163,4 +165,13 @@ def test_which_answers_are_worth_another_try(status: int, away: bool):
     error = httpx.HTTPStatusError("x", request=request, response=httpx.Response(status, request=request))
     assert server_away(error) is away
     assert server_away(httpx.ReadTimeout("slow"))
+    assert server_away(ConnectionRefusedError())
     assert not server_away(ValueError("nothing to draw"))
+
+
+def test_a_file_that_an_update_cannot_read_is_no_absent_server(tmp_path):
+    with pytest.raises(UserError) as caught:
+        load_manifest(str(tmp_path), "none")
+    assert isinstance(caught.value.__context__, FileNotFoundError)
+    assert not server_away(caught.value)
+    assert not server_away(PermissionError(13, "Permission denied"))

@@ -15,7 +15,7 @@ _BY_NEED = {
         "interrupted_demo",
         "small_disk",
     ),
-    "a Prefect server and worker": ("served", "operator", "comparison_run"),
+    "a Prefect server and worker": ("served", "operator", "comparison_run", "own_images_run"),
     "a browser": ("window", "browser"),
     "PostgreSQL": ("postgres", "team"),
     "two hosts over ssh": ("pair", "ssh_attempts", "ssh_run", "stored_run"),
