@@ -10,7 +10,7 @@ import pytest
 from infra.chaos_faults.campaign import ChaosCampaign
 from tests.support import ROOT
 
-SEED, IMAGES = 3, 640
+SEED, IMAGES = 3, 480
 QUICK = ("kill", "freeze", "unmount", "full disk", "error of a system call", "clock step", "stop request")
 
 
