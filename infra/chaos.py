@@ -48,12 +48,12 @@ def main() -> int:
     least = int(options.minutes // 30) if options.at_least is None else options.at_least
     try:
         campaign = ChaosCampaign(directory, options.seed, options.minutes, options.images, options.only)
+        for name, reason in campaign.not_run.items():
+            print(f"not run: {name}: {reason}", flush=True)
+        campaign.run(options.episodes)
     except ValueError as error:
         print(f"chaos: {error}", file=sys.stderr)
         return 2
-    for name, reason in campaign.not_run.items():
-        print(f"not run: {name}: {reason}", flush=True)
-    campaign.run(options.episodes)
     print(campaign.table(least))
     return int(bool(campaign.violations() or campaign.missing(least)))
 

@@ -230,7 +230,7 @@ def _choose(
 
 
 def _cause(checkpoints: CheckpointCatalog, error: Exception) -> Exception:
-    """The error, or that the place is out of sight, which explains any other."""
+    """The error, or that the place is not mounted, which explains any other."""
     try:
         checkpoints.access.check()
     except (LeaseLostError, UserError) as cause:

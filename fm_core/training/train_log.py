@@ -55,7 +55,7 @@ class TrainLog:
     def forget_after(self, step: int) -> None:
         """Set aside the lines of steps that a resumed run will train again.
 
-        Raises OSError, also where the run directory is out of sight: its lines would be there twice later.
+        Raises OSError, also where the run directory is not mounted: its lines would be there twice later.
         """
         self._check_sight()
         self._waiting = [(path, record) for path, record in self._waiting if record["step"] <= step]

@@ -1,5 +1,6 @@
 """A sequence of episodes within a budget of minutes: its state on disk, its deck of faults, and its table."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -91,7 +92,18 @@ class ChaosCampaign:
         }
 
     def run(self, episodes: int | None = None) -> None:
-        """Run episodes until the minutes are spent, or until there are so many."""
+        """Run episodes until the minutes are spent, or until there are so many.
+
+        Raises ValueError where another process does so in the same directory.
+        """
+        with (self.directory / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"another chaos test runs in {self.directory}") from None
+            self._run(episodes)
+
+    def _run(self, episodes: int | None) -> None:
         work = self.directory / "work"
         shutil.rmtree(work, ignore_errors=True)  # of an episode that was interrupted
         reference = self._reference()

@@ -1,5 +1,6 @@
 """A short chaos test: the disturbed run equals the undisturbed one, and its record can be continued."""
 
+import fcntl
 import json
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 from infra.chaos_faults.campaign import ChaosCampaign
 from tests.support import ROOT
 
-SEED, IMAGES = 3, 640
+SEED, IMAGES = 3, 480
 QUICK = ("kill", "freeze", "unmount", "full disk", "error of a system call", "clock step", "stop request")
 
 
@@ -51,6 +52,13 @@ def test_the_record_of_another_seed_is_refused(tmp_path):
     ChaosCampaign(tmp_path, 1, 1.0, IMAGES)._save()
     with pytest.raises(ValueError, match="another seed or size"):
         ChaosCampaign(tmp_path, 2, 1.0, IMAGES)
+
+
+def test_two_campaigns_do_not_share_a_directory(tmp_path):
+    with (tmp_path / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match="another chaos test runs in"):
+            ChaosCampaign(tmp_path, 1, 1.0, IMAGES).run()
 
 
 def test_the_deck_begins_with_what_occurred_least(tmp_path):
