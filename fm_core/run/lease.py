@@ -158,7 +158,7 @@ class Lease:
             record = self._checked(self.record() or self._removed(facts), facts)
             beat = {"heartbeat": self._wall_clock(), "beats": record.get("beats", 0) + 1}
             self._own = {key: value for key, value in record.items() if key != "schema"} | beat
-            write_json(self.path, self._own)
+            write_json(self.path, self._own, parents=False)
 
     @contextmanager
     def keep_alive(
@@ -209,9 +209,7 @@ class Lease:
         Without `create`, FileNotFoundError is raised where no lease was ever taken. The file of the guard is
         never removed, so this tells an empty mount point from a lock file that was removed.
         """
-        if not create:
-            self._guard.stat()
-        with file_lock(self._guard):
+        with file_lock(self._guard, create=create):
             yield
 
     def _take(self, holder: Mapping[str, Any], epoch: int | None, facts: Mapping[str, Any]) -> int:

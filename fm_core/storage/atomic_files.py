@@ -15,17 +15,19 @@ SCHEMA = 1
 """Version of every JSON file of a run directory."""
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, parents: bool = True) -> None:
     """Replace a file atomically, in UTF-8; see `write_bytes`."""
-    write_bytes(path, text.encode())
+    write_bytes(path, text.encode(), parents)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes, parents: bool = True) -> None:
     """Replace a file atomically: a reader sees the old content or the new, even after a power loss.
 
-    The file is on the disk before it gets its name. If anything fails, the old file stays.
+    The file is on the disk before it gets its name. If anything fails, the old file stays. `parents` creates
+    its folder if that is missing.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if parents:
+        path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -85,9 +87,9 @@ def create_exclusively(path: Path, content: bytes) -> bool:
     return path.read_bytes() == content
 
 
-def write_json(path: Path, record: Mapping[str, Any]) -> None:
-    """Replace a JSON file atomically; the schema version goes first."""
-    write_text(path, json.dumps({"schema": SCHEMA, **record}, indent=1, allow_nan=False) + "\n")
+def write_json(path: Path, record: Mapping[str, Any], parents: bool = True) -> None:
+    """Replace a JSON file atomically, as `write_bytes`; the schema version goes first."""
+    write_text(path, json.dumps({"schema": SCHEMA, **record}, indent=1, allow_nan=False) + "\n", parents)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

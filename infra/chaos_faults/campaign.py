@@ -96,7 +96,7 @@ class ChaosCampaign:
 
         Raises ValueError where another process does so in the same directory.
         """
-        with (self.directory / "lock").open("w") as lock:
+        with (self.directory / "lock").open("w", encoding="utf-8") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -65,7 +65,9 @@ def tensor_problems(folder: Path, expected: Path) -> list[str]:
 
 def state_problems(folder: Path, expected: Path) -> list[str]:
     """What differs between the training states of two checkpoints."""
-    found, reference = (json.loads((path / "state.json").read_text()) for path in (folder, expected))
+    found, reference = (
+        json.loads((path / "state.json").read_text(encoding="utf-8")) for path in (folder, expected)
+    )
     return [
         f"{folder.name}/state.json: {key} is {found.get(key)!r}, not {reference.get(key)!r}"
         for key in sorted((found.keys() | reference.keys()) - TIMED_STATE)
@@ -76,7 +78,7 @@ def state_problems(folder: Path, expected: Path) -> list[str]:
 def hash_problems(folder: Path) -> list[str]:
     """Files of a checkpoint that do not match its COMPLETE."""
     try:
-        files = json.loads((folder / "COMPLETE").read_text())["files"]
+        files = json.loads((folder / "COMPLETE").read_text(encoding="utf-8"))["files"]
     except (OSError, ValueError, KeyError) as error:
         return [f"{folder.name}: COMPLETE cannot be read: {error}"]
     problems: list[str] = []
@@ -96,15 +98,19 @@ def final_problems(run: Path, checkpoints: Path, reference: Path, reference_chec
     problems: list[str] = []
     for name in ("metrics.jsonl", "held_out.jsonl"):
         try:
-            lines = [json.loads(line) for line in (run / "train" / name).read_text().splitlines()]
+            lines = [
+                json.loads(line) for line in (run / "train" / name).read_text(encoding="utf-8").splitlines()
+            ]
         except (OSError, ValueError) as error:
             problems.append(f"{name} cannot be read: {error}")
             continue
-        expected = [json.loads(line) for line in (reference / "train" / name).read_text().splitlines()]
+        expected = [
+            json.loads(line) for line in (reference / "train" / name).read_text(encoding="utf-8").splitlines()
+        ]
         problems += line_problems(name, lines, expected)
-    done = json.loads((reference / "train" / "DONE.json").read_text())
+    done = json.loads((reference / "train" / "DONE.json").read_text(encoding="utf-8"))
     try:
-        mine = json.loads((run / "train" / "DONE.json").read_text())
+        mine = json.loads((run / "train" / "DONE.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         return [*problems, f"DONE.json cannot be read: {error}"]
     if mine["checkpoint"] != done["checkpoint"]:

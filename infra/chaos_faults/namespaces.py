@@ -49,7 +49,7 @@ def prepare() -> None:
 
 def run(*command: object) -> None:
     """Run a command that must succeed. Raises RuntimeError with what it said."""
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    done = subprocess.run([str(part) for part in command], capture_output=True, encoding="utf-8")
     if done.returncode:
         raise RuntimeError(f"{' '.join(map(str, command))}: {done.stderr.strip()}")
 

@@ -63,7 +63,7 @@ def compile_library(folder: Path) -> Path:
     """Compile the library into a folder. Raises RuntimeError with what the compiler said."""
     library = folder / "injection.so"
     command = [compiler() or "cc", "-shared", "-fPIC", "-O2", "-o", str(library), str(SOURCE), "-ldl"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8")
     if done.returncode:
         raise RuntimeError(f"{SOURCE} does not compile: {done.stderr.strip()}")
     return library

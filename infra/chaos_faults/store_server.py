@@ -48,7 +48,7 @@ class ObjectStore:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                text=True,
+                encoding="utf-8",
                 cwd=Path(__file__).resolve().parents[2],
             )
         self._read()
@@ -105,12 +105,14 @@ class ObjectStore:
 
     def owned(self) -> bool:
         """Whether a run has claimed the place."""
-        return self.snapshots.exists() and '"owned": true' in self.snapshots.read_text()
+        return self.snapshots.exists() and '"owned": true' in self.snapshots.read_text(encoding="utf-8")
 
     def watched(self, kept: int) -> RetentionWatch:
         """What was seen of the checkpoints in the bucket."""
         watch = RetentionWatch(kept)
-        for line in self.snapshots.read_text().splitlines() if self.snapshots.exists() else []:
+        for line in (
+            self.snapshots.read_text(encoding="utf-8").splitlines() if self.snapshots.exists() else []
+        ):
             record = json.loads(line)
             present = {int(step): CompleteCheckpoint(**facts) for step, facts in record["present"].items()}
             watch.observe(Snapshot(present, set(record["removing"]), set(record["aside"])))
