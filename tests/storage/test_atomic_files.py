@@ -5,6 +5,7 @@ import pytest
 
 from fm_core.errors import UserError
 from fm_core.storage.atomic_files import append_line, read_json, read_lines, write_json, write_text
+from fm_core.storage.file_lock import file_lock
 
 
 class PowerCut(BaseException):
@@ -100,3 +101,15 @@ def test_a_line_cut_short_costs_only_itself(tmp_path):
     append_line(path, {"step": 3})
     append_line(path, {"step": 4})
     assert [line["step"] for line in read_lines(path)] == [0, 1, 3, 4]
+
+
+def test_nothing_is_created_in_a_folder_that_has_vanished(tmp_path):
+    away = tmp_path / "unmounted"
+    with pytest.raises(FileNotFoundError), file_lock(away / ".lock.guard", create=False):
+        pass
+    with pytest.raises(FileNotFoundError):
+        write_json(away / "lock", {"beats": 1}, parents=False)
+    assert list(tmp_path.iterdir()) == []
+    with file_lock(away / ".lock.guard"):
+        write_json(away / "lock", {"beats": 1}, parents=False)
+    assert read_json(away / "lock") == {"schema": 1, "beats": 1}
