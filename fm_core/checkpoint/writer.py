@@ -90,7 +90,7 @@ class CheckpointWriter:
         try:
             action()
         except (OSError, UnreachableError) as error:
-            with suppress(OSError):  # what is told is the error of the checkpoint
+            with suppress(OSError):  # what is reported is the error of the checkpoint
                 self.place.fence.check()  # a successor may be what was in the way
             message = " ".join(str(error).split())
             number = error.errno if isinstance(error, OSError) else None

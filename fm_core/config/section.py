@@ -35,8 +35,8 @@ def _add_aliases(schema: dict[str, Any], section: type[BaseModel]) -> None:
     """Let a closed schema accept the aliases too; forms do not send a key without a default."""
     for alias, key in cast(type[Section], section).aliases.items():
         described = schema["properties"][key]
-        kept = {name: value for name, value in described.items() if name not in ("default", "position")}
-        schema["properties"][alias] = {**kept, "title": f"{alias} (alias of {key})", "deprecated": True}
+        shared = {name: value for name, value in described.items() if name not in ("default", "position")}
+        schema["properties"][alias] = {**shared, "title": f"{alias} (alias of {key})", "deprecated": True}
 
 
 class Section(BaseModel):

@@ -37,14 +37,14 @@ MISSING = {
 
 def capabilities() -> set[str]:
     """What this machine allows."""
-    found: set[str] = set()
+    possible: set[str] = set()
     if namespaces.is_isolated():
-        found |= {"mounts", "hosts"} | ({"network"} if shutil.which("ip") else set())
+        possible |= {"mounts", "hosts"} | ({"network"} if shutil.which("ip") else set())
     if preload.compiler():
-        found.add("compiler")
+        possible.add("compiler")
     if store_server.available():
-        found.add("store")
-    return found
+        possible.add("store")
+    return possible
 
 
 class ChaosCampaign:
@@ -55,7 +55,7 @@ class ChaosCampaign:
     ) -> None:
         """Continue what an earlier call in the directory has begun.
 
-        `only` names the kinds of faults to inject, whole or up to the colon; by default all of them.
+        `only` names the kinds of faults to inject, in full or up to the colon; by default all of them.
         Raises ValueError for another seed, and for a kind that does not exist.
         """
         self.directory, self.seed, self.minutes, self.images = directory, seed, minutes, images
@@ -124,7 +124,7 @@ class ChaosCampaign:
             print(_line(result, self.record["seconds"]), flush=True)
 
     def violations(self) -> list[str]:
-        """Every violation, with its episode and what was kept of it."""
+        """Every violation, with its episode and the folder with its files."""
         return [
             f"seed {self.seed}, episode {episode['number']}: {violation} ({episode['kept']})"
             for episode in self.record["episodes"]

@@ -39,9 +39,9 @@ class Snapshot:
 class RetentionWatch:
     """Judges every checkpoint that goes away between two snapshots."""
 
-    def __init__(self, kept: int) -> None:
-        """`kept`: how many of the newest checkpoints stay, beside the best."""
-        self.kept = kept
+    def __init__(self, retained: int) -> None:
+        """`retained`: how many of the newest checkpoints stay, beside the best."""
+        self.retained = retained
         self.problems: list[str] = []
         self.set_aside: list[str] = []
         self.completed = self.removed = 0
@@ -59,13 +59,13 @@ class RetentionWatch:
                 continue
             del self._known[fingerprint]
             self.removed += 1
-            self._judge(step, checkpoint, now.present)
+            self._check_removal(step, checkpoint, now.present)
         for step, checkpoint in now.present.items():
             if checkpoint.fingerprint not in self._known:
                 self._known[checkpoint.fingerprint] = (step, checkpoint)
                 self.completed += 1
 
-    def _judge(
+    def _check_removal(
         self, step: int, checkpoint: CompleteCheckpoint, present: Mapping[int, CompleteCheckpoint]
     ) -> None:
         if any(f"({checkpoint.fingerprint[:8]}) was set aside" in message for message in self.set_aside):
@@ -73,10 +73,10 @@ class RetentionWatch:
             return
         newer = [other for other in present if other > step]
         losses = [other.loss for other in present.values() if other.loss is not None]
-        if len(newer) < self.kept:
+        if len(newer) < self.retained:
             self.problems.append(
                 f"checkpoint {step} was deleted while only {sorted(present)} were there "
-                f"(the newest {self.kept} stay)"
+                f"(the newest {self.retained} stay)"
             )
         elif checkpoint.loss is not None and (not losses or checkpoint.loss < min(losses)):
             self.problems.append(f"checkpoint {step}, the best (loss {checkpoint.loss}), was deleted")
@@ -85,8 +85,8 @@ class RetentionWatch:
 class FolderWatch:
     """Watches a folder of checkpoints from a thread."""
 
-    def __init__(self, folder: Path, kept: int) -> None:
-        self.folder, self.retention = folder, RetentionWatch(kept)
+    def __init__(self, folder: Path, retained: int) -> None:
+        self.folder, self.retention = folder, RetentionWatch(retained)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()

@@ -81,7 +81,7 @@ class Episode:
         self._began = time.monotonic()
 
     def run(self) -> EpisodeResult:
-        """Run it to its end and judge it."""
+        """Run it to its end and check the invariants."""
         folder_watch = FolderWatch(self._checkpoints(), KEPT) if self.lab.checkpoint_disk else None
         try:
             self._disturb()
@@ -92,7 +92,7 @@ class Episode:
         watches = [folder_watch.close()] if folder_watch else []
         if self.lab.store:
             watches.append(self.lab.store.watched(KEPT))
-        self._judge(watches)
+        self._check_invariants(watches)
         self.result.seconds = round(time.monotonic() - self._began, 1)
         self.result.faults = dict(self.counts)
         return self.result
@@ -215,13 +215,13 @@ class Episode:
         while (left := self.lab.training.processes()) and self._complete and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
         if left and self._complete:
-            names = ", ".join(f"{found.role} ({found.process.pid})" for found in left)
+            names = ", ".join(f"{member.role} ({member.process.pid})" for member in left)
             self.result.violations.append(f"still alive {END_SECONDS:g} s after the end: {names}")
-        for found in left:
-            found.process.kill()
+        for member in left:
+            member.process.kill()
         self._look_at_starts()
 
-    def _judge(self, watches: list[RetentionWatch]) -> None:
+    def _check_invariants(self, watches: list[RetentionWatch]) -> None:
         result, run = self.result, self.lab.run_disk.backing
         for watch in watches:
             result.violations += watch.problems

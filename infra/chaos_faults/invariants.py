@@ -54,24 +54,24 @@ def tensor_problems(folder: Path, expected: Path) -> list[str]:
     problems = [f"{folder.name}: no {name}" for name in sorted(right - names)]
     problems += [f"{folder.name}: unexpected {name}" for name in sorted(names - right)]
     for name in sorted(names & right):
-        found, reference = load_file(folder / name), load_file(expected / name)
-        for tensor in sorted(found.keys() | reference.keys()):
-            if tensor not in found or tensor not in reference:
+        actual, reference = load_file(folder / name), load_file(expected / name)
+        for tensor in sorted(actual.keys() | reference.keys()):
+            if tensor not in actual or tensor not in reference:
                 problems.append(f"{folder.name}/{name}: {tensor} is only in one of both")
-            elif _bits(found[tensor]) != _bits(reference[tensor]):
+            elif _bits(actual[tensor]) != _bits(reference[tensor]):
                 problems.append(f"{folder.name}/{name}: {tensor} differs")
     return _shortened(problems)
 
 
 def state_problems(folder: Path, expected: Path) -> list[str]:
     """What differs between the training states of two checkpoints."""
-    found, reference = (
+    actual, reference = (
         json.loads((path / "state.json").read_text(encoding="utf-8")) for path in (folder, expected)
     )
     return [
-        f"{folder.name}/state.json: {key} is {found.get(key)!r}, not {reference.get(key)!r}"
-        for key in sorted((found.keys() | reference.keys()) - TIMED_STATE)
-        if found.get(key) != reference.get(key)
+        f"{folder.name}/state.json: {key} is {actual.get(key)!r}, not {reference.get(key)!r}"
+        for key in sorted((actual.keys() | reference.keys()) - TIMED_STATE)
+        if actual.get(key) != reference.get(key)
     ]
 
 

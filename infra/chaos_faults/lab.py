@@ -33,7 +33,7 @@ class EpisodeLab:
 
     def live(self, role: str | None = None) -> list[RunProcess]:
         """The live processes of the run, or those with a role. NotNowError without any."""
-        matches = [found for found in self.training.processes() if role in (None, found.role)]
+        matches = [member for member in self.training.processes() if role in (None, member.role)]
         if not matches:
             raise NotNowError(f"no {role or 'process'} lives")
         return matches

@@ -18,15 +18,15 @@ FREEZE_SECONDS = (0.2, 2.0, 5.0, 12.0)
 def send(processes: list[RunProcess], number: signal.Signals) -> list[RunProcess]:
     """Send a signal; the processes that got it."""
     reached: list[RunProcess] = []
-    for found in processes:
+    for member in processes:
         with suppress(psutil.Error):
-            found.process.send_signal(number)
-            reached.append(found)
+            member.process.send_signal(number)
+            reached.append(member)
     return reached
 
 
 def _named(processes: list[RunProcess]) -> str:
-    return ", ".join(sorted({found.role for found in processes}))
+    return ", ".join(sorted({member.role for member in processes}))
 
 
 def _kill(role: str) -> Inject:
@@ -64,7 +64,7 @@ def take_over(lab: EpisodeLab, rng: Random) -> ActiveFault:
     if not epoch:
         raise NotNowError("no job holds the lease")
     frozen = send(lab.live(), signal.SIGSTOP)
-    frozen += send([found for found in lab.training.processes() if found not in frozen], signal.SIGSTOP)
+    frozen += send([member for member in lab.training.processes() if member not in frozen], signal.SIGSTOP)
     lab.host = lab.other_host if lab.host is None else None
     start = lab.start()
     before = lab.status_job()
@@ -120,9 +120,9 @@ def orphaned_uploads(lab: EpisodeLab, rng: Random) -> ActiveFault:
     def uploads() -> list[RunProcess]:
         record = read_record(lab.run_disk.backing / "train" / "afterwards.json")
         alive = lab.training.processes()
-        if record is None or any(found.role.startswith("rank") for found in alive):
+        if record is None or any(member.role.startswith("rank") for member in alive):
             return []
-        return [found for found in alive if found.role == "side"]
+        return [member for member in alive if member.role == "side"]
 
     def heal() -> None:
         killed.extend(send(uploads(), signal.SIGKILL))

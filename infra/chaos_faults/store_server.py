@@ -107,9 +107,9 @@ class ObjectStore:
         """Whether a run has claimed the place."""
         return self.snapshots.exists() and '"owned": true' in self.snapshots.read_text(encoding="utf-8")
 
-    def watched(self, kept: int) -> RetentionWatch:
+    def watched(self, retained: int) -> RetentionWatch:
         """What was seen of the checkpoints in the bucket."""
-        watch = RetentionWatch(kept)
+        watch = RetentionWatch(retained)
         for line in (
             self.snapshots.read_text(encoding="utf-8").splitlines() if self.snapshots.exists() else []
         ):

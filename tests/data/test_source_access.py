@@ -131,8 +131,11 @@ def test_sources_at_urls_are_read_as_local_ones(tmp_path, memory, files, kind, b
 
 
 def test_a_protocol_whose_package_is_missing_is_refused_in_one_line(tmp_path, monkeypatch):
-    known = sys.modules["fsspec.registry"].known_implementations
-    monkeypatch.setitem(known, "hf", {"class": "nowhere.Fs", "err": "Install huggingface_hub"})
+    registry = sys.modules["fsspec.registry"]
+    monkeypatch.setitem(
+        registry.known_implementations, "hf", {"class": "nowhere.Fs", "err": "Install huggingface_hub"}
+    )
+    monkeypatch.delitem(registry._registry, "hf", raising=False)  # another test may have used it
     source = SourceSection(format="parquet", url="hf://datasets/a/b", image_size=8)
     with pytest.raises(UserError, match="hf://datasets/a/b: Install huggingface_hub"):
         check_source(DataSection(root=str(tmp_path), name="set", source=source))

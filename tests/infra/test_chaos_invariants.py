@@ -86,7 +86,7 @@ def complete(*steps, losses=None):
 
 
 def watched(*snapshots):
-    watch = RetentionWatch(kept=2)
+    watch = RetentionWatch(retained=2)
     for present in snapshots:
         watch.observe(present if isinstance(present, Snapshot) else Snapshot(present))
     return watch

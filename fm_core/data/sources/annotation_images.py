@@ -45,10 +45,10 @@ def annotation_images(paths: Sequence[str]) -> set[str]:
     as 1_mask.png after 1.jpg. A class "mask" beside other classes is none of these.
     """
     folders = _annotation_folders(paths)
-    found = (
+    in_folders = (
         {path for path in paths if any(above in folders for above in _above(path))} if folders else set[str]()
     )
-    return found | _named_after_images([path for path in paths if path not in found])
+    return in_folders | _named_after_images([path for path in paths if path not in in_folders])
 
 
 def _annotation_folders(paths: Iterable[str]) -> set[str]:
@@ -60,13 +60,13 @@ def _annotation_folders(paths: Iterable[str]) -> set[str]:
             parent, _, name = above.rpartition("/")
             children.setdefault(parent, set()).add(name)
             above = parent
-    found: set[str] = set()
+    described: set[str] = set()
     for parent, names in children.items():
         annotations = {name for name in names if ANNOTATION_WORDS & set(humps_of(name))}
         images = {name for name in names - annotations if IMAGE_WORDS & set(humps_of(name))}
         if annotations and images:
-            found |= {f"{parent}/{name}".lstrip("/") for name in annotations}
-    return found
+            described |= {f"{parent}/{name}".lstrip("/") for name in annotations}
+    return described
 
 
 def _above(path: str) -> list[str]:
@@ -107,7 +107,7 @@ def refuse_pairs(keys: Sequence[str], classes: Sequence[str | None]) -> None:
         if name is not None:
             stems[name].add(key.partition(f"{name}/")[2].rpartition(".")[0])
     names = sorted(stems)
-    if len(names) < 2 or any(found != stems[names[0]] for found in stems.values()):
+    if len(names) < 2 or any(other != stems[names[0]] for other in stems.values()):
         return
     paired = all(humps_of(name) and not set(humps_of(name)) - words for name in names)
     if paired or len({stem.rpartition("/")[0] for stem in stems[names[0]]}) > 1:

@@ -57,7 +57,7 @@ def is_hidden(path: str) -> bool:
 def printable(name: str) -> str:
     """A file name for messages and records: line breaks and bytes that are not UTF-8 are shown escaped."""
     text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+    return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def composed(name: str) -> str:
@@ -119,10 +119,10 @@ def list_names(
     top = os.path.join(store.local, below) if below else str(store.local)  # noqa: PTH118
     if not os.path.isdir(top):  # noqa: PTH112
         return []
-    found = list(_walk(top, f"{below.rstrip('/')}/" if below else "", depth, max_files, frozenset()))
+    entries = list(_walk(top, f"{below.rstrip('/')}/" if below else "", depth, max_files, frozenset()))
     if empty_folders is not None:
-        empty_folders += [name for name in found if name.endswith("/")]
-    return sorted(name for name in found if not name.endswith("/"))
+        empty_folders += [name for name in entries if name.endswith("/")]
+    return sorted(name for name in entries if not name.endswith("/"))
 
 
 def remote_listing(store: Store, action: Callable[[], T]) -> T:
@@ -143,10 +143,10 @@ def remote_listing(store: Store, action: Callable[[], T]) -> T:
 def _found_at(store: Store, path: str, depth: int | None) -> dict[str, dict[str, object]]:
     """Properties of the files below a path of a remote store by their paths; empty without such a folder."""
     try:
-        found = remote_listing(store, lambda: store.filesystem.find(path, maxdepth=depth, detail=True))
+        listing = remote_listing(store, lambda: store.filesystem.find(path, maxdepth=depth, detail=True))
     except FileNotFoundError:
         return {}
-    return cast(dict[str, dict[str, object]], found)
+    return cast(dict[str, dict[str, object]], listing)
 
 
 def _walk(

@@ -227,7 +227,7 @@ def split_images(tree: _Tree, validation_images: int, seed: int) -> FoundImages:
     """
     left = sorted({place.split for place in tree.places if place.split not in (*READ, None)}, key=str)
     rows: dict[str | None, NDArray[np.int64]] = {
-        split: found for split in (*READ, None, *left) if len(found := tree.rows_of(split))
+        split: numbers for split in (*READ, None, *left) if len(numbers := tree.rows_of(split))
     }
     names = {split: tree.names_of(rows[split]) for split in (*READ, None) if split in rows}
     training = names.get("train", names.get(None, []))

@@ -161,13 +161,13 @@ class ParquetSource(ImageFileSource):
         first, kind = "", None
         for path in paths:
             with open_parquet(self._store, path) as file:
-                found = values_dtype(file.schema_arrow.field(self._image).type)
+                dtype = values_dtype(file.schema_arrow.field(self._image).type)
                 if not file.metadata.num_rows:
                     continue
-                bits = found is not None and found.kind in "iu" and found.name not in ("uint8", "uint16")
+                bits = dtype is not None and dtype.kind in "iu" and dtype.name not in ("uint8", "uint16")
                 if not bits or largest_value(file, self._image) != 1:
                     return
-                first, kind = first or path, kind or found
+                first, kind = first or path, kind or dtype
         if kind is not None:
             raise ambiguous_values(f"{self._url}/{printable(first)}: {self._image} (0 and 1 only)", str(kind))
 
@@ -197,9 +197,9 @@ class ParquetSource(ImageFileSource):
             )
         described = self._described_names(paths)
         if texts:
-            found = {str(name) for values in filled.values() for name in np.unique(values)}
-            self._refuse_captions(len(found), sum(map(len, filled.values())))
-            names = described if described and found <= set(described) else tuple(ordered(found))
+            class_names = {str(name) for values in filled.values() for name in np.unique(values)}
+            self._refuse_captions(len(class_names), sum(map(len, filled.values())))
+            names = described if described and class_names <= set(described) else tuple(ordered(class_names))
             numbers = {name: number for number, name in enumerate(names)}
             values = {path: [numbers[str(name)] for name in values] for path, values in labels.items()}
             return self._named(names), np.concatenate([np.array(v, np.int64) for v in values.values()])
@@ -226,19 +226,19 @@ class ParquetSource(ImageFileSource):
 
     def _described_names(self, paths: list[str]) -> tuple[str, ...] | None:
         """Class names in the hub's description of the columns; UserError if two files have different ones."""
-        found: dict[tuple[str, ...], str] = {}
+        descriptions: dict[tuple[str, ...], str] = {}
         for path in paths:
             schema = open_parquet(self._store, path).schema_arrow
             names = _class_names((schema.metadata or {}).get(b"huggingface"), str(self._label))
             if names:
-                found.setdefault(names, path)
-        if len(found) > 1:
-            first, second = list(found.values())[:2]
+                descriptions.setdefault(names, path)
+        if len(descriptions) > 1:
+            first, second = list(descriptions.values())[:2]
             raise UserError(
                 f"{self._store.url}: {self._label} has other class names in {printable(first)} than in "
                 f"{printable(second)}; add the folder of one of them to data.source.url"
             )
-        return next(iter(found), None)
+        return next(iter(descriptions), None)
 
     def _labels_of(self, path: str) -> NDArray[Any]:
         """Labels of a file, int64 or texts; UserError unless they are integers from 0 or names."""

@@ -141,8 +141,8 @@ def refuse_pooled(folder: ImageFolder, path: str = "") -> None:
 
 def _refuse_variants(names: Sequence[str], path: str) -> None:
     """Raise UserError if all folders are variants of a training set, e.g. train and train_clean."""
-    found = [split_and_rest(name) for name in names]
-    variants = [rest for kind, rest in found if kind == "train" and set(rest) <= VARIANTS]
+    splits = [split_and_rest(name) for name in names]
+    variants = [rest for kind, rest in splits if kind == "train" and set(rest) <= VARIANTS]
     if len(names) > 1 and len(variants) == len(names) and any(variants):
         raise _several("train", *(path + name for name in sorted(names)[:2]))
 
@@ -160,11 +160,11 @@ def refuse_pooled_files(paths: Sequence[str]) -> None:
 
 def _pooled_pair(names: Iterable[str]) -> tuple[str, str] | None:
     """A name of training images and one of validation or test images that differ in the split word only."""
-    found: dict[tuple[str, ...], dict[bool, str]] = {}
+    pairs: dict[tuple[str, ...], dict[bool, str]] = {}
     for name in filter(_SPLIT_WORD.search, names):
         kind, rest = split_and_rest(name)
         if kind:
-            pair = found.setdefault(rest, {})
+            pair = pairs.setdefault(rest, {})
             pair.setdefault(kind == "train", name)
             if len(pair) == 2:
                 return pair[True], pair[False]
