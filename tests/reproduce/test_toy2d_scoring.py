@@ -10,6 +10,7 @@ from fm_core.config import Toy2dSection
 from fm_core.method.registry import objective_named, path_named
 from fm_core.reproduce.toy2d.checkerboard import ENTROPY, WINDOW, grid_centers, points
 from fm_core.reproduce.toy2d.scoring import TRAJECTORY_TIMES, score_model
+from fm_core.storage.keyed_random import CURRENT, Domain, KeyedRandom
 
 PLANE = Toy2dSection(held_out=1100, samples=300, grid=24, nfe=(2, 4))
 STD, MEAN = 0.6, torch.tensor([0.5, -0.25])
@@ -25,9 +26,11 @@ class ToNormal(nn.Module):
 
 @pytest.fixture(scope="module")
 def evaluation():
-    heard = []
+    heard, random = [], KeyedRandom(CURRENT, 0, Domain.TOY2D_SCORING)
     objective = objective_named("flow-matching", path_named("optimal-transport"))
-    result = score_model(ToNormal(), objective, PLANE, 0, lambda share, what: heard.append((share, what)))
+    result = score_model(
+        ToNormal(), objective, PLANE, random, lambda share, what: heard.append((share, what))
+    )
     assert [share for share, _ in heard] == sorted(share for share, _ in heard)
     assert heard[-1][0] == 1
     return result
