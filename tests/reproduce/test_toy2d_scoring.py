@@ -41,7 +41,7 @@ def log_normal(x):
 
 
 def test_the_nll_is_that_of_the_normal_distribution_on_validation_points(evaluation):
-    exact = -log_normal(points(0, "plane-held-out", 0, 1100).double())
+    exact = -log_normal(points(KeyedRandom(CURRENT, 0, Domain.TOY2D_SCORING), 0, 1100).double())
     nll = evaluation.scores["nll"]
     assert nll["nats"] == pytest.approx(float(exact.mean()), abs=1e-4)
     assert nll["bits"] == pytest.approx(nll["nats"] / math.log(2))
@@ -52,7 +52,10 @@ def test_the_nll_is_that_of_the_normal_distribution_on_validation_points(evaluat
 
 
 def test_validation_points_are_no_training_points():
-    assert not torch.equal(points(0, "plane-held-out", 0, 64), points(0, "plane-data", 0, 64))
+    held_out, training = (
+        points(KeyedRandom(CURRENT, 0, domain), 0, 64) for domain in (Domain.TOY2D_SCORING, Domain.TOY2D)
+    )
+    assert not torch.equal(held_out, training)
 
 
 def test_the_density_image_is_the_density(evaluation):
