@@ -37,7 +37,6 @@ SHORT_MODULES = {
     "fm_core.launch.local": "one launcher",
     "fm_core.launch.rank_errors": "one table of errors that a restart cannot help",
     "fm_core.launch.run_jobs": "all jobs of a run, for cancellation",
-    "fm_core.method.couplings": "the base class that couplings extend",
     "fm_core.method.guidance": "one technique",
     "fm_core.method.times": "the former name of timestep_samplers, which plug-ins import",
     "fm_core.method.types": "type aliases that every module of the package imports",
@@ -53,7 +52,6 @@ SHORT_MODULES = {
     "fm_core.storage.file_slice": "one class",
     "fm_core.storage.hashing": "one rule, written once",
     "fm_core.storage.remote_file": "one class",
-    "fm_core.training.label_dropout": "one technique",
     "fm_core.training.lr_schedule": "one function",
     "fm_core.training.mfu": "one measurement",
 }

@@ -47,6 +47,7 @@ from fm_core.checkpoint.writer import FINAL, SaveProblem
 from fm_core.config import RunConfig
 from fm_core.errors import LeaseLostError, UnreachableError, UserError
 from fm_core.run.directory import differences
+from fm_core.storage.keyed_random import UNNAMED
 
 Heartbeat = Callable[[str], None]
 """Called with what is done next."""
@@ -181,6 +182,8 @@ def incompatibilities(directory: Path, recipe: dict[str, Any], shared: bool) -> 
     ours = json.loads(json.dumps(recipe))
     if not shared:
         ours.pop("run", None)
+    for record in (ours, theirs):
+        record["run.generator"] = record.pop("generator", UNNAMED)
     for section in ("run", "train", "order"):
         # A checkpoint of an earlier version records fewer keys of these sections.
         recorded = theirs.get(section, {})

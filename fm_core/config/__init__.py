@@ -14,6 +14,7 @@ from fm_core.config.sample import SampleSection
 from fm_core.config.section import Section
 from fm_core.config.train import TrainSection
 from fm_core.config.tree import (
+    EARLIER_DEFAULTS,
     RunConfig,
     config_class,
     dump_yaml,
@@ -25,6 +26,7 @@ from fm_core.config.tree import (
 )
 
 __all__ = [
+    "EARLIER_DEFAULTS",
     "DataSection",
     "EvaluateSection",
     "ExperimentSection",

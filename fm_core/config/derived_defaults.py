@@ -12,6 +12,7 @@ from typing import Any
 
 from fm_core.config.data import DataSection
 from fm_core.config.model import ModelSection
+from fm_core.config.run import NEW_GENERATOR
 from fm_core.config.tree import RunConfig, merge, parse_config
 
 UNET_KEYS = (
@@ -67,6 +68,15 @@ def absent_keys(config: RunConfig) -> dict[str, list[str]]:
 def with_values(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
     """The configuration with nested values; every key then counts as given. Raises UserError."""
     return parse_config(merge(config.model_dump(), values), where="configuration with derived values")
+
+
+def with_generator(config: RunConfig, recorded: RunConfig | None = None) -> RunConfig:
+    """The configuration with run.generator: where it names none, that of `recorded`, or of new runs."""
+    if config.run.generator is not None:
+        return config
+    generator = recorded.run.generator if recorded else None
+    run = config.run.model_copy(update={"generator": generator or NEW_GENERATOR})
+    return config.model_copy(update={"run": run})
 
 
 def with_values_of(config: RunConfig, recorded: RunConfig) -> RunConfig:

@@ -52,6 +52,8 @@ class _UniqueKeys(yaml.SafeLoader):
 
 AS_WRITTEN = ("launch", "slurm", "options")
 """The table whose values are passed on to another program as they are written."""
+EARLIER_DEFAULTS = {"run": {"generator": "numpy-v1"}}
+"""Keys that a recorded file of an earlier version does not name, where the default means something else."""
 _UNAMBIGUOUS = re.compile(r"true|false|null|~||0|-?[1-9][0-9]*", re.IGNORECASE)
 
 
@@ -100,8 +102,9 @@ def load_config(
 def parse_config(tree: Mapping[str, Any], where: str, recorded: bool = False) -> RunConfig:
     """Validate a nested mapping; `where` is its source, for error messages.
 
-    `recorded`: an earlier start wrote it, perhaps of a version that accepted more.
+    `recorded`: an earlier start wrote it, perhaps of a version that accepted more, or did without a key.
     """
+    tree = merge(EARLIER_DEFAULTS, tree) if recorded else tree
     try:
         return RunConfig.model_validate(tree, context=RECORDED if recorded else None)
     except ValidationError as error:

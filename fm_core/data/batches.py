@@ -20,12 +20,27 @@ from numpy.typing import NDArray
 from fm_core.data.reader import ImageReader
 from fm_core.data.sampler import Sampler
 from fm_core.errors import UserError
-from fm_core.storage import keyed_random
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """Noise, data and times of a batch."""
+
+    x0: torch.Tensor
+    """Noise, float32 [n, C, H, W]."""
+    x1: torch.Tensor
+    """Dequantized images, float32 [n, C, H, W]."""
+    t: torch.Tensor
+    """Times, float32 [n]."""
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Self:
+        """The endpoints with every tensor changed."""
+        return replace(self, x0=change(self.x0), x1=change(self.x1), t=change(self.t))
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images at consecutive stream positions."""
+    """Images at consecutive stream positions: everything that the loader hands over to a training step."""
 
     first: int
     """Stream position of the first image."""
@@ -33,16 +48,32 @@ class Batch:
     """Intensities, uint8 [n, C, H, W], on the CPU; pinned where there is a GPU."""
     labels: torch.Tensor
     """Classes, int64 [n]; -1 without labels."""
-    prepared: tuple[torch.Tensor, ...] = ()
-    """Result of `prepare` for this batch; pinned where there is a GPU."""
+    noise_positions: torch.Tensor
+    """Stream position of the noise that each image is paired with, int64 [n]."""
+    endpoints: Endpoints | None = None
+    """Drawn ahead, if the run's generator cannot draw on the device of the step."""
 
     @property
     def positions(self) -> range:
         """Stream position of each image."""
         return range(self.first, self.first + len(self.labels))
 
+    def to(self, device: torch.device) -> Self:
+        """The batch on a device; it does not wait for copies from pinned memory."""
+        return self.map(lambda part: part.to(device, non_blocking=True))
 
-Prepare = Callable[[Batch], tuple[torch.Tensor, ...]]
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Self:
+        """The batch with every tensor changed."""
+        return replace(
+            self,
+            images=change(self.images),
+            labels=change(self.labels),
+            noise_positions=change(self.noise_positions),
+            endpoints=self.endpoints and self.endpoints.map(change),
+        )
+
+
+Prepare = Callable[[Batch], Batch]
 
 
 class Batches:
@@ -58,7 +89,6 @@ class Batches:
         rank: int = 0,
         ranks: int = 1,
         micro_batch: int | None = None,
-        flip_seed: int | None = None,
         prepare: Prepare | None = None,
         ahead: int = 4,
         look_ahead: int = 64,
@@ -73,8 +103,7 @@ class Batches:
             rank: data-parallel rank, 0 .. ranks - 1.
             ranks: data-parallel world size.
             micro_batch: images yielded at a time, a divisor of the rank's share; the share by default.
-            flip_seed: seed of the horizontal flips; None leaves images as they are.
-            prepare: called with each batch in the background thread; fills Batch.prepared.
+            prepare: called with each batch in the background thread.
             ahead: number of batches read in advance.
             look_ahead: number of global batches in advance whose remote shards are copied to this node.
 
@@ -89,7 +118,7 @@ class Batches:
                 f"with micro-batches of {self._micro}"
             )
         self._reader, self._sampler = reader, sampler
-        self._flip_seed, self._prepare = flip_seed, prepare
+        self._prepare = prepare
         self._position, self._step = position + rank * share, global_batch
         self._share, self._look_ahead = share, look_ahead
         # Batches are queued in groups: waking the other thread costs as much as reading forty images.
@@ -161,15 +190,11 @@ class Batches:
         ids = self._sampler.ids(first, self._micro)
         images = self._buffers.take((len(ids), *self._reader.image_shape))
         labels = self._reader.read_into(ids, images)
-        if self._flip_seed is not None:
-            flip(images, self._flip_seed, first)
-        batch = Batch(first, images, labels)
-        if self._prepare is None:
-            return batch
-        prepared = self._prepare(batch)
-        if torch.cuda.is_available():
-            prepared = tuple(part.pin_memory() for part in prepared)
-        return replace(batch, prepared=prepared)
+        batch = Batch(first, images, labels, torch.arange(first, first + len(ids)))
+        if self._prepare is not None:
+            batch = self._prepare(batch)
+        # Images are read into pinned memory already; pinning them again returns them as they are.
+        return batch.map(torch.Tensor.pin_memory) if torch.cuda.is_available() else batch
 
     def _put(self, item: list[Batch] | BaseException) -> bool:
         """Queue an item; false if closed."""
@@ -178,16 +203,6 @@ class Batches:
                 self._queue.put(item, timeout=0.1)
                 return True
         return False
-
-
-def flip(images: torch.Tensor, seed: int, first: int) -> None:
-    """Flip about half of the images [n, C, H, W] left to right, in place.
-
-    The choice depends on (seed, stream position) alone; the first image is at position `first`.
-    """
-    draws = keyed_random.uniform(seed, "flip", range(first, first + len(images)), ())
-    flipped = draws < 0.5
-    images[flipped] = images[flipped].flip(-1)
 
 
 MAX_BUFFERS = 64

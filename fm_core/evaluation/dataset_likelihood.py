@@ -12,7 +12,7 @@ from fm_core.method.divergence import Hutchinson
 from fm_core.method.ode import Solver
 from fm_core.sampling.checkpoint_source import Model
 from fm_core.sampling.compiled_network import matmul_precision
-from fm_core.storage import keyed_random
+from fm_core.storage.keyed_random import Domain, KeyedRandom, Purpose
 
 PROBES = 2
 """Independent Rademacher probes per image: their difference measures the estimator's variance."""
@@ -65,23 +65,21 @@ def batch_bits(
         [N, P], and `nfe` int64 [N], summed over all draws.
     """
     shape = model.image_shape
+    random = KeyedRandom(model.generator, seed, Domain.LIKELIHOOD)
     draws = [
-        keyed_random.uniform(seed, f"likelihood-draw-{draw}", numbers, shape)
-        for draw in range(settings.draws)
+        random.uniform(Purpose.DEQUANTIZATION, numbers, shape, device, draw) for draw in range(settings.draws)
     ]
-    probes = [
-        keyed_random.rademacher(seed, f"likelihood-probe-{probe}", numbers, shape) for probe in range(PROBES)
-    ]
+    probes = [random.sign(Purpose.PROBE, numbers, shape, device, probe) for probe in range(PROBES)]
     velocity = model.objective.velocity(model.network, labels.to(device) if model.conditional else None)
     with matmul_precision():
         bits = bits_per_dim(
             velocity,
             pixels.to(device),
             model.quantizer,
-            torch.stack(draws).to(device),
+            torch.stack(draws),
             model.objective.interval,
             Solver("dopri5", rtol=settings.rtol, atol=settings.atol),
-            Hutchinson(torch.stack(probes).to(device)),
+            Hutchinson(torch.stack(probes)),
             model.objective.path.source_std,
         )
     return {

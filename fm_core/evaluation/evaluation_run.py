@@ -50,6 +50,7 @@ from fm_core.sampling.checkpoint_source import (
 from fm_core.sampling.compiled_network import accelerated
 from fm_core.sampling.sample_store import SampleSet, draw_of, protocol_of
 from fm_core.storage.hashing import fingerprint
+from fm_core.storage.keyed_random import generator_record
 from fm_core.storage.store import Store
 
 PAIRWISE_METRICS = {"kernel_distance", "precision_recall"}
@@ -135,7 +136,8 @@ class EvaluationRun:
         """The samples of the run; None for external images."""
         if self.model is None:
             return None
-        return SampleSet(self.config, self.step, protocol_of(self.config, self.model.weights_sha256))
+        protocol = protocol_of(self.config, self.model.weights_sha256, self.model.generator)
+        return SampleSet(self.config, self.step, protocol)
 
     def open(self, on_step: OnStep) -> None:
         """Open the feature extractor and the reference; trains the classifier if it does not exist yet."""
@@ -276,7 +278,9 @@ class EvaluationRun:
                 # reused.
                 options = settings.model_dump(mode="json", exclude={"images", "check_images"})
                 order = [] if has_fair_order(self.manifest, "val") else ["fair order"]
-                key = fingerprint([model.weights_sha256, self.manifest.version, options, seed, *order])[:12]
+                generator = generator_record(model.generator).values()
+                parts = [model.weights_sha256, self.manifest.version, options, seed, *order, *generator]
+                key = fingerprint(parts)[:12]
 
                 def make(number: int, ranges: list[range] = ranges, settings: Any = settings) -> Any:
                     pixels, labels = self._read_validation(ranges[number])

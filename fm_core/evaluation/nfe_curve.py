@@ -75,7 +75,7 @@ def curve_part(
     """
     labels = draw.labels(model, numbers)
     velocity = draw.velocity(model, None if labels is None else labels.to(device))
-    noise = draw.noise(model, numbers).to(device)
+    noise = draw.noise(model, numbers, device)
     steps = settings.exact_nfe // EVALUATIONS_PER_STEP["rk4"]
     content = dict[str, Tensor]()
     with matmul_precision():

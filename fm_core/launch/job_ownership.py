@@ -166,7 +166,7 @@ def _record(lease: Lease, job: Job) -> None:
 
 
 def _check_same_work(job: Job, logs: Path, config: RunConfig) -> None:
-    running = load_config(logs / f"{job.stage}.yaml")
+    running = load_config(logs / f"{job.stage}.yaml", recorded=True)
     section = job.stage if job.stage in ("train", "evaluate") else "sample"
     changes = differences(
         getattr(running, section).model_dump(), getattr(config, section).model_dump(), f"{section}."

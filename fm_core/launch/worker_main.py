@@ -166,7 +166,7 @@ def _work(stage: str, rank: Rank, work: Worker, config_file: str) -> int:
     try:
         with suppress(OSError):
             rank.fence.check()
-        work(load_config(config_file), rank)
+        work(load_config(config_file, recorded=True), rank)
     except BaseException as error:
         os.close(reserved)
         outcome, message = outcome_and_message(error, stage)

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from fm_core.errors import UserError
@@ -29,6 +30,22 @@ class Coupling(ABC):
     @abstractmethod
     def pair(self, x0: Tensor, x1: Tensor, label: Tensor | None = None) -> PairedBatch:
         """Return (x0, x1, label) paired; shapes [N, ...], [N, ...], [N]."""
+
+    def noise_order(self, x0: Tensor, x1: Tensor, label: Tensor | None = None) -> Tensor | None:
+        """The pairing as indices: `pair` returns x0[noise_order]; int64 [N], None where x0 stays as it is.
+
+        Training needs no more, because it draws the noise of an image again on its device. By default the
+        rows that `pair` returns are looked up in x0.
+
+        Raises:
+            UserError: `pair` returns a row that is not one of x0.
+        """
+        paired = self.pair(x0, x1, label)[0]
+        places = {row.tobytes(): place for place, row in enumerate(x0.cpu().numpy())}
+        rows = [row.tobytes() for row in paired.cpu().numpy()]
+        if any(row not in places for row in rows):
+            raise UserError(f"{self.name}: the coupling changes x0; it may only reorder it")
+        return torch.tensor([places[row] for row in rows], device=x0.device)
 
     def check(self, micro_batch: int, first_position: int = 0) -> None:
         """Refuse a micro-batch that does not consist of complete blocks.
@@ -53,3 +70,6 @@ class Independent(Coupling):
     def pair(self, x0: Tensor, x1: Tensor, label: Tensor | None = None) -> PairedBatch:
         """Return the arguments unchanged."""
         return x0, x1, label
+
+    def noise_order(self, x0: Tensor, x1: Tensor, label: Tensor | None = None) -> None:
+        """None: x0 stays as it is."""

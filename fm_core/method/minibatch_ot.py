@@ -43,12 +43,16 @@ class MinibatchOptimalTransport(Coupling):
         Raises:
             UserError: N is not a multiple of the block.
         """
+        return x0[self.noise_order(x0, x1, label)], x1, label
+
+    def noise_order(self, x0: Tensor, x1: Tensor, label: Tensor | None = None) -> Tensor:
+        """The index of the x0 that is paired with each x1, int64 [N]; raises UserError as `pair`."""
         self.check(x1.shape[0])
         order = np.arange(x1.shape[0])
         for start in range(0, x1.shape[0], self.block):
             part = slice(start, start + self.block)
             order[part] = start + _assignment(x0[part], x1[part])
-        return x0[torch.from_numpy(order).to(x0.device)], x1, label
+        return torch.from_numpy(order).to(x0.device)
 
 
 def _assignment(x0: Tensor, x1: Tensor) -> np.ndarray:

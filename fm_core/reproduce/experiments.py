@@ -91,6 +91,7 @@ def _run_config(config: RunConfig, section: ExperimentSection, seed: int) -> Run
         "root": str(RunDirectory(config).path / "reproduce"),
         "name": f"{section.name}-s{seed}",
         "seed": seed,
+        "generator": config.run.generator,
     }
     keys = ("objective", "objective_options", "path", "path_options")
     tree["method"] |= {key: getattr(section, key) for key in keys}

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fm_core.checkpoint.weights_file import read_recipe
 from fm_core.config import ImagesSection, RunConfig, parse_config
 from fm_core.evaluation.torch_threads import cpu_threads
 from fm_core.launch.dispatch import world
@@ -20,6 +21,7 @@ from fm_core.sampling.checkpoint_source import checkpoint_step, checkpoint_steps
 from fm_core.sampling.generate import Draw, generate
 from fm_core.sampling.sample_store import SampleSet, protocol_of
 from fm_core.storage.atomic_files import read_json
+from fm_core.storage.keyed_random import generator_of
 from fm_core.training.lr_schedule import crossed
 
 PROGRESS_WEIGHTS = {"train": 600, "curves": 200, "sample": 100, "evaluate": 80, "pictures": 20}
@@ -141,7 +143,10 @@ def _cache_low_nfe_images(experiment: Experiment, settings: ImagesSection) -> st
 def _cache_trajectories(experiment: Experiment, weights_sha256: str) -> str:
     """Save the trajectories of the first samples in the run; the file's SHA-256, empty if there are none."""
     config = experiment.config
-    samples = SampleSet(config, checkpoint_step(config), protocol_of(config, weights_sha256))
+    step = checkpoint_step(config)
+    file = weights_file(config, step)
+    generator = generator_of(read_recipe(file), str(file))
+    samples = SampleSet(config, step, protocol_of(config, weights_sha256, generator))
     recipe = {"weights": weights_sha256, "samples": samples.key, "images": samples.trajectories}
     cache = _image_cache(config)
     cached = cache.read("trajectories", "trajectories")

@@ -12,7 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from fm_core.config import RunConfig, dump_yaml, load_config, merge, parse_config, read_yaml
+from fm_core.config import EARLIER_DEFAULTS, RunConfig, dump_yaml, load_config, merge, parse_config, read_yaml
+from fm_core.config.derived_defaults import with_generator
 from fm_core.errors import UserError
 from fm_core.run.history import preserve_history
 from fm_core.run.resource_limits import available_cores
@@ -133,8 +134,8 @@ class RunDirectory:
     def check_identity(self) -> None:
         """Check that the run, if it was trained, is this configuration's. Raises UserError."""
         recorded = self.bound_config()
-        changes = differences(identity(recorded), identity(self.config)) if recorded else []
-        if changes:
+        now = identity(with_generator(self.config, recorded))
+        if changes := differences(identity(recorded), now) if recorded else []:
             raise UserError(f"{self.path} is another run: {'; '.join(changes)}; choose another run.name")
 
     def begin(self) -> None:
@@ -162,8 +163,9 @@ class RunDirectory:
         if not self._has_results():
             self.metrics.parent.mkdir(parents=True, exist_ok=True)
             self.metrics.touch()
-        train = self.config.train.model_copy(update={"start_over": False})
-        write_text(self.path / "config.yaml", dump_yaml(self.config.model_copy(update={"train": train})))
+        config = with_generator(self.config)
+        train = config.train.model_copy(update={"start_over": False})
+        write_text(self.path / "config.yaml", dump_yaml(config.model_copy(update={"train": train})))
 
     def bound_config(self) -> RunConfig | None:
         """The configuration that the run is bound to; None before its first training step.
@@ -197,6 +199,7 @@ def step_name(step: int) -> str:
 
 def identity(config: RunConfig) -> dict[str, Any]:
     """The values that all starts of one run must have in common."""
+    run = with_generator(config).run
     tree = config.model_dump(mode="json")
     elastic = set(_ELASTIC_TRAIN_KEYS)
     if config.train.schedule != "constant":
@@ -206,7 +209,7 @@ def identity(config: RunConfig) -> dict[str, Any]:
     data = {key: value for key, value in tree["data"].items() if key not in _ELASTIC_DATA_KEYS}
     data["source"] = {key: value for key, value in data["source"].items() if key != "url"}
     sections = {name: tree[name] for name in IDENTITY}
-    return {"run": {"seed": config.run.seed}, **sections, "data": data, "train": train}
+    return {"run": {"seed": run.seed, "generator": run.generator}, **sections, "data": data, "train": train}
 
 
 def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
@@ -266,7 +269,8 @@ def recorded_config(run: Path) -> RunConfig:
 
 def _recorded(path: Path) -> RunConfig:
     # A recorded file names every key; one written before a key existed gets that key's default.
-    tree = merge(RunConfig().model_dump(mode="json"), read_yaml(path))
+    defaults = merge(RunConfig().model_dump(mode="json"), EARLIER_DEFAULTS)
+    tree = merge(defaults, read_yaml(path))
     return parse_config(tree, where=f"{path} is not of a run that this version can read", recorded=True)
 
 

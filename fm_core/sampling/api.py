@@ -60,7 +60,8 @@ class LoadedModel:
 
         Raises:
             UserError: the model or the solver does not support this request.
-            ValueError: `images` or `batch` is less than 1, or `first` is negative.
+            ValueError: `images` or `batch` is less than 1, `first` is negative, or `seed` is not in
+                0 .. 2^64 - 1.
         """
         if images < 1 or batch < 1 or first < 0:
             raise ValueError(

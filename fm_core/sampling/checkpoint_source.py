@@ -21,6 +21,7 @@ from fm_core.method.objectives import Objective
 from fm_core.method.registry import require_known_code
 from fm_core.models.build import build_method, build_network
 from fm_core.run.directory import RunDirectory, differences, step_name
+from fm_core.storage.keyed_random import GeneratorName, generator_of
 
 PINNED = "weights.safetensors"
 """The weights of a job, in its control directory."""
@@ -48,6 +49,11 @@ class Model:
     weights_sha256: str
     recipe: dict[str, Any] = field(default_factory=dict[str, Any])
     """Everything the file records about its training."""
+
+    @property
+    def generator(self) -> GeneratorName:
+        """The generator of its training, and so of its samples and its likelihood."""
+        return generator_of(self.recipe, "the recipe of the weights")
 
 
 def checkpoint_step(config: RunConfig) -> int:
@@ -156,10 +162,11 @@ def load_model(
 
     Raises:
         UserError: the file was not written by training, differs from the hash in its checkpoint, or names
-            code that is not trusted.
+            code that is not trusted, or a generator of another version.
     """
     digest = verified_sha256(path)
     recipe, weights = read_recipe(path), load_file(path)
+    generator_of(recipe, str(path))
     method = MethodSection.model_validate(recipe["method"])
     if not (trust_code or (config is not None and config.sample.trust_code)):
         known = _classes(config.method).values() if config else ()

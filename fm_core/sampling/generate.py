@@ -12,7 +12,7 @@ from fm_core.method.ode import Solver, forwards_per_call, solve
 from fm_core.method.types import Velocity
 from fm_core.sampling.checkpoint_source import Model
 from fm_core.sampling.compiled_network import matmul_precision
-from fm_core.storage import keyed_random
+from fm_core.storage.keyed_random import CPU, Domain, KeyedRandom, Purpose
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class Draw:
         if unknown:
             raise UserError(f"sample.classes: {unknown[0]} is not in 0 .. {model.classes - 1}")
 
-    def noise(self, model: Model, indices: Sequence[int]) -> Tensor:
-        """The noise that images start from: float32 [n, *shape] on the CPU."""
-        normal = keyed_random.normal(self.seed, "sample-noise", indices, model.image_shape)
+    def noise(self, model: Model, indices: Sequence[int], device: torch.device = CPU) -> Tensor:
+        """The noise that images start from: float32 [n, *shape] on the device."""
+        normal = self._random(model).normal(Purpose.NOISE, indices, model.image_shape, device)
         return normal * model.objective.path.source_std
 
     def labels(self, model: Model, indices: Sequence[int]) -> Tensor | None:
@@ -54,7 +54,10 @@ class Draw:
             return None
         if self.classes:
             return torch.tensor([self.classes[index % len(self.classes)] for index in indices])
-        return (keyed_random.uniform(self.seed, "sample-label", indices, ()) * model.classes).long()
+        return (self._random(model).uniform(Purpose.CLASS, indices) * model.classes).long()
+
+    def _random(self, model: Model) -> KeyedRandom:
+        return KeyedRandom(model.generator, self.seed, Domain.SAMPLES)
 
     def velocity(self, model: Model, labels: Tensor | None) -> Velocity:
         """The velocity field that transports noise to images of these classes."""
@@ -98,7 +101,7 @@ def generate(
     indices = range(first, first + count)
     labels = draw.labels(model, indices)
     velocity = draw.velocity(model, None if labels is None else labels.to(device))
-    noise = draw.noise(model, indices).to(device)
+    noise = draw.noise(model, indices, device)
     with matmul_precision(draw.tf32):
         solution = solve(velocity, noise, model.objective.interval, draw.solver, at)
     images = model.quantizer.quantize(solution.x).cpu()

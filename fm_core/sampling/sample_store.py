@@ -20,6 +20,7 @@ from fm_core.method.ode import Solver
 from fm_core.run.directory import RunDirectory, step_name
 from fm_core.sampling.generate import Draw, GeneratedBatch
 from fm_core.storage.hashing import Sha256, fingerprint
+from fm_core.storage.keyed_random import GeneratorName, generator_record
 from fm_core.storage.local_paths import RelativeName
 from fm_core.storage.store import Store
 
@@ -58,7 +59,7 @@ def solver_of(config: RunConfig) -> Solver:
     return Solver(method=sample.solver, rtol=sample.rtol, atol=sample.atol, steps=sample.steps)
 
 
-def protocol_of(config: RunConfig, weights_sha256: str) -> dict[str, Any]:
+def protocol_of(config: RunConfig, weights_sha256: str, generator: GeneratorName) -> dict[str, Any]:
     """Everything that changes the pixels of a set of samples, except for the machine's float arithmetic."""
     solver = solver_of(config)
     accuracy = {"rtol": solver.rtol, "atol": solver.atol, "steps": solver.steps}
@@ -69,6 +70,7 @@ def protocol_of(config: RunConfig, weights_sha256: str) -> dict[str, Any]:
         "images": config.sample.images,
         "batch_size": config.sample.batch,
         "seed": config.sample.seed,
+        **generator_record(generator),
         "solver": solver.method,
         **{name: value for name, value in accuracy.items() if value is not None},
         **({"guidance": guidance} if guidance != 1 else {}),

@@ -31,7 +31,7 @@ def sample(config: RunConfig, rank: Rank) -> None:
     step, weights = job_weights(config, rank.control)
     model = load_model(weights, device, config)
     model = replace(model, network=accelerated(model.network, config.sample))
-    samples = SampleSet(config, step, protocol_of(config, model.weights_sha256))
+    samples = SampleSet(config, step, protocol_of(config, model.weights_sha256, model.generator))
     draw = draw_of(config)
     report = _Reporter(samples, rank)
     for number in range(rank.number, samples.batches, rank.count):

@@ -38,7 +38,7 @@ def _report(config: RunConfig, run: RunDirectory, observe: Observer) -> StageRes
     metrics = read_lines(run.metrics)
     step = checkpoint_step(config)
     model = load_model(weights_file(config, step), torch.device("cpu"), config)
-    samples = SampleSet(config, step, protocol_of(config, model.weights_sha256))
+    samples = SampleSet(config, step, protocol_of(config, model.weights_sha256, model.generator))
     done = samples.done()
     if done is None or not metrics:
         raise UserError(f"{samples.store.url} is not complete; run fm sample first")

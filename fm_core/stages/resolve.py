@@ -16,6 +16,7 @@ from fm_core.config.derived_defaults import (
     dataset_name,
     validation_images_for,
     with_derived,
+    with_generator,
     with_values_of,
 )
 from fm_core.data.dataset_builder import read_complete
@@ -37,9 +38,10 @@ def resolve(config: RunConfig, from_source: bool = False) -> RunConfig:
     Raises UserError, with `from_source`, if neither the data set nor its source is there, or if there is
     another data set.
     """
+    bound = RunDirectory(config).bound_config()
+    config = with_generator(config, bound)
     if not absent_keys(config):
         return config
-    bound = RunDirectory(config).bound_config()
     if bound is not None:
         return with_values_of(config, bound)
     config = _with_name(config)
@@ -62,9 +64,10 @@ def resolve_data(config: RunConfig) -> RunConfig:
 
     Raises UserError if the source is not there.
     """
+    bound = RunDirectory(config).bound_config()
+    config = with_generator(config, bound)
     if not absent_keys(config).get("data"):
         return config
-    bound = RunDirectory(config).bound_config()
     if bound is not None:
         return with_values_of(config, bound)
     return _with_validation_images(_with_name(config), from_source=True)

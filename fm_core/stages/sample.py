@@ -54,7 +54,7 @@ def _sample(config: RunConfig, run: RunDirectory, observe: Observer) -> StageRes
     check_run(config, model, step)
     draw.check(model)
     run.begin()
-    samples = SampleSet(config, step, protocol_of(config, model.weights_sha256))
+    samples = SampleSet(config, step, protocol_of(config, model.weights_sha256, model.generator))
     missing = samples.problems()
     grids = all(samples.store.size(name) for name in _grid_files(samples))
     state = "verified" if not missing and samples.done() and grids else "done"

@@ -1,19 +1,22 @@
-"""Training batches: images, noise, times and labels as a function of (seed, stream position) alone."""
+"""Training batches: images, noise, times and labels as a function of (seed, stream position) alone.
+
+The loader's thread reads uint8 images; everything random is drawn here, where the step runs.
+"""
 
 import hashlib
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from fm_core.data.batches import Batch, Batches
+from fm_core.data.batches import Batch, Batches, Endpoints
 from fm_core.data.reader import ImageReader
 from fm_core.data.sampler import Sampler
-from fm_core.method.couplings import Coupling
+from fm_core.method.couplings import Coupling, Independent
 from fm_core.method.dequantization import Quantizer
 from fm_core.method.paths import Path, PathSample
 from fm_core.method.timestep_samplers import TimestepSampler
-from fm_core.storage import keyed_random
-from fm_core.training.label_dropout import drop_labels
+from fm_core.storage.keyed_random import KeyedRandom, Purpose
 
 
 def ambient_seed(seed: int, position: int) -> int:
@@ -33,7 +36,7 @@ def seed_generators(seed: int, device: torch.device) -> None:
 
 
 class BatchSource:
-    """Images read ahead in stream order, with noise, times and dequantization drawn by stream position."""
+    """Images read ahead in stream order, and what is drawn for them by stream position."""
 
     def __init__(
         self,
@@ -43,7 +46,7 @@ class BatchSource:
         path: Path,
         coupling: Coupling,
         times: TimestepSampler,
-        seed: int,
+        random: KeyedRandom,
         flip: bool,
         label_dropout: float = 0.0,
         null_label: int = 0,
@@ -51,11 +54,17 @@ class BatchSource:
         """`label_dropout` is the share of labels that is replaced by the null label."""
         self.reader, self.order, self.quantizer = reader, order, quantizer
         self.path, self.coupling, self.times = path, coupling, times
-        self.seed, self.flip = seed, flip
+        self.random, self.flip = random, flip
         self.label_dropout, self.null_label = label_dropout, null_label
+
+    @property
+    def seed(self) -> int:
+        """The seed of everything random."""
+        return self.random.seed
 
     def batches(self, position: int, global_batch: int, rank: int, ranks: int, micro_batch: int) -> Batches:
         """The micro-batches of a rank from a stream position on; while open, they own the reader."""
+        ahead = not isinstance(self.coupling, Independent) or not self.random.on_device
         return Batches(
             self.reader,
             self.order,
@@ -64,23 +73,46 @@ class BatchSource:
             rank=rank,
             ranks=ranks,
             micro_batch=micro_batch,
-            flip_seed=self.seed if self.flip else None,
-            prepare=self._endpoints,
+            prepare=self._prepare if ahead else None,
         )
 
     def draw(self, batch: Batch, device: torch.device) -> tuple[PathSample, Tensor]:
-        """Points on the path for one micro-batch and their labels, on the device."""
-        x0, x1, t = (part.to(device, non_blocking=True) for part in batch.prepared)
-        labels = drop_labels(batch.labels, batch.positions, self.seed, self.label_dropout, self.null_label)
-        return self.path.sample(x0, x1, t), labels.to(device, non_blocking=True)
+        """Points on the path for one micro-batch and their labels int64 [n], on the device."""
+        batch = batch.to(device)
+        ends = batch.endpoints or self._endpoints(batch)
+        return self.path.sample(ends.x0, ends.x1, ends.t), self._labels(batch)
 
-    def _endpoints(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Noise, dequantized images and times, drawn ahead on the CPU so that a GPU need not wait."""
-        shape = tuple(batch.images.shape[1:])
-        dither = keyed_random.uniform(self.seed, "dequantise", batch.positions, shape)
-        x1 = self.quantizer.dequantize(batch.images, dither)
-        x0 = keyed_random.normal(self.seed, "noise", batch.positions, shape)
-        t = self.times.times(keyed_random.uniform(self.seed, "time", batch.positions, ()))
-        # A coupling reorders x0 only: x1 keeps its place in the stream, and with it its label.
-        x0, x1, _ = self.coupling.pair(x0, x1, batch.labels)
-        return x0, x1, t
+    def _prepare(self, batch: Batch) -> Batch:
+        """What has to be computed on the CPU, in the loader's thread, to be the same on every device.
+
+        A coupling needs noise and data, and returns an order of the noise.
+        """
+        ends = self._endpoints(batch)
+        order = self.coupling.noise_order(ends.x0, ends.x1, batch.labels)
+        if order is not None:
+            batch = replace(batch, noise_positions=batch.noise_positions[order])
+            ends = replace(ends, x0=ends.x0[order])
+        return batch if self.random.on_device else replace(batch, endpoints=ends)
+
+    def _endpoints(self, batch: Batch) -> Endpoints:
+        """Noise, dequantized images and times, on the device of the images."""
+        device, shape = batch.images.device, tuple(batch.images.shape[1:])
+        positions = torch.arange(batch.first, batch.first + len(batch.images), device=device)
+        images = batch.images
+        if self.flip:
+            flipped = self.random.uniform(Purpose.FLIP, positions, device=device) < 0.5
+            images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
+        dither = self.random.uniform(Purpose.DEQUANTIZATION, positions, shape, device)
+        return Endpoints(
+            x0=self.random.normal(Purpose.NOISE, batch.noise_positions, shape, device),
+            x1=self.quantizer.dequantize(images, dither),
+            t=self.times.times(self.random.uniform(Purpose.TIME, positions, device=device)),
+        )
+
+    def _labels(self, batch: Batch) -> Tensor:
+        """The labels, a share of them replaced by the null label, which classifier-free guidance needs."""
+        if not self.label_dropout:
+            return batch.labels
+        device = batch.labels.device
+        chances = self.random.uniform(Purpose.LABEL_DROPOUT, batch.positions, device=device)
+        return batch.labels.masked_fill(chances < self.label_dropout, self.null_label)

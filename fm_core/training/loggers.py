@@ -16,6 +16,7 @@ from fm_core.config import RunConfig, TrainSection
 from fm_core.errors import UserError
 from fm_core.run.directory import RunDirectory, identity
 from fm_core.storage.hashing import fingerprint
+from fm_core.storage.keyed_random import UNNAMED
 
 LOG = logging.getLogger(__name__)
 
@@ -140,6 +141,14 @@ def tensorboard(directory: Path) -> MetricLogger:
     return export
 
 
+def _identity(config: RunConfig) -> dict[str, Any]:
+    """The identity of a run; for one of an earlier version as that version recorded it."""
+    known = identity(config)
+    if known["run"]["generator"] == UNNAMED:
+        del known["run"]["generator"]
+    return known
+
+
 def wandb(config: RunConfig) -> MetricLogger:
     """Logger of every value against images seen, at Weights & Biases; credentials come from the environment.
 
@@ -148,7 +157,7 @@ def wandb(config: RunConfig) -> MetricLogger:
     service: Any = importlib.import_module("wandb")
     run = service.init(
         project=config.train.wandb,
-        id=f"{config.run.name}-{fingerprint(identity(config))[:8]}",
+        id=f"{config.run.name}-{fingerprint(_identity(config))[:8]}",
         name=config.run.name,
         resume="allow",
         dir=str(RunDirectory(config).path / "train"),

@@ -25,6 +25,7 @@ from fm_core.models.flops import flops_per_image
 from fm_core.run.directory import RunDirectory, identity, step_name
 from fm_core.run.history import history_path, record_completed
 from fm_core.storage.atomic_files import write_json
+from fm_core.storage.keyed_random import CURRENT, Domain, GeneratorName, KeyedRandom, generator_record
 from fm_core.training import nonfinite_recovery
 from fm_core.training.batch_source import BatchSource
 from fm_core.training.ema import ModelEMA, ema_decays
@@ -208,7 +209,7 @@ def _validation_loss(
         path=method.objective.path,
         coupling=method.coupling,
         times=method.times,
-        seed=SEED,
+        random=KeyedRandom(_generator(config), SEED, Domain.HELD_OUT),
         flip=False,
     )
     return ValidationLoss(source, images, micro_batch_of(config.train, ranks))
@@ -225,6 +226,7 @@ def recipe(config: RunConfig, manifest: Manifest) -> dict[str, Any]:
     return {
         "run": {"name": config.run.name},
         "seed": config.run.seed,
+        **generator_record(_generator(config)),
         "model": config.model.model_dump(mode="json"),
         "method": config.method.model_dump(mode="json"),
         "levels": manifest.levels,
@@ -236,6 +238,10 @@ def recipe(config: RunConfig, manifest: Manifest) -> dict[str, Any]:
     }
 
 
+def _generator(config: RunConfig) -> GeneratorName:
+    return config.run.generator or CURRENT
+
+
 def _batch_source(config: RunConfig, manifest: Manifest, method: Method, ranks: int) -> BatchSource:
     data, seed = config.data, config.run.seed
     return BatchSource(
@@ -245,7 +251,7 @@ def _batch_source(config: RunConfig, manifest: Manifest, method: Method, ranks: 
         path=method.objective.path,
         coupling=method.coupling,
         times=method.times,
-        seed=seed,
+        random=KeyedRandom(_generator(config), seed, Domain.TRAINING, config.train.speed.compile),
         flip=data.horizontal_flip,
         label_dropout=config.train.label_dropout,
         null_label=manifest.class_count or 0,

@@ -98,7 +98,7 @@ def export_samples(config: RunConfig, file: Path) -> dict[str, Any]:
     """Write the run's samples as .npz; return their NFE and the training's length."""
     step = checkpoint_step(config)
     model = load_model(weights_file(config, step), torch.device("cpu"))
-    samples = SampleSet(config, step, protocol_of(config, model.weights_sha256))
+    samples = SampleSet(config, step, protocol_of(config, model.weights_sha256, model.generator))
     done = samples.done()
     if done is None:
         raise UserError(f"{samples.store.url} is not complete; run fm reproduce first")

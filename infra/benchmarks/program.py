@@ -18,6 +18,7 @@ from fm_core.method.dequantization import Quantizer
 from fm_core.models.build import build_method, build_network
 from fm_core.models.flops import flops_per_image
 from fm_core.storage.atomic_files import read_lines
+from fm_core.storage.keyed_random import CURRENT, Domain, KeyedRandom
 from fm_core.training.batch_source import BatchSource
 from fm_core.training.ema import ModelEMA, ema_decays
 from fm_core.training.engine import initialize_process_group, make_engine
@@ -62,7 +63,7 @@ def loop_lines(task: dict[str, Any], speed: dict[str, Any], reader: Any = None) 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         metrics = folder / "metrics.jsonl"
-        source = _source(task, reader)
+        source = _source(task, reader, speed)
         trainer = Trainer(
             train=train,
             engine=engine,
@@ -117,8 +118,8 @@ def _network(task: dict[str, Any]) -> torch.nn.Module:
     return build_network(model_section(task["size"]), SIZES[task["size"]]["shape"], 0)
 
 
-def _source(task: dict[str, Any], reader: Any = None) -> BatchSource:
-    method = build_method(MethodSection())
+def _source(task: dict[str, Any], reader: Any = None, speed: dict[str, Any] | None = None) -> BatchSource:
+    method, compiled = build_method(MethodSection()), (speed or {}).get("compile", False)
     reader = reader or MemoryReader(SIZES[task["size"]]["shape"])
     return BatchSource(
         reader,
@@ -127,7 +128,7 @@ def _source(task: dict[str, Any], reader: Any = None) -> BatchSource:
         method.objective.path,
         method.coupling,
         method.times,
-        seed=0,
+        random=KeyedRandom(task.get("generator", CURRENT), 0, Domain.TRAINING, compiled),
         flip=False,
     )
 

@@ -40,6 +40,16 @@ SIZES = {
             "head_channels": 64,
         },
     },
+    "small64": {
+        "shape": (3, 64, 64),
+        "model": {
+            "channels": 16,
+            "channel_multipliers": (1, 2),
+            "residual_blocks": 1,
+            "attention_resolutions": (),
+            "head_channels": 16,
+        },
+    },
     "imagenet64": {"shape": (3, 64, 64), "model": {"size": "imagenet64"}},
 }
 RATE, CLIP, DECAY = 1e-4, 1.0, 0.9999

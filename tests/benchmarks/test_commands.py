@@ -22,6 +22,7 @@ COMMANDS = {
     "engine_overhead": (*STEP, "--only", "zero-1", "ddp"),
     "cpu_step": (*STEP, "--only", "ours", "torchcfm"),
     "moments": ("--images", "200", "--features", "16", "--only", "evaluate", "pytorch-fid"),
+    "keyed_noise": ("--task", "normals", "--images", "1", *STEP, "--only", "philox-v1", "numpy-v1"),
     "solvers": (
         *("--device", "cpu", "--size", "8", "--channels", "8", "--batch", "1", "--blocks", "1"),
         *("--only", "ours-euler", "torchcfm-euler"),
@@ -32,6 +33,7 @@ TABLES = {
     "engine_overhead": "-1",
     "cpu_step": "-ours",
     "moments": "-evaluate",
+    "keyed_noise": "-normals",
     "solvers": "-euler",
 }
 """Suffix of the name of the JSON file."""

@@ -86,6 +86,22 @@ def test_a_checkpoint_of_another_order_of_the_data_is_refused(written, monkeypat
     assert "order.version was 1 and is now 99" in refused(folder, asked(), shared=False)
 
 
+def test_a_checkpoint_of_another_generator_is_refused_and_one_that_names_none_is_of_the_earlier(written):
+    def with_generator(name):
+        config = asked()
+        return config.model_copy(update={"run": config.run.model_copy(update={"generator": name})})
+
+    earlier, new = with_generator("numpy-v1"), with_generator("philox-v1")
+    assert "generator" not in recipe(earlier, MANIFEST)
+    message = "run.generator was 'philox-v1' and is now 'numpy-v1'"
+    assert message in refused(written(), earlier, shared=False)
+    folder, record = written(), recipe(earlier, MANIFEST)
+    for name in ("raw", "optimizer/exp_avg", "ema-0.999"):
+        save_file({"a": torch.zeros(1)}, folder / f"{name}.safetensors", {"recipe": json.dumps(record)})
+    assert "run.generator was 'numpy-v1' and is now 'philox-v1'" in refused(folder, new, shared=False)
+    check_compatible(folder, recipe(earlier, MANIFEST), ["ema-0.999"], shared=False)
+
+
 def test_a_root_that_was_named_may_be_anothers_as_well(tmp_path):
     assert CheckpointCatalog.of(asked(checkpoint_root=str(tmp_path))).shared
     assert not CheckpointCatalog.of(asked()).shared

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fm_core.config.data import DataSection
-from fm_core.data.batches import Batches, BufferPool, flip
+from fm_core.data.batches import Batches, BufferPool
 from fm_core.data.dataset_builder import write_dataset
 from fm_core.data.loader_factories import block_sizes
 from fm_core.data.reader import ImageReader
@@ -84,24 +84,16 @@ def test_a_resumed_stream_goes_on_where_it_ended_on_any_number_of_ranks(root, ma
     assert torch.equal(torch.cat([got[first] for first in sorted(got)]), expected)
 
 
-def test_flips_depend_only_on_the_position(root, manifest):
-    full = take(root, manifest, 1, position=64, global_batch=64, flip_seed=9)[0]
-    halves = [
-        take(root, manifest, 1, position=64, global_batch=64, flip_seed=9, rank=rank, ranks=2)[0]
-        for rank in (0, 1)
-    ]
-    plain = stream(root, manifest, 64, 64)[0]
-    assert torch.equal(torch.cat([half.images for half in halves]), full.images)
-    flipped = (full.images == plain.flip(-1)).flatten(1).all(1)
-    unflipped = (full.images == plain).flatten(1).all(1)
-    assert (flipped | unflipped).all()
-    assert 16 < int((flipped & ~unflipped).sum()) < 48
-
-
-def test_about_half_of_the_images_are_flipped():
-    images = torch.arange(2, dtype=torch.uint8).expand(4000, 1, 1, 2).contiguous()
-    flip(images, seed=1, first=0)
-    assert 1850 < int((images[:, 0, 0, 0] == 1).sum()) < 2150
+def test_a_batch_holds_what_is_sent_to_the_device_and_nothing_else(root, manifest):
+    """Of each image its pixels, and 16 bytes: its label, and the position of its noise."""
+    (batch,) = take(root, manifest, 1, position=60, global_batch=8)
+    parts, sizes = [], {"images": 64, "labels": 8, "noise_positions": 8}
+    batch.map(lambda part: parts.append(part) or part)
+    assert sum(part.nbytes for part in parts) == 8 * sum(sizes.values())
+    assert {name: getattr(batch, name).nbytes // 8 for name in sizes} == sizes
+    assert batch.images.dtype == torch.uint8
+    assert batch.endpoints is None
+    assert batch.noise_positions.tolist() == list(batch.positions) == list(range(60, 68))
 
 
 def test_sizes_that_do_not_divide_are_refused(root, manifest):

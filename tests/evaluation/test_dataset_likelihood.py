@@ -11,7 +11,7 @@ from fm_core.evaluation.scores import likelihood_record, recognition_record
 from fm_core.method.dequantization import Quantizer
 from fm_core.models.build import build_method
 from fm_core.sampling.checkpoint_source import Model
-from fm_core.storage import keyed_random
+from fm_core.storage.keyed_random import Domain, KeyedRandom, Purpose
 
 CPU = torch.device("cpu")
 SHAPE = (1, 4, 4)
@@ -70,7 +70,8 @@ def images(count, levels=17, seed=0):
 
 def gaussian_bits(pixels, levels, std, draw=0):
     """Bits/dim [N] of N(0, std^2) at the points that are scored, in float64."""
-    dither = keyed_random.uniform(3, f"likelihood-draw-{draw}", range(len(pixels)), SHAPE)
+    random = KeyedRandom("numpy-v1", 3, Domain.LIKELIHOOD)  # as the recipe of the model, which names none
+    dither = random.uniform(Purpose.DEQUANTIZATION, range(len(pixels)), SHAPE, index=draw)
     x = Quantizer(levels).dequantize(pixels, dither).double().flatten(1)
     nats = 0.5 * (x / std).square().mean(1) + math.log(std) + 0.5 * math.log(2 * math.pi)
     return nats / math.log(2) + math.log2(levels / 2)

@@ -13,9 +13,10 @@ from fm_core.method.bits_per_dim import bits_per_dim, summarize
 from fm_core.method.dequantization import Quantizer
 from fm_core.method.divergence import Exact, Hutchinson
 from fm_core.method.ode import Solver
-from fm_core.storage.keyed_random import rademacher, uniform
+from fm_core.storage.keyed_random import CURRENT, Domain, KeyedRandom, Purpose
 
 LEVELS = st.integers(2, 256)
+RANDOM = KeyedRandom(CURRENT, 0, Domain.LIKELIHOOD)
 
 
 @settings(deadline=None, max_examples=100)
@@ -65,7 +66,7 @@ def test_bits_of_a_known_density(levels):
     pixels = torch.randint(0, levels, (3, 1, 2, 2), generator=torch.Generator().manual_seed(0)).to(
         torch.uint8
     )
-    draws = uniform(0, "u", range(2 * 3), (1, 2, 2)).reshape(2, 3, 1, 2, 2)
+    draws = RANDOM.uniform(Purpose.DEQUANTIZATION, range(2 * 3), (1, 2, 2)).reshape(2, 3, 1, 2, 2)
     quantizer, scale = Quantizer(levels), 0.6
     solver = Solver(rtol=1e-7, atol=1e-7)
     bits = bits_per_dim(stretch(scale), pixels, quantizer, draws, (0.0, 1.0), solver, Exact())
@@ -96,7 +97,7 @@ def towards_uniform(t, x):
 def test_a_model_that_is_uniform_over_its_range_needs_eight_bits():
     """At t = 0.98 it is uniform on 0.98 [-1, 1], blurred only at its ends: 8 + log2 0.98 bits."""
     end, levels = 0.98, torch.tensor([13, 77, 128, 200, 242], dtype=torch.uint8)
-    draws = uniform(0, "u", range(5), (1, 1, 1))[None]
+    draws = RANDOM.uniform(Purpose.DEQUANTIZATION, range(5), (1, 1, 1))[None]
     solver = Solver(rtol=1e-7, atol=1e-7)
     actual = bits_per_dim(
         towards_uniform, levels.view(5, 1, 1, 1), Quantizer(256), draws, (0.0, end), solver, Exact()
@@ -117,9 +118,11 @@ def test_all_draws_share_the_probe_so_that_its_noise_does_not_count_as_likelihoo
     pixels = torch.randint(100, 156, (images, dimension), generator=torch.Generator().manual_seed(1)).to(
         torch.uint8
     )
-    draws = uniform(0, "u", range(k * images), (dimension,)).reshape(k, images, dimension)
+    draws = RANDOM.uniform(Purpose.DEQUANTIZATION, range(k * images), (dimension,)).reshape(
+        k, images, dimension
+    )
     velocity, quantizer, solver = correlated(dimension), Quantizer(), Solver("rk4", steps=8)
-    probes = rademacher(0, "probe", range(images), (dimension,))[None]
+    probes = RANDOM.sign(Purpose.PROBE, range(images), (dimension,))[None]
     exact = bits_per_dim(velocity, pixels, quantizer, draws, (0.0, 1.0), solver, Exact())
     shared = bits_per_dim(velocity, pixels, quantizer, draws, (0.0, 1.0), solver, Hutchinson(probes))
     torch.testing.assert_close(

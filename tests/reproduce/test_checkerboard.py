@@ -1,4 +1,5 @@
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -12,11 +13,11 @@ from fm_core.reproduce.toy2d.checkerboard import (
     on_squares,
     points,
 )
-from fm_core.storage import keyed_random
+from fm_core.storage.keyed_random import CURRENT, Domain, GeneratorName, KeyedRandom, Purpose
 
 
 def test_points_fill_eight_squares_evenly_and_nothing_else():
-    x = points(0, "any", 0, 16_000)
+    x = points(KeyedRandom(CURRENT, 0, Domain.TOY2D), 0, 16_000)
     assert on_squares(x).all()
     squares, counts = (x / 2).floor().unique(dim=0, return_counts=True)
     assert len(squares) == 8
@@ -51,11 +52,13 @@ def test_grid_rows_go_by_y():
     assert x[0].tolist() == [-3.75, -1.25, 1.25, 3.75]
 
 
+@pytest.mark.parametrize("generator", get_args(GeneratorName))
 @pytest.mark.parametrize("shape", [(), (2,)])
-def test_a_position_gets_the_same_number_in_any_batch(shape):
-    complete = by_position(keyed_random.normal, 3, "noise", 0, 5 * BLOCK, shape)
+def test_a_position_gets_the_same_number_in_any_batch(shape, generator):
+    random, other = (KeyedRandom(generator, seed, Domain.TOY2D) for seed in (3, 4))
+    complete = by_position(random.normal, Purpose.NOISE, 0, 5 * BLOCK, shape)
     for first, count in [(0, 1), (5, 7), (BLOCK - 1, 2), (BLOCK, BLOCK), (100, 150), (2 * BLOCK, 3 * BLOCK)]:
-        part = by_position(keyed_random.normal, 3, "noise", first, count, shape)
+        part = by_position(random.normal, Purpose.NOISE, first, count, shape)
         assert torch.equal(part, complete[first : first + count])
-    assert not torch.equal(complete, by_position(keyed_random.normal, 4, "noise", 0, 5 * BLOCK, shape))
-    assert not torch.equal(complete, by_position(keyed_random.normal, 3, "other", 0, 5 * BLOCK, shape))
+    assert not torch.equal(complete, by_position(other.normal, Purpose.NOISE, 0, 5 * BLOCK, shape))
+    assert not torch.equal(complete, by_position(random.normal, Purpose.TIME, 0, 5 * BLOCK, shape))

@@ -5,6 +5,7 @@ from fm_core.config import Toy2dSection
 from fm_core.evaluation.torch_threads import cpu_threads
 from fm_core.method.registry import objective_named, path_named
 from fm_core.reproduce.toy2d.fit import draw, fit, initial_network
+from fm_core.storage.keyed_random import CURRENT, Domain, KeyedRandom
 
 SMALL = Toy2dSection(steps=30, batch=32, width=16, layers=2)
 PAIRS = [
@@ -23,6 +24,10 @@ def _one_thread():
         yield
 
 
+def random(seed):
+    return KeyedRandom(CURRENT, seed, Domain.TOY2D)
+
+
 def objective(name, path):
     return objective_named(name, path_named(path))
 
@@ -32,10 +37,10 @@ def quantile(sample, interval):
 
 
 def test_every_objective_sees_the_same_data_noise_and_quantiles():
-    first = draw(objective(*PAIRS[0]), 0, 64, 40)
+    first = draw(objective(*PAIRS[0]), random(0), 64, 40)
     for pair in PAIRS[1:]:
         other = objective(*pair)
-        sample = draw(other, 0, 64, 40)
+        sample = draw(other, random(0), 64, 40)
         assert torch.equal(sample.x0, first.x0)
         assert torch.equal(sample.x1, first.x1)
         assert torch.allclose(quantile(sample, other.interval), quantile(first, (0, 1 - 1e-5)), atol=1e-6)
@@ -48,8 +53,8 @@ def test_a_step_trains_on_the_positions_after_those_of_the_step_before(monkeypat
     monkeypatch.setattr(
         trained_objective, "loss", lambda network, sample: (seen.append(sample.x1), loss(network, sample))[1]
     )
-    fit(initial_network(SMALL, 0), trained_objective, SMALL, 3, 7, lambda *_: None)
-    assert torch.equal(torch.cat(seen), draw(trained_objective, 7, 0, 96).x1)
+    fit(initial_network(SMALL, 0), trained_objective, SMALL, 3, random(7), lambda *_: None)
+    assert torch.equal(torch.cat(seen), draw(trained_objective, random(7), 0, 96).x1)
 
 
 def test_initial_weights_depend_only_on_the_seed_and_do_not_advance_torchs_generator():
@@ -68,10 +73,11 @@ def test_training_brings_the_loss_of_fresh_points_down_and_is_repeatable(pair):
     settings = SMALL.model_copy(update={"learning_rate": 1e-2, "batch": 64, "width": 32})
     networks = [initial_network(settings, 0) for _ in range(3)]
     losses = [
-        fit(network, trained_objective, settings, steps, 0, lambda *_: None) for network in networks[:2]
+        fit(network, trained_objective, settings, steps, random(0), lambda *_: None)
+        for network in networks[:2]
     ]
     assert losses[0] == losses[1]
-    fresh = draw(trained_objective, 0, 10**6, 2048)
+    fresh = draw(trained_objective, random(0), 10**6, 2048)
     trained, again, initial = (trained_objective.loss(network, fresh).mean().item() for network in networks)
     assert trained == again
     assert trained < 0.995 * initial
@@ -84,7 +90,7 @@ def test_the_loss_curve_holds_every_step_once():
         objective("flow-matching", "optimal-transport"),
         SMALL,
         30,
-        0,
+        random(0),
         lambda step, loss: losses.append((step, loss)),
     )
     assert [step for step, _ in losses] == list(range(1, 31))
@@ -102,7 +108,7 @@ def test_the_learning_rate_falls_to_zero_along_half_a_cosine(monkeypatch):
         objective("flow-matching", "optimal-transport"),
         SMALL,
         4,
-        0,
+        random(0),
         lambda *_: None,
     )
     assert rates == pytest.approx([2e-3 * share for share in (1, (2 + 2**0.5) / 4, 0.5, (2 - 2**0.5) / 4)])
@@ -114,4 +120,4 @@ def test_a_loss_that_is_not_finite_stops_the_training():
     with torch.no_grad():
         network.last.bias.fill_(float("nan"))
     with pytest.raises(ArithmeticError, match="step 1"):
-        fit(network, trained_objective, SMALL, 3, 0, lambda *_: None)
+        fit(network, trained_objective, SMALL, 3, random(0), lambda *_: None)

@@ -10,6 +10,7 @@ from fm_core.config import Toy2dSection
 from fm_core.method.registry import objective_named, path_named
 from fm_core.reproduce.toy2d.checkerboard import ENTROPY, WINDOW, grid_centers, points
 from fm_core.reproduce.toy2d.scoring import TRAJECTORY_TIMES, score_model
+from fm_core.storage.keyed_random import CURRENT, Domain, KeyedRandom
 
 PLANE = Toy2dSection(held_out=1100, samples=300, grid=24, nfe=(2, 4))
 STD, MEAN = 0.6, torch.tensor([0.5, -0.25])
@@ -25,9 +26,11 @@ class ToNormal(nn.Module):
 
 @pytest.fixture(scope="module")
 def evaluation():
-    heard = []
+    heard, random = [], KeyedRandom(CURRENT, 0, Domain.TOY2D_SCORING)
     objective = objective_named("flow-matching", path_named("optimal-transport"))
-    result = score_model(ToNormal(), objective, PLANE, 0, lambda share, what: heard.append((share, what)))
+    result = score_model(
+        ToNormal(), objective, PLANE, random, lambda share, what: heard.append((share, what))
+    )
     assert [share for share, _ in heard] == sorted(share for share, _ in heard)
     assert heard[-1][0] == 1
     return result
@@ -38,7 +41,7 @@ def log_normal(x):
 
 
 def test_the_nll_is_that_of_the_normal_distribution_on_validation_points(evaluation):
-    exact = -log_normal(points(0, "plane-held-out", 0, 1100).double())
+    exact = -log_normal(points(KeyedRandom(CURRENT, 0, Domain.TOY2D_SCORING), 0, 1100).double())
     nll = evaluation.scores["nll"]
     assert nll["nats"] == pytest.approx(float(exact.mean()), abs=1e-4)
     assert nll["bits"] == pytest.approx(nll["nats"] / math.log(2))
@@ -49,7 +52,10 @@ def test_the_nll_is_that_of_the_normal_distribution_on_validation_points(evaluat
 
 
 def test_validation_points_are_no_training_points():
-    assert not torch.equal(points(0, "plane-held-out", 0, 64), points(0, "plane-data", 0, 64))
+    held_out, training = (
+        points(KeyedRandom(CURRENT, 0, domain), 0, 64) for domain in (Domain.TOY2D_SCORING, Domain.TOY2D)
+    )
+    assert not torch.equal(held_out, training)
 
 
 def test_the_density_image_is_the_density(evaluation):

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from fm_core.config import RunConfig, load_config
+from fm_core.config.derived_defaults import with_generator
 from fm_core.errors import UserError
 from fm_core.run.directory import RunDirectory, identity, load_run_config
 from fm_core.run.progress import no_progress
@@ -47,7 +48,7 @@ def refused(config) -> str:
 def test_what_was_asked_and_where_is_written_down(tmp_path):
     config = config_at(tmp_path, train={"learning_rate": 3e-4})
     run = trained(config)
-    assert load_config(run.path / "config.yaml") == config
+    assert load_config(run.path / "config.yaml") == with_generator(config)
     environment = read_json(run.path / "environment.json")
     assert environment["versions"]["torch"]
     assert {"host", "python", "platform", "git_commit"} <= environment.keys()
@@ -105,9 +106,9 @@ def test_settings_that_do_not_affect_the_run_itself_may_change(tmp_path, section
     trained(config)
     changed = config_at(tmp_path, **{section: change})
     run = begin(changed)
-    assert load_config(run.path / "config.yaml") == config
+    assert load_config(run.path / "config.yaml") == with_generator(config)
     run.bind()
-    assert load_config(run.path / "config.yaml") == changed
+    assert load_config(run.path / "config.yaml") == with_generator(changed)
 
 
 @pytest.mark.parametrize("end", [None, UserError("a file is missing"), KeyboardInterrupt()])

@@ -16,6 +16,8 @@ from fm_core.sampling.checkpoint_source import load_model
 from fm_core.sampling.generate import Draw, generate
 from fm_core.sampling.sample_store import draw_of, protocol_of, sample_key
 from fm_core.sampling.sample_worker import sample
+from fm_core.storage.keyed_random import CURRENT
+from fm_core.storage.numpy_random import rows
 from tests.support.random_checkpoint import CPU, SHAPE, checkpoint, config_at, make, pixels, samples_of
 
 
@@ -51,6 +53,26 @@ class TestImages:
             for seed, first in ((1, 0), (1, 1), (2, 0))
         ]
         assert not any(torch.equal(images[a], images[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
+
+    def test_images_of_an_export_that_names_no_generator_begin_with_the_noise_that_they_always_had(
+        self, tmp_path
+    ):
+        config = config_at(tmp_path)
+        folder = checkpoint(
+            config.model_copy(update={"run": config.run.model_copy(update={"generator": "numpy-v1"})})
+        )
+        model = load_model(folder / "raw.safetensors", CPU)
+        assert model.generator == "numpy-v1"
+        earlier = rows(1, "sample-noise", "normal", torch.arange(4), SHAPE)
+        draw = Draw(Solver("euler", steps=1), 1)
+        assert torch.equal(draw.noise(model, range(4)), earlier)
+        classes = rows(1, "sample-label", "uniform", torch.arange(4), ())
+        assert torch.equal(draw.labels(model, range(4)), (classes * 10).long())
+
+    def test_a_file_of_a_generator_that_is_not_known_is_refused(self, tmp_path):
+        folder = checkpoint(config_at(tmp_path), generator="philox-v9")
+        with pytest.raises(UserError, match=r"raw\.safetensors: generator 'philox-v9' of another version"):
+            load_model(folder / "raw.safetensors", CPU)
 
     def test_products_are_of_float32_unless_tf32_is_asked_for(self, model):
         """A CPU has no TF32, so this checks torch's settings while the network is evaluated."""
@@ -103,35 +125,43 @@ class TestKey:
     )
     def test_every_setting_that_changes_pixels_changes_the_key(self, change):
         other = config_at("/nowhere", **change)
-        assert sample_key(other, protocol_of(other, "w")) != sample_key(
-            self.base, protocol_of(self.base, "w")
+        assert sample_key(other, protocol_of(other, "w", CURRENT)) != sample_key(
+            self.base, protocol_of(self.base, "w", CURRENT)
         )
 
     @pytest.mark.parametrize("change", [{"rtol": 1e-4}, {"atol": 1e-4}, {"rtol": 1.1e-5}])
     def test_tolerances_change_the_key(self, change):
         adaptive = {"solver": "dopri5", "steps": None}
         one, other = config_at("/x", **adaptive), config_at("/x", **adaptive, **change)
-        assert sample_key(one, protocol_of(one, "w")) != sample_key(other, protocol_of(other, "w"))
+        assert sample_key(one, protocol_of(one, "w", CURRENT)) != sample_key(
+            other, protocol_of(other, "w", CURRENT)
+        )
 
     def test_the_weights_themselves_change_the_key(self):
-        assert sample_key(self.base, protocol_of(self.base, "w")) != sample_key(
-            self.base, protocol_of(self.base, "v")
+        assert sample_key(self.base, protocol_of(self.base, "w", CURRENT)) != sample_key(
+            self.base, protocol_of(self.base, "v", CURRENT)
         )
+
+    def test_the_generator_changes_the_key_and_files_of_the_earlier_one_keep_theirs(self):
+        new, earlier = (protocol_of(self.base, "w", name) for name in ("philox-v1", "numpy-v1"))
+        assert new == {**earlier, "generator": "philox-v1"}
+        assert "generator" not in earlier
+        assert sample_key(self.base, new) != sample_key(self.base, earlier)
 
     def test_where_samples_lie_does_not(self):
         other = config_at("/elsewhere")
-        assert sample_key(other, protocol_of(other, "w")) == sample_key(
-            self.base, protocol_of(self.base, "w")
+        assert sample_key(other, protocol_of(other, "w", CURRENT)) == sample_key(
+            self.base, protocol_of(self.base, "w", CURRENT)
         )
 
     def test_it_can_be_read_by_a_person(self):
-        assert sample_key(self.base, protocol_of(self.base, "w")).startswith("ema-euler-3-")
+        assert sample_key(self.base, protocol_of(self.base, "w", CURRENT)).startswith("ema-euler-3-")
         adaptive = config_at("/x", solver="dopri5", steps=None)
-        assert sample_key(adaptive, protocol_of(adaptive, "w")).startswith("ema-dopri5-1e-05-")
+        assert sample_key(adaptive, protocol_of(adaptive, "w", CURRENT)).startswith("ema-dopri5-1e-05-")
 
     def test_the_protocol_holds_nothing_that_does_not_apply(self):
-        assert None not in protocol_of(self.base, "w").values()
-        assert "rtol" not in protocol_of(self.base, "w")
+        assert None not in protocol_of(self.base, "w", CURRENT).values()
+        assert "rtol" not in protocol_of(self.base, "w", CURRENT)
 
 
 class TestTars:
@@ -234,5 +264,5 @@ def test_the_precision_that_is_asked_for_is_drawn_with_and_recorded(tmp_path):
         config = config.model_copy(
             update={"sample": config.sample.model_copy(update={"precision": precision})}
         )
-        settings[precision] = (draw_of(config).tf32, protocol_of(config, "hash")["dtype"])
+        settings[precision] = (draw_of(config).tf32, protocol_of(config, "hash", CURRENT)["dtype"])
     assert settings == {"fp32": (False, "float32"), "tf32": (True, "tf32"), "bf16": (False, "bfloat16")}

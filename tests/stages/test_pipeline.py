@@ -34,7 +34,8 @@ def files_of(tiny):
 
 def samples_of(config):
     model = load_model(weights_file(config, checkpoint_step(config)), torch.device("cpu"))
-    return SampleSet(config, checkpoint_step(config), protocol_of(config, model.weights_sha256)), model
+    protocol = protocol_of(config, model.weights_sha256, model.generator)
+    return SampleSet(config, checkpoint_step(config), protocol), model
 
 
 @pytest.fixture

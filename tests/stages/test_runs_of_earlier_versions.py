@@ -55,7 +55,10 @@ def test_it_is_trained_to_its_end_as_if_nothing_had_happened(folder):
         for key in ("loss", "lr", "grad_norm"):
             assert line[key] == pytest.approx(reference[key], rel=1e-4)
     assert train(old_config()).state == "verified"
-    assert fm_core.load(folder / "runs" / "old").model.step == 20
+    model = fm_core.load(folder / "runs" / "old").model
+    assert (model.step, model.generator) == (20, "numpy-v1")
+    assert "generator" not in model.recipe
+    assert load_config(folder / "runs" / "old" / "config.yaml").run.generator == "numpy-v1"
 
 
 def test_its_shards_samples_and_scores_are_verified(folder):

@@ -67,7 +67,7 @@ def samples_of(run):
     config = load_config(run.file)
     step = checkpoint_step(config)
     model = load_model(weights_file(config, step), torch.device("cpu"))
-    return SampleSet(config, step, protocol_of(config, model.weights_sha256)), model
+    return SampleSet(config, step, protocol_of(config, model.weights_sha256, model.generator)), model
 
 
 def scored_by(run, processes):

@@ -13,6 +13,7 @@ from fm_core.run.directory import RunDirectory
 from fm_core.sampling.checkpoint_source import checkpoint_step, load_model, weights_file
 from fm_core.sampling.sample_store import SampleSet, protocol_of
 from fm_core.sampling.sample_worker import sample
+from fm_core.storage.keyed_random import CURRENT, generator_record
 
 SHAPE = (1, 8, 8)
 MODEL = {"channels": 8, "channel_multipliers": [1], "attention_resolutions": [], "head_channels": 8}
@@ -42,6 +43,7 @@ def checkpoint(config, step=7, seed=0, **recipe):
         "image_shape": list(SHAPE),
         "classes": 10,
         "data": {"name": "digits", "version": "v"},
+        **generator_record(config.run.generator or CURRENT),
         "step": step,
         "images_seen": 5,
         **recipe,
@@ -61,7 +63,7 @@ def config_path(config):
 def samples_of(config):
     step = checkpoint_step(config)
     model = load_model(weights_file(config, step), CPU)
-    return SampleSet(config, step, protocol_of(config, model.weights_sha256))
+    return SampleSet(config, step, protocol_of(config, model.weights_sha256, model.generator))
 
 
 def make(config, ranks=1):

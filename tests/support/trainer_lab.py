@@ -14,6 +14,7 @@ from fm_core.launch.worker_main import Rank
 from fm_core.method.dequantization import Quantizer
 from fm_core.models.build import build_method
 from fm_core.storage.atomic_files import read_lines
+from fm_core.storage.keyed_random import CURRENT, Domain, KeyedRandom
 from fm_core.training.batch_source import BatchSource
 from fm_core.training.ema import ModelEMA, ema_decays
 from fm_core.training.engine import make_engine, micro_batch_of
@@ -86,9 +87,8 @@ def make_trainer(folder, device, dropout=True, bad=(), method=None, **keys):
     engine = make_engine(network, train, device)
     method, reader = build_method(method or MethodSection()), MemoryReader()
     path, times = method.objective.path, method.times
-    source = FaultySource(
-        reader, GlobalShuffleSampler(3, len(reader)), Quantizer(17), path, method.coupling, times, 3, False
-    )
+    order, random = GlobalShuffleSampler(3, len(reader)), KeyedRandom(CURRENT, 3, Domain.TRAINING)
+    source = FaultySource(reader, order, Quantizer(17), path, method.coupling, times, random, False)
     source.bad = frozenset(position for step in bad for position in range(step * BATCH, (step + 1) * BATCH))
     folder.mkdir(parents=True, exist_ok=True)
     return Trainer(

@@ -1,4 +1,6 @@
+import hashlib
 from itertools import pairwise
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -7,13 +9,19 @@ import torch
 from fm_core.config import MethodSection, TrainSection
 from fm_core.data.sampler import GlobalShuffleSampler
 from fm_core.errors import UserError
+from fm_core.method.couplings import Coupling
 from fm_core.method.dequantization import Quantizer
 from fm_core.models.build import build_method
+from fm_core.storage.keyed_random import CURRENT, Domain, GeneratorName, KeyedRandom
 from fm_core.training.batch_source import BatchSource, ambient_seed
 from fm_core.training.engine import micro_batch_of
 from fm_core.training.lr_schedule import crossed
 
 CPU = torch.device("cpu")
+
+
+couplings = pytest.mark.parametrize("coupling", ["independent", "minibatch-optimal-transport"])
+generators = pytest.mark.parametrize("generator", get_args(GeneratorName))
 
 
 class Memory:
@@ -45,7 +53,7 @@ def draw(source, first, count):
         return source.draw(next(batches), CPU)
 
 
-def source(coupling="independent", seed=3, flip=True, images=300, label_dropout=0.0):
+def source(coupling="independent", seed=3, flip=True, images=300, label_dropout=0.0, generator=CURRENT):
     method = build_method(
         MethodSection.model_validate(
             {"coupling": coupling, "coupling_options": {"block": 4} if coupling != "independent" else {}}
@@ -59,7 +67,7 @@ def source(coupling="independent", seed=3, flip=True, images=300, label_dropout=
         path=method.objective.path,
         coupling=method.coupling,
         times=method.times,
-        seed=seed,
+        random=KeyedRandom(generator, seed, Domain.TRAINING),
         flip=flip,
         label_dropout=label_dropout,
         null_label=-7,
@@ -89,16 +97,92 @@ def test_the_batches_of_all_ranks_are_the_global_batch_in_order(ranks, micro):
     assert covered == list(range(1000, 1024))
 
 
-@pytest.mark.parametrize("coupling", ["independent", "minibatch-optimal-transport"])
+@couplings
+@generators
 @pytest.mark.parametrize("cuts", [[4] * 6, [8, 4, 12], [12, 12]])
-def test_draws_are_the_same_to_the_bit_however_the_batch_is_cut(coupling, cuts):
-    undivided = parts(draw(source(coupling), 280, 24))  # across an epoch's end, at 300
+def test_draws_are_the_same_to_the_bit_however_the_batch_is_cut(coupling, cuts, generator):
+    undivided = parts(draw(source(coupling, generator=generator), 280, 24))  # across an epoch's end, at 300
     pieces, first = [], 280
     for count in cuts:
-        pieces.append(draw(source(coupling), first, count))
+        pieces.append(draw(source(coupling, generator=generator), first, count))
         first += count
     for a, b in zip(undivided, joined(pieces), strict=True):
         assert torch.equal(a, b)
+
+
+RECORDED = {
+    # SHA-256 of x0, x1, x_t, velocity, t and the labels, as computed by commit b4d34e4
+    "independent": "49fe2e57753f6d14 f6edf4b597aeb97c fc5d7e13c51bbdcb 770b031ebc82a234 164de53514b44436 "
+    "06415cc27270c55a",
+    "minibatch-optimal-transport": "57b5d5473a45db79 f6edf4b597aeb97c 92e4ab7b8de1b8fc d3c4b408dbb9b428 "
+    "164de53514b44436 06415cc27270c55a",
+}
+
+
+@couplings
+def test_a_run_of_an_earlier_version_gets_the_bits_that_it_always_got(coupling):
+    drawn = parts(draw(source(coupling, label_dropout=0.3, generator="numpy-v1"), 290, 24))
+    digests = [hashlib.sha256(part.contiguous().numpy().tobytes()).hexdigest()[:16] for part in drawn]
+    assert digests == RECORDED[coupling].split()
+
+
+@generators
+def test_a_coupling_permutes_positions_of_noise_and_nothing_else(generator):
+    independent, paired = (
+        source(c, generator=generator) for c in ("independent", "minibatch-optimal-transport")
+    )
+    with independent.batches(8, 12, 0, 1, 12) as one, paired.batches(8, 12, 0, 1, 12) as other:
+        plain, batch = next(one), next(other)
+    assert sorted(batch.noise_positions.tolist()) == list(batch.positions) != batch.noise_positions.tolist()
+    assert torch.equal(batch.images, plain.images)
+    (unpaired, _), (sample, _) = independent.draw(plain, CPU), paired.draw(batch, CPU)
+    assert torch.equal(sample.x0, unpaired.x0[batch.noise_positions - 8])
+    assert torch.equal(sample.x1, unpaired.x1)
+    assert torch.equal(sample.t, unpaired.t)
+    distances = [(ends.x1 - ends.x0).square().sum() for ends in (sample, unpaired)]
+    assert distances[0] < distances[1]
+
+
+def test_only_the_earlier_generator_draws_in_the_loaders_thread():
+    for generator, ahead in (("philox-v1", False), ("numpy-v1", True)):
+        for coupling in ("independent", "minibatch-optimal-transport"):
+            with source(coupling, generator=generator).batches(0, 8, 0, 1, 8) as batches:
+                assert (next(batches).endpoints is not None) is ahead
+
+
+class Reversed(Coupling):
+    """As a user would write it: `pair` alone."""
+
+    name = "reversed"
+
+    def pair(self, x0, x1, label=None):
+        return x0.flip(0), x1, label
+
+
+class Shifted(Coupling):
+    name = "shifted"
+
+    def pair(self, x0, x1, label=None):
+        return x0 + 1, x1, label
+
+
+@generators
+def test_a_coupling_of_a_user_may_reorder_noise_but_not_change_it(generator):
+    user = source(generator=generator)
+    plain = draw(user, 4, 6)[0]
+    user.coupling = Reversed()
+    assert torch.equal(draw(user, 4, 6)[0].x0, plain.x0.flip(0))
+    user.coupling = Shifted()
+    with pytest.raises(UserError, match=r"^shifted: .* may only reorder it$"):
+        draw(user, 4, 6)
+
+
+def test_held_out_images_have_other_noise_than_the_first_training_images():
+    training, held_out = source(seed=0, flip=False), source(seed=0, flip=False)
+    held_out.random = KeyedRandom(CURRENT, 0, Domain.HELD_OUT)
+    ends, others = (draw(one, 0, 64)[0] for one in (training, held_out))
+    assert not torch.isin(ends.x0, others.x0).any()
+    assert not torch.isin(ends.t, others.t).any()
 
 
 def test_every_epoch_draws_afresh_and_shows_every_image_once():

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fm_core.storage import keyed_random
+from fm_core.storage.keyed_random import KeyedRandom, Purpose
 
 HALF_SIDE = 4.0
 SQUARE = 2.0
@@ -24,7 +24,7 @@ NAME = "checkerboard, 4 x 4 squares on [-4, 4)^2, density 1/32 on eight of them"
 BLOCK = 64
 """Consecutive positions drawn together: drawing each by itself would cost more than the network."""
 
-Draw = Callable[[int, str, Sequence[int], Sequence[int]], Tensor]
+Draw = Callable[[Purpose, range, Sequence[int]], Tensor]
 
 
 def checkerboard(u: Tensor) -> Tensor:
@@ -42,21 +42,19 @@ def on_squares(x: Tensor) -> Tensor:
     return inside & ((x / SQUARE).floor().sum(1) % 2 == 0)
 
 
-def points(seed: int, purpose: str, first: int, count: int) -> Tensor:
+def points(random: KeyedRandom, first: int, count: int) -> Tensor:
     """Points first, first + 1, ... of the stream of the board's points, float32 [count, 2]."""
-    return checkerboard(by_position(keyed_random.uniform, seed, purpose, first, count, (2,)))
+    return checkerboard(by_position(random.uniform, Purpose.DATA, first, count, (2,)))
 
 
-def by_position(
-    draw: Draw, seed: int, purpose: str, first: int, count: int, shape: Sequence[int] = ()
-) -> Tensor:
+def by_position(draw: Draw, purpose: Purpose, first: int, count: int, shape: Sequence[int] = ()) -> Tensor:
     """Random numbers of the stream positions first, first + 1, ..., [count, *shape].
 
-    `draw` is a function of `keyed_random`. The numbers of a position depend on (seed, purpose, position)
-    alone, not on how positions are grouped into batches.
+    `draw` is a method of a `KeyedRandom`. The numbers of a position depend on its key, the purpose and the
+    position alone, not on how positions are grouped into batches.
     """
     blocks = range(first // BLOCK, -(-(first + count) // BLOCK))
-    rows = draw(seed, purpose, blocks, (BLOCK, *shape)).flatten(0, 1)
+    rows = draw(purpose, blocks, (BLOCK, *shape)).flatten(0, 1)
     start = first - blocks.start * BLOCK
     return rows[start : start + count]
 

@@ -16,6 +16,7 @@ from fm_core.reproduce.toy2d.checkerboard import ENTROPY, NAME
 from fm_core.reproduce.toy2d.experiment_2d import (
     ToyOutcome,
     ToyProgress,
+    generator_in_2d,
     run_toy_experiment,
     toy_experiments,
 )
@@ -28,6 +29,7 @@ from fm_core.run.progress import Observer
 from fm_core.run.results import StageResult
 from fm_core.storage.atomic_files import SCHEMA, read_json, write_json, write_text
 from fm_core.storage.hashing import fingerprint
+from fm_core.storage.keyed_random import generator_record
 
 
 def reproduce_2d(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResult:
@@ -114,6 +116,7 @@ def _protocol(config: RunConfig) -> dict[str, Any]:
     return {
         "data": NAME,
         "seed": config.run.seed,
+        **generator_record(generator_in_2d(config)),
         **config.reproduce.plane.model_dump(mode="json"),
         # These strings are part of results.json: a change would rewrite the pages of finished comparisons.
         "optimizer": "Adam, betas 0.9 and 0.999, cosine to zero over the cell's steps, weights not averaged",

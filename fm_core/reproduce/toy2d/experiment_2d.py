@@ -20,7 +20,15 @@ from fm_core.reproduce.toy2d.scoring import score_model
 from fm_core.run.artifact_cache import ArtifactCache, CachedPart
 from fm_core.run.directory import RunDirectory, environment
 from fm_core.run.progress import Observer, Progress, RateMeter
-from fm_core.storage.atomic_files import write_json, write_text
+from fm_core.storage.atomic_files import read_json, write_json, write_text
+from fm_core.storage.keyed_random import (
+    CURRENT,
+    Domain,
+    GeneratorName,
+    KeyedRandom,
+    generator_of,
+    generator_record,
+)
 
 TRAINING_PARTS, SCORING_PARTS = 1000, 600
 """Parts of an experiment's work, for the progress bar: about the shares of its time."""
@@ -42,6 +50,10 @@ class ToyExperiment:
     cache: ArtifactCache
     recipe: dict[str, Any]
     """Everything that determines the weights."""
+
+    def random(self, domain: Domain) -> KeyedRandom:
+        """The random numbers of a domain, with the seed and the generator of the recipe."""
+        return KeyedRandom(generator_of(self.recipe, self.name), self.recipe["seed"], domain)
 
     @property
     def name(self) -> str:
@@ -77,6 +89,15 @@ def toy_experiments(config: RunConfig) -> list[ToyExperiment]:
     return experiments
 
 
+def generator_in_2d(config: RunConfig) -> GeneratorName:
+    """run.generator; where it is not given, that with which the comparison began, or that of new ones."""
+    if config.run.generator is not None:
+        return config.run.generator
+    for file in sorted((RunDirectory(config).path / "reproduce").glob("*/training.json")):
+        return generator_of((read_json(file) or {}).get("recipe", {}), str(file))
+    return CURRENT
+
+
 def run_toy_experiment(
     experiment: ToyExperiment, config: RunConfig, run: RunDirectory, progress: "ToyProgress"
 ) -> ToyOutcome:
@@ -102,6 +123,7 @@ def _toy_experiment(config: RunConfig, section: ExperimentSection) -> ToyExperim
     recipe = {
         "data": NAME,
         "seed": config.run.seed,
+        **generator_record(generator_in_2d(config)),
         "steps": steps,
         **section.model_dump(mode="json", include=_OBJECTIVE_KEYS),
         **toy.model_dump(mode="json", include=_TRAINING_KEYS),
@@ -130,7 +152,8 @@ def _train_and_score(
     network.load_state_dict(cache.tensors("weights"))
     clock, cpu = time.monotonic(), time.process_time()
     on_part = partial(progress.scored, experiment.label)
-    evaluation = score_model(network, experiment.objective, toy, seed, on_part)
+    random = experiment.random(Domain.TOY2D_SCORING)
+    evaluation = score_model(network, experiment.objective, toy, random, on_part)
     keys = ("recipe", "steps", "training_seconds", "training_cpu_seconds")
     record = {
         **{key: training.record[key] for key in keys},
@@ -149,8 +172,8 @@ def _train(
 ) -> CachedPart:
     clock, cpu = time.monotonic(), time.process_time()
     on_step = partial(progress.trained, experiment.label, experiment.steps)
-    toy, seed = config.reproduce.plane, config.run.seed
-    losses = fit(network, experiment.objective, toy, experiment.steps, seed, on_step)
+    random = experiment.random(Domain.TOY2D)
+    losses = fit(network, experiment.objective, config.reproduce.plane, experiment.steps, random, on_step)
     record = {
         "recipe": experiment.recipe,
         "steps": experiment.steps,

@@ -13,10 +13,12 @@ from fm_core.method.paths import PathSample
 from fm_core.method.timestep_samplers import Uniform
 from fm_core.models.mlp import MLP
 from fm_core.reproduce.toy2d.checkerboard import by_position, points
-from fm_core.storage import keyed_random
+from fm_core.storage.keyed_random import KeyedRandom, Purpose
 
 CURVE_POINTS = 100
 """Points of the saved loss curve."""
+STEPS_DRAWN_TOGETHER = 32
+"""A step's few random numbers by themselves would take a tenth of its time."""
 
 
 def initial_network(toy: Toy2dSection, seed: int) -> MLP:
@@ -26,16 +28,22 @@ def initial_network(toy: Toy2dSection, seed: int) -> MLP:
         return MLP(dimensions=2, width=toy.width, layers=toy.layers)
 
 
-def draw(objective: Objective, seed: int, first: int, count: int) -> PathSample:
+def draw(objective: Objective, random: KeyedRandom, first: int, count: int) -> PathSample:
     """The training examples of the stream positions first, first + 1, ...
 
-    Data x1, noise x0 and the quantile of t are functions of (seed, position): the same for every objective.
+    Data x1, noise x0 and the quantile of t are functions of the position: the same for every objective.
     Times are uniform on the objective's interval and the coupling is independent, as in eq. 14.
     """
-    x1 = points(seed, "plane-data", first, count)
-    x0 = by_position(keyed_random.normal, seed, "plane-noise", first, count, (2,))
-    u = by_position(keyed_random.uniform, seed, "plane-time", first, count)
+    x1 = points(random, first, count)
+    x0 = by_position(random.normal, Purpose.NOISE, first, count, (2,))
+    u = by_position(random.uniform, Purpose.TIME, first, count)
     return objective.path.sample(x0, x1, Uniform(objective.interval).times(u))
+
+
+def split(sample: PathSample, size: int) -> list[PathSample]:
+    """Batches of `size` examples each."""
+    parts = (part.split(size) for part in (sample.x_t, sample.velocity, sample.x0, sample.x1, sample.t))
+    return [PathSample(*batch) for batch in zip(*parts, strict=True)]
 
 
 def fit(
@@ -43,7 +51,7 @@ def fit(
     objective: Objective,
     toy: Toy2dSection,
     steps: int,
-    seed: int,
+    random: KeyedRandom,
     on_step: Callable[[int, float], None],
 ) -> list[float]:
     """Train the network in place for `steps` steps; returns the loss in hundredths of the training.
@@ -54,11 +62,14 @@ def fit(
         ArithmeticError: the loss is not finite.
     """
     optimizer = torch.optim.AdamW(network.parameters(), toy.learning_rate, weight_decay=0.0, fused=True)
-    losses: list[float] = []
+    losses, samples = list[float](), list[PathSample]()
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = toy.learning_rate * (1 + math.cos(math.pi * step / steps)) / 2
-        loss = objective.loss(network, draw(objective, seed, step * toy.batch, toy.batch)).mean()
+        if step % STEPS_DRAWN_TOGETHER == 0:
+            drawn = min(STEPS_DRAWN_TOGETHER, steps - step)
+            samples = split(draw(objective, random, step * toy.batch, drawn * toy.batch), toy.batch)
+        loss = objective.loss(network, samples[step % STEPS_DRAWN_TOGETHER]).mean()
         losses.append(_finite(loss, step))
         optimizer.zero_grad()
         loss.backward()

@@ -22,7 +22,7 @@ from fm_core.reproduce.toy2d.checkerboard import (
     on_squares,
     points,
 )
-from fm_core.storage import keyed_random
+from fm_core.storage.keyed_random import KeyedRandom, Purpose
 
 TRAJECTORY_TIMES = 25
 """Times of a trajectory, equally spaced over the interval; figures show five of them."""
@@ -46,17 +46,17 @@ class ToyEvaluation:
 
 
 def score_model(
-    network: nn.Module, objective: Objective, toy: Toy2dSection, seed: int, on_part: OnPart
+    network: nn.Module, objective: Objective, toy: Toy2dSection, random: KeyedRandom, on_part: OnPart
 ) -> ToyEvaluation:
     """Score a trained network; `on_part` is called with the finished share, 0 to 1, and what was finished.
 
-    Noise and held-out points are functions of (seed, number), the same for every objective.
+    Noise and held-out points are functions of their number, the same for every objective.
 
     Raises:
         ArithmeticError: from the solver.
     """
     velocity, path = objective.velocity(network), objective.path
-    noise = path.source_std * by_position(keyed_random.normal, seed, "plane-samples", 0, toy.samples, (2,))
+    noise = path.source_std * by_position(random.normal, Purpose.NOISE, 0, toy.samples, (2,))
     dopri5 = Solver("dopri5", rtol=toy.rtol, atol=toy.atol)
     start, end = objective.interval
     times = [start + (end - start) * i / (TRAJECTORY_TIMES - 1) for i in range(TRAJECTORY_TIMES - 1)] + [end]
@@ -64,7 +64,7 @@ def score_model(
     on_part(0.25, f"trajectories of {toy.samples:,} points in {run.nfe} evaluations")
     samples = _low_nfe_samples(velocity, noise, objective, toy)
     on_part(0.4, "samples at few evaluations")
-    held_out = points(seed, "plane-held-out", 0, toy.held_out)
+    held_out = points(random, 0, toy.held_out)
     likelihood = _log_density(velocity, held_out, objective, dopri5)
     on_part(0.7, f"log-density of {toy.held_out:,} held-out points")
     density = _density(velocity, objective, toy.grid)
