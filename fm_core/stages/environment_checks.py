@@ -22,7 +22,7 @@ DISTRIBUTION = "flow-matching-pipeline"
 RENDEZVOUS_SECONDS = 45
 
 _RENDEZVOUS_SCRIPT = """
-import torch, torch.distributed as dist
+import os, torch, torch.distributed as dist
 try:
     dist.init_process_group("gloo")
     ranks = torch.tensor([dist.get_rank() + 1])
@@ -31,7 +31,8 @@ try:
     dist.barrier()
     dist.destroy_process_group()
 except BaseException as error:
-    print(f"{type(error).__name__}: {error}", flush=True)
+    # One write for the whole line: both processes share the pipe.
+    os.write(1, f"{type(error).__name__}: {error}\\n".encode())
     raise
 """
 
