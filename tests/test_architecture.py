@@ -113,19 +113,6 @@ def test_flows_know_nothing_of_tests_and_infrastructure():
         assert not roots & {"tests", "infra"}, name_of(path)
 
 
-def test_a_flow_starts_and_is_deployed_without_heavy_libraries():
-    """Neither by itself nor through the core: each flow run and each deployment waits for its imports."""
-    flows = ", ".join(sorted(name_of(path) for path in modules(ROOT / "flows")))
-    heavy = {"torch", "scipy", "numpy", "torchdiffeq", "deepspeed", "webdataset", "matplotlib"}
-    done = subprocess.run(
-        [sys.executable, "-c", f"import {flows}, sys; print(sorted({heavy} & set(sys.modules)))"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout == "[]\n", done.stderr
-
-
 def test_only_checkpoint_knows_the_files_of_a_checkpoint():
     """No string constant elsewhere holds their names; everyone else asks fm_core/checkpoint."""
     for path in modules(CORE, ROOT / "flows"):

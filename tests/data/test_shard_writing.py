@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,6 @@ import pytest
 from fm_core.config.data import DataSection, SourceSection
 from fm_core.data.dataset_builder import check_source, write_dataset
 from fm_core.data.manifest import load_manifest
-from fm_core.data.reader import ImageReader
 from fm_core.data.shard_plan import make_plan
 from fm_core.data.verify import validate_dataset
 from fm_core.errors import UserError
@@ -64,31 +62,6 @@ def test_members_are_plain_ustar_without_times_or_owners(digits, tmp_path):
         ]
         array = np.load(io.BytesIO(archive.extractfile("000000-0001.x.npy").read()), allow_pickle=False)
     assert array.shape == (100, 1, 8, 8)
-
-
-def test_plain_webdataset_reads_the_shards(digits, tmp_path):
-    manifest = write_dataset(digits)
-    script = """
-        import json, sys
-        import webdataset as wds
-        urls = sys.argv[1]
-        samples = wds.WebDataset(urls, shardshuffle=False).decode().to_tuple("x.npy", "y.npy").unbatched()
-        rows = [(x.tolist(), int(y)) for x, y in samples]
-        assert not any(name.startswith("fm_core") for name in sys.modules)
-        print(json.dumps(rows))
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), f"{tmp_path}/digits/train-{{000000..000004}}.tar"],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=tmp_path,
-    )
-    rows = json.loads(done.stdout.splitlines()[-1])
-    with ImageReader(str(tmp_path), manifest, "train") as reader:
-        images, labels = reader.read(np.arange(len(reader)))
-    assert [row[0] for row in rows] == images.tolist()
-    assert [row[1] for row in rows] == labels.tolist()
 
 
 def test_progress_counts_images_up_to_the_plans_total(digits):
