@@ -1,12 +1,16 @@
-"""Commands that compute nothing with torch do not import it: it takes seconds of CPU time."""
+"""Libraries that commands and modules import, and those that they do not: torch takes seconds of CPU time."""
 
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support import ROOT
+from tests.support.command_server import CommandServer
+from tests.test_architecture import CORE, modules, name_of
 
 SCRIPT = """
 import sys
@@ -62,3 +66,55 @@ def test_help_needs_no_torch(folder):
     }
     assert "fm_core.cli" in imported
     assert not imported & {"torch", "deepspeed", "prefect", "numpy", "scipy"}
+
+
+UNET_SHAPE = """
+import sys
+from fm_core.config import parse_config
+from fm_core.models.build import build_meta_network
+unet = {"channels": 32, "attention_resolutions": [8], "class_conditional": True}
+build_meta_network(parse_config({"model": unet}, "here").model, (3, 16, 16), 10)
+print("torch._dynamo" in sys.modules)
+"""
+WITHOUT_PREFECT = """
+import importlib, sys
+
+class NotInstalled:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "prefect":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+assert "prefect" not in sys.modules
+sys.meta_path.insert(0, NotInstalled())
+try:
+    import prefect
+    raise SystemExit("prefect was found")
+except ModuleNotFoundError:
+    pass
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+print(len(sys.argv) - 1, "imported")
+"""
+
+
+@pytest.fixture(scope="module")
+def network_process() -> Iterator[CommandServer]:
+    """A process that has imported what builds networks."""
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
+    server = CommandServer(ROOT, variables, ["fm_core.models.build"])
+    yield server
+    server.close()
+
+
+def test_the_shape_of_a_unet_is_had_without_the_compiler(network_process: CommandServer):
+    """Every `fm train` asks for it; the import takes more than a second."""
+    done = network_process.run("python", "-c", UNET_SHAPE)
+    assert done.stdout == "False\n", done.stderr
+
+
+def test_every_module_imports_where_prefect_is_not_installed(network_process: CommandServer):
+    names = [name_of(path) for path in modules(CORE) if path.stem != "__main__"]
+    assert len(names) > 50
+    done = network_process.run("python", "-c", WITHOUT_PREFECT, *names)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"{len(names)} imported"
