@@ -18,6 +18,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from tests.support.forked_rank_group import be_agent
+from tests.support.short_classifier import short_classifier
 
 PRELOADED = (
     "deepspeed",
@@ -92,10 +93,11 @@ def main() -> None:
     os.dup2(2, 1)  # what imports print is no answer
     for module in PRELOADED:
         import_module(module)
-    for line in sys.stdin:
-        request = json.loads(line)
-        answer = start_agent(request) if "agent" in request else run_job(request)
-        os.write(answers, (json.dumps(answer) + "\n").encode())
+    with short_classifier():
+        for line in sys.stdin:
+            request = json.loads(line)
+            answer = start_agent(request) if "agent" in request else run_job(request)
+            os.write(answers, (json.dumps(answer) + "\n").encode())
 
 
 if __name__ == "__main__":

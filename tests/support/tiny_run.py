@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from contextlib import chdir, nullcontext, redirect_stderr, redirect_stdout
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from fm_core import cli
 from fm_core.config import RunConfig, load_config, merge
 from tests.support import ROOT
 from tests.support.fault_injection import FaultyPath
-from tests.support.forked_ranks import forked_jobs
+from tests.support.short_classifier import short_classifier
 
 STAGES = ("shard", "train", "sample", "evaluate", "report")
 DEBUG = ("--launch.kind", "debug", "--launch.processes", "1")
@@ -99,7 +99,7 @@ class TinyRun:
         """A run after all stages: its training has two ranks under the local launcher."""
         run = cls(root)
         for stage in STAGES:
-            with forked_jobs() if stage == "evaluate" else nullcontext():
+            with short_classifier():
                 run.first[stage] = run.fm(stage, *(DEBUG if stage == "sample" else ()))
             assert run.first[stage].code == 0, run.first[stage].err
         outputs = {stage: asdict(output) for stage, output in run.first.items()}
