@@ -2,10 +2,10 @@ import errno
 import hashlib
 import io
 import json
-import signal
-import subprocess
-import sys
 import tarfile
+import time
+from multiprocessing import Pipe, get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -166,26 +166,23 @@ def test_staged_files_appear_complete_or_not_at_all(tmp_path):
         assert store.read_bytes("a") == b"whole"
 
 
-KILLED = """
-import sys, time
-from fm_core.config.data import DataSection
-from fm_core.data.dataset_builder import write_dataset
-def slowly(done):
-    print(done, flush=True)
-    time.sleep(0.05)
-write_dataset(DataSection.model_validate_json(sys.argv[1]), slowly)
-"""
+def write_slowly(config: DataSection, progress: Connection) -> None:
+    def slowly(done: int) -> None:
+        progress.send(done)
+        time.sleep(0.05)
+
+    write_dataset(config, slowly)
 
 
 @pytest.mark.parametrize("shards", [1, 3])
 def test_kill_in_the_middle_loses_at_most_the_current_shard(digits, tmp_path, shards):
-    command = [sys.executable, "-c", KILLED, digits.model_dump_json()]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        for line in process.stdout:
-            if int(line) >= shards * 300:
-                process.send_signal(signal.SIGKILL)
-                break
-        process.wait()
+    receiving, sending = Pipe(duplex=False)
+    process = get_context("fork").Process(target=write_slowly, args=(digits, sending))
+    process.start()
+    while receiving.recv() < shards * 300:
+        pass
+    process.kill()
+    process.join()
     folder = tmp_path / "digits"
     assert not (folder / "manifest.json").exists()
     mtimes = {path: path.stat().st_mtime_ns for path in folder.glob("train-*.tar")}
