@@ -1,10 +1,11 @@
-"""Tests of the tiers, where a test that uses an expensive fixture is no default test, and of the distribution."""
+"""Tests of the tiers (a test that uses an expensive fixture is no default test) and of the distribution."""
 
 import ast
 from types import SimpleNamespace
 from typing import cast
 
 import pytest
+from xdist.workermanage import WorkerController
 
 from tests.support import ROOT
 from tests.support.scheduling import LONGEST, SHARED, WAITING, Grouped
@@ -35,8 +36,15 @@ def test_every_expensive_fixture_exists():
     assert set(EXTENDED) <= names
 
 
-def grouped(processes: int, waiting_process: bool) -> tuple[Grouped, list[SimpleNamespace]]:
-    nodes = [SimpleNamespace(gateway=SimpleNamespace(id=f"gw{number}")) for number in range(processes)]
+class Node:
+    """A process of a session, by its number."""
+
+    def __init__(self, number: int) -> None:
+        self.gateway = SimpleNamespace(id=f"gw{number}")
+
+
+def grouped(processes: int, waiting_process: bool) -> tuple[Grouped, list[WorkerController]]:
+    nodes = cast(list[WorkerController], [Node(number) for number in range(processes)])
     scheduling = object.__new__(Grouped)
     scheduling.config = cast(pytest.Config, SimpleNamespace(getoption=lambda name: waiting_process))
     scheduling.assigned_work = {node: {} for node in reversed(nodes)}
