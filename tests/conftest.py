@@ -14,6 +14,9 @@ from tests.support.scheduling import Grouped, longest_first
 from tests.support.tiers import keep_default, summary
 from tests.support.virtual_environment import environment_with
 
+# A thread that a test leaves behind must not start a server of Prefect's own when it asks for the API.
+os.environ["PREFECT_SERVER_EPHEMERAL_ENABLED"] = "false"
+
 PUBLIC_METRICS = ("torch-fidelity==0.4.0", "torchmetrics==1.9.0", "lightning-utilities==0.15.3")
 REMOVED = pytest.StashKey[Counter[str]]()
 """How many tests the tier leaves out, by what they need."""
