@@ -26,30 +26,28 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("commands")
 
 
-def modules_of(folder: Path, *command: str) -> str:
-    """Exit code and heavy modules of a command, in an interpreter of its own."""
-    places = ("--run.root", str(folder / "runs"), "--data.root", str(folder / "sets"))
-    config = ("--config", str(ROOT / "infra" / "configs" / "digits.yaml"))
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, command[0], *config, *places, *command[1:]],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        timeout=300,
-    )
-    return done.stderr.splitlines()[-1]
+@pytest.fixture(scope="module")
+def data_process(folder: Path) -> Iterator[CommandServer]:
+    """A process that has imported what reads scikit-learn's digits."""
+    server = CommandServer(folder, os.environ | {"PYTHONPATH": str(ROOT)}, ["numpy", "sklearn.datasets"])
+    yield server
+    server.close()
+
+
+def modules_of(server: CommandServer, *command: str) -> str:
+    """Exit code and heavy modules of a command."""
+    return server.run("python", "-c", SCRIPT, *command).stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("command", [("shard",), ("validate", "--quick"), ("status",)], ids=" ".join)
-def test_data_commands_and_status_need_no_torch(folder, command):
-    assert modules_of(folder, *command) == "0"
+def test_data_commands_and_status_need_no_torch(data_process, folder, command):
+    places = ("--run.root", str(folder / "runs"), "--data.root", str(folder / "sets"))
+    config = ("--config", str(ROOT / "infra" / "configs" / "digits.yaml"))
+    assert modules_of(data_process, command[0], *config, *places, *command[1:]) == "0"
 
 
-def test_a_comparison_of_scores_needs_no_torch(folder):
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, "compare", str(folder)], capture_output=True, text=True, cwd=folder
-    )
-    assert done.stderr.splitlines()[-1] == "2"  # there is nothing to compare
+def test_a_comparison_of_scores_needs_no_torch(data_process, folder):
+    assert modules_of(data_process, "compare", str(folder)) == "2"  # there is nothing to compare
 
 
 def test_help_needs_no_torch(folder):
