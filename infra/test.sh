@@ -47,13 +47,16 @@ fi
 [ ${#skipped[@]} -eq 0 ] || printf 'skipped: %s\n' "${skipped[@]}"
 [ ${#failed[@]} -eq 0 ] || say "failed before the tests: ${failed[*]}"
 
-# Tests that share a server or a run stay in one process (tests/conftest.py). With more processes than cores,
-# Prefect's SQLite database was locked so long that its automations lost events.
+# Tests that share a server or a run stay in one process (tests/support/scheduling.py). With more busy processes
+# than cores, Prefect's SQLite database was locked so long that its automations lost events.
 workers=$(($(nproc) < 4 ? $(nproc) : 4))
 # Each process gets its share of the cores: more threads of torch would compete with the other processes.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(($(nproc) / workers))}"
+processes=(--numprocesses "$workers")
+# Many of the other tests wait most of the time: one more process has those alone.
+[ "$tier" = default ] || processes=(--numprocesses "$((workers + 1))" --waiting-process)
 status=0
-python -m pytest --numprocesses "$workers" --no-loadscope-reorder --tier "$tier" "$@" || status=$?
+python -m pytest "${processes[@]}" --no-loadscope-reorder --tier "$tier" "$@" || status=$?
 if [ -n "$pyright_pid" ]; then
     check "types" wait "$pyright_pid"
     tail -n 20 build/pyright.log

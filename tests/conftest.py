@@ -1,15 +1,16 @@
 """Distribution of the tests over processes, and fixtures of several folders."""
 
+import gc
 import os
 import signal
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from xdist.scheduler import LoadScopeScheduling
 from xdist.workermanage import WorkerController
 
 from infra.benchmarks.peers import peers_python
+from tests.support.scheduling import Grouped, longest_first
 from tests.support.tiers import keep_default, summary
 from tests.support.virtual_environment import environment_with
 
@@ -17,36 +18,12 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # A shell starts background jobs so, and every process of a test would inherit it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-DEMO = tuple(
-    f"tests/flows/test_{name}.py"
-    for name in ("demo", "flow_runs", "prefect_plugin", "readme", "operators_page", "prefect_ui")
-)
-"""Modules that share the server of one demo."""
-SHARED = {"the demo": DEMO, "the comparison": ("tests/reproduce/",)}
-"""Groups of tests that share a server or a comparison; elsewhere the unit of scheduling is a module."""
-LONGEST = (
-    *DEMO,
-    "tests/flows/test_long_run.py",
-    "tests/cluster/",
-    "tests/stages/",
-    "tests/training/",
-    "tests/reproduce/",
-    "tests/flows/",
-    "tests/benchmarks/",
-    "tests/launch/",
-)
-"""What begins first, so that no process is left alone with a long group at the end."""
+# A thread that a test leaves behind must not start a server of Prefect's own when it asks for the API.
+os.environ["PREFECT_SERVER_EPHEMERAL_ENABLED"] = "false"
+
 PUBLIC_METRICS = ("torch-fidelity==0.4.0", "torchmetrics==1.9.0", "lightning-utilities==0.15.3")
 REMOVED = pytest.StashKey[Counter[str]]()
 """How many tests the tier leaves out, by what they need."""
-
-
-class Grouped(LoadScopeScheduling):
-    """Scheduling of whole groups. (The plugin's own groups are not honored under pytest 9.2.)"""
-
-    def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.split("::")[0]
-        return next((group for group, paths in SHARED.items() if file.startswith(paths)), file)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Grouped:
@@ -60,6 +37,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="all",
         help="default: tests that use no expensive fixture (tests/support/tiers.py); extended: the others",
     )
+    parser.addoption(
+        "--waiting-process",
+        action="store_true",
+        help="the last process takes only tests that mostly wait (tests/support/scheduling.py)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let tests interrupt processes: a shell has its background jobs, and their children, ignore SIGINT."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Leave what was imported out of garbage collections."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -75,10 +69,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             items[:] = [item for item in before if item not in default]
         remaining = set(items)
         config.hook.pytest_deselected(items=[item for item in before if item not in remaining])
-    order = {path: number for number, path in enumerate(LONGEST)}
-    items.sort(  # stable
-        key=lambda item: next((n for path, n in order.items() if item.nodeid.startswith(path)), len(order))
-    )
+    longest_first(items)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

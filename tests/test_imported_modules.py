@@ -1,12 +1,16 @@
-"""Commands that compute nothing with torch do not import it: it takes seconds of CPU time."""
+"""Libraries that commands and modules import, and those that they do not: torch takes seconds of CPU time."""
 
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support import ROOT
+from tests.support.command_server import CommandServer
+from tests.test_architecture import CORE, modules, name_of
 
 SCRIPT = """
 import sys
@@ -22,30 +26,28 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("commands")
 
 
-def modules_of(folder: Path, *command: str) -> str:
-    """Exit code and heavy modules of a command, in an interpreter of its own."""
-    places = ("--run.root", str(folder / "runs"), "--data.root", str(folder / "sets"))
-    config = ("--config", str(ROOT / "infra" / "configs" / "digits.yaml"))
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, command[0], *config, *places, *command[1:]],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        timeout=300,
-    )
-    return done.stderr.splitlines()[-1]
+@pytest.fixture(scope="module")
+def data_process(folder: Path) -> Iterator[CommandServer]:
+    """A process that has imported what reads scikit-learn's digits."""
+    server = CommandServer(folder, os.environ | {"PYTHONPATH": str(ROOT)}, ["numpy", "sklearn.datasets"])
+    yield server
+    server.close()
+
+
+def modules_of(server: CommandServer, *command: str) -> str:
+    """Exit code and heavy modules of a command."""
+    return server.run("python", "-c", SCRIPT, *command).stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("command", [("shard",), ("validate", "--quick"), ("status",)], ids=" ".join)
-def test_data_commands_and_status_need_no_torch(folder, command):
-    assert modules_of(folder, *command) == "0"
+def test_data_commands_and_status_need_no_torch(data_process, folder, command):
+    places = ("--run.root", str(folder / "runs"), "--data.root", str(folder / "sets"))
+    config = ("--config", str(ROOT / "infra" / "configs" / "digits.yaml"))
+    assert modules_of(data_process, command[0], *config, *places, *command[1:]) == "0"
 
 
-def test_a_comparison_of_scores_needs_no_torch(folder):
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, "compare", str(folder)], capture_output=True, text=True, cwd=folder
-    )
-    assert done.stderr.splitlines()[-1] == "2"  # there is nothing to compare
+def test_a_comparison_of_scores_needs_no_torch(data_process, folder):
+    assert modules_of(data_process, "compare", str(folder)) == "2"  # there is nothing to compare
 
 
 def test_help_needs_no_torch(folder):
@@ -62,3 +64,55 @@ def test_help_needs_no_torch(folder):
     }
     assert "fm_core.cli" in imported
     assert not imported & {"torch", "deepspeed", "prefect", "numpy", "scipy"}
+
+
+UNET_SHAPE = """
+import sys
+from fm_core.config import parse_config
+from fm_core.models.build import build_meta_network
+unet = {"channels": 32, "attention_resolutions": [8], "class_conditional": True}
+build_meta_network(parse_config({"model": unet}, "here").model, (3, 16, 16), 10)
+print("torch._dynamo" in sys.modules)
+"""
+WITHOUT_PREFECT = """
+import importlib, sys
+
+class NotInstalled:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "prefect":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+assert "prefect" not in sys.modules
+sys.meta_path.insert(0, NotInstalled())
+try:
+    import prefect
+    raise SystemExit("prefect was found")
+except ModuleNotFoundError:
+    pass
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+print(len(sys.argv) - 1, "imported")
+"""
+
+
+@pytest.fixture(scope="module")
+def network_process() -> Iterator[CommandServer]:
+    """A process that has imported what builds networks."""
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
+    server = CommandServer(ROOT, variables, ["fm_core.models.build"])
+    yield server
+    server.close()
+
+
+def test_the_shape_of_a_unet_is_had_without_the_compiler(network_process: CommandServer):
+    """Every `fm train` asks for it; the import takes more than a second."""
+    done = network_process.run("python", "-c", UNET_SHAPE)
+    assert done.stdout == "False\n", done.stderr
+
+
+def test_every_module_imports_where_prefect_is_not_installed(network_process: CommandServer):
+    names = [name_of(path) for path in modules(CORE) if path.stem != "__main__"]
+    assert len(names) > 50
+    done = network_process.run("python", "-c", WITHOUT_PREFECT, *names)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"{len(names)} imported"

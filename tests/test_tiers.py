@@ -1,12 +1,14 @@
-"""Tests of the tiers: a test that uses an expensive fixture is not a default test."""
+"""Tests of the tiers (a test that uses an expensive fixture is no default test) and of the distribution."""
 
 import ast
 from types import SimpleNamespace
 from typing import cast
 
 import pytest
+from xdist.workermanage import WorkerController
 
 from tests.support import ROOT
+from tests.support.scheduling import LONGEST, SHARED, WAITING, Grouped
 from tests.support.tiers import EXTENDED, keep_default, summary, tier_of
 
 
@@ -32,3 +34,39 @@ def test_every_expensive_fixture_exists():
             if any("fixture" in ast.unparse(decorator) for decorator in decorators):
                 names.add(cast(ast.FunctionDef, node).name)
     assert set(EXTENDED) <= names
+
+
+class Node:
+    """A process of a session, by its number."""
+
+    def __init__(self, number: int) -> None:
+        self.gateway = SimpleNamespace(id=f"gw{number}")
+
+
+def grouped(processes: int, waiting_process: bool) -> tuple[Grouped, list[WorkerController]]:
+    nodes = cast(list[WorkerController], [Node(number) for number in range(processes)])
+    scheduling = object.__new__(Grouped)
+    scheduling.config = cast(pytest.Config, SimpleNamespace(getoption=lambda name: waiting_process))
+    scheduling.assigned_work = {node: {} for node in reversed(nodes)}
+    return scheduling, nodes
+
+
+def test_the_last_process_takes_only_groups_that_wait():
+    scheduling, (first, second, last) = grouped(3, waiting_process=True)
+    waiting = sorted(WAITING)[:2]
+    groups = ["tests/a.py", waiting[0], "tests/b.py", waiting[1]]
+    assert scheduling._next_group(last, groups) == waiting[0]
+    assert scheduling._next_group(last, ["tests/b.py"]) is None
+    assert [scheduling._next_group(node, groups[1:]) for node in (first, second)] == ["tests/b.py"] * 2
+    assert scheduling._next_group(first, waiting) == waiting[0], "what is left in the end"
+
+
+def test_without_such_a_process_groups_begin_in_their_order():
+    scheduling, nodes = grouped(2, waiting_process=False)
+    groups = [sorted(WAITING)[0], "tests/a.py"]
+    assert {scheduling._next_group(node, groups) for node in nodes} == {groups[0]}
+
+
+def test_every_path_of_the_distribution_exists():
+    paths = {*WAITING, *LONGEST, *(path for group in SHARED.values() for path in group)}
+    assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []

@@ -1,7 +1,5 @@
 """Named sizes and keys that belong to one kind of network."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -44,20 +42,6 @@ def test_a_shape_is_that_of_the_network(keys):
     assert {name: p.shape for name, p in shape.named_parameters()} == {
         name: p.shape for name, p in made.named_parameters()
     }
-
-
-def test_the_shape_of_a_unet_is_had_without_the_compiler():
-    """Every `fm train` asks for it; the import takes more than a second."""
-    code = (
-        "import sys\n"
-        "from fm_core.config import parse_config\n"
-        "from fm_core.models.build import build_meta_network\n"
-        f"section = parse_config({{'model': {UNET | {'class_conditional': True}}}}, 'here').model\n"
-        "build_meta_network(section, (3, 16, 16), 10)\n"
-        "print('torch._dynamo' in sys.modules)"
-    )
-    completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert completed.stdout == "False\n", completed.stderr
 
 
 def test_the_imagenet64_configuration_is_the_named_size():

@@ -3,7 +3,6 @@ import json
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 
@@ -48,31 +47,6 @@ def test_both_layouts_hold_the_same_images(tmp_path, source):
             assert np.array_equal(one, other)
     assert first.splits == second.splits
     assert first.version != second.version
-
-
-def test_plain_webdataset_reads_layout_image(tmp_path):
-    config = npz_config(tmp_path, layout="image")
-    manifest = write_dataset(config)
-    script = """
-        import json, sys
-        import webdataset as wds
-        data = wds.WebDataset(sys.argv[1], shardshuffle=False).decode("rgb8").to_tuple("png", "cls", "json")
-        rows = [(png.transpose(2, 0, 1).tolist(), int(label), facts) for png, label, facts in data]
-        assert not any(name.startswith("fm_core") for name in sys.modules)
-        print(json.dumps(rows))
-    """
-    shards = len(manifest.split_shards("train"))
-    url = f"{tmp_path}/out/tiny/train-{{000000..{shards - 1:06d}}}.tar"
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), url], capture_output=True, text=True, cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr
-    rows = json.loads(done.stdout.splitlines()[-1])
-    with ImageReader(config.root, manifest, "train") as reader:
-        images, labels = reader.read(np.arange(len(reader)))
-    assert [row[0] for row in rows] == images.tolist()
-    assert [row[1] for row in rows] == labels.tolist()
-    assert {row[2]["label"] for row in rows} == set(labels.tolist())
 
 
 def test_a_flipped_bit_in_a_png_is_detected(tmp_path):

@@ -3,6 +3,7 @@
 import io
 import itertools
 import os
+from importlib.util import find_spec
 
 import fsspec
 import numpy as np
@@ -23,12 +24,15 @@ from fm_core.storage.store import Store
 from tests.support.faulty_proxy import DELAY_SECONDS, FaultyProxy
 from tests.support.photographs import NpzFiles, crops, encoded, tar_of, write_tree
 
-moto_server = pytest.importorskip("moto.server")
-s3fs = pytest.importorskip("s3fs")
+pytestmark = pytest.mark.skipif(
+    not (find_spec("moto") and find_spec("s3fs")), reason="moto and s3fs are not installed: the test extra"
+)
 
 
 @pytest.fixture(scope="module")
 def object_store():
+    from moto import server as moto_server  # seconds of imports
+
     object_store = moto_server.ThreadedMotoServer(port=0, verbose=False)
     object_store.start()
     yield object_store.get_host_and_port()

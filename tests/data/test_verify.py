@@ -1,4 +1,5 @@
 import json
+import shutil
 import tarfile
 
 import numpy as np
@@ -14,11 +15,20 @@ from fm_core.storage.store import Store
 from tests.support.photographs import NpzFiles
 
 
-@pytest.fixture(params=["block", "image"])
-def config(request, tmp_path):
-    config = DataSection(root=str(tmp_path), block_bytes=6400, shard_blocks=3, layout=request.param)
+@pytest.fixture(scope="module", params=["block", "image"])
+def complete(request, tmp_path_factory):
+    """A data set of each layout, not to be changed."""
+    root = str(tmp_path_factory.mktemp(request.param))
+    config = DataSection(root=root, block_bytes=6400, shard_blocks=3, layout=request.param)
     write_dataset(config)
     return config
+
+
+@pytest.fixture
+def config(complete, tmp_path):
+    """A copy of it."""
+    shutil.copytree(complete.root, tmp_path, dirs_exist_ok=True)
+    return complete.model_copy(update={"root": str(tmp_path)})
 
 
 def damage(path, how):

@@ -4,13 +4,15 @@ import json
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from selenium.webdriver.remote.webdriver import WebDriver
 
 from tests.support.demo_project import SHRUNKEN, Demo, copy_of_the_tree, demo_command
 from tests.support.ui_driver import BROWSER, DRIVER, start_browser
+
+if TYPE_CHECKING:
+    from selenium.webdriver.remote.webdriver import WebDriver
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +41,7 @@ def imagenet_without_archives(demo: Demo) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebDriver]:
+def window(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[WebDriver]":
     if not (BROWSER and DRIVER):
         pytest.skip("no chromium with chromedriver on this machine")
     with start_browser(tmp_path_factory.mktemp("profile")) as driver:
@@ -47,7 +49,7 @@ def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebDriver]:
 
 
 @pytest.fixture
-def browser(window: WebDriver) -> Iterator[WebDriver]:
+def browser(window: "WebDriver") -> "Iterator[WebDriver]":
     """Empty again afterwards: the page of a run draws and asks the server all the time, for half a core."""
     yield window
     window.get("about:blank")

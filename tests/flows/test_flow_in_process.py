@@ -11,7 +11,6 @@ import yaml
 from prefect import Flow, get_client
 from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter, LogFilter
 from prefect.client.schemas.objects import Artifact, FlowRun, State, TaskRun
-from prefect.testing.utilities import prefect_test_harness
 
 from flows.presets import Digits
 from flows.reproduce import reproduce_paper
@@ -43,6 +42,8 @@ class EndedFlow:
 @pytest.fixture(scope="module")
 def call() -> Iterator[Callable[..., EndedFlow]]:
     """Call a flow with a configuration."""
+    from prefect.testing.utilities import prefect_test_harness  # it imports the server
+
     with prefect_test_harness(server_startup_timeout=int(PATIENCE_SECONDS)):
         yield called
 

@@ -10,11 +10,10 @@ import re
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
-from selenium.webdriver.remote.webdriver import WebDriver
 
 from flows.checkpoint_events import CHECKPOINT_EVENT
 from fm_core.launch.job import JOB_VARIABLE
@@ -24,6 +23,9 @@ from tests.support.fault_injection import NOISY_STEPS
 from tests.support.operator import Operator, until, with_variable
 from tests.support.served_project import ServedProject, served_project
 from tests.support.ui_driver import BROWSER, DRIVER, press_cancel, sign_in
+
+if TYPE_CHECKING:
+    from selenium.webdriver.remote.webdriver import WebDriver
 
 RUN = {
     "run": {"name": "story"},

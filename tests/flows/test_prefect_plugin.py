@@ -1,24 +1,25 @@
 """The plugin resolves bare deployment names and finds the server's password, and nothing else changes."""
 
+import logging
 import os
 import signal
-import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prefect.client.orchestration import PrefectClient
+from prefect.plugins import HookContext, SetupResult
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY, temporary_settings
+from prefect.utilities import processutils
 
-from flows.prefect_plugin import api_password
+from flows import prefect_plugin
+from flows.prefect_plugin import api_password, setup_environment
 from tests.support import ROOT
+from tests.support.command_server import CommandServer
 from tests.support.demo_project import Demo, created_run
 
 STOCK = "Invalid deployment name format: {}. Expected format: <FLOW_NAME>/<DEPLOYMENT_NAME>"
-
-
-def python(code: str, cwd: Path = ROOT, **variables: str) -> str:
-    command, environment = [sys.executable, "-c", code], {**os.environ, **variables}
-    result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=True)
-    return result.stdout.strip()
 
 
 @pytest.mark.parametrize("name", ["train-digits", "train-digits/default", "train-imagenet64"])
@@ -45,14 +46,29 @@ def test_without_the_plugin_prefect_is_as_it_was(demo: Demo):
     assert STOCK.format("train-digits") in result.stdout + result.stderr
 
 
+@pytest.fixture(scope="module")
+def prefect_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandServer]:
+    """A process in the project's root that has imported Prefect; a file has its server's password."""
+    home = tmp_path_factory.mktemp("home")
+    port = 1  # no server of this project has it, so runs/.prefect holds no newer password for it
+    keep(home, port, "operator:found")
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "FM_"))}
+    settings = {"PREFECT_HOME": str(home), "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
+    server = CommandServer(ROOT, inherited | {"PYTHONPATH": str(ROOT)} | settings, ["prefect.main"])
+    yield server
+    server.close()
+
+
 WORKER = """
 import os, signal, subprocess, sys, time
-import prefect.main
 from prefect.utilities.processutils import setup_signal_handlers_worker
 setup_signal_handlers_worker(os.getpid(), "the worker", lambda text: print(text, flush=True))
 environment = {**os.environ, "PREFECT__FLOW_RUN_ID": "1"}
-run = subprocess.Popen([sys.executable, "-c", sys.argv[1]], env=environment, start_new_session=True)
+command = [sys.executable, "-S", "-c", sys.argv[1]]
+run = subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.PIPE)
+assert run.stdout.readline() == b"running\\n"
 try:
+    os.kill(os.getpid(), int(sys.argv[2]))
     while True:
         run.poll()
         time.sleep(0.1)
@@ -62,7 +78,7 @@ except KeyboardInterrupt:
 RUN = """
 import signal, sys, time
 def save(number, frame):
-    time.sleep(1.0)
+    time.sleep(0.5)
     sys.exit(5)
 signal.signal(signal.SIGTERM, save)
 print("running", flush=True)
@@ -71,48 +87,35 @@ time.sleep(300)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_worker_that_is_ended_lets_its_runs_save_first(number: signal.Signals):
-    worker = subprocess.Popen(
-        [sys.executable, "-c", WORKER, RUN], cwd=ROOT, stdout=subprocess.PIPE, text=True, bufsize=1
-    )
-    try:
-        assert worker.stdout
-        assert worker.stdout.readline() == "running\n"
-        worker.send_signal(number)
-        printed = worker.communicate(timeout=60)[0]
-    finally:
-        worker.kill()
+def test_a_worker_that_is_ended_lets_its_runs_save_first(
+    prefect_process: CommandServer, number: signal.Signals
+):
+    printed = prefect_process.run("python", "-c", WORKER, RUN, str(int(number))).stdout
     assert printed.startswith("asking 1 flow run(s) to save")
     assert printed.endswith("the run ended with 5\n")
 
 
-def test_the_plugin_is_loaded_and_brings_nothing_heavy():
-    loaded = python(
-        "import sys, prefect.main\n"
-        "print('flows.prefect_plugin' in sys.modules,"
-        " sorted({name.split('.')[0] for name in sys.modules} & {'torch', 'fm_core', 'numpy'}))",
+def test_the_plugin_is_loaded_and_brings_nothing_heavy(prefect_process: CommandServer):
+    code = (
+        "import sys; print('flows.prefect_plugin' in sys.modules,"
+        " sorted({name.split('.')[0] for name in sys.modules} & {'torch', 'fm_core', 'numpy'}))"
     )
-    assert loaded == "True []"
+    assert prefect_process.run("python", "-c", code).stdout == "True []\n"
 
 
 @pytest.mark.parametrize("missing", ["the module", "the method"])
-def test_a_prefect_that_has_changed_is_left_alone(missing: str):
-    hide = {
-        "the module": "sys.modules['prefect.client.orchestration'] = None",
-        "the method": "del client.__mro__[[hasattr(c, '__dict__') and 'read_deployment_by_name' in c.__dict__"
-        " for c in client.__mro__].index(True)].read_deployment_by_name",
-    }[missing]
-    output = python(
-        "import logging, sys\n"
-        "from prefect.client.orchestration import PrefectClient as client\n"
-        "from flows import prefect_plugin\n"
-        f"{hide}\n"
-        "from prefect.plugins import HookContext\n"
-        "print(prefect_plugin.setup_environment(ctx=HookContext('0', None, logging.getLogger)),"
-        " 'read_deployment_by_name' in client.__dict__)",
-        cwd=Path("/"),
-    )
-    assert output == "None False"
+def test_a_prefect_that_has_changed_is_left_alone(missing: str, monkeypatch: pytest.MonkeyPatch):
+    name = "setup_signal_handlers_worker"
+    monkeypatch.setattr(processutils, name, getattr(processutils, name))  # the stock one comes back
+    method = "read_deployment_by_name"
+    if missing == "the module":
+        monkeypatch.setitem(sys.modules, "prefect.client.orchestration", None)
+    else:
+        for owner in [owner for owner in PrefectClient.__mro__ if method in vars(owner)]:
+            monkeypatch.delattr(owner, method)
+    before = vars(PrefectClient).get(method)
+    assert setup_environment(ctx=HookContext("0", None, logging.getLogger)) is None
+    assert vars(PrefectClient).get(method) is before
 
 
 @pytest.fixture
@@ -164,10 +167,18 @@ def test_containers_name_the_file(homes: tuple[Path, Path], monkeypatch: pytest.
     assert api_password("http://server:4200/api") == "operator:shared"
 
 
-def test_prefect_sends_the_password_that_was_found_and_prefers_one_that_was_set(tmp_path: Path):
-    port = 1  # no server of this project has it, so runs/.prefect holds no newer password for it
-    keep(tmp_path, port, "operator:found")
+def test_prefect_sends_the_password_that_was_found(prefect_process: CommandServer):
     code = "from prefect.settings import PREFECT_API_AUTH_STRING as s; print(s.value())"
-    variables = {"PREFECT_HOME": str(tmp_path), "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
-    found = [python(code, **variables), python(code, **variables, PREFECT_API_AUTH_STRING="me:mine")]
-    assert found == ["operator:found", "me:mine"]
+    assert prefect_process.run("python", "-c", code).stdout == "operator:found\n"
+
+
+def test_a_password_that_was_set_is_preferred(homes: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch):
+    for part in ("_find_deployments_by_flow", "_let_runs_save"):
+        monkeypatch.setattr(prefect_plugin, part, lambda ctx: None)
+    keep(homes[0], 4200, "operator:found")
+    context = HookContext("0", "http://127.0.0.1:4200/api", logging.getLogger)
+    found = setup_environment(ctx=context)
+    assert found == SetupResult(env={"PREFECT_API_AUTH_STRING": "operator:found"})
+    for chosen in (PREFECT_API_AUTH_STRING, PREFECT_API_KEY):
+        with temporary_settings({chosen: "me:mine"}):
+            assert setup_environment(ctx=context) is None

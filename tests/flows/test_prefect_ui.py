@@ -2,16 +2,19 @@
 
 import io
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from PIL import Image
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.remote.webdriver import WebDriver
 
 from tests.support import ROOT
 from tests.support.demo_project import Demo
 from tests.support.ui_driver import BROWSER, DRIVER, press, sign_in, text_of, wait
+
+if TYPE_CHECKING:
+    from selenium.webdriver.remote.webdriver import WebDriver
 
 SCREENSHOTS = ROOT / "build" / "screenshots"
 STAGES = ["shard", "train[2]", "sample[2]", "evaluate", "report"]
@@ -21,7 +24,7 @@ pytestmark = [
 ]
 
 
-def green_pixels(browser: WebDriver) -> int:
+def green_pixels(browser: "WebDriver") -> int:
     """Of the graph's canvas, which holds a green bar for each stage that is complete."""
     picture = Image.open(io.BytesIO(browser.find_element(By.TAG_NAME, "canvas").screenshot_as_png))
     return sum(
@@ -32,19 +35,19 @@ def green_pixels(browser: WebDriver) -> int:
 
 
 @pytest.fixture(scope="module", params=["", "/v2"], ids=["first UI", "second UI"])
-def site(request: pytest.FixtureRequest, demo: Demo, window: WebDriver) -> str:
+def site(request: pytest.FixtureRequest, demo: Demo, window: "WebDriver") -> str:
     sign_in(window, demo.port, demo.secret)
     return f"http://127.0.0.1:{demo.port}{request.param}"
 
 
-def keep(browser: WebDriver, site: str, name: str) -> Path:
+def keep(browser: "WebDriver", site: str, name: str) -> Path:
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     path = SCREENSHOTS / f"{name}{'-v2' if site.endswith('v2') else ''}.png"
     browser.save_screenshot(str(path))
     return path
 
 
-def test_the_flow_run_page_shows_name_bars_artifacts_and_result(demo: Demo, browser: WebDriver, site: str):
+def test_the_flow_run_page_shows_name_bars_artifacts_and_result(demo: Demo, browser: "WebDriver", site: str):
     message = demo.run(demo.run_id)["state"]["message"]
     browser.get(f"{site}/runs/flow-run/{demo.run_id}")
     wait(browser, lambda: "digits-s0" in text_of(browser) and "5 Task runs" in text_of(browser))
@@ -62,7 +65,7 @@ def test_the_flow_run_page_shows_name_bars_artifacts_and_result(demo: Demo, brow
     keep(browser, site, "flow-run-artifacts")
 
 
-def test_the_ui_asks_for_the_password_once(demo: Demo, browser: WebDriver, site: str):
+def test_the_ui_asks_for_the_password_once(demo: Demo, browser: "WebDriver", site: str):
     browser.get(f"{site}/dashboard")
     browser.execute_script("localStorage.clear()")
     browser.refresh()
@@ -75,7 +78,7 @@ def test_the_ui_asks_for_the_password_once(demo: Demo, browser: WebDriver, site:
 
 
 @pytest.mark.parametrize("key", ["sample-grid", "loss-curve"])
-def test_pictures_are_drawn(demo: Demo, browser: WebDriver, site: str, key: str):
+def test_pictures_are_drawn(demo: Demo, browser: "WebDriver", site: str, key: str):
     query = {"flow_runs": {"id": {"any_": [demo.run_id]}}, "artifacts": {"key": {"any_": [key]}}}
     (artifact,) = demo.api("/artifacts/filter", query)
     browser.get(f"{site}/artifacts/artifact/{artifact['id']}")
@@ -86,7 +89,7 @@ def test_pictures_are_drawn(demo: Demo, browser: WebDriver, site: str, key: str)
     keep(browser, site, key)
 
 
-def test_the_form_shows_the_presets_values_with_their_meaning(demo: Demo, browser: WebDriver, site: str):
+def test_the_form_shows_the_presets_values_with_their_meaning(demo: Demo, browser: "WebDriver", site: str):
     (deployment,) = demo.api("/deployments/filter", {"flows": {"name": {"any_": ["train-imagenet64"]}}})
     browser.get(f"{site}/deployments/deployment/{deployment['id']}/run")
     wait(browser, lambda: "Images in one optimizer step" in text_of(browser))

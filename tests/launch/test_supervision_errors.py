@@ -5,12 +5,13 @@ import logging
 import time
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from fm_core.config import RunConfig
 from fm_core.errors import DetachedError, JobFailedError, LeaseLostError, StopRequested
-from fm_core.launch import supervisor
+from fm_core.launch import restart_policy, supervisor
 from fm_core.launch.job import Job
 from fm_core.launch.launcher import JobStatus
 from fm_core.launch.supervisor import StageJob, supervise
@@ -30,6 +31,8 @@ class Watched:
         self.seen: list[Progress] = []
         self.answers: list[object] = []
         """What each poll does: True is a live job, an exception is raised; after them, the job has ended."""
+        self.paused = 0.0
+        """Seconds of pauses before restarts, by a clock that only they move."""
         self.start_errors: list[OSError | None] = []
         self.lease_error: Exception | None = None
         (path / "logs").mkdir()
@@ -44,6 +47,8 @@ class Watched:
         monkeypatch.setattr(supervisor, "collect", lambda job, control: [])
         monkeypatch.setattr(supervisor, "POLL_SECONDS", {"local": 0.0})
         monkeypatch.setattr(time, "sleep", lambda seconds: None)
+        clock = SimpleNamespace(time=time.time, monotonic=lambda: self.paused, sleep=self._sleep)
+        monkeypatch.setattr(restart_policy, "time", clock)
 
     def supervise(self, observe=None, **more) -> None:
         stage_job = StageJob(
@@ -71,6 +76,9 @@ class Watched:
 
     def _cancel(self, job: Job, control: Path) -> None:
         self.cancelled += 1
+
+    def _sleep(self, seconds: float) -> None:
+        self.paused += seconds
 
 
 @pytest.fixture
@@ -206,6 +214,7 @@ def test_a_restart_waits_for_a_full_disk_and_no_attempt_is_lost(watched: Watched
     answers = [False, True]
     watched.supervise(complete=lambda: answers.pop(0))
     assert watched.starts == 5
+    assert watched.paused == 1 + 2 + 4
     assert len(read_lines(watched.path / "logs" / "restarts.jsonl")) == 1
     assert any("cannot restart ([Errno 28]" in progress.message for progress in watched.seen)
 

@@ -5,6 +5,7 @@ import pytest
 
 from fm_core.data.manifest import load_manifest
 from fm_core.launch.dispatch import processes_of, submitted
+from tests.support.forked_ranks import forked_jobs
 from tests.support.tiny_run import TinyRun, is_progress
 
 
@@ -19,7 +20,8 @@ def trained_on_damage(tmp_path):
     content = np.fromfile(path, np.uint8)
     content[shard.blocks[0].x_offset :][: shard.blocks[0].x_bytes : 64] ^= 1  # a pixel of every image
     path.write_bytes(content.tobytes())
-    return run, manifest, shard, run.fm("train", "--launch.restarts", "0")
+    with forked_jobs():
+        return run, manifest, shard, run.fm("train", "--launch.restarts", "0")
 
 
 def test_training_on_a_damaged_shard_ends_on_all_ranks_with_its_name_and_the_remedy(trained_on_damage):

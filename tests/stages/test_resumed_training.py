@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from fm_core.checkpoint.format import complete_steps, verify
 from fm_core.launch.dispatch import processes_of, submitted
 from fm_core.storage.atomic_files import read_json, read_lines
+from tests.support.forked_ranks import forked_jobs
 from tests.support.tiny_run import TinyRun, is_progress
 
 MEASURED = {"images_per_s", "seconds", "data_seconds", "memory_bytes", "tflops_per_device"}
@@ -48,7 +49,8 @@ def metrics(run: TinyRun) -> list[dict]:
 def killed_run(tiny) -> dict:
     """Two ranks; one damages the newest checkpoint and is killed in step 18; the job restarts."""
     training = Training(tiny, "killed")
-    end = training.start("--launch.restart_seconds", "0.1", FAULT="1:damage:18")
+    with forked_jobs():
+        end = training.start("--launch.restart_seconds", "0.1", FAULT="1:damage:18")
     return {"training": training, "checkpoints": training.checkpoints, "end": end}
 
 

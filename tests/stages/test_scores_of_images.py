@@ -12,6 +12,7 @@ from fm_core.config import load_config
 from fm_core.sampling.checkpoint_source import checkpoint_step, load_model, weights_file
 from fm_core.sampling.sample_store import SampleSet, protocol_of
 from fm_core.storage.atomic_files import read_json
+from tests.support.forked_ranks import forked_jobs
 from tests.support.tiny_run import DEBUG, is_progress
 
 IMAGE_SCORES = (
@@ -95,7 +96,8 @@ def assert_same_scores(theirs, here):
 @pytest.fixture(scope="module")
 def scored_by_a_job(run):
     """What two processes of the local launcher made."""
-    return scored_by(run, 2)
+    with forked_jobs():
+        return scored_by(run, 2)
 
 
 def test_two_processes_of_a_job_give_the_numbers_of_one(here, scored_by_a_job):

@@ -11,9 +11,6 @@ from fm_core.launch.dispatch import processes_of, submitted
 from fm_core.storage.atomic_files import read_json, read_lines
 from tests.support.tiny_run import DEBUG, TinyRun, is_progress
 
-pytest.importorskip("moto.server")
-pytest.importorskip("s3fs")
-
 HANG_SECONDS = 10
 """Longer than a step takes on a busy machine."""
 

@@ -22,7 +22,10 @@ IMPORTED = (*PREFECT, "dateparser", "flows.train", "flows.stages", "flows.reprod
 
 
 def run_here(command: list[str]) -> object:
-    """Run `prefect ...`, `fm ...` or `python -m MODULE ...` in this process; what to pass to sys.exit."""
+    """Run `prefect ...`, `fm ...`, `python -m MODULE ...` or `python -c CODE ...` in this process.
+
+    Returns what to pass to sys.exit.
+    """
     sys.argv = command
     if command[0] == "prefect":
         from prefect.cli import app
@@ -32,6 +35,10 @@ def run_here(command: list[str]) -> object:
         from fm_core.cli import main
 
         return main()
+    if command[:2] == ["python", "-c"]:
+        sys.argv = command[1:2] + command[3:]
+        exec(compile(command[2], "<string>", "exec"), {"__name__": "__main__"})
+        return 0
     assert command[:2] == ["python", "-m"], f"no process is prepared for {command[0]}"
     sys.argv = command[2:]
     runpy.run_module(command[2], run_name="__main__", alter_sys=True)

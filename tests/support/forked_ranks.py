@@ -8,16 +8,23 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from fm_core.config import dump_yaml, load_config
+from fm_core.launch import local
 from fm_core.launch.launcher import StageJob
 from fm_core.launch.worker_main import Rank, load_worker
 from fm_core.run.progress import Observer
 from fm_core.storage.atomic_files import read_json, write_text
 from tests.support import ROOT
+from tests.support.forked_rank_group import PADDING, ROOM
 
 VARIABLES = {
     "PYTHONPATH": str(ROOT),
@@ -32,21 +39,24 @@ VARIABLES = {
 def _server() -> subprocess.Popen[str]:
     """The server of this process; it ends when its standard input is closed."""
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.support.rank_server"],
-        env={**os.environ, **VARIABLES},
+        [sys.executable, "-m", "tests.support.rank_server", "x" * ROOM],
+        env={**os.environ, **VARIABLES, **PADDING},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
 
 
-def run_ranks(call: str, ranks: int, log: Path, *arguments: Any) -> None:
-    """Call `call`, "module:function", in each of `ranks` processes, which must all return."""
+def _answer(request: dict[str, Any]) -> str:
     server = _server()
-    request = {"call": call, "arguments": arguments, "ranks": ranks, "log": str(log)}
     server.stdin.write(json.dumps(request) + "\n")
     server.stdin.flush()
-    answer = server.stdout.readline()
+    return server.stdout.readline()
+
+
+def run_ranks(call: str, ranks: int, log: Path, *arguments: Any) -> None:
+    """Call `call`, "module:function", in each of `ranks` processes, which must all return."""
+    answer = _answer({"call": call, "arguments": arguments, "ranks": ranks, "log": str(log)})
     text = log.read_text()[-8000:] if log.exists() else "no log"
     assert answer, f"the server of ranks has ended:\n{text}"
     assert not any(json.loads(answer)), f"exit statuses of the ranks {answer}:\n{text}"
@@ -59,6 +69,20 @@ def run_experiments(module: str, folder: Path, ranks: int, result: str) -> Any:
     content = read_json(folder / result)
     assert content, log.read_text()[-8000:]
     return content
+
+
+@contextmanager
+def forked_jobs() -> Iterator[None]:
+    """Let the local launcher start its jobs as forks, with all else as it is (forked_rank_group.py)."""
+
+    def spawn(command: Sequence[str], log: Path, variables: Mapping[str, str]) -> SimpleNamespace:
+        request = {"agent": command, "variables": {**os.environ, **variables}}
+        answer = _answer({**request, "folder": str(Path.cwd()), "log": str(log)})
+        return SimpleNamespace(pid=int(answer))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local, "spawn_detached", spawn)
+        yield
 
 
 def supervise(stage_job: StageJob, observe: Observer) -> None:

@@ -3,6 +3,9 @@
 Reads one request per line, a JSON object {"call": "module:function", "arguments": [...], "ranks": N,
 "log": FILE}, and writes the exit statuses of the ranks as a JSON list. A rank is a process with the variables
 that torchrun sets; it calls the function and exits with status 0, or 1 if the function raises.
+
+{"agent": [...], "variables": {...}, "folder": FOLDER, "log": FILE} starts the command of a rank group
+(forked_rank_group.py) and writes its process id.
 """
 
 import json
@@ -13,6 +16,9 @@ import sys
 import traceback
 from importlib import import_module
 from typing import NoReturn
+
+from tests.support.forked_rank_group import be_agent
+from tests.support.short_classifier import short_classifier
 
 PRELOADED = (
     "deepspeed",
@@ -74,14 +80,24 @@ def run_job(request: dict) -> list[int]:
     return statuses
 
 
+def start_agent(request: dict) -> int:
+    """Start a rank group; its process id."""
+    pid = os.fork()
+    if pid == 0:
+        be_agent(request["agent"], request["variables"], request["folder"], request["log"])
+    return pid
+
+
 def main() -> None:
     answers = os.dup(1)
     os.dup2(2, 1)  # what imports print is no answer
     for module in PRELOADED:
         import_module(module)
-    for line in sys.stdin:
-        answer = json.dumps(run_job(json.loads(line))) + "\n"
-        os.write(answers, answer.encode())
+    with short_classifier():
+        for line in sys.stdin:
+            request = json.loads(line)
+            answer = start_agent(request) if "agent" in request else run_job(request)
+            os.write(answers, (json.dumps(answer) + "\n").encode())
 
 
 if __name__ == "__main__":

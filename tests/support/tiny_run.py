@@ -19,6 +19,7 @@ from fm_core import cli
 from fm_core.config import RunConfig, load_config, merge
 from tests.support import ROOT
 from tests.support.fault_injection import FaultyPath
+from tests.support.short_classifier import short_classifier
 
 STAGES = ("shard", "train", "sample", "evaluate", "report")
 DEBUG = ("--launch.kind", "debug", "--launch.processes", "1")
@@ -98,7 +99,8 @@ class TinyRun:
         """A run after all stages: its training has two ranks under the local launcher."""
         run = cls(root)
         for stage in STAGES:
-            run.first[stage] = run.fm(stage, *(DEBUG if stage == "sample" else ()))
+            with short_classifier():
+                run.first[stage] = run.fm(stage, *(DEBUG if stage == "sample" else ()))
             assert run.first[stage].code == 0, run.first[stage].err
         outputs = {stage: asdict(output) for stage, output in run.first.items()}
         (root / "outputs.json").write_text(json.dumps(outputs))
