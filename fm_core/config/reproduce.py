@@ -26,11 +26,11 @@ class ExperimentSection(Section):
     path_options: Options = {}
     """Options of the path."""
     steps: int | None = Field(default=None, ge=1)
-    """Optimizer steps, if fewer than those of the other experiments; stated wherever its scores are shown."""
+    """Optimizer steps, if fewer than those of the other experiments; stated wherever its scores appear."""
 
 
 class Toy2dSection(Section):
-    """Training and scoring of the 2-D experiments, the same for all."""
+    """Training and scoring of the 2-D experiments; the same for all of them."""
 
     steps: int = Field(default=6_000, ge=1)
     """Optimizer steps of each experiment."""
@@ -45,13 +45,13 @@ class Toy2dSection(Section):
     layers: int = Field(default=5, ge=1)
     """Number of hidden layers of the network."""
     held_out: int = Field(default=2_048, ge=2)
-    """Number of held-out points whose log-density is computed."""
+    """Number of validation points whose log-density is computed."""
     samples: int = Field(default=5_000, ge=1)
-    """Number of points sampled from each model, solved together."""
+    """Number of points sampled from each model, in one batch."""
     nfe: tuple[Budget, ...] = (4, 8, 10, 20)
-    """Evaluations of the network per sample, one image each, by the midpoint rule (2 per step)."""
+    """NFE per sample, one figure each, by the midpoint rule (2 per step)."""
     rtol: float = Field(default=1e-5, gt=0)
-    """Relative tolerance of dopri5 for trajectories and for the log-density of held-out points."""
+    """Relative tolerance of dopri5 for trajectories and for the log-density of validation points."""
     atol: float = Field(default=1e-5, gt=0)
     """Absolute tolerance of dopri5 for the same."""
     grid: int = Field(default=40, ge=2)
@@ -59,16 +59,16 @@ class Toy2dSection(Section):
 
 
 class ImagesSection(Section):
-    """A comparison on images: each experiment is a plain run with the settings of the other sections."""
+    """A comparison on images: each experiment is a normal run with the settings of the other sections."""
 
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     """Seeds of the runs; every experiment is trained once with each."""
     curve_images: int = Field(default=500, ge=0)
     """Images sampled at every checkpoint, for distance and NFE against images seen; 0: no curves."""
     shown_nfe: tuple[Budget, ...] = (10, 20, 40, 60, 100)
-    """Evaluations of the network per sample, one grid of samples each, by the midpoint rule (2 per step)."""
+    """NFE per sample, one grid of samples each, by the midpoint rule (2 per step)."""
     shown_images: int = Field(default=16, ge=1)
-    """Images in each of those grids, from number 0."""
+    """Images in each of those grids, from index 0."""
 
 
 class ReproduceSection(Section):
@@ -86,8 +86,8 @@ class ReproduceSection(Section):
     images: ImagesSection = ImagesSection()
     """Settings of a comparison on images."""
     parallel: int = Field(default=1, ge=1)
-    """On images: number of experiments that run at once. They share the GPUs of this host, or its cores if it
-    has none; with launch.kind slurm each is a job of its own."""
+    """On images: number of experiments that run in parallel. They share the GPUs of this host, or its cores
+    if it has none; with launch.kind slurm each is a separate job."""
 
     @model_validator(mode="after")
     def _check_experiments(self) -> Self:
