@@ -1,4 +1,4 @@
-"""A look at a source before anything is written: splits, classes, counts, and some images."""
+"""Preview of a source before anything is written: splits, classes, counts, and some images."""
 
 from dataclasses import dataclass
 from math import ceil
@@ -14,14 +14,14 @@ from fm_core.data.sources.base import Classes
 SHOWN_CLASSES = 16
 READ_IMAGES = 64
 MOST_IMAGES = 1024
-"""Images that are read at most to find one of each class."""
+"""Largest number of images to read in search of one of each class."""
 TILE = 96
 COLUMNS = 8
 
 
 @dataclass(frozen=True)
 class SourcePreview:
-    """What a source holds, and the first training image of some classes."""
+    """Summary of a source, and the first training image of some classes."""
 
     plan: ShardPlan
     """The shards that would be written."""
@@ -66,7 +66,7 @@ def preview_source(config: DataSection) -> SourcePreview:
 
 
 def _first_of_classes(plan: ShardPlan) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
-    """The first training image of up to SHOWN_CLASSES classes, as far as they are among the first images."""
+    """The first training image of up to SHOWN_CLASSES classes that occur among the first images."""
     wanted = min(plan.classes.count or SHOWN_CLASSES, SHOWN_CLASSES)
     found: dict[int, NDArray[np.uint8]] = {}
     part = next(task.part for task in plan.tasks)
@@ -95,7 +95,7 @@ def _name(classes: Classes, label: int) -> str:
 
 
 def contact_sheet(preview: SourcePreview) -> Image.Image:
-    """The images of a preview side by side, each above the name of its class."""
+    """The images of a preview in a row, each above the name of its class."""
     count, line = max(1, len(preview.images)), 14
     columns = min(COLUMNS, count)
     sheet = Image.new("RGB", (columns * (TILE + 8), ceil(count / columns) * (TILE + line + 8)), "white")

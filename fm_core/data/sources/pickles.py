@@ -11,7 +11,7 @@ from fm_core.errors import UserError
 
 
 def _array_builders() -> dict[tuple[str, str], Callable[..., Any]]:
-    """Callables that pickled arrays refer to, by their names in old and new versions of numpy and Python."""
+    """Callables that pickled arrays refer to, by their names in all versions of numpy and Python."""
     from numpy._core import multiarray, numeric
 
     reconstruct = cast(Any, multiarray)._reconstruct
@@ -19,7 +19,7 @@ def _array_builders() -> dict[tuple[str, str], Callable[..., Any]]:
     builders: dict[tuple[str, str], Callable[..., Any]] = {
         ("numpy", "ndarray"): np.ndarray,
         ("numpy", "dtype"): np.dtype,
-        # For bytes in the protocols that Python 2 can read.
+        # For bytes in pickle protocols of Python 2.
         ("_codecs", "encode"): _encode_latin1,
     }
     for core in ("numpy.core", "numpy._core"):
