@@ -1,4 +1,4 @@
-"""Cluster check: whether the hosts of a run can work together, tested through the launcher itself."""
+"""Cluster check: whether the hosts of a run can work together, tested through the run's launcher."""
 
 import shutil
 import uuid
@@ -27,8 +27,8 @@ Ranks = list[dict[str, Any]]
 def cluster_checks(config: RunConfig, checkpoint_bytes: int | None = None) -> list[Check]:
     """Reachability, then versions, devices, data, space, clocks and all-reduce bandwidth of all hosts.
 
-    Starts one job of the size that training would have, under run.root, and leaves nothing behind. Space for
-    checkpoints is asked for where the bytes of one are known.
+    Starts one job of the size of training under run.root, and removes its files. Space for checkpoints is
+    checked if the size of one is known.
     """
     checks = _check_ssh(config) if config.launch.kind == "ssh" else []
     if not all(check.ok for check in checks):
@@ -52,7 +52,7 @@ def cluster_checks(config: RunConfig, checkpoint_bytes: int | None = None) -> li
 def assess(
     config: RunConfig, ranks: Ranks, speed: dict[str, float], checkpoint_bytes: int | None = None
 ) -> list[Check]:
-    """The checks that follow from the facts of all ranks."""
+    """Evaluate the facts of all ranks as checks."""
     size, milliseconds = int(speed["bytes"]) >> 20, speed["seconds"] * 1e3
     hosts = {rank["host"] for rank in ranks}
     return [
@@ -136,9 +136,9 @@ def _space(ranks: Ranks) -> Check:
 
 
 def _checkpoint_space(config: RunConfig, writer: dict[str, Any], each: int) -> Check:
-    """Space for the checkpoints that the first rank is still to write."""
+    """Space for the checkpoints that rank 0 has yet to write."""
     facts = writer["checkpoints"]
-    # A new one is complete before an old one is removed; while they are uploaded there are two.
+    # A new one is complete before an old one is removed; during uploads there are two.
     wanted = 2 if facts["uploads"] else config.train.keep_checkpoints + 1
     to_come = max(1, wanted - facts["there"])
     free = facts["free_bytes"]
@@ -151,7 +151,7 @@ def _checkpoint_space(config: RunConfig, writer: dict[str, Any], each: int) -> C
 
 
 def _clocks(ranks: Ranks) -> Check:
-    # Read after a barrier: they differ by the clocks and by the milliseconds in which ranks leave it.
+    # Read after a barrier, so they differ by the clocks and the milliseconds that ranks take to leave it.
     times = [rank["clock"] for rank in ranks]
     apart = max(times) - min(times)
     ok = apart < CLOCK_SECONDS

@@ -19,9 +19,9 @@ from fm_core.storage.local_paths import local_path
 
 MODULE = "fm_core.stages.score_checkpoints"
 MIN_IMAGES = 4
-"""Samples that a Fréchet distance and its standard error need at least."""
+"""Minimum number of samples for a Fréchet distance and its standard error."""
 END_SECONDS = 40.0
-"""How long the process may take to end its own jobs when it is stopped."""
+"""Seconds in which the process must end its own jobs when it is stopped."""
 
 
 def read_online_scores(run: Path) -> list[dict[str, Any]]:
@@ -44,7 +44,7 @@ def check_online_eval(config: RunConfig) -> None:
     beside = config.evaluate.beside
     if not beside.images:
         return
-    # Imported here: torch takes seconds, which the start of a flow need not wait for.
+    # Imported here, because torch takes seconds to import and most starts do not need it.
     from fm_core.method.ode import Solver
 
     if beside.images < MIN_IMAGES:
@@ -56,7 +56,7 @@ def check_online_eval(config: RunConfig) -> None:
 
 @contextmanager
 def online_evaluation(config: RunConfig) -> Generator[None]:
-    """Score checkpoints in another process inside the block; at a regular end, wait for the last score.
+    """Score checkpoints in another process during the block; at its normal end, wait for the last score.
 
     Errors of that process do not affect training; they are in logs/train-beside.log.
     """
@@ -64,11 +64,11 @@ def online_evaluation(config: RunConfig) -> Generator[None]:
         yield
         return
     run = RunDirectory(config).path
-    stop_online_eval(run)  # that of a supervisor that was killed
+    stop_online_eval(run)  # one left by a supervisor that was killed
     process = _start(config, run)
     try:
         yield
-        process.communicate()  # closes its standard input, the sign that training has ended
+        process.communicate()  # closes its standard input, which signals the end of training
     finally:
         process.terminate()
         stop_online_eval(run)
@@ -76,7 +76,7 @@ def online_evaluation(config: RunConfig) -> Generator[None]:
 
 
 def stop_online_eval(run: Path) -> None:
-    """End the process that scores a run's checkpoints, if there is one on this host."""
+    """End the process that scores a run's checkpoints, if one runs on this host."""
     process = Lease(online_eval_directory(run) / "lock").process()
     if process is None:
         return
