@@ -94,7 +94,7 @@ def _run_command(arguments: Sequence[str] | None) -> int:
 def _find_modules_here() -> None:
     """Let `package.module:Class` name a module of the working directory, as in the ranks (`python -m`).
 
-    At the end of the path, so that no file there replaces an installed package.
+    The directory goes last on the path, so that no file in it shadows an installed package.
     """
     with suppress(OSError):  # the directory was removed
         if (here := str(Path.cwd())) not in sys.path:
@@ -114,7 +114,7 @@ def _run_stage(command: str, config: RunConfig, flags: set[str]) -> None:
         options = {"depth": depth, "repair": "repair" in flags}
     debug = config.launch.kind == "debug"
     try:
-        # A bar redraws the terminal, which a debugger prompt needs for itself.
+        # A progress bar redraws the terminal and would overwrite a debugger's prompt.
         with ProgressBar(live=not debug) as bar:
             result = stage(config, bar.observe, **options)
     except Exception as error:
@@ -174,10 +174,11 @@ def _init(arguments: list[str]) -> int:
 
 
 class _Interrupt(KeyboardInterrupt):
-    """A signal to stop.
+    """A signal that asks the process to stop.
 
-    A subclass, because of plain KeyboardInterrupt: once it has left code run by exec, as a module's while it
-    is imported, Python exits by SIGINT even if the exception was caught and there is an exit status.
+    A subclass of KeyboardInterrupt, because of a special case in Python: if a plain KeyboardInterrupt leaves
+    code run by exec, such as a module being imported, the interpreter exits by SIGINT and ignores the exit
+    status, even if the exception was caught.
     """
 
 
@@ -186,7 +187,7 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _parse(arguments: list[str]) -> tuple[str, RunConfig, set[str], dict[str, Any]]:
-    """The command, its configuration, the given flags, and numbers by the names of their parameters."""
+    """Return the command, its configuration, its flags, and its numeric options by parameter name."""
     parser = _Parser(
         prog="fm", description="Flow matching, stage by stage.", epilog="fm STAGE --help lists every key."
     )
@@ -219,7 +220,7 @@ def _parse(arguments: list[str]) -> tuple[str, RunConfig, set[str], dict[str, An
 
 def _doctor(arguments: list[str]) -> int:
     """Print a line for each check; the exit status is 2 if one failed."""
-    # Removed here, because for the parser --model and --launch are entire sections, as JSON.
+    # Removed before parsing, because to the parser --model and --launch mean entire sections, as JSON.
     flags = {flag for flag in DOCTOR_FLAGS if flag in arguments}
     options = "; ".join(f"{flag}: {description}" for flag, description in DOCTOR_FLAGS.items())
     sub = _Parser(
@@ -274,7 +275,7 @@ def _read(
 
 
 def _present_option(argument: str) -> str:
-    """An option of the configuration tree by its present name."""
+    """Return an option of the configuration tree under its current name."""
     option, equals, value = argument.partition("=")
     key = option.removeprefix("--")
     return f"--{all_keys().get(key, key)}{equals}{value}" if option.startswith("--") else argument
