@@ -246,7 +246,7 @@ def test_help_says_what_every_key_means_with_its_default(capsys, command):
     assert "--config" in out
     text = " ".join(out.split())
     for key, meaning, default in (
-        ("--train.images", "Number of training images to see in total", "128000"),
+        ("--train.images", "Total number of training images to see", "128000"),
         ("--evaluate.likelihood.rtol", "Relative tolerance of dopri5", "1e-05"),
         ("--sample.step", "Optimizer step of the checkpoint", "latest"),
     ):

@@ -130,7 +130,9 @@ def read_recipe(path: Path) -> dict[str, Any]:
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     if "recipe" not in metadata:
-        raise UserError(f"{path} does not say what network it belongs to; it was not written by fm train")
+        raise UserError(
+            f"{path} has no recipe of its network in its metadata; name a file that fm train wrote"
+        )
     return cast(dict[str, Any], json.loads(metadata["recipe"]))
 
 

@@ -82,7 +82,7 @@ class CheckpointWriter:
         if target.exists():
             # Written by an earlier job, and this one did not resume from it: damaged, or from a discarded
             # branch.
-            set_aside(target, self.local, f"{target} was there before this run came to that step")
+            set_aside(target, self.local, f"{target} already existed when this run reached that step")
             self.local.check()
         directory.rename(target)
         sync(self.folder)

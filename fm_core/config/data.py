@@ -72,7 +72,7 @@ class SourceSection(Section):
         unread["imagenet-png"] = ("resize",)
         for key in unread.get(self.format, ()):
             if getattr(self, key) != SourceSection.model_fields[key].default:
-                raise ValueError(f"data.source.{key} is not used by format {self.format}: leave it out")
+                raise ValueError(f"data.source.{key} is not used by format {self.format}: remove it")
         if self.value_range and not self.value_range[0] < self.value_range[1]:
             raise ValueError(
                 f"data.source.value_range is {list(self.value_range)}: the value of black is the smaller one"

@@ -101,5 +101,5 @@ class LaunchSection(Section):
         for key, default in (("hostfile", None), ("slurm", SlurmSection().model_dump())):
             if given[key] != default:
                 raise ValueError(
-                    f"launch.{key}: launch.kind debug runs one process on this host; take it out"
+                    f"launch.{key}: launch.kind debug runs one process on this host; remove the key"
                 )

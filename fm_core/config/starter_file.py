@@ -77,7 +77,7 @@ def starter_file(source: SourceSummary, tree: dict[str, dict[str, Any]], time: T
             {
                 "source": "format and splits as above"
                 + (f"; images become {side} x {side} pixels" if side else ""),
-                "validation_images": "held out of training, to compare samples with",
+                "validation_images": "not trained on; samples are compared with them",
                 "horizontal_flip": "true doubles the images, unless left and right differ (text, digits)",
             },
         ),

@@ -239,7 +239,7 @@ def check_same_recipe(
     ]
     if differences:
         raise UserError(
-            f"{store.url}: holds another data set ({'; '.join(differences)}); choose another data.name"
+            f"{store.url}: contains another data set ({'; '.join(differences)}); choose another data.name"
         )
 
 

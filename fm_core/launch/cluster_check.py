@@ -68,7 +68,7 @@ def assess(
             "all-reduce",
             True,
             f"{size} MiB over {len(ranks)} processes in {milliseconds:.1f} ms, "
-            f"{speed['bytes_per_s'] / 1e9:.2f} GB/s through each",
+            f"{speed['bytes_per_s'] / 1e9:.2f} GB/s per process",
         ),
     ]
 
@@ -79,7 +79,7 @@ def _check_ssh(config: RunConfig) -> list[Check]:
     except UserError as error:
         return [Check("hostfile", False, str(error))]
     if not shutil.which("pdsh"):
-        return [Check("pdsh", False, "there is no pdsh on this host; install it")]
+        return [Check("pdsh", False, "pdsh is not installed on this host; install it")]
     failed = unreached(hosts, tuple(read_logins(config.launch.hostfile or "").values()))
     return [Check(f"ssh to {host}", host not in failed, failed.get(host) or "answers") for host in hosts]
 
@@ -123,7 +123,9 @@ def _data(config: RunConfig, ranks: Ranks) -> Check:
     where = f"{config.data.root}/{config.data.name}"
     if blind:
         return Check(
-            "data", False, f"no manifest of {where} on {', '.join(blind)}; fm shard, or another data.root"
+            "data",
+            False,
+            f"no manifest of {where} on {', '.join(blind)}; run fm shard or set another data.root",
         )
     return Check("data", True, f"all hosts see {where}")
 
@@ -145,7 +147,7 @@ def _checkpoint_space(config: RunConfig, writer: dict[str, Any], each: int) -> C
     key = "train.checkpoint_staging" if facts["uploads"] else "train.checkpoint_root"
     message = (
         f"{writer['host']}: {free / 2**30:,.1f} GiB free for {key} at {facts['folder']}; "
-        f"{to_come} checkpoints of {each / 2**30:,.2f} GiB are to come"
+        f"{to_come} checkpoints of {each / 2**30:,.2f} GiB remain to be written"
     )
     return Check("space for checkpoints", free >= to_come * each, message)
 
@@ -155,7 +157,7 @@ def _clocks(ranks: Ranks) -> Check:
     times = [rank["clock"] for rank in ranks]
     apart = max(times) - min(times)
     ok = apart < CLOCK_SECONDS
-    return Check("clocks", ok, f"{apart:.3f} s apart" + ("" if ok else "; let NTP set them"))
+    return Check("clocks", ok, f"{apart:.3f} s apart" + ("" if ok else "; synchronize them with NTP"))
 
 
 def _one_per_host(ranks: Iterable[dict[str, Any]]) -> Ranks:

@@ -58,7 +58,7 @@ def failure_of(job: Job, control: Path, lost: Sequence[str] = (), oom_kills: int
     ]
     stopped = [messages[rank] for rank, outcome in outcomes.items() if outcome in STOPPED]
     if stopped and not failed and not causes and not stop_file and (error := _agent_error(job)):
-        causes = [f"the launcher on {job.host} broke ({error}); {stopped[0]}"]
+        causes = [f"the launcher on {job.host} failed ({error}); {stopped[0]}"]
     if stopped and not failed and (not causes or stop_file):
         return StopRequested(stopped[0])
     causes += [] if lost else failed[:1]

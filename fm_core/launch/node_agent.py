@@ -184,14 +184,12 @@ def _check(spec: NodeSpec, host: str, place: Place) -> None:
         raise UserError(f"{host} has no directory {spec.folder}; start from one that all hosts have")
     if first and place.logs is None:
         raise UserError(
-            f"run.root: {host} does not see {spec.control}; the first host must: start from it, or name a "
-            "path that it shares with this host"
+            f"run.root: {host} has no access to {spec.control}, which the first host needs: start there, or "
+            "set a path that it shares with this host"
         )
     for key, mark in spec.job.marks.items():
         if not Path(mark).exists():
-            raise UserError(
-                f"{key}: {host} does not see {Path(mark).parent}; name a URL or a path that all hosts share"
-            )
+            raise UserError(f"{key}: {host} has no access to {Path(mark).parent}; set a URL or a shared path")
     if first:
         _check_port(meeting_address(list(spec.job.hosts)), spec.port, host)
 

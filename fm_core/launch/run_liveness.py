@@ -36,7 +36,7 @@ def death_notice(run: Path, status: dict[str, Any], now: float | None = None) ->
         return None
     since = datetime.fromtimestamp(status["updated"], UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     ago = timedelta(seconds=max(0, round(silence)))
-    return f"dead: no process of it lives; its last sign of life was at {since}, {ago} ago"
+    return f"dead: it has no running process; last activity at {since}, {ago} ago"
 
 
 def _lives(control: Path) -> bool:

@@ -49,13 +49,11 @@ _UNKNOWN = "Invalid job id"
 def submit(spec: JobSpec) -> Job:
     """Queue the job. Raises UserError with the message of sbatch if it refuses."""
     if not shutil.which("sbatch"):
-        raise UserError(
-            "launch.kind slurm: there is no sbatch on this host; start from a login node of Slurm"
-        )
+        raise UserError("launch.kind slurm: sbatch was not found on this host; start from a Slurm login node")
     launch = spec.config.launch
     if not launch.threads and "cpus-per-task" not in launch.slurm.options:
         raise UserError(
-            "launch.threads: Slurm must know how many cores to reserve; name the threads of each process, or "
+            "launch.threads: Slurm needs the number of cores to reserve; set the threads of each process, or "
             "cpus-per-task in launch.slurm.options"
         )
     node_spec = node_spec_of(spec, {})
@@ -110,7 +108,7 @@ def job_number(output: str, name: str) -> int:
             return int(match[1])
     shown = " ".join(output.split())[:200]
     raise UserError(
-        f"launch.slurm: sbatch printed {shown!r} instead of a job id; the job may be queued nevertheless: "
+        f"launch.slurm: sbatch printed {shown!r} instead of a job id; the job may still have been queued: "
         f"cancel it with scancel --name={name}"
     )
 
@@ -119,7 +117,7 @@ def poll(job: Job) -> JobStatus:
     """Whether Slurm has the job, and why it does not run yet."""
     state, reason = _state(job)
     if state == _NO_ANSWER:
-        return JobStatus(True, f"Slurm does not say how job {job.slurm} is ({reason})")
+        return JobStatus(True, f"Slurm does not report the state of job {job.slurm} ({reason})")
     waits = state not in ("RUNNING", "COMPLETING")
     message = f"Slurm job {job.slurm} is {state.lower()} ({reason})" if waits else ""
     return JobStatus(state not in _ENDED_STATES, message)

@@ -177,11 +177,11 @@ def node_arguments(job: str, *arguments: str) -> list[str]:
 def _require(hosts: list[str], logins: Sequence[str]) -> None:
     for program, package in PROGRAMS.items():
         if not shutil.which(program):
-            raise UserError(f"launch.kind ssh: there is no {program} on this host; install {package}")
+            raise UserError(f"launch.kind ssh: {program} is not installed on this host; install {package}")
     for host, message in unreached(hosts, logins).items():
         raise UnreachableError(
             f"launch.hostfile: {host} cannot be reached by ssh without a password "
-            f"({message or 'it did not answer'}); fix that or take it out of the file"
+            f"({message or 'it did not answer'}); fix that or remove the host from the file"
         )
 
 

@@ -125,8 +125,10 @@ def _watch(
     control, oom_counter = stage_job.control, OomCounter()
     try:
         if meanwhile:
-            meanwhile.enter_context(effort.context("what runs beside the job", stage_job.meanwhile()))
-        while (job_status := effort.call("ask for the job", lambda: poll(job), JobStatus(True))).alive:
+            meanwhile.enter_context(
+                effort.context("run the online evaluation of the job", stage_job.meanwhile())
+            )
+        while (job_status := effort.call("poll the job", lambda: poll(job), JobStatus(True))).alive:
             effort.call("check the lease", check_lease, None)
             effort.call(
                 "read the status of the job", lambda: _observe(job, job_status, control, observe), None
@@ -179,7 +181,7 @@ def _collect(job: Job, control: Path, effort: BestEffort) -> list[str]:
     """Collect exit records and lost hosts of an ended job, and release its lease."""
     lost: list[str] = []
     with suppress(Exception):
-        lost = effort.retry("gather the exit records of the job", lambda: collect(job, control))
+        lost = effort.retry("collect the exit records of the job", lambda: collect(job, control))
     effort.call("release the lease", lambda: Lease(control / "lock").release(job=job.id), None)
     return lost
 

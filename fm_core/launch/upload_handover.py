@@ -77,12 +77,12 @@ def describe_upload(run: Path) -> str | None:
     if record is None:
         return None
     if record.problem or not (record.ended or _is_alive(run, record)):
-        reason = record.problem or "it was ended"
+        reason = record.problem or "its process was ended"
         return f"its upload to {record.url} was not finished ({reason}); the next start continues it"
     if record.ended:
-        return f"its upload to {record.url} was finished afterwards"
+        return f"its upload to {record.url} was finished after the run ended"
     latest = datetime.fromtimestamp(record.until, UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return f"its upload to {record.url} goes on until {latest} at the latest (logs/train-upload.log)"
+    return f"its upload to {record.url} continues until {latest} at the latest (logs/train-upload.log)"
 
 
 def stop_upload_worker(run: Path) -> int | None:

@@ -76,7 +76,7 @@ class ArtifactCache:
         changes = differences(record["recipe"], dict(recipe)) if record else []
         if changes:
             raise UserError(
-                f"{self.directory} holds another experiment: {'; '.join(changes)}; "
+                f"{self.directory} contains another experiment: {'; '.join(changes)}; "
                 "choose another run.name or name of the experiment"
             )
 

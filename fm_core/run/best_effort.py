@@ -16,7 +16,7 @@ from fm_core.run.progress import Observer, Progress
 
 Result = TypeVar("Result")
 
-WITHOUT = "going on without it"
+WITHOUT = "continuing without it"
 FINAL_ERRORS = (StopRequested, LeaseLostError, UserError)
 
 logger = logging.getLogger("fm_core")

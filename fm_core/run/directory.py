@@ -271,7 +271,7 @@ def _recorded(path: Path) -> RunConfig:
     # Recorded files contain every key of their version; newer keys get their defaults.
     defaults = merge(RunConfig().model_dump(mode="json"), EARLIER_DEFAULTS)
     tree = merge(defaults, read_yaml(path))
-    return parse_config(tree, where=f"{path} is not of a run that this version can read", recorded=True)
+    return parse_config(tree, where=f"{path} was written by an incompatible version", recorded=True)
 
 
 def _devices() -> list[str]:

@@ -49,7 +49,7 @@ def _export(config: RunConfig, run: RunDirectory, observe: Observer) -> StageRes
         shutil.copyfile(file, partial)
         partial.replace(target)
     if sha256_file(target) != model.weights_sha256:
-        raise UserError(f"export.folder: {target} contains another model; name another folder")
+        raise UserError(f"export.folder: {target} contains another model; set another folder")
     card = model_card(config.run.name, model.recipe, _train(config), _data_recipe(config, model), scores)
     files = {"README.md": card, "config.yaml": dump_yaml(config)}
     for name, text in files.items():

@@ -98,7 +98,7 @@ def _samples_section(config: RunConfig, manifest: Manifest, samples: SampleSet) 
     figures = [
         Figure(
             data_uri(png(grid(images[:64], levels, 8, scale))),
-            "the first samples, by number",
+            "the first samples, by index",
         )
     ]
     trajectory = samples.trajectory()

@@ -48,7 +48,7 @@ def require_relative_name(name: object, where: str) -> str:
     """
     if not isinstance(name, str) or not is_relative_name(name):
         raise DamagedRecordError(
-            f"{where}: the name {str(name)[:200]!r} does not lead below its folder; nothing of it was read"
+            f"{where}: the name {str(name)[:200]!r} is outside of its folder; the record was rejected"
         )
     return name
 

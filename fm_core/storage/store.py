@@ -297,4 +297,4 @@ def _protocols(filesystem: Any) -> tuple[str, ...]:
 
 def _require_below(url: str, name: str) -> None:
     if name.startswith("/") or "\0" in name or ".." in name.split("/"):
-        raise UserError(f"{url}: the name {name[:200]!r} leads out of this folder; it is refused")
+        raise UserError(f"{url}: the name {name[:200]!r} is outside of this folder")

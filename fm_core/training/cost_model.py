@@ -192,7 +192,7 @@ def cost_checks(config: RunConfig, cost: TrainingCost, to: Cluster) -> list[Chec
         "checkpoint": f"{size(cost.checkpoint_bytes)}, {cost.checkpoint_seconds:,.1f} s at "
         f"{size(to.store_rate)}/s, {cost.checkpoints:,} times; training goes on while it is copied",
         "storage": f"{size(cost.storage_bytes)}: {train.keep_checkpoints} checkpoints, "
-        f"{config.sample.images:,} samples, beside the data set's {cost.image_bytes:,} bytes an image",
+        f"{config.sample.images:,} samples, besides the data set's {cost.image_bytes:,} bytes per image",
     }
     for stage, sent in cost.network_bytes.items():
         lines[f"network, ZeRO {stage}"] = (

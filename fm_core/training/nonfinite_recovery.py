@@ -54,7 +54,7 @@ def roll_back(failed: TrainState, checkpoint: TrainState | None, record: Path | 
     """
     if not may_roll_back(failed):
         raise UnrecoverableError(
-            f"{describe(failed)}, after training had already rolled back once; look at the data there, or "
+            f"{describe(failed)}, after training had already rolled back once; check the data there, or "
             "start another run.name with train.init_from = this run and a lower train.learning_rate"
         )
     if checkpoint is None:

@@ -118,7 +118,9 @@ def _after_stop(config: RunConfig, trainer: Trainer, stop: StopRequested) -> Sto
         return stop
     step = step_of(str(trainer.log.facts["last_checkpoint"]))
     message = start_upload_worker(config, step)
-    message = message or f"the next start uploads what waits in {catalogs[0].folder}: {problems[0]}"
+    message = (
+        message or f"the next start uploads the checkpoints staged in {catalogs[0].folder}: {problems[0]}"
+    )
     LOG.warning("%s", message)
     return StopRequested(f"{stop}; {message}")
 

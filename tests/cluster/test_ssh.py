@@ -78,7 +78,9 @@ def test_a_port_in_use_is_named(ssh_attempts):
 def test_a_place_for_checkpoints_that_a_host_does_not_see_is_named(ssh_attempts):
     folder, results = ssh_attempts
     assert results["own"]["kind"] == "UserError"
-    assert results["own"]["message"].startswith(f"train.checkpoint_root: h2 does not see {folder / 'own'}")
+    assert results["own"]["message"].startswith(
+        f"train.checkpoint_root: h2 has no access to {folder / 'own'}"
+    )
     assert list((folder / "own").iterdir()) == []
 
 

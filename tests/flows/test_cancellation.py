@@ -45,7 +45,7 @@ def test_the_message_names_an_upload_that_continues_and_its_deadline(config: Run
     )
     write_upload_record(RunDirectory(config).path, uploading)
     assert (
-        ", checkpoint step-00001200, its upload to s3://bucket/a-run goes on until 2100-01-01 00:00 UTC at "
+        ", checkpoint step-00001200, its upload to s3://bucket/a-run continues until 2100-01-01 00:00 UTC at "
         "the latest (logs/train-upload.log); to resume: prefect"
     ) in resume_message(config, "an-id")
 

@@ -34,7 +34,7 @@ class TestWeights:
 
     def test_a_file_without_a_recipe_is_refused(self, tmp_path):
         save_file({"a": torch.zeros(2)}, tmp_path / "a.safetensors")
-        assert "not written by fm train" in self.refused(tmp_path / "a.safetensors")
+        assert "has no recipe of its network" in self.refused(tmp_path / "a.safetensors")
 
     def test_a_file_that_is_none_is_refused(self, tmp_path):
         (tmp_path / "a.safetensors").write_bytes(b"not weights at all")

@@ -91,7 +91,7 @@ def test_what_is_left_alone_is_in_the_file_and_among_its_last_lines(here):
     photographs(here / "pets", classes=("images", "masks"))
     write_tree(here / "pets", {"images/notes.pdf": b"x"})
     made = init("pets", size=8, measure=fast)
-    for note in ("note: annotations is left alone: masks (30 images)", "not read: 1 .pdf"):
+    for note in ("note: annotations is ignored: masks (30 images)", "not read: 1 .pdf"):
         assert f"# {note}" in made.path.read_text()
         assert note in made.text()
 

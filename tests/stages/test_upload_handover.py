@@ -98,7 +98,7 @@ def away(run: TinyRun, s3: Server) -> str:
 
 
 def test_the_last_line_names_the_destination_and_the_deadline(run: TinyRun, away: str):
-    assert away.startswith("fm: stopped; its upload to s3://bucket/stopped goes on until 20")
+    assert away.startswith("fm: stopped; its upload to s3://bucket/stopped continues until 20")
     record = read_upload_record(run.path)
     assert 0 < record.until - time.time() < LONGEST_SECONDS
     assert describe_upload(run.path) in away
@@ -112,7 +112,7 @@ def test_the_upload_ends_with_the_store_back_and_nobody_started_anything(run: Ti
     record = read_upload_record(run.path)
     s3.start()
     until(lambda: read_upload_record(run.path).ended)
-    assert describe_upload(run.path) == "its upload to s3://bucket/stopped was finished afterwards"
+    assert describe_upload(run.path) == "its upload to s3://bucket/stopped was finished after the run ended"
     assert CheckpointCatalog.of(run.config).steps() == [read_status(run.path)["step"]]
     assert CheckpointCatalog.of(run.config).problem_of(read_status(run.path)["last_checkpoint"]) is None
     until(lambda: not alive(record))
@@ -140,7 +140,7 @@ def test_a_start_that_fails_gives_the_upload_back(run: TinyRun, away: str, s3: S
     step = read_status(run.path)["step"]
     s3.stop()
     try:
-        assert "goes on until" in start_upload_worker(run.config, step)
+        assert "continues until" in start_upload_worker(run.config, step)
         first = read_upload_record(run.path)
         failed = run.fm("train", "--launch.restarts", "0", AWS_MAX_ATTEMPTS="1")
         assert failed.code != 0
@@ -150,14 +150,14 @@ def test_a_start_that_fails_gives_the_upload_back(run: TinyRun, away: str, s3: S
     finally:
         s3.start()
     until(lambda: read_upload_record(run.path).ended)
-    assert "was finished afterwards" in describe_upload(run.path)
+    assert "was finished after the run ended" in describe_upload(run.path)
 
 
 def test_it_ends_in_time_and_says_what_was_in_the_way(run: TinyRun, away: str, s3: Server, monkeypatch):
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     s3.stop()
     try:
-        assert "goes on until" in start_upload_worker(run.config, step=1, seconds=3)
+        assert "continues until" in start_upload_worker(run.config, step=1, seconds=3)
         until(lambda: read_upload_record(run.path).ended)
     finally:
         s3.start()

@@ -68,7 +68,7 @@ def test_a_store_neither_reads_nor_writes_outside_its_folder(name: str, tmp_path
             lambda store=store: Store.at(store.url, name),
         ]
         for action in actions:
-            with pytest.raises(UserError, match="leads out of this folder"):
+            with pytest.raises(UserError, match="is outside of this folder"):
                 action()
         assert not target.exists()
     assert (tmp_path / "evil").read_text() == "kept"

@@ -114,5 +114,5 @@ def refuse_pairs(keys: Sequence[str], classes: Sequence[str | None]) -> None:
         shown = " and ".join(map(printable, names[:3]))
         raise UserError(
             f"data.source.url: {shown} hold images of the same names, as the sides of pairs and variants of "
-            "one set do; leave one of them there, or rename the folders if they are classes"
+            "one set do; keep only one of them there, or rename the folders if they are classes"
         )

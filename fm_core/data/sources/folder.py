@@ -114,7 +114,7 @@ def _refuse_packed_split(archive: FolderArchive, url: str) -> None:
         kind = ending and split_of_folder(path.rpartition("/")[2][: -len(ending)])
         if kind and kind not in kinds:
             raise UserError(
-                f"data.source.url: {url}/{printable(path)} is not read beside folders of images; unpack "
+                f"data.source.url: {url}/{printable(path)} is not read next to folders of images; unpack "
                 "it, or remove it"
             )
 

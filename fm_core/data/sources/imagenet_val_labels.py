@@ -13,7 +13,7 @@ from fm_core.storage.store import Store
 
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
-LABEL_FILES = f"{DEVKIT}, LOC_val_solution.csv or imagenet_2012_validation_synset_labels.txt beside them"
+LABEL_FILES = f"{DEVKIT}, LOC_val_solution.csv or imagenet_2012_validation_synset_labels.txt next to them"
 
 
 def validation_classes(store: Store, stems: Sequence[str]) -> dict[str, str]:

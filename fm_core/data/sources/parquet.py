@@ -259,7 +259,7 @@ class ParquetSource(ImageFileSource):
                 f"{where} is of {labels.dtype} or has missing values; classes are integers from 0, or names"
             )
         if labels.min() < 0:
-            raise UserError(f"{where} holds {labels.min()}; classes are integers from 0")
+            raise UserError(f"{where} contains {labels.min()}; classes are integers from 0")
         return labels.astype(np.int64)
 
 

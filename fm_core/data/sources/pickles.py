@@ -50,7 +50,9 @@ class _ArrayUnpickler(pickle.Unpickler):
             ) from None
 
     def persistent_load(self, pid: Any) -> Any:
-        raise UserError(f"{self._where}: refers to other objects; it is not the published file")
+        raise UserError(
+            f"{self._where}: refers to other objects; it is not the published file: download it again"
+        )
 
 
 def load_arrays(file: IO[bytes], where: str) -> dict[str, Any]:

@@ -109,7 +109,7 @@ def _other_variants(variants: Mapping[tuple[str, ...], Sequence[str]], kind: str
     if () not in variants:
         both = " and ".join(printable(files[0]) for files in list(variants.values())[:2])
         raise UserError(
-            f"data.source.url: {both} are both {kind} files; leave one of them there, or give files that "
+            f"data.source.url: {both} are both {kind} files; keep only one of them there, or give files that "
             f"belong together one name, as in {kind}-0 and {kind}-1"
         )
     return {path: " ".join((kind, *words)) for words, files in variants.items() if words for path in files}

@@ -91,8 +91,6 @@ def describe_choice(
 def left_alone(choice: SplitChoice, describe: Callable[[str | None], str]) -> list[str]:
     """A note for each split that is not used."""
     return [
-        f"{split} is left alone: {describe(split)}"
-        if split
-        else f"in no split, left alone: {describe(split)}"
+        f"{split} is ignored: {describe(split)}" if split else f"in no split, ignored: {describe(split)}"
         for split in choice.left_alone
     ]

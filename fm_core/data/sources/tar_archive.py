@@ -191,7 +191,9 @@ def _next_start(file: IO[bytes], end: int, base: int) -> int | None:
             try:
                 tarfile.TarInfo.frombuf(file.read(tarfile.BLOCKSIZE), tarfile.ENCODING, "surrogateescape")
             except tarfile.HeaderError:
-                raise tarfile.ReadError(f"what follows its end at byte {base + start:,} is no tar") from None
+                raise tarfile.ReadError(
+                    f"the data after its end at byte {base + start:,} is not a tar"
+                ) from None
             return start
         at += len(content)
     return None
