@@ -33,7 +33,7 @@ def stage_function(name: str) -> Callable[..., StageResult]:
 
 def resolve_comparison(config: RunConfig) -> RunConfig:
     """Return the configuration of a comparison with its absent keys filled in; in 2-D none is derived."""
-    if config.reproduce.kind == "plane":
+    if config.reproduce.kind == "toy2d":
         return config
     return resolve(config)
 

@@ -1,6 +1,7 @@
 """The evaluate section: scores of samples and of the model."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -63,6 +64,8 @@ class NfeCurveSection(Section):
 class EvaluateSection(Section):
     """Scores of samples and of the model."""
 
+    aliases: ClassVar[Mapping[str, str]] = {"beside": "online"}
+
     features: str = "classifier"
     """Feature extractor. classifier: a network trained on the labels of the data set; its distances are not
     FID; inception: InceptionV3 of 2015-12-05 (needs evaluate.weights); or a TorchScript file, or
@@ -97,5 +100,5 @@ class EvaluateSection(Section):
     """Bits per dimension."""
     nfe_curve: NfeCurveSection = NfeCurveSection()
     """Scores as functions of NFE."""
-    beside: OnlineEvalSection = OnlineEvalSection()
+    online: OnlineEvalSection = OnlineEvalSection()
     """Online evaluation of each checkpoint during training."""

@@ -1,4 +1,4 @@
-"""The evaluate.beside section: online evaluation of checkpoints during training."""
+"""The evaluate.online section: online evaluation of checkpoints during training."""
 
 from pydantic import Field
 

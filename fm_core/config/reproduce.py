@@ -3,11 +3,21 @@
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from fm_core.config.section import Name, Options, Section
 
 Budget = Annotated[int, Field(ge=2, multiple_of=2)]
+
+
+Kind = Annotated[
+    Literal["toy2d", "images"],
+    BeforeValidator(
+        lambda kind: "toy2d" if kind == "plane" else kind,
+        json_schema_input_type=Literal["toy2d", "images", "plane"],
+    ),
+]
+"""Kind of a comparison; "plane" is a former name of toy2d."""
 
 
 class ExperimentSection(Section):
@@ -74,14 +84,14 @@ class ImagesSection(Section):
 class ReproduceSection(Section):
     """Reproduction of the paper's comparison."""
 
-    aliases: ClassVar[Mapping[str, str]] = {"experiments": "cells"}
+    aliases: ClassVar[Mapping[str, str]] = {"experiments": "cells", "plane": "toy2d"}
 
-    kind: Literal["plane", "images"] = "plane"
-    """plane: the 2-D checkerboard with the multilayer perceptron of the paper; images: the data set, network
+    kind: Kind = "toy2d"
+    """toy2d: the 2-D checkerboard with the multilayer perceptron of the paper; images: the data set, network
     and budget of the other sections."""
     cells: tuple[ExperimentSection, ...] = ()
     """The experiments, in the order of tables and figures; a file may use the key `experiments` instead."""
-    plane: Toy2dSection = Toy2dSection()
+    toy2d: Toy2dSection = Toy2dSection()
     """Settings of the 2-D experiments."""
     images: ImagesSection = ImagesSection()
     """Settings of a comparison on images."""
@@ -94,14 +104,14 @@ class ReproduceSection(Section):
         names = [cell.name for cell in self.cells]
         if len(set(names)) < len(names):
             raise ValueError(f"reproduce.cells: two experiments have the same name: {', '.join(names)}")
-        if self.kind == "plane" and self.parallel > 1:
+        if self.kind == "toy2d" and self.parallel > 1:
             raise ValueError(
-                "reproduce.parallel must be 1 with reproduce.kind plane: 2-D experiments run one at a time"
+                "reproduce.parallel must be 1 with reproduce.kind toy2d: 2-D experiments run one at a time"
             )
         for section in self.cells:
-            if self.kind == "plane" and section.steps is not None and section.steps > self.plane.steps:
+            if self.kind == "toy2d" and section.steps is not None and section.steps > self.toy2d.steps:
                 raise ValueError(
                     f"reproduce.cells: {section.name} has {section.steps} steps, more than "
-                    f"reproduce.plane.steps = {self.plane.steps}"
+                    f"reproduce.toy2d.steps = {self.toy2d.steps}"
                 )
         return self

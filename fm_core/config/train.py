@@ -1,6 +1,7 @@
 """The train section: optimization, checkpoints and metrics."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,6 +12,8 @@ from fm_core.config.section import Section, Stage
 
 class TrainSection(Section):
     """Optimization, checkpoints and metrics."""
+
+    aliases: ClassVar[Mapping[str, str]] = {"held_out_images": "validation_images"}
 
     images: int = Field(default=128_000, ge=1)
     """Total number of training images to see. By default it grows with the number and size of the images; the
@@ -66,7 +69,7 @@ class TrainSection(Section):
     """Number of newest complete checkpoints to keep, besides the one with the lowest validation loss."""
     keep_every_images: int | None = Field(default=None, ge=1)
     """Keep the first checkpoint at or after every multiple of this many images permanently."""
-    held_out_images: int = Field(default=1024, ge=0)
+    validation_images: int = Field(default=1024, ge=0)
     """Number of validation images, from the first, whose loss is measured at every checkpoint; 0: never."""
     hang_seconds: float = Field(default=600.0, gt=0)
     """Fail the job if no rank makes progress for this many seconds (three times that for the first step)."""

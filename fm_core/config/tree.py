@@ -193,11 +193,13 @@ def one_line(error: ValidationError) -> str:
 
 def all_keys(section: type[Section] = RunConfig, prefix: str = "") -> dict[str, str]:
     """Every dotted key and alias, mapped to its current name."""
-    names = {f"{prefix}{alias}": f"{prefix}{key}" for alias, key in section.aliases.items()}
+    names: dict[str, str] = {}
     for key, field in section.model_fields.items():
-        names[f"{prefix}{key}"] = f"{prefix}{key}"
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            names |= all_keys(field.annotation, f"{prefix}{key}.")
+        nested = isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+        below = all_keys(field.annotation) if nested else {}
+        for name in (key, *(alias for alias, meant in section.aliases.items() if meant == key)):
+            names[f"{prefix}{name}"] = f"{prefix}{key}"
+            names |= {f"{prefix}{name}.{inner}": f"{prefix}{key}.{now}" for inner, now in below.items()}
     return names
 
 

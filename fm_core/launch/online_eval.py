@@ -40,18 +40,18 @@ def online_eval_directory(run: Path) -> Path:
 
 
 def check_online_eval(config: RunConfig) -> None:
-    """Check the settings of evaluate.beside. Raises UserError for those that could not be scored."""
-    beside = config.evaluate.beside
-    if not beside.images:
+    """Check the settings of evaluate.online. Raises UserError for those that could not be scored."""
+    online = config.evaluate.online
+    if not online.images:
         return
     # Imported here, because torch takes seconds to import and most starts do not need it.
     from fm_core.method.ode import Solver
 
-    if beside.images < MIN_IMAGES:
-        raise UserError(f"evaluate.beside.images {beside.images}: a distance needs at least {MIN_IMAGES}")
-    Solver(method=beside.solver, steps=beside.steps)
+    if online.images < MIN_IMAGES:
+        raise UserError(f"evaluate.online.images {online.images}: a distance needs at least {MIN_IMAGES}")
+    Solver(method=online.solver, steps=online.steps)
     if local_path(RunDirectory(config).checkpoints) is None:
-        raise UserError("evaluate.beside: train.checkpoint_root must be a directory, to link weights from")
+        raise UserError("evaluate.online: train.checkpoint_root must be a directory, to link weights from")
 
 
 @contextmanager
@@ -60,7 +60,7 @@ def online_evaluation(config: RunConfig) -> Generator[None]:
 
     Errors of that process do not affect training; they are in logs/train-beside.log.
     """
-    if not config.evaluate.beside.images:
+    if not config.evaluate.online.images:
         yield
         return
     run = RunDirectory(config).path
@@ -90,7 +90,7 @@ def stop_online_eval(run: Path) -> None:
 def _start(config: RunConfig, run: Path) -> subprocess.Popen[bytes]:
     config_file = run / "logs" / "beside.yaml"
     write_text(config_file, dump_yaml(config))
-    devices = config.evaluate.beside.devices
+    devices = config.evaluate.online.devices
     return spawn_detached(
         [sys.executable, "-m", MODULE, str(config_file)],
         run / "logs" / "train-beside.log",

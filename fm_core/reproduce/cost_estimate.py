@@ -94,7 +94,7 @@ def estimate(
         UserError: the configuration is invalid, or a number above is out of range.
     """
     assumptions = Assumptions(peak, mfu, images_per_s, nfe)
-    if config.reproduce.kind == "plane":
+    if config.reproduce.kind == "toy2d":
         unit, objectives = "point", _toy_costs(config, nfe)
     else:
         unit, objectives = "image", _image_costs(config, rules, nfe)
@@ -154,7 +154,7 @@ def _image_costs(config: RunConfig, rules: Rules, nfe: float | None) -> list[_Ob
 
 
 def _toy_costs(config: RunConfig, nfe: float | None) -> list[_ObjectiveCost]:
-    toy = config.reproduce.plane
+    toy = config.reproduce.toy2d
     return [
         _ObjectiveCost(e.label, 1, toy_experiment_cost(toy, e.objective, e.steps), nfe)
         for e in toy_experiments(config)

@@ -25,7 +25,7 @@ def reproduce(config: RunConfig, observe: Observer = no_progress, *, stages: Sta
     """
 
     def work(run: RunDirectory, show: Observer) -> StageResult:
-        if config.reproduce.kind == "plane":
+        if config.reproduce.kind == "toy2d":
             result = reproduce_2d(config, run, show)
         else:
             result = reproduce_images(config, run, show, stages)
@@ -41,5 +41,5 @@ def page_sections(config: RunConfig) -> list[PageSection]:
     results = read_json(RunDirectory(config).path / "reproduce" / "results.json")
     if results is None:
         return []
-    kind = {"plane": page_sections_2d, "images": image_page_sections}[config.reproduce.kind]
+    kind = {"toy2d": page_sections_2d, "images": image_page_sections}[config.reproduce.kind]
     return kind(config, results)

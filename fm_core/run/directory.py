@@ -40,7 +40,7 @@ _ELASTIC_TRAIN_KEYS = {
     "keep_every_images",
     "skipped_limit",
     "snapshot_images",
-    "held_out_images",
+    "validation_images",
     "hang_seconds",
     "zero_stage",
     "init_from",

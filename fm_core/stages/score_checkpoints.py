@@ -129,7 +129,7 @@ def _scoring_config(config: RunConfig, step: int) -> RunConfig:
 
     Only the Fréchet distance of samples of the checkpoint is computed.
     """
-    run, online = RunDirectory(config).path, config.evaluate.beside
+    run, online = RunDirectory(config).path, config.evaluate.online
     available = ("ema", "raw", *ema_decays(config.train))
     tree = {
         "run": {"root": str(run), "name": "beside"},
@@ -140,7 +140,7 @@ def _scoring_config(config: RunConfig, step: int) -> RunConfig:
             "reference_out": None,
             "likelihood": {"images": 0},
             "nfe_curve": {"images": 0},
-            "beside": {"images": 0},
+            "online": {"images": 0},
         },
         "launch": LaunchSection(processes=online.processes, threads=online.threads).model_dump(),
         "sample": {

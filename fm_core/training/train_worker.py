@@ -200,7 +200,7 @@ def _validation_loss(
     config: RunConfig, manifest: Manifest, method: Method, ranks: int
 ) -> ValidationLoss | None:
     available = manifest.splits["val"].images if "val" in manifest.splits else 0
-    images = min(config.train.held_out_images, available)
+    images = min(config.train.validation_images, available)
     if not images:
         return None
     reader = ImageReader(config.data.root, manifest, "val", make_cache(config.data, manifest))

@@ -40,7 +40,7 @@ CONFIGURATION: dict[str, Any] = {
         "ema_decays": [0.9],
         "log_images": 32,
         "checkpoint_images": 112,
-        "held_out_images": 16,
+        "validation_images": 16,
         "keep_checkpoints": KEPT,
     },
     "launch": {"kind": "local", "processes": 2, "threads": 1, "restart_seconds": 0.5},

@@ -265,7 +265,7 @@ def test_a_comparison_trains_the_network_of_the_plain_run_by_its_recipe(name):
         load_config(ROOT / "infra" / "configs" / f"{n}.yaml") for n in (name, f"reproduce-{name}")
     )
     assert compared.model == plain.model
-    watched = {"log_images", "checkpoint_images", "keep_checkpoints", "held_out_images", "speed"}
+    watched = {"log_images", "checkpoint_images", "keep_checkpoints", "validation_images", "speed"}
     assert compared.train.model_dump(exclude=watched) == plain.train.model_dump(exclude=watched)
 
 

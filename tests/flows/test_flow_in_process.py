@@ -118,7 +118,7 @@ COMPARISON = {
             {"name": "ddpm", "title": "DDPM", "objective": "noise-prediction", "path": "variance-preserving"},
             {"name": "fm-ot", "title": "FM-OT", "objective": "flow-matching", "path": "optimal-transport"},
         ],
-        "plane": {"steps": 12, "batch": 16, "width": 8, "layers": 1, "held_out": 8, "samples": 40}
+        "toy2d": {"steps": 12, "batch": 16, "width": 8, "layers": 1, "held_out": 8, "samples": 40}
         | {"grid": 4, "nfe": [2, 4], "rtol": 1e-2, "atol": 1e-2},
     },
 }

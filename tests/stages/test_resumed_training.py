@@ -22,7 +22,7 @@ class Training:
     def __init__(self, tiny: TinyRun, name: str) -> None:
         # Unlike the tiny run it measures no held-out loss: that must not move training.
         path = {"path": "tests.support.fault_injection:FaultyPath"}
-        self.run = TinyRun(tiny.root, name, {"method": path, "train": {"held_out_images": 0}})
+        self.run = TinyRun(tiny.root, name, {"method": path, "train": {"validation_images": 0}})
         self.checkpoints = self.run.path / "train" / "checkpoints"
 
     def start(self, *arguments: str, **variables: str) -> dict:

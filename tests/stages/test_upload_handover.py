@@ -34,7 +34,7 @@ ENDLESS = {
     "schedule": "constant",
     "log_images": 160,
     "checkpoint_images": 160_000,
-    "held_out_images": 0,
+    "validation_images": 0,
 }
 
 
