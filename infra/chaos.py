@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Chaos test: a tiny two-rank run is disturbed at random and must equal an undisturbed one bit for bit.
+"""Chaos test: a tiny two-rank run with random faults must equal an undisturbed run bit for bit.
 
     python infra/chaos.py --minutes 30 --seed 1
 
-Processes are killed and frozen, disks unmounted and full, system calls fail, the clock steps, the network and
-the store are cut. It runs in namespaces of its own: nothing of the machine is mounted, set or cut. Called
-again with the same directory, it goes on where it was interrupted. infra/docs/operations.md says more.
+Processes are killed and frozen, disks are unmounted or full, system calls fail, the clock steps, the network
+and the store are disconnected. It runs in its own namespaces and does not affect the machine. Called again
+with the same directory, it continues where it was interrupted. See infra/docs/operations.md.
 """
 
 import argparse
@@ -18,7 +18,7 @@ IMAGES = 1600
 
 
 def main() -> int:
-    """Run the episodes; 0 if nothing was violated and each possible fault occurred often enough."""
+    """Run the episodes; return 0 if no invariant was violated and every possible fault was frequent enough."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
         "--minutes", type=float, default=30.0, help="of episodes, over all calls (default 30)"
