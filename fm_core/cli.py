@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
 from fm_core.command_options import COMMANDS, DOCTOR_FLAGS, DOCTOR_NUMBERS, FLAGS, NUMBERS
 from fm_core.commands import dry_run, stage_function
 from fm_core.config import RunConfig, merge, parse_config
+from fm_core.config.location import absolute_source
 from fm_core.config.tree import all_keys, did_you_mean
 from fm_core.errors import (
     FlowMatchingError,
@@ -166,10 +167,15 @@ def _init(arguments: list[str]) -> int:
         "--name", help="name of the run, its data set and the file (default: that of the folder)"
     )
     given = parser.parse_args(arguments)
-    print("measuring the speed of training on this machine", file=sys.stderr, flush=True)
+    url = absolute_source(given.source)  # before the import of torch, which takes seconds
     from fm_core.stages.init import init
+    from fm_core.training.throughput import Throughput, measure_throughput
 
-    print(init(given.source, given.size, given.name).text())
+    def measure(*arguments: Any) -> Throughput:
+        print("measuring the speed of training on this machine", file=sys.stderr, flush=True)
+        return measure_throughput(*arguments)
+
+    print(init(url, given.size, given.name, measure).text())
     return 0
 
 

@@ -6,6 +6,7 @@ Biases. Therefore its URLs must not contain credentials; these come from the env
 """
 
 import re
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, WithJsonSchema
@@ -68,3 +69,25 @@ def _checked(location: str) -> str:
 
 Location = Annotated[str, AfterValidator(_checked), WithJsonSchema(_SCHEMA)]
 """A path or fsspec URL without credentials, ~ expanded."""
+
+
+def absolute_source(source: str) -> str:
+    """The URL of a source that a user names.
+
+    A local path is made absolute, because workers may have another current directory.
+
+    Raises:
+        UserError: the URL contains a secret, or the path does not exist.
+    """
+    if holds_secret(source):
+        raise UserError(
+            "the source is a URL with a password or a token in it; it would be written to the file. "
+            "Credentials come from the environment (AWS_ACCESS_KEY_ID, ...) or fsspec's configuration "
+            "(~/.config/fsspec)"
+        )
+    if "://" in source:
+        return source
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise UserError(f"{source}: does not exist; name a folder of images or an fsspec URL")
+    return str(path.resolve())

@@ -8,7 +8,7 @@ from typing import Any
 
 from fm_core.config import LaunchSection, RunConfig, parse_config, read_yaml
 from fm_core.config.derived_defaults import dataset_name, learning_rate_for, with_values
-from fm_core.config.location import holds_secret
+from fm_core.config.location import absolute_source
 from fm_core.config.starter_file import SourceSummary, TimeEstimate, duration, starter_file
 from fm_core.data.shard_plan import ShardPlan, make_plan
 from fm_core.data.sources.detect import detect
@@ -81,7 +81,7 @@ def init(
     Raises:
         UserError: no images are found there, or the file already exists.
     """
-    url = _url(source)
+    url = absolute_source(source)
     config, plan = _inspect(url, size, name)
     path = _path(config)
     shape, classes = plan.source.facts.image_shape, plan.classes.count or 0
@@ -99,22 +99,6 @@ def init(
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from None
     return StarterConfig(path, summary, time, parse_config(read_yaml(path), str(path)))
-
-
-def _url(source: str) -> str:
-    """The URL; a local path is made absolute, because workers may have another current directory."""
-    if holds_secret(source):
-        raise UserError(
-            "the source is a URL with a password or a token in it; it would be written to the file. "
-            "Credentials come from the environment (AWS_ACCESS_KEY_ID, ...) or fsspec's configuration "
-            "(~/.config/fsspec)"
-        )
-    if "://" in source:
-        return source
-    path = Path(source).expanduser()
-    if not path.exists():
-        raise UserError(f"{source}: does not exist; name a folder of images or an fsspec URL")
-    return str(path.resolve())
 
 
 def _inspect(url: str, size: int | None, name: str | None) -> tuple[RunConfig, ShardPlan]:
