@@ -18,7 +18,7 @@ IMAGES = 1600
 
 
 def main() -> int:
-    """Run the episodes; return 0 if no invariant was violated and every possible fault was frequent enough."""
+    """Run the episodes; return 0 if no invariant was violated and faults were frequent enough, else 1."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
         "--minutes", type=float, default=30.0, help="of episodes, over all calls (default 30)"
@@ -30,7 +30,7 @@ def main() -> int:
         type=int,
         help="fail if a possible fault occurred less often; default 1 for each half hour",
     )
-    parser.add_argument("--episodes", type=int, help="end after so many episodes, if minutes are left")
+    parser.add_argument("--episodes", type=int, help="end after this many episodes, if minutes are left")
     parser.add_argument("--only", nargs="+", default=[], metavar="FAULT", help='e.g. kill "full disk" freeze')
     parser.add_argument("--images", type=int, default=IMAGES, help=f"length of each run (default {IMAGES})")
     options = parser.parse_args()

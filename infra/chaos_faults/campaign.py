@@ -205,9 +205,9 @@ class ChaosCampaign:
                 lambda kind: deck.insert(0, kind),
                 deadline,
             ).run()
-            kept = self.directory / "episodes" / f"{number:03}"
-            result.kept = str(kept)
-            keep(context, kept, bool(result.violations))
+            kept_folder = self.directory / "episodes" / f"{number:03}"
+            result.kept = str(kept_folder)
+            keep(context, kept_folder, bool(result.violations))
         finally:
             for disk in (run_disk, checkpoint_disk):
                 if disk:

@@ -127,7 +127,7 @@ class Episode:
         if now >= self._start_at:
             start = self.context.start()
             self._start_at = None
-            self._tell("start", number=start.number, host="other" if self.context.host else "first")
+            self._log_event("start", number=start.number, host="other" if self.context.host else "first")
 
     def _look_at_starts(self) -> None:
         for start in self.context.training.starts:
@@ -145,7 +145,7 @@ class Episode:
                 "disturbed": self._is_disturbed(start),
             }
             self.result.ends.append(end)
-            self._tell("end", **end)
+            self._log_event("end", **end)
             self._complete = self._complete or code == 0
             if code not in (0, 3) and not end["disturbed"]:
                 self.result.violations.append(
@@ -175,14 +175,14 @@ class Episode:
             fault = kind.inject(self.context, self.rng)
         except NotNowError as reason:
             if waited > PATIENCE_SECONDS:
-                self._tell("given up", kind=kind.name, reason=str(reason))
+                self._log_event("postponed", kind=kind.name, reason=str(reason))
                 self._put_back(kind)
                 self._plan()
             return
         self._last_fault_at = now
         self.active.append(fault)
         self._kinds[id(fault)] = kind
-        self._tell("fault", kind=fault.kind, detail=fault.detail, lines=self.context.lines())
+        self._log_event("fault", kind=fault.kind, detail=fault.detail, lines=self.context.lines())
         if fault.due():
             self._heal(fault)
         self._plan()
@@ -203,7 +203,7 @@ class Episode:
         if fault.exclusive:  # observe its consequences before anything else happens
             self._next_at = max(self._next_at, self._last_fault_at + QUIET_SECONDS)
         occurred = fault.occurred()
-        self._tell("over", kind=fault.kind, occurred=occurred)
+        self._log_event("over", kind=fault.kind, occurred=occurred)
         if occurred:
             self.counts[fault.kind] += 1
         else:
@@ -238,7 +238,7 @@ class Episode:
         disk = self.context.checkpoint_disk
         return disk.backing if disk else self.context.training.folder / "objects" / "checkpoints"
 
-    def _tell(self, event: str, **facts: Any) -> None:
+    def _log_event(self, event: str, **facts: Any) -> None:
         record = {"seconds": round(time.monotonic() - self._began, 2), "event": event, **facts}
         with self._timeline.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
