@@ -59,11 +59,11 @@ def api_password(url: str | None) -> str | None:
         with contextlib.suppress(RuntimeError):
             folders.append(Path.home() / ".prefect")
         files = [Path(folder) / f"api-auth-{address.port or 80}" for folder in folders if folder]
-    kept = [file for file in files if _is_private(file)]
-    if not kept:
+    private = [file for file in files if _is_private(file)]
+    if not private:
         return None
     with contextlib.suppress(OSError):
-        return max(kept, key=lambda file: file.stat().st_mtime).read_text(encoding="utf-8").strip() or None
+        return max(private, key=lambda file: file.stat().st_mtime).read_text(encoding="utf-8").strip() or None
     return None
 
 

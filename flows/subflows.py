@@ -96,7 +96,7 @@ def run_subflow(stage: str, config: RunConfig) -> StageResult:
 def _wait_until_final(child: FlowRun, seconds: float = float("inf")) -> FlowRun:
     """Poll a flow run for at most `seconds` and return its last known state."""
     started = last_alive = time.monotonic()
-    told = False
+    reported = False
     while time.monotonic() - started < seconds:
         time.sleep(POLL_SECONDS)
         try:
@@ -108,8 +108,8 @@ def _wait_until_final(child: FlowRun, seconds: float = float("inf")) -> FlowRun:
         if not (child.state and child.state.is_crashed()):
             last_alive = time.monotonic()
         waits = child.state is None or child.state.is_scheduled() or child.state.is_pending()
-        if waits and not told and time.monotonic() - started > WAITING_SECONDS:
-            told = True
+        if waits and not reported and time.monotonic() - started > WAITING_SECONDS:
+            reported = True
             get_run_logger().warning("%s", waiting_message(child))
         if child.state and child.state.is_final() and not child.state.is_crashed():
             break

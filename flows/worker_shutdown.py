@@ -89,7 +89,7 @@ class _Shutdown:
 
 
 def _topmost(variable: str, processes: Iterable[psutil.Process], without: str = "") -> list[psutil.Process]:
-    found: list[psutil.Process] = []
+    matches: list[psutil.Process] = []
     for process in processes:
         with suppress(psutil.Error):
             environment = _environment(process)
@@ -97,8 +97,8 @@ def _topmost(variable: str, processes: Iterable[psutil.Process], without: str = 
                 continue
             parent = process.parent()
             if parent is None or variable not in _environment(parent):
-                found.append(process)
-    return found
+                matches.append(process)
+    return matches
 
 
 def _environment(process: psutil.Process) -> dict[str, str]:

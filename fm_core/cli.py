@@ -154,7 +154,7 @@ def _compare(arguments: list[str]) -> int:
 def _init(arguments: list[str]) -> int:
     parser = _Parser(
         prog="fm init",
-        description="Look at images and at this machine, write NAME.yaml with a network, a batch and a "
+        description="Inspect images and this machine, write NAME.yaml with a network, a batch and a "
         "length of training that fit them, and print the two commands that come next.",
     )
     parser.add_argument("source", metavar="FOLDER_OR_URL", help="folder or fsspec URL of the images")

@@ -37,7 +37,7 @@ REMOVED = pytest.StashKey[Counter[str]]()
 
 
 class Grouped(LoadScopeScheduling):
-    """Scheduling of whole groups. (The plugin's own groups are not honored under pytest 9.2.)"""
+    """Scheduling of complete groups. (The plugin's own groups are not honored under pytest 9.2.)"""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.split("::")[0]

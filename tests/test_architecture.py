@@ -114,7 +114,7 @@ def test_flows_know_nothing_of_tests_and_infrastructure():
 
 
 def test_a_flow_starts_and_is_deployed_without_heavy_libraries():
-    """Neither by itself nor through the core: each flow run and each deployment waits for its imports."""
+    """Neither directly nor through the core: each flow run and each deployment waits for its imports."""
     flows = ", ".join(sorted(name_of(path) for path in modules(ROOT / "flows")))
     heavy = {"torch", "scipy", "numpy", "torchdiffeq", "deepspeed", "webdataset", "matplotlib"}
     done = subprocess.run(

@@ -11,8 +11,8 @@ Guarantees, tested with real processes:
 - Whichever process is killed while a checkpoint is written, uploaded or removed, the next start loads the
   newest complete one. Rank 0 detects a damaged one by its hashes, for all ranks, reports it, and loads the
   one before it. If there are checkpoints and none is intact, that is an error.
-- A run that has ever completed a checkpoint never starts at step 0 unless it is told to: if no checkpoint is
-  found, the job fails and is restarted as if a store did not answer.
+- A run that has ever completed a checkpoint never starts at step 0 without train.start_over: if no checkpoint
+  is found, the job fails and is restarted as if a store did not answer.
 - Disk failures do not stop training: if a checkpoint cannot be written, `save` returns the problem on all
   ranks. Only if another job or run owns the checkpoint root does the job end at once.
 

@@ -17,8 +17,8 @@ _OURS = {
 
 def _sbatch_value(value: object) -> object:
     """Convert an option's value: true for one without a value; quoted true, false and null count as such."""
-    words = {"": True, "true": True, "false": False, "null": None}
-    return words.get(value.strip().lower(), value) if isinstance(value, str) else value
+    constants = {"": True, "true": True, "false": False, "null": None}
+    return constants.get(value.strip().lower(), value) if isinstance(value, str) else value
 
 
 SbatchValue = Annotated[bool | int | str | None, BeforeValidator(_sbatch_value)]

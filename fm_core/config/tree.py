@@ -149,7 +149,7 @@ def _keep_written(text: str, tree: Any, keys: Sequence[str]) -> None:
 
 
 def dump_yaml(config: RunConfig) -> str:
-    """The whole tree as YAML, in the order of the sections."""
+    """The complete tree as YAML, in the order of the sections."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 

@@ -82,9 +82,14 @@ class RelabeledSource:
 
     def interpretation(self) -> Interpretation:
         """As the source, with a note on the map."""
-        found = self._source.interpretation()
-        return found.model_copy(
-            update={"remarks": (*found.remarks, f"classes renumbered by data.label_map to {self._map.order}")}
+        interpretation = self._source.interpretation()
+        return interpretation.model_copy(
+            update={
+                "remarks": (
+                    *interpretation.remarks,
+                    f"classes renumbered by data.label_map to {self._map.order}",
+                )
+            }
         )
 
     def parts(self) -> Sequence[SourcePart]:

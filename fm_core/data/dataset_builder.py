@@ -161,8 +161,8 @@ def write_manifest(
     if (
         before is not None
     ):  # keys that are absent from an earlier version's record imply how that version read the source
-        kept = {"interpretation": before.interpretation, "source_url": before.source_url}
-        manifest = manifest.model_copy(update=kept)
+        recorded = {"interpretation": before.interpretation, "source_url": before.source_url}
+        manifest = manifest.model_copy(update=recorded)
     _write_quarantine(store, ordered)
     write_indexes(store, manifest)
     store.write_bytes(MANIFEST_NAME, manifest.to_json().encode())

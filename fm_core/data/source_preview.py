@@ -68,23 +68,23 @@ def preview_source(config: DataSection) -> SourcePreview:
 def _first_of_classes(plan: ShardPlan) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
     """The first training image of up to SHOWN_CLASSES classes that occur among the first images."""
     wanted = min(plan.classes.count or SHOWN_CLASSES, SHOWN_CLASSES)
-    found: dict[int, NDArray[np.uint8]] = {}
+    examples: dict[int, NDArray[np.uint8]] = {}
     part = next(task.part for task in plan.tasks)
     stream = plan.source.open(part)
     try:
         for first in range(0, min(part.rows, MOST_IMAGES), READ_IMAGES):
             samples = stream.read(min(READ_IMAGES, part.rows - first))
             for row, image in enumerate(samples.images):
-                label = len(found) if samples.labels is None else int(samples.labels[row])
-                if len(found) < wanted:
-                    found.setdefault(label, image)
-            if len(found) >= wanted:
+                label = len(examples) if samples.labels is None else int(samples.labels[row])
+                if len(examples) < wanted:
+                    examples.setdefault(label, image)
+            if len(examples) >= wanted:
                 break
     finally:
         stream.close()
-    in_order = sorted(found)
-    shape = (len(found), *plan.source.facts.image_shape)
-    images = np.array([found[label] for label in in_order], np.uint8).reshape(shape)
+    in_order = sorted(examples)
+    shape = (len(examples), *plan.source.facts.image_shape)
+    images = np.array([examples[label] for label in in_order], np.uint8).reshape(shape)
     return images, tuple(_name(plan.classes, label) for label in in_order)
 
 

@@ -42,7 +42,7 @@ def attach_or_submit(stage_job: StageJob, observe: Observer, last: Job | None = 
         _check_mounted(stage_job.control, last)
     stage_job.control.mkdir(parents=True, exist_ok=True)
     lease = Lease(stage_job.control / "lock")
-    told = False
+    reported = False
     while True:
         with lease.guard():
             previous = submitted(stage_job.control)
@@ -55,8 +55,8 @@ def attach_or_submit(stage_job: StageJob, observe: Observer, last: Job | None = 
                 return _submit(stage_job, lease, previous)
         if holder and state is HolderState.HELD:
             raise _in_use(stage_job.control, holder)
-        if holder and not told:
-            told = True
+        if holder and not reported:
+            reported = True
             message = waiting_message(stage_job.control, holder)
             observe(Progress(stage_job.stage, 0, 1, "jobs", message))
         time.sleep(LOOK_INTERVAL_SECONDS)

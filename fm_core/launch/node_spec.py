@@ -91,8 +91,8 @@ def meeting_address(hosts: list[str]) -> str:
         return LOOPBACK
     named: list[str] = []
     with suppress(OSError):
-        found = socket.getaddrinfo(hosts[0], None, type=socket.SOCK_STREAM)
-        named = [str(address[0]) for *_, address in found]
+        addresses = socket.getaddrinfo(hosts[0], None, type=socket.SOCK_STREAM)
+        named = [str(address[0]) for *_, address in addresses]
     for address in named:
         if _interface_of(address) not in (None, "lo"):
             return address

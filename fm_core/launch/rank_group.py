@@ -55,7 +55,7 @@ def rank_group_command(
         arguments: arguments of Python that start one rank.
         count: ranks on this host.
         first: index of the first of them.
-        world: ranks of the whole job; by default `count`.
+        world: total ranks of the job; by default `count`.
         meet: rendezvous "address:port"; port 0 lets the kernel choose one.
         listen: whether this group serves the store, which is so on the first host of a job.
     """

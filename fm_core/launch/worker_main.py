@@ -194,7 +194,7 @@ def _exit_without_lease(error: LeaseLostError) -> None:
 def _adopted(rank: Rank) -> bool:
     """Whether job.json names this job and its agent is alive.
 
-    If a supervisor was killed before it could write job.json, the next start does not know of this job; and
+    If a supervisor was killed before it could write job.json, the next start cannot find this job; and
     an agent may have died before this rank asked the kernel for a signal.
     """
     deadline = time.monotonic() + ADOPTION_SECONDS

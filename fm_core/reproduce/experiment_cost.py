@@ -79,7 +79,7 @@ class ExperimentCost:
 
     @property
     def total_training_flops(self) -> float | None:
-        """Of the whole training; None where it is not predictable."""
+        """Of the entire training; None where it is not predictable."""
         return self.trained_images * self.training_flops if self.predictable else None
 
     @property

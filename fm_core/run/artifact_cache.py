@@ -131,7 +131,7 @@ def exclusive_lock(
 
 def _take(directory: Path, notify: Callable[[str], None]) -> LeaseFence:
     """Take a lease once its holder is known to be dead. Raises UserError if it is alive."""
-    lease, told = Lease(directory / "lock"), False
+    lease, notified = Lease(directory / "lock"), False
     while True:
         with lease.guard():
             state, holder = lease.look()
@@ -142,7 +142,7 @@ def _take(directory: Path, notify: Callable[[str], None]) -> LeaseFence:
                 return LeaseFence(lease, identifier, epoch)
         if holder and state is HolderState.HELD:
             raise UserError(f"{lease.path.parent} is in use by {holder_name(holder)}; wait for it or stop it")
-        if holder and not told:
-            told = True
+        if holder and not notified:
+            notified = True
             notify(waiting_message(lease.path.parent, holder))
         time.sleep(LOOK_INTERVAL_SECONDS)

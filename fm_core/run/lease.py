@@ -156,8 +156,8 @@ class Lease:
         """
         with self.guard(create=False):
             record = self._checked(self.record() or self._removed(facts), facts)
-            beat = {"heartbeat": self._wall_clock(), "beats": record.get("beats", 0) + 1}
-            self._own = {key: value for key, value in record.items() if key != "schema"} | beat
+            heartbeat = {"heartbeat": self._wall_clock(), "beats": record.get("beats", 0) + 1}
+            self._own = {key: value for key, value in record.items() if key != "schema"} | heartbeat
             write_json(self.path, self._own, parents=False)
 
     @contextmanager

@@ -50,7 +50,7 @@ class TrainLog:
         """Lines that could not be written yet, in order."""
         self._unsure = False
         """Whether a failed attempt may already have written the first of them."""
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
 
     def forget_after(self, step: int) -> None:
         """Set aside the lines of steps that a resumed run will train again.
@@ -147,11 +147,11 @@ class TrainLog:
         try:
             action()
         except (OSError, UserError) as error:
-            if what not in self._told:
+            if what not in self._reported:
                 LOG.warning("cannot write %s: %s; retrying, training continues", what, error)
-            self._told.add(what)
+            self._reported.add(what)
         else:
-            self._told.discard(what)
+            self._reported.discard(what)
 
 
 def set_lines_aside(path: Path, step: int) -> None:
@@ -163,7 +163,7 @@ def set_lines_aside(path: Path, step: int) -> None:
         lines = [line for line in path.read_bytes().split(b"\n") if line.strip()]
     except FileNotFoundError:
         return
-    kept = [line for line in lines if _step(line) <= step]
+    earlier = [line for line in lines if _step(line) <= step]
     later = b"".join(line + b"\n" for line in lines if _step(line) > step)
     if not later:
         return
@@ -174,7 +174,7 @@ def set_lines_aside(path: Path, step: int) -> None:
             file.write(later)
             flush(file)
     sync(path.parent)
-    write_bytes(path, b"".join(line + b"\n" for line in kept))
+    write_bytes(path, b"".join(line + b"\n" for line in earlier))
     sync(path.parent)
 
 

@@ -113,9 +113,9 @@ def test_nothing_of_the_successor_is_lost_locally(tmp_path, steps):
     codes = set()
     for place, (_, expected), code in frozen(tmp_path, old_job, take_over):
         codes.add(code)
-        found = {name: place / "checkpoints" / name for name in expected}
-        assert {name: (path / "COMPLETE").read_bytes() for name, path in found.items()} == expected
-        assert [verify(path) for path in found.values()] == [None] * len(found)
+        directories = {name: place / "checkpoints" / name for name in expected}
+        assert {name: (path / "COMPLETE").read_bytes() for name, path in directories.items()} == expected
+        assert [verify(path) for path in directories.values()] == [None] * len(directories)
         # The successor goes on, and so does the next start.
         successor = catalog(place, FileFence(place / "epoch", 2))
         write(successor, 60)

@@ -93,7 +93,7 @@ def survives(action, count, below):
             os._exit(9)
         os._exit(0)
     status = os.waitpid(child, 0)[1]
-    assert not os.WIFEXITED(status) or os.WEXITSTATUS(status) == 0, "the child failed by itself"
+    assert not os.WIFEXITED(status) or os.WEXITSTATUS(status) == 0, "the child failed without a kill"
     return os.WIFEXITED(status)
 
 
@@ -233,5 +233,5 @@ def test_the_hook_kills(tmp_path):
             (place / "below" / "b").touch()
             assert not survives(partial(action, place), count, place), (action, count)
         assert survives(partial(action, place), changes + 1, place), action
-    with pytest.raises(AssertionError, match="failed by itself"):
+    with pytest.raises(AssertionError, match="failed without a kill"):
         survives(lambda: 1 / 0, 1, tmp_path)

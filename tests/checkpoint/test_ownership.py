@@ -84,7 +84,7 @@ def test_of_two_that_begin_together_one_is_refused(tmp_path, monkeypatch, hard_l
         assert owner_of(Store.at(str(place))) == begun[0].id
 
 
-def test_a_place_that_is_out_of_sight_is_not_written_to_until_it_is_back(tmp_path):
+def test_a_place_that_is_not_mounted_is_not_written_to_until_it_is_back(tmp_path):
     checkpoints = at(tmp_path / "disk", ONE)
     assert write(checkpoints, 10) is None
     (tmp_path / "disk").rename(tmp_path / "unmounted")
@@ -100,7 +100,7 @@ def test_a_place_that_is_out_of_sight_is_not_written_to_until_it_is_back(tmp_pat
 
 
 def test_a_snapshot_does_not_claim_an_empty_mount_point(tmp_path):
-    """The disk is away when a job that has resumed from it writes its first snapshot."""
+    """The disk is unmounted when a job that has resumed from it writes its first snapshot."""
     config = configured(tmp_path, "a", checkpoint_root=str(tmp_path / "disk"))
     begin_history(config)
     assert write(CheckpointCatalog.of(config), 10) is None

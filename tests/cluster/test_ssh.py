@@ -180,11 +180,11 @@ def ssh_run(pair, hostfile, tmp_path_factory):
     until(lambda: read_lines(restarts), "the network cut is noticed", LIMIT_SECONDS)
     outcomes["restarts"] = read_lines(restarts)
     outcomes["cut steps"] = complete_steps(run.checkpoints)
-    # The host that was cut off ends its ranks by itself, before anybody can reach it again.
+    # The host that was cut off ends its ranks on its own, before it can be reached again.
     until(lambda: not pair.second.processes(cut_off), "the ranks that were cut off end", LIMIT_SECONDS)
     pair.reconnect()
 
-    # It goes on by itself, and is stopped by a signal to the command.
+    # It continues automatically, and is stopped by a signal to the command.
     outcomes["stopped after"] = run.wait_beyond(run.steps()[-1] + 4)
     outcomes["left of the cut"] = pair.second.processes(cut_off)
     run.terminate()
@@ -198,7 +198,8 @@ def ssh_run(pair, hostfile, tmp_path_factory):
 
 
 def test_both_hosts_work_at_one_run(ssh_run):
-    # pdsh, two lines of a shell, a beating half and an ssh each, and the node, agent and rank of the host.
+    # pdsh, two lines of a shell, a heartbeat process and an ssh each, and the node, agent and rank of the
+    # host.
     assert ssh_run["working"]["h2"] == 3
     assert ssh_run["working"]["h1"] > 3
     job = submitted(ssh_run["run"].path)

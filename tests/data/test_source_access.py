@@ -165,9 +165,9 @@ def test_ilsvrc_validation_in_class_folders_is_shuffled_and_by_number_is_not(tmp
     files = train | (numbers | labels if flat else folders)
     case = Case("ilsvrc", files, source={"format": "imagenet-folder", "allow_partial": True})
     write_dataset(case.config(tmp_path))
-    _, found = read_split(tmp_path / "sets/set", "val")
-    assert set(found[:10]) == set(wnids)
-    assert (found == wnids * 20) == flat
+    _, actual = read_split(tmp_path / "sets/set", "val")
+    assert set(actual[:10]) == set(wnids)
+    assert (actual == wnids * 20) == flat
 
 
 def test_batches_in_fortran_order_are_read(tmp_path):

@@ -175,4 +175,6 @@ def test_the_stage_names_what_is_wrong_and_repairs_it(tmp_path):
         done = [progress.done for progress in seen if progress.message == message]
         assert len(done) > 2, message
         assert done[-1] == 1797
-        assert message == "repairing" or np.all(np.diff(done) >= 0)  # it begins anew where it writes
+        assert message == "repairing" or np.all(
+            np.diff(done) >= 0
+        )  # it starts again for the phase that writes

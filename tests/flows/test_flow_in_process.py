@@ -48,7 +48,7 @@ def call() -> Iterator[Callable[..., EndedFlow]]:
 
 
 def called(flow: Flow[..., Any], config: dict[str, Any], stages: int = 0, **parameters: Any) -> EndedFlow:
-    """Call the flow, and wait until the server has the task runs of so many stages."""
+    """Call the flow, and wait until the server has the task runs of this many stages."""
     state = flow(config=config, return_state=True, **parameters)
     run_id = state.state_details.flow_run_id
     this = FlowRunFilter.model_validate({"id": {"any_": [run_id]}})

@@ -1,4 +1,5 @@
-"""The last word of a stage reaches a server that was away, and no error ends the thread that publishes."""
+"""Last updates of a stage reach a server that was unavailable, and no error ends the thread that
+publishes."""
 
 import logging
 import threading

@@ -96,7 +96,7 @@ def test_the_plugin_is_loaded_and_brings_nothing_heavy():
 
 
 @pytest.mark.parametrize("missing", ["the module", "the method"])
-def test_a_prefect_that_has_changed_is_left_alone(missing: str):
+def test_a_prefect_that_has_changed_is_not_modified(missing: str):
     hide = {
         "the module": "sys.modules['prefect.client.orchestration'] = None",
         "the method": "del client.__mro__[[hasattr(c, '__dict__') and 'read_deployment_by_name' in c.__dict__"
@@ -169,5 +169,5 @@ def test_prefect_sends_the_password_that_was_found_and_prefers_one_that_was_set(
     keep(tmp_path, port, "operator:found")
     code = "from prefect.settings import PREFECT_API_AUTH_STRING as s; print(s.value())"
     variables = {"PREFECT_HOME": str(tmp_path), "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
-    found = [python(code, **variables), python(code, **variables, PREFECT_API_AUTH_STRING="me:mine")]
-    assert found == ["operator:found", "me:mine"]
+    passwords = [python(code, **variables), python(code, **variables, PREFECT_API_AUTH_STRING="me:mine")]
+    assert passwords == ["operator:found", "me:mine"]

@@ -1,4 +1,4 @@
-"""Progress of a stage while time passes and the server is away: a replaced clock, a replaced server."""
+"""Progress of a stage over time and with an unavailable server, by a replaced clock and server."""
 
 import logging
 import threading
@@ -21,7 +21,7 @@ OUTAGE = 30
 
 
 class ReplacedServer:
-    """Holds the artifact; refuses every request while it is away."""
+    """Holds the artifact; refuses every request while it is `away`."""
 
     def __init__(self) -> None:
         self.away, self.hangs, self.failures = False, threading.Event(), 0

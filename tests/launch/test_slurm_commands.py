@@ -1,4 +1,4 @@
-"""The Slurm launcher with stand-ins for sbatch, squeue and scancel on PATH."""
+"""The Slurm launcher with fake sbatch, squeue and scancel on PATH."""
 
 import logging
 import os
@@ -25,7 +25,7 @@ JOB = Job.model_validate({**FACTS, "slurm": 4711})
 
 
 class Programs:
-    """Stand-ins, each a shell script that may also record its arguments."""
+    """Fake programs, each a shell script that may also record its arguments."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder

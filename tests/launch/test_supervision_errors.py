@@ -78,7 +78,7 @@ def watched(tmp_path, monkeypatch) -> Watched:
     return Watched(tmp_path, monkeypatch)
 
 
-def test_a_poll_that_fails_is_told_once_and_the_job_goes_on(watched: Watched, caplog):
+def test_a_poll_that_fails_is_reported_once_and_the_job_goes_on(watched: Watched, caplog):
     watched.answers = [True, STALE, FileNotFoundError("squeue"), True]
     with caplog.at_level(logging.WARNING, "fm_core"):
         watched.supervise()
@@ -133,7 +133,7 @@ def test_only_a_request_cancels_the_job(watched: Watched, request_: BaseExceptio
     with pytest.raises(type(request_)):
         watched.supervise(observe)
     assert watched.cancelled == 1
-    assert not (watched.path / "STOP").exists(), "it was obeyed"
+    assert not (watched.path / "STOP").exists(), "it was handled"
     assert (watched.path / "STOPPED").exists()
 
 

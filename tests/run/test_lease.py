@@ -173,7 +173,7 @@ def old_record(clocks, **facts):
     }
 
 
-def test_records_of_earlier_versions_are_judged_by_host_name_process_start_and_age(lease, clocks):
+def test_records_of_earlier_versions_are_checked_by_host_name_process_start_and_age(lease, clocks):
     write_json(lease.path, old_record(clocks))
     assert lease.look()[0] is HolderState.HELD
     assert lease.process().pid == os.getpid()
@@ -276,17 +276,17 @@ def test_a_process_that_exits_does_not_wait_for_the_guard(lease):
 def test_the_thread_that_renews_says_once_that_the_lease_was_lost(lease, monkeypatch):
     monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 0.02)
     lease.take(os.getpid(), job="a")
-    lost, told = [], threading.Event()
+    lost, notified = [], threading.Event()
 
     def on_lost(error):
         lost.append(error)
-        told.set()
+        notified.set()
 
     with lease.keep_alive(on_lost=on_lost, job="a") as check:
         check()
         with lease.guard():
             lease.take(os.getpid(), job="b")
-        assert told.wait(60)
+        assert notified.wait(60)
         with pytest.raises(LeaseLostError, match=f"was taken over by process {os.getpid()} on"):
             check()
     assert len(lost) == 1

@@ -1,4 +1,4 @@
-"""STOP files: obeyed once, also those that were created while nothing ran."""
+"""STOP files: handled once, also those that were created while nothing ran."""
 
 import os
 from pathlib import Path
@@ -38,7 +38,7 @@ def test_a_request_while_nothing_ran_ends_the_next_start_and_only_that(places, n
     assert not was_stopped(places[0])
 
 
-def test_a_request_that_was_obeyed_does_not_end_the_next_start(places):
+def test_a_request_that_was_handled_does_not_end_the_next_start(places):
     assert request_stop(places[0])
     (places[1] / "STOP").touch()
     mark_stop_handled(*places)
@@ -47,12 +47,12 @@ def test_a_request_that_was_obeyed_does_not_end_the_next_start(places):
     refuse_pending_request(*places)
 
 
-@pytest.mark.parametrize(("asked", "obeyed"), [(100.0, True), (102.0, False)])
-def test_a_request_is_spent_by_a_job_that_stopped_after_it(places, asked: float, obeyed: bool):
+@pytest.mark.parametrize(("asked", "handled"), [(100.0, True), (102.0, False)])
+def test_a_request_is_spent_by_a_job_that_stopped_after_it(places, asked: float, handled: bool):
     """Even if its supervisor was killed and could not say so."""
     (places[1] / "STOP").touch()
     os.utime(places[1] / "STOP", (asked, asked))
-    if obeyed:
+    if handled:
         refuse_pending_request(*places, handled_at={places[1]: 101.0})
         assert pending_request(*places) is None
     else:

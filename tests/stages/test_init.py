@@ -87,7 +87,7 @@ def test_a_split_of_its_own_may_have_the_size_of_a_drawn_one(here):
     assert made.source.own_split
 
 
-def test_what_is_left_alone_is_in_the_file_and_among_its_last_lines(here):
+def test_what_is_ignored_is_in_the_file_and_among_its_last_lines(here):
     photographs(here / "pets", classes=("images", "masks"))
     write_tree(here / "pets", {"images/notes.pdf": b"x"})
     made = init("pets", size=8, measure=fast)

@@ -1,4 +1,4 @@
-"""Upload handover: a detached process continues the upload of a run stopped while its store is away."""
+"""Upload handover: a detached process continues the upload of a stopped run whose store is unavailable."""
 
 import signal
 import socket
@@ -91,7 +91,7 @@ def run(tiny, s3) -> Iterator[TinyRun]:
 
 @pytest.fixture(scope="module")
 def away(run: TinyRun, s3: Server) -> str:
-    """The last line on stderr of a run that was stopped while the store was away."""
+    """The last line on stderr of a run that was stopped while the store was unavailable."""
     training = Training(run).works()
     s3.stop()
     return training.stop()
@@ -190,7 +190,7 @@ def test_a_stop_succeeds_where_no_upload_process_can_be_started(run: TinyRun, aw
 
 @pytest.fixture
 def silent_store(tmp_path, monkeypatch) -> Iterator[RunConfig]:
-    """A run with a checkpoint, and a store whose socket is open and silent: no attempt ends by itself."""
+    """A run with a checkpoint, and a store that is open and silent, so that every attempt times out."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         config = RunConfig.model_validate(
             {

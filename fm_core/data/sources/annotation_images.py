@@ -99,7 +99,7 @@ def refuse_pairs(keys: Sequence[str], classes: Sequence[str | None]) -> None:
     These are named like the sides of pairs, or contain the same subfolders, like variants of one set.
     keys: paths of the training images; classes: that of each.
     """
-    words = PAIRED_WORDS | ANNOTATION_WORDS | IMAGE_WORDS
+    known = PAIRED_WORDS | ANNOTATION_WORDS | IMAGE_WORDS
     if len(set(Counter(name for name in classes if name is not None).values())) != 1:
         return  # before a set of a million names is built
     stems: dict[str, set[str]] = {name: set() for name in classes if name is not None}
@@ -109,7 +109,7 @@ def refuse_pairs(keys: Sequence[str], classes: Sequence[str | None]) -> None:
     names = sorted(stems)
     if len(names) < 2 or any(other != stems[names[0]] for other in stems.values()):
         return
-    paired = all(humps_of(name) and not set(humps_of(name)) - words for name in names)
+    paired = all(humps_of(name) and not set(humps_of(name)) - known for name in names)
     if paired or len({stem.rpartition("/")[0] for stem in stems[names[0]]}) > 1:
         shown = " and ".join(map(printable, names[:3]))
         raise UserError(

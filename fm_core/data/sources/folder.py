@@ -67,14 +67,14 @@ class FolderSource(ImageFileSource):
 
     def find(self) -> FoundImages:
         """Find the splits and their classes."""
-        archive, wrappers, beside = open_tree(self._url)
+        archive, wrappers, siblings = open_tree(self._url)
         if not archive.keys:
             there = endings_text(count_endings(archive.others))
             raise UserError(
                 f"data.source.url: no images under {self._url}{f' (but {there})' if there else ''}; put them "
                 "there as <class>/<name>.png (or .jpg, ...), or as train/<class>/... and val/<class>/..."
             )
-        tree = _Tree(archive, place_images(archive.keys), wrappers, self._url, beside)
+        tree = _Tree(archive, place_images(archive.keys), wrappers, self._url, siblings)
         return split_images(tree, self._validation_images, self._seed)
 
 
@@ -96,14 +96,14 @@ def open_tree(url: str) -> tuple[Archive, set[str], list[str]]:
     if archive.keys or not names:
         _refuse_packed_split(archive, store.url)
         return archive, set(), []
-    beside = [path for path in archive.others if path not in set(names)]
-    if other := next((path for path in beside if path.lower().endswith(OTHER_ARCHIVE_SUFFIXES)), None):
+    siblings = [path for path in archive.others if path not in set(names)]
+    if other := next((path for path in siblings if path.lower().endswith(OTHER_ARCHIVE_SUFFIXES)), None):
         raise UserError(
             f"data.source.url: {store.url}/{printable(other)} is not read, only .zip and .tar are; "
             "unpack it to one of these, or remove it"
         )
     stems = {PurePosixPath(path).stem.lower() for path in names}
-    return ArchiveGroup([(path, open_archive(store, path)) for path in names]), stems, beside
+    return ArchiveGroup([(path, open_archive(store, path)) for path in names]), stems, siblings
 
 
 def _refuse_packed_split(archive: FolderArchive, url: str) -> None:
@@ -128,11 +128,11 @@ class _Tree:
         places: Sequence[ImagePlace],
         wrappers: set[str],
         url: str,
-        beside: Sequence[str] = (),
+        siblings: Sequence[str] = (),
     ) -> None:
         """beside: files next to the archives."""
         self.archive, self.places, self.wrappers, self.url = archive, places, wrappers, url
-        self.beside = beside
+        self.siblings = siblings
         self.edm = edm_labels(archive, url)
 
     def rows_of(self, split: str | None) -> NDArray[np.int64]:
@@ -168,7 +168,7 @@ class _Tree:
     def unread(self) -> list[str]:
         """Files that are neither images nor label lists."""
         others = [path for path in self.archive.others if not is_label_list(path, self.edm is not None)]
-        return [*others, *self.beside]
+        return [*others, *self.siblings]
 
     def unread_labels(self) -> list[str]:
         """Note about a table next to images without classes, which may contain them."""

@@ -121,7 +121,7 @@ class ImageFileSource(ABC):
     def __init__(self, facts: SourceFacts, resize: str, rules: PixelRules, url: str) -> None:
         self.facts = facts
         self._resize, self._rules, self._url = resize, rules, url
-        self._found: FoundImages | None = None
+        self._images: FoundImages | None = None
 
     @abstractmethod
     def find(self) -> FoundImages:
@@ -177,9 +177,9 @@ class ImageFileSource(ABC):
         return list({id(item.archive): item.archive for item in self._search().collections.values()}.values())
 
     def _search(self) -> FoundImages:
-        if self._found is None:
-            self._found = self.find()
-        return self._found
+        if self._images is None:
+            self._images = self.find()
+        return self._images
 
 
 class ImageFileStream:

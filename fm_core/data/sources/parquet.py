@@ -121,7 +121,7 @@ class ParquetSource(ImageFileSource):
 
     def release(self) -> None:
         """Remove the temporary copy of the images."""
-        if self._found is not None:
+        if self._images is not None:
             for archive in self._archives():
                 assert isinstance(archive, ParquetRows)
                 archive.release()

@@ -177,9 +177,9 @@ def largest_value(file: Any, column: str) -> int | None:
     for number in range(file.num_row_groups):
         group = file.metadata.row_group(number)
         leaves = [group.column(leaf) for leaf in range(group.num_columns)]
-        found = [leaf.statistics for leaf in leaves if leaf.path_in_schema.split(".")[0] == column]
-        if len(found) == 1 and found[0] is not None and found[0].has_min_max:
-            value = found[0].max
+        statistics = [leaf.statistics for leaf in leaves if leaf.path_in_schema.split(".")[0] == column]
+        if len(statistics) == 1 and statistics[0] is not None and statistics[0].has_min_max:
+            value = statistics[0].max
         else:
             value = _largest_of(file.read_row_group(number, columns=[column])[column])
         if value is not None:

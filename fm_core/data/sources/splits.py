@@ -99,8 +99,8 @@ def _find_splits(folder: ImageFolder) -> bool:
         return True
     if folder.files or not folder.folders:
         return False
-    found = [_find_splits(below) for below in folder.folders.values()]  # all are marked
-    if all(found):
+    marked = [_find_splits(below) for below in folder.folders.values()]  # all are marked
+    if all(marked):
         return all(len(below.splits) == len(below.folders) and not below.files for below in _marked(folder))
     return False
 

@@ -111,13 +111,13 @@ class WebDatasetSource(ImageFileSource):
         used = {number: labels.get(number) for split in choice.used for number in rows[split]}
         classes, table = self._classes(used, len(numbers), group.keys) if labels else (UNLABELED, None)
         arrays: dict[str | None, NDArray[np.int64]] = {
-            split: np.array(found, np.int64) for split, found in rows.items()
+            split: np.array(members, np.int64) for split, members in rows.items()
         }
         selected = assign_rows(choice, arrays, self._validation_images, self._seed)
         untrained = [] if table is None else untrained_numbers(classes, table[arrays[choice.train]])
         others = (path for path in group.others if not _is_label_file(path))
         return FoundImages(
-            {split: ImageCollection(group, table, found) for split, found in selected.items()},
+            {split: ImageCollection(group, table, members) for split, members in selected.items()},
             classes,
             Interpretation(
                 splits=describe_choice(choice, describe, self._validation_images),
@@ -143,7 +143,7 @@ class WebDatasetSource(ImageFileSource):
         """Remove the copies of remote tars."""
         for copy in self._copies:
             copy.remove()
-        self._copies, self._found = [], None
+        self._copies, self._images = [], None
 
     def _tars(self) -> dict[str, tuple[Store, str]]:
         """Store and name of each tar, by its name for messages and splits."""
