@@ -30,7 +30,7 @@ LONGEST = (
     "tests/benchmarks/",
     "tests/launch/",
 )
-"""What begins first, so that no process is left alone with a long group at the end."""
+"""Groups that are started first, so that no long group runs alone at the end."""
 PUBLIC_METRICS = ("torch-fidelity==0.4.0", "torchmetrics==1.9.0", "lightning-utilities==0.15.3")
 REMOVED = pytest.StashKey[Counter[str]]()
 """How many tests the tier leaves out, by what they need."""

@@ -31,7 +31,7 @@ def asked(**train):
 
 @pytest.fixture
 def written(tmp_path):
-    """A checkpoint of run a, as far as it says whose it is."""
+    """A checkpoint with the identity of run a."""
 
     def write(**record):
         metadata = {"recipe": json.dumps({**recipe(asked(), MANIFEST), "step": 1, **record})}

@@ -1,4 +1,4 @@
-"""Ownership of a place for checkpoints, on a disk, in a store, and where a disk is not mounted."""
+"""Ownership of a checkpoint root on a disk, in a store, and on a disk that is not mounted."""
 
 import os
 import threading
@@ -145,7 +145,8 @@ def test_a_store_has_an_owner_too(tmp_path):
     assert owner_of(Store.at(url)) == ONE.id
     with pytest.raises(ForeignCheckpointsError, match=r"train\.checkpoint_root"):
         at(url, OTHER, tmp_path / "other").newest()
-    # One that began while the store was empty finds out at its first upload, and ends at its next checkpoint.
+    # One that started while the store was empty detects it at its first upload, and ends at its next
+    # checkpoint.
     other = at(url, OTHER, tmp_path / "other")
     assert write(other, 10) is None
     with pytest.raises(ForeignCheckpointsError):

@@ -48,7 +48,7 @@ def object_store():
 
 @pytest.fixture
 def url(object_store, monkeypatch):
-    """An empty place on the server; the credentials come from the environment, as everywhere."""
+    """An empty folder on the server; the credentials come from the environment, as everywhere."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
@@ -101,7 +101,7 @@ def test_a_store_that_is_unavailable_stops_nothing_and_gets_the_newest_when_it_i
     for step in (20, 30, 40, 50):
         write(here, step)  # returns, although the store is unavailable until all are written
     assert here.wait(1.0) is not None
-    # Meanwhile the local ones count, as far as they are needed.
+    # Until then the local ones are kept, as far as they are needed.
     assert complete_steps(tmp_path / "here")[-2:] == [40, 50]
     object_store.start()
     assert here.wait(60) is None

@@ -155,7 +155,7 @@ def ssh_run(pair, hostfile, tmp_path_factory):
         outcomes[f"{name} left"] = left()
         outcomes[f"{name} steps"] = complete_steps(run.checkpoints)
 
-    # The second host does not see the run directory; then all that runs there is killed.
+    # The second host has no access to the run directory; then all of its processes are killed.
     pair.second.hide(folder / "runs")
     run.start("train", "--launch.restarts", "0")
     outcomes["killed at"] = run.wait_beyond(24)
@@ -247,7 +247,7 @@ def test_a_network_cut_is_a_clear_failure_and_the_run_goes_on_after_it(ssh_run):
     assert ssh_run["cut steps"][-1] >= ssh_run["kill steps"][-1]
     assert ssh_run["stopped after"] > ssh_run["cut at"]
     assert ssh_run["working when cut off"] == 3
-    # Of what was cut off nothing was left when the next job began.
+    # No process of the host that was cut off was left when the next job started.
     assert ssh_run["left of the cut"] == []
 
 
@@ -257,6 +257,6 @@ def test_the_run_goes_on_from_its_checkpoint_to_its_end(ssh_run):
     assert ssh_run["end left"] == {"h1": [], "h2": []}
     done = read_json(run.path / "train" / "DONE.json")
     assert (done["step"], done["images_seen"]) == (STEPS, STEPS * BATCH)
-    # No step is missing or there twice, whatever happened in between.
+    # No step is missing or duplicated, whatever happened in between.
     assert run.steps() == list(range(4, STEPS + 1, 4))
     assert list(run.checkpoints.glob(".*.seen")) == []

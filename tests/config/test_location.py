@@ -1,4 +1,4 @@
-"""Locations in the configuration: no credentials, ~ expanded, and keys of a YAML file stand once."""
+"""Locations in the configuration: no credentials, ~ expanded, and keys of a YAML file are unique."""
 
 import json
 from pathlib import Path

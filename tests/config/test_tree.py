@@ -110,7 +110,7 @@ IDLE = [
 @pytest.mark.parametrize(("tree", "key", "off"), IDLE, ids=[key for _, key, _ in IDLE])
 def test_a_key_whose_switch_was_forgotten_is_refused(tree, key, off):
     assert f"{key} does nothing without" in refused(tree)
-    # Switched off for once, and in a file that names every key, the rest may stand.
+    # With the switch off explicitly, or in a file with every key, the other keys are accepted.
     config = parse_config(merge(tree, off), where="x")
     assert parse_config(config.model_dump(mode="json"), where="x") == config
     assert config_class(config)().model_dump() == config.model_dump()

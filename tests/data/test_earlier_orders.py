@@ -1,4 +1,4 @@
-"""ImageNet in class folders as earlier versions ordered it: read, verified, repaired and gone on with."""
+"""ImageNet in class folders as earlier versions ordered it: read, verified, repaired and continued."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What a flow run's process does about the states that it reads from the server."""
+"""Reactions of a flow run's process to the states that it reads from the server."""
 
 import os
 import signal

@@ -40,14 +40,14 @@ RUN = {
     "launch": {"restarts": 9, "restart_seconds": 0.5},
 }
 CRASHED_SECONDS = 15
-"""After which a crashed run is restarted; 30 in infra/automations.yaml."""
+"""Seconds after which a crashed run is restarted; 30 in infra/automations.yaml."""
 SILENCE_SECONDS = 45
-"""After which a run is taken for crashed; 600 in infra/automations.yaml. Heartbeats come every 30 s here, the
-shortest interval that Prefect allows; 60 in infra/prefect.yaml."""
+"""Seconds after which a run is marked as crashed; 600 in infra/automations.yaml. Heartbeats come every 30 s
+here, the shortest interval that Prefect allows; 60 in infra/prefect.yaml."""
 RULES = ("silent-runs-crashed", "crashed-runs-resume", "runs-that-crash-again-and-again-fail")
 FLOWS = ("stages.shard_dataset", "stages.train_model", "train.train_digits")
 QUICK_SERVER = {"PREFECT_SERVER_EVENTS_PROACTIVE_GRANULARITY": "PT1S"}
-"""How often the server looks for what has not happened."""
+"""How often the server evaluates its proactive triggers."""
 
 
 @pytest.fixture(scope="module")

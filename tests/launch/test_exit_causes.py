@@ -1,4 +1,4 @@
-"""Causes of an end that no rank could record: no descriptor, a full disk, no memory, a broken launcher."""
+"""Causes of failures that no rank could record: no descriptor, a full disk, no memory, a failed launcher."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""What only watches a job never ends it: errors of polls, status and progress, injected into a supervisor."""
+"""Errors of polls, status and progress, injected into a supervisor, never end the job that it watches."""
 
 import errno
 import logging

@@ -1,4 +1,4 @@
-"""The command `fm reproduce` when it is killed_comparison, stopped, or given invalid settings."""
+"""The command `fm reproduce` when it is killed, stopped, or given invalid settings."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""History of a run: what it remembers whatever is mounted, and what an earlier version left."""
+"""History of a run: what it records independent of mounts, and the files of earlier versions."""
 
 import json
 

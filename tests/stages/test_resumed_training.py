@@ -1,4 +1,4 @@
-"""A run that was stopped_run, signaled, killed and damaged has the results of an undisturbed run."""
+"""A run that was stopped, signaled, killed and damaged has the results of an undisturbed run."""
 
 import json
 import socket

@@ -130,7 +130,7 @@ def test_the_next_start_ends_it_and_copies_the_rest_itself(run: TinyRun, away: s
     assert read_upload_record(run.path) is None
     until(lambda: step in CheckpointCatalog.of(run.config).steps())
     last = training.stop()
-    # Where the store answers in time, nothing is left to tell; on a busy machine it may not.
+    # If the store answers in time, there is nothing to report; on a busy machine it may not.
     until(lambda: (left := read_upload_record(run.path)) is None or left.ended)
     assert ("upload" in last) == (read_upload_record(run.path) is not None)
     assert CheckpointCatalog.of(run.config).problem_of(read_status(run.path)["last_checkpoint"]) is None

@@ -1,4 +1,4 @@
-"""Checkpoints that cannot be written now, in the real save with one rank: training goes on and says so."""
+"""Checkpoints that cannot be written, in the real save with one rank: training continues and reports it."""
 
 import errno
 import logging
@@ -65,7 +65,7 @@ def group():
 
 
 class FakeTrainer(Trainer):
-    """A trainer of which only what saving needs is real."""
+    """A trainer with only the parts that saving needs."""
 
     sharded = None
 

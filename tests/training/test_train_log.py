@@ -189,5 +189,5 @@ def test_a_line_whose_file_could_not_be_closed_is_there_once(log, monkeypatch):
         patch.setattr(train_log, "append_line", append_and_fail)
         log.line(line(2))
     log.line(line(3))
-    log.line(line(3))  # an equal line is none that was written by a failed attempt
+    log.line(line(3))  # an equal line is not one that was written by a failed attempt
     assert [record["step"] for record in read_lines(log.metrics)] == [1, 2, 3, 3]
