@@ -201,7 +201,7 @@ def test_a_job_without_its_lease_writes_nothing(tmp_path):
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_complete_says_which_job_of_which_run_wrote_it(tmp_path):
+def test_complete_names_the_run_and_the_job_that_wrote_it(tmp_path):
     (tmp_path / "epoch").write_text("7")
     write(catalog(tmp_path, FileFence(tmp_path / "epoch", 7)), 10)
     origin = recorded_origin(tmp_path / "checkpoints" / "step-00000010")

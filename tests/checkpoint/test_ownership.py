@@ -126,7 +126,7 @@ def test_another_disk_in_its_place_is_not_written_to(tmp_path):
     assert complete_steps(tmp_path / "disk") == [5]
 
 
-def test_what_appears_beside_is_not_removed(tmp_path):
+def test_what_appears_next_to_it_is_not_removed(tmp_path):
     """Later steps, and checkpoints of another run that were copied there."""
     checkpoints = at(tmp_path / "a", ONE, last=1)
     write(checkpoints, 10)
@@ -183,7 +183,7 @@ def test_runs_with_one_staging_folder_have_one_each_below_it(tmp_path):
         assert folder.name == f"{config.run.name}-{identity_of(config).id[:8]}"
 
 
-def test_a_place_in_the_run_directory_is_no_other_runs(tmp_path):
+def test_a_checkpoint_root_in_the_run_directory_belongs_to_that_run(tmp_path):
     assert not is_shared(configured(tmp_path, "a"))
     assert not is_shared(
         configured(tmp_path, "a", checkpoint_root=str(tmp_path / "runs" / "a" / "elsewhere"))

@@ -206,7 +206,7 @@ def test_both_hosts_work_at_one_run(ssh_run):
     assert (job.kind, job.host, job.hosts) == ("ssh", "h1", {"10.99.0.1": 1, "h2": 1})
 
 
-def test_the_environment_reaches_the_other_host_and_nobody_else(ssh_run):
+def test_the_environment_reaches_only_the_other_host(ssh_run):
     assert ssh_run["with the key"] == 2  # the agent and the rank
     assert ssh_run["telling the key"] == []
 

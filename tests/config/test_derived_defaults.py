@@ -23,7 +23,7 @@ def derived(size: DatasetSize, **sections) -> RunConfig:
     return with_derived(RunConfig.model_validate(sections), size)
 
 
-def test_those_of_the_digits_are_the_sections_own():
+def test_the_derived_values_of_the_digits_are_the_defaults_of_the_sections():
     assert derived(DIGITS).model_dump() == RunConfig().model_dump()
 
 

@@ -66,7 +66,7 @@ def test_a_damaged_manifest_is_made_again_from_the_commit_marks(config, tmp_path
     assert validate_dataset(config).problems == {}
 
 
-def test_a_manifest_of_a_newer_program_is_no_damage(config, tmp_path):
+def test_a_manifest_of_a_newer_program_is_not_damage(config, tmp_path):
     path = tmp_path / "digits/manifest.json"
     newer = path.read_text().replace('"schema_version": 1', '"schema_version": 2')
     path.write_text(newer)
@@ -75,7 +75,7 @@ def test_a_manifest_of_a_newer_program_is_no_damage(config, tmp_path):
     assert path.read_text() == newer
 
 
-def test_a_store_that_does_not_answer_is_no_damage(config, tmp_path, monkeypatch):
+def test_a_store_that_does_not_answer_is_not_damage(config, tmp_path, monkeypatch):
     def refuse(store, name):
         raise UserError("tried 5 times: timeout")
 

@@ -140,7 +140,7 @@ def comparison_run(call, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     return folder, call(reproduce_paper, places(folder, "plane") | COMPARISON)
 
 
-def test_the_papers_comparison_says_what_it_takes_and_shows_its_tables_and_figures(comparison_run):
+def test_the_papers_comparison_logs_its_cost_and_shows_its_tables_and_figures(comparison_run):
     folder, ended = comparison_run
     assert ended.state.type == "COMPLETED", ended.state.message
     (estimate,) = [line for line in ended.log if "2 objectives, 2 runs of 50 parameters" in line]

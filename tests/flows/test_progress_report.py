@@ -57,7 +57,7 @@ def step(number: int) -> Progress:
     return Progress("train", number, 1000, "images", f"step {number}")
 
 
-def test_a_line_of_progress_is_logged_each_half_minute_and_no_more(server, config, caplog, monkeypatch):
+def test_a_line_of_progress_is_logged_at_most_each_half_minute(server, config, caplog, monkeypatch):
     now = 1000.0
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
     report = ProgressReport("train", config)

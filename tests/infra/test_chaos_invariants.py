@@ -21,7 +21,7 @@ def line(step, **changes):
     return {**LINES[step - 1], **changes}
 
 
-def test_equal_lines_are_no_problem_whatever_time_they_took():
+def test_equal_lines_are_accepted_whatever_their_times():
     assert line_problems("metrics", [line(step, seconds=9.0) for step in range(1, 5)], LINES) == []
 
 
@@ -119,7 +119,7 @@ def test_a_deletion_that_the_retention_rule_does_not_allow_is_found(snapshots, p
     assert any(problem in text for text in watch.problems), watch.problems
 
 
-def test_a_removal_that_is_undone_and_a_checkpoint_set_aside_are_no_deletions():
+def test_a_removal_that_is_undone_and_a_checkpoint_set_aside_are_not_deletions():
     undone = watched(complete(1, 2), Snapshot(complete(2), removing={"fingerprint-1"}), complete(1, 2))
     assert undone.problems == []
     aside = watched(complete(1, 2), Snapshot(complete(2), aside={"fingerprint-1"}))

@@ -162,7 +162,7 @@ def test_a_signal_during_the_submission_leaves_no_job_and_touches_no_other(
     assert watched.cancelled == submits
 
 
-def test_a_supervisor_that_cannot_go_on_detaches_and_says_how_to_attach(watched: Watched, monkeypatch):
+def test_a_supervisor_that_cannot_continue_detaches_and_says_how_to_attach(watched: Watched, monkeypatch):
     def broken(seconds: float) -> None:
         raise RuntimeError("no clock")
 

@@ -135,7 +135,7 @@ def test_a_holder_elsewhere_is_dead_once_its_record_did_not_change_for_three_hea
     assert watch(lease, clocks, 1) is HolderState.FREE
 
 
-def test_a_heartbeat_is_seen_even_if_the_clock_stands_still(lease, clocks):
+def test_a_heartbeat_is_detected_even_if_the_clock_stands_still(lease, clocks):
     lease.take(os.getpid(), job="a1")
     rewrite(lease, **ELSEWHERE)
     assert lease.look()[0] is HolderState.UNDECIDED
@@ -196,7 +196,7 @@ def test_a_recent_record_of_an_earlier_version_elsewhere_is_watched_until_it_is_
     assert lease.look()[0] is HolderState.HELD
 
 
-def test_where_nobody_can_wait_the_age_of_the_heartbeat_elsewhere_decides(lease, clocks):
+def test_without_waiting_the_age_of_the_heartbeat_elsewhere_decides(lease, clocks):
     lease.take(os.getpid(), job="a1")
     rewrite(lease, **ELSEWHERE)
     assert lease.holder()["job"] == "a1"
@@ -273,7 +273,7 @@ def test_a_process_that_exits_does_not_wait_for_the_guard(lease):
     assert not thread.is_alive()
 
 
-def test_the_thread_that_renews_says_once_that_the_lease_was_lost(lease, monkeypatch):
+def test_the_renewing_thread_reports_once_that_the_lease_was_lost(lease, monkeypatch):
     monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 0.02)
     lease.take(os.getpid(), job="a")
     lost, notified = [], threading.Event()

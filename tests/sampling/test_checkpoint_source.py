@@ -113,7 +113,7 @@ class TestWeightsInAStore:
         weights_file(config, 7)
         assert fetched == ["COMPLETE", "ema-0.999.safetensors", "COMPLETE"]
 
-    def test_copies_of_other_steps_go_unless_somebody_may_be_loading_them(self, stored):
+    def test_copies_of_other_steps_are_removed_unless_they_may_be_in_use(self, stored):
         config, put = stored
         folders = []
         for step in (7, 8, 9):

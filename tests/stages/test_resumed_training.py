@@ -142,7 +142,7 @@ def test_averages_differ_from_the_weights_and_from_each_other(killed_run):
     assert len({file[key].sum().item() for file in files}) == 3
 
 
-def test_a_file_of_weights_says_what_it_belongs_to(killed_run):
+def test_a_weights_file_records_its_recipe(killed_run):
     with safe_open(killed_run["checkpoints"] / "step-00000020" / "ema-0.9.safetensors", "pt") as file:
         recipe = json.loads(file.metadata()["recipe"])
     assert recipe["model"]["channels"] == 8

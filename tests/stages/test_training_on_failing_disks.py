@@ -42,7 +42,7 @@ def slow_disk(tiny):
     return run, run.fm("train", "--launch.restarts", "0", FAULT="0:slow:2")
 
 
-def test_a_save_that_makes_progress_is_no_hang_however_long_it_takes(slow_disk):
+def test_a_save_that_makes_progress_is_not_a_hang_however_long_it_takes(slow_disk):
     """A checkpoint needs a dozen of them, and five seconds without progress are a hang."""
     run, done = slow_disk
     assert done.code == 0, done.err

@@ -108,7 +108,9 @@ def test_the_last_line_names_the_destination_and_the_deadline(run: TinyRun, away
     assert not {JOB_VARIABLE, CONTROL_VARIABLE, LOGS_VARIABLE} & process.environ().keys()
 
 
-def test_the_upload_ends_with_the_store_back_and_nobody_started_anything(run: TinyRun, away: str, s3: Server):
+def test_the_upload_ends_when_the_store_is_available_without_another_start(
+    run: TinyRun, away: str, s3: Server
+):
     record = read_upload_record(run.path)
     s3.start()
     until(lambda: read_upload_record(run.path).ended)
@@ -153,7 +155,7 @@ def test_a_start_that_fails_gives_the_upload_back(run: TinyRun, away: str, s3: S
     assert "was finished after the run ended" in describe_upload(run.path)
 
 
-def test_it_ends_in_time_and_says_what_was_in_the_way(run: TinyRun, away: str, s3: Server, monkeypatch):
+def test_it_ends_in_time_and_reports_the_cause(run: TinyRun, away: str, s3: Server, monkeypatch):
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     s3.stop()
     try:

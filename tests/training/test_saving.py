@@ -128,7 +128,7 @@ def test_training_goes_on_loudly_and_the_next_interval_tries_again(
 
 
 @pytest.mark.parametrize(("number", "kind"), [(errno.ENOSPC, UnreachableError), (errno.EACCES, UserError)])
-def test_at_its_end_or_a_stop_a_run_says_that_it_could_not_be_saved(trainer, monkeypatch, number, kind):
+def test_at_its_end_or_a_stop_a_run_reports_that_it_could_not_be_saved(trainer, monkeypatch, number, kind):
     monkeypatch.setattr(weights_file, "write_chunks", failing(number))
     with pytest.raises(UserError, match=r"cannot write checkpoint .*step-00000010") as caught:
         trainer.save(10, last=True)
