@@ -187,7 +187,8 @@ def one_line(error: ValidationError) -> str:
         else:
             value = repr(item["input"])
             shown = "a URL" if "://" in value else value  # which may contain a password
-            parts.append(f"{key}: {item['msg'][0].lower()}{item['msg'][1:]}, not {shown}")
+            message = item["msg"].partition(", unable to ")[0]
+            parts.append(f"{key}: {message[0].lower()}{message[1:]}, not {shown}")
     return "; ".join(parts)
 
 
