@@ -122,7 +122,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except _RepeatedKeyError as error:
         raise UserError(f"{path}: {error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        message = " ".join(str(error).split()).replace('in "<unicode string>", ', "in ")
+        raise UserError(f"{path}: not YAML: {message}") from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
