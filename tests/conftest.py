@@ -1,6 +1,7 @@
 """Distribution of the tests over processes, and fixtures of several folders."""
 
 import os
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +12,10 @@ from xdist.workermanage import WorkerController
 from infra.benchmarks.peers import peers_python
 from tests.support.tiers import keep_default, summary
 from tests.support.virtual_environment import environment_with
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # A shell starts background jobs so, and every process of a test would inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DEMO = tuple(
     f"tests/flows/test_{name}.py"

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from fm_core.config import RunConfig, dump_yaml, load_config
+from fm_core.config.derived_defaults import with_generator
 from fm_core.errors import UserError
 from fm_core.launch.supervisor import StageJob, supervise
 from fm_core.run.directory import RunDirectory
@@ -79,7 +80,7 @@ def test_the_first_step_binds(tmp_path):
     config = config_at(tmp_path)
     run = stage(config, begins=True, refuses=False)
     run.bind()
-    assert load_config(run.path / "config.yaml") == config
+    assert load_config(run.path / "config.yaml") == with_generator(config)
     with pytest.raises(UserError, match=r"model\.channels was 32 and is now 64; choose another run\.name"):
         stage(config_at(tmp_path, model={"channels": 64}), begins=True, refuses=False)
 
@@ -87,7 +88,7 @@ def test_the_first_step_binds(tmp_path):
 def test_what_is_continued_from_the_directory_does_not_start_over_again(tmp_path):
     config = config_at(tmp_path, train={"start_over": True})
     RunDirectory(config).bind()
-    assert load_config(RunDirectory(config).path / "config.yaml") == config_at(tmp_path)
+    assert load_config(RunDirectory(config).path / "config.yaml") == with_generator(config_at(tmp_path))
 
 
 def test_a_run_that_another_start_has_bound_meanwhile_is_not_bound_again(tmp_path):
