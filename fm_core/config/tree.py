@@ -197,8 +197,9 @@ def all_keys(section: type[Section] = RunConfig, prefix: str = "") -> dict[str, 
     """Every dotted key and alias, mapped to its current name."""
     names: dict[str, str] = {}
     for key, field in section.model_fields.items():
-        nested = isinstance(field.annotation, type) and issubclass(field.annotation, Section)
-        below = all_keys(field.annotation) if nested else {}
+        below: dict[str, str] = {}
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            below = all_keys(field.annotation)
         for name in (key, *(alias for alias, meant in section.aliases.items() if meant == key)):
             names[f"{prefix}{name}"] = f"{prefix}{key}"
             names |= {f"{prefix}{name}.{inner}": f"{prefix}{key}.{now}" for inner, now in below.items()}
