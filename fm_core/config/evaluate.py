@@ -44,7 +44,7 @@ class NfeCurveSection(Section):
     solvers: tuple[str, ...] = ("euler", "midpoint", "heun2", "rk4")
     """Fixed-step solvers that are compared."""
     nfe: tuple[int, ...] = (4, 8, 16, 32, 64)
-    """NFE budgets per sample for those solvers; each takes as many steps as fit."""
+    """Evaluations of the network per sample for those solvers, which take as many steps as fit."""
     tolerances: tuple[float, ...] = (1e-2, 1e-3, 1e-4, 1e-5)
     """Tolerances of dopri5, absolute and relative alike; each gives one point of its curve."""
     exact_nfe: int = Field(default=1_000, ge=4, multiple_of=4)
@@ -67,8 +67,8 @@ class EvaluateSection(Section):
     aliases: ClassVar[Mapping[str, str]] = {"beside": "online"}
 
     features: str = "classifier"
-    """Feature extractor. classifier: a network trained on the labels of the data set; its distances are not
-    FID; inception: InceptionV3 of 2015-12-05 (needs evaluate.weights); or a TorchScript file, or
+    """Feature extractor. classifier: a network trained on the labels of the data set, whose distances are not
+    called FID; inception: InceptionV3 of 2015-12-05 (needs evaluate.weights); or a TorchScript file, or
     package.module:Name of an nn.Module."""
     weights: Location | None = None
     """Path or URL of the extractor's weights; for inception, weights-inception-2015-12-05-6726825d.pth."""

@@ -1,4 +1,4 @@
-"""What a comparison will take, from its configuration alone: nothing is started and nothing written."""
+"""Cost estimate of a comparison, from its configuration only; nothing is started or written."""
 
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ from fm_core.training.mfu import peak_tflops
 DEFAULT_PEAK = {"bf16": 989e12, "TF32": 494e12, "float32": 67e12}
 """FLOP/s of an H100 or H200 (SXM, dense), where this machine has no GPU with a known peak for that type."""
 LATENCY_BOUND_PARAMETERS = 10_000_000
-"""Networks of fewer parameters are bound by kernel launches, so that a device's peak says nothing."""
+"""Smaller networks are bound by kernel launches, so a device's peak does not predict their speed."""
 NFE_UNIT = 100
 """Where the number of evaluations is unknown, hours are stated per this many."""
 SECONDS_PER_HOUR = 3600

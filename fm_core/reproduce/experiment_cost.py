@@ -26,7 +26,7 @@ DIMENSIONS = 2
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What cannot be known in advance, as the user assumes it."""
+    """Quantities that cannot be known in advance, as assumed by the user."""
 
     peak: float | None
     """Peak operations per second of one device by its data sheet; None where that does not predict a time."""

@@ -15,7 +15,7 @@ from fm_core.storage.atomic_files import read_json
 def reproduce(config: RunConfig, observe: Observer = no_progress, *, stages: StageFunctions) -> StageResult:
     """Run the experiments of the comparison that are missing, and write its page.
 
-    `stages` are what the experiments on images are made of.
+    `stages` are the stages of the experiments on images.
 
     Raises:
         UserError: an experiment cannot be built or was made with other settings.

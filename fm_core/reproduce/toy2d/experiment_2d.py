@@ -204,7 +204,7 @@ class ToyProgress:
         self._report(0, label)
 
     def skip(self) -> None:
-        """Leave work that was done before out of the rate."""
+        """Exclude earlier work from the rate."""
         self._rate = RateMeter()
 
     def trained(self, label: str, steps: int, step: int, loss: float) -> None:
