@@ -75,7 +75,7 @@ class WriteAccess:
         Raises:
             LeaseLostError: another job has taken over the run.
             UnreachableError: the owner record is missing or another run's, so something else is mounted
-            there.
+                there.
         """
         self.fence.check()
         if self.identity is None or not self.claimed:

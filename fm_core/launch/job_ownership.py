@@ -81,7 +81,7 @@ def keep_lease(job: Job, control: Path) -> Generator[Callable[[], None]]:
     Raises:
         LeaseLostError: another job has taken the lease, on another host.
         JobFailedError: another job has taken it on this host; the next attempt attaches to that job, or
-        replaces it if it is dead.
+            replaces it if it is dead.
     """
 
     def check() -> None:

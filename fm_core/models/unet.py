@@ -146,7 +146,7 @@ def resolutions(
 
     Raises:
         ValueError: the image size cannot be halved that many times, or `attention_resolutions` has another
-        size.
+            size.
     """
     if not channel_multipliers:
         raise ValueError("channel_multipliers is empty: a U-Net needs at least one resolution")

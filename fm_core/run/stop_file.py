@@ -71,7 +71,7 @@ def refuse_pending_request(*directories: Path, handled_at: Mapping[Path, float] 
     Args:
         directories: the control directory of the new job, and its run directory; see `own_directories`.
         handled_at: for each of them, when the last job stopped on request, in seconds since 1970 by the clock
-        of the file system; earlier requests are handled, even if their supervisor was killed.
+            of the file system; earlier requests are handled, even if their supervisor was killed.
 
     Raises:
         StopRequested: there is a request that no job has handled; it is removed.

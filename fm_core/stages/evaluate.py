@@ -47,7 +47,9 @@ def evaluate(config: RunConfig, observe: Observer = no_progress) -> StageResult:
 
     Raises:
         UserError: the samples are incomplete or of another data set, or the feature extractor is missing or
-        has changed. StopRequested: the stage was asked to stop. RuntimeError: the job failed.
+            has changed.
+        StopRequested: the stage was asked to stop.
+        RuntimeError: the job failed.
     """
     config = resolve(config)
     if config.launch.kind == "debug" and config.evaluate.processes not in (None, 1):
