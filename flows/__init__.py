@@ -1,1 +1,1 @@
-"""Prefect flows: supervision and display of the stages of fm_core; nothing is computed here."""
+"""Prefect flows: supervision and display of the stages of fm_core, without any computation."""

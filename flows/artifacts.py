@@ -1,8 +1,8 @@
 """Prefect artifacts of a finished stage: images, curves and tables.
 
-Everything is read from the files that the stage's result names. An artifact that cannot be created is logged
-and never fails a run; while the server is away, it is tried again. Images are embedded in their artifacts as
-data: URIs, which both of Prefect's UIs show; neither renders Mermaid charts reliably.
+All content is read from the files that the stage's result names. A failure to create an artifact is logged
+and never fails a run; it is retried while the server is unavailable. Images are embedded in their artifacts
+as data: URIs, which both of Prefect's UIs show; neither renders Mermaid charts reliably.
 """
 
 import base64
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 Creator = Callable[[RunConfig, StageResult], None]
 METRICS_ROWS = 20
-"""The newest lines of metrics.jsonl that `train-metrics` shows."""
+"""Number of the newest lines of metrics.jsonl that `train-metrics` shows."""
 MAX_IMAGE_BYTES = 150_000
-"""Maximum size of an embedded image: the UI also prints its data: URI below it."""
+"""Maximum size of an embedded image in bytes, because the UI also prints its data: URI below it."""
 
 
 def create_artifacts(config: RunConfig, result: StageResult, updates: LastUpdates = last_updates) -> None:
@@ -48,7 +48,7 @@ def create_artifacts(config: RunConfig, result: StageResult, updates: LastUpdate
 
 
 def _created(create: Creator, config: RunConfig, result: StageResult) -> bool:
-    """Create one artifact; False where the server is away."""
+    """Create one artifact; False if the server is unavailable."""
     try:
         create(config, result)
     except Exception as error:
@@ -63,7 +63,7 @@ def dataset_card(config: RunConfig, result: StageResult) -> None:
     """Table of the manifest's entries."""
     from fm_core.data.manifest import load_manifest
 
-    root, name, _ = result.paths["manifest"].rsplit("/", 2)  # the configuration may not name the data set
+    root, name, _ = result.paths["manifest"].rsplit("/", 2)  # data.name may be derived
     manifest = load_manifest(root, name)
     record = manifest.model_dump(mode="json", exclude={"shards"})
     record |= {"shards": len(manifest.shards), "bytes": sum(shard.bytes for shard in manifest.shards)}
@@ -109,7 +109,7 @@ def scores(config: RunConfig, result: StageResult) -> None:
 
 
 def run_directory(config: RunConfig, result: StageResult) -> None:
-    """Paths of the run's files and the command that runs a stage by hand."""
+    """Paths of the run's files, and the command that runs a stage manually."""
     path = RunDirectory(config).path
     create_markdown_artifact(
         f"""# {config.run.name}
@@ -155,7 +155,7 @@ def comparison_figures(config: RunConfig, result: StageResult) -> None:
 
 
 def tables_as_markdown(sections: Sequence["PageSection"], head: str) -> str:
-    """The tables of a report in Markdown, each below the title and the note of its section."""
+    """The tables of a report in Markdown, each below the title and note of its section."""
     from fm_core.report.html import Table
 
     parts = [head]
@@ -221,5 +221,5 @@ def image_uri(png: bytes) -> str:
 
 
 def slug(name: str) -> str:
-    """A name in the form that artifact keys and resource ids allow."""
+    """Convert a name to the characters that artifact keys and resource ids allow."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

@@ -1,4 +1,4 @@
-"""Cancellation of a flow run: end its processes and leave a state that says how to resume it."""
+"""Cancellation of a flow run: end its processes, and set a state message that says how to resume."""
 
 import inspect
 import os
@@ -21,16 +21,16 @@ from fm_core.run.directory import RunDirectory
 from fm_core.run.status import read_status
 
 FINAL_STATE_SECONDS = 120.0
-"""How long to wait for the state Cancelled. A worker sets it within seconds of its hooks; the run's own
+"""Seconds to wait for the state Cancelled. A worker sets it within seconds of its hooks; the run's own
 process may have set it before."""
 
 
 def end_remaining_jobs(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """End a cancelled run's jobs: the `on_cancellation` hook of every flow.
+    """End a cancelled run's jobs; the `on_cancellation` hook of every flow.
 
     A worker calls it in a new process once it has ended the run's own process, which may not have had time to
     end its jobs. The worker then sets a final state with a generic message; another process (see
-    `set_final_message`) replaces that by one that says how to resume.
+    `set_final_message`) replaces it with one that says how to resume.
     """
     from fm_core.launch.run_jobs import end_jobs
 
@@ -42,14 +42,14 @@ def end_remaining_jobs(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any
 
 
 def effective_config(flow: Flow[..., Any], parameters: dict[str, Any]) -> RunConfig:
-    """The configuration of a flow run, with the flow's defaults where parameters are not given."""
+    """The configuration of a flow run, with the flow's defaults for absent parameters."""
     default: object = inspect.signature(flow.fn).parameters["config"].default
     own = default if isinstance(default, RunConfig) else None
     return config_of(flow.validate_parameters(parameters), own)
 
 
 def resume_message(config: RunConfig, run_id: UUID | str) -> str:
-    """One line that says where the run stopped and which commands resume it."""
+    """One line with the point where the run stopped and the commands that resume it."""
     directory = RunDirectory(config)
     status = read_status(directory.path)
     resume = f"to resume: prefect flow-run retry {run_id}"
@@ -76,7 +76,7 @@ def set_final_message(run_id: UUID, message: str) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
-        env={**os.environ, "PREFECT_CLIENT_MAX_RETRIES": "1"},  # end soon when the server is gone
+        env={**os.environ, "PREFECT_CLIENT_MAX_RETRIES": "1"},  # end soon if the server is unavailable
     )
 
 
@@ -92,7 +92,7 @@ def main(run_id: str, message: str) -> None:
                 if state.is_cancelled() and f"retry {run_id}" not in (state.message or ""):
                     client.set_flow_run_state(UUID(run_id), Cancelled(message=message), force=True)
                     return
-            except httpx.HTTPError:  # the server is away for a moment, or for good
+            except httpx.HTTPError:  # the server is unavailable, temporarily or permanently
                 time.sleep(1.0)
             time.sleep(0.5)
 

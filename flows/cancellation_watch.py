@@ -1,8 +1,8 @@
 """Cancellation without a worker: the run's own process polls its state on the server.
 
 A process worker cancels only runs that it started itself, and only while it receives the server's events: not
-after it was restarted, nor after it lost its connection for half a minute. So the run's process reads its own
-state every few seconds and acts on it.
+after it was restarted, nor after it lost its connection for half a minute. Therefore the run's process reads
+its own state every few seconds and acts on it.
 """
 
 import contextvars
@@ -25,7 +25,7 @@ from prefect.states import Running
 POLL_SECONDS = 5.0
 """Interval between two reads of the state."""
 REPLY_SECONDS = 5.0
-"""How long a run that ends waits for the server to say whether it was cancelled."""
+"""Seconds that an ending run waits for the server to report whether it was cancelled."""
 
 ALIVE = "its process is alive and continues"
 CANCELLED = (StateType.CANCELLING, StateType.CANCELLED)
@@ -34,8 +34,9 @@ CANCELLED = (StateType.CANCELLING, StateType.CANCELLED)
 class CancellationWatch:
     """Context manager that sends this process SIGTERM, once, when its flow run is being cancelled.
 
-    It does what Prefect's worker does, for runs whose worker is gone. A process whose run was started again
-    elsewhere exits at once with status 0 and without changing any state: its jobs belong to the new attempt.
+    It does what Prefect's worker does, for runs whose worker has ended. A process whose run was started again
+    elsewhere exits at once with status 0 and without changing any state, because its jobs belong to the new
+    attempt.
     """
 
     def __init__(self) -> None:
@@ -59,19 +60,19 @@ class CancellationWatch:
         signal.signal(signal.SIGTERM, self._previous_handler)
 
     def cancelled(self) -> bool:
-        """Whether the server says that this run is cancelled; False without a reply in REPLY_SECONDS."""
+        """Whether the server reports this run as cancelled; False without a reply within REPLY_SECONDS."""
         if not self._cancelled:
             self._start_thread(self._read_state).join(REPLY_SECONDS)
         return self._cancelled
 
     def _start_thread(self, work: Callable[[], None]) -> threading.Thread:
-        context = contextvars.copy_context()  # holds the settings of this run's server
+        context = contextvars.copy_context()  # contains the settings of this run's server
         thread = threading.Thread(target=context.run, args=(without_retries, work), daemon=True)
         thread.start()
         return thread
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        # The worker and this watch may both send SIGTERM; a second one would interrupt the saving.
+        # The worker and this watch may both send SIGTERM; a second one would interrupt saving.
         if not self._interrupted:
             self._interrupted = True
             self._previous_handler(number, frame)
@@ -80,7 +81,8 @@ class CancellationWatch:
         while not self._ended.wait(POLL_SECONDS):
             self._read_state()
             if self._cancelled and not self._ended.is_set():
-                # To the process group, as a worker does: this process and the pool of its task runner.
+                # To the process group, as a worker does, i.e. to this process and the pool of its task
+                # runner.
                 if os.getpgrp() == os.getpid():
                     os.killpg(os.getpid(), signal.SIGTERM)
                 else:
@@ -110,7 +112,7 @@ class CancellationWatch:
 
 
 def without_retries(work: Callable[[], None]) -> None:
-    """Call `work` with the retries of Prefect's client turned off; the caller tries again by itself."""
-    # The client's pauses grow to half a minute, so that a server that is back would be noticed that late.
+    """Call `work` with the retries of Prefect's client turned off, because the caller retries itself."""
+    # The client's pauses grow to half a minute, which would delay the detection of a restarted server.
     with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
         work()

@@ -23,8 +23,8 @@ CHECKPOINT_EVENT = "flow-matching.checkpoint.finished"
 class CheckpointEvents:
     """Publishes the new checkpoints and online scores of a run directory.
 
-    logs/checkpoint-events.json records the newest checkpoint whose event was emitted: those that finish while
-    no flow run supervises the job are published by the next one.
+    logs/checkpoint-events.json records the newest checkpoint whose event was emitted, so that checkpoints
+    that finish while no flow run supervises the job are published by the next one.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -39,12 +39,12 @@ class CheckpointEvents:
             self._published = self._published_before()
 
     def publish(self) -> None:
-        """Publish what is new since the last call. What fails is published by the next call."""
+        """Publish what is new since the last call; the next call retries what fails."""
         if self._published is None:
             self._published = self._published_before()
         last, steps = self._last_step(), self._steps()
         if last is not None and last != self._last and last < self._published:
-            self._published = last - 1  # training went back to an earlier checkpoint
+            self._published = last - 1  # training rolled back to an earlier checkpoint
         self._last = last
         for step in steps:
             if self._published < step <= (last or 0):
@@ -67,7 +67,7 @@ class CheckpointEvents:
         emit_event(CHECKPOINT_EVENT, resource, payload=payload)
 
     def _published_before(self) -> int:
-        """Step of the newest checkpoint that needs no event any more."""
+        """Step of the newest checkpoint whose event was already emitted."""
         record = read_json(self._record)
         return int(record["step"]) if record else max(self._steps(), default=0)
 
@@ -76,7 +76,7 @@ class CheckpointEvents:
         return step_of(last) if last else None
 
     def _steps(self) -> list[int]:
-        """Steps of the checkpoints that are complete, in order; of those in a store, the newest alone."""
+        """Steps of the complete checkpoints, in order; of those in a store, only the newest."""
         last = self._last_step()
         steps = set[int]() if last is None else {last}
         if self._checkpoints and self._checkpoints.is_dir():

@@ -1,6 +1,6 @@
 """Digest of a stage's log files for the UI: warnings and tracebacks.
 
-Everything else stays in the files, so that the server's database holds few lines per run, however much is
+Everything else remains in the files, so that the server's database has few lines per run, however much is
 logged.
 """
 
@@ -15,27 +15,27 @@ LEVEL = re.compile(r"\[?(WARNING|ERROR|CRITICAL)\b[\]:]?|([WEF])\d{4} [\d:.]+ ")
 LEVELS = {"WARNING": logging.WARNING, "W": logging.WARNING}
 """Levels that are not errors."""
 PREFIX = re.compile(r"\[?\d{4}-\d\d-\d\d[ T][\d:,.]+\]? ?|\[rank\d+\]: ?")
-"""Time stamp and rank at the beginning of a line: removed, so that equal messages are recognized as equal."""
+"""Time stamp and rank at the beginning of a line; removed to recognize equal messages."""
 HOST_PREFIX = re.compile(r"([\w.-]+): ")
-"""Origin of a line in the job's own log: pdsh prepends the name of the host, Slurm its number."""
+"""Origin of a line in the job's own log: pdsh prepends the host name, Slurm the task index."""
 JOB_HEADER = re.compile(r"job [0-9a-f]+ of \w+ on (.+)")
 """First line of a job in that log, with its hosts."""
 TRACEBACK = "Traceback (most recent call last):"
 AGENT_ERROR = "ChildFailedError"
-"""Error that ends the traceback of torchrun's agent whenever a rank has failed. It is not shown."""
+"""Error at the end of the traceback of torchrun's agent when a rank has failed; not shown."""
 MAX_ENTRIES = 100
-"""Limit of distinct entries per stage; further ones are only counted."""
+"""Maximum number of distinct entries per stage; further ones are only counted."""
 MAX_CHARACTERS = 500
 COMPARED_BYTES = 64
 MAX_TRACEBACK_LINES = 100
 
 
 class LogDigest:
-    """Follows the log files of a stage's processes from their present end.
+    """Follows the log files of a stage's processes from their current end.
 
     Processes on hosts that do not share the run directory log to the job's own log, where each line is
     prefixed with its host. A log that was truncated or replaced (logrotate) is read from its beginning; one
-    that cannot be read now is read later.
+    that cannot be read is retried later.
     """
 
     def __init__(self, logs: Path, stage: str) -> None:
@@ -44,7 +44,7 @@ class LogDigest:
         """Number of entries beyond MAX_ENTRIES, which were not returned."""
         self._offsets: dict[Path, int] = {}
         self._before: dict[Path, bytes] = {}
-        """The last bytes before the offset: they tell a file that has grown again after a truncation."""
+        """The last bytes before the offset, to detect a file that was truncated and has grown again."""
         for path in self._paths():
             with suppress(OSError):
                 self._offsets[path] = path.stat().st_size
@@ -54,7 +54,7 @@ class LogDigest:
         self._seen: set[str] = set()
 
     def new_entries(self) -> Iterator[tuple[int, str]]:
-        """Level and text of each new entry; each text once, however many processes and steps repeat it."""
+        """Level and text of each new entry; each text only once, even if processes and steps repeat it."""
         for path in self._paths():
             for line in self._new_lines(path):
                 host, text = self._split_host(path, line)
@@ -75,20 +75,21 @@ class LogDigest:
             return "", line
         if header := JOB_HEADER.fullmatch(line):
             names = header[1].split(", ")
-            # pdsh omits a domain that all hosts share.
+            # pdsh omits a domain that is common to all hosts.
             self._hosts |= {*names, *(name.partition(".")[0] for name in names)}
         match = HOST_PREFIX.match(line)
         if match is None:
             return "", line
         host, text = match[1], line[match.end() :]
-        # The job's first line may be older than this digest, so a host is also recognized by its number or by
-        # a traceback behind its prefix: no error line that ends a traceback is followed by another traceback.
+        # The job's first line may be older than this digest, so a host is also recognized by its index or by
+        # a traceback after its prefix: an error line that ends a traceback is never followed by another
+        # traceback.
         if host.isdecimal() or PREFIX.sub("", text).startswith(TRACEBACK):
             self._hosts.add(host)
         return (host, text) if host in self._hosts else ("", line)
 
     def _entry(self, source: tuple[Path, str], line: str) -> tuple[int, str] | None:
-        """The entry that this line of a process completes: a warning or a traceback; otherwise None."""
+        """The entry that this line of a process completes, a warning or a traceback; otherwise None."""
         line = PREFIX.sub("", line)
         if line.startswith(TRACEBACK):
             self._tracebacks[source] = [line]
@@ -119,7 +120,7 @@ class LogDigest:
                 file.seek(offset)
                 for line in file:
                     if not line.endswith(b"\n"):
-                        return  # incomplete, still being written
+                        return  # an incomplete line that is still being written
                     self._offsets[path] = file.tell()
                     self._before[path] = (self._before.get(path, b"") + line)[-COMPARED_BYTES:]
                     yield line.decode(errors="replace").rstrip("\n")

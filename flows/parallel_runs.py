@@ -21,13 +21,15 @@ POLL_SECONDS = 3.0
 def write_shards_in_parallel(config: RunConfig) -> None:
     """Write every missing shard; the flow's task runner sets how many pieces are written at a time.
 
-    Each flow run takes the pieces in its own random order, so that flow runs of several workers seldom
+    Each flow run processes the pieces in its own random order, so that flow runs of several workers rarely
     write the same one. Afterwards no shard is missing, and the stage `shard` writes the manifest. Raises
     UserError for the first piece that failed.
     """
     from fm_core.data.parallel_sharding import begin_dataset
 
-    data = DataSection.model_validate(config.data.model_dump())  # the flow's own class cannot be pickled
+    data = DataSection.model_validate(
+        config.data.model_dump()
+    )  # instances of the flow's generated class cannot be pickled
     work = begin_dataset(data)
     if work is None:
         return

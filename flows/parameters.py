@@ -1,4 +1,4 @@
-"""The configuration that the parameters of a flow run name."""
+"""Configuration from the parameters of a flow run."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,13 +8,13 @@ from fm_core.errors import UserError
 
 
 def config_of(parameters: Mapping[str, Any], default: RunConfig | None = None) -> RunConfig:
-    """The configuration of the parameter `config`, or of `config_file` with the keys of `config` over it.
+    """The configuration of the parameter `config`, or of `config_file` overridden by the keys of `config`.
 
-    `default` is the flow's own, for a run without the parameter. Keys that are named nowhere stay absent,
-    so that their defaults can be derived from the data set.
+    `default` is the flow's own configuration, for a run without the parameter. Keys that are not set remain
+    absent, so that their defaults can be derived from the data set.
 
     Raises:
-        UserError: in one line, if nothing is named, or for a wrong file or key.
+        UserError: in one line, if neither parameter is given, or for an invalid file or key.
     """
     config, file = parameters.get("config"), parameters.get("config_file")
     if isinstance(config, RunConfig):

@@ -1,4 +1,4 @@
-"""The body of every flow: check the configuration, run the stages, report the result as a final state."""
+"""Body of every flow: check the configuration, run the stages, report the result as a final state."""
 
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
@@ -31,7 +31,7 @@ def pipeline(
     apart: Collection[str] = (),
     before: Callable[[RunConfig], None] | None = None,
 ) -> State[Any]:
-    """Run stages one after another and return the flow's final state; its message carries the result.
+    """Run stages in sequence and return the flow's final state, whose message contains the result.
 
     Stages named in `apart` run as flow runs of their own deployments. `before` is called once the preflight
     checks have passed, before the first stage.
@@ -69,17 +69,17 @@ def result_message(results: Sequence[StageResult]) -> str:
 
 
 def run_name() -> str:
-    """Name of a flow run: data set, run and seed, e.g. "digits-s0"; "refused" for a wrong file or key."""
+    """Name of a flow run: data set, run and seed, e.g. "digits-s0"; "refused" for an invalid file or key."""
     try:
         config = config_of(flow_run.get_parameters())
     except UserError:
-        return "refused"  # the flow run fails with the message
+        return "refused"  # the flow run itself fails with the message
     name, data = config.run.name, _data_name(config)
     return f"{name if name.startswith(data) else f'{data}-{name}'}-s{config.run.seed}"
 
 
 def _data_name(config: RunConfig) -> str:
-    """Name of the data set; where none is given, the one that the stages derive from its URL."""
+    """Name of the data set; if absent, the one that the stages derive from its URL."""
     data = config.data
     return data.name if data.given("name") or not data.source.url else dataset_name(data)
 

@@ -1,11 +1,12 @@
-"""Prefect plugin: flows named without their deployment, workers that let runs save, the server's password.
+"""Prefect plugin: deployments by flow name, workers that let runs save, the server's password.
 
 `prefect deployment run train-digits` runs `train-digits/default`. On SIGTERM or Ctrl-C a worker asks its flow
-runs to save before it ends (worker_shutdown.py). The password of the project's own server need not be typed.
+runs to save before it ends (worker_shutdown.py). The password of the project's own server is found
+automatically.
 
-It uses Prefect's startup hook. Prefect loads it on every import in a directory whose pyproject.toml turns
-plugins on (`[tool.prefect]`), which is the project root, so it imports nothing of this project and nothing
-heavy. If a version of Prefect lacks what the plugin replaces, Prefect stays as it is.
+It uses Prefect's startup hook. Prefect loads it on every import in a directory whose pyproject.toml enables
+plugins (`[tool.prefect]`), i.e. the project root, so it must not import this project or anything slow. If a
+version of Prefect lacks what the plugin replaces, Prefect is not changed.
 """
 
 import contextlib
@@ -24,12 +25,12 @@ DEPLOYMENT = "default"
 """The deployment that a flow name without a deployment name refers to."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 FILE_VARIABLE = "FM_API_AUTH_FILE"
-"""Names the file of the password where the server is on another host, as in containers."""
+"""Variable with the path of the password file if the server is on another host, as in containers."""
 
 
 @register_hook
 def setup_environment(*, ctx: HookContext) -> SetupResult | None:
-    """Install all three in this process."""
+    """Install all three features in this process."""
     _find_deployments_by_flow(ctx)
     _let_runs_save(ctx)
     settings = get_current_settings().api
@@ -40,11 +41,11 @@ def setup_environment(*, ctx: HookContext) -> SetupResult | None:
 
 
 def api_password(url: str | None) -> str | None:
-    """The generated password ("user:password") of the server at an API URL, which infra/serve.sh keeps.
+    """The generated password ("user:password") of the server at an API URL, as stored by infra/serve.sh.
 
-    A password is sent to no other server than that for which it was generated: on the loopback interface, the
-    one on the same port. Of several files that of the server that was started last counts. None if there is
-    no file that only this user can read.
+    A password is sent only to the server for which it was generated: on the loopback interface, the one on
+    the same port. Of several files, that of the server that was started last is used. None if there is no
+    file that only this user can read.
     """
     if not url:
         return None
@@ -58,11 +59,11 @@ def api_password(url: str | None) -> str | None:
         with contextlib.suppress(RuntimeError):
             folders.append(Path.home() / ".prefect")
         files = [Path(folder) / f"api-auth-{address.port or 80}" for folder in folders if folder]
-    kept = [file for file in files if _is_private(file)]
-    if not kept:
+    private = [file for file in files if _is_private(file)]
+    if not private:
         return None
     with contextlib.suppress(OSError):
-        return max(kept, key=lambda file: file.stat().st_mtime).read_text(encoding="utf-8").strip() or None
+        return max(private, key=lambda file: file.stat().st_mtime).read_text(encoding="utf-8").strip() or None
     return None
 
 
@@ -75,7 +76,7 @@ def _is_private(file: Path) -> bool:
 
 
 def _let_runs_save(ctx: HookContext) -> None:
-    """Make a worker ask its runs to save when it is ended."""
+    """Make a worker ask its runs to save when it is terminated."""
     try:
         from prefect.utilities import processutils
 
@@ -95,7 +96,7 @@ def _let_runs_save(ctx: HookContext) -> None:
 
 
 def _find_deployments_by_flow(ctx: HookContext) -> None:
-    """Make Prefect's client look up a deployment by its flow's name alone."""
+    """Make Prefect's client look up a deployment by only its flow's name."""
     try:
         from prefect.client.orchestration import PrefectClient
         from prefect.exceptions import ObjectNotFound
@@ -112,6 +113,6 @@ def _find_deployments_by_flow(ctx: HookContext) -> None:
         if "/" not in name:
             with contextlib.suppress(ObjectNotFound):
                 return await stock(self, f"{name}/{DEPLOYMENT}")
-        return await stock(self, name)  # an unknown name gets Prefect's own message
+        return await stock(self, name)  # for an unknown name, Prefect shows its own message
 
     PrefectClient.read_deployment_by_name = read_deployment_by_name  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,7 +1,7 @@
 """The project's configuration files as types of flow parameters.
 
-A flow that takes one of them shows the values of infra/configs/<name>.yaml in its form, refuses unknown
-keys and wrong types when a run is created, and uses the file's values for keys that are not given.
+A flow with such a parameter shows the values of infra/configs/<name>.yaml in its form, rejects unknown keys
+and wrong types when a run is created, and uses the file's values for absent keys.
 """
 
 from pathlib import Path

@@ -29,14 +29,14 @@ LOG_SECONDS = 30.0
 """Interval between two log lines; everything else is in the run directory's logs."""
 STAGES_WITH_PROCESSES = ("train", "sample")
 FLUSH_SECONDS = 10.0
-"""How long the next stage waits for the last update of this one to reach the server."""
+"""Seconds that the next stage waits for the last update of this one to reach the server."""
 
 
 class ProgressReport:
     """Observer that publishes the artifact `<stage>-progress` and the warnings of the stage's processes.
 
-    One daemon thread talks to the server, and no error ends it. The stage's own thread does not wait for it
-    before the stage has ended. The last update is repeated until the server has it (last_updates.py).
+    A daemon thread communicates with the server, and no error ends it. The stage's own thread does not wait
+    for it before the stage has ended. The last update is repeated until the server has it (last_updates.py).
     """
 
     def __init__(self, stage: str, config: RunConfig) -> None:
@@ -53,7 +53,7 @@ class ProgressReport:
         self._ended = threading.Event()
         self._deadline = float("inf")
         self._logged = time.monotonic()
-        context = contextvars.copy_context()  # names the flow run and task run of the artifact
+        context = contextvars.copy_context()  # identifies the flow run and task run of the artifact
         publish = (without_retries, self._publish)
         self._thread = threading.Thread(target=context.run, args=publish, daemon=True)
 
@@ -77,9 +77,9 @@ class ProgressReport:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         logging.getLogger("fm_core").removeHandler(self._warnings)
-        if kind is None:  # its last line may be older than its end
+        if kind is None:  # the thread's last log line may be older than the end of the stage
             self._latest = finished(self._latest)
-        # A cancelled run has only seconds left; it does not wait for the artifact.
+        # A cancelled run has only seconds left, so it does not wait for the artifact.
         cancelled = kind is not None and not issubclass(kind, Exception)
         self._deadline = time.monotonic() + (0.0 if cancelled else LAST_UPDATE_SECONDS)
         self._ended.set()
@@ -95,17 +95,17 @@ class ProgressReport:
             error = self._survive(self._update_bar)
             if ending and (error is None or not server_away(error) or time.monotonic() > self._deadline):
                 break
-            # After the end there is no event to wait for, only the server.
+            # After the end of the stage, only the server remains to be waited for.
             time.sleep(PUBLISH_SECONDS) if ending else self._ended.wait(PUBLISH_SECONDS)
         if self._digest.omitted:
             omitted = self._digest.omitted
             self._survive(lambda: self._logger.warning("%d more warnings are only in the log files", omitted))
 
     def _survive(self, part: Callable[[], None]) -> BaseException | None:
-        """Do a part of the publishing and return its error, which does not end the thread."""
+        """Call `work` and return its error, which must not end the thread."""
         try:
             part()
-        # Prefect's console handler raises SystemExit where its terminal or pipe is gone.
+        # Prefect's console handler raises SystemExit if its terminal or pipe is closed.
         except (Exception, SystemExit) as error:
             with suppress(Exception, SystemExit):
                 self._logger.debug("%s: could not publish everything: %s", self._stage, error)
@@ -125,7 +125,7 @@ class ProgressReport:
         else:
             try:
                 update_progress_artifact(self._artifact, self._percent, description=describe(latest))
-            except ObjectNotFound:  # somebody has deleted it, or the database was replaced
+            except ObjectNotFound:  # the artifact was deleted, or the database was replaced
                 self._artifact = None
                 self._update_bar()
         self._published = latest
@@ -140,7 +140,7 @@ class ProgressReport:
 
 
 class _ForwardedWarnings(logging.Handler):
-    """Sends the package's warnings, e.g. of a scheduler that does not answer, to the log of the flow run."""
+    """Forwards the package's warnings, e.g. about an unresponsive scheduler, to the log of the flow run."""
 
     def __init__(self, logger: "logging.Logger | logging.LoggerAdapter[logging.Logger]") -> None:
         super().__init__(logging.WARNING)
@@ -152,7 +152,7 @@ class _ForwardedWarnings(logging.Handler):
 
 
 def finished(latest: Progress) -> Progress:
-    """The progress of a stage that has ended well, from what it last reported."""
+    """The final progress of a successful stage, from its last report."""
     total = latest.total or 1
     return replace(latest, done=total, total=total, unit=latest.unit or "stage", rate=None)
 
@@ -163,7 +163,7 @@ def percentage(progress: Progress) -> float:
 
 
 def describe(progress: Progress) -> str:
-    """A line such as "step 120, loss 0.31, 64,000 of 128,000 images, 812 images/s, ETA 1 min 19 s"."""
+    """Format as e.g. "step 120, loss 0.31, 64,000 of 128,000 images, 812 images/s, ETA 1 min 19 s"."""
     parts = [progress.message] if progress.message else []
     if progress.total:
         parts.append(f"{progress.done:,} of {progress.total:,} {progress.unit}")
@@ -175,7 +175,7 @@ def describe(progress: Progress) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A duration with two units at most, e.g. "4 h 10 min"."""
+    """Format a duration with at most two units, e.g. "4 h 10 min"."""
     total = round(seconds)
     if total < 60:
         return f"{total} s"

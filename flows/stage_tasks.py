@@ -1,7 +1,7 @@
-"""Stages as Prefect tasks: one bar each in the graph of a flow run.
+"""Stages as Prefect tasks, each a bar in the graph of a flow run.
 
-The tasks are called directly, never submitted: a cancelled run gets its signal in the main thread, so the
-stage has to run there to be able to stop its processes.
+The tasks are called directly, never submitted, because a cancelled run gets its signal in the main thread,
+where the stage has to run to be able to stop its processes.
 """
 
 from typing import Any, cast
@@ -52,9 +52,9 @@ def final_flow_state(ended: StageEndedError) -> State[Any]:
 def as_stage_ended(error: BaseException, config: RunConfig, cancelled: bool = True) -> StageEndedError:
     """Convert an exception to the outcome and the message of the stage: failed, stopped, or orphaned.
 
-    A flow run in the state Crashed is started again (infra/automations.yaml), so Outcome.ORPHANED is for a
-    job that stopped without a stop request, as when its launcher is killed, and for a signal to this process
-    that is no cancellation of its run, as when its worker or host is shut down.
+    A flow run in the state Crashed is started again (infra/automations.yaml), so Outcome.ORPHANED is used for
+    a job that stopped without a request, e.g. because its launcher was killed, and for a signal to this
+    process that is not a cancellation of its run, e.g. because its worker or host is shut down.
     """
     if isinstance(error, StageEndedError):
         return error
@@ -69,7 +69,7 @@ def as_stage_ended(error: BaseException, config: RunConfig, cancelled: bool = Tr
 
 
 def run_stage(name: str, config: RunConfig, watch: CancellationWatch) -> StageResult:
-    """Run one stage as a task. StageEndedError if it was refused, was stopped, or cannot continue."""
+    """Run one stage as a task. Raises StageEndedError if it was refused, was stopped, or cannot continue."""
     stage_task = _stage.with_options(name=name, task_run_name=task_name(name, config))
     final = stage_task(name, config, watch)
     if final.is_completed():
@@ -88,18 +88,18 @@ def _stage(name: str, config: RunConfig, watch: CancellationWatch) -> State[Any]
         *(UserError, UnrecoverableError, LeaseLostError, DetachedError),
         *(StopRequested, TerminationSignal),
     ) as error:
-        # Returned as a state, not raised: the message is for the user, and a traceback would bury it.
+        # Returned as a state, not raised, because a traceback would bury the message for the user.
         cancelled = isinstance(error, TerminationSignal) and watch.cancelled()
         return final_task_state(as_stage_ended(error, config, cancelled))
     logger.info("%s in %s: %s", result.state, duration(result.seconds), result.summary)
     create_artifacts(config, result)
-    # The stage has verified hashes and manifests itself; Prefect's cache does not know what is on the disk.
+    # The stage verifies hashes and manifests itself; Prefect's cache does not know what is on the disk.
     state_name = "Cached" if result.state == "verified" else None
     return Completed(name=state_name, message=result.summary, data=result)
 
 
 def task_name(name: str, config: RunConfig) -> str:
-    """Name of the stage's task run; with the number of processes where it launches a job: "train[2]"."""
+    """Name of the stage's task run, with the number of processes if it launches a job, e.g. "train[2]"."""
     if name not in ("train", "sample"):
         return name
     from fm_core.launch.dispatch import world

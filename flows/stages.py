@@ -1,4 +1,4 @@
-"""One flow per stage, to run a single stage or to run it on other machines."""
+"""One flow per stage, to run a stage on its own or on other machines."""
 
 from typing import Any, cast
 
@@ -13,7 +13,7 @@ from flows.pipeline import pipeline, run_name
 from flows.presets import DIGITS, Digits
 from fm_core.run.resource_limits import available_cores
 
-# Prefect's own default is every core of the machine.
+# Prefect's default is every core of the machine.
 POOL_WORKERS = get_current_settings().tasks.runner.process_pool_max_workers or available_cores()
 
 
@@ -27,10 +27,10 @@ POOL_WORKERS = get_current_settings().tasks.runner.process_pool_max_workers or a
 def shard_dataset(config: Digits = DIGITS) -> State[Any]:
     """Write a data set as checksummed shards with a manifest, under `<data.root>/<data.name>`.
 
-    Runs one task per shard, or per archive where the archive can only be read sequentially; as many at a time
-    as the process may use cores (`PREFECT_TASKS_RUNNER_PROCESS_POOL_MAX_WORKERS`). Flow runs of several
-    workers on the same data set share the work: each processes the shards in its own random order and skips
-    those that another has written meanwhile. A shard that is written twice has the same bytes.
+    Runs one task per shard, or per archive if the archive can only be read sequentially; as many at a time as
+    the process may use cores (`PREFECT_TASKS_RUNNER_PROCESS_POOL_MAX_WORKERS`). Flow runs of several workers
+    on the same data set share the work: each processes the shards in its own random order and skips those
+    that another has already written. A shard that is written twice has the same bytes.
     """
     return pipeline(config, ["shard"], before=write_shards_in_parallel)
 

@@ -1,4 +1,4 @@
-"""Stages as flow runs of their own deployments, in those deployments' work pools."""
+"""Stages as flow runs of their own deployments, in the work pools of those deployments."""
 
 import time
 from collections.abc import Collection
@@ -25,20 +25,21 @@ DEPLOYMENTS = {
 }
 POLL_SECONDS = 2.0
 CANCEL_SECONDS = 25.0
-"""How long a cancelled run waits for the flow run that it cancels in turn; Prefect kills it after 30."""
+"""Seconds that a cancelled run waits for the flow run that it cancels in turn; Prefect kills it after 30."""
 CRASH_GRACE_SECONDS = 60.0
-"""How long a flow run may stay Crashed before it counts as failed: its automation may start it again."""
+"""Seconds that a flow run may be Crashed before it counts as failed, since its automation may start it again.
+"""
 WAITING_SECONDS = 60.0
-"""After so long a flow run that has not begun is named in the log, once."""
+"""Seconds after which a flow run that has not started is reported in the log, once."""
 PARENT_CANCELLED = "its parent flow run was cancelled"
 NOTHING_TO_DO = "nothing to do, everything was complete"
 
 
 def check_slots(apart: Collection[str]) -> None:
-    """Check that the work pools of these stages have a slot besides the one that this flow run holds.
+    """Check that the work pools of these stages have a slot besides the one that this flow run occupies.
 
     Raises:
-        UserError: a pool has one slot, which this flow run would hold while it waits for it.
+        UserError: a pool has only one slot, which this flow run would occupy while it waits for it.
     """
     if not apart:
         return
@@ -56,8 +57,8 @@ def check_slots(apart: Collection[str]) -> None:
 def run_subflow(stage: str, config: RunConfig) -> StageResult:
     """Run a stage's own deployment until it ends. StageEndedError if it does not complete.
 
-    A signal that ends this flow run first cancels the stage's. When this flow run is started again, it reuses
-    the flow run that it created the first time.
+    A signal that ends this flow run first cancels the stage's flow run. When this flow run is started again,
+    it reuses the flow run that it created the first time.
     """
     created = run_deployment(
         DEPLOYMENTS[stage],
@@ -74,7 +75,7 @@ def run_subflow(stage: str, config: RunConfig) -> StageResult:
     try:
         child = _wait_until_final(child)
     except BaseException:
-        with suppress(Exception), get_client(sync_client=True) as client:  # the server may be away
+        with suppress(Exception), get_client(sync_client=True) as client:  # the server may be unavailable
             client.set_flow_run_state(child.id, Cancelling(message=PARENT_CANCELLED))
         _wait_until_final(child, CANCEL_SECONDS)
         raise
@@ -93,9 +94,9 @@ def run_subflow(stage: str, config: RunConfig) -> StageResult:
 
 
 def _wait_until_final(child: FlowRun, seconds: float = float("inf")) -> FlowRun:
-    """Poll a flow run for at most `seconds` and return it as last seen."""
+    """Poll a flow run for at most `seconds` and return its last known state."""
     started = last_alive = time.monotonic()
-    told = False
+    reported = False
     while time.monotonic() - started < seconds:
         time.sleep(POLL_SECONDS)
         try:
@@ -107,8 +108,8 @@ def _wait_until_final(child: FlowRun, seconds: float = float("inf")) -> FlowRun:
         if not (child.state and child.state.is_crashed()):
             last_alive = time.monotonic()
         waits = child.state is None or child.state.is_scheduled() or child.state.is_pending()
-        if waits and not told and time.monotonic() - started > WAITING_SECONDS:
-            told = True
+        if waits and not reported and time.monotonic() - started > WAITING_SECONDS:
+            reported = True
             get_run_logger().warning("%s", waiting_message(child))
         if child.state and child.state.is_final() and not child.state.is_crashed():
             break
@@ -118,7 +119,7 @@ def _wait_until_final(child: FlowRun, seconds: float = float("inf")) -> FlowRun:
 
 
 def waiting_message(child: FlowRun) -> str:
-    """Why a flow run that was created has not begun."""
+    """Message on why a flow run that was created has not started."""
     state = child.state.name if child.state else "not scheduled"
     pool = child.work_pool_name or "of its deployment"
     return (

@@ -1,4 +1,4 @@
-"""Flows of the full pipeline, from images to scores: one for each preset, and one for any data set."""
+"""Flows of the full pipeline, from images to scores: one per preset, and one for any data set."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ IMAGENET = """
 
 
 def train_pipeline(config: RunConfig, apart: tuple[Apart, ...]) -> State[Any]:
-    """Run all stages; without labels and another feature extractor, all but the scores."""
+    """Run all stages, except evaluate if there are neither labels nor another feature extractor."""
     stages = [stage for stage in ALL_STAGES if stage != "evaluate" or can_be_scored(config)]
     if "evaluate" not in stages:
         get_run_logger().info(

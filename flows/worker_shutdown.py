@@ -1,9 +1,9 @@
-"""Shutdown of a Prefect worker: its flow runs save and report their state before the worker ends.
+"""Shutdown of a Prefect worker: its flow runs save and report their state before the worker exits.
 
-Prefect's worker kills the processes of its runs on SIGTERM and Ctrl-C. Their jobs would go on without a
-supervisor (in a container, die without saving), and the runs would be Running for ever. prefect_plugin.py
-installs these handlers in workers that are started in the project's root; infra/entrypoint.py uses the same
-functions.
+Prefect's worker kills the processes of its runs on SIGTERM and Ctrl-C. Their jobs would continue without a
+supervisor (in a container, be killed without saving), and the runs would remain Running forever.
+prefect_plugin.py installs these handlers in workers that are started in the project's root;
+infra/entrypoint.py uses the same functions.
 """
 
 import os
@@ -20,13 +20,13 @@ import psutil
 RUN_VARIABLE = "PREFECT__FLOW_RUN_ID"
 JOB_VARIABLE = "FM_JOB"
 SAVE_SECONDS = 50.0
-"""How long runs may take to save and to report their state; ranks have 25 of them."""
+"""Seconds in which runs must save and report their state; ranks may take 25 of them."""
 POLL_SECONDS = 0.2
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def install(print_line: Callable[[str], Any]) -> None:
-    """Put handlers before the installed ones: at the first signal runs save, then the others are called."""
+    """Install handlers that let runs save at the first signal, and then call the previous handlers."""
     shutdown = _Shutdown(print_line)
     for number in SIGNALS:
         previous = signal.getsignal(number)
@@ -35,17 +35,17 @@ def install(print_line: Callable[[str], Any]) -> None:
 
 
 def flow_processes(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
-    """Those of the processes that run a flow: what they started in turn is left to them."""
+    """The processes that execute a flow; they end their own child processes."""
     return _topmost(RUN_VARIABLE, processes, without=JOB_VARIABLE)
 
 
 def job_processes(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
-    """The topmost processes of each job, which pass a request to stop on to their ranks."""
+    """The topmost processes of each job, which forward a request to stop to their ranks."""
     return _topmost(JOB_VARIABLE, processes)
 
 
 def ask_to_end(find: Callable[[], list[psutil.Process]], seconds: float = SAVE_SECONDS) -> bool:
-    """Send SIGTERM once to each process that `find` finds, until it finds none; False if it does not."""
+    """Send SIGTERM once to each process that `find` returns, until there is none; False after a timeout."""
     asked: set[tuple[int, float]] = set()
     deadline = time.monotonic() + seconds
     while processes := find():
@@ -68,7 +68,7 @@ class _Shutdown:
 
     def handler(self, previous: Callable[[int, FrameType | None], Any]) -> Callable[..., None]:
         def handle(number: int, frame: FrameType | None) -> None:
-            # A second signal does not wait any longer.
+            # A second signal ends the wait.
             if self._saving or not (runs := self._runs()):
                 self._saving = True
                 previous(number, frame)
@@ -89,7 +89,7 @@ class _Shutdown:
 
 
 def _topmost(variable: str, processes: Iterable[psutil.Process], without: str = "") -> list[psutil.Process]:
-    found: list[psutil.Process] = []
+    matches: list[psutil.Process] = []
     for process in processes:
         with suppress(psutil.Error):
             environment = _environment(process)
@@ -97,8 +97,8 @@ def _topmost(variable: str, processes: Iterable[psutil.Process], without: str = 
                 continue
             parent = process.parent()
             if parent is None or variable not in _environment(parent):
-                found.append(process)
-    return found
+                matches.append(process)
+    return matches
 
 
 def _environment(process: psutil.Process) -> dict[str, str]:

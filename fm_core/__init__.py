@@ -1,6 +1,6 @@
 """Flow matching: every stage of the pipeline, as functions and as commands, without Prefect.
 
-`fm_core.load` is `fm_core.sampling.api.load`: a trained model, its objective and a sampler, in one line.
+`fm_core.load` is `fm_core.sampling.api.load`: it returns a trained model with its objective and sampler.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ __all__ = ["load"]
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when it is asked for: torch takes seconds, and `fm --help` does without.
+    # Imported on first use: importing torch takes seconds, and `fm --help` does not need it.
     if name == "load":
         from fm_core.sampling.api import load
 

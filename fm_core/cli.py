@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
 from fm_core.command_options import COMMANDS, DOCTOR_FLAGS, DOCTOR_NUMBERS, FLAGS, NUMBERS
 from fm_core.commands import dry_run, stage_function
 from fm_core.config import RunConfig, merge, parse_config
+from fm_core.config.location import absolute_source
 from fm_core.config.tree import all_keys, did_you_mean
 from fm_core.errors import (
     FlowMatchingError,
@@ -94,7 +95,7 @@ def _run_command(arguments: Sequence[str] | None) -> int:
 def _find_modules_here() -> None:
     """Let `package.module:Class` name a module of the working directory, as in the ranks (`python -m`).
 
-    At the end of the path, so that no file there replaces an installed package.
+    The directory goes last on the path, so that no file in it shadows an installed package.
     """
     with suppress(OSError):  # the directory was removed
         if (here := str(Path.cwd())) not in sys.path:
@@ -114,7 +115,7 @@ def _run_stage(command: str, config: RunConfig, flags: set[str]) -> None:
         options = {"depth": depth, "repair": "repair" in flags}
     debug = config.launch.kind == "debug"
     try:
-        # A bar redraws the terminal, which a debugger prompt needs for itself.
+        # A progress bar redraws the terminal and would overwrite a debugger's prompt.
         with ProgressBar(live=not debug) as bar:
             result = stage(config, bar.observe, **options)
     except Exception as error:
@@ -153,7 +154,7 @@ def _compare(arguments: list[str]) -> int:
 def _init(arguments: list[str]) -> int:
     parser = _Parser(
         prog="fm init",
-        description="Look at images and at this machine, write NAME.yaml with a network, a batch and a "
+        description="Inspect images and this machine, write NAME.yaml with a network, a batch and a "
         "length of training that fit them, and print the two commands that come next.",
     )
     parser.add_argument("source", metavar="FOLDER_OR_URL", help="folder or fsspec URL of the images")
@@ -166,18 +167,24 @@ def _init(arguments: list[str]) -> int:
         "--name", help="name of the run, its data set and the file (default: that of the folder)"
     )
     given = parser.parse_args(arguments)
-    print("measuring the speed of training on this machine", file=sys.stderr, flush=True)
+    url = absolute_source(given.source)  # before the import of torch, which takes seconds
     from fm_core.stages.init import init
+    from fm_core.training.throughput import Throughput, measure_throughput
 
-    print(init(given.source, given.size, given.name).text())
+    def measure(*arguments: Any) -> Throughput:
+        print("measuring the speed of training on this machine", file=sys.stderr, flush=True)
+        return measure_throughput(*arguments)
+
+    print(init(url, given.size, given.name, measure).text())
     return 0
 
 
 class _Interrupt(KeyboardInterrupt):
-    """A signal to stop.
+    """A signal that asks the process to stop.
 
-    A subclass, because of plain KeyboardInterrupt: once it has left code run by exec, as a module's while it
-    is imported, Python exits by SIGINT even if the exception was caught and there is an exit status.
+    A subclass of KeyboardInterrupt, because of a special case in Python: if a plain KeyboardInterrupt leaves
+    code run by exec, such as a module being imported, the interpreter exits by SIGINT and ignores the exit
+    status, even if the exception was caught.
     """
 
 
@@ -186,7 +193,7 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _parse(arguments: list[str]) -> tuple[str, RunConfig, set[str], dict[str, Any]]:
-    """The command, its configuration, the given flags, and numbers by the names of their parameters."""
+    """Return the command, its configuration, its flags, and its numeric options by parameter name."""
     parser = _Parser(
         prog="fm", description="Flow matching, stage by stage.", epilog="fm STAGE --help lists every key."
     )
@@ -219,7 +226,7 @@ def _parse(arguments: list[str]) -> tuple[str, RunConfig, set[str], dict[str, An
 
 def _doctor(arguments: list[str]) -> int:
     """Print a line for each check; the exit status is 2 if one failed."""
-    # Removed here, because for the parser --model and --launch are entire sections, as JSON.
+    # Removed before parsing, because to the parser --model and --launch mean entire sections, as JSON.
     flags = {flag for flag in DOCTOR_FLAGS if flag in arguments}
     options = "; ".join(f"{flag}: {description}" for flag, description in DOCTOR_FLAGS.items())
     sub = _Parser(
@@ -274,7 +281,7 @@ def _read(
 
 
 def _present_option(argument: str) -> str:
-    """An option of the configuration tree by its present name."""
+    """Return an option of the configuration tree under its current name."""
     option, equals, value = argument.partition("=")
     key = option.removeprefix("--")
     return f"--{all_keys().get(key, key)}{equals}{value}" if option.startswith("--") else argument

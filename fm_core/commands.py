@@ -1,7 +1,7 @@
 """The stages by name, for the command line and for flows.
 
-Functions are imported when they are asked for: neither `fm --help` nor the start of a flow waits for torch.
-This is also where the comparison of the paper gets the stages that it is made of; it imports none itself.
+Stage functions are imported on first use, so that neither `fm --help` nor the start of a flow waits for
+torch. `fm reproduce` gets the stages that it runs from here, because it must not import them itself.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,14 +32,14 @@ def stage_function(name: str) -> Callable[..., StageResult]:
 
 
 def resolve_comparison(config: RunConfig) -> RunConfig:
-    """The configuration of a comparison with the keys that it does not name; in 2-D none is derived."""
-    if config.reproduce.kind == "plane":
+    """Return the configuration of a comparison with its absent keys filled in; in 2-D none is derived."""
+    if config.reproduce.kind == "toy2d":
         return config
     return resolve(config)
 
 
 def resolve(config: RunConfig) -> RunConfig:
-    """The configuration with the keys that it does not name, for another process. Raises UserError."""
+    """Return the configuration with its absent keys filled in, for another process. Raises UserError."""
     from fm_core.stages.resolve import resolve as resolve_from
 
     return resolve_from(config, from_source=True)
@@ -53,7 +53,7 @@ def can_be_scored(config: RunConfig) -> bool:
 
 
 def stage_functions() -> "StageFunctions":
-    """The stages of an experiment on images; processes of `fm reproduce` call this function by its name."""
+    """The stages of an image experiment; the processes of `fm reproduce` call this function by name."""
     from fm_core.reproduce.stage_functions import StageFunctions
     from fm_core.stages.preflight import rules
 
@@ -68,7 +68,7 @@ def stage_functions() -> "StageFunctions":
 
 
 def preflight(config: RunConfig, stages: Sequence[str]) -> None:
-    """Check what can be refused before these stages start, and open the run directory.
+    """Run the checks that can fail before these stages start, then open the run directory.
 
     Raises:
         UserError: one line for the first thing that is wrong.
@@ -84,7 +84,7 @@ def preflight(config: RunConfig, stages: Sequence[str]) -> None:
 
 
 def dry_run(command: str, config: RunConfig, **numbers: float | None) -> str:
-    """What a stage would do, in lines of text: shard, or reproduce with the arguments of `estimate`."""
+    """Describe, in lines of text, what shard would do, or reproduce with the arguments of `estimate`."""
     if command == "shard":
         from fm_core.stages.shard import shard_dry_run
 
@@ -99,11 +99,11 @@ def estimate(
     images_per_s: float | None = None,
     nfe: float | None = None,
 ) -> "CostEstimate":
-    """What `fm reproduce` will take; arguments as `fm_core.reproduce.cost_estimate.estimate`."""
+    """Estimate the cost of `fm reproduce`; arguments as for `fm_core.reproduce.cost_estimate.estimate`."""
     from fm_core.reproduce import cost_estimate
     from fm_core.stages.preflight import rules
 
-    # Before the source is there, the sections' own defaults have to do.
+    # Until the source exists, use the defaults of the sections.
     with suppress(UserError):
         config = resolve_comparison(config)
     return cost_estimate.estimate(config, rules, peak, mfu, images_per_s, nfe)

@@ -1,7 +1,7 @@
-"""Every exception of the package, and the outcomes that a run can end with.
+"""Exceptions of the package, and the outcomes that a run can end with.
 
 The docstrings of the exceptions are their documentation for users. `outcome_of` maps an exception to an
-Outcome. An Outcome knows the exit code of a command, the state of a Prefect run, and the word in a rank's
+Outcome. An Outcome holds the exit code of a command, the state of a Prefect run, and the value in a rank's
 exit record.
 """
 
@@ -15,7 +15,7 @@ class FlowMatchingError(Exception):
 
 
 class UserError(FlowMatchingError):
-    """The user can fix it: one line that says what is wrong, where, and what would be right.
+    """An error that the user can fix; its message is one line: what is wrong, where, and what would be right.
 
     The command line prints it without a traceback and exits with status 2.
     """
@@ -24,12 +24,13 @@ class UserError(FlowMatchingError):
 class UnreachableError(UserError):
     """A host or a store does not answer.
 
-    Before a job runs, the user has to fix it. Once a job runs it may be temporary, and the job is restarted.
+    Before a job starts, the user has to fix it. While a job runs it may be temporary, and the job is
+    restarted.
     """
 
 
 class ForeignCheckpointsError(UserError):
-    """A place for checkpoints belongs to another run."""
+    """The checkpoint root belongs to another run."""
 
 
 class DamagedRecordError(UserError):
@@ -41,19 +42,19 @@ class ImageDecodingError(FlowMatchingError):
 
 
 class AmbiguousIntensitiesError(ImageDecodingError):
-    """Floats or 32-bit integers whose black and white only the user can tell; the message is their type."""
+    """Black and white cannot be inferred from floats or 32-bit integers; the message is the dtype."""
 
 
 class StopRequested(FlowMatchingError):
-    """The stage ended early because it was asked to; running it again continues (exit status 3)."""
+    """The stage stopped early on request; running it again continues (exit status 3)."""
 
 
 class UnrecoverableError(FlowMatchingError):
-    """The stage cannot continue, and a restart would end in the same way (exit status 1)."""
+    """The stage cannot continue, and a restart would fail in the same way (exit status 1)."""
 
 
 class LeaseLostError(FlowMatchingError):
-    """Another job has taken over the directory; this one ends without writing anything (exit status 1)."""
+    """Another job has taken over the directory; this one exits without writing anything (exit status 1)."""
 
 
 class NonFiniteGradientsError(FlowMatchingError):
@@ -66,11 +67,11 @@ class NonFiniteGradientsError(FlowMatchingError):
 
 
 class CorruptCheckpointError(FlowMatchingError, OSError):
-    """A checkpoint is damaged or of another run, so it is not uploaded."""
+    """A checkpoint is damaged or belongs to another run, and must not be uploaded."""
 
 
 class JobFailedError(FlowMatchingError, RuntimeError):
-    """A job ended before it was complete, and nobody asked it to stop."""
+    """A job ended before it was complete, without a request to stop."""
 
 
 class SolverError(FlowMatchingError, ArithmeticError):
@@ -81,17 +82,17 @@ class SolverError(FlowMatchingError, ArithmeticError):
 
 
 class DetachedError(FlowMatchingError):
-    """The supervisor cannot go on; the job does, and the next start attaches to it (exit status 1)."""
+    """The supervisor failed while its job still runs; the next start attaches to the job (exit status 1)."""
 
 
 class Outcome(Enum):
-    """The ways in which a rank, a stage or a run can end."""
+    """How a rank, a stage or a run ended."""
 
     DONE = "done", 0, "COMPLETED"
     STOPPED = "stopped", 3, "CANCELLED"
     """On request; running it again continues."""
     ORPHANED = "orphaned", 3, "CRASHED"
-    """Stopped because its launcher was killed: nobody asked for it."""
+    """Stopped because its launcher was killed, not on request."""
     REFUSED = "user", 2, "FAILED"
     """The user has to fix something first."""
     UNREACHABLE = "unreachable", 2, "FAILED"
@@ -99,15 +100,15 @@ class Outcome(Enum):
     UNRECOVERABLE = "gave up", 1, "FAILED"
     """A restart would end in the same way."""
     DETACHED = "detached", 1, "CRASHED"
-    """Only the supervisor ended; a flow run is started again and attaches to the job."""
+    """Only the supervisor ended; a flow run is started again and attaches to the running job."""
     LEASE_LOST = "lease lost", 1, "FAILED"
-    """Another job has taken over the run directory; a restart would only meet that job."""
+    """Another job has taken over the run directory; a restart would find it in use."""
     FAILED = "error", 1, "FAILED"
     """Anything else."""
 
     def __init__(self, record: str, exit_code: int, prefect_state: str) -> None:
         self.record = record
-        """The word in a rank's exit record (<stage>-<rank>.end.json)."""
+        """The outcome as written in a rank's exit record (<stage>-<rank>.end.json)."""
         self.exit_code = exit_code
         """Exit status of a command and of a rank."""
         self.prefect_state = prefect_state
@@ -115,19 +116,19 @@ class Outcome(Enum):
 
     @classmethod
     def from_prefect_state(cls, state: str) -> "Outcome":
-        """The outcome that a finished Prefect run in a state of that type stands for."""
+        """Return the outcome for the state type of a finished Prefect run."""
         return {"COMPLETED": cls.DONE, "CANCELLED": cls.STOPPED, "CRASHED": cls.ORPHANED}.get(
             state, cls.FAILED
         )
 
     @classmethod
     def from_record(cls, record: str) -> "Outcome":
-        """The outcome whose word stands in an exit record; FAILED for a word of another version."""
+        """Return the outcome named in an exit record; FAILED for a name of another version."""
         return next((outcome for outcome in cls if outcome.record == record), cls.FAILED)
 
 
 class StageEndedError(FlowMatchingError):
-    """A stage of a flow run ended without a result, for a reason that is no fault of the program."""
+    """A stage of a flow run ended without a result, but not because of an internal error."""
 
     def __init__(self, outcome: Outcome, message: str) -> None:
         super().__init__(message)
@@ -135,7 +136,7 @@ class StageEndedError(FlowMatchingError):
 
 
 def outcome_of(error: BaseException) -> Outcome:
-    """The outcome that an exception means for the process that raises it."""
+    """Map an exception to the outcome of the process that raised it."""
     for kind, outcome in (
         (StopRequested, Outcome.STOPPED),
         (KeyboardInterrupt, Outcome.STOPPED),

@@ -1,7 +1,7 @@
-"""Standard output and standard error of a command, which may be closed, full or gone while it works.
+"""Standard output and standard error of a command, which may be closed or on a full disk.
 
-A reader that has ended (`| head`), a terminal that was closed or a full disk behind a redirection is no
-reason to end: what cannot be written is dropped.
+A reader that exits early (`| head`), a closed terminal or a redirection to a full disk does not end the
+command: output that cannot be written is dropped.
 """
 
 import io
@@ -12,14 +12,14 @@ from contextlib import suppress
 from typing import TextIO
 
 LOG_FORMAT = "[%(asctime)s] [%(levelname)s] [%(name)s] %(message)s"
-"""Of all log lines; as DeepSpeed's. flows/log_digest.py reads the level from it."""
+"""Format of all log lines, the same as DeepSpeed's; flows/log_digest.py parses the level from it."""
 
 
 class _StderrHandler(logging.StreamHandler[TextIO]):
-    """Writes to what sys.stderr is at the time of each line."""
+    """Handler that looks up sys.stderr for each line, because it may be replaced."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one line."""
+        """Write one log record as a line."""
         self.stream = sys.stderr
         super().emit(record)
 
@@ -50,7 +50,7 @@ def print_line(text: str, stream: TextIO | None = None) -> bool:
 
 
 def flush_streams() -> None:
-    """Flush both streams before the interpreter does, which would end with status 120 where that fails."""
+    """Flush both streams; if the interpreter's own flush at exit failed, the exit status would be 120."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError):  # None in a program without a terminal
             try:
@@ -60,14 +60,14 @@ def flush_streams() -> None:
 
 
 class DroppingStream(io.TextIOWrapper):
-    """An unbuffered UTF-8 stream to a descriptor that drops what cannot be written, without an error."""
+    """Unbuffered UTF-8 stream to a file descriptor that silently drops what cannot be written."""
 
     def __init__(self, descriptor: int) -> None:
         raw = open(descriptor, "wb", buffering=0, closefd=False)  # noqa: SIM115
         super().__init__(raw, encoding="utf-8", errors="backslashreplace", write_through=True)  # pyright: ignore[reportArgumentType]
 
     def write(self, text: str, /) -> int:
-        """Write text, or nothing."""
+        """Write the text, or drop it."""
         with suppress(OSError):
             return super().write(text)
         return len(text)
@@ -79,7 +79,7 @@ class DroppingStream(io.TextIOWrapper):
 
 
 def drop_unwritable_output() -> None:
-    """Let nothing that this process prints raise: its log may be on a full disk."""
+    """Make printing in this process never raise, because its log may be on a full disk."""
     sys.stdout, sys.stderr = DroppingStream(1), DroppingStream(2)
 
 

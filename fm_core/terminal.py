@@ -31,7 +31,7 @@ class ProgressBar:
     """A stage's progress: a bar with rate and ETA on a terminal, otherwise a line every ten seconds."""
 
     def __init__(self, live: bool = True) -> None:
-        """Without `live` there is no bar, on a terminal either."""
+        """`live` false: no bar, even on a terminal."""
         self._live = live
         self.console = Console(stderr=True)
         self._bar: RichProgress | None = None
@@ -53,7 +53,7 @@ class ProgressBar:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._bar:
-            # rich raises SystemExit where nobody reads its terminal any more.
+            # rich raises SystemExit if its terminal or pipe is closed.
             with suppress(OSError, ValueError, SystemExit):
                 self._bar.stop()
         elif self._last and self._last != self._printed:
@@ -67,7 +67,7 @@ class ProgressBar:
             self._bar.update(self._task, completed=progress.fraction, description=describe(progress))
             return
         self._last = f"{progress.stage}: {describe(progress)}"
-        # A stage that has counted to its end may still write or upload for minutes.
+        # A stage whose count is complete may still write or upload for minutes.
         finished = progress.fraction == 1.0 and progress.stage not in self._finished
         if time.monotonic() - self._line_at > LINE_SECONDS or finished:
             self._line_at = time.monotonic()
@@ -80,7 +80,7 @@ class ProgressBar:
 
 
 def describe(progress: Progress) -> str:
-    """Counts, rate, time left and the stage's message, in one line."""
+    """Format counts, rate, time left and the stage's message as one line."""
     parts = [f"{progress.done:,}/{progress.total:,} {progress.unit}"]
     if progress.rate:
         parts.append(f"{three_digits(progress.rate)} {progress.unit}/s")
@@ -105,7 +105,7 @@ def show_status(config: RunConfig, follow: bool) -> int:
     while True:
         line = _status_line(directory)
         if line != printed and not print_line(line) and follow:
-            return 0  # nobody reads it any more
+            return 0  # the reader has exited
         printed = line
         if not follow:
             return 0
@@ -120,7 +120,7 @@ def _status_line(directory: Path) -> str:
     if notice := death_notice(directory, status):
         where = describe(replace(progress, rate=None))
         parts = [f"{stage} {notice}, at {where}"]
-        # Before the first training step the run is not bound to a configuration.
+        # Before the first training step the run has no config.yaml to continue from.
         files = (directory / "config.yaml", directory / "logs" / f"{stage}.yaml")
         if file := next((file for file in files if file.exists()), None):
             parts.append(f"to continue: fm {stage} --config {file}")

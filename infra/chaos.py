@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Chaos test: a tiny two-rank run is disturbed at random and must equal an undisturbed one bit for bit.
+"""Chaos test: a tiny two-rank run with random faults must equal an undisturbed run bit for bit.
 
     python infra/chaos.py --minutes 30 --seed 1
 
-Processes are killed and frozen, disks unmounted and full, system calls fail, the clock steps, the network and
-the store are cut. It runs in namespaces of its own: nothing of the machine is mounted, set or cut. Called
-again with the same directory, it goes on where it was interrupted. infra/docs/operations.md says more.
+Processes are killed and frozen, disks are unmounted or full, system calls fail, the clock steps, the network
+and the store are disconnected. It runs in its own namespaces and does not affect the machine. Called again
+with the same directory, it continues where it was interrupted. See infra/docs/operations.md.
 """
 
 import argparse
@@ -18,7 +18,7 @@ IMAGES = 1600
 
 
 def main() -> int:
-    """Run the episodes; 0 if nothing was violated and each possible fault occurred often enough."""
+    """Run the episodes; return 0 if no invariant was violated and faults were frequent enough, else 1."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
         "--minutes", type=float, default=30.0, help="of episodes, over all calls (default 30)"
@@ -30,7 +30,7 @@ def main() -> int:
         type=int,
         help="fail if a possible fault occurred less often; default 1 for each half hour",
     )
-    parser.add_argument("--episodes", type=int, help="end after so many episodes, if minutes are left")
+    parser.add_argument("--episodes", type=int, help="end after this many episodes, if minutes are left")
     parser.add_argument("--only", nargs="+", default=[], metavar="FAULT", help='e.g. kill "full disk" freeze')
     parser.add_argument("--images", type=int, default=IMAGES, help=f"length of each run (default {IMAGES})")
     options = parser.parse_args()

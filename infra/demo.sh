@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole pipeline on an empty machine: environment, Prefect server and worker, deployments, and the flow
+# The complete pipeline on a new machine: environment, Prefect server and worker, deployments, and the flow
 # train-digits on scikit-learn's handwritten digits. A second call continues, or verifies what is complete.
 usage() {
     cat <<'TEXT'

@@ -1,10 +1,10 @@
-"""First process of a container: runs a command, and lets the runs of the container save before it ends.
+"""First process of a container: runs a command, and lets the container's runs save before it exits.
 
     python infra/entrypoint.py prefect worker start --pool local --type process
 
-The kernel kills everything in a container when its first process ends. On SIGTERM, as `docker stop` sends it,
-or on SIGINT, every flow run and every job is asked to save; the command is ended when they are gone. Orphans
-are reaped.
+The kernel kills all processes of a container when its first process ends. On SIGTERM, which `docker stop`
+sends, or on SIGINT, every flow run and every job is asked to save; the command is terminated when they have
+ended. Orphans are reaped.
 """
 
 import ctypes
@@ -18,21 +18,21 @@ from pathlib import Path
 
 import psutil
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # the project itself, wherever it lies
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the project itself, wherever it is installed
 
 from flows.worker_shutdown import ask_to_end, flow_processes, job_processes
 
 PR_SET_CHILD_SUBREAPER = 36
 JOB_SECONDS = 25.0
-"""How long the jobs without a flow run may take to save."""
+"""Seconds in which jobs without a flow run must save."""
 END_SECONDS = 10.0
-"""How long the command may take to end afterwards; then it is killed."""
+"""Seconds in which the command must end afterwards, before it is killed."""
 INIT = ("docker-init", "tini")
-"""Programs that Docker starts in front of this one (`init: true`)."""
+"""Init programs that Docker may start as the parent of this one (`init: true`)."""
 
 
 class Container:
-    """The processes that end with this one."""
+    """The other processes of the container."""
 
     def __init__(self) -> None:
         self.command = 0
@@ -41,11 +41,11 @@ class Container:
         """Its exit status, once it has ended."""
         parent = psutil.Process().parent()
         self._whole = os.getpid() == 1 or (parent is not None and parent.pid == 1 and parent.name() in INIT)
-        # What outlives its parent becomes a child of this process and can be found.
+        # Orphans become children of this process and can be found.
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
     def processes(self) -> list[psutil.Process]:
-        """All others of the container; outside of one, those that were started from here."""
+        """All other processes of the container; outside of a container, the descendants of this process."""
         self.reap()
         if self._whole:
             return [process for process in psutil.process_iter() if process.pid != os.getpid()]
@@ -57,18 +57,18 @@ class Container:
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
                 if ended[0] == self.command:
                     self.code = os.waitstatus_to_exitcode(ended[1])
-        except ChildProcessError:  # none is left
+        except ChildProcessError:  # no child is left
             self.code = 0 if self.code is None else self.code
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command; its exit status, or 128 and the number of the signal that ended it."""
+    """Run the command; return its exit status, or 128 plus the number of the signal that ended it."""
     requests: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: requests.append(number))
     container = Container()
-    # In a session of its own: the Ctrl-C of a terminal comes here alone.
-    # The object is kept: when it is deleted, it reaps the process.
+    # In a new session, so that a terminal's Ctrl-C reaches only this process. The object is kept: when it is
+    # deleted, it reaps the process.
     command = subprocess.Popen(arguments, start_new_session=True)
     container.command = command.pid
     while container.code is None and not requests:

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # The Python environment of this project: find it, create it or complete it.
 #
-# Sourced by demo.sh and test.sh, which set EXTRAS ("" or "[test]"); run by itself, it creates .venv.
+# Sourced by demo.sh and test.sh, which set EXTRAS ("" or "[test]"); run directly, it creates .venv.
 # Sets ROOT, changes to it, and puts the environment's commands first on PATH.
 #
 #   PYTHON           the Python >= 3.11 that creates .venv; by default the first on PATH
 #   FM_ENVIRONMENT   an existing environment to use unchanged instead of .venv
 #
-# pip uses its own configuration as usual (PIP_INDEX_URL, PIP_FIND_LINKS, pip.conf, ...), but for the settings that
-# would install elsewhere: PIP_USER, PIP_TARGET, PIP_PREFIX and PIP_ROOT do not hold here.
+# pip uses its own configuration as usual (PIP_INDEX_URL, PIP_FIND_LINKS, pip.conf, ...), except for settings that
+# would install elsewhere: PIP_USER, PIP_TARGET, PIP_PREFIX and PIP_ROOT are ignored.
 
 set -euo pipefail
 

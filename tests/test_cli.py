@@ -70,7 +70,7 @@ class Result:
     state, seconds, summary, paths = "done", 1.0, "a page", {"report": "x.html"}
 
 
-def test_done_is_0_and_says_what_was_made(place, capsys, monkeypatch):
+def test_exit_status_0_comes_with_the_results(place, capsys, monkeypatch):
     stage_that(monkeypatch, Result)
     code, out, err = fm(capsys, "report", "--config", "run.yaml")
     assert (code, err) == (0, "")
@@ -160,7 +160,7 @@ def test_a_wrong_file_is_2_and_one_line(place, capsys, text, named):
 
 
 @pytest.mark.parametrize("stage", ["train", "evaluate", "report", "sample"])
-def test_a_stage_without_what_it_works_on_is_2_and_says_what_to_do(place, capsys, stage):
+def test_a_stage_without_its_input_exits_with_2_and_says_what_to_do(place, capsys, stage):
     error = refused(capsys, stage, "--config", "run.yaml")
     assert "fm " in error.removeprefix("fm: ")
     assert not (place / "runs" / "r" / "job.json").exists()
@@ -233,7 +233,7 @@ class TestOverrides:
         config = self.config(capsys, monkeypatch, "--train.images=6400")
         assert (config.train.images, config.train.global_batch, config.run.name) == (6400, 64, "r")
 
-    def test_the_environment_is_no_configuration(self, place, capsys, monkeypatch):
+    def test_environment_variables_are_not_configuration(self, place, capsys, monkeypatch):
         for name in ("RUN", "TRAIN", "run__name", "TRAIN__IMAGES"):
             monkeypatch.setenv(name, json.dumps({"images": 3, "name": "evil"}))
         config = self.config(capsys, monkeypatch)
@@ -241,13 +241,13 @@ class TestOverrides:
 
 
 @pytest.mark.parametrize("command", [*STAGES, "status"])
-def test_help_says_what_every_key_means_with_its_default(capsys, command):
+def test_help_describes_every_key_with_its_default(capsys, command):
     code, out, _ = fm(capsys, command, "--help")
     assert code == 0
     assert "--config" in out
     text = " ".join(out.split())
     for key, meaning, default in (
-        ("--train.images", "Number of training images to see in total", "128000"),
+        ("--train.images", "Total number of training images to see", "128000"),
         ("--evaluate.likelihood.rtol", "Relative tolerance of dopri5", "1e-05"),
         ("--sample.step", "Optimizer step of the checkpoint", "latest"),
     ):

@@ -33,7 +33,7 @@ def test_a_closed_pipe_swallows_what_is_printed():
         assert print_line("two", stream), "it goes nowhere now"
 
 
-def test_a_full_disk_or_a_closed_stream_is_no_error():
+def test_a_full_disk_or_a_closed_stream_is_not_an_error():
     closed = io.StringIO()
     closed.close()
     assert not print_line("a line", FullDisk())

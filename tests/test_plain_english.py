@@ -1,16 +1,19 @@
 """The words of errors, help texts, log lines and messages: those of the field, in US spelling."""
 
 import ast
+import io
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+import tokenize
+from collections.abc import Collection, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
 import pytest
 
 from tests.support import ROOT
+from tests.support.vocabulary import CLASSES, CONTRACTS, IDENTIFIERS, MODULES, PROSE
 
 FILES = sorted([*(ROOT / "fm_core").rglob("*.py"), *(ROOT / "flows").rglob("*.py")])
 PAGES = [
@@ -18,37 +21,9 @@ PAGES = [
     *sorted((ROOT / "infra").rglob("*.md")),
     *sorted((ROOT / ".github").rglob("*.md")),
 ]
-REPLACED = {
-    r"mend(s|ed|ing)?": "fix",
-    r"gr[ea]y levels?": "intensity levels",
-    r"strangers?|refuse a stranger": "another run",
-    r"setbacks?": "rollback",
-    r"spoil[ts]?|spoiled|unusable": "damaged",
-    r"judges?|judged": "feature extractor",
-    r"impostors?": "out-of-distribution images",
-    r"without a (last )?word|last word|farewell": "without an exit record",
-    r"of nobody's": "",
-    r"(?<!\.)\bcells? of the (comparison|paper)|image cells?": "experiment",
-    r"house|rooms?(?! for\b)(?! there)": "package",
-    r"duty|duties": "job",
-    r"shel(f|ves)|piles?": "archive",
-    r"is (still )?whole|are whole|whole checkpoints?": "complete",
-    r"gave up|gives up": "failed",
-    r"for good": "permanently",
-    r"in sight|out of sight": "available, mounted",
-    r"obey(s|ed)?": "apply, stop",
-    r"stands? again": "appears twice",
-    r"beats?\b|beating": "heartbeat",
-    r"apart from": "except",
-    r"images by number": "per-index seeding",
-}
-"""What is not said, and what is said instead where there is one word for it."""
+OF_THE_VOCABULARY = ("tests/support/vocabulary.py", "tests/test_plain_english.py")
+"""Modules that contain the replaced words themselves."""
 CALLS = re.compile(r"(Error|StopRequested|Requested)$|\.(warning|error|info|exception)$|^print(_line)?$")
-NOT_PROSE = {
-    "fm_core/errors.py": ("gave up",),  # the word of exit records, which are files
-    "fm_core/training/start_over.py": ("setback",),  # the name of a file
-}
-"""Names in files that are contracts."""
 
 
 def text_of(node: ast.AST) -> str:
@@ -96,31 +71,137 @@ def texts_of(path: Path) -> Iterator[tuple[int, str]]:
             yield node.lineno, ast.get_docstring(node) or ""
 
 
+def prose_of(source: str, nodes: Sequence[ast.AST]) -> Iterator[tuple[int, str]]:
+    """Line and text of each docstring, comment and other text of several words of a module.
+
+    The texts include all errors, log lines, help texts and printed lines; an f-string is the text around its
+    values.
+    """
+    inner = {id(part) for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values}
+    for node in nodes:
+        text = (
+            text_of(node) if isinstance(node, ast.Constant | ast.JoinedStr) and id(node) not in inner else ""
+        )
+        if text.count(" ") >= 1 or isinstance(node, ast.JoinedStr):
+            yield node.lineno, " ".join(text.split())
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.start[0], token.string
+
+
+def identifiers_of(nodes: Sequence[ast.AST]) -> Iterator[tuple[int, str, bool]]:
+    """Line and name of each variable, parameter, attribute, function and class; whether it is a class."""
+    for node in nodes:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.lineno, node.name, isinstance(node, ast.ClassDef)
+        elif isinstance(node, ast.arg):
+            yield node.lineno, node.arg, False
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.lineno, node.id, False
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.lineno, node.attr, False
+
+
+ANY = re.compile("|".join(rf"\b(?:{pattern})\b" for pattern, _ in PROSE.values()), re.IGNORECASE)
+
+
 def refused_words(text: str) -> list[str]:
-    return [match[0] for word in REPLACED for match in re.finditer(rf"\b(?:{word})\b", text, re.IGNORECASE)]
+    return [match[0] for match in ANY.finditer(text)]
 
 
-def test_errors_help_texts_and_messages_avoid_words_that_were_replaced():
-    found: list[str] = []
+def violations(source: str, contracts: Collection[str] = ()) -> list[str]:
+    """Line and replaced word of everything in a module that the vocabulary replaces."""
+    nodes = list(ast.walk(ast.parse(source)))
+    lines = [
+        f"{line}: {word}: {text}"
+        for line, text in prose_of(source, nodes)
+        for word in refused_words(text)
+        if word.lower() not in contracts
+    ]
+    for line, name, is_class in identifiers_of(nodes):
+        refused = CLASSES if is_class else IDENTIFIERS
+        if name.strip("_") in refused and name not in contracts:
+            lines.append(f"{line}: {name}")
+    return lines
+
+
+@pytest.mark.parametrize("folder", ["fm_core", "flows", "infra", "tests"])
+def test_no_module_uses_a_word_that_was_replaced(folder: str):
+    refused = [
+        f"{name}:{violation}"
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        if (name := str(path.relative_to(ROOT))) not in OF_THE_VOCABULARY
+        for violation in violations(path.read_text(encoding="utf-8"), CONTRACTS.get(name, ()))
+    ]
+    assert refused == []
+
+
+def test_the_collection_has_every_message_of_the_program():
+    """Every literal of several words in a call that raises, logs or prints, and in a help text."""
     count = 0
     for path in FILES:
-        name = str(path.relative_to(ROOT))
-        for line, text in texts_of(path):
-            count += bool(text.strip())
-            words = [word for word in refused_words(text) if word not in NOT_PROSE.get(name, ())]
-            found += [f"{name}:{line}: {word}: {text}" for word in words]
-    assert count > 700, "the collection no longer finds the texts"
-    assert found == []
+        nodes = nodes_of(path)
+        collected = "\n".join(text for _, text in prose_of(path.read_text(encoding="utf-8"), nodes))
+        calls = [node for node in nodes if isinstance(node, ast.Call) and CALLS.search(function_of(node))]
+        helps = [node for node in nodes if isinstance(node, ast.keyword) and node.arg == "help"]
+        parts = [part for message in (*calls, *helps) for part in ast.walk(message)]
+        for text in {part.value for part in parts if isinstance(part, ast.Constant)}:
+            if isinstance(text, str) and text.strip().count(" ") > 1:
+                assert " ".join(text.split()) in collected, f"{path}: {text}"
+                count += 1
+    assert count > 600
 
 
-def test_the_first_lines_of_docstrings_avoid_them_too():
-    found: list[str] = []
-    for path in FILES:
-        for node in nodes_of(path):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-                first = (ast.get_docstring(node) or "").partition("\n")[0]
-                found += [f"{path.relative_to(ROOT)}: {word}: {first}" for word in refused_words(first)]
-    assert found == []
+SOURCES = {
+    "an error": 'def f():\n    raise UserError(f"data.name: {f} is WORD here")\n',
+    "an error in parts": 'def f():\n    raise UserError("data.name: "\n        f"{f} is WORD")\n',
+    "a log line": 'log.warning("the store of %s: WORD", 1)\n',
+    "a help text": 'parser.add_argument("--x", help="how to WORD it")\n',
+    "a printed line": 'print(f"{1} WORD")\n',
+    "a docstring": 'def f():\n    """Return it.\n\n    Raises:\n        OSError: the WORD.\n    """\n',
+    "the docstring of a key": 'class C:\n    key: int = 1\n    """Number of WORD images."""\n',
+    "the docstring of a module": '"""Do it.\n\nWORD it.\n"""\n',
+    "a comment": "x = 1  # WORD\n",
+}
+
+
+@pytest.mark.parametrize("place", SOURCES)
+def test_each_replaced_word_is_refused_wherever_it_is(place: str):
+    assert violations(SOURCES[place].replace("WORD", "plain")) == []
+    for word in PROSE:
+        assert violations(SOURCES[place].replace("WORD", word)), word
+        assert violations(SOURCES[place].replace("WORD", word.capitalize())), word
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "NAME = 1",
+        "def NAME(): ...",
+        "def f(NAME): ...",
+        "a.NAME = 1",
+        "for NAME in x: ...",
+        "with x as NAME: ...",
+    ],
+)
+def test_each_replaced_identifier_is_refused(source: str):
+    assert violations(source.replace("NAME", "plain")) == []
+    for name in IDENTIFIERS:
+        assert violations(source.replace("NAME", name)), name
+        assert violations(source.replace("NAME", f"_{name}")), name
+
+
+def test_each_replaced_class_is_refused():
+    assert [name for name in CLASSES if not violations(f"class {name}: ...")] == []
+
+
+def test_no_module_has_a_name_that_was_replaced():
+    names = [
+        *FILES,
+        *(ROOT / "tests" / "support").glob("*.py"),
+        *(ROOT / "infra" / "chaos_faults").glob("*.py"),
+    ]
+    assert [str(path.relative_to(ROOT)) for path in names if path.stem in MODULES] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

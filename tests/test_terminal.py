@@ -8,7 +8,7 @@ from fm_core.run.progress import Progress
 from fm_core.terminal import ProgressBar, describe
 
 
-def test_brackets_in_what_is_shown_are_no_markup(capsys):
+def test_brackets_in_messages_are_not_markup(capsys):
     bar = ProgressBar()
     bar.console = Console(stderr=True, force_terminal=True, width=200)
     with bar:

@@ -43,12 +43,12 @@ def without_encoding(tree: ast.AST) -> Iterator[int]:
 
 def test_every_text_file_and_every_text_of_a_process_has_an_encoding():
     assert len(FILES) > 150
-    found = [
+    calls = [
         f"{path.relative_to(ROOT)}:{line}"
         for path in FILES
         for line in without_encoding(ast.parse(path.read_text(encoding="utf-8")))
     ]
-    assert found == []
+    assert calls == []
 
 
 def test_a_call_without_an_encoding_is_found():

@@ -1,8 +1,8 @@
-"""The checkpoints of a run, wherever train.checkpoint_root is: list, latest, best, write, fetch.
+"""Catalog of a run's checkpoints at train.checkpoint_root: list, latest, best, write, fetch.
 
-At a local URL a checkpoint is written where it stays. At any other URL it is written into a local staging
-folder, where it is valid at once, and uploaded while training continues; resuming takes the newest of both
-places. Importing this module does not import torch.
+At a local URL a checkpoint is written in place. For any other URL it is written into a local staging folder,
+where it is valid immediately, and uploaded while training continues; resuming takes the newest of both.
+Importing this module does not import torch.
 """
 
 import logging
@@ -52,7 +52,7 @@ SNAPSHOTS = "snapshots"
 
 
 class CheckpointCatalog:
-    """The checkpoints of one run. Rank 0 alone writes; anyone may list."""
+    """The checkpoints of one run. Only rank 0 writes; any process may list."""
 
     def __init__(
         self,
@@ -63,9 +63,9 @@ class CheckpointCatalog:
         access: WriteAccess | None = None,
         on_complete: Callable[[int], None] = lambda step: None,
     ) -> None:
-        """`staging` holds checkpoints on their way to a store that is not local.
+        """`staging` holds checkpoints that are to be uploaded to a store.
 
-        `shared`: `url` is outside the run directory, so other runs may name it, too. `access`: the right to
+        `shared`: `url` is outside the run directory, so other runs may name it too. `access`: the right to
         write there. `on_complete` is called with the step of each checkpoint that was completed.
         """
         self.store = Store.at(url)
@@ -84,7 +84,7 @@ class CheckpointCatalog:
         )
 
     def snapshots(self) -> "CheckpointCatalog":
-        """The snapshots of the run's power-function averages, below its checkpoints; all of them stay."""
+        """The snapshots of the run's power-function averages, below its checkpoints; all of them are kept."""
         url = f"{self.store.url}/{SNAPSHOTS}"
         return CheckpointCatalog(url, self.folder / SNAPSHOTS, Retention(None), access=self.access)
 
@@ -120,20 +120,20 @@ class CheckpointCatalog:
         return best_step([TrainState(step=step, held_out_loss=loss) for step, loss in losses.items()])
 
     def fingerprints(self) -> dict[int, str]:
-        """For each complete local checkpoint, by step, what tells it from another one of the same step."""
+        """Fingerprint of each complete local checkpoint, by step; each write of a step has its own."""
         fingerprints: dict[int, str] = {}
         for step in complete_steps(self.folder):
             try:
                 fingerprints[step] = fingerprint_of(self.folder / step_name(step))
-            except FileNotFoundError:  # it was removed meanwhile
+            except FileNotFoundError:  # removed in the meantime
                 continue
         return fingerprints
 
     def newest(self) -> Path | None:
         """A local folder that holds the newest intact checkpoint; None if there is no checkpoint at all.
 
-        Reports every damaged one on the way. Raises UserError if the place is another run's, or if there are
-        checkpoints and none is intact; UnreachableError if the store does not answer.
+        Reports every damaged one that it skips. Raises UserError if the checkpoint root belongs to another
+        run, or if there are checkpoints and none is intact; UnreachableError if the store does not answer.
         """
         self.access.find()
         if self.folder.is_dir():
@@ -161,13 +161,13 @@ class CheckpointCatalog:
         return None
 
     def adopt(self) -> None:
-        """Make the run the owner of a place without one, whose newest checkpoint was found to be its own."""
+        """Claim a checkpoint root without an owner whose newest checkpoint is known to be this run's."""
         if self.store.local:  # a store is claimed before the first upload
             self.access.may_create = True
             self.access.claim()
 
     def folder_of(self, step: int) -> Path:
-        """A local folder that holds an intact checkpoint, fetched if need be; UserError if damaged."""
+        """A local folder with an intact checkpoint, fetched if necessary; UserError if it is damaged."""
         local = self.folder / step_name(step)
         problem = self._verify_local(step) if is_complete(local) or not self.uploads else self._fetch(step)
         if problem:
@@ -175,14 +175,14 @@ class CheckpointCatalog:
         return local
 
     def catch_up(self, newest: int | None = None) -> None:
-        """Upload what an earlier session could not, up to the step `newest` where that is known."""
+        """Upload what an earlier session could not upload, up to step `newest` where that is known."""
         if self.uploads:
             self.uploads.catch_up(self._not_stored(newest), newest=newest)
 
     def begin(self, step: int) -> SaveProblem | None:
-        """Make an empty directory for a checkpoint of this step; returns what failed, or None.
+        """Create an empty directory for a checkpoint of this step; return the problem, or None.
 
-        Raises LeaseLostError, and UserError if the place belongs to another run.
+        Raises LeaseLostError, and UserError if the checkpoint root belongs to another run.
         """
         self.writer.progress = self.progress
         if self.uploads and self.uploads.refusal:
@@ -192,11 +192,11 @@ class CheckpointCatalog:
     def write(
         self, step: int, name: str, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]
     ) -> SaveProblem | None:
-        """Write one file of tensors of the checkpoint; returns what failed, or None."""
+        """Write one file of tensors of the checkpoint; return the problem, or None."""
         return self.writer.write(step, name, tensors, metadata)
 
     def finish(self, state: TrainState) -> SaveProblem | None:
-        """Make the checkpoint valid, remove old ones, start its upload; returns what failed, or None.
+        """Make the checkpoint valid, remove old ones, start its upload; return the problem, or None.
 
         Raises as `begin`.
         """
@@ -207,7 +207,7 @@ class CheckpointCatalog:
         try:
             self._on_complete(state.step)
         except (OSError, UserError) as error:
-            # The next one is recorded again; until then this one's own record must be enough.
+            # The next checkpoint is recorded again; until then, this one's COMPLETE has to suffice.
             LOG.warning("cannot record that step %s is complete: %s", state.step, error)
         if self.uploads:
             self.uploads.add(state.step)
@@ -217,16 +217,16 @@ class CheckpointCatalog:
             )
         return None
 
-    def give_up(self, step: int) -> None:
-        """Free the space of a checkpoint that could not be written."""
-        self.writer.give_up(step)
+    def discard(self, step: int) -> None:
+        """Delete a checkpoint that could not be written."""
+        self.writer.discard(step)
 
     def wait(self, seconds: float) -> str | None:
-        """Wait at most so long until everything is in the store; returns what is in the way, or None."""
+        """Wait at most `seconds` until everything is uploaded; return why it is not, or None."""
         return self.uploads.wait(seconds) if self.uploads else None
 
     def close(self) -> None:
-        """Stop uploading; a later session uploads what is left."""
+        """Stop uploading; a later session uploads the rest."""
         if self.uploads:
             self.uploads.close()
 
@@ -246,12 +246,12 @@ class CheckpointCatalog:
         return None
 
     def _not_stored(self, newest: int | None = None) -> list[int]:
-        """Steps up to `newest` whose checkpoints are complete here and not in the store."""
+        """Steps up to `newest` whose checkpoints are complete locally but not in the store."""
         steps = [step for step in complete_steps(self.folder) if newest is None or step <= newest]
         return [step for step in steps if not self._is_stored(step)]
 
     def _is_stored(self, step: int) -> bool:
-        """Whether the store has this very checkpoint, and not one of the same step that was damaged."""
+        """Whether the store has exactly this checkpoint, not an earlier one of the same step."""
         try:
             return stored_files(self.store, step_name(step)) == recorded_files(self.folder / step_name(step))
         except DamagedRecordError:
@@ -260,12 +260,12 @@ class CheckpointCatalog:
     def _verify_local(self, step: int) -> str | None:
         directory = self.folder / step_name(step)
         if verify(directory, self.progress):
-            self.access.check()  # it may be unmounted; the second time, it may be mounted again
+            self.access.check()  # the directory may be unmounted, and mounted again by the second attempt
             return verify(directory, self.progress)
         return None
 
     def _fetch(self, step: int) -> str | None:
-        """Fetch a checkpoint from the store into the local folder; returns what is wrong with it, or None."""
+        """Fetch a checkpoint from the store into the local folder; return its problem, or None."""
         name = step_name(step)
         target = self.folder / name
         partial = temporary(FETCHING, target, self.access)

@@ -6,7 +6,7 @@ every file with its size and SHA-256, the run, the job and its epoch, and is wri
 COMPLETE, or whose files do not match it, is never loaded. Nothing in a checkpoint is pickled, and nothing in
 it depends on the number of processes that wrote it.
 
-This module does not import torch: the command line and the flows, which start quickly, ask it too.
+This module does not import torch, because the command line and the flows use it and must start quickly.
 """
 
 import json
@@ -34,7 +34,7 @@ TENSORS_SUFFIX = ".safetensors"
 STEP_PREFIX = "step-"
 
 Progress = Callable[[str], None]
-"""Called with what is done next, at least once for each file and for each few megabytes of it."""
+"""Called with the next operation, at least once per file and every few megabytes."""
 
 
 def no_progress(at: str) -> None:
@@ -57,7 +57,7 @@ def checkpoint_directories(root: Path) -> list[Path]:
 
 
 def is_complete(directory: Path) -> bool:
-    """Whether a local checkpoint has been written to its end; its hashes are not compared (`verify`)."""
+    """Whether a local checkpoint has its COMPLETE file; hashes are not compared (see `verify`)."""
     return (directory / COMPLETE).exists()
 
 
@@ -93,7 +93,7 @@ def recorded_files(directory: Path) -> dict[str, dict[str, Any]] | None:
     try:
         record = read_json(path)
     except UserError as error:
-        if "not JSON" in str(error):  # damaged, and not of another version
+        if "not JSON" in str(error):  # damaged, not written by another version
             raise DamagedRecordError(str(error)) from None
         raise
     return None if record is None else files_of(record, str(path))
@@ -107,8 +107,8 @@ def recorded_origin(directory: Path) -> dict[str, Any]:
 def files_of(record: Mapping[str, Any], where: str) -> dict[str, dict[str, Any]]:
     """The files that a COMPLETE names, by name.
 
-    Raises DamagedRecordError for names that are not below the checkpoint, and hashes that are none: whoever
-    can write to a store must not choose where a fetched file goes.
+    Raises DamagedRecordError for names that lead outside of the checkpoint and for invalid hashes: a writer
+    of the store must not be able to choose where a fetched file goes.
     """
     files = record.get("files")
     if not isinstance(files, dict):
@@ -157,7 +157,7 @@ def size_problem(directory: Path) -> str | None:
 
 
 def fingerprint_of(directory: Path) -> str:
-    """SHA-256 of COMPLETE: tells a checkpoint from any other of the same step. FileNotFoundError."""
+    """SHA-256 of COMPLETE, which identifies one write of a step. Raises FileNotFoundError."""
     return sha256_bytes((directory / COMPLETE).read_bytes())
 
 
@@ -170,7 +170,7 @@ def read_state(directory: Path) -> TrainState:
 
 
 def read_state_or_default(root: Path, step: int) -> TrainState:
-    """state.json of a checkpoint in a folder; a state with the step alone where it cannot be read."""
+    """state.json of a checkpoint in a folder; a state with only the step if it cannot be read."""
     try:
         return read_state(root / step_name(step))
     except UserError:
@@ -178,7 +178,7 @@ def read_state_or_default(root: Path, step: int) -> TrainState:
 
 
 def remove(directory: Path) -> None:
-    """Remove a checkpoint. COMPLETE goes first: an interrupted removal leaves an invalid checkpoint."""
+    """Remove a checkpoint, COMPLETE first, so that an interrupted removal leaves an invalid checkpoint."""
     (directory / COMPLETE).unlink(missing_ok=True)
     shutil.rmtree(directory, ignore_errors=False)
 
@@ -186,8 +186,8 @@ def remove(directory: Path) -> None:
 def link_weights(source: Path, target: Path) -> None:
     """Hard-link the weights, state.json and COMPLETE of a checkpoint; copies on another file system.
 
-    The moments stay behind, so the copy can be sampled but not continued. Raises FileNotFoundError if the
-    checkpoint is removed meanwhile.
+    The moments are not included, so the copy can be sampled but not resumed. Raises FileNotFoundError if the
+    checkpoint is removed in the meantime.
     """
     target.mkdir(parents=True)
     for path in (*source.glob(f"*{TENSORS_SUFFIX}"), source / STATE, source / COMPLETE):
@@ -195,7 +195,7 @@ def link_weights(source: Path, target: Path) -> None:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Hard-link a file, or copy it where that is not possible. FileNotFoundError if it is not there."""
+    """Hard-link a file, or copy it where that is not possible. Raises FileNotFoundError."""
     target.unlink(missing_ok=True)
     try:
         os.link(source, target)
@@ -217,12 +217,12 @@ def stored_steps(store: Store) -> list[int]:
 
 
 def stored_files(store: Store, name: str) -> dict[str, dict[str, Any]] | None:
-    """As `recorded_files`, of a checkpoint in a store; None also if it is not JSON of an object."""
+    """`recorded_files` for a checkpoint in a store; also None if COMPLETE is not a JSON object."""
     return files_of(record, f"{store.url}/{name}/{COMPLETE}") if (record := _stored(store, name)) else None
 
 
 def stored_origin(store: Store, name: str) -> dict[str, Any]:
-    """As `recorded_origin`, of a checkpoint in a store."""
+    """`recorded_origin` for a checkpoint in a store."""
     return _origin_of(_stored(store, name) or {})
 
 
@@ -245,7 +245,7 @@ def stored_validation_loss(store: Store, step: int) -> float | None:
 
 
 def _stored(store: Store, name: str) -> dict[str, Any] | None:
-    """The content of COMPLETE in a store; None if there is none that can be read."""
+    """The content of COMPLETE in a store; None if it is missing or cannot be read."""
     try:
         record = json.loads(store.read_bytes(f"{name}/{COMPLETE}"))
     except (FileNotFoundError, ValueError):
@@ -258,7 +258,7 @@ def _origin_of(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _synced_files(directory: Path, progress: Progress) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of every file by name, once all are on the disk and not only in its cache."""
+    """Sync all files to the disk and return the size and SHA-256 of each by name."""
     paths = sorted(directory.rglob("*"))
     files = [path for path in paths if path.is_file() and path.name != COMPLETE]
     for path in (*files, *(path for path in paths if path.is_dir()), directory):

@@ -1,7 +1,7 @@
-"""Ownership of a place for checkpoints: OWNER.json names the one run that may write and remove there.
+"""Ownership of a checkpoint root: OWNER.json names the one run that may write and remove there.
 
-It is created exclusively before the first file of a checkpoint. A place in which it is missing although the
-run has written there is out of sight, e.g. an empty mount point, and nothing is written to it.
+It is created exclusively before the first file of a checkpoint. If it is missing although the run has written
+there, the root is unavailable, e.g. an unmounted mount point, and nothing is written to it.
 """
 
 import json
@@ -19,7 +19,7 @@ from fm_core.storage.store import Store
 
 SCHEMA = 1
 WRITTEN_SECONDS = 2.0
-"""On a file system without hard links, the record of another run may be half written for a moment."""
+"""Pause before an unreadable record is read again; without hard links it may be partly written."""
 
 
 @dataclass(frozen=True)
@@ -33,33 +33,33 @@ class RunIdentity:
     """The run directory, for messages."""
 
     def record(self) -> dict[str, str]:
-        """As COMPLETE and OWNER.json hold it."""
+        """The entries of COMPLETE and OWNER.json."""
         return {"id": self.id, "name": self.name}
 
     def is_of(self, origin: dict[str, Any]) -> bool:
-        """Whether the origin in a COMPLETE may be this run; an earlier version recorded none."""
+        """Whether the origin in a COMPLETE matches this run; one without an origin matches too."""
         run = origin.get("run")
         return run is None or not self.id or run.get("id") == self.id
 
 
 @dataclass
 class WriteAccess:
-    """The right of one job to write and remove checkpoints in one place."""
+    """Permission of one job to write and remove checkpoints below one root."""
 
     store: Store
     identity: RunIdentity | None = None
-    """None: a place without an owner record, for use as a library."""
+    """None: no owner record is kept, for use as a library."""
     fence: Fence = field(default_factory=Unfenced)
     key: str = "train.checkpoint_root"
-    """The configuration key that names the place."""
+    """The configuration key of the root, for messages."""
     claimed: bool = False
-    """Whether this job has found or made the owner record; from then on it must be there."""
+    """Whether this job has read or written the owner record; from then on it must exist."""
     may_create: bool = True
-    """Whether a missing owner record may be made: not where the run has written to a local place before."""
+    """Whether a missing owner record may be created; false if the run has written to this root before."""
 
     @property
     def tag(self) -> str:
-        """What distinguishes names of this job that are not committed from those of any other."""
+        """Suffix that distinguishes this job's uncommitted names from those of any other job."""
         return f"e{self.fence.epoch}-{self.fence.job[:8]}"
 
     @property
@@ -74,7 +74,8 @@ class WriteAccess:
 
         Raises:
             LeaseLostError: another job has taken over the run.
-            UnreachableError: the owner record is gone or another run's: something else is mounted there.
+            UnreachableError: the owner record is missing or another run's, so something else is mounted
+                there.
         """
         self.fence.check()
         if self.identity is None or not self.claimed:
@@ -86,25 +87,25 @@ class WriteAccess:
             raise UnreachableError(
                 f"{error} (it belonged to this run before: check what is mounted there)"
             ) from None
-        raise self._out_of_sight()
+        raise self._unavailable()
 
     def find(self) -> bool:
-        """Whether the place has an owner record, of this run; ForeignCheckpointsError if of another."""
+        """Whether the root has an owner record of this run; ForeignCheckpointsError for another run's."""
         if self.identity is None or not self._is_mine():
             return False
         self.claimed = True
         return True
 
     def claim(self) -> None:
-        """Make this run the owner of a place that has none, and check as `check`.
+        """Make this run the owner of a root without one, and check as `check` does.
 
-        Raises ForeignCheckpointsError if it belongs to another run, UnreachableError if it has lost the
-        record of this one.
+        Raises ForeignCheckpointsError if it belongs to another run, UnreachableError if this run's record is
+        missing.
         """
         self.fence.check()
         if self.identity and not self.claimed and not self.find():
             if not self.may_create:
-                raise self._out_of_sight()
+                raise self._unavailable()
             record = {
                 "schema": SCHEMA,
                 "run": self.identity.record(),
@@ -116,7 +117,7 @@ class WriteAccess:
                 raise UnreachableError(f"{self.store.url}/{OWNER} cannot be read back")
         self.check()
 
-    def _out_of_sight(self) -> UnreachableError:
+    def _unavailable(self) -> UnreachableError:
         return UnreachableError(
             f"{OWNER} is missing from {self.store.url}; check that it is mounted. Nothing is written there "
             "until it is back"
@@ -139,7 +140,7 @@ class WriteAccess:
 
 
 def read_owner(store: Store) -> dict[str, Any] | None:
-    """The owner record of a place; None without one. Raises UserError if it is not one."""
+    """The owner record of a checkpoint root, or None. Raises UserError if it is invalid."""
     deadline = time.monotonic() + WRITTEN_SECONDS
     while True:
         try:
@@ -160,7 +161,7 @@ def read_owner(store: Store) -> dict[str, Any] | None:
 
 
 def foreign_problem(access: WriteAccess, origin: dict[str, Any]) -> str | None:
-    """Why a checkpoint of this origin is not the run's, by the owner of its place if it has one, or None."""
+    """Why a checkpoint of this origin is not the run's, considering the owner of its root; or None."""
     identity = access.identity
     if identity is None:
         return None
@@ -171,42 +172,42 @@ def foreign_problem(access: WriteAccess, origin: dict[str, Any]) -> str | None:
 
 
 def owner_of(store: Store) -> str | None:
-    """Id of the run that owns a place; None without an owner."""
+    """Id of the run that owns a checkpoint root, or None."""
     record = read_owner(store)
     return record["run"]["id"] if record else None
 
 
 def local_access(folder: Path, access: WriteAccess) -> WriteAccess:
-    """The access of the same job to a local folder that belongs to its run alone."""
+    """Access of the same job to a local folder that only its run uses."""
     return WriteAccess(Store.at(str(folder)), None, access.fence, access.key)
 
 
 def identity_of(config: RunConfig) -> RunIdentity | None:
-    """Which run the checkpoints of a configuration belong to; None before it was ever trained."""
+    """Identity of the run of a configuration; None before it was ever trained."""
     directory = RunDirectory(config)
     history = read_history(directory.path)
     return RunIdentity(history.id, config.run.name, str(directory.path.resolve())) if history else None
 
 
 def access_of(config: RunConfig, fence: Fence) -> WriteAccess:
-    """The right of a job of a run to write to train.checkpoint_root."""
+    """Access of a job to train.checkpoint_root."""
     directory = RunDirectory(config)
     store, history = Store.at(directory.checkpoints), read_history(directory.path)
-    # A bucket is never an empty mount point; a folder may be.
+    # A bucket cannot be an empty mount point, but a folder can.
     begun = store.local is not None and history is not None and history.completed_step is not None
     return WriteAccess(store, identity_of(config), fence, may_create=not begun)
 
 
 def is_shared(config: RunConfig) -> bool:
-    """Whether train.checkpoint_root names a place outside of the run directory, as other runs may, too."""
+    """Whether train.checkpoint_root is outside the run directory, so that other runs may name it too."""
     return RunDirectory(config).own_checkpoints is None
 
 
 def check_owner(config: RunConfig) -> None:
-    """Check that a run without a history does not begin where another has its checkpoints.
+    """Check that a run without a history does not start in another run's checkpoint root.
 
-    It may be that other run, whose directory is not mounted; nothing is left in the mount point then. Raises
-    ForeignCheckpointsError, OSError. A store is asked later, by the ranks, which try again.
+    It may in fact be that other run with its directory unmounted, so nothing is written to the mount point.
+    Raises ForeignCheckpointsError, OSError. A store is checked later, by the ranks, which retry.
     """
     access = access_of(config, Unfenced())
     if access.store.local and is_shared(config):
@@ -222,7 +223,7 @@ def begin_history(config: RunConfig) -> None:
 
 
 def staging_folder(config: RunConfig) -> Path:
-    """The local folder in which a run's checkpoints wait for their upload to a store.
+    """Local folder of a run's checkpoints until they are uploaded to a store.
 
     Below train.checkpoint_staging each run has its own, by name and id.
     """

@@ -1,11 +1,11 @@
-"""Removal of checkpoints in a store, which has no rename: COMPLETE is moved away, then checked, then deleted.
+"""Removal of checkpoints in a store, which has no rename: move COMPLETE away, check the lease, delete.
 
-The record that takes the place of COMPLETE carries the epoch and the job. A removal that is interrupted is
-undone by the next job from that record, or finished where files are gone already.
+The record that replaces COMPLETE contains the epoch and the job. The next job uses it to undo an interrupted
+removal, or to finish it if files are already missing.
 
-One window is left: a job that is frozen between its last check and the deletion deletes the files of that
-step even if a successor has uploaded the same step again meanwhile. A successor resumes from a newer
-checkpoint than any that retention removes, so it comes to such a step only if all newer ones are damaged.
+One race remains: a job that is frozen between its last check and the deletion deletes the files of that step
+even if a successor has uploaded the step again in the meantime. A successor resumes from a checkpoint newer
+than any that retention removes, so it reaches such a step only if all newer ones are damaged.
 """
 
 import json
@@ -23,15 +23,15 @@ REMOVING = f"{COMPLETE}.removing"
 
 
 class RemoteRemoval:
-    """Removes and sets aside checkpoints of one store."""
+    """Removes checkpoints of one store, or sets them aside."""
 
     def __init__(self, store: Store, access: WriteAccess) -> None:
         self.store, self.access = store, access
 
     def remove(self, name: str) -> None:
-        """Remove a checkpoint that is known to be superseded; no error if it is gone.
+        """Remove a checkpoint that is known to be superseded; no error if it does not exist.
 
-        Raises what `access.check` raises; the checkpoint is then there as before.
+        Raises what `access.check` raises; the checkpoint is then unchanged.
         """
         self.access.check()
         marker = f"{name}/{REMOVING}.{self.access.tag}"
@@ -51,11 +51,11 @@ class RemoteRemoval:
         self._delete(name, content)
 
     def recover(self, name: str) -> None:
-        """Undo the removal that an earlier job has begun, or finish it if files are missing already."""
+        """Undo a removal that an earlier job started, or finish it if files are already missing."""
         folder = self.store.below(name)
         sizes = folder.sizes()
         if not sizes and not self.store.filesystem.find(self.store.full(name)):
-            self.store.remove_folder(name)  # what a removal left on a file system that has folders
+            self.store.remove_folder(name)  # an empty folder left by a removal
         markers = [file for file in sizes if file.startswith(f"{REMOVING}.") and not self._is_later(file)]
         if not markers or COMPLETE in sizes:
             return
@@ -69,7 +69,7 @@ class RemoteRemoval:
             self._delete(name, content)
 
     def _delete(self, name: str, content: bytes) -> None:
-        """Delete the files of a checkpoint, and the record that proves that this was right last."""
+        """Delete a checkpoint's files, then the removal record, from which the next job can resume."""
         for file in files_of(json.loads(content), name):
             self.store.remove(f"{name}/{file}")
         self.store.remove_folder(name)
@@ -79,7 +79,7 @@ class RemoteRemoval:
         return epoch.isdecimal() and int(epoch) > self.access.fence.epoch
 
     def set_aside(self, name: str, reason: str) -> None:
-        """Move a checkpoint that was found damaged to a name that is never read nor removed."""
+        """Rename a damaged checkpoint to a name that is neither read nor removed by the program."""
         self.access.check()
         target = f"{ASIDE}-{name}.{self.access.tag}"
         with suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""Checkpoint retention: which checkpoints stay, locally and in a store, and removal of the others."""
+"""Checkpoint retention: which checkpoints are kept, locally and in a store, and removal of the others."""
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -30,17 +30,17 @@ LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Retention:
-    """Which complete checkpoints stay; the newest always does."""
+    """Which complete checkpoints are kept; the newest always is."""
 
     last: int | None
     """How many of the newest; None for all."""
     every_images: int | None = None
-    """The first one at or after each multiple of this number of images stays as well."""
+    """The first one at or after each multiple of this number of images is kept as well."""
     best: bool = True
-    """So does the one with the lowest validation loss."""
+    """Whether to keep the one with the lowest validation loss."""
 
     def retained(self, states: Sequence[TrainState]) -> set[int]:
-        """Steps that stay, given the states of all complete checkpoints."""
+        """Steps to keep, given the states of all complete checkpoints."""
         states = sorted(states, key=lambda state: state.step)
         steps = {state.step for state in (states if self.last is None else states[-self.last :])}
         if self.every_images:
@@ -69,9 +69,9 @@ def retain_local(
     access: WriteAccess | None = None,
     damaged: Mapping[int, str] = {},
 ) -> None:
-    """Remove complete checkpoints of this run that step `newest` has superseded and that need not stay.
+    """Remove complete checkpoints of this run that step `newest` supersedes and that are not to be kept.
 
-    Every other directory stays: later steps, and what cannot be read as complete. Only those that this job
+    Every other directory is kept: later steps, and what cannot be read as complete. Only those that this job
     found `damaged` (problem by step), and older ones that were never completed, are set aside.
 
     Raises what `WriteAccess.check` raises; OSError.
@@ -89,15 +89,15 @@ def retain_local(
             states.append(read_state(directory))
     retained = retention.retained(states)
     if newest not in retained:
-        return  # what supersedes the others is out of sight
+        return  # the checkpoint that supersedes the others is unavailable
     for step in sorted({state.step for state in states} - retained):
         remove_checkpoint(root / step_name(step), access)
 
 
 def proof_problem(directory: Path, identity: RunIdentity | None) -> str | None:
-    """Why a checkpoint must not be removed even if superseded; None if it is complete and of this run.
+    """Why a superseded checkpoint must not be removed; None if it is complete and of this run.
 
-    One whose state cannot be read may be the best.
+    A checkpoint whose state cannot be read may be the best.
     """
     problem = size_problem(directory)
     if problem is None and identity and not identity.is_of(recorded_origin(directory)):
@@ -116,7 +116,7 @@ def retain_remote(
     access: WriteAccess | None = None,
     damaged: Mapping[int, str] = {},
 ) -> list[TrainState]:
-    """As `retain_local` in a store; returns the states of the checkpoints that stay."""
+    """`retain_local` for a store; returns the states of the checkpoints that are kept."""
     access = access or WriteAccess(store)
     names = stored_names(store)
     removal = RemoteRemoval(store, access)
@@ -129,7 +129,7 @@ def retain_remote(
         removal.recover(name)
         if step <= newest and _is_proven(store, name, access.identity):
             state = stored_state(store, step)
-            states += [state] if state else []  # another one may be the best: it stays
+            states += [state] if state else []  # an unreadable one may be the best, so it is kept
     retained = retention.retained(states)
     if newest not in retained:
         return states
@@ -149,10 +149,10 @@ def _is_proven(store: Store, name: str, identity: RunIdentity | None) -> bool:
 def superfluous_staged(
     steps: Sequence[int], newest: int, waiting: Collection[int], copying: int | None, copied: Collection[int]
 ) -> list[int]:
-    """Steps of staged checkpoints whose local space can be freed: they are not needed to copy or to resume.
+    """Steps of staged checkpoints that are needed neither for an upload nor to resume, so can be removed.
 
-    Kept are the newest, those that wait for their upload or are being copied and, until the newest is in
-    the store, the one before it.
+    The newest, those that are queued or being uploaded and, until the newest is in the store, the one before
+    it are needed.
     """
     older = [step for step in sorted(steps) if step < newest]
     needed = {*waiting, *([] if newest in copied else older[-1:])}
@@ -162,7 +162,7 @@ def superfluous_staged(
 
 
 def remove_old(action: Callable[[], None]) -> None:
-    """Run a removal of old checkpoints; a failure is reported and costs space, not the run."""
+    """Run a removal of old checkpoints; a failure is only reported, because it costs nothing but space."""
     try:
         action()
     except (OSError, UserError) as error:

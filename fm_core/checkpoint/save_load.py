@@ -1,24 +1,25 @@
-"""Saving and loading of a sharded training state as a checkpoint; all ranks call both functions.
+"""Save and load a sharded training state as a checkpoint; all ranks call both functions.
 
 Guarantees, tested with real processes:
 
 - With the same number of processes a resumed run is bit-identical to an uninterrupted one: losses, weights,
   AdamW's moments, averages, batches.
 - With any other number of processes, or another ZeRO stage, it has the same batches and noise, and losses
-  equal up to rounding: a checkpoint holds full tensors, and every start shards them for the ranks it has.
-  Dropout alone differs: a mask is drawn for a whole micro-batch, keyed by its first stream position, so
-  another number of ranks, or another micro_batch, draws other masks of the same probability.
-- Whatever is killed while a checkpoint is written, uploaded or retired, the next start loads the newest
-  complete one and no other. Rank 0 finds a damaged one by its hashes, for all ranks, reports it, and takes
-  the one before it. If there are checkpoints and none is intact, that is an error.
-- A run that has ever completed a checkpoint never begins at step 0 by itself: where no checkpoint is found,
-  the job ends and is restarted as when a store does not answer.
-- Whatever happens to the disk, training goes on: a checkpoint that cannot be written is a problem that `save`
-  returns, on all ranks. Only another job or another run that owns the place ends the job at once.
+  equal up to rounding: a checkpoint holds full tensors, and every start shards them for its ranks. Only
+  dropout differs: a mask is drawn for an entire micro-batch, keyed by its first stream position, so another
+  number of ranks, or another micro_batch, draws other masks of the same probability.
+- Whichever process is killed while a checkpoint is written, uploaded or removed, the next start loads the
+  newest complete one. Rank 0 detects a damaged one by its hashes, for all ranks, reports it, and loads the
+  one before it. If there are checkpoints and none is intact, that is an error.
+- A run that has ever completed a checkpoint never starts at step 0 without train.start_over: if no checkpoint
+  is found, the job fails and is restarted as if a store did not answer.
+- Disk failures do not stop training: if a checkpoint cannot be written, `save` returns the problem on all
+  ranks. Only if another job or run owns the checkpoint root does the job end at once.
 
-Why not DeepSpeed's own files: they are sharded for one number of processes and one stage, pickled, spread
-over the hosts that wrote them, and can be converted to a Universal Checkpoint only where all of them are in
-one place. Full float32 tensors are fewer bytes than both, need one writer, and make every start the same.
+DeepSpeed's own files are not used because they are sharded for one number of processes and one stage,
+pickled, spread over the hosts that wrote them, and can be converted to a Universal Checkpoint only where all
+of them are in one place. Full float32 tensors are fewer bytes than both, need one writer, and make every
+start the same.
 """
 
 import json
@@ -50,9 +51,9 @@ from fm_core.run.directory import differences
 from fm_core.storage.keyed_random import UNNAMED
 
 Heartbeat = Callable[[str], None]
-"""Called with what is done next."""
+"""Called with a description of the next operation."""
 ReadTensor = Callable[[str], Tensor]
-"""Returns the full float32 tensor of a parameter by name; called on rank 0 alone."""
+"""Returns the full float32 tensor of a parameter by name; called on rank 0 only."""
 
 
 class ShardedState(Protocol):
@@ -92,30 +93,30 @@ def save(
     heartbeat: Heartbeat = no_progress,
     before_commit: Callable[[], SaveProblem | None] = lambda: None,
 ) -> SaveProblem | None:
-    """Write a checkpoint of these `parts`, by default of all; returns why it could not be written, or None.
+    """Write a checkpoint of `parts`, by default all; return why it could not be written, or None.
 
-    `checkpoints` is given on rank 0 alone; `recipe` describes what the weights belong to and is recorded in
+    `checkpoints` is given on rank 0 only; `recipe` describes network, method and data, and is recorded in
     every file of tensors. `heartbeat` is called equally often on all ranks. `before_commit` is called on rank
-    0 before the checkpoint becomes valid, to write to the disk what it covers; an OSError of it counts as one
-    of the checkpoint. All ranks return the same.
+    0 before the checkpoint becomes valid, to sync the metrics that it covers; an OSError it raises is treated
+    as a failure of the checkpoint. All ranks return the same.
 
     Raises, on all ranks:
         LeaseLostError: another job has taken over the run.
-        UserError: the place belongs to another run.
+        UserError: the checkpoint root belongs to another run.
     """
     metadata = {"recipe": json.dumps({**recipe, "step": state.step, "images_seen": state.images_seen})}
     state = state.model_copy(update={"processes": dist.get_world_size()})
     result = _attempt(lambda: checkpoints.begin(state.step)) if checkpoints else None
     for part in sharded.parts if parts is None else parts:
-        # After a failure too: the other ranks are in this call.
+        # Also after a failure, because the other ranks are in this collective call.
         tensors = sharded.gather(part, checkpoints is not None, heartbeat)
         if checkpoints and not result:
             result = _attempt(lambda: checkpoints.write(state.step, part, tensors, metadata))  # noqa: B023
     if checkpoints:
         result = result or _attempt(before_commit) or _attempt(lambda: checkpoints.finish(state))
         if result and not isinstance(result, LeaseLostError):
-            checkpoints.give_up(state.step)
-    # On rank 0 after its work, so that it is the one behind where that does not end.
+            checkpoints.discard(state.step)
+    # On rank 0 after its work, so that the watchdog names rank 0 if that work hangs.
     heartbeat(f"the end of saving step {state.step}")
     shared: list[SaveProblem | Exception | None] = [result]
     dist.broadcast_object_list(shared, src=0)
@@ -133,13 +134,13 @@ def load(
 ) -> TrainState | None:
     """Resume from the newest checkpoint that is complete and matches its hashes.
 
-    Rank 0, which alone is given `checkpoints`, chooses and reads; all ranks get their shards from it. Returns
-    None if there is no checkpoint and, by the run's history, never was one; `completed`, on rank 0, names the
-    last one that was.
+    Only rank 0 is given `checkpoints`; it chooses and reads one, and all ranks get their shards from it.
+    Returns None if there is no checkpoint and, according to the run's history, never was one; `completed`, on
+    rank 0, names the last one that was.
 
     Raises, on all ranks:
         UserError: there are checkpoints but none is intact, or the newest belongs to another recipe or run.
-        UnreachableError: the store does not answer, or the checkpoints that there were are out of sight.
+        UnreachableError: the store does not answer, or checkpoints that existed are unavailable.
     """
     choice: list[Any] = [None, None]
     if checkpoints:
@@ -162,10 +163,10 @@ def load(
 
 
 def check_compatible(directory: Path, recipe: dict[str, Any], parts: Sequence[str], shared: bool) -> None:
-    """Refuse to resume from a checkpoint of another run or another recipe, or without one of these parts.
+    """Check that a checkpoint is of this run and recipe and has all of these parts.
 
-    `shared`: other runs may name the same checkpoint root, so the run's name must match as well; elsewhere
-    it changes with a directory that is renamed. Raises UserError, which names every difference.
+    `shared`: other runs may name the same checkpoint root, so the run's name must match as well; otherwise
+    the name may have changed with a renamed directory. Raises UserError, which names every difference.
     """
     files = [tensors_file(part) for part in parts]
     problems = incompatibilities(directory, recipe, shared)
@@ -177,7 +178,7 @@ def check_compatible(directory: Path, recipe: dict[str, Any], parts: Sequence[st
 
 
 def incompatibilities(directory: Path, recipe: dict[str, Any], shared: bool) -> list[str]:
-    """What differs between the recipe of a checkpoint and this one, as messages."""
+    """Differences between the recipe of a checkpoint and this one, as messages."""
     theirs = read_recipe(directory / tensors_file(RAW))
     ours = json.loads(json.dumps(recipe))
     if not shared:
@@ -185,7 +186,7 @@ def incompatibilities(directory: Path, recipe: dict[str, Any], shared: bool) -> 
     for record in (ours, theirs):
         record["run.generator"] = record.pop("generator", UNNAMED)
     for section in ("run", "train", "order"):
-        # A checkpoint of an earlier version records fewer keys of these sections.
+        # Checkpoints of earlier versions record fewer keys of these sections.
         recorded = theirs.get(section, {})
         ours[section] = {key: value for key, value in ours.get(section, {}).items() if key in recorded}
         theirs[section] = {key: recorded[key] for key in ours[section]}
@@ -193,7 +194,7 @@ def incompatibilities(directory: Path, recipe: dict[str, Any], shared: bool) -> 
 
 
 def adopt_staged(config: RunConfig, recipe: dict[str, Any]) -> None:
-    """Move what an earlier version staged directly in train.checkpoint_staging to this run's folder there."""
+    """Move checkpoints that an earlier version staged in train.checkpoint_staging to the run's folder."""
     root = config.train.checkpoint_staging
     folder = staging_folder(config)
     for path in checkpoint_directories(Path(root)) if root else []:
@@ -204,7 +205,7 @@ def adopt_staged(config: RunConfig, recipe: dict[str, Any]) -> None:
 
 
 def _attempt(action: Callable[[], SaveProblem | None]) -> SaveProblem | Exception | None:
-    """What failed on rank 0; exceptions are for all ranks to raise."""
+    """Run an action of rank 0 and return its problem, or the exception that all ranks are to raise."""
     try:
         return action()
     except UnreachableError as error:
@@ -218,7 +219,7 @@ def _attempt(action: Callable[[], SaveProblem | None]) -> SaveProblem | Exceptio
 def _choose(
     checkpoints: CheckpointCatalog, parts: Sequence[str], recipe: dict[str, Any], completed: str | None
 ) -> list[Any]:
-    """Directory and state of the checkpoint to resume from, or the error."""
+    """Directory and state of the checkpoint to resume from, or an error."""
     try:
         directory = checkpoints.newest()
         if directory is None:
@@ -233,7 +234,7 @@ def _choose(
 
 
 def _cause(checkpoints: CheckpointCatalog, error: Exception) -> Exception:
-    """The error, or that the place is not mounted, which explains any other."""
+    """The error, or a missing mount, which explains any other error."""
     try:
         checkpoints.access.check()
     except (LeaseLostError, UserError) as cause:
@@ -253,7 +254,7 @@ def _missing(checkpoints: CheckpointCatalog, completed: str) -> UnreachableError
 
 @contextmanager
 def _reader(directory: Path, part: str) -> Generator[ReadTensor]:
-    """Reads single tensors of a file; ranks other than 0 must not call it."""
+    """Return a reader of single tensors of a file; only rank 0 may call it."""
     if dist.get_rank() != 0:
         yield _refuse_to_read
         return

@@ -1,8 +1,8 @@
 """Names of checkpoints that are not, or no longer, valid: being written, being removed, or set aside.
 
-A name of a directory that is written or removed carries the epoch and the job that does so, so that no other
-job touches it. A removal first renames the checkpoint, then checks that the job may still do so, then
-deletes: whatever was taken from a successor is put back, by this job or by the next one.
+The name of a directory that is being written or removed contains the epoch and the job, so that no other job
+touches it. A removal renames the checkpoint, then checks that the job still holds its lease, then deletes: a
+checkpoint taken from a successor by mistake is put back, by this job or by the next one.
 """
 
 import logging
@@ -30,7 +30,7 @@ def temporary(kind: str, path: Path, access: WriteAccess) -> Path:
 
 
 def set_aside(path: Path, access: WriteAccess, reason: str) -> None:
-    """Rename a checkpoint that must not be used; nothing is deleted.
+    """Rename a checkpoint that must not be used, without deleting anything.
 
     Raises what `access.check` raises, FileNotFoundError if it is gone.
     """
@@ -51,9 +51,9 @@ def set_aside(path: Path, access: WriteAccess, reason: str) -> None:
 
 
 def remove_checkpoint(path: Path, access: WriteAccess) -> None:
-    """Remove a checkpoint that is known to be superseded; no error if it is gone.
+    """Remove a checkpoint that is known to be superseded; no error if it does not exist.
 
-    Raises what `access.check` raises; the checkpoint is then there as before.
+    Raises what `access.check` raises; the checkpoint is then unchanged.
     """
     access.check()
     removing = temporary(REMOVING, path, access)
@@ -72,16 +72,16 @@ def remove_checkpoint(path: Path, access: WriteAccess) -> None:
 
 
 def put_back(removing: Path, path: Path) -> None:
-    """Undo the renaming of a removal, unless the checkpoint is there again."""
-    with suppress(OSError):  # not empty: it was written again
+    """Undo the renaming of a removal, unless the checkpoint exists again."""
+    with suppress(OSError):  # the target is not empty: the checkpoint was written again
         removing.rename(path)
 
 
 def tidy(root: Path, access: WriteAccess, newest: int | None = None) -> None:
-    """Put back what an interrupted removal left complete, and remove what no job of this run needs any more.
+    """Put back checkpoints that an interrupted removal left complete; remove what no job of this run needs.
 
-    `newest` is the step that supersedes what earlier jobs have written and not renamed; at a start, without
-    it, such a checkpoint counts if it is complete. Names of a later epoch are left alone.
+    `newest` supersedes what earlier jobs wrote but did not rename into place; at a start, without it, such a
+    checkpoint is valid if it is complete. Names of a later epoch are not touched.
     """
     for path in root.glob(".*-*"):
         match = _TEMPORARY.fullmatch(path.name)

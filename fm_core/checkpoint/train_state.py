@@ -9,7 +9,7 @@ from fm_core.errors import UserError
 
 
 class TrainState(Section):
-    """Everything besides tensors that a resumed run needs. Images seen and stream position differ."""
+    """Everything besides tensors that a resumed run needs; images seen and stream position may differ."""
 
     step: int = 0
     """Optimizer steps attempted, skipped ones included."""

@@ -1,7 +1,7 @@
 """Record of an upload that continues after its run has ended: train/afterwards.json.
 
-The upload worker touches it while it lives. Removing the record makes the worker exit, so the next start of
-the run removes it. Importing this module does not import torch.
+The upload worker touches it periodically. Removing the record makes the worker exit, so the next start of the
+run removes it. Importing this module does not import torch.
 """
 
 import os
@@ -14,7 +14,7 @@ from fm_core.storage.atomic_files import read_json, write_json
 
 
 class UploadRecord(Section):
-    """What is still being uploaded, or how that ended."""
+    """State of an upload that continues, or its result."""
 
     url: str
     step: int
@@ -28,10 +28,10 @@ class UploadRecord(Section):
     start_ticks: int | None = None
     """Start of the process in clock ticks since boot; pid and start together name one process."""
     until: float
-    """When the worker gives up at the latest, in seconds since 1970."""
+    """Deadline of the worker, in seconds since 1970."""
     ended: bool = False
     problem: str | None = None
-    """Once it has ended: why something was left for the next start."""
+    """After the worker has ended: why the next start has to upload the rest."""
 
 
 def upload_record_path(run: Path) -> Path:
@@ -40,7 +40,7 @@ def upload_record_path(run: Path) -> Path:
 
 
 def read_upload_record(run: Path) -> UploadRecord | None:
-    """The record of a run directory; None if there is none that can be read."""
+    """The record of a run directory; None if it is missing or cannot be read."""
     try:
         record = read_json(upload_record_path(run))
         if record is None:
@@ -63,11 +63,11 @@ def remove_upload_record(run: Path) -> None:
 
 
 def touch_upload_record(run: Path) -> bool:
-    """Show readers on other hosts that the worker lives; False if the record was removed."""
+    """Update the record's mtime, by which other hosts see that the worker lives; False if it was removed."""
     try:
         os.utime(upload_record_path(run))
     except FileNotFoundError:
         return False
     except OSError:
-        return True  # a file system that is away for a moment
+        return True  # a file system that is temporarily unavailable
     return True

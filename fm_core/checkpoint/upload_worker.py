@@ -29,11 +29,11 @@ from fm_core.run.directory import RunDirectory, step_name
 LOG = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
-"""How often the worker looks whether its record is still there."""
+"""How often the worker checks that its record still exists."""
 RETRY_SECONDS = 10.0
-"""Between two attempts to ask a store what it holds."""
+"""Pause between two attempts to list a store."""
 MARGIN_SECONDS = 5.0
-"""How long after its deadline the worker still waits for a store that does not answer at all."""
+"""How long after its deadline the worker waits for a store that does not answer."""
 
 
 def main() -> None:
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 class UploadFence:
-    """The right to upload after the end of a job, until the next start of the run removes the record."""
+    """Fence of the upload worker: it may upload until the next start of the run removes the record."""
 
     def __init__(self, run: Path, record: UploadRecord) -> None:
         self.job, self.epoch = f"upload-{record.pid}", 0
@@ -73,7 +73,7 @@ class UploadFence:
 
 
 def _upload(catalog: CheckpointCatalog, record: UploadRecord, check_last: bool) -> str | None:
-    """Upload what waits; returns what was in the way, or is wrong with the last checkpoint there, or None."""
+    """Upload what is queued; return why that failed, the problem of the last checkpoint there, or None."""
     while True:
         try:
             catalog.catch_up(newest=record.step)
@@ -89,7 +89,7 @@ def _upload(catalog: CheckpointCatalog, record: UploadRecord, check_last: bool) 
 
 
 def _watch_record(run: Path, record: UploadRecord) -> None:
-    """End the process when its record is gone or, whatever it waits for, when its deadline has passed."""
+    """End the process when its record is removed or its deadline has passed, even during a blocking call."""
     while touch_upload_record(run):
         if time.time() > record.until + MARGIN_SECONDS:
             _end(run, record, f"{record.url} did not answer in time")
@@ -108,7 +108,7 @@ def _end(run: Path, record: UploadRecord, problem: str | None) -> None:
 
 
 def _print(text: str) -> None:
-    with suppress(OSError):  # a full disk
+    with suppress(OSError):  # the log may be on a full disk
         print(text, flush=True)
 
 

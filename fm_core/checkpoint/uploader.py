@@ -1,12 +1,11 @@
-"""Checkpoint upload to a store, in a thread beside training.
+"""Checkpoint upload to a store, in a background thread of training.
 
-The thread copies the newest checkpoint that waits: its files, then a read-back of each against its SHA-256,
-then COMPLETE. Nothing is overwritten: each object is created where there is none, so that a job that was
-frozen and lost its lease changes nothing that its successor has uploaded. Failures are retried until they
-succeed; training goes on meanwhile. A checkpoint that is to
-stay in the store (the last ones, every M-th, the best) is uploaded however slow the store is; one that a
-newer checkpoint makes superfluous is not. Old checkpoints are removed only after the newest is valid in the
-store.
+The thread copies the newest queued checkpoint: upload its files, read each back and compare its SHA-256,
+upload COMPLETE. Nothing is overwritten: objects are created exclusively, so that a job that was frozen and
+lost its lease changes nothing that its successor has uploaded. Failures are retried until they succeed while
+training continues. A checkpoint that is to be kept in the store (the last ones, every M-th, the best) is
+uploaded however slow the store is; one that a newer checkpoint makes superfluous is skipped. Old checkpoints
+are removed only after the newest is valid in the store.
 """
 
 import logging
@@ -54,7 +53,7 @@ class CheckpointUploader:
         self.store, self.folder, self.retention = store, folder, retention
         self.access = access or WriteAccess(store)
         self.refusal: LeaseLostError | ForeignCheckpointsError | None = None
-        """Why this job must not write there any more: another job or another run does."""
+        """Why this job may no longer write there: another job or run owns the place."""
         self.damaged: dict[int, str] = {}
         """Checkpoints in the store that were found damaged: the problem by step."""
         self._change = threading.Condition()
@@ -71,7 +70,7 @@ class CheckpointUploader:
         self._closed = False
 
     def add(self, step: int) -> None:
-        """Queue a new complete checkpoint; those that then need not stay leave the queue."""
+        """Queue a new complete checkpoint; remove those from the queue that it makes superfluous."""
         with self._change:
             self._newest = step
             self._copied.discard(step)
@@ -79,7 +78,7 @@ class CheckpointUploader:
         self._free_staging()
 
     def catch_up(self, steps: Iterable[int], newest: int | None = None) -> None:
-        """Queue what an earlier session could not upload; `newest` is where training resumes, if it does."""
+        """Queue what an earlier session could not upload; `newest` is the step that training resumes from."""
         missing = set(steps)
         with self._change:
             self._newest = newest
@@ -89,7 +88,7 @@ class CheckpointUploader:
             self._enqueue(*missing)
 
     def wait(self, seconds: float) -> str | None:
-        """Wait at most so long until nothing is left to upload; returns what is in the way, or None.
+        """Wait at most `seconds` until nothing is left to upload; return why something is, or None.
 
         Raises LeaseLostError or ForeignCheckpointsError if nothing more may be uploaded.
         """
@@ -100,20 +99,20 @@ class CheckpointUploader:
             return None if done else self._problem or f"still uploading after {seconds:g} s"
 
     def close(self) -> None:
-        """Start no further upload and remove nothing more; an upload in progress goes on to its end."""
+        """Start no further upload or removal; an upload in progress is completed."""
         with self._change:
             self._closed = True
             self._change.notify_all()
 
     def _refuse(self, error: LeaseLostError | ForeignCheckpointsError) -> None:
-        """Upload nothing more; training ends at its next checkpoint, with this error."""
+        """Upload nothing more; training ends with this error at its next checkpoint."""
         with self._change:
             self.refusal = error
             self._closed = True
             self._waiting.clear()
 
     def _enqueue(self, *steps: int) -> None:
-        """Queue these beside those that wait, if they are to stay; called with the lock held."""
+        """Add these to the queue if they are to be kept; called with the lock held."""
         newest = self._newest
         staged = [read_state_or_default(self.folder, step) for step in complete_steps(self.folder)]
         known = {state.step: state for state in (*self._stored, *staged)}
@@ -132,7 +131,7 @@ class CheckpointUploader:
                 self._change.wait_for(lambda: bool(self._waiting) or self._closed)
                 if self._closed:
                     return
-                # The newest first: the others are worth less the longer the store is slow.
+                # The newest first, because the slower the store is, the less the others are worth.
                 self._copying = step = self._waiting.pop()
             finished = self._copy(step)
             with self._change:
@@ -142,7 +141,7 @@ class CheckpointUploader:
                 self._change.notify_all()
 
     def _copy(self, step: int) -> bool:
-        """Upload a checkpoint with retries; False if a newer one was queued before it was done."""
+        """Upload a checkpoint with retries; False if a newer one was queued before it finished."""
         pause = FIRST_PAUSE_SECONDS
         while True:
             try:
@@ -172,7 +171,7 @@ class CheckpointUploader:
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
     def _retire(self) -> None:
-        """Once the newest is in the store, remove what need not stay there; then free the staging folder."""
+        """Once the newest is in the store, remove superfluous ones there; then free the staging folder."""
         newest = self._newest
         if newest in self._copied:
             try:
@@ -182,7 +181,7 @@ class CheckpointUploader:
         self._free_staging()
 
     def _free_staging(self) -> None:
-        """Remove older staged checkpoints: a store that is away for days must not fill the disk."""
+        """Remove older staged checkpoints, so that a store that is down for days does not fill the disk."""
         with self._change:
             newest = self._newest
             if newest is None:
@@ -202,14 +201,14 @@ def upload_checkpoint(
     access: WriteAccess | None = None,
     damaged: Mapping[int, str] = {},
 ) -> None:
-    """Copy a complete checkpoint to a store: files, then a read-back of each, then COMPLETE.
+    """Copy a complete checkpoint to a store: upload files, read them back, upload COMPLETE.
 
-    `damaged` are checkpoints that this job found damaged in the store. Any other one of this step that it has
-    is set aside there.
+    `damaged` are checkpoints that this job found damaged in the store. An existing one of this step is set
+    aside there.
 
-    Raises CorruptCheckpointError if a local file differs from its SHA-256 or the checkpoint is of another
-    run, LeaseLostError if another job has taken over, OSError or UserError if the store fails; the copy is
-    then not valid.
+    Raises CorruptCheckpointError if a local file differs from its SHA-256 or the checkpoint belongs to
+    another run, LeaseLostError if another job has taken over, OSError or UserError if the store fails; the
+    copy is then invalid.
     """
     access = access or WriteAccess(store)
     name = step_name(step)
@@ -239,7 +238,7 @@ def upload_checkpoint(
 
 
 def _send(store: Store, source: Path, name: str, digest: str, access: WriteAccess) -> None:
-    """Upload a file; what an interrupted upload left under its name is replaced."""
+    """Upload a file; the remains of an interrupted upload under its name are replaced."""
     try:
         store.send_new(source, name, digest)
     except FileExistsError:

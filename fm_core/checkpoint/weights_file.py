@@ -1,4 +1,4 @@
-"""Files of weights in checkpoints: writing, locating, fetching, and what they record about themselves."""
+"""Weights files of checkpoints: writing, locating, fetching, and their metadata."""
 
 import json
 import os
@@ -40,9 +40,9 @@ DTYPES = {
     torch.int32: "I32",
     torch.uint8: "U8",
 }
-"""Names of dtypes in a file of safetensors."""
+"""Names of dtypes in the safetensors format."""
 FETCHED_SECONDS = 600.0
-"""Fetched files of other steps stay this long, because another process may still be loading them."""
+"""Fetched files of other steps are kept this long, because another process may still be loading them."""
 
 
 def write_tensors(
@@ -54,8 +54,8 @@ def write_tensors(
 ) -> None:
     """Write one file of tensors into a checkpoint that is not complete yet.
 
-    In the format of safetensors, tensor by tensor: its own writer says nothing until a file of gigabytes is
-    written, and holds a second copy of it.
+    The format is that of safetensors, written tensor by tensor: the library's own writer reports no progress
+    until a file of gigabytes is written, and holds a second copy in memory.
     """
     path = directory / tensors_file(name)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ def write_tensors(
 
 
 def write_chunks(file: FileIO, content: memoryview, progress: Progress) -> None:
-    """Write bytes, and each few hundred megabytes to the disk, so that no single call takes minutes."""
+    """Write bytes and sync every few hundred megabytes, so that no single call takes minutes."""
     while content:
         progress(f"writing {file.name}")
         before = file.tell()
@@ -89,18 +89,18 @@ def write_chunks(file: FileIO, content: memoryview, progress: Progress) -> None:
 
 
 def posthoc_file(run: Path, step: int, name: str) -> Path:
-    """Path of an average that was made after training.
+    """Path of a post-hoc average.
 
-    It lies in the run directory, because checkpoints are never changed once they are complete.
+    It is in the run directory, because complete checkpoints are never changed.
     """
     return run / "train" / "averages" / step_name(step) / tensors_file(name)
 
 
 def locate_weights(checkpoints: Store, step: int, name: str, run: Path) -> Path | None:
-    """A local file of the weights `name` (raw, ema-...) of a step; None if its checkpoint has none.
+    """Local file of the weights `name` (raw, ema-...) of a step; None if its checkpoint has none.
 
-    Averages that were made after training count. From an object store the file is fetched into the run
-    directory `run`. Raises UserError if the checkpoint is removed meanwhile.
+    Post-hoc averages are included. From an object store the file is fetched into the run directory `run`.
+    Raises UserError if the checkpoint is removed in the meantime.
     """
     posthoc, file = posthoc_file(run, step, name), tensors_file(name)
     if posthoc.exists():
@@ -120,7 +120,7 @@ def weights_names(checkpoints: Store, step: int) -> list[str]:
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """The recipe in the metadata of a file of weights: network, method, data and progress of its training.
+    """The recipe in the metadata of a weights file: network, method, data and progress of its training.
 
     Raises UserError if the file cannot be read or has none.
     """
@@ -130,12 +130,14 @@ def read_recipe(path: Path) -> dict[str, Any]:
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     if "recipe" not in metadata:
-        raise UserError(f"{path} does not say what network it belongs to; it was not written by fm train")
+        raise UserError(
+            f"{path} has no recipe of its network in its metadata; name a file that fm train wrote"
+        )
     return cast(dict[str, Any], json.loads(metadata["recipe"]))
 
 
 def verified_sha256(path: Path) -> str:
-    """SHA-256 of a file of weights, compared with that in its checkpoint where there is one.
+    """SHA-256 of a weights file, compared with that in its checkpoint if it has one.
 
     Raises UserError if they differ or the file cannot be read.
     """
@@ -152,9 +154,9 @@ def verified_sha256(path: Path) -> str:
 
 
 def _fetched(checkpoint: Store, file: str, folder: Path) -> Path:
-    """A local copy of a file of a checkpoint, beside a copy of COMPLETE, which holds its hash.
+    """A local copy of a checkpoint's file, next to a copy of COMPLETE, which contains its hash.
 
-    A step may have been trained again since the last fetch, so COMPLETE is fetched every time, and the file
+    The step may have been trained again since the last fetch, so COMPLETE is fetched every time, and the file
     if its hash has changed. Copies of other steps are removed.
     """
     _remove_old_copies(folder)

@@ -1,4 +1,4 @@
-"""Writer of checkpoints in a local folder: under a name of its job until one rename makes them valid."""
+"""Checkpoint writer for a local folder: a checkpoint has a name of its job until a rename makes it valid."""
 
 import errno
 import shutil
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FINAL = {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EINVAL}
-"""Errors that do not go away by themselves."""
+"""Errors that do not resolve without intervention."""
 
 
 @dataclass(frozen=True)
 class SaveProblem:
-    """Why a checkpoint could not be written now."""
+    """Why a checkpoint could not be written."""
 
     message: str
     temporary: bool
-    """Whether it may go away by itself: space, I/O, a place that is out of sight."""
+    """Whether it may be temporary: space, I/O, an unavailable folder."""
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of one folder; each method returns what failed, or None.
+    """Writes the checkpoints of one folder; each method returns the problem, or None.
 
-    What the fence or the owner of the place forbids is raised: LeaseLostError, UserError.
+    LeaseLostError (the fence) and UserError (the owner of the root) are raised.
     """
 
     def __init__(self, folder: Path, place: WriteAccess, local: WriteAccess) -> None:
@@ -44,25 +44,25 @@ class CheckpointWriter:
         self.progress: Progress = no_progress
 
     def begin(self, step: int) -> SaveProblem | None:
-        """Make an empty directory for a checkpoint of this step."""
+        """Create an empty directory for a checkpoint of this step."""
         return self._attempt(step, lambda: self._begin(step))
 
     def write(
         self, step: int, name: str, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]
     ) -> SaveProblem | None:
         """Write one file of tensors of the checkpoint."""
-        # Not at the top: torch takes seconds to import, which a flow need not wait for.
+        # Not imported at the top, because torch takes seconds to import and flows do not need it.
         from fm_core.checkpoint.weights_file import write_tensors
 
         directory = self._directory(step)
         return self._attempt(step, lambda: write_tensors(directory, name, tensors, metadata, self.progress))
 
     def commit(self, state: TrainState) -> SaveProblem | None:
-        """Make the checkpoint valid; it is on the disk under its name when this returns."""
+        """Make the checkpoint valid; it is durable under its name when this returns."""
         return self._attempt(state.step, lambda: self._commit(state))
 
-    def give_up(self, step: int) -> None:
-        """Free the space of a checkpoint that could not be written."""
+    def discard(self, step: int) -> None:
+        """Delete a checkpoint that could not be written."""
         shutil.rmtree(self._directory(step), ignore_errors=True)
 
     def _directory(self, step: int) -> Path:
@@ -80,8 +80,9 @@ class CheckpointWriter:
         commit(directory, state, self.place.origin, self.progress)
         self.local.check()
         if target.exists():
-            # Of an earlier job, which this one did not resume from: damaged, or of another past.
-            set_aside(target, self.local, f"{target} was there before this run came to that step")
+            # Written by an earlier job, and this one did not resume from it: damaged, or from a discarded
+            # branch.
+            set_aside(target, self.local, f"{target} already existed when this run reached that step")
             self.local.check()
         directory.rename(target)
         sync(self.folder)
@@ -90,8 +91,8 @@ class CheckpointWriter:
         try:
             action()
         except (OSError, UnreachableError) as error:
-            with suppress(OSError):  # what is reported is the error of the checkpoint
-                self.place.fence.check()  # a successor may be what was in the way
+            with suppress(OSError):  # report the error of the checkpoint, not this one
+                self.place.fence.check()  # the cause may be a successor that took over
             message = " ".join(str(error).split())
             number = error.errno if isinstance(error, OSError) else None
             return SaveProblem(

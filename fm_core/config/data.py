@@ -30,9 +30,9 @@ class SourceSection(Section):
     format: SourceFormat = "digits"
     """digits: scikit-learn's handwritten digits; imagenet-npz: downsampled ImageNet (Chrabaszcz et al.);
     imagenet-png: the older one (van den Oord et al.); imagenet-folder, imagenet-tar: the originals of
-    ILSVRC2012; folder: images in folders, zips or tars, split and class by folder; parquet: columns of images
-    and labels; webdataset: tars with an image and a .cls, .json or .txt per sample; cifar10: the python
-    archive; auto: by what is at the URL."""
+    ILSVRC2012; folder: images in folders, zips or tars, split and class from folder names; parquet: columns
+    of images and labels; webdataset: tars with an image and a .cls, .json or .txt per sample; cifar10: the
+    python archive; auto: detected from the files at the URL."""
     url: Location | None = None
     """Folder or fsspec URL (s3://, hf://datasets/..., ...) that holds the files; not for digits.
     folder and webdataset also take the URL of a .zip or .tar, webdataset with braces: {000000..000146}.tar
@@ -42,7 +42,7 @@ class SourceSection(Section):
     resize: Literal["squash-box", "crop-adm", "exact"] = "squash-box"
     """How originals are resized. squash-box: the full image to a square, box filter (as Chrabaszcz et al.);
     crop-adm: halve by the box filter, bicubic to the size, center crop (as ADM, EDM2); exact: images must
-    have the size already."""
+    already have the size."""
     image_column: str = "image"
     """parquet: column of encoded images or of arrays."""
     label_column: str | None = "label"
@@ -50,16 +50,15 @@ class SourceSection(Section):
     background: str = Field(default="white", pattern=BACKGROUND)
     """Color under transparent pixels: white, black, gray, or "#rrggbb"."""
     value_range: tuple[float, float] | None = None
-    """Values of black and white, e.g. [0, 1] or [-1, 1], in floats and 32-bit integers, which are refused
-    without it, in 16-bit integers (without it 0 and 65535), and in 8-bit arrays in parquet, not in 8-bit
-    pictures."""
+    """Values of black and white, e.g. [0, 1] or [-1, 1]. Required for floats and 32-bit integers; optional
+    for 16-bit integers (default 0 and 65535) and 8-bit arrays in parquet; not used for 8-bit image files."""
     allow_partial: bool = False
     """Accept a source with fewer images than the published set; its recipe records this."""
 
     @model_validator(mode="before")
     @classmethod
     def _default_format_to_auto(cls, keys: Any) -> Any:
-        # A preset's format (tree.py `config_class`) stays when a URL alone is given.
+        # A preset's format (tree.py `config_class`) is kept when only a URL is given.
         named = cls.model_fields["format"].default != "digits"
         if isinstance(keys, dict) and keys.get("url") and "format" not in keys and not named:
             return {**cast(dict[str, Any], keys), "format": "auto"}
@@ -73,7 +72,7 @@ class SourceSection(Section):
         unread["imagenet-png"] = ("resize",)
         for key in unread.get(self.format, ()):
             if getattr(self, key) != SourceSection.model_fields[key].default:
-                raise ValueError(f"data.source.{key} is not used by format {self.format}: leave it out")
+                raise ValueError(f"data.source.{key} is not used by format {self.format}: remove it")
         if self.value_range and not self.value_range[0] < self.value_range[1]:
             raise ValueError(
                 f"data.source.value_range is {list(self.value_range)}: the value of black is the smaller one"
@@ -87,15 +86,15 @@ class DataSection(Section):
     root: Location = "datasets"
     """fsspec URL of the folder of data sets; this one is <data.root>/<data.name>."""
     name: Name = "digits"
-    """Name of the sharded data set; by default that of the folder at data.source.url, if it is set. Then a
-    data set of that name which was made from another URL is refused; where the name is written, it is not."""
+    """Name of the sharded data set; by default that of the folder at data.source.url, if it is set. A default
+    name is refused if a data set of that name was made from another URL; an explicit name is not."""
     source: SourceSection = SourceSection()
     """Source of the images."""
     validation_images: int = Field(default=500, ge=1)
-    """Validation images, chosen by a seeded permutation, for sources without a split of their own; by default
-    a tenth of the images if there are fewer than 1,500."""
+    """Number of validation images, chosen by a seeded permutation, for sources without a validation split; by
+    default 500, or a tenth of the images if there are fewer than 1,500."""
     split_seed: int = Field(default=0, ge=0, lt=2**31)
-    """Seed of that permutation; it is part of the data set, not of the run."""
+    """Seed of that permutation; part of the data set, not of the run."""
     block_bytes: int = Field(default=12 * 2**20, ge=1024)
     """Pixels in one block (member pair) of a shard, in bytes."""
     shard_blocks: int = Field(default=8, ge=1)
@@ -105,12 +104,12 @@ class DataSection(Section):
     label_map: Location | None = None
     """File that renumbers classes: map_clsloc.txt (to the order of sorted WordNet ids) or lines "old new"."""
     max_quarantined: float | None = Field(default=None, ge=0, le=1)
-    """Largest fraction of images left out as unreadable; by default 0 for arrays, 1e-4 for files."""
+    """Largest fraction of unreadable images to leave out; by default 0 for arrays, 1e-4 for files."""
     workers: int | None = Field(default=None, ge=1)
-    """Number of processes that write shards; by default one per core. The bytes do not depend on it."""
+    """Number of processes that write shards; by default one per core. It does not affect the contents."""
     cache: Location | None = None
-    """Local folder for copies of remote shards, shared by the processes of a node, which no other user can
-    write to; by default below XDG_CACHE_HOME, or TMPDIR where that is not set."""
+    """Local folder for copies of remote shards, shared by the processes of a node. No other user may be able
+    to write to it. By default below XDG_CACHE_HOME, or TMPDIR if that is not set."""
     cache_bytes: int | None = Field(default=None, ge=2**20)
     """Largest size of that folder in bytes; unlimited by default."""
     order: Literal["full", "blocks"] = "full"

@@ -1,7 +1,7 @@
 """Defaults that depend on the data set: its name, the network for its resolution, the length of training.
 
-A key that a file, an override or a preset names is kept; only absent keys are derived. For the digits
-(8 x 8 pixels, 1,297 training images) the values are those of the sections' own defaults.
+A key that a file, an override or a preset sets is kept; only absent keys are derived. For the digits (8 x 8
+pixels, 1,297 training images) the values are the defaults of the sections.
 """
 
 import re
@@ -34,13 +34,13 @@ ATTENTION_SIDE = 16
 MAX_TOKENS = 1024
 """Largest number of patches of a transformer."""
 LOG_IMAGES = 12_800
-"""Numbers of images are multiples of this."""
+"""Derived numbers of images are multiples of this."""
 SHORTEST, LONGEST_CHECKPOINT_SHARE = 128_000, 20
-"""Fewest images to train with, and the fraction of training, 1 in so many, between two checkpoints."""
+"""Minimum of train.images, and the number of checkpoints of a run at the default interval."""
 LONG_RUN_STEPS = 10_000
-"""Runs with at least so many steps average their weights over 10,000 steps instead of 1,000."""
+"""Runs with at least this many steps average their weights over 10,000 steps instead of 1,000."""
 FEW_IMAGES = 1_500
-"""Below this, a tenth of the images of a source without a split of its own is for validation, not 500."""
+"""Sources with fewer images and no validation split use a tenth of them for validation instead of 500."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class DatasetSize:
 
 
 def absent_keys(config: RunConfig) -> dict[str, list[str]]:
-    """The keys, by section, that are derived because nothing names them."""
+    """The keys, by section, that are derived because nothing sets them."""
     model = MODEL_KEYS.get(config.model.kind, ())
     names: dict[str, tuple[str, ...]] = {"model": model, "train": TRAIN_KEYS}
     if config.data.source.url:
@@ -66,12 +66,12 @@ def absent_keys(config: RunConfig) -> dict[str, list[str]]:
 
 
 def with_values(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
-    """The configuration with nested values; every key then counts as given. Raises UserError."""
+    """The configuration with nested values merged in; their keys count as set. Raises UserError."""
     return parse_config(merge(config.model_dump(), values), where="configuration with derived values")
 
 
 def with_generator(config: RunConfig, recorded: RunConfig | None = None) -> RunConfig:
-    """The configuration with run.generator: where it names none, that of `recorded`, or of new runs."""
+    """The configuration with run.generator set: by default that of `recorded`, or of new runs."""
     if config.run.generator is not None:
         return config
     generator = recorded.run.generator if recorded else None
@@ -80,7 +80,7 @@ def with_generator(config: RunConfig, recorded: RunConfig | None = None) -> RunC
 
 
 def with_values_of(config: RunConfig, recorded: RunConfig) -> RunConfig:
-    """The configuration with absent keys as they are in the configuration of an earlier start."""
+    """The configuration with absent keys taken from the configuration of an earlier start."""
     values = {
         section: {key: getattr(getattr(recorded, section), key) for key in keys}
         for section, keys in absent_keys(config).items()
@@ -109,7 +109,7 @@ def with_derived(config: RunConfig, size: DatasetSize) -> RunConfig:
 
 
 def network_for(model: ModelSection, size: DatasetSize, keys: tuple[str, ...] | list[str]) -> dict[str, Any]:
-    """Values of `keys` of the model section for images of this size; keys that were given are respected."""
+    """Values of `keys` of the model section for images of this size, consistent with keys that were given."""
     if model.kind != "unet":
         return {"patch": patch_for(size.side)} if "patch" in keys else {}
     plan: dict[str, Any] = {key: getattr(model, key) for key in UNET_KEYS}
@@ -146,7 +146,7 @@ def unet_for(size: DatasetSize) -> dict[str, Any]:
 
 
 def sides_of(side: int, count: int) -> list[int]:
-    """At most `count` sides of images, each half of the one before, down to 4 pixels."""
+    """At most `count` image sides, each half of the previous one, down to 4 pixels."""
     sides = [side]
     while len(sides) < count and sides[-1] % 2 == 0 and sides[-1] >= 8:
         sides.append(sides[-1] // 2)
@@ -154,7 +154,7 @@ def sides_of(side: int, count: int) -> list[int]:
 
 
 def attention_for(side: int, multipliers: tuple[int, ...]) -> tuple[int, ...]:
-    """Sides of the resolutions with attention: 8 and 16 pixels or between; 4 pixels for tiny images."""
+    """Image sides with attention: those from 8 to 16 pixels; 4 pixels for tiny images."""
     sides = [side // 2**level for level in range(len(multipliers))]
     if side <= 8:
         return tuple(s for s in sides if s == 4)
@@ -162,7 +162,7 @@ def attention_for(side: int, multipliers: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def patch_for(side: int) -> int:
-    """Side of a transformer's patch: at most 1,024 patches, or one pixel where nothing else divides."""
+    """Side of a transformer's patch in pixels: at most 1,024 patches, or 1 if nothing else divides."""
     patches = [patch for patch in (2, 4, 8, 16, 32) if side % patch == 0]
     return next(
         (patch for patch in patches if (side // patch) ** 2 <= MAX_TOKENS), patches[-1] if patches else 1
@@ -170,19 +170,19 @@ def patch_for(side: int) -> int:
 
 
 def learning_rate_for(width: int | None) -> float:
-    """Peak learning rate of AdamW for a U-Net of this base width; None is another network."""
+    """Peak learning rate of AdamW for a U-Net of this base width; None stands for any other network."""
     if width is None:
         return 2e-4
     return 1e-3 if width <= 32 else 5e-4 if width <= 64 else 2e-4
 
 
 def training_images(size: DatasetSize) -> int:
-    """Number of images to train with: grows with the side and with the root of the number of images."""
+    """Default of train.images: grows with the side and with the square root of the data set's size."""
     return max(SHORTEST, _rounded(SHORTEST * max(1.0, size.side / 8) * max(1.0, sqrt(size.images / 1_297))))
 
 
 def dataset_name(data: DataSection) -> str:
-    """Name of a data set after the last part of its URL; characters that a name cannot have become dashes."""
+    """Data set name from the last part of its URL; characters not allowed in a name become dashes."""
     parts = re.split(r"[/:]+", (data.source.url or "").split("?")[0].rstrip("/"))
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", parts[-1]).lstrip("._-")[:100].rstrip("-")
     return name or "images"

@@ -1,6 +1,7 @@
 """The evaluate section: scores of samples and of the model."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -15,9 +16,9 @@ class LikelihoodSection(Section):
     """Bits per dimension of validation images."""
 
     images: int = Field(default=0, ge=0)
-    """Number of validation images to score, starting at the first; 0 turns the likelihood off."""
+    """Number of validation images to score, from the first; 0 turns the likelihood off."""
     batch: int = Field(default=64, ge=1)
-    """Images solved together."""
+    """Images solved in one batch."""
     draws: int = Field(default=1, ge=1)
     """K, the number of uniform dequantization draws per image; the headline number is K = 1."""
     rtol: float = Field(default=1e-5, gt=0)
@@ -25,7 +26,8 @@ class LikelihoodSection(Section):
     atol: float = Field(default=1e-5, gt=0)
     """Absolute tolerance of dopri5."""
     check_images: int = Field(default=4, ge=0)
-    """Number of these images solved again at a tenth of both tolerances, to measure the solver's error."""
+    """Number of these images that are solved again at a tenth of both tolerances, to measure the solver's
+    error."""
 
     @model_validator(mode="after")
     def _check_image_count(self) -> "LikelihoodSection":
@@ -35,18 +37,18 @@ class LikelihoodSection(Section):
 
 
 class NfeCurveSection(Section):
-    """Distance to the data and error of the solution against evaluations of the network (NFE)."""
+    """Distance to the data and solver error as functions of the number of function evaluations (NFE)."""
 
     images: int = Field(default=0, ge=0)
-    """Images solved at every budget, from number 0, with the noise of sample.seed; 0 turns the curve off."""
+    """Images solved at every budget, from index 0, with the noise of sample.seed; 0 turns the curve off."""
     solvers: tuple[str, ...] = ("euler", "midpoint", "heun2", "rk4")
     """Fixed-step solvers that are compared."""
     nfe: tuple[int, ...] = (4, 8, 16, 32, 64)
     """Evaluations of the network per sample for those solvers, which take as many steps as fit."""
     tolerances: tuple[float, ...] = (1e-2, 1e-3, 1e-4, 1e-5)
-    """Absolute and relative tolerances of dopri5, one point of its curve each."""
+    """Tolerances of dopri5, absolute and relative alike; each gives one point of its curve."""
     exact_nfe: int = Field(default=1_000, ge=4, multiple_of=4)
-    """Evaluations of the reference solution by rk4, against which errors are measured."""
+    """NFE of the rk4 reference solution, against which errors are measured."""
 
     @model_validator(mode="after")
     def _check_budgets(self) -> "NfeCurveSection":
@@ -62,12 +64,14 @@ class NfeCurveSection(Section):
 class EvaluateSection(Section):
     """Scores of samples and of the model."""
 
+    aliases: ClassVar[Mapping[str, str]] = {"beside": "online"}
+
     features: str = "classifier"
     """Feature extractor. classifier: a network trained on the labels of the data set, whose distances are not
     called FID; inception: InceptionV3 of 2015-12-05 (needs evaluate.weights); or a TorchScript file, or
     package.module:Name of an nn.Module."""
     weights: Location | None = None
-    """Path or URL of the extractor's weights; for inception weights-inception-2015-12-05-6726825d.pth."""
+    """Path or URL of the extractor's weights; for inception, weights-inception-2015-12-05-6726825d.pth."""
     weights_sha256: str | None = Field(default=None, pattern=r"^[0-9a-fA-F]{64}$")
     """Expected SHA-256 of those weights; for inception, by default that of the published file."""
     metrics: tuple[Metric, ...] = (
@@ -86,15 +90,15 @@ class EvaluateSection(Section):
     reference_out: Location | None = None
     """Write the statistics of the reference to this .npz: mu, sigma, and a description of their source."""
     pair_images: int = Field(default=10_000, ge=4)
-    """Images per set for metrics that compare pairs: kernel distance, precision and recall. A larger set is
+    """Images per set for metrics over pairs: kernel distance, precision and recall. A larger set is
     subsampled by a fixed permutation."""
     held_out_images: int = Field(default=50_000, ge=4)
-    """Largest number of real validation images that are scored like samples."""
+    """Largest number of real validation images to score like samples, as a reference."""
     processes: int | None = Field(default=None, ge=1)
     """Processes that share the work; by default one per GPU, or the current process if there is no GPU."""
     likelihood: LikelihoodSection = LikelihoodSection()
     """Bits per dimension."""
     nfe_curve: NfeCurveSection = NfeCurveSection()
-    """Scores against evaluations of the network (NFE)."""
-    beside: OnlineEvalSection = OnlineEvalSection()
+    """Scores as functions of NFE."""
+    online: OnlineEvalSection = OnlineEvalSection()
     """Online evaluation of each checkpoint during training."""

@@ -26,8 +26,8 @@ OF_KIND = {
 class ModelSection(Section):
     """The network.
 
-    Keys that are given nowhere are derived from the resolution and the number of images; the defaults shown
-    are those for the digits (8 x 8 pixels).
+    Keys that are not set are derived from the resolution and the number of images; the defaults shown are
+    those for the digits (8 x 8 pixels).
     """
 
     size: Size | None = None
@@ -73,7 +73,7 @@ class ModelSection(Section):
             return keys
         given = cast(dict[str, Any], keys)
         sized = SIZES.get(str(given.get("size")), {})
-        # Where a preset of another kind is overridden, its keys must not remain.
+        # When a preset of another kind is overridden, its keys must not remain.
         kind = given.get("kind") or sized.get("kind")
         return {**(_defaults_of_other_kinds(kind) if kind else {}), **sized, **given}
 

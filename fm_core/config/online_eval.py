@@ -1,4 +1,4 @@
-"""The evaluate.beside section: online evaluation of checkpoints during training."""
+"""The evaluate.online section: online evaluation of checkpoints during training."""
 
 from pydantic import Field
 
@@ -19,4 +19,5 @@ class OnlineEvalSection(Section):
     threads: int = Field(default=1, ge=1)
     """CPU threads of each process."""
     devices: str | None = None
-    """CUDA_VISIBLE_DEVICES of the evaluation, e.g. a GPU that does not train; by default that of training."""
+    """CUDA_VISIBLE_DEVICES of the evaluation, e.g. a GPU that training does not use; by default as for
+    training."""

@@ -13,8 +13,8 @@ class PerformanceSection(Section):
     compile: bool = False
     """Compile the network with torch.compile; the first step then takes minutes."""
     compile_mode: Literal["default", "max-autotune-no-cudagraphs"] = "default"
-    """Mode of torch.compile; max-autotune benchmarks kernels first. Modes with CUDA graphs are not offered:
-    the gradients that ZeRO collects would be in the graph's memory."""
+    """Mode of torch.compile; max-autotune benchmarks kernels first. Modes with CUDA graphs are not available,
+    because the gradients that ZeRO collects would be in the graph's memory."""
     compile_channels_last: bool = False
     """Keep convolutions channels-last in the compiled backward pass as well."""
     fused_optimizer: bool = True
@@ -24,7 +24,8 @@ class PerformanceSection(Section):
     overlap: bool = False
     """Overlap gradient communication with the backward pass."""
     cudnn_benchmark: bool = False
-    """Let cuDNN benchmark its convolutions and use the fastest. A resumed run may then round differently."""
+    """Let cuDNN benchmark convolution algorithms and use the fastest. A resumed run may then round
+    differently."""
     tf32: bool = False
     """Use TF32 for float32 matrix products on GPUs that support it."""
 

@@ -14,4 +14,4 @@ class ReportSection(Section):
     aliases: ClassVar[Mapping[str, str]] = {"neighbours": "neighbors"}
 
     neighbors: int = Field(default=16, ge=0)
-    """Samples shown beside their nearest training images."""
+    """Number of samples shown next to their nearest training images."""

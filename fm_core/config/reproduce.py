@@ -3,11 +3,21 @@
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from fm_core.config.section import Name, Options, Section
 
 Budget = Annotated[int, Field(ge=2, multiple_of=2)]
+
+
+Kind = Annotated[
+    Literal["toy2d", "images"],
+    BeforeValidator(
+        lambda kind: "toy2d" if kind == "plane" else kind,
+        json_schema_input_type=Literal["toy2d", "images", "plane"],
+    ),
+]
+"""Kind of a comparison; "plane" is a former name of toy2d."""
 
 
 class ExperimentSection(Section):
@@ -26,11 +36,11 @@ class ExperimentSection(Section):
     path_options: Options = {}
     """Options of the path."""
     steps: int | None = Field(default=None, ge=1)
-    """Optimizer steps, if fewer than those of the other experiments; stated wherever its scores are shown."""
+    """Optimizer steps, if fewer than those of the other experiments; stated wherever its scores appear."""
 
 
 class Toy2dSection(Section):
-    """Training and scoring of the 2-D experiments, the same for all."""
+    """Training and scoring of the 2-D experiments; the same for all of them."""
 
     steps: int = Field(default=6_000, ge=1)
     """Optimizer steps of each experiment."""
@@ -45,13 +55,13 @@ class Toy2dSection(Section):
     layers: int = Field(default=5, ge=1)
     """Number of hidden layers of the network."""
     held_out: int = Field(default=2_048, ge=2)
-    """Number of held-out points whose log-density is computed."""
+    """Number of validation points whose log-density is computed."""
     samples: int = Field(default=5_000, ge=1)
-    """Number of points sampled from each model, solved together."""
+    """Number of points sampled from each model, in one batch."""
     nfe: tuple[Budget, ...] = (4, 8, 10, 20)
-    """Evaluations of the network per sample, one image each, by the midpoint rule (2 per step)."""
+    """NFE per sample, one figure each, by the midpoint rule (2 per step)."""
     rtol: float = Field(default=1e-5, gt=0)
-    """Relative tolerance of dopri5 for trajectories and for the log-density of held-out points."""
+    """Relative tolerance of dopri5 for trajectories and for the log-density of validation points."""
     atol: float = Field(default=1e-5, gt=0)
     """Absolute tolerance of dopri5 for the same."""
     grid: int = Field(default=40, ge=2)
@@ -59,49 +69,49 @@ class Toy2dSection(Section):
 
 
 class ImagesSection(Section):
-    """A comparison on images: each experiment is a plain run with the settings of the other sections."""
+    """A comparison on images: each experiment is a normal run with the settings of the other sections."""
 
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     """Seeds of the runs; every experiment is trained once with each."""
     curve_images: int = Field(default=500, ge=0)
     """Images sampled at every checkpoint, for distance and NFE against images seen; 0: no curves."""
     shown_nfe: tuple[Budget, ...] = (10, 20, 40, 60, 100)
-    """Evaluations of the network per sample, one grid of samples each, by the midpoint rule (2 per step)."""
+    """NFE per sample, one grid of samples each, by the midpoint rule (2 per step)."""
     shown_images: int = Field(default=16, ge=1)
-    """Images in each of those grids, from number 0."""
+    """Images in each of those grids, from index 0."""
 
 
 class ReproduceSection(Section):
     """Reproduction of the paper's comparison."""
 
-    aliases: ClassVar[Mapping[str, str]] = {"experiments": "cells"}
+    aliases: ClassVar[Mapping[str, str]] = {"experiments": "cells", "plane": "toy2d"}
 
-    kind: Literal["plane", "images"] = "plane"
-    """plane: the 2-D checkerboard with the multilayer perceptron of the paper; images: the data set, network
+    kind: Kind = "toy2d"
+    """toy2d: the 2-D checkerboard with the multilayer perceptron of the paper; images: the data set, network
     and budget of the other sections."""
     cells: tuple[ExperimentSection, ...] = ()
     """The experiments, in the order of tables and figures; a file may use the key `experiments` instead."""
-    plane: Toy2dSection = Toy2dSection()
+    toy2d: Toy2dSection = Toy2dSection()
     """Settings of the 2-D experiments."""
     images: ImagesSection = ImagesSection()
     """Settings of a comparison on images."""
     parallel: int = Field(default=1, ge=1)
-    """On images: number of experiments that run at once. They share the GPUs of this host, or its cores if it
-    has none; with launch.kind slurm each is a job of its own."""
+    """On images: number of experiments that run in parallel. They share the GPUs of this host, or its cores
+    if it has none; with launch.kind slurm each is a separate job."""
 
     @model_validator(mode="after")
     def _check_experiments(self) -> Self:
         names = [cell.name for cell in self.cells]
         if len(set(names)) < len(names):
             raise ValueError(f"reproduce.cells: two experiments have the same name: {', '.join(names)}")
-        if self.kind == "plane" and self.parallel > 1:
+        if self.kind == "toy2d" and self.parallel > 1:
             raise ValueError(
-                "reproduce.parallel must be 1 with reproduce.kind plane: 2-D experiments run one at a time"
+                "reproduce.parallel must be 1 with reproduce.kind toy2d: 2-D experiments run one at a time"
             )
         for section in self.cells:
-            if self.kind == "plane" and section.steps is not None and section.steps > self.plane.steps:
+            if self.kind == "toy2d" and section.steps is not None and section.steps > self.toy2d.steps:
                 raise ValueError(
                     f"reproduce.cells: {section.name} has {section.steps} steps, more than "
-                    f"reproduce.plane.steps = {self.plane.steps}"
+                    f"reproduce.toy2d.steps = {self.toy2d.steps}"
                 )
         return self

@@ -13,15 +13,15 @@ NEW_GENERATOR: GeneratorName = "philox-v1"
 
 
 class RunSection(Section):
-    """Name and directory of a run, and the seed of everything random in it."""
+    """Name and directory of a run, and the seed of all its random numbers."""
 
     name: Name = "run"
     """Name of the run; its directory is <run.root>/<run.name>."""
     root: Location = "runs"
-    """Directory that holds the run directories; a path of the submitting host."""
+    """Parent directory of run directories, on the submitting host."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Seed of data order, noise, times, dequantization, initial weights and samples."""
     generator: GeneratorName | None = None
     """Generator of noise, times, dequantization, flips, label dropout, probes and samples. philox-v1: Philox
-    4x32-10, computed on the device; numpy-v1: numpy's, on the CPU, the only one of earlier versions. By
-    default philox-v1 for a new run, and that with which it began for an existing one."""
+    4x32-10, computed on the device; numpy-v1: numpy's, on the CPU, as in earlier versions. By default
+    philox-v1 for a new run, and for an existing one the generator that it started with."""

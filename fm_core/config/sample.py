@@ -14,7 +14,8 @@ class SampleSection(Section):
     images: int = Field(default=1_000, ge=1)
     """Number of images; image i depends only on (seed, i)."""
     batch: int = Field(default=250, ge=1)
-    """Images solved together; adaptive step sizes depend on it, so it is part of the evaluation protocol."""
+    """Images solved in one batch; adaptive step sizes depend on it, so it is part of the evaluation protocol.
+    """
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Seed of the noise of the samples."""
     weights: Location = "ema"
@@ -33,9 +34,9 @@ class SampleSection(Section):
     guidance: float = Field(default=1.0, ge=0)
     """Scale of classifier-free guidance; 1: none. Other scales run the network twice per evaluation."""
     classes: tuple[int, ...] = ()
-    """Classes to sample, cycled by image number; by default drawn from all classes by (seed, number)."""
+    """Classes to sample, cycled by image index; by default drawn from all classes by (seed, index)."""
     trajectories: int = Field(default=8, ge=0, le=64)
-    """Images whose trajectories from noise are saved, from number 0; this costs no evaluations."""
+    """Images whose trajectories from noise are saved, from index 0; this costs no evaluations."""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     """Precision of the network. bf16: bfloat16 weights; tf32: float32 weights, TF32 matrix products on GPUs
     (several times as fast as fp32); fp32: float32 throughout. The solver's state is always float32."""
@@ -47,7 +48,7 @@ class SampleSection(Section):
     """fsspec URL for samples; by default samples in the run directory."""
 
     trust_code: bool = False
-    """Import classes that only the file of weights names, not this configuration (also: --trust-code).
+    """Import classes that are named only by the weights file, not by this configuration (also: --trust-code).
     Importing a module runs its code."""
 
     @model_validator(mode="after")

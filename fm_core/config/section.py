@@ -15,7 +15,7 @@ Stage = Annotated[
 
 
 def _option(value: object) -> object:
-    """Convert a number in any notation (YAML reads 1e-5 as a string) to int or float; keep other strings."""
+    """Convert a number in any notation (YAML parses 1e-5 as a string) to int or float; keep other strings."""
     if isinstance(value, str) and value.strip(" +-.")[:1].isdigit():
         with suppress(ValueError):
             value = float(value)
@@ -32,7 +32,7 @@ Options = dict[str, Option]
 
 
 def _add_aliases(schema: dict[str, Any], section: type[BaseModel]) -> None:
-    """Let a closed schema accept the aliases too; forms do not send a key without a default."""
+    """Let a closed schema accept aliases too; without a default, forms do not submit them."""
     for alias, key in cast(type[Section], section).aliases.items():
         described = schema["properties"][key]
         shared = {name: value for name, value in described.items() if name not in ("default", "position")}
@@ -40,7 +40,7 @@ def _add_aliases(schema: dict[str, Any], section: type[BaseModel]) -> None:
 
 
 class Section(BaseModel):
-    """A group of keys; unknown keys are refused."""
+    """A group of keys; unknown keys are rejected."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -51,7 +51,7 @@ class Section(BaseModel):
     )
 
     aliases: ClassVar[Mapping[str, str]] = {}
-    """Other accepted names of keys, such as former ones, with the key of each."""
+    """Other accepted names of keys, such as former names, mapped to the key."""
 
     preset_keys: ClassVar[frozenset[str]] = frozenset()
     """Keys whose defaults come from a preset (`config_class`)."""
@@ -68,14 +68,14 @@ class Section(BaseModel):
         return {cls.aliases.get(name, name): value for name, value in named.items()}
 
     def given(self, key: str) -> bool:
-        """Whether a file, an override or a preset names the key."""
+        """Whether a file, an override or a preset sets the key."""
         return key in self.model_fields_set or key in self.preset_keys
 
     def set_without(self, switch: str, *keys: str) -> list[str]:
-        """Those of `keys` that are set although `switch`, which enables them, was omitted.
+        """The `keys` that are set although `switch`, which enables them, was omitted.
 
-        Where the switch was given explicitly, the keys are accepted: the user turned it off temporarily, or
-        the file lists every key.
+        If the switch is given explicitly, the keys are accepted: the user may have turned it off temporarily,
+        or the file lists every key.
         """
         if switch in self.model_fields_set:
             return []

@@ -10,9 +10,9 @@ import yaml
 
 SHOWN_CLASSES = 8
 NOTE_COLUMN = 44
-"""Column of the notes beside values."""
+"""Column of the notes after values."""
 WIDTH = 100
-"""Column at which comments are wrapped at the latest."""
+"""Maximum line length of comments."""
 
 
 @dataclass(frozen=True)
@@ -25,18 +25,18 @@ class SourceSummary:
     splits: dict[str, int]
     """Images of each split, train first."""
     own_split: bool
-    """Whether validation images are the source's own; otherwise they are chosen by data.split_seed."""
+    """Whether the source has a validation split; otherwise data.split_seed chooses one."""
     classes: int | None
     """Number of classes; None without labels."""
     class_names: Sequence[str] = ()
     """Names of the classes, if they have names."""
     notes: Sequence[str] = ()
-    """What was left alone or not read, and whatever else may surprise; one line each."""
+    """What was ignored or could not be read, and other notes for the user; one line each."""
 
 
 @dataclass(frozen=True)
 class TimeEstimate:
-    """How long training will take."""
+    """Estimated training time."""
 
     seconds: float
     images_per_s: float
@@ -49,7 +49,7 @@ class TimeEstimate:
 def starter_file(source: SourceSummary, tree: dict[str, dict[str, Any]], time: TimeEstimate) -> str:
     """A commented YAML file with the values of `tree`.
 
-    `tree` holds the sections run, data, model, train, sample, and evaluate or none, in this order.
+    `tree` contains the sections run, data, model, train, sample and optionally evaluate, in this order.
     """
     name, side = tree["run"]["name"], tree["data"]["source"].get("image_size")
     total = sum(source.splits.values())
@@ -77,7 +77,7 @@ def starter_file(source: SourceSummary, tree: dict[str, dict[str, Any]], time: T
             {
                 "source": "format and splits as above"
                 + (f"; images become {side} x {side} pixels" if side else ""),
-                "validation_images": "held out of training, to compare samples with",
+                "validation_images": "not trained on; samples are compared with them",
                 "horizontal_flip": "true doubles the images, unless left and right differ (text, digits)",
             },
         ),
@@ -217,5 +217,5 @@ def _comment(text: str) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """Text of a file name without line breaks, control characters and what is not UTF-8."""
+    """Text of a file name without line breaks, control characters and invalid UTF-8."""
     return "".join(c if c.isprintable() else "?" for c in text)

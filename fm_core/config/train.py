@@ -1,6 +1,7 @@
 """The train section: optimization, checkpoints and metrics."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,9 +13,11 @@ from fm_core.config.section import Section, Stage
 class TrainSection(Section):
     """Optimization, checkpoints and metrics."""
 
+    aliases: ClassVar[Mapping[str, str]] = {"held_out_images": "validation_images"}
+
     images: int = Field(default=128_000, ge=1)
-    """Number of training images to see in total. By default more for more and larger images; the value shown
-    is that for the digits."""
+    """Total number of training images to see. By default it grows with the number and size of the images; the
+    value shown is that for the digits."""
     global_batch: int = Field(default=128, ge=1)
     """Images in one optimizer step, over all processes; independent of the hardware."""
     micro_batch: int | None = Field(default=None, ge=1)
@@ -43,13 +46,13 @@ class TrainSection(Section):
     ema_power_widths: tuple[float, ...] = ()
     """Relative widths of power-function EMAs (EDM2: 0.05, 0.10), from which any width can be made later."""
     snapshot_images: int | None = Field(default=None, ge=1)
-    """Save a permanent snapshot of the power-function EMAs every this many images; None: never."""
+    """Interval of permanent snapshots of the power-function EMAs, in images; None: never."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 with fp32 master weights on a GPU, fp32 on a CPU."""
     zero_stage: Stage = 1
     """DeepSpeed's ZeRO stage."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: uses less memory and more time."""
+    """Recompute activations in the backward pass, which saves memory and takes more time."""
     speed: PerformanceSection = PerformanceSection()
     """Performance options."""
     log_images: int = Field(default=12_800, ge=1)
@@ -61,24 +64,24 @@ class TrainSection(Section):
     checkpoint_staging: Location | None = None
     """Local folder for checkpoints until they are uploaded; by default train/staging in the run directory."""
     start_over: bool = False
-    """Begin at step 0 again, once; checkpoints and metrics are set aside under other names, not deleted."""
+    """Start again at step 0, once; checkpoints and metrics are renamed, not deleted."""
     keep_checkpoints: int = Field(default=3, ge=1)
-    """Number of newest complete checkpoints to retain, besides the one with the lowest validation loss."""
+    """Number of newest complete checkpoints to keep, besides the one with the lowest validation loss."""
     keep_every_images: int | None = Field(default=None, ge=1)
-    """Retain the first checkpoint at or after every multiple of this many images permanently."""
-    held_out_images: int = Field(default=1024, ge=0)
+    """Keep the first checkpoint at or after every multiple of this many images permanently."""
+    validation_images: int = Field(default=1024, ge=0)
     """Number of validation images, from the first, whose loss is measured at every checkpoint; 0: never."""
     hang_seconds: float = Field(default=600.0, gt=0)
     """Fail the job if no rank makes progress for this many seconds (three times that for the first step)."""
     skipped_limit: int = Field(default=8, ge=1)
-    """Consecutive steps with non-finite gradients before training rolls back, once, to a checkpoint."""
+    """Consecutive steps with non-finite gradients after which training rolls back, once, to a checkpoint."""
     init_from: Location | None = None
     """Run directory or .safetensors file with the initial weights; a file may also contain the weights of a
-    public U-Net under the names of guided-diffusion, as saved by torchcfm."""
+    public U-Net with guided-diffusion's parameter names, as saved by torchcfm."""
     init_attention_order: Literal["legacy", "new"] = "legacy"
-    """Attention order of such a public file: new if its use_new_attention_order was set."""
+    """Attention order of such a public file: new if it was trained with use_new_attention_order."""
     prometheus: Location | None = None
-    """Directory of node_exporter's textfile collector, to write the newest metrics of the run to."""
+    """Directory of node_exporter's textfile collector, where the newest metrics of the run are written."""
     tensorboard: bool = False
     """Write TensorBoard event files to train/tensorboard in the run directory; needs tensorboardX."""
     wandb: str | None = None

@@ -1,4 +1,4 @@
-"""The configuration of a run: one tree, read from YAML, with overrides key by key."""
+"""The configuration tree of a run, read from YAML, with overrides key by key."""
 
 import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -31,10 +31,10 @@ class _RepeatedKeyError(yaml.constructor.ConstructorError):
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that stands twice in one mapping, whose first value, often a section, would be lost."""
+    """YAML loader that rejects duplicate keys, because the first value, often a section, would be lost."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """The mapping of a node. Raises ConstructorError for a key that it holds twice."""
+        """Construct a node's mapping. Raises ConstructorError for a duplicate key."""
         lines: dict[Any, int] = {}
         for key_node, _ in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":
@@ -51,9 +51,9 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 AS_WRITTEN = ("launch", "slurm", "options")
-"""The table whose values are passed on to another program as they are written."""
+"""The table whose values are passed verbatim to another program."""
 EARLIER_DEFAULTS = {"run": {"generator": "numpy-v1"}}
-"""Keys that a recorded file of an earlier version does not name, where the default means something else."""
+"""Values of keys that recorded files of earlier versions lack and whose default has another meaning."""
 _UNAMBIGUOUS = re.compile(r"true|false|null|~||0|-?[1-9][0-9]*", re.IGNORECASE)
 
 
@@ -102,7 +102,7 @@ def load_config(
 def parse_config(tree: Mapping[str, Any], where: str, recorded: bool = False) -> RunConfig:
     """Validate a nested mapping; `where` is its source, for error messages.
 
-    `recorded`: an earlier start wrote it, perhaps of a version that accepted more, or did without a key.
+    `recorded`: an earlier start wrote it, possibly with a version that accepted more or lacked a key.
     """
     tree = merge(EARLIER_DEFAULTS, tree) if recorded else tree
     try:
@@ -122,7 +122,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except _RepeatedKeyError as error:
         raise UserError(f"{path}: {error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        message = " ".join(str(error).split()).replace('in "<unicode string>", ', "in ")
+        raise UserError(f"{path}: not YAML: {message}") from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
@@ -131,7 +132,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def _keep_written(text: str, tree: Any, keys: Sequence[str]) -> None:
-    """Replace the plain scalars of the table at `keys` by their text: YAML 1.1 reads 0123 as 83, on as true.
+    """Replace the plain scalars of the table at `keys` by their text: YAML 1.1 parses 0123 as 83, on as true.
 
     true, false, null and decimal numbers keep their meaning.
     """
@@ -149,7 +150,7 @@ def _keep_written(text: str, tree: Any, keys: Sequence[str]) -> None:
 
 
 def dump_yaml(config: RunConfig) -> str:
-    """The whole tree as YAML, in the order of the sections."""
+    """The complete tree as YAML, in the order of the sections."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
@@ -165,7 +166,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def one_line(error: ValidationError) -> str:
-    """All problems of a validation in one line: which key, and what is wrong."""
+    """Format all problems of a validation as one line: each key and what is wrong with it."""
     parts: list[str] = []
     for item in error.errors():
         key = (
@@ -186,25 +187,29 @@ def one_line(error: ValidationError) -> str:
             parts.append(str(item["ctx"]["error"]) if "ctx" in item else item["msg"])
         else:
             value = repr(item["input"])
-            shown = "a URL" if "://" in value else value  # which may hold a password
-            parts.append(f"{key}: {item['msg'][0].lower()}{item['msg'][1:]}, not {shown}")
+            shown = "a URL" if "://" in value else value  # which may contain a password
+            message = item["msg"].partition(", unable to ")[0]
+            parts.append(f"{key}: {message[0].lower()}{message[1:]}, not {shown}")
     return "; ".join(parts)
 
 
 def all_keys(section: type[Section] = RunConfig, prefix: str = "") -> dict[str, str]:
-    """Every key with its dots, and every alias, with the present name of each."""
-    names = {f"{prefix}{alias}": f"{prefix}{key}" for alias, key in section.aliases.items()}
+    """Every dotted key and alias, mapped to its current name."""
+    names: dict[str, str] = {}
     for key, field in section.model_fields.items():
-        names[f"{prefix}{key}"] = f"{prefix}{key}"
+        below: dict[str, str] = {}
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            names |= all_keys(field.annotation, f"{prefix}{key}.")
+            below = all_keys(field.annotation)
+        for name in (key, *(alias for alias, meant in section.aliases.items() if meant == key)):
+            names[f"{prefix}{name}"] = f"{prefix}{key}"
+            names |= {f"{prefix}{name}.{inner}": f"{prefix}{key}.{now}" for inner, now in below.items()}
     return names
 
 
 def present_names(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping with the present names of its keys, so that it can be merged with another.
+    """A nested mapping with the current names of its keys, so that it can be merged with another.
 
-    Where a key has both names, both stay; validation refuses that.
+    If a key is given under both names, both are kept, and validation rejects them.
     """
     known, renamed = all_keys(), dict[str, Any]()
     for name, value in tree.items():
@@ -216,7 +221,7 @@ def present_names(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of a message on an unknown name: the known name that resembles it, if there is one."""
+    """Suffix of a message about an unknown name that suggests the closest known name, if any."""
     alike = [each for each in known if each.count(".") == name.count(".")]
     matches = get_close_matches(name, alike, n=1, cutoff=0.75)
     return f"; did you mean {matches[0]}?" if matches else ""
@@ -226,7 +231,7 @@ def config_class(preset: RunConfig) -> type[RunConfig]:
     """A RunConfig class whose defaults, at every depth, are the values of a preset.
 
     A flow with such a parameter shows the preset's values in its form, in the order of the sections, and a
-    caller who sets one key keeps the other values of the preset.
+    caller that sets one key keeps the other values of the preset.
     """
     return cast(type[RunConfig], _with_defaults(RunConfig, preset))
 
@@ -250,7 +255,7 @@ def _with_defaults(section: type[BaseModel], preset: BaseModel) -> type[BaseMode
         __base__=section,
         __doc__=section.__doc__,
         __module__=__name__,
-        # The copied fields have their descriptions; parsing the sources again took seconds per import.
+        # The copied fields already have descriptions; parsing the sources again would add seconds per import.
         __cls_kwargs__={"use_attribute_docstrings": False},
         **fields,
     )

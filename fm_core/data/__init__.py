@@ -1,1 +1,1 @@
-"""Image sources, shards with a manifest, samplers of an exact global order, and batches."""
+"""Image sources, shards with a manifest, samplers with an exact global order, and batches."""

@@ -1,7 +1,7 @@
 """Batches of one data-parallel rank, prefetched by one background thread.
 
 The global batch at position g consists of the ids at positions g .. g + B - 1 of the stream; rank r of W
-reads the r-th of W equal slices. All ranks have the same number of batches, and the stream is endless.
+reads the r-th of W equal slices. All ranks get the same number of batches, and the stream is infinite.
 """
 
 import queue
@@ -34,24 +34,24 @@ class Endpoints:
     """Times, float32 [n]."""
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Self:
-        """The endpoints with every tensor changed."""
+        """The endpoints with a function applied to every tensor."""
         return replace(self, x0=change(self.x0), x1=change(self.x1), t=change(self.t))
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images at consecutive stream positions: everything that the loader hands over to a training step."""
+    """Images at consecutive stream positions, as passed from the loader to a training step."""
 
     first: int
     """Stream position of the first image."""
     images: torch.Tensor
-    """Intensities, uint8 [n, C, H, W], on the CPU; pinned where there is a GPU."""
+    """Intensities, uint8 [n, C, H, W], on the CPU; pinned if there is a GPU."""
     labels: torch.Tensor
     """Classes, int64 [n]; -1 without labels."""
     noise_positions: torch.Tensor
     """Stream position of the noise that each image is paired with, int64 [n]."""
     endpoints: Endpoints | None = None
-    """Drawn ahead, if the run's generator cannot draw on the device of the step."""
+    """Precomputed on the CPU if the run's generator cannot draw on the device of the step."""
 
     @property
     def positions(self) -> range:
@@ -59,11 +59,11 @@ class Batch:
         return range(self.first, self.first + len(self.labels))
 
     def to(self, device: torch.device) -> Self:
-        """The batch on a device; it does not wait for copies from pinned memory."""
+        """The batch on a device; copies from pinned memory are asynchronous."""
         return self.map(lambda part: part.to(device, non_blocking=True))
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Self:
-        """The batch with every tensor changed."""
+        """The batch with a function applied to every tensor."""
         return replace(
             self,
             images=change(self.images),
@@ -96,7 +96,7 @@ class Batches:
         """Start reading at stream position `position`.
 
         Args:
-            reader: used by the background thread alone until `close`.
+            reader: used only by the background thread until `close`.
             sampler: the stream of ids.
             position: stream position of the first global batch; any integer from 0.
             global_batch: images per step over all ranks; a multiple of ranks.
@@ -105,7 +105,7 @@ class Batches:
             micro_batch: images yielded at a time, a divisor of the rank's share; the share by default.
             prepare: called with each batch in the background thread.
             ahead: number of batches read in advance.
-            look_ahead: number of global batches in advance whose remote shards are copied to this node.
+            look_ahead: number of global batches whose remote shards are copied to this node in advance.
 
         Raises:
             UserError: global_batch does not divide into ranks and micro-batches.
@@ -121,7 +121,7 @@ class Batches:
         self._prepare = prepare
         self._position, self._step = position + rank * share, global_batch
         self._share, self._look_ahead = share, look_ahead
-        # Batches are queued in groups: waking the other thread costs as much as reading forty images.
+        # Batches are queued in groups, because waking the other thread costs as much as reading forty images.
         self._group_size = max(1, ahead // 2)
         self._queue: queue.Queue[list[Batch] | BaseException] = queue.Queue(max(1, ahead // self._group_size))
         self._ready: list[Batch] = []
@@ -165,7 +165,10 @@ class Batches:
         try:
             for step in range(self._look_ahead):
                 self._prefetch(self._position + step * self._step, self._share)
-            size, group = 1, list[Batch]()  # the first batch is queued alone, as it is being waited for
+            size, group = (
+                1,
+                list[Batch](),
+            )  # the first batch is queued alone, because the consumer is waiting for it
             for first in self._firsts():
                 self._prefetch(first + self._look_ahead * self._step, self._micro)
                 group.append(self._batch(first))
@@ -193,7 +196,7 @@ class Batches:
         batch = Batch(first, images, labels, torch.arange(first, first + len(ids)))
         if self._prepare is not None:
             batch = self._prepare(batch)
-        # Images are read into pinned memory already; pinning them again returns them as they are.
+        # Images are already read into pinned memory; pinning them again does not copy them.
         return batch.map(torch.Tensor.pin_memory) if torch.cuda.is_available() else batch
 
     def _put(self, item: list[Batch] | BaseException) -> bool:
@@ -207,24 +210,24 @@ class Batches:
 
 MAX_BUFFERS = 64
 
-# Reference count of an array that only a list holds; tensors made of an array hold a reference too.
+# Reference count of an array that only a list refers to; tensors created from an array add a reference.
 _LISTED_ONCE = [np.empty(1, np.uint8)]
 _UNUSED_REFERENCES = sys.getrefcount(_LISTED_ONCE[0])
 
 
 class BufferPool:
-    """Memory for batches, reused when no tensor refers to it any more.
+    """Memory for batches, reused once no tensor refers to it.
 
-    Without a GPU: malloc returns blocks of a background thread to the system at once, and touching new
-    pages for every batch costs half as much as reading the images. With one, torch keeps pinned blocks
-    itself, and reuses none before the copies from it have ended.
+    Without a GPU, malloc would return blocks of a background thread to the system at once, and touching new
+    pages for every batch costs half as much as reading the images. With a GPU, torch caches pinned blocks
+    itself, and reuses a block only after the copies from it have ended.
     """
 
     def __init__(self) -> None:
         self._arrays: list[NDArray[np.uint8]] = []
 
     def take(self, shape: tuple[int, ...]) -> torch.Tensor:
-        """An uninitialized tensor uint8 [*shape] on the CPU, pinned where there is a GPU."""
+        """An uninitialized tensor uint8 [*shape] on the CPU, pinned if there is a GPU."""
         if torch.cuda.is_available():
             return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
         size = prod(shape)

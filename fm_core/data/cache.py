@@ -18,13 +18,13 @@ from fm_core.storage.store import Store
 
 DOWNLOADS = 8
 MANIFEST_SECONDS = 86_400.0
-"""Copies of manifests of other jobs stay this long."""
+"""How long copies of manifests of other jobs are kept, in seconds."""
 
 
 class NodeCache:
     """A local folder of shards.
 
-    Processes that need the same shard wait for the one that downloads it. With a limit, the least
+    Processes that need the same shard wait for the one that downloads it. With a size limit, the least
     recently used shards are evicted (cache_quota.py); a process that has one open can still read it.
     """
 
@@ -46,7 +46,7 @@ class NodeCache:
         Args:
             root_url: data.root.
             name: data.name.
-            job: identifies the job; another one fetches the manifest again.
+            job: identifies the job; every job fetches the manifest again.
         """
         store = Store.at(root_url, name)
         if store.local:
@@ -64,7 +64,7 @@ class NodeCache:
         return parse_manifest(copy.read_bytes(), where)
 
     def open(self, store: Store, shard: Shard) -> int:
-        """Open a copy of the shard, or the shard itself in a local store; a file descriptor.
+        """Open a copy of the shard, or the shard itself in a local store; returns a file descriptor.
 
         A copy of the wrong size is downloaded again. Raises UserError if the shard is missing or, after
         a second download, does not have the manifest's SHA-256.
@@ -74,7 +74,8 @@ class NodeCache:
         try:
             return os.open(store.local / shard.name, os.O_RDONLY)
         except (FileNotFoundError, PermissionError, NotADirectoryError) as error:
-            # Other errors, e.g. too many open files or a file server that is away, are not the shard's.
+            # Other errors, e.g. too many open files or an unavailable file server, are not caused by the
+            # shard.
             raise UserError(
                 f"{store.url}/{shard.name}: {error.strerror}; run fm validate --repair to write it again"
             ) from None
@@ -87,7 +88,7 @@ class NodeCache:
                 path.unlink(missing_ok=True)
 
     def prefetch(self, store: Store, shards: Iterable[Shard]) -> None:
-        """Start to download shards in the background; `open` raises the errors of those that fail here."""
+        """Start to download shards in the background; `open` raises the error of a failed download."""
         if store.local:
             return
         if self._pool is None:
@@ -129,7 +130,9 @@ class NodeCache:
                 for _ in range(2):
                     store.fetch(shard.name, stage)
                     if sha256_file(stage) == shard.sha256:
-                        sync(stage)  # otherwise a power loss could leave a truncated file under the name
+                        sync(
+                            stage
+                        )  # otherwise a power loss could leave a truncated file under the final name
                         stage.replace(path)
                         return
             except FileNotFoundError:

@@ -1,8 +1,8 @@
-"""Size limit of a cache folder. Space is reserved before a download starts, so all downloads keep the limit.
+"""Size limit of a cache folder. Space is reserved before a download starts, so the limit always holds.
 
-While x.tar is downloaded to x.partial, x.reserved has its final size; it is a sparse file, which
-takes no space. The downloading process holds a lock on x.lock, so a reservation whose lock is free was
-left by a process that was killed.
+While x.tar is downloaded to x.partial, x.reserved has its final size; it is a sparse file, which takes no
+space. The downloading process holds a lock on x.lock, so a reservation whose lock is free belongs to a
+process that was killed.
 """
 
 import time
@@ -17,16 +17,16 @@ POLL_SECONDS = 0.05
 
 
 class CacheQuota:
-    """Space of a folder, shared by all processes and threads of this machine."""
+    """Size limit of a folder that is shared by all processes and threads of this machine."""
 
     def __init__(self, folder: Path, limit_bytes: int | None) -> None:
         self._folder, self._limit = folder, limit_bytes
 
     @contextmanager
     def reserved(self, path: Path, size: int) -> Generator[None]:
-        """Reserve `size` bytes for the copy `path`, whose lock the caller holds, until the block ends.
+        """Reserve `size` bytes during the block for the copy `path`, whose lock the caller holds.
 
-        The least recently used copies are evicted; where other downloads occupy the space, waits for them.
+        The least recently used copies are evicted; if other downloads occupy the space, waits for them.
         Raises UserError for a copy larger than the limit.
         """
         if self._limit is not None and size > self._limit:
@@ -43,7 +43,7 @@ class CacheQuota:
 
     def _reserve(self, reservation: Path, size: int) -> bool:
         with file_lock(self._folder / "room.lock"):
-            reservation.unlink(missing_ok=True)  # left by a killed process, as the caller holds the lock
+            reservation.unlink(missing_ok=True)  # of a killed process, since the caller holds the lock
             self._remove_abandoned(reservation)
             if self._limit is not None:
                 reserved = sum(length for _, length, _ in self._files("*.reserved"))
@@ -55,7 +55,7 @@ class CacheQuota:
         return True
 
     def _evict(self, limit: int) -> None:
-        """Remove the least recently used copies until the others have at most `limit` bytes."""
+        """Remove the least recently used copies until the rest has at most `limit` bytes."""
         copies = self._files("*.tar")
         total = sum(size for _, size, _ in copies)
         for _, size, path in sorted(copies):
@@ -76,7 +76,7 @@ class CacheQuota:
         """Time of last use, size and path of each file."""
         files: list[tuple[float, int, Path]] = []
         for path in self._folder.glob(pattern):
-            with suppress(FileNotFoundError):  # a download ended in between
+            with suppress(FileNotFoundError):  # a download ended in the meantime
                 stat = path.stat()
                 files.append((stat.st_mtime, stat.st_size, path))
         return files

@@ -20,10 +20,10 @@ from fm_core.storage.store import Store
 
 @dataclass(frozen=True)
 class LabelMap:
-    """New numbers for the classes of a source."""
+    """Mapping from the classes of a source to new numbers."""
 
     table: NDArray[np.int64]
-    """New class of each old one, int64 [old classes]."""
+    """New class of each old class, int64 [old classes]."""
     order: str
     """Name of the new order."""
     sha256: str
@@ -33,7 +33,7 @@ class LabelMap:
 
 
 def read_label_map(url: str) -> LabelMap:
-    """Read a label map; UserError if it is missing, malformed, or leaves out a class."""
+    """Read a label map; UserError if it is missing, malformed, or omits a class."""
     folder, _, name = url.rpartition("/")
     try:
         content = Store.at(folder or ".").read_bytes(name)
@@ -72,7 +72,7 @@ class RelabeledSource:
         )
 
     def classes(self) -> Classes:
-        """The new classes; UserError if the map has another number of classes than the source."""
+        """The new classes; UserError if the map and the source have different numbers of classes."""
         old = self._source.classes()
         if old.count != len(self._map.table):
             raise UserError(
@@ -82,9 +82,14 @@ class RelabeledSource:
 
     def interpretation(self) -> Interpretation:
         """As the source, with a note on the map."""
-        found = self._source.interpretation()
-        return found.model_copy(
-            update={"remarks": (*found.remarks, f"classes renumbered by data.label_map to {self._map.order}")}
+        interpretation = self._source.interpretation()
+        return interpretation.model_copy(
+            update={
+                "remarks": (
+                    *interpretation.remarks,
+                    f"classes renumbered by data.label_map to {self._map.order}",
+                )
+            }
         )
 
     def parts(self) -> Sequence[SourcePart]:

@@ -1,4 +1,4 @@
-"""Building a data set: missing shards are written, the manifest last; existing shards are verified."""
+"""Builder of sharded data sets: writes missing shards, then the manifest; verifies existing shards."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -43,10 +43,10 @@ def check_source(config: DataSection) -> int | None:
 def write_dataset(config: DataSection, on_images: OnImages = lambda done: None) -> Manifest:
     """Complete the data set, or verify every hash of a complete one; returns its manifest.
 
-    on_images is called with the number of images (source rows) in written or verified shards so
-    far; make_plan(config).images is their total. A shard whose hash is wrong is rewritten.
-    Raises UserError if the source is missing or wrong, if a data set of another recipe has this name, if
-    too many images are unreadable, or if the disk is too small.
+    on_images is called with the number of images (source rows) in shards written or verified so far;
+    make_plan(config).images is the total. A shard whose hash is wrong is rewritten. Raises UserError if the
+    source is missing or wrong, if a data set of another recipe has this name, if too many images are
+    unreadable, or if the disk is too small.
     """
     store = Store.at(config.root, config.name)
     complete = read_complete(config)
@@ -75,7 +75,7 @@ def write_dataset(config: DataSection, on_images: OnImages = lambda done: None) 
 def read_complete(config: DataSection) -> Manifest | None:
     """The manifest, or None without one; UserError if its recipe is not the configuration's.
 
-    The recipe of an earlier version of this program is the configuration's, too.
+    The equivalent recipe of an earlier version is accepted.
     """
     store = Store.at(config.root, config.name)
     try:
@@ -94,7 +94,7 @@ def read_complete(config: DataSection) -> Manifest | None:
 def _require_same_version(
     store: Store, config: DataSection, manifest: Manifest, damaged: Mapping[str, str]
 ) -> None:
-    """Raise UserError for damaged shards in an order of images that this version does not make any more."""
+    """Raise UserError for damaged shards whose order of images this version cannot reproduce."""
     earlier = labeled_source(config, detected=str(manifest.recipe.get("source"))).facts.earlier_recipe
     if manifest.recipe == earlier:
         raise UserError(
@@ -122,7 +122,7 @@ def write_missing(store: Store, plan: ShardPlan, config: DataSection, on_images:
 
 
 def allowed_rejections(plan: ShardPlan, config: DataSection) -> int:
-    """Largest number of images that may be left out."""
+    """Largest number of images that may be omitted."""
     share = config.max_quarantined
     return int(plan.images * (plan.source.facts.max_quarantined if share is None else share))
 
@@ -132,8 +132,8 @@ def write_manifest(
 ) -> Manifest:
     """Write the manifest from the shards' sidecars.
 
-    `before` is the manifest of a data set of which shards were rewritten: the new ones must equal the old.
-    Raises UserError if shards are missing or differ, or if too many images are rejected.
+    `before` is the manifest of a data set after a repair: rewritten shards must equal those in it. Raises
+    UserError if shards are missing or differ, or if too many images are rejected.
     """
     sidecars = read_sidecars(store, [task.name for task in plan.tasks])
     missing = [task.name for task in plan.tasks if task.name not in sidecars]
@@ -158,9 +158,11 @@ def write_manifest(
             "rewritten shards differ from the manifest; "
             "choose another data.name, or remove the folder"
         )
-    if before is not None:  # what an earlier version did not record says how that version read the source
-        kept = {"interpretation": before.interpretation, "source_url": before.source_url}
-        manifest = manifest.model_copy(update=kept)
+    if (
+        before is not None
+    ):  # keys that are absent from an earlier version's record imply how that version read the source
+        recorded = {"interpretation": before.interpretation, "source_url": before.source_url}
+        manifest = manifest.model_copy(update=recorded)
     _write_quarantine(store, ordered)
     write_indexes(store, manifest)
     store.write_bytes(MANIFEST_NAME, manifest.to_json().encode())
@@ -214,7 +216,7 @@ def _summary(sidecars: Sequence[ShardSidecar]) -> Split:
 
 
 def _write_quarantine(store: Store, sidecars: Sequence[ShardSidecar]) -> list[str]:
-    """Write quarantine.jsonl; one line of text for each rejected image, in the order of the source."""
+    """Write quarantine.jsonl; return one line of text for each rejected image, in source order."""
     rejected = [item for sidecar in sidecars for item in sidecar.rejected]
     lines = [json.dumps(item.model_dump()) for item in rejected]
     if lines:
@@ -249,10 +251,10 @@ def repair_dataset(
 ) -> Manifest:
     """Rewrite damaged or missing shards, and a damaged manifest; returns the manifest.
 
-    on_hashed gets the number of images in the shards hashed so far, then on_images as in write_dataset.
-    Without a manifest, shards are verified by the hashes in their sidecars. Raises UserError if the source
-    is needed and missing, or would give other bytes; and for a manifest that cannot be read at the moment
-    or has another schema, which is not damage: it is left alone.
+    on_hashed gets the number of images in the shards hashed so far; on_images is as in write_dataset. Without
+    a manifest, shards are verified by the hashes in their sidecars. Raises UserError if the source is needed
+    and missing, or would produce other bytes; and for a manifest that cannot be read at the moment or has
+    another schema, which is not damage and is not replaced.
     """
     store = Store.at(config.root, config.name)
     try:

@@ -1,4 +1,4 @@
-"""Factories of the sampler and the node cache of a configuration, and checks that they fit the job."""
+"""Factories for the sampler and the node cache of a configuration, and checks that they fit the job."""
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from fm_core.storage.store import Store
 def make_order(
     config: DataSection, manifest: Manifest, split: str, seed: int, global_batch: int, ranks: int
 ) -> Sampler:
-    """The sampler of data.order for one split; UserError for sizes that do not divide."""
+    """Create the sampler of data.order for one split; UserError for sizes that do not divide."""
     if config.order == "full":
         return GlobalShuffleSampler(seed, manifest.splits[split].images)
     run, rest = divmod(global_batch, config.virtual_ranks)
@@ -31,7 +31,7 @@ def make_order(
 
 
 def block_sizes(manifest: Manifest, split: str) -> list[int]:
-    """Number of images in each block of a split, in order of ids; layout image is divided the same way."""
+    """Number of images in each block of a split, in id order; layout image is divided in the same way."""
     return [size for shard in manifest.split_shards(split) for size in _blocks_of(manifest, shard)]
 
 
@@ -43,7 +43,7 @@ def _blocks_of(manifest: Manifest, shard: Shard) -> list[int]:
 
 
 def make_cache(config: DataSection, manifest: Manifest) -> NodeCache:
-    """The node's cache; UserError if it is too small for a shard, or for all shards with data.order full."""
+    """Create the node cache; UserError if it is too small for a shard, or for all with data.order full."""
     limit = config.cache_bytes
     if limit is not None and Store.at(config.root, config.name).local is None:
         needed = sum(shard.bytes for shard in manifest.shards)
@@ -61,9 +61,9 @@ def make_cache(config: DataSection, manifest: Manifest) -> NodeCache:
 def check_streams(
     config: DataSection, manifest: Manifest, seed: int, global_batch: int, ranks: int, ranks_here: int
 ) -> None:
-    """Refuse, before a process starts, a sampler or a cache that cannot serve `ranks` processes.
+    """Check, before a process starts, that the sampler and the cache can serve `ranks` processes.
 
-    ranks_here: number of ranks on one host. Raises UserError as make_order and make_cache, and for a cache
+    ranks_here: number of ranks on one host. Raises UserError as make_order and make_cache do, and for a cache
     that cannot hold the shards which these ranks read at a time.
     """
     sampler = make_order(config, manifest, "train", seed, global_batch, ranks)

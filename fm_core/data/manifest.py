@@ -1,6 +1,6 @@
-"""Manifest of a sharded data set: its content, the offsets of it, and a version that identifies it.
+"""Manifest of a sharded data set: its content, byte offsets, and a version that identifies it.
 
-Ids are 0-based positions in a split, in the order of the shards. Intensities are 0 .. levels - 1.
+Ids are 0-based positions in a split, in shard order. Intensities are 0 .. levels - 1.
 """
 
 import hashlib
@@ -23,18 +23,18 @@ Recipe = dict[str, str | int | bool | None]
 
 
 class Record(BaseModel):
-    """Frozen model of a JSON object; unknown keys are refused."""
+    """Frozen model of a JSON object; unknown keys are rejected."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Block(Record):
-    """Group of members of a shard: images, their labels and their CRCs."""
+    """Members of a shard with one key: images, their labels and their CRCs."""
 
     images: int = Field(ge=1)
     """Number of images in the block."""
     x_offset: int
-    """Offset of the first pixel in the shard, in bytes: after the tar and .npy headers."""
+    """Offset of the first pixel in the shard in bytes, after the tar and .npy headers."""
     x_bytes: int
     """Size of the pixels in bytes, uint8 [images, channels, height, width]."""
     y_offset: int | None = None
@@ -116,12 +116,12 @@ class Quarantine(Record):
 
 
 class Interpretation(Record):
-    """How a source was read: what a person checks. It is not part of the version."""
+    """How a source was interpreted, for users to check. It is not part of the version."""
 
     splits: str = ""
-    """Where training and validation images came from, and which splits were left alone."""
+    """Where training and validation images came from, and which splits were ignored."""
     classes: str = ""
-    """What the classes are."""
+    """Description of the classes."""
     pixels: str = ""
     """Orientation, transparency and range of values."""
     order: str = ""
@@ -129,11 +129,11 @@ class Interpretation(Record):
     own_validation: bool = False
     """Whether the source has validation images, so that data.validation_images has no effect."""
     fair_order: bool = False
-    """Whether the first images of a split are a fair sample of it."""
+    """Whether the first images of a split are a representative sample of it."""
     not_read: dict[str, int] = {}
-    """Number of files that are no images, by ending."""
+    """Number of files that are not images, by extension."""
     remarks: tuple[str, ...] = ()
-    """Anything that may surprise, e.g. classes without training images."""
+    """Other notes, e.g. classes without training images."""
 
     def lines(self) -> list[str]:
         """The interpretation as lines of text."""
@@ -166,7 +166,7 @@ class Manifest(Record):
     packing: Packing
     """How images are packed into shards."""
     recipe: Recipe
-    """How the pixels were made; numbers on two data sets compare only if their recipes are equal."""
+    """How the pixels were produced; scores are comparable only between data sets of equal recipes."""
     inputs: tuple[Input, ...] = ()
     """Source files. They are not part of the version; the hashes of the shards are."""
     splits: dict[str, Split]
@@ -194,7 +194,7 @@ class Manifest(Record):
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def split_shards(self, split: str) -> tuple[Shard, ...]:
-        """The shards of one split, in the order of ids; UserError for a split that is not there."""
+        """The shards of one split, in id order; UserError for a split that does not exist."""
         if split not in self.splits:
             raise UserError(f"data set {self.name} has no split {split!r}, only {', '.join(self.splits)}")
         return tuple(shard for shard in self.shards if shard.split == split)
@@ -208,7 +208,7 @@ class Manifest(Record):
 def load_manifest(root_url: str, name: str) -> Manifest:
     """Read <root_url>/<name>/manifest.json.
 
-    Raises UserError if it is missing, has another schema, or was altered.
+    Raises UserError if it is missing, has another schema, or was modified.
     """
     store = Store.at(root_url, name)
     try:
@@ -243,7 +243,7 @@ def parse_manifest(text: bytes, where: str) -> Manifest:
 
 
 def read_record(text: bytes, where: str, schema: int, remedy: str) -> dict[str, Any]:
-    """Parse JSON that carries `schema_version`; `remedy` is what the user can do if it is damaged.
+    """Parse JSON with a `schema_version`; `remedy` is what the user can do if it is damaged.
 
     Raises DamagedRecordError for invalid JSON, UserError if its version is not `schema`.
     """

@@ -1,6 +1,6 @@
 """Sharding on several machines: begin once, write pieces anywhere, finish once.
 
-Pieces may be written twice, even at the same time: the bytes are the same, and so is the result.
+Writing a piece twice, even concurrently, is harmless because the bytes are the same.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from fm_core.errors import UserError
 from fm_core.storage.store import Store
 
 MAX_PIECES = 256
-"""With more jobs than this, a piece holds several shards."""
+"""Target number of pieces; with more shards, a piece contains several."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Piece:
     shards: tuple[str, ...]
     """Names of the shards to write; all missing ones of a part that is not seekable."""
     images: int
-    """Rows of the source, the unreadable ones included."""
+    """Rows of the source, including unreadable ones."""
 
 
 class ParallelSharding:
-    """Pieces to write, and progress by all processes together."""
+    """Pieces to write, and the joint progress of all processes."""
 
     def __init__(self, store: Store, plan: ShardPlan) -> None:
         self._store = store
@@ -45,13 +45,13 @@ class ParallelSharding:
         """Pieces with missing shards, in the order of the shards."""
 
     def written(self) -> int:
-        """Rows in the shards that any process has written so far; takes one listing."""
+        """Rows in the shards that all processes have written so far; costs one listing."""
         sidecars = Store.at(self._store.url, SIDECAR_FOLDER).sizes()
         return sum(rows for name, rows in self._rows.items() if name in sidecars)
 
 
 def begin_dataset(config: DataSection) -> ParallelSharding | None:
-    """Record the plan of the data set; None if it is complete already.
+    """Record the plan of the data set; None if it is already complete.
 
     Raises UserError if the source is missing or wrong, or a data set of another recipe has this name.
     """
@@ -71,10 +71,10 @@ def begin_dataset(config: DataSection) -> ParallelSharding | None:
 def write_piece(
     config: DataSection, shards: Sequence[str], on_images: Callable[[int], None] = lambda done: None
 ) -> int:
-    """Write those of the shards that no process has written yet; returns the number of images written.
+    """Write those shards that no process has written yet; returns the number of images written.
 
-    on_images gets the images so far. Raises UserError if the source is damaged, or if these shards alone
-    hold too many unreadable images.
+    on_images gets the number of images so far. Raises UserError if the source is damaged, or if these shards
+    alone contain too many unreadable images.
     """
     store = Store.at(config.root, config.name)
     plan = _plan_of(config.model_dump_json(), store.read_bytes(PLAN_NAME))
@@ -96,7 +96,7 @@ def write_piece(
 
 
 def finish_dataset(config: DataSection) -> Manifest:
-    """Write the manifest once every shard is written, and return it; UserError counts missing shards."""
+    """Write the manifest once every shard is written, and return it; UserError if shards are missing."""
     complete = read_complete(config)
     if complete is not None:
         return complete
@@ -122,5 +122,5 @@ def _piece(tasks: Sequence[ShardTask]) -> Piece:
 
 @lru_cache(maxsize=1)
 def _plan_of(config: str, recorded: bytes) -> ShardPlan:
-    """Plan of a configuration. A process that writes many pieces lists the source once per plan.json."""
+    """Plan of a configuration, cached so that a process with many pieces lists the source only once."""
     return make_plan(DataSection.model_validate_json(config))

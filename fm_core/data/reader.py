@@ -1,4 +1,4 @@
-"""Random access to images by id, read from the shards and checked against their CRCs."""
+"""Image reader: random access by id, with each image checked against its CRC."""
 
 import os
 from collections.abc import Sequence
@@ -21,13 +21,13 @@ from fm_core.storage.store import Store
 Ids = NDArray[np.int64]
 CHUNK_IMAGES = 256
 PUBLISHED_IN_RANDOM_ORDER = {"digits", "imagenet-npz", "imagenet-png", "imagenet-tar", "cifar10"}
-"""Sources whose images were mixed before they were published, as far as the published set is complete."""
+"""Sources whose images were shuffled before publication, provided the set is complete."""
 SHUFFLED_FOR_TRAINING = {"imagenet-png", "imagenet-tar", "imagenet-folder", "folder"}
-"""Sources whose training images, but not validation images, earlier versions shuffled at sharding."""
+"""Sources of which earlier versions shuffled training images, but not validation images."""
 
 
 def has_fair_order(manifest: Manifest, split: str) -> bool:
-    """Whether the first images of a split, by id, are a fair sample of it and not, say, of one class."""
+    """Whether the first images of a split, by id, are a representative sample, not e.g. one class."""
     if manifest.interpretation is not None:
         return manifest.interpretation.fair_order
     source = manifest.recipe.get("source")
@@ -36,15 +36,15 @@ def has_fair_order(manifest: Manifest, split: str) -> bool:
 
 
 def fair_order(manifest: Manifest, split: str) -> Ids:
-    """All ids of a split, int64, in an order of which any first N are a fair sample; always the same."""
+    """All ids of a split, int64, in a fixed order in which any first N are a representative sample."""
     count = manifest.splits[split].images
     return np.arange(count, dtype=np.int64) if has_fair_order(manifest, split) else permutation(count, seed=0)
 
 
 class ImageReader:
-    """Reader of the images of one split, with positional reads; shards are opened when first needed.
+    """Reader of the images of one split by positional reads; shards are opened on first use.
 
-    A remote shard is first copied to the node's cache. Not thread-safe.
+    Remote shards are copied to the node cache first. Not thread-safe.
     """
 
     def __init__(self, root_url: str, manifest: Manifest, split: str, cache: NodeCache | None = None) -> None:
@@ -64,20 +64,20 @@ class ImageReader:
     def read(self, ids: Ids) -> tuple[torch.Tensor, torch.Tensor]:
         """Read images uint8 [n, C, H, W] and labels int64 [n] (-1 without labels) of ids int64 [n].
 
-        Raises IndexError for an id out of range; UserError, naming the shard, for a shard that is
-        missing, truncated or damaged, after it was downloaded once more.
+        Raises IndexError for an id out of range; UserError, naming the shard, for a shard that is missing,
+        truncated or damaged even after a second download.
         """
         images = torch.empty((len(ids), *self.image_shape), dtype=torch.uint8)
         return images, self.read_into(ids, images)
 
     def read_into(self, ids: Ids, images: torch.Tensor) -> torch.Tensor:
-        """Read images into an existing contiguous CPU tensor, otherwise as `read`; returns the labels."""
+        """`read` into an existing contiguous CPU tensor; returns the labels."""
         if len(ids) and not 0 <= ids.min() <= ids.max() < len(self):
             raise IndexError(f"ids {ids.min()} .. {ids.max()} are not in 0 .. {len(self) - 1}")
         pixels: NDArray[np.uint8] = images.numpy()
         target = pixels.data.cast("B")
         size = self._image_bytes
-        # No more images than shards can be open at a time.
+        # At most as many images as shards can be open at a time.
         images_per_chunk = min(CHUNK_IMAGES, self._shards.limit)
         for first in range(0, len(ids), images_per_chunk):
             chunk = ids[first : first + images_per_chunk]
@@ -90,7 +90,7 @@ class ImageReader:
         return self._shards.remote
 
     def prefetch(self, ids: Ids) -> None:
-        """Start to copy the shards of ids that will be read soon to this node."""
+        """Start to copy the shards of these ids to this node."""
         self._shards.prefetch(np.unique(self._table.shards_of(ids)).tolist())
 
     def close(self) -> None:
@@ -104,7 +104,7 @@ class ImageReader:
         self.close()
 
     def _read_chunk(self, ids: Ids, target: memoryview) -> None:
-        """Read a chunk of images, all of whose shards are open at a time."""
+        """Read a chunk of images whose shards can all be open at the same time."""
         shards = self._table.shards_of(ids)
         damaged = self._damaged(ids, self._shards.files(shards), target)
         if not damaged:
@@ -125,7 +125,7 @@ class ImageReader:
             return self._damaged_pngs(ids, files, self._table.png_places[ids], target)
         size, preadv = self._image_bytes, os.preadv
         views = [target[start : start + size] for start in range(0, len(ids) * size, size)]
-        # -1, which is no CRC-32, stands for a short read.
+        # -1, which is not a valid CRC-32, marks a short read.
         crcs = [
             crc32(view) if preadv(file, (view,), offset) == size else -1
             for file, offset, view in zip(files, self._table.offsets_of(ids).tolist(), views, strict=True)
@@ -133,7 +133,7 @@ class ImageReader:
         return np.flatnonzero(np.array(crcs, np.int64) != self._table.crcs[ids]).tolist()
 
     def _damaged_pngs(self, ids: Ids, files: Sequence[int], places: Ids, target: memoryview) -> list[int]:
-        """As `_damaged`, for layout image, where each image is a PNG at places[n] = (offset, size)."""
+        """`_damaged` for layout image, where each image is a PNG at places[n] = (offset, size)."""
         damaged: list[int] = []
         size = self._image_bytes
         for row, (file, (offset, length)) in enumerate(zip(files, places.tolist(), strict=True)):

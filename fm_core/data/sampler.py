@@ -1,4 +1,4 @@
-"""Samplers: the global order of image ids, a function of (seed, stream position).
+"""Samplers: the global order of image ids as a function of (seed, stream position).
 
 A stream position counts images since the start of the stream. Samplers do not depend on batches or
 shards, so resuming needs one integer. GlobalShuffleSampler permutes all images each epoch; its stream is the
@@ -6,10 +6,10 @@ same for any number of processes. BlockShuffleSampler is for data larger than a 
 blocks, and images within a bounded window.
 
 Positions are assigned to V virtual ranks, `run` consecutive ones at a time. In each epoch the blocks are
-permuted and concatenated, the sequence is split into V segments, and each virtual rank reads its
-segment window by window, in random order within a window. So a virtual rank needs the blocks of one
-window at a time, and every epoch still contains each image exactly once. With a global batch of V * run
-images and W processes, W a divisor of V, each process reads its own V / W virtual ranks only.
+permuted and concatenated, the sequence is split into V segments, and each virtual rank reads its segment
+window by window, in random order within a window. Therefore a virtual rank needs only the blocks of one
+window at a time, and every epoch contains each image exactly once. With a global batch of V * run images and
+W processes, W a divisor of V, each process reads only its own V / W virtual ranks.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,14 +22,14 @@ from numpy.typing import NDArray
 from fm_core.errors import UserError
 
 ORDER_VERSION = 1
-"""Incremented whenever the same seed gives another stream."""
+"""Incremented with every change of the stream of a seed."""
 
 Int64s = NDArray[np.int64]
 _BLOCKS, _WINDOW = 1, 2
 
 
 class Sampler(Protocol):
-    """An endless stream of ids."""
+    """An infinite stream of ids."""
 
     def ids(self, position: int, count: int) -> NDArray[np.int64]:
         """The ids at stream positions position .. position + count - 1; int64 [count]."""
@@ -44,7 +44,7 @@ class GlobalShuffleSampler:
             raise ValueError(f"a stream needs at least one image, not {images}")
         self.seed = seed
         self.images = images
-        # Two epochs: a batch may contain both, and prefetching is ahead of reading.
+        # Two epochs, because a batch may contain both and prefetching is ahead of reading.
         self._permutation = lru_cache(maxsize=2)(self._permute)
 
     def ids(self, position: int, count: int) -> NDArray[np.int64]:
@@ -61,7 +61,8 @@ class GlobalShuffleSampler:
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
     def _permute(self, epoch: int) -> NDArray[np.int64]:
-        # The raw stream of the bit generator never changes; Generator.permutation may change with numpy.
+        # The raw stream of the bit generator is stable; Generator.permutation may change between numpy
+        # versions.
         keys = np.random.Philox(key=np.array([self.seed, epoch], np.uint64)).random_raw(self.images)
         return np.argsort(keys, kind="stable").astype(np.int64, copy=False)
 
@@ -76,8 +77,8 @@ class BlockShuffleSampler:
 
         Args:
             seed: seed of the stream.
-            block_images: number of images in each block, in order of ids.
-            virtual_ranks: number of streams that processes share.
+            block_images: number of images in each block, in id order.
+            virtual_ranks: number of streams that are distributed over processes.
             run: consecutive positions of one virtual rank.
             window: number of images among which a virtual rank shuffles.
         """
@@ -89,11 +90,11 @@ class BlockShuffleSampler:
         self._first = np.cumsum(self._sizes) - self._sizes
         self._ranks, self._run, self._window = virtual_ranks, run, window
         self._epoch = lru_cache(maxsize=2)(self._make_epoch)
-        # Each virtual rank is in one window, and in two if a batch contains the border of windows.
+        # Each virtual rank is in one window, or in two if a batch contains the boundary of windows.
         self._window_order = lru_cache(maxsize=2 * virtual_ranks)(self._permute_window)
 
     def check_world(self, ranks: int, global_batch: int) -> None:
-        """Raise UserError unless each of `ranks` processes reads virtual ranks of its own."""
+        """Raise UserError unless each of `ranks` processes reads its own virtual ranks."""
         if self._ranks % ranks or global_batch != self._ranks * self._run:
             raise UserError(
                 f"data.virtual_ranks: {self._ranks} virtual ranks of {self._run} images need batches of "
@@ -104,7 +105,7 @@ class BlockShuffleSampler:
     def blocks_at_a_time(self, ranks: range) -> Iterator[Int64s]:
         """Blocks that the virtual ranks `ranks` read at a time, for each window of epoch 0; int64 [blocks].
 
-        These are the blocks of two windows, as the next one is prefetched while one is read.
+        These are the blocks of two windows, because the next one is prefetched while one is read.
         """
         starts, order, ends = self._epoch(0)
         for first in range(0, int(np.diff(starts).max()), self._window):
@@ -167,7 +168,7 @@ class BlockShuffleSampler:
         return self._permutation(length, epoch, _WINDOW, rank, window)
 
     def _permutation(self, length: int, epoch: int, kind: int, rank: int, window: int) -> Int64s:
-        # The counter's lowest word counts up to the length; the others identify the window.
+        # The counter's lowest word counts up to the length; the other words identify the window.
         bits = np.random.Philox(
             key=np.array([self._seed, epoch], np.uint64),
             counter=np.array([0, window, rank, kind], np.uint64),

@@ -1,10 +1,10 @@
-"""Shard format: a USTAR archive whose bytes depend on its content alone.
+"""Shard format: a USTAR archive whose bytes depend only on its content.
 
 Layout block: a block is up to three members with one key, NNNNNN-BBBB.x.npy, uint8 [n, C, H, W]; .y.npy,
 int64 [n], absent without labels; .crc.npy, uint32 [n], the CRC-32 of each image's pixels.
 Layout image: an image is NNNNNN-IIIIII.png, .cls (absent without labels) and .json; at the end
 __index__ (a name that webdataset skips), a .npy, holds the offset and size of each.
-(webdataset's own writer is not used, as it puts a PAX header with the time before each member.)
+webdataset's own writer is not used, because it writes a PAX header with the time before each member.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ TAR_RECORD_BYTES = 10_240
 
 
 class Writable(Protocol):
-    """Anything that bytes can be written to, such as a file."""
+    """Object with a file's `write` method for bytes."""
 
     def write(self, content: bytes | memoryview, /) -> int:
         """Write all bytes; returns their number."""

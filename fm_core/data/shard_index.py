@@ -14,16 +14,16 @@ from fm_core.run.resource_limits import open_file_limit
 from fm_core.storage.store import Store
 
 SHARE_OF_FILES = 2
-"""One half of the files that the process may open are for shards; sockets and checkpoints need the others."""
+"""Fraction of the open-file limit for shards; sockets and checkpoints need the rest."""
 CHECKED_COPIES = 4
-"""How many open copies are checked for having been evicted each time that a shard is opened."""
+"""Number of open copies that are checked for eviction each time a shard is opened."""
 
 _indexes: "weakref.WeakSet[ShardIndex]" = weakref.WeakSet()
-"""All indexes of this process: they share one budget of open files."""
+"""All indexes of this process, which share one budget of open files."""
 
 
 def open_shards_each() -> int:
-    """How many shards each index of this process may keep open, at least 1."""
+    """Number of shards that each index of this process may keep open, at least 1."""
     return max(1, open_file_limit() // SHARE_OF_FILES // max(1, len(_indexes)))
 
 
@@ -63,14 +63,14 @@ class ShardTable:
 class ShardIndex:
     """Open file descriptors of shards; the least recently used is closed first.
 
-    All indexes of a process share its limit of open files. What opening a shard costs does not depend on the
+    All indexes of a process share its limit of open files. The cost of opening a shard does not depend on the
     number of shards.
     """
 
     def __init__(self, store: Store, shards: Sequence[Shard], cache: NodeCache, table: ShardTable) -> None:
         self._store, self._shards, self._cache, self._table = store, shards, cache, table
         self._files: dict[int, int] = {}
-        """The least recently used first."""
+        """Least recently used first."""
         self._loaded: set[int] = set()
         self._prefetched: set[int] = set()
         self._unchecked: list[int] = []
@@ -78,11 +78,11 @@ class ShardIndex:
 
     @property
     def limit(self) -> int:
-        """How many different shards one call of `files` may ask for."""
+        """Largest number of different shards in one call of `files`."""
         return open_shards_each()
 
     def files(self, shards: NDArray[np.int64]) -> list[int]:
-        """A file descriptor for each of the shard numbers; UserError if a shard is missing or damaged."""
+        """File descriptors for these shard numbers; UserError if a shard is missing or damaged."""
         files = self._files
         needed: list[int] = np.unique(shards).tolist()
         missing = [number for number in needed if number not in files]
@@ -116,7 +116,7 @@ class ShardIndex:
         return self._store.local is None
 
     def prefetch(self, numbers: Sequence[int]) -> None:
-        """Start to copy shards that are neither open nor prefetched already."""
+        """Start to copy shards that are neither open nor already prefetched."""
         numbers = [
             number for number in numbers if number not in self._files and number not in self._prefetched
         ]
@@ -134,7 +134,7 @@ class ShardIndex:
             os.close(self._files.popitem()[1])
 
     def _close_evicted(self, keep: set[int]) -> None:
-        """Close files whose copy was evicted but still occupies space: a few are checked each time."""
+        """Close files whose evicted copy still occupies space; checks a few files per call."""
         if not self.remote:
             return
         for _ in range(CHECKED_COPIES):

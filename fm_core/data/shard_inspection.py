@@ -21,7 +21,7 @@ class ShardContent:
     """Content of a shard."""
 
     problem: str = ""
-    """What is wrong; "" if nothing is."""
+    """The problem, or ""."""
     labels: NDArray[np.int64] = field(default_factory=lambda: _NO_LABELS)
     """Classes, int64 [images]; empty without labels."""
     digests: NDArray[np.uint64] = field(default_factory=lambda: _NO_DIGESTS)
@@ -47,7 +47,7 @@ def inspect_shard(store: Store, manifest: Manifest, shard: Shard, pixels: bool) 
 
 
 def _members(file: IO[bytes]) -> dict[int, int] | str:
-    """Size of each member by its offset, or what is wrong with the archive."""
+    """Size of each member by its offset, or the problem of the archive."""
     try:
         with tarfile.open(fileobj=file, mode="r:") as archive:
             members = {member.offset_data: member.size for member in archive}
@@ -55,7 +55,7 @@ def _members(file: IO[bytes]) -> dict[int, int] | str:
     except tarfile.TarError as error:
         return f"not a tar archive: {error}"
     file.seek(end)
-    # tarfile takes a damaged header for the end of the archive.
+    # tarfile treats a damaged header as the end of the archive.
     return members if file.read(512) == bytes(512) else f"its header at byte {end} is damaged"
 
 

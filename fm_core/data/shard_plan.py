@@ -29,15 +29,15 @@ PLAN_NAME = "plan.json"
 VALIDATION_KEY = "validation_images"
 PLAN_SCHEMA = 1
 PROBED_IMAGES = 64
-"""Images whose values are looked at before anything is written."""
+"""Number of images whose values are checked before anything is written."""
 REMOVE_PLAN = "remove it and run fm shard again"
 ASSUMED_CLASSES = 1000
-"""Number of classes before a data set is sharded: that of ImageNet."""
+"""Assumed number of classes before a data set is sharded, that of ImageNet."""
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """One shard to write: rows [start, start + rows) of a part. Shards never straddle parts."""
+    """One shard to write: rows [start, start + rows) of a part. A shard never spans two parts."""
 
     name: str
     """File name, e.g. train-000012.tar."""
@@ -46,7 +46,7 @@ class ShardTask:
     number: int
     """Number of the shard in its split, from 0."""
     part: SourcePart
-    """Part of the source that holds its images."""
+    """Part of the source with its images."""
     start: int
     """First row in the part."""
     rows: int
@@ -58,7 +58,7 @@ class ShardPlan:
     """All shards of a data set, to be written from a source."""
 
     source: DataSource
-    """The source; it is opened lazily and cheap to send to another process."""
+    """The source; it is opened lazily and cheap to pickle."""
     classes: Classes
     """What the labels mean."""
     packing: Packing
@@ -66,7 +66,7 @@ class ShardPlan:
     inputs: tuple[Input, ...]
     """The source's files."""
     tasks: tuple[ShardTask, ...]
-    """The shards, train first, parts in their order."""
+    """The shards, train first, in the order of the parts."""
     interpretation: Interpretation
     """How splits, classes and pixels were decided."""
     source_url: str | None = None
@@ -74,7 +74,7 @@ class ShardPlan:
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe; without the number of validation images where the source has some of its own."""
+        """The recipe; without the number of validation images if the source has a validation split."""
         recipe = self.source.facts.recipe
         if self.interpretation.own_validation and VALIDATION_KEY in recipe:
             return {**recipe, VALIDATION_KEY: None}
@@ -99,7 +99,7 @@ def make_plan(config: DataSection) -> ShardPlan:
     try:
         return _planned(source, packing_of(config, source.facts), source_url(config))
     except BaseException:
-        source.release()  # nobody else would remove the copies of a source that cannot be planned
+        source.release()  # otherwise the copies of a source that cannot be planned would never be removed
         raise
 
 
@@ -120,7 +120,7 @@ def _planned(source: DataSource, packing: Packing, url: str | None) -> ShardPlan
 
 
 def source_url(config: DataSection) -> str | None:
-    """data.source.url in one spelling; a local path is absolute, without symbolic links."""
+    """Canonical data.source.url; a local path is absolute, without symbolic links."""
     url = config.source.url
     if url is None or "://" in url:
         return url and url.rstrip("/")
@@ -128,9 +128,9 @@ def source_url(config: DataSection) -> str | None:
 
 
 def _recorded_order(config: DataSection) -> str | None:
-    """Order of the images of a data set that exists or was begun; None without one.
+    """Order of the images of an existing or partly written data set; None without one.
 
-    Earlier versions recorded none, and did not shuffle validation images in class folders.
+    Earlier versions did not record it, and did not shuffle validation images in class folders.
     """
     store = Store.at(config.root, config.name)
     for name in (MANIFEST_NAME, PLAN_NAME):
@@ -151,13 +151,13 @@ def _begun(store: Store) -> bool:
 def labeled_source(
     config: DataSection, detected: str | None = None, val_by_number: bool = False
 ) -> DataSource:
-    """The source, with its classes renumbered by data.label_map; otherwise as `open_source`."""
+    """`open_source`, with classes renumbered by data.label_map if that is set."""
     source = open_source(config, detected, val_by_number)
     return RelabeledSource(source, read_label_map(config.label_map)) if config.label_map else source
 
 
 def packing_of(config: DataSection, facts: SourceFacts) -> Packing:
-    """The packing that the configuration asks for."""
+    """The packing of the configuration."""
     block_images = max(1, config.block_bytes // prod(facts.image_shape))
     return Packing(layout=config.layout, block_images=block_images, shard_blocks=config.shard_blocks)
 
@@ -165,10 +165,9 @@ def packing_of(config: DataSection, facts: SourceFacts) -> Packing:
 def record_plan(store: Store, plan: ShardPlan, same_files: bool = True) -> None:
     """Write plan.json, or compare the plan with that of an earlier call; UserError if it differs.
 
-    Before the first shard is written, the labels of all parts are checked; UserError for a wrong one. A plan
-    of which no shard was written yet binds nothing, and is replaced. With
-    same_files, the source's files must be those of the earlier call; this is not needed where the shards
-    will be compared with a manifest.
+    Before the first shard is written, the labels of all parts are checked; UserError for an invalid one. A
+    plan without any written shard is replaced. With same_files, the source's files must be those of the
+    earlier call; this is not needed if the shards will be compared with a manifest.
     """
     try:
         text = store.read_bytes(PLAN_NAME)
@@ -204,10 +203,10 @@ def record_plan(store: Store, plan: ShardPlan, same_files: bool = True) -> None:
 
 
 def check_plan(plan: ShardPlan) -> None:
-    """Check the labels of all parts, and look at the values of the first images.
+    """Check the labels of all parts and the values of the first images.
 
-    Raises UserError for a wrong label, for values whose range is not known, and if the images hold 0 and 1
-    only, which are two nearly black levels of 256.
+    Raises UserError for an invalid label, for values whose range is unknown, and if the images contain only 0
+    and 1, which are two nearly black levels of 256.
     """
     plan.source.check_labels()
     if not plan.tasks or plan.source.facts.levels != 256:
@@ -228,7 +227,7 @@ def check_plan(plan: ShardPlan) -> None:
 def check_same_recipe(
     store: Store, recipe: Recipe, packing: Packing, asked: Recipe, asked_packing: Packing
 ) -> None:
-    """Refuse a recipe that is not that of the existing data set; UserError lists the differences."""
+    """Check that a recipe is that of the existing data set; UserError lists the differences."""
     existing = {**recipe, **packing.model_dump()}
     requested = {**asked, **asked_packing.model_dump()}
     if VALIDATION_KEY in existing and existing[VALIDATION_KEY] is None:
@@ -240,15 +239,15 @@ def check_same_recipe(
     ]
     if differences:
         raise UserError(
-            f"{store.url}: holds another data set ({'; '.join(differences)}); choose another data.name"
+            f"{store.url}: contains another data set ({'; '.join(differences)}); choose another data.name"
         )
 
 
 def image_shape_and_classes(data: DataSection) -> tuple[tuple[int, int, int], int]:
     """Image shape (channels, height, width) and number of classes of a data set, 0 without labels.
 
-    Taken from the manifest; before there is one, the shape is the source's and the classes are assumed
-    to be 1,000. Raises UserError if neither is known.
+    Taken from the manifest; without one, the shape is the source's and 1,000 classes are assumed. Raises
+    UserError if neither is available.
     """
     try:
         manifest = load_manifest(data.root, data.name)

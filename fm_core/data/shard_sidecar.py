@@ -1,7 +1,7 @@
-"""Sidecar of a written shard: it marks the shard as complete and holds its entry for the manifest.
+"""Sidecar of a written shard: marks the shard as complete and contains its entry for the manifest.
 
-commits/train-000012.json is written after train-000012.tar is complete under its name. A shard without
-a sidecar does not count.
+commits/train-000012.json is written after train-000012.tar is complete under its name. A shard without a
+sidecar is treated as missing.
 """
 
 from typing import Literal
@@ -22,12 +22,12 @@ MOMENTS_ROWS = 16
 
 
 class RejectedImage(Record):
-    """An image that was left out."""
+    """An image that was omitted."""
 
     key: str
     """Name of the image in the source, e.g. a path."""
     reason: str
-    """Why it was left out, in the words of the source."""
+    """Why it was omitted, as reported by the source."""
     sha256: str
     """SHA-256 of the bytes that were read."""
 
@@ -88,7 +88,7 @@ class ShardSidecar(Record):
     moments: PixelMoments
     """Sums over the pixels."""
     rejected: tuple[RejectedImage, ...] = ()
-    """Images that were left out."""
+    """Images that were omitted."""
 
 
 def moments_of(images: NDArray[np.uint8], levels: int) -> PixelMoments:

@@ -1,7 +1,7 @@
-"""Writing shards: each is staged, hashed, renamed, and then committed by its sidecar.
+"""Shard writer: each shard is staged, hashed, renamed, and then committed by its sidecar.
 
-At any moment the folder holds complete shards with a sidecar, and possibly shards without one, which do
-not count. The shards of one part are written in order by one process; parts, and shards of seekable
+At any time the folder contains complete shards with a sidecar, and possibly shards without one, which are
+treated as missing. The shards of one part are written in order by one process; parts, and shards of seekable
 parts, are distributed over processes. The bytes do not depend on the number of processes.
 """
 
@@ -32,7 +32,7 @@ from fm_core.errors import UserError
 from fm_core.storage.store import Store
 
 OnShard = Callable[[int, int], None]
-"""Called with the numbers of rows and of rejected images of each shard that is written."""
+"""Called after each written shard with its numbers of rows and of rejected images."""
 Job = tuple[ShardTask, ...]
 
 # For less data, starting processes takes longer than writing.
@@ -55,7 +55,7 @@ def write_tasks(
 
 
 def jobs_of(tasks: Sequence[ShardTask]) -> list[Job]:
-    """Jobs of one process each: a shard, or all shards of a part that is not seekable."""
+    """Units of work for one process: a shard, or all shards of a part that is not seekable."""
     jobs: list[Job] = []
     for part, group in groupby(tasks, key=lambda task: task.part):
         if part.seekable:
@@ -68,8 +68,8 @@ def jobs_of(tasks: Sequence[ShardTask]) -> list[Job]:
 def write_part(store: Store, plan: ShardPlan, tasks: Sequence[ShardTask]) -> Iterator[ShardSidecar]:
     """Write shards of one part, in order; yields the sidecar of each written shard.
 
-    If the part proves damaged, the sidecars of this call are removed: an archive's CRC comes last.
-    Raises UserError for a damaged part.
+    If the part turns out to be damaged, the sidecars of this call are removed, since an archive's CRC is
+    checked last. Raises UserError for a damaged part.
     """
     stream = plan.source.open(tasks[0].part)
     row = 0
@@ -122,7 +122,7 @@ def write_shard(store: Store, plan: ShardPlan, task: ShardTask, blocks: Iterable
 
 
 def remove_sidecars(store: Store, names: Iterable[str]) -> None:
-    """Remove the sidecars of shards, which then do not count any more."""
+    """Remove the sidecars of shards, which are then treated as missing."""
     for name in names:
         store.remove(sidecar_path(name))
 
@@ -152,7 +152,7 @@ def _histogram(task: ShardTask, rows: Samples, classes: int) -> Any:
 def _write_in_pool(
     store: Store, plan: ShardPlan, jobs: Sequence[Job], workers: int, on_shard: OnShard
 ) -> None:
-    # Spawned rather than forked, as the caller may have threads, of torch or of Prefect.
+    # Spawned rather than forked, because the caller may have threads, of torch or Prefect.
     context = multiprocessing.get_context("spawn")
     reports: Any = context.SimpleQueue()
     stop = context.Event()
@@ -181,7 +181,7 @@ _worker: tuple[Store, ShardPlan, Any, Any] | None = None
 def _start_worker(parent: int, url: str, plan: ShardPlan, reports: Any, stop: Any) -> None:
     global _worker
     if sys.platform == "linux":
-        # Writers must not survive a kill -9 of the parent; 1 is PR_SET_PDEATHSIG.
+        # Writers must not outlive a killed parent; 1 is PR_SET_PDEATHSIG.
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
         if os.getppid() != parent:  # the parent died before the call
             os._exit(1)

@@ -1,4 +1,4 @@
-"""A look at a source before anything is written: splits, classes, counts, and some images."""
+"""Preview of a source before anything is written: splits, classes, counts, and some images."""
 
 from dataclasses import dataclass
 from math import ceil
@@ -14,14 +14,14 @@ from fm_core.data.sources.base import Classes
 SHOWN_CLASSES = 16
 READ_IMAGES = 64
 MOST_IMAGES = 1024
-"""Images that are read at most to find one of each class."""
+"""Largest number of images to read in search of one of each class."""
 TILE = 96
 COLUMNS = 8
 
 
 @dataclass(frozen=True)
 class SourcePreview:
-    """What a source holds, and the first training image of some classes."""
+    """Summary of a source, and the first training image of some classes."""
 
     plan: ShardPlan
     """The shards that would be written."""
@@ -66,25 +66,25 @@ def preview_source(config: DataSection) -> SourcePreview:
 
 
 def _first_of_classes(plan: ShardPlan) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
-    """The first training image of up to SHOWN_CLASSES classes, as far as they are among the first images."""
+    """The first training image of up to SHOWN_CLASSES classes that occur among the first images."""
     wanted = min(plan.classes.count or SHOWN_CLASSES, SHOWN_CLASSES)
-    found: dict[int, NDArray[np.uint8]] = {}
+    examples: dict[int, NDArray[np.uint8]] = {}
     part = next(task.part for task in plan.tasks)
     stream = plan.source.open(part)
     try:
         for first in range(0, min(part.rows, MOST_IMAGES), READ_IMAGES):
             samples = stream.read(min(READ_IMAGES, part.rows - first))
             for row, image in enumerate(samples.images):
-                label = len(found) if samples.labels is None else int(samples.labels[row])
-                if len(found) < wanted:
-                    found.setdefault(label, image)
-            if len(found) >= wanted:
+                label = len(examples) if samples.labels is None else int(samples.labels[row])
+                if len(examples) < wanted:
+                    examples.setdefault(label, image)
+            if len(examples) >= wanted:
                 break
     finally:
         stream.close()
-    in_order = sorted(found)
-    shape = (len(found), *plan.source.facts.image_shape)
-    images = np.array([found[label] for label in in_order], np.uint8).reshape(shape)
+    in_order = sorted(examples)
+    shape = (len(examples), *plan.source.facts.image_shape)
+    images = np.array([examples[label] for label in in_order], np.uint8).reshape(shape)
     return images, tuple(_name(plan.classes, label) for label in in_order)
 
 
@@ -95,7 +95,7 @@ def _name(classes: Classes, label: int) -> str:
 
 
 def contact_sheet(preview: SourcePreview) -> Image.Image:
-    """The images of a preview side by side, each above the name of its class."""
+    """The images of a preview in a row, each above the name of its class."""
     count, line = max(1, len(preview.images)), 14
     columns = min(COLUMNS, count)
     sheet = Image.new("RGB", (columns * (TILE + 8), ceil(count / columns) * (TILE + line + 8)), "white")

@@ -2,7 +2,7 @@
 
 quick: every shard and its sidecar exist and have the right size. default: every SHA-256, the names and
 offsets of the members, the label histogram. deep: also the CRC of every image, the range of intensities,
-duplicate images, and whether the source would still give the same bytes.
+duplicate images, and whether the source still produces the same bytes.
 """
 
 import json
@@ -36,12 +36,12 @@ class Validation:
     problems: dict[str, str] = field(default_factory=dict)
     """Problems by file name."""
     notes: list[str] = field(default_factory=list)
-    """Remarks that are no fault of the files."""
+    """Notes that are not problems of the files."""
     images: int = 0
     """Number of images checked."""
 
     def to_json(self) -> str:
-        """The result as JSON, for other programs."""
+        """The result as JSON."""
         return json.dumps({"schema_version": VALIDATION_SCHEMA, **vars(self)}, indent=1) + "\n"
 
 
@@ -50,7 +50,7 @@ def validate_dataset(
 ) -> Validation:
     """Verify the data set of the configuration; UserError if it has no manifest.
 
-    Depth deep compares with the source if that is still available.
+    Depth deep compares with the source if it is still available.
     """
     manifest = load_manifest(config.root, config.name)
     store = Store.at(config.root, config.name)
@@ -63,7 +63,7 @@ def validate_dataset(
 def validate_manifest(
     store: Store, manifest: Manifest, depth: Depth, on_images: OnImages = lambda done: None
 ) -> Validation:
-    """Verify the files that a manifest names."""
+    """Verify the files of a manifest."""
     validation = Validation(depth, damaged_sizes(store, manifest))
     if depth == "quick":
         sidecars = read_sidecars(store, [shard.name for shard in manifest.shards])
@@ -116,7 +116,7 @@ def _compare_with_manifest(
 ) -> None:
     """Compare label histograms with the manifest; count duplicate images."""
     if validation.problems:
-        return  # totals over damaged shards would differ for that reason alone
+        return  # totals over damaged shards would differ in any case
     for split, summary in manifest.splits.items():
         if summary.class_histogram is not None:
             labels = np.concatenate([content.labels for content in contents[split]])
@@ -152,7 +152,7 @@ def _compare_with_source(
 
 
 def differing_shards(plan: ShardPlan, manifest: Manifest) -> list[str]:
-    """Names of shards that would have another SHA-256 if written now, or that exist on one side only."""
+    """Names of shards that would have another SHA-256 if written now, or that exist on only one side."""
     written = {shard.name: shard.sha256 for shard in manifest.shards}
     differing = sorted(set(written) - {task.name for task in plan.tasks})
     size = plan.packing.block_images
@@ -172,7 +172,7 @@ def differing_shards(plan: ShardPlan, manifest: Manifest) -> list[str]:
 
 
 class _NullFile:
-    """A file that discards what is written."""
+    """A file that discards all writes."""
 
     def write(self, content: bytes | memoryview) -> int:
         return len(content)

@@ -1,4 +1,4 @@
-"""Shard indexes for other WebDataset tools, which count samples: the distinct keys of a tar.
+"""Shard indexes for other WebDataset tools, with the number of samples (distinct keys) of each tar.
 
 <split>.wids.json is the shard index of wids, sizes.json that of open_clip. In layout block a sample is a
 block, so both count blocks.

@@ -78,7 +78,7 @@ class EvaluationRun:
     ) -> None:
         """Open the model, samples and data set. Raises UserError if they are missing or do not match.
 
-        `control` and `job` are given on the ranks of a job: the weights are at hand in its control directory,
+        `control` and `job` are given on the ranks of a job: the weights are pinned in its control directory,
         and they fetch the manifest once per node.
         """
         self.config, self.device, self.settings = config, device, config.evaluate
@@ -99,7 +99,7 @@ class EvaluationRun:
     @cached_property
     def key(self) -> str:
         """Name of the scores file: the key of the samples, and a hash of everything that scores them."""
-        excluded = {"processes", "reference_out", "beside"}
+        excluded = {"processes", "reference_out", "online"}
         settings = self.settings.model_dump(mode="json", exclude=excluded)
         recipe = RECIPE if self.settings.features == "classifier" else None
         files = [
@@ -117,7 +117,7 @@ class EvaluationRun:
         return self.of_model and bool(self.config.sample.classes)
 
     def _order_identity(self) -> list[str]:
-        """What tells scores from those of earlier versions, which took images in another order."""
+        """What distinguishes scores from those of earlier versions, which took images in another order."""
         samples = sum(map(len, self.source.ranges))
         reference = self.manifest.splits.get(self.settings.reference)
         subset = self.settings.pair_images < max(samples, reference.images if reference else 0)

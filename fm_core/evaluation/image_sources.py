@@ -41,7 +41,7 @@ IGNORED_SUFFIXES = {
     ".yaml",
     ".yml",
 }
-"""Files that may lie beside the images and are ignored, as are hidden entries (file_listing.is_hidden)."""
+"""Files that may be next to the images and are ignored, as are hidden entries (file_listing.is_hidden)."""
 
 
 @dataclass(frozen=True)

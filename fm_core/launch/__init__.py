@@ -1,1 +1,1 @@
-"""Starting and supervising ranks: in this process, on this host, over ssh, through Slurm."""
+"""Launching and supervision of ranks: in this process, on this host, over ssh, through Slurm."""

@@ -1,4 +1,4 @@
-"""Cluster check: whether the hosts of a run can work together, tested through the launcher itself."""
+"""Cluster check: whether the hosts of a run can work together, tested through the run's launcher."""
 
 import shutil
 import uuid
@@ -27,8 +27,8 @@ Ranks = list[dict[str, Any]]
 def cluster_checks(config: RunConfig, checkpoint_bytes: int | None = None) -> list[Check]:
     """Reachability, then versions, devices, data, space, clocks and all-reduce bandwidth of all hosts.
 
-    Starts one job of the size that training would have, under run.root, and leaves nothing behind. Space for
-    checkpoints is asked for where the bytes of one are known.
+    Starts one job of the size of training under run.root, and removes its files. Space for checkpoints is
+    checked if the size of one is known.
     """
     checks = _check_ssh(config) if config.launch.kind == "ssh" else []
     if not all(check.ok for check in checks):
@@ -52,7 +52,7 @@ def cluster_checks(config: RunConfig, checkpoint_bytes: int | None = None) -> li
 def assess(
     config: RunConfig, ranks: Ranks, speed: dict[str, float], checkpoint_bytes: int | None = None
 ) -> list[Check]:
-    """The checks that follow from the facts of all ranks."""
+    """Evaluate the facts of all ranks as checks."""
     size, milliseconds = int(speed["bytes"]) >> 20, speed["seconds"] * 1e3
     hosts = {rank["host"] for rank in ranks}
     return [
@@ -68,7 +68,7 @@ def assess(
             "all-reduce",
             True,
             f"{size} MiB over {len(ranks)} processes in {milliseconds:.1f} ms, "
-            f"{speed['bytes_per_s'] / 1e9:.2f} GB/s through each",
+            f"{speed['bytes_per_s'] / 1e9:.2f} GB/s per process",
         ),
     ]
 
@@ -79,7 +79,7 @@ def _check_ssh(config: RunConfig) -> list[Check]:
     except UserError as error:
         return [Check("hostfile", False, str(error))]
     if not shutil.which("pdsh"):
-        return [Check("pdsh", False, "there is no pdsh on this host; install it")]
+        return [Check("pdsh", False, "pdsh is not installed on this host; install it")]
     failed = unreached(hosts, tuple(read_logins(config.launch.hostfile or "").values()))
     return [Check(f"ssh to {host}", host not in failed, failed.get(host) or "answers") for host in hosts]
 
@@ -123,7 +123,9 @@ def _data(config: RunConfig, ranks: Ranks) -> Check:
     where = f"{config.data.root}/{config.data.name}"
     if blind:
         return Check(
-            "data", False, f"no manifest of {where} on {', '.join(blind)}; fm shard, or another data.root"
+            "data",
+            False,
+            f"no manifest of {where} on {', '.join(blind)}; run fm shard or set another data.root",
         )
     return Check("data", True, f"all hosts see {where}")
 
@@ -136,26 +138,26 @@ def _space(ranks: Ranks) -> Check:
 
 
 def _checkpoint_space(config: RunConfig, writer: dict[str, Any], each: int) -> Check:
-    """Space for the checkpoints that the first rank is still to write."""
+    """Space for the checkpoints that rank 0 has yet to write."""
     facts = writer["checkpoints"]
-    # A new one is complete before an old one is removed; while they are uploaded there are two.
+    # A new one is complete before an old one is removed; during uploads there are two.
     wanted = 2 if facts["uploads"] else config.train.keep_checkpoints + 1
     to_come = max(1, wanted - facts["there"])
     free = facts["free_bytes"]
     key = "train.checkpoint_staging" if facts["uploads"] else "train.checkpoint_root"
     message = (
         f"{writer['host']}: {free / 2**30:,.1f} GiB free for {key} at {facts['folder']}; "
-        f"{to_come} checkpoints of {each / 2**30:,.2f} GiB are to come"
+        f"{to_come} checkpoints of {each / 2**30:,.2f} GiB remain to be written"
     )
     return Check("space for checkpoints", free >= to_come * each, message)
 
 
 def _clocks(ranks: Ranks) -> Check:
-    # Read after a barrier: they differ by the clocks and by the milliseconds in which ranks leave it.
+    # Read after a barrier, so they differ by the clocks and the milliseconds that ranks take to leave it.
     times = [rank["clock"] for rank in ranks]
     apart = max(times) - min(times)
     ok = apart < CLOCK_SECONDS
-    return Check("clocks", ok, f"{apart:.3f} s apart" + ("" if ok else "; let NTP set them"))
+    return Check("clocks", ok, f"{apart:.3f} s apart" + ("" if ok else "; synchronize them with NTP"))
 
 
 def _one_per_host(ranks: Iterable[dict[str, Any]]) -> Ranks:

@@ -1,6 +1,6 @@
 """Cluster probe: the worker of the cluster check.
 
-Writes facts.json to the control directory: what each rank sees of its host, and the speed of an all-reduce.
+Writes facts.json to the control directory: facts about each rank's host, and the speed of an all-reduce.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ def probe(config: RunConfig, rank: Rank) -> None:
     device = torch.device("cuda", rank.local) if gpu else torch.device("cpu")
     if gpu:
         torch.cuda.set_device(device)
-    if not dist.is_initialized():  # as it is with launch.kind debug
+    if not dist.is_initialized():  # already initialized with launch.kind debug
         dist.init_process_group("nccl" if gpu else "gloo", timeout=TIMEOUT)
     facts = _facts(config, device)
     dist.barrier()
@@ -83,7 +83,7 @@ def _all_reduce_speed(device: torch.device, size: int, ranks: int) -> dict[str, 
 
 
 def _checkpoints(config: RunConfig) -> dict[str, Any]:
-    """Where this host would write checkpoints, how many are there, and the free bytes."""
+    """Where this host would write checkpoints, how many exist there, and the free bytes."""
     root = local_path(RunDirectory(config).checkpoints)
     folder = (root or staging_folder(config)).resolve()
     above = next(path for path in (folder, *folder.parents) if path.exists())

@@ -1,8 +1,8 @@
-"""Debug launcher: the one rank of a job runs in this process, so that a debugger and a profiler see it.
+"""Debug launcher: the single rank of a job runs in this process, for debuggers and profilers.
 
-There is no agent, no watchdog and no restart, and standard input and output stay the terminal's. While the
-rank runs, this process has what a rank of a local job has: the environment, threads, signal handlers, and a
-process group of one. All of that is restored afterwards, so that several stages run in one interpreter.
+There is no agent, no watchdog and no restart, and standard input and output remain the terminal's. While the
+rank runs, this process has the environment, threads and signal handlers of a rank of a local job, and a
+process group of one. All of that is restored afterwards, so that several stages can run in one interpreter.
 """
 
 import bdb
@@ -42,11 +42,11 @@ HELPER_MODULES = (
     "compile_worker",
 )
 DEBUGGERS = ("pdb", "bdb", "cmd", "code", "IPython", "ipdb", "pudb", "pydevd", "_pydevd_bundle", "debugpy")
-"""Modules whose frames mean that a debugger has the control."""
+"""Modules whose frames on the stack mean that a debugger is in control."""
 
 
 def submit(spec: JobSpec) -> Job:
-    """Name this process as the agent of the job; `run_in_process` is what runs the rank."""
+    """Record this process as the agent of the job; `run_in_process` runs the rank."""
     with (spec.logs / f"{spec.job.stage}-0.log").open("a", encoding="utf-8") as log:
         log.write(
             f"job {spec.job.id}: launch.kind debug, in process {os.getpid()} on {spec.job.host}; "
@@ -56,7 +56,7 @@ def submit(spec: JobSpec) -> Job:
 
 
 def poll(job: Job) -> JobStatus:
-    """Whether the process runs the rank; `collect` clears the process id."""
+    """Whether the process still runs the rank; `collect` clears the process id."""
     return JobStatus(agent_lives(job))
 
 
@@ -76,19 +76,19 @@ def cancel(job: Job, control: Path, grace: float = GRACE_SECONDS) -> None:
 
 
 def collect(job: Job, control: Path) -> list[str]:
-    """Record that no process runs the job any more, and end the processes that the rank started."""
+    """Record that the job has no process any more, and end the processes that the rank started."""
     cleanup(job)
     write_json(control / "job.json", job.model_copy(update={"pid": None, "created": None}).model_dump())
     return []
 
 
 def cleanup(job: Job) -> None:
-    """End the processes that the rank started, but not those that serve this interpreter until it ends."""
+    """End the processes that the rank started, except helpers that this interpreter keeps until it exits."""
     end_processes(job.id, GRACE_SECONDS, spare=frozenset({os.getpid(), *_interpreter_helpers()}))
 
 
 def _interpreter_helpers() -> list[int]:
-    """Children that Python and torch keep for later use: the resource tracker and the compile workers."""
+    """Child processes that Python and torch reuse: the resource tracker and the compile workers."""
     helpers: list[int] = []
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
@@ -110,14 +110,14 @@ class DebugRank(Rank):
         now = time.monotonic()
         if now - self._observed_at > OBSERVE_SECONDS:
             self._observed_at = now
-            with suppress(OSError, UserError):  # to show it is no reason to end the rank
+            with suppress(OSError, UserError):  # a failure to show progress must not end the rank
                 status = read_status(self.control)
                 if status and status.get("job") == self.job:
                     self.observe(progress_of(status))
         return super().stop_requested()
 
     def handle_interrupt(self, number: int, frame: FrameType | None) -> None:
-        """SIGINT handler: in a debugger, and the second time, a KeyboardInterrupt; else a request to stop."""
+        """SIGINT handler: KeyboardInterrupt in a debugger or the second time, otherwise a request to stop."""
         if self._stop_signaled or in_debugger(frame):
             raise KeyboardInterrupt
         self.request_stop(number, frame)
@@ -125,10 +125,10 @@ class DebugRank(Rank):
 
 
 def run_in_process(job: Job, stage_job: StageJob, observe: Observer) -> None:
-    """Run the rank of a job that was submitted; its exceptions are raised with their own traceback.
+    """Run the rank of a submitted job; its exceptions are raised with their own traceback.
 
     Raises:
-        StopRequested: it was asked to stop, or the debugger was quit.
+        StopRequested: a stop was requested, or the debugger was quit.
     """
     control, stage = stage_job.control.resolve(), stage_job.stage
     fence = LeaseFence(Lease(control / "lock"), job.id, job.epoch)
@@ -167,7 +167,7 @@ def run_in_process(job: Job, stage_job: StageJob, observe: Observer) -> None:
 
 
 def in_debugger(frame: FrameType | None) -> bool:
-    """Whether a debugger has the control: one of its frames lies above that of `run_in_process`."""
+    """Whether a debugger is in control: one of its frames is above that of `run_in_process`."""
     while frame and frame.f_code is not run_in_process.__code__:
         if str(frame.f_globals.get("__name__")).partition(".")[0] in DEBUGGERS:
             return True
@@ -179,11 +179,11 @@ def in_debugger(frame: FrameType | None) -> bool:
 def _environment(job: Job, stage_job: StageJob) -> Generator[None]:
     before = dict(os.environ)
     os.environ.update(worker_environment(job, stage_job.control, stage_job.logs, 1))
-    os.environ.pop("NCCL_COMM_ID", None)  # it would move NCCL's bootstrap to that address
+    os.environ.pop("NCCL_COMM_ID", None)  # it would redirect NCCL's bootstrap to that address
     ranks = dict.fromkeys(("RANK", "LOCAL_RANK", "GROUP_RANK"), "0") | dict.fromkeys(
         ("WORLD_SIZE", "LOCAL_WORLD_SIZE"), "1"
     )
-    # The process group is made from a store in memory: nobody listens at this address.
+    # The process group is created from a store in memory, so nothing listens at this address.
     os.environ.update(ranks | {"MASTER_ADDR": LOOPBACK, "MASTER_PORT": "0"} | LOOPBACK_INTERFACE)
     try:
         yield
@@ -206,7 +206,7 @@ def _streams() -> Generator[None]:
 def _signal_handlers(rank: DebugRank) -> Generator[None]:
     """SIGINT and SIGTERM stop the rank after its step; a crash prints the stacks of all threads."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # Python lets the main thread alone set handlers
+        yield  # Python allows only the main thread to set handlers
         return
     handlers = {signal.SIGTERM: rank.request_stop, signal.SIGINT: rank.handle_interrupt}
     before = {number: signal.getsignal(number) for number in handlers}
@@ -225,13 +225,13 @@ def _signal_handlers(rank: DebugRank) -> Generator[None]:
             faulthandler.disable()
         debugger: Any = sys.modules.get("pdb")
         if debugger and getattr(debugger.Pdb, "_previous_sigint_handler", None):
-            # It keeps the handler that it found, and would set it again at the next prompt.
+            # pdb saves the previous handler and would set it again at the next prompt.
             debugger.Pdb._previous_sigint_handler = None
 
 
 @contextmanager
 def _torch_settings(threads: int) -> Generator[None]:
-    """As many threads as a rank of its own would have; what stages set for themselves is undone."""
+    """Use the thread count of a separate rank; restore torch settings that a stage changes."""
     import torch
 
     cudnn: Any = torch.backends.cudnn
@@ -250,7 +250,7 @@ def _torch_settings(threads: int) -> Generator[None]:
 
 @contextmanager
 def _process_group() -> Generator[None]:
-    """A process group of one rank, made without a connection; DeepSpeed joins it."""
+    """A process group of one rank, created without a connection; DeepSpeed uses it."""
     import torch
     import torch.distributed as dist
 
@@ -263,7 +263,7 @@ def _process_group() -> Generator[None]:
     finally:
         deepspeed: Any = sys.modules.get("deepspeed.comm.comm")
         if deepspeed and deepspeed.cdb:
-            # With the groups that it has made of its own.
+            # Including the groups that the rank created itself.
             deepspeed.destroy_process_group()
             deepspeed.cdb = None
         if dist.is_initialized():

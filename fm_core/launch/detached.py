@@ -1,4 +1,4 @@
-"""Spawn of processes that outlive the caller: a session of their own, and output to a log file."""
+"""Spawning of processes that outlive the caller, in a new session and with output to a log file."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ def spawn_detached(
     stdin: int = subprocess.DEVNULL,
     descriptors: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
-    """Start a command in a session of its own, so that the terminal's Ctrl-C and hangup do not reach it.
+    """Start a command in a new session, so that the terminal's Ctrl-C and hangup do not reach it.
 
     Args:
         command: the program and its arguments.

@@ -1,7 +1,7 @@
 """Dispatch of jobs to their launcher: debug, local, ssh or slurm.
 
-Except for debug, a job does not depend on the process that submitted it: a supervisor that dies leaves it
-running, and the next one attaches.
+Except for debug, a job does not depend on the process that submitted it: if the supervisor dies, the job
+keeps running, and the next supervisor attaches.
 """
 
 import socket
@@ -16,7 +16,7 @@ from fm_core.launch.job import GRACE_SECONDS, JOB_VARIABLE, Job, kill, processes
 from fm_core.launch.launcher import JobSpec, JobStatus, Launcher
 from fm_core.run.process_identity import host_id
 from fm_core.run.resource_limits import available_cores
-from fm_core.run.stop_file import mark_obeyed
+from fm_core.run.stop_file import mark_stop_handled
 from fm_core.storage.atomic_files import write_json
 
 __all__ = [
@@ -39,7 +39,7 @@ __all__ = [
 
 LAUNCHERS: dict[str, Launcher] = {"debug": debug, "local": local, "ssh": ssh, "slurm": slurm}
 POLL_SECONDS = {"debug": 0.5, "local": 0.5, "ssh": 0.5, "slurm": 3.0}
-"""Interval of polling; Slurm's controller serves a whole cluster."""
+"""Polling interval in seconds; longer for Slurm, whose controller is shared by the cluster."""
 
 
 def device_count() -> int:
@@ -50,7 +50,7 @@ def device_count() -> int:
 
 
 def hosts_of(launch: LaunchSection) -> dict[str, int]:
-    """Processes on each host that is known before the start: those of the hostfile, or this one.
+    """Processes on each host that is known before the start: from the hostfile, or this host only.
 
     Raises UserError for an invalid hostfile.
     """
@@ -63,14 +63,14 @@ def hosts_of(launch: LaunchSection) -> dict[str, int]:
 
 
 def world(launch: LaunchSection) -> tuple[int, int]:
-    """Processes on all hosts and threads of each, from the configuration and this machine."""
+    """Total number of processes and threads of each, from the configuration and this machine."""
     here = max_processes_per_host(launch)
     processes = here * launch.slurm.nodes if launch.kind == "slurm" else sum(hosts_of(launch).values())
     return processes, launch.threads or max(1, available_cores() // here)
 
 
 def max_processes_per_host(launch: LaunchSection) -> int:
-    """Processes on the host that has most of them."""
+    """Largest number of processes on one host."""
     return launch.processes or 1 if launch.kind == "slurm" else max(hosts_of(launch).values())
 
 
@@ -86,10 +86,10 @@ def submit(
 ) -> Job:
     """Start the ranks of a job and write its handle to control/job.json.
 
-    `identifier` and `epoch` are those of the lease that was taken for it.
+    `identifier` and `epoch` are those of the lease that was taken for the job.
 
-    Raises UserError for what can be refused before: a host that cannot be reached, an option that
-    sbatch does not know.
+    Raises UserError for problems that are known before the start: an unreachable host, an option that sbatch
+    does not know.
     """
     processes, threads = world(launch)
     draft = Job(
@@ -100,7 +100,7 @@ def submit(
         host=socket.gethostname(),
         host_id=host_id(),
         processes=processes,
-        # Other hosts may have another number of cores.
+        # Other hosts may have a different number of cores.
         threads=threads if launch.kind in ("debug", "local") else launch.threads or 0,
         log=str(logs.resolve() / f"{stage}.log"),
         hosts=hosts_of(launch),
@@ -113,14 +113,14 @@ def submit(
         draft, control.resolve(), logs.resolve(), worker, config_file.resolve(), load_config(config_file)
     )
     if launch.kind == "local":
-        open_log(draft)  # the others do so once their hosts were reached
+        open_log(draft)  # the others do so after they have reached their hosts
     job = LAUNCHERS[launch.kind].submit(spec)
     try:
         write_json(control / "job.json", job.model_dump())
     except BaseException:
-        # Nobody would know of this job.
+        # Without job.json no later start could find this job.
         cancel(job, control, grace=0.0)
-        mark_obeyed(control)
+        mark_stop_handled(control)
         raise
     return job
 
@@ -136,10 +136,10 @@ def alive(job: Job) -> bool:
 
 
 def cancel(job: Job, control: Path, grace: float = GRACE_SECONDS) -> None:
-    """Ask the ranks to save and exit, wait until no process of the job is left, kill what remains.
+    """Ask the ranks to save and exit, wait for all processes of the job, kill those that remain.
 
-    Where another job has taken the directory, those of its processes that are on this host are killed: they
-    have nothing to save, and a STOP file would stop the other job.
+    If another job has taken the directory, the processes of this job on this host are killed: they have
+    nothing to save, and a STOP file would stop the other job.
     """
     if successor(job, control):
         _end_replaced(job)
@@ -162,6 +162,6 @@ def cleanup(job: Job) -> None:
 
 def _end_replaced(job: Job) -> None:
     if job.kind == "debug":
-        cleanup(job)  # this interpreter needs some of its children
+        cleanup(job)  # this interpreter still needs some of its child processes
     else:
         kill(processes_of(job))

@@ -1,8 +1,8 @@
 """Exit records: how each rank of a job ended, in `<stage>-<rank>.end.json` of the control directory.
 
-A rank without a record was killed. A rank that cannot write its record, for lack of space or of descriptors,
-prints it to its log. A host that does not see the control directory prints its records, and
-the submitting host gathers them from the job's log, where each line follows the name of its host.
+A rank without a record was killed. A rank that cannot write its record, for lack of space or descriptors,
+prints it to its log. A host without access to the control directory prints its records, and the submitting
+host collects them from the job's log, where each line is prefixed with the name of its host.
 """
 
 import json
@@ -17,18 +17,18 @@ from fm_core.launch.job import Job, submitted
 from fm_core.storage.atomic_files import read_json, write_json
 
 PREFIX = "fm-end "
-"""Precedes an exit record in a job's log."""
+"""Prefix of an exit record in a job's log."""
 TAIL_BYTES = 65_536
-"""How much of the end of a rank's log is searched for an exit record."""
+"""Length of the end of a rank's log that is searched for an exit record, in bytes."""
 
 
 def write_exit_record(
     control: Path, stage: str, job: str, rank: int, outcome: Outcome, message: str, epoch: int = 0
 ) -> None:
-    """Record how a rank ended, for the supervisor; printed where the file cannot be written or is lost.
+    """Record how a rank ended, for the supervisor; printed if the file cannot be written.
 
-    Nothing is recorded where the directory belongs to a later job by now, or to an attempt of this one with
-    a higher epoch: Slurm queues a job again whose ranks may still run on a node that was cut off.
+    Nothing is recorded if the directory now belongs to a later job, or to an attempt of this one with a
+    higher epoch: Slurm may requeue a job while its ranks still run on a node that was cut off.
     """
     latest = None
     with suppress(OSError, UserError):
@@ -36,7 +36,7 @@ def write_exit_record(
     if outcome is Outcome.LEASE_LOST or (latest and (latest.id != job or latest.epoch > epoch > 0)):
         return
     record = {"job": job, "rank": rank, "kind": outcome.record, "message": message}
-    if latest is None:  # an empty mount point: the file will not be there once the directory is
+    if latest is None:  # written to an empty mount point: hidden once the directory is mounted again
         print_exit_record(record)
     try:
         write_json(_path(control, stage, rank), record)
@@ -56,13 +56,13 @@ def read_exit_records(control: Path, job: Job) -> dict[int, dict[str, Any]]:
 
 
 def stopped_at(control: Path) -> float:
-    """When the last job of a control directory ended because it was asked to, as `ended_at`."""
+    """When the last job of a control directory stopped on request; see `ended_at`."""
     job = submitted(control)
     return ended_at(control, job, Outcome.STOPPED) if job else 0.0
 
 
 def ended_at(control: Path, job: Job, outcome: Outcome) -> float:
-    """When the last rank of a job ended in this way, in seconds since 1970 by the files' clock, or 0."""
+    """When the last rank of a job ended with this outcome, in seconds since 1970 by file times, or 0."""
     times = [0.0]
     for rank, record in read_exit_records(control, job).items():
         if record["kind"] == outcome.record:
@@ -72,14 +72,14 @@ def ended_at(control: Path, job: Job, outcome: Outcome) -> float:
 
 
 def remove_exit_records(control: Path, stage: str, ranks: range | None = None) -> None:
-    """Remove the records that earlier jobs left, of these ranks or of all."""
+    """Remove the records of earlier jobs, for these ranks or for all."""
     paths = [_path(control, stage, rank) for rank in ranks] if ranks else control.glob(f"{stage}-*.end.json")
     for path in paths:
         path.unlink(missing_ok=True)
 
 
 def open_log(job: Job) -> None:
-    """Write the line that begins this job's part of the log."""
+    """Write the header line of this job's part of the log."""
     with Path(job.log).open("a", encoding="utf-8") as log:
         log.write(f"{_header(job)} {', '.join(job.hosts) or f'{job.processes} processes'}\n")
 
@@ -90,7 +90,7 @@ def print_exit_record(record: Mapping[str, Any]) -> None:
 
 
 def collect_exit_records(job: Job, control: Path) -> None:
-    """Write the exit records that are only in the log to the control directory."""
+    """Copy exit records that are only in the log to the control directory."""
     for line in _lines(job):
         if record := _record_in(line, job):
             path = _path(control, job.stage, record["rank"])
@@ -99,13 +99,13 @@ def collect_exit_records(job: Job, control: Path) -> None:
 
 
 def log_lines(job: Job) -> Iterator[str]:
-    """The lines of a job's log since the job began; none where the log cannot be read."""
+    """The lines of a job's log since the job started; none if the log cannot be read."""
     with suppress(OSError):
         yield from _lines(job)
 
 
 def _printed_by(job: Job, rank: int) -> dict[str, Any] | None:
-    """The exit record that a rank has printed to its own log, because it could not write it."""
+    """The exit record that a rank printed to its own log because it could not write it."""
     with suppress(OSError), Path(job.log).with_name(f"{job.stage}-{rank}.log").open("rb") as log:
         log.seek(max(0, log.seek(0, os.SEEK_END) - TAIL_BYTES))
         for line in reversed(log.read().decode(errors="replace").splitlines()):
@@ -135,7 +135,7 @@ def _header(job: Job) -> str:
 
 
 def _lines(job: Job) -> Iterator[str]:
-    """The lines of the log since the job began."""
+    """The lines of the log since the job started."""
     begun = False
     with Path(job.log).open(encoding="utf-8", errors="replace") as log:
         for line in log:

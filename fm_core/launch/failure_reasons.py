@@ -1,4 +1,4 @@
-"""Why a job ended before it was complete: the exception that its exit records and lost hosts amount to."""
+"""Failure reasons: derives the exception for an incomplete job from its exit records and lost hosts."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ TAIL_LINES = 30
 STOPPED = (Outcome.STOPPED, Outcome.ORPHANED)
 TRACEBACK = "Traceback (most recent call last):"
 EXPECTED_AGENT_ERRORS = ("ChildFailedError", "SignalException")
-"""How torchrun's agent ends when a rank has failed, or on SIGTERM."""
+"""Last line of torchrun's agent when a rank has failed, or on SIGTERM."""
 
 
 def failure_of(job: Job, control: Path, lost: Sequence[str] = (), oom_kills: int = 0) -> Exception:
@@ -47,7 +47,7 @@ def failure_of(job: Job, control: Path, lost: Sequence[str] = (), oom_kills: int
     orphaned = {
         job.host_of(rank): messages[rank] for rank, outcome in outcomes.items() if outcome is Outcome.ORPHANED
     }
-    # Where a host was lost, its ranks were killed and the others could not go on.
+    # If a host was lost, its ranks were killed and the others could not continue.
     causes = list(lost) or [
         *(
             f"rank {rank} on {job.host_of(rank)} was killed{hint}"
@@ -58,7 +58,7 @@ def failure_of(job: Job, control: Path, lost: Sequence[str] = (), oom_kills: int
     ]
     stopped = [messages[rank] for rank, outcome in outcomes.items() if outcome in STOPPED]
     if stopped and not failed and not causes and not stop_file and (error := _agent_error(job)):
-        causes = [f"the launcher on {job.host} broke ({error}); {stopped[0]}"]
+        causes = [f"the launcher on {job.host} failed ({error}); {stopped[0]}"]
     if stopped and not failed and (not causes or stop_file):
         return StopRequested(stopped[0])
     causes += [] if lost else failed[:1]
@@ -83,7 +83,7 @@ def _memory_hint(oom_kills: int) -> str:
 
 
 def _agent_error(job: Job) -> str | None:
-    """The error that ended the job's agent, which then stopped its ranks; None if it ended as it should."""
+    """The error that ended the job's agent, which then stopped its ranks; None if it exited normally."""
     last, inside = None, False
     for line in log_lines(job):
         if line.startswith(TRACEBACK):

@@ -1,7 +1,7 @@
 """Hostfiles: a line `HOST slots=PROCESSES` for each host, as DeepSpeed and MPI write them.
 
-Also read are `USER@HOST`, spaces around the equals sign, `max_slots` as Open MPI has it (the limit of
-`slots`), and a byte order mark. `HOST:8` is refused: in some programs it means processes, in others a port.
+Also accepted are `USER@HOST`, spaces around the equals sign, Open MPI's `max_slots` (the limit of `slots`),
+and a byte order mark. `HOST:8` is rejected: in some programs it means processes, in others a port.
 """
 
 import re
@@ -17,9 +17,9 @@ _LINE = re.compile(
 
 
 def read_hostfile(path: str, processes: int | None) -> dict[str, int]:
-    """Processes on each host, in the order of the file; `processes` where a line names no slots.
+    """Processes on each host, in the order of the file; `processes` for a line without slots.
 
-    Raises UserError for a file that cannot be read, holds no host, or has a line of another form.
+    Raises UserError for a file that cannot be read, contains no host, or has an invalid line.
     """
     hosts: dict[str, int] = {}
     for where, match in _lines(path):
@@ -37,12 +37,12 @@ def read_hostfile(path: str, processes: int | None) -> dict[str, int]:
 
 
 def read_logins(path: str) -> dict[str, str]:
-    """USER@HOST of each host for which the file names a user; errors as in `read_hostfile`."""
+    """USER@HOST of each host with a user in the file; errors as for `read_hostfile`."""
     return {match["host"]: f"{match['user']}@{match['host']}" for _, match in _lines(path) if match["user"]}
 
 
 def _lines(path: str) -> Iterator[tuple[str, re.Match[str]]]:
-    """Each host's line, parsed, with where it is for messages."""
+    """Each host's parsed line, with its location for messages."""
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -1,6 +1,6 @@
 """The handle of a job, and its processes on this host.
 
-Every process of a job carries the job's id in its environment, so that all of them can be found.
+Every process of a job has the job's id in its environment, by which all of them can be found.
 """
 
 import os
@@ -22,7 +22,7 @@ CONTROL_VARIABLE = "FM_CONTROL"
 LOGS_VARIABLE = "FM_LOGS"
 EPOCH_VARIABLE = "FM_EPOCH"
 GRACE_SECONDS = 25.0
-"""How long ranks may take to save and exit after they were asked to stop; Prefect allows 30."""
+"""Seconds in which ranks must save and exit after a request to stop; Prefect allows 30."""
 
 
 class Job(Section):
@@ -34,31 +34,31 @@ class Job(Section):
     epoch: int = 0
     """Epoch of its lease, the fencing token; 0 for a job of an earlier version."""
     host: str
-    """Where it was submitted."""
+    """Host that submitted it."""
     host_id: str | None = None
-    """Boot and PID namespace of that host: the pid means something only there."""
+    """Boot id and PID namespace of that host; the pid is meaningful only there."""
     pid: int | None = None
-    """The agent on that host; none for Slurm, which has ids of its own, nor after the end of a debug job."""
+    """Process id of the agent on that host; None for Slurm, or after a debug job has ended."""
     created: float | None = None
     """Start of the agent, in seconds since 1970."""
     start_ticks: int | None = None
     """Start of the agent, in clock ticks since boot: pid and start together name one process."""
     slurm: int | None = None
-    """Slurm's number of the job."""
+    """Slurm's id of the job."""
     processes: int
-    """On all hosts together."""
+    """Total over all hosts."""
     threads: int
-    """CPU threads of each process; 0: each host divides its own cores."""
+    """CPU threads of each process; 0: each host divides its own cores among its processes."""
     log: str
     hosts: dict[str, int] = {}
-    """Processes on each host, in the order of their ranks; empty where Slurm has not chosen yet."""
+    """Processes on each host, in rank order; empty until Slurm has allocated hosts."""
     logins: tuple[str, ...] = ()
     """USER@HOST of the hosts where ssh logs in as another user."""
     marks: dict[str, str] = {}
     """Marker files that every host must see, by the configuration key of their directory."""
 
     def host_of(self, rank: int) -> str:
-        """Name of the host of a rank; that of the job where it is not known."""
+        """Host name of a rank; that of the job if it is not known."""
         for host, processes in self.hosts.items():
             if rank < processes:
                 return host
@@ -67,7 +67,7 @@ class Job(Section):
 
 
 def submitted(control: Path) -> Job | None:
-    """The job last submitted in a control directory, dead or alive."""
+    """The job last submitted in a control directory, whether it is alive or not."""
     record = read_json(control / "job.json")
     if record is None:
         return None
@@ -76,7 +76,7 @@ def submitted(control: Path) -> Job | None:
 
 
 def agent_lives(job: Job) -> bool:
-    """Whether the process that was started for a job runs on this host: host, pid and start must match."""
+    """Whether the agent of a job runs on this host: host, pid and start must match."""
     agent = ProcessIdentity.from_record(job.model_dump())
     if agent is None or not agent.here:
         return False
@@ -85,7 +85,7 @@ def agent_lives(job: Job) -> bool:
 
 
 def successor(job: Job, control: Path) -> dict[str, Any] | None:
-    """The lease record, or the handle, of another job that has taken the control directory since.
+    """The lease record or handle of another job that has since taken the control directory, or None.
 
     If there is one, this job must not change anything there.
     """
@@ -99,22 +99,22 @@ def successor(job: Job, control: Path) -> dict[str, Any] | None:
 
 
 def processes_of(job: Job) -> list[psutil.Process]:
-    """Every live process of a job on this host, agent and orphans included."""
+    """Every live process of a job on this host, including the agent and orphans."""
     return processes_marked(job.id, tunnel_mark(job.id))
 
 
 def tunnel_mark(identifier: str) -> str:
-    """The mark of the connections to a job's hosts: the submitting host may be one of those hosts."""
+    """Mark of the connections to a job's hosts, distinct from the job's id: this host may be one of them."""
     return f"{identifier}.line"
 
 
 def processes_marked(*marks: str) -> list[psutil.Process]:
-    """Every live process on this host that carries one of the marks: a job's id or its tunnel mark."""
+    """Every live process on this host with one of the marks: a job's id or its tunnel mark."""
     return [process for process in psutil.process_iter() if is_marked(process, *marks)]
 
 
 def is_marked(process: psutil.Process, *marks: str) -> bool:
-    """Whether a process is alive and carries one of the marks."""
+    """Whether a process is alive and has one of the marks."""
     try:
         alive = process.status() != psutil.STATUS_ZOMBIE
         return alive and process.environ().get(JOB_VARIABLE) in marks
@@ -125,7 +125,7 @@ def is_marked(process: psutil.Process, *marks: str) -> bool:
 def end_processes(mark: str, grace: float, spare: frozenset[int] = frozenset()) -> None:
     """Ask the marked processes on this host to save and exit; kill what is left after `grace` seconds.
 
-    Only those without a marked parent are asked: each of them passes the request on to its children.
+    Only those without a marked parent are signaled, because each of them forwards the signal to its children.
     """
 
     def remaining() -> list[psutil.Process]:
@@ -144,7 +144,7 @@ def end_processes(mark: str, grace: float, spare: frozenset[int] = frozenset()) 
 
 
 def kill(processes: list[psutil.Process]) -> None:
-    """Kill processes and wait until they are gone."""
+    """Kill processes and wait until they have ended."""
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.kill()
@@ -152,6 +152,6 @@ def kill(processes: list[psutil.Process]) -> None:
 
 
 def _reap(pid: int) -> None:
-    # An agent that is our own child stays a zombie until it is waited for.
+    # An agent that is a child of this process remains a zombie until it is reaped.
     with suppress(OSError):
         os.waitpid(pid, os.WNOHANG)

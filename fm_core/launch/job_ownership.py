@@ -1,7 +1,7 @@
-"""Which job a control directory belongs to: whether a start attaches to a job, is refused, or replaces it.
+"""Ownership of a control directory: a start attaches to its job, is refused, or replaces the job.
 
-A start attaches to a job whose agent lives on this host. It is refused while another holder is alive. It
-takes the lease of a holder that is dead, with a higher epoch, and submits a job of its own.
+A start attaches to a job whose agent is alive on this host. It is refused while another holder is alive. It
+takes the lease of a dead holder, with a higher epoch, and submits a new job.
 """
 
 import errno
@@ -30,40 +30,40 @@ from fm_core.storage.atomic_files import write_text
 def attach_or_submit(stage_job: StageJob, observe: Observer, last: Job | None = None) -> Job:
     """Attach to the job of a control directory, or submit one.
 
-    A holder elsewhere is watched until its heartbeat is seen or has been missing for long enough. At a
+    A holder elsewhere is watched until its heartbeat is seen or has been absent for long enough. For a
     restart, `last` is the job that ended.
 
     Raises:
         UserError: the directory is in use, or the ranks cannot be started.
-        StopRequested: a STOP file was created while nothing ran.
-        OSError: ESTALE where the directory does not know the last job: something else is mounted.
+        StopRequested: a STOP file was created while no job ran.
+        OSError: ESTALE if the directory does not contain the last job, i.e. something else is mounted.
     """
     if last:
-        _check_in_sight(stage_job.control, last)
+        _check_mounted(stage_job.control, last)
     stage_job.control.mkdir(parents=True, exist_ok=True)
     lease = Lease(stage_job.control / "lock")
-    told = False
+    reported = False
     while True:
         with lease.guard():
             previous = submitted(stage_job.control)
             state, holder = lease.look()
             if previous and _is_attachable(previous, state, holder):
                 return _attach(stage_job, lease, previous, holder)
-            # What Slurm says of its job is final.
+            # Slurm's answer about its own job is authoritative.
             ended = previous and previous.kind == "slurm" and holder and holder.get("job") == previous.id
             if state is HolderState.FREE or ended:
                 return _submit(stage_job, lease, previous)
         if holder and state is HolderState.HELD:
             raise _in_use(stage_job.control, holder)
-        if holder and not told:
-            told = True
+        if holder and not reported:
+            reported = True
             message = waiting_message(stage_job.control, holder)
             observe(Progress(stage_job.stage, 0, 1, "jobs", message))
         time.sleep(LOOK_INTERVAL_SECONDS)
 
 
-def _check_in_sight(control: Path, last: Job) -> None:
-    """Check that job.json names the last job or a later one; an empty mount point names none."""
+def _check_mounted(control: Path, last: Job) -> None:
+    """Check that job.json contains the last job or a later one; an empty mount point has none."""
     latest = submitted(control)
     if latest is None or (latest.id != last.id and latest.epoch <= last.epoch):
         raise OSError(
@@ -73,14 +73,14 @@ def _check_in_sight(control: Path, last: Job) -> None:
 
 @contextmanager
 def keep_lease(job: Job, control: Path) -> Generator[Callable[[], None]]:
-    """Renew the heartbeat of a job's lease while its supervisor watches it.
+    """Renew the heartbeat of a job's lease while its supervisor watches the job.
 
-    Yields a function that raises LeaseLostError once the lease is another job's. However the block fails
-    then, the processes of this job on this host are killed, and nothing else is touched.
+    Yields a function that raises LeaseLostError once another job has the lease. If the block then fails in
+    any way, only the processes of this job on this host are killed.
 
     Raises:
         LeaseLostError: another job has taken the lease, on another host.
-        JobFailedError: another job has taken it on this host, where the next attempt attaches to it, or
+        JobFailedError: another job has taken it on this host; the next attempt attaches to that job, or
             replaces it if it is dead.
     """
 
@@ -88,7 +88,7 @@ def keep_lease(job: Job, control: Path) -> Generator[Callable[[], None]]:
         try:
             check_heartbeat()
         except LeaseLostError:
-            # A supervisor that saw the end of the job before this one has released the lease.
+            # Another supervisor of this job may have seen its end first and released the lease.
             if successor(job, control):
                 raise
 
@@ -111,7 +111,7 @@ def keep_lease(job: Job, control: Path) -> Generator[Callable[[], None]]:
 
 
 def _is_here(control: Path, holder: dict[str, Any]) -> bool:
-    """Whether the latest job lives or has died on this host. Waits for a start that is submitting it."""
+    """Whether the latest job runs or ended on this host. Waits for a start that is submitting it."""
     with Lease(control / "lock").guard():
         latest = submitted(control)
     process = ProcessIdentity.from_record(holder)
@@ -120,7 +120,7 @@ def _is_here(control: Path, holder: dict[str, Any]) -> bool:
 
 
 def _is_attachable(previous: Job, state: HolderState, holder: dict[str, Any] | None) -> bool:
-    """Whether the job of job.json lives, and no other job holds the lease."""
+    """Whether the job of job.json is alive and no other job holds the lease."""
     others = holder is not None and holder.get("job") not in (None, previous.id)
     return not (others and state is not HolderState.FREE) and alive(previous)
 
@@ -129,22 +129,22 @@ def _attach(stage_job: StageJob, lease: Lease, previous: Job, holder: dict[str, 
     if "debug" in (previous.kind, stage_job.config.launch.kind):
         raise _in_use(stage_job.control, holder or previous.model_dump())
     _check_same_work(previous, stage_job.logs, stage_job.config)
-    # Whoever submitted it may have been killed before it recorded the agent.
+    # The process that submitted it may have been killed before it recorded the agent.
     _record(lease, previous)
     return previous
 
 
 def _submit(stage_job: StageJob, lease: Lease, previous: Job | None) -> Job:
     control, logs, stage, config = stage_job.control, stage_job.logs, stage_job.stage, stage_job.config
-    obeyed_at = {place: max(stopped_at(control), stopped_at(place)) for place in (logs.parent, control)}
-    refuse_pending_request(*own_directories(control, logs.parent), obeyed_at=obeyed_at)
+    handled_at = {place: max(stopped_at(control), stopped_at(place)) for place in (logs.parent, control)}
+    refuse_pending_request(*own_directories(control, logs.parent), handled_at=handled_at)
     if previous:
-        # The agent is dead; ranks it left behind must be gone before new ones start.
+        # The agent is dead; its remaining ranks must end before new ones start.
         cleanup(previous)
     stage_job.before_submit()
     config_file = logs / f"{stage}.yaml"
     write_text(config_file, dump_yaml(config))
-    # The lease is this process's until the agent is known: its ranks must find it taken when they begin.
+    # This process holds the lease until the agent is known, so that the ranks find it taken when they start.
     identifier, epoch = uuid.uuid4().hex, lease.next_epoch(previous.epoch if previous else 0)
     lease.take(os.getpid(), epoch, job=identifier, stage=stage)
     try:
@@ -152,7 +152,7 @@ def _submit(stage_job: StageJob, lease: Lease, previous: Job | None) -> Job:
     except BaseException:
         lease.release_guarded(job=identifier)
         raise
-    # Without this record the next start finds the agent in job.json.
+    # If this fails, the next start finds the agent in job.json.
     with suppress(OSError):
         _record(lease, job)
     return job
@@ -172,7 +172,7 @@ def _check_same_work(job: Job, logs: Path, config: RunConfig) -> None:
         getattr(running, section).model_dump(), getattr(config, section).model_dump(), f"{section}."
     )
     if job.stage == "train":
-        # Before its first step, the run directory does not say which run it is.
+        # Before its first step, the run directory has no config.yaml to compare with.
         changes = changes or differences(identity(running), identity(config))
     if changes:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Launcher protocol: what a job consists of, and what each way of launching one implements."""
+"""Launcher protocol: the description of a job, and the functions that every launcher implements."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -24,21 +24,21 @@ class StageJob:
     """Entry point of a rank, "module:function", called with the configuration and the Rank."""
     config: RunConfig
     complete: Callable[[], bool]
-    """Whether the stage is complete, asked after the last process has ended; exit codes are not believed."""
+    """Whether the stage is complete; called after the last process has ended, whatever the exit codes."""
     meanwhile: Callable[[], AbstractContextManager[None]] = nullcontext
-    """Opened once a job is submitted or attached to, and closed when all is over, restarts included."""
+    """Context that is entered when a job is submitted or attached to, and exited after the last restart."""
     durable_progress: Callable[[], int] = lambda: 0
-    """Work that is permanently finished, in any unit; a new maximum resets the count of restarts."""
+    """Amount of durable work, in any unit; a new maximum resets the count of restarts."""
     before_submit: Callable[[], None] = lambda: None
-    """Called before a job is submitted, while no other start can submit one; a UserError refuses it."""
+    """Called before a job is submitted, while no other start can submit one; a UserError prevents it."""
 
 
 @dataclass(frozen=True)
 class JobSpec:
-    """What a launcher is asked to start: the ranks of one job."""
+    """Specification of one job for a launcher."""
 
     job: Job
-    """The handle, as far as it is known before the start."""
+    """The handle, as far as known before the start."""
     control: Path
     logs: Path
     worker: str
@@ -52,28 +52,28 @@ class JobStatus:
     """Whether a job is alive."""
 
     alive: bool
-    """Whether it runs or will run."""
+    """Whether it runs or is queued."""
     reason: str = ""
-    """Why it does not run yet, as a message for the user."""
+    """Why it does not run yet, as a message to the user."""
 
 
 class Launcher(Protocol):
     """A way to launch jobs; each is a module of this package."""
 
     def submit(self, spec: JobSpec) -> Job:
-        """Start the ranks. Raises UserError for what can be refused before."""
+        """Start the ranks. Raises UserError for problems that are known before the start."""
         ...
 
     def poll(self, job: Job) -> JobStatus:
-        """Whether the job runs or will run."""
+        """Whether the job runs or is queued."""
         ...
 
     def cancel(self, job: Job, control: Path, grace: float) -> None:
-        """Ask the ranks to save and exit; kill what is left after `grace` seconds."""
+        """Ask the ranks to save and exit; kill remaining processes after `grace` seconds."""
         ...
 
     def collect(self, job: Job, control: Path) -> list[str]:
-        """Gather exit records after the job has ended; return messages about lost hosts."""
+        """Collect exit records after the job has ended; return messages about lost hosts."""
         ...
 
     def cleanup(self, job: Job) -> None:
@@ -87,14 +87,14 @@ def worker_command(stage: str, worker: str, config_file: Path) -> list[str]:
 
 
 def with_agent(job: Job, pid: int) -> Job:
-    """The handle with the identity of its agent, a process of this host."""
+    """The handle with the identity of its agent, a process on this host."""
     return job.model_copy(update=ProcessIdentity.of(pid).facts())
 
 
 def worker_environment(job: Job, control: Path, logs: Path | None, processes_on_host: int) -> dict[str, str]:
     """Environment variables of an agent and its ranks; without `logs` they write to their standard output.
 
-    Where the job names no threads, the cores of this host are divided among its processes.
+    If the job specifies no threads, the cores of this host are divided among its processes.
     """
     threads = job.threads or max(1, available_cores() // processes_on_host)
     return {

@@ -1,4 +1,4 @@
-"""Local launcher: a rank group on the loopback interface, in a session of its own."""
+"""Local launcher: a rank group on the loopback interface, in a separate session."""
 
 from pathlib import Path
 
@@ -24,17 +24,17 @@ def poll(job: Job) -> JobStatus:
 
 
 def cancel(job: Job, control: Path, grace: float = GRACE_SECONDS) -> None:
-    """Ask the ranks to save and exit, wait until no process of the job is left, kill what remains."""
+    """Ask the ranks to save and exit, wait for all processes of the job, kill those that remain."""
     request_stop(control)
     end_processes(job.id, grace)
 
 
 def collect(job: Job, control: Path) -> list[str]:
-    """End what the agent left behind; the ranks' exit records are already in the control directory."""
+    """End processes that outlived the agent; the exit records are already in the control directory."""
     end_processes(job.id, GRACE_SECONDS)
     return []
 
 
 def cleanup(job: Job) -> None:
-    """End what the agent left behind."""
+    """End processes that outlived the agent."""
     end_processes(job.id, GRACE_SECONDS)

@@ -1,8 +1,8 @@
-"""Node agent: runs one rank group on each host of a job, and ends it on request or when the host is cut off.
+"""Node agent: runs the rank group of one host, and ends it on request or when the host is cut off.
 
-`python -m fm_core.launch.node_agent HOST` reads its node specification from the connection that ssh holds
-open (ssh_tunnel.sh), or from the environment under Slurm. `python -m fm_core.launch.node_agent --end JOB`
-ends the remaining processes of a job on this host.
+`python -m fm_core.launch.node_agent HOST` reads its node specification from the ssh connection
+(ssh_tunnel.sh), or from the environment under Slurm. `python -m fm_core.launch.node_agent --end JOB` ends the
+remaining processes of a job on this host.
 """
 
 import ctypes
@@ -43,25 +43,25 @@ from fm_core.storage.retries import with_retries
 
 NODE_SPEC_VARIABLE, HOSTS_VARIABLE = "FM_NODE_SPEC", "FM_HOSTS"
 SILENCE_SECONDS = 20.0
-"""A host that receives no heartbeat for this long considers itself cut off."""
+"""A host that receives no heartbeat for this many seconds considers itself cut off."""
 GRACE_SECONDS = 22.0
-"""How long ranks may take to save and exit; less than their supervisor waits."""
+"""Seconds in which ranks must save and exit; less than their supervisor waits."""
 LOST_GRACE_SECONDS = 5.0
-"""The same where a host is lost: nothing can be saved any more."""
+"""The same after a host was lost, when nothing can be saved any more."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where the ranks of this host write their records."""
+    """Directories where the ranks of this host write their records and logs."""
 
     control: Path
     logs: Path | None
-    """None where this host does not see the run directory: the ranks then write to the job's log."""
+    """None if this host has no access to the run directory; the ranks then write to the job's log."""
     config_file: Path
 
 
 class Uplink:
-    """Connection from the submitting host: the ranks may go on while heartbeats arrive."""
+    """Connection from the submitting host; the ranks may continue while heartbeats arrive."""
 
     def __init__(self, stream: TextIO | None) -> None:
         self._heard_at, self._last, self._closed = time.monotonic(), "", False
@@ -72,7 +72,7 @@ class Uplink:
             threading.Thread(target=self._listen, args=(stream,), daemon=True).start()
 
     def grace(self) -> float | None:
-        """Seconds in which the ranks must exit; None while they may go on."""
+        """Seconds in which the ranks must exit; None while they may continue."""
         silent = self._listens and time.monotonic() - self._heard_at > SILENCE_SECONDS
         if silent or self._last == "lost":
             return LOST_GRACE_SECONDS
@@ -88,7 +88,7 @@ class Uplink:
 
 
 def main(arguments: list[str]) -> int:
-    """Run a node; 0 done, 3 stopped on request, 2 refused, 1 anything else."""
+    """Run a node; returns 0: done, 3: stopped on request, 2: user error, 1: anything else."""
     if arguments[0] == "--end":
         end_processes(arguments[1], LOST_GRACE_SECONDS, spare=_lineage())
         return 0
@@ -117,7 +117,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _receive(host: str) -> tuple[NodeSpec, str, TextIO | None] | None:
-    """The specification, this host's name in it, and the connection; None if it was closed before."""
+    """The specification, this host's name in it, and the connection; None if it was closed first."""
     text = os.environ.pop(NODE_SPEC_VARIABLE, None)
     if text is None:
         text = sys.stdin.readline()
@@ -131,10 +131,10 @@ def _receive(host: str) -> tuple[NodeSpec, str, TextIO | None] | None:
 
 
 def _begin_attempt(spec: NodeSpec, control: Path) -> NodeSpec:
-    """Record the hosts that Slurm has chosen; an attempt after the first takes the lease anew.
+    """Record the hosts that Slurm has allocated; a repeated attempt takes the lease with a new epoch.
 
-    Slurm queues a job again when it has lost a node. That node may be cut off from Slurm alone, so that its
-    ranks go on: they find another epoch in the lease.
+    Slurm requeues a job when it loses a node. That node may be cut off only from Slurm, so that its ranks
+    continue; they then detect the new epoch in the lease.
 
     Raises LeaseLostError if another job has taken the directory.
     """
@@ -165,10 +165,10 @@ def _place(spec: NodeSpec) -> Generator[Place]:
 
 
 def _belongs_to(control: Path, job: Job) -> bool:
-    """Whether this host sees the job's control directory. Slurm may start a job before job.json names it."""
+    """Whether this host has access to the job's control directory; Slurm may start before job.json exists."""
     deadline = time.monotonic() + ADOPTION_SECONDS
     while control.is_dir():
-        with suppress(OSError, UserError):  # a file server that does not answer now
+        with suppress(OSError, UserError):  # a file server that does not answer at the moment
             record = submitted(control)
             if record and record.id == job.id:
                 return True
@@ -184,14 +184,12 @@ def _check(spec: NodeSpec, host: str, place: Place) -> None:
         raise UserError(f"{host} has no directory {spec.folder}; start from one that all hosts have")
     if first and place.logs is None:
         raise UserError(
-            f"run.root: {host} does not see {spec.control}; the first host must: start from it, or name a "
-            "path that it shares with this host"
+            f"run.root: {host} has no access to {spec.control}, which the first host needs: start there, or "
+            "set a path that it shares with this host"
         )
     for key, mark in spec.job.marks.items():
         if not Path(mark).exists():
-            raise UserError(
-                f"{key}: {host} does not see {Path(mark).parent}; name a URL or a path that all hosts share"
-            )
+            raise UserError(f"{key}: {host} has no access to {Path(mark).parent}; set a URL or a shared path")
     if first:
         _check_port(meeting_address(list(spec.job.hosts)), spec.port, host)
 
@@ -207,7 +205,7 @@ def _check_port(address: str, port: int, host: str) -> None:
 
 def _run(spec: NodeSpec, host: str, place: Place, stream: TextIO | None) -> int:
     ranks = _ranks(spec.job, host)
-    # A job that Slurm has queued again has left records of its earlier attempt.
+    # A job that Slurm requeued has left records of its earlier attempt.
     remove_exit_records(place.control, spec.job.stage, ranks)
     oom_counter = OomCounter()
     agent = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Node specification: what every host of a job is to run, and where the hosts meet."""
+"""Node specification: what each host of a job runs, and the rendezvous of the hosts."""
 
 import os
 import socket
@@ -15,11 +15,11 @@ from fm_core.run.directory import RunDirectory
 from fm_core.storage.local_paths import local_path
 
 FIRST_PORT, PORTS = 20_000, 10_000
-"""Below the range that Linux gives to outgoing connections."""
+"""Below the range that Linux uses for outgoing connections."""
 
 DEVICES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
-"""Which devices of a host a process may use; they mean nothing on another host."""
-# PYTHONPATH goes with the command (ssh.py).
+"""Variables that select devices of this host; they are not valid on another host."""
+# PYTHONPATH is part of the command (ssh.py).
 _HOST_VARIABLES = {
     *("HOME", "HOSTNAME", "LD_LIBRARY_PATH", "LD_PRELOAD", "LOGNAME", "MAIL", "OLDPWD", "PWD", "PYTHONPATH"),
     *("SHELL", "SHLVL", "TERM", "TMPDIR", "USER", "_"),
@@ -30,7 +30,7 @@ _SESSION_PREFIXES = ("DBUS_", "DISPLAY", "SSH_", "XDG_")
 
 
 class NodeSpec(Section):
-    """One line of JSON. It holds the environment, and so it never appears on a command line."""
+    """Sent as one line of JSON. It contains the environment, so it never appears on a command line."""
 
     job: Job
     worker: str
@@ -42,12 +42,12 @@ class NodeSpec(Section):
     folder: str
     """Working directory; relative paths in the configuration start there."""
     port: int
-    """Port of the first host where the hosts meet."""
+    """Rendezvous port on the first host."""
     environment: dict[str, str]
 
 
 def node_spec_of(spec: JobSpec, environment: dict[str, str]) -> NodeSpec:
-    """The node specification of a job; creates the marker files that every host must see."""
+    """Build the node specification of a job, and create the marker files that every host must see."""
     return NodeSpec(
         job=spec.job.model_copy(update={"marks": _create_marks(spec)}),
         worker=spec.worker,
@@ -61,7 +61,7 @@ def node_spec_of(spec: JobSpec, environment: dict[str, str]) -> NodeSpec:
 
 
 def portable_environment() -> dict[str, str]:
-    """The variables of this process, without those that belong to this host or this login."""
+    """The environment variables of this process, without those of this host or this login."""
     return {
         name: value
         for name, value in os.environ.items()
@@ -70,34 +70,34 @@ def portable_environment() -> dict[str, str]:
 
 
 def remove_visibility_marks(job: Job) -> None:
-    """Remove the marker files that every host had to see."""
+    """Remove the marker files of a job."""
     for mark in job.marks.values():
         Path(mark).unlink(missing_ok=True)
 
 
 def interface_towards(host: str) -> str | None:
-    """Name of this host's network interface that leads to another host; None if there is none."""
+    """Name of this host's network interface on the route to another host; None if there is none."""
     return _interface_of(_address_towards(host))
 
 
 def meeting_address(hosts: list[str]) -> str:
-    """The one address of this host, the first of a job, on which the store of the ranks listens.
+    """The address on which the store of the ranks listens on this host, the first of a job.
 
-    Other hosts connect to the name of this host, so it is the address behind that name. Where the name leads
-    to the loopback interface here, as on Debian, it is the address that leads to the last host; with one host
-    it is the loopback interface.
+    Other hosts connect to the name of this host, so it is the address of that name. If the name resolves to
+    the loopback interface here, as on Debian, it is the local address on the route to the last host; with one
+    host it is the loopback interface.
     """
     if len(hosts) == 1:
         return LOOPBACK
     named: list[str] = []
     with suppress(OSError):
-        found = socket.getaddrinfo(hosts[0], None, type=socket.SOCK_STREAM)
-        named = [str(address[0]) for *_, address in found]
+        addresses = socket.getaddrinfo(hosts[0], None, type=socket.SOCK_STREAM)
+        named = [str(address[0]) for *_, address in addresses]
     for address in named:
         if _interface_of(address) not in (None, "lo"):
             return address
     towards = _address_towards(hosts[-1])
-    # Hosts that are all on this machine.
+    # All hosts are on this machine.
     return named[0] if towards == LOOPBACK and named else towards or "0.0.0.0"
 
 
@@ -121,7 +121,7 @@ def _interface_of(own_address: str | None) -> str | None:
 def _create_marks(spec: JobSpec) -> dict[str, str]:
     run = RunDirectory(spec.config)
     checkpoints, samples = ("train.checkpoint_root", run.checkpoints), ("sample.root", run.samples)
-    # Intermediate results of an evaluation lie beside the samples.
+    # Intermediate results of an evaluation are stored next to the samples.
     roots = {"train": checkpoints, "sample": samples, "evaluate": samples}
     if spec.config.train.checkpoint_root:
         roots["preflight"] = checkpoints

@@ -19,9 +19,9 @@ from fm_core.storage.local_paths import local_path
 
 MODULE = "fm_core.stages.score_checkpoints"
 MIN_IMAGES = 4
-"""Samples that a Fréchet distance and its standard error need at least."""
+"""Minimum number of samples for a Fréchet distance and its standard error."""
 END_SECONDS = 40.0
-"""How long the process may take to end its own jobs when it is stopped."""
+"""Seconds in which the process must end its own jobs when it is stopped."""
 
 
 def read_online_scores(run: Path) -> list[dict[str, Any]]:
@@ -40,35 +40,35 @@ def online_eval_directory(run: Path) -> Path:
 
 
 def check_online_eval(config: RunConfig) -> None:
-    """Check the settings of evaluate.beside. Raises UserError for those that could not be scored."""
-    beside = config.evaluate.beside
-    if not beside.images:
+    """Check the settings of evaluate.online. Raises UserError for those that could not be scored."""
+    online = config.evaluate.online
+    if not online.images:
         return
-    # Imported here: torch takes seconds, which the start of a flow need not wait for.
+    # Imported here, because torch takes seconds to import and most starts do not need it.
     from fm_core.method.ode import Solver
 
-    if beside.images < MIN_IMAGES:
-        raise UserError(f"evaluate.beside.images {beside.images}: a distance needs at least {MIN_IMAGES}")
-    Solver(method=beside.solver, steps=beside.steps)
+    if online.images < MIN_IMAGES:
+        raise UserError(f"evaluate.online.images {online.images}: a distance needs at least {MIN_IMAGES}")
+    Solver(method=online.solver, steps=online.steps)
     if local_path(RunDirectory(config).checkpoints) is None:
-        raise UserError("evaluate.beside: train.checkpoint_root must be a directory, to link weights from")
+        raise UserError("evaluate.online: train.checkpoint_root must be a directory, to link weights from")
 
 
 @contextmanager
 def online_evaluation(config: RunConfig) -> Generator[None]:
-    """Score checkpoints in another process inside the block; at a regular end, wait for the last score.
+    """Score checkpoints in another process during the block; at its normal end, wait for the last score.
 
     Errors of that process do not affect training; they are in logs/train-beside.log.
     """
-    if not config.evaluate.beside.images:
+    if not config.evaluate.online.images:
         yield
         return
     run = RunDirectory(config).path
-    stop_online_eval(run)  # that of a supervisor that was killed
+    stop_online_eval(run)  # one left by a supervisor that was killed
     process = _start(config, run)
     try:
         yield
-        process.communicate()  # closes its standard input, the sign that training has ended
+        process.communicate()  # closes its standard input, which signals the end of training
     finally:
         process.terminate()
         stop_online_eval(run)
@@ -76,7 +76,7 @@ def online_evaluation(config: RunConfig) -> Generator[None]:
 
 
 def stop_online_eval(run: Path) -> None:
-    """End the process that scores a run's checkpoints, if there is one on this host."""
+    """End the process that scores a run's checkpoints, if one runs on this host."""
     process = Lease(online_eval_directory(run) / "lock").process()
     if process is None:
         return
@@ -90,7 +90,7 @@ def stop_online_eval(run: Path) -> None:
 def _start(config: RunConfig, run: Path) -> subprocess.Popen[bytes]:
     config_file = run / "logs" / "beside.yaml"
     write_text(config_file, dump_yaml(config))
-    devices = config.evaluate.beside.devices
+    devices = config.evaluate.online.devices
     return spawn_detached(
         [sys.executable, "-m", MODULE, str(config_file)],
         run / "logs" / "train-beside.log",

@@ -1,6 +1,6 @@
-"""What an exception of a rank means: whether a restart can help, and which key to change where it cannot.
+"""Classification of a rank's exception: whether a restart can help and, if not, which key to change.
 
-A solver that fails, or a batch that does not fit into memory, fails again after every start.
+A solver failure, or a batch that does not fit into memory, recurs after every restart.
 """
 
 from fm_core.errors import Outcome, SolverError, outcome_of
@@ -19,11 +19,11 @@ OUT_OF_MEMORY = (
     *("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory"),
     *("CUDA out of memory", "HIP out of memory", "std::bad_alloc", "CUDNN_STATUS_ALLOC_FAILED"),
 )
-"""Texts of torch's errors that have no class of their own."""
+"""Messages of torch's errors that have no class of their own."""
 
 
 def outcome_and_message(error: BaseException, stage: str) -> tuple[Outcome, str]:
-    """How a rank ends that raised this error, and one line for its exit record."""
+    """Outcome of a rank that raised this error, and one line for its exit record."""
     if out_of_memory(error):
         keys = MEMORY_KEYS.get(stage)
         return Outcome.UNRECOVERABLE, f"out of memory: {_line(error)}" + (f"; set {keys}" if keys else "")
@@ -40,7 +40,7 @@ def outcome_and_message(error: BaseException, stage: str) -> tuple[Outcome, str]
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, on the host or on a device."""
-    # By name: this module does not wait for the import of torch.
+    # By name, because this module must not import torch.
     if isinstance(error, MemoryError) or any(
         kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__
     ):

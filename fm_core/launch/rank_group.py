@@ -1,9 +1,9 @@
-"""Rank group: starts the ranks of one host, keeps the store where all ranks of a job meet, and ends together.
+"""Rank group: starts the ranks of one host, serves the rendezvous store, and ends all ranks together.
 
 `python -m fm_core.launch.rank_group --count 2 --world 2 --listen -- -m MODULE ARGUMENT...` starts two ranks
-that meet on the loopback interface; the other options are for a job of several hosts. The store is a TCPStore
-on a socket that is bound to one address beforehand, which torchrun cannot do: its stores listen on every
-interface. Nothing in the store is pickled.
+with a rendezvous on the loopback interface; the other options are for a job of several hosts. The store is a
+TCPStore on a socket that is bound to one address beforehand, which torchrun does not support: its stores
+listen on every interface. Nothing in the store is pickled.
 """
 
 import argparse
@@ -19,25 +19,25 @@ from types import FrameType
 from typing import Any
 
 GRACE_SECONDS = 30.0
-"""How long the other ranks may take to save and exit once one has failed, or once the group was asked to."""
+"""Seconds in which the other ranks must save and exit after one has failed or a stop was requested."""
 POLL_SECONDS = 0.1
 ATTEMPT = timedelta(seconds=3)
-"""How long the first host's store may take to answer before it is asked again."""
+"""Timeout of one attempt to connect to the first host's store, in seconds."""
 RANKS_KEY = "fm/ranks"
-"""Counter in the store: ranks of the hosts that are there."""
+"""Counter in the store: ranks of the hosts that have joined."""
 LOOPBACK = "127.0.0.1"
 LOOPBACK_INTERFACE = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "=lo"}
-"""Environment variables that keep the connections among ranks of one host on its loopback interface."""
+"""Environment variables that keep connections between ranks of one host on its loopback interface."""
 PREFECT_SECRETS = ("PREFECT_API_AUTH_STRING", "PREFECT_API_KEY", "PREFECT_SERVER_API_AUTH_STRING")
-"""Variables that ranks, which need no Prefect, do not get."""
+"""Prefixes of variables that are not passed to ranks, which do not use Prefect."""
 _LEFT_OUT_PREFIXES = ("PET_", "TORCHELASTIC_", "GROUP_", "ROLE_")
 _LEFT_OUT = {
     *("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
     *("CROSS_RANK", "CROSS_SIZE", "NCCL_COMM_ID"),
     *PREFECT_SECRETS,
 }
-"""What torchrun, Kubeflow and others set to say which rank a process is. In a user's environment it would
-move the ranks of this job elsewhere."""
+"""Variables by which torchrun, Kubeflow and others identify a rank. If inherited from the user's environment,
+they would misdirect the ranks of this job."""
 
 
 def rank_group_command(
@@ -54,10 +54,10 @@ def rank_group_command(
     Args:
         arguments: arguments of Python that start one rank.
         count: ranks on this host.
-        first: number of the first of them.
-        world: ranks of the whole job; by default `count`.
-        meet: "address:port" where the ranks meet; port 0 lets the kernel choose one.
-        listen: whether the store is in this group: on the first host of a job.
+        first: index of the first of them.
+        world: total ranks of the job; by default `count`.
+        meet: rendezvous "address:port"; port 0 lets the kernel choose one.
+        listen: whether this group serves the store, which is so on the first host of a job.
     """
     options = [f"--count={count}", f"--first={first}", f"--world={world or count}", f"--meet={meet}"]
     if listen:
@@ -67,14 +67,14 @@ def rank_group_command(
 
 @dataclass
 class RankGroup:
-    """The ranks of this host as child processes, by number."""
+    """The ranks of this host as child processes, by index."""
 
     ranks: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict[int, "subprocess.Popen[bytes]"])
     asked: bool = False
-    """Whether this process was asked to end."""
+    """Whether this process was asked to stop."""
 
     def ask(self, number: int, frame: FrameType | None) -> None:
-        """Signal handler: the ranks are asked to save and exit."""
+        """Signal handler: ask the ranks to save and exit."""
         self.asked = True
 
     def start(self, number: int, command: list[str], variables: dict[str, str]) -> None:
@@ -82,9 +82,9 @@ class RankGroup:
         self.ranks[number] = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=variables)
 
     def wait(self) -> int:
-        """Wait until all ranks have ended; 0 if every one of them ended with status 0.
+        """Wait until all ranks have ended; return 0 if all exited with status 0, else 1.
 
-        When one fails, or when this process is asked to end, the others get SIGTERM, and SIGKILL later.
+        If one fails, or this process is asked to stop, the others get SIGTERM, and later SIGKILL.
         """
         failed, deadline = False, None
         while True:
@@ -108,7 +108,7 @@ class RankGroup:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the ranks that the command line describes; 0 if all of them ended with status 0, else 1."""
+    """Run the ranks that the command line describes; return 0 if all exited with status 0, else 1."""
     options = _options(arguments)
     address, _, port = options.meet.rpartition(":")
     listener = _listener(address, int(port)) if options.listen else None
@@ -122,13 +122,14 @@ def main(arguments: list[str]) -> int:
         "MASTER_PORT": port,
         "WORLD_SIZE": str(options.world),
         "LOCAL_WORLD_SIZE": str(options.count),
-        # The store is in this process, so that it answers when a rank hangs or is stopped.
+        # The store is in this process, so that it answers even if a rank hangs or is stopped.
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "TORCHELASTIC_RESTART_COUNT": "0",
     }
     store = None
     if options.world > options.count:
-        # No rank starts before all hosts are there: until then there is nothing to save, and all end at once.
+        # No rank starts before all hosts have joined: until then there is nothing to save, and all can end at
+        # once.
         store = _store(address, listener) if listener else _reached(address, int(port), group)
         if store is None or not _all_are_there(store, options.count, options.world, group):
             return 1
@@ -137,7 +138,7 @@ def main(arguments: list[str]) -> int:
         number = {"RANK": str(options.first + local), "LOCAL_RANK": str(local)}
         group.start(options.first + local, [sys.executable, *options.command], inherited | world | number)
     if store is None and listener:
-        # Ranks that arrive before the store wait in the backlog of its socket; importing torch takes seconds.
+        # Ranks that connect early wait in the backlog of the socket, since importing torch takes seconds.
         store = _store(address, listener)
     code = group.wait()
     del store
@@ -164,7 +165,7 @@ def _listener(address: str, port: int) -> socket.socket:
 
 
 def _store(address: str, listener: socket.socket) -> Any:
-    """The store, which takes the socket over and serves it from threads of its own."""
+    """The store, which takes over the socket and serves it from its own threads."""
     import torch.distributed as dist
 
     port = listener.getsockname()[1]
@@ -174,12 +175,12 @@ def _store(address: str, listener: socket.socket) -> Any:
 
 
 def _reached(address: str, port: int, group: RankGroup) -> Any:
-    """The store of the first host once it answers; None if this group is asked to end before."""
+    """The store of the first host once it answers; None if this group is asked to stop first."""
     import torch.distributed as dist
 
     while not group.asked:
         try:
-            # Torch would log every attempt.
+            # torch logs every failed attempt.
             socket.create_connection((address, port), ATTEMPT.total_seconds()).close()
             return dist.TCPStore(address, port, is_master=False, timeout=ATTEMPT)  # pyright: ignore[reportPrivateImportUsage]
         except (OSError, RuntimeError):
@@ -188,7 +189,7 @@ def _reached(address: str, port: int, group: RankGroup) -> Any:
 
 
 def _all_are_there(store: Any, count: int, world: int, group: RankGroup) -> bool:
-    """Wait until the groups of all hosts have entered their ranks; False if asked to end before."""
+    """Wait until the groups of all hosts have joined; False if asked to stop first."""
     there = store.add(RANKS_KEY, count)
     while there < world and not group.asked:
         time.sleep(POLL_SECONDS)

@@ -1,7 +1,7 @@
-"""Restart policy of a job: how often in a row it is restarted, after which pauses, and what resets the count.
+"""Restart policy of a job: consecutive restarts, the pauses before them, and what resets the count.
 
-Each restart is a line of logs/restarts.jsonl. The pause doubles from one restart in a row to the next; more
-progress than ever before makes the next failure the first of a row.
+Each restart is a line of logs/restarts.jsonl. The pause doubles with each consecutive restart; new durable
+progress resets the count.
 """
 
 import time
@@ -24,7 +24,7 @@ class Restart:
     """One restart."""
 
     number: int
-    """In the row, from 1."""
+    """Number of consecutive restarts, including this one."""
     limit: int
     """launch.restarts."""
     pause_seconds: float
@@ -48,7 +48,7 @@ class RestartPolicy:
         durable_progress: Callable[[], int],
         effort: BestEffort,
     ) -> None:
-        """`durable_progress` returns how much work is permanently finished, in any unit."""
+        """`durable_progress` returns the amount of durable work, in any unit."""
         self._stage, self._launch, self._logs, self._durable_progress = stage, launch, logs, durable_progress
         self._effort = effort
         self._consecutive = self._best = 0
@@ -77,7 +77,7 @@ class RestartPolicy:
 
 
 def pause(seconds: float, *directories: Path) -> None:
-    """Wait before a restart. Raises StopRequested once there is a STOP file in one of the directories."""
+    """Wait before a restart. Raises StopRequested if there is a STOP file in one of the directories."""
     deadline = time.monotonic() + seconds
     while True:
         if pending_request(*directories):

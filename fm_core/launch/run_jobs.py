@@ -1,14 +1,14 @@
-"""All jobs of one run directory: their control directories, stop requests, and how to end them."""
+"""Jobs of a run directory: their control directories, stop requests, and how to end them."""
 
 from pathlib import Path
 
 from fm_core.launch.dispatch import Job, alive, cancel, processes_of, submitted
 from fm_core.launch.online_eval import stop_online_eval
-from fm_core.run.stop_file import mark_obeyed, was_stopped
+from fm_core.run.stop_file import mark_stop_handled, was_stopped
 
 
 def control_directories(run: Path) -> list[Path]:
-    """Control directories of a run: itself for training, and one for each set of samples and scores.
+    """Control directories of a run: the run directory for training, and one per set of samples and scores.
 
     Those of the experiments of a comparison are included.
     """
@@ -21,7 +21,7 @@ def control_directories(run: Path) -> list[Path]:
 
 
 def runs(run: Path) -> list[Path]:
-    """A run and, where it is a comparison, the runs of its experiments."""
+    """The run and, if it is a comparison, the runs of its experiments."""
     return [run, *sorted(path for path in run.glob("reproduce/*") if path.is_dir())]
 
 
@@ -31,7 +31,7 @@ def stop_requested(run: Path) -> bool:
 
 
 def end_jobs(run: Path) -> list[Job]:
-    """End every job that still has processes, saving where possible; return the jobs that were ended."""
+    """End every job that still has processes, saving if possible; return the jobs that were ended."""
     for path in runs(run):
         stop_online_eval(path)
     ended: list[Job] = []
@@ -39,6 +39,6 @@ def end_jobs(run: Path) -> list[Job]:
         job = submitted(control)
         if job and (alive(job) or processes_of(job)):
             cancel(job, control)
-            mark_obeyed(control)
+            mark_stop_handled(control)
             ended.append(job)
     return ended

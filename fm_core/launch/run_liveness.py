@@ -1,4 +1,4 @@
-"""Liveness of a run, for `fm status`: after a crash, status.json alone would still say "running"."""
+"""Liveness of a run, for `fm status`, since status.json still says "running" after a crash."""
 
 import time
 from contextlib import suppress
@@ -14,16 +14,16 @@ from fm_core.run.process_identity import ProcessIdentity
 from fm_core.storage.atomic_files import read_lines
 
 RESTART_SECONDS = 60.0
-"""How long a restart may take beyond its pause."""
+"""Seconds that a restart may take beyond its pause."""
 
 
 def death_notice(run: Path, status: dict[str, Any], now: float | None = None) -> str | None:
-    """Why a run whose status says "running" is not: since when, in one line; None if it may be running.
+    """Why, and since when, a run whose status says "running" is dead; None if it may be running.
 
     Args:
         run: the run directory.
         status: its status.json.
-        now: seconds since 1970; by default the present time.
+        now: seconds since 1970; by default the current time.
     """
     now = time.time() if now is None else now
     if status.get("phase") != "running" or any(_lives(control) for control in control_directories(run)):
@@ -36,11 +36,11 @@ def death_notice(run: Path, status: dict[str, Any], now: float | None = None) ->
         return None
     since = datetime.fromtimestamp(status["updated"], UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     ago = timedelta(seconds=max(0, round(silence)))
-    return f"dead: no process of it lives; its last sign of life was at {since}, {ago} ago"
+    return f"dead: it has no running process; last activity at {since}, {ago} ago"
 
 
 def _lives(control: Path) -> bool:
-    """Whether the job of a control directory runs or waits; True if that cannot be determined."""
+    """Whether the job of a control directory runs or is queued; True if that cannot be determined."""
     try:
         job = submitted(control)
         if job is None:
@@ -51,7 +51,7 @@ def _lives(control: Path) -> bool:
 
 
 def _supervisor_lives(supervisor: dict[str, Any], silence: float) -> bool:
-    """Whether the process that supervises a stage lives; on another host, whether it was heard of lately."""
+    """Whether the supervisor of a stage is alive; on another host, whether its status is recent."""
     process = ProcessIdentity.from_record(supervisor)
     if process is None or not process.here:
         return silence < STALE_SECONDS

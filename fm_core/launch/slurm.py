@@ -28,34 +28,32 @@ from fm_core.run.stop_file import request_stop
 logger = logging.getLogger("fm_core")
 
 PROGRAMS: dict[str, str] = dict.fromkeys(("sbatch", "squeue", "scancel"), "slurm-client")
-"""Programs that are called on this host, with the package of each."""
+"""Programs that are called on this host, with the package that provides each."""
 _BATCH = Path(__file__).with_name("slurm_batch.sh")
 _ENDED_STATES = {
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"),
     *("REVOKED", "TIMEOUT"),
 }
 _JOB_NUMBER = re.compile(r"(?:Submitted batch job )?(\d+)(?:;\S*)?(?: on cluster \S+)?")
-"""The last line of sbatch: with --parsable, and with a wrapper that drops it."""
+"""The last line of sbatch's output, with --parsable or from a wrapper that drops that option."""
 _STATE = re.compile(r"([A-Z_]+)\|(.*)")
 _NO_ANSWER = "UNKNOWN"
 EMPTY_ANSWERS, EMPTY_SECONDS = 3, 2.0
-"""A job has ended when squeue says nothing of it so many times in a row, at these intervals."""
+"""A job has ended if squeue does not list it this many times in a row, at these intervals."""
 COMMAND_SECONDS = 120.0
-"""After so long a command of Slurm counts as one that does not answer."""
+"""Timeout of a Slurm command, in seconds."""
 _UNKNOWN = "Invalid job id"
-"""What squeue prints for a job that ended long ago."""
+"""squeue's error for a job that ended long ago."""
 
 
 def submit(spec: JobSpec) -> Job:
     """Queue the job. Raises UserError with the message of sbatch if it refuses."""
     if not shutil.which("sbatch"):
-        raise UserError(
-            "launch.kind slurm: there is no sbatch on this host; start from a login node of Slurm"
-        )
+        raise UserError("launch.kind slurm: sbatch was not found on this host; start from a Slurm login node")
     launch = spec.config.launch
     if not launch.threads and "cpus-per-task" not in launch.slurm.options:
         raise UserError(
-            "launch.threads: Slurm must know how many cores to reserve; name the threads of each process, or "
+            "launch.threads: Slurm needs the number of cores to reserve; set the threads of each process, or "
             "cpus-per-task in launch.slurm.options"
         )
     node_spec = node_spec_of(spec, {})
@@ -100,33 +98,33 @@ def submit(spec: JobSpec) -> Job:
 
 
 def job_number(output: str, name: str) -> int:
-    """The number of the queued job in the output of sbatch, among the lines that a site's wrapper adds to it.
+    """Parse the job id from the output of sbatch, to which a site's wrapper may add lines.
 
     Raises:
-        UserError: there is none; the message names the job, which may be queued.
+        UserError: there is none; the message gives the name of the job, which may be queued.
     """
     for line in reversed(output.splitlines()):
         if match := _JOB_NUMBER.fullmatch(line.strip()):
             return int(match[1])
     shown = " ".join(output.split())[:200]
     raise UserError(
-        f"launch.slurm: sbatch printed {shown!r} instead of a job id; the job may be queued nevertheless: "
+        f"launch.slurm: sbatch printed {shown!r} instead of a job id; the job may still have been queued: "
         f"cancel it with scancel --name={name}"
     )
 
 
 def poll(job: Job) -> JobStatus:
-    """Whether Slurm holds the job, and why it does not run yet."""
+    """Whether Slurm has the job, and why it does not run yet."""
     state, reason = _state(job)
     if state == _NO_ANSWER:
-        return JobStatus(True, f"Slurm does not say how job {job.slurm} is ({reason})")
+        return JobStatus(True, f"Slurm does not report the state of job {job.slurm} ({reason})")
     waits = state not in ("RUNNING", "COMPLETING")
     message = f"Slurm job {job.slurm} is {state.lower()} ({reason})" if waits else ""
     return JobStatus(state not in _ENDED_STATES, message)
 
 
 def cancel(job: Job, control: Path, grace: float = GRACE_SECONDS) -> None:
-    """Ask the ranks to save and exit through scancel; kill what remains."""
+    """Ask the ranks to save and exit through scancel; kill those that remain."""
     request_stop(control)
     _scancel(str(job.slurm))
     if not _ended_within(job, grace):
@@ -135,22 +133,22 @@ def cancel(job: Job, control: Path, grace: float = GRACE_SECONDS) -> None:
 
 
 def collect(job: Job, control: Path) -> list[str]:
-    """Gather exit records of nodes that do not see the control directory; return Slurm's end state."""
+    """Collect exit records of nodes without access to the control directory; return Slurm's end state."""
     collect_exit_records(job, control)
     remove_visibility_marks(job)
     state, reason = _state(job)
     if state == "CANCELLED":
-        # Whoever did it: that is a request to stop.
+        # Canceled by anyone: this counts as a request to stop.
         request_stop(control)
     return [] if state in ("COMPLETED", "FAILED") else [f"Slurm job {job.slurm}: {state.lower()} ({reason})"]
 
 
 def cleanup(job: Job) -> None:
-    """Do nothing: Slurm does not report a job as ended while it has processes."""
+    """Do nothing, because Slurm does not report a job as ended while it has processes."""
 
 
 def _state(job: Job) -> tuple[str, str]:
-    """Slurm's state and reason; _NO_ANSWER where squeue or the controller does not answer."""
+    """Slurm's state and reason; _NO_ANSWER if squeue or the controller does not answer."""
     query = ("squeue", "--noheader", "--states=all", f"--jobs={job.slurm}", "--format=%T|%r")
     for attempt in range(EMPTY_ANSWERS):
         try:
@@ -158,7 +156,7 @@ def _state(job: Job) -> tuple[str, str]:
         except (
             OSError,
             subprocess.TimeoutExpired,
-        ) as error:  # not installed just now, or no process can start
+        ) as error:  # not installed at the moment, or no process can be started
             return _NO_ANSWER, str(error)
         if done.returncode:
             message = " ".join(done.stderr.split())
@@ -166,7 +164,7 @@ def _state(job: Job) -> tuple[str, str]:
         states = [match for line in done.stdout.splitlines() if (match := _STATE.fullmatch(line.strip()))]
         if states:
             return states[-1][1], states[-1][2].strip()
-        # Slurm forgets ended jobs; one empty answer may also be a controller that has just started.
+        # Slurm forgets ended jobs, but a controller that has just started may also return an empty list.
         if attempt + 1 < EMPTY_ANSWERS:
             time.sleep(EMPTY_SECONDS)
     return "COMPLETED", ""
@@ -208,7 +206,7 @@ def _run(
 
 
 def _why(error: OSError, environment: dict[str, str]) -> str:
-    """The message of an error of exec; with the largest variables where they are too large for it."""
+    """The message of an exec error; lists the largest variables if the environment is too large."""
     if error.errno != errno.E2BIG:
         return str(error)
     sizes = {name: len(f"{name}={value}".encode()) for name, value in environment.items()}

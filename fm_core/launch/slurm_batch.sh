@@ -2,7 +2,7 @@
 # The batch script of a job: one node_agent.py on each node. Arguments: the command of a node agent.
 #
 # Shortly before the time limit Slurm sends USR1: the ranks save and exit, and the job is requeued.
-# After a preemption or the loss of a node Slurm requeues it by itself.
+# After a preemption or the loss of a node Slurm requeues it automatically.
 notice=
 trap 'notice=1; scancel --signal=TERM "$SLURM_JOB_ID.0"' USR1
 

@@ -1,7 +1,7 @@
-"""SSH launcher: pdsh holds a connection to each host of the hostfile, where a node agent runs one rank group.
+"""SSH launcher: pdsh keeps a connection to each host of the hostfile, where a node agent runs a rank group.
 
-A connection that breaks ends the job on both of its sides: ssh notices within 20 s and the other connections
-end; the host that was cut off receives no heartbeat and ends its ranks.
+A broken connection ends the job on both sides: ssh notices within 20 s and the other connections are closed;
+the host that was cut off receives no heartbeat and ends its ranks.
 """
 
 import os
@@ -36,11 +36,11 @@ from fm_core.launch.node_spec import node_spec_of, portable_environment, remove_
 from fm_core.run.stop_file import request_stop
 
 FENCE_SECONDS = SILENCE_SECONDS + LOST_GRACE_SECONDS + 10.0
-"""After this long nothing of a job is left even on a host that cannot be reached."""
+"""Seconds after which no process of a job is left even on an unreachable host."""
 SSH_FAILED = 255
 """Exit status of ssh when it cannot connect, the connection breaks or the remote side is killed."""
 CANNOT_RUN = (126, 127)
-"""Exit statuses of a shell for a program that it cannot run."""
+"""Exit statuses of a shell for a program that cannot be run."""
 
 _TUNNEL = Path(__file__).with_name("ssh_tunnel.sh")
 _REACHED = "fm-reached"
@@ -48,15 +48,15 @@ PROGRAMS: dict[str, str] = {"pdsh": "pdsh", "ssh": "openssh-client"}
 """Programs that are called on this host, with the package of each."""
 _SSH_OPTIONS = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=10")
 LOGINS_VARIABLE = "FM_LOGINS"
-"""USER@HOST of the hosts where another user logs in, separated by spaces."""
+"""Variable with USER@HOST of the hosts where another user logs in, separated by spaces."""
 _SSH_TO = """host=$1 command=$2; shift 2
 for login in $FM_LOGINS; do [ "${login#*@}" != "$host" ] || host=$login; done
 exec ssh "$@" "$host" "$command" """
-"""Shell script: one connection, with the login of its host."""
+"""Shell script for one connection, with the login of its host."""
 
 
 def submit(spec: JobSpec) -> Job:
-    """Open a connection to each host. Raises UnreachableError for hosts that cannot be reached."""
+    """Open a connection to each host. Raises UnreachableError for unreachable hosts."""
     hosts = list(spec.job.hosts)
     logins = read_logins(spec.config.launch.hostfile or "")
     spec = replace(spec, job=spec.job.model_copy(update={"logins": tuple(logins.values())}))
@@ -75,10 +75,10 @@ def submit(spec: JobSpec) -> Job:
 
 @contextmanager
 def _in_memory(text: str) -> Generator[int]:
-    """A descriptor of a file without a name that holds one line.
+    """Descriptor of an anonymous file that contains one line.
 
-    The specification holds the environment, which may hold credentials: it is in no file and on no command
-    line. As a variable it would have to be below 128 KiB.
+    The specification contains the environment, which may include credentials, so it is not written to a file
+    or a command line. An environment variable would be limited to 128 KiB.
     """
     file = os.memfd_create("node-spec")
     try:
@@ -90,12 +90,12 @@ def _in_memory(text: str) -> Generator[int]:
 
 
 def poll(job: Job) -> JobStatus:
-    """Whether pdsh runs: it ends when all its connections have ended."""
+    """Whether pdsh runs; it exits when all its connections have ended."""
     return JobStatus(agent_lives(job))
 
 
 def cancel(job: Job, control: Path, grace: float = GRACE_SECONDS) -> None:
-    """End the connections: each host asks its ranks to save and exit, and kills what remains."""
+    """Close the connections; each host then asks its ranks to save and exit, and kills those that remain."""
     request_stop(control)
     deadline = time.monotonic() + grace
     while (left := processes_of(job)) and time.monotonic() < deadline:
@@ -104,7 +104,7 @@ def cancel(job: Job, control: Path, grace: float = GRACE_SECONDS) -> None:
 
 
 def collect(job: Job, control: Path) -> list[str]:
-    """Gather exit records of hosts that do not see the control directory; return which hosts were lost."""
+    """Collect exit records of hosts without access to the control directory; return which hosts were lost."""
     _end_here(job)
     collect_exit_records(job, control)
     remove_visibility_marks(job)
@@ -121,7 +121,7 @@ def collect(job: Job, control: Path) -> list[str]:
 
 
 def cleanup(job: Job) -> None:
-    """End what is left on the job's hosts; those that cannot be reached end it themselves meanwhile."""
+    """End remaining processes on the job's hosts; unreachable hosts end theirs on their own."""
     _end_here(job)
     command, left = node_command(job.id, "--end", job.id), dict.fromkeys(job.hosts, "")
     deadline = time.monotonic() + FENCE_SECONDS
@@ -130,18 +130,18 @@ def cleanup(job: Job) -> None:
 
 
 def _end_here(job: Job) -> None:
-    # When the connections end, so do the node agents behind them, on this host as on the others.
+    # When the connections are closed, the node agents on all hosts end.
     end_processes(tunnel_mark(job.id), GRACE_SECONDS)
     end_processes(job.id, GRACE_SECONDS)
 
 
 def unreached(hosts: Iterable[str], logins: Sequence[str] = (), command: str = "true") -> dict[str, str]:
-    """Hosts on which a command could not be run over ssh, with the message of ssh or of the login shell.
+    """Hosts on which a command failed over ssh, with the message of ssh or of the login shell.
 
-    `logins` holds USER@HOST for hosts where another user logs in.
+    `logins` contains USER@HOST for hosts where another user logs in.
     """
     output: dict[str, list[str]] = {host: [] for host in hosts}
-    # The login shell there may be csh or fish: it only gets words in quotes.
+    # The login shell there may be csh or fish, so it gets only quoted words.
     remote = shlex.join(["sh", "-c", f"{{ {command}; }} </dev/null && echo {_REACHED}"])
     done = subprocess.run(
         _pdsh(output, ["sh", "-c", _SSH_TO, "ssh", "%h", remote, *_SSH_OPTIONS]),
@@ -152,7 +152,7 @@ def unreached(hosts: Iterable[str], logins: Sequence[str] = (), command: str = "
         errors="replace",
         env={**os.environ, LOGINS_VARIABLE: " ".join(logins)},
     )
-    # pdsh omits a domain that all hosts share.
+    # pdsh omits a domain that is common to all hosts.
     labels = {host.partition(".")[0]: host for host in output} | {host: host for host in output}
     for line in done.stdout.splitlines():
         label, _, text = line.partition(": ")
@@ -167,7 +167,7 @@ def node_command(job: str, *arguments: str) -> str:
 
 
 def node_arguments(job: str, *arguments: str) -> list[str]:
-    """The command of a node agent: the same Python and the same code as here."""
+    """The command of a node agent, with the same Python and the same code as here."""
     code = Path(fm_core.__file__).parents[1]
     path = os.pathsep.join([str(code), *filter(None, [os.environ.get("PYTHONPATH")])])
     python = [sys.executable, "-m", "fm_core.launch.node_agent"]
@@ -177,16 +177,16 @@ def node_arguments(job: str, *arguments: str) -> list[str]:
 def _require(hosts: list[str], logins: Sequence[str]) -> None:
     for program, package in PROGRAMS.items():
         if not shutil.which(program):
-            raise UserError(f"launch.kind ssh: there is no {program} on this host; install {package}")
+            raise UserError(f"launch.kind ssh: {program} is not installed on this host; install {package}")
     for host, message in unreached(hosts, logins).items():
         raise UnreachableError(
             f"launch.hostfile: {host} cannot be reached by ssh without a password "
-            f"({message or 'it did not answer'}); fix that or take it out of the file"
+            f"({message or 'it did not answer'}); fix that or remove the host from the file"
         )
 
 
 def _pdsh(hosts: Iterable[str], command: list[str]) -> list[str]:
-    """The command that runs a local command for each host at once; `%h` in it is the host."""
+    """The pdsh command that runs a local command for all hosts in parallel; `%h` in it is the host."""
     names = list(hosts)
     escaped = [word.replace("%", "%%").replace("%%h", "%h") for word in command]
     return ["pdsh", "-S", "-R", "exec", "-f", str(len(names)), "-w", ",".join(names), *escaped]

@@ -5,7 +5,7 @@
 # output of the host comes out. The connection ends when STOP appears, when the ranks of another host have stopped,
 # when another host is lost (then it sends "lost"), or with pdsh.
 host=$1 control=$2 job=$3 command=$4
-# A file without a name, which pdsh holds open.
+# An anonymous file that pdsh holds open.
 pdsh=$PPID spec=/proc/$PPID/fd/$FM_NODE_SPEC
 unset FM_NODE_SPEC
 login=$host
@@ -13,12 +13,12 @@ for other in $FM_LOGINS; do [ "${other#*@}" != "$host" ] || login=$other; done
 
 adopted() { grep -qs "$job" "$control/job.json"; }
 lost() { [ -e "$control/$job.lost" ]; }
-# Not STOP for both: written after the supervisor has removed that, it would end the next start.
+# A separate file: STOP, if written after the supervisor has removed it, would end the next start.
 stopped() { [ -e "$control/STOP" ] || [ -e "$control/$job.stopped" ]; }
 over() { stopped || lost || ! kill -0 "$pdsh" 2>/dev/null; }
 
 send() {
-    # A supervisor that was killed before it wrote job.json has no job: nothing else would know of it.
+    # If the supervisor was killed before it wrote job.json, no later start could find this job.
     waited=0
     until adopted; do
         if over || [ $((waited += 1)) -gt 300 ]; then return; fi
@@ -28,7 +28,7 @@ send() {
     second=0
     until over; do
         if [ $((second % 4)) -eq 0 ]; then
-            # It fails when ssh has ended: pdsh ignores SIGPIPE, and so does this shell.
+            # Fails when ssh has ended, because pdsh and this shell ignore SIGPIPE.
             echo 2>/dev/null || return
         fi
         second=$((second + 1))
@@ -38,7 +38,7 @@ send() {
 }
 
 # ssh probes the remote side only after three seconds in which nothing was sent, heartbeats included.
-messages="$control/$job.$host.ssh" # of ssh itself, apart from what it carries
+messages="$control/$job.$host.ssh" # ssh's own messages, separate from the output that it carries
 send | ssh -E "$messages" -o LogLevel=INFO -o BatchMode=yes -o ConnectTimeout=10 \
     -o ServerAliveInterval=3 -o ServerAliveCountMax=4 "$login" "$command"
 code=$?

@@ -1,9 +1,9 @@
-"""Supervision of a job to its end: attach or submit, report progress, restart, cancel, and explain failures.
+"""Supervision of a job until it ends: attach or submit, report progress, restart, cancel, explain failures.
 
-A job that fails is restarted (restart_policy.py), but not one that the user must fix, that was asked to stop
-or that cannot be recovered. What only watches a job never ends it: an error of polling, status or progress is
-logged and tried again, and a supervisor that cannot go on detaches. With launch.kind debug the one rank runs
-in this process instead (debug.py).
+A job that fails is restarted (restart_policy.py), except after a user error, a request to stop or an
+unrecoverable error. Watching a job must never end it: an error of polling, status or progress is logged and
+retried, and a supervisor that cannot continue detaches. With launch.kind debug the single rank runs in this
+process instead (debug.py).
 """
 
 import errno
@@ -34,7 +34,7 @@ from fm_core.run.lease import Lease
 from fm_core.run.progress import Observer, Progress
 from fm_core.run.resource_limits import OomCounter
 from fm_core.run.status import progress_of, read_status
-from fm_core.run.stop_file import mark_obeyed, own_directories
+from fm_core.run.stop_file import mark_stop_handled, own_directories
 
 __all__ = ["StageJob", "supervise"]
 
@@ -42,7 +42,7 @@ TEMPORARY_ERRORS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.EIO, errno.EAGAIN, errno.ENOMEM, errno.EMFILE),
     *(errno.ENFILE, errno.ETIMEDOUT, errno.EROFS, errno.ENOTCONN, errno.EHOSTDOWN, errno.ENETUNREACH),
 }
-"""A restart that meets one of these waits until it is over: a full disk, a file server that is away."""
+"""A restart that fails with one of these is retried: a full disk, an unavailable file server."""
 
 logger = logging.getLogger("fm_core")
 
@@ -50,17 +50,17 @@ logger = logging.getLogger("fm_core")
 def supervise(stage_job: StageJob, observe: Observer) -> None:
     """Run a stage as a job until it is complete.
 
-    A job that already runs there is attached to, never doubled (job_ownership.py). A job that failed is
-    restarted at most launch.restarts times in a row. A signal, Ctrl-C or StopRequested from `observe` cancels
-    the job first; other exceptions of `observe` are logged.
+    If a job already runs there, this attaches to it (job_ownership.py). A job that failed is restarted at
+    most launch.restarts times in a row. A signal, Ctrl-C or StopRequested from `observe` cancels the job
+    first; other exceptions of `observe` are logged.
 
     Raises:
-        StopRequested: the ranks stopped on request, or a STOP file was created while nothing ran.
-        UserError: the ranks refused their configuration, or nothing could be submitted.
+        StopRequested: the ranks stopped on request, or a STOP file was created while no job ran.
+        UserError: a rank reported a user error, or no job could be submitted.
         LeaseLostError: another host has taken over the directory.
         UnrecoverableError: the ranks reported that a restart would not help.
-        DetachedError: the supervisor cannot go on; the job does.
-        JobFailedError: anything else, with what is known.
+        DetachedError: the supervisor cannot continue; the job still runs.
+        JobFailedError: anything else, with the known causes.
     """
     launch = stage_job.config.launch
     effort = BestEffort()
@@ -86,7 +86,7 @@ def supervise(stage_job: StageJob, observe: Observer) -> None:
 
 
 def _start_or_undo(stage_job: StageJob, last: Job | None, observe: Observer, effort: BestEffort) -> Job:
-    """As `_start`; a signal in the middle leaves no job behind."""
+    """`_start`, but a signal in the middle of it leaves no running job."""
     before = effort.call("read the last job", lambda: submitted(stage_job.control), None)
     try:
         return _start(stage_job, last, observe)
@@ -121,12 +121,14 @@ def _watch(
     meanwhile: ExitStack | None,
     check_lease: Callable[[], None],
 ) -> None:
-    """Watch one job to its end."""
+    """Watch one job until it ends."""
     control, oom_counter = stage_job.control, OomCounter()
     try:
         if meanwhile:
-            meanwhile.enter_context(effort.context("what runs beside the job", stage_job.meanwhile()))
-        while (job_status := effort.call("ask for the job", lambda: poll(job), JobStatus(True))).alive:
+            meanwhile.enter_context(
+                effort.context("run the online evaluation of the job", stage_job.meanwhile())
+            )
+        while (job_status := effort.call("poll the job", lambda: poll(job), JobStatus(True))).alive:
             effort.call("check the lease", check_lease, None)
             effort.call(
                 "read the status of the job", lambda: _observe(job, job_status, control, observe), None
@@ -144,12 +146,12 @@ def _watch(
         return
 
     def explain() -> Exception:
-        # Slurm's choice of hosts was recorded after the job had begun.
+        # Slurm's hosts were recorded after the job had started.
         return failure_of(submitted(control) or job, control, lost, oom_counter.new_kills())
 
     failure = effort.retry("find out why the job ended", explain)
     if isinstance(failure, StopRequested):
-        _mark_obeyed(job, stage_job)
+        _mark_stop_handled(job, stage_job)
     raise failure
 
 
@@ -161,25 +163,25 @@ def _observe(job: Job, job_status: JobStatus, control: Path, observe: Observer) 
 
 
 def _cancel(job: Job, stage_job: StageJob, effort: BestEffort) -> None:
-    """End the job on request; parts of this may fail, since the ranks also stop at the STOP file."""
+    """End the job on request; errors are only logged, since the ranks also stop because of the STOP file."""
     control = stage_job.control
     with suppress(Exception):
         effort.retry("end the job", lambda: cancel(job, control))
         _collect(job, control, effort)
-        _mark_obeyed(job, stage_job)
+        _mark_stop_handled(job, stage_job)
 
 
-def _mark_obeyed(job: Job, stage_job: StageJob) -> None:
+def _mark_stop_handled(job: Job, stage_job: StageJob) -> None:
     """Mark requests to stop as handled, unless another job has taken over the directory."""
     if successor(job, stage_job.control) is None:
-        mark_obeyed(*own_directories(stage_job.control, stage_job.logs.parent))
+        mark_stop_handled(*own_directories(stage_job.control, stage_job.logs.parent))
 
 
 def _collect(job: Job, control: Path, effort: BestEffort) -> list[str]:
-    """Exit records and lost hosts of a job that has ended, and its lease returned."""
+    """Collect exit records and lost hosts of an ended job, and release its lease."""
     lost: list[str] = []
     with suppress(Exception):
-        lost = effort.retry("gather the exit records of the job", lambda: collect(job, control))
+        lost = effort.retry("collect the exit records of the job", lambda: collect(job, control))
     effort.call("release the lease", lambda: Lease(control / "lock").release(job=job.id), None)
     return lost
 
@@ -193,7 +195,7 @@ def _detached(stage_job: StageJob, error: Exception) -> DetachedError:
 
 
 def _report(stage_job: StageJob, observe: Observer, message: str) -> None:
-    """Show where the stage stands, with a message."""
+    """Show the current progress of the stage, with a message."""
     last = Progress(stage_job.stage, 0, 1, "jobs")
     with suppress(OSError, UserError, KeyError):
         status = read_status(stage_job.control)
@@ -206,20 +208,20 @@ def _pause(stage_job: StageJob, seconds: float) -> None:
     try:
         pause(seconds, control, run)
     except StopRequested:
-        mark_obeyed(*own_directories(control, run))
+        mark_stop_handled(*own_directories(control, run))
         raise
 
 
 def _run_in_process(stage_job: StageJob, observe: Observer) -> None:
-    """Run the one rank of a job here; its exceptions are raised as they are, and nothing is restarted."""
+    """Run the single rank of a job in this process; its exceptions are raised unchanged, without restarts."""
     control = stage_job.control
     job = attach_or_submit(stage_job, observe)
     try:
         with stage_job.meanwhile():
             debug.run_in_process(job, stage_job, observe)
     except StopRequested:
-        # As for other jobs: whoever looks at the run sees that it was asked to stop.
-        mark_obeyed(*own_directories(control, stage_job.logs.parent))
+        # As for other jobs, so that other processes see that a stop was requested.
+        mark_stop_handled(*own_directories(control, stage_job.logs.parent))
         raise
     finally:
         Lease(control / "lock").release(job=job.id)

@@ -1,8 +1,8 @@
-"""Handover of an unfinished upload to a process of its own, when a run stops before its store has everything.
+"""Handover of an unfinished upload to a separate process when a run stops.
 
-The worker (fm_core.checkpoint.upload_worker) belongs to no job: cancelling a run ends all of the run's
-processes but this one, which exits by itself, at the latest after LONGEST_SECONDS. Its record
-(fm_core.checkpoint.upload_record) says what it does; removing the record, as the next start does, ends it.
+The worker (fm_core.checkpoint.upload_worker) belongs to no job: canceling a run ends all of its processes but
+this one, which exits when it is done, or after LONGEST_SECONDS. Its record (fm_core.checkpoint.upload_record)
+describes its state; removing the record, as the next start does, ends it.
 """
 
 import logging
@@ -40,9 +40,9 @@ MARKS = (JOB_VARIABLE, CONTROL_VARIABLE, LOGS_VARIABLE)
 
 
 def start_upload_worker(config: RunConfig, step: int, seconds: float = LONGEST_SECONDS) -> str | None:
-    """Start the worker on this host for at most so long.
+    """Start the worker on this host for at most `seconds`.
 
-    Returns what it does, for a person, or None where it cannot be started or would not survive.
+    Returns a message about what it does, or None if it cannot be started or would not survive.
     """
     if SLURM in os.environ:
         return None
@@ -61,7 +61,7 @@ def start_upload_worker(config: RunConfig, step: int, seconds: float = LONGEST_S
         )
         write_upload_record(run.path, record)
         assert process.stdin
-        with process.stdin as pipe:  # the job's own file may be gone with the job
+        with process.stdin as pipe:  # the job's own file may be deleted with the job
             pipe.write(dump_yaml(config).encode())
     except (OSError, psutil.Error) as error:
         LOG.warning("cannot start a process that continues the upload: %s", error)
@@ -72,23 +72,23 @@ def start_upload_worker(config: RunConfig, step: int, seconds: float = LONGEST_S
 
 
 def describe_upload(run: Path) -> str | None:
-    """What is uploaded after a run's end, or how that ended, for a person; None if nothing was left."""
+    """Message about the upload after a run's end, or its result; None if there was nothing to upload."""
     record = read_upload_record(run)
     if record is None:
         return None
     if record.problem or not (record.ended or _is_alive(run, record)):
-        reason = record.problem or "it was ended"
+        reason = record.problem or "its process was ended"
         return f"its upload to {record.url} was not finished ({reason}); the next start continues it"
     if record.ended:
-        return f"its upload to {record.url} was finished afterwards"
+        return f"its upload to {record.url} was finished after the run ended"
     latest = datetime.fromtimestamp(record.until, UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return f"its upload to {record.url} goes on until {latest} at the latest (logs/train-upload.log)"
+    return f"its upload to {record.url} continues until {latest} at the latest (logs/train-upload.log)"
 
 
 def stop_upload_worker(run: Path) -> int | None:
-    """Make the worker exit within a second, if it runs, on whatever host.
+    """Make the worker, if it runs on any host, exit within a second.
 
-    Returns the step whose upload it had not finished, if any.
+    Returns the step that it had not finished uploading, if any.
     """
     record = read_upload_record(run)
     remove_upload_record(run)

@@ -43,7 +43,7 @@ PR_SET_PDEATHSIG = 1
 STOP_SECONDS = 2.0
 """Interval at which rank 0 looks for a STOP file."""
 ADOPTION_SECONDS = 30.0
-"""A supervisor writes job.json some milliseconds after it started the agent."""
+"""How long to wait for job.json, which a supervisor writes some milliseconds after it starts the agent."""
 
 
 @dataclass
@@ -57,11 +57,11 @@ class Rank:
     """Control directory of the job: its handle, lock, status and STOP file."""
     job: str
     run: Path | None = None
-    """The run directory, where a STOP file is obeyed as well."""
+    """The run directory; a STOP file there stops the job as well."""
     watched: bool = True
-    """Whether a rank that hangs is to be detected; not in a debugger."""
+    """Whether to detect a hanging rank; false in a debugger."""
     fence: Fence = field(default_factory=Unfenced)
-    """Of the first rank, the writer: to be checked before anything is committed or deleted."""
+    """Fence of rank 0, the writer, to check before anything is committed or deleted."""
     _lost: LeaseLostError | None = field(default=None)
     _stop_signaled: bool = field(default=False)
     _looked_at: float = field(default=float("-inf"))
@@ -69,16 +69,16 @@ class Rank:
 
     @property
     def first(self) -> bool:
-        """Whether this rank writes the files that exist once per job."""
+        """Whether this is rank 0, which writes the files that exist once per job."""
         return self.number == 0
 
     def stop_requested(self) -> bool:
         """Whether this process received SIGTERM or, on rank 0, a STOP file exists.
 
-        Rank 0 looks every few seconds: a file server that is slow must not slow down the work. A directory
-        that cannot be read now holds no request; it is read again later.
+        Rank 0 checks every few seconds, so that a slow file server does not slow down the work. A directory
+        that cannot be read counts as having no request until it is read again.
 
-        Raises LeaseLostError in a rank that could not end itself at once, because it runs in a debugger.
+        Raises LeaseLostError in a rank that could not end itself at once because it runs in a debugger.
         """
         if self._lost:
             raise self._lost
@@ -91,7 +91,7 @@ class Rank:
         return self._stop_signaled or self._stop_file
 
     def request_stop(self, number: int, frame: FrameType | None) -> None:
-        """Signal handler: only sets a flag, since launchers send the signal more than once."""
+        """Signal handler that only sets a flag, since launchers may send the signal more than once."""
         self._stop_signaled = True
 
     def record_loss(self, error: LeaseLostError) -> None:
@@ -103,15 +103,15 @@ Worker = Callable[[RunConfig, Rank], None]
 
 
 def load_worker(entry_point: str) -> Worker:
-    """The function that an entry point "module:function" names."""
+    """Import the function of an entry point "module:function"."""
     module, _, function = entry_point.partition(":")
     return getattr(import_module(module), function)
 
 
 def run_worker(stage: str, work: Worker, config_file: str) -> None:
-    """Run the work of one rank and end this process; its rank group sets the variables that say which.
+    """Run the work of one rank and end this process; the rank group identifies it by environment variables.
 
-    How it ended is written to <stage>-<rank>.end.json in the control directory, for the supervisor. A rank
+    The outcome is written to <stage>-<rank>.end.json in the control directory, for the supervisor. A rank
     without that record was killed.
     """
     environment = os.environ
@@ -127,7 +127,8 @@ def run_worker(stage: str, work: Worker, config_file: str) -> None:
     signal.signal(signal.SIGTERM, rank.request_stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise_open_file_limit()
-    # A rank whose agent was killed gets SIGTERM from the kernel: it saves and exits, no orphan stays.
+    # If its agent is killed, the rank gets SIGTERM from the kernel, so that it saves, exits and is not
+    # orphaned.
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if logs:
         _log_to(Path(logs), stage, rank.number)
@@ -155,13 +156,13 @@ def run_worker(stage: str, work: Worker, config_file: str) -> None:
             sys.stdout.flush()
             sys.stderr.flush()
     finally:
-        # Threads and process groups of a failed rank may never end by themselves.
+        # Threads and process groups of a failed rank may never terminate.
         os._exit(code)
 
 
 def _work(stage: str, rank: Rank, work: Worker, config_file: str) -> int:
     outcome, message = Outcome.DONE, ""
-    # For the exit record of a rank that has no descriptor left.
+    # Reserved for the exit record of a rank that has run out of descriptors.
     reserved = os.open(os.devnull, os.O_RDONLY)
     try:
         with suppress(OSError):
@@ -171,8 +172,8 @@ def _work(stage: str, rank: Rank, work: Worker, config_file: str) -> int:
         os.close(reserved)
         outcome, message = outcome_and_message(error, stage)
         if outcome is Outcome.STOPPED and not _agent_is_alive(rank):
-            outcome = Outcome.ORPHANED  # the kernel sent the signal, because the agent was killed
-        with suppress(OSError):  # its log may be on a full disk
+            outcome = Outcome.ORPHANED  # the kernel sent the signal because the agent was killed
+        with suppress(OSError):  # the log may be on a full disk
             if outcome in (Outcome.FAILED, Outcome.UNRECOVERABLE):
                 traceback.print_exc()
             print(f"rank {rank.number} exits ({outcome.record}): {message}", flush=True)
@@ -184,8 +185,8 @@ def _work(stage: str, rank: Rank, work: Worker, config_file: str) -> int:
 
 
 def _exit_without_lease(error: LeaseLostError) -> None:
-    # At once, and not at the next step: the main thread may wait for other ranks, or write. The agent ends
-    # the other ranks, as after a kill.
+    # Immediately, not at the next step: the main thread may be waiting for other ranks, or writing. The agent
+    # ends the other ranks, as after a kill.
     print(error, flush=True)
     os._exit(Outcome.LEASE_LOST.exit_code)
 
@@ -193,12 +194,12 @@ def _exit_without_lease(error: LeaseLostError) -> None:
 def _adopted(rank: Rank) -> bool:
     """Whether job.json names this job and its agent is alive.
 
-    Where a supervisor was killed before it could write job.json, the next start does not know of this job;
-    and an agent may have died before this rank asked the kernel to be signaled.
+    If a supervisor was killed before it could write job.json, the next start cannot find this job; and
+    an agent may have died before this rank asked the kernel for a signal.
     """
     deadline = time.monotonic() + ADOPTION_SECONDS
     while True:
-        with suppress(OSError, UserError):  # a file server that does not answer now
+        with suppress(OSError, UserError):  # a file server that does not answer at the moment
             job = submitted(rank.control)
             if job and job.id == rank.job:
                 return _agent_is_alive(rank)
@@ -224,14 +225,14 @@ def main(arguments: list[str]) -> None:
     provide_home()
 
     def work(config: RunConfig, rank: Rank) -> None:
-        # Imported here, so that an import that fails is in the rank's log and exit record.
+        # Imported here, so that an import error is in the rank's log and exit record.
         load_worker(entry_point)(config, rank)
 
     run_worker(stage, work, config_file)
 
 
 if __name__ == "__main__":
-    # By its own name, so that there is one class Rank in the process.
+    # Imported under its own name, so that there is only one class Rank in the process.
     from fm_core.launch.worker_main import main as main_by_name
 
     main_by_name(sys.argv[1:])

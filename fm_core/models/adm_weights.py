@@ -12,7 +12,7 @@ from fm_core.models.unet import TimestepSequential, UNet
 
 AttentionOrder = Literal["legacy", "new"]
 GROUPS = 32
-"""Groups of every group normalization in the public networks."""
+"""Number of groups of every group normalization in the public networks."""
 
 _BLOCK_LAYERS: dict[type[nn.Module], dict[str, str]] = {
     ResidualBlock: {
@@ -98,12 +98,12 @@ def _convert(value: Tensor, name: str, network: UNet, attention: AttentionOrder)
         return value.permute(0, 2, 3, 1).contiguous() if value.dim() == 4 else value
     if isinstance(module, nn.Embedding) and len(value) == module.num_embeddings - 1:
         return torch.cat([value, value.new_zeros(1, value.shape[1])])
-    if value.dim() == 3:  # linear layers of attention are 1-D convolutions over pixels there
+    if value.dim() == 3:  # the public networks implement the linear layers of attention as 1-D convolutions
         value = value.squeeze(2)
     if leaf == "queries_keys_values" and attention == "legacy":
         block = network.get_submodule(parent)
         assert isinstance(block, Attention)
-        # Public: queries, keys and values head by head. Here: all queries, then all keys, then all values.
+        # Public order: queries, keys and values per head. Order here: all queries, all keys, all values.
         heads = value.unflatten(0, (-1, 3, block.head_channels))
         return heads.transpose(0, 1).flatten(0, 2).contiguous()
     return value

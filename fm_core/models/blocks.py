@@ -20,7 +20,7 @@ def resample(x: Tensor, mode: Resample) -> Tensor:
 
 
 class ResidualBlock(nn.Module):
-    """Residual block: two normalized convolutions, conditioned in between, plus the input.
+    """Residual block: two normalized convolutions, conditioned between them, plus the input.
 
     (x [N, inputs, H, W], conditioning [N, conditioning]) -> [N, outputs, H', W'], with H' = H, H/2 or 2H. The
     second convolution is initialized to zero, so that the block starts as its (resampled, projected) input.

@@ -1,4 +1,4 @@
-"""Builds the network and the parts of the method from the configuration."""
+"""Construction of the network and the method from the configuration."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -84,7 +84,7 @@ def build_meta_network(model: ModelSection, image_shape: tuple[int, int, int], c
 
 
 class _SkipInit(TorchFunctionMode):
-    """Skips torch.nn.init: on the meta device some of it imports torch's compiler, which takes 1.5 s."""
+    """Skips torch.nn.init, some of which imports torch's compiler on the meta device, taking 1.5 s."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

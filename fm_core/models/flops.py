@@ -5,8 +5,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 TRAINING_PASSES = 3
-"""Cost of a training step in forward passes: the backward pass computes every product twice, once for the
-gradient of the inputs and once for that of the weights."""
+"""Cost of a training step in forward passes: the backward pass computes every product twice, for the
+gradients of the inputs and of the weights."""
 
 
 def flops_per_image(network: nn.Module, image_shape: tuple[int, ...]) -> float:

@@ -60,8 +60,8 @@ def group_count(channels: int) -> int:
 class GroupNorm32(nn.Module):
     """Group normalization with optional scale, shift and SiLU, all in float32, returned in the dtype of x.
 
-    Statistics of bfloat16 activations, and rounding between the operations of the affine step, cost accuracy;
-    float32 throughout does not, and a compiler fuses it into a single kernel.
+    In bfloat16, the statistics and the rounding between the operations of the affine step would reduce
+    accuracy; the compiler fuses the float32 computation into a single kernel.
     """
 
     def __init__(self, channels: int) -> None:

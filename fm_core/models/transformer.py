@@ -109,7 +109,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(TransformerBlock(width, heads) for _ in range(depth))
         self.last_modulation = AdaLNModulation(width, 2)
         self.last = Linear(width, patch * patch * image_channels, zero=True)
-        # Not persistent: it is a function of the sizes.
+        # Not persistent, because it is a function of the sizes.
         self.register_buffer("positions", sinusoidal_positions(image_size // patch, width), persistent=False)
         self._initialize()
 

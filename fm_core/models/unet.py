@@ -145,7 +145,8 @@ def resolutions(
     """Image sizes, in pixels, of the resolutions of a U-Net, largest first.
 
     Raises:
-        ValueError: the image size cannot be halved so often, or `attention_resolutions` has another size.
+        ValueError: the image size cannot be halved that many times, or `attention_resolutions` has another
+            size.
     """
     if not channel_multipliers:
         raise ValueError("channel_multipliers is empty: a U-Net needs at least one resolution")

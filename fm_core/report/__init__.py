@@ -1,1 +1,1 @@
-"""Plots, image grids, tables, HTML pages and model cards. This package knows no experiment."""
+"""Plots, image grids, tables, HTML pages and model cards. Independent of experiments."""

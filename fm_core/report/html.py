@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from html import escape
 
 FINGERPRINT_MARK = "<!-- made from "
-"""Begins the comment at the end of a page that names the fingerprint of its content."""
+"""Start of the comment at the end of a page that contains the fingerprint of its content."""
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c2024; }

@@ -11,7 +11,7 @@ from fm_core.report.plots import nfe_curves
 INCEPTION = "inception-v3-2015-12-05"
 """Name of the features with which a Fréchet distance is FID."""
 SUBJECT_KEYS = ("weights_sha256", "samples_digest")
-"""Keys of a protocol that identify what is scored; a difference in them is no difference of protocol."""
+"""Keys of a protocol that identify what is scored; they may differ without a difference of protocol."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def distance_title(features: str) -> str:
 
 
 def scores_section(scores: Mapping[str, Any]) -> PageSection:
-    """One set of scores, each with its error and the images behind it; the protocol follows."""
+    """One set of scores, each with its error and number of images, followed by the protocol."""
     rows = list[list[str]]()
     for key, what in (
         ("frechet_distance", "samples"),

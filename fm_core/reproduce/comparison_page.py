@@ -29,7 +29,7 @@ CLAIMS = {
 }
 NOTE_ON_TABLE = (
     "Every objective has the same data in the same order, the same noise by stream position, the same "
-    "initial weights, network, optimizer and budget; no objective was tuned by itself."
+    "initial weights, network, optimizer and budget; no objective was tuned individually."
 )
 TRAJECTORIES = 3
 """Images whose trajectories are shown."""

@@ -1,4 +1,4 @@
-"""What a comparison will take, from its configuration alone: nothing is started and nothing written."""
+"""Cost estimate of a comparison, from its configuration only; nothing is started or written."""
 
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ from fm_core.training.mfu import peak_tflops
 DEFAULT_PEAK = {"bf16": 989e12, "TF32": 494e12, "float32": 67e12}
 """FLOP/s of an H100 or H200 (SXM, dense), where this machine has no GPU with a known peak for that type."""
 LATENCY_BOUND_PARAMETERS = 10_000_000
-"""Networks of fewer parameters are bound by kernel launches, so that a device's peak says nothing."""
+"""Smaller networks are bound by kernel launches, so a device's peak does not predict their speed."""
 NFE_UNIT = 100
 """Where the number of evaluations is unknown, hours are stated per this many."""
 SECONDS_PER_HOUR = 3600
@@ -94,7 +94,7 @@ def estimate(
         UserError: the configuration is invalid, or a number above is out of range.
     """
     assumptions = Assumptions(peak, mfu, images_per_s, nfe)
-    if config.reproduce.kind == "plane":
+    if config.reproduce.kind == "toy2d":
         unit, objectives = "point", _toy_costs(config, nfe)
     else:
         unit, objectives = "image", _image_costs(config, rules, nfe)
@@ -154,7 +154,7 @@ def _image_costs(config: RunConfig, rules: Rules, nfe: float | None) -> list[_Ob
 
 
 def _toy_costs(config: RunConfig, nfe: float | None) -> list[_ObjectiveCost]:
-    toy = config.reproduce.plane
+    toy = config.reproduce.toy2d
     return [
         _ObjectiveCost(e.label, 1, toy_experiment_cost(toy, e.objective, e.steps), nfe)
         for e in toy_experiments(config)

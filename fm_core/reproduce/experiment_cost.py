@@ -26,7 +26,7 @@ DIMENSIONS = 2
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What cannot be known in advance, as the user assumes it."""
+    """Quantities that cannot be known in advance, as assumed by the user."""
 
     peak: float | None
     """Peak operations per second of one device by its data sheet; None where that does not predict a time."""
@@ -79,7 +79,7 @@ class ExperimentCost:
 
     @property
     def total_training_flops(self) -> float | None:
-        """Of the whole training; None where it is not predictable."""
+        """Of the entire training; None where it is not predictable."""
         return self.trained_images * self.training_flops if self.predictable else None
 
     @property

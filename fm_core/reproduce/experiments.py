@@ -1,4 +1,4 @@
-"""The experiments of a comparison: objectives on their paths and, on images, a plain run of each per seed."""
+"""The experiments of a comparison: objectives on their paths and, on images, a run of each per seed."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ SHARED_RULES = ("feature extractors", "samples")
 
 @dataclass(frozen=True)
 class Experiment:
-    """An objective with one seed, as a run of its own."""
+    """An objective with one seed, as a separate run."""
 
     section: ExperimentSection
     seed: int
@@ -98,7 +98,7 @@ def _run_config(config: RunConfig, section: ExperimentSection, seed: int) -> Run
     tree["sample"]["seed"] = config.sample.seed + seed
     if section.steps:
         tree["train"]["images"] = section.steps * config.train.global_batch
-    # Every point of the curves is retained, whatever else a stop saves.
+    # Keep every point of the curves, in addition to checkpoints of stops.
     tree["train"]["keep_every_images"] = config.train.checkpoint_images
     for key in ("checkpoint_root", "checkpoint_staging"):
         if url := tree["train"][key]:

@@ -1,4 +1,4 @@
-"""The paper's comparison on images. Each experiment is a plain run, and every other command works on it."""
+"""The paper's comparison on images. Each experiment is a normal run that works with all other commands."""
 
 import json
 import traceback

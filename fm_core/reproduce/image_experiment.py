@@ -1,4 +1,4 @@
-"""One experiment on images: a plain run from training to scores, and the images of its page."""
+"""One experiment on images: a normal run from training to scores, and the images of its page."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,7 @@
 """The paper's published results and settings, and how a comparison deviates from them.
 
 Lipman et al., "Flow Matching for Generative Modeling", ICLR 2023, tables 1 and 3; NFE is dopri5's at 1e-5.
-Published numbers are shown beside measured ones, never in one table with them.
+Published numbers are shown next to measured ones, never in the same table.
 """
 
 from collections.abc import Mapping

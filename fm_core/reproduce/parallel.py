@@ -1,4 +1,4 @@
-"""Experiments of a comparison in parallel, each in a process of its own with its share of the devices.
+"""Experiments of a comparison in parallel, each in its own process with its share of the devices.
 
 `python -m fm_core.reproduce.parallel CONFIG NAME FOLDER ENTRY_POINT` is such a process: it runs the stages of
 the experiment, whose jobs the launcher starts as usual, and writes its outcome to FOLDER. ENTRY_POINT is
@@ -35,7 +35,7 @@ from fm_core.storage.atomic_files import read_json, write_json, write_text
 POLL_SECONDS = 0.5
 PROGRESS_SECONDS = 1.0
 TERMINATION_SECONDS = GRACE_SECONDS + 10
-"""Time that a process gets to end its job after it was asked to stop."""
+"""Seconds in which a process must end its job after a request to stop."""
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 PR_SET_PDEATHSIG = 1
 
@@ -169,7 +169,7 @@ def _start(
         folder.joinpath(name).unlink(missing_ok=True)
     arguments = [str(config_file), experiment.name, str(folder), entry_point]
     command = [sys.executable, "-m", "fm_core.reproduce.parallel", *arguments]
-    # The terminal's Ctrl-C reaches the comparison alone, which then ends its experiments.
+    # The terminal's Ctrl-C reaches only the comparison, which then ends its experiments.
     return spawn_detached(command, folder / "output.log", devices)
 
 
@@ -199,7 +199,7 @@ def _terminate(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 def main(file: str, name: str, folder: Path, entry_point: str) -> None:
     """Run one experiment; its outcome is written to <folder>/ended.json."""
     signal.signal(signal.SIGTERM, _interrupt)
-    # Where the comparison is killed, so are its experiments: their jobs go on, and are attached to again.
+    # If the comparison is killed, so are its experiments; their jobs continue, and are attached to later.
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     config = load_config(file)
     (experiment,) = (experiment for experiment in experiments_of(config) if experiment.name == name)

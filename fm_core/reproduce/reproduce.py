@@ -15,7 +15,7 @@ from fm_core.storage.atomic_files import read_json
 def reproduce(config: RunConfig, observe: Observer = no_progress, *, stages: StageFunctions) -> StageResult:
     """Run the experiments of the comparison that are missing, and write its page.
 
-    `stages` are what the experiments on images are made of.
+    `stages` are the stages of the experiments on images.
 
     Raises:
         UserError: an experiment cannot be built or was made with other settings.
@@ -25,7 +25,7 @@ def reproduce(config: RunConfig, observe: Observer = no_progress, *, stages: Sta
     """
 
     def work(run: RunDirectory, show: Observer) -> StageResult:
-        if config.reproduce.kind == "plane":
+        if config.reproduce.kind == "toy2d":
             result = reproduce_2d(config, run, show)
         else:
             result = reproduce_images(config, run, show, stages)
@@ -41,5 +41,5 @@ def page_sections(config: RunConfig) -> list[PageSection]:
     results = read_json(RunDirectory(config).path / "reproduce" / "results.json")
     if results is None:
         return []
-    kind = {"plane": page_sections_2d, "images": image_page_sections}[config.reproduce.kind]
+    kind = {"toy2d": page_sections_2d, "images": image_page_sections}[config.reproduce.kind]
     return kind(config, results)

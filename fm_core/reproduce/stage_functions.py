@@ -1,7 +1,7 @@
-"""The stages that an experiment on images is made of, passed in by the caller.
+"""The stages of an experiment on images, passed in by the caller.
 
-The comparison is a peer of the stages and imports none of them. A process of its own (reproduce/parallel.py)
-finds the same functions by the entry point.
+The comparison must not import the stages. A separate process (reproduce/parallel.py) gets the same functions
+by the entry point.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +14,7 @@ from fm_core.run.progress import Observer, no_progress
 from fm_core.run.results import StageResult
 
 Rule = Callable[[], None]
-"""Raises UserError, in one line, for what is wrong."""
+"""Raises UserError, in one line, for the problem."""
 Rules = Callable[[RunConfig, Sequence[str]], Iterator[tuple[str, Rule]]]
 """The preflight rules of a configuration for the stages of these names, by name."""
 
@@ -23,7 +23,7 @@ class StageFunction(Protocol):
     """A stage as a function."""
 
     def __call__(self, config: RunConfig, observe: Observer = no_progress, /) -> StageResult:
-        """Run the stage, or verify what it made before."""
+        """Run the stage, or verify its existing results."""
         ...
 
 

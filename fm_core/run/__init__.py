@@ -1,1 +1,1 @@
-"""The run directory: status, lock, completion, launching."""
+"""The run directory: status, leases, history, progress, requests to stop."""

@@ -1,7 +1,7 @@
-"""Artifact cache of one experiment: a directory of parts, each of which is either complete or absent.
+"""Artifact cache of one experiment: a directory of parts, each either complete or absent.
 
-A part is <tensors>.safetensors and <part>.json, written last, which records the tensors' SHA-256 and the
-recipe they were made by. An interrupted write leaves no record, and the part is made again.
+A part is <tensors>.safetensors and <part>.json, written last, which records the tensors' SHA-256 and their
+recipe. An interrupted write leaves no record, and the part is computed again.
 """
 
 import os
@@ -21,14 +21,14 @@ from fm_core.errors import StopRequested, UserError
 from fm_core.run.directory import differences
 from fm_core.run.fence import LeaseFence
 from fm_core.run.lease import LOOK_INTERVAL_SECONDS, HolderState, Lease, holder_name, waiting_message
-from fm_core.run.stop_file import mark_obeyed, own_directories, pending_request, refuse_pending_request
+from fm_core.run.stop_file import mark_stop_handled, own_directories, pending_request, refuse_pending_request
 from fm_core.storage.atomic_files import read_json, write_bytes, write_json
 from fm_core.storage.hashing import sha256_bytes
 
 
 @dataclass(frozen=True)
 class CachedPart:
-    """A finished part."""
+    """A complete part."""
 
     record: dict[str, Any]
     tensors_sha256: str
@@ -41,7 +41,7 @@ class ArtifactCache:
         self.directory = directory
 
     def read(self, part: str, tensors: str) -> CachedPart | None:
-        """A part, if it exists and its tensors match their recorded hash."""
+        """A part if it exists and its tensors match their recorded hash, else None."""
         record = read_json(self.directory / f"{part}.json")
         if record is None:
             return None
@@ -67,7 +67,7 @@ class ArtifactCache:
         return load_file(self._tensors(name))
 
     def refuse_another(self, part: str, recipe: Mapping[str, Any]) -> None:
-        """Refuse a directory whose part was made by another recipe.
+        """Check that the part in the directory, if any, has this recipe.
 
         Raises:
             UserError: naming each difference.
@@ -76,13 +76,13 @@ class ArtifactCache:
         changes = differences(record["recipe"], dict(recipe)) if record else []
         if changes:
             raise UserError(
-                f"{self.directory} holds another experiment: {'; '.join(changes)}; "
+                f"{self.directory} contains another experiment: {'; '.join(changes)}; "
                 "choose another run.name or name of the experiment"
             )
 
     @property
     def failure(self) -> Path:
-        """Why the last attempt failed; there only if it did."""
+        """Why the last attempt failed; exists only if it did."""
         return self.directory / "failure.json"
 
     def _tensors(self, name: str) -> Path:
@@ -96,30 +96,30 @@ def print_waiting(message: str) -> None:
 
 @contextmanager
 def exclusive_lock(
-    directory: Path, tell: Callable[[str], None] = print_waiting
+    directory: Path, notify: Callable[[str], None] = print_waiting
 ) -> Generator[Callable[[], None]]:
-    """Hold the lease of a directory; yield a function to call between pieces of work.
+    """Hold the lease of a directory; yield a function to call between units of work.
 
-    That function raises StopRequested once there is a STOP file in the directory or in the run directory
-    above it, which it removes, and LeaseLostError once another process has taken the lease. A thread renews
-    the lease, however long it is between two calls.
+    That function raises StopRequested if there is a STOP file in the directory or in the run directory above
+    it, which it removes, and LeaseLostError if another process has taken the lease. A thread renews the
+    lease, so the time between two calls does not matter.
 
     Args:
         directory: what to lock; created if missing.
-        tell: called with a message if a holder elsewhere has to be watched first, to see whether it lives.
+        notify: called with a message if a holder on another host has to be watched first, to see if it lives.
 
     Raises:
         UserError: another process holds the lease.
-        StopRequested: there was a STOP file already; it is removed.
+        StopRequested: there was already a STOP file; it is removed.
     """
     places = (directory.parent, directory)
-    fence = _take(directory, tell)
+    fence = _take(directory, notify)
 
     def check() -> None:
         with suppress(OSError):
             fence.check()
         if request := pending_request(*places):
-            mark_obeyed(*reversed(own_directories(directory, directory.parent)))
+            mark_stop_handled(*reversed(own_directories(directory, directory.parent)))
             raise StopRequested(f"stopped by {request}; run it again to continue")
 
     try:
@@ -129,9 +129,9 @@ def exclusive_lock(
         fence.lease.release(job=fence.job, epoch=fence.epoch)
 
 
-def _take(directory: Path, tell: Callable[[str], None]) -> LeaseFence:
+def _take(directory: Path, notify: Callable[[str], None]) -> LeaseFence:
     """Take a lease once its holder is known to be dead. Raises UserError if it is alive."""
-    lease, told = Lease(directory / "lock"), False
+    lease, notified = Lease(directory / "lock"), False
     while True:
         with lease.guard():
             state, holder = lease.look()
@@ -142,7 +142,7 @@ def _take(directory: Path, tell: Callable[[str], None]) -> LeaseFence:
                 return LeaseFence(lease, identifier, epoch)
         if holder and state is HolderState.HELD:
             raise UserError(f"{lease.path.parent} is in use by {holder_name(holder)}; wait for it or stop it")
-        if holder and not told:
-            told = True
-            tell(waiting_message(lease.path.parent, holder))
+        if holder and not notified:
+            notified = True
+            notify(waiting_message(lease.path.parent, holder))
         time.sleep(LOOK_INTERVAL_SECONDS)

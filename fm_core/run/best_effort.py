@@ -1,7 +1,7 @@
 """Best-effort calls: status, progress, logs and polling, whose errors must not end a job.
 
-An error is logged once when the work begins to fail, and not again before it has succeeded. Requests to stop,
-a lost lease and what is no `Exception` (a signal, Ctrl-C) pass through.
+An error is logged once when the work starts to fail, and not again until it has succeeded. Requests to stop,
+a lost lease and anything that is not an `Exception` (a signal, Ctrl-C) are raised.
 """
 
 import logging
@@ -16,7 +16,7 @@ from fm_core.run.progress import Observer, Progress
 
 Result = TypeVar("Result")
 
-WITHOUT = "going on without it"
+WITHOUT = "continuing without it"
 FINAL_ERRORS = (StopRequested, LeaseLostError, UserError)
 
 logger = logging.getLogger("fm_core")
@@ -38,7 +38,7 @@ class BestEffort:
             result = work()
         except (StopRequested, LeaseLostError):
             raise
-        # rich, which Prefect logs through, raises SystemExit where its terminal or pipe is gone.
+        # rich, which Prefect logs through, raises SystemExit if its terminal or pipe is closed.
         except (Exception, SystemExit) as error:
             self._failed(what, error, then)
             return default
@@ -51,9 +51,9 @@ class BestEffort:
     def retry(
         self, what: str, work: Callable[[], Result], pauses: tuple[float, ...] = (1.0, 4.0, 15.0, 40.0)
     ) -> Result:
-        """The result of `work`, tried again after each of the pauses (seconds); then its error is raised.
+        """The result of `work`, retried after each of the pauses (seconds); then its error is raised.
 
-        Requests to stop and errors that the user must fix are raised at once.
+        Requests to stop and user errors are raised immediately.
         """
         for pause in pauses:
             try:
@@ -76,7 +76,7 @@ class BestEffort:
         return show
 
     def context(self, what: str, context: AbstractContextManager[None]) -> AbstractContextManager[None]:
-        """A context whose start and end may fail without an effect on the block."""
+        """A context whose enter and exit may fail without affecting the block."""
         return _BestEffortContext(self, what, context)
 
     def _failed(self, what: str, error: BaseException, then: str) -> None:

@@ -21,10 +21,10 @@ from fm_core.storage.atomic_files import write_json, write_text
 from fm_core.storage.local_paths import local_path
 
 FREE_BYTES = 256 * 2**20
-"""A stage refuses to start with less free disk than this."""
+"""Minimum free disk space to start a stage."""
 
 IDENTITY = ("data", "model", "method")
-"""Sections that are the identity of a run: they cannot change between two starts."""
+"""Sections that form the identity of a run: they cannot change between two starts."""
 
 _ELASTIC_TRAIN_KEYS = {
     "images",
@@ -40,7 +40,7 @@ _ELASTIC_TRAIN_KEYS = {
     "keep_every_images",
     "skipped_limit",
     "snapshot_images",
-    "held_out_images",
+    "validation_images",
     "hang_seconds",
     "zero_stage",
     "init_from",
@@ -59,7 +59,7 @@ class RunDirectory:
         self.config = config
         self.path = Path(config.run.root) / config.run.name
         self.begun = False
-        """Whether `begin` was called: this start was not refused."""
+        """Whether `begin` was called, i.e. all checks of this start have passed."""
 
     @property
     def metrics(self) -> Path:
@@ -68,7 +68,7 @@ class RunDirectory:
 
     @property
     def train_done(self) -> Path:
-        """Written when the last step was trained and its checkpoint verified."""
+        """Written after the last step, once its checkpoint is verified."""
         return self.path / "train" / "DONE.json"
 
     @property
@@ -78,7 +78,7 @@ class RunDirectory:
 
     @property
     def own_checkpoints(self) -> Path | None:
-        """The folder of the checkpoints if it is inside the run directory, where no other run may write."""
+        """The folder of the checkpoints if it is inside the run directory, and so not shared; else None."""
         place = local_path(self.checkpoints)
         named = self.config.train.checkpoint_root is not None
         outside = place is None or not place.resolve().is_relative_to(self.path.resolve())
@@ -91,7 +91,7 @@ class RunDirectory:
 
     @property
     def report(self) -> Path:
-        """The self-contained page."""
+        """The self-contained HTML page."""
         return self.path / "report.html"
 
     @property
@@ -101,7 +101,7 @@ class RunDirectory:
 
     @property
     def history(self) -> Path:
-        """One JSON line for each call of a stage."""
+        """One JSON line per call of a stage."""
         return self.path / "logs" / "stages.jsonl"
 
     def evaluation(self, step: int, key: str) -> Path:
@@ -109,11 +109,11 @@ class RunDirectory:
         return self.path / "evaluation" / step_name(step) / f"{key}.json"
 
     def log(self, stage: str, rank: int | str) -> Path:
-        """Everything one process of a stage printed."""
+        """Output of one process of a stage."""
         return self.path / "logs" / f"{stage}-{rank}.log"
 
     def check(self) -> None:
-        """Check that this configuration may run here; nothing is left behind.
+        """Check that this configuration may run here, without leaving files.
 
         Raises UserError for a directory that cannot be written, a full disk, or a trained run whose
         data, network, method, seed or optimization differ from this configuration.
@@ -132,7 +132,7 @@ class RunDirectory:
         self.check_identity()
 
     def check_identity(self) -> None:
-        """Check that the run, if it was trained, is this configuration's. Raises UserError."""
+        """Check that a trained run matches this configuration. Raises UserError."""
         recorded = self.bound_config()
         now = identity(with_generator(self.config, recorded))
         if changes := differences(identity(recorded), now) if recorded else []:
@@ -141,8 +141,8 @@ class RunDirectory:
     def begin(self) -> None:
         """Create the directory and record the environment. UserError if it cannot be written.
 
-        A stage calls this after the last check that may refuse its configuration: a refused start leaves
-        nothing behind.
+        A stage calls this after the last check of its configuration, so that a start that fails a check
+        leaves no files.
         """
         with self._writable():
             (self.path / "logs").mkdir(parents=True, exist_ok=True)
@@ -152,12 +152,12 @@ class RunDirectory:
         self.begun = True
 
     def bind(self) -> None:
-        """Write this configuration to config.yaml: from now on the run is this one.
+        """Write this configuration to config.yaml, which binds the run to it.
 
-        Training does so after the first applied step of each start; no other stage of a run does. A
-        train.start_over was obeyed by then, so whoever continues from config.yaml does not ask for it again.
+        Only training does so, after the first applied step of each start. A train.start_over has had its
+        effect by then and is not written, so that continuing from config.yaml does not repeat it.
 
-        Raises UserError if the run was bound to another configuration meanwhile.
+        Raises UserError if the run was bound to another configuration in the meantime.
         """
         self.check_identity()
         if not self._has_results():
@@ -170,14 +170,14 @@ class RunDirectory:
     def bound_config(self) -> RunConfig | None:
         """The configuration that the run is bound to; None before its first training step.
 
-        Earlier versions also wrote config.yaml for starts that were refused or that only wrote shards:
-        without anything trained, the file means nothing. UserError if it is of an incompatible version.
+        Earlier versions also wrote config.yaml for starts that failed a check or only wrote shards, so
+        without results of training the file is ignored. UserError if it is of an incompatible version.
         """
         file = self.path / "config.yaml"
         return _recorded(file) if file.exists() and self._has_results() else None
 
     def _has_results(self) -> bool:
-        # The history of training is begun before the first step.
+        # The history is written before the first training step.
         trained = self.path / "train"
         begun = trained.exists() and any(file.name != "history.json" for file in trained.iterdir())
         return begun or (self.path / "reproduce").exists()
@@ -198,12 +198,12 @@ def step_name(step: int) -> str:
 
 
 def identity(config: RunConfig) -> dict[str, Any]:
-    """The values that all starts of one run must have in common."""
+    """The values that must be equal for all starts of a run."""
     run = with_generator(config).run
     tree = config.model_dump(mode="json")
     elastic = set(_ELASTIC_TRAIN_KEYS)
     if config.train.schedule != "constant":
-        # The learning rate depends on train.images: another end is another schedule.
+        # The learning-rate schedule depends on train.images.
         elastic.remove("images")
     train = {key: value for key, value in tree["train"].items() if key not in elastic}
     data = {key: value for key, value in tree["data"].items() if key not in _ELASTIC_DATA_KEYS}
@@ -240,8 +240,8 @@ def environment() -> dict[str, Any]:
 def load_run_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
     """Read a configuration file and apply nested overrides, as `load_config`.
 
-    config.yaml inside a run directory means that directory, wherever it was moved and whatever the working
-    directory is, unless the overrides name another run.
+    A config.yaml inside a run directory refers to that directory, even after a move and from any working
+    directory, unless the overrides name another run.
     """
     directory = Path(path).resolve().parent
     of_a_run = Path(path).name == "config.yaml" and any(
@@ -258,7 +258,7 @@ def load_run_config(path: str | Path, overrides: Mapping[str, Any] | None = None
 
 
 def recorded_config(run: Path) -> RunConfig:
-    """The configuration recorded in a run directory, which may have been moved since.
+    """The configuration recorded in a run directory, which may have been moved.
 
     Raises UserError if it is missing or of an incompatible version.
     """
@@ -268,16 +268,16 @@ def recorded_config(run: Path) -> RunConfig:
 
 
 def _recorded(path: Path) -> RunConfig:
-    # A recorded file names every key; one written before a key existed gets that key's default.
+    # Recorded files contain every key of their version; newer keys get their defaults.
     defaults = merge(RunConfig().model_dump(mode="json"), EARLIER_DEFAULTS)
     tree = merge(defaults, read_yaml(path))
-    return parse_config(tree, where=f"{path} is not of a run that this version can read", recorded=True)
+    return parse_config(tree, where=f"{path} was written by an incompatible version", recorded=True)
 
 
 def _devices() -> list[str]:
     if not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd")):
         return [f"{os.cpu_count()} CPU cores"]
-    import torch  # takes seconds: only where there may be a GPU to name
+    import torch  # takes seconds, so only imported if there may be a GPU
 
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     return gpus or [f"{available_cores()} CPU cores"]

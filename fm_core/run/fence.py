@@ -1,4 +1,4 @@
-"""Fence of a job: checks, before it commits or deletes anything, that the run directory is still its own."""
+"""Fence of a job: checks, before anything is committed or deleted, that the job still holds its lease."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -13,7 +13,7 @@ class Fence(Protocol):
     """The fencing token of a job: its id and the epoch of its lease.
 
     A lease gets a higher epoch whenever another job takes it over. The check only narrows the window in which
-    a job that lost its lease can write: files that are not committed yet carry the epoch in their names.
+    a job that lost its lease can write, so uncommitted files also have the epoch in their names.
     """
 
     @property
@@ -31,14 +31,14 @@ class Fence(Protocol):
 
         Raises:
             LeaseLostError: another job has taken it over.
-            OSError: the lease cannot be read now; whether it was lost is not known.
+            OSError: the lease cannot be read at the moment, so it is unknown whether it was lost.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Unfenced:
-    """The fence of a process without a lease, e.g. of a library call: it checks nothing."""
+    """Fence of a process without a lease, e.g. of a library call; it checks nothing."""
 
     job: str = ""
     epoch: int = 0
@@ -49,7 +49,7 @@ class Unfenced:
 
 @dataclass(frozen=True)
 class LeaseFence:
-    """The fence of the process that writes for a job."""
+    """Fence of the process that writes for a job."""
 
     lease: Lease
     job: str
@@ -66,5 +66,5 @@ class LeaseFence:
         return self.lease.keep_alive(wait, on_lost, **self._facts())
 
     def _facts(self) -> dict[str, Any]:
-        # A job that an earlier version submitted has no epoch.
+        # Jobs submitted by earlier versions have no epoch.
         return {"job": self.job} | ({"epoch": self.epoch} if self.epoch else {})

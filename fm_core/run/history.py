@@ -1,7 +1,8 @@
-"""History of a run's training: its identity, and what it has ever completed, in train/history.json.
+"""History of a run's training in train/history.json: its identity and its last completed checkpoint.
 
-History decides where training may begin, not what can be seen at the moment: a run that has completed a
-checkpoint never begins at step 0 because a disk is not mounted. Importing this module does not import torch.
+The history, not the files that are visible at the moment, decides where training may start: a run that has
+completed a checkpoint never starts at step 0 because a disk is not mounted. Importing this module does not
+import torch.
 """
 
 import json
@@ -15,22 +16,22 @@ from fm_core.errors import UnreachableError, UserError
 from fm_core.storage.atomic_files import SCHEMA, create_exclusively, read_json, sync, write_json
 
 OWNER = "OWNER.json"
-"""The record in a place for checkpoints that names the run that owns it; see checkpoint/ownership.py."""
+"""Owner record of a checkpoint root; see checkpoint/ownership.py."""
 
 
 class RunHistory(Section):
-    """What a run directory knows of its training, whatever is mounted."""
+    """What a run directory records about its training, independent of what is mounted."""
 
     id: str
-    """Random; tells this run from any other, also from one of the same name and configuration."""
+    """Random id that distinguishes this run from others of the same name and configuration."""
     completed_step: int | None = None
-    """Step of the last checkpoint that was complete; None if there never was one."""
+    """Step of the last completed checkpoint; None if there never was one."""
     completed_at: str | None = None
-    """URL or folder where that was."""
+    """URL or folder of that checkpoint."""
     start_overs: int = 0
-    """How often training began at step 0 again because of train.start_over."""
+    """How often train.start_over has restarted training at step 0."""
     start_over_obeyed: bool = False
-    """Whether the present train.start_over has had its effect."""
+    """Whether train.start_over, if set, was already applied."""
 
 
 def history_path(run: Path) -> Path:
@@ -39,7 +40,7 @@ def history_path(run: Path) -> Path:
 
 
 def read_history(run: Path) -> RunHistory | None:
-    """The history of a run directory; None if it was never trained by a version that keeps one."""
+    """The history of a run directory; None if it was never trained by a version that writes one."""
     record = read_json(history_path(run))
     if record is None:
         return None
@@ -51,34 +52,34 @@ def read_history(run: Path) -> RunHistory | None:
 
 
 def open_history(run: Path, identifier: str | None = None) -> RunHistory:
-    """The history of a run directory, which is written if it has none.
+    """The history of a run directory, created if missing.
 
-    What an earlier version left then counts as well. `identifier` is the id of the run if its history was
-    lost. Raises OSError, UserError.
+    A new history includes the results of earlier versions. `identifier` is the id of the run if its history
+    was lost. Raises OSError, UserError.
     """
     history = read_history(run)
     if history is None:
         new = RunHistory(id=identifier or uuid.uuid4().hex, completed_step=_completed_before(run))
         content = json.dumps({"schema": SCHEMA, **new.model_dump()}, indent=1) + "\n"
         create_exclusively(history_path(run), content.encode())
-        history = read_history(run)  # of two starts, that of the first counts
+        history = read_history(run)  # of two concurrent starts, the first one wins
     if history is None:
         raise UnreachableError(f"{history_path(run)} is missing; check that the run directory is mounted")
     return history
 
 
 def rearm_start_over(run: Path) -> None:
-    """Let the next train.start_over have its effect, at a start without it. Raises OSError."""
+    """At a start without train.start_over, make the next train.start_over effective. Raises OSError."""
     history = read_history(run)
     if history and history.start_over_obeyed:
         write_history(run, history.model_copy(update={"start_over_obeyed": False}))
 
 
 def preserve_history(run: Path, checkpoints: Path | None) -> None:
-    """Write the history of a run that was trained and has none, before anything replaces its status.
+    """Write the history of a trained run without one, before its status file is replaced.
 
-    An earlier version wrote none. Where it was lost, the owner record in the folder `checkpoints` of the run,
-    if there is one, knows the id. Raises OSError, UserError.
+    Earlier versions wrote none. If it was lost, the id is in the owner record in the folder `checkpoints` of
+    the run, if there is one. Raises OSError, UserError.
     """
     if not history_path(run).exists() and _completed_before(run) is not None:
         owner = (read_json(checkpoints / OWNER) if checkpoints else None) or {}
@@ -88,7 +89,7 @@ def preserve_history(run: Path, checkpoints: Path | None) -> None:
 def record_completed(run: Path, identifier: str, step: int, where: str) -> None:
     """Record durably that the checkpoint of a step is complete.
 
-    Raises UnreachableError if the run directory is out of sight, OSError if it cannot be written.
+    Raises UnreachableError if the run directory is unavailable, OSError if it cannot be written.
     """
     history = read_history(run)
     if history is None or history.id != identifier:
@@ -97,7 +98,7 @@ def record_completed(run: Path, identifier: str, step: int, where: str) -> None:
 
 
 def write_history(run: Path, history: RunHistory) -> None:
-    """Write the history; it is on the disk when this returns. Raises OSError."""
+    """Write the history durably. Raises OSError."""
     path = history_path(run)
     write_json(path, history.model_dump())
     sync(path.parent)
@@ -108,7 +109,7 @@ def _completed_before(run: Path) -> int | None:
     steps = [
         _step(run / "status.json", "last_checkpoint"),
         _step(run / "train" / "DONE.json", "step"),
-        # A rollback goes to a checkpoint, and an upload needs one.
+        # A rollback or an upload implies that there was a checkpoint.
         _step(run / "train" / "setback.json", "step"),
         _step(run / "train" / "afterwards.json", "step"),
         _step(run / "best.json", "step"),
@@ -117,7 +118,7 @@ def _completed_before(run: Path) -> int | None:
 
 
 def _step(path: Path, key: str) -> int | None:
-    """The step in a record, as a number or in the name of a checkpoint."""
+    """The step in a record, given as a number or as the name of a checkpoint."""
     try:
         value = (read_json(path) or {}).get(key)
     except UserError:

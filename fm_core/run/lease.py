@@ -1,7 +1,7 @@
 """Lease of a directory: a lock file that names its holder and carries a heartbeat and an epoch.
 
 The epoch grows by one whenever another holder takes the lease: it is the fencing token by which a holder
-finds out that it has lost the lease. It is also kept in the file of the guard, which is never removed.
+detects that it has lost the lease. It is also stored in the guard file, which is never removed.
 """
 
 import errno
@@ -24,20 +24,20 @@ from fm_core.storage.file_lock import file_lock
 HEARTBEAT_SECONDS = 10.0
 """Interval of the heartbeat."""
 WATCHED_HEARTBEATS = 3
-"""A holder elsewhere counts as dead if its record does not change for so many intervals of watching."""
+"""A holder elsewhere is considered dead if its record does not change for this many watched intervals."""
 LOOK_INTERVAL_SECONDS = 1.0
-"""How often a start looks at a holder that it watches."""
+"""Interval at which a start checks a holder that it watches."""
 LONGEST_LOOK_SECONDS = 5.0
-"""More than this between two looks does not count as watched: this process may itself have been frozen."""
+"""A longer gap between two checks does not count as watched, because this process may have been frozen."""
 STALE_SECONDS = 120.0
-"""Age of the heartbeat, by this host's clock, from which a record of an earlier version counts as dead."""
+"""Age of the heartbeat, by this host's clock, at which the holder in an earlier version's record is dead."""
 
 
 _ENDS = "this job ends without writing anything there"
 
 
 class HolderState(Enum):
-    """What one look at a lease says about its holder."""
+    """State of a lease's holder, as far as one check can tell."""
 
     FREE = "nobody, or a dead process"
     HELD = "alive"
@@ -45,10 +45,10 @@ class HolderState(Enum):
 
 
 class Lease:
-    """Who may work in a directory. The record stays behind when its holder dies; then it is stale.
+    """Exclusive right to work in a directory. If the holder dies, its record remains and is stale.
 
     A holder on this host is alive while its process exists, even if it is frozen and sends no heartbeat. Any
-    other is alive while its record changes: neither its host name nor two hosts' clocks are compared.
+    other holder is alive while its record changes; neither host names nor clocks of hosts are compared.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Lease:
         return read_json(self.path)
 
     def look(self) -> tuple[HolderState, dict[str, Any] | None]:
-        """State of the holder. While it is UNDECIDED, look again every second or so."""
+        """State of the holder. While it is UNDECIDED, call this again about every second."""
         record = self.record()
         if record is None:
             return HolderState.FREE, None
@@ -80,10 +80,10 @@ class Lease:
         return (HolderState.HELD if alive else HolderState.FREE), record
 
     def holder(self) -> dict[str, Any] | None:
-        """The record of a live holder, or None, without waiting.
+        """The record of a live holder, or None; does not wait.
 
-        For a holder elsewhere that was not watched long enough, the age of its heartbeat decides. That
-        compares clocks: good enough for what is shown, not for taking the lease.
+        For a holder elsewhere that was not watched long enough, the age of its heartbeat decides. This
+        compares clocks of two hosts, which is acceptable for display but not for taking the lease.
         """
         state, record = self.look()
         if record is None or state is HolderState.FREE:
@@ -92,7 +92,7 @@ class Lease:
         return record if state is HolderState.HELD or recent else None
 
     def process(self) -> psutil.Process | None:
-        """The live holder, if it is a process of this host; process ids of other hosts mean nothing here."""
+        """The live holder if it is a process of this host; process ids of other hosts cannot be looked up."""
         record = self.record()
         process = ProcessIdentity.from_record(record) if record else None
         if process is None or not process.alive():
@@ -107,9 +107,9 @@ class Lease:
         return max(recorded, read_epoch(self._guard)[0], at_least) + 1
 
     def take(self, pid: int, epoch: int | None = None, **facts: Any) -> int:
-        """Record a process of this host as the holder; call it inside `guard`. Returns the epoch.
+        """Record a process of this host as the holder, inside `guard`; return the epoch.
 
-        `epoch` is given where the same job is recorded again; otherwise it is the next one.
+        `epoch` is given if the same job is recorded again; by default it is the next one.
         """
         return self._take(ProcessIdentity.of(pid).facts(), epoch, facts)
 
@@ -118,23 +118,23 @@ class Lease:
         return self._take({"host": host}, epoch, facts)
 
     def release(self, **facts: Any) -> None:
-        """Remove the lock if its record contains these facts; the epoch stays in the file of the guard."""
+        """Remove the lock if its record contains these facts; the epoch remains in the guard file."""
         with suppress(FileNotFoundError), self.guard(create=False):
             self.release_guarded(**facts)
 
     def release_guarded(self, **facts: Any) -> None:
-        """`release` for a caller that is inside `guard`."""
+        """`release` for a caller inside `guard`."""
         record = self.record()
         if record and facts.items() <= record.items():
             write_epoch(self._guard, record.get("epoch", 0), held=False)
             self.path.unlink()
 
     def check(self, **facts: Any) -> None:
-        """Check that the record contains these facts, without waiting for the guard.
+        """Check that the record contains these facts; does not wait for the guard.
 
         Raises:
             LeaseLostError: the lease was released, or another holder has taken it.
-            OSError: the lease cannot be read now.
+            OSError: the lease cannot be read at the moment.
         """
         try:
             record = read_json(self.path)
@@ -148,29 +148,29 @@ class Lease:
     def heartbeat(self, **facts: Any) -> None:
         """Renew the heartbeat of a lease whose record contains these facts.
 
-        A lock file that was removed by hand is written again.
+        A lock file that was deleted manually is recreated.
 
         Raises:
             LeaseLostError: the lease was released, or another holder has taken it.
-            OSError: the directory is out of reach, e.g. because its disk is not mounted.
+            OSError: the directory is unavailable, e.g. because its disk is not mounted.
         """
         with self.guard(create=False):
             record = self._checked(self.record() or self._removed(facts), facts)
-            beat = {"heartbeat": self._wall_clock(), "beats": record.get("beats", 0) + 1}
-            self._own = {key: value for key, value in record.items() if key != "schema"} | beat
+            heartbeat = {"heartbeat": self._wall_clock(), "beats": record.get("beats", 0) + 1}
+            self._own = {key: value for key, value in record.items() if key != "schema"} | heartbeat
             write_json(self.path, self._own, parents=False)
 
     @contextmanager
     def keep_alive(
         self, wait: bool = True, on_lost: Callable[[LeaseLostError], None] | None = None, **facts: Any
     ) -> Generator[Callable[[], None]]:
-        """Renew the heartbeat from a thread inside the block, however long the main thread is blocked.
+        """Renew the heartbeat from a thread during the block, even if the main thread is blocked.
 
-        Yields a function that raises LeaseLostError once the thread has found that the lease was lost, and
-        calls `on_lost` on the thread at that moment. What cannot be read or written now is tried again.
+        Yields a function that raises LeaseLostError once the thread has detected that the lease was lost; the
+        thread calls `on_lost` at that moment. Failed reads and writes are retried.
 
-        Without `wait` the block does not wait for that thread at its end: a process that is about to exit
-        must not hang because another one holds the guard.
+        With `wait` false, the block does not join the thread at its end, because a process that is about to
+        exit must not hang while another one holds the guard.
         """
         ended = threading.Event()
         lost: list[LeaseLostError] = []
@@ -206,8 +206,8 @@ class Lease:
     def guard(self, create: bool = True) -> Generator[None]:
         """Make checking and taking the lease atomic among all processes that share the file system.
 
-        Without `create`, FileNotFoundError is raised where no lease was ever taken. The file of the guard is
-        never removed, so this tells an empty mount point from a lock file that was removed.
+        With `create` false, FileNotFoundError is raised if no lease was ever taken. The guard file is never
+        removed, so its absence distinguishes an empty mount point from a deleted lock file.
         """
         with file_lock(self._guard, create=create):
             yield
@@ -220,7 +220,7 @@ class Lease:
         return epoch
 
     def _removed(self, facts: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The record that this holder last wrote or read, if nobody has taken or released the lease since."""
+        """The record that this holder last wrote or read, if the lease was not taken or released since."""
         epoch, held = read_epoch(self._guard)
         own = facts.get("epoch", self._own.get("epoch", 0) if self._own else None)
         if own is not None and (own < epoch or not held):
@@ -254,7 +254,7 @@ class Lease:
 
 
 def waiting_message(directory: Path, record: Mapping[str, Any]) -> str:
-    """What a start says while it watches a holder elsewhere."""
+    """Message of a start that watches a holder elsewhere."""
     seconds = WATCHED_HEARTBEATS * HEARTBEAT_SECONDS if "epoch" in record else STALE_SECONDS
     return (
         f"{directory} was last used by {holder_name(record)}: waiting up to {seconds:g} s to see whether it "
@@ -263,7 +263,7 @@ def waiting_message(directory: Path, record: Mapping[str, Any]) -> str:
 
 
 def read_epoch(guard: Path) -> tuple[int, bool]:
-    """The last epoch of a lease and whether it is held, from the file of its guard; 0 where there is none."""
+    """The last epoch of a lease and whether it is held, from its guard file; 0 if there is none."""
     with suppress(FileNotFoundError, ValueError):
         epoch, state = guard.read_text(encoding="utf-8").split()
         return int(epoch), state == "held"
@@ -271,7 +271,7 @@ def read_epoch(guard: Path) -> tuple[int, bool]:
 
 
 def write_epoch(guard: Path, epoch: int, held: bool) -> None:
-    """Record the epoch in the file of a guard, in place: a lock is on that file."""
+    """Write the epoch to a guard file in place, because the file is locked."""
     guard.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(guard, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW, 0o666)
     try:
@@ -282,5 +282,5 @@ def write_epoch(guard: Path, epoch: int, held: bool) -> None:
 
 
 def holder_name(record: Mapping[str, Any]) -> str:
-    """The holder of a lease, or the agent of a job, for a person."""
+    """Human-readable name of the holder of a lease or the agent of a job."""
     return f"process {record['pid']} on {record['host']}" if record.get("pid") else record["host"]

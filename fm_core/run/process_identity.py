@@ -1,8 +1,8 @@
-"""Identity of processes and hosts, as locks and job records name them.
+"""Identity of processes and hosts, as recorded in leases and job handles.
 
-Process ids mean something only in one PID namespace of one boot of a kernel, so that is what counts as a
-host: containers may share a host name and not their processes. A process is told from a later one with the
-same id by its start in clock ticks since boot, which does not move when the clock is set.
+Process ids are meaningful only within one PID namespace of one boot, so that is what identifies a host here:
+containers may share a host name but not their processes. A process is distinguished from a later one with the
+same id by its start in clock ticks since boot, which does not change when the clock is set.
 """
 
 import os
@@ -22,13 +22,13 @@ _DEAD_STATES = ("Z", "X", "x")
 
 @dataclass(frozen=True)
 class ProcessIdentity:
-    """One process, as a record names it. Earlier versions recorded only host name, pid and `created`."""
+    """A process in a record. Earlier versions recorded only host name, pid and `created`."""
 
     host: str
-    """Name of its host, for people."""
+    """Name of its host, for messages."""
     pid: int
     created: float
-    """Its start in seconds since 1970. It moves with the clock; used only where there are no ticks."""
+    """Its start in seconds since 1970. It shifts with the clock, so it is used only without `ticks`."""
     host_id: str | None = None
     """`host_id()` of its host."""
     start_ticks: int | None = None
@@ -48,7 +48,7 @@ class ProcessIdentity:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self | None:
-        """The process that a record names; None if it names none."""
+        """The process in a record; None if it contains none."""
         if record.get("pid") is None or record.get("created") is None:
             return None
         return cls(
@@ -56,7 +56,7 @@ class ProcessIdentity:
         )
 
     def facts(self) -> dict[str, Any]:
-        """The entries of a record that names this process."""
+        """The entries of this process for a record."""
         return {
             "host": self.host,
             "host_id": self.host_id,
@@ -71,7 +71,7 @@ class ProcessIdentity:
         return self.host_id == host_id() if self.host_id else self.host == socket.gethostname()
 
     def alive(self) -> bool | None:
-        """Whether it runs on this host; None where this user cannot see it (another user's, with hidepid).
+        """Whether it runs on this host; None if it is hidden from this user (hidepid).
 
         False for a process of another host.
         """
@@ -89,7 +89,7 @@ class ProcessIdentity:
 
 
 def host_id() -> str:
-    """Identity of this host: boot id and PID namespace; the host's name where there is no /proc."""
+    """Identity of this host: boot id and PID namespace, or the host name if there is no /proc."""
     try:
         boot = (_PROC / "sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         return f"{boot}/{(_PROC / 'self/ns/pid').stat().st_ino}"
@@ -98,7 +98,7 @@ def host_id() -> str:
 
 
 def _start_and_state(pid: int) -> tuple[int, str]:
-    """Start in clock ticks since boot, and state letter, of fields 22 and 3 of /proc/PID/stat."""
+    """Start in clock ticks since boot and state letter, from fields 22 and 3 of /proc/PID/stat."""
     if not (_PROC / "self/stat").exists():
         process = psutil.Process(pid)
         zombie = process.status() == psutil.STATUS_ZOMBIE

@@ -1,4 +1,4 @@
-"""Progress of a stage, as its observers receive it."""
+"""Progress of a stage, as passed to its observers."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -7,29 +7,29 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Progress:
-    """State of progress of a stage."""
+    """Progress of a stage at one moment."""
 
     stage: str
     """shard, train, sample, evaluate or report."""
     done: int
-    """Units finished, those of earlier sessions included."""
+    """Units finished, including those of earlier sessions."""
     total: int
-    """Units there are."""
+    """Total number of units."""
     unit: str
-    """What is counted, e.g. "images"."""
+    """Unit of the counts, e.g. "images"."""
     message: str = ""
-    """Shown beside the bar, e.g. "step 120, loss 0.31"."""
+    """Shown next to the bar, e.g. "step 120, loss 0.31"."""
     rate: float | None = None
-    """Units per second, where known."""
+    """Units per second, if known."""
 
     @property
     def fraction(self) -> float:
-        """Share that is finished, 0 to 1."""
+        """Finished share of the work, 0 to 1."""
         return min(1.0, self.done / self.total) if self.total else 1.0
 
     @property
     def eta(self) -> float | None:
-        """Seconds left at the present rate, where known."""
+        """Seconds left at the current rate, if known."""
         return (self.total - self.done) / self.rate if self.rate else None
 
 
@@ -47,7 +47,7 @@ class RateMeter:
         self._first: tuple[float, int] | None = None
 
     def rate(self, done: int) -> float | None:
-        """Rate at `done` units; None until something moved."""
+        """Average rate up to `done` units; None until there is progress."""
         now = time.monotonic()
         if self._first is None:
             self._first = (now, done)
@@ -57,9 +57,9 @@ class RateMeter:
 
 
 class ProgressPhases:
-    """Progress over several phases as one share of all work, so that a bar never runs back or ends early.
+    """Progress over several phases as one share of all work, so that a bar never moves back or ends early.
 
-    `weights` holds, for each phase in order, about how much of the time it takes.
+    `weights` holds the approximate share of time of each phase, in order.
     """
 
     def __init__(self, stage: str, observe: Observer, weights: Mapping[str, float]) -> None:
@@ -75,19 +75,19 @@ class ProgressPhases:
     def at(self, phase: str, done: int, total: int, unit: str) -> None:
         """Report that `done` of `total` units of a phase are finished."""
         before, share = self._shares[phase]
-        # The last percent is the end of the stage, which its caller reports.
+        # The last percent is reported by the caller, at the end of the stage.
         percent = min(99, int(100 * (before + share * done / max(1, total))))
         message = f"{phase}, {done:,}/{total:,} {unit}"
         self._observe(Progress(self._stage, percent, 100, "%", message, self._rate.rate(percent)))
 
 
 def three_digits(value: float) -> str:
-    """Three significant digits, and all digits before the point: 0.4, 12.3, 1,234."""
+    """Format with three significant digits and all digits before the point: 0.4, 12.3, 1,234."""
     return f"{value:,.3g}" if abs(value) < 999.5 else f"{value:,.0f}"
 
 
 def byte_size(size: float) -> str:
-    """A number of bytes with three digits and its unit: 0 bytes, 812 kB, 12.3 GB."""
+    """Format a number of bytes with three digits and a unit: 0 bytes, 812 kB, 12.3 GB."""
     for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size >= scale:
             return f"{three_digits(size / scale)} {unit}"

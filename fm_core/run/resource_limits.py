@@ -1,4 +1,4 @@
-"""Limits that the kernel sets for this process: CPU cores, open files, memory."""
+"""Resource limits of this process: CPU cores, open files, memory."""
 
 import math
 import os
@@ -9,15 +9,15 @@ from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
 MAX_OPEN_FILES = 2**20
-"""More is never asked for, even where the hard limit allows billions."""
+"""Upper bound, because some hard limits allow billions."""
 
 
 def available_cores(proc: Path = Path("/proc"), cgroups: Path = CGROUPS) -> int:
-    """CPU cores that this process may use, at least 1: its affinity mask's, or fewer by its cgroup's quota.
+    """CPU cores that this process may use, at least 1: by its affinity mask and its cgroup's quota.
 
-    A quota of a fraction of a core counts as one.
+    A quota of less than one core counts as one.
     """
-    # Not on every system there is an affinity mask.
+    # Not every system has affinity masks.
     mask = getattr(os, "sched_getaffinity", None)
     cores = len(mask(0)) if mask else os.cpu_count() or 1
     quotas = [quota for folder in _cgroup_folders("cpu", proc, cgroups) if (quota := _cpu_quota(folder))]
@@ -25,7 +25,7 @@ def available_cores(proc: Path = Path("/proc"), cgroups: Path = CGROUPS) -> int:
 
 
 def raise_open_file_limit() -> int:
-    """Raise the soft limit of open files to the hard one; the limit that holds afterwards."""
+    """Raise the soft limit of open files to the hard limit; return the resulting limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -41,18 +41,18 @@ def open_file_limit() -> int:
 
 
 class OomCounter:
-    """Processes that the kernel has killed for lack of memory since this object was made."""
+    """Counts processes that the kernel has killed for lack of memory since this object was created."""
 
     def __init__(self, proc: Path = Path("/proc"), cgroups: Path = CGROUPS) -> None:
         self._proc, self._cgroups = proc, cgroups
         self._before = self._kills()
 
     def new_kills(self) -> int:
-        """The number; 0 where the counters cannot be read."""
+        """Number of kills; 0 if the counters cannot be read."""
         return max(0, self._kills() - self._before)
 
     def _kills(self) -> int:
-        """The largest counter: the host's includes those of its cgroups, but a container may not see it."""
+        """The largest counter. The host's includes those of its cgroups, but a container may not see it."""
         counters = [self._proc / "vmstat"]
         for folder in _cgroup_folders("memory", self._proc, self._cgroups):
             counters += [folder / "memory.events", folder / "memory.oom_control"]
@@ -60,7 +60,7 @@ class OomCounter:
 
 
 def _cgroup_folders(controller: str, proc: Path, cgroups: Path) -> Iterator[Path]:
-    """The cgroups of this process with a controller, outermost first, in version 1 or 2."""
+    """The cgroups of this process with this controller, outermost first, for cgroup version 1 or 2."""
     try:
         lines = (proc / "self" / "cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -71,7 +71,7 @@ def _cgroup_folders(controller: str, proc: Path, cgroups: Path) -> Iterator[Path
             continue
         root = cgroups / controller if controllers else cgroups
         yield root
-        # In a container, the path may be that of the host, which is not there.
+        # In a container, the path may be that on the host, which does not exist here.
         for part in range(1, len(parts := Path(path).parts)):
             yield root.joinpath(*parts[1 : part + 1])
 
@@ -89,7 +89,7 @@ def _cpu_quota(folder: Path) -> float | None:
 
 
 def _counted(path: Path, name: str) -> int:
-    """A counter of a file with a name and a number on each line; 0 if it is not there."""
+    """A counter from a file of lines `NAME NUMBER`; 0 if it is missing."""
     with suppress(OSError, ValueError):
         for line in path.read_text(encoding="utf-8").splitlines():
             key, _, value = line.partition(" ")

@@ -12,13 +12,13 @@ class StageResult(Section):
     stage: str
     """shard, train, sample, evaluate or report."""
     state: Literal["done", "verified"]
-    """done: something was made now; verified: everything existed already and is intact."""
+    """done: this call produced something; verified: everything already existed and is intact."""
     seconds: float
     """Wall time of this call."""
     summary: str
-    """One line for a person, e.g. "1,297 + 500 images in 2 shards"."""
+    """One line for display, e.g. "1,297 + 500 images in 2 shards"."""
     paths: dict[str, str] = {}
-    """Name -> path or URL of what was made."""
+    """Name -> path or URL of each result."""
     counts: dict[str, float] = {}
     """Name -> number, e.g. {"images": 1000}."""
     hashes: dict[str, str] = {}

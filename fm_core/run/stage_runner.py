@@ -1,4 +1,4 @@
-"""Stage runner: checks the run directory, measures time, and appends to the history of stages."""
+"""Stage runner: checks the run directory, measures time, and appends to logs/stages.jsonl."""
 
 import os
 import time
@@ -27,8 +27,8 @@ Work = Callable[[RunDirectory, Observer], StageResult]
 def run_stage_function(stage: str, config: RunConfig, observe: Observer, work: Work) -> StageResult:
     """Check the run directory, do the work, and append a line to logs/stages.jsonl even if it fails.
 
-    The work calls `run.begin()` after the last check of its configuration. A start that is refused before
-    leaves no trace.
+    The work calls `run.begin()` after the last check of its configuration. A start that fails earlier leaves
+    no files.
     """
     run = RunDirectory(config)
     run.check()
@@ -45,7 +45,7 @@ def run_stage_function(stage: str, config: RunConfig, observe: Observer, work: W
         return result
     except BaseException as error:
         outcome["summary"] = f"{type(error).__name__}: {error}".splitlines()[0]
-        # A BaseException that is no Exception comes from a signal: Ctrl-C, a canceled flow run.
+        # A BaseException that is not an Exception comes from a signal: Ctrl-C, a canceled flow run.
         on_request = isinstance(error, StopRequested) or not isinstance(error, Exception)
         outcome["state"] = "stopped" if on_request else "failed"
         if isinstance(error, Exception) and not isinstance(error, StopRequested | UserError | LeaseLostError):
@@ -67,7 +67,7 @@ def _log_error(run: RunDirectory, stage: str, text: str) -> None:
 
 
 def _end_status(run: RunDirectory, lease: Lease, stage: str, phase: str) -> None:
-    """Set the phase in status.json to that of the end, unless a job still runs."""
+    """Write the final phase to status.json, unless a job still runs."""
     status = read_status(run.path) if run.begun else None
     if status and status["stage"] == stage and lease.holder() is None:
         status.pop("schema")
@@ -75,16 +75,16 @@ def _end_status(run: RunDirectory, lease: Lease, stage: str, phase: str) -> None
 
 
 def _is_newer(status: dict[str, Any] | None, progress: Progress) -> bool:
-    """Whether a job that has ended wrote more than this progress says: its step, and as many images."""
+    """Whether the status of an ended job contains more than this progress: its step, and as many images."""
     if status is None or status["stage"] != progress.stage or "step" not in status:
         return False
     return status["done"] >= progress.done
 
 
 def _with_status(run: RunDirectory, lease: Lease, observe: Observer, effort: BestEffort) -> Observer:
-    """The observer, which also writes status.json unless a job runs and writes it itself.
+    """Wrap an observer to also write status.json, unless a job runs, which then writes it.
 
-    What cannot be written or shown is logged once; a request to stop from the observer passes through.
+    A failure to write or show is logged once; a request to stop from the observer is raised.
     """
     last = 0.0
     supervisor = ProcessIdentity.of(os.getpid()).facts()

@@ -1,4 +1,4 @@
-"""Status file: what a run is doing now, in status.json."""
+"""Status file of a run, status.json."""
 
 import time
 from pathlib import Path
@@ -9,7 +9,7 @@ from fm_core.storage.atomic_files import read_json, write_json
 
 
 def write_status(directory: Path, progress: Progress, phase: str = "running", **facts: Any) -> None:
-    """Write the present state; `facts` are step, images_seen, loss and the like."""
+    """Write the current state; `facts` are further entries such as step, images_seen and loss."""
     record: dict[str, Any] = {
         "stage": progress.stage,
         "phase": phase,
@@ -26,12 +26,12 @@ def write_status(directory: Path, progress: Progress, phase: str = "running", **
 
 
 def read_status(directory: Path) -> dict[str, Any] | None:
-    """The present state, or None before the first stage."""
+    """The current state, or None before the first stage."""
     return read_json(directory / "status.json")
 
 
 def progress_of(status: dict[str, Any]) -> Progress:
-    """The part of a status that an observer sees."""
+    """The progress in a status."""
     return Progress(
         stage=status["stage"],
         done=status["done"],

@@ -24,7 +24,7 @@ from fm_core.run.directory import RunDirectory, differences, step_name
 from fm_core.storage.keyed_random import GeneratorName, generator_of
 
 PINNED = "weights.safetensors"
-"""The weights of a job, in its control directory."""
+"""Name of the pinned weights in the control directory of a job."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Model:
 
 
 def checkpoint_step(config: RunConfig) -> int:
-    """The optimizer step that sample.step means, or that of the file that sample.weights names.
+    """The optimizer step of sample.step, or that of a file given as sample.weights.
 
     Raises UserError if there is no complete checkpoint of it.
     """
@@ -86,7 +86,7 @@ def checkpoint_steps(config: RunConfig) -> list[int]:
 
 
 def weights_file(config: RunConfig, step: int) -> Path:
-    """The file of weights that sample.weights means, fetched if its checkpoint is in an object store.
+    """The weights file of sample.weights, fetched if its checkpoint is in an object store.
 
     Raises UserError if the checkpoint has no such weights, and none were made from its run's snapshots.
     """
@@ -103,9 +103,9 @@ def weights_file(config: RunConfig, step: int) -> Path:
 
 
 def pin_weights(file: Path, control: Path) -> None:
-    """Keep the weights of a job at hand in its control directory, by a link where that is possible.
+    """Keep the weights of a job in its control directory, by a hard link if possible.
 
-    Training may retire their checkpoint between the submission of the job and its start. Raises OSError.
+    Training may remove their checkpoint between the submission of the job and its start. Raises OSError.
     """
     pinned, partial = control / PINNED, control / f".{PINNED}.{os.getpid()}"
     control.mkdir(parents=True, exist_ok=True)
@@ -114,12 +114,12 @@ def pin_weights(file: Path, control: Path) -> None:
 
 
 def unpin_weights(control: Path) -> None:
-    """Remove what `pin_weights` has made."""
+    """Remove the files of `pin_weights`."""
     (control / PINNED).unlink(missing_ok=True)
 
 
 def job_weights(config: RunConfig, control: Path) -> tuple[int, Path]:
-    """Step and file of the weights of a job: the pinned ones, or on a host that does not see them, others."""
+    """Step and file of a job's weights: the pinned ones, or a fetched copy on a host without access."""
     pinned = control / PINNED
     if pinned.exists():
         return int(read_recipe(pinned)["step"]), pinned
@@ -130,7 +130,7 @@ def job_weights(config: RunConfig, control: Path) -> tuple[int, Path]:
 def check_run(config: RunConfig, model: Model, step: int) -> None:
     """Refuse weights that the run of this configuration has not trained. Raises UserError.
 
-    A file that sample.weights names is used as it is.
+    A file given as sample.weights is not checked.
     """
     if config.sample.weights.endswith(".safetensors"):
         return

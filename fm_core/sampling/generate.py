@@ -95,7 +95,7 @@ def generate(
 ) -> GeneratedBatch:
     """Solve the ODE for images first .. first + count - 1 as one batch; `at` are times of the trajectory.
 
-    An adaptive solver chooses one step size for the whole batch, so callers must split batches at fixed
+    An adaptive solver chooses one step size for the entire batch, so callers must split batches at fixed
     indices.
     """
     indices = range(first, first + count)

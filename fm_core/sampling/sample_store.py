@@ -165,8 +165,8 @@ class SampleSet:
     def complete(self, number: int) -> bool:
         """Whether a batch (by its size) and its trajectory are there.
 
-        The folder is listed once, at the first call: nobody else makes the batches of this rank, and requests
-        for all batches after each of them would be quadratic.
+        The folder is listed once, at the first call: no other rank writes the batches of this rank, and
+        requests for all batches after each of them would be quadratic.
         """
         if self._sizes is None:
             self._sizes = self.store.sizes()
@@ -175,7 +175,7 @@ class SampleSet:
         return self._complete_record(number, self._sizes) is not None
 
     def finished(self) -> list[SampleShard]:
-        """Sidecars of the batches that are there: one listing, and one request for each that is new."""
+        """Sidecars of the existing batches: one listing, and one request for each new one."""
         self._sizes = self.store.sizes()
         records = (self._complete_record(number, self._sizes) for number in range(self.batches))
         return [record for record in records if record]
@@ -199,7 +199,7 @@ class SampleSet:
         return self._records.get(number)
 
     def remove(self, number: int) -> None:
-        """Remove a batch, so that it is made again."""
+        """Remove a batch, so that it is generated again."""
         self._records.pop(number, None)
         self.store.remove(_sidecar(number))
         self.store.remove(_tar(number))
@@ -264,7 +264,7 @@ class SampleSet:
         return record
 
     def finish(self, facts: dict[str, Any]) -> None:
-        """Write DONE.json: all requested images are there."""
+        """Write DONE.json, which marks the set of images as complete."""
         shards = [record.model_dump(mode="json") for record in self.finished()]
         record = {"schema": SCHEMA, "protocol": self.protocol, **facts, "shards": shards}
         self.store.write_bytes("DONE.json", json.dumps(record, indent=1).encode())

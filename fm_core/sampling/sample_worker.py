@@ -1,6 +1,6 @@
 """Sampling worker: the work of one rank.
 
-Ranks do not communicate: rank r makes batches r, r + ranks, ... and skips those that exist.
+Ranks do not communicate: rank r generates batches r, r + ranks, ... and skips those that exist.
 """
 
 import os
@@ -22,11 +22,11 @@ from fm_core.sampling.sample_store import SampleSet, draw_of, protocol_of
 TRAJECTORY_FRAMES = 17
 """Number of times at which a trajectory is saved."""
 REPORT_SHARE = 0.05
-"""Largest share of its time that rank 0 spends on reports; a listing of a store may take seconds."""
+"""Largest fraction of its time that rank 0 spends on reports; listing a store may take seconds."""
 
 
 def sample(config: RunConfig, rank: Rank) -> None:
-    """Make this rank's share of the missing batches."""
+    """Generate this rank's share of the missing batches."""
     device = torch.device("cuda", rank.local) if torch.cuda.is_available() else torch.device("cpu")
     step, weights = job_weights(config, rank.control)
     model = load_model(weights, device, config)

@@ -1,4 +1,4 @@
-"""Scores of several runs in one table."""
+"""The compare command: scores of several runs in one table."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,10 +9,10 @@ from fm_core.storage.atomic_files import read_json
 
 
 def compare(runs: Sequence[str]) -> Comparison:
-    """One row for each run directory (its newest scores) or file of scores, and how their protocols differ.
+    """Table with a row per run directory (its newest scores) or scores file, and their protocol differences.
 
     Raises:
-        UserError: a run has no scores, or class-conditional runs have their classes in different orders.
+        UserError: a run has no scores, or class-conditional runs use different class orders.
     """
     entries = [_entry(Path(run)) for run in runs]
     _check_label_orders(entries)
@@ -22,7 +22,7 @@ def compare(runs: Sequence[str]) -> Comparison:
 def _check_label_orders(entries: Sequence[ScoreEntry]) -> None:
     orders: dict[str, str] = {}
     for entry in entries:
-        # Scores without these keys are from older versions, or not of a model.
+        # Scores without these keys are from earlier versions, or not of a model.
         if entry.protocol.get("class_conditional") and "label_order" in entry.protocol:
             orders.setdefault(entry.protocol["label_order"], entry.name)
     if len(orders) > 1:

@@ -1,4 +1,4 @@
-"""Checks of this machine, and of a configuration: its rules, network, cost and hosts."""
+"""The doctor command: checks of this machine, or of a configuration's rules, network, cost and hosts."""
 
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ from fm_core.training.cost_model import Cluster, checkpoint_bytes_of, cost_check
 
 @dataclass(frozen=True)
 class DoctorRequest:
-    """Which checks of a configuration to make; none means its rules and data."""
+    """The requested checks of a configuration; none means its rules and data."""
 
     model: bool = False
-    """Parameters and operations of the network."""
+    """Parameters and FLOPs of the network."""
     cost: Cluster | None = None
     """Cost of training on these machines."""
     launch: bool = False
@@ -31,7 +31,7 @@ class DoctorRequest:
 
 
 def doctor(config: RunConfig | None, request: DoctorRequest) -> list[Check]:
-    """Self-tests of the machine without a configuration; with one, its rules and data or what is requested.
+    """Self-tests of the machine; with a configuration, its rules and data or the requested checks.
 
     Raises:
         UserError: a requested check needs a configuration or data that are not available.
@@ -40,7 +40,7 @@ def doctor(config: RunConfig | None, request: DoctorRequest) -> list[Check]:
         if request != DoctorRequest():
             raise UserError("--model, --launch and --cost need --config FILE")
         return [*machine_checks(), *self_tests()]
-    with suppress(UserError):  # which `_data` reports
+    with suppress(UserError):  # `_data` reports it
         config = resolve(config, from_source=True)
     checks: list[Check] = []
     if request.model:
@@ -68,7 +68,7 @@ def _model(config: RunConfig) -> list[Check]:
 
 
 def _checkpoint_bytes(config: RunConfig) -> int | None:
-    """Bytes of one checkpoint; None where neither shards nor source are available."""
+    """Bytes of one checkpoint; None if neither shards nor source are available."""
     try:
         shape, classes = image_shape_and_classes(config.data)
     except UserError:

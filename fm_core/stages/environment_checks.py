@@ -31,7 +31,7 @@ try:
     dist.barrier()
     dist.destroy_process_group()
 except BaseException as error:
-    # One write for the whole line: both processes share the pipe.
+    # Written in one call, because both processes share the pipe.
     os.write(1, f"{type(error).__name__}: {error}\\n".encode())
     raise
 """
@@ -134,7 +134,7 @@ def processes() -> Check:
 
 
 def launcher(kind: str, programs: Mapping[str, str]) -> Check:
-    """Whether this host has the programs of a launcher for other hosts; their absence is not a failure.
+    """Whether this host has the programs that a multi-host launcher needs; their absence is not a failure.
 
     `programs` maps each program that is called to the package that provides it.
     """

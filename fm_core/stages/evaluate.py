@@ -30,16 +30,16 @@ from fm_core.run.progress import Observer, Progress, ProgressPhases, no_progress
 from fm_core.run.resource_limits import available_cores
 from fm_core.run.results import StageResult
 from fm_core.run.stage_runner import run_stage_function
-from fm_core.run.stop_file import mark_obeyed, pending_request, refuse_pending_request
+from fm_core.run.stop_file import mark_stop_handled, pending_request, refuse_pending_request
 from fm_core.sampling.checkpoint_source import pin_weights, unpin_weights
 from fm_core.stages.resolve import resolve
 from fm_core.storage.atomic_files import read_json, write_json, write_text
 
 CLASSIFIER = "training the classifier"
 CLASSIFIER_WEIGHT = 25_000.0
-"""Its approximate cost for the progress bar, in images whose features are computed."""
+"""Approximate cost of training the classifier for the progress bar, in images of feature extraction."""
 LOCAL_KINDS = frozenset({"debug", "local"})
-"""Values of launch.kind with processes on this host; with others, the work is done where training is."""
+"""Values of launch.kind with processes on this host; with others, the job runs where training does."""
 
 
 def evaluate(config: RunConfig, observe: Observer = no_progress) -> StageResult:
@@ -65,7 +65,7 @@ def _evaluate(config: RunConfig, run: RunDirectory, observe: Observer) -> StageR
     started = time.monotonic()
     if config.evaluate.samples in (None, "sampler"):
         _check_image_count(config.sample.images)
-    # All ranks must use the same checkpoint, even if training adds one meanwhile.
+    # All ranks must use the same checkpoint, even if training adds one in the meantime.
     evaluation = EvaluationRun(config, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     config = _with_fixed_step(config, evaluation)
     _check_image_count(evaluation.validation_images)
@@ -76,8 +76,10 @@ def _evaluate(config: RunConfig, run: RunDirectory, observe: Observer) -> StageR
     if scores is None:
         weights = {CLASSIFIER: CLASSIFIER_WEIGHT, **evaluation.phase_costs()}
         phases = ProgressPhases("evaluate", observe, weights)
-        if Lease(run.path / "lock").holder() is None:  # otherwise a request is for the job that holds it
-            refuse_pending_request(run.path, obeyed_at={run.path: stopped_at(run.path)})
+        if (
+            Lease(run.path / "lock").holder() is None
+        ):  # otherwise the request is meant for the job that holds the lease
+            refuse_pending_request(run.path, handled_at={run.path: stopped_at(run.path)})
         evaluation.open(_classifier_progress(phases, run))
         _run_parts(config, run, evaluation, phases, observe)
         scores = _scores(evaluation)
@@ -214,7 +216,7 @@ def summary(scores: dict[str, Any]) -> str:
     parts = list[str]()
     if frechet := scores.get("frechet_distance"):
         held_out = scores["frechet_distance_of_held_out"]
-        # The distance decreases with the number of images: only equal numbers are comparable.
+        # The distance decreases with the number of images, so only equal numbers are comparable.
         same_size = scores.get("frechet_distance_of_as_many", frechet)
         parts.append(
             f"Fréchet distance ({frechet['features']} features, {same_size['images']} images) "
@@ -290,5 +292,5 @@ def _classifier_progress(phases: ProgressPhases, run: RunDirectory) -> Callable[
 def _check_stop(run: RunDirectory) -> None:
     if pending_request(run.path):
         if Lease(run.path / "lock").holder() is None:
-            mark_obeyed(run.path)
+            mark_stop_handled(run.path)
         raise StopRequested(f"stopped by {run.stop}; finished parts are kept, run it again to continue")

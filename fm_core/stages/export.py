@@ -1,4 +1,4 @@
-"""Exporting a model: weights, configuration, scores and model card in one folder."""
+"""The export stage: weights, configuration, scores and model card of a model in one folder."""
 
 import json
 import shutil
@@ -49,7 +49,7 @@ def _export(config: RunConfig, run: RunDirectory, observe: Observer) -> StageRes
         shutil.copyfile(file, partial)
         partial.replace(target)
     if sha256_file(target) != model.weights_sha256:
-        raise UserError(f"export.folder: {target} contains another model; name another folder")
+        raise UserError(f"export.folder: {target} contains another model; set another folder")
     card = model_card(config.run.name, model.recipe, _train(config), _data_recipe(config, model), scores)
     files = {"README.md": card, "config.yaml": dump_yaml(config)}
     for name, text in files.items():
@@ -86,7 +86,7 @@ def _train(config: RunConfig) -> dict[str, Any]:
 
 
 def _data_recipe(config: RunConfig, model: Model) -> dict[str, Any] | None:
-    """How the pixels were made, if the data set is available and is the one the model was trained on."""
+    """How the pixels were produced, if the data set that the model was trained on is available."""
     try:
         manifest = load_manifest(config.data.root, config.data.name)
     except UserError:

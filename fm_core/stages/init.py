@@ -8,7 +8,7 @@ from typing import Any
 
 from fm_core.config import LaunchSection, RunConfig, parse_config, read_yaml
 from fm_core.config.derived_defaults import dataset_name, learning_rate_for, with_values
-from fm_core.config.location import holds_secret
+from fm_core.config.location import absolute_source
 from fm_core.config.starter_file import SourceSummary, TimeEstimate, duration, starter_file
 from fm_core.data.shard_plan import ShardPlan, make_plan
 from fm_core.data.sources.detect import detect
@@ -25,22 +25,22 @@ PUBLISHED_SIZES: dict[str, tuple[int | None, ...]] = {
     "imagenet-png": (64, 32),
     "cifar10": (None,),
 }
-"""Sizes of formats whose images are not resized, in the order in which they are tried."""
+"""Image sizes of formats whose images are not resized, in the order in which they are tried."""
 DEFAULT_SIZE = 64
 LONGEST_SECONDS = {"cpu": 86_400.0, "gpu": 7 * 86_400.0}
-"""A narrower network is chosen where training would take longer than this."""
+"""A narrower network is chosen if training would take longer than this."""
 CPU_MICRO_BATCH, LARGE_SIDE = 16, 32
-"""Without a GPU, images of one forward pass from this side on: their activations would fill the memory."""
+"""Without a GPU, images per forward pass from this side on, to limit the memory of activations."""
 GLOBAL_BATCH = 128
 DOPRI5_NFE, MIDPOINT_STEPS, FEWEST_SAMPLES = 150, 20, 64
-"""Evaluations that dopri5 takes for one image, about, and what is used where they would take too long."""
+"""Approximate NFE of dopri5 per image, and the solver that is used if that would take too long."""
 
 Measure = Callable[[RunConfig, tuple[int, int, int], int, int], Throughput]
 
 
 @dataclass(frozen=True)
 class StarterConfig:
-    """The file that `fm init` wrote."""
+    """The configuration that `fm init` wrote."""
 
     path: Path
     source: SourceSummary
@@ -48,7 +48,7 @@ class StarterConfig:
     config: RunConfig
 
     def text(self) -> str:
-        """What was found and chosen, and the two commands that come next."""
+        """Describe the source, the chosen network and the next two commands."""
         source, side = self.source, self.config.data.source.image_size
         classes = f"{source.classes:,} classes" if source.classes else "no classes"
         counts = " + ".join(f"{images:,} {split}" for split, images in source.splits.items())
@@ -75,13 +75,13 @@ def init(
     Args:
         source: folder or fsspec URL of the images.
         size: height and width to resize the images to, in pixels; by default 64, or the published size.
-        name: name of the run and its data set; by default after the last part of the URL.
+        name: name of the run and its data set; by default from the last part of the URL.
         measure: measures the speed of training.
 
     Raises:
-        UserError: no images are found there, or the file exists already.
+        UserError: no images are found there, or the file already exists.
     """
-    url = _url(source)
+    url = absolute_source(source)
     config, plan = _inspect(url, size, name)
     path = _path(config)
     shape, classes = plan.source.facts.image_shape, plan.classes.count or 0
@@ -99,22 +99,6 @@ def init(
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from None
     return StarterConfig(path, summary, time, parse_config(read_yaml(path), str(path)))
-
-
-def _url(source: str) -> str:
-    """The URL; a local path becomes absolute, as workers may have another current directory."""
-    if holds_secret(source):
-        raise UserError(
-            "the source is a URL with a password or a token in it; it would be written to the file. "
-            "Credentials come from the environment (AWS_ACCESS_KEY_ID, ...) or fsspec's configuration "
-            "(~/.config/fsspec)"
-        )
-    if "://" in source:
-        return source
-    path = Path(source).expanduser()
-    if not path.exists():
-        raise UserError(f"{source}: does not exist; name a folder of images or an fsspec URL")
-    return str(path.resolve())
 
 
 def _inspect(url: str, size: int | None, name: str | None) -> tuple[RunConfig, ShardPlan]:
@@ -169,7 +153,7 @@ def _summary(url: str, config: RunConfig, plan: ShardPlan) -> SourceSummary:
 
 
 def _with_batch(config: RunConfig, side: int) -> RunConfig:
-    """A global batch that the processes of this machine can divide, for images of `side` pixels."""
+    """Choose a global batch that the processes of this machine divide, for images of `side` pixels."""
     processes = world(LaunchSection())[0]
     batch = processes * ceil(GLOBAL_BATCH / processes)
     micro = CPU_MICRO_BATCH if device_count() == 0 and side >= LARGE_SIDE else None
@@ -202,7 +186,7 @@ def _fit(
 
 
 def _narrower(config: RunConfig) -> Iterator[RunConfig]:
-    """The configuration, then ever smaller networks with the same resolutions."""
+    """The configuration, then ones with smaller and smaller networks of the same resolutions."""
     yield config
     for channels, blocks in ((64, 2), (64, 1), (32, 1)):
         model = config.model
@@ -213,7 +197,7 @@ def _narrower(config: RunConfig) -> Iterator[RunConfig]:
 
 
 def _with_samples(config: RunConfig, time: TimeEstimate) -> RunConfig:
-    """Samples that take a tenth of the time of training, but between ten minutes and an hour, at most."""
+    """Choose sampling to take at most a tenth of the training time, but between ten minutes and an hour."""
     allowed = min(3600.0, max(600.0, time.seconds / 10))
     forward_rate = 3 * time.images_per_s
     if config.sample.images * DOPRI5_NFE / forward_rate <= allowed:
@@ -229,7 +213,7 @@ def _with_samples(config: RunConfig, time: TimeEstimate) -> RunConfig:
 
 
 def _tree(config: RunConfig, summary: SourceSummary) -> dict[str, dict[str, Any]]:
-    """The values that the file names."""
+    """The values that the file contains."""
     data, model, train, sample = config.data, config.model, config.train, config.sample
     keys = ("images", "global_batch", "micro_batch", "learning_rate", "warmup_images", "ema_decays")
     train_keys = (*keys, *(["label_dropout"] if train.label_dropout else []), "checkpoint_images")

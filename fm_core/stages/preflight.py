@@ -1,4 +1,4 @@
-"""Preflight checks: what can be refused before any work starts."""
+"""Preflight checks: errors that can be detected before any work starts."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -21,14 +21,14 @@ from fm_core.training.ema import POWER, ema_decays
 STAGES = ("shard", "train", "sample", "evaluate", "report")
 
 Rule = Callable[[], None]
-"""Raises UserError, in one line, for what is wrong."""
+"""Raises UserError for the problem, in one line."""
 
 
 def preflight(config: RunConfig, stages: Sequence[str] = STAGES) -> None:
-    """Check sources, directories, sizes that must divide, and settings that must agree, for these stages.
+    """Check sources, directories, divisibility of sizes and consistency of settings for these stages.
 
     Raises:
-        UserError: one line for the first thing that is wrong.
+        UserError: the first problem, in one line.
     """
     config = resolve(config, from_source="shard" in stages)
     if "shard" in stages:
@@ -41,7 +41,7 @@ def preflight(config: RunConfig, stages: Sequence[str] = STAGES) -> None:
 
 
 def has_features(config: RunConfig) -> bool:
-    """Whether samples can be scored: the classifier needs labels. True where the data set is not known."""
+    """Whether samples can be scored: the classifier needs labels. True if the data set is not known yet."""
     if config.evaluate.features != "classifier":
         return True
     try:
@@ -68,7 +68,7 @@ def rules(config: RunConfig, stages: Sequence[str] = STAGES) -> Iterator[tuple[s
 
 def _check_network(config: RunConfig) -> None:
     shape = open_source(config.data).facts.image_shape
-    # Whether the network can be built does not depend on the number of images, which may not be known.
+    # Whether the network can be built does not depend on the number of images, which may be unknown.
     config = with_derived(config, DatasetSize(side=shape[-1], images=1))
     build_meta_network(config.model, shape, classes=1)
 

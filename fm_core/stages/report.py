@@ -1,4 +1,4 @@
-"""The report stage: everything a run made, on one page."""
+"""The report stage: the results of a run on one HTML page."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from fm_core.storage.hashing import fingerprint
 
 
 def report(config: RunConfig, observe: Observer = no_progress) -> StageResult:
-    """Write report.html, unless nothing it shows has changed.
+    """Write report.html, unless its content has not changed.
 
     Raises:
         UserError: the run has no complete samples.
@@ -98,7 +98,7 @@ def _samples_section(config: RunConfig, manifest: Manifest, samples: SampleSet) 
     figures = [
         Figure(
             data_uri(png(grid(images[:64], levels, 8, scale))),
-            "the first samples, by number",
+            "the first samples, by index",
         )
     ]
     trajectory = samples.trajectory()

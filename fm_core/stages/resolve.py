@@ -1,8 +1,8 @@
-"""Values of the keys that a configuration does not name: those of the run, or derived from its data set.
+"""Resolution of absent configuration keys: from the recorded run, or derived from the data set.
 
-Every stage resolves its configuration first, so that a file which names only data.source.url and
-data.source.image_size means the same run at every stage. A run that was trained keeps the values that its
-config.yaml records, whatever a later version would derive.
+Every stage resolves its configuration first, so that a file with only data.source.url and
+data.source.image_size means the same run in every stage. A trained run keeps the values that its config.yaml
+records, even if a later version would derive others.
 """
 
 import json
@@ -29,14 +29,14 @@ from fm_core.storage.store import Store
 
 
 def resolve(config: RunConfig, from_source: bool = False) -> RunConfig:
-    """The configuration with the keys that it does not name; nothing is written.
+    """The configuration with absent keys filled in; no files are written.
 
-    They are taken from config.yaml of a run that was trained, else derived from the manifest. Before there is
-    one, `from_source` derives them from the source, which is listed; without it, network and training keep
-    the sections' own defaults.
+    They are taken from config.yaml of a trained run, else derived from the manifest. Without a manifest,
+    `from_source` derives them from a listing of the source; otherwise network and training keep the defaults
+    of the sections.
 
-    Raises UserError, with `from_source`, if neither the data set nor its source is there, or if there is
-    another data set.
+    Raises UserError, with `from_source`, if neither the data set nor its source exists, or if another data
+    set has the name.
     """
     bound = RunDirectory(config).bound_config()
     config = with_generator(config, bound)
@@ -55,14 +55,14 @@ def resolve(config: RunConfig, from_source: bool = False) -> RunConfig:
     except UserError:
         if from_source:
             raise
-        return config  # the stage itself says what is missing
+        return config  # the stage itself reports what is missing
     return with_derived(config, size)
 
 
 def resolve_data(config: RunConfig) -> RunConfig:
-    """The configuration with the keys of the data section that it does not name; for sharding.
+    """The configuration with absent keys of the data section filled in, for sharding.
 
-    Raises UserError if the source is not there.
+    Raises UserError if the source does not exist.
     """
     bound = RunDirectory(config).bound_config()
     config = with_generator(config, bound)
@@ -95,10 +95,10 @@ def _with_name(config: RunConfig) -> RunConfig:
 
 
 def _require_source(data: DataSection) -> None:
-    """Raise UserError for a data set that was made from another URL whose last part is the same.
+    """Raise UserError for a data set that was created from another URL with the same last part.
 
-    Only a derived name is checked: who writes data.name may move the source. Records of earlier versions do
-    not name the URL, and pass.
+    Only a derived name is checked: with an explicit data.name the source may be moved. Records of earlier
+    versions do not contain the URL and are accepted.
     """
     store, here = Store.at(data.root, data.name), source_url(data)
     there = _recorded(store, MANIFEST_NAME).get("source_url", here)
@@ -110,13 +110,13 @@ def _require_source(data: DataSection) -> None:
 
 
 def _with_validation_images(config: RunConfig, from_source: bool) -> RunConfig:
-    """The configuration with data.validation_images; the source is opened only before there is a data set."""
+    """The configuration with data.validation_images; the source is opened only without a data set."""
     if "validation_images" not in absent_keys(config).get("data", []):
         return config
     data = config.data
     recipe = _recorded_recipe(data)
     if recipe is not None:
-        # None where the source has validation images of its own: the section's default has no effect.
+        # None if the source has a validation split; the section's default then has no effect.
         images = recipe.get("validation_images")
     else:
         images = _planned_validation_images(data) if from_source else None
@@ -133,12 +133,12 @@ def _planned_validation_images(data: DataSection) -> int | None:
     try:
         return validation_images_for(sum(part.rows for part in source.parts()))
     except BaseException:
-        source.release()  # otherwise the copies are read again when the shards are planned
+        source.release()  # otherwise the copies are reused when the shards are planned
         raise
 
 
 def _recorded_recipe(data: DataSection) -> Recipe | None:
-    """The recipe of a data set that exists or was begun; a plan for another URL may be replaced."""
+    """The recipe of an existing or partly written data set; a plan for another URL may be replaced."""
     store, here = Store.at(data.root, data.name), source_url(data)
     plan = _recorded(store, PLAN_NAME)
     recipe = _recorded(store, MANIFEST_NAME).get("recipe")
@@ -148,7 +148,7 @@ def _recorded_recipe(data: DataSection) -> Recipe | None:
 
 
 def _recorded(store: Store, name: str) -> dict[str, Any]:
-    """A record of a data set as it is; empty where there is none, or a damaged one."""
+    """A raw record of a data set; empty if it is missing or damaged."""
     try:
         record = json.loads(store.read_bytes(name))
     except (FileNotFoundError, ValueError):

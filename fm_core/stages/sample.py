@@ -1,4 +1,4 @@
-"""The sample stage: from a checkpoint to images."""
+"""The sample stage: generates images from a checkpoint."""
 
 from typing import Any
 
@@ -47,7 +47,7 @@ def _sample(config: RunConfig, run: RunDirectory, observe: Observer) -> StageRes
     draw = draw_of(config)
     step = checkpoint_step(config)
     make_average(config, step)
-    # All ranks must use the same checkpoint, even if training adds one meanwhile.
+    # All ranks must use the same checkpoint, even if training adds one in the meantime.
     config = config.model_copy(update={"sample": config.sample.model_copy(update={"step": step})})
     weights = weights_file(config, step)
     model = load_model(weights, torch.device("cpu"), config)
@@ -59,7 +59,7 @@ def _sample(config: RunConfig, run: RunDirectory, observe: Observer) -> StageRes
     grids = all(samples.store.size(name) for name in _grid_files(samples))
     state = "verified" if not missing and samples.done() and grids else "done"
     for number in missing:
-        # A shard that does not exist yet may be one that a running job is writing.
+        # A missing shard may be one that a running job is writing.
         if samples.shard(number):
             samples.remove(number)
     if missing:

@@ -1,9 +1,9 @@
 """Online evaluation, started by `python -m fm_core.stages.score_checkpoints CONFIG`.
 
-A process of the lowest priority scores each checkpoint during training, in a run directory of its own,
-<run>/beside; the trainer does not depend on it. The weights of a checkpoint are linked there before they are
-scored, so that neither waits for the other; the best weights are retained. Scores are the lines of
-<run>/evaluation/beside.jsonl.
+A process of the lowest priority scores each checkpoint during training, in its own run directory
+<run>/beside; the trainer does not depend on it. The weights of a checkpoint are hard-linked there before they
+are scored, so that training and evaluation do not wait for each other; the best weights are kept. Scores are
+the lines of <run>/evaluation/beside.jsonl.
 """
 
 import json
@@ -60,15 +60,15 @@ def score_checkpoints(config: RunConfig) -> None:
             elif ended:
                 return
             else:
-                # The last checkpoint of training is complete before standard input is closed.
+                # Standard input is closed only after the last checkpoint of training is complete.
                 ended = bool(select.select([sys.stdin], [], [], POLL_SECONDS)[0])
             check_stop()
 
 
 def newest_unscored(config: RunConfig, failed: Collection[str] = ()) -> int | None:
-    """The step of the newest complete checkpoint, unless it or a later one has a score.
+    """The step of the newest complete checkpoint, or None if it or a later one has a score.
 
-    First, scores of steps that were trained again after a rollback are deleted. `failed` are hashes of
+    Scores of steps that were trained again after a rollback are deleted first. `failed` are hashes of
     checkpoints that could not be scored.
     """
     hashes = CheckpointCatalog.of(config).fingerprints()
@@ -84,18 +84,18 @@ def newest_unscored(config: RunConfig, failed: Collection[str] = ()) -> int | No
 
 
 def _is_current(line: dict[str, Any], hashes: dict[int, str]) -> bool:
-    """Whether a score is of the present checkpoint of its step; True where that is not recorded."""
+    """Whether a score belongs to the current checkpoint of its step; True if that is not recorded."""
     scored, present = line.get("checkpoint"), hashes.get(line["step"])
     return scored is None or present is None or scored == present
 
 
 def score(config: RunConfig, step: int) -> None:
-    """Sample from a checkpoint, score it, record the distance, and retain its weights if it is the best."""
+    """Sample from a checkpoint, score it, record the distance, and keep its weights if it is the best."""
     run = RunDirectory(config)
     started = time.monotonic()
     linked = _link(config, step)
     if linked is None:
-        return  # it was removed meanwhile, so there is a newer one
+        return  # removed in the meantime, so there is a newer one
     scoring = _scoring_config(config, step)
     sample(scoring)
     result = evaluate(scoring)
@@ -113,7 +113,7 @@ def score(config: RunConfig, step: int) -> None:
         "seconds": round(time.monotonic() - started, 1),
     }
     previous = read_json(run.path / "best.json")
-    # If the previous best has this step, its weights have just been replaced.
+    # If the previous best was of the same step, its weights have just been replaced.
     best = previous is None or previous["step"] == step or distance["value"] < previous["frechet_distance"]
     if best:
         write_json(run.path / "best.json", {**record, "checkpoint": str(linked)})
@@ -125,11 +125,11 @@ def score(config: RunConfig, step: int) -> None:
 
 
 def _scoring_config(config: RunConfig, step: int) -> RunConfig:
-    """The configuration of the scoring stages: another run directory, the same data, network and seed.
+    """Configuration of the scoring stages: another run directory, the same data, network and seed.
 
-    Only the Fréchet distance is computed, of samples of the checkpoint itself.
+    Only the Fréchet distance of samples of the checkpoint is computed.
     """
-    run, online = RunDirectory(config).path, config.evaluate.beside
+    run, online = RunDirectory(config).path, config.evaluate.online
     available = ("ema", "raw", *ema_decays(config.train))
     tree = {
         "run": {"root": str(run), "name": "beside"},
@@ -140,7 +140,7 @@ def _scoring_config(config: RunConfig, step: int) -> RunConfig:
             "reference_out": None,
             "likelihood": {"images": 0},
             "nfe_curve": {"images": 0},
-            "beside": {"images": 0},
+            "online": {"images": 0},
         },
         "launch": LaunchSection(processes=online.processes, threads=online.threads).model_dump(),
         "sample": {
@@ -159,7 +159,7 @@ def _scoring_config(config: RunConfig, step: int) -> RunConfig:
 
 
 def _link(config: RunConfig, step: int) -> Path | None:
-    """The weights of a checkpoint, linked under beside/checkpoints; None if the checkpoint is gone."""
+    """Hard-link the weights of a checkpoint under beside/checkpoints; None if the checkpoint was removed."""
     source = CheckpointCatalog.of(config).folder / step_name(step)
     target = RunDirectory(config).path / "beside" / "checkpoints" / step_name(step)
     shutil.rmtree(target, ignore_errors=True)
@@ -172,7 +172,7 @@ def _link(config: RunConfig, step: int) -> Path | None:
 
 
 def main(config_file: str) -> None:
-    """Score until training has ended; SIGTERM also ends the scoring in progress."""
+    """Score until training ends; SIGTERM also ends scoring in progress."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     log_to_stderr()
     os.nice(NICENESS)

@@ -1,4 +1,4 @@
-"""The shard stage: from source images to verified shards."""
+"""The shard stage: writes source images as verified shards."""
 
 from fm_core.config import RunConfig
 from fm_core.data.dataset_builder import read_complete, write_dataset
@@ -26,10 +26,10 @@ def shard(config: RunConfig, observe: Observer = no_progress) -> StageResult:
 
 
 def shard_dry_run(config: RunConfig) -> str:
-    """What sharding would do, as lines of text; writes nothing but a picture to the temporary folder.
+    """Describe, in lines of text, what sharding would do; writes only a temporary preview image.
 
     Raises:
-        UserError: as `shard`.
+        UserError: as for `shard`.
     """
     config = resolve_data(config)
     preview = preview_source(config.data)

@@ -1,4 +1,4 @@
-"""The train stage: a DeepSpeed job from shards to checkpoints."""
+"""The train stage: a DeepSpeed job that trains on shards and writes checkpoints."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from fm_core.training.loggers import check_loggers
 
 
 def train(config: RunConfig, observe: Observer = no_progress) -> StageResult:
-    """Train to train.images from the newest complete checkpoint, or attach to a job that does.
+    """Train from the newest complete checkpoint to train.images, or attach to a running job that does.
 
     Raises:
         UserError: the data set is missing, or settings do not agree.
@@ -51,7 +51,7 @@ def check_training(config: RunConfig) -> None:
     method = build_method(config.method)
     method.coupling.check(micro_batch_of(config.train, processes))
     if isinstance(method.objective, MaximumLikelihood) and config.train.zero_stage == 3:
-        # The adjoint needs gradients of parameters that ZeRO 3 has already released.
+        # The adjoint method needs gradients of parameters that ZeRO 3 has already released.
         raise UserError("train.zero_stage 3: maximum-likelihood trains through the solver; use stage 1 or 2")
     check_loggers(config.train)
 
@@ -61,14 +61,14 @@ def check_initial_weights(config: RunConfig) -> None:
     source = config.train.init_from
     if not source or "://" in source or Path(source).exists():
         return
-    if not CheckpointCatalog.of(config).steps():  # a resumed run does not need it
+    if not CheckpointCatalog.of(config).steps():  # not needed by a resumed run
         raise UserError(
             f"train.init_from: {source} does not exist; name a run directory or a .safetensors file"
         )
 
 
 def check_labels(config: RunConfig, classes: int | None) -> None:
-    """Check that a conditional model has `classes` to learn; None or 0 without labels. Raises UserError."""
+    """Check that a class-conditional model has `classes`; None or 0 without labels. Raises UserError."""
     if config.model.class_conditional and not classes:
         raise UserError(
             f"model.class_conditional: the data set {config.data.name} has no labels; set it to "
@@ -77,11 +77,11 @@ def check_labels(config: RunConfig, classes: int | None) -> None:
 
 
 def check_space(config: RunConfig, manifest: Manifest) -> None:
-    """Check that the disk has space for the checkpoints to come. Raises UserError."""
+    """Check that the disk has space for the remaining checkpoints. Raises UserError."""
     checkpoints = CheckpointCatalog.of(config)
     folder = checkpoints.folder
     size = checkpoint_bytes_of(config, manifest.image_shape, manifest.class_count or 0)
-    # A new one is complete before an old one is removed; with uploads there are two.
+    # A new one is complete before an old one is removed; during uploads there are two.
     needed = 2 if checkpoints.uploads else config.train.keep_checkpoints + 1
     to_come = max(1, needed - len(checkpoint_directories(folder)))
     free = Store.at(str(folder)).free_bytes()
@@ -157,7 +157,7 @@ def newest_step(run: RunDirectory) -> int:
 
 
 def complete(config: RunConfig) -> bool:
-    """Whether DONE.json records enough images seen and its checkpoint is valid."""
+    """Whether DONE.json records enough images seen and the last checkpoint is valid."""
     run = RunDirectory(config)
     history = read_history(run.path)
     if config.train.start_over and not (history and history.start_over_obeyed):

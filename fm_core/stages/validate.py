@@ -1,4 +1,4 @@
-"""The validate stage: checking and repairing a written data set."""
+"""The validate stage: checks and repairs a written data set."""
 
 from collections.abc import Callable
 
@@ -68,7 +68,7 @@ def _repair(config: RunConfig, observe: Observer) -> None:
     try:
         manifest = load_manifest(config.data.root, config.data.name)
         total = sum(split.images for split in manifest.splits.values())
-    except UserError:  # the manifest itself may be damaged; then the source is needed
+    except UserError:  # if the manifest itself is damaged, the source is needed
         total = make_plan(config.data).images
     hashing, writing = _progress(observe, total, "looking for damage"), _progress(observe, total, "repairing")
     hashing(0)

@@ -1,1 +1,1 @@
-"""Atomic files, hashes, locks, local paths, stores at fsspec URLs, keyed randomness."""
+"""Atomic files, hashes, locks, local paths, stores at fsspec URLs, keyed random numbers."""

@@ -12,7 +12,7 @@ from typing import IO, Any, cast
 from fm_core.errors import UserError
 
 SCHEMA = 1
-"""Version of every JSON file of a run directory."""
+"""Schema version of the JSON files in run directories."""
 
 
 def write_text(path: Path, text: str, parents: bool = True) -> None:
@@ -21,10 +21,10 @@ def write_text(path: Path, text: str, parents: bool = True) -> None:
 
 
 def write_bytes(path: Path, content: bytes, parents: bool = True) -> None:
-    """Replace a file atomically: a reader sees the old content or the new, even after a power loss.
+    """Replace a file atomically: readers see the old or the new content, even after a power loss.
 
-    The file is on the disk before it gets its name. If anything fails, the old file stays. `parents` creates
-    its folder if that is missing.
+    The content is synced before the rename. If anything fails, the old file remains. `parents` creates its
+    folder if that is missing.
     """
     if parents:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,13 +41,13 @@ def write_bytes(path: Path, content: bytes, parents: bool = True) -> None:
 
 
 def flush(file: IO[bytes]) -> None:
-    """Write everything written to an open file to the disk."""
+    """Flush and sync an open file to the disk."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def sync(path: Path) -> None:
-    """Write a file's content to the disk; for a folder, which makes renames in it durable, its entries."""
+    """Sync a file's content to the disk, or a folder's entries, which makes renames in it durable."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -56,15 +56,15 @@ def sync(path: Path) -> None:
 
 
 def publish(staged: Path, target: Path) -> None:
-    """Rename a file whose content is on the disk; the rename is durable when this returns."""
+    """Rename a synced file durably."""
     staged.replace(target)
     sync(target.parent)
 
 
 def create_exclusively(path: Path, content: bytes) -> bool:
-    """Write a file that does not exist yet, durably; whether the file is now this one.
+    """Write a file durably unless it already exists; return whether it was written.
 
-    Of several processes one succeeds, and a reader never sees half of it.
+    Of several processes exactly one succeeds, and readers never see a partial file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -88,12 +88,12 @@ def create_exclusively(path: Path, content: bytes) -> bool:
 
 
 def write_json(path: Path, record: Mapping[str, Any], parents: bool = True) -> None:
-    """Replace a JSON file atomically, as `write_bytes`; the schema version goes first."""
+    """Replace a JSON file atomically, as `write_bytes` does; the schema version goes first."""
     write_text(path, json.dumps({"schema": SCHEMA, **record}, indent=1, allow_nan=False) + "\n", parents)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Read a file of `write_json`; None if it does not exist. UserError for another schema or no JSON."""
+    """Read a file of `write_json`, or None if missing. UserError for another schema or invalid JSON."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -107,9 +107,9 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def append_line(path: Path, record: Mapping[str, Any]) -> None:
-    """Append one JSON line in a single write; a truncated line before it, of a crash, is ended first.
+    """Append one JSON line in a single write; a line truncated by a crash is terminated first.
 
-    Where the line cannot be written to its end (a full disk), the file is as before.
+    If the line cannot be written completely (a full disk), the file is restored.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+", buffering=0) as file:
@@ -127,7 +127,7 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def ends_with_line(path: Path, record: Mapping[str, Any]) -> bool:
-    """Whether the last line of a file is this record: an `append_line` that failed may have written it."""
+    """Whether the last line of a file is this record, which a failed `append_line` may have written."""
     line = _line_of(record)
     try:
         with path.open("rb") as file:
@@ -142,7 +142,7 @@ def _line_of(record: Mapping[str, Any]) -> bytes:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read JSON lines; lines that a crash truncated are left out."""
+    """Read JSON lines, omitting lines truncated by a crash."""
     if not path.exists():
         return []
     records: list[dict[str, Any]] = []

@@ -14,7 +14,7 @@ from fm_core.errors import UserError
 def file_lock(path: Path, wait: bool = True, create: bool = True) -> Generator[None]:
     """Hold an exclusive lock while the block runs.
 
-    A lock file is never removed: a process could then hold the lock of the removed file while another
+    A lock file is never removed; otherwise one process could hold the lock of the removed file while another
     holds the lock of a new one.
 
     Args:

@@ -1,11 +1,11 @@
-"""Seekable read-only files, and a slice of a file as a file."""
+"""Seekable read-only files, and file objects for a slice of a file."""
 
 import io
 from typing import IO
 
 
 class SeekableFile(io.RawIOBase):
-    """Base of raw files for reading that keep their position in `_at` and their size in `_size`."""
+    """Base class of raw read-only files with their position in `_at` and their size in `_size`."""
 
     _at = 0
     _size = 0
@@ -19,7 +19,7 @@ class SeekableFile(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move to a byte offset, at least 0; the new position."""
+        """Move to a byte offset, at least 0; return the new position."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
         self._at = max(0, base + offset)
         return self._at
@@ -36,7 +36,7 @@ class FileSlice(SeekableFile):
         self._file, self._start, self._size, self._at, self._owns = file, start, size, 0, owns
 
     def readinto(self, buffer: memoryview) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Fill the buffer up to the end of the slice; the number of bytes read."""
+        """Fill the buffer up to the end of the slice; return the number of bytes read."""
         self._file.seek(self._start + self._at)
         content = self._file.read(max(0, min(len(buffer), self._size - self._at)))
         buffer[: len(content)] = content

@@ -10,7 +10,7 @@ from typing import IO, Annotated, Any
 from pydantic import StringConstraints
 
 try:
-    from isal.isal_zlib import crc32  # the same number as zlib's, computed ten times as fast
+    from isal.isal_zlib import crc32  # the same value as zlib's, ten times as fast
 except ImportError:
     from zlib import crc32
 
@@ -54,6 +54,6 @@ def sha256_file(path: Path) -> str:
 def fingerprint(value: Any) -> str:
     """SHA-256 of a plain value as canonical JSON (sorted keys), in hexadecimal.
 
-    Raises ValueError for NaN and infinities, TypeError for what JSON cannot hold.
+    Raises ValueError for NaN and infinities, TypeError for values that JSON cannot represent.
     """
     return sha256_bytes(json.dumps(value, sort_keys=True, allow_nan=False).encode())

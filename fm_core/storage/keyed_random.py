@@ -1,8 +1,8 @@
 """Random numbers as a pure function of (seed, domain, purpose, position, element).
 
-Example i of a stream gets the same noise whatever the batch, the order, the number of processes or the point
-of resumption. Two generators can do this; a run keeps that with which it began, and so do the files that were
-made from it. Files that name none are of versions that had `numpy-v1` alone.
+Example i of a stream gets the same noise regardless of the batch, the order, the number of processes or where
+training resumed. There are two generators; a run keeps the one it started with, and its files record it.
+Files that record none were written by versions that had only `numpy-v1`.
 """
 
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ from fm_core.storage import numpy_random, philox
 GeneratorName = Literal["philox-v1", "numpy-v1"]
 """philox-v1: Philox 4x32-10 on the device of the step; numpy-v1: numpy's Philox 4x64-10 on the CPU.
 
-A change of any number of a generator needs a new name."""
+Any change to the numbers of a generator requires a new name."""
 CURRENT: GeneratorName = "philox-v1"
-"""Of new runs."""
+"""Generator of new runs."""
 UNNAMED: GeneratorName = "numpy-v1"
-"""Of files that name no generator."""
+"""Generator of files that record none."""
 CPU = torch.device("cpu")
 
 Positions = Sequence[int] | Tensor
@@ -78,7 +78,7 @@ class KeyedRandom:
 
     @property
     def on_device(self) -> bool:
-        """Whether numbers are computed on the device that needs them; otherwise on the CPU, and slowly."""
+        """Whether numbers are computed on the requested device; otherwise on the CPU, more slowly."""
         return self.generator != "numpy-v1"
 
     def normal(
@@ -91,15 +91,15 @@ class KeyedRandom:
     ) -> Tensor:
         """Standard normal numbers, float32 [N, *shape] on the device.
 
-        Row n is a function of (seed, domain, purpose, index, positions[n]) alone: to the bit on one kind of
-        device, but for float rounding on two.
+        Row n is a function of (seed, domain, purpose, index, positions[n]) only: bit-identical on one kind of
+        device, equal up to float rounding across kinds.
 
         Args:
             purpose: what the numbers are for.
             positions: N integers in 0 .. 2^63 - 1; a sequence, or an int64 tensor, best on the same device.
             shape: shape of one example; () gives [N].
             device: where the numbers are needed.
-            index: number of the draw, where several are made for one purpose; 0 .. 2^16 - 1.
+            index: index of the draw, if there are several for one purpose; 0 .. 2^16 - 1.
 
         Raises:
             ValueError: a position on the CPU, the index or the seed is out of range.
@@ -150,7 +150,7 @@ class KeyedRandom:
 
 
 def generator_of(record: dict[str, Any], where: str) -> GeneratorName:
-    """The generator that a recipe or protocol names; `where` is its source, for the error.
+    """The generator recorded in a recipe or protocol; `where` is its source, for the error.
 
     Raises UserError if this version does not have it.
     """
@@ -162,14 +162,14 @@ def generator_of(record: dict[str, Any], where: str) -> GeneratorName:
 
 
 def generator_record(generator: GeneratorName) -> dict[str, str]:
-    """The entry of a generator in a recipe or protocol: none for `numpy-v1`, as in earlier files."""
+    """The generator's entry in a recipe or protocol: empty for `numpy-v1`, as in earlier files."""
     return {} if generator == UNNAMED else {"generator": generator}
 
 
 def _on(device: torch.device, positions: Positions) -> Tensor:
-    """Positions as int64 [N] on a device. ValueError for one out of range, unless it is on a GPU already."""
+    """Positions as int64 [N] on a device. ValueError if out of range, unchecked if already on a GPU."""
     if isinstance(positions, Tensor):
-        # Elsewhere, a look at them would wait for the device.
+        # On a GPU, reading them would synchronize the device.
         known = positions if positions.device.type == "cpu" and len(positions) else None
         bounds = [] if known is None else [int(known.min())]
     else:

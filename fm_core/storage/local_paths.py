@@ -1,4 +1,4 @@
-"""Local paths behind URLs, names below a folder, and folders that no other user can write to."""
+"""Local paths of URLs, relative names, and folders that no other user can write to."""
 
 import os
 import pwd
@@ -13,13 +13,13 @@ from fm_core.errors import DamagedRecordError, UserError
 
 
 def local_path(url: str) -> Path | None:
-    """The path that a file:// URL or a plain path names, ~ expanded; None for any other URL."""
+    """The local path of a file:// URL or a plain path, ~ expanded; None for any other URL."""
     path = url.removeprefix("file://")
     return None if "://" in path else expand_home(path)
 
 
 def expand_home(path: str | Path) -> Path:
-    """The path with a leading ~ replaced by the home directory; UserError where that is not known."""
+    """The path with a leading ~ replaced by the home directory; UserError if that is not known."""
     if not str(path).startswith("~"):
         return Path(path)
     try:
@@ -31,24 +31,24 @@ def expand_home(path: str | Path) -> Path:
 
 
 def is_relative_name(name: str) -> bool:
-    """Whether a name leads to a file below its folder: relative, without "..", ".", and empty parts."""
+    """Whether a name stays below its folder: relative, without "..", ".", and empty parts."""
     parts = name.split("/")
     return "\0" not in name and not {"", ".", ".."} & set(parts)
 
 
 def require_relative_name(name: object, where: str) -> str:
-    """A name that was read from a store or a record, once it is known to lead below its folder.
+    """Check that a name that was read from a store or a record stays below its folder, and return it.
 
     Args:
         name: the name as it was read; anything but a string is refused.
         where: the file that it was read from, for the message.
 
     Raises:
-        DamagedRecordError: the name is absolute, has a part "..", or is no string.
+        DamagedRecordError: the name is absolute, has a part "..", or is not a string.
     """
     if not isinstance(name, str) or not is_relative_name(name):
         raise DamagedRecordError(
-            f"{where}: the name {str(name)[:200]!r} does not lead below its folder; nothing of it was read"
+            f"{where}: the name {str(name)[:200]!r} is outside of its folder; the record was rejected"
         )
     return name
 
@@ -101,10 +101,10 @@ def private_temporary_folder(name: str, key: str = "TMPDIR") -> Path:
 
 
 def provide_home() -> None:
-    """Give the libraries a home directory and a user name where this user has none.
+    """Provide a home directory and a user name to libraries if this user has none.
 
     Containers often run under an arbitrary uid without a passwd entry; torch, triton and others then fail
-    with a KeyError. HOME becomes a private folder as `private_temporary_folder` makes it. Raises UserError.
+    with a KeyError. HOME becomes a folder from `private_temporary_folder`. Raises UserError.
     """
     try:
         pwd.getpwuid(os.getuid())
@@ -120,7 +120,7 @@ def provide_home() -> None:
 
 
 def cache_home() -> Path:
-    """Folder for files that are kept between runs: XDG_CACHE_HOME, ~/.cache, or without a home in TMPDIR."""
+    """Folder for files that are kept between runs: XDG_CACHE_HOME, ~/.cache, or in TMPDIR without a home."""
     if named := os.environ.get("XDG_CACHE_HOME"):
         return expand_home(named)
     try:

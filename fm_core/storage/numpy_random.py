@@ -1,11 +1,11 @@
-"""The generator `numpy-v1`, of runs and files from before there was `philox-v1`; nothing else uses it.
+"""The generator `numpy-v1`, for runs and files from versions without `philox-v1` only.
 
 numpy's Philox is counter based: (seed, purpose, kind of number) make its key, and each position owns the
 2^192 blocks whose highest counter word is that position, so that no two positions ever share a number.
-Everything is drawn on the CPU, because no GPU generator gives the same stream.
+All numbers are drawn on the CPU, because no GPU generator produces the same stream.
 
-Held-out losses have the purposes of training, hence the noise of the first training images of seed 0. Their
-values could not be compared any more if that were corrected here.
+Validation losses use the purposes of training, and therefore the noise of the first training images of seed
+0. This is kept so that their values remain comparable.
 """
 
 import hashlib
@@ -35,13 +35,13 @@ PURPOSES = {
     ("toy2d-scoring", "data"): "plane-held-out",
     ("toy2d-scoring", "noise"): "plane-samples",
 }
-"""Domain and purpose -> what its keys are made of."""
+"""Domain and purpose -> name in its keys."""
 
 
 def draw(
     seed: int, domain: str, purpose: str, kind: str, index: int, positions: Tensor, shape: Sequence[int]
 ) -> Tensor:
-    """Random numbers float32 [N, *shape] on the CPU; arguments as of `philox.draw`, any integer as seed."""
+    """Random numbers float32 [N, *shape] on the CPU; arguments as for `philox.draw`, any integer as seed."""
     name = PURPOSES[domain, purpose].format(index=index)
     return rows(seed, name, kind, positions, shape)
 

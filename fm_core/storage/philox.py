@@ -8,11 +8,12 @@ has four words of 32 bits:
     word 3      what the numbers are for: domain, purpose, kind of number, index
 
 Two different counters of one seed never give the same block, because Philox is a bijection of the counters.
-Element e of an example is made of word e % 4 of block e // 4: it depends neither on the shape of the example
-nor on which others are drawn with it. torch has no unsigned words of 32 bits, so each is held in an int64.
+Element e of an example is computed from word e % 4 of block e // 4: it depends neither on the shape of the
+example nor on which others are drawn with it. torch has no unsigned 32-bit arithmetic, so each word is held
+in an int64.
 
-This module decides every random number of a run. A change of any number needs a new name of the generator in
-`fm_core.storage.keyed_random`.
+This module determines every random number of a run. Any change to the numbers requires a new generator name
+in `fm_core.storage.keyed_random`.
 """
 
 import math
@@ -26,7 +27,7 @@ MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 ROUNDS = 10
 WORD = 0xFFFFFFFF
-"""Largest word, and the mask of one."""
+"""Largest word, and bit mask of a word."""
 
 DOMAINS = {"training": 1, "held-out": 2, "samples": 3, "likelihood": 4, "toy2d": 5, "toy2d-scoring": 6}
 PURPOSES = {
@@ -37,9 +38,9 @@ KINDS = {"normal": 1, "uniform": 2, "sign": 3}
 MAX_INDEX = 2**16 - 1
 
 CPU_BLOCKS = 3 * 2**13
-"""Blocks computed at a time on a CPU: their words, six int64 each, stay in its second-level cache."""
+"""Blocks computed at a time on a CPU, so that their words, six int64 each, fit into its L2 cache."""
 GPU_BLOCKS = 2**24
-"""Blocks computed at a time elsewhere, which bounds the memory of intermediate words to about 1 GB."""
+"""Blocks computed at a time on a GPU, which limits the memory of intermediate words to about 1 GB."""
 
 Keys = Sequence[tuple[int, int]] | Sequence[tuple[Tensor, Tensor]]
 Fill = Callable[[Tensor, Sequence[Tensor]], None]
@@ -57,8 +58,8 @@ def philox(counter: Sequence[Tensor], keys: Keys) -> tuple[Tensor, Tensor, Tenso
     """
     c0, c1, c2, c3 = counter
     shape = torch.broadcast_shapes(*(word.shape for word in counter))
-    # Only words 0 and 2 are multiplied. In 1 and 3 the upper halves of the products stay until the end.
-    for k0, k1 in keys[:2]:  # the words of few counters differ along every dimension yet
+    # Only words 0 and 2 are multiplied. Words 1 and 3 keep the upper halves of the products until the end.
+    for k0, k1 in keys[:2]:  # the words are not yet broadcast to the common shape
         p0, p1 = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
         c0, c2 = ((p1 >> 32) ^ (c1 ^ k0)) & WORD, ((p0 >> 32) ^ (c3 ^ k1)) & WORD
         c1, c3 = p1, p0
@@ -134,7 +135,7 @@ def _fill_in_chunks(out: Tensor, positions: Tensor, word: int, keys: Keys, fill:
     examples, blocks = out.shape[:2]
     columns = min(blocks, limit) or 1
     rows = max(1, limit // columns)
-    # Not torch.tensor, which waits for a GPU.
+    # Not torch.tensor, which synchronizes with a GPU.
     purpose = torch.full((1, 1), word, dtype=torch.int64, device=out.device)
     for first in range(0, examples, rows):
         position = positions[first : first + rows, None]
@@ -146,13 +147,13 @@ def _fill_in_chunks(out: Tensor, positions: Tensor, word: int, keys: Keys, fill:
 
 
 def _fill_normal(out: Tensor, words: Sequence[Tensor]) -> None:
-    """Box-Muller: words 0 and 1 make elements 0 and 1, words 2 and 3 make elements 2 and 3.
+    """Box-Muller: words 0 and 1 give elements 0 and 1, words 2 and 3 give elements 2 and 3.
 
     The radius is that of the uniform number (w + 1/2) / 2^32 in float32, at most 6.77. Of standard normal
     numbers, one in 8e10 is larger.
     """
     for first in (0, 2):
-        # float32 holds small words exactly, on which the tail depends; 2^32 - 1 gives the radius 0.
+        # float32 represents small words, which determine the tail, exactly; 2^32 - 1 gives the radius 0.
         radius = words[first].float().add_(0.5).mul_(2**-32).log_().mul_(-2).sqrt_()
         angle = words[first + 1].float().mul_(2 * math.pi / 2**32)
         torch.mul(radius, torch.cos(angle), out=out[..., first])
@@ -176,7 +177,7 @@ _FILLS: dict[str, Fill] = {"normal": _fill_normal, "uniform": _fill_uniform, "si
 
 @cache
 def _compiled(kind: str) -> Callable[[Tensor, Tensor, Tensor], None]:
-    """The computation of all blocks as one kernel; seed and purpose are a tensor, so that they may change."""
+    """Compile the computation of all blocks; seed and purpose are a tensor, to avoid recompilation."""
 
     def fill(out: Tensor, positions: Tensor, settings: Tensor) -> None:
         words = settings.unbind()

@@ -10,14 +10,14 @@ Retry = Callable[[Callable[[], bytes]], bytes]
 
 
 class RemoteFile(SeekableFile):
-    """A file for reading and seeking that is reopened after a failed read."""
+    """A seekable read-only file that is reopened after a failed read."""
 
     def __init__(self, open_file: Callable[[], IO[bytes]], retry: Retry) -> None:
         """Open the file.
 
         Args:
-            open_file: opens it, each time anew.
-            retry: calls an action, again after temporary errors.
+            open_file: opens the file; called for each attempt.
+            retry: calls an action, repeatedly after temporary errors.
 
         Raises:
             UserError, FileNotFoundError: as `retry` raises them.
@@ -28,7 +28,7 @@ class RemoteFile(SeekableFile):
         self._retry(lambda: self._attempt(0))
 
     def readinto(self, buffer: memoryview) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Fill the buffer up to the end of the file; the number of bytes read."""
+        """Fill the buffer up to the end of the file; return the number of bytes read."""
         count = max(0, min(len(buffer), self._size - self._at))
         content = self._retry(lambda: self._attempt(count))
         buffer[:count] = content

@@ -1,4 +1,4 @@
-"""Retries of store operations, and which errors of the fsspec libraries are worth one."""
+"""Retries of store operations, and classification of the errors of fsspec libraries."""
 
 import errno
 import os
@@ -13,22 +13,22 @@ T = TypeVar("T")
 
 ATTEMPTS = 5
 CREDENTIAL_ATTEMPTS = 3
-"""A metadata service that all ranks of a job ask at the same time has none for some of them."""
+"""Attempts without credentials, because a metadata service that all ranks query at once rejects some."""
 FIRST_DELAY_S = 0.2
-# A missing object or a wrong request: never retried.
+# A missing object or an invalid request: never retried.
 FINAL = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 CONDITION_FAILED = "pre-conditions you specified"
 """S3's answer to a request to create an object that exists."""
-# Their errors for a broken connection or a busy server are not all OSErrors.
+# Not all of their errors for a broken connection or a busy server are OSErrors.
 REMOTE_LIBRARIES = {
     *("aiobotocore", "aiohttp", "azure", "botocore", "gcsfs", "google", "httpcore", "httpcore2", "httpx"),
     *("httpx2", "huggingface_hub", "requests", "urllib3"),
 }
 RETRIED_BY_LIBRARY = {"httpcore", "httpcore2", "httpx", "httpx2", "huggingface_hub"}
-"""huggingface_hub makes five attempts of its own, which take half a minute."""
+"""huggingface_hub already makes five attempts, which take half a minute."""
 LIBRARY_ATTEMPTS = 2
 TEMPORARY_STATUS = {408, 425, 429}
-"""Statuses of HTTP below 500 that may change without a change of the request."""
+"""HTTP statuses below 500 that may be temporary."""
 
 
 def with_retries(action: Callable[[], T], where: str) -> T:
@@ -39,8 +39,8 @@ def with_retries(action: Callable[[], T], where: str) -> T:
         where: file or URL that errors name.
 
     Raises:
-        UnreachableError: the error did not go away.
-        UserError: the store refuses: permissions or credentials.
+        UnreachableError: the error persisted.
+        UserError: the store refused the request: permissions or credentials.
         FileNotFoundError, FileExistsError: as `action` raised it.
     """
     for attempt in range(1, ATTEMPTS + 1):
@@ -51,7 +51,7 @@ def with_retries(action: Callable[[], T], where: str) -> T:
                 raise
             raise UserError(f"{where}: {one_line(error)}; check the permissions or credentials") from None
         except Exception as error:
-            if CONDITION_FAILED in str(error):  # s3fs says no more about it
+            if CONDITION_FAILED in str(error):  # s3fs reports no details
                 raise FileExistsError(f"{where}: {one_line(error)}") from None
             if _is_refused(error):
                 raise UserError(f"{where}: {one_line(error)}; check the URL and the credentials") from None
@@ -73,13 +73,13 @@ def with_retries(action: Callable[[], T], where: str) -> T:
 def one_line(error: Exception) -> str:
     """Message of an error on one line, without credentials; the name of its class if it has none.
 
-    Libraries quote the URL of a request, which may be signed or hold a password.
+    Libraries quote the URL of a request, which may be signed or contain a password.
     """
     return without_secrets(" ".join(str(error).split())) or type(error).__name__
 
 
 def without_secrets(text: str) -> str:
-    """A text in which *** stands for passwords and signatures of the URLs that it quotes."""
+    """Replace passwords and signatures in the URLs of a text by ***."""
     text = re.sub(r"://[^/@:?#\s'\"]*:(?!\d*(?:[/?#]|$))[^\s'\"]*@", "://***@", text)
     return re.sub(
         r"(?i)([?&][\w.-]*(?:key|keyid|token|secret|sig|signature|password|auth|credential)s?=)[^&\s'\"<>)]+",
@@ -99,7 +99,7 @@ def _is_remote(error: Exception) -> bool:
 
 
 def _is_refused(error: Exception) -> bool:
-    """Whether a server has refused the request, so that the same one would be refused again."""
+    """Whether a server has rejected the request and would do so again."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     return isinstance(status, int) and 400 <= status < 500 and status not in TEMPORARY_STATUS
 

@@ -1,4 +1,4 @@
-"""Staged files: what is being written, under a name of its process until it is complete."""
+"""Staged files: files being written, under a process-specific name until they are complete."""
 
 import os
 import re
@@ -12,17 +12,17 @@ _NAME = re.compile(r"\.([^.]+)\.(\d+)\.[0-9a-f]{8}\.partial$")
 
 
 def staging_folder() -> Path:
-    """Local folder for what goes to a store."""
+    """Local folder for files that are to be uploaded."""
     return private_temporary_folder("flow-matching")
 
 
 def stage_of(path: Path) -> Path:
-    """A new name beside a path, which tells the host and the process that write it."""
+    """A new name next to a path that contains the host and process that write it."""
     return path.parent / f".{path.name}.{_host()}.{os.getpid()}.{uuid.uuid4().hex[:8]}.partial"
 
 
 def remove_stale(folder: Path) -> None:
-    """Delete the staged files of dead processes of this host in a folder and in those right below it."""
+    """Delete the staged files of dead processes of this host in a folder and its direct subfolders."""
     for stage in [*folder.glob(".*.partial"), *folder.glob("*/.*.partial")]:
         match = _NAME.search(stage.name)
         if match and match[1] == _host() and not _alive(int(match[2])):

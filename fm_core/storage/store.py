@@ -21,34 +21,34 @@ from fm_core.storage.staged_files import remove_stale, stage_of, staging_folder
 
 T = TypeVar("T")
 
-# Errors in writing a file that the user has to fix.
+# Errors of a write that the user has to fix.
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
 
 
 class Store:
     """Files of one folder; names are paths relative to it.
 
-    Local files are written by rename. On object stores an upload becomes visible when it is
-    complete; as an interrupted client may still publish a truncated object, sizes are compared
-    after each upload, and readers trust only files whose hash is in a record that is written later.
+    Local files are written by rename. On object stores an upload becomes visible when it is complete; because
+    an interrupted client may still publish a truncated object, sizes are compared after each upload, and
+    readers trust only files whose hash is in a record that is written later.
 
-    All methods raise UserError where the store refuses and UnreachableError (a UserError) where it does not
-    answer after several attempts.
+    All methods raise UserError if the store refuses the request and UnreachableError (a UserError) if it does
+    not answer after several attempts.
     """
 
     def __init__(self, filesystem: Any, path: str, url: str, local: Path | None) -> None:
         self.filesystem = filesystem
         self.path = path
         self.url = url
-        """URL of the folder, as messages name it."""
+        """URL of the folder, for messages."""
         self.local = local
-        """Path of the folder if it is on this machine, else None."""
+        """Path of the folder if it is local, else None."""
 
     @classmethod
     def at(cls, url: str, *below: str) -> "Store":
         """Open the folder `url`/`below`...; ~ is expanded.
 
-        Raises UserError for an unknown or unavailable protocol, and for a `below` that leads elsewhere.
+        Raises UserError for an unknown or unavailable protocol, and for a `below` that leaves the folder.
         """
         if url.startswith("~"):
             url = str(expand_home(url))
@@ -73,7 +73,7 @@ class Store:
         return "memory" not in _protocols(self.filesystem)
 
     def _retry(self, action: Callable[[], T], where: str) -> T:
-        """`with_retries`; a client that found no credentials keeps to that, so it is made anew."""
+        """`with_retries`, reconnecting after an attempt without credentials, which clients cache."""
 
         def attempt() -> T:
             try:
@@ -87,12 +87,12 @@ class Store:
         return with_retries(attempt, where)
 
     def full(self, name: str) -> str:
-        """Path of a file within the fsspec file system; UserError for a name that leads out of the folder."""
+        """Path of a file within the fsspec file system; UserError for a name outside of the folder."""
         _require_below(self.url, name)
         return f"{self.path}/{name}"
 
     def read_bytes(self, name: str) -> bytes:
-        """Content of a file; FileNotFoundError."""
+        """Content of a file. Raises FileNotFoundError."""
         return cast(bytes, self._retry(lambda: self.filesystem.cat_file(self.full(name)), self._where(name)))
 
     def read_range(self, name: str, start: int, stop: int) -> bytes:
@@ -112,7 +112,7 @@ class Store:
             return None
 
     def sizes(self) -> dict[str, int]:
-        """Size in bytes of each file directly in the folder, by name; empty without a folder."""
+        """Size in bytes of each file directly in the folder, by name; empty if there is no folder."""
         try:
             rows = self._retry(lambda: self._fresh().ls(self.path, detail=True), self.url)
         except FileNotFoundError:
@@ -121,17 +121,17 @@ class Store:
         return {name: size for name, size in sizes.items() if is_relative_name(name)}
 
     def folders(self) -> list[str]:
-        """Sorted names of the subfolders; empty without a folder."""
+        """Sorted names of the subfolders; empty if there is no folder."""
         try:
             rows = self._retry(lambda: self._fresh().ls(self.path, detail=True), self.url)
         except FileNotFoundError:
             return []
         names = (row["name"].rstrip("/").rsplit("/", 1)[-1] for row in rows if row["type"] == "directory")
-        # An object store may hold a key with a part "..", which no writer of ours creates.
+        # An object store may contain a key with a part "..", which this program never creates.
         return sorted(name for name in names if is_relative_name(name))
 
     def open(self, name: str) -> IO[bytes]:
-        """Open a file for reading and seeking; FileNotFoundError."""
+        """Open a seekable file for reading. Raises FileNotFoundError."""
         if self.local:
             _require_below(self.url, name)
             return (self.local / name).open("rb")
@@ -142,7 +142,7 @@ class Store:
         return cast(IO[bytes], io.BufferedReader(file))
 
     def sha256(self, name: str) -> str:
-        """SHA-256 of a file's content, in hexadecimal; FileNotFoundError."""
+        """SHA-256 of a file's content, in hexadecimal. Raises FileNotFoundError."""
 
         def read() -> str:
             with self.open(name) as file:
@@ -157,9 +157,9 @@ class Store:
 
     @contextmanager
     def staged(self, name: str) -> Generator[tuple[Path, IO[bytes]]]:
-        """Open a local file to write; it is published as `name` if the block ends without an exception.
+        """Open a local file for writing; it is published as `name` if the block ends without an exception.
 
-        Raises UserError where the file cannot be written: permissions, a full or read-only disk.
+        Raises UserError if the file cannot be written: permissions, a full or read-only disk.
         """
         _require_below(self.url, name)
         folder = self.local or staging_folder()
@@ -181,10 +181,10 @@ class Store:
                 stage.unlink(missing_ok=True)
 
     def create(self, name: str, content: bytes) -> bool:
-        """Write a file that does not exist yet; whether the file is now this one.
+        """Write a file unless it already exists; return whether it was written.
 
-        Of several writers one succeeds: by a hard link or O_EXCL on a disk, by a conditional request in a
-        store that has those. In any other store the file is read back.
+        Of several writers exactly one succeeds: by a hard link or O_EXCL on a disk, by a conditional request
+        in a store that supports them. In any other store the file is read back.
         """
         if self.local:
             return create_exclusively(self.local / name, content)
@@ -196,14 +196,14 @@ class Store:
         return self.read_bytes(name) == content
 
     def send(self, source: Path, name: str) -> None:
-        """Upload a local file to an object store; it replaces an existing one when it is complete."""
+        """Upload a local file to an object store, replacing an existing one atomically."""
         assert not self.local, "use `staged` for a local folder"
         self._upload(source, name)
 
     def send_new(self, source: Path, name: str, digest: str) -> None:
-        """Upload a local file with this SHA-256 to an object store, to a name that does not exist yet.
+        """Upload a local file with this SHA-256 to an object store, under a name that does not exist yet.
 
-        A file of this content is left as it is; FileExistsError if there is another one.
+        An existing file of the same content is kept; FileExistsError if the content differs.
         """
         if self.size(name) is None:
             filesystem, path = self.filesystem, self.full(name)
@@ -213,7 +213,7 @@ class Store:
             raise FileExistsError(f"{self.url}/{name} differs from what was sent")
 
     def move_folder(self, name: str, target: str) -> None:
-        """Rename a folder of an object store: copy each file, then remove all. FileNotFoundError."""
+        """Rename a folder of an object store: copy each file, then remove all. Raises FileNotFoundError."""
         source, where = self.full(name), self._where(name)
         files = cast(list[str], with_retries(lambda: self._fresh().find(source), where))
         if not files:
@@ -234,7 +234,7 @@ class Store:
             self._retry(lambda: self.filesystem.rm_file(self.full(name)), self._where(name))
 
     def fetch(self, name: str, target: Path) -> None:
-        """Download a file to a local path, which is not written atomically; FileNotFoundError."""
+        """Download a file to a local path, not atomically. Raises FileNotFoundError."""
         self._retry(lambda: self.filesystem.get_file(self.full(name), str(target)), self._where(name))
 
     def free_bytes(self) -> int | None:
@@ -249,7 +249,7 @@ class Store:
         remove_stale(self.local or staging_folder())
 
     def _conditional(self, write: Callable[[], Any], name: str) -> bool:
-        """Make a request that creates a file; False if the store has no such requests."""
+        """Make a conditional request that creates a file; False if the store does not support them."""
         try:
             with_retries(write, self._where(name))
         except (TypeError, ValueError, NotImplementedError):
@@ -297,4 +297,4 @@ def _protocols(filesystem: Any) -> tuple[str, ...]:
 
 def _require_below(url: str, name: str) -> None:
     if name.startswith("/") or "\0" in name or ".." in name.split("/"):
-        raise UserError(f"{url}: the name {name[:200]!r} leads out of this folder; it is refused")
+        raise UserError(f"{url}: the name {name[:200]!r} is outside of this folder")

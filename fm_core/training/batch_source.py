@@ -1,6 +1,6 @@
-"""Training batches: images, noise, times and labels as a function of (seed, stream position) alone.
+"""Training batches: images, noise, times and labels as a function of only (seed, stream position).
 
-The loader's thread reads uint8 images; everything random is drawn here, where the step runs.
+The loader's thread reads uint8 images; all random numbers are drawn here, on the device of the step.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ def ambient_seed(seed: int, position: int) -> int:
 def seed_generators(seed: int, device: torch.device) -> None:
     """Seed torch's own generators of the CPU and of `device`.
 
-    Not torch.manual_seed, which seeds every kind of device there could be; without a GPU that takes 1 ms.
+    Not torch.manual_seed, which seeds every supported kind of device and takes 1 ms even without a GPU.
     """
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
@@ -36,7 +36,7 @@ def seed_generators(seed: int, device: torch.device) -> None:
 
 
 class BatchSource:
-    """Images read ahead in stream order, and what is drawn for them by stream position."""
+    """Prefetched images in stream order, and the random numbers drawn for them by stream position."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class BatchSource:
         label_dropout: float = 0.0,
         null_label: int = 0,
     ) -> None:
-        """`label_dropout` is the share of labels that is replaced by the null label."""
+        """`label_dropout` is the fraction of labels that are replaced by the null label."""
         self.reader, self.order, self.quantizer = reader, order, quantizer
         self.path, self.coupling, self.times = path, coupling, times
         self.random, self.flip = random, flip
@@ -59,11 +59,11 @@ class BatchSource:
 
     @property
     def seed(self) -> int:
-        """The seed of everything random."""
+        """Seed of all random numbers of training."""
         return self.random.seed
 
     def batches(self, position: int, global_batch: int, rank: int, ranks: int, micro_batch: int) -> Batches:
-        """The micro-batches of a rank from a stream position on; while open, they own the reader."""
+        """The micro-batches of a rank from a stream position on; they own the reader while they are open."""
         ahead = not isinstance(self.coupling, Independent) or not self.random.on_device
         return Batches(
             self.reader,
@@ -83,9 +83,9 @@ class BatchSource:
         return self.path.sample(ends.x0, ends.x1, ends.t), self._labels(batch)
 
     def _prepare(self, batch: Batch) -> Batch:
-        """What has to be computed on the CPU, in the loader's thread, to be the same on every device.
+        """Computations that run on the CPU, in the loader's thread, to be identical on every device.
 
-        A coupling needs noise and data, and returns an order of the noise.
+        A coupling gets noise and data, and returns a permutation of the noise.
         """
         ends = self._endpoints(batch)
         order = self.coupling.noise_order(ends.x0, ends.x1, batch.labels)
@@ -110,7 +110,7 @@ class BatchSource:
         )
 
     def _labels(self, batch: Batch) -> Tensor:
-        """The labels, a share of them replaced by the null label, which classifier-free guidance needs."""
+        """The labels, some replaced by the null label, as classifier-free guidance requires."""
         if not self.label_dropout:
             return batch.labels
         device = batch.labels.device

@@ -10,9 +10,9 @@ from fm_core.models.flops import TRAINING_PASSES, flops_per_image, parameter_cou
 from fm_core.run.results import Check
 
 FLOAT32, BFLOAT16 = 4, 2
-"""Bytes of a number."""
+"""Bytes per number."""
 MOMENTS = 2
-"""AdamW keeps two float32 numbers for each weight, besides the weight itself."""
+"""float32 numbers that AdamW stores per weight, besides the weight itself."""
 STAGES = (1, 2, 3)
 DAY = 86_400
 
@@ -25,11 +25,11 @@ class Cluster:
     devices: int
     """Devices of each host; one process per device."""
     peak: float
-    """Peak FLOP/s of one device in the precision of the network, from its vendor's data sheet."""
+    """Peak FLOP/s of one device in the precision of the network, from the vendor's data sheet."""
     mfu: float
-    """Model FLOPs utilization, a share of the peak: measured on a similar machine, or assumed."""
+    """Model FLOPs utilization, a fraction of the peak: measured on a similar machine, or assumed."""
     store_rate: float
-    """Bytes per second from one host to the place of the checkpoints."""
+    """Bytes per second from one host to the checkpoint root."""
 
     def __post_init__(self) -> None:
         for name in ("hosts", "devices", "peak", "mfu", "store_rate"):
@@ -65,9 +65,9 @@ class TrainingCost:
     checkpoint_bytes: int
     checkpoint_seconds: float
     checkpoints: int
-    """Number of checkpoints that are written."""
+    """Number of checkpoints written in total."""
     storage_bytes: int
-    """The checkpoints that stay and the samples of one evaluation."""
+    """Bytes of the retained checkpoints and the samples of one evaluation."""
     network_bytes: dict[int, float]
     """Bytes that one device sends in one step, by ZeRO stage."""
     memory_bytes: dict[int, float]
@@ -86,11 +86,11 @@ def training_cost(
     passes = TRAINING_PASSES + train.gradient_checkpointing
     rate = to.processes * to.peak * to.mfu / (forward * TRAINING_PASSES)
     if train.gradient_checkpointing:
-        # The repeated forward pass takes time, but MFU does not count it.
+        # The recomputed forward pass takes time, but does not count in MFU.
         rate *= TRAINING_PASSES / passes
     image_bytes = image_shape[0] * image_shape[1] * image_shape[2]
     checkpoint = checkpoint_bytes(parameters, _averages(config))
-    # auto is bfloat16 on GPUs, which is where the cost matters.
+    # auto means bfloat16 on GPUs, for which the cost is estimated.
     number = FLOAT32 if train.precision == "fp32" else BFLOAT16
     share = max(1, train.global_batch // to.processes)
     micro_batches = max(1, share // min(train.micro_batch or share, share))
@@ -129,7 +129,7 @@ def checkpoint_bytes_of(config: RunConfig, image_shape: tuple[int, int, int], cl
 def _network_size(model: str, image_shape: tuple[int, int, int], classes: int) -> tuple[int, float]:
     """Parameters, and FLOPs of a forward pass on one image, of the network of a model section as JSON.
 
-    Counting takes a second for a network of 300 million parameters; the experiments of a comparison share it.
+    Counting takes a second for a network of 300 million parameters, so the result is cached.
     """
     network = build_meta_network(ModelSection.model_validate_json(model), image_shape, classes)
     return parameter_count(network), flops_per_image(network, image_shape)
@@ -147,7 +147,7 @@ def checkpoint_bytes(parameters: int, averages: int) -> int:
 def network_bytes(
     parameters: int, stage: int, processes: int, micro_batches: int, number: int = BFLOAT16
 ) -> float:
-    """Bytes that one device sends in one step by ring collectives; `number` is the bytes of one number.
+    """Bytes that one device sends per step by ring collectives; `number` is the bytes of one number.
 
     As counted in DeepSpeed 0.19: ZeRO 1 all-reduces the gradients once a step (two passes of the ring) and
     all-gathers the weights (one pass); ZeRO 2 all-reduces the gradients of each micro-batch; ZeRO 3
@@ -162,8 +162,8 @@ def memory_bytes(
 ) -> float:
     """Bytes on one device: weights (`number` bytes each), gradients, and float32 optimizer and averages.
 
-    The optimizer has a copy of the weights, in float32 training too, and takes float32 gradients. ZeRO 1
-    shards the optimizer, but keeps full gradients in the weights' type, and full float32 sums if there are
+    The optimizer has its own copy of the weights, also in float32 training, and uses float32 gradients. ZeRO
+    1 shards the optimizer, but keeps full gradients in the weights' dtype, and full float32 sums if there are
     several micro-batches. ZeRO 2 shards the gradients as well, ZeRO 3 also the weights. The averages are
     sharded like the optimizer's weights.
     """
@@ -192,7 +192,7 @@ def cost_checks(config: RunConfig, cost: TrainingCost, to: Cluster) -> list[Chec
         "checkpoint": f"{size(cost.checkpoint_bytes)}, {cost.checkpoint_seconds:,.1f} s at "
         f"{size(to.store_rate)}/s, {cost.checkpoints:,} times; training goes on while it is copied",
         "storage": f"{size(cost.storage_bytes)}: {train.keep_checkpoints} checkpoints, "
-        f"{config.sample.images:,} samples, beside the data set's {cost.image_bytes:,} bytes an image",
+        f"{config.sample.images:,} samples, besides the data set's {cost.image_bytes:,} bytes per image",
     }
     for stage, sent in cost.network_bytes.items():
         lines[f"network, ZeRO {stage}"] = (

@@ -1,14 +1,14 @@
 """Exponential moving averages (EMA) of the weights: constant decays and power-function profiles.
 
-Each rank averages only its own partitions of the optimizer's float32 weights: no communication, and 1/ranks
-of the memory for each average. The averages move only when a step was applied, and are exact under every
-ZeRO stage.
+Each rank averages only its own partitions of the optimizer's float32 weights, which takes no communication
+and 1/ranks of the memory for each average. The averages are updated only after applied steps, and are exact
+under every ZeRO stage.
 
-Power-function averages are those of EDM2, section 3: after n steps such an average weighs the weights of
-step τ in proportion to τ^γ. Its relative width σ, the profile's standard deviation over its length, depends
-on γ alone: 0.05 looks back on about the last twentieth, 0.10 on twice that. Training keeps about two widths.
-Because profiles of several moments and widths span many others, a third width is a linear combination of
-stored averages, the one whose profile is nearest in the mean square.
+Power-function averages are those of EDM2, section 3: after n steps such an average weighs the weights of step
+τ in proportion to τ^γ. Its relative width σ, the profile's standard deviation divided by its length, depends
+only on γ: 0.05 covers about the last twentieth of training, 0.10 twice that. Training keeps about two widths.
+Because profiles of several steps and widths span many others, any other width is approximated by the linear
+combination of stored averages whose profile is nearest in the mean square.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,18 +24,18 @@ from fm_core.config import TrainSection
 from fm_core.training.zero_state import Shards, float32_partitions
 
 POWER = "ema-power-"
-"""Names of power-function averages begin with this, followed by the width."""
+"""Prefix of the names of power-function averages, followed by the width."""
 Decay = Callable[[int], float]
 """Decay of an update as a function of the number of steps applied before it."""
 WIDEST = 0.28
-"""A profile that weighs all steps alike has 12^-1/2 = 0.289; beyond it there is none."""
+"""Largest relative width; a profile that weighs all steps equally has 12^-1/2 = 0.289, the upper bound."""
 
 
 class ModelEMA:
     """Several moving averages, by name, each partitioned like the optimizer's weights."""
 
     def __init__(self, engine: Any, decays: Mapping[str, Decay]) -> None:
-        """Start from the current weights; `decays` gives each average's decay by applied steps."""
+        """Start from the current weights; `decays` gives the decay of each average by applied steps."""
         self.engine, self.decays = engine, decays
         self.shards: dict[str, Shards] = {
             name: [part.clone() for part in float32_partitions(engine)] for name in decays
@@ -43,7 +43,7 @@ class ModelEMA:
 
     @torch.no_grad()
     def update(self, applied_steps: int) -> None:
-        """Move each by (1 - decay) (weights - average) after a step that follows `applied_steps` others."""
+        """Add (1 - decay) (weights - average) to each, after a step that follows `applied_steps` others."""
         weights = float32_partitions(self.engine)
         for name, shards in self.shards.items():
             step = 1 - self.decays[name](applied_steps)
@@ -52,7 +52,7 @@ class ModelEMA:
 
 
 def ema_decay(decay: float, applied_steps: int, warmup: bool) -> float:
-    """Decay used after `applied_steps` optimizer steps; warm-up keeps the initial weights out."""
+    """Decay after `applied_steps` optimizer steps; warm-up lets the average forget the initial weights."""
     return min(decay, (1 + applied_steps) / (10 + applied_steps)) if warmup else decay
 
 
@@ -73,12 +73,12 @@ def power_name(width: float) -> str:
 
 @dataclass(frozen=True)
 class Profile:
-    """How an average weighs the past: τ^γ for 0 < τ <= steps, with integral 1."""
+    """Weights of past steps in an average: τ^γ for 0 < τ <= steps, with integral 1."""
 
     steps: float
-    """Applied steps at its end."""
+    """Applied steps at the end of the profile."""
     exponent: float
-    """γ."""
+    """The exponent γ."""
 
 
 def power_exponent(width: float) -> float:
@@ -97,13 +97,13 @@ def power_exponent(width: float) -> float:
 def power_decay(exponent: float, applied_steps: int) -> float:
     """Decay of a power-function average after `applied_steps` steps.
 
-    It is 0 after none, so that the initial weights do not enter the average.
+    It is 0 after no step, so that the initial weights do not enter the average.
     """
     return (applied_steps / (applied_steps + 1)) ** (exponent + 1)
 
 
 def combination(stored: Sequence[Profile], target: Profile) -> NDArray[np.float64]:
-    """Coefficients [n] of the stored averages whose combination is nearest to the target; they sum to 1.
+    """Coefficients [n] of the combination of stored averages nearest to the target; they sum to 1.
 
     Raises ValueError if there are none.
     """
@@ -111,7 +111,7 @@ def combination(stored: Sequence[Profile], target: Profile) -> NDArray[np.float6
         raise ValueError("there is no snapshot to combine")
     gram = np.array([[_overlap(a, b) for b in stored] for a in stored])
     right = np.array([_overlap(a, target) for a in stored])
-    # The profiles are nearly dependent: scale them to norm one and solve for the smallest coefficients.
+    # The profiles are nearly linearly dependent: normalize them and solve for the smallest coefficients.
     scale = 1 / np.sqrt(np.diag(gram))
     solved, *_ = np.linalg.lstsq(gram * np.outer(scale, scale), right * scale, rcond=1e-12)
     coefficients = solved * scale
@@ -128,7 +128,7 @@ def mismatch(stored: Sequence[Profile], coefficients: NDArray[np.float64], targe
 
 
 def _overlap(a: Profile, b: Profile) -> float:
-    """∫ p_a p_b, both (γ + 1) τ^γ / steps^(γ + 1) up to their steps; by logarithms, as steps^γ overflows."""
+    """∫ p_a p_b, both (γ + 1) τ^γ / steps^(γ + 1) up to their steps; in logarithms to avoid overflow."""
     first, last = sorted((a, b), key=lambda profile: profile.steps)
     total = a.exponent + b.exponent + 1
     factor = (a.exponent + 1) * (b.exponent + 1) / total

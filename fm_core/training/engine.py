@@ -14,15 +14,15 @@ from fm_core.errors import UserError
 from fm_core.method.objectives import Objective
 
 SMALLEST_BUCKET, LARGEST_BUCKET = 2**20, 25_000_000
-"""Gradient elements. DeepSpeed's default of 5e8 exceeds the parameters of a whole network of this kind."""
+"""Gradient elements. DeepSpeed's default of 5e8 exceeds the parameters of an entire network of this kind."""
 
 
 def initialize_process_group() -> torch.device:
     """Join the ranks of this job (the environment of their rank group): NCCL with GPUs, gloo without."""
     if not torch.cuda.is_available():
-        # Set here and not by the launcher, which may run on a host with other devices.
+        # Set here, not by the launcher, which may run on a host with other devices.
         os.environ["DS_ACCELERATOR"] = "cpu"
-    # The shared-memory reduction of DeepSpeed's CPU accelerator compiles C++ for minutes; gloo is enough.
+    # The shared-memory reduction of DeepSpeed's CPU accelerator compiles C++ for minutes; gloo is sufficient.
     import deepspeed.ops
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -39,7 +39,7 @@ def initialize_process_group() -> torch.device:
 
 
 def micro_batch_of(train: TrainSection, ranks: int) -> int:
-    """Images of one forward pass of one rank. UserError if the global batch cannot be divided so."""
+    """Images of one forward pass of one rank. UserError if it does not divide the global batch."""
     if train.global_batch % ranks:
         raise UserError(
             f"train.global_batch {train.global_batch} does not divide over {ranks} processes; "
@@ -94,7 +94,7 @@ def make_engine(network: torch.nn.Module, train: TrainSection, device: torch.dev
         },
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        # Both synchronize the device at every step.
+        # Both would synchronize the device at every step.
         "timers": {"throughput": {"enabled": False}},
         "wall_clock_breakdown": False,
         "steps_per_print": 2**31,
@@ -134,7 +134,7 @@ def _require_buckets(train: TrainSection) -> None:
 
 
 def bucket_elements(network: torch.nn.Module, train: TrainSection) -> int:
-    """Gradient elements of one bucket: about an eighth of the network, so that the first are sent early."""
+    """Gradient elements per bucket: about an eighth of the network, so that the first one is sent early."""
     parameters = sum(parameter.numel() for parameter in network.parameters())
     sized = min(max(parameters // 8, SMALLEST_BUCKET), LARGEST_BUCKET)
     return train.speed.bucket_elements or sized
@@ -146,7 +146,7 @@ def compile_options(speed: PerformanceSection) -> dict[str, Any]:
 
     options = {**list_mode_options(speed.compile_mode)}
     if speed.compile_channels_last:
-        # Inductor of torch 2.13 considers forward convolutions only and leaves the backward graph as it is.
+        # Inductor of torch 2.13 considers only forward convolutions and does not change the backward graph.
         options["force_layout_optimization"] = True
     return {"dynamic": False, "options": options}
 
@@ -160,6 +160,6 @@ def set_learning_rate(engine: Any, rate: float) -> None:
 def network_for(objective: Objective, engine: Any) -> Any:
     """The network for an objective's loss: the engine or, if the loss takes gradients itself, its module.
 
-    The engine would mistake a gradient inside the loss for that of the backward pass.
+    The engine's hooks would treat a gradient inside the loss as that of the backward pass.
     """
     return engine.module if objective.takes_gradients else engine

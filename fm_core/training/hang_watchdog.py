@@ -1,10 +1,10 @@
-"""Hang watchdog: finds the rank that hangs, names it in the exit record, and ends the job.
+"""Hang watchdog: detects the rank that hangs, names it in the exit record, and ends the job.
 
-The loop calls `heartbeat` before everything that needs the other ranks, and `progress` during work that one
-rank does while the others wait, such as writing a checkpoint. A thread on every rank publishes both through
-the store of the process group. If no rank makes progress for train.hang_seconds, the thread determines which
-ranks are silent or behind, prints the stacks of its own process, writes an exit record for the supervisor,
-and exits. A single operation on a file during a save may take longer (SAVE_FACTOR).
+The loop calls `heartbeat` before every collective operation, and `progress` during work that one rank does
+while the others wait, such as writing a checkpoint. A thread on every rank publishes both through the store
+of the process group. If no rank makes progress for train.hang_seconds, the thread determines which ranks are
+silent or behind, prints the stacks of its own process, writes an exit record for the supervisor, and exits. A
+single operation on a file during a save may take longer (SAVE_FACTOR).
 """
 
 import faulthandler
@@ -27,28 +27,29 @@ from fm_core.launch.job import is_marked
 from fm_core.launch.worker_main import Rank
 
 CONFIRM_SECONDS = 3.0
-"""Time between the two looks at all heartbeats; a live rank publishes several in this span."""
+"""Time between the two readings of all heartbeats; a live rank publishes several in this time."""
 PUBLISH_SECONDS = 0.5
 FIRST_STEP_BEATS = 3
 FIRST_STEP_FACTOR = 3
-"""The first step may take this many times longer: kernels are compiled and caches filled."""
+"""The first step may take this many times longer, because kernels are compiled and caches filled."""
 SAVE_FACTOR = 6
-"""So may one fsync or one write of a few megabytes while a checkpoint is saved: a file server may be away."""
+"""The same for one fsync or one write of a few megabytes in a save, because a file server may be unavailable.
+"""
 
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """What a rank publishes about itself."""
+    """State that a rank publishes."""
 
     host: str
     pid: int
     beats: int
     ticks: int
-    """Grows as long as the process runs at all."""
+    """Incremented as long as the process runs."""
     at: str
-    """What the rank is doing, for a person."""
+    """What the rank is doing, for messages."""
     moves: int = 0
-    """Grows with every heartbeat, and with work that this rank does while the others wait."""
+    """Incremented by every heartbeat, and by work that this rank does while the others wait."""
 
 
 class HangWatchdog:
@@ -65,22 +66,22 @@ class HangWatchdog:
         threading.Thread(target=self._work, name="hang-watchdog", daemon=True).start()
 
     def heartbeat(self, at: str, patience: int = 1) -> None:
-        """Record progress of this rank; `at` is what it does next, for a person.
+        """Record progress of this rank; `at` describes what it does next, for messages.
 
-        All ranks must call it equally often. `patience` multiplies the seconds that it may take.
+        All ranks must call it equally often. `patience` multiplies the seconds that this may take.
         """
         self._beats += 1
         self._patience = patience
         self.progress(at)
 
     def progress(self, at: str) -> None:
-        """Record progress in work of this rank alone, for which the others wait."""
+        """Record progress in work that only this rank does while the others wait."""
         self._moves += 1
         self._moves_seen = {}
         self._at, self._since = at, time.monotonic()
 
     def stop(self) -> None:
-        """Stop watching: what is left to do needs no other rank."""
+        """Stop watching; the remaining work needs no other rank."""
         self._stopped = True
 
     def _work(self) -> None:
@@ -106,7 +107,7 @@ class HangWatchdog:
         return self._seconds * max(first, self._patience)
 
     def _others_moved(self) -> bool:
-        """Whether a rank has made progress since this was last asked; no when a wait has just begun."""
+        """Whether another rank has made progress since the last call; false at the start of a wait."""
         moves = {number: heartbeat.moves for number, heartbeat in self._heartbeats().items()}
         moved = any(moves[number] != self._moves_seen.get(number, moves[number]) for number in moves)
         self._moves_seen = moves
@@ -135,7 +136,7 @@ class HangWatchdog:
         rank = self._rank
         write_exit_record(rank.control, self._stage, rank.job, rank.number, Outcome.FAILED, message)
         for number in culprits:
-            # Its agent would wait half a minute for a stopped process.
+            # A stopped process would delay its agent by half a minute.
             if number != self._rank.number and now[number].host == socket.gethostname():
                 with suppress(psutil.Error):
                     process = psutil.Process(now[number].pid)
@@ -145,7 +146,7 @@ class HangWatchdog:
 
 
 def find_culprits(before: dict[int, Heartbeat], now: dict[int, Heartbeat]) -> tuple[list[int], str]:
-    """The ranks that hold up the others, and the reason, from two looks at all heartbeats seconds apart."""
+    """Ranks that block the others, and the reason, from two readings of all heartbeats seconds apart."""
     silent = [number for number, heartbeat in now.items() if before.get(number) == heartbeat]
     if silent:
         return silent, f"sends no heartbeat (last at {now[silent[0]].at})"
@@ -160,7 +161,7 @@ def find_culprits(before: dict[int, Heartbeat], now: dict[int, Heartbeat]) -> tu
 
 
 def _store() -> Any:
-    # A separate connection: the process group's may be waiting for a reply that never comes.
+    # A separate connection, because the process group's may be waiting for a reply that never comes.
     return dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),

@@ -1,7 +1,7 @@
 """Metric loggers: Prometheus, TensorBoard, Weights & Biases.
 
-metrics.jsonl is the record; loggers get copies of its lines. One that fails (a full disk, a service that is
-away) never stops training: the log reports it once.
+metrics.jsonl is the authoritative record; loggers get copies of its lines. A logger that fails (a full disk,
+an unavailable service) does not stop training; it is reported once and disabled.
 """
 
 import importlib
@@ -42,7 +42,7 @@ GAUGES = {
     "loss_quarter_3": "Mean loss of the last interval at times in the third quarter.",
     "loss_quarter_4": "Mean loss of the last interval at times in the last quarter, next to the data.",
 }
-"""Numbers of metrics.jsonl and held_out.jsonl that are exported, with their help texts in Prometheus."""
+"""Exported values of metrics.jsonl and held_out.jsonl, with their help texts in Prometheus."""
 
 
 def check_loggers(train: TrainSection) -> None:
@@ -61,7 +61,7 @@ def check_loggers(train: TrainSection) -> None:
 
 
 class MetricLoggers:
-    """The loggers that a configuration names, on rank 0 only; each is opened with its first line."""
+    """The loggers of a configuration, on rank 0 only; each is opened at its first line."""
 
     def __init__(self, config: RunConfig) -> None:
         train, run = config.train, config.run.name
@@ -116,20 +116,20 @@ def prometheus(path: Path, run: str, images: int) -> MetricLogger:
 
 def tensorboard(directory: Path) -> MetricLogger:
     """Logger of every value against images seen, in TensorBoard's event files."""
-    # EventsWriter writes where it is called. The thread of a SummaryWriter loses the last lines when a rank
-    # exits, and with flush_secs=0 it keeps one core busy.
+    # EventsWriter writes synchronously. The thread of a SummaryWriter loses the last lines when a rank exits,
+    # and with flush_secs=0 it keeps one core busy.
     writers: Any = importlib.import_module("tensorboardX.event_file_writer")
     events: Any = importlib.import_module("tensorboardX.proto.event_pb2")
     summary: Any = importlib.import_module("tensorboardX.summary")
     directory.mkdir(parents=True, exist_ok=True)
-    # File names have a resolution of seconds; the suffix tells sessions of one second apart.
+    # File names have a resolution of seconds; the suffix distinguishes sessions within one second.
     writer: Any = writers.EventsWriter(str(directory / "events"), f".{time.time_ns()}")
     started = False
 
     def export(values: Mapping[str, Any]) -> None:
         nonlocal started
         step = values["images_seen"]
-        if not started:  # TensorBoard hides what an earlier session wrote from this step on
+        if not started:  # makes TensorBoard hide what an earlier session wrote from this step on
             start = events.SessionLog(status=events.SessionLog.START)
             writer.write_event(events.Event(wall_time=time.time(), step=step, session_log=start))
             started = True
@@ -142,7 +142,7 @@ def tensorboard(directory: Path) -> MetricLogger:
 
 
 def _identity(config: RunConfig) -> dict[str, Any]:
-    """The identity of a run; for one of an earlier version as that version recorded it."""
+    """The identity of a run, in the form in which its version recorded it."""
     known = identity(config)
     if known["run"]["generator"] == UNNAMED:
         del known["run"]["generator"]

@@ -25,13 +25,13 @@ LOG = logging.getLogger(__name__)
 
 
 def run(trainer: Trainer, state: TrainState) -> TrainState:
-    """Train from `state` until train.images were seen.
+    """Train from `state` until train.images images were seen.
 
     Raises:
         StopRequested: training was asked to stop; a checkpoint was saved.
         UnreachableError: the last checkpoint, or that of a stop, could not be written.
         LeaseLostError: another job has taken over the run.
-        UnrecoverableError: steps cannot be applied and a rollback to a checkpoint has not helped.
+        UnrecoverableError: gradients are not finite, and a rollback to a checkpoint has not helped.
     """
     train, rank = trainer.train, trainer.rank
     micro = micro_batch_of(train, rank.count)
@@ -71,10 +71,10 @@ def _steps(trainer: Trainer, state: TrainState, batches: Batches, accumulated: i
             or crossed(every, state.images_seen, train.global_batch)
             or (trainer.snapshot_missing and scheduled)
         ):
-            # Before the checkpoint: a run that resumes from it does not come by here again.
+            # Before the checkpoint, because a run that resumes from it does not reach this point again.
             save_snapshot(trainer, state, last=ended)
         if stop or scheduled:
-            # A stop may come after a step or two, which is too few to count as recovered.
+            # A stop may come after one or two steps, which are too few to count as recovered.
             state = state if stop else nonfinite_recovery.clear_rollback(state)
             sums = interval.gathered(trainer.control)
             saved = state.model_copy(update={"interval_sums": sums})
@@ -95,7 +95,7 @@ def _micro_step(trainer: Trainer, batches: Batches, interval: MetricAccumulator,
     sample, label = trainer.source.draw(batch, trainer.device)
     interval.waited += time.monotonic() - waiting
     trainer.heartbeat(f"the forward pass of step {step}")
-    # Dropout, too, must be a function of the position, or a resumed run would differ.
+    # Dropout must also be a function of the position; otherwise a resumed run would differ.
     seed_generators(ambient_seed(trainer.source.seed, batch.first), trainer.device)
     network = network_for(trainer.objective, trainer.engine)
     losses = trainer.objective.loss(network, sample, label if trainer.conditional else None)
@@ -127,9 +127,10 @@ def _after_step(trainer: Trainer, state: TrainState, interval: MetricAccumulator
 
 
 def _bind(trainer: Trainer, bind: Callable[[], None]) -> None:
-    """Bind the run to its configuration; where the disk refuses that, it is tried again after the next step.
+    """Bind the run to its configuration; if the write fails, it is retried after the next step.
 
-    Raises LeaseLostError if the run is another job's by now, UserError if it is bound to something else.
+    Raises LeaseLostError if another job has taken over the run, UserError if it is bound to another
+    configuration.
     """
     try:
         trainer.rank.fence.check()
@@ -153,7 +154,7 @@ def _write_line(trainer: Trainer, state: TrainState, interval: MetricAccumulator
             "images_seen": state.images_seen,
             "position": state.position,
             "lr": rate,
-            # Before clipping; infinite, and therefore absent, if the last step was skipped.
+            # Before clipping; not finite, and therefore absent, if the last step was skipped.
             "grad_norm": None if norm is None else float(norm),
             "seconds": state.seconds,
             "skipped_steps": state.step - state.applied_steps,
@@ -171,7 +172,7 @@ def _speed(trainer: Trainer, images_per_s: float) -> dict[str, float]:
 
 
 def _agree_to_stop(rank: Rank, control: Any) -> bool:
-    """Whether any rank was asked to stop; all ranks get the same answer at the same step."""
+    """Whether any rank was asked to stop; all ranks get the same result at the same step."""
     asked = torch.tensor(int(rank.stop_requested()))
     dist.all_reduce(asked, op=dist.ReduceOp.MAX, group=control)
     return bool(asked.item())

@@ -14,7 +14,7 @@ QUARTERS = 4
 
 
 class MetricAccumulator:
-    """Sums over the steps since the last metrics line; they stay on the device until the line is written."""
+    """Sums over the steps since the last metrics line, kept on the device until the line is written."""
 
     def __init__(self, device: torch.device, interval: tuple[float, float]) -> None:
         self.first_t, self.last_t = interval
@@ -25,7 +25,7 @@ class MetricAccumulator:
 
     @torch.no_grad()
     def add(self, losses: Tensor, t: Tensor) -> None:
-        """Add the losses [N] of one micro-batch at times t [N]; losses that are not finite are left out."""
+        """Add the losses [N] of one micro-batch at times t [N]; non-finite losses are omitted."""
         share = (t - self.first_t) / (self.last_t - self.first_t)
         quarter = (share * QUARTERS).long().clamp(0, QUARTERS - 1)
         counted = losses.detach().isfinite()
@@ -67,5 +67,5 @@ class MetricAccumulator:
 
 
 def finite(value: Any) -> Any:
-    """The value, or None for a number that JSON cannot hold."""
+    """The value, or None if it is not finite, which JSON cannot represent."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

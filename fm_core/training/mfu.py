@@ -20,7 +20,7 @@ PEAK_TFLOPS = {
 }
 """Dense bfloat16 matrix products with float32 accumulation, TFLOP/s, from the vendor's data sheets.
 
-The first name that is contained in the device's name is used.
+The first key that is contained in the device's name is used.
 """
 
 
@@ -32,7 +32,7 @@ def peak_tflops(device_name: str) -> float | None:
 def utilization(
     images_per_s: float, flops: float, devices: int, device_name: str | None, bf16: bool
 ) -> dict[str, float]:
-    """The speed part of a metrics line: TFLOP/s of one device and, where its peak is known, the MFU.
+    """The speed entries of a metrics line: TFLOP/s of one device and, if its peak is known, the MFU.
 
     Args:
         images_per_s: over all devices.

@@ -1,10 +1,10 @@
-"""Recovery from non-finite gradients: roll back once to the last checkpoint, skip the data, else abort.
+"""Recovery from non-finite gradients: roll back once and skip the offending batches; abort if it recurs.
 
 DeepSpeed skips a step whose gradient is not finite on any rank: neither weights nor averages change. Skipped
-steps are counted. After train.skipped_limit of them in a row, or a logging interval of nothing else, training
-rolls back to the last checkpoint and continues at the current stream position: from then on, images seen and
-position differ. If that happens again before a checkpoint without skipped steps was made, training aborts
-with the facts.
+steps are counted. After train.skipped_limit consecutive ones, or a logging interval of only skipped steps,
+training rolls back to the last checkpoint and continues at the current stream position; from then on, images
+seen and position differ. If that happens again before a checkpoint without skipped steps was saved, training
+aborts.
 """
 
 import logging
@@ -28,7 +28,7 @@ def check_skipped_steps(train: TrainSection, state: TrainState, logged: bool) ->
 
 
 def interval_steps(train: TrainSection, images_seen: int) -> int:
-    """Steps of the logging interval that ends at `images_seen`, sessions before this one included."""
+    """Steps of the logging interval that ends at `images_seen`, including those of earlier sessions."""
     batch = train.global_batch
     multiple = (images_seen - batch) // train.log_images * train.log_images
     start = -(-multiple // batch) * batch
@@ -36,7 +36,7 @@ def interval_steps(train: TrainSection, images_seen: int) -> int:
 
 
 def describe(state: TrainState) -> str:
-    """What happened, for a person."""
+    """Describe the failure for a message."""
     return (
         f"the gradient was not finite in {state.skipped_in_a_row} steps in a row, the last of them step "
         f"{state.step} (stream position {state.position:,}; {state.step - state.applied_steps} skipped)"
@@ -44,17 +44,17 @@ def describe(state: TrainState) -> str:
 
 
 def roll_back(failed: TrainState, checkpoint: TrainState | None, record: Path | None) -> TrainState:
-    """The state to continue from: the last checkpoint's, at the stream position of the failed state.
+    """Return the state to continue from: the last checkpoint's, at the stream position of the failed state.
 
-    `record` is written on rank 0, so that a run that is killed before its next checkpoint continues in the
-    same way.
+    `record` is written on rank 0, so that a run that is killed before its next checkpoint continues from the
+    same position.
 
     Raises:
         UnrecoverableError: training has not recovered since its last rollback, or there is no checkpoint.
     """
     if not may_roll_back(failed):
         raise UnrecoverableError(
-            f"{describe(failed)}, after training had already rolled back once; look at the data there, or "
+            f"{describe(failed)}, after training had already rolled back once; check the data there, or "
             "start another run.name with train.init_from = this run and a lower train.learning_rate"
         )
     if checkpoint is None:
@@ -75,7 +75,7 @@ def may_roll_back(state: TrainState) -> bool:
 
 
 def clear_rollback(state: TrainState) -> TrainState:
-    """The state of a checkpoint: if no step since the last one was skipped, training may roll back again."""
+    """The state for a checkpoint; if no step since the last one was skipped, training may roll back again."""
     skipped = state.step - state.applied_steps
     if state.skipped_at_rollback in (None, skipped):
         return state.model_copy(update={"skipped_at_rollback": None})
@@ -94,7 +94,7 @@ def _rolled_back(checkpoint: TrainState, position: int, rollbacks: int) -> Train
 
 
 def restore_rollback(state: TrainState, record: Path | None) -> TrainState:
-    """A checkpoint's state, moved past bad data if training had rolled back to it before it was killed.
+    """A checkpoint's state, moved past the skipped data if training had rolled back to it before a kill.
 
     All ranks must call it; rank 0 has the record.
     """

@@ -1,4 +1,4 @@
-"""Post-hoc EMA (EDM2, section 3): an average of any width, made after training from its snapshots."""
+"""Post-hoc EMA (EDM2, section 3): an average of any width, computed after training from snapshots."""
 
 import json
 from pathlib import Path
@@ -31,9 +31,9 @@ def average_file(config: RunConfig, width: float, step: int) -> Path:
 
 
 def make_average(config: RunConfig, step: int) -> None:
-    """Make the average that sample.weights names, if it is a power-function one that training did not keep.
+    """Compute the average named by sample.weights, if it is a power-function one that training did not store.
 
-    Raises UserError if there is no snapshot of that step to make it from.
+    Raises UserError if there is no snapshot of that step.
     """
     name = config.sample.weights
     if not name.startswith(POWER) or name in ema_decays(config.train):
@@ -47,10 +47,10 @@ def make_average(config: RunConfig, step: int) -> None:
 
 
 def reconstruct(config: RunConfig, width: float, step: int | None = None) -> Path:
-    """Make the power-function average of any relative width, as it would have been at a snapshot's step.
+    """Compute the power-function average of any relative width at a snapshot's step.
 
-    It is the combination of all snapshots up to that step (by default the newest) whose profile is nearest
-    to the target profile. The file's metadata holds the recipe of its weights and, under "average", the
+    It is the combination of all snapshots up to that step (by default the newest) whose profile is nearest to
+    the target profile. The file's metadata contains the recipe of its weights and, under "average", the
     relative distance between the two profiles.
 
     Raises:
@@ -102,7 +102,7 @@ def _combine(files: list[Path], coefficients: list[float]) -> tuple[dict[str, Te
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
             for name in file.keys():  # noqa: SIM118
-                # In float64, because the coefficients are larger than their sum and of both signs.
+                # In float64, because the coefficients have both signs and are larger than their sum.
                 part = file.get_tensor(name).double() * coefficient
                 sums[name] = sums[name].add_(part) if name in sums else part
     return {name: tensor.float() for name, tensor in sums.items()}, metadata

@@ -20,7 +20,7 @@ def pretrained_weights(
 ) -> dict[str, Tensor]:
     """Weights from a .safetensors file (a path or URL), or the first average of a run's newest checkpoint.
 
-    A file with the tensor names of guided-diffusion's UNet is converted; `attention` is its order of heads.
+    A file with the tensor names of guided-diffusion's UNet is converted; `attention` is its attention order.
     Raises UserError, which names the first tensor that does not fit, or what is missing.
     """
     file, sha256 = _newest_average(Path(where)) if Path(where).is_dir() else (where, None)
@@ -50,7 +50,7 @@ def pretrained_weights(
 
 
 def _newest_average(run: Path) -> tuple[str, str]:
-    """URL and SHA-256 of the first average in the newest complete checkpoint of a run, wherever that is."""
+    """URL and SHA-256 of the first average in the newest complete checkpoint of a run, local or stored."""
     missing = (
         f"train.init_from: {run} has no complete checkpoint; name a run directory or a .safetensors file"
     )

@@ -1,4 +1,4 @@
-"""Saving and loading in the training loop: validation loss, checkpoint, snapshot, and what fails of them."""
+"""Saving and loading in the training loop: validation loss, checkpoints, snapshots, and their failures."""
 
 import logging
 
@@ -14,11 +14,11 @@ from fm_core.training.trainer import Trainer
 
 LOG = logging.getLogger(__name__)
 NOT_SAVED = "checkpoint_problem"
-"""Key in status.json: why the newest checkpoint could not be written, until one is."""
+"""Key in status.json: why the newest checkpoint could not be written; removed once one is."""
 
 
 def load_checkpoint(trainer: Trainer) -> TrainState | None:
-    """The state of the newest checkpoint, which is loaded; None if the run never had one. See `load`."""
+    """Load the newest checkpoint and return its state; None if the run never had one. See `load`."""
     if trainer.checkpoints and trainer.watchdog:
         trainer.checkpoints.progress = trainer.watchdog.progress
     return save_load.load(
@@ -31,7 +31,7 @@ def load_checkpoint(trainer: Trainer) -> TrainState | None:
 
 
 def save_snapshot(trainer: Trainer, state: TrainState, last: bool) -> None:
-    """Save a snapshot of the averages; one that cannot be written now follows with the next checkpoint."""
+    """Save a snapshot of the averages; if that fails, retry at the next checkpoint."""
     names = [power_name(width) for width in trainer.train.ema_power_widths]
     problem = _write(trainer, state, trainer.snapshots, names)
     trainer.snapshot_missing = problem is not None
@@ -40,9 +40,9 @@ def save_snapshot(trainer: Trainer, state: TrainState, last: bool) -> None:
 
 
 def save_checkpoint(trainer: Trainer, state: TrainState, scheduled: bool, last: bool) -> None:
-    """Save a checkpoint; where it cannot be written, training goes on unless this is its `last`.
+    """Save a checkpoint; if it cannot be written, training continues unless this is the `last` one.
 
-    Its validation loss is measured where it is `scheduled`, and not for a stop request in between.
+    The validation loss is measured for `scheduled` checkpoints, not for those of stop requests.
     """
     if trainer.validation and scheduled:
         trainer.heartbeat(f"the validation loss of step {state.step}", FIRST_STEP_FACTOR)
@@ -78,13 +78,13 @@ def _write(
         trainer.recipe,
         parts,
         lambda at: trainer.heartbeat(f"{at}, saving step {state.step}", SAVE_FACTOR),
-        # What a checkpoint covers must be on the disk before it is.
+        # The metrics that a checkpoint covers must be on the disk before it becomes valid.
         trainer.log.sync if trainer.log else lambda: None,
     )
 
 
 def _report(trainer: Trainer, state: TrainState, problem: SaveProblem, last: bool) -> None:
-    """Say that a checkpoint could not be written. Raises UserError where no later one will follow."""
+    """Report that a checkpoint could not be written. Raises UserError if no later one will follow."""
     if last:
         raise UnreachableError(problem.message) if problem.temporary else UserError(problem.message)
     if trainer.log:

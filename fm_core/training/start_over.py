@@ -1,7 +1,7 @@
-"""train.start_over: training begins at step 0 again, and everything that was there is set aside.
+"""train.start_over: start training again at step 0, after setting existing checkpoints and metrics aside.
 
-The key has its effect once: the same command, and every restart of its job, continues what it began. It is
-ready for use again after a start without it.
+The key takes effect once: repeating the command, or a restart of its job, continues the new training. A start
+without the key makes it effective again.
 """
 
 import logging
@@ -30,15 +30,15 @@ LOG = logging.getLogger(__name__)
 
 
 def prepare_history(config: RunConfig, fence: Fence) -> RunHistory:
-    """The history of the run that is trained, on rank 0, after applying train.start_over.
+    """Apply train.start_over if it is set, on rank 0, and return the history of the run.
 
     Raises UserError if the checkpoint root holds checkpoints of another run, UnreachableError if a store does
-    not answer or nothing of this run is to be seen there, LeaseLostError; OSError.
+    not answer or nothing of this run is visible there, LeaseLostError; OSError.
     """
     run = RunDirectory(config)
-    _check_in_sight(run, fence)
+    _check_mounted(run, fence)
     begin_history(config)
-    _check_in_sight(run, fence)
+    _check_mounted(run, fence)
     if not config.train.start_over:
         rearm_start_over(run.path)
         return open_history(run.path)
@@ -65,8 +65,8 @@ def prepare_history(config: RunConfig, fence: Fence) -> RunHistory:
     return history
 
 
-def _check_in_sight(run: RunDirectory, fence: Fence) -> None:
-    """Check that the lease of this job is there: an empty mount point is no run without a history."""
+def _check_mounted(run: RunDirectory, fence: Fence) -> None:
+    """Check that this job's lease is visible, so that an empty mount point is not taken for a new run."""
     try:
         fence.check()
     except OSError as error:
@@ -74,7 +74,7 @@ def _check_in_sight(run: RunDirectory, fence: Fence) -> None:
 
 
 def _check_unowned(config: RunConfig, checkpoints: CheckpointCatalog, history: RunHistory) -> None:
-    """Check that a place without an owner record is mounted, and that its checkpoints are of this run."""
+    """Check that a checkpoint root without an owner record is mounted and has no other run's checkpoints."""
     store = checkpoints.store
     paths = [path for path in checkpoint_directories(checkpoints.folder) if is_complete(path)]
     names = stored_names(store) if checkpoints.uploads else []
@@ -102,7 +102,7 @@ def _rename(path: Path, number: int) -> None:
 
 
 def _set_all_aside(catalog: CheckpointCatalog) -> None:
-    """Rename every checkpoint, here and in the store, so that none is used, and none is removed."""
+    """Rename every checkpoint, locally and in the store, so that none is used or removed."""
     catalog.access.find()
     for path in checkpoint_directories(catalog.folder):
         set_aside(path, catalog.writer.local, "train.start_over")

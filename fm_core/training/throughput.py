@@ -1,4 +1,4 @@
-"""Measured training speed of a network on this machine, for an estimate of the time that a run takes."""
+"""Measured training throughput of a network on this machine, to estimate the duration of a run."""
 
 import time
 from dataclasses import dataclass
@@ -11,32 +11,32 @@ from fm_core.models.build import build_network
 from fm_core.training.engine import use_bf16
 
 MEASURED_SECONDS = 3.0
-"""Length of the measurement, without its first step."""
+"""Duration of the measurement in seconds, without its first step."""
 CPU_BATCH = 8
-"""Images in a step of the measurement without a GPU: larger batches take longer and are hardly faster."""
+"""Images per step of the measurement on a CPU, where larger batches are hardly faster per image."""
 
 
 @dataclass(frozen=True)
 class Throughput:
-    """Speed of training on this host."""
+    """Training throughput of this host."""
 
     images_per_s: float
-    """Over all devices."""
+    """Images per second over all devices."""
     devices: int
-    """GPUs, or 1 for the CPU cores together."""
+    """Number of GPUs, or 1 for all CPU cores together."""
     device: str
     """Name of a device, or the number of CPU cores."""
     micro_batch: int | None
-    """Largest number of images of one forward pass that fitted into a GPU; None on a CPU."""
+    """Largest number of images of one forward pass that fit into a GPU; None on a CPU."""
 
 
 def measure_throughput(
     config: RunConfig, image_shape: tuple[int, int, int], classes: int, batch: int
 ) -> Throughput:
-    """Train for a few seconds on random images and measure; nothing is written.
+    """Train for a few seconds on random images and measure the throughput; no files are written.
 
-    `image_shape` is (channels, height, width); `batch` the images of one process and step. One GPU is
-    measured and counted for all of the host. Raises UserError if the network cannot be built.
+    `image_shape` is (channels, height, width); `batch` is the number of images per process and step. One GPU
+    is measured and scaled to all GPUs of the host. Raises UserError if the network cannot be built.
     """
     if not torch.cuda.is_available():
         rate = _images_per_s(config, image_shape, classes, min(batch, CPU_BATCH), torch.device("cpu"))

@@ -1,8 +1,8 @@
-"""Log of a training run: metrics.jsonl, held_out.jsonl and status.json.
+"""Log files of a training run: metrics.jsonl, held_out.jsonl and status.json.
 
-Nothing in it stops training: what cannot be written now is told once, kept, and written later. A checkpoint
-counts only once the lines that it covers are on the disk. No line is ever deleted: those of steps that are
-trained again are set aside in another file first.
+A failed write does not stop training: it is reported once, and the lines are kept in memory and written
+later. A checkpoint becomes valid only after the lines that it covers are on the disk. Lines are never
+deleted: those of steps that are trained again are moved to another file first.
 """
 
 import json
@@ -22,11 +22,11 @@ from fm_core.training.metrics import finite
 
 LOG = logging.getLogger(__name__)
 STATUS_SECONDS = 3.0
-"""A file server that is slow must not slow down training: status.json is rewritten no more often."""
+"""Minimum interval between writes of status.json, so that a slow file server does not slow down training."""
 
 
 class TrainLog:
-    """Writes metrics.jsonl, held_out.jsonl and status.json, on rank 0 only; `export` gets each line, too."""
+    """Writes metrics.jsonl, held_out.jsonl and status.json, on rank 0; `export` gets each line as well."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class TrainLog:
         landmark: Path | None = None,
         fence: Fence | None = None,
     ) -> None:
-        """`landmark`: a file of the run directory; where it is missing, the directory is not mounted."""
+        """`landmark`: a file of the run directory; if it is missing, the directory is not mounted."""
         self.fence = fence or Unfenced()
         self._fenced_at: tuple[float, float] | None = None
         self.directory, self.metrics, self.job, self.images = directory, metrics, job, images
@@ -49,19 +49,19 @@ class TrainLog:
         self._waiting: list[tuple[Path, dict[str, Any]]] = []
         """Lines that could not be written yet, in order."""
         self._unsure = False
-        """Whether the first of them may have been written by an attempt that failed."""
-        self._told: set[str] = set()
+        """Whether a failed attempt may already have written the first of them."""
+        self._reported: set[str] = set()
 
     def forget_after(self, step: int) -> None:
         """Set aside the lines of steps that a resumed run will train again.
 
-        Raises OSError, also where the run directory is not mounted: its lines would be there twice later.
+        Raises OSError, also if the run directory is not mounted, since its lines would be duplicated later.
         """
-        self._check_sight()
+        self._check_mounted()
         self._waiting = [(path, record) for path, record in self._waiting if record["step"] <= step]
         for path in (self.metrics, self.validation):
             set_lines_aside(path, step)
-        self._check_sight()
+        self._check_mounted()
 
     def line(self, record: dict[str, Any]) -> None:
         """Append one metrics line."""
@@ -78,7 +78,7 @@ class TrainLog:
             self.export({**record, "loss": None, "held_out_loss": record["loss"]})
 
     def sync(self) -> None:
-        """Write every line to the disk. Raises OSError for what cannot be written now; it is kept."""
+        """Sync every line to the disk. Raises OSError if that fails; the next call tries again."""
         self._write_waiting()
         for path in (self.metrics, self.validation):
             if path.exists():
@@ -87,7 +87,7 @@ class TrainLog:
             sync(self.metrics.parent)
 
     def status(self, state: TrainState, phase: str = "running", now: bool = False) -> None:
-        """Rewrite status.json, at most once in a few seconds unless `now`; never raises."""
+        """Rewrite status.json, at most once every few seconds unless `now`; never raises."""
         seconds = time.monotonic()
         if not now and seconds - self._status_at < STATUS_SECONDS:
             return
@@ -115,10 +115,10 @@ class TrainLog:
         self._attempt("metrics", self._write_waiting)
 
     def _write_waiting(self) -> None:
-        self._check_sight()
+        self._check_mounted()
         while self._waiting:
             path, record = self._waiting[0]
-            # An error of close, as of a file server, comes after the line was written.
+            # An error of close, e.g. of a file server, is raised after the line was written.
             if not (self._unsure and ends_with_line(path, record)):
                 self._unsure = True
                 append_line(path, record)
@@ -126,14 +126,14 @@ class TrainLog:
             self._waiting.pop(0)
 
     def _write_status(self, progress: Progress, phase: str, facts: dict[str, Any]) -> None:
-        self._check_sight()
+        self._check_mounted()
         write_status(self.directory, progress, phase, **facts)
 
-    def _check_sight(self) -> None:
-        """Raise OSError if the run directory is not mounted: what is written there would be lost.
+    def _check_mounted(self) -> None:
+        """Raise OSError if the run directory is not mounted, because files written there would be lost.
 
-        Raises LeaseLostError if it belongs to another job by now. A machine that was paused may notice that
-        by its wall clock alone.
+        Raises LeaseLostError if it now belongs to another job. The wall clock is used as well, because the
+        monotonic clock may not advance while a machine is paused.
         """
         now = (time.monotonic(), time.time())
         last = self._fenced_at
@@ -147,34 +147,34 @@ class TrainLog:
         try:
             action()
         except (OSError, UserError) as error:
-            if what not in self._told:
+            if what not in self._reported:
                 LOG.warning("cannot write %s: %s; retrying, training continues", what, error)
-            self._told.add(what)
+            self._reported.add(what)
         else:
-            self._told.discard(what)
+            self._reported.discard(what)
 
 
 def set_lines_aside(path: Path, step: int) -> None:
-    """Move the lines of later steps than `step` to <name>.set-aside.jsonl beside; all are on the disk then.
+    """Durably move the lines of steps after `step` to <name>.set-aside.jsonl in the same directory.
 
-    A line that a crash truncated goes there, too. Raises OSError.
+    A line truncated by a crash is moved as well. Raises OSError.
     """
     try:
         lines = [line for line in path.read_bytes().split(b"\n") if line.strip()]
     except FileNotFoundError:
         return
-    kept = [line for line in lines if _step(line) <= step]
+    earlier = [line for line in lines if _step(line) <= step]
     later = b"".join(line + b"\n" for line in lines if _step(line) > step)
     if not later:
         return
     aside = path.with_name(f"{path.stem}.set-aside{path.suffix}")
-    # After a crash between the two writes they are there already.
+    # After a crash between the two writes they are already in that file.
     if not (aside.exists() and aside.read_bytes().endswith(later)):
         with aside.open("ab") as file:
             file.write(later)
             flush(file)
     sync(path.parent)
-    write_bytes(path, b"".join(line + b"\n" for line in kept))
+    write_bytes(path, b"".join(line + b"\n" for line in earlier))
     sync(path.parent)
 
 

@@ -43,19 +43,19 @@ from fm_core.training.validation_loss import SEED, SequentialSampler, Validation
 LOG = logging.getLogger(__name__)
 
 UPLOAD_SECONDS = 600.0
-"""How long the end of training waits for uploads to a store that fails."""
+"""Seconds that the end of training waits for uploads to a failing store."""
 STOPPED_UPLOAD_SECONDS = 4.0
-"""How long a run that was asked to stop waits for its uploads; then another process continues them."""
+"""Seconds that a stopped run waits for its uploads; then another process continues them."""
 
 
 def train(config: RunConfig, rank: Rank) -> None:
-    """Train until train.images were seen, from the newest checkpoint if there is one."""
+    """Train from the newest checkpoint, if there is one, until train.images images were seen."""
     device = initialize_process_group()
     trainer, state = build_or_resume(config, rank, device)
     try:
         _train_from(config, rank, trainer, state)
     finally:
-        # Under launch.kind debug this process goes on, and may train again in the same place.
+        # Under launch.kind debug this process continues, and may train in the same directory again.
         for catalog in (trainer.checkpoints, trainer.snapshots):
             if catalog:
                 catalog.close()
@@ -76,7 +76,7 @@ def _train_from(config: RunConfig, rank: Rank, trainer: Trainer, state: TrainSta
         if trainer.watchdog:
             trainer.watchdog.stop()
         raise _after_stop(config, trainer, stop) from None
-    # The other ranks are done; they wait for rank 0 outside of collectives, which would time out.
+    # The other ranks are done; they wait for rank 0 without a collective operation, which would time out.
     if trainer.watchdog:
         trainer.watchdog.stop()
     if trainer.checkpoints and trainer.log:
@@ -84,7 +84,7 @@ def _train_from(config: RunConfig, rank: Rank, trainer: Trainer, state: TrainSta
 
 
 def build_or_resume(config: RunConfig, rank: Rank, device: torch.device) -> tuple[Trainer, TrainState]:
-    """The trainer of this rank, and the state to train from: the newest checkpoint's or a fresh one."""
+    """The trainer of this rank and the state to train from, that of the newest checkpoint or a new one."""
     unfinished = stop_upload_worker(RunDirectory(config).path) if rank.first else None
     try:
         history = prepare_history(config, rank.fence) if rank.first else None
@@ -96,12 +96,12 @@ def build_or_resume(config: RunConfig, rank: Rank, device: torch.device) -> tupl
         if rank.first:
             adopt_staged(config, trainer.recipe)
         checkpoint = load_checkpoint(trainer)
-        if trainer.snapshots:  # now that the place was found to be the run's own
+        if trainer.snapshots:  # now that the checkpoint root is known to be this run's
             trainer.snapshots.catch_up()
         if checkpoint and history and history.completed_step is None:
             record_completed(RunDirectory(config).path, history.id, checkpoint.step, "")
     except Exception:
-        if unfinished is not None:  # this start failed, so it does not upload what the last stop left
+        if unfinished is not None:  # this start failed, so it must not upload what the last stop left
             start_upload_worker(config, unfinished)
         raise
     state = nonfinite_recovery.restore_rollback(checkpoint or TrainState(), trainer.rollback_record)
@@ -109,7 +109,7 @@ def build_or_resume(config: RunConfig, rank: Rank, device: torch.device) -> tupl
 
 
 def _after_stop(config: RunConfig, trainer: Trainer, stop: StopRequested) -> StopRequested:
-    """The same request to stop, with what happens to checkpoints that are not in their store yet."""
+    """The request to stop, with a message about checkpoints that are not uploaded yet."""
     catalogs = [catalog for catalog in (trainer.checkpoints, trainer.snapshots) if catalog]
     problems = [problem for catalog in catalogs if (problem := catalog.wait(STOPPED_UPLOAD_SECONDS))]
     if not (problems and trainer.log):
@@ -118,7 +118,9 @@ def _after_stop(config: RunConfig, trainer: Trainer, stop: StopRequested) -> Sto
         return stop
     step = step_of(str(trainer.log.facts["last_checkpoint"]))
     message = start_upload_worker(config, step)
-    message = message or f"the next start uploads what waits in {catalogs[0].folder}: {problems[0]}"
+    message = (
+        message or f"the next start uploads the checkpoints staged in {catalogs[0].folder}: {problems[0]}"
+    )
     LOG.warning("%s", message)
     return StopRequested(f"{stop}; {message}")
 
@@ -188,7 +190,7 @@ def _build_trainer(config: RunConfig, rank: Rank, device: torch.device) -> Train
 
 
 def _has_checkpoint(config: RunConfig, rank: Rank) -> bool:
-    """Whether there is a checkpoint to resume from, so that train.init_from is not needed any more."""
+    """Whether there is a checkpoint to resume from, so that train.init_from is no longer needed."""
     shared = [bool(CheckpointCatalog.of(config).steps()) if rank.first else None]
     dist.broadcast_object_list(shared, src=0)
     return bool(shared[0])
@@ -198,7 +200,7 @@ def _validation_loss(
     config: RunConfig, manifest: Manifest, method: Method, ranks: int
 ) -> ValidationLoss | None:
     available = manifest.splits["val"].images if "val" in manifest.splits else 0
-    images = min(config.train.held_out_images, available)
+    images = min(config.train.validation_images, available)
     if not images:
         return None
     reader = ImageReader(config.data.root, manifest, "val", make_cache(config.data, manifest))
@@ -222,7 +224,7 @@ def _train_log(config: RunConfig, rank: Rank) -> TrainLog:
 
 
 def recipe(config: RunConfig, manifest: Manifest) -> dict[str, Any]:
-    """What a file of weights records, so that it can be used alone and compared with a run."""
+    """Metadata of a weights file, so that it can be used on its own and compared with a run."""
     return {
         "run": {"name": config.run.name},
         "seed": config.run.seed,

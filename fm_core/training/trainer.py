@@ -1,4 +1,4 @@
-"""Trainer: everything that the training loop works with, on one rank."""
+"""Trainer: the objects and state that the training loop uses, on one rank."""
 
 import time
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from fm_core.training.zero_state import ZeroState
 
 @dataclass
 class Trainer:
-    """Everything the loop works with, on one rank."""
+    """Objects and state of the training loop on one rank."""
 
     train: TrainSection
     engine: Any
@@ -33,7 +33,7 @@ class Trainer:
     rank: Rank
     device: torch.device
     recipe: dict[str, Any]
-    """What the weights belong to: network, method, data; recorded in every file of weights."""
+    """Network, method and data of the weights, recorded in every weights file."""
     conditional: bool
     """Whether the network sees the labels."""
     flops: float
@@ -43,32 +43,32 @@ class Trainer:
     log: TrainLog | None
     """On rank 0 only."""
     snapshots: CheckpointCatalog | None = None
-    """On rank 0 only: snapshots of the power-function averages, all of which stay."""
+    """On rank 0 only: snapshots of the power-function averages, all of which are kept."""
     rollback_record: Path | None = None
     """On rank 0 only: the file that records a rollback."""
     validation: ValidationLoss | None = None
     """None if there are no validation images."""
     on_first_step: Callable[[], None] | None = None
-    """On rank 0 only: called after the first step that was applied, and again after an OSError."""
+    """On rank 0 only: called after the first applied step, and again after an OSError."""
     binding_failed: bool = False
     """Whether `on_first_step` has raised an OSError."""
     watchdog: HangWatchdog | None = None
-    """None if ranks that hang are not detected."""
+    """None if hanging ranks are not detected."""
     completed: str | None = None
-    """On rank 0 only: the last checkpoint that the run has completed, as messages name it."""
+    """On rank 0 only: name of the last checkpoint that the run has completed, for messages."""
     snapshot_missing: bool = False
     """Whether the last snapshot could not be written."""
     step_start: float = field(default_factory=time.monotonic)
     """When the current step started."""
     control: Any = field(default_factory=lambda: dist.new_group(backend="gloo"))
-    """Process group on the CPU, for what the ranks agree on besides tensors of the device."""
+    """Process group on the CPU, for collectives on values that are not on the device."""
 
     def heartbeat(self, at: str, patience: int = 1) -> None:
-        """Tell the hang watchdog what all ranks do next, and how much longer than usual it may take."""
+        """Report to the hang watchdog what all ranks do next, and how much longer than usual it may take."""
         if self.watchdog:
             self.watchdog.heartbeat(at, patience)
 
     @property
     def sharded(self) -> ZeroState:
-        """The tensors that go into a checkpoint."""
+        """The sharded tensors of a checkpoint."""
         return ZeroState(self.engine, self.averages.shards)

@@ -1,4 +1,4 @@
-"""Validation loss: on the same images, times and noise for every run and any number of processes."""
+"""Validation loss, on the same images, times and noise for every run and any number of processes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +17,7 @@ SEED = 0
 
 
 class SequentialSampler:
-    """The ids of a split in a fixed order, over and over."""
+    """The ids of a split in a fixed order, repeated indefinitely."""
 
     def __init__(self, order: NDArray[np.int64]) -> None:
         self.order = order
@@ -28,7 +28,7 @@ class SequentialSampler:
 
 
 class ValidationLoss:
-    """The mean loss on the first images of the validation split, in a fair order."""
+    """Mean loss on the first images of the validation split."""
 
     def __init__(self, source: BatchSource, images: int, micro_batch: int) -> None:
         """`source` reads the images in order; each rank evaluates `micro_batch` of them at a time."""
@@ -45,11 +45,11 @@ class ValidationLoss:
     ) -> float | None:
         """Mean loss without dropout, None if it is not finite; all ranks must call it.
 
-        `heartbeat` is called before each forward pass. Training is unaffected: nothing is drawn from a
-        generator that it uses.
+        `heartbeat` is called before each forward pass. Training is unaffected, because its random generators
+        are not used.
         """
         rank, ranks = dist.get_rank(), dist.get_world_size()
-        # Under ZeRO 3 all ranks must make the same number of forward passes; surplus images are not counted.
+        # Under ZeRO 3 all ranks must run the same number of forward passes; surplus images are not counted.
         rounds = -(-self.images // (ranks * self.micro_batch))
         sums = torch.zeros(2, dtype=torch.float64, device=device)
         engine.eval()

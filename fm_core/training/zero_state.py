@@ -1,9 +1,9 @@
-"""ZeRO's sharded float32 state: gather full tensors from the ranks, and scatter them again.
+"""Sharded float32 state of ZeRO: gather full tensors from the ranks and scatter them.
 
 On each rank ZeRO keeps flat partitions of the float32 weights and of AdamW's two moments, one tensor for each
-parameter group. Whatever is partitioned like the weights ("shards") is gathered, or scattered to any number
-of ranks, by putting it in the weights' place for a moment. The attribute names are private to DeepSpeed;
-only this module knows them, and a test checks them for every ZeRO stage.
+parameter group. Tensors that are partitioned like the weights ("shards") are gathered, or scattered to any
+number of ranks, by temporarily swapping them with the weights. The attribute names are private to DeepSpeed;
+only this module uses them, and a test checks them for every ZeRO stage.
 """
 
 from collections.abc import Generator, Mapping, Sequence
@@ -29,7 +29,7 @@ _PARTITIONS = (
 
 
 class ZeroState:
-    """Weights, AdamW's moments and averages of an engine, as the ShardedState of a checkpoint."""
+    """ShardedState of a checkpoint with the weights, AdamW's moments and averages of an engine."""
 
     def __init__(self, engine: Any, averages: Mapping[str, Shards]) -> None:
         """`averages` are shards by name, partitioned like the weights."""
@@ -41,7 +41,7 @@ class ZeroState:
         return [RAW, *(f"{OPTIMIZER}/{name}" for name in MOMENTS), *self.averages]
 
     def gather(self, part: str, keep: bool = True, heartbeat: Heartbeat = no_progress) -> dict[str, Tensor]:
-        """The full float32 tensors of a part, as `gather_full`."""
+        """The full float32 tensors of a part; see `gather_full`."""
         return gather_full(
             self.engine, self._shards(part), keep, lambda name: heartbeat(f"gathering {name} of {part}")
         )
@@ -116,7 +116,7 @@ def scatter(engine: Any, shards: Shards, read: ReadTensor) -> None:
 
 @torch.no_grad()
 def set_weights(engine: Any, read: ReadTensor) -> None:
-    """Set the float32 weights and the weights the network computes with; all ranks must call it."""
+    """Set the float32 weights and the weights that the network computes with; all ranks must call it."""
     for name, parameter in engine.module.named_parameters():
         value = _from_rank_0(engine, parameter, name, read)
         _set_float32(parameter, value)

@@ -1,7 +1,7 @@
 """Interleaved measurement of contenders, each in its own process, and the ratios of their times.
 
-Other load on the machine affects all contenders of a round alike, so that ratios within a round are
-meaningful where times are not. The table shows the median of the rounds' ratios, with the lowest and the
+Other load on the machine affects all contenders of a round similarly, so that ratios within a round are
+meaningful even if times are not. The table shows the median of the rounds' ratios, with the lowest and the
 highest.
 """
 

@@ -45,10 +45,18 @@ def main() -> None:
     for name in [options.task] if options.task else SIDES:
         keys = ("images", "batch", "warmup", "steps", "blocks")
         task = {"task": name, **{key: getattr(options, key) for key in keys}}
-        found = measure("keyed_noise.py", SIDES[name], options, task)
+        measurements = measure("keyed_noise.py", SIDES[name], options, task)
         goals = GOALS.get(name, {"numpy-v1": "at most 1"})
-        report(SIDES[name], found, "philox-v1", UNITS.get(name, "seconds a step"), options, goals, f"-{name}")
-        for side, rows in found.items():
+        report(
+            SIDES[name],
+            measurements,
+            "philox-v1",
+            UNITS.get(name, "seconds a step"),
+            options,
+            goals,
+            f"-{name}",
+        )
+        for side, rows in measurements.items():
             if rate := [float(str(row["per_s"])) for row in rows if "per_s" in row]:
                 print(f"{name}, {side}: {median(rate):,.0f} {rows[0]['of']}/s")
             if "bytes_per_image" in rows[0]:

@@ -1,4 +1,4 @@
-"""A sequence of episodes within a budget of minutes: its state on disk, its deck of faults, and its table."""
+"""A sequence of episodes within a budget of minutes: state on disk, order of faults, and summary."""
 
 import fcntl
 import json
@@ -13,9 +13,9 @@ from random import Random
 from typing import Any
 
 from infra.chaos_faults import namespaces, preload, process_faults, store_server, world_faults
+from infra.chaos_faults.context import EpisodeContext, FaultKind
 from infra.chaos_faults.disks import ChaosDisk
 from infra.chaos_faults.episode import Episode, EpisodeResult, as_record, keep
-from infra.chaos_faults.lab import EpisodeLab, FaultKind
 from infra.chaos_faults.namespaces import ProcessHost
 from infra.chaos_faults.preload import Preload
 from infra.chaos_faults.store_server import ObjectStore
@@ -23,9 +23,9 @@ from infra.chaos_faults.tiny_training import TinyTraining
 
 SCHEMA = 1
 RUN_MEGABYTES, CHECKPOINT_MEGABYTES = 400, 64
-"""A start refuses a run directory with less than 256 MiB free."""
+"""Size of the run's disk; a start refuses a run directory with less than 256 MiB free."""
 STORE_EVERY = 3
-"""Every so many episodes the checkpoints are in a store."""
+"""Every this many episodes, the checkpoints are in a store."""
 MISSING = {
     "mounts": "no right to make mount namespaces",
     "network": "no right to make network namespaces, or no iproute2",
@@ -53,7 +53,7 @@ class ChaosCampaign:
     def __init__(
         self, directory: Path, seed: int, minutes: float, images: int, only: Sequence[str] = ()
     ) -> None:
-        """Continue what an earlier call in the directory has begun.
+        """Continue what an earlier call in the directory started.
 
         `only` names the kinds of faults to inject, in full or up to the colon; by default all of them.
         Raises ValueError for another seed, and for a kind that does not exist.
@@ -84,7 +84,7 @@ class ChaosCampaign:
 
     @property
     def not_run(self) -> dict[str, str]:
-        """The kinds that are impossible here or not wanted, and why."""
+        """The kinds that are impossible or not requested, and why."""
         return {
             kind.name: "; ".join(MISSING[need] for need in sorted(kind.needs - self.allowed)) or "not chosen"
             for kind in self.kinds
@@ -92,9 +92,9 @@ class ChaosCampaign:
         }
 
     def run(self, episodes: int | None = None) -> None:
-        """Run episodes until the minutes are spent, or until there are so many.
+        """Run episodes until the minutes are used up, or until there are `episodes`.
 
-        Raises ValueError where another process does so in the same directory.
+        Raises ValueError if another process does so in the same directory.
         """
         with (self.directory / "lock").open("w", encoding="utf-8") as lock:
             try:
@@ -105,7 +105,7 @@ class ChaosCampaign:
 
     def _run(self, episodes: int | None) -> None:
         work = self.directory / "work"
-        shutil.rmtree(work, ignore_errors=True)  # of an episode that was interrupted
+        shutil.rmtree(work, ignore_errors=True)  # left by an interrupted episode
         reference = self._reference()
         library = preload.compile_library(self.directory) if "compiler" in self.allowed else None
         while self.record["seconds"] < self.minutes * 60:
@@ -194,20 +194,20 @@ class ChaosCampaign:
             root = store_server.URL if store else str(folder / "checkpoints")
             training = TinyTraining(folder, self.directory / "data", self.images, root, variables)
             other = ProcessHost.start() if "hosts" in self.allowed else None
-            lab = EpisodeLab(training, run_disk, checkpoint_disk, injected, store, other)
+            context = EpisodeContext(training, run_disk, checkpoint_disk, injected, store, other)
             deck = self._deck(place, number)
             deadline = time.monotonic() + self.minutes * 60 - self.record["seconds"]
             Episode(
                 result,
-                lab,
+                context,
                 reference,
                 lambda: self._draw(deck, place),
                 lambda kind: deck.insert(0, kind),
                 deadline,
             ).run()
-            kept = self.directory / "episodes" / f"{number:03}"
-            result.kept = str(kept)
-            keep(lab, kept, bool(result.violations))
+            kept_folder = self.directory / "episodes" / f"{number:03}"
+            result.kept = str(kept_folder)
+            keep(context, kept_folder, bool(result.violations))
         finally:
             for disk in (run_disk, checkpoint_disk):
                 if disk:
@@ -229,7 +229,7 @@ class ChaosCampaign:
         return deck
 
     def _draw_new(self, deck: list[FaultKind], place: str, number: int) -> None:
-        """Shuffle the possible kinds; those that occurred least come first, so that none is left out."""
+        """Shuffle the possible kinds; the least frequent so far come first, so that none is omitted."""
         kinds = [
             kind for kind in self.kinds if kind.name not in self.not_run and kind.episodes in ("all", place)
         ]
@@ -248,7 +248,7 @@ class ChaosCampaign:
 
 
 def _reap() -> None:
-    """Forget orphans of the run that have ended: they are children of the first process of the namespace."""
+    """Reap ended orphans of the run, which are children of the first process of the namespace."""
     with suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass

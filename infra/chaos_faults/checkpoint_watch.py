@@ -1,4 +1,4 @@
-"""Watch on the checkpoints of a run: nothing complete may be deleted but by the retention rule."""
+"""Watches the checkpoints of a run: complete ones may be deleted only according to the retention rule."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ ATTEMPTS = 5
 
 @dataclass(frozen=True)
 class CompleteCheckpoint:
-    """A checkpoint that was complete when it was seen."""
+    """A checkpoint that was complete when it was observed."""
 
     fingerprint: str
     loss: float | None
@@ -37,10 +37,10 @@ class Snapshot:
 
 
 class RetentionWatch:
-    """Judges every checkpoint that goes away between two snapshots."""
+    """Checks every checkpoint that disappears between two snapshots."""
 
     def __init__(self, retained: int) -> None:
-        """`retained`: how many of the newest checkpoints stay, beside the best."""
+        """`retained`: number of newest checkpoints that must be kept, besides the best."""
         self.retained = retained
         self.problems: list[str] = []
         self.set_aside: list[str] = []
@@ -48,7 +48,7 @@ class RetentionWatch:
         self._known: dict[str, tuple[int, CompleteCheckpoint]] = {}
 
     def observe(self, now: Snapshot) -> None:
-        """Compare a snapshot with what was there before."""
+        """Compare a snapshot with the previous one."""
         here = {checkpoint.fingerprint for checkpoint in now.present.values()}
         for fingerprint, (step, checkpoint) in list(self._known.items()):
             if fingerprint in here or fingerprint in now.removing:
@@ -92,7 +92,7 @@ class FolderWatch:
         self._thread.start()
 
     def close(self) -> RetentionWatch:
-        """End the thread after a last look; what it has seen."""
+        """End the thread after a last snapshot; return the watch."""
         self._ended.set()
         self._thread.join()
         return self.retention
@@ -107,7 +107,7 @@ class FolderWatch:
 
 
 def folder_snapshot(folder: Path) -> Snapshot | None:
-    """The complete checkpoints of a folder; None where it changes too quickly to tell, or is missing."""
+    """The complete checkpoints of a folder; None if it changes during the read, or is missing."""
     for _ in range(ATTEMPTS):
         try:
             before = sorted(path.name for path in folder.iterdir())

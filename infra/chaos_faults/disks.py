@@ -1,4 +1,4 @@
-"""Disks of an episode: small file systems that can be unmounted, mounted again, and full."""
+"""Disks of an episode: small file systems that can be unmounted, mounted again, and filled."""
 
 import os
 import subprocess
@@ -10,10 +10,10 @@ PAGE = 4096
 
 
 class ChaosDisk:
-    """A file system in memory at `backing`, mounted at `place` as long as it is in sight."""
+    """A file system in memory at `backing`, which is bind-mounted at `place` while it is available."""
 
     def __init__(self, backing: Path, place: Path, megabytes: int, mounted: bool) -> None:
-        """Where this user cannot mount (`mounted` is false), the place is a plain folder."""
+        """If this user cannot mount (`mounted` is false), `place` is a plain folder."""
         self.place, self.megabytes = place, megabytes
         self.backing = backing if mounted else place
         self.mounted, self.hidden = mounted, False
@@ -24,7 +24,7 @@ class ChaosDisk:
             run("mount", "--bind", backing, place)
 
     def hide(self) -> None:
-        """Unmount it; files that are open stay open."""
+        """Unmount it; open files remain open."""
         run("umount", "--lazy", self.place)
         self.hidden = True
 
@@ -34,14 +34,14 @@ class ChaosDisk:
         self.hidden = False
 
     def fill(self) -> None:
-        """Leave no page free."""
+        """Fill it completely."""
         for _ in range(100):
             facts = os.statvfs(self.backing)
             used = (facts.f_blocks - facts.f_bfree) * facts.f_bsize
             try:
                 run("mount", "-o", f"remount,size={max(used, PAGE)}", self.backing)
                 return
-            except RuntimeError:  # it has grown meanwhile
+            except RuntimeError:  # the file has grown in the meantime
                 continue
         raise RuntimeError(f"{self.backing} cannot be filled")
 
@@ -50,13 +50,13 @@ class ChaosDisk:
         run("mount", "-o", f"remount,size={self.megabytes}m", self.backing)
 
     def close(self) -> None:
-        """Unmount it for good."""
+        """Unmount it permanently."""
         if self.mounted:
             for path in (self.place, self.backing):
                 subprocess.run(["umount", "--lazy", str(path)], capture_output=True)
 
     def shadow(self) -> list[str]:
-        """Files that were written to the mount point while nothing was mounted there; call after `close`."""
+        """Files that were written to the empty mount point; call after `close`."""
         if not self.mounted:
             return []
         return sorted(str(path.relative_to(self.place)) for path in self.place.rglob("*") if path.is_file())

@@ -1,4 +1,4 @@
-"""What must hold at the end of an episode: metrics and weights of the undisturbed run, nothing missing."""
+"""Invariants at the end of an episode: metrics and weights equal those of the undisturbed run."""
 
 import hashlib
 import json
@@ -10,18 +10,18 @@ import numpy as np
 from safetensors.numpy import load_file
 
 TIMED = {"seconds", "images_per_s", "data_seconds", "memory_bytes", "tflops_per_device", "mfu"}
-"""What a metrics line measures of the machine, and not of the model."""
+"""Entries of a metrics line that measure the machine, not the model."""
 TIMED_STATE = {"seconds", "schema"}
 REPORTED = 5
-"""Differences that are named for each kind."""
+"""Maximum number of reported differences per kind."""
 
 
 def line_problems(
     name: str, lines: Sequence[Mapping[str, Any]], expected: Sequence[Mapping[str, Any]]
 ) -> list[str]:
-    """What differs between the lines of a run and those of the undisturbed run.
+    """Differences between the lines of a run and those of the undisturbed run.
 
-    Every step must be there once, in order, and its values must be equal to the bit.
+    Every step must occur exactly once, in order, with bit-identical values.
     """
     problems: list[str] = []
     steps, right = [line.get("step") for line in lines], [line["step"] for line in expected]
@@ -49,7 +49,7 @@ def line_problems(
 
 
 def tensor_problems(folder: Path, expected: Path) -> list[str]:
-    """What differs between two checkpoints, tensor by tensor, bit for bit."""
+    """Differences between two checkpoints, tensor by tensor, bit for bit."""
     names, right = _files(folder), _files(expected)
     problems = [f"{folder.name}: no {name}" for name in sorted(right - names)]
     problems += [f"{folder.name}: unexpected {name}" for name in sorted(names - right)]
@@ -64,7 +64,7 @@ def tensor_problems(folder: Path, expected: Path) -> list[str]:
 
 
 def state_problems(folder: Path, expected: Path) -> list[str]:
-    """What differs between the training states of two checkpoints."""
+    """Differences between the training states of two checkpoints."""
     actual, reference = (
         json.loads((path / "state.json").read_text(encoding="utf-8")) for path in (folder, expected)
     )
@@ -94,7 +94,7 @@ def hash_problems(folder: Path) -> list[str]:
 
 
 def final_problems(run: Path, checkpoints: Path, reference: Path, reference_checkpoints: Path) -> list[str]:
-    """Everything that differs between a run that has ended and the undisturbed one."""
+    """All differences between a run that has ended and the undisturbed one."""
     problems: list[str] = []
     for name in ("metrics.jsonl", "held_out.jsonl"):
         try:

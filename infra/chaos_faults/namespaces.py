@@ -1,4 +1,4 @@
-"""Namespaces of the chaos test: mounts, network and processes of its own, so that the machine keeps its."""
+"""Namespaces of the chaos test for mounts, network and processes, so that the machine is not affected."""
 
 import ctypes
 import os
@@ -21,9 +21,9 @@ HOST_SPACES = (
 
 
 def run_isolated(command: Sequence[str]) -> int | None:
-    """Run a command in namespaces of its own and return its exit status.
+    """Run a command in new namespaces and return its exit status.
 
-    None where this process is in such namespaces already, or where this user cannot make any.
+    None if this process is already in such namespaces, or if this user cannot create any.
     """
     if VARIABLE in os.environ:
         return None
@@ -35,12 +35,12 @@ def run_isolated(command: Sequence[str]) -> int | None:
 
 
 def is_isolated() -> bool:
-    """Whether this process is in namespaces of its own."""
+    """Whether this process is in its own namespaces."""
     return VARIABLE in os.environ
 
 
 def prepare() -> None:
-    """Keep mounts away from the machine, pass them on to hosts below, and start the loopback interface."""
+    """Make mounts private but propagate them to inner hosts, and start the loopback interface."""
     run("mount", "--make-rprivate", "/")
     run("mount", "--make-rshared", "/")
     if shutil.which("ip"):
@@ -48,7 +48,7 @@ def prepare() -> None:
 
 
 def run(*command: object) -> None:
-    """Run a command that must succeed. Raises RuntimeError with what it said."""
+    """Run a command that must succeed. Raises RuntimeError with its error output."""
     done = subprocess.run([str(part) for part in command], capture_output=True, encoding="utf-8")
     if done.returncode:
         raise RuntimeError(f"{' '.join(map(str, command))}: {done.stderr.strip()}")
@@ -56,7 +56,7 @@ def run(*command: object) -> None:
 
 @dataclass(frozen=True)
 class ProcessHost:
-    """A PID namespace: to the program another host with the same disks."""
+    """A PID namespace, which the program treats as another host with the same disks."""
 
     keeper: subprocess.Popen[bytes]
     first: int
@@ -75,7 +75,7 @@ class ProcessHost:
 
     def inside(self, command: Sequence[str]) -> list[str]:
         """The command line that runs a command there."""
-        # nsenter would stop with the command and pass SIGCONT on to it.
+        # nsenter would be stopped together with the command and forward SIGCONT to it.
         return [sys.executable, "-m", ENTER, str(self.first), *command]
 
     def close(self) -> None:

@@ -23,7 +23,7 @@ FUNCTIONS = (
     "close",
     "link",
 )
-"""In the order of the enum in injection.c."""
+"""Functions in the order of the enum in injection.c."""
 ERRORS = {
     "open": ("EIO", "EMFILE", "ENFILE", "ESTALE", "ENOMEM", "EACCES", "ENOSPC"),
     "read": ("EIO", "ESTALE", "ENOMEM"),
@@ -60,7 +60,7 @@ def compiler() -> str | None:
 
 
 def compile_library(folder: Path) -> Path:
-    """Compile the library into a folder. Raises RuntimeError with what the compiler said."""
+    """Compile the library into a folder. Raises RuntimeError with the compiler's output."""
     library = folder / "injection.so"
     command = [compiler() or "cc", "-shared", "-fPIC", "-O2", "-o", str(library), str(SOURCE), "-ldl"]
     done = subprocess.run(command, capture_output=True, encoding="utf-8")
@@ -70,10 +70,10 @@ def compile_library(folder: Path) -> Path:
 
 
 class Preload:
-    """The library in the processes of one episode: they have `variables` in their environment."""
+    """The preloaded library of one episode, whose processes have `variables` in their environment."""
 
     def __init__(self, library: Path, control: Path, prefix: Path) -> None:
-        """Calls fail only on paths below `prefix`."""
+        """Calls fail only for paths below `prefix`."""
         control.write_bytes(bytes(ctypes.sizeof(_Control)))
         self._file = control.open("r+b")
         self._map = mmap.mmap(self._file.fileno(), ctypes.sizeof(_Control))
@@ -87,14 +87,14 @@ class Preload:
         self._control.clock_ns = int(seconds * 1e9)
 
     def arm(self, function: str, error: str, skip: int, count: int) -> None:
-        """Let calls of a function fail: `count` of them, after `skip` that succeed."""
+        """Make `count` calls of a function fail, after `skip` calls that succeed."""
         self._control.function = -1
         self._control.error = getattr(errno, error)
         self._control.skip, self._control.left, self._control.fired = skip, count, 0
         self._control.function = FUNCTIONS.index(function)
 
     def arm_randomly(self, rng: Random) -> str:
-        """Let calls of a random function fail with a random error; a description."""
+        """Make calls of a random function fail with a random error; return a description."""
         function = rng.choice(FUNCTIONS)
         error = rng.choice(ERRORS[function])
         skip, count = rng.choice((0, 0, 1, 3, 10, 40)), rng.choice((1, 1, 1, 2, 5, 30))
@@ -102,13 +102,13 @@ class Preload:
         return f"{count} x {error} of {function} after {skip} calls"
 
     def disarm(self) -> int:
-        """Let no further call fail; how many did."""
+        """Make no further call fail; return how many did."""
         self._control.function = -1
         return self._control.fired
 
     @property
     def fired(self) -> int:
-        """How many calls have failed since `arm`."""
+        """Number of calls that have failed since `arm`."""
         return self._control.fired
 
     @property

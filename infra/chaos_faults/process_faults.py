@@ -6,17 +6,17 @@ from random import Random
 
 import psutil
 
-from infra.chaos_faults.lab import ActiveFault, EpisodeLab, FaultKind, Inject, NotNowError
+from infra.chaos_faults.context import ActiveFault, EpisodeContext, FaultKind, Inject, NotNowError
 from infra.chaos_faults.tiny_training import RunProcess, read_record
 
 ROLES = ("supervisor", "rank group", "rank 0", "rank 1")
 TAKEOVER_SECONDS = 600.0
-"""Within this time another host must have noticed that the first is dead, and must have trained."""
+"""Seconds in which another host must detect that the first is dead, and continue training."""
 FREEZE_SECONDS = (0.2, 2.0, 5.0, 12.0)
 
 
 def send(processes: list[RunProcess], number: signal.Signals) -> list[RunProcess]:
-    """Send a signal; the processes that got it."""
+    """Send a signal; return the processes that received it."""
     reached: list[RunProcess] = []
     for member in processes:
         with suppress(psutil.Error):
@@ -30,47 +30,49 @@ def _named(processes: list[RunProcess]) -> str:
 
 
 def _kill(role: str) -> Inject:
-    def inject(lab: EpisodeLab, rng: Random) -> ActiveFault:
-        if not send(lab.live(role), signal.SIGKILL):
+    def inject(context: EpisodeContext, rng: Random) -> ActiveFault:
+        if not send(context.live(role), signal.SIGKILL):
             raise NotNowError(f"{role} has just ended")
         return ActiveFault(f"kill: {role}", role)
 
     return inject
 
 
-def kill_all(lab: EpisodeLab, rng: Random) -> ActiveFault:
-    """SIGKILL of everything at once, as a crash of the machine."""
-    frozen = send(lab.live(), signal.SIGSTOP)
-    killed = send(lab.training.processes(), signal.SIGKILL)
+def kill_all(context: EpisodeContext, rng: Random) -> ActiveFault:
+    """SIGKILL of all processes at once, like a crash of the machine."""
+    frozen = send(context.live(), signal.SIGSTOP)
+    killed = send(context.training.processes(), signal.SIGKILL)
     return ActiveFault("kill: all", _named([*frozen, *killed]))
 
 
-def freeze(lab: EpisodeLab, rng: Random) -> ActiveFault:
+def freeze(context: EpisodeContext, rng: Random) -> ActiveFault:
     """SIGSTOP of one process, or of all, and SIGCONT after some seconds."""
     role = rng.choice((*ROLES, None))
-    frozen = send(lab.live(role), signal.SIGSTOP)
+    frozen = send(context.live(role), signal.SIGSTOP)
     seconds = rng.choice(FREEZE_SECONDS)
     detail = f"{_named(frozen)} for {seconds:g} s"
     return ActiveFault("freeze", detail, lambda: send(frozen, signal.SIGCONT), seconds)
 
 
-def take_over(lab: EpisodeLab, rng: Random) -> ActiveFault:
+def take_over(context: EpisodeContext, rng: Random) -> ActiveFault:
     """SIGSTOP of everything until another host has taken over the run and trained, then SIGCONT."""
-    if not lab.has_completed():
+    if not context.has_completed():
         raise NotNowError("nothing to take over")
-    supervisors = lab.live("supervisor")
-    lab.live("rank 0")
-    epoch = lab.epoch()
+    supervisors = context.live("supervisor")
+    context.live("rank 0")
+    epoch = context.epoch()
     if not epoch:
         raise NotNowError("no job holds the lease")
-    frozen = send(lab.live(), signal.SIGSTOP)
-    frozen += send([member for member in lab.training.processes() if member not in frozen], signal.SIGSTOP)
-    lab.host = lab.other_host if lab.host is None else None
-    start = lab.start()
-    before = lab.status_job()
+    frozen = send(context.live(), signal.SIGSTOP)
+    frozen += send(
+        [member for member in context.training.processes() if member not in frozen], signal.SIGSTOP
+    )
+    context.host = context.other_host if context.host is None else None
+    start = context.start()
+    before = context.status_job()
 
     def trained() -> bool:
-        return lab.status_job() not in (None, before) and lab.epoch() > epoch
+        return context.status_job() not in (None, before) and context.epoch() > epoch
 
     def is_over() -> bool:
         return start.process.poll() is not None or trained()
@@ -84,21 +86,21 @@ def take_over(lab: EpisodeLab, rng: Random) -> ActiveFault:
     )
 
 
-def start_again(lab: EpisodeLab, rng: Random) -> ActiveFault:
+def start_again(context: EpisodeContext, rng: Random) -> ActiveFault:
     """A second start of the same run while one is alive."""
-    if not lab.training.alive():
+    if not context.training.alive():
         raise NotNowError("nothing runs")
-    return ActiveFault("second start", f"start {lab.start().number}")
+    return ActiveFault("second start", f"start {context.start().number}")
 
 
-def request_stop(lab: EpisodeLab, rng: Random) -> ActiveFault:
+def request_stop(context: EpisodeContext, rng: Random) -> ActiveFault:
     """A request to stop: SIGTERM of a supervisor, or a STOP file; the operator starts the run again."""
     if rng.random() < 0.5:
-        supervisors = lab.live("supervisor")
+        supervisors = context.live("supervisor")
         send([rng.choice(supervisors)], signal.SIGTERM)
         return ActiveFault("stop request", "SIGTERM")
-    lab.live("rank 0")
-    stop = lab.run_disk.backing / "STOP"
+    context.live("rank 0")
+    stop = context.run_disk.backing / "STOP"
     try:
         stop.touch()
     except OSError as error:
@@ -106,32 +108,32 @@ def request_stop(lab: EpisodeLab, rng: Random) -> ActiveFault:
     return ActiveFault("stop request", "STOP file")
 
 
-def orphaned_uploads(lab: EpisodeLab, rng: Random) -> ActiveFault:
-    """A stop while the store is away leaves a process that uploads; it is killed."""
-    assert lab.store
-    lab.live("rank 0")
-    if not lab.has_completed():
+def orphaned_uploads(context: EpisodeContext, rng: Random) -> ActiveFault:
+    """A stop while the store is unavailable leaves an upload process, which is killed."""
+    assert context.store
+    context.live("rank 0")
+    if not context.has_completed():
         raise NotNowError("nothing to upload")
-    supervisors = lab.live("supervisor")
-    lab.store.ask("stop")
+    supervisors = context.live("supervisor")
+    context.store.ask("stop")
     send(supervisors, signal.SIGTERM)
     killed: list[RunProcess] = []
 
     def uploads() -> list[RunProcess]:
-        record = read_record(lab.run_disk.backing / "train" / "afterwards.json")
-        alive = lab.training.processes()
+        record = read_record(context.run_disk.backing / "train" / "afterwards.json")
+        alive = context.training.processes()
         if record is None or any(member.role.startswith("rank") for member in alive):
             return []
         return [member for member in alive if member.role == "side"]
 
     def heal() -> None:
         killed.extend(send(uploads(), signal.SIGKILL))
-        assert lab.store
-        lab.store.ask("start")
+        assert context.store
+        context.store.ask("start")
 
     return ActiveFault(
         "kill: uploads after a stop",
-        "with the store away",
+        "with the store unavailable",
         heal,
         60.0,
         lambda: bool(uploads()),

@@ -1,8 +1,8 @@
-"""A local stand-in for S3, in a process and, where possible, behind a cable of its own.
+"""A local S3 server, in its own process and, if possible, its own network namespace.
 
 `python -m infra.chaos_faults.store_server ADDRESS SNAPSHOTS` reads commands from its standard input: start,
 stop, dump FOLDER. It answers each with a line, and appends a line to SNAPSHOTS whenever the complete
-checkpoints in the bucket have changed.
+checkpoints in the bucket change.
 """
 
 import json
@@ -33,10 +33,10 @@ INTERVAL_SECONDS = 0.05
 
 
 class ObjectStore:
-    """The server, as the chaos test handles it."""
+    """The server, as controlled by the chaos test."""
 
     def __init__(self, folder: Path) -> None:
-        """Start it; its objects live as long as it does."""
+        """Start it; its objects exist only as long as its process."""
         folder.mkdir(parents=True, exist_ok=True)
         self.snapshots = folder / "store.jsonl"
         self.cable = is_isolated()
@@ -81,34 +81,34 @@ class ObjectStore:
         }
 
     def ask(self, command: str) -> str:
-        """Send a command; the answer."""
+        """Send a command and return the answer."""
         assert self.process.stdin
         self.process.stdin.write(command + "\n")
         self.process.stdin.flush()
         return self._read()
 
     def cut(self) -> None:
-        """Pull the cable: packets are lost, and nothing answers."""
+        """Disconnect the network: packets are lost."""
         run("ip", "link", "set", "store", "down")
 
     def connect(self) -> None:
-        """Plug the cable in again."""
+        """Reconnect the network."""
         run("ip", "link", "set", "store", "up")
 
     def freeze(self) -> None:
-        """Accept connections and answer nothing."""
+        """Make the server accept connections without answering."""
         self.process.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Answer again."""
+        """Let the server answer again."""
         self.process.send_signal(signal.SIGCONT)
 
     def owned(self) -> bool:
-        """Whether a run has claimed the place."""
+        """Whether a run has claimed the checkpoint root."""
         return self.snapshots.exists() and '"owned": true' in self.snapshots.read_text(encoding="utf-8")
 
     def watched(self, retained: int) -> RetentionWatch:
-        """What was seen of the checkpoints in the bucket."""
+        """The observations of the checkpoints in the bucket."""
         watch = RetentionWatch(retained)
         for line in (
             self.snapshots.read_text(encoding="utf-8").splitlines() if self.snapshots.exists() else []
@@ -119,7 +119,7 @@ class ObjectStore:
         return watch
 
     def close(self) -> None:
-        """End it."""
+        """Stop the server."""
         self.process.kill()
         self.process.wait()
         if self.cable:
@@ -134,7 +134,7 @@ class ObjectStore:
 
 
 def available() -> bool:
-    """Whether the stand-in and its client are installed."""
+    """Whether the server and its client are installed."""
     try:
         import moto.server  # noqa: F401
         import s3fs  # noqa: F401
@@ -183,7 +183,7 @@ def _watch(path: Path) -> None:
     while True:
         try:
             now = _snapshot()
-        except (RuntimeError, KeyError, ValueError):  # it changes while it is read
+        except (RuntimeError, KeyError, ValueError):  # it changed while it was read
             continue
         if now != last:
             last = now
@@ -193,7 +193,7 @@ def _watch(path: Path) -> None:
 
 
 def main(address: str, snapshots: str) -> None:
-    """Serve until the standard input ends."""
+    """Serve until standard input is closed."""
     from moto.server import ThreadedMotoServer
 
     os.environ |= {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}

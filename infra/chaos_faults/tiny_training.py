@@ -40,12 +40,12 @@ CONFIGURATION: dict[str, Any] = {
         "ema_decays": [0.9],
         "log_images": 32,
         "checkpoint_images": 112,
-        "held_out_images": 16,
+        "validation_images": 16,
         "keep_checkpoints": KEPT,
     },
     "launch": {"kind": "local", "processes": 2, "threads": 1, "restart_seconds": 0.5},
 }
-"""Lines and checkpoints fall on different steps: a line's sums must survive a restart."""
+"""Lines and checkpoints are at different steps, so that a line's sums must survive a restart."""
 
 
 @dataclass
@@ -109,7 +109,7 @@ class TinyTraining:
         return "train/metrics.jsonl"
 
     def start(self, stage: str = "train", host: ProcessHost | None = None) -> TrainingStart:
-        """Start a stage as an operator does: the same command each time."""
+        """Start a stage as an operator does, with the same command each time."""
         number = len(self.starts)
         log = self.folder / f"start-{number:02}.log"
         command = [sys.executable, "-m", "fm_core", stage, "--config", str(self.file)]
@@ -150,7 +150,7 @@ class TinyTraining:
 
 @dataclass(frozen=True)
 class RunProcess:
-    """A process of the run and what it does there."""
+    """A process of the run and its role."""
 
     process: psutil.Process
     role: str
@@ -169,7 +169,7 @@ def _role(command: list[str], environment: Mapping[str, str]) -> str | None:
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """A JSON file that may be missing or being replaced."""
+    """Read a JSON file that may be missing or in the process of being replaced."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -177,7 +177,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a JSON lines file; none where it is missing."""
+    """The lines of a JSON lines file; none if it is missing."""
     try:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except OSError:

@@ -1,60 +1,60 @@
-"""Faults around the processes: disks, system calls, the clock, the network and the store."""
+"""Faults of the environment: disks, system calls, the clock, the network and the store."""
 
 from random import Random
 
+from infra.chaos_faults.context import ActiveFault, EpisodeContext, FaultKind, NotNowError
 from infra.chaos_faults.disks import ChaosDisk
-from infra.chaos_faults.lab import ActiveFault, EpisodeLab, FaultKind, NotNowError
 from infra.chaos_faults.namespaces import run
 from infra.chaos_faults.preload import CLOCK_STEPS_SECONDS
 
 SECONDS = (0.5, 2.0, 5.0, 12.0)
-"""How long a fault lasts."""
+"""Range of the duration of a fault in seconds."""
 LONG_SECONDS = (2.0, 8.0, 20.0)
 ERROR_SECONDS = 20.0
-"""How long a call that is to fail is waited for."""
+"""Seconds to wait for a call that is to fail."""
 
 
-def _hide(kind: str, disk: ChaosDisk, lab: EpisodeLab, rng: Random) -> ActiveFault:
+def _hide(kind: str, disk: ChaosDisk, context: EpisodeContext, rng: Random) -> ActiveFault:
     if disk.hidden:
         raise NotNowError("it is unmounted already")
-    if not lab.has_completed():
+    if not context.has_completed():
         raise NotNowError("an empty mount point cannot be told from a new run before the first checkpoint")
     seconds = rng.choice(LONG_SECONDS)
     disk.hide()
     return ActiveFault(kind, f"for {seconds:g} s", disk.show, seconds)
 
 
-def hide_checkpoints(lab: EpisodeLab, rng: Random) -> ActiveFault:
-    """The place of the checkpoints is unmounted and mounted again."""
-    assert lab.checkpoint_disk
-    return _hide("unmount: checkpoints", lab.checkpoint_disk, lab, rng)
+def hide_checkpoints(context: EpisodeContext, rng: Random) -> ActiveFault:
+    """Unmount the disk of the checkpoints and mount it again."""
+    assert context.checkpoint_disk
+    return _hide("unmount: checkpoints", context.checkpoint_disk, context, rng)
 
 
-def hide_run(lab: EpisodeLab, rng: Random) -> ActiveFault:
-    """The run directory is unmounted and mounted again."""
-    return _hide("unmount: run directory", lab.run_disk, lab, rng)
+def hide_run(context: EpisodeContext, rng: Random) -> ActiveFault:
+    """Unmount the run directory and mount it again."""
+    return _hide("unmount: run directory", context.run_disk, context, rng)
 
 
-def fill_checkpoints(lab: EpisodeLab, rng: Random) -> ActiveFault:
-    """The disk of the checkpoints is full for a while."""
-    assert lab.checkpoint_disk
-    lab.checkpoint_disk.fill()
+def fill_checkpoints(context: EpisodeContext, rng: Random) -> ActiveFault:
+    """Fill the disk of the checkpoints for a while."""
+    assert context.checkpoint_disk
+    context.checkpoint_disk.fill()
     seconds = rng.choice(SECONDS)
-    return ActiveFault("full disk: checkpoints", f"for {seconds:g} s", lab.checkpoint_disk.free, seconds)
+    return ActiveFault("full disk: checkpoints", f"for {seconds:g} s", context.checkpoint_disk.free, seconds)
 
 
-def fill_run(lab: EpisodeLab, rng: Random) -> ActiveFault:
-    """The disk of the run directory is full for a while."""
-    lab.run_disk.fill()
+def fill_run(context: EpisodeContext, rng: Random) -> ActiveFault:
+    """Fill the disk of the run directory for a while."""
+    context.run_disk.fill()
     seconds = rng.choice(SECONDS)
-    return ActiveFault("full disk: run directory", f"for {seconds:g} s", lab.run_disk.free, seconds)
+    return ActiveFault("full disk: run directory", f"for {seconds:g} s", context.run_disk.free, seconds)
 
 
-def fail_calls(lab: EpisodeLab, rng: Random) -> ActiveFault:
-    """A random system call on a file of the run fails, in whichever process makes it next."""
-    preload = lab.preload
+def fail_calls(context: EpisodeContext, rng: Random) -> ActiveFault:
+    """Make a random system call on a file of the run fail, in the process that makes it next."""
+    preload = context.preload
     assert preload
-    lab.live()
+    context.live()
     detail = preload.arm_randomly(rng)
     return ActiveFault(
         "error of a system call",
@@ -66,18 +66,18 @@ def fail_calls(lab: EpisodeLab, rng: Random) -> ActiveFault:
     )
 
 
-def step_clock(lab: EpisodeLab, rng: Random) -> ActiveFault:
-    """The wall clock of all processes of the run is set, back or forth."""
-    assert lab.preload
-    lab.live()
+def step_clock(context: EpisodeContext, rng: Random) -> ActiveFault:
+    """Step the wall clock of all processes of the run, backward or forward."""
+    assert context.preload
+    context.live()
     seconds = rng.choice(CLOCK_STEPS_SECONDS)
-    lab.preload.step_clock(seconds)
+    context.preload.step_clock(seconds)
     return ActiveFault("clock step", f"to {seconds:+g} s")
 
 
-def cut_loopback(lab: EpisodeLab, rng: Random) -> ActiveFault:
-    """The interface on which the ranks talk is down for a while."""
-    lab.live("rank 0")
+def cut_loopback(context: EpisodeContext, rng: Random) -> ActiveFault:
+    """Take the network interface of the ranks down for a while."""
+    context.live("rank 0")
     seconds = rng.choice(SECONDS)
     run("ip", "link", "set", "lo", "down")
     return ActiveFault(
@@ -85,29 +85,29 @@ def cut_loopback(lab: EpisodeLab, rng: Random) -> ActiveFault:
     )
 
 
-def stop_store(lab: EpisodeLab, rng: Random) -> ActiveFault:
-    """The store refuses connections for a while."""
-    store = lab.store
+def stop_store(context: EpisodeContext, rng: Random) -> ActiveFault:
+    """Make the store refuse connections for a while."""
+    store = context.store
     assert store
     seconds = rng.choice(LONG_SECONDS)
     store.ask("stop")
     return ActiveFault("store stopped", f"for {seconds:g} s", lambda: store.ask("start"), seconds)
 
 
-def freeze_store(lab: EpisodeLab, rng: Random) -> ActiveFault:
-    """The store accepts connections and does not answer for a while."""
-    assert lab.store
+def freeze_store(context: EpisodeContext, rng: Random) -> ActiveFault:
+    """Make the store accept connections without answering for a while."""
+    assert context.store
     seconds = rng.choice(LONG_SECONDS)
-    lab.store.freeze()
-    return ActiveFault("store frozen", f"for {seconds:g} s", lab.store.thaw, seconds)
+    context.store.freeze()
+    return ActiveFault("store frozen", f"for {seconds:g} s", context.store.thaw, seconds)
 
 
-def cut_store(lab: EpisodeLab, rng: Random) -> ActiveFault:
-    """The cable to the store is out for a while."""
-    assert lab.store
+def cut_store(context: EpisodeContext, rng: Random) -> ActiveFault:
+    """Disconnect the network of the store for a while."""
+    assert context.store
     seconds = rng.choice(LONG_SECONDS)
-    lab.store.cut()
-    return ActiveFault("network cut: store", f"for {seconds:g} s", lab.store.connect, seconds)
+    context.store.cut()
+    return ActiveFault("network cut: store", f"for {seconds:g} s", context.store.connect, seconds)
 
 
 KINDS = (

@@ -1,11 +1,11 @@
-"""How many small faults the tests notice.
+"""Mutation tests: how many small faults the tests detect.
 
     python -m infra.mutation record --tier default       which test executes which lines (for each tier)
-    python -m infra.mutation run --seed 1 --per-room 5   try mutants; goes on where it was interrupted
+    python -m infra.mutation run --seed 1 --per-package 5   try mutants; continues where it was interrupted
     python -m infra.mutation report                      what was caught, and what survived
 
-Each mutant is tried in a copy of the tree, against the default tests that execute its lines, the quickest
-first, until one fails; a survivor then against the other tests of `--all`. Results are in
+Each mutant is tried in a copy of the tree, against the default tests that execute its lines, the fastest
+first, until one fails; a survivor is then tried against the other tests of `--all`. Results are in
 build/mutation/results.jsonl.
 """
 
@@ -39,7 +39,7 @@ def main() -> int:
     recording.add_argument("arguments", nargs="*", help="for pytest")
     running = commands.add_parser("run")
     running.add_argument("--seed", type=int, default=1)
-    running.add_argument("--per-room", type=int, default=5)
+    running.add_argument("--per-package", type=int, default=5)
     running.add_argument("--tier", choices=["default", "all"], default="all", help="the last one to try")
     commands.add_parser("report")
     options = parser.parse_args()
@@ -47,7 +47,7 @@ def main() -> int:
         arguments = [*(["--tier", "default"] if options.tier == "default" else []), *options.arguments]
         return record(ROOT, BUILD / options.tier, arguments)
     if options.command == "run":
-        run(sample(ROOT, options.per_room, options.seed), options.tier)
+        run(sample(ROOT, options.per_package, options.seed), options.tier)
     report()
     return 0
 
@@ -99,7 +99,7 @@ def report() -> None:
 
 
 def _first_failure(tree: Path, mutant: Mutant, tests: list[str], seconds: dict[str, float]) -> str | None:
-    """The test that fails on the mutated tree, or None; taking far too long counts as a failure."""
+    """The test that fails on the mutated tree, or None; a timeout counts as a failure."""
     source = (ROOT / mutant.file).read_bytes()
     (tree / mutant.file).write_bytes(mutant.apply(source))
     try:
@@ -137,7 +137,7 @@ def _environment(tree: Path) -> dict[str, str]:
 
 
 def _copy_of_the_tree() -> Path:
-    """A fresh copy of what git knows or does not ignore."""
+    """A new copy of all files that are tracked or not ignored by git."""
     tree = BUILD / "tree"
     shutil.rmtree(tree, ignore_errors=True)
     listed = subprocess.run(

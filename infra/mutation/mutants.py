@@ -31,7 +31,7 @@ ARITHMETIC: dict[type[ast.operator], type[ast.operator]] = {
     ast.Mod: ast.FloorDiv,
 }
 UNTESTED_CALLS = {"debug", "info", "warning", "error", "print", "TypeVar", "getLogger"}
-"""Calls whose effect is text for a person; dropping them changes no result."""
+"""Calls that only produce text; dropping them changes no result."""
 
 
 @dataclass(frozen=True)
@@ -64,38 +64,38 @@ class Mutant:
         return source[: self.start] + self.new.encode() + source[self.end :]
 
     def record(self) -> dict[str, object]:
-        """Return what the results say of it."""
+        """Return its entry for the results."""
         return asdict(self) | {"name": self.name}
 
 
-def sample(root: Path, per_room: int, seed: int) -> list[Mutant]:
-    """A seeded choice of mutants: the same number for each room, the top level of fm_core, and flows.
+def sample(root: Path, per_package: int, seed: int) -> list[Mutant]:
+    """A seeded choice of mutants: the same number for each package of fm_core, its top level, and flows.
 
     A file is drawn by its size; operators take turns, otherwise most mutants would be integers off by one.
     """
-    rooms: dict[str, list[Path]] = {}
+    packages: dict[str, list[Path]] = {}
     for package in ("fm_core", "flows"):
         for path in sorted((root / package).rglob("*.py")):
             file = path.relative_to(root).as_posix()
-            rooms.setdefault("/".join(file.split("/")[: 2 if file.count("/") > 1 else 1]), []).append(path)
+            packages.setdefault("/".join(file.split("/")[: 2 if file.count("/") > 1 else 1]), []).append(path)
     chosen: list[Mutant] = []
-    for room, paths in sorted(rooms.items()):
-        generator = random.Random(f"{seed}:{room}")
+    for package, paths in sorted(packages.items()):
+        generator = random.Random(f"{seed}:{package}")
         sizes = [path.stat().st_size for path in paths]
         operators = [name for name, _ in _OPERATORS]
         generator.shuffle(operators)
-        of_room: list[Mutant] = []
+        of_package: list[Mutant] = []
         attempts = 0
-        while len(of_room) < per_room and attempts < 50 * per_room:
+        while len(of_package) < per_package and attempts < 50 * per_package:
             attempts += 1
             (path,) = generator.choices(paths, sizes)
             operator = operators[attempts % len(operators)]
             mutants = mutants_of(path.read_bytes(), path.relative_to(root).as_posix())
             candidates = [mutant for mutant in mutants if mutant.operator == operator]
             mutant = generator.choice(candidates) if candidates else None
-            if mutant is not None and mutant not in of_room:
-                of_room.append(mutant)
-        chosen += of_room
+            if mutant is not None and mutant not in of_package:
+                of_package.append(mutant)
+        chosen += of_package
     return chosen
 
 
@@ -114,7 +114,7 @@ def mutants_of(source: bytes, file: str) -> Iterator[Mutant]:
 
 
 def _mutable_nodes(tree: ast.AST) -> Iterator[ast.expr | ast.stmt]:
-    """Expressions and statements inside functions, without annotations, defaults, messages and texts."""
+    """Expressions and statements inside functions, except annotations, defaults and messages."""
 
     def inside(node: ast.AST) -> Iterator[ast.expr | ast.stmt]:
         if isinstance(node, ast.JoinedStr | ast.Assert | ast.AnnAssign) and not getattr(node, "value", None):

@@ -1,7 +1,7 @@
-"""Which tests execute which lines: a pytest plugin, and the map that is made of what it recorded.
+"""Recording of the lines that each test executes: a pytest plugin, and the map of its records.
 
-Processes that a test starts are recorded as well and count for that test; what a fixture does counts for the
-first test that uses it. A process that is killed with SIGKILL leaves no record.
+Processes that a test starts are recorded for that test; a fixture is recorded for the first test that uses
+it. A process that is killed with SIGKILL leaves no record.
 """
 
 import json
@@ -32,7 +32,7 @@ context = ${{MUTATION_TEST-}}
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """Name the test for this process and for those that it starts, and note how long it takes."""
+    """Set the current test for this process and those that it starts, and record its duration."""
     recorder = coverage.Coverage.current()
     if recorder is not None:
         recorder.switch_context(item.nodeid)
@@ -56,7 +56,7 @@ class ExecutedLines:
     def tests_of(self, file: str, first: int, last: int) -> list[str]:
         """Tests that execute one of these lines, the quickest first.
 
-        A line that is executed while modules are imported belongs to no test: those of the file count then.
+        Lines that are executed during imports belong to no test; the tests of the file are used instead.
         """
         by_line = self.lines.get(file, {})
         names = {name for line in range(first, last + 1) for name in by_line.get(line, [])}
@@ -65,7 +65,7 @@ class ExecutedLines:
 
     @staticmethod
     def read(file: Path) -> "ExecutedLines":
-        """Read what `record` wrote."""
+        """Read the files that `record` wrote."""
         record = json.loads(file.read_text(encoding="utf-8"))
         lines = {path: {int(n): tests for n, tests in by.items()} for path, by in record["lines"].items()}
         return ExecutedLines(lines, record["seconds"])
@@ -91,7 +91,7 @@ def record(root: Path, folder: Path, arguments: list[str]) -> int:
         file = _relative(path)
         if file:
             for line, contexts in data.contexts_by_lineno(path).items():
-                # "of the process|of the moment": one of them is empty.
+                # "static context|dynamic context", one of which is empty.
                 lines[file][line] |= {name for context in contexts for name in context.split("|") if name}
     result = {
         "lines": {f: {n: sorted(t) for n, t in by.items()} for f, by in lines.items()},
@@ -102,7 +102,7 @@ def record(root: Path, folder: Path, arguments: list[str]) -> int:
 
 
 def _relative(path: str) -> str | None:
-    """Path of a module below the root of the repository, also where a test ran a copy of it."""
+    """Path of a module below the root of the repository, even if a test ran a copy of it."""
     parts = Path(path).parts
     for package in ("fm_core", "flows"):
         if package in parts:

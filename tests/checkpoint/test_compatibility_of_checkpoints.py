@@ -31,7 +31,7 @@ def asked(**train):
 
 @pytest.fixture
 def written(tmp_path):
-    """A checkpoint of run a, as far as it says whose it is."""
+    """A checkpoint with the identity of run a."""
 
     def write(**record):
         metadata = {"recipe": json.dumps({**recipe(asked(), MANIFEST), "step": 1, **record})}
@@ -74,7 +74,7 @@ def test_another_optimization_is_refused_with_the_difference(written, shared):
     assert "train.learning_rate was 0.001 and is now 0.5" in message
 
 
-def test_a_checkpoint_of_a_version_that_did_not_say_whose_it_is_is_continued(written):
+def test_a_checkpoint_of_a_version_without_origins_is_continued(written):
     before = recipe(asked(), MANIFEST)
     folder = written(run={}, order={}, train={"learning_rate": before["train"]["learning_rate"]})
     check_compatible(folder, recipe(asked(name="b", label_dropout=0.0), MANIFEST), ["ema-0.999"], True)

@@ -1,8 +1,8 @@
-"""A job that is frozen between a check of its lease and what it does next harms nothing of its successor.
+"""A job that is frozen between a check of its lease and its next operation does not damage its successor.
 
-A forked child is stopped by a real SIGSTOP right after its n-th check, for every n. Meanwhile a successor
-takes over, goes on, and removes what is old. The child is then continued, does what it was about to do, and
-notices at its next check.
+A forked child is stopped by a real SIGSTOP right after its n-th check, for every n. A successor takes over,
+continues, and removes old checkpoints. The child is then continued, performs its pending operation, and
+detects the loss of its lease at its next check.
 """
 
 import os
@@ -89,7 +89,7 @@ def frozen(root, action, take_over):
 
 
 def old_job(place, fence):
-    """Steps 10 to 30 with retention; there is a step 30 of another past, too."""
+    """Steps 10 to 30 with retention; there is also a step 30 of a discarded branch."""
     checkpoints = catalog(place, fence)
     for step in (10, 20):
         write(checkpoints, step)
@@ -113,15 +113,15 @@ def test_nothing_of_the_successor_is_lost_locally(tmp_path, steps):
     codes = set()
     for place, (_, expected), code in frozen(tmp_path, old_job, take_over):
         codes.add(code)
-        found = {name: place / "checkpoints" / name for name in expected}
-        assert {name: (path / "COMPLETE").read_bytes() for name, path in found.items()} == expected
-        assert [verify(path) for path in found.values()] == [None] * len(found)
+        directories = {name: place / "checkpoints" / name for name in expected}
+        assert {name: (path / "COMPLETE").read_bytes() for name, path in directories.items()} == expected
+        assert [verify(path) for path in directories.values()] == [None] * len(directories)
         # The successor goes on, and so does the next start.
         successor = catalog(place, FileFence(place / "epoch", 2))
         write(successor, 60)
         assert catalog(place, FileFence(place / "epoch", 2)).newest().name == "step-00000060"
         assert not list((place / "checkpoints").glob(".*"))
-    # One that is frozen at its last check has nothing left to notice.
+    # A job that is frozen at its last check has no later check to detect the loss.
     assert codes <= {LOST, 0}
     assert LOST in codes
 
@@ -170,7 +170,7 @@ def test_nothing_of_the_successor_is_lost_in_a_store(tmp_path):
         fence = FileFence(place / "epoch", 2)
         other = place / "other-host"
         other.mkdir()
-        # It resumes from the newest, and so comes to steps that the old job is at.
+        # It resumes from the newest, and reaches the steps that the old job is writing.
         resumed = max(steps_of(bucket(place), 1), default=0)
         for step in (resumed + 10, resumed + 20):
             stage(other, step, fence)
@@ -201,7 +201,7 @@ def test_a_job_without_its_lease_writes_nothing(tmp_path):
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_complete_says_which_job_of_which_run_wrote_it(tmp_path):
+def test_complete_names_the_run_and_the_job_that_wrote_it(tmp_path):
     (tmp_path / "epoch").write_text("7")
     write(catalog(tmp_path, FileFence(tmp_path / "epoch", 7)), 10)
     origin = recorded_origin(tmp_path / "checkpoints" / "step-00000010")

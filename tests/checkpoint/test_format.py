@@ -137,7 +137,7 @@ def test_what_cannot_be_read_is_not_removed(tmp_path, content):
 
 
 def retained(retention, *facts):
-    """Steps that stay of checkpoints with (images seen, validation loss), numbered from 1."""
+    """Steps that are kept of checkpoints with (images seen, validation loss), numbered from 1."""
     states = [
         TrainState(step=step, images_seen=images, held_out_loss=loss)
         for step, (images, loss) in enumerate(facts, 1)
@@ -149,7 +149,7 @@ def test_the_last_every_mth_and_the_best_stay():
     facts = [(10, 0.9), (20, 0.2), (30, 0.5), (45, 0.6), (50, 0.4), (60, 0.3), (70, None), (80, 0.5)]
     assert retained(Retention(2, best=False), *facts) == {7, 8}
     assert retained(Retention(2), *facts) == {2, 7, 8}
-    # The first at or after 40 is the one of 45 images, and stays when those before it are gone.
+    # The first at or after 40 is the one of 45 images, and is kept when those before it are removed.
     assert retained(Retention(1, every_images=40, best=False), *facts) == {4, 8}
     assert retained(Retention(1, every_images=20, best=False), *facts) == {2, 4, 6, 8}
     assert retained(Retention(None), *facts) == set(range(1, 9))

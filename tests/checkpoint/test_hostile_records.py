@@ -1,4 +1,4 @@
-"""A COMPLETE that names files outside of its checkpoint, or hashes that are none, is never followed."""
+"""A COMPLETE with files outside of its checkpoint, or with invalid hashes, is rejected."""
 
 import json
 

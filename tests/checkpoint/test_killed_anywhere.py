@@ -1,9 +1,9 @@
 """kill -9 before each change of the file system while checkpoints are written, copied and retired.
 
-A forked child does the real thing with an audit hook, which Python calls before it opens, makes, renames or
-removes anything, and which kills the child at the n-th of these calls; n goes up until the child survives.
-What is written to an open file, and by the kernel (copies of files), makes no such call: two functions are
-replaced by ones that write half of it, may be killed then, and do the real thing.
+A forked child performs the operation with an audit hook, which Python calls before it opens, creates, renames
+or removes anything, and which kills the child at the n-th of these calls; n increases until the child
+survives. Writes to an open file, and copies by the kernel, trigger no such event: two functions are replaced
+by ones that write half of the content, may be killed there, and then write all of it.
 """
 
 import os
@@ -38,7 +38,7 @@ CHANGES = {
     "os.truncate",
 }
 RELATIVE = {"os.mkdir": 2, "os.remove": 1, "os.rmdir": 1, "os.rename": 2}
-"""Which argument is the open folder that the path begins at, or -1."""
+"""Index of the argument with the open folder that the path is relative to, or -1."""
 WRITES = os.O_CREAT | os.O_WRONLY | os.O_RDWR | os.O_TRUNC
 NAMES = ("raw", "optimizer/exp_avg", "ema-0.9")
 
@@ -83,7 +83,7 @@ def full_path(event, arguments):
 
 
 def survives(action, count, below):
-    """Whether a forked child comes through an action; else it was killed on the way."""
+    """Whether a forked child completes an action; otherwise it was killed."""
     child = os.fork()
     if child == 0:
         try:
@@ -93,7 +93,7 @@ def survives(action, count, below):
             os._exit(9)
         os._exit(0)
     status = os.waitpid(child, 0)[1]
-    assert not os.WIFEXITED(status) or os.WEXITSTATUS(status) == 0, "the child failed by itself"
+    assert not os.WIFEXITED(status) or os.WEXITSTATUS(status) == 0, "the child failed without a kill"
     return os.WIFEXITED(status)
 
 
@@ -118,7 +118,7 @@ def remote(root):
 
 
 class Waiting:
-    """Uploads that are never begun."""
+    """Uploads that are never started."""
 
     def catch_up(self, steps, newest=None):
         pass
@@ -233,5 +233,5 @@ def test_the_hook_kills(tmp_path):
             (place / "below" / "b").touch()
             assert not survives(partial(action, place), count, place), (action, count)
         assert survives(partial(action, place), changes + 1, place), action
-    with pytest.raises(AssertionError, match="failed by itself"):
+    with pytest.raises(AssertionError, match="failed without a kill"):
         survives(lambda: 1 / 0, 1, tmp_path)

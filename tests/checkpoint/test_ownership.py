@@ -1,4 +1,4 @@
-"""Ownership of a place for checkpoints, on a disk, in a store, and where a disk is not mounted."""
+"""Ownership of a checkpoint root on a disk, in a store, and on a disk that is not mounted."""
 
 import os
 import threading
@@ -84,7 +84,7 @@ def test_of_two_that_begin_together_one_is_refused(tmp_path, monkeypatch, hard_l
         assert owner_of(Store.at(str(place))) == begun[0].id
 
 
-def test_a_place_that_is_out_of_sight_is_not_written_to_until_it_is_back(tmp_path):
+def test_a_place_that_is_not_mounted_is_not_written_to_until_it_is_back(tmp_path):
     checkpoints = at(tmp_path / "disk", ONE)
     assert write(checkpoints, 10) is None
     (tmp_path / "disk").rename(tmp_path / "unmounted")
@@ -100,7 +100,7 @@ def test_a_place_that_is_out_of_sight_is_not_written_to_until_it_is_back(tmp_pat
 
 
 def test_a_snapshot_does_not_claim_an_empty_mount_point(tmp_path):
-    """The disk is away when a job that has resumed from it writes its first snapshot."""
+    """The disk is unmounted when a job that has resumed from it writes its first snapshot."""
     config = configured(tmp_path, "a", checkpoint_root=str(tmp_path / "disk"))
     begin_history(config)
     assert write(CheckpointCatalog.of(config), 10) is None
@@ -126,7 +126,7 @@ def test_another_disk_in_its_place_is_not_written_to(tmp_path):
     assert complete_steps(tmp_path / "disk") == [5]
 
 
-def test_what_appears_beside_is_not_removed(tmp_path):
+def test_what_appears_next_to_it_is_not_removed(tmp_path):
     """Later steps, and checkpoints of another run that were copied there."""
     checkpoints = at(tmp_path / "a", ONE, last=1)
     write(checkpoints, 10)
@@ -145,7 +145,8 @@ def test_a_store_has_an_owner_too(tmp_path):
     assert owner_of(Store.at(url)) == ONE.id
     with pytest.raises(ForeignCheckpointsError, match=r"train\.checkpoint_root"):
         at(url, OTHER, tmp_path / "other").newest()
-    # One that began while the store was empty finds out at its first upload, and ends at its next checkpoint.
+    # One that started while the store was empty detects it at its first upload, and ends at its next
+    # checkpoint.
     other = at(url, OTHER, tmp_path / "other")
     assert write(other, 10) is None
     with pytest.raises(ForeignCheckpointsError):
@@ -182,7 +183,7 @@ def test_runs_with_one_staging_folder_have_one_each_below_it(tmp_path):
         assert folder.name == f"{config.run.name}-{identity_of(config).id[:8]}"
 
 
-def test_a_place_in_the_run_directory_is_no_other_runs(tmp_path):
+def test_a_checkpoint_root_in_the_run_directory_belongs_to_that_run(tmp_path):
     assert not is_shared(configured(tmp_path, "a"))
     assert not is_shared(
         configured(tmp_path, "a", checkpoint_root=str(tmp_path / "runs" / "a" / "elsewhere"))

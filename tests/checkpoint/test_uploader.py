@@ -48,7 +48,7 @@ def object_store():
 
 @pytest.fixture
 def url(object_store, monkeypatch):
-    """An empty place on the server; the credentials come from the environment, as everywhere."""
+    """An empty folder on the server; the credentials come from the environment, as everywhere."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
@@ -91,15 +91,17 @@ def test_checkpoints_go_to_the_store_and_come_back_on_another_host(tmp_path, url
     assert (fetched / "optimizer" / "exp_avg.safetensors").exists()
 
 
-def test_a_store_that_is_away_stops_nothing_and_gets_the_newest_when_it_is_back(tmp_path, url, object_store):
+def test_a_store_that_is_unavailable_stops_nothing_and_gets_the_newest_when_it_is_back(
+    tmp_path, url, object_store
+):
     here = at(url, tmp_path / "here")
     write(here, 10)
     assert here.wait(60) is None
     object_store.stop()
     for step in (20, 30, 40, 50):
-        write(here, step)  # returns, though the store is away until all are written
+        write(here, step)  # returns, although the store is unavailable until all are written
     assert here.wait(1.0) is not None
-    # Meanwhile the local ones count, as far as they are needed.
+    # Until then the local ones are kept, as far as they are needed.
     assert complete_steps(tmp_path / "here")[-2:] == [40, 50]
     object_store.start()
     assert here.wait(60) is None
@@ -112,7 +114,7 @@ def test_what_waited_when_the_run_ended_is_uploaded_by_the_next(tmp_path, url, o
     object_store.stop()
     write(here, 10)
     with pytest.raises(UnreachableError, match="tried 5 times"):
-        at(url, tmp_path / "here").newest()  # not silently from what lies here: there may be a newer one
+        at(url, tmp_path / "here").newest()  # not silently from the local ones: there may be a newer one
     object_store.start()
     again = at(url, tmp_path / "here")
     assert again.newest().name == "step-00000010"

@@ -65,7 +65,8 @@ def _run_scenario(pair, slurm, folder):
     wait_for(job.slurm, lambda job: (job["Restarts"], job["JobState"]) == ("2", "PENDING"))
     outcomes["after warning"] = complete_steps(run.checkpoints)
 
-    # The second node is cut off; Slurm gives it up, ends the job on the first and queues it for both again.
+    # The second node is cut off; Slurm declares it lost, ends the job on the first and queues it for both
+    # again.
     outcomes["cut at"] = run.wait_beyond(run.steps()[-1] + 8)
     pair.disconnect()
     wait_for(job.slurm, lambda job: (job["Restarts"], job["JobState"]) == ("3", "PENDING"))

@@ -78,7 +78,9 @@ def test_a_port_in_use_is_named(ssh_attempts):
 def test_a_place_for_checkpoints_that_a_host_does_not_see_is_named(ssh_attempts):
     folder, results = ssh_attempts
     assert results["own"]["kind"] == "UserError"
-    assert results["own"]["message"].startswith(f"train.checkpoint_root: h2 does not see {folder / 'own'}")
+    assert results["own"]["message"].startswith(
+        f"train.checkpoint_root: h2 has no access to {folder / 'own'}"
+    )
     assert list((folder / "own").iterdir()) == []
 
 
@@ -153,7 +155,7 @@ def ssh_run(pair, hostfile, tmp_path_factory):
         outcomes[f"{name} left"] = left()
         outcomes[f"{name} steps"] = complete_steps(run.checkpoints)
 
-    # The second host does not see the run directory; then all that runs there is killed.
+    # The second host has no access to the run directory; then all of its processes are killed.
     pair.second.hide(folder / "runs")
     run.start("train", "--launch.restarts", "0")
     outcomes["killed at"] = run.wait_beyond(24)
@@ -178,11 +180,11 @@ def ssh_run(pair, hostfile, tmp_path_factory):
     until(lambda: read_lines(restarts), "the network cut is noticed", LIMIT_SECONDS)
     outcomes["restarts"] = read_lines(restarts)
     outcomes["cut steps"] = complete_steps(run.checkpoints)
-    # The host that was cut off ends its ranks by itself, before anybody can reach it again.
+    # The host that was cut off ends its ranks on its own, before it can be reached again.
     until(lambda: not pair.second.processes(cut_off), "the ranks that were cut off end", LIMIT_SECONDS)
     pair.reconnect()
 
-    # It goes on by itself, and is stopped by a signal to the command.
+    # It continues automatically, and is stopped by a signal to the command.
     outcomes["stopped after"] = run.wait_beyond(run.steps()[-1] + 4)
     outcomes["left of the cut"] = pair.second.processes(cut_off)
     run.terminate()
@@ -196,14 +198,15 @@ def ssh_run(pair, hostfile, tmp_path_factory):
 
 
 def test_both_hosts_work_at_one_run(ssh_run):
-    # pdsh, two lines of a shell, a beating half and an ssh each, and the node, agent and rank of the host.
+    # pdsh, two lines of a shell, a heartbeat process and an ssh each, and the node, agent and rank of the
+    # host.
     assert ssh_run["working"]["h2"] == 3
     assert ssh_run["working"]["h1"] > 3
     job = submitted(ssh_run["run"].path)
     assert (job.kind, job.host, job.hosts) == ("ssh", "h1", {"10.99.0.1": 1, "h2": 1})
 
 
-def test_the_environment_reaches_the_other_host_and_nobody_else(ssh_run):
+def test_the_environment_reaches_only_the_other_host(ssh_run):
     assert ssh_run["with the key"] == 2  # the agent and the rank
     assert ssh_run["telling the key"] == []
 
@@ -244,7 +247,7 @@ def test_a_network_cut_is_a_clear_failure_and_the_run_goes_on_after_it(ssh_run):
     assert ssh_run["cut steps"][-1] >= ssh_run["kill steps"][-1]
     assert ssh_run["stopped after"] > ssh_run["cut at"]
     assert ssh_run["working when cut off"] == 3
-    # Of what was cut off nothing was left when the next job began.
+    # No process of the host that was cut off was left when the next job started.
     assert ssh_run["left of the cut"] == []
 
 
@@ -254,6 +257,6 @@ def test_the_run_goes_on_from_its_checkpoint_to_its_end(ssh_run):
     assert ssh_run["end left"] == {"h1": [], "h2": []}
     done = read_json(run.path / "train" / "DONE.json")
     assert (done["step"], done["images_seen"]) == (STEPS, STEPS * BATCH)
-    # No step is missing or there twice, whatever happened in between.
+    # No step is missing or duplicated, whatever happened in between.
     assert run.steps() == list(range(4, STEPS + 1, 4))
     assert list(run.checkpoints.glob(".*.seen")) == []

@@ -1,18 +1,43 @@
 """Former names of configuration keys: in files, overrides, on the command line and in Prefect parameters."""
 
+from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
+import yaml
 
 from flows.parameters import config_of
 from fm_core.cli import main
 from fm_core.config import RunConfig, config_class, dump_yaml, load_config, parse_config
 from fm_core.config.tree import all_keys
 from fm_core.errors import UserError
-from fm_core.run.directory import recorded_config
+from fm_core.run.directory import identity, recorded_config
 
-OLD, NEW = {"report": {"neighbours": 4}}, {"report": {"neighbors": 4}}
+# Former name of a key, its name, and a value other than the default.
+ALIASES = [
+    ("report.neighbours", "report.neighbors", 4),
+    ("evaluate.beside", "evaluate.online", {"images": 16}),
+    ("evaluate.beside.images", "evaluate.online.images", 16),
+    ("train.held_out_images", "train.validation_images", 64),
+    ("reproduce.plane", "reproduce.toy2d", {"steps": 10}),
+    ("reproduce.plane.steps", "reproduce.toy2d.steps", 10),
+]
+
+
+def nested(key: str, value: Any) -> dict[str, Any]:
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+def value_of(config: RunConfig, key: str) -> Any:
+    value = attrgetter(key)(config)
+    return value if isinstance(value, int) else value.model_dump(exclude_unset=True)
+
+
+each_alias = pytest.mark.parametrize(("old", "new", "value"), ALIASES, ids=lambda part: str(part))
 
 
 @pytest.fixture
@@ -22,46 +47,75 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_former_name_is_the_key(file: Path):
-    assert parse_config(OLD, "x") == parse_config(NEW, "x") == load_config(file)
-    assert "neighbours" not in dump_yaml(load_config(file))
+@each_alias
+def test_a_former_name_is_the_key(tmp_path: Path, old: str, new: str, value: Any):
+    file = tmp_path / "old.yaml"
+    file.write_text(yaml.safe_dump(nested(old, value)))
+    expected = parse_config(nested(new, value), "x")
+    assert value_of(expected, new) == value
+    assert parse_config(nested(old, value), "x") == expected == load_config(file)
+    assert load_config(file, nested(new, value)) == expected
+    section, former = old.split(".")[:2]
+    assert former not in yaml.safe_load(dump_yaml(expected))[section]
 
 
-def test_an_override_by_either_name_replaces_the_file_s(file: Path):
-    for name in ("neighbours", "neighbors"):
-        over = {"report": {name: 7}}
-        assert load_config(file, over).report.neighbors == 7
-        assert config_of({"config_file": str(file), "config": over}).report.neighbors == 7
+@each_alias
+def test_an_override_by_either_name_replaces_the_file_s(tmp_path: Path, old: str, new: str, value: Any):
+    file = tmp_path / "old.yaml"
+    for first, second in ((old, new), (new, old), (old, old)):
+        file.write_text(yaml.safe_dump(nested(first, value)))
+        other = dict.fromkeys(value, 20) if isinstance(value, dict) else 20
+        assert value_of(load_config(file, nested(second, other)), new) == other
+        given = config_of({"config_file": str(file), "config": nested(second, other)})
+        assert value_of(given, new) == other
 
 
-def test_a_run_of_an_earlier_version_is_read(tmp_path: Path):
-    recorded = dump_yaml(parse_config(NEW, "x")).replace("neighbors", "neighbours")
-    (tmp_path / "config.yaml").write_text(recorded)
-    assert recorded_config(tmp_path).report.neighbors == 4
+@each_alias
+def test_a_run_of_an_earlier_version_is_read_and_is_the_same_run(
+    tmp_path: Path, old: str, new: str, value: Any
+):
+    config = parse_config(nested(new, value) | {"run": {"generator": "philox-v1"}}, "x")
+    recorded = yaml.safe_load(dump_yaml(config))
+    section, former = old.split(".")[:2]
+    recorded[section][former] = recorded[section].pop(new.split(".")[1])
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(recorded))
+    assert attrgetter(new)(recorded_config(tmp_path)) == attrgetter(new)(config)
+    assert identity(recorded_config(tmp_path)) == identity(config)
 
 
-def test_both_names_at_once_are_refused():
-    with pytest.raises(UserError, match=r"report.neighbours is an alias of report.neighbors: give one"):
-        parse_config({"report": {"neighbours": 4, "neighbors": 5}}, "x")
+def test_a_recorded_comparison_in_two_dimensions_has_a_former_name_of_its_kind():
+    assert parse_config({"reproduce": {"kind": "plane"}}, "x") == parse_config(
+        {"reproduce": {"kind": "toy2d"}}, "x"
+    )
 
 
-@pytest.mark.parametrize("option", ["--report.neighbours", "--report.neighbors"])
-def test_the_command_line_takes_either_name(file: Path, option: str, capsys):
+@each_alias
+def test_both_names_at_once_are_refused(old: str, new: str, value: Any):
+    former, present = (".".join(key.split(".")[:2]) for key in (old, new))
+    section = nested(old, value)[old.split(".")[0]] | nested(new, value)[old.split(".")[0]]
+    with pytest.raises(UserError, match=f"{former} is an alias of {present}: give one"):
+        parse_config({old.split(".")[0]: section}, "x")
+
+
+@pytest.mark.parametrize(("old", "new", "value"), [each for each in ALIASES if isinstance(each[2], int)])
+def test_the_command_line_takes_either_name(file: Path, old: str, new: str, value: int, capsys):
     """A value that is refused shows that the option was read."""
-    assert main(["report", "--config", str(file), option, "-1"]) == 2
-    assert "report.neighbors" in capsys.readouterr().err
+    for option in (old, new):
+        assert main(["report", "--config", str(file), f"--{option}", "-1"]) == 2
+        assert new in capsys.readouterr().err
 
 
 def test_prefect_s_schema_accepts_every_alias():
     schema = config_class(RunConfig()).model_json_schema()
-    jsonschema.validate(OLD, schema)
-    jsonschema.validate({"reproduce": {"experiments": []}}, schema)
+    for old, _, value in ALIASES:
+        jsonschema.validate(nested(old, value), schema)
+    jsonschema.validate({"reproduce": {"experiments": [], "kind": "plane"}}, schema)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({"report": {"nearest": 4}}, schema)
-    assert {alias for alias, key in all_keys().items() if alias != key} == {
-        "report.neighbours",
-        "reproduce.experiments",
-    }
+    aliases = {alias: key for alias, key in all_keys().items() if alias != key}
+    assert {old: new for old, new, _ in ALIASES}.items() <= aliases.items()
+    former = {"report.neighbours", "reproduce.experiments", "reproduce.plane", "evaluate.beside"}
+    assert {alias for alias in aliases if alias.count(".") == 1} == former | {"train.held_out_images"}
 
 
 @pytest.mark.parametrize(

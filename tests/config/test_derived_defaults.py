@@ -23,7 +23,7 @@ def derived(size: DatasetSize, **sections) -> RunConfig:
     return with_derived(RunConfig.model_validate(sections), size)
 
 
-def test_those_of_the_digits_are_the_sections_own():
+def test_the_derived_values_of_the_digits_are_the_defaults_of_the_sections():
     assert derived(DIGITS).model_dump() == RunConfig().model_dump()
 
 
@@ -63,7 +63,7 @@ def test_a_value_that_is_given_is_kept():
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
 def test_a_configuration_that_we_ship_keeps_its_network_and_training(file):
     config = load_config(file)
-    if config.reproduce.cells and config.reproduce.kind == "plane":
+    if config.reproduce.cells and config.reproduce.kind == "toy2d":
         pytest.skip("2-D experiments have a network of their own, and nothing is derived for them")
     preset = config_class(config)
     for variant in (

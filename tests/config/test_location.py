@@ -1,4 +1,4 @@
-"""Locations in the configuration: no credentials, ~ expanded, and keys of a YAML file stand once."""
+"""Locations in the configuration: no credentials, ~ expanded, and keys of a YAML file are unique."""
 
 import json
 from pathlib import Path
@@ -122,7 +122,7 @@ def test_errors_of_libraries_are_shown_without_the_credentials_they_quote(url: s
         ('run:\n  name: a\n  "name": b\n', "name", (2, 3)),
     ],
 )
-def test_a_key_that_stands_twice_is_refused_with_its_lines(
+def test_a_duplicate_key_is_refused_with_its_lines(
     text: str, key: str, lines: tuple[int, int], tmp_path: Path
 ):
     file = tmp_path / "config.yaml"

@@ -13,13 +13,13 @@ CELL = {"name": "a", "objective": "flow-matching", "path": "cosine"}
     ("section", "fragments"),
     [
         ({"cells": [CELL, CELL]}, ["two experiments have the same name"]),
-        ({"cells": [{**CELL, "steps": 11}], "plane": {"steps": 10}}, ["a has 11 steps", "10"]),
+        ({"cells": [{**CELL, "steps": 11}], "toy2d": {"steps": 10}}, ["a has 11 steps", "10"]),
         ({"cells": [{**CELL, "name": "../a"}]}, ["reproduce.cells.0.name"]),
         ({"cells": [{"name": "a", "path": "cosine"}]}, ["reproduce.cells.0.objective"]),
-        ({"plane": {"nfe": [4, 5]}}, ["reproduce.plane.nfe.1", "multiple of 2"]),
-        ({"plane": {"held_out": 1}}, ["reproduce.plane.held_out"]),
-        ({"kind": "volumes"}, ["reproduce.kind", "plane"]),
-        ({"plane": {"step": 3}}, ["reproduce.plane.step", "unknown key"]),
+        ({"toy2d": {"nfe": [4, 5]}}, ["reproduce.toy2d.nfe.1", "multiple of 2"]),
+        ({"toy2d": {"held_out": 1}}, ["reproduce.toy2d.held_out"]),
+        ({"kind": "volumes"}, ["reproduce.kind", "toy2d"]),
+        ({"toy2d": {"step": 3}}, ["reproduce.toy2d.step", "unknown key"]),
     ],
 )
 def test_wrong_settings_are_refused_in_one_line(section, fragments):
@@ -53,7 +53,7 @@ def test_the_shipped_comparison_is_the_papers():
         ("maximum-likelihood", ot, True),
     ]
     assert not any(cell.path_options or cell.objective_options for cell in section.cells)
-    assert (section.plane.layers, section.plane.width, section.plane.nfe) == (5, 512, (4, 8, 10, 20))
+    assert (section.toy2d.layers, section.toy2d.width, section.toy2d.nfe) == (5, 512, (4, 8, 10, 20))
 
 
 def test_experiments_is_an_alias_of_cells():

@@ -110,7 +110,7 @@ IDLE = [
 @pytest.mark.parametrize(("tree", "key", "off"), IDLE, ids=[key for _, key, _ in IDLE])
 def test_a_key_whose_switch_was_forgotten_is_refused(tree, key, off):
     assert f"{key} does nothing without" in refused(tree)
-    # Switched off for once, and in a file that names every key, the rest may stand.
+    # With the switch off explicitly, or in a file with every key, the other keys are accepted.
     config = parse_config(merge(tree, off), where="x")
     assert parse_config(config.model_dump(mode="json"), where="x") == config
     assert config_class(config)().model_dump() == config.model_dump()
@@ -177,7 +177,7 @@ def test_options_may_be_strings_and_booleans_in_both_sections(tmp_path):
 
 
 @pytest.mark.parametrize("value", [None, [1], {"a": 1}, float("nan")])
-def test_what_is_no_option_is_refused_by_its_key(value):
+def test_an_invalid_option_is_refused_by_its_key(value):
     message = refused({"method": {"path_options": {"sigma_min": value}}})
     assert "method.path_options.sigma_min: expected a finite number, a string, true or false" in message
 
@@ -189,11 +189,11 @@ def test_a_standard_error_needs_two_images_to_score():
 @pytest.mark.parametrize(
     "section", sorted(set(sections(RunConfig)), key=str), ids=lambda section: section.__name__
 )
-def test_every_section_says_what_it_is(section):
+def test_every_section_has_a_description(section):
     assert section.__doc__
 
 
-def test_every_key_says_what_it_means():
+def test_every_key_has_a_description():
     keys = dict(leaves(RunConfig))
     assert len(keys) > 60
     assert [name for name, field in keys.items() if not field.description] == []
@@ -229,7 +229,7 @@ def test_overrides_change_one_key_and_keep_the_others(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "just words", "a: [", "a: 1\n\ta: 2\n", "\x00"])
-def test_a_file_that_is_no_mapping_is_refused_in_one_line(tmp_path, text):
+def test_a_file_that_is_not_a_mapping_is_refused_in_one_line(tmp_path, text):
     file = tmp_path / "run.yaml"
     file.write_text(text)
     with pytest.raises(UserError) as caught:
@@ -253,7 +253,7 @@ def test_an_empty_file_is_the_defaults(tmp_path):
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "infra" / "configs").glob("*.yaml")), ids=lambda f: f.stem)
-def test_every_configuration_we_ship_loads_and_means_something(file):
+def test_every_configuration_in_infra_loads(file):
     config = load_config(file)
     assert config.run.name == file.resolve().stem  # one has a second name
     assert yaml.safe_load(file.read_text())["data"]["name"] == config.data.name
@@ -265,7 +265,7 @@ def test_a_comparison_trains_the_network_of_the_plain_run_by_its_recipe(name):
         load_config(ROOT / "infra" / "configs" / f"{n}.yaml") for n in (name, f"reproduce-{name}")
     )
     assert compared.model == plain.model
-    watched = {"log_images", "checkpoint_images", "keep_checkpoints", "held_out_images", "speed"}
+    watched = {"log_images", "checkpoint_images", "keep_checkpoints", "validation_images", "speed"}
     assert compared.train.model_dump(exclude=watched) == plain.train.model_dump(exclude=watched)
 
 

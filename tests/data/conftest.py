@@ -5,5 +5,5 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def no_waiting_for_the_disk(monkeypatch):
-    """Processes are killed here, machines are not; hundreds of fsyncs would be most of the time."""
+    """Skip fsync: these tests kill processes, not machines, and hundreds of fsyncs would take most time."""
     monkeypatch.setattr(os, "fsync", lambda file: None)

@@ -116,7 +116,7 @@ def test_what_goes_wrong_while_reading_ahead_is_raised_here(root, manifest):
         batches.close()
 
 
-def test_memory_is_used_again_only_when_nobody_holds_the_batch():
+def test_memory_is_reused_only_when_the_batch_is_released():
     buffers = BufferPool()
     first = buffers.take((4, 3))
     second = buffers.take((4, 3))

@@ -100,7 +100,7 @@ def test_files_that_hold_crcs_may_be_copied_meanwhile(tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_times_of_change_are_no_part_of_a_data_set(tmp_path, kind):
+def test_modification_times_are_not_part_of_a_data_set(tmp_path, kind):
     """Neither of its version nor of its manifest; and a complete one is repaired from touched files."""
     write_tree(tmp_path / "source", files_of(kind, seed=0))
     config = config_of(tmp_path)

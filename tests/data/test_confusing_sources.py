@@ -46,7 +46,7 @@ def test_a_damaged_exif_block_leaves_the_picture_readable():
     assert decode(file.getvalue(), 8, "exact", rules)[:, 0, 0].tolist() == [1, 2, 3]
 
 
-def test_what_lies_beside_archives_is_counted(tmp_path):
+def test_files_next_to_archives_are_counted(tmp_path):
     files = {"pets.zip": zip_of(classes("")), "notes.pdf": b"x", "more/a.heic": b"x"}
     plan = plan_of(tmp_path, files)
     assert plan.interpretation.not_read == {".heic": 1, ".pdf": 1}
@@ -81,7 +81,7 @@ def test_integers_of_zero_and_one_need_a_range(tmp_path, kind, statistics, monke
 
 
 @pytest.mark.parametrize("values", [(1, 1, 1, 1, 255), (0, 0, 0, 0, 0), (1, 1, 1, 0, 2)])
-def test_nearly_black_images_in_a_column_are_no_reason(tmp_path, values):
+def test_nearly_black_images_in_a_column_are_accepted(tmp_path, values):
     files = {"train.parquet": parquet([], [0] * 5, column=images(*values))}
     assert plan_of(tmp_path, files, "parquet").images == 5
 

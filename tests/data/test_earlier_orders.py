@@ -1,4 +1,4 @@
-"""ImageNet in class folders as earlier versions ordered it: read, verified, repaired and gone on with."""
+"""ImageNet in class folders as earlier versions ordered it: read, verified, repaired and continued."""
 
 import json
 
@@ -66,9 +66,9 @@ def test_an_earlier_one_is_intact_and_repaired_in_its_own_order(config, tmp_path
     folder, before = as_earlier_versions_wrote_it(config, tmp_path)
     assert numbers(folder, "val") == sorted(numbers(folder, "val"))
     assert not has_fair_order(before, "val")
-    found = validate_dataset(config, "deep")
-    assert found.problems == {}
-    assert not any("not compared" in note for note in found.notes)
+    validation = validate_dataset(config, "deep")
+    assert validation.problems == {}
+    assert not any("not compared" in note for note in validation.notes)
     content = bytearray((folder / damaged).read_bytes())
     content[len(content) // 2] ^= 1
     (folder / damaged).write_bytes(content)

@@ -1,4 +1,4 @@
-"""Whoever takes the first images of a split gets a fair sample, of new data sets and of existing ones."""
+"""The first images of a split are a representative sample, in new data sets and in existing ones."""
 
 import json
 from pathlib import Path

@@ -20,7 +20,7 @@ def test_each_epoch_holds_every_image_once(seed, images, epoch):
     batches=st.lists(st.tuples(st.integers(1, 8), st.integers(1, 12)), min_size=1, max_size=12),
 )
 def test_the_stream_is_the_same_for_every_world_and_batch_size(seed, images, start, batches):
-    """World sizes and batches change as they like: the ranks' slices joined are the one stream."""
+    """For any world sizes and batches, the concatenated slices of the ranks are the same stream."""
     expected = GlobalShuffleSampler(seed, images).ids(start, sum(world * local for world, local in batches))
     seen, position = [], start
     for world, local in batches:

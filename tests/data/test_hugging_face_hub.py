@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub: hf:// URLs, read by huggingface_hub from a stand-in on loopback."""
+"""Data sets of the Hugging Face hub: hf:// URLs, read by huggingface_hub from a fake server on loopback."""
 
 import logging
 import os

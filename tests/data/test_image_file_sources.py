@@ -60,7 +60,7 @@ def png_set(packed):
 
 
 @pytest.mark.parametrize("packed", ["tar", "zip", "folder"])
-def test_the_older_pngs_have_no_labels_and_say_which_set_they_are(tmp_path, packed):
+def test_the_older_pngs_have_no_labels_and_name_their_set(tmp_path, packed):
     config = section(tmp_path, write_tree(tmp_path / "source", png_set(packed)))
     manifest = write_dataset(config)
     assert manifest.recipe["source"] == "imagenet-png"
@@ -90,7 +90,7 @@ def test_a_tar_that_is_cut_is_refused(tmp_path, cut):
         check_source(section(tmp_path, write_tree(tmp_path / "source", files)))
 
 
-def test_a_damaged_header_in_a_tar_is_no_end(tmp_path):
+def test_a_damaged_header_in_a_tar_is_not_its_end(tmp_path):
     files = png_set("tar")
     tar = bytearray(files["train_32x32.tar"])
     second = tar.index(b"train_32x32/0000005.png")

@@ -66,7 +66,7 @@ def test_both_parts_of_size_64_are_joined(tmp_path):
 
 
 def refusal(config):
-    """The one line with which a source is refused, before anything is written."""
+    """The one-line error of a source that is refused before anything is written."""
     with pytest.raises(UserError) as caught:
         write_dataset(config)
     assert not (Path(config.root) / config.name / "train-000000.tar").exists()

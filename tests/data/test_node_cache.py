@@ -158,7 +158,7 @@ def test_threads_share_one_download(tmp_path, remote, monkeypatch):
 
 
 def open_in_threads(folder, limit, store, shards):
-    """A process each, as it were: own cache, own handles; what went wrong."""
+    """Simulate a process with its own cache and handles; return its error."""
     failed = []
 
     def open_one(shard):
@@ -199,7 +199,7 @@ def test_downloads_at_one_time_keep_the_limit_together(tmp_path, remote, monkeyp
 def test_what_a_killed_download_left_is_removed_and_takes_no_space(tmp_path, remote):
     root, manifest = remote
     shards = manifest.split_shards("train")
-    for shard in shards[:2]:  # the second one is downloaded here, the first one by nobody
+    for shard in shards[:2]:  # the second one is downloaded here, the first one is not downloaded at all
         with (tmp_path / f"{shard.sha256}.reserved").open("wb") as file:
             file.truncate(shard.bytes)
         (tmp_path / f"{shard.sha256}.partial").write_bytes(b"half")

@@ -161,7 +161,7 @@ def test_a_source_on_a_store_that_hangs_up_is_read_on(tmp_path, monkeypatch, pac
 @pytest.mark.parametrize("fault", ["drop", "truncate", "delay", "503"])
 def test_requests_that_fail_are_retried(tmp_path, object_store, monkeypatch, fault):
     monkeypatch.setattr(retries, "FIRST_DELAY_S", 0.01)
-    if fault == "delay":  # the client gives up before the answer comes
+    if fault == "delay":  # the client times out before the answer
         waiting = {"read_timeout": DELAY_SECONDS / 3, "retries": {"max_attempts": 0}}
         monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": waiting})
     proxy = FaultyProxy(object_store, fault, every=5)

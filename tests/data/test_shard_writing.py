@@ -80,7 +80,7 @@ def test_a_complete_data_set_is_verified_and_returned(digits, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "digits").iterdir()} == before
 
 
-def test_a_complete_data_set_needs_its_source_no_more(tmp_path):
+def test_a_complete_data_set_no_longer_needs_its_source(tmp_path):
     folder = NpzFiles().write_folder(tmp_path / "source")
     config = DataSection(
         root=str(tmp_path),

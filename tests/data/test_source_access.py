@@ -51,7 +51,7 @@ def test_a_file_without_permission_is_quarantined(tmp_path, monkeypatch):
     assert write_dataset(config).quarantine.reasons == {"cannot be read (Permission denied)": 1}
 
 
-def test_a_disk_that_fails_is_no_fault_of_a_picture(tmp_path, monkeypatch):
+def test_a_failing_disk_does_not_quarantine_an_image(tmp_path, monkeypatch):
     config = Case("disk", classes("") | {"cat/x.png": 9}, quarantined={"": 1}).config(tmp_path)
     monkeypatch.setattr(archive_readers, "open", open, raising=False)
     with_error(monkeypatch, (archive_readers, "open"), "x.png", errno.EIO)
@@ -165,9 +165,9 @@ def test_ilsvrc_validation_in_class_folders_is_shuffled_and_by_number_is_not(tmp
     files = train | (numbers | labels if flat else folders)
     case = Case("ilsvrc", files, source={"format": "imagenet-folder", "allow_partial": True})
     write_dataset(case.config(tmp_path))
-    _, found = read_split(tmp_path / "sets/set", "val")
-    assert set(found[:10]) == set(wnids)
-    assert (found == wnids * 20) == flat
+    _, actual = read_split(tmp_path / "sets/set", "val")
+    assert set(actual[:10]) == set(wnids)
+    assert (actual == wnids * 20) == flat
 
 
 def test_batches_in_fortran_order_are_read(tmp_path):
@@ -182,7 +182,7 @@ def test_batches_in_fortran_order_are_read(tmp_path):
     assert write_dataset(DataSection(root=str(tmp_path), name="b", source=source)).version == plain.version
 
 
-def test_a_link_to_a_folder_in_the_same_tree_is_a_class_of_its_own(tmp_path):
+def test_a_link_to_a_folder_in_the_same_tree_is_a_separate_class(tmp_path):
     root = write_tree(tmp_path / "source", tree({"cat/1.png": 1, "cat/2.png": 2, "cat/3.png": 3}))
     (root / "copy").symlink_to(root / "cat")
     source = SourceSection(format="folder", url=str(root), image_size=8)

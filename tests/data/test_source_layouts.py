@@ -1,4 +1,5 @@
-"""Random trees of splits, classes, depths and hidden entries: what comes out is what went in."""
+"""Random trees of splits, classes, depths and hidden entries: the images that are read are those that were
+written."""
 
 import shutil
 import string

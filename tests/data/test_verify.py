@@ -76,7 +76,7 @@ def test_a_damaged_manifest_is_made_again_from_the_commit_marks(config, tmp_path
     assert validate_dataset(config).problems == {}
 
 
-def test_a_manifest_of_a_newer_program_is_no_damage(config, tmp_path):
+def test_a_manifest_of_a_newer_program_is_not_damage(config, tmp_path):
     path = tmp_path / "digits/manifest.json"
     newer = path.read_text().replace('"schema_version": 1', '"schema_version": 2')
     path.write_text(newer)
@@ -85,7 +85,7 @@ def test_a_manifest_of_a_newer_program_is_no_damage(config, tmp_path):
     assert path.read_text() == newer
 
 
-def test_a_store_that_does_not_answer_is_no_damage(config, tmp_path, monkeypatch):
+def test_a_store_that_does_not_answer_is_not_damage(config, tmp_path, monkeypatch):
     def refuse(store, name):
         raise UserError("tried 5 times: timeout")
 
@@ -185,4 +185,6 @@ def test_the_stage_names_what_is_wrong_and_repairs_it(tmp_path):
         done = [progress.done for progress in seen if progress.message == message]
         assert len(done) > 2, message
         assert done[-1] == 1797
-        assert message == "repairing" or np.all(np.diff(done) >= 0)  # it begins anew where it writes
+        assert message == "repairing" or np.all(
+            np.diff(done) >= 0
+        )  # it starts again for the phase that writes

@@ -1,4 +1,4 @@
-"""Pictures to score are read by the rules of sharding: hidden entries, links, transparency."""
+"""Images to score are read by the rules of sharding: hidden entries, links, transparency."""
 
 import numpy as np
 import pytest

@@ -20,9 +20,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     """`infra/demo.sh --keep` on a shrunken configuration, on a machine whose port 4200 is taken."""
     root = copy_of_the_tree(tmp_path_factory.mktemp("demo"))
     with socket.socket() as squatter:
-        # What a server that has just ended leaves behind keeps others from the port, and means nothing.
+        # Connections in TIME_WAIT of a server that has just ended would block the port.
         squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        with suppress(OSError):  # then somebody else sits there, which is as good
+        with suppress(OSError):  # then another process occupies it, which serves the same purpose
             squatter.bind(("127.0.0.1", 4200))
             squatter.listen()
         result = demo_command(root, "--keep", "--", json.dumps(SHRUNKEN))

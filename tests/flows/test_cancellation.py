@@ -45,12 +45,12 @@ def test_the_message_names_an_upload_that_continues_and_its_deadline(config: Run
     )
     write_upload_record(RunDirectory(config).path, uploading)
     assert (
-        ", checkpoint step-00001200, its upload to s3://bucket/a-run goes on until 2100-01-01 00:00 UTC at "
+        ", checkpoint step-00001200, its upload to s3://bucket/a-run continues until 2100-01-01 00:00 UTC at "
         "the latest (logs/train-upload.log); to resume: prefect"
     ) in resume_message(config, "an-id")
 
 
-def test_the_message_says_when_no_stage_had_begun(tmp_path: Path):
+def test_the_message_says_that_no_stage_had_started(tmp_path: Path):
     config = RunConfig.model_validate({"run": {"root": str(tmp_path), "name": "new"}})
     assert resume_message(config, "an-id").startswith(
         "stopped before the first stage; to resume: prefect flow-run retry"
@@ -77,7 +77,7 @@ def test_only_an_unrequested_stop_restarts_a_run(config: RunConfig, error, stop:
 
 
 @pytest.mark.parametrize(("cancelled", "kind"), [(True, StateType.CANCELLED), (False, StateType.CRASHED)])
-def test_a_signal_that_is_no_cancellation_leaves_a_run_that_is_started_again(config, cancelled, kind):
+def test_a_signal_that_is_not_a_cancellation_leaves_a_run_that_is_started_again(config, cancelled, kind):
     ended = as_stage_ended(TerminationSignal(15), config, cancelled)
     assert ended.outcome.prefect_state == kind.value
     assert ended.message.startswith(

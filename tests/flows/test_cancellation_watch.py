@@ -1,4 +1,4 @@
-"""What a flow run's process does about the states that it reads from the server."""
+"""Reactions of a flow run's process to the states that it reads from the server."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from tests.support.operator import until
 
 
 class ReplacedClient:
-    """Answers reads with one state after another, then with the last; None is a server that is away."""
+    """Answers reads with one state after another, then with the last; None is an unavailable server."""
 
     def __init__(self, *answers: tuple[StateType | None, int]) -> None:
         self.answers, self.reads, self.set = list(answers), 0, []
@@ -56,7 +56,7 @@ def watched(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("kind", [StateType.CANCELLING, StateType.CANCELLED])
-def test_a_cancelled_run_gets_one_sigterm_even_where_the_server_was_away(watched, kind: StateType):
+def test_a_cancelled_run_gets_one_sigterm_even_where_the_server_was_unavailable(watched, kind: StateType):
     away = [(None, 1)] * 25  # two minutes at POLL_SECONDS
     client, did, watch = watched((StateType.RUNNING, 1), *away, (kind, 1))
     with watch:
@@ -90,7 +90,7 @@ def test_a_live_run_that_stays_crashed_is_set_back_to_running(watched):
     assert did == []
 
 
-def test_a_run_that_was_crashed_for_one_read_is_left_alone(watched):
+def test_a_run_that_was_crashed_for_one_read_is_not_changed(watched):
     client, did, watch = watched((StateType.RUNNING, 1), (StateType.CRASHED, 1), (StateType.RUNNING, 1))
     with watch:
         until(lambda: client.reads > 6, "some reads")

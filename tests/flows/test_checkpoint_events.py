@@ -84,7 +84,7 @@ def test_checkpoints_that_finish_between_two_looks_are_all_published(run: RunDir
     assert steps(server) == [20, 30, 40]
 
 
-def test_checkpoints_that_finish_while_nobody_looks_are_published_by_the_next_flow_run(
+def test_checkpoints_that_finish_without_supervision_are_published_by_the_next_flow_run(
     run: RunDirectory, server: Server
 ):
     run.history.parent.mkdir(parents=True)

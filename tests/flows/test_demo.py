@@ -36,9 +36,9 @@ def test_a_taken_port_is_reported_and_another_one_is_used(demo: Demo):
     assert demo.port != 4200
     assert lines[0] == f"port 4200 is in use; the Prefect server takes {demo.port}"
     assert lines[1] == f"Prefect UI: http://127.0.0.1:{demo.port}"
-    kept = demo.root / "runs" / ".prefect" / f"api-auth-{demo.port}"
-    assert lines[2] == f"its login asks once for the password in {kept}"
-    assert kept.stat().st_mode & 0o777 == 0o600
+    password_file = demo.root / "runs" / ".prefect" / f"api-auth-{demo.port}"
+    assert lines[2] == f"its login asks once for the password in {password_file}"
+    assert password_file.stat().st_mode & 0o777 == 0o600
 
 
 def test_progress_is_on_the_terminal(demo: Demo):

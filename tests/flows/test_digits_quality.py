@@ -49,7 +49,7 @@ def test_distances_of_samples_and_of_real_digits_are_of_equally_many_images(scor
     assert samples["value"] < held_out["value"]
 
 
-def test_samples_are_no_copies(scores: dict):
+def test_samples_are_not_copies(scores: dict):
     page = (RUN / "report.html").read_text()
     least = float(page.split("by root mean square difference: ")[1].split(" to ")[0])
     assert least > 0.5  # of 16 intensity levels

@@ -49,7 +49,7 @@ def call() -> Iterator[Callable[..., EndedFlow]]:
 
 
 def called(flow: Flow[..., Any], config: dict[str, Any], stages: int = 0, **parameters: Any) -> EndedFlow:
-    """Call the flow, and wait until the server has the task runs of so many stages."""
+    """Call the flow, and wait until the server has the task runs of this many stages."""
     state = flow(config=config, return_state=True, **parameters)
     run_id = state.state_details.flow_run_id
     this = FlowRunFilter.model_validate({"id": {"any_": [run_id]}})
@@ -119,7 +119,7 @@ COMPARISON = {
             {"name": "ddpm", "title": "DDPM", "objective": "noise-prediction", "path": "variance-preserving"},
             {"name": "fm-ot", "title": "FM-OT", "objective": "flow-matching", "path": "optimal-transport"},
         ],
-        "plane": {"steps": 12, "batch": 16, "width": 8, "layers": 1, "held_out": 8, "samples": 40}
+        "toy2d": {"steps": 12, "batch": 16, "width": 8, "layers": 1, "held_out": 8, "samples": 40}
         | {"grid": 4, "nfe": [2, 4], "rtol": 1e-2, "atol": 1e-2},
     },
 }
@@ -141,7 +141,7 @@ def comparison_run(call, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     return folder, call(reproduce_paper, places(folder, "plane") | COMPARISON)
 
 
-def test_the_papers_comparison_says_what_it_takes_and_shows_its_tables_and_figures(comparison_run):
+def test_the_papers_comparison_logs_its_cost_and_shows_its_tables_and_figures(comparison_run):
     folder, ended = comparison_run
     assert ended.state.type == "COMPLETED", ended.state.message
     (estimate,) = [line for line in ended.log if "2 objectives, 2 runs of 50 parameters" in line]

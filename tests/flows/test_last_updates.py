@@ -1,4 +1,5 @@
-"""The last word of a stage reaches a server that was away, and no error ends the thread that publishes."""
+"""Last updates of a stage reach a server that was unavailable, and no error ends the thread that
+publishes."""
 
 import logging
 import threading
@@ -169,7 +170,7 @@ def test_which_answers_are_worth_another_try(status: int, away: bool):
     assert not server_away(ValueError("nothing to draw"))
 
 
-def test_a_file_that_an_update_cannot_read_is_no_absent_server(tmp_path):
+def test_a_file_that_an_update_cannot_read_is_not_an_unavailable_server(tmp_path):
     with pytest.raises(UserError) as caught:
         load_manifest(str(tmp_path), "none")
     assert isinstance(caught.value.__context__, FileNotFoundError)

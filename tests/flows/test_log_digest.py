@@ -64,13 +64,13 @@ def test_every_log_line_of_a_rank_is_read_with_its_level(logs: Path):
     digest = LogDigest(logs, "train")
     code = (
         "import logging, warnings; from fm_core.output import log_to_stderr; log_to_stderr(logging.INFO)\n"
-        "logging.getLogger('fm_core.training.x').warning('the %s is away', 'store')\n"
+        "logging.getLogger('fm_core.training.x').warning('the %s is down', 'store')\n"
         "logging.getLogger('fm_core').info('the store is back'); warnings.warn('old')"
     )
     with (logs / "train-0.log").open("a") as log:
         subprocess.run([sys.executable, "-c", code], stderr=log, cwd=ROOT, check=True)
     first, second = texts(digest)
-    assert first == "train-0.log: [WARNING] [fm_core.training.x] the store is away"
+    assert first == "train-0.log: [WARNING] [fm_core.training.x] the store is down"
     assert second == "train-0.log: [WARNING] [py.warnings] <string>:3: UserWarning: old"
     assert "[INFO] [fm_core] the store is back" in (logs / "train-0.log").read_text()
 

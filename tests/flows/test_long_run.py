@@ -42,14 +42,14 @@ RUN = {
     "launch": {"restarts": 9, "restart_seconds": 0.5},
 }
 CRASHED_SECONDS = 15
-"""After which a crashed run is restarted; 30 in infra/automations.yaml."""
+"""Seconds after which a crashed run is restarted; 30 in infra/automations.yaml."""
 SILENCE_SECONDS = 45
-"""After which a run is taken for crashed; 600 in infra/automations.yaml. Heartbeats come every 30 s here, the
-shortest interval that Prefect allows; 60 in infra/prefect.yaml."""
+"""Seconds after which a run is marked as crashed; 600 in infra/automations.yaml. Heartbeats come every 30 s
+here, the shortest interval that Prefect allows; 60 in infra/prefect.yaml."""
 RULES = ("silent-runs-crashed", "crashed-runs-resume", "runs-that-crash-again-and-again-fail")
 FLOWS = ("stages.shard_dataset", "stages.train_model", "train.train_digits")
 QUICK_SERVER = {"PREFECT_SERVER_EVENTS_PROACTIVE_GRANULARITY": "PT1S"}
-"""How often the server looks for what has not happened."""
+"""How often the server evaluates its proactive triggers."""
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def run_id(operator: Operator) -> str:
 
 
 def listen_for(served: ServedProject, seconds: int) -> None:
-    """Have a run that is not heard of for so long be taken for crashed."""
+    """Let the server mark a run as crashed that sends no heartbeat for this long."""
     rules = (served.root / "infra" / "automations.yaml").read_text()
     assert rules.count("within: 600") == rules.count("within: 30\n") == 1
     rules = rules.replace("within: 600", f"within: {seconds}").replace(
@@ -159,13 +159,13 @@ def test_each_checkpoint_is_an_event(served: ServedProject, operator: Operator, 
     assert event["payload"]["checkpoint"] == f"step-{event['payload']['step']:08d}"
 
 
-def test_training_does_not_notice_that_the_server_is_away(
+def test_training_does_not_notice_that_the_server_is_unavailable(
     served: ServedProject, operator: Operator, run_id: str
 ):
     operator.attached(run_id)
     restart = served.kill_server()
     before = len(operator.steps())
-    operator.goes_on(lines=20)  # test_progress_report.py has a server that is away for longer
+    operator.goes_on(lines=20)  # test_progress_report.py has a server that is unavailable for longer
     served.restart_server(*restart)
     assert operator.state(run_id)["type"] == "RUNNING"
 

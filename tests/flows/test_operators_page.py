@@ -21,7 +21,7 @@ OPERATIONS = ROOT / "infra" / "docs" / "operations.md"
 PAGE = OPERATIONS.read_text()
 COMMANDS = page_commands(OPERATIONS)
 ELSEWHERE = (SERVE, WORKER)
-"""Commands that do not end by themselves: test_team_server.py runs them, from these same strings."""
+"""Commands that run until they are stopped: test_team_server.py runs them, from these same strings."""
 INLINE = [" ".join(command.split()) for command in re.findall(r"`(fm [^`]+)`", PAGE)]
 """Commands of a stage in running text."""
 ON_A_RUN = ("prefect flow-run cancel RUN_ID", "prefect flow-run retry RUN_ID")
@@ -72,7 +72,7 @@ def test_a_run_that_crashes_again_and_again_is_failed(demo: Demo):
     until(lambda: restarts() == 1, "the server has seen the first crash")
     assert demo.run(run_id)["state"]["name"] == "AwaitingRetry"
     demo.api(f"/flow_runs/{run_id}/set_state", again)
-    until(lambda: demo.run(run_id)["state"]["type"] == "FAILED", "the run is given up")
+    until(lambda: demo.run(run_id)["state"]["type"] == "FAILED", "the run has failed")
     assert demo.run(run_id)["state"]["message"].startswith("it crashed six times within a day")
     assert demo.command("python", "-m", "flows.automations").returncode == 0
 

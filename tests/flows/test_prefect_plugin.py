@@ -33,7 +33,7 @@ def test_a_bare_name_is_the_default_deployment(demo: Demo, name: str):
     assert demo.prefect("flow-run", "delete", run_id).returncode == 0
 
 
-def test_a_name_that_is_no_flow_gets_prefects_own_message(demo: Demo):
+def test_an_unknown_flow_name_gets_prefects_own_message(demo: Demo):
     result = demo.prefect("deployment", "run", "train-nothing")
     assert result.returncode == 1
     assert STOCK.format("train-nothing") in result.stdout + result.stderr

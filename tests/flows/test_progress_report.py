@@ -1,4 +1,4 @@
-"""Progress of a stage while time passes and the server is away: a replaced clock, a replaced server."""
+"""Progress of a stage over time and with an unavailable server, by a replaced clock and server."""
 
 import logging
 import threading
@@ -21,7 +21,7 @@ OUTAGE = 30
 
 
 class ReplacedServer:
-    """Holds the artifact; refuses every request while it is away."""
+    """Holds the artifact; refuses every request while it is `away`."""
 
     def __init__(self) -> None:
         self.away, self.hangs, self.failures = False, threading.Event(), 0
@@ -57,7 +57,7 @@ def step(number: int) -> Progress:
     return Progress("train", number, 1000, "images", f"step {number}")
 
 
-def test_a_line_of_progress_is_logged_each_half_minute_and_no_more(server, config, caplog, monkeypatch):
+def test_a_line_of_progress_is_logged_at_most_each_half_minute(server, config, caplog, monkeypatch):
     now = 1000.0
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
     report = ProgressReport("train", config)

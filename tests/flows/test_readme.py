@@ -14,8 +14,8 @@ from tests.support.page_commands import flags, page_commands, starting_with
 README = (ROOT / "README.md").read_text()
 COMMANDS = page_commands(ROOT / "README.md")
 STAGES = ("shard", "train", "sample", "evaluate", "report")
-SMALL_PLANE = {"steps": 60, "batch": 16, "width": 8, "layers": 1, "held_out": 8, "samples": 64, "grid": 4}
-SMALL_PLANE |= {"rtol": 0.01, "atol": 0.01}
+SMALL_TOY2D = {"steps": 60, "batch": 16, "width": 8, "layers": 1, "held_out": 8, "samples": 64, "grid": 4}
+SMALL_TOY2D |= {"rtol": 0.01, "atol": 0.01}
 DEBUG = {**SHRUNKEN, "launch": {"kind": "debug"}}
 """For runs beside the demo's: one process, the command's or the flow run's own. The demo trains with two."""
 
@@ -63,7 +63,7 @@ def test_the_stages_by_hand(demo: Demo):
         if arguments[1] == "reproduce":
             cells = load_config(demo.root / "infra" / "configs" / "checkerboard.yaml").reproduce.cells[:2]
             asked = [cell.model_dump(mode="json", exclude_unset=True) for cell in cells]
-            overrides = {"reproduce": {"plane": SMALL_PLANE, "cells": json.dumps(asked)}}
+            overrides = {"reproduce": {"toy2d": SMALL_TOY2D, "cells": json.dumps(asked)}}
         if "runs/" in command:  # what was asked of that run is in its own configuration, but for the samples
             overrides = {"sample": {"images": 16, "batch": 16}}
         if "--launch.kind" in arguments:

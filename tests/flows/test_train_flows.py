@@ -93,7 +93,7 @@ def test_a_file_a_tree_and_both_are_a_configuration(own_file, started):
     file, both, tree = (config for config, _, _ in started)
     assert (file.run.name, both.run.name, tree.run.name) == ("pets", "pets", "tree")
     assert both.train.images == 7
-    # What nobody names is still to be derived from the images.
+    # Absent keys are still to be derived from the images.
     assert "channels" in absent_keys(file)["model"]
     assert "images" not in absent_keys(both)["train"]
 

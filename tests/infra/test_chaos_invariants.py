@@ -21,7 +21,7 @@ def line(step, **changes):
     return {**LINES[step - 1], **changes}
 
 
-def test_equal_lines_are_no_problem_whatever_time_they_took():
+def test_equal_lines_are_accepted_whatever_their_times():
     assert line_problems("metrics", [line(step, seconds=9.0) for step in range(1, 5)], LINES) == []
 
 
@@ -38,7 +38,7 @@ def test_equal_lines_are_no_problem_whatever_time_they_took():
 )
 def test_a_line_that_is_missing_doubled_misplaced_or_changed_is_found(lines, problem):
     problems = line_problems("metrics", lines, LINES)
-    assert any(problem in found for found in problems), problems
+    assert any(problem in text for text in problems), problems
 
 
 def checkpoint(folder, step, value=1.0, loss=0.5):
@@ -116,10 +116,10 @@ def test_superseded_checkpoints_may_go():
 )
 def test_a_deletion_that_the_retention_rule_does_not_allow_is_found(snapshots, problem):
     watch = watched(*snapshots)
-    assert any(problem in found for found in watch.problems), watch.problems
+    assert any(problem in text for text in watch.problems), watch.problems
 
 
-def test_a_removal_that_is_undone_and_a_checkpoint_set_aside_are_no_deletions():
+def test_a_removal_that_is_undone_and_a_checkpoint_set_aside_are_not_deletions():
     undone = watched(complete(1, 2), Snapshot(complete(2), removing={"fingerprint-1"}), complete(1, 2))
     assert undone.problems == []
     aside = watched(complete(1, 2), Snapshot(complete(2), aside={"fingerprint-1"}))

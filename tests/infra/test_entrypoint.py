@@ -89,7 +89,7 @@ def test_everything_saves_before_the_worker_is_ended(pid_namespace, tmp_path: Pa
     assert (tmp_path / "worker-ended").read_text() == "", "the worker was ended first"
 
 
-def test_the_status_of_a_command_that_ends_by_itself_is_passed_on():
+def test_the_status_of_a_command_that_exits_is_passed_on():
     command = [sys.executable, str(ROOT / "infra" / "entrypoint.py"), "sh", "-c"]
     assert subprocess.run([*command, "exit 5"]).returncode == 5
     assert subprocess.run([*command, "kill -9 $$"]).returncode == 128 + 9

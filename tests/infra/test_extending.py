@@ -79,7 +79,7 @@ def extended_run(extended: Path) -> Path:
 
 
 @pytest.mark.parametrize("recipe", DIFFS)
-def test_each_recipe_applies_by_itself_and_is_clean(recipe: str, tmp_path: Path):
+def test_each_recipe_applies_on_its_own_and_is_clean(recipe: str, tmp_path: Path):
     root = copy_of_the_code(tmp_path / "copy")
     apply(DIFFS[recipe], root)
     files = re.findall(r"^\+\+\+ b/(\S+)$", DIFFS[recipe], re.MULTILINE)

@@ -43,11 +43,11 @@ def test_each_operator_makes_its_faults_and_no_fault_in_texts(operator, changes)
 
 
 def test_a_sample_is_repeatable_covers_every_room_and_compiles():
-    mutants = sample(ROOT, per_room=2, seed=3)
-    assert mutants == sample(ROOT, per_room=2, seed=3)
-    assert mutants != sample(ROOT, per_room=2, seed=4)
-    rooms = {path.name for path in (ROOT / "fm_core").iterdir() if (path / "__init__.py").exists()}
-    assert {mutant.file.split("/")[1] for mutant in mutants if mutant.file.count("/") > 1} >= rooms
+    mutants = sample(ROOT, per_package=2, seed=3)
+    assert mutants == sample(ROOT, per_package=2, seed=3)
+    assert mutants != sample(ROOT, per_package=2, seed=4)
+    packages = {path.name for path in (ROOT / "fm_core").iterdir() if (path / "__init__.py").exists()}
+    assert {mutant.file.split("/")[1] for mutant in mutants if mutant.file.count("/") > 1} >= packages
     assert any(mutant.file.startswith("flows/") for mutant in mutants)
     for mutant in mutants:
         compile(mutant.apply((ROOT / mutant.file).read_bytes()), mutant.file, "exec")

@@ -100,7 +100,7 @@ def test_without_a_place_for_the_password_nothing_is_served(serve: Serve):
     assert "set PREFECT_HOME or PREFECT_API_AUTH_STRING" in refused.stderr
 
 
-def test_without_a_home_one_line_says_what_to_set(serve: Serve):
+def test_without_a_home_the_error_says_what_to_set(serve: Serve):
     refused = serve(PREFECT_HOME="")
     assert (refused.returncode, refused.stderr) == (
         2,

@@ -138,7 +138,7 @@ def test_two_keys_are_enough_and_a_refused_start_leaves_no_trace(two_keys, monke
     assert recorded.model == expected.model
     assert recorded.train == expected.train
     assert (recorded.data.name, recorded.data.validation_images) == ("photographs", 6)
-    # Later starts take what they do not name from the run.
+    # Later starts take absent keys from the run.
     code, message = fm(monkeypatch, capsys, two_keys, "sample", *file, *SAMPLE, *short)
     assert code == 0, message
     code, message = fm(monkeypatch, capsys, two_keys, "train", *file, *short, "--model.channels", "16")

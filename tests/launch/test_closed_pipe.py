@@ -1,4 +1,4 @@
-"""`fm train 2>&1 | head -3`: a reader that ends is no reason for the job to end."""
+"""`fm train 2>&1 | head -3`: a reader that exits does not end the job."""
 
 import subprocess
 import sys

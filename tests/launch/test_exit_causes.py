@@ -1,4 +1,4 @@
-"""Causes of an end that no rank could record: no descriptor, a full disk, no memory, a broken launcher."""
+"""Causes of failures that no rank could record: no descriptor, a full disk, no memory, a failed launcher."""
 
 import errno
 import os
@@ -146,7 +146,7 @@ def test_ranks_that_a_broken_launcher_stopped_were_not_asked_to(job: Job, tmp_pa
     verdict = failure_of(job, tmp_path)
     assert type(verdict) is kind
     if kind is JobFailedError:
-        assert f"the launcher on h broke ({error}); stopped at step 4" in str(verdict)
+        assert f"the launcher on h failed ({error}); stopped at step 4" in str(verdict)
         (tmp_path / "STOP").touch()
         assert isinstance(failure_of(job, tmp_path), StopRequested)
 

@@ -63,7 +63,7 @@ class TestSeveralHosts:
     def state(self, path, kinds, lost):
         job = Job.model_validate({**FACTS, "log": str(path / "x"), "hosts": {"h1": 2, "h2": 1}})
         job_log = path / "x"
-        job_log.write_text("last words\n")
+        job_log.write_text("last output\n")
         for rank, kind in kinds.items():
             record = {"job": job.id, "rank": rank, "kind": kind, "message": f"word {rank}"}
             write_json(path / f"train-{rank}.end.json", record)

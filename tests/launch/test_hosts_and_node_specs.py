@@ -244,7 +244,7 @@ def test_process_trees_are_killed_after_the_grace_period():
     assert processes_marked(MARK) == []
 
 
-def test_within_the_grace_period_a_terminated_process_ends_by_itself(tmp_path):
+def test_within_the_grace_period_a_terminated_process_exits(tmp_path):
     saved = tmp_path / "saved"
     save = "lambda *_: (time.sleep(0.3), pathlib.Path(sys.argv[1]).touch(), sys.exit(3))"
     script = f"import pathlib, signal, sys, time; signal.signal(signal.SIGTERM, {save}); print(flush=True)"

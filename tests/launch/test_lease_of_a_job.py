@@ -71,7 +71,7 @@ def fast(monkeypatch):
     RAN.clear()
 
 
-def test_a_job_is_told_its_epoch_and_checks_its_lease(tmp_path, fast):
+def test_a_job_gets_its_epoch_and_checks_its_lease(tmp_path, fast):
     for expected in (1, 2):
         RAN.clear()
         supervise(stage_job(tmp_path, remember), print)
@@ -85,7 +85,7 @@ def test_a_job_is_told_its_epoch_and_checks_its_lease(tmp_path, fast):
 
 def test_a_directory_is_refused_in_one_line_while_another_host_sends_heartbeats(tmp_path, fast):
     take_elsewhere(tmp_path, job="b2")
-    opened, said = [], []
+    opened, messages = [], []
 
     @contextmanager
     def meanwhile():
@@ -93,7 +93,7 @@ def test_a_directory_is_refused_in_one_line_while_another_host_sends_heartbeats(
         yield
 
     def observe(progress):
-        said.append(progress.message)
+        messages.append(progress.message)
         Lease(tmp_path / "lock").heartbeat(job="b2")
 
     more = {"meanwhile": meanwhile, "before_submit": lambda: opened.append(True)}
@@ -102,16 +102,16 @@ def test_a_directory_is_refused_in_one_line_while_another_host_sends_heartbeats(
     assert not opened, "nothing is started or ended while another host's job runs"
     assert not RAN
     assert "\n" not in str(caught.value)
-    assert len(said) == 1
-    assert "on elsewhere: waiting up to 0.15 s to see whether it still sends a heartbeat" in said[0]
+    assert len(messages) == 1
+    assert "on elsewhere: waiting up to 0.15 s to see whether it still sends a heartbeat" in messages[0]
 
 
 def test_a_directory_is_taken_over_from_a_host_that_sends_no_heartbeat(tmp_path, fast):
     take_elsewhere(tmp_path, job="b2")
-    said = []
-    supervise(stage_job(tmp_path, remember), lambda progress: said.append(progress.message))
+    messages = []
+    supervise(stage_job(tmp_path, remember), lambda progress: messages.append(progress.message))
     assert RAN[0].epoch == 2
-    assert sum("waiting up to" in message for message in said) == 1
+    assert sum("waiting up to" in message for message in messages) == 1
 
 
 def test_a_job_that_was_replaced_ends_without_touching_the_directory(tmp_path, fast):
@@ -137,7 +137,7 @@ def test_a_start_that_is_refused_by_its_launcher_releases_the_lease(tmp_path, fa
 
 @pytest.mark.parametrize("there", ["nothing", "an earlier job"])
 def test_a_restart_does_not_begin_where_the_last_job_is_not_known(tmp_path, fast, there):
-    """The disk of the run directory is away, or another one is mounted there."""
+    """The disk of the run directory is unmounted, or another one is mounted there."""
     last = Job.model_validate({**FACTS, "id": "b2", "epoch": 2})
     beginning = stage_job(tmp_path / "runs", remember)
     (tmp_path / "runs" / "logs").rmdir()

@@ -21,11 +21,11 @@ def until(happened):
 def test_the_second_container_is_refused_while_the_first_sends_heartbeats(pid_namespaces):
     first = pid_namespaces.start(HASTY)
     job = pid_namespaces.wait_for_ranks()
-    ended, said = pid_namespaces.result(pid_namespaces.start(PATIENT))
+    ended, errors = pid_namespaces.result(pid_namespaces.start(PATIENT))
     assert ended["kind"] == "UserError"
     assert "is in use by process" in ended["message"]
     assert "\n" not in ended["message"]
-    assert "waiting up to 30 s to see whether it still sends a heartbeat" in said
+    assert "waiting up to 30 s to see whether it still sends a heartbeat" in errors
     assert submitted(pid_namespaces.control).id == job
     assert len(pid_namespaces.processes(job)) == 3  # the agent and two ranks
     (pid_namespaces.control / "STOP").touch()
@@ -42,9 +42,9 @@ def test_a_container_that_is_created_anew_waits_and_takes_over(pid_namespaces):
     assert pid_namespaces.wait_for_ranks() != job
     assert read_json(pid_namespaces.control / "lock")["epoch"] == 2
     (pid_namespaces.control / "STOP").touch()
-    ended, said = pid_namespaces.result(second)
+    ended, errors = pid_namespaces.result(second)
     assert ended["kind"] == "StopRequested"
-    assert "whether it still sends a heartbeat" in said
+    assert "whether it still sends a heartbeat" in errors
 
 
 def test_a_frozen_container_that_thaws_ends_its_job_and_leaves_that_of_its_successor_alone(pid_namespaces):

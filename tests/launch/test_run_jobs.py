@@ -55,6 +55,6 @@ def test_processes_of_an_experiment_are_ended_with_the_comparison(comparison):
     write_json(control / "job.json", job.model_dump())
     assert end_jobs(comparison) == [job]
     assert stop_requested(comparison)
-    assert not (control / "STOP").exists(), "it was obeyed"
+    assert not (control / "STOP").exists(), "it was handled"
     assert scorer.poll() is not None
     assert rank.poll() is not None

@@ -68,7 +68,7 @@ def test_a_run_whose_job_is_gone_is_dead(run: Path, alive: bool, capsys):
     if alive:
         assert line == "train running: 120/500 images, 3 images/s, 0:02:07 left, step 12, loss 0.5"
     else:
-        assert line.startswith("train dead: no process of it lives; its last sign of life was at 20")
+        assert line.startswith("train dead: it has no running process; last activity at 20")
         assert line.endswith(
             f"ago, at 120/500 images, step 12, loss 0.5; to continue: fm train --config {run / 'config.yaml'}"
         )

@@ -1,4 +1,4 @@
-"""The Slurm launcher with stand-ins for sbatch, squeue and scancel on PATH."""
+"""The Slurm launcher with fake sbatch, squeue and scancel on PATH."""
 
 import logging
 import os
@@ -25,7 +25,7 @@ JOB = Job.model_validate({**FACTS, "slurm": 4711})
 
 
 class Programs:
-    """Stand-ins, each a shell script that may also record its arguments."""
+    """Fake programs, each a shell script that may also record its arguments."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder
@@ -154,7 +154,7 @@ def test_the_state_of_a_job_is_what_squeue_says(programs: Programs, script: str,
     assert slurm.poll(JOB).alive is alive
 
 
-def test_one_empty_answer_is_no_end(programs: Programs):
+def test_one_empty_answer_is_not_the_end_of_a_job(programs: Programs):
     count = programs.folder / "count"
     programs.write("squeue", f"echo >>{count}; [ $(wc -l <{count}) -eq 1 ] || echo 'RUNNING|None'")
     assert slurm.poll(JOB).alive

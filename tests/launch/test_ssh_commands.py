@@ -1,4 +1,4 @@
-"""The ssh launcher with pdsh and a stand-in for ssh: login shells, logins, size of the environment."""
+"""The ssh launcher with pdsh and a fake ssh: login shells, logins, size of the environment."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What only watches a job never ends it: errors of polls, status and progress, injected into a supervisor."""
+"""Errors of polls, status and progress, injected into a supervisor, never end the job that it watches."""
 
 import errno
 import logging
@@ -86,7 +86,7 @@ def watched(tmp_path, monkeypatch) -> Watched:
     return Watched(tmp_path, monkeypatch)
 
 
-def test_a_poll_that_fails_is_told_once_and_the_job_goes_on(watched: Watched, caplog):
+def test_a_poll_that_fails_is_reported_once_and_the_job_goes_on(watched: Watched, caplog):
     watched.answers = [True, STALE, FileNotFoundError("squeue"), True]
     with caplog.at_level(logging.WARNING, "fm_core"):
         watched.supervise()
@@ -141,7 +141,7 @@ def test_only_a_request_cancels_the_job(watched: Watched, request_: BaseExceptio
     with pytest.raises(type(request_)):
         watched.supervise(observe)
     assert watched.cancelled == 1
-    assert not (watched.path / "STOP").exists(), "it was obeyed"
+    assert not (watched.path / "STOP").exists(), "it was handled"
     assert (watched.path / "STOPPED").exists()
 
 
@@ -170,7 +170,7 @@ def test_a_signal_during_the_submission_leaves_no_job_and_touches_no_other(
     assert watched.cancelled == submits
 
 
-def test_a_supervisor_that_cannot_go_on_detaches_and_says_how_to_attach(watched: Watched, monkeypatch):
+def test_a_supervisor_that_cannot_continue_detaches_and_says_how_to_attach(watched: Watched, monkeypatch):
     def broken(seconds: float) -> None:
         raise RuntimeError("no clock")
 

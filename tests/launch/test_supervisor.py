@@ -56,7 +56,7 @@ def test_a_job_whose_rank_is_killed_starts_again_and_each_restart_is_reported(jo
     assert len(list(job.control.glob("here-0-*"))) == 3
 
 
-def test_a_store_that_is_away_is_waited_for(job):
+def test_a_store_that_is_unavailable_is_waited_for(job):
     job.launch(restarts=2)
     job.does("unreachable-1;write")
     job.run(complete=lambda: (job.control / "made-0.json").exists())
@@ -70,7 +70,7 @@ def test_restarts_come_to_an_end_and_one_that_gave_up_has_none(job):
     with pytest.raises(JobFailedError, match="rank 0 on"):
         job.run()
     assert len(list(job.control.glob("here-0-*"))) == 2
-    job.does("give up;wait")
+    job.does("no recovery;wait")
     with pytest.raises(UnrecoverableError, match=r"^nothing helps$"):
         job.run()
     assert len(list(job.control.glob("here-0-*"))) == 3
@@ -89,14 +89,14 @@ def starts_until_given_up(tmp_path, monkeypatch, lasting):
 
     facts = {"id": "a1", "stage": "pretend", "host": "h", "processes": 1, "threads": 1, "log": "l"}
     job = Job.model_validate(facts)
-    monkeypatch.setattr("fm_core.launch.supervisor.attach_or_submit", lambda duty, observe, last: job)
+    monkeypatch.setattr("fm_core.launch.supervisor.attach_or_submit", lambda stage_job, observe, last: job)
     monkeypatch.setattr("fm_core.launch.supervisor._watch", fail)
-    duty = StageJob(
+    stage_job = StageJob(
         *(tmp_path, tmp_path, "pretend", "none", config, lambda: False),
         durable_progress=lambda: lasting[min(len(starts), len(lasting)) - 1],
     )
     with pytest.raises(JobFailedError):
-        supervise(duty, lambda progress: None)
+        supervise(stage_job, lambda progress: None)
     return len(starts), [record["restart"] for record in read_lines(tmp_path / "restarts.jsonl")]
 
 

@@ -120,7 +120,7 @@ def test_impossible_settings_are_refused(make, message):
         make()
 
 
-def test_constant_functions_have_no_slope():
+def test_the_derivative_of_a_constant_function_is_zero():
     path = Affine(lambda t: torch.ones_like(t), lambda t: 2 - t)
     t = torch.tensor([0.3])
     assert path.d_alpha(t).tolist() == [0.0]

@@ -29,7 +29,7 @@ class Reader(HTMLParser):
         self.texts.append(data)
 
 
-def test_the_page_is_well_formed_and_says_what_it_was_given():
+def test_the_page_is_well_formed_and_contains_its_arguments():
     table = Table(["", "value"], [["distance", "1.5 ± 0.2"], ["name", "x"]])
     figure = Figure(data_uri(b"png"), 'a "caption" <b>', plot=True)
     text = page("Run <1>", "lead & more", [PageSection("Scores", [table, figure], "note", text="k: <v>\n")])

@@ -171,6 +171,6 @@ def test_throughput_comes_from_what_was_stated():
 
 def test_a_points_network_is_counted():
     config = load_config(CONFIGS / "checkerboard.yaml")
-    cost = toy_experiment_cost(config.reproduce.plane, objective_of(config.reproduce.cells[0]), 6000)
+    cost = toy_experiment_cost(config.reproduce.toy2d, objective_of(config.reproduce.cells[0]), 6000)
     assert cost.parameters == 3 * 512 + 512 + 4 * (512 * 512 + 512) + 512 * 2 + 2
     assert cost.forward_flops == 2 * (3 * 512 + 4 * 512 * 512 + 512 * 2)

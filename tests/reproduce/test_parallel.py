@@ -82,7 +82,7 @@ def test_cores_are_distributed_where_there_is_no_gpu(monkeypatch):
 
 def test_a_2d_comparison_refuses_what_it_would_ignore():
     with pytest.raises(UserError, match=r"reproduce\.parallel"):
-        parse_config({"reproduce": {"kind": "plane", "parallel": 2}}, where="x")
+        parse_config({"reproduce": {"kind": "toy2d", "parallel": 2}}, where="x")
 
 
 BROKEN = {

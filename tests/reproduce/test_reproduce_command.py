@@ -1,4 +1,4 @@
-"""The command `fm reproduce` when it is killed_comparison, stopped, or given invalid settings."""
+"""The command `fm reproduce` when it is killed, stopped, or given invalid settings."""
 
 import json
 import os
@@ -16,9 +16,9 @@ from fm_core.storage.atomic_files import read_json
 from tests.support.tiny_toy2d import CELLS, configured, place
 
 
-def written(root, **plane):
+def written(root, **toy2d):
     """File of the configuration of two experiments."""
-    tree = merge(configured(root, CELLS[:2]).model_dump(mode="json"), {"reproduce": {"plane": plane}})
+    tree = merge(configured(root, CELLS[:2]).model_dump(mode="json"), {"reproduce": {"toy2d": toy2d}})
     file = root / "tiny.yaml"
     file.write_text(
         yaml.safe_dump({"run": tree["run"], "launch": {"threads": 1}, "reproduce": tree["reproduce"]})
@@ -26,9 +26,9 @@ def written(root, **plane):
     return file
 
 
-def start(root, **plane):
+def start(root, **toy2d):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "fm_core", "reproduce", "--config", str(written(root, **plane))]
+    command = [sys.executable, "-m", "fm_core", "reproduce", "--config", str(written(root, **toy2d))]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )
@@ -76,4 +76,4 @@ def test_a_kill_costs_the_current_experiment_and_a_stop_is_reported(killed_compa
 def test_nonsense_is_one_line_and_status_two(tmp_path, capsys):
     assert cli.main(["reproduce", "--config", str(written(tmp_path, nfe=[3]))]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "reproduce.plane.nfe" in line
+    assert "reproduce.toy2d.nfe" in line

@@ -51,7 +51,7 @@ def test_the_nll_is_that_of_the_normal_distribution_on_validation_points(evaluat
     assert (nll["points"], nll["batch"]) == (1100, 1024)
 
 
-def test_validation_points_are_no_training_points():
+def test_validation_points_are_not_training_points():
     held_out, training = (
         points(KeyedRandom(CURRENT, 0, domain), 0, 64) for domain in (Domain.TOY2D_SCORING, Domain.TOY2D)
     )

@@ -99,11 +99,11 @@ def test_the_holder_of_the_lock_notices_a_stop_file(tmp_path, place):
     stop.touch()
     with pytest.raises(StopRequested, match=f"{stop} was created while nothing was running"):
         exclusive_lock(tmp_path / "reproduce").__enter__()
-    with exclusive_lock(tmp_path / "reproduce") as beat:
-        beat()
+    with exclusive_lock(tmp_path / "reproduce") as check_stop:
+        check_stop()
         stop.touch()
         with pytest.raises(StopRequested, match=f"stopped by {stop}; run it again"):
-            beat()
+            check_stop()
         assert not stop.exists()
     assert was_stopped(tmp_path)
 
@@ -154,15 +154,17 @@ def take_for(lease, name):
 def test_a_holder_elsewhere_is_watched_and_then_refused_or_replaced(tmp_path, monkeypatch):
     monkeypatch.setattr(lease_module, "HEARTBEAT_SECONDS", 0.05)
     monkeypatch.setattr(artifact_cache, "LOOK_INTERVAL_SECONDS", 0.02)
-    lease, told = Lease(tmp_path / "lock"), []
+    lease, messages = Lease(tmp_path / "lock"), []
 
     def tell_and_beat(message):
-        told.append(message)
+        messages.append(message)
         lease.heartbeat(job="b2")
 
     take_for(lease, "Slurm job 7")
     with pytest.raises(UserError, match="is in use by Slurm job 7"), exclusive_lock(tmp_path, tell_and_beat):
         pass
-    with exclusive_lock(tmp_path, told.append) as check:
+    with exclusive_lock(tmp_path, messages.append) as check:
         check()
-    assert [message.partition(":")[0] for message in told] == [f"{tmp_path} was last used by Slurm job 7"] * 2
+    assert [message.partition(":")[0] for message in messages] == [
+        f"{tmp_path} was last used by Slurm job 7"
+    ] * 2

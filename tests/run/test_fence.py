@@ -1,4 +1,4 @@
-"""The epoch of a lease, and how its former holder finds out that it has lost the lease."""
+"""The epoch of a lease, and how its former holder detects that it has lost the lease."""
 
 import os
 import shutil

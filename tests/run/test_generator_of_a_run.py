@@ -1,4 +1,4 @@
-"""run.generator: a run keeps the generator of random numbers with which it began; others are old."""
+"""run.generator: a run keeps the random number generator that it started with."""
 
 import pytest
 import yaml

@@ -1,4 +1,4 @@
-"""History of a run: what it remembers whatever is mounted, and what an earlier version left."""
+"""History of a run: what it records independent of mounts, and the files of earlier versions."""
 
 import json
 
@@ -77,7 +77,7 @@ def test_of_two_that_begin_together_both_have_the_history_of_the_first(tmp_path,
     assert open_history(tmp_path) == first[0] == read_history(tmp_path)
 
 
-def test_a_run_that_completed_nothing_is_left_alone(tmp_path):
+def test_a_run_that_completed_nothing_is_not_changed(tmp_path):
     write_json(tmp_path / "status.json", {"stage": "train", "step": 7})
     preserve_history(tmp_path, None)
     assert not history_path(tmp_path).exists()

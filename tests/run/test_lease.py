@@ -135,7 +135,7 @@ def test_a_holder_elsewhere_is_dead_once_its_record_did_not_change_for_three_hea
     assert watch(lease, clocks, 1) is HolderState.FREE
 
 
-def test_a_heartbeat_is_seen_even_if_the_clock_stands_still(lease, clocks):
+def test_a_heartbeat_is_detected_even_if_the_clock_stands_still(lease, clocks):
     lease.take(os.getpid(), job="a1")
     rewrite(lease, **ELSEWHERE)
     assert lease.look()[0] is HolderState.UNDECIDED
@@ -173,7 +173,7 @@ def old_record(clocks, **facts):
     }
 
 
-def test_records_of_earlier_versions_are_judged_by_host_name_process_start_and_age(lease, clocks):
+def test_records_of_earlier_versions_are_checked_by_host_name_process_start_and_age(lease, clocks):
     write_json(lease.path, old_record(clocks))
     assert lease.look()[0] is HolderState.HELD
     assert lease.process().pid == os.getpid()
@@ -196,7 +196,7 @@ def test_a_recent_record_of_an_earlier_version_elsewhere_is_watched_until_it_is_
     assert lease.look()[0] is HolderState.HELD
 
 
-def test_where_nobody_can_wait_the_age_of_the_heartbeat_elsewhere_decides(lease, clocks):
+def test_without_waiting_the_age_of_the_heartbeat_elsewhere_decides(lease, clocks):
     lease.take(os.getpid(), job="a1")
     rewrite(lease, **ELSEWHERE)
     assert lease.holder()["job"] == "a1"
@@ -273,20 +273,20 @@ def test_a_process_that_exits_does_not_wait_for_the_guard(lease):
     assert not thread.is_alive()
 
 
-def test_the_thread_that_renews_says_once_that_the_lease_was_lost(lease, monkeypatch):
+def test_the_renewing_thread_reports_once_that_the_lease_was_lost(lease, monkeypatch):
     monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 0.02)
     lease.take(os.getpid(), job="a")
-    lost, told = [], threading.Event()
+    lost, notified = [], threading.Event()
 
     def on_lost(error):
         lost.append(error)
-        told.set()
+        notified.set()
 
     with lease.keep_alive(on_lost=on_lost, job="a") as check:
         check()
         with lease.guard():
             lease.take(os.getpid(), job="b")
-        assert told.wait(60)
+        assert notified.wait(60)
         with pytest.raises(LeaseLostError, match=f"was taken over by process {os.getpid()} on"):
             check()
     assert len(lost) == 1

@@ -54,7 +54,7 @@ def test_what_was_asked_and_where_is_written_down(tmp_path):
     assert {"host", "python", "platform", "git_commit"} <= environment.keys()
 
 
-def test_opening_again_is_no_change(tmp_path):
+def test_opening_again_changes_nothing(tmp_path):
     run = trained(config_at(tmp_path))
     before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
     begin(config_at(tmp_path))
@@ -275,7 +275,7 @@ def test_a_configuration_outside_of_a_run_directory_means_what_it_says(tmp_path)
     assert load_run_config(file) == load_config(file)
 
 
-def test_a_directory_whose_name_is_no_name_of_a_run_is_refused(tmp_path):
+def test_a_directory_whose_name_is_not_a_valid_run_name_is_refused(tmp_path):
     bound_run(config_at(tmp_path / "runs"))
     shutil.move(tmp_path / "runs" / "tiny", tmp_path / "my run")
     with pytest.raises(UserError, match=r"config\.yaml: run\.name") as caught:

@@ -1,4 +1,4 @@
-"""STOP files: obeyed once, also those that were created while nothing ran."""
+"""STOP files: handled once, also those that were created while nothing ran."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from fm_core.errors import StopRequested
 from fm_core.run.lease import Lease
 from fm_core.run.stop_file import (
-    mark_obeyed,
+    mark_stop_handled,
     own_directories,
     pending_request,
     refuse_pending_request,
@@ -38,26 +38,26 @@ def test_a_request_while_nothing_ran_ends_the_next_start_and_only_that(places, n
     assert not was_stopped(places[0])
 
 
-def test_a_request_that_was_obeyed_does_not_end_the_next_start(places):
+def test_a_request_that_was_handled_does_not_end_the_next_start(places):
     assert request_stop(places[0])
     (places[1] / "STOP").touch()
-    mark_obeyed(*places)
+    mark_stop_handled(*places)
     assert pending_request(*places) is None
     assert was_stopped(places[0])
     refuse_pending_request(*places)
 
 
-@pytest.mark.parametrize(("asked", "obeyed"), [(100.0, True), (102.0, False)])
-def test_a_request_is_spent_by_a_job_that_stopped_after_it(places, asked: float, obeyed: bool):
+@pytest.mark.parametrize(("asked", "handled"), [(100.0, True), (102.0, False)])
+def test_a_request_is_spent_by_a_job_that_stopped_after_it(places, asked: float, handled: bool):
     """Even if its supervisor was killed and could not say so."""
     (places[1] / "STOP").touch()
     os.utime(places[1] / "STOP", (asked, asked))
-    if obeyed:
-        refuse_pending_request(*places, obeyed_at={places[1]: 101.0})
+    if handled:
+        refuse_pending_request(*places, handled_at={places[1]: 101.0})
         assert pending_request(*places) is None
     else:
         with pytest.raises(StopRequested):
-            refuse_pending_request(*places, obeyed_at={places[1]: 101.0})
+            refuse_pending_request(*places, handled_at={places[1]: 101.0})
 
 
 @pytest.mark.parametrize("held", [True, False])
@@ -72,7 +72,7 @@ def test_a_request_is_left_to_the_job_that_holds_the_run(places, held: bool):
     (run / "STOP").touch()
     if held:
         refuse_pending_request(*own_directories(control, run))
-        mark_obeyed(*own_directories(control, run))
+        mark_stop_handled(*own_directories(control, run))
         assert pending_request(run) == run / "STOP"
     else:
         with pytest.raises(StopRequested):

@@ -82,7 +82,7 @@ def weights_of(run):
     return run / "train" / "checkpoints" / "step-00000007" / "ema-0.999.safetensors"
 
 
-def test_what_is_no_model_is_refused(tmp_path):
+def test_a_path_without_a_model_is_refused(tmp_path):
     with pytest.raises(UserError, match="neither a run directory"):
         fm_core.load(tmp_path)
     with pytest.raises(UserError, match=r"nothing\.safetensors cannot be read"):
@@ -99,7 +99,7 @@ class TestWhichCheckpoint:
         assert checkpoint_step(other) == 7
         assert str(weights_file(other, 7)) == str(file)
 
-    def test_samples_of_a_bare_file_are_named_after_it_wherever_it_lies(self, config, tmp_path):
+    def test_samples_of_a_bare_file_are_named_after_it_in_any_folder(self, config, tmp_path):
         keys = set()
         for folder in ("a", "b"):
             (tmp_path / folder).mkdir()

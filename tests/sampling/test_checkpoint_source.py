@@ -34,7 +34,7 @@ class TestWeights:
 
     def test_a_file_without_a_recipe_is_refused(self, tmp_path):
         save_file({"a": torch.zeros(2)}, tmp_path / "a.safetensors")
-        assert "not written by fm train" in self.refused(tmp_path / "a.safetensors")
+        assert "has no recipe of its network" in self.refused(tmp_path / "a.safetensors")
 
     def test_a_file_that_is_none_is_refused(self, tmp_path):
         (tmp_path / "a.safetensors").write_bytes(b"not weights at all")
@@ -113,7 +113,7 @@ class TestWeightsInAStore:
         weights_file(config, 7)
         assert fetched == ["COMPLETE", "ema-0.999.safetensors", "COMPLETE"]
 
-    def test_copies_of_other_steps_go_unless_somebody_may_be_loading_them(self, stored):
+    def test_copies_of_other_steps_are_removed_unless_they_may_be_in_use(self, stored):
         config, put = stored
         folders = []
         for step in (7, 8, 9):

@@ -101,7 +101,7 @@ class TestImages:
         assert len(counts) == 10
         assert counts.min() > 60
 
-    def test_an_adaptive_solver_says_what_it_cost(self, model):
+    def test_an_adaptive_solver_reports_its_cost(self, model):
         batch = generate(model, Draw(Solver("dopri5", rtol=0.1, atol=0.1), 1), 0, 4, CPU)
         assert batch.nfe >= 6 * batch.accepted
         assert batch.rejected is not None

@@ -75,7 +75,7 @@ def test_code_that_a_run_s_own_configuration_names_is_imported(tmp_path: Path, e
     assert (evil / "it-ran").exists()
 
 
-def test_the_command_line_says_and_takes_the_switch(tmp_path: Path, weights: Path, evil: Path, capsys):
+def test_the_command_line_names_and_accepts_the_switch(tmp_path: Path, weights: Path, evil: Path, capsys):
     file = tmp_path / "config.yaml"
     file.write_text(dump_yaml(config_at(tmp_path)))
     command = ["export", "--config", str(file), "--sample.weights", str(weights)]

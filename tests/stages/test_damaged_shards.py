@@ -12,7 +12,7 @@ from tests.support.tiny_run import TinyRun, is_progress
 @pytest.fixture
 def trained_on_damage(tmp_path):
     """A run, its intact manifest, the damaged shard, and the output of training on it."""
-    run = TinyRun(tmp_path, "spoilt", {"train": {"held_out_images": 0}})
+    run = TinyRun(tmp_path, "spoilt", {"train": {"validation_images": 0}})
     assert run.fm("shard").code == 0
     manifest = load_manifest(run.config.data.root, "digits")
     shard = manifest.split_shards("train")[0]

@@ -10,7 +10,7 @@ from fm_core.storage.atomic_files import read_json, read_lines
 from tests.support.tiny_run import TinyRun
 
 ONE_PROCESS = {"launch": {"kind": "debug", "processes": 1}}
-ONLINE_EVAL = {**ONE_PROCESS, "evaluate": {"beside": {"images": 16, "solver": "euler", "steps": 2}}}
+ONLINE_EVAL = {**ONE_PROCESS, "evaluate": {"online": {"images": 16, "solver": "euler", "steps": 2}}}
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_a_run_without_processes_has_nothing_to_end(tiny: TinyRun):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"images": 2}, "evaluate.beside.images 2: a distance needs at least 4"),
+        ({"images": 2}, "evaluate.online.images 2: a distance needs at least 4"),
         ({"images": 16, "solver": "leapfrog"}, "unknown solver 'leapfrog'"),
         ({"images": 16, "steps": None}, "solver midpoint"),
     ],
@@ -88,7 +88,7 @@ def test_settings_that_cannot_work_are_refused_before_training(tiny: TinyRun, se
     from fm_core.errors import UserError
     from fm_core.stages.preflight import preflight
 
-    over = {"run": {"name": "refused"}, "evaluate": {"beside": settings}}
+    over = {"run": {"name": "refused"}, "evaluate": {"online": settings}}
     config = RunConfig.model_validate(merge(json.loads(tiny.config.model_dump_json()), over))
     with pytest.raises(UserError) as caught:
         preflight(config, ["train"])

@@ -45,7 +45,7 @@ def scores(tiny):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_says_done_what_and_where(tiny, stage):
+def test_a_stage_prints_its_result_and_paths(tiny, stage):
     called = tiny.first[stage]
     head, *paths = called.out.splitlines()
     assert re.match(rf"{stage} done in [\d.]+ s: \S", head)
@@ -100,14 +100,14 @@ def test_metrics_hold_one_line_for_each_interval(tiny):
     assert lines[0]["loss"] > lines[-1]["loss"] > 0
 
 
-def test_the_status_tells_the_stage_and_its_end(tiny):
+def test_the_status_contains_the_stage_and_its_end(tiny):
     status = read_json(tiny.path / "status.json")
     assert (status["phase"], status["stage"] in STAGES) == ("done", True)
     assert {"done", "total", "unit", "updated", "message"} <= status.keys()
     assert None not in status.values()
 
 
-def test_done_says_where_training_ended(tiny):
+def test_done_records_where_training_ended(tiny):
     done = read_json(tiny.path / "train" / "DONE.json")
     assert (done["step"], done["images_seen"], done["processes"]) == (20, 320, 2)
     assert verify(tiny.path / "train" / "checkpoints" / done["checkpoint"]) is None

@@ -36,10 +36,10 @@ def test_a_complete_data_set_needs_no_source(config_of, files, tmp_path):
     first = resolve_data(config)
     write_dataset(first.data)
     shutil.rmtree(tmp_path / "a")
-    for found in (resolve(config), resolve(config, from_source=True), resolve_data(config)):
-        assert found.data.name == "images"
-        assert found.data.validation_images == first.data.validation_images or files is OWN_SPLIT
-        assert write_dataset(found.data).name == "images"
+    for resolved in (resolve(config), resolve(config, from_source=True), resolve_data(config)):
+        assert resolved.data.name == "images"
+        assert resolved.data.validation_images == first.data.validation_images or files is OWN_SPLIT
+        assert write_dataset(resolved.data).name == "images"
     assert resolve(config).train.images == resolve(config, from_source=True).train.images
 
 

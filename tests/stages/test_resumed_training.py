@@ -1,4 +1,4 @@
-"""A run that was stopped_run, signaled, killed and damaged has the results of an undisturbed run."""
+"""A run that was stopped, signaled, killed and damaged has the results of an undisturbed run."""
 
 import json
 import socket
@@ -21,9 +21,9 @@ class Training:
     """A run with the data and the seed of the tiny one, and what happened to it, start by start."""
 
     def __init__(self, tiny: TinyRun, name: str) -> None:
-        # Unlike the tiny run it measures no held-out loss: that must not move training.
+        # Unlike the tiny run it measures no validation loss, which must not affect training.
         path = {"path": "tests.support.fault_injection:FaultyPath"}
-        self.run = TinyRun(tiny.root, name, {"method": path, "train": {"held_out_images": 0}})
+        self.run = TinyRun(tiny.root, name, {"method": path, "train": {"validation_images": 0}})
         self.checkpoints = self.run.path / "train" / "checkpoints"
 
     def start(self, *arguments: str, **variables: str) -> dict:
@@ -56,7 +56,7 @@ def killed_run(tiny) -> dict:
 
 @pytest.fixture(scope="module")
 def stopped_run(tiny) -> dict:
-    """A run that a STOP file stops, then a signal to one rank, and that a kill ends for good."""
+    """A run that a STOP file stops, then a signal to one rank, and that a kill ends permanently."""
     training = Training(tiny, "stopped-twice")
     # Each start counts its own micro-batches: one for each step and rank.
     return {
@@ -93,7 +93,7 @@ def test_kill_of_a_rank_loses_nothing_complete(stopped_run):
     assert kill["left"] == []
 
 
-def test_losses_of_a_stopped_run_are_those_of_the_run_left_alone_to_the_bit(tiny, stopped_run):
+def test_losses_of_a_stopped_run_are_those_of_the_undisturbed_run_to_the_bit(tiny, stopped_run):
     expected = [line for line in metrics(tiny) if line["step"] <= 15]
     assert metrics(stopped_run["training"].run) == expected
 
@@ -105,7 +105,7 @@ def test_a_damaged_checkpoint_is_detected_and_the_previous_one_is_loaded(killed_
     assert end["left"] == []
 
 
-def test_a_killed_rank_is_named_and_the_job_starts_again_by_itself(killed_run):
+def test_a_killed_rank_is_named_and_the_job_is_restarted_automatically(killed_run):
     (record,) = read_lines(killed_run["training"].run.path / "logs" / "restarts.jsonl")
     assert (record["restart"], record["of"]) == (1, 3)
     assert f"rank 1 on {socket.gethostname()} was killed" in record["because"]
@@ -120,7 +120,7 @@ def test_only_the_newest_checkpoints_stay_and_they_are_complete(killed_run):
     assert (done["checkpoint"], done["images_seen"], done["step"]) == ("step-00000020", 320, 20)
 
 
-def test_its_losses_are_those_of_the_run_left_alone_to_the_bit(tiny, killed_run):
+def test_its_losses_are_those_of_the_undisturbed_run_to_the_bit(tiny, killed_run):
     ours = metrics(killed_run["training"].run)
     assert [line["step"] for line in ours] == [3, 6, 9, 12, 15, 18, 20]
     assert ours == metrics(tiny)
@@ -128,7 +128,7 @@ def test_its_losses_are_those_of_the_run_left_alone_to_the_bit(tiny, killed_run)
 
 
 @pytest.mark.parametrize("name", ["raw", "ema-0.9", "ema-0.5"])
-def test_its_weights_are_those_of_the_run_left_alone_to_the_bit(tiny, killed_run, name):
+def test_its_weights_are_those_of_the_undisturbed_run_to_the_bit(tiny, killed_run, name):
     place = f"step-00000020/{name}.safetensors"
     folders = (killed_run["checkpoints"], tiny.path / "train" / "checkpoints")
     ours, theirs = (load_file(folder / place) for folder in folders)
@@ -144,7 +144,7 @@ def test_averages_differ_from_the_weights_and_from_each_other(killed_run):
     assert len({file[key].sum().item() for file in files}) == 3
 
 
-def test_a_file_of_weights_says_what_it_belongs_to(killed_run):
+def test_a_weights_file_records_its_recipe(killed_run):
     with safe_open(killed_run["checkpoints"] / "step-00000020" / "ema-0.9.safetensors", "pt") as file:
         recipe = json.loads(file.metadata()["recipe"])
     assert recipe["model"]["channels"] == 8

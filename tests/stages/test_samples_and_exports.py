@@ -144,7 +144,7 @@ def test_an_exported_folder_describes_its_model(run, exported, fm):
 
 @pytest.fixture(scope="module")
 def drawn_elsewhere(exported):
-    """Images drawn from the exported folder by a process that knows nothing of the run."""
+    """Images drawn from the exported folder by a process without access to the run."""
     script = (
         "import fm_core, torch; model = fm_core.load('given-away', device='cpu'); "
         "images = model.sample(8, solver='euler', steps=4); torch.save(images, 'images.pt')"

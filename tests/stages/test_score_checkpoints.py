@@ -21,7 +21,7 @@ def config(tmp_path, monkeypatch):
     """A run whose checkpoints are marks alone and whose scores are what `distances` says of them."""
     tree = {
         "run": {"root": str(tmp_path), "name": "r"},
-        "evaluate": {"beside": {"images": 16, "solver": "euler", "steps": 2}},
+        "evaluate": {"online": {"images": 16, "solver": "euler", "steps": 2}},
     }
     config = RunConfig.model_validate(tree)
     monkeypatch.setattr(sys, "stdin", io.StringIO())
@@ -97,18 +97,18 @@ def test_only_the_distance_of_the_checkpoint_s_own_samples_is_made(config):
         "samples": "sampler",
         "reference_out": "x.npz",
         "likelihood": {"images": 8},
-        "beside": {"images": 16},
+        "online": {"images": 16},
     }
     over = {"evaluate": asked, "sample": {"weights": "other.safetensors", "trajectories": 9}}
     trained = RunConfig.model_validate({**config.model_dump(), **over})
     elsewhere = score_checkpoints._scoring_config(trained, 10)
     evaluate = elsewhere.evaluate
-    assert (evaluate.nfe_curve.images, evaluate.likelihood.images, evaluate.beside.images) == (0, 0, 0)
+    assert (evaluate.nfe_curve.images, evaluate.likelihood.images, evaluate.online.images) == (0, 0, 0)
     assert (evaluate.samples, evaluate.reference_out, evaluate.metrics) == (None, None, ("frechet_distance",))
     assert (elsewhere.sample.weights, elsewhere.sample.trajectories) == ("ema", 0)
 
 
 def test_training_alone_refuses_scores_that_could_not_be_made(config):
     tree = {**config.model_dump(), "train": {"checkpoint_root": "s3://bucket/run"}}
-    with pytest.raises(UserError, match=r"evaluate.beside: train.checkpoint_root must be a directory"):
+    with pytest.raises(UserError, match=r"evaluate.online: train.checkpoint_root must be a directory"):
         train(RunConfig.model_validate(tree))

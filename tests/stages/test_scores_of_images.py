@@ -72,7 +72,7 @@ def samples_of(run):
 
 
 def scored_by(run, processes):
-    """The scores that so many processes made, and the folder of a copy of the run that they made them in."""
+    """The scores of this many processes, and the folder of the copy of the run that was scored."""
     moved = run.path.with_name(f"by-{processes}")
     shutil.copytree(
         run.path, moved, ignore=shutil.ignore_patterns("evaluation", "scores-*", "lock", "job.json")

@@ -32,7 +32,7 @@ def test_a_dry_run_shows_splits_classes_and_pictures_and_writes_nothing(command_
     assert "splits: train from train (4 images); val from Valid (4 images)" in lines
     assert "classes: 2: 0 = cat, 1 = dog (by the first folder below the split)" in lines
     assert "not read: 1 .heic" in lines
-    assert "note: test is left alone: test (4 images)" in lines
+    assert "note: test is ignored: test (4 images)" in lines
     assert not (tmp_path / "sets").exists()
     assert not (tmp_path / "runs").exists()
     picture = np.asarray(Image.open(lines[-1].removeprefix("picture: ")))
@@ -50,7 +50,7 @@ def test_validate_prints_how_the_source_was_read(command_line, capsys):
         "val from Valid (4 images)",
         "0 = cat, 1 = dog",
         "transparent pixels on white",
-        "test is left alone",
+        "test is ignored",
     ):
         assert text in out
 

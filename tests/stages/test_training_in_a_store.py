@@ -39,12 +39,12 @@ def run_in_a_store(tiny, s3):
         }
 
     call("three", "train", "--launch.processes", "3")
-    # Rank 1 draws four batches, four of held-out images at the checkpoint of step 4, then stops dead.
+    # Rank 1 draws four batches, four of validation images at the checkpoint of step 4, then stops dead.
     hang = ("--launch.restarts", "0", "--train.hang_seconds", str(HANG_SECONDS))
     call("hang", "train", *hang, FAULT="1:SIGSTOP:10")
     run_in_a_store["left"] = processes_of(submitted(run.path))
     shutil.rmtree(run.path / "train" / "staging")
-    # The store is away when training starts again, and comes back while it is waited for.
+    # The store is unavailable when training starts again, and available later.
     s3.stop()
     back = threading.Thread(target=s3.start_after, args=(run.path / "logs" / "restarts.jsonl",))
     back.start()
@@ -86,7 +86,7 @@ def test_one_process_without_local_files_finishes_what_two_began(run_in_a_store)
     assert [line["step"] for line in read_lines(run.path / "train" / "metrics.jsonl")][-1] == 20
 
 
-def test_a_store_that_is_away_at_the_start_is_waited_for(run_in_a_store):
+def test_a_store_that_is_unavailable_at_the_start_is_waited_for(run_in_a_store):
     (record,) = read_lines(run_in_a_store["run"].path / "logs" / "restarts.jsonl")
     assert "s3://bucket/run" in record["because"]
     assert "tried 5 times" in record["because"]

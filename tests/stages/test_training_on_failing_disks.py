@@ -42,14 +42,14 @@ def slow_disk(tiny):
     return run, run.fm("train", "--launch.restarts", "0", FAULT="0:slow:2")
 
 
-def test_a_save_that_makes_progress_is_no_hang_however_long_it_takes(slow_disk):
+def test_a_save_that_makes_progress_is_not_a_hang_however_long_it_takes(slow_disk):
     """A checkpoint needs a dozen of them, and five seconds without progress are a hang."""
     run, done = slow_disk
     assert done.code == 0, done.err
     assert complete_steps(run.path / "train" / "checkpoints") == [4]
 
 
-def test_a_run_whose_disk_is_away_does_not_begin_again(mounted):
+def test_a_run_whose_disk_is_unavailable_does_not_begin_again(mounted):
     first, away = mounted["unmounted"]["first"], mounted["unmounted"]["away"]
     assert first["outcome"] == "done"
     assert away["outcome"] == "UnreachableError"
@@ -60,7 +60,7 @@ def test_a_run_whose_disk_is_away_does_not_begin_again(mounted):
     assert mounted["unmounted"]["left"] == []
 
 
-def test_a_disk_that_is_away_while_training_costs_one_checkpoint(mounted):
+def test_a_disk_that_is_unavailable_while_training_costs_one_checkpoint(mounted):
     blinked = mounted["unmounted"]["blinked"]
     assert blinked["outcome"] == "done", blinked["message"]
     assert blinked["steps"][-2:] == [16, 20]
@@ -69,7 +69,7 @@ def test_a_disk_that_is_away_while_training_costs_one_checkpoint(mounted):
     assert "OWNER.json is missing from" in mounted["stderr"]
 
 
-def test_its_metrics_are_those_of_a_run_left_alone(mounted):
+def test_its_metrics_are_those_of_an_undisturbed_run(mounted):
     for key in ("lines", "losses"):
         assert mounted["unmounted"]["blinked"][key] == mounted["reference"][key]
 

@@ -1,4 +1,4 @@
-"""Upload handover: a detached process continues the upload of a run stopped while its store is away."""
+"""Upload handover: a detached process continues the upload of a stopped run whose store is unavailable."""
 
 import signal
 import socket
@@ -34,7 +34,7 @@ ENDLESS = {
     "schedule": "constant",
     "log_images": 160,
     "checkpoint_images": 160_000,
-    "held_out_images": 0,
+    "validation_images": 0,
 }
 
 
@@ -91,14 +91,14 @@ def run(tiny, s3) -> Iterator[TinyRun]:
 
 @pytest.fixture(scope="module")
 def away(run: TinyRun, s3: Server) -> str:
-    """The last line on stderr of a run that was stopped while the store was away."""
+    """The last line on stderr of a run that was stopped while the store was unavailable."""
     training = Training(run).works()
     s3.stop()
     return training.stop()
 
 
 def test_the_last_line_names_the_destination_and_the_deadline(run: TinyRun, away: str):
-    assert away.startswith("fm: stopped; its upload to s3://bucket/stopped goes on until 20")
+    assert away.startswith("fm: stopped; its upload to s3://bucket/stopped continues until 20")
     record = read_upload_record(run.path)
     assert 0 < record.until - time.time() < LONGEST_SECONDS
     assert describe_upload(run.path) in away
@@ -108,11 +108,13 @@ def test_the_last_line_names_the_destination_and_the_deadline(run: TinyRun, away
     assert not {JOB_VARIABLE, CONTROL_VARIABLE, LOGS_VARIABLE} & process.environ().keys()
 
 
-def test_the_upload_ends_with_the_store_back_and_nobody_started_anything(run: TinyRun, away: str, s3: Server):
+def test_the_upload_ends_when_the_store_is_available_without_another_start(
+    run: TinyRun, away: str, s3: Server
+):
     record = read_upload_record(run.path)
     s3.start()
     until(lambda: read_upload_record(run.path).ended)
-    assert describe_upload(run.path) == "its upload to s3://bucket/stopped was finished afterwards"
+    assert describe_upload(run.path) == "its upload to s3://bucket/stopped was finished after the run ended"
     assert CheckpointCatalog.of(run.config).steps() == [read_status(run.path)["step"]]
     assert CheckpointCatalog.of(run.config).problem_of(read_status(run.path)["last_checkpoint"]) is None
     until(lambda: not alive(record))
@@ -130,7 +132,7 @@ def test_the_next_start_ends_it_and_copies_the_rest_itself(run: TinyRun, away: s
     assert read_upload_record(run.path) is None
     until(lambda: step in CheckpointCatalog.of(run.config).steps())
     last = training.stop()
-    # Where the store answers in time, nothing is left to tell; on a busy machine it may not.
+    # If the store answers in time, there is nothing to report; on a busy machine it may not.
     until(lambda: (left := read_upload_record(run.path)) is None or left.ended)
     assert ("upload" in last) == (read_upload_record(run.path) is not None)
     assert CheckpointCatalog.of(run.config).problem_of(read_status(run.path)["last_checkpoint"]) is None
@@ -140,7 +142,7 @@ def test_a_start_that_fails_gives_the_upload_back(run: TinyRun, away: str, s3: S
     step = read_status(run.path)["step"]
     s3.stop()
     try:
-        assert "goes on until" in start_upload_worker(run.config, step)
+        assert "continues until" in start_upload_worker(run.config, step)
         first = read_upload_record(run.path)
         failed = run.fm("train", "--launch.restarts", "0", AWS_MAX_ATTEMPTS="1")
         assert failed.code != 0
@@ -150,14 +152,14 @@ def test_a_start_that_fails_gives_the_upload_back(run: TinyRun, away: str, s3: S
     finally:
         s3.start()
     until(lambda: read_upload_record(run.path).ended)
-    assert "was finished afterwards" in describe_upload(run.path)
+    assert "was finished after the run ended" in describe_upload(run.path)
 
 
-def test_it_ends_in_time_and_says_what_was_in_the_way(run: TinyRun, away: str, s3: Server, monkeypatch):
+def test_it_ends_in_time_and_reports_the_cause(run: TinyRun, away: str, s3: Server, monkeypatch):
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     s3.stop()
     try:
-        assert "goes on until" in start_upload_worker(run.config, step=1, seconds=3)
+        assert "continues until" in start_upload_worker(run.config, step=1, seconds=3)
         until(lambda: read_upload_record(run.path).ended)
     finally:
         s3.start()
@@ -190,7 +192,7 @@ def test_a_stop_succeeds_where_no_upload_process_can_be_started(run: TinyRun, aw
 
 @pytest.fixture
 def silent_store(tmp_path, monkeypatch) -> Iterator[RunConfig]:
-    """A run with a checkpoint, and a store whose socket is open and silent: no attempt ends by itself."""
+    """A run with a checkpoint, and a store that is open and silent, so that every attempt times out."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         config = RunConfig.model_validate(
             {

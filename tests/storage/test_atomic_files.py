@@ -55,7 +55,7 @@ def test_a_reader_never_sees_half_a_file(tmp_path):
     assert path.read_text() == "new"
 
 
-def test_no_file_is_no_error(tmp_path):
+def test_a_missing_file_is_not_an_error(tmp_path):
     assert read_json(tmp_path / "none.json") is None
     assert read_lines(tmp_path / "none.jsonl") == []
 
@@ -78,7 +78,7 @@ def test_what_is_not_ours_is_refused_in_one_line(tmp_path, text):
     assert "\n" not in str(caught.value)
 
 
-def test_bytes_that_are_no_text_are_refused(tmp_path):
+def test_bytes_that_are_not_text_are_refused(tmp_path):
     path = tmp_path / "a.json"
     path.write_bytes(b"\xff\xfe\x80")
     with pytest.raises(UserError):

@@ -97,7 +97,7 @@ def test_kinds_of_number_do_not_share_bits(generator):
 
 
 @generators
-def test_adjacent_positions_share_no_part_of_the_stream(generator):
+def test_adjacent_positions_do_not_overlap_in_the_stream(generator):
     rows = drawn("uniform", range(20), (300,), generator=generator)
     for low, high in pairwise(rows):
         assert torch.isin(high, low).sum() < 5  # by chance: 300 * 300 / 2^24

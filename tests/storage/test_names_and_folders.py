@@ -68,7 +68,7 @@ def test_a_store_neither_reads_nor_writes_outside_its_folder(name: str, tmp_path
             lambda store=store: Store.at(store.url, name),
         ]
         for action in actions:
-            with pytest.raises(UserError, match="leads out of this folder"):
+            with pytest.raises(UserError, match="is outside of this folder"):
                 action()
         assert not target.exists()
     assert (tmp_path / "evil").read_text() == "kept"
@@ -181,8 +181,8 @@ def test_a_tilde_is_the_home_directory_everywhere(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.parametrize("home", [{}, {"HOME": "/"}, {"HOME": "/nonexistent"}])
 def test_a_user_without_passwd_entry_and_home_gets_both(home: dict[str, str], tmp_path: Path):
-    stranger = ["unshare", "--user", "--map-user=12345", "--map-group=12345"]
-    if subprocess.run([*stranger, "true"], capture_output=True).returncode:
+    other_user = ["unshare", "--user", "--map-user=12345", "--map-group=12345"]
+    if subprocess.run([*other_user, "true"], capture_output=True).returncode:
         pytest.skip("no right to make a user namespace")
     code = (
         "import os, getpass, pathlib\n"
@@ -193,7 +193,7 @@ def test_a_user_without_passwd_entry_and_home_gets_both(home: dict[str, str], tm
     )
     variables = {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path), "PATH": os.environ["PATH"], **home}
     done = subprocess.run(
-        [*stranger, sys.executable, "-c", code], env=variables, capture_output=True, text=True
+        [*other_user, sys.executable, "-c", code], env=variables, capture_output=True, text=True
     )
     folder = tmp_path / "flow-matching-home-12345"
     assert done.stdout.split() == ["uid-12345", str(folder), f"{folder}/x"], done.stderr

@@ -151,7 +151,7 @@ CASES = [
         train=HUB,
         val=hub_numbers(11),
         source=PARQUET,
-        says=r"test is left alone: test-0\.parquet \(5 rows\)",
+        says=r"test is ignored: test-0\.parquet \(5 rows\)",
     ),
     Case(
         "a labeled test set is not pooled",
@@ -165,7 +165,7 @@ CASES = [
         {"train/0.parquet": hub(), "test/0.parquet": hub(21, [-1] * 5)},
         both=HUB,
         source=PARQUET,
-        says="test is left alone",
+        says="test is ignored",
     ),
     Case(
         "parquet without splits",
@@ -229,7 +229,7 @@ CASES = [
         train={0: [1, 3], 1: [2]},
         val={0: [11, 13], 1: [12]},
         source=WDS,
-        says="test is left alone",
+        says="test is ignored",
     ),
     Case(
         "webdataset with json",

@@ -21,7 +21,7 @@ from tests.support.command_server import CommandServer
 
 SERVE = "bash infra/serve.sh"
 WORKER = "prefect worker start --pool local --type process"
-"""Two commands of the operator's page that do not end by themselves."""
+"""Two commands of the operator's page that run until they are stopped."""
 
 SMALL_NETWORK = {"channels": 8, "channel_multipliers": [1], "head_channels": 8}
 SHRUNKEN = {
@@ -86,8 +86,8 @@ class Project:
     @property
     def password(self) -> str:
         """user:password of the server: the operator's, or the one that infra/serve.sh has generated."""
-        kept = self.root / "runs" / ".prefect" / f"api-auth-{self.port}"
-        return self.variables.get("PREFECT_API_AUTH_STRING") or kept.read_text().strip()
+        password_file = self.root / "runs" / ".prefect" / f"api-auth-{self.port}"
+        return self.variables.get("PREFECT_API_AUTH_STRING") or password_file.read_text().strip()
 
     @property
     def secret(self) -> str:

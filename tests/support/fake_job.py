@@ -32,8 +32,8 @@ class FakeJob:
 
     def run(self, complete=lambda: False, observe=None, **more):
         observe = observe or self.seen.append
-        duty = StageJob(self.control, self.logs, "pretend", FAKE_RANK, self.config, complete, **more)
-        return supervise(duty, observe)
+        stage_job = StageJob(self.control, self.logs, "pretend", FAKE_RANK, self.config, complete, **more)
+        return supervise(stage_job, observe)
 
     def in_thread(self, **arguments):
         outcome = []

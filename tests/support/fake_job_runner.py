@@ -33,8 +33,8 @@ def run_job(
     try:
         made = control / "made-0.json"
         worker = "tests.support.fake_rank:work"
-        duty = StageJob(control, control / "logs", stage, worker, config, made.exists)
-        supervise(duty, lambda progress: print(progress.message, file=sys.stderr, flush=True))
+        stage_job = StageJob(control, control / "logs", stage, worker, config, made.exists)
+        supervise(stage_job, lambda progress: print(progress.message, file=sys.stderr, flush=True))
         kind, message = "done", ""
     except Exception as error:
         kind, message = type(error).__name__, str(error)

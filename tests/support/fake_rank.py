@@ -30,7 +30,7 @@ def work(config, rank):
         write_json(folder / f"made-{rank.number}.json", {"job": rank.job, "run": config.run.name})
     elif does == "raise":
         raise ZeroDivisionError("a number\nof two lines")
-    elif does == "give up":
+    elif does == "no recovery":
         raise UnrecoverableError("nothing helps")
     elif does == "unreachable":
         raise UnreachableError("s3://bucket: tried 5 times")

@@ -68,7 +68,7 @@ class FailingObjective(FlowMatching):
 
 
 class NoisyObjective(FlowMatching):
-    """Slow flow matching that prints far too much at first and fails on rank 1 while ROOT/FAIL exists."""
+    """Slow flow matching that prints far too much initially and fails on rank 1 while ROOT/FAIL exists."""
 
     name = "noisy"
 

@@ -1,7 +1,7 @@
-"""Stand-in of the Hugging Face hub on loopback: the requests with which huggingface_hub reads a data set.
+"""Fake server of the Hugging Face hub on loopback: the requests with which huggingface_hub reads a data set.
 
 As at the hub, listings come in pages, contents are redirected to a signed URL of another path, and a private
-data set looks to strangers like one that does not exist.
+data set looks to other users like one that does not exist.
 """
 
 import hashlib
@@ -47,7 +47,7 @@ class HubServer:
 def _entries(files: Mapping[str, bytes], folder: str, recursive: bool) -> list[dict[str, Any]]:
     """What is in a folder, as the hub describes it; empty if there is no such folder."""
     top = f"{folder}/" if folder else ""
-    found: dict[str, dict[str, Any]] = {}
+    entries: dict[str, dict[str, Any]] = {}
     for path, content in sorted(files.items()):
         if not path.startswith(top):
             continue
@@ -55,10 +55,15 @@ def _entries(files: Mapping[str, bytes], folder: str, recursive: bool) -> list[d
         for depth in range(1, len(names)):
             below = top + "/".join(names[:depth])
             if recursive or depth == 1:
-                found[below] = {"type": "directory", "path": below, "size": 0, "oid": _digest(below.encode())}
+                entries[below] = {
+                    "type": "directory",
+                    "path": below,
+                    "size": 0,
+                    "oid": _digest(below.encode()),
+                }
         if recursive or len(names) == 1:
-            found[path] = _file(path, content)
-    return list(found.values())
+            entries[path] = _file(path, content)
+    return list(entries.values())
 
 
 def _file(path: str, content: bytes) -> dict[str, Any]:
@@ -122,14 +127,16 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             if kind != "tree":
                 siblings = [{"rfilename": path} for path in files]
                 return self._json({"id": name, "sha": _digest(revision.encode()), "siblings": siblings})
-            found = _entries(files, unquote(folder or ""), query.get("recursive", "False").lower() == "true")
-            if folder and not found:
+            entries = _entries(
+                files, unquote(folder or ""), query.get("recursive", "False").lower() == "true"
+            )
+            if folder and not entries:
                 return self._error(404, "EntryNotFound")
             start = int(query.get("cursor", 0))
             here = f"{hub.url}{urlsplit(self.path).path}?recursive={query.get('recursive', 'False')}"
-            more = start + PAGE < len(found)
+            more = start + PAGE < len(entries)
             link = {"Link": f'<{here}&cursor={start + PAGE}>; rel="next"'} if more else {}
-            return self._json(found[start : start + PAGE], link)
+            return self._json(entries[start : start + PAGE], link)
 
         def _resolve(self, name: str, revision: str, path: str) -> None:
             files = self._files(name, unquote(revision))

@@ -62,19 +62,19 @@ CASES = [
         classes("train/") | classes("val/", 11) | classes("test/", 21),
         train=numbered(1),
         val=numbered(11),
-        says=r"test is left alone: test \(4 images\)",
+        says=r"test is ignored: test \(4 images\)",
     ),
     Case(
-        "unlabeled test is left alone",
+        "unlabeled test is ignored",
         classes("train/", 1) | {"test/5.png": 5, "test/6.png": 6},
         both=TWO,
-        says="test is left alone",
+        says="test is ignored",
     ),
     Case(
         "test beside class folders is not trained on",
         classes("") | {"test/5.png": 5, "test/6.png": 6},
         both=TWO,
-        says="test is left alone",
+        says="test is ignored",
     ),
     Case(
         "a class of trains",
@@ -134,7 +134,7 @@ CASES = [
         {"train_1.png": 1, "train-2.png": 2, "val_3.png": 3, "test.4.png": 4},
         train={None: [1, 2]},
         val={None: [3]},
-        says="test is left alone",
+        says="test is ignored",
     ),
     Case(
         "splits by file name in class folders",
@@ -147,7 +147,7 @@ CASES = [
         classes("train/") | classes("val/", 11) | {"cover.png": 99},
         train=numbered(1),
         val=numbered(11),
-        says="in no split, left alone",
+        says="in no split, ignored",
     ),
     Case("test alone", classes("test/"), refused="holds only test images; name the training images train"),
     Case(

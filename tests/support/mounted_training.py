@@ -80,7 +80,7 @@ def tiny(folder: Path, name: str, **keys) -> RunConfig:
 
 
 def unmounted(folder: Path) -> dict:
-    """The disk is away when training is to go on, and again while it trains."""
+    """The disk is unmounted when training is to continue, and again while it trains."""
     disk, place = folder / "disk", folder / "mounted"
     disk.mkdir()
     place.mkdir()

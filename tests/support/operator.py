@@ -142,7 +142,7 @@ class Operator:
             events = self.project.api("/events/filter", query)["events"]
             return any(event["resource"]["prefect.resource.id"] == resource for event in events)
 
-        until(beats, "the newest attempt is heard of")
+        until(beats, "the newest attempt is known")
 
     def progress(self, run_id: str) -> str:
         """Description of the progress artifact of the run's newest attempt to train."""

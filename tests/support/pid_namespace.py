@@ -57,9 +57,9 @@ class Containers:
         return job.id
 
     def result(self, container: subprocess.Popen[str]) -> tuple[dict, str]:
-        """How a supervisor ended, and what it said before."""
-        output, said = container.communicate(timeout=120)
-        return json.loads(output)[NAME], said
+        """Exit status and error output of a supervisor."""
+        output, errors = container.communicate(timeout=120)
+        return json.loads(output)[NAME], errors
 
     def processes(self, job: str) -> list[psutil.Process]:
         """Every live process of a job, seen from the namespace above."""

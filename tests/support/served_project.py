@@ -62,7 +62,7 @@ class ServedProject(Project):
 
 @contextmanager
 def served_project(folder: Path, variables: dict[str, str], **settings: str) -> Iterator[ServedProject]:
-    """A project and its server. `variables`: of the whole environment; `settings`: of the server alone."""
+    """A project and its server. `variables`: of the entire environment; `settings`: of the server alone."""
     project = ServedProject(copy_of_the_tree(folder), free_port(), variables)
     try:
         project.start_server(**settings)

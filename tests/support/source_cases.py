@@ -129,7 +129,7 @@ def read_split(folder: Path, split: str) -> tuple[np.ndarray, list[str | int | N
 def numbers_by_class(folder: Path, split: str) -> Expected:
     """The numbers of the pictures of a written split by class."""
     images, classes = read_split(folder, split)
-    found: Expected = {}
+    by_class: Expected = {}
     for image, name in zip(images, classes, strict=True):
-        found.setdefault(name, []).append(int(image[0, 0, 0]) + 256 * int(image[1, 0, 0]))
-    return {name: sorted(numbers) for name, numbers in found.items()}
+        by_class.setdefault(name, []).append(int(image[0, 0, 0]) + 256 * int(image[1, 0, 0]))
+    return {name: sorted(numbers) for name, numbers in by_class.items()}

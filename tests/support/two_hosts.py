@@ -120,17 +120,17 @@ class Host:
 
 @dataclass
 class HostPair:
-    """Two hosts with a cable between them."""
+    """Two hosts with a network link between them."""
 
     first: Host
     second: Host
 
     def disconnect(self) -> None:
-        """Pull the cable out of the second host."""
+        """Take the link of the second host down."""
         self.second.run("ip", "link", "set", "cable", "down")
 
     def reconnect(self) -> None:
-        """Plug the cable in again."""
+        """Bring the link up again."""
         self.second.run("ip", "link", "set", "cable", "up")
 
     def close(self) -> None:

@@ -13,14 +13,14 @@ CASES = [
         "images and their masks",
         {f"{c}/{n}.png": n + k for c, k in (("images", 0), ("masks", 100)) for n in range(4)},
         both={None: [0, 1, 2, 3]},
-        says=r"annotations is left alone: masks \(4 images\)",
+        says=r"annotations is ignored: masks \(4 images\)",
     ),
     Case(
         "images and masks below splits",
         {f"{s}/{c}/{n}.png": n for s in ("train", "val") for c in ("images", "masks") for n in range(3)},
         train={None: [0, 1, 2]},
         val={None: [0, 1, 2]},
-        says="annotations is left alone",
+        says="annotations is ignored",
     ),
     Case(
         "splits below images and masks",
@@ -71,7 +71,7 @@ CASES = [
             | classes(f"val_{name}/", 31),
             train=numbered(1),
             val=numbered(21),
-            says=f"left alone: .*train_{name}",
+            says=f"ignored: .*train_{name}",
         )
         for name in ("blurred", "cleaned", "small", "raw", "32x32", "old")
     ),
@@ -104,7 +104,7 @@ CASES = [
             train=HUB,
             val=hub_numbers(21),
             source=PARQUET,
-            says=rf"left alone: {other} \(5 rows\)",
+            says=rf"ignored: {other} \(5 rows\)",
         )
         for other in ("data/train_clean-0.parquet", "data/train-small-0.parquet")
     ),
@@ -157,7 +157,7 @@ CASES = [
         },
         train=numbered(1),
         val=numbered(21),
-        says=r"left alone: train_raw\.zip",
+        says=r"ignored: train_raw\.zip",
     ),
     *(
         Case(
@@ -200,7 +200,7 @@ CASES = [
         },
         both={"a": [1, 2], "b": [3]},
         source=PARQUET,
-        says="test is left alone",
+        says="test is ignored",
     ),
     Case(
         "parquet with names and numbers",
@@ -252,7 +252,7 @@ CASES = [
         classes("train/") | classes("val/", 11) | classes("test/", 21) | classes("eval/", 31),
         train=numbered(1),
         val=numbered(11),
-        says="test is left alone: eval .*, test ",
+        says="test is ignored: eval .*, test ",
     ),
     Case(
         "two names of validation",

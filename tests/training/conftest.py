@@ -9,7 +9,7 @@ from tests.support.forked_ranks import run_experiments
 
 @pytest.fixture(autouse=True)
 def no_waiting_for_the_disk(monkeypatch):
-    """Processes are killed here, machines are not."""
+    """Skip fsync: these tests kill processes, not machines."""
     monkeypatch.setattr(os, "fsync", lambda file: None)
 
 

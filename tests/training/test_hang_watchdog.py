@@ -32,7 +32,7 @@ def test_a_rank_that_lives_and_is_behind():
     )
 
 
-def test_nobody_where_all_wait_for_each_other():
+def test_no_rank_is_named_if_all_wait_for_each_other():
     facts = [(8, 10, "the update of step 3"), (8, 11, "the update of step 3")]
     culprits, reason = find_culprits(heartbeats(*facts), heartbeats(*facts, ticks=6))
     assert culprits == []
@@ -40,7 +40,7 @@ def test_nobody_where_all_wait_for_each_other():
     assert "the update of step 3" in reason
 
 
-def test_nobody_where_the_store_is_gone():
+def test_no_rank_is_named_if_the_store_does_not_answer():
     assert find_culprits({}, {}) == ([], "the ranks' store does not answer")
 
 

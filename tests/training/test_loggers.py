@@ -150,18 +150,20 @@ class Service:
 
     def init(self, **keys):
         if self.away:
-            raise ConnectionError("the service is away")
+            raise ConnectionError("the service is down")
         self.asked.append(keys)
         return SimpleNamespace(define_metric=lambda *names, **keys: None, log=self.lines.append)
 
 
-def test_a_service_that_is_away_when_training_begins_stops_nothing(tmp_path: Path, monkeypatch, caplog):
+def test_a_service_that_is_unavailable_when_training_begins_stops_nothing(
+    tmp_path: Path, monkeypatch, caplog
+):
     service = Service(monkeypatch)
     service.away = True
     writer = log(config(tmp_path, wandb="a-project", tensorboard=False), tmp_path)
     writer.line(LINE)
     writer.line(LINE)
-    assert caplog.messages == ["the wandb logger is disabled: the service is away"]
+    assert caplog.messages == ["the wandb logger is disabled: the service is down"]
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
 
 

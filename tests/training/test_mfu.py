@@ -10,7 +10,7 @@ def test_utilization_is_three_forward_passes_of_a_device_over_its_peak():
     assert speed["mfu"] == pytest.approx(1.0, abs=1e-3)
 
 
-def test_where_the_peak_is_not_known_there_is_no_share_of_it():
+def test_without_a_known_peak_there_is_no_utilization():
     for name, bf16 in ((None, True), ("NVIDIA H200", False), ("Some Other GPU", True)):
         assert [*utilization(10.0, 1e9, 1, name, bf16)] == ["tflops_per_device"]
 

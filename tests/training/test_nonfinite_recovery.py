@@ -64,7 +64,7 @@ def state_at(step, skipped=0, **facts):
 
 
 def went_on(state, step, skipped=0):
-    """The same some steps later, of which so many were skipped."""
+    """The same some steps later, of which this many were skipped."""
     moved = step - state.step
     return state.model_copy(
         update={

@@ -35,7 +35,7 @@ def weights_of(step):
 
 
 def trained(width, steps):
-    """The average that training would hold after so many steps."""
+    """The average that training would hold after this many steps."""
     average = torch.full((3,), 1e6, dtype=torch.float64)  # initial weights, which must not count
     for step in range(steps):
         decay = power_decay(power_exponent(width), step)

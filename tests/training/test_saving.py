@@ -1,4 +1,4 @@
-"""Checkpoints that cannot be written now, in the real save with one rank: training goes on and says so."""
+"""Checkpoints that cannot be written, in the real save with one rank: training continues and reports it."""
 
 import errno
 import logging
@@ -45,16 +45,16 @@ class OneTensor:
 
 
 class Watchdog:
-    """Records what it is told."""
+    """Records its heartbeats."""
 
     def __init__(self):
-        self.told = []
+        self.heartbeats = []
 
     def heartbeat(self, at, patience=1):
-        self.told.append((at, patience))
+        self.heartbeats.append((at, patience))
 
     def progress(self, at):
-        self.told.append(at)
+        self.heartbeats.append(at)
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +64,8 @@ def group():
     dist.destroy_process_group()
 
 
-class Lab(Trainer):
-    """A trainer of which only what saving needs is real."""
+class FakeTrainer(Trainer):
+    """A trainer with only the parts that saving needs."""
 
     sharded = None
 
@@ -84,8 +84,8 @@ class Lab(Trainer):
 
 
 @pytest.fixture
-def lab(group, tmp_path):
-    return Lab(tmp_path)
+def trainer(group, tmp_path):
+    return FakeTrainer(tmp_path)
 
 
 def failing(number):
@@ -107,59 +107,59 @@ PLACES = {
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.ESTALE, errno.EROFS])
 @pytest.mark.parametrize("place", PLACES)
 def test_training_goes_on_loudly_and_the_next_interval_tries_again(
-    lab, tmp_path, monkeypatch, caplog, place, number
+    trainer, tmp_path, monkeypatch, caplog, place, number
 ):
-    lab.save(10)
+    trainer.save(10)
     with monkeypatch.context() as patch:
         patch.setattr(*PLACES[place], failing(number))
-        lab.save(20)
+        trainer.save(20)
     assert [record.levelno for record in caplog.records].count(logging.ERROR) == 1
     assert os.strerror(number) in caplog.text
     assert complete_steps(tmp_path / "checkpoints") == [10]
-    lab.log.status(TrainState(step=25), now=True)
+    trainer.log.status(TrainState(step=25), now=True)
     status = read_status(tmp_path)
     assert os.strerror(number) in status["checkpoint_problem"]
     assert status["message"].endswith("the last checkpoint could not be written")
-    lab.save(30)
+    trainer.save(30)
     assert complete_steps(tmp_path / "checkpoints") == [10, 30]
     assert "checkpoint_problem" not in read_status(tmp_path)
-    assert [line["step"] for line in read_lines(lab.log.metrics)] == [10, 20, 30]
+    assert [line["step"] for line in read_lines(trainer.log.metrics)] == [10, 20, 30]
     assert not list((tmp_path / "checkpoints").glob(".writing*"))
 
 
 @pytest.mark.parametrize(("number", "kind"), [(errno.ENOSPC, UnreachableError), (errno.EACCES, UserError)])
-def test_at_its_end_or_a_stop_a_run_says_that_it_could_not_be_saved(lab, monkeypatch, number, kind):
+def test_at_its_end_or_a_stop_a_run_reports_that_it_could_not_be_saved(trainer, monkeypatch, number, kind):
     monkeypatch.setattr(weights_file, "write_chunks", failing(number))
     with pytest.raises(UserError, match=r"cannot write checkpoint .*step-00000010") as caught:
-        lab.save(10, last=True)
+        trainer.save(10, last=True)
     assert type(caught.value) is kind
     assert "\n" not in str(caught.value)
 
 
-def test_metrics_that_are_not_on_the_disk_make_no_checkpoint_valid(lab, tmp_path, monkeypatch):
+def test_metrics_that_are_not_on_the_disk_make_no_checkpoint_valid(trainer, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("fm_core.training.train_log.sync", failing(errno.EIO))
-        lab.save(10)
+        trainer.save(10)
     assert complete_steps(tmp_path / "checkpoints") == []
-    lab.save(20)
+    trainer.save(20)
     assert complete_steps(tmp_path / "checkpoints") == [20]
 
 
-def test_every_tensor_and_file_is_a_sign_of_life(lab):
-    lab.save(10)
-    told = lab.watchdog.told
+def test_every_tensor_and_file_is_a_sign_of_life(trainer):
+    trainer.save(10)
+    heartbeats = trainer.watchdog.heartbeats
     assert [
-        at for at, patience in (entry for entry in told if isinstance(entry, tuple)) if patience == 1
+        at for at, patience in (entry for entry in heartbeats if isinstance(entry, tuple)) if patience == 1
     ] == []
-    gathered = [index for index, entry in enumerate(told) if "gathering" in str(entry)]
+    gathered = [index for index, entry in enumerate(heartbeats) if "gathering" in str(entry)]
     assert len(gathered) == 2
     for what in ("writing", "hashing"):
         for file in ("raw.safetensors", "ema-0.9.safetensors", "state.json"):
             if (what, file) != ("writing", "state.json"):
-                assert any(what in str(entry) and file in str(entry) for entry in told), (what, file)
+                assert any(what in str(entry) and file in str(entry) for entry in heartbeats), (what, file)
 
 
-def test_a_lost_lease_ends_the_job_without_another_write(lab, tmp_path):
+def test_a_lost_lease_ends_the_job_without_another_write(trainer, tmp_path):
     class Lost:
         job, epoch, left = "a1", 1, 2
 
@@ -168,42 +168,42 @@ def test_a_lost_lease_ends_the_job_without_another_write(lab, tmp_path):
             if self.left < 0:
                 raise LeaseLostError("another job has taken over")
 
-    lab.save(10)
-    lab.checkpoints.access.fence = Lost()
+    trainer.save(10)
+    trainer.checkpoints.access.fence = Lost()
     with pytest.raises(LeaseLostError):
-        lab.save(20)
+        trainer.save(20)
     left = {path: path.stat().st_mtime_ns for path in (tmp_path / "checkpoints").rglob("*")}
     with pytest.raises(LeaseLostError):
-        lab.save(30)
+        trainer.save(30)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "checkpoints").rglob("*")} == left
     assert complete_steps(tmp_path / "checkpoints")[0] == 10
 
 
 @pytest.mark.parametrize(("scheduled", "measured"), [(True, [10]), (False, [])])
-def test_a_stop_on_a_scheduled_step_keeps_its_validation_loss(lab, scheduled, measured):
-    lab.validation = SimpleNamespace(loss=lambda *facts: 0.25)
-    lab.save(10, last=True, scheduled=scheduled)
-    assert [line["step"] for line in read_lines(lab.log.validation)] == measured
-    state = load_checkpoint(lab)
+def test_a_stop_on_a_scheduled_step_keeps_its_validation_loss(trainer, scheduled, measured):
+    trainer.validation = SimpleNamespace(loss=lambda *facts: 0.25)
+    trainer.save(10, last=True, scheduled=scheduled)
+    assert [line["step"] for line in read_lines(trainer.log.validation)] == measured
+    state = load_checkpoint(trainer)
     assert state.held_out_loss == (0.25 if scheduled else None)
 
 
-def test_a_run_that_had_a_checkpoint_never_begins_again(lab, tmp_path):
-    assert load_checkpoint(lab) is None
-    lab.save(10)
+def test_a_run_that_had_a_checkpoint_never_begins_again(trainer, tmp_path):
+    assert load_checkpoint(trainer) is None
+    trainer.save(10)
     (tmp_path / "checkpoints").rename(tmp_path / "unmounted")
     with pytest.raises(UnreachableError, match="this run has completed step-00000010: check that the disk"):
-        load_checkpoint(lab)
+        load_checkpoint(trainer)
     (tmp_path / "unmounted").rename(tmp_path / "checkpoints")
-    assert load_checkpoint(lab).step == 10
+    assert load_checkpoint(trainer).step == 10
 
 
-def test_a_checkpoint_that_cannot_be_read_now_is_not_damaged(lab, tmp_path, monkeypatch):
-    lab.save(10)
-    lab.save(20)
+def test_a_checkpoint_that_cannot_be_read_now_is_not_damaged(trainer, tmp_path, monkeypatch):
+    trainer.save(10)
+    trainer.save(20)
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint_format, "sha256_stream", failing(errno.EIO))
         with pytest.raises(UnreachableError):
-            load_checkpoint(lab)
-    assert load_checkpoint(lab).step == 20
+            load_checkpoint(trainer)
+    assert load_checkpoint(trainer).step == 20
     assert complete_steps(tmp_path / "checkpoints") == [10, 20]

@@ -1,4 +1,4 @@
-"""train.start_over where the checkpoints are, where they are out of sight, and beside another run's."""
+"""train.start_over where the checkpoints are, where they are not mounted, and next to another run's."""
 
 import json
 
@@ -41,7 +41,7 @@ def test_it_sets_aside_what_is_there_once(config):
     assert names(config) == ["set-aside-step-00000010"]
 
 
-def test_it_waits_for_a_disk_that_is_out_of_sight(config, tmp_path):
+def test_it_waits_for_a_disk_that_is_not_mounted(config, tmp_path):
     before = read_history(RunDirectory(config).path)
     (tmp_path / "disk").rename(tmp_path / "unmounted")
     (tmp_path / "disk").mkdir()

@@ -1,4 +1,4 @@
-"""The log of a training run on a disk that is full, slow, or out of sight for a moment."""
+"""The log of a training run on a disk that is full, slow, or temporarily unmounted."""
 
 import errno
 import os
@@ -28,7 +28,7 @@ def log(tmp_path) -> TrainLog:
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.ESTALE, errno.EROFS])
-def test_lines_that_cannot_be_written_are_kept_told_once_and_written_in_order(
+def test_lines_that_cannot_be_written_are_kept_reported_once_and_written_in_order(
     log, monkeypatch, caplog, number
 ):
     log.line(line(1))
@@ -92,7 +92,7 @@ def test_a_status_is_written_at_most_once_in_a_few_seconds(log, monkeypatch):
     assert written == [0, 6, 12, 18]
 
 
-def test_nothing_is_written_to_a_run_directory_that_is_out_of_sight(tmp_path):
+def test_nothing_is_written_to_a_run_directory_that_is_not_mounted(tmp_path):
     run = tmp_path / "run"
     landmark = run / "train" / "history.json"
     landmark.parent.mkdir(parents=True)
@@ -160,7 +160,7 @@ def test_lines_are_set_aside_durably_before_the_file_is_rewritten(tmp_path, monk
     assert atomic_files.read_lines(path) == [{"step": 1}]
 
 
-def test_lines_are_not_set_aside_in_a_run_directory_that_is_out_of_sight(tmp_path):
+def test_lines_are_not_set_aside_in_a_run_directory_that_is_not_mounted(tmp_path):
     run = tmp_path / "run"
     landmark = run / "train" / "history.json"
     landmark.parent.mkdir(parents=True)
@@ -189,5 +189,5 @@ def test_a_line_whose_file_could_not_be_closed_is_there_once(log, monkeypatch):
         patch.setattr(train_log, "append_line", append_and_fail)
         log.line(line(2))
     log.line(line(3))
-    log.line(line(3))  # an equal line is none that was written by a failed attempt
+    log.line(line(3))  # an equal line is not one that was written by a failed attempt
     assert [record["step"] for record in read_lines(log.metrics)] == [1, 2, 3, 3]

@@ -15,10 +15,10 @@ from fm_core.errors import UserError
 
 
 def open_source(config: DataSection, detected: str | None = None, val_by_number: bool = False) -> DataSource:
-    """Open the source of data.source; format auto stands for `detected`, or for what is at the URL.
+    """Open the source of data.source; format auto means `detected`, or the format detected at the URL.
 
-    `val_by_number`: imagenet-folder leaves validation images in class folders as earlier versions did.
-    Nothing is read, except for detection. Raises UserError for missing keys or an unknown format.
+    `val_by_number`: imagenet-folder keeps the order of validation images in class folders, as earlier
+    versions did. Files are listed only for detection. Raises UserError for missing keys or an unknown format.
     """
     kind = config.source.format
     if kind == "auto":

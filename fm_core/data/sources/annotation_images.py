@@ -1,4 +1,4 @@
-"""Pictures that describe other images, as the masks of a segmentation set do, and the two sides of pairs."""
+"""Detection of annotation images, such as segmentation masks, and of paired images."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -25,24 +25,24 @@ ANNOTATION_WORDS = frozenset(
         ),
     ]
 )
-"""Words for pictures that describe images."""
+"""Words for annotation images."""
 PAIRED_WORDS = frozenset(
     [
         *("blur", "blurred", "blurry", "clean", "color", "gray", "grayscale", "grey", "hq", "hr", "input"),
         *("inputs", "lq", "lr", "noise", "noisy", "output", "outputs", "sharp", "source", "sources"),
     ]
 )
-"""Words for the sides of pairs of images, beside those for annotations and images."""
+"""Words for the sides of image pairs, in addition to those for annotations and images."""
 _SEPARATORS = " _.-"
 LEFT_ALONE = "annotations"
-"""Name of what holds these pictures, as a split that is left alone."""
+"""Name of the ignored split of annotation images."""
 
 
 def annotation_images(paths: Sequence[str]) -> set[str]:
-    """The paths of pictures that describe images.
+    """The paths of annotation images.
 
-    They lie in a folder such as masks beside one such as images, or are named after an image beside them,
-    as 1_mask.png after 1.jpg. A class "mask" beside other classes is none of these.
+    They are in a folder such as masks next to one such as images, or are named after an image in the same
+    folder, as 1_mask.png after 1.jpg. A class "mask" next to other classes does not match.
     """
     folders = _annotation_folders(paths)
     in_folders = (
@@ -52,7 +52,7 @@ def annotation_images(paths: Sequence[str]) -> set[str]:
 
 
 def _annotation_folders(paths: Iterable[str]) -> set[str]:
-    """Folders of annotations that lie beside folders of images."""
+    """Folders of annotations that are next to folders of images."""
     children: dict[str, set[str]] = {}
     for folder in {path.rpartition("/")[0] for path in paths}:
         above = folder
@@ -70,13 +70,13 @@ def _annotation_folders(paths: Iterable[str]) -> set[str]:
 
 
 def _above(path: str) -> list[str]:
-    """The folders that a path is in."""
+    """The parent folders of a path."""
     names = path.split("/")[:-1]
     return ["/".join(names[: depth + 1]) for depth in range(len(names))]
 
 
 def _named_after_images(paths: Sequence[str]) -> set[str]:
-    """Pictures whose name is that of an image in the same folder and a word for annotations."""
+    """Images named after an image in the same folder, with a word for annotations appended."""
     described = {path: of for path in paths if (of := _described_by(path))}
     if not described:
         return set()
@@ -85,7 +85,7 @@ def _named_after_images(paths: Sequence[str]) -> set[str]:
 
 
 def _described_by(path: str) -> str | None:
-    """Path, without ending, of the image that a picture describes by its name, e.g. a/1 of a/1_mask_2.png."""
+    """Path, without extension, of the image an annotation is named after, e.g. a/1 for a/1_mask_2.png."""
     tail = path.rpartition(".")[0].rstrip(f"0123456789{_SEPARATORS}")
     cut = max(map(tail.rfind, _SEPARATORS))
     if cut <= tail.rfind("/") + 1 or tail[cut + 1 :].lower() not in ANNOTATION_WORDS:
@@ -94,14 +94,14 @@ def _described_by(path: str) -> str | None:
 
 
 def refuse_pairs(keys: Sequence[str], classes: Sequence[str | None]) -> None:
-    """Raise UserError for folders of images of the same names that are no classes.
+    """Raise UserError for folders with images of the same names that are not classes.
 
-    These are called like the sides of pairs, or hold the same folders, as variants of one set do.
+    These are named like the sides of pairs, or contain the same subfolders, like variants of one set.
     keys: paths of the training images; classes: that of each.
     """
-    words = PAIRED_WORDS | ANNOTATION_WORDS | IMAGE_WORDS
+    known = PAIRED_WORDS | ANNOTATION_WORDS | IMAGE_WORDS
     if len(set(Counter(name for name in classes if name is not None).values())) != 1:
-        return  # before a set of a million names is made
+        return  # before a set of a million names is built
     stems: dict[str, set[str]] = {name: set() for name in classes if name is not None}
     for key, name in zip(keys, classes, strict=True):
         if name is not None:
@@ -109,10 +109,10 @@ def refuse_pairs(keys: Sequence[str], classes: Sequence[str | None]) -> None:
     names = sorted(stems)
     if len(names) < 2 or any(other != stems[names[0]] for other in stems.values()):
         return
-    paired = all(humps_of(name) and not set(humps_of(name)) - words for name in names)
+    paired = all(humps_of(name) and not set(humps_of(name)) - known for name in names)
     if paired or len({stem.rpartition("/")[0] for stem in stems[names[0]]}) > 1:
         shown = " and ".join(map(printable, names[:3]))
         raise UserError(
             f"data.source.url: {shown} hold images of the same names, as the sides of pairs and variants of "
-            "one set do; leave one of them there, or rename the folders if they are classes"
+            "one set do; keep only one of them there, or rename the folders if they are classes"
         )

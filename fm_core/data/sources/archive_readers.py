@@ -1,4 +1,4 @@
-"""Readers of many small files by number: in folders, in a zip, in several archives (tars: tar_archive.py)."""
+"""Readers of many small files by index: in folders, in a zip, in several archives (tars: tar_archive.py)."""
 
 import errno
 import hashlib
@@ -36,13 +36,13 @@ IMAGE_SUFFIXES = (
     ),
     *(".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".tga", ".qoi"),
 )
-"""Endings of the image files that Pillow reads."""
+"""Extensions of the image files that Pillow reads."""
 MAX_FILE_BYTES = 2**30
 """Size of the largest image file that is read."""
 OPEN_ARCHIVES = 128
-"""Archives of a group that are open at a time, as a process may open 1,024 files only."""
+"""Largest number of open archives of a group; by default a process may open only 1,024 files."""
 UNREADABLE = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.ENXIO}
-"""Errors of one file, which is quarantined; others concern the disk or the machine."""
+"""Errors of a single file, which is quarantined; other errors concern the disk or the machine."""
 ZIP_DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
@@ -55,7 +55,7 @@ ZIP_DAMAGE = (
 
 
 class Archive(Protocol):
-    """Files by number, sorted by their keys."""
+    """Files by index, sorted by their keys."""
 
     @property
     def keys(self) -> Sequence[str]:
@@ -80,11 +80,11 @@ class Archive(Protocol):
         ...
 
     def inputs(self) -> tuple[Input, ...]:
-        """Inputs that identify the content, as far as names, sizes and the archive's metadata do."""
+        """Inputs that identify the content by names, sizes and the archive's metadata."""
         ...
 
     def state(self) -> str:
-        """Value that changes if a file changes; "" if the inputs hold the CRC of each file."""
+        """Value that changes if a file changes; "" if the inputs contain the CRC of each file."""
         ...
 
 
@@ -107,7 +107,7 @@ class FolderArchive:
         return cls(store, list_names(store, depth, below, empty_folders=empty), empty)
 
     def read(self, number: int) -> bytes:
-        """Content of an image file; ImageDecodingError for a link to nowhere, or without permission."""
+        """Content of an image file; ImageDecodingError for a broken link or without permission."""
         key = self.keys[number]
         try:
             if self._store.local is None:
@@ -134,7 +134,7 @@ class FolderArchive:
             raise UserError(f"{where}: cannot be read ({error.strerror or error})") from None
 
     def close(self) -> None:
-        """Does nothing."""
+        """Do nothing."""
 
     def inputs(self) -> tuple[Input, ...]:
         """One input for the folder, identified by the names in it."""
@@ -162,14 +162,14 @@ class ZipArchive:
         except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as error:
             raise UserError(damage_message(store, printable(path), error)) from None
         for info in members:
-            name = info.filename.replace("\\", "/")  # some programs write the separator of Windows
+            name = info.filename.replace("\\", "/")  # some programs write Windows separators
             if is_image_file(name):
                 check_zip_member(store, path, info)
                 images.append((name, info.file_size, info.CRC, info))
             elif not is_hidden(name):
                 self._others[name] = info
         images.sort(key=lambda row: row[:3])
-        # By its record, not by its name, which two members of a zip may share.
+        # By its entry, because two members of a zip may have the same name.
         self._members = [info for *_, info in images]
         self.keys = [name for name, *_ in images]
         self.others = sorted(self._others)
@@ -204,7 +204,7 @@ class ZipArchive:
         return (Input(name=printable(self._path), bytes=self._size, digest=f"crcs-{self._digest}"),)
 
     def state(self) -> str:
-        """Empty, as the inputs hold the CRCs."""
+        """Empty, because the inputs contain the CRCs."""
         return ""
 
     def __getstate__(self) -> dict[str, Any]:
@@ -217,7 +217,7 @@ class ZipArchive:
 
 
 class ArchiveGroup:
-    """The files of several archives; keys begin with the name of the archive, as if that were a folder."""
+    """The files of several archives; keys are prefixed with the name of the archive like a folder."""
 
     def __init__(self, archives: Sequence[tuple[str, Archive]]) -> None:
         """archives: names and archives; they are sorted by name."""
@@ -229,7 +229,7 @@ class ArchiveGroup:
         counts = [len(archive.keys) for archive in self._archives.values()]
         self._starts = [sum(counts[:number]) for number in range(len(counts))]
         self._names = list(self._archives)
-        self._open: dict[str, None] = {}  # the longest unused first
+        self._open: dict[str, None] = {}  # least recently used first
 
     def read(self, number: int) -> bytes:
         """Content of an image file."""
@@ -263,7 +263,7 @@ class ArchiveGroup:
 
 
 def is_image_file(path: str) -> bool:
-    """Whether a path has the ending of an image file and is not hidden."""
+    """Whether a path has the extension of an image file and is not hidden."""
     return (
         path.lower().endswith(IMAGE_SUFFIXES) and "." in PurePosixPath(path).name[1:] and not is_hidden(path)
     )

@@ -12,7 +12,7 @@ from fm_core.data.manifest import Input, Interpretation, Recipe
 
 @dataclass(frozen=True)
 class Rejected:
-    """Image that cannot be used."""
+    """An image that cannot be used."""
 
     key: str
     """Name in the source, e.g. a path."""
@@ -31,12 +31,12 @@ class Samples:
     labels: NDArray[np.int64] | None
     """0-based classes, int64 [n]; None without labels."""
     rejected: tuple[Rejected, ...] = ()
-    """Images that were left out."""
+    """Images that were omitted."""
 
 
 @dataclass(frozen=True)
 class SourcePart:
-    """Part of a source that is read from beginning to end."""
+    """Part of a source that is read sequentially."""
 
     name: str
     """Name for messages, e.g. train_data_batch_1."""
@@ -45,7 +45,7 @@ class SourcePart:
     rows: int
     """Number of images, including unreadable ones."""
     seekable: bool = True
-    """Whether skipping rows is free, so that several processes can share the part."""
+    """Whether skipping rows costs nothing, so that several processes can share the part."""
 
 
 @dataclass(frozen=True)
@@ -65,18 +65,18 @@ UNLABELED = Classes(None, "none")
 
 @dataclass(frozen=True)
 class SourceFacts:
-    """Properties of all images of a source that follow from the configuration alone."""
+    """Properties of all images of a source that follow from the configuration."""
 
     levels: int
     """Number of intensity levels."""
     image_shape: tuple[int, int, int]
     """Channels, height, width."""
     recipe: Recipe = field(default_factory=dict)
-    """How the pixels are made; recorded in the manifest."""
+    """How the pixels are produced; recorded in the manifest."""
     max_quarantined: float = 0.0
-    """Largest fraction of images that may be left out unless data.max_quarantined is set."""
+    """Largest fraction of images that may be omitted unless data.max_quarantined is set."""
     images: int | None = None
-    """Published number of images in all splits; None if only the files tell."""
+    """Published number of images in all splits; None if it depends on the files."""
     earlier_recipe: Recipe | None = None
     """Recipe of earlier versions for this configuration; such data sets are read, but not rewritten."""
 
@@ -98,7 +98,7 @@ class PartStream(Protocol):
 
 
 class DataSource(Protocol):
-    """Images to be sharded. Cheap to pickle, as other processes open the parts."""
+    """Images to be sharded. Cheap to pickle, because other processes open the parts."""
 
     @property
     def facts(self) -> SourceFacts:
@@ -114,33 +114,33 @@ class DataSource(Protocol):
         ...
 
     def parts(self) -> Sequence[SourcePart]:
-        """The parts, train first; UserError if files are missing or not as published."""
+        """The parts, train first; UserError if files are missing or differ from the published set."""
         ...
 
     def inputs(self) -> Sequence[Input]:
-        """The files that hold the parts."""
+        """The files of the parts."""
         ...
 
     def state(self) -> str:
         """Value that changes with files that `inputs` does not identify by content; "" if there are none.
 
-        Compared when interrupted writing continues; not part of the data set.
+        Compared when an interrupted write continues; not part of the data set.
         """
         ...
 
     def check_labels(self) -> None:
-        """Check the labels of all parts before anything is written; UserError for one out of range.
+        """Check the labels of all parts before anything is written; UserError for a label out of range.
 
-        May take as long as decompressing the archives once.
+        May take as long as decompressing all archives.
         """
         ...
 
     def open(self, part: SourcePart) -> PartStream:
-        """Open a part; UserError if its content is not as published."""
+        """Open a part; UserError if its content differs from the published set."""
         ...
 
     def release(self) -> None:
-        """Remove temporary copies; a later read makes them again."""
+        """Remove temporary copies; a later read recreates them."""
         ...
 
 

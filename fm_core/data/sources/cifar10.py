@@ -76,11 +76,11 @@ class Cifar10Source:
         return self._inputs
 
     def state(self) -> str:
-        """Empty, as `inputs` identifies the files by content."""
+        """Empty, because `inputs` identifies the files by content."""
         return ""
 
     def check_labels(self) -> None:
-        """Does nothing: labels are checked when they are loaded."""
+        """Do nothing: labels are checked when they are loaded."""
 
     def open(self, part: SourcePart) -> ArrayStream:
         """The images of a split."""

@@ -1,4 +1,4 @@
-"""Classes of image files: by their folders, or by the lists of labels that lie beside them."""
+"""Classes of image files, from their folders or from label lists next to them."""
 
 import json
 import re
@@ -18,17 +18,16 @@ from fm_core.errors import UserError
 from fm_core.storage.hashing import sha256_bytes
 
 EDM_LABELS = "dataset.json"
-"""List of labels of EDM and StyleGAN, beside the images."""
+"""Label list of EDM and StyleGAN, next to the images."""
 ANNOTATIONS = "val_annotations.txt"
-"""List of classes of the validation images of tiny-imagenet: name, class and a box in each line."""
+"""Class list of tiny-imagenet's validation images: name, class and a bounding box in each line."""
 
 
 def class_folders(places: Sequence[ImagePlace], wrappers: Collection[str] = ()) -> list[str | None]:
     """Name of the class of each image of a split: its first folder below the split; None without one.
 
-    One folder that holds all images says nothing about them if it is called "images" or the like, is named
-    after the split once more, is in `wrappers` (lower case), or holds several folders where there are no
-    splits.
+    A folder that contains all images is not a class if its name is generic, such as "images", repeats the
+    split, is in `wrappers` (lower case), or if it contains several folders and there are no splits.
     """
     distinct = list(dict.fromkeys(places))
     depth = 0
@@ -46,13 +45,13 @@ def class_folders(places: Sequence[ImagePlace], wrappers: Collection[str] = ()) 
     for place in distinct:
         if len(place.below) > depth:
             classes[place] = place.below[depth]
-        else:  # <class>/<split>/<image>, if there are several
+        else:  # <class>/<split>/<image>, if there are several classes
             classes[place] = place.above[-1] if len(above) > 1 and place.above else None
     return [classes[place] for place in places]
 
 
 def _holds_classes(places: Sequence[ImagePlace], depth: int) -> bool:
-    """Whether the one folder that holds everything, outside of splits, leads to several folders only."""
+    """Whether the folder that contains everything, without splits, contains only several folders."""
     if any(place.split is not None for place in places):
         return False
     while all(len(place.below) > depth + 1 for place in places):
@@ -63,7 +62,7 @@ def _holds_classes(places: Sequence[ImagePlace], depth: int) -> bool:
 
 
 def ordered(names: Collection[str]) -> list[str]:
-    """Names in the order of their classes: by value if all are integers, otherwise by their characters."""
+    """Names in class order: by value if all are integers, otherwise by code points."""
     if names and all(re.fullmatch(r"[+-]?[0-9]+", name) for name in names):
         return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
@@ -89,7 +88,7 @@ def numbers_of(names: Sequence[str | None], in_order: Sequence[str]) -> NDArray[
 def edm_labels(archive: Archive, url: str) -> dict[str, int] | None:
     """Label of each image in the dataset.json files of an archive, by its key; None without such a file.
 
-    Raises UserError if a file is damaged or has labels that are no integers from 0.
+    Raises UserError if a file is damaged or has labels other than integers from 0.
     """
     labels: dict[str, int] = {}
     listed = False
@@ -110,7 +109,7 @@ def edm_labels(archive: Archive, url: str) -> dict[str, int] | None:
 
 
 def _edm_rows(content: bytes, where: str) -> dict[str, Any] | None:
-    """Labels by name; None if the file holds none."""
+    """Labels by name; None if the file contains none."""
     try:
         tree: object = json.loads(content)
     except ValueError:
@@ -127,7 +126,7 @@ def _edm_rows(content: bytes, where: str) -> dict[str, Any] | None:
 
 
 def annotated_classes(archive: Archive, folder: str, keys: Sequence[str]) -> list[str | None] | None:
-    """Class of each key by the val_annotations.txt in the folder of a split; None without such a file."""
+    """Class of each key from the val_annotations.txt in the folder of a split; None without such a file."""
     path = f"{folder}/{ANNOTATIONS}" if folder else ANNOTATIONS
     if path not in archive.others:
         return None
@@ -137,12 +136,12 @@ def annotated_classes(archive: Archive, folder: str, keys: Sequence[str]) -> lis
 
 
 def is_label_list(path: str, edm: bool) -> bool:
-    """Whether a file is a list of labels, which is read although it is no image; `edm` if that of EDM is."""
+    """Whether a file is a label list that is read; `edm`: whether EDM's dataset.json is."""
     return path.rpartition("/")[2] in ((EDM_LABELS, ANNOTATIONS) if edm else (ANNOTATIONS,))
 
 
 def describe_classes(classes: Classes) -> str:
-    """The classes in a few words."""
+    """Short description of the classes."""
     if classes.count is None:
         return "none"
     if not classes.names:
@@ -153,7 +152,7 @@ def describe_classes(classes: Classes) -> str:
 
 
 def untrained_numbers(classes: Classes, labels: NDArray[np.int64]) -> list[str]:
-    """Remark on the classes without any of the training labels, int64 [n]."""
+    """Note about classes that do not occur in the training labels, int64 [n]."""
     if not classes.count:
         return []
     names = classes.names or [str(number) for number in range(classes.count)]
@@ -162,7 +161,7 @@ def untrained_numbers(classes: Classes, labels: NDArray[np.int64]) -> list[str]:
 
 
 def untrained(counts: Mapping[str, int] | Counter[str], names: Sequence[str]) -> list[str]:
-    """Remark on the classes that have no training images, if there are any."""
+    """Note about classes without training images, if there are any."""
     missing = [printable(name) for name in names if not counts.get(name)]
     if not missing:
         return []

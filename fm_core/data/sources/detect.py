@@ -18,7 +18,7 @@ from fm_core.data.sources.tar_archive import TarArchive
 from fm_core.errors import UserError
 from fm_core.storage.store import Store
 
-# The first pattern that matches a path at most two folders down decides.
+# The first pattern that matches a path at most two levels deep decides.
 PATTERNS: tuple[tuple[str, str], ...] = (
     ("imagenet-npz", r"imagenet\d+_(train|val)[^/]*\.zip|(.*/)?(train_data_batch_\d+|val_data)(\.npz)?"),
     ("imagenet-png", r"(train|valid)_(32x32|64x64)(\.tar|\.zip|/.*)?"),
@@ -40,10 +40,10 @@ def detect(url: str) -> str:
     store = Store.at(url)
     paths = _paths(store)
     for kind, pattern in PATTERNS:
-        # The folders of ImageNet are as published; a folder Train may be of any data set.
+        # Case-sensitive: ImageNet's folders are lower case, while a folder Train may be of any data set.
         flags = re.NOFLAG if kind == "imagenet-folder" else re.IGNORECASE
         if any(re.fullmatch(pattern, path, flags) for path in paths):
-            # tiny-imagenet has the folders of ImageNet, and images one folder further down
+            # tiny-imagenet has the folders of ImageNet, with images one level deeper
             if kind == "imagenet-folder" and not _has_images(store, paths):
                 continue
             return kind
@@ -64,7 +64,7 @@ def detect(url: str) -> str:
 
 
 def _kind_of_archive(store: Store, path: str) -> str:
-    """Webdataset for a tar with labels beside the images, otherwise folder."""
+    """Format of a tar or zip: webdataset for a tar with labels next to the images, otherwise folder."""
     if path.lower().endswith(".zip") or store.size(path) is None:
         return "folder"
     tar = TarArchive(store, path)
@@ -76,7 +76,7 @@ def _kind_of_archive(store: Store, path: str) -> str:
 
 
 def _paths(store: Store) -> list[str]:
-    """Paths of files and folders at most one folder down, relative to the store."""
+    """Paths of files and folders at most one level deep, relative to the store."""
     tops = _entries(store, "")
     below = [path for name, is_folder in tops if is_folder for path, _ in _entries(store, name)]
     return [name for name, _ in tops] + below
@@ -100,14 +100,14 @@ def _entries(store: Store, folder: str) -> list[tuple[str, bool]]:
 
 
 def _is_folder(store: Store, row: Mapping[str, Any]) -> bool:
-    """Whether a row of a listing is a folder, or a link to one, which fsspec calls "other"."""
+    """Whether an entry of a listing is a folder, or a link to one, whose type in fsspec is "other"."""
     if store.local is not None and row["type"] not in ("directory", "file"):
         return os.path.isdir(row["name"])  # noqa: PTH112
     return row["type"] == "directory"
 
 
 def _has_images(store: Store, paths: list[str]) -> bool:
-    """Whether class folders hold images directly; the first few are looked at."""
+    """Whether class folders contain images directly; only the first few are checked."""
     folders = [path for path in paths if re.fullmatch(r".*/n\d{8}", path)][:3]
     return not folders or any(
         is_image_file(path) for folder in folders for path, _ in _entries(store, folder)[:100]

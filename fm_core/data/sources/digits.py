@@ -1,4 +1,4 @@
-"""Scikit-learn's handwritten digits: 1,797 images of 8 x 8 pixels with 17 intensity levels."""
+"""scikit-learn's handwritten digits: 1,797 images of 8 x 8 pixels with 17 intensity levels."""
 
 from typing import Any, cast
 
@@ -42,7 +42,7 @@ class DigitsSource:
         return Classes(10, "digits", tuple("0123456789"))
 
     def interpretation(self) -> Interpretation:
-        """The split by the seed."""
+        """The seeded split."""
         return Interpretation(
             splits=f"val: {self._validation_images:,} of {DIGITS_IMAGES:,}, chosen by data.split_seed",
             classes="10: the digits",
@@ -59,17 +59,17 @@ class DigitsSource:
         )
 
     def inputs(self) -> tuple[Input, ...]:
-        """The arrays in scikit-learn."""
+        """The arrays of scikit-learn."""
         images, labels = _load()
         digest = sha256_bytes(images.tobytes() + labels.tobytes())
         return (Input(name="sklearn.datasets.load_digits", bytes=images.nbytes, digest=f"sha256:{digest}"),)
 
     def state(self) -> str:
-        """Empty, as the digits do not change."""
+        """Empty, because the digits do not change."""
         return ""
 
     def check_labels(self) -> None:
-        """Does nothing: the labels are scikit-learn's."""
+        """Do nothing: the labels are scikit-learn's."""
 
     def open(self, part: SourcePart) -> ArrayStream:
         """The images of one split, in scikit-learn's order."""
@@ -83,7 +83,7 @@ class DigitsSource:
 
 
 def _load() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    from sklearn.datasets import load_digits  # imported here, as it takes a second
+    from sklearn.datasets import load_digits  # imported here, because it takes a second
 
     bunch = cast(Any, load_digits())
     images = np.asarray(bunch.images, np.float64)

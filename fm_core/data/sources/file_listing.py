@@ -1,4 +1,4 @@
-"""Listing of the files under a URL: which entries count, links, and detection of changes."""
+"""Listing of the files under a URL: hidden entries, links, and detection of changes."""
 
 import os
 import re
@@ -15,13 +15,13 @@ from fm_core.storage.store import Store
 
 T = TypeVar("T")
 
-# Keys of the fsspec libraries for the content or age of an object.
+# Keys of fsspec libraries for the content hash or age of an object.
 CHANGE_MARKERS = (
     *("blob_id", "xet_hash"),
     *("ETag", "etag", "md5Hash", "LastModified", "last_modified", "mtime", "created"),
 )
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-"""Characters that would break a line, or steer a terminal."""
+"""Characters that break a line or control a terminal."""
 SYSTEM_NAMES = {
     "@__thumb",
     "_thumbnails",
@@ -43,11 +43,11 @@ SYSTEM_NAMES = {
     "system volume information",
     "thumbs.db",
 }
-"""Folders and files that systems, network storage and viewers put beside the images; in lower case."""
+"""Folders and files that operating systems, network storage and viewers create; in lower case."""
 
 
 def is_hidden(path: str) -> bool:
-    """Whether a relative path, or a folder on it, is hidden or of the system, so that it holds no images."""
+    """Whether a relative path, or a folder on it, is hidden or a system entry."""
     return any(
         (part.startswith(".") and part not in (".", "..")) or part.lower() in SYSTEM_NAMES
         for part in path.split("/")
@@ -55,36 +55,36 @@ def is_hidden(path: str) -> bool:
 
 
 def printable(name: str) -> str:
-    """A file name for messages and records: line breaks and bytes that are not UTF-8 are shown escaped."""
+    """A file name for messages and records; line breaks and invalid UTF-8 are escaped."""
     text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def composed(name: str) -> str:
-    """A name in the composed form of Unicode, as macOS and Linux write the same name in two forms."""
+    """A name in composed Unicode form (NFC), since macOS and Linux use different forms."""
     return unicodedata.normalize("NFC", name)
 
 
 def name_bytes(name: str) -> bytes:
-    """The bytes of a file name as the file system has them."""
+    """The bytes of a file name in the file system."""
     return name.encode("utf-8", "surrogateescape")
 
 
 def count_endings(paths: Iterable[str]) -> dict[str, int]:
-    """Number of files by ending, in lower case and the most frequent first; "no ending" without one."""
+    """Number of files by extension, in lower case and most frequent first; "no ending" without one."""
     counts = Counter(printable(PurePosixPath(path).suffix.lower()) or "no ending" for path in paths)
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def endings_text(counts: Mapping[str, int]) -> str:
-    """Counts of `count_endings` in one line, e.g. "12 .heic, 3 .txt"."""
+    """Format counts of `count_endings` as one line, e.g. "12 .heic, 3 .txt"."""
     return ", ".join(f"{count:,} {ending}" for ending, count in counts.items())
 
 
 def list_files(store: Store, depth: int | None, skip_image_folders: bool = False) -> dict[str, int]:
-    """Sizes of the files at most `depth` folders down, by path relative to the store; empty without a folder.
+    """Sizes of the files at most `depth` levels deep, by path relative to the store; {} without a folder.
 
-    Hidden entries are left out. With skip_image_folders, local folders of more than 2,000 files are skipped.
+    Hidden entries are omitted. With skip_image_folders, local folders of more than 2,000 files are skipped.
     """
     if store.local:
         names = list_names(store, depth, "", 2000 if skip_image_folders else None)
@@ -105,12 +105,12 @@ def list_names(
     max_files: int | None = None,
     empty_folders: list[str] | None = None,
 ) -> list[str]:
-    """Paths, relative to the store, of the files under `below`, at most `depth` folders down.
+    """Paths, relative to the store, of the files under `below`, at most `depth` levels deep.
 
-    Hidden entries are left out; links are followed, but not back into a folder that they are in. Local
-    folders are listed without sizes, which would take a minute for a million files. Folders with more than
-    `max_files` files are skipped; local folders with nothing in them are appended to `empty_folders`.
-    Raises UserError for a folder that cannot be listed.
+    Hidden entries are omitted; links are followed, but not to a parent folder. Local folders are listed
+    without sizes, which would take a minute for a million files. Folders with more than `max_files` files are
+    skipped; empty local folders are appended to `empty_folders`. Raises UserError for a folder that cannot be
+    listed.
     """
     if store.local is None:
         listing = _found_at(store, f"{store.path}/{below}".rstrip("/"), depth)
@@ -126,14 +126,14 @@ def list_names(
 
 
 def remote_listing(store: Store, action: Callable[[], T]) -> T:
-    """What a listing of a remote store returns, with retries; FileNotFoundError without such a folder.
+    """Result of listing a remote store, with retries; FileNotFoundError if there is no such folder.
 
-    Raises UserError for what the store does not have at all, e.g. a data set of the Hugging Face hub.
+    Raises UserError if the store itself does not exist, e.g. a data set of the Hugging Face hub.
     """
     try:
         return with_retries(action, store.url)
     except FileNotFoundError as error:
-        if error.__cause__ is None:  # without the library's reason
+        if error.__cause__ is None:  # omits the library's reason
             raise
         raise UserError(f"data.source.url: {store.url}: {one_line(error)}") from None
     except (ValueError, NotImplementedError) as error:
@@ -141,7 +141,7 @@ def remote_listing(store: Store, action: Callable[[], T]) -> T:
 
 
 def _found_at(store: Store, path: str, depth: int | None) -> dict[str, dict[str, object]]:
-    """Properties of the files below a path of a remote store by their paths; empty without such a folder."""
+    """Properties of the files below a path of a remote store, by path; {} if there is no such folder."""
     try:
         listing = remote_listing(store, lambda: store.filesystem.find(path, maxdepth=depth, detail=True))
     except FileNotFoundError:
@@ -154,7 +154,7 @@ def _walk(
 ) -> Iterator[str]:
     """Paths of the files in a local folder, and of empty folders, each after `prefix`.
 
-    `above` are the folders on the way; paths of folders end in "/".
+    `above` are the parent folders; paths of folders end in "/".
     """
     try:
         status = os.stat(folder)  # noqa: PTH116
@@ -168,7 +168,7 @@ def _walk(
             f"{printable(folder)}: cannot be listed ({error.strerror}); fix its permissions"
         ) from None
     folders = [entry.name for entry in entries if entry.is_dir()]
-    # A link to nowhere counts as a file: it is quarantined by name. Pipes and devices do not count.
+    # A broken link counts as a file, to be quarantined by name. Pipes and devices are ignored.
     files = [
         entry.name for entry in entries if entry.is_file() or (entry.is_symlink() and not entry.is_dir())
     ]
@@ -201,7 +201,7 @@ def state_of(store: Store, paths: Iterable[str]) -> str:
 
 
 def _status(path: str) -> tuple[int, int]:
-    """Size and modification time in nanoseconds; zeros for a link to nowhere."""
+    """Size and modification time in nanoseconds; zeros for a broken link."""
     try:
         status = os.stat(path)  # noqa: PTH116
     except OSError:

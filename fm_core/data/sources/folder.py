@@ -1,4 +1,4 @@
-"""Images in folders, or in zips and tars: the split and the class of each by the folders that it is in."""
+"""Image folders, zips and tars; split and class of each image follow from its folders."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -40,7 +40,8 @@ from fm_core.errors import UserError
 from fm_core.storage.store import Store
 
 RECIPE_VERSION = 2
-"""2: validation images are shuffled, the class is the first folder below the split, pictures are upright."""
+"""2: validation images are shuffled, the class is the first folder below the split, EXIF orientation is
+applied."""
 ARCHIVE_SUFFIXES = (".zip", ".tar")
 OTHER_ARCHIVE_SUFFIXES = (
     *(".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar.lz4"),
@@ -48,7 +49,7 @@ OTHER_ARCHIVE_SUFFIXES = (
 )
 _ARCHIVES = (*OTHER_ARCHIVE_SUFFIXES, *ARCHIVE_SUFFIXES)
 LABEL_TABLES = (".csv", ".json", ".jsonl", ".mat", ".parquet", ".tsv")
-"""Endings of tables that may hold the classes of images."""
+"""Extensions of tables that may contain the classes of images."""
 READ = ("train", "val", "test")
 SHUFFLED = "all splits shuffled by data.split_seed"
 
@@ -66,22 +67,22 @@ class FolderSource(ImageFileSource):
 
     def find(self) -> FoundImages:
         """Find the splits and their classes."""
-        archive, wrappers, beside = open_tree(self._url)
+        archive, wrappers, siblings = open_tree(self._url)
         if not archive.keys:
             there = endings_text(count_endings(archive.others))
             raise UserError(
                 f"data.source.url: no images under {self._url}{f' (but {there})' if there else ''}; put them "
                 "there as <class>/<name>.png (or .jpg, ...), or as train/<class>/... and val/<class>/..."
             )
-        tree = _Tree(archive, place_images(archive.keys), wrappers, self._url, beside)
+        tree = _Tree(archive, place_images(archive.keys), wrappers, self._url, siblings)
         return split_images(tree, self._validation_images, self._seed)
 
 
 def open_tree(url: str) -> tuple[Archive, set[str], list[str]]:
-    """The files at a URL: of a folder, of the archive that it names, or of the archives in the folder.
+    """The files at a URL: of a folder, of an archive, or of the archives in a folder.
 
-    Also names, in lower case, that a folder with everything in it may have without being a class; and the
-    files beside the archives. Raises UserError for an archive among these of a kind that is not read.
+    Also returns names, in lower case, that a folder with all images may have without being a class, and the
+    files next to the archives. Raises UserError for an archive of an unsupported kind.
     """
     url = url.rstrip("/")
     folder, _, name = url.rpartition("/")
@@ -95,31 +96,31 @@ def open_tree(url: str) -> tuple[Archive, set[str], list[str]]:
     if archive.keys or not names:
         _refuse_packed_split(archive, store.url)
         return archive, set(), []
-    beside = [path for path in archive.others if path not in set(names)]
-    if other := next((path for path in beside if path.lower().endswith(OTHER_ARCHIVE_SUFFIXES)), None):
+    siblings = [path for path in archive.others if path not in set(names)]
+    if other := next((path for path in siblings if path.lower().endswith(OTHER_ARCHIVE_SUFFIXES)), None):
         raise UserError(
             f"data.source.url: {store.url}/{printable(other)} is not read, only .zip and .tar are; "
             "unpack it to one of these, or remove it"
         )
     stems = {PurePosixPath(path).stem.lower() for path in names}
-    return ArchiveGroup([(path, open_archive(store, path)) for path in names]), stems, beside
+    return ArchiveGroup([(path, open_archive(store, path)) for path in names]), stems, siblings
 
 
 def _refuse_packed_split(archive: FolderArchive, url: str) -> None:
-    """Raise UserError for images in the folders of splits beside an archive of another split."""
+    """Raise UserError for folders of splits next to an archive of another split."""
     kinds = {split_of_folder(name) for key in archive.keys for name in key.split("/")[:-1]} - {None}
     for path in archive.others if kinds else ():
         ending = next((end for end in _ARCHIVES if path.lower().endswith(end)), None)
         kind = ending and split_of_folder(path.rpartition("/")[2][: -len(ending)])
         if kind and kind not in kinds:
             raise UserError(
-                f"data.source.url: {url}/{printable(path)} is not read beside folders of images; unpack "
+                f"data.source.url: {url}/{printable(path)} is not read next to folders of images; unpack "
                 "it, or remove it"
             )
 
 
 class _Tree:
-    """Images with their places and classes."""
+    """Images with their splits and classes."""
 
     def __init__(
         self,
@@ -127,19 +128,19 @@ class _Tree:
         places: Sequence[ImagePlace],
         wrappers: set[str],
         url: str,
-        beside: Sequence[str] = (),
+        siblings: Sequence[str] = (),
     ) -> None:
-        """beside: files beside the archives."""
+        """beside: files next to the archives."""
         self.archive, self.places, self.wrappers, self.url = archive, places, wrappers, url
-        self.beside = beside
+        self.siblings = siblings
         self.edm = edm_labels(archive, url)
 
     def rows_of(self, split: str | None) -> NDArray[np.int64]:
-        """Numbers of the images of a split, int64."""
+        """Indices of the images of a split, int64."""
         return np.flatnonzero([place.split == split for place in self.places])
 
     def names_of(self, rows: NDArray[np.int64]) -> list[str | None]:
-        """Name of the class of each of the images of a split; None without one."""
+        """Class name of each image of a split; None without one."""
         numbers = rows.tolist()
         keys = [self.archive.keys[int(number)] for number in numbers]
         if self.edm is not None:
@@ -165,19 +166,19 @@ class _Tree:
             )
 
     def unread(self) -> list[str]:
-        """Files that are neither images nor lists of labels."""
+        """Files that are neither images nor label lists."""
         others = [path for path in self.archive.others if not is_label_list(path, self.edm is not None)]
-        return [*others, *self.beside]
+        return [*others, *self.siblings]
 
     def unread_labels(self) -> list[str]:
-        """Remark on a table beside images without classes, which may hold them."""
+        """Note about a table next to images without classes, which may contain them."""
         tables = [path for path in self.unread() if path.lower().endswith(LABEL_TABLES)]
         if not tables:
             return []
         return [f"no classes: {printable(tables[0])} is not read; put the images of a class into its folder"]
 
     def empty_classes(self, split: str | None, names: set[str]) -> list[str]:
-        """Remark on class folders of the training split that hold no images; archives do not list them."""
+        """Note about empty class folders of the training split; archives do not list them."""
         paths = list(self.archive.others)
         if isinstance(self.archive, FolderArchive):
             paths += self.archive.empty_folders
@@ -202,7 +203,7 @@ class _Tree:
 
 
 def _inside_archives(places: Sequence[ImagePlace]) -> Sequence[ImagePlace]:
-    """Places inside of archives; of several archives of loose images, each is a class."""
+    """Places inside of archives; if several archives have images without folders, each is a class."""
     inside: dict[ImagePlace, ImagePlace] = {}
     archives: set[tuple[str, ...]] = set()
     for place in dict.fromkeys(places):
@@ -221,9 +222,9 @@ def _stem(name: str) -> str:
 
 
 def split_images(tree: _Tree, validation_images: int, seed: int) -> FoundImages:
-    """Training and validation images of a tree, and how they were found.
+    """Training and validation images of a tree, with a description of the splits.
 
-    Raises UserError without training images, or for validation images whose class is not known.
+    Raises UserError without training images, or for validation images of unknown classes.
     """
     left = sorted({place.split for place in tree.places if place.split not in (*READ, None)}, key=str)
     rows: dict[str | None, NDArray[np.int64]] = {
@@ -278,7 +279,7 @@ def split_images(tree: _Tree, validation_images: int, seed: int) -> FoundImages:
 
 
 def _classes(tree: _Tree, names: set[str]) -> tuple[Classes, list[str]]:
-    """The classes, and their names in order; those of dataset.json are numbers already."""
+    """The classes, and their names in order; those of dataset.json are already numbers."""
     if tree.edm is None or not names:
         return classes_of(names), ordered(names)
     count = max(map(int, names)) + 1

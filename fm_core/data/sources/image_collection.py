@@ -1,4 +1,4 @@
-"""Sources of encoded image files: a collection per split, decoded and resized when it is read."""
+"""Sources of encoded image files: one collection per split, decoded and resized on reading."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from fm_core.storage.hashing import sha256_bytes
 
 FILES_MAX_QUARANTINED = 1e-4
 PROBED_IMAGES = 32
-"""Images of which the kind of values is looked at before anything is written."""
+"""Number of images whose dtype and range are checked before anything is written."""
 
 
 @dataclass(frozen=True)
@@ -31,33 +31,33 @@ class ImageCollection:
     labels: NDArray[np.int64] | None
     """Class of each file of the archive, int64; None without labels."""
     rows: NDArray[np.int64]
-    """Numbers of the files in the split, in the order in which they are read; int64."""
+    """Indices of the files of the split, in reading order; int64."""
 
 
 @dataclass(frozen=True)
 class FoundImages:
-    """What a source holds."""
+    """Contents of a source."""
 
     collections: dict[str, ImageCollection]
     """Images by split, train first."""
     classes: Classes
-    """What their labels mean."""
+    """Meaning of their labels."""
     interpretation: Interpretation
-    """How that was decided."""
+    """How that was determined."""
 
 
 def shuffled(archive: Archive, labels: NDArray[np.int64] | None, seed: int) -> ImageCollection:
-    """All files in a seeded order, as archives are sorted by class, which shards should not be."""
+    """All files in a seeded order, because archives are sorted by class and shards should not be."""
     return ImageCollection(archive, labels, permutation(len(archive.keys), seed))
 
 
 def in_order(archive: Archive, labels: NDArray[np.int64] | None) -> ImageCollection:
-    """All files in the order of their keys."""
+    """All files in key order."""
     return ImageCollection(archive, labels, np.arange(len(archive.keys), dtype=np.int64))
 
 
 def pixel_rules(config: DataSection, orientation: bool) -> PixelRules:
-    """Rules of the configuration; the orientation of official sets is left as published."""
+    """Rules of the configuration; for official sets, EXIF orientation is not applied."""
     return PixelRules(config.source.background, config.source.value_range, orientation)
 
 
@@ -91,7 +91,7 @@ def image_file_facts(
 ) -> SourceFacts:
     """Facts of a source whose files are decoded and resized here; UserError without URL or image size.
 
-    `version` is that of the recipe, which earlier versions recorded without one; None if it has not changed.
+    `version` is that of the recipe, for formats whose recipe has changed since earlier versions; else None.
     """
     size = config.source.image_size
     if not (config.source.url and size):
@@ -116,16 +116,16 @@ def image_file_facts(
 
 
 class ImageFileSource(ABC):
-    """Base of sources of image files; formats differ in how the collections are found."""
+    """Base class of sources of image files; subclasses determine the collections."""
 
     def __init__(self, facts: SourceFacts, resize: str, rules: PixelRules, url: str) -> None:
         self.facts = facts
         self._resize, self._rules, self._url = resize, rules, url
-        self._found: FoundImages | None = None
+        self._images: FoundImages | None = None
 
     @abstractmethod
     def find(self) -> FoundImages:
-        """The images, and how they were found; UserError if files are missing."""
+        """Find the images; UserError if files are missing."""
 
     def classes(self) -> Classes:
         """Meaning of the labels."""
@@ -136,7 +136,7 @@ class ImageFileSource(ABC):
         return self._search().interpretation.model_copy(update={"pixels": pixels_text(self._rules)})
 
     def parts(self) -> Sequence[SourcePart]:
-        """One part for each split; any row can be read first."""
+        """One part for each split, with random access."""
         return [
             SourcePart(split, split, len(collection.rows))
             for split, collection in self._search().collections.items()
@@ -151,7 +151,7 @@ class ImageFileSource(ABC):
         return " ".join(archive.state() for archive in self._archives())
 
     def check_labels(self) -> None:
-        """Find the collections, and decode some images; labels come from names and are checked there.
+        """Find the collections, which checks the labels, and decode some images.
 
         Raises UserError for values whose range only data.source.value_range can tell.
         """
@@ -166,7 +166,7 @@ class ImageFileSource(ABC):
         return self._stream(self._search().collections[part.name])
 
     def release(self) -> None:
-        """Remove temporary copies; most formats make none."""
+        """Remove temporary copies; most formats have none."""
         return
 
     def _stream(self, collection: ImageCollection) -> "ImageFileStream":
@@ -177,9 +177,9 @@ class ImageFileSource(ABC):
         return list({id(item.archive): item.archive for item in self._search().collections.values()}.values())
 
     def _search(self) -> FoundImages:
-        if self._found is None:
-            self._found = self.find()
-        return self._found
+        if self._images is None:
+            self._images = self.find()
+        return self._images
 
 
 class ImageFileStream:
@@ -221,7 +221,7 @@ class ImageFileStream:
         return Samples(images[: len(decoded)], labels, tuple(rejected))
 
     def probe(self, number: int) -> NDArray[np.uint8] | None:
-        """Decode one file of the archive to uint8 [3, S, S]; None if that fails; otherwise as `read`."""
+        """Decode one file of the archive to uint8 [3, S, S], or None if that fails; errors as for `read`."""
         try:
             content = self._collection.archive.read(number)
             return decode(content, self._size, self._resize, self._rules)
@@ -240,7 +240,7 @@ class ImageFileStream:
 
 
 def ambiguous_values(where: str, kind: str) -> UserError:
-    """Error for an image whose range of values only the user can tell; `kind` is the type of the values."""
+    """Error for an image whose value range must be given by the user; `kind` is the dtype."""
     return UserError(
         f"{where}: values are {kind}, not uint8 or uint16; "
         "set data.source.value_range to those of black and white, e.g. [0, 1]"
@@ -250,7 +250,7 @@ def ambiguous_values(where: str, kind: str) -> UserError:
 def require_counts(
     url: str, collections: Mapping[str, ImageCollection], published: Mapping[str, int], partial: bool
 ) -> None:
-    """Raise UserError unless the numbers of images are those published, or `partial` is true."""
+    """Raise UserError unless the numbers of images are the published ones, or `partial` is true."""
     for split, count in published.items():
         images = len(collections[split].rows) if split in collections else 0
         if images != count and not partial:
@@ -261,6 +261,6 @@ def require_counts(
 
 
 def folder_labels(keys: Sequence[str], names: Sequence[str]) -> NDArray[np.int64]:
-    """Class of each key by its folder, int64; -1 if the folder is not in `names`."""
+    """Class of each key from its folder, int64; -1 if the folder is not in `names`."""
     numbers = {name: number for number, name in enumerate(names)}
     return np.array([numbers.get(key.split("/")[-2] if "/" in key else "", -1) for key in keys], np.int64)

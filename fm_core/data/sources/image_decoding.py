@@ -1,4 +1,4 @@
-"""Decoding of image files and arrays to RGB of 8 bits, and resizing; nothing is ever clipped."""
+"""Decoding of image files and arrays to 8-bit RGB, and resizing; values are never clipped."""
 
 import io
 import warnings
@@ -12,12 +12,12 @@ from PIL import Image, ImageColor, ImageOps
 
 from fm_core.errors import AmbiguousIntensitiesError, ImageDecodingError
 
-Image.MAX_IMAGE_PIXELS = None  # some valid images of ILSVRC exceed the limit; ours is MAX_PIXELS
+Image.MAX_IMAGE_PIXELS = None  # some valid images of ILSVRC exceed Pillow's limit; MAX_PIXELS replaces it
 
 MAX_PIXELS = 2**28
-"""Pixels of the largest picture that is decoded: 800 MB in memory."""
+"""Pixels of the largest image that is decoded; it takes 800 MB of memory."""
 MAX_ASPECT = 128
-"""Longest side of a picture that is resized, in units of its shortest side."""
+"""Largest aspect ratio of an image that is resized."""
 NPY_MAGIC = b"\x93NUMPY"
 ORIENTATION_TAG = 0x0112
 RESIZE_TEXTS = {
@@ -29,20 +29,20 @@ RESIZE_TEXTS = {
 
 @dataclass(frozen=True)
 class PixelRules:
-    """How the values of a picture become 8-bit intensities."""
+    """Conversion of the values of an image to 8-bit intensities."""
 
     background: str = "white"
-    """Color under transparent pixels, as Pillow names it."""
+    """Color under transparent pixels, in Pillow's notation."""
     value_range: tuple[float, float] | None = None
-    """Values of black and white in floats and 32-bit integers; None if there are none of these."""
+    """Values of black and white in floats and 32-bit integers; None if not given."""
     orientation: bool = False
     """Whether the EXIF orientation is applied."""
 
     def to_uint8(self, values: NDArray[Any]) -> NDArray[np.uint8]:
-        """Intensities of 0 .. 255 for an array of any type and shape.
+        """Convert an array of any dtype and shape to intensities 0 .. 255.
 
-        16-bit integers are scaled by `value_range`, or without one by their full range. Raises
-        AmbiguousIntensitiesError for other types than uint8, uint16 and bool without `value_range`, and
+        16-bit integers are scaled by `value_range`, by default their full range. Raises
+        AmbiguousIntensitiesError for dtypes other than uint8, uint16 and bool without `value_range`, and
         ImageDecodingError for values outside of it.
         """
         if values.dtype == np.uint8:
@@ -62,11 +62,11 @@ class PixelRules:
         return np.rint(scaled).astype(np.uint8)
 
     def to_rgb(self, image: Image.Image) -> Image.Image:
-        """The picture in RGB, turned upright if `orientation`, on the background where it is transparent."""
+        """Convert to RGB, with EXIF orientation applied if `orientation`, and composed on the background."""
         image.load()
         kind = image.format
         if self.orientation:
-            with suppress(Exception):  # damaged metadata does not concern the pixels
+            with suppress(Exception):  # damaged metadata does not affect the pixels
                 if image.getexif().get(ORIENTATION_TAG, 1) != 1:
                     image = ImageOps.exif_transpose(image)
         if image.mode == "RGB" and "transparency" not in image.info:
@@ -75,7 +75,7 @@ class PixelRules:
         if image.mode == "F" or image.mode.startswith("I"):
             values = np.asarray(image)
             if image.mode.startswith("I;16") or kind in ("PNG", "PPM"):
-                # Pillow would clip 16-bit values to 8 bits instead of scaling them; it reads PGM into mode I.
+                # Pillow would clip 16-bit values instead of scaling them; it reads PGM in mode I.
                 bits = _tiff_bits(image)
                 image = Image.fromarray(
                     self.to_uint8((values.astype(np.uint32) << (16 - bits)).astype(np.uint16))
@@ -100,7 +100,7 @@ def decode(content: bytes, size: int, resize: str, rules: PixelRules = PixelRule
         if content.startswith(NPY_MAGIC):
             return decode_array(np.load(io.BytesIO(content), allow_pickle=False), size, resize, rules)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # warnings of EXIF data and palettes do not concern the pixels
+            warnings.simplefilter("ignore")  # warnings about EXIF data and palettes do not affect the pixels
             image = Image.open(io.BytesIO(content))
             _check_size(image.size, size, resize)
             _refuse_pages(image)
@@ -118,9 +118,9 @@ def decode_array(
 ) -> NDArray[np.uint8]:
     """Convert an image array to uint8 [3, size, size].
 
-    It is [H, W], or has an axis of 1 (gray), 2 (gray and alpha), 3 or 4 (alpha) channels at its end or
-    beginning, perhaps after an axis of 1 image. Without a range of values, integers of other than 8 or 16
-    bits, as lists in parquet often are, have to be 0 .. 255. Raises ImageDecodingError, or its subclass
+    It is [H, W], or has a first or last axis of 1 (gray), 2 (gray and alpha), 3 or 4 (alpha) channels,
+    possibly after an axis of length 1. Without a value range, integers of other than 8 or 16 bits, which are
+    common in parquet lists, must be 0 .. 255. Raises ImageDecodingError, or its subclass
     AmbiguousIntensitiesError.
     """
     if values.ndim == 4 and values.shape[0] == 1:
@@ -137,13 +137,13 @@ def decode_array(
             raise ImageDecodingError("values outside 0 .. 255")
         values = values.astype(np.uint8)
     elif values.dtype == np.uint8 and rules.value_range is not None:
-        values = values.astype(np.int32)  # unlike the 8 bits of a picture, those of an array have the range
+        values = values.astype(np.int32)  # value_range applies to 8-bit arrays, but not to 8-bit image files
     image = Image.fromarray(np.ascontiguousarray(rules.to_uint8(values)))
     return _fit(rules.to_rgb(image), size, resize)
 
 
 def _refuse_pages(image: Image.Image) -> None:
-    """Refuse a TIFF of several pictures, such as a stack; smaller ones are copies of the first."""
+    """Reject a TIFF with several images, such as a stack; smaller ones are thumbnails of the first."""
     if image.format != "TIFF" or not getattr(image, "is_animated", False):
         return
     first = image.size
@@ -155,7 +155,7 @@ def _refuse_pages(image: Image.Image) -> None:
 
 
 def _check_size(shape: tuple[int, int], size: int, resize: str) -> None:
-    """Refuse what would take too much memory, before the pixels are decoded."""
+    """Reject an image that would take too much memory, before its pixels are decoded."""
     if resize == "exact" and shape != (size, size):
         raise ImageDecodingError("another size")
     if min(shape) < 1:
@@ -175,7 +175,7 @@ def _fit(image: Image.Image, size: int, resize: str) -> NDArray[np.uint8]:
 
 
 def _tiff_bits(image: Image.Image) -> int:
-    """Bits of the integers in a 16-bit picture: a TIFF may have 12."""
+    """Bits per sample of a 16-bit image; a TIFF may have 12."""
     bits = getattr(image, "tag_v2", {}).get(258, (16,))
     return 12 if bits == (12,) else 16
 

@@ -1,7 +1,7 @@
 """Original images of ILSVRC2012, in class folders or in the tars of image-net.org.
 
-Labels are positions in the sorted WordNet ids (tench = 0). The validation images are in class folders, or
-in one folder; then a file with their classes is needed.
+Labels are positions in the sorted WordNet ids (tench = 0). The validation images are in class folders, or in
+one folder together with a file of their classes.
 """
 
 from dataclasses import replace
@@ -41,7 +41,7 @@ class ImagenetOriginalSource(ImageFileSource):
     """Source for the formats imagenet-folder and imagenet-tar."""
 
     def __init__(self, config: DataSection, kind: str, val_by_number: bool = False) -> None:
-        """val_by_number: leave validation images in class folders in the order of their paths."""
+        """val_by_number: keep validation images in class folders in path order."""
         partial = config.source.allow_partial
         facts = image_file_facts(config, kind, {"allow_partial": partial})
         published = None if partial else sum(PUBLISHED.values())
@@ -57,7 +57,7 @@ class ImagenetOriginalSource(ImageFileSource):
         self._kind, self._partial, self._seed = kind, partial, config.split_seed
 
     def find(self) -> FoundImages:
-        """Find both splits and their classes; the numbers of images are checked."""
+        """Find both splits and their classes, and check the numbers of images."""
         train, val = self._archive("train"), self._archive("val")
         names = tuple(sorted({key.split("/")[-2] for key in train.keys if "/" in key}))
         if len(names) != CLASSES and not self._partial:
@@ -70,7 +70,7 @@ class ImagenetOriginalSource(ImageFileSource):
             stray = train.keys[int(labels.argmin())]
             raise UserError(f"data.source.url: {stray} is in no class folder under {self._store.url}")
         validation = self._validation_labels(val, names)
-        # The numbers of the images are in a random order, class folders are not.
+        # Images are numbered in a random order, but class folders are sorted.
         in_folders = bool(val.keys) and folder_labels(val.keys, names).min() >= 0
         shuffle = in_folders and not self._val_by_number
         collections = {

@@ -46,7 +46,7 @@ DAMAGE = (
     EOFError,
     KeyError,
     ValueError,
-    NotImplementedError,  # a compression that Python does not know
+    NotImplementedError,  # a compression that Python does not support
     RuntimeError,  # an encrypted member
     OSError,
 )
@@ -54,7 +54,7 @@ BATCH_NAME = re.compile(r"(train_data_batch_\d+|val_data)(\.npz)?", re.ASCII)
 
 
 class ImagenetNpzSource:
-    """Batches under a URL, in zips or extracted, at most two folders down."""
+    """Batches under a URL, in zips or extracted, at most two levels deep."""
 
     def __init__(self, source: SourceSection) -> None:
         if not (source.url and source.image_size):
@@ -93,7 +93,7 @@ class ImagenetNpzSource:
         )
 
     def parts(self) -> Sequence[SourcePart]:
-        """One part for each batch. Names, shapes and counts are checked against the published set."""
+        """One part for each batch; names, shapes and counts are checked against the published set."""
         parts = [
             SourcePart(name, "val" if name == "val_data" else "train", self._rows(location), seekable=False)
             for name, location in self._locations().items()
@@ -144,7 +144,7 @@ class ImagenetNpzSource:
             raise UserError(damage_message(self._store, location.text, error)) from None
 
     def release(self) -> None:
-        """Does nothing."""
+        """Do nothing."""
 
     def _locations(self) -> dict[str, Location]:
         if self._batches is None:
@@ -205,7 +205,7 @@ class ImagenetNpzSource:
 
 
 def _prefer(locations: dict[str, Location], name: str, location: Location) -> None:
-    """Prefer arrays to pickles, and of the same kind extracted files to members of zips."""
+    """Prefer arrays to pickles, then extracted files to members of zips."""
 
     def rank(item: Location) -> tuple[bool, bool]:
         return item.name.endswith(".npz"), item.member is None
@@ -242,7 +242,7 @@ class NpzStream:
         if dtype != np.uint8 or shape != (rows, self._row_bytes):
             raise ValueError(f"data is {dtype} {list(shape)}, not uint8 [{rows}, {self._row_bytes}]")
         if fortran:
-            # Pixel by pixel instead of row by row: all of it is needed for the first image.
+            # Stored pixel by pixel instead of row by row, so the first image requires the entire array.
             content = np.frombuffer(self._data.read(), np.uint8).reshape(shape[::-1])
             self._data = io.BytesIO(np.ascontiguousarray(content.T).tobytes())
         self._row = 0

@@ -59,7 +59,7 @@ class ImagenetPngSource(ImageFileSource):
         )
 
     def find(self) -> FoundImages:
-        """Find both splits; the numbers of images are checked."""
+        """Find both splits and check the numbers of images."""
         train, val = self._archive("train"), self._archive("val")
         collections = {"train": shuffled(train, None, self._seed), "val": in_order(val, None)}
         require_counts(self._store.url, collections, PUBLISHED, self._partial)

@@ -13,7 +13,7 @@ from fm_core.storage.store import Store
 
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
-LABEL_FILES = f"{DEVKIT}, LOC_val_solution.csv or imagenet_2012_validation_synset_labels.txt beside them"
+LABEL_FILES = f"{DEVKIT}, LOC_val_solution.csv or imagenet_2012_validation_synset_labels.txt next to them"
 
 
 def validation_classes(store: Store, stems: Sequence[str]) -> dict[str, str]:
@@ -44,7 +44,7 @@ def validation_classes(store: Store, stems: Sequence[str]) -> dict[str, str]:
 
 
 def _by_order(store: Store, path: str, names: list[str], stems: Sequence[str]) -> dict[str, str]:
-    """Names by the numbers of the images, from 1, which end their stems."""
+    """Names by the 1-based image number at the end of each stem."""
     try:
         return {stem: names[int(stem.rsplit("_", 1)[-1]) - 1] for stem in stems}
     except (ValueError, IndexError):
@@ -69,7 +69,7 @@ def _from_devkit(store: Store, path: str) -> tuple[bytes, bytes]:
 
 def _names_of_numbers(meta: bytes) -> dict[int, str]:
     """WordNet id by ILSVRC2012_ID."""
-    from scipy.io import loadmat  # imported here, as it takes half a second
+    from scipy.io import loadmat  # imported here, because it takes half a second
 
     synsets = cast(Any, loadmat(io.BytesIO(meta), squeeze_me=True))["synsets"]
     return {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}

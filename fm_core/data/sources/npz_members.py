@@ -1,4 +1,4 @@
-"""Arrays in .npz files, which may be members of zips; they are read without extracting everything."""
+"""Arrays in .npz files, which may be members of zips, read without extracting everything."""
 
 import io
 import shutil
@@ -31,7 +31,7 @@ LOCAL_HEADER = struct.Struct("<4sHHHHHLLLHH")
 
 @dataclass(frozen=True)
 class Location:
-    """File under the source's URL, or a member of a zip there."""
+    """A file under the source's URL, or a member of a zip there."""
 
     path: str
     """Path relative to the URL."""
@@ -74,7 +74,7 @@ def zip_members(store: Store, path: str) -> list[Location]:
 
 
 def check_zip_member(store: Store, path: str, info: zipfile.ZipInfo) -> None:
-    """Raise UserError for a member that is encrypted, or packed by a method that Python does not know."""
+    """Raise UserError for a member that is encrypted, or compressed by an unsupported method."""
     where = f"{store.url}/{path}: {info.filename} is"
     if info.flag_bits & 1:
         raise UserError(f"{where} encrypted; unpack the archive")
@@ -89,7 +89,7 @@ def damage_message(store: Store, path: str, error: Exception) -> str:
 
 
 def open_location(store: Store, location: Location) -> IO[bytes]:
-    """Open for reading and seeking; a compressed member of a zip is first extracted to a temporary file."""
+    """Open as a seekable file; a compressed member of a zip is first extracted to a temporary file."""
     if location.member is None:
         return store.open(location.path)
     file = store.open(location.path)
@@ -107,7 +107,7 @@ def open_location(store: Store, location: Location) -> IO[bytes]:
 
 
 def peek_shape(store: Store, location: Location, array: str) -> tuple[int, ...] | None:
-    """Shape of `array`.npy in an .npz, from its beginning only; None if that is not enough."""
+    """Shape of `array`.npy in an .npz, from its beginning only; None if that does not suffice."""
     if location.member is None:
         with store.open(location.path) as file:
             return _read_shape(file, f"{array}.npy")
@@ -120,7 +120,7 @@ def peek_shape(store: Store, location: Location, array: str) -> tuple[int, ...] 
 
 
 def read_array(store: Store, location: Location, array: str) -> NDArray[Any]:
-    """Read `array`.npy of an .npz; of one in a zip, decompress only the bytes up to the array if possible.
+    """Read `array`.npy of an .npz; if in a zip, decompress only the bytes up to the array if possible.
 
     Raises ValueError, KeyError or BadZipFile for anything else.
     """
@@ -140,7 +140,7 @@ def read_array(store: Store, location: Location, array: str) -> NDArray[Any]:
 
 
 def read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
-    """Shape, whether in Fortran order, and dtype; leaves the file at the first element. ValueError."""
+    """Shape, whether in Fortran order, and dtype; leaves the file at the first element. Raises ValueError."""
     version = npy.read_magic(file)
     if version == (1, 0):
         return npy.read_array_header_1_0(file)
@@ -150,7 +150,7 @@ def read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[np
 
 
 def as_inputs(locations: Iterable[Location]) -> tuple[Input, ...]:
-    """The locations as the manifest records them."""
+    """The locations as inputs of the manifest."""
     return tuple(Input(name=item.text, bytes=item.bytes, digest=item.digest) for item in locations)
 
 
@@ -165,11 +165,11 @@ def _read_shape(file: IO[bytes], target: str) -> tuple[int, ...] | None:
 
 @dataclass(frozen=True)
 class _Member:
-    """Member of a zip that is read as a stream, now at its first byte."""
+    """Member of a zip that is read as a stream, positioned at its first byte."""
 
     deflated: bool
     stored: int | None
-    """Compressed size in bytes; None if it is stored after the content only."""
+    """Compressed size in bytes; None if it is stored only after the content."""
 
 
 def _seek_member(file: IO[bytes], target: str) -> _Member | None:

@@ -1,7 +1,7 @@
 """Parquet files with a column of images and one of classes, as in data sets of the Hugging Face hub.
 
-The split of a file is in its name or in that of a folder; without such names validation rows are chosen at
-random. Rows are shuffled, as they are often sorted by class. Needs pyarrow.
+The split of a file is in its name or that of a folder; without such names, validation rows are chosen at
+random. Rows are shuffled, because they are often sorted by class. Needs pyarrow.
 """
 
 import json
@@ -38,11 +38,11 @@ from fm_core.storage.hashing import sha256_bytes
 from fm_core.storage.store import Store
 
 RECIPE_VERSION = 2
-"""2: rows are shuffled; splits also by folders, and a test split is left alone."""
+"""2: rows are shuffled; splits are also recognized by folders, and a test split is ignored."""
 
 CAPTION_SHARE = 0.5
 FEWEST_CAPTIONS = 20
-"""From this number of rows on, texts of which more than CAPTION_SHARE are distinct are no classes."""
+"""From this number of rows on, strings of which more than CAPTION_SHARE are distinct are not classes."""
 
 
 class ParquetSource(ImageFileSource):
@@ -66,7 +66,7 @@ class ParquetSource(ImageFileSource):
         self._validation_images, self._seed = config.validation_images, config.split_seed
 
     def find(self) -> FoundImages:
-        """List the files, choose the splits, and read and check the labels of all rows that are used."""
+        """List the files, choose the splits, and read and check the labels of all used rows."""
         listed = list_files(self._store, depth=None)
         files = {path: size for path, size in listed.items() if path.lower().endswith(".parquet")}
         if not files:
@@ -121,7 +121,7 @@ class ParquetSource(ImageFileSource):
 
     def release(self) -> None:
         """Remove the temporary copy of the images."""
-        if self._found is not None:
+        if self._images is not None:
             for archive in self._archives():
                 assert isinstance(archive, ParquetRows)
                 archive.release()
@@ -129,7 +129,7 @@ class ParquetSource(ImageFileSource):
     def _numbers(
         self, choice: SplitChoice, splits: dict[str | None, list[str]], counts: dict[str, int]
     ) -> dict[str | None, NDArray[np.int64]]:
-        """Numbers of the rows of each split that is used, which follow each other."""
+        """Indices of the rows of each used split, which are consecutive."""
         rows: dict[str | None, NDArray[np.int64]] = {}
         first = 0
         for split in choice.used:
@@ -139,7 +139,7 @@ class ParquetSource(ImageFileSource):
         return rows
 
     def _rows(self, path: str) -> int:
-        """Number of rows; UserError if a column is missing, or holds values of an unknown range."""
+        """Number of rows; UserError if a column is missing, or contains values of an unknown range."""
         file = open_parquet(self._store, path)
         with file:
             schema = file.schema_arrow
@@ -155,7 +155,7 @@ class ParquetSource(ImageFileSource):
             return int(file.metadata.num_rows)
 
     def _refuse_bits(self, paths: Iterable[str]) -> None:
-        """Raise UserError for integers of which 1 is the largest in all files, as it is white."""
+        """Raise UserError for integers whose maximum over all files is 1, because 1 would then be white."""
         if self._rules.value_range is not None:
             return
         first, kind = "", None
@@ -172,7 +172,7 @@ class ParquetSource(ImageFileSource):
             raise ambiguous_values(f"{self._url}/{printable(first)}: {self._image} (0 and 1 only)", str(kind))
 
     def _has_labels(self, paths: list[str]) -> bool:
-        """Whether any row has a label; those of a test set are often all -1 or missing."""
+        """Whether any row has a label; labels of a test set are often all -1 or missing."""
         for path in paths:
             column = open_parquet(self._store, path).read([self._label])[self._label]
             if any(label not in (None, -1, "") for label in column.to_pylist()):
@@ -182,7 +182,7 @@ class ParquetSource(ImageFileSource):
     def _labels_of_all(self, paths: list[str]) -> tuple[Classes, NDArray[np.int64] | None]:
         """The classes, and the class of each row of all files.
 
-        Numbers have the names in the hub's description of the columns, if there is one; texts are names.
+        Integer labels are named by the hub's description of the columns, if there is one; strings are names.
         """
         if self._label is None:
             return UNLABELED, None
@@ -213,7 +213,7 @@ class ParquetSource(ImageFileSource):
         return classes, np.concatenate(list(labels.values()))
 
     def _refuse_captions(self, distinct: int, rows: int) -> None:
-        """Raise UserError for texts most of which are in one row only."""
+        """Raise UserError for strings that mostly occur in only one row."""
         if rows >= FEWEST_CAPTIONS and distinct > CAPTION_SHARE * rows:
             raise UserError(
                 f"data.source.label_column: {self._label} has {distinct:,} different texts in {rows:,} rows, "
@@ -225,7 +225,7 @@ class ParquetSource(ImageFileSource):
         return Classes(len(names), f"parquet-{self._label}-{digest}", tuple(map(printable, names)))
 
     def _described_names(self, paths: list[str]) -> tuple[str, ...] | None:
-        """Class names in the hub's description of the columns; UserError if two files have different ones."""
+        """Class names in the hub's description of the columns; UserError if files have different ones."""
         descriptions: dict[tuple[str, ...], str] = {}
         for path in paths:
             schema = open_parquet(self._store, path).schema_arrow
@@ -241,7 +241,7 @@ class ParquetSource(ImageFileSource):
         return next(iter(descriptions), None)
 
     def _labels_of(self, path: str) -> NDArray[Any]:
-        """Labels of a file, int64 or texts; UserError unless they are integers from 0 or names."""
+        """Labels of a file, int64 or strings; UserError unless they are integers from 0 or names."""
         column = open_parquet(self._store, path).read([self._label])[self._label]
         where = f"{self._store.url}/{printable(path)}: {self._label}"
         if not len(column):
@@ -259,7 +259,7 @@ class ParquetSource(ImageFileSource):
                 f"{where} is of {labels.dtype} or has missing values; classes are integers from 0, or names"
             )
         if labels.min() < 0:
-            raise UserError(f"{where} holds {labels.min()}; classes are integers from 0")
+            raise UserError(f"{where} contains {labels.min()}; classes are integers from 0")
         return labels.astype(np.int64)
 
 

@@ -1,7 +1,7 @@
 """Images in the rows of parquet files, by number. Needs pyarrow.
 
-A parquet file is read a group of rows at a time, and the shards take the rows in a random order: the first
-read copies the column of images to a local file.
+Parquet files can be read only by row group, but shards take the rows in a random order, so the first read
+copies the column of images to a local file.
 """
 
 import io
@@ -24,7 +24,7 @@ CONTENT, OFFSETS = "content", "offsets.npy"
 
 
 class RowKeys(Sequence[str]):
-    """Names of rows, path#row, which are made when they are asked for."""
+    """Names of rows, path#row, created on access."""
 
     def __init__(self, counts: dict[str, int]) -> None:
         self._paths = list(counts)
@@ -69,11 +69,11 @@ class ParquetRows:
         return self._file.read(stop - start)
 
     def read_other(self, path: str) -> bytes:
-        """There are no other files."""
+        """Not supported: there are no other files."""
         raise FileNotFoundError(path)
 
     def close(self) -> None:
-        """Close the copy; another process may remove it, and a later read makes it again."""
+        """Close the copy; another process may remove it, and a later read recreates it."""
         if self._file is not None:
             self._file.close()
         if self._scratch is not None:
@@ -86,14 +86,14 @@ class ParquetRows:
         self._copies().remove()
 
     def inputs(self) -> tuple[Input, ...]:
-        """The files; each is identified by its footer, which holds the offset and size of every column."""
+        """The files; each is identified by its footer, which contains the offset and size of every column."""
         return tuple(
             Input(name=printable(path), bytes=size, digest=f"footer-sha256:{self._footer_digest(path, size)}")
             for path, size in self._sizes.items()
         )
 
     def state(self) -> str:
-        """State of all files, as a footer does not identify all of the content."""
+        """State of all files, because a footer does not identify all of the content."""
         return state_of(self._store, self._sizes)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -163,7 +163,7 @@ def _is_list(kind: Any) -> bool:
 
 
 def is_text(kind: Any) -> bool:
-    """Whether the values of a type are texts, or numbers of texts in a dictionary."""
+    """Whether the values of a type are strings, or dictionary-encoded strings."""
     from pyarrow import types
 
     if types.is_dictionary(kind):
@@ -172,14 +172,14 @@ def is_text(kind: Any) -> bool:
 
 
 def largest_value(file: Any, column: str) -> int | None:
-    """Largest integer in the lists of a column, or the first largest of a group above 1; None without any."""
+    """Largest integer in the lists of a column, or the first row-group maximum above 1; None without any."""
     largest: int | None = None
     for number in range(file.num_row_groups):
         group = file.metadata.row_group(number)
         leaves = [group.column(leaf) for leaf in range(group.num_columns)]
-        found = [leaf.statistics for leaf in leaves if leaf.path_in_schema.split(".")[0] == column]
-        if len(found) == 1 and found[0] is not None and found[0].has_min_max:
-            value = found[0].max
+        statistics = [leaf.statistics for leaf in leaves if leaf.path_in_schema.split(".")[0] == column]
+        if len(statistics) == 1 and statistics[0] is not None and statistics[0].has_min_max:
+            value = statistics[0].max
         else:
             value = _largest_of(file.read_row_group(number, columns=[column])[column])
         if value is not None:
@@ -200,7 +200,7 @@ def _largest_of(column: Any) -> int | None:
 
 
 def _content(cell: Any, kind: np.dtype[Any] | None) -> bytes:
-    """Content of a file for a cell: an encoded image as it is, an array as .npy; b"" for neither."""
+    """File content of a value: an encoded image unchanged, an array as .npy; b"" for anything else."""
     content = cell.get("bytes") if isinstance(cell, dict) else cell
     if isinstance(content, bytes):
         return content

@@ -1,4 +1,4 @@
-"""Batches of downsampled ImageNet in Python pickles, the older family of its files, and their labels."""
+"""Batches of downsampled ImageNet in Python pickles, its older file format, and their labels."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from fm_core.storage.store import Store
 
 
 def pickled_shape(store: Store, location: Location, width: int) -> tuple[int, ...]:
-    """Shape [rows, width] of a pickled batch; all of it is read if its beginning is not enough."""
+    """Shape [rows, width] of a pickled batch; all of it is read if its beginning does not suffice."""
     with open_stream(store, location) as file:
         rows = peek_rows(file, width)
     if rows is not None:
@@ -19,9 +19,9 @@ def pickled_shape(store: Store, location: Location, width: int) -> tuple[int, ..
 
 
 def open_pickled(store: Store, location: Location, rows: int, size: int, classes: int) -> ArrayStream:
-    """Read a pickled batch into memory (1.6 GB at 64 pixels, twice that while it is read).
+    """Read a pickled batch into memory (1.6 GB at 64 pixels, twice that during the read).
 
-    Raises UserError for a pickle that needs more than arrays, ValueError for wrong arrays.
+    Raises UserError for a pickle of other objects than arrays, ValueError for invalid arrays.
     """
     where = f"{store.url}/{location.text}"
     with open_location(store, location) as file:

@@ -11,7 +11,7 @@ from fm_core.errors import UserError
 
 
 def _array_builders() -> dict[tuple[str, str], Callable[..., Any]]:
-    """Callables that pickled arrays refer to, by their names in old and new versions of numpy and Python."""
+    """Callables that pickled arrays refer to, by their names in all versions of numpy and Python."""
     from numpy._core import multiarray, numeric
 
     reconstruct = cast(Any, multiarray)._reconstruct
@@ -19,7 +19,7 @@ def _array_builders() -> dict[tuple[str, str], Callable[..., Any]]:
     builders: dict[tuple[str, str], Callable[..., Any]] = {
         ("numpy", "ndarray"): np.ndarray,
         ("numpy", "dtype"): np.dtype,
-        # For bytes in the protocols that Python 2 can read.
+        # For bytes in pickle protocols of Python 2.
         ("_codecs", "encode"): _encode_latin1,
     }
     for core in ("numpy.core", "numpy._core"):
@@ -50,7 +50,9 @@ class _ArrayUnpickler(pickle.Unpickler):
             ) from None
 
     def persistent_load(self, pid: Any) -> Any:
-        raise UserError(f"{self._where}: refers to other objects; it is not the published file")
+        raise UserError(
+            f"{self._where}: refers to other objects; it is not the published file: download it again"
+        )
 
 
 def load_arrays(file: IO[bytes], where: str) -> dict[str, Any]:

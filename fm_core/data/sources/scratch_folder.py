@@ -1,7 +1,7 @@
-"""Local copies of a source that cannot be read in a random order: made once per node, removed afterwards.
+"""Temporary local copies of a source without random access, one per node.
 
-The last process that reads them removes them, at its end if not before. Copies that a killed process left are
-removed by the next one that makes some, a day later.
+The last process that reads them removes them, at its exit at the latest. Copies of a killed process are
+removed after a day by the next process that creates some.
 """
 
 import atexit
@@ -20,24 +20,24 @@ from fm_core.storage.hashing import sha256_bytes
 from fm_core.storage.local_paths import private_temporary_folder
 
 COMPLETE = "ready"
-"""File that is written when the copies are complete."""
+"""Marker file, written when the copies are complete."""
 STALE_SECONDS = 86_400
-"""Age from which copies that no process reads are removed."""
+"""Age at which unused copies are removed."""
 
 
 class ScratchFolder:
-    """A folder that only this user reads, shared by the processes of a node that read the same source."""
+    """A private folder, shared by the processes of a node that read the same source."""
 
     def __init__(self, identity: str) -> None:
-        """identity: text that differs for other content."""
+        """identity: string that identifies the content."""
         self._name = sha256_bytes(identity.encode("utf-8", "surrogateescape"))[:24]
         self._use: IO[bytes] | None = None
 
     def fill(self, make: Callable[[Path], None], bytes_needed: int) -> Path:
-        """The folder, filled by `make` unless that was done before; other processes wait.
+        """The folder, filled by `make` unless that was already done; other processes wait.
 
-        It stays until `leave` or `remove`, whatever other processes do. Raises UserError if the disk has less
-        than `bytes_needed` free, or becomes full, or if the folder belongs to somebody else.
+        It exists until `leave` or `remove`, regardless of other processes. Raises UserError if the disk has
+        less than `bytes_needed` free, or becomes full, or if the folder belongs to another user.
         """
         path = self._path()
         _remove_stale(path.parent, time.time() - STALE_SECONDS)
@@ -68,19 +68,19 @@ class ScratchFolder:
         return path
 
     def leave(self) -> None:
-        """Let other processes remove the copies."""
+        """Allow other processes to remove the copies."""
         if self._use is not None:
             self._use.close()
             self._use = None
 
     def remove(self) -> None:
-        """Remove the copies, if there are any and no other process reads them; the lock files stay."""
+        """Remove the copies, if there are any and no other process reads them; lock files are kept."""
         self.leave()
         atexit.unregister(self._remove_at_exit)
         _remove_unused(self._path())
 
     def _remove_at_exit(self, path: Path, process: int) -> None:
-        """Remove what nobody released, as a process of a flow run may write a part of the shards only."""
+        """Remove copies that were not released, since a process of a flow run may write only some shards."""
         self.leave()
         if process == os.getpid() and path.exists():
             with suppress(OSError):
@@ -103,7 +103,7 @@ def _remove_unused(path: Path) -> None:
 
 
 def _remove_stale(parent: Path, before: float) -> None:
-    """Remove copies that were made before a time and that no process reads."""
+    """Remove unused copies that were created before a time."""
     for mark in parent.glob(f"*/{COMPLETE}"):
         with suppress(OSError):
             if mark.stat().st_mtime < before:
@@ -111,5 +111,5 @@ def _remove_stale(parent: Path, before: float) -> None:
 
 
 def _variable() -> str:
-    """The environment variable that decides where the copies are."""
+    """The environment variable that determines the location of the copies."""
     return "XDG_CACHE_HOME" if os.environ.get("XDG_CACHE_HOME") else "TMPDIR"

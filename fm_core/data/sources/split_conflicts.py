@@ -1,4 +1,4 @@
-"""Names that leave open what is trained on: several folders of one split, or splits in another layout."""
+"""Ambiguous splits: several folders of one split, or split names in an unsupported layout."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,7 +34,7 @@ VARIANTS = frozenset(
         ),
     ]
 )
-"""Words that tell variants of one training set apart, and are unlikely in names of classes."""
+"""Words that distinguish variants of one training set, and are unlikely in class names."""
 
 
 class ImageFolder:
@@ -44,14 +44,14 @@ class ImageFolder:
         self.folders: dict[str, ImageFolder] = {}
         self.files = 0
         self.splits: dict[str, str] = {}
-        """Split of each folder that is one: train, val or test, or the name of one that is left alone."""
+        """Split of each folder that is one: train, val or test, or the name of an ignored one."""
 
 
 def one_folder_for_each(splits: Mapping[str, str], path: str) -> dict[str, str]:
-    """Splits of folders beside each other, in which of several for one kind those are left that are meant.
+    """Splits of sibling folders; of several folders for one split, the intended ones are kept.
 
-    Numbered folders (train_1, train_2) belong together. Otherwise that of the bare name is meant, and the
-    others get their own names as splits. UserError without one of a bare name.
+    Numbered folders (train_1, train_2) belong together. Otherwise the one with the plain name is used, and
+    the others get their own names as splits. UserError without a plain name.
     """
     chosen = dict(splits)
     for kind in set(splits.values()):
@@ -67,7 +67,7 @@ def one_folder_for_each(splits: Mapping[str, str], path: str) -> dict[str, str]:
 
 
 def _are_parts(names: Sequence[str]) -> bool:
-    """Whether names differ in a number only, which counts the parts of a set."""
+    """Whether names differ only in a number, which enumerates the parts of a set."""
     stems = {re.sub(r"[\W_]*\d*(\.(tar|zip))?$", "", name.lower()) for name in names}
     numbers = [int(match[1]) for name in names if (match := re.search(r"(\d+)(?:\.\w+)?$", name))]
     counted = len(set(numbers)) == len(numbers) and max(numbers, default=0) <= 2 * len(names)
@@ -75,10 +75,10 @@ def _are_parts(names: Sequence[str]) -> bool:
 
 
 def splits_of_data_files(paths: Sequence[str], url: str) -> dict[str, str | None]:
-    """Split of each data file: train, val or test, None, or the name of a variant that is left alone.
+    """Split of each data file: train, val or test, None, or the name of an ignored variant.
 
-    Of train-0.parquet and train_clean-0.parquet the first is meant, and train/ rather than extra/train/.
-    UserError if it is not clear which is, as for the folders of several configurations of the hub.
+    train-0.parquet is preferred to train_clean-0.parquet, and train/ to extra/train/. UserError if it is
+    ambiguous, as for the folders of several configurations of the hub.
     """
     splits = {path: split_of_data_file(path) for path in paths}
     kinds = {kind for kind in splits.values() if kind is not None}
@@ -103,20 +103,20 @@ def splits_of_data_files(paths: Sequence[str], url: str) -> dict[str, str | None
 
 
 def _other_variants(variants: Mapping[tuple[str, ...], Sequence[str]], kind: str) -> dict[str, str]:
-    """Files of one folder that are left alone, and their names as splits; UserError if none is meant."""
+    """Ignored files of one folder, and their names as splits; UserError if it is ambiguous."""
     if len(variants) == 1:
         return {}
     if () not in variants:
         both = " and ".join(printable(files[0]) for files in list(variants.values())[:2])
         raise UserError(
-            f"data.source.url: {both} are both {kind} files; leave one of them there, or give files that "
+            f"data.source.url: {both} are both {kind} files; keep only one of them there, or give files that "
             f"belong together one name, as in {kind}-0 and {kind}-1"
         )
     return {path: " ".join((kind, *words)) for words, files in variants.items() if words for path in files}
 
 
 def refuse_pooled(folder: ImageFolder, path: str = "") -> None:
-    """Raise UserError for folders that look like splits, where all would become training images."""
+    """Raise UserError for folders that look like splits if all images would become training images."""
     if not folder.splits:
         pair = _pooled_pair(folder.folders)
         if pair is None and len(folder.folders) == 2:
@@ -148,7 +148,7 @@ def _refuse_variants(names: Sequence[str], path: str) -> None:
 
 
 def refuse_pooled_files(paths: Sequence[str]) -> None:
-    """Raise UserError for images whose names look like splits, where all would become training images."""
+    """Raise UserError for image names that look like splits if all would become training images."""
     names: dict[str, list[str]] = {}
     for path in paths:
         folder, _, name = path.rpartition("/")
@@ -159,7 +159,7 @@ def refuse_pooled_files(paths: Sequence[str]) -> None:
 
 
 def _pooled_pair(names: Iterable[str]) -> tuple[str, str] | None:
-    """A name of training images and one of validation or test images that differ in the split word only."""
+    """A name of training images and one of validation or test images that differ only in the split word."""
     pairs: dict[tuple[str, ...], dict[bool, str]] = {}
     for name in filter(_SPLIT_WORD.search, names):
         kind, rest = split_and_rest(name)

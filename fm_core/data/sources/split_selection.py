@@ -1,4 +1,4 @@
-"""Which of the splits of a source become training and validation images."""
+"""Selection of the splits of a source for training and validation."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ Numbers = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class SplitChoice:
-    """The splits that are used, by their names in the source; None is what is in no split."""
+    """The selected splits, by their names in the source; None stands for images in no split."""
 
     train: str | None
     """Split of the training images."""
@@ -25,7 +25,7 @@ class SplitChoice:
 
     @property
     def own_validation(self) -> bool:
-        """Whether the source has validation images of its own."""
+        """Whether the source has a validation split."""
         return self.validation != self.train
 
     @property
@@ -39,9 +39,9 @@ def choose_splits(
 ) -> SplitChoice:
     """Choose among train, val, test and None (in no split).
 
-    Validation is preferred to test, which is never trained on; test serves as validation if there is none
-    and it is `usable`, as one without labels is not. `usable` may refuse a validation split by UserError.
-    Raises UserError if there is nothing to train on.
+    Validation is preferred to test, which is never trained on; test is used for validation if there is no
+    other split and it is `usable`, e.g. has labels. `usable` may reject a validation split by raising
+    UserError. Raises UserError if there is nothing to train on.
     """
     train = "train" if "train" in splits else None
     if train not in splits:
@@ -57,7 +57,7 @@ def choose_splits(
 def assign_rows(
     choice: SplitChoice, rows: Mapping[str | None, Numbers], validation_images: int, seed: int
 ) -> dict[str, Numbers]:
-    """Numbers of the training and the validation images, int64, in the seeded order of the shards.
+    """Indices of the training and validation images, int64, in the seeded order of the shards.
 
     Raises UserError if `validation_images` leaves nothing to train on.
     """
@@ -81,7 +81,7 @@ def assign_rows(
 def describe_choice(
     choice: SplitChoice, describe: Callable[[str | None], str], validation_images: int
 ) -> str:
-    """The choice in one line; `describe` tells where a split is and how much it holds."""
+    """The choice in one line; `describe` returns the location and size of a split."""
     train = f"train from {describe(choice.train)}"
     if choice.own_validation:
         return f"{train}; val from {describe(choice.validation)}"
@@ -89,10 +89,8 @@ def describe_choice(
 
 
 def left_alone(choice: SplitChoice, describe: Callable[[str | None], str]) -> list[str]:
-    """A remark for each split that is not used."""
+    """A note for each split that is not used."""
     return [
-        f"{split} is left alone: {describe(split)}"
-        if split
-        else f"in no split, left alone: {describe(split)}"
+        f"{split} is ignored: {describe(split)}" if split else f"in no split, ignored: {describe(split)}"
         for split in choice.left_alone
     ]

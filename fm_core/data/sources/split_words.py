@@ -1,4 +1,4 @@
-"""Words in the names of folders and files: which of them name a split, and which say nothing."""
+"""Vocabulary of folder and file names: words for splits, and generic words."""
 
 import re
 
@@ -14,21 +14,21 @@ IMAGE_WORDS = frozenset(
         *("picture", "pictures", "png", "pngs", "rgb"),
     ]
 )
-"""Words for images of no class."""
+"""Words for images without a class."""
 FILLERS = IMAGE_WORDS | frozenset(
     [
         *("blurred", "data", "dataset", "files", "full", "ilsvrc", "partial", "px", "raw", "sample"),
         *("samples", "set", "split", "x"),
     ]
 )
-"""Words that say nothing: beside a split word in a folder's name, or as the name of a folder of images."""
+"""Generic words, next to a split word in a folder's name or as the name of a folder of images."""
 FILE_FILLERS = FILLERS | frozenset(
     [
         *("archive", "chunk", "default", "gz", "of", "parquet", "part", "parts", "shard", "shards"),
         *("snappy", "tar", "zip", "zstd"),
     ]
 )
-"""Words that say nothing in the path of a data file."""
+"""Generic words in the path of a data file."""
 KINDS = {
     word + suffix: kind for kind, words in SPLIT_WORDS.items() for word in words for suffix in ("", "set")
 }
@@ -38,12 +38,12 @@ _HUMPS = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
 def words_of(name: str) -> list[str]:
-    """The words in a name, in lower case: runs of letters."""
+    """The words of a name in lower case: maximal runs of letters."""
     return re.findall(r"[^\W\d_]+", name.lower())
 
 
 def humps_of(name: str) -> list[str]:
-    """The words in a name, in lower case: runs of letters that a capital letter ends, as in gtFine."""
+    """The words of a name in lower case, split at capital letters as well, as in gtFine."""
     return words_of(_HUMPS.sub(" ", _ARCHIVE.sub("", name)))
 
 
@@ -64,12 +64,12 @@ def split_and_rest(name: str) -> tuple[str | None, tuple[str, ...]]:
 
 
 def is_bare(name: str) -> bool:
-    """Whether a folder's name is a split word and nothing else, but perhaps "set"."""
+    """Whether a folder's name is only a split word, optionally with "set"."""
     return _ARCHIVE.sub("", name).lower().replace("_set", "set") in KINDS
 
 
 def split_of_data_file(path: str) -> str | None:
-    """train, val or test by the first split word in the name of a data file or the nearest folder."""
+    """train, val or test, by the first split word in the name of a data file or its nearest folder."""
     for name in reversed(path.split("/")):
         kind = next((KINDS[word] for word in words_of(name) if word in KINDS), None)
         if kind:
@@ -78,10 +78,10 @@ def split_of_data_file(path: str) -> str | None:
 
 
 def variant_of_data_file(path: str) -> tuple[str, tuple[str, ...]]:
-    """The folder of what names the split of a data file, and the words that this name has besides.
+    """The folder of the name with the split word of a data file, and the other words of that name.
 
     "" and clean for train_clean-0.parquet, large for large/train/0.parquet. Numbers, single letters and
-    hashes say nothing.
+    hashes are ignored.
     """
     names = path.split("/")
     depth = next((n for n in reversed(range(len(names))) if KINDS.keys() & set(words_of(names[n]))), 0)
@@ -92,6 +92,6 @@ def variant_of_data_file(path: str) -> tuple[str, tuple[str, ...]]:
 
 
 def is_filler(name: str) -> bool:
-    """Whether a folder's name says nothing about its images, e.g. "images"."""
+    """Whether a folder's name is generic, e.g. "images"."""
     words = humps_of(name)
     return bool(words) and all(word in FILLERS for word in words)

@@ -1,4 +1,4 @@
-"""Splits: which images belong to which, and permutations that never change."""
+"""Splits: assignment of images by their paths, and stable permutations."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -20,10 +20,10 @@ from fm_core.data.sources.split_words import KINDS, split_of_folder, words_of
 
 @dataclass(frozen=True)
 class ImagePlace:
-    """Where an image is: its split, and the folders around the folder of that split."""
+    """Location of an image: its split, and the folders above and below the folder of that split."""
 
     split: str | None
-    """train, val or test; None outside of their folders; any other name for images that are left alone."""
+    """train, val or test; None outside of their folders; any other name for ignored images."""
     folder: str
     """The folder of the split, relative to the source; "" without one."""
     above: tuple[str, ...]
@@ -33,13 +33,12 @@ class ImagePlace:
 
 
 def place_images(paths: Sequence[str]) -> list[ImagePlace]:
-    """The place of each image, from the folders or else the file names of all.
+    """The place of each image, determined from all folder names or else all file names.
 
-    A folder named after a split counts as one at the top, below folders that hold nothing else, or where all
-    images lie in such folders. A folder "train" beside others, without validation or test, is a class.
-    Masks and other pictures that describe images are in the split LEFT_ALONE.
-    Raises UserError for names of training and of test images that are placed in neither, and for several
-    folders of one split of which it is not clear which are meant.
+    A folder named after a split counts as one at the top level, below folders that contain nothing else, or
+    if all images are in such folders. A folder "train" next to others, without validation or test, is a
+    class. Masks and other annotation images are in the split LEFT_ALONE. Raises UserError for names of
+    training and test images that are assigned to neither, and for several ambiguous folders of one split.
     """
     described = annotation_images(paths)
     placed = iter(_place([path for path in paths if path not in described] if described else paths))
@@ -68,7 +67,7 @@ def _place(paths: Sequence[str]) -> list[ImagePlace]:
         return places
     _choose_splits(top)
     refuse_pooled(top)
-    by_folder: dict[str, ImagePlace] = {}  # one object for all images of a folder
+    by_folder: dict[str, ImagePlace] = {}  # one object shared by all images of a folder
     places = []
     for path in paths:
         name = path.rpartition("/")[0]
@@ -94,20 +93,20 @@ def _find_splits(folder: ImageFolder) -> bool:
     kinds = set(splits.values())
     alone = not folder.files and len(splits) == len(folder.folders)
     if kinds == {"train"} and not alone:
-        splits = {}  # a class of pictures of trains
+        splits = {}  # a class of images of trains
     if splits:
         folder.splits = splits
         return True
     if folder.files or not folder.folders:
         return False
-    found = [_find_splits(below) for below in folder.folders.values()]  # all are marked
-    if all(found):
+    marked = [_find_splits(below) for below in folder.folders.values()]  # all are marked
+    if all(marked):
         return all(len(below.splits) == len(below.folders) and not below.files for below in _marked(folder))
     return False
 
 
 def _marked(folder: ImageFolder) -> list[ImageFolder]:
-    """Folders below with marked splits; one that holds everything may have others beside its splits."""
+    """Folders below with marked splits; one that contains everything may have others next to its splits."""
     if len(folder.folders) == 1:
         below = next(iter(folder.folders.values()))
         return [] if below.splits else _marked(below)
@@ -119,7 +118,7 @@ def _marked(folder: ImageFolder) -> list[ImageFolder]:
 
 
 def _choose_splits(folder: ImageFolder, path: str = "") -> None:
-    """Where several folders beside each other are of one split, keep those that are meant."""
+    """Of several sibling folders of one split, keep the intended ones."""
     folder.splits = one_folder_for_each(folder.splits, path)
     for name, below in folder.folders.items():
         _choose_splits(below, f"{path}{name}/")
@@ -132,7 +131,7 @@ def _unmark(folder: ImageFolder) -> None:
 
 
 def _place_by_file_names(paths: Sequence[str]) -> list[ImagePlace]:
-    """Places by names such as train_0001.png, if all are so named and some are for training, some are not."""
+    """Places by names such as train_0001.png, if all are named like that, for training and other splits."""
     kinds = [KINDS.get(next(iter(words_of(path.rsplit("/", 1)[-1])), "")) for path in paths]
     if None in kinds or "train" not in kinds or len(set(kinds)) == 1:
         kinds = [None] * len(paths)
@@ -146,7 +145,7 @@ def _place_by_file_names(paths: Sequence[str]) -> list[ImagePlace]:
 
 
 def describe_folders(places: Sequence[ImagePlace], split: str | None) -> str:
-    """The folders of a split in a few words, e.g. "Training/ (1,200 images)"."""
+    """Short description of the folders of a split, e.g. "Training/ (1,200 images)"."""
     outside = split is None and any(place.split is not None for place in places)
     counts = Counter(
         place.folder or (place.below[0] if outside and place.below else ".")
@@ -161,7 +160,7 @@ def describe_folders(places: Sequence[ImagePlace], split: str | None) -> str:
 def permutation(count: int, seed: int) -> NDArray[np.int64]:
     """A permutation of 0 .. count - 1, int64 [count].
 
-    Computed from the generator's raw bits, as numpy's permutation may change between versions.
+    Computed from the generator's raw bits, because numpy's permutation may change between versions.
     """
     keys = np.random.Philox(key=seed).random_raw(count)
     return np.argsort(keys, kind="stable").astype(np.int64, copy=False)

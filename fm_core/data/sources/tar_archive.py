@@ -1,4 +1,4 @@
-"""Reader of the files in a tar, or in the tars that a tar holds, by number."""
+"""Reader of the files of a tar, or of tars nested in a tar, by index."""
 
 import posixpath
 import tarfile
@@ -24,7 +24,7 @@ from fm_core.storage.store import Store
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 """First bytes of compressed files."""
 NOWHERE = -1
-"""Offset of a link to a file that the tar does not hold, and of a sparse file."""
+"""Offset of a link to a missing file, and of a sparse file."""
 READ_BYTES = 2**20
 
 
@@ -32,17 +32,17 @@ class TarMember(NamedTuple):
     """A file in a tar."""
 
     key: str
-    """Its name; in a tar of tars after that of its tar without .tar."""
+    """Its name; in a nested tar, prefixed by the name of that tar without .tar."""
     offset: int
-    """Of its content, in bytes from the beginning of the outer tar; NOWHERE if it has none."""
+    """Offset of its content in bytes from the beginning of the outer tar; NOWHERE if it has none."""
     size: int
-    """Of its content, in bytes."""
+    """Size of its content in bytes."""
     changed: float
     """Modification time."""
 
 
 class TarArchive:
-    """Files in a tar, or in the tars that a tar holds. Links stand for the files that they name."""
+    """Files in a tar, or in tars nested in a tar. Links are resolved to the files that they name."""
 
     def __init__(self, store: Store, path: str, nested: bool = False) -> None:
         """Read all headers; UserError for a damaged or compressed tar."""
@@ -74,7 +74,7 @@ class TarArchive:
             raise UserError(damage_message(store, path, EOFError("its last file is truncated")))
 
     def read(self, number: int) -> bytes:
-        """Content of an image file; ImageDecodingError for a link to a file that the tar does not hold."""
+        """Content of an image file; ImageDecodingError for a link to a missing file."""
         if self._offsets[number] == NOWHERE:
             raise ImageDecodingError("link to a file that is not in the archive")
         if self._sizes[number] > MAX_FILE_BYTES:
@@ -82,7 +82,7 @@ class TarArchive:
         return self._read(int(self._offsets[number]), int(self._sizes[number]))
 
     def read_other(self, path: str) -> bytes:
-        """Content of another file; b"" for a link to a file that the tar does not hold."""
+        """Content of another file; b"" for a link to a missing file."""
         member = self._others[path]
         return b"" if member.offset == NOWHERE else self._read(member.offset, member.size)
 
@@ -123,10 +123,10 @@ def open_archive(store: Store, path: str) -> Archive:
 
 
 def list_members(file: IO[bytes], base: int, prefix: str = "") -> list[TarMember]:
-    """The files of a tar that starts at offset `base` of an outer one, and of tars joined to its end.
+    """The files of a tar that starts at offset `base` of an outer one, and of tars concatenated to it.
 
-    Names begin with `prefix`; links are files with the content of what they name. Raises tarfile.TarError for
-    a damaged header.
+    Names begin with `prefix`; links become files with the content of their target. Raises tarfile.TarError
+    for a damaged header.
     """
     members: list[TarMember] = []
     links: list[tuple[str, str, float]] = []
@@ -140,7 +140,7 @@ def list_members(file: IO[bytes], base: int, prefix: str = "") -> list[TarMember
                     members.append(TarMember(prefix + member.name, offset, member.size, member.mtime))
                 elif member.islnk() or member.issym():
                     links.append((member.name, _target(member), member.mtime))
-                # Otherwise tarfile keeps a kilobyte for each of a million members.
+                # Otherwise tarfile keeps a kilobyte per member.
                 cast(Any, archive).members = []
             start = _next_start(file, start + cast(int, cast(Any, archive).offset), base)
     return members + _resolve(links, members, prefix) if links else members
@@ -151,18 +151,18 @@ def _relative(name: str) -> str:
 
 
 def _target(link: tarfile.TarInfo) -> str:
-    """Normalized name of the member that a link stands for; symbolic links are relative to their folder."""
+    """Normalized name of a link's target; symbolic links are relative to their folder."""
     folder = posixpath.dirname(link.name) if link.issym() else ""
     return posixpath.normpath(posixpath.join(folder, link.linkname))
 
 
 def _resolve(links: list[tuple[str, str, float]], members: list[TarMember], prefix: str) -> list[TarMember]:
-    """Links as files; a link to nowhere stays if it is named like an image."""
+    """Resolve links to files; a broken link is kept if it is named like an image."""
     files = {posixpath.normpath(member.key.removeprefix(prefix)): member for member in members}
     targets = {posixpath.normpath(name): target for name, target, _ in links}
     resolved: list[TarMember] = []
     for name, target, changed in links:
-        for _ in links:  # a link may name another link; in a loop this ends
+        for _ in links:  # a link may name another link; bounded, in case of a loop
             if target in files or target not in targets:
                 break
             target = targets[target]
@@ -176,8 +176,8 @@ def _resolve(links: list[tuple[str, str, float]], members: list[TarMember], pref
 def _next_start(file: IO[bytes], end: int, base: int) -> int | None:
     """Offset of a tar after the end marker at `end`; None if nothing but zeros follows.
 
-    Raises tarfile.TarError if there is no end marker, or something else follows it: tarfile silently takes a
-    damaged header for the end of the archive.
+    Raises tarfile.TarError if there is no end marker, or something else follows it, since tarfile silently
+    treats a damaged header as the end of the archive.
     """
     file.seek(end)
     if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
@@ -191,14 +191,16 @@ def _next_start(file: IO[bytes], end: int, base: int) -> int | None:
             try:
                 tarfile.TarInfo.frombuf(file.read(tarfile.BLOCKSIZE), tarfile.ENCODING, "surrogateescape")
             except tarfile.HeaderError:
-                raise tarfile.ReadError(f"what follows its end at byte {base + start:,} is no tar") from None
+                raise tarfile.ReadError(
+                    f"the data after its end at byte {base + start:,} is not a tar"
+                ) from None
             return start
         at += len(content)
     return None
 
 
 def _nested_members(file: IO[bytes]) -> list[TarMember]:
-    """As `list_members`, for the tars in a tar; names are prefixed by the name of their tar without .tar."""
+    """`list_members` for nested tars; names are prefixed by the name of their tar without .tar."""
     members: list[TarMember] = []
     for inner in list_members(file, 0):
         if inner.key.endswith(".tar") and not is_hidden(inner.key):

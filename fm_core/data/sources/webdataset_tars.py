@@ -1,7 +1,7 @@
 """WebDataset tars of any origin: an image and a .cls, .json or .txt per sample.
 
-Which files are a sample, how URLs with braces expand and what a field holds is up to the webdataset package.
-Only the tars' headers are read by ours, as samples are taken in a random order.
+The webdataset package determines which files form a sample, how braces in URLs expand and how fields are
+decoded. Only the tar headers are read here, because samples are read in a random order.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,7 +35,7 @@ from fm_core.storage.store import Store
 IMAGE_FIELDS = tuple(suffix[1:] for suffix in IMAGE_SUFFIXES)
 LABEL_FIELDS = ("cls", "json", "txt")
 CAPTION_SHARE = 0.5
-"""Texts are captions, not classes, if more than this share of them are distinct."""
+"""Texts are captions, not classes, if more than this fraction of them is distinct."""
 
 Sample = dict[str, Any]
 
@@ -76,7 +76,7 @@ class WebDatasetSource(ImageFileSource):
                 if image is None:
                     without_image += 1
                     continue
-                # A tar of a name without a split may hold a folder for each.
+                # A tar without a split in its name may contain a folder for each split.
                 inner = split or _split_within(image[len(name) + 1 :])
                 rows.setdefault(inner, []).append(numbers[image])
                 if name not in tars_of.setdefault(inner, []):
@@ -111,13 +111,13 @@ class WebDatasetSource(ImageFileSource):
         used = {number: labels.get(number) for split in choice.used for number in rows[split]}
         classes, table = self._classes(used, len(numbers), group.keys) if labels else (UNLABELED, None)
         arrays: dict[str | None, NDArray[np.int64]] = {
-            split: np.array(found, np.int64) for split, found in rows.items()
+            split: np.array(members, np.int64) for split, members in rows.items()
         }
         selected = assign_rows(choice, arrays, self._validation_images, self._seed)
         untrained = [] if table is None else untrained_numbers(classes, table[arrays[choice.train]])
         others = (path for path in group.others if not _is_label_file(path))
         return FoundImages(
-            {split: ImageCollection(group, table, found) for split, found in selected.items()},
+            {split: ImageCollection(group, table, members) for split, members in selected.items()},
             classes,
             Interpretation(
                 splits=describe_choice(choice, describe, self._validation_images),
@@ -135,7 +135,7 @@ class WebDatasetSource(ImageFileSource):
         return [item.model_copy(update={"name": printable(item.name)}) for item in super().inputs()]
 
     def state(self) -> str:
-        """State of the tars at the URL; that of their copies changes whenever they are made."""
+        """State of the tars at the URL, because that of their copies changes with each copy."""
         self.parts()
         return " ".join(state_of(store, [name]) for store, name in self._places.values())
 
@@ -143,17 +143,17 @@ class WebDatasetSource(ImageFileSource):
         """Remove the copies of remote tars."""
         for copy in self._copies:
             copy.remove()
-        self._copies, self._found = [], None
+        self._copies, self._images = [], None
 
     def _tars(self) -> dict[str, tuple[Store, str]]:
         """Store and name of each tar, by its name for messages and splits."""
-        import webdataset  # imported here, as it takes half a second
+        import webdataset  # imported here, because it takes half a second
 
         urls = cast(list[str], cast(Any, webdataset).shardlists.expand_urls(self._url))
         tars: dict[str, tuple[Store, str]] = {}
         folders = [url.rstrip("/").rpartition("/")[0].split("/") for url in urls]
         levels = enumerate(zip(*folders, strict=False))
-        # The names of the folders that all are in say nothing about splits.
+        # Folders common to all tars do not indicate a split.
         above = next((depth for depth, names in levels if len(set(names)) > 1), min(map(len, folders)))
         for url in urls:
             folder, _, name = url.rstrip("/").rpartition("/")
@@ -175,7 +175,7 @@ class WebDatasetSource(ImageFileSource):
         return tars
 
     def _local(self, store: Store, name: str) -> tuple[Store, str]:
-        """The tar on this node: a remote one is copied."""
+        """The tar on this node; a remote one is copied."""
         if store.local is not None:
             return store, name
         size = store.size(name) or 0
@@ -186,7 +186,7 @@ class WebDatasetSource(ImageFileSource):
         return Store.at(str(folder)), target
 
     def _label_of(self, sample: Mapping[str, Any], read: Callable[[str], bytes]) -> int | str | None:
-        """The class in the fields of a sample, a number or a name; None if there is none."""
+        """The class in the fields of a sample, an integer or a name; None if there is none."""
         from webdataset import autodecode
 
         for field in LABEL_FIELDS:
@@ -249,7 +249,7 @@ def _read_member(tar: TarArchive, name: str, key: str) -> bytes:
 
 
 def samples_of(name: str, tar: TarArchive, url: str) -> Iterator[Sample]:
-    """The samples of a tar, as the webdataset package groups its files: field -> key in the group of tars.
+    """The samples of a tar, grouped by the webdataset package: field -> key in the group of tars.
 
     Raises UserError for two files of one sample and field.
     """
@@ -266,7 +266,7 @@ def samples_of(name: str, tar: TarArchive, url: str) -> Iterator[Sample]:
 
 
 def _image_of(sample: Mapping[str, Any]) -> str | None:
-    """Key of the image of a sample: a field such as jpg, or else the only one that ends in it."""
+    """Key of the image of a sample: a field such as jpg, or else the only field that ends in it."""
     for field in IMAGE_FIELDS:
         if field in sample:
             return str(sample[field])
@@ -275,5 +275,5 @@ def _image_of(sample: Mapping[str, Any]) -> str | None:
 
 
 def _valid(labels: Iterator[int | str | None]) -> bool:
-    """Whether any sample has a class; those of a test set are often all -1."""
+    """Whether any sample has a class; classes of a test set are often all -1."""
     return any(label not in (None, -1) for label in labels)

@@ -84,7 +84,7 @@ def _selection(manifest: Manifest) -> list[str]:
 
 
 def first_images(root: str, manifest: Manifest, split: str, count: int) -> tuple[Tensor, Tensor]:
-    """At most `count` images of a split, a fair sample of it, and their labels.
+    """At most `count` images of a split, a representative sample, and their labels.
 
     No more than fit into MAX_BYTES: uint8 [n, C, S, S], int64 [n] (-1 if unlabeled).
     """

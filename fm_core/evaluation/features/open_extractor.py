@@ -1,4 +1,4 @@
-"""The feature extractor that a configuration asks for."""
+"""Construction of the feature extractor of a configuration."""
 
 import torch
 

@@ -88,7 +88,7 @@ def symmetric_sqrt(covariance: Tensor) -> Tensor:
 
 
 def zero_rounding_noise(eigenvalues: Tensor) -> Tensor:
-    """Set those eigenvalues [D] of a positive semidefinite matrix to zero that are rounding noise.
+    """Set eigenvalues [D] of a positive semidefinite matrix that are rounding noise to zero.
 
     The noise is about 1e-16 of the largest eigenvalue, but its square root 1e-8, and the covariance of few
     images has thousands of such eigenvalues.

@@ -22,7 +22,7 @@ WINDOW = 5.0
 NAME = "checkerboard, 4 x 4 squares on [-4, 4)^2, density 1/32 on eight of them"
 
 BLOCK = 64
-"""Consecutive positions drawn together: drawing each by itself would cost more than the network."""
+"""Consecutive positions drawn together: drawing each separately would cost more than the network."""
 
 Draw = Callable[[Purpose, range, Sequence[int]], Tensor]
 

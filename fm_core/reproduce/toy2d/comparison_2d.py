@@ -87,7 +87,7 @@ def _write_results(config: RunConfig, run: RunDirectory, outcomes: list[ToyOutco
     experiments = [outcome.experiment for outcome in outcomes]
     paths = {experiment.section.path: experiment.objective.path for experiment in experiments}
     results = {
-        "kind": config.reproduce.kind,
+        "kind": "plane",  # as in the files of all versions
         "protocol": _protocol(config),
         "entropy": {"nats": ENTROPY, "bits": ENTROPY / math.log(2)},
         "diffusion_paths": [name for name, path in paths.items() if _is_diffusion(path)],
@@ -117,7 +117,7 @@ def _protocol(config: RunConfig) -> dict[str, Any]:
         "data": NAME,
         "seed": config.run.seed,
         **generator_record(generator_in_2d(config)),
-        **config.reproduce.plane.model_dump(mode="json"),
+        **config.reproduce.toy2d.model_dump(mode="json"),
         # These strings are part of results.json: a change would rewrite the pages of finished comparisons.
         "optimizer": "Adam, betas 0.9 and 0.999, cosine to zero over the cell's steps, weights not averaged",
         "times": "uniform on the objective's interval",

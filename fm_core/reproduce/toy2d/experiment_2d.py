@@ -117,7 +117,7 @@ def run_toy_experiment(
 
 
 def _toy_experiment(config: RunConfig, section: ExperimentSection) -> ToyExperiment:
-    toy, objective = config.reproduce.plane, objective_of(section)
+    toy, objective = config.reproduce.toy2d, objective_of(section)
     steps = section.steps or toy.steps
     fewer = f" ({steps:,} of {toy.steps:,} steps)" if steps < toy.steps else ""
     recipe = {
@@ -136,7 +136,7 @@ def _train_and_score(
     experiment: ToyExperiment, config: RunConfig, progress: "ToyProgress"
 ) -> tuple[dict[str, Any], bool]:
     """The experiment's result.json, and whether any of it was computed now."""
-    toy, seed, cache = config.reproduce.plane, config.run.seed, experiment.cache
+    toy, seed, cache = config.reproduce.toy2d, config.run.seed, experiment.cache
     network = initial_network(toy, seed)
     trained = cache.read("training", "weights")
     if trained:
@@ -173,7 +173,7 @@ def _train(
     clock, cpu = time.monotonic(), time.process_time()
     on_step = partial(progress.trained, experiment.label, experiment.steps)
     random = experiment.random(Domain.TOY2D)
-    losses = fit(network, experiment.objective, config.reproduce.plane, experiment.steps, random, on_step)
+    losses = fit(network, experiment.objective, config.reproduce.toy2d, experiment.steps, random, on_step)
     record = {
         "recipe": experiment.recipe,
         "steps": experiment.steps,
@@ -204,7 +204,7 @@ class ToyProgress:
         self._report(0, label)
 
     def skip(self) -> None:
-        """Leave work that was done before out of the rate."""
+        """Exclude earlier work from the rate."""
         self._rate = RateMeter()
 
     def trained(self, label: str, steps: int, step: int, loss: float) -> None:

@@ -18,7 +18,7 @@ from fm_core.storage.keyed_random import KeyedRandom, Purpose
 CURVE_POINTS = 100
 """Points of the saved loss curve."""
 STEPS_DRAWN_TOGETHER = 32
-"""A step's few random numbers by themselves would take a tenth of its time."""
+"""Steps whose random numbers are drawn together; drawing them per step would take a tenth of its time."""
 
 
 def initial_network(toy: Toy2dSection, seed: int) -> MLP:

@@ -1,4 +1,4 @@
-"""What the faults of one episode act on: the run, its disks, its store, and the other host."""
+"""Context of an episode, on which faults act: the run, its disks, its store, and the other host."""
 
 import time
 from collections.abc import Callable
@@ -18,18 +18,18 @@ class NotNowError(Exception):
 
 
 @dataclass
-class EpisodeLab:
+class EpisodeContext:
     """The parts of one episode."""
 
     training: TinyTraining
     run_disk: ChaosDisk
     checkpoint_disk: ChaosDisk | None
-    """None where checkpoints are in the store."""
+    """None if checkpoints are in the store."""
     preload: Preload | None
     store: ObjectStore | None
     other_host: ProcessHost | None
     host: ProcessHost | None = None
-    """Where the operator starts the run; None: here."""
+    """Host on which the operator starts the run; None: this one."""
 
     def live(self, role: str | None = None) -> list[RunProcess]:
         """The live processes of the run, or those with a role. NotNowError without any."""
@@ -44,7 +44,7 @@ class EpisodeLab:
 
     @property
     def run_folder(self) -> Path:
-        """The run directory, in sight or not."""
+        """The run directory, whether or not it is mounted."""
         return self.run_disk.backing
 
     def epoch(self) -> int:
@@ -57,16 +57,17 @@ class EpisodeLab:
         return (read_record(self.run_disk.backing / "status.json") or {}).get("job")
 
     def lines(self) -> int:
-        """How many lines the metrics have."""
+        """Number of lines of the metrics."""
         try:
             return (self.run_disk.backing / "train" / "metrics.jsonl").read_bytes().count(b"\n")
         except OSError:
             return 0
 
     def has_completed(self) -> bool:
-        """Whether a checkpoint is complete, and its place known to be this run's.
+        """Whether a checkpoint is complete, and its root is owned by this run.
 
-        Before, a start that sees empty mount points cannot be told from the first start of a new run.
+        Before that, a start with empty mount points cannot be distinguished from the first start of a new
+        run.
         """
         history = read_record(self.run_disk.backing / "train" / "history.json") or {}
         return history.get("completed_step") is not None and (self.store is None or self.store.owned())
@@ -81,13 +82,13 @@ class ActiveFault:
     heal: Callable[[], object] = lambda: None
     """Undo it."""
     seconds: float = 0.0
-    """How long it lasts."""
+    """Duration in seconds."""
     is_over: Callable[[], bool] = lambda: False
     """Whether it may be undone earlier."""
     occurred: Callable[[], bool] = lambda: True
-    """Asked after `heal`: whether it has hit anything."""
+    """Called after `heal`: whether the fault had any effect."""
     exclusive: bool = False
-    """Whether no other fault is injected and nothing is started meanwhile."""
+    """Whether no other fault is injected and nothing is started while it is active."""
     began: float = field(default_factory=time.monotonic)
 
     def due(self) -> bool:
@@ -95,7 +96,7 @@ class ActiveFault:
         return time.monotonic() - self.began >= self.seconds or self.is_over()
 
 
-Inject = Callable[[EpisodeLab, Random], ActiveFault]
+Inject = Callable[[EpisodeContext, Random], ActiveFault]
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class FaultKind:
 
     name: str
     inject: Inject
-    """Raises NotNowError where the moment is wrong."""
+    """Raises NotNowError if it cannot be injected at the moment."""
     needs: frozenset[str] = frozenset()
     """Capabilities: mounts, network, hosts, compiler, store."""
     episodes: str = "all"
