@@ -21,7 +21,7 @@ from fm_core.storage.atomic_files import read_lines
 from tests.support.demo_project import created_run
 from tests.support.fault_injection import NOISY_STEPS
 from tests.support.operator import Operator, until, with_variable
-from tests.support.served_project import ServedProject, served_project
+from tests.support.served_project import RULES, SILENCE_SECONDS, ServedProject, listen_for, served_project
 from tests.support.ui_driver import BROWSER, DRIVER, press_cancel, sign_in
 
 if TYPE_CHECKING:
@@ -41,12 +41,6 @@ RUN = {
     },
     "launch": {"restarts": 9, "restart_seconds": 0.5},
 }
-CRASHED_SECONDS = 15
-"""Seconds after which a crashed run is restarted; 30 in infra/automations.yaml."""
-SILENCE_SECONDS = 45
-"""Seconds after which a run is marked as crashed; 600 in infra/automations.yaml. Heartbeats come every 30 s
-here, the shortest interval that Prefect allows; 60 in infra/prefect.yaml."""
-RULES = ("silent-runs-crashed", "crashed-runs-resume", "runs-that-crash-again-and-again-fail")
 FLOWS = ("stages.shard_dataset", "stages.train_model", "train.train_digits")
 QUICK_SERVER = {"PREFECT_SERVER_EVENTS_PROACTIVE_GRANULARITY": "PT1S"}
 """How often the server evaluates its proactive triggers."""
@@ -83,18 +77,6 @@ def run_id(operator: Operator) -> str:
     run_id = operator.start("train-model", json.dumps(RUN))
     until(lambda: len(operator.steps()) > 2, "training begins")
     return run_id
-
-
-def listen_for(served: ServedProject, seconds: int) -> None:
-    """Let the server mark a run as crashed that sends no heartbeat for this long."""
-    rules = (served.root / "infra" / "automations.yaml").read_text()
-    assert rules.count("within: 600") == rules.count("within: 30\n") == 1
-    rules = rules.replace("within: 600", f"within: {seconds}").replace(
-        "within: 30\n", f"within: {CRASHED_SECONDS}\n"
-    )
-    (served.root / "rules.yaml").write_text(rules)
-    updated = served.command("python", "-m", "flows.automations", "rules.yaml").stdout.splitlines()
-    assert updated == [f"{rule}: updated" for rule in RULES]
 
 
 def test_ranks_hold_no_connection_to_the_server(served: ServedProject, operator: Operator, run_id: str):
@@ -157,6 +139,28 @@ def test_each_checkpoint_is_an_event(served: ServedProject, operator: Operator, 
 
     event = until(events_of_the_run, "the event of a checkpoint")[0]
     assert event["payload"]["checkpoint"] == f"step-{event['payload']['step']:08d}"
+
+
+def test_a_worker_that_gets_sigterm_lets_its_run_save_and_the_next_worker_continues_it(
+    served: ServedProject, operator: Operator, run_id: str
+):
+    operator.attached(run_id)
+    job, runs = operator.job()["id"], served.run(run_id)["run_count"]
+    worker = operator.workers[-1]
+    worker.terminate()
+    assert worker.wait(timeout=300) is not None
+    stopped = operator.steps()[-1]
+    assert with_variable(JOB_VARIABLE, job) == []
+    assert (operator.path / "train" / "checkpoints" / f"step-{stopped:08d}" / "COMPLETE").exists()
+    assert operator.state(run_id)["type"] in (
+        "CRASHED",
+        "SCHEDULED",
+    )  # set back to scheduled by the automation
+    operator.worker("gpu")
+    until(lambda: operator.steps()[-1] > stopped, "the run continues")
+    assert operator.job()["id"] != job
+    assert served.run(run_id)["run_count"] > runs
+    assert operator.steps() == sorted(set(operator.steps()))
 
 
 def test_training_does_not_notice_that_the_server_is_unavailable(

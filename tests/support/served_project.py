@@ -13,6 +13,13 @@ import psutil
 from tests.support.demo_project import SERVE, Project, copy_of_the_tree, free_port
 from tests.support.operator import with_variable
 
+CRASHED_SECONDS = 15
+"""After which a crashed run is restarted; 30 in infra/automations.yaml."""
+SILENCE_SECONDS = 45
+"""After which a run is taken for crashed; 600 in infra/automations.yaml. Heartbeats come every 30 s here, the
+shortest interval that Prefect allows; 60 in infra/prefect.yaml."""
+RULES = ("silent-runs-crashed", "crashed-runs-resume", "runs-that-crash-again-and-again-fail")
+
 START_SECONDS = 300
 
 
@@ -76,3 +83,15 @@ def served_project(folder: Path, variables: dict[str, str], **settings: str) -> 
         for process in with_variable("PYTHONPATH", str(project.root)):  # workers, runs and jobs
             with suppress(psutil.Error):
                 process.kill()
+
+
+def listen_for(served: ServedProject, seconds: int) -> None:
+    """Have a run that is not heard of for so long be taken for crashed."""
+    rules = (served.root / "infra" / "automations.yaml").read_text()
+    assert rules.count("within: 600") == rules.count("within: 30\n") == 1
+    rules = rules.replace("within: 600", f"within: {seconds}").replace(
+        "within: 30\n", f"within: {CRASHED_SECONDS}\n"
+    )
+    (served.root / "rules.yaml").write_text(rules)
+    updated = served.command("python", "-m", "flows.automations", "rules.yaml").stdout.splitlines()
+    assert updated == [f"{rule}: updated" for rule in RULES]
