@@ -1,7 +1,6 @@
 """The evaluate stage: scores of samples and of the model."""
 
 import hashlib
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +11,14 @@ from torch import Tensor
 
 from fm_core.config import RunConfig
 from fm_core.errors import StopRequested, UserError
-from fm_core.evaluation.dataset_likelihood import combine
+from fm_core.evaluation.dataset_likelihood import combine, write_bits
 from fm_core.evaluation.evaluation_run import CHECK, CURVE, LIKELIHOOD, SAMPLES, VALIDATION, EvaluationRun
 from fm_core.evaluation.metrics.frechet import frechet_distance_of_features
 from fm_core.evaluation.nfe_curve import curve_record
+from fm_core.evaluation.protocol_scores import ScoredSet, named_protocol, protocol_records
 from fm_core.evaluation.reference import reference_check
 from fm_core.evaluation.reference_statistics import write_statistics
+from fm_core.evaluation.score_output import statements, write_scores
 from fm_core.evaluation.scores import Parts, concatenate, cost_record, image_scores, likelihood_record
 from fm_core.evaluation.torch_threads import cpu_threads
 from fm_core.launch.dispatch import device_count, world
@@ -33,7 +34,7 @@ from fm_core.run.stage_runner import run_stage_function
 from fm_core.run.stop_file import mark_obeyed, pending_request, refuse_pending_request
 from fm_core.sampling.checkpoint_source import pin_weights, unpin_weights
 from fm_core.stages.resolve import resolve
-from fm_core.storage.atomic_files import read_json, write_json, write_text
+from fm_core.storage.atomic_files import read_json, write_json
 
 CLASSIFIER = "training the classifier"
 CLASSIFIER_WEIGHT = 25_000.0
@@ -81,9 +82,12 @@ def _evaluate(config: RunConfig, run: RunDirectory, observe: Observer) -> StageR
         evaluation.open(_classifier_progress(phases, run))
         _run_parts(config, run, evaluation, phases, observe)
         scores = _scores(evaluation)
-        _write_bits(evaluation, path.with_suffix(".bits.jsonl"))
+        if LIKELIHOOD in evaluation.tasks:
+            write_bits(evaluation.tasks[LIKELIHOOD].read_all(), path.with_suffix(".bits.jsonl"))
         write_json(path, {**scores, "seconds": round(time.monotonic() - started, 3)})
         evaluation.finish()
+    if output := config.evaluate.output:
+        write_scores(output, scores)
     if reference_out := config.evaluate.reference_out:
         _write_reference(evaluation, reference_out)
     observe(Progress("evaluate", 100, 100, "%", summary(scores)))
@@ -95,6 +99,7 @@ def _evaluate(config: RunConfig, run: RunDirectory, observe: Observer) -> StageR
         paths={"scores": str(path)},
         counts=_counts(scores),
         hashes={"features": scores["protocol"]["features_sha256"]},
+        notes=statements(scores),
     )
 
 
@@ -160,6 +165,7 @@ def _scores(evaluation: EvaluationRun) -> dict[str, Any]:
         evaluation.device,
         classes_in_turn=evaluation.classes_in_turn,
     )
+    scores |= protocol_records(samples, reference, evaluation.extractor, settings, evaluation.device)
     head: dict[str, Any] = {"protocol": _protocol(evaluation, samples)}
     if evaluation.model:
         head |= {"step": evaluation.model.step, "images_seen": evaluation.model.images_seen}
@@ -184,20 +190,6 @@ def _check_reference(evaluation: EvaluationRun, held_out: Parts) -> None:
     distance = frechet_distance_of_features(real, reference.to(device))
     root, name = evaluation.config.data.root, evaluation.settings.reference
     reference_check(root, evaluation.manifest, evaluation.extractor, name, distance, len(real))
-
-
-def _write_bits(evaluation: EvaluationRun, path: Path) -> None:
-    """Write the bits/dim of each image, one JSON line each."""
-    if LIKELIHOOD not in evaluation.tasks:
-        return
-    lines = list[str]()
-    for part in evaluation.tasks[LIKELIHOOD].read_all():
-        rows = zip(*(part[name].tolist() for name in ("image", "bits", "k_sample", "per_probe")), strict=True)
-        for image, bits, k_sample, per_probe in rows:
-            lines.append(
-                json.dumps({"image": image, "bits": bits, "k_sample": k_sample, "per_probe": per_probe})
-            )
-    write_text(path, "\n".join(lines) + "\n")
 
 
 def _write_reference(evaluation: EvaluationRun, file: str) -> None:
@@ -241,6 +233,7 @@ def _protocol(evaluation: EvaluationRun, samples: Parts) -> dict[str, Any]:
     pixels = concatenate(samples, "digests")
     assert isinstance(pixels, Tensor), "every part has digests"
     return {
+        **named_protocol(settings, extractor, evaluation.reference, _scored_set(evaluation)),
         **evaluation.source.protocol,
         "samples_digest": hashlib.sha256(pixels.sort().values.numpy().tobytes()).hexdigest()[:16],
         "data": manifest.name,
@@ -258,6 +251,19 @@ def _protocol(evaluation: EvaluationRun, samples: Parts) -> dict[str, Any]:
         **({"likelihood": likelihood.model_dump(mode="json")} if LIKELIHOOD in evaluation.tasks else {}),
         "versions": {name: versions[name] for name in ("torch", "torchdiffeq", "numpy") if name in versions},
     }
+
+
+def _scored_set(evaluation: EvaluationRun) -> ScoredSet:
+    images, splits = sum(map(len, evaluation.source.ranges)), evaluation.manifest.splits
+    classes, reference = len(evaluation.config.sample.classes), evaluation.settings.reference
+    lossy = evaluation.source.protocol.get("lossy_files")
+    return ScoredSet(
+        images=images,
+        levels=evaluation.manifest.levels,
+        reference_kind=reference if reference in splits else "statistics",
+        class_counts=[len(range(number, images, classes)) for number in range(classes)] or None,
+        lossy={"JPEG or WebP": lossy} if lossy else None,
+    )
 
 
 def _counts(scores: dict[str, Any]) -> dict[str, float]:
