@@ -148,10 +148,16 @@ def _open_dataset(location: str) -> "DatasetImages | None":
     folder, _, name = location.rstrip("/").rpartition("/")
     for place, split in ((location.rstrip("/"), "train"), (folder, name)):
         above, _, own = place.rpartition("/")
-        if own and split in ("train", "val") and Store.at(place).size(MANIFEST_NAME) is not None:
+        if own and split in ("train", "val") and _holds_manifest(Store.at(place)):
             root = above or ("/" if place.startswith("/") else ".")
             return DatasetImages(root, load_manifest(root, own), split)
     return None
+
+
+def _holds_manifest(place: Store) -> bool:
+    if place.local is not None and not place.local.is_dir():
+        return False
+    return place.size(MANIFEST_NAME) is not None
 
 
 class FileImages:
@@ -195,7 +201,7 @@ class FileImages:
         for row, number in enumerate(images):
             image = self._decode(number)
             if image.shape != self.shape:
-                size, first = (f"{shape[1]} x {shape[2]}" for shape in (image.shape, self.shape))
+                size, first = (f"{shape[2]} x {shape[1]}" for shape in (image.shape, self.shape))
                 raise UserError(
                     f"{self._where(self._archive.keys[number])}: {size} pixels, but {first} in "
                     f"{printable(self._archive.keys[0])}; images of one set have one size"

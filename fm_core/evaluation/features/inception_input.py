@@ -33,11 +33,11 @@ def pillow_bicubic(images: Tensor) -> Tensor:
 
     uint8 [N, 3, H, W] -> float32 [N, 3, 299, 299] in -1 .. 127/128.
     """
-    # With antialias, PyTorch's kernel and its support are those of Pillow.
+    # With antialias, PyTorch's kernel and its support are those of Pillow, whose weights are float64.
     resized = interpolate(
-        images.float(), size=(SIDE, SIDE), mode="bicubic", align_corners=False, antialias=True
+        images.double(), size=(SIDE, SIDE), mode="bicubic", align_corners=False, antialias=True
     )
-    return (resized.clamp(0, 255) - 128) / 128
+    return (resized.float().clamp(0, 255) - 128) / 128
 
 
 INPUTS: Mapping[Resize, Callable[[Tensor], Tensor] | None] = MappingProxyType(
