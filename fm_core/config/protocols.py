@@ -15,8 +15,8 @@ SplitOrder = Literal["file", "shuffled"]
 ReferenceKind = Literal["adm-batch", "training-set", "any"]
 
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-"""SHA-256 of weights-inception-2015-12-05-6726825d.pth of torch-fidelity, which pytorch-fid publishes too as
-pt_inception-2015-12-05-6726825d.pth; its first eight digits are in both names."""
+"""SHA-256 of weights-inception-2015-12-05-6726825d.pth as published by torch-fidelity and pytorch-fid, whose
+names of the file hold its first eight digits."""
 RESIZE_TEXTS: Mapping[Resize, str] = MappingProxyType(
     {
         # The text of files that were written before there were named protocols.

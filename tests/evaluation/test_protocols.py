@@ -23,6 +23,7 @@ from fm_core.evaluation.protocol_scores import (
 )
 from fm_core.evaluation.reference import Reference
 from fm_core.evaluation.scores import image_scores
+from tests.support import ROOT
 
 CPU = torch.device("cpu")
 NAMES = ("adm", "edm", "pytorch-fid", "torch-fidelity", "clean-fid", "flow-matching-paper")
@@ -55,6 +56,30 @@ def test_the_table_is_closed_and_its_names_are_those_of_the_configuration():
         assert protocol.weights_sha256 in (None, INCEPTION_SHA256)
     with pytest.raises(TypeError):
         PROTOCOLS["adm"] = PROTOCOLS["edm"]
+
+
+def row_of(protocol):
+    """A protocol in the table of the documentation."""
+    images = f"{protocol.images:,}" if protocol.images else "not fixed"
+    images += ", random classes" if protocol.random_classes else ""
+    order = {"file": "in file order", "shuffled": "shuffled"}[protocol.split_order]
+    splits = f"{protocol.splits} splits, {order}; all at once beside it" if protocol.splits else "all at once"
+    pairs = f"k = {protocol.neighbors}, {protocol.pair_samples or 0:,} against {protocol.pair_images:,}; sFID"
+    cells = (
+        *(f"`{protocol.name}`", protocol.title, protocol.used_by, RESIZE_TEXTS[protocol.resize], images),
+        splits if "inception_score" in protocol.metrics else "none",
+        pairs if protocol.spatial and protocol.neighbors else "none",
+        protocol.reference_text,
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def test_the_documentation_has_a_row_and_every_remark_of_each_protocol():
+    page = (ROOT / "infra" / "docs" / "sampling-and-evaluation.md").read_text(encoding="utf-8")
+    for protocol in PROTOCOLS.values():
+        assert row_of(protocol) in page
+        for remark in protocol.remarks:
+            assert f"- `{protocol.name}`: {remark}." in page
 
 
 class TestKeys:
