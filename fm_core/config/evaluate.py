@@ -68,8 +68,9 @@ class EvaluateSection(Section):
     named, and how images are resized; scores record every deviation from it."""
     features: str = "classifier"
     """Feature extractor. classifier: a network trained on the labels of the data set, whose distances are not
-    called FID; inception: InceptionV3 of 2015-12-05 (needs evaluate.weights); or a TorchScript file, or
-    package.module:Name of an nn.Module."""
+    called FID; inception: InceptionV3 of 2015-12-05 (needs evaluate.weights); dinov2: the vision transformer
+    of Oquab et al. 2023 (needs evaluate.weights); or a TorchScript file, or package.module:Name of an
+    nn.Module."""
     weights: Location | None = None
     """Path or URL of the extractor's weights; for inception weights-inception-2015-12-05-6726825d.pth."""
     weights_sha256: str | None = Field(default=None, pattern=r"^[0-9a-fA-F]{64}$")

@@ -49,7 +49,7 @@ class ImageSet(Protocol):
 
     @property
     def kind(self) -> str:
-        """files, npz, samples or dataset."""
+        """files, npz, samples, or a split of a data set."""
         ...
 
     @property
@@ -253,11 +253,10 @@ def _encoding(content: bytes) -> str:
 class DatasetImages:
     """A split of a data set of this program."""
 
-    kind = "dataset"
-
     def __init__(self, root: str, manifest: Manifest, split: str) -> None:
         """Raises UserError for a split that the data set does not have."""
         manifest.split_shards(split)
+        self.kind = f"split {split}"
         self.root, self.split, self.manifest = root, split, manifest
         self.count, self.shape = manifest.splits[split].images, manifest.image_shape
         self._order = fair_order(manifest, split)
@@ -278,9 +277,8 @@ class DatasetImages:
         return {
             "data": manifest.name,
             "data_version": manifest.version,
-            "split": self.split,
+            "label_order": manifest.label_order,
             "preprocessing": manifest.recipe,
-            "levels": manifest.levels,
         }
 
 

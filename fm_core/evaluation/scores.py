@@ -1,5 +1,6 @@
 """Records of the scores file: every metric with its standard error and what it was computed from."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -97,7 +98,19 @@ def _frechet_records(
     scores = {"frechet_distance": record(features), "frechet_distance_of_held_out": record(validation)}
     if len(features) > len(real):
         scores["frechet_distance_of_as_many"] = record(features[subset_indices(len(features), len(real))])
-    return scores
+    return scores | _ratio_record(scores)
+
+
+def _ratio_record(scores: Record) -> Record:
+    """Ratio of the distance to that of as many real validation images, both independent samples (FDr)."""
+    real = scores["frechet_distance_of_held_out"]
+    own = scores.get("frechet_distance_of_as_many", scores["frechet_distance"])
+    if min(real["value"], own["value"]) <= 0:
+        return {}
+    value = own["value"] / real["value"]
+    relative = math.hypot(own["stderr"] / own["value"], real["stderr"] / real["value"])
+    source = {"features": own["features"], "images": own["images"]}
+    return {"frechet_distance_ratio": {"value": value, "stderr": value * relative, **source}}
 
 
 def _pairwise_records(

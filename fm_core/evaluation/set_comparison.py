@@ -16,7 +16,7 @@ from fm_core.data.sources.file_listing import printable
 from fm_core.errors import UserError
 from fm_core.evaluation.features.extractor import Extractor, OnStep
 from fm_core.evaluation.features.open_extractor import open_extractor
-from fm_core.evaluation.image_files import LOSSY, DatasetImages, ImageSet, open_images
+from fm_core.evaluation.image_files import LOSSY, DatasetImages, FileImages, ImageSet, open_images
 from fm_core.evaluation.image_sources import digests
 from fm_core.evaluation.metrics.feature_statistics import FeatureMoments, Gaussian
 from fm_core.evaluation.npz_images import npz_arrays
@@ -224,8 +224,10 @@ class SetComparison:
             lossy={name: count for name, count in files.items() if name.startswith(LOSSY)},
         )
         _, height, width = self.samples.shape
+        read = real.facts() if isinstance(real, FileImages) else {}
         return {
             **named_protocol(self.settings, self.extractor, reference, scored),
+            **(self.dataset.facts() if self.dataset else {}),
             **facts,
             "samples": self.samples.kind,
             "images": self.samples.count,
@@ -234,7 +236,7 @@ class SetComparison:
             "samples_digest": hashlib.sha256(pixels.tobytes()).hexdigest()[:16],
             "reference": reference.name,
             **({"reference_sha256": sha256_file(self.path)} if self.path.is_file() else {}),
-            **({"reference_facts": real.facts()} if real and not self.statistics else {}),
+            **({"reference_files": read["files"]} if read else {}),
             "levels": self.format.levels,
             "features": self.extractor.name,
             "features_sha256": self.extractor.sha256,

@@ -101,7 +101,7 @@ class TestCustom:
     @pytest.mark.parametrize(
         ("features", "message"),
         [
-            ("clip", "allowed are classifier, inception, a TorchScript file"),
+            ("clip", "allowed are classifier, inception, dinov2, a TorchScript file"),
             ("no_such_module:Name", "No module named"),
             (f"{__name__}:Nothing", "has no attribute"),
             ("builtins:dict", "returns a dict, not a torch.nn.Module"),

@@ -140,9 +140,9 @@ def test_hidden_entries_and_side_files_do_not_count(tmp_path):
 def test_a_data_set_is_named_by_its_folder_and_a_split(digits, manifest):
     place = f"{digits.data.root}/digits"
     train, val = (open_images(name, KEY) for name in (place, f"{place}/val"))
-    assert (train.count, val.count, val.kind) == (1497, 300, "dataset")
+    assert (train.count, val.count, val.kind) == (1497, 300, "split val")
     assert val.read(range(3, 9)).shape == (6, 1, 8, 8)
-    assert (val.facts()["split"], val.facts()["data_version"]) == ("val", manifest.version)
+    assert (val.facts()["data"], val.facts()["data_version"]) == ("digits", manifest.version)
     assert np.bincount(val.labels()).sum() == 300
 
 
