@@ -14,15 +14,7 @@ from typing import Any, NoReturn, cast
 
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
 
-from fm_core.command_options import (
-    COMMANDS,
-    DOCTOR_FLAGS,
-    DOCTOR_NUMBERS,
-    EPILOGS,
-    FLAGS,
-    NUMBERS,
-    scores_images,
-)
+from fm_core.command_options import COMMANDS, DOCTOR_FLAGS, DOCTOR_NUMBERS, EPILOGS, FLAGS, NUMBERS, of_images
 from fm_core.commands import dry_run, stage_function
 from fm_core.config import RunConfig, merge, parse_config
 from fm_core.config.tree import all_keys, did_you_mean
@@ -75,7 +67,7 @@ def _run_command(arguments: Sequence[str] | None) -> int:
             return _compare(command_line[1:])
         if command_line[:1] == ["init"]:
             return _init(command_line[1:])
-        if scores_images(command_line):
+        if of_images(command_line):
             return _score_images(command_line[1:])
         command, config, flags, numbers = _parse(command_line)
         if command == "status":
@@ -145,7 +137,8 @@ def _run_stage(command: str, config: RunConfig, flags: set[str]) -> None:
         raise StopRequested(message) from None
     # Scores without a file are on standard output, which then holds nothing else.
     stream = sys.stdout if result.paths or command != "score_images" else sys.stderr
-    print_line(f"{result.stage} {result.state} in {result.seconds:.1f} s: {result.summary}", stream)
+    name = "evaluate" if command == "score_images" else command
+    print_line(f"{name} {result.state} in {result.seconds:.1f} s: {result.summary}", stream)
     for name, text in (*result.paths.items(), *result.notes.items()):
         print_line(f"  {name}: {text}", stream)
 

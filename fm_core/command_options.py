@@ -67,7 +67,7 @@ DOCTOR_NUMBERS: dict[str, tuple[type, float, str]] = {
 }
 
 
-def scores_images(arguments: Sequence[str]) -> bool:
+def of_images(arguments: Sequence[str]) -> bool:
     """Whether these arguments of `fm` ask to score images that no run made: samples, but no configuration."""
     samples = any(each.partition("=")[0] == "--evaluate.samples" for each in arguments)
     return (

@@ -91,6 +91,7 @@ _ALL = (
         spatial=True,
         remarks=(
             "its weights are classify_image_graph_def.pb; here the same network, converted",
+            "its splits are of 5,000 images; here there are ten, whatever the number of images",
             "it compares distances of precision and recall in float16; here in float64",
             "its Inception Score depends on the order of the images: in class order it is far too low",
         ),

@@ -62,7 +62,7 @@ def values_text(scores: Mapping[str, Any]) -> str:
         if record["features"] == INCEPTION:
             title = "FID" if key == "frechet_distance" else title
         else:
-            title = title.replace("Inception Score", "Inception Score's formula")
+            title = title.replace("Inception Score", "classifier score")
         if "splits" in record:
             title = f"{title} of {record['splits']} splits"
         error = record.get("stderr", record.get("std_over_splits"))

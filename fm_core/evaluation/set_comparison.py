@@ -236,6 +236,11 @@ class SetComparison:
             "samples_digest": hashlib.sha256(pixels.tobytes()).hexdigest()[:16],
             "reference": reference.name,
             **({"reference_sha256": sha256_file(self.path)} if self.path.is_file() else {}),
+            **(
+                {"reference_source": dict(self.statistics.provenance)}
+                if self.statistics and self.statistics.provenance
+                else {}
+            ),
             **({"reference_files": read["files"]} if read else {}),
             "levels": self.format.levels,
             "features": self.extractor.name,

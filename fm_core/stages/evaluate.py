@@ -1,13 +1,11 @@
 """The evaluate stage: scores of samples and of the model."""
 
-import hashlib
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fm_core.config import RunConfig
 from fm_core.errors import StopRequested, UserError
@@ -15,17 +13,18 @@ from fm_core.evaluation.dataset_likelihood import combine, write_bits
 from fm_core.evaluation.evaluation_run import CHECK, CURVE, LIKELIHOOD, SAMPLES, VALIDATION, EvaluationRun
 from fm_core.evaluation.metrics.frechet import frechet_distance_of_features
 from fm_core.evaluation.nfe_curve import curve_record
-from fm_core.evaluation.protocol_scores import ScoredSet, named_protocol, protocol_records
+from fm_core.evaluation.protocol_scores import protocol_records
 from fm_core.evaluation.reference import reference_check
 from fm_core.evaluation.reference_statistics import write_statistics
+from fm_core.evaluation.run_protocol import run_protocol
 from fm_core.evaluation.score_output import statements, write_scores
-from fm_core.evaluation.scores import Parts, concatenate, cost_record, image_scores, likelihood_record
+from fm_core.evaluation.scores import Parts, cost_record, image_scores, likelihood_record
 from fm_core.evaluation.torch_threads import cpu_threads
 from fm_core.launch.dispatch import device_count, world
 from fm_core.launch.exit_records import stopped_at
 from fm_core.launch.online_eval import MIN_IMAGES
 from fm_core.launch.supervisor import StageJob, supervise
-from fm_core.run.directory import RunDirectory, environment
+from fm_core.run.directory import RunDirectory
 from fm_core.run.lease import Lease
 from fm_core.run.progress import Observer, Progress, ProgressPhases, no_progress
 from fm_core.run.resource_limits import available_cores
@@ -166,7 +165,7 @@ def _scores(evaluation: EvaluationRun) -> dict[str, Any]:
         classes_in_turn=evaluation.classes_in_turn,
     )
     scores |= protocol_records(samples, reference, evaluation.extractor, settings, evaluation.device)
-    head: dict[str, Any] = {"protocol": _protocol(evaluation, samples)}
+    head: dict[str, Any] = {"protocol": run_protocol(evaluation, samples)}
     if evaluation.model:
         head |= {"step": evaluation.model.step, "images_seen": evaluation.model.images_seen}
         scores["nfe"] = cost_record(samples, evaluation.source.protocol)
@@ -225,45 +224,6 @@ def summary(scores: dict[str, Any]) -> str:
     if bits := scores.get("bits_per_dim"):
         parts.append(f"{bits['value']:.3f} ± {bits['stderr']:.3f} bits/dim")
     return "; ".join(parts)
-
-
-def _protocol(evaluation: EvaluationRun, samples: Parts) -> dict[str, Any]:
-    versions, settings = environment()["versions"], evaluation.settings
-    manifest, extractor, likelihood = evaluation.manifest, evaluation.extractor, settings.likelihood
-    pixels = concatenate(samples, "digests")
-    assert isinstance(pixels, Tensor), "every part has digests"
-    return {
-        **named_protocol(settings, extractor, evaluation.reference, _scored_set(evaluation)),
-        **evaluation.source.protocol,
-        "samples_digest": hashlib.sha256(pixels.sort().values.numpy().tobytes()).hexdigest()[:16],
-        "data": manifest.name,
-        "data_version": manifest.version,
-        "label_order": manifest.label_order,
-        **({"class_conditional": evaluation.model.conditional} if evaluation.model else {}),
-        "preprocessing": manifest.recipe,
-        "reference": evaluation.reference.name,
-        "held_out_split": "val",
-        "levels": manifest.levels,
-        "features": extractor.name,
-        "features_sha256": extractor.sha256,
-        **extractor.protocol,
-        "pair_images": settings.pair_images,
-        **({"likelihood": likelihood.model_dump(mode="json")} if LIKELIHOOD in evaluation.tasks else {}),
-        "versions": {name: versions[name] for name in ("torch", "torchdiffeq", "numpy") if name in versions},
-    }
-
-
-def _scored_set(evaluation: EvaluationRun) -> ScoredSet:
-    images, splits = sum(map(len, evaluation.source.ranges)), evaluation.manifest.splits
-    classes, reference = len(evaluation.config.sample.classes), evaluation.settings.reference
-    lossy = evaluation.source.protocol.get("lossy_files")
-    return ScoredSet(
-        images=images,
-        levels=evaluation.manifest.levels,
-        reference_kind=reference if reference in splits else "statistics",
-        class_counts=[len(range(number, images, classes)) for number in range(classes)] or None,
-        lossy={"JPEG or WebP": lossy} if lossy else None,
-    )
 
 
 def _counts(scores: dict[str, Any]) -> dict[str, float]:
