@@ -40,7 +40,8 @@ def run_protocol(evaluation: EvaluationRun, samples: Parts) -> dict[str, Any]:
 
 def _scored_set(evaluation: EvaluationRun) -> ScoredSet:
     images, splits = sum(map(len, evaluation.source.ranges)), evaluation.manifest.splits
-    classes, reference = len(evaluation.config.sample.classes), evaluation.settings.reference
+    classes = len(evaluation.config.sample.classes) if evaluation.classes_in_turn else 0
+    reference = evaluation.settings.reference
     lossy = evaluation.source.protocol.get("lossy_files")
     return ScoredSet(
         images=images,

@@ -1,6 +1,7 @@
 """`fm evaluate` without a configuration: any images against any reference, and its one-line errors."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -161,6 +162,21 @@ def test_samples_of_a_run_and_its_data_set_have_the_scores_of_the_run(tiny, fm, 
         assert theirs[name]["value"] == pytest.approx(here[name]["value"], rel=1e-6), name
     for name in ("samples_digest", "features_sha256", "reference", "solver", "data_version"):
         assert theirs["protocol"][name] == here["protocol"][name], name
+
+
+def test_a_run_is_scored_by_a_protocol_and_says_what_deviates(tiny, fm):
+    run = tiny.copy("by-protocol")
+    keys = ("--evaluate.protocol", "edm", *FEATURES, "--evaluate.likelihood.images", "0")
+    out = fm("evaluate", "--config", str(run.file), *keys, "--evaluate.output", "copy.json")
+    assert f"  protocol: edm with deviations (evaluate.features: {__name__}:Pooled, not inception; " in out
+    scores = json.loads(Path("copy.json").read_text())
+    (written,) = [path for path in run.path.glob("evaluation/*/*.json") if "edm" in path.read_text()]
+    assert read_json(written) == scores
+    assert scores["protocol"]["deviations"][1:] == [
+        "images: 20, not 50,000",
+        "intensity levels: 17, stretched to 256",
+    ]
+    assert not {"precision", "kernel_distance", "inception_score"} & scores.keys()
 
 
 @pytest.mark.parametrize(
