@@ -17,6 +17,7 @@ _VALUES = (
     ("spatial_frechet_distance", "sFID", 2),
     ("kernel_distance", "kernel distance", 5),
     ("inception_score", "Inception Score of all images", 2),
+    ("classifier_score", "classifier score of all images", 2),
     ("inception_score_of_splits", "Inception Score", 2),
     ("precision", "precision", 3),
     ("recall", "recall", 3),
@@ -56,7 +57,7 @@ def values_text(scores: Mapping[str, Any]) -> str:
     """The scores with their errors, e.g. "FID 2.31 ± 0.04, recall 0.571 ± 0.005"."""
     parts = list[str]()
     for key, title, digits in _VALUES:
-        if key not in scores:
+        if key not in scores or "alias_of" in scores[key]:
             continue
         record = scores[key]
         if record["features"] == INCEPTION:
