@@ -28,7 +28,9 @@ EXPECTED = "uint8 [N, height, width, channels]"
 
 
 def npz_arrays(path: Path) -> list[str]:
-    """Names of the arrays in an .npz file. Raises UserError if it is not one."""
+    """Names of the arrays in an .npz file. Raises UserError if it is not one, or not on this machine."""
+    if ":/" in str(path) and not path.exists():
+        raise UserError(f"{printable(str(path))}: an .npz file is read from a local disk; copy it there")
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()

@@ -101,7 +101,7 @@ class SetComparison:
     def _statistics(self) -> StatisticsFile | None:
         if self.path.suffix.lower() != ".npz":
             return None
-        if not self.path.exists():
+        if not self.path.exists() and "://" not in self.settings.reference:
             raise UserError(f"evaluate.reference: {printable(str(self.path))} does not exist")
         names = npz_arrays(self.path)
         return load_statistics(self.path) if {"mu", "sigma"} & set(names) or "arr_0" not in names else None

@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -83,6 +84,8 @@ def test_what_holds_no_images_of_8_bits_is_one_line(arrays, message, tmp_path):
 def test_a_file_that_is_missing_cut_or_altered_is_one_line(pixels, tmp_path):
     with pytest.raises(UserError, match="No such file"):
         npz_arrays(tmp_path / "nothing.npz")
+    with pytest.raises(UserError, match=r"s3:/bucket/a\.npz: an \.npz file is read from a local disk"):
+        npz_arrays(Path("s3://bucket/a.npz"))
     buffer = io.BytesIO()
     np.save(buffer, pixels)
     with zipfile.ZipFile(tmp_path / "cut.npz", "w") as archive:
