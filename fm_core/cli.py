@@ -14,7 +14,7 @@ from typing import Any, NoReturn, cast
 
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
 
-from fm_core.command_options import COMMANDS, DOCTOR_FLAGS, DOCTOR_NUMBERS, FLAGS, NUMBERS
+from fm_core.command_options import COMMANDS, DOCTOR_FLAGS, DOCTOR_NUMBERS, EPILOGS, FLAGS, NUMBERS, of_images
 from fm_core.commands import dry_run, stage_function
 from fm_core.config import RunConfig, merge, parse_config
 from fm_core.config.location import absolute_source
@@ -68,6 +68,8 @@ def _run_command(arguments: Sequence[str] | None) -> int:
             return _compare(command_line[1:])
         if command_line[:1] == ["init"]:
             return _init(command_line[1:])
+        if of_images(command_line):
+            return _score_images(command_line[1:])
         command, config, flags, numbers = _parse(command_line)
         if command == "status":
             from fm_core.terminal import show_status
@@ -134,9 +136,21 @@ def _run_stage(command: str, config: RunConfig, flags: set[str]) -> None:
         uploaded = describe_upload(RunDirectory(config).path) if command == "train" else None
         message = "; ".join(filter(None, ("stopped", uploaded, "run it again to continue")))
         raise StopRequested(message) from None
-    print_line(f"{command} {result.state} in {result.seconds:.1f} s: {result.summary}")
-    for name, path in result.paths.items():
-        print_line(f"  {name}: {path}")
+    # Scores without a file are on standard output, which then holds nothing else.
+    stream = sys.stdout if result.paths or command != "score_images" else sys.stderr
+    name = "evaluate" if command == "score_images" else command
+    print_line(f"{name} {result.state} in {result.seconds:.1f} s: {result.summary}", stream)
+    for name, text in (*result.paths.items(), *result.notes.items()):
+        print_line(f"  {name}: {text}", stream)
+
+
+def _score_images(arguments: list[str]) -> int:
+    usage = (
+        "fm evaluate --evaluate.samples IMAGES --evaluate.reference IMAGES_OR_STATISTICS [--evaluate.KEY ...]"
+    )
+    _, overrides = _read(_Parser(prog="fm evaluate", usage=usage), arguments, ())
+    _run_stage("score_images", parse_config(overrides, "fm evaluate"), set())
+    return 0
 
 
 def _compare(arguments: list[str]) -> int:
@@ -205,6 +219,7 @@ def _parse(arguments: list[str]) -> tuple[str, RunConfig, set[str], dict[str, An
     sub = _Parser(
         prog=f"fm {head.command}",
         usage=f"fm {head.command} --config FILE [--SECTION.KEY VALUE ...] [OPTIONS]",
+        epilog=EPILOGS.get(head.command),
         description=COMMANDS[head.command],
     )
     sub.add_argument("--config", metavar="FILE", required=True, help="YAML file with the configuration")

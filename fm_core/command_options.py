@@ -1,5 +1,7 @@
 """The commands of `fm`, and the options of each besides the keys of the configuration."""
 
+from collections.abc import Sequence
+
 STAGES = {
     "shard": "write the shards and manifest of a data set, or verify them",
     "train": "train from the newest complete checkpoint to train.images",
@@ -46,6 +48,11 @@ NUMBERS: dict[str, dict[str, tuple[float | None, str]]] = {
     },
 }
 """For --dry-run."""
+EPILOGS = {
+    "evaluate": "Without --config: images that no run made are scored by --evaluate.samples and "
+    "--evaluate.reference; the scores go to --evaluate.output, or to standard output.",
+}
+"""End of the help of a command."""
 DOCTOR_FLAGS = {
     "--model": "parameters and FLOPs of the network",
     "--launch": "whether the hosts of the configuration can be reached and agree",
@@ -58,3 +65,11 @@ DOCTOR_NUMBERS: dict[str, tuple[type, float, str]] = {
     "mfu": (float, 0.3, "for --cost: share of the peak that goes into the network's operations"),
     "store-rate": (float, 1e9, "for --cost: bytes per second to the checkpoint store"),
 }
+
+
+def of_images(arguments: Sequence[str]) -> bool:
+    """Whether these arguments of `fm` ask to score images that no run made: samples, but no configuration."""
+    samples = any(each.partition("=")[0] == "--evaluate.samples" for each in arguments)
+    return (
+        arguments[:1] == ["evaluate"] and samples and not any(each.startswith("--conf") for each in arguments)
+    )

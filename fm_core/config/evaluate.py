@@ -1,12 +1,13 @@
 """The evaluate section: scores of samples and of the model."""
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 from pydantic import Field, model_validator
 
 from fm_core.config.location import Location
 from fm_core.config.online_eval import OnlineEvalSection
+from fm_core.config.protocols import PROTOCOLS, ProtocolName
 from fm_core.config.section import Section
 
 Metric = Literal["frechet_distance", "kernel_distance", "inception_score", "precision_recall"]
@@ -66,10 +67,14 @@ class EvaluateSection(Section):
 
     aliases: ClassVar[Mapping[str, str]] = {"beside": "online"}
 
+    protocol: ProtocolName | None = None
+    """Named protocol of published numbers. It sets features, metrics and pair_images where these are not
+    named, and how images are resized; scores record every deviation from it."""
     features: str = "classifier"
     """Feature extractor. classifier: a network trained on the labels of the data set, whose distances are not
-    called FID; inception: InceptionV3 of 2015-12-05 (needs evaluate.weights); or a TorchScript file, or
-    package.module:Name of an nn.Module."""
+    called FID; inception: InceptionV3 of 2015-12-05 (needs evaluate.weights); dinov2: the vision transformer
+    of Oquab et al. 2023 (needs evaluate.weights); or a TorchScript file, or package.module:Name of an
+    nn.Module."""
     weights: Location | None = None
     """Path or URL of the extractor's weights; for inception, weights-inception-2015-12-05-6726825d.pth."""
     weights_sha256: str | None = Field(default=None, pattern=r"^[0-9a-fA-F]{64}$")
@@ -83,12 +88,16 @@ class EvaluateSection(Section):
     """Metrics of the samples."""
     samples: Location | None = None
     """Images to score: by default this run's samples; sampler: the same images, generated but not written;
-    or a folder of images, or an .npz with uint8 arr_0 [N, height, width, channels]."""
+    or a folder of images, or an .npz with uint8 arr_0 [N, height, width, channels]. Without a configuration
+    file also tars, zips and data sets."""
     reference: Location = "train"
     """train or val, a split of the data set; or an .npz with mu and sigma (as written by ADM, EDM,
-    pytorch-fid, or evaluate.reference_out)."""
+    pytorch-fid, or evaluate.reference_out). Without a configuration file: such an .npz, or images as for
+    samples."""
     reference_out: Location | None = None
     """Write the statistics of the reference to this .npz: mu, sigma, and a description of their source."""
+    output: Location | None = None
+    """Also write the scores to this file. Without a configuration file and this key they are printed."""
     pair_images: int = Field(default=10_000, ge=4)
     """Images per set for metrics over pairs: kernel distance, precision and recall. A larger set is
     subsampled by a fixed permutation."""
@@ -102,3 +111,16 @@ class EvaluateSection(Section):
     """Scores as functions of NFE."""
     online: OnlineEvalSection = OnlineEvalSection()
     """Online evaluation of each checkpoint during training."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_protocol(cls, keys: Any) -> Any:
+        """Set the keys of a named protocol that neither the configuration nor a preset names."""
+        if not isinstance(keys, dict):
+            return keys
+        named = cast(dict[str, Any], keys)
+        protocol = named.get("protocol")
+        if not isinstance(protocol, str) or protocol not in PROTOCOLS:
+            return named
+        fixed = PROTOCOLS[protocol].keys()
+        return {**{key: fixed[key] for key in fixed if key not in cls.preset_keys}, **named}

@@ -1,7 +1,9 @@
 """Bits per dimension of a data set, in batches that depend only on the indices of their images."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from fm_core.method.divergence import Hutchinson
 from fm_core.method.ode import Solver
 from fm_core.sampling.checkpoint_source import Model
 from fm_core.sampling.compiled_network import matmul_precision
+from fm_core.storage.atomic_files import write_text
 from fm_core.storage.keyed_random import Domain, KeyedRandom, Purpose
 
 PROBES = 2
@@ -124,3 +127,14 @@ def _solver_check(default: Tensor, tight: Mapping[str, Tensor]) -> SolverCheck |
         return None
     difference = tight["bits"] - default[tight["image"]]
     return SolverCheck(len(difference), difference.mean().item(), difference.abs().amax().item())
+
+
+def write_bits(parts: Sequence[Mapping[str, Tensor]], path: Path) -> None:
+    """Write the bits/dim of each image, one JSON line each."""
+    lines = list[str]()
+    for part in parts:
+        rows = zip(*(part[name].tolist() for name in ("image", "bits", "k_sample", "per_probe")), strict=True)
+        for image, bits, k_sample, per_probe in rows:
+            record = {"image": image, "bits": bits, "k_sample": k_sample, "per_probe": per_probe}
+            lines.append(json.dumps(record))
+    write_text(path, "\n".join(lines) + "\n")

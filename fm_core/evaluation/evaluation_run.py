@@ -99,7 +99,8 @@ class EvaluationRun:
     @cached_property
     def key(self) -> str:
         """Name of the scores file: the key of the samples, and a hash of everything that scores them."""
-        excluded = {"processes", "reference_out", "online"}
+        excluded = {"processes", "reference_out", "online", "output"}
+        excluded |= set() if self.settings.protocol else {"protocol"}
         settings = self.settings.model_dump(mode="json", exclude=excluded)
         recipe = RECIPE if self.settings.features == "classifier" else None
         files = [
@@ -249,9 +250,7 @@ class EvaluationRun:
         return self._extract(self._read_validation(self._validation_ranges()[number])[0])
 
     def _extract(self, images: Tensor) -> dict[str, Tensor]:
-        features, probabilities = self.extractor(images)
-        optional = {} if probabilities is None else {"probabilities": probabilities}
-        return {"features": features, "digests": digests(images), **optional}
+        return {**self.extractor.outputs(images), "digests": digests(images)}
 
     @cached_property
     def _validation_order(self) -> NDArray[np.int64]:

@@ -1,11 +1,10 @@
 """Sources of the images to score: the sample shards of a run, the sampler itself, a folder, an .npz file."""
 
 import hashlib
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from fm_core.data.manifest import Manifest
 from fm_core.data.sources.file_listing import list_names, printable
 from fm_core.data.sources.image_decoding import PixelRules
 from fm_core.errors import UserError
+from fm_core.evaluation.npz_images import NpzImages
 from fm_core.evaluation.resumable_parts import split_ranges
 from fm_core.sampling.checkpoint_source import Model
 from fm_core.sampling.generate import GeneratedBatch, generate
@@ -27,6 +27,8 @@ from fm_core.storage.store import Store
 PART_IMAGES = 1_024
 """Images per part of a folder or an .npz file."""
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
+LOSSY_SUFFIXES = {".jpg", ".jpeg", ".webp"}
+"""Of files that may not hold the pixels that were saved."""
 IGNORED_SUFFIXES = {
     ".csv",
     ".html",
@@ -121,7 +123,9 @@ def _folder(folder: Path, manifest: Manifest) -> ImageSource:
         return torch.stack([_read_image(path, manifest) for path in files[images.start : images.stop]]), None
 
     identity = sha256_bytes(repr(names).encode())
-    return ImageSource(folder.name, ranges, read, identity, {"images": len(files), "samples": "folder"})
+    lossy = sum(path.suffix.lower() in LOSSY_SUFFIXES for path in files)
+    facts = {"images": len(files), "samples": "folder", **({"lossy_files": lossy} if lossy else {})}
+    return ImageSource(folder.name, ranges, read, identity, facts)
 
 
 def _list_images(folder: Path) -> list[Path]:
@@ -159,53 +163,24 @@ def _read_image(path: Path, manifest: Manifest) -> Tensor:
 
 
 def _npz(path: Path, manifest: Manifest) -> ImageSource:
-    shape, start = _npz_header(path, manifest)
-    ranges = split_ranges(shape[0], PART_IMAGES)
-    size = int(np.prod(shape[1:]))
+    images = NpzImages(path)
+    channels, height, width = manifest.image_shape
+    if images.shape != manifest.image_shape:
+        own = [images.count, *images.shape[1:], images.shape[0]]
+        raise UserError(f"{path}: arr_0 is {own}; the data set's are [N, {height}, {width}, {channels}]")
+    _check_count(images.count, str(path))
+    ranges = split_ranges(images.count, PART_IMAGES)
 
     def read(number: int) -> tuple[Tensor, SamplingCost | None]:
-        images = ranges[number]
-        with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
-            file.seek(start + images.start * size)
-            try:
-                content = file.read(len(images) * size)
-            except zipfile.BadZipFile as error:
-                raise UserError(f"{path} is damaged: {error}") from None
-        if len(content) != len(images) * size:
-            raise UserError(f"{path} is damaged: arr_0 ends before image {images.stop}")
-        pixels = torch.frombuffer(bytearray(content), dtype=torch.uint8).view(len(images), *shape[1:])
-        return _check_levels(pixels.permute(0, 3, 1, 2).contiguous(), manifest, str(path)), None
+        return _check_levels(images.read(ranges[number]), manifest, str(path)), None
 
     return ImageSource(
-        path.stem, ranges, read, [path.name, *_size_and_mtime(path)], {"images": shape[0], "samples": "npz"}
+        path.stem,
+        ranges,
+        read,
+        [path.name, *_size_and_mtime(path)],
+        {"images": images.count, "samples": "npz"},
     )
-
-
-def _npz_header(path: Path, manifest: Manifest) -> tuple[tuple[int, ...], int]:
-    """Shape of arr_0 and the offset of its first pixel."""
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
-            shape, fortran, dtype = _npy_header(file)
-            start = file.tell()
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
-        raise UserError(f"{path} contains no array arr_0: {' '.join(str(error).split())}") from None
-    channels, height, width = manifest.image_shape
-    if dtype != np.uint8:
-        raise UserError(f"{path}: arr_0 is {dtype}; images are uint8 [N, height, width, channels]")
-    if fortran:
-        raise UserError(f"{path}: arr_0 is in Fortran order; save np.ascontiguousarray(images)")
-    if shape[1:] != (height, width, channels):
-        raise UserError(
-            f"{path}: arr_0 is {list(shape)}; the data set's are [N, {height}, {width}, {channels}]"
-        )
-    _check_count(shape[0], str(path))
-    return shape, start
-
-
-def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    version = np.lib.format.read_magic(file)
-    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    return read[version](file)
 
 
 def _check_levels(pixels: Tensor, manifest: Manifest, location: str) -> Tensor:

@@ -12,13 +12,14 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from fm_core.config import EvaluateSection
+from fm_core.config.protocols import RESIZE_TEXTS
 from fm_core.data.manifest import Manifest
 from fm_core.data.reader import ImageReader
 from fm_core.data.sources.splits import permutation
 from fm_core.errors import UserError
 from fm_core.evaluation.features.extractor import Extractor
 from fm_core.evaluation.metrics.feature_statistics import FeatureMoments, Gaussian
-from fm_core.evaluation.reference_statistics import read_statistics
+from fm_core.evaluation.reference_statistics import load_statistics, read_statistics
 from fm_core.evaluation.resumable_parts import ResumableParts, split_ranges
 from fm_core.storage.hashing import fingerprint
 from fm_core.storage.store import Store
@@ -27,6 +28,7 @@ SUBSET_ORDER = "permutation"
 """How a subset of the images is chosen; earlier versions took every k-th."""
 STATISTICS_VERSION = 2
 """Increment it if the same images would give other statistics."""
+DEFAULT_RESIZE = RESIZE_TEXTS["tensorflow1-bilinear"]
 PART_IMAGES = 65_536
 READ_IMAGES = 4_096
 CHECK_TOLERANCE = 0.02
@@ -42,6 +44,8 @@ class Reference:
     """Features float32 [M, D] of a random choice of images; None if imported statistics contain no images."""
     name: str
     """Name shown with every metric that uses it."""
+    spatial: Gaussian | None = None
+    """Mean and covariance of the spatial features of sFID, if it is asked for."""
 
 
 class ReferenceSplit:
@@ -132,8 +136,14 @@ def reference_from_npz(
     if images is not None and needs_rows:
         selected = images[subset_indices(len(images), settings.pair_images)]
         rows = torch.cat([extractor(part)[0] for part in selected.split(READ_IMAGES)])
+    spatial = load_statistics(path).spatial if extractor.extract_spatial else None
+    return Reference(gaussian, rows, statistics_name(path, gaussian), spatial)
+
+
+def statistics_name(path: Path, gaussian: Gaussian) -> str:
+    """Name of the statistics in a file: the file and the number of images."""
     size = f"{gaussian.count} images" if gaussian.count else "number of images not told"
-    return Reference(gaussian, rows, f"{path.name}, {size}")
+    return f"{path.name}, {size}"
 
 
 def subset_indices(count: int, maximum: int) -> Tensor:
@@ -156,12 +166,14 @@ def reference_check(
         UserError: the distance differs by more than 2%.
     """
     store = Store.at(root, manifest.name, "evaluation")
+    resize = extractor.protocol.get("resize", DEFAULT_RESIZE)
     identity = [
         manifest.version,
         extractor.name,
         extractor.protocol.get("classifier_recipe"),
         reference,
         images,
+        *([resize] if resize != DEFAULT_RESIZE else []),
     ]
     name = f"guard-{fingerprint(identity)[:12]}.json"
     try:

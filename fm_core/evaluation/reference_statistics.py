@@ -6,6 +6,9 @@ not, and are trusted.
 
 import io
 import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,51 @@ from fm_core.evaluation.features.extractor import Extractor
 from fm_core.evaluation.metrics.feature_statistics import Gaussian
 from fm_core.storage.atomic_files import write_bytes
 
+_PROVENANCE = ("features", "features_sha256", "data", "data_version")
+_READ = {"mu", "sigma", "mu_s", "sigma_s", "images", *_PROVENANCE}
+
+
+@dataclass(frozen=True)
+class StatisticsFile:
+    """Statistics of a reference set in an .npz file."""
+
+    gaussian: Gaussian
+    spatial: Gaussian | None
+    """Of the spatial features of sFID (mu_s and sigma_s, as ADM has them)."""
+    holds_images: bool
+    """Whether the file contains images as well (arr_0)."""
+    provenance: Mapping[str, str]
+    """What files that were written here state: features, features_sha256, data_version."""
+
+
+def load_statistics(path: Path) -> StatisticsFile:
+    """Read mu and sigma of an .npz file, but none of its images.
+
+    Raises:
+        UserError: the file cannot be read, or has no mean and covariance.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            names: list[str] = list(file.files)
+            content: dict[str, Any] = {name: file[name] for name in names if name in _READ}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(
+            f"evaluate.reference {path} cannot be read: {' '.join(str(error).split())}; name train, val or "
+            "an .npz with mu and sigma"
+        ) from None
+    if not {"mu", "sigma"} <= content.keys():
+        raise UserError(
+            f"evaluate.reference {path} contains {', '.join(names) or 'nothing'}, but no mu and sigma"
+        )
+    count = int(content["images"]) if "images" in content else None
+    spatial = {"mu_s", "sigma_s"} <= content.keys()
+    return StatisticsFile(
+        gaussian=_gaussian(path, content, ("mu", "sigma"), count),
+        spatial=_gaussian(path, content, ("mu_s", "sigma_s"), count) if spatial else None,
+        holds_images="arr_0" in names,
+        provenance={name: str(content[name]) for name in _PROVENANCE if name in content},
+    )
+
 
 def read_statistics(path: Path, extractor: Extractor, manifest: Manifest) -> tuple[Gaussian, Tensor | None]:
     """Read mean and covariance, and the images uint8 [N, C, S, S] (arr_0) if the file contains them.
@@ -26,30 +74,14 @@ def read_statistics(path: Path, extractor: Extractor, manifest: Manifest) -> tup
     Raises:
         UserError: the file has no statistics, or those of another extractor or data set.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            content: dict[str, Any] = {name: file[name] for name in file.files if name != "mu_s"}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"evaluate.reference {path} cannot be read: {' '.join(str(error).split())}; name train, val or "
-            "an .npz with mu and sigma"
-        ) from None
-    if not {"mu", "sigma"} <= content.keys():
-        raise UserError(
-            f"evaluate.reference {path} contains {', '.join(content) or 'nothing'}, but no mu and sigma"
-        )
-    mu, sigma = (torch.from_numpy(np.asarray(content[name], dtype=np.float64)) for name in ("mu", "sigma"))
-    if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)) or not torch.isfinite(sigma).all():
-        raise UserError(
-            f"evaluate.reference {path}: mu {list(mu.shape)} and sigma {list(sigma.shape)} are not a mean "
-            "and a covariance"
-        )
-    _check_provenance(path, content, extractor, manifest)
-    dimension = _feature_dimension(extractor, manifest)
-    if len(mu) != dimension:
-        raise UserError(f"evaluate.reference {path} has {len(mu)} features; {extractor.name} has {dimension}")
-    count = int(content["images"]) if "images" in content else None
-    return Gaussian(mu, sigma, count), _images(content.get("arr_0"), manifest)
+    file = load_statistics(path)
+    check_provenance(path, file, extractor, manifest.version)
+    check_dimension(path, file, extractor, manifest)
+    images = None
+    if file.holds_images:
+        with np.load(path, allow_pickle=False) as content:
+            images = _images(content["arr_0"], manifest)
+    return file.gaussian, images
 
 
 def write_statistics(path: Path, reference: Gaussian, extractor: Extractor, manifest: Manifest) -> None:
@@ -66,19 +98,45 @@ def write_statistics(path: Path, reference: Gaussian, extractor: Extractor, mani
     write_bytes(path, buffer.getvalue())
 
 
-def _check_provenance(path: Path, content: dict[str, Any], extractor: Extractor, manifest: Manifest) -> None:
-    expected = {
-        "features": extractor.name,
-        "features_sha256": extractor.sha256,
-        "data_version": manifest.version,
-    }
+def check_provenance(
+    path: Path, file: StatisticsFile, extractor: Extractor, data_version: str | None
+) -> None:
+    """Raise UserError for statistics that state another extractor or, if given, another data set."""
+    expected = {"features": extractor.name, "features_sha256": extractor.sha256}
+    if data_version is not None:
+        expected["data_version"] = data_version
     for key, value in expected.items():
-        if key in content and str(content[key]) != value:
-            raise UserError(f"evaluate.reference {path} has {key} {str(content[key])[:40]}, not {value[:40]}")
+        stated = file.provenance.get(key, value)
+        if stated != value:
+            raise UserError(f"evaluate.reference {path} has {key} {stated[:40]}, not {value[:40]}")
 
 
-def _feature_dimension(extractor: Extractor, manifest: Manifest) -> int:
-    return extractor(torch.zeros(1, *manifest.image_shape, dtype=torch.uint8))[0].shape[1]
+def check_dimension(path: Path, file: StatisticsFile, extractor: Extractor, manifest: Manifest) -> None:
+    """Raise UserError for statistics of another number of features than the extractor has."""
+    outputs = extractor.outputs(torch.zeros(1, *manifest.image_shape, dtype=torch.uint8))
+    for gaussian, name in ((file.gaussian, "features"), (file.spatial, "spatial")):
+        if gaussian is None or name not in outputs:
+            continue
+        dimension = outputs[name].shape[1]
+        if gaussian.dimension != dimension:
+            of = "features" if name == "features" else "spatial features"
+            raise UserError(
+                f"evaluate.reference {path} has {gaussian.dimension} {of}; {extractor.name} has {dimension}"
+            )
+
+
+def _gaussian(path: Path, content: Mapping[str, Any], names: tuple[str, str], count: int | None) -> Gaussian:
+    try:
+        mu, sigma = (torch.from_numpy(np.asarray(content[name], dtype=np.float64)) for name in names)
+    except (TypeError, ValueError):
+        raise UserError(f"evaluate.reference {path}: {' and '.join(names)} are not numbers") from None
+    finite = bool(torch.isfinite(mu).all() and torch.isfinite(sigma).all())
+    if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)) or not len(mu) or not finite:
+        raise UserError(
+            f"evaluate.reference {path}: {names[0]} {list(mu.shape)} and {names[1]} {list(sigma.shape)} are "
+            "not a mean and a covariance"
+        )
+    return Gaussian(mu, sigma, count)
 
 
 def _images(array: Any, manifest: Manifest) -> Tensor | None:

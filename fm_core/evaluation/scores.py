@@ -1,5 +1,6 @@
 """Records of the scores file: every metric with its standard error and what it was computed from."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -42,26 +43,26 @@ def image_scores(
 
     Samples whose classes may follow each other are mixed first (`classes_in_turn`): otherwise a block of the
     jackknife, image i mod 20, could be of one class. Scores that were not requested, or that the extractor
-    does not support, are absent.
+    does not support, are absent; without validation images, so are those of them.
     """
-    features, real = (torch.cat([part["features"] for part in parts]) for parts in (samples, validation))
+    features = torch.cat([part["features"] for part in samples])
+    real = torch.cat([part["features"] for part in validation]) if validation else None
     mixed = torch.from_numpy(permutation(len(features), seed=0)) if classes_in_turn else slice(None)
     features = features[mixed]
     scores: Record = {}
     if "frechet_distance" in settings.metrics:
-        scores |= _frechet_records(features.to(device), real.to(device), reference, extractor, device)
+        real = None if real is None else real.to(device)
+        scores |= _frechet_records(features.to(device), real, reference, extractor, device)
     if reference.rows is not None:
         scores |= _pairwise_records(features, reference.rows, extractor, settings, device)
-    probabilities, real_probabilities = (
-        concatenate(samples, "probabilities"),
-        concatenate(validation, "probabilities"),
-    )
-    if probabilities is not None and real_probabilities is not None:
+    probabilities = concatenate(samples, "probabilities")
+    real_probabilities = concatenate(validation, "probabilities") if validation else None
+    if probabilities is not None:
         if "inception_score" in settings.metrics:
             score = inception_score(probabilities[mixed])
             source = {"features": extractor.name, "images": len(features)}
             scores["inception_score"] = {"value": score.value, "stderr": score.stderr, **source}
-        if extractor.validation_accuracy is not None:
+        if extractor.validation_accuracy is not None and real_probabilities is not None:
             scores["recognised"] = recognition_record(probabilities, real_probabilities)
             scores["classifier"] = {
                 "held_out_accuracy": extractor.validation_accuracy,
@@ -74,7 +75,7 @@ def image_scores(
 
 
 def _frechet_records(
-    features: Tensor, real: Tensor, reference: Reference, extractor: Extractor, device: torch.device
+    features: Tensor, real: Tensor | None, reference: Reference, extractor: Extractor, device: torch.device
 ) -> Record:
     gaussian = reference.gaussian.to(device)
 
@@ -90,12 +91,26 @@ def _frechet_records(
             **({"fewer_images_than_features": True} if estimate.singular else {}),
         }
 
+    if real is None:
+        return {"frechet_distance": record(features)}
     # The distance decreases with the number of images: only equal numbers are comparable.
     validation = real[: len(features)]
     scores = {"frechet_distance": record(features), "frechet_distance_of_held_out": record(validation)}
     if len(features) > len(real):
         scores["frechet_distance_of_as_many"] = record(features[subset_indices(len(features), len(real))])
-    return scores
+    return scores | _ratio_record(scores)
+
+
+def _ratio_record(scores: Record) -> Record:
+    """Ratio of the distance to that of as many real validation images, both independent samples (FDr)."""
+    real = scores["frechet_distance_of_held_out"]
+    own = scores.get("frechet_distance_of_as_many", scores["frechet_distance"])
+    if min(real["value"], own["value"]) <= 0:
+        return {}
+    value = own["value"] / real["value"]
+    relative = math.hypot(own["stderr"] / own["value"], real["stderr"] / real["value"])
+    source = {"features": own["features"], "images": own["images"]}
+    return {"frechet_distance_ratio": {"value": value, "stderr": value * relative, **source}}
 
 
 def _pairwise_records(

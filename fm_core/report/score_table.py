@@ -120,8 +120,10 @@ class Column:
 
 COLUMNS = (
     Column("frechet_distance", "Fréchet distance", 3),
+    Column("spatial_frechet_distance", "sFID", 3),
     Column("kernel_distance", "kernel distance", 5),
     Column("inception_score", "Inception Score", 2),
+    Column("inception_score_of_splits", "Inception Score of splits", 2),
     Column("precision", "precision", 3),
     Column("recall", "recall", 3),
     Column("bits_per_dim", "bits/dim", 3),
@@ -144,11 +146,12 @@ def scores_section(scores: Mapping[str, Any]) -> PageSection:
     ):
         if key in scores:
             rows += _distance_rows(scores[key], what)
-    for column in COLUMNS[1:5]:
+    for column in COLUMNS[1:7]:
         if column.key in scores:
             record = scores[column.key]
             against = f" against {record['reference_images']:,}" if "reference_images" in record else ""
-            value = f"{record['value']:.{column.digits}f} ± {record['stderr']:.{column.digits}f}"
+            error = record.get("stderr", record.get("std_over_splits", 0.0))
+            value = f"{record['value']:.{column.digits}f} ± {error:.{column.digits}f}"
             of = f"{record['images']:,} samples{against}, {record['features']} features"
             rows.append([column.title, value, of])
     rows += _classifier_rows(scores)

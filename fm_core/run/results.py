@@ -23,6 +23,8 @@ class StageResult(Section):
     """Name -> number, e.g. {"images": 1000}."""
     hashes: dict[str, str] = {}
     """Name -> hash, e.g. {"data": "..."}."""
+    notes: dict[str, str] = {}
+    """Name -> a line for a person, printed below the summary, e.g. {"protocol": "..."}."""
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,8 @@ def _check_label_orders(entries: Sequence[ScoreEntry]) -> None:
 
 def _entry(run: Path) -> ScoreEntry:
     if run.is_file():
-        file, name = run, f"{run.parent.parent.parent.name} {run.parent.name}"
+        of_a_run = run.parent.parent.name == "evaluation"
+        file, name = run, f"{run.parent.parent.parent.name} {run.parent.name}" if of_a_run else run.stem
     else:
         files = sorted(run.glob("evaluation/*/*.json"), key=lambda path: path.stat().st_mtime_ns)
         if not files:

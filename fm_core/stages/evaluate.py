@@ -1,30 +1,30 @@
 """The evaluate stage: scores of samples and of the model."""
 
-import hashlib
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fm_core.config import RunConfig
 from fm_core.errors import StopRequested, UserError
-from fm_core.evaluation.dataset_likelihood import combine
+from fm_core.evaluation.dataset_likelihood import combine, write_bits
 from fm_core.evaluation.evaluation_run import CHECK, CURVE, LIKELIHOOD, SAMPLES, VALIDATION, EvaluationRun
 from fm_core.evaluation.metrics.frechet import frechet_distance_of_features
 from fm_core.evaluation.nfe_curve import curve_record
+from fm_core.evaluation.protocol_scores import protocol_records
 from fm_core.evaluation.reference import reference_check
 from fm_core.evaluation.reference_statistics import write_statistics
-from fm_core.evaluation.scores import Parts, concatenate, cost_record, image_scores, likelihood_record
+from fm_core.evaluation.run_protocol import run_protocol
+from fm_core.evaluation.score_output import statements, write_scores
+from fm_core.evaluation.scores import Parts, cost_record, image_scores, likelihood_record
 from fm_core.evaluation.torch_threads import cpu_threads
 from fm_core.launch.dispatch import device_count, world
 from fm_core.launch.exit_records import stopped_at
 from fm_core.launch.online_eval import MIN_IMAGES
 from fm_core.launch.supervisor import StageJob, supervise
-from fm_core.run.directory import RunDirectory, environment
+from fm_core.run.directory import RunDirectory
 from fm_core.run.lease import Lease
 from fm_core.run.progress import Observer, Progress, ProgressPhases, no_progress
 from fm_core.run.resource_limits import available_cores
@@ -33,7 +33,7 @@ from fm_core.run.stage_runner import run_stage_function
 from fm_core.run.stop_file import mark_stop_handled, pending_request, refuse_pending_request
 from fm_core.sampling.checkpoint_source import pin_weights, unpin_weights
 from fm_core.stages.resolve import resolve
-from fm_core.storage.atomic_files import read_json, write_json, write_text
+from fm_core.storage.atomic_files import read_json, write_json
 
 CLASSIFIER = "training the classifier"
 CLASSIFIER_WEIGHT = 25_000.0
@@ -83,9 +83,12 @@ def _evaluate(config: RunConfig, run: RunDirectory, observe: Observer) -> StageR
         evaluation.open(_classifier_progress(phases, run))
         _run_parts(config, run, evaluation, phases, observe)
         scores = _scores(evaluation)
-        _write_bits(evaluation, path.with_suffix(".bits.jsonl"))
+        if LIKELIHOOD in evaluation.tasks:
+            write_bits(evaluation.tasks[LIKELIHOOD].read_all(), path.with_suffix(".bits.jsonl"))
         write_json(path, {**scores, "seconds": round(time.monotonic() - started, 3)})
         evaluation.finish()
+    if output := config.evaluate.output:
+        write_scores(output, scores)
     if reference_out := config.evaluate.reference_out:
         _write_reference(evaluation, reference_out)
     observe(Progress("evaluate", 100, 100, "%", summary(scores)))
@@ -97,6 +100,7 @@ def _evaluate(config: RunConfig, run: RunDirectory, observe: Observer) -> StageR
         paths={"scores": str(path)},
         counts=_counts(scores),
         hashes={"features": scores["protocol"]["features_sha256"]},
+        notes=statements(scores),
     )
 
 
@@ -162,7 +166,8 @@ def _scores(evaluation: EvaluationRun) -> dict[str, Any]:
         evaluation.device,
         classes_in_turn=evaluation.classes_in_turn,
     )
-    head: dict[str, Any] = {"protocol": _protocol(evaluation, samples)}
+    scores |= protocol_records(samples, reference, evaluation.extractor, settings, evaluation.device)
+    head: dict[str, Any] = {"protocol": run_protocol(evaluation, samples)}
     if evaluation.model:
         head |= {"step": evaluation.model.step, "images_seen": evaluation.model.images_seen}
         scores["nfe"] = cost_record(samples, evaluation.source.protocol)
@@ -186,20 +191,6 @@ def _check_reference(evaluation: EvaluationRun, held_out: Parts) -> None:
     distance = frechet_distance_of_features(real, reference.to(device))
     root, name = evaluation.config.data.root, evaluation.settings.reference
     reference_check(root, evaluation.manifest, evaluation.extractor, name, distance, len(real))
-
-
-def _write_bits(evaluation: EvaluationRun, path: Path) -> None:
-    """Write the bits/dim of each image, one JSON line each."""
-    if LIKELIHOOD not in evaluation.tasks:
-        return
-    lines = list[str]()
-    for part in evaluation.tasks[LIKELIHOOD].read_all():
-        rows = zip(*(part[name].tolist() for name in ("image", "bits", "k_sample", "per_probe")), strict=True)
-        for image, bits, k_sample, per_probe in rows:
-            lines.append(
-                json.dumps({"image": image, "bits": bits, "k_sample": k_sample, "per_probe": per_probe})
-            )
-    write_text(path, "\n".join(lines) + "\n")
 
 
 def _write_reference(evaluation: EvaluationRun, file: str) -> None:
@@ -235,31 +226,6 @@ def summary(scores: dict[str, Any]) -> str:
     if bits := scores.get("bits_per_dim"):
         parts.append(f"{bits['value']:.3f} ± {bits['stderr']:.3f} bits/dim")
     return "; ".join(parts)
-
-
-def _protocol(evaluation: EvaluationRun, samples: Parts) -> dict[str, Any]:
-    versions, settings = environment()["versions"], evaluation.settings
-    manifest, extractor, likelihood = evaluation.manifest, evaluation.extractor, settings.likelihood
-    pixels = concatenate(samples, "digests")
-    assert isinstance(pixels, Tensor), "every part has digests"
-    return {
-        **evaluation.source.protocol,
-        "samples_digest": hashlib.sha256(pixels.sort().values.numpy().tobytes()).hexdigest()[:16],
-        "data": manifest.name,
-        "data_version": manifest.version,
-        "label_order": manifest.label_order,
-        **({"class_conditional": evaluation.model.conditional} if evaluation.model else {}),
-        "preprocessing": manifest.recipe,
-        "reference": evaluation.reference.name,
-        "held_out_split": "val",
-        "levels": manifest.levels,
-        "features": extractor.name,
-        "features_sha256": extractor.sha256,
-        **extractor.protocol,
-        "pair_images": settings.pair_images,
-        **({"likelihood": likelihood.model_dump(mode="json")} if LIKELIHOOD in evaluation.tasks else {}),
-        "versions": {name: versions[name] for name in ("torch", "torchdiffeq", "numpy") if name in versions},
-    }
 
 
 def _counts(scores: dict[str, Any]) -> dict[str, float]:

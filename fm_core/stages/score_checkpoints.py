@@ -138,6 +138,7 @@ def _scoring_config(config: RunConfig, step: int) -> RunConfig:
             "metrics": ("frechet_distance",),
             "samples": None,
             "reference_out": None,
+            "output": None,
             "likelihood": {"images": 0},
             "nfe_curve": {"images": 0},
             "online": {"images": 0},

@@ -57,6 +57,7 @@ KEYS = [
     *("data.root", "data.source.url", "data.label_map", "data.cache", "train.checkpoint_root"),
     *("train.checkpoint_staging", "train.init_from", "train.prometheus", "sample.root", "sample.weights"),
     *("evaluate.weights", "evaluate.samples", "evaluate.reference", "evaluate.reference_out"),
+    "evaluate.output",
     *("export.folder", "launch.hostfile", "run.root"),
 ]
 

@@ -101,7 +101,7 @@ class TestCustom:
     @pytest.mark.parametrize(
         ("features", "message"),
         [
-            ("clip", "allowed are classifier, inception, a TorchScript file"),
+            ("clip", "allowed are classifier, inception, dinov2, a TorchScript file"),
             ("no_such_module:Name", "No module named"),
             (f"{__name__}:Nothing", "has no attribute"),
             ("builtins:dict", "returns a dict, not a torch.nn.Module"),
@@ -171,6 +171,16 @@ class TestInception:
         assert float(answers["largest difference of the probabilities"]) == 0
         assert float(answers["spread of the features"]) > 0
         assert answers["sha256"] == answers["sha256 of the file"]
+
+    @pytest.mark.parametrize("protocol", ["pytorch-fid", "clean-fid"])
+    def test_the_resizing_of_other_programs_replaces_its_own(self, answers, protocol):
+        assert float(answers[f"largest difference with the resizing of {protocol}"]) < 1e-4
+        assert float(answers[f"resizing of {protocol} matters"]) > 1e-3
+
+    def test_sfid_has_seven_channels_of_the_layer_mixed_6_conv(self, answers):
+        assert answers["spatial features"] == "(3, 2023)"
+        assert float(answers["largest difference of the spatial features"]) < 1e-5
+        assert float(answers["largest difference of the features of adm"]) == 0
 
     def test_a_mismatched_torchvision_is_tolerated_or_refused_in_one_line(self, answers):
         assert answers["package"].startswith("RuntimeError")

@@ -14,6 +14,7 @@ from fm_core.evaluation.metrics.frechet import frechet_distance, frechet_distanc
 from fm_core.evaluation.metrics.inception_score import inception_score
 from fm_core.evaluation.metrics.kid import kernel_distance
 from fm_core.evaluation.metrics.precision_recall import precision_and_recall
+from fm_core.evaluation.protocol_scores import split_inception_score
 from tests.support import ROOT
 
 
@@ -58,6 +59,12 @@ def test_frechet_distance(answers, package):
 def test_inception_score(answers):
     score = inception_score(INPUTS["logits"].double().softmax(1))
     assert score.value == pytest.approx(answers["torch_fidelity.isc"], rel=1e-6)
+
+
+def test_inception_score_of_splits(answers):
+    value, deviation = split_inception_score(INPUTS["logits"].double().softmax(1), 10, "shuffled")
+    assert value == pytest.approx(answers["torch_fidelity.isc_of_splits"], rel=1e-9)
+    assert deviation == pytest.approx(answers["torch_fidelity.std_over_splits"], rel=1e-9)
 
 
 @pytest.mark.parametrize("package", ["torch_fidelity", "torchmetrics"])

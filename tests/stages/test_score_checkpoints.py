@@ -96,6 +96,7 @@ def test_only_the_distance_of_the_checkpoint_s_own_samples_is_made(config):
         "nfe_curve": {"images": 8},
         "samples": "sampler",
         "reference_out": "x.npz",
+        "output": "x.json",
         "likelihood": {"images": 8},
         "online": {"images": 16},
     }
@@ -104,7 +105,8 @@ def test_only_the_distance_of_the_checkpoint_s_own_samples_is_made(config):
     elsewhere = score_checkpoints._scoring_config(trained, 10)
     evaluate = elsewhere.evaluate
     assert (evaluate.nfe_curve.images, evaluate.likelihood.images, evaluate.online.images) == (0, 0, 0)
-    assert (evaluate.samples, evaluate.reference_out, evaluate.metrics) == (None, None, ("frechet_distance",))
+    assert (evaluate.samples, evaluate.reference_out, evaluate.output) == (None, None, None)
+    assert evaluate.metrics == ("frechet_distance",)
     assert (elsewhere.sample.weights, elsewhere.sample.trajectories) == ("ema", 0)
 
 

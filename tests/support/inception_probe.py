@@ -15,11 +15,13 @@ import torch
 from torch import nn
 
 from fm_core.config import EvaluateSection
+from fm_core.config.protocols import PROTOCOLS
 from fm_core.data.manifest import load_manifest
 from fm_core.errors import UserError
 from fm_core.evaluation.features import inception
 from fm_core.evaluation.features.extractor import as_rgb
 from fm_core.evaluation.features.inception import torch_fidelity_module
+from fm_core.evaluation.features.inception_input import INPUTS
 from fm_core.evaluation.features.open_extractor import open_extractor
 
 root, name, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
@@ -85,6 +87,25 @@ theirs, logits = (torch.cat(each) for each in zip(*answers, strict=True))
 report("largest difference of the features", (features - theirs).abs().amax().item())
 report("largest difference of the probabilities", (probabilities - logits.softmax(1)).abs().amax().item())
 report("spread of the features", features.std(0).amax().item())
+
+# The other resizings, with the network's own replaced in its module; the layer of sFID by its name there.
+pixels, own_resize = as_rgb(images, 17), module.interpolate_bilinear_2d_like_tensorflow1x
+inner = {}
+original.Mixed_6d.branch1x1.register_forward_hook(lambda layer, inputs, output: inner.update(output=output))
+for protocol in ("pytorch-fid", "clean-fid"):
+    made = INPUTS[PROTOCOLS[protocol].resize](pixels) * 128 + 128
+    module.interpolate_bilinear_2d_like_tensorflow1x = lambda *arguments, made=made, **options: made
+    theirs = original(pixels)[0]
+    module.interpolate_bilinear_2d_like_tensorflow1x = own_resize
+    ours = opened(protocol=protocol, **options)(images)[0]
+    report(f"largest difference with the resizing of {protocol}", (ours - theirs).abs().amax().item())
+    report(f"resizing of {protocol} matters", (ours - features).abs().amax().item())
+adm = opened(protocol="adm", **options).outputs(images)
+spatial = adm["spatial"].view(3, 17, 17, 7).permute(0, 3, 1, 2)
+original(pixels)
+report("spatial features", tuple(adm["spatial"].shape))
+report("largest difference of the spatial features", (spatial - inner["output"][:, :7]).abs().amax().item())
+report("largest difference of the features of adm", (adm["features"] - features).abs().amax().item())
 report("published hash", refusal(weights=str(weights)))
 
 other = folder / "other.pth"

@@ -51,12 +51,15 @@ def main(source, target):
     root = scipy.linalg.sqrtm(sigma[0].numpy() @ sigma[1].numpy()).real
     as_many = y.double()[: len(x)]
     one_subset = {"kid_subsets": 1, "kid_subset_size": len(x), "verbose": False}
+    splits = isc_features_to_metric(logits, splits=10, shuffle=True, rng_seed=2020)
     prc = prc_features_to_metric(x, y, verbose=False, save_cpu_ram=True)
     answers = {
         "scipy.fid": difference @ difference + np.trace(sigma[0].numpy() + sigma[1].numpy() - 2 * root),
         "torch_fidelity.fid": fid_statistics_to_metric(*statistics, False)["frechet_inception_distance"],
         "torchmetrics.fid": _compute_fid(mu[0], sigma[0], mu[1], sigma[1]).item(),
         "torch_fidelity.isc": isc_features_to_metric(logits, splits=1)["inception_score_mean"],
+        "torch_fidelity.isc_of_splits": splits["inception_score_mean"],
+        "torch_fidelity.std_over_splits": splits["inception_score_std"],
         "torch_fidelity.kid": kid_features_to_metric(x.double(), as_many, **one_subset)[
             "kernel_inception_distance_mean"
         ],

@@ -66,7 +66,7 @@ def _import_module(name: str) -> nn.Module:
     module, colon, attribute = name.partition(":")
     if not colon:
         raise UserError(
-            f"evaluate.features {name}: allowed are classifier, inception, a TorchScript file "
+            f"evaluate.features {name}: allowed are classifier, inception, dinov2, a TorchScript file "
             f"({', '.join(TORCHSCRIPT_SUFFIXES)}) and package.module:Name"
         )
     try:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 Extract = Callable[[Tensor], tuple[Tensor, Tensor | None]]
+ExtractSpatial = Callable[[Tensor], tuple[Tensor, Tensor | None, Tensor]]
 OnStep = Callable[[int, int, float], None]
 
 INCEPTION = "inception-v3-2015-12-05"
@@ -29,6 +30,8 @@ class Extractor:
     (None if the extractor has no classes), on the CPU; the images of a batch do not influence each other."""
     protocol: dict[str, Any] = field(default_factory=dict[str, Any])
     """Everything else known to affect the features; part of the recorded protocol."""
+    extract_spatial: ExtractSpatial | None = None
+    """As `extract`, and features float32 [N, S] of an inner layer for sFID; None if nobody asks for them."""
     validation_accuracy: float | None = None
     """For a classifier of the data set: its accuracy on validation images, 0 to 1."""
     validation_images: int | None = None
@@ -37,6 +40,16 @@ class Extractor:
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Extract features and class probabilities of images uint8 [N, C, S, S]."""
         return self.extract(images)
+
+    def outputs(self, images: Tensor) -> dict[str, Tensor]:
+        """All outputs for images uint8 [N, C, S, S] by name: features, perhaps probabilities and spatial."""
+        if self.extract_spatial is None:
+            features, probabilities = self.extract(images)
+            spatial = None
+        else:
+            features, probabilities, spatial = self.extract_spatial(images)
+        optional = {"probabilities": probabilities, "spatial": spatial}
+        return {"features": features, **{name: x for name, x in optional.items() if x is not None}}
 
 
 def as_rgb(images: Tensor, levels: int) -> Tensor:
@@ -54,14 +67,35 @@ def extract_in_batches(
     The network returns features, or (features, logits).
     """
 
-    @torch.no_grad()
     def extract(images: Tensor) -> tuple[Tensor, Tensor | None]:
-        features, probabilities = list[Tensor](), list[Tensor]()
-        for part in images.split(batch):
-            output = module(as_rgb(part.to(device), levels))
-            first, *rest = output if isinstance(output, tuple | list) else (output,)
-            features.append(first.float().flatten(1).cpu())
-            probabilities += [rest[0].float().softmax(1).cpu()] if rest else []
-        return torch.cat(features), torch.cat(probabilities) if probabilities else None
+        features, *rest = _outputs(module, images, levels, device, batch)
+        return features, rest[0] if rest else None
 
     return extract
+
+
+def extract_spatial_in_batches(
+    module: Callable[[Tensor], Any], levels: int, device: torch.device, batch: int
+) -> ExtractSpatial:
+    """As `extract_in_batches`, for a network that returns (features, logits, spatial features)."""
+
+    def extract(images: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        features, probabilities, spatial = _outputs(module, images, levels, device, batch)
+        return features, probabilities, spatial
+
+    return extract
+
+
+@torch.no_grad()
+def _outputs(
+    module: Callable[[Tensor], Any], images: Tensor, levels: int, device: torch.device, batch: int
+) -> list[Tensor]:
+    """The outputs of a network, float32 on the CPU; the second, logits, as probabilities."""
+    parts = list[list[Tensor]]()
+    for part in images.split(batch):
+        output = module(as_rgb(part.to(device), levels))
+        first, *rest = output if isinstance(output, tuple | list) else (output,)
+        logits, others = rest[:1], rest[1:]
+        tensors = [first.flatten(1), *(each.float().softmax(1) for each in logits)]
+        parts.append([each.float().cpu() for each in (*tensors, *(each.flatten(1) for each in others))])
+    return [torch.cat(each) for each in zip(*parts, strict=True)]

@@ -18,13 +18,19 @@ import torch
 from torch import nn
 
 from fm_core.config import EvaluateSection
+from fm_core.config.protocols import INCEPTION_SHA256, PROTOCOLS, RESIZE_TEXTS, Resize
 from fm_core.data.manifest import Manifest
 from fm_core.errors import UserError
-from fm_core.evaluation.features.extractor import INCEPTION, Extractor, extract_in_batches
+from fm_core.evaluation.features.extractor import (
+    INCEPTION,
+    Extractor,
+    extract_in_batches,
+    extract_spatial_in_batches,
+)
 from fm_core.evaluation.features.extractor_weights import verified_weights
+from fm_core.evaluation.features.inception_input import InceptionVariant
 
-PUBLISHED_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-"""SHA-256 of weights-inception-2015-12-05-6726825d.pth as published by torch-fidelity and pytorch-fid."""
+PUBLISHED_SHA256 = INCEPTION_SHA256
 NO_WEIGHTS = (
     "evaluate.features inception needs evaluate.weights: path or URL of "
     "weights-inception-2015-12-05-6726825d.pth (github.com/toshas/torch-fidelity, release v0.2.0)"
@@ -46,12 +52,18 @@ def inception_extractor(
     expected = settings.weights_sha256 or PUBLISHED_SHA256
     path, digest = verified_weights(settings.weights, expected, root, manifest.name)
     network = inception_network(path).to(device)
+    protocol = PROTOCOLS[settings.protocol] if settings.protocol else None
+    resize: Resize = protocol.resize if protocol else "tensorflow1-bilinear"
+    spatial = protocol is not None and protocol.spatial
+    variant = InceptionVariant(network, resize, spatial)
+    arguments = (variant, manifest.levels, device, BATCH)
     return Extractor(
         name=INCEPTION if digest == PUBLISHED_SHA256 else f"inception-v3-{digest[:8]}",
         sha256=digest,
-        extract=extract_in_batches(network, manifest.levels, device, BATCH),
+        extract=extract_in_batches(*arguments),
+        extract_spatial=extract_spatial_in_batches(*arguments) if spatial else None,
         protocol={
-            "resize": "TensorFlow 1 bilinear to 299",
+            "resize": RESIZE_TEXTS[resize],
             "extractor": f"torch-fidelity {version(_DISTRIBUTION)}",
         },
     )

@@ -23,6 +23,10 @@ def open_extractor(
         from fm_core.evaluation.features.inception import inception_extractor
 
         return inception_extractor(settings, root, manifest, device)
+    if settings.features == "dinov2":
+        from fm_core.evaluation.features.dinov2 import dinov2_extractor
+
+        return dinov2_extractor(settings, root, manifest, device)
     from fm_core.evaluation.features.custom_features import custom_extractor
 
     return custom_extractor(settings, root, manifest, device)

@@ -1,0 +1,293 @@
+"""Images to score without a run: image files in folders, zips and tars, .npz files, samples, data sets.
+
+Image files are decoded by the rules of sharding. Nothing is resized, and nothing is left out: a file that
+cannot be used is refused by its name.
+"""
+
+import io
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from fm_core.data.manifest import MANIFEST_NAME, Manifest, load_manifest
+from fm_core.data.reader import ImageReader, fair_order
+from fm_core.data.sources.archive_readers import Archive, ArchiveGroup
+from fm_core.data.sources.class_folders import class_folders, edm_labels
+from fm_core.data.sources.file_listing import printable
+from fm_core.data.sources.folder import open_tree
+from fm_core.data.sources.image_decoding import PixelRules, decode
+from fm_core.data.sources.split_words import split_of_folder
+from fm_core.data.sources.splits import ImagePlace
+from fm_core.data.sources.tar_archive import open_archive
+from fm_core.errors import AmbiguousIntensitiesError, ImageDecodingError, UserError
+from fm_core.evaluation.image_sources import IGNORED_SUFFIXES
+from fm_core.evaluation.npz_images import NpzImages
+from fm_core.evaluation.sample_files import SampleFiles
+from fm_core.storage.store import Store
+
+MIN_IMAGES = 4
+"""Fewest images of a set: of fewer a distance has no error."""
+BESIDE_IMAGES = IGNORED_SUFFIXES | {".cls"}
+"""Endings of files that may lie beside the images."""
+NATIVE = "none"
+"""Value of `resize` with which `decode` keeps the size of an image."""
+LOSSY = ("JPEG", "WEBP", "AVIF")
+"""Formats, as Pillow names them, whose files may hold other pixels than were saved."""
+
+
+class ImageSet(Protocol):
+    """Images of one size, read by number."""
+
+    @property
+    def kind(self) -> str:
+        """files, npz, samples, or a split of a data set."""
+        ...
+
+    @property
+    def count(self) -> int:
+        """Number of images."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height, width."""
+        ...
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """Of a data set, whose intensity levels and classifier apply; None otherwise."""
+        ...
+
+    def read(self, images: range) -> Tensor:
+        """Consecutive images, uint8 [n, C, H, W]. Raises UserError, naming the file, for a damaged one."""
+        ...
+
+    def labels(self) -> NDArray[np.int64] | None:
+        """Class of each image, int64 [N]; None if it is not known."""
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """What the protocol records of the images, once they were read."""
+        ...
+
+
+def open_images(location: str, key: str) -> ImageSet:
+    """Open the images at a path or URL; `key` is the key that names it, for messages.
+
+    Raises UserError, in one line, if there are none, fewer than four, or something else.
+    """
+    try:
+        found = _open(location, key)
+    except UserError as error:  # readers of sources name the key of a source
+        raise UserError(str(error).replace("data.source.url", key)) from None
+    if found.count < MIN_IMAGES:
+        raise UserError(
+            f"{key}: {printable(location)} contains {found.count} images; scores and their errors need at "
+            f"least {MIN_IMAGES}"
+        )
+    return found
+
+
+def _open(location: str, key: str) -> ImageSet:
+    if location.lower().endswith(".npz"):
+        return _NpzSet(Path(location))
+    if "{" in location:
+        return FileImages(location, _braces(location, key), key)
+    if dataset := _open_dataset(location):
+        return dataset
+    place = Store.at(location)
+    names = set(place.sizes())
+    if SampleFiles.are_in(names):
+        return SampleFiles(place)
+    if {"config.yaml", "environment.json"} <= names:
+        raise UserError(
+            f"{key}: {printable(location)} is a run; name its samples/<step>/<key>, or give --config"
+        )
+    archive, _, beside = open_tree(location)
+    if beside:
+        raise UserError(
+            f"{key}: {printable(location)} holds {printable(beside[0])} beside archives; remove it"
+        )
+    if not archive.keys and not archive.others and not _exists(place):
+        raise UserError(
+            f"{key}: {printable(location)} does not exist; name a folder of images, an .npz file, tars, or "
+            "a data set"
+        )
+    return FileImages(location, archive, key)
+
+
+def _exists(place: Store) -> bool:
+    return place.local is None or place.local.exists()
+
+
+def _braces(location: str, key: str) -> Archive:
+    """The tars of a pattern such as part-{000..011}.tar."""
+    import webdataset  # imported here, as it takes half a second
+
+    archives: list[tuple[str, Archive]] = []
+    for url in cast(list[str], cast(Any, webdataset).shardlists.expand_urls(location)):
+        folder, _, name = url.rpartition("/")
+        store = Store.at(folder or ("/" if url.startswith("/") else "."))
+        if not name.lower().endswith((".tar", ".zip")) or store.size(name) is None:
+            raise UserError(f"{key}: {printable(url)} is no .tar or .zip file")
+        archives.append((name, open_archive(store, name)))
+    return ArchiveGroup(archives)
+
+
+def _open_dataset(location: str) -> "DatasetImages | None":
+    """The data set at <folder>, or the split of it at <folder>/<split>; None if there is none."""
+    folder, _, name = location.rstrip("/").rpartition("/")
+    for place, split in ((location.rstrip("/"), "train"), (folder, name)):
+        above, _, own = place.rpartition("/")
+        if own and split in ("train", "val") and _holds_manifest(Store.at(place)):
+            root = above or ("/" if place.startswith("/") else ".")
+            return DatasetImages(root, load_manifest(root, own), split)
+    return None
+
+
+def _holds_manifest(place: Store) -> bool:
+    if place.local is not None and not place.local.is_dir():
+        return False
+    return place.size(MANIFEST_NAME) is not None
+
+
+class FileImages:
+    """Image files in a folder or in archives; all of one size, in the order of their names."""
+
+    kind = "files"
+    manifest = None
+
+    def __init__(self, location: str, archive: Archive, key: str) -> None:
+        """Look at the first image. Raises UserError without images, and for files that may be some."""
+        self._url, self._archive = location.rstrip("/"), archive
+        self.encodings: Counter[str] = Counter()
+        """Format and mode of each file that was read, such as "JPEG RGB"."""
+        others = [path for path in archive.others if PurePosixPath(path).suffix.lower() not in BESIDE_IMAGES]
+        if others:
+            more = f" and {len(others) - 1:,} more files" if len(others) > 1 else ""
+            raise UserError(
+                f"{self._where(others[0])}{more}: not a supported image format; remove or convert it"
+            )
+        self.count = len(archive.keys)
+        if not self.count:
+            raise UserError(
+                f"{key}: {printable(self._url)} contains no images; name a folder of images, an "
+                ".npz file, tars, or a data set"
+            )
+        splits = {
+            kind for path in archive.keys if "/" in path and (kind := split_of_folder(path.split("/")[0]))
+        }
+        if len(splits) > 1:
+            raise UserError(
+                f"{key}: {printable(self._url)} holds folders of {' and '.join(sorted(splits))} images; name "
+                "one of them"
+            )
+        height, width = map(int, self._decode(0).shape[1:])
+        self.shape = (3, height, width)
+        self.encodings.clear()
+
+    def read(self, images: range) -> Tensor:
+        """Consecutive images, uint8 [n, 3, H, W]; gray is repeated, transparency is on white."""
+        pixels = np.empty((len(images), *self.shape), np.uint8)
+        for row, number in enumerate(images):
+            image = self._decode(number)
+            if image.shape != self.shape:
+                size, first = (f"{shape[2]} x {shape[1]}" for shape in (image.shape, self.shape))
+                raise UserError(
+                    f"{self._where(self._archive.keys[number])}: {size} pixels, but {first} in "
+                    f"{printable(self._archive.keys[0])}; images of one set have one size"
+                )
+            pixels[row] = image
+        return torch.from_numpy(pixels)
+
+    def labels(self) -> NDArray[np.int64] | None:
+        """Class of each image by dataset.json or by its folder; None if some have none."""
+        keys = self._archive.keys
+        listed = edm_labels(self._archive, self._url)
+        if listed is not None:
+            names: Sequence[Any] = [listed.get(key) for key in keys]
+        else:
+            names = class_folders([ImagePlace(None, "", (), tuple(key.split("/")[:-1])) for key in keys])
+        if any(name is None for name in names):
+            return None
+        return np.unique(np.array(names), return_inverse=True)[1].astype(np.int64)
+
+    def facts(self) -> dict[str, Any]:
+        """Formats and modes of the files."""
+        return {"files": dict(self.encodings.most_common())}
+
+    def _decode(self, number: int) -> NDArray[np.uint8]:
+        where = self._where(self._archive.keys[number])
+        try:
+            content = self._archive.read(number)
+            pixels = decode(content, 0, NATIVE, PixelRules(orientation=True))
+        except AmbiguousIntensitiesError as error:
+            raise UserError(f"{where}: values are {error}; images have 8 or 16 bits, unsigned") from None
+        except ImageDecodingError as error:
+            raise UserError(f"{where} cannot be read ({error}); remove or replace it") from None
+        self.encodings[_encoding(content)] += 1
+        return pixels
+
+    def _where(self, path: str) -> str:
+        return f"{printable(self._url)}/{printable(path)}"
+
+
+def _encoding(content: bytes) -> str:
+    """Format and mode of an image file, from its header."""
+    with warnings.catch_warnings(), suppress(Exception):
+        warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(content)) as image:
+            return f"{image.format} {image.mode}"
+    return "npy"
+
+
+class DatasetImages:
+    """A split of a data set of this program."""
+
+    def __init__(self, root: str, manifest: Manifest, split: str) -> None:
+        """Raises UserError for a split that the data set does not have."""
+        manifest.split_shards(split)
+        self.kind = f"split {split}"
+        self.root, self.split, self.manifest = root, split, manifest
+        self.count, self.shape = manifest.splits[split].images, manifest.image_shape
+        self._order = fair_order(manifest, split)
+        self._reader = ImageReader(root, manifest, split)
+
+    def read(self, images: range) -> Tensor:
+        """Images of the fair order of the split."""
+        return self._reader.read(self._order[images.start : images.stop])[0]
+
+    def labels(self) -> NDArray[np.int64] | None:
+        """The class of each image is not read: the histogram of the manifest tells the balance."""
+        histogram = self.manifest.splits[self.split].class_histogram
+        return None if histogram is None else np.repeat(np.arange(len(histogram)), histogram)
+
+    def facts(self) -> dict[str, Any]:
+        """Name and version of the data set."""
+        manifest = self.manifest
+        return {
+            "data": manifest.name,
+            "data_version": manifest.version,
+            "label_order": manifest.label_order,
+            "preprocessing": manifest.recipe,
+        }
+
+
+class _NpzSet(NpzImages):
+    """An .npz file as an ImageSet."""
+
+    kind = "npz"
+    manifest = None
+
+    def facts(self) -> dict[str, Any]:
+        """Arrays are what they are: nothing is decoded."""
+        return {}
