@@ -141,16 +141,26 @@ def _nfe_while_training(seeds: Sequence[Record]) -> list[float]:
 
 
 def _distance(seeds: Sequence[Record]) -> Measured:
-    return mean_of_seeds(
-        [
-            Measured(
-                record["scores"]["frechet_distance"]["value"], record["scores"]["frechet_distance"]["stderr"]
-            )
-            for record in seeds
-        ]
-    )
+    return mean_of_seeds(_measured([record["scores"]["frechet_distance"] for record in seeds]))
 
 
-def _number(seeds: Sequence[Record], name: str) -> dict[str, float]:
-    number = over_seeds([Measured(r["scores"][name]["value"], r["scores"][name]["stderr"]) for r in seeds])
+def _distance_record(seeds: Sequence[Record]) -> dict[str, Any]:
+    """The distance with its images and its limit; over seeds, the deviation is that of the seeds."""
+    records = [seed["scores"]["frechet_distance"] for seed in seeds]
+    record: dict[str, Any] = _number(records)
+    if all("images" in each for each in records):
+        record["images"] = records[0]["images"]
+    if all("infinity" in each for each in records):
+        record["infinity"] = _number([each["infinity"] for each in records])
+    if len(records) == 1 and "unreliable" in records[0]:
+        record["unreliable"] = records[0]["unreliable"]
+    return record
+
+
+def _measured(records: Sequence[Record]) -> list[Measured]:
+    return [Measured(record["value"], record["stderr"]) for record in records]
+
+
+def _number(records: Sequence[Record]) -> dict[str, Any]:
+    number = over_seeds(_measured(records))
     return {"value": number.value, "stderr": number.stderr}
