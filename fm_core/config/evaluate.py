@@ -66,6 +66,9 @@ class EvaluateSection(Section):
     """Feature extractor. classifier: a network trained on the labels of the data set, whose distances are not
     called FID; inception: InceptionV3 of 2015-12-05 (needs evaluate.weights); or a TorchScript file, or
     package.module:Name of an nn.Module."""
+    classifier_min_accuracy: float | None = Field(default=None, ge=0, le=1)
+    """Least accuracy on validation images of the classifier whose features may be used; below it nothing is
+    scored. By default a quarter of the way from chance to 1; 0 accepts any classifier."""
     weights: Location | None = None
     """Path or URL of the extractor's weights; for inception weights-inception-2015-12-05-6726825d.pth."""
     weights_sha256: str | None = Field(default=None, pattern=r"^[0-9a-fA-F]{64}$")

@@ -99,7 +99,7 @@ class EvaluationRun:
     @cached_property
     def key(self) -> str:
         """Name of the scores file: the key of the samples, and a hash of everything that scores them."""
-        excluded = {"processes", "reference_out", "beside"}
+        excluded = {"processes", "reference_out", "beside", "classifier_min_accuracy"}
         settings = self.settings.model_dump(mode="json", exclude=excluded)
         recipe = RECIPE if self.settings.features == "classifier" else None
         files = [

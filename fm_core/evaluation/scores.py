@@ -9,7 +9,7 @@ from torch import Tensor
 from fm_core.config import EvaluateSection
 from fm_core.data.sources.splits import permutation
 from fm_core.evaluation.dataset_likelihood import Likelihood
-from fm_core.evaluation.features.extractor import Extractor
+from fm_core.evaluation.features.extractor import INCEPTION, Extractor
 from fm_core.evaluation.metrics.frechet import estimate_frechet_distance
 from fm_core.evaluation.metrics.inception_score import inception_score
 from fm_core.evaluation.metrics.kid import kernel_distance
@@ -20,6 +20,8 @@ CONFIDENCE = 0.9
 """An image counts as recognized if the classifier gives one class a higher probability than this."""
 
 VALUE = ("value", "stderr")
+SAMPLES_ONLY, BOTH_SETS = "samples, for a given reference", "samples and reference images"
+"""What varies between the sets of images that a standard error is the deviation over; never the training."""
 Record = dict[str, Any]
 Parts = Sequence[Mapping[str, Tensor]]
 
@@ -40,9 +42,8 @@ def image_scores(
 ) -> Record:
     """Compute all scores from parts with `features`, `probabilities` and `digests`.
 
-    Samples whose classes may follow each other are mixed first (`classes_in_turn`): otherwise a block of the
-    jackknife, image i mod 20, could be of one class. Scores that were not requested, or that the extractor
-    does not support, are absent.
+    Samples whose classes may follow each other are mixed first (`classes_in_turn`). Scores that were not
+    requested, or that the extractor does not support, are absent.
     """
     features, real = (torch.cat([part["features"] for part in parts]) for parts in (samples, validation))
     mixed = torch.from_numpy(permutation(len(features), seed=0)) if classes_in_turn else slice(None)
@@ -58,9 +59,7 @@ def image_scores(
     )
     if probabilities is not None and real_probabilities is not None:
         if "inception_score" in settings.metrics:
-            score = inception_score(probabilities[mixed])
-            source = {"features": extractor.name, "images": len(features)}
-            scores["inception_score"] = {"value": score.value, "stderr": score.stderr, **source}
+            scores |= _class_score_records(probabilities[mixed], extractor)
         if extractor.validation_accuracy is not None:
             scores["recognised"] = recognition_record(probabilities, real_probabilities)
             scores["classifier"] = {
@@ -78,11 +77,11 @@ def _frechet_records(
 ) -> Record:
     gaussian = reference.gaussian.to(device)
 
-    def record(rows: Tensor) -> Record:
+    def record(rows: Tensor, covers: str) -> Record:
         estimate = estimate_frechet_distance(rows, gaussian)
         return {
             "value": estimate.value,
-            "stderr": estimate.stderr,
+            **error_record(estimate.stderr, covers, estimate.unreliable),
             "features": extractor.name,
             "images": len(rows),
             "reference": reference.name,
@@ -92,9 +91,13 @@ def _frechet_records(
 
     # The distance decreases with the number of images: only equal numbers are comparable.
     validation = real[: len(features)]
-    scores = {"frechet_distance": record(features), "frechet_distance_of_held_out": record(validation)}
+    scores = {
+        "frechet_distance": record(features, SAMPLES_ONLY),
+        "frechet_distance_of_held_out": record(validation, "validation images, for a given reference"),
+    }
     if len(features) > len(real):
-        scores["frechet_distance_of_as_many"] = record(features[subset_indices(len(features), len(real))])
+        as_many = features[subset_indices(len(features), len(real))]
+        scores["frechet_distance_of_as_many"] = record(as_many, SAMPLES_ONLY)
     return scores
 
 
@@ -107,13 +110,36 @@ def _pairwise_records(
     scores: Record = {}
     if "kernel_distance" in settings.metrics:
         kid = kernel_distance(selected, real)
-        scores["kernel_distance"] = {"value": kid.value, "stderr": kid.stderr, **source}
+        error = error_record(kid.stderr, BOTH_SETS, kid.unreliable)
+        scores["kernel_distance"] = {"value": kid.value, **error, **source}
     if "precision_recall" in settings.metrics:
         result = precision_and_recall(selected, real)
         source |= {"neighbours": NEIGHBORS}
-        scores["precision"] = {"value": result.precision, "stderr": result.precision_stderr, **source}
-        scores["recall"] = {"value": result.recall, "stderr": result.recall_stderr, **source}
+        for name, value, stderr in (
+            ("precision", result.precision, result.precision_stderr),
+            ("recall", result.recall, result.recall_stderr),
+        ):
+            scores[name] = {"value": value, **error_record(stderr, BOTH_SETS, result.unreliable), **source}
     return scores
+
+
+def _class_score_records(probabilities: Tensor, extractor: Extractor) -> Record:
+    """The Inception Score; of another network than Inception it is a classifier score, and an alias."""
+    score = inception_score(probabilities)
+    record = {
+        "value": score.value,
+        **error_record(score.stderr, "samples", score.unreliable),
+        "features": extractor.name,
+        "images": len(probabilities),
+    }
+    if extractor.name == INCEPTION:
+        return {"inception_score": record}
+    return {"classifier_score": record, "inception_score": {**record, "alias_of": "classifier_score"}}
+
+
+def error_record(stderr: float, covers: str, unreliable: str | None) -> Record:
+    """A standard error in the scores file: what varies in it, and why it is unreliable if it is."""
+    return {"stderr": stderr, "covers": covers, **({"unreliable": unreliable} if unreliable else {})}
 
 
 def recognition_record(samples: Tensor, validation: Tensor) -> Record:
@@ -159,6 +185,7 @@ def likelihood_record(result: Likelihood, tolerances: Mapping[str, float]) -> Re
     record: Record = {
         "value": result.single_sample.value,
         "stderr": result.single_sample.stderr,
+        "covers": "validation images, draws and probes",
         "images": result.single_sample.images,
         "k": 1,
         "probe_std": result.single_sample.probe_std,

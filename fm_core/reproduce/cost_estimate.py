@@ -141,7 +141,7 @@ def _device_peak(config: RunConfig) -> tuple[float, str]:
 def _image_costs(config: RunConfig, rules: Rules, nfe: float | None) -> list[_ObjectiveCost]:
     shape, classes = image_shape_and_classes(config.data)
     paper = paper_results(config.data.name) or {}
-    seeds = len(config.reproduce.images.seeds)
+    seeds = len(config.reproduce.seeds)
     costs: list[_ObjectiveCost] = []
     for experiment in experiments_of(config)[: len(config.reproduce.cells)]:
         for _, rule in rules(experiment.config, ("train", "sample", "evaluate")):

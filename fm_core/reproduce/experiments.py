@@ -77,7 +77,7 @@ def experiments_of(config: RunConfig) -> list[Experiment]:
             f"{config.train.images:,}; the curves need every checkpoint"
         )
     experiments: list[Experiment] = []
-    for seed in reproduce.images.seeds:
+    for seed in reproduce.seeds:
         for section in reproduce.cells:
             objective_of(section)
             experiments.append(Experiment(section, seed, _run_config(config, section, seed)))

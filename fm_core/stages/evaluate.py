@@ -24,6 +24,7 @@ from fm_core.launch.dispatch import device_count, world
 from fm_core.launch.exit_records import stopped_at
 from fm_core.launch.online_eval import MIN_IMAGES
 from fm_core.launch.supervisor import StageJob, supervise
+from fm_core.report.score_text import accuracy_text, score_record, with_error
 from fm_core.run.directory import RunDirectory, environment
 from fm_core.run.lease import Lease
 from fm_core.run.progress import Observer, Progress, ProgressPhases, no_progress
@@ -218,12 +219,17 @@ def summary(scores: dict[str, Any]) -> str:
         same_size = scores.get("frechet_distance_of_as_many", frechet)
         parts.append(
             f"Fréchet distance ({frechet['features']} features, {same_size['images']} images) "
-            f"{same_size['value']:.2f} ± {same_size['stderr']:.2f}, "
-            f"real held-out images {held_out['value']:.2f}"
+            f"{with_error(same_size, 2)}, real held-out images {with_error(held_out, 2)}"
         )
-    for key, name in (("kernel_distance", "kernel distance"), ("inception_score", "Inception Score")):
-        if key in scores and not parts:
-            parts.append(f"{name} {scores[key]['value']:.4g} ± {scores[key]['stderr']:.2g}")
+    if accuracy := accuracy_text(scores):
+        parts.append(accuracy)
+    for key, name in (
+        ("kernel_distance", "kernel distance"),
+        ("inception_score", "Inception Score"),
+        ("classifier_score", "classifier score"),
+    ):
+        if (record := score_record(scores, key)) and not frechet:
+            parts.append(f"{name} {record['value']:.4g} ± {record['stderr']:.2g}")
     if recognized := scores.get("recognised"):
         parts.append(f"{recognized['value']:.1%} recognised (real: {recognized['held_out']:.1%})")
     if copies := scores.get("duplicates"):
@@ -231,7 +237,9 @@ def summary(scores: dict[str, Any]) -> str:
     if nfe := scores.get("nfe"):
         parts.append(f"NFE {nfe['mean']:.0f}")
     if bits := scores.get("bits_per_dim"):
-        parts.append(f"{bits['value']:.3f} ± {bits['stderr']:.3f} bits/dim")
+        parts.append(f"{with_error(bits, 3)} bits/dim (K = 1)")
+        if k_sample := bits.get("k_sample"):
+            parts.append(f"{with_error(k_sample, 3)} bits/dim (K = {k_sample['k']})")
     return "; ".join(parts)
 
 
@@ -266,6 +274,7 @@ def _counts(scores: dict[str, Any]) -> dict[str, float]:
         "frechet_distance_of_held_out",
         "kernel_distance",
         "inception_score",
+        "classifier_score",
         "precision",
         "recall",
         "recognised",

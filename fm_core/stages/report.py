@@ -83,7 +83,8 @@ def _all_scores(run: RunDirectory) -> list[PageSection]:
     if len(entries) < 2:
         return []
     comparison = compare_scores(entries)
-    note = " ".join([WARNING, *comparison.differences]) if comparison.differences else ""
+    differences = [WARNING, *comparison.differences] if comparison.differences else []
+    note = " ".join([*comparison.notes, *differences])
     return [PageSection("All scores of this run", [comparison.table], note)]
 
 

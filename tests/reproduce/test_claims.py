@@ -1,13 +1,18 @@
 """Verdicts on the paper's claims, from made-up numbers with known answers."""
 
+import random
+
 import pytest
 
+from fm_core.reproduce import claims as claims_module
 from fm_core.reproduce.aggregate import by_objective, claims, curves, summary
 from fm_core.reproduce.claims import (
+    ONE_SEED,
     CurvePoint,
     Measured,
     compare_cost,
     compare_quality,
+    critical_deviation,
     mean_of_seeds,
     over_seeds,
     reached_at,
@@ -62,6 +67,57 @@ def test_a_quality_that_is_not_reached_has_no_factor():
     verdict = compare_cost(curve((4, 5), (100, 3)), curve((50, 2)), "evaluations")
     assert verdict.factor is None
     assert "not reached" in verdict.text
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize("ratio", [1, 4, 100])
+def test_equal_objectives_are_told_apart_in_at_most_one_comparison_of_twenty(seeds, ratio):
+    """Whatever the ratio of their deviations over seeds."""
+    rng = random.Random(seeds)
+    draws = 4_000
+    verdicts = [
+        compare_quality(
+            *(mean_of_seeds([Measured(rng.gauss(0, s), 0.1) for _ in range(seeds)]) for s in pair)
+        )
+        for pair in [(1, ratio)] * draws
+    ]
+    wrong = sum(not verdict.text.startswith("not distinguishable") for verdict in verdicts)
+    assert wrong / draws < 0.05 + 3 * (0.05 * 0.95 / draws) ** 0.5
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_equal_curves_are_told_apart_in_at_most_one_comparison_of_twenty(seeds, monkeypatch):
+    monkeypatch.setattr(claims_module, "BOOTSTRAP_DRAWS", 200)
+    rng = random.Random(0)
+
+    def drawn():
+        points = ((4, 9), (8, 4), (16, 2.4), (32, 2))
+        return [
+            CurvePoint(cost, mean_of_seeds([Measured(rng.gauss(v, 0.3), 0.3) for _ in range(seeds)]))
+            for cost, v in points
+        ]
+
+    texts = [compare_cost(drawn(), drawn(), "evaluations").text for _ in range(200)]
+    wrong = sum(not text.startswith("not distinguishable") for text in texts)
+    assert wrong / 200 < 0.05 + 3 * (0.05 * 0.95 / 200) ** 0.5
+
+
+@pytest.mark.parametrize(("seeds", "needed"), [(1, 1.96), (2, 4.30), (3, 2.78)])
+def test_the_threshold_is_that_of_students_t_for_so_many_seeds(seeds, needed):
+    one = Measured(1, 0.1, seeds)
+    assert critical_deviation(one, one) == pytest.approx(needed, abs=0.01)
+
+
+def test_one_seed_gives_no_verdict_about_training():
+    one, three = Measured(1, 0.1), Measured(1, 0.1, 3)
+    worse = Measured(9, 0.1), Measured(9, 0.1, 3)
+    verdict = compare_quality(one, worse[0])
+    assert verdict.text.endswith(ONE_SEED)
+    assert verdict.record()["covers"] == "samples"
+    sure = compare_quality(three, worse[1])
+    assert ONE_SEED not in sure.text
+    assert (sure.record()["covers"], sure.record()["seeds"]) == ("training seeds", 3)
+    assert compare_cost(curve((4, 2)), curve((8, 2)), "images").text.endswith(ONE_SEED)
 
 
 @pytest.mark.parametrize(
