@@ -8,7 +8,7 @@ from fm_core.config.location import Location
 from fm_core.config.online_eval import OnlineEvalSection
 from fm_core.config.section import Section
 
-Metric = Literal["frechet_distance", "kernel_distance", "inception_score", "precision_recall"]
+Metric = Literal["frechet_distance", "kernel_distance", "inception_score", "precision_recall", "memorization"]
 
 
 class LikelihoodSection(Section):
@@ -78,8 +78,10 @@ class EvaluateSection(Section):
         "kernel_distance",
         "inception_score",
         "precision_recall",
+        "memorization",
     )
-    """Metrics of the samples."""
+    """Metrics of the samples. memorization: their distances to the nearest training images, beside those of
+    validation images, and Fréchet distances to equal numbers of both; not with evaluate.samples sampler."""
     samples: Location | None = None
     """Images to score: by default this run's samples; sampler: the same images, generated but not written;
     or a folder of images, or an .npz with uint8 arr_0 [N, height, width, channels]."""

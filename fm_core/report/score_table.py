@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fm_core.report.html import Figure, PageSection, Table, data_uri
+from fm_core.report.memorization_table import memorization_verdict
 from fm_core.report.plots import nfe_curves
 from fm_core.report.score_text import (
     INCEPTION,
@@ -192,6 +193,8 @@ def scores_section(scores: Mapping[str, Any]) -> PageSection:
         note = f"Reference: {distance['reference']}."
         if distance["features"] != INCEPTION:
             note = f"Distances with {distance['features']} features are not FID. {note}"
+        if verdict := memorization_verdict(scores):
+            note = f"{verdict} {note}"
         if accuracy := accuracy_text(scores):
             note = f"{note} Of these features: {accuracy}."
     titles = {column.key: column.head([ScoreEntry("", scores)]) for column in COLUMNS}

@@ -87,6 +87,43 @@ def accuracy_text(scores: Record) -> str:
     return accuracy + images
 
 
+def summary(scores: Record) -> str:
+    """The scores in one line."""
+    parts = list[str]()
+    if frechet := scores.get("frechet_distance"):
+        held_out = scores["frechet_distance_of_held_out"]
+        # The distance decreases with the number of images: only equal numbers are comparable.
+        same_size = scores.get("frechet_distance_of_as_many", frechet)
+        parts.append(
+            f"Fréchet distance ({frechet['features']} features, {same_size['images']} images) "
+            f"{with_error(same_size, 2)}, real held-out images {with_error(held_out, 2)}"
+        )
+    if accuracy := accuracy_text(scores):
+        parts.append(accuracy)
+    for key, name in (
+        ("kernel_distance", "kernel distance"),
+        ("inception_score", "Inception Score"),
+        ("classifier_score", "classifier score"),
+    ):
+        if (record := score_record(scores, key)) and not frechet:
+            parts.append(f"{name} {record['value']:.4g} ± {record['stderr']:.2g}")
+    if nearer := scores.get("memorization", {}).get("pixels", {}).get("nearer"):
+        parts.append(
+            f"nearer to training images than validation images are: {with_error(nearer, 2)} (0.5: equal)"
+        )
+    if recognized := scores.get("recognised"):
+        parts.append(f"{recognized['value']:.1%} recognised (real: {recognized['held_out']:.1%})")
+    if copies := scores.get("duplicates"):
+        parts.append(f"{copies['images']} of {copies['of']} images are copies of others")
+    if nfe := scores.get("nfe"):
+        parts.append(f"NFE {nfe['mean']:.0f}")
+    if bits := scores.get("bits_per_dim"):
+        parts.append(f"{with_error(bits, 3)} bits/dim (K = 1)")
+        if k_sample := bits.get("k_sample"):
+            parts.append(f"{with_error(k_sample, 3)} bits/dim (K = {k_sample['k']})")
+    return "; ".join(parts)
+
+
 def _add(groups: dict[str, list[str]], key: str, title: str) -> None:
     titles = groups.setdefault(key, [])
     if title not in titles:

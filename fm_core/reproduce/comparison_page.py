@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fm_core.report.html import Figure, PageSection, Table, data_uri, page
 from fm_core.report.image_grids import grid, png
+from fm_core.report.memorization_table import HEAD, NOTE, memorization_rows
 from fm_core.report.score_text import accuracy_text, score_record, with_error
 from fm_core.reproduce.claims import FALSE_POSITIVES
 from fm_core.reproduce.comparison_figures import (
@@ -61,6 +62,7 @@ def comparison_sections(results: Results, images: ImagesByRun) -> list[PageSecti
             `trajectory` uint8 [T, n, C, H, W].
     """
     sections = [_table(results), *_paper_table(results), _verdicts(results), *_paired_bits(results)]
+    sections += _memorization(results)
     if results["failed"]:
         rows = [[run, error] for run, error in results["failed"].items()]
         sections.insert(0, PageSection("Failed", [Table(["run", "error"], rows)]))
@@ -204,6 +206,16 @@ def _paired_bits(results: Results) -> list[PageSection]:
         f"{len(rows)} comparisons."
     )
     return [PageSection("Paired differences of bits/dim", [Table(["less", "", "difference"], rows)], note)]
+
+
+def _memorization(results: Results) -> list[PageSection]:
+    """Memorization of each run."""
+    rows = [
+        [f"{record['run']}: {row[0]}", *row[1:]]
+        for record in results["cells"]
+        for row in memorization_rows(record["scores"])
+    ]
+    return [PageSection("Memorization", [Table(HEAD, rows)], NOTE)] if rows else []
 
 
 def _curves(results: Results) -> list[PageSection]:

@@ -14,6 +14,7 @@ from fm_core.config import RunConfig
 from fm_core.errors import StopRequested, UserError
 from fm_core.evaluation.dataset_likelihood import combine
 from fm_core.evaluation.evaluation_run import CHECK, CURVE, LIKELIHOOD, SAMPLES, VALIDATION, EvaluationRun
+from fm_core.evaluation.memorization_scores import memorization_records
 from fm_core.evaluation.metrics.frechet import frechet_distance_of_features
 from fm_core.evaluation.nfe_curve import curve_record
 from fm_core.evaluation.reference import reference_check
@@ -24,7 +25,7 @@ from fm_core.launch.dispatch import device_count, world
 from fm_core.launch.exit_records import stopped_at
 from fm_core.launch.online_eval import MIN_IMAGES
 from fm_core.launch.supervisor import StageJob, supervise
-from fm_core.report.score_text import accuracy_text, score_record, with_error
+from fm_core.report.score_text import summary
 from fm_core.run.directory import RunDirectory, environment
 from fm_core.run.lease import Lease
 from fm_core.run.progress import Observer, Progress, ProgressPhases, no_progress
@@ -161,6 +162,7 @@ def _scores(evaluation: EvaluationRun) -> dict[str, Any]:
         evaluation.device,
         classes_in_turn=evaluation.classes_in_turn,
     )
+    scores |= memorization_records(evaluation, samples, held_out)
     head: dict[str, Any] = {"protocol": _protocol(evaluation, samples)}
     if evaluation.model:
         head |= {"step": evaluation.model.step, "images_seen": evaluation.model.images_seen}
@@ -208,39 +210,6 @@ def _write_reference(evaluation: EvaluationRun, file: str) -> None:
         evaluation.open(lambda step, steps, loss: None)
     gaussian = evaluation.reference.gaussian
     write_statistics(Path(file), gaussian, evaluation.extractor, evaluation.manifest)
-
-
-def summary(scores: dict[str, Any]) -> str:
-    """The scores in one line."""
-    parts = list[str]()
-    if frechet := scores.get("frechet_distance"):
-        held_out = scores["frechet_distance_of_held_out"]
-        # The distance decreases with the number of images: only equal numbers are comparable.
-        same_size = scores.get("frechet_distance_of_as_many", frechet)
-        parts.append(
-            f"Fréchet distance ({frechet['features']} features, {same_size['images']} images) "
-            f"{with_error(same_size, 2)}, real held-out images {with_error(held_out, 2)}"
-        )
-    if accuracy := accuracy_text(scores):
-        parts.append(accuracy)
-    for key, name in (
-        ("kernel_distance", "kernel distance"),
-        ("inception_score", "Inception Score"),
-        ("classifier_score", "classifier score"),
-    ):
-        if (record := score_record(scores, key)) and not frechet:
-            parts.append(f"{name} {record['value']:.4g} ± {record['stderr']:.2g}")
-    if recognized := scores.get("recognised"):
-        parts.append(f"{recognized['value']:.1%} recognised (real: {recognized['held_out']:.1%})")
-    if copies := scores.get("duplicates"):
-        parts.append(f"{copies['images']} of {copies['of']} images are copies of others")
-    if nfe := scores.get("nfe"):
-        parts.append(f"NFE {nfe['mean']:.0f}")
-    if bits := scores.get("bits_per_dim"):
-        parts.append(f"{with_error(bits, 3)} bits/dim (K = 1)")
-        if k_sample := bits.get("k_sample"):
-            parts.append(f"{with_error(k_sample, 3)} bits/dim (K = {k_sample['k']})")
-    return "; ".join(parts)
 
 
 def _protocol(evaluation: EvaluationRun, samples: Parts) -> dict[str, Any]:
