@@ -81,9 +81,9 @@ class ReproduceSection(Section):
     and budget of the other sections."""
     cells: tuple[ExperimentSection, ...] = ()
     """The experiments, in the order of tables and figures; a file may use the key `experiments` instead."""
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
-    """Seeds of the runs; on images every experiment is trained once with each. With one seed there is no
-    verdict about training."""
+    seeds: tuple[int, ...] | None = Field(default=None, min_length=1)
+    """Seeds of the runs: every experiment is trained once with each. By default run.seed in 2-D, 0 on images.
+    With one seed there is no verdict about training."""
     plane: Toy2dSection = Toy2dSection()
     """Settings of the 2-D experiments."""
     images: ImagesSection = ImagesSection()
@@ -103,7 +103,7 @@ class ReproduceSection(Section):
         seeds = cast(dict[str, Any], images).get("seeds") if isinstance(images, dict) else None
         if seeds is None:
             return named
-        if "seeds" in named:
+        if named.get("seeds") is not None:
             raise ValueError(
                 "reproduce.images.seeds is the former place of reproduce.seeds: keep one of them"
             )
@@ -111,10 +111,9 @@ class ReproduceSection(Section):
 
     @model_validator(mode="after")
     def _check_experiments(self) -> Self:
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"reproduce.seeds: a seed appears twice in {', '.join(map(str, self.seeds))}")
-        if self.kind == "plane" and len(self.seeds) > 1:
-            raise ValueError("reproduce.seeds: 2-D experiments take one seed, run.seed; leave this key out")
+        seeds = self.seeds or ()
+        if len(set(seeds)) < len(seeds):
+            raise ValueError(f"reproduce.seeds: a seed appears twice in {', '.join(map(str, seeds))}")
         names = [cell.name for cell in self.cells]
         if len(set(names)) < len(names):
             raise ValueError(f"reproduce.cells: two experiments have the same name: {', '.join(names)}")

@@ -98,7 +98,7 @@ class EvaluationRun:
 
     @cached_property
     def key(self) -> str:
-        """Name of the scores file: the key of the samples, and a hash of what scores them but memorization."""
+        """Name of the scores file: key of the samples, and a hash of what scores them but memorization."""
         excluded = {"processes", "reference_out", "beside", "classifier_min_accuracy"}
         settings = self.settings.model_dump(mode="json", exclude=excluded)
         settings["metrics"] = [name for name in settings["metrics"] if name != "memorization"]

@@ -43,7 +43,7 @@ ImagesByRun = Mapping[str, Mapping[str, Tensor]]
 def comparison_page(results: Results, images: ImagesByRun) -> str:
     """The page as HTML; arguments as `comparison_sections`."""
     config = results["config"]
-    seeds = config["reproduce"].get("seeds") or config["reproduce"]["images"]["seeds"]
+    seeds = sorted({record["seed"] for record in results["cells"] if "seed" in record})
     lead = (
         f"{results['data']}: {len(results['summary'])} objectives, {config['train']['images']:,} images seen "
         f"by each unless the table says otherwise, seeds {', '.join(map(str, seeds))}."

@@ -78,8 +78,8 @@ def reconstruct(config: RunConfig, width: float, step: int | None = None) -> Pat
         widths = ", ".join(f"{stored_width:g}" for stored_width in config.train.ema_power_widths)
         raise UserError(
             f"{power_name(width)}: the snapshots of widths {widths} up to step {last} do not span it "
-            f"(mismatch {distance:.2g}, at most {MAX_MISMATCH:g}); choose a width nearer to these, or train with "
-            "more snapshots (train.snapshot_images)"
+            f"(mismatch {distance:.2g}, at most {MAX_MISMATCH:g}); choose a width nearer to these, or train "
+            "with more snapshots (train.snapshot_images)"
         )
     tensors, metadata = _combine([path for path, _ in stored], coefficients.tolist())
     recipe = {**json.loads(metadata["recipe"]), "average": {"width": width, "mismatch": distance}}

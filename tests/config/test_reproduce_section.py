@@ -65,7 +65,7 @@ def test_experiments_is_an_alias_of_cells():
 
 
 def test_seeds_have_one_key_and_their_former_place_is_still_read():
-    assert ReproduceSection().seeds == (0,)
+    assert ReproduceSection().seeds is None  # run.seed in 2-D, 0 on images
     former = ReproduceSection.model_validate(
         {"kind": "images", "images": {"seeds": [1, 2], "curve_images": 8}}
     )
@@ -74,7 +74,6 @@ def test_seeds_have_one_key_and_their_former_place_is_still_read():
     for keys, message in (
         ({"kind": "images", "seeds": [0], "images": {"seeds": [1]}}, "keep one of them"),
         ({"kind": "images", "seeds": [1, 1]}, "appears twice"),
-        ({"seeds": [0, 1]}, "2-D experiments take one seed"),
     ):
         with pytest.raises(ValueError, match=message):
             ReproduceSection.model_validate(keys)

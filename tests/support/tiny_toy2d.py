@@ -29,11 +29,11 @@ PLANE = {
 }
 
 
-def configured(root, cells=CELLS, **plane) -> RunConfig:
+def configured(root, cells=CELLS, seeds=None, **plane) -> RunConfig:
     tree = {
         "run": {"name": "tiny", "root": str(root)},
         "launch": {"threads": 1},
-        "reproduce": {"cells": cells, "plane": {**PLANE, **plane}},
+        "reproduce": {"cells": cells, "seeds": seeds, "plane": {**PLANE, **plane}},
     }
     return parse_config(tree, where="tiny.yaml")
 
