@@ -99,7 +99,7 @@ def compare_cost(candidate: Sequence[CurvePoint], baseline: Sequence[CurvePoint]
     Costs are those that were measured, not interpolated: a factor is as coarse as the grid of costs. Its
     range comes from resampling every distance within its standard error (always with the same seed), by
     Student's t where the error is that of few seeds. The candidate is cheaper where this range lies above 1,
-    which is rare between equal curves, as a target is harder to reach than to set (about 1%, simulated). It is
+    which is rare between equal curves: a target is harder to reach than to set (about 1%, simulated). It is
     more costly where all but 2.5% of the resampled factors lie below 1.
 
     Raises:

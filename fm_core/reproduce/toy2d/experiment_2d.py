@@ -46,7 +46,7 @@ class ToyExperiment:
     name: str
     """Name of its directory: that of the objective, with the seed if it is not run.seed."""
     label: str
-    """The title, with the number of steps where it is smaller than that of the others, and one of many seeds."""
+    """The title, with the number of steps where it is smaller than that of the others, and its seed."""
     objective: Objective
     steps: int
     cache: ArtifactCache
