@@ -103,8 +103,8 @@ def over_seeds_section(results: Mapping[str, Any]) -> list[PageSection]:
     comparisons = sum("verdict" in record for record in records.values())
     note = (
         "±: deviation over seeds. The verdict is about the NLL of flow matching on the optimal-transport "
-        f"path against that of the objective, by Student's t over seeds; {comparisons} comparisons, each with "
-        f"a probability of at most {FALSE_POSITIVES:.0%} of a difference where there is none."
+        f"path against that of the objective, by Student's t over seeds; {comparisons} comparisons, each "
+        f"with a probability of at most {FALSE_POSITIVES:.0%} of a difference where there is none."
     )
     head = ["objective", "seeds", "NLL, nats", "NFE", "FM-OT against it"]
     return [PageSection("Over seeds", [Table(head, rows)], note)]
