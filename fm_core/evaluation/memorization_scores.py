@@ -36,7 +36,8 @@ def memorization_records(evaluation: EvaluationRun, samples: Parts, validation: 
     ):
         return {}
     pixels, real = _first_samples(evaluation), evaluation.read_validation(range(_count(validation)))[0]
-    distances = [nearest_distances(images, _training_blocks(evaluation)) for images in (pixels, real)]
+    device = evaluation.device
+    distances = [nearest_distances(p.to(device), _training_blocks(evaluation)) for p in (pixels, real)]
     record: Record = {"pixels": _record(*distances, min(TRAINING_IMAGES, manifest.splits["train"].images))}
     features, of_real = (torch.cat([part["features"] for part in parts]) for parts in (samples, validation))
     rows = evaluation.reference.rows if settings.reference == "train" else None

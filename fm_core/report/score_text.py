@@ -96,8 +96,10 @@ def summary(scores: Record) -> str:
         same_size = scores.get("frechet_distance_of_as_many", frechet)
         parts.append(
             f"Fréchet distance ({frechet['features']} features, {same_size['images']} images) "
-            f"{with_error(same_size, 2)}, real held-out images {with_error(held_out, 2)}"
+            f"{same_size['value']:.2f} ± {same_size['stderr']:.2f}, real held-out images {held_out['value']:.2f}"
         )
+        if reason := same_size.get("unreliable"):
+            parts.append(f"its ± is unreliable: {reason}")
     if accuracy := accuracy_text(scores):
         parts.append(accuracy)
     for key, name in (
@@ -108,9 +110,7 @@ def summary(scores: Record) -> str:
         if (record := score_record(scores, key)) and not frechet:
             parts.append(f"{name} {record['value']:.4g} ± {record['stderr']:.2g}")
     if nearer := scores.get("memorization", {}).get("pixels", {}).get("nearer"):
-        parts.append(
-            f"nearer to training images than validation images are: {with_error(nearer, 2)} (0.5: equal)"
-        )
+        parts.append(f"{with_error(nearer, 2)} nearer to training images than validation images are")
     if recognized := scores.get("recognised"):
         parts.append(f"{recognized['value']:.1%} recognised (real: {recognized['held_out']:.1%})")
     if copies := scores.get("duplicates"):
