@@ -96,7 +96,8 @@ def summary(scores: Record) -> str:
         same_size = scores.get("frechet_distance_of_as_many", frechet)
         parts.append(
             f"Fréchet distance ({frechet['features']} features, {same_size['images']} images) "
-            f"{same_size['value']:.2f} ± {same_size['stderr']:.2f}, real held-out images {held_out['value']:.2f}"
+            f"{same_size['value']:.2f} ± {same_size['stderr']:.2f}, "
+            f"real held-out images {held_out['value']:.2f}"
         )
         if reason := same_size.get("unreliable"):
             parts.append(f"its ± is unreliable: {reason}")
