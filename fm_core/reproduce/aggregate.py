@@ -35,11 +35,16 @@ def summary(seeds: Sequence[Record]) -> dict[str, Any]:
         "steps": first["steps"],
         "images_seen": first["images_seen"],
         "error_is": "deviation over seeds" if len(seeds) > 1 else "the estimator's standard error",
-        "frechet_distance": _number(seeds, "frechet_distance"),
+        "covers": "training seeds" if len(seeds) > 1 else "samples",
+        "frechet_distance": _distance_record(seeds),
         "nfe": asdict(over_seeds([Measured(seed["scores"]["nfe"]["mean"], 0.0) for seed in seeds])),
     }
-    if all("bits_per_dim" in seed["scores"] for seed in seeds):
-        record["bits_per_dim"] = _number(seeds, "bits_per_dim")
+    bits = [seed["scores"]["bits_per_dim"] for seed in seeds if "bits_per_dim" in seed["scores"]]
+    if len(bits) == len(seeds):
+        record["bits_per_dim"] = {**_number(bits), "k": 1}
+        if all("k_sample" in each for each in bits):
+            draws = [each["k_sample"] for each in bits]
+            record["bits_per_dim_k_sample"] = {**_number(draws), "k": draws[0]["k"]}
     return record
 
 

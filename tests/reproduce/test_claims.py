@@ -1,5 +1,6 @@
 """Verdicts on the paper's claims, from made-up numbers with known answers."""
 
+import json
 import random
 
 import pytest
@@ -17,6 +18,7 @@ from fm_core.reproduce.claims import (
     over_seeds,
     reached_at,
 )
+from fm_core.reproduce.seed_differences import paired_bits
 
 
 def curve(*pairs, stderr=0.1):
@@ -186,6 +188,40 @@ def test_numbers_of_several_seeds_are_means_with_deviations():
     drawn = curves(seeds)
     assert [p["images_seen"] for p in drawn["while_training"]["ours"]] == [100, 200]
     assert list(drawn["solvers"]) == ["midpoint"]
+
+
+def test_k_draws_limits_and_labels_reach_the_summary():
+    one = record("ours", 0, 2.0)
+    one["scores"]["bits_per_dim"]["k_sample"] = {"value": 1.4, "stderr": 0.01, "k": 50}
+    extra = {"images": 1_000, "infinity": {"value": 1.0, "stderr": 0.2}, "unreliable": "few"}
+    one["scores"]["frechet_distance"] |= extra
+    row = summary([one])
+    assert (row["bits_per_dim"]["k"], row["bits_per_dim"]["value"]) == (1, 1.5)
+    assert row["bits_per_dim_k_sample"] == {"value": 1.4, "stderr": 0.01, "k": 50}
+    assert row["frechet_distance"] == {"value": 2.0, "stderr": 0.1, **extra}
+    assert row["covers"] == "samples"
+
+
+def test_bits_of_the_same_images_are_compared_in_pairs(tmp_path):
+    """Over images for one seed, over seeds for several; what the images share cancels."""
+    records = []
+    for name, offset in (("other", 0.05), ("ours", 0.0)):
+        for seed in (0, 1, 2):
+            file = tmp_path / f"{name}-{seed}.json"
+            lines = [{"image": i, "bits": i % 9 + offset + 0.001 * seed, "k_sample": 0.0} for i in range(30)]
+            bits_file = file.with_suffix(".bits.jsonl")
+            bits_file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            records.append({**record(name, seed, 2.0), "seed": seed, "scores_file": str(file)})
+    groups = by_objective(records)
+    over_seeds = paired_bits(groups, "ours")["other"]["1"]
+    assert over_seeds["value"] == pytest.approx(-0.05)
+    assert (over_seeds["seeds"], over_seeds["covers"]) == (3, "training seeds")
+    assert over_seeds["words"].startswith("fewer: -0.0500 ± 0.0000 over 3 seeds")
+    one = paired_bits({name: seeds[:1] for name, seeds in groups.items()}, "ours")["other"]["1"]
+    assert one["words"].endswith(ONE_SEED)
+    assert one["covers"] == "validation images"
+    assert paired_bits(groups, "") == {}
+    assert paired_bits(by_objective([record("ours", 0, 2.0), record("other", 0, 2.0)]), "ours") == {}
 
 
 def test_seeds_meet_where_each_of_them_was_measured():
