@@ -99,6 +99,8 @@ def scores(config: RunConfig, result: StageResult) -> None:
     protocol = record.pop("protocol", {})
     rows: list[dict[str, Any]] = []
     for name, score in record.items():
+        if isinstance(score, dict) and "alias_of" in score:
+            continue
         entry: dict[str, Any] = dict(score) if isinstance(score, dict) else {"value": score}
         value, error = entry.pop("value", ""), entry.pop("stderr", None)
         details = ", ".join(f"{key} {detail}" for key, detail in flatten_record(entry))

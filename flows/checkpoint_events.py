@@ -87,10 +87,13 @@ class CheckpointEvents:
 def publish_distances(scores: list[dict[str, Any]]) -> None:
     """Create the artifacts `distance-curve` and `distances` of all scored checkpoints."""
     from fm_core.report.plots import distance_curve
+    from fm_core.report.score_text import with_error
 
     best = min(scores, key=lambda line: line["frechet_distance"])
     metric = f"Fréchet distance ({best['features']} features, {best['images']} images)"
-    value = f"{best['frechet_distance']:.2f} ± {best['stderr']:.2f}"
+    accuracy = best.get("classifier_accuracy")
+    metric += f", classifier {accuracy:.1%} accurate" if accuracy is not None else ""
+    value = with_error({**best, "value": best["frechet_distance"]}, 2)
     description = f"{metric} of {len(scores)} checkpoints; the best is {value}, at step {best['step']:,}"
     create_image_artifact(image_uri(distance_curve(scores)), key="distance-curve", description=description)
     create_table_artifact(scores[::-1], key="distances", description=description)

@@ -10,7 +10,7 @@ from fm_core.config.online_eval import OnlineEvalSection
 from fm_core.config.protocols import PROTOCOLS, ProtocolName
 from fm_core.config.section import Section
 
-Metric = Literal["frechet_distance", "kernel_distance", "inception_score", "precision_recall"]
+Metric = Literal["frechet_distance", "kernel_distance", "inception_score", "precision_recall", "memorization"]
 
 
 class LikelihoodSection(Section):
@@ -75,6 +75,9 @@ class EvaluateSection(Section):
     called FID; inception: InceptionV3 of 2015-12-05 (needs evaluate.weights); dinov2: the vision transformer
     of Oquab et al. 2023 (needs evaluate.weights); or a TorchScript file, or package.module:Name of an
     nn.Module."""
+    classifier_min_accuracy: float | None = Field(default=None, ge=0, le=1)
+    """Least accuracy on validation images of the classifier whose features may be used; below it nothing is
+    scored. By default a quarter of the way from chance to 1; 0 accepts any classifier."""
     weights: Location | None = None
     """Path or URL of the extractor's weights; for inception, weights-inception-2015-12-05-6726825d.pth."""
     weights_sha256: str | None = Field(default=None, pattern=r"^[0-9a-fA-F]{64}$")
@@ -84,8 +87,10 @@ class EvaluateSection(Section):
         "kernel_distance",
         "inception_score",
         "precision_recall",
+        "memorization",
     )
-    """Metrics of the samples."""
+    """Metrics of the samples. memorization: their distances to the nearest training images, beside those of
+    validation images, and Fréchet distances to equal numbers of both; not with evaluate.samples sampler."""
     samples: Location | None = None
     """Images to score: by default this run's samples; sampler: the same images, generated but not written;
     or a folder of images, or an .npz with uint8 arr_0 [N, height, width, channels]. Without a configuration

@@ -1,7 +1,7 @@
 """The reproduce section: the experiments of a comparison, their data, and how they are scored."""
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -71,8 +71,8 @@ class Toy2dSection(Section):
 class ImagesSection(Section):
     """A comparison on images: each experiment is a normal run with the settings of the other sections."""
 
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
-    """Seeds of the runs; every experiment is trained once with each."""
+    seeds: tuple[int, ...] | None = Field(default=None, min_length=1)
+    """Former place of reproduce.seeds, which it sets."""
     curve_images: int = Field(default=500, ge=0)
     """Images sampled at every checkpoint, for distance and NFE against images seen; 0: no curves."""
     shown_nfe: tuple[Budget, ...] = (10, 20, 40, 60, 100)
@@ -91,6 +91,9 @@ class ReproduceSection(Section):
     and budget of the other sections."""
     cells: tuple[ExperimentSection, ...] = ()
     """The experiments, in the order of tables and figures; a file may use the key `experiments` instead."""
+    seeds: tuple[int, ...] | None = Field(default=None, min_length=1)
+    """Seeds of the runs: every experiment is trained once with each. By default run.seed in 2-D, 0 on images.
+    With one seed there is no verdict about training."""
     toy2d: Toy2dSection = Toy2dSection()
     """Settings of the 2-D experiments."""
     images: ImagesSection = ImagesSection()
@@ -99,8 +102,28 @@ class ReproduceSection(Section):
     """On images: number of experiments that run in parallel. They share the GPUs of this host, or its cores
     if it has none; with launch.kind slurm each is a separate job."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _take_seeds_of_images(cls, keys: Any) -> Any:
+        """Accept `images.seeds`, the former place of the key."""
+        if not isinstance(keys, dict):
+            return keys
+        named = cast(dict[str, Any], keys)
+        images = named.get("images")
+        seeds = cast(dict[str, Any], images).get("seeds") if isinstance(images, dict) else None
+        if seeds is None:
+            return named
+        if named.get("seeds") is not None:
+            raise ValueError(
+                "reproduce.images.seeds is the former place of reproduce.seeds: keep one of them"
+            )
+        return {**named, "images": {**cast(dict[str, Any], images), "seeds": None}, "seeds": seeds}
+
     @model_validator(mode="after")
     def _check_experiments(self) -> Self:
+        seeds = self.seeds or ()
+        if len(set(seeds)) < len(seeds):
+            raise ValueError(f"reproduce.seeds: a seed appears twice in {', '.join(map(str, seeds))}")
         names = [cell.name for cell in self.cells]
         if len(set(names)) < len(names):
             raise ValueError(f"reproduce.cells: two experiments have the same name: {', '.join(names)}")

@@ -98,10 +98,11 @@ class EvaluationRun:
 
     @cached_property
     def key(self) -> str:
-        """Name of the scores file: the key of the samples, and a hash of everything that scores them."""
-        excluded = {"processes", "reference_out", "online", "output"}
+        """Name of the scores file: key of the samples, and a hash of what scores them but memorization."""
+        excluded = {"processes", "reference_out", "online", "output", "classifier_min_accuracy"}
         excluded |= set() if self.settings.protocol else {"protocol"}
         settings = self.settings.model_dump(mode="json", exclude=excluded)
+        settings["metrics"] = [name for name in settings["metrics"] if name != "memorization"]
         recipe = RECIPE if self.settings.features == "classifier" else None
         files = [
             file_signature(name)
@@ -247,7 +248,7 @@ class EvaluationRun:
         return {**content, "cost": cost.to_tensor()} if cost else content
 
     def _validation_part(self, number: int) -> Mapping[str, Tensor]:
-        return self._extract(self._read_validation(self._validation_ranges()[number])[0])
+        return self._extract(self.read_validation(self._validation_ranges()[number])[0])
 
     def _extract(self, images: Tensor) -> dict[str, Tensor]:
         return {**self.extractor.outputs(images), "digests": digests(images)}
@@ -256,7 +257,8 @@ class EvaluationRun:
     def _validation_order(self) -> NDArray[np.int64]:
         return fair_order(self.manifest, "val")
 
-    def _read_validation(self, images: range) -> tuple[Tensor, Tensor]:
+    def read_validation(self, images: range) -> tuple[Tensor, Tensor]:
+        """Read validation images uint8 [n, C, S, S] and labels by their position in the fair order."""
         with ImageReader(self.config.data.root, self.manifest, "val") as reader:
             return reader.read(self._validation_order[images.start : images.stop])
 
@@ -282,7 +284,7 @@ class EvaluationRun:
                 key = fingerprint(parts)[:12]
 
                 def make(number: int, ranges: list[range] = ranges, settings: Any = settings) -> Any:
-                    pixels, labels = self._read_validation(ranges[number])
+                    pixels, labels = self.read_validation(ranges[number])
                     return batch_bits(model, pixels, labels, ranges[number], settings, seed, self.device)
 
                 tasks.append(ResumableParts(phase, self._store(f"bits-{key}"), "bits", ranges, make))

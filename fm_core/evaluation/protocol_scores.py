@@ -15,7 +15,7 @@ from fm_core.evaluation.features.extractor import Extractor
 from fm_core.evaluation.metrics.frechet import estimate_frechet_distance
 from fm_core.evaluation.metrics.precision_recall import precision_and_recall
 from fm_core.evaluation.reference import Reference, subset_indices
-from fm_core.evaluation.scores import Parts, Record, concatenate
+from fm_core.evaluation.scores import BOTH_SETS, SAMPLES_ONLY, Parts, Record, concatenate, error_record
 
 SHUFFLE_SEED = 2020
 """Of numpy's RandomState, by which torch-fidelity shuffles images before it cuts splits."""
@@ -84,7 +84,7 @@ def protocol_records(
         estimate = estimate_frechet_distance(spatial.to(device), reference.spatial.to(device), limit=False)
         records["spatial_frechet_distance"] = {
             "value": estimate.value,
-            "stderr": estimate.stderr,
+            **error_record(estimate.stderr, SAMPLES_ONLY, estimate.unreliable),
             "features": f"{extractor.name} mixed_6/conv, 7 channels",
             "images": len(spatial),
             "reference": reference.name,
@@ -96,8 +96,11 @@ def protocol_records(
         k = protocol.neighbors or 3
         result = precision_and_recall(selected, reference.rows.to(device), k)
         source |= {"images": len(selected), "reference_images": len(reference.rows), "neighbours": k}
-        records["precision"] = {"value": result.precision, "stderr": result.precision_stderr, **source}
-        records["recall"] = {"value": result.recall, "stderr": result.recall_stderr, **source}
+        for name, value, stderr in (
+            ("precision", result.precision, result.precision_stderr),
+            ("recall", result.recall, result.recall_stderr),
+        ):
+            records[name] = {"value": value, **error_record(stderr, BOTH_SETS, result.unreliable), **source}
     return records
 
 

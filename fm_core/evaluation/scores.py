@@ -10,7 +10,7 @@ from torch import Tensor
 from fm_core.config import EvaluateSection
 from fm_core.data.sources.splits import permutation
 from fm_core.evaluation.dataset_likelihood import Likelihood
-from fm_core.evaluation.features.extractor import Extractor
+from fm_core.evaluation.features.extractor import INCEPTION, Extractor
 from fm_core.evaluation.metrics.frechet import estimate_frechet_distance
 from fm_core.evaluation.metrics.inception_score import inception_score
 from fm_core.evaluation.metrics.kid import kernel_distance
@@ -21,6 +21,8 @@ CONFIDENCE = 0.9
 """An image counts as recognized if the classifier gives one class a higher probability than this."""
 
 VALUE = ("value", "stderr")
+SAMPLES_ONLY, BOTH_SETS = "samples, for a given reference", "samples and reference images"
+"""What varies between the sets of images that a standard error is the deviation over; never the training."""
 Record = dict[str, Any]
 Parts = Sequence[Mapping[str, Tensor]]
 
@@ -41,9 +43,9 @@ def image_scores(
 ) -> Record:
     """Compute all scores from parts with `features`, `probabilities` and `digests`.
 
-    Samples whose classes may follow each other are mixed first (`classes_in_turn`): otherwise a block of the
-    jackknife, image i mod 20, could be of one class. Scores that were not requested, or that the extractor
-    does not support, are absent; without validation images, so are those of them.
+    Samples whose classes may follow each other are mixed first (`classes_in_turn`). Scores that were not
+    requested, or that the extractor does not support, are absent; without validation images, so are those of
+    them.
     """
     features = torch.cat([part["features"] for part in samples])
     real = torch.cat([part["features"] for part in validation]) if validation else None
@@ -59,9 +61,7 @@ def image_scores(
     real_probabilities = concatenate(validation, "probabilities") if validation else None
     if probabilities is not None:
         if "inception_score" in settings.metrics:
-            score = inception_score(probabilities[mixed])
-            source = {"features": extractor.name, "images": len(features)}
-            scores["inception_score"] = {"value": score.value, "stderr": score.stderr, **source}
+            scores |= _class_score_records(probabilities[mixed], extractor)
         if extractor.validation_accuracy is not None and real_probabilities is not None:
             scores["recognised"] = recognition_record(probabilities, real_probabilities)
             scores["classifier"] = {
@@ -79,11 +79,11 @@ def _frechet_records(
 ) -> Record:
     gaussian = reference.gaussian.to(device)
 
-    def record(rows: Tensor) -> Record:
+    def record(rows: Tensor, covers: str) -> Record:
         estimate = estimate_frechet_distance(rows, gaussian)
         return {
             "value": estimate.value,
-            "stderr": estimate.stderr,
+            **error_record(estimate.stderr, covers, estimate.unreliable),
             "features": extractor.name,
             "images": len(rows),
             "reference": reference.name,
@@ -92,12 +92,16 @@ def _frechet_records(
         }
 
     if real is None:
-        return {"frechet_distance": record(features)}
+        return {"frechet_distance": record(features, SAMPLES_ONLY)}
     # The distance decreases with the number of images: only equal numbers are comparable.
     validation = real[: len(features)]
-    scores = {"frechet_distance": record(features), "frechet_distance_of_held_out": record(validation)}
+    scores = {
+        "frechet_distance": record(features, SAMPLES_ONLY),
+        "frechet_distance_of_held_out": record(validation, "validation images, for a given reference"),
+    }
     if len(features) > len(real):
-        scores["frechet_distance_of_as_many"] = record(features[subset_indices(len(features), len(real))])
+        as_many = features[subset_indices(len(features), len(real))]
+        scores["frechet_distance_of_as_many"] = record(as_many, SAMPLES_ONLY)
     return scores | _ratio_record(scores)
 
 
@@ -108,9 +112,17 @@ def _ratio_record(scores: Record) -> Record:
     if min(real["value"], own["value"]) <= 0:
         return {}
     value = own["value"] / real["value"]
-    relative = math.hypot(own["stderr"] / own["value"], real["stderr"] / real["value"])
-    source = {"features": own["features"], "images": own["images"]}
-    return {"frechet_distance_ratio": {"value": value, "stderr": value * relative, **source}}
+    stderr = value * math.hypot(own["stderr"] / own["value"], real["stderr"] / real["value"])
+    reason = own.get("unreliable") or real.get("unreliable")
+    error = error_record(stderr, "samples and validation images, for a given reference", reason)
+    return {
+        "frechet_distance_ratio": {
+            "value": value,
+            **error,
+            "features": own["features"],
+            "images": own["images"],
+        }
+    }
 
 
 def _pairwise_records(
@@ -122,13 +134,36 @@ def _pairwise_records(
     scores: Record = {}
     if "kernel_distance" in settings.metrics:
         kid = kernel_distance(selected, real)
-        scores["kernel_distance"] = {"value": kid.value, "stderr": kid.stderr, **source}
+        error = error_record(kid.stderr, BOTH_SETS, kid.unreliable)
+        scores["kernel_distance"] = {"value": kid.value, **error, **source}
     if "precision_recall" in settings.metrics:
         result = precision_and_recall(selected, real)
         source |= {"neighbours": NEIGHBORS}
-        scores["precision"] = {"value": result.precision, "stderr": result.precision_stderr, **source}
-        scores["recall"] = {"value": result.recall, "stderr": result.recall_stderr, **source}
+        for name, value, stderr in (
+            ("precision", result.precision, result.precision_stderr),
+            ("recall", result.recall, result.recall_stderr),
+        ):
+            scores[name] = {"value": value, **error_record(stderr, BOTH_SETS, result.unreliable), **source}
     return scores
+
+
+def _class_score_records(probabilities: Tensor, extractor: Extractor) -> Record:
+    """The Inception Score; of another network than Inception it is a classifier score, and an alias."""
+    score = inception_score(probabilities)
+    record = {
+        "value": score.value,
+        **error_record(score.stderr, "samples", score.unreliable),
+        "features": extractor.name,
+        "images": len(probabilities),
+    }
+    if extractor.name == INCEPTION:
+        return {"inception_score": record}
+    return {"classifier_score": record, "inception_score": {**record, "alias_of": "classifier_score"}}
+
+
+def error_record(stderr: float, covers: str, unreliable: str | None) -> Record:
+    """A standard error in the scores file: what varies in it, and why it is unreliable if it is."""
+    return {"stderr": stderr, "covers": covers, **({"unreliable": unreliable} if unreliable else {})}
 
 
 def recognition_record(samples: Tensor, validation: Tensor) -> Record:
@@ -174,6 +209,7 @@ def likelihood_record(result: Likelihood, tolerances: Mapping[str, float]) -> Re
     record: Record = {
         "value": result.single_sample.value,
         "stderr": result.single_sample.stderr,
+        "covers": "validation images, draws and probes",
         "images": result.single_sample.images,
         "k": 1,
         "probe_std": result.single_sample.probe_std,

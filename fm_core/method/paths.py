@@ -147,7 +147,8 @@ class VariancePreserving(Path):
 
     T(s) = s beta_min + s^2 (beta_max - beta_min) / 2 and beta(s) = T'(s) (the paper's App. E.1). sigma'_t is
     infinite at t = 1, so the interval ends at 1 - epsilon, for training, sampling and likelihood alike.
-    The ODE starts from N(0, I), though alpha_0 = 0.0066: a mismatch of about 1e-2 nats per dimension.
+    The ODE starts from N(0, I), though alpha_0 = 0.0066: for data of size 1 a mismatch of at most 2e-5 nats
+    per dimension on average, and about 2e-3 at worst.
     """
 
     name: ClassVar[str] = "variance-preserving"

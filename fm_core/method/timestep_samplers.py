@@ -45,7 +45,11 @@ class Uniform(TimestepSampler):
 
 @dataclass(frozen=True)
 class LogitNormal(TimestepSampler):
-    """logit(t) ~ N(mean, std^2), with (0, 1) scaled to the interval (Esser et al. 2024)."""
+    """logit(t) ~ N(mean, std^2), with (0, 1) scaled to the interval (Esser et al. 2024).
+
+    t = 1 is data: a positive mean favors times near the data. In Esser et al., where t = 1 is noise, it has
+    the opposite sign.
+    """
 
     name: ClassVar[str] = "logit-normal"
     interval: Interval = (0.0, 1.0)

@@ -114,7 +114,10 @@ class Transformer(nn.Module):
         self._initialize()
 
     def _initialize(self) -> None:
-        """Xavier weights and zero biases, except for layers initialized to zero."""
+        """Xavier weights and zero biases, except for layers initialized to zero.
+
+        Biases of the time embedding keep torch's uniform distribution; those of DiT are zero.
+        """
         for block in self.blocks:
             for layer in block.children():
                 if isinstance(layer, Linear):

@@ -6,10 +6,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from fm_core.report.html import Figure, PageSection, Table, data_uri
+from fm_core.report.memorization_table import memorization_verdict
 from fm_core.report.plots import nfe_curves
+from fm_core.report.score_text import (
+    INCEPTION,
+    accuracy_text,
+    distance_title,
+    error_notes,
+    score_record,
+    with_error,
+)
 
-INCEPTION = "inception-v3-2015-12-05"
-"""Name of the features with which a Fréchet distance is FID."""
 SUBJECT_KEYS = ("weights_sha256", "samples_digest")
 """Keys of a protocol that identify what is scored; they may differ without a difference of protocol."""
 
@@ -36,16 +43,25 @@ class Comparison:
     table: Table
     differences: Sequence[str]
     """A line for each key in which the protocols differ; empty where the numbers are comparable."""
+    notes: Sequence[str] = ()
+    """What the errors cover, and which numbers are not to be compared."""
 
     def text(self) -> str:
         """The table as Markdown, followed by the differences."""
         rows = [self.table.head, ["---"] * len(self.table.head), *self.table.rows]
         lines = ["| " + " | ".join(row) + " |" for row in rows]
+        lines += ["", *self.notes] if self.notes else []
         if self.differences:
             lines += ["", WARNING, *(f"- {line}" for line in self.differences)]
         return "\n".join(lines)
 
 
+LIMIT = "frechet_limit"
+"""Column of the limit of the distance, shown where distances are of different numbers of images."""
+DIFFERENT_SIZES = (
+    "Fréchet distances of different numbers of images are not comparable, as fewer give a larger one; their "
+    "limits are."
+)
 WARNING = "These scores have different protocols and are comparable only as far as these differences allow:"
 
 
@@ -59,7 +75,20 @@ def compare_scores(entries: Sequence[ScoreEntry]) -> Comparison:
         protocols += [entry.protocol] if entry.protocol not in protocols else []
     letters = [chr(ord("A") + number % 26) for number in range(len(protocols))]
     several = len(protocols) > 1
-    columns = [column for column in COLUMNS if any(column.key in entry.scores for entry in entries)]
+    sizes = {record.get("images") for entry in entries if (record := entry.scores.get("frechet_distance"))}
+    columns = [
+        column
+        for column in COLUMNS
+        if any(score_record(entry.scores, column.key) for entry in entries)
+        and (column.key != LIMIT or len(sizes) > 1)
+    ]
+    notes = error_notes(
+        (column.head(entries), record)
+        for column in columns
+        for entry in entries
+        if column.key != LIMIT and (record := score_record(entry.scores, column.key))
+    )
+    notes += [DIFFERENT_SIZES] if len(sizes) > 1 else []
     head = ["", *(["protocol"] if several else []), *(column.head(entries) for column in columns)]
     rows = [
         [
@@ -69,7 +98,7 @@ def compare_scores(entries: Sequence[ScoreEntry]) -> Comparison:
         ]
         for entry in entries
     ]
-    return Comparison(Table(head, rows), _differences(protocols, letters))
+    return Comparison(Table(head, rows), _differences(protocols, letters), notes)
 
 
 def _differences(protocols: Sequence[Mapping[str, Any]], letters: Sequence[str]) -> list[str]:
@@ -102,38 +131,40 @@ class Column:
 
     def head(self, entries: Sequence[ScoreEntry]) -> str:
         """The column's title; a Fréchet distance is called FID where all entries use Inception features."""
-        kinds = {entry.scores[self.key].get("features") for entry in entries if self.key in entry.scores}
+        records = [record for entry in entries if (record := score_record(entry.scores, self.key))]
+        kinds = {str(record.get("features")) for record in records}
         if self.key == "frechet_distance":
             return distance_title(kinds.pop()) if len(kinds) == 1 else self.title
+        if self.key == "bits_per_dim_k_sample":
+            return f"bits/dim, K = {' or '.join(str(k) for k in sorted({r['k'] for r in records}))}"
         return self.title
 
     def cell(self, scores: Mapping[str, Any]) -> str:
         """Value, standard error and number of images; empty where the score is absent."""
-        if self.key not in scores:
-            return ""
-        record = scores[self.key]
-        value = record.get("value", record.get("mean"))
-        error = f" ± {record['stderr']:.{self.digits}f}" if "stderr" in record else ""
+        record = score_record(scores, self.key)
+        if record is None:
+            return "not known" if self.key == LIMIT and "frechet_distance" in scores else ""
+        if self.key == "classifier":
+            return f"{record['held_out_accuracy']:.1%}"
         images = f" ({record['images']:,})" if "images" in record else ""
-        return f"{value:.{self.digits}f}{error}{images}"
+        return f"{with_error(record, self.digits)}{images}"
 
 
 COLUMNS = (
     Column("frechet_distance", "Fréchet distance", 3),
+    Column(LIMIT, "its limit for infinitely many images", 3),
+    Column("classifier", "accuracy of the classifier", 3),
     Column("spatial_frechet_distance", "sFID", 3),
     Column("kernel_distance", "kernel distance", 5),
     Column("inception_score", "Inception Score", 2),
     Column("inception_score_of_splits", "Inception Score of splits", 2),
+    Column("classifier_score", "classifier score", 2),
     Column("precision", "precision", 3),
     Column("recall", "recall", 3),
-    Column("bits_per_dim", "bits/dim", 3),
+    Column("bits_per_dim", "bits/dim, K = 1", 3),
+    Column("bits_per_dim_k_sample", "bits/dim, K > 1", 3),
     Column("nfe", "NFE", 0),
 )
-
-
-def distance_title(features: str) -> str:
-    """FID for the features that define FID; the Fréchet distance of the named features otherwise."""
-    return "FID" if features == INCEPTION else f"Fréchet distance ({features} features)"
 
 
 def scores_section(scores: Mapping[str, Any]) -> PageSection:
@@ -146,14 +177,11 @@ def scores_section(scores: Mapping[str, Any]) -> PageSection:
     ):
         if key in scores:
             rows += _distance_rows(scores[key], what)
-    for column in COLUMNS[1:7]:
-        if column.key in scores:
-            record = scores[column.key]
+    for column in COLUMNS[3:10]:
+        if record := score_record(scores, column.key):
             against = f" against {record['reference_images']:,}" if "reference_images" in record else ""
-            error = record.get("stderr", record.get("std_over_splits", 0.0))
-            value = f"{record['value']:.{column.digits}f} ± {error:.{column.digits}f}"
             of = f"{record['images']:,} samples{against}, {record['features']} features"
-            rows.append([column.title, value, of])
+            rows.append([column.title, with_error(record, column.digits), of])
     rows += _classifier_rows(scores)
     if copies := scores.get("duplicates"):
         rows.append(["copies of other samples", f"{copies['images']:,}", f"of {copies['of']:,} samples"])
@@ -167,18 +195,28 @@ def scores_section(scores: Mapping[str, Any]) -> PageSection:
         note = f"Reference: {distance['reference']}."
         if distance["features"] != INCEPTION:
             note = f"Distances with {distance['features']} features are not FID. {note}"
+        if verdict := memorization_verdict(scores):
+            note = f"{verdict} {note}"
+        if accuracy := accuracy_text(scores):
+            note = f"{note} Of these features: {accuracy}."
+    titles = {column.key: column.head([ScoreEntry("", scores)]) for column in COLUMNS}
+    records = [
+        (titles[key], record) for key in titles if key != LIMIT and (record := score_record(scores, key))
+    ]
+    note = " ".join([note, *error_notes(records)]).strip()
     figures = [_curve_figure(scores["nfe_curve"])] if "nfe_curve" in scores else []
     protocol = json.dumps(scores["protocol"], indent=1)
     return PageSection("Scores", [Table(["", "value", "of"], rows), *figures], note, text=protocol)
 
 
 def _distance_rows(record: Mapping[str, Any], what: str) -> list[list[str]]:
-    value = f"{record['value']:.3f} ± {record['stderr']:.3f}"
     few = ", fewer than features" if record.get("fewer_images_than_features") else ""
-    rows = [[distance_title(record["features"]), value, f"{record['images']:,} {what}{few}"]]
-    if limit := record.get("infinity"):
-        value = f"{limit['value']:.3f} ± {limit['stderr']:.3f}"
-        rows.append(["", value, f"extrapolated to infinitely many {what}"])
+    of = f"{record['images']:,} {what}{few}"
+    rows = [[distance_title(record["features"]), with_error(record, 3), of]]
+    if limit := score_record({"frechet_distance": record}, LIMIT):
+        rows.append(["", with_error(limit, 3), f"extrapolated to infinitely many {what}"])
+    else:
+        rows.append(["", "not known", f"at infinitely many {what}: at most two images per feature"])
     return rows
 
 
@@ -212,10 +250,9 @@ def _likelihood_rows(scores: Mapping[str, Any]) -> list[list[str]]:
         return []
     bits = scores["bits_per_dim"]
     detail = f"{bits['images']:,} validation images, K = {bits['k']}, probe deviation {bits['probe_std']:.3f}"
-    rows = [["bits/dim", f"{bits['value']:.3f} ± {bits['stderr']:.3f}", detail]]
+    rows = [["bits/dim", with_error(bits, 3), detail]]
     if k_sample := bits.get("k_sample"):
-        value = f"{k_sample['value']:.3f} ± {k_sample['stderr']:.3f}"
-        rows.append(["", value, f"K = {k_sample['k']}, probes shared by the draws"])
+        rows.append(["", with_error(k_sample, 3), f"K = {k_sample['k']}, probes shared by the draws"])
     if check := bits.get("solver_check"):
         largest = f"at most {check['largest']:.1e} for {check['images']} images"
         detail = f"change at a tenth of the tolerances; {largest}"

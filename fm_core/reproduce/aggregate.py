@@ -35,11 +35,16 @@ def summary(seeds: Sequence[Record]) -> dict[str, Any]:
         "steps": first["steps"],
         "images_seen": first["images_seen"],
         "error_is": "deviation over seeds" if len(seeds) > 1 else "the estimator's standard error",
-        "frechet_distance": _number(seeds, "frechet_distance"),
+        "covers": "training seeds" if len(seeds) > 1 else "samples",
+        "frechet_distance": _distance_record(seeds),
         "nfe": asdict(over_seeds([Measured(seed["scores"]["nfe"]["mean"], 0.0) for seed in seeds])),
     }
-    if all("bits_per_dim" in seed["scores"] for seed in seeds):
-        record["bits_per_dim"] = _number(seeds, "bits_per_dim")
+    bits = [seed["scores"]["bits_per_dim"] for seed in seeds if "bits_per_dim" in seed["scores"]]
+    if len(bits) == len(seeds):
+        record["bits_per_dim"] = {**_number(bits), "k": 1}
+        if all("k_sample" in each for each in bits):
+            draws = [each["k_sample"] for each in bits]
+            record["bits_per_dim_k_sample"] = {**_number(draws), "k": draws[0]["k"]}
     return record
 
 
@@ -141,16 +146,26 @@ def _nfe_while_training(seeds: Sequence[Record]) -> list[float]:
 
 
 def _distance(seeds: Sequence[Record]) -> Measured:
-    return mean_of_seeds(
-        [
-            Measured(
-                record["scores"]["frechet_distance"]["value"], record["scores"]["frechet_distance"]["stderr"]
-            )
-            for record in seeds
-        ]
-    )
+    return mean_of_seeds(_measured([record["scores"]["frechet_distance"] for record in seeds]))
 
 
-def _number(seeds: Sequence[Record], name: str) -> dict[str, float]:
-    number = over_seeds([Measured(r["scores"][name]["value"], r["scores"][name]["stderr"]) for r in seeds])
+def _distance_record(seeds: Sequence[Record]) -> dict[str, Any]:
+    """The distance with its images and its limit; over seeds, the deviation is that of the seeds."""
+    records = [seed["scores"]["frechet_distance"] for seed in seeds]
+    record: dict[str, Any] = _number(records)
+    if all("images" in each for each in records):
+        record["images"] = records[0]["images"]
+    if all("infinity" in each for each in records):
+        record["infinity"] = _number([each["infinity"] for each in records])
+    if len(records) == 1 and "unreliable" in records[0]:
+        record["unreliable"] = records[0]["unreliable"]
+    return record
+
+
+def _measured(records: Sequence[Record]) -> list[Measured]:
+    return [Measured(record["value"], record["stderr"]) for record in records]
+
+
+def _number(records: Sequence[Record]) -> dict[str, Any]:
+    number = over_seeds(_measured(records))
     return {"value": number.value, "stderr": number.stderr}

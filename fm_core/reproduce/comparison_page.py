@@ -8,6 +8,9 @@ from torch import Tensor
 
 from fm_core.report.html import Figure, PageSection, Table, data_uri, page
 from fm_core.report.image_grids import grid, png
+from fm_core.report.memorization_table import HEAD, NOTE, memorization_rows
+from fm_core.report.score_text import accuracy_text, score_record, with_error
+from fm_core.reproduce.claims import FALSE_POSITIVES
 from fm_core.reproduce.comparison_figures import (
     Curve,
     against_evaluations,
@@ -40,7 +43,7 @@ ImagesByRun = Mapping[str, Mapping[str, Tensor]]
 def comparison_page(results: Results, images: ImagesByRun) -> str:
     """The page as HTML; arguments as `comparison_sections`."""
     config = results["config"]
-    seeds = config["reproduce"]["images"]["seeds"]
+    seeds = sorted({record["seed"] for record in results["cells"] if "seed" in record})
     lead = (
         f"{results['data']}: {len(results['summary'])} objectives, {config['train']['images']:,} images seen "
         f"by each unless the table says otherwise, seeds {', '.join(map(str, seeds))}."
@@ -58,7 +61,8 @@ def comparison_sections(results: Results, images: ImagesByRun) -> list[PageSecti
         images: by run, `images` uint8 [budgets, n, C, H, W] and `levels`, and where trajectories are saved
             `trajectory` uint8 [T, n, C, H, W].
     """
-    sections = [_table(results), *_paper_table(results), _verdicts(results)]
+    sections = [_table(results), *_paper_table(results), _verdicts(results), *_paired_bits(results)]
+    sections += _memorization(results)
     if results["failed"]:
         rows = [[run, error] for run, error in results["failed"].items()]
         sections.insert(0, PageSection("Failed", [Table(["run", "error"], rows)]))
@@ -68,22 +72,51 @@ def comparison_sections(results: Results, images: ImagesByRun) -> list[PageSecti
 
 
 def _table(results: Results) -> PageSection:
-    head = ["objective", "bits/dim", "Fréchet distance", "NFE", "images seen"]
+    summary = results["summary"].values()
+    draws = sorted({row["bits_per_dim_k_sample"]["k"] for row in summary if "bits_per_dim_k_sample" in row})
+    limits = any("infinity" in row["frechet_distance"] for row in summary)
+    head = [
+        "objective",
+        "bits/dim, K = 1",
+        *([f"bits/dim, K = {' or '.join(map(str, draws))}"] if draws else []),
+        "Fréchet distance",
+        *(["its limit for infinitely many images"] if limits else []),
+        "NFE",
+        "images seen",
+    ]
     rows = [
         [
             row["title"],
             _with_error(row.get("bits_per_dim"), 3),
+            *([_with_error(row.get("bits_per_dim_k_sample"), 3)] if draws else []),
             _with_error(row["frechet_distance"], 2),
+            *([_with_error(row["frechet_distance"].get("infinity"), 2, "not known")] if limits else []),
             _with_error(row["nfe"], 0) if len(row["runs"]) > 1 else f"{row['nfe']['value']:.0f}",
             f"{row['images_seen']:,}",
         ]
-        for row in results["summary"].values()
+        for row in summary
     ]
-    errors = sorted({row["error_is"] for row in results["summary"].values()})
-    features = sorted({record["scores"]["frechet_distance"]["features"] for record in results["cells"]})
     note = f"{NOTE_ON_TABLE}{_own_settings(results)} NFE: evaluations of the network per sample, by "
-    note += f"{_solver(results)}. ±: {', '.join(errors)}. Features: {', '.join(features)}"
-    return PageSection("Table 1", [Table(head, rows)], note + _validation_distance(results))
+    note += f"{_solver(results)}. {_note_on_errors(results)} {_note_on_features(results)}"
+    return PageSection("Table 1", [Table(head, rows)], f"{note} {_validation_distance(results)}".strip())
+
+
+def _note_on_errors(results: Results) -> str:
+    """What ± is in the table, and why an error is unreliable."""
+    summary = results["summary"].values()
+    errors = ", ".join(sorted({row["error_is"] for row in summary}))
+    reasons = sorted({reason for row in summary if (reason := row["frechet_distance"].get("unreliable"))})
+    note = f"±: {errors}."
+    if any(len(row["runs"]) == 1 for row in summary):
+        note += " With one seed it does not cover training: another seed may differ by more."
+    return note + (f" ± of the distance is unreliable: {', '.join(reasons)}." if reasons else "")
+
+
+def _note_on_features(results: Results) -> str:
+    """The features behind the distances and, of a classifier, its held-out accuracy."""
+    features = sorted({record["scores"]["frechet_distance"]["features"] for record in results["cells"]})
+    accuracies = [text for record in results["cells"][:1] if (text := accuracy_text(record["scores"]))]
+    return f"Features: {', '.join([*features, *accuracies])}."
 
 
 def _own_settings(results: Results) -> str:
@@ -106,8 +139,15 @@ def _solver(results: Results) -> str:
 def _validation_distance(results: Results) -> str:
     real = [record["scores"].get("frechet_distance_of_held_out") for record in results["cells"]]
     if not real or not real[0]:
-        return "."
-    return f"; real validation images: {real[0]['value']:.2f} from the same reference."
+        return ""
+    distance = f"{with_error(real[0], 2)}, {real[0]['images']:,} of them"
+    limit = score_record({"frechet_distance": real[0]}, "frechet_limit")
+    known = f"; limit {with_error(limit, 2)}" if limit else "; its limit is not known"
+    note = f"Real validation images, from the same reference: {distance}{known}."
+    samples = {record["scores"]["frechet_distance"].get("images") for record in results["cells"]}
+    if samples == {real[0]["images"]}:
+        return note
+    return f"{note} A distance of fewer images is larger: compare the limits, or samples of as many images."
 
 
 def _paper_table(results: Results) -> list[PageSection]:
@@ -135,13 +175,47 @@ def _verdicts(results: Results) -> PageSection:
     note = (
         "The paper makes three claims about flow matching on the optimal-transport path. Costs are measured, "
         "not interpolated; the target is the other's best distance plus its standard error. Ranges (16% to "
-        "84%) come from resampling every distance within its error."
+        "84%) come from resampling every distance within its error. With several seeds the errors are "
+        "deviations over seeds, and the thresholds those of Student's t."
     )
+    if rows:
+        note += (
+            f" {len(rows)} comparisons, each with a probability of at most {FALSE_POSITIVES:.0%} of a "
+            f"difference where there is none: expect {len(rows) * FALSE_POSITIVES:.1f} of them by chance."
+        )
     if not rows:
         note += " This objective is not among the experiments, or it is the only one."
     return PageSection(
         "The paper's claims", [Table(["claim", "against", "measured"], rows)] if rows else [], note
     )
+
+
+def _paired_bits(results: Results) -> list[PageSection]:
+    """Differences of bits/dim image by image, where there are such."""
+    titles = {name: row["title"] for name, row in results["summary"].items()}
+    rows = [
+        [titles[name], f"K = {k}", record["words"]]
+        for name, by_draws in results.get("paired_bits", {}).items()
+        for k, record in by_draws.items()
+    ]
+    if not rows:
+        return []
+    note = (
+        "Bits/dim of flow matching on the optimal-transport path less that of the others, for the same "
+        "images, draws and probes: what these share cancels, so that the errors are smaller than in table 1. "
+        f"{len(rows)} comparisons."
+    )
+    return [PageSection("Paired differences of bits/dim", [Table(["less", "", "difference"], rows)], note)]
+
+
+def _memorization(results: Results) -> list[PageSection]:
+    """Memorization of each run."""
+    rows = [
+        [f"{record['run']}: {row[0]}", *row[1:]]
+        for record in results["cells"]
+        for row in memorization_rows(record["scores"])
+    ]
+    return [PageSection("Memorization", [Table(HEAD, rows)], NOTE)] if rows else []
 
 
 def _curves(results: Results) -> list[PageSection]:
@@ -217,8 +291,8 @@ def _line(label: str, points: Sequence[tuple[float, float, float]]) -> Curve:
     return Curve(label, [p[0] for p in points], [p[1] for p in points], [p[2] for p in points])
 
 
-def _with_error(number: Mapping[str, float] | None, digits: int) -> str:
-    return f"{number['value']:.{digits}f} ± {number['stderr']:.{digits}f}" if number else "not requested"
+def _with_error(number: Mapping[str, Any] | None, digits: int, absent: str = "not requested") -> str:
+    return with_error(number, digits) if number else absent
 
 
 def _plot(content: bytes, caption: str) -> Figure:

@@ -15,7 +15,7 @@ from fm_core.reproduce.experiment_cost import (
     image_experiment_cost,
     toy_experiment_cost,
 )
-from fm_core.reproduce.experiments import experiments_of, objective_of
+from fm_core.reproduce.experiments import experiments_of, objective_of, seeds_of
 from fm_core.reproduce.paper_results import paper_results
 from fm_core.reproduce.stage_functions import Rules
 from fm_core.reproduce.toy2d.experiment_2d import toy_experiments
@@ -141,7 +141,7 @@ def _device_peak(config: RunConfig) -> tuple[float, str]:
 def _image_costs(config: RunConfig, rules: Rules, nfe: float | None) -> list[_ObjectiveCost]:
     shape, classes = image_shape_and_classes(config.data)
     paper = paper_results(config.data.name) or {}
-    seeds = len(config.reproduce.images.seeds)
+    seeds = len(seeds_of(config))
     costs: list[_ObjectiveCost] = []
     for experiment in experiments_of(config)[: len(config.reproduce.cells)]:
         for _, rule in rules(experiment.config, ("train", "sample", "evaluate")):

@@ -34,6 +34,11 @@ class Experiment:
         return self.config.run.name
 
 
+def seeds_of(config: RunConfig) -> tuple[int, ...]:
+    """Seeds of a comparison: reproduce.seeds, by default run.seed in 2-D and 0 on images."""
+    return config.reproduce.seeds or ((config.run.seed,) if config.reproduce.kind == "toy2d" else (0,))
+
+
 def title_of(section: ExperimentSection) -> str:
     """Name of the objective in tables and figures."""
     return section.title or f"{section.objective}, {section.path}"
@@ -77,7 +82,7 @@ def experiments_of(config: RunConfig) -> list[Experiment]:
             f"{config.train.images:,}; the curves need every checkpoint"
         )
     experiments: list[Experiment] = []
-    for seed in reproduce.images.seeds:
+    for seed in seeds_of(config):
         for section in reproduce.cells:
             objective_of(section)
             experiments.append(Experiment(section, seed, _run_config(config, section, seed)))

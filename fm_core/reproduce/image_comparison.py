@@ -21,6 +21,7 @@ from fm_core.reproduce.image_experiment import (
     sample_images_of,
 )
 from fm_core.reproduce.parallel import ExperimentOutcome, device_shares, run_in_parallel
+from fm_core.reproduce.seed_differences import paired_bits
 from fm_core.reproduce.stage_functions import StageFunctions
 from fm_core.run.artifact_cache import exclusive_lock
 from fm_core.run.directory import RunDirectory
@@ -114,6 +115,7 @@ def _results(
         "data": config.data.name,
         "summary": {name: summary(seeds) for name, seeds in by_objective(records).items()},
         "claims": claims(records, flow_matching_ot(experiments)),
+        "paired_bits": paired_bits(by_objective(records), flow_matching_ot(experiments)),
         "curves": curves(records),
         "cells": records,
         "failed": {

@@ -56,6 +56,7 @@ def run_experiment(
         "images_seen": int(trained.counts["images_seen"]),
         "fewer_steps": experiment.section.steps is not None,
         "scores": read_json(Path(scored.paths["scores"])) or {},
+        "scores_file": scored.paths["scores"],
         "while_training": curve,
         "pictures_sha256": images_sha256,
         **({"trajectories_sha256": trajectories_sha256} if trajectories_sha256 else {}),

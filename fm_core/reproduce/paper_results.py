@@ -48,6 +48,7 @@ DRAWS = {"cifar10": 50, "imagenet32": 15, "imagenet64": 10}
 """K, the dequantization draws of each image behind the published bits/dim."""
 
 NOT_STATED = "not stated"
+HEADS = "64, and 4 heads: both cannot hold"
 UNKNOWN_DATA_SET = "not among its data sets"
 
 
@@ -81,16 +82,22 @@ def deviations(config: Mapping[str, Any]) -> list[list[str]]:
         ["batch x iterations", f"{train['global_batch']:,} x {steps:,}", budget],
         ["learning rate", f"{train['learning_rate']:g}, {train['schedule']}", rate],
         ["precision", str(train["precision"]), precision],
+        ["channels of an attention head", str(config["model"]["head_channels"]), HEADS],
         ["gradient clipping", str(train["gradient_clip"]), NOT_STATED],
         ["horizontal flips", "yes" if config["data"]["horizontal_flip"] else "no", NOT_STATED],
         ["moving average of the weights", decays, "not mentioned"],
         ["σ_min of the OT path", _sigma_min(config["reproduce"]["cells"]), NOT_STATED],
         ["features of the Fréchet distance", str(evaluate["features"]), "InceptionV3, TensorFlow-GAN"],
         ["samples of the Fréchet distance", f"{sample['images']:,}", NOT_STATED],
-        ["dequantization draws K", str(likelihood["draws"]), "50 (CIFAR-10), 15 (ImageNet-32), 10 (-64)"],
-        ["images behind bits/dim", f"{likelihood['images']:,}", NOT_STATED],
+        ["dequantization draws K", _draws(likelihood["draws"]), "50 (CIFAR-10), 15 (ImageNet-32), 10 (-64)"],
+        ["images behind bits/dim", f"{likelihood['images']:,} validation images", "the test set (table 4)"],
         ["tolerance of bits/dim", f"{likelihood['rtol']:g}", "1e-05"],
     ]
+
+
+def _draws(draws: int) -> str:
+    """K of the columns of bits/dim."""
+    return f"1 and {draws}, a column each" if draws > 1 else "1"
 
 
 def _paper_settings(data_name: str) -> tuple[str, str, str]:

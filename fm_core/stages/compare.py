@@ -1,9 +1,11 @@
 """The compare command: scores of several runs in one table."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from fm_core.errors import UserError
+from fm_core.report.paired_bits import difference_lines, read_bits
 from fm_core.report.score_table import Comparison, ScoreEntry, compare_scores
 from fm_core.storage.atomic_files import read_json
 
@@ -14,9 +16,13 @@ def compare(runs: Sequence[str]) -> Comparison:
     Raises:
         UserError: a run has no scores, or class-conditional runs use different class orders.
     """
-    entries = [_entry(Path(run)) for run in runs]
+    found = [_entry(Path(run)) for run in runs]
+    entries = [entry for entry, _ in found]
     _check_label_orders(entries)
-    return compare_scores(entries)
+    comparison = compare_scores(entries)
+    bits = [read_bits(file) for _, file in found]
+    paired = difference_lines([e.name for e in entries], [e.scores["protocol"] for e in entries], bits)
+    return replace(comparison, notes=[*comparison.notes, *paired])
 
 
 def _check_label_orders(entries: Sequence[ScoreEntry]) -> None:
@@ -33,7 +39,8 @@ def _check_label_orders(entries: Sequence[ScoreEntry]) -> None:
         )
 
 
-def _entry(run: Path) -> ScoreEntry:
+def _entry(run: Path) -> tuple[ScoreEntry, Path]:
+    """The scores of a run or of a file, and the file."""
     if run.is_file():
         of_a_run = run.parent.parent.name == "evaluation"
         file, name = run, f"{run.parent.parent.parent.name} {run.parent.name}" if of_a_run else run.stem
@@ -45,4 +52,4 @@ def _entry(run: Path) -> ScoreEntry:
     scores = read_json(file)
     if scores is None or "protocol" not in scores:
         raise UserError(f"{file} has no scores; name a run directory or a file of its evaluation")
-    return ScoreEntry(name, scores)
+    return ScoreEntry(name, scores), file

@@ -11,6 +11,7 @@ from fm_core.config import RunConfig
 from fm_core.errors import StopRequested, UserError
 from fm_core.evaluation.dataset_likelihood import combine, write_bits
 from fm_core.evaluation.evaluation_run import CHECK, CURVE, LIKELIHOOD, SAMPLES, VALIDATION, EvaluationRun
+from fm_core.evaluation.memorization_scores import memorization_records
 from fm_core.evaluation.metrics.frechet import frechet_distance_of_features
 from fm_core.evaluation.nfe_curve import curve_record
 from fm_core.evaluation.protocol_scores import protocol_records
@@ -24,6 +25,7 @@ from fm_core.launch.dispatch import device_count, world
 from fm_core.launch.exit_records import stopped_at
 from fm_core.launch.online_eval import MIN_IMAGES
 from fm_core.launch.supervisor import StageJob, supervise
+from fm_core.report.score_text import summary
 from fm_core.run.directory import RunDirectory
 from fm_core.run.lease import Lease
 from fm_core.run.progress import Observer, Progress, ProgressPhases, no_progress
@@ -167,6 +169,7 @@ def _scores(evaluation: EvaluationRun) -> dict[str, Any]:
         classes_in_turn=evaluation.classes_in_turn,
     )
     scores |= protocol_records(samples, reference, evaluation.extractor, settings, evaluation.device)
+    scores |= memorization_records(evaluation, samples, held_out)
     head: dict[str, Any] = {"protocol": run_protocol(evaluation, samples)}
     if evaluation.model:
         head |= {"step": evaluation.model.step, "images_seen": evaluation.model.images_seen}
@@ -202,38 +205,13 @@ def _write_reference(evaluation: EvaluationRun, file: str) -> None:
     write_statistics(Path(file), gaussian, evaluation.extractor, evaluation.manifest)
 
 
-def summary(scores: dict[str, Any]) -> str:
-    """The scores in one line."""
-    parts = list[str]()
-    if frechet := scores.get("frechet_distance"):
-        held_out = scores["frechet_distance_of_held_out"]
-        # The distance decreases with the number of images, so only equal numbers are comparable.
-        same_size = scores.get("frechet_distance_of_as_many", frechet)
-        parts.append(
-            f"Fréchet distance ({frechet['features']} features, {same_size['images']} images) "
-            f"{same_size['value']:.2f} ± {same_size['stderr']:.2f}, "
-            f"real held-out images {held_out['value']:.2f}"
-        )
-    for key, name in (("kernel_distance", "kernel distance"), ("inception_score", "Inception Score")):
-        if key in scores and not parts:
-            parts.append(f"{name} {scores[key]['value']:.4g} ± {scores[key]['stderr']:.2g}")
-    if recognized := scores.get("recognised"):
-        parts.append(f"{recognized['value']:.1%} recognised (real: {recognized['held_out']:.1%})")
-    if copies := scores.get("duplicates"):
-        parts.append(f"{copies['images']} of {copies['of']} images are copies of others")
-    if nfe := scores.get("nfe"):
-        parts.append(f"NFE {nfe['mean']:.0f}")
-    if bits := scores.get("bits_per_dim"):
-        parts.append(f"{bits['value']:.3f} ± {bits['stderr']:.3f} bits/dim")
-    return "; ".join(parts)
-
-
 def _counts(scores: dict[str, Any]) -> dict[str, float]:
     keys = (
         "frechet_distance",
         "frechet_distance_of_held_out",
         "kernel_distance",
         "inception_score",
+        "classifier_score",
         "precision",
         "recall",
         "recognised",

@@ -1,6 +1,7 @@
 """The report stage: the results of a run on one HTML page."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -10,6 +11,7 @@ from fm_core.errors import UserError
 from fm_core.evaluation.features.classifier_features import MAX_IMAGES, first_images
 from fm_core.report.html import FINGERPRINT_MARK, Figure, PageSection, Table, data_uri, page
 from fm_core.report.image_grids import animation, grid, nearest, png, strip
+from fm_core.report.memorization_table import HEAD, NOTE, memorization_rows, memorization_verdict
 from fm_core.report.plots import loss_curve
 from fm_core.report.score_table import WARNING, ScoreEntry, compare_scores, scores_section
 from fm_core.run.directory import RunDirectory, step_name
@@ -52,7 +54,7 @@ def _report(config: RunConfig, run: RunDirectory, observe: Observer) -> StageRes
     if state == "done":
         observe(Progress("report", 0, 1, "page", "drawing"))
         sections = [
-            *(scores_section(record) for record in scores),
+            *(section for record in scores for section in _score_sections(record)),
             *_all_scores(run),
             _samples_section(config, manifest, samples),
             PageSection(
@@ -73,6 +75,15 @@ def _report(config: RunConfig, run: RunDirectory, observe: Observer) -> StageRes
     )
 
 
+def _score_sections(record: dict[str, Any]) -> list[PageSection]:
+    """Scores, and memorization where it was scored."""
+    sections = [scores_section(record)]
+    if rows := memorization_rows(record):
+        note = f"{memorization_verdict(record)} {NOTE}".strip()
+        sections.append(PageSection("Memorization", [Table(HEAD, rows)], note))
+    return sections
+
+
 def _all_scores(run: RunDirectory) -> list[PageSection]:
     """All scores of the run in one table, if there are several."""
     entries = [
@@ -83,7 +94,8 @@ def _all_scores(run: RunDirectory) -> list[PageSection]:
     if len(entries) < 2:
         return []
     comparison = compare_scores(entries)
-    note = " ".join([WARNING, *comparison.differences]) if comparison.differences else ""
+    differences = [WARNING, *comparison.differences] if comparison.differences else []
+    note = " ".join([*comparison.notes, *differences])
     return [PageSection("All scores of this run", [comparison.table], note)]
 
 

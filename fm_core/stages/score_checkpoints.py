@@ -107,8 +107,10 @@ def score(config: RunConfig, step: int) -> None:
         "images_seen": scores["images_seen"],
         "frechet_distance": distance["value"],
         "stderr": distance["stderr"],
+        **{key: distance[key] for key in ("covers", "unreliable") if key in distance},
         "images": distance["images"],
         "features": distance["features"],
+        **({"classifier_accuracy": accuracy} if (accuracy := _accuracy(scores)) is not None else {}),
         "nfe": scores["nfe"]["mean"],
         "seconds": round(time.monotonic() - started, 1),
     }
@@ -122,6 +124,10 @@ def score(config: RunConfig, step: int) -> None:
         if (other != linked) == best:
             shutil.rmtree(other)
     shutil.rmtree(RunDirectory(scoring).samples, ignore_errors=True)
+
+
+def _accuracy(scores: dict[str, Any]) -> float | None:
+    return scores.get("classifier", {}).get("held_out_accuracy")
 
 
 def _scoring_config(config: RunConfig, step: int) -> RunConfig:

@@ -24,6 +24,9 @@ from fm_core.training.ema import (
     power_name,
 )
 
+MAX_MISMATCH = 0.1
+"""Largest relative distance of the combined profile from the target."""
+
 
 def average_file(config: RunConfig, width: float, step: int) -> Path:
     """Path of the power-function average of a width at a snapshot's step."""
@@ -54,7 +57,8 @@ def reconstruct(config: RunConfig, width: float, step: int | None = None) -> Pat
     relative distance between the two profiles.
 
     Raises:
-        UserError: there is no such snapshot, one is damaged, or no profile has this width.
+        UserError: there is no such snapshot, one is damaged, no profile has this width, or the snapshots do
+            not span it.
     """
     snapshots = CheckpointCatalog.of(config).snapshots()
     steps = snapshots.steps()
@@ -69,8 +73,15 @@ def reconstruct(config: RunConfig, width: float, step: int | None = None) -> Pat
         raise UserError(f"{power_name(width)}: {error}") from None
     profiles = [profile for _, profile in stored]
     coefficients = combination(profiles, target)
-    tensors, metadata = _combine([path for path, _ in stored], coefficients.tolist())
     distance = mismatch(profiles, coefficients, target)
+    if distance > MAX_MISMATCH:
+        widths = ", ".join(f"{stored_width:g}" for stored_width in config.train.ema_power_widths)
+        raise UserError(
+            f"{power_name(width)}: the snapshots of widths {widths} up to step {last} do not span it "
+            f"(mismatch {distance:.2g}, at most {MAX_MISMATCH:g}); choose a width nearer to these, or train "
+            "with more snapshots (train.snapshot_images)"
+        )
+    tensors, metadata = _combine([path for path, _ in stored], coefficients.tolist())
     recipe = {**json.loads(metadata["recipe"]), "average": {"width": width, "mismatch": distance}}
     file = average_file(config, width, last)
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -5,8 +5,8 @@
 
 `value`: float64 sums over batches of 1,000 as they come from an extractor, then the distance with the stored
 matrix square root of the reference. `evaluate`: what `fm evaluate` computes for a set of samples: the
-distance, its jackknife error over 20 blocks, and its limit for infinitely many images; pytorch-fid has
-neither of the two. `curve`: value and error only, as for each point of an NFE curve. pytorch-fid: all
+distance, its standard error, and its limit for infinitely many images; pytorch-fid has neither of the two.
+`curve`: value and error only, as for each point of an NFE curve. pytorch-fid: all
 activations in one float64 array, numpy's mean and covariance, and scipy's square root of the product of the
 covariances.
 """

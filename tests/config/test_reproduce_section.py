@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from fm_core.config import dump_yaml, load_config, parse_config
+from fm_core.config import ReproduceSection, dump_yaml, load_config, parse_config
 from fm_core.errors import UserError
 
 SHIPPED = Path(__file__).parents[2] / "infra" / "configs" / "checkerboard.yaml"
@@ -62,3 +62,18 @@ def test_experiments_is_an_alias_of_cells():
     assert "experiments" not in config.model_dump()["reproduce"]
     with pytest.raises(UserError, match=r"give one of the two"):
         parse_config({"reproduce": {"experiments": [CELL], "cells": [CELL]}}, where="x")
+
+
+def test_seeds_have_one_key_and_their_former_place_is_still_read():
+    assert ReproduceSection().seeds is None  # run.seed in 2-D, 0 on images
+    former = ReproduceSection.model_validate(
+        {"kind": "images", "images": {"seeds": [1, 2], "curve_images": 8}}
+    )
+    assert (former.seeds, former.images.curve_images) == ((1, 2), 8)
+    assert ReproduceSection.model_validate(former.model_dump(mode="json")) == former
+    for keys, message in (
+        ({"kind": "images", "seeds": [0], "images": {"seeds": [1]}}, "keep one of them"),
+        ({"kind": "images", "seeds": [1, 1]}, "appears twice"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ReproduceSection.model_validate(keys)

@@ -2,6 +2,7 @@
 
 import json
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,12 @@ from fm_core.config import EvaluateSection
 from fm_core.errors import UserError
 from fm_core.evaluation.features import classifier_features
 from fm_core.evaluation.features.classifier import Classifier
-from fm_core.evaluation.features.classifier_features import classifier_extractor, first_images
+from fm_core.evaluation.features.classifier_features import (
+    check_accuracy,
+    classifier_extractor,
+    first_images,
+    training_steps,
+)
 from fm_core.evaluation.reference import Reference
 from fm_core.evaluation.scores import image_scores
 
@@ -37,6 +43,23 @@ def test_its_accuracy_is_recorded_with_the_number_of_images_it_was_measured_on(d
     assert scores["recognised"]["held_out_images"] == 60
     assert scores["classifier"]["held_out_images"] == 300
     assert scores["classifier"]["held_out_accuracy"] == extractor.validation_accuracy
+
+
+def test_a_classifier_that_does_not_recognize_validation_images_is_refused_in_one_line(manifest, extractor):
+    for least, refused in ((None, True), (0.9, True), (0.0, False)):
+        if not refused:
+            check_accuracy(extractor, least, manifest)
+            continue
+        with pytest.raises(UserError, match=r"below evaluate.classifier_min_accuracy (32.5|90.0)%") as caught:
+            check_accuracy(extractor, least, manifest)
+        assert "\n" not in str(caught.value)
+    check_accuracy(replace(extractor, validation_accuracy=0.98), None, manifest)
+
+
+def test_more_images_train_the_classifier_longer():
+    assert training_steps(1_437) == training_steps(4_000) == 500
+    assert training_steps(50_000) == 6_250
+    assert training_steps(1_281_167) == 25_000
 
 
 def test_a_record_of_an_earlier_version_without_that_number_is_read(digits, manifest, extractor):

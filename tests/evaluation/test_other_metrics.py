@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from fm_core.evaluation.image_sources import digests
+from fm_core.evaluation.metrics import precision_recall as metrics
 from fm_core.evaluation.metrics.inception_score import inception_score
-from fm_core.evaluation.metrics.kid import kernel_distance
-from fm_core.evaluation.metrics.precision_recall import duplicates, precision_and_recall
+from fm_core.evaluation.metrics.kid import kernel_distance, kernel_distance_of_subsets
+from fm_core.evaluation.metrics.precision_recall import TOO_FEW, duplicates, precision_and_recall
 
 
 def normal(count, dimension, seed, shift=0.0):
@@ -41,6 +42,24 @@ class TestKernelDistance:
         ]
         spread = float(np.std([result.value for result in results], ddof=1))
         assert math.sqrt(np.mean([result.stderr**2 for result in results])) == pytest.approx(spread, rel=0.25)
+
+    def test_its_error_is_no_larger_where_the_distributions_are_equal(self):
+        results = [kernel_distance(normal(150, 4, seed), normal(100, 4, 10_000 + seed)) for seed in range(80)]
+        spread = float(np.std([result.value for result in results], ddof=1))
+        assert math.sqrt(np.mean([result.stderr**2 for result in results])) == pytest.approx(spread, rel=0.25)
+
+    def test_classes_dealt_in_turn_do_not_change_its_error(self):
+        x, y = (normal(200, 4, seed) + 3 * torch.eye(4).repeat(50, 1) for seed in (0, 1))
+        shuffled = x[torch.randperm(200, generator=torch.Generator().manual_seed(0))]
+        assert kernel_distance(x, y).stderr == pytest.approx(kernel_distance(shuffled, y).stderr, rel=1e-9)
+
+    def test_the_mean_of_subsets_has_the_error_of_all_images_and_that_of_the_draws(self):
+        x, y = normal(300, 4, 0), normal(300, 4, 1, shift=0.3)
+        all_pairs, one = kernel_distance(x, y), kernel_distance_of_subsets(x, y, subsets=1, size=300)
+        assert (one.value, one.stderr) == pytest.approx((all_pairs.value, all_pairs.stderr), rel=1e-9)
+        subsets = kernel_distance_of_subsets(x, y, subsets=30, size=60)
+        assert all_pairs.stderr < subsets.stderr < 1.5 * all_pairs.stderr
+        assert subsets.value == pytest.approx(all_pairs.value, abs=3 * subsets.stderr)
 
     def test_equal_distributions_are_at_zero_within_its_error(self):
         results = [kernel_distance(normal(120, 4, seed), normal(120, 4, 500 + seed)) for seed in range(60)]
@@ -79,7 +98,32 @@ class TestPrecisionAndRecall:
         result = precision_and_recall(samples, real)
         assert result.precision > 0.8
         assert result.recall == pytest.approx(0.5, abs=0.08)
-        assert result.recall_stderr == pytest.approx(math.sqrt(result.recall * (1 - result.recall) / 400))
+
+    def test_their_errors_are_the_spread_over_independent_draws_of_both_sets(self, monkeypatch):
+        """Where the balls are taken as given, the errors are a fifth too small."""
+        monkeypatch.setattr(metrics, "HALVINGS", 12)
+        results = [
+            precision_and_recall(normal(100, 4, seed), normal(120, 4, 900 + seed, shift=0.3))
+            for seed in range(80)
+        ]
+        for name in ("precision", "recall"):
+            spread = float(np.std([getattr(result, name) for result in results], ddof=1))
+            errors = [getattr(result, f"{name}_stderr") ** 2 for result in results]
+            assert 0.8 < math.sqrt(np.mean(errors)) / spread < 1.25
+
+    def test_their_values_are_those_of_all_pairs(self):
+        samples, real = normal(90, 3, 0, shift=0.5), normal(70, 3, 1)
+        result = precision_and_recall(samples, real)
+        radii = torch.cdist(real, real).sort(1).values[:, 3]
+        assert result.precision == (torch.cdist(samples, real) <= radii).any(1).double().mean()
+
+    def test_sets_too_small_for_halves_have_binomial_errors_and_say_so(self):
+        result = precision_and_recall(normal(7, 3, 0), normal(60, 3, 1))
+        assert result.unreliable == TOO_FEW
+        assert result.precision_stderr == pytest.approx(
+            math.sqrt(result.precision * (1 - result.precision) / 7)
+        )
+        assert precision_and_recall(normal(8, 3, 0), normal(60, 3, 1)).unreliable is None
 
     def test_distant_samples_are_neither(self):
         result = precision_and_recall(normal(50, 3, 0, shift=1e3), normal(60, 3, 1))

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -62,7 +63,7 @@ def test_a_key_that_one_protocol_lacks_is_a_difference():
 def test_scores_that_one_run_lacks_stay_empty():
     bits = {"value": 3.5, "stderr": 0.01, "images": 1000}
     comparison = compare_scores([ScoreEntry("one", scores(bits_per_dim=bits)), ScoreEntry("two", scores())])
-    assert comparison.table.head[-2:] == ["bits/dim", "NFE"]
+    assert comparison.table.head[-2:] == ["bits/dim, K = 1", "NFE"]
     assert [row[2] for row in comparison.table.rows] == ["3.500 ± 0.010 (1,000)", ""]
 
 
@@ -114,6 +115,69 @@ def test_the_section_states_what_must_be_known_about_a_number():
         assert text in html
 
 
+def test_k_draws_have_a_column_of_their_own():
+    bits = {"value": 3.11, "stderr": 0.01, "images": 1000, "k": 1}
+    k_sample = {"value": 2.99, "stderr": 0.01, "k": 50}
+    table = compare_scores([ScoreEntry("one", scores(bits_per_dim={**bits, "k_sample": k_sample}))]).table
+    assert table.head[2:4] == ["bits/dim, K = 1", "bits/dim, K = 50"]
+    assert table.rows[0][2:4] == ["3.110 ± 0.010 (1,000)", "2.990 ± 0.010"]
+
+
+def test_an_unreliable_error_is_marked_and_explained_wherever_it_stands():
+    covers = "samples, for a given reference"
+    distance = {**DISTANCE, "covers": covers, "unreliable": "fewer than 10 images per feature"}
+    one = scores(frechet_distance=distance)
+    text = compare_scores([ScoreEntry("one", one)]).text()
+    html = scores_section(one).html()
+    for page in (text, html):
+        assert "3.250 ± 0.020 (± unreliable)" in page
+        assert "Fréchet distance (classifier features) (fewer than 10 images per feature)" in page
+        assert covers in page
+        assert "does not cover training seeds" in page
+
+
+def test_errors_of_files_of_earlier_versions_are_said_to_be_such():
+    text = compare_scores([ScoreEntry("one", scores())]).text()
+    assert "earlier version" in text
+    assert "independent" not in text
+
+
+def test_distances_of_different_numbers_of_images_stand_with_their_limits():
+    limit = {"infinity": {"value": 1.5, "stderr": 1.0}}
+    few = {**DISTANCE, "images": 500}
+    many = {**DISTANCE, "images": 1_000, **limit}
+    comparison = compare_scores(
+        [ScoreEntry("few", scores(frechet_distance=few)), ScoreEntry("many", scores(frechet_distance=many))]
+    )
+    column = comparison.table.head.index("its limit for infinitely many images")
+    assert [row[column] for row in comparison.table.rows] == ["not known", "1.500 ± 1.000"]
+    assert any("not comparable" in note for note in comparison.notes)
+    same = compare_scores([ScoreEntry(name, scores(frechet_distance=many)) for name in ("one", "two")])
+    assert "its limit for infinitely many images" not in same.table.head
+
+
+@pytest.mark.parametrize("key", ["classifier_score", "inception_score"])
+def test_only_a_score_of_inception_is_called_inception_score(key):
+    """Files of earlier versions have the score of a classifier under the other key."""
+    record = {"value": 9.5, "stderr": 0.1, "images": 500, "features": "classifier"}
+    one = scores(**{key: record}, classifier={"held_out_accuracy": 0.982, "held_out_images": 300})
+    head = compare_scores([ScoreEntry("one", one)]).table.head
+    assert "classifier score" in head
+    assert "Inception Score" not in head
+    assert (
+        head.index("accuracy of the classifier") == head.index("Fréchet distance (classifier features)") + 1
+    )
+    html = scores_section(one).html()
+    assert "classifier score" in html
+    assert "Inception Score" not in html
+    assert "accuracy of the classifier 98.2% on 300 validation images" in html
+    of_inception = {**record, "features": "inception-v3-2015-12-05"}
+    assert (
+        "Inception Score"
+        in compare_scores([ScoreEntry("x", scores(inception_score=of_inception))]).table.head
+    )
+
+
 def test_the_curve_is_an_image():
     points = [
         {"solver": "euler", "nfe": nfe, "error": 1 / nfe, "frechet_distance": 10 / nfe} for nfe in (4, 8)
@@ -130,6 +194,22 @@ def runs_with(tmp_path, *protocols):
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps({"schema": 1, **scores(protocol)}))
     return [str(tmp_path / f"run{number}") for number in range(len(protocols))]
+
+
+def test_bits_of_the_same_images_and_draws_are_compared_in_pairs(tmp_path):
+    shared = {"likelihood": {"images": 40}, "data_version": "a", "seed": 0}
+    runs = runs_with(tmp_path, shared, {**shared, "solver": "euler"}, {**shared, "seed": 1})
+    for number, run in enumerate(runs):
+        (scores_file,) = Path(run).glob("evaluation/*/*.json")
+        lines = [
+            {"image": i, "bits": i % 7 + 0.01 * number + 0.001 * (i % 2), "k_sample": 1.0} for i in range(40)
+        ]
+        scores_file.with_suffix(".bits.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    notes = [note for note in compare(runs).notes if "paired" in note]
+    assert len(notes) == 1  # another seed has other draws
+    assert re.search(
+        r"of run1 .* less run0 .*: \+0\.0100 ± 0\.0000 over 40 images \(unpaired ± 0\.4", notes[0]
+    )
 
 
 def conditional(order, yes=True):

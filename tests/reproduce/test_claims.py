@@ -1,17 +1,24 @@
 """Verdicts on the paper's claims, from made-up numbers with known answers."""
 
+import json
+import random
+
 import pytest
 
+from fm_core.reproduce import claims as claims_module
 from fm_core.reproduce.aggregate import by_objective, claims, curves, summary
 from fm_core.reproduce.claims import (
+    ONE_SEED,
     CurvePoint,
     Measured,
     compare_cost,
     compare_quality,
+    critical_deviation,
     mean_of_seeds,
     over_seeds,
     reached_at,
 )
+from fm_core.reproduce.seed_differences import paired_bits
 
 
 def curve(*pairs, stderr=0.1):
@@ -62,6 +69,57 @@ def test_a_quality_that_is_not_reached_has_no_factor():
     verdict = compare_cost(curve((4, 5), (100, 3)), curve((50, 2)), "evaluations")
     assert verdict.factor is None
     assert "not reached" in verdict.text
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+@pytest.mark.parametrize("ratio", [1, 100])
+def test_equal_objectives_are_told_apart_in_at_most_one_comparison_of_twenty(seeds, ratio):
+    """Whatever the ratio of their deviations over seeds."""
+    rng = random.Random(seeds)
+    draws = 600
+    verdicts = [
+        compare_quality(
+            *(mean_of_seeds([Measured(rng.gauss(0, s), 0.1) for _ in range(seeds)]) for s in pair)
+        )
+        for pair in [(1, ratio)] * draws
+    ]
+    wrong = sum(not verdict.text.startswith("not distinguishable") for verdict in verdicts)
+    assert wrong / draws < 0.05 + 3 * (0.05 * 0.95 / draws) ** 0.5
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_equal_curves_are_told_apart_in_at_most_one_comparison_of_twenty(seeds, monkeypatch):
+    monkeypatch.setattr(claims_module, "BOOTSTRAP_DRAWS", 100)
+    rng = random.Random(0)
+
+    def drawn():
+        points = ((4, 9), (8, 4), (16, 2.4), (32, 2))
+        return [
+            CurvePoint(cost, mean_of_seeds([Measured(rng.gauss(v, 0.3), 0.3) for _ in range(seeds)]))
+            for cost, v in points
+        ]
+
+    texts = [compare_cost(drawn(), drawn(), "evaluations").text for _ in range(120)]
+    wrong = sum(not text.startswith("not distinguishable") for text in texts)
+    assert wrong / 120 < 0.05 + 3 * (0.05 * 0.95 / 120) ** 0.5
+
+
+@pytest.mark.parametrize(("seeds", "needed"), [(1, 1.96), (2, 4.30), (3, 2.78)])
+def test_the_threshold_is_that_of_students_t_for_so_many_seeds(seeds, needed):
+    one = Measured(1, 0.1, seeds)
+    assert critical_deviation(one, one) == pytest.approx(needed, abs=0.01)
+
+
+def test_one_seed_gives_no_verdict_about_training():
+    one, three = Measured(1, 0.1), Measured(1, 0.1, 3)
+    worse = Measured(9, 0.1), Measured(9, 0.1, 3)
+    verdict = compare_quality(one, worse[0])
+    assert verdict.text.endswith(ONE_SEED)
+    assert verdict.record()["covers"] == "samples"
+    sure = compare_quality(three, worse[1])
+    assert ONE_SEED not in sure.text
+    assert (sure.record()["covers"], sure.record()["seeds"]) == ("training seeds", 3)
+    assert compare_cost(curve((4, 2)), curve((8, 2)), "images").text.endswith(ONE_SEED)
 
 
 @pytest.mark.parametrize(
@@ -130,6 +188,40 @@ def test_numbers_of_several_seeds_are_means_with_deviations():
     drawn = curves(seeds)
     assert [p["images_seen"] for p in drawn["while_training"]["ours"]] == [100, 200]
     assert list(drawn["solvers"]) == ["midpoint"]
+
+
+def test_k_draws_limits_and_labels_reach_the_summary():
+    one = record("ours", 0, 2.0)
+    one["scores"]["bits_per_dim"]["k_sample"] = {"value": 1.4, "stderr": 0.01, "k": 50}
+    extra = {"images": 1_000, "infinity": {"value": 1.0, "stderr": 0.2}, "unreliable": "few"}
+    one["scores"]["frechet_distance"] |= extra
+    row = summary([one])
+    assert (row["bits_per_dim"]["k"], row["bits_per_dim"]["value"]) == (1, 1.5)
+    assert row["bits_per_dim_k_sample"] == {"value": 1.4, "stderr": 0.01, "k": 50}
+    assert row["frechet_distance"] == {"value": 2.0, "stderr": 0.1, **extra}
+    assert row["covers"] == "samples"
+
+
+def test_bits_of_the_same_images_are_compared_in_pairs(tmp_path):
+    """Over images for one seed, over seeds for several; what the images share cancels."""
+    records = []
+    for name, offset in (("other", 0.05), ("ours", 0.0)):
+        for seed in (0, 1, 2):
+            file = tmp_path / f"{name}-{seed}.json"
+            lines = [{"image": i, "bits": i % 9 + offset + 0.001 * seed, "k_sample": 0.0} for i in range(30)]
+            bits_file = file.with_suffix(".bits.jsonl")
+            bits_file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            records.append({**record(name, seed, 2.0), "seed": seed, "scores_file": str(file)})
+    groups = by_objective(records)
+    over_seeds = paired_bits(groups, "ours")["other"]["1"]
+    assert over_seeds["value"] == pytest.approx(-0.05)
+    assert (over_seeds["seeds"], over_seeds["covers"]) == (3, "training seeds")
+    assert over_seeds["words"].startswith("fewer: -0.0500 ± 0.0000 over 3 seeds")
+    one = paired_bits({name: seeds[:1] for name, seeds in groups.items()}, "ours")["other"]["1"]
+    assert one["words"].endswith(ONE_SEED)
+    assert one["covers"] == "validation images"
+    assert paired_bits(groups, "") == {}
+    assert paired_bits(by_objective([record("ours", 0, 2.0), record("other", 0, 2.0)]), "ours") == {}
 
 
 def test_seeds_meet_where_each_of_them_was_measured():

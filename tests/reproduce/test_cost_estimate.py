@@ -102,7 +102,7 @@ def test_unknown_quantities_are_marked_unknown_and_stated_ones_are_used():
 
 
 def test_seeds_and_fewer_steps_count():
-    keys = {"reproduce": {"images": {"seeds": [0, 1, 2]}}}
+    keys = {"reproduce": {"seeds": [0, 1, 2]}}
     one, three = (rows_of(estimate(load_config(DIGITS, over), images_per_s=100)) for over in ({}, keys))
     assert float(three["sum"]["training, h"]) == pytest.approx(3 * float(one["sum"]["training, h"]), rel=0.01)
     sections = load_config(DIGITS).reproduce.cells

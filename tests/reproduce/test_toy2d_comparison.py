@@ -13,6 +13,7 @@ from fm_core.commands import stage_function
 from fm_core.errors import UserError
 from fm_core.method.objectives import FlowMatching
 from fm_core.method.paths import OptimalTransport
+from fm_core.reproduce.toy2d.page import over_seeds_section
 from fm_core.storage.atomic_files import read_json
 from tests.support.tiny_toy2d import CELLS, PLANE, configured, place
 
@@ -245,3 +246,23 @@ def test_what_cannot_be_is_refused_before_anything_is_spent(tmp_path, monkeypatc
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert stamps(tmp_path) == before
+
+
+def test_several_seeds_have_directories_and_a_table_over_seeds(tmp_path):
+    """The seed of the run is that of a comparison without others, which it continues."""
+    reproduce(configured(tmp_path, cells=CELLS[:2]))
+    before = place(tmp_path, "ddpm", "training.json").stat().st_mtime_ns
+    result = reproduce(configured(tmp_path, cells=CELLS[:2], seeds=[0, 1]))
+    assert place(tmp_path, "ddpm", "training.json").stat().st_mtime_ns == before
+    assert weights_of(tmp_path, "ddpm") != weights_of(tmp_path, "ddpm-s1")
+    results = read_json(result.paths["results"])
+    assert list(results["cells"]) == ["ddpm", "fm-ot", "ddpm-s1", "fm-ot-s1"]
+    over_seeds = results["over_seeds"]
+    assert over_seeds["ddpm"]["seeds"] == [0, 1]
+    values = [results["cells"][name]["nll"]["nats"] for name in ("ddpm", "ddpm-s1")]
+    assert over_seeds["ddpm"]["nll_nats"]["value"] == pytest.approx(sum(values) / 2)
+    assert over_seeds["ddpm"]["verdict"]["covers"] == "training seeds"
+    assert "verdict" not in over_seeds["fm-ot"]
+    assert results["cells"]["ddpm-s1"]["label"] == "DDPM, seed 1"
+    (section,) = over_seeds_section(results)
+    assert "deviation over seeds" in section.html()

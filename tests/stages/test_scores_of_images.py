@@ -135,6 +135,21 @@ def test_the_same_pixels_in_an_npz_score_the_same_and_have_no_cost(run, here, fm
     assert theirs["protocol"]["samples_digest"] == here["protocol"]["samples_digest"]
 
 
+def test_samples_are_compared_with_training_and_validation_images(run, here, fm):
+    record = here["memorization"]["pixels"]
+    assert (record["images"], record["held_out_images"], record["training_images"]) == (20, 60, 1_737)
+    assert record["samples"]["value"] > record["held_out"]["value"] > 0  # hardly trained
+    assert record["near_copies"]["value"] == 0
+    assert here["memorization"]["features"]["training_images"] == 1_737
+    references = [here[f"frechet_distance_to_{key}"]["reference"] for key in ("held_out", "as_many_training")]
+    assert references == ["val, 60 images", "train, 60 images"]
+    fm("report")
+    page = (run.path / "report.html").read_text()
+    assert "near-copies" in page
+    assert "fewer than 10 images per feature" in page
+    assert "accuracy of the classifier" in page
+
+
 def test_copies_among_the_samples_are_reported(run, fm):
     samples, model = samples_of(run)
     pixels = torch.cat(list(samples.read(model.image_shape))).permute(0, 2, 3, 1).numpy()

@@ -102,7 +102,9 @@ FAILURES = (
     ),
     Failure(
         "a host or container is frozen, suspended or cut off from the run directory",
-        "a start on another host takes over after half a minute without a heartbeat. When the frozen job continues, it detects the new epoch in the lock and exits within seconds with status 1, without writing anything",
+        "a start on another host takes over after half a minute without a heartbeat. When the "
+        "frozen job continues, it detects the new epoch in the lock and exits within seconds "
+        "with status 1, without writing anything",
         "the steps since the newest checkpoint, and half a minute",
         "launch/test_pid_namespaces.py::test_a_frozen_container_that_thaws_ends_its_job_and_leaves_that_of_its_successor_alone",
         "launch/test_lease_of_a_job.py::test_a_job_that_was_replaced_ends_without_touching_the_directory",
@@ -159,7 +161,8 @@ FAILURES = (
     ),
     Failure(
         "the disk of the run directory is full or unmounted while training",
-        "training continues; metrics are kept in memory and written later; a checkpoint becomes valid only after the metrics that it covers are on the disk",
+        "training continues; metrics are kept in memory and written later; a checkpoint becomes"
+        " valid only after the metrics that it covers are on the disk",
         "as for the disk of the checkpoints",
         "stages/test_training_on_failing_disks.py::test_a_full_run_directory_costs_no_line_of_metrics",
     ),

@@ -140,6 +140,10 @@ def test_what_cannot_be_made_is_refused_in_one_line(run, tmp_path):
         with pytest.raises(UserError, match=message) as caught:
             attempt()
         assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"do not span it \(mismatch 0\.\d+, at most 0\.1\)") as caught:
+        reconstruct(run, 0.01, step=57)
+    assert "\n" not in str(caught.value)
+    assert not average_file(run, 0.01, 57).exists()
     damaged = tmp_path / "r" / "train" / "checkpoints" / "snapshots" / "step-00000107"
     (damaged / "ema-power-0.05.safetensors").write_bytes(b"x")
     with pytest.raises(UserError, match="has 1 bytes"):

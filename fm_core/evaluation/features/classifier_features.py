@@ -1,6 +1,7 @@
 """Feature extractor by a classifier of the data set, trained once and stored beside the data set."""
 
 import json
+import math
 from collections.abc import Callable
 from math import prod
 from typing import Any
@@ -20,6 +21,10 @@ from fm_core.storage.store import Store
 RECIPE = {"classifier": 3, "seed": 0}
 """Version of the training recipe: increment it if the same data would give another classifier."""
 
+BATCH = 64
+LEAST_STEPS = 500
+EPOCHS = 8
+"""Least number of passes over the training images."""
 MAX_IMAGES = 200_000
 """Maximum number of training images, and of validation images, in memory."""
 MAX_BYTES = 4 * 2**30
@@ -41,7 +46,8 @@ def classifier_extractor(
             f"evaluate.features classifier: the data set {manifest.name} has no labels to train it on"
         )
     store = Store.at(root, manifest.name, "evaluation")
-    name = f"classifier-{fingerprint([RECIPE, manifest.version, *_selection(manifest)])[:12]}"
+    recipe, selection = RECIPE["classifier"], _selection(manifest)
+    name = f"classifier-{fingerprint([RECIPE, manifest.version, *selection])[:12]}"
     try:
         weights, record = (
             store.read_bytes(f"{name}.safetensors"),
@@ -63,15 +69,39 @@ def classifier_extractor(
         name=CLASSIFIER,
         sha256=record["sha256"],
         extract=lambda images: predict(classifier, images, manifest.levels),
-        protocol={"classifier_recipe": RECIPE["classifier"]},
+        protocol={"classifier_recipe": ", ".join([str(recipe), *selection]) if selection else recipe},
         validation_accuracy=record["held_out_accuracy"],
         # Records of earlier versions do not have this key.
         validation_images=record.get("held_out_images", min(MAX_IMAGES, manifest.splits["val"].images)),
     )
 
 
+def check_accuracy(extractor: Extractor, least: float | None, manifest: Manifest) -> None:
+    """Check that a classifier recognizes validation images: distances on its features mean nothing otherwise.
+
+    `least` is evaluate.classifier_min_accuracy; None: a quarter of the way from chance to 1.
+
+    Raises:
+        UserError: its accuracy is lower.
+    """
+    accuracy, classes = extractor.validation_accuracy, manifest.class_count or 1
+    chance = 1 / classes
+    limit = chance + (1 - chance) / 4 if least is None else least
+    if accuracy is not None and accuracy < limit:
+        raise UserError(
+            f"evaluate.features classifier: accuracy on {extractor.validation_images:,} validation images of "
+            f"{manifest.name} is {accuracy:.1%}, below evaluate.classifier_min_accuracy {limit:.1%} "
+            f"({classes} classes): name other features, e.g. evaluate.features inception, or lower this key"
+        )
+
+
+def training_steps(images: int) -> int:
+    """Optimizer steps of the classifier: 500, or as many as `EPOCHS` passes over its training images take."""
+    return max(LEAST_STEPS, math.ceil(EPOCHS * min(images, MAX_IMAGES) / BATCH))
+
+
 def _selection(manifest: Manifest) -> list[str]:
-    """What distinguishes the training images from those of earlier versions: the first MAX_IMAGES by id.
+    """What distinguishes the training from that of earlier versions: 500 steps, the first MAX_IMAGES by id.
 
     Empty where these are the same, so that their classifiers are used.
     """
@@ -80,6 +110,8 @@ def _selection(manifest: Manifest) -> list[str]:
     selection = [f"at most {limit} images"] if limit < min(MAX_IMAGES, images) else []
     if min(MAX_IMAGES, limit) < images and not has_fair_order(manifest, "train"):
         selection.append("in fair order")
+    if (steps := training_steps(min(images, limit))) > LEAST_STEPS:
+        selection.append(f"{steps} steps")
     return selection
 
 
@@ -98,8 +130,9 @@ def _train(
 ) -> tuple[bytes, dict[str, Any]]:
     images, labels = first_images(root, manifest, "train", MAX_IMAGES)
     classes, seed = manifest.class_count or 0, RECIPE["seed"]
+    steps = training_steps(len(images))
     classifier = train_classifier(
-        images, labels, manifest.levels, classes, seed, device=device, on_progress=on_step
+        images, labels, manifest.levels, classes, seed, steps, BATCH, device=device, on_progress=on_step
     )
     validation, validation_labels = first_images(root, manifest, "val", MAX_IMAGES)
     scores = {

@@ -13,12 +13,15 @@ def open_extractor(
     """Build the extractor of evaluate.features; a classifier is trained if the data set has none yet.
 
     Raises:
-        UserError: weights are missing, do not match their hash or do not fit, or a package is missing.
+        UserError: weights are missing, do not match their hash or do not fit, a package is missing, or the
+            classifier is less accurate than evaluate.classifier_min_accuracy.
     """
     if settings.features == "classifier":
-        from fm_core.evaluation.features.classifier_features import classifier_extractor
+        from fm_core.evaluation.features.classifier_features import check_accuracy, classifier_extractor
 
-        return classifier_extractor(root, manifest, device, on_step)
+        extractor = classifier_extractor(root, manifest, device, on_step)
+        check_accuracy(extractor, settings.classifier_min_accuracy, manifest)
+        return extractor
     if settings.features == "inception":
         from fm_core.evaluation.features.inception import inception_extractor
 

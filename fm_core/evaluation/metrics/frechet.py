@@ -5,16 +5,22 @@ et al. 2017). The trace of the square root equals that of (R S1 R)^(1/2) with R 
 matrix.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from fm_core.data.sources.splits import permutation
 from fm_core.evaluation.metrics.feature_statistics import FeatureMoments, Gaussian, zero_rounding_noise
+from fm_core.evaluation.metrics.frechet_error import FrechetInfluence, error_images
 
-JACKKNIFE_BLOCKS = 20
-"""Blocks of the delete-a-block jackknife: image i is in block i mod 20, so that sorted images do no harm."""
+RELIABLE_IMAGES = 10
+"""Images per feature from which the standard error is stated without reservation."""
+FEW_IMAGES = f"fewer than {RELIABLE_IMAGES} images per feature"
+"""Why an error is unreliable with fewer: it is correct to second order, and the moments are further off."""
+CHUNK_ROWS = 8_192
+ORDER_SEED = 1
+"""Seed of the permutation of the images that halves, and the images behind an error, are cut from."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +29,14 @@ class FrechetEstimate:
 
     value: float
     stderr: float
-    """By the delete-a-block jackknife; the reference is treated as exact."""
+    """Deviation of the distance over independent sets of as many images; the reference is taken as exact."""
     infinity: tuple[float, float] | None
-    """Extrapolation to N = infinity, linear in 1/N (Chong and Forsyth 2020), and its standard error, which is
-    conservative; None if half the number of images is at most the number of features."""
+    """Extrapolation to N = infinity, linear in 1/N (Chong and Forsyth 2020), and its standard error; None if
+    half the number of images is at most the number of features."""
     singular: bool
     """Whether there were at most as many images as features, so that the covariance is singular."""
+    unreliable: str | None
+    """Why the errors are not to be relied on; None from 10 images per feature, unless a few images decide."""
 
 
 def frechet_distance(moments: FeatureMoments, reference: Gaussian) -> float:
@@ -62,83 +70,49 @@ def frechet_distance_low_rank(features: Tensor, reference: Gaussian) -> float:
 
 
 def estimate_frechet_distance(
-    features: Tensor, reference: Gaussian, blocks: int = JACKKNIFE_BLOCKS, *, limit: bool = True
+    features: Tensor, reference: Gaussian, *, limit: bool = True
 ) -> FrechetEstimate:
-    """Fréchet distance of features [N, D] to a reference, with errors by the delete-a-block jackknife.
+    """Fréchet distance of features [N, D] to a reference, with the error of `FrechetInfluence`.
 
-    The cost is dominated by eigenvalues of [D, D] matrices: once, and once per block. The extrapolation,
-    which is computed if `limit` and if half the number of images exceeds the number of features, adds two,
-    and one per block.
+    The cost is dominated by the moments, N D², and one eigendecomposition of a [D, D] matrix. The limit,
+    which is computed if `limit` and if half the number of images exceeds the number of features, adds the
+    eigenvalues of two. Its halves are cut from a fixed permutation of the images.
 
     Raises:
         ValueError: fewer than four images.
     """
-    if len(features) < 4:
-        raise ValueError(f"a distance and its error need at least four images, not {len(features)}")
-    blocks = min(blocks, len(features) // 2) // 2 * 2
-    limit = limit and len(features) > 2 * features.shape[1]
-    distances = _BlockDistances(features, reference, blocks, fewest=blocks // 2 - 1 if limit else blocks - 1)
-    all_blocks = range(blocks)
-    value = distances.of_union(all_blocks)
-    without = [
-        distances.of_union([block for block in all_blocks if block != left_out]) for left_out in all_blocks
-    ]
+    count, dimension = features.shape
+    if count < 4:
+        raise ValueError(f"a distance and its error need at least four images, not {count}")
+    order = torch.from_numpy(permutation(count, ORDER_SEED)).to(features.device)
+    halves = [_moments(features, part) for part in order.tensor_split(2)]
+    moments = halves[0] + halves[1]
+    influence = FrechetInfluence(moments.mean, moments.covariance, reference)
+    singular = count <= dimension
+    value = (
+        frechet_distance_low_rank(features, reference)
+        if singular
+        else _frechet_formula(moments.mean, moments.covariance.trace(), reference, influence.cross)
+    )
+    error = influence.error(features[order[: error_images(count, dimension)]], count)
+    infinity = None
+    if limit and count > 2 * dimension:
+        half = sum(frechet_distance(part, reference) for part in halves) / 2
+        # F of the line F(N) = F + c / N. The halves add a second-order part of their own.
+        infinity = (2 * value - half, (error.variance + error.second_order) ** 0.5)
     return FrechetEstimate(
         value=value,
-        stderr=jackknife_error(without),
-        infinity=_infinite_limit(distances, value, without) if limit else None,
-        singular=len(features) <= features.shape[1],
+        stderr=error.stderr,
+        infinity=infinity,
+        singular=singular,
+        unreliable=FEW_IMAGES if count < RELIABLE_IMAGES * dimension else error.unreliable,
     )
 
 
-def _infinite_limit(
-    distances: "_BlockDistances", value: float, without: Sequence[float]
-) -> tuple[float, float]:
-    """The limit for N = infinity and its error, from the distances of all blocks and of all but one."""
-    halves = [range(half, len(without), 2) for half in (0, 1)]
-    by_half = [distances.of_union(half) for half in halves]
-    limits = list[float]()
-    for left_out, rest in enumerate(without):
-        half, other = halves[left_out % 2], by_half[1 - left_out % 2]
-        shrunk = [block for block in half if block != left_out]
-        smaller = distances.of_union(shrunk) if shrunk else by_half[left_out % 2]
-        limits.append(_extrapolate(rest, (smaller + other) / 2))
-    return _extrapolate(value, sum(by_half) / 2), jackknife_error(limits)
-
-
-def jackknife_error(without: Sequence[float]) -> float:
-    """Jackknife standard error of a statistic, from its values with one of B blocks left out."""
-    values = torch.tensor(without, dtype=torch.float64)
-    blocks = len(values)
-    return ((blocks - 1) / blocks * (values - values.mean()).square().sum()).sqrt().item()
-
-
-def _extrapolate(full: float, half: float) -> float:
-    """F of the line F(N) = F + c / N through F(N) and F(N / 2)."""
-    return 2 * full - half
-
-
-class _BlockDistances:
-    """Distances of unions of blocks of images; the moments of each block are computed once."""
-
-    def __init__(self, features: Tensor, reference: Gaussian, count: int, fewest: int) -> None:
-        """Split into `count` blocks, of which every union has at least `fewest`."""
-        self.reference = reference
-        self.blocks = [features[number::count] for number in range(count)]
-        smallest = min(len(block) for block in self.blocks) * fewest
-        self.moments = (
-            [FeatureMoments.of(block) for block in self.blocks] if smallest > features.shape[1] else None
-        )
-
-    def of_union(self, numbers: Sequence[int]) -> float:
-        if self.moments is None:
-            return frechet_distance_of_features(
-                torch.cat([self.blocks[number] for number in numbers]), self.reference
-            )
-        total = self.moments[numbers[0]]
-        for number in numbers[1:]:
-            total = total + self.moments[number]
-        return frechet_distance(total, self.reference)
+def _moments(features: Tensor, chosen: Tensor) -> FeatureMoments:
+    """Moments of the chosen rows of features, without a float64 copy of all."""
+    first, *rest = (FeatureMoments.of(features[part]) for part in chosen.split(CHUNK_ROWS))
+    return sum(rest, first)
 
 
 def _frechet_formula(mean: Tensor, trace: Tensor, reference: Gaussian, cross: Tensor) -> float:

@@ -1,6 +1,13 @@
 """Kernel distance (KID): the squared maximum mean discrepancy between two sets of features.
 
 Kernel (x . y / D + 1)^3, unbiased over all pairs, float64 (Binkowski et al. 2018). It can be negative.
+
+Its variance over both sets is that of a two-sample U-statistic (see `sampling_error`), with the
+second-order part
+
+    2 E k~(x, x')² / (N (N - 1)) + 2 E k~(y, y')² / (M (M - 1)) + 4 E k~(x, y)² / (N M),
+
+with k~ the kernel without its means over either argument.
 """
 
 from dataclasses import dataclass
@@ -8,7 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fm_core.evaluation.metrics.frechet import JACKKNIFE_BLOCKS, jackknife_error
+from fm_core.data.sources.splits import permutation
+from fm_core.evaluation.metrics.sampling_error import SamplingError, heavy_tails
 
 CHUNK_ROWS = 2_048
 """Rows of the kernel matrix in memory at a time."""
@@ -20,60 +28,103 @@ class KernelDistance:
 
     value: float
     stderr: float
-    """By the delete-a-block jackknife over both sets, as both are samples."""
+    """Deviation over independent pairs of sets: both are samples."""
+    unreliable: str | None = None
+    """Why the error is not to be relied on; None if it is."""
 
 
-def kernel_distance(x: Tensor, y: Tensor, blocks: int = JACKKNIFE_BLOCKS) -> KernelDistance:
-    """Unbiased kernel distance of features [N, D] and [M, D], with a jackknife over blocks of images.
-
-    Image i of a set is in block i mod `blocks`.
+def kernel_distance(x: Tensor, y: Tensor) -> KernelDistance:
+    """Unbiased kernel distance of features [N, D] and [M, D], over all pairs of images.
 
     Raises:
         ValueError: a set has fewer than four images.
     """
-    if min(len(x), len(y)) < 4:
-        raise ValueError(f"a kernel distance needs at least four images per set, not {len(x)} and {len(y)}")
-    blocks = min(blocks, len(x) // 2, len(y) // 2)
-    xx, yy, xy = _within_sums(x, blocks), _within_sums(y, blocks), _block_sums(x, y, blocks)
-    n, m = _block_sizes(len(x), blocks), _block_sizes(len(y), blocks)
-    all_blocks = torch.ones(blocks, dtype=torch.float64)
-    all_but_one = [all_blocks - row for row in torch.eye(blocks, dtype=torch.float64)]
-
-    def estimate(of_x: Tensor, of_y: Tensor) -> float:
-        count, other = of_x @ n, of_y @ m
-        within = of_x @ xx @ of_x / (count * (count - 1)) + of_y @ yy @ of_y / (other * (other - 1))
-        return (within - 2 * (of_x @ xy @ of_y) / (count * other)).item()
-
-    of_x = jackknife_error([estimate(without, all_blocks) for without in all_but_one])
-    of_y = jackknife_error([estimate(all_blocks, without) for without in all_but_one])
-    return KernelDistance(estimate(all_blocks, all_blocks), (of_x**2 + of_y**2) ** 0.5)
+    n, m = len(x), len(y)
+    if min(n, m) < 4:
+        raise ValueError(f"a kernel distance needs at least four images per set, not {n} and {m}")
+    xx, yy, xy = _KernelMeans.within(x), _KernelMeans.within(y), _KernelMeans.between(x, y)
+    value = xx.rows.mean() + yy.rows.mean() - 2 * xy.rows.mean()
+    influences = 2 * (xx.rows - xy.rows), 2 * (yy.rows - xy.columns)
+    jackknife = sum(values.var().item() / len(values) for values in influences)
+    second = (
+        2 * xx.residual / (n * (n - 3))
+        + 2 * yy.residual / (m * (m - 3))
+        + 4 * xy.residual / ((n - 1) * (m - 1))
+    )
+    error = SamplingError.of(jackknife, second.item(), heavy_tails(*influences))
+    return KernelDistance(value.item(), error.stderr, error.unreliable)
 
 
-def _within_sums(x: Tensor, blocks: int) -> Tensor:
-    """Sums of the kernel over pairs of distinct images of one set, by block, [B, B]."""
-    sums = _block_sums(x, x, blocks)
-    own = _kernel((x.double().square()).sum(1), x.shape[1]).cpu()
-    number = torch.arange(len(x)) % blocks
-    diagonal = torch.zeros(blocks, dtype=torch.float64).index_add_(0, number, own)
-    return sums - torch.diag(diagonal)
+def kernel_distance_of_subsets(x: Tensor, y: Tensor, subsets: int = 100, size: int = 1_000) -> KernelDistance:
+    """Mean of the kernel distances of random subsets, as torch-fidelity and torchmetrics report it.
+
+    The subsets overlap, so that the deviation between them, which these packages print beside it, is no error
+    of the mean. The mean over all subsets is the distance over all pairs; its error, and that of having drawn
+    only so many, add up.
+
+    Raises:
+        ValueError: a set has fewer images than a subset, or a subset fewer than four.
+    """
+    if min(len(x), len(y)) < size:
+        raise ValueError(f"subsets of {size} images need as many per set, not {len(x)} and {len(y)}")
+    values = list[float]()
+    for number in range(subsets):
+        chosen = [permutation(len(rows), 2 * number + side + 1)[:size] for side, rows in enumerate((x, y))]
+        part = [rows[torch.from_numpy(ids)] for rows, ids in zip((x, y), chosen, strict=True)]
+        values.append(kernel_distance(*part).value)
+    drawn = torch.tensor(values, dtype=torch.float64)
+    of_draws = drawn.var().item() / subsets if subsets > 1 else 0.0
+    complete = kernel_distance(x, y)
+    error = (complete.stderr**2 + of_draws) ** 0.5
+    return KernelDistance(drawn.mean().item(), error, complete.unreliable)
 
 
-def _block_sums(x: Tensor, y: Tensor, blocks: int) -> Tensor:
-    """Sums of the kernel over pairs of images, by block, float64 [B, B] on the CPU."""
-    sums = torch.zeros(blocks, blocks, dtype=torch.float64, device=x.device)
-    others, where = y.double(), torch.arange(len(y), device=x.device) % blocks
+@dataclass(frozen=True)
+class _KernelMeans:
+    """Means of the kernel between two sets, or within one."""
+
+    rows: Tensor
+    """Mean over the other set for each image of the first, float64 [N]."""
+    columns: Tensor
+    """Mean over the first set for each image of the other, float64 [M]."""
+    residual: Tensor
+    """Mean square of the kernel without its means over rows and columns."""
+
+    @classmethod
+    def within(cls, x: Tensor) -> "_KernelMeans":
+        """Over pairs of distinct images of a set."""
+        rows, _, squares = _kernel_sums(x, x)
+        own = _kernel(x.double().square().sum(1), x.shape[1])
+        count = len(x) - 1
+        return cls._of((rows - own) / count, None, (squares - own.square().sum()) / (len(x) * count))
+
+    @classmethod
+    def between(cls, x: Tensor, y: Tensor) -> "_KernelMeans":
+        """Over all pairs of two sets."""
+        rows, columns, squares = _kernel_sums(x, y)
+        return cls._of(rows / len(y), columns / len(x), squares / (len(x) * len(y)))
+
+    @classmethod
+    def _of(cls, rows: Tensor, columns: Tensor | None, square: Tensor) -> "_KernelMeans":
+        columns = rows if columns is None else columns
+        residual = square - rows.square().mean() - columns.square().mean() + rows.mean().square()
+        return cls(rows, columns, residual.clamp_min(0))
+
+
+def _kernel_sums(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums of the kernel by image of x [N] and of y [M], and the sum of its squares, float64."""
+    rows = torch.empty(len(x), dtype=torch.float64, device=x.device)
+    columns = torch.zeros(len(y), dtype=torch.float64, device=x.device)
+    squares = torch.zeros((), dtype=torch.float64, device=x.device)
+    others = y.double()
     for first in range(0, len(x), CHUNK_ROWS):
-        rows = x[first : first + CHUNK_ROWS].double()
-        kernel = _kernel(rows @ others.T, x.shape[1])
-        by_column = torch.zeros(len(rows), blocks, dtype=torch.float64, device=x.device)
-        by_column.index_add_(1, where, kernel)
-        sums.index_add_(0, (first + torch.arange(len(rows), device=x.device)) % blocks, by_column)
-    return sums.cpu()
+        kernel = _kernel(x[first : first + CHUNK_ROWS].double() @ others.T, x.shape[1])
+        rows[first : first + CHUNK_ROWS] = kernel.sum(1)
+        columns += kernel.sum(0)
+        squares += kernel.flatten().square().sum() if kernel.numel() else 0
+    return rows, columns, squares
 
 
 def _kernel(products: Tensor, dimension: int) -> Tensor:
-    return (products / dimension + 1).pow(3)
-
-
-def _block_sizes(count: int, blocks: int) -> Tensor:
-    return torch.bincount(torch.arange(count) % blocks, minlength=blocks).double()
+    shifted = products / dimension + 1
+    return shifted * shifted * shifted

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from fm_core.evaluation.torch_threads import cpu_threads
 from fm_core.method.compatibility import require_diffusion_path
 from fm_core.method.paths import Path
 from fm_core.report.html import FINGERPRINT_MARK, PageSection
+from fm_core.reproduce.claims import Measured, compare_quality, mean_of_seeds, over_seeds
+from fm_core.reproduce.experiments import seeds_of, title_of
 from fm_core.reproduce.toy2d.checkerboard import ENTROPY, NAME
 from fm_core.reproduce.toy2d.experiment_2d import (
     ToyOutcome,
@@ -75,7 +78,7 @@ def page_sections_2d(config: RunConfig, results: dict[str, Any]) -> list[PageSec
     data = [
         FigureData(experiment.label, experiment.cache.tensors("pictures"))
         for experiment in experiments
-        if experiment.name in results["cells"]
+        if experiment.name in results["cells"] and experiment.seed == seeds_of(config)[0]
     ]
     paths = {experiment.section.path: experiment.objective.path for experiment in experiments}
     return sections_2d(results, data, paths)
@@ -92,6 +95,7 @@ def _write_results(config: RunConfig, run: RunDirectory, outcomes: list[ToyOutco
         "entropy": {"nats": ENTROPY, "bits": ENTROPY / math.log(2)},
         "diffusion_paths": [name for name, path in paths.items() if _is_diffusion(path)],
         "cells": {o.experiment.name: _result_record(o) for o in complete},
+        **over_seeds_2d(complete),
         "failed": {o.experiment.name: f"{o.experiment.label}: {o.error}" for o in outcomes if o.error},
     }
     directory = run.path / "reproduce"
@@ -99,10 +103,47 @@ def _write_results(config: RunConfig, run: RunDirectory, outcomes: list[ToyOutco
     same = read_json(directory / "results.json") == {"schema": SCHEMA, **json.loads(json.dumps(results))}
     if same and page_file.exists() and page_file.read_text(encoding="utf-8").endswith(mark):
         return False
-    data = [FigureData(o.experiment.label, o.experiment.cache.tensors("pictures")) for o in complete]
+    shown = [o.experiment for o in complete if o.experiment.seed == seeds_of(config)[0]]
+    data = [FigureData(experiment.label, experiment.cache.tensors("pictures")) for experiment in shown]
     write_text(page_file, page_2d(results, data, paths) + mark)
     write_json(directory / "results.json", results)
     return True
+
+
+def over_seeds_2d(complete: Sequence[ToyOutcome]) -> dict[str, Any]:
+    """NLL and NFE over seeds by objective, and its verdict; empty for one seed.
+
+    The verdict is about the NLL of flow matching on the optimal-transport path against that of the objective.
+    """
+    by_objective = dict[str, list[ToyOutcome]]()
+    for outcome in complete:
+        by_objective.setdefault(outcome.experiment.section.name, []).append(outcome)
+    if max(map(len, by_objective.values()), default=0) < 2:
+        return {}
+    numbers = {
+        name: [Measured(o.record["nll"]["nats"], o.record["nll"]["stderr_nats"]) for o in outcomes]
+        for name, outcomes in by_objective.items()
+    }
+    ours = next((name for name, outcomes in by_objective.items() if _is_flow_matching_ot(outcomes[0])), None)
+    records = dict[str, Any]()
+    for name, outcomes in by_objective.items():
+        nll = over_seeds(numbers[name])
+        nfe = over_seeds([Measured(o.record["nfe"]["dopri5"], 0.0) for o in outcomes])
+        records[name] = {
+            "title": title_of(outcomes[0].experiment.section),
+            "seeds": [o.experiment.seed for o in outcomes],
+            "nll_nats": {"value": nll.value, "stderr": nll.stderr},
+            "nfe": {"value": nfe.value, "stderr": nfe.stderr},
+        }
+        if ours and name != ours:
+            verdict = compare_quality(mean_of_seeds(numbers[ours]), mean_of_seeds(numbers[name]))
+            records[name]["verdict"] = verdict.record()
+    return {"over_seeds": records}
+
+
+def _is_flow_matching_ot(outcome: ToyOutcome) -> bool:
+    section = outcome.experiment.section
+    return (section.objective, section.path) == ("flow-matching", "optimal-transport")
 
 
 def _result_record(outcome: ToyOutcome) -> dict[str, Any]:
@@ -115,7 +156,7 @@ def _protocol(config: RunConfig) -> dict[str, Any]:
     """Everything that affects the numbers and is the same for all experiments."""
     return {
         "data": NAME,
-        "seed": config.run.seed,
+        "seed": seeds_of(config)[0],
         **generator_record(generator_in_2d(config)),
         **config.reproduce.toy2d.model_dump(mode="json"),
         # These strings are part of results.json: a change would rewrite the pages of finished comparisons.

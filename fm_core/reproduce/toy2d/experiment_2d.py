@@ -13,7 +13,7 @@ from torch import nn
 from fm_core.config import ExperimentSection, RunConfig
 from fm_core.errors import LeaseLostError, StopRequested, UserError
 from fm_core.method.objectives import Objective
-from fm_core.reproduce.experiments import objective_of, title_of
+from fm_core.reproduce.experiments import objective_of, seeds_of, title_of
 from fm_core.reproduce.toy2d.checkerboard import NAME
 from fm_core.reproduce.toy2d.fit import fit, initial_network
 from fm_core.reproduce.toy2d.scoring import score_model
@@ -43,8 +43,10 @@ class ToyExperiment:
     """An objective of a 2-D comparison, and where its results are cached."""
 
     section: ExperimentSection
+    name: str
+    """Name of its directory: that of the objective, with the seed if it is not run.seed."""
     label: str
-    """The title, with the number of steps where it is smaller than that of the others."""
+    """The title, with the number of steps where it is smaller than that of the others, and its seed."""
     objective: Objective
     steps: int
     cache: ArtifactCache
@@ -53,12 +55,12 @@ class ToyExperiment:
 
     def random(self, domain: Domain) -> KeyedRandom:
         """The random numbers of a domain, with the seed and the generator of the recipe."""
-        return KeyedRandom(generator_of(self.recipe, self.name), self.recipe["seed"], domain)
+        return KeyedRandom(generator_of(self.recipe, self.name), self.seed, domain)
 
     @property
-    def name(self) -> str:
-        """Short name, and that of its directory."""
-        return self.section.name
+    def seed(self) -> int:
+        """Seed of data, noise, times and initial weights."""
+        return self.recipe["seed"]
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class ToyOutcome:
 
 
 def toy_experiments(config: RunConfig) -> list[ToyExperiment]:
-    """The experiments of a 2-D comparison.
+    """The experiments of a 2-D comparison, seed by seed.
 
     Raises:
         UserError: one cannot be built, or its directory holds a training with another recipe.
@@ -83,7 +85,8 @@ def toy_experiments(config: RunConfig) -> list[ToyExperiment]:
         raise UserError(
             "reproduce.cells is empty; list the experiments, as infra/configs/checkerboard.yaml does"
         )
-    experiments = [_toy_experiment(config, section) for section in config.reproduce.cells]
+    seeds = seeds_of(config)
+    experiments = [_toy_experiment(config, section, s) for s in seeds for section in config.reproduce.cells]
     for experiment in experiments:
         experiment.cache.refuse_another("training", experiment.recipe)
     return experiments
@@ -116,27 +119,31 @@ def run_toy_experiment(
         return ToyOutcome(experiment, {}, error=message)
 
 
-def _toy_experiment(config: RunConfig, section: ExperimentSection) -> ToyExperiment:
+def _toy_experiment(config: RunConfig, section: ExperimentSection, seed: int) -> ToyExperiment:
     toy, objective = config.reproduce.toy2d, objective_of(section)
     steps = section.steps or toy.steps
     fewer = f" ({steps:,} of {toy.steps:,} steps)" if steps < toy.steps else ""
     recipe = {
         "data": NAME,
-        "seed": config.run.seed,
+        "seed": seed,
         **generator_record(generator_in_2d(config)),
         "steps": steps,
         **section.model_dump(mode="json", include=_OBJECTIVE_KEYS),
         **toy.model_dump(mode="json", include=_TRAINING_KEYS),
     }
-    cache = ArtifactCache(RunDirectory(config).path / "reproduce" / section.name)
-    return ToyExperiment(section, title_of(section) + fewer, objective, steps, cache, recipe)
+    # The seed of the run has the name of the objective, as before there were others.
+    name = section.name if seed == config.run.seed else f"{section.name}-s{seed}"
+    cache = ArtifactCache(RunDirectory(config).path / "reproduce" / name)
+    several = f", seed {seed}" if len(seeds_of(config)) > 1 else ""
+    label = title_of(section) + fewer + several
+    return ToyExperiment(section, name, label, objective, steps, cache, recipe)
 
 
 def _train_and_score(
     experiment: ToyExperiment, config: RunConfig, progress: "ToyProgress"
 ) -> tuple[dict[str, Any], bool]:
     """The experiment's result.json, and whether any of it was computed now."""
-    toy, seed, cache = config.reproduce.toy2d, config.run.seed, experiment.cache
+    toy, seed, cache = config.reproduce.toy2d, experiment.seed, experiment.cache
     network = initial_network(toy, seed)
     trained = cache.read("training", "weights")
     if trained:

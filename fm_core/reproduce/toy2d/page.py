@@ -6,6 +6,7 @@ from typing import Any
 
 from fm_core.method.paths import Path
 from fm_core.report.html import Figure, PageSection, Table, data_uri, page
+from fm_core.reproduce.claims import FALSE_POSITIVES
 from fm_core.reproduce.toy2d.figures import (
     FigureData,
     conditional_fields,
@@ -49,7 +50,7 @@ def sections_2d(
         experiments: tensors of the complete experiments; may be empty.
         paths: the distinct paths of the experiments by name, in their order.
     """
-    sections = [_scores(results), _shares(results)]
+    sections = [_scores(results), *over_seeds_section(results), _shares(results)]
     if results["failed"]:
         rows = [[label, error] for label, error in results["failed"].items()]
         sections.insert(0, PageSection("Failed", [Table(["objective", "error"], rows)]))
@@ -82,6 +83,31 @@ def _scores(results: Mapping[str, Any]) -> PageSection:
             ]
         )
     return PageSection("Scores", [Table(head, rows)], NOTE_ON_SCORES)
+
+
+def over_seeds_section(results: Mapping[str, Any]) -> list[PageSection]:
+    """NLL and NFE over seeds, with the verdicts; none for one seed."""
+    records = results.get("over_seeds", {})
+    if not records:
+        return []
+    rows = [
+        [
+            record["title"],
+            f"{len(record['seeds'])}",
+            f"{record['nll_nats']['value']:.3f} ± {record['nll_nats']['stderr']:.3f}",
+            f"{record['nfe']['value']:.0f} ± {record['nfe']['stderr']:.0f}",
+            record.get("verdict", {}).get("words", ""),
+        ]
+        for record in records.values()
+    ]
+    comparisons = sum("verdict" in record for record in records.values())
+    note = (
+        "±: deviation over seeds. The verdict is about the NLL of flow matching on the optimal-transport "
+        f"path against that of the objective, by Student's t over seeds; {comparisons} comparisons, each "
+        f"with a probability of at most {FALSE_POSITIVES:.0%} of a difference where there is none."
+    )
+    head = ["objective", "seeds", "NLL, nats", "NFE", "FM-OT against it"]
+    return [PageSection("Over seeds", [Table(head, rows)], note)]
 
 
 def _shares(results: Mapping[str, Any]) -> PageSection:

@@ -1,0 +1,50 @@
+"""Table of memorization: how near samples are to the training images, beside validation images."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fm_core.report.score_text import with_error
+
+NOTE = (
+    "A model that generalizes draws samples as far from the training images as validation images are. A "
+    "near-copy is nearer to its nearest training image than 99% of the validation images are to theirs."
+)
+HEAD = ["", "samples", "validation images", "of"]
+OVERFITS = 3.0
+"""Standard errors between samples and validation images from which a model is said to overfit."""
+
+
+def memorization_rows(scores: Mapping[str, Any]) -> list[list[str]]:
+    """Rows of HEAD; empty where memorization was not scored."""
+    rows = list[list[str]]()
+    for space, record in scores.get("memorization", {}).items():
+        features = f" ({record['extractor']})" if "extractor" in record else ""
+        of = f"nearest of {record['training_images']:,} training images, in {space}{features}"
+        digits = 3
+        rows.append(
+            [record["distance"], *(with_error(record[k], digits) for k in ("samples", "held_out")), of]
+        )
+        for key, title in (("nearer", "nearer than the other"), ("near_copies", "near-copies")):
+            expected = f"{record[key]['expected']:.3f} expected"
+            rows.append([title, with_error(record[key], digits), expected, f"{record['images']:,} samples"])
+    near, far = (scores.get(f"frechet_distance_to_{key}") for key in ("as_many_training", "held_out"))
+    if near and far:
+        title = f"Fréchet distance ({near['features']} features)"
+        rows.append([title, with_error(near, 3), "", f"to {near['reference']}"])
+        rows.append([title, with_error(far, 3), "", f"to {far['reference']}"])
+    return rows
+
+
+def memorization_verdict(scores: Mapping[str, Any]) -> str:
+    """A sentence if samples are significantly nearer to the training images than validation images are."""
+    found = list[str]()
+    for space, record in scores.get("memorization", {}).items():
+        share = record["nearer"]
+        if share["value"] - share["expected"] > OVERFITS * share["stderr"]:
+            found.append(f"{share['value']:.0%} in {space}")
+    if not found:
+        return ""
+    return (
+        "This model overfits: its samples are nearer to the training images than validation images are (with "
+        f"probability {', '.join(found)}; 50% without overfitting)."
+    )
