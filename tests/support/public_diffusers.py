@@ -2,9 +2,9 @@
 
 Usage: python -m tests.support.public_diffusers inputs.npz answers.npz
 
-Each scheduler gets the times of our grid as explicit sigmas, and options with which its first and last steps
-are ours: solver_type midpoint, a final step of first order (euler_at_final for DPM-Solver++, lower_order_final
-for UniPC), and no lower order before it.
+Each scheduler gets the times of our grid as explicit sigmas, and options with which its first and last
+steps are ours: solver_type midpoint, a final step of first order (euler_at_final for DPM-Solver++,
+lower_order_final for UniPC), and no lower order before it.
 """
 
 import sys
