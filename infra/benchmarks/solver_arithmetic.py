@@ -35,7 +35,7 @@ def main() -> None:
     options = parse_options(parser)
     task = {key: getattr(options, key) for key in ("batch", "blocks")}
     measurements = measure("solver_arithmetic.py", CONTENDERS, options, task)
-    goals = {name: "at least 20" for name in SOLVERS}
+    goals = dict.fromkeys(SOLVERS, "at least 20")
     report(CONTENDERS, measurements, "network", "seconds an evaluation", options, goals)
 
 
