@@ -23,6 +23,8 @@ CONFIDENCE = 0.9
 VALUE = ("value", "stderr")
 SAMPLES_ONLY, BOTH_SETS = "samples, for a given reference", "samples and reference images"
 """What varies between the sets of images that a standard error is the deviation over; never the training."""
+SOLVER_KEYS = ("solver", "rtol", "atol", "steps", "error_norm", "grid", "stochastic", "guidance")
+"""Of the protocol: what the cost of sampling is recorded with."""
 Record = dict[str, Any]
 Parts = Sequence[Mapping[str, Tensor]]
 
@@ -188,9 +190,7 @@ def cost_record(samples: Parts, protocol: Mapping[str, Any]) -> Record:
     costs = torch.stack([part["cost"] for part in samples]).double()
     images = torch.tensor([float(len(part["features"])) for part in samples], dtype=torch.float64)
     nfe, accepted, rejected, forwards = ((costs[:, i] * images).sum() / images.sum() for i in range(4))
-    solver = {
-        key: protocol[key] for key in ("solver", "rtol", "atol", "steps", "guidance") if key in protocol
-    }
+    solver = {key: protocol[key] for key in SOLVER_KEYS if key in protocol}
     steps = {"accepted": accepted.item(), "rejected": rejected.item()} if bool((costs >= 0).all()) else {}
     return {
         **solver,
