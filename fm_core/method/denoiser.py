@@ -5,8 +5,8 @@ On x_t = alpha_t x1 + sigma_t x0 the velocity is u = alpha' E[x1 | x_t] + sigma'
     E[x1 | x_t] = (sigma u - sigma' x) / delta,   E[x0 | x_t] = (alpha' x - alpha u) / delta,
     delta = alpha' sigma - alpha sigma' = alpha sigma d/dt log(alpha / sigma),
 
-whatever the network predicts. Nothing is divided by alpha or sigma, which vanish at the ends. Velocities under
-guidance are affine in the prediction too, so the means are those of the guided prediction.
+whatever the network predicts. Nothing is divided by alpha or sigma, which vanish at the ends. Velocities
+under guidance are affine in the prediction too, so the means are those of the guided prediction.
 """
 
 import math
@@ -45,12 +45,12 @@ class Coefficients:
 
     @property
     def delta(self) -> float:
-        """alpha' sigma - alpha sigma', positive where log-SNR increases."""
+        """The difference alpha' sigma - alpha sigma', positive where log-SNR increases."""
         return self.d_alpha * self.sigma - self.alpha * self.d_sigma
 
     @property
     def half_log_snr(self) -> float:
-        """lambda = log(alpha / sigma); infinite where one of the two is 0."""
+        """Half of the log-SNR, log(alpha / sigma); infinite where one of the two is 0."""
         if self.alpha <= 0 or self.sigma <= 0:
             return -math.inf if self.alpha <= 0 else math.inf
         return math.log(self.alpha) - math.log(self.sigma)
@@ -91,6 +91,21 @@ class Evaluation:
         return torch.add(self.x * of_x, self.velocity, alpha=of_velocity)
 
 
+def coefficients_of_means(path: Path, t: float) -> Coefficients:
+    """The coefficients of a path at a time at which its velocity determines the conditional means.
+
+    Raises:
+        UserError: log-SNR does not increase at t.
+    """
+    at = Coefficients.at(path, t)
+    if at.delta > SMALLEST_DELTA:
+        return at
+    raise UserError(
+        f"the log-SNR of the path {path.name or type(path).__name__} does not increase at t = {t:g}, where "
+        "its velocity does not determine x1; use a solver of torchdiffeq, such as midpoint, on a uniform grid"
+    )
+
+
 class Denoiser:
     """Evaluations of a velocity on a path.
 
@@ -104,15 +119,6 @@ class Denoiser:
         self._velocity = velocity
 
     def __call__(self, t: float, x: Tensor) -> Evaluation:
-        """Evaluate the velocity at t and x [N, ...].
-
-        Raises:
-            UserError: log-SNR does not increase at t, so that the velocity does not determine x1.
-        """
-        at = Coefficients.at(self.path, t)
-        if not at.delta > SMALLEST_DELTA:
-            raise UserError(
-                f"the log-SNR of the path {self.path.name or type(self.path).__name__} does not increase at t = "
-                f"{t:g}, where its velocity does not determine x1; use a solver of the velocity, such as midpoint"
-            )
+        """Evaluate the velocity at t and x [N, ...]; raises UserError as `coefficients_of_means`."""
+        at = coefficients_of_means(self.path, t)
         return Evaluation(x, self._velocity(torch.tensor(t, dtype=x.dtype, device=x.device), x), at)

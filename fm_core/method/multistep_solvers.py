@@ -1,4 +1,4 @@
-"""Solvers with one evaluation per step: DDIM, DPM-Solver++ 2M and 3M, UniPC and Adams-Bashforth 2.
+"""Solvers with one evaluation per step: DDIM, DPM-Solver++ 2M and 3M, UniPC, Adams-Bashforth.
 
 With lambda = log(alpha / sigma), half of the log-SNR, and D = E[x1 | x_t] the ODE has the exact solution
 
@@ -8,25 +8,29 @@ and all but the last of these solvers replace D by a polynomial in lambda (Lu et
 and Zhao et al. 2023, arXiv 2302.04867, whose coefficients these are):
 
     ddim       constant, the value at s. The same as Euler's method on the OT path.
-    dpmpp_2m   linear, from the last two values.
-    dpmpp_3m   quadratic, from the last three values.
+    dpmpp_2m   linear, from the last two values ("midpoint" in diffusers).
+    dpmpp_3m   quadratic, from the last three values, but with half of the quadratic term, as in the authors'
+               code and in diffusers.
+    exp_ab3    the same with all of the quadratic term: the exponential Adams-Bashforth method.
     unipc      dpmpp_2m; then, when D is known at t, the step to t is repeated with the quadratic through that
                value and the two before it, which costs no evaluation (UniPC-2 with B(h) = e^-h - 1).
     ab2        linear extrapolation in t of the velocity itself, from its last two values.
 
-Order from exact values at the first times, with steps of O(h) in lambda: 1, 2, 3, 3 and, in t, 2. The complete
-scheme has less:
+From exact values at the first times, with steps of O(h) in lambda, these have order 1, 2, 2, 3 and 3; ab2 has
+order 2 with steps of O(h) in t. dpmpp_3m would have order 3 if it integrated the quadratic; as published, its
+error is smaller than that of dpmpp_2m, of the same order. The complete scheme has less:
 
-* The first step knows one value of D and is DDIM's, the second at most two. A single DDIM step leaves an error
-  of O(h^2) that no later step removes. In unipc the correction of the first step is linear: O(h^3).
+* The first step knows one value of D and is DDIM's, the second at most two. A single DDIM step leaves an
+  error of O(h^2) that no later step removes. In unipc its correction, with D linear, leaves O(h^3).
 * The last step, except of ab2, is DDIM's: sigma nearly vanishes at the end, h is large there, and an
-  extrapolation over it would multiply errors by h. Being one step it leaves O(h^2) as well, or O(sigma^2) with
-  sigma that of the time before it, where the end is at sigma = 0.
+  extrapolation over it would multiply errors by h. Being one step it leaves O(h^2) as well, or O(sigma^2)
+  with the sigma before it where sigma = 0 at the end.
 
-Both leave O(h^2), so that the complete scheme has order 1 for ddim and 2 for all others; dpmpp_3m and unipc have
-smaller errors, not a higher order. This holds on grids with steps of O(h) in lambda (log-snr; edm and cosine
-between their ends). On a uniform grid the steps in lambda do not become small at the ends of the OT path; the
-sum of their errors is O(h^2 log 1/h). On one of the VP path the last step leaves O(sigma^2) = O(h).
+Therefore the complete scheme has order 1 for ddim and 2 for all others; exp_ab3 and unipc have smaller errors,
+not a higher order. This holds on grids with steps of O(h) in lambda (log-snr, and edm and cosine away from the
+ends), for ab2 on a uniform one. For the others, the steps in lambda of a uniform grid do not become small at
+the ends of the OT path, where the sum of their errors is O(h^2 log 1/h), and on the VP path the last step
+leaves O(sigma^2) = O(h).
 """
 
 import math
@@ -39,13 +43,17 @@ from fm_core.method.denoiser import Coefficients, Denoiser, Evaluation
 
 Terms = Sequence[tuple[float, Tensor]]
 """Factors and tensors of a sum."""
+VALUES = {"ddim": 1, "dpmpp_3m": 3, "exp_ab3": 3}
+"""Number of values of D that a step uses; 2 for the others."""
+QUADRATIC = {"dpmpp_3m": 0.5, "exp_ab3": 1.0}
+"""Share of the quadratic term."""
 
 
 class Multistep:
     """A multistep solver and the values of earlier steps that its next one needs.
 
     Args:
-        method: ddim, dpmpp_2m, dpmpp_3m, unipc or ab2.
+        method: ddim, dpmpp_2m, dpmpp_3m, exp_ab3, unipc or ab2.
         denoiser: evaluates the velocity.
     """
 
@@ -72,12 +80,15 @@ class Multistep:
         self._last = evaluation, correction
         target = Coefficients.at(self._denoiser.path, to)
         plain = _ddim(evaluation, correction, target)
-        order = min({"ddim": 1, "dpmpp_3m": 3}.get(self._method, 2), len(self._values))
+        order = min(VALUES.get(self._method, 2), len(self._values))
         h = target.half_log_snr - self._times[0]
         if euler or order == 1 or math.isinf(h):
             return plain
-        terms = _second_order if order == 2 else _third_order
-        return _add(plain, target.alpha, terms(self._values, self._times, h))
+        if order == 2:
+            terms = _second_order(self._values, self._times, h)
+        else:
+            terms = _third_order(self._values, self._times, h, QUADRATIC[self._method])
+        return _add(plain, target.alpha, terms)
 
     def _remember(self, t: float, evaluation: Evaluation) -> None:
         velocity = self._method == "ab2"
@@ -115,11 +126,11 @@ def _second_order(values: Sequence[Tensor], times: Sequence[float], h: float) ->
     return [(factor, values[0]), (-factor, values[1])]
 
 
-def _third_order(values: Sequence[Tensor], times: Sequence[float], h: float) -> Terms:
-    """The same if D is quadratic, by divided differences."""
+def _third_order(values: Sequence[Tensor], times: Sequence[float], h: float, quadratic: float) -> Terms:
+    """The same if D is quadratic, by divided differences; the quadratic term is multiplied by a factor."""
     near, far = times[0] - times[1], times[1] - times[2]
     first = math.expm1(-h) / h + 1
-    second = (math.expm1(-h) + h) / h**2 - 0.5
+    second = quadratic * (2 * (math.expm1(-h) + h) / h**2 - 1)
     # d1 and d2 of Lu et al., in units of h, as factors of the two differences between neighbors. A value at
     # lambda = -inf, where the OT path begins, drops out: its difference is divided by infinity.
     share = 0.0 if math.isinf(far) else near / (near + far)
@@ -145,7 +156,7 @@ def _corrector(values: Sequence[Tensor], times: Sequence[float], h: float, value
 
 
 def _add(x: Tensor, factor: float, terms: Terms) -> Tensor:
-    """x plus a factor times a sum of terms."""
+    """Add a factor times a sum of terms to x."""
     for weight, tensor in terms:
         x = torch.add(x, tensor, alpha=factor * weight)
     return x

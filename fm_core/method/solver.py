@@ -8,13 +8,13 @@ from typing import Any, Literal
 from torch import Tensor
 
 from fm_core.errors import UserError
-from fm_core.method.time_grid import TimeGrid
+from fm_core.method.time_grid import UNIFORM, TimeGrid
 
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun", "scipy_solver")
 FIXED = ("euler", "midpoint", "heun2", "heun3", "rk4", "implicit_adams")
 INACCURATE = ("explicit_adams",)
 """Methods of torchdiffeq 0.2.5 that silently return wrong results for some numbers of steps."""
-MULTISTEP = ("ddim", "dpmpp_2m", "dpmpp_3m", "unipc", "ab2")
+MULTISTEP = ("ddim", "dpmpp_2m", "dpmpp_3m", "exp_ab3", "unipc", "ab2")
 """One evaluation per step; `multistep_solvers`."""
 SAMPLERS = ("sde", "edm")
 """With noise in each step, unless that is turned off; `stochastic_samplers`."""
@@ -25,8 +25,8 @@ EVALUATIONS_PER_STEP = {
     **dict.fromkeys(MULTISTEP, 1),
     **{"sde": 1, "edm": 2},
 }
-"""Evaluations of the vector field in one step, of methods for which that is fixed. The last step of edm, and of
-any method on a grid that ends with an Euler step, takes one."""
+"""Evaluations of the vector field in one step, of methods for which that is fixed. The last step of edm, and
+of any method on a grid that ends with an Euler step, takes one."""
 DIFFUSIONS = ("sbdm", "constant", "sigma", "linear", "decreasing", "increasing-decreasing")
 
 
@@ -114,7 +114,8 @@ class Solver:
             multistep method (MULTISTEP), or a sampler that adds noise (SAMPLERS).
         rtol: relative tolerance, for adaptive methods and implicit_adams only; default 1e-5, as in the paper.
         atol: absolute tolerance, likewise.
-        steps: number of steps; required by all but adaptive methods, which refuse it. A list of times gives it.
+        steps: number of steps; required by all but adaptive methods, which refuse it. A list of times
+            gives it.
         error_norm: the norm of the error that adaptive methods keep below 1. "batch": the RMS over the batch.
             "worst": the largest RMS of an example. With either, the steps depend on the batch.
         grid: the times of the steps.
@@ -131,7 +132,7 @@ class Solver:
     atol: float | None = None
     steps: int | None = None
     error_norm: Literal["batch", "worst"] = "batch"
-    grid: TimeGrid = TimeGrid()
+    grid: TimeGrid = UNIFORM
     diffusion: Diffusion | None = None
     churn: Churn | None = None
 
@@ -156,17 +157,30 @@ class Solver:
         return self.method in ADAPTIVE
 
     @property
+    def record(self) -> dict[str, Any]:
+        """Method and settings, for a protocol; those that were added later only where they have an effect."""
+        accuracy = {"rtol": self.rtol, "atol": self.atol, "steps": self.steps}
+        noise = self.diffusion or self.churn
+        return {
+            "solver": self.method,
+            **{name: value for name, value in accuracy.items() if value is not None},
+            **({"error_norm": self.error_norm} if self.error_norm != "batch" else {}),
+            **({"grid": self.grid.record} if self.grid != UNIFORM else {}),
+            **({"stochastic": noise.record} if noise is not None and self.stochastic else {}),
+        }
+
+    @property
     def plain(self) -> bool:
         """Whether torchdiffeq integrates with adaptive or equal steps."""
-        return self.method in (*ADAPTIVE, *FIXED) and self.grid == TimeGrid()
+        return self.method in (*ADAPTIVE, *FIXED) and self.grid == UNIFORM
 
     def require_plain(self, what: str) -> None:
         """Raise UserError, with `what` needs it, if torchdiffeq does not do all of it."""
         if not self.plain:
-            grid = "" if self.grid == TimeGrid() else f" on the time grid {self.grid.name}"
+            grid = "" if self.grid == UNIFORM else f" on the time grid {self.grid.name}"
             raise UserError(
-                f"solver {self.method}{grid} is for sampling; {what} needs a method of torchdiffeq with adaptive or "
-                "equal steps, such as dopri5 or midpoint"
+                f"solver {self.method}{grid} is for sampling; {what} needs a method of torchdiffeq with "
+                "adaptive or equal steps, such as dopri5 or midpoint"
             )
 
     @property
@@ -198,7 +212,7 @@ class Solver:
     def _set_steps(self) -> None:
         if self.adaptive and self.steps is not None:
             raise UserError(f"solver {self.method} chooses its own steps and would ignore steps={self.steps}")
-        if self.grid != TimeGrid() and (self.adaptive or self.method == "implicit_adams"):
+        if self.grid != UNIFORM and (self.adaptive or self.method == "implicit_adams"):
             reason = "chooses its own steps" if self.adaptive else "takes equal steps"
             raise UserError(f"solver {self.method} {reason} and would ignore the time grid {self.grid.name}")
         if self.grid.times:

@@ -11,10 +11,10 @@ from torch import Tensor
 from torchdiffeq import odeint
 
 from fm_core.errors import SolverError, UserError
-from fm_core.method.denoiser import Coefficients, Denoiser, round_time
+from fm_core.method.denoiser import Coefficients, Denoiser, coefficients_of_means, round_time
 from fm_core.method.multistep_solvers import Multistep
 from fm_core.method.paths import Path
-from fm_core.method.solver import MULTISTEP, Solver
+from fm_core.method.solver import MULTISTEP, SAMPLERS, Solver
 from fm_core.method.stochastic_samplers import edm_step, sde_step
 from fm_core.method.types import Interval, NoiseSource, Velocity
 
@@ -85,13 +85,28 @@ def march(
     return result
 
 
+def check_steps(solver: Solver, interval: Interval, path: Path) -> None:
+    """Check the steps of a solver on a path, in float32, without evaluating anything.
+
+    Raises:
+        UserError: the grid does not fit the interval or the path, or the solver needs an x1 that the velocity
+            does not determine.
+    """
+    if solver.plain:
+        return
+    grid = solver.grid.on(interval, solver.steps or 1, path)
+    for t in _seen_times(grid.times, torch.float32, solver)[:-1]:
+        if solver.method in (*MULTISTEP, *SAMPLERS):
+            coefficients_of_means(path, t)
+
+
 def _seen_times(times: Sequence[float], dtype: torch.dtype, solver: Solver) -> list[float]:
     """The times of the steps as the network sees them."""
     seen = [round_time(t, dtype) for t in times]
     if any(to <= t for t, to in pairwise(seen)):
         raise UserError(
-            f"steps {solver.steps}: some steps of the time grid {solver.grid.name} are too short for {dtype}; take "
-            "fewer steps, or other bounds"
+            f"steps {solver.steps}: some steps of the time grid {solver.grid.name} are too short for float32;"
+            " take fewer steps, or other bounds"
         )
     return seen
 
@@ -105,7 +120,7 @@ def _step_of(
         return lambda number, t, to, x: _torchdiffeq_step(method, velocity, t, to, x)
     denoiser = Denoiser(velocity, path)
     multistep = Multistep(method, denoiser) if method in MULTISTEP else None
-    euler_last = euler_last or method in (*MULTISTEP, "edm") and method != "ab2"
+    euler_last = euler_last or (method in (*MULTISTEP, "edm") and method != "ab2")
 
     def step(number: int, t: float, to: float, x: Tensor) -> Tensor:
         euler = euler_last and number == steps - 1

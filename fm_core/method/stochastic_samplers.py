@@ -12,8 +12,8 @@ a share kappa of the variance of the noise is replaced by fresh noise. No step i
 D = 0 is DDIM. Weak order 1, one evaluation per step.
 
 edm: algorithm 2 of Karras et al. 2022 (arXiv 2206.00364), in nu = sigma_t / alpha_t on x / alpha_t, for which
-every path is theirs. Noise raises nu to (1 + gamma) nu, gamma = min(churn / steps, sqrt(2) - 1), and a step of
-Heun's method in nu leads from there to the next time. Two evaluations per step, one in the last and, where
+every path is theirs. Noise raises nu to (1 + gamma) nu, gamma = min(churn / steps, sqrt(2) - 1), and a step
+of Heun's method in nu leads from there to the next time. Two evaluations per step, one in the last and, where
 alpha = 0, in the first, which are Euler steps. Without churn it is deterministic and of second order.
 """
 
@@ -56,7 +56,7 @@ def sde_step(
 
 
 def replaced_share(path: Path, diffusion: Diffusion, t: float, to: float) -> float:
-    """kappa of a step from t to `to`, in [0, 1]."""
+    """The share kappa of a step from t to `to`, in [0, 1]."""
     if diffusion.form == "sbdm":
         # 2 D = scale g^2 = 2 scale sigma^2 d lambda / dt
         start, end = half_log_snr(path, torch.tensor([t, to], dtype=torch.float64)).tolist()

@@ -5,18 +5,18 @@ With nu = sigma_t / alpha_t, the noise-to-signal ratio, which decreases with t, 
     uniform   equal steps in t
     log-snr   equal steps in log-SNR
     edm       equal steps in nu^(1/rho) (Karras et al. 2022, eq. 5)
-    cosine    equal steps in the angle arctan(alpha_t / sigma_t): t itself on the cosine path, and the CosMap of
-              Esser et al. 2024 on the OT path
-    shift     with s = 1 - tau as the share of the interval that is left: s' = shift s / (1 + (shift - 1) s), for
-              uniform s (Esser et al. 2024, eq. 23); a shift above 1 puts more steps near the noise
+    cosine    equal steps in the angle arctan(alpha_t / sigma_t): t itself on the cosine path, and the CosMap
+              of Esser et al. 2024 on the OT path
+    shift     with s the share of the interval that is left, s' = shift s / (1 + (shift - 1) s) for uniform s
+              (Esser et al. 2024, eq. 23); a shift above 1 puts more steps near the noise
     list      times as given
 
 Every grid begins at the start of the interval and ends at its end. log-snr and edm place their times between
-two bounds of nu, because nu may be infinite at the start (OT: alpha_0 = 0) and zero or nearly zero at the end.
-Where the interval begins above the upper bound, the first time, whose nu would be the bound, is the start of
-the interval instead. Where it ends below the lower bound, the last of N times has this bound, and the
-interval from it to the end is one Euler step in the x1 form, x = alpha_t E[x1] + sigma_t E[x0], with any
-solver.
+two bounds of nu, because nu is infinite at the start of some paths (OT: alpha_0 = 0), and zero or nearly zero
+at the end. Where the interval begins above the upper bound, the first time, whose nu would be the bound, is
+the start of the interval instead. Where it ends below the lower bound, the last but one of the times has this
+bound, and the interval from it to the end is one Euler step in the x1 form, alpha_t E[x1] + sigma_t E[x0],
+with any solver.
 """
 
 import math
@@ -138,14 +138,29 @@ class TimeGrid:
         ends = (self.times[0], self.times[-1])
         if max(abs(a - b) for a, b in zip(ends, interval, strict=True)) > ENDS_AGREE:
             raise UserError(
-                f"the time grid runs from {ends[0]:g} to {ends[1]:g}, and the interval of this objective and path "
-                f"from {interval[0]:g} to {interval[1]!r}; begin and end the list there"
+                f"the time grid runs from {ends[0]:g} to {ends[1]!r}, and the interval of this objective and "
+                f"path from {interval[0]:g} to {interval[1]!r}; begin and end the list there"
             )
         return self.times[1:-1]
 
 
+UNIFORM = TimeGrid()
+
+
+def grid_of(
+    grid: str | Sequence[float],
+    rho: float | None = None,
+    shift: float | None = None,
+    bounds: tuple[float, float] | None = None,
+) -> TimeGrid:
+    """A grid from its name or a list of times, and settings; raises UserError as `TimeGrid`."""
+    if isinstance(grid, str):
+        return TimeGrid(grid, rho, shift, bounds)
+    return TimeGrid("list", rho, shift, bounds, tuple(grid))
+
+
 def half_log_snr(path: Path, t: Tensor) -> Tensor:
-    """lambda = log(alpha_t / sigma_t), half of the log-SNR, float64; infinite where one of the two is 0."""
+    """Half of the log-SNR, lambda = log(alpha_t / sigma_t), float64; infinite where one of the two is 0."""
     t = t.double()
     return torch.log(path.alpha(t)) - torch.log(path.sigma(t))
 
@@ -158,8 +173,8 @@ def _by_log_snr(grid: TimeGrid, interval: Interval, steps: int, path: Path) -> G
     low = max(low, lower)
     if not high > low:
         raise UserError(
-            f"time grid {grid.name}: sigma_t / alpha_t runs from {math.exp(-ends[0]):g} to {math.exp(-ends[1]):g} "
-            f"on this path, which has no part between the bounds {lower:g} and {upper:g}"
+            f"time grid {grid.name}: no time of this path has sigma_t / alpha_t between the bounds {lower:g} "
+            f"and {upper:g}"
         )
     # Without a cut the last of the times is the end itself; with one it comes after them.
     count = steps - cut
@@ -169,7 +184,7 @@ def _by_log_snr(grid: TimeGrid, interval: Interval, steps: int, path: Path) -> G
 
 
 def _half_log_snr_at(grid: TimeGrid, high: float, low: float, share: float) -> float:
-    """lambda at a share of the grid between nu = high and nu = low."""
+    """The value of lambda at a share of the grid between nu = high and nu = low."""
     if grid.name == "edm":
         power = 1 / (grid.rho or RHO)
         return -math.log((high**power + share * (low**power - high**power)) ** (1 / power))
@@ -193,7 +208,7 @@ def times_at(path: Path, interval: Interval, targets: Sequence[float]) -> list[f
 def _distinct(name: str, times: tuple[float, ...], euler_last: bool = False) -> GridTimes:
     if any(b <= a for a, b in pairwise(times)):
         raise UserError(
-            f"time grid {name}: {len(times) - 1} steps have no distinct times on this path; take fewer steps, or "
+            f"time grid {name}: {len(times) - 1} steps have no distinct times on this path; take fewer, or "
             "another grid (log-snr, edm and cosine need a path whose log-SNR increases)"
         )
     return GridTimes(times, euler_last)
