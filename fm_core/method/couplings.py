@@ -26,7 +26,7 @@ class Coupling(ABC):
 
     name: ClassVar[str]
     ignores_labels: ClassVar[bool] = False
-    """Whether it pairs by the data without regard to the label, so that the noise of a class is not N(0, s^2 I)."""
+    """Whether it pairs by the data whatever the labels, so that the noise of a class is not N(0, s^2 I)."""
     block: int = 1
 
     @abstractmethod

@@ -3,9 +3,9 @@
 Pooladian et al. (2023), "Multisample Flow Matching", and Tong et al. (2024). The optimal plan between
 two uniform measures of equal size is a permutation, so each block is an assignment problem.
 
-A class-conditional model is sampled from N(0, s^2 I) for each class, so that the noise paired with a class must
-be distributed like that too. Cheng and Schwing (2025), "The Curse of Conditions", show that the plain assignment
-violates this, and add the cost of changing the condition.
+A class-conditional model is sampled from N(0, s^2 I) for each class, so that the noise paired with a class
+must be distributed like that too. Cheng and Schwing (2025), "The Curse of Conditions", show that the plain
+assignment violates this, and add the cost of changing the condition.
 """
 
 from dataclasses import dataclass
@@ -70,8 +70,8 @@ class MinibatchOptimalTransport(Coupling):
 class ClassOptimalTransport(MinibatchOptimalTransport):
     """Exact optimal transport inside each class of a block.
 
-    Each image was drawn with noise of its own. This noise is permuted among the images of one class, so the noise
-    of each class stays N(0, s^2 I). Without labels it is `MinibatchOptimalTransport`.
+    Each image was drawn with noise of its own. This noise is permuted among the images of one class, so the
+    noise of each class stays N(0, s^2 I). Without labels it is `MinibatchOptimalTransport`.
     """
 
     name: ClassVar[str] = "class-optimal-transport"
@@ -92,9 +92,9 @@ class ConditionalOptimalTransport(MinibatchOptimalTransport):
     """C2OT (Cheng and Schwing 2025): optimal transport with a cost of changing the class.
 
     Noise that was drawn for an image of class c may be assigned to an image of class d at the cost
-    |x1 - x0|^2 + weight m [c != d], with m the mean of |x1 - x0|^2 over the block. For classes the paper's weight
-    is infinite, and then the assignment is that of `ClassOptimalTransport`. A finite weight shifts the noise of
-    each class, less the larger it is. Without labels it is `MinibatchOptimalTransport`.
+    |x1 - x0|^2 + weight m [c != d], with m the mean of |x1 - x0|^2 over the block. For classes the paper's
+    weight is infinite, and then the assignment is that of `ClassOptimalTransport`. A finite weight shifts the
+    noise of each class, less the larger it is. Without labels it is `MinibatchOptimalTransport`.
 
     Args:
         block: number of consecutive stream positions paired among themselves.

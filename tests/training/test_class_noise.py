@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 
 
 def paired_noise(coupling, images=12_800, shares=(0.5, 0.5), seed=0):
-    """Noise, data and labels [N, 1], [N, 1], [N] of classes between -0.5 and 0.5 with deviation 0.1, paired."""
+    """Paired noise, data and labels [N, 1], [N, 1], [N] of classes from -0.5 to 0.5 with deviation 0.1."""
     random = np.random.default_rng(seed)
     label = torch.from_numpy(random.choice(len(shares), size=images, p=shares))
     centers = torch.linspace(-0.5, 0.5, len(shares), dtype=torch.float64)[label]
@@ -145,7 +145,9 @@ def config_at(root, coupling="minibatch-optimal-transport", conditional=True):
 
 
 def test_a_new_class_conditional_run_refuses_a_coupling_that_ignores_labels(tmp_path):
-    with pytest.raises(UserError, match=r"method\.coupling minibatch-.* use class-optimal-transport") as caught:
+    with pytest.raises(
+        UserError, match=r"method\.coupling minibatch-.* use class-optimal-transport"
+    ) as caught:
         check_training(config_at(tmp_path))
     assert "\n" not in str(caught.value)
     check_training(config_at(tmp_path, conditional=False))
