@@ -62,9 +62,8 @@ class SampleSection(Section):
     """Optimizer step of the checkpoint to sample from; best: the one with the lowest
     validation loss."""
     solver: str = "dopri5"
-    """dopri5, euler, midpoint, heun2, rk4 or another method of torchdiffeq; ddim, dpmpp_2m, dpmpp_3m, exp_ab3,
-    unipc or ab2, with one evaluation per step; sde or edm, which add noise in each step
-    (sample.stochastic)."""
+    """dopri5, euler, midpoint, heun2, rk4 or another method of torchdiffeq; ddim, dpmpp_2m, dpmpp_3m,
+    exp_ab3, unipc or ab2, with one evaluation per step; sde or edm, which add noise (sample.stochastic)."""
     rtol: float | None = Field(default=None, gt=0)
     """Relative tolerance of an adaptive solver; by default 1e-5."""
     atol: float | None = Field(default=None, gt=0)

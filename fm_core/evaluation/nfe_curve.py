@@ -71,13 +71,13 @@ def solver_settings(settings: NfeCurveSection) -> list[SolverSetting]:
 def _grid_named(text: str) -> TimeGrid:
     """The grid of an entry: a name, and after a colon the rho of edm or the shift of shift."""
     name, colon, number = text.partition(":")
-    setting = {"edm": "rho", "shift": "shift"}.get(name)
     if not colon:
         return TimeGrid(name)
     try:
-        return TimeGrid(name, **{setting: float(number)} if setting else {"rho": float(number)})
+        value = float(number)
     except ValueError:
         raise UserError(f"evaluate.nfe_curve.solvers: {text}: {number!r} is not a number") from None
+    return TimeGrid(name, shift=value) if name == "shift" else TimeGrid(name, rho=value)
 
 
 def check_curve(settings: NfeCurveSection, objective: Objective, coupling: str) -> None:

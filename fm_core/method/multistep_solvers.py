@@ -26,11 +26,11 @@ error is smaller than that of dpmpp_2m, of the same order. The complete scheme h
   extrapolation over it would multiply errors by h. Being one step it leaves O(h^2) as well, or O(sigma^2)
   with the sigma before it where sigma = 0 at the end.
 
-Therefore the complete scheme has order 1 for ddim and 2 for all others; exp_ab3 and unipc have smaller errors,
-not a higher order. This holds on grids with steps of O(h) in lambda (log-snr, and edm and cosine away from the
-ends), for ab2 on a uniform one. For the others, the steps in lambda of a uniform grid do not become small at
-the ends of the OT path, where the sum of their errors is O(h^2 log 1/h), and on the VP path the last step
-leaves O(sigma^2) = O(h).
+Therefore the complete scheme has order 1 for ddim and 2 for all others; exp_ab3 and unipc have smaller
+errors, not a higher order. This holds on grids with steps of O(h) in lambda (log-snr, and edm and cosine away
+from the ends), for ab2 on a uniform one. For the others, the steps in lambda of a uniform grid do not become
+small at the ends of the OT path, where the sum of their errors is O(h^2 log 1/h), and on the VP path the last
+step leaves O(sigma^2) = O(h).
 """
 
 import math

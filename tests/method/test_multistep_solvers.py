@@ -62,7 +62,7 @@ def test_the_complete_scheme_converges_with_its_order(problem, method):
 
 @pytest.fixture(scope="module")
 def inner():
-    """The same on an interval away from both ends, with exact states before its start for a number of steps."""
+    """The same away from both ends, with the exact states at two times before the start, by steps."""
     path, interval = PATHS["optimal-transport"], (0.3, 0.8)
     velocity = two_components(path)
     start = solve(velocity, noise(path), (0.0, interval[0]), EXACT).x
