@@ -23,7 +23,17 @@ CONFIDENCE = 0.9
 VALUE = ("value", "stderr")
 SAMPLES_ONLY, BOTH_SETS = "samples, for a given reference", "samples and reference images"
 """What varies between the sets of images that a standard error is the deviation over; never the training."""
-SOLVER_KEYS = ("solver", "rtol", "atol", "steps", "error_norm", "grid", "stochastic", "guidance")
+SOLVER_KEYS = (
+    "solver",
+    "rtol",
+    "atol",
+    "steps",
+    "error_norm",
+    "grid",
+    "stochastic",
+    "guidance",
+    "guidance_interval",
+)
 """Of the protocol: what the cost of sampling is recorded with."""
 Record = dict[str, Any]
 Parts = Sequence[Mapping[str, Tensor]]
