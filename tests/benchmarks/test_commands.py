@@ -41,8 +41,8 @@ MODULES = {
     *("data_peers", "data_tasks", "gpu_parts", "interleaved", "peers", "program", "same_work", "torchcfm_run")
 }
 NOT_TESTED = {"data", "gpu", "parity", "roofline"}
-"""data downloads peers of a hundred megabytes; parity needs a trained run (tests of reproduce); the others have
-modules of their own."""
+"""data downloads peers of a hundred megabytes; parity needs a trained run (tests of reproduce); the others
+have modules of their own."""
 
 
 def test_every_benchmark_is_listed():
