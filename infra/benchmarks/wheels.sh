@@ -17,8 +17,8 @@ TARGET_PYTHON="${TARGET_PYTHON:-$("$PYTHON" -c 'import sys; print("%d.%d" % sys.
 
 # What fm_core imports for training and sampling, with its dependencies, besides torch.
 PACKAGES=(
-    annotated-types einops fsspec hjson msgpack ninja numpy packaging pillow psutil py-cpuinfo pydantic
-    pydantic_core PyYAML safetensors scipy torchdiffeq tqdm typing-inspection typing_extensions
+    annotated-types einops fsspec hjson isal msgpack ninja numpy packaging pillow psutil py-cpuinfo pydantic
+    pydantic_core PyYAML safetensors scipy setuptools torchdiffeq tqdm typing-inspection typing_extensions
 )
 SOURCES=(deepspeed) # published as sources
 PEERS=(torchcfm==1.0.7 flow-matching==1.0.10 pot==0.9.7.post1 torchdyn==1.0.6)
