@@ -132,7 +132,7 @@ def locate_model(where: str | Path, weights: str, step: int | str) -> tuple[Path
 
 
 def config_of_run(run: Path, weights: str, step: int | str) -> RunConfig:
-    """The configuration of a run directory, which names this checkpoint of it. Raises UserError if it is not one."""
+    """The configuration of a run directory, with this checkpoint. UserError if it is not a run directory."""
     recorded = run / "config.yaml"
     if not recorded.exists():
         raise UserError(f"{run} is neither a run directory (config.yaml) nor an exported folder ({EXPORTED})")

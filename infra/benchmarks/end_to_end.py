@@ -3,15 +3,16 @@
     python infra/benchmarks/end_to_end.py                         # ImageNet-64 UNet on a GPU
     python infra/benchmarks/end_to_end.py --device cpu --size small --batch 16
 
-Crops of photographs are written as shards by the program's writer and read by its reader, in the order of
-training, with CRCs; noise, t and dequantization are drawn as in training. The loop itself measures the time
-for waiting for the next batch and computing its points on the path.
+Images of noise are written as shards, which hold raw pixels, by the program's writer and read by its reader,
+in the order of training, with CRCs; noise, t and dequantization are drawn as in training. The loop itself
+measures the time for waiting for the next batch and computing its points on the path.
 """
 
 import json
 import sys
 import tempfile
 from pathlib import Path
+from statistics import median
 
 import torch
 from interleaved import (
@@ -52,26 +53,27 @@ def child(task: dict) -> None:
         reader = None
         if task["contender"] == "tars":
             reader = shards(Path(folder), task)
-        run = program.loop_lines(task, {"compile": task["device"] == "cuda"}, reader)
+        compiled = task.get("compile", task["device"] == "cuda")
+        run = program.loop_lines(task, {"compile": compiled}, reader)
         seconds = sum(after["seconds"] - before["seconds"] for before, after in run)
         waited = sum(after["data_seconds"] for _, after in run)
-        blocks = [(after["seconds"] - before["seconds"]) / task["steps"] for before, after in run]
-        print_result(blocks, waited=waited / seconds)
+        blocks = program.block_seconds(run, task)
+        print_result(blocks, waited=waited / seconds, images_per_s=task["batch"] / median(blocks))
 
 
 def shards(folder: Path, task: dict):
-    """A reader of shards with photographs at the size of the network's images."""
+    """A reader of shards with images at the size of the network's."""
     import numpy as np
-    from data_tasks import SIZE, crops, write_blocks
+    from data_tasks import write_blocks
     from same_work import SIZES
 
     from fm_core.data.manifest import load_manifest
     from fm_core.data.reader import ImageReader
 
-    side = SIZES[task["size"]]["shape"][1]
-    images = np.ascontiguousarray(crops(task["images"])[:, :, : min(side, SIZE), : min(side, SIZE)])
-    write_blocks(folder, "crops", images, np.arange(len(images)) % 1000)
-    return ImageReader(str(folder), load_manifest(str(folder), "crops"), "train")
+    shape = (task["images"], *SIZES[task["size"]]["shape"])
+    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    write_blocks(folder, "noise", images, np.arange(len(images)) % 1000)
+    return ImageReader(str(folder), load_manifest(str(folder), "noise"), "train")
 
 
 if __name__ == "__main__":

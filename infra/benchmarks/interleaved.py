@@ -9,6 +9,8 @@ import argparse
 import json
 import os
 import platform
+import re
+import signal
 import socket
 import statistics
 import subprocess
@@ -23,6 +25,10 @@ from fm_core.launch.rank_group import LOOPBACK, rank_group_command
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 WORK = ROOT / "build" / "benchmarks"
+
+
+class ChildFailedError(Exception):
+    """A process of a measurement failed; the message is the last error that it printed."""
 
 
 @dataclass(frozen=True)
@@ -93,16 +99,27 @@ def measure(
 
 
 def child(
-    script: str, contender: Contender, threads: int, task: dict[str, object], python: Path | str
+    script: Path | str,
+    contender: Contender,
+    threads: int,
+    task: dict[str, object],
+    python: Path | str,
+    limit: float | None = None,
 ) -> dict[str, object]:
-    """Run one contender in one process, or in one per rank, and return its result."""
+    """Run one contender in one process, or in one per rank, and return its result.
+
+    Raises:
+        ChildFailedError: a process failed or printed no result.
+        subprocess.TimeoutExpired: it took longer than `limit` seconds; all of its processes are killed.
+    """
     command = [str(python)]
     if contender.processes > 1:
         command += rank_group_command([], contender.processes, meet=f"{LOOPBACK}:0")[1:]
     command += [str(HERE / script), json.dumps({**task, "contender": contender.name})]
+    inherited = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(HERE), str(ROOT)]),
+        "PYTHONPATH": os.pathsep.join([str(HERE), str(ROOT), *inherited]),
         "PYTHONWARNINGS": "ignore",
         "OMP_NUM_THREADS": str(threads),
         "GLOO_SOCKET_IFNAME": "lo",
@@ -110,9 +127,34 @@ def child(
         # In a measurement on the CPU, no contender may use a GPU.
         **({} if task.get("device") == "cuda" else {"CUDA_VISIBLE_DEVICES": ""}),
     }
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment, cwd=ROOT)
-    lines = [line for line in done.stdout.splitlines() if line.startswith('{"seconds"')]
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=ROOT,
+        start_new_session=True,
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=limit)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    lines = [line for line in output.splitlines() if line.startswith('{"seconds"')]
+    if process.returncode or not lines:
+        print(errors, file=sys.stderr, flush=True)
+        raise ChildFailedError(last_error(errors, process.returncode))
     return json.loads(lines[-1])
+
+
+def last_error(errors: str, status: int) -> str:
+    """The last exception in the standard error of a process, or its last line, or its exit status."""
+    lines = [line.strip() for line in errors.splitlines() if line.strip()]
+    exceptions = [line for line in lines if re.match(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt)\b", line)]
+    if status < 0:
+        return f"killed by {signal.Signals(-status).name}"
+    return [f"exit status {status}, no result", *lines[-1:], *exceptions[-1:]][-1]
 
 
 def single_process_environment() -> dict[str, str]:

@@ -79,7 +79,14 @@ def normals(task: dict) -> None:
     else:
         compiled = name.endswith("-compiled")
         random = KeyedRandom(name.removesuffix("-compiled"), 0, Domain.TRAINING, compiled)
-        seconds = timed(lambda: random.normal(Purpose.NOISE, positions, SHAPE), task)
+        device = torch.device(task.get("device", "cpu"))
+
+        def draw() -> None:
+            random.normal(Purpose.NOISE, positions, SHAPE, device)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+
+        seconds = timed(draw, task)
     millions = [value / count * 1e6 for value in seconds]
     print_result(millions, per_s=1e6 / median(millions), of="normal numbers")
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import sysconfig
 import venv
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from fm_core.storage.file_lock import file_lock
@@ -22,14 +23,25 @@ def peers_python(folder: Path) -> Path:
     """The Python of the virtual environment in `folder`, which is created if it does not exist.
 
     It shares the running interpreter's packages and contains the public packages without their dependencies,
-    so that all contenders use the same torch.
+    so that all contenders use the same torch. Where the running interpreter has the public packages, as after
+    gpu.sh installed them from a folder of wheels, it is the running one.
     """
+    if _installed():
+        return Path(sys.executable)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with file_lock(folder.with_suffix(".lock")):  # several processes may call this at the same time
         complete = folder / "complete"
         if not complete.exists() or complete.read_text() != "\n".join(PACKAGES):
             _make(folder)
     return folder / "bin" / "python"
+
+
+def _installed() -> bool:
+    """Whether the running interpreter has the public packages in these versions."""
+    try:
+        return all(version(name) == wanted for name, wanted in (item.split("==") for item in PACKAGES))
+    except PackageNotFoundError:
+        return False
 
 
 def _make(folder: Path) -> None:

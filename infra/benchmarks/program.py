@@ -49,7 +49,11 @@ Line = dict[str, Any]
 
 def loop(task: dict[str, Any], speed: dict[str, Any] | None = None) -> list[float]:
     """Seconds per step for each block of steps in the program's own loop, from its metrics."""
-    lines = loop_lines(task, speed or {})
+    return block_seconds(loop_lines(task, speed or {}), task)
+
+
+def block_seconds(lines: list[tuple[Line, Line]], task: dict[str, Any]) -> list[float]:
+    """Seconds per step for each block, from the metrics before and after it."""
     return [(after["seconds"] - before["seconds"]) / task["steps"] for before, after in lines]
 
 
@@ -148,6 +152,7 @@ def _train_section(task: dict[str, Any], speed: dict[str, Any]) -> TrainSection:
         "ema_decays": (DECAY,),
         "log_images": block,
         "checkpoint_images": 10**12,
+        "precision": task.get("precision", "auto"),
         "speed": speed,
     }
     return TrainSection.model_validate(keys)

@@ -51,6 +51,11 @@ SIZES = {
         },
     },
     "imagenet64": {"shape": (3, 64, 64), "model": {"size": "imagenet64"}},
+    "DiT-B/4": {"shape": (3, 64, 64), "model": {"size": "DiT-B/4"}},
+    "tiny-dit": {
+        "shape": (3, 8, 8),
+        "model": {"kind": "transformer", "width": 32, "depth": 1, "heads": 2, "patch": 4},
+    },
 }
 RATE, CLIP, DECAY = 1e-4, 1.0, 0.9999
 
@@ -79,6 +84,14 @@ def public_unet(size: str) -> torch.nn.Module:
         use_scale_shift_norm=section.scale_shift,
         resblock_updown=section.resample_with_residual_blocks,
     )
+
+
+def reference_network(size: str) -> torch.nn.Module:
+    """torchcfm's UNet; for transformers, which no peer has, our network in float32."""
+    from fm_core.models.build import build_network
+
+    section = model_section(size)
+    return public_unet(size) if section.kind == "unet" else build_network(section, SIZES[size]["shape"], 0)
 
 
 def ready_batches(task: dict[str, Any], device: torch.device) -> list[torch.Tensor]:
@@ -141,7 +154,7 @@ def flow_matching(
 
     torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     torch.backends.cudnn.benchmark = True
-    network = public_unet(task["size"]).to(device)
+    network = reference_network(task["size"]).to(device)
     ids = [device.index] if device.type == "cuda" else None
     wrapped = DistributedDataParallel(network, device_ids=ids, find_unused_parameters=True)
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, betas=(0.9, 0.95))

@@ -83,7 +83,7 @@ def sampler(task: dict, side: str, solver: str, device: torch.device, batch: int
     import same_work
 
     torch.manual_seed(0)
-    public = same_work.public_unet(task["size"])
+    public = same_work.reference_network(task["size"])
     with torch.no_grad():
         for weight in public.parameters():  # many are initialized with zeros
             weight.add_(0.02 * torch.randn_like(weight))
@@ -101,11 +101,16 @@ def ours(task: dict, public: torch.nn.Module, x: torch.Tensor, solver: dict):
     from fm_core.models.build import build_method, build_network
     from fm_core.sampling.compiled_network import accelerated
 
-    section = model_section(task["size"]).model_copy(update={"time_scale": 1.0})
-    network = build_network(section, SIZES[task["size"]]["shape"], 0)
-    network.load_state_dict(from_adm(public.state_dict(), network))
+    section = model_section(task["size"])
+    if section.kind == "unet":
+        section = section.model_copy(update={"time_scale": 1.0})
+        network = build_network(section, SIZES[task["size"]]["shape"], 0)
+        network.load_state_dict(from_adm(public.state_dict(), network))
+    else:
+        network = public
     gpu = x.device.type == "cuda"
-    settings = {"batch": len(x), "compile": gpu or task["compile"], "cuda_graphs": gpu}
+    graphs = task.get("cuda_graphs", gpu)
+    settings = {"batch": len(x), "compile": gpu or task["compile"], "cuda_graphs": graphs}
     settings["precision"] = "bf16" if gpu else "fp32"
     network = accelerated(network.to(x.device).eval(), SampleSection.model_validate(settings))
     objective = build_method(MethodSection()).objective

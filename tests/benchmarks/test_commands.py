@@ -38,9 +38,12 @@ TABLES = {
     "solvers": "-euler",
 }
 """Suffix of the name of the JSON file."""
-MODULES = {*("data_peers", "data_tasks", "interleaved", "peers", "program", "same_work", "torchcfm_run")}
-NOT_TESTED = {"data", "parity"}
-"""data downloads peers of a hundred megabytes; parity needs a trained run (tests of reproduce)."""
+MODULES = {
+    *("data_peers", "data_tasks", "gpu_parts", "interleaved", "peers", "program", "same_work", "torchcfm_run")
+}
+NOT_TESTED = {"data", "gpu", "parity", "roofline"}
+"""data downloads peers of a hundred megabytes; parity needs a trained run (tests of reproduce); the others
+have modules of their own."""
 
 
 def test_every_benchmark_is_listed():
@@ -76,7 +79,7 @@ def test_a_benchmark_prints_its_ratio_and_writes_its_measurements(benchmark, nam
     assert re.search(r"^\| \S+: .* \| \d+\.\d\d \| \d+\.\d\d, \d+\.\d\d \|", table, re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", ["training_step", "sampling", "end_to_end", "solvers"])
+@pytest.mark.parametrize("name", ["training_step", "sampling", "end_to_end", "solvers", "gpu"])
 def test_a_gpu_benchmark_without_a_gpu_is_refused(benchmark, name):
     done = benchmark(name)
     assert (done.returncode, done.stdout) == (2, "")

@@ -49,6 +49,7 @@ _BY_NEED = {
         "checked_machine",
         "reading_processes",
         "sent_bytes",
+        "step_counts",
         "chaos_run",
     ),
     "comparisons of objectives": (

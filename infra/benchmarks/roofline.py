@@ -1,0 +1,210 @@
+"""Time of a training step on paper: operations and bytes of the ATen graph, against a device's two ceilings.
+
+    python infra/benchmarks/roofline.py
+    python infra/benchmarks/roofline.py --size DiT-B/4 --batch 128 --page infra/docs/benchmarks.md
+
+A forward and a backward pass in bf16 run on the meta device: nothing is computed and no GPU is needed.
+torch's counter gives the FLOPs of each operation; its bytes are those of its inputs and outputs. Eager, each
+operation is a kernel. Compiled, operations other than products, convolutions and attention are fused where
+one uses the result of another and no product lies between them; a fused kernel does not write what it alone
+reads, and reads no result of its own.
+"""
+
+import argparse
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from gpu import write_table
+from same_work import SIZES, model_section
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from fm_core.models.flops import TRAINING_PASSES, flops_per_image, parameter_count
+from fm_core.training.mfu import PEAK_TFLOPS
+
+BANDWIDTH = {"H100": 3.35e12, "H200": 4.8e12}
+"""Bytes/s of the device's memory, from the vendor's data sheets."""
+ATTAINED_FLOPS, ATTAINED_BANDWIDTH = 0.7, 0.85
+"""Assumed shares of the peaks that large products and large copies attain."""
+LAUNCH = 6e-6
+"""Assumed seconds of the host for one eager operation with its share of autograd."""
+OPTIMIZER_BYTES = 54
+"""Bytes per parameter and step after the backward pass, one rank: gradient to float32 6, norm 4, AdamW with
+float32 weights and moments 28, weights to bf16 4, EMA 12."""
+MARKERS = "<!-- roofline.py: begin -->", "<!-- roofline.py: end -->"
+
+
+@dataclass
+class Kernel:
+    """One operation of the graph: FLOPs, and the bytes of each storage that it reads and writes."""
+
+    flops: float
+    product: bool
+    reads: dict[int, int] = field(default_factory=dict)
+    writes: dict[int, int] = field(default_factory=dict)
+    level: int = 0
+
+
+class Recorder(TorchDispatchMode):
+    """Records every operation that computes; views and allocations are none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels: list[Kernel] = []
+        self._alive: list[Any] = []  # an id is not given twice
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        reads, writes = self._sizes((args, kwargs)), self._sizes(out)
+        mutates = func._schema.is_mutable
+        if not writes or (not mutates and writes.keys() <= reads.keys()) or func.__name__.startswith("empty"):
+            return out
+        count = flop_registry.get(func._overloadpacket)
+        flops = float(count(*args, **(kwargs or {}), out_val=out)) if count else 0.0
+        self.kernels.append(Kernel(flops, count is not None, reads, writes))
+        return out
+
+    def _sizes(self, tree: Any) -> dict[int, int]:
+        sizes: dict[int, int] = {}
+        for tensor in tree_leaves(tree):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                self._alive.append(storage)
+                read = min(tensor.numel() * tensor.element_size(), storage.nbytes())
+                sizes[storage._cdata] = min(sizes.get(storage._cdata, 0) + read, storage.nbytes())
+        return sizes
+
+
+def training_graph(network: torch.nn.Module, shape: tuple[int, ...], batch: int) -> list[Kernel]:
+    """The operations of a forward and a backward pass of a network on the meta device, in bf16."""
+    x = torch.empty(batch, *shape, dtype=torch.bfloat16, device="meta")
+    t = torch.empty(batch, device="meta")
+    functional = torch.nn.functional
+    standard = functional.scaled_dot_product_attention
+
+    def flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]
+
+    functional.scaled_dot_product_attention = flash  # a meta tensor gets the slow formula otherwise
+    try:
+        with Recorder() as recorder:
+            (network(t, x) - x).float().square().mean().backward()
+    finally:
+        functional.scaled_dot_product_attention = standard
+    return recorder.kernels
+
+
+def fused(kernels: list[Kernel]) -> list[Kernel]:
+    """The kernels after fusion: products alone, the others joined within a level of the graph.
+
+    The level of an operation is the largest number of products on a path to it. Two of one level can be
+    one kernel, since no product between them needs the first and gives to the second.
+    """
+    group = [*range(len(kernels))]
+
+    def root(index: int) -> int:
+        while group[index] != index:
+            index = group[index]
+        return index
+
+    producer: dict[int, int] = {}
+    for index, kernel in enumerate(kernels):
+        sources = [producer[key] for key in kernel.reads if key in producer]
+        kernel.level = max((kernels[n].level + kernels[n].product for n in sources), default=0)
+        for n in sources:
+            if not kernel.product and not kernels[n].product and kernels[n].level == kernel.level:
+                group[root(n)] = root(index)
+        producer |= dict.fromkeys(kernel.writes, index)
+    readers: dict[int, set[int]] = {}
+    joined: dict[int, Kernel] = {}
+    for index, kernel in enumerate(kernels):
+        number = root(index)
+        whole = joined.setdefault(number, Kernel(0.0, kernel.product))
+        whole.flops += kernel.flops
+        for key, size in kernel.reads.items():
+            readers.setdefault(key, set()).add(number)
+            if key not in whole.writes:
+                whole.reads[key] = max(size, whole.reads.get(key, 0))
+        whole.writes |= kernel.writes
+    for number, whole in joined.items():
+        # What no kernel reads is a result: the gradient of a weight.
+        inner = [key for key in whole.writes if readers.get(key) == {number}]
+        whole.writes = {key: size for key, size in whole.writes.items() if key not in inner}
+    return [*joined.values()]
+
+
+def size_of(kernels: Iterable[Kernel]) -> float:
+    """Bytes that the kernels read and write."""
+    return float(sum(sum(kernel.reads.values()) + sum(kernel.writes.values()) for kernel in kernels))
+
+
+def seconds(kernels: Iterable[Kernel], peak: float, bandwidth: float) -> float:
+    """Time of the kernels one after another, each at the lower of its two ceilings."""
+    return sum(max(k.flops / peak, size_of([k]) / bandwidth) for k in kernels)
+
+
+def rows(size: str, batch: int) -> list[str]:
+    """Rows of the table for a network: eager and compiled."""
+    with torch.device("meta"):
+        from fm_core.models.build import build_network
+
+        network = build_network(model_section(size), SIZES[size]["shape"], 0)
+        model_flops = TRAINING_PASSES * flops_per_image(network, SIZES[size]["shape"]) * batch
+        network = network.to(torch.bfloat16)
+    shape = SIZES[size]["shape"]
+    eager = training_graph(network, shape, batch)
+    lines = []
+    for name, kernels in (("eager", eager), ("compiled", fused(eager))):
+        products = [kernel for kernel in kernels if kernel.product]
+        others = [kernel for kernel in kernels if not kernel.product]
+        optimizer = OPTIMIZER_BYTES * parameter_count(network)
+        cells = [
+            size,
+            name,
+            f"{len(products)} + {len(others)}",
+            f"{sum(k.flops for k in kernels) / 1e12:.1f}",
+        ]
+        cells += [f"{size_of(part) / 1e9:.0f}" for part in (products, others)] + [f"{optimizer / 1e9:.0f}"]
+        for device, raw in BANDWIDTH.items():
+            peak, width = PEAK_TFLOPS[device] * 1e12 * ATTAINED_FLOPS, raw * ATTAINED_BANDWIDTH
+            times = [seconds(products, peak, width), seconds(others, peak, width), optimizer / width]
+            host = LAUNCH * len(kernels) if name == "eager" else 0.0
+            step = max(sum(times), host)
+            mfu = model_flops / step / PEAK_TFLOPS[device] / 1e12
+            parts = " + ".join(f"{1e3 * value:.1f}" for value in times)
+            cells.append(f"{parts} = {1e3 * step:.0f}" + (" (host)" if host > math.fsum(times) else ""))
+            cells.append(f"{batch / step:,.0f}, {mfu:.0%}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def table(sizes: Iterable[str], batch: int) -> str:
+    """Markdown table of the networks' steps at a batch size."""
+    head = ["network", "", "kernels", "TFLOP", "GB of products", "GB of others", "GB of the optimizer"]
+    for device in BANDWIDTH:
+        head += [f"{device}: ms", "images/s, MFU"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join([*lines, *(line for size in sizes for line in rows(size, batch))])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--size", nargs="+", default=["imagenet64", "DiT-B/4"], choices=tuple(SIZES))
+    parser.add_argument("--batch", type=int, default=64, help="images in a step")
+    parser.add_argument("--page", type=Path, help="page whose table between the markers is replaced")
+    options = parser.parse_args()
+    text = table(options.size, options.batch)
+    print(text)
+    if options.page:
+        write_table(options.page, text, MARKERS)
+
+
+if __name__ == "__main__":
+    main()

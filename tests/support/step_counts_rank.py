@@ -1,0 +1,58 @@
+"""Collectives, their bytes and the operations of a training step, on forked ranks (forked_ranks.py)."""
+
+import sys
+from collections import Counter
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from fm_core.storage.atomic_files import write_json
+from tests.support import ROOT
+
+STEPS = 4
+"""Steps whose counts are taken, as the difference of a longer and a shorter training."""
+
+
+class StepCounter(TorchDispatchMode):
+    """Counts what goes through torch's dispatcher on this thread: collectives of c10d, and operations."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "c10d":
+            name = func.__name__.split(".")[0].strip("_")
+            tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)]
+            self.counts[name] += 1
+            # Of an input and its larger output, the output is what a ring passes around.
+            self.counts[f"bytes of {name}"] += max(
+                (each.numel() * each.element_size() for each in tensors), default=0
+            )
+        else:
+            self.counts["operations"] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def counted(steps):
+    """The counts of a training of so many steps, start and end included."""
+    import program
+
+    task = {"size": "digits", "batch": 1, "warmup": steps, "steps": steps, "blocks": 1}
+    with StepCounter() as counter:
+        program.loop_lines(task, {})
+    return counter.counts
+
+
+def main(path):
+    sys.path.insert(0, str(ROOT / "infra" / "benchmarks"))
+    counted(1)  # the first training of a process allocates buffers
+    short, long = counted(1), counted(1 + STEPS)
+    # Each trains a block to warm up and one more.
+    per_step = {key: (long[key] - short[key]) / (2 * STEPS) for key in sorted(long)}
+    if dist.get_rank() == 0:
+        write_json(Path(path) / f"step-{dist.get_world_size()}.json", per_step)
+    dist.barrier()
