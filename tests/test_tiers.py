@@ -59,6 +59,8 @@ def test_the_last_process_takes_only_groups_that_wait():
     assert scheduling._next_group(last, ["tests/b.py"]) is None
     assert [scheduling._next_group(node, groups[1:]) for node in (first, second)] == ["tests/b.py"] * 2
     assert scheduling._next_group(first, waiting) == waiting[0], "what is left in the end"
+    alone, (only,) = grouped(1, waiting_process=True)
+    assert alone._next_group(only, groups) == groups[0]
 
 
 def test_without_such_a_process_groups_begin_in_their_order():

@@ -33,8 +33,8 @@ CPU_MICRO_BATCH, LARGE_SIDE = 16, 32
 """Without a GPU, images per forward pass from this side on, to limit the memory of activations."""
 GLOBAL_BATCH = 128
 AB2_STEPS, MIDPOINT_STEPS, FEWEST_SAMPLES = 100, 20, 64
-"""Steps of ab2, one evaluation each, and the solver that is used if they would take too long. On digits they are
-nearer to the exact solution than dopri5 at 1e-5 with 206 evaluations, and do not depend on the batch."""
+"""Steps of ab2, one evaluation each, and the solver that is used if they would take too long. On digits they
+are nearer to the exact solution than dopri5 at 1e-5 with 206 evaluations, and do not depend on the batch."""
 
 Measure = Callable[[RunConfig, tuple[int, int, int], int, int], Throughput]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from prefect.client.orchestration import PrefectClient
 from prefect.plugins import HookContext, SetupResult
-from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY, temporary_settings
+from prefect.settings import PREFECT_API_AUTH_STRING, temporary_settings
 from prefect.utilities import processutils
 
 from flows import prefect_plugin
@@ -179,6 +179,5 @@ def test_a_password_that_was_set_is_preferred(homes: tuple[Path, Path], monkeypa
     context = HookContext("0", "http://127.0.0.1:4200/api", logging.getLogger)
     found = setup_environment(ctx=context)
     assert found == SetupResult(env={"PREFECT_API_AUTH_STRING": "operator:found"})
-    for chosen in (PREFECT_API_AUTH_STRING, PREFECT_API_KEY):
-        with temporary_settings({chosen: "me:mine"}):
-            assert setup_environment(ctx=context) is None
+    with temporary_settings({PREFECT_API_AUTH_STRING: "me:mine"}):
+        assert setup_environment(ctx=context) is None

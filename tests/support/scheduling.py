@@ -70,7 +70,7 @@ class Grouped(LoadScopeScheduling):
         super()._assign_work_unit(node)
 
     def _next_group(self, node: WorkerController, groups: Sequence[str]) -> str | None:
-        if not self.config.getoption("--waiting-process"):
+        if not self.config.getoption("--waiting-process") or len(self.nodes) == 1:
             return groups[0]
         last = max(self.nodes, key=lambda node: int(node.gateway.id.removeprefix("gw")))
         preferred = [group for group in groups if (group in WAITING) == (node is last)]
