@@ -136,7 +136,8 @@ class RunDirectory:
         recorded = self.bound_config()
         now = identity(with_generator(self.config, recorded))
         if changes := differences(identity(recorded), now) if recorded else []:
-            raise UserError(f"{self.path} is another run: {'; '.join(changes)}; choose another run.name")
+            hint = f"choose another run.name, or continue it with --config {self.path / 'config.yaml'}"
+            raise UserError(f"{self.path} is another run: {'; '.join(changes)}; {hint}")
 
     def begin(self) -> None:
         """Create the directory and record the environment. UserError if it cannot be written.
