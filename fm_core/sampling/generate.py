@@ -92,7 +92,7 @@ class Draw:
         first, last = int(blocks.min()), int(blocks.max())
         positions = range(first * count, (last + 1) * count)
         uniform = self._random(model).uniform(Purpose.CLASS, positions)
-        return uniform.view(-1, count).argsort(1, stable=True)[blocks - first, indices % count]
+        return uniform.view(-1, count).argsort(dim=1, stable=True)[blocks - first, indices % count]
 
     def _random(self, model: Model) -> KeyedRandom:
         return KeyedRandom(model.generator, self.seed, Domain.SAMPLES)

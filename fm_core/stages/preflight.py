@@ -79,10 +79,10 @@ def _check_network(config: RunConfig) -> None:
 
 def _check_online_eval(config: RunConfig) -> None:
     check_online_eval(config)
-    online = config.evaluate.beside
+    online = config.evaluate.online
     if online.images:
         solver = Solver(method=online.solver, steps=online.steps)
-        check_solver(solver, build_method(config.method).objective, config.method.coupling, "evaluate.beside")
+        check_solver(solver, build_method(config.method).objective, config.method.coupling, "evaluate.online")
 
 
 def _check_curve(config: RunConfig) -> None:
