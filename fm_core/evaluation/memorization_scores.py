@@ -1,6 +1,6 @@
 """Memorization in the scores file: nearest distances, near-copies, and two Fréchet distances."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
 import numpy as np
@@ -37,16 +37,15 @@ def memorization_records(evaluation: EvaluationRun, samples: Parts, validation: 
         return {}
     pixels, real = _first_samples(evaluation), evaluation.read_validation(range(_count(validation)))[0]
     device = evaluation.device
-    own, of_others = (nearest_distances(p.to(device), _training_blocks(evaluation)) for p in (pixels, real))
-    searched = min(TRAINING_IMAGES, manifest.splits["train"].images)
-    record: Record = {"pixels": _record(own, of_others, searched)}
+    distances = [nearest_distances(p.to(device), _training_blocks(evaluation)) for p in (pixels, real)]
+    record: Record = {"pixels": _record(distances, min(TRAINING_IMAGES, manifest.splits["train"].images))}
     features, of_real = (torch.cat([part["features"] for part in parts]) for parts in (samples, validation))
     rows = evaluation.reference.rows if settings.reference == "train" else None
     if rows is not None:
-        own, of_others = (
+        found = [
             nearest_distances(images[:IMAGES], rows.split(BLOCK_IMAGES)) for images in (features, of_real)
-        )
-        record["features"] = {**_record(own, of_others, len(rows)), "extractor": evaluation.extractor.name}
+        ]
+        record["features"] = {**_record(found, len(rows)), "extractor": evaluation.extractor.name}
     scores: Record = {"memorization": record}
     if rows is not None and min(len(rows), len(of_real)) >= 4:
         scores |= _distances_to_equal_sets(features, of_real, rows, evaluation)
@@ -73,7 +72,9 @@ def _training_blocks(evaluation: EvaluationRun) -> Iterator[Tensor]:
             yield reader.read(ids[first : first + BLOCK_IMAGES])[0]
 
 
-def _record(samples: Tensor, held_out: Tensor, training_images: int) -> Record:
+def _record(distances: Sequence[Tensor], training_images: int) -> Record:
+    """The record of the distances of samples and of validation images."""
+    samples, held_out = distances
     result = memorization(samples, held_out)
     (value, stderr), (real, real_stderr) = result.samples, result.held_out
     return {

@@ -134,7 +134,7 @@ class Column:
         records = [record for entry in entries if (record := score_record(entry.scores, self.key))]
         kinds = {str(record.get("features")) for record in records}
         if self.key == "frechet_distance":
-            return distance_title(kinds.pop()) if len(kinds) == 1 else self.title
+            return distance_title(str(kinds.pop())) if len(kinds) == 1 else self.title
         if self.key == "bits_per_dim_k_sample":
             return f"bits/dim, K = {' or '.join(str(k) for k in sorted({r['k'] for r in records}))}"
         return self.title
