@@ -140,7 +140,7 @@ def _run_stage(command: str, config: RunConfig, flags: set[str]) -> None:
     stream = sys.stdout if result.paths or command != "score_images" else sys.stderr
     name = "evaluate" if command == "score_images" else command
     print_line(f"{name} {result.state} in {result.seconds:.1f} s: {result.summary}", stream)
-    for name, text in (*result.paths.items(), *result.notes.items()):
+    for name, text in (*result.notes.items(), *result.paths.items()):
         print_line(f"  {name}: {text}", stream)
 
 

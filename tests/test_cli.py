@@ -68,13 +68,14 @@ def raise_(error):
 
 class Result:
     state, seconds, summary, paths = "done", 1.0, "a page", {"report": "x.html"}
+    notes = {"protocol": "none"}
 
 
 def test_exit_status_0_comes_with_the_results(place, capsys, monkeypatch):
     stage_that(monkeypatch, Result)
     code, out, err = fm(capsys, "report", "--config", "run.yaml")
     assert (code, err) == (0, "")
-    assert out.splitlines() == ["report done in 1.0 s: a page", "  report: x.html"]
+    assert out.splitlines() == ["report done in 1.0 s: a page", "  protocol: none", "  report: x.html"]
 
 
 @pytest.mark.parametrize(

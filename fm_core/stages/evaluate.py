@@ -93,7 +93,7 @@ def _evaluate(config: RunConfig, run: RunDirectory, observe: Observer) -> StageR
         write_json(path, {**scores, "seconds": round(time.monotonic() - started, 3)})
         evaluation.finish()
     if output := config.evaluate.output:
-        write_scores(output, scores)
+        write_scores(output, read_json(path) or scores)
     if reference_out := config.evaluate.reference_out:
         _write_reference(evaluation, reference_out)
     observe(Progress("evaluate", 100, 100, "%", summary(scores)))
