@@ -32,7 +32,7 @@ def root(tmp_path_factory):
     for step in (3, 7):
         checkpoint(config, step=step, seed=step, train={"label_dropout": 0.0})
     other = config_at(root / "other")
-    small = other.model.model_copy(update={"channels": 4, "head_channels": 4, "class_conditional": False})
+    small = other.model.model_copy(update={"residual_blocks": 1, "class_conditional": False})
     other = other.model_copy(update={"model": small})
     checkpoint(other, step=5, seed=5)
     (root / "other" / "r" / "config.yaml").write_text(dump_yaml(other))
