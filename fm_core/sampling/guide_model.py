@@ -47,6 +47,14 @@ def guide_config(config: RunConfig) -> RunConfig | None:
     return None
 
 
+def guide_step(named: RunConfig) -> int:
+    """`checkpoint_step` of what `guide_config` returns; its error says that it is of the weaker model."""
+    try:
+        return checkpoint_step(named)
+    except UserError as error:
+        raise UserError(f"sample.guide: {error}") from None
+
+
 def guide_file(config: RunConfig, control: Path | None = None) -> Path:
     """The file of weights of the weaker model, pinned in the control directory of a job if it was.
 
@@ -55,7 +63,7 @@ def guide_file(config: RunConfig, control: Path | None = None) -> Path:
     if control and (control / PINNED_GUIDE).exists():
         return control / PINNED_GUIDE
     if (named := guide_config(config)) is not None:
-        return weights_file(named, checkpoint_step(named))
+        return weights_file(named, guide_step(named))
     path = expand_home(str(config.sample.guide.run))
     path = path / EXPORTED if path.is_dir() else path
     if not path.exists():
@@ -100,12 +108,13 @@ def guided_by(model: Model, guide: Model, interval: Interval | None = None) -> M
     if guide.weights_sha256 == model.weights_sha256:
         raise UserError("sample.guide: these are the weights that are to be guided; name a weaker model")
     for what, one, other in (
-        ("images", (model.image_shape, model.quantizer.levels), (guide.image_shape, guide.quantizer.levels)),
-        ("path", *(each.recipe.get("method", {}).get("path") for each in (model, guide))),
-        ("path_options", *(each.recipe.get("method", {}).get("path_options") for each in (model, guide))),
+        ("image shape", model.image_shape, guide.image_shape),
+        ("intensity levels", model.quantizer.levels, guide.quantizer.levels),
+        ("path", *(each.recipe["method"].get("path") for each in (model, guide))),
+        ("options of the path", *(each.recipe["method"].get("path_options", {}) for each in (model, guide))),
     ):
         if one != other:
-            raise UserError(f"sample.guide: the weaker model has another {what}: {other}, not {one}")
+            raise UserError(f"sample.guide: {what} of the weaker model: {other}, not {one}")
     if guide.conditional and not model.conditional:
         raise UserError("sample.guide: the weaker model has classes, and the model has none")
     orders = [each.recipe.get("data", {}).get("label_order") for each in (model, guide)]

@@ -26,7 +26,7 @@ from fm_core.sampling.checkpoint_source import (
     unpin_weights,
     weights_file,
 )
-from fm_core.sampling.guide_model import guide_config, guide_file, used_guide, with_guide
+from fm_core.sampling.guide_model import guide_config, guide_file, guide_step, used_guide, with_guide
 from fm_core.sampling.sample_protocol import draw_of, protocol_of, solver_of
 from fm_core.sampling.sample_store import SampleSet, SampleShard
 from fm_core.stages.resolve import resolve
@@ -111,7 +111,7 @@ def _with_guide_step(config: RunConfig) -> RunConfig:
     named = guide_config(config) if used_guide(config) else None
     if named is None:
         return config
-    step = checkpoint_step(named)
+    step = guide_step(named)
     make_average(named, step)
     guide = config.sample.guide.model_copy(update={"step": step})
     return config.model_copy(update={"sample": config.sample.model_copy(update={"guide": guide})})

@@ -104,7 +104,7 @@ def test_both_ends_belong_to_the_interval_and_no_time_beyond_them(dtype):
         assert torch.equal(guided(t, x), (everywhere if inside else plain)(t, x))
         assert guided.evaluations_at(t, dtype) == ((2, 0) if inside else (1, 0))
         assert torch.equal(guided(t.double(), x), guided(t, x))
-        assert network.calls == 2 * (2 if inside else 1) + (not inside)  # `plain` shares the network
+        assert network.calls == 3 * (2 if inside else 1) + (not inside)  # `plain` shares the network
 
 
 def test_each_image_of_a_batch_may_have_a_time_of_its_own():
@@ -146,16 +146,18 @@ def test_an_adaptive_solver_stops_at_the_ends_of_the_interval(interval):
     solver = Solver("dopri5", rtol=1e-8, atol=1e-8)
     _, plain, guided = parts(interval, dtype=torch.float64)
     _, _, everywhere = parts(dtype=torch.float64)
-    x = points()
+    x, rejected = points(), 0
     once = solve(guided, x, (0.0, 1.0), solver)
     for span, velocity in (
         ((0.0, interval[0]), plain),
         (interval, everywhere),
         ((interval[1], 1.0), plain),
     ):
-        x = solve(velocity, x, span, solver).x if span[0] < span[1] else x
+        if span[0] < span[1]:
+            part = solve(velocity, x, span, solver)
+            x, rejected = part.x, rejected + part.rejected
     torch.testing.assert_close(once.x, x, rtol=0, atol=1e-6)
-    assert once.rejected < 10
+    assert once.rejected <= rejected + 5
 
 
 def test_a_likelihood_counts_the_evaluations_of_an_interval_too():

@@ -22,7 +22,6 @@ from fm_core.storage.keyed_random import CURRENT
 from tests.support.random_checkpoint import CPU, SHAPE, checkpoint, config_at
 
 EULER = Solver("euler", steps=5)
-METHOD = {"path": "optimal-transport"}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +32,7 @@ def root(tmp_path_factory):
     for step in (3, 7):
         checkpoint(config, step=step, seed=step, train={"label_dropout": 0.0})
     other = config_at(root / "other")
-    small = other.model.model_copy(update={"channels": 4, "head_channels": 4, "class_conditional": False})
+    small = other.model.model_copy(update={"residual_blocks": 1, "class_conditional": False})
     other = other.model_copy(update={"model": small})
     checkpoint(other, step=5, seed=5)
     (root / "other" / "r" / "config.yaml").write_text(dump_yaml(other))
@@ -154,8 +153,8 @@ def test_a_weaker_model_that_is_not_there_or_is_the_model_itself_is_refused(root
 def test_a_model_of_other_images_paths_or_classes_cannot_guide(root, tmp_path):
     model = load_model(weights_file(config_at(root), 7), CPU)
     for name, recipe, message in (
-        ("levels", {"levels": 256}, "another images"),
-        ("path", {"method": {"path": "cosine"}}, "another path: cosine"),
+        ("levels", {"levels": 256}, "intensity levels of the weaker model: 256, not 17"),
+        ("path", {"method": {"path": "cosine"}}, "path of the weaker model: cosine, not optimal-transport"),
         (
             "order",
             {"data": {"name": "d", "version": "v", "label_order": "sorted"}},

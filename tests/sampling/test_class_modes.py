@@ -1,6 +1,7 @@
 """Which classes are sampled, and how images get them."""
 
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -80,6 +81,9 @@ def test_a_model_without_classes_refuses_a_mode(tmp_path):
 
 
 class Named:
+    """What a manifest with names has."""
+
+    image_shape, splits = (1, 8, 8), {"train": SimpleNamespace(images=100)}
     class_names = ("tench", "goldfish", "crane", "crane", "7")
 
 
