@@ -56,10 +56,10 @@ class Purpose(StrEnum):
     """Classes of samples."""
     PROBE = "probe"
     """Hutchinson's probes."""
-    STEP_NOISE = "step-noise"
-    """Noise that a stochastic sampler adds in a step; the index is the step's number."""
     DATA = "data"
     """Points of a 2-D distribution."""
+    STEP_NOISE = "step-noise"
+    """Noise that a stochastic sampler adds in a step; the index is the step's number."""
 
 
 @dataclass(frozen=True)

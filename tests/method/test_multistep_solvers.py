@@ -20,7 +20,7 @@ from tests.support.gaussian_mixtures import PATHS, REGRESSIONS, plane, two_compo
 LOG_SNR = TimeGrid("log-snr")
 EXACT = Solver("dopri8", rtol=1e-10, atol=1e-10)
 COMPLETE = {
-    **{"ddim": (1, 20), "dpmpp_2m": (2, 20), "dpmpp_3m": (2, 80), "exp_ab3": (2, 80), "unipc": (2, 80)},
+    **{"ddim": (1, 20), "dpmpp_2m": (2, 20), "dpmpp_3m": (2, 80), "exp_ab3": (2, 80), "unipc": (2, 200)},
     "ab2": (2, 20),
 }
 """Order of the complete scheme, and a number of steps that is large enough to see it."""
@@ -67,7 +67,7 @@ def inner():
     velocity = two_components(path)
     start = solve(velocity, noise(path), (0.0, interval[0]), EXACT).x
     before = {}
-    for steps in (32, 64):
+    for steps in (64, 128):
         times = LOG_SNR.on(interval, steps, path).times
         earlier = [interval[0] - k * (times[1] - times[0]) for k in (2, 1)]
         states = [solve(velocity, start, (interval[0], t), EXACT).x for t in earlier]
