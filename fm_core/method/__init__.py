@@ -9,7 +9,9 @@ Lipman et al., "Flow Matching for Generative Modeling" (arXiv 2210.02747).
 * objectives, cnf_objective: losses, and the velocity that a prediction stands for; the second is the
   maximum-likelihood objective. compatibility: which objective is defined on which path.
 * couplings, minibatch_ot: which x0 goes with which x1. timestep_samplers: the distribution of t in training.
-* ode: solvers, NFE and trajectories. guidance: classifier-free guidance of a velocity.
+* solver, time_grid: solvers and the times of their steps, with all settings. ode: solutions, NFE and
+  trajectories. step_loop, multistep_solvers, stochastic_samplers: fixed steps on a grid.
+* denoiser: E[x1 | x_t] and E[x0 | x_t] from a velocity. guidance: classifier-free guidance of a velocity.
 * likelihood, divergence: log-densities. bits_per_dim, dequantization: the same for uint8 images.
 * registry: parts by their names in configuration files, or by import path. types: shared type aliases.
 """

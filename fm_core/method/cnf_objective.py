@@ -39,6 +39,7 @@ class MaximumLikelihood(Objective):
 
     name: ClassVar[str] = "maximum-likelihood"
     takes_gradients: ClassVar[bool] = True
+    follows_path: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -51,6 +52,7 @@ class MaximumLikelihood(Objective):
     ) -> None:
         super().__init__(path)
         self.solver = Solver(method, rtol, atol, steps)
+        self.solver.require_plain("maximum-likelihood")
         if self.solver.method == "scipy_solver":
             raise UserError("maximum-likelihood: scipy_solver cannot be differentiated")
         if divergence not in ("hutchinson", "exact"):

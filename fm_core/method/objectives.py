@@ -42,6 +42,9 @@ class Objective(ABC):
     """Whether the loss itself differentiates through the network. It must then get the bare module: a wrapper
     with gradient hooks would mistake these gradients for those of the backward pass."""
 
+    follows_path: ClassVar[bool] = True
+    """Whether the velocity is E[alpha' x1 + sigma' x0 | x_t], so that it determines E[x1 | x_t]."""
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self.interval = self.interval_on(path)

@@ -1,4 +1,4 @@
-"""ODE solver for dx/dt = u(t, x), based on torchdiffeq, with NFE and step counts.
+"""ODE solver for dx/dt = u(t, x), with NFE and step counts: torchdiffeq's methods, and solvers of its own.
 
 An interval (start, end) with start > end is solved backwards, from data to noise. The vector field is never
 evaluated outside the interval. The state is float32 or better.
@@ -8,86 +8,32 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
-from fm_core.errors import SolverError, UserError
-from fm_core.method.types import Interval, Velocity
+from fm_core.errors import SolverError
+from fm_core.method.paths import Path
+from fm_core.method.solver import ADAPTIVE, FIXED, Solver
+from fm_core.method.step_loop import march
+from fm_core.method.types import Interval, NoiseSource, Velocity
 
-ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun", "scipy_solver")
-FIXED = ("euler", "midpoint", "heun2", "heun3", "rk4", "implicit_adams")
-INACCURATE = ("explicit_adams",)
-"""Methods of torchdiffeq 0.2.5 that silently return wrong results for some numbers of steps."""
-ALIASES = {"heun": "heun2"}
+__all__ = [
+    "ADAPTIVE",
+    "FIXED",
+    "Integration",
+    "Solution",
+    "Solver",
+    "State",
+    "StateField",
+    "integrate",
+    "solve",
+]
 
 State = tuple[Tensor, ...]
 StateField = Callable[[Tensor, State], State]
-
-
-@dataclass(frozen=True)
-class Solver:
-    """A solver of torchdiffeq with every setting that affects its result; settings it ignores are refused.
-
-    Args:
-        method: an adaptive method (dopri5, dopri8, bosh3, fehlberg2, adaptive_heun, scipy_solver), or a
-            fixed-step method (euler, midpoint, heun or heun2, heun3, rk4, implicit_adams).
-        rtol: relative tolerance, for adaptive methods and implicit_adams only; default 1e-5, as in the paper.
-        atol: absolute tolerance, likewise.
-        steps: number of equal steps; required by fixed-step methods, refused by adaptive ones.
-        error_norm: the norm of the error that adaptive methods keep below 1. "batch": the RMS over the batch;
-            the steps then depend on the batch, and the result does by about 1e-5. "worst": the largest RMS
-            of an example.
-
-    Raises:
-        UserError: the method is unknown or inaccurate in torchdiffeq, a setting is missing, or the method
-            would ignore one.
-    """
-
-    method: str = "dopri5"
-    rtol: float | None = None
-    atol: float | None = None
-    steps: int | None = None
-    error_norm: Literal["batch", "worst"] = "batch"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "method", ALIASES.get(self.method, self.method))
-        if self.method in INACCURATE:
-            # dx/dt = -x from 1: 0.4170 in 40 steps, where exp(-1) = 0.3679.
-            raise UserError(f"solver {self.method} of torchdiffeq is inaccurate; use implicit_adams")
-        if self.method not in ADAPTIVE + FIXED:
-            raise UserError(f"unknown solver {self.method!r}; allowed: {', '.join(ADAPTIVE + FIXED)}, heun")
-        if self.error_norm not in ("batch", "worst"):
-            raise UserError(
-                f"solver {self.method}: error_norm must be batch or worst, not {self.error_norm!r}"
-            )
-        self._set_tolerances()
-        self._check_steps()
-
-    @property
-    def adaptive(self) -> bool:
-        """Whether the method has adaptive step size."""
-        return self.method in ADAPTIVE
-
-    def _set_tolerances(self) -> None:
-        if self.adaptive or self.method == "implicit_adams":
-            for name in ("rtol", "atol"):
-                value = getattr(self, name)
-                object.__setattr__(self, name, 1e-5 if value is None else value)
-                if not getattr(self, name) > 0:
-                    raise UserError(f"solver {self.method}: {name} must be positive, not {value}")
-        elif self.rtol is not None or self.atol is not None:
-            raise UserError(f"solver {self.method} has a fixed step size and would ignore rtol and atol")
-        if self.error_norm != "batch" and (not self.adaptive or self.method == "scipy_solver"):
-            raise UserError(f"solver {self.method} would ignore error_norm")
-
-    def _check_steps(self) -> None:
-        if self.adaptive and self.steps is not None:
-            raise UserError(f"solver {self.method} chooses its own steps and would ignore steps={self.steps}")
-        if not self.adaptive and (self.steps is None or self.steps < 1):
-            raise UserError(f"solver {self.method} needs steps, at least 1, not {self.steps}")
 
 
 @dataclass(frozen=True)
@@ -108,6 +54,9 @@ def solve(
     interval: Interval,
     solver: Solver,
     at: Sequence[float] | None = None,
+    *,
+    path: Path | None = None,
+    noise: NoiseSource | None = None,
 ) -> Solution:
     """Solve the ODE from the start of the interval to its end, without gradients.
 
@@ -115,22 +64,33 @@ def solve(
         velocity: u(t, x), t scalar, x [N, ...] -> [N, ...]. An attribute `forwards`, if present, is the
             number of network evaluations per call.
         x0: [N, ...], the state at interval[0]. To sample, path.source_std times standard normal noise.
-        interval: (start, end); start > end is solved backwards.
+        interval: (start, end); start > end is solved backwards, by methods of torchdiffeq with equal or
+            adaptive steps.
         solver: the method and its settings.
         at: times of the trajectory, inside the interval and in its direction. Fixed-step methods interpolate
             linearly between their steps. Costs no evaluations.
+        path: the path of the velocity, for solvers and grids that need it (`Solver.needs_path`).
+        noise: the noise of each step, of a stochastic solver.
 
     Raises:
         SolverError: the step size underflowed or the state is not finite.
-        ValueError: `at` leaves the interval or is not strictly monotonic in its direction.
+        UserError: the grid does not fit the interval or the path.
+        ValueError: `at` leaves the interval or is not strictly monotonic in its direction; path or noise are
+            missing; or the solver cannot solve backwards.
     """
+    times = None if at is None else torch.tensor(list(at), dtype=torch.float64)
+    if not solver.plain:
+        _output_times(interval, at)  # checks them
+        states = march(velocity, x0, interval, solver, at or [], path, noise)
+        trajectory = None if at is None else torch.stack(states.trajectory)
+        nfe = states.calls * forwards_per_call(velocity)
+        return Solution(states.x, nfe, solver.steps, 0, times, trajectory)
 
     def field(t: Tensor, state: State) -> State:
         return (velocity(t, state[0]),)
 
     result = integrate(field, (x0,), interval, solver, at)
     nfe = result.calls * forwards_per_call(velocity)
-    times = None if at is None else torch.tensor(list(at), dtype=torch.float64)
     trajectory = None if at is None else result.states[0][result.requested]
     return Solution(result.states[0][-1], nfe, result.accepted, result.rejected, times, trajectory)
 
@@ -167,15 +127,17 @@ def integrate(
         field: (t scalar, state) -> d state / dt, tensor by tensor. The first dimension of all tensors is N.
         state: the state at interval[0].
         interval: (start, end).
-        solver: the method and its settings.
+        solver: a method of torchdiffeq with equal or adaptive steps, and its settings.
         at: further times at which to return the state.
         gradients: whether to record the computation for autograd.
         ode: `torchdiffeq.odeint` or a function with its signature, such as `odeint_adjoint`.
 
     Raises:
         SolverError: the step size underflowed or the state is not finite.
+        UserError: the solver is not of torchdiffeq, or has a grid.
         ValueError: the interval is empty, or `at` is not as in `solve`.
     """
+    solver.require_plain("an ODE of several states, as of a likelihood,")
     start, end = interval
     times, requested = _output_times(interval, at)
     state = tuple(part.to(torch.promote_types(part.dtype, torch.float32)) for part in state)

@@ -1,4 +1,4 @@
-"""Shared type aliases: interval of t, network and velocity, with their shapes."""
+"""Shared type aliases: interval of t, network, velocity and noise, with their shapes."""
 
 from collections.abc import Callable
 
@@ -13,3 +13,6 @@ Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 # velocity(t scalar or [N], x [N, ...]) -> tensor shaped like x. An attribute `forwards`, if present, is the
 # number of network evaluations per call.
 Velocity = Callable[[Tensor, Tensor], Tensor]
+
+# noise(step number) -> standard normal noise in the shape, and on the device, of the state [N, ...]
+NoiseSource = Callable[[int], Tensor]

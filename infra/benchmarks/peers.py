@@ -9,7 +9,13 @@ from pathlib import Path
 from fm_core.storage.file_lock import file_lock
 
 CONSTRAINTS = Path(__file__).resolve().parents[1] / "constraints.txt"
-PACKAGES = ("torchcfm==1.0.7", "flow-matching==1.0.10", "pot==0.9.7.post1", "torchdyn==1.0.6")
+PACKAGES = (
+    "torchcfm==1.0.7",
+    "flow-matching==1.0.10",
+    "pot==0.9.7.post1",
+    "torchdyn==1.0.6",
+    "diffusers==0.42.1",
+)
 
 
 def peers_python(folder: Path) -> Path:

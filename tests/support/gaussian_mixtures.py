@@ -126,6 +126,21 @@ def plane(path: Path) -> Mixture:
     return Mixture(double(0.2, 0.5, 0.3), means, variances, path)
 
 
+def two_components(path: Path, mean: float = 0.7, variance: float = 0.05):
+    """Velocity for data from two components at -mean and mean along each dimension, in few operations."""
+
+    def velocity(t: Tensor, x: Tensor) -> Tensor:
+        t = t.reshape(1)
+        alpha, sigma = path.alpha(t), path.sigma(t)
+        total = alpha**2 * variance + sigma**2
+        nearer = mean * torch.tanh(alpha * mean * x / total)
+        data = (alpha * variance * x + sigma**2 * nearer) / total
+        noise = sigma * (x - alpha * nearer) / total
+        return path.d_alpha(t) * data + path.d_sigma(t) * noise
+
+    return velocity
+
+
 def pushforward(mixture, interval):
     """Mean and per-unit-of-source deviation, [D], of the flow of Gaussian data with a diagonal covariance."""
     ends = torch.tensor(interval, dtype=torch.float64)
