@@ -2,10 +2,32 @@
 
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fm_core.config.location import Location
 from fm_core.config.section import Section
+
+GRIDS = ("uniform", "log-snr", "edm", "cosine", "shift")
+"""Names of time grids."""
+Diffusion = Literal["sbdm", "constant", "sigma", "linear", "decreasing", "increasing-decreasing"]
+
+
+class StochasticSection(Section):
+    """Noise that a sampler adds in each step; the marginals are those of the ODE."""
+
+    diffusion: Diffusion = "sbdm"
+    """Of solver sde: form of the diffusion coefficient D(t), as in SiT. sbdm: that of the diffusion with the
+    path's marginals; constant; sigma: sigma_t; linear: 1 - t; decreasing; increasing-decreasing."""
+    scale: float = Field(default=1.0, ge=0)
+    """Of solver sde: factor of the diffusion coefficient; 0: no noise is added."""
+    churn: float = Field(default=0.0, ge=0)
+    """Of solver edm: EDM's S_churn; 0: no noise is added."""
+    churn_min: float = Field(default=0.0, ge=0)
+    """Of solver edm: EDM's S_tmin, the lowest sigma_t / alpha_t at which noise is added."""
+    churn_max: float | None = Field(default=None, gt=0)
+    """Of solver edm: EDM's S_tmax, the highest sigma_t / alpha_t at which noise is added; null: no limit."""
+    churn_noise: float = Field(default=1.0, gt=0)
+    """Of solver edm: EDM's S_noise, the standard deviation of the noise that is added."""
 
 
 class SampleSection(Section):
@@ -23,13 +45,30 @@ class SampleSection(Section):
     """Optimizer step of the checkpoint to sample from; best: the one with the lowest
     validation loss."""
     solver: str = "dopri5"
-    """dopri5, euler, midpoint, heun2, rk4 or another method of torchdiffeq."""
+    """dopri5, euler, midpoint, heun2, rk4 or another method of torchdiffeq; ddim, dpmpp_2m, dpmpp_3m,
+    exp_ab3, unipc or ab2, with one evaluation per step; sde or edm, which add noise (sample.stochastic)."""
     rtol: float | None = Field(default=None, gt=0)
     """Relative tolerance of an adaptive solver; by default 1e-5."""
     atol: float | None = Field(default=None, gt=0)
     """Absolute tolerance of an adaptive solver; by default 1e-5."""
     steps: int | None = Field(default=None, ge=1)
-    """Steps of a fixed-step solver."""
+    """Steps of a fixed-step solver; by default those of the list sample.grid."""
+    grid: str | tuple[float, ...] = "uniform"
+    """Times of the steps of a fixed-step solver. uniform: equal steps in t; log-snr: equal steps in log-SNR;
+    edm: Karras et al. 2022; cosine: log-SNR of the cosine schedule; shift: uniform, shifted as in SD3; or a
+    list of times, from the start of the interval to its end."""
+    grid_rho: float | None = Field(default=None, gt=0)
+    """Exponent rho of the grid edm; by default 7."""
+    grid_shift: float | None = Field(default=None, gt=0)
+    """Shift of the grid shift, e.g. 3; above 1, more steps are near the noise."""
+    grid_bounds: tuple[float, float] | None = None
+    """Smallest and largest sigma_t / alpha_t between the ends of the grids log-snr and edm; by default
+    0.001 and 1000, and 0.002 and 80."""
+    error_norm: Literal["batch", "worst"] | None = None
+    """Norm of the error that an adaptive solver controls. batch: the RMS over all images of a batch; worst:
+    the largest RMS of an image."""
+    stochastic: StochasticSection = StochasticSection()
+    """Noise that the solvers sde and edm add."""
     guidance: float = Field(default=1.0, ge=0)
     """Scale of classifier-free guidance; 1: none. Other scales run the network twice per evaluation."""
     classes: tuple[int, ...] = ()
@@ -49,6 +88,13 @@ class SampleSection(Section):
     trust_code: bool = False
     """Import classes that only the file of weights names, not this configuration (also: --trust-code).
     Importing a module runs its code."""
+
+    @field_validator("grid")
+    @classmethod
+    def _check_grid(cls, grid: str | tuple[float, ...]) -> str | tuple[float, ...]:
+        if isinstance(grid, str) and grid not in GRIDS:
+            raise ValueError(f"sample.grid {grid}: allowed: {', '.join(GRIDS)}, or a list of times")
+        return grid
 
     @model_validator(mode="after")
     def _check_compile(self) -> Self:

@@ -48,7 +48,8 @@ from fm_core.sampling.checkpoint_source import (
     weights_file,
 )
 from fm_core.sampling.compiled_network import accelerated
-from fm_core.sampling.sample_store import SampleSet, draw_of, protocol_of
+from fm_core.sampling.sample_protocol import draw_of, protocol_of
+from fm_core.sampling.sample_store import SampleSet
 from fm_core.storage.hashing import fingerprint
 from fm_core.storage.keyed_random import generator_record
 from fm_core.storage.store import Store

@@ -20,7 +20,8 @@ from fm_core.errors import UserError
 from fm_core.evaluation.resumable_parts import split_ranges
 from fm_core.sampling.checkpoint_source import Model
 from fm_core.sampling.generate import GeneratedBatch, generate
-from fm_core.sampling.sample_store import SampleSet, draw_of
+from fm_core.sampling.sample_protocol import draw_of
+from fm_core.sampling.sample_store import SampleSet
 from fm_core.storage.hashing import sha256_bytes
 from fm_core.storage.store import Store
 

@@ -12,13 +12,15 @@ from fm_core.errors import UserError
 from fm_core.evaluation.features.extractor import Extractor
 from fm_core.evaluation.metrics.feature_statistics import Gaussian
 from fm_core.evaluation.metrics.frechet import estimate_frechet_distance
-from fm_core.method.ode import ADAPTIVE, Solver, forwards_per_call, solve
+from fm_core.method.objectives import Objective
+from fm_core.method.ode import forwards_per_call
+from fm_core.method.solver import ADAPTIVE, ALIASES, EVALUATIONS_PER_STEP, Solver
+from fm_core.method.time_grid import UNIFORM, TimeGrid
 from fm_core.sampling.checkpoint_source import Model
 from fm_core.sampling.compiled_network import matmul_precision
 from fm_core.sampling.generate import Draw
+from fm_core.sampling.solver_check import check_solver
 
-EVALUATIONS_PER_STEP = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}
-"""Evaluations of the vector field in one step of a fixed-step method."""
 DTYPE = "float32"
 """Precision of the network, whatever sample.precision is: rounding must not hide solver errors."""
 
@@ -31,32 +33,57 @@ class SolverSetting:
 
     @property
     def record(self) -> dict[str, Any]:
-        """The solver and its one setting, as in the scores file."""
+        """The solver, with its grid if it is not uniform, and its one setting, as in the scores file."""
         setting = {"rtol": self.solver.rtol} if self.solver.adaptive else {"steps": self.solver.steps}
-        return {"solver": self.solver.method, **setting}
+        grid = self.solver.grid
+        if grid == UNIFORM:
+            return {"solver": self.solver.method, **setting}
+        number = grid.shift or (grid.rho if grid != TimeGrid(grid.name) else None)
+        name = f"{self.solver.method}@{grid.name}" + (f":{number:g}" if number else "")
+        return {"solver": name, **setting}
 
 
 def solver_settings(settings: NfeCurveSection) -> list[SolverSetting]:
     """Every solver at every budget that allows a step, and dopri5 at every tolerance.
 
     Raises:
-        UserError: a solver has no fixed number of evaluations per step.
+        UserError: a solver adds noise or has no fixed number of evaluations per step, or its grid is unknown.
     """
     points = list[SolverSetting]()
     for name in settings.solvers:
-        method = "heun2" if name == "heun" else name
-        if method not in EVALUATIONS_PER_STEP:
-            advice = (
-                "dopri5 is always included"
-                if name in ADAPTIVE
-                else f"allowed: {', '.join(EVALUATIONS_PER_STEP)}"
-            )
-            raise UserError(
-                f"evaluate.nfe_curve.solvers: {name} has no fixed number of evaluations per step; {advice}"
-            )
-        steps = [budget // EVALUATIONS_PER_STEP[method] for budget in settings.nfe]
-        points += [SolverSetting(Solver(method, steps=count)) for count in dict.fromkeys(steps)]
+        solver, at, grid_name = name.partition("@")
+        method = ALIASES.get(solver, solver)
+        if method not in EVALUATIONS_PER_STEP or method == "sde":
+            allowed = ", ".join(each for each in EVALUATIONS_PER_STEP if each != "sde")
+            reason = "adds noise" if method == "sde" else "has no fixed number of evaluations per step"
+            advice = "dopri5 is always included" if method in ADAPTIVE else f"allowed: {allowed}"
+            raise UserError(f"evaluate.nfe_curve.solvers: {solver} {reason}; {advice}")
+        grid = _grid_named(grid_name) if at else UNIFORM
+        # The last step of edm takes one evaluation instead of two.
+        spare = 1 if method == "edm" else 0
+        steps = [(budget + spare) // EVALUATIONS_PER_STEP[method] for budget in settings.nfe]
+        points += [
+            SolverSetting(Solver(method, steps=count, grid=grid)) for count in dict.fromkeys(steps) if count
+        ]
     return points + [SolverSetting(Solver("dopri5", rtol=t, atol=t)) for t in settings.tolerances]
+
+
+def _grid_named(text: str) -> TimeGrid:
+    """The grid of an entry: a name, and after a colon the rho of edm or the shift of shift."""
+    name, colon, number = text.partition(":")
+    if not colon:
+        return TimeGrid(name)
+    try:
+        value = float(number)
+    except ValueError:
+        raise UserError(f"evaluate.nfe_curve.solvers: {text}: {number!r} is not a number") from None
+    return TimeGrid(name, shift=value) if name == "shift" else TimeGrid(name, rho=value)
+
+
+def check_curve(settings: NfeCurveSection, objective: Objective, coupling: str) -> None:
+    """Check the solvers of a curve against a model, as `check_solver`. Raises UserError."""
+    for point in solver_settings(settings) if settings.images else []:
+        check_solver(point.solver, objective, coupling, "evaluate.nfe_curve")
 
 
 def curve_part(
@@ -75,13 +102,12 @@ def curve_part(
     """
     labels = draw.labels(model, numbers)
     velocity = draw.velocity(model, None if labels is None else labels.to(device))
-    noise = draw.noise(model, numbers, device)
     steps = settings.exact_nfe // EVALUATIONS_PER_STEP["rk4"]
     content = dict[str, Tensor]()
     with matmul_precision():
-        exact = solve(velocity, noise, model.objective.interval, Solver("rk4", steps=steps)).x
+        exact = draw.solve(model, velocity, numbers, device, solver=Solver("rk4", steps=steps)).x
         solutions = [
-            solve(velocity, noise, model.objective.interval, point.solver)
+            draw.solve(model, velocity, numbers, device, solver=point.solver)
             for point in solver_settings(settings)
         ]
     for number, solution in enumerate(solutions):

@@ -20,6 +20,8 @@ CONFIDENCE = 0.9
 """An image counts as recognized if the classifier gives one class a higher probability than this."""
 
 VALUE = ("value", "stderr")
+SOLVER_KEYS = ("solver", "rtol", "atol", "steps", "error_norm", "grid", "stochastic", "guidance")
+"""Of the protocol: what the cost of sampling is recorded with."""
 Record = dict[str, Any]
 Parts = Sequence[Mapping[str, Tensor]]
 
@@ -138,9 +140,7 @@ def cost_record(samples: Parts, protocol: Mapping[str, Any]) -> Record:
     costs = torch.stack([part["cost"] for part in samples]).double()
     images = torch.tensor([float(len(part["features"])) for part in samples], dtype=torch.float64)
     nfe, accepted, rejected, forwards = ((costs[:, i] * images).sum() / images.sum() for i in range(4))
-    solver = {
-        key: protocol[key] for key in ("solver", "rtol", "atol", "steps", "guidance") if key in protocol
-    }
+    solver = {key: protocol[key] for key in SOLVER_KEYS if key in protocol}
     steps = {"accepted": accepted.item(), "rejected": rejected.item()} if bool((costs >= 0).all()) else {}
     return {
         **solver,

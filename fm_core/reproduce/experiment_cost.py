@@ -11,13 +11,13 @@ import torch
 from fm_core.config import ImagesSection, RunConfig, Toy2dSection
 from fm_core.errors import UserError
 from fm_core.evaluation.dataset_likelihood import PROBES
-from fm_core.evaluation.nfe_curve import EVALUATIONS_PER_STEP, solver_settings
+from fm_core.evaluation.nfe_curve import solver_settings
 from fm_core.method.objectives import Objective, Regression
-from fm_core.method.ode import Solver
+from fm_core.method.solver import EVALUATIONS_PER_STEP, Solver
 from fm_core.models.flops import TRAINING_PASSES, flops_per_image, parameter_count
 from fm_core.models.mlp import MLP
 from fm_core.reproduce.toy2d.scoring import TRAJECTORY_TIMES
-from fm_core.sampling.sample_store import solver_of
+from fm_core.sampling.sample_protocol import solver_of
 from fm_core.training.cost_model import FLOAT32, Cluster, training_cost
 
 DIMENSIONS = 2

@@ -19,7 +19,8 @@ from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Observer, Progress
 from fm_core.sampling.checkpoint_source import checkpoint_step, checkpoint_steps, load_model, weights_file
 from fm_core.sampling.generate import Draw, generate
-from fm_core.sampling.sample_store import SampleSet, protocol_of
+from fm_core.sampling.sample_protocol import protocol_of
+from fm_core.sampling.sample_store import SampleSet
 from fm_core.storage.atomic_files import read_json
 from fm_core.storage.keyed_random import generator_of
 from fm_core.training.lr_schedule import crossed

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from fm_core.config import RunConfig, merge, parse_config, read_yaml
 from fm_core.errors import UserError
 from fm_core.method.objectives import Objective
-from fm_core.method.ode import Solver
+from fm_core.method.solver import Solver
+from fm_core.method.time_grid import grid_of
 from fm_core.sampling.checkpoint_source import Model, checkpoint_step, load_model, weights_file
 from fm_core.sampling.generate import Draw, generate
 from fm_core.storage.local_paths import expand_home
@@ -46,10 +47,12 @@ class LoadedModel:
         first: int = 0,
         classes: Sequence[int] = (),
         guidance: float = 1.0,
-        solver: str = "dopri5",
+        solver: str | Solver = "dopri5",
         rtol: float | None = None,
         atol: float | None = None,
         steps: int | None = None,
+        grid: str | Sequence[float] = "uniform",
+        error_norm: Literal["batch", "worst"] = "batch",
         batch: int = 250,
     ) -> Tensor:
         """Images with indices first .. first + images - 1 of a seed, uint8 [images, C, S, S].
@@ -57,6 +60,9 @@ class LoadedModel:
         At most `batch` images are solved together, split at multiples of `batch`. Complete batches are
         bit-identical to those of `fm sample` with the same settings. A partial batch differs: by rounding
         with fixed steps, and by its step sizes with an adaptive solver.
+
+        `solver` is a name with the settings that follow it, as in the sample section, or a
+        `fm_core.method.solver.Solver`, which has every setting itself.
 
         Raises:
             UserError: the model or the solver does not support this request.
@@ -67,7 +73,11 @@ class LoadedModel:
             raise ValueError(
                 f"images {images} and batch {batch} must be at least 1, first {first} at least 0"
             )
-        draw = Draw(Solver(solver, rtol, atol, steps), seed, guidance, classes)
+        if isinstance(solver, str):
+            solver = Solver(solver, rtol, atol, steps, error_norm, grid_of(grid))
+        elif (rtol, atol, steps, grid, error_norm) != (None, None, None, "uniform", "batch"):
+            raise UserError("a Solver has its own settings; give it none beside rtol, atol, steps and grid")
+        draw = Draw(solver, seed, guidance, classes)
         draw.check(self.model)
         last = first + images
         cuts = [first, *range((first // batch + 1) * batch, last, batch), last]

@@ -51,6 +51,11 @@ class Model:
     """Everything the file records about its training."""
 
     @property
+    def coupling(self) -> str:
+        """The coupling of its training; independent for files that name no method."""
+        return str(self.recipe.get("method", {}).get("coupling", "independent"))
+
+    @property
     def generator(self) -> GeneratorName:
         """The generator of its training, and so of its samples and its likelihood."""
         return generator_of(self.recipe, "the recipe of the weights")

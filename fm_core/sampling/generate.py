@@ -8,10 +8,11 @@ from torch import Tensor
 
 from fm_core.errors import UserError
 from fm_core.method.guidance import guided_velocity
-from fm_core.method.ode import Solver, forwards_per_call, solve
-from fm_core.method.types import Velocity
+from fm_core.method.ode import Solution, Solver, forwards_per_call, solve
+from fm_core.method.types import NoiseSource, Velocity
 from fm_core.sampling.checkpoint_source import Model
 from fm_core.sampling.compiled_network import matmul_precision
+from fm_core.sampling.solver_check import check_solver
 from fm_core.storage.keyed_random import CPU, Domain, KeyedRandom, Purpose
 
 
@@ -42,11 +43,20 @@ class Draw:
         unknown = [number for number in self.classes if not 0 <= number < model.classes]
         if unknown:
             raise UserError(f"sample.classes: {unknown[0]} is not in 0 .. {model.classes - 1}")
+        check_solver(self.solver, model.objective, model.coupling)
 
     def noise(self, model: Model, indices: Sequence[int], device: torch.device = CPU) -> Tensor:
         """The noise that images start from: float32 [n, *shape] on the device."""
         normal = self._random(model).normal(Purpose.NOISE, indices, model.image_shape, device)
         return normal * model.objective.path.source_std
+
+    def step_noise(self, model: Model, indices: Sequence[int], device: torch.device = CPU) -> NoiseSource:
+        """The noise of each step of a stochastic solver: a function of (seed, image index, step)."""
+        random = self._random(model)
+        positions = torch.tensor(indices, dtype=torch.int64, device=device)
+        return lambda step: random.normal(
+            Purpose.STEP_NOISE, positions, model.image_shape, device, index=step
+        )
 
     def labels(self, model: Model, indices: Sequence[int]) -> Tensor | None:
         """The class of each image, int64 [n]; None for an unconditional model."""
@@ -58,6 +68,29 @@ class Draw:
 
     def _random(self, model: Model) -> KeyedRandom:
         return KeyedRandom(model.generator, self.seed, Domain.SAMPLES)
+
+    def solve(
+        self,
+        model: Model,
+        velocity: Velocity,
+        indices: Sequence[int],
+        device: torch.device = CPU,
+        at: Sequence[float] | None = None,
+        solver: Solver | None = None,
+    ) -> Solution:
+        """Transport the noise of these indices by the velocity; `solver` replaces that of the request.
+
+        Raises as `fm_core.method.ode.solve`.
+        """
+        return solve(
+            velocity,
+            self.noise(model, indices, device),
+            model.objective.interval,
+            solver or self.solver,
+            at,
+            path=model.objective.path,
+            noise=self.step_noise(model, indices, device),
+        )
 
     def velocity(self, model: Model, labels: Tensor | None) -> Velocity:
         """The velocity field that transports noise to images of these classes."""
@@ -101,9 +134,8 @@ def generate(
     indices = range(first, first + count)
     labels = draw.labels(model, indices)
     velocity = draw.velocity(model, None if labels is None else labels.to(device))
-    noise = draw.noise(model, indices, device)
     with matmul_precision(draw.tf32):
-        solution = solve(velocity, noise, model.objective.interval, draw.solver, at)
+        solution = draw.solve(model, velocity, indices, device, at)
     images = model.quantizer.quantize(solution.x).cpu()
     trajectory = None if solution.trajectory is None else model.quantizer.quantize(solution.trajectory).cpu()
     return GeneratedBatch(

@@ -3,7 +3,6 @@
 import io
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,11 +15,10 @@ from fm_core.data.manifest import Block
 from fm_core.data.shard_format import ShardFile
 from fm_core.data.sources.base import Samples
 from fm_core.errors import UserError
-from fm_core.method.ode import Solver
 from fm_core.run.directory import RunDirectory, step_name
-from fm_core.sampling.generate import Draw, GeneratedBatch
-from fm_core.storage.hashing import Sha256, fingerprint
-from fm_core.storage.keyed_random import GeneratorName, generator_record
+from fm_core.sampling.generate import GeneratedBatch
+from fm_core.sampling.sample_protocol import sample_key
+from fm_core.storage.hashing import Sha256
 from fm_core.storage.local_paths import RelativeName
 from fm_core.storage.store import Store
 
@@ -44,53 +42,6 @@ class SampleShard(Section):
     rejected: int | None
     forwards: int = 1
     """Network evaluations per evaluation of the field: two with guidance."""
-
-
-def draw_of(config: RunConfig) -> Draw:
-    """The sampling request of the sample section. Raises UserError as `solver_of`."""
-    sample = config.sample
-    tf32 = sample.precision == "tf32"
-    return Draw(solver_of(config), sample.seed, sample.guidance, sample.classes, tf32)
-
-
-def solver_of(config: RunConfig) -> Solver:
-    """The solver of the sample section. Raises UserError for settings that it would ignore."""
-    sample = config.sample
-    return Solver(method=sample.solver, rtol=sample.rtol, atol=sample.atol, steps=sample.steps)
-
-
-def protocol_of(config: RunConfig, weights_sha256: str, generator: GeneratorName) -> dict[str, Any]:
-    """Everything that changes the pixels of a set of samples, except for the machine's float arithmetic."""
-    solver = solver_of(config)
-    accuracy = {"rtol": solver.rtol, "atol": solver.atol, "steps": solver.steps}
-    guidance, classes = config.sample.guidance, list(config.sample.classes)
-    return {
-        "weights": weights_name(config),
-        "weights_sha256": weights_sha256,
-        "images": config.sample.images,
-        "batch_size": config.sample.batch,
-        "seed": config.sample.seed,
-        **generator_record(generator),
-        "solver": solver.method,
-        **{name: value for name, value in accuracy.items() if value is not None},
-        **({"guidance": guidance} if guidance != 1 else {}),
-        **({"classes": classes} if classes else {}),
-        "dtype": {"fp32": "float32", "tf32": "tf32", "bf16": "bfloat16"}[config.sample.precision],
-    }
-
-
-def weights_name(config: RunConfig) -> str:
-    """Short name of the weights: for a file its name without folder and suffix."""
-    weights = config.sample.weights
-    return Path(weights).stem if weights.endswith(".safetensors") else weights
-
-
-def sample_key(config: RunConfig, protocol: dict[str, Any]) -> str:
-    """Directory name of a set of samples: the settings that people look for, and a hash of the protocol."""
-    solver = solver_of(config)
-    accuracy = f"{solver.steps}" if solver.steps else f"{solver.rtol:.0e}"
-    guided = f"-guided-{config.sample.guidance:g}" if config.sample.guidance != 1 else ""
-    return f"{weights_name(config)}-{solver.method}-{accuracy}{guided}-{fingerprint(protocol)[:6]}"
 
 
 class SampleSet:

@@ -17,7 +17,8 @@ from fm_core.run.status import write_status
 from fm_core.sampling.checkpoint_source import job_weights, load_model
 from fm_core.sampling.compiled_network import accelerated
 from fm_core.sampling.generate import generate, time_grid
-from fm_core.sampling.sample_store import SampleSet, draw_of, protocol_of
+from fm_core.sampling.sample_protocol import draw_of, protocol_of
+from fm_core.sampling.sample_store import SampleSet
 
 TRAJECTORY_FRAMES = 17
 """Number of times at which a trajectory is saved."""

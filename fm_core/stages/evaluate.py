@@ -15,7 +15,7 @@ from fm_core.errors import StopRequested, UserError
 from fm_core.evaluation.dataset_likelihood import combine
 from fm_core.evaluation.evaluation_run import CHECK, CURVE, LIKELIHOOD, SAMPLES, VALIDATION, EvaluationRun
 from fm_core.evaluation.metrics.frechet import frechet_distance_of_features
-from fm_core.evaluation.nfe_curve import curve_record
+from fm_core.evaluation.nfe_curve import check_curve, curve_record
 from fm_core.evaluation.reference import reference_check
 from fm_core.evaluation.reference_statistics import write_statistics
 from fm_core.evaluation.scores import Parts, concatenate, cost_record, image_scores, likelihood_record
@@ -69,6 +69,8 @@ def _evaluate(config: RunConfig, run: RunDirectory, observe: Observer) -> StageR
     evaluation = EvaluationRun(config, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     config = _with_fixed_step(config, evaluation)
     _check_image_count(evaluation.validation_images)
+    if evaluation.model:
+        check_curve(config.evaluate.nfe_curve, evaluation.model.objective, evaluation.model.coupling)
     run.begin()
     path = run.path / "evaluation" / evaluation.folder / f"{evaluation.key}.json"
     scores = read_json(path)

@@ -18,7 +18,7 @@ from fm_core.run.results import StageResult
 from fm_core.run.stage_runner import run_stage_function
 from fm_core.sampling.api import EXPORTED
 from fm_core.sampling.checkpoint_source import Model, checkpoint_step, load_model, weights_file
-from fm_core.sampling.sample_store import weights_name
+from fm_core.sampling.sample_protocol import weights_name
 from fm_core.stages.resolve import resolve
 from fm_core.storage.atomic_files import read_json, write_json, write_text
 from fm_core.storage.hashing import sha256_file

@@ -9,11 +9,14 @@ from fm_core.config.derived_defaults import DatasetSize, with_derived
 from fm_core.data.dataset_builder import check_source, read_complete
 from fm_core.data.sources import open_source
 from fm_core.errors import UserError
+from fm_core.evaluation.nfe_curve import check_curve
 from fm_core.evaluation.requirements import check_extractors
 from fm_core.launch.online_eval import MIN_IMAGES, check_online_eval
-from fm_core.models.build import build_meta_network
+from fm_core.method.solver import Solver
+from fm_core.models.build import build_meta_network, build_method
 from fm_core.run.directory import RunDirectory
-from fm_core.sampling.sample_store import solver_of
+from fm_core.sampling.sample_protocol import solver_of
+from fm_core.sampling.solver_check import check_solver
 from fm_core.stages.resolve import resolve
 from fm_core.stages.train import check_initial_weights, check_labels, check_training
 from fm_core.training.ema import POWER, ema_decays
@@ -59,9 +62,10 @@ def rules(config: RunConfig, stages: Sequence[str] = STAGES) -> Iterator[tuple[s
         yield "training", partial(check_training, config)
         yield "network", partial(_check_network, config)
         yield "initial weights", partial(check_initial_weights, config)
-        yield "online evaluation", partial(check_online_eval, config)
+        yield "online evaluation", partial(_check_online_eval, config)
     if "evaluate" in stages:
         yield "feature extractors", partial(check_extractors, config.evaluate)
+        yield "solvers of the curve", partial(_check_curve, config)
     if "sample" in stages:
         yield "samples", partial(_check_samples, config, "train" in stages, "evaluate" in stages)
 
@@ -73,8 +77,25 @@ def _check_network(config: RunConfig) -> None:
     build_meta_network(config.model, shape, classes=1)
 
 
+def _check_online_eval(config: RunConfig) -> None:
+    check_online_eval(config)
+    online = config.evaluate.beside
+    if online.images:
+        solver = Solver(method=online.solver, steps=online.steps)
+        check_solver(solver, build_method(config.method).objective, config.method.coupling, "evaluate.beside")
+
+
+def _check_curve(config: RunConfig) -> None:
+    if config.evaluate.nfe_curve.images and not config.sample.weights.endswith(".safetensors"):
+        objective = build_method(config.method).objective
+        check_curve(config.evaluate.nfe_curve, objective, config.method.coupling)
+
+
 def _check_samples(config: RunConfig, trained_here: bool, scored: bool) -> None:
-    solver_of(config)
+    solver = solver_of(config)
+    # A file of weights may be of another method than this configuration's.
+    if not config.sample.weights.endswith(".safetensors"):
+        check_solver(solver, build_method(config.method).objective, config.method.coupling)
     weights, averages = config.sample.weights, [*ema_decays(config.train)]
     made_later = config.train.snapshot_images and weights.startswith(POWER)
     if weights.endswith(".safetensors"):

@@ -17,7 +17,8 @@ from fm_core.run.progress import Observer, Progress, no_progress
 from fm_core.run.results import StageResult
 from fm_core.run.stage_runner import run_stage_function
 from fm_core.sampling.checkpoint_source import checkpoint_step, load_model, weights_file
-from fm_core.sampling.sample_store import SampleSet, protocol_of
+from fm_core.sampling.sample_protocol import protocol_of
+from fm_core.sampling.sample_store import SampleSet
 from fm_core.stages.resolve import resolve
 from fm_core.storage.atomic_files import read_json, read_lines, write_text
 from fm_core.storage.hashing import fingerprint

@@ -21,7 +21,8 @@ from fm_core.sampling.checkpoint_source import (
     unpin_weights,
     weights_file,
 )
-from fm_core.sampling.sample_store import SampleSet, draw_of, protocol_of, solver_of
+from fm_core.sampling.sample_protocol import draw_of, protocol_of, solver_of
+from fm_core.sampling.sample_store import SampleSet
 from fm_core.stages.resolve import resolve
 from fm_core.training.posthoc_ema import make_average
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from fm_core.checkpoint.catalog import CheckpointCatalog
 from fm_core.checkpoint.format import checkpoint_directories, fingerprint_of, link_weights
-from fm_core.config import LaunchSection, RunConfig, load_config, merge
+from fm_core.config import LaunchSection, RunConfig, StochasticSection, load_config, merge
 from fm_core.errors import LeaseLostError, StopRequested, UserError
 from fm_core.launch.online_eval import online_eval_directory, read_online_scores, scores_file
 from fm_core.output import log_to_stderr
@@ -152,7 +152,9 @@ def _scoring_config(config: RunConfig, step: int) -> RunConfig:
             "steps": online.steps,
             "trajectories": 0,
             "root": None,
-            **({"rtol": None, "atol": None} if online.steps else {}),
+            **{"grid": "uniform", "grid_rho": None, "grid_shift": None, "grid_bounds": None},
+            "stochastic": StochasticSection().model_dump(),
+            **(dict.fromkeys(("rtol", "atol", "error_norm")) if online.steps else {}),
         },
     }
     return RunConfig.model_validate(merge(config.model_dump(), tree))

@@ -58,6 +58,8 @@ class Purpose(StrEnum):
     """Hutchinson's probes."""
     DATA = "data"
     """Points of a 2-D distribution."""
+    STEP_NOISE = "step-noise"
+    """Noise that a stochastic sampler adds in a step; the index is the step's number."""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ from fm_core.config import RunConfig, dump_yaml, load_config, parse_config
 from fm_core.errors import UserError
 from fm_core.reproduce.claims import Measured, compare_quality, mean_of_seeds
 from fm_core.sampling.checkpoint_source import checkpoint_step, load_model, weights_file
-from fm_core.sampling.sample_store import SampleSet, protocol_of
+from fm_core.sampling.sample_protocol import protocol_of
+from fm_core.sampling.sample_store import SampleSet
 from fm_core.stages.evaluate import evaluate
 from fm_core.storage.atomic_files import read_json
 

@@ -14,7 +14,7 @@ from fm_core.launch.worker_main import Rank
 from fm_core.method.ode import Solver
 from fm_core.sampling.checkpoint_source import load_model
 from fm_core.sampling.generate import Draw, generate
-from fm_core.sampling.sample_store import draw_of, protocol_of, sample_key
+from fm_core.sampling.sample_protocol import draw_of, protocol_of, sample_key
 from fm_core.sampling.sample_worker import sample
 from fm_core.storage.keyed_random import CURRENT
 from fm_core.storage.numpy_random import rows

@@ -12,7 +12,8 @@ from fm_core.checkpoint.format import verify
 from fm_core.config import load_config, merge, read_yaml
 from fm_core.errors import UserError
 from fm_core.sampling.checkpoint_source import checkpoint_step, load_model, weights_file
-from fm_core.sampling.sample_store import SampleSet, protocol_of
+from fm_core.sampling.sample_protocol import protocol_of
+from fm_core.sampling.sample_store import SampleSet
 from fm_core.stages import evaluate, report, sample, shard, train
 from fm_core.storage.atomic_files import read_json, read_lines
 from fm_core.storage.store import Store

@@ -10,7 +10,8 @@ import torch
 from fm_core import cli
 from fm_core.config import load_config
 from fm_core.sampling.checkpoint_source import checkpoint_step, load_model, weights_file
-from fm_core.sampling.sample_store import SampleSet, protocol_of
+from fm_core.sampling.sample_protocol import protocol_of
+from fm_core.sampling.sample_store import SampleSet
 from fm_core.storage.atomic_files import read_json
 from tests.support.tiny_run import DEBUG, is_progress
 

@@ -11,7 +11,8 @@ from fm_core.launch.worker_main import Rank
 from fm_core.models.build import build_network
 from fm_core.run.directory import RunDirectory
 from fm_core.sampling.checkpoint_source import checkpoint_step, load_model, weights_file
-from fm_core.sampling.sample_store import SampleSet, protocol_of
+from fm_core.sampling.sample_protocol import protocol_of
+from fm_core.sampling.sample_store import SampleSet
 from fm_core.sampling.sample_worker import sample
 from fm_core.storage.keyed_random import CURRENT, generator_record
 

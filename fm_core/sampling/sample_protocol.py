@@ -1,0 +1,68 @@
+"""What a set of samples depends on: its request from the configuration, its protocol and its key."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from fm_core.config import RunConfig
+from fm_core.method.solver import Churn, Diffusion, Solver
+from fm_core.method.time_grid import UNIFORM, grid_of
+from fm_core.sampling.generate import Draw
+from fm_core.storage.hashing import fingerprint
+from fm_core.storage.keyed_random import GeneratorName, generator_record
+
+
+def draw_of(config: RunConfig) -> Draw:
+    """The sampling request of the sample section. Raises UserError as `solver_of`."""
+    sample = config.sample
+    tf32 = sample.precision == "tf32"
+    return Draw(solver_of(config), sample.seed, sample.guidance, sample.classes, tf32)
+
+
+def solver_of(config: RunConfig) -> Solver:
+    """The solver of the sample section. Raises UserError for settings that it would ignore."""
+    sample, noise = config.sample, config.sample.stochastic
+    diffusion = Diffusion(noise.diffusion, noise.scale)
+    churn = Churn(noise.churn, noise.churn_min, noise.churn_max or math.inf, noise.churn_noise)
+    return Solver(
+        method=sample.solver,
+        rtol=sample.rtol,
+        atol=sample.atol,
+        steps=sample.steps,
+        error_norm=sample.error_norm or "batch",
+        grid=grid_of(sample.grid, sample.grid_rho, sample.grid_shift, sample.grid_bounds),
+        diffusion=diffusion if sample.solver == "sde" or diffusion != Diffusion() else None,
+        churn=churn if sample.solver == "edm" or churn != Churn() else None,
+    )
+
+
+def protocol_of(config: RunConfig, weights_sha256: str, generator: GeneratorName) -> dict[str, Any]:
+    """Everything that changes the pixels of a set of samples, except for the machine's float arithmetic."""
+    guidance, classes = config.sample.guidance, list(config.sample.classes)
+    return {
+        "weights": weights_name(config),
+        "weights_sha256": weights_sha256,
+        "images": config.sample.images,
+        "batch_size": config.sample.batch,
+        "seed": config.sample.seed,
+        **generator_record(generator),
+        **solver_of(config).record,
+        **({"guidance": guidance} if guidance != 1 else {}),
+        **({"classes": classes} if classes else {}),
+        "dtype": {"fp32": "float32", "tf32": "tf32", "bf16": "bfloat16"}[config.sample.precision],
+    }
+
+
+def weights_name(config: RunConfig) -> str:
+    """Short name of the weights: for a file its name without folder and suffix."""
+    weights = config.sample.weights
+    return Path(weights).stem if weights.endswith(".safetensors") else weights
+
+
+def sample_key(config: RunConfig, protocol: dict[str, Any]) -> str:
+    """Directory name of a set of samples: the settings that people look for, and a hash of the protocol."""
+    solver = solver_of(config)
+    accuracy = f"{solver.steps}" if solver.steps else f"{solver.rtol:.0e}"
+    accuracy += "" if solver.grid == UNIFORM else f"-{solver.grid.name}"
+    guided = f"-guided-{config.sample.guidance:g}" if config.sample.guidance != 1 else ""
+    return f"{weights_name(config)}-{solver.method}-{accuracy}{guided}-{fingerprint(protocol)[:6]}"
