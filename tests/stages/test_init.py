@@ -110,7 +110,7 @@ def test_on_a_slow_machine_the_network_is_narrow_and_the_samples_are_few(here, m
     swift = init("pets", name="swift", measure=fast).config
     assert slow.model.channels < swift.model.channels
     assert slow.sample.images < swift.sample.images
-    assert (slow.sample.solver, swift.sample.solver) == ("midpoint", "dopri5")
+    assert (slow.sample.solver, swift.sample.solver) == ("midpoint", "ab2")
 
 
 def test_what_does_not_fit_into_a_gpu_is_divided(here):
