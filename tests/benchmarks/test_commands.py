@@ -23,6 +23,7 @@ COMMANDS = {
     "cpu_step": (*STEP, "--only", "ours", "torchcfm"),
     "moments": ("--images", "200", "--features", "16", "--only", "evaluate", "pytorch-fid"),
     "keyed_noise": ("--task", "normals", "--images", "1", *STEP, "--only", "philox-v1", "numpy-v1"),
+    "solver_arithmetic": ("--batch", "2", "--blocks", "1", "--only", "network", "unipc"),
     "solvers": (
         *("--device", "cpu", "--size", "8", "--channels", "8", "--batch", "1", "--blocks", "1"),
         *("--only", "ours-euler", "torchcfm-euler"),
