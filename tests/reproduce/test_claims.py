@@ -99,9 +99,9 @@ def test_equal_curves_are_told_apart_in_at_most_one_comparison_of_twenty(seeds, 
             for cost, v in points
         ]
 
-    texts = [compare_cost(drawn(), drawn(), "evaluations").text for _ in range(120)]
+    texts = [compare_cost(drawn(), drawn(), "evaluations").text for _ in range(80)]
     wrong = sum(not text.startswith("not distinguishable") for text in texts)
-    assert wrong / 120 < 0.05 + 3 * (0.05 * 0.95 / 120) ** 0.5
+    assert wrong / 80 < 0.05 + 3 * (0.05 * 0.95 / 80) ** 0.5
 
 
 @pytest.mark.parametrize(("seeds", "needed"), [(1, 1.96), (2, 4.30), (3, 2.78)])
