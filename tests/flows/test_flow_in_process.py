@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from flows.stages import train_model
 from flows.train import train_digits, train_imagenet64, train_images
 from fm_core.commands import stage_function
 from fm_core.evaluation.features import classifier_features
-from fm_core.evaluation.features.classifier import train_classifier
 from tests.support.demo_project import SMALL_NETWORK
 from tests.support.operator import PATIENCE_SECONDS, until
 from tests.support.photographs import write_tree
@@ -180,7 +178,7 @@ def own_images_run(call, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     }
     (folder / "pets.yaml").write_text(yaml.safe_dump(small))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(classifier_features, "train_classifier", partial(train_classifier, steps=5))
+        patch.setattr(classifier_features, "training_steps", lambda images: 5)
         keys = places(folder, "pets")
         return folder, call(train_images, keys, stages=5, config_file=str(folder / "pets.yaml"))
 

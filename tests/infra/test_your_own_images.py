@@ -2,7 +2,6 @@
 
 import re
 import shlex
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from fm_core import cli
 from fm_core.config import RunConfig, load_config
 from fm_core.config.derived_defaults import DatasetSize, absent_keys, with_derived
 from fm_core.evaluation.features import classifier_features
-from fm_core.evaluation.features.classifier import train_classifier
 from fm_core.run.directory import RunDirectory
 from tests.support import ROOT
 
@@ -46,7 +44,7 @@ def project(tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.setattr("fm_core.training.throughput.MEASURED_SECONDS", 0.0)
-        patch.setattr(classifier_features, "train_classifier", partial(train_classifier, steps=20))
+        patch.setattr(classifier_features, "training_steps", lambda images: 20)
         make_crops(30)
         for command in commands():
             if command[0] == "fm":

@@ -49,6 +49,10 @@ def scores(tiny):
 def test_a_stage_prints_its_result_and_paths(tiny, stage):
     called = tiny.first[stage]
     head, *paths = called.out.splitlines()
+    if stage == "evaluate":
+        *paths, sentence, note = paths
+        assert sentence.strip().startswith("protocol: ")
+        assert "BibTeX" in note or "note" in note
     assert re.match(rf"{stage} done in [\d.]+ s: \S", head)
     for line in paths:
         _, _, path = line.strip().partition(": ")
@@ -206,7 +210,7 @@ class TestReport:
         before = (tiny.path / "report.html").read_bytes()
         try:
             assert report.report(other).state == "done"
-            assert b"nearest training image" not in (tiny.path / "report.html").read_bytes()
+            assert b"nearest training image (right)" not in (tiny.path / "report.html").read_bytes()
         finally:
             assert report.report(tiny.config).state == "done"
         assert len((tiny.path / "report.html").read_bytes()) >= len(before) - 500

@@ -19,6 +19,7 @@ from tests.support.tiny_run import DEBUG, is_progress
 IMAGE_SCORES = (
     "frechet_distance",
     "frechet_distance_of_held_out",
+    "frechet_distance_ratio",
     "kernel_distance",
     "inception_score",
     "precision",

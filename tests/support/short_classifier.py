@@ -5,12 +5,10 @@ Its processes must agree on it where their scores are compared: the tests' own a
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 
 import pytest
 
 from fm_core.evaluation.features import classifier_features
-from fm_core.evaluation.features.classifier import train_classifier
 
 STEPS = 120
 
@@ -18,5 +16,5 @@ STEPS = 120
 @contextmanager
 def short_classifier() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(classifier_features, "train_classifier", partial(train_classifier, steps=STEPS))
+        patch.setattr(classifier_features, "training_steps", lambda images: STEPS)
         yield
