@@ -7,18 +7,25 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, cast
 
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
 
-from fm_core.command_options import COMMANDS, DOCTOR_FLAGS, DOCTOR_NUMBERS, EPILOGS, FLAGS, NUMBERS, of_images
+from fm_core.command_options import (
+    COMMANDS,
+    DOCTOR_FLAGS,
+    DOCTOR_NUMBERS,
+    EPILOGS,
+    FLAGS,
+    NUMBERS,
+    of_images,
+    present_option,
+)
 from fm_core.commands import dry_run, stage_function
 from fm_core.config import RunConfig, merge, parse_config
 from fm_core.config.location import absolute_source
-from fm_core.config.tree import all_keys, did_you_mean
+from fm_core.config.tree import did_you_mean
 from fm_core.errors import (
     FlowMatchingError,
     LeaseLostError,
@@ -30,7 +37,7 @@ from fm_core.errors import (
 )
 from fm_core.output import flush_streams, log_to_stderr, print_line
 from fm_core.run.directory import load_run_config
-from fm_core.storage.local_paths import provide_home
+from fm_core.storage.local_paths import find_modules_here, provide_home
 
 
 class _Overrides(RunConfig, BaseSettings):  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -61,7 +68,7 @@ def _run_command(arguments: Sequence[str] | None) -> int:
     try:
         provide_home()
         log_to_stderr()
-        _find_modules_here()
+        find_modules_here()
         if command_line[:1] == ["doctor"]:
             return _doctor(command_line[1:])
         if command_line[:1] == ["compare"]:
@@ -92,16 +99,6 @@ def _run_command(arguments: Sequence[str] | None) -> int:
         print_line(f"fm: {message}", sys.stderr)
         return outcome.exit_code
     return 0
-
-
-def _find_modules_here() -> None:
-    """Let `package.module:Class` name a module of the working directory, as in the ranks (`python -m`).
-
-    The directory goes last on the path, so that no file in it shadows an installed package.
-    """
-    with suppress(OSError):  # the directory was removed
-        if (here := str(Path.cwd())) not in sys.path:
-            sys.path.append(here)
 
 
 def _run_stage(command: str, config: RunConfig, flags: set[str]) -> None:
@@ -287,19 +284,12 @@ def _read(
         root_parser=parser,
         cli_exit_on_error=True,
     )
-    namespace = parser.parse_args([_present_option(argument) for argument in arguments])
+    namespace = parser.parse_args([present_option(argument) for argument in arguments])
     given = {key: value for key, value in vars(namespace).items() if key not in own}
     try:
         return namespace, source(parsed_args=argparse.Namespace(**given))()
     except SettingsError as error:
         raise UserError(" ".join(str(error).split())) from None
-
-
-def _present_option(argument: str) -> str:
-    """Return an option of the configuration tree under its current name."""
-    option, equals, value = argument.partition("=")
-    key = option.removeprefix("--")
-    return f"--{all_keys().get(key, key)}{equals}{value}" if option.startswith("--") else argument
 
 
 if __name__ == "__main__":

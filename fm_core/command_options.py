@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from fm_core.config.tree import all_keys
+
 STAGES = {
     "shard": "write the shards and manifest of a data set, or verify them",
     "train": "train from the newest complete checkpoint to train.images",
@@ -73,3 +75,10 @@ def of_images(arguments: Sequence[str]) -> bool:
     return (
         arguments[:1] == ["evaluate"] and samples and not any(each.startswith("--conf") for each in arguments)
     )
+
+
+def present_option(argument: str) -> str:
+    """Return an option of the configuration tree under its current name."""
+    option, equals, value = argument.partition("=")
+    key = option.removeprefix("--")
+    return f"--{all_keys().get(key, key)}{equals}{value}" if option.startswith("--") else argument

@@ -86,15 +86,15 @@ def open_images(location: str, key: str) -> ImageSet:
     Raises UserError, in one line, if there are none, fewer than four, or something else.
     """
     try:
-        found = _open(location, key)
+        images = _open(location, key)
     except UserError as error:  # readers of sources name the key of a source
         raise UserError(str(error).replace("data.source.url", key)) from None
-    if found.count < MIN_IMAGES:
+    if images.count < MIN_IMAGES:
         raise UserError(
-            f"{key}: {printable(location)} contains {found.count} images; scores and their errors need at "
+            f"{key}: {printable(location)} contains {images.count} images; scores and their errors need at "
             f"least {MIN_IMAGES}"
         )
-    return found
+    return images
 
 
 def _open(location: str, key: str) -> ImageSet:
@@ -112,10 +112,10 @@ def _open(location: str, key: str) -> ImageSet:
         raise UserError(
             f"{key}: {printable(location)} is a run; name its samples/<step>/<key>, or give --config"
         )
-    archive, _, beside = open_tree(location)
-    if beside:
+    archive, _, other_files = open_tree(location)
+    if other_files:
         raise UserError(
-            f"{key}: {printable(location)} holds {printable(beside[0])} beside archives; remove it"
+            f"{key}: {printable(location)} holds {printable(other_files[0])} beside archives; remove it"
         )
     if not archive.keys and not archive.others and not _exists(place):
         raise UserError(

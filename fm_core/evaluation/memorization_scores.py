@@ -42,10 +42,10 @@ def memorization_records(evaluation: EvaluationRun, samples: Parts, validation: 
     features, of_real = (torch.cat([part["features"] for part in parts]) for parts in (samples, validation))
     rows = evaluation.reference.rows if settings.reference == "train" else None
     if rows is not None:
-        found = [
+        nearest = [
             nearest_distances(images[:IMAGES], rows.split(BLOCK_IMAGES)) for images in (features, of_real)
         ]
-        record["features"] = {**_record(found, len(rows)), "extractor": evaluation.extractor.name}
+        record["features"] = {**_record(nearest, len(rows)), "extractor": evaluation.extractor.name}
     scores: Record = {"memorization": record}
     if rows is not None and min(len(rows), len(of_real)) >= 4:
         scores |= _distances_to_equal_sets(features, of_real, rows, evaluation)

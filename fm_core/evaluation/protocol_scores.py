@@ -125,8 +125,8 @@ def named_protocol(
     """Entries of the recorded protocol for evaluate.protocol: its name and every deviation; empty without."""
     if settings.protocol is None:
         return {}
-    found = deviations(PROTOCOLS[settings.protocol], settings, extractor, reference, scored)
-    return {"name": settings.protocol, "deviations": found}
+    differences = deviations(PROTOCOLS[settings.protocol], settings, extractor, reference, scored)
+    return {"name": settings.protocol, "deviations": differences}
 
 
 def deviations(
@@ -137,47 +137,49 @@ def deviations(
     scored: ScoredSet,
 ) -> list[str]:
     """What was done otherwise than the protocol says, one line each."""
-    found = list[str]()
+    differences = list[str]()
     if settings.features != "inception":
-        found.append(f"evaluate.features: {settings.features}, not inception")
+        differences.append(f"evaluate.features: {settings.features}, not inception")
     elif extractor.sha256 != INCEPTION_SHA256:
-        found.append(f"weights: SHA-256 {extractor.sha256}, not {INCEPTION_SHA256}")
+        differences.append(f"weights: SHA-256 {extractor.sha256}, not {INCEPTION_SHA256}")
     if missing := [name for name in protocol.metrics if name not in settings.metrics]:
-        found.append(f"evaluate.metrics: without {', '.join(missing)}")
-    if more := [name for name in settings.metrics if name not in protocol.metrics]:
-        found.append(f"evaluate.metrics: {', '.join(more)}, which it does not define")
+        differences.append(f"evaluate.metrics: without {', '.join(missing)}")
+    if more := [name for name in settings.metrics if name not in (*protocol.metrics, "memorization")]:
+        differences.append(f"evaluate.metrics: {', '.join(more)}, which it does not define")
     if protocol.neighbors and settings.pair_images != protocol.pair_images:
-        found.append(f"evaluate.pair_images: {settings.pair_images:,}, not {protocol.pair_images:,}")
+        differences.append(f"evaluate.pair_images: {settings.pair_images:,}, not {protocol.pair_images:,}")
     if protocol.images and scored.images != protocol.images:
-        found.append(f"images: {scored.images:,}, not {protocol.images:,}")
+        differences.append(f"images: {scored.images:,}, not {protocol.images:,}")
     if scored.levels != 256:
-        found.append(f"intensity levels: {scored.levels}, stretched to 256")
+        differences.append(f"intensity levels: {scored.levels}, stretched to 256")
     counts = scored.class_counts or ()
     balanced = len(counts) > 1 and min(counts) > 1 and max(counts) - min(counts) <= 1
     if protocol.random_classes and balanced:
-        found.append(f"classes: {balance_text(counts)}, not drawn at random")
+        differences.append(f"classes: {balance_text(counts)}, not drawn at random")
     for kind, files in (scored.lossy or {}).items():
-        found.append(f"samples: {files:,} {kind} files, which may not hold the pixels that were sampled")
-    return found + _of_reference(protocol, settings, reference, scored)
+        differences.append(
+            f"samples: {files:,} {kind} files, which may not hold the pixels that were sampled"
+        )
+    return differences + _of_reference(protocol, settings, reference, scored)
 
 
 def _of_reference(
     protocol: EvaluationProtocol, settings: EvaluateSection, reference: Reference, scored: ScoredSet
 ) -> list[str]:
-    found, kind = list[str](), scored.reference_kind
+    differences, kind = list[str](), scored.reference_kind
     if protocol.reference == "adm-batch" and kind != "statistics":
-        found.append(f"reference: {reference.name}, not an .npz of guided-diffusion")
+        differences.append(f"reference: {reference.name}, not an .npz of guided-diffusion")
     if protocol.reference == "training-set" and kind not in ("statistics", "train"):
-        found.append(f"reference: {reference.name}, not statistics of the training set")
+        differences.append(f"reference: {reference.name}, not statistics of the training set")
     if protocol.spatial and reference.spatial is None:
-        found.append("no sFID: the reference has no mu_s and sigma_s")
+        differences.append("no sFID: the reference has no mu_s and sigma_s")
     pairs = protocol.neighbors and "precision_recall" in settings.metrics
     if pairs and (reference.rows is None or len(reference.rows) != protocol.pair_images):
         images = 0 if reference.rows is None else len(reference.rows)
-        found.append(f"precision and recall: {images:,} reference images, not {protocol.pair_images:,}")
+        differences.append(f"precision and recall: {images:,} reference images, not {protocol.pair_images:,}")
     if protocol.splits and scored.images < protocol.splits:
-        found.append(f"no Inception Score of {protocol.splits} splits: {scored.images} images")
-    return found
+        differences.append(f"no Inception Score of {protocol.splits} splits: {scored.images} images")
+    return differences
 
 
 def balance_text(counts: NDArray[np.int64] | Sequence[int]) -> str:

@@ -73,7 +73,7 @@ def values_text(scores: Mapping[str, Any]) -> str:
 
 
 def _number(value: float, digits: int) -> str:
-    """The value with so many digits, or as many as it takes to show two that are not zero."""
+    """The value with this many digits, or with two significant digits if that is more."""
     return f"{value:.{digits}f}" if abs(value) >= 0.1 or digits > 2 else f"{value:.2g}"
 
 
@@ -120,10 +120,10 @@ def _ascii(character: str) -> str:
 
 
 def _name(protocol: Mapping[str, Any]) -> str:
-    name, found = protocol.get("name"), protocol.get("deviations") or []
+    name, deviations = protocol.get("name"), protocol.get("deviations") or []
     if name is None:
         return "none of the named ones"
-    return str(name) + (f" with deviations ({'; '.join(found)})" if found else "")
+    return str(name) + (f" with deviations ({'; '.join(deviations)})" if deviations else "")
 
 
 def _images(scores: Mapping[str, Any]) -> int | None:

@@ -56,8 +56,8 @@ class SetComparison:
         self.format = self._format()
         self._check_sizes()
         if self.real is None and not settings.given("metrics"):
-            kept = [name for name in settings.metrics if name not in PAIRWISE]
-            self.settings = settings.model_copy(update={"metrics": tuple(kept)})
+            metrics = [name for name in settings.metrics if name not in PAIRWISE]
+            self.settings = settings.model_copy(update={"metrics": tuple(metrics)})
         if self.real is None and PAIRWISE & set(self.settings.metrics):
             raise UserError(
                 f"evaluate.reference {self.path} contains no images (arr_0): remove kernel_distance and "

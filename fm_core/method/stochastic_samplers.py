@@ -50,8 +50,8 @@ def sde_step(
     kappa = replaced_share(denoiser.path, diffusion, t, to)
     if kappa == 0:
         return evaluation.euler(target)
-    kept, fresh = target.sigma * math.sqrt(1 - kappa), target.sigma * math.sqrt(kappa)
-    state = torch.add(evaluation.data * target.alpha, evaluation.noise, alpha=kept)
+    remaining, fresh = target.sigma * math.sqrt(1 - kappa), target.sigma * math.sqrt(kappa)
+    state = torch.add(evaluation.data * target.alpha, evaluation.noise, alpha=remaining)
     return torch.add(state, noise(), alpha=fresh)
 
 

@@ -37,14 +37,14 @@ def memorization_rows(scores: Mapping[str, Any]) -> list[list[str]]:
 
 def memorization_verdict(scores: Mapping[str, Any]) -> str:
     """A sentence if samples are significantly nearer to the training images than validation images are."""
-    found = list[str]()
+    shares = list[str]()
     for space, record in scores.get("memorization", {}).items():
         share = record["nearer"]
         if share["value"] - share["expected"] > OVERFITS * share["stderr"]:
-            found.append(f"{share['value']:.0%} in {space}")
-    if not found:
+            shares.append(f"{share['value']:.0%} in {space}")
+    if not shares:
         return ""
     return (
         "This model overfits: its samples are nearer to the training images than validation images are (with "
-        f"probability {', '.join(found)}; 50% without overfitting)."
+        f"probability {', '.join(shares)}; 50% without overfitting)."
     )

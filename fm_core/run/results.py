@@ -24,7 +24,7 @@ class StageResult(Section):
     hashes: dict[str, str] = {}
     """Name -> hash, e.g. {"data": "..."}."""
     notes: dict[str, str] = {}
-    """Name -> a line for a person, printed below the summary, e.g. {"protocol": "..."}."""
+    """Name -> a line of text, printed below the summary, e.g. {"protocol": "..."}."""
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ def compare(runs: Sequence[str]) -> Comparison:
     Raises:
         UserError: a run has no scores, or class-conditional runs use different class orders.
     """
-    found = [_entry(Path(run)) for run in runs]
-    entries = [entry for entry, _ in found]
+    scored = [_entry(Path(run)) for run in runs]
+    entries = [entry for entry, _ in scored]
     _check_label_orders(entries)
     comparison = compare_scores(entries)
-    bits = [read_bits(file) for _, file in found]
+    bits = [read_bits(file) for _, file in scored]
     paired = difference_lines([e.name for e in entries], [e.scores["protocol"] for e in entries], bits)
     return replace(comparison, notes=[*comparison.notes, *paired])
 

@@ -131,3 +131,13 @@ def cache_home() -> Path:
     if home == Path("/") or not os.access(home, os.W_OK):
         return private_temporary_folder("flow-matching-cache")
     return home / ".cache"
+
+
+def find_modules_here() -> None:
+    """Let `package.module:Class` name a module of the working directory, as in the ranks (`python -m`).
+
+    The directory goes last on the path, so that no file in it shadows an installed package.
+    """
+    with suppress(OSError):  # the directory was removed
+        if (here := str(Path.cwd())) not in sys.path:
+            sys.path.append(here)

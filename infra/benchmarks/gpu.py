@@ -58,8 +58,8 @@ def main() -> None:
         names = ", ".join(dict.fromkeys(part.group for part in all_parts(options.device, options.size)))
         parser.error(f"--part {' '.join(options.part)}: no such part; groups: {names}")
     facts = {"command": sys.argv[1:], "commit": commit(), "machine": machine(), "device": options.device}
-    kept = measured(options.json, facts) if options.go_on else {}
-    rows = run(parts, facts, options.json, end, options.threads, kept)
+    earlier = measured(options.json, facts) if options.go_on else {}
+    rows = run(parts, facts, options.json, end, options.threads, earlier)
     text = table(parts, rows, facts)
     print(text)
     page = options.page or (PAGE if options.device == "cuda" else None)
@@ -88,13 +88,13 @@ def run(
     path: Path,
     end: float,
     threads: int,
-    kept: dict[str, Row] | None = None,
+    earlier: dict[str, Row] | None = None,
 ) -> list[Row]:
     """Measure the parts one after another until `end` (of time.monotonic); write the JSON after each."""
     rows: list[Row] = []
     path.parent.mkdir(parents=True, exist_ok=True)
     for part in parts:
-        old = (kept or {}).get(part.key)
+        old = (earlier or {}).get(part.key)
         row = old if old and old["task"] == part.task else run_part(part, facts["device"], end, threads)
         rows.append(row)
         path.write_text(json.dumps({**facts, "rows": rows}, indent=1))

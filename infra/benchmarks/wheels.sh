@@ -21,7 +21,7 @@ PACKAGES=(
     pydantic_core PyYAML safetensors scipy setuptools torchdiffeq tqdm typing-inspection typing_extensions
 )
 SOURCES=(deepspeed) # published as sources
-PEERS=(torchcfm==1.0.7 flow-matching==1.0.10 pot==0.9.7.post1 torchdyn==1.0.6)
+PEERS=(torchcfm==1.0.7 flow-matching==1.0.10 pot==0.9.7.post1 torchdyn==1.0.6 diffusers==0.42.1)
 
 platforms=()
 for name in manylinux_2_{28,27,26,24,17,12,5} manylinux2014 manylinux2010 manylinux1; do

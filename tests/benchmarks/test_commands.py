@@ -19,6 +19,7 @@ COMMANDS = {
         *("--only", "ours-midpoint-20", "odesolver-midpoint-20"),
     ),
     "end_to_end": ("--device", "cpu", "--size", "small", "--images", "64", *STEP),
+    "score_errors": ("--images", "16", "--repetitions", "4"),
     "engine_overhead": (*STEP, "--only", "zero-1", "ddp"),
     "cpu_step": (*STEP, "--only", "ours", "torchcfm"),
     "moments": ("--images", "200", "--features", "16", "--only", "evaluate", "pytorch-fid"),

@@ -78,14 +78,14 @@ def test_the_table_has_a_row_for_each_part_with_its_ratio_or_reason(record):
 
 def test_a_second_call_keeps_what_the_first_measured(gpu, record, tmp_path):
     path = tmp_path / "new" / "gpu.json"
-    kept = gpu.measured(path, FACTS)
-    assert kept.keys() == {"unet/reference", "unet/ours"}
+    earlier = gpu.measured(path, FACTS)
+    assert earlier.keys() == {"unet/reference", "unet/ours"}
     assert gpu.measured(path, {**FACTS, "commit": "other"}) == {}
     assert gpu.measured(tmp_path / "none.json", FACTS) == {}
     for name in ("reference", "ours"):
         (tmp_path / f"{name}.py").unlink()
-    parts = [part for part in record["parts"] if part.key in kept]
-    rows = gpu.run(parts, FACTS, path, time.monotonic(), 1, kept)
+    parts = [part for part in record["parts"] if part.key in earlier]
+    rows = gpu.run(parts, FACTS, path, time.monotonic(), 1, earlier)
     assert [row["state"] for row in rows] == ["measured", "measured"]
 
 

@@ -169,8 +169,8 @@ def test_parquet_files_with_splits(tmp_path, kind):
 @pytest.mark.parametrize(
     ("bad_label", "names", "message"),
     [
-        (-1, None, "label holds -1"),
-        (-1, ["x", "y", "z"], "label holds -1"),
+        (-1, None, "label contains -1"),
+        (-1, ["x", "y", "z"], "label contains -1"),
         (3, ["x", "y", "z"], "label goes to 3; there are 3"),
         (None, ["x", "y", "z"], "label is of float64 or has missing values"),
     ],

@@ -37,4 +37,4 @@ def test_every_format_and_limit_is_on_the_page():
     for name in SourceFormat.__args__:
         assert name in PAGE or name == "digits"
     assert MAX_PIXELS == 2**28
-    assert f"{MAX_ASPECT} times" in PAGE
+    assert f"aspect ratio above {MAX_ASPECT}" in PAGE

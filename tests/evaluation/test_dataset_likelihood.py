@@ -149,7 +149,8 @@ def test_more_draws_tighten_the_bound_and_do_not_change_the_single_sample_value(
 def test_a_record_has_the_requested_quantities_and_nothing_else():
     tolerances = {"rtol": 1e-6, "atol": 1e-6}
     plain = likelihood_record(score(model(), images(2), check_images=0), tolerances)
-    assert set(plain) == {"value", "stderr", "images", "k", "probe_std", "nfe", "dtype", "rtol", "atol"}
+    cost = {"nfe", "dtype", "rtol", "atol"}
+    assert set(plain) == {"value", "stderr", "covers", "images", "k", "probe_std", *cost}
     assert (plain["k"], plain["dtype"]) == (1, "float32")
     tighter = likelihood_record(score(model(), images(2), draws=2, check_images=1), tolerances)
     assert tighter["solver_check"]["images"] == 1

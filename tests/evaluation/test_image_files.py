@@ -175,9 +175,9 @@ def test_samples_of_a_run_are_complete_and_intact_or_refused(tmp_path):
     save(tmp_path / "grid.png", picture())
     assert "is not complete; run fm sample first" in refused(tmp_path)
     (tmp_path / "DONE.json").write_text('{"schema": 1, "protocol": {"images": 7, "solver": "euler"}}')
-    images, found = opened(tmp_path)
-    assert np.array_equal(found.numpy(), pixels)
-    assert torch.equal(images.read(range(3, 5)), found[3:5])
+    images, decoded = opened(tmp_path)
+    assert np.array_equal(decoded.numpy(), pixels)
+    assert torch.equal(images.read(range(3, 5)), decoded[3:5])
     assert (images.facts()["solver"], images.labels().tolist()) == ("euler", list(range(7)))
     tar = tmp_path / "samples-000001.tar"
     tar.write_bytes(tar.read_bytes()[:-1] + b"x")

@@ -129,8 +129,8 @@ FULL = ScoredSet(images=50_000, levels=256, reference_kind="statistics")
 class TestDeviations:
     def test_scores_by_the_protocol_have_none(self):
         for name, protocol in PROTOCOLS.items():
-            found = deviations(protocol, settings_of(name), inception(), reference_of(), FULL)
-            assert found == [], name
+            differences = deviations(protocol, settings_of(name), inception(), reference_of(), FULL)
+            assert differences == [], name
         recorded = named_protocol(settings_of("adm"), inception(), reference_of(), FULL)
         assert recorded == {"name": "adm", "deviations": []}
 
@@ -161,20 +161,20 @@ class TestDeviations:
         ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
     )
     def test_each_deviation_is_named(self, change, expected):
-        found = deviations(
+        differences = deviations(
             PROTOCOLS["adm"],
             settings_of("adm", **change.get("keys", {})),
             change.get("extractor", inception()),
             change.get("reference", reference_of()),
             ScoredSet(**{**vars(FULL), **change.get("scored", {})}),
         )
-        assert len(found) == 1, found
-        assert found[0].startswith(expected)
+        assert len(differences) == 1, differences
+        assert differences[0].startswith(expected)
 
     def test_classes_at_random_are_none_and_a_validation_set_is_no_training_set(self):
         random = ScoredSet(50_000, 256, "val", class_counts=[48, 53, 50])
-        found = deviations(PROTOCOLS["edm"], settings_of("edm"), inception(), reference_of(), random)
-        assert found == ["reference: VIRTUAL.npz, not statistics of the training set"]
+        differences = deviations(PROTOCOLS["edm"], settings_of("edm"), inception(), reference_of(), random)
+        assert differences == ["reference: VIRTUAL.npz, not statistics of the training set"]
         assert balance_text([48, 53, 50]) == "48 to 53 of each of 3 classes"
 
 

@@ -34,7 +34,7 @@ def flow_process() -> Iterator[CommandServer]:
 
 
 def test_a_flow_starts_and_is_deployed_without_heavy_libraries(flow_process: CommandServer):
-    """Neither by itself nor through the core: each flow run and each deployment waits for its imports."""
+    """Neither directly nor through the core: each flow run and each deployment waits for its imports."""
     code = f"import sys; print(sorted({HEAVY} & set(sys.modules)))"
     done = flow_process.run("python", "-c", code)
     assert done.stdout == "[]\n", done.stderr

@@ -177,7 +177,7 @@ def test_a_password_that_was_set_is_preferred(homes: tuple[Path, Path], monkeypa
         monkeypatch.setattr(prefect_plugin, part, lambda ctx: None)
     keep(homes[0], 4200, "operator:found")
     context = HookContext("0", "http://127.0.0.1:4200/api", logging.getLogger)
-    found = setup_environment(ctx=context)
-    assert found == SetupResult(env={"PREFECT_API_AUTH_STRING": "operator:found"})
+    result = setup_environment(ctx=context)
+    assert result == SetupResult(env={"PREFECT_API_AUTH_STRING": "operator:found"})
     with temporary_settings({PREFECT_API_AUTH_STRING: "me:mine"}):
         assert setup_environment(ctx=context) is None

@@ -27,7 +27,7 @@ def test_equal_hosts_pass():
     checks = checks_of(rank("a"), rank("a"), rank("b"), rank("b"))
     assert all(check.ok for check in checks.values())
     assert checks["launch"].detail == "4 processes met on a, b"
-    assert checks["all-reduce"].detail == "16 MiB over 4 processes in 20.0 ms, 0.80 GB/s through each"
+    assert checks["all-reduce"].detail == "16 MiB over 4 processes in 20.0 ms, 0.80 GB/s per process"
 
 
 @pytest.mark.parametrize(
@@ -42,9 +42,9 @@ def test_equal_hosts_pass():
         ({"device": "A100"}, "devices", "a: 2 x CPU, b: 2 x A100; all hosts should have the same"),
         ({"devices": 0}, "devices", "fewer than processes on b"),
         ({"run_directory": False}, "run directory", "not visible on b; give train.checkpoint_root"),
-        ({"data": False}, "data", "on b; fm shard"),
+        ({"data": False}, "data", "on b; run fm shard"),
         ({"scratch_bytes": 2**30}, "free scratch space", "b: 1 GiB; 2 GiB are needed"),
-        ({"clock": 1060.5}, "clocks", "60.500 s apart; let NTP set them"),
+        ({"clock": 1060.5}, "clocks", "60.500 s apart; synchronize them with NTP"),
     ],
 )
 def test_a_host_that_differs_fails_by_name(other, name, detail):
@@ -57,7 +57,7 @@ def test_a_host_that_differs_fails_by_name(other, name, detail):
     ("keep", "place", "each", "ok", "detail"),
     [
         (3, {}, 2.5, True, "a: 10.0 GiB free for train.checkpoint_root at /r; 4 checkpoints of 2.50 GiB"),
-        (3, {}, 2.6, False, "4 checkpoints of 2.60 GiB are to come"),
+        (3, {}, 2.6, False, "4 checkpoints of 2.60 GiB remain to be written"),
         (3, {"there": 3}, 9, True, "1 checkpoints of"),
         (3, {"there": 7}, 11, False, "1 checkpoints of"),  # there is always one more
         (3, {"uploads": True}, 5, True, "for train.checkpoint_staging at /r; 2 checkpoints of"),

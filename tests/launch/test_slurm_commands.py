@@ -136,7 +136,7 @@ def test_a_scheduler_that_does_not_answer_has_not_ended_the_job(programs: Progra
     programs.write("squeue", script, mode)
     status = slurm.poll(JOB)
     assert status.alive
-    assert status.reason.startswith("Slurm does not say how job 4711 is (")
+    assert status.reason.startswith("Slurm does not report the state of job 4711 (")
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def test_a_poll_that_fails_is_reported_once_and_the_job_goes_on(watched: Watched
         watched.supervise()
     assert (watched.cancelled, watched.polls) == (0, 5)
     assert [record.getMessage() for record in caplog.records] == [
-        "cannot ask for the job (OSError: [Errno 116] Stale file handle); trying again"
+        "cannot poll the job (OSError: [Errno 116] Stale file handle); trying again"
     ]
 
 

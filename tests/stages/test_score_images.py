@@ -112,9 +112,9 @@ def test_jpeg_is_said_and_a_protocol_lists_every_deviation(score):
     protocol = scores["protocol"]
     assert protocol["files"] == {"JPEG RGB": 24}
     assert protocol["name"] == "adm"
-    found = " | ".join(protocol["deviations"])
+    deviations = " | ".join(protocol["deviations"])
     for text in ("Pooled, not inception", "24, not 50,000", "24 JPEG RGB files", "8 of each of 3 classes"):
-        assert text in found
+        assert text in deviations
     assert scores["inception_score_of_splits"]["splits"] == 10
     assert scores["precision"]["reference_images"] == 30
 

@@ -187,7 +187,7 @@ CASES = [
     Case(
         "something else after a tar",
         {"a.tar": tar(OK) + b"x" * 512},
-        refused=r"a\.tar: damaged or incomplete \(what follows",
+        refused=r"a\.tar: damaged or incomplete \(the data after its end",
     ),
     Case("a truncated tar", {"a.tar": tar(OK)[:2000]}, refused=r"a\.tar: damaged or incomplete"),
     Case(
@@ -268,12 +268,12 @@ CASES = [
     Case(
         "an archive of another split beside folders",
         classes("train/") | {"val.zip": zip_of(classes("", 11))},
-        refused=r"val\.zip is not read beside folders of images; unpack it",
+        refused=r"val\.zip is not read next to folders of images; unpack it",
     ),
     Case(
         "a packed test set beside folders",
         classes("train/") | {"test.tar.gz": b"x"},
-        refused=r"test\.tar\.gz is not read beside folders of images",
+        refused=r"test\.tar\.gz is not read next to folders of images",
     ),
     Case(
         "the archive that was unpacked here",

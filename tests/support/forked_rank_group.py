@@ -16,9 +16,9 @@ import torch
 
 from fm_core.launch import rank_group, worker_main
 
-ROOM = 32_768
+SPACE_BYTES = 32_768
 """Bytes that the server's own environment and arguments leave for those of its forks."""
-PADDING = {"RANK_SERVER_ROOM": "x" * ROOM}
+PADDING = {"RANK_SERVER_ROOM": "x" * SPACE_BYTES}
 """A variable of the server's environment."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -92,5 +92,5 @@ def _become(command: list[str], variables: dict[str, str]) -> None:
 
 def _write(texts: list[str], start: int, end: int) -> None:
     block = "".join(f"{text}\0" for text in texts).encode()
-    assert len(block) <= end - start, "ROOM is too small"
+    assert len(block) <= end - start, "SPACE_BYTES is too small"
     ctypes.memmove(start, block.ljust(end - start, b"\0"), end - start)

@@ -51,7 +51,7 @@ def longest_first(items: list[pytest.Item]) -> None:
 
 
 class Grouped(LoadScopeScheduling):
-    """Scheduling of whole groups. (The plugin's own groups are not honored under pytest 9.2.)
+    """Scheduling of complete groups. (The plugin's own groups are not honored under pytest 9.2.)
 
     With `--waiting-process` the last process takes only groups that mostly wait, so that the others, one for
     each core, have work all the time; they take what is left of them in the end.

@@ -86,7 +86,7 @@ def served_project(folder: Path, variables: dict[str, str], **settings: str) -> 
 
 
 def listen_for(served: ServedProject, seconds: int) -> None:
-    """Have a run that is not heard of for so long be taken for crashed."""
+    """Let the server mark a run as crashed that sends no heartbeat for this long."""
     rules = (served.root / "infra" / "automations.yaml").read_text()
     assert rules.count("within: 600") == rules.count("within: 30\n") == 1
     rules = rules.replace("within: 600", f"within: {seconds}").replace(

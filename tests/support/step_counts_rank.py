@@ -38,7 +38,7 @@ class StepCounter(TorchDispatchMode):
 
 
 def counted(steps):
-    """The counts of a training of so many steps, start and end included."""
+    """The counts of a training of this many steps, start and end included."""
     import program
 
     task = {"size": "digits", "batch": 1, "warmup": steps, "steps": steps, "blocks": 1}

@@ -146,7 +146,7 @@ CASES = [
         "webdataset of two sets",
         {"coco-train-0.tar": tar(samples(1)), "laion-train-0.tar": tar(samples(11))},
         source=WDS,
-        refused="coco-train-0.tar and laion-train-0.tar are both train files; leave one",
+        refused="coco-train-0.tar and laion-train-0.tar are both train files; keep only one",
     ),
     Case(
         "a zip of a variant",

@@ -40,11 +40,14 @@ def paired_noise(coupling, images=12_800, shares=(0.5, 0.5), seed=0):
 
 def deviations(x0, label):
     """For each class: mean and standard deviation of its noise, in standard errors from 0 and 1."""
-    found = list[float]()
+    statistics = list[float]()
     for number in label.unique():
         noise = x0[label == number, 0]
-        found += [float(noise.mean()) * len(noise) ** 0.5, (float(noise.std()) - 1) * (2 * len(noise)) ** 0.5]
-    return found
+        statistics += [
+            float(noise.mean()) * len(noise) ** 0.5,
+            (float(noise.std()) - 1) * (2 * len(noise)) ** 0.5,
+        ]
+    return statistics
 
 
 def test_the_plain_coupling_shifts_the_noise_of_each_class():

@@ -79,7 +79,7 @@ def classifier_extractor(
 def check_accuracy(extractor: Extractor, least: float | None, manifest: Manifest) -> None:
     """Check that a classifier recognizes validation images: distances on its features mean nothing otherwise.
 
-    `least` is evaluate.classifier_min_accuracy; None: a quarter of the way from chance to 1.
+    `least` is evaluate.classifier_min_accuracy; None: chance + (1 - chance) / 4.
 
     Raises:
         UserError: its accuracy is lower.

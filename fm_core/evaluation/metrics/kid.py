@@ -58,9 +58,9 @@ def kernel_distance(x: Tensor, y: Tensor) -> KernelDistance:
 def kernel_distance_of_subsets(x: Tensor, y: Tensor, subsets: int = 100, size: int = 1_000) -> KernelDistance:
     """Mean of the kernel distances of random subsets, as torch-fidelity and torchmetrics report it.
 
-    The subsets overlap, so that the deviation between them, which these packages print beside it, is no error
-    of the mean. The mean over all subsets is the distance over all pairs; its error, and that of having drawn
-    only so many, add up.
+    The subsets overlap, so the deviation between them, which these packages print with it, is not an error of
+    the mean. The mean over all subsets is the distance over all pairs; its error, and that of having drawn
+    only some of them, add up.
 
     Raises:
         ValueError: a set has fewer images than a subset, or a subset fewer than four.
