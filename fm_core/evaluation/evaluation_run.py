@@ -104,10 +104,8 @@ class EvaluationRun:
         settings = self.settings.model_dump(mode="json", exclude=excluded)
         settings["metrics"] = [name for name in settings["metrics"] if name != "memorization"]
         recipe = RECIPE if self.settings.features == "classifier" else None
-        files = [
-            file_signature(name)
-            for name in (self.settings.features, self.settings.weights, self.settings.reference)
-        ]
+        named = (self.settings.features, self.settings.weights, self.settings.reference)
+        files = [file_signature(name) for name in named]
         identity = [settings, self.source.identity, self.manifest.version, STATISTICS_VERSION, recipe, files]
         identity += self._order_identity()
         samples = self.samples.key if self.samples else self.source.name

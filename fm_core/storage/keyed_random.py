@@ -58,7 +58,7 @@ class Purpose(StrEnum):
     """Hutchinson's probes."""
     DATA = "data"
     """Points of a 2-D distribution."""
-    STEP_NOISE = "noise-of-step"
+    STEP_NOISE = "sampler-noise"
     """Noise that a stochastic sampler adds in a step; the index is the step's number."""
 
 

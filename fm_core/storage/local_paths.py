@@ -3,7 +3,9 @@
 import os
 import pwd
 import stat
+import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 

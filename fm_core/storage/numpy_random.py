@@ -27,7 +27,7 @@ PURPOSES = {
     ("held-out", "dequantization"): "dequantise",
     ("samples", "noise"): "sample-noise",
     ("samples", "class"): "sample-label",
-    ("samples", "noise-of-step"): "sample-step-{index}",
+    ("samples", "sampler-noise"): "sample-step-{index}",
     ("likelihood", "dequantization"): "likelihood-draw-{index}",
     ("likelihood", "probe"): "likelihood-probe-{index}",
     ("toy2d", "data"): "plane-data",

@@ -69,7 +69,7 @@ def test_a_line_of_progress_is_logged_at_most_each_half_minute(server, config, c
     assert lines == [f" {second // 10:2d}%  {describe(step(second))}" for second in (30, 60, 90)]
 
 
-def test_the_artifact_catches_up_with_a_server_that_was_away_for_two_minutes(server, config):
+def test_the_artifact_catches_up_with_a_server_that_was_unavailable_for_two_minutes(server, config):
     with ProgressReport("train", config) as report:
         report(step(1))
         until(lambda: server.shown and server.shown[-1][1] == describe(step(1)), "it is shown")

@@ -32,7 +32,7 @@ def test_the_second_container_is_refused_while_the_first_sends_heartbeats(pid_na
     assert pid_namespaces.result(first)[0]["kind"] == "StopRequested"
 
 
-def test_a_container_that_is_created_anew_waits_and_takes_over(pid_namespaces):
+def test_a_container_that_is_recreated_waits_and_takes_over(pid_namespaces):
     first = pid_namespaces.start(PATIENT)
     job = pid_namespaces.wait_for_ranks()
     pid_namespaces.supervisor(first).kill()  # and with it, all of the namespace

@@ -136,7 +136,10 @@ def test_an_objective_takes_its_options():
         (lambda: path_named(f"{PLUGINS}:HalfVelocity"), "is not a subclass of"),
         (lambda: objective_named("ddpm", OptimalTransport()), "unknown objective 'ddpm'; allowed: data-"),
         (lambda: objective_named("flow-matching", OptimalTransport(), {"path": 1}), "unknown option 'path'"),
-        (lambda: coupling_named("sinkhorn"), "unknown coupling 'sinkhorn'; allowed: independent"),
+        (
+            lambda: coupling_named("sinkhorn"),
+            "unknown coupling 'sinkhorn'; allowed: class-optimal-transport, ",
+        ),
         (
             lambda: timestep_sampler_named("beta", (0.0, 1.0)),
             "unknown time distribution 'beta'; allowed: edm",

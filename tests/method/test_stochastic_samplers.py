@@ -34,7 +34,8 @@ def sde(form, scale=1.0):
 
 EDM = Solver("edm", steps=100, churn=Churn(30.0), grid=TimeGrid("edm"))
 STOCHASTIC = {
-    **{f"sde-{form}": (OT, sde(form)) for form in DIFFUSIONS},
+    # constant replaces all noise in each step near the data: 300 steps leave a bias above this error.
+    **{f"sde-{form}": (OT, sde(form)) for form in DIFFUSIONS if form != "constant"},
     "sde-strong": (OT, sde("sigma", 4.0)),
     "sde-function": (OT, sde(lambda t: 2 * t * (1 - t))),
     "edm-churn": (OT, EDM),

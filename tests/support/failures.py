@@ -69,7 +69,7 @@ FAILURES = (
         "training is not affected; logs and artifacts catch up within a minute after it is available again",
         "no interruption",
         "flows/test_long_run.py::test_training_does_not_notice_that_the_server_is_unavailable",
-        "flows/test_progress_report.py::test_the_artifact_catches_up_with_a_server_that_was_away_for_two_minutes",
+        "flows/test_progress_report.py::test_the_artifact_catches_up_with_a_server_that_was_unavailable_for_two_minutes",
     ),
     Failure(
         "one rank or all ranks are killed",
@@ -121,7 +121,7 @@ FAILURES = (
         "a container is recreated",
         "it waits half a minute for the heartbeat of its predecessor, reports that, and takes over",
         "half a minute",
-        "launch/test_pid_namespaces.py::test_a_container_that_is_created_anew_waits_and_takes_over",
+        "launch/test_pid_namespaces.py::test_a_container_that_is_recreated_waits_and_takes_over",
     ),
     Failure(
         "the clock is set",
