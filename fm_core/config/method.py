@@ -15,7 +15,8 @@ class MethodSection(Section):
     objective_options: Options = {}
     """Options of the objective, e.g. {divergence: exact} for maximum-likelihood."""
     coupling: str = "independent"
-    """How noise and data are paired: independent or minibatch-optimal-transport."""
+    """How noise and data are paired: independent, minibatch-optimal-transport, or for class-conditional
+    models class-optimal-transport or conditional-optimal-transport."""
     coupling_options: Options = {}
     """Options of the coupling, e.g. {block: 64}."""
     times: str = "uniform"

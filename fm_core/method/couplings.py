@@ -25,6 +25,8 @@ class Coupling(ABC):
     """
 
     name: ClassVar[str]
+    ignores_labels: ClassVar[bool] = False
+    """Whether it pairs by the data whatever the labels, so that the noise of a class is not N(0, s^2 I)."""
     block: int = 1
 
     @abstractmethod

@@ -2,6 +2,10 @@
 
 Pooladian et al. (2023), "Multisample Flow Matching", and Tong et al. (2024). The optimal plan between
 two uniform measures of equal size is a permutation, so each block is an assignment problem.
+
+A class-conditional model is sampled from N(0, s^2 I) for each class, so that the noise paired with a class
+must be distributed like that too. Cheng and Schwing (2025), "The Curse of Conditions", show that the plain
+assignment violates this, and add the cost of changing the condition.
 """
 
 from dataclasses import dataclass
@@ -20,8 +24,9 @@ from fm_core.method.couplings import Coupling, PairedBatch
 class MinibatchOptimalTransport(Coupling):
     """Exact optimal transport inside each block, without replacement (Pooladian et al. 2023).
 
-    It ignores labels: with class-conditional data this biases the noise that each class is paired with
-    (torchcfm issue 117).
+    It ignores labels, which shifts the noise that each class is paired with: for two classes at -0.5 and 0.5
+    with deviation 0.1, and blocks of 64, its mean is -0.79 and 0.79 in place of 0. A class-conditional model
+    needs one of the subclasses.
 
     Args:
         block: number of consecutive stream positions paired among themselves.
@@ -31,6 +36,7 @@ class MinibatchOptimalTransport(Coupling):
     """
 
     name: ClassVar[str] = "minibatch-optimal-transport"
+    ignores_labels: ClassVar[bool] = True
     block: int = 64
 
     def __post_init__(self) -> None:
@@ -51,18 +57,79 @@ class MinibatchOptimalTransport(Coupling):
         order = np.arange(x1.shape[0])
         for start in range(0, x1.shape[0], self.block):
             part = slice(start, start + self.block)
-            order[part] = start + _assignment(x0[part], x1[part])
+            labels = None if label is None else label[part].cpu().numpy()
+            order[part] = start + self._assign(_flat_rows(x0[part]), _flat_rows(x1[part]), labels)
         return torch.from_numpy(order).to(x0.device)
 
+    def _assign(self, x0: np.ndarray, x1: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
+        """For each x1 of a block [B, D], the index of the x0 [B, D] assigned to it; labels [B]."""
+        return _assignment(x0, x1)
 
-def _assignment(x0: Tensor, x1: Tensor) -> np.ndarray:
-    """For each x1 of a block [B, ...], the index of the x0 assigned to it."""
+
+@dataclass(frozen=True)
+class ClassOptimalTransport(MinibatchOptimalTransport):
+    """Exact optimal transport inside each class of a block.
+
+    Each image was drawn with noise of its own. This noise is permuted among the images of one class, so the
+    noise of each class stays N(0, s^2 I). Without labels it is `MinibatchOptimalTransport`.
+    """
+
+    name: ClassVar[str] = "class-optimal-transport"
+    ignores_labels: ClassVar[bool] = False
+
+    def _assign(self, x0: np.ndarray, x1: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
+        if labels is None:
+            return _assignment(x0, x1)
+        order = np.arange(len(x1))
+        for number in np.unique(labels):
+            members = np.flatnonzero(labels == number)
+            order[members] = members[_assignment(x0[members], x1[members])]
+        return order
+
+
+@dataclass(frozen=True)
+class ConditionalOptimalTransport(MinibatchOptimalTransport):
+    """C2OT (Cheng and Schwing 2025): optimal transport with a cost of changing the class.
+
+    Noise that was drawn for an image of class c may be assigned to an image of class d at the cost
+    |x1 - x0|^2 + weight m [c != d], with m the mean of |x1 - x0|^2 over the block. For classes the paper's
+    weight is infinite, and then the assignment is that of `ClassOptimalTransport`. A finite weight shifts the
+    noise of each class, less the larger it is. Without labels it is `MinibatchOptimalTransport`.
+
+    Args:
+        block: number of consecutive stream positions paired among themselves.
+        weight: positive; None is infinite.
+
+    Raises:
+        UserError: block is below 2, or the weight is not positive.
+    """
+
+    name: ClassVar[str] = "conditional-optimal-transport"
+    ignores_labels: ClassVar[bool] = False
+    weight: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.weight is not None and not self.weight > 0:
+            raise UserError(f"{self.name}: weight must be positive, not {self.weight:g}")
+
+    def _assign(self, x0: np.ndarray, x1: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
+        if labels is None:
+            return _assignment(x0, x1)
+        distances = (x1**2).sum(1)[:, None] + (x0**2).sum(1)[None] - 2 * x1 @ x0.T
+        # More than any change of the distances can gain, and small enough for float64 to compare them.
+        weight = distances.max() * len(x1) if self.weight is None else distances.mean() * self.weight
+        changed = labels[:, None] != labels[None]
+        return linear_sum_assignment(distances + weight * changed)[1]
+
+
+def _assignment(x0: np.ndarray, x1: np.ndarray) -> np.ndarray:
+    """For each x1 [B, D], the index of the x0 [B, D] assigned to it."""
     # Summed over a permutation, |x1 - x0|^2 is -2 x1.x0 plus a constant. The optimal plan between uniform
     # measures of equal size is a permutation: scipy, already a dependency, finds it exactly, as POT would.
-    products = _flat_rows(x1) @ _flat_rows(x0).T
-    return linear_sum_assignment(products.numpy(), maximize=True)[1]
+    return linear_sum_assignment(x1 @ x0.T, maximize=True)[1]
 
 
-def _flat_rows(x: Tensor) -> Tensor:
+def _flat_rows(x: Tensor) -> np.ndarray:
     """Examples as rows, [B, D] float64 on the CPU."""
-    return x.detach().reshape(x.shape[0], -1).double().cpu()
+    return x.detach().reshape(x.shape[0], -1).double().cpu().numpy()

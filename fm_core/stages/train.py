@@ -1,5 +1,6 @@
 """The train stage: a DeepSpeed job from shards to checkpoints."""
 
+import logging
 from pathlib import Path
 
 from fm_core.checkpoint.catalog import CheckpointCatalog
@@ -13,6 +14,7 @@ from fm_core.launch.dispatch import device_count, max_processes_per_host, world
 from fm_core.launch.online_eval import check_online_eval, online_evaluation
 from fm_core.launch.supervisor import StageJob, supervise
 from fm_core.method.cnf_objective import MaximumLikelihood
+from fm_core.method.couplings import Coupling
 from fm_core.models.build import build_method
 from fm_core.run.directory import RunDirectory
 from fm_core.run.history import read_history, rearm_start_over
@@ -26,6 +28,8 @@ from fm_core.storage.store import Store
 from fm_core.training.cost_model import checkpoint_bytes_of
 from fm_core.training.engine import micro_batch_of
 from fm_core.training.loggers import check_loggers
+
+LOG = logging.getLogger(__name__)
 
 
 def train(config: RunConfig, observe: Observer = no_progress) -> StageResult:
@@ -50,10 +54,35 @@ def check_training(config: RunConfig) -> None:
         )
     method = build_method(config.method)
     method.coupling.check(micro_batch_of(config.train, processes))
+    _check_class_noise(config, method.coupling)
     if isinstance(method.objective, MaximumLikelihood) and config.train.zero_stage == 3:
         # The adjoint needs gradients of parameters that ZeRO 3 has already released.
         raise UserError("train.zero_stage 3: maximum-likelihood trains through the solver; use stage 1 or 2")
     check_loggers(config.train)
+
+
+def _check_class_noise(config: RunConfig, coupling: Coupling) -> None:
+    """Refuse a coupling that shifts the noise of each class of a conditional model. Raises UserError.
+
+    A run that began with one before it was refused goes on.
+    """
+    if not (config.model.class_conditional and coupling.ignores_labels):
+        return
+    problem = (
+        f"method.coupling {coupling.name} ignores labels: the noise that each class is trained with is not "
+        "N(0, I), from which it is sampled"
+    )
+    recorded = RunDirectory(config).bound_config()
+    if recorded and (recorded.method.coupling, recorded.model.class_conditional) == (
+        config.method.coupling,
+        True,
+    ):
+        LOG.warning("%s; a new run needs class-optimal-transport", problem)
+        return
+    raise UserError(
+        f"{problem}; with model.class_conditional: true use class-optimal-transport, "
+        "conditional-optimal-transport or independent"
+    )
 
 
 def check_initial_weights(config: RunConfig) -> None:
