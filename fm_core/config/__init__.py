@@ -10,7 +10,7 @@ from fm_core.config.online_eval import OnlineEvalSection
 from fm_core.config.report import ReportSection
 from fm_core.config.reproduce import ExperimentSection, ImagesSection, ReproduceSection, Toy2dSection
 from fm_core.config.run import RunSection
-from fm_core.config.sample import SampleSection, StochasticSection
+from fm_core.config.sample import GuideSection, SampleSection, StochasticSection
 from fm_core.config.section import Section
 from fm_core.config.train import TrainSection
 from fm_core.config.tree import (
@@ -31,6 +31,7 @@ __all__ = [
     "EvaluateSection",
     "ExperimentSection",
     "ExportSection",
+    "GuideSection",
     "ImagesSection",
     "LaunchSection",
     "LikelihoodSection",

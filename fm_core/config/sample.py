@@ -30,6 +30,23 @@ class StochasticSection(Section):
     """Of solver edm: EDM's S_noise, the standard deviation of the noise that is added."""
 
 
+class GuideSection(Section):
+    """The weaker model of autoguidance; without any key, guidance is classifier-free."""
+
+    run: Location | None = None
+    """Run directory, exported folder or .safetensors file of the weaker model; by default this run."""
+    weights: str | None = None
+    """Its weights: ema, ema-<decay>, ema-power-<width> or raw; by default those of sample.weights in this
+    run, and ema in another."""
+    step: int | Literal["latest", "best"] | None = None
+    """Optimizer step of its checkpoint; by default that of sample.step in this run, and latest in another."""
+
+    @property
+    def named(self) -> bool:
+        """Whether a key names a weaker model."""
+        return any(key is not None for key in (self.run, self.weights, self.step))
+
+
 class SampleSection(Section):
     """Sampling images from a trained model."""
 
@@ -70,9 +87,19 @@ class SampleSection(Section):
     stochastic: StochasticSection = StochasticSection()
     """Noise that the solvers sde and edm add."""
     guidance: float = Field(default=1.0, ge=0)
-    """Scale of classifier-free guidance; 1: none. Other scales run the network twice per evaluation."""
-    classes: tuple[int, ...] = ()
-    """Classes to sample, cycled by image number; by default drawn from all classes by (seed, number)."""
+    """Scale of guidance; 1: none. Other scales run the network twice per evaluation, or this network and that
+    of sample.guide."""
+    guidance_interval: tuple[float, float] | None = None
+    """Interval of t, with both ends, in which to guide; t = 0 is noise and t = 1 data. Outside of it an
+    evaluation runs the network once."""
+    guide: GuideSection = GuideSection()
+    """A weaker model that guides, for autoguidance."""
+    classes: tuple[int | str, ...] = ()
+    """Classes to sample, by number or by name; by default all."""
+    class_mode: Literal["drawn", "balanced", "in-turn"] | None = None
+    """How images get these classes. drawn: at random by (seed, number); balanced: every class once among each
+    as many images as there are classes, in an order drawn by (seed, block); in-turn: cycled by image number.
+    By default in-turn for given classes, and drawn for all."""
     trajectories: int = Field(default=8, ge=0, le=64)
     """Images whose trajectories from noise are saved, from number 0; this costs no evaluations."""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
@@ -95,6 +122,22 @@ class SampleSection(Section):
         if isinstance(grid, str) and grid not in GRIDS:
             raise ValueError(f"sample.grid {grid}: allowed: {', '.join(GRIDS)}, or a list of times")
         return grid
+
+    @property
+    def class_order(self) -> Literal["drawn", "balanced", "in-turn"]:
+        """How images get their classes: class_mode or its default."""
+        return self.class_mode or ("in-turn" if self.classes else "drawn")
+
+    @model_validator(mode="after")
+    def _check_guidance(self) -> Self:
+        if self.guidance == 1 and (ignored := self.set_without("guidance", "guidance_interval", "guide")):
+            raise ValueError(f"sample.{ignored[0]} does nothing without sample.guidance, e.g. 2")
+        interval = self.guidance_interval
+        if interval and not 0 <= interval[0] < interval[1] <= 1:
+            raise ValueError(
+                f"sample.guidance_interval {list(interval)}: its ends must increase, within 0 .. 1"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_compile(self) -> Self:

@@ -1,7 +1,6 @@
 """One evaluation of a configuration: its images, feature extractor and reference, and the resumable tasks."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -47,7 +46,7 @@ from fm_core.sampling.checkpoint_source import (
     load_model,
     weights_file,
 )
-from fm_core.sampling.compiled_network import accelerated
+from fm_core.sampling.guide_model import accelerated_model, with_guide
 from fm_core.sampling.sample_protocol import draw_of, protocol_of
 from fm_core.sampling.sample_store import SampleSet
 from fm_core.storage.hashing import fingerprint
@@ -115,7 +114,7 @@ class EvaluationRun:
     @property
     def classes_in_turn(self) -> bool:
         """Whether the samples take their classes in turn, so that they are mixed before they are split."""
-        return self.of_model and bool(self.config.sample.classes)
+        return self.of_model and self.config.sample.class_order == "in-turn"
 
     def _order_identity(self) -> list[str]:
         """What tells scores from those of earlier versions, which took images in another order."""
@@ -137,7 +136,8 @@ class EvaluationRun:
         """The samples of the run; None for external images."""
         if self.model is None:
             return None
-        protocol = protocol_of(self.config, self.model.weights_sha256, self.model.generator)
+        model = self.model
+        protocol = protocol_of(self.config, model.weights_sha256, model.generator, model.guide_record)
         return SampleSet(self.config, self.step, protocol)
 
     def open(self, on_step: OnStep) -> None:
@@ -214,14 +214,15 @@ class EvaluationRun:
                 f"{self.run.checkpoints} was trained on version {model.data_version[:12]} of the data; "
                 f"{self.config.data.name} is now {self.manifest.version[:12]}"
             )
-        return model, step
+        return with_guide(model, self.config, self.device, self.control), step
 
     def _source(self) -> ImageSource:
         if self.model and self.samples:
             if self.settings.samples == "sampler":
                 # The network may be optimized in place, which must not affect the float32 likelihood.
                 model = load_model(self.weights, self.device, self.config)
-                sampling_model = replace(model, network=accelerated(model.network, self.config.sample))
+                model = with_guide(model, self.config, self.device, self.control)
+                sampling_model = accelerated_model(model, self.config.sample)
                 return sampler_images(self.config, self.samples, sampling_model, self.device)
             return run_samples(self.samples, self.model.image_shape)
         return external_images(str(self.settings.samples), self.manifest)

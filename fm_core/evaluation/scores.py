@@ -20,7 +20,17 @@ CONFIDENCE = 0.9
 """An image counts as recognized if the classifier gives one class a higher probability than this."""
 
 VALUE = ("value", "stderr")
-SOLVER_KEYS = ("solver", "rtol", "atol", "steps", "error_norm", "grid", "stochastic", "guidance")
+SOLVER_KEYS = (
+    "solver",
+    "rtol",
+    "atol",
+    "steps",
+    "error_norm",
+    "grid",
+    "stochastic",
+    "guidance",
+    "guidance_interval",
+)
 """Of the protocol: what the cost of sampling is recorded with."""
 Record = dict[str, Any]
 Parts = Sequence[Mapping[str, Tensor]]

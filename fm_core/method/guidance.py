@@ -1,31 +1,85 @@
-"""Classifier-free guidance of a velocity (Ho and Salimans 2022)."""
+"""Guidance of a velocity: classifier-free, or by a weaker model, for all t or in an interval.
+
+Ho and Salimans (2022); Karras et al. (2024), "Guiding a Diffusion Model with a Bad Version of Itself";
+Kynkäänniemi et al. (2024), "Applying Guidance in a Limited Interval".
+"""
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from fm_core.errors import UserError
 from fm_core.method.objectives import Objective
-from fm_core.method.types import Network, Velocity
+from fm_core.method.types import Evaluations, Interval, Network, Velocity
 
 
 @dataclass(frozen=True)
 class GuidedVelocity:
-    """Guided velocity u(x | no label) + scale (u(x | label) - u(x | no label)).
+    """Guided velocity weaker + scale (conditional - weaker) for t in the interval, conditional elsewhere.
 
     The velocity of every objective is affine in its prediction, so guiding the velocity equals guiding the
     score, noise or data prediction with the same scale.
+
+    Args:
+        conditional: the velocity that is guided.
+        weaker: that of the same network without label, or that of a weaker model of the same path.
+        scale: 1 is the conditional velocity but for rounding.
+        interval: (low, high): both ends belong to it, as numbers in the precision of x. None: everywhere.
+        second_network: whether `weaker` is of another network, whose evaluations are counted apart.
+
+    Raises:
+        UserError: the scale is negative, or the interval does not increase.
     """
 
     conditional: Velocity
-    unconditional: Velocity
+    weaker: Velocity
     scale: float
-    forwards: int = 2  # network evaluations per image and call
+    interval: Interval | None = None
+    second_network: bool = False
+    forwards: int = 2  # network evaluations per image and call inside the interval
+
+    def __post_init__(self) -> None:
+        if not self.scale >= 0:
+            raise UserError(f"the guidance scale must be at least 0 (1 is no guidance), not {self.scale}")
+        if self.interval and not self.interval[0] < self.interval[1]:
+            raise UserError(f"the guidance interval must increase, not {list(self.interval)}")
+
+    @property
+    def jumps(self) -> tuple[float, ...]:
+        """Times at which the velocity is not continuous."""
+        return self.interval or ()
+
+    def evaluations_at(self, t: Tensor, dtype: torch.dtype) -> Evaluations:
+        """Evaluations of the network and of the second one, per image, at t and for x of this dtype."""
+        if self.interval is not None and not bool(self._guided(t, dtype, self.interval).any()):
+            return 1, 0
+        return (1, 1) if self.second_network else (2, 0)
 
     def __call__(self, t: Tensor, x: Tensor) -> Tensor:
         """Return the guided velocity [N, ...] at t, scalar or [N], and x [N, ...]."""
-        unconditional = self.unconditional(t, x)
-        return unconditional + self.scale * (self.conditional(t, x) - unconditional)
+        if self.interval is None:
+            return self._combined(t, x)[0]
+        guided = self._guided(t, x.dtype, self.interval)
+        if not bool(guided.any()):
+            return self.conditional(t, x)
+        combined, conditional = self._combined(t, x)
+        if bool(guided.all()):
+            return combined
+        return torch.where(guided.view(-1, *[1] * (x.dim() - 1)), combined, conditional)
+
+    def _combined(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The guided and the conditional velocity."""
+        weaker = self.weaker(t, x)
+        conditional = self.conditional(t, x)
+        return weaker + self.scale * (conditional - weaker), conditional
+
+    @staticmethod
+    def _guided(t: Tensor, dtype: torch.dtype, interval: Interval) -> Tensor:
+        """Whether t is in the interval, bool like t; the ends are rounded as the times of the solver are."""
+        t = t.to(dtype)
+        low, high = torch.tensor(interval, dtype=dtype, device=t.device)
+        return (low <= t) & (t <= high)
 
 
 def guided_velocity(
@@ -34,6 +88,7 @@ def guided_velocity(
     label: Tensor,
     scale: float,
     null_label: Tensor | None = None,
+    interval: Interval | None = None,
 ) -> Velocity:
     """Class-conditional velocity with classifier-free guidance.
 
@@ -44,12 +99,31 @@ def guided_velocity(
         scale: 1 is the plain conditional velocity, at one network evaluation per call; more trades diversity
             for fidelity.
         null_label: what the network expects in place of a label: None, or int64 [N].
+        interval: the interval of t in which to guide, as of `GuidedVelocity`.
 
     Raises:
-        UserError: the scale is negative.
+        UserError: the scale is negative, or the interval does not increase.
     """
-    if scale < 0:
-        raise UserError(f"the guidance scale must be at least 0 (1 is no guidance), not {scale}")
+    conditional = objective.velocity(network, label)
     if scale == 1:
-        return objective.velocity(network, label)
-    return GuidedVelocity(objective.velocity(network, label), objective.velocity(network, null_label), scale)
+        return conditional
+    return GuidedVelocity(conditional, objective.velocity(network, null_label), scale, interval)
+
+
+def autoguided_velocity(
+    conditional: Velocity, weaker: Velocity, scale: float, interval: Interval | None = None
+) -> Velocity:
+    """Velocity guided by that of a weaker model of the same path (Karras et al. 2024).
+
+    Args:
+        conditional: the velocity of the model; scale 1 returns it as it is.
+        weaker: the velocity of the weaker model, with the same labels; its objective may be another one.
+        scale: the guidance scale.
+        interval: the interval of t in which to guide, as of `GuidedVelocity`.
+
+    Raises:
+        UserError: the scale is negative, or the interval does not increase.
+    """
+    if scale == 1:
+        return conditional
+    return GuidedVelocity(conditional, weaker, scale, interval, second_network=True)

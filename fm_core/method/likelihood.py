@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fm_core.method.divergence import Divergence
-from fm_core.method.ode import Solver, State, forwards_per_call, integrate
+from fm_core.method.ode import Solver, State, evaluations_at, integrate
 from fm_core.method.types import Interval, Velocity
 
 
@@ -57,17 +57,20 @@ def log_density(
         raise ValueError(f"the interval must increase, from noise to data, not {interval}")
     dimension = x1[0].numel()
 
+    nfe = 0
+
     def field(t: Tensor, state: State) -> State:
+        nonlocal nfe
+        nfe += sum(evaluations_at(velocity, t, state[0].dtype))
         u, trace = divergence.with_velocity(velocity, t, state[0])
         # Per dimension, so that the solver's tolerance is in nats per dimension: fewer steps, same result.
         return u, trace / dimension
 
     initial = (x1, x1.new_zeros(x1.shape[0], divergence.probe_count))
-    result = integrate(field, initial, (end, start), solver)
+    result = integrate(field, initial, (end, start), solver, jumps=getattr(velocity, "jumps", ()))
     x0, change = result.states[0][-1], result.states[1][-1]
     # Solved from end to start, the state holds *minus* the integral from start to end.
     per_probe = normal_log_density(x0, source_std)[:, None] + change.double() * dimension
-    nfe = result.calls * forwards_per_call(velocity)
     return LogDensity(per_probe.mean(1), per_probe, x0, nfe, result.accepted, result.rejected)
 
 

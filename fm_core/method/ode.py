@@ -18,7 +18,7 @@ from fm_core.errors import SolverError
 from fm_core.method.paths import Path
 from fm_core.method.solver import ADAPTIVE, FIXED, Solver
 from fm_core.method.step_loop import march
-from fm_core.method.types import Interval, NoiseSource, Velocity
+from fm_core.method.types import Evaluations, Interval, NoiseSource, Velocity
 
 __all__ = [
     "ADAPTIVE",
@@ -41,11 +41,12 @@ class Solution:
     """The state at the end of the interval, and the cost of the solve."""
 
     x: Tensor  # [N, ...]: the state at the end of the interval
-    nfe: int  # network evaluations per image (two per call under guidance)
+    nfe: int  # network evaluations per image (two per call under guidance), of all networks
     accepted: int | None  # steps; None where the method does not report them (scipy_solver)
     rejected: int | None  # steps; likewise
     times: Tensor | None = None  # [T]: the requested times
     trajectory: Tensor | None = None  # [T, N, ...]: the states at those times
+    guide_nfe: int = 0  # of nfe, those of the weaker network that guides
 
 
 def solve(
@@ -61,8 +62,8 @@ def solve(
     """Solve the ODE from the start of the interval to its end, without gradients.
 
     Args:
-        velocity: u(t, x), t scalar, x [N, ...] -> [N, ...]. An attribute `forwards`, if present, is the
-            number of network evaluations per call.
+        velocity: u(t, x), t scalar, x [N, ...] -> [N, ...], with the attributes of `types.Velocity`. Adaptive
+            methods of torchdiffeq end a step at each of its `jumps`.
         x0: [N, ...], the state at interval[0]. To sample, path.source_std times standard normal noise.
         interval: (start, end); start > end is solved backwards, by methods of torchdiffeq with equal or
             adaptive steps.
@@ -79,25 +80,52 @@ def solve(
             missing; or the solver cannot solve backwards.
     """
     times = None if at is None else torch.tensor(list(at), dtype=torch.float64)
+    counted = _CountedVelocity(velocity)
     if not solver.plain:
         _output_times(interval, at)  # checks them
-        states = march(velocity, x0, interval, solver, at or [], path, noise)
+        states = march(counted, x0, interval, solver, at or [], path, noise)
         trajectory = None if at is None else torch.stack(states.trajectory)
-        nfe = states.calls * forwards_per_call(velocity)
-        return Solution(states.x, nfe, solver.steps, 0, times, trajectory)
+        return Solution(states.x, counted.nfe, solver.steps, 0, times, trajectory, counted.guide_nfe)
 
     def field(t: Tensor, state: State) -> State:
-        return (velocity(t, state[0]),)
+        return (counted(t, state[0]),)
 
-    result = integrate(field, (x0,), interval, solver, at)
-    nfe = result.calls * forwards_per_call(velocity)
+    result = integrate(field, (x0,), interval, solver, at, jumps=getattr(velocity, "jumps", ()))
     trajectory = None if at is None else result.states[0][result.requested]
-    return Solution(result.states[0][-1], nfe, result.accepted, result.rejected, times, trajectory)
+    return Solution(
+        result.states[0][-1],
+        counted.nfe,
+        result.accepted,
+        result.rejected,
+        times,
+        trajectory,
+        counted.guide_nfe,
+    )
 
 
 def forwards_per_call(velocity: Velocity) -> int:
-    """Network evaluations per call of the velocity: its attribute `forwards`, or 1."""
+    """Largest number of network evaluations per call of the velocity: its attribute `forwards`, or 1."""
     return int(getattr(velocity, "forwards", 1))
+
+
+def evaluations_at(velocity: Velocity, t: Tensor, dtype: torch.dtype) -> Evaluations:
+    """Network evaluations of a call at t with x of this dtype: of the network, and of the weaker one."""
+    at_time = getattr(velocity, "evaluations_at", None)
+    return at_time(t, dtype) if at_time else (forwards_per_call(velocity), 0)
+
+
+class _CountedVelocity:
+    """A velocity whose network evaluations are counted."""
+
+    def __init__(self, velocity: Velocity) -> None:
+        self.velocity = velocity
+        self.nfe = self.guide_nfe = 0
+
+    def __call__(self, t: Tensor, x: Tensor) -> Tensor:
+        of_network, of_guide = evaluations_at(self.velocity, t, x.dtype)
+        self.nfe += of_network + of_guide
+        self.guide_nfe += of_guide
+        return self.velocity(t, x)
 
 
 @dataclass(frozen=True)
@@ -118,6 +146,7 @@ def integrate(
     solver: Solver,
     at: Sequence[float] | None = None,
     *,
+    jumps: Sequence[float] = (),
     gradients: bool = False,
     ode: Callable[..., Any] = odeint,
 ) -> Integration:
@@ -129,6 +158,9 @@ def integrate(
         interval: (start, end).
         solver: a method of torchdiffeq with equal or adaptive steps, and its settings.
         at: further times at which to return the state.
+        jumps: times at which the field is not continuous; adaptive methods end a step there, and those
+        outside
+            the interval do not matter.
         gradients: whether to record the computation for autograd.
         ode: `torchdiffeq.odeint` or a function with its signature, such as `odeint_adjoint`.
 
@@ -145,7 +177,7 @@ def integrate(
     t = torch.tensor(times, dtype=torch.float64, device=state[0].device)
     try:
         with nullcontext() if gradients else torch.no_grad():
-            states = ode(counted, state, t, method=solver.method, **_odeint_arguments(solver, t))
+            states = ode(counted, state, t, method=solver.method, **_odeint_arguments(solver, t, jumps))
     except AssertionError as error:  # torchdiffeq asserts that t + dt > t
         raise SolverError(f"solver {solver.method} failed between t = {start} and {end}: {error}") from error
     if not all(bool(torch.isfinite(part[-1]).all()) for part in states):
@@ -172,7 +204,7 @@ def _output_times(interval: Interval, at: Sequence[float] | None) -> tuple[list[
     return ordered[first : len(ordered) - last], slice(1 - first, 1 - first + len(inner))
 
 
-def _odeint_arguments(solver: Solver, t: Tensor) -> dict[str, Any]:
+def _odeint_arguments(solver: Solver, t: Tensor, jumps: Sequence[float]) -> dict[str, Any]:
     """Keyword arguments of odeint other than the method."""
     arguments: dict[str, Any] = {}
     if solver.rtol is not None:
@@ -182,6 +214,9 @@ def _odeint_arguments(solver: Solver, t: Tensor) -> dict[str, Any]:
     if solver.adaptive:
         # Without step_t torchdiffeq steps past the end (t = 1.06 for dopri5) and interpolates back.
         options: dict[str, Any] = {"step_t": t[-1:].clone()}
+        low, high = sorted((float(t[0]), float(t[-1])))
+        if inside := [jump for jump in jumps if low < jump < high]:
+            options["jump_t"] = t.new_tensor(inside)
         if solver.error_norm == "worst":
             options["norm"] = _max_rms_norm
         return arguments | {"options": options}

@@ -11,8 +11,12 @@ Interval = tuple[float, float]
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 # velocity(t scalar or [N], x [N, ...]) -> tensor shaped like x. An attribute `forwards`, if present, is the
-# number of network evaluations per call.
+# largest number of network evaluations per call; `evaluations_at(t, dtype)` that of a call; `jumps` the times
+# at which the velocity is not continuous.
 Velocity = Callable[[Tensor, Tensor], Tensor]
+
+# Network evaluations per image: of the network, and of the weaker one that guides it
+Evaluations = tuple[int, int]
 
 # noise(step number) -> standard normal noise in the shape, and on the device, of the state [N, ...]
 NoiseSource = Callable[[int], Tensor]

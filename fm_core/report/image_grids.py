@@ -1,13 +1,16 @@
 """Images in grids, strips and animations, and the nearest training image of each sample."""
 
 import io
+from collections.abc import Sequence
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 NEAREST_BLOCK = 4096
 """Training images that are compared at once."""
+LONGEST_NAME, NAME_PADDING = 24, 4
+"""Characters of the name of a row, and pixels beside it."""
 FRAME_MILLISECONDS, LAST_FRAME_MILLISECONDS = 120, 1_500
 
 
@@ -29,6 +32,25 @@ def grid(images: Tensor, levels: int, columns: int, scale: int = 4) -> Image.Ima
     )
     image = Image.fromarray(array[..., 0] if channels == 1 else array)
     return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+
+
+def name_rows(sheet: Image.Image, names: Sequence[str]) -> Image.Image:
+    """A grid with the name of each of its rows, of equal height, in a margin on the left.
+
+    Long names are cut to 24 characters.
+    """
+    font = ImageFont.load_default()
+    # The font of an installation without FreeType has these characters alone.
+    shown = [name.encode("latin-1", "replace").decode("latin-1")[:LONGEST_NAME] for name in names]
+    boxes = [font.getbbox(name) for name in shown]
+    margin = int(max(box[2] for box in boxes)) + 2 * NAME_PADDING
+    named = Image.new(sheet.mode, (sheet.width + margin, sheet.height))
+    named.paste(sheet, (margin, 0))
+    draw, height = ImageDraw.Draw(named), sheet.height // len(names)
+    for row, (name, box) in enumerate(zip(shown, boxes, strict=True)):
+        top = row * height + (height - box[1] - box[3]) / 2
+        draw.text((NAME_PADDING, top), name, fill="white", font=font)
+    return named
 
 
 def strip(trajectory: Tensor, levels: int, columns: int, scale: int = 4) -> Image.Image:

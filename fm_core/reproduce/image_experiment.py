@@ -19,6 +19,7 @@ from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Observer, Progress
 from fm_core.sampling.checkpoint_source import checkpoint_step, checkpoint_steps, load_model, weights_file
 from fm_core.sampling.generate import Draw, generate
+from fm_core.sampling.guide_model import guide_record
 from fm_core.sampling.sample_protocol import protocol_of
 from fm_core.sampling.sample_store import SampleSet
 from fm_core.storage.atomic_files import read_json
@@ -147,7 +148,8 @@ def _cache_trajectories(experiment: Experiment, weights_sha256: str) -> str:
     step = checkpoint_step(config)
     file = weights_file(config, step)
     generator = generator_of(read_recipe(file), str(file))
-    samples = SampleSet(config, step, protocol_of(config, weights_sha256, generator))
+    protocol = protocol_of(config, weights_sha256, generator, guide_record(config))
+    samples = SampleSet(config, step, protocol)
     recipe = {"weights": weights_sha256, "samples": samples.key, "images": samples.trajectories}
     cache = _image_cache(config)
     cached = cache.read("trajectories", "trajectories")

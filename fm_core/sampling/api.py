@@ -9,17 +9,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fm_core.config import RunConfig, merge, parse_config, read_yaml
 from fm_core.errors import UserError
 from fm_core.method.objectives import Objective
 from fm_core.method.solver import Solver
 from fm_core.method.time_grid import grid_of
-from fm_core.sampling.checkpoint_source import Model, checkpoint_step, load_model, weights_file
+from fm_core.sampling.checkpoint_source import EXPORTED, Model, load_model, locate_model
 from fm_core.sampling.generate import Draw, generate
-from fm_core.storage.local_paths import expand_home
+from fm_core.sampling.guide_model import guided_by
 
-EXPORTED = "model.safetensors"
-"""File name of the weights in an exported folder."""
+__all__ = ["EXPORTED", "LoadedModel", "load"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,10 @@ class LoadedModel:
         seed: int = 0,
         first: int = 0,
         classes: Sequence[int] = (),
+        class_mode: Literal["drawn", "balanced", "in-turn"] | None = None,
         guidance: float = 1.0,
+        guidance_interval: tuple[float, float] | None = None,
+        guide: "LoadedModel | None" = None,
         solver: str | Solver = "dopri5",
         rtol: float | None = None,
         atol: float | None = None,
@@ -64,6 +65,9 @@ class LoadedModel:
         `solver` is a name with the settings that follow it, as in the sample section, or a
         `fm_core.method.solver.Solver`, which has every setting itself.
 
+        `class_mode` and `guidance_interval` are as in the sample section; `guide` is the weaker model of
+        autoguidance.
+
         Raises:
             UserError: the model or the solver does not support this request.
             ValueError: `images` or `batch` is less than 1, `first` is negative, or `seed` is not in
@@ -77,11 +81,14 @@ class LoadedModel:
             solver = Solver(solver, rtol, atol, steps, error_norm, grid_of(grid))
         elif (rtol, atol, steps, grid, error_norm) != (None, None, None, "uniform", "batch"):
             raise UserError("a Solver has its own settings; give it none beside rtol, atol, steps and grid")
-        draw = Draw(solver, seed, guidance, classes)
-        draw.check(self.model)
+        draw = Draw(
+            solver, seed, guidance, classes, guidance_interval=guidance_interval, class_mode=class_mode
+        )
+        model = self.model if guide is None else guided_by(self.model, guide.model, guidance_interval)
+        draw.check(model)
         last = first + images
         cuts = [first, *range((first // batch + 1) * batch, last, batch), last]
-        parts = [generate(self.model, draw, a, b - a, self.device).images for a, b in pairwise(cuts)]
+        parts = [generate(model, draw, a, b - a, self.device).images for a, b in pairwise(cuts)]
         return torch.cat(parts)
 
 
@@ -106,20 +113,5 @@ def load(
         UserError: there is nothing to load, its hash differs, or it names code that is not trusted.
     """
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    path, config = expand_home(where), None
-    if path.is_dir() and (path / EXPORTED).exists():
-        path = path / EXPORTED
-    elif path.is_dir():
-        config = _config_of(path, weights, step)
-        path = weights_file(config, checkpoint_step(config))
+    path, config = locate_model(where, weights, step)
     return LoadedModel(load_model(path, chosen, config, trust_code), chosen)
-
-
-def _config_of(run: Path, weights: str, step: int | str) -> RunConfig:
-    recorded = run / "config.yaml"
-    if not recorded.exists():
-        raise UserError(f"{run} is neither a run directory (config.yaml) nor an exported folder ({EXPORTED})")
-    # The run may have been moved since its configuration was written.
-    place = {"root": str(run.resolve().parent), "name": run.resolve().name}
-    overrides = {"run": place, "sample": {"weights": weights, "step": step}}
-    return parse_config(merge(read_yaml(recorded), overrides), where=str(recorded))

@@ -14,7 +14,7 @@ from fm_core.checkpoint.catalog import CheckpointCatalog
 from fm_core.checkpoint.format import link_or_copy, stored_origin
 from fm_core.checkpoint.ownership import foreign_problem
 from fm_core.checkpoint.weights_file import locate_weights, read_recipe, verified_sha256, weights_names
-from fm_core.config import MethodSection, ModelSection, RunConfig
+from fm_core.config import MethodSection, ModelSection, RunConfig, merge, parse_config, read_yaml
 from fm_core.errors import UserError
 from fm_core.method.dequantization import Quantizer
 from fm_core.method.objectives import Objective
@@ -22,9 +22,12 @@ from fm_core.method.registry import require_known_code
 from fm_core.models.build import build_method, build_network
 from fm_core.run.directory import RunDirectory, differences, step_name
 from fm_core.storage.keyed_random import GeneratorName, generator_of
+from fm_core.storage.local_paths import expand_home
 
-PINNED = "weights.safetensors"
-"""The weights of a job, in its control directory."""
+EXPORTED = "model.safetensors"
+"""File name of the weights in an exported folder."""
+PINNED, PINNED_GUIDE = "weights.safetensors", "guide.safetensors"
+"""The weights of a job, and those of the weaker model that guides, in its control directory."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class Model:
     weights_sha256: str
     recipe: dict[str, Any] = field(default_factory=dict[str, Any])
     """Everything the file records about its training."""
+    guide: "Model | None" = None
+    """The weaker model of autoguidance."""
 
     @property
     def coupling(self) -> str:
@@ -59,6 +64,11 @@ class Model:
     def generator(self) -> GeneratorName:
         """The generator of its training, and so of its samples and its likelihood."""
         return generator_of(self.recipe, "the recipe of the weights")
+
+    @property
+    def guide_record(self) -> dict[str, Any] | None:
+        """The weaker model in a protocol: the hash and the step of its weights; None without one."""
+        return self.guide and {"weights_sha256": self.guide.weights_sha256, "step": self.guide.step}
 
 
 def checkpoint_step(config: RunConfig) -> int:
@@ -107,12 +117,37 @@ def weights_file(config: RunConfig, step: int) -> Path:
     return file
 
 
-def pin_weights(file: Path, control: Path) -> None:
+def locate_model(where: str | Path, weights: str, step: int | str) -> tuple[Path, RunConfig | None]:
+    """The file of weights of a run directory, an exported folder or a file, and the configuration of a run.
+
+    `weights` and `step` are those of a run's checkpoint. Raises UserError if there is nothing.
+    """
+    path = expand_home(where)
+    if not path.is_dir():
+        return path, None
+    if (path / EXPORTED).exists():
+        return path / EXPORTED, None
+    config = config_of_run(path, weights, step)
+    return weights_file(config, checkpoint_step(config)), config
+
+
+def config_of_run(run: Path, weights: str, step: int | str) -> RunConfig:
+    """The configuration of a run directory, which names this checkpoint of it. UserError if it is none."""
+    recorded = run / "config.yaml"
+    if not recorded.exists():
+        raise UserError(f"{run} is neither a run directory (config.yaml) nor an exported folder ({EXPORTED})")
+    # The run may have been moved since its configuration was written.
+    place = {"root": str(run.resolve().parent), "name": run.resolve().name}
+    overrides = {"run": place, "sample": {"weights": weights, "step": step}}
+    return parse_config(merge(read_yaml(recorded), overrides), where=str(recorded))
+
+
+def pin_weights(file: Path, control: Path, name: str = PINNED) -> None:
     """Keep the weights of a job at hand in its control directory, by a link where that is possible.
 
     Training may retire their checkpoint between the submission of the job and its start. Raises OSError.
     """
-    pinned, partial = control / PINNED, control / f".{PINNED}.{os.getpid()}"
+    pinned, partial = control / name, control / f".{name}.{os.getpid()}"
     control.mkdir(parents=True, exist_ok=True)
     link_or_copy(file, partial)
     partial.replace(pinned)
@@ -120,7 +155,8 @@ def pin_weights(file: Path, control: Path) -> None:
 
 def unpin_weights(control: Path) -> None:
     """Remove what `pin_weights` has made."""
-    (control / PINNED).unlink(missing_ok=True)
+    for name in (PINNED, PINNED_GUIDE):
+        (control / name).unlink(missing_ok=True)
 
 
 def job_weights(config: RunConfig, control: Path) -> tuple[int, Path]:

@@ -2,14 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fm_core.errors import UserError
-from fm_core.method.guidance import guided_velocity
+from fm_core.method.guidance import autoguided_velocity, guided_velocity
 from fm_core.method.ode import Solution, Solver, forwards_per_call, solve
-from fm_core.method.types import NoiseSource, Velocity
+from fm_core.method.types import Interval, NoiseSource, Velocity
 from fm_core.sampling.checkpoint_source import Model
 from fm_core.sampling.compiled_network import matmul_precision
 from fm_core.sampling.solver_check import check_solver
@@ -23,26 +24,35 @@ class Draw:
     solver: Solver
     seed: int
     guidance: float = 1.0
-    """Scale of classifier-free guidance; 1 is none."""
-    classes: Sequence[int] = ()
-    """Classes assigned to image indices in turn; empty for random ones."""
+    """Scale of guidance, by the model's guide if it has one, else classifier-free; 1 is none."""
+    classes: Sequence[int | str] = ()
+    """Numbers of the classes to sample; empty for all."""
     tf32: bool = False
     """Whether float32 products and convolutions use TF32 on a GPU."""
+    guidance_interval: Interval | None = None
+    """The interval of t in which to guide; None: everywhere."""
+    class_mode: Literal["drawn", "balanced", "in-turn"] | None = None
+    """How image indices get the classes, as sample.class_mode."""
 
     def check(self, model: Model) -> None:
         """Check the request against the model. Raises UserError for what the model cannot do."""
-        if not model.conditional and (self.guidance != 1 or self.classes):
-            key = "sample.guidance" if self.guidance != 1 else "sample.classes"
-            raise UserError(f"{key}: the model was trained without classes (model.class_conditional)")
+        classifier_free = self.guidance != 1 and model.guide is None
+        if not model.conditional and (classifier_free or self.classes or self.class_mode):
+            key = "guidance" if classifier_free else "classes" if self.classes else "class_mode"
+            raise UserError(f"sample.{key}: the model was trained without classes (model.class_conditional)")
         # Files of earlier versions do not record label dropout.
-        if self.guidance != 1 and model.recipe.get("train", {}).get("label_dropout") == 0:
+        if classifier_free and model.recipe.get("train", {}).get("label_dropout") == 0:
             raise UserError(
                 "sample.guidance: the model was trained without label dropout, so it has no unconditional "
                 "field; use one that was trained with train.label_dropout, e.g. 0.1"
             )
-        unknown = [number for number in self.classes if not 0 <= number < model.classes]
-        if unknown:
-            raise UserError(f"sample.classes: {unknown[0]} is not in 0 .. {model.classes - 1}")
+        for number in self.classes:
+            if isinstance(number, str):
+                raise UserError(
+                    f"sample.classes: {number!r}: names are in the data set, which is not there; give numbers"
+                )
+            if not 0 <= number < model.classes:
+                raise UserError(f"sample.classes: {number} is not in 0 .. {model.classes - 1}")
         check_solver(self.solver, model.objective, model.coupling)
 
     def noise(self, model: Model, indices: Sequence[int], device: torch.device = CPU) -> Tensor:
@@ -62,9 +72,27 @@ class Draw:
         """The class of each image, int64 [n]; None for an unconditional model."""
         if not model.conditional:
             return None
-        if self.classes:
-            return torch.tensor([self.classes[index % len(self.classes)] for index in indices])
-        return (self._random(model).uniform(Purpose.CLASS, indices) * model.classes).long()
+        classes = torch.tensor([int(number) for number in self.classes or range(model.classes)])
+        mode = self.class_mode or ("in-turn" if self.classes else "drawn")
+        if mode == "in-turn":
+            places = torch.tensor(indices) % len(classes)
+        elif mode == "drawn":
+            places = (self._random(model).uniform(Purpose.CLASS, indices) * len(classes)).long()
+        else:
+            places = self._balanced(model, torch.tensor(indices), len(classes))
+        return classes[places]
+
+    def _balanced(self, model: Model, indices: Tensor, count: int) -> Tensor:
+        """A number below `count` for each index, int64 [n]: each once in a block of `count` indices.
+
+        The order in a block is that of the uniform numbers of its indices, so that it depends on the seed and
+        the index alone, and any number of images that is a multiple of `count` is exactly balanced.
+        """
+        blocks = indices.div(count, rounding_mode="floor")
+        first, last = int(blocks.min()), int(blocks.max())
+        positions = range(first * count, (last + 1) * count)
+        uniform = self._random(model).uniform(Purpose.CLASS, positions)
+        return uniform.view(-1, count).argsort(dim=1, stable=True)[blocks - first, indices % count]
 
     def _random(self, model: Model) -> KeyedRandom:
         return KeyedRandom(model.generator, self.seed, Domain.SAMPLES)
@@ -94,9 +122,14 @@ class Draw:
 
     def velocity(self, model: Model, labels: Tensor | None) -> Velocity:
         """The velocity field that transports noise to images of these classes."""
+        plain, interval = model.objective.velocity(model.network, labels), self.guidance_interval
+        if model.guide is not None:
+            guide = model.guide
+            weaker = guide.objective.velocity(guide.network, labels if guide.conditional else None)
+            return autoguided_velocity(plain, weaker, self.guidance, interval)
         if labels is None or self.guidance == 1:
-            return model.objective.velocity(model.network, labels)
-        return guided_velocity(model.objective, model.network, labels, self.guidance)
+            return plain
+        return guided_velocity(model.objective, model.network, labels, self.guidance, interval=interval)
 
 
 @dataclass(frozen=True)
@@ -109,13 +142,15 @@ class GeneratedBatch:
     labels: Tensor | None
     """int64 [n]: the requested classes; None for an unconditional model."""
     nfe: int
-    """Network evaluations (NFE) per image."""
+    """Network evaluations (NFE) per image, of all networks."""
     accepted: int | None
     rejected: int | None
     forwards: int
-    """Network evaluations per evaluation of the field: two with guidance."""
+    """Network evaluations per evaluation of the field: two with guidance, inside its interval."""
     trajectory: Tensor | None = None
     """uint8 [T, n, channels, height, width], at the requested times."""
+    guide_nfe: int = 0
+    """Of nfe, the evaluations of the weaker network of autoguidance."""
 
 
 def generate(
@@ -147,6 +182,7 @@ def generate(
         rejected=solution.rejected,
         forwards=forwards_per_call(velocity),
         trajectory=trajectory,
+        guide_nfe=solution.guide_nfe,
     )
 
 

@@ -1,6 +1,7 @@
 """What a set of samples depends on: its request from the configuration, its protocol and its key."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,15 @@ def draw_of(config: RunConfig) -> Draw:
     """The sampling request of the sample section. Raises UserError as `solver_of`."""
     sample = config.sample
     tf32 = sample.precision == "tf32"
-    return Draw(solver_of(config), sample.seed, sample.guidance, sample.classes, tf32)
+    return Draw(
+        solver_of(config),
+        sample.seed,
+        sample.guidance,
+        sample.classes,
+        tf32,
+        guidance_interval=sample.guidance_interval,
+        class_mode=sample.class_mode,
+    )
 
 
 def solver_of(config: RunConfig) -> Solver:
@@ -36,9 +45,24 @@ def solver_of(config: RunConfig) -> Solver:
     )
 
 
-def protocol_of(config: RunConfig, weights_sha256: str, generator: GeneratorName) -> dict[str, Any]:
-    """Everything that changes the pixels of a set of samples, except for the machine's float arithmetic."""
-    guidance, classes = config.sample.guidance, list(config.sample.classes)
+def protocol_of(
+    config: RunConfig,
+    weights_sha256: str,
+    generator: GeneratorName,
+    guide: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Everything that changes the pixels of a set of samples, except for the machine's float arithmetic.
+
+    `guide` is the record of the weaker model that guides, if there is one (`Model.guide_record`). What has
+    its default is absent, as in the records of earlier versions.
+    """
+    sample, classes = config.sample, list(config.sample.classes)
+    guided = {
+        "guidance": sample.guidance,
+        **({"guidance_interval": list(sample.guidance_interval)} if sample.guidance_interval else {}),
+        **({"guide": dict(guide)} if guide else {}),
+    }
+    mode = sample.class_order
     return {
         "weights": weights_name(config),
         "weights_sha256": weights_sha256,
@@ -47,8 +71,9 @@ def protocol_of(config: RunConfig, weights_sha256: str, generator: GeneratorName
         "seed": config.sample.seed,
         **generator_record(generator),
         **solver_of(config).record,
-        **({"guidance": guidance} if guidance != 1 else {}),
+        **(guided if sample.guidance != 1 else {}),
         **({"classes": classes} if classes else {}),
+        **({"class_mode": mode} if mode != ("in-turn" if classes else "drawn") else {}),
         "dtype": {"fp32": "float32", "tf32": "tf32", "bf16": "bfloat16"}[config.sample.precision],
     }
 
@@ -64,5 +89,10 @@ def sample_key(config: RunConfig, protocol: dict[str, Any]) -> str:
     solver = solver_of(config)
     accuracy = f"{solver.steps}" if solver.steps else f"{solver.rtol:.0e}"
     accuracy += "" if solver.grid == UNIFORM else f"-{solver.grid.name}"
-    guided = f"-guided-{config.sample.guidance:g}" if config.sample.guidance != 1 else ""
+    sample = config.sample
+    guided = (
+        f"-{'auto' if sample.guide.named else ''}guided-{sample.guidance:g}" if sample.guidance != 1 else ""
+    )
+    if guided and sample.guidance_interval:
+        guided += "-in-{:g}-{:g}".format(*sample.guidance_interval)
     return f"{weights_name(config)}-{solver.method}-{accuracy}{guided}-{fingerprint(protocol)[:6]}"

@@ -37,11 +37,13 @@ class SampleShard(Section):
     images: int
     block: Block
     nfe: int
-    """Network evaluations (NFE) per image of this batch."""
+    """Network evaluations (NFE) per image of this batch, of all networks."""
     accepted: int | None
     rejected: int | None
     forwards: int = 1
-    """Network evaluations per evaluation of the field: two with guidance."""
+    """Network evaluations per evaluation of the field: two with guidance, inside its interval."""
+    guide_nfe: int = 0
+    """Of nfe, the evaluations of the weaker network of autoguidance."""
 
 
 class SampleSet:
@@ -95,6 +97,7 @@ class SampleSet:
             accepted=batch.accepted,
             rejected=batch.rejected,
             forwards=batch.forwards,
+            guide_nfe=batch.guide_nfe,
         )
         self.store.write_bytes(_sidecar(number), record.model_dump_json(indent=1).encode())
         self._records[number] = record

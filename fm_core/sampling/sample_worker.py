@@ -5,7 +5,6 @@ Ranks do not communicate: rank r makes batches r, r + ranks, ... and skips those
 
 import os
 import time
-from dataclasses import replace
 
 import torch
 
@@ -15,8 +14,8 @@ from fm_core.launch.worker_main import Rank
 from fm_core.run.progress import Progress, RateMeter
 from fm_core.run.status import write_status
 from fm_core.sampling.checkpoint_source import job_weights, load_model
-from fm_core.sampling.compiled_network import accelerated
 from fm_core.sampling.generate import generate, time_grid
+from fm_core.sampling.guide_model import accelerated_model, with_guide
 from fm_core.sampling.sample_protocol import draw_of, protocol_of
 from fm_core.sampling.sample_store import SampleSet
 
@@ -30,9 +29,10 @@ def sample(config: RunConfig, rank: Rank) -> None:
     """Make this rank's share of the missing batches."""
     device = torch.device("cuda", rank.local) if torch.cuda.is_available() else torch.device("cpu")
     step, weights = job_weights(config, rank.control)
-    model = load_model(weights, device, config)
-    model = replace(model, network=accelerated(model.network, config.sample))
-    samples = SampleSet(config, step, protocol_of(config, model.weights_sha256, model.generator))
+    model = with_guide(load_model(weights, device, config), config, device, rank.control)
+    model = accelerated_model(model, config.sample)
+    protocol = protocol_of(config, model.weights_sha256, model.generator, model.guide_record)
+    samples = SampleSet(config, step, protocol)
     draw = draw_of(config)
     report = _Reporter(samples, rank)
     for number in range(rank.number, samples.batches, rank.count):

@@ -31,7 +31,8 @@ from fm_core.run.resource_limits import available_cores
 from fm_core.run.results import StageResult
 from fm_core.run.stage_runner import run_stage_function
 from fm_core.run.stop_file import mark_obeyed, pending_request, refuse_pending_request
-from fm_core.sampling.checkpoint_source import pin_weights, unpin_weights
+from fm_core.sampling.checkpoint_source import PINNED_GUIDE, pin_weights, unpin_weights
+from fm_core.sampling.guide_model import guide_file, used_guide
 from fm_core.stages.resolve import resolve
 from fm_core.storage.atomic_files import read_json, write_json, write_text
 
@@ -133,6 +134,8 @@ def _run_parts(
         )
         if evaluation.of_model:
             pin_weights(evaluation.weights, job.control)
+        if evaluation.of_model and used_guide(config):
+            pin_weights(guide_file(config), job.control, PINNED_GUIDE)
         supervise(job, observe)
         unpin_weights(job.control)
         return

@@ -15,6 +15,7 @@ from fm_core.launch.online_eval import MIN_IMAGES, check_online_eval
 from fm_core.method.solver import Solver
 from fm_core.models.build import build_meta_network, build_method
 from fm_core.run.directory import RunDirectory
+from fm_core.sampling.guide_model import guide_config, guide_file, used_guide
 from fm_core.sampling.sample_protocol import solver_of
 from fm_core.sampling.solver_check import check_solver
 from fm_core.stages.resolve import resolve
@@ -111,5 +112,20 @@ def _check_samples(config: RunConfig, trained_here: bool, scored: bool) -> None:
         raise UserError(
             f"sample.step {config.sample.step}: this run ends at step {steps}; use fm sample for other steps"
         )
+    _check_guidance(config, trained_here)
     if scored and config.sample.images < MIN_IMAGES:
         raise UserError(f"sample.images {config.sample.images}: scores need at least {MIN_IMAGES} images")
+
+
+def _check_guidance(config: RunConfig, trained_here: bool) -> None:
+    """Check that samples can be guided; the weights of another run must be there. Raises UserError."""
+    if used_guide(config):
+        if config.sample.guide.run is not None and guide_config(config) is None:
+            guide_file(config)
+        return
+    own = trained_here and not config.sample.weights.endswith(".safetensors")
+    if own and config.sample.guidance != 1 and not config.train.label_dropout:
+        raise UserError(
+            f"sample.guidance {config.sample.guidance:g}: it needs model.class_conditional: true and "
+            "train.label_dropout, e.g. 0.1; without them, name a weaker model under sample.guide"
+        )

@@ -17,6 +17,7 @@ from fm_core.run.progress import Observer, Progress, no_progress
 from fm_core.run.results import StageResult
 from fm_core.run.stage_runner import run_stage_function
 from fm_core.sampling.checkpoint_source import checkpoint_step, load_model, weights_file
+from fm_core.sampling.guide_model import guide_record
 from fm_core.sampling.sample_protocol import protocol_of
 from fm_core.sampling.sample_store import SampleSet
 from fm_core.stages.resolve import resolve
@@ -39,7 +40,8 @@ def _report(config: RunConfig, run: RunDirectory, observe: Observer) -> StageRes
     metrics = read_lines(run.metrics)
     step = checkpoint_step(config)
     model = load_model(weights_file(config, step), torch.device("cpu"), config)
-    samples = SampleSet(config, step, protocol_of(config, model.weights_sha256, model.generator))
+    protocol = protocol_of(config, model.weights_sha256, model.generator, guide_record(config))
+    samples = SampleSet(config, step, protocol)
     done = samples.done()
     if done is None or not metrics:
         raise UserError(f"{samples.store.url} is not complete; run fm sample first")

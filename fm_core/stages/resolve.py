@@ -6,6 +6,7 @@ config.yaml records, whatever a later version would derive.
 """
 
 import json
+from collections.abc import Sequence
 from typing import Any, cast
 
 from fm_core.config import RunConfig
@@ -19,6 +20,7 @@ from fm_core.config.derived_defaults import (
     with_generator,
     with_values_of,
 )
+from fm_core.config.tree import did_you_mean
 from fm_core.data.dataset_builder import read_complete
 from fm_core.data.manifest import MANIFEST_NAME, Manifest, Recipe, load_manifest
 from fm_core.data.shard_plan import PLAN_NAME, make_plan, source_url
@@ -38,6 +40,40 @@ def resolve(config: RunConfig, from_source: bool = False) -> RunConfig:
     Raises UserError, with `from_source`, if neither the data set nor its source is there, or if there is
     another data set.
     """
+    return _with_class_numbers(_with_absent_keys(config, from_source))
+
+
+def _with_class_numbers(config: RunConfig) -> RunConfig:
+    """The configuration with the number of each class that sample.classes names, if the data set is there.
+
+    A name that is no class but a number is that number. Raises UserError for other names, and ambiguous ones.
+    """
+    if not any(isinstance(name, str) for name in config.sample.classes):
+        return config
+    try:
+        names = load_manifest(config.data.root, config.data.name).class_names or ()
+    except UserError:
+        return config  # the stage itself says what is missing
+    numbers = tuple(_class_number(name, names) for name in config.sample.classes)
+    return config.model_copy(update={"sample": config.sample.model_copy(update={"classes": numbers})})
+
+
+def _class_number(name: int | str, names: Sequence[str]) -> int:
+    if isinstance(name, int):
+        return name
+    matches = [number for number, each in enumerate(names) if each == name]
+    if len(matches) > 1:
+        raise UserError(f"sample.classes: the classes {matches} are all named {name!r}; give a number")
+    if not matches and name.isdecimal():
+        return int(name)
+    if not matches:
+        raise UserError(
+            f"sample.classes: no class of the data set is named {name!r}{did_you_mean(name, names)}"
+        )
+    return matches[0]
+
+
+def _with_absent_keys(config: RunConfig, from_source: bool) -> RunConfig:
     bound = RunDirectory(config).bound_config()
     config = with_generator(config, bound)
     if not absent_keys(config):

@@ -1,18 +1,23 @@
 """The sample stage: from a checkpoint to images."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fm_core.config import RunConfig
+from fm_core.data.manifest import load_manifest
+from fm_core.errors import UserError
 from fm_core.launch.supervisor import StageJob, supervise
-from fm_core.report.image_grids import animation, grid, png, strip
+from fm_core.models.flops import flops_per_image
+from fm_core.report.image_grids import animation, grid, name_rows, png, strip
 from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Observer, Progress, no_progress
 from fm_core.run.results import StageResult
 from fm_core.run.stage_runner import run_stage_function
 from fm_core.sampling.checkpoint_source import (
+    PINNED_GUIDE,
     Model,
     check_run,
     checkpoint_step,
@@ -21,8 +26,9 @@ from fm_core.sampling.checkpoint_source import (
     unpin_weights,
     weights_file,
 )
+from fm_core.sampling.guide_model import guide_config, guide_file, guide_step, used_guide, with_guide
 from fm_core.sampling.sample_protocol import draw_of, protocol_of, solver_of
-from fm_core.sampling.sample_store import SampleSet
+from fm_core.sampling.sample_store import SampleSet, SampleShard
 from fm_core.stages.resolve import resolve
 from fm_core.training.posthoc_ema import make_average
 
@@ -50,12 +56,15 @@ def _sample(config: RunConfig, run: RunDirectory, observe: Observer) -> StageRes
     make_average(config, step)
     # All ranks must use the same checkpoint, even if training adds one meanwhile.
     config = config.model_copy(update={"sample": config.sample.model_copy(update={"step": step})})
+    config = _with_guide_step(config)
     weights = weights_file(config, step)
     model = load_model(weights, torch.device("cpu"), config)
     check_run(config, model, step)
+    model = with_guide(model, config, torch.device("cpu"))
     draw.check(model)
     run.begin()
-    samples = SampleSet(config, step, protocol_of(config, model.weights_sha256, model.generator))
+    protocol = protocol_of(config, model.weights_sha256, model.generator, model.guide_record)
+    samples = SampleSet(config, step, protocol)
     missing = samples.problems()
     grids = all(samples.store.size(name) for name in _grid_files(samples))
     state = "verified" if not missing and samples.done() and grids else "done"
@@ -74,10 +83,12 @@ def _sample(config: RunConfig, run: RunDirectory, observe: Observer) -> StageRes
             complete=lambda: not samples.problems(),
         )
         pin_weights(weights, samples.control)
+        if model.guide:
+            pin_weights(guide_file(config), samples.control, PINNED_GUIDE)
         supervise(job, observe)
         unpin_weights(samples.control)
     if state == "done":
-        _finish(samples, model, step)
+        _finish(samples, model, step, _class_names(config))
     nfe = (samples.done() or {})["nfe"]["mean"]
     observe(Progress("sample", samples.images, samples.images, "images", f"NFE {nfe:.0f}"))
     return StageResult(
@@ -95,6 +106,25 @@ def _sample(config: RunConfig, run: RunDirectory, observe: Observer) -> StageRes
     )
 
 
+def _with_guide_step(config: RunConfig) -> RunConfig:
+    """The configuration with the step of the weaker model's checkpoint, whose weights are made if need be."""
+    named = guide_config(config) if used_guide(config) else None
+    if named is None:
+        return config
+    step = guide_step(named)
+    make_average(named, step)
+    guide = config.sample.guide.model_copy(update={"step": step})
+    return config.model_copy(update={"sample": config.sample.model_copy(update={"guide": guide})})
+
+
+def _class_names(config: RunConfig) -> Sequence[str]:
+    """The names of the classes of the data set, if it is there and has names."""
+    try:
+        return load_manifest(config.data.root, config.data.name).class_names or ()
+    except UserError:
+        return ()
+
+
 def _grid_files(samples: SampleSet) -> list[str]:
     return ["grid.png", *(["trajectory.png", "trajectory-animated.png"] if samples.trajectories else [])]
 
@@ -103,11 +133,14 @@ def _trajectory_path(samples: SampleSet) -> dict[str, str]:
     return {"trajectory": f"{samples.store.url}/trajectory.png"} if samples.trajectories else {}
 
 
-def _finish(samples: SampleSet, model: Model, step: int) -> None:
+def _finish(samples: SampleSet, model: Model, step: int, class_names: Sequence[str]) -> None:
     scale = max(1, 32 // model.image_shape[1])
     levels = model.quantizer.levels
-    images, columns = _grid_images(samples, model)
-    samples.store.write_bytes("grid.png", png(grid(images, levels, columns, scale)))
+    images, columns, rows = _grid_images(samples, model)
+    sheet = grid(images, levels, columns, scale)
+    if rows:
+        sheet = name_rows(sheet, [class_names[row] if row < len(class_names) else str(row) for row in rows])
+    samples.store.write_bytes("grid.png", png(sheet))
     trajectory = samples.trajectory()
     if trajectory is not None:
         samples.store.write_bytes("trajectory.png", png(strip(trajectory, levels, STRIP_COLUMNS, scale)))
@@ -120,12 +153,29 @@ def _finish(samples: SampleSet, model: Model, step: int) -> None:
         "forwards_per_evaluation": shards[0].forwards,
         "accepted": [shard.accepted for shard in shards],
         "rejected": [shard.rejected for shard in shards],
+        **_guided_cost(samples, model, shards),
     }
     samples.finish({"step": step, "images": samples.images, "nfe": nfe, "data_version": model.data_version})
 
 
-def _grid_images(samples: SampleSet, model: Model) -> tuple[Tensor, int]:
-    """The first images and the number per row; with classes, a row for each of the first ten classes."""
+def _guided_cost(samples: SampleSet, model: Model, shards: Sequence[SampleShard]) -> dict[str, float]:
+    """FLOPs per image of guided samples, and how many of the evaluations are those of a weaker network."""
+    if "guidance" not in samples.protocol:
+        return {}
+    total = sum(shard.nfe * shard.images for shard in shards) / samples.images
+    of_guide = sum(shard.guide_nfe * shard.images for shard in shards) / samples.images
+    flops = (total - of_guide) * flops_per_image(model.network, model.image_shape)
+    if model.guide is None:
+        return {"flops_per_image": flops}
+    flops += of_guide * flops_per_image(model.guide.network, model.image_shape)
+    return {"guide_mean": of_guide, "flops_per_image": flops}
+
+
+def _grid_images(samples: SampleSet, model: Model) -> tuple[Tensor, int, list[int]]:
+    """The first images, the number per row, and the class of each row.
+
+    With classes there is a row for each of the first ten; else the rows have no class.
+    """
     rows: dict[int, list[Tensor]] = {}
     first: list[Tensor] = []
     for number in range(samples.batches):
@@ -143,4 +193,4 @@ def _grid_images(samples: SampleSet, model: Model) -> tuple[Tensor, int]:
     blank = torch.zeros(model.image_shape, dtype=torch.uint8)
     for _, row in sorted(rows.items()):
         first += row + [blank] * (GRID_COLUMNS - len(row))
-    return torch.stack(first), GRID_COLUMNS
+    return torch.stack(first), GRID_COLUMNS, sorted(rows)

@@ -21,7 +21,7 @@ from typing import Any
 
 from fm_core.checkpoint.catalog import CheckpointCatalog
 from fm_core.checkpoint.format import checkpoint_directories, fingerprint_of, link_weights
-from fm_core.config import LaunchSection, RunConfig, StochasticSection, load_config, merge
+from fm_core.config import GuideSection, LaunchSection, RunConfig, StochasticSection, load_config, merge
 from fm_core.errors import LeaseLostError, StopRequested, UserError
 from fm_core.launch.online_eval import online_eval_directory, read_online_scores, scores_file
 from fm_core.output import log_to_stderr
@@ -154,6 +154,8 @@ def _scoring_config(config: RunConfig, step: int) -> RunConfig:
             "root": None,
             **{"grid": "uniform", "grid_rho": None, "grid_shift": None, "grid_bounds": None},
             "stochastic": StochasticSection().model_dump(),
+            # The weaker model may be an earlier checkpoint, which is not among these.
+            **({"guide": GuideSection().model_dump(), "guidance": 1.0} if config.sample.guide.named else {}),
             **(dict.fromkeys(("rtol", "atol", "error_norm")) if online.steps else {}),
         },
     }

@@ -89,6 +89,9 @@ def test_a_grid_has_a_row_for_each_class(run):
     labels = torch.cat([samples.read_labels(number) for number in range(samples.batches)]).tolist()
     with Image.open(folder / "grid.png") as grid:
         picture = torch.from_numpy(np.array(grid))
+    margin, picture = picture[:, : -8 * 9 * 4], picture[:, -8 * 9 * 4 :]
+    names = margin.unfold(0, 36, 36).flatten(1).amax(1)
+    assert (names > 0).all()  # the name of its class beside each row
     sheet = picture[::4, ::4].unfold(0, 9, 9).unfold(1, 9, 9)  # a line of one pixel right of and below each
     assert torch.equal(picture, picture[::4, ::4].repeat_interleave(4, 0).repeat_interleave(4, 1))
     assert sheet.shape[:2] == (len(set(labels)), 8)
