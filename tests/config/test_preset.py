@@ -2,7 +2,8 @@
 
 import pytest
 
-from fm_core.config import RunConfig, config_class
+from fm_core.config import RunConfig, config_class, load_config
+from tests.support import ROOT
 
 PRESET = RunConfig.model_validate(
     {
@@ -67,3 +68,35 @@ def test_a_caller_sets_launch_kind_debug_over_a_preset():
     """Sections of the generated class equal no section of the class that they come from."""
     kind = MADE.model_validate({"launch": {"kind": "debug"}}).launch.kind
     assert kind == "debug"
+
+
+CONDITIONAL = {
+    "digits": {
+        "model": {"class_conditional"},
+        "train": {"label_dropout", "keep_every_images"},
+        "sample": {"class_mode", "guidance", "guidance_interval"},
+    },
+    "imagenet64": {
+        "model": {"class_conditional"},
+        "train": {"label_dropout", "ema_power_widths", "snapshot_images"},
+        "sample": {"class_mode", "solver", "steps"},
+    },
+}
+
+
+@pytest.mark.parametrize("name", CONDITIONAL)
+def test_a_conditional_preset_differs_from_the_unconditional_one_in_what_it_names(name):
+    plain, conditional = (
+        load_config(ROOT / "infra" / "configs" / f"{file}.yaml").model_dump()
+        for file in (name, f"{name}-conditional")
+    )
+    changed = {
+        section: {key for key in plain[section] if plain[section][key] != conditional[section][key]}
+        for section in plain
+    }
+    assert {section: keys for section, keys in changed.items() if keys} == CONDITIONAL[name] | {
+        "run": {"name"}
+    }
+    assert conditional["model"]["class_conditional"]
+    assert conditional["train"]["label_dropout"] == 0.1
+    assert conditional["sample"]["images"] % {"digits": 10, "imagenet64": 1000}[name] == 0
