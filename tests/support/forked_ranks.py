@@ -24,7 +24,7 @@ from fm_core.launch.worker_main import Rank, load_worker
 from fm_core.run.progress import Observer
 from fm_core.storage.atomic_files import read_json, write_text
 from tests.support import ROOT
-from tests.support.forked_rank_group import PADDING, ROOM
+from tests.support.forked_rank_group import PADDING, SPACE_BYTES
 
 VARIABLES = {
     "PYTHONPATH": str(ROOT),
@@ -39,7 +39,7 @@ VARIABLES = {
 def _server() -> subprocess.Popen[str]:
     """The server of this process; it ends when its standard input is closed."""
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.support.rank_server", "x" * ROOM],
+        [sys.executable, "-m", "tests.support.rank_server", "x" * SPACE_BYTES],
         env={**os.environ, **VARIABLES, **PADDING},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
