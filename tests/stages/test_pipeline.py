@@ -50,9 +50,9 @@ def test_a_stage_prints_its_result_and_paths(tiny, stage):
     called = tiny.first[stage]
     head, *paths = called.out.splitlines()
     if stage == "evaluate":
-        *paths, sentence, note = paths
-        assert sentence.strip().startswith("protocol: ")
-        assert "BibTeX" in note or "note" in note
+        statement, note, *paths = paths
+        assert statement.startswith("  protocol: ")
+        assert note.startswith("  BibTeX: note = {")
     assert re.match(rf"{stage} done in [\d.]+ s: \S", head)
     for line in paths:
         _, _, path = line.strip().partition(": ")
@@ -242,7 +242,7 @@ def test_what_was_not_asked_for_is_absent(tiny):
     path.unlink()
     assert made.state == "done"
     asked = {"protocol", "step", "images_seen", "seconds", "schema", "nfe", "classifier", "recognised"}
-    distances = {"frechet_distance", "frechet_distance_of_held_out"}
+    distances = {"frechet_distance", "frechet_distance_of_held_out", "frechet_distance_ratio"}
     assert scores.keys() - asked == distances
     assert "likelihood" not in scores["protocol"]
     assert "bits_per_dim" not in made.counts
