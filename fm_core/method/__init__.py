@@ -6,12 +6,13 @@ called as network(t, x, label). Time and path arithmetic are float32 or better. 
 Lipman et al., "Flow Matching for Generative Modeling" (arXiv 2210.02747).
 
 * paths, affine: alpha_t, sigma_t, their derivatives and the interval of t.
-* objectives, cnf_objective: losses, and the velocity that a prediction stands for; the second is the
-  maximum-likelihood objective. compatibility: which objective is defined on which path.
-* couplings, minibatch_ot: which x0 goes with which x1. timestep_samplers: the distribution of t in training.
-* solver, time_grid: solvers and the times of their steps, with all settings. ode: solutions, NFE and
-  trajectories. step_loop, multistep_solvers, stochastic_samplers: fixed steps on a grid.
-* denoiser: E[x1 | x_t] and E[x0 | x_t] from a velocity. guidance: classifier-free guidance of a velocity.
-* likelihood, divergence: log-densities. bits_per_dim, dequantization: the same for uint8 images.
-* registry: parts by their names in configuration files, or by import path. types: shared type aliases.
+* objectives, cnf_objective: losses, and the velocity implied by a prediction; cnf_objective has the
+  maximum-likelihood objective. compatibility: the paths on which each objective is defined.
+* couplings, minibatch_ot: pairing of x0 with x1. timestep_samplers: the distribution of t in training.
+* solver, time_grid: settings of solvers and of their step times. ode: ODE solutions, NFE and trajectories.
+  step_loop, multistep_solvers, stochastic_samplers: fixed-step methods on a time grid.
+* denoiser: E[x1 | x_t] and E[x0 | x_t] from a velocity. guidance: guidance of a velocity, classifier-free or
+  by a weaker model.
+* likelihood, divergence: log-densities. bits_per_dim, dequantization: likelihoods of uint8 images.
+* registry: lookup of components by configuration name or import path. types: shared type aliases.
 """

@@ -14,8 +14,8 @@ class Affine(Path):
     """A path x_t = alpha(t) x1 + sigma(t) x0 from two arbitrary functions of t.
 
     Args:
-        alpha: function of t, [N] -> [N], made of torch operations.
-        sigma: function of t, [N] -> [N], made of torch operations.
+        alpha: function of t, [N] -> [N], composed of torch operations.
+        sigma: function of t, [N] -> [N], composed of torch operations.
         interval: (start, end) inside [0, 1] on which both functions and their derivatives are finite.
         source_std: standard deviation of the ODE's source; by default sigma at the interval's start.
 

@@ -2,9 +2,9 @@
 
 With u uniform in the bin of each pixel, log p(x + u) is in expectation a lower bound on the log-probability
 of the pixels, and log (1/K) sum_k p(x + u_k) is a tighter one, provided that each log-density is exact. The
-noise of Hutchinson's estimator enters the exponential and biases the K-sample bound favorably, by as much as
-its entire gain if every draw has fresh probes. Therefore all K draws share their probes, and the number that
-is reported first has K = 1.
+noise of Hutchinson's estimator enters the exponential and biases the K-sample bound favorably; with fresh
+probes for every draw, this bias can be as large as the entire gain of the bound. Therefore all K draws share
+the same probes, and the primary reported value uses K = 1.
 """
 
 import math
@@ -83,11 +83,11 @@ class BitsSummary:
     value: float  # mean over the images
     stderr: float | None  # standard error of the mean; None for a single image
     images: int
-    probe_std: float | None  # of one image's value from one probe; None with fewer than two probes
+    probe_std: float | None  # of one image's single-probe value; None with fewer than two probes
 
 
 def summarize(bits: Tensor, per_probe: Tensor | None = None) -> BitsSummary:
-    """Mean and standard error of bits/dim [N]; standard deviation over probes from `per_probe` [N, P]."""
+    """Mean and standard error of bits/dim [N], and standard deviation over probes of `per_probe` [N, P]."""
     images = bits.shape[0]
     stderr = float(bits.std() / math.sqrt(images)) if images > 1 else None
     several = per_probe is not None and per_probe.shape[1] > 1

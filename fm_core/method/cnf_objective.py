@@ -2,7 +2,7 @@
 
 Chen et al. 2018, Grathwohl et al. 2019. The network predicts the velocity, as in flow matching, but the loss
 is -log p(x1), computed by solving the ODE from data to noise (likelihood.py) and differentiated by the
-adjoint method (a second ODE instead of stored activations).
+adjoint method, which solves a second ODE instead of storing activations.
 """
 
 from functools import partial
@@ -29,12 +29,12 @@ class MaximumLikelihood(Objective):
     under data parallelism the network must not contain collective operations (ZeRO stage 3 would hang).
 
     Args:
-        path: gives the interval and the source's standard deviation.
-        method, rtol, atol, steps: the solver of the forward and the adjoint ODE; as in `Solver`.
-        divergence: "hutchinson", one Rademacher probe per example, or "exact" for a few dimensions.
+        path: provides the interval and the source's standard deviation.
+        method, rtol, atol, steps: settings of the solver for the forward and the adjoint ODE, as in `Solver`.
+        divergence: "hutchinson" (one Rademacher probe per example) or "exact" (for a few dimensions only).
 
     Raises:
-        UserError: from `Solver`, or an unknown divergence.
+        UserError: `Solver` refuses the settings, or the divergence is unknown.
     """
 
     name: ClassVar[str] = "maximum-likelihood"
@@ -63,7 +63,7 @@ class MaximumLikelihood(Objective):
         """Accept the independent coupling only.
 
         Raises:
-            UserError: any other coupling: it would make the probe, the signs of x0, depend on x1.
+            UserError: the coupling is any other; the probe, which is the signs of x0, would depend on x1.
         """
         if not isinstance(coupling, Independent):
             raise UserError(
@@ -76,13 +76,13 @@ class MaximumLikelihood(Objective):
         return prediction
 
     def loss(self, network: Network, sample: PathSample, label: Tensor | None = None) -> Tensor:
-        """-log p(x1) / d of each example, [N]; uses x1, and the signs of x0 as the probe.
+        """Loss -log p(x1) / d of each example, [N], computed from x1 with the signs of x0 as the probe.
 
         The signs are Rademacher variables, keyed by stream position like x0 itself, and independent of x1
         under the independent coupling (`check_coupling`).
 
         Raises:
-            TypeError: the network is not a torch module: the adjoint method needs its parameters.
+            TypeError: the network is not a torch module; the adjoint method needs its parameters.
         """
         if not isinstance(network, nn.Module):
             raise TypeError(

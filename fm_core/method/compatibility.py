@@ -13,12 +13,12 @@ registry.py computes the table, and a test compares it with the text above):
 
 * A score or noise prediction is converted to a velocity by division by alpha_t. Where alpha_t = 0 the ODE
   cannot start at noise, and starting slightly later would draw from the wrong distribution, with the
-  network's error amplified by 1 / alpha_t: refused. ScoreFlow's weight g_t^2 is infinite there too, and it
-  must not be negative: noise may only increase towards t = 0, as in a diffusion.
+  network's error amplified by 1 / alpha_t, so such a path is refused. ScoreFlow's weight g_t^2 is infinite
+  there too, and it must not be negative: noise may only increase towards t = 0, as in a diffusion.
 * A data prediction is converted to a velocity by division by sigma_t. Stopping early only leaves noise of
-  standard deviation sigma_t on the sample, so the interval ends where sigma_t falls below 1e-3: an eighth of
-  an intensity level, and where the paper's epsilon ends the VP path.
-* Maximum likelihood ignores alpha_t and sigma_t; it uses the path's interval and source only.
+  standard deviation sigma_t on the sample, so the interval ends where sigma_t falls below 1e-3. This is an
+  eighth of an intensity level, and the value at which the paper's epsilon ends the VP path.
+* Maximum likelihood ignores alpha_t and sigma_t; it uses only the path's interval and source.
 """
 
 import torch
@@ -68,10 +68,10 @@ def require_diffusion_path(objective: str, path: Path) -> Interval:
 
 
 def truncate_at_sigma_floor(objective: str, path: Path) -> Interval:
-    """Return the path's interval, ended where sigma_t falls below SIGMA_FLOOR.
+    """Return the path's interval, truncated where sigma_t falls below SIGMA_FLOOR.
 
     Raises:
-        UserError: sigma_t is below SIGMA_FLOOR at the start already.
+        UserError: sigma_t is already below SIGMA_FLOOR at the start.
     """
     start, end = path.interval
 

@@ -1,7 +1,6 @@
 """Couplings: the joint distribution of noise x0 and data x1.
 
-A coupling pairs x0 with x1, both [N, ...]. It may reorder x0; x1, its label and its stream position stay
-where they are.
+A coupling pairs x0 with x1, both [N, ...]. It may reorder x0, but not x1, the labels or the stream positions.
 """
 
 from abc import ABC, abstractmethod
@@ -17,7 +16,7 @@ PairedBatch = tuple[Tensor, Tensor, Tensor | None]
 
 
 class Coupling(ABC):
-    """Base class of couplings; `name` is what configuration files call it.
+    """Base class of couplings; `name` identifies the coupling in configuration files.
 
     `block` is the number of consecutive stream positions that are paired among themselves. A micro-batch must
     begin at a multiple of `block` and hold complete blocks, so that the pairing does not depend on the number
@@ -26,21 +25,21 @@ class Coupling(ABC):
 
     name: ClassVar[str]
     ignores_labels: ClassVar[bool] = False
-    """Whether it pairs by the data whatever the labels, so that the noise of a class is not N(0, s^2 I)."""
+    """Whether it pairs by the data regardless of labels, so that a class's noise is not N(0, s^2 I)."""
     block: int = 1
 
     @abstractmethod
     def pair(self, x0: Tensor, x1: Tensor, label: Tensor | None = None) -> PairedBatch:
-        """Return (x0, x1, label) paired; shapes [N, ...], [N, ...], [N]."""
+        """Return the paired batch (x0, x1, label), of shapes [N, ...], [N, ...] and [N]."""
 
     def noise_order(self, x0: Tensor, x1: Tensor, label: Tensor | None = None) -> Tensor | None:
-        """The pairing as indices: `pair` returns x0[noise_order]; int64 [N], None where x0 stays as it is.
+        """The pairing as indices, int64 [N]: `pair` returns x0[noise_order]. None if x0 is not reordered.
 
-        Training needs no more, because it draws the noise of an image again on its device. By default the
-        rows that `pair` returns are looked up in x0.
+        Training needs only these indices, because the noise of each image is regenerated on its device. The
+        default implementation looks up in x0 the rows that `pair` returns.
 
         Raises:
-            UserError: `pair` returns a row that is not one of x0.
+            UserError: `pair` returns a row that is not in x0.
         """
         paired = self.pair(x0, x1, label)[0]
         places = {row.tobytes(): place for place, row in enumerate(x0.cpu().numpy())}
@@ -74,4 +73,4 @@ class Independent(Coupling):
         return x0, x1, label
 
     def noise_order(self, x0: Tensor, x1: Tensor, label: Tensor | None = None) -> None:
-        """None: x0 stays as it is."""
+        """Always None: x0 is not reordered."""

@@ -1,12 +1,12 @@
-"""Conditional means of data and noise that a velocity stands for on an affine path.
+"""Conditional means of data and noise, computed from a velocity on an affine path.
 
 On x_t = alpha_t x1 + sigma_t x0 the velocity is u = alpha' E[x1 | x_t] + sigma' E[x0 | x_t], so that
 
     E[x1 | x_t] = (sigma u - sigma' x) / delta,   E[x0 | x_t] = (alpha' x - alpha u) / delta,
     delta = alpha' sigma - alpha sigma' = alpha sigma d/dt log(alpha / sigma),
 
-whatever the network predicts. Nothing is divided by alpha or sigma, which vanish at the ends. Velocities
-under guidance are affine in the prediction too, so the means are those of the guided prediction.
+for every type of prediction. There is no division by alpha or sigma, which vanish at the ends. A guided
+velocity is affine in the prediction too, so its means are those of the guided prediction.
 """
 
 import math
@@ -23,13 +23,13 @@ SMALLEST_DELTA = 1e-12
 
 
 def round_time(t: float, dtype: torch.dtype) -> float:
-    """The time that a network sees for t with a state of this dtype."""
+    """Round t to the dtype of the state, as the network receives it."""
     return float(torch.tensor(t, dtype=dtype))
 
 
 @dataclass(frozen=True)
 class Coefficients:
-    """A path at one time, in float64."""
+    """Coefficients of a path at one time, in float64."""
 
     alpha: float
     sigma: float
@@ -58,7 +58,7 @@ class Coefficients:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation of a velocity, and what follows from it."""
+    """One evaluation of a velocity, with the conditional means that it determines."""
 
     x: Tensor  # [N, ...]
     velocity: Tensor  # [N, ...]
@@ -79,7 +79,7 @@ class Evaluation:
     def euler(self, to: Coefficients) -> Tensor:
         """One Euler step in the x1 form, alpha E[x1 | x_t] + sigma E[x0 | x_t] with alpha and sigma of `to`.
 
-        This is DDIM's step; on the OT path it is Euler's.
+        This is the DDIM step; on the OT path it equals the step of Euler's method.
         """
         at = self.at
         return self._combine(
@@ -92,7 +92,7 @@ class Evaluation:
 
 
 def coefficients_of_means(path: Path, t: float) -> Coefficients:
-    """The coefficients of a path at a time at which its velocity determines the conditional means.
+    """Return a path's coefficients at t, provided that the velocity determines the conditional means there.
 
     Raises:
         UserError: log-SNR does not increase at t.

@@ -1,6 +1,6 @@
 """Conversion between uint8 pixels and model inputs: scaling, dequantization, quantization, bits/dim offset.
 
-All four must agree, hence one class. A pixel k in 0 .. levels-1 owns the bin
+All four must agree, so one class implements them. A pixel k in 0 .. levels-1 corresponds to the bin
 [2 k / levels - 1, 2 (k + 1) / levels - 1) of [-1, 1). For 256 levels this is the paper's map
 x = 2^-7 (k + u) - 1 with its offset of 7 bits (eqs. 36 and 37). Training on k / 127.5 - 1 and evaluating with
 this map would shift the data by up to half a bin.
@@ -48,13 +48,13 @@ class Quantizer:
             pixels: uint8, any shape.
             u: uniform in [0, 1), the same shape.
         """
-        # u is rounded to the middle of one of 2^15 intervals: then k + u is exact in float32 (255.99999999
-        # is not) and quantize() always returns the pixel.
+        # Round u to the middle of one of 2^15 intervals, so that k + u is exact in float32 (255.99999999
+        # is not) and quantize() always returns the original pixel.
         u = (torch.floor(u.to(torch.float32) * 2**15) + 0.5) / 2**15
         return 2 * (self._as_float(pixels) + u) / self.levels - 1
 
     def quantize(self, x: Tensor) -> Tensor:
-        """The pixel whose bin holds x, uint8: floor((x + 1) levels / 2), clamped to 0 .. levels-1.
+        """The pixel whose bin contains x, uint8: floor((x + 1) levels / 2), clamped to 0 .. levels-1.
 
         Raises:
             ValueError: x contains a NaN, which would otherwise become a pixel.

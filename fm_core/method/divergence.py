@@ -1,6 +1,7 @@
 """The divergence div u = sum_i du_i / dx_i of a velocity: exact, or by Hutchinson's estimator.
 
-Both return one column per probe, [N, P], so that the variance over probes can be reported; exact means P = 1.
+Both return one column per probe, [N, P], so that the variance over probes can be reported. For the exact
+divergence P = 1.
 """
 
 from abc import ABC, abstractmethod
@@ -25,7 +26,7 @@ class Divergence(ABC):
         """Divergence [N, P] of u [N, ...], which was computed from x [N, ...] under autograd."""
 
     def with_velocity(self, velocity: Velocity, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (u [N, ...], div u [N, P]) at t scalar and x [N, ...], with one call of the velocity.
+        """Return (u [N, ...], div u [N, P]) at a scalar t and x [N, ...], with one call of the velocity.
 
         Differentiable where gradients are enabled, detached where they are not.
         """
@@ -40,7 +41,7 @@ class Divergence(ABC):
 
 @dataclass(frozen=True)
 class Exact(Divergence):
-    """The exact trace of the Jacobian, one backward pass per dimension: for small dimensions."""
+    """The exact trace of the Jacobian, by one backward pass per dimension; for few dimensions only."""
 
     @property
     def probe_count(self) -> int:
@@ -54,8 +55,8 @@ class Exact(Divergence):
         flat = u.flatten(1)
         trace = x.new_zeros(x.shape[0])
         for i in range(flat.shape[1]):
-            # Always retain the graph: with create_graph the caller differentiates again, else the next i
-            # does.
+            # Always retain the graph: the next i needs it and, with create_graph, the caller differentiates
+            # again.
             (row,) = torch.autograd.grad(
                 flat[:, i].sum(), x, create_graph=create_graph, retain_graph=True, materialize_grads=True
             )
@@ -67,7 +68,7 @@ class Exact(Divergence):
 class Hutchinson(Divergence):
     """Hutchinson's estimator E_z[z . (du/dx) z], eq. 34, with probes fixed for the entire solve.
 
-    A probe redrawn at each call makes the field noisy, and an adaptive solver then takes tiny steps.
+    Redrawing the probes at each call would make the field noisy and force adaptive solvers into tiny steps.
 
     Args:
         probes: [P, N, ...], entries of mean 0 and variance 1; Rademacher probes have the least variance.

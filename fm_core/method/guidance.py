@@ -23,10 +23,10 @@ class GuidedVelocity:
 
     Args:
         conditional: the velocity that is guided.
-        weaker: that of the same network without label, or that of a weaker model of the same path.
-        scale: 1 is the conditional velocity but for rounding.
-        interval: (low, high): both ends belong to it, as numbers in the precision of x. None: everywhere.
-        second_network: whether `weaker` is of another network, whose evaluations are counted apart.
+        weaker: the velocity of the same network without label, or of a weaker model on the same path.
+        scale: the guidance scale; 1 gives the conditional velocity up to rounding.
+        interval: (low, high), closed, with both ends rounded to the precision of x. None guides everywhere.
+        second_network: whether `weaker` uses another network, whose evaluations are counted separately.
 
     Raises:
         UserError: the scale is negative, or the interval does not increase.
@@ -51,7 +51,7 @@ class GuidedVelocity:
         return self.interval or ()
 
     def evaluations_at(self, t: Tensor, dtype: torch.dtype) -> Evaluations:
-        """Evaluations of the network and of the second one, per image, at t and for x of this dtype."""
+        """Evaluations per image of the network and of the second network, at t and for x of this dtype."""
         if self.interval is not None and not bool(self._guided(t, dtype, self.interval).any()):
             return 1, 0
         return (1, 1) if self.second_network else (2, 0)
@@ -76,7 +76,7 @@ class GuidedVelocity:
 
     @staticmethod
     def _guided(t: Tensor, dtype: torch.dtype, interval: Interval) -> Tensor:
-        """Whether t is in the interval, bool like t; the ends are rounded as the times of the solver are."""
+        """Whether t is in the interval, bool like t; the ends are rounded like the solver's times."""
         t = t.to(dtype)
         low, high = torch.tensor(interval, dtype=dtype, device=t.device)
         return (low <= t) & (t <= high)
@@ -94,12 +94,12 @@ def guided_velocity(
 
     Args:
         objective: the objective that the network was trained with.
-        network: trained with label dropout: with labels, and for part of the examples without.
+        network: a network trained with label dropout, that is, without labels for part of the examples.
         label: int64 [N].
-        scale: 1 is the plain conditional velocity, at one network evaluation per call; more trades diversity
-            for fidelity.
+        scale: 1 gives the conditional velocity, at one network evaluation per call; larger values trade
+            diversity for fidelity.
         null_label: what the network expects in place of a label: None, or int64 [N].
-        interval: the interval of t in which to guide, as of `GuidedVelocity`.
+        interval: the interval of t in which to guide, as in `GuidedVelocity`.
 
     Raises:
         UserError: the scale is negative, or the interval does not increase.
@@ -113,13 +113,13 @@ def guided_velocity(
 def autoguided_velocity(
     conditional: Velocity, weaker: Velocity, scale: float, interval: Interval | None = None
 ) -> Velocity:
-    """Velocity guided by that of a weaker model of the same path (Karras et al. 2024).
+    """Velocity guided by a weaker model on the same path (Karras et al. 2024).
 
     Args:
-        conditional: the velocity of the model; scale 1 returns it as it is.
-        weaker: the velocity of the weaker model, with the same labels; its objective may be another one.
+        conditional: the velocity of the model; scale 1 returns it unchanged.
+        weaker: the velocity of the weaker model, with the same labels; its objective may differ.
         scale: the guidance scale.
-        interval: the interval of t in which to guide, as of `GuidedVelocity`.
+        interval: the interval of t in which to guide, as in `GuidedVelocity`.
 
     Raises:
         UserError: the scale is negative, or the interval does not increase.

@@ -4,7 +4,7 @@ The ODE is solved from x1 at the end of the interval (data) back to its start (n
 
     log p(x1) = log N(x_start; 0, s^2 I) - integral of div u_t(x_t) dt over the interval,
 
-which is the exact log-density of the model: the pushforward of its source N(0, s^2 I) over its interval.
+which is the exact log-density of the model, the pushforward of its source N(0, s^2 I) over its interval.
 """
 
 import math
@@ -43,14 +43,14 @@ def log_density(
     Args:
         velocity: u(t, x), t scalar, x [N, ...]; must be differentiable in x.
         x1: [N, ...], float32 or better, at interval[1].
-        interval: (start, end) with start < end, the objective's; the ODE is solved from end to start.
+        interval: the objective's interval (start, end), start < end; the ODE is solved from end to start.
         solver: the ODE solver. Fixed-step Euler overestimates densities.
         divergence: Exact() or Hutchinson(probes).
         source_std: the path's source_std.
 
     Raises:
         ValueError: the interval is not increasing.
-        ArithmeticError: the solve failed, see `solve`.
+        ArithmeticError: the solver failed; see `solve`.
     """
     start, end = interval
     if not start < end:
@@ -63,19 +63,20 @@ def log_density(
         nonlocal nfe
         nfe += sum(evaluations_at(velocity, t, state[0].dtype))
         u, trace = divergence.with_velocity(velocity, t, state[0])
-        # Per dimension, so that the solver's tolerance is in nats per dimension: fewer steps, same result.
+        # Divide by the dimension so that the solver's tolerance is in nats per dimension, which takes fewer
+        # steps for the same result.
         return u, trace / dimension
 
     initial = (x1, x1.new_zeros(x1.shape[0], divergence.probe_count))
     result = integrate(field, initial, (end, start), solver, jumps=getattr(velocity, "jumps", ()))
     x0, change = result.states[0][-1], result.states[1][-1]
-    # Solved from end to start, the state holds *minus* the integral from start to end.
+    # Because the ODE is solved from end to start, the state is *minus* the integral from start to end.
     per_probe = normal_log_density(x0, source_std)[:, None] + change.double() * dimension
     return LogDensity(per_probe.mean(1), per_probe, x0, nfe, result.accepted, result.rejected)
 
 
 def normal_log_density(x: Tensor, std: float) -> Tensor:
-    """Log-density of N(0, std^2 I) at x [N, ...] in nats, [N]; float64, as it sums thousands of terms."""
+    """Log-density of N(0, std^2 I) at x [N, ...] in nats, [N]; in float64 to sum thousands of terms."""
     flat = x.flatten(1).double()
     constant = flat.shape[1] * (math.log(std) + 0.5 * math.log(2 * math.pi))
     return -0.5 * (flat / std).square().sum(1) - constant

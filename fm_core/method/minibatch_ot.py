@@ -1,11 +1,11 @@
-"""Minibatch optimal transport: pairing noise and data within a block by least total squared distance.
+"""Minibatch optimal transport: pairing of noise and data in a block with the least total squared distance.
 
 Pooladian et al. (2023), "Multisample Flow Matching", and Tong et al. (2024). The optimal plan between
 two uniform measures of equal size is a permutation, so each block is an assignment problem.
 
-A class-conditional model is sampled from N(0, s^2 I) for each class, so that the noise paired with a class
-must be distributed like that too. Cheng and Schwing (2025), "The Curse of Conditions", show that the plain
-assignment violates this, and add the cost of changing the condition.
+Sampling a class-conditional model starts from N(0, s^2 I) for every class, so the noise paired with each
+class in training must have this distribution too. Cheng and Schwing (2025), "The Curse of Conditions", show
+that the plain assignment violates this, and add a cost for changing the condition.
 """
 
 from dataclasses import dataclass
@@ -24,9 +24,9 @@ from fm_core.method.couplings import Coupling, PairedBatch
 class MinibatchOptimalTransport(Coupling):
     """Exact optimal transport inside each block, without replacement (Pooladian et al. 2023).
 
-    It ignores labels, which shifts the noise that each class is paired with: for two classes at -0.5 and 0.5
-    with deviation 0.1, and blocks of 64, its mean is -0.79 and 0.79 in place of 0. A class-conditional model
-    needs one of the subclasses.
+    It ignores labels, which shifts the noise paired with each class: for two classes at -0.5 and 0.5 with
+    standard deviation 0.1, and blocks of 64, the mean of this noise is -0.79 and 0.79 instead of 0. A
+    class-conditional model needs one of the subclasses.
 
     Args:
         block: number of consecutive stream positions paired among themselves.
@@ -52,7 +52,7 @@ class MinibatchOptimalTransport(Coupling):
         return x0[self.noise_order(x0, x1, label)], x1, label
 
     def noise_order(self, x0: Tensor, x1: Tensor, label: Tensor | None = None) -> Tensor:
-        """The index of the x0 that is paired with each x1, int64 [N]; raises UserError as `pair`."""
+        """The index of the x0 that is paired with each x1, int64 [N]; raises UserError like `pair`."""
         self.check(x1.shape[0])
         order = np.arange(x1.shape[0])
         for start in range(0, x1.shape[0], self.block):
@@ -70,8 +70,8 @@ class MinibatchOptimalTransport(Coupling):
 class ClassOptimalTransport(MinibatchOptimalTransport):
     """Exact optimal transport inside each class of a block.
 
-    Each image was drawn with noise of its own. This noise is permuted among the images of one class, so the
-    noise of each class stays N(0, s^2 I). Without labels it is `MinibatchOptimalTransport`.
+    Each image is drawn with its own noise, which is permuted only among images of the same class, so the
+    noise of each class stays N(0, s^2 I). Without labels this equals `MinibatchOptimalTransport`.
     """
 
     name: ClassVar[str] = "class-optimal-transport"
@@ -89,16 +89,16 @@ class ClassOptimalTransport(MinibatchOptimalTransport):
 
 @dataclass(frozen=True)
 class ConditionalOptimalTransport(MinibatchOptimalTransport):
-    """C2OT (Cheng and Schwing 2025): optimal transport with a cost of changing the class.
+    """C2OT (Cheng and Schwing 2025): optimal transport with a cost for changing the class.
 
     Noise that was drawn for an image of class c may be assigned to an image of class d at the cost
-    |x1 - x0|^2 + weight m [c != d], with m the mean of |x1 - x0|^2 over the block. For classes the paper's
-    weight is infinite, and then the assignment is that of `ClassOptimalTransport`. A finite weight shifts the
-    noise of each class, less the larger it is. Without labels it is `MinibatchOptimalTransport`.
+    |x1 - x0|^2 + weight m [c != d], where m is the mean of |x1 - x0|^2 over the block. For classes the paper
+    uses an infinite weight, which gives the assignment of `ClassOptimalTransport`. A finite weight shifts the
+    noise of each class; larger weights shift it less. Without labels this equals `MinibatchOptimalTransport`.
 
     Args:
         block: number of consecutive stream positions paired among themselves.
-        weight: positive; None is infinite.
+        weight: positive; None means infinite.
 
     Raises:
         UserError: block is below 2, or the weight is not positive.
@@ -117,7 +117,7 @@ class ConditionalOptimalTransport(MinibatchOptimalTransport):
         if labels is None:
             return _assignment(x0, x1)
         distances = (x1**2).sum(1)[:, None] + (x0**2).sum(1)[None] - 2 * x1 @ x0.T
-        # More than any change of the distances can gain, and small enough for float64 to compare them.
+        # Larger than any possible gain in distance, yet small enough for float64 to resolve the distances.
         weight = distances.max() * len(x1) if self.weight is None else distances.mean() * self.weight
         changed = labels[:, None] != labels[None]
         return linear_sum_assignment(distances + weight * changed)[1]

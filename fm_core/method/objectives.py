@@ -1,8 +1,8 @@
-"""Training objectives: what the network predicts, the loss, and the velocity that a prediction stands for.
+"""Training objectives: what the network predicts, the loss, and the velocity implied by a prediction.
 
-Every objective provides `loss(network, sample)` and `velocity(network)`; the sampler and the likelihood use
-only the second. A network is any callable `network(t, x, label)`: t [N], x [N, ...], label int64 [N] or None,
-the result shaped like x.
+Every objective provides `loss(network, sample)` and `velocity(network)`; sampling and likelihood use only the
+velocity. A network is any callable `network(t, x, label)` with t [N], x [N, ...] and label int64 [N] or None;
+its result has the shape of x.
 
 Equation numbers are those of Lipman et al. (arXiv 2210.02747). Its eqs. 43 and 46 regress *minus* the score;
 here s always means +grad log p_t(x).
@@ -27,8 +27,8 @@ from fm_core.method.types import Interval, Network, Velocity
 class Objective(ABC):
     """Base class of objectives: a prediction, its loss and its velocity on a given path.
 
-    A new objective subclasses this class or, with less to write, `Regression`, and overrides `interval_on` if
-    it is not defined on every path. `name` is what configuration files call it.
+    A new objective subclasses this class or, with less code, `Regression`, and overrides `interval_on` if it
+    is not defined on every path. `name` identifies it in configuration files.
 
     Args:
         path: the probability path.
@@ -39,8 +39,8 @@ class Objective(ABC):
 
     name: ClassVar[str] = ""
     takes_gradients: ClassVar[bool] = False
-    """Whether the loss itself differentiates through the network. It must then get the bare module: a wrapper
-    with gradient hooks would mistake these gradients for those of the backward pass."""
+    """Whether the loss itself differentiates through the network. It must then get the unwrapped module: a
+    wrapper with gradient hooks would mistake these gradients for those of the backward pass."""
 
     follows_path: ClassVar[bool] = True
     """Whether the velocity is E[alpha' x1 + sigma' x0 | x_t], so that it determines E[x1 | x_t]."""
@@ -51,7 +51,7 @@ class Objective(ABC):
 
     @classmethod
     def interval_on(cls, path: Path) -> Interval:
-        """The interval of t of this objective on a path, for training, sampling and likelihood alike.
+        """The interval of t of this objective on a path, used in training, sampling and likelihood.
 
         Raises:
             UserError: this objective cannot be used on this path.
@@ -68,11 +68,11 @@ class Objective(ABC):
 
     @abstractmethod
     def loss(self, network: Network, sample: PathSample, label: Tensor | None = None) -> Tensor:
-        """Loss of each example, [N], averaged over dimensions: what training minimizes."""
+        """Loss of each example, [N], averaged over dimensions; training minimizes its mean."""
 
     @abstractmethod
     def velocity_from(self, prediction: Tensor, t: Tensor, x: Tensor) -> Tensor:
-        """The marginal velocity u_t(x) that a prediction at t [N] and x stands for; all [N, ...]."""
+        """The marginal velocity u_t(x) implied by a prediction at t [N] and x; all are [N, ...]."""
 
     def velocity(self, network: Network, label: Tensor | None = None) -> Velocity:
         """The velocity u(t, x) of a network: t scalar or [N], x [N, ...] -> [N, ...], in the dtype of x."""
@@ -187,7 +187,7 @@ class DataPrediction(Regression):
 
     @classmethod
     def interval_on(cls, path: Path) -> Interval:
-        """The path's interval, ended where sigma_t falls below SIGMA_FLOOR."""
+        """The path's interval, truncated where sigma_t falls below SIGMA_FLOOR."""
         return truncate_at_sigma_floor(cls.name, path)
 
     def residual(self, prediction: Tensor, sample: PathSample) -> Tensor:

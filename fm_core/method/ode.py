@@ -1,4 +1,4 @@
-"""ODE solver for dx/dt = u(t, x), with NFE and step counts: torchdiffeq's methods, and solvers of its own.
+"""ODE solver for dx/dt = u(t, x) with NFE and step counts, by torchdiffeq or by this package's own methods.
 
 An interval (start, end) with start > end is solved backwards, from data to noise. The vector field is never
 evaluated outside the interval. The state is float32 or better.
@@ -42,11 +42,11 @@ class Solution:
 
     x: Tensor  # [N, ...]: the state at the end of the interval
     nfe: int  # network evaluations per image (two per call under guidance), of all networks
-    accepted: int | None  # steps; None where the method does not report them (scipy_solver)
-    rejected: int | None  # steps; likewise
+    accepted: int | None  # accepted steps; None if the method does not report them (scipy_solver)
+    rejected: int | None  # rejected steps; None likewise
     times: Tensor | None = None  # [T]: the requested times
     trajectory: Tensor | None = None  # [T, N, ...]: the states at those times
-    guide_nfe: int = 0  # of nfe, those of the weaker network that guides
+    guide_nfe: int = 0  # the part of nfe spent in the weaker network of autoguidance
 
 
 def solve(
@@ -69,20 +69,20 @@ def solve(
             adaptive steps.
         solver: the method and its settings.
         at: times of the trajectory, inside the interval and in its direction. Fixed-step methods interpolate
-            linearly between their steps. Costs no evaluations.
+            linearly between their steps. This takes no further evaluations.
         path: the path of the velocity, for solvers and grids that need it (`Solver.needs_path`).
-        noise: the noise of each step, of a stochastic solver.
+        noise: the noise of each step, for stochastic solvers.
 
     Raises:
         SolverError: the step size underflowed or the state is not finite.
         UserError: the grid does not fit the interval or the path.
-        ValueError: `at` leaves the interval or is not strictly monotonic in its direction; path or noise are
-            missing; or the solver cannot solve backwards.
+        ValueError: `at` leaves the interval or is not strictly monotonic in its direction; a required path or
+            noise is missing; or the solver cannot solve backwards.
     """
     times = None if at is None else torch.tensor(list(at), dtype=torch.float64)
     counted = _CountedVelocity(velocity)
     if not solver.plain:
-        _output_times(interval, at)  # checks them
+        _output_times(interval, at)  # validates `at`
         states = march(counted, x0, interval, solver, at or [], path, noise)
         trajectory = None if at is None else torch.stack(states.trajectory)
         return Solution(states.x, counted.nfe, solver.steps, 0, times, trajectory, counted.guide_nfe)
@@ -109,7 +109,7 @@ def forwards_per_call(velocity: Velocity) -> int:
 
 
 def evaluations_at(velocity: Velocity, t: Tensor, dtype: torch.dtype) -> Evaluations:
-    """Network evaluations of a call at t with x of this dtype: of the network, and of the weaker one."""
+    """Network evaluations per call at t with x of this dtype: of the network, and of the weaker network."""
     at_time = getattr(velocity, "evaluations_at", None)
     return at_time(t, dtype) if at_time else (forwards_per_call(velocity), 0)
 
@@ -133,9 +133,9 @@ class Integration:
     """Result of `integrate`."""
 
     states: State  # each [T, ...], over all output times
-    requested: slice  # those of the output times that `at` asked for
-    calls: int  # of the vector field
-    accepted: int | None  # steps; None where the method does not report them
+    requested: slice  # the output times that were requested by `at`
+    calls: int  # number of calls of the vector field
+    accepted: int | None  # accepted steps; None if the method does not report them
     rejected: int | None
 
 
@@ -158,16 +158,15 @@ def integrate(
         interval: (start, end).
         solver: a method of torchdiffeq with equal or adaptive steps, and its settings.
         at: further times at which to return the state.
-        jumps: times at which the field is not continuous; adaptive methods end a step there, and those
-        outside
-            the interval do not matter.
+        jumps: times at which the field is not continuous; adaptive methods end a step there. Times outside
+            the interval are ignored.
         gradients: whether to record the computation for autograd.
         ode: `torchdiffeq.odeint` or a function with its signature, such as `odeint_adjoint`.
 
     Raises:
         SolverError: the step size underflowed or the state is not finite.
-        UserError: the solver is not of torchdiffeq, or has a grid.
-        ValueError: the interval is empty, or `at` is not as in `solve`.
+        UserError: the solver is not a method of torchdiffeq, or has a time grid.
+        ValueError: the interval is empty, or `at` is invalid as in `solve`.
     """
     solver.require_plain("an ODE of several states, as of a likelihood,")
     start, end = interval
@@ -222,7 +221,7 @@ def _odeint_arguments(solver: Solver, t: Tensor, jumps: Sequence[float]) -> dict
         return arguments | {"options": options}
     steps = cast(int, solver.steps)
 
-    # A grid instead of step_size: with a step size that rounds badly torchdiffeq takes one step more.
+    # Pass a grid instead of step_size, whose rounding can make torchdiffeq take an extra step.
     def grid(_func: object, _y0: object, t: Tensor) -> Tensor:
         return torch.linspace(float(t[0]), float(t[-1]), steps + 1, dtype=t.dtype, device=t.device)
 
@@ -235,7 +234,7 @@ def _max_rms_norm(parts: State) -> Tensor:
 
 
 class _CountingField:
-    """The vector field with its calls and steps counted and its time clamped to the interval."""
+    """Wrapper of the vector field that counts calls and steps and clamps t to the interval."""
 
     def __init__(self, field: StateField, interval: Interval, solver: Solver) -> None:
         self.field = field
@@ -246,13 +245,13 @@ class _CountingField:
         if solver.method == "scipy_solver":
             self.accepted = self.rejected = None
         elif solver.adaptive:
-            # torchdiffeq looks up these names, and warns where a method does not use them.
+            # torchdiffeq looks up these names, and warns if a method does not use them.
             self.callback_accept_step = self._accept
             self.callback_reject_step = self._reject
 
     def __call__(self, t: Tensor, state: State) -> State:
         self.calls += 1
-        # The choice of the first step size may evaluate past the end where the field is slow.
+        # The selection of the first step size may evaluate past the end if the field varies slowly.
         return self.field(t.clamp(self.low, self.high), state)
 
     def _accept(self, *_: object) -> None:

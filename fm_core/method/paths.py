@@ -5,8 +5,8 @@ t = 0 is noise (x0) and t = 1 is data (x1); a path is the pair (alpha_t, sigma_t
     x_t = alpha_t x1 + sigma_t x0,   x0 ~ N(0, I),   u_t(x_t | x1) = alpha'_t x1 + sigma'_t x0.
 
 Equation numbers are those of Lipman et al., "Flow Matching for Generative Modeling" (arXiv 2210.02747). The
-paper writes mu_t(x1) = alpha_t x1 (its eq. 10) and Theorem 3 (eq. 15) for the velocity; on the path,
-where x0 = (x - mu_t) / sigma_t, this equals the form above, which needs no division.
+paper writes mu_t(x1) = alpha_t x1 (its eq. 10) and gives the velocity in Theorem 3 (eq. 15); on the path,
+where x0 = (x - mu_t) / sigma_t, it equals the form above, which needs no division.
 """
 
 import math
@@ -34,7 +34,7 @@ def expand_like(t: Tensor, x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class PathSample:
-    """Points on a path, with what the losses of a training batch need."""
+    """Points on a path, with the quantities that training losses need."""
 
     x_t: Tensor  # [N, ...], float32 or better: alpha_t x1 + sigma_t x0
     velocity: Tensor  # [N, ...]: the conditional velocity u_t(x_t | x1), the target of eq. 14
@@ -46,7 +46,8 @@ class PathSample:
 class Path(ABC):
     """Base class of paths: alpha_t, sigma_t and their derivatives determine everything else.
 
-    A new path is a subclass with these four methods; `name` is what configuration files call it.
+    A new path subclasses this class and defines these four methods; `name` identifies it in configuration
+    files.
     """
 
     name: ClassVar[str] = ""
@@ -91,7 +92,7 @@ class Path(ABC):
         Args:
             x0: standard normal noise [N, ...].
             x1: data [N, ...], the shape of x0.
-            t: times [N], float32 or float64; the arithmetic is in this dtype or a finer one.
+            t: times [N], float32 or float64; the arithmetic is in this dtype or a more precise one.
 
         Raises:
             TypeError: t is not float32 or float64.
@@ -129,7 +130,7 @@ class OptimalTransport(Path):
         return t
 
     def sigma(self, t: Tensor) -> Tensor:
-        """sigma_t = 1 - (1 - sigma_min) t, summed so that t = 1 gives sigma_min exactly."""
+        """sigma_t = 1 - (1 - sigma_min) t, evaluated so that t = 1 gives sigma_min exactly."""
         return (1 - t) + self.sigma_min * t
 
     def d_alpha(self, t: Tensor) -> Tensor:
@@ -146,9 +147,9 @@ class VariancePreserving(Path):
     """Variance-preserving diffusion path, eq. 18: alpha_t = exp(-T(1 - t) / 2), sigma_t^2 = 1 - alpha_t^2.
 
     T(s) = s beta_min + s^2 (beta_max - beta_min) / 2 and beta(s) = T'(s) (the paper's App. E.1). sigma'_t is
-    infinite at t = 1, so the interval ends at 1 - epsilon, for training, sampling and likelihood alike.
-    The ODE starts from N(0, I), though alpha_0 = 0.0066: for data of size 1 a mismatch of at most 2e-5 nats
-    per dimension on average, and about 2e-3 at worst.
+    infinite at t = 1, so the interval ends at 1 - epsilon in training, sampling and likelihood.
+    The ODE starts from N(0, I) although alpha_0 = 0.0066; for data of magnitude 1 the mismatch is at most
+    2e-5 nats per dimension on average, and about 2e-3 in the worst case.
     """
 
     name: ClassVar[str] = "variance-preserving"
@@ -183,7 +184,7 @@ class VariancePreserving(Path):
         return torch.exp(-0.5 * self.integrated_beta(t))
 
     def sigma(self, t: Tensor) -> Tensor:
-        """sigma_t = sqrt(1 - exp(-T)), by expm1: in float32 1 - exp(-1e-6) has one correct digit."""
+        """sigma_t = sqrt(1 - exp(-T)), by expm1: in float32, 1 - exp(-1e-6) has only one correct digit."""
         return torch.sqrt(-torch.expm1(-self.integrated_beta(t)))
 
     def d_alpha(self, t: Tensor) -> Tensor:
@@ -191,7 +192,7 @@ class VariancePreserving(Path):
         return 0.5 * self.beta(t) * self.alpha(t)
 
     def d_sigma(self, t: Tensor) -> Tensor:
-        """sigma'_t = -beta alpha^2 / (2 sigma), as sigma^2 + alpha^2 = 1."""
+        """sigma'_t = -beta alpha^2 / (2 sigma), because sigma^2 + alpha^2 = 1."""
         return -0.5 * self.beta(t) * self.alpha(t) ** 2 / self.sigma(t)
 
 
@@ -200,7 +201,7 @@ class VarianceExploding(Path):
     """Variance-exploding diffusion path, eq. 16: alpha_t = 1, sigma_t = sigma_min^t sigma_max^(1 - t).
 
     The geometric schedule and its two constants are those of Song et al. 2021; the paper trains no VE path.
-    The ODE starts from N(0, sigma_max^2 I) instead of the data convolved with it.
+    The ODE starts from N(0, sigma_max^2 I) instead of its convolution with the data distribution.
     """
 
     name: ClassVar[str] = "variance-exploding"
@@ -246,7 +247,7 @@ class Cosine(Path):
         return torch.sin(0.5 * math.pi * t)
 
     def sigma(self, t: Tensor) -> Tensor:
-        """sigma_t = cos(pi t / 2), as sin(pi (1 - t) / 2): 1 - t is exact near t = 1."""
+        """sigma_t = cos(pi t / 2), computed as sin(pi (1 - t) / 2), because 1 - t is exact near t = 1."""
         return torch.sin(0.5 * math.pi * (1 - t))
 
     def d_alpha(self, t: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Registry of paths, objectives, couplings and timestep samplers by their names in configuration files.
 
-A name is a built-in one, such as "optimal-transport", or the import path "package.module:Class" of a
-user-defined class. Such a class subclasses `Path`, `Objective`, `Coupling` or `TimestepSampler`; a built-in
-one is registered by its class attribute `name`.
+A name is either built in, such as "optimal-transport", or the import path "package.module:Class" of a
+user-defined subclass of `Path`, `Objective`, `Coupling` or `TimestepSampler`. Built-in classes are registered
+by their class attribute `name`.
 """
 
 import importlib
@@ -25,11 +25,11 @@ TYPE_NAMES: dict[object, str] = {
     str: "a string",
     bool: "true or false",
 }
-"""How error messages name the type in an option's annotation."""
+"""Annotated type of an option -> its name in error messages."""
 
 
 def path_named(name: str, options: Mapping[str, Option] | None = None) -> paths.Path:
-    """Build the path of this name.
+    """Build the path with this name.
 
     Raises:
         UserError: the name or an option is unknown, or the class refuses an option's value.
@@ -40,33 +40,33 @@ def path_named(name: str, options: Mapping[str, Option] | None = None) -> paths.
 def objective_named(
     name: str, path: paths.Path, options: Mapping[str, Option] | None = None
 ) -> objectives.Objective:
-    """Build the objective of this name on a path.
+    """Build the objective with this name on a path.
 
     Raises:
-        UserError: as `path_named`, or the objective is not defined on the path.
+        UserError: as in `path_named`, or the objective is not defined on the path.
     """
     return _build(objectives.Objective, "objective", name, (path,), options)
 
 
 def coupling_named(name: str, options: Mapping[str, Option] | None = None) -> couplings.Coupling:
-    """Build the coupling of this name; raises UserError as `path_named`."""
+    """Build the coupling with this name; raises UserError like `path_named`."""
     return _build(couplings.Coupling, "coupling", name, (), options)
 
 
 def timestep_sampler_named(
     name: str, interval: Interval, options: Mapping[str, Option] | None = None
 ) -> timestep_samplers.TimestepSampler:
-    """Build the timestep sampler of this name on an interval; raises UserError as `path_named`."""
+    """Build the timestep sampler with this name on an interval; raises UserError like `path_named`."""
     return _build(timestep_samplers.TimestepSampler, "time distribution", name, (interval,), options)
 
 
 def require_known_code(names: Mapping[str, str], known: Collection[str], where: str) -> None:
-    """Refuse to import a class that only a file of weights names: importing a module runs its code.
+    """Refuse classes that only a weights file names, because importing a module runs its code.
 
     Args:
-        names: names of a recipe by what they are ("path", "objective", ...).
-        known: names that are trusted beside the built-in ones, as those of a run's own configuration.
-        where: the file, for the message.
+        names: names in a recipe by kind of component ("path", "objective", ...).
+        known: names trusted in addition to the built-in ones, such as those in a run's own configuration.
+        where: the file, for the error message.
 
     Raises:
         UserError: a name is neither built in nor known.
@@ -80,7 +80,7 @@ def require_known_code(names: Mapping[str, str], known: Collection[str], where: 
 
 
 def supported_pairs() -> dict[tuple[str, str], Interval | str]:
-    """For each built-in (objective, path) with default options: the interval of t, or why it is refused."""
+    """Interval of t, or reason for refusal, of each built-in (objective, path) with default options."""
     pairs: dict[tuple[str, str], Interval | str] = {}
     for objective, cls in built_in(objectives.Objective).items():
         for path in built_in(paths.Path):
@@ -154,5 +154,5 @@ def _load_class(kind: type[T], what: str, name: str) -> type[T]:
 
 
 def _is_missing(module: str, error: Exception) -> bool:
-    """Whether the module itself was not found, rather than one that it imports."""
+    """Whether the module itself was not found, rather than a module that it imports."""
     return isinstance(error, ModuleNotFoundError) and module.startswith(error.name or module)

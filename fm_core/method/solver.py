@@ -1,4 +1,4 @@
-"""Solvers by name with their settings, and what they cost."""
+"""Names, settings and number of evaluations of solvers."""
 
 import math
 from collections.abc import Callable
@@ -15,9 +15,9 @@ FIXED = ("euler", "midpoint", "heun2", "heun3", "rk4", "implicit_adams")
 INACCURATE = ("explicit_adams",)
 """Methods of torchdiffeq 0.2.5 that silently return wrong results for some numbers of steps."""
 MULTISTEP = ("ddim", "dpmpp_2m", "dpmpp_3m", "exp_ab3", "unipc", "ab2")
-"""One evaluation per step; `multistep_solvers`."""
+"""Methods with one evaluation per step, implemented in `multistep_solvers`."""
 SAMPLERS = ("sde", "edm")
-"""With noise in each step, unless that is turned off; `stochastic_samplers`."""
+"""Methods that add noise in each step unless it is turned off, implemented in `stochastic_samplers`."""
 METHODS = (*ADAPTIVE, *FIXED, *MULTISTEP, *SAMPLERS)
 ALIASES = {"heun": "heun2"}
 EVALUATIONS_PER_STEP = {
@@ -25,8 +25,8 @@ EVALUATIONS_PER_STEP = {
     **dict.fromkeys(MULTISTEP, 1),
     **{"sde": 1, "edm": 2},
 }
-"""Evaluations of the vector field in one step, of methods for which that is fixed. The last step of edm, and
-of any method on a grid that ends with an Euler step, takes one."""
+"""Evaluations of the vector field per step, for methods with a fixed number. The last step takes one
+evaluation in edm, and in any method on a grid that ends with an Euler step."""
 DIFFUSIONS = ("sbdm", "constant", "sigma", "linear", "decreasing", "increasing-decreasing")
 
 
@@ -34,8 +34,8 @@ DIFFUSIONS = ("sbdm", "constant", "sigma", "linear", "decreasing", "increasing-d
 class Diffusion:
     """Diffusion coefficient D(t) of the reverse SDE, dx = (u + D s) dt + sqrt(2 D) dW, s = grad log p_t.
 
-    The marginals are those of the ODE, whatever D is. The names are those of SiT (Ma et al. 2024), whose D it
-    is, with t = 0 as noise:
+    The marginals equal those of the ODE for every D. Names and formulas of D are from SiT (Ma et al. 2024),
+    with t = 0 as noise:
 
         sbdm        scale g_t^2 / 2: the SDE of the diffusion with these marginals, for scale 1
         constant    scale
@@ -45,8 +45,8 @@ class Diffusion:
         increasing-decreasing   scale sin(pi t)^2
 
     Args:
-        form: one of these names, or a function of t, float64 [M] -> [M], at least 0.
-        scale: the factor; 0 is the ODE, except for decreasing.
+        form: one of these names, or a nonnegative function of t, float64 [M] -> [M].
+        scale: the factor; 0 gives the ODE, except for decreasing.
 
     Raises:
         UserError: the name is unknown, or the scale is negative.
@@ -74,8 +74,8 @@ class Churn:
 
     Args:
         amount: S_churn; 0 adds none.
-        low: S_tmin, and `high`: S_tmax: noise is added where sigma_t / alpha_t is between them.
-        noise: S_noise, the standard deviation of what is added.
+        low, high: S_tmin and S_tmax; noise is added where sigma_t / alpha_t is between them.
+        noise: S_noise, the standard deviation of the added noise.
 
     Raises:
         UserError: a value is out of range.
@@ -110,12 +110,12 @@ class Solver:
     """A solver with every setting that affects its result; settings that it ignores are refused.
 
     Args:
-        method: an adaptive method of torchdiffeq (ADAPTIVE), a fixed-step method of it (FIXED, or heun), a
-            multistep method (MULTISTEP), or a sampler that adds noise (SAMPLERS).
+        method: an adaptive method of torchdiffeq (ADAPTIVE), a fixed-step method of torchdiffeq (FIXED, or
+            heun), a multistep method (MULTISTEP), or a sampler that adds noise (SAMPLERS).
         rtol: relative tolerance, for adaptive methods and implicit_adams only; default 1e-5, as in the paper.
         atol: absolute tolerance, likewise.
         steps: number of steps; required by all but adaptive methods, which refuse it. A list of times
-            gives it.
+            determines it.
         error_norm: the norm of the error that adaptive methods keep below 1. "batch": the RMS over the batch.
             "worst": the largest RMS of an example. With either, the steps depend on the batch.
         grid: the times of the steps.
@@ -139,7 +139,7 @@ class Solver:
     def __post_init__(self) -> None:
         object.__setattr__(self, "method", ALIASES.get(self.method, self.method))
         if self.method in INACCURATE:
-            # dx/dt = -x from 1: 0.4170 in 40 steps, where exp(-1) = 0.3679.
+            # For dx/dt = -x from 1 it returns 0.4170 after 40 steps; the exact value is exp(-1) = 0.3679.
             raise UserError(f"solver {self.method} of torchdiffeq is inaccurate; use implicit_adams")
         if self.method not in METHODS:
             raise UserError(f"unknown solver {self.method!r}; allowed: {', '.join(METHODS)}, heun")
@@ -153,12 +153,12 @@ class Solver:
 
     @property
     def adaptive(self) -> bool:
-        """Whether the method has adaptive step size."""
+        """Whether the method has an adaptive step size."""
         return self.method in ADAPTIVE
 
     @property
     def record(self) -> dict[str, Any]:
-        """Method and settings, for a protocol; those that were added later only where they have an effect."""
+        """Method and settings, for a protocol; settings of later versions only where they have an effect."""
         accuracy = {"rtol": self.rtol, "atol": self.atol, "steps": self.steps}
         noise = self.diffusion or self.churn
         return {
@@ -175,7 +175,7 @@ class Solver:
         return self.method in (*ADAPTIVE, *FIXED) and self.grid == UNIFORM
 
     def require_plain(self, what: str) -> None:
-        """Raise UserError, with `what` needs it, if torchdiffeq does not do all of it."""
+        """Raise UserError unless the solver is `plain`; `what` names the feature that needs this."""
         if not self.plain:
             grid = "" if self.grid == UNIFORM else f" on the time grid {self.grid.name}"
             raise UserError(
@@ -190,7 +190,7 @@ class Solver:
 
     @property
     def stochastic(self) -> bool:
-        """Whether the result depends on more noise than that of the initial state."""
+        """Whether the result depends on noise in addition to the initial state."""
         if self.churn is not None:
             return self.churn.amount > 0
         return self.diffusion is not None and (

@@ -27,7 +27,7 @@ class March:
     """Result of `march`."""
 
     x: Tensor  # [N, ...]: the state at the end of the interval
-    calls: int = 0  # of the velocity
+    calls: int = 0  # number of calls of the velocity
     trajectory: list[Tensor] = field(default_factory=list[Tensor])  # the states at the requested times
 
 
@@ -54,7 +54,7 @@ def march(
     Raises:
         SolverError: the state is not finite.
         UserError: the grid does not fit the interval or the path.
-        ValueError: the interval decreases, or path or noise are missing.
+        ValueError: the interval decreases, or a required path or noise is missing.
     """
     start, end = interval
     if start > end:
@@ -86,11 +86,11 @@ def march(
 
 
 def check_steps(solver: Solver, interval: Interval, path: Path) -> None:
-    """Check the steps of a solver on a path, in float32, without evaluating anything.
+    """Check the steps of a solver on a path, in float32, without any evaluation of the velocity.
 
     Raises:
-        UserError: the grid does not fit the interval or the path, or the solver needs an x1 that the velocity
-            does not determine.
+        UserError: the grid does not fit the interval or the path, or the solver needs E[x1 | x_t] at a time
+            at which the velocity does not determine it.
     """
     if solver.plain:
         return
@@ -101,7 +101,7 @@ def check_steps(solver: Solver, interval: Interval, path: Path) -> None:
 
 
 def _seen_times(times: Sequence[float], dtype: torch.dtype, solver: Solver) -> list[float]:
-    """The times of the steps as the network sees them."""
+    """The times of the steps, rounded as the network receives them."""
     seen = [round_time(t, dtype) for t in times]
     if any(to <= t for t, to in pairwise(seen)):
         raise UserError(
@@ -114,7 +114,7 @@ def _seen_times(times: Sequence[float], dtype: torch.dtype, solver: Solver) -> l
 def _step_of(
     solver: Solver, velocity: Velocity, path: Path | None, noise: NoiseSource | None, euler_last: bool
 ) -> Step:
-    """The step of a solver; the last one is an Euler step in the x1 form if `euler_last`."""
+    """The step function of a solver; the last step is an Euler step in the x1 form if `euler_last`."""
     method, steps = solver.method, solver.steps or 1
     if path is None:
         return lambda number, t, to, x: _torchdiffeq_step(method, velocity, t, to, x)

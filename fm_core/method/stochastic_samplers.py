@@ -1,20 +1,22 @@
 """Samplers that add noise in each step and keep the marginals of the ODE.
 
-Both need the score, -E[x0 | x_t] / sigma_t, which is that of the marginals only if x0 and x1 are independent.
+Both need the score. It is computed as -E[x0 | x_t] / sigma_t, which is the score of the marginals only if x0
+and x1 are independent.
 
 sde: the reverse SDE dx = (u + D s) dt + sqrt(2 D) dW of SiT (Ma et al. 2024, arXiv 2401.08740) with any
 diffusion coefficient D(t). With E[x1 | x_t] constant over a step, the SDE is linear and its solution is
 
     x_t = alpha_t E[x1] + sigma_t (sqrt(1 - kappa) E[x0] + sqrt(kappa) noise),
-    kappa = 1 - exp(-integral of 2 D / sigma^2 dt over the step):
+    kappa = 1 - exp(-integral of 2 D / sigma^2 dt over the step).
 
-a share kappa of the variance of the noise is replaced by fresh noise. No step is too large to be stable, and
-D = 0 is DDIM. Weak order 1, one evaluation per step.
+Fresh noise replaces a fraction kappa of the noise variance. The step is stable for any step size, and D = 0
+gives DDIM. The weak order is 1, with one evaluation per step.
 
-edm: algorithm 2 of Karras et al. 2022 (arXiv 2206.00364), in nu = sigma_t / alpha_t on x / alpha_t, for which
-every path is theirs. Noise raises nu to (1 + gamma) nu, gamma = min(churn / steps, sqrt(2) - 1), and a step
-of Heun's method in nu leads from there to the next time. Two evaluations per step, one in the last and, where
-alpha = 0, in the first, which are Euler steps. Without churn it is deterministic and of second order.
+edm: algorithm 2 of Karras et al. 2022 (arXiv 2206.00364), in terms of nu = sigma_t / alpha_t and x / alpha_t,
+which turn every path into theirs. Noise raises nu to (1 + gamma) nu, gamma = min(churn / steps, sqrt(2) - 1),
+and a step of Heun's method in nu leads from there to the next time. Each step takes two evaluations, except
+the last and, where alpha = 0, the first, which are Euler steps with one evaluation. Without churn the sampler
+is deterministic and has second order.
 """
 
 import math
@@ -31,7 +33,7 @@ from fm_core.method.solver import Churn, Diffusion
 from fm_core.method.time_grid import half_log_snr, times_at
 
 NODES = 64
-"""Of the quadrature of the diffusion over one step."""
+"""Number of nodes of the quadrature of the diffusion over one step."""
 FORMS: dict[str, Callable[[Path, Tensor, float], Tensor]] = {
     "constant": lambda path, t, scale: torch.full_like(t, scale),
     "sigma": lambda path, t, scale: scale * path.sigma(t),
@@ -39,7 +41,7 @@ FORMS: dict[str, Callable[[Path, Tensor, float], Tensor]] = {
     "decreasing": lambda path, t, scale: (scale * torch.cos(math.pi * t) + 1) ** 2 / 4,
     "increasing-decreasing": lambda path, t, scale: scale * torch.sin(math.pi * t) ** 2,
 }
-"""The diffusion coefficients by name, except for sbdm, whose integral is known."""
+"""The diffusion coefficients by name, except for sbdm, whose integral is known in closed form."""
 
 
 def sde_step(
@@ -56,7 +58,7 @@ def sde_step(
 
 
 def replaced_share(path: Path, diffusion: Diffusion, t: float, to: float) -> float:
-    """The share kappa of a step from t to `to`, in [0, 1]."""
+    """The fraction kappa of a step from t to `to`, in [0, 1]."""
     if diffusion.form == "sbdm":
         # 2 D = scale g^2 = 2 scale sigma^2 d lambda / dt
         start, end = half_log_snr(path, torch.tensor([t, to], dtype=torch.float64)).tolist()
@@ -73,7 +75,7 @@ def replaced_share(path: Path, diffusion: Diffusion, t: float, to: float) -> flo
 
 @cache
 def _quadrature() -> tuple[Tensor, Tensor]:
-    """Nodes and weights of Gauss and Legendre on [0, 1]."""
+    """Nodes and weights of Gauss-Legendre quadrature on [0, 1]."""
     nodes, weights = np.polynomial.legendre.leggauss(NODES)
     return torch.from_numpy((nodes + 1) / 2), torch.from_numpy(weights / 2)
 
@@ -87,11 +89,11 @@ def edm_step(
     noise: Callable[[], Tensor],
     last: bool,
 ) -> Tensor:
-    """A step of EDM's sampler over the times `span` from the state x [N, ...]; one of `steps`."""
+    """One of `steps` steps of EDM's sampler, over the times `span`, from the state x [N, ...]."""
     path, (t, to) = denoiser.path, span
     at, target = Coefficients.at(path, t), Coefficients.at(path, to)
     if at.alpha > 0 and (gamma := _gamma(churn, steps, at.sigma / at.alpha)):
-        # At the path's start nu cannot be raised.
+        # nu cannot be raised above its value at the path's start.
         wanted = -math.log((1 + gamma) * at.sigma / at.alpha)
         t = round_time(times_at(path, (path.interval[0], t), [wanted])[0], x.dtype)
         higher = Coefficients.at(path, t)

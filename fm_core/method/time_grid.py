@@ -7,16 +7,16 @@ With nu = sigma_t / alpha_t, the noise-to-signal ratio, which decreases with t, 
     edm       equal steps in nu^(1/rho) (Karras et al. 2022, eq. 5)
     cosine    equal steps in the angle arctan(alpha_t / sigma_t): t itself on the cosine path, and the CosMap
               of Esser et al. 2024 on the OT path
-    shift     with s the share of the interval that is left, s' = shift s / (1 + (shift - 1) s) for uniform s
+    shift     with s the remaining fraction of the interval, s' = shift s / (1 + (shift - 1) s) for uniform s
               (Esser et al. 2024, eq. 23); a shift above 1 puts more steps near the noise
-    list      times as given
+    list      explicit times
 
 Every grid begins at the start of the interval and ends at its end. log-snr and edm place their times between
 two bounds of nu, because nu is infinite at the start of some paths (OT: alpha_0 = 0), and zero or nearly zero
-at the end. Where the interval begins above the upper bound, the first time, whose nu would be the bound, is
-the start of the interval instead. Where it ends below the lower bound, the last but one of the times has this
-bound, and the interval from it to the end is one Euler step in the x1 form, alpha_t E[x1] + sigma_t E[x0],
-with any solver.
+at the end. If nu exceeds the upper bound at the start of the interval, the first time, at which nu would
+equal the bound, is replaced by this start. If nu is below the lower bound at the end of the interval, nu
+equals the bound at the second-to-last time, and every solver takes the last step as one Euler step in the x1
+form, alpha_t E[x1] + sigma_t E[x0].
 """
 
 import math
@@ -34,32 +34,32 @@ from fm_core.method.types import Interval
 
 GRIDS = ("uniform", "log-snr", "edm", "cosine", "shift", "list")
 BOUNDS = {"log-snr": (1e-3, 1e3), "edm": (0.002, 80.0)}
-"""Default bounds of nu. log-snr: where alpha_t or sigma_t would be 1e-3 of the other, the floors of
-`compatibility`; the VP path lies within. edm: EDM's sigma_min and sigma_max."""
+"""Default bounds of nu. log-snr: one of alpha_t and sigma_t is 1e-3 of the other, as at the floors of
+`compatibility`; the VP path lies within these bounds. edm: EDM's sigma_min and sigma_max."""
 RHO = 7.0
-"""Of the edm grid, as in EDM."""
+"""Default rho of the edm grid, as in EDM."""
 ENDS_AGREE = 1e-6
-"""Largest distance of the ends of a list from those of the interval."""
+"""Largest distance between the ends of a list and the ends of the interval."""
 
 
 @dataclass(frozen=True)
 class GridTimes:
     """The times of a grid on an interval."""
 
-    times: tuple[float, ...]  # N + 1 of them, from the start of the interval to its end
+    times: tuple[float, ...]  # N + 1 times, from the start of the interval to its end
     euler_last: bool  # whether the last interval must be one Euler step in the x1 form
 
 
 @dataclass(frozen=True)
 class TimeGrid:
-    """A grid by name, with the settings that belong to it; settings it would ignore are refused.
+    """A time grid with its settings; settings that it would ignore are refused.
 
     Args:
         name: one of GRIDS.
-        rho: of edm only; 7 by default.
-        shift: of shift only, where it is required; 1 is uniform.
-        bounds: of log-snr and edm only: smallest and largest nu = sigma_t / alpha_t.
-        times: of list only: at least two times, increasing.
+        rho: for edm only; 7 by default.
+        shift: for shift only, which requires it; 1 is uniform.
+        bounds: for log-snr and edm only: smallest and largest nu = sigma_t / alpha_t.
+        times: for list only: at least two times, increasing.
 
     Raises:
         UserError: the name is unknown, or a setting is missing, ignored or out of range.
@@ -107,7 +107,7 @@ class TimeGrid:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What the times depend on except for path, interval and their number, for a protocol."""
+        """Settings that determine the times on a given path and interval, for a protocol."""
         settings = {"rho": self.rho, "shift": self.shift, "bounds": self.bounds, "times": self.times}
         chosen = {name: value for name, value in settings.items() if value not in (None, ())}
         return {"name": self.name} | {
@@ -118,9 +118,9 @@ class TimeGrid:
         """The times of `steps` steps from interval[0] to interval[1], increasing.
 
         Raises:
-            UserError: the list does not run from end to end of the interval, log-SNR does not increase on
+            UserError: the list does not start and end where the interval does, log-SNR does not increase on
                 the path, or the times are not distinct.
-            ValueError: the grid needs the path, and there is none.
+            ValueError: the grid needs the path, and none was passed.
         """
         start, end = interval
         if self.name == "list":
@@ -153,7 +153,7 @@ def grid_of(
     shift: float | None = None,
     bounds: tuple[float, float] | None = None,
 ) -> TimeGrid:
-    """A grid from its name or a list of times, and settings; raises UserError as `TimeGrid`."""
+    """Build a grid from its name or a list of times, and settings; raises UserError like `TimeGrid`."""
     if isinstance(grid, str):
         return TimeGrid(grid, rho, shift, bounds)
     return TimeGrid("list", rho, shift, bounds, tuple(grid))
@@ -176,7 +176,7 @@ def _by_log_snr(grid: TimeGrid, interval: Interval, steps: int, path: Path) -> G
             f"time grid {grid.name}: no time of this path has sigma_t / alpha_t between the bounds {lower:g} "
             f"and {upper:g}"
         )
-    # Without a cut the last of the times is the end itself; with one it comes after them.
+    # With a cut, the last step is the Euler step, so one step fewer divides the range between the bounds.
     count = steps - cut
     shares = [i / count for i in range(1, steps)] if count else []
     middle = times_at(path, interval, [_half_log_snr_at(grid, high, low, share) for share in shares])
@@ -184,7 +184,7 @@ def _by_log_snr(grid: TimeGrid, interval: Interval, steps: int, path: Path) -> G
 
 
 def _half_log_snr_at(grid: TimeGrid, high: float, low: float, share: float) -> float:
-    """The value of lambda at a share of the grid between nu = high and nu = low."""
+    """The value of lambda at a fraction `share` of the grid between nu = high and nu = low."""
     if grid.name == "edm":
         power = 1 / (grid.rho or RHO)
         return -math.log((high**power + share * (low**power - high**power)) ** (1 / power))

@@ -1,8 +1,8 @@
 """Timestep samplers: the distribution of t in training.
 
 A sampler is the quantile function (inverse CDF) of its distribution, so that the uniform numbers can be keyed
-by stream position elsewhere: `times(u)` maps u [N] in [0, 1) to t [N] in the interval, in the dtype of u. Any
-sampler but `Uniform` reweights the loss over t, deliberately and without correction.
+by stream position elsewhere: `times(u)` maps u [N] in [0, 1) to t [N] in the interval, in the dtype of u.
+Every sampler except `Uniform` reweights the loss over t, deliberately and without correction.
 """
 
 from abc import ABC, abstractmethod
@@ -19,7 +19,7 @@ from fm_core.method.types import Interval
 class TimestepSampler(ABC):
     """Base class: a distribution of t on an interval, given by its quantile function.
 
-    `name` is what configuration files call it.
+    `name` identifies the sampler in configuration files.
     """
 
     name: ClassVar[str]
@@ -61,7 +61,7 @@ class LogitNormal(TimestepSampler):
             raise UserError(f"{self.name}: std must be positive, not {self.std}")
 
     def times(self, u: Tensor) -> Tensor:
-        """Return sigmoid(mean + std Phi^-1(u)), scaled to the interval; u = 0 gives its start."""
+        """Return sigmoid(mean + std Phi^-1(u)), scaled to the interval; u = 0 maps to its start."""
         start, end = self.interval
         t = torch.sigmoid(self.mean + self.std * torch.special.ndtri(u))
         return (start + (end - start) * t).clamp(max=end)

@@ -10,12 +10,12 @@ Interval = tuple[float, float]
 # network(t [N], x [N, ...], label int64 [N] or None) -> tensor shaped like x
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
-# velocity(t scalar or [N], x [N, ...]) -> tensor shaped like x. An attribute `forwards`, if present, is the
-# largest number of network evaluations per call; `evaluations_at(t, dtype)` that of a call; `jumps` the times
-# at which the velocity is not continuous.
+# velocity(t scalar or [N], x [N, ...]) -> tensor shaped like x. Optional attributes: `forwards`, the largest
+# number of network evaluations per call; `evaluations_at(t, dtype)`, the number for a call at t; `jumps`, the
+# times at which the velocity is not continuous.
 Velocity = Callable[[Tensor, Tensor], Tensor]
 
-# Network evaluations per image: of the network, and of the weaker one that guides it
+# Network evaluations per image: of the network, and of the weaker network that guides it
 Evaluations = tuple[int, int]
 
 # noise(step number) -> standard normal noise in the shape, and on the device, of the state [N, ...]
