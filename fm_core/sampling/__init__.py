@@ -1,1 +1,1 @@
-"""Samples of a trained model by image index, and the public Python API."""
+"""Sampling of trained models by image index, and the public Python API."""

@@ -56,14 +56,14 @@ class LoadedModel:
         error_norm: Literal["batch", "worst"] = "batch",
         batch: int = 250,
     ) -> Tensor:
-        """Images with indices first .. first + images - 1 of a seed, uint8 [images, C, S, S].
+        """Generate the images with indices first .. first + images - 1 of a seed, uint8 [images, C, S, S].
 
         At most `batch` images are solved together, split at multiples of `batch`. Complete batches are
         bit-identical to those of `fm sample` with the same settings. A partial batch differs: by rounding
         with fixed steps, and by its step sizes with an adaptive solver.
 
-        `solver` is a name with the settings that follow it, as in the sample section, or a
-        `fm_core.method.solver.Solver`, which has every setting itself.
+        `solver` is a name, used with the settings that follow it as in the sample section, or a
+        `fm_core.method.solver.Solver`, which contains all settings.
 
         `class_mode` and `guidance_interval` are as in the sample section; `guide` is the weaker model of
         autoguidance.
@@ -99,18 +99,18 @@ def load(
     device: torch.device | str | None = None,
     trust_code: bool = False,
 ) -> LoadedModel:
-    """A model from a run directory, an exported folder, or a .safetensors file of weights.
+    """Load a model from a run directory, an exported folder, or a .safetensors weights file.
 
     Args:
         where: the directory or file.
-        weights: of a run: ema, ema-<decay> or raw.
-        step: of a run: optimizer step of the checkpoint, latest, or best (lowest validation loss).
+        weights: for a run: ema, ema-<decay> or raw.
+        step: for a run: optimizer step of the checkpoint, latest, or best (lowest validation loss).
         device: by default the first GPU, or the CPU.
-        trust_code: import user-defined classes that a file of weights or an exported folder names; those of a
-            run directory's own config.yaml are imported in any case. Importing a module runs its code.
+        trust_code: import user-defined classes named by a weights file or an exported folder; those named by
+            a run directory's own config.yaml are always imported. Importing a module runs its code.
 
     Raises:
-        UserError: there is nothing to load, its hash differs, or it names code that is not trusted.
+        UserError: there are no weights to load, their hash differs, or they name code that is not trusted.
     """
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     path, config = locate_model(where, weights, step)

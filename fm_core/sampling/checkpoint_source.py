@@ -1,4 +1,4 @@
-"""Trained models from checkpoints: which checkpoint and weights sample.* names, and how to load them."""
+"""Trained models from checkpoints: selection by the keys sample.*, and loading."""
 
 import os
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ from fm_core.storage.local_paths import expand_home
 EXPORTED = "model.safetensors"
 """File name of the weights in an exported folder."""
 PINNED, PINNED_GUIDE = "weights.safetensors", "guide.safetensors"
-"""The weights of a job, and those of the weaker model that guides, in its control directory."""
+"""File names, in a job's control directory, of its weights and of its weaker model's weights."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Model:
     """A trained network and what is needed to use it."""
 
     network: nn.Module
-    """In evaluation mode, float32, its weights without gradients."""
+    """In evaluation mode, float32, with gradients disabled for the weights."""
     section: ModelSection
-    """What the network was built from."""
+    """The model section from which the network was built."""
     objective: Objective
     quantizer: Quantizer
     image_shape: tuple[int, int, int]
@@ -57,24 +57,24 @@ class Model:
 
     @property
     def coupling(self) -> str:
-        """The coupling of its training; independent for files that name no method."""
+        """The coupling used in training; independent for files that do not record the method."""
         return str(self.recipe.get("method", {}).get("coupling", "independent"))
 
     @property
     def generator(self) -> GeneratorName:
-        """The generator of its training, and so of its samples and its likelihood."""
+        """The random generator used in training, and therefore in sampling and likelihood."""
         return generator_of(self.recipe, "the recipe of the weights")
 
     @property
     def guide_record(self) -> dict[str, Any] | None:
-        """The weaker model in a protocol: the hash and the step of its weights; None without one."""
+        """Protocol entry of the weaker model, the hash and the step of its weights; None without one."""
         return self.guide and {"weights_sha256": self.guide.weights_sha256, "step": self.guide.step}
 
 
 def checkpoint_step(config: RunConfig) -> int:
-    """The optimizer step of sample.step, or that of a file given as sample.weights.
+    """The optimizer step selected by sample.step, or the step of a file given as sample.weights.
 
-    Raises UserError if there is no complete checkpoint of it.
+    Raises UserError if there is no complete checkpoint of this step.
     """
     if config.sample.weights.endswith(".safetensors"):
         return int(read_recipe(Path(config.sample.weights))["step"])
@@ -92,7 +92,7 @@ def checkpoint_step(config: RunConfig) -> int:
 
 
 def checkpoint_steps(config: RunConfig) -> list[int]:
-    """The optimizer steps that have a complete checkpoint, ascending; UserError if there is none."""
+    """The optimizer steps that have a complete checkpoint, ascending. Raises UserError if there is none."""
     catalog = CheckpointCatalog.of(config)
     steps = catalog.stored_steps()
     if not steps:
@@ -101,9 +101,9 @@ def checkpoint_steps(config: RunConfig) -> list[int]:
 
 
 def weights_file(config: RunConfig, step: int) -> Path:
-    """The weights file of sample.weights, fetched if its checkpoint is in an object store.
+    """The weights file selected by sample.weights, downloaded if its checkpoint is in an object store.
 
-    Raises UserError if the checkpoint has no such weights, and none were made from its run's snapshots.
+    Raises UserError if the checkpoint has no such weights, and none were computed from its run's snapshots.
     """
     weights = config.sample.weights
     if weights.endswith(".safetensors"):
@@ -118,9 +118,9 @@ def weights_file(config: RunConfig, step: int) -> Path:
 
 
 def locate_model(where: str | Path, weights: str, step: int | str) -> tuple[Path, RunConfig | None]:
-    """The file of weights of a run directory, an exported folder or a file, and the configuration of a run.
+    """Locate the weights file of a run directory, an exported folder or a file; for a run, also its config.
 
-    `weights` and `step` are those of a run's checkpoint. Raises UserError if there is nothing.
+    `weights` and `step` select a checkpoint of a run. Raises UserError if there are no weights.
     """
     path = expand_home(where)
     if not path.is_dir():
@@ -132,7 +132,7 @@ def locate_model(where: str | Path, weights: str, step: int | str) -> tuple[Path
 
 
 def config_of_run(run: Path, weights: str, step: int | str) -> RunConfig:
-    """The configuration of a run directory, with this checkpoint. UserError if it is not a run directory."""
+    """The configuration of a run directory, selecting this checkpoint; UserError if it is not a run."""
     recorded = run / "config.yaml"
     if not recorded.exists():
         raise UserError(f"{run} is neither a run directory (config.yaml) nor an exported folder ({EXPORTED})")
@@ -160,7 +160,7 @@ def unpin_weights(control: Path) -> None:
 
 
 def job_weights(config: RunConfig, control: Path) -> tuple[int, Path]:
-    """Step and file of a job's weights: the pinned ones, or a fetched copy on a host without access."""
+    """Step and file of a job's weights: the pinned file, or a downloaded copy on a host without access."""
     pinned = control / PINNED
     if pinned.exists():
         return int(read_recipe(pinned)["step"]), pinned
@@ -169,7 +169,7 @@ def job_weights(config: RunConfig, control: Path) -> tuple[int, Path]:
 
 
 def check_run(config: RunConfig, model: Model, step: int) -> None:
-    """Refuse weights that the run of this configuration has not trained. Raises UserError.
+    """Raise UserError for weights that were not trained by the run of this configuration.
 
     A file given as sample.weights is not checked.
     """
@@ -193,17 +193,17 @@ def check_run(config: RunConfig, model: Model, step: int) -> None:
 def load_model(
     path: Path, device: torch.device, config: RunConfig | None = None, trust_code: bool = False
 ) -> Model:
-    """Build the network that a file of weights describes and load the weights.
+    """Build the network that a weights file describes, and load the weights.
 
     Args:
-        path: the file of weights.
-        device: where the network goes.
-        config: a run's own configuration: user-defined classes that it names are imported.
-        trust_code: import also those that only the file names.
+        path: the weights file.
+        device: the device of the network.
+        config: a run's own configuration; user-defined classes that it names are imported.
+        trust_code: also import classes that only the file names.
 
     Raises:
-        UserError: the file was not written by training, differs from the hash in its checkpoint, or names
-            code that is not trusted, or a generator of another version.
+        UserError: the file was not written by training, differs from the hash in its checkpoint, names code
+            that is not trusted, or names a generator of another version.
     """
     digest = verified_sha256(path)
     recipe, weights = read_recipe(path), load_file(path)
@@ -237,7 +237,7 @@ def load_model(
 
 
 def _classes(method: MethodSection) -> dict[str, str]:
-    """The names that may be import paths, by what they are."""
+    """The names that may be import paths, by kind of component."""
     return {
         "path": method.path,
         "objective": method.objective,

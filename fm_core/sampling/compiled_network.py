@@ -22,9 +22,9 @@ def accelerated(network: nn.Module, sample: SampleSection) -> nn.Module:
 
 @contextmanager
 def matmul_precision(tf32: bool = False) -> Generator[None]:
-    """Compute float32 matrix products and convolutions in full precision, or in TF32 on GPUs that have it.
+    """Compute float32 matrix products and convolutions in full precision, or in TF32 on GPUs that support it.
 
-    torch's default is TF32 (10 bits of mantissa) in convolutions, and float32 in matrix products.
+    torch's default is TF32 (10 bits of mantissa) for convolutions, and float32 for matrix products.
     """
     convolutions, matrices = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
     torch.backends.cudnn.allow_tf32 = tf32
@@ -50,5 +50,5 @@ class Compiled(nn.Module):
         if len(x) != self.batch:
             return self.network(t, x, label)
         y = cast(Tensor, self.compiled(t, x, label))
-        # A CUDA graph reuses its output buffer, and solvers keep several slopes.
+        # A CUDA graph reuses its output buffer, but solvers retain several slopes.
         return y.clone() if self.cuda_graphs else y

@@ -24,18 +24,18 @@ class Draw:
     solver: Solver
     seed: int
     guidance: float = 1.0
-    """Scale of guidance, by the model's guide if it has one, else classifier-free; 1 is none."""
+    """Guidance scale; 1 for none. Guidance is by the model's guide if it has one, else classifier-free."""
     classes: Sequence[int | str] = ()
-    """Numbers of the classes to sample; empty for all."""
+    """Classes to sample, by number; empty for all."""
     tf32: bool = False
     """Whether float32 products and convolutions use TF32 on a GPU."""
     guidance_interval: Interval | None = None
     """The interval of t in which to guide; None: everywhere."""
     class_mode: Literal["drawn", "balanced", "in-turn"] | None = None
-    """How image indices get the classes, as sample.class_mode."""
+    """Assignment of classes to image indices, as in sample.class_mode."""
 
     def check(self, model: Model) -> None:
-        """Check the request against the model. Raises UserError for what the model cannot do."""
+        """Check the request against the model. Raises UserError if the model does not support it."""
         classifier_free = self.guidance != 1 and model.guide is None
         if not model.conditional and (classifier_free or self.classes or self.class_mode):
             key = "guidance" if classifier_free else "classes" if self.classes else "class_mode"
@@ -56,7 +56,7 @@ class Draw:
         check_solver(self.solver, model.objective, model.coupling)
 
     def noise(self, model: Model, indices: Sequence[int], device: torch.device = CPU) -> Tensor:
-        """The noise that images start from: float32 [n, *shape] on the device."""
+        """The initial noise of the images, float32 [n, *shape] on the device."""
         normal = self._random(model).normal(Purpose.NOISE, indices, model.image_shape, device)
         return normal * model.objective.path.source_std
 
@@ -83,10 +83,10 @@ class Draw:
         return classes[places]
 
     def _balanced(self, model: Model, indices: Tensor, count: int) -> Tensor:
-        """A number below `count` for each index, int64 [n]: each once in a block of `count` indices.
+        """A number below `count` for each index, int64 [n]; each occurs once in a block of `count` indices.
 
-        The order in a block is that of the uniform numbers of its indices, so that it depends on the seed and
-        the index alone, and any number of images that is a multiple of `count` is exactly balanced.
+        Indices are ranked within a block by their uniform random numbers, so the result depends only on the
+        seed and the index, and any number of images that is a multiple of `count` is exactly balanced.
         """
         blocks = indices.div(count, rounding_mode="floor")
         first, last = int(blocks.min()), int(blocks.max())
@@ -106,9 +106,9 @@ class Draw:
         at: Sequence[float] | None = None,
         solver: Solver | None = None,
     ) -> Solution:
-        """Transport the noise of these indices by the velocity; `solver` replaces that of the request.
+        """Transport the noise of these indices by the velocity; `solver` overrides the request's solver.
 
-        Raises as `fm_core.method.ode.solve`.
+        Raises the exceptions of `fm_core.method.ode.solve`.
         """
         return solve(
             velocity,
@@ -134,7 +134,7 @@ class Draw:
 
 @dataclass(frozen=True)
 class GeneratedBatch:
-    """Images with indices first, first + 1, ... and their solver statistics."""
+    """Images with consecutive indices from `first`, and their solver statistics."""
 
     first: int
     images: Tensor
@@ -150,7 +150,7 @@ class GeneratedBatch:
     trajectory: Tensor | None = None
     """uint8 [T, n, channels, height, width], at the requested times."""
     guide_nfe: int = 0
-    """Of nfe, the evaluations of the weaker network of autoguidance."""
+    """The part of nfe spent in the weaker network of autoguidance."""
 
 
 def generate(

@@ -1,4 +1,4 @@
-"""The weaker model of autoguidance (Karras et al. 2024): where sample.guide finds it, and whether it fits."""
+"""The weaker model of autoguidance (Karras et al. 2024): selection by sample.guide, and compatibility."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -29,10 +29,11 @@ def used_guide(config: RunConfig) -> bool:
 
 
 def guide_config(config: RunConfig) -> RunConfig | None:
-    """The configuration whose sample section names the checkpoint of the weaker model; None if it is a file.
+    """The configuration whose sample section names the checkpoint of the weaker model; None for a file.
 
     Raises:
-        UserError: sample.guide.run holds no run and no weights, or keys beside a file would be ignored.
+        UserError: sample.guide.run contains neither a run nor weights, or keys would be ignored because it is
+            a file.
     """
     guide, sample = config.sample.guide, config.sample
     if guide.run is None:
@@ -48,7 +49,7 @@ def guide_config(config: RunConfig) -> RunConfig | None:
 
 
 def guide_step(named: RunConfig) -> int:
-    """`checkpoint_step` of what `guide_config` returns; its error says that it is of the weaker model."""
+    """`checkpoint_step` of a configuration from `guide_config`; errors are prefixed with sample.guide."""
     try:
         return checkpoint_step(named)
     except UserError as error:
@@ -56,9 +57,9 @@ def guide_step(named: RunConfig) -> int:
 
 
 def guide_file(config: RunConfig, control: Path | None = None) -> Path:
-    """The file of weights of the weaker model, pinned in the control directory of a job if it was.
+    """The weights file of the weaker model: the one pinned in a job's control directory, if there is one.
 
-    Raises UserError if there is none.
+    Raises UserError if the weaker model has no weights file.
     """
     if control and (control / PINNED_GUIDE).exists():
         return control / PINNED_GUIDE
@@ -72,7 +73,7 @@ def guide_file(config: RunConfig, control: Path | None = None) -> Path:
 
 
 def guide_record(config: RunConfig) -> dict[str, object] | None:
-    """`Model.guide_record` of the model with its weaker model, which is not loaded."""
+    """`Model.guide_record` for this configuration, computed without loading the weaker model."""
     if not used_guide(config):
         return None
     file = guide_file(config)
@@ -80,12 +81,12 @@ def guide_record(config: RunConfig) -> dict[str, object] | None:
 
 
 def with_guide(model: Model, config: RunConfig, device: torch.device, control: Path | None = None) -> Model:
-    """The model with the weaker model that guides its samples, or as it is if none does.
+    """Attach the weaker model that guides the samples; without one, the model is returned unchanged.
 
     Args:
         model: the model of this configuration.
         config: names the weaker model under sample.guide.
-        device: where the weaker network goes.
+        device: the device of the weaker network.
         control: control directory of a job, in which the weights may be pinned.
 
     Raises:
@@ -101,9 +102,9 @@ def with_guide(model: Model, config: RunConfig, device: torch.device, control: P
 
 
 def guided_by(model: Model, guide: Model, interval: Interval | None = None) -> Model:
-    """The model with a weaker model that guides it, in an interval of t or everywhere.
+    """Attach a weaker model that guides this model, in an interval of t or everywhere.
 
-    Raises UserError if the two differ in their images, path or classes, or are one model.
+    Raises UserError if the two differ in their images, path or classes, or are the same model.
     """
     if guide.weights_sha256 == model.weights_sha256:
         raise UserError("sample.guide: these are the weights that are to be guided; name a weaker model")
@@ -135,6 +136,6 @@ def guided_by(model: Model, guide: Model, interval: Interval | None = None) -> M
 
 
 def accelerated_model(model: Model, sample: SampleSection) -> Model:
-    """The model with `accelerated` networks, its own and that of its weaker model."""
+    """Apply `accelerated` to the network of the model and to the network of its weaker model."""
     guide = model.guide and accelerated_model(model.guide, sample)
     return replace(model, network=accelerated(model.network, sample), guide=guide)

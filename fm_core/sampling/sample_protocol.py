@@ -1,4 +1,4 @@
-"""What a set of samples depends on: its request from the configuration, its protocol and its key."""
+"""Sampling request, protocol and key of a set of samples, from the configuration."""
 
 import math
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from fm_core.storage.keyed_random import GeneratorName, generator_record
 
 
 def draw_of(config: RunConfig) -> Draw:
-    """The sampling request of the sample section. Raises UserError as `solver_of`."""
+    """The sampling request of the sample section. Raises UserError like `solver_of`."""
     sample = config.sample
     tf32 = sample.precision == "tf32"
     return Draw(
@@ -53,8 +53,8 @@ def protocol_of(
 ) -> dict[str, Any]:
     """Everything that changes the pixels of a set of samples, except for the machine's float arithmetic.
 
-    `guide` is the record of the weaker model that guides, if there is one (`Model.guide_record`). What has
-    its default is absent, as in the records of earlier versions.
+    `guide` is the record of the weaker model that guides, if there is one (`Model.guide_record`). Guidance
+    and class settings with default values are omitted, as in the records of earlier versions.
     """
     sample, classes = config.sample, list(config.sample.classes)
     guided = {
@@ -79,13 +79,13 @@ def protocol_of(
 
 
 def weights_name(config: RunConfig) -> str:
-    """Short name of the weights: for a file its name without folder and suffix."""
+    """Short name of the weights; for a file, its name without folder and suffix."""
     weights = config.sample.weights
     return Path(weights).stem if weights.endswith(".safetensors") else weights
 
 
 def sample_key(config: RunConfig, protocol: dict[str, Any]) -> str:
-    """Directory name of a set of samples: the settings that people look for, and a hash of the protocol."""
+    """Directory name of a set of samples: the most important settings, and a hash of the protocol."""
     solver = solver_of(config)
     accuracy = f"{solver.steps}" if solver.steps else f"{solver.rtol:.0e}"
     accuracy += "" if solver.grid == UNIFORM else f"-{solver.grid.name}"

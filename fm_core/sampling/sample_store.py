@@ -1,4 +1,4 @@
-"""Sample store: the samples of a checkpoint on disk, one WebDataset tar per solved batch, DONE.json last."""
+"""On-disk store of a checkpoint's samples: one WebDataset tar per solved batch, and DONE.json at the end."""
 
 import io
 import json
@@ -26,7 +26,7 @@ SCHEMA = 1
 
 
 class SampleShard(Section):
-    """Sidecar of a tar, written after it: the tar is complete if its size matches."""
+    """Sidecar of a tar, written after the tar, which is complete if its size matches."""
 
     schema_version: int = SCHEMA
     name: RelativeName
@@ -43,7 +43,7 @@ class SampleShard(Section):
     forwards: int = 1
     """Network evaluations per evaluation of the field: two with guidance, inside its interval."""
     guide_nfe: int = 0
-    """Of nfe, the evaluations of the weaker network of autoguidance."""
+    """The part of nfe spent in the weaker network of autoguidance."""
 
 
 class SampleSet:
@@ -60,9 +60,9 @@ class SampleSet:
         self.control = directory.path / "samples" / step_name(step) / self.key
         """Directory of the sampling job's lock, job.json and status, always on the submitting host."""
         self._sizes: dict[str, int] | None = None
-        """The files at the last listing."""
+        """File sizes in the last listing."""
         self._records: dict[int, SampleShard] = {}
-        """Sidecars of the batches that were seen complete, by number."""
+        """Sidecars of the batches that are known to be complete, by number."""
 
     @property
     def batches(self) -> int:
@@ -117,10 +117,10 @@ class SampleSet:
             return None
 
     def complete(self, number: int) -> bool:
-        """Whether a batch (by its size) and its trajectory are there.
+        """Whether a batch, checked by its size, and its trajectory exist.
 
         The folder is listed once, at the first call: no other rank writes the batches of this rank, and
-        requests for all batches after each of them would be quadratic.
+        listing the folder again after each batch would make the number of requests quadratic.
         """
         if self._sizes is None:
             self._sizes = self.store.sizes()
@@ -129,13 +129,13 @@ class SampleSet:
         return self._complete_record(number, self._sizes) is not None
 
     def finished(self) -> list[SampleShard]:
-        """Sidecars of the existing batches: one listing, and one request for each new one."""
+        """Sidecars of the existing batches, by one listing and one request per new sidecar."""
         self._sizes = self.store.sizes()
         records = (self._complete_record(number, self._sizes) for number in range(self.batches))
         return [record for record in records if record]
 
     def problems(self) -> list[int]:
-        """Numbers of batches that are missing or differ from their hash; every one is read again."""
+        """Numbers of batches that are missing or differ from their hash; reads every batch again."""
         self._sizes = None
         self._records.clear()
         return [
@@ -145,7 +145,7 @@ class SampleSet:
         ]
 
     def _complete_record(self, number: int, sizes: Mapping[str, int]) -> SampleShard | None:
-        """The sidecar of a batch that a listing shows with the right size; it is read once."""
+        """The sidecar of a batch whose listed size is right, else None; it is read only once."""
         if number not in self._records and _sidecar(number) in sizes:
             record = self._read_sidecar(number)
             if record and sizes.get(record.name) == record.bytes:
@@ -159,7 +159,7 @@ class SampleSet:
         self.store.remove(_tar(number))
 
     def read(self, shape: tuple[int, int, int]) -> Iterator[Tensor]:
-        """Pixels of each batch in order, uint8 [n, *shape]; raises UserError as `read_batch`."""
+        """Pixels of each batch in order, uint8 [n, *shape]; raises UserError like `read_batch`."""
         return (self.read_batch(number, shape) for number in range(self.batches))
 
     def read_batch(self, number: int, shape: tuple[int, int, int]) -> Tensor:
@@ -173,7 +173,7 @@ class SampleSet:
         return torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(record.images, *shape)
 
     def read_labels(self, number: int) -> Tensor | None:
-        """The requested classes of one batch, int64 [n], or None; raises UserError as `read_batch`."""
+        """The requested classes of one batch, int64 [n], or None; raises UserError like `read_batch`."""
         record = self._intact_shard(number)
         start, size = record.block.y_offset, record.block.y_bytes
         if start is None or size is None:
@@ -207,7 +207,7 @@ class SampleSet:
         return record is not None and self.store.sha256(record.name) == record.sha256
 
     def _record(self, name: str, version: str) -> dict[str, Any] | None:
-        """A JSON file of this store; None if missing or not JSON. UserError if another version wrote it."""
+        """Read a JSON file; None if missing or not JSON. Raises UserError if another version wrote it."""
         try:
             record = json.loads(self.store.read_bytes(name))
         except (FileNotFoundError, ValueError):

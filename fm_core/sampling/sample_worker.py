@@ -22,7 +22,7 @@ from fm_core.sampling.sample_store import SampleSet
 TRAJECTORY_FRAMES = 17
 """Number of times at which a trajectory is saved."""
 REPORT_SHARE = 0.05
-"""Largest fraction of its time that rank 0 spends on reports; listing a store may take seconds."""
+"""Largest fraction of its time that rank 0 spends on reports; listing a store can take seconds."""
 
 
 def sample(config: RunConfig, rank: Rank) -> None:
@@ -51,14 +51,14 @@ def sample(config: RunConfig, rank: Rank) -> None:
 
 
 class _Reporter:
-    """Reports of rank 0 on what all ranks have finished, which take a small share of its time."""
+    """Reports by rank 0 on the finished work of all ranks, limited to a small share of its time."""
 
     def __init__(self, samples: SampleSet, rank: Rank) -> None:
         self._samples, self._rank, self._meter = samples, rank, RateMeter()
         self._next = 0.0
 
     def __call__(self, last: bool = False) -> None:
-        """Write the status, unless the last report is too recent for the time that it took."""
+        """Write the status, unless the last report is too recent in relation to its duration."""
         began = time.monotonic()
         if began < self._next and not last:
             return

@@ -1,4 +1,4 @@
-"""Whether a solver can sample a model: its path, its objective and the coupling of its training."""
+"""Compatibility of a solver with the path, the objective and the training coupling of a model."""
 
 from fm_core.errors import UserError
 from fm_core.method.couplings import Independent
@@ -9,13 +9,13 @@ from fm_core.storage.philox import MAX_INDEX
 
 
 def check_solver(solver: Solver, objective: Objective, coupling: str, key: str = "sample") -> None:
-    """Check a solver against what it is to sample, before anything is spent.
+    """Check that a solver can sample a model, before any computation.
 
     Args:
         solver: the solver with its grid.
-        objective: the objective of the training, on its path.
-        coupling: name of the coupling of the training.
-        key: the configuration section of the solver, for messages.
+        objective: the training objective, on its path.
+        coupling: name of the training coupling.
+        key: the configuration section of the solver, for error messages.
 
     Raises:
         UserError: the solver or its grid needs E[x1 | x_t] or the score, and the velocity does not determine
