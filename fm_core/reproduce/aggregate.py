@@ -1,4 +1,4 @@
-"""Results of a comparison's runs, aggregated over seeds and compared with one another."""
+"""Aggregation of a comparison's results over seeds, and comparison of its objectives."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -19,7 +19,7 @@ Record = Mapping[str, Any]
 
 
 def by_objective(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Records by the name of their experiment, in the order of experiments; a list holds the seeds."""
+    """Group records by experiment name, in the order of the experiments; one record per seed in each list."""
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(record["cell"], []).append(record)
@@ -27,7 +27,7 @@ def by_objective(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 
 def summary(seeds: Sequence[Record]) -> dict[str, Any]:
-    """One objective's numbers: mean and deviation over seeds, or of one seed with its own error."""
+    """Results of one objective: mean and deviation over seeds, or one seed's values with their own errors."""
     first = seeds[0]
     record: dict[str, Any] = {
         "title": first["title"] + (f" ({first['steps']:,} steps)" if first["fewer_steps"] else ""),
@@ -49,11 +49,11 @@ def summary(seeds: Sequence[Record]) -> dict[str, Any]:
 
 
 def claims(records: Sequence[Record], candidate: str) -> dict[str, dict[str, dict[str, Any]]]:
-    """The paper's three claims against each other objective: claim -> its experiment -> the verdict's record.
+    """Verdicts on the paper's three claims against each baseline: claim -> baseline experiment -> record.
 
     Args:
-        records: the runs.
-        candidate: name of the experiment of flow matching on the optimal-transport path.
+        records: records of the runs.
+        candidate: name of the experiment with flow matching on the optimal-transport path.
     """
     groups = by_objective(records)
     if candidate not in groups:
@@ -76,7 +76,7 @@ def claims(records: Sequence[Record], candidate: str) -> dict[str, dict[str, dic
 
 
 def while_training(seeds: Sequence[Record]) -> list[CurvePoint]:
-    """Distance against images seen, at the checkpoints where every seed was measured."""
+    """Distance against images seen, at the checkpoints that were measured for every seed."""
     return [
         CurvePoint(seen, mean_of_seeds([Measured(p["frechet_distance"], p["stderr"]) for p in points]))
         for seen, points in _by_images_seen(seeds)
@@ -90,7 +90,7 @@ def _by_images_seen(seeds: Sequence[Record]) -> list[tuple[int, list[Record]]]:
 
 
 def over_budgets(seeds: Sequence[Record]) -> list[CurvePoint]:
-    """Distance against evaluations of the network: for each budget that of the best fixed-step solver."""
+    """Distance against network evaluations; for each budget, the distance of the best fixed-step solver."""
     best: dict[float, Measured] = {}
     for solver in FIXED_STEP_SOLVERS:
         for nfe, distance, _ in solver_curve(seeds, solver):
@@ -150,7 +150,7 @@ def _distance(seeds: Sequence[Record]) -> Measured:
 
 
 def _distance_record(seeds: Sequence[Record]) -> dict[str, Any]:
-    """The distance with its images and its limit; over seeds, the deviation is that of the seeds."""
+    """The distance, its number of images, and its limit for infinitely many; errors as in `over_seeds`."""
     records = [seed["scores"]["frechet_distance"] for seed in seeds]
     record: dict[str, Any] = _number(records)
     if all("images" in each for each in records):

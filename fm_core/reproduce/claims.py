@@ -1,11 +1,12 @@
 """The paper's three claims about flow matching on the optimal-transport path, tested with measured numbers.
 
-Lipman et al. (2023), section 6: it reaches the quality of the others with fewer evaluations of the network,
-its distance falls faster during training, and its samples are better. Each claim may hold, be contradicted,
-or be undecidable within the errors. Here it is the candidate, and another objective is the baseline.
+Lipman et al. (2023), section 6, claim that it reaches the quality of the other objectives with fewer network
+evaluations, that its distance falls faster during training, and that its samples are better. Each claim may
+hold, be contradicted, or be undecidable within the errors. In this module flow matching on the
+optimal-transport path is the candidate, and another objective is the baseline.
 
-Verdicts about training need several seeds: their deviation includes that of the estimator. With one seed
-there is only the estimator's error, and a verdict is about these samples of these two networks.
+Verdicts about training need several seeds, whose deviation includes the estimator's error. With one seed,
+only the estimator's error is known, and a verdict applies only to the samples of these two networks.
 """
 
 import random
@@ -17,13 +18,13 @@ from statistics import NormalDist, fmean, stdev
 from scipy.stats import t as student_t
 
 FALSE_POSITIVES = 0.05
-"""Largest probability of a verdict where there is no difference, for each comparison."""
+"""Largest probability of a verdict if there is no difference, for each comparison."""
 BOOTSTRAP_DRAWS = 2_000
-"""Resamples of the curves within their errors, for the range of a factor."""
+"""Number of resamples of the curves within their errors, for the range of a factor."""
 RANGE = (0.16, 0.84)
-"""The reported quantiles of a factor: one standard error to either side."""
+"""The reported quantiles of a factor, about one standard error to either side."""
 ONE_SEED = "in these runs; one seed, so no verdict about training"
-"""Added to a verdict that has no deviation over seeds."""
+"""Text added to a verdict without a deviation over seeds."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Measured:
     value: float
     stderr: float
     seeds: int = field(default=1, compare=False)
-    """Number of seeds whose deviation is behind the error; 1: the error is the estimator's."""
+    """Number of seeds from whose deviation the error is computed; with 1 it is the estimator's error."""
 
     def __str__(self) -> str:
         return f"{self.value:.3g} ± {self.stderr:.2g}"
@@ -41,7 +42,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """A distance at some cost: evaluations of the network, or images seen."""
+    """A distance at a given cost, which is network evaluations or images seen."""
 
     cost: float
     distance: Measured
@@ -52,15 +53,15 @@ class Verdict:
     """The result of a comparison with one baseline."""
 
     factor: float | None
-    """How many times cheaper the candidate is (fewer evaluations, fewer images), or the difference in
-    standard errors; None where the baseline's quality is not reached."""
+    """The cost of the baseline (in evaluations or images) divided by that of the candidate, or the difference
+    of distances in standard errors; None if the candidate does not reach the baseline's quality."""
     text: str
     low: float | None = None
-    """The factor's 16% quantile under the errors of the distances; 0 where the quality is not reached."""
+    """16% quantile of the factor, given the errors of the distances; 0 if the quality is not reached."""
     high: float | None = None
-    """Its 84% quantile."""
+    """84% quantile of the factor."""
     seeds: int = 1
-    """Seeds of each objective, the smaller number; with 1 it is about the samples, not about training."""
+    """The smaller number of seeds of the two; with 1 the verdict is about samples, not about training."""
 
     def record(self) -> dict[str, float | int | str | None]:
         """The verdict in results.json."""
@@ -76,31 +77,31 @@ class Verdict:
 
 
 def over_seeds(values: Sequence[Measured]) -> Measured:
-    """One number of several seeds: mean and deviation over seeds; of one seed, the number as it is."""
+    """Mean and deviation over several seeds; for one seed, the number unchanged."""
     if len(values) == 1:
         return values[0]
     return Measured(fmean(v.value for v in values), stdev(v.value for v in values), len(values))
 
 
 def mean_of_seeds(values: Sequence[Measured]) -> Measured:
-    """The mean over seeds with its own standard error; of one seed, the number as it is."""
+    """The mean over seeds with its standard error; for one seed, the number unchanged."""
     mean = over_seeds(values)
     return Measured(mean.value, mean.stderr / sqrt(len(values)), mean.seeds)
 
 
 def reached_at(curve: Sequence[CurvePoint], distance: float) -> float | None:
-    """The smallest cost whose distance is no greater; None if none is."""
+    """The smallest cost at which the curve is at or below `distance`; None if there is none."""
     return min((point.cost for point in curve if point.distance.value <= distance), default=None)
 
 
 def compare_cost(candidate: Sequence[CurvePoint], baseline: Sequence[CurvePoint], unit: str) -> Verdict:
-    """How many times less it costs the candidate to reach the baseline's best distance plus its error.
+    """Compare the costs of reaching the baseline's best distance plus its standard error.
 
-    Costs are those that were measured, not interpolated: a factor is as coarse as the grid of costs. Its
-    range comes from resampling every distance within its standard error (always with the same seed), by
-    Student's t where the error is that of few seeds. The candidate is cheaper where this range lies above 1,
-    which is rare between equal curves: a target is harder to reach than to set (about 1%, simulated). It is
-    more costly where all but 2.5% of the resampled factors lie below 1.
+    Costs are measured, not interpolated, so a factor is as coarse as the grid of costs. The range of the
+    factor comes from resampling every distance within its standard error (always with the same seed), from
+    Student's t if the error is computed from few seeds. The candidate is cheaper if this range lies above 1,
+    which is rare for equal curves (about 1% in simulations), because a target is harder to reach than to set.
+    It is more costly if all but 2.5% of the resampled factors lie below 1.
 
     Raises:
         ValueError: a curve has no points.
@@ -135,10 +136,10 @@ def compare_cost(candidate: Sequence[CurvePoint], baseline: Sequence[CurvePoint]
 
 
 def compare_quality(candidate: Measured, baseline: Measured) -> Verdict:
-    """Whether the candidate's distance is significantly smaller; the factor is the difference in errors.
+    """Test whether the distances differ significantly; the factor is the baseline's minus the candidate's.
 
-    With several seeds this is Welch's test: Student's t with the degrees of freedom of both deviations,
-    rounded down, which keeps `FALSE_POSITIVES` for any ratio of the deviations.
+    The factor is in standard errors. With several seeds this is Welch's test: Student's t with the degrees of
+    freedom of both deviations, rounded down, which keeps `FALSE_POSITIVES` for any ratio of the deviations.
     """
     error = hypot(candidate.stderr, baseline.stderr)
     difference = baseline.value - candidate.value
@@ -157,7 +158,7 @@ def compare_quality(candidate: Measured, baseline: Measured) -> Verdict:
 
 
 def critical_deviation(first: Measured, second: Measured) -> float:
-    """Standard errors between two numbers from which they differ, at `FALSE_POSITIVES`."""
+    """Critical difference of two numbers, in standard errors, at the level `FALSE_POSITIVES`."""
     over_seeds = [number for number in (first, second) if number.seeds > 1]
     total = sum(number.stderr**2 for number in over_seeds)
     if not total:
@@ -182,7 +183,7 @@ def _target(curve: Sequence[CurvePoint]) -> float:
 
 
 def _factor(candidate: Sequence[CurvePoint], baseline: Sequence[CurvePoint]) -> float:
-    """How many times less the candidate costs; 0 where it does not reach the baseline's target."""
+    """Ratio of the baseline's to the candidate's cost; 0 if the candidate does not reach the target."""
     target = _target(baseline)
     baseline_cost, cost = reached_at(baseline, target), reached_at(candidate, target)
     return baseline_cost / cost if baseline_cost and cost else 0.0
@@ -197,7 +198,7 @@ def _resampled(curve: Sequence[CurvePoint], rng: random.Random) -> list[CurvePoi
 
 
 def _standard_error(number: Measured, rng: random.Random) -> float:
-    """A standard normal number or, for the error of few seeds, one of Student's t."""
+    """Draw from the standard normal distribution or, if the error is of few seeds, from Student's t."""
     if number.seeds == 1:
         return rng.gauss(0, 1)
     freedom = number.seeds - 1

@@ -15,7 +15,7 @@ from fm_core.report.image_grids import strip
 from fm_core.report.plots import figure_png
 
 TRAJECTORY_COLUMNS = 9
-"""Times of a trajectory that are shown, including the first and the last."""
+"""Number of times of a trajectory that are shown, including the first and the last."""
 SOLVERS = ("euler", "midpoint", "heun2", "rk4", "dopri5")
 
 
@@ -30,7 +30,7 @@ class Curve:
 
 
 def against_images(distances: Sequence[Curve], evaluations: Sequence[Curve]) -> bytes:
-    """The paper's figures 5 and 10: distance, and NFE of the samples, against images seen."""
+    """The paper's figures 5 and 10: distance and NFE of the samples against images seen."""
     figure, (left, right) = _panels(2)
     _plot(left, distances, "images seen", "Fréchet distance", log=True)
     _plot(right, evaluations, "images seen", "NFE")
@@ -60,9 +60,9 @@ def against_evaluations(
 
 
 def trajectories_from_one_noise(trajectories: Mapping[str, Tensor], levels: int) -> bytes:
-    """The paper's figure 6: trajectories of each objective's model from the same noise to data, one per row.
+    """The paper's figure 6: trajectories from the same noise to data, one row for each objective's model.
 
-    `trajectories` are images uint8 [T, C, H, W] of `levels` intensity levels by objective.
+    `trajectories` are images uint8 [T, C, H, W] of `levels` intensity levels, by objective.
     """
     figure = Figure(figsize=(7.6, 0.82 * len(trajectories) + 0.35), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)

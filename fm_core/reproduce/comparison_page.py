@@ -35,13 +35,13 @@ NOTE_ON_TABLE = (
     "initial weights, network, optimizer and budget; no objective was tuned individually."
 )
 TRAJECTORIES = 3
-"""Images whose trajectories are shown."""
+"""Number of images whose trajectories are shown."""
 Results = Mapping[str, Any]
 ImagesByRun = Mapping[str, Mapping[str, Tensor]]
 
 
 def comparison_page(results: Results, images: ImagesByRun) -> str:
-    """The page as HTML; arguments as `comparison_sections`."""
+    """The page as HTML; arguments as in `comparison_sections`."""
     config = results["config"]
     seeds = sorted({record["seed"] for record in results["cells"] if "seed" in record})
     lead = (
@@ -58,8 +58,8 @@ def comparison_sections(results: Results, images: ImagesByRun) -> list[PageSecti
 
     Args:
         results: the content of results.json.
-        images: by run, `images` uint8 [budgets, n, C, H, W] and `levels`, and where trajectories are saved
-            `trajectory` uint8 [T, n, C, H, W].
+        images: for each run, `images` uint8 [budgets, n, C, H, W] and `levels` and, if trajectories are
+            saved, `trajectory` uint8 [T, n, C, H, W].
     """
     sections = [_table(results), *_paper_table(results), _verdicts(results), *_paired_bits(results)]
     sections += _memorization(results)
@@ -102,7 +102,7 @@ def _table(results: Results) -> PageSection:
 
 
 def _note_on_errors(results: Results) -> str:
-    """What ± is in the table, and why an error is unreliable."""
+    """Explanation of ± in the table, and of why an error is unreliable."""
     summary = results["summary"].values()
     errors = ", ".join(sorted({row["error_is"] for row in summary}))
     reasons = sorted({reason for row in summary if (reason := row["frechet_distance"].get("unreliable"))})
@@ -113,14 +113,14 @@ def _note_on_errors(results: Results) -> str:
 
 
 def _note_on_features(results: Results) -> str:
-    """The features behind the distances and, of a classifier, its held-out accuracy."""
+    """The features used for the distances and, for a classifier, its held-out accuracy."""
     features = sorted({record["scores"]["frechet_distance"]["features"] for record in results["cells"]})
     accuracies = [text for record in results["cells"][:1] if (text := accuracy_text(record["scores"]))]
     return f"Features: {', '.join([*features, *accuracies])}."
 
 
 def _own_settings(results: Results) -> str:
-    """The experiments with settings of their own, if any, as a sentence."""
+    """A sentence that lists the experiments with individual settings, if any."""
     names = [
         section["title"] or section["name"]
         for section in results["config"]["reproduce"]["cells"]
@@ -191,7 +191,7 @@ def _verdicts(results: Results) -> PageSection:
 
 
 def _paired_bits(results: Results) -> list[PageSection]:
-    """Differences of bits/dim image by image, where there are such."""
+    """Paired per-image differences of bits/dim, if there are any."""
     titles = {name: row["title"] for name, row in results["summary"].items()}
     rows = [
         [titles[name], f"K = {k}", record["words"]]

@@ -1,4 +1,4 @@
-"""Cost estimate of a comparison, from its configuration only; nothing is started or written."""
+"""Cost estimate of a comparison from its configuration alone; nothing is started or written."""
 
 from dataclasses import dataclass
 
@@ -23,11 +23,11 @@ from fm_core.training.cost_model import size
 from fm_core.training.mfu import peak_tflops
 
 DEFAULT_PEAK = {"bf16": 989e12, "TF32": 494e12, "float32": 67e12}
-"""FLOP/s of an H100 or H200 (SXM, dense), where this machine has no GPU with a known peak for that type."""
+"""FLOP/s of an H100 or H200 (SXM, dense), used if this machine has no GPU with a known peak for the type."""
 LATENCY_BOUND_PARAMETERS = 10_000_000
-"""Smaller networks are bound by kernel launches, so a device's peak does not predict their speed."""
+"""Smaller networks are bound by kernel launches, so the peak of a device does not predict their speed."""
 NFE_UNIT = 100
-"""Where the number of evaluations is unknown, hours are stated per this many."""
+"""Number of evaluations per which hours are stated if the actual number is unknown."""
 SECONDS_PER_HOUR = 3600
 PRECISION = (
     "the peak is that of the training's type; likelihoods are solved in float32, and so are samples unless "
@@ -42,11 +42,11 @@ class CostEstimate:
     """The cost of a comparison, as text."""
 
     headline: str
-    """All of it in one line."""
+    """The total cost in one line."""
     facts: dict[str, str]
-    """Name -> facts that hold for all objectives, and assumptions."""
+    """Facts that hold for all objectives, and assumptions, by name."""
     rows: list[tuple[str, ...]]
-    """The columns of HEAD and STORED for each objective, and their sum. Hours are those of one device."""
+    """The columns of HEAD and STORED for each objective, and their sum. Hours are for one device."""
 
     def text(self) -> str:
         """The estimate for a terminal."""
@@ -67,7 +67,7 @@ class _ObjectiveCost:
     runs: int
     cost: ExperimentCost
     nfe: float | None
-    """Evaluations of dopri5 per sample, where a number is known or assumed."""
+    """Network evaluations of dopri5 per sample, if known or assumed."""
 
 
 def estimate(
@@ -83,11 +83,11 @@ def estimate(
     Args:
         config: configuration of the comparison; its data need not exist yet.
         rules: the preflight rules of the stages.
-        peak: FLOP/s of a device; by default that of this machine's GPU, if it is known, or DEFAULT_PEAK for
-            the type that is trained in. Networks that are bound by latency have no default.
-        mfu: share of the peak that goes into the network's operations.
+        peak: FLOP/s of a device; by default the peak of this machine's GPU, if known, else DEFAULT_PEAK for
+            the training data type. Networks bound by latency have no default.
+        mfu: fraction of the peak that is spent on the network's operations.
         images_per_s: measured training throughput of one device, instead of peak and mfu.
-        nfe: evaluations of the network per image by dopri5; by default the paper's where its table has the
+        nfe: network evaluations per image by dopri5; by default the paper's value if its table contains the
             data set, and otherwise unknown.
 
     Raises:
@@ -128,7 +128,7 @@ def estimate(
 
 
 def _device_peak(config: RunConfig) -> tuple[float, str]:
-    """The peak of a device for the type that is trained in, and where it comes from."""
+    """The peak of a device for the training data type, and the source of this number."""
     exact = "TF32" if config.train.speed.tf32 else "float32"
     kind = exact if config.train.precision == "fp32" else "bf16"
     if torch.cuda.is_available() and kind == "bf16":
@@ -198,7 +198,7 @@ def _describe_nfe(objectives: list[_ObjectiveCost], nfe: float | None) -> str:
 
 
 def _row(title: str, objectives: list[_ObjectiveCost], assumptions: Assumptions) -> tuple[str, ...]:
-    """The columns of HEAD and STORED for the sum of some objectives."""
+    """The columns of HEAD and STORED, summed over objectives."""
     speed = assumptions.flops_per_s(objectives[0].cost.training_flops)
     training = [o.runs * flops if (flops := o.cost.total_training_flops) else None for o in objectives]
     fixed = sum(o.runs * o.cost.fixed_flops for o in objectives)
@@ -219,7 +219,7 @@ def _row(title: str, objectives: list[_ObjectiveCost], assumptions: Assumptions)
 
 
 def _sum_of_known(flops: list[float | None], unit: float | None) -> str:
-    """The sum of the known costs in a unit, and the number of unknown ones."""
+    """The sum of the known costs in a unit, and the number of unknown costs."""
     known = [cost for cost in flops if cost is not None]
     if not known or not unit:
         return "unknown"
@@ -228,7 +228,7 @@ def _sum_of_known(flops: list[float | None], unit: float | None) -> str:
 
 
 def _hours(fixed: float, solved: list[tuple[float, float | None]], speed: float | None) -> str:
-    """Hours for operations. Costs without a number of evaluations are stated per NFE_UNIT of them."""
+    """Hours for operations. Costs with an unknown number of evaluations are stated per NFE_UNIT of them."""
     if not speed:
         return "unknown"
     total = (fixed + sum(flops for flops, nfe in solved if nfe)) / speed / SECONDS_PER_HOUR

@@ -1,7 +1,7 @@
 """The cost of one experiment of a comparison, in network evaluations, operations and bytes.
 
-The number of evaluations of an adaptive solver is not known in advance: such work is counted in images, to be
-multiplied by an assumed number of evaluations per image.
+The number of evaluations of an adaptive solver is not known in advance, so this work is counted in images, to
+be multiplied by an assumed number of evaluations per image.
 """
 
 from dataclasses import dataclass
@@ -26,16 +26,16 @@ DIMENSIONS = 2
 
 @dataclass(frozen=True)
 class Assumptions:
-    """Quantities that cannot be known in advance, as assumed by the user."""
+    """Assumed values of quantities that cannot be known in advance."""
 
     peak: float | None
-    """Peak operations per second of one device by its data sheet; None where that does not predict a time."""
+    """Peak operations per second of one device by its data sheet; None if it does not predict the time."""
     mfu: float = 0.3
-    """Model FLOPs utilization: the share of the peak that goes into the network's operations."""
+    """Model FLOPs utilization: the fraction of the peak that is spent on the network's operations."""
     images_per_s: float | None = None
-    """Measured training throughput of one device in images per second; it replaces the two above."""
+    """Measured training throughput of one device in images per second; replaces `peak` and `mfu`."""
     nfe: float | None = None
-    """Evaluations of the network per image by dopri5."""
+    """Network evaluations per image by dopri5."""
 
     def __post_init__(self) -> None:
         for name in ("peak", "mfu", "images_per_s", "nfe"):
@@ -46,7 +46,7 @@ class Assumptions:
             raise UserError(f"--mfu {self.mfu:g}: it is a share of the peak and must be at most 1")
 
     def flops_per_s(self, training_flops: float) -> float | None:
-        """Operations per second of one device, where training on an image takes `training_flops`; or None."""
+        """Operations per second of one device if training on an image takes `training_flops`; or None."""
         if self.images_per_s:
             return self.images_per_s * training_flops
         return self.peak * self.mfu if self.peak else None
@@ -59,40 +59,40 @@ class ExperimentCost:
     parameters: int
     steps: int
     forward_flops: float
-    """Of one evaluation."""
+    """Operations of one evaluation."""
     training_flops: float
-    """Of training on one image."""
+    """Operations of training on one image."""
     trained_images: int
     predictable: bool
-    """Whether a training step is one forward and one backward pass; where a step solves an ODE it is not."""
+    """Whether a training step is one forward and one backward pass; false if a step solves an ODE."""
     fixed_evaluations: int
-    """Of samples by fixed-step solvers."""
+    """Evaluations for samples by fixed-step solvers."""
     solved_images: int
-    """Samples drawn by an adaptive solver."""
+    """Number of samples drawn by an adaptive solver."""
     scored_images: int
-    """Images whose likelihood an adaptive solver computes, counting each dequantization draw."""
+    """Number of images whose likelihood an adaptive solver computes, counting each dequantization draw."""
     scored_passes: int
     """Passes per evaluation of the likelihood ODE: the forward pass, and one backward pass per probe."""
     checkpoint_bytes: int
-    """Of all checkpoints that are retained."""
+    """Size of all checkpoints that are retained."""
     sample_bytes: int
 
     @property
     def total_training_flops(self) -> float | None:
-        """Of the entire training; None where it is not predictable."""
+        """Operations of the entire training; None if not predictable."""
         return self.trained_images * self.training_flops if self.predictable else None
 
     @property
     def fixed_flops(self) -> float:
-        """Of all samples by fixed-step solvers."""
+        """Operations for all samples by fixed-step solvers."""
         return self.fixed_evaluations * self.forward_flops
 
     def solved_flops(self, nfe: float) -> float:
-        """Of the samples by an adaptive solver, at `nfe` evaluations per sample."""
+        """Operations for the samples by an adaptive solver, at `nfe` evaluations per sample."""
         return self.solved_images * nfe * self.forward_flops
 
     def scored_flops(self, nfe: float) -> float:
-        """Of the likelihoods, at `nfe` evaluations per image."""
+        """Operations for the likelihoods, at `nfe` evaluations per image."""
         return self.scored_images * nfe * self.scored_passes * self.forward_flops
 
 
@@ -139,7 +139,7 @@ def image_experiment_cost(
 
 
 def toy_experiment_cost(toy: Toy2dSection, objective: Objective, steps: int) -> ExperimentCost:
-    """The cost of a 2-D experiment that is trained for `steps` steps; its images are points."""
+    """The cost of a 2-D experiment that is trained for `steps` steps. Its points are counted as images."""
     with torch.device("meta"):
         network = MLP(DIMENSIONS, toy.width, toy.layers)
     parameters, forward = parameter_count(network), flops_per_image(network, (DIMENSIONS,))
@@ -161,5 +161,5 @@ def toy_experiment_cost(toy: Toy2dSection, objective: Objective, steps: int) -> 
 
 
 def _evaluations(solver: Solver) -> int:
-    """Evaluations per image of a fixed-step solver; 0 for an adaptive one, for which they are unknown."""
+    """Evaluations per image of a fixed-step solver; 0 for an adaptive solver, where they are unknown."""
     return (solver.steps or 0) * EVALUATIONS_PER_STEP.get(solver.method, 0)

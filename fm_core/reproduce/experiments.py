@@ -1,4 +1,4 @@
-"""The experiments of a comparison: objectives on their paths and, on images, a run of each per seed."""
+"""The experiments of a comparison: objectives on their paths; on images, one run per objective and seed."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from fm_core.reproduce.stage_functions import Rule, Rules
 from fm_core.run.directory import RunDirectory
 
 SHARED_RULES = ("feature extractors", "samples")
-"""Preflight rules of the settings that all experiments of a comparison share."""
+"""Preflight rules for the settings that all experiments of a comparison share."""
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """An objective with one seed, as a separate run."""
+    """One objective with one seed, as a separate run."""
 
     section: ExperimentSection
     seed: int
@@ -90,7 +90,7 @@ def experiments_of(config: RunConfig) -> list[Experiment]:
 
 
 def _run_config(config: RunConfig, section: ExperimentSection, seed: int) -> RunConfig:
-    """The configuration of an experiment's run: the comparison's own but for the objective and its path."""
+    """The configuration of an experiment's run: that of the comparison, with this objective and its path."""
     tree = config.model_dump(mode="json")
     tree["run"] = {
         "root": str(RunDirectory(config).path / "reproduce"),
@@ -103,7 +103,7 @@ def _run_config(config: RunConfig, section: ExperimentSection, seed: int) -> Run
     tree["sample"]["seed"] = config.sample.seed + seed
     if section.steps:
         tree["train"]["images"] = section.steps * config.train.global_batch
-    # Keep every point of the curves, in addition to checkpoints of stops.
+    # Keep the checkpoint of every point of the curves, in addition to checkpoints saved at stops.
     tree["train"]["keep_every_images"] = config.train.checkpoint_images
     for key in ("checkpoint_root", "checkpoint_staging"):
         if url := tree["train"][key]:
@@ -115,7 +115,7 @@ def _run_config(config: RunConfig, section: ExperimentSection, seed: int) -> Run
 def comparison_rules(config: RunConfig, rules: Rules) -> Iterator[tuple[str, Rule]]:
     """The preflight rules of a comparison on images, by name.
 
-    Sampling and scoring have the same settings in all experiments, so those rules are yielded once.
+    Sampling and scoring have the same settings in all experiments, so their rules are yielded once.
     """
     experiments = experiments_of(config)
     by_name = dict(rules(experiments[0].config, ("train", "sample", "evaluate")))
@@ -125,10 +125,10 @@ def comparison_rules(config: RunConfig, rules: Rules) -> Iterator[tuple[str, Rul
 
 
 def check_comparison(config: RunConfig, rules: Rules) -> None:
-    """Check what can be refused before a comparison on images starts; one in 2-D checks itself.
+    """Check a comparison on images before it starts; a 2-D comparison runs its own checks.
 
     Raises:
-        UserError: one line for the first thing that is wrong.
+        UserError: a one-line message about the first problem.
     """
     if config.reproduce.kind == "images":
         for _, rule in comparison_rules(config, rules):
@@ -136,7 +136,7 @@ def check_comparison(config: RunConfig, rules: Rules) -> None:
 
 
 def flow_matching_ot(experiments: list[Experiment]) -> str:
-    """Name of the experiment that the paper's claims are about, FM on the OT path; empty if there is none."""
+    """Name of the experiment with flow matching on the OT path; empty if there is none."""
     names = [
         experiment.section.name
         for experiment in experiments

@@ -1,4 +1,4 @@
-"""The paper's comparison on images. Each experiment is a normal run that works with all other commands."""
+"""The paper's comparison on images. Each experiment is a normal run that all other commands can use."""
 
 import json
 import traceback
@@ -33,9 +33,9 @@ from fm_core.storage.atomic_files import read_json, write_json, write_text
 def reproduce_images(
     config: RunConfig, run: RunDirectory, observe: Observer, stages: StageFunctions
 ) -> StageResult:
-    """Train, sample and score every experiment with every seed; what exists already is verified and kept.
+    """Train, sample and score every experiment with every seed; existing results are verified and kept.
 
-    Raises UserError, StopRequested and RuntimeError as `reproduce`.
+    Raises UserError, StopRequested and RuntimeError like `reproduce`.
     """
     experiments = experiments_of(config)
     check_comparison(config, stages.rules)
@@ -80,7 +80,7 @@ def reproduce_images(
 
 
 def image_page_sections(config: RunConfig, results: Mapping[str, Any]) -> list[PageSection]:
-    """The tables and figures of a comparison in results.json. Raises UserError as `experiments_of`."""
+    """The tables and figures of a comparison from results.json. Raises UserError like `experiments_of`."""
     return comparison_sections(results, _images_by_run(results, experiments_of(config)))
 
 
@@ -128,7 +128,7 @@ def _results(
 
 
 def _write(directory: Path, results: Mapping[str, Any], experiments: list[Experiment]) -> bool:
-    """Write results.json and the page unless they are up to date; whether they were written."""
+    """Write results.json and the page unless they are up to date; returns whether they were written."""
     file, page = directory / "results.json", directory / "report.html"
     before = read_json(file)
     if (
@@ -153,7 +153,7 @@ def _images_by_run(results: Mapping[str, Any], experiments: list[Experiment]) ->
 
 
 class _ComparisonProgress:
-    """Progress over all experiments, each of PROGRESS_PARTS parts."""
+    """Progress over all experiments, each of which has PROGRESS_PARTS parts."""
 
     def __init__(self, experiments: int, observe: Observer, check_stop: Callable[[], None]) -> None:
         self._observe, self._check_stop = observe, check_stop
@@ -161,7 +161,7 @@ class _ComparisonProgress:
         self._total = experiments * PROGRESS_PARTS
 
     def of_experiment(self, number: int) -> OnProgress:
-        """The callback that reports the progress of one experiment."""
+        """Return the callback that reports the progress of one experiment."""
 
         def report(parts: int, message: str) -> None:
             self._check_stop()

@@ -38,7 +38,7 @@ def run_experiment(
 ) -> dict[str, Any]:
     """Run one experiment, or verify it if it is complete; returns its record for results.json.
 
-    Raises UserError, StopRequested and RuntimeError as the stages do.
+    Raises UserError, StopRequested and RuntimeError like the stages.
     """
     config = experiment.config
     trained = stages.train(config, _stage_observer("train", experiment, on_progress))
@@ -68,8 +68,8 @@ def run_experiment(
 def sample_images_of(experiment: Experiment) -> dict[str, Tensor]:
     """Images of a complete experiment for the page.
 
-    `images` uint8 [budgets, n, C, H, W], samples at few evaluations; `levels`, the number of intensity
-    levels; and where trajectories of samples are saved, `trajectory` uint8 [T, n, C, H, W].
+    `images` uint8 [budgets, n, C, H, W], samples with few evaluations; `levels`, the number of intensity
+    levels; and, if trajectories of samples are saved, `trajectory` uint8 [T, n, C, H, W].
     """
     cache = _image_cache(experiment.config)
     trajectories = cache.tensors("trajectories") if cache.read("trajectories", "trajectories") else {}
@@ -107,7 +107,7 @@ def _training_curve(
 
 
 def _checkpoint_config(config: RunConfig, step: int, images: int) -> RunConfig:
-    """The configuration that scores one checkpoint of a run: few images and the Fréchet distance alone."""
+    """The configuration that scores one checkpoint of a run: `images` images, Fréchet distance only."""
     tree = config.model_dump(mode="json")
     tree["sample"] |= {"step": step, "images": images}
     tree["evaluate"]["likelihood"]["images"] = 0
@@ -117,7 +117,7 @@ def _checkpoint_config(config: RunConfig, step: int, images: int) -> RunConfig:
 
 
 def _cache_low_nfe_images(experiment: Experiment, settings: ImagesSection) -> str:
-    """Save samples at few evaluations, uint8 [budgets, n, C, H, W], in the run; the file's SHA-256."""
+    """Save samples with few evaluations, uint8 [budgets, n, C, H, W]; returns the SHA-256 of the file."""
     step = checkpoint_steps(experiment.config)[-1]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(weights_file(experiment.config, step), device, experiment.config)
@@ -144,7 +144,7 @@ def _cache_low_nfe_images(experiment: Experiment, settings: ImagesSection) -> st
 
 
 def _cache_trajectories(experiment: Experiment, weights_sha256: str) -> str:
-    """Save the trajectories of the first samples in the run; the file's SHA-256, empty if there are none."""
+    """Save the trajectories of the first samples; returns the file's SHA-256, empty if there are none."""
     config = experiment.config
     step = checkpoint_step(config)
     file = weights_file(config, step)

@@ -1,7 +1,7 @@
 """The paper's published results and settings, and how a comparison deviates from them.
 
-Lipman et al., "Flow Matching for Generative Modeling", ICLR 2023, tables 1 and 3; NFE is dopri5's at 1e-5.
-Published numbers are shown next to measured ones, never in the same table.
+Lipman et al., "Flow Matching for Generative Modeling", ICLR 2023, tables 1 and 3. NFE is for dopri5 with
+tolerance 1e-5. Published numbers are shown next to measured numbers, never in the same table.
 """
 
 from collections.abc import Mapping
@@ -35,17 +35,17 @@ TABLE_1: dict[str, dict[str, Row]] = {
         "FM-OT": (3.31, 14.45, 138),
     },
 }
-"""By data set, by objective: (bits/dim, FID, NFE)."""
+"""Data set -> objective -> (bits/dim, FID, NFE)."""
 
 TABLE_3: dict[str, tuple[int, int, str, str]] = {
     "cifar10": (256, 391_000, "5e-04, linear decay after warm-up", "fp32"),
     "imagenet32": (1_024, 250_000, "1e-04, linear decay after warm-up", "fp32"),
     "imagenet64": (2_048, 157_000, "1e-04, constant", "16-bit mixed"),
 }
-"""By data set: batch, iterations, learning rate, precision."""
+"""Data set -> (batch, iterations, learning rate, precision)."""
 
 DRAWS = {"cifar10": 50, "imagenet32": 15, "imagenet64": 10}
-"""K, the dequantization draws of each image behind the published bits/dim."""
+"""K, the number of dequantization draws per image in the published bits/dim."""
 
 NOT_STATED = "not stated"
 HEADS = "64, and 4 heads: both cannot hold"
@@ -63,15 +63,15 @@ def paper_results(data_name: str) -> dict[str, Row] | None:
 
 
 def training_budget(data_name: str) -> str:
-    """How many images the paper's networks of a data set were trained on, as text."""
+    """Number of images that the paper's networks of a data set were trained on, as text."""
     batch, steps, _, _ = TABLE_3[table_key(data_name)]
     return f"{batch * steps:,} images ({steps:,} iterations of {batch:,})"
 
 
 def deviations(config: Mapping[str, Any]) -> list[list[str]]:
-    """Settings of a comparison beside the paper's, or where the paper does not state one.
+    """Settings of a comparison next to the paper's settings, including those that the paper does not state.
 
-    `config` is the configuration as plain values; a row is (what, here, in the paper).
+    `config` is the configuration as plain values; a row is (setting, value here, value in the paper).
     """
     train, evaluate, sample = config["train"], config["evaluate"], config["sample"]
     likelihood = evaluate["likelihood"]
@@ -96,7 +96,7 @@ def deviations(config: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _draws(draws: int) -> str:
-    """K of the columns of bits/dim."""
+    """Values of K in the columns of bits/dim."""
     return f"1 and {draws}, a column each" if draws > 1 else "1"
 
 

@@ -1,7 +1,7 @@
 """Experiments of a comparison in parallel, each in its own process with its share of the devices.
 
-`python -m fm_core.reproduce.parallel CONFIG NAME FOLDER ENTRY_POINT` is such a process: it runs the stages of
-the experiment, whose jobs the launcher starts as usual, and writes its outcome to FOLDER. ENTRY_POINT is
+Each process is `python -m fm_core.reproduce.parallel CONFIG NAME FOLDER ENTRY_POINT`. It runs the stages of
+the experiment, whose jobs the launcher starts as usual, and writes the outcome to FOLDER. ENTRY_POINT is
 `StageFunctions.entry_point`.
 """
 
@@ -35,17 +35,17 @@ from fm_core.storage.atomic_files import read_json, write_json, write_text
 POLL_SECONDS = 0.5
 PROGRESS_SECONDS = 1.0
 TERMINATION_SECONDS = GRACE_SECONDS + 10
-"""Seconds in which a process must end its job after a request to stop."""
+"""Seconds within which a process must end its job after a request to stop."""
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
 class ExperimentOutcome:
-    """How an experiment ended."""
+    """Outcome of an experiment."""
 
     record: dict[str, Any] | None
-    """For results.json; None if it failed."""
+    """Record for results.json; None if the experiment failed."""
     error: str = ""
     traceback: str = ""
 
@@ -64,7 +64,7 @@ class _ExperimentProcess:
 
 
 def device_shares(config: RunConfig) -> list[dict[str, str]]:
-    """Environment variables of each of the reproduce.parallel processes: its GPUs, where there are any.
+    """Environment variables that select the GPUs, if any, of each of the reproduce.parallel processes.
 
     Raises:
         UserError: there are not enough devices, or they cannot be divided.
@@ -97,17 +97,17 @@ def run_in_parallel(
     on_progress: Callable[[int], OnProgress],
     stages: StageFunctions,
 ) -> list[ExperimentOutcome]:
-    """Run every experiment, reproduce.parallel at a time; their outcomes in the same order.
+    """Run every experiment, reproduce.parallel at a time; returns the outcomes in the same order.
 
     Args:
         config: configuration of the comparison.
         experiments: its experiments.
-        folder: holds the processes' configuration, progress and outcomes.
-        on_progress: gives the progress callback of the experiment of a number.
-        stages: what an experiment is made of.
+        folder: contains the configuration, progress and outcomes of the processes.
+        on_progress: returns the progress callback of the experiment with a given number.
+        stages: the stages of an experiment.
 
     Raises:
-        StopRequested: one of them was asked to stop; the others were ended then.
+        StopRequested: an experiment was asked to stop; the others are then ended too.
         UserError: there are not enough devices.
     """
     free = device_shares(config)
@@ -141,7 +141,7 @@ def run_in_parallel(
 
 
 def _train_classifier(config: RunConfig) -> None:
-    """Train the classifier of the features once: experiments that need it at once would each train one."""
+    """Train the feature classifier once; otherwise each parallel experiment would train its own."""
     with cpu_threads(world(config.launch)[1]):
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         manifest = load_manifest(config.data.root, config.data.name)
@@ -149,11 +149,11 @@ def _train_classifier(config: RunConfig) -> None:
 
 
 def _ignore_progress(step: int, steps: int, loss: float) -> None:
-    """The classifier's progress is not shown."""
+    """Discard the progress of the classifier's training."""
 
 
 def _with_thread_share(config: RunConfig) -> RunConfig:
-    """Divide the cores among the experiments, unless launch.threads is set or GPUs do the work."""
+    """Divide the cores among the experiments, unless launch.threads is set or GPUs are used."""
     if config.launch.threads or config.launch.kind != "local" or device_count():
         return config
     _, threads = world(config.launch)
@@ -174,7 +174,7 @@ def _start(
 
 
 def _read_outcome(folder: Path) -> ExperimentOutcome:
-    """The outcome that an ended process has written. Raises StopRequested if it was asked to stop."""
+    """The outcome written by a process that has exited. Raises StopRequested if it was asked to stop."""
     outcome = read_json(folder / "ended.json")
     if outcome is None:
         return ExperimentOutcome(None, f"its process was killed (log: {folder / 'output.log'})")
@@ -184,7 +184,7 @@ def _read_outcome(folder: Path) -> ExperimentOutcome:
 
 
 def _terminate(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Ask processes to end their jobs and kill those that do not; the next call attaches to their jobs."""
+    """Ask processes to end their jobs, and kill those that do not; the next run attaches to their jobs."""
     for process in processes:
         process.terminate()
     deadline = time.monotonic() + TERMINATION_SECONDS
@@ -199,7 +199,7 @@ def _terminate(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 def main(file: str, name: str, folder: Path, entry_point: str) -> None:
     """Run one experiment; its outcome is written to <folder>/ended.json."""
     signal.signal(signal.SIGTERM, _interrupt)
-    # If the comparison is killed, so are its experiments; their jobs continue, and are attached to later.
+    # If the comparison is killed, so are its experiments. Their jobs continue; the next run attaches to them.
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     config = load_config(file)
     (experiment,) = (experiment for experiment in experiments_of(config) if experiment.name == name)

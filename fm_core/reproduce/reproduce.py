@@ -21,7 +21,7 @@ def reproduce(config: RunConfig, observe: Observer = no_progress, *, stages: Sta
         UserError: an experiment cannot be built or was made with other settings.
         StopRequested: the stage was asked to stop.
         RuntimeError: at the end, if an experiment failed; the others are retained and reported, and the next
-            call tries the failed one again.
+            call retries the failed experiment.
     """
 
     def work(run: RunDirectory, show: Observer) -> StageResult:
@@ -29,7 +29,7 @@ def reproduce(config: RunConfig, observe: Observer = no_progress, *, stages: Sta
             result = reproduce_2d(config, run, show)
         else:
             result = reproduce_images(config, run, show, stages)
-        # Each experiment is bound to its own configuration, from its first step on.
+        # Each experiment is bound to its own configuration from its first step on.
         run.bind()
         return result
 
@@ -37,7 +37,7 @@ def reproduce(config: RunConfig, observe: Observer = no_progress, *, stages: Sta
 
 
 def page_sections(config: RunConfig) -> list[PageSection]:
-    """The tables and figures of a comparison's page, from its files; empty before the first results."""
+    """The tables and figures of a comparison's page, from its files; empty if there are no results yet."""
     results = read_json(RunDirectory(config).path / "reproduce" / "results.json")
     if results is None:
         return []

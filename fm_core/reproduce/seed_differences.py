@@ -13,14 +13,15 @@ Record = Mapping[str, Any]
 
 
 def paired_bits(groups: Mapping[str, Sequence[Record]], candidate: str) -> dict[str, dict[str, Any]]:
-    """Differences of bits/dim, candidate less each other objective: its name -> K -> the record.
+    """Differences of bits/dim, candidate minus each other objective: name of the other -> K -> record.
 
-    Runs of one seed share images, draws and probes. With several seeds the error is the deviation over seeds
-    of the mean difference, else that over images. Objectives without bits/dim of single images are absent.
+    Runs with the same seed share images, draws and probes. With several seeds, the error is the deviation of
+    the mean difference over seeds; with one seed, the deviation over images. Objectives without bits/dim of
+    individual images are omitted.
 
     Args:
-        groups: records of the runs by objective, a list for its seeds.
-        candidate: name of the objective that the others are compared with.
+        groups: records of the runs by objective, one per seed.
+        candidate: name of the objective with which the others are compared.
     """
     if candidate not in groups:
         return {}
@@ -34,13 +35,13 @@ def paired_bits(groups: Mapping[str, Sequence[Record]], candidate: str) -> dict[
 
 
 def _columns(record: Record) -> dict[str, int]:
-    """Columns of the files of bits/dim, with K of each."""
+    """Columns of the bits/dim files -> K of the column."""
     bits = record["scores"].get("bits_per_dim", {})
     return {"bits": 1, **({"k_sample": bits["k_sample"]["k"]} if "k_sample" in bits else {})}
 
 
 def _pairs(mine: Sequence[Record], others: Sequence[Record], column: str) -> list[PairedDifference]:
-    """The difference of each seed that both have."""
+    """The paired difference for each seed that both objectives have."""
     by_seed = {record.get("seed"): record for record in others}
     pairs = list[PairedDifference]()
     for record in mine:

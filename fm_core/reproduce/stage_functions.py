@@ -1,7 +1,7 @@
 """The stages of an experiment on images, passed in by the caller.
 
-The comparison must not import the stages. A separate process (reproduce/parallel.py) gets the same functions
-by the entry point.
+The comparison must not import the stages. A separate process (reproduce/parallel.py) loads the same functions
+from the entry point.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +14,7 @@ from fm_core.run.progress import Observer, no_progress
 from fm_core.run.results import StageResult
 
 Rule = Callable[[], None]
-"""Raises UserError, in one line, for the problem."""
+"""Raises UserError with a one-line message if there is a problem."""
 Rules = Callable[[RunConfig, Sequence[str]], Iterator[tuple[str, Rule]]]
 """The preflight rules of a configuration for the stages of these names, by name."""
 
@@ -41,5 +41,5 @@ class StageFunctions:
 
     @classmethod
     def load(cls, entry_point: str) -> "StageFunctions":
-        """The object that the function at an entry point returns."""
+        """Call the function at an entry point and return its result."""
         return resolve_name(entry_point)()

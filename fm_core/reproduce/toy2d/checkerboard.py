@@ -1,8 +1,8 @@
 """The checkerboard of the paper's 2-D experiments.
 
 The board is [-4, 4)^2, as usual: four by four squares of side 2. The distribution is uniform on the eight
-squares with an even sum of column and row: density 1/32, entropy log 32 nats = 5 bits, which bounds every
-model's negative log-likelihood from below.
+squares with an even sum of column and row. Its density is 1/32, and its entropy, log 32 nats = 5 bits, is a
+lower bound of every model's negative log-likelihood.
 """
 
 import math
@@ -16,22 +16,22 @@ from fm_core.storage.keyed_random import KeyedRandom, Purpose
 HALF_SIDE = 4.0
 SQUARE = 2.0
 ENTROPY = math.log(32)
-"""Of the distribution, in nats."""
+"""Entropy of the distribution, in nats."""
 WINDOW = 5.0
 """Figures show [-WINDOW, WINDOW]^2."""
 NAME = "checkerboard, 4 x 4 squares on [-4, 4)^2, density 1/32 on eight of them"
 
 BLOCK = 64
-"""Consecutive positions drawn together: drawing each separately would cost more than the network."""
+"""Number of consecutive positions drawn together; separate draws would cost more than the network."""
 
 Draw = Callable[[Purpose, range, Sequence[int]], Tensor]
 
 
 def checkerboard(u: Tensor) -> Tensor:
-    """Points of the board, [N, 2], from uniform numbers in [0, 1), [N, 2]."""
+    """Map uniform numbers in [0, 1), [N, 2], to points of the board, [N, 2]."""
     column, pair = (4 * u[:, 0]).floor(), (2 * u[:, 1]).floor()
     x = SQUARE * (4 * u[:, 0] - 2)
-    # In this order every sum is exact in float32; in another, a point could be rounded up to the edge.
+    # In this order every sum is exact in float32; in another order, a point could be rounded up to the edge.
     y = SQUARE * ((2 * u[:, 1] - pair) + (2 * pair + column % 2 - 2))
     return torch.stack([x, y], dim=1)
 
@@ -50,8 +50,8 @@ def points(random: KeyedRandom, first: int, count: int) -> Tensor:
 def by_position(draw: Draw, purpose: Purpose, first: int, count: int, shape: Sequence[int] = ()) -> Tensor:
     """Random numbers of the stream positions first, first + 1, ..., [count, *shape].
 
-    `draw` is a method of a `KeyedRandom`. The numbers of a position depend on its key, the purpose and the
-    position alone, not on how positions are grouped into batches.
+    `draw` is a method of a `KeyedRandom`. The numbers of a position depend only on the key of that object,
+    the purpose and the position, not on the grouping of positions into batches.
     """
     blocks = range(first // BLOCK, -(-(first + count) // BLOCK))
     rows = draw(purpose, blocks, (BLOCK, *shape)).flatten(0, 1)
@@ -60,7 +60,7 @@ def by_position(draw: Draw, purpose: Purpose, first: int, count: int, shape: Seq
 
 
 def grid_centers(side: int) -> tuple[Tensor, Tensor]:
-    """The x and y of the centers of side x side grid cells of the window, each [side, side], rows by y."""
+    """The x and y of the centers of side x side grid cells of the window, each [side, side]; rows are y."""
     axis = (torch.arange(side) + 0.5) * (2 * WINDOW / side) - WINDOW
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     return x, y

@@ -73,7 +73,7 @@ def reproduce_2d(config: RunConfig, run: RunDirectory, observe: Observer) -> Sta
 
 
 def page_sections_2d(config: RunConfig, results: dict[str, Any]) -> list[PageSection]:
-    """The tables and figures of a comparison in results.json. Raises UserError as `toy_experiments`."""
+    """The tables and figures of a comparison from results.json. Raises UserError like `toy_experiments`."""
     experiments = toy_experiments(config)
     data = [
         FigureData(experiment.label, experiment.cache.tensors("pictures"))
@@ -85,7 +85,7 @@ def page_sections_2d(config: RunConfig, results: dict[str, Any]) -> list[PageSec
 
 
 def _write_results(config: RunConfig, run: RunDirectory, outcomes: list[ToyOutcome]) -> bool:
-    """Write results.json and report.html unless they are up to date; whether they were written."""
+    """Write results.json and report.html unless they are up to date; returns whether they were written."""
     complete = [outcome for outcome in outcomes if not outcome.error]
     experiments = [outcome.experiment for outcome in outcomes]
     paths = {experiment.section.path: experiment.objective.path for experiment in experiments}
@@ -111,9 +111,9 @@ def _write_results(config: RunConfig, run: RunDirectory, outcomes: list[ToyOutco
 
 
 def over_seeds_2d(complete: Sequence[ToyOutcome]) -> dict[str, Any]:
-    """NLL and NFE over seeds by objective, and its verdict; empty for one seed.
+    """NLL and NFE over seeds for each objective, with a verdict; empty for one seed.
 
-    The verdict is about the NLL of flow matching on the optimal-transport path against that of the objective.
+    The verdict compares the NLL of flow matching on the optimal-transport path with the NLL of the objective.
     """
     by_objective = dict[str, list[ToyOutcome]]()
     for outcome in complete:
@@ -153,7 +153,7 @@ def _result_record(outcome: ToyOutcome) -> dict[str, Any]:
 
 
 def _protocol(config: RunConfig) -> dict[str, Any]:
-    """Everything that affects the numbers and is the same for all experiments."""
+    """All settings that affect the numbers and are the same for all experiments."""
     return {
         "data": NAME,
         "seed": seeds_of(config)[0],

@@ -31,7 +31,7 @@ from fm_core.storage.keyed_random import (
 )
 
 TRAINING_PARTS, SCORING_PARTS = 1000, 600
-"""Parts of an experiment's work, for the progress bar: about the shares of its time."""
+"""Parts of an experiment's work in the progress bar, roughly in proportion to their time."""
 
 _OBJECTIVE_KEYS = {"objective", "objective_options", "path", "path_options"}
 _TRAINING_KEYS = {"batch", "learning_rate", "gradient_clip", "width", "layers"}
@@ -40,13 +40,13 @@ _SCORING_KEYS = {"held_out", "samples", "nfe", "rtol", "atol", "grid"}
 
 @dataclass(frozen=True)
 class ToyExperiment:
-    """An objective of a 2-D comparison, and where its results are cached."""
+    """One objective and seed of a 2-D comparison, and the location of its cached results."""
 
     section: ExperimentSection
     name: str
-    """Name of its directory: that of the objective, with the seed if it is not run.seed."""
+    """Name of its directory: the objective's name, with the seed if it is not run.seed."""
     label: str
-    """The title, with the number of steps where it is smaller than that of the others, and its seed."""
+    """The title, with the seed and, if smaller than in other experiments, the number of steps."""
     objective: Objective
     steps: int
     cache: ArtifactCache
@@ -54,7 +54,7 @@ class ToyExperiment:
     """Everything that determines the weights."""
 
     def random(self, domain: Domain) -> KeyedRandom:
-        """The random numbers of a domain, with the seed and the generator of the recipe."""
+        """The random numbers of a domain, from the recipe's seed and generator."""
         return KeyedRandom(generator_of(self.recipe, self.name), self.seed, domain)
 
     @property
@@ -65,13 +65,13 @@ class ToyExperiment:
 
 @dataclass(frozen=True)
 class ToyOutcome:
-    """How an experiment ended."""
+    """Outcome of an experiment."""
 
     experiment: ToyExperiment
     record: dict[str, Any]
-    """Its result.json; empty if it failed."""
+    """Content of its result.json; empty if it failed."""
     changed: bool = False
-    """Whether any of it was computed now."""
+    """Whether any part of it was computed by this call."""
     error: str = ""
 
 
@@ -79,7 +79,7 @@ def toy_experiments(config: RunConfig) -> list[ToyExperiment]:
     """The experiments of a 2-D comparison, seed by seed.
 
     Raises:
-        UserError: one cannot be built, or its directory holds a training with another recipe.
+        UserError: an experiment cannot be built, or its directory contains a training with another recipe.
     """
     if not config.reproduce.cells:
         raise UserError(
@@ -93,7 +93,7 @@ def toy_experiments(config: RunConfig) -> list[ToyExperiment]:
 
 
 def generator_in_2d(config: RunConfig) -> GeneratorName:
-    """run.generator; where it is not given, that with which the comparison began, or that of new ones."""
+    """run.generator; if not set, the generator of the existing comparison, else the default of new ones."""
     if config.run.generator is not None:
         return config.run.generator
     for file in sorted((RunDirectory(config).path / "reproduce").glob("*/training.json")):
@@ -104,7 +104,7 @@ def generator_in_2d(config: RunConfig) -> GeneratorName:
 def run_toy_experiment(
     experiment: ToyExperiment, config: RunConfig, run: RunDirectory, progress: "ToyProgress"
 ) -> ToyOutcome:
-    """Run an experiment, or verify it if it is complete. Any error but StopRequested becomes its outcome."""
+    """Run an experiment, or verify it if complete. Any error except StopRequested becomes its outcome."""
     progress.start(experiment.label)
     try:
         record, changed = _train_and_score(experiment, config, progress)
@@ -131,7 +131,7 @@ def _toy_experiment(config: RunConfig, section: ExperimentSection, seed: int) ->
         **section.model_dump(mode="json", include=_OBJECTIVE_KEYS),
         **toy.model_dump(mode="json", include=_TRAINING_KEYS),
     }
-    # The seed of the run has the name of the objective, as before there were others.
+    # With run.seed the name is that of the objective, as in versions without further seeds.
     name = section.name if seed == config.run.seed else f"{section.name}-s{seed}"
     cache = ArtifactCache(RunDirectory(config).path / "reproduce" / name)
     several = f", seed {seed}" if len(seeds_of(config)) > 1 else ""
@@ -142,7 +142,7 @@ def _toy_experiment(config: RunConfig, section: ExperimentSection, seed: int) ->
 def _train_and_score(
     experiment: ToyExperiment, config: RunConfig, progress: "ToyProgress"
 ) -> tuple[dict[str, Any], bool]:
-    """The experiment's result.json, and whether any of it was computed now."""
+    """The content of result.json, and whether any part of the experiment was computed by this call."""
     toy, seed, cache = config.reproduce.toy2d, experiment.seed, experiment.cache
     network = initial_network(toy, seed)
     trained = cache.read("training", "weights")
@@ -198,7 +198,7 @@ def _versions() -> dict[str, Any]:
 
 
 class ToyProgress:
-    """Progress over all experiments: TRAINING_PARTS of each for training, SCORING_PARTS for scoring."""
+    """Progress over all experiments, each with TRAINING_PARTS for training and SCORING_PARTS for scoring."""
 
     def __init__(self, experiments: int, observe: Observer, check_stop: Callable[[], None]) -> None:
         self._total = experiments * (TRAINING_PARTS + SCORING_PARTS)

@@ -23,16 +23,16 @@ BINS = 40
 PEAK = 2.0
 """Brightest value of all densities and histograms, in multiples of the data's density on its squares."""
 DENSITY = math.exp(-ENTROPY)
-"""Of the data on its squares."""
+"""Density of the data on its squares."""
 SNAPSHOTS = 5
-"""Times at which a model's distribution is shown."""
+"""Number of times at which a model's distribution is shown."""
 LINES = 160
 """Number of trajectories that are drawn."""
 
 
 @dataclass(frozen=True)
 class FigureData:
-    """The tensors of one complete experiment that figures are made of."""
+    """The tensors of one complete experiment from which figures are made."""
 
     label: str
     tensors: Mapping[str, Tensor]
@@ -44,7 +44,7 @@ def conditional_fields(paths: Mapping[str, Path], scored: Sequence[str]) -> byte
 
     Args:
         paths: name -> path; each gets a row with its velocity.
-        scored: names of the paths that also get a row with their score, above.
+        scored: names of the paths that also get a row with their score, above the velocity.
     """
     rows = [
         (name, kind) for name in paths for kind in ("score", "velocity") if kind != "score" or name in scored
@@ -93,7 +93,7 @@ def conditional_trajectories(paths: Mapping[str, Path]) -> bytes:
 
 
 def samples_over_time_and_budget(experiments: Sequence[FigureData], budgets: Sequence[int]) -> bytes:
-    """Figures 4 and 9: the model's distribution over time (left), samples at few evaluations (right)."""
+    """Figures 4 and 9: the model's distribution over time (left), samples with few evaluations (right)."""
     times = experiments[0].tensors["times"]
     chosen = [round(i * (len(times) - 1) / (SNAPSHOTS - 1)) for i in range(SNAPSHOTS)]
     times = times[chosen]
@@ -139,7 +139,7 @@ def lines_and_densities(experiments: Sequence[FigureData]) -> bytes:
 
 
 def histogram(points: Tensor) -> Tensor:
-    """Histogram density of points [S, 2], [BINS, BINS], rows by y; points outside the window count in S."""
+    """Histogram density of points [S, 2], [BINS, BINS], rows are y; S includes points outside the window."""
     edges = np.linspace(-WINDOW, WINDOW, BINS + 1)
     counts, _, _ = np.histogram2d(points[:, 1].numpy(), points[:, 0].numpy(), bins=[edges, edges])
     return torch.from_numpy(counts / (len(points) * (2 * WINDOW / BINS) ** 2))
@@ -163,7 +163,7 @@ def _panels(
     extra_height: float = 0.45,
     gap_after: int | None = None,
 ) -> tuple[Figure, list[list[Axes]]]:
-    """Rows by columns of square panels; a blank strip follows column number `gap_after`."""
+    """A grid of `rows` by `columns` square panels; a blank strip follows column number `gap_after`."""
     figure = Figure(
         figsize=(columns * size + extra_width, rows * size + extra_height), dpi=110, layout="constrained"
     )

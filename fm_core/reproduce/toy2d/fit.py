@@ -16,13 +16,13 @@ from fm_core.reproduce.toy2d.checkerboard import by_position, points
 from fm_core.storage.keyed_random import KeyedRandom, Purpose
 
 CURVE_POINTS = 100
-"""Points of the saved loss curve."""
+"""Number of points of the saved loss curve."""
 STEPS_DRAWN_TOGETHER = 32
-"""Steps whose random numbers are drawn together; drawing them per step would take a tenth of its time."""
+"""Number of steps whose random numbers are drawn together; per-step draws take a tenth of a step's time."""
 
 
 def initial_network(toy: Toy2dSection, seed: int) -> MLP:
-    """The network with its initial weights, a function of the seed alone: the same for every objective."""
+    """The network with its initial weights, which depend only on the seed and not on the objective."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return MLP(dimensions=2, width=toy.width, layers=toy.layers)
@@ -31,7 +31,7 @@ def initial_network(toy: Toy2dSection, seed: int) -> MLP:
 def draw(objective: Objective, random: KeyedRandom, first: int, count: int) -> PathSample:
     """The training examples of the stream positions first, first + 1, ...
 
-    Data x1, noise x0 and the quantile of t are functions of the position: the same for every objective.
+    Data x1, noise x0 and the quantile of t are functions of the position and do not depend on the objective.
     Times are uniform on the objective's interval and the coupling is independent, as in eq. 14.
     """
     x1 = points(random, first, count)
@@ -41,7 +41,7 @@ def draw(objective: Objective, random: KeyedRandom, first: int, count: int) -> P
 
 
 def split(sample: PathSample, size: int) -> list[PathSample]:
-    """Batches of `size` examples each."""
+    """Split a sample into batches of `size` examples each."""
     parts = (part.split(size) for part in (sample.x_t, sample.velocity, sample.x0, sample.x1, sample.t))
     return [PathSample(*batch) for batch in zip(*parts, strict=True)]
 
@@ -54,7 +54,7 @@ def fit(
     random: KeyedRandom,
     on_step: Callable[[int, float], None],
 ) -> list[float]:
-    """Train the network in place for `steps` steps; returns the loss in hundredths of the training.
+    """Train the network in place for `steps` steps; returns the mean loss of each hundredth of training.
 
     `on_step` is called with the number of finished steps and the loss of the last one.
 

@@ -29,7 +29,7 @@ NOTE_ON_SHARES = (
 
 
 def page_2d(results: Mapping[str, Any], experiments: Sequence[FigureData], paths: Mapping[str, Path]) -> str:
-    """The page as HTML; arguments as `sections_2d`."""
+    """The page as HTML; arguments as in `sections_2d`."""
     protocol = results["protocol"]
     lead = (
         f"{protocol['data']}; a multilayer perceptron of {protocol['layers']} layers of {protocol['width']} "
@@ -48,7 +48,7 @@ def sections_2d(
     Args:
         results: the content of results.json.
         experiments: tensors of the complete experiments; may be empty.
-        paths: the distinct paths of the experiments by name, in their order.
+        paths: the distinct paths of the experiments by name, in the order of the experiments.
     """
     sections = [_scores(results), *over_seeds_section(results), _shares(results)]
     if results["failed"]:

@@ -25,11 +25,11 @@ from fm_core.reproduce.toy2d.checkerboard import (
 from fm_core.storage.keyed_random import KeyedRandom, Purpose
 
 TRAJECTORY_TIMES = 25
-"""Times of a trajectory, equally spaced over the interval; figures show five of them."""
+"""Number of times of a trajectory, equally spaced over the interval; figures show five of them."""
 LIKELIHOOD_BATCH = 1_024
-"""Points whose log-density is solved together; adaptive steps depend on it."""
+"""Number of points whose log-densities are solved together; adaptive steps depend on it."""
 DENSITY_TOLERANCE = 1e-3
-"""Tolerance of dopri5, in nats, for the density image: below what its colors resolve."""
+"""Tolerance of dopri5, in nats, for the density image; finer than the resolution of its colors."""
 
 Scores = dict[str, Any]
 OnPart = Callable[[float, str], None]
@@ -48,12 +48,12 @@ class ToyEvaluation:
 def score_model(
     network: nn.Module, objective: Objective, toy: Toy2dSection, random: KeyedRandom, on_part: OnPart
 ) -> ToyEvaluation:
-    """Score a trained network; `on_part` is called with the finished share, 0 to 1, and what was finished.
+    """Score a trained network; `on_part` is called with the finished share, 0 to 1, and the finished part.
 
-    Noise and held-out points are functions of their number, the same for every objective.
+    Noise and held-out points are functions of their index and do not depend on the objective.
 
     Raises:
-        ArithmeticError: from the solver.
+        ArithmeticError: the solver failed.
     """
     velocity, path = objective.velocity(network), objective.path
     noise = path.source_std * by_position(random.normal, Purpose.NOISE, 0, toy.samples, (2,))
@@ -86,7 +86,7 @@ def score_model(
 def _low_nfe_samples(
     velocity: Velocity, noise: Tensor, objective: Objective, toy: Toy2dSection
 ) -> dict[str, Tensor]:
-    """Samples by the midpoint rule at each budget of evaluations."""
+    """Samples by the midpoint method for each budget of evaluations."""
     samples: dict[str, Tensor] = {}
     for nfe in toy.nfe:
         run = solve(velocity, noise, objective.interval, Solver("midpoint", steps=nfe // 2))
@@ -103,7 +103,7 @@ def _log_density(velocity: Velocity, x1: Tensor, objective: Objective, solver: S
 
 
 def _density(velocity: Velocity, objective: Objective, side: int) -> Tensor:
-    """The model's density at the centers of the grid cells, float32 [side, side], rows by y."""
+    """The model's density at the centers of the grid cells, float32 [side, side]; rows are y."""
     x, y = grid_centers(side)
     solver = Solver("dopri5", rtol=DENSITY_TOLERANCE, atol=DENSITY_TOLERANCE)
     parts = _log_density(velocity, torch.stack([x, y], dim=-1).reshape(-1, 2), objective, solver)
