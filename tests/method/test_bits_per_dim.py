@@ -1,4 +1,4 @@
-"""Pixels, dequantization and bits per dimension."""
+"""Quantization of pixels, dequantization and bits per dimension."""
 
 import math
 
@@ -72,7 +72,7 @@ def test_bits_of_a_known_density(levels):
     bits = bits_per_dim(stretch(scale), pixels, quantizer, draws, (0.0, 1.0), solver, Exact())
     x = torch.stack([quantizer.dequantize(pixels, u) for u in draws]).double().flatten(2)
     density = (-0.5 * (x / scale) ** 2 - math.log(scale) - 0.5 * math.log(2 * math.pi)).sum(-1)
-    # The probability of a pixel is density times bin width, 2 / levels a dimension.
+    # The probability of a pixel is density times bin width, 2 / levels in each dimension.
     probability = density + 4 * math.log(2 / levels)
     torch.testing.assert_close(bits.single_sample, -probability[0] / (4 * math.log(2)), rtol=0, atol=1e-5)
     expected = -(probability.logsumexp(0) - math.log(2)) / (4 * math.log(2))
@@ -85,9 +85,9 @@ NODES, WEIGHTS = map(torch.from_numpy, np.polynomial.legendre.leggauss(256))
 
 
 def towards_uniform(t, x):
-    """Marginal velocity of the straight path (sigma_min = 0) from noise to a uniform law on [-1, 1].
+    """Marginal velocity of the straight path (sigma_min = 0) from noise to a uniform distribution on [-1, 1].
 
-    u_t(x) = (E[x1 | x_t = x] - x) / (1 - t), the mean over x1 by quadrature.
+    u_t(x) = (E[x1 | x_t = x] - x) / (1 - t), with the mean over x1 computed by quadrature.
     """
     density = WEIGHTS * torch.exp(-0.5 * ((x[..., None].double() - t * NODES) / (1 - t)) ** 2)
     mean = (density * NODES).sum(-1) / density.sum(-1)
@@ -95,7 +95,7 @@ def towards_uniform(t, x):
 
 
 def test_a_model_that_is_uniform_over_its_range_needs_eight_bits():
-    """At t = 0.98 it is uniform on 0.98 [-1, 1], blurred only at its ends: 8 + log2 0.98 bits."""
+    """At t = 0.98 the model is uniform on 0.98 [-1, 1], blurred only at the ends: 8 + log2 0.98 bits."""
     end, levels = 0.98, torch.tensor([13, 77, 128, 200, 242], dtype=torch.uint8)
     draws = RANDOM.uniform(Purpose.DEQUANTIZATION, range(5), (1, 1, 1))[None]
     solver = Solver(rtol=1e-7, atol=1e-7)
@@ -113,7 +113,7 @@ def correlated(dimension):
 
 
 def test_all_draws_share_the_probe_so_that_its_noise_does_not_count_as_likelihood():
-    # This Jacobian does not depend on x: with a shared probe K draws gain only what dequantization gives.
+    # This Jacobian does not depend on x, so with a shared probe K draws gain only from dequantization.
     dimension, images, k = 16, 20, 8
     pixels = torch.randint(100, 156, (images, dimension), generator=torch.Generator().manual_seed(1)).to(
         torch.uint8

@@ -17,7 +17,7 @@ def test_the_pairs_proved_here_are_all_that_are_supported():
     supported = {pair for pair, interval in pairs.items() if not isinstance(interval, str)}
     proved = {(objective, path) for objective, path in PAIRS if path != "affine"}
     assert proved == {(objective, path) for objective, path in supported if objective in REGRESSIONS}
-    # The last one is proved in test_cnf_and_guidance.py; a new one must be proved somewhere.
+    # The last objective is tested in test_cnf_and_guidance.py; a new objective needs a test as well.
     assert {objective for objective, _ in pairs} == {*REGRESSIONS, "maximum-likelihood"}
 
 
@@ -32,7 +32,8 @@ def inside(interval, count=7):
 
 @paths
 def test_the_reference_velocity_obeys_the_continuity_equation(path):
-    # In one dimension u = -(d/dt F_t) / p_t, F_t the distribution function: no conditional mean enters.
+    # In one dimension u = -(d/dt F_t) / p_t, where F_t is the distribution function; this formula contains
+    # no conditional mean.
     mixture = line(PATHS[path])
     start, end = PATHS[path].interval
     t = torch.linspace(start + 0.02, end - 0.02, 41, dtype=torch.float64).requires_grad_()
@@ -73,7 +74,7 @@ def test_the_optimum_of_the_loss_is_the_marginal_velocity(objective, path, data)
             return torch.autograd.grad((weight * losses).sum(), prediction)[0]
 
         at_zero, at_one = expected_gradient(torch.zeros_like(x)), expected_gradient(torch.ones_like(x))
-        optimum = at_zero / (at_zero - at_one)  # where a quadratic's gradient vanishes
+        optimum = at_zero / (at_zero - at_one)  # where the gradient of a quadratic vanishes
         velocity = pair.velocity_from(optimum, t, x)
         torch.testing.assert_close(velocity, mixture.velocity(t, x), rtol=1e-6, atol=1e-6)
 
@@ -92,7 +93,7 @@ def test_gaussian_samples_have_the_mean_and_covariance_of_the_pushforward(object
     pair = REGRESSIONS[objective](PATHS[path])
     mixture = gaussian(PATHS[path])
     velocity = pair.velocity(mixture.prediction(objective))
-    # The flow of a Gaussian is affine: four points determine its mean and covariance, without sampling error.
+    # The flow of a Gaussian is affine, so four points determine mean and covariance without sampling error.
     points = torch.cat([torch.zeros(1, 3), torch.eye(3)]).double()
     flowed = solve(velocity, points, pair.interval, TIGHT).x
     mean, columns = flowed[0], flowed[1:] - flowed[0]
@@ -102,7 +103,7 @@ def test_gaussian_samples_have_the_mean_and_covariance_of_the_pushforward(object
 
 
 def test_a_wrong_sign_of_the_score_is_detected():
-    """Eqs. 43 and 46 of the paper hold for minus the score; taking one for the other is no small error."""
+    """Eqs. 43 and 46 of the paper hold for minus the score; confusing the two signs causes a large error."""
     path = PATHS["variance-preserving"]
     mixture, pair = plane(path), REGRESSIONS["score-matching"](path)
     t, x = torch.tensor(0.9, dtype=torch.float64), torch.ones(1, 2, dtype=torch.float64)
@@ -135,6 +136,6 @@ def test_losses_have_the_weights_of_the_paper():
     noise_error = (s - x0).square().mean(1)
     torch.testing.assert_close(loss("noise-prediction", s), noise_error)
     torch.testing.assert_close(loss("data-prediction", s), (s - x1).square().mean(1))
-    # Flow matching on the velocity of a noise prediction: weight (beta / 2 sigma)^2, 50^2 at the end.
+    # Flow matching on the velocity of a noise prediction has the weight (beta / 2 sigma)^2, 50^2 at the end.
     velocity = REGRESSIONS["noise-prediction"](path).velocity_from(s, t, sample.x_t)
     torch.testing.assert_close(loss("flow-matching", velocity), (beta / (2 * sigma)) ** 2 * noise_error)

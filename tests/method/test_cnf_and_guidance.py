@@ -76,7 +76,7 @@ def test_forward_and_adjoint_stop_exactly_at_their_ends():
     network, path = Small(), OptimalTransport()
     MaximumLikelihood(path, **TIGHT).loss(network, sample(path)).mean().backward()
     times = [low for low, _ in network.seen]
-    # Each solve starts at one end and stops just before the other; a step beyond would be clamped to it.
+    # Each solve starts at one end and stops just before the other; a step beyond it would be clamped to it.
     assert (times.count(0.0), times.count(1.0)) == (1, 1)
 
 
@@ -155,7 +155,7 @@ def test_guiding_the_velocity_is_guiding_the_prediction(cls):
 
 
 def test_a_coupling_that_ties_the_probe_to_the_data_is_refused():
-    """The probe is the signs of x0: under optimal transport x0, and with it the probe, depends on x1."""
+    """The probe is the signs of x0; under optimal transport x0 depends on x1, and therefore the probe too."""
     keys = {"objective": "maximum-likelihood", "coupling": "minibatch-optimal-transport"}
     with pytest.raises(UserError, match=r"maximum-likelihood cannot be used with .*; use independent"):
         build_method(MethodSection(**keys))

@@ -1,4 +1,4 @@
-"""Guidance in closed form: classes are the components of a Gaussian mixture."""
+"""Guidance compared with closed forms, in which classes are the components of a Gaussian mixture."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ LABELS = torch.tensor([0, 1, 1, 0, 1])
 
 
 class ClassNetwork:
-    """The exact network of an objective on a mixture whose components are classes; it counts its calls."""
+    """The exact network of an objective on a mixture whose components are classes; counts its calls."""
 
     def __init__(self, mixture, objective="flow-matching"):
         self.calls = 0
@@ -38,7 +38,7 @@ class ClassNetwork:
 
 
 def weak(path):
-    """A weaker model of the same classes: broader, and a little off."""
+    """A weaker model of the same classes: broader and slightly shifted."""
     good = line(path)
     return Mixture(good.weights, 0.9 * good.means + 0.05, good.variances + 0.1, path)
 
@@ -48,7 +48,7 @@ def points(count=5, dtype=torch.float64):
 
 
 def velocities(path, mixture):
-    """The velocity of each class, and that of the mixture, at t 0.4 and the points."""
+    """Time 0.4, the points, and there the velocity of each class and the velocity of the mixture."""
     t, x = torch.tensor(0.4, dtype=torch.float64), points()
     network = ClassNetwork(mixture)
     times = t.expand(len(x))
@@ -67,7 +67,7 @@ def test_classifier_free_guidance_extrapolates_from_the_velocity_of_the_mixture(
 
 @pairs
 def test_autoguidance_extrapolates_from_the_velocity_of_the_weaker_model(objective, path):
-    """The weaker model has the same labels, and may have been trained with another objective."""
+    """The weaker model gets the same labels, and may have been trained with another objective."""
     along = PATHS[path]
     t, x, of_class, _ = velocities(along, line(along))
     *_, of_weak, _ = velocities(along, weak(along))
@@ -79,7 +79,7 @@ def test_autoguidance_extrapolates_from_the_velocity_of_the_weaker_model(objecti
 
 
 def parts(interval=None, scale=2.0, dtype=torch.float32):
-    """A network, its conditional velocity and its guided one."""
+    """A network, its conditional velocity and its guided velocity."""
     path = OptimalTransport()
     objective, network = FlowMatching(path), ClassNetwork(line(path))
     network_32 = lambda t, x, label: network(t.double(), x.double(), label).to(dtype)  # noqa: E731
@@ -142,7 +142,7 @@ def test_euler_guides_the_steps_that_begin_in_the_interval():
 
 @pytest.mark.parametrize("interval", [(0.3, 0.6), (0.0, 0.5), (0.5, 1.0)], ids=str)
 def test_an_adaptive_solver_stops_at_the_ends_of_the_interval(interval):
-    """As accurate as three solves of velocities without a jump."""
+    """The solve is as accurate as three consecutive solves of velocities without a jump."""
     solver = Solver("dopri5", rtol=1e-7, atol=1e-7)
     _, plain, guided = parts(interval, dtype=torch.float64)
     _, _, everywhere = parts(dtype=torch.float64)

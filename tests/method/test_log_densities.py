@@ -40,7 +40,7 @@ def line_density(objective, path):
     actual = log_density(
         pair.velocity(mixture.prediction(objective)), x1, pair.interval, TIGHT, Exact(), source_std
     )
-    # On the line the flow keeps quantiles: F_start(x0) = F_end(x1), whence its Jacobian too.
+    # In one dimension the flow preserves quantiles, F_start(x0) = F_end(x1), which gives its Jacobian too.
     start, end = (torch.full((9,), t, dtype=torch.float64) for t in pair.interval)
     x0 = quantile(mixture, start, mixture.distribution(end, x1))
     torch.testing.assert_close(actual.source, x0, rtol=1e-5, atol=1e-5)
@@ -67,7 +67,7 @@ def plane_density(objective, path):
     velocity = pair.velocity(mixture.prediction(objective))
     x1 = 0.8 * torch.randn(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     actual = log_density(velocity, x1, pair.interval, TIGHT, Exact(), source_std)
-    # The exact flow carries p_start to p_end, so its Jacobian is their ratio at corresponding points.
+    # The exact flow transports p_start to p_end, so its Jacobian is their ratio at corresponding points.
     start, end = (torch.full((6,), t, dtype=torch.float64) for t in pair.interval)
     change = mixture.log_density(end, x1) - mixture.log_density(start, actual.source)
     expected = source_log_density(actual.source, source_std) + change
@@ -81,7 +81,7 @@ densities = pytest.mark.parametrize("check", [gaussian_density, line_density, pl
 
 @pytest.fixture(params=[pair for pair in PAIRS if pair[0] != "flow-matching"], ids="-".join)
 def other_pair(request) -> tuple[str, str]:
-    """A pair whose velocity is compared with the marginal one at many times and places above."""
+    """A pair other than flow matching; test_closed_form.py compares its velocity with the exact one."""
     return request.param
 
 
@@ -105,14 +105,14 @@ def test_the_mismatch_of_a_path_with_the_data_density_is_small_and_measurable():
         model = log_density(mixture.velocity, x1, path.interval, TIGHT, Exact(), path.source_std)
         data = mixture.log_density(torch.full((200,), path.interval[1], dtype=torch.float64), x1)
         mismatch[name] = float((model.log_density - data).abs().mean()) / 2
-    assert mismatch["optimal-transport"] < 1e-5  # nats a dimension
+    assert mismatch["optimal-transport"] < 1e-5  # nats per dimension
     assert mismatch["cosine"] < 1e-5
     assert 1e-4 < mismatch["variance-preserving"] < 1e-2
     assert 1e-4 < mismatch["variance-exploding"] < 3e-2
 
 
 def correlated(dimension=8):
-    """The velocity of a Gaussian with covariance C along OT with sigma_min = 0; its Jacobian is full."""
+    """The velocity of a Gaussian with covariance C on the OT path, sigma_min = 0; its Jacobian is full."""
     generator = torch.Generator().manual_seed(4)
     root = torch.randn(dimension, dimension, dtype=torch.float64, generator=generator) / dimension**0.5
     values, vectors = torch.linalg.eigh(root @ root.T + 0.2 * torch.eye(dimension, dtype=torch.float64))
@@ -143,7 +143,7 @@ def test_hutchinson_is_unbiased_and_its_error_falls_with_the_root_of_the_probes(
 
 @pytest.mark.parametrize("wrong", ["sign of the velocity", "sign of the divergence", "direction of time"])
 def test_a_swapped_sign_or_direction_is_detected(wrong):
-    """The closed forms distinguish the right formula from sign errors by far more than their tolerance."""
+    """Sign errors change the closed forms by far more than the tolerance of their tests."""
     mixture = plane(PATHS["optimal-transport"])
     velocity, divergence = mixture.velocity, Exact()
     if wrong == "sign of the velocity":

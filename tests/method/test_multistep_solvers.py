@@ -1,4 +1,4 @@
-"""Multistep solvers: their orders, their evaluations, and what they do at the ends of a path."""
+"""Multistep solvers: order, number of evaluations, and behavior at the ends of a path."""
 
 import math
 from itertools import pairwise
@@ -23,7 +23,7 @@ COMPLETE = {
     **{"ddim": (1, 20), "dpmpp_2m": (2, 20), "dpmpp_3m": (2, 80), "exp_ab3": (2, 80), "unipc": (2, 200)},
     "ab2": (2, 20),
 }
-"""Order of the complete scheme, and a number of steps that is large enough to see it."""
+"""Order of the complete scheme, and a number of steps that is large enough to measure it."""
 NOMINAL = {"ddim": 1, "dpmpp_2m": 2, "dpmpp_3m": 2, "exp_ab3": 3, "unipc": 3, "ab2": 2}
 
 
@@ -42,7 +42,7 @@ def slope(errors):
 
 @pytest.fixture(scope="module")
 def problem():
-    """Two components on a path with log-SNR from -4.7 to 6, and the exact samples of some noise."""
+    """Two components on a path with log-SNR from -4.7 to 6, and the exact samples from fixed noise."""
     path = PATHS["affine"]
     velocity = two_components(path)
     return path, velocity, solve(velocity, noise(path), path.interval, EXACT).x
@@ -62,7 +62,7 @@ def test_the_complete_scheme_converges_with_its_order(problem, method):
 
 @pytest.fixture(scope="module")
 def inner():
-    """The same away from both ends, with the exact states at two times before the start, by steps."""
+    """The same problem away from both ends, with exact states at two earlier times for each step count."""
     path, interval = PATHS["optimal-transport"], (0.3, 0.8)
     velocity = two_components(path)
     start = solve(velocity, noise(path), (0.0, interval[0]), EXACT).x
@@ -119,7 +119,7 @@ def test_ddim_is_eulers_method_on_the_path_of_optimal_transport():
 
 @pytest.mark.parametrize("objective", ["score-matching", "noise-prediction", "data-prediction"])
 def test_every_objective_gives_the_same_samples(objective):
-    """x1 and x0 are computed from the velocity, whatever the network predicts."""
+    """x1 and x0 are computed from the velocity, for every type of prediction."""
     path = PATHS["affine"]
     mixture, solver = plane(path), Solver("dpmpp_3m", steps=6)
     pair = REGRESSIONS[objective](path)

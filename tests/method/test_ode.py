@@ -14,7 +14,7 @@ STAGES = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}
 
 
 class Recorder:
-    """dx/dt = -x cos(3 t) times a rate; records the times at which it was evaluated."""
+    """The field dx/dt = -x cos(3 t) times a rate; records the times at which it was evaluated."""
 
     def __init__(self, rate=1.0):
         self.rate, self.times = rate, []
@@ -48,8 +48,8 @@ def test_every_method_solves_in_both_directions_without_leaving_the_interval(met
 
 @pytest.mark.parametrize("interval", [(0.0, 1.0), (1.0, 0.0)])
 def test_dopri5_steps_exactly_to_the_end(interval):
-    # Without step_t torchdiffeq steps past the end; the field, clamped, would be evaluated at the end itself.
-    # With it, the last two stages are evaluated just before the end, and nothing beyond it.
+    # Without step_t torchdiffeq steps past the end, and the clamped field would be evaluated at the end.
+    # With step_t, the last two stages are evaluated just before the end, and none beyond it.
     field = Recorder(rate=2.0)
     solution = solve(field, points(torch.float32), interval, Solver("dopri5"))
     end = interval[1]

@@ -129,12 +129,12 @@ def test_the_derivative_of_a_constant_function_is_zero():
 
 
 def test_sigma_of_vp_keeps_its_digits_in_float32():
-    exact = 1.00049e-3  # of sigma at t = 1 - 1e-5
+    exact = 1.00049e-3  # sigma at t = 1 - 1e-5
     assert float(VariancePreserving().sigma(torch.tensor(1 - 1e-5, dtype=torch.float64))) == pytest.approx(
         exact, rel=1e-5
     )
     t = torch.tensor(1 - 1e-5)
-    by_float64 = float(VariancePreserving().sigma(t.double()))  # of the float32 nearest to that t
+    by_float64 = float(VariancePreserving().sigma(t.double()))  # at the float32 nearest to t
     assert float(VariancePreserving().sigma(t)) == pytest.approx(by_float64, rel=1e-6)
     assert float(VariancePreserving().sigma(t)) == pytest.approx(exact, rel=1.5e-3)
     naive = math.sqrt(float(1 - torch.exp(-VariancePreserving().integrated_beta(t))))

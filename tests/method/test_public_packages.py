@@ -1,4 +1,4 @@
-"""The same formulas as the public packages torchcfm, flow-matching and POT."""
+"""Agreement of formulas with the public packages torchcfm, flow-matching and POT."""
 
 import subprocess
 
@@ -72,7 +72,7 @@ def test_the_target_of_the_packages_own_straight_path_agrees(answers):
 def test_velocities_from_data_and_noise_agree(answers, name, path):
     t, x = INPUTS["t"], INPUTS["x"]
     close(DataPrediction(path).velocity_from(INPUTS["x1"], t, x), answers[f"flow_matching.{name}.from_data"])
-    if name == "vp":  # refused on the other two, whose formula divides by zero at t = 0
+    if name == "vp":  # the other two are refused, because their formula divides by zero at t = 0
         actual = NoisePrediction(path).velocity_from(INPUTS["x0"], t, x)
         close(actual, answers[f"flow_matching.{name}.from_noise"])
 

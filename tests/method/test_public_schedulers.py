@@ -1,4 +1,4 @@
-"""The same samples as diffusers' schedulers of the same name, from the same network and the same times."""
+"""Agreement of samples with the corresponding schedulers of diffusers, for the same network and times."""
 
 import subprocess
 
@@ -17,7 +17,7 @@ STEPS = 12
 OT, VP = OptimalTransport(sigma_min=0.0), VariancePreserving()
 VE = Affine(lambda t: torch.ones_like(t), lambda t: 5.0 * (1 - t) + 0.01)
 INTERVALS = {"ot": (0.02, 1.0), "vp": (0.0, 0.9), "ve": (0.0, 1.0)}
-"""diffusers divides by alpha, and DDIM's schedule by sigma, so that none of these reaches both ends."""
+"""diffusers divides by alpha, and DDIM's schedule by sigma, so ot starts later and vp ends earlier."""
 PATHS = {"ot": OT, "vp": VP, "ve": VE}
 
 

@@ -73,7 +73,7 @@ def test_paths_from_functions_obey_the_same_rules():
     with pytest.raises(UserError, match="sigma_t"):
         DataPrediction(Affine(lambda t: t, lambda t: 1e-4 * (1 - t)))
 
-    # sigma / alpha grows up to t = 1/3: no diffusion has such marginals.
+    # sigma / alpha increases up to t = 1/3, so no diffusion has these marginals.
     growing = Affine(lambda t: 0.5 + 0 * t, lambda t: 0.1 + 6 * t * (1 - t) ** 2)
     ScoreMatching(growing)
     with pytest.raises(UserError, match="negative"):
@@ -160,7 +160,7 @@ def test_a_path_and_an_objective_from_outside_train_sample_and_score_like_the_bu
     velocity = objective.velocity(lambda t, x, label: mixture.velocity(t, x) / 2)
     x1 = 0.5 * torch.randn(4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     actual = log_density(velocity, x1, objective.interval, Solver(rtol=1e-8, atol=1e-8), Exact())
-    expected = mixture.log_density(torch.ones(4, dtype=torch.float64), x1)  # it starts from N(0, I) exactly
+    expected = mixture.log_density(torch.ones(4, dtype=torch.float64), x1)  # starts from exactly N(0, I)
     torch.testing.assert_close(actual.log_density, expected, rtol=0, atol=1e-5)
     sample = path.sample(torch.randn(4, 2), torch.randn(4, 2), torch.rand(4))
     assert objective.loss(lambda t, x, label: sample.velocity / 2, sample).abs().max() < 1e-12

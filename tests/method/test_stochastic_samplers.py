@@ -1,4 +1,4 @@
-"""Samplers that add noise: marginals, limits without noise, and what they refuse."""
+"""Samplers that add noise: marginals, limits without noise, and refused settings."""
 
 import math
 
@@ -22,7 +22,7 @@ def normal(*shape, seed):
 
 
 def sampled(path, solver, count=SAMPLES, dimensions=1):
-    """Samples of the two components of `two_components` along each dimension."""
+    """Samples of the components of `two_components`, independently in each dimension."""
     x = path.source_std * normal(count, dimensions, seed=1)
     noise = lambda step: normal(count, dimensions, seed=100 + step)  # noqa: E731
     return solve(two_components(path), x, path.interval, solver, path=path, noise=noise)
@@ -34,7 +34,7 @@ def sde(form, scale=1.0):
 
 EDM = Solver("edm", steps=100, churn=Churn(30.0), grid=TimeGrid("edm"))
 STOCHASTIC = {
-    # constant replaces all noise in each step near the data: 300 steps leave a bias above this error.
+    # `constant` replaces all noise in each step near the data; after 300 steps its bias exceeds this error.
     **{f"sde-{form}": (OT, sde(form)) for form in DIFFUSIONS if form != "constant"},
     "sde-strong": (OT, sde("sigma", 4.0)),
     "sde-function": (OT, sde(lambda t: 2 * t * (1 - t))),
@@ -56,7 +56,7 @@ def test_moments_are_those_of_the_data_within_the_statistical_error(name):
     errors = [math.sqrt(value / SAMPLES) for value in (second, fourth - second**2, eighth - fourth**2)]
     for power, expected, stderr in zip((1, 2, 4), (0.0, second, fourth), errors, strict=True):
         assert float((x**power).mean()) == pytest.approx(expected, abs=4 * stderr)
-    # A deterministic solution is a function of the initial noise; this is none.
+    # A deterministic solution is a function of the initial noise; this one is not.
     deterministic = sampled(path, Solver("ddim", steps=20)).x[:, 0]
     assert (x - deterministic).abs().mean() > 0.02
 

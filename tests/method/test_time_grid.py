@@ -1,4 +1,4 @@
-"""Time grids: their definitions, their ends, and the one Euler step that may end them."""
+"""Time grids: definitions, ends, and the final Euler step of some grids."""
 
 import math
 from itertools import pairwise
@@ -58,7 +58,7 @@ def test_log_snr_steps_are_equal_where_log_snr_is_finite():
 
 def test_where_log_snr_is_infinite_the_grid_is_cut_at_the_bounds():
     grid_times = TimeGrid("log-snr", bounds=(0.01, 50.0)).on((0.0, 1.0), 5, OT)
-    # nu = 50 would be the first time, which is the start instead; nu = 0.01 is the last but one.
+    # The start replaces the time with nu = 50 as the first time; nu = 0.01 is at the second-to-last time.
     nu = torch.exp(-half_log_snr_at(OT, grid_times.times[1:-1])).tolist()
     assert nu == pytest.approx([50 * (0.01 / 50) ** (i / 4) for i in (1, 2, 3, 4)], rel=1e-9)
     assert grid_times.euler_last
@@ -81,7 +81,7 @@ def test_the_cosine_grid_is_uniform_on_the_cosine_path_and_cosmap_on_that_of_opt
 
 
 def test_the_shifted_grid_is_that_of_sd3():
-    """Their time is 1 at noise: t' = shift t / (1 + (shift - 1) t)."""
+    """In that paper t = 1 is noise: t' = shift t / (1 + (shift - 1) t)."""
     times = TimeGrid("shift", shift=3.0).on((0.0, 1.0), 4).times
     assert [1 - t for t in times] == pytest.approx([3 * s / (1 + 2 * s) for s in (1, 0.75, 0.5, 0.25, 0)])
     assert TimeGrid("shift", shift=1.0).on((0.0, 1.0), 4).times == TimeGrid().on((0.0, 1.0), 4).times
@@ -117,14 +117,14 @@ def test_every_solver_follows_every_grid_and_counts_its_evaluations(method, name
 
 @pytest.mark.parametrize("method", ["midpoint", "rk4", *MULTISTEP])
 def test_the_last_interval_of_a_cut_grid_is_one_euler_step_in_the_x1_form(method):
-    """Such a step from nu = 0.5 to the end gives E[x1], but for sigma_min."""
+    """An Euler step from nu = 0.5 to the end gives E[x1] up to sigma_min."""
     velocity, x = two_components(OT), torch.linspace(-1, 1, 5, dtype=torch.float64)[:, None]
     solver = Solver(method, steps=2, grid=TimeGrid("log-snr", bounds=(0.5, 20.0)))
     t = solver.grid.on((0.0, 1.0), 2, OT).times[1]
     first = Solver("euler" if method in MULTISTEP else method, steps=1)
     state = solve(velocity, x, (0.0, t), first).x
     data = state + OT.sigma(torch.tensor(t)) * velocity(torch.tensor(t, dtype=torch.float64), state)
-    if method == "unipc":  # whose last step begins from the corrected state
+    if method == "unipc":  # its last step begins from the corrected state
         return
     torch.testing.assert_close(solve(velocity, x, (0.0, 1.0), solver, path=OT).x, data, rtol=1e-4, atol=1e-4)
 
@@ -182,7 +182,7 @@ def test_steps_that_float32_cannot_tell_apart_and_paths_without_log_snr_are_refu
 
 
 def test_a_uniform_grid_is_what_it_always_was():
-    """Sample sets of earlier versions have no grid in their protocol, and torchdiffeq solved them."""
+    """Sample sets of earlier versions have no grid in their protocol, and were solved by torchdiffeq."""
     assert Solver("midpoint", steps=3).plain
     assert Solver("midpoint", steps=3).record == {"solver": "midpoint", "steps": 3}
     assert all(Solver(method, steps=3).plain for method in FIXED)

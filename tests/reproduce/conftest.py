@@ -1,4 +1,4 @@
-"""One tiny comparison on images for all tests of this folder."""
+"""Fixture of the reproduce tests: one tiny comparison on images."""
 
 import pytest
 
@@ -10,6 +10,6 @@ reproduce = stage_function("reproduce")
 
 @pytest.fixture(scope="session")
 def compared(tmp_path_factory):
-    """A finished comparison on images, not to be changed: (root, its StageResult, what was observed)."""
+    """A finished comparison on images, not to be modified: (root, its StageResult, observed progress)."""
     root, seen = tmp_path_factory.mktemp("both"), []
     return root, reproduce(configured(root), seen.append), seen

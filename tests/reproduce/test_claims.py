@@ -62,7 +62,7 @@ def test_a_factor_within_the_errors_is_not_distinguished_from_one():
     assert verdict.low <= 1 <= verdict.high
     assert verdict.text.startswith("not distinguishable")
     sure = compare_cost(curve((4, 1), stderr=1e-3), curve((8, 1), stderr=1e-3), "evaluations")
-    assert (sure.low, sure.high) == (0, 2)  # half of the draws do not reach a distance that is the same
+    assert (sure.low, sure.high) == (0, 2)  # half of the draws miss an equal distance
 
 
 def test_a_quality_that_is_not_reached_has_no_factor():
@@ -74,7 +74,7 @@ def test_a_quality_that_is_not_reached_has_no_factor():
 @pytest.mark.parametrize("seeds", [2, 3])
 @pytest.mark.parametrize("ratio", [1, 100])
 def test_equal_objectives_are_told_apart_in_at_most_one_comparison_of_twenty(seeds, ratio):
-    """Whatever the ratio of their deviations over seeds."""
+    """This holds for any ratio of their deviations over seeds."""
     rng = random.Random(seeds)
     draws = 600
     verdicts = [
@@ -174,7 +174,7 @@ def test_the_three_claims_are_drawn_from_the_runs():
     verdicts = claims(records, "ours")
     assert verdicts["samples"]["other"]["words"].startswith("better")
     assert verdicts["evaluations"]["other"]["factor"] == 2
-    assert verdicts["training"]["other"]["factor"] == 1  # 9 at 100 images is not the 4 of the other's end
+    assert verdicts["training"]["other"]["factor"] == 1  # 9 at 100 images misses the baseline's final 4
     assert claims(records, "") == {}
 
 
@@ -203,7 +203,7 @@ def test_k_draws_limits_and_labels_reach_the_summary():
 
 
 def test_bits_of_the_same_images_are_compared_in_pairs(tmp_path):
-    """Over images for one seed, over seeds for several; what the images share cancels."""
+    """Errors are over images for one seed and over seeds for several; effects shared by the images cancel."""
     records = []
     for name, offset in (("other", 0.05), ("ours", 0.0)):
         for seed in (0, 1, 2):

@@ -63,13 +63,13 @@ def test_the_numbers_of_imagenet64_are_the_arithmetic():
     assert rows["sum"]["training, h"] == f"{5 * cost.seconds / 3600:,.3g}"
     assert rows["sum"]["runs"] == "5"
     assert rows["sum"]["checkpoints"] == f"{5 * 20 * 16 * 295_131_267 / 1e9:.3g} GB"
-    # 50,000 samples, 10,000 at each of 20 checkpoints, 10,000 at each of four tolerances; the paper's NFE
+    # 50,000 samples, 10,000 at each of 20 checkpoints and 10,000 at each of four tolerances; NFE of the paper
     solved = (50_000 + 10_000 * (20 + 4)) * 138
-    # euler, midpoint and rk4 at 8, 12, 20, 40, 60, 100, the exact solution, and 16 images at five budgets
+    # euler, midpoint and rk4 at 8, 12, 20, 40, 60 and 100, the exact solution, and 16 images at five budgets
     fixed = 10_000 * (3 * 240 + 1000) + 16 * 230
     hours = (solved + fixed) * cost.forward_flops / (500e12 * 0.4) / 3600
     assert rows["FM-OT"]["samples, h"] == f"{hours:,.3g}"
-    # 1,000 images of 10 draws and 4 checks; a forward pass and a backward one for either probe
+    # 1,000 images with 10 draws, and 4 checks; one forward pass, and one backward pass for each of two probes
     each = 10_004 * 3 * 100 * cost.forward_flops / (500e12 * 0.4) / 3600
     assert rows["FM-OT"]["bits/dim, h"] == f"{each:,.3g} per 100 NFE"
     assert "16.4 GB: 1,331,167 images" in estimated.facts["data set"]
@@ -95,7 +95,7 @@ def test_unknown_quantities_are_marked_unknown_and_stated_ones_are_used():
     assert rows["DDPM"]["training, h"] == f"{179_200 / 800 / 3600:.3g}"
     assert rows["DDPM"]["samples, h"].endswith(" per 100 NFE")
     stated = rows_of(estimate(config, images_per_s=800, nfe=200))
-    # a forward pass takes a third of training on an image; 7 checkpoints; five tolerances less one
+    # A forward pass costs a third of training on an image; 7 checkpoints; five tolerances minus one.
     solved = (1000 + 256 * 7 + 256 * 4) * 200 + 256 * (3 * 244 + 1000) + 16 * 230
     assert stated["DDPM"]["samples, h"] == f"{solved / 2400 / 3600:.3g}"
     assert stated["DDPM"]["bits/dim, h"] == f"{260 * 3 * 200 / 2400 / 3600:.3g}"

@@ -1,4 +1,4 @@
-"""Image comparison of two tiny runs: made once, verified, and reported."""
+"""Image comparison of two tiny runs: results, verification and report."""
 
 import shutil
 from pathlib import Path
@@ -53,7 +53,7 @@ def test_runs_share_images_noise_times_and_initial_weights(compared):
 
 
 def first_of(config):
-    """What the first batch of a run is made of, and the weights it starts from."""
+    """The tensors of the first batch of a run, and its initial weights."""
     manifest = load_manifest(config.data.root, config.data.name)
     method = build_method(config.method)
     torch.manual_seed(config.run.seed)
@@ -108,7 +108,7 @@ def test_the_table_the_curves_and_the_claims_are_there(compared):
     for message in ("Table 1", "FM-OT", "While training", "Fewer evaluations", "claims", "not stated"):
         assert message in page
     assert page.count("<img") >= 4
-    assert page.count("The noise of image ") == 2 * 3  # each picture's caption is its text as well
+    assert page.count("The noise of image ") == 2 * 3  # the caption of an image is also its alternative text
     assert "http" not in page.split("</style>")[1]
 
 
@@ -146,7 +146,7 @@ def test_a_comparison_made_before_there_were_paths_gets_them(tmp_path, compared)
 
 
 def weights_stamp(run: Path) -> list[int]:
-    """When the checkpoints and samples of a run were written."""
+    """Modification times of the checkpoints and samples of a run."""
     files = [*run.glob("train/checkpoints/*/*"), *run.glob("samples/**/*.tar")]
     assert files
     return [file.stat().st_mtime_ns for file in sorted(files)]
@@ -176,7 +176,7 @@ def test_the_dry_run_predicts_steps_and_bytes(compared):
     )
     factors = {"kB": 1e3, "MB": 1e6}
     number, unit = row["checkpoints"].split()
-    # In a network as small as this, names and the state of the run weigh something.
+    # For a network this small, names and the state of the run contribute noticeably to the size.
     assert 0.8 < float(number) * factors[unit] / size < 1
     assert (
         f"{sum(file.stat().st_size for file in (root / 'data' / 'digits').glob('*.tar')) / 1e3:.3g} kB"

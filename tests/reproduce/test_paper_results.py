@@ -1,4 +1,4 @@
-"""The paper's settings and results next to those of a comparison."""
+"""The paper's settings and results next to the settings and results of a comparison."""
 
 from pathlib import Path
 

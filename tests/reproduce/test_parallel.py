@@ -1,4 +1,4 @@
-"""Experiments in parallel: device shares, failures, stopping, and results equal to serial ones."""
+"""Experiments in parallel: device shares, failures, stopping, and results equal to serial results."""
 
 import os
 import re
@@ -98,7 +98,7 @@ LOCAL = {"launch": {"kind": "local", "restarts": 0}, "reproduce": {"parallel": 2
 
 @dataclass
 class FailedComparison:
-    """A comparison of three experiments, two at a time, of which one fails."""
+    """A comparison of three experiments, run two at a time, one of which fails."""
 
     root: Path
     message: str
@@ -148,14 +148,14 @@ def test_without_the_one_that_failed_the_comparison_is_complete(failed_in_parall
 
 
 def trained(run: Path) -> tuple[float, float]:
-    """When a run's first stage began and its last one ended, in seconds since 1970."""
+    """Start of a run's first stage and end of its last stage, in seconds since 1970."""
     began = (run / "environment.json").stat().st_mtime
     return began, (run / "logs" / "stages.jsonl").stat().st_mtime
 
 
 @pytest.fixture
 def stopped_in_parallel(tmp_path) -> tuple[Path, int, str]:
-    """Root, exit status and last line of a comparison that was stopped while it trained two networks."""
+    """Root, exit status and last output line of a comparison stopped while it trained two networks."""
     tree = configured(tmp_path).model_dump(mode="json")
     long = merge(merge(tree, LOCAL), {"train": {"images": 64_000, "checkpoint_images": 32_000}})
     file = tmp_path / "both.yaml"

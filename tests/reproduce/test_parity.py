@@ -1,4 +1,4 @@
-"""infra/benchmarks/parity.py on the run of a tiny comparison; torchcfm trains and samples for real."""
+"""infra/benchmarks/parity.py on the run of a tiny comparison, with real training and sampling by torchcfm."""
 
 import json
 import os

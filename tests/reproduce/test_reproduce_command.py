@@ -17,7 +17,7 @@ from tests.support.tiny_toy2d import CELLS, configured, place
 
 
 def written(root, **toy2d):
-    """File of the configuration of two experiments."""
+    """Path of a written configuration file with two experiments."""
     tree = merge(configured(root, CELLS[:2]).model_dump(mode="json"), {"reproduce": {"toy2d": toy2d}})
     file = root / "tiny.yaml"
     file.write_text(
@@ -44,8 +44,8 @@ def wait_until(ready, process):
 
 @pytest.fixture
 def killed_comparison(tmp_path):
-    """Root of a comparison that was killed while its second experiment was trained, and its settings."""
-    # The second experiment lasts for seconds: the signals come while it is trained.
+    """Root and settings of a comparison that was killed during the training of its second experiment."""
+    # Training of the second experiment takes seconds, so that the signals arrive during it.
     long = {"steps": 300, "batch": 64}
     process = start(tmp_path, **long)
     wait_until(place(tmp_path, "ddpm", "result.json").exists, process)
@@ -61,7 +61,7 @@ def test_a_kill_costs_the_current_experiment_and_a_stop_is_reported(killed_compa
     assert not place(root, "fm-ot", "result.json").exists()
 
     process = start(root, **long)
-    # The killed process has left its lock behind: wait for that of the new one.
+    # The killed process has left its lock behind: wait for the lock of the new process.
     wait_until(lambda: read_json(place(root, "lock"))["pid"] == process.pid, process)
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=300)

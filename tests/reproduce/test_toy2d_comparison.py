@@ -1,4 +1,4 @@
-"""The 2-D comparison on tiny networks: complete, resumed, damaged, refused, and with third-party parts."""
+"""The 2-D comparison on tiny networks: results, resuming, damage, refusals and third-party components."""
 
 import json
 import re
@@ -22,14 +22,14 @@ reproduce = stage_function("reproduce")
 
 @dataclass(frozen=True)
 class Slower(OptimalTransport):
-    """A path of another package."""
+    """A path from another package."""
 
     name: ClassVar[str] = "slower"
     sigma_min: float = 0.25
 
 
 class FailsOnRequest(FlowMatching):
-    """An objective of another package, which fails while `broken` is set."""
+    """An objective from another package, which fails while `broken` is set."""
 
     broken: ClassVar[bool] = False
 
@@ -52,14 +52,14 @@ def weights_of(root, name):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A finished comparison, not to be changed: (root, its StageResult, what was observed)."""
+    """A finished comparison, not to be modified: (root, its StageResult, observed progress)."""
     root, seen = tmp_path_factory.mktemp("finished"), []
     return root, reproduce(configured(root), seen.append), seen
 
 
 @pytest.fixture(autouse=True)
 def _plain_page(monkeypatch):
-    """Drawing takes longer than the rest; only `finished`, which is made before, has figures."""
+    """Omit the figures, which take most of the time; only `finished`, created earlier, has them."""
     monkeypatch.setattr(comparison_module, "page_2d", lambda results, data, paths: json.dumps(results))
 
 
@@ -249,7 +249,7 @@ def test_what_cannot_be_is_refused_before_anything_is_spent(tmp_path, monkeypatc
 
 
 def test_several_seeds_have_directories_and_a_table_over_seeds(tmp_path):
-    """The seed of the run is that of a comparison without others, which it continues."""
+    """The seed of the run continues an existing comparison without further seeds."""
     reproduce(configured(tmp_path, cells=CELLS[:2]))
     before = place(tmp_path, "ddpm", "training.json").stat().st_mtime_ns
     reproduce(configured(tmp_path, cells=CELLS[:2], seeds=[0, 1]))

@@ -1,4 +1,4 @@
-"""Scores of a known model: a network with the exact velocity to a normal distribution."""
+"""Scores of a known model: a network with the exact velocity from noise to a normal distribution."""
 
 import math
 
@@ -17,7 +17,7 @@ STD, MEAN = 0.6, torch.tensor([0.5, -0.25])
 
 
 class ToNormal(nn.Module):
-    """The velocity of x_t = t x1 + (1 - t) x0 with x1 = MEAN + STD x0, a straight line for each x0."""
+    """The velocity of x_t = t x1 + (1 - t) x0 with x1 = MEAN + STD x0; trajectories are straight lines."""
 
     def forward(self, t, x, label=None):
         scale = (1 - t + t * STD)[:, None]
@@ -76,7 +76,7 @@ def test_trajectories_are_the_straight_lines_of_the_same_noise(evaluation):
 
 
 def test_few_evaluations_start_from_the_noise_of_the_trajectories(evaluation):
-    # The field is constant along a line, so the midpoint rule is exact in a single step.
+    # The field is constant along a line, so the midpoint method is exact in a single step.
     for nfe in (2, 4):
         assert torch.allclose(
             evaluation.tensors[f"samples-{nfe}"], evaluation.tensors["trajectory"][-1], atol=1e-4

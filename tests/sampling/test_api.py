@@ -28,7 +28,7 @@ def test_a_run_gives_network_objective_and_sampler(config, run):
     x = torch.randn(2, *SHAPE)
     label = torch.tensor([1, 2])
     assert loaded.network(torch.rand(2), x, label).shape == x.shape
-    # The images of a batch are those that fm sample writes for it.
+    # The images of a batch are those that `fm sample` writes for this batch.
     images = loaded.sample(4, first=4, solver="euler", steps=3)
     assert torch.equal(images, pixels(make(config))[4:8])
 
@@ -46,7 +46,7 @@ def test_batches_are_cut_where_fm_sample_cuts_them(tmp_path, solver, asked):
     loaded = fm_core.load(config_path(config), device="cpu")
     assert torch.equal(loaded.sample(8, solver=solver, batch=4, **asked), written)
     assert torch.equal(loaded.sample(6, first=4, solver=solver, batch=4, **asked)[:4], written[4:])
-    other = loaded.sample(5, first=3, solver=solver, batch=4, **asked)  # 3, then 4 .. 7
+    other = loaded.sample(5, first=3, solver=solver, batch=4, **asked)  # batches: image 3, then images 4 .. 7
     assert torch.equal(other[1:], written[4:])
     assert len(loaded.sample(1, first=250, solver=solver, **asked)) == 1
 
@@ -75,7 +75,7 @@ def test_a_single_file_and_a_run_that_was_moved_are_enough(run, tmp_path):
     one = fm_core.load(file, device="cpu").sample(2, solver="euler", steps=2)
     moved = shutil.move(run, tmp_path / "moved")
     other = fm_core.load(moved, weights="raw", device="cpu").sample(2, solver="euler", steps=2)
-    assert torch.equal(one, other)  # raw and averaged weights are the same in this checkpoint
+    assert torch.equal(one, other)  # raw and averaged weights are equal in this checkpoint
 
 
 def weights_of(run):

@@ -26,7 +26,7 @@ EULER = Solver("euler", steps=5)
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """A run with checkpoints of steps 3 and 7, and another of another architecture at `other/r`."""
+    """A run with checkpoints of steps 3 and 7, and a run with another architecture at `other/r`."""
     root = tmp_path_factory.mktemp("runs")
     config = config_at(root)
     for step in (3, 7):
@@ -111,7 +111,7 @@ def test_the_stage_counts_evaluations_of_each_network_and_their_flops(root):
     shutil.copy(guide_file(config), samples.control / PINNED_GUIDE)
     sample_rank(config, Rank(0, 1, 0, samples.control, "job"))
     shard = samples.shard(0)
-    assert (shard.nfe, shard.guide_nfe, shard.forwards) == (5 + 3, 3, 2)  # 0.2, 0.4 and 0.6 are guided
+    assert (shard.nfe, shard.guide_nfe, shard.forwards) == (5 + 3, 3, 2)  # guided at 0.2, 0.4 and 0.6
     sample_stage._finish(samples, model, 7, ["zero", "one"])
     nfe = samples.done()["nfe"]
     strong, weak = (flops_per_image(each.network, SHAPE) for each in (model, model.guide))

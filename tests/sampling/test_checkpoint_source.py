@@ -1,4 +1,4 @@
-"""Weights of a checkpoint: located, verified, refused."""
+"""Weights of a checkpoint: location, verification and refusal."""
 
 import os
 
@@ -75,11 +75,11 @@ class TestWeights:
 
 
 class TestWeightsInAStore:
-    """What the store holds counts, not what an earlier call has fetched."""
+    """The content of the store is used, not files downloaded by an earlier call."""
 
     @pytest.fixture
     def stored(self, tmp_path):
-        """Puts a checkpoint of random weights into a store in memory."""
+        """A function that writes a checkpoint of random weights to a store in memory."""
         config = config_at(tmp_path / "here")
         root = f"memory://{tmp_path.name}"
         config = config.model_copy(

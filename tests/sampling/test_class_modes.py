@@ -1,4 +1,4 @@
-"""Which classes are sampled, and how images get them."""
+"""Selection of the sampled classes, and their assignment to images."""
 
 from collections import Counter
 from types import SimpleNamespace
@@ -44,7 +44,7 @@ def test_balanced_classes_depend_on_the_seed_and_the_index_alone(model):
     assert labels(model, range(60), seed=2, class_mode="balanced") != drawn
     blocks = [tuple(drawn[first : first + 10]) for first in range(0, 60, 10)]
     assert all(sorted(block) == list(range(10)) for block in blocks)
-    assert len(set(blocks)) > 1  # each in an order of its own
+    assert len(set(blocks)) > 1  # blocks have different orders
 
 
 def test_classes_are_drawn_or_in_turn_as_before_unless_a_mode_is_named(model):
@@ -81,7 +81,7 @@ def test_a_model_without_classes_refuses_a_mode(tmp_path):
 
 
 class Named:
-    """What a manifest with names has."""
+    """The attributes of a manifest with class names."""
 
     image_shape, splits = (1, 8, 8), {"train": SimpleNamespace(images=100)}
     class_names = ("tench", "goldfish", "crane", "crane", "7")

@@ -1,4 +1,4 @@
-"""Compiled and bfloat16 networks give the same velocity field within rounding."""
+"""Compiled and bfloat16 networks give the same velocity field up to rounding."""
 
 from functools import partial
 
@@ -56,7 +56,7 @@ def test_a_compiled_network_gives_the_same_result_and_compiles_one_shape(compile
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_unet_with_attention_is_one_graph_in_either_precision(compiler, monkeypatch, precision):
-    """Traced without code generation; `fullgraph` raises for anything that would break the graph."""
+    """The network is traced without code generation; `fullgraph` raises for any graph break."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     torch.manual_seed(0)
     made = UNet(

@@ -62,7 +62,7 @@ class TestGuidance:
         Draw(EULER, 1).check(unconditional)
 
     def test_a_model_that_never_went_without_its_label_refuses_it(self, tmp_path, model):
-        Draw(EULER, 1, 2.0).check(model)  # it does not say how it was trained
+        Draw(EULER, 1, 2.0).check(model)  # its recipe does not record how it was trained
         for dropout in (0.0, 0.1):
             config = config_at(tmp_path / str(dropout))
             folder = checkpoint(config, train={"label_dropout": dropout})
@@ -111,7 +111,7 @@ class TestTrajectories:
     def test_the_first_batch_keeps_them(self, config):
         samples = make(config)
         way = samples.trajectory()
-        assert way.shape == (TRAJECTORY_FRAMES, 4, *SHAPE)  # 8 are asked for, a batch has 4
+        assert way.shape == (TRAJECTORY_FRAMES, 4, *SHAPE)  # 8 are requested, but a batch has 4
         assert torch.equal(way[-1], pixels(samples)[:4])
 
     def test_lost_ones_are_made_again_and_the_images_stay(self, config):

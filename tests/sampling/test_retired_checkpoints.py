@@ -1,4 +1,4 @@
-"""A sampling job whose checkpoint is retired before the job begins, and weights of another run."""
+"""Sampling jobs whose checkpoint is removed before the job begins, and weights of another run."""
 
 import shutil
 
@@ -27,7 +27,7 @@ def config(tmp_path):
 
 
 def pinned(config):
-    """The samples of a job that was submitted, with its checkpoint gone."""
+    """The samples of a submitted job whose checkpoint was removed after pinning."""
     folder = checkpoint(config)
     samples = samples_of(config)
     pin_weights(weights_file(config, 7), samples.control)

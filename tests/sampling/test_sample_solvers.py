@@ -1,4 +1,4 @@
-"""Solvers, grids and noise of samples: protocol, independence of the batch, and requests that are refused."""
+"""Solvers, grids and noise of samples: protocol, independence of the batch, and refused requests."""
 
 from dataclasses import replace
 
@@ -81,7 +81,7 @@ def test_everything_that_moves_the_pixels_is_in_the_protocol():
     ids=lambda solver: solver.method,
 )
 def test_image_i_is_the_same_in_any_batch(model, solver):
-    """But for rounding, which depends on the batch size: rarely by one intensity level."""
+    """Rounding depends on the batch size, and rarely changes a pixel by one intensity level."""
     draw = Draw(solver, 1)
     batch_of_all = generate(model, draw, 0, 12, CPU)
     parts = torch.cat([generate(model, draw, first, 3, CPU).images for first in range(0, 12, 3)])

@@ -29,7 +29,7 @@ def model(tmp_path_factory):
 
 class TestImages:
     def test_image_i_is_the_same_wherever_it_is_made(self, model):
-        """Exactly, except that rounding depends on the batch size: rarely by one intensity level."""
+        """Rounding depends on the batch size, and rarely changes a pixel by one intensity level."""
         solver = Solver("euler", steps=3)
         batch_of_all = generate(model, Draw(solver, 1), 0, 24, CPU)
         for size in (1, 3, 8):

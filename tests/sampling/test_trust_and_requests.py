@@ -1,4 +1,4 @@
-"""Weights import only what is trusted, and sampling to a store takes a bounded number of requests a batch."""
+"""Weights import only trusted code, and sampling to a store takes a bounded number of requests per batch."""
 
 import shutil
 import sys
@@ -26,7 +26,7 @@ class Evil(OptimalTransport):
 
 @pytest.fixture
 def evil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A folder on the import path with a module that leaves a file when it is imported."""
+    """A folder on the import path with a module that writes a file when it is imported."""
     folder = tmp_path / "evil"
     folder.mkdir()
     (folder / "evil_paths.py").write_text(EVIL)
@@ -37,7 +37,7 @@ def evil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 @pytest.fixture
 def weights(tmp_path: Path, evil: Path) -> Path:
-    """An exported folder whose weights name the module."""
+    """The weights of an exported folder, whose recipe names the module."""
     config = config_at(tmp_path)
     method = config.method.model_dump(mode="json") | {"path": "evil_paths:Evil"}
     folder = checkpoint(config, method=method)
@@ -88,7 +88,7 @@ def test_the_command_line_names_and_accepts_the_switch(tmp_path: Path, weights: 
 
 @pytest.fixture
 def requests(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Number of calls of each kind that reach a store in memory."""
+    """Number of calls of each kind to a store in memory."""
     counts: Counter[str] = Counter()
 
     def counted(name: str):
@@ -137,5 +137,5 @@ def test_a_resumed_job_reads_only_the_sidecars_of_its_own_batches(tmp_path: Path
     make(config)
     requests.clear()
     make(config, ranks=20)
-    assert requests["ls"] <= 20 + 2  # one for each rank, and the reports of the first
+    assert requests["ls"] <= 20 + 2  # one per rank, and the reports of rank 0
     assert requests["put_file"] == 0
