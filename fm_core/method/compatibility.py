@@ -8,8 +8,8 @@
     data-prediction      [0, 1 - 1e-3]      [0, 1 - 1e-5]        [0, 1]              [0, 1 - 6.4e-4]
     maximum-likelihood   [0, 1]             [0, 1 - 1e-5]        [0, 1]              [0, 1]
 
-The rules behind the table; they apply to user-defined paths and objectives too (`supported_pairs` in
-registry.py computes the table, and a test compares it with the text above):
+The table follows from these rules, which also apply to user-defined paths and objectives (`supported_pairs`
+in registry.py computes the table, and a test compares it with the text above):
 
 * A score or noise prediction is converted to a velocity by division by alpha_t. Where alpha_t = 0 the ODE
   cannot start at noise, and starting slightly later would draw from the wrong distribution, with the

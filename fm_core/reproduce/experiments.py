@@ -90,7 +90,7 @@ def experiments_of(config: RunConfig) -> list[Experiment]:
 
 
 def _run_config(config: RunConfig, section: ExperimentSection, seed: int) -> RunConfig:
-    """The configuration of an experiment's run: that of the comparison, with this objective and its path."""
+    """The comparison's configuration with the objective and path of one experiment, for its run."""
     tree = config.model_dump(mode="json")
     tree["run"] = {
         "root": str(RunDirectory(config).path / "reproduce"),

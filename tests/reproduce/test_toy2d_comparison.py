@@ -249,7 +249,7 @@ def test_what_cannot_be_is_refused_before_anything_is_spent(tmp_path, monkeypatc
 
 
 def test_several_seeds_have_directories_and_a_table_over_seeds(tmp_path):
-    """The seed of the run continues an existing comparison without further seeds."""
+    """An existing comparison with one seed is reused as the results of run.seed."""
     reproduce(configured(tmp_path, cells=CELLS[:2]))
     before = place(tmp_path, "ddpm", "training.json").stat().st_mtime_ns
     reproduce(configured(tmp_path, cells=CELLS[:2], seeds=[0, 1]))

@@ -131,7 +131,7 @@ def _toy_experiment(config: RunConfig, section: ExperimentSection, seed: int) ->
         **section.model_dump(mode="json", include=_OBJECTIVE_KEYS),
         **toy.model_dump(mode="json", include=_TRAINING_KEYS),
     }
-    # With run.seed the name is that of the objective, as in versions without further seeds.
+    # With run.seed the name is the objective's, as in versions that supported only one seed.
     name = section.name if seed == config.run.seed else f"{section.name}-s{seed}"
     cache = ArtifactCache(RunDirectory(config).path / "reproduce" / name)
     several = f", seed {seed}" if len(seeds_of(config)) > 1 else ""
