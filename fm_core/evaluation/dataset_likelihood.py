@@ -60,12 +60,12 @@ def batch_bits(
 ) -> dict[str, Tensor]:
     """Bits/dim of images uint8 [N, C, H, W], in float32; draws and probes of image i are keyed by (seed, i).
 
-    `numbers` are the indices of the images in the data set. A class-conditional model gets the labels int64
-    [N].
+    `numbers` are the indices of the images in the data set. A class-conditional model receives the labels
+    int64 [N].
 
     Returns:
-        For each image `image` int64 [N] (its index), `bits` and `k_sample` float64 [N], `per_probe` float64
-        [N, P], and `nfe` int64 [N], summed over all draws.
+        For all images: `image` int64 [N] (the indices), `bits` and `k_sample` float64 [N], `per_probe`
+        float64 [N, P], and `nfe` int64 [N], summed over all draws.
     """
     shape = model.image_shape
     random = KeyedRandom(model.generator, seed, Domain.LIKELIHOOD)

@@ -49,7 +49,7 @@ class Reference:
 
 
 class ReferenceSplit:
-    """A split of the data set as the reference."""
+    """Reference that is computed from a split of the data set."""
 
     def __init__(
         self, root: str, manifest: Manifest, settings: EvaluateSection, extractor: Extractor

@@ -125,7 +125,7 @@ def needs_peers(options: argparse.Namespace) -> bool:
 
 
 def install_peers(options: argparse.Namespace) -> None:
-    """Install the peers into a separate folder, without their dependencies, which would replace torch."""
+    """Install the peers in a separate folder, without dependencies, which would replace numpy and torch."""
     target = options.work / "peers"
     if needs_peers(options) and not (target / "litdata").exists():
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target)]

@@ -108,7 +108,7 @@ def run(
 
 
 def run_part(part: Part, device: str, end: float, threads: int) -> Row:
-    """Measure one part. Its `state` is measured, failed or skipped; `why` is the reason of the latter two."""
+    """Measure one part; its `state` is measured, failed or skipped, and `why` explains the latter two."""
     began = time.monotonic()
     left = end - began
     patience = min(left, PATIENCE * part.seconds) if device == "cuda" else left
@@ -165,7 +165,7 @@ def numbers(row: Row, base: Row | None) -> list[str]:
 
 
 def remark(row: Row, base: Row | None) -> str:
-    """Other results of a part than its time: waiting for data, NFE, or the difference of its losses."""
+    """Results of a part besides its time: waiting for data, NFE, or the difference of its losses."""
     result = row["result"]
     if "waited" in result:
         return f"waits {result['waited']:.2%} of the time"

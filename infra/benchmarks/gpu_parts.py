@@ -114,8 +114,8 @@ def _losses(device: str, size: str, batch: int) -> list[Part]:
 def _steps(group: str, network: str, task: dict[str, Any], eager: float, compiled: float) -> list[Part]:
     """List the training steps: the reference, and this project's loop with and without each switch.
 
-    On the transformer, only `compile` is measured, because there are no convolution algorithms to select.
-    tf32 has no effect in bf16, and on one device there is no communication to overlap.
+    `compile` without `cudnn_benchmark` is measured only on the transformer, which has no convolution
+    algorithms to select. tf32 has no effect in bf16, and one device has no communication to overlap.
     """
     gpu = task["device"] == "cuda"
     sides = {

@@ -53,7 +53,7 @@ def make_parser(description: str | None, rounds: int) -> argparse.ArgumentParser
 
 
 def step_arguments(parser: argparse.ArgumentParser, steps: int) -> None:
-    """Add the options of benchmarks of optimizer steps."""
+    """Add the options of benchmarks that measure optimizer steps."""
     parser.add_argument("--batch", type=int, default=64, help="images in a step of one process")
     parser.add_argument("--warmup", type=int, default=5, help="steps before the first block")
     parser.add_argument("--steps", type=int, default=steps, help="steps in a block")

@@ -4,7 +4,7 @@
     python infra/benchmarks/moments.py --images 2000 --features 128 --rounds 1
 
 `value`: float64 sums over batches of 1,000, as an extractor returns them, then the distance with the stored
-matrix square root of the reference. `evaluate`: the output of `fm evaluate` for a set of samples, i.e. the
+matrix square root of the reference. `evaluate`: the results of `fm evaluate` for a set of samples, i.e. the
 distance, its standard error, and its limit for infinitely many images; pytorch-fid does not compute the
 latter two. `curve`: only the distance and its standard error, as for each point of an NFE curve. pytorch-fid:
 all activations in one float64 array, numpy's mean and covariance, and scipy's square root of the product of

@@ -5,7 +5,7 @@
     python infra/benchmarks/score_errors.py --scores frechet kernel --images 50000 --repetitions 400
 
 Features have 64 dimensions. gaussian: a normal distribution; heavy-tailed: Student's t with 5 degrees of
-freedom in each of 64 directions, whose fourth moments are finite, but not its fifth; classes: ten normal
+freedom in each of 64 directions, with finite fourth but infinite fifth moments; classes: ten normal
 distributions with different centers. `equal`: samples and reference have the same distribution, so that the
 distance consists of bias and noise only; `other`: samples are shifted and scaled. The reference of the
 Fréchet distance is fixed (200,000 images). Kernel distance, precision and recall use a new reference of N

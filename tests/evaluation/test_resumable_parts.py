@@ -62,7 +62,7 @@ def scores(digits, images, tmp_path, monkeypatch):
         }
         config = parse_config(merge(digits.model_dump(mode="json"), over), where="test")
         (root / "control").mkdir()
-        for number in reversed(range(ranks)):  # in any order
+        for number in reversed(range(ranks)):  # the order does not matter
             evaluate(config, Rank(number, ranks, number, root / "control", "job"))
         evaluation = EvaluationRun(config, CPU)
         evaluation.open(lambda step, steps, loss: None)

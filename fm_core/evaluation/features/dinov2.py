@@ -48,7 +48,7 @@ class _Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, tokens, width] -> the same."""
+        """[N, tokens, width] -> [N, tokens, width]."""
         count, tokens, width = x.shape
         qkv = self.qkv(x).view(count, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)
@@ -63,7 +63,7 @@ class _Mlp(nn.Module):
         self.fc2 = nn.Linear(inner, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, tokens, width] -> the same."""
+        """[N, tokens, width] -> [N, tokens, width]."""
         return self.fc2(nn.functional.gelu(self.fc1(x)))
 
 
@@ -85,7 +85,7 @@ class _Block(nn.Module):
         self.ls1, self.ls2 = _LayerScale(width), _LayerScale(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, tokens, width] -> the same."""
+        """[N, tokens, width] -> [N, tokens, width]."""
         x = x + self.ls1(self.attn(self.norm1(x)))
         return x + self.ls2(self.mlp(self.norm2(x)))
 

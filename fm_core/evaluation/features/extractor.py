@@ -42,7 +42,7 @@ class Extractor:
         return self.extract(images)
 
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
-        """All outputs for images uint8 [N, C, S, S], by name: features, and probabilities, spatial if any."""
+        """Outputs by name for images uint8 [N, C, S, S]: features, and probabilities and spatial if any."""
         if self.extract_spatial is None:
             features, probabilities = self.extract(images)
             spatial = None

@@ -1,8 +1,8 @@
 """InceptionV3 with the weights of 2015-12-05 (FID), in torch-fidelity's implementation.
 
-That implementation resizes like TensorFlow 1, which affects the features. Only its module of torch-fidelity
-and the imports of that module are loaded, because importing the complete package requires a matching
-torchvision, which does not exist for every build of torch.
+That implementation resizes like TensorFlow 1, which affects the features. Only its module and the imports of
+that module are loaded: importing all of torch-fidelity requires a torchvision that matches torch, which does
+not exist for every build of torch.
 """
 
 import importlib

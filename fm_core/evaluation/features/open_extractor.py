@@ -13,8 +13,8 @@ def open_extractor(
     """Build the extractor of evaluate.features; train a classifier if the data set has none yet.
 
     Raises:
-        UserError: weights are missing, do not match their hash or do not fit, a package is missing, or the
-            classifier is less accurate than evaluate.classifier_min_accuracy.
+        UserError: weights are missing, have another hash or belong to another network, a package is missing,
+            or the classifier is less accurate than evaluate.classifier_min_accuracy.
     """
     if settings.features == "classifier":
         from fm_core.evaluation.features.classifier_features import check_accuracy, classifier_extractor

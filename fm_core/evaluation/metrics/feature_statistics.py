@@ -30,7 +30,7 @@ class FeatureMoments:
 
     @property
     def dimension(self) -> int:
-        """D."""
+        """Number of features D."""
         return len(self.total)
 
     @property
@@ -65,7 +65,7 @@ class Gaussian:
 
     @property
     def dimension(self) -> int:
-        """D."""
+        """Number of features D."""
         return len(self.mean)
 
     @cached_property
@@ -90,8 +90,8 @@ def symmetric_sqrt(covariance: Tensor) -> Tensor:
 def zero_rounding_noise(eigenvalues: Tensor) -> Tensor:
     """Set to zero those eigenvalues [D] of a positive semidefinite matrix that are rounding noise.
 
-    The noise is about 1e-16 of the largest eigenvalue, but its square root is 1e-8 of that eigenvalue's
-    root, and the covariance of few images has thousands of such eigenvalues.
+    The noise is about 1e-16 of the largest eigenvalue, but its square root is about 1e-8 of the largest
+    square root, and the covariance of few images has thousands of such eigenvalues.
     """
     floor = eigenvalues.amax().clamp_min(0) * len(eigenvalues) * torch.finfo(eigenvalues.dtype).eps
     return torch.where(eigenvalues > floor, eigenvalues, torch.zeros_like(eigenvalues))

@@ -37,7 +37,7 @@ class FrechetEstimate:
     singular: bool
     """Whether there are at most as many images as features, so that the covariance is singular."""
     unreliable: str | None
-    """Why the errors are unreliable; None from 10 images per feature on, unless a few images dominate."""
+    """Why the errors are unreliable; None for at least 10 images per feature unless a few images dominate."""
 
 
 def frechet_distance(moments: FeatureMoments, reference: Gaussian) -> float:

@@ -11,7 +11,7 @@ from fm_core.evaluation.metrics.feature_statistics import Gaussian, zero_roundin
 from fm_core.evaluation.metrics.sampling_error import SamplingError, heavy_tails
 
 OPERATIONS = 2**34
-"""Number of images for an error estimate times D²: 4,096 images at 2,048 features, 4 million at 64."""
+"""Number of images used for an error estimate, times D²: 4,096 images for D = 2,048, 4 million for D = 64."""
 PAIRS_PER_IMAGE = 4
 """Number of other images with which each image is paired, for the mean of φ²."""
 
@@ -27,7 +27,7 @@ class FrechetInfluence:
     With R the root of the reference's covariance, R S R = V diag(λ) V^T, t = V^T R (x - m) for an image x,
     and u likewise for an image y,
 
-        L(x) = 2 (m - m_r) . (x - m) + |x - m|² - sum t_i² / sqrt(λ_i), less its mean,
+        L(x) = 2 (m - m_r) . (x - m) + |x - m|² - sum t_i² / sqrt(λ_i), minus its mean,
         φ(x, y) = 2 sum t_i u_i / sqrt(λ_i) + sum c_ij A_ij(x) A_ij(y),  A_ij(x) = t_i t_j - δ_ij λ_i,
 
     with c_ij = 1 / (sqrt(λ_i λ_j) (sqrt(λ_i) + sqrt(λ_j))).
@@ -46,7 +46,7 @@ class FrechetInfluence:
         """Trace of the square root of the product of both covariances."""
 
     def first_order(self, rows: Tensor) -> Tensor:
-        """L(x) without the subtraction of its mean, float64 [n], for features [n, D]."""
+        """L(x) before its mean is subtracted, float64 [n], for features [n, D]."""
         centered = rows.double() - self.mean
         whitened = centered @ self.whitening
         linear = 2 * centered @ self.shift + centered.square().sum(1)

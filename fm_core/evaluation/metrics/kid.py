@@ -29,7 +29,7 @@ class KernelDistance:
 
     value: float
     stderr: float
-    """Standard deviation over independent pairs of sets; both sets count as random."""
+    """Standard deviation over independent pairs of sets, since both sets are random samples."""
     unreliable: str | None = None
     """Why the error is unreliable; None if it is reliable."""
 

@@ -22,7 +22,8 @@ HALVINGS = 40
 """Number of splits of both sets into halves, by fixed permutations; the error is accurate to about 11%."""
 TOO_FEW = "too few images for halves: binomial, for fixed balls"
 NEAREST = 40
-"""Number of neighbors of an image that are searched for k in its own half; they suffice but for 1 in 10^9."""
+"""Number of nearest neighbors of an image among which its k neighbors in its own half are looked up; fewer
+than k of them are in that half in one case in 10^9."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,12 @@ class PrecisionRecall:
     """Precision and recall, each with its standard error over independent pairs of sets, both random."""
 
     precision: float
-    """Fraction of samples within the k-th nearest real image's distance of at least one real image."""
+    """Fraction of samples in the ball of at least one real image; the radius of a ball is the distance to the
+    k-th nearest other real image."""
     precision_stderr: float
     recall: float
-    """Fraction of real images within the k-th nearest sample's distance of at least one sample."""
+    """Fraction of real images in the ball of at least one sample; the radius of a ball is the distance to the
+    k-th nearest other sample."""
     recall_stderr: float
     unreliable: str | None = None
     """Why the errors are unreliable; None if they are reliable."""

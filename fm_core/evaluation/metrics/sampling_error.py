@@ -22,7 +22,7 @@ LEAST = 0.5
 TAIL_ERROR = 0.3
 """Relative error of a variance above which a few images are considered to dominate it."""
 HEAVY_TAILED = "a few images decide it"
-"""Reason for an unreliable error that is probably too small."""
+"""Reason reported for an error that is unreliable and probably too small."""
 
 
 @dataclass(frozen=True)
