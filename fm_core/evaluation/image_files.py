@@ -1,7 +1,7 @@
 """Images to score without a run: image files in folders, zips and tars, .npz files, samples, data sets.
 
 Image files are decoded by the rules of sharding. No image is resized or skipped: a file that cannot be used
-is an error that names it.
+causes an error that names the file.
 """
 
 import io
