@@ -1,4 +1,4 @@
-"""Bits per dimension of a data set, in batches that depend only on the indices of their images."""
+"""Bits per dimension of a data set, in batches whose results depend only on the indices of their images."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,9 +18,9 @@ from fm_core.storage.atomic_files import write_text
 from fm_core.storage.keyed_random import Domain, KeyedRandom, Purpose
 
 PROBES = 2
-"""Independent Rademacher probes per image: their difference measures the estimator's variance."""
+"""Independent Rademacher probes per image. The difference between them measures the estimator's variance."""
 TOLERANCE_FACTOR = 0.1
-"""Tolerances of the solver check, relative to those that are checked."""
+"""Factor by which the solver check multiplies the configured tolerances."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,14 @@ class Likelihood:
     """Bits/dim over a set of images."""
 
     single_sample: BitsSummary
-    """With one dequantization draw: in expectation an upper bound on the true value."""
+    """Bits/dim with one dequantization draw: in expectation an upper bound on the true value."""
     k_sample: BitsSummary | None
-    """With all K draws, which share their probes; None for K = 1."""
+    """Bits/dim with all K draws, which share their probes; None for K = 1."""
     k: int
     nfe: float
     """Network evaluations per image and draw."""
     check: SolverCheck | None
-    """None if no image was solved again."""
+    """Result of the solver check; None if no image was solved again."""
 
 
 def batch_bits(
@@ -60,12 +60,12 @@ def batch_bits(
 ) -> dict[str, Tensor]:
     """Bits/dim of images uint8 [N, C, H, W], in float32; draws and probes of image i are keyed by (seed, i).
 
-    `numbers` are the indices of the images in the data set. A class-conditional model gets the labels int64
-    [N].
+    `numbers` are the indices of the images in the data set. A class-conditional model receives the labels
+    int64 [N].
 
     Returns:
-        For each image `image` int64 [N] (its index), `bits` and `k_sample` float64 [N], `per_probe` float64
-        [N, P], and `nfe` int64 [N], summed over all draws.
+        For all images: `image` int64 [N] (the indices), `bits` and `k_sample` float64 [N], `per_probe`
+        float64 [N, P], and `nfe` int64 [N], summed over all draws.
     """
     shape = model.image_shape
     random = KeyedRandom(model.generator, seed, Domain.LIKELIHOOD)
@@ -95,7 +95,7 @@ def batch_bits(
 
 
 def tighter_settings(settings: LikelihoodSection) -> LikelihoodSection:
-    """Settings of the solver check: one draw, a tenth of the tolerances."""
+    """Return the settings of the solver check: one draw, and tolerances ten times smaller."""
     tolerances = {"rtol": settings.rtol * TOLERANCE_FACTOR, "atol": settings.atol * TOLERANCE_FACTOR}
     return settings.model_copy(update={**tolerances, "draws": 1})
 
@@ -103,7 +103,7 @@ def tighter_settings(settings: LikelihoodSection) -> LikelihoodSection:
 def combine(
     parts: Iterable[Mapping[str, Tensor]], checks: Iterable[Mapping[str, Tensor]], draws: int
 ) -> Likelihood:
-    """Combine batches, in the order of their images; `checks` are batches with the tighter tolerances."""
+    """Combine batches, given in the order of their images; `checks` are batches with tighter tolerances."""
     images = _concatenate(parts)
     single_sample, k_sample = images["bits"], images["k_sample"]
     return Likelihood(
@@ -130,7 +130,7 @@ def _solver_check(default: Tensor, tight: Mapping[str, Tensor]) -> SolverCheck |
 
 
 def write_bits(parts: Sequence[Mapping[str, Tensor]], path: Path) -> None:
-    """Write the bits/dim of each image, one JSON line each."""
+    """Write one JSON line with the bits/dim of each image."""
     lines = list[str]()
     for part in parts:
         rows = zip(*(part[name].tolist() for name in ("image", "bits", "k_sample", "per_probe")), strict=True)

@@ -1,4 +1,4 @@
-"""One evaluation of a configuration: its images, feature extractor and reference, and the resumable tasks."""
+"""One evaluation of a configuration: images, feature extractor, reference, and resumable tasks."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -54,7 +54,7 @@ from fm_core.storage.keyed_random import generator_record
 from fm_core.storage.store import Store
 
 PAIRWISE_METRICS = {"kernel_distance", "precision_recall"}
-"""Metrics that need the features of single reference images."""
+"""Metrics that need the features of individual reference images."""
 VALIDATION_PART_IMAGES = 1_024
 REFERENCE = "features of the reference"
 SAMPLES = "features of the samples"
@@ -78,8 +78,8 @@ class EvaluationRun:
     ) -> None:
         """Open the model, samples and data set. Raises UserError if they are missing or do not match.
 
-        `control` and `job` are given on the ranks of a job: the weights are pinned in its control directory,
-        and they fetch the manifest once per node.
+        Pass `control` and `job` on the ranks of a job: the weights are then pinned in the job's control
+        directory, and the ranks fetch the manifest once per node.
         """
         self.config, self.device, self.settings = config, device, config.evaluate
         self.control = control
@@ -93,12 +93,12 @@ class EvaluationRun:
 
     @property
     def of_model(self) -> bool:
-        """Whether the images come from a model, which then has a likelihood and a sampling cost too."""
+        """Whether the images come from a model, which also has a likelihood and a sampling cost."""
         return self.settings.samples in (None, "sampler")
 
     @cached_property
     def key(self) -> str:
-        """Name of the scores file: key of the samples, and a hash of what scores them but memorization."""
+        """Name of the scores file: key of the samples, and hash of the scoring inputs except memorization."""
         excluded = {"processes", "reference_out", "online", "output", "classifier_min_accuracy"}
         excluded |= set() if self.settings.protocol else {"protocol"}
         settings = self.settings.model_dump(mode="json", exclude=excluded)
@@ -113,11 +113,11 @@ class EvaluationRun:
 
     @property
     def classes_in_turn(self) -> bool:
-        """Whether the samples take their classes in turn, so that they are mixed before they are split."""
+        """Whether the samples cycle through the classes, so that they must be shuffled before a split."""
         return self.of_model and self.config.sample.class_order == "in-turn"
 
     def _order_identity(self) -> list[str]:
-        """What distinguishes scores from those of earlier versions, which took images in another order."""
+        """Differences in image order from earlier versions, which give the scores another key."""
         samples = sum(map(len, self.source.ranges))
         reference = self.manifest.splits.get(self.settings.reference)
         subset = self.settings.pair_images < max(samples, reference.images if reference else 0)
@@ -133,7 +133,7 @@ class EvaluationRun:
 
     @cached_property
     def samples(self) -> SampleSet | None:
-        """The samples of the run; None for external images."""
+        """Samples of the run; None for external images."""
         if self.model is None:
             return None
         model = self.model
@@ -141,7 +141,7 @@ class EvaluationRun:
         return SampleSet(self.config, self.step, protocol)
 
     def open(self, on_step: OnStep) -> None:
-        """Open the feature extractor and the reference; trains the classifier if it does not exist yet."""
+        """Open the feature extractor and the reference; train the classifier if it does not exist yet."""
         data = self.config.data
         self.extractor: Extractor = open_extractor(
             self.settings, data.root, self.manifest, self.device, on_step
@@ -152,7 +152,7 @@ class EvaluationRun:
 
     @cached_property
     def tasks(self) -> dict[str, ResumableParts]:
-        """The resumable tasks by phase, in the order of their execution. Call `open` first."""
+        """Resumable tasks by phase, in order of execution. Call `open` first."""
         tasks: list[ResumableParts | None] = [
             self.split.task(REFERENCE) if self.split else None,
             self._feature_task(SAMPLES, "samples", self.source.ranges, self._sample_part),
@@ -163,7 +163,7 @@ class EvaluationRun:
 
     @cached_property
     def reference(self) -> Reference:
-        """The reference statistics; the task of their phase must be complete."""
+        """Read the reference statistics; the task of their phase must be complete."""
         if self.split:
             return self.split.read(self.tasks.get(REFERENCE))
         needs_rows = bool(PAIRWISE_METRICS & set(self.settings.metrics))
@@ -171,7 +171,7 @@ class EvaluationRun:
 
     @property
     def validation_images(self) -> int:
-        """Number of real validation images that are scored like samples."""
+        """Number of real validation images that are scored in the same way as samples."""
         return min(self.settings.held_out_images, self.manifest.splits["val"].images)
 
     def phase_costs(self) -> dict[str, float]:
@@ -193,7 +193,7 @@ class EvaluationRun:
         return costs
 
     def finish(self) -> None:
-        """Remove intermediate results; the bits/dim of single images are kept."""
+        """Remove intermediate results, except the bits/dim of individual images."""
         for phase in (SAMPLES, VALIDATION, CURVE):
             if phase in self.tasks:
                 self.tasks[phase].remove()
@@ -258,7 +258,7 @@ class EvaluationRun:
         return fair_order(self.manifest, "val")
 
     def read_validation(self, images: range) -> tuple[Tensor, Tensor]:
-        """Read validation images uint8 [n, C, S, S] and labels by their position in the fair order."""
+        """Read validation images uint8 [n, C, S, S] and their labels, by position in the fair order."""
         with ImageReader(self.config.data.root, self.manifest, "val") as reader:
             return reader.read(self._validation_order[images.start : images.stop])
 
@@ -275,8 +275,8 @@ class EvaluationRun:
         ):
             if count:
                 ranges = split_ranges(count, settings.batch)
-                # The number of images is not part of the hash: with more images the existing parts are
-                # reused.
+                # The number of images is not part of the hash, so that existing parts are reused if it
+                # increases.
                 options = settings.model_dump(mode="json", exclude={"images", "check_images"})
                 order = [] if has_fair_order(self.manifest, "val") else ["fair order"]
                 generator = generator_record(model.generator).values()

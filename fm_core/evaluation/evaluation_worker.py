@@ -1,6 +1,6 @@
-"""Evaluation worker: the work of one rank.
+"""Evaluation worker: the computation of one rank.
 
-Ranks do not communicate: for each task, rank r computes the missing parts among r, r + ranks, ...
+Ranks do not communicate. For each task, rank r computes the missing parts among r, r + ranks, ...
 """
 
 import os

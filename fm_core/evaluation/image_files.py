@@ -1,7 +1,7 @@
 """Images to score without a run: image files in folders, zips and tars, .npz files, samples, data sets.
 
-Image files are decoded by the rules of sharding. Nothing is resized, and nothing is left out: a file that
-cannot be used is refused by its name.
+Image files are decoded by the rules of sharding. No image is resized or skipped: a file that cannot be used
+causes an error that names the file.
 """
 
 import io
@@ -35,21 +35,21 @@ from fm_core.evaluation.sample_files import SampleFiles
 from fm_core.storage.store import Store
 
 MIN_IMAGES = 4
-"""Fewest images of a set: of fewer a distance has no error."""
+"""Minimum number of images in a set; with fewer, a distance has no error estimate."""
 BESIDE_IMAGES = IGNORED_SUFFIXES | {".cls"}
-"""Endings of files that may lie beside the images."""
+"""Suffixes of other files that are allowed next to the images."""
 NATIVE = "none"
-"""Value of `resize` with which `decode` keeps the size of an image."""
+"""Value of `resize` that makes `decode` keep the size of an image."""
 LOSSY = ("JPEG", "WEBP", "AVIF")
-"""Formats, as Pillow names them, whose files may hold other pixels than were saved."""
+"""Pillow's names of the formats whose files may contain other pixels than were saved."""
 
 
 class ImageSet(Protocol):
-    """Images of one size, read by number."""
+    """Images of one size, read by index."""
 
     @property
     def kind(self) -> str:
-        """files, npz, samples, or a split of a data set."""
+        """Kind of the images: files, npz, samples, or a split of a data set."""
         ...
 
     @property
@@ -64,30 +64,30 @@ class ImageSet(Protocol):
 
     @property
     def manifest(self) -> Manifest | None:
-        """Of a data set, whose intensity levels and classifier apply; None otherwise."""
+        """Manifest of a data set, whose intensity levels and classifier apply; None for other images."""
         ...
 
     def read(self, images: range) -> Tensor:
-        """Consecutive images, uint8 [n, C, H, W]. Raises UserError, naming the file, for a damaged one."""
+        """Read consecutive images, uint8 [n, C, H, W]. Raises UserError that names a damaged file."""
         ...
 
     def labels(self) -> NDArray[np.int64] | None:
-        """Class of each image, int64 [N]; None if it is not known."""
+        """Class of each image, int64 [N]; None if the classes are unknown."""
         ...
 
     def facts(self) -> dict[str, Any]:
-        """What the protocol records of the images, once they were read."""
+        """Properties of the images that the protocol records; complete once the images have been read."""
         ...
 
 
 def open_images(location: str, key: str) -> ImageSet:
-    """Open the images at a path or URL; `key` is the key that names it, for messages.
+    """Open the images at a path or URL; messages name the configuration key `key`.
 
-    Raises UserError, in one line, if there are none, fewer than four, or something else.
+    Raises UserError, in one line, if there are no images, fewer than four, or unsupported files.
     """
     try:
         images = _open(location, key)
-    except UserError as error:  # readers of sources name the key of a source
+    except UserError as error:  # readers of data sources name the key of a data source
         raise UserError(str(error).replace("data.source.url", key)) from None
     if images.count < MIN_IMAGES:
         raise UserError(
@@ -130,8 +130,8 @@ def _exists(place: Store) -> bool:
 
 
 def _braces(location: str, key: str) -> Archive:
-    """The tars of a pattern such as part-{000..011}.tar."""
-    import webdataset  # imported here, as it takes half a second
+    """Open the tars of a pattern such as part-{000..011}.tar."""
+    import webdataset  # imported here because the import takes half a second
 
     archives: list[tuple[str, Archive]] = []
     for url in cast(list[str], cast(Any, webdataset).shardlists.expand_urls(location)):
@@ -144,7 +144,7 @@ def _braces(location: str, key: str) -> Archive:
 
 
 def _open_dataset(location: str) -> "DatasetImages | None":
-    """The data set at <folder>, or the split of it at <folder>/<split>; None if there is none."""
+    """Open the data set at <folder>, or its split at <folder>/<split>; None if there is no data set."""
     folder, _, name = location.rstrip("/").rpartition("/")
     for place, split in ((location.rstrip("/"), "train"), (folder, name)):
         above, _, own = place.rpartition("/")
@@ -161,16 +161,16 @@ def _holds_manifest(place: Store) -> bool:
 
 
 class FileImages:
-    """Image files in a folder or in archives; all of one size, in the order of their names."""
+    """Image files of one size in a folder or in archives, sorted by name."""
 
     kind = "files"
     manifest = None
 
     def __init__(self, location: str, archive: Archive, key: str) -> None:
-        """Look at the first image. Raises UserError without images, and for files that may be some."""
+        """Decode the first image. Raises UserError without images, or for files in unsupported formats."""
         self._url, self._archive = location.rstrip("/"), archive
         self.encodings: Counter[str] = Counter()
-        """Format and mode of each file that was read, such as "JPEG RGB"."""
+        """Number of files read, by format and mode, such as "JPEG RGB"."""
         others = [path for path in archive.others if PurePosixPath(path).suffix.lower() not in BESIDE_IMAGES]
         if others:
             more = f" and {len(others) - 1:,} more files" if len(others) > 1 else ""
@@ -196,7 +196,7 @@ class FileImages:
         self.encodings.clear()
 
     def read(self, images: range) -> Tensor:
-        """Consecutive images, uint8 [n, 3, H, W]; gray is repeated, transparency is on white."""
+        """Read consecutive images, uint8 [n, 3, H, W]: gray is repeated, transparency put on white."""
         pixels = np.empty((len(images), *self.shape), np.uint8)
         for row, number in enumerate(images):
             image = self._decode(number)
@@ -210,7 +210,7 @@ class FileImages:
         return torch.from_numpy(pixels)
 
     def labels(self) -> NDArray[np.int64] | None:
-        """Class of each image by dataset.json or by its folder; None if some have none."""
+        """Class of each image from dataset.json or from its folder; None if an image has no class."""
         keys = self._archive.keys
         listed = edm_labels(self._archive, self._url)
         if listed is not None:
@@ -222,7 +222,7 @@ class FileImages:
         return np.unique(np.array(names), return_inverse=True)[1].astype(np.int64)
 
     def facts(self) -> dict[str, Any]:
-        """Formats and modes of the files."""
+        """Counts of the formats and modes of the files."""
         return {"files": dict(self.encodings.most_common())}
 
     def _decode(self, number: int) -> NDArray[np.uint8]:
@@ -251,10 +251,10 @@ def _encoding(content: bytes) -> str:
 
 
 class DatasetImages:
-    """A split of a data set of this program."""
+    """A split of a data set in this program's format."""
 
     def __init__(self, root: str, manifest: Manifest, split: str) -> None:
-        """Raises UserError for a split that the data set does not have."""
+        """Open a split. Raises UserError if the data set does not have it."""
         manifest.split_shards(split)
         self.kind = f"split {split}"
         self.root, self.split, self.manifest = root, split, manifest
@@ -263,11 +263,11 @@ class DatasetImages:
         self._reader = ImageReader(root, manifest, split)
 
     def read(self, images: range) -> Tensor:
-        """Images of the fair order of the split."""
+        """Read images by position in the fair order of the split."""
         return self._reader.read(self._order[images.start : images.stop])[0]
 
     def labels(self) -> NDArray[np.int64] | None:
-        """The class of each image is not read: the histogram of the manifest tells the balance."""
+        """Classes, int64 [N], from the manifest's histogram: sorted, not by image. None if it has none."""
         histogram = self.manifest.splits[self.split].class_histogram
         return None if histogram is None else np.repeat(np.arange(len(histogram)), histogram)
 
@@ -289,5 +289,5 @@ class _NpzSet(NpzImages):
     manifest = None
 
     def facts(self) -> dict[str, Any]:
-        """Arrays are what they are: nothing is decoded."""
+        """Empty: arrays are not decoded, so there is nothing to record."""
         return {}

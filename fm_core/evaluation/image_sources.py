@@ -29,7 +29,7 @@ PART_IMAGES = 1_024
 """Images per part of a folder or an .npz file."""
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 LOSSY_SUFFIXES = {".jpg", ".jpeg", ".webp"}
-"""Of files that may not hold the pixels that were saved."""
+"""Suffixes of files that may contain other pixels than were saved."""
 IGNORED_SUFFIXES = {
     ".csv",
     ".html",
@@ -44,7 +44,7 @@ IGNORED_SUFFIXES = {
     ".yaml",
     ".yml",
 }
-"""Files that may be next to the images and are ignored, as are hidden entries (file_listing.is_hidden)."""
+"""Suffixes of other files next to the images, ignored like hidden entries (file_listing.is_hidden)."""
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,14 @@ class ImageSource:
     name: str
     ranges: Sequence[range]
     read: Callable[[int], tuple[Tensor, SamplingCost | None]]
-    """Reads a part: pixels uint8 [n, C, S, S] and, for samples, their cost. Raises UserError."""
+    """Read a part: pixels uint8 [n, C, S, S] and, for samples, their cost. Raises UserError."""
     identity: Any
-    """A plain value that identifies the images."""
+    """A JSON value that identifies the images."""
     protocol: dict[str, Any]
 
 
 def run_samples(samples: SampleSet, shape: tuple[int, int, int]) -> ImageSource:
-    """The sample shards of a run. Raises UserError if they are not complete."""
+    """Open the sample shards of a run. Raises UserError if they are not complete."""
     if samples.done() is None:
         raise UserError(f"{samples.store.url} is not complete; run fm sample first")
 
@@ -90,7 +90,7 @@ def run_samples(samples: SampleSet, shape: tuple[int, int, int]) -> ImageSource:
 
 
 def sampler_images(config: RunConfig, samples: SampleSet, model: Model, device: torch.device) -> ImageSource:
-    """The same images as `run_samples`, generated when they are read and not stored."""
+    """Generate the same images as `run_samples` when they are read, without storing them."""
     draw = draw_of(config)
     draw.check(model)
 
@@ -104,7 +104,7 @@ def sampler_images(config: RunConfig, samples: SampleSet, model: Model, device: 
 
 
 def external_images(location: str, manifest: Manifest) -> ImageSource:
-    """Images of a folder or an .npz file. Raises UserError if it is neither or does not fit the data set."""
+    """Open a folder or an .npz file. Raises UserError if it is neither or does not match the data set."""
     path = Path(location)
     if path.is_dir():
         return _folder(path, manifest)
@@ -130,7 +130,7 @@ def _folder(folder: Path, manifest: Manifest) -> ImageSource:
 
 
 def _list_images(folder: Path) -> list[Path]:
-    """All images below a folder, sorted. Raises UserError for files that may be unsupported images."""
+    """List all images below a folder, sorted. Raises UserError for files that may be unsupported images."""
     visible = [folder / name for name in list_names(Store.at(str(folder)))]
     unsupported = [path for path in visible if path.suffix.lower() not in IMAGE_SUFFIXES | IGNORED_SUFFIXES]
     if unsupported:
@@ -147,7 +147,7 @@ def _read_image(path: Path, manifest: Manifest) -> Tensor:
     channels, height, width = manifest.image_shape
     gray = ("L", "LA", "P", "PA", "1")
     modes = gray if channels == 1 else (*gray, "RGB", "RGBA")
-    # As at sharding; the recipes of earlier versions, and of official sets, have no transparency.
+    # The rules of sharding; the recipes of earlier versions and of official sets have no background.
     rules = PixelRules(str(manifest.recipe.get("background") or "white"), orientation=True)
     try:
         with Image.open(path) as picture:
@@ -207,13 +207,13 @@ def _size_and_mtime(path: Path) -> tuple[int, int]:
 
 
 def digests(images: Tensor) -> Tensor:
-    """64-bit hash of the pixels of each image, int64 [N]."""
+    """Return a 64-bit hash of the pixels of each image, int64 [N]."""
     rows = images.cpu().contiguous().flatten(1).numpy()
     hashes = [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows]
     return torch.from_numpy(np.frombuffer(b"".join(hashes), dtype=np.int64).copy())
 
 
 def file_signature(name: str | None) -> list[int] | None:
-    """Size and modification time of a local file, to detect that it was replaced; None if there is none."""
+    """Size and modification time of a local file, to detect its replacement; None if there is no file."""
     path = Path(name or "")
     return list(_size_and_mtime(path)) if path.is_file() else None

@@ -1,4 +1,4 @@
-"""Memorization in the scores file: nearest distances, near-copies, and two Fréchet distances."""
+"""Memorization in the scores file: nearest-neighbor distances, near-copies, and two Fréchet distances."""
 
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
@@ -16,15 +16,15 @@ from fm_core.evaluation.metrics.memorization import Share, memorization, nearest
 from fm_core.evaluation.scores import SAMPLES_ONLY, Parts, Record, error_record
 
 IMAGES = 1_000
-"""Largest number of samples, and of validation images, whose nearest training image is searched."""
+"""Maximum number of samples, and of validation images, whose nearest training image is searched for."""
 TRAINING_IMAGES = 50_000
-"""Largest number of training images that are searched, a fair sample of them."""
+"""Maximum number of training images that are searched; if there are more, a fair sample of them."""
 BLOCK_IMAGES = 4_096
 COVERS = "samples and validation images"
 
 
 def memorization_records(evaluation: EvaluationRun, samples: Parts, validation: Parts) -> Record:
-    """Scores of memorization by their keys; empty if they are not requested or the images are not stored.
+    """Memorization scores by key; empty if they are not requested or the images are not stored.
 
     `samples` and `validation` are parts with `features`.
     """
@@ -73,7 +73,7 @@ def _training_blocks(evaluation: EvaluationRun) -> Iterator[Tensor]:
 
 
 def _record(distances: Sequence[Tensor], training_images: int) -> Record:
-    """The record of the distances of samples and of validation images."""
+    """Build the record of the nearest-neighbor distances of samples and of validation images."""
     samples, held_out = distances
     result = memorization(samples, held_out)
     (value, stderr), (real, real_stderr) = result.samples, result.held_out
@@ -97,7 +97,10 @@ def _share_record(share: Share) -> Record:
 def _distances_to_equal_sets(
     features: Tensor, held_out: Tensor, training: Tensor, evaluation: EvaluationRun
 ) -> Record:
-    """Fréchet distances of the samples to as many validation as training images, which have the same bias."""
+    """Fréchet distances from the samples to equally many validation and training images.
+
+    The equal counts give both distances the same bias.
+    """
     count = min(len(held_out), len(training))
     mixed = training[torch.from_numpy(permutation(len(training), seed=1))]
     scores: Record = {}

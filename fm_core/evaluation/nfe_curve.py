@@ -22,18 +22,18 @@ from fm_core.sampling.generate import Draw
 from fm_core.sampling.solver_check import check_solver
 
 DTYPE = "float32"
-"""Precision of the network, whatever sample.precision is: rounding must not hide solver errors."""
+"""Precision of the network, regardless of sample.precision: rounding must not hide solver errors."""
 
 
 @dataclass(frozen=True)
 class SolverSetting:
-    """A solver at one budget: one point of the curve."""
+    """A solver with one budget: one point of the curve."""
 
     solver: Solver
 
     @property
     def record(self) -> dict[str, Any]:
-        """The solver, with its grid if it is not uniform, and its one setting, as in the scores file."""
+        """Record for the scores file: the solver, its grid if not uniform, and its steps or rtol."""
         setting = {"rtol": self.solver.rtol} if self.solver.adaptive else {"steps": self.solver.steps}
         grid = self.solver.grid
         if grid == UNIFORM:
@@ -44,7 +44,7 @@ class SolverSetting:
 
 
 def solver_settings(settings: NfeCurveSection) -> list[SolverSetting]:
-    """Every solver at every budget that allows a step, and dopri5 at every tolerance.
+    """List every solver with every budget that allows a step, and dopri5 with every tolerance.
 
     Raises:
         UserError: a solver adds noise or has no fixed number of evaluations per step, or its grid is unknown.
@@ -59,7 +59,7 @@ def solver_settings(settings: NfeCurveSection) -> list[SolverSetting]:
             advice = "dopri5 is always included" if method in ADAPTIVE else f"allowed: {allowed}"
             raise UserError(f"evaluate.nfe_curve.solvers: {solver} {reason}; {advice}")
         grid = _grid_named(grid_name) if at else UNIFORM
-        # The last step of edm takes one evaluation instead of two.
+        # The last step of the edm solver takes one evaluation instead of two.
         spare = 1 if method == "edm" else 0
         steps = [(budget + spare) // EVALUATIONS_PER_STEP[method] for budget in settings.nfe]
         points += [
@@ -69,7 +69,7 @@ def solver_settings(settings: NfeCurveSection) -> list[SolverSetting]:
 
 
 def _grid_named(text: str) -> TimeGrid:
-    """The grid of an entry: a name, and after a colon the rho of edm or the shift of shift."""
+    """Parse the grid of an entry: a name, and after a colon the rho of `edm` or the shift of `shift`."""
     name, colon, number = text.partition(":")
     if not colon:
         return TimeGrid(name)
@@ -81,7 +81,7 @@ def _grid_named(text: str) -> TimeGrid:
 
 
 def check_curve(settings: NfeCurveSection, objective: Objective, coupling: str) -> None:
-    """Check the solvers of a curve against a model, as `check_solver`. Raises UserError."""
+    """Check the solvers of a curve against a model, as `check_solver` does. Raises UserError."""
     for point in solver_settings(settings) if settings.images else []:
         check_solver(point.solver, objective, coupling, "evaluate.nfe_curve")
 
@@ -97,8 +97,9 @@ def curve_part(
     """Solve the ODE of the images `numbers` at every point of the curve, from the same noise, in float32.
 
     Returns:
-        For point p: `error-p` float64 [n], the root mean square over dimensions of the difference from the
-        exact solution, in the model's units (the data span [-1, 1]); `features-p` [n, D]; `nfe-p` int64 [n].
+        For each point p: `error-p` float64 [n], the root mean square over dimensions of the difference from
+        the exact solution, in the model's units (the data span [-1, 1]); `features-p` [n, D]; `nfe-p` int64
+        [n].
     """
     labels = draw.labels(model, numbers)
     velocity = draw.velocity(model, None if labels is None else labels.to(device))
@@ -122,7 +123,7 @@ def curve_part(
 def curve_record(
     parts: Sequence[Mapping[str, Tensor]], settings: NfeCurveSection, reference: Gaussian, features: str
 ) -> dict[str, Any]:
-    """The record of the curve in the scores file: one record per point."""
+    """Build the curve's record for the scores file, which has one record per point."""
     records = list[dict[str, Any]]()
     for number, point in enumerate(solver_settings(settings)):
         values = {

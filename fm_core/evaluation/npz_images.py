@@ -1,7 +1,7 @@
 """Images in an .npz file: uint8 arr_0 [N, height, width, channels], read in parts.
 
-One part after the other takes linear time even if the array is compressed: the stream stays open between
-parts, and only an earlier part makes it begin again.
+Reading parts in order takes linear time even if the array is compressed: the stream stays open between
+parts and is restarted only to read an earlier part.
 """
 
 import zipfile
@@ -22,13 +22,13 @@ from fm_core.data.sources.npz_members import read_npy_header
 from fm_core.errors import UserError
 
 IMAGES, LABELS = "arr_0", "arr_1"
-"""Arrays of ADM's layout: what np.savez(file, images, labels) writes."""
+"""Names of the arrays in ADM's layout, as np.savez(file, images, labels) writes them."""
 DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 EXPECTED = "uint8 [N, height, width, channels]"
 
 
 def npz_arrays(path: Path) -> list[str]:
-    """Names of the arrays in an .npz file. Raises UserError if it is not one, or not on this machine."""
+    """Names of the arrays in an .npz file. Raises UserError if it is not one or is not on a local disk."""
     if ":/" in str(path) and not path.exists():
         raise UserError(f"{printable(str(path))}: an .npz file is read from a local disk; copy it there")
     try:
@@ -43,10 +43,10 @@ def npz_arrays(path: Path) -> list[str]:
 
 
 class NpzImages:
-    """The images of an .npz file, and their labels if it has arr_1."""
+    """Images in an .npz file, and their labels if the file has arr_1."""
 
     def __init__(self, path: Path) -> None:
-        """Read the header. Raises UserError for an array that does not hold images of 8 bits."""
+        """Read the header. Raises UserError for an array that does not contain 8-bit images."""
         self.path = path
         self._stream: IO[bytes] | None = None
         self._archive: zipfile.ZipFile | None = None
@@ -67,7 +67,7 @@ class NpzImages:
         """Channels, height, width."""
 
     def read(self, images: range) -> Tensor:
-        """Consecutive images, uint8 [n, C, H, W]. Raises UserError for a damaged file."""
+        """Read consecutive images, uint8 [n, C, H, W]. Raises UserError for a damaged file."""
         size = prod(self.shape)
         try:
             content = self._bytes(images, size)
@@ -84,7 +84,7 @@ class NpzImages:
         return pixels.view(len(images), height, width, channels).permute(0, 3, 1, 2).contiguous()
 
     def labels(self) -> NDArray[np.int64] | None:
-        """Class of each image, int64 [N], if arr_1 holds integers; None without them."""
+        """Class of each image, int64 [N]; None unless arr_1 contains one integer per image."""
         if LABELS not in npz_arrays(self.path):
             return None
         with suppress(*DAMAGE, ValueError, OSError), np.load(self.path, allow_pickle=False) as file:
@@ -94,7 +94,7 @@ class NpzImages:
         return None
 
     def close(self) -> None:
-        """Close the file; reading opens it again."""
+        """Close the file; the next read opens it again."""
         for each in (self._stream, self._archive):
             if each is not None:
                 each.close()

@@ -1,4 +1,4 @@
-"""Scores that only a named protocol asks for, and what a set of scores does otherwise than its protocol."""
+"""Scores that only a named protocol requests, and deviations of a set of scores from its protocol."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from fm_core.evaluation.reference import Reference, subset_indices
 from fm_core.evaluation.scores import BOTH_SETS, SAMPLES_ONLY, Parts, Record, concatenate, error_record
 
 SHUFFLE_SEED = 2020
-"""Of numpy's RandomState, by which torch-fidelity shuffles images before it cuts splits."""
+"""Seed of numpy's RandomState with which torch-fidelity shuffles images before it splits them."""
 ORDER_TEXTS: Mapping[SplitOrder, str] = {
     "file": "consecutive images in the order of the files",
     "shuffled": f"shuffled by RandomState({SHUFFLE_SEED})",
@@ -31,10 +31,10 @@ def split_inception_score(probabilities: Tensor, splits: int, order: SplitOrder)
     Args:
         probabilities: [N, classes], rows that sum to 1.
         splits: number of parts; part i ends before image (i + 1) N // splits.
-        order: whether the images are shuffled before.
+        order: whether the images are shuffled before they are split.
 
     Raises:
-        ValueError: fewer images than splits.
+        ValueError: there are fewer images than splits.
     """
     count = len(probabilities)
     if count < splits:
@@ -58,10 +58,10 @@ def protocol_records(
     settings: EvaluateSection,
     device: torch.device,
 ) -> Record:
-    """Scores of evaluate.protocol, by their keys in the scores file; empty without a protocol.
+    """Scores of evaluate.protocol by their keys in the scores file; empty without a protocol.
 
-    `samples` are parts with `features`, and `probabilities` and `spatial` where the extractor has them. A
-    score that the protocol defines and these do not allow is absent; `deviations` names it.
+    `samples` are parts with `features`, and with `probabilities` and `spatial` if the extractor returns them.
+    Scores of the protocol that cannot be computed from these parts are absent; `deviations` lists them.
     """
     if settings.protocol is None:
         return {}
@@ -106,23 +106,23 @@ def protocol_records(
 
 @dataclass(frozen=True)
 class ScoredSet:
-    """What is known of the samples and of the reference, to compare it with a protocol."""
+    """Properties of the samples and of the reference that are compared with a protocol."""
 
     images: int
     levels: int
     """Intensity levels of the samples."""
     reference_kind: str
-    """statistics, images, or the name of a split of the data set."""
+    """Kind of the reference: statistics, images, or the name of a split of the data set."""
     class_counts: Sequence[int] | None = None
-    """Number of samples of each class; None if the classes are not known."""
+    """Number of samples of each class; None if the classes are unknown."""
     lossy: Mapping[str, int] | None = None
-    """Number of files by format, of formats that may not hold the pixels that were saved."""
+    """Number of files of each format whose files may contain other pixels than were saved."""
 
 
 def named_protocol(
     settings: EvaluateSection, extractor: Extractor, reference: Reference, scored: ScoredSet
 ) -> dict[str, Any]:
-    """Entries of the recorded protocol for evaluate.protocol: its name and every deviation; empty without."""
+    """Entries of the recorded protocol for evaluate.protocol: its name and all deviations; empty if unset."""
     if settings.protocol is None:
         return {}
     differences = deviations(PROTOCOLS[settings.protocol], settings, extractor, reference, scored)
@@ -136,7 +136,7 @@ def deviations(
     reference: Reference,
     scored: ScoredSet,
 ) -> list[str]:
-    """What was done otherwise than the protocol says, one line each."""
+    """Deviations from the protocol, one line each."""
     differences = list[str]()
     if settings.features != "inception":
         differences.append(f"evaluate.features: {settings.features}, not inception")
@@ -183,7 +183,7 @@ def _of_reference(
 
 
 def balance_text(counts: NDArray[np.int64] | Sequence[int]) -> str:
-    """How many images there are of each class, e.g. "50 of each of 1,000 classes"."""
+    """Number of images of each class as text, e.g. "50 of each of 1,000 classes"."""
     low, high = int(min(counts)), int(max(counts))
     of = f"of each of {len(counts):,} classes"
     return f"{low:,} {of}" if low == high else f"{low:,} to {high:,} {of}"

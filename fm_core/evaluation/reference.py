@@ -1,4 +1,4 @@
-"""Reference statistics of a split of the data set, computed once and stored beside it, or of an .npz file."""
+"""Reference statistics: of a data set's split, computed once and stored beside it, or from an .npz file."""
 
 import json
 from collections.abc import Mapping
@@ -25,31 +25,31 @@ from fm_core.storage.hashing import fingerprint
 from fm_core.storage.store import Store
 
 SUBSET_ORDER = "permutation"
-"""How a subset of the images is chosen; earlier versions took every k-th."""
+"""Method by which a subset of the images is chosen; earlier versions took every k-th image."""
 STATISTICS_VERSION = 2
-"""Increment it if the same images would give other statistics."""
+"""Version of the statistics; increment it if the same images would yield other statistics."""
 DEFAULT_RESIZE = RESIZE_TEXTS["tensorflow1-bilinear"]
 PART_IMAGES = 65_536
 READ_IMAGES = 4_096
 CHECK_TOLERANCE = 0.02
-"""Relative change of the distance of real images that arithmetic on another device can explain."""
+"""Relative change in the distance of real images that can be caused by the arithmetic of another device."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Mean and covariance, and features of single images for pairwise metrics."""
+    """Mean and covariance, and features of individual images for pairwise metrics."""
 
     gaussian: Gaussian
     rows: Tensor | None
-    """Features float32 [M, D] of a random choice of images; None if imported statistics contain no images."""
+    """Features float32 [M, D] of randomly chosen images; None if imported statistics contain no images."""
     name: str
-    """Name shown with every metric that uses it."""
+    """Name of the reference, displayed with every metric that uses it."""
     spatial: Gaussian | None = None
-    """Mean and covariance of the spatial features of sFID, if it is asked for."""
+    """Mean and covariance of the spatial features of sFID; None if sFID is not requested."""
 
 
 class ReferenceSplit:
-    """A split of the data set as the reference."""
+    """Reference that is computed from a split of the data set."""
 
     def __init__(
         self, root: str, manifest: Manifest, settings: EvaluateSection, extractor: Extractor
@@ -71,19 +71,19 @@ class ReferenceSplit:
         self.file = f"{self.split}-{fingerprint(identity)[:12]}.safetensors"
 
     def task(self, phase: str) -> ResumableParts | None:
-        """The task that computes the statistics; None if they exist."""
+        """Return the task that computes the statistics; None if they exist."""
         if self.store.size(self.file) is not None:
             return None
         store = Store.at(self.store.url, self.file.removesuffix(".safetensors"))
         return ResumableParts(phase, store, "moments", split_ranges(self.count, PART_IMAGES), self._part)
 
     def read(self, task: ResumableParts | None) -> Reference:
-        """Read the reference, after merging and storing the parts of a completed task."""
+        """Read the reference; with a completed task, merge its parts and store the result first."""
         if task is not None:
             self._merge(task)
         tensors = load(self.store.read_bytes(self.file))
         gaussian = Gaussian(tensors["mean"], tensors["covariance"], self.count)
-        # The square root is expensive, so it is stored too.
+        # The square root is expensive, so it is stored as well.
         gaussian.__dict__["root"] = tensors["root"]
         return Reference(gaussian, tensors["rows"], f"{self.split}, {self.count} images")
 
@@ -120,10 +120,11 @@ class ReferenceSplit:
 def reference_from_npz(
     settings: EvaluateSection, extractor: Extractor, manifest: Manifest, needs_rows: bool
 ) -> Reference:
-    """Read the reference of an .npz file.
+    """Read the reference from an .npz file.
 
     Raises:
-        UserError: as `read_statistics`, or single images are needed and the file has none of the right size.
+        UserError: as for `read_statistics`, or individual images are needed and the file contains none of the
+            right size.
     """
     path = Path(settings.reference)
     gaussian, images = read_statistics(path, extractor, manifest)
@@ -141,7 +142,7 @@ def reference_from_npz(
 
 
 def statistics_name(path: Path, gaussian: Gaussian) -> str:
-    """Name of the statistics in a file: the file and the number of images."""
+    """Name of the statistics in a file: the file name and the number of images."""
     size = f"{gaussian.count} images" if gaussian.count else "number of images not told"
     return f"{path.name}, {size}"
 
@@ -149,7 +150,7 @@ def statistics_name(path: Path, gaussian: Gaussian) -> str:
 def subset_indices(count: int, maximum: int) -> Tensor:
     """At most `maximum` of the indices 0 .. count - 1, int64 and increasing.
 
-    They are chosen by a fixed permutation: every k-th image could be always of the same class.
+    The indices are chosen by a fixed permutation, because every k-th image might be of the same class.
     """
     return torch.from_numpy(np.sort(permutation(count, seed=0)[:maximum]))
 
@@ -159,8 +160,8 @@ def reference_check(
 ) -> None:
     """Check that the distance of real validation images to the reference has not changed.
 
-    The first distance is stored beside the data set. If a later one differs, the resizing, the range of
-    pixels, the extractor or the statistics have changed.
+    The first distance is stored beside the data set. If a later distance differs, then the resizing, the
+    pixel range, the extractor or the statistics have changed.
 
     Raises:
         UserError: the distance differs by more than 2%.

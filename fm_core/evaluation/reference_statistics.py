@@ -1,7 +1,7 @@
-"""Reference statistics as .npz files: mu [D] and sigma [D, D], the format of ADM, EDM and pytorch-fid.
+"""Reference statistics as .npz files with mu [D] and sigma [D, D], the format of ADM, EDM and pytorch-fid.
 
-Files written here also record their extractor and data set, which are checked; files of other programs do
-not, and are trusted.
+Files written by this module also record their extractor and data set, which are checked on reading. Files of
+other programs do not record them and are not checked.
 """
 
 import io
@@ -32,18 +32,18 @@ class StatisticsFile:
 
     gaussian: Gaussian
     spatial: Gaussian | None
-    """Of the spatial features of sFID (mu_s and sigma_s, as ADM has them)."""
+    """Statistics of the spatial features of sFID (mu_s and sigma_s, as in ADM's files)."""
     holds_images: bool
-    """Whether the file contains images as well (arr_0)."""
+    """Whether the file also contains images (arr_0)."""
     provenance: Mapping[str, str]
-    """What files that were written here state: features, features_sha256, data_version."""
+    """Provenance recorded in files of this program: features, features_sha256, data_version."""
 
 
 def load_statistics(path: Path) -> StatisticsFile:
-    """Read mu and sigma of an .npz file, but none of its images.
+    """Read mu and sigma from an .npz file, without its images.
 
     Raises:
-        UserError: the file cannot be read, or has no mean and covariance.
+        UserError: the file cannot be read, or does not contain a mean and a covariance.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -72,7 +72,7 @@ def read_statistics(path: Path, extractor: Extractor, manifest: Manifest) -> tup
     """Read mean and covariance, and the images uint8 [N, C, S, S] (arr_0) if the file contains them.
 
     Raises:
-        UserError: the file has no statistics, or those of another extractor or data set.
+        UserError: the file contains no statistics, or statistics of another extractor or data set.
     """
     file = load_statistics(path)
     check_provenance(path, file, extractor, manifest.version)
@@ -85,7 +85,7 @@ def read_statistics(path: Path, extractor: Extractor, manifest: Manifest) -> tup
 
 
 def write_statistics(path: Path, reference: Gaussian, extractor: Extractor, manifest: Manifest) -> None:
-    """Write mu, sigma and their provenance to `path`, whose suffix is .npz."""
+    """Write mu, sigma and their provenance to `path`, which must have the suffix .npz."""
     buffer = io.BytesIO()
     provenance: dict[str, Any] = {
         "features": extractor.name,
@@ -101,7 +101,7 @@ def write_statistics(path: Path, reference: Gaussian, extractor: Extractor, mani
 def check_provenance(
     path: Path, file: StatisticsFile, extractor: Extractor, data_version: str | None
 ) -> None:
-    """Raise UserError for statistics that state another extractor or, if given, another data set."""
+    """Raise UserError for statistics that record another extractor or, if given, another data set."""
     expected = {"features": extractor.name, "features_sha256": extractor.sha256}
     if data_version is not None:
         expected["data_version"] = data_version
@@ -112,7 +112,7 @@ def check_provenance(
 
 
 def check_dimension(path: Path, file: StatisticsFile, extractor: Extractor, manifest: Manifest) -> None:
-    """Raise UserError for statistics of another number of features than the extractor has."""
+    """Raise UserError if the statistics and the extractor have different numbers of features."""
     outputs = extractor.outputs(torch.zeros(1, *manifest.image_shape, dtype=torch.uint8))
     for gaussian, name in ((file.gaussian, "features"), (file.spatial, "spatial")):
         if gaussian is None or name not in outputs:

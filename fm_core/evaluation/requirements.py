@@ -1,4 +1,4 @@
-"""What an evaluation needs of its settings and of the data set."""
+"""Requirements of an evaluation on its settings and on the data set."""
 
 from fm_core.config import EvaluateSection
 from fm_core.data.manifest import Manifest
@@ -10,7 +10,7 @@ from fm_core.storage.local_paths import local_path
 
 
 def check_extractors(settings: EvaluateSection) -> None:
-    """Check the settings of extractor, reference and solver without reading data. Raises UserError."""
+    """Check the settings of the extractor, reference and solver without reading data. Raises UserError."""
     check_weights(settings)
     for key in ("weights", "reference"):
         name = getattr(settings, key)
@@ -22,7 +22,7 @@ def check_extractors(settings: EvaluateSection) -> None:
 
 
 def check_weights(settings: EvaluateSection) -> None:
-    """Check that weights are given where the extractor needs them, and only there. Raises UserError."""
+    """Check that weights are given if and only if the extractor needs them. Raises UserError."""
     if settings.features == "inception" and not settings.weights:
         raise UserError(NO_WEIGHTS)
     if settings.features == "dinov2" and not settings.weights:

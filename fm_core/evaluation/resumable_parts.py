@@ -1,8 +1,8 @@
-"""Resumable computation in numbered parts, each one file that is written atomically.
+"""Resumable computation in numbered parts, each stored in one file that is written atomically.
 
 The content of a part depends only on its number. Any number of processes can therefore share the work without
-communication and be interrupted; the files, read in order, are identical to the last bit whoever computed
-them.
+communication, and can be interrupted. The files, read in order, are identical to the last bit no matter which
+processes computed them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,15 +23,15 @@ class ResumableParts:
     """Description shown with the progress bar."""
     store: Store
     name: str
-    """Files are <name>-<first image>-<end>.safetensors."""
+    """Prefix of the file names, which are <name>-<first image>-<end>.safetensors."""
     ranges: Sequence[range]
-    """The images of each part."""
+    """Range of images of each part."""
     make: Callable[[int], Mapping[str, Tensor]]
-    """Computes the content of a part from its number."""
+    """Compute the content of a part from its number."""
 
     @property
     def images(self) -> int:
-        """Number of images of all parts."""
+        """Total number of images of all parts."""
         return sum(map(len, self.ranges))
 
     def missing(self) -> list[int]:
@@ -45,7 +45,7 @@ class ResumableParts:
         self.store.write_bytes(self._file(number), save(content))
 
     def read(self, number: int) -> dict[str, Tensor]:
-        """Read a part; a missing or damaged one is computed again."""
+        """Read a part; compute it again if its file is missing or damaged."""
         try:
             return load(self.store.read_bytes(self._file(number)))
         except (SafetensorError, FileNotFoundError):

@@ -1,4 +1,4 @@
-"""Protocol of the scores of a run, as the scores file records it."""
+"""Protocol of a run's scores, as recorded in the scores file."""
 
 import hashlib
 from typing import Any
@@ -12,7 +12,7 @@ from fm_core.run.directory import environment
 
 
 def run_protocol(evaluation: EvaluationRun, samples: Parts) -> dict[str, Any]:
-    """Everything that moves the scores of a run, beginning with its named protocol if there is one."""
+    """Everything that affects the scores of a run, starting with its named protocol if there is one."""
     versions, settings = environment()["versions"], evaluation.settings
     manifest, extractor, likelihood = evaluation.manifest, evaluation.extractor, settings.likelihood
     pixels = concatenate(samples, "digests")

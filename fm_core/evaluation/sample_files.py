@@ -1,4 +1,4 @@
-"""The samples that `fm sample` wrote, read without the configuration of their run."""
+"""Samples written by `fm sample`, read without the configuration of their run."""
 
 import io
 import json
@@ -23,13 +23,13 @@ SIDECAR = re.compile(r"samples-\d{6}\.json")
 
 
 class SampleFiles:
-    """The tars in a folder <run>/samples/<step>/<key>, complete and checked against their hashes."""
+    """Tars in a folder <run>/samples/<step>/<key>, complete and checked against their hashes."""
 
     kind = "samples"
     manifest = None
 
     def __init__(self, store: Store) -> None:
-        """Read the records. Raises UserError for samples that are not complete."""
+        """Read the records. Raises UserError if the samples are not complete."""
         self._store = store
         try:
             self._done: dict[str, Any] = json.loads(store.read_bytes("DONE.json"))
@@ -49,11 +49,11 @@ class SampleFiles:
 
     @staticmethod
     def are_in(names: Iterable[str]) -> bool:
-        """Whether files of these names are samples of `fm sample`."""
+        """Whether files with these names are samples written by `fm sample`."""
         return any(SIDECAR.fullmatch(name) for name in names)
 
     def read(self, images: range) -> Tensor:
-        """Consecutive images, uint8 [n, C, H, W]. Raises UserError for a damaged tar."""
+        """Read consecutive images, uint8 [n, C, H, W]. Raises UserError for a damaged tar."""
         parts, first = list[Tensor](), images.start
         while first < images.stop:
             number = bisect_right(self._starts, first) - 1
@@ -64,7 +64,7 @@ class SampleFiles:
         return torch.cat(parts)
 
     def labels(self) -> NDArray[np.int64] | None:
-        """The requested class of each image, int64 [N]; None for an unconditional model."""
+        """Requested class of each image, int64 [N]; None for an unconditional model."""
         labels = list[NDArray[np.int64]]()
         for shard in self._shards:
             start, size = shard.block.y_offset, shard.block.y_bytes
@@ -74,7 +74,7 @@ class SampleFiles:
         return np.concatenate(labels)
 
     def facts(self) -> dict[str, Any]:
-        """The protocol of the samples: weights, solver, seed."""
+        """Protocol of the samples: weights, solver, seed."""
         return dict(self._done.get("protocol", {}))
 
     def _pixels(self, number: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Output of a set of scores: its file, and lines for a paper, in plain text and as a note of BibTeX."""
+"""Output of a set of scores: a JSON file, and lines for a paper in plain text and as a BibTeX note."""
 
 import json
 import unicodedata
@@ -33,12 +33,12 @@ _LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
 
 
 def scores_text(scores: Mapping[str, Any]) -> str:
-    """The scores as a JSON file has them, with the schema version."""
+    """Return the scores as JSON text, with the schema version."""
     return json.dumps({"schema": SCHEMA, **scores}, indent=1, allow_nan=False)
 
 
 def check_output(output: str) -> None:
-    """Raise UserError for an evaluate.output that is a folder, before the work."""
+    """Raise UserError if evaluate.output is a folder; called before the scores are computed."""
     folder, _, name = output.rpartition("/")
     store = Store.at(folder or ".")
     if not name or (store.local is not None and (store.local / name).is_dir()):
@@ -54,7 +54,7 @@ def write_scores(output: str, scores: Mapping[str, Any]) -> None:
 
 
 def values_text(scores: Mapping[str, Any]) -> str:
-    """The scores with their errors, e.g. "FID 2.31 ± 0.04, recall 0.571 ± 0.005"."""
+    """Return the scores with their errors, e.g. "FID 2.31 ± 0.04, recall 0.571 ± 0.005"."""
     parts = list[str]()
     for key, title, digits in _VALUES:
         if key not in scores or "alias_of" in scores[key]:
@@ -73,12 +73,12 @@ def values_text(scores: Mapping[str, Any]) -> str:
 
 
 def _number(value: float, digits: int) -> str:
-    """The value with this many digits, or with two significant digits if that is more."""
+    """Format a value with this many decimal places, or with two significant digits if that is longer."""
     return f"{value:.{digits}f}" if abs(value) >= 0.1 or digits > 2 else f"{value:.2g}"
 
 
 def protocol_statement(scores: Mapping[str, Any]) -> str:
-    """How the scores were made, in one line: protocol, deviations, extractor, images, reference, sampler."""
+    """Describe the scoring in one line: protocol, deviations, extractor, images, reference, sampler."""
     protocol: Mapping[str, Any] = scores["protocol"]
     parts = [_name(protocol)]
     weights = f"weights SHA-256 {protocol['features_sha256'][:16]}"
@@ -102,18 +102,18 @@ def protocol_statement(scores: Mapping[str, Any]) -> str:
 
 
 def bibtex_note(scores: Mapping[str, Any]) -> str:
-    """Scores and protocol as a field of a BibTeX entry, in one line of ASCII: note = {...}."""
+    """Return scores and protocol as a BibTeX field in one line of ASCII: note = {...}."""
     text = f"{values_text(scores)}; protocol: {protocol_statement(scores)}"
     return f"note = {{{''.join(_LATEX.get(each) or _ascii(each) for each in text)}}}"
 
 
 def statements(scores: Mapping[str, Any]) -> dict[str, str]:
-    """The lines that `fm evaluate` prints, by what stands before them."""
+    """Return the lines that `fm evaluate` prints, by label."""
     return {"protocol": protocol_statement(scores), "BibTeX": bibtex_note(scores)}
 
 
 def _ascii(character: str) -> str:
-    """The letter without its accent; a question mark for what has no ASCII form."""
+    """Return a letter without its accent, or a question mark if it has no ASCII form."""
     if character.isascii():
         return character
     return unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode() or "?"

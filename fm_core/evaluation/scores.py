@@ -1,4 +1,4 @@
-"""Records of the scores file: every metric with its standard error and what it was computed from."""
+"""Records of the scores file: every metric with its standard error and the inputs of its computation."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,11 +18,11 @@ from fm_core.evaluation.metrics.precision_recall import NEIGHBORS, duplicates, p
 from fm_core.evaluation.reference import Reference, subset_indices
 
 CONFIDENCE = 0.9
-"""An image counts as recognized if the classifier gives one class a higher probability than this."""
+"""An image counts as recognized if the classifier assigns one class a higher probability than this."""
 
 VALUE = ("value", "stderr")
 SAMPLES_ONLY, BOTH_SETS = "samples, for a given reference", "samples and reference images"
-"""What varies between the sets of images that a standard error is the deviation over; never the training."""
+"""What a standard error covers, i.e. what varies between independent sets of images; never the training."""
 SOLVER_KEYS = (
     "solver",
     "rtol",
@@ -34,7 +34,7 @@ SOLVER_KEYS = (
     "guidance",
     "guidance_interval",
 )
-"""Of the protocol: what the cost of sampling is recorded with."""
+"""Keys of the protocol that are recorded with the sampling cost."""
 Record = dict[str, Any]
 Parts = Sequence[Mapping[str, Tensor]]
 
@@ -55,9 +55,9 @@ def image_scores(
 ) -> Record:
     """Compute all scores from parts with `features`, `probabilities` and `digests`.
 
-    Samples whose classes may follow each other are mixed first (`classes_in_turn`). Scores that were not
-    requested, or that the extractor does not support, are absent; without validation images, so are those of
-    them.
+    Samples that may be ordered by class are shuffled first (`classes_in_turn`). Scores that were not
+    requested, or that the extractor does not support, are absent. Without validation images, their scores
+    are absent too.
     """
     features = torch.cat([part["features"] for part in samples])
     real = torch.cat([part["features"] for part in validation]) if validation else None
@@ -105,7 +105,7 @@ def _frechet_records(
 
     if real is None:
         return {"frechet_distance": record(features, SAMPLES_ONLY)}
-    # The distance decreases with the number of images: only equal numbers are comparable.
+    # The distance decreases with the number of images, so only distances of equal numbers are comparable.
     validation = real[: len(features)]
     scores = {
         "frechet_distance": record(features, SAMPLES_ONLY),
@@ -118,7 +118,10 @@ def _frechet_records(
 
 
 def _ratio_record(scores: Record) -> Record:
-    """Ratio of the distance to that of as many real validation images, both independent samples (FDr)."""
+    """Distance of the samples divided by the distance of as many validation images (FDr).
+
+    Both sets of images are independent samples.
+    """
     real = scores["frechet_distance_of_held_out"]
     own = scores.get("frechet_distance_of_as_many", scores["frechet_distance"])
     if min(real["value"], own["value"]) <= 0:
@@ -160,7 +163,7 @@ def _pairwise_records(
 
 
 def _class_score_records(probabilities: Tensor, extractor: Extractor) -> Record:
-    """The Inception Score; of another network than Inception it is a classifier score, and an alias."""
+    """Record of the Inception Score; for networks other than Inception, a classifier score with an alias."""
     score = inception_score(probabilities)
     record = {
         "value": score.value,
@@ -174,12 +177,12 @@ def _class_score_records(probabilities: Tensor, extractor: Extractor) -> Record:
 
 
 def error_record(stderr: float, covers: str, unreliable: str | None) -> Record:
-    """A standard error in the scores file: what varies in it, and why it is unreliable if it is."""
+    """Record of a standard error for the scores file: what it covers, and if unreliable, the reason."""
     return {"stderr": stderr, "covers": covers, **({"unreliable": unreliable} if unreliable else {})}
 
 
 def recognition_record(samples: Tensor, validation: Tensor) -> Record:
-    """Fraction of samples, and of real validation images, that the classifier is confident about.
+    """Fraction of samples, and of real validation images, that the classifier recognizes with confidence.
 
     Both arguments are class probabilities [N, classes]. `class_shares` is the distribution of the samples
     over their most probable class.
@@ -196,7 +199,7 @@ def recognition_record(samples: Tensor, validation: Tensor) -> Record:
 
 
 def cost_record(samples: Parts, protocol: Mapping[str, Any]) -> Record:
-    """Sampling cost: network evaluations per image, solver steps per batch."""
+    """Record of the sampling cost: network evaluations per image, solver steps per batch."""
     costs = torch.stack([part["cost"] for part in samples]).double()
     images = torch.tensor([float(len(part["features"])) for part in samples], dtype=torch.float64)
     nfe, accepted, rejected, forwards = ((costs[:, i] * images).sum() / images.sum() for i in range(4))
@@ -214,7 +217,7 @@ def cost_record(samples: Parts, protocol: Mapping[str, Any]) -> Record:
 def likelihood_record(result: Likelihood, tolerances: Mapping[str, float]) -> Record:
     """Record of bits/dim in the scores file; `tolerances` are rtol and atol.
 
-    Bits/dim are those of the float32 network, whatever precision the samples were generated with.
+    Bits/dim are computed with the float32 network, regardless of the precision of sampling.
     """
     record: Record = {
         "value": result.single_sample.value,

@@ -26,9 +26,9 @@ from fm_core.method.ode import ADAPTIVE, FIXED, Solver, solve
 from fm_core.run.results import Check
 
 PIXELS = 4
-"""Pixels per image in the likelihood tests: the divergence is exact, one backward pass per pixel."""
+"""Pixels per image in the likelihood tests, whose divergence is exact with one backward pass per pixel."""
 BISECTIONS = 32
-"""Halvings of an interval of 18: its length is then below the distance of float32 numbers."""
+"""Number of times an interval of length 18 is halved, until it is shorter than the float32 spacing."""
 
 
 def self_tests() -> list[Check]:
@@ -53,7 +53,7 @@ def _run_check(name: str, test: Callable[[], str]) -> Check:
         return Check(name, True, test())
     except AssertionError as error:
         return Check(name, False, str(error))
-    except Exception as error:  # any failure on this machine is a result of the check
+    except Exception as error:  # any failure on this machine is reported as the result of the check
         return Check(name, False, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
 
 
@@ -63,10 +63,10 @@ def _check_close(actual: float, expected: float, tolerance: float, what: str) ->
 
 
 def _uniform_model() -> str:
-    """Noise z moves straight to 2 Phi(z) - 1, which is uniform on [-1, 1): 8 bits for 256 levels."""
+    """Check straight paths from noise z to 2 Phi(z) - 1, uniform on [-1, 1): 8 bits for 256 levels."""
 
     def velocity(t: Tensor, x: Tensor) -> Tensor:
-        # The starting point of the path through x, by bisection; one Newton step makes it differentiable.
+        # Find the start of the path through x by bisection; one Newton step makes it differentiable.
         low, high = torch.full_like(x, -9.0), torch.full_like(x, 9.0)
         for _ in range(BISECTIONS):
             middle = (low + high) / 2
@@ -92,7 +92,7 @@ def _uniform_model() -> str:
 
 
 def _gaussian_model() -> str:
-    """The linear vector field a x maps N(0, 1) to N(0, exp(2 a))."""
+    """Check the linear vector field a x, which maps N(0, 1) to N(0, exp(2 a))."""
     rate, quantizer = -0.7, Quantizer(256)
     pixels = torch.arange(0, 256, 8, dtype=torch.uint8).view(-1, PIXELS)
     draws = torch.full((1, *pixels.shape), 0.25)
@@ -105,7 +105,7 @@ def _gaussian_model() -> str:
 
 
 def _probes() -> str:
-    """Rademacher probes are exact where the Jacobian is diagonal."""
+    """Check that Rademacher probes are exact for a diagonal Jacobian."""
     x, generator = torch.linspace(-1, 1, 8).view(2, 4), torch.Generator().manual_seed(0)
     signs = torch.randint(0, 2, (3, 2, 4), generator=generator) * 2.0 - 1
     _, divergence = Hutchinson(signs).with_velocity(lambda t, x: torch.sin(x), torch.tensor(0.5), x)
@@ -130,7 +130,7 @@ def _rows(count: int, dimension: int, seed: int, scale: float = 1.0) -> Tensor:
 
 
 def _frechet() -> str:
-    """Covariances that commute: |m1 - m2|^2 + sum (s1 - s2)^2."""
+    """Check the distance for covariances that commute: |m1 - m2|^2 + sum (s1 - s2)^2."""
     count = 10**6
     mean, variances = torch.tensor([1.0, 2.0, 3.0]).double(), torch.tensor([1.0, 4.0, 9.0]).double()
     products = (count - 1) * torch.diag(variances) + count * torch.outer(mean, mean)
@@ -161,7 +161,7 @@ def _digits() -> str:
 
 
 def _digits_and_labels() -> tuple[Tensor, Tensor]:
-    """Scikit-learn's 1,797 digits, uint8 [N, 1, 8, 8], and their classes int64 [N]."""
+    """Load scikit-learn's 1,797 digits, uint8 [N, 1, 8, 8], and their classes int64 [N]."""
     from sklearn.datasets import load_digits
 
     bunch = cast(Any, load_digits())
@@ -186,7 +186,7 @@ def _order() -> str:
 
 
 def _solver(method: str) -> Check:
-    """Solve dx/dt = -x from 1 to exp(-1)."""
+    """Check a solver on dx/dt = -x, from 1 to exp(-1)."""
 
     def test() -> str:
         adaptive = method in ADAPTIVE
@@ -215,7 +215,7 @@ def _classifier() -> str:
 
 
 def _inception() -> Check:
-    """Check torch-fidelity, an optional extra: it passes if the package is not installed."""
+    """Check torch-fidelity, an optional extra; the check passes if the package is not installed."""
     name = "extractor inception"
     try:
         torch_fidelity_module("feature_extractor_inceptionv3")

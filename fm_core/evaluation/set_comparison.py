@@ -1,4 +1,4 @@
-"""Scores of one set of images against another set, or against statistics, without a run."""
+"""Scores of one set of images relative to another set or to reference statistics, without a run."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
@@ -39,14 +39,14 @@ SAMPLES, REFERENCE = "features of the samples", "features of the reference"
 PAIRWISE = {"kernel_distance", "precision_recall"}
 """Metrics that need the images of the reference, not only their statistics."""
 OnPart = Callable[[str, int, int], None]
-"""Called with the phase, the images that are finished, and all of them."""
+"""Callback that receives the phase, the number of images finished, and the total number of images."""
 
 
 class SetComparison:
-    """Samples and a reference, opened and checked against each other before anything is computed."""
+    """Samples and a reference, which are opened and checked for consistency before any computation."""
 
     def __init__(self, settings: EvaluateSection, device: torch.device) -> None:
-        """Open both. Raises UserError for images that are missing, damaged, or do not fit each other."""
+        """Open samples and reference. Raises UserError if images are missing, damaged or inconsistent."""
         assert settings.samples, "the caller has checked it"
         self.settings, self.device = settings, device
         self.samples = open_images(settings.samples, "evaluate.samples")
@@ -69,7 +69,7 @@ class SetComparison:
         return {REFERENCE: float(self.real.count if self.real else 1), SAMPLES: float(self.samples.count)}
 
     def open(self, on_step: OnStep) -> None:
-        """Open the feature extractor. Raises UserError if it does not fit images or statistics."""
+        """Open the feature extractor. Raises UserError if it does not match the images or statistics."""
         if self.settings.features == "classifier" and not (self.format.class_count and self.format.shards):
             raise UserError(
                 "evaluate.features classifier is trained on a data set with labels, and evaluate.reference "
@@ -94,7 +94,7 @@ class SetComparison:
 
     @cached_property
     def dataset(self) -> DatasetImages | None:
-        """The data set that decides about intensity levels: that of the reference, or of the samples."""
+        """Data set that determines the intensity levels: of the reference, or else of the samples."""
         sets = (each for each in (self.real, self.samples) if isinstance(each, DatasetImages))
         return next(sets, None)
 
@@ -117,7 +117,7 @@ class SetComparison:
         return open_images(self.settings.reference, "evaluate.reference")
 
     def _format(self) -> Manifest:
-        """Shape and levels of the images that the extractor gets."""
+        """Shape and intensity levels of the images that the extractor receives."""
         if self.dataset:
             return self.dataset.manifest
         _, height, width = self.samples.shape
@@ -147,7 +147,7 @@ class SetComparison:
             raise UserError(f"evaluate.samples and evaluate.reference: data sets of {text} intensity levels")
 
     def _reference(self, on_part: OnPart) -> Reference:
-        """The statistics, and features of the images of the reference that pairwise metrics need."""
+        """Statistics of the reference, and features of the reference images that pairwise metrics need."""
         if isinstance(self.real, DatasetImages) and self.extractor.extract_spatial is None:
             return self._of_split(self.real, on_part)
         pairwise = bool(PAIRWISE & set(self.settings.metrics))
@@ -175,7 +175,7 @@ class SetComparison:
         return Reference(Gaussian.of(sums["features"]), torch.cat(rows), own_name, spatial)
 
     def _of_split(self, real: DatasetImages, on_part: OnPart) -> Reference:
-        """Statistics of a split of a data set, which are stored beside it."""
+        """Statistics of a data set's split, which are stored beside the data set."""
         settings = self.settings.model_copy(update={"reference": real.split})
         split = ReferenceSplit(real.root, real.manifest, settings, self.extractor)
         task = split.task(REFERENCE)
@@ -192,7 +192,7 @@ class SetComparison:
             yield {**self.extractor.outputs(pixels), "digests": digests(pixels)}
 
     def _fitted(self, pixels: Tensor, phase: str) -> Tensor:
-        """The images with the channels and levels of the data set, if there is one."""
+        """Convert images to the channels and intensity levels of the data set, if there is one."""
         key = "evaluate.samples" if phase == SAMPLES else "evaluate.reference"
         channels = self.format.image_shape[0]
         if channels == 3 and pixels.shape[1] == 1:

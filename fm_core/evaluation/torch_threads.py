@@ -1,4 +1,4 @@
-"""Number of CPU threads of torch in a stage that runs in the calling process."""
+"""Number of torch's CPU threads in a stage that runs in the calling process."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -10,8 +10,8 @@ import torch
 def cpu_threads(count: int) -> Generator[None]:
     """Run torch on `count` threads inside the block.
 
-    Small networks gain nothing from more threads, and on a busy machine spinning OpenMP threads made the
-    likelihood of eight digits take 150 s instead of 21 s.
+    Small networks do not benefit from more threads. On a busy machine, spinning OpenMP threads increased the
+    time for the likelihood of eight digits from 21 s to 150 s.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(count)

@@ -1,1 +1,1 @@
-"""Plots, image grids, tables, HTML pages and model cards. Independent of experiments."""
+"""Plots, image grids, tables, HTML pages and model cards, independent of experiments."""

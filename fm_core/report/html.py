@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from html import escape
 
 FINGERPRINT_MARK = "<!-- made from "
-"""Start of the comment at the end of a page that contains the fingerprint of its content."""
+"""Start of the comment at the end of a page, which contains the fingerprint of the page's content."""
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c2024; }
@@ -24,19 +24,19 @@ figure { display: inline-block; margin: 0 1.5rem 0 0; } figcaption { color: #606
 
 @dataclass(frozen=True)
 class Table:
-    """A table with a head row."""
+    """A table with a header row."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
 
     def html(self) -> str:
-        """The table as HTML; cells that look like numbers are aligned to the right."""
+        """Return the table as HTML; cells that look like numbers are right-aligned."""
         head = "".join(f"<th>{escape(cell)}</th>" for cell in self.head)
         rows = "".join(f"<tr>{''.join(_cell(cell) for cell in row)}</tr>" for row in self.rows)
         return f"<table><tr>{head}</tr>{rows}</table>"
 
     def markdown(self) -> str:
-        """The table as Markdown, without a trailing line break."""
+        """Return the table as Markdown, without a trailing line break."""
         rows = [[cell.replace("|", "\\|") for cell in row] for row in (self.head, *self.rows)]
         rows.insert(1, ["---"] * len(self.head))
         return "\n".join(f"| {' | '.join(row)} |" for row in rows)
@@ -47,13 +47,13 @@ class Figure:
     """An image with a caption."""
 
     uri: str
-    """data: URI of the image."""
+    """The image as a data: URI."""
     caption: str
     plot: bool = False
-    """A plot is smoothed when it is scaled; an image of samples is not."""
+    """Whether the image is a plot. Plots are smoothed when they are scaled; images of samples are not."""
 
     def html(self) -> str:
-        """The figure as HTML."""
+        """Return the figure as HTML."""
         kind = ' class="plot"' if self.plot else ""
         caption = escape(self.caption, quote=True)
         image = f'<img{kind} src="{self.uri}" alt="{caption}">'
@@ -62,7 +62,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class PageSection:
-    """A heading with a note, tables and figures, and preformatted text."""
+    """A heading with a note, tables, figures, and preformatted text."""
 
     title: str
     parts: Sequence[Table | Figure]
@@ -71,7 +71,7 @@ class PageSection:
     """Preformatted text at the end."""
 
     def html(self) -> str:
-        """The section as HTML."""
+        """Return the section as HTML."""
         parts = "".join(part.html() for part in self.parts)
         note = f'<p class="note">{escape(self.note)}</p>' if self.note else ""
         text = f"<pre>{escape(self.text)}</pre>" if self.text else ""
@@ -79,7 +79,7 @@ class PageSection:
 
 
 def page(title: str, lead: str, sections: Sequence[PageSection]) -> str:
-    """The page as HTML."""
+    """Return the page as HTML."""
     body = "".join(section.html() for section in sections)
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -89,7 +89,7 @@ def page(title: str, lead: str, sections: Sequence[PageSection]) -> str:
 
 
 def data_uri(content: bytes, kind: str = "image/png") -> str:
-    """Bytes as a data: URI."""
+    """Encode bytes as a data: URI."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 

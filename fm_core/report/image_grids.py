@@ -1,4 +1,4 @@
-"""Images in grids, strips and animations, and the nearest training image of each sample."""
+"""Image grids, strips and animations, and the nearest training image of each sample."""
 
 import io
 from collections.abc import Sequence
@@ -8,16 +8,16 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 NEAREST_BLOCK = 4096
-"""Training images that are compared at once."""
+"""Number of training images that are compared at a time."""
 LONGEST_NAME, NAME_PADDING = 24, 4
-"""Characters of the name of a row, and pixels beside it."""
+"""Maximum number of characters in a row's name, and pixels of padding beside it."""
 FRAME_MILLISECONDS, LAST_FRAME_MILLISECONDS = 120, 1_500
 
 
 def grid(images: Tensor, levels: int, columns: int, scale: int = 4) -> Image.Image:
-    """A grid of images uint8 [n, C, H, W] of `levels` intensity levels, row by row, enlarged `scale` times.
+    """Arrange images uint8 [n, C, H, W] of `levels` intensity levels row by row, enlarged `scale` times.
 
-    A black line of one image pixel separates each image from the one to the right and the one below.
+    A black line, one image pixel wide, separates each image from the images to its right and below it.
     """
     images = torch.nn.functional.pad(images, (0, 1, 0, 1))
     count, channels, height, width = images.shape
@@ -35,12 +35,12 @@ def grid(images: Tensor, levels: int, columns: int, scale: int = 4) -> Image.Ima
 
 
 def name_rows(sheet: Image.Image, names: Sequence[str]) -> Image.Image:
-    """A grid with the name of each of its rows, of equal height, in a margin on the left.
+    """Add a left margin to a grid with the name of each of its rows, which have equal heights.
 
-    Long names are cut to 24 characters.
+    Names are truncated to 24 characters.
     """
     font = ImageFont.load_default()
-    # The font of an installation without FreeType has these characters alone.
+    # The font of an installation without FreeType has only these characters.
     shown = [name.encode("latin-1", "replace").decode("latin-1")[:LONGEST_NAME] for name in names]
     boxes = [font.getbbox(name) for name in shown]
     margin = int(max(box[2] for box in boxes)) + 2 * NAME_PADDING
@@ -54,16 +54,17 @@ def name_rows(sheet: Image.Image, names: Sequence[str]) -> Image.Image:
 
 
 def strip(trajectory: Tensor, levels: int, columns: int, scale: int = 4) -> Image.Image:
-    """The trajectory of each image from noise (left) to data (right), one per row.
+    """Draw the trajectory of each image from noise (left) to data (right), one per row.
 
-    `trajectory` is uint8 [T, n, C, H, W]; `columns` of its T times are shown, including the first and last.
+    `trajectory` is uint8 [T, n, C, H, W]; `columns` of its T times are shown, including the first and the
+    last.
     """
     times = torch.linspace(0, len(trajectory) - 1, columns).round().long()
     return grid(trajectory[times].transpose(0, 1).flatten(0, 1), levels, columns, scale)
 
 
 def animation(trajectory: Tensor, levels: int, columns: int, scale: int = 4) -> bytes:
-    """An animated PNG of trajectories from noise to data, uint8 [T, n, C, H, W]; it pauses at the end."""
+    """Animate trajectories from noise to data, uint8 [T, n, C, H, W], as a PNG that pauses at the end."""
     first, *frames = [grid(images, levels, columns, scale) for images in trajectory]
     buffer = io.BytesIO()
     pause = [FRAME_MILLISECONDS] * len(frames) + [LAST_FRAME_MILLISECONDS]
@@ -72,16 +73,16 @@ def animation(trajectory: Tensor, levels: int, columns: int, scale: int = 4) -> 
 
 
 def png(image: Image.Image) -> bytes:
-    """The image as the bytes of a PNG file."""
+    """Encode an image as a PNG file."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()
 
 
 def nearest(samples: Tensor, training: Tensor) -> tuple[Tensor, Tensor]:
-    """The index of the nearest training image of each sample uint8 [n, C, H, W], and the distance to it.
+    """Find the nearest training image of each sample uint8 [n, C, H, W]: its index and its distance.
 
-    Distances are root mean squares over pixels, in intensity levels; results int64 [n], float64 [n].
+    Returns int64 [n] and float64 [n]. Distances are root mean squares over pixels, in intensity levels.
     """
     a = samples.flatten(1).double()
     least = torch.full((len(a),), torch.inf, dtype=torch.float64)

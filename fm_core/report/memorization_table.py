@@ -1,4 +1,4 @@
-"""Table of memorization: how near samples are to the training images, beside validation images."""
+"""Memorization table: distances of samples to the training images, compared with validation images."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,11 +11,11 @@ NOTE = (
 )
 HEAD = ["", "samples", "validation images", "of"]
 OVERFITS = 3.0
-"""Standard errors between samples and validation images from which a model is said to overfit."""
+"""Difference between samples and validation images, in standard errors, at which a model overfits."""
 
 
 def memorization_rows(scores: Mapping[str, Any]) -> list[list[str]]:
-    """Rows of HEAD; empty where memorization was not scored."""
+    """Table rows with the columns of HEAD; empty if memorization was not scored."""
     rows = list[list[str]]()
     for space, record in scores.get("memorization", {}).items():
         features = f" ({record['extractor']})" if "extractor" in record else ""
@@ -36,7 +36,7 @@ def memorization_rows(scores: Mapping[str, Any]) -> list[list[str]]:
 
 
 def memorization_verdict(scores: Mapping[str, Any]) -> str:
-    """A sentence if samples are significantly nearer to the training images than validation images are."""
+    """Sentence to show if samples are significantly nearer to the training images than validation images."""
     shares = list[str]()
     for space, record in scores.get("memorization", {}).items():
         share = record["nearer"]

@@ -1,4 +1,4 @@
-"""The model card of an exported model, as Markdown."""
+"""Model card of an exported model, as Markdown."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,14 +14,14 @@ def model_card(
     data_recipe: Mapping[str, Any] | None,
     scores: Sequence[ScoreEntry],
 ) -> str:
-    """The card as Markdown.
+    """Return the model card as Markdown.
 
     Args:
         name: name of the run.
-        recipe: the recipe that is stored in the file of weights.
+        recipe: the recipe that is stored in the weights file.
         train: the train section of the configuration.
-        data_recipe: how the pixels were made, where the data set is available.
-        scores: every evaluation of these weights.
+        data_recipe: the recipe of the data set's pixels, if the data set is available.
+        scores: all evaluations of these weights.
     """
     channels, height, width = recipe["image_shape"]
     data, method = recipe["data"], recipe["method"]

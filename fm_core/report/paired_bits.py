@@ -1,7 +1,7 @@
-"""Differences of bits/dim between models, image by image.
+"""Differences in bits/dim between models, paired by image.
 
-The same images with the same draws and probes were scored for each: what they share cancels in the
-difference, whose standard error is smaller than those of the two means suggest.
+All models are scored on the same images with the same draws and probes. The noise that they share cancels in
+the difference, so its standard error is smaller than the standard errors of the two means suggest.
 """
 
 import json
@@ -13,21 +13,21 @@ from statistics import fmean, stdev
 from typing import Any
 
 SHARED = ("likelihood", "data_version", "held_out_split", "levels", "seed", "generator")
-"""Keys of a protocol that must agree: they determine images, draws, probes and tolerances."""
+"""Keys of a protocol that must agree, as they determine images, draws, probes and tolerances."""
 Bits = Mapping[int, Mapping[str, float]]
-"""By image, `bits` (K = 1) and `k_sample` (K draws)."""
+"""Mapping from image index to `bits` (K = 1) and `k_sample` (K draws)."""
 
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """The mean over images of the difference of two models."""
+    """Mean difference of two models over images."""
 
     value: float
-    """Bits/dim of the first less those of the second."""
+    """Bits/dim of the first model minus bits/dim of the second."""
     stderr: float
-    """Standard error over these images, for these two networks."""
+    """Standard error over images, for these two networks."""
     unpaired: float
-    """The standard error that the two means would have if they had no images in common."""
+    """Standard error of the difference if the two means had no images in common."""
     images: int
 
     def __str__(self) -> str:
@@ -36,7 +36,7 @@ class PairedDifference:
 
 
 def read_bits(scores_file: Path) -> Bits | None:
-    """The bits/dim of single images beside a file of scores; None if there are none."""
+    """Read the bits/dim of individual images stored beside a scores file; None if there are none."""
     file = scores_file.with_suffix(".bits.jsonl")
     if not file.exists():
         return None
@@ -45,7 +45,7 @@ def read_bits(scores_file: Path) -> Bits | None:
 
 
 def paired_difference(first: Bits, second: Bits, column: str = "bits") -> PairedDifference | None:
-    """The mean difference over the images of both; None unless these are the same, at least two."""
+    """Mean difference over images; None unless both have the same images, and at least two."""
     if first.keys() != second.keys() or len(first) < 2:
         return None
     mine, others = ([bits[image][column] for image in first] for bits in (first, second))
@@ -56,14 +56,14 @@ def paired_difference(first: Bits, second: Bits, column: str = "bits") -> Paired
 
 
 def same_draws(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
-    """Whether two protocols have images, draws and probes of bits/dim in common."""
+    """Whether two protocols share images, draws and probes of bits/dim."""
     return "likelihood" in first and all(first.get(key) == second.get(key) for key in SHARED)
 
 
 def difference_lines(
     names: Sequence[str], protocols: Sequence[Mapping[str, Any]], bits: Sequence[Bits | None]
 ) -> list[str]:
-    """A line for each set of scores after the first that shares its images, draws and probes."""
+    """Return a line for each later set of scores that shares images, draws and probes with the first one."""
     lines = list[str]()
     for name, protocol, theirs in list(zip(names, protocols, bits, strict=True))[1:]:
         if bits[0] is None or theirs is None or not same_draws(protocols[0], protocol):

@@ -1,4 +1,4 @@
-"""Curves of a run as PNG files: training loss, distance during training, scores against NFE."""
+"""Curves of a run as PNG files: training loss, distance during training, and scores against NFE."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -10,9 +10,9 @@ if TYPE_CHECKING:
 
 
 def loss_curve(metrics: list[dict[str, Any]]) -> bytes:
-    """Training loss, overall and by quarter of t, against images seen.
+    """Plot training loss, overall and by quarter of t, against images seen.
 
-    `metrics` are the lines of train/metrics.jsonl; at least one.
+    `metrics` are the lines of train/metrics.jsonl, at least one.
     """
     figure, (axes,) = _figure((7.2, 3.2))
     _against_images_seen(axes, "loss per dimension")
@@ -26,9 +26,9 @@ def loss_curve(metrics: list[dict[str, Any]]) -> bytes:
 
 
 def distance_curve(scores: list[dict[str, Any]]) -> bytes:
-    """Fréchet distance with its standard error against images seen.
+    """Plot Fréchet distance with its standard error against images seen.
 
-    `scores` are the lines of evaluation/beside.jsonl; at least one.
+    `scores` are the lines of evaluation/beside.jsonl, at least one.
     """
     figure, (axes,) = _figure((7.2, 3.2))
     _against_images_seen(axes, f"Fréchet distance ({scores[-1]['features']} features)")
@@ -39,9 +39,9 @@ def distance_curve(scores: list[dict[str, Any]]) -> bytes:
 
 
 def nfe_curves(lines: Mapping[str, Mapping[str, Sequence[float]]], distance: str) -> bytes:
-    """Error and distance against NFE, a line for each solver.
+    """Plot error and distance against NFE, with one line for each solver.
 
-    `lines` holds for each solver `nfe`, `error` and `distance`; `distance` is the title of the latter.
+    `lines` contains `nfe`, `error` and `distance` for each solver; `distance` is the title of the distances.
     """
     figure, panels = _figure((9.2, 3.2), columns=2)
     for axes, key, title in zip(
@@ -67,7 +67,7 @@ def nfe_curves(lines: Mapping[str, Mapping[str, Sequence[float]]], distance: str
 
 
 def _figure(size: tuple[float, float], columns: int = 1) -> "tuple[Figure, list[Axes]]":
-    # matplotlib is imported when something is drawn: `fm compare` does not.
+    # matplotlib is imported only when something is drawn, which `fm compare` does not do.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -83,7 +83,7 @@ def _against_images_seen(axes: "Axes", label: str) -> None:
 
 
 def figure_png(figure: "Figure") -> bytes:
-    """A matplotlib figure as the bytes of a PNG file."""
+    """Render a matplotlib figure as a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Tables of scores. A table of scores with different protocols always states the differences."""
+"""Score tables. A table of scores with different protocols always states the differences."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from fm_core.report.score_text import (
 )
 
 SUBJECT_KEYS = ("weights_sha256", "samples_digest")
-"""Keys of a protocol that identify what is scored; they may differ without a difference of protocol."""
+"""Keys of a protocol that identify what is scored; if only these differ, the protocols count as equal."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class ScoreEntry:
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """Everything that affects the numbers, under dotted names, except what is being compared."""
+        """Everything that affects the numbers, under dotted names, except the subject of the comparison."""
         return {
             key: value for key, value in _flat(self.scores["protocol"]).items() if key not in SUBJECT_KEYS
         }
@@ -42,12 +42,12 @@ class Comparison:
 
     table: Table
     differences: Sequence[str]
-    """A line for each key in which the protocols differ; empty where the numbers are comparable."""
+    """One line for each key in which the protocols differ; empty if the numbers are comparable."""
     notes: Sequence[str] = ()
-    """What the errors cover, and which numbers are not to be compared."""
+    """Notes on what the errors cover and which numbers must not be compared."""
 
     def text(self) -> str:
-        """The table as Markdown, followed by the differences."""
+        """Return the table as Markdown, followed by the differences."""
         rows = [self.table.head, ["---"] * len(self.table.head), *self.table.rows]
         lines = ["| " + " | ".join(row) + " |" for row in rows]
         lines += ["", *self.notes] if self.notes else []
@@ -57,7 +57,7 @@ class Comparison:
 
 
 LIMIT = "frechet_limit"
-"""Column of the limit of the distance, shown where distances are of different numbers of images."""
+"""Column of the distance's limit, shown if distances were computed with different numbers of images."""
 DIFFERENT_SIZES = (
     "Fréchet distances of different numbers of images are not comparable, as fewer give a larger one; their "
     "limits are."
@@ -66,9 +66,9 @@ WARNING = "These scores have different protocols and are comparable only as far 
 
 
 def compare_scores(entries: Sequence[ScoreEntry]) -> Comparison:
-    """One row for each set of scores, and the differences between protocols.
+    """Build a table with one row for each set of scores, and the differences between protocols.
 
-    Where there is more than one protocol, a column has a letter for each.
+    If there is more than one protocol, a column labels each with a letter.
     """
     protocols = list[dict[str, Any]]()
     for entry in entries:
@@ -123,14 +123,14 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Column:
-    """A score and how its column is shown."""
+    """A score and the format of its column."""
 
     key: str
     title: str
     digits: int
 
     def head(self, entries: Sequence[ScoreEntry]) -> str:
-        """The column's title; a Fréchet distance is called FID where all entries use Inception features."""
+        """Title of the column; a Fréchet distance is called FID if all entries use Inception features."""
         records = [record for entry in entries if (record := score_record(entry.scores, self.key))]
         kinds = {str(record.get("features")) for record in records}
         if self.key == "frechet_distance":
@@ -140,7 +140,7 @@ class Column:
         return self.title
 
     def cell(self, scores: Mapping[str, Any]) -> str:
-        """Value, standard error and number of images; empty where the score is absent."""
+        """Value, standard error and number of images; empty if the score is absent."""
         record = score_record(scores, self.key)
         if record is None:
             return "not known" if self.key == LIMIT and "frechet_distance" in scores else ""
@@ -168,7 +168,7 @@ COLUMNS = (
 
 
 def scores_section(scores: Mapping[str, Any]) -> PageSection:
-    """One set of scores, each with its error and number of images, followed by the protocol."""
+    """Section with one set of scores, each with its error and number of images, followed by the protocol."""
     rows = list[list[str]]()
     for key, what in (
         ("frechet_distance", "samples"),

@@ -1,24 +1,25 @@
 """Scores as text: a value with its standard error, and what the error covers.
 
-Every page, table and log line that shows a score uses these functions, so that an error that is unreliable,
-or that does not cover the reference or the training, is shown as such everywhere.
+Every page, table and log line that displays a score uses these functions. Errors that are unreliable, or
+that do not cover the reference or the training, are therefore marked as such everywhere.
 """
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 INCEPTION = "inception-v3-2015-12-05"
-"""Name of the features with which a Fréchet distance is FID."""
+"""Name of the features on which a Fréchet distance is called FID."""
 UNRELIABLE = "(± unreliable)"
 EARLIER = "computed by an earlier version (block jackknife, or binomial)"
 Record = Mapping[str, Any]
 
 
 def score_record(scores: Record, key: str) -> Record | None:
-    """The record of a score, or None; files of earlier versions have some under other keys.
+    """Look up the record of a score, or None; files of earlier versions store some under other keys.
 
-    `frechet_limit` is the distance extrapolated to infinitely many images, `bits_per_dim_k_sample` the
-    bits/dim of K draws, `classifier_score` what these files call an Inception Score of other features.
+    `frechet_limit` is the distance extrapolated to infinitely many images; `bits_per_dim_k_sample` is the
+    bits/dim of K draws; `classifier_score` is what files of earlier versions call the Inception Score of
+    other features.
     """
     if key == "frechet_limit":
         distance = scores.get("frechet_distance", {})
@@ -35,12 +36,12 @@ def score_record(scores: Record, key: str) -> Record | None:
 
 
 def distance_title(features: str) -> str:
-    """FID for the features that define FID; the Fréchet distance of the named features otherwise."""
+    """Return "FID" for the features that define FID, and "Fréchet distance" with their name for others."""
     return "FID" if features == INCEPTION else f"Fréchet distance ({features} features)"
 
 
 def with_error(record: Record, digits: int) -> str:
-    """Value and standard error, which is marked if it is unreliable; the value alone if there is no error."""
+    """Format value and standard error, marked if it is unreliable; only the value if there is no error."""
     value = f"{record.get('value', record.get('mean')):.{digits}f}"
     if "stderr" not in record:
         return value
@@ -49,9 +50,9 @@ def with_error(record: Record, digits: int) -> str:
 
 
 def error_notes(records: Iterable[tuple[str, Record]]) -> list[str]:
-    """Sentences that say what the errors of scores cover and why some are unreliable; arguments are titles.
+    """Describe what the errors of scores cover and why some are unreliable, from (title, record) pairs.
 
-    Records without an error are left out.
+    Records without an error are omitted.
     """
     covered, unreliable = dict[str, list[str]](), dict[str, list[str]]()
     for title, record in records:
@@ -77,7 +78,7 @@ def error_notes(records: Iterable[tuple[str, Record]]) -> list[str]:
 
 
 def accuracy_text(scores: Record) -> str:
-    """The held-out accuracy of the classifier whose features are behind the distances; empty without one."""
+    """Validation accuracy of the classifier whose features the distances use, as text; empty without one."""
     classifier = scores.get("classifier")
     if not classifier:
         return ""
@@ -88,11 +89,11 @@ def accuracy_text(scores: Record) -> str:
 
 
 def summary(scores: Record) -> str:
-    """The scores in one line."""
+    """Return the scores in one line."""
     parts = list[str]()
     if frechet := scores.get("frechet_distance"):
         held_out = scores["frechet_distance_of_held_out"]
-        # The distance decreases with the number of images: only equal numbers are comparable.
+        # The distance decreases with the number of images, so only distances of equal numbers are comparable.
         same_size = scores.get("frechet_distance_of_as_many", frechet)
         parts.append(
             f"Fréchet distance ({frechet['features']} features, {same_size['images']} images) "

@@ -1,4 +1,4 @@
-"""Time of a training step of a small UNet on a CPU, compared with published image examples.
+"""Time of a small UNet's training step on a CPU, compared with published image examples.
 
 python infra/benchmarks/cpu_step.py
 python infra/benchmarks/cpu_step.py --size small --batch 32

@@ -1,13 +1,13 @@
 """Speed of reading and writing shards, compared with other formats.
 
-    python infra/benchmarks/data.py                      # everything; installs the peers
-    python infra/benchmarks/data.py --only ours memmap   # a selection
+    python infra/benchmarks/data.py                      # all measurements; installs the peers
+    python infra/benchmarks/data.py --only ours memmap   # selected contenders
     python infra/benchmarks/data.py --memory             # peak memory over 1.28 M images (17 GB of disk)
 
-50,000 crops of 64 x 64 pixels from real photographs. Each measurement is one shuffled pass in its own
-process, with the files in the page cache; rounds are interleaved, and medians are compared. Slow readers read
-only the first --slow-images of a pass. Rates are images per second of wall time, and per second of CPU time
-(including child processes), which is less sensitive to other load on the machine.
+The data are 50,000 crops of 64 x 64 pixels from real photographs. Each measurement is one shuffled pass in
+its own process, with the files in the page cache. Rounds are interleaved, and medians are compared. Slow
+readers read only the first --slow-images of a pass. Rates are images per second of wall time, and per second
+of CPU time (including child processes), which is less sensitive to other load on the machine.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 
-# name: (what it is, slow)
+# name: (description, whether it is slow)
 READERS = {
     "ours": ("our shards, full permutation, prefetch thread, CRC of each image", False),
     "ours-direct": ("our shards, full permutation, no thread, CRC of each image", False),
@@ -47,7 +47,7 @@ RESUMES = {
 ALL = {**READERS, **WRITERS, **RESUMES}
 
 OURS = ("ours", "ours-direct")
-# Our readers and the peers they are compared with: on both sides the fastest setting counts.
+# Our readers and the peers they are compared with; the fastest setting of each side counts.
 TARGETS = (
     ("reading against webdataset PNG, its best", OURS, ("wds-png-0", "wds-png-1", "wds-png-2"), 40),
     ("reading against MDS raw, its best", OURS, ("mds-0", "mds-1", "mds-2"), 15),
@@ -125,7 +125,7 @@ def needs_peers(options: argparse.Namespace) -> bool:
 
 
 def install_peers(options: argparse.Namespace) -> None:
-    """Install the peers into a separate folder, without dependencies, which would replace numpy and torch."""
+    """Install the peers in a separate folder, without dependencies, which would replace numpy and torch."""
     target = options.work / "peers"
     if needs_peers(options) and not (target / "litdata").exists():
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target)]

@@ -1,4 +1,4 @@
-"""Other dataset formats, written and read as their documentation shows."""
+"""Other dataset formats, written and read according to their documentation."""
 
 import importlib.abc
 import importlib.machinery
@@ -17,7 +17,7 @@ SIZE, BATCH = 64, 128
 
 
 class Absent(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Import hook with stubs for packages that the peers import but do not use here."""
+    """Import hook that provides stubs for packages that the peers import but do not use here."""
 
     def __init__(self, packages: tuple[str, ...]) -> None:
         self.packages = packages
@@ -51,7 +51,7 @@ def use_peers(work: Path) -> None:
 
 
 def write_png(target: Path, array: np.ndarray, **options) -> None:
-    """webdataset.ShardWriter as documented: one PNG and one class per sample."""
+    """Write shards with webdataset.ShardWriter as documented: one PNG and one class per sample."""
     import webdataset as wds
     from PIL import Image
 
@@ -91,7 +91,7 @@ class LitdataSample:
 
     def __call__(self, number: int) -> dict:
         image = np.load(self.path, mmap_mode="r")[number]
-        # bytes: litdata decodes a window of samples for each requested one, and tensors are slower
+        # Bytes, because litdata decodes a window of samples for each requested sample; tensors are slower.
         return {"x": image.tobytes(), "y": number % 1000}
 
 
@@ -126,7 +126,7 @@ def webdataset_batches(work: Path, workers: int) -> Iterator:
 
 
 def skip_to(work: Path, position: int) -> Iterator:
-    """Fastest resume with webdataset: samples are skipped before they are decoded."""
+    """Resume webdataset in the fastest way: skip samples before they are decoded."""
     from webdataset.autodecode import imagehandler
 
     decode = imagehandler("rgb8")

@@ -1,4 +1,4 @@
-"""Measured tasks of infra/benchmarks/data.py; each runs in its own process."""
+"""Tasks that infra/benchmarks/data.py measures, each in its own process."""
 
 import gc
 import importlib
@@ -35,7 +35,7 @@ def run(name: str, work: Path, images: int, total: int) -> dict:
 
 
 def read(name: str, work: Path, images: int, total: int) -> dict:
-    """Read one shuffled pass, or its beginning, as uint8 [128, 3, 64, 64] batches."""
+    """Read one shuffled pass, or the first part of it, as batches uint8 [128, 3, 64, 64]."""
     array = np.load(work / "images.npy") if name == "ram" else None
     import_all(name, work)
     wall, cpu = usage()
@@ -57,7 +57,7 @@ def read(name: str, work: Path, images: int, total: int) -> dict:
 
 
 def import_all(name: str, work: Path) -> None:
-    """Import everything in advance, so that neither imports nor their garbage collection are measured."""
+    """Import all modules in advance, so that neither imports nor their garbage collection are measured."""
     modules = ["fm_core.data.batches", "fm_core.data.dataset_builder", "fm_core.data.reader", "data_peers"]
     if name.startswith(("wds", "resume", "write")):
         modules += ["webdataset", "PIL.Image"]
@@ -129,7 +129,7 @@ def write(name: str, work: Path, images: int) -> dict:
 
 
 def write_blocks(root: Path, name: str, array: np.ndarray, labels: np.ndarray) -> None:
-    """Write shards with the program's writer, from an array instead of an archive."""
+    """Write shards with this project's writer, from an array instead of an archive."""
     from fm_core.config.data import DataSection
     from fm_core.data.dataset_builder import write_manifest, write_missing
     from fm_core.data.manifest import Interpretation, Packing
@@ -173,7 +173,7 @@ def resume(name: str, work: Path, total: int) -> dict:
 
 
 def usage() -> tuple[float, float]:
-    """Wall and CPU seconds; the CPU time of finished child processes is included."""
+    """Wall time and CPU time in seconds; CPU time includes finished child processes."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return time.perf_counter(), sum(item.ru_utime + item.ru_stime for item in used)
 
@@ -188,7 +188,7 @@ def warm(work: Path) -> None:
 
 
 def prepare(work: Path, total: int) -> dict:
-    """Crops of photographs that come with scikit-learn and matplotlib, as an array and as shards."""
+    """Store crops of scikit-learn's and matplotlib's example photographs as an array and as shards."""
     import data_peers
 
     if not (work / "images.npy").exists() or len(np.load(work / "images.npy", mmap_mode="r")) != total:
@@ -199,7 +199,7 @@ def prepare(work: Path, total: int) -> dict:
     if not (work / "blocks" / "manifest.json").exists():
         write_blocks(work, "blocks", array, np.arange(total) % 1000)
     if not (work / "png").exists():
-        # mtime 0 avoids the PAX headers that halve webdataset's reading speed
+        # An mtime of 0 avoids PAX headers, which halve webdataset's reading speed.
         data_peers.write_png(work / "png", array, mtime=0)
     return {}
 
@@ -222,7 +222,7 @@ def crops(count: int) -> np.ndarray:
 
 
 class Synthetic:
-    """Images of noise, generated on access."""
+    """Noise images, generated on access."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -255,7 +255,7 @@ print(seen, base, resident_peak(), time.perf_counter() - began)
 
 
 def memory(work: Path) -> dict:
-    """Peak resident memory of a process that reads 1,281,167 images once, in random order."""
+    """Measure the peak resident memory of a process that reads 1,281,167 images once, in random order."""
     here = Path(__file__).resolve().parent
     try:
         write_blocks(work / "large", "blocks", Synthetic(IMAGENET), np.arange(IMAGENET) % 1000)

@@ -1,11 +1,11 @@
-"""Share of the training time that a step waits for its data, from tar files to optimizer steps.
+"""Fraction of the training time spent waiting for data, from tar files to optimizer steps.
 
     python infra/benchmarks/end_to_end.py                         # ImageNet-64 UNet on a GPU
     python infra/benchmarks/end_to_end.py --device cpu --size small --batch 16
 
-Images of noise are written as shards, which hold raw pixels, by the program's writer and read by its reader,
-in the order of training, with CRCs; noise, t and dequantization are drawn as in training. The loop itself
-measures the time for waiting for the next batch and computing its points on the path.
+Noise images are written by this project's writer as shards of raw pixels. They are read by its reader in
+training order, with CRC checks; noise, t and dequantization are drawn as in training. The training loop
+itself measures the time of waiting for the next batch and computing its points on the path.
 """
 
 import json
@@ -62,7 +62,7 @@ def child(task: dict) -> None:
 
 
 def shards(folder: Path, task: dict):
-    """A reader of shards with images at the size of the network's."""
+    """Write shards with images of the network's size, and return a reader of them."""
     import numpy as np
     from data_tasks import write_blocks
     from same_work import SIZES

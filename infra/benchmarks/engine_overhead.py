@@ -1,9 +1,9 @@
-"""Overhead of the DeepSpeed engine over plain DDP on one machine: 1 and 2 processes on the CPU, gloo.
+"""Overhead of the DeepSpeed engine over plain DDP on one machine: 1 and 2 CPU processes with gloo.
 
     python infra/benchmarks/engine_overhead.py
 
-The same UNet, batches, AdamW, clipping and EMA of the weights; one side is the program's loop with
-DeepSpeed ZeRO-1, the other a plain loop with torch's DistributedDataParallel.
+Both sides use the same UNet, batches, AdamW, clipping and EMA of the weights. One side is this project's
+training loop with DeepSpeed ZeRO-1, the other a plain loop with torch's DistributedDataParallel.
 """
 
 import json

@@ -1,12 +1,13 @@
-"""All measurements on one GPU within a time limit; gpu.sh starts this.
+"""All measurements on one GPU within a time limit; started by gpu.sh.
 
     bash infra/benchmarks/gpu.sh --wheels FOLDER          # at most 480 seconds on an H100 or H200
-    bash infra/benchmarks/gpu.sh --continue               # what the first call had no time for
-    bash infra/benchmarks/gpu.sh --device cpu --size tiny # tries the programs out
+    bash infra/benchmarks/gpu.sh --continue               # the parts that the first call had no time for
+    bash infra/benchmarks/gpu.sh --device cpu --size tiny # a trial run of the programs
 
-Each part is a process of its own; one that fails or takes too long says why, and the others go on. Short
-parts come first. A part that is expected to end after the limit is skipped. The JSON is written after each
-part, the table at the end, into the page between its markers as well. Exit status 1: a part failed.
+Each part runs in its own process. If a part fails or takes too long, the reason is reported and the other
+parts continue. Short parts run first; a part that is expected to end after the limit is skipped. The JSON is
+written after each part. The table is written at the end, also into the page between its markers. The exit
+status is 1 if a part failed.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from interleaved import (
 PAGE = ROOT / "infra" / "docs" / "benchmarks.md"
 MARKERS = "<!-- gpu.sh: begin -->", "<!-- gpu.sh: end -->"
 PATIENCE = 3
-"""A part is stopped after this many times its expected seconds; one that hangs leaves time for others."""
+"""A part is stopped after this many times its expected seconds, so that a hang leaves time for others."""
 
 Row = dict[str, Any]
 
@@ -70,12 +71,12 @@ def main() -> None:
 
 
 def chosen(parts: Sequence[Part], names: Sequence[str] | None) -> list[Part]:
-    """The parts with these keys or of these groups; all without names."""
+    """Select the parts whose key or group is in `names`; without names, all parts."""
     return [part for part in parts if not names or part.key in names or part.group in names]
 
 
 def measured(path: Path, facts: dict[str, Any]) -> dict[str, Row]:
-    """Rows of an earlier call on the same machine at the same commit, by key."""
+    """Rows of an earlier call on the same machine and at the same commit, by key."""
     record = json.loads(path.read_text()) if path.exists() else {}
     if any(record.get(key) != facts[key] for key in ("commit", "machine", "device")):
         return {}
@@ -107,7 +108,7 @@ def run(
 
 
 def run_part(part: Part, device: str, end: float, threads: int) -> Row:
-    """Measure one part. Its state: measured, failed or skipped; `why` is the reason of the last two."""
+    """Measure one part; its `state` is measured, failed or skipped, and `why` explains the latter two."""
     began = time.monotonic()
     left = end - began
     patience = min(left, PATIENCE * part.seconds) if device == "cuda" else left
@@ -130,7 +131,7 @@ def run_part(part: Part, device: str, end: float, threads: int) -> Row:
 
 
 def table(parts: Sequence[Part], rows: Sequence[Row], facts: dict[str, Any]) -> str:
-    """Markdown table of all rows, and what it was measured on."""
+    """Markdown table of all rows, and the machine on which they were measured."""
     by_key = {row["part"]: row["result"] for row in rows if row["state"] == "measured"}
     bases = {part.group: by_key.get(part.key) for part in parts if part.reference}
     lines = [
@@ -148,7 +149,7 @@ def table(parts: Sequence[Part], rows: Sequence[Row], facts: dict[str, Any]) -> 
 
 
 def numbers(row: Row, base: Row | None) -> list[str]:
-    """Cells: seconds, ratio, images/s, MFU and peak memory; empty where there is none."""
+    """Table cells: seconds, ratio, images/s, MFU and peak memory; empty for missing values."""
     result = row["result"]
     if row["state"] != "measured":
         return [""] * 5
@@ -164,7 +165,7 @@ def numbers(row: Row, base: Row | None) -> list[str]:
 
 
 def remark(row: Row, base: Row | None) -> str:
-    """What a part says beside its time: waiting for data, NFE, or the difference of its losses."""
+    """Results of a part besides its time: waiting for data, NFE, or the difference of its losses."""
     result = row["result"]
     if "waited" in result:
         return f"waits {result['waited']:.2%} of the time"
@@ -180,7 +181,7 @@ def remark(row: Row, base: Row | None) -> str:
 
 
 def loss_difference(losses: Sequence[float], reference: Sequence[float]) -> float:
-    """Largest relative difference of two sequences of losses; infinite where one is missing or not finite."""
+    """Largest relative difference of two sequences of losses; infinite if a loss is missing or not finite."""
     if len(losses) != len(reference):
         return float("inf")
     pairs = zip(losses, reference, strict=True)
@@ -189,7 +190,7 @@ def loss_difference(losses: Sequence[float], reference: Sequence[float]) -> floa
 
 
 def write_table(page: Path, text: str, markers: tuple[str, str] = MARKERS) -> None:
-    """Replace what stands between two markers of a page. ValueError if they are missing."""
+    """Replace the text between two markers of a page. Raises ValueError if they are missing."""
     content = page.read_text(encoding="utf-8")
     if [content.count(marker) for marker in markers] != [1, 1]:
         raise ValueError(f"{page}: the markers {' and '.join(markers)} are missing")
@@ -199,7 +200,7 @@ def write_table(page: Path, text: str, markers: tuple[str, str] = MARKERS) -> No
 
 
 def commit() -> str | None:
-    """Commit of the checkout; None outside a repository."""
+    """Commit of the checkout; None outside of a repository."""
     done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     return done.stdout.strip()[:12] or None
 

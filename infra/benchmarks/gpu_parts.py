@@ -1,11 +1,11 @@
-"""The parts of gpu.sh: each is one process of another benchmark of this folder."""
+"""The parts of gpu.sh, each of which is one process of another benchmark in this folder."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
 LOSS_STEPS = 20
 TOLERANCES = {"fp32": 1e-3, "bf16": 2e-2}
-"""Largest relative difference of a loss from the CPU's in float32, over the first steps of a training."""
+"""Largest allowed relative difference between a loss and the CPU's float32 loss, in the first steps."""
 
 
 @dataclass(frozen=True)
@@ -15,13 +15,13 @@ class Part:
     Args:
         group: parts of one group are compared with its reference.
         name: name within the group.
-        what: what is measured, for the table.
-        script: the program, of this folder unless absolute.
-        task: its settings.
-        seconds: how long it is expected to take on an H200, start and compilation included.
-        reference: whether the others of the group are compared with this one.
-        needs_gpu: whether it is skipped on a CPU.
-        goal: what is wanted of it, for the table.
+        what: description of the measurement, for the table.
+        script: the program, relative to this folder unless absolute.
+        task: settings of the program.
+        seconds: expected time on an H200, including startup and compilation.
+        reference: whether the other parts of the group are compared with this one.
+        needs_gpu: whether the part is skipped on a CPU.
+        goal: target of the measurement, for the table.
     """
 
     group: str
@@ -36,12 +36,12 @@ class Part:
 
     @property
     def key(self) -> str:
-        """Name among all parts."""
+        """Unique name among all parts."""
         return f"{self.group}/{self.name}"
 
 
 def all_parts(device: str, size: str) -> list[Part]:
-    """The parts for a device ("cuda" or "cpu") and a size ("full" or "tiny"), shortest first."""
+    """List the parts for a device ("cuda" or "cpu") and a size ("full" or "tiny"), shortest first."""
     tiny = size == "tiny"
     step = {"warmup": 1, "steps": 1, "blocks": 1} if tiny else {"warmup": 3, "steps": 5, "blocks": 3}
     step |= {"device": device, "batch": 2 if tiny else 64}
@@ -85,7 +85,7 @@ def _noise(task: dict[str, Any]) -> list[Part]:
             {**task, "task": "normals", "contender": name},
             8 if name.endswith("compiled") else 6,
             reference=name == "numpy-v1",
-            # Compiling for a CPU takes long and is no part of the question.
+            # Compilation for a CPU takes long and is not of interest here.
             needs_gpu=name.endswith("compiled"),
         )
         for name, what in sides.items()
@@ -112,10 +112,10 @@ def _losses(device: str, size: str, batch: int) -> list[Part]:
 
 
 def _steps(group: str, network: str, task: dict[str, Any], eager: float, compiled: float) -> list[Part]:
-    """Training steps: the reference way, and the program's loop with and without each switch.
+    """List the training steps: the reference, and this project's loop with and without each switch.
 
-    compile alone is measured on the transformer, which has no convolutions to choose between; tf32 changes
-    nothing in bf16, and one device has no communication to overlap.
+    `compile` without `cudnn_benchmark` is measured only on the transformer, which has no convolution
+    algorithms to select. tf32 has no effect in bf16, and one device has no communication to overlap.
     """
     gpu = task["device"] == "cuda"
     sides = {
@@ -150,7 +150,7 @@ def _sampling(device: str, tiny: bool) -> list[Part]:
     task = {"device": device, "batch": 2 if tiny else 64, "blocks": 1 if tiny else 2, "compile": False}
     network = {**task, "size": "small" if tiny else "imagenet64"}
     parts = []
-    # The compiled network of the first is in inductor's cache for the second.
+    # The second solver finds the compiled network of the first in inductor's cache.
     for solver, theirs, ours in (("midpoint-20", 15, 40), ("dopri5", 25, 41)):
         for side, what, seconds in (
             ("odesolver", "flow_matching's ODESolver, eager fp16", theirs),

@@ -1,8 +1,8 @@
-"""Interleaved measurement of contenders, each in its own process, and the ratios of their times.
+"""Interleaved measurement of contenders, each in its own process, and ratios of their times.
 
-Other load on the machine affects all contenders of a round similarly, so that ratios within a round are
-meaningful even if times are not. The table shows the median of the rounds' ratios, with the lowest and the
-highest.
+Other load on the machine affects all contenders of a round similarly, so ratios within a round are
+meaningful even if times are not. The table shows the median ratio over the rounds, with the minimum and the
+maximum.
 """
 
 import argparse
@@ -28,12 +28,12 @@ WORK = ROOT / "build" / "benchmarks"
 
 
 class ChildFailedError(Exception):
-    """A process of a measurement failed; the message is the last error that it printed."""
+    """A measurement process failed; the message is the last error that it printed."""
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One line of the table."""
+    """One contender, shown in one row of the table."""
 
     name: str
     what: str
@@ -41,7 +41,7 @@ class Contender:
 
 
 def make_parser(description: str | None, rounds: int) -> argparse.ArgumentParser:
-    """Parser with the options of every benchmark."""
+    """Build a parser with the options common to all benchmarks."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -53,7 +53,7 @@ def make_parser(description: str | None, rounds: int) -> argparse.ArgumentParser
 
 
 def step_arguments(parser: argparse.ArgumentParser, steps: int) -> None:
-    """Add the options of benchmarks of optimizer steps."""
+    """Add the options of benchmarks that measure optimizer steps."""
     parser.add_argument("--batch", type=int, default=64, help="images in a step of one process")
     parser.add_argument("--warmup", type=int, default=5, help="steps before the first block")
     parser.add_argument("--steps", type=int, default=steps, help="steps in a block")
@@ -61,13 +61,13 @@ def step_arguments(parser: argparse.ArgumentParser, steps: int) -> None:
 
 
 def device_arguments(parser: argparse.ArgumentParser, sizes: Sequence[str]) -> None:
-    """Add the options of benchmarks that need a GPU; the first size is the default."""
+    """Add the options of benchmarks that use a GPU by default; the first size is the default."""
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--size", default=sizes[0], choices=sizes)
 
 
 def parse_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Parse the options; exit with status 2 if they require a GPU and there is none."""
+    """Parse the options; exit with status 2 if they require a GPU and none is available."""
     import torch
 
     options = parser.parse_args()
@@ -85,11 +85,11 @@ def measure(
     task: dict[str, object],
     python: Path | str = sys.executable,
 ) -> dict[str, list[dict[str, object]]]:
-    """Run `script` of this folder for each contender in each round; return the printed results by name."""
+    """Run `script` from this folder for each contender in each round; return the printed results by name."""
     chosen = [item for item in contenders if not options.only or item.name in options.only]
     measurements: dict[str, list[dict[str, object]]] = {item.name: [] for item in chosen}
     for number in range(options.rounds):
-        # Rotated from round to round, so that no contender always follows the same one.
+        # Rotate the order in each round, so that no contender always follows the same one.
         turn = number % len(chosen)
         for item in chosen[turn:] + chosen[:turn]:
             measurements[item.name].append(child(script, item, options.threads, task, python))
@@ -106,11 +106,11 @@ def child(
     python: Path | str,
     limit: float | None = None,
 ) -> dict[str, object]:
-    """Run one contender in one process, or in one per rank, and return its result.
+    """Run one contender in one process, or in one process per rank, and return its result.
 
     Raises:
         ChildFailedError: a process failed or printed no result.
-        subprocess.TimeoutExpired: it took longer than `limit` seconds; all of its processes are killed.
+        subprocess.TimeoutExpired: the contender took longer than `limit` seconds; its processes are killed.
     """
     command = [str(python)]
     if contender.processes > 1:
@@ -124,7 +124,7 @@ def child(
         "OMP_NUM_THREADS": str(threads),
         "GLOO_SOCKET_IFNAME": "lo",
         **({} if contender.processes > 1 else single_process_environment()),
-        # In a measurement on the CPU, no contender may use a GPU.
+        # No contender may use a GPU in a measurement on the CPU.
         **({} if task.get("device") == "cuda" else {"CUDA_VISIBLE_DEVICES": ""}),
     }
     with subprocess.Popen(
@@ -149,7 +149,7 @@ def child(
 
 
 def last_error(errors: str, status: int) -> str:
-    """The last exception in the standard error of a process, or its last line, or its exit status."""
+    """Last exception in the standard error of a process, or else its last line, or else its exit status."""
     lines = [line.strip() for line in errors.splitlines() if line.strip()]
     exceptions = [line for line in lines if re.match(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt)\b", line)]
     if status < 0:
@@ -158,7 +158,7 @@ def last_error(errors: str, status: int) -> str:
 
 
 def single_process_environment() -> dict[str, str]:
-    """Environment variables of a rank, for a single process."""
+    """Environment variables of the only rank of a single process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -167,7 +167,7 @@ def single_process_environment() -> dict[str, str]:
 
 
 def print_result(blocks: Sequence[float], **facts: object) -> None:
-    """Print the result of a child process, on rank 0: the median of its blocks' seconds, and `facts`."""
+    """Print the result of a child process on rank 0: the median seconds over its blocks, and `facts`."""
     if os.environ["RANK"] == "0":
         print(json.dumps({"seconds": statistics.median(blocks), **facts, "blocks": [*blocks]}), flush=True)
 
@@ -181,7 +181,7 @@ def report(
     goals: dict[str, str] | None = None,
     suffix: str = "",
 ) -> None:
-    """Print the table, ratios first, and write the JSON; without `base`, the first contender is the base."""
+    """Print the table, ratios first, and write the JSON; `base` defaults to the first contender."""
     base = (
         base if base in measurements else next(item.name for item in contenders if item.name in measurements)
     )
@@ -209,7 +209,7 @@ def report(
 
 
 def machine() -> dict[str, object]:
-    """Hardware and versions of this machine."""
+    """Hardware and software versions of this machine."""
     import torch
 
     names = ("torch", "deepspeed", "torchdiffeq", "numpy")

@@ -1,12 +1,12 @@
-"""Speed of the random numbers of training, compared with the generator of earlier versions.
+"""Speed of random number generation in training, compared with the generator of earlier versions.
 
     python infra/benchmarks/keyed_noise.py
     python infra/benchmarks/keyed_noise.py --task normals --images 64
 
-normals: standard normal numbers for 64x64 images; philox-v1 eager and compiled, numpy-v1, and numpy alone,
-without a key for each image. loader: 64x64 images from shards through the loader's thread, up to what a step
-is given; numpy-v1 draws there. step-digits, step-small64: a training step on the CPU, of the demo's network
-and of a small one at 64x64. Everything runs with --threads threads for torch, one by default.
+normals: standard normal numbers for 64x64 images, from philox-v1 (eager and compiled), numpy-v1, and numpy
+without a key for each image. loader: 64x64 images from shards through the loader's thread, up to the inputs
+of a training step; numpy-v1 draws its numbers there. step-digits, step-small64: a training step on the CPU
+with the demo's network, or with a small network at 64x64. torch uses --threads threads, one by default.
 """
 
 import json
@@ -128,7 +128,7 @@ def source_of(reader: object, generator: str):
 
 
 def timed(work, task: dict) -> list[float]:
-    """Seconds of one call, for each block of `steps` calls."""
+    """Seconds per call, for each block of `steps` calls."""
     for _ in range(task["warmup"]):
         work()
     blocks = []

@@ -1,14 +1,14 @@
-"""Time for moments and Fréchet distance of 50,000 x 2048 features, compared with pytorch-fid's formula.
+"""Time of moments and Fréchet distance of 50,000 x 2048 features, compared with pytorch-fid's formula.
 
-    python infra/benchmarks/moments.py                       # as many threads as the machine has cores
+    python infra/benchmarks/moments.py                       # one thread per core of the machine
     python infra/benchmarks/moments.py --images 2000 --features 128 --rounds 1
 
-`value`: float64 sums over batches of 1,000 as they come from an extractor, then the distance with the stored
-matrix square root of the reference. `evaluate`: what `fm evaluate` computes for a set of samples: the
-distance, its standard error, and its limit for infinitely many images; pytorch-fid has neither of the two.
-`curve`: value and error only, as for each point of an NFE curve. pytorch-fid: all
-activations in one float64 array, numpy's mean and covariance, and scipy's square root of the product of the
-covariances.
+`value`: float64 sums over batches of 1,000, as an extractor returns them, then the distance with the stored
+matrix square root of the reference. `evaluate`: the results of `fm evaluate` for a set of samples, i.e. the
+distance, its standard error, and its limit for infinitely many images; pytorch-fid does not compute the
+latter two. `curve`: only the distance and its standard error, as for each point of an NFE curve. pytorch-fid:
+all activations in one float64 array, numpy's mean and covariance, and scipy's square root of the product of
+the covariances.
 """
 
 import json
@@ -66,7 +66,7 @@ def child(task: dict) -> None:
 
 
 def features(count: int, dimension: int, seed: int) -> torch.Tensor:
-    """Non-negative, correlated, with a spectrum that falls by a power law, as pool features are."""
+    """Non-negative, correlated features with a power-law spectrum, similar to pool features."""
     generator = torch.Generator().manual_seed(seed)
     mixing = torch.linalg.qr(torch.randn(dimension, dimension, generator=generator)).Q
     scale = torch.arange(1, dimension + 1).float().pow(-0.6)

@@ -3,12 +3,12 @@
     fm reproduce --config infra/configs/reproduce-digits.yaml
     python infra/benchmarks/parity.py runs/reproduce-digits/reproduce/fm-ot-s0
 
-For each given finished run (one per seed), torchcfm's ConditionalFlowMatcher trains the same network from the
-same initial weights in a plain PyTorch loop: the same number of images of the same data, in batches of the
-same size, AdamW with the same learning-rate schedule, clipping and EMA, and the run's seed. The order of the
-images, noise and t are drawn by torch. Samples are drawn with torchdiffeq's dopri5 at the run's tolerances
-from torch.randn, as in torchcfm's compute_fid.py, in the run's number and batch size. Both sets are scored as
-external images with the same feature extractor, the classifier of the data set.
+For each finished run on the command line (one per seed), a plain PyTorch loop trains the same network from
+the same initial weights with torchcfm's ConditionalFlowMatcher. It uses the same number of images of the same
+data, the same batch size, AdamW with the same learning-rate schedule, clipping and EMA, and the run's seed;
+torch draws the order of the images, the noise and t. As in torchcfm's compute_fid.py, samples are drawn from
+torch.randn with torchdiffeq's dopri5, at the run's tolerances, number of images and batch size. Both sets are
+scored as external images with the same feature extractor, the classifier of the data set.
 """
 
 import argparse
@@ -38,7 +38,7 @@ REQUIRED = {
     "coupling": "independent",
     "times": "uniform",
 }
-"""The configuration that corresponds to ConditionalFlowMatcher."""
+"""Configuration that corresponds to ConditionalFlowMatcher."""
 
 
 def main() -> None:
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def compare_run(run: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Score one run and torchcfm's counterpart."""
+    """Score one run and its torchcfm counterpart."""
     config = resolved_config(run)
     folder = options.work.resolve() / f"{run.resolve().parent.parent.name}-{config.run.name}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -76,7 +76,7 @@ def compare_run(run: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def resolved_config(run: Path) -> RunConfig:
-    """Configuration of a finished run with absolute paths. UserError if torchcfm cannot match it."""
+    """Configuration of a finished run, with absolute paths. Raises UserError if torchcfm cannot match it."""
     config = load_config(run / "config.yaml")
     for key, required in REQUIRED.items():
         if getattr(config.method, key) != required:
@@ -96,7 +96,7 @@ def resolved_config(run: Path) -> RunConfig:
 
 
 def export_samples(config: RunConfig, file: Path) -> dict[str, Any]:
-    """Write the run's samples as .npz; return their NFE and the training's length."""
+    """Write the run's samples as .npz; return their NFE and the length of the training."""
     step = checkpoint_step(config)
     model = load_model(weights_file(config, step), torch.device("cpu"))
     samples = SampleSet(config, step, protocol_of(config, model.weights_sha256, model.generator))
@@ -109,7 +109,7 @@ def export_samples(config: RunConfig, file: Path) -> dict[str, Any]:
 
 
 def score_file(config: RunConfig, folder: Path, name: str) -> dict[str, Any]:
-    """Fréchet distance of the images in a file, computed in a separate run directory for scores."""
+    """Fréchet distance of the images in a file, computed in a separate run directory."""
     tree = config.model_dump(mode="json")
     tree["run"] |= {"root": str(folder), "name": "scores"}
     tree["evaluate"]["likelihood"]["images"] = 0
@@ -143,7 +143,7 @@ def report(pairs: list[dict[str, Any]], options: argparse.Namespace) -> None:
 
 
 def line(pair: dict[str, Any]) -> str:
-    """Table row: the ratio of the distances with its propagated error."""
+    """Table row with the ratio of the distances and its propagated error."""
     ours, theirs = distance(pair, "ours"), distance(pair, "theirs")
     ratio = theirs.value / ours.value
     error = abs(ratio) * math.hypot(theirs.stderr / theirs.value, ours.stderr / ours.value)

@@ -1,4 +1,4 @@
-"""Virtual environment with the public packages that speed and results are compared with."""
+"""Virtual environment with the public packages with which speed and results are compared."""
 
 import subprocess
 import sys
@@ -20,11 +20,11 @@ PACKAGES = (
 
 
 def peers_python(folder: Path) -> Path:
-    """The Python of the virtual environment in `folder`, which is created if it does not exist.
+    """Return the Python of the virtual environment in `folder`, which is created if it does not exist.
 
-    It shares the running interpreter's packages and contains the public packages without their dependencies,
-    so that all contenders use the same torch. Where the running interpreter has the public packages, as after
-    gpu.sh installed them from a folder of wheels, it is the running one.
+    The environment shares the running interpreter's packages and contains the public packages without their
+    dependencies, so that all contenders use the same torch. If the running interpreter already has the public
+    packages, as after gpu.sh has installed them from a folder of wheels, it is returned instead.
     """
     if _installed():
         return Path(sys.executable)
@@ -37,7 +37,7 @@ def peers_python(folder: Path) -> Path:
 
 
 def _installed() -> bool:
-    """Whether the running interpreter has the public packages in these versions."""
+    """Whether the running interpreter has the public packages in the required versions."""
     try:
         return all(version(name) == wanted for name, wanted in (item.split("==") for item in PACKAGES))
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Contenders for training: the program's own loop on images in memory, and a plain DDP loop."""
+"""Contenders for training: this project's loop on images in memory, and a plain DDP loop."""
 
 import tempfile
 from itertools import pairwise
@@ -27,7 +27,7 @@ from fm_core.training.train_log import TrainLog
 
 
 class MemoryReader:
-    """Reader of random images in memory."""
+    """Reader that serves random images from memory."""
 
     remote = False
 
@@ -48,17 +48,17 @@ Line = dict[str, Any]
 
 
 def loop(task: dict[str, Any], speed: dict[str, Any] | None = None) -> list[float]:
-    """Seconds per step for each block of steps in the program's own loop, from its metrics."""
+    """Seconds per step for each block of steps in this project's loop, from its metrics."""
     return block_seconds(loop_lines(task, speed or {}), task)
 
 
 def block_seconds(lines: list[tuple[Line, Line]], task: dict[str, Any]) -> list[float]:
-    """Seconds per step for each block, from the metrics before and after it."""
+    """Seconds per step for each block, from the metrics before and after the block."""
     return [(after["seconds"] - before["seconds"]) / task["steps"] for before, after in lines]
 
 
 def loop_lines(task: dict[str, Any], speed: dict[str, Any], reader: Any = None) -> list[tuple[Line, Line]]:
-    """The metrics before and after each block of steps, on rank 0; images are in memory by default."""
+    """Metrics before and after each block of steps, on rank 0; images are in memory by default."""
     device = initialize_process_group()
     train = _train_section(task, speed)
     torch.manual_seed(0)
@@ -89,7 +89,7 @@ def loop_lines(task: dict[str, Any], speed: dict[str, Any], reader: Any = None) 
 
 
 def plain_ddp(task: dict[str, Any]) -> list[float]:
-    """The same work in a plain loop: DistributedDataParallel, fused AdamW, clipping, EMA."""
+    """Seconds per step of the same work in a plain loop: DDP, fused AdamW, clipping, EMA."""
     device = initialize_process_group()
     train = _train_section(task, {})
     torch.manual_seed(0)
@@ -113,7 +113,7 @@ def plain_ddp(task: dict[str, Any]) -> list[float]:
 
 
 def forward_flops(size: str) -> float:
-    """FLOPs of a forward pass for one image."""
+    """FLOPs of one image's forward pass."""
     with torch.device("meta"):
         return flops_per_image(_network({"size": size}), SIZES[size]["shape"])
 

@@ -1,13 +1,13 @@
-"""Time of a training step on paper: operations and bytes of the ATen graph, against a device's two ceilings.
+"""Roofline estimate of the time of a training step, from the operations and bytes of the ATen graph.
 
     python infra/benchmarks/roofline.py
     python infra/benchmarks/roofline.py --size DiT-B/4 --batch 128 --page infra/docs/benchmarks.md
 
-A forward and a backward pass in bf16 run on the meta device: nothing is computed and no GPU is needed.
-torch's counter gives the FLOPs of each operation; its bytes are those of its inputs and outputs. Eager, each
-operation is a kernel. Compiled, operations other than products, convolutions and attention are fused where
-one uses the result of another and no product lies between them; a fused kernel does not write what it alone
-reads, and reads no result of its own.
+A forward and a backward pass in bf16 run on the meta device, so nothing is computed and no GPU is needed.
+torch's counter returns the FLOPs of each operation; its bytes are the sizes of its inputs and outputs. In
+eager mode, each operation is a kernel. When compiled, operations other than matrix products, convolutions and
+attention are fused if one uses the result of another and no product lies between them. A fused kernel neither
+reads its own results nor writes results that no other kernel reads.
 """
 
 import argparse
@@ -28,20 +28,20 @@ from fm_core.models.flops import TRAINING_PASSES, flops_per_image, parameter_cou
 from fm_core.training.mfu import PEAK_TFLOPS
 
 BANDWIDTH = {"H100": 3.35e12, "H200": 4.8e12}
-"""Bytes/s of the device's memory, from the vendor's data sheets."""
+"""Memory bandwidth in bytes/s, from the vendor's data sheets."""
 ATTAINED_FLOPS, ATTAINED_BANDWIDTH = 0.7, 0.85
-"""Assumed shares of the peaks that large products and large copies attain."""
+"""Assumed fractions of the peaks that large matrix products and large copies attain."""
 LAUNCH = 6e-6
-"""Assumed seconds of the host for one eager operation with its share of autograd."""
+"""Assumed host time in seconds for one eager operation, including its share of autograd."""
 OPTIMIZER_BYTES = 54
-"""Bytes per parameter and step after the backward pass, one rank: gradient to float32 6, norm 4, AdamW with
-float32 weights and moments 28, weights to bf16 4, EMA 12."""
+"""Bytes per parameter and step after the backward pass, on one rank: gradient to float32 6, norm 4, AdamW
+with float32 weights and moments 28, weights to bf16 4, EMA 12."""
 MARKERS = "<!-- roofline.py: begin -->", "<!-- roofline.py: end -->"
 
 
 @dataclass
 class Kernel:
-    """One operation of the graph: FLOPs, and the bytes of each storage that it reads and writes."""
+    """One operation of the graph: its FLOPs, and the bytes of each storage that it reads or writes."""
 
     flops: float
     product: bool
@@ -51,12 +51,12 @@ class Kernel:
 
 
 class Recorder(TorchDispatchMode):
-    """Records every operation that computes; views and allocations are none."""
+    """Recorder of all operations that compute; views and allocations are not recorded."""
 
     def __init__(self) -> None:
         super().__init__()
         self.kernels: list[Kernel] = []
-        self._alive: list[Any] = []  # an id is not given twice
+        self._alive: list[Any] = []  # keeps objects alive, so that no id is reused
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -81,7 +81,7 @@ class Recorder(TorchDispatchMode):
 
 
 def training_graph(network: torch.nn.Module, shape: tuple[int, ...], batch: int) -> list[Kernel]:
-    """The operations of a forward and a backward pass of a network on the meta device, in bf16."""
+    """Record the operations of a network's forward and backward pass on the meta device, in bf16."""
     x = torch.empty(batch, *shape, dtype=torch.bfloat16, device="meta")
     t = torch.empty(batch, device="meta")
     functional = torch.nn.functional
@@ -90,7 +90,7 @@ def training_graph(network: torch.nn.Module, shape: tuple[int, ...], batch: int)
     def flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]
 
-    functional.scaled_dot_product_attention = flash  # a meta tensor gets the slow formula otherwise
+    functional.scaled_dot_product_attention = flash  # meta tensors would use the slow formula
     try:
         with Recorder() as recorder:
             (network(t, x) - x).float().square().mean().backward()
@@ -100,10 +100,10 @@ def training_graph(network: torch.nn.Module, shape: tuple[int, ...], batch: int)
 
 
 def fused(kernels: list[Kernel]) -> list[Kernel]:
-    """The kernels after fusion: products alone, the others joined within a level of the graph.
+    """Fuse kernels: products remain separate, other operations are joined within a level of the graph.
 
-    The level of an operation is the largest number of products on a path to it. Two of one level can be
-    one kernel, since no product between them needs the first and gives to the second.
+    The level of an operation is the largest number of products on a path to it. Two operations of the same
+    level can be one kernel, because no product between them depends on the first and feeds the second.
     """
     group = [*range(len(kernels))]
 
@@ -132,24 +132,24 @@ def fused(kernels: list[Kernel]) -> list[Kernel]:
                 whole.reads[key] = max(size, whole.reads.get(key, 0))
         whole.writes |= kernel.writes
     for number, whole in joined.items():
-        # What no kernel reads is a result: the gradient of a weight.
+        # A result that no kernel reads is an output, such as the gradient of a weight.
         inner = [key for key in whole.writes if readers.get(key) == {number}]
         whole.writes = {key: size for key, size in whole.writes.items() if key not in inner}
     return [*joined.values()]
 
 
 def size_of(kernels: Iterable[Kernel]) -> float:
-    """Bytes that the kernels read and write."""
+    """Total bytes that the kernels read and write."""
     return float(sum(sum(kernel.reads.values()) + sum(kernel.writes.values()) for kernel in kernels))
 
 
 def seconds(kernels: Iterable[Kernel], peak: float, bandwidth: float) -> float:
-    """Time of the kernels one after another, each at the lower of its two ceilings."""
+    """Time of the kernels executed one after another, each limited by compute or by memory bandwidth."""
     return sum(max(k.flops / peak, size_of([k]) / bandwidth) for k in kernels)
 
 
 def rows(size: str, batch: int) -> list[str]:
-    """Rows of the table for a network: eager and compiled."""
+    """Table rows of a network: eager and compiled."""
     with torch.device("meta"):
         from fm_core.models.build import build_network
 
@@ -184,7 +184,7 @@ def rows(size: str, batch: int) -> list[str]:
 
 
 def table(sizes: Iterable[str], batch: int) -> str:
-    """Markdown table of the networks' steps at a batch size."""
+    """Markdown table of the networks' training steps at a batch size."""
     head = ["network", "", "kernels", "TFLOP", "GB of products", "GB of others", "GB of the optimizer"]
     for device in BANDWIDTH:
         head += [f"{device}: ms", "images/s, MFU"]

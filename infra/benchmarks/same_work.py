@@ -1,12 +1,12 @@
 """The same training step in several trainers.
 
 Every contender trains a UNet of the same blocks and widths on batches of the same shape, with Adam or AdamW,
-gradient norm, and EMA of the weights. Ours (program.py) runs the program's own loop, with its data, noise,
-metrics and synchronization of the ranks; the others use batches that are already in memory, which is less
-work.
+gradient norm, and EMA of the weights. Our contender (program.py) runs this project's training loop, including
+its data, noise, metrics and rank synchronization. The others use batches that are already in memory, which is
+less work.
 
-torchcfm and flow-matching follow the published image examples of their repositories in the order of steps and
-calls, on the UNet in torchcfm's wheel (the ADM UNet, which both examples use).
+The torchcfm and flow-matching contenders follow the published image examples of their repositories in the
+order of steps and calls. They use the UNet in torchcfm's wheel (the ADM UNet, as in both examples).
 """
 
 import copy
@@ -61,14 +61,14 @@ RATE, CLIP, DECAY = 1e-4, 1.0, 0.9999
 
 
 def model_section(size: str) -> Any:
-    """The model section of the configuration for a size."""
+    """Model section of the configuration for a size."""
     from fm_core.config import ModelSection
 
     return ModelSection.model_validate(SIZES[size]["model"])
 
 
 def public_unet(size: str) -> torch.nn.Module:
-    """torchcfm's UNet with the blocks and widths of ours."""
+    """torchcfm's UNet with the same blocks and widths as ours."""
     from torchcfm.models.unet.unet import UNetModel
 
     section, shape = model_section(size), SIZES[size]["shape"]
@@ -87,7 +87,7 @@ def public_unet(size: str) -> torch.nn.Module:
 
 
 def reference_network(size: str) -> torch.nn.Module:
-    """torchcfm's UNet; for transformers, which no peer has, our network in float32."""
+    """torchcfm's UNet; for transformers, which no peer provides, our network in float32."""
     from fm_core.models.build import build_network
 
     section = model_section(size)
@@ -95,7 +95,7 @@ def reference_network(size: str) -> torch.nn.Module:
 
 
 def ready_batches(task: dict[str, Any], device: torch.device) -> list[torch.Tensor]:
-    """Batches in [0, 1] on the device."""
+    """Create batches with values in [0, 1] on the device."""
     shape = (task["batch"], *SIZES[task["size"]]["shape"])
     return [torch.rand(shape, device=device) for _ in range(8)]
 
@@ -116,7 +116,7 @@ def timed(step: Callable[[int], None], task: dict[str, Any], device: torch.devic
 
 
 def torchcfm(task: dict[str, Any], device: torch.device) -> list[float]:
-    """Training as in torchcfm's CIFAR-10 example: Adam, warm-up, clipping, EMA over the state dict."""
+    """Train as in torchcfm's CIFAR-10 example: Adam, warm-up, clipping, EMA over the state dict."""
     from torchcfm.conditional_flow_matching import ConditionalFlowMatcher
 
     network = public_unet(task["size"]).to(device)
@@ -145,9 +145,9 @@ def torchcfm(task: dict[str, Any], device: torch.device) -> list[float]:
 def flow_matching(
     task: dict[str, Any], device: torch.device, autocast: torch.dtype = torch.float16
 ) -> list[float]:
-    """Training as in flow_matching's image example: DDP, fp16 autocast with GradScaler on a GPU, .item().
+    """Train as in flow_matching's image example: DDP, fp16 autocast with GradScaler on a GPU, .item().
 
-    With bfloat16, which needs no scaler, everything else is the same.
+    With bfloat16, which needs no GradScaler, everything else is the same.
     """
     from flow_matching.path import CondOTProbPath
     from torch.nn.parallel import DistributedDataParallel
@@ -189,7 +189,7 @@ def _finish(device: torch.device) -> None:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Peak memory: allocated on the GPU, or resident in the process."""
+    """Peak memory in bytes: allocated on the GPU, or resident in the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

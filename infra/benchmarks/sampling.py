@@ -3,9 +3,9 @@
     python infra/benchmarks/sampling.py                              # on a GPU
     python infra/benchmarks/sampling.py --device cpu --size small --batch 4 --blocks 1
 
-Both have the same random weights (ours through the converter), so that an adaptive solver follows the same
-trajectories. On a CPU both are float32 and eager; --compile compiles ours. `--batch 0` uses the largest batch
-that fits into the GPU's memory, the same for both.
+Both sides have the same random weights (ours through the converter), so that an adaptive solver follows the
+same trajectories. On a CPU, both run in float32 and eager mode; --compile compiles ours. `--batch 0` uses the
+largest batch size that fits into GPU memory, the same for both sides.
 """
 
 import json
@@ -29,7 +29,7 @@ SOLVERS = {"midpoint-20": {"method": "midpoint", "steps": 20}, "dopri5": {"metho
 
 
 def contenders(device: str, compiled: bool) -> tuple[Contender, ...]:
-    """Both sides with each solver, with the precision that they use on a device."""
+    """List both sides with each solver, with the precision that they use on a device."""
     ours = f"float32, {'compiled' if compiled else 'eager'}"
     if device == "cuda":
         ours = "bf16 network compiled with CUDA graphs, float32 state"
@@ -79,13 +79,13 @@ def child(task: dict) -> None:
 
 
 def sampler(task: dict, side: str, solver: str, device: torch.device, batch: int):
-    """A function that samples one batch of images and returns its NFE."""
+    """Return a function that samples one batch of images and returns its NFE."""
     import same_work
 
     torch.manual_seed(0)
     public = same_work.reference_network(task["size"])
     with torch.no_grad():
-        for weight in public.parameters():  # many are initialized with zeros
+        for weight in public.parameters():  # many weights are initialized to zero
             weight.add_(0.02 * torch.randn_like(weight))
     x = torch.randn(batch, *same_work.SIZES[task["size"]]["shape"]).to(device)
     make = ours if side == "ours" else odesolver
@@ -151,9 +151,9 @@ def odesolver(task: dict, public: torch.nn.Module, x: torch.Tensor, solver: dict
 
 
 def largest_batch(task: dict, device: torch.device) -> int:
-    """Half of the largest power of two for which the eager float32 network fits; the same for both sides.
+    """Half of the largest power of two for which the eager float32 network fits in memory, for both sides.
 
-    The other half is reserved for the slopes that a solver stores and for the memory of compiled graphs.
+    The other half is reserved for the slopes that a solver stores and for compiled graphs.
     """
     import same_work
 

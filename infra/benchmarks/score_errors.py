@@ -1,20 +1,20 @@
-"""Stated standard errors of scores, compared with the true deviations over independent sets of images.
+"""Reported standard errors of scores, compared with true standard deviations over independent image sets.
 
-    python infra/benchmarks/score_errors.py                                # a minute: N = 500, 40 repetitions
+    python infra/benchmarks/score_errors.py                                # 1 minute: N = 500, 40 repetitions
     python infra/benchmarks/score_errors.py --images 500 2000 10000 --repetitions 400
     python infra/benchmarks/score_errors.py --scores frechet kernel --images 50000 --repetitions 400
 
 Features have 64 dimensions. gaussian: a normal distribution; heavy-tailed: Student's t with 5 degrees of
-freedom in each of 64 directions, whose fourth moments are finite and whose fifth are not; classes: ten
-normal distributions around centers of their own. `equal`: samples and reference have the same distribution,
-where the distance is all bias and noise; `other`: samples are shifted and scaled. The reference of the
-Fréchet distance is fixed (200,000 images); kernel distance, precision and recall have a new reference of N
-images every time, as their errors cover both sets.
+freedom in each of 64 directions, with finite fourth but infinite fifth moments; classes: ten normal
+distributions with different centers. `equal`: samples and reference have the same distribution, so that the
+distance consists of bias and noise only; `other`: samples are shifted and scaled. The reference of the
+Fréchet distance is fixed (200,000 images). Kernel distance, precision and recall use a new reference of N
+images in each repetition, because their errors cover both sets.
 
-A repetition is a function of its number: interrupted, the same command continues. Columns: score, features,
-N, repetitions, mean, true deviation, the root mean square of the stated errors over it with a 95% interval
-by bootstrap over the repetitions, the same of their mean, share that is not labeled unreliable, time of
-one.
+A repetition depends only on its number; after an interruption, the same command continues. Columns: score,
+features, N, repetitions, mean, true standard deviation, ratio of the root mean square of the reported errors
+to the true deviation with a 95% bootstrap interval over the repetitions, the same ratio for the mean of the
+reported errors, fraction of repetitions not labeled unreliable, time per repetition.
 """
 
 import argparse
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def repetition(score: str, kind: str, case: str, images: int, number: int) -> dict[str, object]:
-    """Scores of one set of samples, with their stated errors."""
+    """Scores of one set of samples, with their reported errors."""
     samples = features(kind, images, 2 * number + 1, other=case == "other")
     real = None if score in ("frechet", "inception") else features(kind, images, 2 * number + 2)
     began = time.perf_counter()
@@ -86,7 +86,7 @@ def repetition(score: str, kind: str, case: str, images: int, number: int) -> di
 def estimate_all(
     score: str, kind: str, samples: torch.Tensor, real: torch.Tensor | None
 ) -> Iterator[Estimate]:
-    """Name, value, stated error and reliability of the scores of one set."""
+    """Name, value, reported error and reliability of each score of one set."""
     if score == "frechet":
         distance = estimate_frechet_distance(samples, reference(kind))
         yield "Fréchet distance", distance.value, distance.stderr, not distance.unreliable
@@ -106,7 +106,7 @@ def estimate_all(
 
 
 def features(kind: str, count: int, seed: int, other: bool = False) -> torch.Tensor:
-    """Independent images of a distribution, float32 [count, 64]."""
+    """Features of independent images from a distribution, float32 [count, 64]."""
     rng = np.random.Generator(np.random.Philox(key=[seed, KINDS.index(kind)]))
     shape = (count, DIMENSION)
     drawn = rng.standard_t(5, shape) if kind == "heavy-tailed" else rng.standard_normal(shape)
@@ -123,7 +123,7 @@ def matrix(seed: int) -> torch.Tensor:
 
 
 def reference(kind: str, made: dict[str, Gaussian] = {}) -> Gaussian:  # noqa: B006
-    """The fixed reference of the Fréchet distance."""
+    """Fixed reference of the Fréchet distance."""
     if kind not in made:
         parts = [FeatureMoments.of(features(kind, 20_000, -1 - n % 10 + 2**40)) for n in range(10)]
         made[kind] = Gaussian.of(sum(parts[1:], parts[0]))
@@ -131,7 +131,7 @@ def reference(kind: str, made: dict[str, Gaussian] = {}) -> Gaussian:  # noqa: B
 
 
 def summary(lines: list[dict]) -> Iterator[str]:
-    """One line of the table for each score."""
+    """One table row for each score."""
     _, kind, case, images, _ = lines[0]["case"]
     seconds = np.median([line["seconds"] for line in lines])
     for position, (name, *_) in enumerate(lines[0]["estimates"]):

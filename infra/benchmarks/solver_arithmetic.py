@@ -1,10 +1,10 @@
-"""Arithmetic of the solvers themselves, compared with one evaluation of the demo's network.
+"""Time of the solvers' own arithmetic, compared with one evaluation of the demo's network.
 
     python infra/benchmarks/solver_arithmetic.py
 
-The first contender evaluates the U-Net of infra/configs/digits.yaml on a batch; the others take steps whose
-velocity costs nothing, on a state of the same shape. The ratio is the network's time to that of a solver per
-evaluation: 20 means that the solver adds 5% to the network's time.
+The first contender evaluates the U-Net of infra/configs/digits.yaml on a batch. The others take solver steps
+with a velocity that costs no time, on a state of the same shape. The ratio is the network's time divided by
+a solver's time per evaluation: 20 means that the solver adds 5% to the network's time.
 """
 
 import json

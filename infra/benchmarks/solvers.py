@@ -3,10 +3,10 @@
     python infra/benchmarks/solvers.py                          # on a GPU
     python infra/benchmarks/solvers.py --device cpu --size 16 --channels 16 --batch 8
 
-All use the same weights, noise, tolerances and device, in float32 and eager mode. torchcfm's script uses
-torchdyn's NeuralODE for Euler and torchdiffeq's odeint for dopri5, and so does this benchmark. Packages that
-NeuralODE's package imports but does not use here (Lightning, torchsde, torchcde, torchvision) are replaced by
-stubs. Our time includes what our solver adds: counting, clamping to the interval, and the check for
+All contenders use the same weights, noise, tolerances and device, in float32 and eager mode. As in torchcfm's
+script, torchdyn's NeuralODE is used for Euler and torchdiffeq's odeint for dopri5. Packages that torchdyn
+imports but does not use here (Lightning, torchsde, torchcde, torchvision) are replaced by stubs. Our time
+includes the additional operations of our solver: counting, clamping to the interval, and the check for
 non-finite numbers.
 """
 
@@ -65,7 +65,7 @@ def child(task: dict) -> None:
 
 
 def network_of(size: int, channels: int, device: str) -> torch.nn.Module:
-    """A U-Net whose velocity field has some curvature: random weights, and zero layers re-initialized."""
+    """U-Net with a curved velocity field: random weights, with zero-initialized layers re-initialized."""
     from fm_core.config import ModelSection
     from fm_core.models.build import build_network
 
@@ -81,7 +81,7 @@ def network_of(size: int, channels: int, device: str) -> torch.nn.Module:
 
 
 Sample = Callable[[torch.Tensor], torch.Tensor]
-"""A function from noise to images."""
+"""Function from noise to images."""
 
 
 def ours(network: torch.nn.Module, solver: str) -> Sample:

@@ -1,4 +1,4 @@
-"""Training and sampling with torchcfm: its loss in a plain loop, and its sampling. Used by parity.py.
+"""Training and sampling with torchcfm: its loss in a plain training loop, and its sampler. Used by parity.py.
 
 Runs in the environment with torchcfm: `python torchcfm_run.py '{"config": FILE, "samples": FILE}'`.
 """
@@ -90,7 +90,7 @@ def main(task: dict[str, Any]) -> None:
 
 
 def endless(images: int, batch: int) -> Iterator[torch.Tensor]:
-    """Row indices of full batches, reshuffled for each pass over the images."""
+    """Yield row indices of full batches endlessly, reshuffled for each pass over the images."""
     left = torch.empty(0, dtype=torch.int64)
     while True:
         left = torch.cat([left, torch.randperm(images)])
@@ -108,7 +108,7 @@ def draw_samples(
     device: torch.device,
     file: Path,
 ) -> float:
-    """Draw the run's number of images in the run's batch size; return the NFE per image."""
+    """Draw the run's number of images with the run's batch size; return the NFE per image."""
     from torchdiffeq import odeint
 
     sample, drawn, calls = config.sample, [], 0

@@ -1,11 +1,11 @@
-"""Time of a training step of the ImageNet-64 UNet on one device, compared with a reference trainer.
+"""Time of the ImageNet-64 UNet's training step on one device, compared with a reference trainer.
 
     python infra/benchmarks/training_step.py                          # on a GPU
     python infra/benchmarks/training_step.py --device cpu --size small --batch 8 --steps 2 --blocks 2
 
-The reference: torchcfm's UNet of the same size, DDP, fp16 autocast with GradScaler, NCHW, eager, .item() at
-each step, as in flow_matching's image example; plain-bf16 is the same in bf16. On a CPU everything is float32
-without autocast. cudnn.benchmark is on for all contenders.
+As in flow_matching's image example, the reference uses torchcfm's UNet of the same size, DDP, fp16 autocast
+with GradScaler, NCHW, eager mode, and .item() at each step; plain-bf16 is the same in bf16. On a CPU, all
+contenders use float32 without autocast. cudnn.benchmark is enabled for all contenders.
 """
 
 import json
@@ -34,12 +34,12 @@ SPEED = {
     "compile-only": {"compile": True},
     "not-fused": {"fused_optimizer": False},
 }
-"""train.speed of the program's own loop."""
+"""Settings of train.speed for this project's training loop."""
 GOALS = {"reference": "at most 0.50 on an H200", "plain-bf16": "below 1", "ours-eager": "below 1"}
 
 
 def contenders(device: str) -> tuple[Contender, ...]:
-    """All contenders, with the precision that they use on a device."""
+    """List all contenders, with the precision that they use on a device."""
     gpu = device == "cuda"
     loop = f"the program's loop, {'bf16' if gpu else 'float32'}"
     reference = "fp16 autocast, GradScaler" if gpu else "float32"

@@ -1,11 +1,11 @@
-"""Mutation tests: how many small faults the tests detect.
+"""Mutation testing: measure how many small faults the tests detect.
 
-    python -m infra.mutation record --tier default       which test executes which lines (for each tier)
-    python -m infra.mutation run --seed 1 --per-package 5   try mutants; continues where it was interrupted
-    python -m infra.mutation report                      what was caught, and what survived
+    python -m infra.mutation record --tier default       record the lines that each test executes (per tier)
+    python -m infra.mutation run --seed 1 --per-package 5   try mutants; an interrupted run is continued
+    python -m infra.mutation report                      list caught mutants and survivors
 
-Each mutant is tried in a copy of the tree, against the default tests that execute its lines, the fastest
-first, until one fails; a survivor is then tried against the other tests of `--all`. Results are in
+Each mutant is tried in a copy of the tree. The default tests that execute its lines are run, fastest first,
+until one fails. A survivor is then tried against the other tests of `--all`. Results are stored in
 build/mutation/results.jsonl.
 """
 
@@ -26,12 +26,12 @@ ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "mutation"
 RESULTS = BUILD / "results.jsonl"
 BATCH_SECONDS = 60.0
-"""Tests of one pytest process, by their recorded durations."""
+"""Total recorded duration of the tests of one pytest process, in seconds."""
 FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
 
 
 def main() -> int:
-    """Run one of the commands."""
+    """Run the requested command."""
     parser = argparse.ArgumentParser(prog="python -m infra.mutation", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     recording = commands.add_parser("record")
@@ -79,7 +79,7 @@ def run(mutants: list[Mutant], last_tier: str) -> None:
 
 
 def report() -> None:
-    """Print the share of mutants that each tier catches, and the survivors."""
+    """Print the fraction of mutants that each tier catches, and the survivors."""
     results = list(_results().values())
     caught = Counter(result["tier"] for result in results if result["killed by"])
     total = len(results)
@@ -99,7 +99,7 @@ def report() -> None:
 
 
 def _first_failure(tree: Path, mutant: Mutant, tests: list[str], seconds: dict[str, float]) -> str | None:
-    """The test that fails on the mutated tree, or None; a timeout counts as a failure."""
+    """Return the first test that fails on the mutated tree, or None; a timeout counts as a failure."""
     source = (ROOT / mutant.file).read_bytes()
     (tree / mutant.file).write_bytes(mutant.apply(source))
     try:
@@ -137,7 +137,7 @@ def _environment(tree: Path) -> dict[str, str]:
 
 
 def _copy_of_the_tree() -> Path:
-    """A new copy of all files that are tracked or not ignored by git."""
+    """Create a copy of all files that git tracks or does not ignore."""
     tree = BUILD / "tree"
     shutil.rmtree(tree, ignore_errors=True)
     listed = subprocess.run(
@@ -154,7 +154,7 @@ def _copy_of_the_tree() -> Path:
 
 
 def _results() -> dict[str, dict]:
-    """The newest result of each mutant by its name."""
+    """Return the most recent result of each mutant by name."""
     if not RESULTS.exists():
         return {}
     records = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]

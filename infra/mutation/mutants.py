@@ -1,7 +1,7 @@
-"""Mutants of the source: small faults, each a replacement of one expression or statement.
+"""Mutants of the source: small faults, each of which replaces one expression or statement.
 
-Operators: a comparison or a sign flipped, an arithmetic or Boolean operator exchanged, two arguments swapped,
-an integer off by one, a condition never true, a call or a `raise` dropped, a return value lost.
+Operators: flip a comparison or a sign, exchange an arithmetic or Boolean operator, swap two arguments, change
+an integer by one, make a condition always false, drop a call or a `raise`, or lose a return value.
 """
 
 import ast
@@ -31,7 +31,7 @@ ARITHMETIC: dict[type[ast.operator], type[ast.operator]] = {
     ast.Mod: ast.FloorDiv,
 }
 UNTESTED_CALLS = {"debug", "info", "warning", "error", "print", "TypeVar", "getLogger"}
-"""Calls that only produce text; dropping them changes no result."""
+"""Names of calls whose removal does not change any result, for example because they only produce text."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Mutant:
     Attributes:
         file: path relative to the root of the repository.
         line: first line of the changed code, from 1.
-        start, end: byte offsets of the code that is replaced.
-        new: the code put in its place.
-        operator: what kind of fault it is.
+        start, end: byte offsets of the replaced code.
+        new: the replacement code.
+        operator: kind of fault.
     """
 
     file: str
@@ -56,22 +56,23 @@ class Mutant:
 
     @property
     def name(self) -> str:
-        """Identity of this mutant among all mutants of one version of the source."""
+        """Unique name among all mutants of one version of the source."""
         return f"{self.file}:{self.line}:{self.operator}:{self.start}"
 
     def apply(self, source: bytes) -> bytes:
-        """Return the source with this fault."""
+        """Return the source with this fault applied."""
         return source[: self.start] + self.new.encode() + source[self.end :]
 
     def record(self) -> dict[str, object]:
-        """Return its entry for the results."""
+        """Return the mutant's entry for the results."""
         return asdict(self) | {"name": self.name}
 
 
 def sample(root: Path, per_package: int, seed: int) -> list[Mutant]:
-    """A seeded choice of mutants: the same number for each package of fm_core, its top level, and flows.
+    """Draw mutants with a seed, equally many for each package of fm_core, its top level, and flows.
 
-    A file is drawn by its size; operators take turns, otherwise most mutants would be integers off by one.
+    A file is drawn with probability proportional to its size. Operators take turns; otherwise, most mutants
+    would change an integer by one.
     """
     packages: dict[str, list[Path]] = {}
     for package in ("fm_core", "flows"):
@@ -100,7 +101,7 @@ def sample(root: Path, per_package: int, seed: int) -> list[Mutant]:
 
 
 def mutants_of(source: bytes, file: str) -> Iterator[Mutant]:
-    """All mutants of a file, in the order of the source."""
+    """Yield all mutants of a file, in source order."""
     tree = ast.parse(source)
     starts = [0]
     for line in source.splitlines(keepends=True):
@@ -114,13 +115,13 @@ def mutants_of(source: bytes, file: str) -> Iterator[Mutant]:
 
 
 def _mutable_nodes(tree: ast.AST) -> Iterator[ast.expr | ast.stmt]:
-    """Expressions and statements inside functions, except annotations, defaults and messages."""
+    """Yield expressions and statements inside functions, except annotations, defaults and messages."""
 
     def inside(node: ast.AST) -> Iterator[ast.expr | ast.stmt]:
         if isinstance(node, ast.JoinedStr | ast.Assert | ast.AnnAssign) and not getattr(node, "value", None):
             return
         if isinstance(node, ast.Raise):
-            yield node  # it can be dropped; its message is not changed
+            yield node  # the node can be dropped; its message is not mutated
             return
         if isinstance(node, ast.Call) and _called(node) in UNTESTED_CALLS:
             return
@@ -154,7 +155,7 @@ def _called(call: ast.Call) -> str:
 
 
 def _replacements(node: ast.expr | ast.stmt) -> Iterator[tuple[str, str]]:
-    """(operator, new code) for each fault that this node allows."""
+    """Yield (operator, new code) for each fault that this node allows."""
     for operator, build in _OPERATORS:
         new = build(node)
         if new is not None:

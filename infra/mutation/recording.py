@@ -1,7 +1,7 @@
-"""Recording of the lines that each test executes: a pytest plugin, and the map of its records.
+"""Recording of the lines that each test executes: a pytest plugin, and a reader of its records.
 
-Processes that a test starts are recorded for that test; a fixture is recorded for the first test that uses
-it. A process that is killed with SIGKILL leaves no record.
+Processes started by a test are recorded for that test. A fixture is recorded for the first test that uses it.
+A process that is killed with SIGKILL leaves no record.
 """
 
 import json
@@ -32,7 +32,7 @@ context = ${{MUTATION_TEST-}}
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """Set the current test for this process and those that it starts, and record its duration."""
+    """Set the current test for this process and its child processes, and record the test's duration."""
     recorder = coverage.Coverage.current()
     if recorder is not None:
         recorder.switch_context(item.nodeid)
@@ -48,15 +48,15 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class ExecutedLines:
-    """Test ids by file and line, and the seconds that each test took when it was recorded."""
+    """Test ids by file and line, and the duration of each test in seconds when it was recorded."""
 
     lines: dict[str, dict[int, list[str]]]
     seconds: dict[str, float]
 
     def tests_of(self, file: str, first: int, last: int) -> list[str]:
-        """Tests that execute one of these lines, the quickest first.
+        """Tests that execute at least one of these lines, fastest first.
 
-        Lines that are executed during imports belong to no test; the tests of the file are used instead.
+        Lines that are executed during imports belong to no test; all tests of the file are used instead.
         """
         by_line = self.lines.get(file, {})
         names = {name for line in range(first, last + 1) for name in by_line.get(line, [])}
@@ -65,14 +65,14 @@ class ExecutedLines:
 
     @staticmethod
     def read(file: Path) -> "ExecutedLines":
-        """Read the files that `record` wrote."""
+        """Read the records that `record` wrote."""
         record = json.loads(file.read_text(encoding="utf-8"))
         lines = {path: {int(n): tests for n, tests in by.items()} for path, by in record["lines"].items()}
         return ExecutedLines(lines, record["seconds"])
 
 
 def record(root: Path, folder: Path, arguments: list[str]) -> int:
-    """Run pytest with these arguments under the recorder, write folder/lines.json, return the status."""
+    """Run pytest with these arguments and the recorder, write folder/lines.json, and return the status."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("data*"):
         old.unlink()
@@ -91,7 +91,7 @@ def record(root: Path, folder: Path, arguments: list[str]) -> int:
         file = _relative(path)
         if file:
             for line, contexts in data.contexts_by_lineno(path).items():
-                # "static context|dynamic context", one of which is empty.
+                # The format is "static context|dynamic context", and one of the two is empty.
                 lines[file][line] |= {name for context in contexts for name in context.split("|") if name}
     result = {
         "lines": {f: {n: sorted(t) for n, t in by.items()} for f, by in lines.items()},
@@ -102,7 +102,7 @@ def record(root: Path, folder: Path, arguments: list[str]) -> int:
 
 
 def _relative(path: str) -> str | None:
-    """Path of a module below the root of the repository, even if a test ran a copy of it."""
+    """Path of a module relative to the root of the repository, even if a test ran a copy of the module."""
     parts = Path(path).parts
     for package in ("fm_core", "flows"):
         if package in parts:

@@ -38,13 +38,13 @@ TABLES = {
     "keyed_noise": "-normals",
     "solvers": "-euler",
 }
-"""Suffix of the name of the JSON file."""
+"""Suffix in the name of the JSON file."""
 MODULES = {
     *("data_peers", "data_tasks", "gpu_parts", "interleaved", "peers", "program", "same_work", "torchcfm_run")
 }
 NOT_TESTED = {"data", "gpu", "parity", "roofline"}
-"""data downloads peers of a hundred megabytes; parity needs a trained run (tests of reproduce); the others
-have modules of their own."""
+"""Benchmarks that are not tested here: data downloads peers of a hundred megabytes, parity needs a trained
+run (see the tests of reproduce), and the others have their own test modules."""
 
 
 def test_every_benchmark_is_listed():
@@ -53,7 +53,7 @@ def test_every_benchmark_is_listed():
 
 @pytest.fixture
 def benchmark(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs a benchmark's script in an empty folder, on a machine that shows no GPU."""
+    """Function that runs a benchmark's script in an empty folder, with no GPU visible."""
 
     def run(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

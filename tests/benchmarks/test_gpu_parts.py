@@ -1,4 +1,4 @@
-"""infra/benchmarks/gpu.sh without a GPU: parts, failures, the limit, the JSON and the table."""
+"""infra/benchmarks/gpu.sh without a GPU: parts, failures, the time limit, the JSON and the table."""
 
 import importlib
 import json
@@ -32,7 +32,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def record(gpu, tmp_path: Path) -> dict[str, Any]:
-    """What gpu.py wrote of four parts: measured, failed, stopped after three times its time, and skipped."""
+    """JSON and table from gpu.py for parts that are measured, fail, hang until stopped, or are skipped."""
     scripts = {
         "reference": RESULT,
         "broken": "def f():\n    raise RuntimeError('CUDA error: misaligned address')\nf()",
@@ -137,7 +137,7 @@ def test_the_parts_name_programs_and_sizes_that_exist(gpu, device, size):
 
 
 def fake_python(tmp_path: Path) -> Path:
-    """An interpreter that writes down its arguments instead of running them."""
+    """Interpreter that records its arguments instead of running them."""
     path = tmp_path / "python"
     path.write_text(f'#!/bin/sh\n[ "$1" = -c ] && echo 3.12 && exit\necho "$@" >>{tmp_path}/calls\n')
     path.chmod(0o755)
@@ -171,7 +171,7 @@ def test_a_folder_without_wheels_is_refused(tmp_path):
 
 
 def test_small_settings_run_on_a_cpu(public_python, tmp_path):
-    """The programs that gpu.sh starts, with the interpreter's own packages."""
+    """Run the programs that gpu.sh starts with the interpreter's own packages."""
     parts = ["noise", "losses", "loader", "dit", "unet/reference", "sampling-midpoint-20", "cuda-graphs"]
     command = ["bash", FOLDER / "gpu.sh", "--device", "cpu", "--size", "tiny", "--limit", "900"]
     command += ["--json", tmp_path / "gpu.json", "--part", *parts]

@@ -41,7 +41,7 @@ def test_pointwise_operations_are_fused_up_to_the_next_product(roofline):
     assert len(kernels) == 6
     before, product, after = roofline.fused(kernels)
     assert [kernel.product for kernel in (before, product, after)] == [False, True, False]
-    # Intermediate results are neither written nor read.
+    # Intermediate results of a fused kernel are neither written nor read.
     assert roofline.size_of([before]) == roofline.size_of([after]) == 2 * 4 * BATCH * WIDTH
 
 
@@ -63,7 +63,7 @@ def test_a_kernel_takes_the_longer_of_its_two_times(roofline):
 
 
 def test_a_training_step_has_three_times_the_flops_of_a_forward_pass(roofline):
-    """But for what no gradient needs: that of the image in the first layer."""
+    """Except the gradient with respect to the image in the first layer, which is not computed."""
     text = roofline.table(["tiny-dit"], 64)
     eager, compiled = [line.split("|") for line in text.splitlines()[2:]]
     sizes = importlib.import_module("same_work").SIZES

@@ -9,7 +9,7 @@ from fm_core.stages.shard import shard
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory) -> RunConfig:
-    """Configuration of a run whose data set is sharded."""
+    """Configuration of a run with a sharded data set."""
     root = tmp_path_factory.mktemp("digits")
     config = RunConfig.model_validate(
         {

@@ -45,7 +45,7 @@ def test_it_classifies_validation_digits_and_is_confident_about_digits_only(digi
         confident(validation.flatten(2)[:, :, torch.randperm(64, generator=generator)].view_as(validation))
         < 0.05
     )
-    # A blend of two digits is not noise, but the classifier is less confident about it than about a digit.
+    # A blend of two digits is not noise, but the classifier is less confident in it than in a single digit.
     assert confident((validation.int() + validation.roll(1, 0).int()) // 2) < 0.6
 
 

@@ -1,4 +1,4 @@
-"""The classifier stored with a data set, and its record."""
+"""Classifier stored beside a data set, and its record."""
 
 import json
 from contextlib import suppress
@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def extractor(digits, manifest, monkeypatch):
-    """An untrained classifier: fast, and sufficient here."""
+    """Extractor with an untrained classifier, which is fast and sufficient for these tests."""
     monkeypatch.setattr(classifier_features, "RECIPE", {"classifier": "untrained", "seed": 0})
     monkeypatch.setattr(
         classifier_features, "train_classifier", lambda *_, device, on_progress: Classifier(1, 8, 10).eval()
@@ -34,7 +34,7 @@ def extractor(digits, manifest, monkeypatch):
 
 
 def test_its_accuracy_is_recorded_with_the_number_of_images_it_was_measured_on(digits, manifest, extractor):
-    """All validation images, however few of them are scored like samples."""
+    """All validation images are used, even if only a few of them are scored in the same way as samples."""
     pixels, _ = first_images(digits.data.root, manifest, "val", 60)
     features, probabilities = extractor(pixels)
     part = {"features": features, "probabilities": probabilities}
@@ -86,7 +86,7 @@ def test_a_record_of_an_earlier_version_without_that_number_is_read(digits, mani
 def test_another_choice_of_training_images_is_another_classifier(
     digits, manifest, extractor, monkeypatch, fair, most_images, most_bytes, trained_again
 ):
-    """Earlier versions took the first images by id, whatever their order and size."""
+    """Earlier versions took the first images by id, regardless of their order and size."""
     asked = []
     monkeypatch.setattr(classifier_features, "MAX_IMAGES", most_images)
     monkeypatch.setattr(classifier_features, "MAX_BYTES", most_bytes)

@@ -18,7 +18,7 @@ SHAPE = (1, 4, 4)
 
 
 class Linear(nn.Module):
-    """u(t, x) = rate x: the model is N(0, exp(2 rate))."""
+    """Linear field u(t, x) = rate x, whose model distribution is N(0, exp(2 rate))."""
 
     def __init__(self, rate):
         super().__init__()
@@ -47,7 +47,7 @@ def model(rate=0.0, levels=17, conditional=False):
 
 
 def score(network, pixels, labels=None, **settings):
-    """Combine batches as in an evaluation, and the check of the solver."""
+    """Combine batches as in an evaluation, including the solver check."""
     settings = LikelihoodSection.model_validate(
         {"images": len(pixels), "rtol": 1e-6, "atol": 1e-6, **settings}
     )
@@ -69,8 +69,8 @@ def images(count, levels=17, seed=0):
 
 
 def gaussian_bits(pixels, levels, std, draw=0):
-    """Bits/dim [N] of N(0, std^2) at the points that are scored, in float64."""
-    random = KeyedRandom("numpy-v1", 3, Domain.LIKELIHOOD)  # as the recipe of the model, which names none
+    """Bits/dim [N] of N(0, std^2) at the scored points, in float64."""
+    random = KeyedRandom("numpy-v1", 3, Domain.LIKELIHOOD)  # default if a model's recipe names none
     dither = random.uniform(Purpose.DEQUANTIZATION, range(len(pixels)), SHAPE, index=draw)
     x = Quantizer(levels).dequantize(pixels, dither).double().flatten(1)
     nats = 0.5 * (x / std).square().mean(1) + math.log(std) + 0.5 * math.log(2 * math.pi)
@@ -89,11 +89,11 @@ def test_a_network_of_zeros_is_the_source_itself(levels):
 
 
 def test_the_offset_is_that_of_the_bins():
-    """The mean over uniform pixels of -log2 N(x; 0, 1) + log2(levels / 2), for uniform x in [-1, 1)."""
+    """Compare with the mean of -log2 N(x; 0, 1) + log2(levels / 2) over uniform x in [-1, 1)."""
     expected = (0.5 / 3 + 0.5 * math.log(2 * math.pi)) / math.log(2) + math.log2(17 / 2)
     result = score(model(), images(400))
     assert result.single_sample.value == pytest.approx(expected, abs=4 * result.single_sample.stderr)
-    # A uniform density on [-1, 1) costs log2(levels) exactly, and no model of uniform pixels costs less.
+    # A uniform density on [-1, 1) takes log2(levels) bits exactly; no model of uniform pixels takes fewer.
     assert result.single_sample.value > math.log2(17)
 
 

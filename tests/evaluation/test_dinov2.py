@@ -1,4 +1,4 @@
-"""DINOv2's features against its formula in numpy, on random weights of the names of the published files."""
+"""DINOv2 features compared with a numpy implementation, on random weights with the published tensor names."""
 
 import hashlib
 
@@ -20,7 +20,7 @@ WIDTH, DEPTH, HEADS, PATCH, GRID = 128, 2, 2, 56, 3
 
 @pytest.fixture(scope="module")
 def weights():
-    """Tensors as in facebookresearch/dinov2 and timm, but for their sizes."""
+    """Tensors as in facebookresearch/dinov2 and timm, except for their sizes."""
     generator = torch.Generator().manual_seed(0)
     shapes = {
         "cls_token": (1, 1, WIDTH),
@@ -45,7 +45,7 @@ def weights():
 
 @pytest.fixture
 def files(weights, tmp_path):
-    """The weights as facebook publishes them, with a token of their training, and as timm does."""
+    """Weights files in facebook's format, with the mask token of its training, and in timm's format."""
     torch.save({**weights, "mask_token": torch.zeros(1, WIDTH)}, tmp_path / "facebook.pth")
     save_file(weights, tmp_path / "timm.safetensors")
     return tmp_path
@@ -60,14 +60,14 @@ def as_tensor(images):
 
 
 def cubic(distance):
-    """Keys's kernel with a = -0.75."""
+    """Keys' cubic kernel with a = -0.75."""
     x, a = np.abs(distance), -0.75
     near = (a + 2) * x**3 - (a + 3) * x**2 + 1
     return np.where(x <= 1, near, np.where(x < 2, a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a, 0))
 
 
 def interpolation(old, new):
-    """Matrix [new, old] of bicubic interpolation at the positions of the published code."""
+    """Matrix [new, old] for bicubic interpolation at the positions that the published code uses."""
     at = (np.arange(new) + 0.5) * old / (new + 0.1) - 0.5
     matrix = np.zeros((new, old))
     for row, place in enumerate(at):
@@ -77,7 +77,7 @@ def interpolation(old, new):
 
 
 def formula(images, w):
-    """The class token of one image after the last normalization, in float64."""
+    """Class token of one image after the last normalization, in float64."""
     w = {name: tensor.double().numpy() for name, tensor in w.items()}
 
     def linear(x, name):

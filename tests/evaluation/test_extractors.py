@@ -1,4 +1,4 @@
-"""Feature extractors: InceptionV3 by torch-fidelity, TorchScript, modules by import path."""
+"""Feature extractors: torch-fidelity's InceptionV3, TorchScript files, and modules by import path."""
 
 import hashlib
 import os
@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 
 class Brightness(nn.Module):
-    """Means over channels as features, and three logits."""
+    """Channel means as features, and three logits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ class TestWeights:
 @pytest.fixture(scope="module")
 def answers(digits, tmp_path_factory, public_environment):
     folder = tmp_path_factory.mktemp("inception")
-    # A torchvision of another build of torch raises RuntimeError when it is imported.
+    # Importing a torchvision that was built for another torch raises RuntimeError.
     (folder / "torchvision").mkdir()
     (folder / "torchvision" / "__init__.py").write_text(
         "raise RuntimeError('operator torchvision::nms does not exist')\n"
@@ -162,7 +162,7 @@ def answers(digits, tmp_path_factory, public_environment):
 
 
 class TestInception:
-    """In a separate environment, with random weights of the exact format."""
+    """Tests in a separate environment, with random weights in the exact format."""
 
     def test_its_features_are_those_of_torch_fidelity(self, answers):
         assert answers["features"] == "(3, 2048) (3, 1008)"

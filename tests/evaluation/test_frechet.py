@@ -31,7 +31,7 @@ def distance_of(a, b):
 
 
 def by_square_root(a, b):
-    """The formula as published, with scipy's matrix square root."""
+    """Fréchet distance by the published formula, with scipy's matrix square root."""
     a, b = (rows.double().numpy() for rows in (a, b))
     first, second = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     root = scipy.linalg.sqrtm(first @ second).real
@@ -48,17 +48,17 @@ def test_it_is_the_formula_with_scipys_square_root(dimension):
 
 
 def moments_of_gaussian(mean, covariance, count=10**6):
-    """Moments whose mean and unbiased covariance are exactly these."""
+    """Moments with exactly this mean and unbiased covariance."""
     mean, covariance = torch.as_tensor(mean).double(), torch.as_tensor(covariance).double()
     return FeatureMoments(count, count * mean, (count - 1) * covariance + count * torch.outer(mean, mean))
 
 
 def test_known_gaussians():
-    # Covariances that commute: |m1 - m2|^2 + sum (s1 - s2)^2.
+    # For covariances that commute, the distance is |m1 - m2|^2 + sum (s1 - s2)^2.
     a = moments_of_gaussian([1.0, 2.0, 3.0], np.diag([1.0, 4.0, 9.0]))
     b = moments_of_gaussian([1.0, 0.0, 3.5], np.diag([4.0, 4.0, 1.0]))
     assert frechet_distance(a, Gaussian.of(b)) == pytest.approx(4 + 0.25 + 1 + 0 + 4, rel=1e-9)
-    # And two that do not: S1 = I, so that the trace is that of the root of S2.
+    # With S1 = I, the trace equals the trace of the square root of S2.
     rotation = np.array([[0.8, -0.6], [0.6, 0.8]])
     c = moments_of_gaussian([0, 0], np.eye(2))
     d = moments_of_gaussian([0, 0], rotation @ np.diag([9.0, 0.25]) @ rotation.T)
@@ -72,7 +72,7 @@ def test_a_shift_is_its_square():
 
 @pytest.mark.parametrize(("count", "dimension"), [(1000, 8), (10, 64)])
 def test_identical_sets_have_distance_zero(count, dimension):
-    """This includes ten images of 64 features, whose covariance is singular."""
+    """The cases include ten images with 64 features, whose covariance is singular."""
     rows = features(count, dimension, 4)
     trace = FeatureMoments.of(rows).covariance.trace().item()
     assert 0 <= distance_of(rows, rows) <= 1e-9 * trace
@@ -81,7 +81,7 @@ def test_identical_sets_have_distance_zero(count, dimension):
 
 @pytest.mark.parametrize("count", [2, 5, 32, 64, 200])
 def test_few_images_are_exact(count):
-    """By the features and by the moments, against the published formula in 40 digits."""
+    """Compare the distances from features and from moments with the published formula in 40 digits."""
     import mpmath
 
     few, many = features(count, 8, 11), features(500, 8, 12, scale=0.8)
@@ -114,7 +114,7 @@ def test_the_distance_does_not_depend_on_the_order_of_the_images():
         for part in (rows, rows[torch.randperm(600, generator=torch.Generator().manual_seed(0))])
     )
     assert shuffled.value == pytest.approx(ordered.value, rel=1e-9)
-    assert shuffled.stderr == pytest.approx(ordered.stderr, rel=0.05)  # other pairs are behind it
+    assert shuffled.stderr == pytest.approx(ordered.stderr, rel=0.05)  # estimated from other pairs
 
 
 def test_constant_features_do_not_change_the_distance():
@@ -153,7 +153,7 @@ def test_one_image_has_no_covariance(count):
 
 @pytest.mark.parametrize(("shift", "scale"), [(0.0, 1.0), (0.3, 1.0), (0.0, 1.2)])
 def test_the_error_is_the_spread_over_independent_draws(shift, scale):
-    """Also between equal distributions, where the first-order influence vanishes, and for the limit."""
+    """Includes equal distributions, where the first-order influence vanishes, and the limit."""
     mixing = torch.randn(6, 6, generator=torch.Generator().manual_seed(100), dtype=torch.float64)
     generator = torch.Generator().manual_seed(8)
 
@@ -177,7 +177,7 @@ def test_the_error_is_the_spread_over_independent_draws(shift, scale):
 
 
 def test_classes_dealt_in_turn_do_not_change_the_error():
-    """Blocks that are cut by the number of an image would hold one class each."""
+    """Blocks assigned by image index would each contain a single class."""
     centers = features(10, 8, 20, scale=3)
     rows = features(600, 8, 21, scale=0.3) + centers[torch.arange(600) % 10]
     target = reference(features(900, 8, 22, scale=0.3) + centers[torch.arange(900) % 10])
@@ -198,7 +198,7 @@ def test_an_error_of_few_images_or_of_heavy_tails_is_labeled():
 
 
 def test_the_influence_is_the_derivative_of_the_distance():
-    """By weights of the images: the distance with image i counted a little more often."""
+    """Compare with the numerical derivative of the distance with respect to the weight of each image."""
     rows, target = features(60, 5, 30).double(), reference(features(80, 5, 31))
 
     def weighted(weights):

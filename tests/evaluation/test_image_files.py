@@ -1,4 +1,4 @@
-"""Images to score without a run, by the rules of sharding: folders, zips, tars, samples, data sets."""
+"""Images to score without a run, read by the rules of sharding: folders, zips, tars, samples, data sets."""
 
 import io
 import tarfile
@@ -57,7 +57,7 @@ def test_folder_zip_and_tars_give_the_same_images_and_classes(tmp_path):
                 tar.add(path, path.relative_to(folder))
     images, pixels = opened(folder)
     assert (images.count, images.shape, images.kind) == (6, (3, 8, 8), "files")
-    assert torch.equal(pixels[0], torch.from_numpy(picture(0)).permute(2, 0, 1))  # in the order of classes
+    assert torch.equal(pixels[0], torch.from_numpy(picture(0)).permute(2, 0, 1))  # sorted by class
     assert images.labels().tolist() == [0, 0, 0, 1, 1, 1]
     assert images.facts() == {"files": {"PNG RGB": 6}}
     for place in ("a.zip", "tars", "tars/part-{0..1}.tar"):
@@ -77,7 +77,7 @@ def test_every_kind_of_picture_has_the_pixels_of_sharding_and_is_counted(tmp_pat
     for row, path in enumerate(sorted(tmp_path.iterdir())):
         expected = decode(path.read_bytes(), 8, "exact", PixelRules(orientation=True))
         assert np.array_equal(pixels[row].numpy(), expected), path.name
-    assert torch.equal(pixels[0], pixels[2])  # 16 bits become 8
+    assert torch.equal(pixels[0], pixels[2])  # 16 bits are converted to 8
     counted = images.facts()["files"]
     assert counted == {"PNG L": 1, "PNG RGBA": 1, "PNG I;16": 1, "JPEG RGB": 1, "WEBP RGB": 1}
     assert images.labels() is None

@@ -1,6 +1,6 @@
-"""Resizing of other programs, against implementations of their own, and the layer of sFID.
+"""Resizing of other programs, compared with independent implementations, and the spatial layer of sFID.
 
-pytorch-fid and clean-fid are not installed: their resizing is compared with the formula, written out here,
+pytorch-fid and clean-fid are not installed. Their resizing is compared with the formula, implemented here,
 and with Pillow, which clean-fid calls.
 """
 
@@ -20,7 +20,7 @@ from fm_core.evaluation.features.inception_input import (
 
 
 class Branches(nn.Module):
-    """Stands for Mixed_6d."""
+    """Substitute for Mixed_6d."""
 
     def __init__(self):
         super().__init__()
@@ -31,7 +31,7 @@ class Branches(nn.Module):
 
 
 class SmallInception(nn.Module):
-    """Layers of the names of torch-fidelity's, and a resizing of its own."""
+    """Network with torch-fidelity's layer names and its own resizing."""
 
     def __init__(self):
         super().__init__()
@@ -55,7 +55,7 @@ def as_tensor(images):
 
 
 def bilinear_with_half_pixel_centers(channel):
-    """One channel [H, W] at 299 x 299, each output pixel from its four neighbors, in float64."""
+    """Resize one channel [H, W] to 299 x 299, with each output pixel from four neighbors, in float64."""
 
     def places(size):
         at = np.clip((np.arange(SIDE) + 0.5) * size / SIDE - 0.5, 0, None)
@@ -74,7 +74,7 @@ def test_the_input_of_pytorch_fid_is_bilinear_with_half_pixel_centers(size):
     images = pictures(*size)
     expected = [[bilinear_with_half_pixel_centers(image[..., c] / 255) for c in range(3)] for image in images]
     difference = torch_bilinear(as_tensor(images)) - torch.from_numpy(2 * np.array(expected) - 1)
-    assert difference.abs().max() < 1e-4  # their positions are float32
+    assert difference.abs().max() < 1e-4  # positions are computed in float32
 
 
 @pytest.mark.parametrize("size", [(32, 32), (64, 48), (320, 310)])

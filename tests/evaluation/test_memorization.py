@@ -1,4 +1,4 @@
-"""Memorization against models that copy, that generalize, and that are far from the data."""
+"""Memorization scores for models that copy, that generalize, and that are far from the data."""
 
 import pytest
 import torch
@@ -50,7 +50,7 @@ def test_samples_far_from_all_data_are_no_copies():
 
 
 def test_the_errors_are_the_spread_over_independent_sets():
-    """Of samples and validation images, for the same training images."""
+    """Samples and validation images are drawn independently; the training images stay the same."""
     results = [
         memorization(*(nearest_distances(normal(300, 10 + 2 * n + side), [TRAINING]) for side in (0, 1)))
         for n in range(80)

@@ -22,7 +22,7 @@ EXTRACTOR = Extractor("pixels", "0" * 64, lambda images: (images.flatten(1).floa
 
 
 class Decay(nn.Module):
-    """u(t, x) = -2 x: images are noise times exp(-2)."""
+    """Field u(t, x) = -2 x, whose images are noise times exp(-2)."""
 
     def forward(self, t, x, label=None):
         return -2 * x

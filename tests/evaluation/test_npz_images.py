@@ -1,4 +1,4 @@
-"""Images in .npz files: parts in linear time, and one-line errors."""
+"""Images in .npz files: reading parts in linear time, and one-line errors."""
 
 import io
 import zipfile

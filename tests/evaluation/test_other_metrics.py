@@ -1,4 +1,4 @@
-"""Kernel distance, Inception Score, precision and recall, duplicates: against known values."""
+"""Kernel distance, Inception Score, precision and recall, and duplicates, compared with known values."""
 
 import math
 
@@ -100,7 +100,7 @@ class TestPrecisionAndRecall:
         assert result.recall == pytest.approx(0.5, abs=0.08)
 
     def test_their_errors_are_the_spread_over_independent_draws_of_both_sets(self, monkeypatch):
-        """Where the balls are taken as given, the errors are a fifth too small."""
+        """With the balls held fixed, the errors would be too small by a fifth."""
         monkeypatch.setattr(metrics, "HALVINGS", 12)
         results = [
             precision_and_recall(normal(100, 4, seed), normal(120, 4, 900 + seed, shift=0.3))

@@ -1,4 +1,4 @@
-"""Images to score are read by the rules of sharding: hidden entries, links, transparency."""
+"""Images to score, read by the rules of sharding: hidden entries, links, transparency."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ SPLIT = Split(images=40, class_histogram=None, channel_mean=(0.0,), channel_std=
 
 @pytest.fixture
 def colors() -> Manifest:
-    """The manifest of a data set of 8 x 8 pixels in color, on a black background."""
+    """Manifest of a data set of 8 x 8 color images with a black background."""
     return Manifest(
         name="colors",
         levels=256,
@@ -98,7 +98,7 @@ def test_the_images_in_memory_are_bounded_by_their_bytes(colors, monkeypatch):
 
 
 def test_samples_that_take_their_classes_in_turn_have_the_error_of_mixed_ones():
-    """Blocks cut by the number of an image would be of one class each, and the error far too large."""
+    """Blocks assigned by image index would each contain one class, and the error would be far too large."""
     random = torch.Generator().manual_seed(0)
     classes = torch.arange(2000) % 10
     features = torch.eye(10)[classes] * 5 + torch.randn(2000, 10, generator=random)

@@ -1,4 +1,4 @@
-"""Named protocols: what each sets, what is recorded as a deviation, and the scores that only they have."""
+"""Named protocols: their settings, recorded deviations, and the scores that only they define."""
 
 import hashlib
 from typing import get_args
@@ -59,7 +59,7 @@ def test_the_table_is_closed_and_its_names_are_those_of_the_configuration():
 
 
 def row_of(protocol):
-    """A protocol in the table of the documentation."""
+    """Row of a protocol in the documentation's table."""
     images = f"{protocol.images:,}" if protocol.images else "not fixed"
     images += ", random classes" if protocol.random_classes else ""
     order = {"file": "in file order", "shuffled": "shuffled"}[protocol.split_order]
@@ -88,7 +88,7 @@ class TestKeys:
         assert (adm.features, adm.pair_images) == ("inception", 10_000)
         assert adm.metrics == ("frechet_distance", "inception_score", "precision_recall")
         assert EvaluateSection(protocol="edm").metrics == ("frechet_distance",)
-        again = EvaluateSection.model_validate(adm.model_dump(mode="json"))  # as the ranks of a job read it
+        again = EvaluateSection.model_validate(adm.model_dump(mode="json"))  # as read by the ranks of a job
         assert again == adm
 
     def test_a_key_that_is_named_is_taken(self):
@@ -112,7 +112,7 @@ class TestKeys:
         )
 
     def test_the_names_of_earlier_score_files_stay(self, digits, tmp_path):
-        """Their hash does not see keys that came later, unless these are set."""
+        """The hash in the name does not include keys that were added later, unless they are set."""
         np.savez(tmp_path / "a.npz", np.zeros((9, 8, 8, 1), np.uint8))
 
         def key(**keys):
@@ -180,7 +180,7 @@ class TestDeviations:
 
 class TestInceptionScoreOfSplits:
     def independent(self, probabilities, splits, order):
-        """The formula of Salimans et al. (2016) in numpy, image by image."""
+        """Inception Score by the formula of Salimans et al. (2016) in numpy, image by image."""
         p = probabilities.double().numpy()
         p = p if order == "file" else p[np.random.RandomState(2020).permutation(len(p))]
         values = []

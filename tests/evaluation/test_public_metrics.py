@@ -1,6 +1,6 @@
-"""Metrics against torch-fidelity, torchmetrics and scipy on identical features.
+"""Metrics compared with torch-fidelity, torchmetrics and scipy on identical features.
 
-Both packages are used only by tests, so this test installs them in a separate environment.
+torch-fidelity and torchmetrics are used only by tests, so this test installs them in a separate environment.
 """
 
 import subprocess

@@ -1,4 +1,4 @@
-"""References: from a split, from files, and the check that they stay the same."""
+"""References from a split and from files, and the check that they have not changed."""
 
 import math
 
@@ -142,7 +142,7 @@ class TestReferenceCheck:
 
         first = check(images)
         assert check(images) == first
-        for changed in (images.roll(1, 2), 16 - images, (images // 2) * 2):  # shifted, inverted, coarser
+        for changed in (images.roll(1, 2), 16 - images, (images // 2) * 2):  # shifted, inverted, quantized
             with pytest.raises(
                 UserError, match="pixels, resizing, extractor or statistics changed"
             ) as caught:

@@ -1,4 +1,4 @@
-"""Reference, samples and validation images in several parts, computed by several ranks: the scores of one."""
+"""Scores of parts that several ranks compute, compared with the scores of one rank and of one part."""
 
 import shutil
 from pathlib import Path
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 class Projection(nn.Module):
-    """16 features and five logits of 3 x 8 x 8 pixels."""
+    """Network with 16 features and five logits for images of 3 x 8 x 8 pixels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ def images(tmp_path_factory):
 
 @pytest.fixture
 def scores(digits, images, tmp_path, monkeypatch):
-    """Function of (ranks, images per part) that returns the scores and the numbers of parts."""
+    """Function of (ranks, images per part) that returns the scores and the number of parts of each task."""
 
     def compute(ranks, part):
         for module, name in (
@@ -62,7 +62,7 @@ def scores(digits, images, tmp_path, monkeypatch):
         }
         config = parse_config(merge(digits.model_dump(mode="json"), over), where="test")
         (root / "control").mkdir()
-        for number in reversed(range(ranks)):  # in any order
+        for number in reversed(range(ranks)):  # the order does not matter
             evaluate(config, Rank(number, ranks, number, root / "control", "job"))
         evaluation = EvaluationRun(config, CPU)
         evaluation.open(lambda step, steps, loss: None)
@@ -77,7 +77,7 @@ def scores(digits, images, tmp_path, monkeypatch):
 
 
 def test_parts_of_several_ranks_give_the_numbers_of_one_rank_and_nearly_those_of_one_part(scores):
-    """Equal to the last bit for any ranks; split differently, sums are rounded differently."""
+    """Scores are identical bit for bit for any number of ranks; other parts round sums differently."""
     single, counts = scores(1, 256)
     assert counts == [6, 3, 2]
     assert {"frechet_distance", "kernel_distance", "inception_score", "precision", "recall"} <= single.keys()

@@ -1,4 +1,4 @@
-"""A data set that lacks a split is refused before anything is scored."""
+"""Errors for data sets that lack a required split, raised before anything is scored."""
 
 import pytest
 import torch

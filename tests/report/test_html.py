@@ -60,7 +60,7 @@ def test_a_grid_shows_every_image_in_its_place_at_full_range(channels):
     for number in range(5):
         images[number] = number * 4
     picture = grid(images, levels=17, columns=3, scale=2)
-    assert picture.size == (3 * 4 * 2, 2 * 3 * 2)  # with the lines between images
+    assert picture.size == (3 * 4 * 2, 2 * 3 * 2)  # including the lines between images
     for number in range(5):
         column, row = number % 3, number // 3
         value = picture.convert("RGB").getpixel((column * 8 + 5, row * 6 + 3))

@@ -1,4 +1,4 @@
-"""Score tables: differences of protocol are always stated with the numbers."""
+"""Score tables: differences between protocols are always stated with the numbers."""
 
 import json
 import re
@@ -158,7 +158,7 @@ def test_distances_of_different_numbers_of_images_stand_with_their_limits():
 
 @pytest.mark.parametrize("key", ["classifier_score", "inception_score"])
 def test_only_a_score_of_inception_is_called_inception_score(key):
-    """Files of earlier versions have the score of a classifier under the other key."""
+    """Files of earlier versions store a classifier's score under the other key."""
     record = {"value": 9.5, "stderr": 0.1, "images": 500, "features": "classifier"}
     one = scores(**{key: record}, classifier={"held_out_accuracy": 0.982, "held_out_images": 300})
     head = compare_scores([ScoreEntry("one", one)]).table.head
@@ -206,7 +206,7 @@ def test_bits_of_the_same_images_and_draws_are_compared_in_pairs(tmp_path):
         ]
         scores_file.with_suffix(".bits.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     notes = [note for note in compare(runs).notes if "paired" in note]
-    assert len(notes) == 1  # another seed has other draws
+    assert len(notes) == 1  # the third entry has another seed and other draws
     assert re.search(
         r"of run1 .* less run0 .*: \+0\.0100 ± 0\.0000 over 40 images \(unpaired ± 0\.4", notes[0]
     )

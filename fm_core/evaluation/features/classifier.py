@@ -1,9 +1,9 @@
 """Classifier trained on the labels of a data set, for features where Inception weights are unavailable.
 
-Its features are specific to one data set and one training run: a Fréchet distance on them is never called
+Its features are specific to one data set and one training run, so a Fréchet distance on them is never called
 FID. The fraction of samples that it classifies with high confidence measures whether they look like members
-of a class at all. An ordinary classifier is confident about nine in ten images of pure noise; this one is
-therefore also trained on out-of-distribution negatives (`ood_negatives`).
+of a class at all. An ordinary classifier is confident about nine in ten images of pure noise. This classifier
+is therefore also trained on out-of-distribution negatives (`ood_negatives`).
 """
 
 import math
@@ -21,9 +21,9 @@ OnProgress = Callable[[int, int, float], None]
 class Classifier(nn.Module):
     """A small CNN: images float32 [N, C, H, W] in [-1, 1] -> (features [N, D], logits [N, classes]).
 
-    Each stage has two convolutions of twice the width of the previous stage, then pooling by 2, until the
-    image size is about four pixels: once for 8 x 8 digits, four times for 64 x 64 photographs. Features are
-    non-negative (after a ReLU), D = `features`.
+    Each stage has two convolutions, twice as wide as those of the previous stage, and then pooling by 2. The
+    image is pooled until it is about four pixels wide: once for 8 x 8 digits, four times for 64 x 64
+    photographs. Features are non-negative (after a ReLU), and D = `features`.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Classifier(nn.Module):
         self.read = nn.Linear(features, classes)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features and logits of a batch of images."""
+        """Return features and logits of a batch of images."""
         features = F.relu(self.embed(self.stages(images).flatten(1)))
         return features, self.read(features)
 
@@ -70,13 +70,13 @@ def train_classifier(
     """Train on images uint8 [N, C, S, S] in 0 .. levels - 1 with labels int64 [N] in 0 .. classes - 1.
 
     AdamW with one learning-rate cycle over `steps` batches. Every image is shifted by up to an eighth of its
-    size, and each batch is extended by half as many OOD negatives. All randomness comes from `seed`; global
-    generators are not touched: on the same kind of machine and number of threads the result is identical bit
-    for bit. `on_progress(step, steps, loss)` is called about fifty times. The classifier is returned in eval
-    mode, on `device`.
+    size, and each batch is extended by half as many OOD negatives. All randomness comes from `seed`, and
+    global generators are not used: with the same kind of machine and number of threads, the result is
+    identical bit for bit. `on_progress(step, steps, loss)` is called about fifty times. The classifier is
+    returned in eval mode, on `device`.
 
     Raises:
-        ValueError: images and labels do not match each other or the number of classes.
+        ValueError: the images and labels do not match each other or the number of classes.
     """
     _check(images, labels, classes)
     quantizer = Quantizer(levels)
@@ -123,9 +123,10 @@ def _check(images: Tensor, labels: Tensor, classes: int) -> None:
 def ood_negatives(x: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """OOD negatives and their soft targets: ([N // 2, C, H, W], [N // 2, classes]).
 
-    The first half of the batch x [N, C, H, W] with class probabilities `targets` [N, classes] is blended with
-    the images of the second half with shuffled pixels, whose target is uniform. The weight of the first image
-    is at most one half: with more it would still be a member of its class.
+    Each image in the first half of the batch x [N, C, H, W], which has class probabilities `targets`
+    [N, classes], is blended with an image of the second half whose pixels are shuffled and whose target is
+    uniform. The weight of the first image is at most one half; with a larger weight, the blend would still be
+    a member of its class.
     """
     n = len(x) // 2
     order = torch.rand(n, 1, x[0, 0].numel(), generator=generator).argsort(dim=2).expand(-1, x.shape[1], -1)
@@ -166,6 +167,6 @@ def predict(
 
 
 def accuracy(classifier: Classifier, images: Tensor, labels: Tensor, levels: int) -> float:
-    """Fraction in [0, 1] of uint8 images [N, C, S, S] whose most probable class is their label int64 [N]."""
+    """Fraction in [0, 1] of images uint8 [N, C, S, S] whose most probable class is their label int64 [N]."""
     _, probabilities = predict(classifier, images, levels)
     return (probabilities.argmax(dim=1) == labels.cpu()).double().mean().item()

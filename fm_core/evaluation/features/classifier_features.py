@@ -1,4 +1,4 @@
-"""Feature extractor by a classifier of the data set, trained once and stored beside the data set."""
+"""Feature extractor based on a classifier of the data set, trained once and stored beside the data set."""
 
 import json
 import math
@@ -19,16 +19,16 @@ from fm_core.storage.hashing import fingerprint, sha256_bytes
 from fm_core.storage.store import Store
 
 RECIPE = {"classifier": 3, "seed": 0}
-"""Version of the training recipe: increment it if the same data would give another classifier."""
+"""Version of the training recipe; increment it if the same data would yield another classifier."""
 
 BATCH = 64
 LEAST_STEPS = 500
 EPOCHS = 8
-"""Least number of passes over the training images."""
+"""Minimum number of passes over the training images."""
 MAX_IMAGES = 200_000
 """Maximum number of training images, and of validation images, in memory."""
 MAX_BYTES = 4 * 2**30
-"""Maximum size of these images in memory, in bytes: 200,000 images of up to 84 pixels."""
+"""Maximum size of these images in memory, in bytes; enough for 200,000 RGB images of 84 x 84 pixels."""
 
 
 def classifier_extractor(
@@ -77,12 +77,12 @@ def classifier_extractor(
 
 
 def check_accuracy(extractor: Extractor, least: float | None, manifest: Manifest) -> None:
-    """Check that a classifier recognizes validation images: distances on its features mean nothing otherwise.
+    """Check that a classifier recognizes validation images; otherwise distances on its features mean nothing.
 
-    `least` is evaluate.classifier_min_accuracy; None: chance + (1 - chance) / 4.
+    `least` is evaluate.classifier_min_accuracy; None stands for chance + (1 - chance) / 4.
 
     Raises:
-        UserError: its accuracy is lower.
+        UserError: the accuracy is lower than `least`.
     """
     accuracy, classes = extractor.validation_accuracy, manifest.class_count or 1
     chance = 1 / classes
@@ -96,14 +96,14 @@ def check_accuracy(extractor: Extractor, least: float | None, manifest: Manifest
 
 
 def training_steps(images: int) -> int:
-    """Optimizer steps of the classifier: 500, or as many as `EPOCHS` passes over its training images take."""
+    """Optimizer steps of the classifier: 500, or the steps of `EPOCHS` passes over its images if more."""
     return max(LEAST_STEPS, math.ceil(EPOCHS * min(images, MAX_IMAGES) / BATCH))
 
 
 def _selection(manifest: Manifest) -> list[str]:
-    """What distinguishes the training from that of earlier versions: 500 steps, the first MAX_IMAGES by id.
+    """Differences from the training of earlier versions, which took 500 steps on the first MAX_IMAGES by id.
 
-    Empty where these are the same, so that their classifiers are used.
+    Empty if there are none, so that the classifiers of earlier versions are reused.
     """
     images = manifest.splits["train"].images
     limit = MAX_BYTES // prod(manifest.image_shape)
@@ -116,9 +116,9 @@ def _selection(manifest: Manifest) -> list[str]:
 
 
 def first_images(root: str, manifest: Manifest, split: str, count: int) -> tuple[Tensor, Tensor]:
-    """At most `count` images of a split, a representative sample, and their labels.
+    """Read a representative sample of at most `count` images of a split, and their labels.
 
-    No more than fit into MAX_BYTES: uint8 [n, C, S, S], int64 [n] (-1 if unlabeled).
+    Returns uint8 [n, C, S, S] and int64 [n] (-1 if unlabeled); the images take at most MAX_BYTES.
     """
     count = min(count, MAX_BYTES // prod(manifest.image_shape))
     with ImageReader(root, manifest, split) as reader:

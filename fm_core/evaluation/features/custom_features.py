@@ -1,6 +1,6 @@
 """Custom feature extractors: a TorchScript file, or an nn.Module by its import path.
 
-Either takes images uint8 [N, 3, S, S] of 256 intensity levels and returns features [N, D], or (features,
+Both take images uint8 [N, 3, S, S] of 256 intensity levels and return features [N, D], or (features,
 logits [N, classes]).
 """
 
@@ -30,8 +30,8 @@ def custom_extractor(
 ) -> Extractor:
     """Build the extractor of evaluate.features = FILE.pt or package.module:Name.
 
-    Name is an nn.Module class or a function that returns an nn.Module, called without arguments; its weights
-    are its initial ones or those of evaluate.weights.
+    Name is an nn.Module class or a function that returns an nn.Module, and is called without arguments. The
+    module keeps its initial weights unless evaluate.weights names a file.
 
     Raises:
         UserError: the extractor cannot be imported, loaded or run.
@@ -103,7 +103,7 @@ def _check_output(extract: Extract, name: str, manifest: Manifest) -> None:
 
 
 def _weights_sha256(network: nn.Module) -> str:
-    """SHA-256 over the names and values of all weights."""
+    """SHA-256 of the names and values of all weights."""
     digest = hashlib.sha256()
     state: dict[str, Tensor] = network.state_dict()
     for name in sorted(state):

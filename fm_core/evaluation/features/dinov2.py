@@ -1,7 +1,7 @@
 """Features of DINOv2 (Oquab et al. 2023), on which Stein et al. (2023) compute a Fréchet distance.
 
-A plain vision transformer that takes the file of weights as published by facebookresearch/dinov2 or by timm,
-whose names of tensors are the same. Its sizes are those of the tensors. Nothing is downloaded.
+The network is a plain vision transformer. It loads weights files published by facebookresearch/dinov2 or by
+timm, which use the same tensor names, and takes its sizes from the tensors. Nothing is downloaded.
 """
 
 import math
@@ -32,9 +32,9 @@ SIDE = 224
 """Height and width of the input, as in Stein et al. (2023)."""
 BATCH = 64
 HEAD_CHANNELS = 64
-"""Channels of an attention head, in every published size."""
+"""Channels of an attention head, the same for every published size."""
 POSITION_OFFSET = 0.1
-"""What the published code adds to the number of patches before it interpolates the position embeddings."""
+"""Offset that the published code adds to the number of patches when it interpolates position embeddings."""
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZES = {384: "vits14", 768: "vitb14", 1024: "vitl14"}
 UNUSED = {"mask_token"}
@@ -48,7 +48,7 @@ class _Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, tokens, width] -> the same."""
+        """[N, tokens, width] -> [N, tokens, width]."""
         count, tokens, width = x.shape
         qkv = self.qkv(x).view(count, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)
@@ -63,7 +63,7 @@ class _Mlp(nn.Module):
         self.fc2 = nn.Linear(inner, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, tokens, width] -> the same."""
+        """[N, tokens, width] -> [N, tokens, width]."""
         return self.fc2(nn.functional.gelu(self.fc1(x)))
 
 
@@ -85,7 +85,7 @@ class _Block(nn.Module):
         self.ls1, self.ls2 = _LayerScale(width), _LayerScale(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, tokens, width] -> the same."""
+        """[N, tokens, width] -> [N, tokens, width]."""
         x = x + self.ls1(self.attn(self.norm1(x)))
         return x + self.ls2(self.mlp(self.norm2(x)))
 
@@ -106,7 +106,10 @@ class VisionTransformer(nn.Module):
     def __init__(
         self, width: int, depth: int, heads: int, inner: int, patch: int, positions: int, side: int = SIDE
     ) -> None:
-        """positions: position embeddings of the file, without that of the class token; a square number."""
+        """Build the network with random weights.
+
+        `positions` is the number of position embeddings in the file without the class token; it is a square.
+        """
         super().__init__()
         self.side, self.patch = side, patch
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
@@ -116,7 +119,7 @@ class VisionTransformer(nn.Module):
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features of images of any size, which are resized."""
+        """Resize images of any size and return their features."""
         x = self.patch_embed(preprocess(images, self.side))
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self._positions()
         for block in self.blocks:
@@ -136,9 +139,9 @@ class VisionTransformer(nn.Module):
 
 
 def preprocess(images: Tensor, side: int) -> Tensor:
-    """Resize by Pillow's bicubic filter in 8 bits and normalize, as Stein et al. (2023) do.
+    """Resize with Pillow's bicubic filter in 8 bits and normalize, as in Stein et al. (2023).
 
-    uint8 [N, 3, H, W] -> float32 [N, 3, side, side], with the mean and deviation of ImageNet.
+    uint8 [N, 3, H, W] -> float32 [N, 3, side, side], normalized by ImageNet's mean and standard deviation.
     """
     rows = list[Tensor]()
     for image in images.permute(0, 2, 3, 1).cpu().numpy():
@@ -151,10 +154,10 @@ def preprocess(images: Tensor, side: int) -> Tensor:
 def dinov2_extractor(
     settings: EvaluateSection, root: str, manifest: Manifest, device: torch.device
 ) -> Extractor:
-    """Build the extractor of class tokens [N, width]; the hash of the weights is recorded.
+    """Build the extractor of class tokens [N, width], and record the hash of the weights.
 
     Raises:
-        UserError: the weights are missing, have another hash, or are not those of DINOv2 without registers.
+        UserError: the weights are missing, have another hash, or are not of DINOv2 without registers.
     """
     if not settings.weights:
         raise UserError(NO_WEIGHTS)
@@ -170,7 +173,7 @@ def dinov2_extractor(
 
 
 def dinov2_network(path: Path) -> VisionTransformer:
-    """Load the network of a file of weights. Raises UserError if it holds another one."""
+    """Load the network from a weights file. Raises UserError if the file contains another network."""
     try:
         weights: Mapping[str, Tensor] = (
             load_file(path)

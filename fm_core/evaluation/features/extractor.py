@@ -12,9 +12,9 @@ ExtractSpatial = Callable[[Tensor], tuple[Tensor, Tensor | None, Tensor]]
 OnStep = Callable[[int, int, float], None]
 
 INCEPTION = "inception-v3-2015-12-05"
-"""Name of the features of the published Inception weights; a Fréchet distance on them is FID."""
+"""Name of the features from the published Inception weights; a Fréchet distance on them is FID."""
 CLASSIFIER = "classifier"
-"""Name of the features of a classifier trained on the data set's labels."""
+"""Name of the features from a classifier trained on the data set's labels."""
 
 
 @dataclass(frozen=True)
@@ -22,27 +22,27 @@ class Extractor:
     """A feature extractor."""
 
     name: str
-    """Name of the features, shown with every metric that uses them."""
+    """Name of the features, displayed with every metric that uses them."""
     sha256: str
     """SHA-256 of the weights."""
     extract: Extract
-    """uint8 [N, C, S, S] on any device -> float32 features [N, D] and class probabilities [N, classes]
-    (None if the extractor has no classes), on the CPU; the images of a batch do not influence each other."""
+    """Map uint8 [N, C, S, S] on any device to float32 features [N, D] and class probabilities [N, classes]
+    (None if the extractor has no classes) on the CPU. The images of a batch do not affect each other."""
     protocol: dict[str, Any] = field(default_factory=dict[str, Any])
-    """Everything else known to affect the features; part of the recorded protocol."""
+    """Everything else that is known to affect the features; part of the recorded protocol."""
     extract_spatial: ExtractSpatial | None = None
-    """As `extract`, and features float32 [N, S] of an inner layer for sFID; None if nobody asks for them."""
+    """Like `extract`, with the features float32 [N, S] of an inner layer for sFID; None if not requested."""
     validation_accuracy: float | None = None
-    """For a classifier of the data set: its accuracy on validation images, 0 to 1."""
+    """Accuracy on validation images, 0 to 1, for a classifier of the data set."""
     validation_images: int | None = None
-    """Number of validation images of `validation_accuracy`."""
+    """Number of validation images on which `validation_accuracy` was measured."""
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Extract features and class probabilities of images uint8 [N, C, S, S]."""
         return self.extract(images)
 
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
-        """All outputs for images uint8 [N, C, S, S] by name: features, perhaps probabilities and spatial."""
+        """Outputs by name for images uint8 [N, C, S, S]: features, and probabilities and spatial if any."""
         if self.extract_spatial is None:
             features, probabilities = self.extract(images)
             spatial = None
@@ -77,7 +77,7 @@ def extract_in_batches(
 def extract_spatial_in_batches(
     module: Callable[[Tensor], Any], levels: int, device: torch.device, batch: int
 ) -> ExtractSpatial:
-    """As `extract_in_batches`, for a network that returns (features, logits, spatial features)."""
+    """Like `extract_in_batches`, for a network that returns (features, logits, spatial features)."""
 
     def extract(images: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         features, probabilities, spatial = _outputs(module, images, levels, device, batch)
@@ -90,7 +90,7 @@ def extract_spatial_in_batches(
 def _outputs(
     module: Callable[[Tensor], Any], images: Tensor, levels: int, device: torch.device, batch: int
 ) -> list[Tensor]:
-    """The outputs of a network, float32 on the CPU; the second, logits, as probabilities."""
+    """Outputs of a network, float32 on the CPU; the second one, logits, is converted to probabilities."""
     parts = list[list[Tensor]]()
     for part in images.split(batch):
         output = module(as_rgb(part.to(device), levels))

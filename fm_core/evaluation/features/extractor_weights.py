@@ -1,4 +1,4 @@
-"""Weights of feature extractors: fetching a file and verifying its hash before it is loaded."""
+"""Weights of feature extractors: fetch a file and verify its hash before it is loaded."""
 
 import shutil
 from pathlib import Path

@@ -1,8 +1,8 @@
-"""InceptionV3 with the weights of 2015-12-05 (FID), by torch-fidelity's implementation.
+"""InceptionV3 with the weights of 2015-12-05 (FID), in torch-fidelity's implementation.
 
-That implementation resizes like TensorFlow 1, which affects the features. Only this module of torch-fidelity
-and its imports are loaded: importing the complete package requires a torchvision that matches torch, which
-does not exist for every build of torch.
+That implementation resizes like TensorFlow 1, which affects the features. Only its module and the imports of
+that module are loaded: importing all of torch-fidelity requires a torchvision that matches torch, which does
+not exist for every build of torch.
 """
 
 import importlib
@@ -42,7 +42,7 @@ _PACKAGE, _DISTRIBUTION = "torch_fidelity", "torch-fidelity"
 def inception_extractor(
     settings: EvaluateSection, root: str, manifest: Manifest, device: torch.device
 ) -> Extractor:
-    """Build the extractor of pool features [N, 2048] and probabilities of 1,008 classes.
+    """Build the extractor of pool features [N, 2048] and class probabilities [N, 1008].
 
     Raises:
         UserError: torch-fidelity is missing or broken, or the weights are missing or have another hash.
@@ -73,11 +73,11 @@ def inception_network(weights: Path) -> nn.Module:
     """Load the network: uint8 [N, 3, S, S] -> (features [N, 2048], logits [N, 1008] without bias).
 
     Raises:
-        UserError: as `inception_extractor`.
+        UserError: as for `inception_extractor`.
     """
     network_class: Any = torch_fidelity_module("feature_extractor_inceptionv3").FeatureExtractorInceptionV3
     try:
-        # torch-fidelity unpickles without restriction: refuse anything but tensors before it does.
+        # torch-fidelity unpickles without restrictions, so first refuse anything but tensors.
         torch.load(weights, map_location="cpu", weights_only=True)
         layers = ["2048", "logits_unbiased"]
         return network_class("inception-v3-compat", layers, feature_extractor_weights_path=str(weights))

@@ -1,7 +1,7 @@
-"""InceptionV3 with the resizing of other programs, and with the inner features of sFID.
+"""InceptionV3 with the resizing of other programs, and with the spatial features of sFID.
 
-The network is any of torch-fidelity's structure, which resizes its input as TensorFlow 1 does. Another
-resizing replaces the input of its first convolution, so that everything behind it stays the same.
+The network has torch-fidelity's structure, which resizes its input as TensorFlow 1 does. Another resizing
+replaces the input of the first convolution and leaves all subsequent layers unchanged.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,11 +16,11 @@ from fm_core.config.protocols import Resize
 SIDE = 299
 """Height and width of the network's input."""
 SPATIAL_CHANNELS = 7
-"""Channels of the layer mixed_6/conv that sFID takes: 7 x 17 x 17 = 2,023 features."""
+"""Channels of the layer mixed_6/conv that sFID uses: 7 x 17 x 17 = 2,023 features."""
 
 
 def torch_bilinear(images: Tensor) -> Tensor:
-    """The input as pytorch-fid makes it: images of 0 .. 1 are resized, then scaled to -1 .. 1.
+    """Prepare the input as pytorch-fid does: resize images in 0 .. 1, then scale them to -1 .. 1.
 
     uint8 [N, 3, H, W] -> float32 [N, 3, 299, 299].
     """
@@ -29,11 +29,11 @@ def torch_bilinear(images: Tensor) -> Tensor:
 
 
 def pillow_bicubic(images: Tensor) -> Tensor:
-    """The input as clean-fid makes it: Pillow's bicubic filter on each channel in float32, not rounded.
+    """Prepare the input as clean-fid does: Pillow's bicubic filter on each channel in float32, unrounded.
 
     uint8 [N, 3, H, W] -> float32 [N, 3, 299, 299] in -1 .. 127/128.
     """
-    # With antialias, PyTorch's kernel and its support are those of Pillow, whose weights are float64.
+    # With antialias, PyTorch uses the same kernel and support as Pillow, whose weights are float64.
     resized = interpolate(
         images.double(), size=(SIDE, SIDE), mode="bicubic", align_corners=False, antialias=True
     )
@@ -43,14 +43,14 @@ def pillow_bicubic(images: Tensor) -> Tensor:
 INPUTS: Mapping[Resize, Callable[[Tensor], Tensor] | None] = MappingProxyType(
     {"tensorflow1-bilinear": None, "torch-bilinear": torch_bilinear, "pillow-bicubic": pillow_bicubic}
 )
-"""Function that makes the network's input, by the name of the resizing; None: the network's own."""
+"""Function that prepares the network's input, by name of the resizing; None selects the network's own."""
 
 
 class InceptionVariant(nn.Module):
-    """uint8 [N, 3, H, W] -> (features [N, 2048], logits [N, 1008]), with `spatial` also [N, 17, 17, 7].
+    """uint8 [N, 3, H, W] -> (features [N, 2048], logits [N, 1008]), plus [N, 17, 17, 7] if `spatial`.
 
     `network` returns features and logits, and has the layers Conv2d_1a_3x3 and Mixed_6d of torch-fidelity.
-    The order of the spatial features is that of mu_s and sigma_s in the files of guided-diffusion.
+    The spatial features have the same order as mu_s and sigma_s in the files of guided-diffusion.
     """
 
     def __init__(self, network: nn.Module, resize: Resize, spatial: bool = False) -> None:
@@ -67,7 +67,7 @@ class InceptionVariant(nn.Module):
             layers.Mixed_6d.branch1x1.register_forward_hook(self._keep_spatial)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Features, logits, and the spatial features if they were asked for."""
+        """Return features, logits, and the spatial features if they were requested."""
         if self._make_input is not None:
             self._input = self._make_input(images)
         features, logits = self.network(images)

@@ -1,4 +1,4 @@
-"""Construction of the feature extractor of a configuration."""
+"""Construction of a configuration's feature extractor."""
 
 import torch
 
@@ -10,11 +10,11 @@ from fm_core.evaluation.features.extractor import Extractor, OnStep
 def open_extractor(
     settings: EvaluateSection, root: str, manifest: Manifest, device: torch.device, on_step: OnStep
 ) -> Extractor:
-    """Build the extractor of evaluate.features; a classifier is trained if the data set has none yet.
+    """Build the extractor of evaluate.features; train a classifier if the data set has none yet.
 
     Raises:
-        UserError: weights are missing, do not match their hash or do not fit, a package is missing, or the
-            classifier is less accurate than evaluate.classifier_min_accuracy.
+        UserError: weights are missing, have another hash or belong to another network, a package is missing,
+            or the classifier is less accurate than evaluate.classifier_min_accuracy.
     """
     if settings.features == "classifier":
         from fm_core.evaluation.features.classifier_features import check_accuracy, classifier_extractor

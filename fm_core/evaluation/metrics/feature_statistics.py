@@ -1,4 +1,4 @@
-"""Mean and covariance of features, from float64 sums that can be added over parts of a set."""
+"""Mean and covariance of features, from float64 sums that can be added across parts of a set."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +19,7 @@ class FeatureMoments:
 
     @classmethod
     def of(cls, features: Tensor) -> "FeatureMoments":
-        """Moments of features [N, D]."""
+        """Compute the moments of features [N, D]."""
         rows = features.double()
         return cls(len(rows), rows.sum(0), rows.T @ rows)
 
@@ -30,17 +30,17 @@ class FeatureMoments:
 
     @property
     def dimension(self) -> int:
-        """D."""
+        """Number of features D."""
         return len(self.total)
 
     @property
     def mean(self) -> Tensor:
-        """Mean, [D]."""
+        """Mean, float64 [D]."""
         return self.total / self.count
 
     @property
     def covariance(self) -> Tensor:
-        """Unbiased covariance, [D, D]. Raises ValueError for fewer than two images."""
+        """Unbiased covariance, float64 [D, D]. Raises ValueError for fewer than two images."""
         if self.count < 2:
             raise ValueError(f"a covariance needs at least two images, not {self.count}")
         mean = self.mean
@@ -49,12 +49,12 @@ class FeatureMoments:
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Mean and covariance of a reference set; the square root of the covariance is computed once."""
+    """Mean and covariance of a reference set; the square root of the covariance is cached."""
 
     mean: Tensor
-    """float64 [D]."""
+    """Mean, float64 [D]."""
     covariance: Tensor
-    """float64 [D, D]."""
+    """Covariance, float64 [D, D]."""
     count: int | None
     """Number of images; None if imported statistics do not record it."""
 
@@ -65,12 +65,12 @@ class Gaussian:
 
     @property
     def dimension(self) -> int:
-        """D."""
+        """Number of features D."""
         return len(self.mean)
 
     @cached_property
     def root(self) -> Tensor:
-        """The symmetric square root of the covariance, float64 [D, D]."""
+        """Symmetric square root of the covariance, float64 [D, D]."""
         return symmetric_sqrt(self.covariance)
 
     def to(self, device: torch.device) -> "Gaussian":
@@ -88,10 +88,10 @@ def symmetric_sqrt(covariance: Tensor) -> Tensor:
 
 
 def zero_rounding_noise(eigenvalues: Tensor) -> Tensor:
-    """Set eigenvalues [D] of a positive semidefinite matrix that are rounding noise to zero.
+    """Set to zero those eigenvalues [D] of a positive semidefinite matrix that are rounding noise.
 
-    The noise is about 1e-16 of the largest eigenvalue, but its square root 1e-8, and the covariance of few
-    images has thousands of such eigenvalues.
+    The noise is about 1e-16 of the largest eigenvalue, but its square root is about 1e-8 of the largest
+    square root, and the covariance of few images has thousands of such eigenvalues.
     """
     floor = eigenvalues.amax().clamp_min(0) * len(eigenvalues) * torch.finfo(eigenvalues.dtype).eps
     return torch.where(eigenvalues > floor, eigenvalues, torch.zeros_like(eigenvalues))

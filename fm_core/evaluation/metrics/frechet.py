@@ -1,8 +1,8 @@
 """Fréchet distance between two sets of features, with standard error and extrapolation to N = infinity.
 
 d^2 = |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)), float64 throughout (Dowson and Landau 1982; Heusel
-et al. 2017). The trace of the square root equals that of (R S1 R)^(1/2) with R = S2^(1/2), a symmetric
-matrix.
+et al. 2017). The trace of (S1 S2)^(1/2) is computed as the trace of (R S1 R)^(1/2) with R = S2^(1/2), where
+R S1 R is symmetric.
 """
 
 from dataclasses import dataclass
@@ -15,46 +15,47 @@ from fm_core.evaluation.metrics.feature_statistics import FeatureMoments, Gaussi
 from fm_core.evaluation.metrics.frechet_error import FrechetInfluence, error_images
 
 RELIABLE_IMAGES = 10
-"""Images per feature from which the standard error is stated without reservation."""
+"""Minimum number of images per feature for the standard error to be considered reliable."""
 FEW_IMAGES = f"fewer than {RELIABLE_IMAGES} images per feature"
-"""Why an error is unreliable with fewer: it is correct to second order, and the moments are further off."""
+"""Why an error is unreliable with fewer images: it is correct to second order only, and the moments are less
+accurate."""
 CHUNK_ROWS = 8_192
 ORDER_SEED = 1
-"""Seed of the permutation of the images that halves, and the images behind an error, are cut from."""
+"""Seed of the permutation of the images from which halves, and the images for an error, are taken."""
 
 
 @dataclass(frozen=True)
 class FrechetEstimate:
-    """A Fréchet distance, its standard error and its limit for N = infinity."""
+    """A Fréchet distance, its standard error, and its limit for N = infinity."""
 
     value: float
     stderr: float
-    """Deviation of the distance over independent sets of as many images; the reference is taken as exact."""
+    """Standard deviation of the distance over independent sets of N images, with the reference held fixed."""
     infinity: tuple[float, float] | None
-    """Extrapolation to N = infinity, linear in 1/N (Chong and Forsyth 2020), and its standard error; None if
+    """Extrapolation to N = infinity, linear in 1/N (Chong and Forsyth 2020), and its standard error. None if
     half the number of images is at most the number of features."""
     singular: bool
-    """Whether there were at most as many images as features, so that the covariance is singular."""
+    """Whether there are at most as many images as features, so that the covariance is singular."""
     unreliable: str | None
-    """Why the errors are not to be relied on; None from 10 images per feature, unless a few images decide."""
+    """Why the errors are unreliable; None for at least 10 images per feature unless a few images dominate."""
 
 
 def frechet_distance(moments: FeatureMoments, reference: Gaussian) -> float:
-    """Fréchet distance (squared, like FID) of more than D images to a reference."""
+    """Fréchet distance (squared, like FID) from more than D images to a reference."""
     root, covariance = reference.root, moments.covariance
     cross = zero_rounding_noise(torch.linalg.eigvalsh(root @ covariance @ root)).sqrt().sum()
     return _frechet_formula(moments.mean, covariance.trace(), reference, cross)
 
 
 def frechet_distance_of_features(features: Tensor, reference: Gaussian) -> float:
-    """Fréchet distance of features [N, D] for any N >= 2, without an error estimate."""
+    """Fréchet distance from features [N, D] to a reference for any N >= 2, without an error estimate."""
     if len(features) <= features.shape[1]:
         return frechet_distance_low_rank(features, reference)
     return frechet_distance(FeatureMoments.of(features), reference)
 
 
 def frechet_distance_low_rank(features: Tensor, reference: Gaussian) -> float:
-    """Fréchet distance from the features [N, D]: exact for N <= D, where the covariance is singular.
+    """Fréchet distance computed directly from features [N, D]: exact for N <= D (singular covariance).
 
     Raises:
         ValueError: fewer than two images.
@@ -64,7 +65,7 @@ def frechet_distance_low_rank(features: Tensor, reference: Gaussian) -> float:
     rows = features.double()
     mean = rows.mean(0)
     centered = (rows - mean) / (len(rows) - 1) ** 0.5
-    # With S1 = A^T A the trace is the sum of the singular values of A R: no square root of a rounded zero.
+    # With S1 = A^T A, the trace is the sum of the singular values of A R: no square root of a rounded zero.
     cross = torch.linalg.svdvals(centered @ reference.root).sum()
     return _frechet_formula(mean, centered.square().sum(), reference, cross)
 
@@ -72,11 +73,11 @@ def frechet_distance_low_rank(features: Tensor, reference: Gaussian) -> float:
 def estimate_frechet_distance(
     features: Tensor, reference: Gaussian, *, limit: bool = True
 ) -> FrechetEstimate:
-    """Fréchet distance of features [N, D] to a reference, with the error of `FrechetInfluence`.
+    """Fréchet distance from features [N, D] to a reference, with the error of `FrechetInfluence`.
 
-    The cost is dominated by the moments, N D², and one eigendecomposition of a [D, D] matrix. The limit,
-    which is computed if `limit` and if half the number of images exceeds the number of features, adds the
-    eigenvalues of two. Its halves are cut from a fixed permutation of the images.
+    The cost is dominated by the moments, N D², and one eigendecomposition of a [D, D] matrix. The limit is
+    computed if `limit` is set and half the number of images exceeds the number of features; it needs the
+    eigenvalues of two more [D, D] matrices, one for each half of a fixed permutation of the images.
 
     Raises:
         ValueError: fewer than four images.
@@ -98,7 +99,7 @@ def estimate_frechet_distance(
     infinity = None
     if limit and count > 2 * dimension:
         half = sum(frechet_distance(part, reference) for part in halves) / 2
-        # F of the line F(N) = F + c / N. The halves add a second-order part of their own.
+        # The limit F of the line F(N) = F + c / N. The halves add their own second-order part to its error.
         infinity = (2 * value - half, (error.variance + error.second_order) ** 0.5)
     return FrechetEstimate(
         value=value,
@@ -110,7 +111,7 @@ def estimate_frechet_distance(
 
 
 def _moments(features: Tensor, chosen: Tensor) -> FeatureMoments:
-    """Moments of the chosen rows of features, without a float64 copy of all."""
+    """Moments of the chosen rows of features, without a float64 copy of all rows."""
     first, *rest = (FeatureMoments.of(features[part]) for part in chosen.split(CHUNK_ROWS))
     return sum(rest, first)
 

@@ -14,16 +14,17 @@ class InceptionScore:
 
     value: float
     stderr: float
-    """Deviation over independent sets of as many images."""
+    """Standard deviation over independent sets of the same number of images."""
     unreliable: str | None = None
-    """Why the error is not to be relied on; None if it is."""
+    """Why the error is unreliable; None if it is reliable."""
 
 
 def inception_score(probabilities: Tensor) -> InceptionScore:
     """Inception Score over all images at once, independent of their order.
 
-    The error is that of its logarithm, by `SamplingError`: L is KL(p(class | image) || p(class)), and φ is
-    minus the sum over classes of the products of p(class | image) - p(class), over p(class).
+    The standard error follows from the error of the logarithm of the score, by `SamplingError`. There,
+    L(x) is KL(p(class | x) || p(class)), and φ(x, y) is minus the sum over classes of
+    (p(class | x) - p(class)) (p(class | y) - p(class)) / p(class).
 
     Args:
         probabilities: [N, classes], rows that sum to 1.

@@ -1,13 +1,14 @@
 """Kernel distance (KID): the squared maximum mean discrepancy between two sets of features.
 
-Kernel (x . y / D + 1)^3, unbiased over all pairs, float64 (Binkowski et al. 2018). It can be negative.
+The kernel is (x . y / D + 1)^3; the estimate is unbiased, over all pairs, in float64 (Binkowski et al. 2018).
+It can be negative.
 
-Its variance over both sets is that of a two-sample U-statistic (see `sampling_error`), with the
+The distance is a two-sample U-statistic. Its variance over both sets (see `sampling_error`) has the
 second-order part
 
     2 E k~(x, x')² / (N (N - 1)) + 2 E k~(y, y')² / (M (M - 1)) + 4 E k~(x, y)² / (N M),
 
-with k~ the kernel without its means over either argument.
+where k~ is the kernel with its means over either argument subtracted.
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from fm_core.data.sources.splits import permutation
 from fm_core.evaluation.metrics.sampling_error import SamplingError, heavy_tails
 
 CHUNK_ROWS = 2_048
-"""Rows of the kernel matrix in memory at a time."""
+"""Number of rows of the kernel matrix that are in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,9 @@ class KernelDistance:
 
     value: float
     stderr: float
-    """Deviation over independent pairs of sets: both are samples."""
+    """Standard deviation over independent pairs of sets, since both sets are random samples."""
     unreliable: str | None = None
-    """Why the error is not to be relied on; None if it is."""
+    """Why the error is unreliable; None if it is reliable."""
 
 
 def kernel_distance(x: Tensor, y: Tensor) -> KernelDistance:
@@ -56,11 +57,12 @@ def kernel_distance(x: Tensor, y: Tensor) -> KernelDistance:
 
 
 def kernel_distance_of_subsets(x: Tensor, y: Tensor, subsets: int = 100, size: int = 1_000) -> KernelDistance:
-    """Mean of the kernel distances of random subsets, as torch-fidelity and torchmetrics report it.
+    """Mean kernel distance over random subsets, as torch-fidelity and torchmetrics report it.
 
-    The subsets overlap, so the deviation between them, which these packages print with it, is not an error of
-    the mean. The mean over all subsets is the distance over all pairs; its error, and that of having drawn
-    only some of them, add up.
+    The subsets overlap, so the deviation between them, which these packages print next to the mean, is not
+    the mean's standard error. The mean over all possible subsets equals the distance over all pairs. The
+    variance is the sum of two parts: the variance of that distance, and the variance from drawing only some
+    of the subsets.
 
     Raises:
         ValueError: a set has fewer images than a subset, or a subset fewer than four.
@@ -81,18 +83,18 @@ def kernel_distance_of_subsets(x: Tensor, y: Tensor, subsets: int = 100, size: i
 
 @dataclass(frozen=True)
 class _KernelMeans:
-    """Means of the kernel between two sets, or within one."""
+    """Means of the kernel between two sets or within one set."""
 
     rows: Tensor
-    """Mean over the other set for each image of the first, float64 [N]."""
+    """Mean over the second set for each image of the first, float64 [N]."""
     columns: Tensor
-    """Mean over the first set for each image of the other, float64 [M]."""
+    """Mean over the first set for each image of the second, float64 [M]."""
     residual: Tensor
-    """Mean square of the kernel without its means over rows and columns."""
+    """Mean square of the kernel after its row and column means are subtracted."""
 
     @classmethod
     def within(cls, x: Tensor) -> "_KernelMeans":
-        """Over pairs of distinct images of a set."""
+        """Compute the means over pairs of distinct images of a set."""
         rows, _, squares = _kernel_sums(x, x)
         own = _kernel(x.double().square().sum(1), x.shape[1])
         count = len(x) - 1
@@ -100,7 +102,7 @@ class _KernelMeans:
 
     @classmethod
     def between(cls, x: Tensor, y: Tensor) -> "_KernelMeans":
-        """Over all pairs of two sets."""
+        """Compute the means over all pairs of images of two sets."""
         rows, columns, squares = _kernel_sums(x, y)
         return cls._of(rows / len(y), columns / len(x), squares / (len(x) * len(y)))
 
@@ -112,7 +114,7 @@ class _KernelMeans:
 
 
 def _kernel_sums(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums of the kernel by image of x [N] and of y [M], and the sum of its squares, float64."""
+    """Sums of the kernel for each image of x [N] and of y [M], and the sum of its squares, in float64."""
     rows = torch.empty(len(x), dtype=torch.float64, device=x.device)
     columns = torch.zeros(len(y), dtype=torch.float64, device=x.device)
     squares = torch.zeros((), dtype=torch.float64, device=x.device)

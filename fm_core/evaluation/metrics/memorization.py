@@ -1,8 +1,8 @@
 """Memorization: whether samples are nearer to the training images than validation images are.
 
-A validation image comes from the distribution of the data and was not trained on: its distance to the
-nearest training image is what a model that generalizes should reproduce. Distances may be in pixels or in
-features.
+Validation images come from the data distribution and were not used in training. A model that generalizes
+should reproduce the distribution of their distances to the nearest training image. Distances can be measured
+in pixels or in features.
 """
 
 import math
@@ -13,45 +13,45 @@ import torch
 from torch import Tensor
 
 NEAR = 0.01
-"""Share of the validation images that are nearer to a training image than the threshold of near-copies."""
+"""Fraction of the validation images that are nearer to a training image than the near-copy threshold."""
 LEAST_NEAR = 5
-"""Validation images below the threshold of near-copies; with fewer its error is unreliable."""
+"""Minimum number of validation images below the near-copy threshold; with fewer, its error is unreliable."""
 FEW_VALIDATION = f"fewer than {LEAST_NEAR} validation images set the threshold"
 CHUNK_ROWS = 1_024
 
 
 @dataclass(frozen=True)
 class Share:
-    """A share between 0 and 1 with its standard error over samples and validation images."""
+    """A fraction between 0 and 1 with its standard error over samples and validation images."""
 
     value: float
     stderr: float
     expected: float
-    """Its value where samples are as far from the training images as validation images are."""
+    """The fraction if samples are as far from the training images as validation images are."""
     unreliable: str | None = None
 
 
 @dataclass(frozen=True)
 class Memorization:
-    """Distances to the nearest training image, of samples beside validation images."""
+    """Distances to the nearest training image, for samples and for validation images."""
 
     samples: tuple[float, float]
-    """Mean over the samples, and its standard error."""
+    """Mean distance over the samples, and its standard error."""
     held_out: tuple[float, float]
-    """Mean over the validation images, and its standard error."""
+    """Mean distance over the validation images, and its standard error."""
     nearer: Share
     """Probability that a sample is nearer than a validation image."""
     near_copies: Share
-    """Share of the samples that are near-copies."""
+    """Fraction of the samples that are near-copies."""
 
 
 def nearest_distances(queries: Tensor, blocks: Iterable[Tensor]) -> Tensor:
-    """Root mean square difference of each query from its nearest image, float64 [N].
+    """Root mean square difference between each query and its nearest image, float64 [N].
 
     Args:
         queries: [N, ...], any dtype; images or features.
-        blocks: the other images, in blocks [M, ...]; the memory is that of one block and of its distances to
-            a thousand queries.
+        blocks: the other images, in blocks [M, ...]; at most one block and its distances to a thousand
+            queries are in memory.
     """
     rows = queries.flatten(1).double()
     nearest = torch.full((len(rows),), math.inf, dtype=torch.float64, device=rows.device)
@@ -65,13 +65,13 @@ def nearest_distances(queries: Tensor, blocks: Iterable[Tensor]) -> Tensor:
 
 
 def memorization(samples: Tensor, held_out: Tensor) -> Memorization:
-    """Compare distances to the nearest training image of samples [N] and of validation images [M].
+    """Compare the distances to the nearest training image of samples [N] and of validation images [M].
 
-    The errors cover samples and validation images, for given training images. `nearer` is the statistic of
-    Mann and Whitney, with the error of DeLong et al. (1988).
+    The errors cover the choice of samples and validation images, with the training images held fixed.
+    `nearer` is the Mann-Whitney statistic, with the error of DeLong et al. (1988).
 
     Raises:
-        ValueError: fewer than two images in a set.
+        ValueError: a set has fewer than two images.
     """
     if min(len(samples), len(held_out)) < 2:
         raise ValueError(f"two images per set are needed, not {len(samples)} and {len(held_out)}")
@@ -90,7 +90,7 @@ def _nearer(ours: Tensor, theirs: Tensor) -> Share:
 
 
 def _rank(values: Tensor, others: Tensor) -> Tensor:
-    """Share of the others below each value; equal ones count one half."""
+    """Fraction of the others that are below each value; ties count one half."""
     ordered = others.sort().values
     below = torch.searchsorted(ordered, values)
     up_to = torch.searchsorted(ordered, values, right=True)
@@ -105,7 +105,7 @@ def _near_copies(ours: Tensor, theirs: Tensor) -> Share:
         return (ours < ordered[min(max(position, 1), count) - 1]).double().mean().item()
 
     value, expected = share(near), near / (count + 1)
-    # The threshold is a quantile of the validation images: it varies, and the share with it.
+    # The threshold is a quantile over validation images, so it varies with them, and so does the fraction.
     spread = (expected * (1 - expected) * count) ** 0.5
     step = max(1, round(spread))
     slope = (share(near + step) - share(near - step)) / (min(near + step, count) - max(near - step, 1))

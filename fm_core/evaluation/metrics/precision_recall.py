@@ -1,9 +1,9 @@
 """Precision and recall by k-nearest neighbors (Kynkäänniemi et al. 2019), and duplicate images.
 
-Their errors come from random halves: both sets are cut in two, the first halves are compared with each
-other and so are the second ones, and a quarter of the squared difference, averaged over such cuts, is the
-variance. Half as many images have twice the variance, and the balls of each half are made of its own
-images, so that their randomness counts too.
+The standard errors come from random halves. Both sets are split in two, and each score is computed once from
+the first halves and once from the second halves. The variance is a quarter of the squared difference between
+the two values, averaged over random splits, because half as many images have twice the variance. The balls
+of each half are built from the images of that half only, so that the error covers their randomness too.
 """
 
 import math
@@ -19,30 +19,33 @@ NEIGHBORS = 3
 """k, as in Kynkäänniemi et al. (2019)."""
 CHUNK_ROWS = 1_024
 HALVINGS = 40
-"""Cuts of both sets into halves, by fixed permutations: the error is known to about 11%."""
+"""Number of splits of both sets into halves, by fixed permutations; the error is accurate to about 11%."""
 TOO_FEW = "too few images for halves: binomial, for fixed balls"
 NEAREST = 40
-"""Neighbors of an image among which those in its own half are found; fewer than k are one case in 10^9."""
+"""Number of nearest neighbors of an image among which its k neighbors in its own half are looked up; fewer
+than k of them are in that half in one case in 10^9."""
 
 
 @dataclass(frozen=True)
 class PrecisionRecall:
-    """Precision and recall, each with its standard error over independent pairs of sets: both are samples."""
+    """Precision and recall, each with its standard error over independent pairs of sets, both random."""
 
     precision: float
-    """Fraction of samples inside the ball of some real image that reaches to its k-th nearest real image."""
+    """Fraction of samples in the ball of at least one real image; the radius of a ball is the distance to the
+    k-th nearest other real image."""
     precision_stderr: float
     recall: float
-    """Fraction of real images inside the ball of some sample that reaches to its k-th nearest sample."""
+    """Fraction of real images in the ball of at least one sample; the radius of a ball is the distance to the
+    k-th nearest other sample."""
     recall_stderr: float
     unreliable: str | None = None
-    """Why the errors are not to be relied on; None if they are."""
+    """Why the errors are unreliable; None if they are reliable."""
 
 
 def precision_and_recall(samples: Tensor, real: Tensor, k: int = NEIGHBORS) -> PrecisionRecall:
-    """Precision and recall of features [N, D] against those of real images [M, D].
+    """Precision and recall of features [N, D] relative to features of real images [M, D].
 
-    Both depend on the numbers of images. The memory is that of a few thousand rows of distances.
+    Both depend on the numbers of images. At most a few thousand rows of distances are in memory.
 
     Raises:
         ValueError: a set has at most k images.
@@ -60,26 +63,26 @@ def precision_and_recall(samples: Tensor, real: Tensor, k: int = NEIGHBORS) -> P
 
 
 def duplicates(digests: Tensor) -> int:
-    """Number of images that repeat an earlier one, from digests int64 [N] of their pixels."""
+    """Number of images that are identical to an earlier one, from digests int64 [N] of their pixels."""
     return len(digests) - len(torch.unique(digests))
 
 
 @dataclass(frozen=True)
 class _Balls:
-    """Balls around the images of a set to the k-th nearest of the others, and the same within halves."""
+    """Balls around the images of a set that extend to the k-th nearest other image, also within halves."""
 
     centers: Tensor
     """Features [N, D]."""
     radii: Tensor
-    """Radii among all images, float64 [N]."""
+    """Radii with neighbors from all images, float64 [N]."""
     sides: Tensor
-    """The half of each image in each cut, bool [cuts, N]."""
+    """Half to which each image belongs in each split, bool [splits, N]."""
     half_radii: Tensor
-    """Radii among the images of the same half, float64 [cuts, N]."""
+    """Radii with neighbors from the same half, float64 [splits, N]."""
 
     @classmethod
     def of(cls, rows: Tensor, k: int, halvings: int, set_number: int) -> "_Balls":
-        """Cut the set into halves and measure the balls; both sets have permutations of their own."""
+        """Split a set into halves and compute the radii; `set_number` selects the set's own permutations."""
         count, device = len(rows), rows.device
         sides = torch.zeros(halvings, count, dtype=torch.bool, device=device)
         for cut in range(halvings):
@@ -90,7 +93,7 @@ class _Balls:
         first = 0
         for distances in _distances(rows, rows):
             part = slice(first, first + len(distances))
-            # The nearest is the image itself, or a copy of it.
+            # The nearest image is the image itself or a copy of it.
             nearest, ids = distances.topk(min(NEAREST, count), largest=False, sorted=True)
             radii[part] = nearest[:, k]
             for cut in range(halvings):
@@ -101,14 +104,14 @@ class _Balls:
         return cls(rows, radii, sides, half_radii)
 
     def coverage(self, points: "_Balls") -> tuple[float, float]:
-        """Fraction of the points in some ball, and its standard error."""
+        """Fraction of the points within at least one ball, and its standard error."""
         largest = torch.cat([self.radii[None], self.half_radii]).amax(0)
         cuts, count, covered = len(self.sides), len(points.centers), 0
         in_half = torch.zeros(cuts, 2, dtype=torch.float64, device=largest.device)
         first = 0
         for distances in _distances(points.centers, self.centers):
             covered += int((distances <= self.radii).any(1).sum())
-            # Few pairs are close enough to matter in any cut.
+            # Few pairs are close enough to matter in any split.
             point, center = (distances <= largest).nonzero(as_tuple=True)
             close = distances[point, center]
             for cut in range(cuts):

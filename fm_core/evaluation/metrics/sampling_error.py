@@ -1,13 +1,14 @@
 """Standard errors of statistics that are nearly quadratic in the deviations of a sample.
 
-To second order such a statistic of N images is its value for infinitely many, plus the mean over images of
-an influence L(x), plus the sum over pairs of φ(x, y) / (2 N²) (Hoeffding's decomposition). Its variance is
+To second order, the value of such a statistic for N images is its value for infinitely many images, plus the
+mean over images of an influence L(x), plus the sum over pairs of φ(x, y) / (2 N²) (Hoeffding's
+decomposition). Its variance is
 
     Var L / N + E φ² / (2 N²).
 
-A distance between two equal distributions has L = 0, so that the second term is all there is. The influence
-that is computed from the sample itself contains the noise of the sample: its variance over N, the
-infinitesimal jackknife, is Var L / N + E φ² / N², and too large by up to a factor of two.
+For a distance between two equal distributions, L = 0 and only the second term remains. An influence that is
+computed from the sample itself contains the sample's noise. Its variance divided by N, the infinitesimal
+jackknife, is therefore Var L / N + E φ² / N², which is too large by up to a factor of two.
 """
 
 from dataclasses import dataclass
@@ -15,24 +16,24 @@ from dataclasses import dataclass
 from torch import Tensor
 
 SHRINKAGE = 0.3
-"""First-order parts of about this share of the second-order one are within the noise of their estimate."""
+"""Ratio of first-order to second-order part below which the first-order part is within its own noise."""
 LEAST = 0.5
-"""A variance is at least this share of its second-order part: it may be estimated too low by chance."""
+"""Lower limit of a variance relative to its second-order part, as its estimate may be too low by chance."""
 TAIL_ERROR = 0.3
-"""Relative error of a variance from which a few images decide it."""
+"""Relative error of a variance above which a few images are considered to dominate it."""
 HEAVY_TAILED = "a few images decide it"
-"""Why an error is unreliable, and probably too small."""
+"""Reason reported for an error that is unreliable and probably too small."""
 
 
 @dataclass(frozen=True)
 class SamplingError:
-    """A variance over independent samples."""
+    """Variance of a statistic over independent samples."""
 
     variance: float
     second_order: float
-    """The second-order part of the variance."""
+    """Second-order part of the variance."""
     unreliable: str | None
-    """Why the variance is not to be relied on; None if it is."""
+    """Why the variance is unreliable; None if it is reliable."""
 
     @property
     def stderr(self) -> float:
@@ -41,10 +42,10 @@ class SamplingError:
 
     @classmethod
     def of(cls, jackknife: float, second_order: float, unreliable: str | None) -> "SamplingError":
-        """Variance from the infinitesimal jackknife and the second-order part E φ² / (2 N²).
+        """Compute the variance from the infinitesimal jackknife and the second-order part E φ² / (2 N²).
 
-        What remains of the jackknife without twice the second-order part is the first-order part. It is noisy
-        where it is small: positive values are shrunk, negative ones limited.
+        The first-order part is the jackknife minus twice the second-order part. It is noisy where it is
+        small, so positive values are shrunk, and negative values are limited.
         """
         if second_order <= 0:
             return cls(max(0.0, jackknife), 0.0, unreliable)
