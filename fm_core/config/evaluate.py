@@ -77,7 +77,7 @@ class EvaluateSection(Section):
     nn.Module."""
     classifier_min_accuracy: float | None = Field(default=None, ge=0, le=1)
     """Least accuracy on validation images of the classifier whose features may be used; below it nothing is
-    scored. By default chance + (1 - chance) / 4; 0 accepts any classifier."""
+    scored. By default chance + (1 - chance) / 4, less two standard errors; 0 accepts any."""
     weights: Location | None = None
     """Path or URL of the extractor's weights; for inception, weights-inception-2015-12-05-6726825d.pth."""
     weights_sha256: str | None = Field(default=None, pattern=r"^[0-9a-fA-F]{64}$")

@@ -19,7 +19,6 @@ COMMANDS = {
         *("--only", "ours-midpoint-20", "odesolver-midpoint-20"),
     ),
     "end_to_end": ("--device", "cpu", "--size", "small", "--images", "64", *STEP),
-    "score_errors": ("--images", "16", "--repetitions", "4"),
     "engine_overhead": (*STEP, "--only", "zero-1", "ddp"),
     "cpu_step": (*STEP, "--only", "ours", "torchcfm"),
     "moments": ("--images", "200", "--features", "16", "--only", "evaluate", "pytorch-fid"),
@@ -42,7 +41,7 @@ TABLES = {
 MODULES = {
     *("data_peers", "data_tasks", "gpu_parts", "interleaved", "peers", "program", "same_work", "torchcfm_run")
 }
-NOT_TESTED = {"data", "gpu", "parity", "roofline"}
+NOT_TESTED = {"data", "gpu", "parity", "roofline", "score_errors"}
 """Benchmarks that are not tested here: data downloads peers of a hundred megabytes, parity needs a trained
 run (see the tests of reproduce), and the others have their own test modules."""
 
@@ -78,6 +77,14 @@ def test_a_benchmark_prints_its_ratio_and_writes_its_measurements(benchmark, nam
     assert all(row["seconds"] > 0 for (row,) in record["found"].values())
     (table,) = done.stdout.split("time against | ratio |")[1:]
     assert re.search(r"^\| \S+: .* \| \d+\.\d\d \| \d+\.\d\d, \d+\.\d\d \|", table, re.MULTILINE)
+
+
+def test_stated_errors_are_compared_with_the_true_deviation(benchmark, tmp_path):
+    settings = ("--images", "650", "--repetitions", "3", "--scores", "frechet", "--kinds", "gaussian")
+    done = benchmark("score_errors", *settings, "--file", tmp_path / "errors.jsonl")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "gaussian" in done.stdout
+    assert len((tmp_path / "errors.jsonl").read_text().splitlines()) >= 6  # two cases
 
 
 @pytest.mark.parametrize("name", ["training_step", "sampling", "end_to_end", "solvers", "gpu"])

@@ -174,8 +174,8 @@ class TestInception:
 
     @pytest.mark.parametrize("protocol", ["pytorch-fid", "clean-fid"])
     def test_the_resizing_of_other_programs_replaces_its_own(self, answers, protocol):
-        assert float(answers[f"largest difference with the resizing of {protocol}"]) < 1e-4
-        assert float(answers[f"resizing of {protocol} matters"]) > 1e-3
+        assert float(answers[f"largest difference with the resizing of {protocol}"]) < 1e-2
+        assert float(answers[f"resizing of {protocol} matters"]) > 0.1
 
     def test_sfid_has_seven_channels_of_the_layer_mixed_6_conv(self, answers):
         assert answers["spatial features"] == "(3, 2023)"

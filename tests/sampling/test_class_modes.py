@@ -111,7 +111,8 @@ def test_a_name_that_is_none_or_not_unique_is_refused(named, tmp_path, name, mes
     assert "\n" not in str(caught.value)
 
 
-def test_a_name_without_a_data_set_is_refused(model, tmp_path):
+def test_a_name_without_a_data_set_is_refused(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     config = resolve(config_at(tmp_path, classes=["goldfish"]))
     with pytest.raises(UserError, match="names are in the data set"):
         draw_of(config).check(model)

@@ -174,7 +174,7 @@ def test_an_upload_that_was_killed_is_not_reported_as_running(run: TinyRun, away
         run.path,
         record.model_copy(update={"ended": False, "problem": None, "created": 1.0, "start_ticks": 1}),
     )
-    assert "was not finished (it was ended)" in describe_upload(run.path)
+    assert "was not finished (its process was ended)" in describe_upload(run.path)
 
 
 def test_under_slurm_nothing_is_begun_that_slurm_would_end(run: TinyRun, monkeypatch):

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,11 @@ class Operator:
 
     def steps(self) -> list[int]:
         return [line["step"] for line in read_lines(self.path / "train" / "metrics.jsonl")]
+
+    def repeated_steps(self) -> list[int]:
+        """Steps in the metrics file that are not greater than the one before; read once, as it grows."""
+        steps = self.steps()
+        return [step for before, step in pairwise(steps) if step <= before]
 
     def goes_on(self, lines: int = 2) -> None:
         """Wait for new lines in the metrics file."""

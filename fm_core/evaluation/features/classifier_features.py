@@ -87,6 +87,9 @@ def check_accuracy(extractor: Extractor, least: float | None, manifest: Manifest
     accuracy, classes = extractor.validation_accuracy, manifest.class_count or 1
     chance = 1 / classes
     limit = chance + (1 - chance) / 4 if least is None else least
+    if least is None and extractor.validation_images:
+        # The accuracy on few images is uncertain: the default refuses only what lies below by two errors.
+        limit -= 2 * (limit * (1 - limit) / extractor.validation_images) ** 0.5
     if accuracy is not None and accuracy < limit:
         raise UserError(
             f"evaluate.features classifier: accuracy on {extractor.validation_images:,} validation images of "
