@@ -2,6 +2,7 @@
 
 import signal
 import time
+from pathlib import Path
 
 from fm_core.launch.job import submitted
 from fm_core.run.lease import Lease
@@ -35,11 +36,13 @@ def test_the_second_container_is_refused_while_the_first_sends_heartbeats(pid_na
 def test_a_container_that_is_recreated_waits_and_takes_over(pid_namespaces):
     first = pid_namespaces.start(PATIENT)
     job = pid_namespaces.wait_for_ranks()
-    pid_namespaces.supervisor(first).kill()  # and with it, all of the namespace
-    first.wait()
-    until(lambda: not pid_namespaces.processes(job))
-    second = pid_namespaces.start(HASTY)
-    assert pid_namespaces.wait_for_ranks() != job
+    # While this is open, the kernel gives the number of the namespace, by which it is known, to no other.
+    with Path(f"/proc/{pid_namespaces.supervisor(first).pid}/ns/pid").open("rb"):
+        pid_namespaces.supervisor(first).kill()  # and with it, all of the namespace
+        first.wait()
+        until(lambda: not pid_namespaces.processes(job))
+        second = pid_namespaces.start(HASTY)
+        assert pid_namespaces.wait_for_ranks() != job
     assert read_json(pid_namespaces.control / "lock")["epoch"] == 2
     (pid_namespaces.control / "STOP").touch()
     ended, errors = pid_namespaces.result(second)
