@@ -114,7 +114,7 @@ def summary(scores: Record) -> str:
     if nearer := scores.get("memorization", {}).get("pixels", {}).get("nearer"):
         parts.append(f"{with_error(nearer, 2)} nearer to training images than validation images are")
     if recognized := scores.get("recognised"):
-        parts.append(f"{recognized['value']:.1%} recognised (real: {recognized['held_out']:.1%})")
+        parts.append(f"{recognized['value']:.1%} recognized (real: {recognized['held_out']:.1%})")
     if copies := scores.get("duplicates"):
         parts.append(f"{copies['images']} of {copies['of']} images are copies of others")
     if nfe := scores.get("nfe"):

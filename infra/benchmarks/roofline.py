@@ -124,17 +124,17 @@ def fused(kernels: list[Kernel]) -> list[Kernel]:
     joined: dict[int, Kernel] = {}
     for index, kernel in enumerate(kernels):
         number = root(index)
-        whole = joined.setdefault(number, Kernel(0.0, kernel.product))
-        whole.flops += kernel.flops
+        union = joined.setdefault(number, Kernel(0.0, kernel.product))
+        union.flops += kernel.flops
         for key, size in kernel.reads.items():
             readers.setdefault(key, set()).add(number)
-            if key not in whole.writes:
-                whole.reads[key] = max(size, whole.reads.get(key, 0))
-        whole.writes |= kernel.writes
-    for number, whole in joined.items():
+            if key not in union.writes:
+                union.reads[key] = max(size, union.reads.get(key, 0))
+        union.writes |= kernel.writes
+    for number, union in joined.items():
         # A result that no kernel reads is an output, such as the gradient of a weight.
-        inner = [key for key in whole.writes if readers.get(key) == {number}]
-        whole.writes = {key: size for key, size in whole.writes.items() if key not in inner}
+        inner = [key for key in union.writes if readers.get(key) == {number}]
+        union.writes = {key: size for key, size in union.writes.items() if key not in inner}
     return [*joined.values()]
 
 

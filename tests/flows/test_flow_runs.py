@@ -14,7 +14,7 @@ def test_the_final_message_carries_the_result(demo: Demo):
     assert state["type"] == "COMPLETED"
     assert re.search(
         r"Fréchet distance \(.* features, 200 images\) [\d.]+ ± [\d.]+, real held-out images [\d.]+; "
-        r".*recognised.*; report: runs/digits/report\.html$",
+        r".*recognized.*; report: runs/digits/report\.html$",
         state["message"],
     )
 
