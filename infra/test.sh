@@ -52,11 +52,9 @@ fi
 workers=$(($(nproc) < 4 ? $(nproc) : 4))
 # Each process gets its share of the cores: more threads of torch would compete with the other processes.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(($(nproc) / workers))}"
-processes=(--numprocesses "$workers")
-# Many of the other tests wait most of the time: one more process has those alone.
-[ "$tier" = default ] || processes=(--numprocesses "$((workers + 1))" --waiting-process)
+# Many tests wait most of the time: one more process has those alone.
 status=0
-python -m pytest "${processes[@]}" --no-loadscope-reorder --tier "$tier" "$@" || status=$?
+python -m pytest --numprocesses "$((workers + 1))" --waiting-process --no-loadscope-reorder --tier "$tier" "$@" || status=$?
 if [ -n "$pyright_pid" ]; then
     check "types" wait "$pyright_pid"
     tail -n 20 build/pyright.log

@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 import tokenize
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -102,6 +102,12 @@ def identifiers_of(nodes: Sequence[ast.AST]) -> Iterator[tuple[int, str, bool]]:
             yield node.lineno, node.attr, False
 
 
+@cache
+def prose_in(path: Path) -> Sequence[tuple[int, str]]:
+    """The prose of a module of the project, which several tests read."""
+    return list(prose_of(path.read_text(encoding="utf-8"), nodes_of(path)))
+
+
 ANY = re.compile("|".join(rf"\b(?:{pattern})\b" for pattern, _ in PROSE.values()), re.IGNORECASE)
 
 
@@ -109,12 +115,19 @@ def refused_words(text: str) -> list[str]:
     return [match[0] for match in ANY.finditer(text)]
 
 
-def violations(source: str, contracts: Collection[str] = ()) -> list[str]:
-    """Line and replaced word of everything in a module that the vocabulary replaces."""
+def violations(source: str) -> list[str]:
+    """Line and replaced word of everything in a text of Python that the vocabulary replaces."""
     nodes = list(ast.walk(ast.parse(source)))
+    return refusals(prose_of(source, nodes), nodes)
+
+
+def refusals(
+    prose: Iterable[tuple[int, str]], nodes: Sequence[ast.AST], contracts: Collection[str] = ()
+) -> list[str]:
+    """Line and replaced word of prose and identifiers, except for those of contracts."""
     lines = [
         f"{line}: {word}: {text}"
-        for line, text in prose_of(source, nodes)
+        for line, text in prose
         for word in refused_words(text)
         if word.lower() not in contracts
     ]
@@ -131,7 +144,7 @@ def test_no_module_uses_a_word_that_was_replaced(folder: str):
         f"{name}:{violation}"
         for path in sorted((ROOT / folder).rglob("*.py"))
         if (name := str(path.relative_to(ROOT))) not in OF_THE_VOCABULARY
-        for violation in violations(path.read_text(encoding="utf-8"), CONTRACTS.get(name, ()))
+        for violation in refusals(prose_in(path), nodes_of(path), CONTRACTS.get(name, ()))
     ]
     assert refused == []
 
@@ -141,7 +154,7 @@ def test_the_collection_has_every_message_of_the_program():
     count = 0
     for path in FILES:
         nodes = nodes_of(path)
-        collected = "\n".join(text for _, text in prose_of(path.read_text(encoding="utf-8"), nodes))
+        collected = "\n".join(text for _, text in prose_in(path))
         calls = [node for node in nodes if isinstance(node, ast.Call) and CALLS.search(function_of(node))]
         helps = [node for node in nodes if isinstance(node, ast.keyword) and node.arg == "help"]
         parts = [part for message in (*calls, *helps) for part in ast.walk(message)]

@@ -38,6 +38,8 @@ WAITING = {
     *("tests/launch/test_pid_namespaces.py", "tests/launch/test_supervisor.py"),
     *("tests/launch/test_job_ownership.py", "tests/data/test_object_storage.py"),
     *("tests/stages/test_upload_handover.py", "tests/stages/test_training_on_failing_disks.py"),
+    *("tests/flows/test_flow_in_process.py", "tests/flows/test_loaded_flows.py"),
+    *("tests/infra/test_serve.py", "tests/infra/test_entrypoint.py", "tests/run/test_lease.py"),
 }
 """Groups that mostly wait: for Slurm's intervals, for silence to be noticed, for pauses before restarts."""
 
