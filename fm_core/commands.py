@@ -16,7 +16,7 @@ from fm_core.run.results import StageResult
 
 if TYPE_CHECKING:
     from fm_core.reproduce.cost_estimate import CostEstimate
-    from fm_core.reproduce.stage_functions import StageFunctions
+    from fm_core.run.stage_functions import StageFunctions
 
 
 def stage_function(name: str) -> Callable[..., StageResult]:
@@ -54,8 +54,9 @@ def can_be_scored(config: RunConfig) -> bool:
 
 def stage_functions() -> "StageFunctions":
     """The stages of an image experiment; the processes of `fm reproduce` call this function by name."""
-    from fm_core.reproduce.stage_functions import StageFunctions
+    from fm_core.run.stage_functions import StageFunctions
     from fm_core.stages.preflight import rules
+    from fm_core.stages.sample import checked_model, with_checkpoints
 
     return StageFunctions(
         shard=stage_function("shard"),
@@ -63,6 +64,8 @@ def stage_functions() -> "StageFunctions":
         sample=stage_function("sample"),
         evaluate=stage_function("evaluate"),
         rules=rules,
+        with_checkpoints=with_checkpoints,
+        check_samples=checked_model,
         entry_point=f"{__name__}:stage_functions",
     )
 

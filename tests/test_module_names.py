@@ -42,7 +42,7 @@ SHORT_MODULES = {
     "fm_core.models.flops": "one count",
     "fm_core.models.mlp": "one network",
     "fm_core.reproduce.reproduce": "the entry point of the command",
-    "fm_core.reproduce.stage_functions": "what the comparisons are given instead of importing stages",
+    "fm_core.run.stage_functions": "what the comparisons are given instead of importing stages",
     "fm_core.report.memorization_table": "one table, for the report and the comparison",
     "fm_core.run.results": "the two result types",
     "fm_core.run.status": "the schema of a file on disk",

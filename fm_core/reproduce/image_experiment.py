@@ -13,7 +13,7 @@ from fm_core.evaluation.torch_threads import cpu_threads
 from fm_core.launch.dispatch import world
 from fm_core.method.ode import Solver
 from fm_core.reproduce.experiments import Experiment
-from fm_core.reproduce.stage_functions import StageFunction, StageFunctions
+from fm_core.run.stage_functions import StageFunction, StageFunctions
 from fm_core.run.artifact_cache import ArtifactCache
 from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Observer, Progress
