@@ -1,8 +1,8 @@
 """Standard error of the difference of a score between two sets of samples, paired by noise if possible.
 
-Samples of the same seed and index start from the same noise, so that their errors are correlated, and the
-error of a difference is smaller than the errors of both values suggest. The terms of each image
-(`InfluenceTerms`) are stored beside the scores.
+Samples of the same seed and index start from the same noise, so that the errors of their scores are
+correlated. The error of their difference follows from the terms of each image (`InfluenceTerms`), which are
+stored beside the scores. It is small if both sets contain nearly the same images.
 """
 
 from collections.abc import Mapping
@@ -34,6 +34,8 @@ class ScoreDifference:
     """Standard error over independent draws of the noise, for these networks and this reference."""
     paired: bool
     """Whether the error takes the noise that both sets share into account."""
+    unreliable: str | None = None
+    """Why the error is unreliable; None if it is reliable."""
 
 
 def write_terms(scores_file: Path, terms: InfluenceTerms) -> None:
@@ -42,7 +44,7 @@ def write_terms(scores_file: Path, terms: InfluenceTerms) -> None:
 
 
 def read_terms(scores_file: Path) -> InfluenceTerms | None:
-    """Read the terms beside a scores file; None if there are none, as in earlier versions, or damaged ones."""
+    """Read the terms beside a scores file; None if they are damaged, or missing as in earlier versions."""
     try:
         return InfluenceTerms.of_tensors(load(scores_file.with_suffix(TERMS_SUFFIX).read_bytes()))
     except (FileNotFoundError, SafetensorError, KeyError):
@@ -74,10 +76,12 @@ def score_difference(
         files: both scores files, beside which the terms are.
     """
     value = first[metric]["value"] - second[metric]["value"]
+    reason = first[metric].get("unreliable") or second[metric].get("unreliable")
     if metric == "frechet_distance" and share_noise(first["protocol"], second["protocol"]):
         mine, others = map(read_terms, files)
         terms = mine.less(others) if mine and others else None
         if terms is not None:
-            return ScoreDifference(value, terms.error().stderr, True)
+            error = terms.error()
+            return ScoreDifference(value, error.stderr, True, reason or error.unreliable)
     stderr = hypot(first[metric].get("stderr", 0.0), second[metric].get("stderr", 0.0))
-    return ScoreDifference(value, stderr, False)
+    return ScoreDifference(value, stderr, False, reason)

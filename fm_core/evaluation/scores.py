@@ -15,8 +15,8 @@ from fm_core.evaluation.features.extractor import INCEPTION, Extractor
 from fm_core.evaluation.metrics.frechet import FrechetEstimate, estimate_frechet_distance
 from fm_core.evaluation.metrics.inception_score import inception_score
 from fm_core.evaluation.metrics.kid import kernel_distance
-from fm_core.evaluation.metrics.sampling_error import InfluenceTerms
 from fm_core.evaluation.metrics.precision_recall import NEIGHBORS, duplicates, precision_and_recall
+from fm_core.evaluation.metrics.sampling_error import InfluenceTerms
 from fm_core.evaluation.reference import Reference, subset_indices
 
 CONFIDENCE = 0.9

@@ -14,8 +14,8 @@ from fm_core.evaluation.evaluation_run import CHECK, CURVE, LIKELIHOOD, SAMPLES,
 from fm_core.evaluation.memorization_scores import memorization_records
 from fm_core.evaluation.metrics.frechet import frechet_distance_of_features
 from fm_core.evaluation.metrics.sampling_error import InfluenceTerms
-from fm_core.evaluation.paired_error import write_terms
 from fm_core.evaluation.nfe_curve import check_curve, curve_record
+from fm_core.evaluation.paired_error import write_terms
 from fm_core.evaluation.protocol_scores import protocol_records
 from fm_core.evaluation.reference import reference_check
 from fm_core.evaluation.reference_statistics import write_statistics

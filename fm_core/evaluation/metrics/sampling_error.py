@@ -80,7 +80,7 @@ class InfluenceTerms:
         return SamplingError.of(self.first.var().item() / self.count, second, heavy_tails(self.first))
 
     def less(self, other: "InfluenceTerms") -> "InfluenceTerms | None":
-        """Terms of this statistic minus another; None unless both are of the same images in the same order."""
+        """Terms of this statistic minus another; None unless both have the same images in the same order."""
         if self.count != other.count or not torch.equal(self.images, other.images):
             return None
         return InfluenceTerms(self.images, self.first - other.first, self.pairs - other.pairs, self.count)
