@@ -64,7 +64,9 @@ def run_subflow(stage: str, config: RunConfig) -> StageResult:
     """
     started = time.monotonic()
     (child,) = run_subflows(stage, {stage: {"config": config.model_dump(mode="json")}})
-    message = (child.state.message if child.state else None) or ""
+    outcome, message = outcome_of_run(child)
+    if outcome is not Outcome.DONE:
+        raise StageEndedError(outcome, f"{stage}: {message}")
     return StageResult(
         stage=stage,
         state="verified" if NOTHING_TO_DO in message else "done",
@@ -73,12 +75,19 @@ def run_subflow(stage: str, config: RunConfig) -> StageResult:
     )
 
 
+def outcome_of_run(child: FlowRun) -> tuple[Outcome, str]:
+    """Outcome and message of a flow run that has ended."""
+    if child.state is None:
+        return Outcome.FAILED, "its flow run has no state"
+    return Outcome.from_prefect_state(child.state.type.value), child.state.message or ""
+
+
 def run_subflows(
     stage: str,
     parameters: Mapping[str, Mapping[str, Any]],
     report: Callable[[int], None] = lambda ended: None,
 ) -> list[FlowRun]:
-    """Run a deployment with each of several parameters; the flow runs, all of which are complete.
+    """Run a deployment with each of several parameters until all have ended; return the flow runs.
 
     They run at the same time, as far as their work pool has free slots. An exception, also of `report`,
     cancels those that have not ended.
@@ -87,9 +96,6 @@ def run_subflows(
         stage: key of DEPLOYMENTS.
         parameters: parameters by a name that is part of the idempotency key.
         report: called after each poll with the number of flow runs that have ended.
-
-    Raises:
-        StageEndedError: at the end, for the first one that did not complete.
     """
     children: dict[str, FlowRun] = {}
     try:
@@ -99,12 +105,6 @@ def run_subflows(
     except BaseException:
         _cancel(list(children.values()))
         raise
-    for name, child in children.items():
-        final = child.state
-        if final is None or not final.is_completed():
-            outcome = Outcome.from_prefect_state(final.type.value) if final else Outcome.FAILED
-            message = final.message if final else "its flow run has no state"
-            raise StageEndedError(outcome, f"{name}: {message}")
     return list(children.values())
 
 

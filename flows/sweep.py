@@ -13,8 +13,8 @@ from flows.cancellation import effective_config, end_remaining_jobs, resume_mess
 from flows.parameters import config_of
 from flows.pipeline import pipeline, run_name
 from flows.stage_tasks import final_flow_state
-from flows.subflows import run_subflows
-from fm_core.errors import StageEndedError, UserError, outcome_of
+from flows.subflows import outcome_of_run, run_subflows
+from fm_core.errors import Outcome, StageEndedError, UserError, outcome_of
 
 if TYPE_CHECKING:
     from fm_core.sweep.sweep_points import SweepPoint
@@ -82,8 +82,11 @@ def sweep_point(
     return pipeline(given, stages)
 
 
-def run_points(points: "Sequence[SweepPoint]", report: Callable[[int, str], None]) -> None:
-    """Run points as flow runs of their deployment. Raises StageEndedError if one does not complete."""
+def run_points(points: "Sequence[SweepPoint]", report: Callable[[int, str], None]) -> dict[str, str]:
+    """Run points as flow runs of their deployment; return the messages of those that failed, by title.
+
+    Raises StageEndedError if one was cancelled or has crashed; it can be continued.
+    """
     parameters = {
         point.title: {
             "config": point.config.model_dump(mode="json"),
@@ -92,4 +95,11 @@ def run_points(points: "Sequence[SweepPoint]", report: Callable[[int, str], None
         }
         for point in points
     }
-    run_subflows(POINT, parameters, lambda ended: report(ended, f"{ended} of {len(points)} flow runs ended"))
+    children = run_subflows(
+        POINT, parameters, lambda ended: report(ended, f"{ended} of {len(points)} flow runs ended")
+    )
+    outcomes = {point.title: outcome_of_run(child) for point, child in zip(points, children, strict=True)}
+    for title, (outcome, message) in outcomes.items():
+        if outcome in (Outcome.STOPPED, Outcome.ORPHANED):
+            raise StageEndedError(outcome, f"{title}: {message}")
+    return {title: message for title, (outcome, message) in outcomes.items() if outcome is not Outcome.DONE}

@@ -32,14 +32,17 @@ PARTS = {"train": 600, "sample": 300, "evaluate": 100}
 POINT_PARTS = sum(PARTS.values())
 FILES = {"report": "sweep.html", "results": "results.json", "figure": "sweep.png"}
 OnParts = Callable[[int, str], None]
-"""Called with the number of finished parts of the work and a message. Raises StopRequested."""
+"""Called with the amount of finished work and a message. Raises StopRequested."""
 
 
 class RunElsewhere(Protocol):
     """Runs the stages of points outside of this process, several at a time."""
 
-    def __call__(self, points: Sequence[SweepPoint], report: Callable[[int, str], None], /) -> None:
-        """Run them until all have ended; `report` takes the number of points that have ended."""
+    def __call__(self, points: Sequence[SweepPoint], report: OnParts, /) -> Mapping[str, str]:
+        """Run them until all have ended; return the messages of those that failed, by title.
+
+        `report` takes the number of points that have ended.
+        """
         ...
 
 
@@ -99,15 +102,17 @@ def _write_plan(directory: Path, points: Sequence[SweepPoint]) -> None:
 def _score(stages: StageFunctions, point: SweepPoint, before: int, report: OnParts) -> ScoredPoint:
     """Run the stages of a point, or verify it; `before` parts of the sweep's work are finished."""
     functions = {"train": stages.train, "sample": stages.sample, "evaluate": stages.evaluate}
-    paths: Mapping[str, str] = {}
+    paths, config = dict[str, str](), point.config
     for stage in point.stages:
 
         def show(progress: Progress, stage: str = stage, before: int = before) -> None:
             message = f"{point.title}: {stage} {progress.message}".rstrip()
             report(before + int(PARTS[stage] * progress.fraction), message)
 
-        paths = functions[stage](point.config, show).paths
+        paths = functions[stage](config, show).paths
         before += PARTS[stage]
+        if stage == "train":
+            config = stages.with_checkpoints(config)
     file = Path(paths["scores"])
     return ScoredPoint(point, read_json(file) or {}, file)
 
@@ -176,13 +181,16 @@ class _Sweep:
 
         `before` is the number of points that have been scored before these.
         """
-        first = before * POINT_PARTS
+        first, refused = before * POINT_PARTS, dict[str, str]()
         if self.elsewhere:
-            self.elsewhere(
+            refused |= self.elsewhere(
                 points, lambda done, message: self.progress.report(first + done * POINT_PARTS, message)
             )
+        self.failed |= {title: JobFailedError(message) for title, message in refused.items()}
         scored: list[ScoredPoint] = []
         for number, point in enumerate(points, start=before):
+            if point.title in refused:
+                continue
             try:
                 scored.append(_score(self.stages, point, number * POINT_PARTS, self.progress.report))
             except (LeaseLostError, StopRequested):
@@ -207,9 +215,8 @@ class _Sweep:
 
 
 def _line(error: Exception) -> str:
-    return (str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}").splitlines()[
-        0
-    ]
+    own = isinstance(error, UserError | JobFailedError)
+    return (str(error) if own else f"{type(error).__name__}: {error}").partition("\n")[0]
 
 
 def _write(directory: Path, results: Mapping[str, Any]) -> bool:

@@ -167,6 +167,8 @@ def _check_models(points: Sequence[SweepPoint], stages: StageFunctions) -> None:
         guided = sample.guidance != 1
         settings = [sample.weights, sample.step, sample.classes, sample.class_mode, guided]
         settings += [sample.guide.model_dump(mode="json"), sample.guidance_interval] if guided else []
+        # The preflight rules check solvers, but not with the objective of a file of weights.
+        settings += [sample.solver] if sample.weights.endswith(".safetensors") else []
         key = fingerprint(settings)
         if not point.trained and key not in checked:
             _at(point, lambda point=point: stages.check_samples(point.config))

@@ -135,7 +135,7 @@ def _note(results: Results) -> str:
     notes = error_notes((results["title"], record[results["metric"]]) for record in results["points"])
     pairing = (
         "Samples of all points start from the same noise. The error of a paired difference takes this into "
-        "account, and is small if two points make similar images; an unpaired one adds both errors as if they "
-        "were independent."
+        "account, and is small if two points make similar images; an unpaired one adds both errors as if "
+        "they were independent."
     )
     return " ".join([pairing, *notes])

@@ -110,8 +110,8 @@ def run_name(base: str, values: Mapping[str, Any]) -> str:
 
     A long suffix is cut and ends in a hash.
     """
-    parts = [f"{key.rpartition('.')[2]}-{value_text(value)}" for key, value in values.items()]
-    suffix = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts)).strip("-")
+    texts = [text for key, value in values.items() for text in (key.rpartition(".")[2], value_text(value))]
+    suffix = "-".join(re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-") for text in texts)
     if len(suffix) > LONGEST_SUFFIX:
         suffix = f"{suffix[: LONGEST_SUFFIX - 7]}-{fingerprint(dict(values))[:6]}"
     return f"{base}-{suffix}"

@@ -35,6 +35,8 @@ _BY_NEED = {
         "drawn_elsewhere",
         "forked_ranks",
         "scored_by_a_job",
+        "swept_training",
+        "killed_sweep",
         "extended_run",
         "online_eval_run",
         "trained_on_damage",
