@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fm_core.config import RunConfig, dump_yaml
-from fm_core.errors import JobFailedError, LeaseLostError, StopRequested, UserError
+from fm_core.errors import DetachedError, JobFailedError, LeaseLostError, StopRequested, UserError
 from fm_core.run.artifact_cache import exclusive_lock
 from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Observer, Progress, no_progress
@@ -71,8 +71,8 @@ def sweep(
         points = checked_points(config, stages)
         directory = run.path / "sweep" / sweep_key(config, points)
         run.begin()
-        write_text(run.path / "logs" / "sweep.yaml", dump_yaml(config))
         with exclusive_lock(directory, run=run.path) as check_stop:
+            write_text(run.path / "logs" / "sweep.yaml", dump_yaml(config))
             progress = _SweepProgress(len(points) + 1, show, check_stop)
             return _Sweep(config, run, directory, stages, elsewhere, progress).result(points)
 
@@ -97,24 +97,6 @@ def _write_plan(directory: Path, points: Sequence[SweepPoint]) -> None:
     before = read_json(directory / "points.json") or {}
     if {**before, "schema": 0} != {**plan, "schema": 0}:
         write_json(directory / "points.json", plan)
-
-
-def _score(stages: StageFunctions, point: SweepPoint, before: int, report: OnParts) -> ScoredPoint:
-    """Run the stages of a point, or verify it; `before` parts of the sweep's work are finished."""
-    functions = {"train": stages.train, "sample": stages.sample, "evaluate": stages.evaluate}
-    paths, config = dict[str, str](), point.config
-    for stage in point.stages:
-
-        def show(progress: Progress, stage: str = stage, before: int = before) -> None:
-            message = f"{point.title}: {stage} {progress.message}".rstrip()
-            report(before + int(PARTS[stage] * progress.fraction), message)
-
-        paths = functions[stage](config, show).paths
-        before += PARTS[stage]
-        if stage == "train":
-            config = stages.with_checkpoints(config)
-    file = Path(paths["scores"])
-    return ScoredPoint(point, read_json(file) or {}, file)
 
 
 class _SweepProgress:
@@ -192,14 +174,36 @@ class _Sweep:
             if point.title in refused:
                 continue
             try:
-                scored.append(_score(self.stages, point, number * POINT_PARTS, self.progress.report))
-            except (LeaseLostError, StopRequested):
+                scored.append(self._score(point, number * POINT_PARTS))
+            except (DetachedError, LeaseLostError, StopRequested):
                 raise
             except Exception as error:
                 self.failed[point.title] = error
                 write_text(self.run.log("sweep", f"{number}"), traceback.format_exc())
             self.progress.report((number + 1) * POINT_PARTS, point.title)
         return scored
+
+    def _score(self, point: SweepPoint, before: int) -> ScoredPoint:
+        """Run the stages of a point, or verify it; `before` parts of the sweep's work are finished."""
+        stages, report = self.stages, self.progress.report
+        functions = {"train": stages.train, "sample": stages.sample, "evaluate": stages.evaluate}
+        paths, config = dict[str, str](), point.config
+        for stage in point.stages:
+
+            def show(progress: Progress, stage: str = stage, before: int = before) -> None:
+                message = f"{point.title}: {stage} {progress.message}".rstrip()
+                report(before + int(PARTS[stage] * progress.fraction), message)
+
+            report(before, f"{point.title}: {stage}")  # a request to stop ends the sweep here
+            paths = functions[stage](config, show).paths
+            before += PARTS[stage]
+            if stage == "train":
+                config = stages.with_checkpoints(config)
+        file, metric = Path(paths["scores"]), self.config.sweep.metric
+        scores = read_json(file) or {}
+        if metric not in scores:
+            raise UserError(f"sweep.metric {metric}: {file} has none; name another metric or other features")
+        return ScoredPoint(point, scores, file)
 
     def _raise_failures(self, points: int, report: str) -> None:
         """Raise UserError or JobFailedError if a point failed."""

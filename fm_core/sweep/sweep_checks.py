@@ -17,8 +17,9 @@ from fm_core.sweep.sweep_points import SweepPoint, points_of
 METRICS = {"precision": "precision_recall", "recall": "precision_recall"}
 """Value of sweep.metric -> entry of evaluate.metrics, where their names differ."""
 T = TypeVar("T")
-SHARED_RULE = "feature extractors"
-"""Preflight rule that depends only on the evaluate section and may hash a file of weights."""
+RULE_SECTIONS = {"feature extractors": ("evaluate",), "network": ("model", "data")}
+"""Preflight rules that may take long, and the sections that they depend on; equal sections are checked once.
+"""
 
 
 def valid_points(config: RunConfig, stages: StageFunctions) -> list[SweepPoint]:
@@ -134,15 +135,15 @@ def _check_seed(config: RunConfig, points: Sequence[SweepPoint]) -> None:
 
 def _check_rules(points: Sequence[SweepPoint], stages: StageFunctions) -> None:
     """Apply the preflight rules to every point."""
-    checked: set[str] = set()
+    checked: set[tuple[str, str]] = set()
     for point in points:
-        extractors = fingerprint(point.config.evaluate.model_dump(mode="json"))
+        tree = point.config.model_dump(mode="json")
         for name, rule in stages.rules(point.config, ("train", "sample", "evaluate")[not point.trained :]):
-            if name != SHARED_RULE or extractors not in checked:
+            key = name, fingerprint([tree[section] for section in RULE_SECTIONS.get(name, tree)])
+            if key not in checked:
                 _at(point, rule)
-        if extractors not in checked:
-            _at(point, lambda point=point: _check_labels(point.config))
-        checked.add(extractors)
+            checked.add(key)
+        _at(point, lambda point=point: _check_labels(point.config))
 
 
 def _check_labels(config: RunConfig) -> None:

@@ -29,7 +29,9 @@ def results_of(config: RunConfig, points: Sequence[SweepPoint], scored: Sequence
         "axes": {key: list(values) for key, values in config.sweep.axes.items()},
         "points": records,
         "notes": {},
-        "summary": f"{len(scored)} of {len(points)} points scored; {NOT_ON_ONE_SCALE}",
+        "summary": f"{len(scored)} of {len(points)} points scored; {NOT_ON_ONE_SCALE}"
+        if scored
+        else "no point could be scored",
     }
     best = best_of(metric, scored)
     if best is None:

@@ -26,9 +26,9 @@ WIDTHS = (0.05, 0.1)
 LAST = 40
 
 
-def keys(root: Path, **sample) -> RunConfig:
+def keys(runs: Path, **sample) -> RunConfig:
     """A run with snapshots, sampled with a width that training did not store."""
-    tree = config_at(root).model_dump(mode="json")
+    tree = config_at(runs).model_dump(mode="json")
     over = {
         "train": {"ema_power_widths": list(WIDTHS), "snapshot_images": 10},
         "launch": {"processes": 2, "threads": 1},

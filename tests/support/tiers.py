@@ -36,6 +36,7 @@ _BY_NEED = {
         "forked_ranks",
         "scored_by_a_job",
         "swept_training",
+        "swept_by_the_page",
         "killed_sweep",
         "extended_run",
         "online_eval_run",

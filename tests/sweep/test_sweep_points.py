@@ -93,8 +93,8 @@ def test_values_are_shown_exactly(value, text):
     ("axes", "message"),
     [
         ({}, "sweep.axes is empty"),
-        ({"sample.guidence": [1]}, "sample.guidence: unknown key; did you mean sample.guidance"),
-        ({"sample": [{"guidence": 1}]}, "sample.guidence: unknown key"),
+        ({"sample.guidances": [1]}, "sample.guidances: unknown key; did you mean sample.guidance"),
+        ({"sample": [{"guidances": 1}]}, "sample.guidances: unknown key"),
         ({"sample": [1]}, "sample is a section: each of its values must be a mapping"),
         ({"data.name": ["a", "b"]}, "data.name cannot be swept"),
         ({"run.name": ["a", "b"]}, "run.name cannot be swept"),
