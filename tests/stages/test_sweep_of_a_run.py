@@ -10,6 +10,7 @@ from fm_core.commands import resolve_sweep, stage_functions
 from fm_core.config import load_config
 from fm_core.errors import JobFailedError, StopRequested
 from fm_core.run.stage_functions import StageFunctions
+from fm_core.run.status import read_status
 from fm_core.storage.atomic_files import read_json
 from fm_core.sweep.sweep import sweep
 from tests.support.tiny_run import DEBUG, TinyRun
@@ -154,10 +155,14 @@ def test_a_point_that_fails_costs_the_others_nothing_and_is_tried_again(tiny):
     run = tiny.copy("failing")
     axes = {"sample.steps": [1, 2]}
 
+    stages_of_status = []
+
     def sample(config, observe):
         if config.sample.steps == 2:
             raise ArithmeticError("no step today")
-        return stage_functions().sample(config, observe)
+        result = stage_functions().sample(config, observe)
+        stages_of_status.append(read_status(run.path)["stage"])
+        return result
 
     config = config_of(run, axes)
     with pytest.raises(
@@ -170,6 +175,7 @@ def test_a_point_that_fails_costs_the_others_nothing_and_is_tried_again(tiny):
     assert results["failed"] == {"steps 2": "ArithmeticError: no step today"}
     assert "no step today" in (run.path / "logs" / "sweep-1.log").read_text()
     assert "no step today" in file.with_name("sweep.html").read_text()
+    assert stages_of_status == ["sweep"] * 2, "fm status shows the sweep, not the stage of a point"
     assert sweep(config, stages=direct(run)).state == "done"
     assert [point["number"] for point in read_json(file)["points"]] == [0, 1]
     assert read_json(file)["failed"] == {}
