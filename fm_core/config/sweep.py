@@ -1,8 +1,8 @@
 """The sweep section: values of keys whose combinations are sampled and scored, or trained first."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, JsonValue, field_validator
+from pydantic import Field, field_validator
 
 from fm_core.config.section import Section
 
@@ -12,7 +12,7 @@ SweepMetric = Literal["frechet_distance", "kernel_distance", "inception_score", 
 class SweepSection(Section):
     """Points of a sweep, and how the best of them is chosen."""
 
-    axes: dict[str, tuple[JsonValue, ...]] = {}
+    axes: dict[str, tuple[Any, ...]] = {}
     """Values by key, e.g. {sample.guidance: [1, 1.5, 2], sample.solver: [euler, heun2]}; a point is a
     combination of one value of each. The values of a section, e.g. sample, are mappings that set several of
     its keys together. Keys of sample and evaluate give samples and scores of this run; those of train, model
@@ -28,7 +28,7 @@ class SweepSection(Section):
 
     @field_validator("axes")
     @classmethod
-    def _check_axes(cls, axes: dict[str, tuple[JsonValue, ...]]) -> dict[str, tuple[JsonValue, ...]]:
+    def _check_axes(cls, axes: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
         for key, values in axes.items():
             if not values:
                 raise ValueError(f"sweep.axes: {key} has no values; give a list of at least one")

@@ -1,11 +1,13 @@
 """Standard errors of differences of Fréchet distances whose samples share noise."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from fm_core.config import EvaluateSection
 from fm_core.evaluation.metrics.feature_statistics import Gaussian
 from fm_core.evaluation.metrics.frechet import estimate_frechet_distance
 from fm_core.evaluation.paired_error import (
@@ -15,6 +17,8 @@ from fm_core.evaluation.paired_error import (
     share_noise,
     write_terms,
 )
+from fm_core.evaluation.reference import Reference
+from fm_core.evaluation.scores import image_scores
 
 PROTOCOL = {"seed": 3, "generator": "g", "images": 300, "features_sha256": "f", "reference": "train"}
 
@@ -97,3 +101,22 @@ def test_protocols_say_whether_noise_and_scale_are_shared():
     assert on_one_scale(PROTOCOL, dict(PROTOCOL, seed=4))
     for key, value in (("features_sha256", "g"), ("reference", "val"), ("images", 200)):
         assert not on_one_scale(PROTOCOL, dict(PROTOCOL, **{key: value}))
+
+
+def test_terms_name_the_samples_also_if_these_are_shuffled_before_they_are_scored():
+    rows, received = noise(5), []
+    for in_turn in (False, True):
+        image_scores(
+            [{"features": rows}],
+            (),
+            Reference(target(), None, "train"),
+            SimpleNamespace(name="f", validation_accuracy=None),
+            EvaluateSection(metrics=("frechet_distance",)),
+            torch.device("cpu"),
+            classes_in_turn=in_turn,
+            on_terms=received.append,
+        )
+    plain, shuffled = received
+    assert plain.less(shuffled) is None
+    by_image = [terms.first[terms.images.argsort()] for terms in received]
+    assert torch.allclose(*by_image, rtol=1e-9)
