@@ -156,6 +156,25 @@ def comparison_figures(config: RunConfig, result: StageResult) -> None:
         create_image_artifact(uri, key=key, description=caption)
 
 
+def sweep_tables(config: RunConfig, result: StageResult) -> None:
+    """The tables of a sweep's page."""
+    sections, report = _sweep_sections(result), Path(result.paths["report"]).resolve()
+    content = tables_as_markdown(sections, f"# Sweep of {config.run.name}\n\nFull page: `{report}`")
+    create_markdown_artifact(content, key="sweep", description=result.summary)
+
+
+def sweep_figures(config: RunConfig, result: StageResult) -> None:
+    """The figure of a sweep's page."""
+    for _, uri, caption in figures_as_images(_sweep_sections(result)):
+        create_image_artifact(uri, key="sweep-figure", description=caption)
+
+
+def _sweep_sections(result: StageResult) -> "list[PageSection]":
+    from fm_core.sweep.sweep_page import sweep_sections
+
+    return sweep_sections(read_json(Path(result.paths["results"])) or {})
+
+
 def tables_as_markdown(sections: Sequence["PageSection"], head: str) -> str:
     """The tables of a report in Markdown, each below the title and note of its section."""
     from fm_core.report.html import Table
@@ -189,6 +208,7 @@ ARTIFACTS: Mapping[str, tuple[Creator, ...]] = {
     "evaluate": (scores,),
     "report": (run_directory,),
     "reproduce": (comparison_tables, comparison_figures),
+    "sweep": (sweep_tables, sweep_figures),
 }
 
 

@@ -1,6 +1,6 @@
 """Body of every flow: check the configuration, run the stages, report the result as a final state."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -30,21 +30,26 @@ def pipeline(
     stages: Sequence[str],
     apart: Collection[str] = (),
     before: Callable[[RunConfig], None] | None = None,
+    needs_slots: Collection[str] = (),
+    options: Mapping[str, Any] = {},
 ) -> State[Any]:
     """Run stages in sequence and return the flow's final state, whose message contains the result.
 
     Stages named in `apart` run as flow runs of their own deployments. `before` is called once the preflight
-    checks have passed, before the first stage.
+    checks have passed, before the first stage. The stages themselves, called with `options`, may create flow
+    runs of the deployments named in `needs_slots`.
     """
     _tag(config)
     with CancellationWatch() as watch:
         try:
             preflight(config, [stage for stage in stages if stage not in apart])
-            check_slots(apart)
+            check_slots([*apart, *needs_slots])
             if before:
                 before(config)
             results = [
-                run_subflow(stage, resolve(config)) if stage in apart else run_stage(stage, config, watch)
+                run_subflow(stage, resolve(config))
+                if stage in apart
+                else run_stage(stage, config, watch, options)
                 for stage in stages
             ]
             last_updates.wait()

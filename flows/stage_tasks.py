@@ -4,6 +4,7 @@ The tasks are called directly, never submitted, because a cancelled run gets its
 where the stage has to run to be able to stop its processes.
 """
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 from prefect import get_run_logger, task
@@ -68,25 +69,30 @@ def as_stage_ended(error: BaseException, config: RunConfig, cancelled: bool = Tr
     return StageEndedError(Outcome.STOPPED, message)
 
 
-def run_stage(name: str, config: RunConfig, watch: CancellationWatch) -> StageResult:
-    """Run one stage as a task. Raises StageEndedError if it was refused, was stopped, or cannot continue."""
+def run_stage(
+    name: str, config: RunConfig, watch: CancellationWatch, options: Mapping[str, Any] = {}
+) -> StageResult:
+    """Run one stage as a task; `options` are further arguments of its function.
+
+    Raises StageEndedError if it was refused, was stopped, or cannot continue.
+    """
     stage_task = _stage.with_options(name=name, task_run_name=task_name(name, config))
-    final = stage_task(name, config, watch)
+    final = stage_task(name, config, watch, options)
     if final.is_completed():
         return cast(StageResult, cast(Any, final.data).result)
     raise StageEndedError(Outcome.from_prefect_state(final.type.value), final.message or name)
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, retries=0)
-def _stage(name: str, config: RunConfig, watch: CancellationWatch) -> State[Any]:
+def _stage(name: str, config: RunConfig, watch: CancellationWatch, options: Mapping[str, Any]) -> State[Any]:
     """One stage of the pipeline."""
     logger = get_run_logger()
     try:
         with ProgressReport(name, config) as progress:
-            result = stage_function(name)(config, progress)
+            result = stage_function(name)(config, progress, **options)
     except (
         *(UserError, UnrecoverableError, LeaseLostError, DetachedError),
-        *(StopRequested, TerminationSignal),
+        *(StopRequested, StageEndedError, TerminationSignal),
     ) as error:
         # Returned as a state, not raised, because a traceback would bury the message for the user.
         cancelled = isinstance(error, TerminationSignal) and watch.cancelled()

@@ -1,9 +1,9 @@
 """Stages as flow runs of their own deployments, in the work pools of those deployments."""
 
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from typing import Literal, cast
+from typing import Any, Literal, cast
 from uuid import UUID
 
 from prefect import get_client, get_run_logger
@@ -22,7 +22,9 @@ DEPLOYMENTS = {
     "train": "train-model/default",
     "sample": "sample-images/default",
     "evaluate": "evaluate-model/default",
+    "sweep-point": "sweep-point/default",
 }
+"""Deployment of each stage, and of the points of a sweep."""
 POLL_SECONDS = 2.0
 CANCEL_SECONDS = 25.0
 """Seconds that a cancelled run waits for the flow run that it cancels in turn; Prefect kills it after 30."""
@@ -60,31 +62,11 @@ def run_subflow(stage: str, config: RunConfig) -> StageResult:
     A signal that ends this flow run first cancels the stage's flow run. When this flow run is started again,
     it reuses the flow run that it created the first time.
     """
-    created = run_deployment(
-        DEPLOYMENTS[stage],
-        parameters={"config": config.model_dump(mode="json")},
-        timeout=0,
-        idempotency_key=f"{flow_run.get_id()}-{stage}",
-    )
-    child = cast(FlowRun, created)  # outside an event loop the call is not a coroutine
-    if child.state and child.state.is_final():
-        with get_client(sync_client=True) as client:
-            client.set_flow_run_state(child.id, Scheduled(), force=True)
-    get_run_logger().info("%s runs as flow run %s of %s", stage, child.name, DEPLOYMENTS[stage])
     started = time.monotonic()
-    try:
-        child = _wait_until_final(child)
-    except BaseException:
-        with suppress(Exception), get_client(sync_client=True) as client:  # the server may be unavailable
-            client.set_flow_run_state(child.id, Cancelling(message=PARENT_CANCELLED))
-        _wait_until_final(child, CANCEL_SECONDS)
-        raise
-    final = child.state
-    if final is None or not final.is_completed():
-        outcome = Outcome.from_prefect_state(final.type.value) if final else Outcome.FAILED
-        message = final.message if final else "its flow run has no state"
+    (child,) = run_subflows(stage, {stage: {"config": config.model_dump(mode="json")}})
+    outcome, message = outcome_of_run(child)
+    if outcome is not Outcome.DONE:
         raise StageEndedError(outcome, f"{stage}: {message}")
-    message = final.message or ""
     return StageResult(
         stage=stage,
         state="verified" if NOTHING_TO_DO in message else "done",
@@ -93,29 +75,117 @@ def run_subflow(stage: str, config: RunConfig) -> StageResult:
     )
 
 
-def _wait_until_final(child: FlowRun, seconds: float = float("inf")) -> FlowRun:
-    """Poll a flow run for at most `seconds` and return its last known state."""
-    started = last_alive = time.monotonic()
-    reported = False
-    while time.monotonic() - started < seconds:
+def outcome_of_run(child: FlowRun) -> tuple[Outcome, str]:
+    """Outcome and message of a flow run that has ended."""
+    if child.state is None:
+        return Outcome.FAILED, "its flow run has no state"
+    return Outcome.from_prefect_state(child.state.type.value), child.state.message or ""
+
+
+def run_subflows(
+    stage: str,
+    parameters: Mapping[str, Mapping[str, Any]],
+    report: Callable[[int], None] = lambda ended: None,
+) -> list[FlowRun]:
+    """Run a deployment with each of several parameters until all have ended; return the flow runs.
+
+    They run at the same time, as far as their work pool has free slots. An exception, also of `report`,
+    cancels those that have not ended.
+
+    Args:
+        stage: key of DEPLOYMENTS.
+        parameters: parameters by a name that is part of the idempotency key.
+        report: called after each poll with the number of flow runs that have ended.
+    """
+    children: dict[str, FlowRun] = {}
+    try:
+        for name, values in parameters.items():
+            children[name] = _created(stage, name, values)
+        _wait_for_all(children, report)
+    except BaseException:
+        _cancel(list(children.values()))
+        raise
+    return list(children.values())
+
+
+def _created(stage: str, name: str, parameters: Mapping[str, Any]) -> FlowRun:
+    """Create a flow run, or schedule the one that an earlier attempt created again."""
+    created = run_deployment(
+        DEPLOYMENTS[stage],
+        parameters=dict(parameters),
+        timeout=0,
+        idempotency_key=f"{flow_run.get_id()}-{name}",
+    )
+    child = cast(FlowRun, created)  # outside an event loop the call is not a coroutine
+    if child.state and child.state.is_final():
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_state(child.id, Scheduled(), force=True)
+            child = client.read_flow_run(child.id)
+    get_run_logger().info("%s runs as flow run %s of %s", name, child.name, DEPLOYMENTS[stage])
+    return child
+
+
+def _cancel(children: Sequence[FlowRun]) -> None:
+    """Cancel flow runs, and wait for their ends."""
+    remaining = [child for child in children if not (child.state and child.state.is_final())]
+    with suppress(Exception), get_client(sync_client=True) as client:  # the server may be unavailable
+        for child in remaining:
+            client.set_flow_run_state(child.id, Cancelling(message=PARENT_CANCELLED))
+    deadline = time.monotonic() + CANCEL_SECONDS
+    for child in remaining:
+        _wait_until_final(child, deadline - time.monotonic())
+
+
+def _wait_for_all(children: dict[str, FlowRun], report: Callable[[int], None]) -> None:
+    """Poll flow runs until all have ended; their last known states replace the first ones."""
+    waits = {name: _Wait(child) for name, child in children.items()}
+    while True:
+        ended = 0
+        for name, wait in waits.items():
+            ended += wait.poll()
+            children[name] = wait.child
+        report(ended)
+        if ended == len(waits):
+            return
         time.sleep(POLL_SECONDS)
+
+
+def _wait_until_final(child: FlowRun, seconds: float) -> None:
+    """Poll a flow run until it has ended, for at most `seconds`."""
+    wait, started = _Wait(child), time.monotonic()
+    while time.monotonic() - started < seconds and not wait.poll():
+        time.sleep(POLL_SECONDS)
+
+
+class _Wait:
+    """The wait for the end of one flow run."""
+
+    def __init__(self, child: FlowRun) -> None:
+        self.child = child
+        """The flow run in its last known state."""
+        self._started = self._last_alive = time.monotonic()
+        self._ended = self._reported = False
+
+    def poll(self) -> bool:
+        """Read the state of the flow run, and return whether it has ended; a crash counts after a while."""
+        if self._ended:
+            return True
         try:
             with get_client(sync_client=True) as client:
-                child = client.read_flow_run(child.id)
+                self.child = client.read_flow_run(self.child.id)
         except Exception as error:  # an unreachable server must not end the run
-            get_run_logger().debug("could not read the state of %s: %s", child.name, error)
-            continue
-        if not (child.state and child.state.is_crashed()):
-            last_alive = time.monotonic()
-        waits = child.state is None or child.state.is_scheduled() or child.state.is_pending()
-        if waits and not reported and time.monotonic() - started > WAITING_SECONDS:
-            reported = True
-            get_run_logger().warning("%s", waiting_message(child))
-        if child.state and child.state.is_final() and not child.state.is_crashed():
-            break
-        if time.monotonic() - last_alive > CRASH_GRACE_SECONDS:
-            break
-    return child
+            get_run_logger().debug("could not read the state of %s: %s", self.child.name, error)
+            return False
+        state = self.child.state
+        if not (state and state.is_crashed()):
+            self._last_alive = time.monotonic()
+        waits = state is None or state.is_scheduled() or state.is_pending()
+        if waits and not self._reported and time.monotonic() - self._started > WAITING_SECONDS:
+            self._reported = True
+            get_run_logger().warning("%s", waiting_message(self.child))
+        final = state is not None and state.is_final() and not state.is_crashed()
+        self._ended = final or time.monotonic() - self._last_alive > CRASH_GRACE_SECONDS
+        return self._ended
 
 
 def waiting_message(child: FlowRun) -> str:

@@ -12,6 +12,7 @@ STAGES = {
     "report": "write report.html",
     "validate": "check the shards of a data set, and repair them on request",
     "reproduce": "reproduce the paper's comparison of objectives and its figures",
+    "sweep": "sample and score every combination of values of keys, and find the best",
     "export": "write a self-contained folder with weights, configuration and model card",
 }
 
@@ -36,6 +37,10 @@ FLAGS = {
     },
     "reproduce": {
         "dry-run": "check the configuration and estimate the cost of the comparison; start nothing",
+    },
+    "sweep": {
+        "dry-run": "check and list the points, with the evaluations of the network for their samples; start "
+        "nothing",
     },
 }
 NUMBERS: dict[str, dict[str, tuple[float | None, str]]] = {

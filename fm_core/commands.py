@@ -1,7 +1,8 @@
 """The stages by name, for the command line and for flows.
 
 Stage functions are imported on first use, so that neither `fm --help` nor the start of a flow waits for
-torch. `fm reproduce` gets the stages that it runs from here, because it must not import them itself.
+torch. `fm reproduce` and `fm sweep` get the stages that they run from here, because they must not import
+them.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from fm_core.run.results import StageResult
 
 if TYPE_CHECKING:
     from fm_core.reproduce.cost_estimate import CostEstimate
-    from fm_core.reproduce.stage_functions import StageFunctions
+    from fm_core.run.stage_functions import StageFunctions
 
 
 def stage_function(name: str) -> Callable[..., StageResult]:
@@ -28,6 +29,15 @@ def stage_function(name: str) -> Callable[..., StageResult]:
             return reproduce(resolve_comparison(config), observe, stages=stage_functions())
 
         return reproduce_resolved
+    if name == "sweep":
+        from fm_core.sweep.sweep import RunElsewhere, sweep
+
+        def sweep_resolved(
+            config: RunConfig, observe: Observer = no_progress, elsewhere: RunElsewhere | None = None
+        ) -> StageResult:
+            return sweep(resolve_sweep(config), observe, stages=stage_functions(), elsewhere=elsewhere)
+
+        return sweep_resolved
     return cast(Callable[..., StageResult], getattr(import_module(f"fm_core.stages.{name}"), name))
 
 
@@ -36,6 +46,17 @@ def resolve_comparison(config: RunConfig) -> RunConfig:
     if config.reproduce.kind == "toy2d":
         return config
     return resolve(config)
+
+
+def resolve_sweep(config: RunConfig) -> RunConfig:
+    """Return the configuration of a sweep with its absent keys filled in.
+
+    The source is opened only if points are trained and there is no data set yet. Raises UserError.
+    """
+    from fm_core.stages.resolve import resolve as resolve_from
+    from fm_core.sweep.sweep_points import points_of
+
+    return resolve_from(config, from_source=any(point.trained for point in points_of(config)))
 
 
 def resolve(config: RunConfig) -> RunConfig:
@@ -54,8 +75,9 @@ def can_be_scored(config: RunConfig) -> bool:
 
 def stage_functions() -> "StageFunctions":
     """The stages of an image experiment; the processes of `fm reproduce` call this function by name."""
-    from fm_core.reproduce.stage_functions import StageFunctions
+    from fm_core.run.stage_functions import StageFunctions
     from fm_core.stages.preflight import rules
+    from fm_core.stages.sample import checked_model, with_checkpoints
 
     return StageFunctions(
         shard=stage_function("shard"),
@@ -63,6 +85,8 @@ def stage_functions() -> "StageFunctions":
         sample=stage_function("sample"),
         evaluate=stage_function("evaluate"),
         rules=rules,
+        with_checkpoints=with_checkpoints,
+        check_samples=checked_model,
         entry_point=f"{__name__}:stage_functions",
     )
 
@@ -80,15 +104,24 @@ def preflight(config: RunConfig, stages: Sequence[str]) -> None:
         from fm_core.reproduce.experiments import check_comparison
 
         check_comparison(config, stage_preflight.rules)
+    if "sweep" in stages:
+        from fm_core.sweep.sweep_checks import valid_points
+
+        config = resolve_sweep(config)
+        valid_points(config, stage_functions())
     stage_preflight.preflight(config, stages)
 
 
 def dry_run(command: str, config: RunConfig, **numbers: float | None) -> str:
-    """Describe, in lines of text, what shard would do, or reproduce with the arguments of `estimate`."""
+    """Describe, in lines of text, what shard or sweep would do, or reproduce with arguments of `estimate`."""
     if command == "shard":
         from fm_core.stages.shard import shard_dry_run
 
         return shard_dry_run(config)
+    if command == "sweep":
+        from fm_core.sweep.sweep_checks import sweep_dry_run
+
+        return sweep_dry_run(resolve_sweep(config), stage_functions())
     return cast(Callable[..., "CostEstimate"], estimate)(config, **numbers).text()
 
 

@@ -121,7 +121,8 @@ def _status_line(directory: Path) -> str:
         where = describe(replace(progress, rate=None))
         parts = [f"{stage} {notice}, at {where}"]
         # Before the first training step the run has no config.yaml to continue from.
-        files = (directory / "config.yaml", directory / "logs" / f"{stage}.yaml")
+        files = [directory / "config.yaml", directory / "logs" / f"{stage}.yaml"]
+        files.sort(key=lambda file: stage == "sweep" and file.name == "config.yaml")  # it may have no axes
         if file := next((file for file in files if file.exists()), None):
             parts.append(f"to continue: fm {stage} --config {file}")
     else:

@@ -15,7 +15,7 @@ CORE = ROOT / "fm_core"
 LAYERS = [
     {"cli"},
     {"terminal", "commands", "command_options"},
-    {"stages", "reproduce"},
+    {"stages", "reproduce", "sweep"},
     {"training", "sampling", "evaluation", "report"},
     {"checkpoint", "data", "launch"},
     {"run", "models"},

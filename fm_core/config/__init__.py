@@ -12,6 +12,7 @@ from fm_core.config.reproduce import ExperimentSection, ImagesSection, Reproduce
 from fm_core.config.run import RunSection
 from fm_core.config.sample import GuideSection, SampleSection, StochasticSection
 from fm_core.config.section import Section
+from fm_core.config.sweep import SweepSection
 from fm_core.config.train import TrainSection
 from fm_core.config.tree import (
     EARLIER_DEFAULTS,
@@ -47,6 +48,7 @@ __all__ = [
     "Section",
     "SourceSection",
     "StochasticSection",
+    "SweepSection",
     "Toy2dSection",
     "TrainSection",
     "config_class",

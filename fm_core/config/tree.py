@@ -21,6 +21,7 @@ from fm_core.config.reproduce import ReproduceSection
 from fm_core.config.run import RunSection
 from fm_core.config.sample import SampleSection
 from fm_core.config.section import Section
+from fm_core.config.sweep import SweepSection
 from fm_core.config.train import TrainSection
 from fm_core.errors import UserError
 from fm_core.storage.local_paths import expand_home
@@ -82,6 +83,7 @@ class RunConfig(Section):
     report: ReportSection = ReportSection()
     export: ExportSection = ExportSection()
     reproduce: ReproduceSection = ReproduceSection()
+    sweep: SweepSection = SweepSection()
 
     @model_validator(mode="after")
     def _check_sections(self) -> Self:

@@ -1,7 +1,8 @@
 """Records of the scores file: every metric with its standard error and the inputs of its computation."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,10 +12,11 @@ from fm_core.config import EvaluateSection
 from fm_core.data.sources.splits import permutation
 from fm_core.evaluation.dataset_likelihood import Likelihood
 from fm_core.evaluation.features.extractor import INCEPTION, Extractor
-from fm_core.evaluation.metrics.frechet import estimate_frechet_distance
+from fm_core.evaluation.metrics.frechet import FrechetEstimate, estimate_frechet_distance
 from fm_core.evaluation.metrics.inception_score import inception_score
 from fm_core.evaluation.metrics.kid import kernel_distance
 from fm_core.evaluation.metrics.precision_recall import NEIGHBORS, duplicates, precision_and_recall
+from fm_core.evaluation.metrics.sampling_error import InfluenceTerms
 from fm_core.evaluation.reference import Reference, subset_indices
 
 CONFIDENCE = 0.9
@@ -52,21 +54,27 @@ def image_scores(
     settings: EvaluateSection,
     device: torch.device,
     classes_in_turn: bool = False,
+    on_terms: Callable[[InfluenceTerms], None] | None = None,
 ) -> Record:
     """Compute all scores from parts with `features`, `probabilities` and `digests`.
 
     Samples that may be ordered by class are shuffled first (`classes_in_turn`). Scores that were not
     requested, or that the extractor does not support, are absent. Without validation images, their scores
-    are absent too.
+    are absent too. `on_terms` receives the terms of the error of the samples' Fréchet distance, by index of
+    the sample.
     """
     features = torch.cat([part["features"] for part in samples])
     real = torch.cat([part["features"] for part in validation]) if validation else None
-    mixed = torch.from_numpy(permutation(len(features), seed=0)) if classes_in_turn else slice(None)
+    count = len(features)
+    mixed = torch.from_numpy(permutation(count, seed=0)) if classes_in_turn else torch.arange(count)
     features = features[mixed]
     scores: Record = {}
     if "frechet_distance" in settings.metrics:
         real = None if real is None else real.to(device)
-        scores |= _frechet_records(features.to(device), real, reference, extractor, device)
+        records, terms = _frechet_records(features.to(device), real, reference, extractor, device)
+        scores |= records
+        if on_terms:
+            on_terms(replace(terms, images=mixed[terms.images]))
     if reference.rows is not None:
         scores |= _pairwise_records(features, reference.rows, extractor, settings, device)
     probabilities = concatenate(samples, "probabilities")
@@ -88,11 +96,12 @@ def image_scores(
 
 def _frechet_records(
     features: Tensor, real: Tensor | None, reference: Reference, extractor: Extractor, device: torch.device
-) -> Record:
+) -> tuple[Record, InfluenceTerms]:
+    """Records of the distances, and the terms of the error of that of the samples."""
     gaussian = reference.gaussian.to(device)
 
-    def record(rows: Tensor, covers: str) -> Record:
-        estimate = estimate_frechet_distance(rows, gaussian)
+    def record(rows: Tensor, covers: str, estimate: FrechetEstimate | None = None) -> Record:
+        estimate = estimate or estimate_frechet_distance(rows, gaussian)
         return {
             "value": estimate.value,
             **error_record(estimate.stderr, covers, estimate.unreliable),
@@ -103,18 +112,19 @@ def _frechet_records(
             **({"fewer_images_than_features": True} if estimate.singular else {}),
         }
 
+    own = estimate_frechet_distance(features, gaussian)
     if real is None:
-        return {"frechet_distance": record(features, SAMPLES_ONLY)}
+        return {"frechet_distance": record(features, SAMPLES_ONLY, own)}, own.terms
     # The distance decreases with the number of images, so only distances of equal numbers are comparable.
     validation = real[: len(features)]
     scores = {
-        "frechet_distance": record(features, SAMPLES_ONLY),
+        "frechet_distance": record(features, SAMPLES_ONLY, own),
         "frechet_distance_of_held_out": record(validation, "validation images, for a given reference"),
     }
     if len(features) > len(real):
         as_many = features[subset_indices(len(features), len(real))]
         scores["frechet_distance_of_as_many"] = record(as_many, SAMPLES_ONLY)
-    return scores | _ratio_record(scores)
+    return scores | _ratio_record(scores), own.terms
 
 
 def _ratio_record(scores: Record) -> Record:

@@ -25,7 +25,14 @@ from fm_core.config import load_config
 from fm_core.errors import JobFailedError, Outcome, StopRequested, UserError, outcome_of
 from fm_core.launch.exit_records import write_exit_record
 from fm_core.launch.job import GRACE_SECONDS, Job, agent_lives, end_processes, kill
-from fm_core.launch.launcher import JobSpec, JobStatus, StageJob, with_agent, worker_environment
+from fm_core.launch.launcher import (
+    JobSpec,
+    JobStatus,
+    StageJob,
+    job_config_file,
+    with_agent,
+    worker_environment,
+)
 from fm_core.launch.rank_group import LOOPBACK, LOOPBACK_INTERFACE
 from fm_core.launch.worker_main import Rank, load_worker
 from fm_core.run.fence import LeaseFence
@@ -152,7 +159,7 @@ def run_in_process(job: Job, stage_job: StageJob, observe: Observer) -> None:
         restored.enter_context(_torch_settings(job.threads))
         restored.enter_context(_process_group())
         try:
-            load_worker(stage_job.worker)(load_config(stage_job.logs / f"{stage}.yaml"), rank)
+            load_worker(stage_job.worker)(load_config(job_config_file(control, stage_job.logs, stage)), rank)
         except bdb.BdbQuit:
             outcome, message = Outcome.STOPPED, "the debugger was quit; run it again to continue"
             raise StopRequested(message) from None

@@ -13,12 +13,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from fm_core.config import RunConfig, dump_yaml, load_config
+from fm_core.config import dump_yaml, load_config
 from fm_core.errors import FlowMatchingError, JobFailedError, LeaseLostError, UserError
 from fm_core.launch.dispatch import Job, alive, cleanup, submit, submitted
 from fm_core.launch.exit_records import stopped_at
 from fm_core.launch.job import kill, processes_of, successor
-from fm_core.launch.launcher import StageJob
+from fm_core.launch.launcher import StageJob, job_config_file
 from fm_core.run.directory import differences, identity
 from fm_core.run.lease import LOOK_INTERVAL_SECONDS, HolderState, Lease, holder_name, waiting_message
 from fm_core.run.process_identity import ProcessIdentity
@@ -128,7 +128,7 @@ def _is_attachable(previous: Job, state: HolderState, holder: dict[str, Any] | N
 def _attach(stage_job: StageJob, lease: Lease, previous: Job, holder: dict[str, Any] | None) -> Job:
     if "debug" in (previous.kind, stage_job.config.launch.kind):
         raise _in_use(stage_job.control, holder or previous.model_dump())
-    _check_same_work(previous, stage_job.logs, stage_job.config)
+    _check_same_work(previous, stage_job)
     # The process that submitted it may have been killed before it recorded the agent.
     _record(lease, previous)
     return previous
@@ -142,8 +142,9 @@ def _submit(stage_job: StageJob, lease: Lease, previous: Job | None) -> Job:
         # The agent is dead; its remaining ranks must end before new ones start.
         cleanup(previous)
     stage_job.before_submit()
-    config_file = logs / f"{stage}.yaml"
-    write_text(config_file, dump_yaml(config))
+    config_file = job_config_file(control, logs, stage)
+    for file in {config_file, logs / f"{stage}.yaml"}:
+        write_text(file, dump_yaml(config))
     # This process holds the lease until the agent is known, so that the ranks find it taken when they start.
     identifier, epoch = uuid.uuid4().hex, lease.next_epoch(previous.epoch if previous else 0)
     lease.take(os.getpid(), epoch, job=identifier, stage=stage)
@@ -165,8 +166,11 @@ def _record(lease: Lease, job: Job) -> None:
         lease.take(job.pid, job.epoch, job=job.id, stage=job.stage)
 
 
-def _check_same_work(job: Job, logs: Path, config: RunConfig) -> None:
-    running = load_config(logs / f"{job.stage}.yaml", recorded=True)
+def _check_same_work(job: Job, stage_job: StageJob) -> None:
+    config, logs = stage_job.config, stage_job.logs
+    file = job_config_file(stage_job.control, logs, job.stage)
+    # Jobs of earlier versions have their configuration in the logs.
+    running = load_config(file if file.exists() else logs / f"{job.stage}.yaml", recorded=True)
     section = job.stage if job.stage in ("train", "evaluate") else "sample"
     changes = differences(
         getattr(running, section).model_dump(), getattr(config, section).model_dump(), f"{section}."

@@ -86,6 +86,15 @@ def worker_command(stage: str, worker: str, config_file: Path) -> list[str]:
     return ["-m", "fm_core.launch.worker_main", stage, worker, str(config_file)]
 
 
+def job_config_file(control: Path, logs: Path, stage: str) -> Path:
+    """File with the configuration of a job, which its ranks read.
+
+    It is in the control directory. For training, whose control directory is the run directory, it is in the
+    logs. Several jobs of a run may sample and score at a time.
+    """
+    return (logs if control.resolve() == logs.parent.resolve() else control) / f"{stage}.yaml"
+
+
 def with_agent(job: Job, pid: int) -> Job:
     """The handle with the identity of its agent, a process on this host."""
     return job.model_copy(update=ProcessIdentity.of(pid).facts())

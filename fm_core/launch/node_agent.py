@@ -32,7 +32,7 @@ from fm_core.launch.exit_records import (
     write_exit_record,
 )
 from fm_core.launch.job import Job, end_processes, submitted, successor
-from fm_core.launch.launcher import worker_command, worker_environment
+from fm_core.launch.launcher import job_config_file, worker_command, worker_environment
 from fm_core.launch.node_spec import NodeSpec, interface_towards, meeting_address
 from fm_core.launch.rank_group import LOOPBACK_INTERFACE, rank_group_command
 from fm_core.launch.worker_main import ADOPTION_SECONDS, PR_SET_PDEATHSIG
@@ -155,7 +155,7 @@ def _begin_attempt(spec: NodeSpec, control: Path) -> NodeSpec:
 def _place(spec: NodeSpec) -> Generator[Place]:
     control, logs = Path(spec.control), Path(spec.logs)
     if _belongs_to(control, spec.job):
-        yield Place(control, logs, logs / f"{spec.job.stage}.yaml")
+        yield Place(control, logs, job_config_file(control, logs, spec.job.stage))
         return
     with tempfile.TemporaryDirectory(prefix="fm-") as name:
         place = Place(Path(name), None, Path(name) / "config.yaml")

@@ -5,12 +5,13 @@ from pathlib import Path
 from fm_core.launch.dispatch import Job, alive, cancel, processes_of, submitted
 from fm_core.launch.online_eval import stop_online_eval
 from fm_core.run.stop_file import mark_stop_handled, was_stopped
+from fm_core.storage.atomic_files import read_json
 
 
 def control_directories(run: Path) -> list[Path]:
     """Control directories of a run: the run directory for training, and one per set of samples and scores.
 
-    Those of the experiments of a comparison are included.
+    Those of the experiments of a comparison, and of the runs of a sweep, are included.
     """
     below = ("samples/*/*", "beside/samples/*/*", "evaluation/*/*", "beside/evaluation/*/*")
     return [
@@ -21,8 +22,11 @@ def control_directories(run: Path) -> list[Path]:
 
 
 def runs(run: Path) -> list[Path]:
-    """The run and, if it is a comparison, the runs of its experiments."""
-    return [run, *sorted(path for path in run.glob("reproduce/*") if path.is_dir())]
+    """The run, the runs of its experiments if it is a comparison, and those that its sweeps train."""
+    experiments = sorted(path for path in run.glob("reproduce/*") if path.is_dir())
+    plans = [read_json(path) or {} for path in run.glob("sweep/*/points.json")]
+    names = sorted({name for plan in plans for name in plan.get("runs", [])})
+    return [run, *experiments, *(path for name in names if (path := run.parent / name).is_dir())]
 
 
 def stop_requested(run: Path) -> bool:

@@ -27,7 +27,7 @@ from fm_core.launch.dispatch import POLL_SECONDS, Job, cancel, collect, poll, su
 from fm_core.launch.failure_reasons import failure_of
 from fm_core.launch.job import successor
 from fm_core.launch.job_ownership import attach_or_submit, keep_lease
-from fm_core.launch.launcher import JobStatus, StageJob
+from fm_core.launch.launcher import JobStatus, StageJob, job_config_file
 from fm_core.launch.restart_policy import LONGEST_PAUSE_SECONDS, RestartPolicy, pause
 from fm_core.run.best_effort import BestEffort
 from fm_core.run.lease import Lease
@@ -187,7 +187,7 @@ def _collect(job: Job, control: Path, effort: BestEffort) -> list[str]:
 
 
 def _detached(stage_job: StageJob, error: Exception) -> DetachedError:
-    config = stage_job.logs / f"{stage_job.stage}.yaml"
+    config = job_config_file(stage_job.control, stage_job.logs, stage_job.stage)
     return DetachedError(
         f"supervision failed ({type(error).__name__}: {error}); the job in {stage_job.control} is still "
         f"running: attach to it with fm {stage_job.stage} --config {config}"

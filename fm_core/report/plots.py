@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -62,6 +63,53 @@ def nfe_curves(lines: Mapping[str, Mapping[str, Sequence[float]]], distance: str
         axes.set_xlabel("evaluations of the network")
         axes.set_title(title, fontsize=9)
         axes.grid(alpha=0.3, which="both")
+        axes.legend(fontsize=7)
+    return figure_png(figure)
+
+
+def sweep_lines(
+    lines: Mapping[str, Sequence[tuple[float, float, float]]],
+    axis: str,
+    score: str,
+    ticks: Mapping[float, str],
+    fresh: tuple[float, float, float] | None = None,
+) -> bytes:
+    """Plot a score with its standard errors against the values of one axis of a sweep.
+
+    Args:
+        lines: (position, score, standard error) of the points of each combination of the other axes.
+        axis: title of the axis.
+        score: title of the score.
+        ticks: text at each position.
+        fresh: position, score and standard error of the best point on fresh samples.
+    """
+    figure, (axes,) = _figure((7.2, 3.8))
+    positions = sorted(ticks)
+    gap = min((b - a for a, b in pairwise(positions)), default=1.0)
+    for number, (label, points) in enumerate(lines.items()):
+        # Beside each other, so that error bars do not hide each other.
+        shift = 0.08 * gap * (number - (len(lines) - 1) / 2) / max(1, len(lines) - 1)
+        x, y, errors = ([point[part] for point in sorted(points)] for part in range(3))
+        axes.errorbar(
+            [each + shift for each in x], y, errors, marker="o", markersize=4, capsize=3, label=label
+        )
+    if fresh:
+        x, y, error = fresh
+        axes.errorbar(
+            [x],
+            [y],
+            [error],
+            color="black",
+            marker="*",
+            markersize=11,
+            capsize=4,
+            label="best, fresh samples",
+        )
+    axes.set_xticks(positions, [ticks[position] for position in positions])
+    axes.set_xlabel(axis)
+    axes.set_ylabel(score)
+    axes.grid(alpha=0.3)
+    if any(lines) or fresh:
         axes.legend(fontsize=7)
     return figure_png(figure)
 

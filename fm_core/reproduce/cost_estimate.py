@@ -17,8 +17,8 @@ from fm_core.reproduce.experiment_cost import (
 )
 from fm_core.reproduce.experiments import experiments_of, objective_of, seeds_of
 from fm_core.reproduce.paper_results import paper_results
-from fm_core.reproduce.stage_functions import Rules
 from fm_core.reproduce.toy2d.experiment_2d import toy_experiments
+from fm_core.run.stage_functions import Rules
 from fm_core.training.cost_model import size
 from fm_core.training.mfu import peak_tflops
 

@@ -8,8 +8,8 @@ from fm_core.errors import UserError
 from fm_core.launch.online_eval import MIN_IMAGES
 from fm_core.method.objectives import Objective
 from fm_core.method.registry import objective_named, path_named
-from fm_core.reproduce.stage_functions import Rule, Rules
 from fm_core.run.directory import RunDirectory
+from fm_core.run.stage_functions import Rule, Rules
 
 SHARED_RULES = ("feature extractors", "samples")
 """Preflight rules for the settings that all experiments of a comparison share."""

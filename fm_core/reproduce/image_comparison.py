@@ -22,11 +22,11 @@ from fm_core.reproduce.image_experiment import (
 )
 from fm_core.reproduce.parallel import ExperimentOutcome, device_shares, run_in_parallel
 from fm_core.reproduce.seed_differences import paired_bits
-from fm_core.reproduce.stage_functions import StageFunctions
 from fm_core.run.artifact_cache import exclusive_lock
 from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Observer, Progress
 from fm_core.run.results import StageResult
+from fm_core.run.stage_functions import StageFunctions
 from fm_core.storage.atomic_files import read_json, write_json, write_text
 
 

@@ -13,10 +13,10 @@ from fm_core.evaluation.torch_threads import cpu_threads
 from fm_core.launch.dispatch import world
 from fm_core.method.ode import Solver
 from fm_core.reproduce.experiments import Experiment
-from fm_core.reproduce.stage_functions import StageFunction, StageFunctions
 from fm_core.run.artifact_cache import ArtifactCache
 from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Observer, Progress
+from fm_core.run.stage_functions import StageFunction, StageFunctions
 from fm_core.sampling.checkpoint_source import checkpoint_step, checkpoint_steps, load_model, weights_file
 from fm_core.sampling.generate import Draw, generate
 from fm_core.sampling.guide_model import guide_record

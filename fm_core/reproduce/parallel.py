@@ -29,7 +29,7 @@ from fm_core.launch.detached import spawn_detached
 from fm_core.launch.dispatch import GRACE_SECONDS, device_count, world
 from fm_core.reproduce.experiments import Experiment, experiments_of
 from fm_core.reproduce.image_experiment import PROGRESS_PARTS, OnProgress, run_experiment
-from fm_core.reproduce.stage_functions import StageFunctions
+from fm_core.run.stage_functions import StageFunctions
 from fm_core.storage.atomic_files import read_json, write_json, write_text
 
 POLL_SECONDS = 0.5

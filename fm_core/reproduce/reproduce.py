@@ -3,11 +3,11 @@
 from fm_core.config import RunConfig
 from fm_core.report.html import PageSection
 from fm_core.reproduce.image_comparison import image_page_sections, reproduce_images
-from fm_core.reproduce.stage_functions import StageFunctions
 from fm_core.reproduce.toy2d.comparison_2d import page_sections_2d, reproduce_2d
 from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Observer, no_progress
 from fm_core.run.results import StageResult
+from fm_core.run.stage_functions import StageFunctions
 from fm_core.run.stage_runner import run_stage_function
 from fm_core.storage.atomic_files import read_json
 

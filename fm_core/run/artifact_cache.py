@@ -96,30 +96,32 @@ def print_waiting(message: str) -> None:
 
 @contextmanager
 def exclusive_lock(
-    directory: Path, notify: Callable[[str], None] = print_waiting
+    directory: Path, notify: Callable[[str], None] = print_waiting, run: Path | None = None
 ) -> Generator[Callable[[], None]]:
     """Hold the lease of a directory; yield a function to call between units of work.
 
-    That function raises StopRequested if there is a STOP file in the directory or in the run directory above
-    it, which it removes, and LeaseLostError if another process has taken the lease. A thread renews the
-    lease, so the time between two calls does not matter.
+    That function raises StopRequested if there is a STOP file in the directory or in the run directory, which
+    it removes, and LeaseLostError if another process has taken the lease. A thread renews the lease, so the
+    time between two calls does not matter.
 
     Args:
         directory: what to lock; created if missing.
         notify: called with a message if a holder on another host has to be watched first, to see if it lives.
+        run: the run directory; by default the directory above.
 
     Raises:
         UserError: another process holds the lease.
         StopRequested: there was already a STOP file; it is removed.
     """
-    places = (directory.parent, directory)
-    fence = _take(directory, notify)
+    run = run or directory.parent
+    places = (run, directory)
+    fence = _take(directory, run, notify)
 
     def check() -> None:
         with suppress(OSError):
             fence.check()
         if request := pending_request(*places):
-            mark_stop_handled(*reversed(own_directories(directory, directory.parent)))
+            mark_stop_handled(*reversed(own_directories(directory, run)))
             raise StopRequested(f"stopped by {request}; run it again to continue")
 
     try:
@@ -129,14 +131,14 @@ def exclusive_lock(
         fence.lease.release(job=fence.job, epoch=fence.epoch)
 
 
-def _take(directory: Path, notify: Callable[[str], None]) -> LeaseFence:
+def _take(directory: Path, run: Path, notify: Callable[[str], None]) -> LeaseFence:
     """Take a lease once its holder is known to be dead. Raises UserError if it is alive."""
     lease, notified = Lease(directory / "lock"), False
     while True:
         with lease.guard():
             state, holder = lease.look()
             if state is HolderState.FREE:
-                refuse_pending_request(*reversed(own_directories(directory, directory.parent)))
+                refuse_pending_request(*reversed(own_directories(directory, run)))
                 identifier = uuid.uuid4().hex
                 epoch = lease.take(os.getpid(), job=identifier)
                 return LeaseFence(lease, identifier, epoch)

@@ -3,7 +3,7 @@
 import os
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -81,8 +81,15 @@ def _is_newer(status: dict[str, Any] | None, progress: Progress) -> bool:
     return status["done"] >= progress.done
 
 
+def _is_inner(status: dict[str, Any] | None, progress: Progress, supervisor: Mapping[str, Any]) -> bool:
+    """Whether another stage of this process, whose status this is, runs the stage of this progress."""
+    if status is None or status["stage"] == progress.stage or status.get("phase") != "running":
+        return False
+    return status.get("supervisor") == supervisor
+
+
 def _with_status(run: RunDirectory, lease: Lease, observe: Observer, effort: BestEffort) -> Observer:
-    """Wrap an observer to also write status.json, unless a job runs, which then writes it.
+    """Wrap an observer to also write status.json, unless a job or a sweep runs, which then writes it.
 
     A failure to write or show is logged once; a request to stop from the observer is raised.
     """
@@ -90,7 +97,9 @@ def _with_status(run: RunDirectory, lease: Lease, observe: Observer, effort: Bes
     supervisor = ProcessIdentity.of(os.getpid()).facts()
 
     def write(progress: Progress) -> None:
-        if lease.holder() is None and not _is_newer(read_status(run.path), progress):
+        status = read_status(run.path)
+        superseded = _is_newer(status, progress) or _is_inner(status, progress, supervisor)
+        if lease.holder() is None and not superseded:
             write_status(run.path, progress, supervisor=supervisor)
 
     def show(progress: Progress) -> None:

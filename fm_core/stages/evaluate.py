@@ -13,7 +13,9 @@ from fm_core.evaluation.dataset_likelihood import combine, write_bits
 from fm_core.evaluation.evaluation_run import CHECK, CURVE, LIKELIHOOD, SAMPLES, VALIDATION, EvaluationRun
 from fm_core.evaluation.memorization_scores import memorization_records
 from fm_core.evaluation.metrics.frechet import frechet_distance_of_features
+from fm_core.evaluation.metrics.sampling_error import InfluenceTerms
 from fm_core.evaluation.nfe_curve import check_curve, curve_record
+from fm_core.evaluation.paired_error import write_terms
 from fm_core.evaluation.protocol_scores import protocol_records
 from fm_core.evaluation.reference import reference_check
 from fm_core.evaluation.reference_statistics import write_statistics
@@ -87,7 +89,7 @@ def _evaluate(config: RunConfig, run: RunDirectory, observe: Observer) -> StageR
             refuse_pending_request(run.path, handled_at={run.path: stopped_at(run.path)})
         evaluation.open(_classifier_progress(phases, run))
         _run_parts(config, run, evaluation, phases, observe)
-        scores = _scores(evaluation)
+        scores = _scores(evaluation, lambda terms: write_terms(path, terms))
         if LIKELIHOOD in evaluation.tasks:
             write_bits(evaluation.tasks[LIKELIHOOD].read_all(), path.with_suffix(".bits.jsonl"))
         write_json(path, {**scores, "seconds": round(time.monotonic() - started, 3)})
@@ -160,7 +162,7 @@ def _default_processes(config: RunConfig) -> int:
     return 1 if config.launch.kind == "debug" else max(1, device_count())
 
 
-def _scores(evaluation: EvaluationRun) -> dict[str, Any]:
+def _scores(evaluation: EvaluationRun, on_terms: Callable[[InfluenceTerms], None]) -> dict[str, Any]:
     tasks, settings, reference = evaluation.tasks, evaluation.settings, evaluation.reference
     samples, held_out = tasks[SAMPLES].read_all(), tasks[VALIDATION].read_all()
     _check_reference(evaluation, held_out)
@@ -172,6 +174,7 @@ def _scores(evaluation: EvaluationRun) -> dict[str, Any]:
         settings,
         evaluation.device,
         classes_in_turn=evaluation.classes_in_turn,
+        on_terms=on_terms,
     )
     scores |= protocol_records(samples, reference, evaluation.extractor, settings, evaluation.device)
     scores |= memorization_records(evaluation, samples, held_out)

@@ -51,17 +51,12 @@ def sample(config: RunConfig, observe: Observer = no_progress) -> StageResult:
 
 
 def _sample(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResult:
-    draw = draw_of(config)
-    step = checkpoint_step(config)
-    make_average(config, step)
+    draw_of(config)  # reports settings that the solver would ignore
     # All ranks must use the same checkpoint, even if training adds one in the meantime.
-    config = config.model_copy(update={"sample": config.sample.model_copy(update={"step": step})})
-    config = _with_guide_step(config)
+    config = with_checkpoints(config)
+    step = checkpoint_step(config)
     weights = weights_file(config, step)
-    model = load_model(weights, torch.device("cpu"), config)
-    check_run(config, model, step)
-    model = with_guide(model, config, torch.device("cpu"))
-    draw.check(model)
+    model = checked_model(config)
     run.begin()
     protocol = protocol_of(config, model.weights_sha256, model.generator, model.guide_record)
     samples = SampleSet(config, step, protocol)
@@ -106,8 +101,15 @@ def _sample(config: RunConfig, run: RunDirectory, observe: Observer) -> StageRes
     )
 
 
-def _with_guide_step(config: RunConfig) -> RunConfig:
-    """The configuration with the step of the weaker model's checkpoint, whose weights are made if need be."""
+def with_checkpoints(config: RunConfig) -> RunConfig:
+    """The configuration with the steps of its checkpoint and of that of the weaker model, if there is one.
+
+    Averages that training did not store are made from the snapshots. Raises UserError if a checkpoint is
+    missing or an average cannot be made.
+    """
+    step = checkpoint_step(config)
+    make_average(config, step)
+    config = config.model_copy(update={"sample": config.sample.model_copy(update={"step": step})})
     named = guide_config(config) if used_guide(config) else None
     if named is None:
         return config
@@ -115,6 +117,16 @@ def _with_guide_step(config: RunConfig) -> RunConfig:
     make_average(named, step)
     guide = config.sample.guide.model_copy(update={"step": step})
     return config.model_copy(update={"sample": config.sample.model_copy(update={"guide": guide})})
+
+
+def checked_model(config: RunConfig) -> Model:
+    """The model of `with_checkpoints`, with its weaker model. UserError if it cannot give these samples."""
+    step = checkpoint_step(config)
+    model = load_model(weights_file(config, step), torch.device("cpu"), config)
+    check_run(config, model, step)
+    model = with_guide(model, config, torch.device("cpu"))
+    draw_of(config).check(model)
+    return model
 
 
 def _class_names(config: RunConfig) -> Sequence[str]:

@@ -1,6 +1,7 @@
 """Post-hoc EMA (EDM2, section 3): an average of any width, computed after training from snapshots."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,8 @@ def reconstruct(config: RunConfig, width: float, step: int | None = None) -> Pat
     recipe = {**json.loads(metadata["recipe"]), "average": {"width": width, "mismatch": distance}}
     file = average_file(config, width, last)
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.partial")
+    # Several processes may make the same average at a time.
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     save_file(tensors, partial, {"recipe": json.dumps(recipe)})
     partial.replace(file)
     return file

@@ -12,11 +12,11 @@ FLOWS = sorted(f"flows.{path.stem}" for path in (ROOT / "flows").glob("*.py") if
 HEAVY = {"torch", "scipy", "numpy", "torchdiffeq", "deepspeed", "webdataset", "matplotlib"}
 RETRIES = """
 from prefect import Flow, Task
-from flows import parallel_runs, reproduce, stage_tasks, stages, train
+from flows import parallel_runs, reproduce, stage_tasks, stages, sweep, train
 # Of the tasks, the pipeline runs variants with other names.
 found = {
     name: (thing.with_options(name="x") if isinstance(thing, Task) else thing).retries
-    for module in (parallel_runs, reproduce, stage_tasks, stages, train)
+    for module in (parallel_runs, reproduce, stage_tasks, stages, sweep, train)
     for name, thing in vars(module).items()
     if isinstance(thing, Flow | Task)
 }
@@ -43,4 +43,4 @@ def test_a_flow_starts_and_is_deployed_without_heavy_libraries(flow_process: Com
 def test_flows_and_tasks_are_never_repeated_by_prefect(flow_process: CommandServer):
     """An operator's retries would repeat a refused configuration."""
     done = flow_process.run("python", "-c", RETRIES)
-    assert done.stdout.split() == ["15", "{0}"], done.stderr
+    assert done.stdout.split() == ["17", "{0}"], done.stderr

@@ -42,7 +42,7 @@ TESTS = {
 """Page -> the test that executes its blocks, beside those of this module."""
 FILES = re.compile(r"((?:fm_core|flows|infra|tests|\.github)/[\w./*-]+?)/?")
 KEY = re.compile(rf"(?:--)?((?:{'|'.join(RunConfig.model_fields)})(?:\.[a-z_0-9]+)+)(?:[ :].*)?")
-NO_KEYS = (".safetensors", ".html", ".yaml", ".yml", ".json", ".log", ".md", ".py")
+NO_KEYS = (".safetensors", ".html", ".png", ".yaml", ".yml", ".json", ".log", ".md", ".py")
 MADE_BY_USERS = {"infra/.env"}
 pages = pytest.mark.parametrize("page", TESTS)
 

@@ -6,8 +6,9 @@ import sys
 import pytest
 
 from fm_core.launch.job import JOB_VARIABLE, Job
+from fm_core.launch.launcher import job_config_file
 from fm_core.launch.online_eval import online_eval_directory
-from fm_core.launch.run_jobs import control_directories, end_jobs, stop_requested
+from fm_core.launch.run_jobs import control_directories, end_jobs, runs, stop_requested
 from fm_core.run.lease import Lease
 from fm_core.storage.atomic_files import write_json, write_text
 
@@ -58,3 +59,20 @@ def test_processes_of_an_experiment_are_ended_with_the_comparison(comparison):
     assert not (control / "STOP").exists(), "it was handled"
     assert scorer.poll() is not None
     assert rank.poll() is not None
+
+
+def test_runs_that_a_sweep_trains_are_listed_with_its_own(tmp_path):
+    run = tmp_path / "run"
+    for name in ("run", "run-seed-1", "run-seed-2", "another"):
+        (tmp_path / name).mkdir()
+    for key, names in (("seed-0a1b2c", ["run-seed-2", "run-seed-1", "removed"]), ("steps-0a1b2c", [])):
+        write_json(run / "sweep" / key / "points.json", {"points": [], "runs": names})
+    assert runs(run) == [run, tmp_path / "run-seed-1", tmp_path / "run-seed-2"]
+
+
+def test_jobs_of_one_run_that_sample_at_a_time_have_configurations_of_their_own(tmp_path):
+    logs, below = tmp_path / "logs", [tmp_path / "samples" / "step-00000001" / key for key in ("a", "b")]
+    assert job_config_file(tmp_path, logs, "train") == logs / "train.yaml"
+    assert [job_config_file(each, logs, "sample") for each in below] == [
+        each / "sample.yaml" for each in below
+    ]

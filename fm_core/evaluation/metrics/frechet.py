@@ -13,6 +13,7 @@ from torch import Tensor
 from fm_core.data.sources.splits import permutation
 from fm_core.evaluation.metrics.feature_statistics import FeatureMoments, Gaussian, zero_rounding_noise
 from fm_core.evaluation.metrics.frechet_error import FrechetInfluence, error_images
+from fm_core.evaluation.metrics.sampling_error import InfluenceTerms
 
 RELIABLE_IMAGES = 10
 """Minimum number of images per feature for the standard error to be considered reliable."""
@@ -38,6 +39,8 @@ class FrechetEstimate:
     """Whether there are at most as many images as features, so that the covariance is singular."""
     unreliable: str | None
     """Why the errors are unreliable; None for at least 10 images per feature unless a few images dominate."""
+    terms: InfluenceTerms
+    """Terms of the error, for errors of differences."""
 
 
 def frechet_distance(moments: FeatureMoments, reference: Gaussian) -> float:
@@ -95,7 +98,9 @@ def estimate_frechet_distance(
         if singular
         else _frechet_formula(moments.mean, moments.covariance.trace(), reference, influence.cross)
     )
-    error = influence.error(features[order[: error_images(count, dimension)]], count)
+    chosen = order[: error_images(count, dimension)]
+    terms = influence.terms(features[chosen], chosen, count)
+    error = terms.error()
     infinity = None
     if limit and count > 2 * dimension:
         half = sum(frechet_distance(part, reference) for part in halves) / 2
@@ -107,6 +112,7 @@ def estimate_frechet_distance(
         infinity=infinity,
         singular=singular,
         unreliable=FEW_IMAGES if count < RELIABLE_IMAGES * dimension else error.unreliable,
+        terms=terms,
     )
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fm_core.evaluation.metrics.feature_statistics import Gaussian, zero_rounding_noise
-from fm_core.evaluation.metrics.sampling_error import SamplingError, heavy_tails
+from fm_core.evaluation.metrics.sampling_error import InfluenceTerms
 
 OPERATIONS = 2**34
 """Number of images used for an error estimate, times D²: 4,096 images for D = 2,048, 4 million for D = 64."""
@@ -52,8 +52,14 @@ class FrechetInfluence:
         linear = 2 * centered @ self.shift + centered.square().sum(1)
         return linear - (whitened.square() / self.roots).sum(1)
 
-    def error(self, features: Tensor, count: int) -> SamplingError:
-        """Error of the distance of `count` images, from the features [n, D] of n of them in random order."""
+    def terms(self, features: Tensor, images: Tensor, count: int) -> InfluenceTerms:
+        """Terms of the error of the distance of `count` images.
+
+        Args:
+            features: features [n, D] of n of these images, in random order.
+            images: their indices, int64 [n].
+            count: number of images of the distance.
+        """
         whitened = (features.double() - self.mean) @ self.whitening
         squares = whitened.square()
         diagonal = self.curvature.diagonal() * self.values
@@ -67,10 +73,8 @@ class FrechetInfluence:
         linear = squares @ diagonal
         # The moments contain the image itself, and half of this second-order effect is in the distance too.
         first = self.first_order(features) - second_order(squares, 2 * linear) / (2 * count)
-        total, pairs = 0.0, 0
-        for offset in range(1, min(PAIRS_PER_IMAGE, len(features) - 1) + 1):
-            products = whitened * whitened.roll(offset, 0)
-            values = second_order(products, linear + linear.roll(offset, 0))
-            total, pairs = total + values.square().sum().item(), pairs + len(features)
-        jackknife = first.var().item() / count
-        return SamplingError.of(jackknife, total / pairs / (2 * count**2), heavy_tails(first))
+        pairs = [
+            second_order(whitened * whitened.roll(offset, 0), linear + linear.roll(offset, 0))
+            for offset in range(1, min(PAIRS_PER_IMAGE, len(features) - 1) + 1)
+        ]
+        return InfluenceTerms(images.cpu(), first.cpu(), torch.stack(pairs).cpu(), count)

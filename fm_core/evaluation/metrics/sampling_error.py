@@ -11,8 +11,10 @@ computed from the sample itself contains the sample's noise. Its variance divide
 jackknife, is therefore Var L / N + E φ² / N², which is too large by up to a factor of two.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 SHRINKAGE = 0.3
@@ -52,6 +54,47 @@ class SamplingError:
         excess = jackknife / second_order - 2
         first = excess**2 / (excess + SHRINKAGE) if excess > 0 else max(excess, LEAST - 1)
         return cls((1 + first) * second_order, second_order, unreliable)
+
+
+@dataclass(frozen=True)
+class InfluenceTerms:
+    """Terms of a statistic's error for n of its N images: L of each, and φ of each with a few others.
+
+    The difference of the terms of two statistics is those of their difference, if image i of both sets is a
+    pair, e.g. samples of the same noise. Pairs are independent of each other, so that the formulas of
+    `SamplingError` apply to them as they do to images. What both statistics share cancels.
+    """
+
+    images: Tensor
+    """Indices of the n images among all N, int64 [n]; pairs are defined by their order."""
+    first: Tensor
+    """L(x) with half of its own second-order effect, float64 [n]; its mean has no meaning."""
+    pairs: Tensor
+    """φ(x, y) of image i and the image P places before it, for P = 1, 2, ..., float64 [P, n]."""
+    count: int
+    """N, the number of images of the statistic."""
+
+    def error(self) -> SamplingError:
+        """Error of the statistic."""
+        second = self.pairs.square().sum().item() / self.pairs.numel() / (2 * self.count**2)
+        return SamplingError.of(self.first.var().item() / self.count, second, heavy_tails(self.first))
+
+    def less(self, other: "InfluenceTerms") -> "InfluenceTerms | None":
+        """Terms of this statistic minus another; None unless both have the same images in the same order."""
+        if self.count != other.count or not torch.equal(self.images, other.images):
+            return None
+        return InfluenceTerms(self.images, self.first - other.first, self.pairs - other.pairs, self.count)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Tensors for a file; the terms are rounded to float32."""
+        terms = {"first": self.first.float(), "pairs": self.pairs.float()}
+        return {"images": self.images, "count": torch.tensor(self.count), **terms}
+
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, Tensor]) -> "InfluenceTerms":
+        """The terms in a file. Raises KeyError if a tensor is missing."""
+        terms = (tensors[name].double() for name in ("first", "pairs"))
+        return cls(tensors["images"], *terms, count=int(tensors["count"]))
 
 
 def heavy_tails(*influences: Tensor) -> str | None:

@@ -1,7 +1,6 @@
-"""The stages of an experiment on images, passed in by the caller.
+"""The stages as functions, passed to comparisons and sweeps, which must not import them.
 
-The comparison must not import the stages. A separate process (reproduce/parallel.py) loads the same functions
-from the entry point.
+A separate process (reproduce/parallel.py) loads the same functions from the entry point.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -36,6 +35,10 @@ class StageFunctions:
     sample: StageFunction
     evaluate: StageFunction
     rules: Rules
+    with_checkpoints: Callable[[RunConfig], RunConfig]
+    """Sets the steps of the checkpoints that samples are made from, and makes averages from snapshots."""
+    check_samples: Callable[[RunConfig], object]
+    """Raises UserError if the model of `with_checkpoints` cannot give the samples of a configuration."""
     entry_point: str
     """`module:attribute` of a function that returns an equal object in another process."""
 
