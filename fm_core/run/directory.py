@@ -44,6 +44,7 @@ _ELASTIC_TRAIN_KEYS = {
     "hang_seconds",
     "zero_stage",
     "init_from",
+    "init_source",
     "init_attention_order",
     "prometheus",
     "tensorboard",

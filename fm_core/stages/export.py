@@ -1,16 +1,18 @@
 """The export stage: weights, configuration, scores and model card of a model in one folder."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from fm_core.config import RunConfig, dump_yaml
 from fm_core.data.manifest import load_manifest
 from fm_core.errors import UserError
-from fm_core.report.model_card import model_card
+from fm_core.report.model_card import CardFacts, hub_card, model_card
 from fm_core.report.score_table import ScoreEntry
 from fm_core.run.directory import RunDirectory, step_name
 from fm_core.run.progress import Observer, Progress, no_progress
@@ -18,10 +20,33 @@ from fm_core.run.results import StageResult
 from fm_core.run.stage_runner import run_stage_function
 from fm_core.sampling.api import EXPORTED
 from fm_core.sampling.checkpoint_source import Model, checkpoint_step, load_model, weights_file
+from fm_core.sampling.model_hub import (
+    CARD,
+    CONFIG,
+    SCORES,
+    SUMS,
+    check_hub,
+    push_export,
+    write_sums,
+)
 from fm_core.sampling.sample_protocol import weights_name
 from fm_core.stages.resolve import resolve
 from fm_core.storage.atomic_files import read_json, write_json, write_text
 from fm_core.storage.hashing import sha256_file
+
+LOG = logging.getLogger(__name__)
+_PRIVATE: dict[str, Any] = {
+    "launch": True,
+    "reproduce": True,
+    "report": True,
+    "run": {"root"},
+    "data": {"root": True, "cache": True, "source": {"url"}},
+    "train": {"checkpoint_root", "checkpoint_staging", "init_from", "prometheus", "wandb"},
+    "sample": {"root": True, "weights": True, "guide": {"run"}},
+    "evaluate": {"weights", "samples", "reference", "reference_out", "output"},
+    "export": True,
+}
+"""Keys of the configuration that name places of this machine, and sections that say nothing of the model."""
 
 
 def export(config: RunConfig, observe: Observer = no_progress) -> StageResult:
@@ -35,6 +60,8 @@ def export(config: RunConfig, observe: Observer = no_progress) -> StageResult:
 
 
 def _export(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResult:
+    if config.export.push:
+        check_hub()
     step = checkpoint_step(config)
     file = weights_file(config, step)
     model = load_model(file, torch.device("cpu"), config)
@@ -50,25 +77,47 @@ def _export(config: RunConfig, run: RunDirectory, observe: Observer) -> StageRes
         partial.replace(target)
     if sha256_file(target) != model.weights_sha256:
         raise UserError(f"export.folder: {target} contains another model; set another folder")
-    card = model_card(config.run.name, model.recipe, _train(config), _data_recipe(config, model), scores)
-    files = {"README.md": card, "config.yaml": dump_yaml(config)}
+    card = CardFacts(config.run.name, model.recipe, _train(config), _data_recipe(config, model), scores)
+    files = {CARD: model_card(card), CONFIG: dump_yaml(config)}
+    if hub := config.export.hub:
+        files = {CARD: hub_card(card, hub, config.export.license), CONFIG: _public_config(config)}
     for name, text in files.items():
-        if not (folder / name).exists() or (folder / name).read_text(encoding="utf-8") != text:
-            state = "done"
-            write_text(folder / name, text)
+        state = _written(folder / name, text) or state
     record = {"scores": [{"name": entry.name, **entry.scores} for entry in scores]}
-    if (read_json(folder / "scores.json") or {}).get("scores") != json.loads(json.dumps(record["scores"])):
+    if (read_json(folder / SCORES) or {}).get("scores") != json.loads(json.dumps(record["scores"])):
         state = "done"
-        write_json(folder / "scores.json", record)
+        write_json(folder / SCORES, record)
+    paths = {"folder": str(folder)}
+    if hub:
+        state = _written(folder / SUMS, write_sums(folder)) or state
+        if not config.export.license:
+            LOG.info("the card states no license; set export.license or edit %s", folder / CARD)
+    if hub and config.export.push:
+        observe(Progress("export", 0, 1, "folder", f"uploading to hf://{hub}"))
+        paths["commit"] = push_export(folder, hub, config.export.private, f"fm export of step {step:,}")
     observe(Progress("export", 1, 1, "folder", str(folder)))
     return StageResult(
         stage="export",
         state=state,
         seconds=0.0,
         summary=f"step {step:,} with {len(scores)} sets of scores",
-        paths={"folder": str(folder)},
+        paths=paths,
         hashes={"weights": model.weights_sha256},
     )
+
+
+def _written(path: Path, text: str) -> str:
+    """Write a text file unless it has this content; "done" if it was written, else empty."""
+    if path.exists() and path.read_text(encoding="utf-8") == text:
+        return ""
+    write_text(path, text)
+    return "done"
+
+
+def _public_config(config: RunConfig) -> str:
+    """The configuration as YAML, without this machine's hosts, folders and ports."""
+    tree = config.model_dump(mode="json", exclude=_PRIVATE)
+    return yaml.safe_dump(tree, sort_keys=False)
 
 
 def _scores(run: RunDirectory, model: Model) -> list[ScoreEntry]:
