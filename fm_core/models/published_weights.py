@@ -15,8 +15,7 @@ import argparse
 import io
 import logging
 import math
-import pickle
-import zipfile
+import re
 from collections.abc import Mapping
 from typing import Any, Literal, cast
 
@@ -54,8 +53,13 @@ def read_tensors(content: bytes, name: str) -> dict[str, Tensor]:
         # Training checkpoints of DiT and SiT also hold their options, an inert record.
         with torch.serialization.safe_globals([argparse.Namespace]):
             stored = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, KeyError) as error:
-        raise ValueError(" ".join(str(error).split())[:200]) from None
+    except Exception as error:  # the content of a damaged file decides which
+        code = re.search(r"Unsupported (?:global: GLOBAL|class) (\S+)", str(error))
+        raise ValueError(
+            f"it names {code[1]}, which is code and no tensor"
+            if code
+            else f"it is damaged, or no file of torch.save ({type(error).__name__})"
+        ) from None
     for key in ("ema", "model", "state_dict"):
         if isinstance(stored, Mapping) and isinstance(stored.get(key), Mapping):
             stored = stored[key]

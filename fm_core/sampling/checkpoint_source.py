@@ -28,6 +28,10 @@ from fm_core.storage.local_paths import expand_home
 
 EXPORTED = "model.safetensors"
 """File name of the weights in an exported folder."""
+CONVERT = (
+    "it has no recipe of its network; convert published weights in Python: fm_core.load(FILE, "
+    "published='sit').save('weights.safetensors')"
+)
 PINNED, PINNED_GUIDE = "weights.safetensors", "guide.safetensors"
 """File names, in a job's control directory, of its weights and of its weaker model's weights."""
 
@@ -86,10 +90,7 @@ def checkpoint_step(config: RunConfig) -> int:
     if config.sample.weights.endswith(".safetensors"):
         return int(read_recipe(Path(config.sample.weights))["step"])
     if config.sample.weights.endswith(PICKLES):
-        raise UserError(
-            f"sample.weights: {config.sample.weights} has no recipe; convert published weights first, in "
-            "Python: fm_core.load(FILE, published='sit').save('weights.safetensors')"
-        )
+        raise UserError(f"sample.weights: {config.sample.weights}: {CONVERT}")
     steps, url = checkpoint_steps(config), CheckpointCatalog.of(config).store.url
     if config.sample.step == "latest":
         return steps[-1]
@@ -135,6 +136,8 @@ def locate_model(where: str | Path, weights: str, step: int | str) -> tuple[Path
     `weights` and `step` select a checkpoint of a run. Raises UserError if there are no weights.
     """
     path = expand_home(where)
+    if path.name.endswith(PICKLES):
+        raise UserError(f"{path}: {CONVERT}")
     if not path.is_dir():
         return path, None
     if (path / EXPORTED).exists():

@@ -54,8 +54,8 @@ class PublishedModel:
 
     source: sit, dit or adm. heads: attention heads, for a transformer of another width than the published
     ones. model: keys of the model section, and image_size: side of the images in pixels, of a U-Net. attention:
-    its attention order, new if it was trained with use_new_attention_order. method: keys of the method section
-    in place of those of the source, for example of a model that was trained with another schedule.
+    its attention order, new if it was trained with use_new_attention_order. method: the method section in place
+    of that of the source, for a model that was trained with another schedule or prediction.
     """
 
     source: Source
@@ -101,7 +101,7 @@ def _recipe(path: Path, tensors: Mapping[str, Tensor], published: PublishedModel
     keys["model"] = ModelSection.model_validate(
         {**keys["model"], "time_scale": TIME_SCALES[published.source]}
     ).model_dump(mode="json")
-    method = MethodSection.model_validate({**METHODS[published.source], **(published.method or {})})
+    method = MethodSection.model_validate(published.method or METHODS[published.source])
     return {
         **keys,
         **generator_record(CURRENT),
