@@ -55,7 +55,8 @@ def model_card(facts: CardFacts, where: str = "this/folder") -> str:
         "objective": f"{method['objective']} on the path {method['path']}, coupling {method['coupling']}",
         "network": json.dumps(recipe["model"]),
         "training": json.dumps({key: value for key, value in train.items() if value is not None}),
-        "trained for": f"{recipe['images_seen']:,} images in {recipe['step']:,} steps, seed {recipe['seed']}",
+        "trained for": f"{recipe['images_seen']:,} images in {recipe['step']:,} steps"
+        + (f", seed {recipe['seed']}" if "seed" in recipe else ""),
     }
     rows = [f"| {key} | {value} |" for key, value in table.items()]
     lines = [
