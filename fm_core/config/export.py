@@ -18,8 +18,8 @@ class ExportSection(Section):
     private: bool = True
     """Whether a repository that does not exist yet is created as a private one."""
     license: str | None = Field(default=None, pattern=r"^[a-z0-9][a-z0-9.-]*$", max_length=64)
-    """License of the weights for the card of export.hub, as the hub spells it, e.g. apache-2.0; by default none
-    is stated."""
+    """License of the weights in the card of export.hub, as the hub spells it, e.g. apache-2.0; by default the
+    card states none."""
 
     @model_validator(mode="after")
     def _check_hub(self) -> "ExportSection":

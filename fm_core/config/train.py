@@ -76,7 +76,7 @@ class TrainSection(Section):
     skipped_limit: int = Field(default=8, ge=1)
     """Consecutive steps with non-finite gradients after which training rolls back, once, to a checkpoint."""
     init_from: Location | None = None
-    """Run directory, or .safetensors or .pt file, with the initial weights; a file may also contain the weights
+    """Run directory, or .safetensors or .pt file, with the initial weights; a file may also contain weights
     of a published U-Net or transformer with the parameter names of guided-diffusion, DiT or SiT."""
     init_source: Literal["sit", "dit", "adm"] | None = None
     """Whose weights such a published file has. sit needs model.time_scale 1, dit and adm (DDPM's steps) need

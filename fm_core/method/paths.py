@@ -152,8 +152,8 @@ class VariancePreserving(Path):
 
     With ``steps`` = N > 0 the marginals are those of DDPM with N steps, whose betas increase linearly from
     beta_min / N to beta_max / N: at t = 1 - n / N, alpha_t^2 is the product of 1 - beta_j over its first n
-    steps. T is then the polynomial through these values (`discrete_coefficients`). The interval ends at DDPM's
-    first step, 1 - 1 / N, before which its networks are not trained.
+    steps. T is then the polynomial through these values (`discrete_coefficients`). The interval ends at the
+    first of these steps, 1 - 1 / N; closer to the data, DDPM's networks are not trained.
 
     The ODE starts from N(0, I) although alpha_0 = 0.0066; for data of magnitude 1 the mismatch is at most
     2e-5 nats per dimension on average, and about 2e-3 in the worst case.

@@ -1,4 +1,4 @@
-"""Conversion of the weights of published DiT and SiT networks, which have the same parameter names and shapes.
+"""Conversion of published DiT and SiT weights, which have the same parameter names and shapes.
 
 Their position embedding has the column in the first half of the channels and the row in the second; that of
 `Transformer` is the other way round. Both halves of the tokens' channels are therefore exchanged in every
@@ -101,7 +101,7 @@ def transformer_keys(weights: Mapping[str, Tensor], heads: int | None = None) ->
 
 
 def _parameters(network: Transformer, outputs: int) -> Iterator[_Parameter]:
-    """Every parameter, in the order of the forward pass; `outputs`: output channels of the published network."""
+    """Every parameter, in the order of the forward pass; the published network has `outputs` channels."""
     width, channels, patch = len(network.first.bias), network.image_shape[0], network.patch
 
     def swap(dim: int) -> Callable[[Tensor], Tensor]:
@@ -153,7 +153,12 @@ def _same(value: Tensor) -> Tensor:
 
 def _in_chunks(width: int) -> Callable[[Tensor], Tensor]:
     """Exchange the halves of each of the vectors that a modulation computes."""
-    return lambda value: value.unflatten(0, (-1, width)).roll(width // 2, 1).flatten(0, 1)
+
+    def exchange(value: Tensor) -> Tensor:
+        vectors = value.reshape(-1, width, *value.shape[1:])
+        return vectors.roll(width // 2, 1).reshape(value.shape)
+
+    return exchange
 
 
 def _check_positions(weights: Mapping[str, Tensor], network: Transformer) -> None:

@@ -5,10 +5,10 @@ differs between the sources is the time that they embed:
 
 - sit: t itself, from 0 at noise to 1 at data, as here (in the code of SiT; its paper counts the other way).
   The network needs model.time_scale 1.
-- dit, adm: the number i of DDPM's step, from 0 at data to 999. At the step i, alpha_t^2 is the product of i + 1
-  factors, so that i = 999 - 1000 t on the path variance-preserving with steps 1000. The sinusoidal features of
-  999 - 1000 t are a rotation of those of 1000 t, which is multiplied into the first layer of the time
-  embedding. The network needs model.time_scale 1000.
+- dit, adm: the number i of DDPM's step, from 0 at data to 999. At the step i, alpha_t^2 is the product of
+  i + 1 factors, so that i = 999 - 1000 t on the path variance-preserving with steps 1000. The sinusoidal
+  features of 999 - 1000 t are a rotation of those of 1000 t, which is multiplied into the first layer of the
+  time embedding. The network needs model.time_scale 1000.
 """
 
 import argparse

@@ -21,7 +21,7 @@ METRICS = {
     "recall": "recall",
     "bits_per_dim": "bits-per-dim",
 }
-"""Scores in the metadata of the card, with their types there. FID is the type only with Inception's features."""
+"""Scores in the metadata of the card, with their types there; with Inception's features the first is fid."""
 
 
 @dataclass(frozen=True)
@@ -94,15 +94,15 @@ def hub_card(facts: CardFacts, repository: str, license_name: str | None) -> str
     The metadata has no license unless one is given.
     """
     conditional = facts.recipe["model"]["class_conditional"]
+    results = _results(facts)
     metadata = {
         **({"license": license_name} if license_name else {}),
         "library_name": "flow-matching-pipeline",
         "pipeline_tag": TASK,
         "tags": ["flow-matching", "image-generation", *(["class-conditional"] if conditional else [])],
-        "model-index": [{"name": facts.name, "results": _results(facts)}],
+        # The hub requires a result in this list.
+        **({"model-index": [{"name": facts.name, "results": results}]} if results else {}),
     }
-    if not metadata["model-index"][0]["results"]:
-        del metadata["model-index"]  # the hub requires a result
     text = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
     return f"---\n{text}---\n\n{model_card(facts, f'hf://{repository}')}"
 

@@ -24,11 +24,13 @@ PROTOCOL = "hf://"
 URL = re.compile(r"hf://([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?/?")
 CARD, CONFIG, SCORES = "README.md", "config.yaml", "scores.json"
 SUMS = "SHA256SUMS"
-"""File with the hashes of the others, as sha256sum writes it. The card is not among them: its owner edits it."""
+"""File with hashes of the others, as sha256sum writes it. The card is not among them: its owner edits it."""
 HASHED = (EXPORTED, CONFIG, SCORES)
 FILES = (*HASHED, CARD, SUMS)
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-INSTALL = "huggingface_hub is not installed; pip install --constraint infra/constraints.txt --editable '.[hf]'"
+INSTALL = (
+    "huggingface_hub is not installed; pip install --constraint infra/constraints.txt --editable '.[hf]'"
+)
 
 
 def is_hub_url(where: str | Path) -> bool:
@@ -36,7 +38,7 @@ def is_hub_url(where: str | Path) -> bool:
     return str(where).startswith(PROTOCOL)
 
 
-def write_sums(folder: Path) -> str:
+def sums_of(folder: Path) -> str:
     """Content of SUMS for the exported folder."""
     return "".join(f"{sha256_file(folder / name)}  {name}\n" for name in HASHED)
 
@@ -59,8 +61,8 @@ def download_export(url: str) -> Path:
     are not.
 
     Raises:
-        UserError: the URL is invalid or the package is not installed; there is no such repository, or it is no
-            export; or a file differs from its hash.
+        UserError: the URL is invalid or the package is not installed; there is no such repository, or it is
+            no export; or a file differs from its hash.
         UnreachableError: the hub does not answer.
     """
     if holds_secret(url):
@@ -90,7 +92,7 @@ def download_export(url: str) -> Path:
 
 
 def push_export(folder: Path, repository: str, private: bool, message: str) -> str:
-    """Upload an exported folder as one commit, creating the repository if it does not exist; the commit's URL.
+    """Upload an exported folder as one commit, creating the repository if it is missing; the commit's URL.
 
     `private` applies to a new repository. Raises UserError if the package or the token is missing or the hub
     refuses, and UnreachableError if it does not answer.

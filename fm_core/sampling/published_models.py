@@ -1,7 +1,7 @@
 """Models of published weights: SiT, DiT and ADM, from the files of their authors or in the same layout.
 
-    fm_core.load("SiT-XL-2-256x256.pt", published="sit")
-    fm_core.load("256x256_diffusion_uncond.pt", published=PublishedModel("adm", model={...}, image_size=256))
+fm_core.load("SiT-XL-2-256x256.pt", published="sit")
+fm_core.load("256x256_diffusion_uncond.pt", published=PublishedModel("adm", model={...}, image_size=256))
 """
 
 from collections.abc import Mapping
@@ -52,10 +52,12 @@ PIXELS = (1, 3)
 class PublishedModel:
     """What the tensors of a published file do not say about its network.
 
-    source: sit, dit or adm. heads: attention heads, for a transformer of another width than the published
-    ones. model: keys of the model section, and image_size: side of the images in pixels, of a U-Net. attention:
-    its attention order, new if it was trained with use_new_attention_order. method: the method section in place
-    of that of the source, for a model that was trained with another schedule or prediction.
+    source: sit, dit or adm.
+    heads: attention heads, for a transformer of another width or depth than the published ones.
+    model, image_size: of a U-Net, keys of the model section and the side of the images in pixels.
+    attention: attention order of a U-Net, new if it was trained with use_new_attention_order.
+    method: the method section in place of that of the source, for a model that was trained with another
+    schedule or prediction.
     """
 
     source: Source

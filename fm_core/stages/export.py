@@ -27,7 +27,7 @@ from fm_core.sampling.model_hub import (
     SUMS,
     check_hub,
     push_export,
-    write_sums,
+    sums_of,
 )
 from fm_core.sampling.sample_protocol import weights_name
 from fm_core.stages.resolve import resolve
@@ -46,7 +46,7 @@ _PRIVATE: dict[str, Any] = {
     "evaluate": {"weights", "samples", "reference", "reference_out", "output"},
     "export": True,
 }
-"""Keys of the configuration that name places of this machine, and sections that say nothing of the model."""
+"""Keys that are not published: places of this machine, and sections that do not concern the model."""
 
 
 def export(config: RunConfig, observe: Observer = no_progress) -> StageResult:
@@ -68,37 +68,23 @@ def _export(config: RunConfig, run: RunDirectory, observe: Observer) -> StageRes
     run.begin()
     folder = Path(config.export.folder or run.path / "export" / f"{step_name(step)}-{weights_name(config)}")
     target, scores = folder / EXPORTED, _scores(run, model)
-    state = "verified"
-    if not target.exists():
-        state = "done"
+    written = not target.exists()
+    if written:
         folder.mkdir(parents=True, exist_ok=True)
         partial = folder / f".{EXPORTED}.partial"
         shutil.copyfile(file, partial)
         partial.replace(target)
     if sha256_file(target) != model.weights_sha256:
         raise UserError(f"export.folder: {target} contains another model; set another folder")
-    card = CardFacts(config.run.name, model.recipe, _train(config), _data_recipe(config, model), scores)
-    files = {CARD: model_card(card), CONFIG: dump_yaml(config)}
-    if hub := config.export.hub:
-        files = {CARD: hub_card(card, hub, config.export.license), CONFIG: _public_config(config)}
-    for name, text in files.items():
-        state = _written(folder / name, text) or state
-    record = {"scores": [{"name": entry.name, **entry.scores} for entry in scores]}
-    if (read_json(folder / SCORES) or {}).get("scores") != json.loads(json.dumps(record["scores"])):
-        state = "done"
-        write_json(folder / SCORES, record)
-    paths = {"folder": str(folder)}
-    if hub:
-        state = _written(folder / SUMS, write_sums(folder)) or state
-        if not config.export.license:
-            LOG.info("the card states no license; set export.license or edit %s", folder / CARD)
+    written |= _describe(config, model, scores, folder)
+    paths, hub = {"folder": str(folder)}, config.export.hub
     if hub and config.export.push:
         observe(Progress("export", 0, 1, "folder", f"uploading to hf://{hub}"))
         paths["commit"] = push_export(folder, hub, config.export.private, f"fm export of step {step:,}")
     observe(Progress("export", 1, 1, "folder", str(folder)))
     return StageResult(
         stage="export",
-        state=state,
+        state="done" if written else "verified",
         seconds=0.0,
         summary=f"step {step:,} with {len(scores)} sets of scores",
         paths=paths,
@@ -106,18 +92,36 @@ def _export(config: RunConfig, run: RunDirectory, observe: Observer) -> StageRes
     )
 
 
-def _written(path: Path, text: str) -> str:
-    """Write a text file unless it has this content; "done" if it was written, else empty."""
+def _describe(config: RunConfig, model: Model, scores: list[ScoreEntry], folder: Path) -> bool:
+    """Write card, configuration and scores, and the hashes of an export for the hub; whether any changed."""
+    hub, tree = config.export.hub, config.model_dump(mode="json", exclude=_PRIVATE)
+    train = tree["train"] if hub else config.train.model_dump(mode="json")
+    facts = CardFacts(config.run.name, model.recipe, train, _data_recipe(config, model), scores)
+    if hub:
+        files = {
+            CARD: hub_card(facts, hub, config.export.license),
+            CONFIG: yaml.safe_dump(tree, sort_keys=False),
+        }
+    else:
+        files = {CARD: model_card(facts), CONFIG: dump_yaml(config)}
+    written = [_write_changed(folder / name, text) for name, text in files.items()]
+    record = {"scores": [{"name": entry.name, **entry.scores} for entry in scores]}
+    if (read_json(folder / SCORES) or {}).get("scores") != json.loads(json.dumps(record["scores"])):
+        written.append(True)
+        write_json(folder / SCORES, record)
+    if hub:
+        written.append(_write_changed(folder / SUMS, sums_of(folder)))
+        if not config.export.license:
+            LOG.info("the card of hf://%s states no license; set export.license, e.g. apache-2.0", hub)
+    return any(written)
+
+
+def _write_changed(path: Path, text: str) -> bool:
+    """Write a text file unless it has this content; return whether it was written."""
     if path.exists() and path.read_text(encoding="utf-8") == text:
-        return ""
+        return False
     write_text(path, text)
-    return "done"
-
-
-def _public_config(config: RunConfig) -> str:
-    """The configuration as YAML, without this machine's hosts, folders and ports."""
-    tree = config.model_dump(mode="json", exclude=_PRIVATE)
-    return yaml.safe_dump(tree, sort_keys=False)
+    return True
 
 
 def _scores(run: RunDirectory, model: Model) -> list[ScoreEntry]:
@@ -128,10 +132,6 @@ def _scores(run: RunDirectory, model: Model) -> list[ScoreEntry]:
         for path, record in records
         if record and record["protocol"].get("weights_sha256") == model.weights_sha256
     ]
-
-
-def _train(config: RunConfig) -> dict[str, Any]:
-    return config.train.model_dump(mode="json")
 
 
 def _data_recipe(config: RunConfig, model: Model) -> dict[str, Any] | None:

@@ -45,7 +45,7 @@ def test_it_is_a_smooth_path():
 
 
 def test_a_gaussian_is_transported_to_the_marginal_of_ddpms_first_step():
-    """The noise that a network of DiT or ADM would predict for data N(0, v), with alpha of DDPM's definition."""
+    """The network is what DiT or ADM would learn for data N(0, v); deviations are by DDPM's definition."""
     variance = 0.25
     squared = torch.tensor(ALPHA_SQUARED)
 

@@ -59,7 +59,11 @@ def test_a_transformer_computes_what_sit_and_dit_compute(source, variances, dtyp
     network.load_state_dict(convert_published(theirs.state_dict(), network, source))
     x = torch.randn(4, 4, 8, 8, dtype=dtype, generator=torch.Generator().manual_seed(1))
     steps = torch.tensor([0, 1, 437, 999])
-    t = torch.tensor([0.0, 0.3, 0.97, 1.0], dtype=dtype) if source == "sit" else 1 - (steps.double() + 1) / 1000
+    t = (
+        torch.tensor([0.0, 0.3, 0.97, 1.0], dtype=dtype)
+        if source == "sit"
+        else 1 - (steps.double() + 1) / 1000
+    )
     label = torch.tensor([0, 2, 4, CLASSES])
     with torch.no_grad():
         expected = theirs(x, (t if source == "sit" else steps).to(dtype), label)[:, :4]
@@ -161,7 +165,11 @@ def changed(**tensors):
 @pytest.mark.parametrize(
     ("weights", "network", "message"),
     [
-        (changed(**{"blocks.1.attn.qkv.bias": None}), {}, r"^blocks\.1\.attn\.qkv\.bias is missing; it should be \[96\]$"),
+        (
+            changed(**{"blocks.1.attn.qkv.bias": None}),
+            {},
+            r"^blocks\.1\.attn\.qkv\.bias is missing; it should be \[96\]$",
+        ),
         (changed(extra=torch.zeros(1)), {}, r"^extra has no place in this network$"),
         (
             changed(),
@@ -170,9 +178,21 @@ def changed(**tensors):
         ),
         (changed(), {"depth": 3}, r"^blocks\.2\.adaLN_modulation\.1\.weight is missing"),
         (changed(), {"depth": 1}, r"^blocks\.1\.adaLN_modulation\.1\.bias has no place"),
-        (changed(), {"classes": 9}, r"^y_embedder\.embedding_table\.weight is \[6, 32\], .* needs \[10, 32\]$"),
-        (changed(), {"image_size": 16}, r"^pos_embed is \[1, 16, 32\], and this network needs \[1, 64, 32\]$"),
-        (changed(pos_embed=torch.zeros(1, 16, 32)), {}, r"^pos_embed differs from the sinusoidal embedding by 1$"),
+        (
+            changed(),
+            {"classes": 9},
+            r"^y_embedder\.embedding_table\.weight is \[6, 32\], .* needs \[10, 32\]$",
+        ),
+        (
+            changed(),
+            {"image_size": 16},
+            r"^pos_embed is \[1, 16, 32\], and this network needs \[1, 64, 32\]$",
+        ),
+        (
+            changed(pos_embed=torch.zeros(1, 16, 32)),
+            {},
+            r"^pos_embed differs from the sinusoidal embedding by 1$",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_by_its_name_and_what_was_expected(weights, network, message):
@@ -245,7 +265,9 @@ class TestFiles:
 class TestTraining:
     @pytest.fixture
     def file(self, tmp_path):
-        torch.save({"ema": public_transformer().state_dict(), "args": argparse.Namespace()}, tmp_path / "sit.pt")
+        torch.save(
+            {"ema": public_transformer().state_dict(), "args": argparse.Namespace()}, tmp_path / "sit.pt"
+        )
         return str(tmp_path / "sit.pt")
 
     def test_it_starts_from_published_weights(self, file):

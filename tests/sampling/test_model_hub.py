@@ -13,7 +13,7 @@ import fm_core
 from fm_core.config import dump_yaml, load_config
 from fm_core.errors import UserError
 from fm_core.sampling import model_hub as hub_module
-from fm_core.sampling.model_hub import SUMS, download_export, push_export, write_sums
+from fm_core.sampling.model_hub import SUMS, download_export, push_export, sums_of
 from fm_core.stages.export import export
 from tests.support import ROOT
 from tests.support.model_hub_server import ModelHubServer, metadata_errors
@@ -26,7 +26,7 @@ FILES = {"model.safetensors", "config.yaml", "scores.json", "README.md", "SHA256
 
 @pytest.fixture
 def model_hub(monkeypatch, tmp_path):
-    """The fake hub; huggingface_hub talks to it with a token, an empty cache, and plain HTTP for large files."""
+    """The fake hub, to which huggingface_hub talks with a token, an empty cache, and plain HTTP."""
     constants = pytest.importorskip("huggingface_hub.constants")
     server = ModelHubServer(TOKEN)
     monkeypatch.setenv("HF_ENDPOINT", server.url)
@@ -103,7 +103,9 @@ def test_a_file_that_differs_from_its_hash_is_refused_by_name(run, tmp_path, mod
 
 def test_a_repository_of_pickles_is_refused_without_downloading_it(model_hub):
     model_hub.put(NAME, "pytorch_model.bin", b"a pickle")
-    with pytest.raises(UserError, match=r"has no model\.safetensors.*pytorch_model\.bin is a pickle and is not"):
+    with pytest.raises(
+        UserError, match=r"has no model\.safetensors.*pytorch_model\.bin is a pickle and is not"
+    ):
         download_export(f"hf://{NAME}")
     assert not [request for request in model_hub.requests if "resolve" in request]
 
@@ -139,7 +141,12 @@ def test_the_commands_push_and_load_without_a_trace_of_the_token(run, tmp_path, 
 
     def call(*command):
         return subprocess.run(
-            [sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+            [sys.executable, *command],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
         )
 
     options = ("--config", "r.yaml", "--export.license", "apache-2.0", "--export.push", "true")
@@ -169,7 +176,7 @@ class TestWithoutAHub:
         folder = config_path(run) / "export" / "step-00000007-ema"
         assert result.paths == {"folder": str(folder)}
         assert {path.name for path in folder.iterdir()} == FILES
-        assert (folder / SUMS).read_text() == write_sums(folder)
+        assert (folder / SUMS).read_text() == sums_of(folder)
         assert "README.md" not in (folder / SUMS).read_text()
         card = (folder / "README.md").read_text()
         assert metadata_errors(card) == []

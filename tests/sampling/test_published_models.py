@@ -62,7 +62,11 @@ def test_the_velocity_of_sit_is_what_its_network_predicts_from_noise_at_0_to_dat
         with torch.no_grad():
             expected = public()(x, torch.full((3,), time), label)[:, :4]
         torch.testing.assert_close(velocity, expected, rtol=1e-4, atol=1e-5)
-    assert (model.model.image_shape, model.model.classes, model.model.conditional) == ((4, 8, 8), CLASSES, True)
+    assert (model.model.image_shape, model.model.classes, model.model.conditional) == (
+        (4, 8, 8),
+        CLASSES,
+        True,
+    )
 
 
 def test_the_velocity_of_dit_is_that_of_ddims_limit(files):
@@ -108,7 +112,9 @@ def test_a_published_unet_needs_its_sizes_and_has_no_null_label(tmp_path):
     flags = {"scale_shift": True, "resblock_updown": True, "new_order": True, "variances": True}
     network = randomized(PublicUNet(3, 128, attention_levels=(1,), **sizes, **flags))
     torch.save(network.state_dict(), tmp_path / "adm.pt")
-    with pytest.raises(UserError, match=r"adm\.pt: the shapes of a U-Net do not determine it: give published"):
+    with pytest.raises(
+        UserError, match=r"adm\.pt: the shapes of a U-Net do not determine it: give published"
+    ):
         load(tmp_path / "adm.pt", "adm")
     model = load(tmp_path / "adm.pt", "adm", model=UNET, image_size=4, attention="new")
     x, label, t = torch.randn(2, 3, 4, 4), torch.tensor([1, 3]), torch.tensor([0.9, 0.2])
@@ -139,7 +145,11 @@ def test_another_schedule_is_named_by_the_user(files):
             fm_core.PublishedModel("adm", model=UNET, image_size=4),
             r"latent\.pt: input_blocks\.0\.0\.weight is missing$",
         ),
-        ("latent.pt", fm_core.PublishedModel("sit", heads=5), r"width 32 must be a multiple of 4 and of heads"),
+        (
+            "latent.pt",
+            fm_core.PublishedModel("sit", heads=5),
+            r"width 32 must be a multiple of 4 and of heads",
+        ),
         (
             "latent.pt",
             fm_core.PublishedModel("sit", heads=2, method={"paths": "x"}),
@@ -155,5 +165,7 @@ def test_mistakes_are_one_line(files, file, published, message):
 
 
 def test_fm_sample_names_the_conversion_of_a_published_file(tmp_path):
-    with pytest.raises(UserError, match=r"^sample\.weights: SiT\.pt: it has no recipe of its network; convert"):
+    with pytest.raises(
+        UserError, match=r"^sample\.weights: SiT\.pt: it has no recipe of its network; convert"
+    ):
         checkpoint_step(config_at(tmp_path, weights="SiT.pt"))

@@ -1,7 +1,7 @@
-"""Fake server of the Hugging Face hub on loopback: the requests with which huggingface_hub writes and reads models.
+"""Fake server of the Hugging Face hub on loopback: huggingface_hub writes models to it and reads them.
 
-Repositories are created private or public; files go through the preupload, LFS and commit requests of the hub's
-API and keep their history. Without its token, a private repository looks like one that does not exist.
+Repositories are created private or public; files go through the preupload, LFS and commit requests of the
+hub's API and keep their history. Without its token, a private repository looks like one that does not exist.
 """
 
 import base64
@@ -84,6 +84,12 @@ def metadata_errors(card: str) -> list[str]:
     return errors
 
 
+def _entry(path: str, content: bytes) -> dict[str, Any]:
+    """A file in a listing."""
+    digest = hashlib.sha1(content).hexdigest()
+    return {"type": "file", "path": path, "size": len(content), "oid": digest}
+
+
 def _handler(hub: ModelHubServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -131,7 +137,8 @@ def _handler(hub: ModelHubServer) -> type[BaseHTTPRequestHandler]:
                 return self._describe(match[1], match[2], match[3] or "main")
             return self._json({}, 404)
 
-        do_HEAD = do_GET
+        def do_HEAD(self) -> None:
+            self.do_GET()
 
         def _known(self) -> bool:
             return self.headers["Authorization"] == f"Bearer {hub.token}"
@@ -193,35 +200,24 @@ def _handler(hub: ModelHubServer) -> type[BaseHTTPRequestHandler]:
         def _describe(self, name: str, kind: str | None, revision: str) -> None:
             number = self._number(name, revision)
             if number is None:
-                return None
+                return
             files = hub.commits[name][number]
             if kind == "tree":
-                return self._json(
-                    [
-                        {
-                            "type": "file",
-                            "path": path,
-                            "size": len(content),
-                            "oid": hashlib.sha1(content).hexdigest(),
-                        }
-                        for path, content in files.items()
-                    ]
-                )
-            siblings = [{"rfilename": path} for path in files]
-            return self._json({"id": name, "sha": hub.oid(name, number), "siblings": siblings})
+                self._json([_entry(path, content) for path, content in files.items()])
+            else:
+                siblings = [{"rfilename": path} for path in files]
+                self._json({"id": name, "sha": hub.oid(name, number), "siblings": siblings})
 
         def _resolve(self, name: str, revision: str, path: str) -> None:
             number = self._number(name, revision)
             if number is None:
                 return
             if path not in hub.commits[name][number]:
-                return self._error(404, "EntryNotFound")
+                self._error(404, "EntryNotFound")
+                return
             content = hub.commits[name][number][path]
-            headers = {
-                "X-Repo-Commit": hub.oid(name, number),
-                "ETag": f'"{hashlib.sha256(content).hexdigest()}"',
-                "Accept-Ranges": "bytes",
-            }
+            etag = hashlib.sha256(content).hexdigest()
+            headers = {"X-Repo-Commit": hub.oid(name, number), "ETag": f'"{etag}"', "Accept-Ranges": "bytes"}
             self._send(200, content, headers)
 
         def _json(self, value: object, status: int = 200) -> None:

@@ -1,4 +1,4 @@
-"""DiT, SiT and ADM's U-Net, written anew from their papers, with the parameter names and shapes of the public files.
+"""DiT, SiT and ADM's U-Net, written from their papers, with the names and shapes of the public files.
 
 They share no code with fm_core, compute in the dtype of their weights, and embed times as the public networks
 do: SiT the time from noise (0) to data (1), DiT and ADM the number of DDPM's step, 0 to 999.
@@ -192,9 +192,7 @@ class PublicUNet(nn.Module):
     ):
         super().__init__()
         self.width, features = width, 4 * width
-        self.time_embed = nn.Sequential(
-            nn.Linear(width, features), nn.SiLU(), nn.Linear(features, features)
-        )
+        self.time_embed = nn.Sequential(nn.Linear(width, features), nn.SiLU(), nn.Linear(features, features))
         self.label_emb = nn.Embedding(classes, features) if classes else None
 
         def residual(inputs, outputs, resampling=None):
