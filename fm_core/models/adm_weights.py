@@ -81,8 +81,8 @@ def drop_variances(weights: Mapping[str, Tensor], network: UNet) -> dict[str, Te
     These channels predict variances (guided-diffusion's learn_sigma).
     """
     outputs, names = len(network.last.bias), ("out.2.weight", "out.2.bias")
-    kept = {name: weights[name][:outputs] for name in names if len(weights.get(name, ())) == 2 * outputs}
-    return {**weights, **kept}
+    means = {name: weights[name][:outputs] for name in names if len(weights.get(name, ())) == 2 * outputs}
+    return {**weights, **means}
 
 
 def _layer_names(network: UNet) -> Iterator[tuple[str, str]]:

@@ -137,14 +137,14 @@ def _parameters(network: Transformer, outputs: int) -> Iterator[_Parameter]:
     each = _in_chunks(width)
     yield from layer("last_modulation.dense", "final_layer.adaLN_modulation.1", each, each)
 
-    def kept(value: Tensor) -> Tensor:
+    def means(value: Tensor) -> Tensor:
         return value.unflatten(0, (-1, outputs))[:, :channels].flatten(0, 1)
 
     rows = patch * patch * outputs
     yield _Parameter(
-        "last.weight", "final_layer.linear.weight", (rows, width), lambda value: swap(1)(kept(value))
+        "last.weight", "final_layer.linear.weight", (rows, width), lambda value: swap(1)(means(value))
     )
-    yield _Parameter("last.bias", "final_layer.linear.bias", (rows,), kept)
+    yield _Parameter("last.bias", "final_layer.linear.bias", (rows,), means)
 
 
 def _same(value: Tensor) -> Tensor:

@@ -105,8 +105,8 @@ def _handler(hub: ModelHubServer) -> type[BaseHTTPRequestHandler]:
             if path == "/api/validate-yaml":
                 errors = metadata_errors(json.loads(body)["content"])
                 hub.refused_metadata += bool(errors)
-                found = [{"message": error} for error in errors]
-                return self._json({"errors": found, "warnings": []}, 400 if errors else 200)
+                listed = [{"message": error} for error in errors]
+                return self._json({"errors": listed, "warnings": []}, 400 if errors else 200)
             if path == "/api/repos/create":
                 return self._create(json.loads(body))
             if match := re.fullmatch(rf"/api/models/{REPOSITORY}/preupload/main", path):

@@ -238,15 +238,15 @@ class PublicUNet(nn.Module):
         c = self.time_embed(sinusoids(step, self.width))
         c = c if self.label_emb is None else c + self.label_emb(label)
         h = self.input_blocks[0][0](x)
-        kept = [h]
+        skips = [h]
         for stage in self.input_blocks[1:]:
             for layer in stage:
                 h = layer(h, c)
-            kept.append(h)
+            skips.append(h)
         for layer in self.middle_block:
             h = layer(h, c)
         for stage in self.output_blocks:
-            h = torch.cat([h, kept.pop()], 1)
+            h = torch.cat([h, skips.pop()], 1)
             for layer in stage:
                 h = layer(h, c)
         return self.out(h)
