@@ -119,6 +119,7 @@ def _results(facts: CardFacts) -> list[dict[str, Any]]:
                 continue
             inception = column.key == "frechet_distance" and record.get("features") == INCEPTION
             error = f", standard error {record['stderr']:.3g}" if "stderr" in record else ""
+            error += " (unreliable)" if error and record.get("unreliable") else ""
             images = f", {record['images']:,} images" if "images" in record else ""
             metrics.append(
                 {

@@ -136,9 +136,9 @@ def locate_model(where: str | Path, weights: str, step: int | str) -> tuple[Path
     `weights` and `step` select a checkpoint of a run. Raises UserError if there are no weights.
     """
     path = expand_home(where)
-    if path.name.endswith(PICKLES):
-        raise UserError(f"{path}: {CONVERT}")
     if not path.is_dir():
+        if path.name.endswith(PICKLES):
+            raise UserError(f"{path}: {CONVERT}")
         return path, None
     if (path / EXPORTED).exists():
         return path / EXPORTED, None
