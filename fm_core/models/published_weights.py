@@ -139,4 +139,4 @@ def embedding_of_steps(weight: Tensor, steps: int = DIFFUSION_STEPS) -> Tensor:
 def _log_variances(weights: Mapping[str, Tensor], network: Transformer | UNet) -> None:
     name = "final_layer.linear.bias" if isinstance(network, Transformer) else "out.2.bias"
     if len(weights.get(name, ())) == 2 * len(network.last.bias):
-        LOG.info("the output channels for variances were dropped: only the mean is predicted here")
+        LOG.warning("the output channels for variances were dropped: only the mean is predicted here")

@@ -215,6 +215,13 @@ def test_a_source_that_cannot_be_right_is_refused_with_what_would_be(source, net
         convert_published(public_transformer().state_dict(), network, source)
 
 
+def test_dropped_variances_are_reported(caplog):
+    convert_published(public_transformer(False).state_dict(), transformer(), "sit")
+    assert caplog.text == ""
+    convert_published(public_transformer(True).state_dict(), transformer(), "sit")
+    assert "the output channels for variances were dropped" in caplog.text
+
+
 def test_a_table_without_the_null_label_gets_a_row_of_zeros():
     weights = changed()
     name = "y_embedder.embedding_table.weight"
