@@ -1,7 +1,6 @@
 """The export stage: weights, configuration, scores and model card of a model in one folder."""
 
 import json
-import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,6 @@ from fm_core.stages.resolve import resolve
 from fm_core.storage.atomic_files import read_json, write_json, write_text
 from fm_core.storage.hashing import sha256_file
 
-LOG = logging.getLogger(__name__)
 _PRIVATE: dict[str, Any] = {
     "launch": True,
     "reproduce": True,
@@ -81,12 +79,13 @@ def _export(config: RunConfig, run: RunDirectory, observe: Observer) -> StageRes
     if hub and config.export.push:
         observe(Progress("export", 0, 1, "folder", f"uploading to hf://{hub}"))
         paths["commit"] = push_export(folder, hub, config.export.private, f"fm export of step {step:,}")
+    unlicensed = "; its card states no license (export.license)" if hub and not config.export.license else ""
     observe(Progress("export", 1, 1, "folder", str(folder)))
     return StageResult(
         stage="export",
         state="done" if written else "verified",
         seconds=0.0,
-        summary=f"step {step:,} with {len(scores)} sets of scores",
+        summary=f"step {step:,} with {len(scores)} sets of scores{unlicensed}",
         paths=paths,
         hashes={"weights": model.weights_sha256},
     )
@@ -111,8 +110,6 @@ def _describe(config: RunConfig, model: Model, scores: list[ScoreEntry], folder:
         write_json(folder / SCORES, record)
     if hub:
         written.append(_write_changed(folder / SUMS, sums_of(folder)))
-        if not config.export.license:
-            LOG.info("the card of hf://%s states no license; set export.license, e.g. apache-2.0", hub)
     return any(written)
 
 

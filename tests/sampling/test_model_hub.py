@@ -170,8 +170,7 @@ def test_the_hub_that_the_environment_names_is_asked_even_if_the_package_was_imp
 
 
 class TestWithoutAHub:
-    def test_the_folder_has_metadata_hashes_and_no_places_of_this_machine(self, run, tmp_path, caplog):
-        caplog.set_level(logging.INFO)
+    def test_the_folder_has_metadata_hashes_and_no_places_of_this_machine(self, run, tmp_path):
         result = export(run)
         folder = config_path(run) / "export" / "step-00000007-ema"
         assert result.paths == {"folder": str(folder)}
@@ -182,7 +181,9 @@ class TestWithoutAHub:
         assert metadata_errors(card) == []
         assert f'fm_core.load("hf://{NAME}")' in card
         assert "\nlicense:" not in card
-        assert "the card states no license; set export.license" in caplog.text
+        assert result.summary.endswith("; its card states no license (export.license)")
+        assert "license" not in export(config_with(tmp_path, license="mit")).summary
+        export(run)
         config = (folder / "config.yaml").read_text()
         assert str(tmp_path) not in config + (folder / "README.md").read_text()
         again = load_config(folder / "config.yaml")
