@@ -38,6 +38,7 @@ SHORT_MODULES = {
     "fm_core.launch.local": "one launcher",
     "fm_core.launch.rank_errors": "one table of errors that a restart cannot help",
     "fm_core.launch.run_jobs": "all jobs of a run, for cancellation",
+    "fm_core.method.discrete_steps": "one polynomial, for the paths",
     "fm_core.method.times": "the former name of timestep_samplers, which plug-ins import",
     "fm_core.method.types": "type aliases that every module of the package imports",
     "fm_core.models.flops": "one count",

@@ -131,7 +131,8 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read: {error}") from None
     if "recipe" not in metadata:
         raise UserError(
-            f"{path} has no recipe of its network in its metadata; name a file that fm train wrote"
+            f"{path} has no recipe of its network in its metadata; name a file that fm train wrote, or pass "
+            "published= to fm_core.load for weights of SiT, DiT or ADM"
         )
     return cast(dict[str, Any], json.loads(metadata["recipe"]))
 

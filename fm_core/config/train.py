@@ -76,10 +76,13 @@ class TrainSection(Section):
     skipped_limit: int = Field(default=8, ge=1)
     """Consecutive steps with non-finite gradients after which training rolls back, once, to a checkpoint."""
     init_from: Location | None = None
-    """Run directory or .safetensors file with the initial weights; a file may also contain the weights of a
-    public U-Net with guided-diffusion's parameter names, as saved by torchcfm."""
+    """Run directory, or .safetensors or .pt file, with the initial weights; a file may also contain weights
+    of a published U-Net or transformer with the parameter names of guided-diffusion, DiT or SiT."""
+    init_source: Literal["sit", "dit", "adm"] | None = None
+    """Whose weights such a published file has. sit needs model.time_scale 1, dit and adm (DDPM's steps) need
+    1000; by default those of a U-Net whose time is that of this network, as saved by torchcfm."""
     init_attention_order: Literal["legacy", "new"] = "legacy"
-    """Attention order of such a public file: new if it was trained with use_new_attention_order."""
+    """Attention order of a published U-Net: new if it was trained with use_new_attention_order."""
     prometheus: Location | None = None
     """Directory of node_exporter's textfile collector, where the newest metrics of the run are written."""
     tensorboard: bool = False
@@ -89,8 +92,9 @@ class TrainSection(Section):
 
     @model_validator(mode="after")
     def _check_values(self) -> "TrainSection":
-        if not self.init_from and self.set_without("init_from", "init_attention_order"):
-            raise ValueError("train.init_attention_order does nothing without train.init_from")
+        for key in ("init_source", "init_attention_order"):
+            if not self.init_from and self.set_without("init_from", key):
+                raise ValueError(f"train.{key} does nothing without train.init_from")
         if any(not 0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"train.betas must be at least 0 and below 1, not {list(self.betas)}")
         if not self.ema_decays or any(not 0 < decay < 1 for decay in self.ema_decays):

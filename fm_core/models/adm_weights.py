@@ -75,6 +75,16 @@ def from_adm(
     return state
 
 
+def drop_variances(weights: Mapping[str, Tensor], network: UNet) -> dict[str, Tensor]:
+    """The weights without the second half of twice as many output channels as `network` has.
+
+    These channels predict variances (guided-diffusion's learn_sigma).
+    """
+    outputs, names = len(network.last.bias), ("out.2.weight", "out.2.bias")
+    means = {name: weights[name][:outputs] for name in names if len(weights.get(name, ())) == 2 * outputs}
+    return {**weights, **means}
+
+
 def _layer_names(network: UNet) -> Iterator[tuple[str, str]]:
     """Pairs of names of the same layer: in `network` and in the public UNet."""
     modules = dict(network.named_modules())

@@ -47,6 +47,11 @@ class Linear(nn.Linear):
             nn.init.zeros_(self.bias)
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """The tensor in float32, or unchanged if it is float64."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def group_count(channels: int) -> int:
     """Number of normalization groups for `channels`.
 
@@ -59,6 +64,8 @@ def group_count(channels: int) -> int:
 
 class GroupNorm32(nn.Module):
     """Group normalization with optional scale, shift and SiLU, all in float32, returned in the dtype of x.
+
+    Tensors in float64 remain so.
 
     In bfloat16, the statistics and the rounding between the operations of the affine step would reduce
     accuracy; the compiler fuses the float32 computation into a single kernel.
@@ -74,9 +81,11 @@ class GroupNorm32(nn.Module):
         self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, activate: bool = False
     ) -> Tensor:
         """Normalize x [N, C, H, W]; then y (1 + scale) + shift, both [N, C], if given; SiLU if `activate`."""
-        y = F.group_norm(x.float(), self.groups, self.weight.float(), self.bias.float(), eps=1e-5)
+        weight, bias = at_least_float32(self.weight), at_least_float32(self.bias)
+        y = F.group_norm(at_least_float32(x), self.groups, weight, bias, eps=1e-5)
         if scale is not None and shift is not None:
-            y = torch.addcmul(shift.float()[:, :, None, None], y, 1 + scale.float()[:, :, None, None])
+            scale, shift = at_least_float32(scale), at_least_float32(shift)
+            y = torch.addcmul(shift[:, :, None, None], y, 1 + scale[:, :, None, None])
         if activate:
             y = F.silu(y)
         return y.to(x.dtype)
@@ -89,13 +98,14 @@ def require_shape(x: Tensor, image_shape: tuple[int, int, int]) -> None:
 
 
 def timestep_embedding(t: Tensor, width: int, scale: float = 1000.0) -> Tensor:
-    """Sinusoidal embedding of scale * t: [N] in [0, 1] -> float32 [N, width], frequencies from 1 to 1e-4.
+    """Sinusoidal embedding of scale * t: [N] in [0, 1] -> [N, width], frequencies from 1 to 1e-4.
 
-    With a scale of 1 the features are nearly constant over t in [0, 1].
+    The result is float64 if t is, else float32. With a scale of 1 the features are nearly constant over t in
+    [0, 1].
     """
-    half = width // 2
-    exponents = torch.arange(half, dtype=torch.float32, device=t.device) / half
-    angles = scale * t.float()[:, None] * torch.exp(-math.log(10_000) * exponents)[None, :]
+    half, t = width // 2, at_least_float32(t)
+    exponents = torch.arange(half, dtype=t.dtype, device=t.device) / half
+    angles = scale * t[:, None] * torch.exp(-math.log(10_000) * exponents)[None, :]
     features = torch.cat([torch.cos(angles), torch.sin(angles)], dim=1)
     return F.pad(features, (0, width - 2 * half))
 
@@ -118,7 +128,9 @@ class Conditioning(nn.Module):
 
     def forward(self, t: Tensor, label: Tensor | None) -> Tensor:
         """Embed t and label; raises ValueError if labels are given to a network without classes."""
-        features = timestep_embedding(t, self.features, self.time_scale).to(self.inner.weight.dtype)
+        dtype = self.inner.weight.dtype
+        t = t if dtype == torch.float64 else t.float()
+        features = timestep_embedding(t, self.features, self.time_scale).to(dtype)
         vector: Tensor = self.outer(F.silu(self.inner(features)))
         if self.label is None:
             if label is not None:

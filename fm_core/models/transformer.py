@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fm_core.models.layers import Conditioning, Linear, require_shape
+from fm_core.models.layers import Conditioning, Linear, at_least_float32, require_shape
 
 TIME_FEATURES = 256
 """Width of the sinusoidal time embedding, independent of the transformer's width."""
@@ -29,9 +29,9 @@ class AdaLNModulation(nn.Module):
 
 
 def modulated_layer_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Layer norm of tokens x [N, T, width], times 1 + scale, plus shift; float32 inside, dtype of x."""
-    y = F.layer_norm(x.float(), x.shape[-1:], eps=1e-6)
-    return torch.addcmul(shift.float(), y, 1 + scale.float()).to(x.dtype)
+    """Layer norm of tokens x [N, T, width], times 1 + scale, plus shift; in float32 or better, dtype of x."""
+    y = F.layer_norm(at_least_float32(x), x.shape[-1:], eps=1e-6)
+    return torch.addcmul(at_least_float32(shift), y, 1 + at_least_float32(scale)).to(x.dtype)
 
 
 class TransformerBlock(nn.Module):

@@ -1,32 +1,52 @@
-"""Model card of an exported model, as Markdown."""
+"""Model card of an exported model, as Markdown, and with the metadata of the Hugging Face hub."""
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from fm_core.report.score_table import ScoreEntry, compare_scores
+import yaml
+
+from fm_core.report.memorization_table import HEAD, NOTE, memorization_rows, memorization_verdict
+from fm_core.report.score_table import COLUMNS, ScoreEntry, compare_scores
+from fm_core.report.score_text import INCEPTION, score_record
+
+TASK = "unconditional-image-generation"
+"""The hub's name for image generation from noise, with or without classes."""
+METRICS = {
+    "frechet_distance": "frechet-distance",
+    "kernel_distance": "kernel-distance",
+    "inception_score": "inception-score",
+    "precision": "precision",
+    "recall": "recall",
+    "bits_per_dim": "bits-per-dim",
+}
+"""Scores in the metadata of the card, with their types there; with Inception's features the first is fid."""
 
 
-def model_card(
-    name: str,
-    recipe: Mapping[str, Any],
-    train: Mapping[str, Any],
-    data_recipe: Mapping[str, Any] | None,
-    scores: Sequence[ScoreEntry],
-) -> str:
-    """Return the model card as Markdown.
+@dataclass(frozen=True)
+class CardFacts:
+    """What a card describes."""
 
-    Args:
-        name: name of the run.
-        recipe: the recipe that is stored in the weights file.
-        train: the train section of the configuration.
-        data_recipe: the recipe of the data set's pixels, if the data set is available.
-        scores: all evaluations of these weights.
-    """
+    name: str
+    """Name of the run."""
+    recipe: Mapping[str, Any]
+    """The recipe that is stored in the weights file."""
+    train: Mapping[str, Any]
+    """The train section of the configuration."""
+    data_recipe: Mapping[str, Any] | None
+    """How the data set's pixels were produced, if the data set is available."""
+    scores: Sequence[ScoreEntry]
+    """All evaluations of these weights."""
+
+
+def model_card(facts: CardFacts, where: str = "this/folder") -> str:
+    """Return the card as Markdown; `where` is what `fm_core.load` takes in its example."""
+    recipe, train, data_recipe, scores = facts.recipe, facts.train, facts.data_recipe, facts.scores
     channels, height, width = recipe["image_shape"]
     data, method = recipe["data"], recipe["method"]
     classes = f"{recipe['classes']} classes" if recipe["model"]["class_conditional"] else "unconditional"
-    facts = {
+    table = {
         "images": f"{height} x {width}, {channels} channels, {recipe['levels']} intensity levels, {classes}",
         "data set": f"{data['name']}, version {data['version']}",
         "data recipe": json.dumps(data_recipe)
@@ -35,18 +55,19 @@ def model_card(
         "objective": f"{method['objective']} on the path {method['path']}, coupling {method['coupling']}",
         "network": json.dumps(recipe["model"]),
         "training": json.dumps({key: value for key, value in train.items() if value is not None}),
-        "trained for": f"{recipe['images_seen']:,} images in {recipe['step']:,} steps, seed {recipe['seed']}",
+        "trained for": f"{recipe['images_seen']:,} images in {recipe['step']:,} steps"
+        + (f", seed {recipe['seed']}" if "seed" in recipe else ""),
     }
-    rows = [f"| {key} | {value} |" for key, value in facts.items()]
+    rows = [f"| {key} | {value} |" for key, value in table.items()]
     lines = [
-        f"# {name}",
+        f"# {facts.name}",
         "",
         "A flow-matching model of images.",
         "",
         "```python",
         "import fm_core",
         "",
-        'images = fm_core.load("this/folder").sample(16)  # uint8 [16, channels, height, width]',
+        f'images = fm_core.load("{where}").sample(16)  # uint8 [16, channels, height, width]',
         "```",
         "",
         "| | |",
@@ -60,6 +81,69 @@ def model_card(
         return "\n".join([*lines, "No scores were computed.", ""])
     lines += [compare_scores(scores).text(), ""]
     for entry in scores:
+        lines += _memorization(entry)
+    for entry in scores:
         lines += [f"Protocol of {entry.name}:", "", "```json"]
         lines += [json.dumps(entry.scores["protocol"], indent=1), "```", ""]
     return "\n".join(lines)
+
+
+def hub_card(facts: CardFacts, repository: str, license_name: str | None) -> str:
+    """Return the card of a repository USER/NAME of the hub: metadata as YAML, then the Markdown.
+
+    The metadata has no license unless one is given.
+    """
+    conditional = facts.recipe["model"]["class_conditional"]
+    results = _results(facts)
+    metadata = {
+        **({"license": license_name} if license_name else {}),
+        "library_name": "flow-matching-pipeline",
+        "pipeline_tag": TASK,
+        "tags": ["flow-matching", "image-generation", *(["class-conditional"] if conditional else [])],
+        # The hub requires a result in this list.
+        **({"model-index": [{"name": facts.name, "results": results}]} if results else {}),
+    }
+    text = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
+    return f"---\n{text}---\n\n{model_card(facts, f'hf://{repository}')}"
+
+
+def _results(facts: CardFacts) -> list[dict[str, Any]]:
+    """The scores as the hub's model-index has them: one result for each evaluation."""
+    data = facts.recipe["data"]
+    results = list[dict[str, Any]]()
+    for entry in facts.scores:
+        metrics = list[dict[str, Any]]()
+        for column in COLUMNS:
+            record = score_record(entry.scores, column.key)
+            if record is None or column.key not in METRICS:
+                continue
+            inception = column.key == "frechet_distance" and record.get("features") == INCEPTION
+            error = f", standard error {record['stderr']:.3g}" if "stderr" in record else ""
+            error += " (unreliable)" if error and record.get("unreliable") else ""
+            images = f", {record['images']:,} images" if "images" in record else ""
+            metrics.append(
+                {
+                    "type": "fid" if inception else METRICS[column.key],
+                    "name": f"{column.head([entry])}{images}{error}",
+                    "value": round(float(record.get("value", record.get("mean"))), 6),
+                }
+            )
+        if metrics:
+            results.append(
+                {
+                    "task": {"type": TASK},
+                    "dataset": {"name": data["name"], "type": data["name"], "revision": data["version"]},
+                    "metrics": metrics,
+                }
+            )
+    return results
+
+
+def _memorization(entry: ScoreEntry) -> list[str]:
+    """Section with the memorization numbers of one evaluation; empty if there are none."""
+    rows = memorization_rows(entry.scores)
+    if not rows:
+        return []
+    table = [HEAD, ["---"] * len(HEAD), *rows]
+    lines = [f"Memorization in {entry.name}:", "", *("| " + " | ".join(row) + " |" for row in table), ""]
+    return [*lines, " ".join([memorization_verdict(entry.scores), NOTE]).strip(), ""]

@@ -1,5 +1,6 @@
 """Public Python API: load a trained model from a run, an export or a file, and sample it."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -7,17 +8,22 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fm_core.errors import UserError
 from fm_core.method.objectives import Objective
 from fm_core.method.solver import Solver
 from fm_core.method.time_grid import grid_of
+from fm_core.models.published_weights import Source
 from fm_core.sampling.checkpoint_source import EXPORTED, Model, load_model, locate_model
 from fm_core.sampling.generate import Draw, generate
 from fm_core.sampling.guide_model import guided_by
+from fm_core.sampling.model_hub import download_export, is_hub_url
+from fm_core.sampling.published_models import PublishedModel, load_published
+from fm_core.storage.local_paths import expand_home
 
-__all__ = ["EXPORTED", "LoadedModel", "load"]
+__all__ = ["EXPORTED", "LoadedModel", "PublishedModel", "load"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,17 @@ class LoadedModel:
     def objective(self) -> Objective:
         """The training objective; `objective.velocity(network)` is the velocity field to solve."""
         return self.model.objective
+
+    def save(self, file: str | Path) -> None:
+        """Write the weights, as float32 with everything that `load` needs, to a .safetensors file.
+
+        The file can be given to `load`, sample.weights and train.init_from. Raises OSError.
+        """
+        path, recipe = Path(file), {"recipe": json.dumps(self.model.recipe)}
+        partial = path.with_name(f".{path.name}.partial")
+        weights = {name: weight.cpu().contiguous() for name, weight in self.network.state_dict().items()}
+        save_file(weights, partial, recipe)
+        partial.replace(path)
 
     def sample(
         self,
@@ -98,20 +115,29 @@ def load(
     step: int | Literal["latest", "best"] = "latest",
     device: torch.device | str | None = None,
     trust_code: bool = False,
+    published: Source | PublishedModel | None = None,
 ) -> LoadedModel:
-    """Load a model from a run directory, an exported folder, or a .safetensors weights file.
+    """Load a model from a run directory, an exported folder, a weights file, or the Hugging Face hub.
 
     Args:
-        where: the directory or file.
+        where: the directory or file, or hf://USER/NAME or hf://USER/NAME@REVISION for what `fm export` wrote
+            there. Nothing else is downloaded.
         weights: for a run: ema, ema-<decay> or raw.
         step: for a run: optimizer step of the checkpoint, latest, or best (lowest validation loss).
         device: by default the first GPU, or the CPU.
         trust_code: import user-defined classes named by a weights file or an exported folder; those named by
             a run directory's own config.yaml are always imported. Importing a module runs its code.
+        published: for a .pt or .safetensors file of SiT, DiT or ADM: whose it is (sit, dit, adm), or a
+            `PublishedModel`, which also has what the tensors do not say.
 
     Raises:
         UserError: there are no weights to load, their hash differs, or they name code that is not trusted.
     """
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if is_hub_url(where):
+        where = download_export(str(where))
+    if published:
+        named = published if isinstance(published, PublishedModel) else PublishedModel(published)
+        return LoadedModel(load_published(expand_home(where), named, chosen), chosen)
     path, config = locate_model(where, weights, step)
     return LoadedModel(load_model(path, chosen, config, trust_code), chosen)

@@ -1,6 +1,7 @@
 """Trained models from checkpoints: selection by the keys sample.*, and loading."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -8,7 +9,7 @@ from typing import Any, cast
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from fm_core.checkpoint.catalog import CheckpointCatalog
 from fm_core.checkpoint.format import link_or_copy, stored_origin
@@ -20,12 +21,17 @@ from fm_core.method.dequantization import Quantizer
 from fm_core.method.objectives import Objective
 from fm_core.method.registry import require_known_code
 from fm_core.models.build import build_method, build_network
+from fm_core.models.published_weights import PICKLES
 from fm_core.run.directory import RunDirectory, differences, step_name
 from fm_core.storage.keyed_random import GeneratorName, generator_of
 from fm_core.storage.local_paths import expand_home
 
 EXPORTED = "model.safetensors"
 """File name of the weights in an exported folder."""
+CONVERT = (
+    "it has no recipe of its network; convert published weights in Python: fm_core.load(FILE, "
+    "published='sit').save('weights.safetensors')"
+)
 PINNED, PINNED_GUIDE = "weights.safetensors", "guide.safetensors"
 """File names, in a job's control directory, of its weights and of its weaker model's weights."""
 
@@ -66,6 +72,11 @@ class Model:
         return generator_of(self.recipe, "the recipe of the weights")
 
     @property
+    def latent(self) -> bool:
+        """Whether the network is of latents, which a decoder would turn into images."""
+        return bool(self.recipe.get("latent"))
+
+    @property
     def guide_record(self) -> dict[str, Any] | None:
         """Protocol entry of the weaker model, the hash and the step of its weights; None without one."""
         return self.guide and {"weights_sha256": self.guide.weights_sha256, "step": self.guide.step}
@@ -78,6 +89,8 @@ def checkpoint_step(config: RunConfig) -> int:
     """
     if config.sample.weights.endswith(".safetensors"):
         return int(read_recipe(Path(config.sample.weights))["step"])
+    if config.sample.weights.endswith(PICKLES):
+        raise UserError(f"sample.weights: {config.sample.weights}: {CONVERT}")
     steps, url = checkpoint_steps(config), CheckpointCatalog.of(config).store.url
     if config.sample.step == "latest":
         return steps[-1]
@@ -124,6 +137,8 @@ def locate_model(where: str | Path, weights: str, step: int | str) -> tuple[Path
     """
     path = expand_home(where)
     if not path.is_dir():
+        if path.name.endswith(PICKLES):
+            raise UserError(f"{path}: {CONVERT}")
         return path, None
     if (path / EXPORTED).exists():
         return path / EXPORTED, None
@@ -212,6 +227,16 @@ def load_model(
     if not (trust_code or (config is not None and config.sample.trust_code)):
         known = _classes(config.method).values() if config else ()
         require_known_code(_classes(method), [*known], str(path))
+    return model_of(recipe, weights, digest, device, str(path))
+
+
+def model_of(
+    recipe: dict[str, Any], weights: Mapping[str, Tensor], digest: str, device: torch.device, where: str
+) -> Model:
+    """Build the network that a recipe describes, with these weights; `digest` is the hash of their file.
+
+    Raises UserError, which begins with `where`, if the weights do not fit.
+    """
     shape = cast(tuple[int, int, int], tuple(recipe["image_shape"]))
     try:
         model = ModelSection.model_validate(recipe["model"])
@@ -219,11 +244,11 @@ def load_model(
         network.load_state_dict(weights)
     except (ValidationError, RuntimeError) as error:
         message = " ".join(str(error).split())[:300]
-        raise UserError(f"{path} does not hold the network that its recipe describes: {message}") from None
+        raise UserError(f"{where} does not hold the network that its recipe describes: {message}") from None
     return Model(
         network=network.to(device).eval().requires_grad_(False),
         section=model,
-        objective=build_method(method).objective,
+        objective=build_method(MethodSection.model_validate(recipe["method"])).objective,
         quantizer=Quantizer(recipe["levels"]),
         image_shape=shape,
         classes=recipe["classes"],

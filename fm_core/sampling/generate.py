@@ -36,6 +36,12 @@ class Draw:
 
     def check(self, model: Model) -> None:
         """Check the request against the model. Raises UserError if the model does not support it."""
+        if model.latent:
+            shape = " x ".join(map(str, model.image_shape))
+            raise UserError(
+                f"the model is of latents ({shape}), and there is no decoder to make images of them; use its "
+                "velocity, model.objective.velocity(model.network)"
+            )
         classifier_free = self.guidance != 1 and model.guide is None
         if not model.conditional and (classifier_free or self.classes or self.class_mode):
             key = "guidance" if classifier_free else "classes" if self.classes else "class_mode"

@@ -3,25 +3,25 @@
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import Tensor, nn
 
 from fm_core.checkpoint.format import stored_files, stored_steps, tensors_file
 from fm_core.errors import UserError
-from fm_core.models.adm_weights import AttentionOrder, from_adm, is_adm
-from fm_core.models.unet import UNet
+from fm_core.models.adm_weights import AttentionOrder
+from fm_core.models.published_weights import Source, convert_published, is_published, read_tensors
 from fm_core.run.directory import RunDirectory, recorded_config, step_name
 from fm_core.storage.hashing import sha256_bytes
 from fm_core.storage.store import Store
 
 
 def pretrained_weights(
-    where: str, network: nn.Module, attention: AttentionOrder = "legacy"
+    where: str, network: nn.Module, attention: AttentionOrder = "legacy", source: Source | None = None
 ) -> dict[str, Tensor]:
-    """Weights from a .safetensors file (a path or URL), or the first average of a run's newest checkpoint.
+    """Weights from a file (a path or URL), or the first average of a run's newest checkpoint.
 
-    A file with the tensor names of guided-diffusion's UNet is converted; `attention` is its attention order.
-    Raises UserError, which names the first tensor that does not fit, or what is missing.
+    A file with the tensor names of a published network is converted: `source` says whose, `attention` the
+    attention order of a U-Net. Raises UserError, which names the first tensor that does not fit, or what is
+    missing.
     """
     file, sha256 = _newest_average(Path(where)) if Path(where).is_dir() else (where, None)
     try:
@@ -29,14 +29,18 @@ def pretrained_weights(
         content = Store.at(folder).read_bytes(name) if "://" in file else Path(file).read_bytes()
         if sha256 and sha256_bytes(content) != sha256:
             raise UserError(f"train.init_from: {file} differs from the hash recorded in its checkpoint")
-        weights = load(content)
-    except (OSError, SafetensorError) as error:
+        weights = read_tensors(content, name)
+    except (OSError, SafetensorError, ValueError) as error:
         raise UserError(f"train.init_from: {file} cannot be read: {error}") from None
-    if isinstance(network, UNet) and is_adm(weights):
+    if is_published(weights):
         try:
-            return from_adm(weights, network, attention)
+            return convert_published(weights, network, source, attention)
         except ValueError as error:
             raise UserError(f"train.init_from: {file}: {error}") from None
+    if source:
+        raise UserError(
+            f"train.init_from: {file} has no tensors of a published network; remove train.init_source"
+        )
     expected = network.state_dict()
     for name in sorted(expected.keys() | weights.keys()):
         if name not in weights or name not in expected:

@@ -163,8 +163,8 @@ def _build_trainer(config: RunConfig, rank: Rank, device: torch.device) -> Train
     classes = manifest.class_count or 0
     network = build_network(config.model, manifest.image_shape, classes, config.train.gradient_checkpointing)
     if config.train.init_from and not _has_checkpoint(config, rank):
-        order = config.train.init_attention_order
-        network.load_state_dict(pretrained_weights(config.train.init_from, network, order))
+        order, source = config.train.init_attention_order, config.train.init_source
+        network.load_state_dict(pretrained_weights(config.train.init_from, network, order, source))
     flops = flops_per_image(network, manifest.image_shape)
     engine = make_engine(network, config.train, device)
     directory = RunDirectory(config)

@@ -66,10 +66,11 @@ def test_a_configuration_that_we_ship_keeps_its_network_and_training(file):
     if config.reproduce.cells and config.reproduce.kind == "toy2d":
         pytest.skip("2-D experiments have a network of their own, and nothing is derived for them")
     preset = config_class(config)
+    model = {"dropout": 0.1} if config.model.kind == "unet" else {"time_scale": 10.0}
     for variant in (
         config,
         preset(),
-        preset.model_validate({"model": {"dropout": 0.1}, "train": {"zero_stage": 2}}),
+        preset.model_validate({"model": model, "train": {"zero_stage": 2}}),
     ):
         assert not absent_keys(variant).keys() & {"model", "train"}
         assert with_derived(variant, DatasetSize(64, 10**6)) == variant

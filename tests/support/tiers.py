@@ -23,6 +23,7 @@ _BY_NEED = {
     "namespaces of the kernel": ("second_interface", "pid_namespace", "pid_namespaces", "mounted"),
     "public packages as peers": ("public_python", "public_environment"),
     "benchmarks": ("benchmark",),
+    "a hub of models": ("model_hub",),
     "an object store": ("s3", "silent_store", "object_store", "run_in_a_store"),
     "jobs of several processes": (
         "job",
