@@ -5,7 +5,6 @@ and never fails a run; it is retried while the server is unavailable. Images are
 as data: URIs, which both of Prefect's UIs show; neither renders Mermaid charts reliably.
 """
 
-import base64
 import io
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -72,10 +71,11 @@ def dataset_card(config: RunConfig, result: StageResult) -> None:
 
 
 def loss_curve(config: RunConfig, result: StageResult) -> None:
-    """Image of the training loss against images seen."""
+    """Image of the training loss and the validation loss against images seen."""
     from fm_core.report import plots
 
-    curve = plots.loss_curve(read_lines(Path(result.paths["metrics"])))
+    metrics = Path(result.paths["metrics"])
+    curve = plots.loss_curve(read_lines(metrics), read_lines(metrics.with_name("held_out.jsonl"))).png()
     create_image_artifact(image_uri(curve), key="loss-curve", description=f"Training loss: {result.summary}")
 
 
@@ -134,6 +134,14 @@ fm train --config {path}/config.yaml
     )
 
 
+def report_pictures(config: RunConfig, result: StageResult) -> None:
+    """The pictures of the report: samples, scores, curves, and nearest training images."""
+    from fm_core.stages.report import report_sections
+
+    for key, uri, caption in pictures_as_images("report", report_sections(config)):
+        create_image_artifact(uri, key=key, description=caption)
+
+
 def comparison_tables(config: RunConfig, result: StageResult) -> None:
     """The tables of the comparison's report, including the verdicts on the paper's claims."""
     from fm_core.reproduce.reproduce import page_sections
@@ -148,11 +156,11 @@ Full report: `{report}`",
     create_markdown_artifact(content, key="comparison", description=result.summary)
 
 
-def comparison_figures(config: RunConfig, result: StageResult) -> None:
-    """The figures of the comparison's report."""
+def comparison_pictures(config: RunConfig, result: StageResult) -> None:
+    """The pictures of the comparison's report."""
     from fm_core.reproduce.reproduce import page_sections
 
-    for key, uri, caption in figures_as_images(page_sections(config)):
+    for key, uri, caption in pictures_as_images("comparison", page_sections(config)):
         create_image_artifact(uri, key=key, description=caption)
 
 
@@ -168,17 +176,17 @@ def tables_as_markdown(sections: Sequence["PageSection"], head: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def figures_as_images(sections: Sequence["PageSection"]) -> list[tuple[str, str, str]]:
-    """Key, data: URI and caption of each figure of a report; several figures of one section are numbered."""
-    from fm_core.report.html import Figure
+def pictures_as_images(page: str, sections: Sequence["PageSection"]) -> list[tuple[str, str, str]]:
+    """Key, data: URI and caption of each picture of a page; several pictures of one section are numbered.
 
+    The keys begin with `page`. Unlike those of the page, the pictures do not follow a dark theme.
+    """
     images: list[tuple[str, str, str]] = []
     for section in sections:
-        figures = [part for part in section.parts if isinstance(part, Figure)]
-        for number, figure in enumerate(figures, start=1):
-            key = slug(f"comparison {section.title}") + (f"-{number}" if len(figures) > 1 else "")
-            png = base64.b64decode(figure.uri.partition(",")[2])
-            images.append((key, image_uri(png), f"{section.title}: {figure.caption}"))
+        pictures = section.pictures()
+        for number, (png, caption) in enumerate(pictures, start=1):
+            key = slug(f"{page} {section.title}") + (f"-{number}" if len(pictures) > 1 else "")
+            images.append((key, image_uri(png), f"{section.title}: {caption}"))
     return images
 
 
@@ -187,8 +195,8 @@ ARTIFACTS: Mapping[str, tuple[Creator, ...]] = {
     "train": (loss_curve, train_metrics),
     "sample": (sample_grid,),
     "evaluate": (scores,),
-    "report": (run_directory,),
-    "reproduce": (comparison_tables, comparison_figures),
+    "report": (run_directory, report_pictures),
+    "reproduce": (comparison_tables, comparison_pictures),
 }
 
 
@@ -209,7 +217,7 @@ def image_uri(png: bytes) -> str:
     """The data: URI of a PNG; an image over MAX_IMAGE_BYTES is recompressed and scaled down until it fits."""
     from PIL import Image
 
-    from fm_core.report.html import data_uri
+    from fm_core.report.gallery import data_uri
 
     if len(png) <= MAX_IMAGE_BYTES:
         return data_uri(png)
