@@ -136,10 +136,11 @@ fm train --config {path}/config.yaml
 
 def report_pictures(config: RunConfig, result: StageResult) -> None:
     """The pictures of the report: samples, scores, curves, and nearest training images."""
+    from fm_core.report.html import page_pictures
     from fm_core.stages.report import report_sections
 
-    for key, uri, caption in pictures_as_images("report", report_sections(config)):
-        create_image_artifact(uri, key=key, description=caption)
+    for key, (picture, caption) in page_pictures("report", report_sections(config)).items():
+        create_image_artifact(image_uri(picture), key=key, description=caption)
 
 
 def comparison_tables(config: RunConfig, result: StageResult) -> None:
@@ -158,10 +159,11 @@ Full report: `{report}`",
 
 def comparison_pictures(config: RunConfig, result: StageResult) -> None:
     """The pictures of the comparison's report."""
+    from fm_core.report.html import page_pictures
     from fm_core.reproduce.reproduce import page_sections
 
-    for key, uri, caption in pictures_as_images("comparison", page_sections(config)):
-        create_image_artifact(uri, key=key, description=caption)
+    for key, (picture, caption) in page_pictures("comparison", page_sections(config)).items():
+        create_image_artifact(image_uri(picture), key=key, description=caption)
 
 
 def tables_as_markdown(sections: Sequence["PageSection"], head: str) -> str:
@@ -174,20 +176,6 @@ def tables_as_markdown(sections: Sequence["PageSection"], head: str) -> str:
         if tables:
             parts += [f"## {section.title}", *([section.note] if section.note else []), *tables]
     return "\n\n".join(parts) + "\n"
-
-
-def pictures_as_images(page: str, sections: Sequence["PageSection"]) -> list[tuple[str, str, str]]:
-    """Key, data: URI and caption of each picture of a page; several pictures of one section are numbered.
-
-    The keys begin with `page`. Unlike those of the page, the pictures do not follow a dark theme.
-    """
-    images: list[tuple[str, str, str]] = []
-    for section in sections:
-        pictures = section.pictures()
-        for number, (png, caption) in enumerate(pictures, start=1):
-            key = slug(f"{page} {section.title}") + (f"-{number}" if len(pictures) > 1 else "")
-            images.append((key, image_uri(png), f"{section.title}: {caption}"))
-    return images
 
 
 ARTIFACTS: Mapping[str, tuple[Creator, ...]] = {

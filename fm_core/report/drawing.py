@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -43,7 +43,7 @@ def styled(function: Callable[P, R]) -> Callable[P, R]:
     def run(*arguments: P.args, **options: P.kwargs) -> R:
         from matplotlib import rc_context
 
-        with rc_context(_style()):
+        with rc_context(cast(Any, _style())):
             return function(*arguments, **options)
 
     return run
@@ -143,7 +143,7 @@ def _variable(match: re.Match[str]) -> str:
 
 
 def _style() -> dict[str, Any]:
-    from matplotlib import cycler
+    from cycler import cycler
 
     return {
         "svg.fonttype": "none",

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 SAMPLE_SIDE, STRIP_SIDE = 80, 48
 """Least width in pixels of a page of a sample, and of an image of a trajectory."""
-SHEET_COLUMNS, SHEET_GAP = 8, 4
-"""Images per row of a sheet, at most unless a unit has more, and pixels between units."""
+SHEET_COLUMNS, SHEET_GAP, IMAGE_GAP = 8, 8, 2
+"""Images per row of a sheet, at most unless a unit has more; pixels between units, and within them."""
 LABEL_HEIGHT, LABEL_CHARACTER = 14, 7
 """Height of a label of a sheet, and about the width of a character, in pixels."""
 
@@ -46,6 +46,8 @@ class Gallery:
     """Displayed height of each image."""
     enlarged: bool
     """Whether the images are displayed larger than they are, by a whole factor."""
+    sequence: bool = False
+    """Whether the images of a unit are a sequence in time, of which a narrow screen shows every second."""
 
     @property
     def spaced(self) -> bool:
@@ -58,7 +60,7 @@ class Gallery:
 
         rows = [[_opened(uri) for uri in ([unit.still] if unit.still else unit.uris)] for unit in self.units]
         band = LABEL_HEIGHT if any(unit.label for unit in self.units) else 0
-        width = self.width * len(rows[0])
+        width = (self.width + IMAGE_GAP) * len(rows[0]) - IMAGE_GAP
         columns = min(len(rows), max(1, SHEET_COLUMNS // len(rows[0])))
         across, down = width + SHEET_GAP, self.height + band + SHEET_GAP
         size = (columns * across - SHEET_GAP, -(-len(rows) // columns) * down - SHEET_GAP)
@@ -69,7 +71,7 @@ class Gallery:
             left, top = number % columns * across, number // columns * down
             for column, image in enumerate(images):
                 resized = image.convert("RGB").resize((self.width, self.height), method)
-                sheet.paste(resized, (left + column * self.width, top))
+                sheet.paste(resized, (left + column * (self.width + IMAGE_GAP), top))
             # The font of an installation without FreeType has only these characters.
             label = unit.label.encode("latin-1", "replace").decode("latin-1")
             label = label[: max(1, width // LABEL_CHARACTER)]

@@ -1,7 +1,7 @@
 """Galleries from tensors within a budget of bytes: PNG if all images fit, else JPEG or fewer images."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from PIL import Image
 from torch import Tensor
@@ -23,6 +23,7 @@ def gallery(
     budget: int,
     labels: Sequence[str] = (),
     least: int = SAMPLE_SIDE,
+    sequence: bool = False,
 ) -> Gallery:
     """Build a gallery of the first units whose images fit into a budget.
 
@@ -34,11 +35,13 @@ def gallery(
         budget: maximum number of bytes of the images in a page.
         labels: label of each unit; may be empty.
         least: least displayed width in pixels of a page.
+        sequence: whether the images of a unit are a sequence in time; n is odd, so that a narrow screen,
+            which shows every second image, shows the first and the last.
     """
     encoded = encode(units, levels, budget)
     labels = labels or [""] * len(units)
     shown = [Unit(name, uris, label) for uris, name, label in zip(encoded, names, labels, strict=False)]
-    return _gallery(shown, caption, units.shape[-2:], least)
+    return _gallery(shown, caption, units.shape[-2:], least, sequence)
 
 
 def animations(
@@ -66,39 +69,46 @@ def encode(units: Tensor, levels: int, budget: int) -> list[list[str]]:
     As PNG if all fit, else as JPEG, of as many units as fit but at least one, at half the size until it does.
     """
     pictures = [[_picture(image, levels) for image in unit] for unit in units]
-    encoded = [[data_uri(png(picture)) for picture in unit] for unit in pictures]
-    if _size(encoded) <= budget:
+    encoded = _fitting(pictures, _png_uri, budget)
+    if len(encoded) == len(pictures):
         return encoded
-    while True:
-        encoded = list[list[str]]()
-        left = budget
-        for unit in pictures:
-            uris = [data_uri(_jpeg(picture), "image/jpeg") for picture in unit]
-            left -= _size([uris])
-            if left < 0:
-                break
-            encoded.append(uris)
-        if encoded:
-            return encoded
+    while not (encoded := _fitting(pictures, _jpeg_uri, budget)):
         pictures = [[picture.reduce(2) for picture in unit] for unit in pictures[:1]]
+    return encoded
 
 
-def _gallery(units: Sequence[Unit], caption: str, shape: Sequence[int], least: int) -> Gallery:
+def _fitting(
+    pictures: Sequence[Sequence[Image.Image]], encoder: Callable[[Image.Image], str], budget: int
+) -> list[list[str]]:
+    """Encode the first units, as many as fit into a budget of bytes."""
+    encoded = list[list[str]]()
+    for unit in pictures:
+        uris = [encoder(picture) for picture in unit]
+        budget -= sum(map(len, uris))
+        if budget < 0:
+            break
+        encoded.append(uris)
+    return encoded
+
+
+def _gallery(
+    units: Sequence[Unit], caption: str, shape: Sequence[int], least: int, sequence: bool = False
+) -> Gallery:
     height, width = shape
     factor = factor_for(width, least)
     caption = caption.replace("{count}", str(len(units)))
-    return Gallery(units, caption, width * factor, height * factor, enlarged=factor > 1)
+    return Gallery(units, caption, width * factor, height * factor, factor > 1, sequence)
 
 
 def _picture(image: Tensor, levels: int) -> Image.Image:
     return grid(image[None], levels, 1, 1, line=0)
 
 
-def _jpeg(picture: Image.Image) -> bytes:
+def _png_uri(picture: Image.Image) -> str:
+    return data_uri(png(picture))
+
+
+def _jpeg_uri(picture: Image.Image) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=JPEG_QUALITY)
-    return buffer.getvalue()
-
-
-def _size(units: Sequence[Sequence[str]]) -> int:
-    return sum(len(uri) for unit in units for uri in unit)
+    return data_uri(buffer.getvalue(), "image/jpeg")

@@ -5,6 +5,7 @@ that are wider than the screen scroll in their own frame. The templates escape a
 """
 
 import base64
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -22,6 +23,8 @@ FINGERPRINT_MARK = "<!-- made from "
 """Start of the comment at the end of a page, which contains the fingerprint of the page's content."""
 PAGE_VERSION = 2
 """Version of the design, part of the fingerprints: pages of earlier versions are written again."""
+NUMBER = re.compile(r"[-+±]?\d[\d.,]*(e[-+]?\d+)?( ?%)?( (s|min|h|d)\b.*| (±|to) .*)?( \(.*\))?")
+"""A cell that is aligned to the right: a number with a unit of time, an error, a range or a remark."""
 MAX_PAGE_BYTES = 3_000_000
 """Size that no page exceeds; the budgets of galleries and the limits of tables keep it."""
 
@@ -45,8 +48,8 @@ class Table:
 
     @staticmethod
     def is_number(cell: str) -> bool:
-        """Whether a cell looks like a number."""
-        return cell[:1].isdigit() or cell[:1] in ("-", "+", "±")
+        """Whether a cell is a number, with its unit or its error."""
+        return bool(NUMBER.fullmatch(cell))
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,21 @@ def page(title: str, lead: str, sections: Sequence[PageSection], facts: Sequence
     """Return a page as HTML."""
     template = _environment().get_template("page.html.jinja")
     return template.render(title=title, lead=lead, sections=sections, facts=facts) + "\n"
+
+
+def page_pictures(page_name: str, sections: Sequence[PageSection]) -> dict[str, tuple[bytes, str]]:
+    """Name -> image file and caption of each picture of a page; several of one section are numbered.
+
+    A name consists of `page_name` and the title of the section, in lower case with hyphens. Unlike those of
+    the page, the pictures do not follow a dark theme.
+    """
+    named = dict[str, tuple[bytes, str]]()
+    for section in sections:
+        pictures = section.pictures()
+        name = re.sub(r"[^a-z0-9]+", "-", f"{page_name} {section.title}".lower()).strip("-")
+        for number, (content, caption) in enumerate(pictures, start=1):
+            named[f"{name}-{number}" if len(pictures) > 1 else name] = content, f"{section.title}: {caption}"
+    return named
 
 
 @cache

@@ -97,7 +97,7 @@ def interval_plot(title: str, intervals: Sequence[Interval], *, from_zero: bool 
     axes.set_ylim(0.4, len(intervals) + 0.6)
     low = min(each.value - each.stderr for each in intervals)
     if from_zero and low >= 0:
-        axes.set_xlim(left=0)
+        axes.set_xlim(0, 1.06 * max(each.value + each.stderr for each in intervals) or 1)
     axes.grid(axis="x")
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)

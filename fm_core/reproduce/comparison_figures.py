@@ -118,9 +118,17 @@ def trajectory_galleries(trajectories: Mapping[str, Tensor], levels: int, count:
         units = torch.stack([trajectory[times, number] for trajectory in trajectories.values()])
         caption = f"The noise of image {number}, at equally spaced times from t = 0 (left) to t = 1 (right)"
         titles = list(trajectories)
-        budget = TRAJECTORIES_BUDGET // count
         galleries.append(
-            gallery(units, levels, titles, caption, budget=budget, labels=titles, least=STRIP_SIDE)
+            gallery(
+                units,
+                levels,
+                titles,
+                caption,
+                budget=TRAJECTORIES_BUDGET // count,
+                labels=titles,
+                least=STRIP_SIDE,
+                sequence=True,
+            )
         )
     return galleries
 

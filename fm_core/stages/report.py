@@ -10,7 +10,7 @@ from fm_core.data.manifest import load_manifest
 from fm_core.errors import UserError
 from fm_core.launch.online_eval import read_online_scores
 from fm_core.report.file_links import files_below
-from fm_core.report.html import FINGERPRINT_MARK, PAGE_VERSION, Fact, PageSection, Table, page
+from fm_core.report.html import FINGERPRINT_MARK, PAGE_VERSION, Fact, PageSection, Table, page, page_pictures
 from fm_core.report.memorization_table import HEAD, NOTE, memorization_rows, memorization_verdict
 from fm_core.report.score_table import scores_section
 from fm_core.report.score_text import distance_title, with_error
@@ -36,7 +36,7 @@ from fm_core.stages.report_sections import (
     validation_losses,
 )
 from fm_core.stages.resolve import resolve
-from fm_core.storage.atomic_files import read_json, read_lines, write_text
+from fm_core.storage.atomic_files import read_json, read_lines, write_bytes, write_text
 from fm_core.storage.hashing import fingerprint
 
 
@@ -74,7 +74,8 @@ def _report(config: RunConfig, run: RunDirectory, observe: Observer) -> StageRes
         config.model_dump(mode="json"),
     ]
     mark = f"{FINGERPRINT_MARK}{fingerprint(content)} -->\n"
-    current = run.report.exists() and run.report.read_text(encoding="utf-8").endswith(mark)
+    pictures = config.report.pictures
+    current = run.report.exists() and run.report.read_text(encoding="utf-8").endswith(mark) and not pictures
     state = "verified" if current else "done"
     if state == "done":
         observe(Progress("report", 0, 1, "page", "drawing"))
@@ -83,6 +84,9 @@ def _report(config: RunConfig, run: RunDirectory, observe: Observer) -> StageRes
         sections = _sections(config, run, model, samples)
         facts = _facts(run, scores[0] if scores else {}, done)
         write_text(run.report, page(f"Flow matching: {config.run.name}", lead, sections, facts) + mark)
+        if pictures:
+            for name, (content, _) in page_pictures("report", sections).items():
+                write_bytes(Path(pictures) / f"{name}.png", content)
     observe(Progress("report", 1, 1, "page", str(run.report)))
     return StageResult(
         stage="report", state=state, seconds=0.0, summary=str(run.report), paths={"report": str(run.report)}
@@ -154,17 +158,10 @@ def _facts(run: RunDirectory, scores: dict[str, Any], done: dict[str, Any]) -> l
         facts.append(Fact(distance_title(distance["features"]), with_error(plain, 2), detail))
     if bits := scores.get("bits_per_dim"):
         facts.append(Fact("bits/dim", with_error(bits, 3), f"{bits['images']:,} validation images"))
-    protocol = done.get("protocol", {})
-    solver = str(protocol.get("solver", ""))
-    facts.append(Fact("network evaluations per sample (NFE)", f"{done['nfe']['mean']:.0f}", solver))
-    metrics = read_lines(run.metrics)
+    solver = done.get("protocol", {}).get("solver", "")
     facts.append(
-        Fact(
-            "training",
-            duration(training_seconds(run)),
-            f"{metrics[-1]['images_per_s']:,.0f} images/s at the end"
-            if metrics[-1].get("images_per_s")
-            else "",
-        )
+        Fact("NFE", f"{done['nfe']['mean']:.0f}", f"evaluations of the network per sample, {solver}")
     )
-    return facts
+    rate = read_lines(run.metrics)[-1].get("images_per_s")
+    speed = f"{rate:,.0f} images/s at the end" if rate else ""
+    return [*facts, Fact("training", duration(training_seconds(run)), speed)]

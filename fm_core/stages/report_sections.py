@@ -39,24 +39,39 @@ ROWS = 100
 
 def samples_section(manifest: Manifest, samples: SampleSet) -> list[PageSection]:
     """The first samples and, where trajectories are saved, how they develop from noise."""
-    images = samples.read_batch(0, manifest.image_shape)[:SAMPLES]
-    labels = _label_names(manifest, samples.read_labels(0), len(images))
+    images, labels = _first_samples(manifest, samples, SAMPLES)
     names = [f"sample {number}" for number in range(len(images))]
     caption = "the first samples, by index, not selected ({count} of " + f"{samples.images:,})"
-    parts = [gallery(images[:, None], manifest.levels, names, caption, budget=SAMPLES_BUDGET, labels=labels)]
-    sections = [PageSection("Samples", parts)]
+    shown = gallery(
+        images[:, None],
+        manifest.levels,
+        names,
+        caption,
+        budget=SAMPLES_BUDGET,
+        labels=_label_names(manifest, labels),
+    )
+    sections = [PageSection("Samples", [shown])]
     trajectory = samples.trajectory()
     if trajectory is not None:
         sections.append(PageSection("From noise to images", _trajectories(trajectory, manifest.levels)))
     return sections
 
 
-def _label_names(manifest: Manifest, labels: Tensor | None, count: int) -> Sequence[str]:
-    if labels is None:
-        return ()
+def _first_samples(manifest: Manifest, samples: SampleSet, count: int) -> tuple[Tensor, list[int]]:
+    """The first images by index, at most `count`, uint8 [n, C, H, W], and their classes if they have any."""
+    images, labels = list[Tensor](), list[int]()
+    for number in range(samples.batches):
+        images.append(samples.read_batch(number, manifest.image_shape))
+        classes = samples.read_labels(number)
+        labels += [] if classes is None else [int(label) for label in classes]
+        if sum(map(len, images)) >= count:
+            break
+    return torch.cat(images)[:count], labels[:count]
+
+
+def _label_names(manifest: Manifest, labels: Sequence[int]) -> list[str]:
     names = manifest.class_names or ()
-    numbers = [int(label) for label in labels[:count]]
-    return [names[number] if 0 <= number < len(names) else str(number) for number in numbers]
+    return [names[label] if 0 <= label < len(names) else str(label) for label in labels]
 
 
 def _trajectories(trajectory: Tensor, levels: int) -> list[Gallery]:
@@ -67,20 +82,26 @@ def _trajectories(trajectory: Tensor, levels: int) -> list[Gallery]:
     units = trajectory[times].transpose(0, 1)
     names = [f"trajectory of sample {number}" for number in range(len(units))]
     strips = gallery(
-        units, levels, names, f"{caption}, at nine times", budget=STRIPS_BUDGET, least=STRIP_SIDE
+        units,
+        levels,
+        names,
+        f"{caption}, at equally spaced times",
+        budget=STRIPS_BUDGET,
+        least=STRIP_SIDE,
+        sequence=True,
     )
     return [moving, strips] if moving else [strips]
 
 
 def neighbors_section(config: RunConfig, manifest: Manifest, samples: SampleSet) -> list[PageSection]:
     """The first samples beside their nearest training images; nothing for report.neighbors 0."""
-    images = samples.read_batch(0, manifest.image_shape)
-    count, levels = min(config.report.neighbors, len(images)), manifest.levels
-    if not count:
+    if not config.report.neighbors:
         return []
+    images, _ = _first_samples(manifest, samples, config.report.neighbors)
+    count, levels = len(images), manifest.levels
     training, _ = first_images(config.data.root, manifest, "train", MAX_IMAGES)
-    ids, distances = nearest(images[:count], training)
-    pairs = torch.stack([images[:count], training[ids]], dim=1)
+    ids, distances = nearest(images, training)
+    pairs = torch.stack([images, training[ids]], dim=1)
     names = [f"sample {number} and its nearest training image" for number in range(count)]
     labels = [f"difference {distance:.2f}" for distance in distances.tolist()]
     caption = "sample (left) and nearest training image (right), pair by pair"
@@ -128,7 +149,7 @@ def training_seconds(run: RunDirectory) -> float:
     """Wall time of all sessions of training up to the last line of metrics.jsonl."""
     done = read_json(run.train_done) or {}
     lines = read_lines(run.metrics)
-    return float(done.get("seconds") or (lines[-1]["seconds"] if lines else 0.0))
+    return float(done.get("seconds") or (lines[-1].get("seconds", 0.0) if lines else 0.0))
 
 
 def cost_section(

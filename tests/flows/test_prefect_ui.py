@@ -9,14 +9,13 @@ from PIL import Image
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from tests.support import ROOT
 from tests.support.demo_project import Demo
+from tests.support.page_checks import SCREENSHOTS
 from tests.support.ui_driver import BROWSER, DRIVER, press, sign_in, text_of, wait
 
 if TYPE_CHECKING:
     from selenium.webdriver.remote.webdriver import WebDriver
 
-SCREENSHOTS = ROOT / "build" / "screenshots"
 STAGES = ["shard", "train[2]", "sample[2]", "evaluate", "report"]
 
 pytestmark = [
@@ -60,6 +59,7 @@ def test_the_flow_run_page_shows_name_bars_artifacts_and_result(demo: Demo, brow
     wait(browser, lambda: all(stage in text_of(browser) for stage in STAGES))
     press(browser, "Artifacts")
     shown = ["sample-grid", "loss-curve", "scores", "dataset-card", "run-directory", "train-progress"]
+    shown += ["report-samples", "report-scores-1", "report-training"]
     wait(browser, lambda: all(key in text_of(browser) for key in shown))
     assert "1,280 of 1,280 images" in text_of(browser)
     keep(browser, site, "flow-run-artifacts")

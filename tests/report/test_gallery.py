@@ -43,16 +43,16 @@ def test_images_that_fit_are_stored_exactly():
 
 @pytest.mark.parametrize("side", [64, 256])
 def test_a_budget_is_kept_by_jpeg_and_by_fewer_images(side):
-    images = noise(24, 2, 3, side, side)
-    for budget in (3_000_000, 300_000, 60_000, 10_000):
+    images = noise(12, 2, 3, side, side)
+    for budget in (3_000_000, 300_000, 10_000):
         units = encode(images, 256, budget)
-        assert 1 <= len(units) <= 24
+        assert 1 <= len(units) <= 12
         assert size(units) <= budget
         assert all(len(unit) == 2 for unit in units)
-        if len(units) < 24:
+        if len(units) < 12:
             assert opened(units[0][0]).format == "JPEG"
-    made = gallery(images, 256, [str(i) for i in range(24)], "{count}", budget=60_000)
-    assert int(made.caption) == len(made.units) < 24
+    made = gallery(images, 256, [str(i) for i in range(12)], "{count}", budget=60_000)
+    assert int(made.caption) == len(made.units) < 12
 
 
 def test_animations_are_left_out_where_none_fits():
@@ -68,7 +68,7 @@ def test_a_sheet_has_every_image_in_its_place():
     images = torch.arange(12, dtype=torch.uint8).view(12, 1, 1, 1, 1).expand(12, 1, 1, 8, 8)
     made = gallery(images, 17, [""] * 12, "", budget=10**6, labels=["name"] * 12)
     sheet = Image.open(io.BytesIO(made.sheet())).convert("L")
-    assert sheet.size == (8 * 84 - 4, 2 * 98 - 4)
+    assert sheet.size == (8 * 88 - 8, 2 * 102 - 8)
     for number in range(12):
-        left, top = number % 8 * 84, number // 8 * 98
+        left, top = number % 8 * 88, number // 8 * 102
         assert sheet.crop((left, top, left + 80, top + 80)).getextrema() == (round(number * 255 / 16),) * 2

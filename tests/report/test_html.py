@@ -112,8 +112,18 @@ def test_the_templates_are_in_the_wheel():
 
 
 def test_numbers_stand_to_the_right():
-    html = Table(["a"], [["12.5"], ["+0.1"], ["word"], [""]]).html()
-    assert html.count('class="number"') == 2
+    numbers = [
+        "12.5",
+        "+0.1",
+        "1,000",
+        "5 min 8 s",
+        "90.1%",
+        "2.94 ± 0.74 (± unreliable)",
+        "-3.0e-05",
+        "0.5 (20)",
+    ]
+    html = Table(["a"], [[cell] for cell in [*numbers, "word", "", "1,000 samples", "not known"]]).html()
+    assert html.count('class="number"') == len(numbers)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
