@@ -17,4 +17,4 @@ class ReportSection(Section):
     neighbors: int = Field(default=16, ge=0)
     """Number of samples shown next to their nearest training images."""
     pictures: Location | None = None
-    """Folder to which the pictures of the page, also those of fm reproduce, are written as PNG files."""
+    """Folder or URL to which the pictures of the page, also of fm reproduce, are written as PNG files."""

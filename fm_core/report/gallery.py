@@ -1,6 +1,6 @@
 """Galleries: images of a page, each at a size one can see.
 
-Small images are enlarged by a whole factor, so that each of their pixels is a square. Importing
+Small images are enlarged by an integer factor, so that each of their pixels is a square. Importing
 this module imports neither torch nor Pillow; `gallery_encoding` builds galleries from tensors.
 """
 
@@ -45,14 +45,15 @@ class Gallery:
     height: int
     """Displayed height of each image."""
     enlarged: bool
-    """Whether the images are displayed larger than they are, by a whole factor."""
+    """Whether the images are displayed larger than they are, by an integer factor."""
     sequence: bool = False
     """Whether the images of a unit are a sequence in time, of which a narrow screen shows every second."""
 
     @property
-    def spaced(self) -> bool:
-        """Whether units have several images, so that they need space between them."""
-        return any(len(unit.uris) > 1 for unit in self.units)
+    def layout(self) -> str:
+        """Arrangement: units of more than two images as "rows", of two as "pairs"; empty for single ones."""
+        images = max((len(unit.uris) for unit in self.units), default=1)
+        return ("", "pairs", "rows")[min(images, 3) - 1]
 
     def sheet(self) -> bytes:
         """The gallery as one PNG with its labels; of an animation, its last frame."""
@@ -82,7 +83,7 @@ class Gallery:
 
 
 def factor_for(side: int, least: int) -> int:
-    """The smallest whole factor that enlarges an image of `side` pixels to at least `least`."""
+    """The smallest integer factor that enlarges an image of `side` pixels to at least `least`."""
     return max(1, -(-least // side))
 
 

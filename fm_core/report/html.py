@@ -24,7 +24,7 @@ FINGERPRINT_MARK = "<!-- made from "
 PAGE_VERSION = 2
 """Version of the design, part of the fingerprints: pages of earlier versions are written again."""
 NUMBER = re.compile(r"[-+±]?\d[\d.,]*(e[-+]?\d+)?( ?%)?( (s|min|h|d)\b.*| (±|to) .*)?( \(.*\))?")
-"""A cell that is aligned to the right: a number with a unit of time, an error, a range or a remark."""
+"""A cell that counts as a number: with a unit of time, an error, a range or a remark."""
 MAX_PAGE_BYTES = 3_000_000
 """Size that no page exceeds; the budgets of galleries and the limits of tables keep it."""
 
@@ -37,19 +37,19 @@ class Table:
     rows: Sequence[Sequence[str]]
 
     def html(self) -> str:
-        """Return the table as HTML; cells that look like numbers are right-aligned."""
+        """Return the table as HTML; columns of numbers are right-aligned."""
         return _macro("table", self)
+
+    def number_columns(self) -> list[bool]:
+        """For each column, whether more than half of its cells with a text are numbers."""
+        columns = [[row[column] for row in self.rows if row[column]] for column in range(len(self.head))]
+        return [2 * sum(bool(NUMBER.fullmatch(cell)) for cell in cells) > len(cells) for cells in columns]
 
     def markdown(self) -> str:
         """Return the table as Markdown, without a trailing line break."""
         rows = [[cell.replace("|", "\\|") for cell in row] for row in (self.head, *self.rows)]
         rows.insert(1, ["---"] * len(self.head))
         return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-    @staticmethod
-    def is_number(cell: str) -> bool:
-        """Whether a cell is a number, with its unit or its error."""
-        return bool(NUMBER.fullmatch(cell))
 
 
 @dataclass(frozen=True)

@@ -158,7 +158,9 @@ def _gaps(values: Sequence[float | None]) -> list[float]:
 
 
 def _shortened(label: str) -> str:
-    return label if len(label) <= LONGEST_LABEL else f"{label[: LONGEST_LABEL - 1]}…"
+    """Replace the middle of a long label, because names of scores differ at the end."""
+    half = LONGEST_LABEL // 2
+    return label if len(label) <= LONGEST_LABEL else f"{label[:half]}…{label[-half:]}"
 
 
 def _against_images_seen(axes: "Axes", label: str) -> None:

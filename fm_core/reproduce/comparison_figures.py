@@ -97,8 +97,8 @@ def solver_figures(results: Results) -> list[Figure]:
             for name, points in solvers[solver].items()
         ]
         caption = (
-            f"{solver}. Above: root mean square difference from a reference solution with many evaluations, "
-            "from the same noise. Below: Fréchet distance."
+            f"Solver {solver}. Above: root mean square difference from a reference solution, "
+            "with many evaluations and from the same noise. Below: Fréchet distance."
         )
         figures.append(Figure(against_evaluations(solver, errors, distances), caption))
     return figures

@@ -125,7 +125,7 @@ def _results(
             for experiment, outcome in zip(experiments, outcomes, strict=True)
             if outcome.record is None
         },
-        "config": config.model_dump(mode="json"),
+        "config": config.model_dump(mode="json", exclude={"report": {"pictures"}}),
     }
 
 

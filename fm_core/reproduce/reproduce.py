@@ -1,7 +1,5 @@
 """The stage that reproduces the paper's comparison, in 2-D or on images."""
 
-from pathlib import Path
-
 from fm_core.config import RunConfig
 from fm_core.report.html import PageSection, page_pictures
 from fm_core.reproduce.image_comparison import image_page_sections, reproduce_images
@@ -11,7 +9,8 @@ from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Observer, no_progress
 from fm_core.run.results import StageResult
 from fm_core.run.stage_runner import run_stage_function
-from fm_core.storage.atomic_files import read_json, write_bytes
+from fm_core.storage.atomic_files import read_json
+from fm_core.storage.store import Store
 
 
 def reproduce(config: RunConfig, observe: Observer = no_progress, *, stages: StageFunctions) -> StageResult:
@@ -32,8 +31,9 @@ def reproduce(config: RunConfig, observe: Observer = no_progress, *, stages: Sta
         else:
             result = reproduce_images(config, run, show, stages)
         if config.report.pictures:
-            for name, (content, _) in page_pictures("comparison", page_sections(config)).items():
-                write_bytes(Path(config.report.pictures) / f"{name}.png", content)
+            store = Store.at(config.report.pictures)
+            for name, (picture, _) in page_pictures("comparison", page_sections(config)).items():
+                store.write_bytes(f"{name}.png", picture)
         # Each experiment is bound to its own configuration from its first step on.
         run.bind()
         return result

@@ -36,8 +36,9 @@ from fm_core.stages.report_sections import (
     validation_losses,
 )
 from fm_core.stages.resolve import resolve
-from fm_core.storage.atomic_files import read_json, read_lines, write_bytes, write_text
+from fm_core.storage.atomic_files import read_json, read_lines, write_text
 from fm_core.storage.hashing import fingerprint
+from fm_core.storage.store import Store
 
 
 def report(config: RunConfig, observe: Observer = no_progress) -> StageResult:
@@ -71,7 +72,7 @@ def _report(config: RunConfig, run: RunDirectory, observe: Observer) -> StageRes
         scores,
         _result_files(run),
         load_manifest(config.data.root, config.data.name).version,
-        config.model_dump(mode="json"),
+        config.model_dump(mode="json", exclude={"report": {"pictures"}}),
     ]
     mark = f"{FINGERPRINT_MARK}{fingerprint(content)} -->\n"
     pictures = config.report.pictures
@@ -85,8 +86,9 @@ def _report(config: RunConfig, run: RunDirectory, observe: Observer) -> StageRes
         facts = _facts(run, scores[0] if scores else {}, done)
         write_text(run.report, page(f"Flow matching: {config.run.name}", lead, sections, facts) + mark)
         if pictures:
-            for name, (content, _) in page_pictures("report", sections).items():
-                write_bytes(Path(pictures) / f"{name}.png", content)
+            store = Store.at(pictures)
+            for name, (picture, _) in page_pictures("report", sections).items():
+                store.write_bytes(f"{name}.png", picture)
     observe(Progress("report", 1, 1, "page", str(run.report)))
     return StageResult(
         stage="report", state=state, seconds=0.0, summary=str(run.report), paths={"report": str(run.report)}

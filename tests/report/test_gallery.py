@@ -1,4 +1,4 @@
-"""Galleries: whole factors, and budgets that the images keep."""
+"""Galleries: integer factors, and budgets that the images keep."""
 
 import base64
 import io
@@ -25,7 +25,7 @@ def size(units) -> int:
 
 
 @pytest.mark.parametrize(("side", "shown"), [(8, 80), (16, 80), (28, 84), (32, 96), (64, 128), (256, 256)])
-def test_images_are_enlarged_by_whole_factors_to_a_size_one_can_see(side, shown):
+def test_images_are_enlarged_by_integer_factors_to_a_size_one_can_see(side, shown):
     assert side * factor_for(side, SAMPLE_SIDE) == shown
     made = gallery(noise(2, 1, 3, side, side), 256, ["a", "b"], "{count} images", budget=10**6)
     assert (made.width, made.height, made.enlarged) == (shown, shown, shown > side)

@@ -5,6 +5,7 @@ import re
 from urllib.parse import quote, unquote
 
 import pytest
+from PIL import Image
 
 from fm_core.run.progress import three_digits
 from fm_core.stages import report
@@ -73,3 +74,16 @@ def test_it_is_drawn_again_when_what_it_shows_changes(tiny):
     finally:
         assert report.report(tiny.config).state == "done"
     assert len((tiny.path / "report.html").read_bytes()) >= len(before) - 500
+
+
+def test_its_pictures_are_written_as_files_where_a_folder_is_named(tiny, tmp_path):
+    before = (tiny.path / "report.html").read_bytes()
+    folder = tmp_path / "pictures"
+    named = tiny.config.report.model_copy(update={"pictures": str(folder)})
+    assert report.report(tiny.config.model_copy(update={"report": named})).state == "done"
+    names = {path.name for path in folder.iterdir()}
+    assert {"report-samples.png", "report-training.png", "report-nearest-neighbors.png"} <= names
+    assert all(Image.open(path).width > 100 for path in folder.iterdir())
+    # The folder is not part of the content of the page.
+    assert report.report(tiny.config).state == "verified"
+    assert (tiny.path / "report.html").read_bytes()[-100:] == before[-100:]

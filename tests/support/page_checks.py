@@ -135,5 +135,5 @@ def problems_of(measured: dict[str, Any], width: int) -> list[str]:
         if not picture["decoded"] or min(picture["width"], picture["height"]) < LEAST_SIDE:
             problems.append(f"too small, or not decoded: {picture}")
         if factor is not None and factor != int(factor):
-            problems.append(f"not enlarged by a whole factor: {picture}")
+            problems.append(f"not enlarged by an integer factor: {picture}")
     return problems
