@@ -25,7 +25,7 @@ LONGEST_LABEL = 34
 
 
 @dataclass(frozen=True)
-class Interval:
+class ErrorBar:
     """A value with its standard error, one row of a plot of scores."""
 
     label: str
@@ -84,20 +84,20 @@ def distance_curve(scores: Sequence[Mapping[str, Any]]) -> Drawing:
 
 
 @styled
-def interval_plot(title: str, intervals: Sequence[Interval], *, from_zero: bool = True) -> Drawing:
+def error_bar_plot(title: str, bars: Sequence[ErrorBar], *, from_zero: bool = True) -> Drawing:
     """Plot values with their standard errors, one row each, from top to bottom.
 
     `from_zero`: whether the axis begins at 0, as long as no value is negative.
     """
-    figure, (axes,) = new_axes(size=(4.4, 0.75 + 0.28 * len(intervals)))
-    rows = range(len(intervals), 0, -1)
-    values, errors = [each.value for each in intervals], [each.stderr for each in intervals]
+    figure, (axes,) = new_axes(size=(4.4, 0.75 + 0.28 * len(bars)))
+    rows = range(len(bars), 0, -1)
+    values, errors = [each.value for each in bars], [each.stderr for each in bars]
     axes.errorbar(values, rows, xerr=errors, fmt="o", markersize=5, capsize=3.5, linewidth=1.6)
-    axes.set_yticks(list(rows), [plain_text(_shortened(each.label)) for each in intervals])
-    axes.set_ylim(0.4, len(intervals) + 0.6)
-    low = min(each.value - each.stderr for each in intervals)
+    axes.set_yticks(list(rows), [plain_text(_shortened(each.label)) for each in bars])
+    axes.set_ylim(0.4, len(bars) + 0.6)
+    low = min(each.value - each.stderr for each in bars)
     if from_zero and low >= 0:
-        axes.set_xlim(0, 1.06 * max(each.value + each.stderr for each in intervals) or 1)
+        axes.set_xlim(0, 1.06 * max(each.value + each.stderr for each in bars) or 1)
     axes.grid(axis="x")
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fm_core.report.html import Figure
-from fm_core.report.plots import Interval, interval_plot, nfe_curves
+from fm_core.report.plots import ErrorBar, error_bar_plot, nfe_curves
 from fm_core.report.score_text import distance_title, score_record
 
 Scores = Mapping[str, Any]
@@ -24,7 +24,7 @@ def score_figures(scores: Scores) -> list[Figure]:
     """Draw the scores of one set of samples, one plot per unit; scores without an error are left out."""
     figures = list[Figure]()
     distances = [
-        _interval(f"{what} ({scores[key]['images']:,})", scores[key])
+        _error_bar(f"{what} ({scores[key]['images']:,})", scores[key])
         for key, what in (
             ("frechet_distance", "samples"),
             ("frechet_distance_of_as_many", "samples"),
@@ -35,26 +35,26 @@ def score_figures(scores: Scores) -> list[Figure]:
     if distances:
         title = distance_title(scores["frechet_distance"]["features"])
         caption = f"{title}, lower is better. {SAMPLES_ERROR}; in parentheses, the number of images."
-        figures.append(Figure(interval_plot(title, distances), caption))
+        figures.append(Figure(error_bar_plot(title, distances), caption))
     shares = [
-        _interval(key, scores[key]) for key in ("precision", "recall") if "stderr" in scores.get(key, {})
+        _error_bar(key, scores[key]) for key in ("precision", "recall") if "stderr" in scores.get(key, {})
     ]
     if shares:
         caption = f"Precision and recall, higher is better. {SAMPLES_ERROR}."
-        figures.append(Figure(interval_plot("precision and recall", shares), caption))
+        figures.append(Figure(error_bar_plot("precision and recall", shares), caption))
     bits = [
-        _interval(f"K = {record['k']}", record)
+        _error_bar(f"K = {record['k']}", record)
         for key in ("bits_per_dim", "bits_per_dim_k_sample")
         if (record := score_record(scores, key)) and "stderr" in record
     ]
     if bits:
         caption = f"Bits/dim of validation images, lower is better. {SAMPLES_ERROR}."
-        figures.append(Figure(interval_plot("bits/dim", bits, from_zero=False), caption))
+        figures.append(Figure(error_bar_plot("bits/dim", bits, from_zero=False), caption))
     for key, title in SINGLE:
         record = score_record(scores, key)
         if record and "stderr" in record:
             figures.append(
-                Figure(interval_plot(title, [_interval("samples", record)]), f"{title}. {SAMPLES_ERROR}.")
+                Figure(error_bar_plot(title, [_error_bar("samples", record)]), f"{title}. {SAMPLES_ERROR}.")
             )
     return figures
 
@@ -68,13 +68,13 @@ def comparison_figures(rows: Sequence[tuple[str, Scores]], titles: Mapping[str, 
     """
     figures = list[Figure]()
     for key, title in titles.items():
-        intervals = [
-            _interval(name, record)
+        bars = [
+            _error_bar(name, record)
             for name, scores in rows[-MAX_ROWS:]
             if (record := score_record(scores, key)) and "stderr" in record
         ]
-        if len(intervals) > 1:
-            drawing = interval_plot(title, intervals, from_zero=not key.startswith("bits_per_dim"))
+        if len(bars) > 1:
+            drawing = error_bar_plot(title, bars, from_zero=not key.startswith("bits_per_dim"))
             figures.append(Figure(drawing, f"{title}. {SAMPLES_ERROR}."))
     return figures
 
@@ -106,5 +106,5 @@ def nfe_figures(curve: Mapping[str, Any]) -> list[Figure]:
     ]
 
 
-def _interval(label: str, record: Mapping[str, Any]) -> Interval:
-    return Interval(label, record.get("value", record.get("mean", 0.0)), record["stderr"])
+def _error_bar(label: str, record: Mapping[str, Any]) -> ErrorBar:
+    return ErrorBar(label, record.get("value", record.get("mean", 0.0)), record["stderr"])

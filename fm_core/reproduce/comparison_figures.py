@@ -11,7 +11,7 @@ from fm_core.report.drawing import Drawing, count_axis, new_axes, plain_log_axis
 from fm_core.report.gallery import STRIP_SIDE, Gallery
 from fm_core.report.gallery_encoding import gallery
 from fm_core.report.html import Figure
-from fm_core.report.plots import Interval, interval_plot
+from fm_core.report.plots import ErrorBar, error_bar_plot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,7 +36,7 @@ class Curve:
     stderr: Sequence[float] | None = None
 
 
-def score_intervals(summary: Sequence[Mapping[str, Any]]) -> list[Figure]:
+def score_error_bars(summary: Sequence[Mapping[str, Any]]) -> list[Figure]:
     """The scores of all objectives with their errors, one plot per score that at least two of them have."""
     figures = list[Figure]()
     for key, title in (
@@ -45,10 +45,10 @@ def score_intervals(summary: Sequence[Mapping[str, Any]]) -> list[Figure]:
         ("bits_per_dim_k_sample", "bits/dim of K draws"),
     ):
         rows = [
-            Interval(row["title"], row[key]["value"], row[key]["stderr"]) for row in summary if key in row
+            ErrorBar(row["title"], row[key]["value"], row[key]["stderr"]) for row in summary if key in row
         ]
         if len(rows) > 1:
-            drawing = interval_plot(title, rows, from_zero=not key.startswith("bits"))
+            drawing = error_bar_plot(title, rows, from_zero=not key.startswith("bits"))
             figures.append(Figure(drawing, f"{title}, lower is better; bars as ± in the table."))
     return figures
 

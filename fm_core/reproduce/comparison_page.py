@@ -14,7 +14,7 @@ from fm_core.reproduce.comparison_figures import (
     TRAJECTORIES,
     Results,
     sample_galleries,
-    score_intervals,
+    score_error_bars,
     solver_figures,
     training_figures,
     trajectory_galleries,
@@ -97,7 +97,7 @@ def _table(results: Results) -> PageSection:
     ]
     note = f"{NOTE_ON_TABLE}{_own_settings(results)} NFE: evaluations of the network per sample, by "
     note += f"{_solver(results)}. {_note_on_errors(results)} {_note_on_features(results)}"
-    parts = [Table(head, rows), *score_intervals(list(summary))]
+    parts = [Table(head, rows), *score_error_bars(list(summary))]
     return PageSection("Table 1", parts, f"{note} {_validation_distance(results)}".strip())
 
 

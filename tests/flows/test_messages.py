@@ -10,7 +10,7 @@ from flows.pipeline import result_message
 from flows.progress_report import describe, percentage
 from fm_core.report.gallery import Gallery, Unit, data_uri
 from fm_core.report.html import Figure, PageSection, Table, page_pictures
-from fm_core.report.plots import Interval, interval_plot
+from fm_core.report.plots import ErrorBar, error_bar_plot
 from fm_core.run.progress import Progress, duration
 from fm_core.run.results import StageResult
 
@@ -81,7 +81,7 @@ def test_the_pictures_of_a_report_include_its_plots_and_galleries():
     encoded = io.BytesIO()
     Image.effect_noise((8, 8), 90).save(encoded, "PNG")
     gallery = Gallery([Unit("a", [data_uri(encoded.getvalue())])] * 3, "three", 80, 80, enlarged=True)
-    plot = Figure(interval_plot("distance", [Interval("samples", 2.0, 0.5)]), "with its error")
+    plot = Figure(error_bar_plot("distance", [ErrorBar("samples", 2.0, 0.5)]), "with its error")
     sections = [PageSection("Samples", [gallery]), PageSection("Scores", [plot])]
     pictures = page_pictures("report", sections)
     assert {key: caption for key, (_, caption) in pictures.items()} == {

@@ -12,7 +12,7 @@ from fm_core.report.file_links import FileLink, FileLinks
 from fm_core.report.gallery import Gallery, Unit, data_uri
 from fm_core.report.html import Fact, Figure, PageSection, Table, page
 from fm_core.report.image_grids import grid, nearest, png
-from fm_core.report.plots import Interval, averaged, distance_curve, interval_plot, loss_curve
+from fm_core.report.plots import ErrorBar, averaged, distance_curve, error_bar_plot, loss_curve
 from tests.support import ROOT
 
 EMPTY = ("meta", "img", "source", "br")
@@ -43,7 +43,7 @@ class Reader(HTMLParser):
 def everything(text: str) -> str:
     """A page with a part of each kind, whose texts are all `text`."""
     picture = data_uri(png(grid(torch.zeros(1, 1, 8, 8, dtype=torch.uint8), 17, 1)))
-    drawing = interval_plot(text, [Interval(text, 1.0, 0.1)])
+    drawing = error_bar_plot(text, [ErrorBar(text, 1.0, 0.1)])
     gallery = Gallery([Unit(text, [picture], text, still=picture)], text, 80, 80, enlarged=True)
     links = FileLinks((FileLink(text, "./name", "1 kB"),))
     parts = [Table([text], [[text]]), Figure(drawing, text), Figure(picture, text), gallery, links]
@@ -186,7 +186,7 @@ def test_a_plot_has_the_colors_of_the_page_and_no_background():
 
 def test_an_error_is_drawn_as_long_as_it_is():
     """The ends of the bars are in the proportions of the values."""
-    figure = interval_plot("title", [Interval("a", 1.0, 0.5), Interval("b", 3.0, 1.0)]).figure
+    figure = error_bar_plot("title", [ErrorBar("a", 1.0, 0.5), ErrorBar("b", 3.0, 1.0)]).figure
     (container,) = figure.axes[0].containers
     segments = container[2][0].get_segments()
     assert [segment[:, 0].tolist() for segment in segments] == [[0.5, 1.5], [2.0, 4.0]]

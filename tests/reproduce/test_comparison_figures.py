@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fm_core.reproduce.comparison_figures import score_intervals, trajectory_galleries
+from fm_core.reproduce.comparison_figures import score_error_bars, trajectory_galleries
 from fm_core.reproduce.comparison_page import _trajectories
 
 
@@ -36,9 +36,9 @@ def test_errors_of_scores_are_drawn_where_two_objectives_have_them():
         {"title": "A", "frechet_distance": score, "bits_per_dim": score},
         {"title": "B", "frechet_distance": score},
     ]
-    (figure,) = score_intervals(rows)
+    (figure,) = score_error_bars(rows)
     assert figure.caption.startswith("Fréchet distance")
-    assert score_intervals(rows[:1]) == []
+    assert score_error_bars(rows[:1]) == []
 
 
 def results(*runs):

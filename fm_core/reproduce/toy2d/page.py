@@ -6,7 +6,7 @@ from typing import Any
 
 from fm_core.method.paths import Path
 from fm_core.report.html import Figure, PageSection, Table, page
-from fm_core.report.plots import Interval, interval_plot
+from fm_core.report.plots import ErrorBar, error_bar_plot
 from fm_core.reproduce.claims import FALSE_POSITIVES
 from fm_core.reproduce.toy2d.figures import (
     FigureData,
@@ -89,13 +89,13 @@ def _scores(results: Mapping[str, Any]) -> PageSection:
                 f"{record['scoring_seconds']:.0f} s",
             ]
         )
-    intervals = [
-        Interval(record["label"], record["nll"]["nats"], record["nll"]["stderr_nats"])
+    bars = [
+        ErrorBar(record["label"], record["nll"]["nats"], record["nll"]["stderr_nats"])
         for record in results["cells"].values()
     ]
-    if not intervals:
+    if not bars:
         return PageSection("Scores", [Table(head, rows)], NOTE_ON_SCORES)
-    drawing = interval_plot("NLL, nats", intervals, from_zero=False)
+    drawing = error_bar_plot("NLL, nats", bars, from_zero=False)
     caption = f"NLL, lower is better; bars are one standard error. Entropy: {entropy['nats']:.3f} nats."
     return PageSection("Scores", [Table(head, rows), Figure(drawing, caption)], NOTE_ON_SCORES)
 
