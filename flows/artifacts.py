@@ -5,7 +5,6 @@ and never fails a run; it is retried while the server is unavailable. Images are
 as data: URIs, which both of Prefect's UIs show; neither renders Mermaid charts reliably.
 """
 
-import base64
 import io
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -72,10 +71,11 @@ def dataset_card(config: RunConfig, result: StageResult) -> None:
 
 
 def loss_curve(config: RunConfig, result: StageResult) -> None:
-    """Image of the training loss against images seen."""
+    """Image of the training loss and the validation loss against images seen."""
     from fm_core.report import plots
 
-    curve = plots.loss_curve(read_lines(Path(result.paths["metrics"])))
+    metrics = Path(result.paths["metrics"])
+    curve = plots.loss_curve(read_lines(metrics), read_lines(metrics.with_name("held_out.jsonl"))).png()
     create_image_artifact(image_uri(curve), key="loss-curve", description=f"Training loss: {result.summary}")
 
 
@@ -134,6 +134,15 @@ fm train --config {path}/config.yaml
     )
 
 
+def report_pictures(config: RunConfig, result: StageResult) -> None:
+    """The pictures of the report: samples, scores, curves, and nearest training images."""
+    from fm_core.report.html import page_pictures
+    from fm_core.stages.report import report_sections
+
+    for key, (picture, caption) in page_pictures("report", report_sections(config)).items():
+        create_image_artifact(image_uri(picture), key=key, description=caption)
+
+
 def comparison_tables(config: RunConfig, result: StageResult) -> None:
     """The tables of the comparison's report, including the verdicts on the paper's claims."""
     from fm_core.reproduce.reproduce import page_sections
@@ -148,12 +157,13 @@ Full report: `{report}`",
     create_markdown_artifact(content, key="comparison", description=result.summary)
 
 
-def comparison_figures(config: RunConfig, result: StageResult) -> None:
-    """The figures of the comparison's report."""
+def comparison_pictures(config: RunConfig, result: StageResult) -> None:
+    """The pictures of the comparison's report."""
+    from fm_core.report.html import page_pictures
     from fm_core.reproduce.reproduce import page_sections
 
-    for key, uri, caption in figures_as_images(page_sections(config)):
-        create_image_artifact(uri, key=key, description=caption)
+    for key, (picture, caption) in page_pictures("comparison", page_sections(config)).items():
+        create_image_artifact(image_uri(picture), key=key, description=caption)
 
 
 def sweep_tables(config: RunConfig, result: StageResult) -> None:
@@ -163,10 +173,12 @@ def sweep_tables(config: RunConfig, result: StageResult) -> None:
     create_markdown_artifact(content, key="sweep", description=result.summary)
 
 
-def sweep_figures(config: RunConfig, result: StageResult) -> None:
+def sweep_pictures(config: RunConfig, result: StageResult) -> None:
     """The figure of a sweep's page."""
-    for _, uri, caption in figures_as_images(_sweep_sections(result)):
-        create_image_artifact(uri, key="sweep-figure", description=caption)
+    from fm_core.report.html import page_pictures
+
+    for key, (picture, caption) in page_pictures("sweep", _sweep_sections(result)).items():
+        create_image_artifact(image_uri(picture), key=key, description=caption)
 
 
 def _sweep_sections(result: StageResult) -> "list[PageSection]":
@@ -187,28 +199,14 @@ def tables_as_markdown(sections: Sequence["PageSection"], head: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def figures_as_images(sections: Sequence["PageSection"]) -> list[tuple[str, str, str]]:
-    """Key, data: URI and caption of each figure of a report; several figures of one section are numbered."""
-    from fm_core.report.html import Figure
-
-    images: list[tuple[str, str, str]] = []
-    for section in sections:
-        figures = [part for part in section.parts if isinstance(part, Figure)]
-        for number, figure in enumerate(figures, start=1):
-            key = slug(f"comparison {section.title}") + (f"-{number}" if len(figures) > 1 else "")
-            png = base64.b64decode(figure.uri.partition(",")[2])
-            images.append((key, image_uri(png), f"{section.title}: {figure.caption}"))
-    return images
-
-
 ARTIFACTS: Mapping[str, tuple[Creator, ...]] = {
     "shard": (dataset_card,),
     "train": (loss_curve, train_metrics),
     "sample": (sample_grid,),
     "evaluate": (scores,),
-    "report": (run_directory,),
-    "reproduce": (comparison_tables, comparison_figures),
-    "sweep": (sweep_tables, sweep_figures),
+    "report": (run_directory, report_pictures),
+    "reproduce": (comparison_tables, comparison_pictures),
+    "sweep": (sweep_tables, sweep_pictures),
 }
 
 
@@ -229,7 +227,7 @@ def image_uri(png: bytes) -> str:
     """The data: URI of a PNG; an image over MAX_IMAGE_BYTES is recompressed and scaled down until it fits."""
     from PIL import Image
 
-    from fm_core.report.html import data_uri
+    from fm_core.report.gallery import data_uri
 
     if len(png) <= MAX_IMAGE_BYTES:
         return data_uri(png)

@@ -95,5 +95,7 @@ def publish_distances(scores: list[dict[str, Any]]) -> None:
     metric += f", classifier {accuracy:.1%} accurate" if accuracy is not None else ""
     value = with_error({**best, "value": best["frechet_distance"]}, 2)
     description = f"{metric} of {len(scores)} checkpoints; the best is {value}, at step {best['step']:,}"
-    create_image_artifact(image_uri(distance_curve(scores)), key="distance-curve", description=description)
+    create_image_artifact(
+        image_uri(distance_curve(scores).png()), key="distance-curve", description=description
+    )
     create_table_artifact(scores[::-1], key="distances", description=description)

@@ -21,7 +21,7 @@ from flows.last_updates import LAST_UPDATE_SECONDS, last_updates, server_away
 from flows.log_digest import LogDigest
 from fm_core.config import RunConfig
 from fm_core.run.directory import RunDirectory
-from fm_core.run.progress import Progress, three_digits
+from fm_core.run.progress import Progress, duration, three_digits
 
 PUBLISH_SECONDS = 4.0
 """Interval between two updates of the artifact."""
@@ -172,15 +172,3 @@ def describe(progress: Progress) -> str:
     if progress.eta:
         parts.append(f"ETA {duration(progress.eta)}")
     return ", ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """Format a duration with at most two units, e.g. "4 h 10 min"."""
-    total = round(seconds)
-    if total < 60:
-        return f"{total} s"
-    if total < 3600:
-        return f"{total // 60} min {total % 60} s"
-    if total < 48 * 3600:
-        return f"{total // 3600} h {total % 3600 // 60} min"
-    return f"{total // 86400} d {total % 86400 // 3600} h"

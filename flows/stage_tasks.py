@@ -17,7 +17,7 @@ from prefect.states import Completed
 from flows.artifacts import create_artifacts
 from flows.cancellation import resume_message
 from flows.cancellation_watch import CancellationWatch
-from flows.progress_report import ProgressReport, duration
+from flows.progress_report import ProgressReport
 from fm_core.commands import stage_function
 from fm_core.config import RunConfig
 from fm_core.errors import (
@@ -32,6 +32,7 @@ from fm_core.errors import (
 )
 from fm_core.launch.run_jobs import stop_requested
 from fm_core.run.directory import RunDirectory
+from fm_core.run.progress import duration
 from fm_core.run.results import StageResult
 
 

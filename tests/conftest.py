@@ -4,7 +4,9 @@ import gc
 import os
 import signal
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from xdist.workermanage import WorkerController
@@ -13,6 +15,9 @@ from infra.benchmarks.peers import peers_python
 from tests.support.scheduling import Grouped, longest_first
 from tests.support.tiers import keep_default, summary
 from tests.support.virtual_environment import environment_with
+
+if TYPE_CHECKING:
+    from selenium.webdriver.remote.webdriver import WebDriver
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # A shell starts background jobs so, and every process of a test would inherit it.
@@ -109,3 +114,21 @@ def public_environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def compiler() -> None:
     """torch.compile, for tests that wait for it for many seconds."""
+
+
+@pytest.fixture(scope="session")
+def window(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[WebDriver]":
+    # Imported here, because most sessions need no browser.
+    from tests.support.ui_driver import BROWSER, DRIVER, start_browser
+
+    if not (BROWSER and DRIVER):
+        pytest.skip("no chromium with chromedriver on this machine")
+    with start_browser(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver
+
+
+@pytest.fixture
+def browser(window: "WebDriver") -> "Iterator[WebDriver]":
+    """Empty again afterwards: the page of a run draws and asks the server all the time, for half a core."""
+    yield window
+    window.get("about:blank")

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from fm_core.config.location import Location
 from fm_core.config.section import Section
 
 
@@ -15,3 +16,5 @@ class ReportSection(Section):
 
     neighbors: int = Field(default=16, ge=0)
     """Number of samples shown next to their nearest training images."""
+    pictures: Location | None = None
+    """Folder or URL to which the pictures of the page, also of fm reproduce, are written as PNG files."""

@@ -1,25 +1,32 @@
-"""Self-contained HTML pages: sections with tables and figures."""
+"""Self-contained HTML pages from templates: sections with tables, plots, images and links to files.
+
+A page needs no other file and no script, and follows the light or dark theme of the browser. Tables and plots
+that are wider than the screen scroll in their own frame. The templates escape all text.
+"""
 
 import base64
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+from functools import cache
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from fm_core.report.drawing import Drawing
+from fm_core.report.file_links import FileLinks
+from fm_core.report.gallery import Gallery
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 FINGERPRINT_MARK = "<!-- made from "
 """Start of the comment at the end of a page, which contains the fingerprint of the page's content."""
-
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1c2024; }
-body { max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-table { border-collapse: collapse; }
-td, th { text-align: left; padding: .25rem .9rem .25rem 0; vertical-align: top; }
-th { color: #60646c; font-weight: 600; } tr + tr td { border-top: 1px solid #e5e7eb; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; }
-img { image-rendering: pixelated; max-width: 100%; } img.plot { image-rendering: auto; }
-p.note { color: #60646c; } pre { background: #f4f5f6; padding: .8rem; overflow: auto; font-size: 12px; }
-figure { display: inline-block; margin: 0 1.5rem 0 0; } figcaption { color: #60646c; }
-"""
+PAGE_VERSION = 2
+"""Version of the design, part of the fingerprints: pages of earlier versions are written again."""
+NUMBER = re.compile(r"[-+±]?\d[\d.,]*(e[-+]?\d+)?( ?%)?( (s|min|h|d)\b.*| (±|to) .*)?( \(.*\))?")
+"""A cell that counts as a number: with a unit of time, an error, a range or a remark."""
+MAX_PAGE_BYTES = 3_000_000
+"""Size that no page exceeds; the budgets of galleries and the limits of tables keep it."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +37,13 @@ class Table:
     rows: Sequence[Sequence[str]]
 
     def html(self) -> str:
-        """Return the table as HTML; cells that look like numbers are right-aligned."""
-        head = "".join(f"<th>{escape(cell)}</th>" for cell in self.head)
-        rows = "".join(f"<tr>{''.join(_cell(cell) for cell in row)}</tr>" for row in self.rows)
-        return f"<table><tr>{head}</tr>{rows}</table>"
+        """Return the table as HTML; columns of numbers are right-aligned."""
+        return _macro("table", self)
+
+    def number_columns(self) -> list[bool]:
+        """For each column, whether more than half of its cells with a text are numbers."""
+        columns = [[row[column] for row in self.rows if row[column]] for column in range(len(self.head))]
+        return [2 * sum(bool(NUMBER.fullmatch(cell)) for cell in cells) > len(cells) for cells in columns]
 
     def markdown(self) -> str:
         """Return the table as Markdown, without a trailing line break."""
@@ -44,55 +54,111 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """An image with a caption."""
+    """A plot, or an image at its own size, with a caption."""
 
-    uri: str
-    """The image as a data: URI."""
+    picture: Drawing | str
+    """A plot, or an image as a data: URI."""
     caption: str
-    plot: bool = False
-    """Whether the image is a plot. Plots are smoothed when they are scaled; images of samples are not."""
+
+    @property
+    def drawing(self) -> Drawing | None:
+        """The plot; None for an image."""
+        return self.picture if isinstance(self.picture, Drawing) else None
+
+    @property
+    def wide(self) -> bool:
+        """Whether the figure takes the width of the page."""
+        return self.drawing is None or self.drawing.wide
+
+    def image(self) -> bytes:
+        """The picture as an image file."""
+        if isinstance(self.picture, Drawing):
+            return self.picture.png()
+        return base64.b64decode(self.picture.partition(",")[2])
 
     def html(self) -> str:
         """Return the figure as HTML."""
-        kind = ' class="plot"' if self.plot else ""
-        caption = escape(self.caption, quote=True)
-        image = f'<img{kind} src="{self.uri}" alt="{caption}">'
-        return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
+        return _macro("figure", self)
+
+
+Part = Table | Figure | Gallery | FileLinks
 
 
 @dataclass(frozen=True)
 class PageSection:
-    """A heading with a note, tables, figures, and preformatted text."""
+    """A heading with a note, tables, pictures, and preformatted text."""
 
     title: str
-    parts: Sequence[Table | Figure]
+    parts: Sequence[Part]
     note: str = ""
     text: str = ""
-    """Preformatted text at the end."""
+    """Preformatted text at the end, such as a protocol; folded, unless the section is."""
+    folded: bool = False
+    """Whether only the title is visible until the reader opens the section."""
+
+    def groups(self) -> list[tuple[str, list[Part]]]:
+        """The parts in order, where successive pictures are one group of kind "pictures"."""
+        kinds = groupby(
+            self.parts, lambda part: "pictures" if isinstance(part, Figure | Gallery) else "other"
+        )
+        return [(kind, list(group)) for kind, group in kinds]
+
+    def pictures(self) -> list[tuple[bytes, str]]:
+        """Each plot and each gallery as an image file with its caption, for displays other than pages."""
+        pictures = [part for part in self.parts if isinstance(part, Figure | Gallery)]
+        return [
+            (part.sheet() if isinstance(part, Gallery) else part.image(), part.caption) for part in pictures
+        ]
 
     def html(self) -> str:
         """Return the section as HTML."""
-        parts = "".join(part.html() for part in self.parts)
-        note = f'<p class="note">{escape(self.note)}</p>' if self.note else ""
-        text = f"<pre>{escape(self.text)}</pre>" if self.text else ""
-        return f"<h2>{escape(self.title)}</h2>{note}{parts}{text}"
+        return _macro("section", self, 1)
 
 
-def page(title: str, lead: str, sections: Sequence[PageSection]) -> str:
-    """Return the page as HTML."""
-    body = "".join(section.html() for section in sections)
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>"
-        f"<body><h1>{escape(title)}</h1><p>{escape(lead)}</p>{body}</body></html>\n"
+@dataclass(frozen=True)
+class Fact:
+    """A number at the top of a page."""
+
+    name: str
+    value: str
+    detail: str = ""
+
+
+def page(title: str, lead: str, sections: Sequence[PageSection], facts: Sequence[Fact] = ()) -> str:
+    """Return a page as HTML."""
+    template = _environment().get_template("page.html.jinja")
+    return template.render(title=title, lead=lead, sections=sections, facts=facts) + "\n"
+
+
+def page_pictures(page_name: str, sections: Sequence[PageSection]) -> dict[str, tuple[bytes, str]]:
+    """Name -> image file and caption of each picture of a page; several of one section are numbered.
+
+    A name consists of `page_name` and the title of the section, in lower case with hyphens. Unlike those of
+    the page, the pictures do not follow a dark theme.
+    """
+    named = dict[str, tuple[bytes, str]]()
+    for section in sections:
+        pictures = section.pictures()
+        name = re.sub(r"[^a-z0-9]+", "-", f"{page_name} {section.title}".lower()).strip("-")
+        for number, (content, caption) in enumerate(pictures, start=1):
+            named[f"{name}-{number}" if len(pictures) > 1 else name] = content, f"{section.title}: {caption}"
+    return named
+
+
+@cache
+def _environment() -> "Environment":
+    # Imported only when a page is written, which `fm compare` does not do.
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    return Environment(
+        loader=PackageLoader("fm_core.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=False,
+        keep_trailing_newline=False,
     )
 
 
-def data_uri(content: bytes, kind: str = "image/png") -> str:
-    """Encode bytes as a data: URI."""
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def _cell(text: str) -> str:
-    number = text[:1].isdigit() or text[:1] in ("-", "±")
-    return f"<td{' class=number' if number else ''}>{escape(text)}</td>"
+def _macro(name: str, *arguments: object) -> str:
+    module = _environment().get_template("parts.html.jinja").module
+    return str(getattr(module, name)(*arguments))

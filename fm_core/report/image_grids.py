@@ -14,12 +14,12 @@ LONGEST_NAME, NAME_PADDING = 24, 4
 FRAME_MILLISECONDS, LAST_FRAME_MILLISECONDS = 120, 1_500
 
 
-def grid(images: Tensor, levels: int, columns: int, scale: int = 4) -> Image.Image:
+def grid(images: Tensor, levels: int, columns: int, scale: int = 4, line: int = 1) -> Image.Image:
     """Arrange images uint8 [n, C, H, W] of `levels` intensity levels row by row, enlarged `scale` times.
 
-    A black line, one image pixel wide, separates each image from the images to its right and below it.
+    A black line, `line` image pixels wide, separates each image from the images to its right and below it.
     """
-    images = torch.nn.functional.pad(images, (0, 1, 0, 1))
+    images = torch.nn.functional.pad(images, (0, line, 0, line))
     count, channels, height, width = images.shape
     rows = -(-count // columns)
     sheet = torch.zeros(rows * columns, channels, height, width, dtype=torch.uint8)
@@ -63,9 +63,12 @@ def strip(trajectory: Tensor, levels: int, columns: int, scale: int = 4) -> Imag
     return grid(trajectory[times].transpose(0, 1).flatten(0, 1), levels, columns, scale)
 
 
-def animation(trajectory: Tensor, levels: int, columns: int, scale: int = 4) -> bytes:
-    """Animate trajectories from noise to data, uint8 [T, n, C, H, W], as a PNG that pauses at the end."""
-    first, *frames = [grid(images, levels, columns, scale) for images in trajectory]
+def animation(trajectory: Tensor, levels: int, columns: int, scale: int = 4, line: int = 1) -> bytes:
+    """Animate trajectories from noise to data, uint8 [T, n, C, H, W], as a PNG that pauses at the end.
+
+    `line` is the width of the lines between images, as in `grid`.
+    """
+    first, *frames = [grid(images, levels, columns, scale, line) for images in trajectory]
     buffer = io.BytesIO()
     pause = [FRAME_MILLISECONDS] * len(frames) + [LAST_FRAME_MILLISECONDS]
     first.save(buffer, format="PNG", save_all=True, append_images=frames, duration=pause, loop=0)

@@ -1,79 +1,120 @@
-"""Curves of a run as PNG files: training loss, distance during training, and scores against NFE."""
+"""Plots of a run: loss and distance during training, scores with their errors, and scores against NFE."""
 
-import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
+
+from fm_core.report.drawing import (
+    INK,
+    SERIES,
+    Drawing,
+    count_axis,
+    new_axes,
+    plain_log_axis,
+    plain_text,
+    styled,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+
+POINTS = 400
+"""Maximum number of points of a line; more are averaged, so that pages of long runs are not larger."""
+LONGEST_LABEL = 34
 
 
-def loss_curve(metrics: list[dict[str, Any]]) -> bytes:
-    """Plot training loss, overall and by quarter of t, against images seen.
+@dataclass(frozen=True)
+class ErrorBar:
+    """A value with its standard error, one row of a plot of scores."""
 
-    `metrics` are the lines of train/metrics.jsonl, at least one.
+    label: str
+    value: float
+    stderr: float
+
+
+@styled
+def loss_curve(metrics: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]] = ()) -> Drawing:
+    """Plot training loss, overall and by quarter of t, and validation loss against images seen.
+
+    Args:
+        metrics: lines of train/metrics.jsonl, at least one.
+        validation: lines of train/held_out.jsonl; without any, there is no line of the validation loss.
     """
-    figure, (axes,) = _figure((7.2, 3.2))
+    figure, (axes,) = new_axes()
     _against_images_seen(axes, "loss per dimension")
-    seen = [line["images_seen"] for line in metrics]
+    lines = averaged(metrics)
+    seen = [line["images_seen"] for line in lines]
     for quarter in range(4):
-        values = [line["loss_by_quarter_of_t"][quarter] for line in metrics]
-        axes.plot(seen, values, linewidth=0.9, alpha=0.6, label=f"t in quarter {quarter + 1}")
-    axes.plot(seen, [line["loss"] for line in metrics], color="black", linewidth=1.6, label="all t")
-    axes.legend(fontsize=7, ncols=5, loc="upper right")
-    return figure_png(figure)
+        values = [line["loss_by_quarter_of_t"][quarter] for line in lines]
+        axes.plot(seen, _gaps(values), linewidth=0.9, alpha=0.75, label=f"t in quarter {quarter + 1}")
+    axes.plot(seen, _gaps([line["loss"] for line in lines]), color=INK, linewidth=1.8, label="all t")
+    points = [line for line in validation if line["loss"] is not None]
+    if points:
+        axes.plot(
+            [line["images_seen"] for line in points],
+            [line["loss"] for line in points],
+            color=SERIES[4],
+            linestyle="--",
+            marker="o",
+            markersize=3.5,
+            linewidth=1.2,
+            label="validation",
+        )
+    _legend_below(figure, axes)
+    return Drawing(figure)
 
 
-def distance_curve(scores: list[dict[str, Any]]) -> bytes:
+@styled
+def distance_curve(scores: Sequence[Mapping[str, Any]]) -> Drawing:
     """Plot Fréchet distance with its standard error against images seen.
 
     `scores` are the lines of evaluation/beside.jsonl, at least one.
     """
-    figure, (axes,) = _figure((7.2, 3.2))
-    _against_images_seen(axes, f"Fréchet distance ({scores[-1]['features']} features)")
+    figure, (axes,) = new_axes()
+    _against_images_seen(axes, plain_text(f"Fréchet distance ({scores[-1]['features']} features)"))
     seen = [line["images_seen"] for line in scores]
-    distances = [line["frechet_distance"] for line in scores]
-    axes.errorbar(seen, distances, [line["stderr"] for line in scores], color="black", marker="o", capsize=3)
-    return figure_png(figure)
+    values = [line["frechet_distance"] for line in scores]
+    errors = [line["stderr"] for line in scores]
+    axes.errorbar(seen, values, errors, marker="o", markersize=4, capsize=3, linewidth=1.3)
+    if min(values) > 0 and max(values) > 20 * min(values):
+        axes.set_yscale("log")
+        plain_log_axis(axes.yaxis)
+    return Drawing(figure)
 
 
-def nfe_curves(lines: Mapping[str, Mapping[str, Sequence[float]]], distance: str) -> bytes:
-    """Plot error and distance against NFE, with one line for each solver.
+@styled
+def error_bar_plot(title: str, bars: Sequence[ErrorBar], *, from_zero: bool = True) -> Drawing:
+    """Plot values with their standard errors, one row each, from top to bottom.
 
-    `lines` contains `nfe`, `error` and `distance` for each solver; `distance` is the title of the distances.
+    `from_zero`: whether the axis begins at 0, as long as no value is negative.
     """
-    figure, panels = _figure((9.2, 3.2), columns=2)
-    for axes, key, title in zip(
-        panels, ("error", "distance"), ("error of the solution (RMS)", distance), strict=True
-    ):
-        for solver, line in lines.items():
-            order = sorted(range(len(line["nfe"])), key=line["nfe"].__getitem__)
-            axes.plot(
-                [line["nfe"][i] for i in order],
-                [line[key][i] for i in order],
-                marker="o",
-                markersize=3,
-                label=solver,
-            )
-        axes.set_xscale("log")
-        if all(value > 0 for line in lines.values() for value in line[key]):
-            axes.set_yscale("log")
-        axes.set_xlabel("evaluations of the network")
-        axes.set_title(title, fontsize=9)
-        axes.grid(alpha=0.3, which="both")
-        axes.legend(fontsize=7)
-    return figure_png(figure)
+    figure, (axes,) = new_axes(size=(4.4, 0.75 + 0.28 * len(bars)))
+    rows = range(len(bars), 0, -1)
+    values, errors = [each.value for each in bars], [each.stderr for each in bars]
+    axes.errorbar(values, rows, xerr=errors, fmt="o", markersize=5, capsize=3.5, linewidth=1.6)
+    axes.set_yticks(list(rows), [plain_text(_shortened(each.label)) for each in bars])
+    axes.set_ylim(0.4, len(bars) + 0.6)
+    low = min(each.value - each.stderr for each in bars)
+    if from_zero and low >= 0:
+        axes.set_xlim(0, 1.06 * max(each.value + each.stderr for each in bars) or 1)
+    axes.grid(axis="x")
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.set_title(plain_text(title), loc="left")
+    axes.locator_params(axis="x", nbins=6)
+    return Drawing(figure)
 
 
+@styled
 def sweep_lines(
     lines: Mapping[str, Sequence[tuple[float, float, float]]],
     axis: str,
     score: str,
     ticks: Mapping[float, str],
     fresh: tuple[float, float, float] | None = None,
-) -> bytes:
+) -> Drawing:
     """Plot a score with its standard errors against the values of one axis of a sweep.
 
     Args:
@@ -83,7 +124,7 @@ def sweep_lines(
         ticks: text at each position.
         fresh: position, score and standard error of the best point on fresh samples.
     """
-    figure, (axes,) = _figure((7.2, 3.8))
+    figure, (axes,) = new_axes(size=(6.6, 3.8))
     positions = sorted(ticks)
     gap = min((b - a for a, b in pairwise(positions)), default=1.0)
     for number, (label, points) in enumerate(lines.items()):
@@ -91,7 +132,13 @@ def sweep_lines(
         shift = 0.08 * gap * (number - (len(lines) - 1) / 2) / max(1, len(lines) - 1)
         x, y, errors = ([point[part] for point in sorted(points)] for part in range(3))
         axes.errorbar(
-            [each + shift for each in x], y, errors, marker="o", markersize=4, capsize=3, label=label
+            [each + shift for each in x],
+            y,
+            errors,
+            marker="o",
+            markersize=4,
+            capsize=3,
+            label=plain_text(label),
         )
     if fresh:
         x, y, error = fresh
@@ -99,39 +146,90 @@ def sweep_lines(
             [x],
             [y],
             [error],
-            color="black",
+            color=INK,
             marker="*",
             markersize=11,
             capsize=4,
             label="best, fresh samples",
         )
-    axes.set_xticks(positions, [ticks[position] for position in positions])
-    axes.set_xlabel(axis)
-    axes.set_ylabel(score)
-    axes.grid(alpha=0.3)
+    axes.set_xticks(positions, [plain_text(ticks[position]) for position in positions])
+    axes.set_xlabel(plain_text(axis))
+    axes.set_ylabel(plain_text(score))
+    axes.grid(visible=True)
     if any(lines) or fresh:
-        axes.legend(fontsize=7)
-    return figure_png(figure)
+        _legend_below(figure, axes)
+    return Drawing(figure)
 
 
-def _figure(size: tuple[float, float], columns: int = 1) -> "tuple[Figure, list[Axes]]":
-    # matplotlib is imported only when something is drawn, which `fm compare` does not do.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+@styled
+def nfe_curves(lines: Mapping[str, Mapping[str, Sequence[float]]], key: str, title: str) -> Drawing:
+    """Plot error or distance against NFE, with one line for each solver.
 
-    figure = Figure(figsize=size, dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, [figure.add_subplot(1, columns, number + 1) for number in range(columns)]
+    `lines` contains `nfe` and `key` for each solver; `title` is the label of the values.
+    """
+    figure, (axes,) = new_axes()
+    for solver, line in lines.items():
+        order = sorted(range(len(line["nfe"])), key=line["nfe"].__getitem__)
+        x, y = [line["nfe"][i] for i in order], [line[key][i] for i in order]
+        axes.plot(x, y, marker="o", markersize=3, linewidth=1.3, label=plain_text(solver))
+    axes.set_xscale("log")
+    plain_log_axis(axes.xaxis)
+    if all(value > 0 for line in lines.values() for value in line[key]):
+        axes.set_yscale("log")
+        plain_log_axis(axes.yaxis)
+    axes.set_xlabel("evaluations of the network (NFE)")
+    axes.set_ylabel(plain_text(title))
+    axes.grid(visible=True)
+    _legend_below(figure, axes)
+    return Drawing(figure)
+
+
+def averaged(lines: Sequence[Mapping[str, Any]], points: int = POINTS) -> list[dict[str, Any]]:
+    """Average the losses of successive lines of metrics.jsonl, so that at most `points` lines are left.
+
+    Each line gets `images_seen` of the last line of its group; values that are missing are left out.
+    """
+    size = -(-len(lines) // points)
+    groups = [lines[start : start + size] for start in range(0, len(lines), size)]
+    return [
+        {
+            "images_seen": group[-1]["images_seen"],
+            "loss": _mean([line["loss"] for line in group]),
+            "loss_by_quarter_of_t": [
+                _mean([line["loss_by_quarter_of_t"][quarter] for line in group]) for quarter in range(4)
+            ],
+        }
+        for group in groups
+    ]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    present = [value for value in values if value is not None]
+    return fmean(present) if present else None
+
+
+def _gaps(values: Sequence[float | None]) -> list[float]:
+    return [float("nan") if value is None else value for value in values]
+
+
+def _shortened(label: str) -> str:
+    """Replace the middle of a long label, because names of scores differ at the end."""
+    half = LONGEST_LABEL // 2
+    return label if len(label) <= LONGEST_LABEL else f"{label[:half]}…{label[-half:]}"
 
 
 def _against_images_seen(axes: "Axes", label: str) -> None:
     axes.set_xlabel("images seen")
     axes.set_ylabel(label)
-    axes.grid(alpha=0.3)
+    axes.grid(visible=True)
+    count_axis(axes.xaxis)
 
 
-def figure_png(figure: "Figure") -> bytes:
-    """Render a matplotlib figure as a PNG file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+def _legend_below(figure: Any, axes: "Axes") -> None:
+    figure.legend(
+        *axes.get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=3,
+        handlelength=1.4,
+        columnspacing=1.2,
+    )

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fm_core.report.html import Figure, PageSection, Table, data_uri
+from fm_core.report.html import PageSection, Table
 from fm_core.report.memorization_table import memorization_verdict
-from fm_core.report.plots import nfe_curves
+from fm_core.report.score_plots import comparison_figures, nfe_figures, score_figures
 from fm_core.report.score_text import (
     INCEPTION,
     accuracy_text,
@@ -168,7 +168,7 @@ COLUMNS = (
 
 
 def scores_section(scores: Mapping[str, Any]) -> PageSection:
-    """Section with one set of scores, each with its error and number of images, followed by the protocol."""
+    """Section with one set of scores, drawn and listed with errors and numbers of images, and protocol."""
     rows = list[list[str]]()
     for key, what in (
         ("frechet_distance", "samples"),
@@ -204,9 +204,20 @@ def scores_section(scores: Mapping[str, Any]) -> PageSection:
         (titles[key], record) for key in titles if key != LIMIT and (record := score_record(scores, key))
     ]
     note = " ".join([note, *error_notes(records)]).strip()
-    figures = [_curve_figure(scores["nfe_curve"])] if "nfe_curve" in scores else []
-    protocol = json.dumps(scores["protocol"], indent=1)
-    return PageSection("Scores", [Table(["", "value", "of"], rows), *figures], note, text=protocol)
+    curves = nfe_figures(scores["nfe_curve"]) if "nfe_curve" in scores else []
+    parts = [*score_figures(scores), Table(["", "value", "of"], rows), *curves]
+    return PageSection("Scores", parts, note, text=json.dumps(scores["protocol"], indent=1))
+
+
+def comparison_section(title: str, entries: Sequence[ScoreEntry]) -> PageSection:
+    """Section with several sets of scores, drawn and listed, and the differences of their protocols."""
+    comparison = compare_scores(entries)
+    differences = [WARNING, *comparison.differences] if comparison.differences else []
+    titles = {
+        column.key: column.head(entries) for column in COLUMNS if column.key not in (LIMIT, "classifier")
+    }
+    figures = comparison_figures([(entry.name, entry.scores) for entry in entries], titles)
+    return PageSection(title, [comparison.table, *figures], " ".join([*comparison.notes, *differences]))
 
 
 def _distance_rows(record: Mapping[str, Any], what: str) -> list[list[str]]:
@@ -258,23 +269,3 @@ def _likelihood_rows(scores: Mapping[str, Any]) -> list[list[str]]:
         detail = f"change at a tenth of the tolerances; {largest}"
         rows.append(["", f"{check['mean']:+.1e}", detail])
     return rows
-
-
-def _curve_figure(curve: Mapping[str, Any]) -> Figure:
-    by_solver = dict[str, list[Mapping[str, Any]]]()
-    for point in curve["points"]:
-        by_solver.setdefault(point["solver"], []).append(point)
-    lines = {
-        solver: {
-            "nfe": [point["nfe"] for point in points],
-            "error": [point["error"] for point in points],
-            "distance": [point["frechet_distance"] for point in points],
-        }
-        for solver, points in by_solver.items()
-    }
-    title = distance_title(curve["features"])
-    caption = (
-        f"{curve['images']:,} images: difference from a reference solution with "
-        f"{curve['exact']['evaluations']:,} evaluations, and {title}, against evaluations of the network"
-    )
-    return Figure(data_uri(nfe_curves(lines, title)), caption, plot=True)

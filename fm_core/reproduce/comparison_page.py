@@ -1,21 +1,23 @@
 """The page of a comparison on images: the paper's table and figures, and the verdicts on its claims."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
-from fm_core.report.html import Figure, PageSection, Table, data_uri, page
-from fm_core.report.image_grids import grid, png
+from fm_core.report.html import PageSection, Table, page
 from fm_core.report.memorization_table import HEAD, NOTE, memorization_rows
 from fm_core.report.score_text import accuracy_text, score_record, with_error
 from fm_core.reproduce.claims import FALSE_POSITIVES
 from fm_core.reproduce.comparison_figures import (
-    Curve,
-    against_evaluations,
-    against_images,
-    trajectories_from_one_noise,
+    TRAJECTORIES,
+    Results,
+    sample_galleries,
+    score_error_bars,
+    solver_figures,
+    training_figures,
+    trajectory_galleries,
 )
 from fm_core.reproduce.paper_results import (
     DRAWS,
@@ -34,22 +36,19 @@ NOTE_ON_TABLE = (
     "Every objective has the same data in the same order, the same noise by stream position, the same "
     "initial weights, network, optimizer and budget; no objective was tuned individually."
 )
-TRAJECTORIES = 3
-"""Number of images whose trajectories are shown."""
-Results = Mapping[str, Any]
 ImagesByRun = Mapping[str, Mapping[str, Tensor]]
 
 
-def comparison_page(results: Results, images: ImagesByRun) -> str:
-    """The page as HTML; arguments as in `comparison_sections`."""
+def comparison_page(results: Results, images: ImagesByRun, files: PageSection | None = None) -> str:
+    """The page as HTML; arguments as in `comparison_sections`, and a section with links to the files."""
     config = results["config"]
     seeds = sorted({record["seed"] for record in results["cells"] if "seed" in record})
     lead = (
         f"{results['data']}: {len(results['summary'])} objectives, {config['train']['images']:,} images seen "
         f"by each unless the table says otherwise, seeds {', '.join(map(str, seeds))}."
     )
-    last = PageSection("Configuration", [], text=json.dumps(config, indent=1))
-    sections = [*comparison_sections(results, images), last]
+    last = PageSection("Configuration", [], text=json.dumps(config, indent=1), folded=True)
+    sections = [*comparison_sections(results, images), last, *([files] if files else [])]
     return page("Flow matching and what it was compared with", lead, sections)
 
 
@@ -98,7 +97,8 @@ def _table(results: Results) -> PageSection:
     ]
     note = f"{NOTE_ON_TABLE}{_own_settings(results)} NFE: evaluations of the network per sample, by "
     note += f"{_solver(results)}. {_note_on_errors(results)} {_note_on_features(results)}"
-    return PageSection("Table 1", [Table(head, rows)], f"{note} {_validation_distance(results)}".strip())
+    parts = [Table(head, rows), *score_error_bars(list(summary))]
+    return PageSection("Table 1", parts, f"{note} {_validation_distance(results)}".strip())
 
 
 def _note_on_errors(results: Results) -> str:
@@ -219,81 +219,33 @@ def _memorization(results: Results) -> list[PageSection]:
 
 
 def _curves(results: Results) -> list[PageSection]:
-    titles = {name: row["title"] for name, row in results["summary"].items()}
     sections: list[PageSection] = []
-    training = results["curves"]["while_training"]
-    if any(training.values()):
-        distances = [
-            _line(titles[n], [(p["images_seen"], p["value"], p["stderr"]) for p in c])
-            for n, c in training.items()
-        ]
-        nfe = [
-            Curve(titles[n], [p["images_seen"] for p in c], [p["nfe"] for p in c])
-            for n, c in training.items()
-        ]
-        caption = (
-            "Left: distance of samples at each checkpoint (figure 5). Right: NFE of the samples (figure 10)."
-        )
-        sections.append(PageSection("While training", [_plot(against_images(distances, nfe), caption)]))
-    solvers = results["curves"]["solvers"]
-    if any(solvers.values()):
-        errors = {
-            s: [Curve(titles[n], [p["nfe"] for p in c], [p["error"] for p in c]) for n, c in by_name.items()]
-            for s, by_name in solvers.items()
-        }
-        distances_by = {
-            s: [
-                _line(titles[n], [(p["nfe"], p["value"], p["stderr"]) for p in c]) for n, c in by_name.items()
-            ]
-            for s, by_name in solvers.items()
-        }
-        caption = (
-            "Above: root mean square difference from a reference solution with many evaluations, from the "
-            "same noise. Below: Fréchet distance (figure 7)."
-        )
-        sections.append(
-            PageSection("Fewer evaluations", [_plot(against_evaluations(errors, distances_by), caption)])
-        )
+    if any(results["curves"]["while_training"].values()):
+        sections.append(PageSection("While training", training_figures(results)))
+    if any(results["curves"]["solvers"].values()):
+        sections.append(PageSection("Fewer evaluations", solver_figures(results), "The paper's figure 7."))
     return sections
 
 
 def _trajectories(results: Results, images: ImagesByRun) -> list[PageSection]:
     by_title = {row["title"]: images[row["runs"][0]] for row in results["summary"].values()}
-    by_title = {title: tensors for title, tensors in by_title.items() if "trajectory" in tensors}
-    if not by_title:
+    trajectories = {title: t["trajectory"] for title, t in by_title.items() if "trajectory" in t}
+    if not trajectories:
         return []
     levels = int(next(iter(by_title.values()))["levels"])
-    count = min(TRAJECTORIES, *(tensors["trajectory"].shape[1] for tensors in by_title.values()))
-    figures: list[Table | Figure] = []
-    for number in range(count):
-        trajectories = {title: tensors["trajectory"][:, number] for title, tensors in by_title.items()}
-        caption = f"The noise of image {number}, at equally spaced times from t = 0 (left) to t = 1 (right)"
-        figures.append(_plot(trajectories_from_one_noise(trajectories, levels), caption))
+    count = min(TRAJECTORIES, *(trajectory.shape[1] for trajectory in trajectories.values()))
     solver = results["config"]["sample"]["solver"]
     note = f"Trajectories of each objective's model from the same noise, by {solver}. The paper's figure 6."
-    return [PageSection("Sampling paths from one noise", figures, note)]
+    galleries = trajectory_galleries(trajectories, levels, count)
+    return [PageSection("Sampling paths from one noise", galleries, note)]
 
 
 def _samples(results: Results, images: ImagesByRun) -> list[PageSection]:
-    budgets = results["config"]["reproduce"]["images"]["shown_nfe"]
-    figures: list[Table | Figure] = []
-    for row in results["summary"].values():
-        tensors = images[row["runs"][0]]
-        samples, levels = tensors["images"], int(tensors["levels"])
-        sheet = grid(samples.flatten(0, 1), levels, samples.shape[1], max(1, 24 // samples.shape[-1]))
-        caption = f"{row['title']}: one row each for {', '.join(map(str, budgets))} evaluations (midpoint)"
-        figures.append(Figure(data_uri(png(sheet)), caption))
+    by_title = {row["title"]: images[row["runs"][0]] for row in results["summary"].values()}
     note = "The same noise in every column. The paper's figures 16 and 17."
-    return [PageSection("Samples at few evaluations", figures, note)] if figures else []
-
-
-def _line(label: str, points: Sequence[tuple[float, float, float]]) -> Curve:
-    return Curve(label, [p[0] for p in points], [p[1] for p in points], [p[2] for p in points])
+    galleries = sample_galleries(by_title, results["config"]["reproduce"]["images"]["shown_nfe"])
+    return [PageSection("Samples at few evaluations", galleries, note)] if galleries else []
 
 
 def _with_error(number: Mapping[str, Any] | None, digits: int, absent: str = "not requested") -> str:
     return with_error(number, digits) if number else absent
-
-
-def _plot(content: bytes, caption: str) -> Figure:
-    return Figure(data_uri(content), caption, plot=True)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from fm_core.config import RunConfig
 from fm_core.errors import LeaseLostError, StopRequested
-from fm_core.report.html import PageSection
+from fm_core.report.file_links import file_links
+from fm_core.report.html import FINGERPRINT_MARK, PAGE_VERSION, PageSection
 from fm_core.reproduce.aggregate import by_objective, claims, curves, summary
 from fm_core.reproduce.comparison_page import comparison_page, comparison_sections
 from fm_core.reproduce.experiments import Experiment, check_comparison, experiments_of, flow_matching_ot
@@ -24,10 +25,11 @@ from fm_core.reproduce.parallel import ExperimentOutcome, device_shares, run_in_
 from fm_core.reproduce.seed_differences import paired_bits
 from fm_core.run.artifact_cache import exclusive_lock
 from fm_core.run.directory import RunDirectory
-from fm_core.run.progress import Observer, Progress
+from fm_core.run.progress import Observer, Progress, byte_size
 from fm_core.run.results import StageResult
 from fm_core.run.stage_functions import StageFunctions
 from fm_core.storage.atomic_files import read_json, write_json, write_text
+from fm_core.storage.hashing import fingerprint
 
 
 def reproduce_images(
@@ -123,22 +125,21 @@ def _results(
             for experiment, outcome in zip(experiments, outcomes, strict=True)
             if outcome.record is None
         },
-        "config": config.model_dump(mode="json"),
+        "config": config.model_dump(mode="json", exclude={"report": {"pictures"}}),
     }
 
 
 def _write(directory: Path, results: Mapping[str, Any], experiments: list[Experiment]) -> bool:
     """Write results.json and the page unless they are up to date; returns whether they were written."""
     file, page = directory / "results.json", directory / "report.html"
+    mark = f"{FINGERPRINT_MARK}{fingerprint([PAGE_VERSION, results])} -->\n"
     before = read_json(file)
-    if (
-        before
-        and page.exists()
-        and {**before, "schema": 0} == {**json.loads(json.dumps(results)), "schema": 0}
-    ):
+    same = before and {**before, "schema": 0} == {**json.loads(json.dumps(results)), "schema": 0}
+    if same and page.exists() and page.read_text(encoding="utf-8").endswith(mark):
         return False
-    write_text(page, comparison_page(results, _images_by_run(results, experiments)))
     write_json(file, results)
+    links = PageSection("Files", [file_links(directory, page, byte_size)], folded=True)
+    write_text(page, comparison_page(results, _images_by_run(results, experiments), links) + mark)
     return True
 
 

@@ -1,7 +1,7 @@
 """The stage that reproduces the paper's comparison, in 2-D or on images."""
 
 from fm_core.config import RunConfig
-from fm_core.report.html import PageSection
+from fm_core.report.html import PageSection, page_pictures
 from fm_core.reproduce.image_comparison import image_page_sections, reproduce_images
 from fm_core.reproduce.toy2d.comparison_2d import page_sections_2d, reproduce_2d
 from fm_core.run.directory import RunDirectory
@@ -10,6 +10,7 @@ from fm_core.run.results import StageResult
 from fm_core.run.stage_functions import StageFunctions
 from fm_core.run.stage_runner import run_stage_function
 from fm_core.storage.atomic_files import read_json
+from fm_core.storage.store import Store
 
 
 def reproduce(config: RunConfig, observe: Observer = no_progress, *, stages: StageFunctions) -> StageResult:
@@ -29,6 +30,10 @@ def reproduce(config: RunConfig, observe: Observer = no_progress, *, stages: Sta
             result = reproduce_2d(config, run, show)
         else:
             result = reproduce_images(config, run, show, stages)
+        if config.report.pictures:
+            store = Store.at(config.report.pictures)
+            for name, (picture, _) in page_pictures("comparison", page_sections(config)).items():
+                store.write_bytes(f"{name}.png", picture)
         # Each experiment is bound to its own configuration from its first step on.
         run.bind()
         return result

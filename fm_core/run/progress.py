@@ -92,3 +92,15 @@ def byte_size(size: float) -> str:
         if size >= scale:
             return f"{three_digits(size / scale)} {unit}"
     return f"{size:.0f} bytes"
+
+
+def duration(seconds: float) -> str:
+    """Format a duration with at most two units, e.g. "4 h 10 min"."""
+    total = round(seconds)
+    if total < 60:
+        return f"{total} s"
+    if total < 3600:
+        return f"{total // 60} min {total % 60} s"
+    if total < 48 * 3600:
+        return f"{total // 3600} h {total % 3600 // 60} min"
+    return f"{total // 86400} d {total % 86400 // 3600} h"

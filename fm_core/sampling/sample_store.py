@@ -50,7 +50,7 @@ class SampleSet:
     """The samples of one checkpoint under one protocol."""
 
     def __init__(self, config: RunConfig, step: int, protocol: dict[str, Any]) -> None:
-        self.protocol = protocol
+        self.protocol, self.step = protocol, step
         self.key = sample_key(config, protocol)
         self.images, self.batch = config.sample.images, config.sample.batch
         self.trajectories = min(config.sample.trajectories, self.images, self.batch)

@@ -11,6 +11,7 @@ from fm_core.data.manifest import load_manifest
 from fm_core.errors import UserError
 from fm_core.launch.supervisor import StageJob, supervise
 from fm_core.models.flops import flops_per_image
+from fm_core.report.gallery import SAMPLE_SIDE, STRIP_SIDE, factor_for
 from fm_core.report.image_grids import animation, grid, name_rows, png, strip
 from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Observer, Progress, no_progress
@@ -146,7 +147,8 @@ def _trajectory_path(samples: SampleSet) -> dict[str, str]:
 
 
 def _finish(samples: SampleSet, model: Model, step: int, class_names: Sequence[str]) -> None:
-    scale = max(1, 32 // model.image_shape[1])
+    side = model.image_shape[-1]
+    scale, strip_scale = factor_for(side, SAMPLE_SIDE), factor_for(side, STRIP_SIDE)
     levels = model.quantizer.levels
     images, columns, rows = _grid_images(samples, model)
     sheet = grid(images, levels, columns, scale)
@@ -155,8 +157,10 @@ def _finish(samples: SampleSet, model: Model, step: int, class_names: Sequence[s
     samples.store.write_bytes("grid.png", png(sheet))
     trajectory = samples.trajectory()
     if trajectory is not None:
-        samples.store.write_bytes("trajectory.png", png(strip(trajectory, levels, STRIP_COLUMNS, scale)))
-        frames = animation(trajectory, levels, GRID_COLUMNS, scale)
+        samples.store.write_bytes(
+            "trajectory.png", png(strip(trajectory, levels, STRIP_COLUMNS, strip_scale))
+        )
+        frames = animation(trajectory, levels, GRID_COLUMNS, strip_scale)
         samples.store.write_bytes("trajectory-animated.png", frames)
     shards = samples.finished()
     nfe: dict[str, Any] = {

@@ -4,15 +4,11 @@ import json
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from tests.support.demo_project import SHRUNKEN, Demo, copy_of_the_tree, demo_command
-from tests.support.ui_driver import BROWSER, DRIVER, start_browser
-
-if TYPE_CHECKING:
-    from selenium.webdriver.remote.webdriver import WebDriver
 
 
 @pytest.fixture(scope="session")
@@ -38,18 +34,3 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
 def imagenet_without_archives(demo: Demo) -> dict[str, Any]:
     """The flow run of `prefect deployment run train-imagenet64` where its archives are missing."""
     return demo.watched("train-imagenet64")
-
-
-@pytest.fixture(scope="session")
-def window(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[WebDriver]":
-    if not (BROWSER and DRIVER):
-        pytest.skip("no chromium with chromedriver on this machine")
-    with start_browser(tmp_path_factory.mktemp("profile")) as driver:
-        yield driver
-
-
-@pytest.fixture
-def browser(window: "WebDriver") -> "Iterator[WebDriver]":
-    """Empty again afterwards: the page of a run draws and asks the server all the time, for half a core."""
-    yield window
-    window.get("about:blank")

@@ -151,6 +151,7 @@ def test_the_papers_comparison_logs_its_cost_and_shows_its_tables_and_figures(co
     assert ended.artifacts["reproduce-progress"].data == 100.0
     drawn = {key: artifact.data for key, artifact in ended.artifacts.items() if artifact.type == "image"}
     assert set(drawn) == {
+        "comparison-scores",
         "comparison-trajectories-and-samples",
         "comparison-trajectories-and-densities",
         "comparison-conditional-fields",
@@ -191,6 +192,10 @@ def test_own_images_are_trained_on_to_the_end(own_images_run):
     assert {"run:pets", "data:pets"} <= set(ended.run.tags)
     assert [line for line in ended.log if "could not create" in line] == []
     assert {"dataset-card", "sample-grid", "loss-curve", "scores"} <= set(ended.artifacts)
+    # The pictures of the report, drawn by the same functions.
+    pictures = {key: artifact.data for key, artifact in ended.artifacts.items() if artifact.type == "image"}
+    assert {"report-samples", "report-training", "report-nearest-neighbors"} <= set(pictures)
+    assert all(picture.startswith("data:image/") for picture in pictures.values())
     assert (folder / "runs" / "pets" / "report.html").exists()
     written = [numbers_by_class(folder / "datasets" / "pets", split) for split in ("train", "val")]
     assert {name: sorted(written[0][name] + written[1].get(name, [])) for name in PETS} == PETS

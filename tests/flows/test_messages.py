@@ -5,11 +5,13 @@ import io
 import pytest
 from PIL import Image
 
-from flows.artifacts import MAX_IMAGE_BYTES, figures_as_images, flatten_record, image_uri, tables_as_markdown
+from flows.artifacts import MAX_IMAGE_BYTES, flatten_record, image_uri, tables_as_markdown
 from flows.pipeline import result_message
-from flows.progress_report import describe, duration, percentage
-from fm_core.report.html import Figure, PageSection, Table, data_uri
-from fm_core.run.progress import Progress
+from flows.progress_report import describe, percentage
+from fm_core.report.gallery import Gallery, Unit, data_uri
+from fm_core.report.html import Figure, PageSection, Table, page_pictures
+from fm_core.report.plots import ErrorBar, error_bar_plot
+from fm_core.run.progress import Progress, duration
 from fm_core.run.results import StageResult
 
 
@@ -67,11 +69,27 @@ def test_the_artifacts_of_a_comparison_are_the_tables_and_figures_of_its_report(
     assert "| Samples are better | worse: 3 \\| 2 |" in text
     assert "Configuration" not in text
     assert "While training" not in text
-    assert figures_as_images(sections) == [
-        ("comparison-while-training", uri, "While training: left and right"),
-        ("comparison-sampling-paths-1", uri, "Sampling paths: of image 0"),
-        ("comparison-sampling-paths-2", uri, "Sampling paths: of image 1"),
-    ]
+    content = encoded.getvalue()
+    assert page_pictures("comparison", sections) == {
+        "comparison-while-training": (content, "While training: left and right"),
+        "comparison-sampling-paths-1": (content, "Sampling paths: of image 0"),
+        "comparison-sampling-paths-2": (content, "Sampling paths: of image 1"),
+    }
+
+
+def test_the_pictures_of_a_report_include_its_plots_and_galleries():
+    encoded = io.BytesIO()
+    Image.effect_noise((8, 8), 90).save(encoded, "PNG")
+    gallery = Gallery([Unit("a", [data_uri(encoded.getvalue())])] * 3, "three", 80, 80, enlarged=True)
+    plot = Figure(error_bar_plot("distance", [ErrorBar("samples", 2.0, 0.5)]), "with its error")
+    sections = [PageSection("Samples", [gallery]), PageSection("Scores", [plot])]
+    pictures = page_pictures("report", sections)
+    assert {key: caption for key, (_, caption) in pictures.items()} == {
+        "report-samples": "Samples: three",
+        "report-scores": "Scores: with its error",
+    }
+    for content, _ in pictures.values():
+        assert Image.open(io.BytesIO(content)).width > 200
 
 
 def result(stage: str, state: str = "done", summary: str = "", **paths: str) -> StageResult:

@@ -9,14 +9,13 @@ from PIL import Image
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from tests.support import ROOT
 from tests.support.demo_project import Demo
+from tests.support.page_checks import SCREENSHOTS
 from tests.support.ui_driver import BROWSER, DRIVER, press, sign_in, text_of, wait
 
 if TYPE_CHECKING:
     from selenium.webdriver.remote.webdriver import WebDriver
 
-SCREENSHOTS = ROOT / "build" / "screenshots"
 STAGES = ["shard", "train[2]", "sample[2]", "evaluate", "report"]
 
 pytestmark = [

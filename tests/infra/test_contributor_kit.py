@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from tests.support import ROOT
+from tests.support.page_checks import SCREENSHOTS
 from tests.support.page_commands import page_commands
 from tests.test_architecture import LAYERS, MAX_LINES
 from tests.test_module_names import SHORT
@@ -58,6 +59,10 @@ def test_the_workflow_runs_what_the_checks_of_a_change_run():
     (python,) = [step["with"]["python-version"] for step in job["steps"] if "python" in step.get("uses", "")]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["requires-python"] == f">={python}"
+    uploads = [step for step in job["steps"] if "upload-artifact" in step.get("uses", "")]
+    screenshots = [step["if"] for step in uploads if step["with"]["path"] == "build/test-artifacts"]
+    assert screenshots == ["always()"]
+    assert str(SCREENSHOTS.relative_to(ROOT)) == "build/test-artifacts"
     script = (ROOT / ".ci" / "run").read_text()
     assert "bash infra/demo.sh" in script
     assert "bash infra/test.sh --all" in script

@@ -178,13 +178,14 @@ def test_only_a_score_of_inception_is_called_inception_score(key):
     )
 
 
-def test_the_curve_is_an_image():
+def test_error_and_distance_against_evaluations_are_drawn():
     points = [
         {"solver": "euler", "nfe": nfe, "error": 1 / nfe, "frechet_distance": 10 / nfe} for nfe in (4, 8)
     ]
     curve = {"images": 100, "features": "classifier", "exact": {"evaluations": 1000}, "points": points}
     html = scores_section(scores(nfe_curve=curve)).html()
-    assert 'src="data:image/png;base64,' in html
+    assert html.count("<svg") == scores_section(scores()).html().count("<svg") + 2
+    assert ">euler<" in html
     assert "difference from a reference solution with 1,000 evaluations" in html
 
 

@@ -1,37 +1,44 @@
 """Figures of a comparison on images show the given data."""
 
+import base64
 import io
 
 import numpy as np
 import torch
 from PIL import Image
 
-from fm_core.reproduce.comparison_figures import trajectories_from_one_noise
+from fm_core.reproduce.comparison_figures import score_error_bars, trajectory_galleries
 from fm_core.reproduce.comparison_page import _trajectories
 
 
-def brightening(start: int) -> torch.Tensor:
-    """A trajectory of 17 times, uint8 [T, C, H, W] of 17 intensity levels, from `start` to 16."""
-    return torch.linspace(start, 16, 17).round().to(torch.uint8).view(17, 1, 1, 1).expand(17, 1, 8, 8)
+def brightening(start: int, images: int = 1) -> torch.Tensor:
+    """Trajectories of 17 times, uint8 [T, n, C, H, W] of 17 intensity levels, from `start` to 16."""
+    levels = torch.linspace(start, 16, 17).round().to(torch.uint8)
+    return levels.view(17, 1, 1, 1, 1).expand(17, images, 1, 8, 8)
 
 
 def test_a_trajectory_goes_from_noise_on_the_left_to_data_on_the_right_one_row_per_objective():
-    picture = Image.open(
-        io.BytesIO(trajectories_from_one_noise({"first": brightening(0), "second": brightening(8)}, 17))
-    )
-    pixels = np.asarray(picture.convert("L")).astype(int)
-    first, second = len(pixels) // 4 - 20, 3 * len(pixels) // 4 - 20  # above the label
-    # A black line closes each of the nine images.
-    dark = np.flatnonzero(pixels[second] < 20)
-    lines = dark[np.flatnonzero(np.diff(dark, append=dark[-1] + 9) > 1)]
-    assert len(lines) == 9
-    middles = lines - np.diff(lines).mean().astype(int) // 2
-    for row, start in ((first, 0), (second, 8)):
+    trajectories = {"first": brightening(0), "second": brightening(8)}
+    (gallery,) = trajectory_galleries(trajectories, levels=17, count=1)
+    assert [unit.label for unit in gallery.units] == ["first", "second"]
+    for unit, start in zip(gallery.units, (0, 8), strict=True):
         expected = np.linspace(start, 16, 17).round()[::2] * 255 / 16
-        assert np.abs(pixels[row, middles] - expected).max() < 2
-    one = Image.open(io.BytesIO(trajectories_from_one_noise({"first": brightening(0)}, 17)))
-    assert one.width == picture.width
-    assert one.height < picture.height
+        pixels = [
+            Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).getpixel((4, 4))
+            for uri in unit.uris
+        ]
+        assert np.abs(np.array(pixels) - expected).max() < 1
+
+
+def test_errors_of_scores_are_drawn_where_two_objectives_have_them():
+    score = {"value": 2.0, "stderr": 0.5}
+    rows = [
+        {"title": "A", "frechet_distance": score, "bits_per_dim": score},
+        {"title": "B", "frechet_distance": score},
+    ]
+    (figure,) = score_error_bars(rows)
+    assert figure.caption.startswith("Fréchet distance")
+    assert score_error_bars(rows[:1]) == []
 
 
 def results(*runs):
@@ -40,8 +47,7 @@ def results(*runs):
 
 
 def tensors(images: int) -> dict[str, torch.Tensor]:
-    trajectory = brightening(0)[:, None].expand(17, images, 1, 8, 8)
-    return {"levels": torch.tensor(17), "trajectory": trajectory}
+    return {"levels": torch.tensor(17), "trajectory": brightening(0, images)}
 
 
 def test_as_many_trajectories_are_shown_as_every_objective_has_and_none_where_none_was_saved():

@@ -108,7 +108,8 @@ def test_the_table_the_curves_and_the_claims_are_there(compared):
     for message in ("Table 1", "FM-OT", "While training", "Fewer evaluations", "claims", "not stated"):
         assert message in page
     assert page.count("<img") >= 4
-    assert page.count("The noise of image ") == 2 * 3  # the caption of an image is also its alternative text
+    assert page.count("The noise of image ") == 3
+    assert 'href="./results.json"' in page
     assert "http" not in page.split("</style>")[1]
 
 

@@ -1,6 +1,5 @@
 """The command line from images to a report, run once, and checks of everything that it produced."""
 
-import base64
 import json
 import re
 
@@ -14,7 +13,7 @@ from fm_core.errors import UserError
 from fm_core.sampling.checkpoint_source import checkpoint_step, load_model, weights_file
 from fm_core.sampling.sample_protocol import protocol_of
 from fm_core.sampling.sample_store import SampleSet
-from fm_core.stages import evaluate, report, sample, shard, train
+from fm_core.stages import evaluate, report, report_sections, sample, shard, train
 from fm_core.storage.atomic_files import read_json, read_lines
 from fm_core.storage.store import Store
 from tests.support.tiny_run import STAGES, is_progress
@@ -177,45 +176,6 @@ def read_json_of_data(tiny):
     return json.loads((tiny.root / "data" / "digits" / "manifest.json").read_text())
 
 
-class TestReport:
-    @pytest.fixture
-    def text(self, tiny):
-        return (tiny.path / "report.html").read_text()
-
-    def test_it_needs_no_other_file(self, text):
-        sources = re.findall(r"""(?:src|href|srcset|data)\s*=\s*["']?([^"'\s>]+)""", text)
-        assert len(sources) >= 3
-        assert all(source.startswith("data:image/png;base64,") for source in sources)
-        assert not re.search(r"<(script|link|iframe|object)|@import|url\(", text)
-
-    def test_its_pictures_are_pictures(self, text):
-        bodies = re.findall(r"data:image/png;base64,([A-Za-z0-9+/=]+)", text)
-        assert all(base64.b64decode(body).startswith(b"\x89PNG") for body in bodies)
-
-    def test_it_shows_loss_samples_neighbors_scores_and_times(self, text, scores, tiny):
-        for phrase in ("training loss against images seen", "the first samples", "nearest training image"):
-            assert f'alt="{phrase}' in text or phrase in text
-        assert f"{scores['frechet_distance']['value']:.3f}" in text
-        assert f"{scores['bits_per_dim']['value']:.3f}" in text
-        assert "classifier features" in text
-        for line in read_lines(tiny.path / "logs" / "stages.jsonl")[:4]:
-            assert f"{line['seconds']:.1f} s" in text
-        assert "320 images seen in 20 steps" in text
-        assert "17 intensity levels" in text
-
-    def test_it_is_drawn_again_when_what_it_shows_changes(self, tiny):
-        other = tiny.config.model_copy(
-            update={"report": tiny.config.report.model_copy(update={"neighbors": 0})}
-        )
-        before = (tiny.path / "report.html").read_bytes()
-        try:
-            assert report.report(other).state == "done"
-            assert b"nearest training image (right)" not in (tiny.path / "report.html").read_bytes()
-        finally:
-            assert report.report(tiny.config).state == "done"
-        assert len((tiny.path / "report.html").read_bytes()) >= len(before) - 500
-
-
 def test_a_lost_picture_is_drawn_again_without_new_samples(tiny):
     samples, _ = samples_of(tiny.config)
     picture = samples.store.local / "grid.png"
@@ -277,7 +237,7 @@ def test_what_goes_wrong_inside_leaves_its_traceback_and_its_last_line(tiny, cap
     def broken(*_):
         raise ArithmeticError("dopri5 cannot go on")
 
-    monkeypatch.setattr(report, "loss_curve", broken)
+    monkeypatch.setattr(report_sections, "loss_curve", broken)
     (tiny.path / "report.html").unlink()
     assert cli.main(["report", "--config", str(tiny.file)]) == 1
     error = [line for line in capsys.readouterr().err.splitlines() if not is_progress(line)]

@@ -89,11 +89,11 @@ def test_a_grid_has_a_row_for_each_class(run):
     labels = torch.cat([samples.read_labels(number) for number in range(samples.batches)]).tolist()
     with Image.open(folder / "grid.png") as grid:
         picture = torch.from_numpy(np.array(grid))
-    margin, picture = picture[:, : -8 * 9 * 4], picture[:, -8 * 9 * 4 :]
-    names = margin.unfold(0, 36, 36).flatten(1).amax(1)
+    margin, picture = picture[:, : -8 * 9 * 10], picture[:, -8 * 9 * 10 :]
+    names = margin.unfold(0, 90, 90).flatten(1).amax(1)
     assert (names > 0).all()  # the name of its class beside each row
-    sheet = picture[::4, ::4].unfold(0, 9, 9).unfold(1, 9, 9)  # a line of one pixel right of and below each
-    assert torch.equal(picture, picture[::4, ::4].repeat_interleave(4, 0).repeat_interleave(4, 1))
+    sheet = picture[::10, ::10].unfold(0, 9, 9).unfold(1, 9, 9)  # a line of one pixel right of and below each
+    assert torch.equal(picture, picture[::10, ::10].repeat_interleave(10, 0).repeat_interleave(10, 1))
     assert sheet.shape[:2] == (len(set(labels)), 8)
     assert len(set(labels)) > 2
     for row, label in zip(sheet[..., :8, :8], sorted(set(labels)), strict=True):
@@ -108,7 +108,7 @@ def test_trajectories_are_a_strip_and_an_animated_picture(run):
     with Image.open(folder / "trajectory-animated.png") as moving:
         assert (moving.is_animated, moving.n_frames) == (True, TRAJECTORY_FRAMES)
     with Image.open(folder / "trajectory.png") as strip:
-        assert (strip.width, strip.height) == (9 * 9 * 4, 8 * 9 * 4)
+        assert (strip.width, strip.height) == (9 * 9 * 6, 8 * 9 * 6)
     assert "from noise to image" in (run.path / "report.html").read_text()
 
 

@@ -61,6 +61,7 @@ _BY_NEED = {
         "stopped_in_parallel",
         "killed_comparison",
         "compared",
+        "many_objectives",
     ),
     "networks trained to their end": ("trained_classifier",),
     "closed forms of every objective on every path": ("other_pair",),

@@ -12,7 +12,8 @@ from fm_core.errors import UserError
 from fm_core.evaluation.torch_threads import cpu_threads
 from fm_core.method.compatibility import require_diffusion_path
 from fm_core.method.paths import Path
-from fm_core.report.html import FINGERPRINT_MARK, PageSection
+from fm_core.report.file_links import file_links
+from fm_core.report.html import FINGERPRINT_MARK, PAGE_VERSION, PageSection
 from fm_core.reproduce.claims import Measured, compare_quality, mean_of_seeds, over_seeds
 from fm_core.reproduce.experiments import seeds_of, title_of
 from fm_core.reproduce.toy2d.checkerboard import ENTROPY, NAME
@@ -28,7 +29,7 @@ from fm_core.reproduce.toy2d.page import page_2d, sections_2d
 from fm_core.reproduce.toy2d.scoring import DENSITY_TOLERANCE, LIKELIHOOD_BATCH
 from fm_core.run.artifact_cache import exclusive_lock
 from fm_core.run.directory import RunDirectory
-from fm_core.run.progress import Observer
+from fm_core.run.progress import Observer, byte_size
 from fm_core.run.results import StageResult
 from fm_core.storage.atomic_files import SCHEMA, read_json, write_json, write_text
 from fm_core.storage.hashing import fingerprint
@@ -99,14 +100,16 @@ def _write_results(config: RunConfig, run: RunDirectory, outcomes: list[ToyOutco
         "failed": {o.experiment.name: f"{o.experiment.label}: {o.error}" for o in outcomes if o.error},
     }
     directory = run.path / "reproduce"
-    page_file, mark = directory / "report.html", f"{FINGERPRINT_MARK}{fingerprint(results)} -->\n"
+    page_file = directory / "report.html"
+    mark = f"{FINGERPRINT_MARK}{fingerprint([PAGE_VERSION, results])} -->\n"
     same = read_json(directory / "results.json") == {"schema": SCHEMA, **json.loads(json.dumps(results))}
     if same and page_file.exists() and page_file.read_text(encoding="utf-8").endswith(mark):
         return False
     shown = [o.experiment for o in complete if o.experiment.seed == seeds_of(config)[0]]
     data = [FigureData(experiment.label, experiment.cache.tensors("pictures")) for experiment in shown]
-    write_text(page_file, page_2d(results, data, paths) + mark)
     write_json(directory / "results.json", results)
+    links = PageSection("Files", [file_links(directory, page_file, byte_size)], folded=True)
+    write_text(page_file, page_2d(results, data, paths, links) + mark)
     return True
 
 

@@ -1,4 +1,7 @@
-"""The paper's 2-D figures (figures 2, 3, 4, 8 and 9), each as a PNG."""
+"""The paper's 2-D figures (figures 2, 3, 4, 8 and 9).
+
+Arrows, trajectories and densities are drawn as pixels also in an SVG, where they would take megabytes.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,7 +18,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from fm_core.method.paths import Path
-from fm_core.report.plots import figure_png
+from fm_core.report.drawing import INK, MUTED, Drawing, plain_text, styled
 from fm_core.reproduce.toy2d.checkerboard import ENTROPY, WINDOW, grid_centers, on_squares
 
 BINS = 40
@@ -39,7 +42,8 @@ class FigureData:
     """times [T], trajectory [T, S, 2], samples-<nfe> [S, 2], density [G, G]."""
 
 
-def conditional_fields(paths: Mapping[str, Path], scored: Sequence[str]) -> bytes:
+@styled
+def conditional_fields(paths: Mapping[str, Path], scored: Sequence[str]) -> Drawing:
     """Figures 2 and 8: the conditional score and the conditional velocity of one data point, over time.
 
     Args:
@@ -62,8 +66,10 @@ def conditional_fields(paths: Mapping[str, Path], scored: Sequence[str]) -> byte
             panel = axes[row][column]
             arrows = field / field.norm(dim=-1, keepdim=True).clamp_min(1e-6)
             values = [v.numpy() for v in (x, y, arrows[:, 0], arrows[:, 1], lengths[column])]
-            panel.quiver(*values, norm=norm, cmap="turbo_r", pivot="mid", scale=15, width=0.012)
-            panel.plot(*x1.tolist(), "k*", markersize=7)
+            panel.quiver(
+                *values, norm=norm, cmap="turbo_r", pivot="mid", scale=15, width=0.012, rasterized=True
+            )
+            panel.plot(*x1.tolist(), "*", color=INK, markersize=7)
             _frame(panel, 2.0)
             if row == 0:
                 panel.set_title(f"t = {t:.2f}", fontsize=10)
@@ -71,10 +77,11 @@ def conditional_fields(paths: Mapping[str, Path], scored: Sequence[str]) -> byte
         bar = figure.colorbar(ScalarMappable(norm, "turbo_r"), ax=list(axes[row]), shrink=0.85, pad=0.015)
         bar.set_label(f"length of the {kind}", fontsize=8)
         bar.ax.tick_params(labelsize=7)
-    return figure_png(figure)
+    return Drawing(figure)
 
 
-def conditional_trajectories(paths: Mapping[str, Path]) -> bytes:
+@styled
+def conditional_trajectories(paths: Mapping[str, Path]) -> Drawing:
     """Figure 3: trajectories from noise to one data point, psi_t(x0) = alpha_t x1 + sigma_t x0."""
     figure, axes = _panels(1, len(paths), 3.4)
     x0 = torch.randn(24, 2, generator=torch.Generator().manual_seed(3))
@@ -84,15 +91,16 @@ def conditional_trajectories(paths: Mapping[str, Path]) -> bytes:
         t = torch.linspace(start, end, 101)
         lines = path.alpha(t)[:, None, None] * x1 + path.sigma(t)[:, None, None] * x0
         _colored_lines(panel, lines, linewidth=1.3)
-        panel.plot(*lines[0].T.numpy(), ".", color="#444444", markersize=4)
-        panel.plot(*x1.tolist(), "k*", markersize=10, zorder=5)
+        panel.plot(*lines[0].T.numpy(), ".", color=MUTED, markersize=4)
+        panel.plot(*x1.tolist(), "*", color=INK, markersize=10, zorder=5)
         panel.set_title(name, fontsize=10)
         _frame(panel, float(lines.abs().max()) * 1.05)
     _time_bar(figure, list(axes[0]))
-    return figure_png(figure)
+    return Drawing(figure)
 
 
-def samples_over_time_and_budget(experiments: Sequence[FigureData], budgets: Sequence[int]) -> bytes:
+@styled
+def samples_over_time_and_budget(experiments: Sequence[FigureData], budgets: Sequence[int]) -> Drawing:
     """Figures 4 and 9: the model's distribution over time (left), samples with few evaluations (right)."""
     times = experiments[0].tensors["times"]
     chosen = [round(i * (len(times) - 1) / (SNAPSHOTS - 1)) for i in range(SNAPSHOTS)]
@@ -114,16 +122,17 @@ def samples_over_time_and_budget(experiments: Sequence[FigureData], budgets: Seq
         title = f"NFE = {budgets[budget]}" if budget >= 0 else f"t = {float(times[column]):.2f}"
         axes[0][column].set_title(title, fontsize=10)
     _density_bar(figure, [panel for line in axes for panel in line])
-    return figure_png(figure)
+    return Drawing(figure)
 
 
-def lines_and_densities(experiments: Sequence[FigureData]) -> bytes:
+@styled
+def lines_and_densities(experiments: Sequence[FigureData]) -> Drawing:
     """Trajectories from the same noise for every experiment, with the model densities below."""
     figure, axes = _panels(2, len(experiments) + 1, 1.75, extra_width=0.8, extra_height=0.75)
     for column, experiment in enumerate(experiments):
         lines = experiment.tensors["trajectory"][:, :LINES]
         _colored_lines(axes[0][column], lines, linewidth=0.6)
-        axes[0][column].plot(*lines[-1].T.numpy(), ".", color="black", markersize=1.6)
+        axes[0][column].plot(*lines[-1].T.numpy(), ".", color=INK, markersize=1.6)
         _frame(axes[0][column], WINDOW)
         axes[0][column].set_title(_wrap_label(experiment.label), fontsize=9)
         _density_image(axes[1][column], experiment.tensors["density"])
@@ -135,7 +144,7 @@ def lines_and_densities(experiments: Sequence[FigureData]) -> bytes:
     axes[0][0].set_ylabel("trajectories", fontsize=9)
     axes[1][0].set_ylabel("density", fontsize=9)
     _density_bar(figure, list(axes[1]))
-    return figure_png(figure)
+    return Drawing(figure)
 
 
 def histogram(points: Tensor) -> Tensor:
@@ -164,9 +173,7 @@ def _panels(
     gap_after: int | None = None,
 ) -> tuple[Figure, list[list[Axes]]]:
     """A grid of `rows` by `columns` square panels; a blank strip follows column number `gap_after`."""
-    figure = Figure(
-        figsize=(columns * size + extra_width, rows * size + extra_height), dpi=110, layout="constrained"
-    )
+    figure = Figure(figsize=(columns * size + extra_width, rows * size + extra_height), layout="constrained")
     FigureCanvasAgg(figure)
     widths = [1.0] * columns
     if gap_after is not None:
@@ -177,6 +184,7 @@ def _panels(
 
 
 def _frame(panel: Axes, half: float) -> None:
+    panel.spines[["top", "right"]].set_visible(True)
     panel.set(xlim=(-half, half), ylim=(-half, half), aspect="equal", xticks=[], yticks=[])
 
 
@@ -184,7 +192,9 @@ def _colored_lines(panel: Axes, lines: Tensor, linewidth: float) -> None:
     """Lines [T, N, 2] colored by time from blue (noise) to red (data)."""
     pieces = torch.stack([lines[:-1], lines[1:]], dim=2).flatten(0, 1).numpy()
     colors = np.repeat(np.linspace(0, 1, len(lines) - 1), lines.shape[1])
-    panel.add_collection(LineCollection(list(pieces), array=colors, cmap="coolwarm", linewidth=linewidth))
+    collection = LineCollection(list(pieces), array=colors, cmap="coolwarm", linewidth=linewidth)
+    collection.set_rasterized(True)
+    panel.add_collection(collection)
 
 
 def _density_image(panel: Axes, density: Tensor) -> None:
@@ -206,4 +216,4 @@ def _time_bar(figure: Figure, panels: list[Axes]) -> None:
 
 
 def _wrap_label(label: str) -> str:
-    return label.replace(" (", "\n(")
+    return plain_text(label).replace(" (", "\n(")

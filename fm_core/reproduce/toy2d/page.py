@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fm_core.method.paths import Path
-from fm_core.report.html import Figure, PageSection, Table, data_uri, page
+from fm_core.report.html import Figure, PageSection, Table, page
+from fm_core.report.plots import ErrorBar, error_bar_plot
 from fm_core.reproduce.claims import FALSE_POSITIVES
 from fm_core.reproduce.toy2d.figures import (
     FigureData,
@@ -28,16 +29,22 @@ NOTE_ON_SHARES = (
 )
 
 
-def page_2d(results: Mapping[str, Any], experiments: Sequence[FigureData], paths: Mapping[str, Path]) -> str:
-    """The page as HTML; arguments as in `sections_2d`."""
+def page_2d(
+    results: Mapping[str, Any],
+    experiments: Sequence[FigureData],
+    paths: Mapping[str, Path],
+    files: PageSection | None = None,
+) -> str:
+    """The page as HTML; arguments as in `sections_2d`, and a section with links to the files."""
     protocol = results["protocol"]
     lead = (
         f"{protocol['data']}; a multilayer perceptron of {protocol['layers']} layers of {protocol['width']} "
         f"neurons; {protocol['steps']:,} steps of {protocol['batch']} points for each objective unless the "
         f"table says otherwise."
     )
-    last = PageSection("Protocol", [], text=json.dumps(protocol, indent=1))
-    return page("Flow matching in 2-D", lead, [*sections_2d(results, experiments, paths), last])
+    last = PageSection("Protocol", [], text=json.dumps(protocol, indent=1), folded=True)
+    sections = [*sections_2d(results, experiments, paths), last, *([files] if files else [])]
+    return page("Flow matching in 2-D", lead, sections)
 
 
 def sections_2d(
@@ -82,7 +89,15 @@ def _scores(results: Mapping[str, Any]) -> PageSection:
                 f"{record['scoring_seconds']:.0f} s",
             ]
         )
-    return PageSection("Scores", [Table(head, rows)], NOTE_ON_SCORES)
+    bars = [
+        ErrorBar(record["label"], record["nll"]["nats"], record["nll"]["stderr_nats"])
+        for record in results["cells"].values()
+    ]
+    if not bars:
+        return PageSection("Scores", [Table(head, rows)], NOTE_ON_SCORES)
+    drawing = error_bar_plot("NLL, nats", bars, from_zero=False)
+    caption = f"NLL, lower is better; bars are one standard error. Entropy: {entropy['nats']:.3f} nats."
+    return PageSection("Scores", [Table(head, rows), Figure(drawing, caption)], NOTE_ON_SCORES)
 
 
 def over_seeds_section(results: Mapping[str, Any]) -> list[PageSection]:
@@ -133,8 +148,8 @@ def _model_figures(experiments: Sequence[FigureData], budgets: Sequence[int]) ->
     )
     snapshots = samples_over_time_and_budget(experiments, budgets)
     return [
-        PageSection("Trajectories and samples", [_plot(snapshots, evolution)]),
-        PageSection("Trajectories and densities", [_plot(lines_and_densities(experiments), lines)]),
+        PageSection("Trajectories and samples", [Figure(snapshots, evolution)]),
+        PageSection("Trajectories and densities", [Figure(lines_and_densities(experiments), lines)]),
     ]
 
 
@@ -145,10 +160,6 @@ def _path_figures(paths: Mapping[str, Path], diffusions: Sequence[str]) -> list[
     )
     lines = "From the same noise to one data point, the star. The paper's figure 3."
     return [
-        PageSection("Conditional fields", [_plot(conditional_fields(paths, diffusions), fields)]),
-        PageSection("Conditional trajectories", [_plot(conditional_trajectories(paths), lines)]),
+        PageSection("Conditional fields", [Figure(conditional_fields(paths, diffusions), fields)]),
+        PageSection("Conditional trajectories", [Figure(conditional_trajectories(paths), lines)]),
     ]
-
-
-def _plot(content: bytes, caption: str) -> Figure:
-    return Figure(data_uri(content), caption, plot=True)
