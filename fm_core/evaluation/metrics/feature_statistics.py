@@ -47,6 +47,41 @@ class FeatureMoments:
         return (self.products - self.count * torch.outer(mean, mean)) / (self.count - 1)
 
 
+class MomentAccumulator:
+    """Moments of the features of consecutive images, and the features of chosen images."""
+
+    def __init__(self, chosen: Tensor, first: int = 0, *, rows_only: bool = False) -> None:
+        """`chosen` are increasing numbers of images, int64 [M]; `first` is the number of the first image.
+
+        `rows_only`: collect the features of the chosen images without moments.
+        """
+        self._chosen, self._next, self._rows_only = chosen, first, rows_only
+        self._moments: FeatureMoments | None = None
+        self._rows = list[Tensor]()
+
+    def add(self, features: Tensor) -> None:
+        """Add the features [n, D] of the next n images."""
+        first, end = self._next, self._next + len(features)
+        if not self._rows_only:
+            part = FeatureMoments.of(features)
+            self._moments = part if self._moments is None else self._moments + part
+        inside = (self._chosen >= first) & (self._chosen < end)
+        self._rows.append(features[self._chosen[inside] - first])
+        self._next = end
+
+    @property
+    def moments(self) -> FeatureMoments:
+        """Moments of all images. Raises ValueError if there are none."""
+        if self._moments is None:
+            raise ValueError("no images were added, or only their rows")
+        return self._moments
+
+    @property
+    def rows(self) -> Tensor:
+        """Features [m, D] of the chosen images among those that were added."""
+        return torch.cat(self._rows)
+
+
 @dataclass(frozen=True)
 class Gaussian:
     """Mean and covariance of a reference set; the square root of the covariance is cached."""
