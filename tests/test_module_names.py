@@ -30,6 +30,8 @@ SHORT_MODULES = {
     "fm_core.evaluation.evaluation_worker": "entry point of the ranks",
     "fm_core.evaluation.features.open_extractor": "the only module that knows all extractors",
     "fm_core.evaluation.metrics.inception_score": "one metric",
+    "fm_core.evaluation.further_scores": "one record, for runs and for images without a run",
+    "fm_core.evaluation.scores_key": "one rule: what identifies a file of scores",
     "fm_core.evaluation.run_protocol": "one record; that of images without a run is in set_comparison",
     "fm_core.evaluation.torch_threads": "one rule that stages and comparisons share",
     "fm_core.launch.detached": "the one way to spawn a process that outlives its parent",

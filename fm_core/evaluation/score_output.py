@@ -55,8 +55,9 @@ def write_scores(output: str, scores: Mapping[str, Any]) -> None:
 
 def values_text(scores: Mapping[str, Any]) -> str:
     """Return the scores with their errors, e.g. "FID 2.31 ± 0.04, recall 0.571 ± 0.005"."""
-    further = _further(scores).items()
-    return "; ".join([_values(scores), *(f"{_values(own)} ({name} features)" for name, own in further)])
+    parts = [_values(scores)]
+    parts += [f"{text} ({name} features)" for name, own in _further(scores).items() if (text := _values(own))]
+    return "; ".join(parts)
 
 
 def _further(scores: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:

@@ -273,5 +273,6 @@ def test_two_extractors_with_one_name_are_refused(configured, scripted, tmp_path
 
 
 def test_online_evaluation_has_one_extractor(configured, scripted):
-    config = configured("online", features=POOLED, extractors=[{"features": scripted}])
+    further = [{"features": scripted}]
+    config = configured("online", features=POOLED, extractors=further, online={"images": 10})
     assert _scoring_config(config, 5).evaluate.extractors == ()
