@@ -180,7 +180,7 @@ def test_further_extractors_score_the_same_images_outside_of_the_protocol(score,
     alone = score("png", "uint8.npz", *metrics, features=("--evaluate.features", AVERAGES))
     own = together["extractors"][AVERAGES]
     names = own.keys() - {"protocol"}
-    assert names == alone.keys() - {"protocol", "name", "seconds", "duplicates"}
+    assert names == alone.keys() - {"protocol", "schema", "name", "seconds", "duplicates"}
     assert {name: own[name] for name in names} == {name: alone[name] for name in names}
     assert "name" not in own["protocol"]
     assert own["protocol"]["features_sha256"] == alone["protocol"]["features_sha256"]

@@ -57,7 +57,7 @@ class FrechetInfluence:
         return self._first_order(centered, (centered @ self.whitening).square())
 
     def _first_order(self, centered: Tensor, squares: Tensor) -> Tensor:
-        linear = 2 * centered @ self.shift + centered.square().sum(1)
+        linear = 2 * (centered @ self.shift) + centered.square().sum(1)
         return linear - squares @ (1 / self.roots)
 
     def error(self, features: Tensor, count: int) -> SamplingError:
@@ -72,7 +72,7 @@ class FrechetInfluence:
         def second_order(products: Tensor, linear: Tensor) -> Tensor:
             """φ of pairs, from the products [n, D] of their t and u."""
             quadratic = (products @ self.factors).square().sum(1)
-            return 2 * products @ (1 / self.roots) + quadratic - linear + constant
+            return 2 * (products @ (1 / self.roots)) + quadratic - linear + constant
 
         linear = squares @ diagonal
         # The moments contain the image itself, and half of this second-order effect is in the distance too.
