@@ -3,6 +3,7 @@
 from fm_core.config import EvaluateSection
 from fm_core.data.manifest import Manifest
 from fm_core.errors import UserError
+from fm_core.evaluation.features.custom_features import TORCHSCRIPT_SUFFIXES
 from fm_core.evaluation.features.dinov2 import NO_WEIGHTS as NO_DINOV2_WEIGHTS
 from fm_core.evaluation.features.extractor_set import keys_of
 from fm_core.evaluation.features.inception import NO_WEIGHTS
@@ -14,7 +15,8 @@ def check_extractors(settings: EvaluateSection) -> None:
     """Check the settings of the extractors, reference and solver without reading data. Raises UserError."""
     check_weights(settings)
     for number, section in enumerate(settings.each_extractor()):
-        for key in ("weights", "reference"):
+        scripted = section.features.endswith(TORCHSCRIPT_SUFFIXES)
+        for key in ("weights", "reference", *(["features"] if scripted else [])):
             name = getattr(section, key)
             path = local_path(name) if name and name not in ("train", "val") else None
             if path and not path.exists():

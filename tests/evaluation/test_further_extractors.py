@@ -248,6 +248,7 @@ def test_a_further_extractor_has_statistics_of_its_own(configured, scripted, tmp
             {"features": PROJECTED, "weights": "none.pt"},
             "evaluate.extractors.0.weights: none.pt does not exi",
         ),
+        ({"features": "none.pt"}, "evaluate.extractors.0.features: none.pt does not exist"),
         ({"features": "classifier", "weights": "x"}, "evaluate.extractors.0.weights: the classifier is trai"),
         ({"features": "clip"}, "evaluate.extractors.0.features clip: allowed are classifier"),
         ({"features": POOLED}, f"evaluate.extractors.0.features: {POOLED} is named twice"),
