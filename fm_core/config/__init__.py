@@ -1,7 +1,7 @@
 """The configuration tree: typed sections that accept no unknown keys."""
 
 from fm_core.config.data import DataSection, SourceSection
-from fm_core.config.evaluate import EvaluateSection, LikelihoodSection, NfeCurveSection
+from fm_core.config.evaluate import EvaluateSection, ExtractorSection, LikelihoodSection, NfeCurveSection
 from fm_core.config.export import ExportSection
 from fm_core.config.launch import LaunchSection
 from fm_core.config.method import MethodSection
@@ -32,6 +32,7 @@ __all__ = [
     "EvaluateSection",
     "ExperimentSection",
     "ExportSection",
+    "ExtractorSection",
     "GuideSection",
     "ImagesSection",
     "LaunchSection",

@@ -62,6 +62,20 @@ class NfeCurveSection(Section):
         return self
 
 
+class ExtractorSection(Section):
+    """A further feature extractor, which receives the same images as that of evaluate.features."""
+
+    features: str
+    """As evaluate.features."""
+    weights: Location | None = None
+    """As evaluate.weights, of this extractor."""
+    weights_sha256: str | None = Field(default=None, pattern=r"^[0-9a-fA-F]{64}$")
+    """As evaluate.weights_sha256."""
+    reference: Location | None = None
+    """Reference of this extractor, as evaluate.reference and by default the same. Needed where that is an
+    .npz with mu and sigma, which are of the features of evaluate.features."""
+
+
 class EvaluateSection(Section):
     """Scores of samples and of the model."""
 
@@ -82,6 +96,10 @@ class EvaluateSection(Section):
     """Path or URL of the extractor's weights; for inception, weights-inception-2015-12-05-6726825d.pth."""
     weights_sha256: str | None = Field(default=None, pattern=r"^[0-9a-fA-F]{64}$")
     """Expected SHA-256 of those weights; for inception, by default that of the published file."""
+    extractors: tuple[ExtractorSection, ...] = ()
+    """Further extractors, each with the keys features, weights, weights_sha256 and reference. An image is
+    read or sampled once for all of them, and distances, their ratios and the metrics over pairs are computed
+    for each. A named protocol covers the numbers of evaluate.features alone."""
     metrics: tuple[Metric, ...] = (
         "frechet_distance",
         "kernel_distance",
@@ -116,6 +134,39 @@ class EvaluateSection(Section):
     """Scores as functions of NFE."""
     online: OnlineEvalSection = OnlineEvalSection()
     """Online evaluation of each checkpoint during training."""
+
+    @property
+    def trains_classifier(self) -> bool:
+        """Whether one of the extractors is the classifier, which is trained on the data set."""
+        return "classifier" in (self.features, *(further.features for further in self.extractors))
+
+    def each_extractor(self) -> tuple["EvaluateSection", ...]:
+        """Sections with one extractor each: first this one, then those of `extractors` without a protocol."""
+        alone = self.model_copy(update={"extractors": ()})
+        return alone, *(
+            alone.model_copy(
+                update={
+                    "protocol": None,
+                    "features": further.features,
+                    "weights": further.weights,
+                    "weights_sha256": further.weights_sha256,
+                    "reference": further.reference or self.reference,
+                }
+            )
+            for further in self.extractors
+        )
+
+    @model_validator(mode="after")
+    def _check_extractors(self) -> "EvaluateSection":
+        sources = [(each.features, each.weights) for each in (self, *self.extractors)]
+        for number, (features, weights) in enumerate(sources):
+            if (features, weights) in sources[:number]:
+                of = f" with weights {weights}" if weights else ""
+                raise ValueError(
+                    f"evaluate.extractors.{number - 1}.features: {features}{of} is named twice; name each "
+                    "extractor once, in evaluate.features or in evaluate.extractors"
+                )
+        return self
 
     @model_validator(mode="before")
     @classmethod

@@ -16,27 +16,21 @@ from fm_core.data.manifest import load_manifest
 from fm_core.data.reader import ImageReader, fair_order, has_fair_order
 from fm_core.errors import UserError
 from fm_core.evaluation.dataset_likelihood import batch_bits, tighter_settings
-from fm_core.evaluation.features.classifier_features import RECIPE
 from fm_core.evaluation.features.extractor import Extractor, OnStep
-from fm_core.evaluation.features.open_extractor import open_extractor
+from fm_core.evaluation.features.extractor_set import open_extractors
 from fm_core.evaluation.image_sources import (
     ImageSource,
     digests,
     external_images,
-    file_signature,
     run_samples,
     sampler_images,
 )
 from fm_core.evaluation.nfe_curve import curve_part
-from fm_core.evaluation.reference import (
-    STATISTICS_VERSION,
-    SUBSET_ORDER,
-    Reference,
-    ReferenceSplit,
-    reference_from_npz,
-)
+from fm_core.evaluation.reference import SUBSET_ORDER, Reference
+from fm_core.evaluation.references import REFERENCE, References, reference_phases
 from fm_core.evaluation.requirements import check_extractors, check_splits
 from fm_core.evaluation.resumable_parts import ResumableParts, split_ranges
+from fm_core.evaluation.scores_key import scores_key
 from fm_core.run.directory import RunDirectory, step_name
 from fm_core.sampling.checkpoint_source import (
     Model,
@@ -53,10 +47,7 @@ from fm_core.storage.hashing import fingerprint
 from fm_core.storage.keyed_random import generator_record
 from fm_core.storage.store import Store
 
-PAIRWISE_METRICS = {"kernel_distance", "precision_recall"}
-"""Metrics that need the features of individual reference images."""
 VALIDATION_PART_IMAGES = 1_024
-REFERENCE = "features of the reference"
 SAMPLES = "features of the samples"
 VALIDATION = "features of the validation images"
 CURVE = "ODE solutions of the NFE curve"
@@ -99,17 +90,9 @@ class EvaluationRun:
     @cached_property
     def key(self) -> str:
         """Name of the scores file: key of the samples, and hash of the scoring inputs except memorization."""
-        excluded = {"processes", "reference_out", "online", "output", "classifier_min_accuracy"}
-        excluded |= set() if self.settings.protocol else {"protocol"}
-        settings = self.settings.model_dump(mode="json", exclude=excluded)
-        settings["metrics"] = [name for name in settings["metrics"] if name != "memorization"]
-        recipe = RECIPE if self.settings.features == "classifier" else None
-        named = (self.settings.features, self.settings.weights, self.settings.reference)
-        files = [file_signature(name) for name in named]
-        identity = [settings, self.source.identity, self.manifest.version, STATISTICS_VERSION, recipe, files]
-        identity += self._order_identity()
         samples = self.samples.key if self.samples else self.source.name
-        return f"{samples}-{fingerprint(identity)[:6]}"
+        order = self._order_identity()
+        return scores_key(self.settings, samples, self.source.identity, self.manifest.version, order)
 
     @property
     def classes_in_turn(self) -> bool:
@@ -141,33 +124,32 @@ class EvaluationRun:
         return SampleSet(self.config, self.step, protocol)
 
     def open(self, on_step: OnStep) -> None:
-        """Open the feature extractor and the reference; train the classifier if it does not exist yet."""
-        data = self.config.data
-        self.extractor: Extractor = open_extractor(
-            self.settings, data.root, self.manifest, self.device, on_step
-        )
-        self.split = None
-        if self.settings.reference in self.manifest.splits:
-            self.split = ReferenceSplit(data.root, self.manifest, self.settings, self.extractor)
+        """Open the feature extractors and references; train the classifier if it does not exist yet."""
+        root, manifest = self.config.data.root, self.manifest
+        self.extractors = open_extractors(self.settings, root, manifest, self.device, on_step)
+        self.extractor: Extractor = self.extractors.main
+        self._references = References(root, manifest, self.extractors)
 
     @cached_property
     def tasks(self) -> dict[str, ResumableParts]:
         """Resumable tasks by phase, in order of execution. Call `open` first."""
         tasks: list[ResumableParts | None] = [
-            self.split.task(REFERENCE) if self.split else None,
+            *self._references.tasks(),
             self._feature_task(SAMPLES, "samples", self.source.ranges, self._sample_part),
             self._feature_task(VALIDATION, "held-out", self._validation_ranges(), self._validation_part),
             *self._model_tasks(),
         ]
         return {task.phase: task for task in tasks if task}
 
-    @cached_property
+    @property
     def reference(self) -> Reference:
-        """Read the reference statistics; the task of their phase must be complete."""
-        if self.split:
-            return self.split.read(self.tasks.get(REFERENCE))
-        needs_rows = bool(PAIRWISE_METRICS & set(self.settings.metrics))
-        return reference_from_npz(self.settings, self.extractor, self.manifest, needs_rows)
+        """Reference of evaluate.features."""
+        return self.references[0]
+
+    @cached_property
+    def references(self) -> list[Reference]:
+        """Reference of each extractor; the tasks that compute them must be complete."""
+        return self._references.read(self.tasks)
 
     @property
     def validation_images(self) -> int:
@@ -176,10 +158,11 @@ class EvaluationRun:
 
     def phase_costs(self) -> dict[str, float]:
         """Approximate cost of each phase, in units of extracting the features of one image."""
-        images, reference = sum(map(len, self.source.ranges)), self.settings.reference
-        splits = self.manifest.splits
+        images = float(sum(map(len, self.source.ranges)))
+        phases, splits = reference_phases(self.settings, self.manifest), self.manifest.splits
         costs = {
-            REFERENCE: float(splits[reference].images if reference in splits else 1),
+            REFERENCE: 1.0,
+            **{phase: float(splits[name].images) for name, phase in phases.items()},
             SAMPLES: images,
             VALIDATION: self.validation_images,
         }
@@ -251,7 +234,7 @@ class EvaluationRun:
         return self._extract(self.read_validation(self._validation_ranges()[number])[0])
 
     def _extract(self, images: Tensor) -> dict[str, Tensor]:
-        return {**self.extractor.outputs(images), "digests": digests(images)}
+        return {**self.extractors.outputs(images), "digests": digests(images)}
 
     @cached_property
     def _validation_order(self) -> NDArray[np.int64]:

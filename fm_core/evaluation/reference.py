@@ -1,7 +1,7 @@
 """Reference statistics: of a data set's split, computed once and stored beside it, or from an .npz file."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from fm_core.data.reader import ImageReader
 from fm_core.data.sources.splits import permutation
 from fm_core.errors import UserError
 from fm_core.evaluation.features.extractor import Extractor
-from fm_core.evaluation.metrics.feature_statistics import FeatureMoments, Gaussian
+from fm_core.evaluation.metrics.feature_statistics import FeatureMoments, Gaussian, MomentAccumulator
 from fm_core.evaluation.reference_statistics import load_statistics, read_statistics
 from fm_core.evaluation.resumable_parts import ResumableParts, split_ranges
 from fm_core.storage.hashing import fingerprint
@@ -70,51 +70,86 @@ class ReferenceSplit:
         self.store = Store.at(root, manifest.name, "evaluation")
         self.file = f"{self.split}-{fingerprint(identity)[:12]}.safetensors"
 
+    @property
+    def exists(self) -> bool:
+        """Whether the statistics are stored."""
+        return self.store.size(self.file) is not None
+
+    @property
+    def stem(self) -> str:
+        """Name of the stored file without its suffix."""
+        return self.file.removesuffix(".safetensors")
+
     def task(self, phase: str) -> ResumableParts | None:
         """Return the task that computes the statistics; None if they exist."""
-        if self.store.size(self.file) is not None:
-            return None
-        store = Store.at(self.store.url, self.file.removesuffix(".safetensors"))
-        return ResumableParts(phase, store, "moments", split_ranges(self.count, PART_IMAGES), self._part)
+        return reference_task([self], phase)
 
     def read(self, task: ResumableParts | None) -> Reference:
         """Read the reference; with a completed task, merge its parts and store the result first."""
         if task is not None:
-            self._merge(task)
+            store_references([self], task)
         tensors = load(self.store.read_bytes(self.file))
         gaussian = Gaussian(tensors["mean"], tensors["covariance"], self.count)
         # The square root is expensive, so it is stored as well.
         gaussian.__dict__["root"] = tensors["root"]
         return Reference(gaussian, tensors["rows"], f"{self.split}, {self.count} images")
 
-    def _part(self, number: int) -> Mapping[str, Tensor]:
-        images = split_ranges(self.count, PART_IMAGES)[number]
-        moments: FeatureMoments | None = None
-        rows = list[Tensor]()
-        with ImageReader(self.root, self.manifest, self.split) as reader:
-            for first in range(images.start, images.stop, READ_IMAGES):
-                last = min(first + READ_IMAGES, images.stop)
-                pixels, _ = reader.read(np.arange(first, last, dtype=np.int64))
-                features = self.extractor(pixels)[0]
-                part = FeatureMoments.of(features)
-                moments = part if moments is None else moments + part
-                inside = (self.row_indices >= first) & (self.row_indices < last)
-                rows.append(features[self.row_indices[inside] - first])
-        assert moments is not None, "a split has at least one image"
-        return {"total": moments.total, "products": moments.products, "rows": torch.cat(rows)}
-
-    def _merge(self, task: ResumableParts) -> None:
-        parts = task.read_all()
+    def merge(self, parts: Sequence[Mapping[str, Tensor]]) -> None:
+        """Store the statistics from the parts of a task, which may be of several extractors."""
+        prefix = f"{self.stem}." if f"{self.stem}.total" in parts[0] else ""
         moments = FeatureMoments(
             self.count,
-            torch.stack([part["total"] for part in parts]).sum(0),
-            torch.stack([part["products"] for part in parts]).sum(0),
+            torch.stack([part[f"{prefix}total"] for part in parts]).sum(0),
+            torch.stack([part[f"{prefix}products"] for part in parts]).sum(0),
         )
         gaussian = Gaussian.of(moments)
         content = {"mean": gaussian.mean, "covariance": gaussian.covariance, "root": gaussian.root}
-        rows = torch.cat([part["rows"] for part in parts])
+        rows = torch.cat([part[f"{prefix}rows"] for part in parts])
         self.store.write_bytes(self.file, save({**content, "rows": rows}))
-        task.remove()
+
+
+def reference_task(splits: Sequence[ReferenceSplit], phase: str) -> ResumableParts | None:
+    """Return the task that computes the missing statistics of one split in one pass over its images.
+
+    `splits` have the same split and one extractor each. None if all statistics exist.
+    """
+    missing = [split for split in splits if not split.exists]
+    if not missing:
+        return None
+    first = missing[0]
+    several = len(missing) > 1
+    folder = f"{first.split}-{fingerprint([split.file for split in missing])[:12]}" if several else first.stem
+    ranges = split_ranges(first.count, PART_IMAGES)
+
+    def make(number: int) -> Mapping[str, Tensor]:
+        images = ranges[number]
+        sums = [MomentAccumulator(split.row_indices, images.start) for split in missing]
+        with ImageReader(first.root, first.manifest, first.split) as reader:
+            for start in range(images.start, images.stop, READ_IMAGES):
+                end = min(start + READ_IMAGES, images.stop)
+                pixels, _ = reader.read(np.arange(start, end, dtype=np.int64))
+                for split, each in zip(missing, sums, strict=True):
+                    each.add(split.extractor(pixels)[0])
+        content = dict[str, Tensor]()
+        for split, each in zip(missing, sums, strict=True):
+            prefix = f"{split.stem}." if several else ""
+            content |= {
+                f"{prefix}total": each.moments.total,
+                f"{prefix}products": each.moments.products,
+                f"{prefix}rows": each.rows,
+            }
+        return content
+
+    return ResumableParts(phase, Store.at(first.store.url, folder), "moments", ranges, make)
+
+
+def store_references(splits: Sequence[ReferenceSplit], task: ResumableParts) -> None:
+    """Merge the parts of a completed `reference_task`, store the missing statistics, and remove the parts."""
+    if missing := [split for split in splits if not split.exists]:
+        parts = task.read_all()
+        for split in missing:
+            split.merge(parts)
+    task.remove()
 
 
 def reference_from_npz(

@@ -55,6 +55,18 @@ def write_scores(output: str, scores: Mapping[str, Any]) -> None:
 
 def values_text(scores: Mapping[str, Any]) -> str:
     """Return the scores with their errors, e.g. "FID 2.31 ± 0.04, recall 0.571 ± 0.005"."""
+    parts = [_values(scores)]
+    parts += [f"{text} ({name} features)" for name, own in _further(scores).items() if (text := _values(own))]
+    return "; ".join(parts)
+
+
+def _further(scores: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    """Scores of further extractors by the names of their features."""
+    return scores.get("extractors", {})
+
+
+def _values(scores: Mapping[str, Any]) -> str:
+    """Return the scores of one extractor with their errors."""
     parts = list[str]()
     for key, title, digits in _VALUES:
         if key not in scores or "alias_of" in scores[key]:
@@ -84,6 +96,7 @@ def protocol_statement(scores: Mapping[str, Any]) -> str:
     weights = f"weights SHA-256 {protocol['features_sha256'][:16]}"
     resize = f", {protocol['resize']}" if "resize" in protocol else ""
     parts.append(f"features {protocol['features']} ({weights}{resize})")
+    parts += [_further_features(name, own, protocol.get("name")) for name, own in _further(scores).items()]
     if images := _images(scores):
         parts.append(f"{images:,} samples against {protocol['reference']}")
     if "precision" in scores:
@@ -99,6 +112,15 @@ def protocol_statement(scores: Mapping[str, Any]) -> str:
     if "data" in protocol:
         parts.append(f"data {protocol['data']} {str(protocol.get('data_version'))[:12]}")
     return "; ".join([*parts, f"{PACKAGE} {_version()}"])
+
+
+def _further_features(name: str, scores: Mapping[str, Any], named: str | None) -> str:
+    """Describe a further extractor, of which a named protocol defines nothing."""
+    own = scores["protocol"]
+    resize = f", {own['resize']}" if "resize" in own else ""
+    outside = f", not part of {named}" if named else ""
+    weights = f"weights SHA-256 {own['features_sha256'][:16]}{resize}, against {own['reference']}"
+    return f"also features {name} ({weights}){outside}"
 
 
 def bibtex_note(scores: Mapping[str, Any]) -> str:

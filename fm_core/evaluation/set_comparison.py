@@ -1,7 +1,8 @@
 """Scores of one set of images relative to another set or to reference statistics, without a run."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,19 +16,22 @@ from fm_core.data.manifest import Manifest, Packing
 from fm_core.data.sources.file_listing import printable
 from fm_core.errors import UserError
 from fm_core.evaluation.features.extractor import Extractor, OnStep
-from fm_core.evaluation.features.open_extractor import open_extractor
+from fm_core.evaluation.features.extractor_set import keys_of, open_extractors, outputs_of
+from fm_core.evaluation.further_scores import further_records
 from fm_core.evaluation.image_files import LOSSY, DatasetImages, FileImages, ImageSet, open_images
 from fm_core.evaluation.image_sources import digests
-from fm_core.evaluation.metrics.feature_statistics import FeatureMoments, Gaussian
+from fm_core.evaluation.metrics.feature_statistics import Gaussian, MomentAccumulator
 from fm_core.evaluation.npz_images import npz_arrays
 from fm_core.evaluation.protocol_scores import ScoredSet, balance_text, named_protocol, protocol_records
-from fm_core.evaluation.reference import Reference, ReferenceSplit, statistics_name, subset_indices
+from fm_core.evaluation.reference import Reference, statistics_name, subset_indices
 from fm_core.evaluation.reference_statistics import (
     StatisticsFile,
     check_dimension,
     check_provenance,
     load_statistics,
 )
+from fm_core.evaluation.references import PAIRWISE_METRICS, REFERENCE, References
+from fm_core.evaluation.requirements import check_own_references
 from fm_core.evaluation.resumable_parts import split_ranges
 from fm_core.evaluation.scores import image_scores
 from fm_core.run.directory import environment
@@ -35,9 +39,7 @@ from fm_core.storage.hashing import sha256_file
 from fm_core.storage.local_paths import cache_home
 
 PART_IMAGES = 1_024
-SAMPLES, REFERENCE = "features of the samples", "features of the reference"
-PAIRWISE = {"kernel_distance", "precision_recall"}
-"""Metrics that need the images of the reference, not only their statistics."""
+SAMPLES = "features of the samples"
 OnPart = Callable[[str, int, int], None]
 """Callback that receives the phase, the number of images finished, and the total number of images."""
 
@@ -56,9 +58,9 @@ class SetComparison:
         self.format = self._format()
         self._check_sizes()
         if self.real is None and not settings.given("metrics"):
-            metrics = [name for name in settings.metrics if name not in PAIRWISE]
+            metrics = [name for name in settings.metrics if name not in PAIRWISE_METRICS]
             self.settings = settings.model_copy(update={"metrics": tuple(metrics)})
-        if self.real is None and PAIRWISE & set(self.settings.metrics):
+        if self.real is None and PAIRWISE_METRICS & set(self.settings.metrics):
             raise UserError(
                 f"evaluate.reference {self.path} contains no images (arr_0): remove kernel_distance and "
                 "precision_recall from evaluate.metrics"
@@ -69,27 +71,33 @@ class SetComparison:
         return {REFERENCE: float(self.real.count if self.real else 1), SAMPLES: float(self.samples.count)}
 
     def open(self, on_step: OnStep) -> None:
-        """Open the feature extractor. Raises UserError if it does not match the images or statistics."""
-        if self.settings.features == "classifier" and not (self.format.class_count and self.format.shards):
+        """Open the feature extractors. Raises UserError if one does not match the images or statistics."""
+        if self.settings.trains_classifier and not (self.format.class_count and self.format.shards):
             raise UserError(
                 "evaluate.features classifier is trained on a data set with labels, and evaluate.reference "
                 "is none: give --evaluate.features inception --evaluate.weights FILE, a TorchScript file, or "
                 "package.module:Name"
             )
         root = self.dataset.root if self.dataset else str(cache_home() / "flow-matching-pipeline")
-        self.extractor: Extractor = open_extractor(self.settings, root, self.format, self.device, on_step)
-        if self.statistics:
-            check_provenance(self.path, self.statistics, self.extractor, None)
-            check_dimension(self.path, self.statistics, self.extractor, self.format)
+        self.extractors = open_extractors(self.settings, root, self.format, self.device, on_step)
+        self.extractor: Extractor = self.extractors.main
+        for number, (settings, extractor) in enumerate(self.extractors.members):
+            if statistics := self.statistics[number]:
+                path = Path(settings.reference)
+                with keys_of(number):
+                    check_provenance(path, statistics, extractor, None)
+                    check_dimension(path, statistics, extractor, self.format)
 
     def scores(self, on_part: OnPart) -> dict[str, Any]:
         """Compute the scores and their protocol. Raises UserError for a damaged image."""
-        reference = self._reference(on_part)
+        references = self._references(on_part)
+        reference = references[0]
         parts = list(self._outputs(self.samples, SAMPLES, on_part))
         scores = image_scores(
             parts, (), reference, self.extractor, self.settings, self.device, classes_in_turn=True
         )
         scores |= protocol_records(parts, reference, self.extractor, self.settings, self.device)
+        scores |= further_records(self.extractors, parts, (), references, self.device, classes_in_turn=True)
         return {"protocol": self._protocol(parts, reference), **scores}
 
     @cached_property
@@ -98,13 +106,21 @@ class SetComparison:
         sets = (each for each in (self.real, self.samples) if isinstance(each, DatasetImages))
         return next(sets, None)
 
-    def _statistics(self) -> StatisticsFile | None:
-        if self.path.suffix.lower() != ".npz":
-            return None
-        if not self.path.exists() and "://" not in self.settings.reference:
-            raise UserError(f"evaluate.reference: {printable(str(self.path))} does not exist")
-        names = npz_arrays(self.path)
-        return load_statistics(self.path) if {"mu", "sigma"} & set(names) or "arr_0" not in names else None
+    def _statistics(self) -> list[StatisticsFile | None]:
+        """Statistics of the reference of each extractor; None if its reference consists of images."""
+        first, *others = (Path(section.reference) for section in self.settings.each_extractor())
+        statistics = [_read_statistics(first)]
+        if statistics[0]:
+            check_own_references(self.settings)
+        for number, path in enumerate(others, start=1):
+            with keys_of(number):
+                statistics.append(_read_statistics(path))
+                if statistics[number] is None and path != first:
+                    raise UserError(
+                        f"evaluate.reference {printable(str(path))}: a further extractor has the reference "
+                        "of the first, or an .npz with mu and sigma"
+                    )
+        return statistics
 
     def _real_images(self) -> ImageSet | None:
         if self.settings.reference in ("train", "val"):
@@ -112,7 +128,7 @@ class SetComparison:
                 f"evaluate.reference {self.settings.reference}: without --config, name a folder of images, "
                 "an .npz file, tars, or the folder of a data set"
             )
-        if self.statistics and not self.statistics.holds_images:
+        if self.statistics[0] and not self.statistics[0].holds_images:
             return None
         return open_images(self.settings.reference, "evaluate.reference")
 
@@ -146,50 +162,68 @@ class SetComparison:
             text = " and ".join(map(str, sorted(levels)))
             raise UserError(f"evaluate.samples and evaluate.reference: data sets of {text} intensity levels")
 
-    def _reference(self, on_part: OnPart) -> Reference:
-        """Statistics of the reference, and features of the reference images that pairwise metrics need."""
+    def _references(self, on_part: OnPart) -> list[Reference]:
+        """Reference of each extractor: statistics, and features of the images that pairwise metrics need."""
         if isinstance(self.real, DatasetImages) and self.extractor.extract_spatial is None:
             return self._of_split(self.real, on_part)
-        pairwise = bool(PAIRWISE & set(self.settings.metrics))
-        if self.statistics and not pairwise:
-            name = statistics_name(self.path, self.statistics.gaussian)
-            return Reference(self.statistics.gaussian, None, name, self.statistics.spatial)
+        pairwise = bool(PAIRWISE_METRICS & set(self.settings.metrics))
+        used = [number for number, statistics in enumerate(self.statistics) if statistics is None]
+        used += [0] if pairwise and 0 not in used else []
+        sums = self._read_reference(used, on_part) if used else {}
+        return [self._of_statistics(number, sums) for number in range(len(self.statistics))]
+
+    def _read_reference(
+        self, used: Sequence[int], on_part: OnPart
+    ) -> dict[tuple[int, str], MomentAccumulator]:
+        """Accumulate the outputs of these extractors in one pass, by extractor and output."""
         assert self.real is not None, "pairwise metrics have been checked"
         chosen = subset_indices(self.real.count, self.settings.pair_images)
-        first, rows = 0, list[Tensor]()
-        sums: dict[str, FeatureMoments] = {}
+        sums: dict[tuple[int, str], MomentAccumulator] = {}
         for part in self._outputs(self.real, REFERENCE, on_part):
-            count = len(part["features"])
-            for name in ("features", "spatial") if not self.statistics else ():
-                if name in part:
-                    own = FeatureMoments.of(part[name])
-                    sums[name] = sums[name] + own if name in sums else own
-            inside = chosen[(chosen >= first) & (chosen < first + count)] - first
-            rows.append(part["features"][inside])
-            first += count
-        if self.statistics:
-            name, gaussian = statistics_name(self.path, self.statistics.gaussian), self.statistics.gaussian
-            return Reference(gaussian, torch.cat(rows), name, self.statistics.spatial)
-        spatial = Gaussian.of(sums["spatial"]) if "spatial" in sums else None
-        own_name = f"{printable(self.path.name)}, {first} images"
-        return Reference(Gaussian.of(sums["features"]), torch.cat(rows), own_name, spatial)
+            for number in used:
+                own = outputs_of(number, [part])[0] if number else part
+                for name in ("features", "spatial"):
+                    if name in own:
+                        rows_only = self.statistics[number] is not None
+                        accumulator = MomentAccumulator(chosen, rows_only=rows_only)
+                        sums.setdefault((number, name), accumulator).add(own[name])
+        return sums
 
-    def _of_split(self, real: DatasetImages, on_part: OnPart) -> Reference:
-        """Statistics of a data set's split, which are stored beside the data set."""
-        settings = self.settings.model_copy(update={"reference": real.split})
-        split = ReferenceSplit(real.root, real.manifest, settings, self.extractor)
-        task = split.task(REFERENCE)
-        for number in task.missing() if task else ():
-            assert task is not None, "it has parts"
-            on_part(REFERENCE, task.ranges[number].start, task.images)
-            task.run(number)
-        return split.read(task)
+    def _of_statistics(self, number: int, sums: Mapping[tuple[int, str], MomentAccumulator]) -> Reference:
+        """Reference of an extractor, from its statistics or from the accumulated images."""
+        read = sums.get((number, "features"))
+        if statistics := self.statistics[number]:
+            path = Path(self.extractors.members[number][0].reference)
+            name = statistics_name(path, statistics.gaussian)
+            return Reference(statistics.gaussian, read.rows if read else None, name, statistics.spatial)
+        assert read is not None, "its images have been read"
+        inner = sums.get((number, "spatial"))
+        name = f"{printable(self.path.name)}, {read.moments.count} images"
+        spatial = Gaussian.of(inner.moments) if inner else None
+        return Reference(Gaussian.of(read.moments), read.rows, name, spatial)
+
+    def _of_split(self, real: DatasetImages, on_part: OnPart) -> list[Reference]:
+        """References from a data set's split; the statistics are stored beside the data set."""
+        members = [
+            (section.model_copy(update={"reference": real.split}), extractor)
+            if statistics is None
+            else (section, extractor)
+            for (section, extractor), statistics in zip(self.extractors.members, self.statistics, strict=True)
+        ]
+        extractors = replace(self.extractors, members=members)
+        references = References(real.root, real.manifest, extractors)
+        tasks = references.tasks()
+        for task in tasks:
+            for number in task.missing():
+                on_part(REFERENCE, task.ranges[number].start, task.images)
+                task.run(number)
+        return references.read({task.phase: task for task in tasks})
 
     def _outputs(self, images: ImageSet, phase: str, on_part: OnPart) -> Iterator[dict[str, Tensor]]:
         for part in split_ranges(images.count, PART_IMAGES):
             on_part(phase, part.start, images.count)
             pixels = self._fitted(images.read(part), phase)
-            yield {**self.extractor.outputs(pixels), "digests": digests(pixels)}
+            yield {**self.extractors.outputs(pixels), "digests": digests(pixels)}
 
     def _fitted(self, pixels: Tensor, phase: str) -> Tensor:
         """Convert images to the channels and intensity levels of the data set, if there is one."""
@@ -215,7 +249,8 @@ class SetComparison:
         counts = None if labels is None else np.unique(labels, return_counts=True)[1]
         facts, real = self.samples.facts(), self.real
         files: Mapping[str, int] = facts.get("files", {})
-        kind = "statistics" if self.statistics else "images"
+        statistics = self.statistics[0]
+        kind = "statistics" if statistics else "images"
         scored = ScoredSet(
             images=self.samples.count,
             levels=self.format.levels,
@@ -237,8 +272,8 @@ class SetComparison:
             "reference": reference.name,
             **({"reference_sha256": sha256_file(self.path)} if self.path.is_file() else {}),
             **(
-                {"reference_source": dict(self.statistics.provenance)}
-                if self.statistics and self.statistics.provenance
+                {"reference_source": dict(statistics.provenance)}
+                if statistics and statistics.provenance
                 else {}
             ),
             **({"reference_files": read["files"]} if read else {}),
@@ -249,3 +284,13 @@ class SetComparison:
             "pair_images": self.settings.pair_images,
             "versions": {name: versions[name] for name in ("torch", "numpy") if name in versions},
         }
+
+
+def _read_statistics(path: Path) -> StatisticsFile | None:
+    """Read mu and sigma of an .npz file; None for images. Raises UserError if the file cannot be read."""
+    if path.suffix.lower() != ".npz":
+        return None
+    if not path.exists() and "://" not in str(path):
+        raise UserError(f"evaluate.reference: {printable(str(path))} does not exist")
+    names = npz_arrays(path)
+    return load_statistics(path) if {"mu", "sigma"} & set(names) or "arr_0" not in names else None

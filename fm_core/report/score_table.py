@@ -7,12 +7,14 @@ from typing import Any
 
 from fm_core.report.html import PageSection, Table
 from fm_core.report.memorization_table import memorization_verdict
+from fm_core.report.score_columns import FEATURE_COLUMNS, LIMIT, columns_of
 from fm_core.report.score_plots import comparison_figures, nfe_figures, score_figures
 from fm_core.report.score_text import (
     INCEPTION,
     accuracy_text,
     distance_title,
     error_notes,
+    further_scores,
     score_record,
     with_error,
 )
@@ -56,8 +58,6 @@ class Comparison:
         return "\n".join(lines)
 
 
-LIMIT = "frechet_limit"
-"""Column of the distance's limit, shown if distances were computed with different numbers of images."""
 DIFFERENT_SIZES = (
     "Fréchet distances of different numbers of images are not comparable, as fewer give a larger one; their "
     "limits are."
@@ -76,20 +76,20 @@ def compare_scores(entries: Sequence[ScoreEntry]) -> Comparison:
     letters = [chr(ord("A") + number % 26) for number in range(len(protocols))]
     several = len(protocols) > 1
     sizes = {record.get("images") for entry in entries if (record := entry.scores.get("frechet_distance"))}
+    every = [entry.scores for entry in entries]
     columns = [
         column
-        for column in COLUMNS
-        if any(score_record(entry.scores, column.key) for entry in entries)
-        and (column.key != LIMIT or len(sizes) > 1)
+        for column in columns_of(every)
+        if any(column.record(scores) for scores in every) and (column.key != LIMIT or len(sizes) > 1)
     ]
     notes = error_notes(
-        (column.head(entries), record)
+        (column.head(every), record)
         for column in columns
-        for entry in entries
-        if column.key != LIMIT and (record := score_record(entry.scores, column.key))
+        for scores in every
+        if column.key != LIMIT and (record := column.record(scores))
     )
     notes += [DIFFERENT_SIZES] if len(sizes) > 1 else []
-    head = ["", *(["protocol"] if several else []), *(column.head(entries) for column in columns)]
+    head = ["", *(["protocol"] if several else []), *(column.head(every) for column in columns)]
     rows = [
         [
             entry.name,
@@ -98,7 +98,8 @@ def compare_scores(entries: Sequence[ScoreEntry]) -> Comparison:
         ]
         for entry in entries
     ]
-    return Comparison(Table(head, rows), _differences(protocols, letters), notes)
+    differences = _differences(protocols, letters) + _extractor_differences(entries)
+    return Comparison(Table(head, rows), differences, notes)
 
 
 def _differences(protocols: Sequence[Mapping[str, Any]], letters: Sequence[str]) -> list[str]:
@@ -112,6 +113,21 @@ def _differences(protocols: Sequence[Mapping[str, Any]], letters: Sequence[str])
     return lines
 
 
+def _extractor_differences(entries: Sequence[ScoreEntry]) -> list[str]:
+    """Differences between the protocols of further extractors of one name, where several entries use it."""
+    lines = list[str]()
+    for name in dict.fromkeys(name for entry in entries for name in further_scores(entry.scores)):
+        own = [
+            (e.name, _flat(s[name]["protocol"])) for e in entries if name in (s := further_scores(e.scores))
+        ]
+        for key in sorted(set().union(*(protocol for _, protocol in own))):
+            values = [(entry, protocol.get(key, "not recorded")) for entry, protocol in own]
+            if any(value != values[0][1] for _, value in values):
+                by_entry = "; ".join(f"{entry}: {value}" for entry, value in values)
+                lines.append(f"{key} of {name}: {by_entry}")
+    return lines
+
+
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(value, dict):
         return {prefix: value}
@@ -121,67 +137,10 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-@dataclass(frozen=True)
-class Column:
-    """A score and the format of its column."""
-
-    key: str
-    title: str
-    digits: int
-
-    def head(self, entries: Sequence[ScoreEntry]) -> str:
-        """Title of the column; a Fréchet distance is called FID if all entries use Inception features."""
-        records = [record for entry in entries if (record := score_record(entry.scores, self.key))]
-        kinds = {str(record.get("features")) for record in records}
-        if self.key == "frechet_distance":
-            return distance_title(str(kinds.pop())) if len(kinds) == 1 else self.title
-        if self.key == "bits_per_dim_k_sample":
-            return f"bits/dim, K = {' or '.join(str(k) for k in sorted({r['k'] for r in records}))}"
-        return self.title
-
-    def cell(self, scores: Mapping[str, Any]) -> str:
-        """Value, standard error and number of images; empty if the score is absent."""
-        record = score_record(scores, self.key)
-        if record is None:
-            return "not known" if self.key == LIMIT and "frechet_distance" in scores else ""
-        if self.key == "classifier":
-            return f"{record['held_out_accuracy']:.1%}"
-        images = f" ({record['images']:,})" if "images" in record else ""
-        return f"{with_error(record, self.digits)}{images}"
-
-
-COLUMNS = (
-    Column("frechet_distance", "Fréchet distance", 3),
-    Column(LIMIT, "its limit for infinitely many images", 3),
-    Column("classifier", "accuracy of the classifier", 3),
-    Column("spatial_frechet_distance", "sFID", 3),
-    Column("kernel_distance", "kernel distance", 5),
-    Column("inception_score", "Inception Score", 2),
-    Column("inception_score_of_splits", "Inception Score of splits", 2),
-    Column("classifier_score", "classifier score", 2),
-    Column("precision", "precision", 3),
-    Column("recall", "recall", 3),
-    Column("bits_per_dim", "bits/dim, K = 1", 3),
-    Column("bits_per_dim_k_sample", "bits/dim, K > 1", 3),
-    Column("nfe", "NFE", 0),
-)
-
-
 def scores_section(scores: Mapping[str, Any]) -> PageSection:
     """Section with one set of scores, drawn and listed with errors and numbers of images, and protocol."""
-    rows = list[list[str]]()
-    for key, what in (
-        ("frechet_distance", "samples"),
-        ("frechet_distance_of_as_many", "samples"),
-        ("frechet_distance_of_held_out", "real validation images"),
-    ):
-        if key in scores:
-            rows += _distance_rows(scores[key], what)
-    for column in COLUMNS[3:10]:
-        if record := score_record(scores, column.key):
-            against = f" against {record['reference_images']:,}" if "reference_images" in record else ""
-            of = f"{record['images']:,} samples{against}, {record['features']} features"
-            rows.append([column.title, with_error(record, column.digits), of])
+    further = further_scores(scores)
+    rows = [row for own in (scores, *further.values()) for row in _feature_rows(own)]
     rows += _classifier_rows(scores)
     if copies := scores.get("duplicates"):
         rows.append(["copies of other samples", f"{copies['images']:,}", f"of {copies['of']:,} samples"])
@@ -195,29 +154,52 @@ def scores_section(scores: Mapping[str, Any]) -> PageSection:
         note = f"Reference: {distance['reference']}."
         if distance["features"] != INCEPTION:
             note = f"Distances with {distance['features']} features are not FID. {note}"
+        if further and (name := scores["protocol"].get("name")):
+            note = f"The protocol {name} covers the scores of {distance['features']} features alone. {note}"
         if verdict := memorization_verdict(scores):
             note = f"{verdict} {note}"
         if accuracy := accuracy_text(scores):
             note = f"{note} Of these features: {accuracy}."
-    titles = {column.key: column.head([ScoreEntry("", scores)]) for column in COLUMNS}
     records = [
-        (titles[key], record) for key in titles if key != LIMIT and (record := score_record(scores, key))
+        (column.head([scores]), record)
+        for column in columns_of([scores])
+        if column.key != LIMIT and (record := column.record(scores))
     ]
     note = " ".join([note, *error_notes(records)]).strip()
     curves = nfe_figures(scores["nfe_curve"]) if "nfe_curve" in scores else []
     parts = [*score_figures(scores), Table(["", "value", "of"], rows), *curves]
-    return PageSection("Scores", parts, note, text=json.dumps(scores["protocol"], indent=1))
+    protocols = {name: own["protocol"] for name, own in further.items()}
+    protocol = json.dumps(scores["protocol"] | ({"extractors": protocols} if protocols else {}), indent=1)
+    return PageSection("Scores", parts, note, text=protocol)
 
 
 def comparison_section(title: str, entries: Sequence[ScoreEntry]) -> PageSection:
     """Section with several sets of scores, drawn and listed, and the differences of their protocols."""
     comparison = compare_scores(entries)
     differences = [WARNING, *comparison.differences] if comparison.differences else []
-    titles = {
-        column.key: column.head(entries) for column in COLUMNS if column.key not in (LIMIT, "classifier")
-    }
-    figures = comparison_figures([(entry.name, entry.scores) for entry in entries], titles)
+    figures = comparison_figures([(entry.name, entry.scores) for entry in entries])
     return PageSection(title, [comparison.table, *figures], " ".join([*comparison.notes, *differences]))
+
+
+def _feature_rows(scores: Mapping[str, Any]) -> list[list[str]]:
+    """Rows of the scores of one extractor."""
+    rows = list[list[str]]()
+    for key, what in (
+        ("frechet_distance", "samples"),
+        ("frechet_distance_of_as_many", "samples"),
+        ("frechet_distance_of_held_out", "real validation images"),
+    ):
+        if key in scores:
+            rows += _distance_rows(scores[key], what)
+    if ratio := scores.get("frechet_distance_ratio"):
+        of = f"distance of {ratio['images']:,} samples divided by that of as many validation images"
+        rows.append(["FDr", with_error(ratio, 3), f"{of}, {ratio['features']} features"])
+    for column in FEATURE_COLUMNS:
+        if record := column.record(scores):
+            against = f" against {record['reference_images']:,}" if "reference_images" in record else ""
+            of = f"{record['images']:,} samples{against}, {record['features']} features"
+            rows.append([column.title, with_error(record, column.digits), of])
+    return rows
 
 
 def _distance_rows(record: Mapping[str, Any], what: str) -> list[list[str]]:

@@ -35,6 +35,11 @@ def score_record(scores: Record, key: str) -> Record | None:
     return scores.get(key)
 
 
+def further_scores(scores: Record) -> Mapping[str, Record]:
+    """Scores of further extractors by the names of their features; empty if there are none."""
+    return scores.get("extractors", {})
+
+
 def distance_title(features: str) -> str:
     """Return "FID" for the features that define FID, and "Fréchet distance" with their name for others."""
     return "FID" if features == INCEPTION else f"Fréchet distance ({features} features)"
@@ -91,17 +96,10 @@ def accuracy_text(scores: Record) -> str:
 def summary(scores: Record) -> str:
     """Return the scores in one line."""
     parts = list[str]()
-    if frechet := scores.get("frechet_distance"):
-        held_out = scores["frechet_distance_of_held_out"]
-        # The distance decreases with the number of images, so only distances of equal numbers are comparable.
-        same_size = scores.get("frechet_distance_of_as_many", frechet)
-        parts.append(
-            f"Fréchet distance ({frechet['features']} features, {same_size['images']} images) "
-            f"{same_size['value']:.2f} ± {same_size['stderr']:.2f}, "
-            f"real held-out images {held_out['value']:.2f}"
-        )
-        if reason := same_size.get("unreliable"):
-            parts.append(f"its ± is unreliable: {reason}")
+    frechet, further = scores.get("frechet_distance"), further_scores(scores)
+    parts += _distance_parts(scores, ratio=bool(further))
+    for own in further.values():
+        parts += _distance_parts(own, ratio=True)
     if accuracy := accuracy_text(scores):
         parts.append(accuracy)
     for key, name in (
@@ -124,6 +122,25 @@ def summary(scores: Record) -> str:
         if k_sample := bits.get("k_sample"):
             parts.append(f"{with_error(k_sample, 3)} bits/dim (K = {k_sample['k']})")
     return "; ".join(parts)
+
+
+def _distance_parts(scores: Record, ratio: bool) -> list[str]:
+    """Distance of the samples and of real images with one extractor, and their ratio on request."""
+    if "frechet_distance" not in scores:
+        return []
+    frechet, held_out = scores["frechet_distance"], scores["frechet_distance_of_held_out"]
+    # The distance decreases with the number of images, so only distances of equal numbers are comparable.
+    same_size = scores.get("frechet_distance_of_as_many", frechet)
+    parts = [
+        f"Fréchet distance ({frechet['features']} features, {same_size['images']} images) "
+        f"{same_size['value']:.2f} ± {same_size['stderr']:.2f}, "
+        f"real held-out images {held_out['value']:.2f}"
+    ]
+    if ratio and (fdr := scores.get("frechet_distance_ratio")):
+        parts[0] += f", FDr {fdr['value']:.2f} ± {fdr['stderr']:.2f}"
+    if reason := same_size.get("unreliable"):
+        parts.append(f"its ± is unreliable: {reason}")
+    return parts
 
 
 def _add(groups: dict[str, list[str]], key: str, title: str) -> None:

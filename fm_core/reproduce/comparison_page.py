@@ -7,12 +7,10 @@ from typing import Any
 from torch import Tensor
 
 from fm_core.report.html import PageSection, Table, page
-from fm_core.report.memorization_table import HEAD, NOTE, memorization_rows
 from fm_core.report.score_text import accuracy_text, score_record, with_error
 from fm_core.reproduce.claims import FALSE_POSITIVES
 from fm_core.reproduce.comparison_figures import (
     TRAJECTORIES,
-    Results,
     sample_galleries,
     score_error_bars,
     solver_figures,
@@ -26,6 +24,7 @@ from fm_core.reproduce.paper_results import (
     table_key,
     training_budget,
 )
+from fm_core.reproduce.run_tables import Results, distance_ratios, memorization, paired_bits
 
 CLAIMS = {
     "evaluations": "Reaches the other's quality with fewer evaluations of the network",
@@ -60,8 +59,8 @@ def comparison_sections(results: Results, images: ImagesByRun) -> list[PageSecti
         images: for each run, `images` uint8 [budgets, n, C, H, W] and `levels` and, if trajectories are
             saved, `trajectory` uint8 [T, n, C, H, W].
     """
-    sections = [_table(results), *_paper_table(results), _verdicts(results), *_paired_bits(results)]
-    sections += _memorization(results)
+    sections = [_table(results), *_paper_table(results), _verdicts(results), *paired_bits(results)]
+    sections += [*distance_ratios(results), *memorization(results)]
     if results["failed"]:
         rows = [[run, error] for run, error in results["failed"].items()]
         sections.insert(0, PageSection("Failed", [Table(["run", "error"], rows)]))
@@ -188,34 +187,6 @@ def _verdicts(results: Results) -> PageSection:
     return PageSection(
         "The paper's claims", [Table(["claim", "against", "measured"], rows)] if rows else [], note
     )
-
-
-def _paired_bits(results: Results) -> list[PageSection]:
-    """Paired per-image differences of bits/dim, if there are any."""
-    titles = {name: row["title"] for name, row in results["summary"].items()}
-    rows = [
-        [titles[name], f"K = {k}", record["words"]]
-        for name, by_draws in results.get("paired_bits", {}).items()
-        for k, record in by_draws.items()
-    ]
-    if not rows:
-        return []
-    note = (
-        "Bits/dim of flow matching on the optimal-transport path less that of the others, for the same "
-        "images, draws and probes: what these share cancels, so that the errors are smaller than in table 1. "
-        f"{len(rows)} comparisons."
-    )
-    return [PageSection("Paired differences of bits/dim", [Table(["less", "", "difference"], rows)], note)]
-
-
-def _memorization(results: Results) -> list[PageSection]:
-    """Memorization of each run."""
-    rows = [
-        [f"{record['run']}: {row[0]}", *row[1:]]
-        for record in results["cells"]
-        for row in memorization_rows(record["scores"])
-    ]
-    return [PageSection("Memorization", [Table(HEAD, rows)], NOTE)] if rows else []
 
 
 def _curves(results: Results) -> list[PageSection]:

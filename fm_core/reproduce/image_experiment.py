@@ -112,7 +112,7 @@ def _checkpoint_config(config: RunConfig, step: int, images: int) -> RunConfig:
     tree["sample"] |= {"step": step, "images": images}
     tree["evaluate"]["likelihood"]["images"] = 0
     tree["evaluate"]["nfe_curve"]["images"] = 0
-    tree["evaluate"] |= {"metrics": ["frechet_distance"], "samples": "sampler"}
+    tree["evaluate"] |= {"metrics": ["frechet_distance"], "samples": "sampler", "extractors": []}
     return parse_config(tree, where=f"{config.run.name} at step {step}")
 
 

@@ -111,7 +111,7 @@ def run_in_parallel(
         UserError: there are not enough devices.
     """
     free = device_shares(config)
-    if config.evaluate.features == "classifier":
+    if config.evaluate.trains_classifier:
         _train_classifier(config)
     file = folder / "config.yaml"
     write_text(file, dump_yaml(_with_thread_share(config)))
@@ -145,7 +145,8 @@ def _train_classifier(config: RunConfig) -> None:
     with cpu_threads(world(config.launch)[1]):
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         manifest = load_manifest(config.data.root, config.data.name)
-        open_extractor(config.evaluate, config.data.root, manifest, device, _ignore_progress)
+        settings = config.evaluate.model_copy(update={"features": "classifier"})
+        open_extractor(settings, config.data.root, manifest, device, _ignore_progress)
 
 
 def _ignore_progress(step: int, steps: int, loss: float) -> None:

@@ -11,6 +11,8 @@ from fm_core.config import RunConfig
 from fm_core.errors import StopRequested, UserError
 from fm_core.evaluation.dataset_likelihood import combine, write_bits
 from fm_core.evaluation.evaluation_run import CHECK, CURVE, LIKELIHOOD, SAMPLES, VALIDATION, EvaluationRun
+from fm_core.evaluation.features.extractor_set import outputs_of
+from fm_core.evaluation.further_scores import further_records
 from fm_core.evaluation.memorization_scores import memorization_records
 from fm_core.evaluation.metrics.frechet import frechet_distance_of_features
 from fm_core.evaluation.metrics.sampling_error import InfluenceTerms
@@ -165,7 +167,7 @@ def _default_processes(config: RunConfig) -> int:
 def _scores(evaluation: EvaluationRun, on_terms: Callable[[InfluenceTerms], None]) -> dict[str, Any]:
     tasks, settings, reference = evaluation.tasks, evaluation.settings, evaluation.reference
     samples, held_out = tasks[SAMPLES].read_all(), tasks[VALIDATION].read_all()
-    _check_reference(evaluation, held_out)
+    _check_references(evaluation, held_out)
     scores = image_scores(
         samples,
         held_out,
@@ -192,16 +194,26 @@ def _scores(evaluation: EvaluationRun, on_terms: Callable[[InfluenceTerms], None
         gaussian = reference.gaussian.to(evaluation.device)
         parts = tasks[CURVE].read_all()
         scores["nfe_curve"] = curve_record(parts, settings.nfe_curve, gaussian, evaluation.extractor.name)
+    scores |= further_records(
+        evaluation.extractors,
+        samples,
+        held_out,
+        evaluation.references,
+        evaluation.device,
+        evaluation.classes_in_turn,
+    )
     return {**head, **scores}
 
 
-def _check_reference(evaluation: EvaluationRun, held_out: Parts) -> None:
-    """Refuse to score if the distance of real images differs from the recorded one."""
-    device, reference = evaluation.device, evaluation.reference.gaussian
-    real = torch.cat([part["features"] for part in held_out]).to(device)
-    distance = frechet_distance_of_features(real, reference.to(device))
-    root, name = evaluation.config.data.root, evaluation.settings.reference
-    reference_check(root, evaluation.manifest, evaluation.extractor, name, distance, len(real))
+def _check_references(evaluation: EvaluationRun, held_out: Parts) -> None:
+    """Refuse to score if the distance of real images from a reference differs from the recorded one."""
+    device, root = evaluation.device, evaluation.config.data.root
+    for number, (settings, extractor) in enumerate(evaluation.extractors.members):
+        parts = outputs_of(number, held_out) if number else held_out
+        real = torch.cat([part["features"] for part in parts]).to(device)
+        gaussian = evaluation.references[number].gaussian.to(device)
+        distance = frechet_distance_of_features(real, gaussian)
+        reference_check(root, evaluation.manifest, extractor, settings.reference, distance, len(real))
 
 
 def _write_reference(evaluation: EvaluationRun, file: str) -> None:

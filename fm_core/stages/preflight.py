@@ -46,7 +46,7 @@ def preflight(config: RunConfig, stages: Sequence[str] = STAGES) -> None:
 
 def has_features(config: RunConfig) -> bool:
     """Whether samples can be scored: the classifier needs labels. True if the data set is not known yet."""
-    if config.evaluate.features != "classifier":
+    if not config.evaluate.trains_classifier:
         return True
     try:
         data = resolve(config, from_source=True).data

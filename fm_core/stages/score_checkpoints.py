@@ -142,6 +142,7 @@ def _scoring_config(config: RunConfig, step: int) -> RunConfig:
         "train": {"checkpoint_root": str(run / "beside" / "checkpoints")},
         "evaluate": {
             "metrics": ("frechet_distance",),
+            "extractors": (),
             "samples": None,
             "reference_out": None,
             "output": None,

@@ -34,7 +34,7 @@ def score_images(config: RunConfig, observe: Observer = no_progress) -> StageRes
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with cpu_threads(available_cores()):
         comparison = SetComparison(settings, device)
-        classifier = {CLASSIFIER: CLASSIFIER_WEIGHT} if settings.features == "classifier" else {}
+        classifier = {CLASSIFIER: CLASSIFIER_WEIGHT} if settings.trains_classifier else {}
         phases = ProgressPhases("evaluate", observe, {**classifier, **comparison.phases()})
         comparison.open(
             lambda step, steps, loss: phases.at(CLASSIFIER, step, steps, f"steps, loss {loss:.3f}")

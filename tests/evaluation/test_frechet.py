@@ -5,15 +5,21 @@ import pytest
 import scipy.linalg
 import torch
 
+from fm_core.data.sources.splits import permutation
 from fm_core.evaluation.metrics.feature_statistics import FeatureMoments, Gaussian
 from fm_core.evaluation.metrics.frechet import (
     FEW_IMAGES,
+    ORDER_SEED,
     estimate_frechet_distance,
     frechet_distance,
     frechet_distance_low_rank,
 )
-from fm_core.evaluation.metrics.frechet_error import FrechetInfluence
-from fm_core.evaluation.metrics.sampling_error import HEAVY_TAILED
+from fm_core.evaluation.metrics.frechet_error import (
+    PAIRS_PER_IMAGE,
+    FrechetInfluence,
+    curvature_factors,
+)
+from fm_core.evaluation.metrics.sampling_error import HEAVY_TAILED, SamplingError
 
 
 def features(count, dimension, seed, scale=1.0, shift=0.0):
@@ -210,7 +216,7 @@ def test_the_influence_is_the_derivative_of_the_distance():
 
     moments = FeatureMoments.of(rows)
     covariance = moments.covariance * 59 / 60
-    influence = FrechetInfluence(moments.mean, covariance, target)
+    influence = FrechetInfluence(moments.mean, target.whiten(covariance), target)
     step, one = 1e-3, torch.ones(60).double()
     derivatives = []
     for image in range(60):
@@ -221,6 +227,49 @@ def test_the_influence_is_the_derivative_of_the_distance():
     assert torch.allclose(
         computed - computed.mean(), torch.tensor(derivatives).double(), rtol=1e-4, atol=1e-4
     )
+
+
+def test_the_second_order_part_has_the_factors_of_its_curvature():
+    """Compare with the matrix itself, over twelve orders of magnitude of the eigenvalues."""
+    r = torch.logspace(-4, 2, 40, dtype=torch.float64)
+    factors = curvature_factors(r)
+    expected = 1 / (torch.outer(r, r) * (r[:, None] + r))
+    torch.testing.assert_close(factors @ factors.T, expected, rtol=1e-10, atol=0)
+    assert not len(curvature_factors(r[:0]))
+
+
+def test_the_error_is_the_formula_for_every_pair_of_images():
+    """Compare with sums over matrices A_ij of each image, written out."""
+    rows, target = features(30, 4, 32).double(), reference(features(50, 4, 33, shift=0.2))
+    moments = FeatureMoments.of(rows)
+    influence = FrechetInfluence(moments.mean, target.whiten(moments.covariance), target)
+    t, values = (rows - moments.mean) @ influence.whitening, influence.values
+    r = values.sqrt()
+    c = 1 / (torch.outer(r, r) * (r[:, None] + r))
+    deviations = t[:, :, None] * t[:, None, :] - torch.diag(values)
+
+    def phi(x, y):
+        return 2 * (t[x] * t[y] / r).sum() + (c * deviations[x] * deviations[y]).sum()
+
+    images, offsets = range(30), range(1, PAIRS_PER_IMAGE + 1)
+    pairs = torch.stack([phi(x, (x - offset) % 30) for offset in offsets for x in images])
+    linear = influence.first_order(rows) - torch.stack([phi(x, x) for x in images]) / 60
+    second_order = pairs.square().mean() / (2 * 30**2)
+    expected = SamplingError.of(linear.var().item() / 30, second_order.item(), None)
+    error = influence.error(rows, 30)
+    assert error.second_order == pytest.approx(second_order.item(), rel=1e-9)
+    assert error.variance == pytest.approx(expected.variance, rel=1e-9)
+
+
+def test_large_products_are_computed_in_blocks_and_the_limit_from_one_half():
+    rows, target = features(1_300, 520, 34), reference(features(1_400, 520, 35))
+    products = rows.double().T @ rows.double()
+    torch.testing.assert_close(FeatureMoments.of(rows).products, products, rtol=1e-12, atol=1e-9)
+    assert torch.equal(FeatureMoments.of(rows).products, FeatureMoments.of(rows).products.T)
+    estimate = estimate_frechet_distance(rows, target)
+    order = torch.from_numpy(permutation(1_300, ORDER_SEED))
+    half = np.mean([frechet_distance(FeatureMoments.of(rows[part]), target) for part in order.chunk(2)])
+    assert estimate.infinity[0] == pytest.approx(2 * estimate.value - half, rel=1e-9)
 
 
 def test_four_images_are_enough_for_an_error_and_three_are_not():

@@ -9,6 +9,7 @@ import pytest
 from fm_core import cli
 from fm_core.errors import UserError
 from fm_core.report.score_table import WARNING, ScoreEntry, compare_scores, scores_section
+from fm_core.report.score_text import summary
 from fm_core.stages.compare import compare
 
 PROTOCOL = {
@@ -154,6 +155,60 @@ def test_distances_of_different_numbers_of_images_stand_with_their_limits():
     assert any("not comparable" in note for note in comparison.notes)
     same = compare_scores([ScoreEntry(name, scores(frechet_distance=many)) for name in ("one", "two")])
     assert "its limit for infinitely many images" not in same.table.head
+
+
+def further(sha256="1" * 64, **over):
+    """Scores of a further extractor."""
+    distance = {**DISTANCE, "value": 310.0, "stderr": 2.0, "features": "dinov2-vitl14"}
+    ratio = {"value": 1.4, "stderr": 0.1, "features": "dinov2-vitl14", "images": 50_000}
+    own = {"protocol": {"features": "dinov2-vitl14", "features_sha256": sha256, "reference": "train"}}
+    real = {**distance, "value": 221.5}
+    records = {"frechet_distance_of_held_out": real, "frechet_distance_ratio": ratio}
+    return {"dinov2-vitl14": {**own, "frechet_distance": distance, **records, **over}}
+
+
+def test_a_further_extractor_has_columns_of_its_own_and_is_no_difference_of_protocol():
+    one = ScoreEntry("one", scores(extractors=further()))
+    comparison = compare_scores([one, ScoreEntry("two", scores())])
+    head = comparison.table.head
+    distance, ratio = (head.index(f"{name} (dinov2-vitl14 features)") for name in ("Fréchet distance", "FDr"))
+    assert [row[distance] for row in comparison.table.rows] == ["310.000 ± 2.000 (50,000)", ""]
+    assert comparison.table.rows[0][ratio] == "1.400 ± 0.100 (50,000)"
+    assert comparison.differences == []
+    other = ScoreEntry("one", scores(extractors=further(sha256="2" * 64)))
+    (difference,) = compare_scores([one, other]).differences
+    assert difference == f"features_sha256 of dinov2-vitl14: one: {'1' * 64}; one: {'2' * 64}"
+
+
+def test_the_section_and_the_summary_show_every_extractor():
+    kernel = {"value": 0.25, "stderr": 0.01, "features": "dinov2-vitl14", "images": 9, "reference_images": 8}
+    held_out = {**DISTANCE, "value": 6.5}
+    ratio = {"value": 0.5, "stderr": 0.02, "features": "inception-v3-2015-12-05", "images": 50_000}
+    record = scores(
+        {"name": "edm", "deviations": []},
+        frechet_distance={**DISTANCE, "features": "inception-v3-2015-12-05"},
+        frechet_distance_of_held_out=held_out,
+        frechet_distance_ratio=ratio,
+        extractors=further(kernel_distance=kernel),
+    )
+    html = scores_section(record).html()
+    for text in (
+        "310.000 ± 2.000",
+        "1.400 ± 0.100",
+        "0.500 ± 0.020",
+        "0.25000 ± 0.01000",
+        "9 samples against 8, dinov2-vitl14 features",
+        "The protocol edm covers the scores of inception-v3-2015-12-05 features alone.",
+    ):
+        assert text in html, text
+    assert (
+        json.loads(scores_section(record).text)["extractors"]["dinov2-vitl14"]["features_sha256"] == "1" * 64
+    )
+    assert summary(record).startswith(
+        "Fréchet distance (inception-v3-2015-12-05 features, 50000 images) 3.25 ± 0.02, real held-out images "
+        "6.50, FDr 0.50 ± 0.02; Fréchet distance (dinov2-vitl14 features, 50000 images) 310.00 ± 2.00, real "
+        "held-out images 221.50, FDr 1.40 ± 0.10; "
+    )
 
 
 @pytest.mark.parametrize("key", ["classifier_score", "inception_score"])

@@ -1,6 +1,7 @@
 """`fm evaluate` without a configuration: any images against any reference, and its one-line errors."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from fm_core.evaluation.score_output import bibtex_note
 from fm_core.storage.atomic_files import read_json
 from tests.support.tiny_run import is_progress
 
+METRICS = ["frechet_distance", "kernel_distance", "inception_score", "precision_recall"]
 FEATURES = ("--evaluate.features", f"{__name__}:Pooled")
 
 
@@ -149,6 +151,66 @@ def test_a_note_of_bibtex_escapes_what_latex_reads(place, fm, tmp_path):
     note = bibtex_note(scores)
     assert note.startswith(r"note = {FID 2.31 $\pm$ 0.04; protocol: none of the named ones; ")
     assert r"50,000 samples against VIRTUAL\_64\&50\%.npz ? u" in note
+
+
+class Averages(nn.Module):
+    """Four features of uint8 images [N, 3, S, S]."""
+
+    def forward(self, images):
+        return nn.functional.adaptive_avg_pool2d(images[:, :1].float() / 255, 2).flatten(1)
+
+
+AVERAGES = f"{__name__}:Averages"
+
+
+def further(**keys):
+    """Arguments for a further extractor."""
+    return "--evaluate.extractors", json.dumps([{"features": AVERAGES, **keys}])
+
+
+FURTHER = further()
+
+
+@pytest.mark.parametrize("protocol", [(), ("--evaluate.protocol", "edm")])
+def test_further_extractors_score_the_same_images_outside_of_the_protocol(score, fm, place, protocol):
+    together = score("png", "uint8.npz", *protocol, *FURTHER)
+    first = score("png", "uint8.npz", *protocol)
+    assert {**together, "seconds": 0, "extractors": 0} == {**first, "seconds": 0, "extractors": 0}
+    metrics = ("--evaluate.metrics", json.dumps(["frechet_distance"] if protocol else METRICS))
+    alone = score("png", "uint8.npz", *metrics, features=("--evaluate.features", AVERAGES))
+    own = together["extractors"][AVERAGES]
+    names = own.keys() - {"protocol"}
+    assert names == alone.keys() - {"protocol", "schema", "name", "seconds", "duplicates"}
+    assert {name: own[name] for name in names} == {name: alone[name] for name in names}
+    assert "name" not in own["protocol"]
+    assert own["protocol"]["features_sha256"] == alone["protocol"]["features_sha256"]
+    outside = ", not part of edm" if protocol else ""
+    sets = ("--evaluate.samples", "png", "--evaluate.reference", "uint8.npz", *FEATURES)
+    out = fm("evaluate", *sets, *protocol, *FURTHER, "--evaluate.output", "several.json")
+    assert re.search(
+        rf"; also features {AVERAGES} \(weights [^)]*, against uint8.npz, 30 images\){outside}; ", out
+    )
+    assert f"({AVERAGES} features)" in bibtex_note(together).replace("\\_", "_")
+    if protocol:
+        assert together["protocol"]["deviations"] == first["protocol"]["deviations"]
+
+
+def test_statistics_are_of_one_extractor(place, score, fm):
+    rows = Averages()(torch.from_numpy(np.load(place / "uint8.npz")["arr_0"]).permute(0, 3, 1, 2)).double()
+    np.savez(place / "averages.npz", mu=rows.mean(0).numpy(), sigma=np.cov(rows.numpy().T))
+    scores = score("png", "adm.npz", *further(reference="averages.npz"))
+    alone = score("png", "averages.npz", features=("--evaluate.features", AVERAGES))
+    name = "frechet_distance"
+    assert scores["extractors"][AVERAGES][name] == alone[name]
+    assert "precision" in scores
+    assert "precision" not in scores["extractors"][AVERAGES]
+    sets = ("--evaluate.samples", "png", *FEATURES, "--evaluate.reference")
+    (error,) = fm("evaluate", *sets, "adm.npz", *FURTHER, code=2)
+    assert "evaluate.extractors.0.reference: evaluate.reference adm.npz holds statistics of" in error
+    (error,) = fm("evaluate", *sets, "adm.npz", *further(reference="inception.npz"), code=2)
+    assert "evaluate.extractors.0.reference inception.npz has 2048 features; " in error
+    (error,) = fm("evaluate", *sets, "uint8.npz", *further(reference="png"), code=2)
+    assert "a further extractor has the reference of the first" in error
 
 
 def test_samples_of_a_run_and_its_data_set_have_the_scores_of_the_run(tiny, fm, tmp_path):

@@ -5,6 +5,7 @@ et al. 2017). The trace of (S1 S2)^(1/2) is computed as the trace of (R S1 R)^(1
 R S1 R is symmetric.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,8 +46,8 @@ class FrechetEstimate:
 
 def frechet_distance(moments: FeatureMoments, reference: Gaussian) -> float:
     """Fréchet distance (squared, like FID) from more than D images to a reference."""
-    root, covariance = reference.root, moments.covariance
-    cross = zero_rounding_noise(torch.linalg.eigvalsh(root @ covariance @ root)).sqrt().sum()
+    covariance = moments.covariance
+    cross = _root_trace(reference.whiten(covariance))
     return _frechet_formula(moments.mean, covariance.trace(), reference, cross)
 
 
@@ -91,19 +92,21 @@ def estimate_frechet_distance(
     order = torch.from_numpy(permutation(count, ORDER_SEED)).to(features.device)
     halves = [_moments(features, part) for part in order.tensor_split(2)]
     moments = halves[0] + halves[1]
-    influence = FrechetInfluence(moments.mean, moments.covariance, reference)
+    covariance = moments.covariance
+    whitened = reference.whiten(covariance)
+    influence = FrechetInfluence(moments.mean, whitened, reference)
     singular = count <= dimension
     value = (
         frechet_distance_low_rank(features, reference)
         if singular
-        else _frechet_formula(moments.mean, moments.covariance.trace(), reference, influence.cross)
+        else _frechet_formula(moments.mean, covariance.trace(), reference, influence.cross)
     )
     chosen = order[: error_images(count, dimension)]
     terms = influence.terms(features[chosen], chosen, count)
     error = terms.error()
     infinity = None
     if limit and count > 2 * dimension:
-        half = sum(frechet_distance(part, reference) for part in halves) / 2
+        half = sum(_distances_of_halves(halves, whitened, reference)) / 2
         # The limit F of the line F(N) = F + c / N. The halves add their own second-order part to its error.
         infinity = (2 * value - half, (error.variance + error.second_order) ** 0.5)
     return FrechetEstimate(
@@ -120,6 +123,29 @@ def _moments(features: Tensor, chosen: Tensor) -> FeatureMoments:
     """Moments of the chosen rows of features, without a float64 copy of all rows."""
     first, *rest = (FeatureMoments.of(features[part]) for part in chosen.split(CHUNK_ROWS))
     return sum(rest, first)
+
+
+def _distances_of_halves(
+    halves: Sequence[FeatureMoments], whitened: Tensor, reference: Gaussian
+) -> Iterator[float]:
+    """Fréchet distances of two halves, where R S R of both together is `whitened` [D, D].
+
+    (n - 1) S = (n1 - 1) S1 + (n2 - 1) S2 + n1 n2 / n (m1 - m2) (m1 - m2)^T, so that the second half needs no
+    products of its own.
+    """
+    first, second = halves
+    count = first.count + second.count
+    own = reference.whiten(first.covariance)
+    between = reference.root @ (first.mean - second.mean)
+    rest = (count - 1) * whitened - (first.count - 1) * own
+    rest -= first.count * second.count / count * torch.outer(between, between)
+    for half, product in ((first, own), (second, rest / (second.count - 1))):
+        yield _frechet_formula(half.mean, half.covariance.trace(), reference, _root_trace(product))
+
+
+def _root_trace(whitened: Tensor) -> Tensor:
+    """Trace of the square root of a positive semidefinite matrix [D, D]."""
+    return zero_rounding_noise(torch.linalg.eigvalsh(whitened)).sqrt().sum()
 
 
 def _frechet_formula(mean: Tensor, trace: Tensor, reference: Gaussian, cross: Tensor) -> float:
