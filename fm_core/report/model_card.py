@@ -8,8 +8,9 @@ from typing import Any
 import yaml
 
 from fm_core.report.memorization_table import HEAD, NOTE, memorization_rows, memorization_verdict
-from fm_core.report.score_table import COLUMNS, ScoreEntry, compare_scores
-from fm_core.report.score_text import INCEPTION, score_record
+from fm_core.report.score_columns import columns_of
+from fm_core.report.score_table import ScoreEntry, compare_scores
+from fm_core.report.score_text import INCEPTION
 
 TASK = "unconditional-image-generation"
 """The hub's name for image generation from noise, with or without classes."""
@@ -108,14 +109,18 @@ def hub_card(facts: CardFacts, repository: str, license_name: str | None) -> str
 
 
 def _results(facts: CardFacts) -> list[dict[str, Any]]:
-    """The scores as the hub's model-index has them: one result for each evaluation."""
+    """The scores as the hub's model-index has them: one result for each evaluation.
+
+    Scores of further extractors are only in the text of the card, because the type of a metric does not name
+    features.
+    """
     data = facts.recipe["data"]
     results = list[dict[str, Any]]()
     for entry in facts.scores:
         metrics = list[dict[str, Any]]()
-        for column in COLUMNS:
-            record = score_record(entry.scores, column.key)
-            if record is None or column.key not in METRICS:
+        for column in columns_of([entry.scores]):
+            record = column.record(entry.scores)
+            if record is None or column.key not in METRICS or column.extractor is not None:
                 continue
             inception = column.key == "frechet_distance" and record.get("features") == INCEPTION
             error = f", standard error {record['stderr']:.3g}" if "stderr" in record else ""
@@ -124,7 +129,7 @@ def _results(facts: CardFacts) -> list[dict[str, Any]]:
             metrics.append(
                 {
                     "type": "fid" if inception else METRICS[column.key],
-                    "name": f"{column.head([entry])}{images}{error}",
+                    "name": f"{column.head([entry.scores])}{images}{error}",
                     "value": round(float(record.get("value", record.get("mean"))), 6),
                 }
             )

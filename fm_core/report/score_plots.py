@@ -5,7 +5,8 @@ from typing import Any
 
 from fm_core.report.html import Figure
 from fm_core.report.plots import ErrorBar, error_bar_plot, nfe_curves
-from fm_core.report.score_text import distance_title, score_record
+from fm_core.report.score_columns import LIMIT, columns_of
+from fm_core.report.score_text import distance_title, further_scores, score_record
 
 Scores = Mapping[str, Any]
 SAMPLES_ERROR = "Bars are one standard error"
@@ -22,6 +23,22 @@ MAX_ROWS = 40
 
 def score_figures(scores: Scores) -> list[Figure]:
     """Draw the scores of one set of samples, one plot per unit; scores without an error are left out."""
+    figures = [
+        figure for own in (scores, *further_scores(scores).values()) for figure in _feature_figures(own)
+    ]
+    bits = [
+        _error_bar(f"K = {record['k']}", record)
+        for key in ("bits_per_dim", "bits_per_dim_k_sample")
+        if (record := score_record(scores, key)) and "stderr" in record
+    ]
+    if bits:
+        caption = f"Bits/dim of validation images, lower is better. {SAMPLES_ERROR}."
+        figures.append(Figure(error_bar_plot("bits/dim", bits, from_zero=False), caption))
+    return figures
+
+
+def _feature_figures(scores: Scores) -> list[Figure]:
+    """The scores of one extractor."""
     figures = list[Figure]()
     distances = [
         _error_bar(f"{what} ({scores[key]['images']:,})", scores[key])
@@ -42,14 +59,6 @@ def score_figures(scores: Scores) -> list[Figure]:
     if shares:
         caption = f"Precision and recall, higher is better. {SAMPLES_ERROR}."
         figures.append(Figure(error_bar_plot("precision and recall", shares), caption))
-    bits = [
-        _error_bar(f"K = {record['k']}", record)
-        for key in ("bits_per_dim", "bits_per_dim_k_sample")
-        if (record := score_record(scores, key)) and "stderr" in record
-    ]
-    if bits:
-        caption = f"Bits/dim of validation images, lower is better. {SAMPLES_ERROR}."
-        figures.append(Figure(error_bar_plot("bits/dim", bits, from_zero=False), caption))
     for key, title in SINGLE:
         record = score_record(scores, key)
         if record and "stderr" in record:
@@ -59,22 +68,22 @@ def score_figures(scores: Scores) -> list[Figure]:
     return figures
 
 
-def comparison_figures(rows: Sequence[tuple[str, Scores]], titles: Mapping[str, str]) -> list[Figure]:
+def comparison_figures(rows: Sequence[tuple[str, Scores]]) -> list[Figure]:
     """Draw each score of several sets of samples that at least two of them have.
 
-    Args:
-        rows: name and scores of each set of samples; of many, the last MAX_ROWS are drawn.
-        titles: key of a score, as in `score_record` -> its title.
+    `rows` are name and scores of each set of samples; of many, the last MAX_ROWS are drawn.
     """
     figures = list[Figure]()
-    for key, title in titles.items():
+    every = [scores for _, scores in rows]
+    for column in columns_of(every):
         bars = [
             _error_bar(name, record)
             for name, scores in rows[-MAX_ROWS:]
-            if (record := score_record(scores, key)) and "stderr" in record
+            if (record := column.record(scores)) and "stderr" in record
         ]
-        if len(bars) > 1:
-            drawing = error_bar_plot(title, bars, from_zero=not key.startswith("bits_per_dim"))
+        if len(bars) > 1 and column.key not in (LIMIT, "classifier"):
+            title = column.head(every)
+            drawing = error_bar_plot(title, bars, from_zero=not column.key.startswith("bits_per_dim"))
             figures.append(Figure(drawing, f"{title}. {SAMPLES_ERROR}."))
     return figures
 

@@ -230,7 +230,7 @@ def _write(directory: Path, results: Mapping[str, Any]) -> bool:
     complete = all(file.exists() for file in place.values())
     if before and complete and {**before, "schema": 0} == {**json.loads(json.dumps(results)), "schema": 0}:
         return False
-    write_bytes(place["figure"], sweep_figure(results))
+    write_bytes(place["figure"], sweep_figure(results).png())
     write_text(place["report"], sweep_page(results))
     write_json(place["results"], results)
     return True

@@ -3,14 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from fm_core.report.html import Figure, PageSection, Table, data_uri, page
+from fm_core.report.drawing import Drawing
+from fm_core.report.html import Figure, PageSection, Table, page
 from fm_core.report.plots import sweep_lines
-from fm_core.report.score_table import COLUMNS
+from fm_core.report.score_columns import columns_of
 from fm_core.report.score_text import error_notes, with_error
 from fm_core.sweep.sweep_points import short_names, value_text
 from fm_core.sweep.sweep_results import check_text, digits_of
 
-OTHER_COLUMNS = tuple(column for column in COLUMNS if column.key not in ("frechet_limit", "classifier"))
+NOT_LISTED = ("frechet_limit", "classifier")
 PAIRED = "paired"
 Results = Mapping[str, Any]
 
@@ -25,7 +26,7 @@ def sweep_sections(results: Results) -> list[PageSection]:
     sections = [_best_section(results)] if "best" in results else []
     sections.append(PageSection("Points", [_table(results)], _note(results)))
     caption = f"{results['title']} of each point ± its standard error"
-    figure = Figure(data_uri(sweep_figure(results)), caption, plot=True)
+    figure = Figure(sweep_figure(results), caption)
     sections.append(PageSection("Figure", [figure]))
     if results["failed"]:
         rows = [[title, error] for title, error in results["failed"].items()]
@@ -33,8 +34,8 @@ def sweep_sections(results: Results) -> list[PageSection]:
     return sections
 
 
-def sweep_figure(results: Results) -> bytes:
-    """The figure as a PNG: the score against the axis with the most values, a line for each combination."""
+def sweep_figure(results: Results) -> Drawing:
+    """The figure: the score against the axis with the most values, a line for each combination."""
     records: Sequence[Results] = results["points"]
     names = _names(results)
     distinct = {key: _distinct(records, key) for key in names}
@@ -108,8 +109,8 @@ def _table(results: Results) -> Table:
     digits = digits_of(metric)
     columns = [
         column
-        for column in OTHER_COLUMNS
-        if column.key != metric and any(column.cell(record) for record in records)
+        for column in columns_of(records)
+        if column.key not in (metric, *NOT_LISTED) and any(column.cell(record) for record in records)
     ]
     runs = len({record["run"] for record in records}) > 1
     head = [*names.values(), *(["run"] if runs else []), results["title"], "difference from the best", ""]

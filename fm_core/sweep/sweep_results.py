@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fm_core.config import RunConfig
-from fm_core.report.score_table import COLUMNS
+from fm_core.report.score_columns import columns_of
 from fm_core.report.score_text import distance_title, with_error
 from fm_core.sweep.point_ranking import LEVEL, OPEN, ScoredPoint, best_of, check_record, ranked
 from fm_core.sweep.sweep_points import SweepPoint
@@ -103,7 +103,7 @@ def _summary(results: Mapping[str, Any], best: Mapping[str, Any]) -> str:
 
 def _record(metric: str, number: int, each: ScoredPoint) -> Results:
     scores = each.scores
-    names = {column.key for column in COLUMNS} & scores.keys() | {metric}
+    names = {column.key for column in columns_of([scores])} & scores.keys() | {metric}
     return {
         "number": number,
         "point": each.point.title,
