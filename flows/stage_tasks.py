@@ -68,9 +68,13 @@ def as_stage_ended(error: BaseException, config: RunConfig, cancelled: bool = Tr
     return StageEndedError(Outcome.STOPPED, message)
 
 
-def run_stage(name: str, config: RunConfig, watch: CancellationWatch) -> StageResult:
-    """Run one stage as a task. Raises StageEndedError if it was refused, was stopped, or cannot continue."""
-    stage_task = _stage.with_options(name=name, task_run_name=task_name(name, config))
+def run_stage(name: str, config: RunConfig, watch: CancellationWatch, of: str = "") -> StageResult:
+    """Run one stage as a task. Raises StageEndedError if it was refused, was stopped, or cannot continue.
+
+    `of` is added to the name of the task if the flow run has the same stage of another run.
+    """
+    title = f"{name} of {of}" if of else name
+    stage_task = _stage.with_options(name=title, task_run_name=task_name(name, config, of))
     final = stage_task(name, config, watch)
     if final.is_completed():
         return cast(StageResult, cast(Any, final.data).result)
@@ -98,10 +102,11 @@ def _stage(name: str, config: RunConfig, watch: CancellationWatch) -> State[Any]
     return Completed(name=state_name, message=result.summary, data=result)
 
 
-def task_name(name: str, config: RunConfig) -> str:
+def task_name(name: str, config: RunConfig, of: str = "") -> str:
     """Name of the stage's task run, with the number of processes if it launches a job, e.g. "train[2]"."""
+    title = f"{name} of {of}" if of else name
     if name not in ("train", "sample"):
-        return name
+        return title
     from fm_core.launch.dispatch import world
 
-    return f"{name}[{world(config.launch)[0]}]"
+    return f"{title}[{world(config.launch)[0]}]"

@@ -54,8 +54,10 @@ def check_slots(apart: Collection[str]) -> None:
                 )
 
 
-def run_subflow(stage: str, config: RunConfig) -> StageResult:
+def run_subflow(stage: str, config: RunConfig, of: str = "") -> StageResult:
     """Run a stage's own deployment until it ends. StageEndedError if it does not complete.
+
+    `of` distinguishes it from the same stage of another run in this flow run.
 
     A signal that ends this flow run first cancels the stage's flow run. When this flow run is started again,
     it reuses the flow run that it created the first time.
@@ -64,7 +66,7 @@ def run_subflow(stage: str, config: RunConfig) -> StageResult:
         DEPLOYMENTS[stage],
         parameters={"config": config.model_dump(mode="json")},
         timeout=0,
-        idempotency_key=f"{flow_run.get_id()}-{stage}",
+        idempotency_key="-".join([str(flow_run.get_id()), stage, *([of] if of else [])]),
     )
     child = cast(FlowRun, created)  # outside an event loop the call is not a coroutine
     if child.state and child.state.is_final():

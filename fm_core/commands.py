@@ -4,7 +4,7 @@ Stage functions are imported on first use, so that neither `fm --help` nor the s
 torch. `fm reproduce` gets the stages that it runs from here, because it must not import them itself.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, cast
@@ -67,8 +67,8 @@ def stage_functions() -> "StageFunctions":
     )
 
 
-def preflight(config: RunConfig, stages: Sequence[str]) -> None:
-    """Run the checks that can fail before these stages start, then open the run directory.
+def preflight(config: RunConfig, stages: Sequence[str], without: Collection[str] = ()) -> None:
+    """Run the checks that can fail before these stages start, except those named in `without`.
 
     Raises:
         UserError: one line for the first thing that is wrong.
@@ -80,7 +80,7 @@ def preflight(config: RunConfig, stages: Sequence[str]) -> None:
         from fm_core.reproduce.experiments import check_comparison
 
         check_comparison(config, stage_preflight.rules)
-    stage_preflight.preflight(config, stages)
+    stage_preflight.preflight(config, stages, without)
 
 
 def dry_run(command: str, config: RunConfig, **numbers: float | None) -> str:

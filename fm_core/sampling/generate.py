@@ -139,6 +139,9 @@ class GeneratedBatch:
     first: int
     images: Tensor
     """uint8 [n, channels, height, width]."""
+    ends: Tensor
+    """float32 [n, channels, height, width]: the ends of the trajectories, whose intensity levels the images
+    are; on the device of the solver."""
     labels: Tensor | None
     """int64 [n]: the requested classes; None for an unconditional model."""
     nfe: int
@@ -176,6 +179,7 @@ def generate(
     return GeneratedBatch(
         first=first,
         images=images,
+        ends=solution.x,
         labels=labels,
         nfe=solution.nfe,
         accepted=solution.accepted,

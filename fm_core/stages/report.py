@@ -12,13 +12,14 @@ from fm_core.evaluation.features.classifier_features import MAX_IMAGES, first_im
 from fm_core.report.html import FINGERPRINT_MARK, Figure, PageSection, Table, data_uri, page
 from fm_core.report.image_grids import animation, grid, nearest, png, strip
 from fm_core.report.memorization_table import HEAD, NOTE, memorization_rows, memorization_verdict
+from fm_core.report.model_card import pairs_text
 from fm_core.report.plots import loss_curve
 from fm_core.report.score_table import WARNING, ScoreEntry, compare_scores, scores_section
 from fm_core.run.directory import RunDirectory, step_name
 from fm_core.run.progress import Observer, Progress, no_progress
 from fm_core.run.results import StageResult
 from fm_core.run.stage_runner import run_stage_function
-from fm_core.sampling.checkpoint_source import checkpoint_step, load_model, weights_file
+from fm_core.sampling.checkpoint_source import Model, checkpoint_step, load_model, weights_file
 from fm_core.sampling.guide_model import guide_record
 from fm_core.sampling.sample_protocol import protocol_of
 from fm_core.sampling.sample_store import SampleSet
@@ -65,7 +66,7 @@ def _report(config: RunConfig, run: RunDirectory, observe: Observer) -> StageRes
                 [Figure(data_uri(loss_curve(metrics)), "training loss against images seen", plot=True)],
             ),
             _history_section(run),
-            _data_section(manifest),
+            _data_section(manifest, model),
             PageSection("Environment", [_environment_table(run)]),
             PageSection("Configuration", [], text=dump_yaml(config)),
         ]
@@ -147,7 +148,7 @@ def _history_section(run: RunDirectory) -> PageSection:
     return PageSection("History", [Table(["began (UTC)", "stage", "outcome", "time", "result"], rows)], note)
 
 
-def _data_section(manifest: Manifest) -> PageSection:
+def _data_section(manifest: Manifest, model: Model) -> PageSection:
     rows = [
         [split, f"{record.images:,}", f"{record.channel_mean[0]:.2f} ± {record.channel_std[0]:.2f}"]
         for split, record in manifest.splits.items()
@@ -157,6 +158,8 @@ def _data_section(manifest: Manifest) -> PageSection:
         f"{manifest.name}: {height} × {width} pixels, {channels} channels, {manifest.levels} intensity "
         f"levels, {manifest.class_count or 'no'} classes; version {manifest.version[:16]}."
     )
+    if model.pairs:
+        note += f" Not trained on these images, but on pairs of noise and sample: {pairs_text(model.pairs)}."
     return PageSection("Data", [Table(["split", "images", "first channel, mean ± deviation"], rows)], note)
 
 
