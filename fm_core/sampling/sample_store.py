@@ -14,7 +14,6 @@ from torch import Tensor
 from fm_core.config import RunConfig
 from fm_core.data.sample_shard import DONE, SCHEMA, FloatShard, SampleShard
 from fm_core.data.shard_format import ShardFile
-from fm_core.data.sources.base import Samples
 from fm_core.errors import UserError
 from fm_core.run.directory import RunDirectory, step_name
 from fm_core.sampling.generate import GeneratedBatch
@@ -60,7 +59,7 @@ class SampleSet:
             np.save(buffer, batch.trajectory[:, : self.trajectories].numpy())
             self.store.write_bytes(self._trajectory, buffer.getvalue())
         labels = None if batch.labels is None else batch.labels.numpy()
-        shard, digest = self._write_tar(name, number, Samples(batch.images.numpy(), labels))
+        shard, digest = self._write_tar(name, number, batch.images.numpy(), labels)
         record = SampleShard(
             name=name,
             bytes=shard.bytes,
@@ -84,16 +83,18 @@ class SampleSet:
         if self.floats is None:
             return None
         name, ends = _float_tar(number), batch.ends.cpu().numpy().astype(self.floats)
-        shard, digest = self._write_tar(name, number, Samples(ends, labels))
+        shard, digest = self._write_tar(name, number, ends, labels)
         return FloatShard(
             name=name, bytes=shard.bytes, sha256=digest, block=shard.blocks[0], dtype=self.floats
         )
 
-    def _write_tar(self, name: str, number: int, samples: Samples) -> tuple[ShardFile, str]:
+    def _write_tar(
+        self, name: str, number: int, images: NDArray[np.generic], labels: NDArray[np.int64] | None
+    ) -> tuple[ShardFile, str]:
         """Write one block as a tar; returns it and the SHA-256 of the file."""
         with self.store.staged(name) as (_, file):
             shard = ShardFile(file, number)
-            shard.add(0, samples)
+            shard.add_block(0, images, labels)
             return shard, shard.finish()
 
     def shard(self, number: int) -> SampleShard | None:

@@ -92,7 +92,8 @@ class BatchSource:
             ranks=ranks,
             micro_batch=micro_batch,
             prepare=self._prepare if ahead else None,
-            **({"pairs_from": self.pairs.first, "dtype": self.pairs.dtype} if self.pairs else {}),
+            pairs_from=self.pairs.first if self.pairs else None,
+            dtype=self.pairs.dtype if self.pairs else torch.uint8,
         )
 
     def draw(self, batch: Batch, device: torch.device) -> tuple[PathSample, Tensor]:

@@ -26,8 +26,8 @@ class Rejected:
 class Samples:
     """Consecutive images of a source."""
 
-    images: NDArray[np.uint8] | NDArray[np.floating]
-    """Intensities, uint8 [n, channels, height, width]; samples of a model may be floats."""
+    images: NDArray[np.uint8]
+    """Intensities, uint8 [n, channels, height, width]."""
     labels: NDArray[np.int64] | None
     """0-based classes, int64 [n]; None without labels."""
     rejected: tuple[Rejected, ...] = ()
