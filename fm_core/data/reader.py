@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from fm_core.data.cache import NodeCache
-from fm_core.data.manifest import Manifest
+from fm_core.data.manifest import Manifest, repair_command
 from fm_core.data.shard_format import decode_png
 from fm_core.data.shard_index import ShardIndex, ShardTable
 from fm_core.data.sources.splits import permutation
@@ -123,9 +123,10 @@ class ImageReader:
         damaged = self._damaged(ids, self._shards.files(shards), target)
         if damaged:
             row = damaged[0]
+            where = self._shards.where(int(shards[row]))
             raise UserError(
-                f"{self._shards.where(int(shards[row]))}: image {int(ids[row])} of {self.split} is damaged "
-                "or missing; run fm validate --repair"
+                f"{where}: image {int(ids[row])} of {self.split} is damaged or missing; run "
+                f"{repair_command(where.rpartition('/')[2])}"
             )
 
     def _damaged(self, ids: Ids, files: Sequence[int], target: memoryview) -> list[int]:

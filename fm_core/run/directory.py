@@ -49,7 +49,8 @@ _ELASTIC_TRAIN_KEYS = {
     "tensorboard",
     "wandb",
 }
-_ELASTIC_DATA_KEYS = {"root", "cache", "cache_bytes", "workers", "max_quarantined"}
+_ELASTIC_DATA_KEYS = {"root", "cache", "cache_bytes", "workers", "max_quarantined", "pairs"}
+"""Checkpoints record the version of the data set, and the hash and the split of the pairs."""
 
 
 class RunDirectory:
@@ -207,8 +208,6 @@ def identity(config: RunConfig) -> dict[str, Any]:
     train = {key: value for key, value in tree["train"].items() if key not in elastic}
     data = {key: value for key, value in tree["data"].items() if key not in _ELASTIC_DATA_KEYS}
     data["source"] = {key: value for key, value in data["source"].items() if key != "url"}
-    # The folder may be moved; checkpoints record the hash of its files.
-    data["pairs"]["samples"] = Path(data["pairs"]["samples"] or "").name
     sections = {name: tree[name] for name in IDENTITY}
     return {"run": {"seed": run.seed, "generator": run.generator}, **sections, "data": data, "train": train}
 

@@ -1,169 +1,171 @@
-"""Two rounds of reflow by the commands, and what is refused before a file is written."""
+"""Two rounds of reflow by the commands of infra/docs/training.md, and what is refused before that."""
 
 import json
+import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 
 import fm_core
+from fm_core.config import merge
 from fm_core.data.manifest import load_manifest
-from tests.support.tiny_run import DEBUG, TinyRun
+from tests.support import ROOT
+from tests.support.page_commands import page_commands, starting_with
+from tests.support.tiny_run import DEBUG, TINY, CommandOutput, TinyRun
 
-PAIRS = ("--sample.store", "float32", "--sample.images", "24", "--sample.seed")
+PAGE = page_commands(ROOT / "infra" / "docs" / "training.md")
+FILE = "infra/configs/digits-reflow.yaml"
+SMALL = {
+    "data": {"validation_images": 60, "pairs": {"validation_images": 4}},
+    "model": TINY["model"],
+    "train": {"images": 32, "global_batch": 16, "warmup_images": 0, "schedule": "constant", "log_images": 16},
+    "launch": {"processes": 1, "threads": 1},
+    "sample": {"images": 20, "batch": 8},
+    "evaluate": {"likelihood": {"images": 2, "batch": 2, "rtol": 0.1, "atol": 0.1}},
+}
+FEW = ("--sample.images", "20", "--sample.batch", "8")
+"""Arguments of the commands that sample."""
 
 
 @dataclass
 class Rounds:
-    """A teacher, the pairs that were made of each model, and the students that were trained on them."""
+    """The folder of a teacher, runs/digits, and of two students; output of each command of the page."""
 
-    teacher: TinyRun
-    places: list[Path]
-    students: list[TinyRun]
+    root: Path
+    outputs: dict[str, CommandOutput]
 
+    def fm(self, line: str, *arguments: str) -> CommandOutput:
+        """A command like those of the page, in the folder and in this process."""
+        _, command, option, file, *words = shlex.split(line)
+        assert option == "--config"
+        run = TinyRun(self.root, "page")
+        run.file = Path(file)
+        few = FEW if command in ("sample", "evaluate", "report") else ()
+        return run.fm(command, *DEBUG, *words, *few, *arguments)
 
-def student(teacher: TinyRun, name: str, place: Path, init_from: Path, **over) -> TinyRun:
-    train = {
-        "images": 32,
-        "warmup_images": 0,
-        "schedule": "constant",
-        "log_images": 16,
-        "init_from": str(init_from),
-    }
-    tree = {
-        "data": {"horizontal_flip": False, "pairs": {"samples": str(place), "validation_images": 4}},
-        "method": {"coupling": "reflow"},
-        "train": train,
-        "sample": {"steps": 1},
-        "evaluate": {"likelihood": {"images": 2, "batch": 2}},
-    }
-    return TinyRun(teacher.root, name, {**tree, **over})
+    def succeed(self, line: str, *arguments: str) -> str:
+        done = self.fm(line, *arguments)
+        assert done.code == 0, done.err
+        return done.out + done.err
 
-
-def succeed(run: TinyRun, command: str, *arguments: str) -> str:
-    done = run.fm(command, *DEBUG, *arguments)
-    assert done.code == 0, done.err
-    return done.out + done.err
+    def refuse(self, line: str, *arguments: str) -> str:
+        """The last line of a command that is refused."""
+        done = self.fm(line, *arguments)
+        assert done.code == 2, done.err
+        return done.err.splitlines()[-1]
 
 
 @pytest.fixture(scope="module")
 def reflow_rounds(tiny) -> Rounds:
-    """Pairs of the tiny run, a student, pairs of the student, and a student of the student."""
-    rounds = Rounds(tiny, [], [])
-    last = tiny
-    for number in (1, 2):
-        place = tiny.root / f"pairs-{number}"
-        seed = str(number)
-        # The tiny run is class-conditional; it was trained without label dropout, so nothing guides it.
-        succeed(last, "sample", "--sample.root", str(place), *PAIRS, seed)
-        next_one = student(tiny, f"reflow-{number}", place, last.path)
-        succeed(next_one, "train")
-        rounds.places.append(place)
-        rounds.students.append(next_one)
-        last = next_one
+    """The tiny run as the teacher runs/digits, and every command of the page in order.
+
+    It is class-conditional, while that of the page is not.
+    """
+    tiny.copy("digits")
+    file = tiny.root / FILE
+    file.parent.mkdir(parents=True)
+    shown = yaml.safe_load((ROOT / FILE).read_text())
+    shown["data"]["root"] = str(tiny.root / "data")
+    file.write_text(yaml.safe_dump(merge(shown, SMALL)))
+    rounds = Rounds(tiny.root, {})
+    for line in starting_with("fm ", PAGE):
+        rounds.outputs[line] = rounds.fm(line)
+        assert rounds.outputs[line].code == 0, (line, rounds.outputs[line].err)
     return rounds
 
 
-def metrics_of(run: TinyRun) -> list[dict]:
-    return [json.loads(line) for line in (run.path / "train" / "metrics.jsonl").read_text().splitlines()]
+def lines_of(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def scores_of(run: Path) -> list[dict]:
+    return [json.loads(file.read_text()) for file in sorted(run.glob("evaluation/*/*.json"))]
 
 
 def test_each_round_is_trained_on_the_samples_of_the_one_before(reflow_rounds):
-    teacher = fm_core.load(reflow_rounds.teacher.path).model
-    for number, run in enumerate(reflow_rounds.students, start=1):
-        model = fm_core.load(run.path).model
+    runs = reflow_rounds.root / "runs"
+    teacher = fm_core.load(runs / "digits").model
+    for seed, name in enumerate(("digits-reflow", "digits-reflow-2"), start=1):
+        model = fm_core.load(runs / name).model
         assert model.pairs["protocol"]["weights_sha256"] == teacher.weights_sha256
-        assert model.pairs["protocol"]["seed"] == number
+        assert model.pairs["protocol"]["seed"] == seed
         assert (model.coupling, model.conditional) == ("reflow", True)
-        assert metrics_of(run)[-1]["images_seen"] == 32
-        held_out = json.loads((run.path / "train" / "held_out.jsonl").read_text().splitlines()[-1])
-        assert held_out["loss"] > 0
+        assert lines_of(runs / name / "train" / "metrics.jsonl")[-1]["images_seen"] == 32
+        assert lines_of(runs / name / "train" / "held_out.jsonl")[-1]["loss"] > 0
         teacher = model
 
 
-def test_scores_bits_and_memorization_are_those_of_real_images(reflow_rounds):
-    run = reflow_rounds.students[0]
-    succeed(run, "sample")
-    succeed(run, "evaluate", "--evaluate.metrics", '["frechet_distance", "memorization"]')
-    (scores,) = [json.loads(file.read_text()) for file in (run.path / "evaluation").glob("*/*.json")]
-    (teachers, *_) = [
-        json.loads(file.read_text()) for file in (reflow_rounds.teacher.path / "evaluation").glob("*/*.json")
-    ]
-    manifest = load_manifest(run.config.data.root, "digits")
-    assert scores["protocol"]["data_version"] == manifest.version
-    assert scores["protocol"]["reference"].startswith("train")
+def test_scores_and_bits_are_those_of_real_images(reflow_rounds):
+    student, teacher = (scores_of(reflow_rounds.root / "runs" / name) for name in ("digits-reflow", "digits"))
+    manifest = load_manifest(str(reflow_rounds.root / "data"), "digits")
+    protocol = student[0]["protocol"]
+    assert protocol["data_version"] == manifest.version
+    assert protocol["reference"] == f"train, {manifest.splits['train'].images} images"
     # The distance of real validation images is that of the teacher's scores.
     real = "frechet_distance_of_held_out"
-    assert scores[real]["value"] == teachers[real]["value"]
-    assert scores["bits_per_dim"]["images"] == 2
-    assert "noise" not in scores["protocol"]
+    assert student[0][real]["value"] in [scores[real]["value"] for scores in teacher]
+    assert student[0]["bits_per_dim"]["images"] == 2
+    assert "noise" not in protocol
 
 
 def test_report_export_and_status_name_the_pairs(reflow_rounds):
-    run = reflow_rounds.students[0]
-    succeed(run, "sample")
-    succeed(run, "report")
-    report = (run.path / "report.html").read_text()
-    assert "Not trained on these images, but on pairs of noise and sample: 24 samples of step 20" in report
-    assert "step" in succeed(run, "export")
-    (card,) = run.path.glob("export/*/README.md")
-    assert "| training pairs | 24 samples of step 20 of the weights" in card.read_text()
-    assert "32 images" in run.fm("status").out or "done" in run.fm("status").out
+    run = reflow_rounds.root / "runs" / "digits-reflow"
+    made_of = "20 samples of step 20 of the weights"
+    assert f"but on pairs of noise and sample: {made_of}" in (run / "report.html").read_text()
+    reflow_rounds.succeed(f"fm export --config {run}/config.yaml")
+    (card,) = run.glob("export/*/README.md")
+    assert f"| training pairs | {made_of}" in card.read_text()
+    assert "export done" in reflow_rounds.succeed(f"fm status --config {run}/config.yaml")
 
 
 def test_samples_at_the_noise_of_the_pairs_are_marked(reflow_rounds):
-    run = reflow_rounds.students[0]
-    assert "noise that it has seen" in succeed(run, "sample", "--sample.seed", "1")
-    assert "noise that it has seen" not in succeed(run, "sample", "--sample.seed", "7")
+    command = "fm sample --config runs/digits-reflow/config.yaml"
+    assert "noise that it has seen" in reflow_rounds.succeed(command, "--sample.seed", "1")
+    assert "noise that it has seen" not in reflow_rounds.succeed(command, "--sample.seed", "7")
+    reflow_rounds.succeed(command.replace("sample", "evaluate"), "--sample.seed", "1")
+    marks = [
+        scores["protocol"].get("noise") for scores in scores_of(reflow_rounds.root / "runs/digits-reflow")
+    ]
+    assert sorted(map(str, marks)) == ["None"] * (len(marks) - 1) + ["that of the training pairs"]
 
 
-def test_a_student_is_sampled_without_noise_in_its_steps_only(reflow_rounds):
-    done = reflow_rounds.students[0].fm("sample", *DEBUG, "--sample.solver", "sde", "--sample.steps", "4")
-    assert done.code == 2
-    assert "the coupling reflow does not determine it" in done.err
+def test_a_student_has_no_score_for_stochastic_solvers(reflow_rounds):
+    command = "fm sample --config runs/digits-reflow/config.yaml --sample.solver sde --sample.steps 4"
+    assert "the coupling reflow does not determine it" in reflow_rounds.refuse(command)
 
 
 def test_other_pairs_under_the_name_of_a_run_are_refused(reflow_rounds):
-    run, other = reflow_rounds.students[0], reflow_rounds.places[1]
-    done = run.fm("train", *DEBUG, "--data.pairs.samples", str(other))
-    assert done.code == 2
-    assert "data.pairs.samples was 'pairs-1' and is now 'pairs-2'" in done.err
+    message = reflow_rounds.refuse(
+        f"fm train --config {FILE} --train.images 48 --data.pairs.samples runs/digits-reflow/pairs"
+    )
+    assert "pairs.version was" in message
 
 
-def test_replaced_pairs_are_found_by_their_hash(reflow_rounds, tmp_path):
-    """Another set in a folder of the same name; its tars differ from those that the checkpoint records."""
-    replaced = tmp_path / "pairs-1"
-    shutil.copytree(reflow_rounds.places[1], replaced)
-    reflow_rounds.students[0].copy("reflow-replaced")
-    run = student(reflow_rounds.teacher, "reflow-replaced", replaced, reflow_rounds.teacher.path)
-    done = run.fm("train", *DEBUG, "--train.images", "48")
-    assert done.code == 2
-    assert "pairs.version was" in done.err
-
-
-def test_a_complete_run_no_longer_needs_its_pairs(reflow_rounds):
-    run = reflow_rounds.students[1].copy("reflow-without-pairs")
-    run = student(reflow_rounds.teacher, "reflow-without-pairs", run.root / "gone" / "pairs-2", run.path)
-    assert "verified" in succeed(run, "train")
+def test_pairs_may_be_moved_and_a_complete_run_no_longer_needs_them(reflow_rounds):
+    moved = reflow_rounds.root / "moved"
+    shutil.copytree(reflow_rounds.root / "runs" / "digits" / "pairs", moved)
+    train = f"fm train --config {FILE}"
+    assert "verified" in reflow_rounds.succeed(f"{train} --data.pairs.samples gone")
+    assert "48 images" in reflow_rounds.succeed(f"{train} --train.images 48 --data.pairs.samples {moved}")
 
 
 def test_wrong_pairs_are_refused_in_one_line_without_files(reflow_rounds):
-    teacher, place = reflow_rounds.teacher, reflow_rounds.places[0]
-    damaged = teacher.root / "damaged"
-    shutil.copytree(place, damaged)
+    pairs, damaged = reflow_rounds.root / "runs" / "digits" / "pairs", reflow_rounds.root / "damaged"
+    shutil.copytree(pairs, damaged)
     tar = next(damaged.glob("*/*/floats-000001.tar"))
     content = bytearray(tar.read_bytes())
     content[2000] ^= 1
     tar.write_bytes(bytes(content))
-    for samples, keys, message in (
-        (damaged, {}, "floats-000001.tar is missing or damaged; run fm sample to make it again"),
-        (teacher.root / "nowhere", {}, "there is no sample set; run fm sample"),
-        (place, {"run": {"generator": "numpy-v1"}}, "set run.generator: philox-v1"),
-        (place, {"method": {"coupling": "reflow", "path": "variance-preserving"}}, "use optimal-transport"),
+    for arguments, message in (
+        (f"--data.pairs.samples {damaged}", "floats-000001.tar is missing or damaged; run fm sample"),
+        ("--data.pairs.samples nowhere", "there is no sample set; run fm sample"),
+        ("--run.generator numpy-v1", "set run.generator: philox-v1"),
+        ("--method.path variance-preserving", "use optimal-transport"),
+        ("--data.horizontal_flip true", "a flipped sample is not the end"),
+        ("--method.coupling independent", "data.pairs.samples needs method.coupling: reflow"),
     ):
-        run = student(teacher, "reflow-refused", samples, teacher.path, **keys)
-        done = run.fm("train", *DEBUG)
-        assert done.code == 2
-        assert message in done.err.splitlines()[-1]
-        assert not run.path.exists()
+        assert message in reflow_rounds.refuse(f"fm train --config {FILE} --run.name refused {arguments}")
+    assert not (reflow_rounds.root / "runs" / "refused").exists()
