@@ -36,7 +36,8 @@ def student_of(parameters: dict[str, Any]) -> RunConfig:
     if not student.train.given("init_from"):
         train = student.train.model_copy(update={"init_from": parameters["teacher"]})
         student = student.model_copy(update={"train": train})
-    if student.run.generator is None:
+    if student.run.generator is None and student.data.pairs.samples:
+        # The noise of the pairs is the teacher's.
         run = student.run.model_copy(update={"generator": teacher.run.generator})
         student = student.model_copy(update={"run": run})
     return student

@@ -84,7 +84,8 @@ class NodeCache:
             # Other errors, e.g. too many open files or an unavailable file server, are not caused by the
             # shard.
             raise UserError(
-                f"{store.url}/{shard.name}: {error.strerror}; run {repair_command(shard.name)} to write it again"
+                f"{store.url}/{shard.name}: {error.strerror}; run {repair_command(shard.name)} to write it "
+                "again"
             ) from None
 
     def discard(self, store: Store, shard: Shard) -> None:

@@ -96,7 +96,7 @@ def open_pairs(
             f"{KEY}: the noise of {store.url} is of the generator {own}, this run's is {generator}; set "
             f"run.generator: {own}"
         )
-    dtype = getattr(torch, str(protocol.get("store", "uint8")))
+    dtype = _dtype_of(store, shards)
     _check_shape(store, shards, manifest, dtype)
     if done.get("data_version") != manifest.version:
         raise UserError(
@@ -162,6 +162,13 @@ def _read_done(store: Store) -> dict[str, Any]:
     if schema != SCHEMA:
         raise UserError(f"{KEY}: {store.url}/{DONE}: schema {schema!r}; this program reads {SCHEMA}")
     return done
+
+
+def _dtype_of(store: Store, shards: list[SampleShard]) -> torch.dtype:
+    names = {shard.floats.dtype if shard.floats else "uint8" for shard in shards}
+    if len(names) > 1:
+        raise UserError(f"{KEY}: {store.url}/{DONE} is damaged; run fm sample to write it again")
+    return {"uint8": torch.uint8, "float16": torch.float16, "float32": torch.float32}[names.pop()]
 
 
 def _check_shape(store: Store, shards: list[SampleShard], manifest: Manifest, dtype: torch.dtype) -> None:

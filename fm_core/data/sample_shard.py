@@ -65,7 +65,7 @@ def listed_shards(done: dict[str, Any], where: str) -> list[SampleShard]:
     """
     try:
         shards = [SampleShard.model_validate(record) for record in done["shards"]]
-        images = int(done["protocol"]["images"])
+        images, _ = int(done["protocol"]["images"]), int(done["protocol"]["seed"])
     except (ValidationError, KeyError, TypeError, ValueError):
         raise UserError(f"{where} is damaged; run fm sample to write it again") from None
     first = 0
@@ -73,6 +73,6 @@ def listed_shards(done: dict[str, Any], where: str) -> list[SampleShard]:
         if shard.first != first:
             break
         first += shard.images
-    if first != images:
+    if first != images or not shards:
         raise UserError(f"{where} lists {first:,} of {images:,} images; run fm sample to complete the set")
     return shards

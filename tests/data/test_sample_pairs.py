@@ -195,3 +195,14 @@ def test_two_sets_or_none_below_a_folder_are_refused(tmp_path, made):
     samples.store.below("../another").write_bytes("samples-000000.tar", b"")
     assert "there are 2 sample sets (step-00000007/" in refused(lambda: opened(student(config, above)))
     assert "there is no sample set" in refused(lambda: opened(student(config, str(tmp_path / "empty"))))
+
+
+def test_damage_that_is_found_while_reading_names_the_command_that_repairs_it(made):
+    samples, config = made
+    pairs = opened(config)
+    flip(samples, "floats-000000.tar")
+    message = refused(lambda: read(pairs, config, "train"))
+    assert "floats-000000.tar: image " in message
+    assert message.endswith("is damaged or missing; run fm sample")
+    samples.store.remove("floats-000000.tar")
+    assert "run fm sample to write it again" in refused(lambda: read(pairs, config, "train"))

@@ -137,12 +137,13 @@ def test_stages_apart_are_flow_runs_of_their_own_for_both_models(teacher, tmp_pa
     assert started[1] == ("preflight", "teacher", (), ())
 
 
-def test_the_student_starts_from_its_teacher_unless_its_file_says_else(teacher):
-    made = student_of({"teacher": teacher, "config": {"run": {"name": "student"}}})
+def test_the_student_starts_from_its_teacher_unless_its_file_says_else(teacher, tmp_path):
+    made = student_of({"teacher": teacher, "config": student_tree(tmp_path)})
     assert (made.train.init_from, made.run.generator) == (teacher, "numpy-v1")
-    tree = {"run": {"name": "student", "generator": "philox-v1"}, "train": {"init_from": None}}
-    made = student_of({"teacher": teacher, "config": tree})
-    assert (made.train.init_from, made.run.generator) == (None, "philox-v1")
+    made = student_of(
+        {"teacher": teacher, "config": {"run": {"name": "student"}, "train": {"init_from": None}}}
+    )
+    assert (made.train.init_from, made.run.generator) == (None, None)
 
 
 def test_the_teacher_is_sampled_as_it_records_with_stored_floats_and_another_seed(teacher, tmp_path):
