@@ -39,19 +39,40 @@ def pipeline(
     checks have passed, before the first stage. The stages themselves, called with `options`, may create flow
     runs of the deployments named in `needs_slots`.
     """
+
+    def run(watch: CancellationWatch) -> list[StageResult]:
+        preflight(config, [stage for stage in stages if stage not in apart])
+        check_slots([*apart, *needs_slots])
+        if before:
+            before(config)
+        return run_stages(config, stages, apart, watch, options)
+
+    return final_state_of(config, run)
+
+
+def run_stages(
+    config: RunConfig,
+    stages: Sequence[str],
+    apart: Collection[str],
+    watch: CancellationWatch,
+    options: Mapping[str, Any] = {},
+) -> list[StageResult]:
+    """Run stages in sequence; raises the exceptions of `run_stage` and `run_subflow`."""
+    return [
+        run_subflow(stage, resolve(config)) if stage in apart else run_stage(stage, config, watch, options)
+        for stage in stages
+    ]
+
+
+def final_state_of(config: RunConfig, run: Callable[[CancellationWatch], list[StageResult]]) -> State[Any]:
+    """The flow's final state: that of the results of `run`, or of the exception that ended it.
+
+    `config` is that of the run which the flow run belongs to.
+    """
     _tag(config)
     with CancellationWatch() as watch:
         try:
-            preflight(config, [stage for stage in stages if stage not in apart])
-            check_slots([*apart, *needs_slots])
-            if before:
-                before(config)
-            results = [
-                run_subflow(stage, resolve(config))
-                if stage in apart
-                else run_stage(stage, config, watch, options)
-                for stage in stages
-            ]
+            results = run(watch)
             last_updates.wait()
             return Completed(message=result_message(results))
         except (StageEndedError, UserError, StopRequested, DetachedError, TerminationSignal) as error:

@@ -71,13 +71,15 @@ def as_stage_ended(error: BaseException, config: RunConfig, cancelled: bool = Tr
 
 
 def run_stage(
-    name: str, config: RunConfig, watch: CancellationWatch, options: Mapping[str, Any] = {}
+    name: str, config: RunConfig, watch: CancellationWatch, options: Mapping[str, Any] = {}, of: str = ""
 ) -> StageResult:
-    """Run one stage as a task; `options` are further arguments of its function.
+    """Run one stage as a task. Raises StageEndedError if it was refused, was stopped, or cannot continue.
 
-    Raises StageEndedError if it was refused, was stopped, or cannot continue.
+    `options` are further arguments of its function. `of` is added to the name of the task if the flow run has
+    the same stage of another run.
     """
-    stage_task = _stage.with_options(name=name, task_run_name=task_name(name, config))
+    title = f"{name} of {of}" if of else name
+    stage_task = _stage.with_options(name=title, task_run_name=task_name(name, config, of))
     final = stage_task(name, config, watch, options)
     if final.is_completed():
         return cast(StageResult, cast(Any, final.data).result)
@@ -105,10 +107,11 @@ def _stage(name: str, config: RunConfig, watch: CancellationWatch, options: Mapp
     return Completed(name=state_name, message=result.summary, data=result)
 
 
-def task_name(name: str, config: RunConfig) -> str:
+def task_name(name: str, config: RunConfig, of: str = "") -> str:
     """Name of the stage's task run, with the number of processes if it launches a job, e.g. "train[2]"."""
+    title = f"{name} of {of}" if of else name
     if name not in ("train", "sample"):
-        return name
+        return title
     from fm_core.launch.dispatch import world
 
-    return f"{name}[{world(config.launch)[0]}]"
+    return f"{title}[{world(config.launch)[0]}]"

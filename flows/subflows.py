@@ -56,14 +56,17 @@ def check_slots(apart: Collection[str]) -> None:
                 )
 
 
-def run_subflow(stage: str, config: RunConfig) -> StageResult:
+def run_subflow(stage: str, config: RunConfig, of: str = "") -> StageResult:
     """Run a stage's own deployment until it ends. StageEndedError if it does not complete.
+
+    `of` distinguishes it from the same stage of another run in this flow run.
 
     A signal that ends this flow run first cancels the stage's flow run. When this flow run is started again,
     it reuses the flow run that it created the first time.
     """
     started = time.monotonic()
-    (child,) = run_subflows(stage, {stage: {"config": config.model_dump(mode="json")}})
+    name = f"{stage}-{of}" if of else stage
+    (child,) = run_subflows(stage, {name: {"config": config.model_dump(mode="json")}})
     outcome, message = outcome_of_run(child)
     if outcome is not Outcome.DONE:
         raise StageEndedError(outcome, f"{stage}: {message}")

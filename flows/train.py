@@ -29,14 +29,19 @@ IMAGENET = """
       (Chrabaszcz et al.) in npz format; a run without them is refused within seconds"""
 
 
-def train_pipeline(config: RunConfig, apart: tuple[Apart, ...]) -> State[Any]:
-    """Run all stages, except evaluate if there are neither labels nor another feature extractor."""
+def possible_stages(config: RunConfig) -> list[str]:
+    """All stages, except evaluate if there are neither labels nor another feature extractor."""
     stages = [stage for stage in ALL_STAGES if stage != "evaluate" or can_be_scored(config)]
     if "evaluate" not in stages:
         get_run_logger().info(
             "skipping evaluate: evaluate.features classifier needs labels, and the data set has none"
         )
-    return pipeline(config, stages, apart)
+    return stages
+
+
+def train_pipeline(config: RunConfig, apart: tuple[Apart, ...]) -> State[Any]:
+    """Run all stages that are possible."""
+    return pipeline(config, possible_stages(config), apart)
 
 
 def preset_flow(

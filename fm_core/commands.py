@@ -5,7 +5,7 @@ torch. `fm reproduce` and `fm sweep` get the stages that they run from here, bec
 them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, cast
@@ -91,8 +91,8 @@ def stage_functions() -> "StageFunctions":
     )
 
 
-def preflight(config: RunConfig, stages: Sequence[str]) -> None:
-    """Run the checks that can fail before these stages start, then open the run directory.
+def preflight(config: RunConfig, stages: Sequence[str], without: Collection[str] = ()) -> None:
+    """Run the checks that can fail before these stages start, except those named in `without`.
 
     Raises:
         UserError: one line for the first thing that is wrong.
@@ -109,7 +109,7 @@ def preflight(config: RunConfig, stages: Sequence[str]) -> None:
 
         config = resolve_sweep(config)
         valid_points(config, stage_functions())
-    stage_preflight.preflight(config, stages)
+    stage_preflight.preflight(config, stages, without)
 
 
 def dry_run(command: str, config: RunConfig, **numbers: float | None) -> str:

@@ -1,6 +1,6 @@
 """The configuration tree: typed sections that accept no unknown keys."""
 
-from fm_core.config.data import DataSection, SourceSection
+from fm_core.config.data import DataSection, PairsSection, SourceSection
 from fm_core.config.evaluate import EvaluateSection, ExtractorSection, LikelihoodSection, NfeCurveSection
 from fm_core.config.export import ExportSection
 from fm_core.config.launch import LaunchSection
@@ -41,6 +41,7 @@ __all__ = [
     "ModelSection",
     "NfeCurveSection",
     "OnlineEvalSection",
+    "PairsSection",
     "ReportSection",
     "ReproduceSection",
     "RunConfig",

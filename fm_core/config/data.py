@@ -80,6 +80,24 @@ class SourceSection(Section):
         return self
 
 
+class PairsSection(Section):
+    """Training pairs for reflow: the samples of another run, each with the noise that it was made from."""
+
+    samples: Location | None = None
+    """Folder or fsspec URL of a complete sample set, as fm sample writes it, or of a folder above that holds
+    one; the noise is regenerated from its seed. By default training images are those of the data set, which
+    in any case remains what scores and bits/dim compare with."""
+    validation_images: int | None = Field(default=None, ge=0)
+    """Number of pairs, the last of the set, that are not trained on and whose loss is the validation loss; by
+    default 500, or a tenth of the pairs if there are fewer than 1,500."""
+
+    @model_validator(mode="after")
+    def _check_switch(self) -> Self:
+        if self.set_without("samples", "validation_images"):
+            raise ValueError("data.pairs.validation_images does nothing without data.pairs.samples")
+        return self
+
+
 class DataSection(Section):
     """Data set: its source, its shards and the order in which they are read."""
 
@@ -120,3 +138,5 @@ class DataSection(Section):
     """order blocks: number of blocks among which a virtual rank shuffles."""
     horizontal_flip: bool = False
     """Flip images left to right with probability 1/2, keyed by stream position."""
+    pairs: PairsSection = PairsSection()
+    """Training pairs of another run's samples and their noise, in place of images and new noise (reflow)."""

@@ -15,8 +15,8 @@ class MethodSection(Section):
     objective_options: Options = {}
     """Options of the objective, e.g. {divergence: exact} for maximum-likelihood."""
     coupling: str = "independent"
-    """How noise and data are paired: independent, minibatch-optimal-transport, or for class-conditional
-    models class-optimal-transport or conditional-optimal-transport."""
+    """How noise and data are paired: independent, minibatch-optimal-transport, for class-conditional models
+    class-optimal-transport or conditional-optimal-transport, or reflow: as the samples of data.pairs."""
     coupling_options: Options = {}
     """Options of the coupling, e.g. {block: 64}."""
     times: str = "uniform"

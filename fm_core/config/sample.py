@@ -112,6 +112,9 @@ class SampleSection(Section):
     """With sample.compile: replay the network as one CUDA graph."""
     root: Location | None = None
     """fsspec URL for samples; by default samples in the run directory."""
+    store: Literal["uint8", "float16", "float32"] = "uint8"
+    """What is stored of a sample. uint8: its intensity levels; float16, float32: beside them also the end of
+    its trajectory, as pairs for reflow need it (data.pairs)."""
 
     trust_code: bool = False
     """Import classes that are named only by the weights file, not by this configuration (also: --trust-code).

@@ -96,7 +96,19 @@ class RunConfig(Section):
             raise ValueError("train.warmup_images is more than train.images")
         if self.train.label_dropout and not self.model.class_conditional:
             raise ValueError("train.label_dropout needs model.class_conditional: true")
+        self._check_pairs()
         return self
+
+    def _check_pairs(self) -> None:
+        pairs, reflow = self.data.pairs.samples is not None, self.method.coupling == "reflow"
+        if reflow != pairs:
+            other = "data.pairs.samples, the samples to train on" if reflow else "method.coupling: reflow"
+            raise ValueError(f"{'method.coupling reflow' if reflow else 'data.pairs.samples'} needs {other}")
+        if pairs and self.data.horizontal_flip:
+            raise ValueError(
+                "data.horizontal_flip: a flipped sample is not the end of its noise's trajectory; set it to "
+                "false with data.pairs.samples"
+            )
 
 
 def load_config(

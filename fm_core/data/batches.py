@@ -45,11 +45,13 @@ class Batch:
     first: int
     """Stream position of the first image."""
     images: torch.Tensor
-    """Intensities, uint8 [n, C, H, W], on the CPU; pinned if there is a GPU."""
+    """Intensities, uint8 [n, C, H, W], or ends of trajectories, a float type, on the CPU; pinned if there is
+    a GPU."""
     labels: torch.Tensor
     """Classes, int64 [n]; -1 without labels."""
     noise_positions: torch.Tensor
-    """Stream position of the noise that each image is paired with, int64 [n]."""
+    """Stream position of the noise that each image is paired with, int64 [n]; for pairs of a sample set, its
+    index in that set."""
     endpoints: Endpoints | None = None
     """Precomputed on the CPU if the run's generator cannot draw on the device of the step."""
 
@@ -90,6 +92,8 @@ class Batches:
         ranks: int = 1,
         micro_batch: int | None = None,
         prepare: Prepare | None = None,
+        pairs_from: int | None = None,
+        dtype: torch.dtype = torch.uint8,
         ahead: int = 4,
         look_ahead: int = 64,
     ) -> None:
@@ -104,6 +108,8 @@ class Batches:
             ranks: data-parallel world size.
             micro_batch: images yielded at a time, a divisor of the rank's share; the share by default.
             prepare: called with each batch in the background thread.
+            pairs_from: for pairs of a sample set, the index in the set of the image with id 0.
+            dtype: type of the reader's images.
             ahead: number of batches read in advance.
             look_ahead: number of global batches whose remote shards are copied to this node in advance.
 
@@ -118,7 +124,7 @@ class Batches:
                 f"with micro-batches of {self._micro}"
             )
         self._reader, self._sampler = reader, sampler
-        self._prepare = prepare
+        self._prepare, self._pairs_from, self._dtype = prepare, pairs_from, dtype
         self._position, self._step = position + rank * share, global_batch
         self._share, self._look_ahead = share, look_ahead
         # Batches are queued in groups, because waking the other thread costs as much as reading forty images.
@@ -191,9 +197,13 @@ class Batches:
 
     def _batch(self, first: int) -> Batch:
         ids = self._sampler.ids(first, self._micro)
-        images = self._buffers.take((len(ids), *self._reader.image_shape))
+        images = self._buffers.take((len(ids), *self._reader.image_shape), self._dtype)
         labels = self._reader.read_into(ids, images)
-        batch = Batch(first, images, labels, torch.arange(first, first + len(ids)))
+        if self._pairs_from is None:
+            noise = torch.arange(first, first + len(ids))
+        else:
+            noise = torch.from_numpy(ids + self._pairs_from)
+        batch = Batch(first, images, labels, noise)
         if self._prepare is not None:
             batch = self._prepare(batch)
         # Images are already read into pinned memory; pinning them again does not copy them.
@@ -226,18 +236,18 @@ class BufferPool:
     def __init__(self) -> None:
         self._arrays: list[NDArray[np.uint8]] = []
 
-    def take(self, shape: tuple[int, ...]) -> torch.Tensor:
-        """An uninitialized tensor uint8 [*shape] on the CPU, pinned if there is a GPU."""
+    def take(self, shape: tuple[int, ...], dtype: torch.dtype = torch.uint8) -> torch.Tensor:
+        """An uninitialized tensor [*shape] on the CPU, pinned if there is a GPU."""
         if torch.cuda.is_available():
-            return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
-        size = prod(shape)
+            return torch.empty(shape, dtype=dtype, pin_memory=True)
+        size = prod(shape) * dtype.itemsize
         for index in range(len(self._arrays)):
             if (
                 sys.getrefcount(self._arrays[index]) == _UNUSED_REFERENCES
                 and self._arrays[index].size == size
             ):
-                return torch.from_numpy(self._arrays[index]).view(shape)
+                return torch.from_numpy(self._arrays[index]).view(dtype).view(shape)
         array = np.empty(size, np.uint8)
         if len(self._arrays) < MAX_BUFFERS:
             self._arrays.append(array)
-        return torch.from_numpy(array).view(shape)
+        return torch.from_numpy(array).view(dtype).view(shape)

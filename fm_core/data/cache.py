@@ -8,7 +8,14 @@ from functools import cached_property
 from pathlib import Path
 
 from fm_core.data.cache_quota import CacheQuota
-from fm_core.data.manifest import MANIFEST_NAME, Manifest, Shard, load_manifest, parse_manifest
+from fm_core.data.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    Shard,
+    load_manifest,
+    parse_manifest,
+    repair_command,
+)
 from fm_core.errors import UserError
 from fm_core.storage.atomic_files import sync, write_text
 from fm_core.storage.file_lock import file_lock
@@ -77,7 +84,8 @@ class NodeCache:
             # Other errors, e.g. too many open files or an unavailable file server, are not caused by the
             # shard.
             raise UserError(
-                f"{store.url}/{shard.name}: {error.strerror}; run fm validate --repair to write it again"
+                f"{store.url}/{shard.name}: {error.strerror}; run {repair_command(shard.name)} to write it "
+                "again"
             ) from None
 
     def discard(self, store: Store, shard: Shard) -> None:
@@ -136,9 +144,11 @@ class NodeCache:
                         stage.replace(path)
                         return
             except FileNotFoundError:
-                raise UserError(f"{store.url}/{shard.name}: missing; run fm validate --repair") from None
+                raise UserError(
+                    f"{store.url}/{shard.name}: missing; run {repair_command(shard.name)}"
+                ) from None
             finally:
                 stage.unlink(missing_ok=True)
         raise UserError(
-            f"{store.url}/{shard.name}: its SHA-256 is not the manifest's; run fm validate --repair"
+            f"{store.url}/{shard.name}: its SHA-256 is not the manifest's; run {repair_command(shard.name)}"
         )

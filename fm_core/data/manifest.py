@@ -18,6 +18,9 @@ MANIFEST_SCHEMA = 1
 MANIFEST_NAME = "manifest.json"
 REWRITE_MANIFEST = "rewrite it with fm validate --repair"
 
+SAMPLE_TARS = ("samples-", "floats-")
+"""Beginnings of the names of tars of samples, which are read like shards (sample_pairs.py)."""
+
 Layout = Literal["block", "image"]
 Recipe = dict[str, str | int | bool | None]
 
@@ -255,3 +258,8 @@ def read_record(text: bytes, where: str, schema: int, remedy: str) -> dict[str, 
     if version != schema:
         raise UserError(f"{where}: schema version {version}; this program reads version {schema}")
     return cast(dict[str, Any], tree)
+
+
+def repair_command(shard: str) -> str:
+    """The command that makes a missing or damaged shard again, for messages; `shard` is its file name."""
+    return "fm sample" if shard.startswith(SAMPLE_TARS) else "fm validate --repair"

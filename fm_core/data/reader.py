@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from fm_core.data.cache import NodeCache
-from fm_core.data.manifest import Manifest
+from fm_core.data.manifest import Manifest, repair_command
 from fm_core.data.shard_format import decode_png
 from fm_core.data.shard_index import ShardIndex, ShardTable
 from fm_core.data.sources.splits import permutation
@@ -47,13 +47,22 @@ class ImageReader:
     Remote shards are copied to the node cache first. Not thread-safe.
     """
 
-    def __init__(self, root_url: str, manifest: Manifest, split: str, cache: NodeCache | None = None) -> None:
+    def __init__(
+        self,
+        root_url: str,
+        manifest: Manifest,
+        split: str,
+        cache: NodeCache | None = None,
+        dtype: torch.dtype = torch.uint8,
+    ) -> None:
+        """`dtype` is the type of the values in the shards: uint8 in data sets, or a float in sample sets."""
         self.manifest = manifest
         self.split = split
         self.image_shape = manifest.image_shape
+        self.dtype = dtype
         store = Store.at(root_url, manifest.name)
         shards = manifest.split_shards(split)
-        self._image_bytes = prod(manifest.image_shape)
+        self._image_bytes = prod(manifest.image_shape) * dtype.itemsize
         self._table = ShardTable(shards, self._image_bytes)
         self._shards = ShardIndex(store, shards, cache or NodeCache(), self._table)
 
@@ -62,19 +71,19 @@ class ImageReader:
         return self.manifest.splits[self.split].images
 
     def read(self, ids: Ids) -> tuple[torch.Tensor, torch.Tensor]:
-        """Read images uint8 [n, C, H, W] and labels int64 [n] (-1 without labels) of ids int64 [n].
+        """Read images [n, C, H, W] in `dtype` and labels int64 [n] (-1 without labels) of ids int64 [n].
 
         Raises IndexError for an id out of range; UserError, naming the shard, for a shard that is missing,
         truncated or damaged even after a second download.
         """
-        images = torch.empty((len(ids), *self.image_shape), dtype=torch.uint8)
+        images = torch.empty((len(ids), *self.image_shape), dtype=self.dtype)
         return images, self.read_into(ids, images)
 
     def read_into(self, ids: Ids, images: torch.Tensor) -> torch.Tensor:
         """`read` into an existing contiguous CPU tensor; returns the labels."""
         if len(ids) and not 0 <= ids.min() <= ids.max() < len(self):
             raise IndexError(f"ids {ids.min()} .. {ids.max()} are not in 0 .. {len(self) - 1}")
-        pixels: NDArray[np.uint8] = images.numpy()
+        pixels: NDArray[np.generic] = images.numpy()
         target = pixels.data.cast("B")
         size = self._image_bytes
         # At most as many images as shards can be open at a time.
@@ -114,9 +123,10 @@ class ImageReader:
         damaged = self._damaged(ids, self._shards.files(shards), target)
         if damaged:
             row = damaged[0]
+            where = self._shards.where(int(shards[row]))
             raise UserError(
-                f"{self._shards.where(int(shards[row]))}: image {int(ids[row])} of {self.split} is damaged "
-                "or missing; run fm validate --repair"
+                f"{where}: image {int(ids[row])} of {self.split} is damaged or missing; run "
+                f"{repair_command(where.rpartition('/')[2])}"
             )
 
     def _damaged(self, ids: Ids, files: Sequence[int], target: memoryview) -> list[int]:

@@ -51,14 +51,33 @@ class ShardFile:
         """Append a block; does nothing if it has no images."""
         if not len(rows.images):
             return
+        if self._layout == "block":
+            self.add_block(block_number, rows.images, rows.labels)
+            return
         images = np.ascontiguousarray(rows.images)
         crcs = image_crcs(images)
-        if self._layout == "block":
-            self._add_block(f"{self._number:06d}-{block_number:04d}", images, rows.labels, crcs)
-        else:
-            for row, image in enumerate(images):
-                label = None if rows.labels is None else int(rows.labels[row])
-                self._add_png(f"{self._number:06d}-{self.images + row:06d}", image, label, int(crcs[row]))
+        for row, image in enumerate(images):
+            label = None if rows.labels is None else int(rows.labels[row])
+            self._add_png(f"{self._number:06d}-{self.images + row:06d}", image, label, int(crcs[row]))
+        self.images += len(images)
+
+    def add_block(
+        self, block_number: int, images: NDArray[np.generic], labels: NDArray[np.int64] | None
+    ) -> None:
+        """Append a block of layout block, with images [n, C, H, W] of any type; uint8 in data sets."""
+        key, images = f"{self._number:06d}-{block_number:04d}", np.ascontiguousarray(images)
+        x_offset = self._add_array(f"{key}.x.npy", images)
+        y_offset = None if labels is None else self._add_array(f"{key}.y.npy", labels)
+        self.blocks.append(
+            Block(
+                images=len(images),
+                x_offset=x_offset,
+                x_bytes=images.nbytes,
+                y_offset=y_offset,
+                y_bytes=None if labels is None else labels.nbytes,
+                crc_offset=self._add_array(f"{key}.crc.npy", image_crcs(images)),
+            )
+        )
         self.images += len(images)
 
     def finish(self) -> str:
@@ -69,22 +88,6 @@ class ShardFile:
         end = 2 * tarfile.BLOCKSIZE
         self._write(bytes(end + -(self.bytes + end) % TAR_RECORD_BYTES))
         return self._digest.hexdigest()
-
-    def _add_block(
-        self, key: str, images: NDArray[np.uint8], labels: NDArray[np.int64] | None, crcs: NDArray[np.uint32]
-    ) -> None:
-        x_offset = self._add_array(f"{key}.x.npy", images)
-        y_offset = None if labels is None else self._add_array(f"{key}.y.npy", labels)
-        self.blocks.append(
-            Block(
-                images=len(images),
-                x_offset=x_offset,
-                x_bytes=images.nbytes,
-                y_offset=y_offset,
-                y_bytes=None if labels is None else labels.nbytes,
-                crc_offset=self._add_array(f"{key}.crc.npy", crcs),
-            )
-        )
 
     def _add_png(self, key: str, image: NDArray[np.uint8], label: int | None, crc: int) -> None:
         content = encode_png(image)
@@ -132,8 +135,8 @@ def decode_png(content: bytes | memoryview) -> NDArray[np.uint8]:
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def image_crcs(images: NDArray[np.uint8]) -> NDArray[np.uint32]:
-    """CRC-32 of each image's pixels; images uint8 [n, ...], C-contiguous; result uint32 [n]."""
+def image_crcs(images: NDArray[np.generic]) -> NDArray[np.uint32]:
+    """CRC-32 of each image's pixels; images [n, ...], C-contiguous; result uint32 [n]."""
     return np.array([crc32(image.data) for image in images], np.dtype("<u4"))
 
 

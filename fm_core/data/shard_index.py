@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fm_core.data.cache import NodeCache
-from fm_core.data.manifest import Shard
+from fm_core.data.manifest import Shard, repair_command
 from fm_core.errors import UserError
 from fm_core.run.resource_limits import open_file_limit
 from fm_core.storage.store import Store
@@ -161,7 +161,8 @@ class ShardIndex:
                 raise
             else:
                 return file
-        raise UserError(f"{self.where(number)}: shorter than the manifest says; run fm validate --repair")
+        repair = repair_command(self._shards[number].name)
+        raise UserError(f"{self.where(number)}: shorter than the manifest says; run {repair}")
 
     def _load(self, number: int, file: int) -> None:
         """Read the labels and the CRCs of a shard; EOFError if it ends before them."""

@@ -20,6 +20,7 @@ def run_protocol(evaluation: EvaluationRun, samples: Parts) -> dict[str, Any]:
     return {
         **named_protocol(settings, extractor, evaluation.reference, _scored_set(evaluation)),
         **evaluation.source.protocol,
+        **({"noise": "that of the training pairs"} if _noise_was_seen(evaluation) else {}),
         "samples_digest": hashlib.sha256(pixels.sort().values.numpy().tobytes()).hexdigest()[:16],
         "data": manifest.name,
         "data_version": manifest.version,
@@ -36,6 +37,12 @@ def run_protocol(evaluation: EvaluationRun, samples: Parts) -> dict[str, Any]:
         **({"likelihood": likelihood.model_dump(mode="json")} if LIKELIHOOD in evaluation.tasks else {}),
         "versions": {name: versions[name] for name in ("torch", "torchdiffeq", "numpy") if name in versions},
     }
+
+
+def _noise_was_seen(evaluation: EvaluationRun) -> bool:
+    """Whether the samples begin at noise that the model was trained on, as a reflow model may be."""
+    model = evaluation.model
+    return model is not None and model.trained_on_noise_of(evaluation.config.sample.seed)
 
 
 def _scored_set(evaluation: EvaluationRun) -> ScoredSet:

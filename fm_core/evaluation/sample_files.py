@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor
 
+from fm_core.data.sample_shard import SampleShard
 from fm_core.data.shard_format import NPY_HEADER_BYTES
 from fm_core.data.sources.npz_members import read_npy_header
 from fm_core.errors import UserError
-from fm_core.sampling.sample_store import SampleShard
 from fm_core.storage.store import Store
 
 SIDECAR = re.compile(r"samples-\d{6}\.json")

@@ -38,11 +38,14 @@ def end_jobs(run: Path) -> list[Job]:
     """End every job that still has processes, saving if possible; return the jobs that were ended."""
     for path in runs(run):
         stop_online_eval(path)
-    ended: list[Job] = []
-    for control in control_directories(run):
-        job = submitted(control)
-        if job and (alive(job) or processes_of(job)):
-            cancel(job, control)
-            mark_stop_handled(control)
-            ended.append(job)
-    return ended
+    return [job for control in control_directories(run) if (job := end_job(control))]
+
+
+def end_job(control: Path) -> Job | None:
+    """End the job of a control directory if it still has processes, saving if possible; the job, or None."""
+    job = submitted(control)
+    if job is None or not (alive(job) or processes_of(job)):
+        return None
+    cancel(job, control)
+    mark_stop_handled(control)
+    return job

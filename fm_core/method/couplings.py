@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fm_core.errors import UserError
+from fm_core.method.paths import Path
 
 PairedBatch = tuple[Tensor, Tensor, Tensor | None]
 
@@ -26,6 +27,8 @@ class Coupling(ABC):
     name: ClassVar[str]
     ignores_labels: ClassVar[bool] = False
     """Whether it pairs by the data regardless of labels, so that a class's noise is not N(0, s^2 I)."""
+    reorders_noise: ClassVar[bool] = True
+    """Whether `noise_order` has to be called with each batch."""
     block: int = 1
 
     @abstractmethod
@@ -48,6 +51,10 @@ class Coupling(ABC):
             raise UserError(f"{self.name}: the coupling changes x0; it may only reorder it")
         return torch.tensor([places[row] for row in rows], device=x0.device)
 
+    def check_path(self, path: Path) -> None:
+        """Refuse a path on which the coupling is invalid; the base class accepts all. Raises UserError."""
+        return
+
     def check(self, micro_batch: int, first_position: int = 0) -> None:
         """Refuse a micro-batch that does not consist of complete blocks.
 
@@ -67,6 +74,7 @@ class Independent(Coupling):
     """x0 and x1 independent, as in the paper (eq. 14)."""
 
     name: ClassVar[str] = "independent"
+    reorders_noise: ClassVar[bool] = False
 
     def pair(self, x0: Tensor, x1: Tensor, label: Tensor | None = None) -> PairedBatch:
         """Return the arguments unchanged."""
@@ -74,3 +82,36 @@ class Independent(Coupling):
 
     def noise_order(self, x0: Tensor, x1: Tensor, label: Tensor | None = None) -> None:
         """Always None: x0 is not reordered."""
+
+
+@dataclass(frozen=True)
+class Reflow(Coupling):
+    """x1 is the sample that a trained model made of x0 (rectified flow, Liu et al. 2022, arXiv 2209.03003).
+
+    The pairs are those of a sample set (data.pairs). On the straight line between the two the velocity of a
+    pair is constant, and the lines of different pairs cross less with every round, so that fewer steps of a
+    solver suffice. The marginals of the model that made them are kept.
+    """
+
+    name: ClassVar[str] = "reflow"
+    reorders_noise: ClassVar[bool] = False
+
+    def pair(self, x0: Tensor, x1: Tensor, label: Tensor | None = None) -> PairedBatch:
+        """Return the arguments unchanged: they are pairs already."""
+        return x0, x1, label
+
+    def noise_order(self, x0: Tensor, x1: Tensor, label: Tensor | None = None) -> None:
+        """Always None: x0 is not reordered."""
+
+    def check_path(self, path: Path) -> None:
+        """Refuse a path that does not begin at noise alone, because x0 and x1 are dependent.
+
+        Raises:
+            UserError: alpha_t is not zero at the start of the path's interval.
+        """
+        start = torch.tensor(path.interval[0], dtype=torch.float64)
+        if float(path.alpha(start)) > 1e-6:
+            raise UserError(
+                f"{self.name} cannot be used on the path {path.name or type(path).__name__}: at t = "
+                f"{float(start):g} it is not at the noise of its pairs; use optimal-transport"
+            )

@@ -41,6 +41,7 @@ def build_method(method: MethodSection) -> Method:
     objective = objective_named(method.objective, path, method.objective_options)
     coupling = coupling_named(method.coupling, method.coupling_options)
     objective.check_coupling(coupling)
+    coupling.check_path(path)
     return Method(
         objective=objective,
         coupling=coupling,

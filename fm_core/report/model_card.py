@@ -54,6 +54,7 @@ def model_card(facts: CardFacts, where: str = "this/folder") -> str:
         if data_recipe
         else "the data set was not available when this card was written",
         "objective": f"{method['objective']} on the path {method['path']}, coupling {method['coupling']}",
+        **({"training pairs": pairs_text(recipe["pairs"])} if "pairs" in recipe else {}),
         "network": json.dumps(recipe["model"]),
         "training": json.dumps({key: value for key, value in train.items() if value is not None}),
         "trained for": f"{recipe['images_seen']:,} images in {recipe['step']:,} steps"
@@ -152,3 +153,16 @@ def _memorization(entry: ScoreEntry) -> list[str]:
     table = [HEAD, ["---"] * len(HEAD), *rows]
     lines = [f"Memorization in {entry.name}:", "", *("| " + " | ".join(row) + " |" for row in table), ""]
     return [*lines, " ".join([memorization_verdict(entry.scores), NOTE]).strip(), ""]
+
+
+def pairs_text(pairs: Mapping[str, Any]) -> str:
+    """Describe the sample set that a model was trained on (reflow) in one line; `pairs` is of its recipe."""
+    protocol: Mapping[str, Any] = pairs["protocol"]
+    accuracy = f"{protocol['steps']} steps" if "steps" in protocol else f"rtol {protocol.get('rtol')}"
+    guidance = f", guidance {protocol['guidance']:g}" if "guidance" in protocol else ""
+    return (
+        f"{protocol['images']:,} samples of step {pairs['step']:,} of the weights "
+        f"{protocol['weights_sha256'][:16]} with {protocol['solver']}, {accuracy}{guidance}, seed "
+        f"{protocol['seed']}, stored as {protocol.get('store', 'uint8')}; {pairs['validation_images']:,} of "
+        "them for validation"
+    )

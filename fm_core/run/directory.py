@@ -48,7 +48,8 @@ _ELASTIC_TRAIN_KEYS = {
     "tensorboard",
     "wandb",
 }
-_ELASTIC_DATA_KEYS = {"root", "cache", "cache_bytes", "workers", "max_quarantined"}
+_ELASTIC_DATA_KEYS = {"root", "cache", "cache_bytes", "workers", "max_quarantined", "pairs"}
+"""Checkpoints record the version of the data set, and the hash and the split of the pairs."""
 
 
 class RunDirectory:
@@ -201,10 +202,8 @@ def identity(config: RunConfig) -> dict[str, Any]:
     """The values that must be equal for all starts of a run."""
     run = with_generator(config).run
     tree = config.model_dump(mode="json")
-    elastic = set(_ELASTIC_TRAIN_KEYS)
-    if config.train.schedule != "constant":
-        # The learning-rate schedule depends on train.images.
-        elastic.remove("images")
+    # The learning-rate schedule depends on train.images, unless it is constant.
+    elastic = _ELASTIC_TRAIN_KEYS - (set() if config.train.schedule == "constant" else {"images"})
     train = {key: value for key, value in tree["train"].items() if key not in elastic}
     data = {key: value for key, value in tree["data"].items() if key not in _ELASTIC_DATA_KEYS}
     data["source"] = {key: value for key, value in data["source"].items() if key != "url"}

@@ -77,6 +77,15 @@ class Model:
         return bool(self.recipe.get("latent"))
 
     @property
+    def pairs(self) -> dict[str, Any] | None:
+        """The record of the sample set that the model was trained on (reflow); None for images."""
+        return self.recipe.get("pairs")
+
+    def trained_on_noise_of(self, seed: int) -> bool:
+        """Whether samples of this seed begin at the noise of the model's training pairs."""
+        return self.pairs is not None and self.pairs["protocol"].get("seed") == seed
+
+    @property
     def guide_record(self) -> dict[str, Any] | None:
         """Protocol entry of the weaker model, the hash and the step of its weights; None without one."""
         return self.guide and {"weights_sha256": self.guide.weights_sha256, "step": self.guide.step}

@@ -145,6 +145,9 @@ class GeneratedBatch:
     first: int
     images: Tensor
     """uint8 [n, channels, height, width]."""
+    ends: Tensor
+    """float32 [n, channels, height, width]: the ends of the trajectories, whose intensity levels the images
+    are; on the device of the solver."""
     labels: Tensor | None
     """int64 [n]: the requested classes; None for an unconditional model."""
     nfe: int
@@ -182,6 +185,7 @@ def generate(
     return GeneratedBatch(
         first=first,
         images=images,
+        ends=solution.x,
         labels=labels,
         nfe=solution.nfe,
         accepted=solution.accepted,

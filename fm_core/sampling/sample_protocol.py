@@ -54,7 +54,8 @@ def protocol_of(
     """Everything that changes the pixels of a set of samples, except for the machine's float arithmetic.
 
     `guide` is the record of the weaker model that guides, if there is one (`Model.guide_record`). Guidance
-    and class settings with default values are omitted, as in the records of earlier versions.
+    and class settings with default values are omitted, as in the records of earlier versions, and so is
+    sample.store, which says what is stored beside the pixels.
     """
     sample, classes = config.sample, list(config.sample.classes)
     guided = {
@@ -74,6 +75,7 @@ def protocol_of(
         **(guided if sample.guidance != 1 else {}),
         **({"classes": classes} if classes else {}),
         **({"class_mode": mode} if mode != ("in-turn" if classes else "drawn") else {}),
+        **({"store": sample.store} if sample.store != "uint8" else {}),
         "dtype": {"fp32": "float32", "tf32": "tf32", "bf16": "bfloat16"}[config.sample.precision],
     }
 

@@ -3,47 +3,22 @@
 import io
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor
 
-from fm_core.config import RunConfig, Section
-from fm_core.data.manifest import Block
+from fm_core.config import RunConfig
+from fm_core.data.sample_shard import DONE, SCHEMA, FloatShard, SampleShard
 from fm_core.data.shard_format import ShardFile
-from fm_core.data.sources.base import Samples
 from fm_core.errors import UserError
 from fm_core.run.directory import RunDirectory, step_name
 from fm_core.sampling.generate import GeneratedBatch
 from fm_core.sampling.sample_protocol import sample_key
-from fm_core.storage.hashing import Sha256
-from fm_core.storage.local_paths import RelativeName
 from fm_core.storage.store import Store
-
-SCHEMA = 1
-
-
-class SampleShard(Section):
-    """Sidecar of a tar, written after the tar, which is complete if its size matches."""
-
-    schema_version: int = SCHEMA
-    name: RelativeName
-    bytes: int
-    sha256: Sha256
-    first: int
-    """Index of the first image."""
-    images: int
-    block: Block
-    nfe: int
-    """Network evaluations (NFE) per image of this batch, of all networks."""
-    accepted: int | None
-    rejected: int | None
-    forwards: int = 1
-    """Network evaluations per evaluation of the field: two with guidance, inside its interval."""
-    guide_nfe: int = 0
-    """The part of nfe spent in the weaker network of autoguidance."""
 
 
 class SampleSet:
@@ -55,6 +30,8 @@ class SampleSet:
         self.images, self.batch = config.sample.images, config.sample.batch
         self.trajectories = min(config.sample.trajectories, self.images, self.batch)
         """Images of batch 0 whose trajectory from noise is saved."""
+        self.floats: Literal["float16", "float32"] | None = protocol.get("store")
+        """Type of the floats that are stored beside the intensity levels; None for none."""
         directory = RunDirectory(config)
         self.store = Store.at(directory.samples, step_name(step), self.key)
         self.control = directory.path / "samples" / step_name(step) / self.key
@@ -75,17 +52,14 @@ class SampleSet:
         return first, min(self.batch, self.images - first)
 
     def write(self, number: int, batch: GeneratedBatch) -> None:
-        """Write a batch: its trajectory if it has one, the tar, then the sidecar."""
+        """Write a batch: its trajectory if it has one, the tar, that of its floats, then the sidecar."""
         name = _tar(number)
         if batch.trajectory is not None and self.trajectories:
             buffer = io.BytesIO()
             np.save(buffer, batch.trajectory[:, : self.trajectories].numpy())
             self.store.write_bytes(self._trajectory, buffer.getvalue())
         labels = None if batch.labels is None else batch.labels.numpy()
-        with self.store.staged(name) as (_, file):
-            shard = ShardFile(file, number)
-            shard.add(0, Samples(batch.images.numpy(), labels))
-            digest = shard.finish()
+        shard, digest = self._write_tar(name, number, batch.images.numpy(), labels)
         record = SampleShard(
             name=name,
             bytes=shard.bytes,
@@ -98,23 +72,46 @@ class SampleSet:
             rejected=batch.rejected,
             forwards=batch.forwards,
             guide_nfe=batch.guide_nfe,
+            floats=self._write_floats(number, batch, labels),
         )
-        self.store.write_bytes(_sidecar(number), record.model_dump_json(indent=1).encode())
+        self.store.write_bytes(_sidecar(number), json.dumps(record.record(), indent=1).encode())
         self._records[number] = record
+
+    def _write_floats(
+        self, number: int, batch: GeneratedBatch, labels: NDArray[np.int64] | None
+    ) -> FloatShard | None:
+        if self.floats is None:
+            return None
+        name, ends = _float_tar(number), batch.ends.cpu().numpy().astype(self.floats)
+        shard, digest = self._write_tar(name, number, ends, labels)
+        return FloatShard(
+            name=name, bytes=shard.bytes, sha256=digest, block=shard.blocks[0], dtype=self.floats
+        )
+
+    def _write_tar(
+        self, name: str, number: int, images: NDArray[np.generic], labels: NDArray[np.int64] | None
+    ) -> tuple[ShardFile, str]:
+        """Write one block as a tar; returns it and the SHA-256 of the file."""
+        with self.store.staged(name) as (_, file):
+            shard = ShardFile(file, number)
+            shard.add_block(0, images, labels)
+            return shard, shard.finish()
 
     def shard(self, number: int) -> SampleShard | None:
         """The sidecar of a batch; None if the batch is missing or incomplete."""
         record = self._read_sidecar(number)
-        return record if record and self.store.size(record.name) == record.bytes else None
+        complete = record and all(self.store.size(file.name) == file.bytes for file in record.files)
+        return record if complete else None
 
     def _read_sidecar(self, number: int) -> SampleShard | None:
         content = self._record(_sidecar(number), "schema_version")
         if content is None:
             return None
         try:
-            return SampleShard.model_validate(content)
+            record = SampleShard.model_validate(content)
         except ValidationError:
             return None
+        return record if (record.floats and record.floats.dtype) == self.floats else None
 
     def complete(self, number: int) -> bool:
         """Whether a batch, checked by its size, and its trajectory exist.
@@ -148,7 +145,7 @@ class SampleSet:
         """The sidecar of a batch whose listed size is right, else None; it is read only once."""
         if number not in self._records and _sidecar(number) in sizes:
             record = self._read_sidecar(number)
-            if record and sizes.get(record.name) == record.bytes:
+            if record and all(sizes.get(file.name) == file.bytes for file in record.files):
                 self._records[number] = record
         return self._records.get(number)
 
@@ -157,6 +154,8 @@ class SampleSet:
         self._records.pop(number, None)
         self.store.remove(_sidecar(number))
         self.store.remove(_tar(number))
+        if self.floats:
+            self.store.remove(_float_tar(number))
 
     def read(self, shape: tuple[int, int, int]) -> Iterator[Tensor]:
         """Pixels of each batch in order, uint8 [n, *shape]; raises UserError like `read_batch`."""
@@ -189,7 +188,7 @@ class SampleSet:
 
     def done(self) -> dict[str, Any] | None:
         """DONE.json, or None."""
-        return self._record("DONE.json", "schema")
+        return self._record(DONE, "schema")
 
     @property
     def _trajectory(self) -> str:
@@ -197,14 +196,16 @@ class SampleSet:
 
     def _intact_shard(self, number: int) -> SampleShard:
         record = self.shard(number)
-        if record is None or not self._intact(record):
+        if record is None or self.store.sha256(record.name) != record.sha256:
             raise UserError(
                 f"{self.store.url}/{_tar(number)} is missing or damaged; run fm sample to make it again"
             )
         return record
 
     def _intact(self, record: SampleShard | None) -> bool:
-        return record is not None and self.store.sha256(record.name) == record.sha256
+        return record is not None and all(
+            self.store.sha256(file.name) == file.sha256 for file in record.files
+        )
 
     def _record(self, name: str, version: str) -> dict[str, Any] | None:
         """Read a JSON file; None if missing or not JSON. Raises UserError if another version wrote it."""
@@ -219,13 +220,17 @@ class SampleSet:
 
     def finish(self, facts: dict[str, Any]) -> None:
         """Write DONE.json, which marks the set of images as complete."""
-        shards = [record.model_dump(mode="json") for record in self.finished()]
+        shards = [record.record() for record in self.finished()]
         record = {"schema": SCHEMA, "protocol": self.protocol, **facts, "shards": shards}
-        self.store.write_bytes("DONE.json", json.dumps(record, indent=1).encode())
+        self.store.write_bytes(DONE, json.dumps(record, indent=1).encode())
 
 
 def _tar(number: int) -> str:
     return f"samples-{number:06d}.tar"
+
+
+def _float_tar(number: int) -> str:
+    return f"floats-{number:06d}.tar"
 
 
 def _sidecar(number: int) -> str:

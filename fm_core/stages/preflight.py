@@ -1,6 +1,6 @@
 """Preflight checks: errors that can be detected before any work starts."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from fm_core.sampling.guide_model import guide_config, guide_file, used_guide
 from fm_core.sampling.sample_protocol import solver_of
 from fm_core.sampling.solver_check import check_solver
 from fm_core.stages.resolve import resolve
-from fm_core.stages.train import check_initial_weights, check_labels, check_training
+from fm_core.stages.train import check_initial_weights, check_labels, check_pairs, check_training
 from fm_core.training.ema import POWER, ema_decays
 
 STAGES = ("shard", "train", "sample", "evaluate", "report")
@@ -28,8 +28,10 @@ Rule = Callable[[], None]
 """Raises UserError for the problem, in one line."""
 
 
-def preflight(config: RunConfig, stages: Sequence[str] = STAGES) -> None:
+def preflight(config: RunConfig, stages: Sequence[str] = STAGES, without: Collection[str] = ()) -> None:
     """Check sources, directories, divisibility of sizes and consistency of settings for these stages.
+
+    `without` names rules to leave out, whose files are not written yet.
 
     Raises:
         UserError: the first problem, in one line.
@@ -39,8 +41,9 @@ def preflight(config: RunConfig, stages: Sequence[str] = STAGES) -> None:
         classes = check_source(config.data)
         if "train" in stages:
             check_labels(config, classes)
-    for _, rule in rules(config, stages):
-        rule()
+    for name, rule in rules(config, stages):
+        if name not in without:
+            rule()
     RunDirectory(config).check()
 
 
@@ -63,6 +66,7 @@ def rules(config: RunConfig, stages: Sequence[str] = STAGES) -> Iterator[tuple[s
         yield "training", partial(check_training, config)
         yield "network", partial(_check_network, config)
         yield "initial weights", partial(check_initial_weights, config)
+        yield "pairs", partial(check_pairs, config)
         yield "online evaluation", partial(_check_online_eval, config)
     if "evaluate" in stages:
         yield "feature extractors", partial(check_extractors, config.evaluate)

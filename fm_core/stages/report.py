@@ -134,7 +134,7 @@ def _sections(config: RunConfig, run: RunDirectory, model: Model, samples: Sampl
         *all_scores_section(run),
         cost_section(run, model.images_seen, samples, done),
         history_section(run),
-        data_section(manifest),
+        data_section(manifest, model),
         environment_section(run),
         PageSection("Configuration", [], text=dump_yaml(config), folded=True),
         files_section(run),

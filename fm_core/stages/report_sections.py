@@ -22,10 +22,12 @@ from fm_core.report.gallery_encoding import (
 )
 from fm_core.report.html import Figure, PageSection, Table
 from fm_core.report.image_grids import nearest
+from fm_core.report.model_card import pairs_text
 from fm_core.report.plots import distance_curve, loss_curve
 from fm_core.report.score_table import ScoreEntry, comparison_section
 from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import byte_size, duration, three_digits
+from fm_core.sampling.checkpoint_source import Model
 from fm_core.sampling.sample_store import SampleSet
 from fm_core.storage.atomic_files import read_json, read_lines
 
@@ -203,8 +205,8 @@ def history_section(run: RunDirectory) -> PageSection:
     return PageSection("History", [table], note, folded=True)
 
 
-def data_section(manifest: Manifest) -> PageSection:
-    """Splits, image format and version of the data set."""
+def data_section(manifest: Manifest, model: Model) -> PageSection:
+    """Splits, image format and version of the data set, and what the model was trained on instead."""
     rows = [
         [split, f"{record.images:,}", f"{record.channel_mean[0]:.2f} ± {record.channel_std[0]:.2f}"]
         for split, record in manifest.splits.items()
@@ -214,6 +216,8 @@ def data_section(manifest: Manifest) -> PageSection:
         f"{manifest.name}: {height} × {width} pixels, {channels} channels, {manifest.levels} intensity "
         f"levels, {manifest.class_count or 'no'} classes; version {manifest.version[:16]}."
     )
+    if model.pairs:
+        note += f" Not trained on these images, but on pairs of noise and sample: {pairs_text(model.pairs)}."
     table = Table(["split", "images", "first channel, mean ± deviation"], rows)
     return PageSection("Data", [table], note, folded=True)
 

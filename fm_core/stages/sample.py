@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fm_core.config import RunConfig
 from fm_core.data.manifest import load_manifest
+from fm_core.data.sample_shard import SampleShard
 from fm_core.errors import UserError
 from fm_core.launch.supervisor import StageJob, supervise
 from fm_core.models.flops import flops_per_image
@@ -29,7 +30,7 @@ from fm_core.sampling.checkpoint_source import (
 )
 from fm_core.sampling.guide_model import guide_config, guide_file, guide_step, used_guide, with_guide
 from fm_core.sampling.sample_protocol import draw_of, protocol_of, solver_of
-from fm_core.sampling.sample_store import SampleSet, SampleShard
+from fm_core.sampling.sample_store import SampleSet
 from fm_core.stages.resolve import resolve
 from fm_core.training.posthoc_ema import make_average
 
@@ -37,6 +38,10 @@ GRID_IMAGES = 64
 GRID_COLUMNS = 8
 CLASS_ROWS = 10
 STRIP_COLUMNS = 9
+TRAINING_NOISE = (
+    "sample.seed is that of the pairs that the model was trained on, so these samples begin at noise that it "
+    "has seen; choose another seed for scores"
+)
 
 
 def sample(config: RunConfig, observe: Observer = no_progress) -> StageResult:
@@ -99,6 +104,7 @@ def _sample(config: RunConfig, run: RunDirectory, observe: Observer) -> StageRes
         },
         counts={"images": samples.images, "nfe": nfe},
         hashes={"weights": model.weights_sha256},
+        notes={"noise": TRAINING_NOISE} if model.trained_on_noise_of(config.sample.seed) else {},
     )
 
 

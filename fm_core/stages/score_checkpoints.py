@@ -160,6 +160,7 @@ def _scoring_config(config: RunConfig, step: int) -> RunConfig:
             "steps": online.steps,
             "trajectories": 0,
             "root": None,
+            "store": "uint8",
             **{"grid": "uniform", "grid_rho": None, "grid_shift": None, "grid_bounds": None},
             "stochastic": StochasticSection().model_dump(),
             # The weaker model may be an earlier checkpoint, which is not among these.

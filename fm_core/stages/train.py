@@ -9,6 +9,7 @@ from fm_core.checkpoint.ownership import begin_history, check_owner
 from fm_core.config import RunConfig
 from fm_core.data.loader_factories import check_streams
 from fm_core.data.manifest import Manifest, load_manifest
+from fm_core.data.sample_pairs import PairSet
 from fm_core.errors import UserError
 from fm_core.launch.dispatch import device_count, max_processes_per_host, world
 from fm_core.launch.online_eval import check_online_eval, online_evaluation
@@ -28,6 +29,7 @@ from fm_core.storage.store import Store
 from fm_core.training.cost_model import checkpoint_bytes_of
 from fm_core.training.engine import micro_batch_of
 from fm_core.training.loggers import check_loggers
+from fm_core.training.training_set import pairs_of, training_set
 
 LOG = logging.getLogger(__name__)
 
@@ -96,6 +98,34 @@ def check_initial_weights(config: RunConfig) -> None:
         )
 
 
+def check_pairs(config: RunConfig) -> None:
+    """Check the sample set of data.pairs except for hashes, if the data set is there. Raises UserError."""
+    if not config.data.pairs.samples or complete(config):
+        return
+    try:
+        manifest = load_manifest(config.data.root, config.data.name)
+    except UserError:
+        return  # it may be written first; without it the stage itself says so
+    if pairs := pairs_of(config, manifest):
+        pairs.check_files(hashes=False)
+
+
+def _verify_pairs(config: RunConfig, pairs: PairSet | None, observe: Observer) -> None:
+    """Verify the files of the pairs, and before the first step their hashes. Raises UserError."""
+    if pairs is None:
+        return
+    first_start = not CheckpointCatalog.of(config).steps()
+    if first_start:
+        observe(Progress("train", 0, config.train.images, "images", "checking the hashes of the pairs"))
+    pairs.check_files(hashes=first_start)
+    if not pairs.dtype.is_floating_point:
+        LOG.warning(
+            "data.pairs.samples: %s holds intensity levels, not the ends of the trajectories; samples made "
+            "with sample.store: float32 hold both",
+            pairs.store.url,
+        )
+
+
 def check_labels(config: RunConfig, classes: int | None) -> None:
     """Check that a class-conditional model has `classes`; None or 0 without labels. Raises UserError."""
     if config.model.class_conditional and not classes:
@@ -136,9 +166,10 @@ def _train(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResu
         check_space(config, manifest)
         state = "done"
         batch, ranks = config.train.global_batch, world(config.launch)[0]
-        check_streams(
-            config.data, manifest, config.run.seed, batch, ranks, max_processes_per_host(config.launch)
-        )
+        images = training_set(config, manifest, build_method(config.method))
+        _verify_pairs(config, images.pairs, observe)
+        per_host = max_processes_per_host(config.launch)
+        check_streams(images.section, images.manifest, config.run.seed, batch, ranks, per_host)
         check_owner(config)
         run.begin()
         begin_history(config)

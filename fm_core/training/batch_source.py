@@ -1,10 +1,12 @@
 """Training batches: images, noise, times and labels as a function of only (seed, stream position).
 
+The noise of a pair of a sample set is a function of the image's index in the set instead.
+
 The loader's thread reads uint8 images; all random numbers are drawn here, on the device of the step.
 """
 
 import hashlib
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,7 +14,7 @@ from torch import Tensor
 from fm_core.data.batches import Batch, Batches, Endpoints
 from fm_core.data.reader import ImageReader
 from fm_core.data.sampler import Sampler
-from fm_core.method.couplings import Coupling, Independent
+from fm_core.method.couplings import Coupling
 from fm_core.method.dequantization import Quantizer
 from fm_core.method.paths import Path, PathSample
 from fm_core.method.timestep_samplers import TimestepSampler
@@ -35,6 +37,17 @@ def seed_generators(seed: int, device: torch.device) -> None:
         torch.cuda.manual_seed(seed)
 
 
+@dataclass(frozen=True)
+class PairNoise:
+    """The noise of images that are samples of a model, by their index in the sample set."""
+
+    random: KeyedRandom
+    first: int
+    """Index in the sample set of the image with id 0."""
+    dtype: torch.dtype
+    """Type of the images: a float for ends of trajectories, uint8 for intensity levels."""
+
+
 class BatchSource:
     """Prefetched images in stream order, and the random numbers drawn for them by stream position."""
 
@@ -50,12 +63,17 @@ class BatchSource:
         flip: bool,
         label_dropout: float = 0.0,
         null_label: int = 0,
+        pairs: PairNoise | None = None,
     ) -> None:
-        """`label_dropout` is the fraction of labels that are replaced by the null label."""
+        """`label_dropout` is the fraction of labels that are replaced by the null label.
+
+        `pairs`: the reader's images are samples, and this is their noise.
+        """
         self.reader, self.order, self.quantizer = reader, order, quantizer
         self.path, self.coupling, self.times = path, coupling, times
         self.random, self.flip = random, flip
         self.label_dropout, self.null_label = label_dropout, null_label
+        self.pairs = pairs
 
     @property
     def seed(self) -> int:
@@ -64,7 +82,7 @@ class BatchSource:
 
     def batches(self, position: int, global_batch: int, rank: int, ranks: int, micro_batch: int) -> Batches:
         """The micro-batches of a rank from a stream position on; they own the reader while they are open."""
-        ahead = not isinstance(self.coupling, Independent) or not self.random.on_device
+        ahead = self.coupling.reorders_noise or not self.random.on_device
         return Batches(
             self.reader,
             self.order,
@@ -74,6 +92,8 @@ class BatchSource:
             ranks=ranks,
             micro_batch=micro_batch,
             prepare=self._prepare if ahead else None,
+            pairs_from=self.pairs.first if self.pairs else None,
+            dtype=self.pairs.dtype if self.pairs else torch.uint8,
         )
 
     def draw(self, batch: Batch, device: torch.device) -> tuple[PathSample, Tensor]:
@@ -95,19 +115,27 @@ class BatchSource:
         return batch if self.random.on_device else replace(batch, endpoints=ends)
 
     def _endpoints(self, batch: Batch) -> Endpoints:
-        """Noise, dequantized images and times, on the device of the images."""
+        """Noise, data and times, on the device of the images."""
         device, shape = batch.images.device, tuple(batch.images.shape[1:])
         positions = torch.arange(batch.first, batch.first + len(batch.images), device=device)
         images = batch.images
         if self.flip:
             flipped = self.random.uniform(Purpose.FLIP, positions, device=device) < 0.5
             images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
-        dither = self.random.uniform(Purpose.DEQUANTIZATION, positions, shape, device)
+        noise = self.pairs.random if self.pairs else self.random
         return Endpoints(
-            x0=self.random.normal(Purpose.NOISE, batch.noise_positions, shape, device),
-            x1=self.quantizer.dequantize(images, dither),
+            x0=noise.normal(Purpose.NOISE, batch.noise_positions, shape, device),
+            x1=self._data(images, positions),
             t=self.times.times(self.random.uniform(Purpose.TIME, positions, device=device)),
         )
+
+    def _data(self, images: Tensor, positions: Tensor) -> Tensor:
+        """Dequantized images, float32; ends of trajectories as they are."""
+        if images.is_floating_point():
+            return images.float()
+        shape = tuple(images.shape[1:])
+        dither = self.random.uniform(Purpose.DEQUANTIZATION, positions, shape, images.device)
+        return self.quantizer.dequantize(images, dither)
 
     def _labels(self, batch: Batch) -> Tensor:
         """The labels, some replaced by the null label, as classifier-free guidance requires."""

@@ -11,6 +11,8 @@ from fm_core.run.results import Check
 
 FLOAT32, BFLOAT16 = 4, 2
 """Bytes per number."""
+STORED_BYTES = {"uint8": 1, "float16": 3, "float32": 5}
+"""Bytes per value of a sample, by sample.store: intensity level and float."""
 MOMENTS = 2
 """float32 numbers that AdamW stores per weight, besides the weight itself."""
 STAGES = (1, 2, 3)
@@ -108,7 +110,8 @@ def training_cost(
         checkpoint_bytes=checkpoint,
         checkpoint_seconds=checkpoint / to.store_rate,
         checkpoints=-(-train.images // train.checkpoint_images),
-        storage_bytes=checkpoint * train.keep_checkpoints + config.sample.images * image_bytes,
+        storage_bytes=checkpoint * train.keep_checkpoints
+        + config.sample.images * image_bytes * STORED_BYTES[config.sample.store],
         network_bytes={
             stage: network_bytes(parameters, stage, to.processes, micro_batches, number) for stage in STAGES
         },

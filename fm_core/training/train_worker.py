@@ -12,22 +12,18 @@ from fm_core.checkpoint.save_load import adopt_staged
 from fm_core.checkpoint.train_state import TrainState
 from fm_core.config import RunConfig
 from fm_core.data.cache import NodeCache
-from fm_core.data.loader_factories import make_cache, make_order
 from fm_core.data.manifest import Manifest
-from fm_core.data.reader import ImageReader, fair_order
 from fm_core.data.sampler import ORDER_VERSION
 from fm_core.errors import StopRequested, UnreachableError
 from fm_core.launch.upload_handover import start_upload_worker, stop_upload_worker
 from fm_core.launch.worker_main import Rank
-from fm_core.method.dequantization import Quantizer
-from fm_core.models.build import Method, build_method, build_network
+from fm_core.models.build import build_method, build_network
 from fm_core.models.flops import flops_per_image
 from fm_core.run.directory import RunDirectory, identity, step_name
 from fm_core.run.history import history_path, record_completed
 from fm_core.storage.atomic_files import write_json
-from fm_core.storage.keyed_random import CURRENT, Domain, GeneratorName, KeyedRandom, generator_record
+from fm_core.storage.keyed_random import generator_record
 from fm_core.training import nonfinite_recovery
-from fm_core.training.batch_source import BatchSource
 from fm_core.training.ema import ModelEMA, ema_decays
 from fm_core.training.engine import initialize_process_group, make_engine, micro_batch_of
 from fm_core.training.hang_watchdog import HangWatchdog
@@ -38,7 +34,7 @@ from fm_core.training.saving import load_checkpoint
 from fm_core.training.start_over import prepare_history
 from fm_core.training.train_log import TrainLog
 from fm_core.training.trainer import Trainer
-from fm_core.training.validation_loss import SEED, SequentialSampler, ValidationLoss
+from fm_core.training.training_set import generator_of_run, training_set
 
 LOG = logging.getLogger(__name__)
 
@@ -159,6 +155,7 @@ def _build_trainer(config: RunConfig, rank: Rank, device: torch.device) -> Train
     manifest = NodeCache(config.data.cache).manifest(config.data.root, config.data.name, rank.job)
     method = build_method(config.method)
     method.coupling.check(micro_batch_of(config.train, rank.count))
+    images = training_set(config, manifest, method)
     torch.manual_seed(config.run.seed)
     classes = manifest.class_count or 0
     network = build_network(config.model, manifest.image_shape, classes, config.train.gradient_checkpointing)
@@ -174,15 +171,15 @@ def _build_trainer(config: RunConfig, rank: Rank, device: torch.device) -> Train
         engine=engine,
         objective=method.objective,
         averages=ModelEMA(engine, ema_decays(config.train)),
-        source=_batch_source(config, manifest, method, rank.count),
+        source=images.training_source(rank.count),
         rank=rank,
         device=device,
-        recipe=recipe(config, manifest),
+        recipe={**recipe(config, manifest), **images.record},
         conditional=config.model.class_conditional,
         flops=flops,
         checkpoints=checkpoints,
         snapshots=checkpoints.snapshots() if checkpoints and config.train.snapshot_images else None,
-        validation=_validation_loss(config, manifest, method, rank.count),
+        validation=images.validation_loss(rank.count),
         log=_train_log(config, rank) if rank.first else None,
         on_first_step=directory.bind if rank.first else None,
         rollback_record=directory.path / "train" / "setback.json" if rank.first else None,
@@ -196,27 +193,6 @@ def _has_checkpoint(config: RunConfig, rank: Rank) -> bool:
     return bool(shared[0])
 
 
-def _validation_loss(
-    config: RunConfig, manifest: Manifest, method: Method, ranks: int
-) -> ValidationLoss | None:
-    available = manifest.splits["val"].images if "val" in manifest.splits else 0
-    images = min(config.train.validation_images, available)
-    if not images:
-        return None
-    reader = ImageReader(config.data.root, manifest, "val", make_cache(config.data, manifest))
-    source = BatchSource(
-        reader=reader,
-        order=SequentialSampler(fair_order(manifest, "val")),
-        quantizer=Quantizer(manifest.levels),
-        path=method.objective.path,
-        coupling=method.coupling,
-        times=method.times,
-        random=KeyedRandom(_generator(config), SEED, Domain.HELD_OUT),
-        flip=False,
-    )
-    return ValidationLoss(source, images, micro_batch_of(config.train, ranks))
-
-
 def _train_log(config: RunConfig, rank: Rank) -> TrainLog:
     run = RunDirectory(config)
     loggers, landmark = MetricLoggers(config), history_path(run.path)
@@ -228,7 +204,7 @@ def recipe(config: RunConfig, manifest: Manifest) -> dict[str, Any]:
     return {
         "run": {"name": config.run.name},
         "seed": config.run.seed,
-        **generator_record(_generator(config)),
+        **generator_record(generator_of_run(config)),
         "model": config.model.model_dump(mode="json"),
         "method": config.method.model_dump(mode="json"),
         "levels": manifest.levels,
@@ -238,23 +214,3 @@ def recipe(config: RunConfig, manifest: Manifest) -> dict[str, Any]:
         "train": identity(config)["train"],
         "order": {"version": ORDER_VERSION},
     }
-
-
-def _generator(config: RunConfig) -> GeneratorName:
-    return config.run.generator or CURRENT
-
-
-def _batch_source(config: RunConfig, manifest: Manifest, method: Method, ranks: int) -> BatchSource:
-    data, seed = config.data, config.run.seed
-    return BatchSource(
-        reader=ImageReader(data.root, manifest, "train", make_cache(data, manifest)),
-        order=make_order(data, manifest, "train", seed, config.train.global_batch, ranks),
-        quantizer=Quantizer(manifest.levels),
-        path=method.objective.path,
-        coupling=method.coupling,
-        times=method.times,
-        random=KeyedRandom(_generator(config), seed, Domain.TRAINING, config.train.speed.compile),
-        flip=data.horizontal_flip,
-        label_dropout=config.train.label_dropout,
-        null_label=manifest.class_count or 0,
-    )

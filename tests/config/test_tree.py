@@ -73,6 +73,12 @@ def test_several_mistakes_are_reported_together():
         {"data": {"source": {"format": "imagenet-npz", "url": "/archives"}}},
         {"train": {"images": 10, "warmup_images": 11}},
         {"train": {"label_dropout": 0.1}},
+        {"method": {"coupling": "reflow"}},
+        {"data": {"pairs": {"samples": "/set"}}},
+        {
+            "method": {"coupling": "reflow"},
+            "data": {"pairs": {"samples": "/set"}, "horizontal_flip": True},
+        },
     ],
 )
 def test_sections_that_do_not_agree_are_refused_in_one_line(tree):
@@ -101,6 +107,11 @@ IDLE = [
         {"train": {"init_attention_order": "new"}},
         "train.init_attention_order",
         {"train": {"init_from": None}},
+    ),
+    (
+        {"data": {"pairs": {"validation_images": 9}}},
+        "data.pairs.validation_images",
+        {"data": {"pairs": {"samples": None}}},
     ),
     ({"launch": {"hostfile": "hosts"}}, "launch.hostfile", {"launch": {"kind": "local"}}),
     ({"launch": {"slurm": {"nodes": 2}}}, "launch.slurm", {"launch": {"kind": "local"}}),

@@ -256,7 +256,7 @@ def test_the_error_is_the_formula_for_every_pair_of_images():
     linear = influence.first_order(rows) - torch.stack([phi(x, x) for x in images]) / 60
     second_order = pairs.square().mean() / (2 * 30**2)
     expected = SamplingError.of(linear.var().item() / 30, second_order.item(), None)
-    error = influence.error(rows, 30)
+    error = influence.terms(rows, torch.arange(len(rows)), 30).error()
     assert error.second_order == pytest.approx(second_order.item(), rel=1e-9)
     assert error.variance == pytest.approx(expected.variance, rel=1e-9)
 

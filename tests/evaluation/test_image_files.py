@@ -148,9 +148,9 @@ def test_a_data_set_is_named_by_its_folder_and_a_split(digits, manifest):
 
 def test_samples_of_a_run_are_complete_and_intact_or_refused(tmp_path):
     from fm_core.data.manifest import Block
+    from fm_core.data.sample_shard import SampleShard
     from fm_core.data.shard_format import ShardFile
     from fm_core.data.sources.base import Samples
-    from fm_core.sampling.sample_store import SampleShard
     from fm_core.storage.hashing import sha256_bytes
 
     pixels = np.stack([picture(number) for number in range(7)]).transpose(0, 3, 1, 2)

@@ -12,11 +12,11 @@ FLOWS = sorted(f"flows.{path.stem}" for path in (ROOT / "flows").glob("*.py") if
 HEAVY = {"torch", "scipy", "numpy", "torchdiffeq", "deepspeed", "webdataset", "matplotlib"}
 RETRIES = """
 from prefect import Flow, Task
-from flows import parallel_runs, reproduce, stage_tasks, stages, sweep, train
+from flows import distill, parallel_runs, reproduce, stage_tasks, stages, sweep, train
 # Of the tasks, the pipeline runs variants with other names.
 found = {
     name: (thing.with_options(name="x") if isinstance(thing, Task) else thing).retries
-    for module in (parallel_runs, reproduce, stage_tasks, stages, sweep, train)
+    for module in (distill, parallel_runs, reproduce, stage_tasks, stages, sweep, train)
     for name, thing in vars(module).items()
     if isinstance(thing, Flow | Task)
 }

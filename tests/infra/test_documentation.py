@@ -36,7 +36,7 @@ TESTS = {
     "infra/docs/operations.md": "tests/flows/test_operators_page.py",
     "infra/docs/sampling-and-evaluation.md": "tests/sampling/test_api.py",
     "infra/docs/security.md": "tests/infra/test_documentation.py",
-    "infra/docs/training.md": "tests/infra/test_documentation.py",
+    "infra/docs/training.md": "tests/stages/test_reflow_runs.py",
     "infra/docs/your-own-images.md": "tests/infra/test_your_own_images.py",
 }
 """Page -> the test that executes its blocks, beside those of this module."""

@@ -15,7 +15,7 @@ from fm_core.reproduce.cost_estimate import HEAD, STORED
 from fm_core.reproduce.experiments import experiments_of
 from fm_core.reproduce.image_experiment import sample_images_of
 from fm_core.storage.atomic_files import read_json, write_json
-from fm_core.training.train_worker import _batch_source
+from fm_core.training.training_set import training_set
 from tests.support.tiny_image_comparison import configured
 
 reproduce = stage_function("reproduce")
@@ -58,7 +58,7 @@ def first_of(config):
     method = build_method(config.method)
     torch.manual_seed(config.run.seed)
     network = build_network(config.model, manifest.image_shape, 0)
-    source = _batch_source(config, manifest, method, 1)
+    source = training_set(config, manifest, method).training_source(1)
     with source.batches(0, 8, 0, 1, 8) as batches:
         sample, _ = source.draw(next(batches), torch.device("cpu"))
     start, end = method.objective.interval
