@@ -7,8 +7,8 @@ import torch
 import torch.distributed as dist
 
 from fm_core.checkpoint.catalog import CheckpointCatalog
+from fm_core.checkpoint.checkpoint_loader import adopt_staged
 from fm_core.checkpoint.format import step_of
-from fm_core.checkpoint.save_load import adopt_staged
 from fm_core.checkpoint.train_state import TrainState
 from fm_core.config import RunConfig
 from fm_core.data.cache import NodeCache
@@ -56,6 +56,7 @@ def train(config: RunConfig, rank: Rank) -> None:
         _train_from(config, rank, trainer, state)
     finally:
         # Under launch.kind debug this process continues, and may train in the same directory again.
+        trainer.saver.close()
         for catalog in (trainer.checkpoints, trainer.snapshots):
             if catalog:
                 catalog.close()
