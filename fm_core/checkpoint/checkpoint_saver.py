@@ -66,7 +66,9 @@ class Save:
     parts: Sequence[str]
     metadata: dict[str, str]
     last: bool
-    """Whether no later one follows; then it fails if the one before it, of the same step, has failed."""
+    """Whether training does not come here again, so that none can replace it."""
+    before: "Save | None" = None
+    """The one before it, of the same step; if that was a last one and failed, so does this one."""
     result: Result = None
     """The same on all ranks once the save is finished."""
 
@@ -81,6 +83,7 @@ class CheckpointSaver:
         self._layout: TensorLayout | None = None
         self._copies: dict[str, list[Tensor]] = {}
         """Host memory for this rank's shards by part; kept, because new pages cost more than the copy."""
+        self._allocation: threading.Thread | None = None
         self._copied: set[str] = set()
         self._saves: list[Save] = []
         """Those that were started and not taken, in order."""
@@ -94,6 +97,23 @@ class CheckpointSaver:
     def of_all_ranks(cls) -> Self:
         """A saver with a process group of all ranks, which must all call it."""
         return cls(dist.new_group(backend="gloo", timeout=TIMEOUT))
+
+    def reserve(self, sharded: SavedState) -> None:
+        """Allocate the host memory in a thread, so that the first save does not pause for it.
+
+        All ranks must call it.
+        """
+        self._layout = TensorLayout.gathered(sharded.shapes, sharded.fragments(), self._group)
+        parts, shards = sharded.parts, sharded.shards(sharded.parts[0])
+
+        def allocate() -> None:
+            if shards[0].is_cuda:  # otherwise page-locked memory would open a context on the first GPU
+                torch.cuda.set_device(shards[0].device)
+            for part in parts:
+                self._copies[part] = [_host_memory(shard) for shard in shards]
+
+        self._allocation = threading.Thread(target=allocate, name="checkpoint-memory", daemon=True)
+        self._allocation.start()
 
     @property
     def step(self) -> int | None:
@@ -128,7 +148,8 @@ class CheckpointSaver:
         assert self.step in (None, state.step), "the copies of another step are still being written"
         state = state.model_copy(update={"processes": self._ranks})
         metadata = {"recipe": json.dumps({**recipe, "step": state.step, "images_seen": state.images_seen})}
-        save = Save(state, catalog, sharded.parts if parts is None else parts, metadata, last)
+        before_it = self._saves[-1] if self._saves else None
+        save = Save(state, catalog, sharded.parts if parts is None else parts, metadata, last, before_it)
         self._copy(sharded, save.parts)
         if catalog:
             save.result = _attempt(before)
@@ -164,7 +185,10 @@ class CheckpointSaver:
     @torch.no_grad()
     def _copy(self, sharded: SavedState, parts: Sequence[str]) -> None:
         if self._layout is None:
-            self._layout = TensorLayout.gathered(sharded.shapes, sharded.fragments(), self._group)
+            self.reserve(sharded)
+        if self._allocation:
+            self._allocation.join()
+            self._allocation = None
         on_device = False
         for part in parts:
             if part in self._copied:  # by another save of the same step
@@ -180,7 +204,6 @@ class CheckpointSaver:
             torch.cuda.synchronize()
 
     def _work(self) -> None:
-        failed: Result = None
         while True:
             with self._lock:
                 if not self._waiting:
@@ -188,9 +211,9 @@ class CheckpointSaver:
                     return
                 save = self._waiting.pop(0)
             try:
-                if save.last:
-                    save.result = failed or save.result
-                failed = save.result = self._write(save)
+                if save.before and save.before.last:
+                    save.result = save.before.result or save.result
+                save.result = self._write(save)
             except BaseException as error:
                 with self._lock:
                     self._crash = error
@@ -242,7 +265,8 @@ class CheckpointSaver:
 
 
 def _host_memory(shard: Tensor) -> Tensor:
-    return torch.empty(shard.shape, dtype=torch.float32, pin_memory=shard.is_cuda)
+    """Memory for a copy of a shard; its pages are already in place."""
+    return torch.empty(shard.shape, dtype=torch.float32, pin_memory=shard.is_cuda).zero_()
 
 
 def _attempt(action: Callable[[], SaveProblem | None]) -> Result:

@@ -16,7 +16,7 @@ from fm_core.data.loader_factories import make_cache, make_order
 from fm_core.data.manifest import Manifest
 from fm_core.data.reader import ImageReader, fair_order
 from fm_core.data.sampler import ORDER_VERSION
-from fm_core.errors import StopRequested, UnreachableError
+from fm_core.errors import StopRequested, UnreachableError, UserError
 from fm_core.launch.upload_handover import start_upload_worker, stop_upload_worker
 from fm_core.launch.worker_main import Rank
 from fm_core.method.dequantization import Quantizer
@@ -97,6 +97,7 @@ def build_or_resume(config: RunConfig, rank: Rank, device: torch.device) -> tupl
         if rank.first:
             adopt_staged(config, trainer.recipe)
         checkpoint = load_checkpoint(trainer)
+        trainer.saver.reserve(trainer.sharded)
         if trainer.snapshots:  # now that the checkpoint root is known to be this run's
             trainer.snapshots.catch_up()
         if checkpoint and history and history.completed_step is None:
@@ -157,7 +158,7 @@ def _finish(
 
 
 def _build_trainer(config: RunConfig, rank: Rank, device: torch.device) -> Trainer:
-    manifest = NodeCache(config.data.cache).manifest(config.data.root, config.data.name, rank.job)
+    manifest = _shared_manifest(config, rank)
     method = build_method(config.method)
     method.coupling.check(micro_batch_of(config.train, rank.count))
     torch.manual_seed(config.run.seed)
@@ -188,6 +189,21 @@ def _build_trainer(config: RunConfig, rank: Rank, device: torch.device) -> Train
         on_first_step=directory.bind if rank.first else None,
         rollback_record=directory.path / "train" / "setback.json" if rank.first else None,
     )
+
+
+def _shared_manifest(config: RunConfig, rank: Rank) -> Manifest:
+    """The manifest of the data set, which rank 0 reads for all; every rank raises the error of a failure."""
+    shared: list[Any] = [None]
+    if rank.first:
+        try:
+            cache = NodeCache(config.data.cache)
+            shared = [cache.manifest(config.data.root, config.data.name, rank.job)]
+        except (OSError, UserError) as error:
+            shared = [error]
+    dist.broadcast_object_list(shared, src=0)
+    if isinstance(shared[0], Exception):
+        raise shared[0]
+    return shared[0]
 
 
 def _has_checkpoint(config: RunConfig, rank: Rank) -> bool:

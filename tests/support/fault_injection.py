@@ -37,9 +37,7 @@ class FaultyPath(OptimalTransport):
         rank, what, at = os.environ.get("FAULT", "::").split(":")
         if rank == os.environ.get("RANK") and str(self.drawn) == at:
             control = Path(os.environ["FM_CONTROL"])
-            for thread in threading.enumerate():
-                if thread.name == "checkpoint-saver":
-                    thread.join()
+            finish_saving()
             if what == "stop":
                 (control / "STOP").touch()
                 worker_main.STOP_SECONDS = 0.0  # this step, and not one some seconds later, is the last
@@ -53,6 +51,13 @@ class FaultyPath(OptimalTransport):
             else:
                 os.kill(os.getpid(), getattr(signal, what))
         return super().sample(x0, x1, t)
+
+
+def finish_saving() -> None:
+    """Wait until this process has written, or sent, the checkpoints that it has started to save."""
+    for thread in threading.enumerate():
+        if thread.name == "checkpoint-saver":
+            thread.join()
 
 
 def flip_last_bit(path: Path) -> None:

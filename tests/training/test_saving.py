@@ -230,7 +230,7 @@ def test_a_snapshot_that_fails_before_the_end_costs_no_checkpoint(trainer, tmp_p
     with monkeypatch.context() as patch:
         patch.setattr(trainer.snapshots, "begin", failing(errno.ENOSPC))
         save_snapshot(trainer, TrainState(step=20), last=False)
-        trainer.save(20)
+        trainer.save(20, last=True)  # at a stop
     assert trainer.snapshot_missing
     assert complete_steps(tmp_path / "checkpoints") == [20]
     save_snapshot(trainer, TrainState(step=30), last=False)
