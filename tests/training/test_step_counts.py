@@ -17,7 +17,6 @@ def step_counts(request, tmp_path_factory):
 
 def test_a_step_has_four_collectives_on_any_number_of_ranks(step_counts):
     """Gradients in one bucket, their norm, what the ranks agree on; then the weights."""
-    print(len(step_counts), step_counts[0], step_counts[-1])
     for counts in step_counts:
         numbers = ("operations", "numbers read")
         collectives = {
@@ -33,6 +32,12 @@ def test_a_step_sends_the_gradients_once_the_weights_once_and_six_bytes(step_cou
         assert counts["bytes of allreduce"] == 4 * PARAMETERS + 6
         padding = counts["bytes of allgather_base"] - 4 * PARAMETERS
         assert 0 <= padding <= 16 * len(step_counts)
+
+
+def test_a_step_waits_for_the_device_only_where_deepspeed_reads_the_norm(step_counts):
+    """Twice; three more are positions, read only on a CPU, and less than one belongs to a metrics line."""
+    for counts in step_counts:
+        assert 5 <= counts["numbers read"] < 6
 
 
 def test_no_rank_does_more_in_a_step_than_another_or_than_on_fewer_ranks(step_counts):
