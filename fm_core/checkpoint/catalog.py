@@ -45,7 +45,7 @@ from fm_core.storage.local_paths import local_path
 from fm_core.storage.store import Store
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from fm_core.checkpoint.writer import Content, Tensors
 
 LOG = logging.getLogger(__name__)
 SNAPSHOTS = "snapshots"
@@ -190,10 +190,10 @@ class CheckpointCatalog:
         return self.writer.begin(step)
 
     def write(
-        self, step: int, name: str, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]
+        self, step: int, name: str, tensors: "Tensors", metadata: Mapping[str, str], content: "Content" = None
     ) -> SaveProblem | None:
-        """Write one file of tensors of the checkpoint; return the problem, or None."""
-        return self.writer.write(step, name, tensors, metadata)
+        """Write one file of tensors of the checkpoint (see `write_tensors`); return the problem, or None."""
+        return self.writer.write(step, name, tensors, metadata, content)
 
     def finish(self, state: TrainState) -> SaveProblem | None:
         """Make the checkpoint valid, remove old ones, start its upload; return the problem, or None.

@@ -9,6 +9,7 @@ it depends on the number of processes that wrote it.
 This module does not import torch, because the command line and the flows use it and must start quickly.
 """
 
+import errno
 import json
 import os
 import re
@@ -71,15 +72,24 @@ def commit(
     state: TrainState,
     origin: Mapping[str, Any] | None = None,
     progress: Progress = no_progress,
+    written: Mapping[str, dict[str, Any]] = {},
 ) -> None:
-    """Make a checkpoint valid: write state.json, sync everything to the disk, write COMPLETE last."""
+    """Make a checkpoint valid: write state.json, sync everything to the disk, write COMPLETE last.
+
+    `written` has size and SHA-256 of files that were hashed when they were written.
+    """
     write_json(directory / STATE, state.model_dump())
-    seal(directory, origin, progress)
+    seal(directory, origin, progress, written)
 
 
-def seal(directory: Path, origin: Mapping[str, Any] | None = None, progress: Progress = no_progress) -> None:
+def seal(
+    directory: Path,
+    origin: Mapping[str, Any] | None = None,
+    progress: Progress = no_progress,
+    written: Mapping[str, dict[str, Any]] = {},
+) -> None:
     """Write COMPLETE for the files that are in a directory; `origin` says which run and job wrote them."""
-    files = _synced_files(directory, progress)
+    files = _synced_files(directory, progress, written)
     write_json(directory / COMPLETE, {"files": files, **(origin or {})})
     sync(directory)
 
@@ -257,17 +267,25 @@ def _origin_of(record: Mapping[str, Any]) -> dict[str, Any]:
     return {key: record[key] for key in ("run", "job", "epoch") if key in record}
 
 
-def _synced_files(directory: Path, progress: Progress) -> dict[str, dict[str, Any]]:
-    """Sync all files to the disk and return the size and SHA-256 of each by name."""
+def _synced_files(
+    directory: Path, progress: Progress, written: Mapping[str, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Sync all files to the disk and return the size and SHA-256 of each by name.
+
+    Raises OSError if one does not have the size with which it was written.
+    """
     paths = sorted(directory.rglob("*"))
     files = [path for path in paths if path.is_file() and path.name != COMPLETE]
     for path in (*files, *(path for path in paths if path.is_dir()), directory):
         progress(f"writing {path} to the disk")
         sync(path)
-    return {
-        str(path.relative_to(directory)): {"bytes": path.stat().st_size, "sha256": _sha256(path, progress)}
-        for path in files
-    }
+    facts: dict[str, dict[str, Any]] = {}
+    for path in files:
+        name, size = str(path.relative_to(directory)), path.stat().st_size
+        facts[name] = written.get(name) or {"bytes": size, "sha256": _sha256(path, progress)}
+        if facts[name]["bytes"] != size:
+            raise OSError(errno.EIO, f"{path} has {size} bytes after {facts[name]['bytes']} were written")
+    return facts
 
 
 def _sha256(path: Path, progress: Progress) -> str:

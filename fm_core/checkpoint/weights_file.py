@@ -1,11 +1,12 @@
 """Weights files of checkpoints: writing, locating, fetching, and their metadata."""
 
+import hashlib
 import json
 import os
 import shutil
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
@@ -51,19 +52,21 @@ def write_tensors(
     tensors: Mapping[str, Tensor],
     metadata: Mapping[str, str],
     progress: Progress = no_progress,
-) -> None:
-    """Write one file of tensors into a checkpoint that is not complete yet.
+    content: Iterable[Tensor] | None = None,
+) -> dict[str, Any]:
+    """Write one file of tensors into a checkpoint that is not complete yet; return its size and SHA-256.
 
-    The format is that of safetensors, written tensor by tensor: the library's own writer reports no progress
-    until a file of gigabytes is written, and holds a second copy in memory.
+    The format is that of safetensors, written piece by piece: the library's own writer reports no progress
+    until a file of gigabytes is written, and holds a second copy in memory. Where `tensors` has only shapes
+    and dtypes (on the device "meta"), `content` yields all of their elements in order, in pieces of any size.
+    The hash is that of the bytes before they are written, so that an error of the disk is detected later.
     """
     path = directory / tensors_file(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
-    for key in sorted(tensors):
-        tensor, begin = tensors[key], end
-        end += tensor.numel() * tensor.element_size()
+    for key, tensor in tensors.items():
+        begin, end = end, end + tensor.numel() * tensor.element_size()
         header[key] = {
             "dtype": DTYPES[tensor.dtype],
             "shape": list(tensor.shape),
@@ -71,11 +74,24 @@ def write_tensors(
         }
     head = json.dumps(header, separators=(",", ":")).encode()
     head += b" " * (-len(head) % 8)
+    digest, size = hashlib.sha256(), 0
     with path.open("wb", buffering=0) as file:
-        write_chunks(file, memoryview(struct.pack("<Q", len(head)) + head), progress)
-        for key in sorted(tensors):
-            content = tensors[key].detach().contiguous().reshape(-1).view(torch.uint8)
-            write_chunks(file, content.numpy().data, progress)
+        for chunk in _chunks(
+            struct.pack("<Q", len(head)) + head, tensors.values() if content is None else content
+        ):
+            write_chunks(file, chunk, progress)
+            progress(f"hashing {path}")
+            digest.update(chunk)
+            size += len(chunk)
+    if size != 8 + len(head) + end:
+        raise RuntimeError(f"{path}: {size} bytes were written, not {8 + len(head) + end}")
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def _chunks(head: bytes, tensors: Iterable[Tensor]) -> Iterator[memoryview]:
+    yield memoryview(head)
+    for tensor in tensors:
+        yield tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def write_chunks(file: FileIO, content: memoryview, progress: Progress) -> None:

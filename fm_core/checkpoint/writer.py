@@ -2,13 +2,13 @@
 
 import errno
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from fm_core.checkpoint.format import Progress, commit, no_progress
+from fm_core.checkpoint.format import Progress, commit, no_progress, tensors_file
 from fm_core.checkpoint.ownership import WriteAccess
 from fm_core.checkpoint.set_aside import WRITING, set_aside, temporary
 from fm_core.checkpoint.train_state import TrainState
@@ -18,6 +18,9 @@ from fm_core.storage.atomic_files import sync
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    Tensors = Mapping[str, Tensor]
+    Content = Iterable[Tensor] | None
 
 FINAL = {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EINVAL}
 """Errors that do not resolve without intervention."""
@@ -42,20 +45,27 @@ class CheckpointWriter:
         """`place` is train.checkpoint_root; `local` the folder, where that is a staging folder."""
         self.folder, self.place, self.local = folder, place, local
         self.progress: Progress = no_progress
+        self._written: dict[str, dict[str, Any]] = {}
+        """Size and SHA-256 of the files of tensors of the checkpoint that is being written."""
 
     def begin(self, step: int) -> SaveProblem | None:
         """Create an empty directory for a checkpoint of this step."""
         return self._attempt(step, lambda: self._begin(step))
 
     def write(
-        self, step: int, name: str, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]
+        self, step: int, name: str, tensors: "Tensors", metadata: Mapping[str, str], content: "Content" = None
     ) -> SaveProblem | None:
-        """Write one file of tensors of the checkpoint."""
+        """Write one file of tensors of the checkpoint; `content` is that of `write_tensors`."""
         # Not imported at the top, because torch takes seconds to import and flows do not need it.
         from fm_core.checkpoint.weights_file import write_tensors
 
         directory = self._directory(step)
-        return self._attempt(step, lambda: write_tensors(directory, name, tensors, metadata, self.progress))
+
+        def write() -> None:
+            facts = write_tensors(directory, name, tensors, metadata, self.progress, content)
+            self._written[tensors_file(name)] = facts
+
+        return self._attempt(step, write)
 
     def commit(self, state: TrainState) -> SaveProblem | None:
         """Make the checkpoint valid; it is durable under its name when this returns."""
@@ -74,10 +84,11 @@ class CheckpointWriter:
         if directory.exists():
             shutil.rmtree(directory)
         directory.mkdir(parents=True)
+        self._written = {}
 
     def _commit(self, state: TrainState) -> None:
         directory, target = self._directory(state.step), self.folder / step_name(state.step)
-        commit(directory, state, self.place.origin, self.progress)
+        commit(directory, state, self.place.origin, self.progress, self._written)
         self.local.check()
         if target.exists():
             # Written by an earlier job, and this one did not resume from it: damaged, or from a discarded

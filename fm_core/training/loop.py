@@ -3,22 +3,26 @@
 import logging
 import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from fm_core.checkpoint.train_state import TrainState
 from fm_core.data.batches import Batches
 from fm_core.errors import NonFiniteGradientsError, StopRequested
-from fm_core.launch.worker_main import Rank
 from fm_core.training import nonfinite_recovery
 from fm_core.training.batch_source import ambient_seed, seed_generators
 from fm_core.training.engine import micro_batch_of, network_for, set_learning_rate, use_bf16
 from fm_core.training.lr_schedule import crossed, learning_rate
 from fm_core.training.metrics import MetricAccumulator
 from fm_core.training.mfu import utilization
-from fm_core.training.saving import load_checkpoint, save_checkpoint, save_snapshot
+from fm_core.training.saving import (
+    finish_saves,
+    load_checkpoint,
+    save_checkpoint,
+    save_snapshot,
+    take_saves,
+)
+from fm_core.training.step_agreement import StepAgreement
 from fm_core.training.trainer import Trainer
 
 LOG = logging.getLogger(__name__)
@@ -51,11 +55,13 @@ def _steps(trainer: Trainer, state: TrainState, batches: Batches, accumulated: i
     train = trainer.train
     interval = MetricAccumulator(trainer.device, trainer.objective.interval)
     interval.restore(state.interval_sums, trainer.rank.number)
+    agreement = StepAgreement(trainer.rank, lambda: trainer.saver.busy, trainer.control)
     while state.images_seen < train.images:
         rate = learning_rate(train, state.images_seen)
         set_learning_rate(trainer.engine, rate)
-        for _ in range(accumulated):
-            _micro_step(trainer, batches, interval, state.step + 1)
+        for left in reversed(range(accumulated)):
+            before_backward = agreement.start if left == 0 else None
+            _micro_step(trainer, batches, interval, state.step + 1, before_backward)
         state = _after_step(trainer, state, interval)
         ended = state.images_seen >= train.images
         logged = ended or crossed(train.log_images, state.images_seen, train.global_batch)
@@ -63,7 +69,9 @@ def _steps(trainer: Trainer, state: TrainState, batches: Batches, accumulated: i
         if logged:
             _write_line(trainer, state, interval, rate)
             interval = MetricAccumulator(trainer.device, trainer.objective.interval)
-        stop = _agree_to_stop(trainer.rank, trainer.control)
+        stop, writing = agreement.result()
+        if trainer.saver.step is not None and not writing:
+            take_saves(trainer)
         scheduled = ended or crossed(train.checkpoint_images, state.images_seen, train.global_batch)
         every = train.snapshot_images
         if every and (
@@ -88,7 +96,13 @@ def _steps(trainer: Trainer, state: TrainState, batches: Batches, accumulated: i
     return state
 
 
-def _micro_step(trainer: Trainer, batches: Batches, interval: MetricAccumulator, step: int) -> None:
+def _micro_step(
+    trainer: Trainer,
+    batches: Batches,
+    interval: MetricAccumulator,
+    step: int,
+    before_backward: Callable[[], None] | None = None,
+) -> None:
     trainer.heartbeat(f"the data of step {step}")
     waiting = time.monotonic()
     batch = next(batches)
@@ -99,6 +113,8 @@ def _micro_step(trainer: Trainer, batches: Batches, interval: MetricAccumulator,
     seed_generators(ambient_seed(trainer.source.seed, batch.first), trainer.device)
     network = network_for(trainer.objective, trainer.engine)
     losses = trainer.objective.loss(network, sample, label if trainer.conditional else None)
+    if before_backward:
+        before_backward()
     trainer.heartbeat(f"the backward pass and the update of step {step}")
     trainer.engine.backward(losses.mean())
     trainer.engine.step()
@@ -171,14 +187,8 @@ def _speed(trainer: Trainer, images_per_s: float) -> dict[str, float]:
     return utilization(images_per_s, trainer.flops, trainer.rank.count, name, bf16)
 
 
-def _agree_to_stop(rank: Rank, control: Any) -> bool:
-    """Whether any rank was asked to stop; all ranks get the same result at the same step."""
-    asked = torch.tensor(int(rank.stop_requested()))
-    dist.all_reduce(asked, op=dist.ReduceOp.MAX, group=control)
-    return bool(asked.item())
-
-
 def _roll_back(trainer: Trainer, failed: TrainState) -> TrainState:
+    finish_saves(trainer)
     checkpoint = None
     if nonfinite_recovery.may_roll_back(failed):
         checkpoint = load_checkpoint(trainer)

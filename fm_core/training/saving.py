@@ -2,8 +2,9 @@
 
 import logging
 
-from fm_core.checkpoint import save_load
+from fm_core.checkpoint import checkpoint_loader
 from fm_core.checkpoint.catalog import CheckpointCatalog
+from fm_core.checkpoint.format import no_progress
 from fm_core.checkpoint.train_state import TrainState
 from fm_core.checkpoint.writer import SaveProblem
 from fm_core.errors import UnreachableError, UserError
@@ -21,7 +22,7 @@ def load_checkpoint(trainer: Trainer) -> TrainState | None:
     """Load the newest checkpoint and return its state; None if the run never had one. See `load`."""
     if trainer.checkpoints and trainer.watchdog:
         trainer.checkpoints.progress = trainer.watchdog.progress
-    return save_load.load(
+    return checkpoint_loader.load(
         trainer.sharded,
         trainer.checkpoints,
         trainer.recipe,
@@ -31,18 +32,16 @@ def load_checkpoint(trainer: Trainer) -> TrainState | None:
 
 
 def save_snapshot(trainer: Trainer, state: TrainState, last: bool) -> None:
-    """Save a snapshot of the averages; if that fails, retry at the next checkpoint."""
+    """Start to save a snapshot of the averages; if that fails, it is retried at the next checkpoint."""
     names = [power_name(width) for width in trainer.train.ema_power_widths]
-    problem = _write(trainer, state, trainer.snapshots, names)
-    trainer.snapshot_missing = problem is not None
-    if problem:
-        _report(trainer, state, problem, last)
+    _start(trainer, state, trainer.snapshots, names, last)
 
 
 def save_checkpoint(trainer: Trainer, state: TrainState, scheduled: bool, last: bool) -> None:
-    """Save a checkpoint; if it cannot be written, training continues unless this is the `last` one.
+    """Start to save a checkpoint, which is written while training continues; wait for the `last` one.
 
-    The validation loss is measured for `scheduled` checkpoints, not for those of stop requests.
+    If it cannot be written, training continues unless it is the last. The validation loss is measured for
+    `scheduled` checkpoints, not for those of stop requests.
     """
     if trainer.validation and scheduled:
         trainer.heartbeat(f"the validation loss of step {state.step}", FIRST_STEP_FACTOR)
@@ -56,31 +55,50 @@ def save_checkpoint(trainer: Trainer, state: TrainState, scheduled: bool, last: 
         state = state.model_copy(update={"held_out_loss": loss})
         if trainer.log:
             trainer.log.validation_line({"step": state.step, "images_seen": state.images_seen, "loss": loss})
-    problem = _write(trainer, state, trainer.checkpoints)
-    if problem:
-        _report(trainer, state, problem, last)
-    elif trainer.log:
-        trainer.completed = trainer.log.facts["last_checkpoint"] = step_name(state.step)
-        trainer.log.facts.pop(NOT_SAVED, None)
-        trainer.log.status(state, now=True)
+    _start(trainer, state, trainer.checkpoints, None, last)
+    if last:
+        finish_saves(trainer)
 
 
-def _write(
-    trainer: Trainer, state: TrainState, catalog: CheckpointCatalog | None, parts: list[str] | None = None
-) -> SaveProblem | None:
-    trainer.heartbeat(f"saving step {state.step}", SAVE_FACTOR)
-    if catalog and trainer.watchdog:
-        catalog.progress = trainer.watchdog.progress
-    return save_load.save(
-        trainer.sharded,
-        state,
-        catalog,
-        trainer.recipe,
-        parts,
-        lambda at: trainer.heartbeat(f"{at}, saving step {state.step}", SAVE_FACTOR),
-        # The metrics that a checkpoint covers must be on the disk before it becomes valid.
-        trainer.log.sync if trainer.log else lambda: None,
-    )
+def finish_saves(trainer: Trainer) -> None:
+    """Wait until everything is written whose save was started; all ranks must call it."""
+    if trainer.saver.step is not None:
+        trainer.heartbeat(f"writing step {trainer.saver.step}", SAVE_FACTOR)
+        trainer.saver.wait(trainer.watchdog.progress if trainer.watchdog else no_progress)
+        take_saves(trainer)
+
+
+def take_saves(trainer: Trainer) -> None:
+    """Act on the results of saves that all ranks have finished; all ranks must call it after the same step.
+
+    Raises what `CheckpointCatalog.finish` raises, and UserError if a last one could not be written.
+    """
+    for save in trainer.saver.take():
+        if isinstance(save.result, Exception):
+            raise save.result
+        if save.parts != trainer.sharded.parts:
+            trainer.snapshot_missing = save.result is not None
+        elif trainer.log and not save.result:
+            trainer.completed = trainer.log.facts["last_checkpoint"] = step_name(save.state.step)
+            trainer.log.facts.pop(NOT_SAVED, None)
+            trainer.log.status(save.state, now=True)
+        if save.result:
+            _report(trainer, save.state, save.result, save.last)
+
+
+def _start(
+    trainer: Trainer,
+    state: TrainState,
+    catalog: CheckpointCatalog | None,
+    parts: list[str] | None,
+    last: bool,
+) -> None:
+    if trainer.saver.step not in (None, state.step):
+        finish_saves(trainer)  # its copy of the state is still being written
+    trainer.heartbeat(f"copying step {state.step}", SAVE_FACTOR)
+    # The metrics that a checkpoint covers must be on the disk before it becomes valid.
+    before = trainer.log.sync if trainer.log else lambda: None
+    trainer.saver.start(trainer.sharded, state, catalog, trainer.recipe, parts, last, before)
 
 
 def _report(trainer: Trainer, state: TrainState, problem: SaveProblem, last: bool) -> None:

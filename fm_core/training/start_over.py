@@ -8,6 +8,7 @@ import logging
 from pathlib import Path
 
 from fm_core.checkpoint.catalog import CheckpointCatalog
+from fm_core.checkpoint.checkpoint_loader import incompatibilities
 from fm_core.checkpoint.format import (
     checkpoint_directories,
     is_complete,
@@ -17,7 +18,6 @@ from fm_core.checkpoint.format import (
 )
 from fm_core.checkpoint.ownership import RunIdentity, begin_history
 from fm_core.checkpoint.remote_removal import RemoteRemoval
-from fm_core.checkpoint.save_load import incompatibilities
 from fm_core.checkpoint.set_aside import set_aside
 from fm_core.config import RunConfig
 from fm_core.errors import ForeignCheckpointsError, UnreachableError

@@ -7,14 +7,14 @@ import torch
 import torch.distributed as dist
 
 from fm_core.checkpoint.catalog import CheckpointCatalog
+from fm_core.checkpoint.checkpoint_loader import adopt_staged
 from fm_core.checkpoint.format import step_of
-from fm_core.checkpoint.save_load import adopt_staged
 from fm_core.checkpoint.train_state import TrainState
 from fm_core.config import RunConfig
 from fm_core.data.cache import NodeCache
 from fm_core.data.manifest import Manifest
 from fm_core.data.sampler import ORDER_VERSION
-from fm_core.errors import StopRequested, UnreachableError
+from fm_core.errors import StopRequested, UnreachableError, UserError
 from fm_core.launch.upload_handover import start_upload_worker, stop_upload_worker
 from fm_core.launch.worker_main import Rank
 from fm_core.models.build import build_method, build_network
@@ -52,6 +52,7 @@ def train(config: RunConfig, rank: Rank) -> None:
         _train_from(config, rank, trainer, state)
     finally:
         # Under launch.kind debug this process continues, and may train in the same directory again.
+        trainer.saver.close()
         for catalog in (trainer.checkpoints, trainer.snapshots):
             if catalog:
                 catalog.close()
@@ -92,6 +93,7 @@ def build_or_resume(config: RunConfig, rank: Rank, device: torch.device) -> tupl
         if rank.first:
             adopt_staged(config, trainer.recipe)
         checkpoint = load_checkpoint(trainer)
+        trainer.saver.reserve(trainer.sharded)
         if trainer.snapshots:  # now that the checkpoint root is known to be this run's
             trainer.snapshots.catch_up()
         if checkpoint and history and history.completed_step is None:
@@ -152,7 +154,7 @@ def _finish(
 
 
 def _build_trainer(config: RunConfig, rank: Rank, device: torch.device) -> Trainer:
-    manifest = NodeCache(config.data.cache).manifest(config.data.root, config.data.name, rank.job)
+    manifest = _shared_manifest(config, rank)
     method = build_method(config.method)
     method.coupling.check(micro_batch_of(config.train, rank.count))
     images = training_set(config, manifest, method)
@@ -184,6 +186,21 @@ def _build_trainer(config: RunConfig, rank: Rank, device: torch.device) -> Train
         on_first_step=directory.bind if rank.first else None,
         rollback_record=directory.path / "train" / "setback.json" if rank.first else None,
     )
+
+
+def _shared_manifest(config: RunConfig, rank: Rank) -> Manifest:
+    """The manifest of the data set, which rank 0 reads for all; every rank raises the error of a failure."""
+    shared: list[Any] = [None]
+    if rank.first:
+        try:
+            cache = NodeCache(config.data.cache)
+            shared = [cache.manifest(config.data.root, config.data.name, rank.job)]
+        except (OSError, UserError) as error:
+            shared = [error]
+    dist.broadcast_object_list(shared, src=0)
+    if isinstance(shared[0], Exception):
+        raise shared[0]
+    return shared[0]
 
 
 def _has_checkpoint(config: RunConfig, rank: Rank) -> bool:

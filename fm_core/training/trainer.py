@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from fm_core.checkpoint.catalog import CheckpointCatalog
+from fm_core.checkpoint.checkpoint_saver import CheckpointSaver
 from fm_core.config import TrainSection
 from fm_core.launch.worker_main import Rank
 from fm_core.method.objectives import Objective
@@ -62,6 +63,8 @@ class Trainer:
     """When the current step started."""
     control: Any = field(default_factory=lambda: dist.new_group(backend="gloo"))
     """Process group on the CPU, for collectives on values that are not on the device."""
+    saver: CheckpointSaver = field(default_factory=CheckpointSaver.of_all_ranks)
+    """Writes checkpoints and snapshots while training continues."""
 
     def heartbeat(self, at: str, patience: int = 1) -> None:
         """Report to the hang watchdog what all ranks do next, and how much longer than usual it may take."""

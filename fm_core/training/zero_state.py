@@ -1,9 +1,9 @@
-"""Sharded float32 state of ZeRO: gather full tensors from the ranks and scatter them.
+"""Sharded float32 state of ZeRO: where its elements are, and full tensors scattered to the ranks.
 
 On each rank ZeRO keeps flat partitions of the float32 weights and of AdamW's two moments, one tensor for each
-parameter group. Tensors that are partitioned like the weights ("shards") are gathered, or scattered to any
-number of ranks, by temporarily swapping them with the weights. The attribute names are private to DeepSpeed;
-only this module uses them, and a test checks them for every ZeRO stage.
+parameter group. Tensors that are partitioned like the weights ("shards") are saved from where they are, and
+filled on any number of ranks by temporarily swapping them with the weights. The attribute names are private
+to DeepSpeed; only this module uses them, and a test checks them for every ZeRO stage.
 """
 
 from collections.abc import Generator, Mapping, Sequence
@@ -14,8 +14,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fm_core.checkpoint.format import OPTIMIZER, RAW, no_progress
-from fm_core.checkpoint.save_load import Heartbeat, ReadTensor
+from fm_core.checkpoint.checkpoint_loader import ReadTensor
+from fm_core.checkpoint.format import OPTIMIZER, RAW
+from fm_core.checkpoint.tensor_layout import Fragment
 
 Shards = list[Tensor]
 
@@ -29,7 +30,7 @@ _PARTITIONS = (
 
 
 class ZeroState:
-    """ShardedState of a checkpoint with the weights, AdamW's moments and averages of an engine."""
+    """Sharded state of a checkpoint with the weights, AdamW's moments and averages of an engine."""
 
     def __init__(self, engine: Any, averages: Mapping[str, Shards]) -> None:
         """`averages` are shards by name, partitioned like the weights."""
@@ -40,28 +41,33 @@ class ZeroState:
         """Names of the parts: the weights, each moment, each average."""
         return [RAW, *(f"{OPTIMIZER}/{name}" for name in MOMENTS), *self.averages]
 
-    def gather(self, part: str, keep: bool = True, heartbeat: Heartbeat = no_progress) -> dict[str, Tensor]:
-        """The full float32 tensors of a part; see `gather_full`."""
-        return gather_full(
-            self.engine, self._shards(part), keep, lambda name: heartbeat(f"gathering {name} of {part}")
-        )
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each parameter by name, the same for all parts."""
+        named = self.engine.module.named_parameters()
+        return {name: tuple(getattr(parameter, "ds_shape", parameter.shape)) for name, parameter in named}
+
+    def fragments(self) -> list[Fragment]:
+        """What this rank holds of each parameter, the same for all parts."""
+        return fragments(self.engine)
+
+    def shards(self, part: str) -> Shards:
+        """Shards of a part that this rank holds; not a copy."""
+        if part == RAW:
+            return float32_partitions(self.engine)
+        folder, _, moment = part.rpartition("/")
+        return moments(self.engine)[moment] if folder == OPTIMIZER else self.averages[part]
 
     def scatter(self, part: str, read: ReadTensor) -> None:
         """Fill this rank's shards of a part from full tensors; all ranks, however many, must call it."""
         if part == RAW:
             set_weights(self.engine, read)
         else:
-            scatter(self.engine, self._shards(part), read)
+            scatter(self.engine, self.shards(part), read)
 
     def set_applied_steps(self, steps: int) -> None:
         """Set AdamW's step count."""
         set_applied_steps(self.engine, steps)
-
-    def _shards(self, part: str) -> Shards:
-        if part == RAW:
-            return float32_partitions(self.engine)
-        folder, _, moment = part.rpartition("/")
-        return moments(self.engine)[moment] if folder == OPTIMIZER else self.averages[part]
 
 
 def float32_partitions(engine: Any) -> Shards:
@@ -81,27 +87,39 @@ def set_applied_steps(engine: Any, steps: int) -> None:
         _adam_state(engine, partition)["step"].fill_(float(steps))
 
 
-@torch.no_grad()
-def gather_full(
-    engine: Any, shards: Shards, keep: bool = True, before: Heartbeat = no_progress
-) -> dict[str, Tensor]:
-    """The full float32 tensors of shards on the CPU, by parameter; all ranks must call it.
+def fragments(engine: Any) -> list[Fragment]:
+    """Where this rank's partitions of the float32 weights hold elements of each parameter."""
+    partitions = float32_partitions(engine)
+    held: list[Fragment] = []
+    for name, parameter in engine.module.named_parameters():
+        start, elements = _own_elements(parameter)
+        if not elements.numel():
+            continue
+        shard, offset = _position(elements, partitions, name)
+        held.append(Fragment(name, start, elements.numel(), shard, offset))
+    return held
 
-    Ranks that do not `keep` them get an empty dict, which saves the memory. `before` is called with the name
-    of each tensor before it is gathered.
-    """
-    from deepspeed.utils import safe_get_full_fp32_param
 
-    tensors: dict[str, Tensor] = {}
-    with _swapped_into_weights(engine, shards):
-        for name, parameter in engine.module.named_parameters():
-            before(name)
-            tensor = safe_get_full_fp32_param(parameter)
-            if tensor is None:
-                raise RuntimeError(f"ZeRO has no float32 weight for {name}")
-            if keep:
-                tensors[name] = tensor.detach().to("cpu", torch.float32, copy=True)
-    return tensors
+def _own_elements(parameter: Any) -> tuple[int, Tensor]:
+    """Index of the first element of a parameter that this rank holds, and a view of what it holds."""
+    from deepspeed.utils import safe_get_local_fp32_param
+
+    if hasattr(parameter, "ds_id"):
+        # Without the padding of the last partition.
+        start = parameter.ds_tensor.ds_numel * dist.get_rank()
+        local = cast(Tensor, safe_get_local_fp32_param(parameter))
+        return start, local[: max(0, parameter.ds_numel - start)]
+    mapping = getattr(parameter, "_hp_mapping", None)
+    return (mapping.lp_fragment_address.start, mapping.hp_fragment) if mapping else (0, torch.empty(0))
+
+
+def _position(elements: Tensor, partitions: Shards, name: str) -> tuple[int, int]:
+    """Number of the partition that contains these elements, and the index of the first one in it."""
+    for number, partition in enumerate(partitions):
+        offset = (elements.data_ptr() - partition.data_ptr()) // partition.element_size()
+        if 0 <= offset <= partition.numel() - elements.numel():
+            return number, offset
+    raise RuntimeError(f"no partition of ZeRO holds the float32 weights of {name}")
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from fm_core.checkpoint.catalog import CheckpointCatalog
-from fm_core.checkpoint.save_load import check_compatible
+from fm_core.checkpoint.checkpoint_loader import check_compatible
 from fm_core.config import RunConfig
 from fm_core.data.manifest import Manifest
 from fm_core.errors import UserError

@@ -13,16 +13,20 @@ import sys
 import tempfile
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
+from safetensors.torch import load_file
 
 from fm_core.checkpoint import weights_file
 from fm_core.checkpoint.catalog import CheckpointCatalog
+from fm_core.checkpoint.checkpoint_saver import CheckpointSaver
 from fm_core.checkpoint.format import complete_steps, verify
 from fm_core.checkpoint.retention import Retention, retain_remote
+from fm_core.checkpoint.tensor_layout import Fragment
 from fm_core.checkpoint.train_state import TrainState
 from fm_core.checkpoint.uploader import upload_checkpoint
 from fm_core.storage.store import Store
@@ -150,6 +154,51 @@ def test_a_local_save_with_retention_leaves_the_old_or_the_new_newest(tmp_path):
             "step-00000030",
             "step-00000040",
         ]
+        if survived:
+            break
+        kills += 1
+    assert kills > 20
+
+
+class Shards:
+    """A state of three parts on one rank."""
+
+    parts = NAMES
+    shapes: ClassVar = {"a": (3,)}
+
+    def __init__(self, step):
+        self.step = step
+
+    def fragments(self):
+        return [Fragment("a", 0, 3, 0, 0)]
+
+    def shards(self, part):
+        return [torch.full((3,), float(self.step))]
+
+
+def save_beside_training(root, step):
+    saver = CheckpointSaver()
+    saver.start(Shards(step), TrainState(step=step, images_seen=step * 10), local(root), {})
+    saver.wait()
+    assert [save.result for save in saver.take()] == [None]
+
+
+def test_a_save_beside_training_leaves_the_old_or_the_new_newest(tmp_path):
+    kills = 0
+    while True:
+        root = tmp_path / str(kills)
+        for step in (10, 20):
+            write(local(root), step)
+        survived = survives(lambda root=root: save_beside_training(root, 30), kills + 1, root)
+        newest = local(root).newest()
+        assert newest.name in ("step-00000020", "step-00000030")
+        assert verify(newest) is None
+        if newest.name == "step-00000030":
+            for name in NAMES:
+                assert load_file(newest / f"{name}.safetensors")["a"].tolist() == [30.0] * 3
+        save_beside_training(root, 40)
+        assert complete_steps(root / "checkpoints")[-1] == 40
+        assert not survived or complete_steps(root / "checkpoints") == [30, 40]
         if survived:
             break
         kills += 1

@@ -55,6 +55,15 @@ def killed_run(tiny) -> dict:
 
 
 @pytest.fixture(scope="module")
+def killed_sending(tiny) -> tuple[Training, dict, dict]:
+    """Rank 1 is killed when it sends its first piece of the checkpoint of step 12; then the next start."""
+    training = Training(tiny, "killed-sending")
+    with forked_jobs():
+        killed = training.start("--launch.restarts", "0", FAULT="1:sending:9")
+        return training, killed, training.start()
+
+
+@pytest.fixture(scope="module")
 def stopped_run(tiny) -> dict:
     """A run that a STOP file stops, then a signal to one rank, and that a kill ends permanently."""
     training = Training(tiny, "stopped-twice")
@@ -103,6 +112,15 @@ def test_a_damaged_checkpoint_is_detected_and_the_previous_one_is_loaded(killed_
     assert end["code"] == 0, end["errors"]
     assert "step-00000016/raw.safetensors differs from its SHA-256; trying an older" in end["log"]
     assert end["left"] == []
+
+
+def test_a_rank_killed_while_it_sends_leaves_the_checkpoint_before_and_the_run_goes_on(tiny, killed_sending):
+    training, killed, after = killed_sending
+    assert killed["code"] == 1
+    assert f"rank 1 on {socket.gethostname()} was killed" in killed["errors"][0]
+    assert killed["steps"] == [4, 8]
+    assert after["code"] == 0
+    assert metrics(training.run) == metrics(tiny)
 
 
 def test_a_killed_rank_is_named_and_the_job_is_restarted_automatically(killed_run):

@@ -10,14 +10,14 @@ from pathlib import Path
 import torch.distributed as dist
 from safetensors.torch import save_file
 
-from fm_core.checkpoint import save_load
+from fm_core.checkpoint import checkpoint_loader
 from fm_core.checkpoint.format import complete_steps, read_state
 from fm_core.checkpoint.train_state import TrainState
 from fm_core.errors import UnrecoverableError, UserError
 from fm_core.storage.atomic_files import read_json, read_lines, write_json
 from fm_core.training.engine import initialize_process_group
 from fm_core.training.loop import run
-from fm_core.training.zero_state import gather_full, moments
+from fm_core.training.zero_state import moments
 from tests.support.trainer_lab import (
     BATCH,
     RECIPE,
@@ -25,6 +25,7 @@ from tests.support.trainer_lab import (
     equal,
     full_weights,
     furthest,
+    gather_full,
     longer,
     losses,
     make_trainer,
@@ -51,7 +52,7 @@ def moments_of(trainer):
 
 
 def resume(trainer):
-    return save_load.load(trainer.sharded, trainer.checkpoints, trainer.recipe)
+    return checkpoint_loader.load(trainer.sharded, trainer.checkpoints, trainer.recipe)
 
 
 def averages_and_checkpoints(folder, device, **keys):
@@ -221,7 +222,9 @@ def full_disk(folder, device):
     if trainer.log:
         resource.setrlimit(resource.RLIMIT_FSIZE, (300, before[1]))
     later = state.model_copy(update={"step": 9})
-    problem = save_load.save(trainer.sharded, later, trainer.checkpoints, trainer.recipe)
+    trainer.saver.start(trainer.sharded, later, trainer.checkpoints, trainer.recipe)
+    trainer.saver.wait()
+    problem = trainer.saver.take()[0].result
     messages = [None] * dist.get_world_size()
     dist.all_gather_object(messages, problem and problem.message)
     resource.setrlimit(resource.RLIMIT_FSIZE, before)

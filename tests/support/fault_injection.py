@@ -5,9 +5,12 @@ A run finds them as `tests.support.fault_injection:FaultyPath`, with the reposit
 
 import os
 import signal
+import threading
 import time
 import warnings
 from pathlib import Path
+
+import torch.distributed as dist
 
 from fm_core.launch import worker_main
 from fm_core.method.objectives import FlowMatching
@@ -21,8 +24,9 @@ LINES_PER_STEP, NOISY_STEPS = 3_000, 20
 class FaultyPath(OptimalTransport):
     """The optimal-transport path with a fault at the n-th micro-batch of a process.
 
-    FAULT="RANK:WHAT:N": at its N-th micro-batch that rank touches STOP, begins to wait a second for each
-    fsync (slow), flips a bit of the newest checkpoint and kills itself (damage), or sends itself the signal
+    FAULT="RANK:WHAT:N": at its N-th micro-batch, and after it has finished saving, that rank touches STOP,
+    begins to wait a second for each fsync (slow), flips a bit of the newest checkpoint and kills itself
+    (damage), kills itself when it next sends a piece of a checkpoint (sending), or sends itself the signal
     WHAT.
     """
 
@@ -33,6 +37,7 @@ class FaultyPath(OptimalTransport):
         rank, what, at = os.environ.get("FAULT", "::").split(":")
         if rank == os.environ.get("RANK") and str(self.drawn) == at:
             control = Path(os.environ["FM_CONTROL"])
+            finish_saving()
             if what == "stop":
                 (control / "STOP").touch()
                 worker_main.STOP_SECONDS = 0.0  # this step, and not one some seconds later, is the last
@@ -41,9 +46,18 @@ class FaultyPath(OptimalTransport):
             elif what == "damage":
                 flip_last_bit(max(control.glob("train/checkpoints/step-*/raw.safetensors")))
                 os.kill(os.getpid(), signal.SIGKILL)
+            elif what == "sending":
+                dist.send = lambda *content, **to: os.kill(os.getpid(), signal.SIGKILL)
             else:
                 os.kill(os.getpid(), getattr(signal, what))
         return super().sample(x0, x1, t)
+
+
+def finish_saving() -> None:
+    """Wait until this process has written, or sent, the checkpoints that it has started to save."""
+    for thread in threading.enumerate():
+        if thread.name == "checkpoint-saver":
+            thread.join()
 
 
 def flip_last_bit(path: Path) -> None:

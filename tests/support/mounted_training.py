@@ -22,6 +22,7 @@ from fm_core.stages.sample import sample
 from fm_core.stages.shard import shard
 from fm_core.stages.train import train
 from fm_core.storage.atomic_files import read_lines, write_json
+from tests.support.fault_injection import finish_saving
 from tests.support.tiny_run import TinyRun
 
 DEBUG = {"launch": {"kind": "debug", "processes": 1, "threads": 1}}
@@ -37,7 +38,9 @@ class Faults:
     def loss(self, objective, network, sample, label=None):
         if getattr(network, "module", network).training:  # not for the validation loss
             self.steps += 1
-            self.actions.pop(self.steps, lambda: None)()
+            if action := self.actions.pop(self.steps, None):
+                finish_saving()
+                action()
         return LOSS(objective, network, sample, label)
 
 

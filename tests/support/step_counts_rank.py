@@ -1,4 +1,4 @@
-"""Collectives, their bytes and the operations of a training step, on forked ranks (forked_ranks.py)."""
+"""Collectives, their bytes, waits and operations of a training step, on forked ranks (forked_ranks.py)."""
 
 import sys
 from collections import Counter
@@ -17,7 +17,10 @@ STEPS = 4
 
 
 class StepCounter(TorchDispatchMode):
-    """Counts what goes through torch's dispatcher on this thread: collectives of c10d, and operations."""
+    """Counts what goes through torch's dispatcher on this thread: collectives of c10d, and operations.
+
+    "numbers read" are the tensors whose value Python asks for: on a GPU each waits for the device.
+    """
 
     def __init__(self):
         super().__init__()
@@ -32,6 +35,8 @@ class StepCounter(TorchDispatchMode):
             self.counts[f"bytes of {name}"] += max(
                 (each.numel() * each.element_size() for each in tensors), default=0
             )
+        elif func is torch.ops.aten._local_scalar_dense.default:
+            self.counts["numbers read"] += 1
         else:
             self.counts["operations"] += 1
         return func(*args, **(kwargs or {}))
@@ -53,6 +58,8 @@ def main(path):
     short, long = counted(1), counted(1 + STEPS)
     # Each trains a block to warm up and one more.
     per_step = {key: (long[key] - short[key]) / (2 * STEPS) for key in sorted(long)}
+    ranks = [{}] * dist.get_world_size()
+    dist.all_gather_object(ranks, per_step)
     if dist.get_rank() == 0:
-        write_json(Path(path) / f"step-{dist.get_world_size()}.json", per_step)
+        write_json(Path(path) / f"step-{dist.get_world_size()}.json", {"ranks": ranks})
     dist.barrier()

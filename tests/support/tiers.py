@@ -30,6 +30,7 @@ _BY_NEED = {
         "slow_disk",
         "failed_in_debugger",
         "stopped_run",
+        "killed_sending",
         "local_run",
         "debugged_run",
         "sampled_by_a_job",

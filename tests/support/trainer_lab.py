@@ -4,6 +4,7 @@ import itertools
 
 import torch
 import torch.distributed as dist
+from deepspeed.utils import safe_get_full_fp32_param
 from torch import nn
 
 from fm_core.checkpoint.catalog import CheckpointCatalog
@@ -20,7 +21,7 @@ from fm_core.training.ema import ModelEMA, ema_decays
 from fm_core.training.engine import make_engine, micro_batch_of
 from fm_core.training.loop import Trainer
 from fm_core.training.train_log import TrainLog
-from fm_core.training.zero_state import float32_partitions, gather_full
+from fm_core.training.zero_state import _swapped_into_weights, float32_partitions
 
 BATCH = 12
 RECIPE = {"model": {"channels": 8}, "data": {"version": "a1"}}
@@ -127,6 +128,16 @@ def furthest(a, b):
 
 def losses(folder):
     return [line["loss"] for line in read_lines(folder / "metrics.jsonl")]
+
+
+@torch.no_grad()
+def gather_full(engine, shards):
+    """The full float32 tensors of shards on every rank, by DeepSpeed itself; all ranks must call it."""
+    with _swapped_into_weights(engine, shards):
+        return {
+            name: safe_get_full_fp32_param(parameter).detach().to("cpu", torch.float32, copy=True)
+            for name, parameter in engine.module.named_parameters()
+        }
 
 
 def full_weights(engine):

@@ -86,7 +86,8 @@ def test_a_run_that_is_killed_between_checkpoint_and_snapshot_has_lost_neither(m
     monkeypatch.setattr(loop, "_micro_step", lambda *facts: None)
     monkeypatch.setattr(loop, "_write_line", lambda *facts: None)
     monkeypatch.setattr(loop, "_after_step", after_step)
-    monkeypatch.setattr(loop, "_agree_to_stop", lambda *facts: False)
+    agreement = SimpleNamespace(start=None, result=lambda: (False, False))
+    monkeypatch.setattr(loop, "StepAgreement", lambda *facts: agreement)
     monkeypatch.setattr(nonfinite_recovery, "check_skipped_steps", lambda *facts: None)
     monkeypatch.setattr(
         loop, "save_checkpoint", lambda trainer, state, scheduled, last: saved("checkpoint", state)
@@ -95,6 +96,7 @@ def test_a_run_that_is_killed_between_checkpoint_and_snapshot_has_lost_neither(m
     trainer = SimpleNamespace(
         train=train, engine=None, device=None, control=None, log=None, snapshot_missing=False
     )
+    trainer.saver = SimpleNamespace(step=None)
     trainer.objective, trainer.rank = SimpleNamespace(interval=(0, 1)), SimpleNamespace(number=0)
     for _ in range(12):
         with suppress(Killed):

@@ -1,6 +1,6 @@
-"""Save and load a sharded training state as a checkpoint; all ranks call both functions.
+"""Load a checkpoint into a sharded training state; checkpoint_saver.py writes it.
 
-Guarantees, tested with real processes:
+Guarantees of both, tested with real processes:
 
 - With the same number of processes a resumed run is bit-identical to an uninterrupted one: losses, weights,
   AdamW's moments, averages, batches.
@@ -13,13 +13,13 @@ Guarantees, tested with real processes:
   one before it. If there are checkpoints and none is intact, that is an error.
 - A run that has ever completed a checkpoint never starts at step 0 without train.start_over: if no checkpoint
   is found, the job fails and is restarted as if a store did not answer.
-- Disk failures do not stop training: if a checkpoint cannot be written, `save` returns the problem on all
-  ranks. Only if another job or run owns the checkpoint root does the job end at once.
+- Disk failures do not stop training: if a checkpoint cannot be written, all ranks get the problem. Only if
+  another job or run owns the checkpoint root does the job end at once.
 
 DeepSpeed's own files are not used because they are sharded for one number of processes and one stage,
 pickled, spread over the hosts that wrote them, and can be converted to a Universal Checkpoint only where all
-of them are in one place. Full float32 tensors are fewer bytes than both, need one writer, and make every
-start the same.
+of them are in one place. Full float32 tensors are fewer bytes than both, need no directory that hosts share,
+and make every start the same.
 """
 
 import json
@@ -44,7 +44,6 @@ from fm_core.checkpoint.format import (
 from fm_core.checkpoint.ownership import staging_folder
 from fm_core.checkpoint.train_state import TrainState
 from fm_core.checkpoint.weights_file import read_recipe
-from fm_core.checkpoint.writer import FINAL, SaveProblem
 from fm_core.config import RunConfig
 from fm_core.errors import LeaseLostError, UnreachableError, UserError
 from fm_core.run.directory import differences
@@ -56,22 +55,14 @@ ReadTensor = Callable[[str], Tensor]
 """Returns the full float32 tensor of a parameter by name; called on rank 0 only."""
 
 
-class ShardedState(Protocol):
-    """The tensors of a checkpoint: named parts with one tensor per parameter, sharded among the ranks."""
+class LoadedState(Protocol):
+    """The tensors to load: named parts with one tensor per parameter, sharded among the ranks."""
 
     @property
     def parts(self) -> Sequence[str]:
         """Names of all parts, in the same order on all ranks; the first is RAW, the weights themselves.
 
         Each part becomes a file of a checkpoint, `tensors_file(part)`.
-        """
-        ...
-
-    def gather(self, part: str, keep: bool, heartbeat: Heartbeat = no_progress) -> dict[str, Tensor]:
-        """The full float32 tensors of a part on the CPU, by parameter; all ranks must call it.
-
-        Ranks that do not `keep` them get an empty dict, which saves the memory. `heartbeat` is called before
-        each tensor, equally often on all ranks.
         """
         ...
 
@@ -84,49 +75,8 @@ class ShardedState(Protocol):
         ...
 
 
-def save(
-    sharded: ShardedState,
-    state: TrainState,
-    checkpoints: CheckpointCatalog | None,
-    recipe: dict[str, Any],
-    parts: Sequence[str] | None = None,
-    heartbeat: Heartbeat = no_progress,
-    before_commit: Callable[[], SaveProblem | None] = lambda: None,
-) -> SaveProblem | None:
-    """Write a checkpoint of `parts`, by default all; return why it could not be written, or None.
-
-    `checkpoints` is given on rank 0 only; `recipe` describes network, method and data, and is recorded in
-    every file of tensors. `heartbeat` is called equally often on all ranks. `before_commit` is called on rank
-    0 before the checkpoint becomes valid, to sync the metrics that it covers; an OSError it raises is treated
-    as a failure of the checkpoint. All ranks return the same.
-
-    Raises, on all ranks:
-        LeaseLostError: another job has taken over the run.
-        UserError: the checkpoint root belongs to another run.
-    """
-    metadata = {"recipe": json.dumps({**recipe, "step": state.step, "images_seen": state.images_seen})}
-    state = state.model_copy(update={"processes": dist.get_world_size()})
-    result = _attempt(lambda: checkpoints.begin(state.step)) if checkpoints else None
-    for part in sharded.parts if parts is None else parts:
-        # Also after a failure, because the other ranks are in this collective call.
-        tensors = sharded.gather(part, checkpoints is not None, heartbeat)
-        if checkpoints and not result:
-            result = _attempt(lambda: checkpoints.write(state.step, part, tensors, metadata))  # noqa: B023
-    if checkpoints:
-        result = result or _attempt(before_commit) or _attempt(lambda: checkpoints.finish(state))
-        if result and not isinstance(result, LeaseLostError):
-            checkpoints.discard(state.step)
-    # On rank 0 after its work, so that the watchdog names rank 0 if that work hangs.
-    heartbeat(f"the end of saving step {state.step}")
-    shared: list[SaveProblem | Exception | None] = [result]
-    dist.broadcast_object_list(shared, src=0)
-    if isinstance(shared[0], Exception):
-        raise shared[0]
-    return shared[0]
-
-
 def load(
-    sharded: ShardedState,
+    sharded: LoadedState,
     checkpoints: CheckpointCatalog | None,
     recipe: dict[str, Any],
     completed: str | None = None,
@@ -202,18 +152,6 @@ def adopt_staged(config: RunConfig, recipe: dict[str, Any]) -> None:
         if is_complete(path) and not target.exists() and not incompatibilities(path, recipe, shared=True):
             folder.mkdir(parents=True, exist_ok=True)
             path.rename(target)
-
-
-def _attempt(action: Callable[[], SaveProblem | None]) -> SaveProblem | Exception | None:
-    """Run an action of rank 0 and return its problem, or the exception that all ranks are to raise."""
-    try:
-        return action()
-    except UnreachableError as error:
-        return SaveProblem(str(error), temporary=True)
-    except (LeaseLostError, UserError) as error:
-        return error
-    except OSError as error:
-        return SaveProblem(" ".join(str(error).split()), temporary=error.errno not in FINAL)
 
 
 def _choose(
