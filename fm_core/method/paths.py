@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fm_core.errors import UserError
+from fm_core.method.time_pairs import SecondTimes
 from fm_core.method.types import Interval
 
 
@@ -41,6 +42,7 @@ class PathSample:
     x0: Tensor  # [N, ...]: standard normal noise
     x1: Tensor  # [N, ...]: data
     t: Tensor  # [N]
+    second: SecondTimes | None = None  # the second times, for objectives that need them
 
 
 class Path(ABC):

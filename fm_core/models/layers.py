@@ -47,6 +47,11 @@ class Linear(nn.Linear):
             nn.init.zeros_(self.bias)
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """x in float32, or unchanged if it is float64."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def group_count(channels: int) -> int:
     """Number of normalization groups for `channels`.
 
@@ -58,7 +63,7 @@ def group_count(channels: int) -> int:
 
 
 class GroupNorm32(nn.Module):
-    """Group normalization with optional scale, shift and SiLU, all in float32, returned in the dtype of x.
+    """Group normalization with optional scale, shift and SiLU, in float32 or better, in the dtype of x.
 
     In bfloat16, the statistics and the rounding between the operations of the affine step would reduce
     accuracy; the compiler fuses the float32 computation into a single kernel.
@@ -74,9 +79,11 @@ class GroupNorm32(nn.Module):
         self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, activate: bool = False
     ) -> Tensor:
         """Normalize x [N, C, H, W]; then y (1 + scale) + shift, both [N, C], if given; SiLU if `activate`."""
-        y = F.group_norm(x.float(), self.groups, self.weight.float(), self.bias.float(), eps=1e-5)
+        weight, bias = at_least_float32(self.weight), at_least_float32(self.bias)
+        y = F.group_norm(at_least_float32(x), self.groups, weight, bias, eps=1e-5)
         if scale is not None and shift is not None:
-            y = torch.addcmul(shift.float()[:, :, None, None], y, 1 + scale.float()[:, :, None, None])
+            scale, shift = (at_least_float32(part)[:, :, None, None] for part in (scale, shift))
+            y = torch.addcmul(shift, y, 1 + scale)
         if activate:
             y = F.silu(y)
         return y.to(x.dtype)
@@ -89,25 +96,56 @@ def require_shape(x: Tensor, image_shape: tuple[int, int, int]) -> None:
 
 
 def timestep_embedding(t: Tensor, width: int, scale: float = 1000.0) -> Tensor:
-    """Sinusoidal embedding of scale * t: [N] in [0, 1] -> float32 [N, width], frequencies from 1 to 1e-4.
+    """Sinusoidal embedding of scale * t: [N] in [0, 1] -> [N, width], frequencies from 1 to 1e-4.
 
-    With a scale of 1 the features are nearly constant over t in [0, 1].
+    The features are float32, or float64 if t is. With a scale of 1 they are nearly constant over t in [0, 1].
     """
     half = width // 2
     exponents = torch.arange(half, dtype=torch.float32, device=t.device) / half
-    angles = scale * t.float()[:, None] * torch.exp(-math.log(10_000) * exponents)[None, :]
+    angles = scale * at_least_float32(t)[:, None] * torch.exp(-math.log(10_000) * exponents)[None, :]
     features = torch.cat([torch.cos(angles), torch.sin(angles)], dim=1)
     return F.pad(features, (0, width - 2 * half))
 
 
-class Conditioning(nn.Module):
-    """Joint embedding of time and label: (t [N] in [0, 1], label int64 [N] or None) -> [N, outputs].
+class SecondTimeEmbedding(nn.Module):
+    """Embedding of the interval s - t between two times: [N] in [0, 1] -> [N, outputs].
 
-    With `classes` > 0 labels run from 0 to `classes`; label `classes`, or None, is the null label of
-    classifier-free guidance.
+    Initialized to zero, so that a network that is started from weights with one time ignores s at first.
     """
 
-    def __init__(self, features: int, outputs: int, classes: int = 0, time_scale: float = 1000.0) -> None:
+    def __init__(self, features: int, outputs: int, time_scale: float) -> None:
+        super().__init__()
+        self.features = features
+        self.time_scale = time_scale
+        self.inner = Linear(features, outputs)
+        self.outer = Linear(outputs, outputs, zero=True)
+
+    def forward(self, length: Tensor) -> Tensor:
+        """Embed the lengths of the intervals."""
+        features = timestep_embedding(length, self.features, self.time_scale).to(self.inner.weight.dtype)
+        return self.outer(F.silu(self.inner(features)))
+
+
+def is_second_time(name: str) -> bool:
+    """Whether a parameter belongs to the embedding of the second time, by its name in a state dict."""
+    return "second_time" in name.split(".")
+
+
+class Conditioning(nn.Module):
+    """Joint embedding of times and label: (t [N] in [0, 1], label int64 [N] or None, s) -> [N, outputs].
+
+    With `classes` > 0 labels run from 0 to `classes`; label `classes`, or None, is the null label of
+    classifier-free guidance. With `two_times` there is a second time s [N], by default t.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        outputs: int,
+        classes: int = 0,
+        time_scale: float = 1000.0,
+        two_times: bool = False,
+    ) -> None:
         super().__init__()
         self.features = features
         self.time_scale = time_scale
@@ -115,11 +153,20 @@ class Conditioning(nn.Module):
         self.inner = Linear(features, outputs)
         self.outer = Linear(outputs, outputs)
         self.label = nn.Embedding(classes + 1, outputs) if classes > 0 else None
+        self.second_time = SecondTimeEmbedding(features, outputs, time_scale) if two_times else None
 
-    def forward(self, t: Tensor, label: Tensor | None) -> Tensor:
-        """Embed t and label; raises ValueError if labels are given to a network without classes."""
+    def forward(self, t: Tensor, label: Tensor | None, s: Tensor | None = None) -> Tensor:
+        """Embed t, label and s.
+
+        Raises:
+            ValueError: labels are given to a network without classes, or s to a network with one time.
+        """
         features = timestep_embedding(t, self.features, self.time_scale).to(self.inner.weight.dtype)
         vector: Tensor = self.outer(F.silu(self.inner(features)))
+        if self.second_time is not None:
+            vector = vector + self.second_time(torch.zeros_like(t) if s is None else s - t)
+        elif s is not None:
+            raise ValueError("a second time was given to a network with one time: pass s=None")
         if self.label is None:
             if label is not None:
                 raise ValueError("labels were given to a network without classes: pass label=None")

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fm_core.models.layers import Conditioning, Linear, require_shape
+from fm_core.models.layers import Conditioning, Linear, at_least_float32, require_shape
 
 TIME_FEATURES = 256
 """Width of the sinusoidal time embedding, independent of the transformer's width."""
@@ -29,9 +29,9 @@ class AdaLNModulation(nn.Module):
 
 
 def modulated_layer_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Layer norm of tokens x [N, T, width], times 1 + scale, plus shift; float32 inside, dtype of x."""
-    y = F.layer_norm(x.float(), x.shape[-1:], eps=1e-6)
-    return torch.addcmul(shift.float(), y, 1 + scale.float()).to(x.dtype)
+    """Layer norm of tokens x [N, T, width], times 1 + scale, plus shift; float32 or better, dtype of x."""
+    y = F.layer_norm(at_least_float32(x), x.shape[-1:], eps=1e-6)
+    return torch.addcmul(at_least_float32(shift), y, 1 + at_least_float32(scale)).to(x.dtype)
 
 
 class TransformerBlock(nn.Module):
@@ -74,6 +74,7 @@ class Transformer(nn.Module):
     ``patch``: side of a patch in pixels; the image becomes (S / patch)^2 tokens of ``width`` channels.
     ``depth``: number of blocks. ``heads``: attention heads per block. ``classes``: 0 for none; label
     ``classes`` (or None) is the null label. ``time_scale``: factor of t in the sinusoidal embedding.
+    ``two_times``: a fourth argument, the second time s [N] in [0, 1], by default t.
     ``gradient_checkpointing``: recompute activations block by block in the backward pass of training.
 
     Raises:
@@ -94,6 +95,7 @@ class Transformer(nn.Module):
         classes: int = 0,
         time_scale: float = 1000.0,
         gradient_checkpointing: bool = False,
+        two_times: bool = False,
     ) -> None:
         super().__init__()
         if image_size % patch:
@@ -105,7 +107,7 @@ class Transformer(nn.Module):
         self.patch = patch
         self.gradient_checkpointing = gradient_checkpointing
         self.first = Linear(patch * patch * image_channels, width)
-        self.conditioning = Conditioning(TIME_FEATURES, width, classes, time_scale)
+        self.conditioning = Conditioning(TIME_FEATURES, width, classes, time_scale, two_times)
         self.blocks = nn.ModuleList(TransformerBlock(width, heads) for _ in range(depth))
         self.last_modulation = AdaLNModulation(width, 2)
         self.last = Linear(width, patch * patch * image_channels, zero=True)
@@ -129,10 +131,12 @@ class Transformer(nn.Module):
             if layer is not None:
                 nn.init.normal_(layer.weight, std=0.02)
 
-    def forward(self, t: Tensor, x: Tensor, label: Tensor | None = None) -> Tensor:
-        """Evaluate the network at times t [N] and images x [N, C, S, S]."""
+    def forward(
+        self, t: Tensor, x: Tensor, label: Tensor | None = None, s: Tensor | None = None
+    ) -> Tensor:
+        """Evaluate the network at times t [N], and s [N] with two times, and images x [N, C, S, S]."""
         require_shape(x, self.image_shape)
-        conditioning = self.conditioning(t, label)
+        conditioning = self.conditioning(t, label, s)
         tokens: Tensor = self.first(to_patches(x, self.patch).to(self.first.weight.dtype))
         tokens = tokens + self.positions.to(tokens.dtype)
         for block in self.blocks:

@@ -13,6 +13,7 @@ def model_card(
     train: Mapping[str, Any],
     data_recipe: Mapping[str, Any] | None,
     scores: Sequence[ScoreEntry],
+    flow_map: bool = False,
 ) -> str:
     """Return the model card as Markdown.
 
@@ -22,31 +23,35 @@ def model_card(
         train: the train section of the configuration.
         data_recipe: the recipe of the data set's pixels, if the data set is available.
         scores: all evaluations of these weights.
+        flow_map: whether the network has two times, so that it is sampled in a few evaluations.
     """
     channels, height, width = recipe["image_shape"]
     data, method = recipe["data"], recipe["method"]
     classes = f"{recipe['classes']} classes" if recipe["model"]["class_conditional"] else "unconditional"
+    options = f" {json.dumps(method['objective_options'])}" if flow_map and method["objective_options"] else ""
     facts = {
         "images": f"{height} x {width}, {channels} channels, {recipe['levels']} intensity levels, {classes}",
         "data set": f"{data['name']}, version {data['version']}",
         "data recipe": json.dumps(data_recipe)
         if data_recipe
         else "the data set was not available when this card was written",
-        "objective": f"{method['objective']} on the path {method['path']}, coupling {method['coupling']}",
+        "objective": f"{method['objective']}{options} on the path {method['path']}, "
+        f"coupling {method['coupling']}",
         "network": json.dumps(recipe["model"]),
         "training": json.dumps({key: value for key, value in train.items() if value is not None}),
         "trained for": f"{recipe['images_seen']:,} images in {recipe['step']:,} steps, seed {recipe['seed']}",
     }
+    few_steps = ', solver="flow_map", steps=2' if flow_map else ""
     rows = [f"| {key} | {value} |" for key, value in facts.items()]
     lines = [
         f"# {name}",
         "",
-        "A flow-matching model of images.",
+        "A flow map of images, sampled in a few evaluations." if flow_map else "A flow-matching model of images.",
         "",
         "```python",
         "import fm_core",
         "",
-        'images = fm_core.load("this/folder").sample(16)  # uint8 [16, channels, height, width]',
+        f'images = fm_core.load("this/folder").sample(16{few_steps})  # uint8 [16, channels, height, width]',
         "```",
         "",
         "| | |",

@@ -215,7 +215,8 @@ def load_model(
     shape = cast(tuple[int, int, int], tuple(recipe["image_shape"]))
     try:
         model = ModelSection.model_validate(recipe["model"])
-        network = build_network(model, shape, recipe["classes"])
+        objective = build_method(method).objective
+        network = build_network(model, shape, recipe["classes"], two_times=objective.two_times)
         network.load_state_dict(weights)
     except (ValidationError, RuntimeError) as error:
         message = " ".join(str(error).split())[:300]
@@ -223,7 +224,7 @@ def load_model(
     return Model(
         network=network.to(device).eval().requires_grad_(False),
         section=model,
-        objective=build_method(method).objective,
+        objective=objective,
         quantizer=Quantizer(recipe["levels"]),
         image_shape=shape,
         classes=recipe["classes"],

@@ -73,7 +73,8 @@ def _evaluate(config: RunConfig, run: RunDirectory, observe: Observer) -> StageR
     config = _with_fixed_step(config, evaluation)
     _check_image_count(evaluation.validation_images)
     if evaluation.model:
-        check_curve(config.evaluate.nfe_curve, evaluation.model.objective, evaluation.model.coupling)
+        model, curve = evaluation.model, config.evaluate.nfe_curve
+        check_curve(curve, model.objective, model.coupling, config.sample.guidance)
     run.begin()
     path = run.path / "evaluation" / evaluation.folder / f"{evaluation.key}.json"
     scores = read_json(path)

@@ -50,7 +50,14 @@ def _export(config: RunConfig, run: RunDirectory, observe: Observer) -> StageRes
         partial.replace(target)
     if sha256_file(target) != model.weights_sha256:
         raise UserError(f"export.folder: {target} contains another model; set another folder")
-    card = model_card(config.run.name, model.recipe, _train(config), _data_recipe(config, model), scores)
+    card = model_card(
+        config.run.name,
+        model.recipe,
+        _train(config),
+        _data_recipe(config, model),
+        scores,
+        model.objective.two_times,
+    )
     files = {"README.md": card, "config.yaml": dump_yaml(config)}
     for name, text in files.items():
         if not (folder / name).exists() or (folder / name).read_text(encoding="utf-8") != text:

@@ -49,6 +49,8 @@ class Purpose(StrEnum):
 
     NOISE = "noise"
     TIME = "time"
+    SECOND_TIME = "second-time"
+    """Second times of flow maps: whether there is one, its quantile, and where to split the interval."""
     DEQUANTIZATION = "dequantization"
     FLIP = "flip"
     LABEL_DROPOUT = "label-dropout"

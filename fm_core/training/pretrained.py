@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fm_core.checkpoint.format import stored_files, stored_steps, tensors_file
 from fm_core.errors import UserError
 from fm_core.models.adm_weights import AttentionOrder, from_adm, is_adm
+from fm_core.models.layers import is_second_time
 from fm_core.models.unet import UNet
 from fm_core.run.directory import RunDirectory, recorded_config, step_name
 from fm_core.storage.hashing import sha256_bytes
@@ -21,6 +22,7 @@ def pretrained_weights(
     """Weights from a .safetensors file (a path or URL), or the first average of a run's newest checkpoint.
 
     A file with the tensor names of guided-diffusion's UNet is converted; `attention` is its attention order.
+    The embedding of a second time keeps the weights of `network`, which make it zero, if the file has none.
     Raises UserError, which names the first tensor that does not fit, or what is missing.
     """
     file, sha256 = _newest_average(Path(where)) if Path(where).is_dir() else (where, None)
@@ -38,6 +40,8 @@ def pretrained_weights(
         except ValueError as error:
             raise UserError(f"train.init_from: {file}: {error}") from None
     expected = network.state_dict()
+    if not any(is_second_time(name) for name in weights):
+        weights |= {name: weight for name, weight in expected.items() if is_second_time(name)}
     for name in sorted(expected.keys() | weights.keys()):
         if name not in weights or name not in expected:
             raise UserError(

@@ -161,7 +161,13 @@ def _build_trainer(config: RunConfig, rank: Rank, device: torch.device) -> Train
     method.coupling.check(micro_batch_of(config.train, rank.count))
     torch.manual_seed(config.run.seed)
     classes = manifest.class_count or 0
-    network = build_network(config.model, manifest.image_shape, classes, config.train.gradient_checkpointing)
+    network = build_network(
+        config.model,
+        manifest.image_shape,
+        classes,
+        config.train.gradient_checkpointing,
+        method.objective.two_times,
+    )
     if config.train.init_from and not _has_checkpoint(config, rank):
         order = config.train.init_attention_order
         network.load_state_dict(pretrained_weights(config.train.init_from, network, order))
@@ -213,6 +219,7 @@ def _validation_loss(
         times=method.times,
         random=KeyedRandom(_generator(config), SEED, Domain.HELD_OUT),
         flip=False,
+        equal_times=method.objective.equal_times,
     )
     return ValidationLoss(source, images, micro_batch_of(config.train, ranks))
 
@@ -257,4 +264,5 @@ def _batch_source(config: RunConfig, manifest: Manifest, method: Method, ranks: 
         flip=data.horizontal_flip,
         label_dropout=config.train.label_dropout,
         null_label=manifest.class_count or 0,
+        equal_times=method.objective.equal_times,
     )
