@@ -15,8 +15,8 @@ class MethodSection(Section):
     sampled in a few evaluations by sample.solver flow_map) or package.module:Class."""
     objective_options: Options = {}
     """Options of the objective, e.g. {divergence: exact} for maximum-likelihood. Of a flow map: equal_times
-    (0.75), weight_power (1), guidance (1: the scale of classifier-free guidance that is learned), and of
-    meanflow tangent (network or conditional)."""
+    (0.75), weight_power (1; of split-meanflow 0), guidance (1; the scale of classifier-free guidance that is
+    learned), and of meanflow tangent (network or conditional)."""
     coupling: str = "independent"
     """How noise and data are paired: independent, minibatch-optimal-transport, or for class-conditional
     models class-optimal-transport or conditional-optimal-transport."""

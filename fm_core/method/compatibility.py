@@ -83,7 +83,7 @@ def require_unit_scale(objective: str, path: Path) -> Interval:
     if largest > SCALE_LIMIT:
         raise UserError(
             f"{objective} cannot be used on the path {path.name or type(path).__name__}: alpha_t or sigma_t "
-            f"reaches {largest:.3g}, so that displacements over different intervals have no common scale; use "
+            f"reaches {largest:.3g}, and displacements over different intervals have no common scale; use "
             "optimal-transport, cosine or variance-preserving"
         )
     return path.interval

@@ -5,8 +5,8 @@ The network predicts the average velocity over the interval from t to s >= t,
     u(t, s, x_t) = 1 / (s - t) * integral from t to s of v(r, x_r) dr,   u(t, t, x) = v(t, x),
 
 where v is the velocity of the ODE and x_r its trajectory. The flow map is x_s = x_t + displacement(t, s, x_t)
-with the displacement (s - t) u(t, s, x_t). Boffi et al. (2024), "Flow map matching"; Geng et al. (2025), "Mean
-Flows for One-step Generative Modeling" (arXiv 2505.13447), whose t = 1 is noise and whose r is our s.
+with the displacement (s - t) u(t, s, x_t). Boffi et al. (2024), "Flow map matching"; Geng et al. (2025),
+"Mean Flows for One-step Generative Modeling" (arXiv 2505.13447), whose t = 1 is noise and whose r is our s.
 """
 
 from abc import abstractmethod

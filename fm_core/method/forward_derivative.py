@@ -22,8 +22,10 @@ def derivative_along(
 
     Args:
         network: network(t, x, label, s), a module's forward function or composed of torch operations.
-        t, s: [N].
-        x, direction: [N, ...].
+        t: [N].
+        s: [N].
+        x: [N, ...].
+        direction: [N, ...].
         label: int64 [N] or None.
     """
 

@@ -82,11 +82,19 @@ class SplitMeanFlow(FlowMap):
     good as with ten; shortcut models reach FID 10.6 with one evaluation and 7.8 with four on ImageNet 256.
 
     Args:
-        path, equal_times, weight_power, guidance: as of `FlowMap`. The split is uniform in [0, 1).
+        path, equal_times, guidance: as of `FlowMap`. The split is uniform in [0, 1).
+        weight_power: as of `FlowMap`, but 0 by default. The residuals of consistency become small, and those
+            of flow matching do not: a positive power lets consistency outweigh the velocity, and the map
+            degenerates to one that is consistent and wrong.
     """
 
     name: ClassVar[str] = "split-meanflow"
     forwards_apart: ClassVar[float] = 2.0
+
+    def __init__(
+        self, path: Path, equal_times: float = 0.75, weight_power: float = 0.0, guidance: float = 1.0
+    ) -> None:
+        super().__init__(path, equal_times, weight_power, guidance)
 
     def target_apart(
         self, network: Network, sample: PathSample, second: SecondTimes, label: Tensor | None

@@ -131,7 +131,9 @@ class _CountedVelocity:
 
     def _displacement(self, t: Tensor, s: Tensor, x: Tensor) -> Tensor:
         self.nfe += 1
-        return cast(Tensor, getattr(self.velocity, "displacement")(t, s, x))
+        displacement = getattr(self.velocity, "displacement", None)
+        assert displacement is not None, "set in the constructor only if there is one"
+        return cast(Tensor, displacement(t, s, x))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ Network = Callable[..., Tensor]
 
 # velocity(t scalar or [N], x [N, ...]) -> tensor shaped like x. Optional attributes: `forwards`, the largest
 # number of network evaluations per call; `evaluations_at(t, dtype)`, the number for a call at t; `jumps`, the
-# times at which the velocity is not continuous; `displacement(t, s, x)`, the flow map's change of x from t to s.
+# times at which the velocity is not continuous; `displacement(t, s, x)`, the change of x from t to s.
 Velocity = Callable[[Tensor, Tensor], Tensor]
 
 # Network evaluations per image: of the network, and of the weaker network that guides it

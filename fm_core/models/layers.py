@@ -11,6 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+LENGTH_SCALE = 10.0
+"""Factor of the length s - t in the embedding of the second time."""
+
 
 class Conv2d(nn.Module):
     """Square convolution with "same" padding: [N, inputs, H, W] -> [N, outputs, H', W'].
@@ -48,7 +51,7 @@ class Linear(nn.Linear):
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """x in float32, or unchanged if it is float64."""
+    """X in float32, or unchanged if it is float64."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -110,19 +113,19 @@ def timestep_embedding(t: Tensor, width: int, scale: float = 1000.0) -> Tensor:
 class SecondTimeEmbedding(nn.Module):
     """Embedding of the interval s - t between two times: [N] in [0, 1] -> [N, outputs].
 
-    Initialized to zero, so that a network that is started from weights with one time ignores s at first.
+    Initialized to zero, so that a network that is started from weights with one time ignores s at first. The
+    frequencies are below those of the first time, because objectives differentiate the embedding.
     """
 
-    def __init__(self, features: int, outputs: int, time_scale: float) -> None:
+    def __init__(self, features: int, outputs: int) -> None:
         super().__init__()
         self.features = features
-        self.time_scale = time_scale
         self.inner = Linear(features, outputs)
         self.outer = Linear(outputs, outputs, zero=True)
 
     def forward(self, length: Tensor) -> Tensor:
         """Embed the lengths of the intervals."""
-        features = timestep_embedding(length, self.features, self.time_scale).to(self.inner.weight.dtype)
+        features = timestep_embedding(length, self.features, LENGTH_SCALE).to(self.inner.weight.dtype)
         return self.outer(F.silu(self.inner(features)))
 
 
@@ -153,7 +156,7 @@ class Conditioning(nn.Module):
         self.inner = Linear(features, outputs)
         self.outer = Linear(outputs, outputs)
         self.label = nn.Embedding(classes + 1, outputs) if classes > 0 else None
-        self.second_time = SecondTimeEmbedding(features, outputs, time_scale) if two_times else None
+        self.second_time = SecondTimeEmbedding(features, outputs) if two_times else None
 
     def forward(self, t: Tensor, label: Tensor | None, s: Tensor | None = None) -> Tensor:
         """Embed t, label and s.

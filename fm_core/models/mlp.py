@@ -41,9 +41,7 @@ class MLP(nn.Module):
         self.label = nn.Embedding(classes + 1, width) if classes > 0 else None
         self.second_time = Linear(1, width, zero=True) if two_times else None
 
-    def forward(
-        self, t: Tensor, x: Tensor, label: Tensor | None = None, s: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, t: Tensor, x: Tensor, label: Tensor | None = None, s: Tensor | None = None) -> Tensor:
         """Evaluate the network at times t [N], and s [N] with two times, and points x [N, ...]."""
         points = at_least_float32(x.flatten(1))
         if points.shape[1] != self.dimensions:

@@ -131,9 +131,7 @@ class Transformer(nn.Module):
             if layer is not None:
                 nn.init.normal_(layer.weight, std=0.02)
 
-    def forward(
-        self, t: Tensor, x: Tensor, label: Tensor | None = None, s: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, t: Tensor, x: Tensor, label: Tensor | None = None, s: Tensor | None = None) -> Tensor:
         """Evaluate the network at times t [N], and s [N] with two times, and images x [N, C, S, S]."""
         require_shape(x, self.image_shape)
         conditioning = self.conditioning(t, label, s)

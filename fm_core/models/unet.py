@@ -120,9 +120,7 @@ class UNet(nn.Module):
         self.last_norm = GroupNorm32(width)
         self.last = Conv2d(width, image_channels, zero=True)
 
-    def forward(
-        self, t: Tensor, x: Tensor, label: Tensor | None = None, s: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, t: Tensor, x: Tensor, label: Tensor | None = None, s: Tensor | None = None) -> Tensor:
         """Evaluate the network at times t [N], and s [N] with two times, and images x [N, C, S, S]."""
         require_shape(x, self.image_shape)
         conditioning = self.conditioning(t, label, s)

@@ -28,7 +28,9 @@ def model_card(
     channels, height, width = recipe["image_shape"]
     data, method = recipe["data"], recipe["method"]
     classes = f"{recipe['classes']} classes" if recipe["model"]["class_conditional"] else "unconditional"
-    options = f" {json.dumps(method['objective_options'])}" if flow_map and method["objective_options"] else ""
+    options = (
+        f" {json.dumps(method['objective_options'])}" if flow_map and method["objective_options"] else ""
+    )
     facts = {
         "images": f"{height} x {width}, {channels} channels, {recipe['levels']} intensity levels, {classes}",
         "data set": f"{data['name']}, version {data['version']}",
@@ -46,7 +48,9 @@ def model_card(
     lines = [
         f"# {name}",
         "",
-        "A flow map of images, sampled in a few evaluations." if flow_map else "A flow-matching model of images.",
+        "A flow map of images, sampled in a few evaluations."
+        if flow_map
+        else "A flow-matching model of images.",
         "",
         "```python",
         "import fm_core",

@@ -45,9 +45,7 @@ class Compiled(nn.Module):
         mode = "reduce-overhead" if cuda_graphs else "default"
         self.compiled = torch.compile(network, dynamic=False, fullgraph=True, mode=mode)
 
-    def forward(
-        self, t: Tensor, x: Tensor, label: Tensor | None = None, s: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, t: Tensor, x: Tensor, label: Tensor | None = None, s: Tensor | None = None) -> Tensor:
         """Evaluate the network at times t [N], and s [N] with two times, and images x [N, C, S, S]."""
         times = () if s is None else (s,)
         if len(x) != self.batch:

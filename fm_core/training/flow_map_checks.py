@@ -18,14 +18,14 @@ def check_flow_map(config: RunConfig, objective: Objective) -> None:
         return
     if config.train.zero_stage == 3:
         raise UserError(
-            f"train.zero_stage 3: {objective.name} also evaluates the network outside of the engine, where the "
-            "weights are not gathered; use stage 1 or 2"
+            f"train.zero_stage 3: {objective.name} also evaluates the network outside of the engine, where "
+            "the weights are not gathered; use stage 1 or 2"
         )
-    guided = isinstance(objective, FlowMap) and objective.guidance != 1
-    if guided and not (config.model.class_conditional and config.train.label_dropout):
+    guidance = objective.guidance if isinstance(objective, FlowMap) else 1.0
+    if guidance != 1 and not (config.model.class_conditional and config.train.label_dropout):
         raise UserError(
-            f"method.objective_options guidance {objective.guidance:g}: it needs model.class_conditional: true "
-            "and train.label_dropout, e.g. 0.1, for the velocity without label"
+            f"method.objective_options guidance {guidance:g}: it needs model.class_conditional: "
+            "true and train.label_dropout, e.g. 0.1, for the velocity without label"
         )
 
 
@@ -42,8 +42,8 @@ def check_teacher(config: RunConfig, objective: Objective) -> None:
     known = built_in(Objective).get(teacher["objective"])
     if known is not None and not known.predicts_velocity:
         raise UserError(
-            f"train.init_from: {source} was trained with {teacher['objective']}; {objective.name} starts from a "
-            "network that predicts the velocity, such as one of flow-matching"
+            f"train.init_from: {source} was trained with {teacher['objective']}; {objective.name} starts "
+            "from a network that predicts the velocity, such as one of flow-matching"
         )
     for key, one, other in (
         ("method.path", teacher["path"], ours.path),

@@ -132,7 +132,9 @@ def test_an_exact_network_has_loss_0(objective, path, data):
 def test_the_gradient_of_the_true_map_vanishes_in_expectation_over_data(objective, path):
     # The data are two points, so the expectation over x1 given x_t is a sum. No marginal velocity is given.
     mixture = line(PATHS[path])
-    mixture = type(mixture)(mixture.weights, mixture.means, torch.full_like(mixture.variances, 1e-12), PATHS[path])
+    mixture = type(mixture)(
+        mixture.weights, mixture.means, torch.full_like(mixture.variances, 1e-12), PATHS[path]
+    )
     pair, network = OBJECTIVES[objective](PATHS[path]), ExactLine(mixture)
     t, s, split = pairs_of_times(PATHS[path])
     s = torch.minimum(s, t + 0.3)
@@ -246,7 +248,9 @@ def test_times_are_ordered_pairs_in_the_given_fraction():
         assert torch.equal(t[equal], second.s[equal])
         both = torch.cat([t[second.apart], second.s[second.apart]])
         expected = times.times(torch.linspace(0.005, 0.995, 100))
-        torch.testing.assert_close(both.quantile(torch.linspace(0.005, 0.995, 100)), expected, atol=0.02, rtol=0)
+        torch.testing.assert_close(
+            both.quantile(torch.linspace(0.005, 0.995, 100)), expected, atol=0.02, rtol=0
+        )
     assert len(draw_time_pairs(Uniform(), u, more, 0.0)[1].apart) == 20_000
     assert len(draw_time_pairs(Uniform(), u, more, 1.0)[1].apart) == 0
 

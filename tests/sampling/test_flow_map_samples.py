@@ -119,7 +119,9 @@ def test_wrong_requests_are_refused_before_the_start(tmp_path):
     with pytest.raises(UserError, match="has one time"):
         checked(tmp_path, stages=("evaluate",), evaluate=curve)
     with pytest.raises(UserError, match="no common scale"):
-        preflight(RunConfig.model_validate({"method": {**MEANFLOW, "path": "variance-exploding"}}), ("train",))
+        preflight(
+            RunConfig.model_validate({"method": {**MEANFLOW, "path": "variance-exploding"}}), ("train",)
+        )
 
 
 def test_networks_of_one_batch_size_pass_the_second_time_on(model):
