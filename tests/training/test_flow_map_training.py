@@ -1,5 +1,7 @@
 """Training of flow maps: sharded gradients (flow_maps_rank.py), times by position, the teacher, refusals."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -9,6 +11,7 @@ from fm_core.data.batches import Batch
 from fm_core.errors import UserError
 from fm_core.method.couplings import Independent
 from fm_core.method.dequantization import Quantizer
+from fm_core.method.meanflow import MeanFlow, SplitMeanFlow
 from fm_core.method.paths import OptimalTransport
 from fm_core.method.timestep_samplers import Uniform
 from fm_core.models.unet import UNet
@@ -126,3 +129,21 @@ def test_a_teacher_must_predict_the_velocity_on_the_same_path(tmp_path, objectiv
         check(method={"path": "cosine"})
     with pytest.raises(UserError, match=r"with model\.time_scale 1\.0, not 1000"):
         check(model={"time_scale": 1.0})
+
+
+@pytest.mark.parametrize("objective", [MeanFlow, SplitMeanFlow])
+def test_a_compiled_network_has_the_same_loss_and_gradients(compiler, objective):
+    pair = objective(OptimalTransport(), equal_times=0.5)
+    sample, _ = source("philox-v1", 0.5).draw(batch(0, 8), torch.device("cpu"))
+    torch.manual_seed(0)
+    network = UNet(2, 1, 8, (1,), 1, (2,), 8, 0.0, True, True, two_times=True)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    compiled = deepcopy(network)
+    compiled.compile(dynamic=False)
+    gradients = list[list[torch.Tensor]]()
+    for each in (network, compiled):
+        pair.loss(each, sample).mean().backward()
+        gradients.append([parameter.grad for parameter in each.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
