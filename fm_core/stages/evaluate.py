@@ -41,6 +41,8 @@ from fm_core.storage.atomic_files import read_json, write_json
 CLASSIFIER = "training the classifier"
 CLASSIFIER_WEIGHT = 25_000.0
 """Approximate cost of training the classifier for the progress bar, in images of feature extraction."""
+ODE_OF_FLOW_MAP = "the ODE whose velocity is u(t, t, x), not the flow map"
+"""What the likelihood of a model with two times is that of."""
 LOCAL_KINDS = frozenset({"debug", "local"})
 """Values of launch.kind with processes on this host; with others, the job runs where training does."""
 
@@ -186,6 +188,8 @@ def _scores(evaluation: EvaluationRun) -> dict[str, Any]:
         result = combine(tasks[LIKELIHOOD].read_all(), checks, likelihood.draws)
         tolerances = {"rtol": likelihood.rtol, "atol": likelihood.atol}
         scores["bits_per_dim"] = likelihood_record(result, tolerances)
+        if evaluation.model and evaluation.model.objective.two_times:
+            scores["bits_per_dim"]["of"] = ODE_OF_FLOW_MAP
     if CURVE in tasks:
         gaussian = reference.gaussian.to(evaluation.device)
         parts = tasks[CURVE].read_all()

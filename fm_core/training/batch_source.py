@@ -124,7 +124,8 @@ class BatchSource:
         if self.equal_times is None:
             return self.times.times(u), None
         numbers = range(batch.first, batch.first + len(batch.images))
-        more = self.random.uniform(Purpose.SECOND_TIME, numbers, (NUMBERS,))
+        # A few numbers on the CPU are not worth compiling; they have the same bits on every device.
+        more = replace(self.random, compiled=False).uniform(Purpose.SECOND_TIME, numbers, (NUMBERS,))
         return draw_time_pairs(self.times, u, more, self.equal_times)
 
     def _labels(self, batch: Batch) -> Tensor:

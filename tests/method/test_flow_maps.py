@@ -13,6 +13,7 @@ from fm_core.method.paths import OptimalTransport, PathSample
 from fm_core.method.time_pairs import NUMBERS, SecondTimes, draw_time_pairs
 from fm_core.method.timestep_samplers import LogitNormal, Uniform
 from fm_core.models.mlp import MLP
+from tests.support.exact_flow_maps import ExactGaussian, ExactLine
 from tests.support.gaussian_mixtures import PATHS, double, gaussian, line
 
 ON_PATHS = ("optimal-transport", "variance-preserving", "cosine", "affine")
@@ -24,45 +25,6 @@ OBJECTIVES = {
 paths = pytest.mark.parametrize("path", ON_PATHS)
 objectives = pytest.mark.parametrize("objective", OBJECTIVES)
 TIGHT = Solver("dopri8", rtol=1e-10, atol=1e-10)
-
-
-class ExactGaussian:
-    """u(t, s, x) of Gaussian data: the flow keeps the standardized coordinate of each dimension."""
-
-    def __init__(self, mixture):
-        self.mixture, self.path = mixture, mixture.path
-
-    def _moments(self, t):
-        alpha, sigma = self.path.alpha(t)[:, None], self.path.sigma(t)[:, None]
-        return alpha * self.mixture.means, (alpha**2 * self.mixture.variances + sigma**2).sqrt()
-
-    def __call__(self, t, x, label, s):
-        if torch.equal(s, t):
-            return self.mixture.velocity(t, x)
-        (mean, std), (last_mean, last_std) = self._moments(t), self._moments(s)
-        return (last_mean + last_std / std * (x - mean) - x) / (s - t)[:, None]
-
-
-class ExactLine:
-    """u(t, s, x) of a mixture in one dimension: the flow keeps the value of the distribution function."""
-
-    def __init__(self, mixture):
-        self.mixture = mixture
-
-    def __call__(self, t, x, label, s):
-        if torch.equal(s, t):
-            return self.mixture.velocity(t, x)
-        value = self.mixture.distribution(t, x)
-        low, high = torch.full_like(t, -12.0), torch.full_like(t, 12.0)
-        for _ in range(80):  # without derivatives, on values
-            middle = (low + high) / 2
-            below = self.mixture.distribution(s, middle[:, None]) < value
-            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-        root = ((low + high) / 2)[:, None]
-        # A step of Newton's method has the derivative of the inverse function.
-        density = self.mixture.log_density(s, root).exp()[:, None]
-        moved = root - (self.mixture.distribution(s, root) - value)[:, None] / density
-        return (moved - x) / (s - t)[:, None]
 
 
 EXACT = {"gaussian": (gaussian, ExactGaussian), "mixture": (line, ExactLine)}

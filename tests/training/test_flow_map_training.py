@@ -18,6 +18,8 @@ from fm_core.models.unet import UNet
 from fm_core.stages.train import check_initial_weights, check_training
 from fm_core.storage.keyed_random import Domain, KeyedRandom
 from fm_core.training.batch_source import BatchSource
+from fm_core.training.cost_model import Cluster, training_cost
+from fm_core.training.mfu import utilization
 from fm_core.training.pretrained import pretrained_weights
 from tests.support.flow_maps_rank import CASES
 from tests.support.forked_ranks import run_experiments
@@ -129,6 +131,19 @@ def test_a_teacher_must_predict_the_velocity_on_the_same_path(tmp_path, objectiv
         check(method={"path": "cosine"})
     with pytest.raises(UserError, match=r"with model\.time_scale 1\.0, not 1000"):
         check(model={"time_scale": 1.0})
+
+
+def test_passes_without_gradients_count_in_the_cost_and_in_the_speed(tmp_path):
+    hardware = Cluster(hosts=1, devices=1, peak=1e12, mfu=0.5, store_rate=1e9)
+    plain = training_cost(config(tmp_path, "flow-matching"), (1, 8, 8), 10, hardware)
+    guided = config(tmp_path, options={"guidance": 2.0, "equal_times": 0.5})
+    flow_map = training_cost(guided, (1, 8, 8), 10, hardware)
+    # A JVP (two passes) and the network's own velocity for half of the examples, and the guide for all.
+    per_pass = flow_map.training_flops / flow_map.forward_flops
+    assert (plain.training_flops / plain.forward_flops, per_pass) == (3, 3 + 0.5 * 3 + 1)
+    assert flow_map.parameters > plain.parameters
+    assert flow_map.seconds / plain.seconds == pytest.approx(flow_map.training_flops / plain.training_flops)
+    assert utilization(10, 1e9, 1, None, False, 1.5)["tflops_per_device"] == pytest.approx(0.045)
 
 
 @pytest.mark.parametrize("objective", [MeanFlow, SplitMeanFlow])
