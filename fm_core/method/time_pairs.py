@@ -22,7 +22,7 @@ class SecondTimes:
     split: Tensor
     """[N] in [0, 1): where to split the interval from t to s, as a fraction of it."""
     apart: Tensor
-    """int64 [M], increasing: the examples whose s was drawn apart from t; for all others s = t."""
+    """int64 [M], increasing: the examples with an s of their own; for all others s = t."""
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
         """The second times with a function applied to every tensor."""

@@ -171,8 +171,8 @@ def test_the_target_has_no_gradient():
         target = network(sample.t, sample.x_t, None, sample.second.s) - pair.residual(network, sample)
         fixed = (network(sample.t, sample.x_t, None, sample.second.s) - target.detach()).square().mean()
         expected = torch.autograd.grad(fixed, tuple(network.parameters()))
-        found = torch.autograd.grad(pair.loss(network, sample).mean(), tuple(network.parameters()))
-        for one, other in zip(found, expected, strict=True):
+        gradients = torch.autograd.grad(pair.loss(network, sample).mean(), tuple(network.parameters()))
+        for one, other in zip(gradients, expected, strict=True):
             torch.testing.assert_close(one, other)
 
 
