@@ -11,7 +11,7 @@ class OnlineEvalSection(Section):
     images: int = Field(default=0, ge=0)
     """Images to sample from each checkpoint; 0 turns online evaluation off."""
     solver: str = "midpoint"
-    """A fixed-step solver of torchdiffeq, or dopri5."""
+    """A fixed-step solver of torchdiffeq, dopri5, or flow_map for a flow map."""
     steps: int | None = Field(default=20, ge=1)
     """Steps of a fixed-step solver; null for dopri5."""
     processes: int = Field(default=1, ge=1)

@@ -64,7 +64,8 @@ class SampleSection(Section):
     validation loss."""
     solver: str = "dopri5"
     """dopri5, euler, midpoint, heun2, rk4 or another method of torchdiffeq; ddim, dpmpp_2m, dpmpp_3m,
-    exp_ab3, unipc or ab2, with one evaluation per step; sde or edm, which add noise (sample.stochastic)."""
+    exp_ab3, unipc or ab2, with one evaluation per step; sde or edm, which add noise (sample.stochastic); or
+    flow_map, with one evaluation per step, of a model of meanflow or split-meanflow."""
     rtol: float | None = Field(default=None, gt=0)
     """Relative tolerance of an adaptive solver; by default 1e-5."""
     atol: float | None = Field(default=None, gt=0)

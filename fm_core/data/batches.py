@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from fm_core.data.reader import ImageReader
 from fm_core.data.sampler import Sampler
 from fm_core.errors import UserError
+from fm_core.method.time_pairs import SecondTimes
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,13 @@ class Endpoints:
     """Dequantized images, float32 [n, C, H, W]."""
     t: torch.Tensor
     """Times, float32 [n]."""
+    second: SecondTimes | None = None
+    """Second times, for objectives that need them."""
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Self:
         """The endpoints with a function applied to every tensor."""
-        return replace(self, x0=change(self.x0), x1=change(self.x1), t=change(self.t))
+        second = self.second and self.second.map(change)
+        return replace(self, x0=change(self.x0), x1=change(self.x1), t=change(self.t), second=second)
 
 
 @dataclass(frozen=True)

@@ -80,10 +80,12 @@ def _grid_named(text: str) -> TimeGrid:
     return TimeGrid(name, shift=value) if name == "shift" else TimeGrid(name, rho=value)
 
 
-def check_curve(settings: NfeCurveSection, objective: Objective, coupling: str) -> None:
+def check_curve(
+    settings: NfeCurveSection, objective: Objective, coupling: str, guidance: float = 1.0
+) -> None:
     """Check the solvers of a curve against a model, as `check_solver` does. Raises UserError."""
     for point in solver_settings(settings) if settings.images else []:
-        check_solver(point.solver, objective, coupling, "evaluate.nfe_curve")
+        check_solver(point.solver, objective, coupling, "evaluate.nfe_curve", guidance)
 
 
 def curve_part(

@@ -8,6 +8,8 @@ Lipman et al., "Flow Matching for Generative Modeling" (arXiv 2210.02747).
 * paths, affine: alpha_t, sigma_t, their derivatives and the interval of t.
 * objectives, cnf_objective: losses, and the velocity implied by a prediction; cnf_objective has the
   maximum-likelihood objective. compatibility: the paths on which each objective is defined.
+* flow_map, meanflow: networks with two times, their displacement and objectives. time_pairs: pairs of times
+  in training. forward_derivative: the derivative of a network along a trajectory.
 * couplings, minibatch_ot: pairing of x0 with x1. timestep_samplers: the distribution of t in training.
 * solver, time_grid: settings of solvers and of their step times. ode: ODE solutions, NFE and trajectories.
   step_loop, multistep_solvers, stochastic_samplers: fixed-step methods on a time grid.

@@ -40,6 +40,7 @@ class MaximumLikelihood(Objective):
     name: ClassVar[str] = "maximum-likelihood"
     takes_gradients: ClassVar[bool] = True
     follows_path: ClassVar[bool] = False
+    predicts_velocity: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -7,6 +7,8 @@
     noise-prediction     refused            [0, 1 - 1e-5]        [0, 1]              refused
     data-prediction      [0, 1 - 1e-3]      [0, 1 - 1e-5]        [0, 1]              [0, 1 - 6.4e-4]
     maximum-likelihood   [0, 1]             [0, 1 - 1e-5]        [0, 1]              [0, 1]
+    meanflow             [0, 1]             [0, 1 - 1e-5]        refused             [0, 1]
+    split-meanflow       [0, 1]             [0, 1 - 1e-5]        refused             [0, 1]
 
 The table follows from these rules, which also apply to user-defined paths and objectives (`supported_pairs`
 in registry.py computes the table, and a test compares it with the text above):
@@ -19,6 +21,8 @@ in registry.py computes the table, and a test compares it with the text above):
   standard deviation sigma_t on the sample, so the interval ends where sigma_t falls below 1e-3. This is an
   eighth of an intensity level, and the value at which the paper's epsilon ends the VP path.
 * Maximum likelihood ignores alpha_t and sigma_t; it uses only the path's interval and source.
+* A flow map is regressed over pairs of times with one weight, in the units of x_t. Where alpha_t or sigma_t
+  exceeds 2, displacements of different scales would have no common weight, so such a path is refused.
 """
 
 import torch
@@ -29,6 +33,7 @@ from fm_core.method.types import Interval
 
 ALPHA_FLOOR = 1e-3
 SIGMA_FLOOR = 1e-3
+SCALE_LIMIT = 2.0
 
 
 def require_positive_alpha(objective: str, path: Path) -> Interval:
@@ -65,6 +70,23 @@ def require_diffusion_path(objective: str, path: Path) -> Interval:
             "negative where sigma_t / alpha_t grows; use score-matching, or a diffusion path"
         )
     return interval
+
+
+def require_unit_scale(objective: str, path: Path) -> Interval:
+    """Return the path's interval; refuse a path whose alpha_t or sigma_t exceeds SCALE_LIMIT on it.
+
+    Raises:
+        UserError: alpha_t or sigma_t exceeds SCALE_LIMIT.
+    """
+    t = torch.linspace(*path.interval, 1001, dtype=torch.float64)
+    largest = float(torch.maximum(path.alpha(t), path.sigma(t)).max())
+    if largest > SCALE_LIMIT:
+        raise UserError(
+            f"{objective} cannot be used on the path {path.name or type(path).__name__}: alpha_t or sigma_t "
+            f"reaches {largest:.3g}, and displacements over different intervals have no common scale; use "
+            "optimal-transport, cosine or variance-preserving"
+        )
+    return path.interval
 
 
 def truncate_at_sigma_floor(objective: str, path: Path) -> Interval:

@@ -45,6 +45,20 @@ class Objective(ABC):
     follows_path: ClassVar[bool] = True
     """Whether the velocity is E[alpha' x1 + sigma' x0 | x_t], so that it determines E[x1 | x_t]."""
 
+    predicts_velocity: ClassVar[bool] = False
+    """Whether the network's prediction is the velocity."""
+
+    equal_times: float | None = None
+    """Fraction of the examples whose two times are equal; None if the network has one time."""
+
+    extra_forwards: float = 0.0
+    """Forward passes without gradients that the loss adds, as a mean per example; a JVP counts as two."""
+
+    @property
+    def two_times(self) -> bool:
+        """Whether the network has two times, so that it is a flow map (`flow_map.FlowMap`)."""
+        return self.equal_times is not None
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self.interval = self.interval_on(path)
@@ -104,6 +118,7 @@ class FlowMatching(Regression):
     """Conditional flow matching, eq. 14: the network predicts the velocity. Defined on every path."""
 
     name: ClassVar[str] = "flow-matching"
+    predicts_velocity: ClassVar[bool] = True
 
     def residual(self, prediction: Tensor, sample: PathSample) -> Tensor:
         """Residual v - u_t(x_t | x1)."""

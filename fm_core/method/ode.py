@@ -120,12 +120,20 @@ class _CountedVelocity:
     def __init__(self, velocity: Velocity) -> None:
         self.velocity = velocity
         self.nfe = self.guide_nfe = 0
+        if hasattr(velocity, "displacement"):
+            self.displacement = self._displacement
 
     def __call__(self, t: Tensor, x: Tensor) -> Tensor:
         of_network, of_guide = evaluations_at(self.velocity, t, x.dtype)
         self.nfe += of_network + of_guide
         self.guide_nfe += of_guide
         return self.velocity(t, x)
+
+    def _displacement(self, t: Tensor, s: Tensor, x: Tensor) -> Tensor:
+        self.nfe += 1
+        displacement = getattr(self.velocity, "displacement", None)
+        assert displacement is not None, "set in the constructor only if there is one"
+        return cast(Tensor, displacement(t, s, x))
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fm_core.errors import UserError
 from fm_core.method.discrete_steps import discrete_coefficients, polynomial
+from fm_core.method.time_pairs import SecondTimes
 from fm_core.method.types import Interval
 
 
@@ -42,6 +43,7 @@ class PathSample:
     x0: Tensor  # [N, ...]: standard normal noise
     x1: Tensor  # [N, ...]: data
     t: Tensor  # [N]
+    second: SecondTimes | None = None  # the second times, for objectives that need them
 
 
 class Path(ABC):

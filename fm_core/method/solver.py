@@ -18,12 +18,14 @@ MULTISTEP = ("ddim", "dpmpp_2m", "dpmpp_3m", "exp_ab3", "unipc", "ab2")
 """Methods with one evaluation per step, implemented in `multistep_solvers`."""
 SAMPLERS = ("sde", "edm")
 """Methods that add noise in each step unless it is turned off, implemented in `stochastic_samplers`."""
-METHODS = (*ADAPTIVE, *FIXED, *MULTISTEP, *SAMPLERS)
+FLOW_MAP = "flow_map"
+"""One displacement of a network with two times per step, implemented in `step_loop`."""
+METHODS = (*ADAPTIVE, *FIXED, *MULTISTEP, *SAMPLERS, FLOW_MAP)
 ALIASES = {"heun": "heun2"}
 EVALUATIONS_PER_STEP = {
     **{"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4},
     **dict.fromkeys(MULTISTEP, 1),
-    **{"sde": 1, "edm": 2},
+    **{"sde": 1, "edm": 2, FLOW_MAP: 1},
 }
 """Evaluations of the vector field per step, for methods with a fixed number. The last step takes one
 evaluation in edm, and in any method on a grid that ends with an Euler step."""
@@ -111,7 +113,7 @@ class Solver:
 
     Args:
         method: an adaptive method of torchdiffeq (ADAPTIVE), a fixed-step method of torchdiffeq (FIXED, or
-            heun), a multistep method (MULTISTEP), or a sampler that adds noise (SAMPLERS).
+            heun), a multistep method (MULTISTEP), a sampler that adds noise (SAMPLERS), or FLOW_MAP.
         rtol: relative tolerance, for adaptive methods and implicit_adams only; default 1e-5, as in the paper.
         atol: absolute tolerance, likewise.
         steps: number of steps; required by all but adaptive methods, which refuse it. A list of times

@@ -14,7 +14,7 @@ from fm_core.errors import SolverError, UserError
 from fm_core.method.denoiser import Coefficients, Denoiser, coefficients_of_means, round_time
 from fm_core.method.multistep_solvers import Multistep
 from fm_core.method.paths import Path
-from fm_core.method.solver import MULTISTEP, SAMPLERS, Solver
+from fm_core.method.solver import FLOW_MAP, MULTISTEP, SAMPLERS, Solver
 from fm_core.method.stochastic_samplers import edm_step, sde_step
 from fm_core.method.types import Interval, NoiseSource, Velocity
 
@@ -54,7 +54,8 @@ def march(
     Raises:
         SolverError: the state is not finite.
         UserError: the grid does not fit the interval or the path.
-        ValueError: the interval decreases, or a required path or noise is missing.
+        ValueError: the interval decreases, a required path or noise is missing, or the velocity has no
+            displacement and the solver needs it.
     """
     start, end = interval
     if start > end:
@@ -73,7 +74,10 @@ def march(
         result.calls += 1
         return velocity(t, x)
 
-    step = _step_of(solver, counted, path, noise, grid.euler_last)
+    if solver.method == FLOW_MAP:
+        step = _flow_map_step(velocity)
+    else:
+        step = _step_of(solver, counted, path, noise, grid.euler_last)
     with torch.no_grad():
         for number, (t, to) in enumerate(pairwise(grid.times)):
             state = step(number, seen[number], seen[number + 1], result.x)
@@ -109,6 +113,19 @@ def _seen_times(times: Sequence[float], dtype: torch.dtype, solver: Solver) -> l
             " take fewer steps, or other bounds"
         )
     return seen
+
+
+def _flow_map_step(velocity: Velocity) -> Step:
+    """The step function of a flow map: one displacement, on any grid."""
+    displacement = getattr(velocity, "displacement", None)
+    if displacement is None:
+        raise ValueError(f"solver {FLOW_MAP} needs the displacement of a network with two times")
+
+    def step(number: int, t: float, to: float, x: Tensor) -> Tensor:
+        times = (torch.tensor(time, dtype=x.dtype, device=x.device) for time in (t, to))
+        return x + displacement(*times, x)
+
+    return step
 
 
 def _step_of(

@@ -50,11 +50,16 @@ def build_method(method: MethodSection) -> Method:
 
 
 def build_network(
-    model: ModelSection, image_shape: tuple[int, int, int], classes: int, gradient_checkpointing: bool = False
+    model: ModelSection,
+    image_shape: tuple[int, int, int],
+    classes: int,
+    gradient_checkpointing: bool = False,
+    two_times: bool = False,
 ) -> nn.Module:
     """Build the network for images of `image_shape` = (channels, height, width), float32, untrained.
 
-    `classes` is the data set's number of classes; it is used if model.class_conditional is true.
+    `classes` is the data set's number of classes; it is used if model.class_conditional is true. `two_times`
+    is that of the objective.
 
     Raises:
         UserError: the network cannot be built for this image shape or with these sizes.
@@ -70,6 +75,7 @@ def build_network(
         "classes": classes if model.class_conditional else 0,
         "time_scale": model.time_scale,
         "gradient_checkpointing": gradient_checkpointing,
+        "two_times": two_times,
         **model.model_dump(include=set(OF_KIND[model.kind])),
     }
     try:
@@ -78,10 +84,12 @@ def build_network(
         raise UserError(f"model: {error}") from None
 
 
-def build_meta_network(model: ModelSection, image_shape: tuple[int, int, int], classes: int) -> nn.Module:
+def build_meta_network(
+    model: ModelSection, image_shape: tuple[int, int, int], classes: int, two_times: bool = False
+) -> nn.Module:
     """Build the network on the meta device: same modules and errors as `build_network`, no storage."""
     with torch.device("meta"), _SkipInit():
-        return build_network(model, image_shape, classes)
+        return build_network(model, image_shape, classes, two_times=two_times)
 
 
 class _SkipInit(TorchFunctionMode):

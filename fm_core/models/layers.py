@@ -11,6 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+LENGTH_SCALE = 10.0
+"""Factor of the length s - t in the embedding of the second time."""
+
 
 class Conv2d(nn.Module):
     """Square convolution with "same" padding: [N, inputs, H, W] -> [N, outputs, H', W'].
@@ -63,7 +66,7 @@ def group_count(channels: int) -> int:
 
 
 class GroupNorm32(nn.Module):
-    """Group normalization with optional scale, shift and SiLU, all in float32, returned in the dtype of x.
+    """Group normalization with optional scale, shift and SiLU, in float32 or better, in the dtype of x.
 
     Tensors in float64 remain so.
 
@@ -84,8 +87,8 @@ class GroupNorm32(nn.Module):
         weight, bias = at_least_float32(self.weight), at_least_float32(self.bias)
         y = F.group_norm(at_least_float32(x), self.groups, weight, bias, eps=1e-5)
         if scale is not None and shift is not None:
-            scale, shift = at_least_float32(scale), at_least_float32(shift)
-            y = torch.addcmul(shift[:, :, None, None], y, 1 + scale[:, :, None, None])
+            scale, shift = (at_least_float32(part)[:, :, None, None] for part in (scale, shift))
+            y = torch.addcmul(shift, y, 1 + scale)
         if activate:
             y = F.silu(y)
         return y.to(x.dtype)
@@ -110,14 +113,45 @@ def timestep_embedding(t: Tensor, width: int, scale: float = 1000.0) -> Tensor:
     return F.pad(features, (0, width - 2 * half))
 
 
-class Conditioning(nn.Module):
-    """Joint embedding of time and label: (t [N] in [0, 1], label int64 [N] or None) -> [N, outputs].
+class SecondTimeEmbedding(nn.Module):
+    """Embedding of the interval s - t between two times: [N] in [0, 1] -> [N, outputs].
 
-    With `classes` > 0 labels run from 0 to `classes`; label `classes`, or None, is the null label of
-    classifier-free guidance.
+    Initialized to zero, so that a network that is started from weights with one time ignores s at first. The
+    frequencies are below those of the first time, because objectives differentiate the embedding.
     """
 
-    def __init__(self, features: int, outputs: int, classes: int = 0, time_scale: float = 1000.0) -> None:
+    def __init__(self, features: int, outputs: int) -> None:
+        super().__init__()
+        self.features = features
+        self.inner = Linear(features, outputs)
+        self.outer = Linear(outputs, outputs, zero=True)
+
+    def forward(self, length: Tensor) -> Tensor:
+        """Embed the lengths of the intervals."""
+        features = timestep_embedding(length, self.features, LENGTH_SCALE).to(self.inner.weight.dtype)
+        return self.outer(F.silu(self.inner(features)))
+
+
+def is_second_time(name: str) -> bool:
+    """Whether a parameter belongs to the embedding of the second time, by its name in a state dict."""
+    return "second_time" in name.split(".")
+
+
+class Conditioning(nn.Module):
+    """Joint embedding of times and label: (t [N] in [0, 1], label int64 [N] or None, s) -> [N, outputs].
+
+    With `classes` > 0 labels run from 0 to `classes`; label `classes`, or None, is the null label of
+    classifier-free guidance. With `two_times` there is a second time s [N], by default t.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        outputs: int,
+        classes: int = 0,
+        time_scale: float = 1000.0,
+        two_times: bool = False,
+    ) -> None:
         super().__init__()
         self.features = features
         self.time_scale = time_scale
@@ -125,13 +159,22 @@ class Conditioning(nn.Module):
         self.inner = Linear(features, outputs)
         self.outer = Linear(outputs, outputs)
         self.label = nn.Embedding(classes + 1, outputs) if classes > 0 else None
+        self.second_time = SecondTimeEmbedding(features, outputs) if two_times else None
 
-    def forward(self, t: Tensor, label: Tensor | None) -> Tensor:
-        """Embed t and label; raises ValueError if labels are given to a network without classes."""
+    def forward(self, t: Tensor, label: Tensor | None, s: Tensor | None = None) -> Tensor:
+        """Embed t, label and s.
+
+        Raises:
+            ValueError: labels are given to a network without classes, or s to a network with one time.
+        """
         dtype = self.inner.weight.dtype
         t = t if dtype == torch.float64 else t.float()
         features = timestep_embedding(t, self.features, self.time_scale).to(dtype)
         vector: Tensor = self.outer(F.silu(self.inner(features)))
+        if self.second_time is not None:
+            vector = vector + self.second_time(torch.zeros_like(t) if s is None else s - t)
+        elif s is not None:
+            raise ValueError("a second time was given to a network with one time: pass s=None")
         if self.label is None:
             if label is not None:
                 raise ValueError("labels were given to a network without classes: pass label=None")

@@ -74,6 +74,7 @@ class Transformer(nn.Module):
     ``patch``: side of a patch in pixels; the image becomes (S / patch)^2 tokens of ``width`` channels.
     ``depth``: number of blocks. ``heads``: attention heads per block. ``classes``: 0 for none; label
     ``classes`` (or None) is the null label. ``time_scale``: factor of t in the sinusoidal embedding.
+    ``two_times``: a fourth argument, the second time s [N] in [0, 1], by default t.
     ``gradient_checkpointing``: recompute activations block by block in the backward pass of training.
 
     Raises:
@@ -94,6 +95,7 @@ class Transformer(nn.Module):
         classes: int = 0,
         time_scale: float = 1000.0,
         gradient_checkpointing: bool = False,
+        two_times: bool = False,
     ) -> None:
         super().__init__()
         if image_size % patch:
@@ -105,7 +107,7 @@ class Transformer(nn.Module):
         self.patch = patch
         self.gradient_checkpointing = gradient_checkpointing
         self.first = Linear(patch * patch * image_channels, width)
-        self.conditioning = Conditioning(TIME_FEATURES, width, classes, time_scale)
+        self.conditioning = Conditioning(TIME_FEATURES, width, classes, time_scale, two_times)
         self.blocks = nn.ModuleList(TransformerBlock(width, heads) for _ in range(depth))
         self.last_modulation = AdaLNModulation(width, 2)
         self.last = Linear(width, patch * patch * image_channels, zero=True)
@@ -129,10 +131,10 @@ class Transformer(nn.Module):
             if layer is not None:
                 nn.init.normal_(layer.weight, std=0.02)
 
-    def forward(self, t: Tensor, x: Tensor, label: Tensor | None = None) -> Tensor:
-        """Evaluate the network at times t [N] and images x [N, C, S, S]."""
+    def forward(self, t: Tensor, x: Tensor, label: Tensor | None = None, s: Tensor | None = None) -> Tensor:
+        """Evaluate the network at times t [N], and s [N] with two times, and images x [N, C, S, S]."""
         require_shape(x, self.image_shape)
-        conditioning = self.conditioning(t, label)
+        conditioning = self.conditioning(t, label, s)
         tokens: Tensor = self.first(to_patches(x, self.patch).to(self.first.weight.dtype))
         tokens = tokens + self.positions.to(tokens.dtype)
         for block in self.blocks:

@@ -41,6 +41,7 @@ class UNet(nn.Module):
     ``resample_with_residual_blocks``: resample inside residual blocks instead of with plain convolutions.
     ``classes``: number of classes, 0 for none; label ``classes`` (or None) is the null label.
     ``time_scale``: factor of t in the sinusoidal embedding.
+    ``two_times``: a fourth argument, the second time s [N] in [0, 1], by default t.
     ``gradient_checkpointing``: recompute activations stage by stage in the backward pass of training.
 
     Raises:
@@ -63,6 +64,7 @@ class UNet(nn.Module):
         classes: int = 0,
         time_scale: float = 1000.0,
         gradient_checkpointing: bool = False,
+        two_times: bool = False,
     ) -> None:
         super().__init__()
         sides = resolutions(image_size, channel_multipliers, attention_resolutions)
@@ -71,7 +73,7 @@ class UNet(nn.Module):
         self.classes = classes
         self.gradient_checkpointing = gradient_checkpointing
         vector = 4 * channels
-        self.conditioning = Conditioning(channels, vector, classes, time_scale)
+        self.conditioning = Conditioning(channels, vector, classes, time_scale, two_times)
 
         def residual(inputs: int, outputs: int) -> ResidualBlock:
             return ResidualBlock(inputs, outputs, vector, dropout, scale_shift)
@@ -118,10 +120,10 @@ class UNet(nn.Module):
         self.last_norm = GroupNorm32(width)
         self.last = Conv2d(width, image_channels, zero=True)
 
-    def forward(self, t: Tensor, x: Tensor, label: Tensor | None = None) -> Tensor:
-        """Evaluate the network at times t [N] and images x [N, C, S, S]."""
+    def forward(self, t: Tensor, x: Tensor, label: Tensor | None = None, s: Tensor | None = None) -> Tensor:
+        """Evaluate the network at times t [N], and s [N] with two times, and images x [N, C, S, S]."""
         require_shape(x, self.image_shape)
-        conditioning = self.conditioning(t, label)
+        conditioning = self.conditioning(t, label, s)
         h = x.to(dtype=self.first.weight.dtype, memory_format=torch.channels_last)
         h = self.first(h)
         skips = [h]

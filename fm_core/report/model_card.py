@@ -39,6 +39,8 @@ class CardFacts:
     """How the data set's pixels were produced, if the data set is available."""
     scores: Sequence[ScoreEntry]
     """All evaluations of these weights."""
+    flow_map: bool = False
+    """Whether the network has two times, so that it is sampled in a few evaluations."""
 
 
 def model_card(facts: CardFacts, where: str = "this/folder") -> str:
@@ -47,29 +49,35 @@ def model_card(facts: CardFacts, where: str = "this/folder") -> str:
     channels, height, width = recipe["image_shape"]
     data, method = recipe["data"], recipe["method"]
     classes = f"{recipe['classes']} classes" if recipe["model"]["class_conditional"] else "unconditional"
+    has_options = facts.flow_map and method["objective_options"]
+    options = f" {json.dumps(method['objective_options'])}" if has_options else ""
     table = {
         "images": f"{height} x {width}, {channels} channels, {recipe['levels']} intensity levels, {classes}",
         "data set": f"{data['name']}, version {data['version']}",
         "data recipe": json.dumps(data_recipe)
         if data_recipe
         else "the data set was not available when this card was written",
-        "objective": f"{method['objective']} on the path {method['path']}, coupling {method['coupling']}",
+        "objective": f"{method['objective']}{options} on the path {method['path']}, "
+        f"coupling {method['coupling']}",
         **({"training pairs": pairs_text(recipe["pairs"])} if "pairs" in recipe else {}),
         "network": json.dumps(recipe["model"]),
         "training": json.dumps({key: value for key, value in train.items() if value is not None}),
         "trained for": f"{recipe['images_seen']:,} images in {recipe['step']:,} steps"
         + (f", seed {recipe['seed']}" if "seed" in recipe else ""),
     }
+    few_steps = ', solver="flow_map", steps=2' if facts.flow_map else ""
     rows = [f"| {key} | {value} |" for key, value in table.items()]
     lines = [
         f"# {facts.name}",
         "",
-        "A flow-matching model of images.",
+        "A flow map of images, sampled in a few evaluations."
+        if facts.flow_map
+        else "A flow-matching model of images.",
         "",
         "```python",
         "import fm_core",
         "",
-        f'images = fm_core.load("{where}").sample(16)  # uint8 [16, channels, height, width]',
+        f'images = fm_core.load("{where}").sample(16{few_steps})  # uint8 [16, channels, height, width]',
         "```",
         "",
         "| | |",

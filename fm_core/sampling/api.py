@@ -35,12 +35,18 @@ class LoadedModel:
 
     @property
     def network(self) -> nn.Module:
-        """The network: maps (t [N], x [N, C, S, S], label int64 [N] or None) to a tensor like x."""
+        """The network: maps (t [N], x [N, C, S, S], label int64 [N] or None) to a tensor like x.
+
+        A network of a flow map takes a fourth argument, the second time s [N].
+        """
         return self.model.network
 
     @property
     def objective(self) -> Objective:
-        """The training objective; `objective.velocity(network)` is the velocity field to solve."""
+        """The training objective; `objective.velocity(network)` is the velocity field to solve.
+
+        Of a flow map, `objective.displacement(network)` is the function (t, s, x) -> x_s - x_t.
+        """
         return self.model.objective
 
     def save(self, file: str | Path) -> None:

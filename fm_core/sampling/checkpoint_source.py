@@ -249,7 +249,8 @@ def model_of(
     shape = cast(tuple[int, int, int], tuple(recipe["image_shape"]))
     try:
         model = ModelSection.model_validate(recipe["model"])
-        network = build_network(model, shape, recipe["classes"])
+        objective = build_method(MethodSection.model_validate(recipe["method"])).objective
+        network = build_network(model, shape, recipe["classes"], two_times=objective.two_times)
         network.load_state_dict(weights)
     except (ValidationError, RuntimeError) as error:
         message = " ".join(str(error).split())[:300]
@@ -257,7 +258,7 @@ def model_of(
     return Model(
         network=network.to(device).eval().requires_grad_(False),
         section=model,
-        objective=build_method(MethodSection.model_validate(recipe["method"])).objective,
+        objective=objective,
         quantizer=Quantizer(recipe["levels"]),
         image_shape=shape,
         classes=recipe["classes"],

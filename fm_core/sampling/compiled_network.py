@@ -45,10 +45,11 @@ class Compiled(nn.Module):
         mode = "reduce-overhead" if cuda_graphs else "default"
         self.compiled = torch.compile(network, dynamic=False, fullgraph=True, mode=mode)
 
-    def forward(self, t: Tensor, x: Tensor, label: Tensor | None = None) -> Tensor:
-        """Evaluate the network at times t [N] and images x [N, C, S, S]."""
+    def forward(self, t: Tensor, x: Tensor, label: Tensor | None = None, s: Tensor | None = None) -> Tensor:
+        """Evaluate the network at times t [N], and s [N] with two times, and images x [N, C, S, S]."""
+        times = () if s is None else (s,)
         if len(x) != self.batch:
-            return self.network(t, x, label)
-        y = cast(Tensor, self.compiled(t, x, label))
+            return self.network(t, x, label, *times)
+        y = cast(Tensor, self.compiled(t, x, label, *times))
         # A CUDA graph reuses its output buffer, but solvers retain several slopes.
         return y.clone() if self.cuda_graphs else y

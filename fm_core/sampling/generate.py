@@ -59,7 +59,7 @@ class Draw:
                 )
             if not 0 <= number < model.classes:
                 raise UserError(f"sample.classes: {number} is not in 0 .. {model.classes - 1}")
-        check_solver(self.solver, model.objective, model.coupling)
+        check_solver(self.solver, model.objective, model.coupling, guidance=self.guidance)
 
     def noise(self, model: Model, indices: Sequence[int], device: torch.device = CPU) -> Tensor:
         """The initial noise of the images, float32 [n, *shape] on the device."""

@@ -3,12 +3,14 @@
 from fm_core.errors import UserError
 from fm_core.method.couplings import Independent
 from fm_core.method.objectives import Objective
-from fm_core.method.solver import Solver
+from fm_core.method.solver import FLOW_MAP, Solver
 from fm_core.method.step_loop import check_steps
 from fm_core.storage.philox import MAX_INDEX
 
 
-def check_solver(solver: Solver, objective: Objective, coupling: str, key: str = "sample") -> None:
+def check_solver(
+    solver: Solver, objective: Objective, coupling: str, key: str = "sample", guidance: float = 1.0
+) -> None:
     """Check that a solver can sample a model, before any computation.
 
     Args:
@@ -16,11 +18,15 @@ def check_solver(solver: Solver, objective: Objective, coupling: str, key: str =
         objective: the training objective, on its path.
         coupling: name of the training coupling.
         key: the configuration section of the solver, for error messages.
+        guidance: the guidance scale of the samples.
 
     Raises:
         UserError: the solver or its grid needs E[x1 | x_t] or the score, and the velocity does not determine
-            it; or the grid does not fit the interval.
+            it; the grid does not fit the interval; or the solver is that of flow maps, and the model has one
+            time or is to be guided.
     """
+    if solver.method == FLOW_MAP:
+        _check_flow_map(objective, key, guidance)
     if solver.needs_path and not objective.follows_path:
         what = f"solver {solver.method}" if solver.grid.name == "uniform" else f"grid {solver.grid.name}"
         raise UserError(
@@ -35,3 +41,16 @@ def check_solver(solver: Solver, objective: Objective, coupling: str, key: str =
     if solver.stochastic and (solver.steps or 0) > MAX_INDEX:
         raise UserError(f"{key}.steps {solver.steps}: a stochastic solver takes at most {MAX_INDEX:,} steps")
     check_steps(solver, objective.interval, objective.path)
+
+
+def _check_flow_map(objective: Objective, key: str, guidance: float) -> None:
+    if not objective.two_times:
+        raise UserError(
+            f"{key}.solver {FLOW_MAP}: a model of {objective.name or type(objective).__name__} has one time; "
+            "train one with method.objective meanflow, or use another solver"
+        )
+    if guidance != 1:
+        raise UserError(
+            f"{key}.solver {FLOW_MAP}: sample.guidance {guidance:g} guides a velocity, not a displacement; "
+            "train the guided flow map with method.objective_options guidance, or use another solver"
+        )

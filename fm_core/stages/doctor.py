@@ -9,7 +9,7 @@ from fm_core.data.shard_plan import image_shape_and_classes
 from fm_core.errors import UserError
 from fm_core.evaluation.self_tests import self_tests
 from fm_core.launch.cluster_check import cluster_checks
-from fm_core.models.build import build_meta_network
+from fm_core.models.build import build_meta_network, build_method
 from fm_core.models.flops import TRAINING_PASSES, flops_per_image, parameter_count
 from fm_core.run.results import Check
 from fm_core.stages.environment_checks import machine_checks
@@ -55,10 +55,11 @@ def doctor(config: RunConfig | None, request: DoctorRequest) -> list[Check]:
 
 def _model(config: RunConfig) -> list[Check]:
     shape, classes = image_shape_and_classes(config.data)
-    network = build_meta_network(config.model, shape, classes)
+    objective = build_method(config.method).objective
+    network = build_meta_network(config.model, shape, classes, objective.two_times)
     forward = flops_per_image(network, shape)
     kind = config.model.size or config.model.kind
-    training = TRAINING_PASSES * forward / 1e9
+    training = (TRAINING_PASSES + objective.extra_forwards) * forward / 1e9
     labels = f" of {classes:,} classes" if config.model.class_conditional else ""
     return [
         Check("network", True, f"{kind} for images of {' x '.join(map(str, shape))}{labels}"),

@@ -45,6 +45,8 @@ from fm_core.storage.atomic_files import read_json, write_json
 CLASSIFIER = "training the classifier"
 CLASSIFIER_WEIGHT = 25_000.0
 """Approximate cost of training the classifier for the progress bar, in images of feature extraction."""
+ODE_OF_FLOW_MAP = "the ODE whose velocity is u(t, t, x), not the flow map"
+"""What the likelihood of a model with two times is that of."""
 LOCAL_KINDS = frozenset({"debug", "local"})
 """Values of launch.kind with processes on this host; with others, the job runs where training does."""
 
@@ -77,7 +79,8 @@ def _evaluate(config: RunConfig, run: RunDirectory, observe: Observer) -> StageR
     config = _with_fixed_step(config, evaluation)
     _check_image_count(evaluation.validation_images)
     if evaluation.model:
-        check_curve(config.evaluate.nfe_curve, evaluation.model.objective, evaluation.model.coupling)
+        model, curve = evaluation.model, config.evaluate.nfe_curve
+        check_curve(curve, model.objective, model.coupling, config.sample.guidance)
     run.begin()
     path = run.path / "evaluation" / evaluation.folder / f"{evaluation.key}.json"
     scores = read_json(path)
@@ -190,6 +193,8 @@ def _scores(evaluation: EvaluationRun, on_terms: Callable[[InfluenceTerms], None
         result = combine(tasks[LIKELIHOOD].read_all(), checks, likelihood.draws)
         tolerances = {"rtol": likelihood.rtol, "atol": likelihood.atol}
         scores["bits_per_dim"] = likelihood_record(result, tolerances)
+        if evaluation.model and evaluation.model.objective.two_times:
+            scores["bits_per_dim"]["of"] = ODE_OF_FLOW_MAP
     if CURVE in tasks:
         gaussian = reference.gaussian.to(evaluation.device)
         parts = tasks[CURVE].read_all()

@@ -95,7 +95,9 @@ def _describe(config: RunConfig, model: Model, scores: list[ScoreEntry], folder:
     """Write card, configuration and scores, and the hashes of an export for the hub; whether any changed."""
     hub, tree = config.export.hub, config.model_dump(mode="json", exclude=_PRIVATE)
     train = tree["train"] if hub else config.train.model_dump(mode="json")
-    facts = CardFacts(config.run.name, model.recipe, train, _data_recipe(config, model), scores)
+    facts = CardFacts(
+        config.run.name, model.recipe, train, _data_recipe(config, model), scores, model.objective.two_times
+    )
     if hub:
         files = {
             CARD: hub_card(facts, hub, config.export.license),

@@ -79,7 +79,8 @@ def _check_network(config: RunConfig) -> None:
     shape = open_source(config.data).facts.image_shape
     # Whether the network can be built does not depend on the number of images, which may be unknown.
     config = with_derived(config, DatasetSize(side=shape[-1], images=1))
-    build_meta_network(config.model, shape, classes=1)
+    two_times = build_method(config.method).objective.two_times
+    build_meta_network(config.model, shape, classes=1, two_times=two_times)
 
 
 def _check_online_eval(config: RunConfig) -> None:
@@ -87,20 +88,23 @@ def _check_online_eval(config: RunConfig) -> None:
     online = config.evaluate.online
     if online.images:
         solver = Solver(method=online.solver, steps=online.steps)
-        check_solver(solver, build_method(config.method).objective, config.method.coupling, "evaluate.online")
+        guidance = 1.0 if config.sample.guide.named else config.sample.guidance
+        objective, coupling = build_method(config.method).objective, config.method.coupling
+        check_solver(solver, objective, coupling, "evaluate.online", guidance)
 
 
 def _check_curve(config: RunConfig) -> None:
     if config.evaluate.nfe_curve.images and not config.sample.weights.endswith(".safetensors"):
         objective = build_method(config.method).objective
-        check_curve(config.evaluate.nfe_curve, objective, config.method.coupling)
+        check_curve(config.evaluate.nfe_curve, objective, config.method.coupling, config.sample.guidance)
 
 
 def _check_samples(config: RunConfig, trained_here: bool, scored: bool) -> None:
     solver = solver_of(config)
     # A file of weights may be of another method than this configuration's.
     if not config.sample.weights.endswith(".safetensors"):
-        check_solver(solver, build_method(config.method).objective, config.method.coupling)
+        objective = build_method(config.method).objective
+        check_solver(solver, objective, config.method.coupling, guidance=config.sample.guidance)
     weights, averages = config.sample.weights, [*ema_decays(config.train)]
     made_later = config.train.snapshot_images and weights.startswith(POWER)
     if weights.endswith(".safetensors"):

@@ -28,6 +28,7 @@ from fm_core.storage.atomic_files import read_json, read_lines
 from fm_core.storage.store import Store
 from fm_core.training.cost_model import checkpoint_bytes_of
 from fm_core.training.engine import micro_batch_of
+from fm_core.training.flow_map_checks import check_flow_map, check_teacher
 from fm_core.training.loggers import check_loggers
 from fm_core.training.training_set import pairs_of, training_set
 
@@ -60,6 +61,7 @@ def check_training(config: RunConfig) -> None:
     if isinstance(method.objective, MaximumLikelihood) and config.train.zero_stage == 3:
         # The adjoint method needs gradients of parameters that ZeRO 3 has already released.
         raise UserError("train.zero_stage 3: maximum-likelihood trains through the solver; use stage 1 or 2")
+    check_flow_map(config, method.objective)
     check_loggers(config.train)
 
 
@@ -88,14 +90,18 @@ def _check_class_noise(config: RunConfig, coupling: Coupling) -> None:
 
 
 def check_initial_weights(config: RunConfig) -> None:
-    """Check that train.init_from exists, unless there is a checkpoint to resume from. Raises UserError."""
+    """Check that train.init_from exists, and is of a velocity if a flow map is to start from it.
+
+    Nothing is checked if there is a checkpoint to resume from. Raises UserError.
+    """
     source = config.train.init_from
-    if not source or "://" in source or Path(source).exists():
+    if not source or "://" in source or CheckpointCatalog.of(config).steps():
         return
-    if not CheckpointCatalog.of(config).steps():  # not needed by a resumed run
+    if not Path(source).exists():
         raise UserError(
             f"train.init_from: {source} does not exist; name a run directory or a .safetensors file"
         )
+    check_teacher(config, build_method(config.method).objective)
 
 
 def check_pairs(config: RunConfig) -> None:

@@ -60,6 +60,8 @@ class Purpose(StrEnum):
     """Points of a 2-D distribution."""
     STEP_NOISE = "sampler-noise"
     """Noise that a stochastic sampler adds in a step; the index is the step's number."""
+    SECOND_TIME = "second-time"
+    """Second times of flow maps: whether there is one, its quantile, and where to split the interval."""
 
 
 @dataclass(frozen=True)

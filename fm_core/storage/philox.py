@@ -32,7 +32,7 @@ WORD = 0xFFFFFFFF
 DOMAINS = {"training": 1, "held-out": 2, "samples": 3, "likelihood": 4, "toy2d": 5, "toy2d-scoring": 6}
 PURPOSES = {
     **{"noise": 1, "time": 2, "dequantization": 3, "flip": 4, "label-dropout": 5},
-    **{"class": 6, "probe": 7, "data": 8, "sampler-noise": 9},
+    **{"class": 6, "probe": 7, "data": 8, "sampler-noise": 9, "second-time": 10},
 }
 KINDS = {"normal": 1, "uniform": 2, "sign": 3}
 MAX_INDEX = 2**16 - 1

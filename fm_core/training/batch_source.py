@@ -17,6 +17,7 @@ from fm_core.data.sampler import Sampler
 from fm_core.method.couplings import Coupling
 from fm_core.method.dequantization import Quantizer
 from fm_core.method.paths import Path, PathSample
+from fm_core.method.time_pairs import NUMBERS, SecondTimes, draw_time_pairs
 from fm_core.method.timestep_samplers import TimestepSampler
 from fm_core.storage.keyed_random import KeyedRandom, Purpose
 
@@ -64,16 +65,19 @@ class BatchSource:
         label_dropout: float = 0.0,
         null_label: int = 0,
         pairs: PairNoise | None = None,
+        equal_times: float | None = None,
     ) -> None:
-        """`label_dropout` is the fraction of labels that are replaced by the null label.
+        """Combine the parts of a batch.
 
-        `pairs`: the reader's images are samples, and this is their noise.
+        `label_dropout` is the fraction of labels that are replaced by the null label. `pairs`: the reader's
+        images are samples, and this is their noise. `equal_times` is that of the objective: None for one
+        time, else times are drawn in pairs.
         """
         self.reader, self.order, self.quantizer = reader, order, quantizer
         self.path, self.coupling, self.times = path, coupling, times
         self.random, self.flip = random, flip
         self.label_dropout, self.null_label = label_dropout, null_label
-        self.pairs = pairs
+        self.pairs, self.equal_times = pairs, equal_times
 
     @property
     def seed(self) -> int:
@@ -100,7 +104,8 @@ class BatchSource:
         """Points on the path for one micro-batch and their labels int64 [n], on the device."""
         batch = batch.to(device)
         ends = batch.endpoints or self._endpoints(batch)
-        return self.path.sample(ends.x0, ends.x1, ends.t), self._labels(batch)
+        sample = self.path.sample(ends.x0, ends.x1, ends.t)
+        return replace(sample, second=ends.second), self._labels(batch)
 
     def _prepare(self, batch: Batch) -> Batch:
         """Computations that run on the CPU, in the loader's thread, to be identical on every device.
@@ -123,10 +128,12 @@ class BatchSource:
             flipped = self.random.uniform(Purpose.FLIP, positions, device=device) < 0.5
             images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
         noise = self.pairs.random if self.pairs else self.random
+        t, second = self._times(batch, positions)
         return Endpoints(
             x0=noise.normal(Purpose.NOISE, batch.noise_positions, shape, device),
             x1=self._data(images, positions),
-            t=self.times.times(self.random.uniform(Purpose.TIME, positions, device=device)),
+            t=t,
+            second=second,
         )
 
     def _data(self, images: Tensor, positions: Tensor) -> Tensor:
@@ -136,6 +143,16 @@ class BatchSource:
         shape = tuple(images.shape[1:])
         dither = self.random.uniform(Purpose.DEQUANTIZATION, positions, shape, images.device)
         return self.quantizer.dequantize(images, dither)
+
+    def _times(self, batch: Batch, positions: Tensor) -> tuple[Tensor, SecondTimes | None]:
+        """The times float32 [n] on the device of the positions, and the second times if there are any."""
+        u = self.random.uniform(Purpose.TIME, positions, device=positions.device)
+        if self.equal_times is None:
+            return self.times.times(u), None
+        numbers = range(batch.first, batch.first + len(batch.images))
+        # A few numbers on the CPU are not worth compiling; they have the same bits on every device.
+        more = replace(self.random, compiled=False).uniform(Purpose.SECOND_TIME, numbers, (NUMBERS,))
+        return draw_time_pairs(self.times, u, more, self.equal_times)
 
     def _labels(self, batch: Batch) -> Tensor:
         """The labels, some replaced by the null label, as classifier-free guidance requires."""

@@ -5,7 +5,7 @@ from functools import cache
 
 from fm_core.config import ModelSection, RunConfig
 from fm_core.errors import UserError
-from fm_core.models.build import build_meta_network
+from fm_core.models.build import build_meta_network, build_method
 from fm_core.models.flops import TRAINING_PASSES, flops_per_image, parameter_count
 from fm_core.run.results import Check
 
@@ -54,7 +54,8 @@ class TrainingCost:
     forward_flops: float
     """For one image."""
     training_flops: float
-    """For one image: forward and backward pass, including recomputation by gradient checkpointing."""
+    """For one image: forward and backward pass, including passes that the objective adds and recomputation by
+    gradient checkpointing."""
     total_flops: float
     images_per_s: float
     """Over all devices."""
@@ -84,12 +85,16 @@ def training_cost(
     Raises UserError if the network cannot be built for such images.
     """
     train = config.train
-    parameters, forward = _network_size(config.model.model_dump_json(), image_shape, classes)
-    passes = TRAINING_PASSES + train.gradient_checkpointing
-    rate = to.processes * to.peak * to.mfu / (forward * TRAINING_PASSES)
+    objective = build_method(config.method).objective
+    parameters, forward = _network_size(
+        config.model.model_dump_json(), image_shape, classes, objective.two_times
+    )
+    needed = TRAINING_PASSES + objective.extra_forwards
+    passes = needed + train.gradient_checkpointing
+    rate = to.processes * to.peak * to.mfu / (forward * needed)
     if train.gradient_checkpointing:
         # The recomputed forward pass takes time, but does not count in MFU.
-        rate *= TRAINING_PASSES / passes
+        rate *= needed / passes
     image_bytes = image_shape[0] * image_shape[1] * image_shape[2]
     checkpoint = checkpoint_bytes(parameters, _averages(config))
     # auto means bfloat16 on GPUs, for which the cost is estimated.
@@ -124,17 +129,20 @@ def training_cost(
 
 def checkpoint_bytes_of(config: RunConfig, image_shape: tuple[int, int, int], classes: int) -> int:
     """Bytes of one checkpoint of a run on images of `image_shape` = (channels, height, width)."""
-    network = build_meta_network(config.model, image_shape, classes)
+    two_times = build_method(config.method).objective.two_times
+    network = build_meta_network(config.model, image_shape, classes, two_times)
     return checkpoint_bytes(parameter_count(network), _averages(config))
 
 
 @cache
-def _network_size(model: str, image_shape: tuple[int, int, int], classes: int) -> tuple[int, float]:
+def _network_size(
+    model: str, image_shape: tuple[int, int, int], classes: int, two_times: bool
+) -> tuple[int, float]:
     """Parameters, and FLOPs of a forward pass on one image, of the network of a model section as JSON.
 
     Counting takes a second for a network of 300 million parameters, so the result is cached.
     """
-    network = build_meta_network(ModelSection.model_validate_json(model), image_shape, classes)
+    network = build_meta_network(ModelSection.model_validate_json(model), image_shape, classes, two_times)
     return parameter_count(network), flops_per_image(network, image_shape)
 
 

@@ -184,7 +184,8 @@ def _write_line(trainer: Trainer, state: TrainState, interval: MetricAccumulator
 def _speed(trainer: Trainer, images_per_s: float) -> dict[str, float]:
     name = torch.cuda.get_device_name(trainer.device) if trainer.device.type == "cuda" else None
     bf16 = use_bf16(trainer.train, trainer.device)
-    return utilization(images_per_s, trainer.flops, trainer.rank.count, name, bf16)
+    extra = trainer.objective.extra_forwards
+    return utilization(images_per_s, trainer.flops, trainer.rank.count, name, bf16, extra)
 
 
 def _roll_back(trainer: Trainer, failed: TrainState) -> TrainState:

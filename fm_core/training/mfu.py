@@ -30,7 +30,12 @@ def peak_tflops(device_name: str) -> float | None:
 
 
 def utilization(
-    images_per_s: float, flops: float, devices: int, device_name: str | None, bf16: bool
+    images_per_s: float,
+    flops: float,
+    devices: int,
+    device_name: str | None,
+    bf16: bool,
+    extra_forwards: float = 0.0,
 ) -> dict[str, float]:
     """The speed entries of a metrics line: TFLOP/s of one device and, if its peak is known, the MFU.
 
@@ -40,8 +45,9 @@ def utilization(
         devices: processes that train.
         device_name: the GPU's name; None on a CPU.
         bf16: whether the network computes in bfloat16; float32 peaks are not in the table.
+        extra_forwards: forward passes that the objective adds for one image.
     """
-    tflops = images_per_s * flops * TRAINING_PASSES / devices / 1e12
+    tflops = images_per_s * flops * (TRAINING_PASSES + extra_forwards) / devices / 1e12
     peak = peak_tflops(device_name) if device_name and bf16 else None
     return {"tflops_per_device": tflops} | ({"mfu": tflops / peak} if peak else {})
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from fm_core.checkpoint.format import stored_files, stored_steps, tensors_file
 from fm_core.errors import UserError
 from fm_core.models.adm_weights import AttentionOrder
+from fm_core.models.layers import is_second_time
 from fm_core.models.published_weights import Source, convert_published, is_published, read_tensors
 from fm_core.run.directory import RunDirectory, recorded_config, step_name
 from fm_core.storage.hashing import sha256_bytes
@@ -20,7 +21,8 @@ def pretrained_weights(
     """Weights from a file (a path or URL), or the first average of a run's newest checkpoint.
 
     A file with the tensor names of a published network is converted: `source` says whose, `attention` the
-    attention order of a U-Net. Raises UserError, which names the first tensor that does not fit, or what is
+    attention order of a U-Net. The embedding of a second time keeps the weights of `network`, which make it
+    zero, if the file has none. Raises UserError, which names the first tensor that does not fit, or what is
     missing.
     """
     file, sha256 = _newest_average(Path(where)) if Path(where).is_dir() else (where, None)
@@ -42,6 +44,8 @@ def pretrained_weights(
             f"train.init_from: {file} has no tensors of a published network; remove train.init_source"
         )
     expected = network.state_dict()
+    if not any(is_second_time(name) for name in weights):
+        weights |= {name: weight for name, weight in expected.items() if is_second_time(name)}
     for name in sorted(expected.keys() | weights.keys()):
         if name not in weights or name not in expected:
             raise UserError(

@@ -160,7 +160,13 @@ def _build_trainer(config: RunConfig, rank: Rank, device: torch.device) -> Train
     images = training_set(config, manifest, method)
     torch.manual_seed(config.run.seed)
     classes = manifest.class_count or 0
-    network = build_network(config.model, manifest.image_shape, classes, config.train.gradient_checkpointing)
+    network = build_network(
+        config.model,
+        manifest.image_shape,
+        classes,
+        config.train.gradient_checkpointing,
+        method.objective.two_times,
+    )
     if config.train.init_from and not _has_checkpoint(config, rank):
         order, source = config.train.init_attention_order, config.train.init_source
         network.load_state_dict(pretrained_weights(config.train.init_from, network, order, source))

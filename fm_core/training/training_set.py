@@ -87,6 +87,7 @@ class TrainingSet:
             times=self.method.times,
             random=random,
             pairs=self._noise(split, random.compiled),
+            equal_times=self.method.objective.equal_times,
             **options,
         )
 

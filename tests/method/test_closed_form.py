@@ -17,8 +17,9 @@ def test_the_pairs_proved_here_are_all_that_are_supported():
     supported = {pair for pair, interval in pairs.items() if not isinstance(interval, str)}
     proved = {(objective, path) for objective, path in PAIRS if path != "affine"}
     assert proved == {(objective, path) for objective, path in supported if objective in REGRESSIONS}
-    # The last objective is tested in test_cnf_and_guidance.py; a new objective needs a test as well.
-    assert {objective for objective, _ in pairs} == {*REGRESSIONS, "maximum-likelihood"}
+    # The others are tested in test_cnf_and_guidance.py and test_flow_maps.py; a new one needs a test as well.
+    others = {"maximum-likelihood", "meanflow", "split-meanflow"}
+    assert {objective for objective, _ in pairs} == {*REGRESSIONS, *others}
 
 
 pairs = pytest.mark.parametrize(("objective", "path"), PAIRS, ids=lambda name: name)

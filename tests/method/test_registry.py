@@ -31,6 +31,8 @@ OBJECTIVES = [
     "noise-prediction",
     "data-prediction",
     "maximum-likelihood",
+    "meanflow",
+    "split-meanflow",
 ]
 
 

@@ -18,6 +18,8 @@ METHODS = {
     "noise-prediction": VP,
     "data-prediction": {},
     "maximum-likelihood": {"objective_options": {"method": "midpoint", "steps": 2}},
+    "meanflow": {"objective_options": {"equal_times": 0.5}},
+    "split-meanflow": {"objective_options": {"equal_times": 0.5}},
 }
 
 

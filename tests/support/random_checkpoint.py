@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from fm_core.checkpoint.format import seal
 from fm_core.config import RunConfig
 from fm_core.launch.worker_main import Rank
-from fm_core.models.build import build_network
+from fm_core.models.build import build_method, build_network
 from fm_core.run.directory import RunDirectory
 from fm_core.sampling.checkpoint_source import checkpoint_step, load_model, weights_file
 from fm_core.sampling.sample_protocol import protocol_of
@@ -21,12 +21,13 @@ MODEL = {"channels": 8, "channel_multipliers": [1], "attention_resolutions": [],
 CPU = torch.device("cpu")
 
 
-def config_at(root, **sample_keys):
+def config_at(root, method=None, **sample_keys):
     keys = {"images": 11, "batch": 4, "solver": "euler", "steps": 3} | sample_keys
     return RunConfig.model_validate(
         {
             "run": {"root": str(root), "name": "r"},
             "model": {**MODEL, "class_conditional": True},
+            "method": method or {},
             "sample": {key: value for key, value in keys.items() if value is not None},
         }
     )
@@ -35,7 +36,8 @@ def config_at(root, **sample_keys):
 def checkpoint(config, step=7, seed=0, **recipe):
     """Write a complete checkpoint of random weights; its folder."""
     torch.manual_seed(seed)
-    network = build_network(config.model, SHAPE, 10)
+    two_times = build_method(config.method).objective.two_times
+    network = build_network(config.model, SHAPE, 10, two_times=two_times)
     weights = {name: torch.randn_like(weight) * 0.2 for name, weight in network.state_dict().items()}
     recipe = {
         "model": config.model.model_dump(mode="json"),
@@ -45,6 +47,7 @@ def checkpoint(config, step=7, seed=0, **recipe):
         "classes": 10,
         "data": {"name": "digits", "version": "v"},
         **generator_record(config.run.generator or CURRENT),
+        "seed": config.run.seed,
         "step": step,
         "images_seen": 5,
         **recipe,

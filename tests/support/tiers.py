@@ -49,6 +49,7 @@ _BY_NEED = {
         "two_ranks",
         "other_ranks",
         "objective_results",
+        "sharded_flow_maps",
         "speed_results",
         "rank_group",
         "checked_machine",

@@ -30,15 +30,18 @@ RECIPE = {"model": {"channels": 8}, "data": {"version": "a1"}}
 class Network(nn.Module):
     """A network of odd sizes, so that partitions are padded and end within parameters."""
 
-    def __init__(self):
+    def __init__(self, two_times=False):
         super().__init__()
         self.a = nn.Linear(5, 7)
         self.dropout = nn.Dropout(0.2)
         self.b = nn.Linear(7, 4)
+        self.second = nn.Linear(1, 7) if two_times else None
 
-    def forward(self, t, x, label=None):
+    def forward(self, t, x, label=None, s=None):
         flat = x.flatten(1)
         hidden = self.a(torch.cat([flat, t[:, None].to(flat.dtype)], 1).to(self.a.weight.dtype))
+        if s is not None:
+            hidden = hidden + self.second((s - t)[:, None].to(self.a.weight.dtype))
         return self.b(self.dropout(torch.tanh(hidden))).view_as(x)
 
 
@@ -75,21 +78,31 @@ class FaultySource(BatchSource):
         return sample, labels
 
 
-def make_trainer(folder, device, dropout=True, bad=(), method=None, **keys):
+def make_trainer(folder, device, dropout=True, bad=(), method=None, network=None, **keys):
     """The trainer of one rank; `bad` are the steps whose gradients are NaN (counted without a rollback)."""
     rank, count = dist.get_rank(), dist.get_world_size()
     keys = {"global_batch": BATCH, "images": BATCH * 6, "learning_rate": 0.05, "log_images": 24} | keys
     keys = {"checkpoint_images": 10**9, "ema_decays": (0.9, 0.5), "ema_warmup": False} | keys
     train = TrainSection.model_validate({"ema_power_widths": (0.1,), **keys})
-    torch.manual_seed(0)
-    network = Network()
-    if not dropout:
-        network.dropout.p = 0.0
-    engine = make_engine(network, train, device)
     method, reader = build_method(method or MethodSection()), MemoryReader()
+    if network is None:
+        torch.manual_seed(0)
+        network = Network(method.objective.two_times)
+        network.dropout.p = 0.2 if dropout else 0.0
+    engine = make_engine(network, train, device)
     path, times = method.objective.path, method.times
     order, random = GlobalShuffleSampler(3, len(reader)), KeyedRandom(CURRENT, 3, Domain.TRAINING)
-    source = FaultySource(reader, order, Quantizer(17), path, method.coupling, times, random, False)
+    source = FaultySource(
+        reader,
+        order,
+        Quantizer(17),
+        path,
+        method.coupling,
+        times,
+        random,
+        False,
+        equal_times=method.objective.equal_times,
+    )
     source.bad = frozenset(position for step in bad for position in range(step * BATCH, (step + 1) * BATCH))
     folder.mkdir(parents=True, exist_ok=True)
     return Trainer(

@@ -121,6 +121,11 @@ def run_toy_experiment(
 
 def _toy_experiment(config: RunConfig, section: ExperimentSection, seed: int) -> ToyExperiment:
     toy, objective = config.reproduce.toy2d, objective_of(section)
+    if objective.two_times:
+        raise UserError(
+            f"reproduce.cells.{section.name}: {objective.name} trains a network with two times, which the "
+            "2-D comparison does not have; compare it on images (reproduce.kind: images)"
+        )
     steps = section.steps or toy.steps
     fewer = f" ({steps:,} of {toy.steps:,} steps)" if steps < toy.steps else ""
     recipe = {
