@@ -105,8 +105,9 @@ def edit(samples, change):
 
 
 def flip(samples, name):
+    """Change one byte of the first image."""
     content = bytearray(samples.store.read_bytes(name))
-    content[2000] ^= 1
+    content[700] ^= 1
     samples.store.write_bytes(name, bytes(content))
 
 
