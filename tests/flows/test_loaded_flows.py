@@ -43,4 +43,4 @@ def test_a_flow_starts_and_is_deployed_without_heavy_libraries(flow_process: Com
 def test_flows_and_tasks_are_never_repeated_by_prefect(flow_process: CommandServer):
     """An operator's retries would repeat a refused configuration."""
     done = flow_process.run("python", "-c", RETRIES)
-    assert done.stdout.split() == ["17", "{0}"], done.stderr
+    assert done.stdout.split() == ["18", "{0}"], done.stderr

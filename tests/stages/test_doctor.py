@@ -116,6 +116,7 @@ def test_rules_and_data_of_a_configuration(tmp_path, monkeypatch, capsys):
         (
             "data",
             "training",
+            "pairs",
             "network",
             "initial weights",
             "online evaluation",
