@@ -37,11 +37,15 @@ _PRIVATE: dict[str, Any] = {
     "launch": True,
     "reproduce": True,
     "report": True,
+    "sweep": True,
     "run": {"root"},
-    "data": {"root": True, "cache": True, "source": {"url"}},
-    "train": {"checkpoint_root", "checkpoint_staging", "init_from", "prometheus", "wandb"},
+    "data": {"root": True, "cache": True, "label_map": True, "source": {"url"}, "pairs": True},
+    "train": {
+        *("checkpoint_root", "checkpoint_staging", "init_from", "init_source", "init_attention_order"),
+        *("prometheus", "wandb"),
+    },
     "sample": {"root": True, "weights": True, "guide": {"run"}},
-    "evaluate": {"weights", "samples", "reference", "reference_out", "output"},
+    "evaluate": {"weights", "extractors", "samples", "reference", "reference_out", "output"},
     "export": True,
 }
 """Keys that are not published: places of this machine, and sections that do not concern the model."""
@@ -93,7 +97,7 @@ def _export(config: RunConfig, run: RunDirectory, observe: Observer) -> StageRes
 
 def _describe(config: RunConfig, model: Model, scores: list[ScoreEntry], folder: Path) -> bool:
     """Write card, configuration and scores, and the hashes of an export for the hub; whether any changed."""
-    hub, tree = config.export.hub, config.model_dump(mode="json", exclude=_PRIVATE)
+    hub, tree = config.export.hub, _public_tree(config)
     train = tree["train"] if hub else config.train.model_dump(mode="json")
     facts = CardFacts(
         config.run.name, model.recipe, train, _data_recipe(config, model), scores, model.objective.two_times
@@ -113,6 +117,15 @@ def _describe(config: RunConfig, model: Model, scores: list[ScoreEntry], folder:
     if hub:
         written.append(_write_changed(folder / SUMS, sums_of(folder)))
     return any(written)
+
+
+def _public_tree(config: RunConfig) -> dict[str, Any]:
+    """The configuration without places of this machine; names of files remain where a key is required."""
+    tree = config.model_dump(mode="json", exclude=_PRIVATE)
+    tree["evaluate"]["features"] = tree["evaluate"]["features"].rpartition("/")[2]
+    if config.data.pairs.samples:
+        tree["data"]["pairs"] = {"samples": "pairs"}
+    return tree
 
 
 def _write_changed(path: Path, text: str) -> bool:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,10 +12,14 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from fm_core import cli, load
+from fm_core.config import RunConfig, parse_config
+from fm_core.config.location import Location
+from fm_core.config.section import Section
 from fm_core.errors import UserError
 from fm_core.models.build import build_network
 from fm_core.sampling.sample_store import SampleSet
 from fm_core.sampling.sample_worker import TRAJECTORY_FRAMES
+from fm_core.stages.export import _public_tree
 from fm_core.storage.atomic_files import read_json
 from fm_core.training.pretrained import pretrained_weights
 from tests.support import ROOT
@@ -199,3 +204,45 @@ def test_training_starts_from_anothers_weights_only_where_they_fit(tiny, tmp_pat
         pretrained_weights(str(tmp_path / "a.safetensors"), network)
     with pytest.raises(UserError, match=r"cannot be read"):
         pretrained_weights(str(tmp_path / "none.safetensors"), network)
+
+
+def locations(section: type[Section] = RunConfig, prefix: str = "") -> list[str]:
+    """Dotted names of the keys that are paths or URLs."""
+    names = []
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            names += locations(field.annotation, f"{prefix}{name}.")
+        elif any(mark in (*field.metadata, *str_of(field.annotation)) for mark in Location.__metadata__):
+            names.append(f"{prefix}{name}")
+    return names
+
+
+def str_of(annotation) -> tuple:
+    """Marks of the type in an optional type."""
+    return tuple(mark for part in get_args(annotation) for mark in getattr(part, "__metadata__", ()))
+
+
+def test_the_configuration_of_an_export_to_the_hub_has_no_places_of_this_machine():
+    names = locations()
+    assert {"data.root", "data.pairs.samples", "evaluate.weights", "train.init_from"} <= set(names)
+    tree = {}
+    for name in names:
+        *sections, key = name.split(".")
+        place = tree
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[key] = f"/home/alice/{key}.npz"
+    extractor = {
+        "features": "/home/alice/other.pt",
+        "weights": "/home/alice/w",
+        "reference": "/home/alice/r.npz",
+    }
+    tree["evaluate"] |= {"features": "/home/alice/network.pt", "extractors": [extractor]}
+    tree["method"] = {"coupling": "reflow"}
+    tree["sweep"] = {"axes": {"evaluate.weights": ["/home/alice/1.pth", "/home/alice/2.pth"]}}
+    tree["sample"] |= {"guidance": 2}
+    tree["launch"] |= {"kind": "ssh"}
+    public = _public_tree(parse_config(tree, where="x"))
+    assert "alice" not in json.dumps(public)
+    assert public["evaluate"]["features"] == "network.pt"
+    assert public["data"]["pairs"] == {"samples": "pairs"}, "the coupling reflow needs one"
