@@ -26,6 +26,14 @@ class StageFunction(Protocol):
         ...
 
 
+class CheckedModel(Protocol):
+    """A model whose samples were checked."""
+
+    def trained_on_noise_of(self, seed: int) -> bool:
+        """Whether samples of this seed begin at the noise of the model's training pairs."""
+        ...
+
+
 @dataclass(frozen=True)
 class StageFunctions:
     """The stages by name, and their preflight rules."""
@@ -37,8 +45,8 @@ class StageFunctions:
     rules: Rules
     with_checkpoints: Callable[[RunConfig], RunConfig]
     """Sets the steps of the checkpoints that samples are made from, and makes averages from snapshots."""
-    check_samples: Callable[[RunConfig], object]
-    """Raises UserError if the model of `with_checkpoints` cannot give the samples of a configuration."""
+    check_samples: Callable[[RunConfig], "CheckedModel"]
+    """The model of `with_checkpoints`. Raises UserError if it cannot give the samples of a configuration."""
     entry_point: str
     """`module:attribute` of a function that returns an equal object in another process."""
 

@@ -140,7 +140,8 @@ class _Sweep:
         best: int | None = results.get("best", {}).get("number")
         if best is not None and self.config.sweep.check_images != 0:
             chosen = next(each for each in scored if each.point is points[best])
-            fresh = self._scored([check_point(self.config, chosen.point, points)], len(points))
+            model = self.stages.check_samples(chosen.point.config)
+            fresh = self._scored([check_point(self.config, chosen.point, points, model)], len(points))
             results = with_check(results, chosen, fresh[0]) if fresh else results
         results["failed"] = {title: _line(error) for title, error in self.failed.items()}
         self.progress.check_stop()

@@ -9,7 +9,8 @@ from fm_core.errors import UserError
 from fm_core.launch.online_eval import MIN_IMAGES
 from fm_core.method.solver import EVALUATIONS_PER_STEP
 from fm_core.report.html import Table
-from fm_core.run.stage_functions import StageFunctions
+from fm_core.run.directory import RunDirectory
+from fm_core.run.stage_functions import CheckedModel, StageFunctions
 from fm_core.sampling.sample_protocol import solver_of
 from fm_core.storage.hashing import fingerprint
 from fm_core.sweep.sweep_points import SweepPoint, points_of
@@ -52,7 +53,7 @@ def checked_points(config: RunConfig, stages: StageFunctions) -> list[SweepPoint
         else point.with_config(_at(point, lambda p=point: stages.with_checkpoints(p.config)))
         for point in points
     ]
-    _check_models(ready, stages)
+    _check_models(config, ready, stages)
     return ready
 
 
@@ -63,9 +64,20 @@ def check_seed(config: RunConfig, points: Sequence[SweepPoint]) -> int:
     return max(point.config.sample.seed for point in points) + 1
 
 
-def check_point(config: RunConfig, best: SweepPoint, points: Sequence[SweepPoint]) -> SweepPoint:
-    """The best point with fresh samples: another seed, and so other noise for every image."""
-    sample: dict[str, Any] = {"seed": check_seed(config, points)}
+def check_point(
+    config: RunConfig, best: SweepPoint, points: Sequence[SweepPoint], model: CheckedModel
+) -> SweepPoint:
+    """The best point with fresh samples: another seed, and so other noise for every image.
+
+    Raises:
+        UserError: sweep.check_seed is the seed of the pairs that the model of the best point was trained on;
+            the default is never such a seed.
+    """
+    seed = check_seed(config, points)
+    while config.sweep.check_seed is None and model.trained_on_noise_of(seed):
+        seed += 1
+    _check_noise(model, seed, "sweep.check_seed")
+    sample: dict[str, Any] = {"seed": seed}
     if config.sweep.check_images is not None:
         sample["images"] = config.sweep.check_images
     tree = merge(best.config.model_dump(mode="json"), {"sample": sample})
@@ -113,6 +125,8 @@ def _check_scores(config: RunConfig, point: RunConfig) -> None:
     metric = config.sweep.metric
     if (name := METRICS.get(metric, metric)) not in point.evaluate.metrics:
         raise UserError(f"sweep.metric {metric} needs {name} in evaluate.metrics")
+    if metric == "inception_score" and point.evaluate.features == "dinov2":
+        raise UserError("sweep.metric inception_score needs class probabilities, which dinov2 does not have")
     if point.evaluate.samples not in (None, "sampler"):
         raise UserError(
             f"evaluate.samples {point.evaluate.samples}: a sweep scores the samples of its points; remove it"
@@ -144,11 +158,13 @@ def _check_rules(points: Sequence[SweepPoint], stages: StageFunctions) -> None:
                 _at(point, rule)
             checked.add(key)
         _at(point, lambda point=point: _check_labels(point.config))
+        # A run of an earlier sweep may have the same name and other settings.
+        _at(point, RunDirectory(point.config).check_identity)
 
 
 def _check_labels(config: RunConfig) -> None:
     """Check that a classifier can be trained, if the data set exists."""
-    if config.evaluate.features != "classifier":
+    if not config.evaluate.trains_classifier:
         return
     try:
         manifest = load_manifest(config.data.root, config.data.name)
@@ -160,17 +176,27 @@ def _check_labels(config: RunConfig) -> None:
         )
 
 
-def _check_models(points: Sequence[SweepPoint], stages: StageFunctions) -> None:
+def _check_models(config: RunConfig, points: Sequence[SweepPoint], stages: StageFunctions) -> None:
     """Check that the model of each point of an existing run supports its samples; each model is read once."""
     checked: set[str] = set()
     for point in points:
         sample = point.config.sample
         guided = sample.guidance != 1
-        settings = [sample.weights, sample.step, sample.classes, sample.class_mode, guided]
+        settings = [sample.seed, sample.weights, sample.step, sample.classes, sample.class_mode, guided]
         settings += [sample.guide.model_dump(mode="json"), sample.guidance_interval] if guided else []
         # The preflight rules check solvers, but not with the objective of a file of weights.
         settings += [sample.solver] if sample.weights.endswith(".safetensors") else []
         key = fingerprint(settings)
         if not point.trained and key not in checked:
-            _at(point, lambda point=point: stages.check_samples(point.config))
+            model = _at(point, lambda point=point: stages.check_samples(point.config))
+            _at(point, lambda model=model, seed=sample.seed: _check_noise(model, seed, "sample.seed"))
+            if (fresh := config.sweep.check_seed) is not None:
+                _check_noise(model, fresh, "sweep.check_seed")
         checked.add(key)
+
+
+def _check_noise(model: CheckedModel, seed: int, key: str) -> None:
+    if model.trained_on_noise_of(seed):
+        raise UserError(
+            f"{key} {seed}: the model was trained on pairs with the noise of this seed; use another"
+        )

@@ -103,7 +103,8 @@ def _summary(results: Mapping[str, Any], best: Mapping[str, Any]) -> str:
 
 def _record(metric: str, number: int, each: ScoredPoint) -> Results:
     scores = each.scores
-    names = {column.key for column in columns_of([scores])} & scores.keys() | {metric}
+    names = {column.key for column in columns_of([scores])} | {"extractors"}
+    names = names & scores.keys() | {metric}
     return {
         "number": number,
         "point": each.point.title,
