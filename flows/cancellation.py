@@ -20,6 +20,8 @@ from fm_core.launch.upload_handover import describe_upload
 from fm_core.run.directory import RunDirectory
 from fm_core.run.status import read_status
 
+SWEEP = "sweep"
+"""Name of the flow that trains runs other than its own."""
 FINAL_STATE_SECONDS = 120.0
 """Seconds to wait for the state Cancelled. A worker sets it within seconds of its hooks; the run's own
 process may have set it before."""
@@ -36,7 +38,7 @@ def end_remaining_jobs(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any
 
     config = effective_config(flow, flow_run.parameters or {})
     try:
-        end_jobs(RunDirectory(config).path)
+        end_jobs(RunDirectory(config).path, sweeps=flow.name == SWEEP)
     finally:
         set_final_message(flow_run.id, resume_message(config, flow_run.id))
 

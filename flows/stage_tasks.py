@@ -15,7 +15,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from flows.artifacts import create_artifacts
-from flows.cancellation import resume_message
+from flows.cancellation import SWEEP, resume_message
 from flows.cancellation_watch import CancellationWatch
 from flows.progress_report import ProgressReport
 from fm_core.commands import stage_function
@@ -63,7 +63,8 @@ def as_stage_ended(error: BaseException, config: RunConfig, cancelled: bool = Tr
     if isinstance(error, UserError | UnrecoverableError | LeaseLostError | DetachedError):
         return StageEndedError(outcome_of(error), str(error))
     message = resume_message(config, flow_run.get_id() or "")
-    if isinstance(error, StopRequested) and not stop_requested(RunDirectory(config).path):
+    own = RunDirectory(config).path
+    if isinstance(error, StopRequested) and not stop_requested(own, flow_run.get_flow_name() == SWEEP):
         return StageEndedError(Outcome.ORPHANED, f"its processes ended without a stop request: {message}")
     if isinstance(error, TerminationSignal) and not cancelled:
         return StageEndedError(Outcome.ORPHANED, f"its worker or its host was shut down: {message}")

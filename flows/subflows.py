@@ -131,8 +131,9 @@ def _created(stage: str, name: str, parameters: Mapping[str, Any]) -> FlowRun:
 def _cancel(children: Sequence[FlowRun]) -> None:
     """Cancel flow runs, and wait for their ends."""
     remaining = [child for child in children if not (child.state and child.state.is_final())]
-    with suppress(Exception), get_client(sync_client=True) as client:  # the server may be unavailable
-        for child in remaining:
+    for child in remaining:
+        # A failure, e.g. of one whose flow run was deleted, must not leave the others running.
+        with suppress(Exception), get_client(sync_client=True) as client:
             client.set_flow_run_state(child.id, Cancelling(message=PARENT_CANCELLED))
     deadline = time.monotonic() + CANCEL_SECONDS
     for child in remaining:

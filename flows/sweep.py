@@ -15,6 +15,7 @@ from flows.pipeline import pipeline, run_name
 from flows.stage_tasks import final_flow_state
 from flows.subflows import outcome_of_run, run_subflows
 from fm_core.errors import Outcome, StageEndedError, UserError, outcome_of
+from fm_core.storage.hashing import fingerprint
 
 if TYPE_CHECKING:
     from fm_core.sweep.sweep_points import SweepPoint
@@ -95,8 +96,10 @@ def run_points(points: "Sequence[SweepPoint]", report: Callable[[int, str], None
         }
         for point in points
     }
+    # A later attempt with other parameters, e.g. the step of a newer checkpoint, must not reuse these runs.
+    named = {f"{title}-{fingerprint(values)[:8]}": values for title, values in parameters.items()}
     children = run_subflows(
-        POINT, parameters, lambda ended: report(ended, f"{ended} of {len(points)} flow runs ended")
+        POINT, named, lambda ended: report(ended, f"{ended} of {len(points)} flow runs ended")
     )
     outcomes = {point.title: outcome_of_run(child) for point, child in zip(points, children, strict=True)}
     for title, (outcome, message) in outcomes.items():

@@ -74,10 +74,41 @@ def test_every_point_is_a_flow_run_with_its_complete_configuration(serve):
     for run, point in zip(server.created, points, strict=True):
         assert parse_config(run["parameters"]["config"], where="x") == point.config
         assert run["parameters"]["stages"] == ["sample", "evaluate"]
-        assert run["idempotency_key"] == f"{PARENT}-{point.title}"
+        assert run["idempotency_key"].startswith(f"{PARENT}-{point.title}-")
         assert run["timeout"] == 0
     assert [ended for ended, _ in counts] == [1, 2, 3]
     assert counts[-1][1] == "3 of 3 flow runs ended"
+
+
+def test_an_attempt_with_another_checkpoint_does_not_reuse_flow_runs(serve):
+    keys = []
+    for step in (1, 2, 2):
+        server = serve(*[Completed()] * 3)
+        newer = parse_config({**SWEEP.model_dump(mode="json"), "sample": {"step": step}}, where="x")
+        sweep_flows.run_points(points_of(newer), lambda ended, message: None)
+        keys.append([run["idempotency_key"] for run in server.created])
+    assert not set(keys[0]) & set(keys[1])
+    assert keys[1] == keys[2]
+
+
+def test_all_remaining_flow_runs_are_cancelled_even_if_one_request_fails(serve):
+    server = serve(*[Running()] * 3)
+    cancel = server.set_flow_run_state
+
+    def fails_for_the_first(run, state, force=False):
+        if run == next(iter(server.runs)):
+            raise RuntimeError("deleted")
+        cancel(run, state, force)
+
+    server.set_flow_run_state = fails_for_the_first
+
+    def stop(ended, message):
+        raise StopRequested("x")
+
+    server.ends[0] = Completed()
+    with pytest.raises(StopRequested):
+        sweep_flows.run_points(points_of(SWEEP), stop)
+    assert server.cancelled == list(server.runs)[1:]
 
 
 def test_one_that_fails_is_reported_after_all_have_ended(serve):

@@ -67,7 +67,18 @@ def test_runs_that_a_sweep_trains_are_listed_with_its_own(tmp_path):
         (tmp_path / name).mkdir()
     for key, names in (("seed-0a1b2c", ["run-seed-2", "run-seed-1", "removed"]), ("steps-0a1b2c", [])):
         write_json(run / "sweep" / key / "points.json", {"points": [], "runs": names})
-    assert runs(run) == [run, tmp_path / "run-seed-1", tmp_path / "run-seed-2"]
+    assert runs(run, sweeps=True) == [run, tmp_path / "run-seed-1", tmp_path / "run-seed-2"]
+    assert runs(run) == [run], "another flow run may continue those of the sweep"
+
+
+@pytest.mark.parametrize("below", ["run/sweep/seed-0a1b2c", "run-seed-2"])
+def test_a_stop_of_a_sweep_is_one_of_its_flow_only(tmp_path, below):
+    run = tmp_path / "run"
+    (tmp_path / "run-seed-2").mkdir()
+    write_json(run / "sweep" / "seed-0a1b2c" / "points.json", {"points": [], "runs": ["run-seed-2"]})
+    (tmp_path / below / "STOP").touch()
+    assert stop_requested(run, sweeps=True)
+    assert not stop_requested(run)
 
 
 def test_jobs_of_one_run_that_sample_at_a_time_have_configurations_of_their_own(tmp_path):
