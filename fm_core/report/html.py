@@ -131,18 +131,21 @@ def page(title: str, lead: str, sections: Sequence[PageSection], facts: Sequence
 
 
 def page_pictures(page_name: str, sections: Sequence[PageSection]) -> dict[str, tuple[bytes, str]]:
-    """Name -> image file and caption of each picture of a page; several of one section are numbered.
+    """Name -> image file and caption of each picture of a page; several of one title are numbered.
 
-    A name consists of `page_name` and the title of the section, in lower case with hyphens. Unlike those of
-    the page, the pictures do not follow a dark theme.
+    A name consists of `page_name` and the title of the section, in lower case with hyphens; sections with one
+    title are numbered together. Unlike those of the page, the pictures do not follow a dark theme.
     """
-    named = dict[str, tuple[bytes, str]]()
+    by_name = dict[str, list[tuple[bytes, str]]]()
     for section in sections:
-        pictures = section.pictures()
         name = re.sub(r"[^a-z0-9]+", "-", f"{page_name} {section.title}".lower()).strip("-")
-        for number, (content, caption) in enumerate(pictures, start=1):
-            named[f"{name}-{number}" if len(pictures) > 1 else name] = content, f"{section.title}: {caption}"
-    return named
+        pictures = [(content, f"{section.title}: {caption}") for content, caption in section.pictures()]
+        by_name.setdefault(name, []).extend(pictures)
+    return {
+        f"{name}-{number}" if len(pictures) > 1 else name: picture
+        for name, pictures in by_name.items()
+        for number, picture in enumerate(pictures, start=1)
+    }
 
 
 @cache

@@ -73,7 +73,7 @@ def compare_scores(entries: Sequence[ScoreEntry]) -> Comparison:
     protocols = list[dict[str, Any]]()
     for entry in entries:
         protocols += [entry.protocol] if entry.protocol not in protocols else []
-    letters = [chr(ord("A") + number % 26) for number in range(len(protocols))]
+    letters = [_letters(number) for number in range(len(protocols))]
     several = len(protocols) > 1
     sizes = {record.get("images") for entry in entries if (record := entry.scores.get("frechet_distance"))}
     every = [entry.scores for entry in entries]
@@ -126,6 +126,12 @@ def _extractor_differences(entries: Sequence[ScoreEntry]) -> list[str]:
                 by_entry = "; ".join(f"{entry}: {value}" for entry, value in values)
                 lines.append(f"{key} of {name}: {by_entry}")
     return lines
+
+
+def _letters(number: int) -> str:
+    """A, B, ..., Z, AA, AB, ... for 0, 1, ..."""
+    letter = chr(ord("A") + number % 26)
+    return letter if number < 26 else _letters(number // 26 - 1) + letter
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -92,6 +92,19 @@ def test_the_pictures_of_a_report_include_its_plots_and_galleries():
         assert Image.open(io.BytesIO(content)).width > 200
 
 
+def test_sections_of_one_title_keep_all_of_their_pictures():
+    uris = [data_uri(name) for name in (b"first", b"second", b"third")]
+    sections = [
+        PageSection("Scores", [Figure(uris[0], "a")]),
+        PageSection("Scores", [Figure(uris[1], "b"), Figure(uris[2], "c")]),
+    ]
+    assert page_pictures("report", sections) == {
+        "report-scores-1": (b"first", "Scores: a"),
+        "report-scores-2": (b"second", "Scores: b"),
+        "report-scores-3": (b"third", "Scores: c"),
+    }
+
+
 def result(stage: str, state: str = "done", summary: str = "", **paths: str) -> StageResult:
     return StageResult.model_validate(
         {"stage": stage, "state": state, "seconds": 1.0, "summary": summary or stage, "paths": paths}

@@ -31,6 +31,13 @@ def scores(protocol=None, **over):
     }
 
 
+def test_each_of_many_protocols_has_its_own_letters():
+    entries = [ScoreEntry(str(seed), scores({"seed": seed})) for seed in range(30)]
+    letters = [row[1] for row in compare_scores(entries).table.rows]
+    assert len(set(letters)) == 30
+    assert (letters[0], letters[25], letters[26], letters[27]) == ("A", "Z", "AA", "AB")
+
+
 def test_equal_protocols_share_one_table_without_a_warning():
     both = [ScoreEntry("one", scores()), ScoreEntry("two", scores({"weights_sha256": "b" * 64}))]
     comparison = compare_scores(both)
