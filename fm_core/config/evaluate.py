@@ -1,6 +1,7 @@
 """The evaluate section: scores of samples and of the model."""
 
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any, ClassVar, Literal, cast
 
 from pydantic import Field, model_validator
@@ -158,7 +159,11 @@ class EvaluateSection(Section):
 
     @model_validator(mode="after")
     def _check_extractors(self) -> "EvaluateSection":
-        sources = [(each.features, each.weights) for each in (self, *self.extractors)]
+        # Scores are recorded by name: that of a class, and of a TorchScript file without its folder.
+        sources = [
+            (PurePath(each.features).name, None if ":" in each.features else each.weights)
+            for each in (self, *self.extractors)
+        ]
         for number, (features, weights) in enumerate(sources):
             if (features, weights) in sources[:number]:
                 of = f" with weights {weights}" if weights else ""

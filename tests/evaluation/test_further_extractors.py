@@ -267,9 +267,8 @@ def test_what_cannot_be_used_is_refused_in_one_line_before_images_are_read(
 def test_two_extractors_with_one_name_are_refused(configured, scripted, tmp_path, read_counts):
     other = tmp_path / "projected.pt"
     torch.jit.script(Projected()).save(other)
-    config = configured("named", features=scripted, extractors=[{"features": str(other)}])
-    with pytest.raises(UserError, match=r"evaluate\.extractors\.0: its features have the name torchscript-"):
-        evaluate(config)
+    with pytest.raises(UserError, match=r"evaluate\.extractors\.0\.features: projected.pt is named twice"):
+        configured("named", features=scripted, extractors=[{"features": str(other)}])
     assert not read_counts
 
 
