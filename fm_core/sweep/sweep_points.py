@@ -7,6 +7,7 @@ from itertools import product
 from typing import Any, cast
 
 from fm_core.config import RunConfig, Section, merge, parse_config
+from fm_core.config.sizes import SIZES
 from fm_core.config.tree import all_keys, did_you_mean
 from fm_core.errors import UserError
 from fm_core.storage.hashing import fingerprint
@@ -18,8 +19,12 @@ PLACES = {
     *("sample.root", "sample.trust_code", "evaluate.samples", "evaluate.output", "evaluate.reference_out"),
     *("evaluate.processes", "evaluate.online", "train.checkpoint_root", "train.checkpoint_staging"),
     *("train.start_over", "train.prometheus", "train.tensorboard", "train.wandb"),
+    # It sets other keys only where the configuration does not name them, which a point cannot tell.
+    "evaluate.protocol",
 }
-"""Keys of these sections that change no score."""
+"""Keys of these sections that change no score, or that cannot be swept."""
+OF_A_SIZE = {key for keys in SIZES.values() for key in keys}
+"""Keys of model that model.size sets."""
 LONGEST_SUFFIX = 60
 """Maximum number of characters that the name of a point adds to that of the run."""
 
@@ -178,6 +183,8 @@ def _point(config: RunConfig, base: Mapping[str, Any], values: dict[str, Any]) -
         for section in sections:
             place = place.setdefault(section, {})
         place[name] = value
+    if "model.size" in values:
+        base = {**base, "model": {key: base["model"][key] for key in base["model"].keys() - OF_A_SIZE}}
     shown = {key: key for key in values}
     made = parse_config(merge(base, tree), where=f"sweep.axes at {title_of(values, shown)}")
     dumped = made.model_dump(mode="json")

@@ -71,6 +71,14 @@ def test_keys_of_training_give_a_run_with_its_own_name_and_checkpoints():
     assert last.train.checkpoint_root == f"memory://bucket/base/{last.run.name}"
 
 
+def test_a_published_size_sets_the_keys_that_it_determines():
+    base = parse_config({"model": {"size": "DiT-S/2", "class_conditional": True}}, where="x")
+    config = base.model_copy(update={"sweep": swept({"model.size": ["DiT-S/2", "DiT-B/4"]}).sweep})
+    small, large = (point.config.model for point in points_of(config))
+    assert (small.width, small.patch, large.width, large.patch) == (384, 2, 768, 4)
+    assert large.class_conditional
+
+
 def test_a_long_or_nested_value_gives_a_readable_name_of_limited_length():
     name = run_name("base", {"train.ema_decays": [0.9, 0.99]})
     assert name == "base-ema_decays-0.9-0.99"
@@ -98,6 +106,7 @@ def test_values_are_shown_exactly(value, text):
         ({"sample": [1]}, "sample is a section: each of its values must be a mapping"),
         ({"data.name": ["a", "b"]}, "data.name cannot be swept"),
         ({"run.name": ["a", "b"]}, "run.name cannot be swept"),
+        ({"evaluate.protocol": ["adm", "edm"]}, "evaluate.protocol cannot be swept"),
         ({"sample.root": ["a", "b"]}, "sample.root cannot be swept"),
         ({"evaluate.online.images": [4]}, "evaluate.online.images cannot be swept"),
         ({"sample.guidance": [1, "many"]}, "at sample.guidance many: sample.guidance: input should be a"),
