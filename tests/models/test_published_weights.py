@@ -3,12 +3,15 @@
 import argparse
 import io
 import re
+from functools import partial
 
 import pytest
 import torch
 from safetensors.torch import save
 
 from fm_core.errors import UserError
+from fm_core.method.meanflow import MeanFlow, SplitMeanFlow
+from fm_core.method.paths import OptimalTransport
 from fm_core.models.dit_weights import from_dit, transformer_keys
 from fm_core.models.layers import timestep_embedding
 from fm_core.models.published_weights import convert_published, embedding_of_steps, read_tensors
@@ -86,7 +89,7 @@ def public_unet(width, order="legacy", updown=True, dtype=torch.float32):
     return randomized(network.to(dtype))
 
 
-def unet(width, updown=True):
+def unet(width, updown=True, **changes):
     return UNet(
         image_size=4,
         image_channels=3,
@@ -99,6 +102,7 @@ def unet(width, updown=True):
         scale_shift=updown,
         resample_with_residual_blocks=updown,
         classes=CLASSES,
+        **changes,
     ).eval()
 
 
@@ -155,6 +159,33 @@ def test_the_sizes_of_a_published_transformer_are_in_its_shapes():
     with pytest.raises(ValueError, match="no published network has width 32 and 2 blocks; give its heads"):
         transformer_keys(public_transformer().state_dict())
     assert transformer_keys(public_transformer().state_dict(), 2)["model"]["heads"] == 2
+    with pytest.raises(ValueError, match=r"^heads 6: .* width 768 and 12 blocks has 12; leave heads out$"):
+        transformer_keys(weights, 6)
+
+
+def test_a_network_of_a_published_size_has_its_number_of_heads():
+    with torch.device("meta"):
+        weights = PublicTransformer(8, 4, 4, 384, 12, 6, 10, False).state_dict()
+        network = transformer(patch=4, width=384, depth=12, heads=12, classes=10)
+    with pytest.raises(ValueError, match=r"^model\.heads 12: .* width 384 and depth 12 has 6$"):
+        convert_published(weights, network, "sit")
+
+
+@pytest.mark.parametrize("objective", [MeanFlow, SplitMeanFlow])
+@pytest.mark.parametrize("source", ["sit", "adm"])
+def test_published_weights_start_a_flow_map_that_ignores_its_second_time(source, objective):
+    two_times = objective(OptimalTransport()).two_times
+    if source == "sit":
+        weights, make = public_transformer().state_dict(), transformer
+    else:
+        weights, make = public_unet(128).state_dict(), partial(unet, 128)
+    plain, flow_map = make(), make(two_times=two_times)
+    for network in (plain, flow_map):
+        network.load_state_dict(convert_published(weights, network, source))
+    x = torch.randn(2, *plain.image_shape)
+    t, label = torch.tensor([0.2, 0.8]), torch.tensor([1, 3])
+    with torch.no_grad():
+        assert torch.equal(flow_map(t, x, label, torch.ones(2)), plain(t, x, label))
 
 
 def changed(**tensors):
