@@ -179,8 +179,8 @@ class VariancePreserving(Path):
             )
         if self.steps and self.epsilon != type(self).epsilon:
             raise UserError(
-                f"variance-preserving: epsilon does nothing with steps {self.steps}, which end at 1 - 1 / steps; "
-                "remove it"
+                f"variance-preserving: epsilon does nothing with steps {self.steps}, whose interval ends at "
+                "1 - 1 / steps; remove it"
             )
         if not 0 < self.epsilon < 1:
             raise UserError(f"variance-preserving: epsilon must lie in (0, 1), not {self.epsilon}")

@@ -49,8 +49,8 @@ def from_adm(
 
     `attention` is the setting use_new_attention_order of the public network. `network` must embed the time as
     the weights expect it: time_scale 1000 if they were trained on times up to 1000, 1 if on times up to 1. If
-    the weights have no null label, its embedding becomes a row of zeros. An embedding of a second time is left
-    out.
+    the weights have no null label, its embedding becomes a row of zeros. The embedding of a second time is
+    left out.
 
     Raises:
         ValueError: a tensor is missing, superfluous or of another shape (the message names the first one), or

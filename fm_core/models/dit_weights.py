@@ -74,8 +74,8 @@ def check_heads(network: Transformer) -> None:
     known = HEADS.get((width, len(network.blocks)), heads)
     if heads != known:
         raise ValueError(
-            f"model.heads {heads}: the published network of width {width} and depth {len(network.blocks)} has "
-            f"{known}"
+            f"model.heads {heads}: the published network of width {width} and depth {len(network.blocks)} "
+            f"has {known}"
         )
 
 
@@ -98,8 +98,8 @@ def transformer_keys(weights: Mapping[str, Tensor], heads: int | None = None) ->
         raise ValueError(f"no published network has width {width} and {len(blocks)} blocks; give its heads")
     if heads and known and heads != known:
         raise ValueError(
-            f"heads {heads}: the published network of width {width} and {len(blocks)} blocks has {known}; leave "
-            "heads out"
+            f"heads {heads}: the published network of width {width} and {len(blocks)} blocks has {known}; "
+            "leave heads out"
         )
     side = math.isqrt(weights[POSITIONS].shape[1]) * patch
     return {

@@ -28,8 +28,9 @@ from fm_core.storage.atomic_files import read_json, read_lines
 from fm_core.storage.store import Store
 from fm_core.training.cost_model import checkpoint_bytes_of
 from fm_core.training.engine import micro_batch_of
-from fm_core.training.flow_map_checks import check_flow_map, check_teacher
+from fm_core.training.flow_map_checks import check_flow_map
 from fm_core.training.loggers import check_loggers
+from fm_core.training.teacher_checks import check_published, check_teacher
 from fm_core.training.training_set import pairs_of, training_set
 
 LOG = logging.getLogger(__name__)
@@ -90,18 +91,22 @@ def _check_class_noise(config: RunConfig, coupling: Coupling) -> None:
 
 
 def check_initial_weights(config: RunConfig) -> None:
-    """Check that train.init_from exists, and is of a velocity if a flow map is to start from it.
+    """Check that train.init_from exists and fits the network and the method, as far as this is recorded.
 
     Nothing is checked if there is a checkpoint to resume from. Raises UserError.
     """
     source = config.train.init_from
-    if not source or "://" in source or CheckpointCatalog.of(config).steps():
+    if not source or CheckpointCatalog.of(config).steps():
+        return
+    objective = build_method(config.method).objective
+    check_published(config, objective)
+    if "://" in source:
         return
     if not Path(source).exists():
         raise UserError(
             f"train.init_from: {source} does not exist; name a run directory or a .safetensors file"
         )
-    check_teacher(config, build_method(config.method).objective)
+    check_teacher(config, objective)
 
 
 def check_pairs(config: RunConfig) -> None:
