@@ -51,7 +51,6 @@ SHORT_MODULES = {
     "fm_core.run.results": "the two result types",
     "fm_core.run.status": "the schema of a file on disk",
     "fm_core.sampling.compiled_network": "one wrapper",
-    "fm_core.sampling.solver_check": "one rule that samples, curves and preflight share",
     "fm_core.stages.compare": "a stage",
     "fm_core.storage.file_lock": "one rule, written once",
     "fm_core.storage.file_slice": "one class",

@@ -95,6 +95,11 @@ class TrainSection(Section):
         for key in ("init_source", "init_attention_order"):
             if not self.init_from and self.set_without("init_from", key):
                 raise ValueError(f"train.{key} does nothing without train.init_from")
+        if self.init_source in ("sit", "dit") and self.init_attention_order != "legacy":
+            raise ValueError(
+                f"train.init_attention_order {self.init_attention_order} is of a U-Net (adm), and "
+                f"train.init_source {self.init_source} of a transformer: remove it"
+            )
         if any(not 0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"train.betas must be at least 0 and below 1, not {list(self.betas)}")
         if not self.ema_decays or any(not 0 < decay < 1 for decay in self.ema_decays):

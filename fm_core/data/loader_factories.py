@@ -46,7 +46,8 @@ def make_cache(config: DataSection, manifest: Manifest) -> NodeCache:
     """Create the node cache; UserError if it is too small for a shard, or for all with data.order full."""
     limit = config.cache_bytes
     if limit is not None and Store.at(config.root, config.name).local is None:
-        needed = sum(shard.bytes for shard in manifest.shards)
+        # A tar with images of both splits is listed in both.
+        needed = sum({shard.name: shard.bytes for shard in manifest.shards}.values())
         if config.order == "full" and limit < needed:
             raise UserError(
                 f"data.cache_bytes: {limit} bytes do not hold the data set of {needed} bytes, which "

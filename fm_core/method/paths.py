@@ -177,6 +177,11 @@ class VariancePreserving(Path):
             raise UserError(
                 f"variance-preserving: need 0 < beta_min <= beta_max, not {self.beta_min}, {self.beta_max}"
             )
+        if self.steps and self.epsilon != type(self).epsilon:
+            raise UserError(
+                f"variance-preserving: epsilon does nothing with steps {self.steps}, whose interval ends at "
+                "1 - 1 / steps; remove it"
+            )
         if not 0 < self.epsilon < 1:
             raise UserError(f"variance-preserving: epsilon must lie in (0, 1), not {self.epsilon}")
 

@@ -49,8 +49,8 @@ def from_adm(
 
     `attention` is the setting use_new_attention_order of the public network. `network` must embed the time as
     the weights expect it: time_scale 1000 if they were trained on times up to 1000, 1 if on times up to 1. If
-    the weights have no null label, its embedding becomes a row of zeros. An embedding of a second time, which
-    the public networks do not have, keeps the weights of `network`.
+    the weights have no null label, its embedding becomes a row of zeros. The embedding of a second time is
+    left out.
 
     Raises:
         ValueError: a tensor is missing, superfluous or of another shape (the message names the first one), or
@@ -70,9 +70,7 @@ def from_adm(
     if remaining:
         raise ValueError(f"{min(remaining)} has no place in the network")
     for name, weight in network.state_dict().items():
-        if is_second_time(name):
-            state[name] = weight
-        if state[name].shape != weight.shape:
+        if not is_second_time(name) and state[name].shape != weight.shape:
             shapes = f"{list(state[name].shape)} in the weights and {list(weight.shape)} in the network"
             raise ValueError(f"{name} has the shape {shapes}")
     return state

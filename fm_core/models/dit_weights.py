@@ -68,6 +68,17 @@ def from_dit(weights: Mapping[str, Tensor], network: Transformer) -> dict[str, T
     return state
 
 
+def check_heads(network: Transformer) -> None:
+    """Check the attention heads of a network of a published width and depth. Raises ValueError."""
+    width, heads = len(network.first.bias), network.heads
+    known = HEADS.get((width, len(network.blocks)), heads)
+    if heads != known:
+        raise ValueError(
+            f"model.heads {heads}: the published network of width {width} and depth {len(network.blocks)} "
+            f"has {known}"
+        )
+
+
 def transformer_keys(weights: Mapping[str, Tensor], heads: int | None = None) -> dict[str, Any]:
     """The keys of the model section, and image_shape and classes, that the shapes of published weights imply.
 
@@ -75,7 +86,7 @@ def transformer_keys(weights: Mapping[str, Tensor], heads: int | None = None) ->
     the rows of the label embedding, the last of which is the null label.
 
     Raises:
-        ValueError: a tensor is missing, or the number of heads is not known.
+        ValueError: a tensor is missing, or the number of heads is not known or another one.
     """
     for name in ("x_embedder.proj.weight", POSITIONS, "y_embedder.embedding_table.weight"):
         if name not in weights:
@@ -85,6 +96,11 @@ def transformer_keys(weights: Mapping[str, Tensor], heads: int | None = None) ->
     known = HEADS.get((width, len(blocks)))
     if not (heads or known):
         raise ValueError(f"no published network has width {width} and {len(blocks)} blocks; give its heads")
+    if heads and known and heads != known:
+        raise ValueError(
+            f"heads {heads}: the published network of width {width} and {len(blocks)} blocks has {known}; "
+            "leave heads out"
+        )
     side = math.isqrt(weights[POSITIONS].shape[1]) * patch
     return {
         "model": {

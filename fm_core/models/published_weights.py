@@ -24,7 +24,8 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from fm_core.models.adm_weights import AttentionOrder, drop_variances, from_adm, is_adm
-from fm_core.models.dit_weights import from_dit, is_dit
+from fm_core.models.dit_weights import check_heads, from_dit, is_dit
+from fm_core.models.layers import is_second_time
 from fm_core.models.transformer import Transformer
 from fm_core.models.unet import UNet
 
@@ -85,6 +86,8 @@ def convert_published(
 ) -> dict[str, Tensor]:
     """Convert published weights to a state dict of `network`, which then computes the same function.
 
+    The embedding of a second time, which no published network has, keeps the weights of `network`.
+
     Args:
         weights: the published state dict.
         network: a network of this project with the same sizes.
@@ -110,6 +113,7 @@ def convert_published(
         raise ValueError(f"{source} needs model.time_scale {TIME_SCALES[source]:g}, not {scale:g}")
     _log_variances(weights, network)
     if isinstance(network, Transformer):
+        check_heads(network)
         state = from_dit(weights, network)
     else:
         assert isinstance(network, UNet)
@@ -117,7 +121,7 @@ def convert_published(
     if source in ("dit", "adm"):
         name = "conditioning.inner.weight"
         state[name] = embedding_of_steps(state[name])
-    return state
+    return state | {name: value for name, value in network.state_dict().items() if is_second_time(name)}
 
 
 def embedding_of_steps(weight: Tensor, steps: int = DIFFUSION_STEPS) -> Tensor:

@@ -105,6 +105,7 @@ class Transformer(nn.Module):
         self.image_shape = (image_channels, image_size, image_size)
         self.classes = classes
         self.patch = patch
+        self.heads = heads
         self.gradient_checkpointing = gradient_checkpointing
         self.first = Linear(patch * patch * image_channels, width)
         self.conditioning = Conditioning(TIME_FEATURES, width, classes, time_scale, two_times)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -52,12 +53,18 @@ class LoadedModel:
     def save(self, file: str | Path) -> None:
         """Write the weights, as float32 with everything that `load` needs, to a .safetensors file.
 
-        The file can be given to `load`, sample.weights and train.init_from. Raises OSError.
+        The file can be given to `load`, sample.weights and train.init_from. A leading ~ is expanded.
+
+        Raises:
+            OSError: the file cannot be written.
         """
-        path, recipe = Path(file), {"recipe": json.dumps(self.model.recipe)}
+        path, recipe = expand_home(file), {"recipe": json.dumps(self.model.recipe)}
         partial = path.with_name(f".{path.name}.partial")
         weights = {name: weight.cpu().contiguous() for name, weight in self.network.state_dict().items()}
-        save_file(weights, partial, recipe)
+        try:
+            save_file(weights, partial, recipe)
+        except SafetensorError as error:
+            raise OSError(f"{path} cannot be written: {error}") from None
         partial.replace(path)
 
     def sample(

@@ -13,7 +13,7 @@ from fm_core.method.ode import Solution, Solver, forwards_per_call, solve
 from fm_core.method.types import Interval, NoiseSource, Velocity
 from fm_core.sampling.checkpoint_source import Model
 from fm_core.sampling.compiled_network import matmul_precision
-from fm_core.sampling.solver_check import check_solver
+from fm_core.sampling.solver_check import check_guidance, check_solver
 from fm_core.storage.keyed_random import CPU, Domain, KeyedRandom, Purpose
 
 
@@ -60,6 +60,7 @@ class Draw:
             if not 0 <= number < model.classes:
                 raise UserError(f"sample.classes: {number} is not in 0 .. {model.classes - 1}")
         check_solver(self.solver, model.objective, model.coupling, guidance=self.guidance)
+        check_guidance(model.objective, self.guidance if model.guide is None else 1.0)
 
     def noise(self, model: Model, indices: Sequence[int], device: torch.device = CPU) -> Tensor:
         """The initial noise of the images, float32 [n, *shape] on the device."""

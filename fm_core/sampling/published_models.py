@@ -75,6 +75,7 @@ def load_published(path: Path, published: PublishedModel, device: torch.device) 
     """
     if published.source not in METHODS:
         raise UserError(f"published {published.source!r}: allowed: {', '.join(METHODS)}")
+    _check_options(published)
     try:
         content = path.read_bytes()
         tensors = read_tensors(content, path.name)
@@ -94,6 +95,16 @@ def load_published(path: Path, published: PublishedModel, device: torch.device) 
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
     return model_of(recipe, weights, sha256_bytes(content), device, str(path))
+
+
+def _check_options(published: PublishedModel) -> None:
+    """Refuse options of another source, which would be ignored. Raises UserError."""
+    unet = published.source == "adm"
+    default = PublishedModel(published.source)
+    for name in ("heads",) if unet else ("model", "image_size", "attention"):
+        if getattr(published, name) != getattr(default, name):
+            kind = "a transformer (sit, dit)" if unet else "a U-Net (adm)"
+            raise UserError(f"published {published.source}: {name} is an option of {kind}; leave it out")
 
 
 def _recipe(path: Path, tensors: Mapping[str, Tensor], published: PublishedModel) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from fm_core.errors import UserError
 from fm_core.method.couplings import Independent
+from fm_core.method.flow_map import FlowMap
 from fm_core.method.objectives import Objective
 from fm_core.method.solver import FLOW_MAP, Solver
 from fm_core.method.step_loop import check_steps
@@ -41,6 +42,20 @@ def check_solver(
     if solver.stochastic and (solver.steps or 0) > MAX_INDEX:
         raise UserError(f"{key}.steps {solver.steps}: a stochastic solver takes at most {MAX_INDEX:,} steps")
     check_steps(solver, objective.interval, objective.path)
+
+
+def check_guidance(objective: Objective, guidance: float, key: str = "sample") -> None:
+    """Refuse classifier-free guidance of a model that has learned guidance, which would be applied twice.
+
+    `guidance` is the scale, and 1 if a weaker model guides. Raises UserError.
+    """
+    learned = objective.guidance if isinstance(objective, FlowMap) else 1.0
+    if learned != 1 and guidance != 1:
+        where = "" if key == "sample" else f"{key}: "
+        raise UserError(
+            f"{where}sample.guidance {guidance:g}: the model has learned guidance of scale {learned:g} "
+            "(method.objective_options), which would be applied twice; set sample.guidance: 1"
+        )
 
 
 def _check_flow_map(objective: Objective, key: str, guidance: float) -> None:

@@ -39,6 +39,7 @@ from fm_core.run.stage_runner import run_stage_function
 from fm_core.run.stop_file import mark_stop_handled, pending_request, refuse_pending_request
 from fm_core.sampling.checkpoint_source import PINNED_GUIDE, pin_weights, unpin_weights
 from fm_core.sampling.guide_model import guide_file, used_guide
+from fm_core.sampling.solver_check import check_guidance
 from fm_core.stages.resolve import resolve
 from fm_core.storage.atomic_files import read_json, write_json
 
@@ -81,6 +82,8 @@ def _evaluate(config: RunConfig, run: RunDirectory, observe: Observer) -> StageR
     if evaluation.model:
         model, curve = evaluation.model, config.evaluate.nfe_curve
         check_curve(curve, model.objective, model.coupling, config.sample.guidance)
+        if curve.images and not config.sample.guide.named:
+            check_guidance(model.objective, config.sample.guidance, "evaluate.nfe_curve")
     run.begin()
     path = run.path / "evaluation" / evaluation.folder / f"{evaluation.key}.json"
     scores = read_json(path)

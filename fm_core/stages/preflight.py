@@ -17,7 +17,7 @@ from fm_core.models.build import build_meta_network, build_method
 from fm_core.run.directory import RunDirectory
 from fm_core.sampling.guide_model import guide_config, guide_file, used_guide
 from fm_core.sampling.sample_protocol import solver_of
-from fm_core.sampling.solver_check import check_solver
+from fm_core.sampling.solver_check import check_guidance, check_solver
 from fm_core.stages.resolve import resolve
 from fm_core.stages.train import check_initial_weights, check_labels, check_pairs, check_training
 from fm_core.training.ema import POWER, ema_decays
@@ -88,15 +88,22 @@ def _check_online_eval(config: RunConfig) -> None:
     online = config.evaluate.online
     if online.images:
         solver = Solver(method=online.solver, steps=online.steps)
-        guidance = 1.0 if config.sample.guide.named else config.sample.guidance
+        guidance = _own_guidance(config)
         objective, coupling = build_method(config.method).objective, config.method.coupling
         check_solver(solver, objective, coupling, "evaluate.online", guidance)
+        check_guidance(objective, guidance, "evaluate.online")
 
 
 def _check_curve(config: RunConfig) -> None:
     if config.evaluate.nfe_curve.images and not config.sample.weights.endswith(".safetensors"):
         objective = build_method(config.method).objective
         check_curve(config.evaluate.nfe_curve, objective, config.method.coupling, config.sample.guidance)
+        check_guidance(objective, _own_guidance(config), "evaluate.nfe_curve")
+
+
+def _own_guidance(config: RunConfig) -> float:
+    """The scale of classifier-free guidance; 1 if a weaker model guides."""
+    return 1.0 if config.sample.guide.named else config.sample.guidance
 
 
 def _check_samples(config: RunConfig, trained_here: bool, scored: bool) -> None:
@@ -105,6 +112,7 @@ def _check_samples(config: RunConfig, trained_here: bool, scored: bool) -> None:
     if not config.sample.weights.endswith(".safetensors"):
         objective = build_method(config.method).objective
         check_solver(solver, objective, config.method.coupling, guidance=config.sample.guidance)
+        check_guidance(objective, _own_guidance(config))
     weights, averages = config.sample.weights, [*ema_decays(config.train)]
     made_later = config.train.snapshot_images and weights.startswith(POWER)
     if weights.endswith(".safetensors"):

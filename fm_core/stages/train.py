@@ -16,6 +16,8 @@ from fm_core.launch.online_eval import check_online_eval, online_evaluation
 from fm_core.launch.supervisor import StageJob, supervise
 from fm_core.method.cnf_objective import MaximumLikelihood
 from fm_core.method.couplings import Coupling
+from fm_core.method.flow_map import FlowMap
+from fm_core.method.objectives import Objective
 from fm_core.models.build import build_method
 from fm_core.run.directory import RunDirectory
 from fm_core.run.history import read_history, rearm_start_over
@@ -28,8 +30,8 @@ from fm_core.storage.atomic_files import read_json, read_lines
 from fm_core.storage.store import Store
 from fm_core.training.cost_model import checkpoint_bytes_of
 from fm_core.training.engine import micro_batch_of
-from fm_core.training.flow_map_checks import check_flow_map, check_teacher
 from fm_core.training.loggers import check_loggers
+from fm_core.training.teacher_checks import check_published, check_teacher
 from fm_core.training.training_set import pairs_of, training_set
 
 LOG = logging.getLogger(__name__)
@@ -61,7 +63,7 @@ def check_training(config: RunConfig) -> None:
     if isinstance(method.objective, MaximumLikelihood) and config.train.zero_stage == 3:
         # The adjoint method needs gradients of parameters that ZeRO 3 has already released.
         raise UserError("train.zero_stage 3: maximum-likelihood trains through the solver; use stage 1 or 2")
-    check_flow_map(config, method.objective)
+    _check_flow_map(config, method.objective)
     check_loggers(config.train)
 
 
@@ -89,19 +91,40 @@ def _check_class_noise(config: RunConfig, coupling: Coupling) -> None:
     )
 
 
+def _check_flow_map(config: RunConfig, objective: Objective) -> None:
+    """Check that an objective with two times can be trained with this configuration. Raises UserError."""
+    if not objective.two_times:
+        return
+    if config.train.zero_stage == 3:
+        raise UserError(
+            f"train.zero_stage 3: {objective.name} also evaluates the network outside of the engine, where "
+            "the weights are not gathered; use stage 1 or 2"
+        )
+    guidance = objective.guidance if isinstance(objective, FlowMap) else 1.0
+    if guidance != 1 and not (config.model.class_conditional and config.train.label_dropout):
+        raise UserError(
+            f"method.objective_options guidance {guidance:g}: it needs model.class_conditional: "
+            "true and train.label_dropout, e.g. 0.1, for the velocity without label"
+        )
+
+
 def check_initial_weights(config: RunConfig) -> None:
-    """Check that train.init_from exists, and is of a velocity if a flow map is to start from it.
+    """Check that train.init_from exists and fits the network and the method, as far as this is recorded.
 
     Nothing is checked if there is a checkpoint to resume from. Raises UserError.
     """
     source = config.train.init_from
-    if not source or "://" in source or CheckpointCatalog.of(config).steps():
+    if not source or CheckpointCatalog.of(config).steps():
+        return
+    objective = build_method(config.method).objective
+    check_published(config, objective)
+    if "://" in source:
         return
     if not Path(source).exists():
         raise UserError(
             f"train.init_from: {source} does not exist; name a run directory or a .safetensors file"
         )
-    check_teacher(config, build_method(config.method).objective)
+    check_teacher(config, objective)
 
 
 def check_pairs(config: RunConfig) -> None:

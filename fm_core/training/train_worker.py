@@ -14,7 +14,7 @@ from fm_core.config import RunConfig
 from fm_core.data.cache import NodeCache
 from fm_core.data.manifest import Manifest
 from fm_core.data.sampler import ORDER_VERSION
-from fm_core.errors import StopRequested, UnreachableError, UserError
+from fm_core.errors import FlowMatchingError, StopRequested, UnreachableError
 from fm_core.launch.upload_handover import start_upload_worker, stop_upload_worker
 from fm_core.launch.worker_main import Rank
 from fm_core.models.build import build_method, build_network
@@ -201,12 +201,21 @@ def _shared_manifest(config: RunConfig, rank: Rank) -> Manifest:
         try:
             cache = NodeCache(config.data.cache)
             shared = [cache.manifest(config.data.root, config.data.name, rank.job)]
-        except (OSError, UserError) as error:
-            shared = [error]
+        except Exception as error:
+            shared = [_shareable(error)]
     dist.broadcast_object_list(shared, src=0)
     if isinstance(shared[0], Exception):
         raise shared[0]
     return shared[0]
+
+
+def _shareable(error: Exception) -> Exception:
+    """The exception, or a RuntimeError with its message if its class may not survive pickling."""
+    if isinstance(error, FlowMatchingError) or type(error).__module__ == "builtins":
+        return error
+    shared = RuntimeError(f"{type(error).__name__}: {' '.join(str(error).split())}")
+    shared.__cause__ = error
+    return shared
 
 
 def _has_checkpoint(config: RunConfig, rank: Rank) -> bool:

@@ -73,6 +73,7 @@ def test_several_mistakes_are_reported_together():
         {"data": {"source": {"format": "imagenet-npz", "url": "/archives"}}},
         {"train": {"images": 10, "warmup_images": 11}},
         {"train": {"label_dropout": 0.1}},
+        {"train": {"init_from": "a.pt", "init_source": "sit", "init_attention_order": "new"}},
         {"method": {"coupling": "reflow"}},
         {"data": {"pairs": {"samples": "/set"}}},
         {

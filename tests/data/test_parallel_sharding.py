@@ -99,6 +99,8 @@ def test_a_cache_too_small_for_a_full_permutation_is_refused(config):
     )
     with pytest.raises(UserError, match=r"data\.cache_bytes.*data\.order blocks"):
         make_cache(remote, big)
+    twice = big.model_copy(update={"shards": big.shards[:1] * 2})
+    assert make_cache(remote, twice).limit_bytes == 2**20
     blocks = remote.model_copy(update={"order": "blocks"})
     assert make_cache(blocks, big).limit_bytes == 2**20
     with pytest.raises(UserError, match=r"data\.cache_bytes: 1048575 bytes do not hold one shard"):

@@ -1,9 +1,7 @@
 """distill-model: its form, the configurations that it makes of its parameters, and its stages."""
 
 import json
-import logging
 import shlex
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,75 +11,13 @@ from prefect.client.schemas.objects import StateType
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.importtools import import_object
 
-import flows.distill as module
-import flows.pipeline
-import flows.train
 from flows.cancellation import effective_config, end_remaining_jobs
 from flows.distill import distill_model, end_teacher_jobs, sampling_of, student_of
 from fm_core.config import RunConfig, dump_yaml
 from fm_core.errors import UserError
-from fm_core.run.results import StageResult
 from tests.support import ROOT
+from tests.support.distillation import PLAIN, run, student_tree
 from tests.support.page_commands import page_commands, starting_with
-
-REFLOW = {"method": {"coupling": "reflow"}, "run": {"name": "student"}}
-
-
-@pytest.fixture
-def teacher(tmp_path) -> str:
-    """A run directory with a configuration, of another place and generator than its configuration says."""
-    tree = {
-        "run": {"name": "first", "root": "/elsewhere", "generator": "numpy-v1"},
-        "sample": {"guidance": 1.5, "steps": 9, "solver": "heun2", "images": 50},
-        "model": {"class_conditional": True},
-        "train": {"label_dropout": 0.1},
-    }
-    folder = tmp_path / "teacher"
-    folder.mkdir()
-    (folder / "config.yaml").write_text(dump_yaml(RunConfig.model_validate(tree)))
-    (folder / "environment.json").touch()
-    return str(folder)
-
-
-def student_tree(tmp_path: Path, **data) -> dict:
-    return REFLOW | {"data": {"pairs": {"samples": str(tmp_path / "pairs")}, **data}}
-
-
-@pytest.fixture
-def started(monkeypatch):
-    """Instead of the stages, a list of what would be checked and run: (what, run.name, stages, without)."""
-    calls = []
-
-    def stage(name, config, watch=None, of=""):
-        calls.append((f"{name} of {of}" if of else name, config.run.name))
-        return StageResult(stage=name, state="done", seconds=0.0, summary=name)
-
-    def subflow(name, config, of=""):
-        calls.append((f"deployment {name} {of}".strip(), config.run.name))
-        return StageResult(stage=name, state="done", seconds=0.0, summary=name)
-
-    for place in (module, flows.pipeline):
-        monkeypatch.setattr(place, "run_stage", stage)
-        monkeypatch.setattr(place, "run_subflow", subflow)
-        monkeypatch.setattr(place, "resolve", lambda config: config)
-        monkeypatch.setattr(place, "check_slots", lambda apart: None)
-    monkeypatch.setattr(
-        module,
-        "preflight",
-        lambda config, stages, without=(): calls.append(
-            ("preflight", config.run.name, tuple(stages), tuple(without))
-        ),
-    )
-    monkeypatch.setattr(flows.pipeline, "_tag", lambda config: None)
-    monkeypatch.setattr(flows.pipeline, "CancellationWatch", nullcontext)
-    monkeypatch.setattr(flows.pipeline.last_updates, "wait", lambda: None)
-    monkeypatch.setattr(flows.train, "can_be_scored", lambda config: True)
-    monkeypatch.setattr(flows.train, "get_run_logger", lambda: logging.getLogger("test"))
-    return calls
-
-
-def run(**parameters):
-    return distill_model.fn(**distill_model.validate_parameters(parameters))
 
 
 def test_the_flow_is_deployed_and_its_jobs_end_with_it():
@@ -126,7 +62,7 @@ def test_a_student_with_pairs_is_trained_after_its_teacher_is_sampled(teacher, t
 
 
 def test_a_student_without_pairs_leaves_out_the_samples_of_its_teacher(teacher, started):
-    run(teacher=teacher, config={"run": {"name": "student"}})
+    run(teacher=teacher, config=PLAIN)
     assert [call[0] for call in started] == ["preflight", "shard", "train", "sample", "evaluate", "report"]
 
 
@@ -140,9 +76,7 @@ def test_stages_apart_are_flow_runs_of_their_own_for_both_models(teacher, tmp_pa
 def test_the_student_starts_from_its_teacher_unless_its_file_says_else(teacher, tmp_path):
     made = student_of({"teacher": teacher, "config": student_tree(tmp_path)})
     assert (made.train.init_from, made.run.generator) == (teacher, "numpy-v1")
-    made = student_of(
-        {"teacher": teacher, "config": {"run": {"name": "student"}, "train": {"init_from": None}}}
-    )
+    made = student_of({"teacher": teacher, "config": PLAIN | {"train": {"init_from": None}}})
     assert (made.train.init_from, made.run.generator) == (None, None)
 
 
@@ -164,7 +98,7 @@ def test_the_teacher_is_sampled_as_it_records_with_stored_floats_and_another_see
         ({"pairs": {"seed": 0}}, "seed 0 is the student's sample.seed"),
         ({"pairs": {"imags": 3}}, "sample.imags: unknown key"),
         ({"pairs": {"root": "/x"}}, "pairs: root is data.pairs.samples"),
-        ({"config": {"run": {"name": "student"}}, "pairs": {"images": 3}}, "has no data.pairs.samples"),
+        ({"config": PLAIN, "pairs": {"images": 3}}, "has no data.pairs.samples"),
     ],
 )
 def test_wrong_parameters_fail_with_one_line(teacher, tmp_path, started, changes, message):
@@ -184,11 +118,14 @@ def test_the_student_cannot_be_its_teacher(teacher):
 def test_a_cancelled_run_ends_only_the_samples_of_its_pairs(teacher, tmp_path, monkeypatch):
     ended = []
     monkeypatch.setattr("fm_core.launch.run_jobs.end_job", lambda control: ended.append(control.name))
-    for key in ("pairs-key", "other-key"):
-        (Path(teacher) / "samples" / "step-00000009" / key).mkdir(parents=True)
-    begun = tmp_path / "pairs" / "step-00000009" / "pairs-key"
-    begun.mkdir(parents=True)
-    (begun / "samples-000000.tar").touch()
+    places = {"pairs-key": f"{tmp_path}/pairs/", "other-key": f"{tmp_path}/other", "own-key": None}
+    for key, root in places.items():
+        control = Path(teacher) / "samples" / "step-00000009" / key
+        control.mkdir(parents=True)
+        # The store is empty: the job has only begun.
+        job = RunConfig.model_validate({"sample": {"root": root}})
+        (control / "sample.yaml").write_text(dump_yaml(job))
+    (Path(teacher) / "samples" / "step-00000009" / "not-begun").mkdir()
     parameters = {"teacher": teacher, "config": student_tree(tmp_path)}
 
     class CancelledRun:

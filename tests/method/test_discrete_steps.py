@@ -63,3 +63,9 @@ def test_a_gaussian_is_transported_to_the_marginal_of_ddpms_first_step():
 def test_betas_that_are_no_probabilities_are_refused():
     with pytest.raises(UserError, match="steps 100 must be 0 or more than 10 beta_max = 200; DDPM has 1000"):
         VariancePreserving(steps=100)
+
+
+def test_the_end_of_the_interval_is_set_once():
+    with pytest.raises(UserError, match="epsilon does nothing with steps 1000"):
+        VariancePreserving(steps=1000, epsilon=0.01)
+    assert VariancePreserving(epsilon=0.01).interval == (0.0, 0.99)

@@ -8,27 +8,21 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from fm_core.errors import UserError
 from fm_core.models.dit_weights import from_dit, transformer_keys
 from fm_core.models.layers import timestep_embedding
 from fm_core.models.published_weights import convert_published, embedding_of_steps, read_tensors
-from fm_core.models.transformer import Transformer
-from fm_core.models.unet import UNet
-from fm_core.training.pretrained import pretrained_weights
-from tests.support.public_layouts import PublicTransformer, PublicUNet, randomized
+from tests.support.public_layouts import PublicTransformer
+from tests.support.published_networks import (
+    CLASSES,
+    public_transformer,
+    public_unet,
+    relative,
+    transformer,
+    unet,
+)
 
-CLASSES = 5
 PRECISION = {torch.float32: 1e-5, torch.float64: 1e-11}
 precisions = pytest.mark.parametrize("dtype", PRECISION, ids=str)
-
-
-def transformer(time_scale=1.0, **changes):
-    sizes = {"image_size": 8, "image_channels": 4, "patch": 2, "width": 32, "depth": 2, "heads": 2}
-    return Transformer(**(sizes | {"classes": CLASSES, "time_scale": time_scale} | changes)).eval()
-
-
-def public_transformer(variances=True, dtype=torch.float32):
-    return randomized(PublicTransformer(8, 4, 2, 32, 2, 2, CLASSES, variances, dtype))
 
 
 def exact_positions(network):
@@ -42,10 +36,6 @@ def exact_positions(network):
     assert (torch.cat([rows, columns], 1) - network.positions).abs().max() < 1e-5
     network.positions.copy_(torch.cat([rows, columns], 1))
     return network
-
-
-def relative(actual, expected):
-    return float((actual - expected).norm() / expected.norm())
 
 
 @precisions
@@ -74,32 +64,6 @@ def test_a_transformer_computes_what_sit_and_dit_compute(source, variances, dtyp
         # A wrong direction of time, and rows taken for columns, are seen.
         assert relative(network(1 - t.to(dtype), x, label), expected) > 1e-3
         assert relative(network(t.to(dtype), x.transpose(2, 3), label), expected) > 1e-3
-
-
-ORDERS = {"legacy": False, "new": True}
-
-
-def public_unet(width, order="legacy", updown=True, dtype=torch.float32):
-    sizes = {"multipliers": (1, 1), "blocks": 1, "head_channels": 32, "classes": CLASSES}
-    flags = {"scale_shift": updown, "resblock_updown": updown, "new_order": order == "new"}
-    network = PublicUNet(3, width, attention_levels=(1,), variances=True, **sizes, **flags)
-    return randomized(network.to(dtype))
-
-
-def unet(width, updown=True):
-    return UNet(
-        image_size=4,
-        image_channels=3,
-        channels=width,
-        channel_multipliers=(1, 1),
-        residual_blocks=1,
-        attention_resolutions=(2,),
-        head_channels=32,
-        dropout=0.1,
-        scale_shift=updown,
-        resample_with_residual_blocks=updown,
-        classes=CLASSES,
-    ).eval()
 
 
 @pytest.mark.parametrize(
@@ -155,6 +119,8 @@ def test_the_sizes_of_a_published_transformer_are_in_its_shapes():
     with pytest.raises(ValueError, match="no published network has width 32 and 2 blocks; give its heads"):
         transformer_keys(public_transformer().state_dict())
     assert transformer_keys(public_transformer().state_dict(), 2)["model"]["heads"] == 2
+    with pytest.raises(ValueError, match=r"^heads 6: .* width 768 and 12 blocks has 12; leave heads out$"):
+        transformer_keys(weights, 6)
 
 
 def changed(**tensors):
@@ -267,34 +233,3 @@ class TestFiles:
             with pytest.raises(ValueError) as refusal:  # noqa: PT011
                 read_tensors(damaged, "x.pt")
             assert "\n" not in str(refusal.value)
-
-
-class TestTraining:
-    @pytest.fixture
-    def file(self, tmp_path):
-        torch.save(
-            {"ema": public_transformer().state_dict(), "args": argparse.Namespace()}, tmp_path / "sit.pt"
-        )
-        return str(tmp_path / "sit.pt")
-
-    def test_it_starts_from_published_weights(self, file):
-        network = transformer()
-        network.load_state_dict(pretrained_weights(file, network, source="sit"))
-        x, t = torch.randn(2, 4, 8, 8), torch.tensor([0.2, 0.8])
-        label = torch.tensor([1, CLASSES])
-        with torch.no_grad():
-            expected = public_transformer()(x, t, label)[:, :4]
-            assert relative(network(t, x, label), expected) < 1e-5
-
-    def test_mistakes_are_one_line(self, file, tmp_path):
-        for source, message in ((None, "must be sit or dit"), ("dit", "time_scale 1000")):
-            with pytest.raises(UserError, match=rf"^train\.init_from: .*sit\.pt: .*{message}[^\n]*$"):
-                pretrained_weights(file, transformer(), source=source)
-        torch.save(transformer().state_dict(), tmp_path / "ours.pt")
-        ours = str(tmp_path / "ours.pt")
-        assert pretrained_weights(ours, transformer()).keys() == transformer().state_dict().keys()
-        with pytest.raises(UserError, match=r"ours\.pt has no tensors of a published network; remove train"):
-            pretrained_weights(ours, transformer(), source="sit")
-        (tmp_path / "bad.pt").write_bytes(b"bad")
-        with pytest.raises(UserError, match=r"^train\.init_from: .*bad\.pt cannot be read: [^\n]*$"):
-            pretrained_weights(str(tmp_path / "bad.pt"), transformer())

@@ -1,10 +1,14 @@
 """Samples of flow maps: through the stage's worker and the Python API, protocol and key, refusals, export."""
 
+import re
+from dataclasses import replace
+
 import pytest
 import torch
 
 from fm_core.config import RunConfig
 from fm_core.errors import UserError
+from fm_core.method.meanflow import MeanFlow
 from fm_core.method.registry import objective_named, path_named
 from fm_core.method.solver import Solver
 from fm_core.sampling.api import load
@@ -140,3 +144,41 @@ def test_the_card_of_an_export_says_how_to_sample_it(flow_map, tmp_path):
     assert '.sample(16, solver="flow_map", steps=2)' in card
     assert "meanflow on the path optimal-transport" in card
     assert load(tmp_path / "folder").sample(2, solver="flow_map", steps=1).shape == (2, 1, 8, 8)
+
+
+LEARNED = {"method": {**MEANFLOW, "objective_options": {"guidance": 2}}}
+CONDITIONAL = {"model": {"class_conditional": True}, "train": {"label_dropout": 0.1}}
+
+
+@pytest.mark.parametrize(
+    ("stages", "settings", "message"),
+    [
+        (("train", "sample"), {}, "sample.guidance 3: the model has learned guidance of scale 2"),
+        (
+            ("train",),
+            {"online": {"images": 8, "solver": "euler", "steps": 2}},
+            "evaluate.online: sample.guidance 3",
+        ),
+        (
+            ("evaluate",),
+            {"nfe_curve": {"images": 8, "solvers": ["euler"], "nfe": [2]}},
+            "evaluate.nfe_curve: sample.guidance 3",
+        ),
+    ],
+)
+def test_learned_guidance_is_not_applied_twice(tmp_path, stages, settings, message):
+    def check(**sample):
+        checked(tmp_path, stages, **LEARNED, **CONDITIONAL, sample=sample, evaluate=settings)
+
+    check()
+    check(guidance=3, guide={"step": 3})
+    with pytest.raises(UserError, match=re.escape(message)):
+        check(guidance=3)
+
+
+def test_a_model_with_learned_guidance_refuses_it_in_python(model):
+    learned = replace(model, objective=MeanFlow(model.objective.path, guidance=2.0))
+    draw = Draw(Solver("euler", steps=3), 0, guidance=3.0)
+    with pytest.raises(UserError, match="would be applied twice"):
+        draw.check(learned)
+    draw.check(replace(learned, guide=model))

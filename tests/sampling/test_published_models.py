@@ -38,7 +38,8 @@ def files(tmp_path_factory):
 
 
 def load(file, source, **changes):
-    return fm_core.load(file, device="cpu", published=fm_core.PublishedModel(source, heads=2, **changes))
+    heads = {} if source == "adm" else {"heads": 2}
+    return fm_core.load(file, device="cpu", published=fm_core.PublishedModel(source, **{**heads, **changes}))
 
 
 def batch(channels=4, dtype=torch.float32):
@@ -107,6 +108,15 @@ def test_a_model_of_pixels_is_sampled_saved_and_trained_further(files, tmp_path)
     assert all(torch.equal(weights[name], weight) for name, weight in again.network.state_dict().items())
 
 
+def test_a_file_that_cannot_be_written_is_an_error_of_the_system(files, tmp_path, monkeypatch):
+    model = load(files / "pixels.pt", "sit")
+    with pytest.raises(OSError, match=r"none.*cannot be written"):
+        model.save(tmp_path / "none" / "sit.safetensors")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model.save("~/sit.safetensors")
+    assert [file.name for file in tmp_path.iterdir()] == ["sit.safetensors"]
+
+
 def test_a_published_unet_needs_its_sizes_and_has_no_null_label(tmp_path):
     sizes = {"multipliers": (1, 1), "blocks": 1, "head_channels": 32, "classes": CLASSES}
     flags = {"scale_shift": True, "resblock_updown": True, "new_order": True, "variances": True}
@@ -144,6 +154,19 @@ def test_another_schedule_is_named_by_the_user(files):
             "latent.pt",
             fm_core.PublishedModel("adm", model=UNET, image_size=4),
             r"latent\.pt: input_blocks\.0\.0\.weight is missing$",
+        ),
+        *(
+            (
+                "latent.pt",
+                fm_core.PublishedModel(source, **{name: value}),
+                rf"^published {source}: {name} is an option of a {kind} \(",
+            )
+            for source, name, value, kind in (
+                ("sit", "model", {"width": 999, "nonsense": 1}, "U-Net"),
+                ("dit", "image_size", 512, "U-Net"),
+                ("sit", "attention", "new", "U-Net"),
+                ("adm", "heads", 2, "transformer"),
+            )
         ),
         (
             "latent.pt",

@@ -1,6 +1,7 @@
 """Training of flow maps: sharded gradients (flow_maps_rank.py), times by position, the teacher, refusals."""
 
 from copy import deepcopy
+from functools import partial
 
 import pytest
 import torch
@@ -131,6 +132,66 @@ def test_a_teacher_must_predict_the_velocity_on_the_same_path(tmp_path, objectiv
         check(method={"path": "cosine"})
     with pytest.raises(UserError, match=r"with model\.time_scale 1\.0, not 1000"):
         check(model={"time_scale": 1.0})
+
+
+@pytest.mark.parametrize("objective", ["meanflow", "split-meanflow"])
+@pytest.mark.parametrize("source", ["sit", "dit", "adm"])
+def test_published_weights_must_predict_the_velocity_on_the_path_of_the_flow_map(tmp_path, objective, source):
+    file = tmp_path / "weights.pt"
+    file.touch()
+
+    def check(**method):
+        made = config(tmp_path, objective, train={"init_from": str(file), "init_source": source})
+        check_initial_weights(
+            made.model_copy(update={"method": made.method.model_copy(update=method)}),
+        )
+
+    if source == "sit":
+        check()
+        with pytest.raises(UserError, match=r"init_source sit: its path is .* not cosine"):
+            check(path="cosine")
+    else:
+        with pytest.raises(UserError, match=f"init_source {source}: its network predicts the noise"):
+            check()
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "message"),
+    [
+        ({}, {}, None),
+        ({"method": {"path_options": {"sigma_min": 0}}, "model": {"dropout": 0.1}}, {}, None),
+        ({"method": {"objective": "score-matching"}}, {}, None),  # any network will do without pairs
+        ({"method": {"objective": "meanflow"}}, {}, "meanflow, so its network has two times"),
+        ({"model": {"channels": 16}}, {"model": {"channels": 32}}, r"model\.channels 16, not 32"),
+        ({"model": {"channels": 16}}, {}, None),  # derived later
+        ({"model": {"kind": "transformer"}}, {}, r"model\.kind transformer, not unet"),
+        ({"model": {"class_conditional": True}}, {}, r"model\.class_conditional True, not False"),
+        (
+            {"method": {"objective": "score-matching"}},
+            "pairs",
+            "score-matching, whose prediction is not that",
+        ),
+        ({"method": {"path": "cosine"}}, "pairs", r"method\.path cosine, not optimal-transport"),
+        ({"method": {"path_options": {"sigma_min": 0.1}}}, "pairs", r"path_options \{'sigma_min': 0\.1\}"),
+        ({"method": {"path_options": {"sigma_min": 0}}}, "pairs", None),
+        ({"method": {"objective": "maximum-likelihood"}}, "pairs", None),
+        ({"model": {"time_scale": 1.0}}, "pairs", r"model\.time_scale 1\.0, not 1000"),
+    ],
+)
+def test_a_run_must_have_the_network_of_the_run_that_starts_from_it(tmp_path, teacher, student, message):
+    place = tmp_path / "teacher"
+    place.mkdir()
+    tree = {"run": {"root": str(tmp_path), "name": "teacher"}, **teacher}
+    (place / "config.yaml").write_text(RunConfig.model_validate(tree).model_dump_json())
+    if student == "pairs":
+        student = {"method": {"coupling": "reflow"}, "data": {"pairs": {"samples": "/pairs"}}}
+    own = {"run": {"root": str(tmp_path)}, "train": {"init_from": str(place)}, **student}
+    check = partial(check_initial_weights, RunConfig.model_validate(own))
+    if message is None:
+        check()
+        return
+    with pytest.raises(UserError, match=rf"^train\.init_from: .* was trained with .*{message}[^\n]*$"):
+        check()
 
 
 def test_passes_without_gradients_count_in_the_cost_and_in_the_speed(tmp_path):

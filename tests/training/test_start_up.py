@@ -1,5 +1,6 @@
 """What the ranks of a job read at their start."""
 
+import pickle
 from types import SimpleNamespace
 
 import pytest
@@ -21,7 +22,7 @@ def manifests(monkeypatch, read, ranks):
         if values[0] is None:
             values[:] = sent
         else:
-            sent[:] = values
+            sent[:] = pickle.loads(pickle.dumps(values))
 
     monkeypatch.setattr(train_worker, "NodeCache", lambda folder: SimpleNamespace(manifest=manifest))
     monkeypatch.setattr(train_worker.dist, "broadcast_object_list", broadcast)
@@ -30,7 +31,7 @@ def manifests(monkeypatch, read, ranks):
         try:
             rank = SimpleNamespace(first=number == 0, job="a1")
             results.append(train_worker._shared_manifest(RunConfig(), rank))
-        except UserError as error:
+        except Exception as error:
             results.append(str(error))
     return results, len(reads)
 
@@ -46,6 +47,25 @@ def test_a_manifest_that_is_missing_is_the_same_error_on_all_ranks(monkeypatch):
     assert manifests(monkeypatch, read, 3) == (["manifest.json is missing"] * 3, 1)
 
 
-def test_other_errors_are_raised_where_they_occur(monkeypatch):
-    with pytest.raises(ZeroDivisionError):
-        manifests(monkeypatch, lambda: 1 / 0, 2)
+class UnpicklableError(Exception):
+    """An error that cannot be created from its message alone."""
+
+    def __init__(self, one, other):
+        super().__init__(f"{one}\n{other}")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ZeroDivisionError("division"), "division"),
+        (UnpicklableError("first", "second"), "UnpicklableError: first second"),
+    ],
+)
+def test_every_error_of_rank_0_reaches_all_ranks(monkeypatch, error, message):
+    """Without it the other ranks wait for a broadcast that never comes."""
+
+    def read():
+        raise error
+
+    results, reads = manifests(monkeypatch, read, 3)
+    assert (results, reads) == ([message] * 3, 1)
