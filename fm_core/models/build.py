@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -75,11 +76,17 @@ def build_network(
         "classes": classes if model.class_conditional else 0,
         "time_scale": model.time_scale,
         "gradient_checkpointing": gradient_checkpointing,
-        "two_times": two_times,
+        # A network with one time does not need the parameter.
+        **({"two_times": True} if two_times else {}),
         **model.model_dump(include=set(OF_KIND[model.kind])),
     }
+    network = NETWORKS[model.kind]
+    if two_times and "two_times" not in signature(network).parameters:
+        raise UserError(
+            f"model.kind {model.kind} has one time, and method.objective needs a network with two"
+        )
     try:
-        return NETWORKS[model.kind](**sizes)
+        return network(**sizes)
     except ValueError as error:
         raise UserError(f"model: {error}") from None
 

@@ -56,6 +56,9 @@ def test_everything_is_deployed(demo: Demo):
     assert set(deployed) == {
         "train-digits/default",
         "train-images/default",
+        "distill-model/default",
+        "sweep/default",
+        "sweep-point/default",
         "train-imagenet32/default",
         "train-imagenet64/default",
         "reproduce-paper/default",

@@ -2,9 +2,11 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from fm_core.config import ModelSection
-from fm_core.models.build import build_network
+from fm_core.errors import UserError
+from fm_core.models.build import NETWORKS, build_network
 from fm_core.models.flops import flops_per_image, parameter_count
 from fm_core.models.transformer import (
     Transformer,
@@ -190,3 +192,16 @@ def test_the_network_is_one_graph_forward_and_backward(compiler, dtype, checkpoi
     assert (y - plain).norm() / plain.norm() < (1e-5 if dtype == torch.float32 else 0.05)
     y.square().sum().backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+def test_a_network_of_ones_own_with_one_time_is_built_and_refused_for_two(monkeypatch):
+    class OneTime(nn.Module):
+        def __init__(self, image_size, image_channels, classes, time_scale, gradient_checkpointing, **sizes):
+            super().__init__()
+            self.image_size = image_size
+
+    monkeypatch.setitem(NETWORKS, "transformer", OneTime)
+    section = ModelSection(kind="transformer")
+    assert build_network(section, (1, 8, 8), 0).image_size == 8
+    with pytest.raises(UserError, match=r"has one time, and method\.objective needs a network with two"):
+        build_network(section, (1, 8, 8), 0, two_times=True)
