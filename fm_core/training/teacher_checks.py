@@ -85,7 +85,9 @@ def same_path(one: paths.Path, other: paths.Path) -> bool:
 def _other_network(config: RunConfig, theirs: ModelSection) -> str:
     """The first key in which the recorded network differs; empty for the same network."""
     # Absent keys are derived from the data set once it is there.
-    left_out = (*NOT_IN_WEIGHTS, *absent_keys(config).get("model", ()))
+    left_out = [*NOT_IN_WEIGHTS, *absent_keys(config).get("model", ())]
+    if len(config.model.channel_multipliers) == 1:
+        left_out.append("resample_with_residual_blocks")  # a U-Net of one resolution does not resample
     for key in ModelSection.model_fields:
         one, other = getattr(theirs, key), getattr(config.model, key)
         if key not in left_out and one != other:
