@@ -72,3 +72,12 @@ def test_without_such_a_process_groups_begin_in_their_order():
 def test_every_path_of_the_distribution_exists():
     paths = {*WAITING, *LONGEST, *(path for group in SHARED.values() for path in group)}
     assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
+
+
+def test_no_process_takes_the_place_of_the_waiting_one_after_its_end():
+    scheduling, (first, second, last) = grouped(3, True)
+    normal = ["tests/models/test_unet.py"]
+    assert scheduling._next_group(last, normal) is None
+    del scheduling.assigned_work[last]
+    assert scheduling._next_group(second, normal) == normal[0]
+    assert scheduling._next_group(first, normal) == normal[0]

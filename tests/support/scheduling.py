@@ -1,6 +1,7 @@
 """Distribution of the tests over the processes of a session: which belong together, and which begin first."""
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import pytest
 from xdist.scheduler import LoadScopeScheduling
@@ -74,6 +75,11 @@ class Grouped(LoadScopeScheduling):
     def _next_group(self, node: WorkerController, groups: Sequence[str]) -> str | None:
         if not self.config.getoption("--waiting-process") or len(self.nodes) == 1:
             return groups[0]
-        last = max(self.nodes, key=lambda node: int(node.gateway.id.removeprefix("gw")))
-        preferred = [group for group in groups if (group in WAITING) == (node is last)]
-        return next(iter(preferred), None if node is last else groups[0])
+        waiting = node is self._waiting_node
+        preferred = [group for group in groups if (group in WAITING) == waiting]
+        return next(iter(preferred), None if waiting else groups[0])
+
+    @cached_property
+    def _waiting_node(self) -> WorkerController:
+        """The last process of all that began: after its end, none of the others takes its place."""
+        return max(self.nodes, key=lambda node: int(node.gateway.id.removeprefix("gw")))
