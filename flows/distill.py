@@ -28,7 +28,7 @@ TEACHER = "teacher"
 
 
 def student_of(parameters: dict[str, Any]) -> RunConfig:
-    """The student's configuration: of the file and the keys, started from the teacher unless they say else.
+    """The student's configuration: of the file and the keys, started from the teacher by default.
 
     A student of pairs starts from random weights if those of the teacher do not fit it.
 

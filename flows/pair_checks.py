@@ -14,7 +14,7 @@ def check_sampling(sampled: RunConfig, student: RunConfig) -> None:
         student: the student's configuration, with data.pairs.samples.
 
     Raises:
-        UserError: training would refuse the samples; the message says why.
+        UserError: training would refuse the samples; the message states the reason.
     """
     from fm_core.sampling.sample_protocol import solver_of
 

@@ -79,7 +79,7 @@ def open_pairs(
         conditional: whether training needs labels.
 
     Raises:
-        UserError: there is not exactly one complete set, or it cannot be trained on; the message says why.
+        UserError: there is not exactly one complete set, or it cannot be trained on (with the reason).
     """
     store = _locate(str(data.pairs.samples))
     done = _read_done(store)

@@ -141,7 +141,7 @@ def load(
         trust_code: import user-defined classes named by a weights file or an exported folder; those named by
             a run directory's own config.yaml are always imported. Importing a module runs its code.
         published: for a .pt or .safetensors file of SiT, DiT or ADM: whose it is (sit, dit, adm), or a
-            `PublishedModel`, which also has what the tensors do not say.
+            `PublishedModel`, which also has what the tensors do not determine.
 
     Raises:
         UserError: there are no weights to load, their hash differs, or they name code that is not trusted.

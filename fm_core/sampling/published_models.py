@@ -50,7 +50,7 @@ PIXELS = (1, 3)
 
 @dataclass(frozen=True)
 class PublishedModel:
-    """What the tensors of a published file do not say about its network.
+    """What the tensors of a published file do not determine about its network.
 
     source: sit, dit or adm.
     heads: attention heads, for a transformer of another width or depth than the published ones.

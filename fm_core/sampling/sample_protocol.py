@@ -55,7 +55,7 @@ def protocol_of(
 
     `guide` is the record of the weaker model that guides, if there is one (`Model.guide_record`). Guidance
     and class settings with default values are omitted, as in the records of earlier versions, and so is
-    sample.store, which says what is stored beside the pixels.
+    sample.store, which names what is stored beside the pixels.
     """
     sample, classes = config.sample, list(config.sample.classes)
     guided = {
