@@ -8,7 +8,14 @@ from fm_core.config.method import MethodSection
 from fm_core.config.model import ModelSection
 from fm_core.config.online_eval import OnlineEvalSection
 from fm_core.config.report import ReportSection
-from fm_core.config.reproduce import ExperimentSection, ImagesSection, ReproduceSection, Toy2dSection
+from fm_core.config.reproduce import (
+    ExperimentSection,
+    FewStepsSection,
+    ImagesSection,
+    ReproduceSection,
+    StudentSection,
+    Toy2dSection,
+)
 from fm_core.config.run import RunSection
 from fm_core.config.sample import GuideSection, SampleSection, StochasticSection
 from fm_core.config.section import Section
@@ -33,6 +40,7 @@ __all__ = [
     "ExperimentSection",
     "ExportSection",
     "ExtractorSection",
+    "FewStepsSection",
     "GuideSection",
     "ImagesSection",
     "LaunchSection",
@@ -50,6 +58,7 @@ __all__ = [
     "Section",
     "SourceSection",
     "StochasticSection",
+    "StudentSection",
     "SweepSection",
     "Toy2dSection",
     "TrainSection",

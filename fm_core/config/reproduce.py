@@ -81,6 +81,73 @@ class ImagesSection(Section):
     """Images in each of those grids, from index 0."""
 
 
+class StudentSection(Section):
+    """A model for few evaluations, trained from the models of an experiment; its network is the same."""
+
+    name: Name
+    """Short name; the directory of its run is <run>/reproduce/<teacher>-s<seed>-<name>."""
+    title: str = ""
+    """Name in tables and figures; by default the short name."""
+    objective: str = "flow-matching"
+    """meanflow or split-meanflow, sampled by flow_map; or, with `pairs`, the objective of the teacher."""
+    objective_options: Options = {}
+    """Options of the objective."""
+    pairs: int = Field(default=0, ge=0)
+    """Samples of the teacher to train on, each with its noise (reflow); 0: train on the images of the data
+    set."""
+    steps: int = Field(ge=1)
+    """Optimizer steps, in addition to those of the teacher."""
+    learning_rate: float = Field(gt=0)
+    """Largest learning rate; it is reached after a tenth of the steps."""
+    ema_decay: float = Field(default=0.99, gt=0, lt=1)
+    """Decay of the average of the weights that is sampled."""
+
+
+class FewStepsSection(Section):
+    """A comparison at few evaluations: solvers that need no training, and models trained for it.
+
+    Distances are of as many images as sample.images, from the same noise.
+    """
+
+    cells: tuple[Name, ...] = ()
+    """Experiments that are compared; without any, this comparison is left out."""
+    solvers: tuple[str, ...] = (
+        "euler",
+        "ab2",
+        "ddim@log-snr",
+        "ddim@edm",
+        "dpmpp_2m",
+        "dpmpp_2m@log-snr",
+        "dpmpp_2m@edm",
+        "unipc@log-snr",
+        "unipc@edm",
+        "exp_ab3@log-snr",
+    )
+    """Solvers and time grids, as of evaluate.nfe_curve.solvers. The best one is chosen for each experiment
+    and each number of evaluations."""
+    nfe: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 10, 16)
+    """Evaluations of the network per sample."""
+    exact_nfe: int = Field(default=1_000, ge=4, multiple_of=4)
+    """NFE of the rk4 reference solution, against which errors are measured."""
+    teacher: Name | None = None
+    """Experiment from whose models the students are trained, one for each seed."""
+    students: tuple[StudentSection, ...] = ()
+    """Models for few evaluations."""
+    student_nfe: tuple[int, ...] = (1, 2, 4)
+    """Evaluations per sample of the students."""
+
+    @model_validator(mode="after")
+    def _check_students(self) -> Self:
+        if any(number < 1 for number in (*self.nfe, *self.student_nfe)):
+            raise ValueError("reproduce.few_steps.nfe: numbers of evaluations must be at least 1")
+        if self.students and self.teacher not in self.cells:
+            raise ValueError("reproduce.few_steps.students need a teacher that is one of its cells")
+        names = [student.name for student in self.students]
+        if len(set(names)) < len(names):
+            raise ValueError(f"reproduce.few_steps.students: a name appears twice in {', '.join(names)}")
+        return self
+
+
 class ReproduceSection(Section):
     """Reproduction of the paper's comparison."""
 
@@ -98,6 +165,8 @@ class ReproduceSection(Section):
     """Settings of the 2-D experiments."""
     images: ImagesSection = ImagesSection()
     """Settings of a comparison on images."""
+    few_steps: FewStepsSection = FewStepsSection()
+    """On images: comparison at few evaluations."""
     parallel: int = Field(default=1, ge=1)
     """On images: number of experiments that run in parallel. They share the GPUs of this host, or its cores
     if it has none; with launch.kind slurm each is a separate job."""
@@ -127,6 +196,10 @@ class ReproduceSection(Section):
         names = [cell.name for cell in self.cells]
         if len(set(names)) < len(names):
             raise ValueError(f"reproduce.cells: two experiments have the same name: {', '.join(names)}")
+        if unknown := next((name for name in self.few_steps.cells if name not in names), None):
+            raise ValueError(f"reproduce.few_steps.cells: {unknown} is none of {', '.join(names)}")
+        if self.kind == "toy2d" and self.few_steps.cells:
+            raise ValueError("reproduce.few_steps.cells must be empty with reproduce.kind toy2d")
         if self.kind == "toy2d" and self.parallel > 1:
             raise ValueError(
                 "reproduce.parallel must be 1 with reproduce.kind toy2d: 2-D experiments run one at a time"

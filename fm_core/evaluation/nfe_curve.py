@@ -12,6 +12,8 @@ from fm_core.errors import UserError
 from fm_core.evaluation.features.extractor import Extractor
 from fm_core.evaluation.metrics.feature_statistics import Gaussian
 from fm_core.evaluation.metrics.frechet import estimate_frechet_distance
+from fm_core.evaluation.metrics.kid import kernel_distance
+from fm_core.evaluation.recognition import confident_fraction
 from fm_core.method.objectives import Objective
 from fm_core.method.ode import forwards_per_call
 from fm_core.method.solver import ADAPTIVE, ALIASES, EVALUATIONS_PER_STEP, Solver
@@ -101,7 +103,7 @@ def curve_part(
     Returns:
         For each point p: `error-p` float64 [n], the root mean square over dimensions of the difference from
         the exact solution, in the model's units (the data span [-1, 1]); `features-p` [n, D]; `nfe-p` int64
-        [n].
+        [n]; and, if the extractor has them, `probabilities-p` [n, classes].
     """
     labels = draw.labels(model, numbers)
     velocity = draw.velocity(model, None if labels is None else labels.to(device))
@@ -116,26 +118,40 @@ def curve_part(
     for number, solution in enumerate(solutions):
         difference = (solution.x - exact).double().flatten(1)
         content[f"error-{number}"] = difference.square().mean(1).sqrt().cpu()
-        content[f"features-{number}"] = extractor(model.quantizer.quantize(solution.x))[0]
+        content[f"features-{number}"], probabilities = extractor(model.quantizer.quantize(solution.x))
+        if probabilities is not None:
+            content[f"probabilities-{number}"] = probabilities
         content[f"nfe-{number}"] = torch.full((len(numbers),), solution.nfe)
     content["forwards"] = torch.tensor([forwards_per_call(velocity)])
     return content
 
 
 def curve_record(
-    parts: Sequence[Mapping[str, Tensor]], settings: NfeCurveSection, reference: Gaussian, features: str
+    parts: Sequence[Mapping[str, Tensor]],
+    settings: NfeCurveSection,
+    reference: Gaussian,
+    extractor: Extractor,
+    rows: Tensor | None = None,
 ) -> dict[str, Any]:
-    """Build the curve's record for the scores file, which has one record per point."""
+    """Build the curve's record for the scores file, which has one record per point.
+
+    Args:
+        parts: what `curve_part` returned, in order.
+        settings: the curve.
+        reference: mean and covariance of the reference.
+        extractor: the extractor of the features.
+        rows: features [M, D] of reference images, for the kernel distance; None leaves it out.
+    """
     records = list[dict[str, Any]]()
+    device = reference.mean.device
     for number, point in enumerate(solver_settings(settings)):
         values = {
             name: torch.cat([part[f"{name}-{number}"] for part in parts])
-            for name in ("error", "features", "nfe")
+            for name in ("error", "features", "nfe", "probabilities")
+            if all(f"{name}-{number}" in part for part in parts)
         }
-        frechet = estimate_frechet_distance(
-            values["features"].to(reference.mean.device), reference, limit=False
-        )
-        error = values["error"]
+        features, error = values["features"].to(device), values["error"]
+        frechet = estimate_frechet_distance(features, reference, limit=False)
         records.append(
             {
                 **point.record,
@@ -144,14 +160,28 @@ def curve_record(
                 "error_stderr": error.std().item() / len(error) ** 0.5,
                 "frechet_distance": frechet.value,
                 "frechet_distance_stderr": frechet.stderr,
+                **_further_scores(features, rows, values.get("probabilities"), extractor),
             }
         )
     return {
         "images": settings.images,
-        "features": features,
+        "features": extractor.name,
         "forwards_per_evaluation": int(parts[0]["forwards"]),
         "dtype": DTYPE,
         "exact": {"solver": "rk4", "evaluations": settings.exact_nfe},
         "error": "root mean square over dimensions, data in [-1, 1]",
         "points": records,
     }
+
+
+def _further_scores(
+    features: Tensor, rows: Tensor | None, probabilities: Tensor | None, extractor: Extractor
+) -> dict[str, float]:
+    """Kernel distance with its error, and the share that a classifier of the data set recognizes."""
+    scores = dict[str, float]()
+    if rows is not None:
+        kernel = kernel_distance(features, rows.to(features.device))
+        scores |= {"kernel_distance": kernel.value, "kernel_distance_stderr": kernel.stderr}
+    if probabilities is not None and extractor.validation_accuracy is not None:
+        scores["recognized"] = confident_fraction(probabilities)
+    return scores

@@ -17,10 +17,8 @@ from fm_core.evaluation.metrics.inception_score import inception_score
 from fm_core.evaluation.metrics.kid import kernel_distance
 from fm_core.evaluation.metrics.precision_recall import NEIGHBORS, duplicates, precision_and_recall
 from fm_core.evaluation.metrics.sampling_error import InfluenceTerms
+from fm_core.evaluation.recognition import recognition_record
 from fm_core.evaluation.reference import Reference, subset_indices
-
-CONFIDENCE = 0.9
-"""An image counts as recognized if the classifier assigns one class a higher probability than this."""
 
 VALUE = ("value", "stderr")
 SAMPLES_ONLY, BOTH_SETS = "samples, for a given reference", "samples and reference images"
@@ -191,23 +189,6 @@ def error_record(stderr: float, covers: str, unreliable: str | None) -> Record:
     return {"stderr": stderr, "covers": covers, **({"unreliable": unreliable} if unreliable else {})}
 
 
-def recognition_record(samples: Tensor, validation: Tensor) -> Record:
-    """Fraction of samples, and of real validation images, that the classifier recognizes with confidence.
-
-    Both arguments are class probabilities [N, classes]. `class_shares` is the distribution of the samples
-    over their most probable class.
-    """
-    counts = torch.bincount(samples.argmax(1), minlength=samples.shape[1])
-    return {
-        "value": _confident_fraction(samples),
-        "images": len(samples),
-        "held_out": _confident_fraction(validation),
-        "held_out_images": len(validation),
-        "confidence": CONFIDENCE,
-        "class_shares": [round(share, 6) for share in (counts.double() / len(samples)).tolist()],
-    }
-
-
 def cost_record(samples: Parts, protocol: Mapping[str, Any]) -> Record:
     """Record of the sampling cost: network evaluations per image, solver steps per batch."""
     costs = torch.stack([part["cost"] for part in samples]).double()
@@ -247,7 +228,3 @@ def likelihood_record(result: Likelihood, tolerances: Mapping[str, float]) -> Re
         differences = {"images": check.images, "mean": check.mean, "largest": check.largest}
         record["solver_check"] = {**differences, "tolerances": "a tenth"}
     return record
-
-
-def _confident_fraction(probabilities: Tensor) -> float:
-    return (probabilities.amax(1) > CONFIDENCE).double().mean().item()

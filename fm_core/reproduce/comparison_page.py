@@ -17,6 +17,7 @@ from fm_core.reproduce.comparison_figures import (
     training_figures,
     trajectory_galleries,
 )
+from fm_core.reproduce.few_step_page import few_step_sections
 from fm_core.reproduce.paper_results import (
     DRAWS,
     deviations,
@@ -64,7 +65,12 @@ def comparison_sections(results: Results, images: ImagesByRun) -> list[PageSecti
     if results["failed"]:
         rows = [[run, error] for run, error in results["failed"].items()]
         sections.insert(0, PageSection("Failed", [Table(["run", "error"], rows)]))
-    sections += [*_curves(results), *_trajectories(results, images), *_samples(results, images)]
+    sections += [
+        *few_step_sections(results),
+        *_curves(results),
+        *_trajectories(results, images),
+        *_samples(results, images),
+    ]
     differences = Table(["", "here", "in the paper"], deviations(results["config"]))
     return [*sections, PageSection("Differences from the paper", [differences])]
 

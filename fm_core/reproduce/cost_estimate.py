@@ -15,7 +15,7 @@ from fm_core.reproduce.experiment_cost import (
     image_experiment_cost,
     toy_experiment_cost,
 )
-from fm_core.reproduce.experiments import experiments_of, objective_of, seeds_of
+from fm_core.reproduce.experiments import experiments_of, seeds_of
 from fm_core.reproduce.paper_results import paper_results
 from fm_core.reproduce.toy2d.experiment_2d import toy_experiments
 from fm_core.run.stage_functions import Rules
@@ -146,8 +146,7 @@ def _image_costs(config: RunConfig, rules: Rules, nfe: float | None) -> list[_Ob
     for experiment in experiments_of(config)[: len(config.reproduce.cells)]:
         for _, rule in rules(experiment.config, ("train", "sample", "evaluate")):
             rule()
-        objective = objective_of(experiment.section)
-        cost = image_experiment_cost(experiment.config, config.reproduce.images, objective, shape, classes)
+        cost = image_experiment_cost(experiment, config.reproduce, shape, classes)
         row = paper.get(experiment.title)
         costs.append(_ObjectiveCost(experiment.title, seeds, cost, nfe or (row and row[2])))
     return costs

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fm_core.config import ImagesSection, RunConfig, Toy2dSection
+from fm_core.config import NfeCurveSection, ReproduceSection, Toy2dSection
 from fm_core.errors import UserError
 from fm_core.evaluation.dataset_likelihood import PROBES
 from fm_core.evaluation.nfe_curve import solver_settings
@@ -16,10 +16,20 @@ from fm_core.method.objectives import Objective, Regression
 from fm_core.method.solver import EVALUATIONS_PER_STEP, Solver
 from fm_core.models.flops import TRAINING_PASSES, flops_per_image, parameter_count
 from fm_core.models.mlp import MLP
+from fm_core.reproduce.experiments import Experiment, objective_of
+from fm_core.reproduce.few_steps import (
+    PAIRS_SOLVER,
+    PAIRS_STEPS,
+    solver_curve,
+    student_config,
+    student_curve,
+)
 from fm_core.reproduce.toy2d.scoring import TRAJECTORY_TIMES
 from fm_core.sampling.sample_protocol import solver_of
 from fm_core.training.cost_model import FLOAT32, Cluster, training_cost
 
+DEVICE = Cluster(1, 1, peak=1.0, mfu=1.0, store_rate=1.0)
+"""One device at one operation per second: only operations and bytes are read from its costs."""
 DIMENSIONS = 2
 """Coordinates of a point of the 2-D data."""
 
@@ -73,6 +83,8 @@ class ExperimentCost:
     """Number of images whose likelihood an adaptive solver computes, counting each dequantization draw."""
     scored_passes: int
     """Passes per evaluation of the likelihood ODE: the forward pass, and one backward pass per probe."""
+    student_flops: float
+    """Operations of training the students of the experiment."""
     checkpoint_bytes: int
     """Size of all checkpoints that are retained."""
     sample_bytes: int
@@ -80,7 +92,8 @@ class ExperimentCost:
     @property
     def total_training_flops(self) -> float | None:
         """Operations of the entire training; None if not predictable."""
-        return self.trained_images * self.training_flops if self.predictable else None
+        own = self.trained_images * self.training_flops
+        return own + self.student_flops if self.predictable else None
 
     @property
     def fixed_flops(self) -> float:
@@ -97,28 +110,36 @@ class ExperimentCost:
 
 
 def image_experiment_cost(
-    config: RunConfig,
-    images: ImagesSection,
-    objective: Objective,
+    experiment: Experiment,
+    reproduce: ReproduceSection,
     image_shape: tuple[int, int, int],
     classes: int,
 ) -> ExperimentCost:
-    """The cost of an experiment with run configuration `config`, `image_shape` = (channels, height, width).
+    """The cost of an experiment of a comparison, with `image_shape` = (channels, height, width).
 
     Feature extraction, and the training of the classifier if there is one, are not counted.
 
     Raises:
         UserError: the network cannot be built for such images, or a solver is unknown.
     """
-    training = training_cost(config, image_shape, classes, Cluster(1, 1, peak=1.0, mfu=1.0, store_rate=1.0))
+    config, images, few = experiment.config, reproduce.images, reproduce.few_steps
+    objective = objective_of(experiment.section)
+    training = training_cost(config, image_shape, classes, DEVICE)
     sample, likelihood, curve = config.sample, config.evaluate.likelihood, config.evaluate.nfe_curve
     guided = 2 if sample.guidance != 1 else 1
     solver = solver_of(config)
     samples = sample.images + images.curve_images * training.checkpoints
     curve_solvers = [point.solver for point in solver_settings(curve)] if curve.images else []
-    fixed = sum(_evaluations(each) for each in curve_solvers) * curve.images
-    fixed += curve.images and curve.images * curve.exact_nfe
+    fixed = curve.images and curve.images * curve_evaluations(curve)
     fixed += samples * _evaluations(solver) + images.shown_images * sum(images.shown_nfe)
+    students = few.students if experiment.section.name == few.teacher else ()
+    if experiment.section.name in few.cells:
+        fixed += sample.images * curve_evaluations(solver_curve(config, few))
+    for student in students:
+        taught = student_config(config, student)
+        own = curve_evaluations(student_curve(taught, few))
+        fixed += sample.images * (own + _evaluations(solver_of(taught)))
+        fixed += student.pairs * _evaluations(Solver(PAIRS_SOLVER, steps=PAIRS_STEPS))
     adaptive = curve.images * sum(each.adaptive for each in curve_solvers)
     adaptive += samples * (not _evaluations(solver))
     checks = min(likelihood.check_images, likelihood.images)
@@ -133,6 +154,10 @@ def image_experiment_cost(
         solved_images=adaptive,
         scored_images=likelihood.images * likelihood.draws + checks,
         scored_passes=1 + PROBES,
+        student_flops=sum(
+            training_cost(student_config(config, each), image_shape, classes, DEVICE).total_flops
+            for each in students
+        ),
         checkpoint_bytes=training.checkpoint_bytes * min(training.checkpoints, config.train.keep_checkpoints),
         sample_bytes=training.image_bytes * (sample.images + images.shown_images * len(images.shown_nfe)),
     )
@@ -155,9 +180,15 @@ def toy_experiment_cost(toy: Toy2dSection, objective: Objective, steps: int) -> 
         solved_images=toy.samples,
         scored_images=toy.held_out + toy.grid**2,
         scored_passes=1 + DIMENSIONS,
+        student_flops=0.0,
         checkpoint_bytes=FLOAT32 * parameters,
         sample_bytes=FLOAT32 * tensors,
     )
+
+
+def curve_evaluations(curve: NfeCurveSection) -> int:
+    """Evaluations per image of the fixed-step solvers of a curve and of its reference solution."""
+    return curve.exact_nfe + sum(_evaluations(point.solver) for point in solver_settings(curve))
 
 
 def _evaluations(solver: Solver) -> int:

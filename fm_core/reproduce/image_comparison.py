@@ -15,6 +15,7 @@ from fm_core.report.html import FINGERPRINT_MARK, PAGE_VERSION, PageSection
 from fm_core.reproduce.aggregate import by_objective, claims, curves, summary
 from fm_core.reproduce.comparison_page import comparison_page, comparison_sections
 from fm_core.reproduce.experiments import Experiment, check_comparison, experiments_of, flow_matching_ot
+from fm_core.reproduce.few_step_results import few_step_results
 from fm_core.reproduce.image_experiment import (
     PROGRESS_PARTS,
     OnProgress,
@@ -97,7 +98,7 @@ def _run_sequentially(
     for number, experiment in enumerate(experiments):
         report = on_progress(number)
         try:
-            record = run_experiment(experiment, config.reproduce.images, report, stages)
+            record = run_experiment(experiment, config.reproduce, report, stages)
             outcomes.append(ExperimentOutcome(record))
         except (LeaseLostError, StopRequested):
             raise
@@ -112,20 +113,24 @@ def _results(
 ) -> dict[str, Any]:
     """The content of results.json."""
     records = [outcome.record for outcome in outcomes if outcome.record is not None]
+    candidate = flow_matching_ot(experiments)
+    tree = config.model_dump(mode="json", exclude={"report": {"pictures"}})
+    few_steps = few_step_results(by_objective(records), candidate, tree)
     return {
         "kind": "images",
         "data": config.data.name,
         "summary": {name: summary(seeds) for name, seeds in by_objective(records).items()},
-        "claims": claims(records, flow_matching_ot(experiments)),
-        "paired_bits": paired_bits(by_objective(records), flow_matching_ot(experiments)),
+        "claims": claims(records, candidate),
+        "paired_bits": paired_bits(by_objective(records), candidate),
         "curves": curves(records),
+        **({"few_steps": few_steps} if few_steps else {}),
         "cells": records,
         "failed": {
             experiment.name: outcome.error
             for experiment, outcome in zip(experiments, outcomes, strict=True)
             if outcome.record is None
         },
-        "config": config.model_dump(mode="json", exclude={"report": {"pictures"}}),
+        "config": tree,
     }
 
 

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from fm_core.checkpoint.weights_file import read_recipe
-from fm_core.config import ImagesSection, RunConfig, parse_config
+from fm_core.config import ImagesSection, ReproduceSection, RunConfig, parse_config
 from fm_core.evaluation.torch_threads import cpu_threads
 from fm_core.launch.dispatch import world
 from fm_core.method.ode import Solver
 from fm_core.reproduce.experiments import Experiment
+from fm_core.reproduce.few_steps import few_step_scores
 from fm_core.run.artifact_cache import ArtifactCache
 from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Observer, Progress
@@ -26,7 +27,14 @@ from fm_core.storage.atomic_files import read_json
 from fm_core.storage.keyed_random import generator_of
 from fm_core.training.lr_schedule import crossed
 
-PROGRESS_WEIGHTS = {"train": 600, "curves": 200, "sample": 100, "evaluate": 80, "pictures": 20}
+PROGRESS_WEIGHTS = {
+    "train": 600,
+    "curves": 200,
+    "sample": 100,
+    "evaluate": 80,
+    "few evaluations": 100,
+    "pictures": 20,
+}
 """Parts of an experiment's work, for the progress bar."""
 PROGRESS_PARTS = sum(PROGRESS_WEIGHTS.values())
 OnProgress = Callable[[int, str], None]
@@ -34,18 +42,21 @@ OnProgress = Callable[[int, str], None]
 
 
 def run_experiment(
-    experiment: Experiment, settings: ImagesSection, on_progress: OnProgress, stages: StageFunctions
+    experiment: Experiment, reproduce: ReproduceSection, on_progress: OnProgress, stages: StageFunctions
 ) -> dict[str, Any]:
     """Run one experiment, or verify it if it is complete; returns its record for results.json.
 
     Raises UserError, StopRequested and RuntimeError like the stages.
     """
-    config = experiment.config
+    config, settings = experiment.config, reproduce.images
     trained = stages.train(config, _stage_observer("train", experiment, on_progress))
     observe = _stage_observer("curves", experiment, on_progress)
     curve = _training_curve(experiment, settings.curve_images, observe, stages.evaluate)
     sampled = stages.sample(config, _stage_observer("sample", experiment, on_progress))
     scored = stages.evaluate(config, _stage_observer("evaluate", experiment, on_progress))
+    observe = _stage_observer("few evaluations", experiment, on_progress)
+    scores = read_json(Path(scored.paths["scores"])) or {}
+    few_steps = few_step_scores(experiment, reproduce.few_steps, scores, observe, stages)
     images_sha256 = _cache_low_nfe_images(experiment, settings)
     trajectories_sha256 = _cache_trajectories(experiment, sampled.hashes["weights"])
     on_progress(PROGRESS_PARTS, f"{experiment.title}: pictures")
@@ -57,9 +68,10 @@ def run_experiment(
         "steps": int(trained.counts["steps"]),
         "images_seen": int(trained.counts["images_seen"]),
         "fewer_steps": experiment.section.steps is not None,
-        "scores": read_json(Path(scored.paths["scores"])) or {},
+        "scores": scores,
         "scores_file": scored.paths["scores"],
         "while_training": curve,
+        **({"few_steps": few_steps} if few_steps else {}),
         "pictures_sha256": images_sha256,
         **({"trajectories_sha256": trajectories_sha256} if trajectories_sha256 else {}),
     }

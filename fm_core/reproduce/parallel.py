@@ -215,7 +215,7 @@ def main(file: str, name: str, folder: Path, entry_point: str) -> None:
     outcome: dict[str, Any]
     try:
         stages = StageFunctions.load(entry_point)
-        record = run_experiment(experiment, config.reproduce.images, report, stages)
+        record = run_experiment(experiment, config.reproduce, report, stages)
         outcome = {"state": "done", "record": record}
     except (StopRequested, KeyboardInterrupt) as stop:
         outcome = {"state": "stopped", "error": str(stop) or "stopped; run it again to continue"}

@@ -200,8 +200,9 @@ def _scores(evaluation: EvaluationRun, on_terms: Callable[[InfluenceTerms], None
             scores["bits_per_dim"]["of"] = ODE_OF_FLOW_MAP
     if CURVE in tasks:
         gaussian = reference.gaussian.to(evaluation.device)
-        parts = tasks[CURVE].read_all()
-        scores["nfe_curve"] = curve_record(parts, settings.nfe_curve, gaussian, evaluation.extractor.name)
+        rows = reference.rows if "kernel_distance" in settings.metrics else None
+        parts, curve = tasks[CURVE].read_all(), settings.nfe_curve
+        scores["nfe_curve"] = curve_record(parts, curve, gaussian, evaluation.extractor, rows)
     scores |= further_records(
         evaluation.extractors,
         samples,

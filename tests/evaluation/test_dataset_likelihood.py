@@ -6,8 +6,9 @@ from torch import nn
 
 from fm_core.config import LikelihoodSection, MethodSection, ModelSection
 from fm_core.evaluation.dataset_likelihood import batch_bits, combine, tighter_settings
+from fm_core.evaluation.recognition import recognition_record
 from fm_core.evaluation.resumable_parts import split_ranges
-from fm_core.evaluation.scores import likelihood_record, recognition_record
+from fm_core.evaluation.scores import likelihood_record
 from fm_core.method.dequantization import Quantizer
 from fm_core.models.build import build_method
 from fm_core.sampling.checkpoint_source import Model

@@ -53,7 +53,7 @@ def record():
     ]
     noise = torch.randn(500, 1, 2, 2, generator=torch.Generator().manual_seed(0))
     real = EXTRACTOR(MODEL.quantizer.quantize(noise * math.exp(-2)))[0]
-    return curve_record(parts, settings, Gaussian.of(FeatureMoments.of(real)), EXTRACTOR.name)
+    return curve_record(parts, settings, Gaussian.of(FeatureMoments.of(real)), EXTRACTOR, real)
 
 
 def errors(record, solver):

@@ -95,10 +95,25 @@ def test_unknown_quantities_are_marked_unknown_and_stated_ones_are_used():
     assert rows["DDPM"]["training, h"] == f"{179_200 / 800 / 3600:.3g}"
     assert rows["DDPM"]["samples, h"].endswith(" per 100 NFE")
     stated = rows_of(estimate(config, images_per_s=800, nfe=200))
-    # A forward pass costs a third of training on an image; 7 checkpoints; five tolerances minus one.
-    solved = (1000 + 256 * 7 + 256 * 4) * 200 + 256 * (3 * 244 + 1000) + 16 * 230
+    # A forward pass costs a third of training on an image; 3 checkpoints. Few evaluations: six solvers with
+    # 1, 2, 3, 4, 6, 8, 10 and 16, and a reference of 200.
+    curve, few = 256 * (3 * 72 + 200), 1000 * (6 * 50 + 200)
+    solved = (1000 + 256 * 3) * 200 + curve + few + 16 * 230
     assert stated["DDPM"]["samples, h"] == f"{solved / 2400 / 3600:.3g}"
-    assert stated["DDPM"]["bits/dim, h"] == f"{260 * 3 * 200 / 2400 / 3600:.3g}"
+    # Three students, each with 7 evaluations, a reference of 4 and samples of 2; and 2,000 pairs of 40.
+    solved += 3 * 1000 * 13 + 2000 * 40
+    assert stated["FM-OT"]["samples, h"] == f"{solved / 2400 / 3600:.3g}"
+    assert stated["ScoreFlow"]["samples, h"] == f"{(1768 * 200 + curve + 16 * 230) / 2400 / 3600:.3g}"
+    assert stated["DDPM"]["bits/dim, h"] == f"{132 * 3 * 200 / 2400 / 3600:.3g}"
+
+
+def test_students_count_with_their_additional_passes():
+    rows = rows_of(estimate(load_config(DIGITS), images_per_s=800))
+    # A quarter of the examples of MeanFlow, and half of those of SplitMeanFlow, need two more forward passes;
+    # one more of MeanFlow's is for its direction. A training pass is three forward passes.
+    passes = 128 * (300 * (3 + 0.25 * 2 + 0.25) + 300 * (3 + 0.5 * 2) + 250 * 3)
+    hours = 179_200 / 800 / 3600 + passes / 2400 / 3600
+    assert float(rows["FM-OT"]["training, h"]) == pytest.approx(hours, rel=0.01)
 
 
 def test_seeds_and_fewer_steps_count():
@@ -110,8 +125,8 @@ def test_seeds_and_fewer_steps_count():
     short = load_config(DIGITS, {"reproduce": {"cells": cells}, "train": {"warmup_images": 0}})
     estimated = rows_of(estimate(short, images_per_s=100))
     assert estimated["sum"]["steps"] == "700"
-    assert float(estimated["sum"]["training, h"]) == pytest.approx(
-        float(one["sum"]["training, h"]) / 10, rel=0.01
+    assert float(estimated["DDPM"]["training, h"]) == pytest.approx(
+        float(one["DDPM"]["training, h"]) / 10, rel=0.01
     )
 
 
@@ -123,14 +138,14 @@ def test_a_step_that_solves_an_ode_has_no_cost_before_it_is_solved():
 
 
 def test_fixed_steps_are_counted_and_not_guessed():
-    config = load_config(DIGITS, {"sample": {"solver": "heun", "steps": 10}})
-    experiment = experiments_of(config)[0]
-    settings = config.reproduce.images
     adaptive, fixed = (
-        image_experiment_cost(one, settings, objective_of(experiment.section), (1, 8, 8), 10)
-        for one in (experiments_of(load_config(DIGITS))[0].config, experiment.config)
+        image_experiment_cost(experiments_of(config)[0], config.reproduce, (1, 8, 8), 10)
+        for config in (
+            load_config(DIGITS),
+            load_config(DIGITS, {"sample": {"solver": "heun", "steps": 10}}),
+        )
     )
-    drawn = 1000 + 256 * 7
+    drawn = 1000 + 256 * 3
     assert adaptive.solved_images - fixed.solved_images == drawn
     assert fixed.fixed_evaluations - adaptive.fixed_evaluations == drawn * 20
 
@@ -158,7 +173,8 @@ def test_what_cannot_be_is_one_line_and_status_two(arguments, message, tmp_path,
 
 def test_an_objective_that_is_none_is_named():
     cells = [{"name": "odd", "objective": "score-matching", "path": "no-such-path"}]
-    tree = merge(load_config(DIGITS).model_dump(mode="json"), {"reproduce": {"cells": cells}})
+    reproduce = {"cells": cells, "few_steps": {"cells": [], "students": []}}
+    tree = merge(load_config(DIGITS).model_dump(mode="json"), {"reproduce": reproduce})
     with pytest.raises(UserError, match=r"reproduce\.cells\.odd: unknown path"):
         estimate(parse_config(tree, where="x"))
 

@@ -24,6 +24,19 @@ OVERRIDES = {
         "images": {"curve_images": 8, "shown_nfe": [2, 4], "shown_images": 3},
     },
 }
+STUDENTS = [
+    {"name": "map", "title": "Map", "objective": "split-meanflow", "steps": 2, "learning_rate": 0.001},
+    {"name": "reflow", "pairs": 24, "steps": 3, "learning_rate": 0.001},
+]
+FEW_STEPS = {
+    "cells": ["ddpm", "fm-ot"],
+    "solvers": ["euler", "dpmpp_2m@log-snr"],
+    "nfe": [1, 2, 4],
+    "exact_nfe": 8,
+    "teacher": "fm-ot",
+    "students": STUDENTS,
+    "student_nfe": [1, 2],
+}
 
 
 def configured(root: Path, **reproduce_keys) -> RunConfig:

@@ -76,6 +76,7 @@ class TinyRun:
     first: dict[str, CommandOutput] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.name = self._unused_name()
         places = {
             "run": {"root": str(self.root / "runs"), "name": self.name},
             "data": {"root": str(self.root / "data")},
@@ -84,13 +85,18 @@ class TinyRun:
         self.file.write_text(yaml.safe_dump(merge(merge(TINY, places), self.over)))
         self.path = self.root / "runs" / self.name
 
+    def _unused_name(self) -> str:
+        """The name, numbered if another run of this root has it: tests of several files share a root."""
+        numbered = [self.name, *(f"{self.name}-{number}" for number in range(2, 100))]
+        return next(name for name in numbered if not (self.root / f"{name}.yaml").exists())
+
     @property
     def config(self) -> RunConfig:
         return load_config(self.file)
 
     def copy(self, name: str) -> "TinyRun":
         """A copy of the run under another name, for tests that add to it; the data set is shared."""
-        other = TinyRun(self.root, name)
+        other = TinyRun(self.root, name)  # its name may be numbered
         shutil.copytree(self.path, other.path, ignore=NOT_COPIED)
         return other
 

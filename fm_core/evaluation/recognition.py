@@ -1,0 +1,31 @@
+"""Recognition of samples by a classifier of the data set."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CONFIDENCE = 0.9
+"""An image counts as recognized if the classifier assigns one class a higher probability than this."""
+
+
+def confident_fraction(probabilities: Tensor) -> float:
+    """Fraction of images with one class of a probability above CONFIDENCE; [N, classes] -> 0 .. 1."""
+    return (probabilities.amax(1) > CONFIDENCE).double().mean().item()
+
+
+def recognition_record(samples: Tensor, validation: Tensor) -> dict[str, Any]:
+    """Fraction of samples, and of real validation images, that the classifier recognizes with confidence.
+
+    Both arguments are class probabilities [N, classes]. `class_shares` is the distribution of the samples
+    over their most probable class.
+    """
+    counts = torch.bincount(samples.argmax(1), minlength=samples.shape[1])
+    return {
+        "value": confident_fraction(samples),
+        "images": len(samples),
+        "held_out": confident_fraction(validation),
+        "held_out_images": len(validation),
+        "confidence": CONFIDENCE,
+        "class_shares": [round(share, 6) for share in (counts.double() / len(samples)).tolist()],
+    }
