@@ -114,14 +114,14 @@ class FewStepsSection(Section):
     solvers: tuple[str, ...] = (
         "euler",
         "ab2",
-        "ddim@log-snr",
-        "ddim@edm",
+        "ddim",
         "dpmpp_2m",
         "dpmpp_2m@log-snr",
         "dpmpp_2m@edm",
+        "unipc",
         "unipc@log-snr",
         "unipc@edm",
-        "exp_ab3@log-snr",
+        "exp_ab3",
     )
     """Solvers and time grids, as of evaluate.nfe_curve.solvers. The best one is chosen for each experiment
     and each number of evaluations."""

@@ -1,4 +1,4 @@
-"""Recognition of samples by a classifier of the data set."""
+"""Recognition of samples by a classifier of the data set, which is trained on real images only."""
 
 from typing import Any
 
@@ -28,4 +28,24 @@ def recognition_record(samples: Tensor, validation: Tensor) -> dict[str, Any]:
         "held_out_images": len(validation),
         "confidence": CONFIDENCE,
         "class_shares": [round(share, 6) for share in (counts.double() / len(samples)).tolist()],
+    }
+
+
+def class_accuracy_record(
+    probabilities: Tensor, labels: Tensor, validation_accuracy: float
+) -> dict[str, Any]:
+    """Fraction of the samples whose most probable class is the one that they were sampled for.
+
+    Args:
+        probabilities: of the samples, [N, classes].
+        labels: the classes that they were sampled for, int64 [N].
+        validation_accuracy: the same fraction of real validation images.
+    """
+    correct = (probabilities.argmax(1) == labels).double().mean().item()
+    return {
+        "value": correct,
+        "stderr": (correct * (1 - correct) / len(labels)) ** 0.5,
+        "covers": "samples",
+        "images": len(labels),
+        "held_out": validation_accuracy,
     }

@@ -63,6 +63,7 @@ FEATURE_COLUMNS = (
 """Scores beside the distances that are computed from the outputs of an extractor."""
 CLASSIFIER_COLUMN = Column("classifier", "accuracy of the classifier", 3)
 MODEL_COLUMNS = (
+    Column("class_accuracy", "class accuracy", 3),
     Column("bits_per_dim", "bits/dim, K = 1", 3),
     Column("bits_per_dim_k_sample", "bits/dim, K > 1", 3),
     Column("nfe", "NFE", 0),

@@ -219,6 +219,20 @@ def _distance_rows(record: Mapping[str, Any], what: str) -> list[list[str]]:
     return rows
 
 
+def _class_accuracy_rows(scores: Mapping[str, Any]) -> list[list[str]]:
+    accuracy = scores.get("class_accuracy")
+    if accuracy is None:
+        return []
+    return [
+        [
+            "of the class that was sampled",
+            f"{accuracy['value']:.1%} ± {accuracy['stderr']:.1%}",
+            f"{accuracy['images']:,} samples, as the classifier labels them",
+        ],
+        ["", f"{accuracy['held_out']:.1%}", "real validation images with their labels"],
+    ]
+
+
 def _classifier_rows(scores: Mapping[str, Any]) -> list[list[str]]:
     if "recognised" not in scores:
         return []
@@ -231,6 +245,7 @@ def _classifier_rows(scores: Mapping[str, Any]) -> list[list[str]]:
             f"{recognized['images']:,} samples",
         ],
         ["", f"{recognized['held_out']:.1%}", f"{recognized['held_out_images']:,} real validation images"],
+        *_class_accuracy_rows(scores),
         [
             "smallest and largest class share",
             f"{min(shares):.1%} to {max(shares):.1%}",

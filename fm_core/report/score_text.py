@@ -113,6 +113,8 @@ def summary(scores: Record) -> str:
         parts.append(f"{with_error(nearer, 2)} nearer to training images than validation images are")
     if recognized := scores.get("recognised"):
         parts.append(f"{recognized['value']:.1%} recognized (real: {recognized['held_out']:.1%})")
+    if accuracy := scores.get("class_accuracy"):
+        parts.append(f"{accuracy['value']:.1%} of the class sampled (real: {accuracy['held_out']:.1%})")
     if copies := scores.get("duplicates"):
         parts.append(f"{copies['images']} of {copies['of']} images are copies of others")
     if nfe := scores.get("nfe"):

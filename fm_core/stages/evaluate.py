@@ -19,11 +19,12 @@ from fm_core.evaluation.metrics.sampling_error import InfluenceTerms
 from fm_core.evaluation.nfe_curve import check_curve, curve_record
 from fm_core.evaluation.paired_error import write_terms
 from fm_core.evaluation.protocol_scores import protocol_records
+from fm_core.evaluation.recognition import class_accuracy_record
 from fm_core.evaluation.reference import reference_check
 from fm_core.evaluation.reference_statistics import write_statistics
 from fm_core.evaluation.run_protocol import run_protocol
 from fm_core.evaluation.score_output import statements, write_scores
-from fm_core.evaluation.scores import Parts, cost_record, image_scores, likelihood_record
+from fm_core.evaluation.scores import Parts, concatenate, cost_record, image_scores, likelihood_record
 from fm_core.evaluation.torch_threads import cpu_threads
 from fm_core.launch.dispatch import device_count, world
 from fm_core.launch.exit_records import stopped_at
@@ -39,6 +40,7 @@ from fm_core.run.stage_runner import run_stage_function
 from fm_core.run.stop_file import mark_stop_handled, pending_request, refuse_pending_request
 from fm_core.sampling.checkpoint_source import PINNED_GUIDE, pin_weights, unpin_weights
 from fm_core.sampling.guide_model import guide_file, used_guide
+from fm_core.sampling.sample_protocol import draw_of
 from fm_core.sampling.solver_check import check_guidance
 from fm_core.stages.resolve import resolve
 from fm_core.storage.atomic_files import read_json, write_json
@@ -184,6 +186,7 @@ def _scores(evaluation: EvaluationRun, on_terms: Callable[[InfluenceTerms], None
         classes_in_turn=evaluation.classes_in_turn,
         on_terms=on_terms,
     )
+    scores |= _class_accuracy(evaluation, samples)
     scores |= protocol_records(samples, reference, evaluation.extractor, settings, evaluation.device)
     scores |= memorization_records(evaluation, samples, held_out)
     head: dict[str, Any] = {"protocol": run_protocol(evaluation, samples)}
@@ -244,6 +247,7 @@ def _counts(scores: dict[str, Any]) -> dict[str, float]:
         "precision",
         "recall",
         "recognised",
+        "class_accuracy",
         "bits_per_dim",
     )
     counts = {key: scores[key]["value"] for key in keys if key in scores}
@@ -252,6 +256,18 @@ def _counts(scores: dict[str, Any]) -> dict[str, float]:
     if classifier := scores.get("classifier"):
         counts["classifier_accuracy"] = classifier["held_out_accuracy"]
     return counts | ({"nfe": scores["nfe"]["mean"]} if "nfe" in scores else {})
+
+
+def _class_accuracy(evaluation: EvaluationRun, samples: Parts) -> dict[str, Any]:
+    """How often the classifier finds the class that was sampled; empty without classes or a classifier."""
+    probabilities = concatenate(samples, "probabilities")
+    accuracy, model = evaluation.extractor.validation_accuracy, evaluation.model
+    if model is None or probabilities is None or accuracy is None:
+        return {}
+    labels = draw_of(evaluation.config).labels(model, range(len(probabilities)))
+    if labels is None:
+        return {}
+    return {"class_accuracy": class_accuracy_record(probabilities, labels, accuracy)}
 
 
 def _classifier_progress(phases: ProgressPhases, run: RunDirectory) -> Callable[[int, int, float], None]:

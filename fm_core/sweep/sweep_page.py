@@ -8,6 +8,7 @@ from fm_core.report.html import Figure, PageSection, Table, page
 from fm_core.report.plots import sweep_lines
 from fm_core.report.score_columns import columns_of
 from fm_core.report.score_text import error_notes, with_error
+from fm_core.sweep.seed_means import column_key, mean_columns
 from fm_core.sweep.sweep_points import short_names, value_text
 from fm_core.sweep.sweep_results import check_text, digits_of
 
@@ -24,6 +25,8 @@ def sweep_page(results: Results) -> str:
 def sweep_sections(results: Results) -> list[PageSection]:
     """The best point, the table of all points, the figure, and the points that failed."""
     sections = [_best_section(results)] if "best" in results else []
+    if "over_seeds" in results:
+        sections.append(_seed_section(results))
     sections.append(PageSection("Points", [_table(results)], _note(results)))
     caption = f"{results['title']} of each point ± its standard error"
     figure = Figure(sweep_figure(results), caption)
@@ -101,6 +104,39 @@ def _best_section(results: Results) -> PageSection:
         f"{best['level']:.0%} for all comparisons together. No error covers another training."
     )
     return PageSection("Best point", [Table(["", ""], rows)], note)
+
+
+def _seed_section(results: Results) -> PageSection:
+    """The means over seeds."""
+    means, metric = results["over_seeds"], results["metric"]
+    digits = digits_of(metric)
+    columns = [
+        column
+        for column in mean_columns(metric, results["points"])
+        if any(column_key(column) in setting["scores"] for setting in means["settings"])
+    ]
+    rows = [
+        [
+            setting["setting"],
+            with_error(setting["scores"][metric], digits),
+            *(
+                with_error(setting["scores"][column_key(column)], column.digits)
+                if column_key(column) in setting["scores"]
+                else ""
+                for column in columns
+            ),
+        ]
+        for setting in means["settings"]
+    ]
+    best = means["best"]
+    seeds = ", ".join(map(str, means["seeds"]))
+    note = (
+        f"Means over the seeds {seeds} of training; ± is the deviation over seeds. Best of "
+        f"{best['of_settings']} settings: {best['setting']}. Chosen for each seed by the other seeds, so "
+        f"that the choice does not bias it, the best one has {results['title']} {with_error(best, digits)}."
+    )
+    head = ["setting", results["title"], *(column.title for column in columns)]
+    return PageSection("Over seeds", [Table(head, rows)], note)
 
 
 def _table(results: Results) -> Table:

@@ -7,6 +7,7 @@ from fm_core.config import RunConfig
 from fm_core.report.score_columns import columns_of
 from fm_core.report.score_text import distance_title, with_error
 from fm_core.sweep.point_ranking import LEVEL, OPEN, ScoredPoint, best_of, check_record, ranked
+from fm_core.sweep.seed_means import seed_means
 from fm_core.sweep.sweep_points import SweepPoint
 
 DIGITS = {"kernel_distance": 5, "precision": 3, "recall": 3}
@@ -33,6 +34,8 @@ def results_of(config: RunConfig, points: Sequence[SweepPoint], scored: Sequence
         if scored
         else "no point could be scored",
     }
+    if means := seed_means(metric, records):
+        results["over_seeds"] = means
     best = best_of(metric, scored)
     if best is None:
         return results

@@ -6,7 +6,6 @@ from torch import nn
 
 from fm_core.config import LikelihoodSection, MethodSection, ModelSection
 from fm_core.evaluation.dataset_likelihood import batch_bits, combine, tighter_settings
-from fm_core.evaluation.recognition import recognition_record
 from fm_core.evaluation.resumable_parts import split_ranges
 from fm_core.evaluation.scores import likelihood_record
 from fm_core.method.dequantization import Quantizer
@@ -156,11 +155,3 @@ def test_a_record_has_the_requested_quantities_and_nothing_else():
     tighter = likelihood_record(score(model(), images(2), draws=2, check_images=1), tolerances)
     assert tighter["solver_check"]["images"] == 1
     assert tighter["k_sample"]["k"] == 2
-
-
-def test_recognition_counts_confident_images_and_classes():
-    probabilities = torch.tensor([[0.95, 0.05], [0.85, 0.15], [0.05, 0.95], [0.9, 0.1]])
-    record = recognition_record(probabilities, probabilities[:1])
-    assert (record["value"], record["images"]) == (0.5, 4)
-    assert (record["held_out"], record["held_out_images"]) == (1.0, 1)
-    assert record["class_shares"] == [0.75, 0.25]

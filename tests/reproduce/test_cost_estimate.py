@@ -96,8 +96,8 @@ def test_unknown_quantities_are_marked_unknown_and_stated_ones_are_used():
     assert rows["DDPM"]["samples, h"].endswith(" per 100 NFE")
     stated = rows_of(estimate(config, images_per_s=800, nfe=200))
     # A forward pass costs a third of training on an image; 3 checkpoints. Few evaluations: six solvers with
-    # 1, 2, 3, 4, 6, 8, 10 and 16, and a reference of 200.
-    curve, few = 256 * (3 * 72 + 200), 1000 * (6 * 50 + 200)
+    # 1, 2, 3, 4, 6, 8, 10 and 16, and a reference of 100.
+    curve, few = 256 * (3 * 72 + 100), 1000 * (6 * 50 + 100)
     solved = (1000 + 256 * 3) * 200 + curve + few + 16 * 230
     assert stated["DDPM"]["samples, h"] == f"{solved / 2400 / 3600:.3g}"
     # Three students, each with 7 evaluations, a reference of 4 and samples of 2; and 2,000 pairs of 40.

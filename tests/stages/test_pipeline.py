@@ -146,6 +146,8 @@ def test_scores_hold_every_promised_field(scores):
     assert 2 < scores["bits_per_dim"]["value"] < 8
     assert scores["classifier"]["held_out_accuracy"] > 0.9
     assert sum(scores["recognised"]["class_shares"]) == pytest.approx(1)
+    accuracy = scores["class_accuracy"]
+    assert (accuracy["images"], accuracy["held_out"]) == (20, scores["classifier"]["held_out_accuracy"])
     assert not re.search(r"\bfid\b", json.dumps(scores), re.IGNORECASE)
     no_empty(scores)
 
@@ -201,7 +203,8 @@ def test_what_was_not_asked_for_is_absent(tiny):
     scores = read_json(path)
     path.unlink()
     assert made.state == "done"
-    asked = {"protocol", "step", "images_seen", "seconds", "schema", "nfe", "classifier", "recognised"}
+    asked = {"protocol", "step", "images_seen", "seconds", "schema", "nfe"}
+    asked |= {"classifier", "recognised", "class_accuracy"}
     distances = {"frechet_distance", "frechet_distance_of_held_out", "frechet_distance_ratio"}
     assert scores.keys() - asked == distances
     assert "likelihood" not in scores["protocol"]
