@@ -41,13 +41,14 @@ TABLES = {
 MODULES = {
     *("data_peers", "data_tasks", "gpu_parts", "interleaved", "peers", "program", "same_work", "torchcfm_run")
 }
+OWN_TEST = {"start_up"}
 NOT_TESTED = {"data", "gpu", "parity", "roofline", "score_errors"}
 """Benchmarks that are not tested here: data downloads peers of a hundred megabytes, parity needs a trained
 run (see the tests of reproduce), and the others have their own test modules."""
 
 
 def test_every_benchmark_is_listed():
-    assert {path.stem for path in BENCHMARKS.glob("*.py")} == {*COMMANDS} | MODULES | NOT_TESTED
+    assert {path.stem for path in BENCHMARKS.glob("*.py")} == {*COMMANDS} | MODULES | OWN_TEST | NOT_TESTED
 
 
 @pytest.fixture
@@ -92,3 +93,16 @@ def test_a_gpu_benchmark_without_a_gpu_is_refused(benchmark, name):
     done = benchmark(name)
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(rf"{name}\.py: no GPU here; for a small run: --device cpu .*\n", done.stderr)
+
+
+def test_start_up_measures_each_command_in_both_checkouts(benchmark, tmp_path):
+    file = tmp_path / "results.json"
+    checkout = BENCHMARKS.parents[1]
+    done = benchmark("start_up", checkout, "--rounds", "1", "--without-prefect", "--json", file)
+    assert done.returncode == 0, done.stderr[-3000:]
+    measured = json.loads(file.read_text())
+    assert list(measured) == ["fm --help", "fm status", "fm validate --quick", "fm train, to its first step"]
+    for samples in measured.values():
+        assert all(elapsed > 0 and cpu > 0 for each in samples.values() for elapsed, cpu in each)
+        assert samples.keys() == {"here", "earlier"}
+    assert len(done.stdout.strip().splitlines()) == 2 + len(measured)
