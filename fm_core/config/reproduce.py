@@ -106,7 +106,8 @@ class StudentSection(Section):
 class FewStepsSection(Section):
     """A comparison at few evaluations: solvers that need no training, and models trained for it.
 
-    Distances are of as many images as sample.images, from the same noise.
+    Distances are of as many images as sample.images, from the same noise. In 2-D there are shares of samples
+    on the squares instead, and no students.
     """
 
     cells: tuple[Name, ...] = ()
@@ -166,7 +167,7 @@ class ReproduceSection(Section):
     images: ImagesSection = ImagesSection()
     """Settings of a comparison on images."""
     few_steps: FewStepsSection = FewStepsSection()
-    """On images: comparison at few evaluations."""
+    """Comparison at few evaluations."""
     parallel: int = Field(default=1, ge=1)
     """On images: number of experiments that run in parallel. They share the GPUs of this host, or its cores
     if it has none; with launch.kind slurm each is a separate job."""
@@ -198,8 +199,10 @@ class ReproduceSection(Section):
             raise ValueError(f"reproduce.cells: two experiments have the same name: {', '.join(names)}")
         if unknown := next((name for name in self.few_steps.cells if name not in names), None):
             raise ValueError(f"reproduce.few_steps.cells: {unknown} is none of {', '.join(names)}")
-        if self.kind == "toy2d" and self.few_steps.cells:
-            raise ValueError("reproduce.few_steps.cells must be empty with reproduce.kind toy2d")
+        if self.kind == "toy2d" and self.few_steps.students:
+            raise ValueError(
+                "reproduce.few_steps.students are of reproduce.kind images; in 2-D, add flow maps to cells"
+            )
         if self.kind == "toy2d" and self.parallel > 1:
             raise ValueError(
                 "reproduce.parallel must be 1 with reproduce.kind toy2d: 2-D experiments run one at a time"

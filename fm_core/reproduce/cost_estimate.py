@@ -17,7 +17,7 @@ from fm_core.reproduce.experiment_cost import (
 )
 from fm_core.reproduce.experiments import experiments_of, seeds_of
 from fm_core.reproduce.paper_results import paper_results
-from fm_core.reproduce.toy2d.experiment_2d import toy_experiments
+from fm_core.reproduce.toy2d.experiment_2d import few_steps_of, toy_experiments
 from fm_core.run.stage_functions import Rules
 from fm_core.training.cost_model import size
 from fm_core.training.mfu import peak_tflops
@@ -155,7 +155,9 @@ def _image_costs(config: RunConfig, rules: Rules, nfe: float | None) -> list[_Ob
 def _toy_costs(config: RunConfig, nfe: float | None) -> list[_ObjectiveCost]:
     toy = config.reproduce.toy2d
     return [
-        _ObjectiveCost(e.label, 1, toy_experiment_cost(toy, e.objective, e.steps), nfe)
+        _ObjectiveCost(
+            e.label, 1, toy_experiment_cost(toy, e.objective, e.steps, few_steps_of(config, e.section)), nfe
+        )
         for e in toy_experiments(config)
     ]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fm_core.config import NfeCurveSection, ReproduceSection, Toy2dSection
+from fm_core.config import FewStepsSection, NfeCurveSection, ReproduceSection, Toy2dSection
 from fm_core.errors import UserError
 from fm_core.evaluation.dataset_likelihood import PROBES
 from fm_core.evaluation.nfe_curve import solver_settings
@@ -24,6 +24,7 @@ from fm_core.reproduce.few_steps import (
     student_config,
     student_curve,
 )
+from fm_core.reproduce.toy2d.few_evaluations import few_curve
 from fm_core.reproduce.toy2d.scoring import TRAJECTORY_TIMES
 from fm_core.sampling.sample_protocol import solver_of
 from fm_core.training.cost_model import FLOAT32, Cluster, training_cost
@@ -163,20 +164,26 @@ def image_experiment_cost(
     )
 
 
-def toy_experiment_cost(toy: Toy2dSection, objective: Objective, steps: int) -> ExperimentCost:
-    """The cost of a 2-D experiment that is trained for `steps` steps. Its points are counted as images."""
+def toy_experiment_cost(
+    toy: Toy2dSection, objective: Objective, steps: int, few: FewStepsSection | None = None
+) -> ExperimentCost:
+    """The cost of a 2-D experiment that is trained for `steps` steps, and scored at few evaluations if given.
+
+    Its points are counted as images.
+    """
     with torch.device("meta"):
         network = MLP(DIMENSIONS, toy.width, toy.layers)
     parameters, forward = parameter_count(network), flops_per_image(network, (DIMENSIONS,))
+    few_solvers = [point.solver for point in solver_settings(few_curve(objective, few))] if few else []
     tensors = toy.samples * (TRAJECTORY_TIMES + len(toy.nfe)) * DIMENSIONS + toy.grid**2
     return ExperimentCost(
         parameters=parameters,
         steps=steps,
         forward_flops=forward,
-        training_flops=forward * TRAINING_PASSES,
+        training_flops=forward * (TRAINING_PASSES + objective.extra_forwards),
         trained_images=steps * toy.batch,
         predictable=isinstance(objective, Regression),
-        fixed_evaluations=toy.samples * sum(toy.nfe),
+        fixed_evaluations=toy.samples * (sum(toy.nfe) + sum(map(_evaluations, few_solvers))),
         solved_images=toy.samples,
         scored_images=toy.held_out + toy.grid**2,
         scored_passes=1 + DIMENSIONS,

@@ -5,7 +5,7 @@ mean distance over the other seeds. Its distance at this seed is therefore not b
 seed the choice and the distance are of the same images, and the distance is too low by the selection.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import sqrt
 from statistics import fmean, stdev
 from typing import Any
@@ -48,7 +48,7 @@ def few_step_results(
     settings = config["reproduce"]["few_steps"]
     seeds = len(next(iter(scored.values())))
     curves = {
-        name: [_best_at(each, budget) for budget in settings["nfe"] if _candidates(each, budget)]
+        name: [_best_at(each, budget) for budget in settings["nfe"] if candidates(each, budget)]
         for name, each in scored.items()
     }
     students = {
@@ -71,35 +71,46 @@ def few_step_results(
     }
 
 
-def _candidates(scored: Sequence[Record], budget: int) -> set[tuple[str, int]]:
-    """Solvers and steps that every seed has with at most `budget` evaluations."""
-    fitting = [
-        {key for key, point in _points(each).items() if point["nfe"] <= budget + 1e-6} for each in scored
-    ]
-    return set[tuple[str, int]].intersection(*fitting)
-
-
-def _points(scored: Record) -> Points:
+def points_of(scored: Record) -> Points:
+    """The points of one run by solver and number of steps."""
     return {(point["solver"], point["steps"]): point for point in scored["points"]}
 
 
-def _chosen(scored: Sequence[Record], budget: int) -> list[tuple[str, int]]:
-    """The solver and steps for each seed: those with the lowest mean distance over the other seeds."""
-    points, candidates = [_points(each) for each in scored], sorted(_candidates(scored, budget))
-    choices = list[tuple[str, int]]()
-    for number in range(len(scored)):
-        others = [each for other, each in enumerate(points) if other != number] or points
-        choices.append(min(candidates, key=lambda key: fmean(each[key][DISTANCE] for each in others)))
-    return choices
+def candidates(scored: Sequence[Record], budget: int) -> list[tuple[str, int]]:
+    """Solvers and steps that every seed has with at most `budget` evaluations, sorted."""
+    fitting = [
+        {key for key, point in points_of(each).items() if point["nfe"] <= budget + 1e-6} for each in scored
+    ]
+    return sorted(set[tuple[str, int]].intersection(*fitting))
+
+
+def best_solver(
+    scored: Sequence[Record], budget: int, loss: Callable[[Record], float]
+) -> tuple[tuple[str, int], list[Record]]:
+    """The solver and steps with the least mean loss, and the point of each seed.
+
+    The point of a seed is that of the solver with the least mean loss over the other seeds.
+
+    Raises:
+        ValueError: no solver has so few evaluations.
+    """
+    points, keys = [points_of(each) for each in scored], candidates(scored, budget)
+
+    def best_over(seeds: Sequence[Points]) -> tuple[str, int]:
+        return min(keys, key=lambda key: fmean(loss(each[key]) for each in seeds))
+
+    others = [[each for other, each in enumerate(points) if other != seed] for seed in range(len(points))]
+    chosen = [own[best_over(rest or points)] for own, rest in zip(points, others, strict=True)]
+    return best_over(points), chosen
+
+
+def _distance_of(point: Record) -> float:
+    return point[DISTANCE]
 
 
 def _best_at(scored: Sequence[Record], budget: int) -> dict[str, Any]:
     """Record of the best solver with at most `budget` evaluations."""
-    chosen = [_points(each)[key] for each, key in zip(scored, _chosen(scored, budget), strict=True)]
-    all_points = [_points(each) for each in scored]
-    solver, steps = min(
-        sorted(_candidates(scored, budget)), key=lambda key: fmean(each[key][DISTANCE] for each in all_points)
-    )
+    (solver, steps), chosen = best_solver(scored, budget, _distance_of)
     return {"nfe": budget, "solver": solver, "steps": steps, **_scores(chosen)}
 
 
@@ -150,25 +161,18 @@ def _cost_verdicts(
 
 def _curve(scored: Sequence[Record], budgets: Sequence[int]) -> list[CurvePoint]:
     return [
-        CurvePoint(
-            budget,
-            mean_of_seeds(
-                _distances(
-                    [_points(each)[key] for each, key in zip(scored, _chosen(scored, budget), strict=True)]
-                )
-            ),
-        )
+        CurvePoint(budget, mean_of_seeds(_distances(best_solver(scored, budget, _distance_of)[1])))
         for budget in budgets
-        if _candidates(scored, budget)
+        if candidates(scored, budget)
     ]
 
 
 def _exact_verdict(scored: Mapping[str, Sequence[Record]], candidate: str) -> list[list[str]]:
     """Distance of the candidate with few evaluations, minus that of dopri5 from the same noise."""
     seeds = scored.get(candidate, [])
-    if not seeds or not _candidates(seeds, AT_EXACT):
+    if not seeds or not candidates(seeds, AT_EXACT):
         return []
-    few = [_points(each)[key] for each, key in zip(seeds, _chosen(seeds, AT_EXACT), strict=True)]
+    _, few = best_solver(seeds, AT_EXACT, _distance_of)
     differences = [point[DISTANCE] - each["exact"][DISTANCE] for each, point in zip(seeds, few, strict=True)]
     if len(seeds) == 1:
         words = f"{differences[0]:+.2f}; {ONE_SEED}"
@@ -198,7 +202,7 @@ def _student_verdicts(
                 for each in seeds
             ]
             words = f"{_ratio(own, [each['exact'] for each in seeds])} of the teacher's with dopri5"
-            euler = [_points(each).get(("euler", count)) for each in seeds]
+            euler = [points_of(each).get(("euler", count)) for each in seeds]
             if all(euler):
                 words += f", {_ratio(own, [point for point in euler if point])} of Euler's with {count}"
             plural = "evaluation" if count == 1 else "evaluations"

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from fm_core.commands import stage_function
-from fm_core.config import load_config, parse_config
 from fm_core.errors import UserError
 from fm_core.reproduce.claims import ONE_SEED
 from fm_core.reproduce.few_step_page import few_step_sections
@@ -186,13 +185,6 @@ def test_students_start_from_their_teacher_on_noise_that_they_are_not_scored_on(
 def test_settings_that_do_not_agree_are_refused(tmp_path, keys, message):
     with pytest.raises(UserError, match=message):
         configured(tmp_path, few_steps={**FEW_STEPS, **keys})
-
-
-def test_a_comparison_in_the_plane_has_no_few_evaluations():
-    tree = load_config(Path("infra/configs/checkerboard.yaml")).model_dump(mode="json")
-    tree["reproduce"]["few_steps"]["cells"] = ["ddpm"]
-    with pytest.raises(UserError, match=r"must be empty with reproduce\.kind toy2d"):
-        parse_config(tree, where="x")
 
 
 @pytest.fixture(scope="module")

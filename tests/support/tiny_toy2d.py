@@ -29,11 +29,16 @@ PLANE = {
 }
 
 
-def configured(root, cells=CELLS, seeds=None, **toy2d) -> RunConfig:
+def configured(root, cells=CELLS, seeds=None, few_steps=None, **toy2d) -> RunConfig:
     tree = {
         "run": {"name": "tiny", "root": str(root)},
         "launch": {"threads": 1},
-        "reproduce": {"cells": cells, "seeds": seeds, "toy2d": {**PLANE, **toy2d}},
+        "reproduce": {
+            "cells": cells,
+            "seeds": seeds,
+            "few_steps": few_steps or {},
+            "toy2d": {**PLANE, **toy2d},
+        },
     }
     return parse_config(tree, where="tiny.yaml")
 

@@ -18,6 +18,7 @@ from fm_core.reproduce.claims import Measured, compare_quality, mean_of_seeds, o
 from fm_core.reproduce.experiments import seeds_of, title_of
 from fm_core.reproduce.toy2d.checkerboard import ENTROPY, NAME
 from fm_core.reproduce.toy2d.experiment_2d import (
+    FEW_STEPS_KEYS,
     ToyOutcome,
     ToyProgress,
     generator_in_2d,
@@ -97,6 +98,7 @@ def _write_results(config: RunConfig, run: RunDirectory, outcomes: list[ToyOutco
         "diffusion_paths": [name for name, path in paths.items() if _is_diffusion(path)],
         "cells": {o.experiment.name: _result_record(o) for o in complete},
         **over_seeds_2d(complete),
+        **_few_steps(config, complete),
         "failed": {o.experiment.name: f"{o.experiment.label}: {o.error}" for o in outcomes if o.error},
     }
     directory = run.path / "reproduce"
@@ -152,7 +154,15 @@ def _is_flow_matching_ot(outcome: ToyOutcome) -> bool:
 def _result_record(outcome: ToyOutcome) -> dict[str, Any]:
     """An experiment's entry in results.json."""
     record = {key: value for key, value in outcome.record.items() if key not in ("schema", "tensors_sha256")}
-    return {"label": outcome.experiment.label, **record}
+    title = {"title": title_of(outcome.experiment.section)} if "few_steps" in record else {}
+    return {"label": outcome.experiment.label, **title, **record}
+
+
+def _few_steps(config: RunConfig, complete: Sequence[ToyOutcome]) -> dict[str, Any]:
+    """The settings of the comparison at few evaluations, if an experiment has it."""
+    if not any("few_steps" in outcome.record for outcome in complete):
+        return {}
+    return {"few_steps": config.reproduce.few_steps.model_dump(mode="json", include=FEW_STEPS_KEYS)}
 
 
 def _protocol(config: RunConfig) -> dict[str, Any]:

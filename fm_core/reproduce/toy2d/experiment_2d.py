@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fm_core.config import ExperimentSection, RunConfig
+from fm_core.config import ExperimentSection, FewStepsSection, RunConfig
 from fm_core.errors import LeaseLostError, StopRequested, UserError
 from fm_core.method.objectives import Objective
 from fm_core.reproduce.experiments import objective_of, seeds_of, title_of
@@ -36,6 +36,8 @@ TRAINING_PARTS, SCORING_PARTS = 1000, 600
 _OBJECTIVE_KEYS = {"objective", "objective_options", "path", "path_options"}
 _TRAINING_KEYS = {"batch", "learning_rate", "gradient_clip", "width", "layers"}
 _SCORING_KEYS = {"held_out", "samples", "nfe", "rtol", "atol", "grid"}
+FEW_STEPS_KEYS = {"solvers", "nfe"}
+"""Keys of reproduce.few_steps that affect the scores of a 2-D experiment."""
 
 
 @dataclass(frozen=True)
@@ -121,11 +123,6 @@ def run_toy_experiment(
 
 def _toy_experiment(config: RunConfig, section: ExperimentSection, seed: int) -> ToyExperiment:
     toy, objective = config.reproduce.toy2d, objective_of(section)
-    if objective.two_times:
-        raise UserError(
-            f"reproduce.cells.{section.name}: {objective.name} trains a network with two times, which the "
-            "2-D comparison does not have; compare it on images (reproduce.kind: images)"
-        )
     steps = section.steps or toy.steps
     fewer = f" ({steps:,} of {toy.steps:,} steps)" if steps < toy.steps else ""
     recipe = {
@@ -144,12 +141,19 @@ def _toy_experiment(config: RunConfig, section: ExperimentSection, seed: int) ->
     return ToyExperiment(section, name, label, objective, steps, cache, recipe)
 
 
+def few_steps_of(config: RunConfig, section: ExperimentSection) -> FewStepsSection | None:
+    """The comparison at few evaluations of an experiment; None if it has none."""
+    few = config.reproduce.few_steps
+    return few if section.name in few.cells else None
+
+
 def _train_and_score(
     experiment: ToyExperiment, config: RunConfig, progress: "ToyProgress"
 ) -> tuple[dict[str, Any], bool]:
     """The content of result.json, and whether any part of the experiment was computed by this call."""
     toy, seed, cache = config.reproduce.toy2d, experiment.seed, experiment.cache
-    network = initial_network(toy, seed)
+    network = initial_network(toy, seed, experiment.objective.two_times)
+    few = few_steps_of(config, experiment.section)
     trained = cache.read("training", "weights")
     if trained:
         progress.skip()
@@ -157,6 +161,7 @@ def _train_and_score(
     recipe = {
         "weights": training.tensors_sha256,
         **toy.model_dump(mode="json", include=_SCORING_KEYS),
+        **({"few_steps": few.model_dump(mode="json", include=FEW_STEPS_KEYS)} if few else {}),
     }
     scored = cache.read("result", "pictures")
     if trained and scored and scored.record["scoring"] == recipe:
@@ -165,7 +170,7 @@ def _train_and_score(
     clock, cpu = time.monotonic(), time.process_time()
     on_part = partial(progress.scored, experiment.label)
     random = experiment.random(Domain.TOY2D_SCORING)
-    evaluation = score_model(network, experiment.objective, toy, random, on_part)
+    evaluation = score_model(network, experiment.objective, toy, random, on_part, few)
     keys = ("recipe", "steps", "training_seconds", "training_cpu_seconds")
     record = {
         **{key: training.record[key] for key in keys},

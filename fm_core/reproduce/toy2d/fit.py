@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from fm_core.config import Toy2dSection
 from fm_core.method.objectives import Objective
 from fm_core.method.paths import PathSample
+from fm_core.method.time_pairs import NUMBERS, SecondTimes, draw_time_pairs
 from fm_core.method.timestep_samplers import Uniform
 from fm_core.models.mlp import MLP
 from fm_core.reproduce.toy2d.checkerboard import by_position, points
@@ -21,29 +23,48 @@ STEPS_DRAWN_TOGETHER = 32
 """Number of steps whose random numbers are drawn together; per-step draws take a tenth of a step's time."""
 
 
-def initial_network(toy: Toy2dSection, seed: int) -> MLP:
-    """The network with its initial weights, which depend only on the seed and not on the objective."""
+def initial_network(toy: Toy2dSection, seed: int, two_times: bool = False) -> MLP:
+    """The network with its initial weights, which depend only on the seed and not on the objective.
+
+    The embedding of a second time begins at zero.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return MLP(dimensions=2, width=toy.width, layers=toy.layers)
+        return MLP(dimensions=2, width=toy.width, layers=toy.layers, two_times=two_times)
 
 
 def draw(objective: Objective, random: KeyedRandom, first: int, count: int) -> PathSample:
     """The training examples of the stream positions first, first + 1, ...
 
     Data x1, noise x0 and the quantile of t are functions of the position and do not depend on the objective.
-    Times are uniform on the objective's interval and the coupling is independent, as in eq. 14.
+    Times are uniform on the objective's interval and the coupling is independent, as in eq. 14. A flow map
+    has second times.
     """
     x1 = points(random, first, count)
     x0 = by_position(random.normal, Purpose.NOISE, first, count, (2,))
     u = by_position(random.uniform, Purpose.TIME, first, count)
-    return objective.path.sample(x0, x1, Uniform(objective.interval).times(u))
+    times = Uniform(objective.interval)
+    if objective.equal_times is None:
+        return objective.path.sample(x0, x1, times.times(u))
+    more = by_position(random.uniform, Purpose.SECOND_TIME, first, count, (NUMBERS,))
+    t, second = draw_time_pairs(times, u, more, objective.equal_times)
+    return replace(objective.path.sample(x0, x1, t), second=second)
 
 
 def split(sample: PathSample, size: int) -> list[PathSample]:
     """Split a sample into batches of `size` examples each."""
     parts = (part.split(size) for part in (sample.x_t, sample.velocity, sample.x0, sample.x1, sample.t))
-    return [PathSample(*batch) for batch in zip(*parts, strict=True)]
+    batches = [PathSample(*batch) for batch in zip(*parts, strict=True)]
+    second = sample.second
+    if second is None:
+        return batches
+    s, fractions = second.s.split(size), second.split.split(size)
+    apart = [
+        second.apart[(second.apart >= first) & (second.apart < first + size)] - first
+        for first in range(0, len(sample.t), size)
+    ]
+    pairs = zip(s, fractions, apart, strict=True)
+    return [replace(batch, second=SecondTimes(*each)) for batch, each in zip(batches, pairs, strict=True)]
 
 
 def fit(

@@ -8,6 +8,7 @@ from fm_core.method.paths import Path
 from fm_core.report.html import Figure, PageSection, Table, page
 from fm_core.report.plots import ErrorBar, error_bar_plot
 from fm_core.reproduce.claims import FALSE_POSITIVES
+from fm_core.reproduce.toy2d.few_evaluations import few_evaluations_section
 from fm_core.reproduce.toy2d.figures import (
     FigureData,
     conditional_fields,
@@ -58,6 +59,7 @@ def sections_2d(
         paths: the distinct paths of the experiments by name, in the order of the experiments.
     """
     sections = [_scores(results), *over_seeds_section(results), _shares(results)]
+    sections += few_evaluations_section(results)
     if results["failed"]:
         rows = [[label, error] for label, error in results["failed"].items()]
         sections.insert(0, PageSection("Failed", [Table(["objective", "error"], rows)]))

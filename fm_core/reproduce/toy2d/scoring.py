@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from fm_core.config import Toy2dSection
+from fm_core.config import FewStepsSection, Toy2dSection
 from fm_core.method.divergence import Exact
 from fm_core.method.likelihood import LogDensity, log_density
 from fm_core.method.objectives import Objective
@@ -22,6 +22,7 @@ from fm_core.reproduce.toy2d.checkerboard import (
     on_squares,
     points,
 )
+from fm_core.reproduce.toy2d.few_evaluations import few_evaluations
 from fm_core.storage.keyed_random import KeyedRandom, Purpose
 
 TRAJECTORY_TIMES = 25
@@ -46,9 +47,16 @@ class ToyEvaluation:
 
 
 def score_model(
-    network: nn.Module, objective: Objective, toy: Toy2dSection, random: KeyedRandom, on_part: OnPart
+    network: nn.Module,
+    objective: Objective,
+    toy: Toy2dSection,
+    random: KeyedRandom,
+    on_part: OnPart,
+    few_steps: FewStepsSection | None = None,
 ) -> ToyEvaluation:
     """Score a trained network; `on_part` is called with the finished share, 0 to 1, and the finished part.
+
+    With `few_steps`, samples of its solvers are scored too.
 
     Noise and held-out points are functions of their index and do not depend on the objective.
 
@@ -63,6 +71,7 @@ def score_model(
     run = solve(velocity, noise, objective.interval, dopri5, times)
     on_part(0.25, f"trajectories of {toy.samples:,} points in {run.nfe} evaluations")
     samples = _low_nfe_samples(velocity, noise, objective, toy)
+    few = few_evaluations(velocity, noise, run.x, objective, few_steps) if few_steps else []
     on_part(0.4, "samples at few evaluations")
     held_out = points(random, 0, toy.held_out)
     likelihood = _log_density(velocity, held_out, objective, dopri5)
@@ -78,6 +87,7 @@ def score_model(
             "dopri5": _share(run.x),
         },
         "mass_in_picture": float(density.sum()) * cell_area,
+        **({"few_steps": few} if few else {}),
     }
     trajectory = {"times": cast(Tensor, run.times), "trajectory": cast(Tensor, run.trajectory)}
     return ToyEvaluation(scores, {**trajectory, **samples, "density": density})
