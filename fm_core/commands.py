@@ -101,7 +101,7 @@ def preflight(config: RunConfig, stages: Sequence[str], without: Collection[str]
 
     if "reproduce" in stages:
         config = resolve_comparison(config)
-        from fm_core.reproduce.experiments import check_comparison
+        from fm_core.reproduce.comparison_checks import check_comparison
 
         check_comparison(config, stage_preflight.rules)
     if "sweep" in stages:

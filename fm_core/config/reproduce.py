@@ -88,19 +88,28 @@ class StudentSection(Section):
     """Short name; the directory of its run is <run>/reproduce/<teacher>-s<seed>-<name>."""
     title: str = ""
     """Name in tables and figures; by default the short name."""
-    objective: str = "flow-matching"
-    """meanflow or split-meanflow, sampled by flow_map; or, with `pairs`, the objective of the teacher."""
+    objective: str | None = None
+    """Objective of a flow map, meanflow or split-meanflow, which is trained on the images of the data set."""
     objective_options: Options = {}
     """Options of the objective."""
     pairs: int = Field(default=0, ge=0)
-    """Samples of the teacher to train on, each with its noise (reflow); 0: train on the images of the data
-    set."""
+    """Instead of an objective: number of samples of the teacher to train on, each with its noise (reflow),
+    with the objective of the teacher."""
     steps: int = Field(ge=1)
     """Optimizer steps, in addition to those of the teacher."""
     learning_rate: float = Field(gt=0)
     """Largest learning rate; it is reached after a tenth of the steps."""
     ema_decay: float = Field(default=0.99, gt=0, lt=1)
     """Decay of the average of the weights that is sampled."""
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> Self:
+        if bool(self.objective) == bool(self.pairs):
+            raise ValueError(
+                f"reproduce.few_steps.students: {self.name} needs an objective of flow maps or a number of "
+                "pairs, and not both"
+            )
+        return self
 
 
 class FewStepsSection(Section):
@@ -126,15 +135,15 @@ class FewStepsSection(Section):
     )
     """Solvers and time grids, as of evaluate.nfe_curve.solvers. The best one is chosen for each experiment
     and each number of evaluations."""
-    nfe: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 10, 16)
-    """Evaluations of the network per sample."""
-    exact_nfe: int = Field(default=1_000, ge=4, multiple_of=4)
+    nfe: tuple[int, ...] = Field(default=(1, 2, 3, 4, 6, 8, 10, 16), min_length=1)
+    """Largest numbers of evaluations of the network per sample."""
+    exact_nfe: int = Field(default=200, ge=4, multiple_of=4)
     """NFE of the rk4 reference solution, against which errors are measured."""
     teacher: Name | None = None
     """Experiment from whose models the students are trained, one for each seed."""
     students: tuple[StudentSection, ...] = ()
     """Models for few evaluations."""
-    student_nfe: tuple[int, ...] = (1, 2, 4)
+    student_nfe: tuple[int, ...] = Field(default=(1, 2, 4), min_length=1)
     """Evaluations per sample of the students."""
 
     @model_validator(mode="after")

@@ -13,7 +13,8 @@ from fm_core.evaluation.features.extractor import Extractor
 from fm_core.evaluation.metrics.feature_statistics import Gaussian
 from fm_core.evaluation.metrics.frechet import estimate_frechet_distance
 from fm_core.evaluation.metrics.kid import kernel_distance
-from fm_core.evaluation.recognition import confident_fraction
+from fm_core.evaluation.recognition import recognized_share
+from fm_core.evaluation.reference import subset_indices
 from fm_core.method.objectives import Objective
 from fm_core.method.ode import forwards_per_call
 from fm_core.method.solver import ADAPTIVE, ALIASES, EVALUATIONS_PER_STEP, Solver
@@ -103,7 +104,8 @@ def curve_part(
     Returns:
         For each point p: `error-p` float64 [n], the root mean square over dimensions of the difference from
         the exact solution, in the model's units (the data span [-1, 1]); `features-p` [n, D]; `nfe-p` int64
-        [n]; and, if the extractor has them, `probabilities-p` [n, classes].
+        [n]; and, of a classifier of the data set, `confidence-p` [n], the probability of the most probable
+        class.
     """
     labels = draw.labels(model, numbers)
     velocity = draw.velocity(model, None if labels is None else labels.to(device))
@@ -119,8 +121,8 @@ def curve_part(
         difference = (solution.x - exact).double().flatten(1)
         content[f"error-{number}"] = difference.square().mean(1).sqrt().cpu()
         content[f"features-{number}"], probabilities = extractor(model.quantizer.quantize(solution.x))
-        if probabilities is not None:
-            content[f"probabilities-{number}"] = probabilities
+        if probabilities is not None and extractor.validation_accuracy is not None:
+            content[f"confidence-{number}"] = probabilities.amax(1)
         content[f"nfe-{number}"] = torch.full((len(numbers),), solution.nfe)
     content["forwards"] = torch.tensor([forwards_per_call(velocity)])
     return content
@@ -132,6 +134,7 @@ def curve_record(
     reference: Gaussian,
     extractor: Extractor,
     rows: Tensor | None = None,
+    pair_images: int | None = None,
 ) -> dict[str, Any]:
     """Build the curve's record for the scores file, which has one record per point.
 
@@ -141,13 +144,14 @@ def curve_record(
         reference: mean and covariance of the reference.
         extractor: the extractor of the features.
         rows: features [M, D] of reference images, for the kernel distance; None leaves it out.
+        pair_images: largest number of images for the kernel distance; by default all.
     """
     records = list[dict[str, Any]]()
     device = reference.mean.device
     for number, point in enumerate(solver_settings(settings)):
         values = {
             name: torch.cat([part[f"{name}-{number}"] for part in parts])
-            for name in ("error", "features", "nfe", "probabilities")
+            for name in ("error", "features", "nfe", "confidence")
             if all(f"{name}-{number}" in part for part in parts)
         }
         features, error = values["features"].to(device), values["error"]
@@ -160,7 +164,8 @@ def curve_record(
                 "error_stderr": error.std().item() / len(error) ** 0.5,
                 "frechet_distance": frechet.value,
                 "frechet_distance_stderr": frechet.stderr,
-                **_further_scores(features, rows, values.get("probabilities"), extractor),
+                **({"unreliable": frechet.unreliable} if frechet.unreliable else {}),
+                **_further_scores(features, rows, values.get("confidence"), pair_images),
             }
         )
     return {
@@ -175,13 +180,14 @@ def curve_record(
 
 
 def _further_scores(
-    features: Tensor, rows: Tensor | None, probabilities: Tensor | None, extractor: Extractor
+    features: Tensor, rows: Tensor | None, confidence: Tensor | None, pair_images: int | None
 ) -> dict[str, float]:
     """Kernel distance with its error, and the share that a classifier of the data set recognizes."""
     scores = dict[str, float]()
     if rows is not None:
-        kernel = kernel_distance(features, rows.to(features.device))
+        pairs = features[subset_indices(len(features), pair_images or len(features))]
+        kernel = kernel_distance(pairs, rows.to(features.device))
         scores |= {"kernel_distance": kernel.value, "kernel_distance_stderr": kernel.stderr}
-    if probabilities is not None and extractor.validation_accuracy is not None:
-        scores["recognized"] = confident_fraction(probabilities)
+    if confidence is not None:
+        scores["recognized"] = recognized_share(confidence)
     return scores

@@ -9,9 +9,9 @@ CONFIDENCE = 0.9
 """An image counts as recognized if the classifier assigns one class a higher probability than this."""
 
 
-def confident_fraction(probabilities: Tensor) -> float:
-    """Fraction of images with one class of a probability above CONFIDENCE; [N, classes] -> 0 .. 1."""
-    return (probabilities.amax(1) > CONFIDENCE).double().mean().item()
+def recognized_share(confidence: Tensor) -> float:
+    """Share of images, 0 to 1, with a most probable class of a probability [N] above CONFIDENCE."""
+    return (confidence > CONFIDENCE).double().mean().item()
 
 
 def recognition_record(samples: Tensor, validation: Tensor) -> dict[str, Any]:
@@ -22,9 +22,9 @@ def recognition_record(samples: Tensor, validation: Tensor) -> dict[str, Any]:
     """
     counts = torch.bincount(samples.argmax(1), minlength=samples.shape[1])
     return {
-        "value": confident_fraction(samples),
+        "value": recognized_share(samples.amax(1)),
         "images": len(samples),
-        "held_out": confident_fraction(validation),
+        "held_out": recognized_share(validation.amax(1)),
         "held_out_images": len(validation),
         "confidence": CONFIDENCE,
         "class_shares": [round(share, 6) for share in (counts.double() / len(samples)).tolist()],

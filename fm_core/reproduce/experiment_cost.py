@@ -17,13 +17,8 @@ from fm_core.method.solver import EVALUATIONS_PER_STEP, Solver
 from fm_core.models.flops import TRAINING_PASSES, flops_per_image, parameter_count
 from fm_core.models.mlp import MLP
 from fm_core.reproduce.experiments import Experiment, objective_of
-from fm_core.reproduce.few_steps import (
-    PAIRS_SOLVER,
-    PAIRS_STEPS,
-    solver_curve,
-    student_config,
-    student_curve,
-)
+from fm_core.reproduce.few_steps import solver_curve
+from fm_core.reproduce.students import PAIRS_SOLVER, PAIRS_STEPS, student_config, student_curve
 from fm_core.reproduce.toy2d.few_evaluations import few_curve
 from fm_core.reproduce.toy2d.scoring import TRAJECTORY_TIMES
 from fm_core.sampling.sample_protocol import solver_of
@@ -136,10 +131,11 @@ def image_experiment_cost(
     students = few.students if experiment.section.name == few.teacher else ()
     if experiment.section.name in few.cells:
         fixed += sample.images * curve_evaluations(solver_curve(config, few))
-    for student in students:
-        taught = student_config(config, student)
-        own = curve_evaluations(student_curve(taught, few))
-        fixed += sample.images * (own + _evaluations(solver_of(taught)))
+    configs = [student_config(config, student) for student in students]
+    taught = [training_cost(each, image_shape, classes, DEVICE) for each in configs]
+    for student, each in zip(students, configs, strict=True):
+        own = curve_evaluations(student_curve(each, few))
+        fixed += sample.images * (own + _evaluations(solver_of(each)))
         fixed += student.pairs * _evaluations(Solver(PAIRS_SOLVER, steps=PAIRS_STEPS))
     adaptive = curve.images * sum(each.adaptive for each in curve_solvers)
     adaptive += samples * (not _evaluations(solver))
@@ -155,12 +151,11 @@ def image_experiment_cost(
         solved_images=adaptive,
         scored_images=likelihood.images * likelihood.draws + checks,
         scored_passes=1 + PROBES,
-        student_flops=sum(
-            training_cost(student_config(config, each), image_shape, classes, DEVICE).total_flops
-            for each in students
-        ),
-        checkpoint_bytes=training.checkpoint_bytes * min(training.checkpoints, config.train.keep_checkpoints),
-        sample_bytes=training.image_bytes * (sample.images + images.shown_images * len(images.shown_nfe)),
+        student_flops=sum(each.total_flops for each in taught),
+        checkpoint_bytes=training.checkpoint_bytes * min(training.checkpoints, config.train.keep_checkpoints)
+        + sum(each.checkpoint_bytes * each.checkpoints for each in taught),
+        sample_bytes=training.image_bytes * (sample.images + images.shown_images * len(images.shown_nfe))
+        + training.image_bytes * (1 + FLOAT32) * sum(each.pairs for each in students),
     )
 
 

@@ -1,6 +1,5 @@
 """The experiments of a comparison: objectives on their paths; on images, one run per objective and seed."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fm_core.config import ExperimentSection, RunConfig, parse_config
@@ -9,10 +8,6 @@ from fm_core.launch.online_eval import MIN_IMAGES
 from fm_core.method.objectives import Objective
 from fm_core.method.registry import objective_named, path_named
 from fm_core.run.directory import RunDirectory
-from fm_core.run.stage_functions import Rule, Rules
-
-SHARED_RULES = ("feature extractors", "samples")
-"""Preflight rules for the settings that all experiments of a comparison share."""
 
 
 @dataclass(frozen=True)
@@ -110,29 +105,6 @@ def _run_config(config: RunConfig, section: ExperimentSection, seed: int) -> Run
             tree["train"][key] = f"{url.rstrip('/')}/{section.name}-s{seed}"
     del tree["reproduce"]
     return parse_config(tree, where=f"reproduce.cells.{section.name}")
-
-
-def comparison_rules(config: RunConfig, rules: Rules) -> Iterator[tuple[str, Rule]]:
-    """The preflight rules of a comparison on images, by name.
-
-    Sampling and scoring have the same settings in all experiments, so their rules are yielded once.
-    """
-    experiments = experiments_of(config)
-    by_name = dict(rules(experiments[0].config, ("train", "sample", "evaluate")))
-    yield from ((name, by_name[name]) for name in SHARED_RULES)
-    for experiment in experiments:
-        yield f"training of {experiment.name}", dict(rules(experiment.config, ("train",)))["training"]
-
-
-def check_comparison(config: RunConfig, rules: Rules) -> None:
-    """Check a comparison on images before it starts; a 2-D comparison runs its own checks.
-
-    Raises:
-        UserError: a one-line message about the first problem.
-    """
-    if config.reproduce.kind == "images":
-        for _, rule in comparison_rules(config, rules):
-            rule()
 
 
 def flow_matching_ot(experiments: list[Experiment]) -> str:

@@ -6,7 +6,7 @@ seed the choice and the distance are of the same images, and the distance is too
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from math import sqrt
+from math import hypot, sqrt
 from statistics import fmean, stdev
 from typing import Any
 
@@ -33,40 +33,45 @@ def few_step_results(
 ) -> dict[str, Any]:
     """The results for results.json; empty if no experiment was scored at few evaluations.
 
+    `solvers` and `exact` are by experiment, `students` by name. Each says over how many seeds it is: failed
+    runs are left out.
+
     Args:
         groups: records of the runs by experiment, one per seed.
         candidate: name of the experiment with flow matching on the optimal-transport path.
         config: the configuration of the comparison, as a tree.
     """
-    scored = {
-        name: [seed["few_steps"] for seed in seeds]
-        for name, seeds in groups.items()
-        if all(seed.get("few_steps") for seed in seeds)
-    }
-    if not scored:
-        return {}
     settings = config["reproduce"]["few_steps"]
-    seeds = len(next(iter(scored.values())))
+    few = {
+        name: [seed["few_steps"] for seed in seeds if seed.get("few_steps")] for name, seeds in groups.items()
+    }
+    if not any(few.values()):
+        return {}
+    scored = {
+        name: seeds for name, each in few.items() if (seeds := [seed for seed in each if seed["points"]])
+    }
     curves = {
-        name: [_best_at(each, budget) for budget in settings["nfe"] if candidates(each, budget)]
+        name: {
+            "seeds": len(each),
+            "points": [_best_at(each, budget) for budget in settings["nfe"] if candidates(each, budget)],
+        }
         for name, each in scored.items()
     }
+    taught = few.get(settings["teacher"], [])
     students = {
-        student["name"]: _student(student["name"], scored[settings["teacher"]], settings["student_nfe"])
+        student["name"]: _student(student["name"], taught, settings["student_nfe"])
         for student in settings["students"]
-        if settings["teacher"] in scored
+        if any(student["name"] in seed["students"] for seed in taught)
     }
     return {
         "images": config["sample"]["images"],
-        "seeds": seeds,
-        "error_is": "deviation over seeds" if seeds > 1 else "the estimator's standard error",
-        "solvers": curves,
+        "solvers": {name: curve for name, curve in curves.items() if curve["points"]},
         "exact": {name: _exact(each) for name, each in scored.items()},
         "students": students,
         "verdicts": [
             *_cost_verdicts(scored, settings["nfe"], candidate),
             *_exact_verdict(scored, candidate),
-            *_student_verdicts(scored, settings, students),
+            *_student_verdicts(taught, settings, students),
         ],
     }
 
@@ -104,20 +109,22 @@ def best_solver(
     return best_over(points), chosen
 
 
-def _distance_of(point: Record) -> float:
-    return point[DISTANCE]
-
-
 def _best_at(scored: Sequence[Record], budget: int) -> dict[str, Any]:
     """Record of the best solver with at most `budget` evaluations."""
     (solver, steps), chosen = best_solver(scored, budget, _distance_of)
     return {"nfe": budget, "solver": solver, "steps": steps, **_scores(chosen)}
 
 
+def _distance_of(point: Record) -> float:
+    return point[DISTANCE]
+
+
 def _scores(points: Sequence[Record]) -> dict[str, Any]:
     """Distance with its deviation over seeds, and means of the other scores; one point per seed."""
     distance = over_seeds(_distances(points))
     record: dict[str, Any] = {"value": distance.value, "stderr": distance.stderr}
+    if len(points) == 1 and points[0].get("unreliable"):
+        record["unreliable"] = points[0]["unreliable"]
     for name in ("kernel_distance", "recognized", "error"):
         if all(name in point for point in points):
             record[name] = fmean(point[name] for point in points)
@@ -130,14 +137,16 @@ def _distances(points: Sequence[Record]) -> list[Measured]:
 
 def _exact(scored: Sequence[Record]) -> dict[str, Any]:
     points = [each["exact"] for each in scored]
-    return {"nfe": fmean(point["nfe"] for point in points), **_scores(points)}
+    solver = points[0]["solver"]
+    return {"solver": solver, "nfe": fmean(point["nfe"] for point in points), **_scores(points)}
 
 
-def _student(name: str, scored: Sequence[Record], budgets: Sequence[int]) -> dict[str, Any]:
-    runs = [each["students"][name] for each in scored]
-    by_steps = [{point["nfe"]: point for point in run["points"]} for run in runs]
+def _student(name: str, taught: Sequence[Record], budgets: Sequence[int]) -> dict[str, Any]:
+    runs = [seed["students"][name] for seed in taught if name in seed["students"]]
+    by_steps = [{point["steps"]: point for point in run["points"]} for run in runs]
     return {
         "title": runs[0]["title"],
+        "seeds": len(runs),
         "steps": runs[0]["steps"],
         "runs": [run["run"] for run in runs],
         "points": [{"nfe": count, **_scores([each[count] for each in by_steps])} for count in budgets],
@@ -148,9 +157,9 @@ def _cost_verdicts(
     scored: Mapping[str, Sequence[Record]], budgets: Sequence[int], candidate: str
 ) -> list[list[str]]:
     """Whether the candidate needs fewer evaluations than each other, both with their own best solvers."""
-    if candidate not in scored:
+    curves = {name: curve for name, each in scored.items() if (curve := _curve(each, budgets))}
+    if candidate not in curves:
         return []
-    curves = {name: _curve(each, budgets) for name, each in scored.items()}
     question = "Reaches the other's best distance with fewer evaluations, each with its own solvers"
     return [
         [question, name, compare_cost(curves[candidate], curve, "evaluations").text]
@@ -160,15 +169,24 @@ def _cost_verdicts(
 
 
 def _curve(scored: Sequence[Record], budgets: Sequence[int]) -> list[CurvePoint]:
-    return [
-        CurvePoint(budget, mean_of_seeds(_distances(best_solver(scored, budget, _distance_of)[1])))
-        for budget in budgets
-        if candidates(scored, budget)
-    ]
+    """Distances by evaluations, without numbers at which the solver is that of a smaller number.
+
+    Otherwise one measurement would be resampled as if it were several.
+    """
+    curve, before = list[CurvePoint](), list[tuple[str, int]]()
+    for budget in budgets:
+        if not candidates(scored, budget):
+            continue
+        _, chosen = best_solver(scored, budget, _distance_of)
+        keys = [(point["solver"], point["steps"]) for point in chosen]
+        if keys != before:
+            curve.append(CurvePoint(budget, mean_of_seeds(_distances(chosen))))
+        before = keys
+    return curve
 
 
 def _exact_verdict(scored: Mapping[str, Sequence[Record]], candidate: str) -> list[list[str]]:
-    """Distance of the candidate with few evaluations, minus that of dopri5 from the same noise."""
+    """Distance of the candidate with few evaluations, minus that of its samples from the same noise."""
     seeds = scored.get(candidate, [])
     if not seeds or not candidates(seeds, AT_EXACT):
         return []
@@ -185,38 +203,53 @@ def _exact_verdict(scored: Mapping[str, Sequence[Record]], candidate: str) -> li
             f"{result}: {difference.value:+.2f} ± {difference.stderr:.2f} over {len(seeds)} seeds "
             f"({threshold:.1f} standard errors are needed)"
         )
-    nfe = fmean(each["exact"]["nfe"] for each in seeds)
-    return [[f"As good with {AT_EXACT} evaluations as dopri5 with {nfe:.0f}", candidate, words]]
+    exact = _exact(seeds)
+    return [
+        [
+            f"As good with {AT_EXACT} evaluations as {exact['solver']} with {exact['nfe']:.0f}",
+            candidate,
+            words,
+        ]
+    ]
 
 
 def _student_verdicts(
-    scored: Mapping[str, Sequence[Record]], settings: Record, students: Mapping[str, Record]
+    taught: Sequence[Record], settings: Record, students: Mapping[str, Record]
 ) -> list[list[str]]:
-    """Distance of each student relative to the teacher's with dopri5, and with Euler's method."""
+    """Distance of each student, relative to those of its teacher's samples and by Euler's method."""
     rows = list[list[str]]()
-    seeds = scored.get(settings["teacher"], [])
     for name, student in students.items():
+        seeds = [seed for seed in taught if name in seed["students"]]
         for count in settings["student_nfe"]:
             own = [
-                next(point for point in each["students"][name]["points"] if point["nfe"] == count)
-                for each in seeds
+                next(point for point in seed["students"][name]["points"] if point["steps"] == count)
+                for seed in seeds
             ]
-            words = f"{_ratio(own, [each['exact'] for each in seeds])} of the teacher's with dopri5"
-            euler = [points_of(each).get(("euler", count)) for each in seeds]
+            exact = [seed["exact"] for seed in seeds]
+            words = f"{_ratio(own, exact)} the teacher's distance by {exact[0]['solver']}"
+            euler = [points_of(seed).get(("euler", count)) for seed in seeds]
             if all(euler):
-                words += f", {_ratio(own, [point for point in euler if point])} of Euler's with {count}"
+                words += f"; {_ratio(own, [point for point in euler if point])} that by euler with {count}"
+            if len(seeds) == 1:
+                words += f"; {ONE_SEED}"
             plural = "evaluation" if count == 1 else "evaluations"
             rows.append([f"Distance with {count} {plural}", student["title"], words])
     return rows
 
 
 def _ratio(points: Sequence[Record], others: Sequence[Record]) -> str:
-    """The ratio of distances, with its deviation over seeds."""
-    ratios = [point[DISTANCE] / other[DISTANCE] for point, other in zip(points, others, strict=True)]
-    value = over_seeds([Measured(ratio, 0.0) for ratio in ratios])
-    if len(ratios) == 1:
-        return f"{_short(value.value)} times"
+    """The ratio of distances: its mean and deviation over seeds, or one seed's with the estimator's error."""
+    ratios = [
+        Measured(ratio, ratio * hypot(_relative_error(point), _relative_error(other)))
+        for point, other in zip(points, others, strict=True)
+        for ratio in [point[DISTANCE] / other[DISTANCE]]
+    ]
+    value = over_seeds(ratios)
     return f"{_short(value.value)} ± {_short(value.stderr)} times"
+
+
+def _relative_error(point: Record) -> float:
+    return point[f"{DISTANCE}_stderr"] / abs(point[DISTANCE])
 
 
 def _short(number: float) -> str:

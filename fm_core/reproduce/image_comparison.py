@@ -13,8 +13,9 @@ from fm_core.errors import LeaseLostError, StopRequested
 from fm_core.report.file_links import file_links
 from fm_core.report.html import FINGERPRINT_MARK, PAGE_VERSION, PageSection
 from fm_core.reproduce.aggregate import by_objective, claims, curves, summary
+from fm_core.reproduce.comparison_checks import check_comparison
 from fm_core.reproduce.comparison_page import comparison_page, comparison_sections
-from fm_core.reproduce.experiments import Experiment, check_comparison, experiments_of, flow_matching_ot
+from fm_core.reproduce.experiments import Experiment, experiments_of, flow_matching_ot
 from fm_core.reproduce.few_step_results import few_step_results
 from fm_core.reproduce.image_experiment import (
     PROGRESS_PARTS,
@@ -62,8 +63,10 @@ def reproduce_images(
     paths = {"report": str(directory / "report.html"), "results": str(directory / "results.json")}
     if failed := results["failed"]:
         errors = "; ".join(f"{name}: {error}" for name, error in failed.items())
+        students = sum(len(record.get("few_steps", {}).get("students", {})) for record in results["cells"])
+        runs = max(len(experiments) + students, len(failed))
         raise RuntimeError(
-            f"{len(failed)} of {len(experiments)} runs failed ({errors}); the others are in "
+            f"{len(failed)} of {runs} runs failed ({errors}); the others are in "
             f"{paths['report']}; run it again to retry the failed ones"
         )
     progress.finish(paths["report"])
@@ -129,6 +132,11 @@ def _results(
             experiment.name: outcome.error
             for experiment, outcome in zip(experiments, outcomes, strict=True)
             if outcome.record is None
+        }
+        | {
+            run: error
+            for record in records
+            for run, error in record.get("few_steps", {}).get("failed", {}).items()
         },
         "config": tree,
     }

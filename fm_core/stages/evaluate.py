@@ -205,7 +205,8 @@ def _scores(evaluation: EvaluationRun, on_terms: Callable[[InfluenceTerms], None
         gaussian = reference.gaussian.to(evaluation.device)
         rows = reference.rows if "kernel_distance" in settings.metrics else None
         parts, curve = tasks[CURVE].read_all(), settings.nfe_curve
-        scores["nfe_curve"] = curve_record(parts, curve, gaussian, evaluation.extractor, rows)
+        pairs = settings.pair_images
+        scores["nfe_curve"] = curve_record(parts, curve, gaussian, evaluation.extractor, rows, pairs)
     scores |= further_records(
         evaluation.extractors,
         samples,

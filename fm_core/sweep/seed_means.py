@@ -13,12 +13,18 @@ NOT_A_MEAN = ("frechet_limit", "classifier")
 Record = Mapping[str, Any]
 
 
-def seed_means(metric: str, records: Sequence[Record]) -> dict[str, Any]:
+def seed_means(metric: str, records: Sequence[Record], comparable: bool = True) -> dict[str, Any]:
     """Means and deviations over seeds, for results.json; empty without several seeds.
 
     `settings` has a record for each combination of the other values that was scored with every seed: its
     scores by column, each the mean with `stderr`, the deviation over seeds. `best` is the setting with the
-    best mean; its value is that of a choice made for each seed by the other seeds, which does not bias it.
+    best mean, and the mean of the scores of a choice that is made for each seed by the other seeds, which
+    does not bias it.
+
+    Args:
+        metric: the score by which settings are compared.
+        records: the points of the sweep.
+        comparable: whether the scores of all points are on one scale; otherwise there is no best setting.
     """
     groups = dict[str, dict[Any, Record]]()
     for record in records:
@@ -32,24 +38,28 @@ def seed_means(metric: str, records: Sequence[Record]) -> dict[str, Any]:
         return {}
     names = short_names([key for record in records for key in record["values"] if key != SEED])
     settings = [_setting(metric, [group[seed] for seed in seeds], names) for group in complete]
+    means: dict[str, Any] = {"seeds": seeds, "settings": settings}
+    if not comparable:
+        return means
     sign = 1 if metric in LOWER_IS_BETTER else -1
     best = min(settings, key=lambda setting: sign * setting["scores"][metric]["value"])
     values = [_chosen_by_others(metric, complete, seed, sign) for seed in seeds]
-    return {
-        "seeds": seeds,
-        "settings": settings,
-        "best": {
-            "setting": best["setting"],
-            "of_settings": len(settings),
-            "value": fmean(values),
-            "stderr": stdev(values),
-        },
+    means["best"] = {
+        "setting": best["setting"],
+        "of_settings": len(settings),
+        "value": fmean(values),
+        "stderr": stdev(values),
     }
+    return means
 
 
 def mean_columns(metric: str, records: Sequence[Record]) -> list[Column]:
     """The columns that have a mean, without that of the metric."""
-    return [column for column in columns_of(records) if column.key not in (metric, *NOT_A_MEAN)]
+    return [
+        column
+        for column in columns_of(records)
+        if column.key not in NOT_A_MEAN and column_key(column) != metric
+    ]
 
 
 def column_key(column: Column) -> str:

@@ -128,14 +128,14 @@ def _seed_section(results: Results) -> PageSection:
         ]
         for setting in means["settings"]
     ]
-    best = means["best"]
     seeds = ", ".join(map(str, means["seeds"]))
-    note = (
-        f"Means over the seeds {seeds} of training; ± is the deviation over seeds. Best of "
-        f"{best['of_settings']} settings: {best['setting']}. Chosen for each seed by the other seeds, so "
-        f"that the choice does not bias it, the best one has {results['title']} {with_error(best, digits)}."
-    )
-    head = ["setting", results["title"], *(column.title for column in columns)]
+    note = f"Means over the seeds {seeds} of training; ± is the deviation over seeds."
+    if best := means.get("best"):
+        note += (
+            f" Best mean of {best['of_settings']} settings: {best['setting']}. A choice for each seed by the "
+            f"other seeds has {results['title']} {with_error(best, digits)}, which the choice does not bias."
+        )
+    head = ["setting", results["title"], *(column.head(results["points"]) for column in columns)]
     return PageSection("Over seeds", [Table(head, rows)], note)
 
 
@@ -171,7 +171,8 @@ def _difference(record: Results, digits: int) -> str:
 def _note(results: Results) -> str:
     notes = error_notes((results["title"], record[results["metric"]]) for record in results["points"])
     pairing = (
-        "Samples of all points start from the same noise. The error of a paired difference takes this into "
+        "Samples of all points, or with several values of run.seed of all points of one of them, start from "
+        "the same noise. The error of a paired difference takes this into "
         "account, and is small if two points make similar images; an unpaired one adds both errors as if "
         "they were independent."
     )

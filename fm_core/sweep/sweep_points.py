@@ -185,6 +185,10 @@ def _point(config: RunConfig, base: Mapping[str, Any], values: dict[str, Any]) -
         place[name] = value
     if "model.size" in values:
         base = {**base, "model": {key: base["model"][key] for key in base["model"].keys() - OF_A_SIZE}}
+    seed = values.get(SEED)
+    if isinstance(seed, int) and "sample.seed" not in values:
+        # Runs of different seeds are sampled from different noise, so that their scores are independent.
+        tree.setdefault("sample", {})["seed"] = (config.sample.seed + seed) % 2**31
     shown = {key: key for key in values}
     made = parse_config(merge(base, tree), where=f"sweep.axes at {title_of(values, shown)}")
     dumped = made.model_dump(mode="json")

@@ -34,9 +34,9 @@ def results_of(config: RunConfig, points: Sequence[SweepPoint], scored: Sequence
         if scored
         else "no point could be scored",
     }
-    if means := seed_means(metric, records):
-        results["over_seeds"] = means
     best = best_of(metric, scored)
+    if means := seed_means(metric, records, comparable=best is not None):
+        results["over_seeds"] = means
     if best is None:
         return results
     comparisons = ranked(metric, scored, best)

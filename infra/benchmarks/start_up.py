@@ -13,6 +13,7 @@ import json
 import os
 import resource
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -133,22 +134,22 @@ def _first_step(checkout: Path, place: Path) -> Sample:
     shutil.rmtree(run, ignore_errors=True)
     before, started = _children(), time.perf_counter()
     command = [sys.executable, "-m", "fm_core", "train", "--config", "run.yaml"]
-    with subprocess.Popen(
-        command,
-        cwd=place,
-        env=_environment(checkout),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    errors = place / "errors.txt"
+    with (
+        errors.open("w") as log,
+        subprocess.Popen(
+            command, cwd=place, env=_environment(checkout), stdout=subprocess.DEVNULL, stderr=log
+        ) as process,
+    ):
         metrics = run / "train" / "metrics.jsonl"
         while not (metrics.exists() and metrics.stat().st_size):
             if process.poll() not in (None, 0) or time.perf_counter() - started > LIMIT:
-                process.kill()
-                raise SystemExit(f"fm train in {checkout}: {process.communicate()[1][-2000:]}")
+                (run / "STOP").touch()
+                process.terminate()
+                raise SystemExit(f"fm train in {checkout}: {errors.read_text()[-2000:]}")
             time.sleep(0.01)
         elapsed = time.perf_counter() - started
-        process.communicate()
+        process.wait()
     return elapsed, _children() - before
 
 
@@ -156,7 +157,9 @@ def _prefect(checkouts: Mapping[str, Path], folder: Path, rounds: int) -> dict[s
     """Shares of `prefect deploy --all` (for each deployment) and of a flow run, above empty flows."""
     home = folder / "prefect"
     home.mkdir()
-    port = "42871"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
     url = f"http://127.0.0.1:{port}/api"
     variables = {"PREFECT_HOME": str(home), "PREFECT_API_URL": url, "DO_NOT_TRACK": "1"}
     server = subprocess.Popen(
@@ -167,7 +170,7 @@ def _prefect(checkouts: Mapping[str, Path], folder: Path, rounds: int) -> dict[s
         stderr=subprocess.DEVNULL,
     )
     try:
-        _wait_for(f"{url}/health")
+        _wait_for(f"{url}/health", server)
         return _shares(checkouts, folder, rounds, variables)
     finally:
         server.terminate()
@@ -197,11 +200,16 @@ def _shares(
         return ours[0] - empty[0], ours[1] - empty[1]
 
     return {
-        "prefect deploy --all, each deployment above an empty flow": _in_turns(rounds, places, deploy),
-        "a flow run of shard-dataset above an empty flow": _in_turns(rounds, places, flow_run),
+        task: _in_turns(rounds, places, run)
+        for task, run in zip(DIFFERENCES, (deploy, flow_run), strict=True)
     }
 
 
+DIFFERENCES = (
+    "prefect deploy --all, each deployment above an empty flow",
+    "a flow run of shard-dataset above an empty flow",
+)
+"""Measurements from which those of empty flows are subtracted."""
 DEPLOY = ("-m", "prefect", "--no-prompt", "deploy", "--all")
 SHARD = """
 from flows.stages import shard_dataset
@@ -234,9 +242,9 @@ def _children() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def _wait_for(url: str) -> None:
+def _wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + LIMIT
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and server.poll() is None:
         try:
             with urllib.request.urlopen(url):
                 return
@@ -247,26 +255,24 @@ def _wait_for(url: str) -> None:
 
 def _table(measured: Mapping[str, Mapping[str, list[Sample]]]) -> str:
     lines = [
-        "| | elapsed, to earlier | lowest, highest | CPU, to earlier | here: elapsed, CPU (s) | earlier |",
+        "| | elapsed, ratio to earlier | lowest, highest | CPU, ratio to earlier | here: elapsed, CPU (s) "
+        "| earlier |",
         "|---|---|---|---|---|---|",
     ]
     for task, samples in measured.items():
-        ratios = [
-            [
-                ours[part] / theirs[part]
-                for ours, theirs in zip(samples["here"], samples["earlier"], strict=True)
-            ]
-            for part in (0, 1)
-        ]
-        medians = {
-            name: [statistics.median(sample[part] for sample in each) for part in (0, 1)]
-            for name, each in samples.items()
-        }
-        lines.append(
-            f"| {task} | {statistics.median(ratios[0]):.2f} | {min(ratios[0]):.2f}, {max(ratios[0]):.2f} "
-            f"| {statistics.median(ratios[1]):.2f} | {medians['here'][0]:.2f}, {medians['here'][1]:.2f} "
-            f"| {medians['earlier'][0]:.2f}, {medians['earlier'][1]:.2f} |"
-        )
+        here, earlier = ([[each[part] for each in samples[name]] for part in (0, 1)] for name in samples)
+        medians = [[statistics.median(values) for values in each] for each in (here, earlier)]
+        if task in DIFFERENCES:
+            # A single difference may be near zero, so that only medians are compared.
+            ratios = [medians[0][part] / medians[1][part] if medians[1][part] > 0 else 0.0 for part in (0, 1)]
+            spread = ""
+        else:
+            pairs = [ours / theirs for ours, theirs in zip(here[0], earlier[0], strict=True)]
+            cpu = [ours / theirs for ours, theirs in zip(here[1], earlier[1], strict=True)]
+            ratios = [statistics.median(pairs), statistics.median(cpu)]
+            spread = f"{min(pairs):.2f}, {max(pairs):.2f}"
+        shown = [f"{elapsed:.2f}, {cpu:.2f}" for elapsed, cpu in medians]
+        lines.append(f"| {task} | {ratios[0]:.2f} | {spread} | {ratios[1]:.2f} | {shown[0]} | {shown[1]} |")
     return "\n".join(lines)
 
 

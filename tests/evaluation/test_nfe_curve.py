@@ -10,7 +10,9 @@ from fm_core.config import MethodSection, ModelSection, NfeCurveSection
 from fm_core.errors import UserError
 from fm_core.evaluation.features.extractor import Extractor
 from fm_core.evaluation.metrics.feature_statistics import FeatureMoments, Gaussian
+from fm_core.evaluation.metrics.kid import kernel_distance
 from fm_core.evaluation.nfe_curve import curve_part, curve_record, solver_settings
+from fm_core.evaluation.reference import subset_indices
 from fm_core.method.dequantization import Quantizer
 from fm_core.method.ode import Solver
 from fm_core.models.build import build_method
@@ -113,3 +115,39 @@ def test_methods_without_a_fixed_cost_per_step_are_refused():
         "solver": "heun2",
         "steps": 4,
     }
+
+
+def test_the_kernel_distance_is_that_of_the_images_of_each_point():
+    settings = NfeCurveSection(images=20, solvers=("euler",), nfe=(4,), tolerances=())
+    part = curve_part(MODEL, Draw(Solver("dopri5"), 1), settings, EXTRACTOR, range(20), CPU)
+    features = part["features-0"]
+    reference, rows = Gaussian.of(FeatureMoments.of(features)), features[:15] + 1.0
+    (point,) = curve_record([part], settings, reference, EXTRACTOR, rows)["points"]
+    by_hand = kernel_distance(features, rows)
+    assert (point["kernel_distance"], point["kernel_distance_stderr"]) == (by_hand.value, by_hand.stderr)
+    (fewer,) = curve_record([part], settings, reference, EXTRACTOR, rows, pair_images=8)["points"]
+    subset = features[subset_indices(20, 8)]
+    assert fewer["kernel_distance"] == kernel_distance(subset, rows).value
+    (without,) = curve_record([part], settings, reference, EXTRACTOR)["points"]
+    assert "kernel_distance" not in without
+    assert "unreliable" in point  # fewer than 10 images per feature
+
+
+def test_only_a_classifier_of_the_data_set_recognizes_images():
+    def extract(images):
+        dark = images.float().mean((1, 2, 3)) < 127
+        return images.flatten(1).float(), torch.stack([0.95 - 0.3 * dark, 0.05 + 0.3 * dark], dim=1)
+
+    settings = NfeCurveSection(images=12, solvers=("euler",), nfe=(4,), tolerances=())
+    draw = Draw(Solver("dopri5"), 1)
+    for accuracy in (0.9, None):
+        judge = Extractor("pixels", "0" * 64, extract, validation_accuracy=accuracy)
+        part = curve_part(MODEL, draw, settings, judge, range(12), CPU)
+        reference = Gaussian.of(FeatureMoments.of(part["features-0"]))
+        (point,) = curve_record([part], settings, reference, judge)["points"]
+        if accuracy is None:
+            assert "recognized" not in point
+            continue
+        bright = (part["features-0"].mean(1) >= 127).double().mean().item()
+        assert 0 < bright < 1
+        assert point["recognized"] == pytest.approx(bright)

@@ -10,6 +10,7 @@ from fm_core import cli
 from fm_core.checkpoint.format import verify
 from fm_core.config import load_config, merge, read_yaml
 from fm_core.errors import UserError
+from fm_core.evaluation.evaluation_run import EvaluationRun
 from fm_core.sampling.checkpoint_source import checkpoint_step, load_model, weights_file
 from fm_core.sampling.sample_protocol import protocol_of
 from fm_core.sampling.sample_store import SampleSet
@@ -210,6 +211,19 @@ def test_what_was_not_asked_for_is_absent(tiny):
     assert "likelihood" not in scores["protocol"]
     assert "bits_per_dim" not in made.counts
     no_empty(scores)
+
+
+def test_class_accuracy_is_of_the_labels_that_the_samples_are_stored_with(tiny, scores):
+    samples, _ = samples_of(tiny.config)
+    evaluation = EvaluationRun(tiny.config, torch.device("cpu"))
+    evaluation.open(lambda step, steps, loss: None)
+    correct = [
+        evaluation.extractor(evaluation.source.read(number)[0])[1].argmax(1) == samples.read_labels(number)
+        for number in range(len(evaluation.source.ranges))
+    ]
+    found = scores["class_accuracy"]["value"]
+    assert found == pytest.approx(torch.cat(correct).double().mean().item())
+    assert len(torch.cat(correct)) == 20
 
 
 def test_samples_of_another_network_are_refused_in_one_line(tiny, tmp_path):

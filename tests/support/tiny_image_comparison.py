@@ -26,7 +26,7 @@ OVERRIDES = {
 }
 STUDENTS = [
     {"name": "map", "title": "Map", "objective": "split-meanflow", "steps": 2, "learning_rate": 0.001},
-    {"name": "reflow", "pairs": 24, "steps": 3, "learning_rate": 0.001},
+    {"name": "reflow", "pairs": 40, "steps": 3, "learning_rate": 0.001},
 ]
 FEW_STEPS = {
     "cells": ["ddpm", "fm-ot"],

@@ -73,4 +73,19 @@ def test_the_page_has_a_row_for_each_setting():
     (table,) = section.parts
     assert table.head == ["setting", "Fréchet distance", "precision", "NFE"]
     assert table.rows[1] == ["guidance 2", "3.50 ± 2.50", "0.800 ± 0.100", "80 ± 0"]
+    assert "Best mean of 2 settings: guidance 2. A choice" in section.note
     assert "has Fréchet distance 4.83 ± 1.26" in section.note
+
+
+def test_scores_on_different_scales_have_no_best_setting():
+    means = seed_means("frechet_distance", RECORDS, comparable=False)
+    assert len(means["settings"]) == 2
+    assert "best" not in means
+
+
+def test_the_same_metric_of_a_further_extractor_has_its_own_mean():
+    further = {"dinov2": {"frechet_distance": {"value": 300.0, "stderr": 1.0, "images": 1000}}}
+    means = seed_means("frechet_distance", [{**each, "extractors": further} for each in RECORDS])
+    scores = means["settings"][0]["scores"]
+    assert scores["dinov2/frechet_distance"] == {"value": 300.0, "stderr": 0.0}
+    assert scores["frechet_distance"]["value"] == 4.0

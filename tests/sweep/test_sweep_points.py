@@ -71,6 +71,14 @@ def test_keys_of_training_give_a_run_with_its_own_name_and_checkpoints():
     assert last.train.checkpoint_root == f"memory://bucket/base/{last.run.name}"
 
 
+def test_runs_of_different_seeds_are_sampled_from_different_noise():
+    axes = {"run.seed": [0, 3], "sample.steps": [4, 8]}
+    base = swept(axes).sample.seed
+    assert [point.config.sample.seed for point in points_of(swept(axes))] == [base, base, base + 3, base + 3]
+    named = points_of(swept({**axes, "sample.seed": [7]}))
+    assert {point.config.sample.seed for point in named} == {7}
+
+
 def test_a_published_size_sets_the_keys_that_it_determines():
     base = parse_config({"model": {"size": "DiT-S/2", "class_conditional": True}}, where="x")
     config = base.model_copy(update={"sweep": swept({"model.size": ["DiT-S/2", "DiT-B/4"]}).sweep})
