@@ -19,6 +19,7 @@ SHORT_MODULES = {
     "fm_core.config.run": "one section of the configuration",
     "fm_core.config.sweep": "one section of the configuration",
     "fm_core.config.sizes": "a table of published sizes",
+    "fm_core.reproduce.comparison_checks": "rules that need experiments and students",
     "fm_core.training.step_agreement": "the one collective of a step that is not the optimizer's",
     "fm_core.evaluation.recognition": "what the scores and the NFE curve share",
     "flows.automations": "a command of its own",

@@ -232,8 +232,8 @@ def _write_empty_flows(folder: Path, count: int) -> None:
 
 
 def _environment(checkout: Path, **variables: str) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    return {**kept, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", **variables}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    return {**inherited, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", **variables}
 
 
 def _children() -> float:

@@ -141,10 +141,10 @@ def test_only_a_classifier_of_the_data_set_recognizes_images():
     settings = NfeCurveSection(images=12, solvers=("euler",), nfe=(4,), tolerances=())
     draw = Draw(Solver("dopri5"), 1)
     for accuracy in (0.9, None):
-        judge = Extractor("pixels", "0" * 64, extract, validation_accuracy=accuracy)
-        part = curve_part(MODEL, draw, settings, judge, range(12), CPU)
+        classifier = Extractor("pixels", "0" * 64, extract, validation_accuracy=accuracy)
+        part = curve_part(MODEL, draw, settings, classifier, range(12), CPU)
         reference = Gaussian.of(FeatureMoments.of(part["features-0"]))
-        (point,) = curve_record([part], settings, reference, judge)["points"]
+        (point,) = curve_record([part], settings, reference, classifier)["points"]
         if accuracy is None:
             assert "recognized" not in point
             continue

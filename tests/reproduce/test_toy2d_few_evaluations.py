@@ -58,13 +58,13 @@ def test_batches_of_a_flow_map_have_the_second_times_of_their_examples():
     assert [len(batch.t) for batch in batches] == [16, 16, 8]
     apart = together.second.apart.tolist()
     assert 5 < len(apart) < 35
-    found = []
+    numbers = []
     for number, batch in enumerate(batches):
         own = draw(objective, RANDOM, 64 + 16 * number, len(batch.t))
         for name in ("s", "split", "apart"):
             assert getattr(batch.second, name).equal(getattr(own.second, name)), name
-        found += (batch.second.apart + 16 * number).tolist()
-    assert found == apart
+        numbers += (batch.second.apart + 16 * number).tolist()
+    assert numbers == apart
     equal = torch.ones(40, dtype=torch.bool)
     equal[together.second.apart] = False
     assert together.second.s[equal].equal(together.t[equal])

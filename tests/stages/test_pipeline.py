@@ -221,8 +221,8 @@ def test_class_accuracy_is_of_the_labels_that_the_samples_are_stored_with(tiny, 
         evaluation.extractor(evaluation.source.read(number)[0])[1].argmax(1) == samples.read_labels(number)
         for number in range(len(evaluation.source.ranges))
     ]
-    found = scores["class_accuracy"]["value"]
-    assert found == pytest.approx(torch.cat(correct).double().mean().item())
+    expected = torch.cat(correct).double().mean().item()
+    assert scores["class_accuracy"]["value"] == pytest.approx(expected)
     assert len(torch.cat(correct)) == 20
 
 
