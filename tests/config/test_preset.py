@@ -74,7 +74,8 @@ CONDITIONAL = {
     "digits": {
         "model": {"class_conditional"},
         "train": {"label_dropout", "keep_every_images"},
-        "sample": {"class_mode", "guidance", "guidance_interval"},
+        "sample": {"class_mode", "solver", "steps", "guidance", "guidance_interval"},
+        "sweep": {"axes"},
     },
     "imagenet64": {
         "model": {"class_conditional"},
