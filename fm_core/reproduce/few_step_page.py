@@ -20,9 +20,9 @@ def few_step_sections(results: Results) -> list[PageSection]:
     if few["solvers"]:
         count = len(results["config"]["reproduce"]["few_steps"]["solvers"])
         note = (
-            f"Fréchet distance of {few['images']:,} images with at most that number of evaluations, by the best of "
-            f"{count} solvers and time grids for each objective. {_note_on_seeds(few)} All columns start "
-            "from the same noise, in float32. The second table has the RMS difference from the exact "
+            f"Fréchet distance of {few['images']:,} images with at most that number of evaluations, by the "
+            f"best of {count} solvers and time grids for each objective. {_note_on_seeds(few)} All columns "
+            "start from the same noise, in float32. The second table has the RMS difference from the exact "
             "solution of the ODE, and the share of samples that the classifier recognizes."
         )
         tables = [_distance_table(few, titles), _error_table(few, titles), *_figure(few, titles)]
