@@ -81,6 +81,7 @@ CONDITIONAL = {
         "model": {"class_conditional"},
         "train": {"label_dropout", "ema_power_widths", "snapshot_images"},
         "sample": {"class_mode", "solver", "steps"},
+        "sweep": {"axes"},
     },
 }
 
