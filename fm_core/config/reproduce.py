@@ -119,8 +119,8 @@ class FewStepsSection(Section):
     on the squares instead, and no students.
     """
 
-    cells: tuple[Name, ...] = ()
-    """Experiments that are compared; without any, this comparison is left out."""
+    experiments: tuple[Name, ...] = ()
+    """Names of the experiments that are compared; without any, this comparison is left out."""
     solvers: tuple[str, ...] = (
         "euler",
         "ab2",
@@ -150,8 +150,8 @@ class FewStepsSection(Section):
     def _check_students(self) -> Self:
         if any(number < 1 for number in (*self.nfe, *self.student_nfe)):
             raise ValueError("reproduce.few_steps.nfe: numbers of evaluations must be at least 1")
-        if self.students and self.teacher not in self.cells:
-            raise ValueError("reproduce.few_steps.students need a teacher that is one of its cells")
+        if self.students and self.teacher not in self.experiments:
+            raise ValueError("reproduce.few_steps.students need a teacher that is one of its experiments")
         names = [student.name for student in self.students]
         if len(set(names)) < len(names):
             raise ValueError(f"reproduce.few_steps.students: a name appears twice in {', '.join(names)}")
@@ -206,8 +206,8 @@ class ReproduceSection(Section):
         names = [cell.name for cell in self.cells]
         if len(set(names)) < len(names):
             raise ValueError(f"reproduce.cells: two experiments have the same name: {', '.join(names)}")
-        if unknown := next((name for name in self.few_steps.cells if name not in names), None):
-            raise ValueError(f"reproduce.few_steps.cells: {unknown} is none of {', '.join(names)}")
+        if unknown := next((name for name in self.few_steps.experiments if name not in names), None):
+            raise ValueError(f"reproduce.few_steps.experiments: {unknown} is none of {', '.join(names)}")
         if self.kind == "toy2d" and self.few_steps.students:
             raise ValueError(
                 "reproduce.few_steps.students are of reproduce.kind images; in 2-D, add flow maps to cells"

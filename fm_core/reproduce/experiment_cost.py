@@ -129,7 +129,7 @@ def image_experiment_cost(
     fixed = curve.images and curve.images * curve_evaluations(curve)
     fixed += samples * _evaluations(solver) + images.shown_images * sum(images.shown_nfe)
     students = few.students if experiment.section.name == few.teacher else ()
-    if experiment.section.name in few.cells:
+    if experiment.section.name in few.experiments:
         fixed += sample.images * curve_evaluations(solver_curve(config, few))
     configs = [student_config(config, student) for student in students]
     taught = [training_cost(each, image_shape, classes, DEVICE) for each in configs]

@@ -35,7 +35,7 @@ def few_step_sections(results: Results) -> list[PageSection]:
         )
         sections.append(PageSection("Few evaluations after training", [_student_table(few)], students))
     if few["verdicts"]:
-        rows = [[question, titles.get(name, name), words] for question, name, words in few["verdicts"]]
+        rows = [[question, titles.get(name, name), text] for question, name, text in few["verdicts"]]
         note = (
             "Ratios of distances are means over seeds with the deviation over seeds. The teacher's distances "
             "are those of its own model, without further training."

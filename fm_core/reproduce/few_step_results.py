@@ -193,13 +193,13 @@ def _exact_verdict(scored: Mapping[str, Sequence[Record]], candidate: str) -> li
     _, few = best_solver(seeds, AT_EXACT, _distance_of)
     differences = [point[DISTANCE] - each["exact"][DISTANCE] for each, point in zip(seeds, few, strict=True)]
     if len(seeds) == 1:
-        words = f"{differences[0]:+.2f}; {ONE_SEED}"
+        text = f"{differences[0]:+.2f}; {ONE_SEED}"
     else:
         difference = Measured(fmean(differences), stdev(differences) / sqrt(len(seeds)), len(seeds))
         threshold = critical_deviation(difference, Measured(0.0, 0.0))
         clear = abs(difference.value) > threshold * difference.stderr
         result = ("worse" if difference.value > 0 else "better") if clear else "not distinguishable"
-        words = (
+        text = (
             f"{result}: {difference.value:+.2f} ± {difference.stderr:.2f} over {len(seeds)} seeds "
             f"({threshold:.1f} standard errors are needed)"
         )
@@ -208,7 +208,7 @@ def _exact_verdict(scored: Mapping[str, Sequence[Record]], candidate: str) -> li
         [
             f"As good with {AT_EXACT} evaluations as {exact['solver']} with {exact['nfe']:.0f}",
             candidate,
-            words,
+            text,
         ]
     ]
 
@@ -226,14 +226,14 @@ def _student_verdicts(
                 for seed in seeds
             ]
             exact = [seed["exact"] for seed in seeds]
-            words = f"{_ratio(own, exact)} the teacher's distance by {exact[0]['solver']}"
+            text = f"{_ratio(own, exact)} the teacher's distance by {exact[0]['solver']}"
             euler = [points_of(seed).get(("euler", count)) for seed in seeds]
             if all(euler):
-                words += f"; {_ratio(own, [point for point in euler if point])} that by euler with {count}"
+                text += f"; {_ratio(own, [point for point in euler if point])} that by euler with {count}"
             if len(seeds) == 1:
-                words += f"; {ONE_SEED}"
+                text += f"; {ONE_SEED}"
             plural = "evaluation" if count == 1 else "evaluations"
-            rows.append([f"Distance with {count} {plural}", student["title"], words])
+            rows.append([f"Distance with {count} {plural}", student["title"], text])
     return rows
 
 

@@ -40,7 +40,7 @@ def few_step_scores(
     Finished stages are only verified. Raises StopRequested, DetachedError and LeaseLostError.
     """
     name, config = experiment.section.name, experiment.config
-    if name not in settings.cells:
+    if name not in settings.experiments:
         return {}
     students = settings.students if name == settings.teacher else ()
     work = _Work(config, observe, 1 + len(students))
@@ -84,7 +84,7 @@ def solver_curve(config: RunConfig, settings: FewStepsSection) -> NfeCurveSectio
 def check_few_steps(experiment: Experiment, settings: FewStepsSection) -> None:
     """Check the solvers and students of an experiment before it is trained. Raises UserError."""
     name, config = experiment.section.name, experiment.config
-    if name not in settings.cells:
+    if name not in settings.experiments:
         return
     curve = solver_curve(config, settings)
     method = build_method(config.method)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -96,8 +97,12 @@ def test_a_gpu_benchmark_without_a_gpu_is_refused(benchmark, name):
 
 
 def test_start_up_measures_each_command_in_both_checkouts(benchmark, tmp_path):
-    file = tmp_path / "results.json"
-    checkout = BENCHMARKS.parents[1]
+    """The earlier checkout is a copy whose commands record that they ran."""
+    file, checkout = tmp_path / "results.json", tmp_path / "earlier"
+    shutil.copytree(BENCHMARKS.parents[1] / "fm_core", checkout / "fm_core")
+    main = checkout / "fm_core" / "__main__.py"
+    record = f"open({str(tmp_path / 'ran')!r}, 'a').write(sys.argv[1] + '\\n')"
+    main.write_text(f"import sys\n{record}\n{main.read_text()}")
     done = benchmark("start_up", checkout, "--rounds", "1", "--without-prefect", "--json", file)
     assert done.returncode == 0, done.stderr[-3000:]
     measured = json.loads(file.read_text())
@@ -106,3 +111,5 @@ def test_start_up_measures_each_command_in_both_checkouts(benchmark, tmp_path):
         assert all(elapsed > 0 and cpu > 0 for each in samples.values() for elapsed, cpu in each)
         assert samples.keys() == {"here", "earlier"}
     assert len(done.stdout.strip().splitlines()) == 2 + len(measured)
+    ran = (tmp_path / "ran").read_text().split()
+    assert ran == ["shard", *(name for name in ("--help", "status", "validate", "train") for _ in range(2))]

@@ -173,7 +173,7 @@ def test_what_cannot_be_is_one_line_and_status_two(arguments, message, tmp_path,
 
 def test_an_objective_that_is_none_is_named():
     cells = [{"name": "odd", "objective": "score-matching", "path": "no-such-path"}]
-    reproduce = {"cells": cells, "few_steps": {"cells": [], "students": []}}
+    reproduce = {"cells": cells, "few_steps": {"experiments": [], "students": []}}
     tree = merge(load_config(DIGITS).model_dump(mode="json"), {"reproduce": reproduce})
     with pytest.raises(UserError, match=r"reproduce\.cells\.odd: unknown path"):
         estimate(parse_config(tree, where="x"))

@@ -99,15 +99,15 @@ def three_seeds():
 
 def test_verdicts_are_over_seeds(three_seeds):
     results = few_step_results(three_seeds, "fm", CONFIG)
-    words = {tuple(verdict[:2]): verdict[2] for verdict in results["verdicts"]}
-    cost = words[
+    texts = {tuple(verdict[:2]): verdict[2] for verdict in results["verdicts"]}
+    cost = texts[
         "Reaches the other's best distance with fewer evaluations, each with its own solvers", "other"
     ]
     assert "is reached at 8 evaluations, by the other at 8" in cost
-    exact = words["As good with 8 evaluations as dopri5 with 200", "fm"]
+    exact = texts["As good with 8 evaluations as dopri5 with 200", "fm"]
     # +0.3 with a deviation of 0.01 over seeds: 4.3 standard errors of 0.0058 are far less.
     assert exact.startswith("worse: +0.30 ± 0.01 over 3 seeds (4.3 standard errors")
-    one = words["Distance with 1 evaluation", "Map"]
+    one = texts["Distance with 1 evaluation", "Map"]
     assert one == "2 ± 0.1 times the teacher's distance by dopri5; 0.05 ± 0.0024 times that by euler with 1"
     assert results["students"]["map"]["points"][1]["value"] == pytest.approx(1.5)
     assert results["students"]["map"]["points"][1]["stderr"] == pytest.approx(0.1)
@@ -117,8 +117,8 @@ def test_equal_distances_are_not_distinguished(three_seeds):
     for number, seed in enumerate(three_seeds["fm"]):
         seed["few_steps"]["exact"]["frechet_distance"] = 1.3 + (-0.1, 0.0, 0.1)[number]
     results = few_step_results(three_seeds, "fm", CONFIG)
-    (words,) = [words for question, _, words in results["verdicts"] if question.startswith("As good")]
-    assert words.startswith("not distinguishable")
+    (text,) = [text for question, _, text in results["verdicts"] if question.startswith("As good")]
+    assert text.startswith("not distinguishable")
 
 
 def test_the_page_has_both_tables_the_verdicts_and_a_figure(three_seeds):
@@ -164,5 +164,5 @@ def test_a_number_of_evaluations_without_another_solver_is_not_a_second_measurem
         few = seed["few_steps"]
         few["points"] = [each for each in few["points"] if each["steps"] <= 2]
     results = few_step_results(three_seeds, "fm", CONFIG)
-    words = dict(verdict[::2] for verdict in results["verdicts"] if verdict[1] == "other")
-    assert "by the other at 2" in next(iter(words.values()))
+    texts = dict(verdict[::2] for verdict in results["verdicts"] if verdict[1] == "other")
+    assert "by the other at 2" in next(iter(texts.values()))

@@ -62,8 +62,8 @@ def test_a_student_does_not_inherit_how_its_teacher_is_sampled(tmp_path):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"cells": ["fm-ot", "none"]}, r"few_steps\.cells: none is none of ddpm, fm-ot"),
-        ({"cells": ["ddpm"]}, "need a teacher that is one of its cells"),
+        ({"experiments": ["fm-ot", "none"]}, r"few_steps\.experiments: none is none of ddpm, fm-ot"),
+        ({"experiments": ["ddpm"]}, "need a teacher that is one of its experiments"),
         ({"nfe": [0]}, "must be at least 1"),
         ({"nfe": []}, "at least 1"),
         ({"students": [FEW_STEPS["students"][0]] * 2}, "a name appears twice in map, map"),
@@ -183,12 +183,12 @@ def test_every_objective_and_student_is_scored_at_few_evaluations(few_compared):
         assert all(each["value"] > 0 for each in student["points"])
     assert results["exact"]["fm-ot"]["nfe"] > 4
     page = Path(few_compared[1].paths["report"]).read_text()
-    for words in (
+    for title in (
         "Few evaluations without training",
         "Few evaluations after training",
         "What few evaluations",
     ):
-        assert words in page
+        assert title in page
 
 
 def test_students_are_plain_runs_that_are_made_once(few_compared):

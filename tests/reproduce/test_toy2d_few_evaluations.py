@@ -19,7 +19,7 @@ from tests.support.tiny_toy2d import CELLS, configured, place
 
 reproduce = stage_function("reproduce")
 RANDOM = KeyedRandom(CURRENT, 0, Domain.TOY2D)
-FEW = {"cells": ["fm-ot", "map"], "solvers": ["euler", "ab2", "ddim@edm"], "nfe": [1, 2, 4]}
+FEW = {"experiments": ["fm-ot", "map"], "solvers": ["euler", "ab2", "ddim@edm"], "nfe": [1, 2, 4]}
 MAP = {"name": "map", "title": "Map", "objective": "split-meanflow", "path": "optimal-transport"}
 
 
@@ -103,7 +103,7 @@ def test_few_evaluations_are_added_to_a_finished_comparison_without_training(tmp
     reproduce(configured(tmp_path, CELLS[:2]))
     before = place(tmp_path, "ddpm", "result.json").stat().st_mtime_ns
     monkeypatch.setattr(experiment_2d, "fit", None)
-    reproduce(configured(tmp_path, CELLS[:2], few_steps={**FEW, "cells": ["fm-ot"]}))
+    reproduce(configured(tmp_path, CELLS[:2], few_steps={**FEW, "experiments": ["fm-ot"]}))
     assert place(tmp_path, "ddpm", "result.json").stat().st_mtime_ns == before
     assert "few_steps" in read_json(place(tmp_path, "results.json"))["cells"]["fm-ot"]
 
@@ -131,7 +131,7 @@ def test_the_table_chooses_solvers_by_the_other_seeds():
 
 def test_students_are_refused_in_2d(tmp_path):
     student = {"name": "map", "objective": "meanflow", "steps": 1, "learning_rate": 0.1}
-    few = {**FEW, "cells": ["fm-ot"], "teacher": "fm-ot", "students": [student]}
+    few = {**FEW, "experiments": ["fm-ot"], "teacher": "fm-ot", "students": [student]}
     with pytest.raises(UserError, match="in 2-D, add flow maps to cells"):
         configured(tmp_path, few_steps=few)
 
@@ -139,7 +139,7 @@ def test_students_are_refused_in_2d(tmp_path):
 def test_the_estimate_counts_them(tmp_path):
     costs = [
         estimate(configured(tmp_path, CELLS[1:2], few_steps=few), images_per_s=1e-3, nfe=1)
-        for few in (None, {**FEW, "cells": ["fm-ot"]})
+        for few in (None, {**FEW, "experiments": ["fm-ot"]})
     ]
     hours = [float(each.rows[0][5]) for each in costs]
     # Three solvers with 1, 2 and 4 evaluations for each of 40 points, a third of a training pass each.

@@ -29,7 +29,7 @@ STUDENTS = [
     {"name": "reflow", "pairs": 40, "steps": 3, "learning_rate": 0.001},
 ]
 FEW_STEPS = {
-    "cells": ["ddpm", "fm-ot"],
+    "experiments": ["ddpm", "fm-ot"],
     "solvers": ["euler", "dpmpp_2m@log-snr"],
     "nfe": [1, 2, 4],
     "exact_nfe": 8,

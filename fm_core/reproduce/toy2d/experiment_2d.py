@@ -144,7 +144,7 @@ def _toy_experiment(config: RunConfig, section: ExperimentSection, seed: int) ->
 def few_steps_of(config: RunConfig, section: ExperimentSection) -> FewStepsSection | None:
     """The comparison at few evaluations of an experiment; None if it has none."""
     few = config.reproduce.few_steps
-    return few if section.name in few.cells else None
+    return few if section.name in few.experiments else None
 
 
 def _train_and_score(
