@@ -78,7 +78,9 @@ def attempt(config: RunConfig) -> dict:
 
 
 def tiny(folder: Path, name: str, **keys) -> RunConfig:
+    """The configuration of this run. A second call changes the keys of the same run."""
     keys = {"schedule": "constant", "images": 160, "log_images": 16, **keys}
+    (folder / f"{name}.yaml").unlink(missing_ok=True)
     return TinyRun(folder, name, {**DEBUG, "train": keys}).config
 
 
