@@ -15,6 +15,7 @@ from fm_core.method.dequantization import Quantizer
 from fm_core.method.meanflow import MeanFlow, SplitMeanFlow
 from fm_core.method.paths import OptimalTransport
 from fm_core.method.timestep_samplers import Uniform
+from fm_core.models.mlp import MLP
 from fm_core.models.unet import UNet
 from fm_core.stages.train import check_initial_weights, check_training
 from fm_core.storage.keyed_random import Domain, KeyedRandom
@@ -207,16 +208,25 @@ def test_passes_without_gradients_count_in_the_cost_and_in_the_speed(tmp_path):
     assert utilization(10, 1e9, 1, None, False, 1.5)["tflops_per_device"] == pytest.approx(0.045)
 
 
+COMPILED = {
+    # The compiler needs a minute for the code of a UNet on a CPU: that one is traced and differentiated only.
+    "UNet": (lambda: UNet(2, 1, 8, (1,), 1, (2,), 8, 0.0, True, True, two_times=True), "aot_eager"),
+    "MLP": (lambda: MLP(dimensions=4, width=16, layers=2, two_times=True), "inductor"),
+}
+
+
+@pytest.mark.parametrize("name", COMPILED)
 @pytest.mark.parametrize("objective", [MeanFlow, SplitMeanFlow])
-def test_a_compiled_network_has_the_same_loss_and_gradients(compiler, objective):
+def test_a_compiled_network_has_the_same_loss_and_gradients(compiler, objective, name):
+    make, backend = COMPILED[name]
     pair = objective(OptimalTransport(), equal_times=0.5)
     sample, _ = source("philox-v1", 0.5).draw(batch(0, 8), torch.device("cpu"))
     torch.manual_seed(0)
-    network = UNet(2, 1, 8, (1,), 1, (2,), 8, 0.0, True, True, two_times=True)
+    network = make()
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     compiled = deepcopy(network)
-    compiled.compile(dynamic=False)
+    compiled.compile(dynamic=False, backend=backend)
     gradients = list[list[torch.Tensor]]()
     for each in (network, compiled):
         pair.loss(each, sample).mean().backward()

@@ -1,4 +1,4 @@
-"""What a training step costs beside its arithmetic, counted on 2 to 32 ranks (step_counts_rank.py)."""
+"""What a training step costs beside its arithmetic, counted on 4 and 32 ranks (step_counts_rank.py)."""
 
 import pytest
 
@@ -8,7 +8,7 @@ PARAMETERS = 704_705
 """Of the network of the benchmarks' size "digits", in float32 here."""
 
 
-@pytest.fixture(scope="module", params=[2, 4, 8, 32])
+@pytest.fixture(scope="module", params=[4, 32])
 def step_counts(request, tmp_path_factory):
     """The counts of one step on every rank."""
     folder = tmp_path_factory.mktemp("step-counts")
