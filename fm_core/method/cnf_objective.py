@@ -10,7 +10,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torchdiffeq import odeint_adjoint
 
 from fm_core.errors import UserError
 from fm_core.method.couplings import Coupling, Independent
@@ -85,6 +84,9 @@ class MaximumLikelihood(Objective):
         Raises:
             TypeError: the network is not a torch module; the adjoint method needs its parameters.
         """
+        # Not above, because it imports scipy, which the other objectives do not need.
+        from torchdiffeq import odeint_adjoint
+
         if not isinstance(network, nn.Module):
             raise TypeError(
                 "maximum-likelihood needs a torch.nn.Module: the adjoint method needs its parameters"

@@ -12,12 +12,11 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torchdiffeq import odeint
 
 from fm_core.errors import SolverError
 from fm_core.method.paths import Path
 from fm_core.method.solver import ADAPTIVE, FIXED, Solver
-from fm_core.method.step_loop import march
+from fm_core.method.step_loop import march, odeint
 from fm_core.method.types import Evaluations, Interval, NoiseSource, Velocity
 
 __all__ = [

@@ -4,11 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torchdiffeq import odeint
 
 from fm_core.errors import SolverError, UserError
 from fm_core.method.denoiser import Coefficients, Denoiser, coefficients_of_means, round_time
@@ -164,3 +163,10 @@ def _torchdiffeq_step(method: str, velocity: Velocity, t: float, to: float, x: T
     """One step of a fixed-step method of torchdiffeq."""
     span = torch.tensor([t, to], dtype=torch.float64, device=x.device)
     return cast(Tensor, odeint(velocity, x, span, method=method))[-1]
+
+
+def odeint(*arguments: Any, **options: Any) -> Any:
+    """torchdiffeq.odeint, imported by the first call: it imports scipy, which training does not need."""
+    from torchdiffeq import odeint as solved
+
+    return solved(*arguments, **options)
