@@ -38,7 +38,13 @@ def cluster_checks(config: RunConfig, checkpoint_bytes: int | None = None) -> li
         (control / "logs").mkdir(parents=True)
         facts = control / FACTS
         probe = StageJob(
-            control, control / "logs", "preflight", "fm_core.launch.cluster_probe:probe", config, facts.exists
+            control,
+            control / "logs",
+            "preflight",
+            "fm_core.launch.cluster_probe:probe",
+            config,
+            facts.exists,
+            collective=True,
         )
         supervise(probe, no_progress)
         record = read_json(facts) or {}

@@ -22,6 +22,7 @@ from fm_core.checkpoint.format import checkpoint_directories
 from fm_core.checkpoint.ownership import staging_folder
 from fm_core.config import RunConfig
 from fm_core.launch.job import LOGS_VARIABLE
+from fm_core.launch.rank_group import store_of_one
 from fm_core.launch.worker_main import Rank
 from fm_core.run.directory import RunDirectory, environment
 from fm_core.run.resource_limits import available_cores
@@ -36,6 +37,11 @@ ROUNDS = 5
 
 def probe(config: RunConfig, rank: Rank) -> None:
     """Gather the facts of all ranks; rank 0 writes them."""
+    with store_of_one():
+        _probe(config, rank)
+
+
+def _probe(config: RunConfig, rank: Rank) -> None:
     gpu = torch.cuda.is_available()
     device = torch.device("cuda", rank.local) if gpu else torch.device("cpu")
     if gpu:

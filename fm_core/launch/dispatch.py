@@ -83,10 +83,12 @@ def submit(
     launch: LaunchSection,
     identifier: str | None = None,
     epoch: int = 0,
+    collective: bool = False,
 ) -> Job:
     """Start the ranks of a job and write its handle to control/job.json.
 
-    `identifier` and `epoch` are those of the lease that was taken for the job.
+    `identifier` and `epoch` are those of the lease that was taken for the job; `collective` is whether its
+    ranks form a process group.
 
     Raises UserError for problems that are known before the start: an unreachable host, an option that sbatch
     does not know.
@@ -110,7 +112,13 @@ def submit(
         for stale in control.glob(pattern):
             stale.unlink(missing_ok=True)
     spec = JobSpec(
-        draft, control.resolve(), logs.resolve(), worker, config_file.resolve(), load_config(config_file)
+        draft,
+        control.resolve(),
+        logs.resolve(),
+        worker,
+        config_file.resolve(),
+        load_config(config_file),
+        collective,
     )
     if launch.kind == "local":
         open_log(draft)  # the others do so after they have reached their hosts

@@ -149,7 +149,17 @@ def _submit(stage_job: StageJob, lease: Lease, previous: Job | None) -> Job:
     identifier, epoch = uuid.uuid4().hex, lease.next_epoch(previous.epoch if previous else 0)
     lease.take(os.getpid(), epoch, job=identifier, stage=stage)
     try:
-        job = submit(control, logs, stage, stage_job.worker, config_file, config.launch, identifier, epoch)
+        job = submit(
+            control,
+            logs,
+            stage,
+            stage_job.worker,
+            config_file,
+            config.launch,
+            identifier,
+            epoch,
+            stage_job.collective,
+        )
     except BaseException:
         lease.release_guarded(job=identifier)
         raise

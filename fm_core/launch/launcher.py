@@ -29,6 +29,8 @@ class StageJob:
     """Context that is entered when a job is submitted or attached to, and exited after the last restart."""
     durable_progress: Callable[[], int] = lambda: 0
     """Amount of durable work, in any unit; a new maximum resets the count of restarts."""
+    collective: bool = False
+    """Whether the ranks form a process group, for which they need a rendezvous store."""
     before_submit: Callable[[], None] = lambda: None
     """Called before a job is submitted, while no other start can submit one; a UserError prevents it."""
 
@@ -45,6 +47,8 @@ class JobSpec:
     """Entry point of a rank, "module:function"."""
     config_file: Path
     config: RunConfig
+    collective: bool = False
+    """Whether the ranks form a process group."""
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,10 @@ from fm_core.run.stop_file import request_stop
 def submit(spec: JobSpec) -> Job:
     """Start the ranks as a rank group of this host."""
     ranks = worker_command(spec.job.stage, spec.worker, spec.config_file)
-    command = rank_group_command(ranks, spec.job.processes, meet=f"{LOOPBACK}:0")
-    variables = worker_environment(spec.job, spec.control, spec.logs, spec.job.processes) | LOOPBACK_INTERFACE
+    count = spec.job.processes
+    # Serving the store takes an import of torch in the rank group: seconds and 250 MB.
+    command = rank_group_command(ranks, count, meet=f"{LOOPBACK}:0", listen=spec.collective and count > 1)
+    variables = worker_environment(spec.job, spec.control, spec.logs, count) | LOOPBACK_INTERFACE
     process = spawn_detached(command, Path(spec.job.log), variables)
     return with_agent(spec.job, process.pid)
 

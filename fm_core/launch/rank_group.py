@@ -13,6 +13,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import FrameType
@@ -57,7 +59,8 @@ def rank_group_command(
         first: index of the first of them.
         world: total ranks of the job; by default `count`.
         meet: rendezvous "address:port"; port 0 lets the kernel choose one.
-        listen: whether this group serves the store, which is so on the first host of a job.
+        listen: whether this group serves the store. The first host of a job does, unless its ranks are all
+            and form no process group, or there is only one (`store_of_one`).
     """
     options = [f"--count={count}", f"--first={first}", f"--world={world or count}", f"--meet={meet}"]
     if listen:
@@ -143,6 +146,21 @@ def main(arguments: list[str]) -> int:
     code = group.wait()
     del store
     return code
+
+
+@contextmanager
+def store_of_one() -> Generator[None]:
+    """Serve the rendezvous store of a job of one rank in this process, the rank, if its group serves none."""
+    import torch.distributed as dist
+
+    if os.environ["MASTER_PORT"] != "0" or dist.is_initialized():
+        yield
+        return
+    listener = _listener(LOOPBACK, 0)
+    os.environ["MASTER_PORT"] = str(listener.getsockname()[1])
+    store = _store(LOOPBACK, listener)
+    yield
+    del store
 
 
 def _options(arguments: list[str]) -> argparse.Namespace:

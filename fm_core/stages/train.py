@@ -213,6 +213,7 @@ def _train(config: RunConfig, run: RunDirectory, observe: Observer) -> StageResu
             complete=lambda: complete(config),
             meanwhile=lambda: online_evaluation(config),
             durable_progress=lambda: newest_step(run),
+            collective=True,
             before_submit=run.check_identity,
         )
         supervise(job, observe)

@@ -15,6 +15,7 @@ from fm_core.data.cache import NodeCache
 from fm_core.data.manifest import Manifest
 from fm_core.data.sampler import ORDER_VERSION
 from fm_core.errors import FlowMatchingError, StopRequested, UnreachableError
+from fm_core.launch.rank_group import store_of_one
 from fm_core.launch.upload_handover import start_upload_worker, stop_upload_worker
 from fm_core.launch.worker_main import Rank
 from fm_core.models.build import build_method, build_network
@@ -46,7 +47,11 @@ STOPPED_UPLOAD_SECONDS = 4.0
 
 def train(config: RunConfig, rank: Rank) -> None:
     """Train from the newest checkpoint, if there is one, until train.images images were seen."""
-    device = initialize_process_group()
+    with store_of_one():
+        _train(config, rank, initialize_process_group())
+
+
+def _train(config: RunConfig, rank: Rank, device: torch.device) -> None:
     trainer, state = build_or_resume(config, rank, device)
     try:
         _train_from(config, rank, trainer, state)

@@ -14,6 +14,10 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
+from fm_core.config import RunConfig
+from fm_core.launch import local
+from fm_core.launch.job import Job
+from fm_core.launch.launcher import JobSpec
 from fm_core.launch.node_spec import meeting_address
 from fm_core.launch.rank_group import LOOPBACK, LOOPBACK_INTERFACE, rank_group_command
 from tests.support import ROOT
@@ -177,3 +181,59 @@ def test_nothing_of_a_real_training_listens_on_another_interface(tmp_path: Path,
     assert training.returncode == 0, output
     loopback = socket.inet_aton(LOOPBACK)[::-1].hex().upper()
     assert seen == {loopback}
+
+
+@pytest.mark.parametrize(
+    ("collective", "processes", "served"), [(True, 2, True), (True, 1, False), (False, 2, False)]
+)
+def test_a_store_is_served_for_several_ranks_that_form_a_process_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, collective: bool, processes: int, served: bool
+):
+    commands: list[list[str]] = []
+    monkeypatch.setattr(
+        local,
+        "spawn_detached",
+        lambda command, log, variables: commands.append(command) or SimpleNamespace(pid=1),
+    )
+    monkeypatch.setattr(local, "with_agent", lambda job, pid: job)
+    job = Job(
+        id="a",
+        stage="train",
+        kind="local",
+        host="h",
+        processes=processes,
+        threads=1,
+        log=str(tmp_path / "log"),
+    )
+    local.submit(
+        JobSpec(job, tmp_path, tmp_path, "module:work", tmp_path / "run.yaml", RunConfig(), collective)
+    )
+    assert ("--listen" in commands[0]) == served
+
+
+ALONE = r"""
+import os, psutil, sys, torch.distributed as dist
+from fm_core.launch.rank_group import store_of_one
+group = psutil.Process().parent()
+with store_of_one():
+    dist.init_process_group("gloo")
+    dist.barrier()
+    own = [c.laddr.ip for c in psutil.Process().net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+    of_group = [c for c in group.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+    torch = any("libtorch" in m.path for m in group.memory_maps())
+    print(sorted(set(own)), of_group, torch, dist.get_world_size(), flush=True)
+"""
+
+
+def test_a_rank_without_others_serves_its_own_store_on_loopback(tmp_path: Path):
+    file = tmp_path / "rank.py"
+    file.write_text(ALONE)
+    done = subprocess.run(
+        rank_group_command([str(file)], 1, meet=f"{LOOPBACK}:0", listen=False),
+        env={**os.environ, **LEFT_BY_KUBEFLOW, **LOOPBACK_INTERFACE, "PYTHONPATH": str(ROOT)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert (done.returncode, done.stdout) == (0, f"['{LOOPBACK}'] [] False 1\n"), done.stderr
