@@ -15,10 +15,15 @@ import pytest
 from fm_core.config import RunConfig, dump_yaml
 from fm_core.run.results import StageResult
 from tests.support.demo_project import SHRUNKEN, Demo, copy_of_the_tree, demo_command
+from tests.support.scheduling import DEMO
+
+
+RUNNING = pytest.StashKey[Demo]()
+"""The demo whose server and worker run."""
 
 
 @pytest.fixture(scope="session")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+def demo(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Demo]:
     """`infra/demo.sh --keep` on a shrunken configuration, on a machine whose port 4200 is taken."""
     root = copy_of_the_tree(tmp_path_factory.mktemp("demo"))
     with socket.socket() as squatter:
@@ -30,10 +35,22 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
         result = demo_command(root, "--keep", "--", json.dumps(SHRUNKEN))
     port = root / "runs" / ".prefect" / "port"
     assert port.exists(), result.stdout + result.stderr
-    demo = Demo(root, int(port.read_text()), result=result)
+    demo = request.session.stash[RUNNING] = Demo(root, int(port.read_text()), result=result)
     yield demo
-    demo.close()
-    demo_command(root, "--stop")
+    _stop(request.session)
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Stop the demo's server and worker after its last test: they would be busy until the session ends."""
+    if nextitem is None or nextitem.nodeid.split("::")[0] not in DEMO:
+        _stop(item.session)
+
+
+def _stop(session: pytest.Session) -> None:
+    if running := session.stash.get(RUNNING, None):
+        del session.stash[RUNNING]
+        running.close()
+        demo_command(running.root, "--stop")
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """Comparison at few evaluations: what is refused, students, and a small comparison."""
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -155,14 +154,6 @@ def test_a_student_that_fails_leaves_its_teacher_and_the_other_students(tmp_path
         few_step_scores(
             experiment, config.reproduce.few_steps, scores, seen.append, replace(stages, train=stop)
         )
-
-
-@pytest.fixture(scope="module")
-def few_compared(compared, tmp_path_factory):
-    """The tiny comparison, continued at few evaluations: (root, StageResult)."""
-    root = tmp_path_factory.mktemp("few") / "root"
-    shutil.copytree(compared[0], root)
-    return root, reproduce(configured(root, few_steps=FEW_STEPS))
 
 
 def test_every_objective_and_student_is_scored_at_few_evaluations(few_compared):
