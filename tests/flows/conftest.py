@@ -17,7 +17,6 @@ from fm_core.run.results import StageResult
 from tests.support.demo_project import SHRUNKEN, Demo, copy_of_the_tree, demo_command
 from tests.support.scheduling import DEMO
 
-
 RUNNING = pytest.StashKey[Demo]()
 """The demo whose server and worker run."""
 
