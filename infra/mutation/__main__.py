@@ -67,14 +67,14 @@ def run(mutants: list[Mutant], last_tier: str) -> None:
             seen = set(maps["default"].seconds) if tier == "all" else set[str]()
             last = mutant.line + mutant.old.count("\n")
             tests = [test for test in maps[tier].tests_of(mutant.file, mutant.line, last) if test not in seen]
+            result[f"tests of {tier}"] = len(tests)
             killer = _first_failure(tree, mutant, tests, maps[tier].seconds)
             result["tried"].append(tier)
-            result[f"tests of {tier}"] = len(tests)
             if killer:
                 result["killed by"], result["tier"] = killer, tier
             with RESULTS.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(result) + "\n")
-            outcome = killer or f"survives {len(tests)} tests of {tier}"
+            outcome = killer or f"survives {result[f'tests of {tier}']} tests of {tier}"
             print(f"{number}/{len(mutants)} {mutant.name}: {outcome}", flush=True)
 
 
@@ -120,6 +120,8 @@ def _first_failure(tree: Path, mutant: Mutant, tests: list[str], seconds: dict[s
                 )
             except subprocess.TimeoutExpired:
                 return f"no end after {limit:.0f} s: {batch[0]} or one of {len(batch) - 1} others"
+            if "not found: " in done.stderr:
+                raise RuntimeError(f"a recorded test does not exist: {done.stderr[:300]}; record again")
             if done.returncode:
                 match = FAILED.search(done.stdout)
                 return (
