@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 FINGERPRINT_MARK = "<!-- made from "
 """Start of the comment at the end of a page, which contains the fingerprint of the page's content."""
-PAGE_VERSION = 2
+PAGE_VERSION = 3
 """Version of the design, part of the fingerprints: pages of earlier versions are written again."""
 NUMBER = re.compile(r"[-+±]?\d[\d.,]*(e[-+]?\d+)?( ?%)?( (s|min|h|d)\b.*| (±|to) .*)?( \(.*\))?")
 """A cell that counts as a number: with a unit of time, an error, a range or a remark."""

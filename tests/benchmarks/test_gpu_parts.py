@@ -172,7 +172,16 @@ def test_a_folder_without_wheels_is_refused(tmp_path):
 
 def test_small_settings_run_on_a_cpu(public_python, tmp_path):
     """Run the programs that gpu.sh starts with the interpreter's own packages."""
-    parts = ["noise", "losses", "loader", "dit", "unet/reference", "sampling-midpoint-20", "cuda-graphs"]
+    parts = [
+        *("noise/philox-v1", "noise/philox-v1-compiled", "losses/cpu", "losses/fp32", "loader"),
+        *(
+            "dit/no-switch",
+            "dit/compile-only",
+            "unet/reference",
+            "sampling-midpoint-20/odesolver",
+            "cuda-graphs",
+        ),
+    ]
     command = ["bash", FOLDER / "gpu.sh", "--device", "cpu", "--size", "tiny", "--limit", "900"]
     command += ["--json", tmp_path / "gpu.json", "--part", *parts]
     environment = {**os.environ, "PYTHON": str(public_python), "CUDA_VISIBLE_DEVICES": ""}

@@ -1,5 +1,6 @@
 """Collectives, their bytes, waits and operations of a training step, on forked ranks (forked_ranks.py)."""
 
+import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -12,6 +13,11 @@ from torch.utils._pytree import tree_leaves
 from fm_core.storage.atomic_files import write_json
 from tests.support import ROOT
 
+NETWORKS = {4: ("digits", 704_705), 32: ("tiny-dit", 33_456)}
+"""Number of ranks -> the network of the benchmarks that they train, and its number of parameters.
+
+The network of 32 ranks is small, because they share two cores; a step has the same collectives.
+"""
 STEPS = 4
 """Steps whose counts are taken, as the difference of a longer and a shorter training."""
 
@@ -46,7 +52,8 @@ def counted(steps):
     """The counts of a training of this many steps, start and end included."""
     import program
 
-    task = {"size": "digits", "batch": 1, "warmup": steps, "steps": steps, "blocks": 1}
+    size, _ = NETWORKS[int(os.environ["WORLD_SIZE"])]
+    task = {"size": size, "batch": 1, "warmup": steps, "steps": steps, "blocks": 1}
     with StepCounter() as counter:
         program.loop_lines(task, {})
     return counter.counts
