@@ -269,6 +269,9 @@ def test_two_extractors_with_one_name_are_refused(configured, scripted, tmp_path
     torch.jit.script(Projected()).save(other)
     with pytest.raises(UserError, match=r"evaluate\.extractors\.0\.features: projected.pt is named twice"):
         configured("named", features=scripted, extractors=[{"features": str(other)}])
+    inception = {"features": "inception", "weights": str(other)}
+    with pytest.raises(UserError, match=rf"inception with weights {other} is named twice"):
+        configured("named", features=scripted, extractors=[inception, inception])
     assert not read_counts
 
 

@@ -11,7 +11,7 @@ import pytest
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES
 
 from flows import progress_report as module
-from flows.progress_report import ProgressReport, describe
+from flows.progress_report import ProgressReport, describe, finished
 from fm_core.config import RunConfig
 from fm_core.run.progress import Progress
 from tests.support.operator import until
@@ -88,6 +88,11 @@ def test_the_last_progress_of_a_stage_is_shown_before_it_ends(server, config):
     with ProgressReport("train", config) as report:
         report(step(1000))
     assert server.shown[-1] == (100.0, describe(step(1000)))
+
+
+def test_the_final_progress_is_complete_also_where_no_total_was_known():
+    assert finished(Progress("shard", 3, 8, "images", "", 2.0)) == Progress("shard", 8, 8, "images")
+    assert finished(Progress("report", 0, 0, "")) == Progress("report", 1, 1, "stage")
 
 
 def test_a_stage_ends_although_the_server_does_not_answer(server, config, monkeypatch):

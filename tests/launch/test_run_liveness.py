@@ -58,6 +58,7 @@ def test_the_command_to_continue_names_a_file_that_is_there(run: Path, file: str
 @pytest.mark.parametrize("alive", [True, False])
 def test_a_run_whose_job_is_gone_is_dead(run: Path, alive: bool, capsys):
     write_text(run / "config.yaml", "")
+    write_text(run / "logs" / "train.yaml", "")
     write_status(run, PROGRESS, job="a1")
     write_json(run / "job.json", {**FACTS, **agent(alive)})
     assert (notice(run) is None) is alive
