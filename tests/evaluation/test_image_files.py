@@ -44,6 +44,10 @@ def refused(location):
     return str(caught.value)
 
 
+def test_four_images_are_enough(tmp_path):
+    assert opened(folder_of(tmp_path / "four", 4))[0].count == 4
+
+
 def test_folder_zip_and_tars_give_the_same_images_and_classes(tmp_path):
     folder = folder_of(tmp_path / "images")
     files = sorted(path for path in folder.rglob("*.png"))
