@@ -59,8 +59,8 @@ def rank_group_command(
         first: index of the first of them.
         world: total ranks of the job; by default `count`.
         meet: rendezvous "address:port"; port 0 lets the kernel choose one.
-        listen: whether this group serves the store. The first host of a job does, unless its ranks are all
-            and form no process group, or there is only one (`store_of_one`).
+        listen: whether this group serves the store: on the first host of several, and on a single host if its
+            ranks form a process group and are at least two. One rank serves its own (`store_of_one`).
     """
     options = [f"--count={count}", f"--first={first}", f"--world={world or count}", f"--meet={meet}"]
     if listen:
