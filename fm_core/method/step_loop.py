@@ -167,6 +167,6 @@ def _torchdiffeq_step(method: str, velocity: Velocity, t: float, to: float, x: T
 
 def odeint(*arguments: Any, **options: Any) -> Any:
     """torchdiffeq.odeint, imported by the first call: it imports scipy, which training does not need."""
-    from torchdiffeq import odeint as solved
+    import torchdiffeq
 
-    return solved(*arguments, **options)
+    return torchdiffeq.odeint(*arguments, **options)
