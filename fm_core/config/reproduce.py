@@ -98,9 +98,9 @@ class StudentSection(Section):
     steps: int = Field(ge=1)
     """Optimizer steps, in addition to those of the teacher."""
     learning_rate: float = Field(gt=0)
-    """Largest learning rate; it is reached after a tenth of the steps."""
+    """Largest learning rate; it is reached after a tenth of the steps, in 2-D at the first one."""
     ema_decay: float = Field(default=0.99, gt=0, lt=1)
-    """Decay of the average of the weights that is sampled."""
+    """Decay of the average of the weights that is sampled; in 2-D, weights are not averaged."""
 
     @model_validator(mode="after")
     def _check_kind(self) -> Self:
@@ -116,7 +116,7 @@ class FewStepsSection(Section):
     """A comparison at few evaluations: solvers that need no training, and models trained for it.
 
     Distances are of as many images as sample.images, from the same noise. In 2-D there are shares of samples
-    on the squares instead, and no students.
+    on the squares instead, flow maps are experiments of their own, and students are of pairs.
     """
 
     experiments: tuple[Name, ...] = ()
@@ -208,10 +208,8 @@ class ReproduceSection(Section):
             raise ValueError(f"reproduce.cells: two experiments have the same name: {', '.join(names)}")
         if unknown := next((name for name in self.few_steps.experiments if name not in names), None):
             raise ValueError(f"reproduce.few_steps.experiments: {unknown} is none of {', '.join(names)}")
-        if self.kind == "toy2d" and self.few_steps.students:
-            raise ValueError(
-                "reproduce.few_steps.students are of reproduce.kind images; in 2-D, add flow maps to cells"
-            )
+        if self.kind == "toy2d":
+            self._check_students_in_2d(names)
         if self.kind == "toy2d" and self.parallel > 1:
             raise ValueError(
                 "reproduce.parallel must be 1 with reproduce.kind toy2d: 2-D experiments run one at a time"
@@ -223,3 +221,13 @@ class ReproduceSection(Section):
                     f"reproduce.toy2d.steps = {self.toy2d.steps}"
                 )
         return self
+
+    def _check_students_in_2d(self, names: list[str]) -> None:
+        few = self.few_steps
+        for student in few.students:
+            if student.objective:
+                raise ValueError(
+                    f"reproduce.few_steps.students: {student.name} is a flow map; in 2-D, flow maps are cells"
+                )
+            if (name := f"{few.teacher}-{student.name}") in names:
+                raise ValueError(f"reproduce.few_steps.students: {name} is the name of an experiment, too")

@@ -156,7 +156,7 @@ def _toy_costs(config: RunConfig, nfe: float | None) -> list[_ObjectiveCost]:
     toy = config.reproduce.toy2d
     return [
         _ObjectiveCost(
-            e.label, 1, toy_experiment_cost(toy, e.objective, e.steps, few_steps_of(config, e.section)), nfe
+            e.label, 1, toy_experiment_cost(toy, e.objective, e.steps, few_steps_of(config, e), e.pairs), nfe
         )
         for e in toy_experiments(config)
     ]

@@ -12,6 +12,7 @@ from fm_core.config import FewStepsSection, NfeCurveSection, ReproduceSection, T
 from fm_core.errors import UserError
 from fm_core.evaluation.dataset_likelihood import PROBES
 from fm_core.evaluation.nfe_curve import solver_settings
+from fm_core.method.flow_map import FlowMap
 from fm_core.method.objectives import Objective, Regression
 from fm_core.method.solver import EVALUATIONS_PER_STEP, Solver
 from fm_core.models.flops import TRAINING_PASSES, flops_per_image, parameter_count
@@ -70,7 +71,7 @@ class ExperimentCost:
     """Operations of training on one image."""
     trained_images: int
     predictable: bool
-    """Whether a training step is one forward and one backward pass; false if a step solves an ODE."""
+    """Whether the passes of a training step are a fixed number; false if a step solves an ODE."""
     fixed_evaluations: int
     """Evaluations for samples by fixed-step solvers."""
     solved_images: int
@@ -146,7 +147,7 @@ def image_experiment_cost(
         forward_flops=training.forward_flops,
         training_flops=training.training_flops,
         trained_images=config.train.images,
-        predictable=isinstance(objective, Regression),
+        predictable=isinstance(objective, Regression | FlowMap),
         fixed_evaluations=fixed * guided,
         solved_images=adaptive,
         scored_images=likelihood.images * likelihood.draws + checks,
@@ -160,11 +161,11 @@ def image_experiment_cost(
 
 
 def toy_experiment_cost(
-    toy: Toy2dSection, objective: Objective, steps: int, few: FewStepsSection | None = None
+    toy: Toy2dSection, objective: Objective, steps: int, few: FewStepsSection | None = None, pairs: int = 0
 ) -> ExperimentCost:
     """The cost of a 2-D experiment that is trained for `steps` steps, and scored at few evaluations if given.
 
-    Its points are counted as images.
+    Its points are counted as images. `pairs` are the trajectories that a student is trained on.
     """
     with torch.device("meta"):
         network = MLP(DIMENSIONS, toy.width, toy.layers)
@@ -177,9 +178,9 @@ def toy_experiment_cost(
         forward_flops=forward,
         training_flops=forward * (TRAINING_PASSES + objective.extra_forwards),
         trained_images=steps * toy.batch,
-        predictable=isinstance(objective, Regression),
+        predictable=isinstance(objective, Regression | FlowMap),
         fixed_evaluations=toy.samples * (sum(toy.nfe) + sum(map(_evaluations, few_solvers))),
-        solved_images=toy.samples,
+        solved_images=toy.samples + pairs,
         scored_images=toy.held_out + toy.grid**2,
         scored_passes=1 + DIMENSIONS,
         student_flops=0.0,

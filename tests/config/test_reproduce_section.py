@@ -40,7 +40,7 @@ def test_options_keep_their_kinds(tmp_path):
     assert load_config(tmp_path / "c.yaml") == config
 
 
-def test_the_shipped_comparison_is_the_papers():
+def test_the_shipped_comparison_is_the_papers_with_flow_maps():
     section = load_config(SHIPPED).reproduce
     vp, ot = "variance-preserving", "optimal-transport"
     assert [(cell.objective, cell.path, bool(cell.steps)) for cell in section.cells] == [
@@ -50,6 +50,8 @@ def test_the_shipped_comparison_is_the_papers():
         ("flow-matching", vp, False),
         ("flow-matching", ot, False),
         ("data-prediction", ot, False),
+        ("meanflow", ot, False),
+        ("split-meanflow", ot, False),
         ("maximum-likelihood", ot, True),
     ]
     assert not any(cell.path_options or cell.objective_options for cell in section.cells)

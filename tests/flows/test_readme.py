@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from fm_core.config import load_config
+from fm_core.config import ReproduceSection, load_config
 from tests.support import ROOT
 from tests.support.demo_project import SHRUNKEN, Demo, created_run
 from tests.support.page_commands import flags, page_commands, starting_with
@@ -53,6 +53,21 @@ def test_the_test_command_finds_the_default_tests_and_with_all_the_others(demo: 
     assert "test_the_stages_by_hand" in everything.stdout
 
 
+def small_toy2d(reproduce: ReproduceSection) -> dict[str, Any]:
+    """Overrides for the 2-D comparison: two of its experiments and its student, all with few steps."""
+    cells = [cell for cell in reproduce.cells if cell.name in ("ddpm", "fm-ot")]
+    students = [
+        student.model_dump(mode="json", exclude_unset=True) | {"pairs": 32, "steps": 2}
+        for student in reproduce.few_steps.students
+    ]
+    few_steps = {"experiments": ["ddpm", "fm-ot"], "solvers": ["euler"], "students": students}
+    return {
+        "toy2d": SMALL_TOY2D,
+        "cells": json.dumps([cell.model_dump(mode="json", exclude_unset=True) for cell in cells]),
+        "few_steps": {key: json.dumps(value) for key, value in few_steps.items()},
+    }
+
+
 def test_the_stages_by_hand(demo: Demo):
     for command in commands("fm "):
         if "photographs" in command:
@@ -61,9 +76,8 @@ def test_the_stages_by_hand(demo: Demo):
         overrides = dict(SHRUNKEN) if "--run.name" not in arguments else dict(DEBUG)
         other_run = "--run.name" in arguments or "runs/" in command
         if arguments[1] == "reproduce":
-            cells = load_config(demo.root / "infra" / "configs" / "checkerboard.yaml").reproduce.cells[:2]
-            asked = [cell.model_dump(mode="json", exclude_unset=True) for cell in cells]
-            overrides = {"reproduce": {"toy2d": SMALL_TOY2D, "cells": json.dumps(asked)}}
+            file = demo.root / "infra" / "configs" / "checkerboard.yaml"
+            overrides = {"reproduce": small_toy2d(load_config(file).reproduce)}
         if "runs/" in command:  # what was asked of that run is in its own configuration, but for the samples
             overrides = {"sample": {"images": 16, "batch": 16}}
         if "--launch.kind" in arguments:

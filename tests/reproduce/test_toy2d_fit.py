@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 
@@ -32,6 +34,10 @@ def objective(name, path):
     return objective_named(name, path_named(path))
 
 
+def examples(trained_objective, seed=0):
+    return partial(draw, trained_objective, random(seed))
+
+
 def quantile(sample, interval):
     return (sample.t - interval[0]) / (interval[1] - interval[0])
 
@@ -53,7 +59,14 @@ def test_a_step_trains_on_the_positions_after_those_of_the_step_before(monkeypat
     monkeypatch.setattr(
         trained_objective, "loss", lambda network, sample: (seen.append(sample.x1), loss(network, sample))[1]
     )
-    fit(initial_network(SMALL, 0), trained_objective, SMALL, 3, random(7), lambda *_: None)
+    fit(
+        initial_network(SMALL, 0),
+        trained_objective,
+        SMALL,
+        3,
+        examples(trained_objective, 7),
+        lambda *_: None,
+    )
     assert torch.equal(torch.cat(seen), draw(trained_objective, random(7), 0, 96).x1)
 
 
@@ -73,7 +86,7 @@ def test_training_brings_the_loss_of_fresh_points_down_and_is_repeatable(pair):
     settings = SMALL.model_copy(update={"learning_rate": 1e-2, "batch": 64, "width": 32})
     networks = [initial_network(settings, 0) for _ in range(3)]
     losses = [
-        fit(network, trained_objective, settings, steps, random(0), lambda *_: None)
+        fit(network, trained_objective, settings, steps, examples(trained_objective), lambda *_: None)
         for network in networks[:2]
     ]
     assert losses[0] == losses[1]
@@ -90,7 +103,7 @@ def test_the_loss_curve_holds_every_step_once():
         objective("flow-matching", "optimal-transport"),
         SMALL,
         30,
-        random(0),
+        examples(objective("flow-matching", "optimal-transport")),
         lambda step, loss: losses.append((step, loss)),
     )
     assert [step for step, _ in losses] == list(range(1, 31))
@@ -108,7 +121,7 @@ def test_the_learning_rate_falls_to_zero_along_half_a_cosine(monkeypatch):
         objective("flow-matching", "optimal-transport"),
         SMALL,
         4,
-        random(0),
+        examples(objective("flow-matching", "optimal-transport")),
         lambda *_: None,
     )
     assert rates == pytest.approx([2e-3 * share for share in (1, (2 + 2**0.5) / 4, 0.5, (2 - 2**0.5) / 4)])
@@ -120,4 +133,4 @@ def test_a_loss_that_is_not_finite_stops_the_training():
     with torch.no_grad():
         network.last.bias.fill_(float("nan"))
     with pytest.raises(ArithmeticError, match="step 1"):
-        fit(network, trained_objective, SMALL, 3, random(0), lambda *_: None)
+        fit(network, trained_objective, SMALL, 3, examples(trained_objective), lambda *_: None)

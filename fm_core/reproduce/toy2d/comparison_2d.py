@@ -19,13 +19,12 @@ from fm_core.reproduce.experiments import seeds_of, title_of
 from fm_core.reproduce.toy2d.checkerboard import ENTROPY, NAME
 from fm_core.reproduce.toy2d.experiment_2d import (
     FEW_STEPS_KEYS,
-    ToyOutcome,
-    ToyProgress,
+    ToyExperiment,
     generator_in_2d,
-    run_toy_experiment,
     toy_experiments,
 )
 from fm_core.reproduce.toy2d.figures import FigureData
+from fm_core.reproduce.toy2d.outcome_2d import ToyOutcome, ToyProgress, run_toy_experiment
 from fm_core.reproduce.toy2d.page import page_2d, sections_2d
 from fm_core.reproduce.toy2d.scoring import DENSITY_TOLERANCE, LIKELIHOOD_BATCH
 from fm_core.run.artifact_cache import exclusive_lock
@@ -77,11 +76,8 @@ def reproduce_2d(config: RunConfig, run: RunDirectory, observe: Observer) -> Sta
 def page_sections_2d(config: RunConfig, results: dict[str, Any]) -> list[PageSection]:
     """The tables and figures of a comparison from results.json. Raises UserError like `toy_experiments`."""
     experiments = toy_experiments(config)
-    data = [
-        FigureData(experiment.label, experiment.cache.tensors("pictures"))
-        for experiment in experiments
-        if experiment.name in results["cells"] and experiment.seed == seeds_of(config)[0]
-    ]
+    complete = [experiment for experiment in experiments if experiment.name in results["cells"]]
+    data = _figure_data(config, complete)
     paths = {experiment.section.path: experiment.objective.path for experiment in experiments}
     return sections_2d(results, data, paths)
 
@@ -107,21 +103,30 @@ def _write_results(config: RunConfig, run: RunDirectory, outcomes: list[ToyOutco
     same = read_json(directory / "results.json") == {"schema": SCHEMA, **json.loads(json.dumps(results))}
     if same and page_file.exists() and page_file.read_text(encoding="utf-8").endswith(mark):
         return False
-    shown = [o.experiment for o in complete if o.experiment.seed == seeds_of(config)[0]]
-    data = [FigureData(experiment.label, experiment.cache.tensors("pictures")) for experiment in shown]
+    data = _figure_data(config, [outcome.experiment for outcome in complete])
     write_json(directory / "results.json", results)
     links = PageSection("Files", [file_links(directory, page_file, byte_size)], folded=True)
     write_text(page_file, page_2d(results, data, paths, links) + mark)
     return True
 
 
+def _figure_data(config: RunConfig, complete: Sequence[ToyExperiment]) -> list[FigureData]:
+    """What the figures show: the experiments of the first seed, without reflow students."""
+    return [
+        FigureData(experiment.label, experiment.cache.tensors("pictures"))
+        for experiment in complete
+        if experiment.seed == seeds_of(config)[0] and not experiment.teacher
+    ]
+
+
 def over_seeds_2d(complete: Sequence[ToyOutcome]) -> dict[str, Any]:
     """NLL and NFE over seeds for each objective, with a verdict; empty for one seed.
 
     The verdict compares the NLL of flow matching on the optimal-transport path with the NLL of the objective.
+    Reflow students, which have had more training, are left out.
     """
     by_objective = dict[str, list[ToyOutcome]]()
-    for outcome in complete:
+    for outcome in (each for each in complete if not each.experiment.teacher):
         by_objective.setdefault(outcome.experiment.section.name, []).append(outcome)
     if max(map(len, by_objective.values()), default=0) < 2:
         return {}

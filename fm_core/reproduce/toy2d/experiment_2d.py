@@ -1,26 +1,16 @@
-"""One experiment in 2-D: training and scoring of one objective, each cached by its recipe."""
+"""The experiments of a 2-D comparison: objectives with their seeds and recipes, and reflow students."""
 
-import time
-import traceback
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-import torch
-from torch import nn
-
-from fm_core.config import ExperimentSection, FewStepsSection, RunConfig
-from fm_core.errors import LeaseLostError, StopRequested, UserError
+from fm_core.config import ExperimentSection, FewStepsSection, RunConfig, StudentSection
+from fm_core.errors import UserError
 from fm_core.method.objectives import Objective
 from fm_core.reproduce.experiments import objective_of, seeds_of, title_of
 from fm_core.reproduce.toy2d.checkerboard import NAME
-from fm_core.reproduce.toy2d.fit import fit, initial_network
-from fm_core.reproduce.toy2d.scoring import score_model
-from fm_core.run.artifact_cache import ArtifactCache, CachedPart
-from fm_core.run.directory import RunDirectory, environment
-from fm_core.run.progress import Observer, Progress, RateMeter
-from fm_core.storage.atomic_files import read_json, write_json, write_text
+from fm_core.run.artifact_cache import ArtifactCache
+from fm_core.run.directory import RunDirectory
+from fm_core.storage.atomic_files import read_json
 from fm_core.storage.keyed_random import (
     CURRENT,
     Domain,
@@ -30,12 +20,8 @@ from fm_core.storage.keyed_random import (
     generator_record,
 )
 
-TRAINING_PARTS, SCORING_PARTS = 1000, 600
-"""Parts of an experiment's work in the progress bar, roughly in proportion to their time."""
-
 _OBJECTIVE_KEYS = {"objective", "objective_options", "path", "path_options"}
 _TRAINING_KEYS = {"batch", "learning_rate", "gradient_clip", "width", "layers"}
-_SCORING_KEYS = {"held_out", "samples", "nfe", "rtol", "atol", "grid"}
 FEW_STEPS_KEYS = {"solvers", "nfe"}
 """Keys of reproduce.few_steps that affect the scores of a 2-D experiment."""
 
@@ -54,6 +40,8 @@ class ToyExperiment:
     cache: ArtifactCache
     recipe: dict[str, Any]
     """Everything that determines the weights."""
+    teacher: "ToyExperiment | None" = None
+    """The experiment whose model a reflow student begins with and takes its pairs from."""
 
     def random(self, domain: Domain) -> KeyedRandom:
         """The random numbers of a domain, from the recipe's seed and generator."""
@@ -64,21 +52,14 @@ class ToyExperiment:
         """Seed of data, noise, times and initial weights."""
         return self.recipe["seed"]
 
-
-@dataclass(frozen=True)
-class ToyOutcome:
-    """Outcome of an experiment."""
-
-    experiment: ToyExperiment
-    record: dict[str, Any]
-    """Content of its result.json; empty if it failed."""
-    changed: bool = False
-    """Whether any part of it was computed by this call."""
-    error: str = ""
+    @property
+    def pairs(self) -> int:
+        """Number of pairs that a reflow student is trained on; 0 for the other experiments."""
+        return self.recipe["pairs"] if self.teacher else 0
 
 
 def toy_experiments(config: RunConfig) -> list[ToyExperiment]:
-    """The experiments of a 2-D comparison, seed by seed.
+    """The experiments of a 2-D comparison, seed by seed, those of a seed before its reflow students.
 
     Raises:
         UserError: an experiment cannot be built, or its directory contains a training with another recipe.
@@ -87,8 +68,10 @@ def toy_experiments(config: RunConfig) -> list[ToyExperiment]:
         raise UserError(
             "reproduce.cells is empty; list the experiments, as infra/configs/checkerboard.yaml does"
         )
-    seeds = seeds_of(config)
-    experiments = [_toy_experiment(config, section, s) for s in seeds for section in config.reproduce.cells]
+    experiments = list[ToyExperiment]()
+    for seed in seeds_of(config):
+        own = [_toy_experiment(config, section, seed) for section in config.reproduce.cells]
+        experiments += [*own, *_students(config, own)]
     for experiment in experiments:
         experiment.cache.refuse_another("training", experiment.recipe)
     return experiments
@@ -101,24 +84,6 @@ def generator_in_2d(config: RunConfig) -> GeneratorName:
     for file in sorted((RunDirectory(config).path / "reproduce").glob("*/training.json")):
         return generator_of((read_json(file) or {}).get("recipe", {}), str(file))
     return CURRENT
-
-
-def run_toy_experiment(
-    experiment: ToyExperiment, config: RunConfig, run: RunDirectory, progress: "ToyProgress"
-) -> ToyOutcome:
-    """Run an experiment, or verify it if complete. Any error except StopRequested becomes its outcome."""
-    progress.start(experiment.label)
-    try:
-        record, changed = _train_and_score(experiment, config, progress)
-        experiment.cache.failure.unlink(missing_ok=True)
-        return ToyOutcome(experiment, record, changed)
-    except (LeaseLostError, StopRequested):
-        raise
-    except Exception as error:
-        message = f"{type(error).__name__}: {error}".splitlines()[0]
-        write_json(experiment.cache.failure, {"error": message})
-        write_text(run.log("reproduce", experiment.name), traceback.format_exc())
-        return ToyOutcome(experiment, {}, error=message)
 
 
 def _toy_experiment(config: RunConfig, section: ExperimentSection, seed: int) -> ToyExperiment:
@@ -141,103 +106,50 @@ def _toy_experiment(config: RunConfig, section: ExperimentSection, seed: int) ->
     return ToyExperiment(section, name, label, objective, steps, cache, recipe)
 
 
-def few_steps_of(config: RunConfig, section: ExperimentSection) -> FewStepsSection | None:
-    """The comparison at few evaluations of an experiment; None if it has none."""
+def _students(config: RunConfig, experiments: list[ToyExperiment]) -> list[ToyExperiment]:
+    """The reflow students of one seed. Raises UserError if the teacher is a flow map."""
     few = config.reproduce.few_steps
-    return few if section.name in few.experiments else None
+    teacher = next((each for each in experiments if each.section.name == few.teacher), None)
+    if teacher is None:
+        return []
+    if few.students and teacher.objective.two_times:
+        raise UserError(
+            f"reproduce.few_steps.teacher: {few.teacher} is a flow map, which is sampled without an ODE; "
+            "name an experiment with an objective of one time"
+        )
+    return [_student(config, teacher, student) for student in few.students]
 
 
-def _train_and_score(
-    experiment: ToyExperiment, config: RunConfig, progress: "ToyProgress"
-) -> tuple[dict[str, Any], bool]:
-    """The content of result.json, and whether any part of the experiment was computed by this call."""
-    toy, seed, cache = config.reproduce.toy2d, experiment.seed, experiment.cache
-    network = initial_network(toy, seed, experiment.objective.two_times)
-    few = few_steps_of(config, experiment.section)
-    trained = cache.read("training", "weights")
-    if trained:
-        progress.skip()
-    training = trained or _train(experiment, network, config, progress)
+def _student(config: RunConfig, teacher: ToyExperiment, student: StudentSection) -> ToyExperiment:
+    title = student.title or student.name
+    changes = {"name": f"{teacher.section.name}-{student.name}", "title": title, "steps": student.steps}
     recipe = {
-        "weights": training.tensors_sha256,
-        **toy.model_dump(mode="json", include=_SCORING_KEYS),
-        **({"few_steps": few.model_dump(mode="json", include=FEW_STEPS_KEYS)} if few else {}),
+        **teacher.recipe,
+        "steps": student.steps,
+        "learning_rate": student.learning_rate,
+        "teacher": teacher.recipe,
+        "pairs": student.pairs,
     }
-    scored = cache.read("result", "pictures")
-    if trained and scored and scored.record["scoring"] == recipe:
-        return scored.record, False
-    network.load_state_dict(cache.tensors("weights"))
-    clock, cpu = time.monotonic(), time.process_time()
-    on_part = partial(progress.scored, experiment.label)
-    random = experiment.random(Domain.TOY2D_SCORING)
-    evaluation = score_model(network, experiment.objective, toy, random, on_part, few)
-    keys = ("recipe", "steps", "training_seconds", "training_cpu_seconds")
-    record = {
-        **{key: training.record[key] for key in keys},
-        "scoring": recipe,
-        "weights_sha256": training.tensors_sha256,
-        **evaluation.scores,
-        "scoring_seconds": round(time.monotonic() - clock, 2),
-        "scoring_cpu_seconds": round(time.process_time() - cpu, 2),
-        "made_with": _versions(),
-    }
-    return cache.write("result", "pictures", record, evaluation.tensors).record, True
+    name = f"{teacher.name}-{student.name}"
+    several = f", seed {teacher.seed}" if len(seeds_of(config)) > 1 else ""
+    return ToyExperiment(
+        section=teacher.section.model_copy(update=changes),
+        name=name,
+        label=f"{title} ({student.steps:,} steps after {title_of(teacher.section)}){several}",
+        objective=teacher.objective,
+        steps=student.steps,
+        cache=ArtifactCache(teacher.cache.directory.with_name(name)),
+        recipe=recipe,
+        teacher=teacher,
+    )
 
 
-def _train(
-    experiment: ToyExperiment, network: nn.Module, config: RunConfig, progress: "ToyProgress"
-) -> CachedPart:
-    clock, cpu = time.monotonic(), time.process_time()
-    on_step = partial(progress.trained, experiment.label, experiment.steps)
-    random = experiment.random(Domain.TOY2D)
-    losses = fit(network, experiment.objective, config.reproduce.toy2d, experiment.steps, random, on_step)
-    record = {
-        "recipe": experiment.recipe,
-        "steps": experiment.steps,
-        "training_seconds": round(time.monotonic() - clock, 2),
-        "training_cpu_seconds": round(time.process_time() - cpu, 2),
-        "loss_by_hundredths": losses,
-        "made_with": _versions(),
-    }
-    return experiment.cache.write("training", "weights", record, network.state_dict())
+def few_steps_of(config: RunConfig, experiment: ToyExperiment) -> FewStepsSection | None:
+    """The comparison at few evaluations of an experiment; None if it has none.
 
-
-def _versions() -> dict[str, Any]:
-    versions = environment()["versions"]
-    return {"threads": torch.get_num_threads(), **{key: versions[key] for key in ("torch", "torchdiffeq")}}
-
-
-class ToyProgress:
-    """Progress over all experiments, each with TRAINING_PARTS for training and SCORING_PARTS for scoring."""
-
-    def __init__(self, experiments: int, observe: Observer, check_stop: Callable[[], None]) -> None:
-        self._total = experiments * (TRAINING_PARTS + SCORING_PARTS)
-        self._observe, self._check_stop, self._rate = observe, check_stop, RateMeter()
-        self._current = -1
-
-    def start(self, label: str) -> None:
-        """Begin the next experiment."""
-        self._current += 1
-        self._report(0, label)
-
-    def skip(self) -> None:
-        """Exclude earlier work from the rate."""
-        self._rate = RateMeter()
-
-    def trained(self, label: str, steps: int, step: int, loss: float) -> None:
-        """Report a training step."""
-        message = f"{label}: step {step:,} of {steps:,}, loss {loss:.3f}"
-        self._report(TRAINING_PARTS * step // steps, message)
-
-    def scored(self, label: str, share: float, message: str) -> None:
-        """Report a finished share, 0 to 1, of the scoring."""
-        self._report(TRAINING_PARTS + int(SCORING_PARTS * share), f"{label}: {message}")
-
-    def finish(self, message: str) -> None:
-        """Report that everything is done."""
-        self._observe(Progress("reproduce", self._total, self._total, "parts", message))
-
-    def _report(self, parts: int, message: str) -> None:
-        self._check_stop()
-        done = min(self._current * (TRAINING_PARTS + SCORING_PARTS) + parts, self._total - 1)
-        self._observe(Progress("reproduce", done, self._total, "parts", message, self._rate.rate(done)))
+    A reflow student is solved by Euler's method with each number of reproduce.few_steps.student_nfe.
+    """
+    few = config.reproduce.few_steps
+    if experiment.teacher:
+        return few.model_copy(update={"solvers": ("euler",), "nfe": few.student_nfe})
+    return few if experiment.section.name in few.experiments else None

@@ -22,6 +22,8 @@ CURVE_POINTS = 100
 STEPS_DRAWN_TOGETHER = 32
 """Number of steps whose random numbers are drawn together; per-step draws take a tenth of a step's time."""
 
+Examples = Callable[[int, int], PathSample]
+
 
 def initial_network(toy: Toy2dSection, seed: int, two_times: bool = False) -> MLP:
     """The network with its initial weights, which depend only on the seed and not on the objective.
@@ -72,12 +74,13 @@ def fit(
     objective: Objective,
     toy: Toy2dSection,
     steps: int,
-    random: KeyedRandom,
+    examples: Examples,
     on_step: Callable[[int, float], None],
 ) -> list[float]:
     """Train the network in place for `steps` steps; returns the mean loss of each hundredth of training.
 
-    `on_step` is called with the number of finished steps and the loss of the last one.
+    `examples` returns the training examples of the stream positions first, first + 1, ..., given the first
+    and their number. `on_step` is called with the number of finished steps and the loss of the last one.
 
     Raises:
         ArithmeticError: the loss is not finite.
@@ -89,7 +92,7 @@ def fit(
             group["lr"] = toy.learning_rate * (1 + math.cos(math.pi * step / steps)) / 2
         if step % STEPS_DRAWN_TOGETHER == 0:
             drawn = min(STEPS_DRAWN_TOGETHER, steps - step)
-            samples = split(draw(objective, random, step * toy.batch, drawn * toy.batch), toy.batch)
+            samples = split(examples(step * toy.batch, drawn * toy.batch), toy.batch)
         loss = objective.loss(network, samples[step % STEPS_DRAWN_TOGETHER]).mean()
         losses.append(_finite(loss, step))
         optimizer.zero_grad()
