@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fm_core.evaluation.image_sources import digests
+from fm_core.evaluation.metrics import kid
 from fm_core.evaluation.metrics import precision_recall as metrics
 from fm_core.evaluation.metrics.inception_score import inception_score
 from fm_core.evaluation.metrics.kid import kernel_distance, kernel_distance_of_subsets
@@ -34,6 +35,14 @@ class TestKernelDistance:
     def test_it_is_the_unbiased_estimate_over_all_pairs(self, n, m):
         x, y = normal(n, 5, 0), normal(m, 5, 1, shift=0.2)
         assert kernel_distance(x, y).value == pytest.approx(self.by_hand(x, y), rel=1e-9)
+
+    @pytest.mark.parametrize("size", [7, 40])
+    def test_the_parts_of_the_kernel_matrix_do_not_change_value_and_error(self, monkeypatch, size):
+        x, y = normal(60, 4, 0), normal(40, 4, 1, shift=0.2)
+        whole = kernel_distance(x, y)
+        monkeypatch.setattr(kid, "CPU_TILE", size)
+        parts = kernel_distance(x, y)
+        assert (parts.value, parts.stderr) == (pytest.approx(whole.value), pytest.approx(whole.stderr))
 
     def test_its_error_is_the_spread_over_independent_draws_of_both_sets(self):
         results = [

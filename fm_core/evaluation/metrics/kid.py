@@ -19,8 +19,8 @@ from torch import Tensor
 from fm_core.data.sources.splits import permutation
 from fm_core.evaluation.metrics.sampling_error import SamplingError, heavy_tails
 
-CHUNK_ROWS = 2_048
-"""Number of rows of the kernel matrix that are in memory at a time."""
+CPU_TILE, DEVICE_TILE = 256, 4_096
+"""Rows and columns of the kernel matrix that are computed at a time; those of a CPU stay in its cache."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,9 @@ class _KernelMeans:
     @classmethod
     def within(cls, x: Tensor) -> "_KernelMeans":
         """Compute the means over pairs of distinct images of a set."""
-        rows, _, squares = _kernel_sums(x, x)
-        own = _kernel(x.double().square().sum(1), x.shape[1])
+        own = _cube(x.double().square().sum(1) / x.shape[1] + 1)
         count = len(x) - 1
+        rows, _, squares = _kernel_sums(x, None)
         return cls._of((rows - own) / count, None, (squares - own.square().sum()) / (len(x) * count))
 
     @classmethod
@@ -113,20 +113,34 @@ class _KernelMeans:
         return cls(rows, columns, residual.clamp_min(0))
 
 
-def _kernel_sums(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums of the kernel for each image of x [N] and of y [M], and the sum of its squares, in float64."""
-    rows = torch.empty(len(x), dtype=torch.float64, device=x.device)
-    columns = torch.zeros(len(y), dtype=torch.float64, device=x.device)
+def _kernel_sums(x: Tensor, other: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums of the kernel for each image of x [N] and of the other set [M], and the sum of its squares.
+
+    Without another set, x itself is the other; half of the symmetric kernel matrix is computed then.
+    """
+    y = x if other is None else other
+    size = CPU_TILE if x.device.type == "cpu" else DEVICE_TILE
+    # A product of rows with the column of ones is x . y / D + 1.
+    a, b = _with_one(x, scale=1 / x.shape[1]).split(size), _with_one(y).split(size)
+    rows = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    columns = rows if other is None else torch.zeros(len(y), dtype=torch.float64, device=x.device)
+    row_parts, column_parts = rows.split(size), columns.split(size)
     squares = torch.zeros((), dtype=torch.float64, device=x.device)
-    others = y.double()
-    for first in range(0, len(x), CHUNK_ROWS):
-        kernel = _kernel(x[first : first + CHUNK_ROWS].double() @ others.T, x.shape[1])
-        rows[first : first + CHUNK_ROWS] = kernel.sum(1)
-        columns += kernel.sum(0)
-        squares += kernel.flatten().square().sum() if kernel.numel() else 0
+    for i, left in enumerate(a):
+        for j in range(i if other is None else 0, len(b)):
+            kernel = _cube(left @ b[j].T)
+            row_parts[i].add_(kernel.sum(1))
+            mirrored = other is None and i != j
+            if other is not None or mirrored:
+                column_parts[j].add_(kernel.sum(0))
+            squares += (1 + mirrored) * torch.linalg.vector_norm(kernel) ** 2
     return rows, columns, squares
 
 
-def _kernel(products: Tensor, dimension: int) -> Tensor:
-    shifted = products / dimension + 1
-    return shifted * shifted * shifted
+def _cube(base: Tensor) -> Tensor:
+    return (base * base).mul_(base)
+
+
+def _with_one(rows: Tensor, scale: float = 1.0) -> Tensor:
+    """Features in float64 times `scale`, and a column of ones, [N, D + 1]."""
+    return torch.cat([rows.double() * scale, rows.new_ones(len(rows), 1, dtype=torch.float64)], dim=1)

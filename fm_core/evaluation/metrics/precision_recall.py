@@ -17,7 +17,8 @@ from fm_core.data.sources.splits import permutation
 
 NEIGHBORS = 3
 """k, as in Kynkäänniemi et al. (2019)."""
-CHUNK_ROWS = 1_024
+CPU_ROWS, DEVICE_ROWS = 256, 1_024
+"""Rows of distances that are in memory at a time."""
 HALVINGS = 40
 """Number of splits of both sets into halves, by fixed permutations; the error is accurate to about 11%."""
 TOO_FEW = "too few images for halves: binomial, for fixed balls"
@@ -45,7 +46,7 @@ class PrecisionRecall:
 def precision_and_recall(samples: Tensor, real: Tensor, k: int = NEIGHBORS) -> PrecisionRecall:
     """Precision and recall of features [N, D] relative to features of real images [M, D].
 
-    Both depend on the numbers of images. At most a few thousand rows of distances are in memory.
+    Both depend on the numbers of images. At most DEVICE_ROWS rows of distances are in memory.
 
     Raises:
         ValueError: a set has at most k images.
@@ -131,5 +132,5 @@ class _Balls:
 
 def _distances(a: Tensor, b: Tensor) -> Iterator[Tensor]:
     """Pairwise distances, float64, in chunks [n, M] of the rows of a."""
-    b = b.double()
-    return (torch.cdist(rows.double(), b) for rows in a.split(CHUNK_ROWS))
+    b, size = b.double(), CPU_ROWS if a.device.type == "cpu" else DEVICE_ROWS
+    return (torch.cdist(rows.double(), b) for rows in a.split(size))
