@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -55,6 +56,13 @@ def look(config, rank):
     dist.all_reduce(PLACE["sum"])
     torch.set_float32_matmul_precision("high")
     sys.stdout = None
+
+
+def start_processes(config, rank):
+    """A process of the rank, and one like those that the interpreter keeps for later jobs."""
+    wait = [sys.executable, "-c", "import time; time.sleep(600)"]
+    PLACE["child"] = subprocess.Popen(wait)
+    PLACE["helper"] = subprocess.Popen([*wait, "multiprocessing.resource_tracker"])
 
 
 def fail(config, rank):
@@ -145,6 +153,17 @@ def test_an_error_is_raised_as_it_is_without_a_restart_and_all_is_restored(tmp_p
     assert read_json(tmp_path / "pretend-0.end.json")["kind"] == "error"
     assert not (tmp_path / "logs" / "restarts.jsonl").exists()
     run(tmp_path, look)
+
+
+def test_its_processes_end_with_it_but_for_helpers_of_the_interpreter(tmp_path):
+    try:
+        run(tmp_path, start_processes)
+        assert PLACE["child"].wait() == -signal.SIGTERM
+        assert PLACE["helper"].poll() is None
+    finally:
+        for name in ("child", "helper"):
+            PLACE[name].kill()
+            PLACE[name].wait()
 
 
 def test_what_is_not_complete_afterwards_is_a_failure(tmp_path):
