@@ -158,7 +158,7 @@ def test_an_error_is_raised_as_it_is_without_a_restart_and_all_is_restored(tmp_p
 def test_its_processes_end_with_it_but_for_helpers_of_the_interpreter(tmp_path):
     try:
         run(tmp_path, start_processes)
-        assert PLACE["child"].wait() == -signal.SIGTERM
+        assert PLACE["child"].wait(timeout=60) == -signal.SIGTERM
         assert PLACE["helper"].poll() is None
     finally:
         for name in ("child", "helper"):
