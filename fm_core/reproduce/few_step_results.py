@@ -69,7 +69,7 @@ def few_step_results(
         "exact": {name: _exact(each) for name, each in scored.items()},
         "students": students,
         "verdicts": [
-            *_cost_verdicts(scored, settings["nfe"], candidate),
+            *cost_verdicts(scored, settings["nfe"], candidate, _measured),
             *_exact_verdict(scored, candidate),
             *_student_verdicts(taught, settings, students),
         ],
@@ -121,7 +121,7 @@ def _distance_of(point: Record) -> float:
 
 def _scores(points: Sequence[Record]) -> dict[str, Any]:
     """Distance with its deviation over seeds, and means of the other scores; one point per seed."""
-    distance = over_seeds(_distances(points))
+    distance = over_seeds([_measured(point) for point in points])
     record: dict[str, Any] = {"value": distance.value, "stderr": distance.stderr}
     if len(points) == 1 and points[0].get("unreliable"):
         record["unreliable"] = points[0]["unreliable"]
@@ -131,8 +131,8 @@ def _scores(points: Sequence[Record]) -> dict[str, Any]:
     return record
 
 
-def _distances(points: Sequence[Record]) -> list[Measured]:
-    return [Measured(point[DISTANCE], point[f"{DISTANCE}_stderr"]) for point in points]
+def _measured(point: Record) -> Measured:
+    return Measured(point[DISTANCE], point[f"{DISTANCE}_stderr"])
 
 
 def _exact(scored: Sequence[Record]) -> dict[str, Any]:
@@ -153,11 +153,18 @@ def _student(name: str, taught: Sequence[Record], budgets: Sequence[int]) -> dic
     }
 
 
-def _cost_verdicts(
-    scored: Mapping[str, Sequence[Record]], budgets: Sequence[int], candidate: str
+def cost_verdicts(
+    scored: Mapping[str, Sequence[Record]],
+    budgets: Sequence[int],
+    candidate: str,
+    distance: Callable[[Record], Measured],
 ) -> list[list[str]]:
-    """Whether the candidate needs fewer evaluations than each other, both with their own best solvers."""
-    curves = {name: curve for name, each in scored.items() if (curve := _curve(each, budgets))}
+    """Whether the candidate needs fewer evaluations than each other, both with their own best solvers.
+
+    `scored` has the records of all seeds by experiment, `distance` is the distance of a point. Each row is a
+    question, the other experiment and the answer.
+    """
+    curves = {name: curve for name, each in scored.items() if (curve := _curve(each, budgets, distance))}
     if candidate not in curves:
         return []
     question = "Reaches the other's best distance with fewer evaluations, each with its own solvers"
@@ -168,7 +175,9 @@ def _cost_verdicts(
     ]
 
 
-def _curve(scored: Sequence[Record], budgets: Sequence[int]) -> list[CurvePoint]:
+def _curve(
+    scored: Sequence[Record], budgets: Sequence[int], distance: Callable[[Record], Measured]
+) -> list[CurvePoint]:
     """Distances by evaluations, without numbers at which the solver is that of a smaller number.
 
     Otherwise one measurement would be resampled as if it were several.
@@ -177,10 +186,10 @@ def _curve(scored: Sequence[Record], budgets: Sequence[int]) -> list[CurvePoint]
     for budget in budgets:
         if not candidates(scored, budget):
             continue
-        _, chosen = best_solver(scored, budget, _distance_of)
+        _, chosen = best_solver(scored, budget, lambda point: distance(point).value)
         keys = [(point["solver"], point["steps"]) for point in chosen]
         if keys != before:
-            curve.append(CurvePoint(budget, mean_of_seeds(_distances(chosen))))
+            curve.append(CurvePoint(budget, mean_of_seeds([distance(point) for point in chosen])))
         before = keys
     return curve
 

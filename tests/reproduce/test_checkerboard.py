@@ -8,7 +8,9 @@ from fm_core.reproduce.toy2d.checkerboard import (
     BLOCK,
     ENTROPY,
     by_position,
+    cell_distance,
     checkerboard,
+    expected_distance,
     grid_centers,
     on_squares,
     points,
@@ -62,3 +64,26 @@ def test_a_position_gets_the_same_number_in_any_batch(shape, generator):
         assert torch.equal(part, complete[first : first + count])
     assert not torch.equal(complete, by_position(other.normal, Purpose.NOISE, 0, 5 * BLOCK, shape))
     assert not torch.equal(complete, by_position(random.normal, Purpose.TIME, 0, 5 * BLOCK, shape))
+
+
+def test_the_distance_is_half_the_difference_of_the_shares_of_cells():
+    def centers(step):
+        axis = torch.arange(-4 + step / 2, 4, step)
+        x, y = torch.meshgrid(axis, axis, indexing="ij")
+        return torch.stack([x, y], dim=-1).view(-1, 2)
+
+    board = centers(1.0)[on_squares(centers(1.0))]
+    assert len(board) == 32
+    assert cell_distance(board) == pytest.approx(0)
+    # Half of a uniform distribution lies beside the squares, and so does each quarter that is moved away.
+    assert cell_distance(centers(0.5)) == pytest.approx(0.5)
+    assert cell_distance(torch.cat([board[8:], board[:8] + 100])) == pytest.approx(0.25)
+    assert cell_distance(board[:1].expand(7, 2)) == pytest.approx(31 / 32)
+    assert cell_distance(board[:16]) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("count", [300, 3_000])
+def test_points_of_the_board_have_the_expected_distance(count):
+    generator = torch.Generator().manual_seed(count)
+    distances = [cell_distance(checkerboard(torch.rand(count, 2, generator=generator))) for _ in range(60)]
+    assert sum(distances) / 60 == pytest.approx(expected_distance(count), rel=0.05)

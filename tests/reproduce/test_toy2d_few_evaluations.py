@@ -9,9 +9,14 @@ import torch
 
 from fm_core.commands import estimate, stage_function
 from fm_core.config import FewStepsSection, Toy2dSection
+from fm_core.method.ode import Solution
 from fm_core.method.registry import objective_named, path_named
 from fm_core.reproduce.toy2d import outcome_2d
-from fm_core.reproduce.toy2d.few_evaluations import few_evaluations, few_evaluations_section
+from fm_core.reproduce.toy2d.few_evaluations import (
+    distance_to_data,
+    few_evaluations,
+    few_evaluations_section,
+)
 from fm_core.reproduce.toy2d.fit import draw, fit, initial_network, split
 from fm_core.storage.atomic_files import read_json
 from fm_core.storage.keyed_random import CURRENT, Domain, KeyedRandom
@@ -38,7 +43,10 @@ def test_the_error_of_every_solver_is_that_to_the_exact_solution():
     noise = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
     exact = noise * math.exp(-2)
     settings = FewStepsSection(solvers=("euler", "ab2"), nfe=(1, 2, 4, 8))
-    points = few_evaluations(Contraction(), noise, exact, flow("flow-matching"), settings)
+    solution = Solution(exact, nfe=50, accepted=8, rejected=0)
+    scores = few_evaluations(Contraction(), noise, solution, flow("flow-matching"), settings)
+    points = scores["points"]
+    assert scores["exact"] == {"nfe": 50, **distance_to_data(exact)}
     assert [(each["solver"], each["steps"]) for each in points] == [
         *(("euler", steps) for steps in (1, 2, 4, 8)),
         *(("ab2", steps) for steps in (1, 2, 4, 8)),
@@ -91,8 +99,8 @@ def test_a_comparison_has_the_scores_of_its_experiments_and_no_others(tmp_path):
         "fm-ot": True,
         "map": True,
     }
-    assert {point["solver"] for point in results["cells"]["map"]["few_steps"]} == {"flow_map"}
-    solvers = {point["solver"] for point in results["cells"]["fm-ot"]["few_steps"]}
+    assert {point["solver"] for point in results["cells"]["map"]["few_steps"]["points"]} == {"flow_map"}
+    solvers = {point["solver"] for point in results["cells"]["fm-ot"]["few_steps"]["points"]}
     assert solvers == {"euler", "ab2", "ddim@edm"}
     assert results["few_steps"] == {"solvers": FEW["solvers"], "nfe": FEW["nfe"]}
     page = place(tmp_path, "report.html").read_text()
@@ -109,25 +117,54 @@ def test_few_evaluations_are_added_to_a_finished_comparison_without_training(tmp
     assert "few_steps" in read_json(place(tmp_path, "results.json"))["cells"]["fm-ot"]
 
 
-def test_the_table_chooses_solvers_by_the_other_seeds():
-    def record(title, shares):
-        points = [
-            {"solver": solver, "steps": 1, "nfe": 1, "on_squares": share, "error": 0.5}
-            for solver, share in shares.items()
-        ]
-        return {"title": title, "label": title, "few_steps": points, "scoring": {"few_steps": {"nfe": [1]}}}
-
-    cells = {
-        "fm": record("FM", {"euler": 0.9, "ab2": 0.5}),
-        "fm-s1": record("FM", {"euler": 0.3, "ab2": 0.6}),
-        "fm-s2": record("FM", {"euler": 0.4, "ab2": 0.7}),
-        "other": {"label": "no few evaluations"},
+def record(title, distances, path="variance-preserving"):
+    """An entry of results.json with the distances of two solvers with one evaluation."""
+    points = [
+        {"solver": solver, "steps": 1, "nfe": 1, "distance": distance, "on_squares": 0.6, "error": 0.5}
+        for solver, distance in distances.items()
+    ]
+    return {
+        "title": title,
+        "label": title,
+        "recipe": {"objective": "flow-matching", "path": path},
+        "scoring": {"few_steps": {"nfe": [1]}},
+        "few_steps": {"points": points, "exact": {"nfe": 60, "distance": 0.1, "on_squares": 0.9}},
     }
-    results = {"cells": cells, "few_steps": {"solvers": ["euler", "ab2"], "nfe": [1]}}
-    (section,) = few_evaluations_section(results)
-    # Without seed 0 ab2 is better, so 0.5; without the others euler is, so 0.3 and 0.4 (0.65 and 0.6 over the
-    # other two seeds, against 0.6 and 0.55). Over all, ab2 is better.
-    assert section.parts[0].rows == [["FM", "40.0% ± 10.0%, error 0.50, ab2"]]
+
+
+def results_of(cells):
+    settings = {"solvers": ["euler", "ab2"], "nfe": [1]}
+    return {"cells": cells, "few_steps": settings, "protocol": {"samples": 5_000}}
+
+
+def test_the_table_chooses_solvers_by_the_other_seeds():
+    cells = {
+        "fm": record("FM", {"euler": 0.1, "ab2": 0.5}),
+        "fm-s1": record("FM", {"euler": 0.7, "ab2": 0.4}),
+        "fm-s2": record("FM", {"euler": 0.6, "ab2": 0.3}),
+        "other": {"label": "no few evaluations"},
+        "earlier": {"label": "of an earlier version", "few_steps": [{"on_squares": 0.9}]},
+    }
+    (section,) = few_evaluations_section(results_of(cells))
+    # Without seed 0 ab2 is better, so 0.5; without the others euler is, so 0.7 and 0.6 (0.35 and 0.4 over the
+    # other two seeds, against 0.4 and 0.45). Over all, ab2 is better.
+    row = ["FM", "0.600 ± 0.100, 60%, error 0.50, ab2", "0.100 ± 0.000, 90%, NFE 60"]
+    assert [part.rows for part in section.parts] == [[row]]
+    assert "a distance of 0.031" in section.note
+
+
+def test_flow_matching_is_compared_with_the_others_but_not_with_its_student():
+    student = record("Reflow", {"euler": 0.05}, "optimal-transport")
+    student["recipe"]["teacher"] = {}
+    cells = {
+        "other": record("Other", {"euler": 0.3}),
+        "fm-ot": record("FM-OT", {"euler": 0.2}, "optimal-transport"),
+        "student": student,
+    }
+    (section,) = few_evaluations_section(results_of(cells))
+    (row,) = section.parts[1].rows
+    assert row[1] == "Other"
+    assert row[2].startswith("0.3 is reached at 1 evaluations, by the other at 1") or "not dist" in row[2]
 
 
 def test_the_estimate_counts_them(tmp_path):

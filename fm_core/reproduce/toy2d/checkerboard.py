@@ -21,6 +21,9 @@ WINDOW = 5.0
 """Figures show [-WINDOW, WINDOW]^2."""
 NAME = "checkerboard, 4 x 4 squares on [-4, 4)^2, density 1/32 on eight of them"
 
+CELLS = 32
+"""Cells of `cell_distance`: each of the eight squares has 2 x 2."""
+
 BLOCK = 64
 """Number of consecutive positions drawn together; separate draws would cost more than the network."""
 
@@ -40,6 +43,35 @@ def on_squares(x: Tensor) -> Tensor:
     """Whether each of the points [N, 2] lies where the density is not zero, bool [N]."""
     inside = ((x >= -HALF_SIDE) & (x < HALF_SIDE)).all(1)
     return inside & ((x / SQUARE).floor().sum(1) % 2 == 0)
+
+
+def cell_distance(x: Tensor) -> float:
+    """Total variation distance between points [N, 2] and the board, on CELLS cells, 0 to 1.
+
+    Half the sum of |p_i - 1/32| over the 2 x 2 cells of each of the eight squares, plus half the share of
+    points outside of the squares. Points of the board itself have about `expected_distance`.
+    """
+    inside = x[on_squares(x)].double()  # in float32 the sum below may be rounded up to the next cell
+    columns, rows = ((inside + HALF_SIDE) / (SQUARE / 2)).floor().long().unbind(1)
+    side = int(4 * HALF_SIDE / SQUARE)
+    counts = torch.bincount(columns * side + rows, minlength=side**2).double()
+    expected = torch.zeros(side**2, dtype=torch.float64)
+    expected[_cells_of_squares()] = 1 / CELLS
+    return float((counts / len(x) - expected).abs().sum() + 1 - len(inside) / len(x)) / 2
+
+
+def expected_distance(count: int) -> float:
+    """Mean `cell_distance` of so many independent points of the board, with normal counts in the cells."""
+    p = 1 / CELLS
+    return CELLS / 2 * math.sqrt(2 * p * (1 - p) / (math.pi * count))
+
+
+def _cells_of_squares() -> Tensor:
+    """Numbers of the cells that lie on the squares, [CELLS]; number = column x side + row."""
+    side = int(4 * HALF_SIDE / SQUARE)
+    centers = (torch.arange(side) + 0.5) * SQUARE / 2 - HALF_SIDE
+    x, y = torch.meshgrid(centers, centers, indexing="ij")
+    return on_squares(torch.stack([x, y], dim=-1).reshape(-1, 2)).nonzero()[:, 0]
 
 
 def points(random: KeyedRandom, first: int, count: int) -> Tensor:

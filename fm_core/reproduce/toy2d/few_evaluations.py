@@ -8,30 +8,34 @@ from torch import Tensor
 from fm_core.config import FewStepsSection, NfeCurveSection
 from fm_core.evaluation.nfe_curve import solver_settings
 from fm_core.method.objectives import Objective
-from fm_core.method.ode import solve
+from fm_core.method.ode import Solution, solve
 from fm_core.method.solver import FLOW_MAP
 from fm_core.method.types import Velocity
 from fm_core.report.html import PageSection, Table
 from fm_core.reproduce.claims import Measured, over_seeds
-from fm_core.reproduce.few_step_results import best_solver, candidates
-from fm_core.reproduce.toy2d.checkerboard import on_squares
+from fm_core.reproduce.few_step_results import best_solver, candidates, cost_verdicts
+from fm_core.reproduce.toy2d.checkerboard import CELLS, cell_distance, expected_distance, on_squares
 
+DISTANCE = f"total variation on {CELLS} cells"
+"""The distance by which solvers are compared; part of the recipe of the scores."""
 NOTE = (
-    "Share of samples on the data's squares with the best of {count} solvers and time grids for each "
-    "objective and number of evaluations, and the RMS difference from the exact solution of the same "
-    "noise. {chosen} A flow map is sampled as such, with one evaluation per step, and a reflow student by "
-    "Euler's method; its error is against its own solution."
+    f"Distance of the samples to the data, {DISTANCE} (0: equal, 1: disjoint), with the best of {{count}} "
+    "solvers and time grids for each objective and number of evaluations; then the share of samples on the "
+    "data's squares, and the RMS difference from the exact solution of the same noise. As many points of the "
+    "data have a distance of {floor:.3f}. {chosen} A flow map is sampled as such, with one evaluation per "
+    "step, and a reflow student by Euler's method; their errors are against their own solutions."
 )
 Record = dict[str, Any]
 
 
 def few_evaluations(
-    velocity: Velocity, noise: Tensor, exact: Tensor, objective: Objective, settings: FewStepsSection
-) -> list[Record]:
+    velocity: Velocity, noise: Tensor, exact: Solution, objective: Objective, settings: FewStepsSection
+) -> Record:
     """Solve the ODE from `noise` [N, 2] with every solver and number of evaluations of the settings.
 
-    `exact` [N, 2] is the solution of the adaptive solver. Returns for each solver and number of steps the
-    evaluations `nfe`, the share of points `on_squares`, and the RMS difference from `exact`, `error`.
+    `exact` is the solution of the adaptive solver. Returns its scores as `exact`, and as `points` for each
+    solver and number of steps the evaluations `nfe`, the scores of `distance_to_data`, and `error`, the RMS
+    difference from the exact solution.
 
     Raises:
         UserError: a solver cannot solve the ODE of this objective.
@@ -44,20 +48,26 @@ def few_evaluations(
                 "solver": point.record["solver"],
                 "steps": point.record["steps"],
                 "nfe": run.nfe,
-                "on_squares": on_squares(run.x).float().mean().item(),
-                "error": (run.x - exact).double().square().mean().sqrt().item(),
+                **distance_to_data(run.x),
+                "error": (run.x - exact.x).double().square().mean().sqrt().item(),
             }
         )
-    return points
+    return {"points": points, "exact": {"nfe": exact.nfe, **distance_to_data(exact.x)}}
+
+
+def distance_to_data(x: Tensor) -> Record:
+    """The `distance` of points [N, 2] to the data, and their share `on_squares`."""
+    return {"distance": cell_distance(x), "on_squares": on_squares(x).float().mean().item()}
 
 
 def few_evaluations_section(results: Mapping[str, Any]) -> list[PageSection]:
-    """The table from the content of results.json; empty if there are none."""
-    groups = dict[str, list[Mapping[str, Any]]]()
+    """The tables from the content of results.json; empty if there are none."""
+    groups = dict[str, list[Record]]()
     for record in results["cells"].values():
-        if "few_steps" in record:
-            points = {"points": record["few_steps"], "budgets": record["scoring"]["few_steps"]["nfe"]}
-            groups.setdefault(record.get("title", record["label"]), []).append(points)
+        few = record.get("few_steps")
+        if isinstance(few, dict):  # a list, without distances, in results of an earlier version
+            few = few | {"budgets": record["scoring"]["few_steps"]["nfe"], "recipe": record["recipe"]}
+            groups.setdefault(record.get("title", record["label"]), []).append(few)
     if not groups:
         return []
     budgets = sorted({budget for scored in groups.values() for each in scored for budget in each["budgets"]})
@@ -66,12 +76,17 @@ def few_evaluations_section(results: Mapping[str, Any]) -> list[PageSection]:
         "The solver is chosen for each seed by the other seeds; the named one is the best over all, and ± is "
         "the deviation over seeds."
         if seeds > 1
-        else "It is chosen by these shares themselves, which are therefore too high."
+        else "It is chosen by these distances themselves, which are therefore too low."
     )
-    rows = [[title, *(_cell(scored, budget) for budget in budgets)] for title, scored in groups.items()]
-    head = ["objective", *(f"NFE {budget}" for budget in budgets)]
-    note = NOTE.format(count=len(results["few_steps"]["solvers"]), chosen=chosen)
-    return [PageSection("Few evaluations, each objective with its best solver", [Table(head, rows)], note)]
+    rows = [
+        [title, *(_cell(scored, budget) for budget in budgets), _exact_cell(scored)]
+        for title, scored in groups.items()
+    ]
+    head = ["objective", *(f"NFE {budget}" for budget in budgets), "dopri5"]
+    floor = expected_distance(results["protocol"]["samples"])
+    note = NOTE.format(count=len(results["few_steps"]["solvers"]), chosen=chosen, floor=floor)
+    parts = [Table(head, rows), *_verdicts(results, groups)]
+    return [PageSection("Few evaluations, each objective with its best solver", parts, note)]
 
 
 def few_curve(objective: Objective, settings: FewStepsSection) -> NfeCurveSection:
@@ -83,8 +98,38 @@ def few_curve(objective: Objective, settings: FewStepsSection) -> NfeCurveSectio
 def _cell(scored: Sequence[Mapping[str, Any]], budget: int) -> str:
     if budget not in scored[0]["budgets"] or not candidates(scored, budget):
         return ""
-    (solver, _), chosen = best_solver(scored, budget, lambda point: -point["on_squares"])
-    share = over_seeds([Measured(point["on_squares"], 0.0) for point in chosen])
+    (solver, _), chosen = best_solver(scored, budget, lambda point: point["distance"])
     error = over_seeds([Measured(point["error"], 0.0) for point in chosen])
-    deviation = f" ± {share.stderr:.1%}" if len(scored) > 1 else ""
-    return f"{share.value:.1%}{deviation}, error {error.value:.2f}, {solver}"
+    return f"{_scores(chosen)}, error {error.value:.2f}, {solver}"
+
+
+def _exact_cell(scored: Sequence[Mapping[str, Any]]) -> str:
+    nfe = over_seeds([Measured(each["exact"]["nfe"], 0.0) for each in scored])
+    return f"{_scores([each['exact'] for each in scored])}, NFE {nfe.value:.0f}"
+
+
+def _scores(points: Sequence[Mapping[str, Any]]) -> str:
+    distance, share = (
+        over_seeds([Measured(point[key], 0.0) for point in points]) for key in ("distance", "on_squares")
+    )
+    deviation = f" ± {distance.stderr:.3f}" if len(points) > 1 else ""
+    return f"{distance.value:.3f}{deviation}, {share.value:.0%}"
+
+
+def _verdicts(results: Mapping[str, Any], groups: Mapping[str, Sequence[Record]]) -> list[Table]:
+    """Whether flow matching on the optimal-transport path needs fewer evaluations than the others."""
+    objectives = {title: each for title, each in groups.items() if "teacher" not in each[0]["recipe"]}
+    candidate = next((title for title, each in objectives.items() if _is_flow_matching_ot(each[0])), None)
+    if candidate is None:
+        return []
+    rows = cost_verdicts(objectives, results["few_steps"]["nfe"], candidate, _measured)
+    return [Table(["question", f"{candidate} against", "answer"], rows)] if rows else []
+
+
+def _is_flow_matching_ot(scored: Record) -> bool:
+    recipe = scored["recipe"]
+    return (recipe["objective"], recipe["path"]) == ("flow-matching", "optimal-transport")
+
+
+def _measured(point: Mapping[str, Any]) -> Measured:
+    return Measured(point["distance"], 0.0)

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from fm_core.config import RunConfig, Toy2dSection
+from fm_core.config import FewStepsSection, RunConfig, Toy2dSection
 from fm_core.errors import LeaseLostError, StopRequested
 from fm_core.reproduce.toy2d.experiment_2d import FEW_STEPS_KEYS, ToyExperiment, few_steps_of
+from fm_core.reproduce.toy2d.few_evaluations import DISTANCE
 from fm_core.reproduce.toy2d.fit import Examples, draw, fit, initial_network
 from fm_core.reproduce.toy2d.reflow_2d import solve_pairs
 from fm_core.reproduce.toy2d.scoring import score_model
@@ -72,7 +73,7 @@ def _train_and_score(
     recipe = {
         "weights": training.tensors_sha256,
         **toy.model_dump(mode="json", include=_SCORING_KEYS),
-        **({"few_steps": few.model_dump(mode="json", include=FEW_STEPS_KEYS)} if few else {}),
+        **({"few_steps": _few_steps_recipe(few)} if few else {}),
     }
     scored = cache.read("result", "pictures")
     if trained and scored and scored.record["scoring"] == recipe:
@@ -93,6 +94,10 @@ def _train_and_score(
         "made_with": _versions(),
     }
     return cache.write("result", "pictures", record, evaluation.tensors).record, True
+
+
+def _few_steps_recipe(few: FewStepsSection) -> dict[str, Any]:
+    return {**few.model_dump(mode="json", include=FEW_STEPS_KEYS), "distance": DISTANCE}
 
 
 def _finished_training(experiment: ToyExperiment) -> CachedPart | None:

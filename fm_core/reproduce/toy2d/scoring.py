@@ -71,7 +71,7 @@ def score_model(
     run = solve(velocity, noise, objective.interval, dopri5, times)
     on_part(0.25, f"trajectories of {toy.samples:,} points in {run.nfe} evaluations")
     samples = _low_nfe_samples(velocity, noise, objective, toy)
-    few = few_evaluations(velocity, noise, run.x, objective, few_steps) if few_steps else []
+    few = few_evaluations(velocity, noise, run, objective, few_steps) if few_steps else None
     on_part(0.4, "samples at few evaluations")
     held_out = points(random, 0, toy.held_out)
     likelihood = _log_density(velocity, held_out, objective, dopri5)
