@@ -87,6 +87,7 @@ def starter_file(source: SourceSummary, tree: dict[str, dict[str, Any]], time: T
             {
                 "channels": "width of the network; the time grows with its square",
                 "attention_resolutions": "sides in pixels",
+                "time_scale": "larger, up to 1000, needs more steps for the same samples",
                 "class_conditional": "the classes can be chosen: fm sample --sample.classes '[0]'",
             },
         ),

@@ -32,6 +32,9 @@ LONGEST_SECONDS = {"cpu": 86_400.0, "gpu": 7 * 86_400.0}
 CPU_MICRO_BATCH, LARGE_SIDE = 16, 32
 """Without a GPU, images per forward pass from this side on, to limit the memory of activations."""
 GLOBAL_BATCH = 128
+TIME_SCALE = 10.0
+"""model.time_scale of new runs: slow features of t make the velocity smooth in t, so that fewer evaluations
+suffice (measured on digits, infra/docs/sampling-and-evaluation.md). The paper's network has 1000."""
 AB2_STEPS, MIDPOINT_STEPS, FEWEST_SAMPLES = 100, 20, 64
 """Steps of ab2, one evaluation each, and the solver that is used if they would take too long. On digits they
 are nearer to the exact solution than dopri5 at 1e-5 with 206 evaluations, and do not depend on the batch."""
@@ -126,9 +129,9 @@ def _inspect(url: str, size: int | None, name: str | None) -> tuple[RunConfig, S
         except UserError as error:
             first_error = first_error or error
             continue
-        labeled = {"class_conditional": plan.classes.count is not None}
+        network = {"class_conditional": plan.classes.count is not None, "time_scale": TIME_SCALE}
         dropout = {"label_dropout": 0.1 if plan.classes.count is not None else 0.0}
-        return with_values(config, {"model": labeled, "train": dropout}), plan
+        return with_values(config, {"model": network, "train": dropout}), plan
     assert first_error is not None
     raise first_error
 
@@ -233,6 +236,7 @@ def _tree(config: RunConfig, summary: SourceSummary) -> dict[str, dict[str, Any]
             "residual_blocks": model.residual_blocks,
             "attention_resolutions": list(model.attention_resolutions),
             "head_channels": model.head_channels,
+            "time_scale": model.time_scale,
             "class_conditional": model.class_conditional,
         },
         "train": {key: value for key in train_keys if (value := _plain(getattr(train, key))) is not None},

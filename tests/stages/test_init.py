@@ -51,6 +51,7 @@ def test_the_file_names_what_was_found_and_its_values_pass_every_check(here):
     assert config.data.source.url == str(here / "My photos")
     assert (config.data.source.image_size, config.data.name) == (8, "My-photos")
     assert (config.model.class_conditional, config.train.label_dropout) == (True, 0.1)
+    assert config.model.time_scale == 10
     assert config.train.global_batch % world(config.launch)[0] == 0
     preflight(config)
     assert not (here / "runs").exists()
