@@ -17,7 +17,7 @@ from fm_core.data.sources.splits import permutation
 
 NEIGHBORS = 3
 """k, as in Kynkäänniemi et al. (2019)."""
-CPU_ROWS, DEVICE_ROWS = 256, 1_024
+CPU_ROWS, DEVICE_ROWS = 128, 1_024
 """Rows of distances that are in memory at a time."""
 HALVINGS = 40
 """Number of splits of both sets into halves, by fixed permutations; the error is accurate to about 11%."""
@@ -57,8 +57,19 @@ def precision_and_recall(samples: Tensor, real: Tensor, k: int = NEIGHBORS) -> P
         )
     halvings = HALVINGS if min(len(samples), len(real)) >= 2 * (k + 1) else 0
     of_samples, of_real = (_Balls.of(rows, k, halvings, side) for side, rows in enumerate((samples, real)))
-    precision, precision_error = of_real.coverage(of_samples)
-    recall, recall_error = of_samples.coverage(of_real)
+    in_real, in_samples = _Coverage.of(of_samples), _Coverage.of(of_real)
+    own, limit, first = of_samples.largest()[:, None], of_real.largest(), 0
+    for squares in _squared_distances(samples, real):
+        # Few pairs are close enough to matter in any split.
+        largest = torch.maximum(own[first : first + len(squares)], limit)
+        sample, image = (squares <= largest).nonzero(as_tuple=True)
+        close = squares[sample, image]
+        sample += first
+        in_real.add(sample, image, close, of_samples, of_real)
+        in_samples.add(image, sample, close, of_real, of_samples)
+        first += len(squares)
+    precision, precision_error = in_real.score()
+    recall, recall_error = in_samples.score()
     unreliable = None if halvings else TOO_FEW
     return PrecisionRecall(precision, precision_error, recall, recall_error, unreliable)
 
@@ -72,14 +83,12 @@ def duplicates(digests: Tensor) -> int:
 class _Balls:
     """Balls around the images of a set that extend to the k-th nearest other image, also within halves."""
 
-    centers: Tensor
-    """Features [N, D]."""
     radii: Tensor
-    """Radii with neighbors from all images, float64 [N]."""
+    """Squares of the radii with neighbors from all images, float64 [N]."""
     sides: Tensor
     """Half to which each image belongs in each split, bool [splits, N]."""
     half_radii: Tensor
-    """Radii with neighbors from the same half, float64 [splits, N]."""
+    """Squares of the radii with neighbors from the same half, float64 [splits, N]."""
 
     @classmethod
     def of(cls, rows: Tensor, k: int, halvings: int, set_number: int) -> "_Balls":
@@ -92,45 +101,68 @@ class _Balls:
         radii = torch.empty(count, dtype=torch.float64, device=device)
         half_radii = torch.empty(halvings, count, dtype=torch.float64, device=device)
         first = 0
-        for distances in _distances(rows, rows):
-            part = slice(first, first + len(distances))
+        for squares in _squared_distances(rows, rows):
+            part = slice(first, first + len(squares))
             # The nearest image is the image itself or a copy of it.
-            nearest, ids = distances.topk(min(NEAREST, count), largest=False, sorted=True)
+            nearest, ids = squares.topk(min(NEAREST, count), largest=False, sorted=True)
             radii[part] = nearest[:, k]
             for cut in range(halvings):
                 own_half = sides[cut, ids] == sides[cut, part, None]
                 position = (own_half.cumsum(1) <= k).sum(1).clamp_max(nearest.shape[1] - 1)
                 half_radii[cut, part] = nearest.gather(1, position[:, None])[:, 0]
-            first += len(distances)
-        return cls(rows, radii, sides, half_radii)
+            first += len(squares)
+        return cls(radii, sides, half_radii)
 
-    def coverage(self, points: "_Balls") -> tuple[float, float]:
-        """Fraction of the points within at least one ball, and its standard error."""
-        largest = torch.cat([self.radii[None], self.half_radii]).amax(0)
-        cuts, count, covered = len(self.sides), len(points.centers), 0
-        in_half = torch.zeros(cuts, 2, dtype=torch.float64, device=largest.device)
-        first = 0
-        for distances in _distances(points.centers, self.centers):
-            covered += int((distances <= self.radii).any(1).sum())
-            # Few pairs are close enough to matter in any split.
-            point, center = (distances <= largest).nonzero(as_tuple=True)
-            close = distances[point, center]
-            for cut in range(cuts):
-                side = points.sides[cut, first : first + len(distances)]
-                inside = (close <= self.half_radii[cut, center]) & (side[point] == self.sides[cut, center])
-                hit = torch.zeros(len(distances), dtype=torch.bool, device=largest.device)
-                hit[point[inside]] = True
-                in_half[cut] += torch.stack([(hit & ~side).sum(), (hit & side).sum()])
-            first += len(distances)
-        share = covered / count
-        if not cuts:
+    def largest(self) -> Tensor:
+        """The largest of the squared radii of each ball, float64 [N]."""
+        return torch.cat([self.radii[None], self.half_radii]).amax(0)
+
+
+@dataclass(frozen=True)
+class _Coverage:
+    """Which images of a set lie in a ball of the other set, among all images and in each split's halves."""
+
+    inside: Tensor
+    """bool [N]."""
+    inside_half: Tensor
+    """Whether the ball is of an image in the same half of its set, bool [splits, N]."""
+    sides: Tensor
+    """Half to which each image belongs in each split, bool [splits, N]."""
+
+    @classmethod
+    def of(cls, points: _Balls) -> "_Coverage":
+        """No image is in a ball yet."""
+        inside = torch.zeros_like(points.radii, dtype=torch.bool)
+        return cls(inside, torch.zeros_like(points.sides), points.sides)
+
+    def add(self, point: Tensor, center: Tensor, squares: Tensor, points: _Balls, balls: _Balls) -> None:
+        """Record pairs of an image and the center of a ball, by number, with their squared distances."""
+        self.inside[point[squares <= balls.radii[center]]] = True
+        for cut in range(len(self.sides)):
+            same = points.sides[cut, point] == balls.sides[cut, center]
+            self.inside_half[cut, point[same & (squares <= balls.half_radii[cut, center])]] = True
+
+    def score(self) -> tuple[float, float]:
+        """Fraction of the images that lie in a ball, and its standard error."""
+        count = len(self.inside)
+        share = int(self.inside.sum()) / count
+        if not len(self.sides):
             return share, math.sqrt(share * (1 - share) / count)
-        sizes = torch.tensor([count - count // 2, count // 2], device=largest.device)
-        difference = (in_half / sizes).diff(dim=1)
+        halves = torch.stack([(self.inside_half & side).sum(1) for side in (~self.sides, self.sides)])
+        sizes = torch.tensor([[count - count // 2], [count // 2]], device=halves.device)
+        difference = (halves / sizes.double()).diff(dim=0)
         return share, (difference.square().mean().sqrt() / 2).item()
 
 
-def _distances(a: Tensor, b: Tensor) -> Iterator[Tensor]:
-    """Pairwise distances, float64, in chunks [n, M] of the rows of a."""
-    b, size = b.double(), CPU_ROWS if a.device.type == "cpu" else DEVICE_ROWS
-    return (torch.cdist(rows.double(), b) for rows in a.split(size))
+def _squared_distances(a: Tensor, b: Tensor) -> Iterator[Tensor]:
+    """Squares of pairwise distances, float64, in chunks [n, M] of the rows of a.
+
+    They are one product of rows, |a|² + |b|² - 2 a . b, with a relative error of about 1e-15 of |a|².
+    """
+    b = b.double()
+    squares, ones = b.square().sum(1, keepdim=True), b.new_ones(len(b), 1)
+    columns = torch.cat([-2 * b, squares, ones], dim=1).T
+    for rows in a.split(CPU_ROWS if a.device.type == "cpu" else DEVICE_ROWS):
+        rows = rows.double()
+        own, one = rows.square().sum(1, keepdim=True), rows.new_ones(len(rows), 1)
+        yield (torch.cat([rows, one, own], dim=1) @ columns).clamp_min_(0)
