@@ -113,8 +113,8 @@ def estimate(
         **({"precision": PRECISION, "data set": _describe_data(config)} if unit == "image" else {}),
         "not counted": "feature extraction, reading data, saving; logs, scores and pages are small",
     }
-    rows = [_row(objective.title, [objective], assumptions) for objective in objectives]
-    rows.append(_row("sum", objectives, assumptions))
+    rows = [_row(objective.title, [objective], speed, nfe) for objective in objectives]
+    rows.append(_row("sum", objectives, speed, nfe))
     *_, training, samples, likelihood, _, _ = rows[-1]
     stored = sum(o.runs * (o.cost.checkpoint_bytes + o.cost.sample_bytes) for o in objectives)
     hours = (
@@ -198,13 +198,13 @@ def _describe_nfe(objectives: list[_ObjectiveCost], nfe: float | None) -> str:
     )
 
 
-def _row(title: str, objectives: list[_ObjectiveCost], assumptions: Assumptions) -> tuple[str, ...]:
-    """The columns of HEAD and STORED, summed over objectives."""
-    speed = assumptions.flops_per_s(objectives[0].cost.training_flops)
+def _row(
+    title: str, objectives: list[_ObjectiveCost], speed: float | None, nfe: float | None
+) -> tuple[str, ...]:
+    """The columns of HEAD and STORED, summed over objectives; `speed` is in operations per second."""
     training = [o.runs * flops if (flops := o.cost.total_training_flops) else None for o in objectives]
     fixed = sum(o.runs * o.cost.fixed_flops for o in objectives)
     solved = [(o.runs * o.cost.solved_flops(o.nfe or NFE_UNIT), o.nfe) for o in objectives]
-    nfe = assumptions.nfe
     scored = [(o.runs * o.cost.scored_flops(nfe or NFE_UNIT), nfe) for o in objectives]
     return (
         title,

@@ -135,6 +135,9 @@ def test_a_step_that_solves_an_ode_has_no_cost_before_it_is_solved():
     assert estimated["CNF (50 of 6,000 steps)"]["training, h"] == "unknown"
     assert estimated["sum"]["training, h"].endswith(" + 1 unknown")
     assert float(estimated["DDPM"]["training, h"]) == pytest.approx(6000 * 128 / 1000 / 3600, rel=0.01)
+    of_runs = [hours for title, hours in estimated.items() if title != "sum"]
+    known = [float(row["training, h"]) for row in of_runs if row["training, h"] != "unknown"]
+    assert sum(known) == pytest.approx(float(estimated["sum"]["training, h"].split()[0]), rel=0.01)
     # Besides the forward and backward pass of all: a JVP and the network's own velocity for some examples.
     operations = (float(estimated[title]["training FLOPs"]) for title in ("MeanFlow", "DDPM"))
     assert 1 < next(operations) / next(operations) < 2

@@ -8,7 +8,7 @@ from typing import ClassVar
 import pytest
 
 import fm_core.reproduce.toy2d.comparison_2d as comparison_module
-import fm_core.reproduce.toy2d.outcome_2d as outcome_module
+import fm_core.reproduce.toy2d.run_2d as run_module
 from fm_core.commands import stage_function
 from fm_core.errors import UserError
 from fm_core.method.objectives import FlowMatching
@@ -187,12 +187,12 @@ def test_stopped_while_it_scores_it_does_not_train_again(tmp_path, monkeypatch):
     config = configured(tmp_path, CELLS[1:2])
     stopped = lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)  # noqa: E731
     with monkeypatch.context() as patch:
-        patch.setattr(outcome_module, "score_model", stopped)
+        patch.setattr(run_module, "score_model", stopped)
         with pytest.raises(KeyboardInterrupt):
             reproduce(config)
     assert not place(tmp_path, "lock").exists()
     with monkeypatch.context() as patch:
-        patch.setattr(outcome_module, "fit", stopped)
+        patch.setattr(run_module, "fit", stopped)
         assert reproduce(config).state == "done"
 
 
@@ -215,14 +215,14 @@ def test_a_lost_page_is_written_again_without_work(tmp_path, monkeypatch, file):
     reproduce(config)
     content = place(tmp_path, file).read_bytes()
     place(tmp_path, file).unlink()
-    monkeypatch.setattr(outcome_module, "score_model", None)
+    monkeypatch.setattr(run_module, "score_model", None)
     assert reproduce(config).state == "done"
     assert place(tmp_path, file).read_bytes() == content
 
 
 def test_other_scoring_scores_the_same_weights_anew(tmp_path, monkeypatch):
     reproduce(configured(tmp_path, CELLS[1:2]))
-    monkeypatch.setattr(outcome_module, "fit", None)
+    monkeypatch.setattr(run_module, "fit", None)
     result = reproduce(configured(tmp_path, CELLS[1:2], held_out=16))
     assert result.state == "done"
     assert read_json(place(tmp_path, "fm-ot", "result.json"))["nll"]["points"] == 16
@@ -244,7 +244,7 @@ def test_other_scoring_scores_the_same_weights_anew(tmp_path, monkeypatch):
 def test_what_cannot_be_is_refused_before_anything_is_spent(tmp_path, monkeypatch, change, message):
     reproduce(configured(tmp_path, CELLS[1:2]))
     before = stamps(tmp_path)
-    monkeypatch.setattr(outcome_module, "fit", None)
+    monkeypatch.setattr(run_module, "fit", None)
     with pytest.raises(UserError) as caught:
         reproduce(configured(tmp_path, **{"cells": [CELLS[2], CELLS[1]], **change}))
     assert message in str(caught.value)

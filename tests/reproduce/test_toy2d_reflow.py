@@ -7,11 +7,10 @@ import torch
 from safetensors.torch import load_file
 
 from fm_core.commands import estimate, stage_function
-from fm_core.config import Toy2dSection
 from fm_core.errors import UserError
 from fm_core.method.objectives import FlowMatching
 from fm_core.method.registry import objective_named, path_named
-from fm_core.reproduce.toy2d import outcome_2d, reflow_2d
+from fm_core.reproduce.toy2d import reflow_2d, run_2d
 from fm_core.reproduce.toy2d.few_evaluations import few_evaluations_section
 from fm_core.reproduce.toy2d.fit import draw
 from fm_core.reproduce.toy2d.reflow_2d import Pairs, solve_pairs
@@ -42,11 +41,13 @@ class Contraction(torch.nn.Module):
 
 def test_a_pair_is_noise_and_the_end_of_its_trajectory(monkeypatch):
     monkeypatch.setattr(reflow_2d, "PAIRS_PER_BATCH", 3)
-    pairs = solve_pairs(Contraction(), FLOW, Toy2dSection(rtol=1e-6, atol=1e-6), RANDOM, 8)
+    solved = []
+    pairs = solve_pairs(Contraction(), FLOW, RANDOM, 8, solved.append)
+    assert solved == [3, 6, 8]
     assert pairs.x0.shape == (8, 2)
     assert len(pairs.x0.unique(dim=0)) == 8
     torch.testing.assert_close(pairs.x1, pairs.x0 * math.exp(-2), rtol=1e-4, atol=1e-5)
-    fewer = solve_pairs(Contraction(), FLOW, Toy2dSection(), RANDOM, 2)
+    fewer = solve_pairs(Contraction(), FLOW, RANDOM, 2)
     assert fewer.x0.equal(pairs.x0[:2])
 
 
@@ -107,7 +108,7 @@ def test_called_again_it_changes_nothing_and_another_teacher_trains_it_again(tmp
     config = configured(tmp_path, CELLS[1:2], few_steps=FEW)
     reproduce(config)
     with monkeypatch.context() as patch:
-        patch.setattr(outcome_2d, "fit", None)
+        patch.setattr(run_2d, "fit", None)
         assert reproduce(config).state == "verified"
     record = place(tmp_path, "fm-ot-again", "training.json")
     before = read_json(record)
@@ -163,9 +164,27 @@ FLOW_MAP_STUDENT = {"name": "map", "objective": "meanflow", "steps": 1, "learnin
 @pytest.mark.parametrize(
     ("few", "cells", "message"),
     [
-        ({"students": [FLOW_MAP_STUDENT]}, CELLS[1:2], "map is a flow map; in 2-D, flow maps are cells"),
-        ({}, [*CELLS[1:2], {**CELLS[1], "name": "fm-ot-again"}], "fm-ot-again is the name of an experiment"),
-        ({"teacher": "map", "experiments": ["map"]}, [MAP], "map is a flow map, which is sampled without"),
+        (
+            {"students": [FLOW_MAP_STUDENT]},
+            CELLS[1:2],
+            "map is a flow map; in 2-D, add it to reproduce.cells",
+        ),
+        (
+            {"students": [{**STUDENT, "name": "s1"}]},
+            [*CELLS[1:2], {**CELLS[1], "name": "fm-ot-s1"}],
+            "two experiments have the directory fm-ot-s1; rename",
+        ),
+        ({"teacher": "map", "experiments": ["map"]}, [MAP], "map has no reflow students: it is a flow map"),
+        (
+            {"teacher": "ddpm", "experiments": ["ddpm"]},
+            CELLS[:1],
+            "ddpm has no reflow students: reflow cannot",
+        ),
+        (
+            {"teacher": "cnf", "experiments": ["cnf"]},
+            CELLS[2:],
+            "cnf has no reflow students: maximum-likelihood cannot be used with the coupling reflow",
+        ),
     ],
 )
 def test_students_that_cannot_be_trained_are_refused(tmp_path, few, cells, message):

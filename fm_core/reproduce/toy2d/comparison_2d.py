@@ -24,8 +24,8 @@ from fm_core.reproduce.toy2d.experiment_2d import (
     toy_experiments,
 )
 from fm_core.reproduce.toy2d.figures import FigureData
-from fm_core.reproduce.toy2d.outcome_2d import ToyOutcome, ToyProgress, run_toy_experiment
 from fm_core.reproduce.toy2d.page import page_2d, sections_2d
+from fm_core.reproduce.toy2d.run_2d import ToyOutcome, ToyProgress, run_toy_experiment
 from fm_core.reproduce.toy2d.scoring import DENSITY_TOLERANCE, LIKELIHOOD_BATCH
 from fm_core.run.artifact_cache import exclusive_lock
 from fm_core.run.directory import RunDirectory
@@ -66,7 +66,7 @@ def reproduce_2d(config: RunConfig, run: RunDirectory, observe: Observer) -> Sta
         stage="reproduce",
         state="done" if changed else "verified",
         seconds=0.0,
-        summary=f"{len(experiments)} objectives compared; {paths['report']}",
+        summary=f"{len(experiments)} experiments compared; {paths['report']}",
         paths=paths,
         counts={f"nll_nats_{o.experiment.name}": o.record["nll"]["nats"] for o in outcomes},
         hashes={outcome.experiment.name: outcome.record["weights_sha256"] for outcome in outcomes},
@@ -134,7 +134,9 @@ def over_seeds_2d(complete: Sequence[ToyOutcome]) -> dict[str, Any]:
         name: [Measured(o.record["nll"]["nats"], o.record["nll"]["stderr_nats"]) for o in outcomes]
         for name, outcomes in by_objective.items()
     }
-    ours = next((name for name, outcomes in by_objective.items() if _is_flow_matching_ot(outcomes[0])), None)
+    ours = next(
+        (name for name, outcomes in by_objective.items() if outcomes[0].experiment.is_flow_matching_ot), None
+    )
     records = dict[str, Any]()
     for name, outcomes in by_objective.items():
         nll = over_seeds(numbers[name])
@@ -151,27 +153,27 @@ def over_seeds_2d(complete: Sequence[ToyOutcome]) -> dict[str, Any]:
     return {"over_seeds": records}
 
 
-def _is_flow_matching_ot(outcome: ToyOutcome) -> bool:
-    section = outcome.experiment.section
-    return (section.objective, section.path) == ("flow-matching", "optimal-transport")
-
-
 def _result_record(outcome: ToyOutcome) -> dict[str, Any]:
     """An experiment's entry in results.json."""
     record = {key: value for key, value in outcome.record.items() if key not in ("schema", "tensors_sha256")}
-    title = {"title": title_of(outcome.experiment.section)} if "few_steps" in record else {}
-    return {"label": outcome.experiment.label, **title, **record}
+    if "few_steps" in record:
+        section = outcome.experiment.section
+        record |= {"title": title_of(section), "experiment": section.name}
+    return {"label": outcome.experiment.label, **record}
 
 
 def _few_steps(config: RunConfig, complete: Sequence[ToyOutcome]) -> dict[str, Any]:
     """The settings of the comparison at few evaluations, if an experiment has it."""
     if not any("few_steps" in outcome.record for outcome in complete):
         return {}
-    return {"few_steps": config.reproduce.few_steps.model_dump(mode="json", include=FEW_STEPS_KEYS)}
+    settings = config.reproduce.few_steps.model_dump(mode="json", include=FEW_STEPS_KEYS)
+    ours = (o.experiment for o in complete if o.experiment.is_flow_matching_ot and not o.experiment.teacher)
+    candidate = next(ours, None)
+    return {"few_steps": {**settings, "candidate": candidate.section.name if candidate else None}}
 
 
 def _protocol(config: RunConfig) -> dict[str, Any]:
-    """All settings that affect the numbers and are the same for all experiments."""
+    """All settings that affect the numbers and are the same for all experiments but reflow students."""
     return {
         "data": NAME,
         "seed": seeds_of(config)[0],

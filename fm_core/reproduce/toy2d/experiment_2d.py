@@ -5,6 +5,7 @@ from typing import Any
 
 from fm_core.config import ExperimentSection, FewStepsSection, RunConfig, StudentSection
 from fm_core.errors import UserError
+from fm_core.method.couplings import Reflow
 from fm_core.method.objectives import Objective
 from fm_core.reproduce.experiments import objective_of, seeds_of, title_of
 from fm_core.reproduce.toy2d.checkerboard import NAME
@@ -43,6 +44,11 @@ class ToyExperiment:
     teacher: "ToyExperiment | None" = None
     """The experiment whose model a reflow student begins with and takes its pairs from."""
 
+    @property
+    def is_flow_matching_ot(self) -> bool:
+        """Whether it is flow matching on the optimal-transport path, with which the others are compared."""
+        return (self.section.objective, self.section.path) == ("flow-matching", "optimal-transport")
+
     def random(self, domain: Domain) -> KeyedRandom:
         """The random numbers of a domain, from the recipe's seed and generator."""
         return KeyedRandom(generator_of(self.recipe, self.name), self.seed, domain)
@@ -72,6 +78,9 @@ def toy_experiments(config: RunConfig) -> list[ToyExperiment]:
     for seed in seeds_of(config):
         own = [_toy_experiment(config, section, seed) for section in config.reproduce.cells]
         experiments += [*own, *_students(config, own)]
+    names = [experiment.name for experiment in experiments]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"reproduce: two experiments have the directory {twice}; rename a cell or a student")
     for experiment in experiments:
         experiment.cache.refuse_another("training", experiment.recipe)
     return experiments
@@ -107,16 +116,21 @@ def _toy_experiment(config: RunConfig, section: ExperimentSection, seed: int) ->
 
 
 def _students(config: RunConfig, experiments: list[ToyExperiment]) -> list[ToyExperiment]:
-    """The reflow students of one seed. Raises UserError if the teacher is a flow map."""
+    """The reflow students of one seed. Raises UserError if the teacher can have none."""
     few = config.reproduce.few_steps
     teacher = next((each for each in experiments if each.section.name == few.teacher), None)
-    if teacher is None:
+    if teacher is None or not few.students:
         return []
-    if few.students and teacher.objective.two_times:
+    coupling = Reflow()
+    try:
+        teacher.objective.check_coupling(coupling)
+        coupling.check_path(teacher.objective.path)
+        if teacher.objective.two_times:
+            raise UserError("it is a flow map, which is sampled without an ODE")
+    except UserError as error:
         raise UserError(
-            f"reproduce.few_steps.teacher: {few.teacher} is a flow map, which is sampled without an ODE; "
-            "name an experiment with an objective of one time"
-        )
+            f"reproduce.few_steps.teacher {few.teacher} has no reflow students: {error}"
+        ) from None
     return [_student(config, teacher, student) for student in few.students]
 
 

@@ -21,7 +21,8 @@ NOTE_ON_SCORES = (
     "NLL: exact trace, dopri5, on held-out points; the standard error is that of the mean over points. The "
     "entropy of the data is a lower bound for every model. NFE: evaluations of the network to draw a sample "
     "with dopri5. Every objective had the same data, noise and times by stream position, the same initial "
-    "weights, and the same optimizer; no objective was tuned individually."
+    "weights, and the same optimizer; no objective was tuned individually. Reflow students begin with the "
+    "weights of their teacher and have had more training."
 )
 NOTE_ON_SHARES = (
     "Share of samples that lie on one of the data's squares, by number of evaluations of the network "

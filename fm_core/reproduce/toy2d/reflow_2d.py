@@ -1,11 +1,11 @@
 """Reflow in 2-D: pairs of noise and the solution of a trained model, for a student (Liu et al. 2022)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from fm_core.config import Toy2dSection
 from fm_core.method.objectives import Objective
 from fm_core.method.ode import Solver, solve
 from fm_core.method.paths import PathSample
@@ -15,11 +15,13 @@ from fm_core.storage.keyed_random import KeyedRandom, Purpose
 
 PAIRS_PER_BATCH = 5_000
 """Number of trajectories that are solved together; adaptive steps depend on it."""
+PAIRS_TOLERANCE = 1e-5
+"""Relative and absolute tolerance of dopri5."""
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Noise x0 and samples x1, each [N, 2]; a sample is the solution of an ODE that begins at its noise."""
+    """Standard normal x0 and samples x1, each [N, 2]; a sample is the end of the trajectory from its noise."""
 
     x0: Tensor
     x1: Tensor
@@ -36,15 +38,23 @@ class Pairs:
 
 
 def solve_pairs(
-    teacher: nn.Module, objective: Objective, toy: Toy2dSection, random: KeyedRandom, count: int
+    teacher: nn.Module,
+    objective: Objective,
+    random: KeyedRandom,
+    count: int,
+    on_part: Callable[[int], None] = lambda solved: None,
 ) -> Pairs:
-    """The first `count` noises of a stream, and the teacher's solutions by dopri5 at the tolerances of `toy`.
+    """The first `count` noises of a stream, and the teacher's solutions by dopri5 at PAIRS_TOLERANCE.
+
+    `on_part` is called with the number of pairs that are solved, and may raise.
 
     Raises:
         ArithmeticError: the solver failed.
     """
-    noise = objective.path.source_std * by_position(random.normal, Purpose.NOISE, 0, count, (2,))
-    solver = Solver("dopri5", rtol=toy.rtol, atol=toy.atol)
-    velocity = objective.velocity(teacher)
-    solved = [solve(velocity, part, objective.interval, solver).x for part in noise.split(PAIRS_PER_BATCH)]
-    return Pairs(noise, torch.cat(solved))
+    x0 = by_position(random.normal, Purpose.NOISE, 0, count, (2,))
+    solver = Solver("dopri5", rtol=PAIRS_TOLERANCE, atol=PAIRS_TOLERANCE)
+    velocity, x1 = objective.velocity(teacher), list[Tensor]()
+    for number, part in enumerate(x0.split(PAIRS_PER_BATCH)):
+        x1.append(solve(velocity, objective.path.source_std * part, objective.interval, solver).x)
+        on_part(min(count, (number + 1) * PAIRS_PER_BATCH))
+    return Pairs(x0, torch.cat(x1))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fm_core.config import FewStepsSection, RunConfig, Toy2dSection
+from fm_core.config import FewStepsSection, RunConfig
 from fm_core.errors import LeaseLostError, StopRequested
 from fm_core.reproduce.toy2d.experiment_2d import FEW_STEPS_KEYS, ToyExperiment, few_steps_of
 from fm_core.reproduce.toy2d.few_evaluations import DISTANCE
@@ -125,7 +125,7 @@ def _train(
     on_step = partial(progress.trained, experiment.label, experiment.steps)
     toy = config.reproduce.toy2d.model_copy(update={"learning_rate": experiment.recipe["learning_rate"]})
     teacher = _teacher_sha256(experiment)
-    examples = _examples(experiment, network, toy)
+    examples = _examples(experiment, network, progress)
     losses = fit(network, experiment.objective, toy, experiment.steps, examples, on_step)
     record = {
         "recipe": experiment.recipe,
@@ -139,13 +139,14 @@ def _train(
     return experiment.cache.write("training", "weights", record, network.state_dict())
 
 
-def _examples(experiment: ToyExperiment, network: nn.Module, toy: Toy2dSection) -> Examples:
+def _examples(experiment: ToyExperiment, network: nn.Module, progress: "ToyProgress") -> Examples:
     """The training examples; for a reflow student, `network` gets its teacher's weights."""
     random, teacher = experiment.random(Domain.TOY2D), experiment.teacher
     if teacher is None:
         return partial(draw, experiment.objective, random)
     network.load_state_dict(teacher.cache.tensors("weights"))
-    pairs = solve_pairs(network, experiment.objective, toy, random, experiment.pairs)
+    on_part = partial(progress.solved, experiment.label, experiment.pairs)
+    pairs = solve_pairs(network, experiment.objective, random, experiment.pairs, on_part)
     return partial(pairs.draw, experiment.objective, random)
 
 
@@ -170,6 +171,10 @@ class ToyProgress:
     def skip(self) -> None:
         """Exclude earlier work from the rate."""
         self._rate = RateMeter()
+
+    def solved(self, label: str, pairs: int, solved: int) -> None:
+        """Report solved pairs of a reflow student, before its training."""
+        self._report(0, f"{label}: {solved:,} of {pairs:,} pairs")
 
     def trained(self, label: str, steps: int, step: int, loss: float) -> None:
         """Report a training step."""
