@@ -87,7 +87,7 @@ def starter_file(source: SourceSummary, tree: dict[str, dict[str, Any]], time: T
             {
                 "channels": "width of the network; the time grows with its square",
                 "attention_resolutions": "sides in pixels",
-                "time_scale": "larger, up to 1000, needs more steps for the same samples",
+                "time_scale": "with 1000, the paper's, adaptive solvers need more evaluations",
                 "class_conditional": "the classes can be chosen: fm sample --sample.classes '[0]'",
             },
         ),

@@ -102,7 +102,8 @@ def test_a_comparison_has_the_scores_of_its_experiments_and_no_others(tmp_path):
     assert {point["solver"] for point in results["cells"]["map"]["few_steps"]["points"]} == {"flow_map"}
     solvers = {point["solver"] for point in results["cells"]["fm-ot"]["few_steps"]["points"]}
     assert solvers == {"euler", "ab2", "ddim@edm"}
-    assert results["few_steps"] == {"solvers": FEW["solvers"], "nfe": FEW["nfe"]}
+    settings = {"solvers": FEW["solvers"], "nfe": FEW["nfe"], "candidate": "fm-ot"}
+    assert results["few_steps"] == settings
     page = place(tmp_path, "report.html").read_text()
     assert "Few evaluations, each objective with its best solver" in page
     assert reproduce(configured(tmp_path, [*CELLS[:2], MAP], few_steps=FEW)).state == "verified"

@@ -128,9 +128,8 @@ def _students(config: RunConfig, experiments: list[ToyExperiment]) -> list[ToyEx
         if teacher.objective.two_times:
             raise UserError("it is a flow map, which is sampled without an ODE")
     except UserError as error:
-        raise UserError(
-            f"reproduce.few_steps.teacher {few.teacher} has no reflow students: {error}"
-        ) from None
+        where = f"reproduce.few_steps.teacher {few.teacher}"
+        raise UserError(f"{where} has no reflow students: {error}") from None
     return [_student(config, teacher, student) for student in few.students]
 
 

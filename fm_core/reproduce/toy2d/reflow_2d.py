@@ -21,7 +21,7 @@ PAIRS_TOLERANCE = 1e-5
 
 @dataclass(frozen=True)
 class Pairs:
-    """Standard normal x0 and samples x1, each [N, 2]; a sample is the end of the trajectory from its noise."""
+    """Standard normal x0 and samples x1, each [N, 2]; a sample is the end of the trajectory of its noise."""
 
     x0: Tensor
     x1: Tensor
