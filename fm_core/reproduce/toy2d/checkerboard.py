@@ -61,7 +61,7 @@ def cell_distance(x: Tensor) -> float:
 
 
 def expected_distance(count: int) -> float:
-    """Mean `cell_distance` of so many independent points of the board, with normal counts in the cells."""
+    """Mean `cell_distance` of `count` independent points of the board, with normal counts in the cells."""
     p = 1 / CELLS
     return CELLS / 2 * math.sqrt(2 * p * (1 - p) / (math.pi * count))
 
