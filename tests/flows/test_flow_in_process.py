@@ -119,13 +119,16 @@ COMPARISON = {
         ],
         "toy2d": {"steps": 12, "batch": 16, "width": 8, "layers": 1, "held_out": 8, "samples": 40}
         | {"grid": 4, "nfe": [2, 4], "rtol": 1e-2, "atol": 1e-2},
+        "few_steps": {"experiments": ["fm-ot"], "solvers": ["euler"], "nfe": [1, 2], "student_nfe": [1]}
+        | {"students": [{"name": "again", "pairs": 8, "steps": 2, "learning_rate": 1e-3}]},
     },
 }
 
 
 def test_an_invalid_comparison_is_refused_in_one_line(call, tmp_path: Path):
     cells = [{**COMPARISON["reproduce"]["cells"][0], "path": "no-such-path"}]
-    ended = call(reproduce_paper, places(tmp_path, "odd") | {"reproduce": {"cells": cells}})
+    odd = {"cells": cells, "few_steps": {"experiments": [], "students": []}}
+    ended = call(reproduce_paper, places(tmp_path, "odd") | {"reproduce": odd})
     message = ended.state.message or ""
     assert ended.state.type == "FAILED"
     assert "reproduce.cells.ddpm: unknown path 'no-such-path'" in message
@@ -134,7 +137,7 @@ def test_an_invalid_comparison_is_refused_in_one_line(call, tmp_path: Path):
 
 @pytest.fixture(scope="module")
 def comparison_run(call, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, EndedFlow]:
-    """A comparison of two objectives, as small as it may be."""
+    """A comparison of two objectives and a student, as small as it may be."""
     folder = tmp_path_factory.mktemp("comparison")
     return folder, call(reproduce_paper, places(folder, "plane") | COMPARISON)
 
@@ -142,11 +145,12 @@ def comparison_run(call, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 def test_the_papers_comparison_logs_its_cost_and_shows_its_tables_and_figures(comparison_run):
     folder, ended = comparison_run
     assert ended.state.type == "COMPLETED", ended.state.message
-    (estimate,) = [line for line in ended.log if "2 objectives, 2 runs of 50 parameters" in line]
+    (estimate,) = [line for line in ended.log if "3 objectives, 3 runs of 50 parameters" in line]
     assert estimate.startswith("plane: ")
     table = ended.artifacts["comparison"].data
     assert "## Scores" in table
     assert "\n| FM-OT | 12 | " in table
+    assert "## Few evaluations, each objective with its best solver" in table
     assert f"{folder}/runs/plane/reproduce/report.html" in table
     assert ended.artifacts["reproduce-progress"].data == 100.0
     drawn = {key: artifact.data for key, artifact in ended.artifacts.items() if artifact.type == "image"}
