@@ -27,6 +27,8 @@ POLL_SECONDS = 5.0
 REPLY_SECONDS = 5.0
 """Seconds that an ending run waits for the server to report whether it was cancelled."""
 
+THREAD = "cancellation-watch"
+"""Name of the threads that read the state."""
 ALIVE = "its process is alive and continues"
 CANCELLED = (StateType.CANCELLING, StateType.CANCELLED)
 
@@ -67,7 +69,7 @@ class CancellationWatch:
 
     def _start_thread(self, work: Callable[[], None]) -> threading.Thread:
         context = contextvars.copy_context()  # contains the settings of this run's server
-        thread = threading.Thread(target=context.run, args=(without_retries, work), daemon=True)
+        thread = threading.Thread(target=context.run, args=(without_retries, work), name=THREAD, daemon=True)
         thread.start()
         return thread
 

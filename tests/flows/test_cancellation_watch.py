@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from types import SimpleNamespace
 from uuid import uuid4
 
@@ -39,7 +40,10 @@ class ReplacedClient:
 
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch):
-    """Start a watch on a replaced server; signals and exits of this process are recorded."""
+    """Start a watch on a replaced server; signals and exits of this process are recorded.
+
+    A thread that still reads would take an answer of the next test's server.
+    """
     did: list[tuple] = []
     monkeypatch.setenv("PREFECT__FLOW_RUN_ID", str(uuid4()))
     monkeypatch.setattr(module, "POLL_SECONDS", 0.005)
@@ -52,7 +56,8 @@ def watched(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(module, "get_client", lambda sync_client: client)
         return client, did, CancellationWatch()
 
-    return start
+    yield start
+    until(lambda: all(thread.name != module.THREAD for thread in threading.enumerate()), "the last read")
 
 
 @pytest.mark.parametrize("kind", [StateType.CANCELLING, StateType.CANCELLED])
