@@ -18,6 +18,7 @@ from fm_core.data.reader import ImageReader
 from fm_core.data.sampler import GlobalShuffleSampler
 from fm_core.errors import UserError
 from fm_core.storage.store import Store
+from tests.support.operator import until
 
 
 @pytest.fixture
@@ -123,8 +124,9 @@ def test_prefetch_copies_shards_ahead_of_the_order(tmp_path, remote):
             reader, GlobalShuffleSampler(0, len(reader)), position=0, global_batch=1, ahead=1, look_ahead=60
         ) as it:
             next(it)
+            every = len(manifest.split_shards("train"))
+            until(lambda: len(copies(tmp_path)) == every, "the copies of all shards")
         cache.close()
-    assert len(copies(tmp_path)) == len(manifest.split_shards("train"))
 
 
 def test_a_store_that_loses_a_shard_is_named(tmp_path, remote):
