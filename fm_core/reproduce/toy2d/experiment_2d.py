@@ -80,7 +80,7 @@ def toy_experiments(config: RunConfig) -> list[ToyExperiment]:
         experiments += [*own, *_students(config, own)]
     names = [experiment.name for experiment in experiments]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UserError(f"reproduce: two experiments have the directory {twice}; rename a cell or a student")
+        raise UserError(f"reproduce: two experiments have the directory {twice}; rename one of them")
     for experiment in experiments:
         experiment.cache.refuse_another("training", experiment.recipe)
     return experiments
