@@ -5,9 +5,10 @@ Guarantees of both, tested with real processes:
 - With the same number of processes a resumed run is bit-identical to an uninterrupted one: losses, weights,
   AdamW's moments, averages, batches.
 - With any other number of processes, or another ZeRO stage, it has the same batches and noise, and losses
-  equal up to rounding: a checkpoint holds full tensors, and every start shards them for its ranks. Only
-  dropout differs: a mask is drawn for an entire micro-batch, keyed by its first stream position, so another
-  number of ranks, or another micro_batch, draws other masks of the same probability.
+  equal up to rounding: a checkpoint says which elements its shards hold, and every start shards the complete
+  tensors for its ranks. Only dropout differs: a mask is drawn for an entire micro-batch, keyed by its first
+  stream position, so another number of ranks, or another micro_batch, draws other masks of the same
+  probability.
 - Whichever process is killed while a checkpoint is written, uploaded or removed, the next start loads the
   newest complete one. Rank 0 detects a damaged one by its hashes, for all ranks, reports it, and loads the
   one before it. If there are checkpoints and none is intact, that is an error.
@@ -18,7 +19,7 @@ Guarantees of both, tested with real processes:
 
 DeepSpeed's own files are not used because they are sharded for one number of processes and one stage,
 pickled, spread over the hosts that wrote them, and can be converted to a Universal Checkpoint only where all
-of them are in one place. Full float32 tensors are fewer bytes than both, need no directory that hosts share,
+of them are in one place. These float32 tensors are fewer bytes than both, need no directory that hosts share,
 and make every start the same.
 """
 
@@ -41,6 +42,7 @@ from fm_core.checkpoint.format import (
     read_state,
     tensors_file,
 )
+from fm_core.checkpoint.optimizer_shards import has_part, is_sharded, opened_shards
 from fm_core.checkpoint.ownership import staging_folder
 from fm_core.checkpoint.train_state import TrainState
 from fm_core.checkpoint.weights_file import read_recipe
@@ -62,7 +64,7 @@ class LoadedState(Protocol):
     def parts(self) -> Sequence[str]:
         """Names of all parts, in the same order on all ranks; the first is RAW, the weights themselves.
 
-        Each part becomes a file of a checkpoint, `tensors_file(part)`.
+        Each becomes a file of a checkpoint, `tensors_file(part)`, or a part of its optimizer shards.
         """
         ...
 
@@ -118,9 +120,8 @@ def check_compatible(directory: Path, recipe: dict[str, Any], parts: Sequence[st
     `shared`: other runs may name the same checkpoint root, so the run's name must match as well; otherwise
     the name may have changed with a renamed directory. Raises UserError, which names every difference.
     """
-    files = [tensors_file(part) for part in parts]
     problems = incompatibilities(directory, recipe, shared)
-    problems += [f"no {file}" for file in files if not (directory / file).exists()]
+    problems += [f"no {tensors_file(part)}" for part in parts if not has_part(directory, part)]
     if problems:
         raise UserError(
             f"{directory} is of another run: {'; '.join(problems)}; choose another train.checkpoint_root"
@@ -196,7 +197,12 @@ def _reader(directory: Path, part: str) -> Generator[ReadTensor]:
     if dist.get_rank() != 0:
         yield _refuse_to_read
         return
-    with safe_open(directory / tensors_file(part), framework="pt") as file:
+    path = directory / tensors_file(part)
+    if not path.exists() and is_sharded(part):
+        with opened_shards(directory, part) as shards:
+            yield shards.get_tensor
+        return
+    with safe_open(path, framework="pt") as file:
         yield file.get_tensor
 
 

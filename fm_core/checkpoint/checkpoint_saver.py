@@ -1,16 +1,17 @@
 """Checkpoint saver: copies the sharded state to host memory and writes it while training continues.
 
-Training pauses only while each rank copies its own shards. A thread on every rank then sends them, piece by
-piece in the order of the files, to rank 0, whose thread hashes and writes them as they arrive. The pieces go
-over a process group of their own, so the hosts need not share a directory, and no rank holds more than its
-own shards and one piece. COMPLETE is written after the last piece is on the disk; until then the earlier
-checkpoints are the valid ones.
+Training pauses only while each rank copies its own shards. A thread on every rank then writes its shard of
+the optimizer's state (see optimizer_writer.py) and sends its shards of the weights and the averages, piece by
+piece in the order of the files, to rank 0, whose thread hashes and writes them as they arrive. Weights and
+averages are complete files because other programs read them. The pieces go over a process group of their own,
+so the hosts need not share a directory, and no rank holds more than its own shards and one piece. COMPLETE is
+written when the files of all ranks are on the disk; until then the earlier checkpoints are the valid ones.
 """
 
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol, Self
@@ -21,17 +22,16 @@ from torch import Tensor
 
 from fm_core.checkpoint.catalog import CheckpointCatalog
 from fm_core.checkpoint.format import Progress, no_progress
-from fm_core.checkpoint.tensor_layout import PIECE_ELEMENTS, Fragment, TensorLayout
+from fm_core.checkpoint.optimizer_shards import is_sharded
+from fm_core.checkpoint.optimizer_writer import RankCopies, write_shards
+from fm_core.checkpoint.tensor_layout import Fragment, TensorLayout
 from fm_core.checkpoint.train_state import TrainState
-from fm_core.checkpoint.writer import FINAL, SaveProblem
-from fm_core.errors import LeaseLostError, UnreachableError, UserError
+from fm_core.checkpoint.writer import Result, attempt
+from fm_core.errors import LeaseLostError
 
 POLL_SECONDS = 0.05
 TIMEOUT = timedelta(days=7)
 """Of a transfer: a rank waits for a disk of rank 0 that does not answer; a rank that is dead is noticed."""
-
-Result = SaveProblem | Exception | None
-"""None if the checkpoint is complete; an exception is to be raised on all ranks."""
 
 
 class SavedState(Protocol):
@@ -39,7 +39,7 @@ class SavedState(Protocol):
 
     @property
     def parts(self) -> Sequence[str]:
-        """Names of all parts, in the same order on all ranks; each becomes a file of a checkpoint."""
+        """Names of all parts, in the same order on all ranks; see checkpoint_loader.py."""
         ...
 
     @property
@@ -152,7 +152,7 @@ class CheckpointSaver:
         save = Save(state, catalog, sharded.parts if parts is None else parts, metadata, last, before_it)
         self._copy(sharded, save.parts)
         if catalog:
-            save.result = _attempt(before)
+            save.result = attempt(before)
         self._saves.append(save)
         with self._lock:
             self._waiting.append(save)
@@ -221,43 +221,28 @@ class CheckpointSaver:
 
     def _write(self, save: Save) -> Result:
         """Write one checkpoint together with the threads of the other ranks; all return the same."""
-        catalog, step, result = save.catalog, save.state.step, save.result
         assert self._layout
+        catalog, step, result = save.catalog, save.state.step, save.result
+        here = RankCopies(self._group, self._rank, self._ranks, self._layout, self._copies, self._progress)
         if catalog and not result:
             catalog.progress = self._progress
-            result = _attempt(lambda: catalog.begin(step))
-        for part in save.parts:
-            content = self._content(self._layout, part)
+            result = attempt(lambda: catalog.begin(step))
+        if sharded := [part for part in save.parts if is_sharded(part)]:
+            writer = catalog.writer if catalog and not result else None
+            problem = write_shards(here, writer, step, sharded, save.metadata)
+            result = result or problem
+        for part in (part for part in save.parts if not is_sharded(part)):
+            content = here.content(part, here.layout.pieces)
             if catalog and not result:
-                tensors = self._layout.empty_tensors()
-                result = _attempt(lambda: catalog.write(step, part, tensors, save.metadata, content))  # noqa: B023
+                tensors = here.layout.empty_tensors()
+                result = attempt(lambda: catalog.write(step, part, tensors, save.metadata, content))  # noqa: B023
             for _ in content:  # also after a failure, because the other ranks send the rest
                 pass
         if catalog:
-            result = result or _attempt(lambda: catalog.finish(save.state))
+            result = result or attempt(lambda: catalog.finish(save.state))
             if result and not isinstance(result, LeaseLostError):
                 catalog.discard(step)
-        shared: list[Result] = [result]
-        if self._group:
-            dist.broadcast_object_list(shared, src=0, group=self._group)
-        return shared[0]
-
-    def _content(self, layout: TensorLayout, part: str) -> Iterator[Tensor]:
-        """On rank 0 the content of a part's file, piece by piece; the other ranks send theirs."""
-        received = torch.empty(PIECE_ELEMENTS)
-        for piece in layout.pieces:
-            if piece.rank != self._rank and self._rank:
-                continue
-            self._progress(f"sending {part}" if self._rank else f"gathering {part}")
-            if piece.rank == self._rank:
-                content = self._copies[part][piece.shard][piece.offset :][: piece.count]
-                if self._rank:
-                    dist.send(content, dst=0, group=self._group)
-                else:
-                    yield content
-            else:
-                dist.recv(received[: piece.count], src=piece.rank, group=self._group)
-                yield received[: piece.count]
+        return here.gathered(result)[0]
 
     def _progress(self, at: str) -> None:
         self._at = at
@@ -267,15 +252,3 @@ class CheckpointSaver:
 def _host_memory(shard: Tensor) -> Tensor:
     """Memory for a copy of a shard; its pages are already in place."""
     return torch.empty(shard.shape, dtype=torch.float32, pin_memory=shard.is_cuda).zero_()
-
-
-def _attempt(action: Callable[[], SaveProblem | None]) -> Result:
-    """Run an action of rank 0 and return its problem, or the exception that all ranks are to raise."""
-    try:
-        return action()
-    except UnreachableError as error:
-        return SaveProblem(str(error), temporary=True)
-    except (LeaseLostError, UserError) as error:
-        return error
-    except OSError as error:
-        return SaveProblem(" ".join(str(error).split()), temporary=error.errno not in FINAL)

@@ -1,10 +1,10 @@
 """On-disk checkpoint format. A checkpoint is valid only if COMPLETE exists and its hashes match.
 
 A checkpoint is a directory such as step-00001000 that holds files of float32 weights (raw.safetensors and one
-ema-*.safetensors for each average), AdamW's moments (optimizer/), state.json, and COMPLETE. COMPLETE names
-every file with its size and SHA-256, the run, the job and its epoch, and is written last. A directory without
-COMPLETE, or whose files do not match it, is never loaded. Nothing in a checkpoint is pickled, and nothing in
-it depends on the number of processes that wrote it.
+ema-*.safetensors for each average), AdamW's moments (optimizer/, in shards, see optimizer_shards.py),
+state.json, and COMPLETE. COMPLETE names every file with its size and SHA-256, the run, the job and its epoch,
+and is written last. A directory without COMPLETE, or whose files do not match it, is never loaded. Nothing in
+a checkpoint is pickled, and any number of processes can load it.
 
 This module does not import torch, because the command line and the flows use it and must start quickly.
 """
@@ -272,10 +272,12 @@ def _synced_files(
 ) -> dict[str, dict[str, Any]]:
     """Sync all files to the disk and return the size and SHA-256 of each by name.
 
-    Raises OSError if one does not have the size with which it was written.
+    Raises OSError if one is missing or does not have the size with which it was written.
     """
-    paths = sorted(directory.rglob("*"))
-    files = [path for path in paths if path.is_file() and path.name != COMPLETE]
+    # Also by name, because a file server may not list yet what another host has written.
+    named = {directory / name for name in written}
+    paths = sorted({*directory.rglob("*"), *named})
+    files = [path for path in paths if path in named or (path.is_file() and path.name != COMPLETE)]
     for path in (*files, *(path for path in paths if path.is_dir()), directory):
         progress(f"writing {path} to the disk")
         sync(path)

@@ -5,7 +5,7 @@ complete tensors. It is the concatenation of pieces, each a range of a shard of 
 while the pieces arrive, without a complete tensor in memory.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -48,6 +48,8 @@ class TensorLayout:
 
     shapes: Mapping[str, tuple[int, ...]]
     pieces: tuple[ShardRange, ...]
+    fragments: tuple[tuple[Fragment, ...], ...]
+    """What each rank holds."""
 
     @classmethod
     def of(
@@ -68,7 +70,7 @@ class TensorLayout:
                 _append(pieces, ShardRange(rank, fragment.shard, fragment.offset, fragment.count))
             if end != prod(shape):
                 raise RuntimeError(f"ZeRO has {end} float32 weights for {name}, not {prod(shape)}")
-        return cls(dict(shapes), tuple(part for piece in pieces for part in _divided(piece)))
+        return cls(dict(shapes), _divided(pieces), tuple(tuple(own) for own in fragments))
 
     @classmethod
     def gathered(
@@ -80,6 +82,13 @@ class TensorLayout:
             fragments = [None] * dist.get_world_size(group)
             dist.all_gather_object(fragments, list(own), group=group)
         return cls.of(shapes, fragments)
+
+    def pieces_of(self, rank: int) -> tuple[ShardRange, ...]:
+        """The pieces of all fragments of one rank, in their order."""
+        pieces: list[ShardRange] = []
+        for fragment in self.fragments[rank]:
+            _append(pieces, ShardRange(rank, fragment.shard, fragment.offset, fragment.count))
+        return _divided(pieces)
 
     def empty_tensors(self) -> dict[str, torch.Tensor]:
         """Float32 tensors of these shapes without content."""
@@ -99,7 +108,9 @@ def _append(pieces: list[ShardRange], piece: ShardRange) -> None:
         pieces.append(piece)
 
 
-def _divided(piece: ShardRange) -> Iterator[ShardRange]:
-    for first in range(0, piece.count, PIECE_ELEMENTS):
-        count = min(PIECE_ELEMENTS, piece.count - first)
-        yield ShardRange(piece.rank, piece.shard, piece.offset + first, count)
+def _divided(pieces: Sequence[ShardRange]) -> tuple[ShardRange, ...]:
+    return tuple(
+        ShardRange(piece.rank, piece.shard, piece.offset + first, min(PIECE_ELEMENTS, piece.count - first))
+        for piece in pieces
+        for first in range(0, piece.count, PIECE_ELEMENTS)
+    )

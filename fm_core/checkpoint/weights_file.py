@@ -62,7 +62,7 @@ def write_tensors(
     The hash is that of the bytes before they are written, so that an error of the disk is detected later.
     """
     path = directory / tensors_file(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(exist_ok=True)  # not `parents`: a later job may have removed the checkpoint
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
     for key, tensor in tensors.items():
@@ -83,6 +83,7 @@ def write_tensors(
             progress(f"hashing {path}")
             digest.update(chunk)
             size += len(chunk)
+        os.fsync(file.fileno())  # by the process that wrote it, since no other can on a file server
     if size != 8 + len(head) + end:
         raise RuntimeError(f"{path}: {size} bytes were written, not {8 + len(head) + end}")
     return {"bytes": size, "sha256": digest.hexdigest()}

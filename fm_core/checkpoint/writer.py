@@ -12,7 +12,7 @@ from fm_core.checkpoint.format import Progress, commit, no_progress, tensors_fil
 from fm_core.checkpoint.ownership import WriteAccess
 from fm_core.checkpoint.set_aside import WRITING, set_aside, temporary
 from fm_core.checkpoint.train_state import TrainState
-from fm_core.errors import UnreachableError
+from fm_core.errors import LeaseLostError, UnreachableError, UserError
 from fm_core.run.directory import step_name
 from fm_core.storage.atomic_files import sync
 
@@ -33,6 +33,33 @@ class SaveProblem:
     message: str
     temporary: bool
     """Whether it may be temporary: space, I/O, an unavailable folder."""
+
+    @classmethod
+    def of(cls, error: Exception, checkpoint: Path) -> "SaveProblem":
+        """The problem of writing a checkpoint with this name."""
+        message = " ".join(str(error).split())
+        number = error.errno if isinstance(error, OSError) else None
+        return cls(
+            f"cannot write checkpoint {checkpoint} ({message}); earlier checkpoints are intact: fix the "
+            "cause and rerun",
+            temporary=number not in FINAL,
+        )
+
+
+Result = SaveProblem | Exception | None
+"""Of a save: None if the checkpoint is complete; an exception is to be raised on all ranks."""
+
+
+def attempt(action: Callable[[], SaveProblem | None]) -> Result:
+    """Run an action of rank 0 and return its problem, or the exception that all ranks are to raise."""
+    try:
+        return action()
+    except UnreachableError as error:
+        return SaveProblem(str(error), temporary=True)
+    except (LeaseLostError, UserError) as error:
+        return error
+    except OSError as error:
+        return SaveProblem(" ".join(str(error).split()), temporary=error.errno not in FINAL)
 
 
 class CheckpointWriter:
@@ -59,7 +86,7 @@ class CheckpointWriter:
         # Not imported at the top, because torch takes seconds to import and flows do not need it.
         from fm_core.checkpoint.weights_file import write_tensors
 
-        directory = self._directory(step)
+        directory = self.directory(step)
 
         def write() -> None:
             facts = write_tensors(directory, name, tensors, metadata, self.progress, content)
@@ -67,27 +94,38 @@ class CheckpointWriter:
 
         return self._attempt(step, write)
 
+    def record(self, facts: Mapping[str, dict[str, Any]]) -> None:
+        """Record size and SHA-256, by name, of files that other ranks wrote into the checkpoint."""
+        self._written.update(facts)
+
+    def explained(self, problem: SaveProblem) -> SaveProblem:
+        """A problem that another rank had. Raises LeaseLostError if the cause is a job that took over."""
+        with suppress(OSError):  # report the error of the checkpoint, not this one
+            self.place.fence.check()
+        return problem
+
     def commit(self, state: TrainState) -> SaveProblem | None:
         """Make the checkpoint valid; it is durable under its name when this returns."""
         return self._attempt(state.step, lambda: self._commit(state))
 
     def discard(self, step: int) -> None:
         """Delete a checkpoint that could not be written."""
-        shutil.rmtree(self._directory(step), ignore_errors=True)
+        shutil.rmtree(self.directory(step), ignore_errors=True)
 
-    def _directory(self, step: int) -> Path:
+    def directory(self, step: int) -> Path:
+        """The directory of the checkpoint while it is being written."""
         return temporary(WRITING, self.folder / step_name(step), self.place)
 
     def _begin(self, step: int) -> None:
         self.local.claim()
-        directory = self._directory(step)
+        directory = self.directory(step)
         if directory.exists():
             shutil.rmtree(directory)
         directory.mkdir(parents=True)
         self._written = {}
 
     def _commit(self, state: TrainState) -> None:
-        directory, target = self._directory(state.step), self.folder / step_name(state.step)
+        directory, target = self.directory(state.step), self.folder / step_name(state.step)
         commit(directory, state, self.place.origin, self.progress, self._written)
         self.local.check()
         if target.exists():
@@ -102,13 +140,5 @@ class CheckpointWriter:
         try:
             action()
         except (OSError, UnreachableError) as error:
-            with suppress(OSError):  # report the error of the checkpoint, not this one
-                self.place.fence.check()  # the cause may be a successor that took over
-            message = " ".join(str(error).split())
-            number = error.errno if isinstance(error, OSError) else None
-            return SaveProblem(
-                f"cannot write checkpoint {self.folder / step_name(step)} ({message}); earlier checkpoints "
-                "are intact: fix the cause and rerun",
-                temporary=number not in FINAL,
-            )
+            return self.explained(SaveProblem.of(error, self.folder / step_name(step)))
         return None

@@ -56,7 +56,12 @@ def test_the_pieces_in_order_are_the_tensors_in_order(monkeypatch, partition, ra
 
 def test_a_rank_sends_what_is_adjacent_in_one_piece():
     _, fragments = flat_partitions(2)
-    assert TensorLayout.of(SHAPES, fragments).pieces == (ShardRange(0, 0, 0, 12), ShardRange(1, 0, 0, 11))
+    layout = TensorLayout.of(SHAPES, fragments)
+    assert layout.pieces == (ShardRange(0, 0, 0, 12), ShardRange(1, 0, 0, 11))
+    assert [layout.pieces_of(rank) for rank in range(2)] == [
+        (ShardRange(0, 0, 0, 12),),
+        (ShardRange(1, 0, 0, 11),),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,12 @@
 Rank 0 writes the results to results-RANKS.json, which test_engine.py reads.
 """
 
-import resource
 import shutil
 from pathlib import Path
 
 import torch.distributed as dist
 from safetensors.torch import save_file
 
-from fm_core.checkpoint import checkpoint_loader
 from fm_core.checkpoint.format import complete_steps, read_state
 from fm_core.checkpoint.train_state import TrainState
 from fm_core.errors import UnrecoverableError, UserError
@@ -18,6 +16,12 @@ from fm_core.storage.atomic_files import read_json, read_lines, write_json
 from fm_core.training.engine import initialize_process_group
 from fm_core.training.loop import run
 from fm_core.training.zero_state import moments
+from tests.support.checkpoint_experiments import (
+    full_disk,
+    resume,
+    without_a_shared_folder,
+    write_as_earlier,
+)
 from tests.support.trainer_lab import (
     BATCH,
     RECIPE,
@@ -49,10 +53,6 @@ def averages_of(trainer):
 def moments_of(trainer):
     parts = {name: gather_full(trainer.engine, shards) for name, shards in moments(trainer.engine).items()}
     return {f"{part} {name}": tensor for part in parts for name, tensor in parts[part].items()}
-
-
-def resume(trainer):
-    return checkpoint_loader.load(trainer.sharded, trainer.checkpoints, trainer.recipe)
 
 
 def averages_and_checkpoints(folder, device, **keys):
@@ -121,10 +121,12 @@ def first_half(folder, device, **keys):
     return _second_half(trainer, state, folder)
 
 
-def second_half(source, folder, device, **keys):
+def second_half(source, folder, device, earlier=False, **keys):
     """Continue from the retained checkpoint with the processes, and the ZeRO stage, of this launch."""
     if dist.get_rank() == 0:
         shutil.copytree(source / "retained", folder / "checkpoints")
+        if earlier:
+            write_as_earlier(folder / "checkpoints" / "step-00000006")
     dist.barrier()
     trainer = make_trainer(folder, device, dropout=False, log_images=12, **keys)
     return _second_half(trainer, resume(trainer), folder)
@@ -214,25 +216,6 @@ def no_way_on(folder, device):
     }
 
 
-def full_disk(folder, device):
-    """The kernel does not let rank 0's files grow while it writes the second checkpoint."""
-    trainer = make_trainer(folder, device)
-    state = run(trainer, TrainState())
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    if trainer.log:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (300, before[1]))
-    later = state.model_copy(update={"step": 9})
-    trainer.saver.start(trainer.sharded, later, trainer.checkpoints, trainer.recipe)
-    trainer.saver.wait()
-    problem = trainer.saver.take()[0].result
-    messages = [None] * dist.get_world_size()
-    dist.all_gather_object(messages, problem and problem.message)
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    names = sorted(path.name for path in (folder / "checkpoints").iterdir())
-    again = resume(make_trainer(folder, device))
-    return {"messages": messages, "names": names, "step": again.step}
-
-
 def strangers(folder, device):
     trainer = make_trainer(folder, device)
     trainer.recipe = {**RECIPE, "model": {"channels": 16}, "image_shape": [3, 64, 64]}
@@ -242,7 +225,7 @@ def strangers(folder, device):
 def damaged(folder, device):
     """Rank 0 detects a flipped bit and all load the checkpoint before; then none is intact."""
     steps = complete_steps(folder / "checkpoints")
-    flip(folder / "checkpoints" / f"step-{steps[-1]:08d}" / "optimizer" / "exp_avg.safetensors")
+    flip(folder / "checkpoints" / f"step-{steps[-1]:08d}" / "optimizer" / "00001-of-00002.safetensors")
     trainer = make_trainer(folder, device)
     taken = [None] * dist.get_world_size()
     dist.all_gather_object(taken, resume(trainer).step)
@@ -273,7 +256,8 @@ def main(path):
         results["stranger"] = strangers(folder / "zero-1", device)
         results["going_back"] = going_back(folder / "back", device)
         results["no_way_on"] = no_way_on(folder / "no-way-on", device)
-        results["full_disk"] = full_disk(folder / "full", device)
+        results["full_disk"] = [full_disk(folder / f"full-{rank}", device, rank) for rank in range(2)]
+        results["without_a_shared_folder"] = without_a_shared_folder(folder / "apart", device)
         results["damaged"] = damaged(folder / "back", device)
     else:
         for kind, keys in KINDS.items():
@@ -281,6 +265,9 @@ def main(path):
             results[f"half {kind}"] = second_half(folder / f"half-{kind}", place, device, **keys)
         stage = {"zero_stage": 1}
         results["stage"] = second_half(folder / "half-zero-3", folder / f"stage-{ranks}", device, **stage)
+        results["earlier"] = second_half(
+            folder / "half-zero-1", folder / f"earlier-{ranks}", device, earlier=True, **stage
+        )
         results["written_by"] = read_state(folder / "half-zero-1" / "retained" / "step-00000006").processes
     if dist.get_rank() == 0:
         write_json(folder / f"results-{ranks}.json", results)

@@ -1,6 +1,7 @@
 """The DeepSpeed engine, averages, checkpoints and skipped steps in real processes (engine_rank.py)."""
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from tests.support.trainer_lab import losses
@@ -79,6 +80,14 @@ class TestOtherNumbersOfProcesses:
         assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-5)
         self.assert_same_end(folder, f"stage-{ranks}", "half-zero-3", "zero-3")
 
+    def test_continue_a_checkpoint_of_an_earlier_version_to_the_bit(self, folder, other_ranks, ranks):
+        ours, theirs = other_ranks[ranks]["earlier"], other_ranks[ranks]["half zero-1"]
+        assert ours == theirs
+        names = [folder / f"{kind}-{ranks}" / "end.safetensors" for kind in ("earlier", "half-zero-1")]
+        a, b = (load_file(name) for name in names)
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[name], b[name]) for name in a)
+
     def assert_same_end(self, folder, one, other, kind):
         a, b = (load_file(folder / name / "end.safetensors") for name in (one, other))
         assert a.keys() == b.keys()
@@ -107,8 +116,9 @@ def test_where_every_checkpoint_is_damaged_it_is_an_error_and_no_fresh_start(two
         assert "\n" not in message
 
 
-def test_a_full_disk_is_the_same_problem_on_all_ranks_and_loses_nothing(two_ranks):
-    result = two_ranks["full_disk"]
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_full_disk_of_any_rank_is_the_same_problem_on_all_and_loses_nothing(two_ranks, rank):
+    result = two_ranks["full_disk"][rank]
     assert len(result["messages"]) == 2
     for message in result["messages"]:
         assert message.startswith("cannot write checkpoint ")
@@ -117,6 +127,21 @@ def test_a_full_disk_is_the_same_problem_on_all_ranks_and_loses_nothing(two_rank
         assert "\n" not in message
     assert result["names"] == ["step-00000006"]
     assert result["step"] == 6
+
+
+def test_a_rank_whose_host_does_not_have_the_folder_sends_its_shard(two_ranks):
+    result = two_ranks["without_a_shared_folder"]
+    assert result["problems"] == [None, None]
+    assert result["asked"] == [0, 1]
+    trained, shared, sent = result["files"]
+    assert sorted(name for name in shared if name.startswith("optimizer")) == [
+        "optimizer/00000-of-00002.safetensors",
+        "optimizer/00001-of-00002.safetensors",
+    ]
+    assert [*shared] == [*sent] == [*trained]
+    assert {name: facts["bytes"] for name, facts in shared.items()} == {
+        name: facts["bytes"] for name, facts in sent.items()
+    }
 
 
 @pytest.mark.parametrize("kind", KINDS)
