@@ -40,7 +40,8 @@ TABLES = {
 }
 """Suffix in the name of the JSON file."""
 MODULES = {
-    *("data_peers", "data_tasks", "gpu_parts", "interleaved", "peers", "program", "same_work", "torchcfm_run")
+    *("data_peers", "data_tasks", "gpu_parts", "interleaved", "kernel_moments", "peers", "program"),
+    *("same_work", "torchcfm_run"),
 }
 OWN_TEST = {"start_up"}
 NOT_TESTED = {"data", "gpu", "parity", "roofline", "score_errors"}
