@@ -25,9 +25,9 @@ from infra.mutation.recording import ExecutedLines, record
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "mutation"
 RESULTS = BUILD / "results.jsonl"
-BATCH_SECONDS = 60.0
-"""Total recorded duration of the tests of one pytest process, in seconds."""
-FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
+FAST_SECONDS = 10.0
+"""Total recorded duration of the tests that are tried first, in seconds."""
+FAILED = re.compile(r"^(?:FAILED|ERROR) (.+)", re.MULTILINE)
 
 
 def main() -> int:
@@ -99,39 +99,65 @@ def report() -> None:
 
 
 def _first_failure(tree: Path, mutant: Mutant, tests: list[str], seconds: dict[str, float]) -> str | None:
-    """Return the first test that fails on the mutated tree, or None; a timeout counts as a failure."""
-    source = (ROOT / mutant.file).read_bytes()
-    (tree / mutant.file).write_bytes(mutant.apply(source))
-    try:
-        while tests:
-            batch = [tests.pop(0)]
-            while tests and sum(seconds[test] for test in batch) + seconds[tests[0]] < BATCH_SECONDS:
-                batch.append(tests.pop(0))
-            limit = 120 + 5 * sum(seconds[test] for test in batch)
-            command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *batch]
-            try:
-                done = subprocess.run(
-                    command,
-                    cwd=tree,
-                    env=_environment(tree),
-                    capture_output=True,
-                    encoding="utf-8",
-                    timeout=limit,
-                )
-            except subprocess.TimeoutExpired:
-                return f"no end after {limit:.0f} s: {batch[0]} or one of {len(batch) - 1} others"
-            if "not found: " in done.stderr:
-                raise RuntimeError(f"a recorded test does not exist: {done.stderr[:300]}; record again")
-            if done.returncode:
-                match = FAILED.search(done.stdout)
-                return (
-                    match.group(1)
-                    if match
-                    else f"pytest ends with status {done.returncode}: {done.stdout[-200:]}"
-                )
-    finally:
-        (tree / mutant.file).write_bytes(source)
+    """Return the first test that fails on the mutated tree only, or None; a timeout counts as a failure.
+
+    Tests that fail without the mutant as well, because they need one that is not among these, are left out.
+    """
+    path, source = tree / mutant.file, (ROOT / mutant.file).read_bytes()
+    for batch in _batches(tests, seconds):
+        limit = 120 + 5 * sum(seconds[test] for test in batch)
+        path.write_bytes(mutant.apply(source))
+        try:
+            failures = _failures(tree, batch, limit, "-x")
+            if not failures:
+                continue
+            path.write_bytes(source)
+            unrelated = _failures(tree, batch, limit)
+            if failures[0] not in unrelated:
+                return failures[0]
+            path.write_bytes(mutant.apply(source))
+            failures = _failures(tree, [test for test in batch if test not in unrelated], limit, "-x")
+            if failures:
+                return failures[0]
+        finally:
+            path.write_bytes(source)
     return None
+
+
+def _batches(tests: list[str], seconds: dict[str, float]) -> list[list[str]]:
+    """The fastest tests, and all others; each in the order of the recording, in which tests may depend."""
+    order = {test: number for number, test in enumerate(seconds)}
+    fast, total = 0, 0.0
+    while fast < len(tests) and total + seconds[tests[fast]] <= FAST_SECONDS:
+        total += seconds[tests[fast]]
+        fast += 1
+    return [sorted(part, key=order.__getitem__) for part in (tests[:fast], tests[fast:]) if part]
+
+
+def _failures(tree: Path, tests: list[str], limit: float, *options: str) -> list[str]:
+    """Return those of these tests that fail, or why pytest ends otherwise; empty if all pass."""
+    if not tests:
+        return []
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", *options, "-q", "-p", "no:cacheprovider", *tests],
+            cwd=tree,
+            env=_environment(tree),
+            capture_output=True,
+            encoding="utf-8",
+            timeout=limit,
+        )
+    except subprocess.TimeoutExpired:
+        return [f"no end after {limit:.0f} s: {tests[0]} or one of {len(tests) - 1} others"]
+    if "not found: " in done.stderr:
+        raise RuntimeError(f"a recorded test does not exist: {done.stderr[:300]}; record again")
+    if not done.returncode:
+        return []
+    # Lines of test ids, which may contain spaces, and exceptions.
+    lines = FAILED.findall(done.stdout)
+    longest_first = sorted(tests, key=len, reverse=True)
+    failed = [next((test for test in longest_first if line.startswith(test)), line) for line in lines]
+    return failed or [f"pytest ends with status {done.returncode}: {done.stdout[-200:]}"]
 
 
 def _environment(tree: Path) -> dict[str, str]:
