@@ -1,11 +1,13 @@
 """Parallel sharding: one Prefect task per piece of a data set, in processes of the flow's task runner."""
 
 import random
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, StateType
+from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
@@ -14,6 +16,8 @@ from fm_core.config import DataSection, RunConfig
 from fm_core.errors import UserError
 from fm_core.run.progress import Progress, RateMeter
 
+FEW_IMAGES = 2_000
+"""Images up to which the process of the flow writes the shards; starting another one takes longer."""
 POLL_SECONDS = 3.0
 """Interval between two counts of the images written."""
 
@@ -34,21 +38,41 @@ def write_shards_in_parallel(config: RunConfig) -> None:
     if work is None:
         return
     pieces = random.Random(flow_run.get_id()).sample(work.pieces, len(work.pieces))
-    futures = [
-        _write_piece.with_options(name=piece.name, task_run_name=piece.name).submit(data, piece.shards)
+    tasks = [
+        (_write_piece.with_options(name=piece.name, task_run_name=piece.name), piece.shards)
         for piece in pieces
     ]
+    if work.images <= FEW_IMAGES:
+        for write, shards in tasks:
+            _require_written(write(data, shards, return_state=True))
+        return
+    futures = [write.submit(data, shards) for write, shards in tasks]
     rate_meter = RateMeter()
     with ProgressReport("shard", config) as report:
         for future in futures:
             while not future.state.is_final():
-                future.wait(POLL_SECONDS)
+                wait_for(future)
                 written = work.written()
                 message = f"writing shards in {len(pieces)} tasks"
                 report(Progress("shard", written, work.images, "images", message, rate_meter.rate(written)))
         for future in futures:
-            if not future.state.is_completed():
-                raise UserError(future.state.message or "a piece of the data set was not written")
+            _require_written(future.state)
+
+
+def wait_for(future: PrefectFuture[Any]) -> None:
+    """Wait for some seconds. Raises UserError if a process of the pool was killed."""
+    try:
+        future.wait(POLL_SECONDS)
+    except BrokenProcessPool:
+        raise UserError(
+            "a process that writes shards was killed, perhaps for lack of memory; its shards are kept: "
+            "run the flow again, with fewer processes in PREFECT_TASKS_RUNNER_PROCESS_POOL_MAX_WORKERS"
+        ) from None
+
+
+def _require_written(state: State[Any]) -> None:
+    if not state.is_completed():
+        raise UserError(state.message or "a piece of the data set was not written")
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, retries=0)

@@ -28,9 +28,10 @@ def shard_dataset(config: Digits = DIGITS) -> State[Any]:
     """Write a data set as checksummed shards with a manifest, under `<data.root>/<data.name>`.
 
     Runs one task per shard, or per archive if the archive can only be read sequentially; as many at a time as
-    the process may use cores (`PREFECT_TASKS_RUNNER_PROCESS_POOL_MAX_WORKERS`). Flow runs of several workers
-    on the same data set share the work: each processes the shards in its own random order and skips those
-    that another has already written. A shard that is written twice has the same bytes.
+    the process may use cores (`PREFECT_TASKS_RUNNER_PROCESS_POOL_MAX_WORKERS`), or up to 2,000 images in the
+    process of the flow. Flow runs of several workers on the same data set share the work: each processes the
+    shards in its own random order and skips those that another has already written. A shard that is written
+    twice has the same bytes.
     """
     return pipeline(config, ["shard"], before=write_shards_in_parallel)
 

@@ -43,6 +43,8 @@ def modules_of(server: CommandServer, *command: str) -> str:
 def test_data_commands_and_status_need_no_torch(data_process, folder, command):
     places = ("--run.root", str(folder / "runs"), "--data.root", str(folder / "sets"))
     config = ("--config", str(ROOT / "infra" / "configs" / "digits.yaml"))
+    if command[0] == "validate":
+        modules_of(data_process, "shard", *config, *places)
     assert modules_of(data_process, command[0], *config, *places, *command[1:]) == "0"
 
 

@@ -1,6 +1,7 @@
 """Flows called in this process against Prefect's own test server: states, task runs and artifacts."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,15 @@ import yaml
 from prefect import Flow, get_client
 from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter, LogFilter
 from prefect.client.schemas.objects import Artifact, FlowRun, State, TaskRun
+from prefect.task_runners import ProcessPoolTaskRunner
 
+from flows.parallel_runs import wait_for
 from flows.presets import Digits
 from flows.reproduce import reproduce_paper
-from flows.stages import train_model
+from flows.stages import shard_dataset, train_model
 from flows.train import train_digits, train_imagenet64, train_images
 from fm_core.commands import stage_function
+from fm_core.errors import UserError
 from fm_core.evaluation.features import classifier_features
 from tests.support.demo_project import SMALL_NETWORK
 from tests.support.operator import PATIENCE_SECONDS, until
@@ -203,3 +207,20 @@ def test_own_images_are_trained_on_to_the_end(own_images_run):
     assert (folder / "runs" / "pets" / "report.html").exists()
     written = [numbers_by_class(folder / "datasets" / "pets", split) for split in ("train", "val")]
     assert {name: sorted(written[0][name] + written[1].get(name, [])) for name in PETS} == PETS
+
+
+def test_a_small_data_set_is_written_without_another_process(call, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(ProcessPoolTaskRunner, "submit", lambda *_, **__: pytest.fail("a process is started"))
+    ended = call(shard_dataset, places(tmp_path, "one"), stages=3)
+    assert ended.state.is_completed(), ended.state.message
+    assert (tmp_path / "datasets" / "digits" / "manifest.json").exists()
+    assert {task.name for task in ended.task_runs} == {"train-000000", "val-000000", "shard"}
+
+
+def test_a_killed_process_of_the_pool_is_named():
+    class Future:
+        def wait(self, timeout: float) -> None:
+            raise BrokenProcessPool("terminated abruptly")
+
+    with pytest.raises(UserError, match=r"a process that writes shards was killed, .* run the flow again"):
+        wait_for(Future())

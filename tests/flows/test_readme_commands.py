@@ -72,13 +72,19 @@ def test_the_stages_by_hand_in_their_order(capsys):
     assert "sample done" in call(capsys, ours)
 
 
-def test_the_stage_to_debug_is_the_same_run_in_one_process(capsys):
+@pytest.fixture
+def shards(capsys) -> None:
+    """The data set, of another test or new."""
+    call(capsys, "fm shard --config infra/configs/digits.yaml")
+
+
+def test_the_stage_to_debug_is_the_same_run_in_one_process(capsys, shards):
     (command,) = [each for each in commands("fm train") if "--launch.kind debug" in each]
     small = flags({key: value for key, value in SMALL.items() if key != "launch"})
     assert "train done" in call(capsys, command, *small)
 
 
-def test_checks_of_the_data_and_of_a_configuration(capsys):
+def test_checks_of_the_data_and_of_a_configuration(capsys, shards):
     for flag in ((), ("--quick",), ("--deep",)):
         call(capsys, "fm validate --config infra/configs/digits.yaml", *ANOTHER_RUN, *flag)
     (cost,) = commands("fm doctor")

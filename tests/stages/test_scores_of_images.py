@@ -242,12 +242,13 @@ def test_a_reference_is_written_out_and_read_back(run, here, fm):
 
 
 def test_a_changed_reference_is_refused_by_the_reference_check(run, fm):
-    with np.load(run.root / "ours.npz") as file:
+    fm("evaluate", "--evaluate.reference_out", "changed.npz")
+    with np.load(run.root / "changed.npz") as file:
         content = dict(file)
     content["mu"] = content["mu"] + 0.3
-    np.savez(run.root / "ours.npz", **content)
+    np.savez(run.root / "changed.npz", **content)
     only = ("--evaluate.metrics", '["frechet_distance"]', "--evaluate.held_out_images", "60")
-    arguments = ("evaluate", "--evaluate.reference", "ours.npz", *only, "--evaluate.pair_images", "18")
+    arguments = ("evaluate", "--evaluate.reference", "changed.npz", *only, "--evaluate.pair_images", "18")
     (error,) = fm(*arguments, code=2)
     assert "real validation images are at" in error
     assert "if this is intended, remove" in error
