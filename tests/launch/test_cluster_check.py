@@ -27,6 +27,7 @@ def test_equal_hosts_pass():
     checks = checks_of(rank("a"), rank("a"), rank("b"), rank("b"))
     assert all(check.ok for check in checks.values())
     assert checks["launch"].detail == "4 processes met on a, b"
+    assert checks["clocks"].detail == "0.000 s apart"
     assert checks["all-reduce"].detail == "16 MiB over 4 processes in 20.0 ms, 0.80 GB/s per process"
 
 
