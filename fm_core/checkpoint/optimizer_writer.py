@@ -90,7 +90,7 @@ def write_shards(
     All ranks must call it. `writer` is given on rank 0 only, and None if the checkpoint has failed already:
     then nothing is written.
     """
-    folder = here.gathered(str(writer.directory(step)) if writer else None)[0]
+    folder = here.gathered(str(writer.directory(step).absolute()) if writer else None)[0]
     if folder is None:
         return None
     writes = here.gathered(here.rank == 0 or os.access(folder, os.W_OK | os.X_OK))
