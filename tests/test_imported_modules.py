@@ -76,6 +76,15 @@ unet = {"channels": 32, "attention_resolutions": [8], "class_conditional": True}
 build_meta_network(parse_config({"model": unet}, "here").model, (3, 16, 16), 10)
 print("torch._dynamo" in sys.modules)
 """
+TRAINING = """
+import sys
+import fm_core.stages.train, fm_core.training.train_worker
+from fm_core.config import parse_config
+from fm_core.models.build import build_method
+build_method(parse_config({}, "here").method)
+unused = {"scipy", "sklearn", "torchdiffeq", "torch._dynamo", "matplotlib", "jinja2"}
+print(*sorted(unused & set(sys.modules)))
+"""
 WITHOUT_PREFECT = """
 import importlib, sys
 
@@ -110,6 +119,11 @@ def test_the_shape_of_a_unet_is_had_without_the_compiler(network_process: Comman
     """Every `fm train` asks for it; the import takes more than a second."""
     done = network_process.run("python", "-c", UNET_SHAPE)
     assert done.stdout == "False\n", done.stderr
+
+
+def test_checks_and_ranks_of_a_training_import_only_what_they_use():
+    done = subprocess.run([sys.executable, "-c", TRAINING], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "\n", done.stderr[-2000:]
 
 
 def test_every_module_imports_where_prefect_is_not_installed(network_process: CommandServer):

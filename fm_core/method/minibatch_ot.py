@@ -13,7 +13,6 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from fm_core.errors import UserError
@@ -120,14 +119,22 @@ class ConditionalOptimalTransport(MinibatchOptimalTransport):
         # Larger than any possible gain in distance, yet small enough for float64 to resolve the distances.
         weight = distances.max() * len(x1) if self.weight is None else distances.mean() * self.weight
         changed = labels[:, None] != labels[None]
-        return linear_sum_assignment(distances + weight * changed)[1]
+        return _cheapest(distances + weight * changed)
 
 
 def _assignment(x0: np.ndarray, x1: np.ndarray) -> np.ndarray:
     """For each x1 [B, D], the index of the x0 [B, D] assigned to it."""
     # Summed over a permutation, |x1 - x0|^2 is -2 x1.x0 plus a constant. The optimal plan between uniform
     # measures of equal size is a permutation: scipy, already a dependency, finds it exactly, as POT would.
-    return linear_sum_assignment(x1 @ x0.T, maximize=True)[1]
+    return _cheapest(-x1 @ x0.T)
+
+
+def _cheapest(costs: np.ndarray) -> np.ndarray:
+    """For each row of [B, B] costs, the column assigned to it, with the least total."""
+    # Imported here, because it takes a third of a second and only these couplings need it.
+    from scipy.optimize import linear_sum_assignment
+
+    return linear_sum_assignment(costs)[1]
 
 
 def _flat_rows(x: Tensor) -> np.ndarray:
