@@ -188,3 +188,5 @@ def test_the_stage_names_what_is_wrong_and_repairs_it(tmp_path):
         assert message == "repairing" or np.all(
             np.diff(done) >= 0
         )  # it starts again for the phase that writes
+    validate(config, seen.append, depth="quick")
+    assert (seen[-1].message, seen[-1].done) == ("quick check", 1797)

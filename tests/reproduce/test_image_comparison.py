@@ -13,12 +13,19 @@ from fm_core.errors import UserError
 from fm_core.models.build import build_method, build_network
 from fm_core.reproduce.cost_estimate import HEAD, STORED
 from fm_core.reproduce.experiments import experiments_of
-from fm_core.reproduce.image_experiment import sample_images_of
+from fm_core.reproduce.image_experiment import _checkpoint_config, sample_images_of
 from fm_core.storage.atomic_files import read_json, write_json
 from fm_core.training.training_set import training_set
 from tests.support.tiny_image_comparison import configured
 
 reproduce = stage_function("reproduce")
+
+
+def test_a_checkpoint_of_the_curve_is_scored_by_its_distance_alone(tmp_path):
+    config = _checkpoint_config(configured(tmp_path), step=3, images=24)
+    assert (config.sample.step, config.sample.images) == (3, 24)
+    assert (config.evaluate.likelihood.images, config.evaluate.nfe_curve.images) == (0, 0)
+    assert tuple(config.evaluate.metrics) == ("frechet_distance",)
 
 
 def test_every_experiment_is_a_plain_run_that_other_commands_know(compared):

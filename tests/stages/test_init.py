@@ -114,6 +114,19 @@ def test_on_a_slow_machine_the_network_is_narrow_and_the_samples_are_few(here, m
     assert (slow.sample.solver, swift.sample.solver) == ("midpoint", "ab2")
 
 
+def test_what_fits_into_a_gpu_in_one_piece_is_not_divided(here):
+    photographs(here / "pets")
+
+    def fits(config, shape, classes, batch):
+        return Throughput(1e4, 1, "a GPU", batch)
+
+    plain, fitting = (
+        init("pets", name=name, size=8, measure=measure).config.train
+        for name, measure in (("plain", fast), ("fitting", fits))
+    )
+    assert (fitting.micro_batch, fitting.global_batch) == (plain.micro_batch, plain.global_batch)
+
+
 def test_what_does_not_fit_into_a_gpu_is_divided(here):
     photographs(here / "pets")
     config = init("pets", size=8, measure=lambda *_: Throughput(1e4, 1, "a GPU", 12)).config

@@ -8,8 +8,15 @@ import torch
 from fm_core.config import RunConfig
 from fm_core.report.gallery import Gallery
 from fm_core.report.html import MAX_PAGE_BYTES, PageSection, page
+from fm_core.run.directory import RunDirectory
 from fm_core.stages import report_sections
-from fm_core.stages.report_sections import cost_section, neighbors_section, samples_section, training_section
+from fm_core.stages.report_sections import (
+    cost_section,
+    neighbors_section,
+    samples_section,
+    training_seconds,
+    training_section,
+)
 from fm_core.storage.atomic_files import append_line, write_json
 
 BATCH = 40
@@ -118,3 +125,14 @@ def test_the_cost_is_that_of_the_files_that_exist(run):
     append_line(run.history, {**call, "state": "verified"})
     (table,) = cost_section(run, 200, samples, done).parts
     assert table.rows[1] == ["sample", "20 s", "", "", "", "40"]
+
+
+def test_the_time_of_training_is_that_of_the_last_line_until_it_is_done(tmp_path):
+    run = RunDirectory(RunConfig.model_validate({"run": {"root": str(tmp_path), "name": "r"}}))
+    assert training_seconds(run) == 0
+    run.metrics.parent.mkdir(parents=True)
+    for seconds in (1.5, 2.5, 4.0):
+        append_line(run.metrics, {"seconds": seconds})
+        assert training_seconds(run) == seconds
+    write_json(run.train_done, {"seconds": 7.0})
+    assert training_seconds(run) == 7

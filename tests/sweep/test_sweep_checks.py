@@ -45,6 +45,14 @@ def test_fresh_samples_do_not_begin_at_the_noise_of_training_pairs(tmp_path, see
     assert check_point(config, points[0], points, Pairs(*seeds)).config.sample.seed == expected
 
 
+def test_a_given_seed_of_fresh_samples_is_refused_rather_than_changed(tmp_path):
+    config = config_of(tmp_path, STEPS, sweep={"check_seed": 7})
+    points = points_of(config)
+    assert check_point(config, points[0], points, Pairs(1)).config.sample.seed == 7
+    with pytest.raises(UserError, match=r"sweep.check_seed 7: the model was trained on pairs"):
+        check_point(config, points[0], points, Pairs(7))
+
+
 @pytest.mark.parametrize(
     ("axes", "sweep", "message"),
     [
