@@ -52,7 +52,7 @@ SNAPSHOTS = "snapshots"
 
 
 class CheckpointCatalog:
-    """The checkpoints of one run. Only rank 0 writes; any process may list."""
+    """The checkpoints of one run. Only rank 0 has one to write with; any process may list."""
 
     def __init__(
         self,

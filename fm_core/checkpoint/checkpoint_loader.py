@@ -42,7 +42,7 @@ from fm_core.checkpoint.format import (
     read_state,
     tensors_file,
 )
-from fm_core.checkpoint.optimizer_shards import has_part, is_sharded, opened_shards
+from fm_core.checkpoint.optimizer_shards import is_sharded, opened_shards, problem_of_part
 from fm_core.checkpoint.ownership import staging_folder
 from fm_core.checkpoint.train_state import TrainState
 from fm_core.checkpoint.weights_file import read_recipe
@@ -121,7 +121,7 @@ def check_compatible(directory: Path, recipe: dict[str, Any], parts: Sequence[st
     the name may have changed with a renamed directory. Raises UserError, which names every difference.
     """
     problems = incompatibilities(directory, recipe, shared)
-    problems += [f"no {tensors_file(part)}" for part in parts if not has_part(directory, part)]
+    problems += filter(None, (problem_of_part(directory, part) for part in parts))
     if problems:
         raise UserError(
             f"{directory} is of another run: {'; '.join(problems)}; choose another train.checkpoint_root"

@@ -31,7 +31,7 @@ from fm_core.errors import LeaseLostError
 
 POLL_SECONDS = 0.05
 TIMEOUT = timedelta(days=7)
-"""Of a transfer: a rank waits for a disk of rank 0 that does not answer; a rank that is dead is noticed."""
+"""Of a transfer: a rank waits for the disk of another that does not answer; a dead rank is noticed."""
 
 
 class SavedState(Protocol):

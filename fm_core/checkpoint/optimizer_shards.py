@@ -9,11 +9,12 @@ import re
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fm_core.checkpoint.format import OPTIMIZER, RAW, tensors_file
@@ -43,9 +44,17 @@ def shard_tensors(parts: Sequence[str], fragments: Sequence[Fragment]) -> dict[s
     }
 
 
-def has_part(directory: Path, part: str) -> bool:
-    """Whether a local checkpoint has a part, as one file or in shards."""
-    return (directory / tensors_file(part)).exists() or (is_sharded(part) and bool(_files(directory)))
+def problem_of_part(directory: Path, part: str) -> str | None:
+    """What a local checkpoint lacks of a part, which is one file or complete shards; None if nothing."""
+    if (directory / tensors_file(part)).exists():
+        return None
+    if not is_sharded(part) or not _files(directory):
+        return f"no {tensors_file(part)}"
+    try:
+        with opened_shards(directory, part) as shards:
+            return shards.problem()
+    except (DamagedRecordError, SafetensorError, OSError) as error:
+        return str(error)
 
 
 @contextmanager
@@ -74,17 +83,27 @@ class OptimizerShards:
 
     def get_tensor(self, name: str) -> Tensor:
         """The complete moment of a parameter. DamagedRecordError if the shards do not have every element."""
-        shape = self._weights.get_slice(name).get_shape()
-        value = torch.empty(shape, dtype=torch.float32)
-        flat, filled = value.view(-1), 0
-        for start, end, file, key in self._index.get(name, []):
-            if start != filled:
-                break
+        if problem := self._missing(name):
+            raise DamagedRecordError(problem)
+        value = torch.empty(self._weights.get_slice(name).get_shape(), dtype=torch.float32)
+        flat = value.view(-1)
+        for start, end, file, key in self._index[name]:
             flat[start:end] = file.get_tensor(key)
-            filled = end
-        if filled != flat.numel():
-            raise DamagedRecordError(f"{self.directory / OPTIMIZER} has no element {filled} of {name}")
         return value
+
+    def problem(self) -> str | None:
+        """The first element that the shards do not have; None if they have every element."""
+        return next(filter(None, map(self._missing, self._weights.keys())), None)
+
+    def _missing(self, name: str) -> str | None:
+        end_of_last = 0
+        for start, end, _, _ in self._index.get(name, []):
+            if start != end_of_last:
+                break
+            end_of_last = end
+        if end_of_last != prod(self._weights.get_slice(name).get_shape()):
+            return f"{self.directory / OPTIMIZER} has no element {end_of_last} of {name}"
+        return None
 
 
 def _files(directory: Path) -> list[Path]:

@@ -116,6 +116,7 @@ def write_shards(
             result = SaveProblem.of(error, Path(folder).parent / step_name(step))
     else:
         here.send(parts)
+    here.progress("waiting for the shards of the other ranks")
     outcomes = here.gathered((result, facts))
     if writer:
         for _, facts in outcomes:

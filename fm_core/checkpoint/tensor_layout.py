@@ -1,6 +1,6 @@
 """Layout of the tensors of a checkpoint over the ranks: who holds which elements, in the order of the files.
 
-Each rank keeps flat partitions ("shards") of all tensors one after another. A file of a checkpoint holds
+Each rank keeps flat partitions ("shards") of all tensors one after another. A file of weights holds
 complete tensors. It is the concatenation of pieces, each a range of a shard of one rank, so it can be written
 while the pieces arrive, without a complete tensor in memory.
 """

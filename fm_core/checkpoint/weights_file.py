@@ -83,6 +83,7 @@ def write_tensors(
             progress(f"hashing {path}")
             digest.update(chunk)
             size += len(chunk)
+        progress(f"writing {path} to the disk")
         os.fsync(file.fileno())  # by the process that wrote it, since no other can on a file server
     if size != 8 + len(head) + end:
         raise RuntimeError(f"{path}: {size} bytes were written, not {8 + len(head) + end}")

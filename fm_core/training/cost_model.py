@@ -151,7 +151,7 @@ def _averages(config: RunConfig) -> int:
 
 
 def checkpoint_bytes(parameters: int, averages: int) -> int:
-    """Bytes of one checkpoint: weights, AdamW's moments and averages as full float32 tensors."""
+    """Bytes of one checkpoint: weights, AdamW's moments and averages in float32."""
     return FLOAT32 * parameters * (1 + MOMENTS + averages)
 
 

@@ -154,7 +154,7 @@ def find_culprits(before: dict[int, Heartbeat], now: dict[int, Heartbeat]) -> tu
         return [], "the ranks' store does not answer"
     beats = [heartbeat.beats for heartbeat in now.values()]
     if min(beats) == max(beats):
-        at = next(iter(now.values())).at
+        at = min((heartbeat.at for heartbeat in now.values()), key=lambda at: at.startswith("waiting for"))
         return [], f"all ranks wait for each other or for their devices at {at}"
     behind = [number for number, heartbeat in now.items() if heartbeat.beats == min(beats)]
     return behind, f"hangs at {now[behind[0]].at}"

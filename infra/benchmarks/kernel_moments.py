@@ -2,9 +2,9 @@
 
 The kernel (x . y / D + 1)^3 is the product of the third tensor powers of [x / sqrt(D), 1] and [y / sqrt(D),
 1]. Its mean over all pairs of N and M images is therefore a product of two moments: (N + M) D^3 / 3
-multiplications instead of 3 N^2 D. `score_errors.py` uses it for sets of 50,000 images. The value is that
-of `kernel_distance` to rounding. Its error is computed as there, but the variances over the first images
-instead of all.
+multiplications instead of (N^2 + M^2) D / 2 + N M D. `score_errors.py` uses it for sets of 50,000 images.
+The value is that of `kernel_distance` to rounding. Its error is computed as there, but the variances over
+the first images instead of all, so that a few more sets may be labeled unreliable.
 """
 
 import torch

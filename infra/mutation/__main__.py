@@ -4,9 +4,9 @@
     python -m infra.mutation run --seed 1 --per-package 5   try mutants; an interrupted run is continued
     python -m infra.mutation report                      list caught mutants and survivors
 
-Each mutant is tried in a copy of the tree. The default tests that execute its lines are run, fastest first,
-until one fails. A survivor is then tried against the other tests of `--all`. Results are stored in
-build/mutation/results.jsonl.
+Each mutant is tried in a copy of the tree. The default tests that execute its lines are run, the fastest ones
+first, until one fails that passes without the mutant. A survivor is then tried against the other tests of
+`--all`. Results are stored in build/mutation/results.jsonl.
 """
 
 import argparse
@@ -113,12 +113,14 @@ def _first_failure(tree: Path, mutant: Mutant, tests: list[str], seconds: dict[s
                 continue
             path.write_bytes(source)
             unrelated = _failures(tree, batch, limit)
+            if not set(unrelated) <= set(batch):
+                raise RuntimeError(f"without a mutant, the tests of {mutant.name} end so: {unrelated}")
             if failures[0] not in unrelated:
                 return failures[0]
             path.write_bytes(mutant.apply(source))
-            failures = _failures(tree, [test for test in batch if test not in unrelated], limit, "-x")
-            if failures:
-                return failures[0]
+            caught = [test for test in _failures(tree, batch, limit) if test not in unrelated]
+            if caught:
+                return caught[0]
         finally:
             path.write_bytes(source)
     return None
@@ -154,7 +156,8 @@ def _failures(tree: Path, tests: list[str], limit: float, *options: str) -> list
     if not done.returncode:
         return []
     # Lines of test ids, which may contain spaces, and exceptions.
-    lines = FAILED.findall(done.stdout)
+    _, _, summary = done.stdout.rpartition("short test summary info")
+    lines = FAILED.findall(summary)
     longest_first = sorted(tests, key=len, reverse=True)
     failed = [next((test for test in longest_first if line.startswith(test)), line) for line in lines]
     return failed or [f"pytest ends with status {done.returncode}: {done.stdout[-200:]}"]

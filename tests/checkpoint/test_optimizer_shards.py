@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from fm_core.checkpoint.format import tensors_file
-from fm_core.checkpoint.optimizer_shards import has_part, opened_shards, shard_name, shard_tensors
+from fm_core.checkpoint.optimizer_shards import opened_shards, problem_of_part, shard_name, shard_tensors
 from fm_core.checkpoint.tensor_layout import TensorLayout
 from fm_core.checkpoint.weights_file import write_tensors
 from fm_core.errors import DamagedRecordError
@@ -34,11 +34,11 @@ def written(directory, ranks, partition=flat_partitions, without=()):
 def test_shards_of_any_number_of_ranks_are_the_tensors(tmp_path, partition, ranks):
     directory = written(tmp_path, ranks, partition)
     for part, factor in zip(PARTS, (1, 10), strict=True):
-        assert has_part(directory, part)
+        assert problem_of_part(directory, part) is None
         with opened_shards(directory, part) as opened:
             for name, tensor in TENSORS.items():
                 assert torch.equal(opened.get_tensor(name), factor * tensor)
-    assert not has_part(directory, "ema-0.9")
+    assert problem_of_part(directory, "ema-0.9") == "no ema-0.9.safetensors"
 
 
 def test_the_keys_say_which_elements_a_shard_holds():
@@ -52,11 +52,13 @@ def test_the_keys_say_which_elements_a_shard_holds():
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
 def test_a_missing_shard_is_named(tmp_path, rank):
+    directory = written(tmp_path, 3, without=[rank])
     with (
         pytest.raises(DamagedRecordError, match="a shard of every rank is expected, not 0000"),
-        opened_shards(written(tmp_path, 3, without=[rank]), PARTS[0]),
+        opened_shards(directory, PARTS[0]),
     ):
         pass
+    assert "a shard of every rank is expected" in problem_of_part(directory, PARTS[0])
 
 
 def test_no_shard_is_not_a_state_of_zeros(tmp_path):
@@ -65,7 +67,7 @@ def test_no_shard_is_not_a_state_of_zeros(tmp_path):
         opened_shards(written(tmp_path, 1, without=[0]), PARTS[0]),
     ):
         pass
-    assert not has_part(tmp_path, PARTS[0])
+    assert problem_of_part(tmp_path, PARTS[0]) == "no optimizer/exp_avg.safetensors"
 
 
 def test_a_missing_fragment_is_named(tmp_path):
@@ -75,3 +77,5 @@ def test_a_missing_fragment_is_named(tmp_path):
         assert opened.get_tensor("a").shape == (3, 5)
         with pytest.raises(DamagedRecordError, match="has no element 0 of b"):
             opened.get_tensor("b")
+    assert problem_of_part(directory, PARTS[0]).endswith("optimizer has no element 0 of b")
+    assert problem_of_part(directory, PARTS[1]).endswith("optimizer has no element 12 of a")

@@ -5,16 +5,16 @@ import resource
 
 import torch.distributed as dist
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from fm_core.checkpoint import checkpoint_loader
+from fm_core.checkpoint import checkpoint_loader, tensor_layout
 from fm_core.checkpoint.format import recorded_files, recorded_origin, seal
 from fm_core.checkpoint.optimizer_shards import opened_shards
 from fm_core.checkpoint.train_state import TrainState
 from fm_core.run.directory import step_name
 from fm_core.training.loop import run
 from fm_core.training.zero_state import MOMENTS
-from tests.support.trainer_lab import make_trainer
+from tests.support.trainer_lab import equal, make_trainer
 
 
 def resume(trainer):
@@ -44,20 +44,37 @@ def save(trainer, state):
 
 
 def without_a_shared_folder(folder, device):
-    """The same state saved by ranks that share a folder, and by one whose host does not have it."""
+    """The same state saved by ranks that share a folder, and by one whose host does not have it.
+
+    Small pieces, so that each shard is sent in several.
+    """
+    largest, tensor_layout.PIECE_ELEMENTS = tensor_layout.PIECE_ELEMENTS, 7
     trainer = make_trainer(folder, device)
     state = run(trainer, TrainState())
     access, asked = os.access, []
     problem = save(trainer, state.model_copy(update={"step": 7}))
     os.access = lambda path, mode: asked.append(path) or False
     other_problem = save(trainer, state.model_copy(update={"step": 8}))
-    os.access = access
+    os.access, tensor_layout.PIECE_ELEMENTS = access, largest
     asked_by_rank = [None] * dist.get_world_size()
     dist.all_gather_object(asked_by_rank, len(asked))
     files = [recorded_files(folder / "checkpoints" / step_name(step)) for step in (6, 7, 8)]
     for facts in files:
         facts.pop("state.json")
-    return {"problems": [problem, other_problem], "asked": asked_by_rank, "files": files}
+    shards = [
+        {
+            f"{path.name} {key}": tensor
+            for path in (folder / "checkpoints" / step_name(step) / "optimizer").iterdir()
+            for key, tensor in load_file(path).items()
+        }
+        for step in (7, 8)
+    ]
+    return {
+        "problems": [problem, other_problem],
+        "asked": asked_by_rank,
+        "files": files,
+        "equal": equal(*shards),
+    }
 
 
 def write_as_earlier(directory):

@@ -139,6 +139,7 @@ def test_a_rank_whose_host_does_not_have_the_folder_sends_its_shard(two_ranks):
         "optimizer/00001-of-00002.safetensors",
     ]
     assert [*shared] == [*sent] == [*trained]
+    assert result["equal"]
     assert {name: facts["bytes"] for name, facts in shared.items()} == {
         name: facts["bytes"] for name, facts in sent.items()
     }
