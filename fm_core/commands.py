@@ -76,8 +76,8 @@ def can_be_scored(config: RunConfig) -> bool:
 def stage_functions() -> "StageFunctions":
     """The stages of an image experiment; the processes of `fm reproduce` call this function by name."""
     from fm_core.run.stage_functions import StageFunctions
-    from fm_core.stages.preflight import rules
     from fm_core.stages.sample import checked_model, with_checkpoints
+    from fm_core.stages.stage_rules import rules
 
     return StageFunctions(
         shard=stage_function("shard"),
@@ -102,8 +102,9 @@ def preflight(config: RunConfig, stages: Sequence[str], without: Collection[str]
     if "reproduce" in stages:
         config = resolve_comparison(config)
         from fm_core.reproduce.comparison_checks import check_comparison
+        from fm_core.stages.stage_rules import rules
 
-        check_comparison(config, stage_preflight.rules)
+        check_comparison(config, rules)
     if "sweep" in stages:
         from fm_core.sweep.sweep_checks import valid_points
 
@@ -134,7 +135,7 @@ def estimate(
 ) -> "CostEstimate":
     """Estimate the cost of `fm reproduce`; arguments as for `fm_core.reproduce.cost_estimate.estimate`."""
     from fm_core.reproduce import cost_estimate
-    from fm_core.stages.preflight import rules
+    from fm_core.stages.stage_rules import rules
 
     # Until the source exists, use the defaults of the sections.
     with suppress(UserError):

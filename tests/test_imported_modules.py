@@ -121,6 +121,19 @@ def test_the_shape_of_a_unet_is_had_without_the_compiler(network_process: Comman
     assert done.stdout == "False\n", done.stderr
 
 
+SHARD_CHECKS = """
+import sys
+from fm_core.commands import preflight
+from fm_core.config import parse_config
+preflight(parse_config({"run": {"root": sys.argv[1]}, "data": {"root": sys.argv[1]}}, "here"), ["shard"])
+print("torch" in sys.modules)
+"""
+
+
+def test_the_checks_before_sharding_need_no_torch(data_process, tmp_path):
+    assert data_process.run("python", "-c", SHARD_CHECKS, str(tmp_path)).stdout == "False\n"
+
+
 def test_checks_and_ranks_of_a_training_import_only_what_they_use():
     done = subprocess.run([sys.executable, "-c", TRAINING], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout == "\n", done.stderr[-2000:]

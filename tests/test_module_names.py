@@ -26,6 +26,7 @@ SHORT_MODULES = {
     "flows.parameters": "what the three flows with a configuration file or tree share",
     "flows.presets": "the configuration types of the flows, one line each",
     "flows.stages": "the four single-stage flows",
+    "fm_core.stages.preflight": "what a flow that writes shards checks without importing torch",
     "fm_core.storage.staged_files": "names of files that are being written",
     "fm_core.checkpoint.train_state": "the schema of a file on disk",
     "fm_core.data.sources.pickled_batches": "an older family of files",

@@ -13,8 +13,8 @@ from fm_core.models.build import build_meta_network, build_method
 from fm_core.models.flops import TRAINING_PASSES, flops_per_image, parameter_count
 from fm_core.run.results import Check
 from fm_core.stages.environment_checks import machine_checks
-from fm_core.stages.preflight import rules
 from fm_core.stages.resolve import resolve
+from fm_core.stages.stage_rules import rules
 from fm_core.training.cost_model import Cluster, checkpoint_bytes_of, cost_checks, training_cost
 
 

@@ -14,7 +14,7 @@ from fm_core.reproduce.few_steps import few_step_scores
 from fm_core.reproduce.students import bind_to_teacher, pairs_config, student_config
 from fm_core.run.progress import Progress
 from fm_core.run.results import StageResult
-from fm_core.stages.preflight import rules
+from fm_core.stages.stage_rules import rules
 from fm_core.storage.atomic_files import read_json, write_json
 from tests.support.tiny_image_comparison import FEW_STEPS, configured
 

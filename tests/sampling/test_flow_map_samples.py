@@ -18,7 +18,8 @@ from fm_core.sampling.generate import Draw, generate
 from fm_core.sampling.sample_protocol import protocol_of, sample_key
 from fm_core.sampling.solver_check import check_solver
 from fm_core.stages.export import export
-from fm_core.stages.preflight import preflight, rules
+from fm_core.stages.preflight import preflight
+from fm_core.stages.stage_rules import rules
 from fm_core.storage.atomic_files import write_text
 from tests.support.random_checkpoint import CPU, checkpoint, config_at, make, pixels
 
