@@ -75,7 +75,7 @@ def test_the_stages_by_hand_in_their_order(capsys):
 @pytest.fixture
 def shards(capsys) -> None:
     """The data set, of another test or new."""
-    call(capsys, "fm shard --config infra/configs/digits.yaml")
+    call(capsys, "fm shard --config infra/configs/digits.yaml", *ANOTHER_RUN)
 
 
 def test_the_stage_to_debug_is_the_same_run_in_one_process(capsys, shards):

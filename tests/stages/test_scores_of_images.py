@@ -232,23 +232,28 @@ def test_scores_computed_in_float32_record_it_when_samples_are_in_bfloat16(run, 
     assert dtypes == ["bfloat16", "float32", "float32"]
 
 
-def test_a_reference_is_written_out_and_read_back(run, here, fm):
+def scored_by_own_reference(run, fm):
+    """Scores with the reference that the run itself wrote to ours.npz."""
     fm("evaluate", "--evaluate.reference_out", "ours.npz")
     only = ("--evaluate.metrics", '["frechet_distance"]')
-    theirs = scores_at(run, fm("evaluate", "--evaluate.reference", "ours.npz", *only))
+    return scores_at(run, fm("evaluate", "--evaluate.reference", "ours.npz", *only))
+
+
+def test_a_reference_is_written_out_and_read_back(run, here, fm):
+    theirs = scored_by_own_reference(run, fm)
     value = here["frechet_distance"]["value"]
     assert theirs["frechet_distance"]["value"] == pytest.approx(value, rel=1e-9)
     assert theirs["frechet_distance"]["reference"] == "ours.npz, 1737 images"
 
 
 def test_a_changed_reference_is_refused_by_the_reference_check(run, fm):
-    fm("evaluate", "--evaluate.reference_out", "changed.npz")
-    with np.load(run.root / "changed.npz") as file:
+    scored_by_own_reference(run, fm)
+    with np.load(run.root / "ours.npz") as file:
         content = dict(file)
     content["mu"] = content["mu"] + 0.3
-    np.savez(run.root / "changed.npz", **content)
+    np.savez(run.root / "ours.npz", **content)
     only = ("--evaluate.metrics", '["frechet_distance"]', "--evaluate.held_out_images", "60")
-    arguments = ("evaluate", "--evaluate.reference", "changed.npz", *only, "--evaluate.pair_images", "18")
+    arguments = ("evaluate", "--evaluate.reference", "ours.npz", *only, "--evaluate.pair_images", "18")
     (error,) = fm(*arguments, code=2)
     assert "real validation images are at" in error
     assert "if this is intended, remove" in error
