@@ -65,7 +65,7 @@ def wait_for(future: PrefectFuture[Any]) -> None:
         future.wait(POLL_SECONDS)
     except BrokenProcessPool:
         raise UserError(
-            "a process that writes shards was killed, perhaps for lack of memory; its shards are kept: "
+            "a process that writes shards was killed, perhaps for lack of memory; its shards remain: "
             "run the flow again, with fewer processes in PREFECT_TASKS_RUNNER_PROCESS_POOL_MAX_WORKERS"
         ) from None
 
