@@ -1,6 +1,6 @@
 """Flows of the paper's comparison: in two dimensions, and on each image data set."""
 
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
@@ -13,11 +13,6 @@ from flows.presets import (
     REPRODUCE_DIGITS,
     REPRODUCE_IMAGENET32,
     REPRODUCE_IMAGENET64,
-    Checkerboard,
-    ReproduceCifar10,
-    ReproduceDigits,
-    ReproduceImageNet32,
-    ReproduceImageNet64,
 )
 from fm_core.commands import estimate
 from fm_core.config import RunConfig
@@ -34,7 +29,7 @@ def run_comparison(config: RunConfig) -> State[Any]:
 
 
 @flow(name="reproduce-paper", flow_run_name=run_name, retries=0, on_cancellation=[end_remaining_jobs])
-def reproduce_paper(config: Checkerboard = CHECKERBOARD) -> State[Any]:
+def reproduce_paper(config: Annotated[RunConfig, CHECKERBOARD] = CHECKERBOARD.values) -> State[Any]:
     """Train, score and plot every objective of the paper's comparison, one experiment after another.
 
     * **input**: none for the two-dimensional checkerboard; it takes 19 minutes on one CPU core
@@ -45,7 +40,7 @@ def reproduce_paper(config: Checkerboard = CHECKERBOARD) -> State[Any]:
 
 
 @flow(name="reproduce-digits", flow_run_name=run_name, retries=0, on_cancellation=[end_remaining_jobs])
-def reproduce_digits(config: ReproduceDigits = REPRODUCE_DIGITS) -> State[Any]:
+def reproduce_digits(config: Annotated[RunConfig, REPRODUCE_DIGITS] = REPRODUCE_DIGITS.values) -> State[Any]:
     """The paper's comparison on scikit-learn's handwritten digits, with one run per objective.
 
     * **input**: none
@@ -56,7 +51,9 @@ def reproduce_digits(config: ReproduceDigits = REPRODUCE_DIGITS) -> State[Any]:
 
 
 @flow(name="reproduce-cifar10", flow_run_name=run_name, retries=0, on_cancellation=[end_remaining_jobs])
-def reproduce_cifar10(config: ReproduceCifar10 = REPRODUCE_CIFAR10) -> State[Any]:
+def reproduce_cifar10(
+    config: Annotated[RunConfig, REPRODUCE_CIFAR10] = REPRODUCE_CIFAR10.values,
+) -> State[Any]:
     """The paper's comparison on CIFAR-10, with its hyper-parameters; the estimated cost is logged.
 
     * **input**: `config.data.source.url`, the folder with `cifar-10-python.tar.gz`
@@ -67,7 +64,9 @@ def reproduce_cifar10(config: ReproduceCifar10 = REPRODUCE_CIFAR10) -> State[Any
 
 
 @flow(name="reproduce-imagenet32", flow_run_name=run_name, retries=0, on_cancellation=[end_remaining_jobs])
-def reproduce_imagenet32(config: ReproduceImageNet32 = REPRODUCE_IMAGENET32) -> State[Any]:
+def reproduce_imagenet32(
+    config: Annotated[RunConfig, REPRODUCE_IMAGENET32] = REPRODUCE_IMAGENET32.values,
+) -> State[Any]:
     """The paper's comparison on ImageNet at 32 x 32 pixels, with its hyper-parameters.
 
     * **input**: `config.data.source.url`, the folder with the archives, as for `train-imagenet32`
@@ -78,7 +77,9 @@ def reproduce_imagenet32(config: ReproduceImageNet32 = REPRODUCE_IMAGENET32) -> 
 
 
 @flow(name="reproduce-imagenet64", flow_run_name=run_name, retries=0, on_cancellation=[end_remaining_jobs])
-def reproduce_imagenet64(config: ReproduceImageNet64 = REPRODUCE_IMAGENET64) -> State[Any]:
+def reproduce_imagenet64(
+    config: Annotated[RunConfig, REPRODUCE_IMAGENET64] = REPRODUCE_IMAGENET64.values,
+) -> State[Any]:
     """The paper's comparison on ImageNet at 64 x 64 pixels, with its hyper-parameters.
 
     * **input**: `config.data.source.url`, the folder with the archives, as for `train-imagenet64`

@@ -1,6 +1,6 @@
 """Flows of the full pipeline, from images to scores: one per preset, and one for any data set."""
 
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import Flow, flow, get_run_logger
 from prefect.client.schemas.objects import State
@@ -8,7 +8,7 @@ from prefect.client.schemas.objects import State
 from flows.cancellation import end_remaining_jobs
 from flows.parameters import config_of
 from flows.pipeline import ALL_STAGES, pipeline, run_name
-from flows.presets import DIGITS, IMAGENET32, IMAGENET64, Digits, ImageNet32, ImageNet64
+from flows.presets import DIGITS, IMAGENET32, IMAGENET64, Preset
 from flows.stage_tasks import final_flow_state
 from flows.subflows import Apart
 from fm_core.commands import can_be_scored
@@ -44,23 +44,20 @@ def train_pipeline(config: RunConfig, apart: tuple[Apart, ...]) -> State[Any]:
     return pipeline(config, possible_stages(config), apart)
 
 
-def preset_flow(
-    name: str, preset: type[RunConfig], values: RunConfig, description: str
-) -> Flow[..., State[Any]]:
+def preset_flow(name: str, preset: Preset, description: str) -> Flow[..., State[Any]]:
     """The flow of a preset: its form shows the preset's values."""
 
-    def run(config: RunConfig = values, apart: tuple[Apart, ...] = ()) -> State[Any]:
+    def run(config: RunConfig = preset.values, apart: tuple[Apart, ...] = ()) -> State[Any]:
         return train_pipeline(config, apart)
 
     run.__name__ = run.__qualname__ = name.replace("-", "_")
     run.__doc__ = description + COMMON
-    run.__annotations__["config"] = preset
+    run.__annotations__["config"] = Annotated[RunConfig, preset]
     return flow(name=name, flow_run_name=run_name, retries=0, on_cancellation=[end_remaining_jobs])(run)
 
 
 train_digits = preset_flow(
     "train-digits",
-    Digits,
     DIGITS,
     """Shard, train, sample, score and report scikit-learn's handwritten digits.
 
@@ -71,13 +68,11 @@ train_digits = preset_flow(
 )
 train_imagenet32 = preset_flow(
     "train-imagenet32",
-    ImageNet32,
     IMAGENET32,
     f"Shard, train, sample, score and report ImageNet at 32 x 32 pixels.\n{IMAGENET}",
 )
 train_imagenet64 = preset_flow(
     "train-imagenet64",
-    ImageNet64,
     IMAGENET64,
     f"Shard, train, sample, score and report ImageNet at 64 x 64 pixels.\n{IMAGENET}",
 )

@@ -24,7 +24,6 @@ SHORT_MODULES = {
     "fm_core.evaluation.recognition": "what the scores and the NFE curve share",
     "flows.automations": "a command of its own",
     "flows.parameters": "what the three flows with a configuration file or tree share",
-    "flows.presets": "the configuration types of the flows, one line each",
     "flows.stages": "the four single-stage flows",
     "fm_core.stages.preflight": "what a flow that writes shards checks without importing torch",
     "fm_core.storage.staged_files": "names of files that are being written",

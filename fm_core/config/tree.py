@@ -266,14 +266,16 @@ def _with_defaults(section: type[BaseModel], preset: BaseModel) -> type[BaseMode
     for position, (name, field) in enumerate(section.model_fields.items()):
         value = getattr(preset, name)
         annotation: Any = field.annotation
+        copied = copy(field)
+        # Prefect sorts its forms by position; without it, alphabetically.
+        copied.json_schema_extra = {"position": position}
         if isinstance(value, Section):
             annotation = _with_defaults(type(value), value)
             value = annotation.model_validate(value.model_dump(exclude_unset=True))
-        copied = copy(field)
+            # As pydantic titles keys with a value; that of a section would be the name of its class.
+            copied.json_schema_extra["title"] = name.replace("_", " ").title()
         copied.default = value
         copied.annotation = annotation
-        # Prefect sorts its forms by position; without it, alphabetically.
-        copied.json_schema_extra = {"position": position}
         fields[name] = (annotation, copied)
     made = create_model(
         section.__name__,

@@ -13,7 +13,7 @@ from torch import Tensor
 from fm_core.evaluation.metrics.kid import KernelDistance
 from fm_core.evaluation.metrics.sampling_error import SamplingError, heavy_tails
 
-INFLUENCE_IMAGES, RESIDUAL_IMAGES = 16_384, 4_096
+INFLUENCE_IMAGES, RESIDUAL_IMAGES = 8_192, 2_048
 """Images of each set over which the two variances of the error are computed."""
 CHUNK = 4_096
 

@@ -14,7 +14,7 @@ from prefect.client.schemas.objects import Artifact, FlowRun, State, TaskRun
 from prefect.task_runners import ProcessPoolTaskRunner
 
 from flows.parallel_runs import wait_for
-from flows.presets import Digits
+from flows.presets import DIGITS
 from flows.reproduce import reproduce_paper
 from flows.stages import shard_dataset, train_model
 from flows.train import train_digits, train_imagenet64, train_images
@@ -83,7 +83,7 @@ def test_a_flow_of_one_stage_shows_its_task_progress_and_artifacts(call, tmp_pat
         "launch": {"kind": "debug", "threads": 1},
     }
     config = places(tmp_path, "digits") | small
-    stage_function("shard")(Digits.model_validate(config), lambda progress: None)
+    stage_function("shard")(DIGITS.config_class.model_validate(config), lambda progress: None)
     ended = call(train_model, config, stages=1)
     assert ended.state.type == "COMPLETED", ended.state.message
     assert ended.run.name == "digits-s0"

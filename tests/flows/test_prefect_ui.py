@@ -92,6 +92,7 @@ def test_the_form_shows_the_presets_values_with_their_meaning(demo: Demo, browse
     (deployment,) = demo.api("/deployments/filter", {"flows": {"name": {"any_": ["train-imagenet64"]}}})
     browser.get(f"{site}/deployments/deployment/{deployment['id']}/run")
     wait(browser, lambda: "Images in one optimizer step" in text_of(browser))
+    assert "Few Steps" in text_of(browser)
     keep(browser, site, "form")
     values = "return [...document.querySelectorAll('input, textarea')].map(i => i.value)"
     assert "321536000" in [value.replace(",", "") for value in browser.execute_script(values)]

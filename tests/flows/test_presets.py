@@ -1,16 +1,77 @@
-"""The flows say in one line where they can run, and this checkout's packages come before others."""
+"""Presets as types of parameters; where the flows can run, and that this checkout's packages come first."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import pytest
+from prefect import flow
+from prefect.exceptions import ParameterTypeError
+from prefect.utilities.schema_tools.validation import validate
 
+from flows.presets import CONFIGS, DIGITS, Preset
+from flows.stages import train_model
+from fm_core.config import RunConfig, load_config
 from tests.support import ROOT
 
 SHOW = "python -c 'import flows; print(flows.__file__)'; env | grep -c '^PIP_TARGET' || true"
+
+
+def test_the_schema_of_a_flow_has_the_presets_values_at_every_depth():
+    schema = train_model.parameters.model_dump()
+    shown = schema["properties"]["config"]
+    assert "$ref" not in json.dumps(schema)
+    values = load_config(CONFIGS / "digits.yaml")
+    assert shown["properties"]["train"]["properties"]["images"]["default"] == values.train.images
+    likelihood = shown["properties"]["evaluate"]["properties"]["likelihood"]
+    assert likelihood["properties"]["rtol"]["default"] == values.evaluate.likelihood.rtol
+    assert likelihood["properties"]["rtol"]["description"]
+    assert (likelihood["title"], shown["properties"]["train"]["title"]) == ("Likelihood", "Train")
+    assert shown["default"] == values.model_dump(mode="json")
+
+
+@pytest.mark.parametrize(
+    ("config", "problems"),
+    [
+        ({}, []),
+        ({"train": {"images": 64}, "evaluate": {"likelihood": {"images": 7}}}, []),
+        ({"train": {"imags": 64}}, ["config.train"]),
+        ({"evaluate": {"likelihood": {"images": "many"}}}, ["config.evaluate.likelihood.images"]),
+        ({"sweep": {"axes": 3}}, ["config.sweep.axes"]),
+    ],
+)
+def test_the_server_refuses_unknown_keys_and_wrong_types_at_every_depth(config, problems: list[str]):
+    errors = validate({"config": config}, train_model.parameters.model_dump())
+    assert [error.json_path.removeprefix("$.") for error in errors] == problems
+
+
+def test_absent_keys_have_the_presets_values_and_a_wrong_key_is_named_with_its_path():
+    given = train_model.validate_parameters({"config": {"train": {"images": 10**6}}})["config"]
+    values = load_config(CONFIGS / "digits.yaml")
+    assert isinstance(given, RunConfig)
+    assert given.train.images == 10**6
+    assert given.train.global_batch == values.train.global_batch
+    assert given.evaluate.model_dump() == values.evaluate.model_dump()
+    with pytest.raises(ParameterTypeError, match=r"config\.train\.imags"):
+        train_model.validate_parameters({"config": {"train": {"imags": 64}}})
+    assert DIGITS.values.model_dump() == values.model_dump()
+
+
+def test_a_change_of_a_schema_does_not_reach_the_schema_of_another_flow():
+    """Prefect and pydantic change the schemas that they get."""
+    preset = Preset("digits")
+
+    def run(config: Annotated[RunConfig, preset] = preset.values) -> None:
+        """Nothing."""
+
+    first = flow(name="first")(run).parameters
+    first.properties["config"]["properties"]["train"]["properties"].clear()
+    second = flow(name="second")(run).parameters
+    assert "images" in second.properties["config"]["properties"]["train"]["properties"]
 
 
 def test_flows_that_were_installed_as_a_wheel_say_what_they_need(tmp_path: Path):
