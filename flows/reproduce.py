@@ -9,6 +9,7 @@ from flows.cancellation import end_remaining_jobs
 from flows.pipeline import pipeline, run_name
 from flows.presets import (
     CHECKERBOARD,
+    PIPELINE,
     REPRODUCE_CIFAR10,
     REPRODUCE_DIGITS,
     REPRODUCE_IMAGENET32,
@@ -16,6 +17,8 @@ from flows.presets import (
 )
 from fm_core.commands import estimate
 from fm_core.config import RunConfig
+
+SECTIONS = (*PIPELINE, "reproduce")
 
 
 def log_cost_estimate(config: RunConfig) -> None:
@@ -29,7 +32,9 @@ def run_comparison(config: RunConfig) -> State[Any]:
 
 
 @flow(name="reproduce-paper", flow_run_name=run_name, retries=0, on_cancellation=[end_remaining_jobs])
-def reproduce_paper(config: Annotated[RunConfig, CHECKERBOARD] = CHECKERBOARD.values) -> State[Any]:
+def reproduce_paper(
+    config: Annotated[RunConfig, CHECKERBOARD.form(*SECTIONS)] = CHECKERBOARD.values,
+) -> State[Any]:
     """Train, score and plot every objective of the paper's comparison, one experiment after another.
 
     * **input**: none for the two-dimensional checkerboard; it takes 19 minutes on one CPU core
@@ -40,7 +45,9 @@ def reproduce_paper(config: Annotated[RunConfig, CHECKERBOARD] = CHECKERBOARD.va
 
 
 @flow(name="reproduce-digits", flow_run_name=run_name, retries=0, on_cancellation=[end_remaining_jobs])
-def reproduce_digits(config: Annotated[RunConfig, REPRODUCE_DIGITS] = REPRODUCE_DIGITS.values) -> State[Any]:
+def reproduce_digits(
+    config: Annotated[RunConfig, REPRODUCE_DIGITS.form(*SECTIONS)] = REPRODUCE_DIGITS.values,
+) -> State[Any]:
     """The paper's comparison on scikit-learn's handwritten digits, with one run per objective.
 
     * **input**: none
@@ -52,7 +59,7 @@ def reproduce_digits(config: Annotated[RunConfig, REPRODUCE_DIGITS] = REPRODUCE_
 
 @flow(name="reproduce-cifar10", flow_run_name=run_name, retries=0, on_cancellation=[end_remaining_jobs])
 def reproduce_cifar10(
-    config: Annotated[RunConfig, REPRODUCE_CIFAR10] = REPRODUCE_CIFAR10.values,
+    config: Annotated[RunConfig, REPRODUCE_CIFAR10.form(*SECTIONS)] = REPRODUCE_CIFAR10.values,
 ) -> State[Any]:
     """The paper's comparison on CIFAR-10, with its hyper-parameters; the estimated cost is logged.
 
@@ -65,7 +72,7 @@ def reproduce_cifar10(
 
 @flow(name="reproduce-imagenet32", flow_run_name=run_name, retries=0, on_cancellation=[end_remaining_jobs])
 def reproduce_imagenet32(
-    config: Annotated[RunConfig, REPRODUCE_IMAGENET32] = REPRODUCE_IMAGENET32.values,
+    config: Annotated[RunConfig, REPRODUCE_IMAGENET32.form(*SECTIONS)] = REPRODUCE_IMAGENET32.values,
 ) -> State[Any]:
     """The paper's comparison on ImageNet at 32 x 32 pixels, with its hyper-parameters.
 
@@ -78,7 +85,7 @@ def reproduce_imagenet32(
 
 @flow(name="reproduce-imagenet64", flow_run_name=run_name, retries=0, on_cancellation=[end_remaining_jobs])
 def reproduce_imagenet64(
-    config: Annotated[RunConfig, REPRODUCE_IMAGENET64] = REPRODUCE_IMAGENET64.values,
+    config: Annotated[RunConfig, REPRODUCE_IMAGENET64.form(*SECTIONS)] = REPRODUCE_IMAGENET64.values,
 ) -> State[Any]:
     """The paper's comparison on ImageNet at 64 x 64 pixels, with its hyper-parameters.
 

@@ -8,7 +8,7 @@ from prefect.client.schemas.objects import State
 from flows.cancellation import end_remaining_jobs
 from flows.parameters import config_of
 from flows.pipeline import ALL_STAGES, pipeline, run_name
-from flows.presets import DIGITS, IMAGENET32, IMAGENET64, Preset
+from flows.presets import DIGITS, IMAGENET32, IMAGENET64, PIPELINE, Preset
 from flows.stage_tasks import final_flow_state
 from flows.subflows import Apart
 from fm_core.commands import can_be_scored
@@ -52,7 +52,7 @@ def preset_flow(name: str, preset: Preset, description: str) -> Flow[..., State[
 
     run.__name__ = run.__qualname__ = name.replace("-", "_")
     run.__doc__ = description + COMMON
-    run.__annotations__["config"] = Annotated[RunConfig, preset]
+    run.__annotations__["config"] = Annotated[RunConfig, preset.form(*PIPELINE)]
     return flow(name=name, flow_run_name=run_name, retries=0, on_cancellation=[end_remaining_jobs])(run)
 
 

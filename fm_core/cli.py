@@ -79,7 +79,7 @@ def _run_command(arguments: Sequence[str] | None) -> int:
             return _score_images(command_line[1:])
         command, config, flags, numbers = _parse(command_line)
         if command == "status":
-            from fm_core.terminal import show_status
+            from fm_core.status_line import show_status
 
             return show_status(config, follow="follow" in flags)
         if "dry-run" in flags:

@@ -1,12 +1,10 @@
-"""Progress bars, checks and status lines for the terminal."""
+"""Progress bars and checks for the terminal."""
 
 import sys
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -14,17 +12,11 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 
-from fm_core.config import RunConfig
-from fm_core.launch.run_liveness import death_notice
-from fm_core.launch.upload_handover import describe_upload
 from fm_core.output import print_line
-from fm_core.run.directory import RunDirectory
 from fm_core.run.progress import Progress, three_digits
 from fm_core.run.results import Check
-from fm_core.run.status import progress_of, read_status
 
 LINE_SECONDS = 10.0
-FOLLOW_SECONDS = 3.0
 
 
 class ProgressBar:
@@ -96,37 +88,3 @@ def show_checks(checks: Iterable[Check]) -> bool:
         print_line(f"{'ok' if check.ok else 'NO':2}  {check.name:18} {check.detail}")
         all_ok &= check.ok
     return all_ok
-
-
-def show_status(config: RunConfig, follow: bool) -> int:
-    """Print the status of a run; with `follow`, whenever it changes, until interrupted."""
-    directory = RunDirectory(config).path
-    printed = ""
-    while True:
-        line = _status_line(directory)
-        if line != printed and not print_line(line) and follow:
-            return 0  # the reader has exited
-        printed = line
-        if not follow:
-            return 0
-        time.sleep(FOLLOW_SECONDS)
-
-
-def _status_line(directory: Path) -> str:
-    status = read_status(directory)
-    if status is None:
-        return f"{directory}: no stage was run yet"
-    stage, progress = status["stage"], progress_of(status)
-    if notice := death_notice(directory, status):
-        where = describe(replace(progress, rate=None))
-        parts = [f"{stage} {notice}, at {where}"]
-        # Before the first training step the run has no config.yaml to continue from.
-        files = [directory / "config.yaml", directory / "logs" / f"{stage}.yaml"]
-        files.sort(key=lambda file: stage == "sweep" and file.name == "config.yaml")  # it may have no axes
-        if file := next((file for file in files if file.exists()), None):
-            parts.append(f"to continue: fm {stage} --config {file}")
-    else:
-        parts = [f"{stage} {status['phase']}: {describe(progress)}"]
-    if status["stage"] == "train" and (uploaded := describe_upload(directory)):
-        parts.append(uploaded)
-    return "; ".join(parts)

@@ -14,6 +14,7 @@ CORE = ROOT / "fm_core"
 # Highest layer first. A package imports only from lower layers; ALLOWED_WITHIN_LAYER lists the exceptions.
 LAYERS = [
     {"cli"},
+    {"status_line"},
     {"terminal", "commands", "command_options"},
     {"stages", "reproduce", "sweep"},
     {"training", "sampling", "evaluation", "report"},

@@ -25,6 +25,7 @@ SHORT_MODULES = {
     "flows.automations": "a command of its own",
     "flows.parameters": "what the three flows with a configuration file or tree share",
     "flows.stages": "the four single-stage flows",
+    "fm_core.status_line": "what fm status alone needs of the launchers, whose import takes time",
     "fm_core.stages.preflight": "what a flow that writes shards checks without importing torch",
     "fm_core.storage.staged_files": "names of files that are being written",
     "fm_core.checkpoint.train_state": "the schema of a file on disk",

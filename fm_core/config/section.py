@@ -35,7 +35,7 @@ def _add_aliases(schema: dict[str, Any], section: type[BaseModel]) -> None:
     """Let a closed schema accept aliases too; without a default, forms do not submit them."""
     for alias, key in cast(type[Section], section).aliases.items():
         described = schema["properties"][key]
-        shared = {name: value for name, value in described.items() if name not in ("default", "position")}
+        shared = {name: value for name, value in described.items() if name != "default"}
         schema["properties"][alias] = {**shared, "title": f"{alias} (alias of {key})", "deprecated": True}
 
 

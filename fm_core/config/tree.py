@@ -255,25 +255,20 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def config_class(preset: RunConfig) -> type[RunConfig]:
     """A RunConfig class whose defaults, at every depth, are the values of a preset.
 
-    A flow with such a parameter shows the preset's values in its form, in the order of the sections, and a
-    caller that sets one key keeps the other values of the preset.
+    A caller that sets one key keeps the other values of the preset.
     """
     return cast(type[RunConfig], _with_defaults(RunConfig, preset))
 
 
 def _with_defaults(section: type[BaseModel], preset: BaseModel) -> type[BaseModel]:
     fields: dict[str, Any] = {}
-    for position, (name, field) in enumerate(section.model_fields.items()):
+    for name, field in section.model_fields.items():
         value = getattr(preset, name)
         annotation: Any = field.annotation
-        copied = copy(field)
-        # Prefect sorts its forms by position; without it, alphabetically.
-        copied.json_schema_extra = {"position": position}
         if isinstance(value, Section):
             annotation = _with_defaults(type(value), value)
             value = annotation.model_validate(value.model_dump(exclude_unset=True))
-            # As pydantic titles keys with a value; that of a section would be the name of its class.
-            copied.json_schema_extra["title"] = name.replace("_", " ").title()
+        copied = copy(field)
         copied.default = value
         copied.annotation = annotation
         fields[name] = (annotation, copied)

@@ -28,7 +28,7 @@ Recipe = dict[str, str | int | bool | None]
 class Record(BaseModel):
     """Frozen model of a JSON object; unknown keys are rejected."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Block(Record):

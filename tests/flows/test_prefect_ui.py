@@ -88,11 +88,21 @@ def test_pictures_are_drawn(demo: Demo, browser: "WebDriver", site: str, key: st
     keep(browser, site, key)
 
 
-def test_the_form_shows_the_presets_values_with_their_meaning(demo: Demo, browser: "WebDriver", site: str):
-    (deployment,) = demo.api("/deployments/filter", {"flows": {"name": {"any_": ["train-imagenet64"]}}})
+def open_form(demo: Demo, browser: "WebDriver", site: str, flow: str) -> None:
+    (deployment,) = demo.api("/deployments/filter", {"flows": {"name": {"any_": [flow]}}})
     browser.get(f"{site}/deployments/deployment/{deployment['id']}/run")
+
+
+def test_the_form_shows_the_presets_values_with_their_meaning(demo: Demo, browser: "WebDriver", site: str):
+    open_form(demo, browser, site, "train-imagenet64")
     wait(browser, lambda: "Images in one optimizer step" in text_of(browser))
-    assert "Few Steps" in text_of(browser)
     keep(browser, site, "form")
     values = "return [...document.querySelectorAll('input, textarea')].map(i => i.value)"
     assert "321536000" in [value.replace(",", "") for value in browser.execute_script(values)]
+
+
+def test_the_form_of_one_stage_shows_the_keys_of_that_stage(demo: Demo, browser: "WebDriver", site: str):
+    open_form(demo, browser, site, "shard-dataset")
+    wait(browser, lambda: "Largest fraction of unreadable images" in text_of(browser))
+    keep(browser, site, "form-shard")
+    assert "Images in one optimizer step" not in text_of(browser)

@@ -6,15 +6,16 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import pytest
 from prefect import flow
 from prefect.exceptions import ParameterTypeError
 from prefect.utilities.schema_tools.validation import validate
 
-from flows.presets import CONFIGS, DIGITS, Preset
-from flows.stages import train_model
+from flows.presets import CONFIGS, DIGITS, Preset, _without_references
+from flows.stages import shard_dataset
+from flows.train import train_digits
 from fm_core.config import RunConfig, load_config
 from tests.support import ROOT
 
@@ -22,7 +23,7 @@ SHOW = "python -c 'import flows; print(flows.__file__)'; env | grep -c '^PIP_TAR
 
 
 def test_the_schema_of_a_flow_has_the_presets_values_at_every_depth():
-    schema = train_model.parameters.model_dump()
+    schema = train_digits.parameters.model_dump()
     shown = schema["properties"]["config"]
     assert "$ref" not in json.dumps(schema)
     values = load_config(CONFIGS / "digits.yaml")
@@ -41,31 +42,61 @@ def test_the_schema_of_a_flow_has_the_presets_values_at_every_depth():
         ({"train": {"images": 64}, "evaluate": {"likelihood": {"images": 7}}}, []),
         ({"train": {"imags": 64}}, ["config.train"]),
         ({"evaluate": {"likelihood": {"images": "many"}}}, ["config.evaluate.likelihood.images"]),
-        ({"sweep": {"axes": 3}}, ["config.sweep.axes"]),
+        ({"sample": {"guide": {"step": []}}}, ["config.sample.guide.step"]),
+        ({"sweep": 3}, ["config.sweep"]),
     ],
 )
 def test_the_server_refuses_unknown_keys_and_wrong_types_at_every_depth(config, problems: list[str]):
-    errors = validate({"config": config}, train_model.parameters.model_dump())
+    errors = validate({"config": config}, train_digits.parameters.model_dump())
     assert [error.json_path.removeprefix("$.") for error in errors] == problems
 
 
 def test_absent_keys_have_the_presets_values_and_a_wrong_key_is_named_with_its_path():
-    given = train_model.validate_parameters({"config": {"train": {"images": 10**6}}})["config"]
+    given = train_digits.validate_parameters({"config": {"train": {"images": 10**6}}})["config"]
     values = load_config(CONFIGS / "digits.yaml")
     assert isinstance(given, RunConfig)
     assert given.train.images == 10**6
     assert given.train.global_batch == values.train.global_batch
     assert given.evaluate.model_dump() == values.evaluate.model_dump()
     with pytest.raises(ParameterTypeError, match=r"config\.train\.imags"):
-        train_model.validate_parameters({"config": {"train": {"imags": 64}}})
+        train_digits.validate_parameters({"config": {"train": {"imags": 64}}})
     assert DIGITS.values.model_dump() == values.model_dump()
+
+
+def test_sections_that_a_flow_does_not_use_are_accepted_as_json_and_checked_by_the_run():
+    schema = shard_dataset.parameters.model_dump()
+    shown = schema["properties"]["config"]["properties"]
+    assert {name for name in shown if "properties" in shown[name]} == {"run", "data"}
+    assert list(shown) == list(RunConfig.model_fields)
+    assert validate({"config": {"train": {"imags": 64}}}, schema) == []
+    with pytest.raises(ParameterTypeError, match=r"config\.train\.imags"):
+        shard_dataset.validate_parameters({"config": {"train": {"imags": 64}}})
+
+
+def test_the_schema_of_a_form_is_that_of_the_presets_class_without_references():
+    generated = _without_references(schema := DIGITS.config_class.model_json_schema(), schema.pop("$defs"))
+
+    def run(config: Annotated[RunConfig, DIGITS.form(*RunConfig.model_fields)] = DIGITS.values) -> None:
+        """Nothing."""
+
+    form = flow(name="form")(run).parameters.properties["config"]
+    assert without_titles(form["properties"]) == without_titles(generated["properties"])
+
+
+def without_titles(part: Any) -> Any:
+    """What of a schema decides which values are accepted, and the default values."""
+    if isinstance(part, list):
+        return [without_titles(item) for item in part]
+    if not isinstance(part, dict):
+        return part
+    return {name: without_titles(item) for name, item in part.items() if name not in ("title", "position")}
 
 
 def test_a_change_of_a_schema_does_not_reach_the_schema_of_another_flow():
     """Prefect and pydantic change the schemas that they get."""
     preset = Preset("digits")
 
-    def run(config: Annotated[RunConfig, preset] = preset.values) -> None:
+    def run(config: Annotated[RunConfig, preset.form("train")] = preset.values) -> None:
         """Nothing."""
 
     first = flow(name="first")(run).parameters

@@ -15,8 +15,8 @@ from fm_core.launch.run_liveness import death_notice
 from fm_core.run.lease import Lease
 from fm_core.run.progress import Progress
 from fm_core.run.status import read_status, write_status
+from fm_core.status_line import show_status
 from fm_core.storage.atomic_files import append_line, write_json, write_text
-from fm_core.terminal import show_status
 
 PROGRESS = Progress("train", 120, 500, "images", "step 12, loss 0.5", rate=3.0)
 FACTS = {"id": "a1", "stage": "train", "host": socket.gethostname(), "processes": 1, "threads": 1, "log": "x"}
