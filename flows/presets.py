@@ -26,6 +26,8 @@ if not CONFIGS.is_dir():
     )
 PIPELINE = ("run", "data", "model", "method", "train", "launch", "sample", "evaluate", "report")
 """Sections of the configuration that the stages of a pipeline use."""
+NESTED = ("properties", "additionalProperties", "items")
+"""Keys of a JSON schema with the schemas of parts."""
 
 
 class Preset:
@@ -35,14 +37,18 @@ class Preset:
         self.name = name
 
     @cached_property
-    def config_class(self) -> type[RunConfig]:
-        """RunConfig with the file's values as defaults."""
-        return config_class(load_config(CONFIGS / f"{self.name}.yaml"))
-
-    @cached_property
     def values(self) -> RunConfig:
         """The file's values; the default of the parameter."""
-        return self.config_class()
+        return load_config(CONFIGS / f"{self.name}.yaml")
+
+    @cached_property
+    def config_class(self) -> type[RunConfig]:
+        """RunConfig with the file's values as defaults."""
+        return config_class(self.values)
+
+    def complete(self, given: object) -> RunConfig:
+        """A tree of configuration keys with the file's values for absent ones. Raises ValidationError."""
+        return given if isinstance(given, RunConfig) else self.config_class.model_validate(given)
 
     def form(self, *sections: str) -> "Form":
         """Annotation of a flow's parameter that shows these sections."""
@@ -62,7 +68,7 @@ class Form:
     sections: tuple[str, ...]
 
     def __get_pydantic_core_schema__(self, _source: object, _handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_plain_validator_function(self.preset.config_class.model_validate)
+        return core_schema.no_info_plain_validator_function(self.preset.complete)
 
     def __get_pydantic_json_schema__(
         self, _schema: CoreSchema, _handler: GetJsonSchemaHandler
@@ -70,35 +76,40 @@ class Form:
         schema = _with_values(_config_schema(), self.preset.values.model_dump(mode="json"))
         for section, part in schema["properties"].items():
             if section not in self.sections:
-                for key in ("properties", "additionalProperties", "default"):
-                    del part[key]
+                for key in (*NESTED, "default"):
+                    part.pop(key, None)
         return schema
 
 
 @cache
 def _config_schema() -> dict[str, Any]:
-    """The schema of RunConfig without references, which hold in a schema of their own only."""
+    """The schema of RunConfig."""
     schema = RunConfig.model_json_schema()
-    return _without_references(schema, schema.pop("$defs"))
+    return without_references(schema, schema.pop("$defs"))
 
 
-def _without_references(schema: Any, definitions: Mapping[str, Any]) -> Any:
+def without_references(schema: Any, definitions: Mapping[str, Any]) -> Any:
+    """A JSON schema with the definitions in place of its references, so that it can be part of another."""
     if isinstance(schema, list):
-        return [_without_references(part, definitions) for part in cast(list[Any], schema)]
+        return [without_references(part, definitions) for part in cast(list[Any], schema)]
     if not isinstance(schema, dict):
         return schema
     keys = dict(cast(dict[str, Any], schema))
     if reference := keys.pop("$ref", None):
         keys = {**definitions[reference.removeprefix("#/$defs/")], **keys}
-    return {name: _without_references(part, definitions) for name, part in keys.items()}
+    return {name: without_references(part, definitions) for name, part in keys.items()}
 
 
 def _with_values(schema: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of the schema of a section with these values as defaults.
 
-    Prefect sorts its forms by position; without it, alphabetically.
+    Prefect sorts its forms by position; without it, alphabetically. A former name of a section has no value,
+    and is accepted as JSON.
     """
-    properties = {name: {**part} for name, part in schema["properties"].items()}
+    properties = {
+        name: part if name in values else {key: part[key] for key in part if key not in NESTED}
+        for name, part in schema["properties"].items()
+    }
     for position, (name, value) in enumerate(values.items()):
         part = properties[name]
         if "properties" in part:

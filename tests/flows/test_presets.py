@@ -13,12 +13,14 @@ from prefect import flow
 from prefect.exceptions import ParameterTypeError
 from prefect.utilities.schema_tools.validation import validate
 
-from flows.presets import CONFIGS, DIGITS, Preset, _without_references
+from flows.presets import CONFIGS, DIGITS, IMAGENET64, REPRODUCE_DIGITS, Preset, without_references
 from flows.stages import shard_dataset
 from flows.train import train_digits
 from fm_core.config import RunConfig, load_config
+from fm_core.config.derived_defaults import DatasetSize, with_derived
 from tests.support import ROOT
 
+SIZE = DatasetSize(side=8, images=1_737)
 SHOW = "python -c 'import flows; print(flows.__file__)'; env | grep -c '^PIP_TARGET' || true"
 
 
@@ -44,6 +46,8 @@ def test_the_schema_of_a_flow_has_the_presets_values_at_every_depth():
         ({"evaluate": {"likelihood": {"images": "many"}}}, ["config.evaluate.likelihood.images"]),
         ({"sample": {"guide": {"step": []}}}, ["config.sample.guide.step"]),
         ({"sweep": 3}, ["config.sweep"]),
+        ({"evaluate": {"beside": {"images": 7}}}, []),
+        ({"evaluate": {"beside": 7}}, ["config.evaluate.beside"]),
     ],
 )
 def test_the_server_refuses_unknown_keys_and_wrong_types_at_every_depth(config, problems: list[str]):
@@ -60,7 +64,17 @@ def test_absent_keys_have_the_presets_values_and_a_wrong_key_is_named_with_its_p
     assert given.evaluate.model_dump() == values.evaluate.model_dump()
     with pytest.raises(ParameterTypeError, match=r"config\.train\.imags"):
         train_digits.validate_parameters({"config": {"train": {"imags": 64}}})
-    assert DIGITS.values.model_dump() == values.model_dump()
+
+
+@pytest.mark.parametrize("preset", [DIGITS, IMAGENET64, REPRODUCE_DIGITS], ids=lambda preset: preset.name)
+def test_a_run_without_parameter_has_the_configuration_of_one_with_an_empty_tree(preset: Preset):
+    absent, empty = preset.complete(preset.values), preset.complete({})
+    assert absent.model_dump() == empty.model_dump()
+    for name in RunConfig.model_fields:
+        sections = getattr(absent, name), getattr(empty, name)
+        keys = type(sections[0]).model_fields
+        assert [key for key in keys if sections[0].given(key) != sections[1].given(key)] == []
+    assert with_derived(absent, SIZE).model_dump() == with_derived(empty, SIZE).model_dump()
 
 
 def test_sections_that_a_flow_does_not_use_are_accepted_as_json_and_checked_by_the_run():
@@ -73,8 +87,8 @@ def test_sections_that_a_flow_does_not_use_are_accepted_as_json_and_checked_by_t
         shard_dataset.validate_parameters({"config": {"train": {"imags": 64}}})
 
 
-def test_the_schema_of_a_form_is_that_of_the_presets_class_without_references():
-    generated = _without_references(schema := DIGITS.config_class.model_json_schema(), schema.pop("$defs"))
+def test_the_schema_of_a_form_is_that_of_the_presets_classwithout_references():
+    generated = without_references(schema := DIGITS.config_class.model_json_schema(), schema.pop("$defs"))
 
     def run(config: Annotated[RunConfig, DIGITS.form(*RunConfig.model_fields)] = DIGITS.values) -> None:
         """Nothing."""
@@ -84,12 +98,16 @@ def test_the_schema_of_a_form_is_that_of_the_presets_class_without_references():
 
 
 def without_titles(part: Any) -> Any:
-    """What of a schema decides which values are accepted, and the default values."""
+    """What of a schema decides which values are accepted under present names, and the default values."""
     if isinstance(part, list):
         return [without_titles(item) for item in part]
     if not isinstance(part, dict):
         return part
-    return {name: without_titles(item) for name, item in part.items() if name not in ("title", "position")}
+    return {
+        name: without_titles(item)
+        for name, item in part.items()
+        if name not in ("title", "position") and not (isinstance(item, dict) and item.get("deprecated"))
+    }
 
 
 def test_a_change_of_a_schema_does_not_reach_the_schema_of_another_flow():
