@@ -26,8 +26,6 @@ if not CONFIGS.is_dir():
     )
 PIPELINE = ("run", "data", "model", "method", "train", "launch", "sample", "evaluate", "report")
 """Sections of the configuration that the stages of a pipeline use."""
-NESTED = ("properties", "additionalProperties", "items")
-"""Keys of a JSON schema with the schemas of parts."""
 
 
 class Preset:
@@ -47,8 +45,14 @@ class Preset:
         return config_class(self.values)
 
     def complete(self, given: object) -> RunConfig:
-        """A tree of configuration keys with the file's values for absent ones. Raises ValidationError."""
-        return given if isinstance(given, RunConfig) else self.config_class.model_validate(given)
+        """The given keys, of a tree or set in a configuration, and the file's values for others.
+
+        Raises ValidationError.
+        """
+        if given is self.values:
+            return self.values
+        keys = given.model_dump(exclude_unset=True) if isinstance(given, RunConfig) else given
+        return self.config_class.model_validate(keys)
 
     def form(self, *sections: str) -> "Form":
         """Annotation of a flow's parameter that shows these sections."""
@@ -73,17 +77,17 @@ class Form:
     def __get_pydantic_json_schema__(
         self, _schema: CoreSchema, _handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        schema = _with_values(_config_schema(), self.preset.values.model_dump(mode="json"))
+        schema = _with_values(config_schema(), self.preset.values.model_dump(mode="json"))
         for section, part in schema["properties"].items():
             if section not in self.sections:
-                for key in (*NESTED, "default"):
-                    part.pop(key, None)
+                # An object without properties is shown as JSON, and its keys are not checked.
+                del part["properties"], part["additionalProperties"]
         return schema
 
 
 @cache
-def _config_schema() -> dict[str, Any]:
-    """The schema of RunConfig."""
+def config_schema() -> dict[str, Any]:
+    """The schema of RunConfig, without references."""
     schema = RunConfig.model_json_schema()
     return without_references(schema, schema.pop("$defs"))
 
@@ -101,15 +105,11 @@ def without_references(schema: Any, definitions: Mapping[str, Any]) -> Any:
 
 
 def _with_values(schema: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of the schema of a section with these values as defaults.
+    """A copy of the schema of a section with these values as defaults; former names of keys have none.
 
-    Prefect sorts its forms by position; without it, alphabetically. A former name of a section has no value,
-    and is accepted as JSON.
+    Prefect sorts its forms by position; without it, alphabetically.
     """
-    properties = {
-        name: part if name in values else {key: part[key] for key in part if key not in NESTED}
-        for name, part in schema["properties"].items()
-    }
+    properties = dict(schema["properties"])
     for position, (name, value) in enumerate(values.items()):
         part = properties[name]
         if "properties" in part:

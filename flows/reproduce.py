@@ -19,6 +19,7 @@ from fm_core.commands import estimate
 from fm_core.config import RunConfig
 
 SECTIONS = (*PIPELINE, "reproduce")
+SECTIONS_2D = ("run", "launch", "report", "reproduce")
 
 
 def log_cost_estimate(config: RunConfig) -> None:
@@ -33,7 +34,7 @@ def run_comparison(config: RunConfig) -> State[Any]:
 
 @flow(name="reproduce-paper", flow_run_name=run_name, retries=0, on_cancellation=[end_remaining_jobs])
 def reproduce_paper(
-    config: Annotated[RunConfig, CHECKERBOARD.form(*SECTIONS)] = CHECKERBOARD.values,
+    config: Annotated[RunConfig, CHECKERBOARD.form(*SECTIONS_2D)] = CHECKERBOARD.values,
 ) -> State[Any]:
     """Train, score and plot every objective of the paper's comparison, one experiment after another.
 

@@ -10,14 +10,11 @@ from prefect.task_runners import ProcessPoolTaskRunner
 from flows.cancellation import end_remaining_jobs
 from flows.parallel_runs import write_shards_in_parallel
 from flows.pipeline import pipeline, run_name
-from flows.presets import DIGITS
+from flows.presets import DIGITS, PIPELINE
 from fm_core.config import RunConfig
 from fm_core.run.resource_limits import available_cores
 
-SHARD = DIGITS.form("run", "data")
-TRAIN = DIGITS.form("run", "data", "model", "method", "train", "launch", "evaluate")
-SAMPLE = DIGITS.form("run", "data", "model", "method", "launch", "sample")
-EVALUATE = DIGITS.form("run", "data", "model", "method", "launch", "sample", "evaluate", "report")
+SHARD, STAGE = DIGITS.form("run", "data"), DIGITS.form(*PIPELINE)
 # Prefect's default is every core of the machine.
 POOL_WORKERS = get_current_settings().tasks.runner.process_pool_max_workers or available_cores()
 
@@ -42,18 +39,18 @@ def shard_dataset(config: Annotated[RunConfig, SHARD] = DIGITS.values) -> State[
 
 
 @flow(name="train-model", flow_run_name=run_name, retries=0, on_cancellation=[end_remaining_jobs])
-def train_model(config: Annotated[RunConfig, TRAIN] = DIGITS.values) -> State[Any]:
+def train_model(config: Annotated[RunConfig, STAGE] = DIGITS.values) -> State[Any]:
     """Train on the shards, starting from the newest complete checkpoint of `<run.root>/<run.name>`."""
     return pipeline(config, ["train"])
 
 
 @flow(name="sample-images", flow_run_name=run_name, retries=0, on_cancellation=[end_remaining_jobs])
-def sample_images(config: Annotated[RunConfig, SAMPLE] = DIGITS.values) -> State[Any]:
+def sample_images(config: Annotated[RunConfig, STAGE] = DIGITS.values) -> State[Any]:
     """Sample images from a checkpoint of `<run.root>/<run.name>`."""
     return pipeline(config, ["sample"])
 
 
 @flow(name="evaluate-model", flow_run_name=run_name, retries=0, on_cancellation=[end_remaining_jobs])
-def evaluate_model(config: Annotated[RunConfig, EVALUATE] = DIGITS.values) -> State[Any]:
+def evaluate_model(config: Annotated[RunConfig, STAGE] = DIGITS.values) -> State[Any]:
     """Score the samples of `<run.root>/<run.name>` and update its report."""
     return pipeline(config, ["evaluate", "report"])

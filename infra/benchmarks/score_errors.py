@@ -10,7 +10,7 @@ distributions with different centers. `equal`: samples and reference have the sa
 distance consists of bias and noise only; `other`: samples are shifted and scaled. The reference of the
 Fréchet distance is fixed (200,000 images). Kernel distance, precision and recall use a new reference of N
 images in each repetition, because their errors cover both sets; above 20,000 images the kernel distance is
-computed from moments (kernel_moments.py), which takes a seventh of the time.
+computed from moments (kernel_moments.py), in 1.3 s instead of 21 s for 50,000.
 
 A repetition depends only on its number; after an interruption, the same command continues. Columns: score,
 features, N, repetitions, mean, true standard deviation, ratio of the root mean square of the reported errors

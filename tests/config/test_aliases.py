@@ -2,15 +2,17 @@
 
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jsonschema
 import pytest
 import yaml
+from prefect import flow
 
 from flows.parameters import config_of
+from flows.presets import DIGITS
 from fm_core.cli import main
-from fm_core.config import RunConfig, config_class, dump_yaml, load_config, parse_config
+from fm_core.config import RunConfig, dump_yaml, load_config, parse_config
 from fm_core.config.tree import all_keys
 from fm_core.errors import UserError
 from fm_core.run.directory import identity, recorded_config
@@ -105,13 +107,22 @@ def test_the_command_line_takes_either_name(file: Path, old: str, new: str, valu
         assert new in capsys.readouterr().err
 
 
-def test_prefect_s_schema_accepts_every_alias():
-    schema = config_class(RunConfig()).model_json_schema()
+def test_the_schema_of_a_form_accepts_every_alias():
+    def run(config: Annotated[RunConfig, DIGITS.form(*RunConfig.model_fields)] = DIGITS.values) -> None:
+        """Nothing."""
+
+    schema = flow(name="form")(run).parameters.properties["config"]
     for old, _, value in ALIASES:
         jsonschema.validate(nested(old, value), schema)
     jsonschema.validate({"reproduce": {"experiments": [], "kind": "plane"}}, schema)
-    with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate({"report": {"nearest": 4}}, schema)
+    wrong = (
+        ("report.nearest", 4),
+        ("evaluate.beside.imags", 1),
+        ("reproduce.experiments", [{"name": "x", "y": 1}]),
+    )
+    for key, value in wrong:
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(nested(key, value), schema)
     aliases = {alias: key for alias, key in all_keys().items() if alias != key}
     assert {old: new for old, new, _ in ALIASES}.items() <= aliases.items()
     former = {"report.neighbours", "reproduce.experiments", "reproduce.plane", "evaluate.beside"}

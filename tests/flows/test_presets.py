@@ -5,19 +5,32 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
-from prefect import flow
+from prefect import Flow, flow
 from prefect.exceptions import ParameterTypeError
+from prefect.utilities.callables import ParameterSchema
 from prefect.utilities.schema_tools.validation import validate
+from pydantic import BaseModel
 
-from flows.presets import CONFIGS, DIGITS, IMAGENET64, REPRODUCE_DIGITS, Preset, without_references
-from flows.stages import shard_dataset
+from flows.presets import (
+    CONFIGS,
+    DIGITS,
+    IMAGENET64,
+    REPRODUCE_DIGITS,
+    Preset,
+    config_schema,
+    without_references,
+)
+from flows.stages import evaluate_model, sample_images, shard_dataset, train_model
 from flows.train import train_digits
 from fm_core.config import RunConfig, load_config
 from fm_core.config.derived_defaults import DatasetSize, with_derived
+from fm_core.config.section import Section
+from fm_core.run.directory import IDENTITY
 from tests.support import ROOT
 
 SIZE = DatasetSize(side=8, images=1_737)
@@ -46,6 +59,8 @@ def test_the_schema_of_a_flow_has_the_presets_values_at_every_depth():
         ({"evaluate": {"likelihood": {"images": "many"}}}, ["config.evaluate.likelihood.images"]),
         ({"sample": {"guide": {"step": []}}}, ["config.sample.guide.step"]),
         ({"sweep": 3}, ["config.sweep"]),
+        ({"sweep": None}, ["config.sweep"]),
+        ({"evaluate": {"beside": {"imags": 7}}}, ["config.evaluate.beside"]),
         ({"evaluate": {"beside": {"images": 7}}}, []),
         ({"evaluate": {"beside": 7}}, ["config.evaluate.beside"]),
     ],
@@ -70,11 +85,33 @@ def test_absent_keys_have_the_presets_values_and_a_wrong_key_is_named_with_its_p
 def test_a_run_without_parameter_has_the_configuration_of_one_with_an_empty_tree(preset: Preset):
     absent, empty = preset.complete(preset.values), preset.complete({})
     assert absent.model_dump() == empty.model_dump()
-    for name in RunConfig.model_fields:
-        sections = getattr(absent, name), getattr(empty, name)
-        keys = type(sections[0]).model_fields
-        assert [key for key in keys if sections[0].given(key) != sections[1].given(key)] == []
+    assert list(given(absent)) == list(given(empty)) != []
     assert with_derived(absent, SIZE).model_dump() == with_derived(empty, SIZE).model_dump()
+
+
+def given(section: BaseModel, place: str = "") -> Iterator[str]:
+    """Full names of the keys that a file, a preset or a caller sets."""
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            yield from given(value, f"{place}{name}.")
+        elif isinstance(section, Section) and section.given(name):
+            yield f"{place}{name}"
+
+
+def test_a_configuration_has_the_presets_values_for_the_keys_that_it_does_not_set():
+    mine = RunConfig.model_validate({"run": {"name": "mine"}})
+    completed = IMAGENET64.complete(mine)
+    assert completed.run.name == "mine"
+    assert completed.train.model_dump() == IMAGENET64.values.train.model_dump() != mine.train.model_dump()
+
+
+@pytest.mark.parametrize("stage", [train_model, sample_images, evaluate_model], ids=lambda stage: stage.name)
+def test_the_form_of_a_stage_of_a_run_shows_all_that_identifies_the_run(stage: Flow[..., Any]):
+    shown = stage.parameters.properties["config"]["properties"]
+    assert {*IDENTITY, "run", "train", "launch", "sample"} <= {
+        name for name in shown if "properties" in shown[name]
+    }
 
 
 def test_sections_that_a_flow_does_not_use_are_accepted_as_json_and_checked_by_the_run():
@@ -87,40 +124,35 @@ def test_sections_that_a_flow_does_not_use_are_accepted_as_json_and_checked_by_t
         shard_dataset.validate_parameters({"config": {"train": {"imags": 64}}})
 
 
-def test_the_schema_of_a_form_is_that_of_the_presets_classwithout_references():
+def test_the_schema_of_a_form_is_that_of_the_class_of_the_preset():
     generated = without_references(schema := DIGITS.config_class.model_json_schema(), schema.pop("$defs"))
-
-    def run(config: Annotated[RunConfig, DIGITS.form(*RunConfig.model_fields)] = DIGITS.values) -> None:
-        """Nothing."""
-
-    form = flow(name="form")(run).parameters.properties["config"]
+    form = form_of(DIGITS, *RunConfig.model_fields).properties["config"]
     assert without_titles(form["properties"]) == without_titles(generated["properties"])
 
 
+def form_of(preset: Preset, *sections: str) -> ParameterSchema:
+    def run(config: Annotated[RunConfig, preset.form(*sections)] = preset.values) -> None:
+        """Nothing."""
+
+    return flow(name="form")(run).parameters
+
+
 def without_titles(part: Any) -> Any:
-    """What of a schema decides which values are accepted under present names, and the default values."""
+    """What of a schema decides which values are accepted, and the default values."""
     if isinstance(part, list):
         return [without_titles(item) for item in part]
     if not isinstance(part, dict):
         return part
-    return {
-        name: without_titles(item)
-        for name, item in part.items()
-        if name not in ("title", "position") and not (isinstance(item, dict) and item.get("deprecated"))
-    }
+    return {name: without_titles(item) for name, item in part.items() if name not in ("title", "position")}
 
 
-def test_a_change_of_a_schema_does_not_reach_the_schema_of_another_flow():
-    """Prefect and pydantic change the schemas that they get."""
-    preset = Preset("digits")
-
-    def run(config: Annotated[RunConfig, preset.form("train")] = preset.values) -> None:
-        """Nothing."""
-
-    first = flow(name="first")(run).parameters
-    first.properties["config"]["properties"]["train"]["properties"].clear()
-    second = flow(name="second")(run).parameters
-    assert "images" in second.properties["config"]["properties"]["train"]["properties"]
+def test_a_form_leaves_the_schema_of_the_configuration_as_it_is():
+    """All forms are made from it."""
+    before = json.dumps(config_schema())
+    forms = [form_of(IMAGENET64, section) for section in ("run", "train")]
+    assert "properties" in forms[1].properties["config"]["properties"]["train"]
+    assert "properties" not in forms[0].properties["config"]["properties"]["train"]
+    assert json.dumps(config_schema()) == before
 
 
 def test_flows_that_were_installed_as_a_wheel_say_what_they_need(tmp_path: Path):
