@@ -1,4 +1,4 @@
-"""The process that continues an upload: what it logs is found in the log like that of a rank."""
+"""The process that continues an upload: its lines are in the log, in the format of a rank."""
 
 import subprocess
 import sys
